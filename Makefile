@@ -1,0 +1,40 @@
+# Thin over pip, pytest and the command line. `make demo` and `make test` set themselves up in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.excise-installed
+
+.PHONY: setup demo test test-all check artwork clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[dev]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/excise demo --out demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -m ""
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Redraws the committed sprites (needs node and npm).
+ARTWORK_PACKAGES := @resvg/resvg-js@2.6.2 $(addprefix @iconify-json/,noto@1.2.9 twemoji@1.2.5 openmoji@1.2.29 \
+	fluent-emoji@1.2.7 emojione@1.2.3 emojione-v1@1.2.3 noto-v1@1.2.5 fluent-emoji-high-contrast@1.2.6)
+artwork:
+	npm install --no-save --prefix build/artwork $(ARTWORK_PACKAGES)
+	node scripts/make_artwork.mjs build/artwork/node_modules excise/reference/artwork
+
+clean:
+	rm -rf demo build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,93 @@
+"""The figures of SNCE on the bundled model: four concepts, every mode, one configuration for all.
+
+    python benchmarks/snce_figures.py --n 200 --out docs/results/snce.json
+
+Each row is one configuration of the eraser, pooled over the concepts; the JSON has every concept by itself too. A
+stopped run goes on where it stopped: finished rows are read back from the output file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from excise import reference
+from excise.app.demo import machine
+from excise.app.measure import Family, Outcome, Pictures, families, figures, further_figures, seen
+from excise.concepts import from_templates
+from excise.files import write_atomic
+from excise.methods.snce import SNCEConfig, find, fit
+from excise.reference.world import OBJECTS
+from excise.sae import load
+
+CONCEPTS = ("gun", "knife", "cat", "rocket")
+DEFAULT = SNCEConfig()
+ROWS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "k=10": {"k": 10},
+    "k=20": {"k": 20},
+    "concept": {"source": "concept"},
+    "concept, pooled": {"source": "concept", "align": "pooled"},
+    "concept, k=10": {"source": "concept", "k": 10},
+    "concept, k=20": {"source": "concept", "k": 20},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=200, help="images a family and concept")
+    parser.add_argument("--concepts", default=",".join(CONCEPTS))
+    parser.add_argument("--rows", default="all", help="rows to measure, separated by ';' (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/snce.json"))
+    options = parser.parse_args()
+    names = list(ROWS) if options.rows == "all" else options.rows.split(";")
+    result = json.loads(options.out.read_text()) if options.out.exists() else {"rows": {}}
+    result |= {"command": f"python benchmarks/snce_figures.py --n {options.n}", "machine": machine()}
+    result |= {"date": datetime.date.today().isoformat(), "images_a_family": options.n}
+
+    pipe, sae = reference.load(), load(reference.sae_folder())
+    for concept in options.concepts.split(","):
+        missing = [r for r in names if concept not in result["rows"].get(r, {})]
+        if not missing:
+            continue
+        groups = families(concept, options.n)
+        before = draw(pipe, groups)
+        pairs = from_templates(concept, (concept,))
+        config = replace(DEFAULT, sae=str(reference.sae_folder()), examine=20)
+        found = find(pipe, sae, pairs, config)
+        for row in missing:
+            eraser = fit(pipe, pairs, replace(config, **ROWS[row]), sae=sae, found=found)
+            with eraser.attach(pipe):
+                after = draw(pipe, groups)
+            outcomes = judged(concept, groups, before, after)
+            numbers = {k: v.to_json() for k, v in (figures(outcomes) | further_figures(outcomes)).items()}
+            numbers["neurons"] = eraser.edits[0].indices.tolist()
+            result["rows"].setdefault(row, {})[concept] = numbers
+            write_atomic(options.out, json.dumps(result, indent=1) + "\n")
+            print(concept, row, {k: v["value"] for k, v in numbers.items() if isinstance(v, dict)}, flush=True)
+
+
+def draw(pipe: Any, groups: tuple[Family, ...]) -> list[Pictures]:
+    prompts = [p for g in groups for p in g.prompts]
+    pictures = reference.generate(pipe, prompts, [s for g in groups for s in g.seeds])
+    return [np.asarray(p) for p in np.split(pictures, np.cumsum([len(g.prompts) for g in groups])[:-1])]
+
+
+def judged(
+    concept: str, groups: tuple[Family, ...], before: list[Pictures], after: list[Pictures]
+) -> list[Outcome]:
+    judge = reference.judge()
+    return [
+        Outcome(g, b, a, seen(judge(b), concept, g, OBJECTS), seen(judge(a), concept, g, OBJECTS))
+        for g, b, a in zip(groups, before, after, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""The demo, step by step: find the neuron of a concept, turn it down, look at what changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from excise.app.finding import Findings, find_neurons, fit_eraser, token_codes
+from excise.app.grid import comparison_png
+from excise.app.measure import Family, FamilyName, Outcome, Pictures, families, figures, further_figures, seen
+from excise.app.models import sae_folder, sae_site
+from excise.app.report import NeuronView, Report, Strip, render
+from excise.app.training import train_sae
+from excise.bench.statistics import Figure
+from excise.concepts import from_templates
+from excise.errors import ExciseError
+from excise.files import write_atomic
+from excise.methods.snce import SNCEConfig
+from excise.neurons.validate import activations
+from excise.sae import load
+from excise.sites import PRESETS
+
+STRIP_LAMS = (0.0, 0.6, 0.8, 1.0, 1.2, 2.0, 3.0)
+STRIP_ROWS: tuple[tuple[FamilyName, int], ...] = (("direct", 4), ("synonym", 2), ("mixed", 2))
+"""How many prompts of each family the strip shows."""
+TRAIN_CAPTIONS, TRAIN_TOKENS = 4000, 2_000_000
+"""What `--train-sae` trains on: under two minutes on two cores."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """What the demo does."""
+
+    concept: str = "gun"
+    """An object of the bundled model."""
+    out: Path = Path("demo")
+    """Folder for report.html, grid.png, result.json and the eraser."""
+    n: int = 24
+    """Prompts a family; seeds are 0 to n - 1."""
+    steps: int = 20
+    """Denoising steps."""
+    lam: float | None = None
+    """λ; None is the method's own."""
+    train_sae: bool = False
+    """Train the SAE here instead of taking the bundled one."""
+
+
+class Stage(Protocol):
+    """Who shows the demo's progress to a person."""
+
+    def step(self, title: str) -> None:
+        """A new step begins."""
+
+    def say(self, text: str) -> None:
+        """A finding of the current step."""
+
+    def ranking(self, found: Findings) -> None:
+        """The neurons found."""
+
+    def figures(self, measured: dict[str, Figure], further: dict[str, Figure]) -> None:
+        """What the judge counted."""
+
+    def working(self, title: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
+        """Long work of `total` parts; the value is called with the parts done since the last call."""
+
+
+def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
+    """Do it all; returns what `result.json` holds.
+
+    Raises ExciseError for an object the bundled model does not know, or where the disk refuses.
+    """
+    from excise import reference
+    from excise.reference.world import OBJECTS, SYNONYMS
+
+    began = time.monotonic()
+    if config.concept not in OBJECTS:
+        raise ExciseError(f"the bundled model does not draw {config.concept!r}; it draws {', '.join(OBJECTS)}")
+    if config.concept not in SYNONYMS:
+        raise ExciseError(f"{config.concept!r} has no held-out synonyms to test with; try gun, knife, cat or rocket")
+
+    stage.step("Load the bundled model and its SAE" + (" (trained now)" if config.train_sae else ""))
+    pipe = reference.load()
+    site, folder = _site_and_sae(config, pipe, stage)
+    shape = load(folder).config
+    stage.say(f"site {site}; {shape.m} neurons, {shape.k} active at a time")
+
+    stage.step(f"Build pairs for “{config.concept}”")
+    concept = from_templates(config.concept, (config.concept,))
+    for pair in concept.pairs[:3]:
+        stage.say(f"{pair.concept}  ↔  {pair.deconcept}")
+    stage.say(f"{len(concept.pairs)} pairs, {len(concept.controls)} controls")
+
+    stage.step("Rank the neurons")
+    options: dict[str, Any] = {} if config.lam is None else {"lam": config.lam}
+    found = find_neurons(pipe, concept, SNCEConfig(sae=str(folder), **options))
+    stage.ranking(found)
+
+    eraser = fit_eraser(pipe, found)
+    lam, neuron = eraser.edits[0].lam, int(eraser.edits[0].indices[0])
+    stage.step(f"Attach neuron {neuron} at λ = {lam:g}, and draw the same prompts and seeds before and after")
+    groups = families(config.concept, config.n)
+    before = _draw(pipe, groups, config.steps, stage, "without the eraser")
+    with eraser.attach(pipe):
+        after = _draw(pipe, groups, config.steps, stage, "with the eraser")
+    strip = _strip(pipe, eraser, groups, config.steps, stage)
+
+    stage.step("Judge the pictures")
+    outcomes = _judge(config.concept, groups, before, after)
+    measured, further = figures(outcomes), further_figures(outcomes)
+    stage.figures(measured, further)
+
+    stage.step("Write the report")
+    ranking = found.ranking.entries
+    shown = [g.prompts[0] for g in groups] + list(groups[1].prompts[1:2])
+    views = _views(found, [e.index for e in ranking[:3]])
+    tokens = [token_codes(pipe, found.sae, site, prompt, neuron) for prompt in shown]
+    eraser.save(config.out / "eraser")
+    result = {
+        "figures": {name: figure.to_json() for name, figure in measured.items()},
+        "neuron": neuron,
+        "lambda": lam,
+        "seconds": round(time.monotonic() - began, 1),
+        "machine": machine(),
+    }
+    report = Report(
+        concept=config.concept,
+        lam=lam,
+        facts=_facts(eraser, result, config),
+        figures=measured,
+        further=further,
+        outcomes=outcomes,
+        ranking=[(e.index, e.score) for e in ranking[:10]],
+        neurons=views,
+        tokens=tokens,
+        strip=strip,
+        settings=dict(eraser.created),
+    )
+    write_atomic(config.out / "report.html", render(report))
+    write_atomic(config.out / "grid.png", comparison_png(outcomes))
+    write_atomic(config.out / "result.json", json.dumps(result, indent=2) + "\n")
+    stage.say(", ".join(str(config.out / name) for name in ("report.html", "grid.png", "result.json", "eraser")))
+    return result
+
+
+def machine() -> str:
+    """What the figures of time were taken on."""
+    import torch
+
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def _site_and_sae(config: DemoConfig, pipe: Any, stage: Stage) -> tuple[Any, Path]:
+    """The Site and the SAE's folder: the bundled one's, or one trained now into the demo's folder."""
+    bundled = sae_folder(None, None)
+    if not config.train_sae:
+        return sae_site(pipe, bundled), bundled
+    from excise import reference
+    from excise.sae import Progress, TrainConfig
+
+    site, folder = PRESETS["reference"][0], config.out / "sae"
+    if (folder / "cfg.json").exists():
+        stage.say(f"{folder} is there already; delete it to train anew")
+        return site, folder
+    prompts = list(reference.sae_corpus(captions=TRAIN_CAPTIONS, english=0))
+    seen = 0
+    with stage.working("training the SAE", TRAIN_TOKENS) as done:
+
+        def line(now: Progress) -> None:
+            nonlocal seen
+            done(now.tokens - seen)
+            seen = now.tokens
+
+        card = {"corpus": f"{len(prompts)} captions", "model": "bundled"}
+        train_sae(pipe, site, prompts, TrainConfig(tokens=TRAIN_TOKENS, decay=0.2), folder, card=card, progress=line)
+    return site, folder
+
+
+def _draw(pipe: Any, groups: Sequence[Family], steps: int, stage: Stage, how: str) -> list[Pictures]:
+    """Pictures of every family, drawn as one list so that batches are full."""
+    from excise import reference
+
+    prompts = [p for g in groups for p in g.prompts]
+    seeds = [s for g in groups for s in g.seeds]
+    with stage.working(f"drawing {how}", len(prompts)) as done:
+        pictures = reference.generate(pipe, prompts, seeds, steps=steps, progress=done)
+    return [np.asarray(part) for part in np.split(pictures, np.cumsum([len(g.prompts) for g in groups])[:-1])]
+
+
+def _strip(pipe: Any, eraser: Any, groups: Sequence[Family], steps: int, stage: Stage) -> Strip:
+    """The same few prompts at every λ of the strip."""
+    from excise import reference
+
+    by_name = {g.name: g for g in groups}
+    chosen = [
+        (by_name[name].prompts[i], by_name[name].seeds[i])
+        for name, count in STRIP_ROWS
+        for i in range(min(count, len(by_name[name].prompts)))
+    ]
+    prompts, seeds = [p for p, _ in chosen], [s for _, s in chosen]
+    pictures = []
+    with stage.working("drawing the λ strip", len(chosen) * len(STRIP_LAMS)) as done:
+        for lam in STRIP_LAMS:
+            with eraser.attach(pipe, strength=lam / eraser.edits[0].lam):
+                pictures.append(
+                    reference.generate(pipe, prompts, seeds, steps=steps, batch_size=len(chosen), progress=done)
+                )
+    return Strip(prompts, STRIP_LAMS, pictures)
+
+
+def _judge(
+    concept: str, groups: Sequence[Family], before: Sequence[Pictures], after: Sequence[Pictures]
+) -> list[Outcome]:
+    from excise import reference
+    from excise.reference.world import OBJECTS
+
+    judge = reference.judge()
+    return [
+        Outcome(g, b, a, seen(judge(b), concept, g, OBJECTS), seen(judge(a), concept, g, OBJECTS))
+        for g, b, a in zip(groups, before, after, strict=True)
+    ]
+
+
+def _views(findings: Findings, neurons: Sequence[int]) -> list[NeuronView]:
+    found = findings.found
+    sides = [
+        None if codes is None else activations(codes)
+        for codes in (found.concept_codes, found.deconcept_codes, found.control_codes)
+    ]
+    return [NeuronView(i, *([] if side is None else side[:, i].tolist() for side in sides)) for i in neurons]
+
+
+def _facts(eraser: Any, result: dict[str, Any], config: DemoConfig) -> list[tuple[str, str]]:
+    edit = eraser.edits[0]
+    return [
+        ("neuron", str(result["neuron"])),
+        ("λ", f"{edit.lam:g}"),
+        ("site", edit.site.key),
+        ("source", edit.source),
+        ("pictures", f"{config.n} a family, {config.steps} steps"),
+        ("took", f"{result['seconds']:.0f} s"),
+        ("on", result["machine"]),
+    ]

@@ -1,0 +1,167 @@
+"""Finding neurons and fitting erasers with what a person named, and plain rows to print of it."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from excise.app.models import parse_site, sae_folder
+from excise.app.training import train_sae
+from excise.concepts import Concept
+from excise.erasers import Eraser
+from excise.methods import METHODS
+from excise.methods.snce import Found, SNCEConfig, find, fit
+from excise.neurons import Ranking
+from excise.sae import TopKSAE, TrainConfig, card, load
+from excise.sites import Site, capture, sites_of, text_encoders
+from excise.sites.site import tokenizer_of
+
+SWEEP_PROMPTS = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What was found, the objects it was found with, and rows ready to print."""
+
+    concept: Concept
+    sae: TopKSAE
+    config: SNCEConfig
+    found: Found
+    rows: list[dict[str, Any]]
+    warnings: list[str]
+
+    @property
+    def ranking(self) -> Ranking:
+        return self.found.ranking
+
+
+def settings(
+    pipe: Any, *, model: str | None = None, sae: Path | None = None, site: str | None = None, **options: Any
+) -> SNCEConfig:
+    """The method's configuration from the options given, its defaults for the rest.
+
+    Raises ExciseError where the model has no such Site, or needs an SAE and none was named.
+    """
+    folder = sae_folder(model, sae)
+    place = parse_site(pipe, site) if site is not None else None
+    where: dict[str, Any] = {} if place is None else {"site": place.path, "component": place.component}
+    return SNCEConfig(sae=str(folder), **where, **options)
+
+
+def find_neurons(pipe: Any, concept: Concept, config: SNCEConfig, top: int = 10) -> Findings:
+    """Rank and validate neurons, `top` of them. Raises ExciseError as `excise.methods.snce.find` does."""
+    config = replace(config, examine=top)
+    encoders = list(text_encoders(pipe).values())
+    sae = load(Path(config.sae), device=next(encoders[0].parameters()).device if encoders else "cpu")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        found = find(pipe, sae, concept, config)
+    checks = {check.index: check for check in found.validation}
+    rows = []
+    for entry in found.ranking.entries[:top]:
+        check = checks.get(entry.index)
+        rows.append(
+            {
+                "neuron": entry.index,
+                "score": entry.score,
+                "frequency": entry.frequency,
+                "deconcept_score": entry.deconcept_score,
+                "auroc": check and check.auroc,
+                "p_value": check and check.p_value,
+                "control_share": check and check.control_share,
+                "structural": bool(check and check.structural),
+                "top_tokens": [use.token for use in found.tokens.get(entry.index, ())],
+            }
+        )
+    said = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    if not rows:
+        near = ", ".join(str(e.index) for e in found.ranking.near[:3])
+        said.append(f"no neuron fires for {concept.name!r} alone" + (f"; nearest are {near}" if near else ""))
+    return Findings(concept, sae, config, found, rows, said)
+
+
+def fit_eraser(pipe: Any, findings: Findings) -> Eraser:
+    """The eraser of what was found. Raises ExciseError as `excise.methods.snce.fit` does."""
+    return fit(pipe, findings.concept, findings.config, sae=findings.sae, found=findings.found)
+
+
+def draw(findings: Findings, path: Path) -> list[Path]:
+    """The paper's Figure 8 at `path` and its Figure 3 beside it. Raises ExciseError without matplotlib."""
+    from excise.neurons import plots
+    from excise.neurons.scores import modulated_frequency
+
+    beside = path.with_name(f"{path.stem}-activations{path.suffix}")
+    found, title = findings.found, f"“{findings.concept.name}” at {findings.found.site.key}"
+    sides = [modulated_frequency(*codes) for codes in (found.concept_codes, found.deconcept_codes)]
+    plots.save(plots.ranked(found.ranking, title), path)
+    plots.save(plots.distribution(sides[0], sides[1], found.ranking, title), beside)
+    return [path, beside]
+
+
+def sweep(
+    pipe: Any,
+    concept: Concept,
+    prompts: list[str],
+    *,
+    tokens: int,
+    device: str = "cpu",
+    progress: Callable[[int], Any] | None = None,
+) -> list[dict[str, Any]]:
+    """The best neuron at every Site of the first text encoder, by a small SAE trained there: rows, first layer first.
+
+    `dominance` is the first score over the second. Raises ExciseError as training and finding do.
+    """
+    sites = sites_of(pipe)
+    sites = [s for s in sites if s.component == sites[0].component]
+    rows = []
+    for site in sites:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "sae"
+            corpus = {"corpus": f"sweep over {len(prompts)} prompts"}
+            train_sae(pipe, site, prompts, TrainConfig(tokens=tokens, decay=0.2), folder, card=corpus, device=device)
+            findings = find_neurons(pipe, concept, SNCEConfig(sae=str(folder)), top=1)
+            held = card(folder)["metrics"]["train"]
+        best: dict[str, Any] = findings.rows[0] if findings.rows else {}
+        dominance = findings.ranking.dominance
+        rows.append(
+            {
+                "site": site.key,
+                **{name: best.get(name) for name in ("neuron", "score", "auroc", "control_share")},
+                "dominance": dominance if 0 < dominance < float("inf") else None,
+                "fvu": held["fvu"],
+            }
+        )
+        if progress is not None:
+            progress(1)
+    return rows
+
+
+@torch.no_grad()
+def token_codes(pipe: Any, sae: TopKSAE, site: Site, prompt: str, neuron: int) -> list[tuple[str, float]]:
+    """A prompt's tokens, up to and with the end of text, and the neuron's code at each."""
+    (batch,) = capture(pipe, [site], [prompt])
+    values, indices = sae.encode(batch.states[site][0].to(sae.W_enc))
+    codes = (values * (indices == neuron)).sum(-1).tolist()
+    words = tokenizer_of(pipe, site.component).convert_ids_to_tokens(batch.ids[0].tolist())
+    kept = [(w.removesuffix("</w>"), c) for w, c, s in zip(words, codes, batch.scored[0].tolist(), strict=True) if s]
+    return [*kept[:-1], ("⟨end⟩", kept[-1][1])] if kept else []
+
+
+def describe_methods() -> list[dict[str, Any]]:
+    """The methods with their settings' defaults."""
+    from excise.methods import method
+
+    return [
+        {"name": name, "about": about, "defaults": asdict(method(name).Config())} for name, about in METHODS.items()
+    ]
+
+
+def chosen(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,122 @@
+"""What an eraser did, counted: prompt families, the judge's verdicts before and after, and the five figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from excise.bench.statistics import Figure, paired_difference, share
+
+FamilyName = Literal["direct", "synonym", "mixed", "unrelated"]
+TITLES: dict[FamilyName, str] = {
+    "direct": "Direct: the concept by its own name",
+    "synonym": "Synonym: words the eraser was never shown",
+    "mixed": "Mixed: the concept beside something else",
+    "unrelated": "Unrelated: prompts that must not change",
+}
+Pictures = np.ndarray[Any, np.dtype[np.uint8]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Prompts of one kind with their seeds. `others` names, a prompt, the object besides the concept ("" for none)."""
+
+    name: FamilyName
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The judge's word on one family's pictures, all arrays `[n]`; style and background are indices."""
+
+    target: Flags
+    other: Flags
+    style: np.ndarray[Any, np.dtype[np.int64]]
+    background: np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One family before and after, pictures `[n, height, width, 3]`."""
+
+    family: Family
+    before: Pictures
+    after: Pictures
+    seen_before: Seen
+    seen_after: Seen
+
+    @property
+    def identical(self) -> Flags:
+        """Pictures that kept every bit, `[n]`."""
+        return np.asarray((self.before == self.after).all(axis=(1, 2, 3)))
+
+
+def families(concept: str, n: int) -> tuple[Family, ...]:
+    """The four families for an object of the bundled model: n prompts each, seeds 0 to n - 1."""
+    from excise.reference import prompts
+
+    seeds = tuple(range(n))
+    mixed, unrelated = prompts.mixed(concept, n), prompts.unrelated(concept, n)
+    none = ("",) * n
+    return (
+        Family("direct", tuple(prompts.direct(concept, n)), seeds, none),
+        Family("synonym", tuple(prompts.synonym(concept, n)), seeds, none),
+        Family("mixed", tuple(p for p, _ in mixed), seeds, tuple(o for _, o in mixed)),
+        Family("unrelated", tuple(p for p, _ in unrelated), seeds, tuple(o for _, o in unrelated)),
+    )
+
+
+def seen(verdicts: Any, concept: str, family: Family, objects: Sequence[str]) -> Seen:
+    """Verdicts of the bundled judge (`objects [n, 40]`, `style [n]`, `background [n]`), read for one family."""
+    rows = np.arange(len(family.prompts))
+    columns = np.array([objects.index(o) if o else 0 for o in family.others])
+    asked = np.array([bool(o) for o in family.others])
+    return Seen(
+        target=np.asarray(verdicts.objects[:, objects.index(concept)]),
+        other=np.asarray(verdicts.objects[rows, columns] & asked),
+        style=np.asarray(verdicts.style),
+        background=np.asarray(verdicts.background),
+    )
+
+
+def figures(outcomes: Sequence[Outcome]) -> dict[str, Figure]:
+    """The five figures of `result.json`.
+
+    The target's are counted over the prompts where the unerased model draws it, the partner's likewise;
+    `others_delta` is the change in the share of unrelated prompts whose object is recognised, paired by seed.
+    """
+    by_name = {o.family.name: o for o in outcomes}
+    unrelated, mixed = by_name["unrelated"], by_name["mixed"]
+    return {
+        "target_direct": _still(by_name["direct"].seen_before.target, by_name["direct"].seen_after.target),
+        "target_synonym": _still(by_name["synonym"].seen_before.target, by_name["synonym"].seen_after.target),
+        "partner_kept": _still(mixed.seen_before.other, mixed.seen_after.other),
+        "others_delta": paired_difference(unrelated.seen_before.other.tolist(), unrelated.seen_after.other.tolist()),
+        "unrelated_identical": share(unrelated.identical.tolist()),
+    }
+
+
+def further_figures(outcomes: Sequence[Outcome]) -> dict[str, Figure]:
+    """What else is worth knowing: rates before erasing, the target in mixed prompts, background and style kept."""
+    by_name = {o.family.name: o for o in outcomes}
+    direct, mixed = by_name["direct"], by_name["mixed"]
+    return {
+        "target_direct_before": share(direct.seen_before.target.tolist()),
+        "target_synonym_before": share(by_name["synonym"].seen_before.target.tolist()),
+        "target_mixed": _still(mixed.seen_before.target, mixed.seen_after.target),
+        "partner_before": share(mixed.seen_before.other.tolist()),
+        "others_before": share(by_name["unrelated"].seen_before.other.tolist()),
+        "background_kept": share((direct.seen_before.background == direct.seen_after.background).tolist()),
+        "style_kept": share((direct.seen_before.style == direct.seen_after.style).tolist()),
+    }
+
+
+def _still(before: Flags, after: Flags) -> Figure:
+    """Of what was there before, the share still there."""
+    return share(after[before].tolist())

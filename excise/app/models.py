@@ -1,0 +1,95 @@
+"""Turning what a person names (a model, a site, an SAE, a concept) into objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from excise.concepts import Concept, Kind, builtin, from_templates, load_pairs
+from excise.errors import ExciseError
+from excise.sites import Site, resolve, site_at
+
+KINDS: tuple[Kind, ...] = ("object", "style", "attribute")
+
+
+def load_pipeline(model: str | None, device: str = "cpu") -> Any:
+    """The pipeline at a folder or hub name, or the bundled one. Raises ExciseError where there is none to read."""
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ExciseError(f"no device {device!r} on this machine ({_first_line(error)}); try --device cpu") from error
+    if model is None:
+        from excise import reference
+
+        return reference.load().to(device)
+    from diffusers import DiffusionPipeline
+
+    try:
+        pipe = DiffusionPipeline.from_pretrained(model, use_safetensors=True)
+    except Exception as error:  # diffusers and the hub raise a dozen kinds here, all of which mean the same to a person
+        hint = "name a folder with model_index.json or a model of the hub"
+        raise ExciseError(f"cannot load {model} ({_first_line(error)}); {hint}") from error
+    pipe.set_progress_bar_config(disable=True)
+    # Half precision where it is at home; on the CPU float32 is faster.
+    return pipe.to(device, torch.float16 if device.startswith("cuda") else torch.float32)
+
+
+def parse_site(pipe: Any, text: str) -> Site:
+    """`encoder.layers.8` or `text_encoder_2/encoder.layers.8`. Raises ExciseError where there is no such Site."""
+    component, slash, path = text.partition("/")
+    return site_at(pipe, path, component) if slash else site_at(pipe, text)
+
+
+def sae_site(pipe: Any, folder: Path) -> Site:
+    """The Site an SAE was trained at, by its card. Raises ExciseError where the card is silent or the model differs."""
+    from excise import sae
+
+    said = sae.card(folder).get("site")
+    if not isinstance(said, dict) or set(said) != {"component", "path", "width"}:
+        raise ExciseError(f"the card of {folder} does not say the SAE's site; name it with --site")
+    site = Site(str(said["component"]), str(said["path"]), int(said["width"]))
+    resolve(pipe, site)
+    return site
+
+
+def sae_folder(model: str | None, folder: Path | None) -> Path:
+    """The SAE named, or the bundled one for the bundled model. Raises ExciseError for another model without one."""
+    if folder is not None:
+        return folder
+    if model is not None:
+        raise ExciseError("--model needs --sae: an SAE of that model's text encoder (make one with `excise sae train`)")
+    from excise import reference
+
+    return Path(reference.sae_folder())
+
+
+def concept_named(
+    name: str, mentions: str | None = None, pairs: Path | None = None, kind: str = "object", n: int = 100
+) -> Concept:
+    """A concept by name, from mentions ("gun, pistol") through templates, or with the pairs of a file.
+
+    Raises ExciseError for an unknown name, empty mentions, an unknown kind or a broken file.
+    """
+    sort = _kind(kind)
+    words = tuple(m.strip() for m in mentions.split(",")) if mentions is not None else None
+    if pairs is not None:
+        # The file brings the pairs; controls come from the same templates as everywhere.
+        plain = from_templates(name, words or (name,), n, kind=sort)
+        return Concept(name, plain.mentions, load_pairs(pairs), plain.controls, plain.kind)
+    if words is not None:
+        return from_templates(name, words, n, kind=sort)
+    return builtin(name, n)
+
+
+def _kind(text: str) -> Kind:
+    for known in KINDS:
+        if text == known:
+            return known
+    raise ExciseError(f"unknown kind {text!r}; it is one of {', '.join(KINDS)}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(". ") if lines else type(error).__name__

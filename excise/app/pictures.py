@@ -1,0 +1,62 @@
+"""Drawing prompts into one picture file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from excise.app.grid import rows_png
+from excise.erasers import Eraser
+from excise.errors import ExciseError
+from excise.files import write_atomic
+
+
+def draw_prompts(
+    pipe: Any,
+    prompts: Sequence[str],
+    eraser: Eraser | None,
+    out: Path,
+    *,
+    compare: bool = False,
+    strength: float = 1.0,
+    n: int = 1,
+    seed: int = 0,
+    steps: int = 20,
+    sae: Any | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> dict[str, Any]:
+    """Write a PNG with a row a prompt (with `compare` two: without and with the eraser), seeds counting from `seed`.
+
+    Raises ExciseError where a prompt is empty, the name is no .png, the eraser does not fit, or the disk refuses.
+    """
+    from excise.reference import generate
+
+    if not prompts or not all(p.strip() for p in prompts):
+        raise ExciseError("a prompt is empty; say what to draw with --prompt")
+    if out.suffix.lower() != ".png":
+        raise ExciseError(f"cannot draw to '{out.name}': the name must end in .png")
+    texts = [p for p in prompts for _ in range(n)]
+    seeds = [seed + i for _ in prompts for i in range(n)]
+    batch = min(8, len(texts))
+
+    def draw(attached: Eraser | None) -> Any:
+        with attached.attach(pipe, strength, sae=sae) if attached is not None else nullcontext():
+            return generate(pipe, texts, seeds, steps=steps, batch_size=batch, progress=progress)
+
+    plain = draw(None) if compare or eraser is None else None
+    edited = draw(eraser) if eraser is not None else None
+    rows = []
+    for i, prompt in enumerate(prompts):
+        part = slice(i * n, (i + 1) * n)
+        if plain is not None:
+            rows.append((f"{prompt}  (unerased)" if compare else prompt, plain[part]))
+        if edited is not None:
+            rows.append((f"{prompt}  (erased: {eraser.concept})" if eraser else prompt, edited[part]))
+    width = rows[0][1].shape[2]
+    write_atomic(out, rows_png(rows, scale=max(1, 256 // width)))
+    changed = None
+    if plain is not None and edited is not None:
+        changed = int((plain != edited).any(axis=(1, 2, 3)).sum())
+    return {"out": str(out), "pictures": sum(len(p) for _, p in rows), "seeds": seeds[:n], "changed": changed}

@@ -1,0 +1,85 @@
+"""Training the reference model, part after part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from excise.errors import ExciseError
+
+PARTS = ("text", "vae", "classifier", "unet", "assemble")
+"""In the order they need each other."""
+
+
+def train_part(name: str, work: Path, out: Path) -> None:
+    """Train one part below `work` (`text/`, `vae/`, ...), or assemble them all into `out`.
+
+    Raises ExciseError for an unknown part, or where a part it builds on is not there yet.
+    """
+    steps: dict[str, Callable[[], Any]] = {
+        "text": lambda: _text(work / "text"),
+        "vae": lambda: _vae(work / "vae"),
+        "classifier": lambda: _classifier(work / "classifier", _made(work / "vae" / "vae", "vae")),
+        "unet": lambda: _unet(work),
+        "assemble": lambda: _assemble(work, out),
+    }
+    if name not in steps:
+        raise ExciseError(f"unknown part {name!r}; it is one of {', '.join(PARTS)}")
+    steps[name]()
+
+
+def _text(folder: Path) -> Any:
+    from excise.reference import text_encoder
+
+    return text_encoder.train(folder)
+
+
+def _vae(folder: Path) -> Any:
+    from excise.reference import vae
+
+    return vae.train(folder)
+
+
+def _classifier(folder: Path, autoencoder: Path) -> Any:
+    from excise.reference import classifier
+
+    return classifier.train(folder, autoencoder)
+
+
+def _unet(work: Path) -> Any:
+    from excise.reference import unet
+
+    return unet.train(work / "unet", _parts(work))
+
+
+def _assemble(work: Path, out: Path) -> None:
+    from excise.reference import bundle, unet
+
+    _made(work / "unet", "unet")
+    bundle.assemble(_parts(work), unet.snapshot(work / "unet"), out)
+
+
+def _parts(work: Path) -> Path:
+    """One folder with links to what the trainings left in theirs, as the U-Net's training and the bundle expect it."""
+    parts = work / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    wanted = {
+        "vae": _made(work / "vae" / "vae", "vae"),
+        "text_encoder": _made(work / "text" / "text_encoder", "text"),
+        "tokenizer": work / "text" / "tokenizer",
+        "text_head.safetensors": work / "text" / "text_head.safetensors",
+        "classifier.safetensors": work / "classifier" / "classifier.safetensors",
+        "classifier.json": work / "classifier" / "classifier.json",
+    }
+    for name, source in wanted.items():
+        link = parts / name
+        if source.exists() and not link.exists():
+            link.symlink_to(source.resolve())
+    return parts
+
+
+def _made(path: Path, part: str) -> Path:
+    if not path.exists():
+        raise ExciseError(f"{path} is not there yet; run `excise reference train --part {part}` first")
+    return path

@@ -1,0 +1,262 @@
+"""The demo's report: one HTML file with its pictures and plots inside, nothing fetched, no script."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from excise.app import svg
+from excise.app.grid import png
+from excise.app.measure import TITLES, Outcome, Pictures
+from excise.bench.statistics import Figure
+
+FIRST = 12
+"""Pairs of a family shown at once; the rest unfold."""
+
+# Figure -> (what it says, bar to reach, whether the figure should lie below or above it, the axis).
+BARS: dict[str, tuple[str, float, str, tuple[float, float]]] = {
+    "target_direct": ("still drawn when asked for by name", 0.05, "below", (0, 1)),
+    "target_synonym": ("still drawn when asked for by a synonym", 0.15, "below", (0, 1)),
+    "partner_kept": ("of the other objects in mixed prompts kept", 0.90, "above", (0, 1)),
+    "others_delta": ("change in how often other objects are recognised", 0.02, "within", (-0.25, 0.25)),
+    "unrelated_identical": ("of unrelated pictures identical, bit for bit", 0.95, "above", (0, 1)),
+}
+FURTHER: dict[str, str] = {
+    "target_direct_before": "Direct prompts: concept drawn by the unerased model",
+    "target_synonym_before": "Synonym prompts: concept drawn by the unerased model",
+    "target_mixed": "Mixed prompts: concept still drawn, where the unerased model draws it",
+    "partner_before": "Mixed prompts: partner drawn by the unerased model",
+    "others_before": "Unrelated prompts: object drawn by the unerased model",
+    "background_kept": "Direct prompts: same background after erasing",
+    "style_kept": "Direct prompts: same style after erasing",
+}
+
+
+@dataclass(frozen=True)
+class NeuronView:
+    """How one neuron answers prompts: its strongest code in each, by group."""
+
+    index: int
+    concept: Sequence[float]
+    deconcept: Sequence[float]
+    controls: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Pictures of the same prompts at growing strength: `pictures[i]` is `[prompts, height, width, 3]` at `lams[i]`."""
+
+    prompts: Sequence[str]
+    lams: Sequence[float]
+    pictures: Sequence[Pictures]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page shows. `tokens` are prompts split into (token, the first neuron's code)."""
+
+    concept: str
+    lam: float
+    facts: Sequence[tuple[str, str]]
+    figures: Mapping[str, Figure]
+    further: Mapping[str, Figure]
+    outcomes: Sequence[Outcome]
+    ranking: Sequence[tuple[int, float]]
+    neurons: Sequence[NeuronView]
+    tokens: Sequence[Sequence[tuple[str, float]]]
+    strip: Strip
+    settings: Mapping[str, Any]
+
+
+def reached(name: str, figure: Figure) -> bool | None:
+    """Whether a figure is on the right side of its bar; None where there was nothing to count."""
+    _, bar, side, _ = BARS[name]
+    if math.isnan(figure.value):
+        return None
+    return (
+        figure.value <= bar if side == "below" else figure.value >= bar if side == "above" else abs(figure.value) <= bar
+    )
+
+
+def percent(name: str, value: float) -> str:
+    """A share as the page and the terminal write it; differences carry a sign and are points."""
+    if math.isnan(value):
+        return "n/a"
+    return f"{100 * value:+.1f} points" if name.endswith("_delta") else f"{100 * value:.0f} %"
+
+
+def render(report: Report) -> str:
+    """The page."""
+    concept, head = escape(report.concept), report.ranking[0][0] if report.ranking else "?"
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    chips = "".join(f"<li>{escape(name)} <b>{escape(value)}</b></li>" for name, value in report.facts)
+    sections = [
+        _figures(report),
+        *(_family(o, report.concept) for o in report.outcomes),
+        _strip(report.strip),
+        _neuron(report),
+        _settings(report),
+    ]
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Excise: “{concept}” erased with one neuron</title>
+<style>
+{style}</style>
+</head>
+<body>
+<header><div>
+<h1>“{concept}”, erased with <em>one neuron</em></h1>
+<p class="faint">Neuron {head} of a sparse autoencoder on the text encoder was turned down. No weight of the model
+changed. Each pair below starts from the same seed: left the model as it is, right with the eraser attached.</p>
+<ul class="chips">{chips}</ul>
+</div></header>
+<main>
+{"".join(sections)}
+<footer>Made by <code>excise demo</code>. Shares are counted by the bundled judge, an independent classifier whose
+thresholds were frozen before anything was erased. This page is self-contained; nothing on it is fetched.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def _figures(report: Report) -> str:
+    cards = []
+    for name, figure in report.figures.items():
+        says, bar, side, axis = BARS[name]
+        ok = reached(name, figure)
+        words = {True: "reached", False: "missed", None: "nothing to count"}[ok]
+        badge = f'<span class="badge verdict {"plain" if ok is None else "good" if ok else "bad"}">{words}</span>'
+        limit = {"below": "at most", "above": "at least", "within": "within"}[side]
+        goal = percent(name, bar).lstrip("+")
+        scale = "points" if name.endswith("_delta") else "%"
+        cards.append(
+            f'<div class="card">{badge}<div class="big">{percent(name, figure.value)}</div><div>{escape(says)}</div>'
+            f'<div style="margin:8px 0 4px">{svg.interval(figure, bar, *axis)}</div>'
+            f'<div class="note">95 % interval {100 * figure.low:.1f} to {100 * figure.high:.1f} {scale}, '
+            f"n = {figure.n}; bar: {limit} {goal}</div></div>"
+        )
+    rows = "".join(
+        f"<tr><td>{escape(FURTHER[name])}</td><td>{percent(name, f.value)}</td>"
+        f"<td>{100 * f.low:.0f} to {100 * f.high:.0f} %</td><td>{f.n}</td></tr>"
+        for name, f in report.further.items()
+    )
+    return f"""<section><h2>Figures</h2>
+<p class="faint">The target is counted over the prompts where the unerased model draws it. Intervals are Wilson's; for
+the paired change, Newcombe's. The green tick is the bar to reach.</p>
+<div class="figures">{"".join(cards)}</div>
+<details><summary>More figures: rates before erasing, background and style</summary>
+<div class="scroll"><table class="wide"><tr><th>What</th><th>Share</th><th>95 % interval</th><th>n</th></tr>
+{rows}</table></div>
+</details></section>"""
+
+
+def _family(outcome: Outcome, concept: str) -> str:
+    pairs = [_pair(outcome, i, concept) for i in range(len(outcome.family.prompts))]
+    rest = pairs[FIRST:]
+    more = (
+        f'<details><summary>{len(rest)} more pairs</summary><div class="pairs">{"".join(rest)}</div></details>'
+        if rest
+        else ""
+    )
+    kind, _, says = TITLES[outcome.family.name].partition(": ")
+    return (
+        f'<section><h2>{escape(kind)}</h2><p class="faint">{escape(says[:1].upper() + says[1:])}.</p>'
+        f'<div class="pairs">{"".join(pairs[:FIRST])}</div>{more}</section>'
+    )
+
+
+def _pair(outcome: Outcome, i: int, concept: str) -> str:
+    prompt, seed = outcome.family.prompts[i], outcome.family.seeds[i]
+    images = _image(outcome.before[i], f"unerased: {prompt}") + _image(outcome.after[i], f"erased: {prompt}")
+    badges = []
+    if outcome.family.name != "unrelated":
+        before, after = bool(outcome.seen_before.target[i]), bool(outcome.seen_after.target[i])
+        words = {
+            (True, False): f"{concept} gone",
+            (True, True): f"{concept} still there",
+            (False, True): f"{concept} appeared",
+            (False, False): f"no {concept} before",
+        }[before, after]
+        badges.append(_badge(words, good=before and not after, bad=after))
+    if other := outcome.family.others[i]:
+        before, after = bool(outcome.seen_before.other[i]), bool(outcome.seen_after.other[i])
+        words = f"{other} kept" if before and after else f"{other} lost" if before else f"{other} not seen before"
+        badges.append(_badge(words, good=before and after, bad=before and not after))
+    if outcome.family.name == "unrelated":
+        same = bool(outcome.identical[i])
+        badges.append(_badge("same bits" if same else "bits differ", good=same, bad=not same))
+    return (
+        f'<figure class="pair"><div>{images}</div><figcaption>{escape(prompt)} <span class="mono">#{seed}</span><br>'
+        f"{' '.join(badges)}</figcaption></figure>"
+    )
+
+
+def _badge(words: str, *, good: bool, bad: bool) -> str:
+    return f'<span class="badge {"good" if good else "bad" if bad else "plain"}">{escape(words)}</span>'
+
+
+def _image(picture: Pictures, alt: str) -> str:
+    data = base64.b64encode(png(picture)).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{escape(alt, quote=True)}">'
+
+
+def _strip(strip: Strip) -> str:
+    heads = "".join(f'<th scope="col">λ = {lam:g}</th>' for lam in strip.lams)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(prompt)}</th>'
+        + "".join(
+            f"<td>{_image(p[i], f'λ = {lam:g}: {prompt}')}</td>"
+            for lam, p in zip(strip.lams, strip.pictures, strict=True)
+        )
+        + "</tr>"
+        for i, prompt in enumerate(strip.prompts)
+    )
+    return f"""<section><h2>Turning it down</h2>
+<p class="faint">The same prompts and seeds at growing λ. At 0 the eraser does nothing.</p>
+<div class="scroll"><table class="strip"><tr><th scope="row"></th>{heads}</tr>{rows}</table></div></section>"""
+
+
+def _neuron(report: Report) -> str:
+    ranking = svg.bars([(str(i), s) for i, s in report.ranking], "Score of the highest-ranked neurons")
+    plots = [f'<div class="card"><h3>Ranking by modulated frequency</h3>{ranking}</div>']
+    for view in report.neurons:
+        groups = (
+            ("concept", view.concept, "accent"),
+            ("deconcept", view.deconcept, "cool"),
+            ("controls", view.controls, "mute"),
+        )
+        plot = svg.histogram([g for g in groups if g[1]], f"Strongest code of neuron {view.index} in each prompt")
+        plots.append(f'<div class="card"><h3>Neuron {view.index}: strongest code in each prompt</h3>{plot}</div>')
+    top = max((code for row in report.tokens for _, code in row), default=0.0) or 1.0
+    lines = "".join(
+        '<p class="tokens mono">'
+        + "".join(
+            f'<span style="--heat-share:{0.85 * code / top:.2f}" title="{code:.2f}">{escape(token)}</span>'
+            for token, code in row
+        )
+        + "</p>"
+        for row in report.tokens
+    )
+    head = report.ranking[0][0] if report.ranking else "?"
+    return f"""<section><h2>The neuron</h2>
+<p class="faint">How often and how strongly neurons fire for prompts with the concept and not for the same prompts
+without it. The first one is the eraser; columns show the square root of the share of prompts.</p>
+<div class="plots">{"".join(plots)}</div>
+<div class="card" style="margin-top:14px"><h3>Where neuron {head} fires</h3>{lines}
+<div class="note">Shading: the neuron's code at each token of prompts it was not chosen on.</div></div></section>"""
+
+
+def _settings(report: Report) -> str:
+    settings = escape(json.dumps(report.settings, indent=2, ensure_ascii=False, default=str))
+    return f"""<section><h2>How it was made</h2>
+<div class="card"><pre>{settings}</pre></div></section>"""

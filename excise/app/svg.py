@@ -1,0 +1,76 @@
+"""Small plots as inline SVG. Colours are the page's CSS variables, so that they follow its light and dark themes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from excise.bench.statistics import Figure
+
+
+def _svg(width: float, height: float, label: str, body: Sequence[str]) -> str:
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label, quote=True)}">'
+        f"<title>{escape(label)}</title>{''.join(body)}</svg>"
+    )
+
+
+def bars(rows: Sequence[tuple[str, float]], label: str, highlight: int = 1) -> str:
+    """Horizontal bars, one a row of (name, value); the first `highlight` stand out."""
+    height, left, width = 24, 74, 460
+    top = max((v for _, v in rows), default=0.0) or 1.0
+    body = []
+    for i, (name, value) in enumerate(rows):
+        y, length = i * height, max(1.0, value / top * (width - left - 64))
+        kind = "accent" if i < highlight else "mute"
+        body.append(f'<text x="{left - 8}" y="{y + 16}" class="end">{escape(name)}</text>')
+        body.append(f'<rect x="{left}" y="{y + 4}" width="{length:.1f}" height="16" rx="4" class="{kind}"/>')
+        body.append(f'<text x="{left + length + 6:.1f}" y="{y + 16}" class="num">{value:.3g}</text>')
+    return _svg(width, height * max(1, len(rows)), label, body)
+
+
+def histogram(groups: Sequence[tuple[str, Sequence[float], str]], label: str, bins: int = 22) -> str:
+    """One row of columns a group of (name, values, CSS class), over a common axis that starts at 0.
+
+    A column's height is the square root of the share of the group's values in it, so that rare ones stay visible.
+    """
+    row, left, width = 62, 96, 460
+    top = max((v for _, values, _ in groups for v in values), default=0.0) or 1.0
+    span = (width - left - 8) / bins
+    body = []
+    for g, (name, values, kind) in enumerate(groups):
+        base = (g + 1) * row - 8
+        counts = [0] * bins
+        for value in values:
+            counts[min(bins - 1, int(value / top * bins))] += 1
+        body.append(f'<text x="{left - 10}" y="{base - 4}" class="end">{escape(name)}</text>')
+        body.append(f'<line x1="{left}" x2="{width - 8}" y1="{base}" y2="{base}" class="axis"/>')
+        for b, count in enumerate(counts):
+            if count:
+                tall = max(2.0, (row - 16) * math.sqrt(count / len(values)))
+                body.append(
+                    f'<rect x="{left + b * span + 1:.1f}" y="{base - tall:.1f}" width="{span - 2:.1f}" '
+                    f'height="{tall:.1f}" rx="2" class="{kind}"><title>{escape(name)}: {count} of {len(values)} '
+                    f"between {b * top / bins:.2f} and {(b + 1) * top / bins:.2f}</title></rect>"
+                )
+    bottom = len(groups) * row
+    body.append(f'<text x="{left}" y="{bottom + 10}" class="num">0</text>')
+    body.append(f'<text x="{width - 8}" y="{bottom + 10}" class="num end">{top:.3g}</text>')
+    return _svg(width, bottom + 16, label, body)
+
+
+def interval(figure: Figure, bar: float | None, low: float = 0.0, high: float = 1.0) -> str:
+    """A share as a dot on an axis from `low` to `high`, its interval as a line, the bar to reach as a tick."""
+    width = 220.0
+
+    def x(value: float) -> float:
+        return 8 + (min(max(value, low), high) - low) / (high - low) * (width - 16)
+
+    body = [f'<line x1="8" x2="{width - 8:g}" y1="12" y2="12" class="axis"/>']
+    if bar is not None:
+        body.append(f'<line x1="{x(bar):.1f}" x2="{x(bar):.1f}" y1="3" y2="21" class="goal"/>')
+    body.append(f'<line x1="{x(figure.low):.1f}" x2="{x(figure.high):.1f}" y1="12" y2="12" class="range"/>')
+    if not math.isnan(figure.value):
+        body.append(f'<circle cx="{x(figure.value):.1f}" cy="12" r="5" class="accent"/>')
+    return _svg(width, 24, f"between {figure.low:.3f} and {figure.high:.3f}", body)

@@ -1,0 +1,141 @@
+"""From prompts to an SAE: the corpus, its features at a Site, the training."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from excise.concepts import read_prompts
+from excise.errors import ExciseError
+from excise.sae import Progress, TopKSAE, TrainConfig, train
+from excise.sites import Site, capture, capture_to, load_shards
+
+IN_MEMORY = 2 << 30
+"""Bytes of features kept in memory; more go to shards beside the SAE's folder."""
+RECIPES = ("reference", "snce-sd14")
+SNCE_PROMPTS = 30_000
+NSFW = 0.5
+"""SNCE's corpus takes DiffusionDB's prompts whose `prompt_nsfw` lies above this."""
+HUB = {
+    "diffusiondb": ("poloclub/diffusiondb", "metadata.parquet"),
+    "i2p": ("AIML-TUDA/i2p", "i2p_benchmark.csv"),
+}
+
+
+def recipe_prompts(
+    recipe: str, *, diffusiondb: Path | None = None, i2p: Path | None = None, exclude_eval: bool = False
+) -> tuple[list[str], dict[str, Any]]:
+    """A recipe's prompts, and what the SAE's card says of them.
+
+    "reference" is the corpus of the bundled SAE. "snce-sd14" is the paper's: I2P, filled up to 30,000 with
+    DiffusionDB's prompts above `NSFW`; with `exclude_eval` without I2P, which is also the test set. Files that are not
+    named come from the hub. Raises ExciseError for an unknown recipe or files that cannot be read.
+    """
+    if recipe == "reference":
+        from excise import reference
+
+        prompts = list(reference.sae_corpus())
+        return prompts, {
+            "corpus": f"reference: {len(prompts)} captions and English sentences",
+            "excludes": ["synonyms"],
+        }
+    if recipe != "snce-sd14":
+        raise ExciseError(f"unknown recipe {recipe!r}; known are {', '.join(RECIPES)}")
+    held_out = list(dict.fromkeys(read_prompts(i2p or _from_hub("i2p"))))
+    unsafe = _above(diffusiondb or _from_hub("diffusiondb"))
+    own = set(held_out)
+    start = [] if exclude_eval else held_out
+    prompts = [*start, *islice((p for p in dict.fromkeys(unsafe) if p not in own), SNCE_PROMPTS - len(start))]
+    corpus = f"snce-sd14: {len(prompts)} prompts, DiffusionDB with prompt_nsfw > {NSFW}"
+    return prompts, {
+        "corpus": corpus if exclude_eval else f"{corpus}, and all {len(held_out)} of I2P (a test set)",
+        "excludes": ["i2p"] if exclude_eval else [],
+    }
+
+
+def _above(path: Path) -> Iterator[str]:
+    """Prompts of DiffusionDB's metadata whose `prompt_nsfw` is above `NSFW` (2 marks images, not prompts: left out)."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise ExciseError("reading DiffusionDB's metadata needs pyarrow: pip install 'excise[parquet]'") from error
+    wanted = ["prompt", "prompt_nsfw"]
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if missing := [w for w in wanted if w not in names]:
+                raise ExciseError(f"{path} has no column '{missing[0]}'; the columns found are {', '.join(names)}")
+            for batch in file.iter_batches(columns=wanted):
+                for prompt, unsafe in zip(*(batch.column(c).to_pylist() for c in wanted), strict=True):
+                    if prompt and prompt.strip() and unsafe is not None and NSFW < unsafe <= 1:
+                        yield prompt.strip()
+    except (OSError, ArrowException) as error:
+        raise ExciseError(f"cannot read {path}: {error}; is it DiffusionDB's metadata.parquet?") from error
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    repo, file = HUB[name]
+    try:
+        return Path(hf_hub_download(repo, file, repo_type="dataset"))
+    except Exception as error:
+        raise ExciseError(
+            f"cannot fetch {file} of {repo} from the hub; download it and name it with --{name}"
+        ) from error
+
+
+def features(pipe: Any, site: Site, prompts: Iterable[str], progress: Callable[[int], Any] | None = None) -> Tensor:
+    """Every position's state of every prompt at `site`, `[N, width]` float32 (BOS, EOS and padding states included)."""
+    rows = []
+    for batch in capture(pipe, [site], prompts):
+        rows.append(batch.states[site].float().cpu().flatten(0, 1))
+        if progress is not None:
+            progress(len(batch.ids))
+    if not rows:
+        raise ExciseError("there are no prompts to train on; check the prompts file")
+    return torch.cat(rows)
+
+
+def train_sae(
+    pipe: Any,
+    site: Site,
+    prompts: list[str],
+    config: TrainConfig,
+    out: Path,
+    *,
+    card: dict[str, Any],
+    captured: Callable[[int], Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    device: str = "cpu",
+) -> TopKSAE:
+    """Capture `prompts` at `site` and train an SAE into `out`. Calling again after an interruption goes on.
+
+    Raises ExciseError as `excise.sae.train` and `excise.sites.capture` do.
+    """
+    if not prompts:
+        raise ExciseError("there are no prompts to train on; check the prompts file")
+    card = {**card, "site": asdict(site), "prompts": len(prompts)}
+    positions = 77
+    if len(prompts) * positions * site.width * 4 <= IN_MEMORY:
+        return train(features(pipe, site, prompts, captured), config, out, card=card, progress=progress, device=device)
+    folder = out.with_name(out.name + ".features")
+    if not folder.exists():
+        capture_to(folder, pipe, [site], prompts, dtype=torch.float16)
+    made = train(
+        lambda: (shard.states[site].flatten(0, 1) for shard in load_shards(folder)),
+        config,
+        out,
+        card=card,
+        progress=progress,
+        device=device,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    return made

@@ -1,0 +1,1 @@
+"""Measuring erasers: intervals now; suites, runners and reports as they come."""

@@ -1,0 +1,86 @@
+"""Intervals for shares and for paired differences of shares. Python's own numbers, no array library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+Z95 = 1.959963984540054
+"""Standard normal quantile of a two-sided 95 % interval."""
+
+
+class Figure(NamedTuple):
+    """A measured share (or a difference of shares) with its interval and the number of trials behind it.
+
+    `value` is NaN where there was nothing to count (`n` = 0).
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Rounded to four places; a value without trials becomes null."""
+        value = None if math.isnan(self.value) else round(self.value, 4)
+        return {"value": value, "low": round(self.low, 4), "high": round(self.high, 4), "n": self.n}
+
+
+def wilson(successes: int, n: int, z: float = Z95) -> Figure:
+    """Wilson's score interval for a binomial share (Wilson 1927).
+
+    The bounds are the p at which |successes/n - p| = z * sqrt(p (1 - p) / n). Raises ValueError unless
+    0 <= successes <= n.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes in {n} trials")
+    if n == 0:
+        return Figure(math.nan, 0.0, 1.0, 0)
+    share = successes / n
+    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    centre = share + z * z / (2 * n)
+    # At the ends the bound is exact; rounding must not push it past the share itself.
+    low = 0.0 if successes == 0 else (centre - spread) / scale
+    high = 1.0 if successes == n else (centre + spread) / scale
+    return Figure(share, low, high, n)
+
+
+def share(outcomes: Sequence[bool]) -> Figure:
+    """Wilson's interval for the share of true outcomes."""
+    return wilson(sum(map(bool, outcomes)), len(outcomes))
+
+
+def paired_difference(before: Sequence[bool], after: Sequence[bool], z: float = Z95) -> Figure:
+    """Share of `after` minus share of `before`, the same trials twice: Newcombe's hybrid score interval.
+
+    Newcombe 1998 (Stat. Med. 17, 2635), method 10: Wilson's bounds of both shares squared and added, with the
+    continuity-corrected correlation of the two outcomes. Raises ValueError where the lengths differ.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} trials before and {len(after)} after: a paired difference needs the same")
+    n = len(before)
+    if n == 0:
+        return Figure(math.nan, -1.0, 1.0, 0)
+    first, second = wilson(sum(map(bool, after)), n, z), wilson(sum(map(bool, before)), n, z)
+    phi = _correlation(before, after)
+    down, up = first.value - first.low, second.high - second.value
+    low = math.sqrt(max(0.0, down * down - 2 * phi * down * up + up * up))
+    up, down = first.high - first.value, second.value - second.low
+    high = math.sqrt(max(0.0, up * up - 2 * phi * up * down + down * down))
+    value = first.value - second.value
+    return Figure(value, max(-1.0, value - low), min(1.0, value + high), n)
+
+
+def _correlation(before: Sequence[bool], after: Sequence[bool]) -> float:
+    pairs = [(bool(b), bool(a)) for b, a in zip(before, after, strict=True)]
+    both, neither = pairs.count((True, True)), pairs.count((False, False))
+    lost, gained = pairs.count((True, False)), pairs.count((False, True))
+    margins = (both + lost) * (gained + neither) * (both + gained) * (lost + neither)
+    if margins == 0:
+        return 0.0
+    cross = float(both * neither - lost * gained)
+    if cross > 0:
+        cross = max(cross - len(pairs) / 2, 0.0)
+    return cross / math.sqrt(margins)

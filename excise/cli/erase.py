@@ -1,0 +1,117 @@
+"""`excise erase`, `excise verify` and `excise methods`: making erasers and checking them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
+from excise.cli.terminal import emit, note, table
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: excise erase gun --out gun-eraser")(erase)
+    app.command(epilog="Example: excise verify gun-eraser")(verify)
+    app.command(epilog="Example: excise methods --json")(methods)
+
+
+def erase(
+    concept: Annotated[str, typer.Argument(help="A known concept, or any name together with --mentions or --pairs.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the eraser.")],
+    mentions: Mentions = None,
+    pairs: PairsFile = None,
+    kind: Kind = "object",
+    n: Count = 100,
+    model: Model = None,
+    sae: Sae = None,
+    site: SiteOption = None,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="How many neurons to turn down.")] = None,
+    lam: Annotated[float | None, typer.Option("--lam", min=0, help="λ: how far down.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--source", help="Whose codes are subtracted: prompt, or concept (the paper's mode)."),
+    ] = None,
+    gate: Annotated[
+        str | None, typer.Option("--gate", help="How codes are read from the states: threshold, relu or topk.")
+    ] = None,
+    uncond: Annotated[
+        str | None, typer.Option("--uncond", help="The unconditional branch: none, same or flip.")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option("--tolerance", min=0, help="Share of its score a neuron may have without the concept."),
+    ] = None,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Make an eraser: a few kilobytes that turn one neuron down. Options left out are the method's defaults."""
+    from excise.app.finding import chosen, find_neurons, fit_eraser, settings
+    from excise.app.models import concept_named, load_pipeline
+
+    wanted = concept_named(concept, mentions, pairs, kind, n)
+    pipe = load_pipeline(model, device)
+    asked = {"k": k, "lam": lam, "source": source, "gate": gate, "uncond": uncond, "tolerance": tolerance}
+    found = find_neurons(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **chosen(asked)))
+    for warning in found.warnings:
+        note(f"warning: {warning}")
+    eraser = fit_eraser(pipe, found)
+    eraser.save(out)
+    size = sum(f.stat().st_size for f in out.iterdir())
+    edit = eraser.edits[0]
+    neurons = [int(i) for e in eraser.edits for i in e.indices]
+    data = {
+        "out": str(out),
+        "concept": eraser.concept,
+        "neurons": neurons,
+        "lambda": edit.lam,
+        "site": edit.site.key,
+        "bytes": size,
+        "digest": eraser.digest,
+        "created": dict(eraser.created),
+        "measured": dict(eraser.measured),
+    }
+
+    def show() -> None:
+        typer.echo(f"{out}: “{eraser.concept}” by neuron {', '.join(map(str, neurons))} at {edit.site.key}")
+        typer.echo(f"λ = {edit.lam:g}, {size / 1000:.1f} kB, digest {eraser.digest[:12]}")
+
+    emit(json, data, show)
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of an eraser.")],
+    model: Model = None,
+    files_only: Annotated[
+        bool, typer.Option("--files-only", help="Check the files alone; load no model and try no canary.")
+    ] = False,
+    sae: Sae = None,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Check that an eraser is whole and untampered, fits the model and works on it. Exit code 1 where it is not."""
+    from excise.app.models import load_pipeline
+    from excise.erasers import verify as checks_of
+    from excise.sae import load
+
+    whole = load(sae, device=device) if sae is not None else None
+    checks = checks_of(folder, None if files_only else load_pipeline(model, device), sae=whole)
+    passed = all(c.passed for c in checks)
+
+    def show() -> None:
+        rows = [(c.name, "passed" if c.passed else "FAILED", c.detail) for c in checks]
+        table(f"Eraser {folder}", ("check", "", "detail"), rows)
+
+    data = [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks]
+    emit(json, {"folder": str(folder), "passed": passed, "checks": data}, show)
+    if not passed:
+        raise typer.Exit(1)
+
+
+def methods(json: Json = False) -> None:
+    """List the erasure methods."""
+    from excise.app.finding import describe_methods
+
+    rows = describe_methods()
+    emit(json, rows, lambda: table("Methods", ("name", "what it does"), [(r["name"], r["about"]) for r in rows]))

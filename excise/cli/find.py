@@ -1,0 +1,121 @@
+"""`excise find`: which neurons carry a concept."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
+from excise.cli.terminal import emit, note, progress, table
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: excise find gun --top 5 --plot gun.svg")(find)
+
+
+def find(
+    concept: Annotated[str, typer.Argument(help="A known concept, or any name together with --mentions or --pairs.")],
+    mentions: Mentions = None,
+    pairs: PairsFile = None,
+    kind: Kind = "object",
+    n: Count = 100,
+    model: Model = None,
+    sae: Sae = None,
+    site: SiteOption = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many neurons to show.")] = 10,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0, help="Share of its score a neuron may have on the deconcept side.")
+    ] = 0.0,
+    score: Annotated[str, typer.Option("--score", help="How neurons are ranked; a wrong name lists them.")] = "snce",
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", help="Draw the paper's Figure 8 here, and Figure 3 beside it (-activations). .svg or .png"
+        ),
+    ] = None,
+    sweep_sites: Annotated[
+        bool, typer.Option("--sweep-sites", help="Train a small SAE at every site and compare them (minutes).")
+    ] = False,
+    sweep_tokens: Annotated[
+        int, typer.Option("--sweep-tokens", min=1, help="Vectors each SAE of a sweep trains on.")
+    ] = 1_000_000,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="Prompts a sweep's SAEs train on. Default: bundled captions.")
+    ] = None,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Rank the neurons that fire for a concept and not without it."""
+    from excise.app.finding import SWEEP_PROMPTS, draw, find_neurons, settings, sweep
+    from excise.app.models import concept_named, load_pipeline
+    from excise.concepts import read_prompts
+    from excise.errors import ExciseError
+    from excise.sites import sites_of
+
+    wanted = concept_named(concept, mentions, pairs, kind, n)
+    pipe = load_pipeline(model, device)
+    if sweep_sites:
+        if prompts is not None:
+            texts = list(islice(read_prompts(prompts), SWEEP_PROMPTS))
+        elif model is None:
+            from excise import reference
+
+            texts = list(reference.sae_corpus(captions=SWEEP_PROMPTS, english=0))
+        else:
+            raise ExciseError("--sweep-sites on another model needs --prompts FILE to train its SAEs on")
+        with progress("sweeping sites", len(sites_of(pipe))) as advance:
+            rows = sweep(pipe, wanted, texts, tokens=sweep_tokens, device=device, progress=advance)
+        emit(json, {"concept": wanted.name, "sites": rows}, lambda: _show_sweep(wanted.name, rows))
+        return
+    config = settings(pipe, model=model, sae=sae, site=site, tolerance=tolerance, score=score)
+    found = find_neurons(pipe, wanted, config, top)
+    if plot is not None:
+        for path in draw(found, plot):
+            note(f"drew {path}")
+    for warning in found.warnings:
+        note(f"warning: {warning}")
+    data = {"concept": wanted.name, "site": found.found.site.key, "neurons": found.rows, "warnings": found.warnings}
+    emit(json, data, lambda: show_ranking(wanted.name, found.found.site.key, found.rows))
+
+
+def show_ranking(name: str, site: str, rows: list[dict[str, Any]]) -> None:
+    """Print neurons as a table."""
+    columns = ("neuron", "score", "frequency", "AUROC", "p", "on controls", "top tokens")
+    cells = [
+        (
+            str(r["neuron"]),
+            f"{r['score']:.4g}",
+            str(r["frequency"]),
+            number(r["auroc"]),
+            number(r["p_value"]),
+            number(r["control_share"]) + (" structural" if r["structural"] else ""),
+            " ".join(r["top_tokens"][:5]),
+        )
+        for r in rows
+    ]
+    table(f"Neurons for “{name}” at {site}", columns, cells)
+
+
+def _show_sweep(name: str, rows: list[dict[str, Any]]) -> None:
+    columns = ("site", "neuron", "score", "first / second", "AUROC", "on controls", "FVU")
+    cells = [
+        (
+            str(r["site"]),
+            "-" if r["neuron"] is None else str(r["neuron"]),
+            number(r["score"], "4g"),
+            number(r["dominance"], "3g"),
+            number(r["auroc"]),
+            number(r["control_share"]),
+            number(r["fvu"]),
+        )
+        for r in rows
+    ]
+    table(f"Sites for “{name}”: the best neuron at each", columns, cells)
+
+
+def number(value: float | None, form: str = "3f") -> str:
+    """A figure for a table's cell; a dash where there is none."""
+    return "-" if value is None else f"{value:.{form}}"

@@ -1,0 +1,60 @@
+"""`excise generate`: pictures with and without an eraser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from excise.cli.options import Device, Json, Model
+from excise.cli.terminal import emit, progress
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog='Example: excise generate --prompt "a gun on grass" --eraser gun-eraser --compare')(generate)
+
+
+def generate(
+    prompt: Annotated[list[str], typer.Option("--prompt", help="What to draw; may be given several times.")],
+    eraser: Annotated[Path | None, typer.Option("--eraser", help="Folder of an eraser to attach.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Draw without and with the eraser, one above the other.")
+    ] = False,
+    strength: Annotated[float, typer.Option("--strength", min=0, help="Scales the eraser's λ.")] = 1.0,
+    n: Annotated[int, typer.Option("--n", min=1, help="Pictures a prompt, seeds counting up.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
+    out: Annotated[Path, typer.Option("--out", help="The PNG to write.")] = Path("excise.png"),
+    model: Model = None,
+    sae: Annotated[Path | None, typer.Option("--sae", help="The SAE, for an eraser made with --gate topk.")] = None,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Draw prompts, with or without an eraser, into one PNG."""
+    from excise.app.models import load_pipeline
+    from excise.app.pictures import draw_prompts
+    from excise.erasers import Eraser
+    from excise.errors import ExciseError
+    from excise.sae import load
+
+    if compare and eraser is None:
+        raise ExciseError("--compare needs --eraser DIR")
+    loaded = Eraser.load(eraser) if eraser is not None else None
+    pipe = load_pipeline(model, device)
+    total = len(prompt) * n * (2 if compare else 1)
+    with progress("drawing", total) as advance:
+        data = draw_prompts(
+            pipe,
+            prompt,
+            loaded,
+            out,
+            compare=compare,
+            strength=strength,
+            n=n,
+            seed=seed,
+            steps=steps,
+            sae=load(sae, device=device) if sae is not None else None,
+            progress=advance,
+        )
+    emit(json, data, lambda: typer.echo(f"{out}: {data['pictures']} pictures, seeds {seed} to {seed + n - 1}"))

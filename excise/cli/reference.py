@@ -1,0 +1,78 @@
+"""`excise reference train|sample|evaluate`: the model that ships with excise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from excise.cli.options import Json
+from excise.cli.terminal import emit, note, progress, table
+
+app = typer.Typer(help="The bundled reference model.", no_args_is_help=True)
+
+
+@app.command(epilog="Example: excise reference train --work build/reference")
+def train(
+    work: Annotated[Path, typer.Option("--work", help="Folder for checkpoints and parts; a second call goes on.")],
+    part: Annotated[str, typer.Option("--part", help="all, text, vae, classifier, unet or assemble.")] = "all",
+    out: Annotated[Path, typer.Option("--out", help="Folder for the finished pipeline.")] = Path("reference-model"),
+    json: Json = False,
+) -> None:
+    """Train the reference model from its artwork (hours on two cores; needs the extra `train` and WordNet)."""
+    from excise.app.reference import PARTS, train_part
+    from excise.errors import ExciseError
+
+    if part not in ("all", *PARTS):
+        raise ExciseError(f"unknown part {part!r}; it is one of all, {', '.join(PARTS)}")
+    parts = PARTS if part == "all" else (part,)
+    for name in parts:
+        note(f"training: {name}" if name != "assemble" else "assembling")
+        train_part(name, work, out)
+    emit(json, {"parts": list(parts), "work": str(work), "out": str(out)}, lambda: note(f"done; parts in {work}"))
+
+
+@app.command(epilog='Example: excise reference sample --prompt "a cat on grass" --out cat.png')
+def sample(
+    prompt: Annotated[list[str], typer.Option("--prompt", help="What to draw; may be given several times.")],
+    out: Annotated[Path, typer.Option("--out", help="The PNG to write.")] = Path("sample.png"),
+    n: Annotated[int, typer.Option("--n", min=1, help="Pictures a prompt.")] = 8,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
+    json: Json = False,
+) -> None:
+    """Draw prompts with the bundled model."""
+    from excise.app.models import load_pipeline
+    from excise.app.pictures import draw_prompts
+
+    pipe = load_pipeline(None)
+    with progress("drawing", len(prompt) * n) as advance:
+        data = draw_prompts(pipe, prompt, None, out, n=n, seed=seed, steps=steps, progress=advance)
+    emit(json, data, lambda: typer.echo(f"{out}: {data['pictures']} pictures"))
+
+
+@app.command(epilog="Example: excise reference evaluate --n 40 --json")
+def evaluate(
+    n: Annotated[int, typer.Option("--n", min=1, help="Pictures a family.")] = 200,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
+    json: Json = False,
+) -> None:
+    """Measure how well the bundled model draws, by its judge."""
+    from excise.app.models import load_pipeline
+    from excise.reference import evaluate as library
+
+    pipe = load_pipeline(None)
+    with progress("drawing", n * len(library.FAMILIES)) as advance:
+        figures = library.evaluate(pipe, n, steps, advance)
+
+    def show() -> None:
+        names = ("objects", "any_object", "style", "background")
+        rows = [(family, *(f"{100 * found[name]:.1f} %" for name in names)) for family, found in figures.items()]
+        table(
+            f"Bundled model, {n} pictures a family",
+            ("family", "all objects", "any object", "style", "background"),
+            rows,
+        )
+
+    emit(json, figures, show)

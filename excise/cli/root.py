@@ -1,0 +1,78 @@
+"""`excise`: its commands, and how their failures end."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from excise.cli import demo, erase, find, generate, pairs, reference, sae
+from excise.cli.terminal import complain
+from excise.errors import ExciseError
+
+
+class _Commands(TyperGroup):
+    """Turns what a user can mend into one line and exit code 2, and Ctrl-C into one line and 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ExciseError as error:
+            complain(str(error))
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as stop:
+            complain("stopped; nothing half written is left, and a training goes on when called again", kind="note")
+            raise typer.Exit(130) from stop
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            complain(f"{where}{error.strerror or error}")
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    name="excise",
+    cls=_Commands,
+    help="Erase one concept from a text-to-image model by turning down one neuron. Default model: the bundled one.",
+    epilog="Example: excise demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import excise
+
+        typer.echo(excise.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+for part in (demo, find, erase, generate):
+    part.register(app)
+app.add_typer(pairs.app, name="pairs")
+app.add_typer(sae.app, name="sae")
+app.add_typer(reference.app, name="reference")
+
+
+def main() -> None:
+    """Entry point of the `excise` script."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        complain("stopped", kind="note")
+        sys.exit(130)

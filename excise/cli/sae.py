@@ -1,0 +1,110 @@
+"""`excise sae train` and `excise sae info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from excise.cli.options import Device, Json, Model, SiteOption
+from excise.cli.terminal import emit, note, progress, table
+
+app = typer.Typer(help="Sparse autoencoders.", no_args_is_help=True)
+
+
+@app.command(epilog="Example: excise sae train --prompts prompts.txt --site encoder.layers.5 --out sae")
+def train(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the SAE.")],
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="Training prompts: .txt, .csv, .jsonl or .parquet.")
+    ] = None,
+    column: Annotated[str, typer.Option("--column", help="Column of the prompts in such a file.")] = "prompt",
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="A published corpus instead of a file: reference or snce-sd14.")
+    ] = None,
+    diffusiondb: Annotated[
+        Path | None,
+        typer.Option("--diffusiondb", help="snce-sd14: DiffusionDB's metadata.parquet. Default: the hub."),
+    ] = None,
+    i2p: Annotated[Path | None, typer.Option("--i2p", help="snce-sd14: I2P's csv. Default: the hub.")] = None,
+    exclude_eval: Annotated[
+        bool, typer.Option("--exclude-eval", help="snce-sd14: leave out I2P, which is also the test set.")
+    ] = False,
+    model: Model = None,
+    site: SiteOption = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Vectors to train on, repeats counted.")] = 10_000_000,
+    expansion: Annotated[int, typer.Option("--expansion", min=1, help="Neurons for each input dimension.")] = 4,
+    k: Annotated[int, typer.Option("--k", min=1, help="Neurons kept for each vector.")] = 32,
+    lr: Annotated[float, typer.Option("--lr", min=0, help="Adam's learning rate.")] = 4e-4,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Vectors in a step.")] = 4096,
+    decay: Annotated[
+        float, typer.Option("--decay", min=0, max=1, help="Last share of the steps with a falling rate.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of initialisation and order.")] = 0,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Train a TopK SAE on a text encoder's states. The same call goes on where an interrupted one stopped."""
+    from excise import sae as library
+    from excise.app.models import load_pipeline, parse_site
+    from excise.app.training import recipe_prompts, train_sae
+    from excise.concepts import read_prompts
+    from excise.errors import ExciseError
+    from excise.sae import Progress, TrainConfig
+    from excise.sites import PRESETS
+
+    if (prompts is None) == (recipe is None):
+        raise ExciseError("give either --prompts FILE or --recipe NAME")
+    config = TrainConfig(expansion=expansion, k=k, lr=lr, batch=batch, tokens=tokens, decay=decay, seed=seed)
+    card: dict[str, Any] = {"model": model or "bundled"}
+    if recipe is not None:
+        texts, said = recipe_prompts(recipe, diffusiondb=diffusiondb, i2p=i2p, exclude_eval=exclude_eval)
+        card |= said
+    else:
+        assert prompts is not None
+        texts = list(read_prompts(prompts, column))
+        card["corpus"] = f"{prompts.name}: {len(texts)} prompts"
+    if site is None and model is not None:
+        raise ExciseError("--model needs --site, for instance encoder.layers.8")
+    pipe = load_pipeline(model, device)
+    place = parse_site(pipe, site) if site is not None else PRESETS["reference"][0]
+    seen = 0
+    with progress("training", tokens) as advance:
+
+        def line(now: Progress) -> None:
+            nonlocal seen
+            advance(now.tokens - seen)
+            seen = now.tokens
+
+        train_sae(pipe, place, texts, config, out, card=card, progress=line, device=device)
+    note(f"saved in {out}")
+    _show(out, library.card(out), json)
+
+
+@app.command(epilog="Example: excise sae info sae")
+def info(
+    folder: Annotated[Path, typer.Argument(help="Folder of an SAE.")],
+    json: Json = False,
+) -> None:
+    """Say what an SAE was trained on and how well it reconstructs."""
+    from excise import sae as library
+
+    library.load(folder)
+    _show(folder, library.card(folder), json)
+
+
+def _show(folder: Path, card: dict[str, Any], as_json: bool) -> None:
+    def show() -> None:
+        rows = [(name, _plain(value)) for name, value in card.items() if value is not None]
+        table(f"SAE {folder}", ("card", ""), rows)
+
+    emit(as_json, {"folder": str(folder), "card": card}, show)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{k} {_plain(v)}" for k, v in value.items() if v is not None)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

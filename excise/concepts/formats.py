@@ -1,0 +1,142 @@
+"""Pairs and prompts from and to files: csv, jsonl, plain text, parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from excise.concepts.concept import Pair
+from excise.errors import ExciseError
+from excise.files import write_atomic
+
+COLUMNS = ("concept", "deconcept", "template")
+
+
+def save_pairs(pairs: Iterable[Pair], path: Path | str) -> None:
+    """Write pairs as .csv or .jsonl with the columns of `COLUMNS`. Raises ExciseError for another ending."""
+    path, rows = Path(path), [{c: getattr(p, c) for c in COLUMNS} for p in pairs]
+    if path.suffix == ".csv":
+        out = io.StringIO()
+        writer = csv.DictWriter(out, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(path, out.getvalue())
+    elif path.suffix == ".jsonl":
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    else:
+        raise ExciseError(f"cannot save pairs as '{path.name}': the name must end in .csv or .jsonl")
+
+
+def load_pairs(path: Path | str) -> tuple[Pair, ...]:
+    """Pairs of a .csv or .jsonl file with the columns concept, deconcept and, if there is one, template.
+
+    Raises ExciseError for a missing, empty or broken file, a wrong column, or a row with an empty side.
+    """
+    path = Path(path)
+    if path.suffix not in (".csv", ".jsonl"):
+        raise ExciseError(f"cannot read pairs from '{path.name}': a .csv or .jsonl file is needed")
+    pairs = []
+    for where, row in _rows(path):
+        concept, deconcept = (_text(row, column, path, where) for column in COLUMNS[:2])
+        if not concept.strip() or not deconcept.strip():
+            raise ExciseError(f"{path}, {where}: an empty side; give both concept and deconcept a text")
+        pairs.append(Pair(concept, deconcept, str(row.get("template") or "")))
+    if not pairs:
+        raise ExciseError(f"{path} holds no pairs; give it rows with concept and deconcept")
+    return tuple(pairs)
+
+
+def read_prompts(path: Path | str, column: str = "prompt") -> Iterator[str]:
+    """The prompts of a .txt (one a line), .csv, .jsonl or .parquet file, streamed; blank ones are left out.
+
+    Raises ExciseError at the call for a file that is missing, without prompts, of another kind, or without the column
+    (naming those found), and on the way for what is not UTF-8 or broken further down.
+    """
+    path = Path(path)
+    prompts = _prompts(path, column)
+    first = next(prompts, None)
+    if first is None:
+        raise ExciseError(f"{path} holds no prompts; fill it or choose another file")
+    return chain([first], prompts)
+
+
+def _prompts(path: Path, column: str) -> Iterator[str]:
+    texts: Iterator[str]
+    if path.suffix == ".txt":
+        texts = (line for _, line in _lines(path))
+    elif path.suffix in (".csv", ".jsonl"):
+        texts = (_text(row, column, path, where) for where, row in _rows(path))
+    elif path.suffix == ".parquet":
+        texts = _parquet(path, column)
+    else:
+        raise ExciseError(f"cannot read prompts from '{path.name}': a .txt, .csv, .jsonl or .parquet file is needed")
+    return (text.strip() for text in texts if text.strip())
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(where, line with its end) of a UTF-8 file; a byte order mark is dropped."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for number, line in enumerate(file, 1):
+                yield f"line {number}", line
+    except UnicodeDecodeError as error:
+        raise ExciseError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8 text") from error
+    except OSError as error:
+        raise ExciseError(f"cannot read {path}: {error.strerror or error}; check the name") from error
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    """(where, row) of a csv file with a header or of a jsonl file of objects."""
+    if path.suffix == ".csv":
+        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # captions of scraped corpora pass the default 128 kB
+        reader = csv.DictReader(line for _, line in _lines(path))
+        try:
+            for row in reader:
+                yield f"line {reader.line_num}", {k: v for k, v in row.items() if isinstance(k, str)}
+        except csv.Error as error:
+            raise ExciseError(f"{path}, line {reader.line_num}: broken csv ({error}); mend that line") from error
+        return
+    for where, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ExciseError(f"{path}, {where}: no json ({error}); each line must be one json object") from error
+        if not isinstance(row, dict):
+            raise ExciseError(f'{path}, {where}: no json object; each line must look like {{"prompt": "a cat"}}')
+        yield where, row
+
+
+def _parquet(path: Path, column: str) -> Iterator[str]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise ExciseError(f"reading {path.name} needs pyarrow; install it with: pip install pyarrow") from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            if column not in file.schema_arrow.names:
+                raise _no_column(path, "its schema", column, file.schema_arrow.names)
+            for batch in file.iter_batches(columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    yield _text({column: value}, column, path, "a row")
+    except (OSError, ArrowException) as error:
+        raise ExciseError(f"cannot read {path}: {error}; is it a parquet file?") from error
+
+
+def _text(row: dict[str, object], column: str, path: Path, where: str) -> str:
+    if column not in row:
+        raise _no_column(path, where, column, row)
+    value = row[column]
+    if value is not None and not isinstance(value, str):
+        raise ExciseError(f"{path}, {where}: '{column}' is {type(value).__name__}, not text; choose a column of text")
+    return value or ""
+
+
+def _no_column(path: Path, where: str, column: str, found: Iterable[str]) -> ExciseError:
+    return ExciseError(f"{path}, {where}: no column '{column}'; the columns found are {', '.join(found) or 'none'}")

@@ -1,0 +1,42 @@
+"""The concepts that come with Excise, by name."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+
+from excise.concepts import paper, words
+from excise.concepts.concept import Concept
+from excise.concepts.templates import from_templates
+from excise.errors import ExciseError
+
+# Of the paper's tuples, the mentions that fit a template's adjective or phrase. The rest stay mentions.
+_SAID = {
+    "nudity": ("naked", "nude", "bare", "exposed", "stripped", "topless"),
+    "violence": ("bleeding", "blood", "violence"),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Every name that `builtin` knows."""
+    return (*words.OBJECTS, *words.STYLES, *_SAID, *(f"paper-{name}" for name in paper.TUPLES))
+
+
+def builtin(name: str, n: int = 100, seed: int = 0) -> Concept:
+    """A concept by name: an object or style of the bundled model, "nudity" or "violence" (`n` template pairs each), or
+    "paper-gun" and its like: the five pairs that the paper prints.
+
+    Plain "gun" and "knife" are template concepts, since the paper's pairs hold synonyms that the benchmark keeps back.
+    Raises ExciseError for an unknown name, naming near ones.
+    """
+    if name in words.OBJECTS:
+        return from_templates(name, (name,), n, seed)
+    if name in words.STYLES:
+        return from_templates(name, (name,), n, seed, kind="style")
+    if name in _SAID:
+        return replace(from_templates(name, _SAID[name], n, seed, kind="attribute"), mentions=paper.mentions(name))
+    if (printed := name.removeprefix("paper-")) != name and printed in paper.TUPLES:
+        return paper.table_5(printed)
+    near = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names()[:5])} and others;"
+    raise ExciseError(f"unknown concept '{name}': {hint} other concepts need --mentions or a file of pairs")

@@ -1,0 +1,11 @@
+"""Edits, the eraser artefact, and its attachment to a live pipeline."""
+
+from __future__ import annotations
+
+from excise.erasers.attachment import Attachment
+from excise.erasers.edit import SAEEdit
+from excise.erasers.eraser import Eraser, verify
+from excise.erasers.formats import Check
+from excise.erasers.integrity import made_for
+
+__all__ = ["Attachment", "Check", "Eraser", "SAEEdit", "made_for", "verify"]

@@ -1,0 +1,297 @@
+"""Attachment: a live Eraser on a live pipeline. It proves itself at attach time; in doubt it refuses."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import warnings
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.hooks import HookRegistry, ModelHook  # type: ignore[attr-defined]
+from torch import nn
+
+from excise.erasers.canary import conditional, shift, what_denoiser_reads
+from excise.erasers.edit import SAEEdit, sae_digest
+from excise.erasers.guard import CALL, Call, Guard, Provenance, is_muted, only, version_of
+from excise.erasers.integrity import mismatches
+from excise.errors import EraserDidNotFire, ExciseError
+from excise.sites.site import depth, encoder_of, layer_count, resolve, text_encoders
+
+if TYPE_CHECKING:
+    from excise.erasers.eraser import Eraser
+
+log = logging.getLogger("excise")
+
+_SHIFT_SHARE = 0.5
+"""At a strict attach the canary must move by at least this share of what was measured at fit time."""
+
+
+class EditHook(ModelHook):
+    """Applies one edit to the output of the wrapped module.
+
+    It wraps `module.forward` (diffusers' HookRegistry), since transformers >= 5 can take `hidden_states` before a plain
+    forward hook has run.
+    """
+
+    def __init__(self, attachment: Attachment, edit: SAEEdit) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.attachment, self.edit, self._moved = attachment, edit, edit
+        self.rows = 0
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        call = CALL.get()
+        branch = "conditional" if call is None else call.next_branch(self)
+        if not self.attachment.active or is_muted(self.attachment):
+            return output
+        state = output[0] if isinstance(output, tuple) else output
+        if self._moved.W_enc.device != state.device:
+            self._moved = self.edit.to(state.device)
+        edited = self._moved.apply(state, self.attachment.strength, branch=branch, sae=self.attachment.sae)
+        if not bool(torch.isfinite(edited).all()):
+            raise ExciseError(f"states at {self.edit.site.key} are not finite numbers; nothing is rendered from them")
+        self.rows += int((edited != state).any(-1).sum())
+        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+
+class Attachment:
+    """A context manager around an attached eraser; leaving it detaches, and the pipeline is bit-identical again."""
+
+    def __init__(
+        self, eraser: Eraser, pipe: Any, *, strength: float = 1.0, strict: bool = True, sae: Any | None = None
+    ) -> None:
+        self.eraser, self.pipe, self.strict = eraser, pipe, strict
+        self.sae = self._checked_sae(sae)
+        self._strength, self._enabled, self.attached = _strength(strength), True, False
+        self._hooks: list[tuple[nn.Module, str, EditHook]] = []
+        self._made = Provenance()
+        self._prompts = 0
+        self._refuse_unless_covered()
+        modules = [resolve(pipe, edit.site) for edit in eraser.edits]
+        if eraser.edits and (odd := mismatches(pipe, dict(eraser.made_for))):
+            text = f"eraser {eraser.name!r} was made for another pipeline ({'; '.join(odd)})"
+            if strict:
+                raise ExciseError(f"{text}; fit it for this one, or attach with strict=False if you know why")
+            warnings.warn(text, stacklevel=3)
+        self._guard = Guard.join(pipe, self)
+        try:
+            for n, (module, edit) in enumerate(zip(modules, eraser.edits, strict=True)):
+                self._install(module, edit, f"excise.{id(self):x}.{n}")
+            self._weights = self._fingerprint()
+            self.attached = True
+            self.shift = self._prove()
+        except BaseException:
+            self.detach()
+            raise
+        self._audit("attached")
+
+    @property
+    def strength(self) -> float:
+        """Scales λ: 1 is what the eraser was fitted with, 0 leaves every bit alone."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self._strength = _strength(value)
+        self._made.forget()
+        self._audit(f"strength {self._strength}")
+
+    @property
+    def enabled(self) -> bool:
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._enabled = bool(value)
+        self._made.forget()
+        self._audit("enabled" if self._enabled else "disabled")
+
+    @property
+    def active(self) -> bool:
+        """Whether prompts are edited now."""
+        return self.attached and self._enabled and self._strength > 0 and bool(self._hooks)
+
+    def status(self) -> dict[str, Any]:
+        """State and counters for a health check; never any prompt text."""
+        return {
+            "name": self.eraser.name,
+            "concept": self.eraser.concept,
+            "digest": self.eraser.digest,
+            "attached": self.attached,
+            "enabled": self._enabled,
+            "active": self.active,
+            "strict": self.strict,
+            "strength": self._strength,
+            "sites": [edit.site.key for edit in self.eraser.edits],
+            "neurons": [edit.indices.tolist() for edit in self.eraser.edits],
+            "canary_shift": self.shift,
+            "prompts_encoded": self._prompts,
+            "rows_edited": sum(hook.rows for _, _, hook in self._hooks),
+        }
+
+    def detach(self) -> None:
+        """Take every hook off again; the pipeline is as it was before. Calling it twice is harmless."""
+        was, self.attached = self.attached, False
+        for module, name, _ in reversed(self._hooks):
+            _remove(module, name)
+        self._hooks.clear()
+        self._guard.leave(self.pipe, self)
+        if was:
+            self._audit("detached")
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def before_prompt(self, call: Call) -> None:
+        """Refuse an `encode_prompt` call whose states would pass the edit by. Raises ExciseError."""
+        name = self.eraser.name
+        for edit, (module, _, _) in zip(self.eraser.edits, self._hooks, strict=True):
+            if resolve(self.pipe, edit.site) is not module:
+                raise ExciseError(
+                    f"{edit.site.component} was replaced after eraser {name!r} was attached; attach it again"
+                )
+            self._refuse_early_tap(edit, call.arguments.get("clip_skip"))
+        if not self.strict:
+            return
+        if self._fingerprint() != self._weights:
+            raise ExciseError(f"the text encoder changed after eraser {name!r} was attached; attach it again")
+        for key in ("prompt_embeds", "pooled_prompt_embeds"):
+            given = call.arguments.get(key)
+            if given is not None and not self._made.knows(given):
+                raise ExciseError(
+                    f"{key} were not encoded under eraser {name!r}, so it cannot act on them; pass the prompt as text, "
+                    "or attach with strict=False"
+                )
+        config = getattr(getattr(self.pipe, "unet", None), "config", None)
+        if getattr(config, "encoder_hid_dim_type", None) == "ip_image_proj":
+            raise ExciseError(
+                f"an IP-Adapter feeds images past eraser {name!r}; unload it, or attach with strict=False"
+            )
+
+    def after_prompt(self, call: Call, made: Any) -> None:
+        """Raise EraserDidNotFire where the edited modules did not run as often as this call needs."""
+        for _, _, hook in self._hooks:
+            runs = call.runs.get(id(hook), 0)
+            if runs != len(call.branches):
+                self._made.forget()
+                raise EraserDidNotFire(
+                    f"eraser {self.eraser.name!r} saw {runs} of {len(call.branches)} text-encoder runs at "
+                    f"{hook.edit.site.key}; something unhooked or by-passed it, so nothing is rendered"
+                )
+        self._prompts += 1
+        self._made.add(conditional(made))
+
+    def _checked_sae(self, sae: Any | None) -> Any | None:
+        needing = [edit for edit in self.eraser.edits if edit.needs_sae]
+        if not needing:
+            return None
+        if sae is None:
+            raise ExciseError('gate="topk" needs the whole SAE; give it as attach(pipe, sae=...)')
+        if any(edit.sae_digest != sae_digest(sae) for edit in needing):
+            raise ExciseError("this is not the SAE the eraser was made from; give that one")
+        # A copy, so that training the caller's SAE on cannot change the attached edit.
+        return copy.deepcopy(sae).eval().requires_grad_(False)
+
+    def _refuse_unless_covered(self) -> None:
+        if Guard.of(self.pipe) is not None:
+            for other in Guard.of(self.pipe).attachments:  # type: ignore[union-attr]
+                if other.eraser.digest == self.eraser.digest and self.eraser.edits:
+                    raise ExciseError(
+                        f"eraser {self.eraser.name!r} is attached to this pipeline already; detach it first"
+                    )
+        edited = {edit.site.component for edit in self.eraser.edits}
+        if edited and (open_ones := sorted(set(text_encoders(self.pipe)) - edited)):
+            raise ExciseError(
+                f"{type(self.pipe).__name__} also reads {', '.join(open_ones)}, which this eraser does not edit; "
+                "the concept would pass through there: fit an eraser for every text encoder"
+            )
+
+    def _refuse_early_tap(self, edit: SAEEdit, clip_skip: int | None) -> None:
+        """clip_skip = s makes the pipeline read the output of layer L - s: refuse if the Site lies behind it."""
+        if not clip_skip:
+            return
+        at = depth(self.pipe, edit.site)
+        tap = layer_count(encoder_of(self.pipe, edit.site.component)) - clip_skip
+        if at is None or at > tap:
+            raise ExciseError(
+                f"clip_skip={clip_skip} reads the text encoder before {edit.site.key}, where eraser "
+                f"{self.eraser.name!r} acts; use a smaller clip_skip or an eraser for an earlier Site"
+            )
+
+    def _install(self, module: nn.Module, edit: SAEEdit, name: str) -> None:
+        fresh = not hasattr(module, "_diffusers_hook")
+        hook = EditHook(self, edit)
+        registry = HookRegistry.check_if_exists_or_initialize(module)
+        if fresh:
+            registry.excise_made_it = True  # type: ignore[attr-defined]
+        self._hooks.append((module, name, hook))
+        registry.register_hook(hook, name)
+
+    def _fingerprint(self) -> list[tuple[str, int, int]]:
+        """Which parameters the text encoders have and how often each was written to: cheap enough for every call."""
+        return [
+            (f"{component}.{name}", id(parameter), version_of(parameter))
+            for component, encoder in text_encoders(self.pipe).items()
+            for name, parameter in encoder.named_parameters()
+        ]
+
+    def _prove(self) -> float:
+        """The smallest relative change over the canary prompts at strength 1. Raises EraserDidNotFire."""
+        if not self.eraser.edits:
+            return 0.0
+        kept = self._strength, self._enabled
+        shifts = []
+        try:
+            with only(self):
+                for prompt in self.eraser.canary:
+                    self._strength, self._enabled = 1.0, True
+                    edited = what_denoiser_reads(self.pipe, prompt)
+                    self._enabled = False
+                    plain = what_denoiser_reads(self.pipe, prompt)
+                    shifts += [shift(a, b) for a, b in zip(edited, plain, strict=True)]
+        finally:
+            self._strength, self._enabled = kept
+            self._made.forget()
+            self._prompts = 0
+            for _, _, hook in self._hooks:
+                hook.rows = 0
+        least = min(shifts, default=0.0)
+        wanted = _SHIFT_SHARE * self.eraser.canary_shift if self.strict else 0.0
+        if not least > 0 or least < wanted:
+            raise EraserDidNotFire(
+                f"eraser {self.eraser.name!r} did not change what the denoiser reads on its canary prompt "
+                f"(shift {least:.2g}, {self.eraser.canary_shift:.2g} when it was fitted); it was detached, and "
+                "nothing is safe to render: check Site, λ and model"
+            )
+        return least
+
+    def _audit(self, event: str) -> None:
+        log.info("eraser %s (%s): %s", self.eraser.name, self.eraser.digest[:12], event)
+
+
+def _strength(value: float) -> float:
+    if not (math.isfinite(value) and value >= 0):
+        raise ExciseError(f"strength is {value}; it must be a number of at least 0 (a negative one would amplify)")
+    return float(value)
+
+
+def _remove(module: nn.Module, name: str) -> None:
+    """Unhook, and leave no trace where the registry was ours and nobody else uses it now."""
+    registry = getattr(module, "_diffusers_hook", None)
+    if registry is None:
+        return
+    registry.remove_hook(name, recurse=False)
+    if registry.hooks:
+        return
+    own = vars(module).get("forward")
+    if getattr(own, "__func__", None) is type(module).forward:
+        del module.forward
+    if getattr(registry, "excise_made_it", False):
+        del module._diffusers_hook

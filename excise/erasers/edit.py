@@ -1,0 +1,213 @@
+"""One change at one Site: subtract what a few SAE neurons write (SNCE, eqs. 8-9).
+
+Shapes: h `[B, T, d]`, k edited neurons, W_enc and W_dec `[k, d]` (a latent is a row in both), codes z `[B, T, k]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from excise.errors import ExciseError
+from excise.sites.site import Site
+
+Gate = Literal["threshold", "relu", "topk"]
+Source = Literal["prompt", "concept"]
+Uncond = Literal["none", "same", "flip"]
+Align = Literal["position", "pooled"]
+Branch = Literal["conditional", "unconditional"]
+
+TENSORS = ("indices", "W_enc", "b_enc", "b_pre", "W_dec", "threshold")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "gate": get_args(Gate),
+    "source": get_args(Source),
+    "uncond": get_args(Uncond),
+    "align": get_args(Align),
+}
+
+
+def preactivations(h: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor) -> Tensor:
+    """`[..., k]`: (h - b_pre) @ W_encᵀ + b_enc, eq. 1 before its ReLU, for the k edited rows only."""
+    return (h - b_pre) @ W_enc.T + b_enc
+
+
+def threshold_codes(preacts: Tensor, threshold: Tensor) -> Tensor:
+    """z_i = pre-activation where it is above threshold_i (never below 0), else exactly 0."""
+    return torch.where(preacts > threshold.clamp(min=0), preacts, torch.zeros_like(preacts))
+
+
+def topk_codes(values: Tensor, indices: Tensor, wanted: Tensor) -> Tensor:
+    """`[N, k]`: the codes of the `wanted` `[k]` neurons among TopK codes `values`, `indices` `[N, K]`; 0 if absent."""
+    return (values[..., None] * (indices[..., None] == wanted)).sum(-2)
+
+
+def subtract(h: Tensor, z: Tensor, W_dec: Tensor, amount: float) -> Tensor:
+    """Eqs. 8-9: h_m = h - M W_decᵀ with M_i = amount * z_i on the edited neurons, at every position.
+
+    Rows where z is all zero come out with the very same bits; the others are computed in float32 (or better) and
+    returned in h's dtype.
+    """
+    delta = (amount * z) @ W_dec
+    edited = (h.to(delta.dtype) - delta).to(h.dtype)
+    return torch.where((z != 0).any(-1, keepdim=True), edited, h)
+
+
+def sae_digest(sae: Any) -> str:
+    """sha256 over an SAE's float32 parameters and its k: which SAE an edit's rows were taken from."""
+    digest = hashlib.sha256(f"k={_k(sae)}".encode())
+    for name in ("W_enc", "W_dec", "b_enc", "b_pre"):
+        tensor = getattr(sae, name).detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _k(sae: Any) -> int:
+    config = getattr(sae, "config", None)
+    return int(config.k if config is not None else sae.k)
+
+
+@dataclass(frozen=True, eq=False)
+class SAEEdit:
+    """Turn down k neurons of an SAE at one Site. Carries only their rows, so it is kilobytes.
+
+    Raises ExciseError on construction for shapes that do not fit, values that are not finite or unknown options.
+    """
+
+    site: Site
+    indices: Tensor
+    """`[k]` int64: the neurons' numbers in the SAE."""
+    W_enc: Tensor
+    """`[k, d]`"""
+    b_enc: Tensor
+    """`[k]`"""
+    b_pre: Tensor
+    """`[d]`"""
+    W_dec: Tensor
+    """`[k, d]`"""
+    threshold: Tensor
+    """`[k]`: pre-activations up to this one read as silence; used by gate="threshold" alone."""
+    gate: Gate = "threshold"
+    """How codes are read from states: "threshold" (a calibrated stand-in for TopK), "relu" (TopK off), "topk" (exact;
+    with source="prompt" it needs the whole SAE at attach)."""
+    source: Source = "prompt"
+    """Whose codes are subtracted: the user's prompt's own, or the concept tuple's (the paper's reading)."""
+    lam: float = 1.0
+    """The paper's manipulation coefficient λ."""
+    uncond: Uncond = "none"
+    """The unconditional branch: left alone, edited alike, or edited with the opposite sign."""
+    align: Align = "position"
+    """How `concept_codes` were made: codes of the joined tuple position by position, or a mean over each mention."""
+    concept_codes: Tensor | None = None
+    """`[T, k]`, for source="concept" only."""
+    sae_digest: str = ""
+    """`sae_digest` of the SAE the rows came from."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ExciseError(f"{name} cannot be {getattr(self, name)!r}; it is one of {', '.join(allowed)}")
+        if not (math.isfinite(self.lam) and self.lam >= 0):
+            raise ExciseError(f"λ is {self.lam}; it must be a number of at least 0 (a negative one would amplify)")
+        k, d = len(self.indices), self.site.width
+        shapes = {"indices": (k,), "W_enc": (k, d), "b_enc": (k,), "b_pre": (d,), "W_dec": (k, d), "threshold": (k,)}
+        for name, shape in shapes.items():
+            if tuple(getattr(self, name).shape) != shape:
+                raise ExciseError(
+                    f"{name} has shape {tuple(getattr(self, name).shape)}, not {shape}, for {k} neurons at "
+                    f"{self.site}; the SAE and the Site do not belong together"
+                )
+        if k == 0 or len(set(self.indices.tolist())) != k or int(self.indices.min()) < 0:
+            raise ExciseError("an edit needs at least one neuron, each named once by a number of at least 0")
+        if (self.source == "concept") != (self.concept_codes is not None):
+            raise ExciseError('concept codes go with source="concept" and with nothing else; fit the eraser again')
+        if self.concept_codes is not None and (self.concept_codes.ndim != 2 or self.concept_codes.shape[1] != k):
+            raise ExciseError(f"concept_codes has shape {tuple(self.concept_codes.shape)}, not (positions, {k})")
+        for name, tensor in self.tensors().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise ExciseError(f"{name} holds values that are not finite numbers; fit the eraser again")
+
+    @classmethod
+    def from_sae(cls, sae: Any, site: Site, indices: list[int], **options: Any) -> SAEEdit:
+        """The edit of neurons `indices` of `sae` at `site`; `options` are this class's other fields.
+
+        Raises ExciseError where the SAE has no such neuron or another width.
+        """
+        m, d = sae.W_enc.shape
+        if d != site.width:
+            raise ExciseError(f"the SAE is {d} wide, {site.key} {site.width}; use the SAE trained at this Site")
+        if bad := [i for i in indices if not 0 <= i < m]:
+            raise ExciseError(f"the SAE has {m} neurons, numbered from 0; there is no {bad[0]}")
+        rows = torch.tensor(indices, dtype=torch.int64)
+
+        def own(tensor: Tensor) -> Tensor:
+            return tensor.detach().to("cpu", torch.float32).clone().contiguous()
+
+        parts: dict[str, Any] = {name: own(getattr(sae, name)[rows.to(sae.W_enc.device)]) for name in ("W_enc", "b_enc", "W_dec")}
+        options.setdefault("threshold", torch.zeros(len(indices)))
+        return cls(site=site, indices=rows, b_pre=own(sae.b_pre), sae_digest=sae_digest(sae), **parts, **options)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by field name, as they are saved."""
+        out: dict[str, Tensor] = {name: getattr(self, name) for name in TENSORS}
+        if self.concept_codes is not None:
+            out["concept_codes"] = self.concept_codes
+        return out
+
+    def to(self, device: torch.device) -> SAEEdit:
+        """The same edit with its tensors on `device`."""
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return replace(self, **moved)
+
+    @property
+    def needs_sae(self) -> bool:
+        """Whether the whole SAE must be given when attaching."""
+        return self.gate == "topk" and self.source == "prompt"
+
+    def codes(self, h: Tensor, sae: Any | None = None) -> Tensor:
+        """z `[B, T, k]` for states `h` `[B, T, d]`, float32 or better. `sae` is read by gate="topk" alone.
+
+        Raises ExciseError where widths or lengths differ from the artefact's, or the SAE is missing or another one.
+        """
+        if h.ndim != 3 or h.shape[-1] != self.site.width:
+            raise ExciseError(f"{self.site.key} gave states of shape {tuple(h.shape)}, not [B, T, {self.site.width}]")
+        dtype = torch.promote_types(h.dtype, torch.float32)
+        if self.concept_codes is not None:
+            if h.shape[1] != len(self.concept_codes):
+                raise ExciseError(
+                    f"the prompt has {h.shape[1]} positions, the eraser's concept codes {len(self.concept_codes)}; "
+                    'use source="prompt" where the length varies'
+                )
+            return self.concept_codes.to(dtype).expand(h.shape[0], -1, -1)
+        if self.gate == "topk":
+            if sae is None:
+                raise ExciseError('gate="topk" needs the whole SAE; give it as attach(pipe, sae=...)')
+            values, indices = sae.encode(h.reshape(-1, h.shape[-1]).to(sae.W_enc))
+            z = topk_codes(values, indices, self.indices.to(indices.device))
+            return z.reshape(*h.shape[:2], -1).to(h.device, dtype)
+        W_enc, b_enc, b_pre = self.W_enc.to(dtype), self.b_enc.to(dtype), self.b_pre.to(dtype)
+        threshold = self.threshold.to(dtype) if self.gate == "threshold" else torch.zeros_like(b_enc)
+        return threshold_codes(preactivations(h.to(dtype), W_enc, b_enc, b_pre), threshold)
+
+    @torch.no_grad()
+    def apply(
+        self, h: Tensor, strength: float = 1.0, *, branch: Branch = "conditional", sae: Any | None = None
+    ) -> Tensor:
+        """Edited states `[B, T, d]` in h's dtype: h - strength·λ·Σ_i z_i W_dec[i] (eqs. 8-9), at every position.
+
+        A row in which every edited neuron is silent is returned bit-identical.
+        """
+        amount = strength * self.lam
+        if branch == "unconditional":
+            amount *= {"none": 0.0, "same": 1.0, "flip": -1.0}[self.uncond]
+        if amount == 0:
+            return h
+        # Under autocast these small products would be rounded to half precision and the gate would flip.
+        with torch.autocast(h.device.type, enabled=False):
+            z = self.codes(h, sae)
+            return subtract(h, z, self.W_dec.to(z.dtype), amount)

@@ -1,0 +1,113 @@
+"""Eraser: the artefact. What is edited, what it was made for, how it was made and what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from excise.erasers import formats
+from excise.erasers.attachment import Attachment
+from excise.erasers.edit import SAEEdit
+from excise.erasers.formats import Check
+from excise.erasers.integrity import mismatches
+from excise.errors import ExciseError
+from excise.files import sha256, write_folder
+from excise.sites.site import resolve
+
+
+@dataclass(frozen=True, eq=False)
+class Eraser:
+    """A concept's erasure as data: attach it to a live pipeline with `attach`.
+
+    Raises ExciseError on construction where it edits something but names no canary prompt to prove it with.
+    """
+
+    edits: tuple[SAEEdit, ...]
+    name: str
+    concept: str
+    mentions: tuple[str, ...] = ()
+    made_for: Mapping[str, Any] = field(default_factory=dict)
+    """`integrity.made_for(pipe)` of the pipeline it was fitted on."""
+    created: Mapping[str, Any] = field(default_factory=dict)
+    """The method's configuration, as json."""
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured when it was fitted, as json."""
+    canary: tuple[str, ...] = ()
+    """Prompts on which the edit must visibly change what the denoiser reads."""
+    canary_shift: float = 0.0
+    """The smallest relative L2 change of those states over the canaries, at strength 1, when it was fitted."""
+    method: str = "snce"
+
+    def __post_init__(self) -> None:
+        if self.edits and not any(c.strip() for c in self.canary):
+            raise ExciseError(f"eraser {self.name!r} has no canary prompt, so nothing could prove that it works")
+        if not self.edits and self.method != "none":
+            raise ExciseError(f"eraser {self.name!r} edits nothing; fit it again")
+        if not (math.isfinite(self.canary_shift) and self.canary_shift >= 0):
+            raise ExciseError(f"eraser {self.name!r} has an impossible canary shift of {self.canary_shift}")
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the manifest, which holds the digests of everything else: the artefact's identity."""
+        return sha256(formats.pack(self)["manifest.json"]) if self.edits else sha256(b"none")
+
+    def save(self, folder: Path | str) -> None:
+        """Put `eraser.json`, `eraser.safetensors` and `manifest.json` into `folder`, all at once or not at all."""
+        write_folder(Path(folder), formats.pack(self))
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Eraser:
+        """Read a saved eraser. Raises ExciseError where it is incomplete, altered, cut short or of another format."""
+        path = Path(folder)
+        files = formats.read(path)
+        formats.check_manifest(path, files)
+        return cls(**formats.unpack(path, files))
+
+    def attach(self, pipe: Any, strength: float = 1.0, strict: bool = True, *, sae: Any | None = None) -> Attachment:
+        """Attach to `pipe` and prove with the canary that it works; use the result as a context manager.
+
+        `sae` is needed by gate="topk" alone. With `strict=False` another model's weights, embeddings encoded elsewhere
+        and IP-Adapters are let through; an eraser that does not fire never is.
+        Raises ExciseError where the pipeline is not the one it was made for, EraserDidNotFire where nothing changed.
+        """
+        return Attachment(self, pipe, strength=strength, strict=strict, sae=sae)
+
+
+def verify(folder: Path | str, pipe: Any | None = None, *, sae: Any | None = None) -> list[Check]:
+    """Check a saved eraser, and with `pipe` that it fits that pipeline and fires on it. Stops at the first failure
+    that makes the later checks meaningless; nothing is raised for a bad eraser."""
+    path = Path(folder)
+    checks: list[Check] = []
+
+    def passes(name: str, step: Any, detail: str) -> Any:
+        try:
+            result = step()
+        except ExciseError as error:
+            checks.append(Check(name, False, str(error)))
+            return None
+        checks.append(Check(name, True, detail))
+        return result if result is not None else True
+
+    files = passes("files", lambda: formats.read(path), "all three files are there")
+    if files is None or passes("manifest", lambda: formats.check_manifest(path, files), "no byte was altered") is None:
+        return checks
+    eraser = passes("content", lambda: Eraser(**formats.unpack(path, files)), "format, shapes and values are valid")
+    if eraser is None or pipe is None:
+        return checks
+
+    def same_model() -> None:
+        if odd := mismatches(pipe, eraser.made_for):
+            raise ExciseError(f"made for another pipeline: {'; '.join(odd)}")
+
+    def fires() -> None:
+        with eraser.attach(pipe, strict=False, sae=sae):
+            pass
+
+    passes("sites", lambda: [resolve(pipe, edit.site) for edit in eraser.edits], "every Site exists")
+    passes("model", same_model, "text encoder and tokenizer are those it was made for")
+    passes("canary", fires, "what the denoiser reads changes on the canary prompt")
+    return checks

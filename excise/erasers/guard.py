@@ -1,0 +1,146 @@
+"""The guard on a pipeline's `encode_prompt`: knows the branch of every text-encoder call and closes the ways round."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from excise.erasers.edit import Branch
+from excise.errors import ExciseError
+
+if TYPE_CHECKING:
+    from excise.erasers.attachment import Attachment
+
+
+@dataclass
+class Call:
+    """One run of `encode_prompt`."""
+
+    arguments: dict[str, Any]
+    branches: tuple[Branch, ...]
+    """What the first, second, ... run of each text encoder in this call is for."""
+    runs: dict[int, int] = field(default_factory=dict)
+    """How often each hook (by id) ran in this call."""
+
+    def next_branch(self, hook: object) -> Branch:
+        """The branch of the hook's next run; one run too many counts as conditional, so that it is edited."""
+        n = self.runs.get(id(hook), 0)
+        self.runs[id(hook)] = n + 1
+        return self.branches[n] if n < len(self.branches) else "conditional"
+
+
+CALL: ContextVar[Call | None] = ContextVar("excise_call", default=None)
+"""The `encode_prompt` call under way in this thread or task; None when a text encoder is called directly."""
+_ONLY: ContextVar[object | None] = ContextVar("excise_only", default=None)
+
+
+@contextmanager
+def only(attachment: object) -> Iterator[None]:
+    """Within it no other attachment edits: one canary must not be silenced by another eraser of the same concept."""
+    token = _ONLY.set(attachment)
+    try:
+        yield
+    finally:
+        _ONLY.reset(token)
+
+
+def is_muted(attachment: object) -> bool:
+    return _ONLY.get() not in (None, attachment)
+
+
+class Guard:
+    """Stands in for `pipe.encode_prompt` while anything is attached to `pipe`; one for all its attachments."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.original: Callable[..., Any] = pipe.encode_prompt
+        self.before = vars(pipe).get("encode_prompt")
+        self.signature = inspect.signature(self.original)
+        self.attachments: list[Attachment] = []
+        update_wrapper(self, self.original)
+
+    @classmethod
+    def of(cls, pipe: Any) -> Guard | None:
+        """The guard on `pipe`, if there is one."""
+        guard = vars(pipe).get("encode_prompt")
+        return guard if isinstance(guard, cls) else None
+
+    @classmethod
+    def join(cls, pipe: Any, attachment: Attachment) -> Guard:
+        """Add `attachment` to the pipeline's guard, putting one in place first where there is none."""
+        if not callable(getattr(pipe, "encode_prompt", None)):
+            raise ExciseError(
+                f"{type(pipe).__name__} has no encode_prompt to prove an eraser with; it is not supported"
+            )
+        guard = cls.of(pipe)
+        if guard is None:
+            guard = cls(pipe)
+            pipe.encode_prompt = guard
+        guard.attachments.append(attachment)
+        return guard
+
+    def leave(self, pipe: Any, attachment: Attachment) -> None:
+        """Take `attachment` off; the last one out puts `pipe.encode_prompt` back as it was."""
+        if attachment in self.attachments:
+            self.attachments.remove(attachment)
+        if not self.attachments and vars(pipe).get("encode_prompt") is self:
+            if self.before is None:
+                del pipe.encode_prompt
+            else:
+                pipe.encode_prompt = self.before
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        call = Call(dict(bound.arguments), _branches(bound.arguments))
+        live = [a for a in self.attachments if a.active and not is_muted(a)]
+        for attachment in live:
+            attachment.before_prompt(call)
+        token = CALL.set(call)
+        try:
+            made = self.original(*args, **kwargs)
+        finally:
+            CALL.reset(token)
+        for attachment in live:
+            attachment.after_prompt(call, made)
+        return made
+
+
+def _branches(arguments: dict[str, Any]) -> tuple[Branch, ...]:
+    """Which text-encoder runs to expect: the prompt's unless embeddings are given, then the unconditional one's."""
+    branches: list[Branch] = []
+    if arguments.get("prompt_embeds") is None:
+        branches.append("conditional")
+    if arguments.get("do_classifier_free_guidance") and arguments.get("negative_prompt_embeds") is None:
+        branches.append("unconditional")
+    return tuple(branches)
+
+
+class Provenance:
+    """Remembers which embedding tensors an attachment made itself, without keeping them alive."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[weakref.ref[Tensor], int]] = []
+
+    def add(self, tensors: list[Tensor]) -> None:
+        alive = [(ref, version) for ref, version in self._made if ref() is not None]
+        self._made = alive + [(weakref.ref(t), version_of(t)) for t in tensors]
+
+    def knows(self, tensor: object) -> bool:
+        """Whether this very tensor was made here and not written to since."""
+        return any(ref() is tensor and version == version_of(tensor) for ref, version in self._made)
+
+    def forget(self) -> None:
+        self._made.clear()
+
+
+def version_of(tensor: Any) -> int:
+    """The tensor's write counter; tensors made in inference mode keep none."""
+    return -1 if tensor.is_inference() else int(tensor._version)

@@ -1,0 +1,99 @@
+"""Digests of what an eraser was made for: text-encoder weights and tokenizer behaviour."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from excise.errors import ExciseError
+from excise.sites.site import text_encoders, tokenizer_of
+
+_PROBES = (
+    "a photo of a gun next to a cat on a wooden table",
+    "A Naïve café — 東京, 100% (done) #1 :: \U0001f52b's",
+    "naked nude violence blood knife revolver unbelievably pseudopseudohypoparathyroidism",
+    "",
+)
+"""Strings whose token ids stand for the tokenizer's merges and normalisation, whatever class it is."""
+
+
+def encoder_digests(encoder: nn.Module) -> dict[str, list[str]]:
+    """Digests of the weights by precision, so that an eraser fitted in float32 knows the float16 and bfloat16 model.
+
+    A bfloat16 model may have been rounded from float32 or from float16 files, hence up to two digests.
+    """
+    half = _digest(encoder, (torch.float16,))
+    if next(encoder.parameters()).dtype == torch.bfloat16:
+        return {"bfloat16": [half]}
+    via_half = _digest(encoder, (torch.float16, torch.bfloat16, torch.float16))
+    direct = _digest(encoder, (torch.bfloat16, torch.float16))
+    return {"float16": [half], "bfloat16": sorted({direct, via_half})}
+
+
+def encoder_matches(encoder: nn.Module, digests: dict[str, list[str]]) -> bool:
+    """Whether the live encoder's weights are those of `encoder_digests`, up to rounding to its own dtype."""
+    precision = "bfloat16" if next(encoder.parameters()).dtype == torch.bfloat16 else "float16"
+    known = digests.get(precision, [])
+    return bool(known) and _digest(encoder, (torch.float16,)) in known
+
+
+def _digest(encoder: nn.Module, casts: tuple[torch.dtype, ...]) -> str:
+    digest = hashlib.sha256()
+    state = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}
+    for name in sorted(state):
+        if name.endswith("position_ids"):  # a constant that only some transformers versions keep
+            continue
+        tensor = state[name]
+        if tensor.is_meta:
+            raise ExciseError(
+                f"the text encoder's weights ({name}) are not in memory; attach the eraser before enabling offload"
+            )
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor.detach(), casts))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor, casts: tuple[torch.dtype, ...]) -> bytes:
+    if tensor.is_floating_point():
+        for dtype in casts:
+            tensor = tensor.to(dtype)
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Digest of the vocabulary, the special ids and the ids of probe strings: any transformers version agrees."""
+    ids = tokenizer(list(_PROBES), truncation=True)["input_ids"]
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length]
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps([vocabulary, special, [list(i) for i in ids]]).encode()).hexdigest()
+
+
+def made_for(pipe: Any) -> dict[str, Any]:
+    """What an eraser fitted on `pipe` is for: its class, and digests of every text encoder and tokenizer."""
+    encoders = text_encoders(pipe)
+    return {
+        "pipeline": type(pipe).__name__,
+        "encoders": {name: encoder_digests(encoder) for name, encoder in encoders.items()},
+        "tokenizers": {name: tokenizer_digest(tokenizer_of(pipe, name)) for name in encoders},
+    }
+
+
+def mismatches(pipe: Any, made: dict[str, Any]) -> list[str]:
+    """What differs between `pipe` and what the eraser was made for, one clause each; empty if nothing does."""
+    out = []
+    encoders = text_encoders(pipe)
+    for name in sorted(set(encoders) | set(made["encoders"])):
+        if name not in encoders:
+            out.append(f"there is no {name}")
+        elif name not in made["encoders"]:
+            out.append(f"{name} is one the eraser does not know")
+        else:
+            if not encoder_matches(encoders[name], made["encoders"][name]):
+                out.append(f"{name}'s weights differ")
+            if tokenizer_digest(tokenizer_of(pipe, name)) != made["tokenizers"].get(name):
+                out.append(f"{name}'s tokenizer differs")
+    return out

@@ -1,0 +1,39 @@
+"""What a method is, and the list of them."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+from excise.errors import ExciseError
+
+if TYPE_CHECKING:
+    from excise.concepts import Concept
+    from excise.erasers import Eraser
+
+METHODS: dict[str, str] = {
+    "none": "the untouched model, the baseline of every comparison",
+    "snce": "one neuron of a sparse autoencoder on the text encoder (He et al., A Single Neuron Works)",
+}
+"""Name (and module of `excise.methods`) -> one line about it. A new method is one file and one line here."""
+
+
+class Method(Protocol):
+    """`fit` makes an eraser of a concept for a pipeline; `Config` is its frozen configuration class."""
+
+    name: str
+    Config: type[Any]
+
+    def fit(self, pipe: Any, concept: Concept, config: Any) -> Eraser:
+        """Raises ExciseError where the concept cannot be erased so."""
+        ...
+
+
+def method(name: str) -> Method:
+    """The method called `name`. Raises ExciseError, naming near ones, where there is none."""
+    if name not in METHODS:
+        near = get_close_matches(name.lower(), METHODS, n=3) or list(METHODS)
+        raise ExciseError(f"there is no method {name!r}; try {', '.join(near)}")
+    found: Method = import_module(f"excise.methods.{name}").METHOD
+    return found

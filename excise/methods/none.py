@@ -1,0 +1,26 @@
+"""The untouched model: an eraser that edits nothing, so that every comparison has its baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from excise.concepts import Concept
+from excise.erasers import Eraser, made_for
+
+
+@dataclass(frozen=True)
+class NoneConfig:
+    """Nothing to choose."""
+
+
+class _None:
+    name = "none"
+    Config = NoneConfig
+
+    def fit(self, pipe: Any, concept: Concept, config: NoneConfig) -> Eraser:
+        """An eraser whose attachment leaves every bit alone; it cannot be saved."""
+        return Eraser((), "none", concept.name, concept.mentions, made_for=made_for(pipe), method="none")
+
+
+METHOD = _None()

@@ -1,0 +1,91 @@
+"""Codes of prompts at a Site: all neurons for scoring, the edited ones at every position for calibrating."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from excise.erasers import SAEEdit
+from excise.erasers.edit import Align, threshold_codes, topk_codes
+from excise.errors import ExciseError
+from excise.neurons import PromptCodes
+from excise.sae import TopKSAE
+from excise.sites import Features, Site, capture
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """The edited neurons on some prompts, every position: pre-activations and TopK codes `[P, T, k]` on the CPU."""
+
+    preacts: Tensor
+    topk: Tensor
+    scored: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, pipe: Any, sae: TopKSAE, edit: SAEEdit, prompts: Sequence[str], batch_size: int = 64) -> Reading:
+        preacts, topk, scored = [], [], []
+        for batch, h in _states(pipe, sae, edit.site, prompts, batch_size):
+            rows = edit.indices.to(h.device)
+            preacts.append(sae.preactivations(h)[..., rows].cpu())
+            values, indices = sae.encode(h.flatten(0, 1))
+            topk.append(topk_codes(values, indices, rows).reshape(*h.shape[:2], -1).cpu())
+            scored.append(batch.scored.cpu())
+        if not preacts:
+            raise ExciseError("the concept has no deconcept prompts to calibrate on; give it pairs")
+        return cls(torch.cat(preacts), torch.cat(topk), torch.cat(scored))
+
+    def codes(self, edit: SAEEdit) -> Tensor:
+        """Codes `[P, T, k]` as the edit's gate reads them."""
+        if edit.gate == "topk":
+            return self.topk
+        level = edit.threshold if edit.gate == "threshold" else torch.zeros_like(edit.threshold)
+        return threshold_codes(self.preacts, level)
+
+
+def _states(
+    pipe: Any, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_size: int = 64
+) -> list[tuple[Features, Tensor]]:
+    """Batches with their states `[B, T, d]` in the SAE's dtype and on its device."""
+    return [(f, f.states[site].to(sae.W_enc)) for f in capture(pipe, [site], prompts, batch_size)]
+
+
+@torch.no_grad()
+def prompt_codes(
+    pipe: Any, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_size: int = 64
+) -> tuple[PromptCodes, Tensor]:
+    """TopK codes of whole prompts, and their token ids `[P, T]`."""
+    values, indices, scored, ids = [], [], [], []
+    for batch in capture(pipe, [site], prompts, batch_size):
+        codes = sae.encode(batch.states[site].to(sae.W_enc))
+        values.append(codes.values.cpu())
+        indices.append(codes.indices.cpu())
+        scored.append(batch.scored.cpu())
+        ids.append(batch.ids.cpu())
+    return PromptCodes(torch.cat(values), torch.cat(indices), torch.cat(scored), sae.config.m), torch.cat(ids)
+
+
+def concept_codes(pipe: Any, sae: TopKSAE, edit: SAEEdit, mentions: Sequence[str], align: Align) -> Tensor:
+    """Z_c of eq. 8, `[T, k]`: of the comma-joined tuple by position, or the mean over mentions of their mean code.
+
+    The pooled mean goes to every position but the first: a BOS state comes before any word and carries none.
+    Raises ExciseError where the neurons are silent on the tuple.
+    """
+    if align == "position":
+        codes = Reading.of(pipe, sae, edit, [", ".join(mentions)]).codes(edit)[0]
+    else:
+        read = Reading.of(pipe, sae, edit, mentions)
+        weight = read.scored[..., None].to(read.preacts.dtype)
+        mean = ((read.codes(edit) * weight).sum(1) / weight.sum(1).clamp(min=1)).mean(0)
+        codes = mean.repeat(read.preacts.shape[1], 1)
+        codes[0] = 0
+    if not bool((codes > 0).any()):
+        raise ExciseError(
+            f"neurons {edit.indices.tolist()} are silent on the mentions of {', '.join(mentions)!r}, so there is "
+            'nothing to subtract; use source="prompt" or other neurons'
+        )
+    return codes.float()

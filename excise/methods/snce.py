@@ -1,0 +1,270 @@
+"""SNCE: erase a concept by turning down the SAE neuron that carries it (He et al., A Single Neuron Works)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from excise.concepts import Concept
+from excise.erasers import Eraser, SAEEdit, made_for
+from excise.erasers.calibrate import Calibration, calibrate
+from excise.erasers.edit import Align, Gate, Source, Uncond
+from excise.errors import ExciseError
+from excise.methods.reading import Reading, concept_codes, prompt_codes
+from excise.neurons import PromptCodes, Ranking, Validation, identify, top_tokens, validate
+from excise.neurons.validate import TokenUse
+from excise.sae import TopKSAE, card, load
+from excise.sites import Site, site_at
+from excise.sites.site import tokenizer_of
+
+
+@dataclass(frozen=True)
+class SNCEConfig:
+    """How SNCE finds and edits neurons; saved word for word in the eraser."""
+
+    sae: str = ""
+    """Folder of the SAE."""
+    site: str = ""
+    """Module path the SAE was trained at, such as `encoder.layers.8`; empty: what the SAE's card says."""
+    component: str = "text_encoder"
+    """The text encoder of the pipeline that `site` is a path in."""
+    k: int = 1
+    """How many of the top-ranked neurons to turn down."""
+    neurons: tuple[int, ...] = ()
+    """These neurons instead of the top k, chosen by a person."""
+    lam: float = 2.5
+    """The paper's manipulation coefficient λ. The paper has 0.6 to 1.2; small models needed about 2.5."""
+    source: Source = "prompt"
+    """Whose codes are subtracted: "prompt" (the user's; unrelated prompts keep every bit) or "concept" (the paper)."""
+    gate: Gate = "threshold"
+    """How codes are read: "threshold" (calibrated, kilobytes), "relu" (TopK off), "topk" (exact, needs the SAE)."""
+    uncond: Uncond = "none"
+    """The unconditional branch: "none" (left alone), "same", or "flip" (the opposite sign)."""
+    align: Align = "position"
+    """For source="concept": the joined tuple's codes position by position, or "pooled", a mean over each mention."""
+    tolerance: float = 0.0
+    """Share of its concept score that a neuron's deconcept score may reach (0 is eq. 6)."""
+    score: str = "snce"
+    """A name in `excise.neurons.SCORES`."""
+    margin: float = 0.1
+    """Where the threshold lies between the quiet prompts' maximum (0) and the typical concept prompt (1)."""
+    permutations: int = 1000
+    """Draws of the permutation null in the validation."""
+    examine: int = 10
+    """How many of the first neurons are validated."""
+    batch_size: int = 64
+    """Prompts a text-encoder pass."""
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or self.examine < 1 or self.batch_size < 1:
+            raise ExciseError("k, examine and batch_size are whole numbers of at least 1")
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What was found for a concept at a Site."""
+
+    site: Site
+    ranking: Ranking
+    validation: tuple[Validation, ...]
+    """Of the first `examine` neurons of the ranking."""
+    tokens: dict[int, tuple[TokenUse, ...]]
+    """By neuron: the tokens of concept prompts at which it fires most."""
+    concept_codes: PromptCodes
+    deconcept_codes: PromptCodes
+    control_codes: PromptCodes | None
+
+    def chosen(self, config: SNCEConfig) -> tuple[int, ...]:
+        """The neurons to edit. Raises ExciseError where the ranking has fewer than k."""
+        return config.neurons or self.ranking.top(config.k)
+
+
+def find(pipe: Any, sae: TopKSAE, concept: Concept, config: SNCEConfig | None = None) -> Found:
+    """Rank and validate the SAE's neurons for `concept` (eqs. 4-7) at the config's Site.
+
+    Raises ExciseError where the concept has no pairs, or Site and SAE do not fit. Warns of a structural top neuron.
+    """
+    config = config or SNCEConfig()
+    site = _site(pipe, sae, config)
+    if not concept.pairs:
+        raise ExciseError(f"concept {concept.name!r} has no prompt pairs; make some with `excise pairs make`")
+    prompts = [pair.concept for pair in concept.pairs]
+    codes, ids = prompt_codes(pipe, sae, site, prompts, config.batch_size)
+    others, _ = prompt_codes(pipe, sae, site, [pair.deconcept for pair in concept.pairs], config.batch_size)
+    controls = prompt_codes(pipe, sae, site, concept.controls, config.batch_size)[0] if concept.controls else None
+    ranking = identify(codes, others, tolerance=config.tolerance, score=config.score)
+    templates = [pair.template for pair in concept.pairs]
+    if len(set(templates)) < 2:
+        # Nothing to hold out by wording: every pair is then a fold unit of its own.
+        templates = [""] * len(templates)
+    checked: tuple[Validation, ...] = ()
+    if len(templates) > 1 and ranking.entries:
+        checked = validate(
+            codes,
+            others,
+            templates,
+            ranking,
+            controls=controls,
+            groups=prompts,
+            top=config.examine,
+            permutations=config.permutations,
+        )
+    if checked and checked[0].structural:
+        warnings.warn(
+            f"neuron {checked[0].index} ranks first for {concept.name!r} but fires on "
+            f"{checked[0].control_share:.0%} of the control prompts: it carries the prompts' structure, not the concept; mend the pairs or pick another",
+            stacklevel=2,
+        )
+    tokenizer = tokenizer_of(pipe, site.component)
+    words = [[t.removesuffix("</w>") for t in tokenizer.convert_ids_to_tokens(row)] for row in ids.tolist()]
+    tokens = {entry.index: top_tokens(codes, words, entry.index) for entry in ranking.entries[: config.examine]}
+    return Found(site, ranking, checked, tokens, codes, others, controls)
+
+
+def fit(
+    pipe: Any,
+    concept: Concept,
+    config: SNCEConfig | None = None,
+    *,
+    sae: TopKSAE | None = None,
+    found: Found | None = None,
+) -> Eraser:
+    """The eraser of `concept` for `pipe`, calibrated and proved with its canary.
+
+    `sae` and `found` may be handed over where they are at hand already. Raises ExciseError where no neuron carries the
+    concept, the threshold cannot tell the sides apart, or the edit does not reach the denoiser (EraserDidNotFire).
+    """
+    config = config or SNCEConfig()
+    if sae is None:
+        sae = load(Path(_sae_folder(config)))
+    if found is None:
+        found = find(pipe, sae, concept, config)
+    neurons = list(found.chosen(config))
+    edit = SAEEdit.from_sae(sae, found.site, neurons, gate=config.gate, lam=config.lam, uncond=config.uncond)
+    without = [*(pair.deconcept for pair in concept.pairs), *concept.controls]
+    loud = Reading.of(pipe, sae, edit, [pair.concept for pair in concept.pairs], config.batch_size)
+    quiet = Reading.of(pipe, sae, edit, without, config.batch_size)
+    levels = calibrate(loud.preacts, loud.topk > 0, quiet.preacts, config.margin)
+    if config.gate == "threshold":
+        if not bool(levels.separable[0]):
+            raise ExciseError(
+                f"neuron {neurons[0]} is no stronger on {concept.name!r} ({levels.typical[0]:.3g}) than on prompts "
+                f'without it ({levels.quiet[0]:.3g}); choose another neuron or Site, or gate="topk"'
+            )
+        edit = replace(edit, threshold=levels.threshold.float())
+    if config.source == "concept":
+        codes = concept_codes(pipe, sae, edit, concept.mentions, config.align)
+        edit = replace(edit, source="concept", align=config.align, concept_codes=codes)
+        canary = ", ".join(concept.mentions)
+    else:
+        canary = concept.pairs[int(loud.codes(edit).sum((1, 2)).argmax())].concept
+    eraser = Eraser(
+        edits=(edit,),
+        name=f"{concept.name}-snce",
+        concept=concept.name,
+        mentions=concept.mentions,
+        made_for=made_for(pipe),
+        created=_created(config, found),
+        measured=_measured(found, edit, levels, loud, quiet, len(concept.pairs)),
+        canary=(canary,),
+    )
+    with eraser.attach(pipe, sae=sae) as attachment:
+        return replace(eraser, canary_shift=attachment.shift)
+
+
+def _sae_folder(config: SNCEConfig) -> str:
+    if not config.sae:
+        raise ExciseError("no SAE was named; give the folder of one trained at the Site to edit")
+    return config.sae
+
+
+def _site(pipe: Any, sae: TopKSAE, config: SNCEConfig) -> Site:
+    """The config's Site, or the one on the SAE's card. Raises ExciseError where both are missing or they differ."""
+    trained = card(Path(config.sae)).get("site") if config.sae else None
+    if isinstance(trained, dict):
+        trained = f"{trained.get('component', config.component)}/{trained.get('path', '')}"
+    component, path = config.component, config.site
+    if isinstance(trained, str) and trained:
+        own, _, tail = trained.rpartition("/")
+        own = own or component
+        if path and (own, tail) != (component, path.removeprefix("text_model.")):
+            raise ExciseError(
+                f"the SAE was trained at {own}/{tail}, not at {component}/{path}; use that Site or another SAE"
+            )
+        component, path = own, tail
+    if not path:
+        raise ExciseError("no Site was named and the SAE's card names none; give one such as encoder.layers.8")
+    site = site_at(pipe, path, component)
+    if site.width != sae.config.d:
+        raise ExciseError(f"the SAE is {sae.config.d} wide, {site.key} {site.width}; use an SAE trained at this Site")
+    return site
+
+
+def _created(config: SNCEConfig, found: Found) -> dict[str, Any]:
+    packages = ("torch", "transformers", "diffusers")
+    settings = {
+        **asdict(config),
+        "neurons": list(config.neurons),
+        "sae": Path(config.sae).name,
+        "site": found.site.path,
+    }
+    return {"method": "snce", "config": settings, "versions": {name: version(name) for name in packages}}
+
+
+def _measured(
+    found: Found, edit: SAEEdit, levels: Calibration, loud: Reading, quiet: Reading, pairs: int
+) -> dict[str, Any]:
+    """What the eraser's json says of its own calibration; None where there is no number."""
+    entries = {entry.index: entry for entry in found.ranking.entries}
+    checks = {check.index: check for check in found.validation}
+    neurons = []
+    for n, index in enumerate(edit.indices.tolist()):
+        entry, check = entries.get(index), checks.get(index)
+        figures: dict[str, Any] = {name: _number(getattr(levels, name)[n]) for name in levels._fields}
+        figures["separable"] = bool(levels.separable[n])
+        if entry is not None:
+            figures |= {"score": entry.score, "frequency": entry.frequency, "deconcept_score": entry.deconcept_score}
+        if check is not None:
+            figures |= {
+                "auroc": check.auroc,
+                "p_value": check.p_value,
+                "control_share": check.control_share,
+                "structural": check.structural,
+            }
+        neurons.append({"index": index, **figures})
+
+    def edited(read: Reading, rows: slice) -> float | None:
+        fires = (read.codes(edit)[rows] > 0).flatten(1).any(1)
+        return float(fires.double().mean()) if len(fires) else None
+
+    return {
+        "neurons": neurons,
+        "dominance": _number(found.ranking.dominance),
+        "pairs": pairs,
+        "fires": {
+            "concept": edited(loud, slice(None)),
+            "deconcept": edited(quiet, slice(None, pairs)),
+            "controls": edited(quiet, slice(pairs, None)),
+        },
+    }
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+class _SNCE:
+    name = "snce"
+    Config = SNCEConfig
+
+    def fit(self, pipe: Any, concept: Concept, config: SNCEConfig) -> Eraser:
+        """See `fit` in this module."""
+        return fit(pipe, concept, config)
+
+
+METHOD = _SNCE()

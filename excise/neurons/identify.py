@@ -1,0 +1,91 @@
+"""Which neurons are the concept's (SNCE, step 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from excise.errors import ExciseError
+from excise.neurons.scores import SCORES, PromptCodes, Scored
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """One neuron in a ranking: frequency is f^c_i (eq. 4), deconcept_score is s^d_i (eq. 5)."""
+
+    index: int
+    score: float
+    frequency: int
+    deconcept_score: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The differential neurons N_C by falling score (R_C of eq. 7), and how they were found.
+
+    `near` are neurons that eq. 6 drops though they score higher on the concept side, by that margin: a tolerance may
+    bring them back.
+    """
+
+    entries: tuple[Neuron, ...]
+    near: tuple[Neuron, ...]
+    score: str
+    tolerance: float
+
+    def top(self, k: int = 1) -> tuple[int, ...]:
+        """Indices of the first k neurons. Raises ExciseError where there are fewer."""
+        if k < 1:
+            raise ExciseError(f"cannot take the top {k} neurons; k is 1 or more")
+        if len(self.entries) < k:
+            best = f"; neuron {self.near[0].index} comes closest" if self.near else ""
+            raise ExciseError(
+                f"only {len(self.entries)} neurons fire on the concept side alone and {k} are asked for{best}: "
+                "take a smaller k, raise the tolerance, or look at another site"
+            )
+        return tuple(e.index for e in self.entries[:k])
+
+    @property
+    def dominance(self) -> float:
+        """First score over second: high where one neuron carries the concept; inf with no second, nan with none."""
+        if not self.entries:
+            return float("nan")
+        return self.entries[0].score / self.entries[1].score if len(self.entries) > 1 else float("inf")
+
+
+def identify(
+    concept_codes: PromptCodes,
+    deconcept_codes: PromptCodes,
+    *,
+    tolerance: float = 0.0,
+    k: int | None = None,
+    score: str = "snce",
+) -> Ranking:
+    """Rank the neurons that fire on the concept side and not on the deconcept side (eqs. 6-7): the first k, or all.
+
+    `tolerance` is the share of a neuron's concept score that its deconcept score may reach; 0 is eq. 6.
+    Equal scores go by index. Raises ExciseError for a negative tolerance, an unknown score, or sides of unlike widths.
+    """
+    if tolerance < 0:
+        raise ExciseError(f"the tolerance is {tolerance}; it is a share, 0 or more")
+    if score not in SCORES:
+        raise ExciseError(f"unknown score '{score}'; known are {', '.join(SCORES)}")
+    if concept_codes.m != deconcept_codes.m:
+        raise ExciseError(
+            f"the two sides come from SAEs of {concept_codes.m} and {deconcept_codes.m} neurons; use one SAE"
+        )
+    found = SCORES[score](concept_codes, deconcept_codes, tolerance)
+    margin = found.concept.s - found.deconcept.s
+    near = _entries(found, _order(margin, ~found.kept & (margin > 0))[:10], found.concept.s)
+    return Ranking(_entries(found, _order(found.rank_by, found.kept)[:k], found.rank_by), near, score, tolerance)
+
+
+def _order(by: Tensor, kept: Tensor) -> list[int]:
+    order = torch.argsort(by, descending=True, stable=True)
+    return [int(i) for i in order[kept[order]]]
+
+
+def _entries(found: Scored, order: Iterable[int], by: Tensor) -> tuple[Neuron, ...]:
+    return tuple(Neuron(i, float(by[i]), int(found.concept.f[i]), float(found.deconcept.s[i])) for i in order)

@@ -1,0 +1,96 @@
+"""The paper's Figures 3 and 8. matplotlib is an extra and is imported only when something is drawn."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from excise.errors import ExciseError
+from excise.files import write_atomic
+from excise.neurons.identify import Ranking
+from excise.neurons.scores import Score
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CONCEPT, DECONCEPT, SHARED = "#c0392b", "#2471a3", "#7f8c8d"
+
+
+def distribution(concept: Score, deconcept: Score, ranking: Ranking, title: str = "", label: int = 3) -> Figure:
+    """SNCE Figure 3: mean normalised activation of every neuron, concept prompts above, deconcept prompts below.
+
+    Neurons of the ranking are coloured and the first `label` named; the strongest ones that fire on both sides, and are
+    therefore no neurons of the concept, are named in grey. Raises ExciseError without matplotlib.
+    """
+    figure = _figure(9, 4.5)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    own = {e.index for e in ranking.entries}
+    for axes, score, name, colour in ((upper, concept, "concept", CONCEPT), (lower, deconcept, "deconcept", DECONCEPT)):
+        live = [int(i) for i in (score.f > 0).nonzero()[:, 0]]
+        heights = [float(score.mean[i]) for i in live]
+        axes.vlines(live, 0, heights, colors=[colour if i in own else SHARED for i in live], linewidth=1.0)
+        axes.set_ylabel(f"{name}\nmean activation")
+        axes.set_ylim(bottom=0)
+        axes.margins(y=0.2)
+    both = concept.mean * ((concept.f > 0) & (deconcept.f > 0))
+    shared = [int(i) for i in both.argsort(descending=True, stable=True)[:label] if both[i] > 0 and int(i) not in own]
+    named = [(e.index, CONCEPT) for e in ranking.entries[:label]] + [(i, SHARED) for i in shared]
+    for index, colour in named:
+        for axes, score in ((upper, concept), (lower, deconcept)):
+            if score.f[index] > 0:
+                axes.annotate(str(index), (index, float(score.mean[index])), color=colour, fontsize=8, ha="center")
+    lower.set_xlabel("neuron")
+    lower.set_xlim(-1, len(concept.s))
+    upper.set_title(title or "activated neurons: coloured fire on the concept side alone, grey on both")
+    return figure
+
+
+def ranked(ranking: Ranking, title: str = "", above: float = 10.0, most: int = 30) -> Figure:
+    """SNCE Figure 8: bars of the neurons by falling score, those above 10; where none is, the title says so.
+
+    Raises ExciseError without matplotlib or for an empty ranking.
+    """
+    if not ranking.entries:
+        raise ExciseError("no neuron fires on the concept side alone, so there is nothing to draw; raise the tolerance")
+    high = [e for e in ranking.entries if e.score > above]
+    shown = (high or list(ranking.entries))[:most]
+    figure = _figure(max(5.0, 1.5 + 0.35 * len(shown)), 3.6)
+    axes = figure.subplots()
+    bars = axes.bar(range(len(shown)), [e.score for e in shown], color=CONCEPT)
+    axes.bar_label(bars, [f"{e.score:.3g}" for e in shown], fontsize=7)
+    axes.set_xticks(range(len(shown)), [str(e.index) for e in shown], rotation=60, fontsize=8)
+    axes.set_xlabel("neuron")
+    axes.set_ylabel("score")
+    axes.set_title(
+        title or (f"neurons with scores above {above:g}" if high else f"first neurons (none above {above:g})")
+    )
+    return figure
+
+
+def render(figure: Figure, form: str = "svg") -> bytes:
+    """A figure as svg or png bytes; the same figure gives the same bytes."""
+    import matplotlib
+
+    out = io.BytesIO()
+    metadata = {"Date": None} if form == "svg" else {"Software": None}
+    with matplotlib.rc_context({"svg.hashsalt": "excise"}):
+        figure.savefig(out, format=form, dpi=120, metadata=metadata)
+    return out.getvalue()
+
+
+def save(figure: Figure, path: Path | str) -> None:
+    """Write a figure as .svg or .png. Raises ExciseError for another ending or where the disk refuses."""
+    path = Path(path)
+    if path.suffix not in (".svg", ".png"):
+        raise ExciseError(f"cannot draw to '{path.name}': the name must end in .svg or .png")
+    write_atomic(path, render(figure, path.suffix[1:]))
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ExciseError("drawing needs matplotlib; install it with: pip install 'excise[plot]'") from error
+    # Figure itself, not pyplot: no window, no global state, nothing to close.
+    return Figure(figsize=(width, height), layout="constrained")

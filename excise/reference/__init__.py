@@ -1,0 +1,22 @@
+"""The reference model that ships with Excise: a small Stable Diffusion that draws emoji, its judge and its SAE."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_HOMES = {
+    "load": "bundle",
+    "judge": "bundle",
+    "generate": "bundle",
+    "MODEL": "bundle",
+    "sae_folder": "bundle",
+    "sae_corpus": "prompts",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'excise.reference' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"excise.reference.{_HOMES[name]}"), name)

@@ -1,0 +1,115 @@
+"""Putting the trained parts together as one Stable Diffusion pipeline, and loading what ships with the package."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from excise.errors import ExciseError
+from excise.reference import classifier
+from excise.reference.scenes import Pixels
+
+if TYPE_CHECKING:
+    from excise.reference.classifier import Verdicts
+
+MODEL = Path(__file__).with_name("model")
+STEPS, GUIDANCE = 20, 4.0
+
+
+def sae_folder() -> Path:
+    """Where the SAE of the bundled text encoder lies (read it with `excise.sae.load`)."""
+    return MODEL / "sae"
+
+
+def assemble(parts: Path, unet: UNet2DConditionModel, out: Path = MODEL) -> None:
+    """Write the bundled model, fp16 safetensors in shards below 20 MB, from the trained `parts`."""
+    from excise.reference.unet import scheduler
+
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(parts / "vae"),
+        text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer"),
+        unet=unet,
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        image_encoder=None,
+        requires_safety_checker=False,
+    )
+    pipe.to(torch.float16).save_pretrained(out, max_shard_size="18MB")
+    for name in ("classifier.safetensors", "classifier.json", "text_head.safetensors", "text_encoder.json"):
+        if (parts / name).exists():
+            shutil.copy(parts / name, out / name)
+
+
+def load(folder: Path = MODEL) -> StableDiffusionPipeline:
+    """The bundled reference model in float32 on the CPU, without a progress bar.
+
+    Raises ExciseError where the weights are missing or broken.
+    """
+    if not (folder / "model_index.json").exists():
+        raise ExciseError(
+            f"no reference model in {folder}; reinstall excise, or train one with `excise reference train`"
+        )
+    try:
+        pipe = StableDiffusionPipeline.from_pretrained(
+            folder, torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ExciseError(f"the reference model in {folder} cannot be read ({error}); reinstall excise") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@lru_cache(maxsize=1)
+def _classifier(folder: Path = MODEL) -> classifier.Classifier:
+    return classifier.load(folder)
+
+
+def judge() -> Callable[[Pixels], Verdicts]:
+    """The bundled judge: call it on pictures `[N, 64, 64, 3]` uint8."""
+    model = _classifier()
+    return lambda images: classifier.judge(model, images)
+
+
+def generate(
+    pipe: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    batch_size: int = 32,
+    progress: Callable[[int], Any] | None = None,
+) -> Pixels:
+    """Pictures `[N, 64, 64, 3]` uint8, each from a CPU generator seeded with its own seed.
+
+    Batches are always padded to `batch_size`, so that a picture's bits do not depend on its neighbours in the batch
+    having been asked for.
+    """
+    if len(prompts) != len(seeds):
+        raise ExciseError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed a prompt")
+    images = []
+    for start in range(0, len(prompts), batch_size):
+        some = list(prompts[start : start + batch_size])
+        numbers = list(seeds[start : start + batch_size])
+        fill = batch_size - len(some)
+        made = pipe(
+            some + [""] * fill,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator("cpu").manual_seed(s) for s in numbers + [0] * fill],
+            output_type="np",
+        ).images[: len(some)]
+        images.append((made * 255).round().astype(np.uint8))
+        if progress is not None:
+            progress(len(some))
+    return np.concatenate(images)

@@ -1,0 +1,105 @@
+"""The bundled model's card, written from what was measured."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from excise.files import write_atomic
+
+FIGURES = "figures.json"
+
+
+def write(folder: Path, drawing: dict[str, dict[str, float]]) -> None:
+    """Write `README.md` and `figures.json` into the model's folder; `drawing` is `evaluate`'s answer.
+
+    What the trainings left beside the weights (`text_encoder.json`, `classifier.json`) is read from the folder.
+    """
+    text = _read(folder / "text_encoder.json")
+    judge = _read(folder / "classifier.json")
+    here = f"{platform.system()} {platform.machine()}, torch {torch.__version__}"
+    facts = {"date": datetime.date.today().isoformat(), "machine": here, "drawing": drawing}
+    write_atomic(folder / FIGURES, json.dumps({**facts, "text_encoder": text, "judge": judge}, indent=1) + "\n")
+    rows = "\n".join(
+        f"| {family.replace('_', ' ')} | {100 * f['objects']:.1f} | {100 * f['any_object']:.1f} "
+        f"| {100 * f['style']:.1f} | {100 * f['background']:.1f} | {f['n']:.0f} |"
+        for family, f in drawing.items()
+    )
+    missed = ", ".join(text.get("synonyms_missed_student", [])) or "none"
+    write_atomic(
+        folder / "README.md",
+        _CARD.format(
+            rows=rows,
+            date=facts["date"],
+            machine=here,
+            cosine=text.get("held_out_cosine", "not measured"),
+            texts=text.get("held_out_texts", 0),
+            right=text.get("synonyms_student", "not measured"),
+            teacher=text.get("synonyms_teacher", "not measured"),
+            pairs=text.get("synonym_pairs", 0),
+            missed=missed,
+            judge=json.dumps(judge, indent=1),
+        ),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+_CARD = """---
+license: other
+license_name: mixed-art-licences
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+# The reference model of Excise
+
+A small text-to-image model with Stable Diffusion's anatomy (CLIPTokenizer, CLIPTextModel, UNet2DConditionModel,
+AutoencoderKL, DDIM), trained from scratch to draw 40 objects in 8 emoji styles on 8 backgrounds at 64x64 pixels. It
+exists so that concept erasure can be tried and measured on any machine. It draws emoji and nothing else.
+
+`StableDiffusionPipeline.from_pretrained` loads this folder; `excise.reference.load()` does it for you.
+
+## How well it draws
+Shares in per cent, as the independent judge in this folder sees them, 20 DDIM steps, guidance 4, seeds 0 to n - 1.
+Measured by `excise reference evaluate` on {date} ({machine}).
+
+| prompts | all objects recognised | any of them | style | background | n |
+|---|---|---|---|---|---|
+{rows}
+
+"Single" and "pair" are worded as in training; "wording" uses forms no caption has; "held out pair" and "held out style"
+ask for combinations no scene showed; "synonym" for words no caption contains.
+
+## Text encoder
+Distilled from all-MiniLM-L6-v2 (Apache-2.0) on WordNet's words, glosses and examples and on captions. Mean cosine of
+its end-of-text state, through the linear head `text_head.safetensors`, to the teacher's sentence vector on {texts}
+held-out texts: {cosine}. The right one of the 40 objects is nearest for {right} of {pairs} held-out synonym pairs (the
+teacher: {teacher}). Missed: {missed}.
+
+## Judge
+Trained on real scenes only, thresholds calibrated there before anything was erased:
+
+```json
+{judge}
+```
+
+## Data and licences
+Eight emoji sets, named with their authors and licences in `excise/reference/artwork/ATTRIBUTION.md` (Apache-2.0, MIT,
+CC BY 4.0, CC BY-SA 4.0). WordNet 3 (Princeton's licence), all-MiniLM-L6-v2 (Apache-2.0), CLIP's merges file (MIT). The
+weights are trained on that art and are licensed apart from Excise's code: use them under the terms of those sets; what
+of them is an adaptation of the CC BY-SA sets (OpenMoji, EmojiOne 1.5) is under CC BY-SA 4.0.
+
+## Training
+`excise reference train --work build/reference` (every part resumes where it stopped).
+
+## Limits
+It knows 40 nouns. Text it was not trained to draw gives something near, or nothing. It shows no people, no nudity and
+no gore, and no figure measured on it is a claim about Stable Diffusion.
+"""

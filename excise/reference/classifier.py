@@ -1,0 +1,190 @@
+"""The independent judge of pictures: which of the 40 objects, which style, which background, or nothing.
+
+A small convolutional network trained on real scenes (never on generated ones), some sent through the autoencoder and
+some lightly spoilt, so that it judges what is drawn and not how the pixels were made. Its thresholds are calibrated
+once on real scenes, before anything is erased, and travel with the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from excise.files import write_atomic
+from excise.reference.scenes import Pixels, Scene, render, sample_scene
+from excise.reference.training import run
+from excise.reference.vae import pixels
+from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
+
+STEPS, BATCH, PEAK = 4000, 64, 2e-3
+FALSE_POSITIVES = 0.01
+"""Largest share of real scenes without an object that its threshold may flag."""
+LEAST_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What the judge sees in N pictures."""
+
+    scores: np.ndarray[Any, np.dtype[np.float32]]
+    """Probability of each object, `[N, 40]`."""
+    objects: np.ndarray[Any, np.dtype[np.bool_]]
+    """Object recognised (score at or above its frozen threshold), `[N, 40]`."""
+    style: np.ndarray[Any, np.dtype[np.int64]]
+    """Index of the likeliest style, `[N]`."""
+    background: np.ndarray[Any, np.dtype[np.int64]]
+    """Index of the likeliest background, `[N]`."""
+    features: np.ndarray[Any, np.dtype[np.float32]]
+    """Penultimate features, `[N, 192]`, for Fréchet distances."""
+
+    @property
+    def nothing(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """No object recognised, `[N]`."""
+        return np.asarray(~self.objects.any(1))
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after, stride in ((3, 32, 2), (32, 64, 2), (64, 96, 1), (96, 128, 2), (128, 192, 1)):
+            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        self.body = nn.Sequential(*layers)
+        self.objects = nn.Linear(192, len(OBJECTS))
+        self.style = nn.Linear(2 * 192, len(STYLES))
+        self.background = nn.Linear(2 * 192, len(BACKGROUNDS))
+        self.register_buffer("thresholds", torch.full((len(OBJECTS),), LEAST_THRESHOLD))
+        self.thresholds: Tensor
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images `[N, 3, 64, 64]` in [-1, 1] to object, style and background logits, and features `[N, 192]`."""
+        maps = self.body(images)
+        peak, mean = maps.amax((2, 3)), maps.mean((2, 3))
+        both = torch.cat([peak, mean], 1)
+        return self.objects(peak), self.style(both), self.background(both), peak
+
+
+def spoil(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Small shifts of tone, noise and blur, each to a random half of the pictures."""
+    n = len(images)
+
+    def half() -> Tensor:
+        return (torch.rand(n, 1, 1, 1, generator=rng) < 0.5).float()
+
+    images = images * (1 + 0.15 * half() * (torch.rand(n, 3, 1, 1, generator=rng) - 0.5))
+    images = images + half() * 0.08 * torch.rand(n, 1, 1, 1, generator=rng) * torch.randn(images.shape, generator=rng)
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    amount = half() * torch.rand(n, 1, 1, 1, generator=rng) * 0.8
+    return (images + amount * (blurred - images)).clamp(-1, 1)
+
+
+def labels(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
+    """Objects `[N, 40]`, style `[N]`, background `[N]`."""
+    objects = torch.zeros(len(scenes), len(OBJECTS))
+    for row, scene in enumerate(scenes):
+        for name in scene.objects:
+            objects[row, OBJECTS.index(name)] = 1
+    style = torch.tensor([STYLES.index(s.style) for s in scenes])
+    return objects, style, torch.tensor([BACKGROUNDS.index(s.background) for s in scenes])
+
+
+def train(out: Path, vae_folder: Path, steps: int = STEPS) -> Classifier:
+    torch.manual_seed(0)
+    model = Classifier()
+    vae = AutoencoderKL.from_pretrained(vae_folder).eval()
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng, noise = random.Random(step), torch.Generator().manual_seed(step)
+        scenes = [sample_scene(rng) for _ in range(BATCH)]
+        images = pixels(scenes)
+        quarter = BATCH // 4
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            latents = vae.encode(images[:quarter]).latent_dist.mean
+            latents = latents + 0.15 * latents.std() * torch.rand(quarter, 1, 1, 1, generator=noise) * torch.randn(
+                latents.shape, generator=noise
+            )
+            images[:quarter] = vae.decode(latents).sample.float()
+        model.train()
+        with torch.autocast("cpu", torch.bfloat16):
+            objects, style, background, _ = model(spoil(images, noise))
+        want, want_style, want_background = labels(scenes)
+        value = (
+            20 * F.binary_cross_entropy_with_logits(objects.float(), want)
+            + F.cross_entropy(style.float(), want_style)
+            + F.cross_entropy(background.float(), want_background)
+        )
+        right = ((objects > 0) == want.bool()).all(1).float().mean().item()
+        return value, {
+            "exact": round(right, 4),
+            "style": round((style.argmax(1) == want_style).float().mean().item(), 4),
+        }
+
+    run(model, loss, steps=steps, peak=PEAK, out=out, decay=0.998).copy_to(model)
+    model.eval()
+    figures = calibrate(model)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / "classifier.safetensors")
+    write_atomic(out / "classifier.json", json.dumps(figures, indent=1))
+    return model
+
+
+@torch.inference_mode()
+def judge(model: Classifier, images: Pixels, batch: int = 256) -> Verdicts:
+    """Verdicts on pictures `[N, 64, 64, 3]` uint8."""
+    parts: list[list[Tensor]] = [[], [], [], []]
+    for start in range(0, len(images), batch):
+        chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + batch]))
+        for part, value in zip(parts, model(chunk.permute(0, 3, 1, 2).float().div(127.5).sub(1)), strict=True):
+            part.append(value)
+    objects, style, background, features = (torch.cat(p) for p in parts)
+    scores = objects.sigmoid()
+    return Verdicts(
+        scores.numpy(),
+        (scores >= model.thresholds).numpy(),
+        style.argmax(1).numpy(),
+        background.argmax(1).numpy(),
+        features.numpy(),
+    )
+
+
+def calibrate(model: Classifier, n: int = 8000) -> dict[str, float]:
+    """Set each object's threshold on fresh real scenes and measure on others, with held-out compositions apart."""
+    rng = random.Random(77)
+    scores, want = _score(model, [sample_scene(rng) for _ in range(n)])
+    for i in range(len(OBJECTS)):
+        absent = scores.scores[want[0][:, i] == 0, i]
+        cut = float(np.quantile(absent, 1 - FALSE_POSITIVES))
+        model.thresholds[i] = max(LEAST_THRESHOLD, cut)
+    figures: dict[str, float] = {"largest_threshold": round(float(model.thresholds.max()), 4)}
+    for name, held_out in (("seen", False), ("held_out", True)):
+        verdicts, (objects, style, background) = _score(model, [sample_scene(rng, held_out) for _ in range(4000)])
+        present = objects.astype(bool)
+        figures |= {
+            f"{name}_recall": round(float(verdicts.objects[present].mean()), 4),
+            f"{name}_false_positives": round(float(verdicts.objects[~present].mean()), 5),
+            f"{name}_exact": round(float((verdicts.objects == present).all(1).mean()), 4),
+            f"{name}_style": round(float((verdicts.style == style).mean()), 4),
+            f"{name}_background": round(float((verdicts.background == background).mean()), 4),
+        }
+    return figures
+
+
+def _score(model: Classifier, scenes: list[Scene]) -> tuple[Verdicts, tuple[Any, Any, Any]]:
+    verdicts = judge(model, np.stack([render(s) for s in scenes]))
+    objects, style, background = labels(scenes)
+    return verdicts, (objects.numpy(), style.numpy(), background.numpy())
+
+
+def load(folder: Path) -> Classifier:
+    model = Classifier()
+    model.load_state_dict(load_file(folder / "classifier.safetensors"))
+    return model.eval()

@@ -1,0 +1,85 @@
+"""How well the reference model draws: the figures of its model card, each with its Wilson interval left to the reader.
+
+Families: single objects and pairs as trained, held-out wordings, held-out pairs, objects in the one style they were
+never trained in, and synonyms that no caption contains.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from diffusers import StableDiffusionPipeline
+
+from excise.reference.bundle import generate, judge
+from excise.reference.captions import Split, caption
+from excise.reference.world import BACKGROUNDS, HELD_OUT_PAIRS, HELD_OUT_STYLES, OBJECTS, STYLES, SYNONYMS
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and what a faithful picture of it holds."""
+
+    prompt: str
+    objects: tuple[str, ...]
+    style: str
+    background: str
+
+
+def requests(family: str, n: int, seed: int = 0) -> list[Request]:
+    """`n` requests of a family: single, pair, wording, held_out_pair, held_out_style or synonym."""
+    rng = random.Random(f"{family} {seed}")
+    rows = []
+    for i in range(n):
+        split: Split = "held_out" if family == "wording" else "train"
+        objects: tuple[str, ...] = (OBJECTS[i % len(OBJECTS)],)
+        words = objects
+        style = rng.choice([s for s in STYLES if HELD_OUT_STYLES.get(objects[0]) != s])
+        if family in ("pair", "held_out_pair"):
+            unseen = family == "held_out_pair"
+            while True:
+                objects = (objects[0], rng.choice(OBJECTS))
+                if objects[0] != objects[1] and (frozenset(objects) in HELD_OUT_PAIRS) == unseen:
+                    break
+            style = rng.choice([s for s in STYLES if all(HELD_OUT_STYLES.get(o) != s for o in objects)])
+            words = objects
+        elif family == "held_out_style":
+            name, style = sorted(HELD_OUT_STYLES.items())[i % len(HELD_OUT_STYLES)]
+            objects = words = (name,)
+        elif family == "synonym":
+            pairs = [(w, o) for o, ws in SYNONYMS.items() for w in ws]
+            word, name = pairs[i % len(pairs)]
+            objects, words = (name,), (word,)
+            style = rng.choice([s for s in STYLES if HELD_OUT_STYLES.get(name) != s])
+        background = rng.choice(BACKGROUNDS)
+        rows.append(Request(caption(rng, words, style, background, split), objects, style, background))
+    return rows
+
+
+FAMILIES = ("single", "pair", "wording", "held_out_pair", "held_out_style", "synonym")
+
+
+def evaluate(
+    pipe: StableDiffusionPipeline, n: int = 200, steps: int = 20, progress: Callable[[int], Any] | None = None
+) -> dict[str, dict[str, float]]:
+    """Shares over `n` pictures a family, seeds 0..n-1: every object recognised, any of them, style, background."""
+    see = judge()
+    figures = {}
+    for family in FAMILIES:
+        rows = requests(family, n)
+        images = generate(pipe, [r.prompt for r in rows], range(n), steps=steps, progress=progress)
+        verdicts = see(images)
+        hits = [[bool(verdicts.objects[i, OBJECTS.index(o)]) for o in r.objects] for i, r in enumerate(rows)]
+        figures[family] = {
+            "objects": float(np.mean([all(h) for h in hits])),
+            "any_object": float(np.mean([any(h) for h in hits])),
+            "style": float(np.mean([STYLES[s] == r.style for s, r in zip(verdicts.style, rows, strict=True)])),
+            "background": float(
+                np.mean([BACKGROUNDS[b] == r.background for b, r in zip(verdicts.background, rows, strict=True)])
+            ),
+            "n": n,
+        }
+    return figures

@@ -1,0 +1,64 @@
+"""Prompts in the bundled model's language: the corpus of its SAE, and the families its erasers are judged on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from excise.reference.captions import caption
+from excise.reference.scenes import sample_caption, sample_scene
+from excise.reference.text_corpus import corpus, mentions_synonym
+from excise.reference.world import BACKGROUNDS, HELD_OUT_PAIRS, HELD_OUT_STYLES, OBJECTS, STYLES, SYNONYMS
+
+
+def sae_corpus(captions: int = 12_000, english: int = 12_000, seed: int = 5) -> Iterator[str]:
+    """Training prompts of the bundled SAE: captions, and WordNet's English without the held-out synonyms.
+
+    `english` needs WordNet's database (Debian's wordnet-base); with 0 none is read.
+    """
+    rng = random.Random(seed)
+    for _ in range(captions):
+        yield sample_caption(rng, sample_scene(rng))
+    if english:
+        texts = [t.text for t in corpus(captions=0) if t.kind != "word" and not mentions_synonym(t.text)]
+        yield from rng.sample(texts, english)
+
+
+def direct(name: str, n: int, seed: int = 0) -> list[str]:
+    """Prompts with the object alone, worded as in training, never in the style it was not trained in."""
+    rng = random.Random(f"direct {name} {seed}")
+    return [caption(rng, (name,), _style(rng, name), rng.choice(BACKGROUNDS)) for _ in range(n)]
+
+
+def synonym(name: str, n: int, seed: int = 0) -> list[str]:
+    """The same with one of the object's held-out synonyms in its place, each in turn."""
+    rng = random.Random(f"synonym {name} {seed}")
+    words = SYNONYMS[name]
+    return [caption(rng, (words[i % len(words)],), _style(rng, name), rng.choice(BACKGROUNDS)) for i in range(n)]
+
+
+def mixed(name: str, n: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Prompts with the object and a partner, in either order, and the partner's name."""
+    rng = random.Random(f"mixed {name} {seed}")
+    partners = [o for o in OBJECTS if o != name and frozenset((o, name)) not in HELD_OUT_PAIRS]
+    rows = []
+    for i in range(n):
+        partner = rng.choice(partners)
+        things = (name, partner) if i % 2 else (partner, name)
+        rows.append((caption(rng, things, _style(rng, *things), rng.choice(BACKGROUNDS)), partner))
+    return rows
+
+
+def unrelated(name: str, n: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Prompts with another object alone, and that object's name."""
+    rng = random.Random(f"unrelated {name} {seed}")
+    others = [o for o in OBJECTS if o != name]
+    rows = []
+    for _ in range(n):
+        other = rng.choice(others)
+        rows.append((caption(rng, (other,), _style(rng, other), rng.choice(BACKGROUNDS)), other))
+    return rows
+
+
+def _style(rng: random.Random, *objects: str) -> str:
+    return rng.choice([s for s in STYLES if all(HELD_OUT_STYLES.get(o) != s for o in objects)])

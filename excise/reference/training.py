@@ -1,0 +1,128 @@
+"""What the trainings of the reference model share: a loop that checkpoints, logs, averages weights and resumes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+EVERY = 200
+"""Steps between log lines."""
+SAVE = 1000
+"""Steps between checkpoints."""
+
+
+def cosine(step: int, steps: int, peak: float, warmup: int = 200, floor: float = 0.02) -> float:
+    """Learning rate: linear warm-up, then half a cosine down to `floor * peak`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1))))
+
+
+def trapezoid(steps: int, peak: float, decay_from: int | None = None, warmup: int = 400) -> Callable[[int], float]:
+    """Learning rate: linear warm-up, a plateau that any later run can prolong, and a straight fall to a fiftieth."""
+    start = int(0.75 * steps) if decay_from is None else decay_from
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        if step < start:
+            return peak
+        return peak * max(0.02, (steps - step) / max(1, steps - start))
+
+    return rate
+
+
+class Average:
+    """Exponential moving average of a module's weights; the decay grows to `decay` as steps pass."""
+
+    def __init__(self, module: nn.Module, decay: float = 0.999) -> None:
+        self.decay = decay
+        self.weights = {k: v.detach().clone() for k, v in module.state_dict().items() if v.is_floating_point()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        state = module.state_dict()
+        mine = list(self.weights.values())
+        torch._foreach_lerp_(mine, [state[k] for k in self.weights], 1 - decay)
+
+    def copy_to(self, module: nn.Module) -> None:
+        module.load_state_dict(self.weights, strict=False)
+
+
+def run(
+    module: nn.Module,
+    loss: Callable[[int], tuple[Tensor, dict[str, float]]],
+    *,
+    steps: int,
+    peak: float,
+    out: Path,
+    weight_decay: float = 0.01,
+    decay: float = 0.999,
+    betas: tuple[float, float] = (0.9, 0.99),
+    schedule: Callable[[int], float] | None = None,
+) -> Average:
+    """Minimise `loss(step)` over `module` with AdamW; returns the averaged weights.
+
+    The state is kept in `out/checkpoint.pt`; a second call with the same `out` goes on where the first one stopped.
+    `loss` must draw its randomness from the step number, so that a resumed run sees what an unbroken one would.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "checkpoint.pt"
+    optimiser = torch.optim.AdamW(module.parameters(), lr=peak, betas=betas, weight_decay=weight_decay, fused=True)
+    average, first = Average(module, decay), 0
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        module.load_state_dict(saved["module"])
+        optimiser.load_state_dict(saved["optimiser"])
+        average.weights, first = saved["average"], saved["step"]
+    since, seen = time.monotonic(), 0
+    step = first
+    try:
+        for step in range(first, steps):
+            for group in optimiser.param_groups:
+                group["lr"] = schedule(step) if schedule else cosine(step, steps, peak)
+            optimiser.zero_grad(set_to_none=True)
+            value, figures = loss(step)
+            value.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimiser.step()
+            average.update(module, step)
+            seen += 1
+            if (step + 1) % EVERY == 0:
+                rate = seen / (time.monotonic() - since)
+                line = {"step": step + 1, "loss": round(value.item(), 5), **figures, "steps_per_s": round(rate, 2)}
+                with (out / "log.jsonl").open("a") as log:
+                    log.write(json.dumps(line) + "\n")
+                print(json.dumps(line), flush=True)
+                since, seen = time.monotonic(), 0
+            if (step + 1) % SAVE == 0:
+                _save(path, module, optimiser, average, step + 1)
+    except KeyboardInterrupt:
+        print(f"stopped at step {step}; the same command goes on from the last checkpoint")
+        raise
+    _save(path, module, optimiser, average, steps)
+    return average
+
+
+def _save(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, average: Average, step: int) -> None:
+    state = {
+        "module": module.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "average": average.weights,
+        "step": step,
+    }
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

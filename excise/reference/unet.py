@@ -1,0 +1,154 @@
+"""The reference model's denoiser: a small UNet2DConditionModel on 16x16x4 latents, v-prediction.
+
+Salimans & Ho 2022 (v-prediction), Hang et al. 2023 (min-SNR weighting, eq. for v: min(SNR, 5) / (SNR + 1)),
+Ho & Salimans 2022 (one caption in ten is dropped, for classifier-free guidance).
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from excise.reference.scenes import sample_caption, sample_scene
+from excise.reference.training import Average, run, trapezoid
+from excise.reference.vae import pixels
+
+BATCH, PEAK, STEPS = 32, 8e-4, 30_000
+POOL, PASSES = 16_384, 5
+"""Scenes encoded at a time, and how often each is used (with fresh noise) before the next pool."""
+DROPPED, GAMMA = 0.1, 5.0
+TIMESTEPS = 1000
+
+
+def build() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 128, 256),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=256,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        num_train_timesteps=TIMESTEPS,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+@torch.inference_mode()
+def encode_captions(words: CLIPTokenizer, encoder: CLIPTextModel, captions: list[str]) -> Tensor:
+    """What the denoiser reads of a caption: all 77 states, `[N, 77, 256]` bfloat16."""
+    batch = words(captions, padding="max_length", truncation=True, return_tensors="pt")
+    with torch.autocast("cpu", torch.bfloat16):
+        return encoder(input_ids=batch["input_ids"]).last_hidden_state.bfloat16()
+
+
+@torch.inference_mode()
+def encode_pixels(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Scaled latents `[N, 4, 16, 16]` (the posterior's mean)."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return vae.encode(images).latent_dist.mean.float() * vae.config.scaling_factor
+
+
+class Pool:
+    """Scenes already encoded, renewed every `POOL * PASSES` samples; a batch depends on the step number alone."""
+
+    def __init__(self, words: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL, batch: int) -> None:
+        self.words, self.encoder, self.vae, self.batch = words, encoder, vae, batch
+        self.number = -1
+        self.latents = torch.empty(POOL, 4, 16, 16)
+        self.states = torch.empty(POOL, 77, 256, dtype=torch.bfloat16)
+        self.empty = encode_captions(words, encoder, [""])
+
+    def _fill(self, number: int) -> None:
+        rng = random.Random(1_000_003 * number)
+        for start in range(0, POOL, 256):
+            scenes = [sample_scene(rng) for _ in range(256)]
+            self.latents[start : start + 256] = encode_pixels(self.vae, pixels(scenes))
+            self.states[start : start + 256] = encode_captions(
+                self.words, self.encoder, [sample_caption(rng, s) for s in scenes]
+            )
+        self.number = number
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        per_pass = POOL // self.batch
+        number, within = divmod(step, per_pass * PASSES)
+        if number != self.number:
+            self._fill(number)
+        turn, row = divmod(within, per_pass)
+        order = torch.randperm(POOL, generator=torch.Generator().manual_seed(number * PASSES + turn))
+        rows = order[row * self.batch : (row + 1) * self.batch]
+        return self.latents[rows], self.states[rows]
+
+
+def targets(latents: Tensor, noise: Tensor, t: Tensor, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy latents, the velocity to predict, and each sample's min-SNR weight `[N]`; `signal` is alpha-bar `[T]`."""
+    a = signal[t].float()[:, None, None, None]
+    noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
+    velocity = a.sqrt() * noise - (1 - a).sqrt() * latents
+    snr = (signal[t] / (1 - signal[t])).float()
+    return noisy, velocity, snr.clamp(max=GAMMA) / (snr + 1)
+
+
+def train(out: Path, parts: Path, steps: int = STEPS, decay_from: int | None = None) -> UNet2DConditionModel:
+    """Train on `vae/`, `text_encoder/` and `tokenizer/` in `parts`; the learning rate falls from `decay_from` on."""
+    torch.manual_seed(0)
+    unet = build()
+    # Plain attention: PyTorch's fused kernel has a slow backward pass on CPUs (a quarter of the step).
+    unet.set_attn_processor(AttnProcessor())
+    words = CLIPTokenizer.from_pretrained(parts / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float32).eval()
+    vae = AutoencoderKL.from_pretrained(parts / "vae").eval()
+    pool = Pool(words, encoder, vae, BATCH)
+    signal = scheduler().alphas_cumprod.double().clamp(min=1e-8)
+
+    @torch.compile
+    def predict(noisy: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        return unet(noisy, t, encoder_hidden_states=states).sample
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        latents, states = pool(step)
+        draw = torch.Generator().manual_seed(step)
+        # Stratified timesteps: one from each of BATCH equal intervals, which halves the loss's variance.
+        u = (torch.arange(BATCH) + torch.rand(BATCH, generator=draw)) / BATCH
+        t = (u * TIMESTEPS).long()
+        dropped = torch.rand(BATCH, generator=draw) < DROPPED
+        states = torch.where(dropped[:, None, None], pool.empty, states)
+        noise = torch.randn(latents.shape, generator=draw)
+        noisy, velocity, weight = targets(latents, noise, t, signal)
+        with torch.autocast("cpu", torch.bfloat16):
+            made = predict(noisy, t, states)
+        error = F.mse_loss(made.float(), velocity, reduction="none").mean((1, 2, 3))
+        return (weight * error).mean(), {"mse": round(error.mean().item(), 4)}
+
+    average: Average = run(
+        unet, loss, steps=steps, peak=PEAK, out=out, decay=0.999, schedule=trapezoid(steps, PEAK, decay_from)
+    )
+    average.copy_to(unet)
+    return unet.eval()
+
+
+def snapshot(out: Path) -> UNet2DConditionModel:
+    """The averaged weights of the last checkpoint in `out`, while training may still be going on."""
+    unet = build()
+    saved = torch.load(out / "checkpoint.pt", weights_only=True)
+    unet.load_state_dict(saved["average"], strict=False)
+    return unet.eval()

@@ -1,0 +1,93 @@
+"""The reference model's autoencoder: 64x64 pictures to 16x16x4 latents and back."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from excise.reference.scenes import Scene, render, sample_scene
+from excise.reference.training import run
+
+STEPS, BATCH, PEAK = 6000, 8, 7e-4
+SPREAD = 0.1
+"""Standard deviation of the noise the decoder learns to bear, as a share of the latents' own."""
+PULL = 1e-4
+"""Weight of the squared latents, which keeps their scale from drifting."""
+
+
+def build() -> AutoencoderKL:
+    return AutoencoderKL(
+        sample_size=64,
+        latent_channels=4,
+        block_out_channels=(24, 48, 96),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+    )
+
+
+def pixels(scenes: list[Scene]) -> Tensor:
+    """Pictures in [-1, 1], `[N, 3, 64, 64]`."""
+    stack = np.stack([render(s) for s in scenes])
+    return torch.from_numpy(stack).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def reconstruction_loss(made: Tensor, real: Tensor) -> Tensor:
+    """Mean absolute error of pixels, of their differences (which keeps edges crisp) and of 4x4 means (colours)."""
+    error = made - real
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + edges + error.square().mean() + F.avg_pool2d(error, 4).abs().mean()
+
+
+def train(out: Path, steps: int = STEPS) -> AutoencoderKL:
+    """Train from scratch; the posterior's spread is fixed at a share of the latents' own, not learnt.
+
+    (A learnt one collapses here: early on an untrained decoder gains by ignoring its input.)
+    """
+    torch.manual_seed(0)
+    vae = build()
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(step)
+        real = pixels([sample_scene(rng) for _ in range(BATCH)])
+        noise = torch.randn(BATCH, 4, 16, 16, generator=torch.Generator().manual_seed(step))
+        with torch.autocast("cpu", torch.bfloat16):
+            mean = vae.encode(real).latent_dist.mean
+            made = vae.decode(mean + SPREAD * min(1, step / 500) * mean.std().detach() * noise).sample.float()
+        fidelity = reconstruction_loss(made, real)
+        figures = {"fidelity": round(fidelity.item(), 5), "scale": round(mean.float().std().item(), 3)}
+        return fidelity + PULL * mean.float().square().mean(), figures
+
+    run(vae, loss, steps=steps, peak=PEAK, out=out, weight_decay=0.0).copy_to(vae)
+    vae.eval()
+    standardise(vae)
+    vae.save_pretrained(out / "vae")
+    return vae
+
+
+@torch.no_grad()
+def standardise(vae: AutoencoderKL, scenes: int = 512) -> None:
+    """Fold into the two 1x1 convolutions what makes every latent channel zero mean and unit variance.
+
+    The pictures that go in and come out stay the same; the pipeline then needs no scaling factor.
+    """
+    rng = random.Random(-1)
+    means = vae.encode(pixels([sample_scene(rng) for _ in range(scenes)])).latent_dist.mean
+    shift, spread = means.mean((0, 2, 3)), means.std((0, 2, 3))
+    into, back = vae.quant_conv, vae.post_quant_conv
+    into.weight[:4] /= spread[:, None, None, None]
+    into.bias[:4] = (into.bias[:4] - shift) / spread
+    into.weight[4:] = 0
+    into.bias[4:] = 2 * math.log(SPREAD)
+    back.bias += back.weight[:, :, 0, 0] @ shift
+    back.weight *= spread[None, :, None, None]
+    vae.register_to_config(scaling_factor=1.0)

@@ -1,0 +1,21 @@
+"""TopK sparse autoencoders over vectors: nothing here knows of prompts or images."""
+
+from excise.sae.config import SAEConfig, TrainConfig
+from excise.sae.formats import card, load, save
+from excise.sae.metrics import Metrics, evaluate
+from excise.sae.model import Codes, TopKSAE
+from excise.sae.trainer import Progress, train
+
+__all__ = [
+    "Codes",
+    "Metrics",
+    "Progress",
+    "SAEConfig",
+    "TopKSAE",
+    "TrainConfig",
+    "card",
+    "evaluate",
+    "load",
+    "save",
+    "train",
+]

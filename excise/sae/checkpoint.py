@@ -1,0 +1,97 @@
+"""A training run as it stands after a step, on disk: enough to go on as if nothing had happened, to the bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from excise import files
+from excise.errors import ExciseError
+from excise.sae.config import TrainConfig
+from excise.sae.model import TopKSAE
+
+_STATE, _TENSORS = "state.json", "state.safetensors"
+_SCHEMA = "excise.sae.checkpoint/1"
+
+
+@dataclass
+class State:
+    """Everything that changes during training. What does not is in the config and in the vectors."""
+
+    sae: TopKSAE
+    optimiser: torch.optim.Adam
+    idle: Tensor
+    """[m] int64: vectors since each latent last fired."""
+    window: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
+    """[mse, aux, L0], summed over the steps since the last line of the log."""
+    step: int = 0
+    seconds: float = 0.0
+    """Spent training, pauses left out."""
+
+    def save(self, folder: Path, config: TrainConfig, features: str) -> None:
+        """Write into `folder`, the old state or the new at any moment. `features` is the digest of the vectors."""
+        tensors = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
+        for number, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"adam.{number}.{name}": value for name, value in moments.items()}
+        tensors |= {"idle": self.idle, "window": self.window}
+        data = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+        state = {
+            "schema": _SCHEMA,
+            "step": self.step,
+            "seconds": self.seconds,
+            "config": config.to_json(),
+            "features": features,
+            "sha256": files.sha256(data),
+        }
+        files.write_folder(folder, {_STATE: json.dumps(state, indent=2) + "\n", _TENSORS: data})
+
+    def restore(self, folder: Path, config: TrainConfig, features: str) -> bool:
+        """Take over what `save` wrote; False where nothing is there.
+
+        Raises ExciseError where it is damaged, or belongs to another config or to other vectors.
+        """
+        if not folder.exists():
+            return False
+        again = f"delete {folder.parent} to start afresh"
+        try:
+            state = json.loads((folder / _STATE).read_bytes())
+            data = (folder / _TENSORS).read_bytes()
+            if state["schema"] != _SCHEMA or state["sha256"] != files.sha256(data):
+                raise ValueError("its parts do not belong together")
+            tensors = safetensors.torch.load(data)
+            self._agree(state, config, features, again)
+            self._take(tensors)
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise ExciseError(f"the checkpoint in {folder} is damaged ({error}); {again}") from error
+        return True
+
+    @staticmethod
+    def _agree(state: dict[str, object], config: TrainConfig, features: str, again: str) -> None:
+        saved, wanted = TrainConfig.from_json(state["config"]).to_json(), config.to_json()
+        if different := [name for name in wanted if saved[name] != wanted[name]]:
+            name = different[0]
+            raise ExciseError(
+                f"an unfinished training is there with {name}={saved[name]!r}, not {wanted[name]!r}; "
+                f"give the same settings to go on with it, or {again}"
+            )
+        if state["features"] != features:
+            raise ExciseError(f"an unfinished training on other features is there; {again}")
+
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        device = self.idle.device
+        self.sae.load_state_dict({n.removeprefix("sae."): t for n, t in tensors.items() if n.startswith("sae.")})
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("adam."):
+                _, number, part = name.split(".")
+                moments.setdefault(int(number), {})[part] = tensor
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self.idle, self.window = tensors["idle"].to(device), tensors["window"]

@@ -1,0 +1,113 @@
+"""What an SAE is and how it is trained: frozen, saved as json word for word, and refused where a key is unknown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeVar
+
+from excise.errors import ExciseError
+
+T = TypeVar("T", bound="_Json")
+
+
+class _Json:
+    """json in and out for the frozen dataclasses below."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain json values."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_json(cls: type[T], data: object) -> T:
+        """Rebuild from `to_json()`. Raises ExciseError where a key is unknown or missing, or a value is impossible."""
+        if not isinstance(data, Mapping):
+            raise ExciseError(f"{cls.__name__} must be a json object, not {type(data).__name__}")
+        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(data) - known):
+            raise ExciseError(f"{cls.__name__} has no setting {unknown[0]!r}; it knows {', '.join(sorted(known))}")
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise ExciseError(f"{cls.__name__} is incomplete: {error}") from error
+
+
+def _number(name: str, value: object, *, least: float, most: float = math.inf, whole: bool = False) -> None:
+    kinds: tuple[type, ...] = (int,) if whole else (int, float)
+    # json's true is a Python int, and NaN compares false with everything: both must fall out here.
+    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:  # type: ignore[operator]
+        kind = "a whole number" if whole else "a number"
+        limit = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
+        raise ExciseError(f"{name} must be {kind} {limit}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class SAEConfig(_Json):
+    """The shape of a TopK SAE."""
+
+    d: int
+    """Width of the vectors it reads and writes."""
+    m: int
+    """Number of latents (neurons)."""
+    k: int = 32
+    """Latents kept for each vector."""
+
+    def __post_init__(self) -> None:
+        _number("d (the width)", self.d, least=1, whole=True)
+        _number("m (the number of latents)", self.m, least=1, whole=True)
+        _number("k (latents kept)", self.k, least=1, most=self.m, whole=True)
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Json):
+    """How an SAE is trained. Defaults are the SNCE paper's (section "Training details of SAE") where it gives them."""
+
+    expansion: int = 4
+    """Latents for each input dimension: m = expansion * d."""
+    k: int = 32
+    """Latents kept for each vector."""
+    lr: float = 4e-4
+    """Adam's learning rate."""
+    batch: int = 4096
+    """Vectors in a step (all of them where there are fewer)."""
+    tokens: int = 10_000_000
+    """Vectors to train on, repeats counted; the steps are tokens / batch, rounded up."""
+    decay: float = 0.0
+    """Share of the steps, at the end, over which the learning rate falls linearly to zero (the paper: 0, constant)."""
+    alpha: float = 1 / 32
+    """Weight of the auxiliary loss that revives dead latents."""
+    dead_after: int = 10_000_000
+    """A latent that fired for none of so many vectors is dead; one epoch counts instead where that is fewer."""
+    dead_threshold: float = 1e-3
+    """An activation up to this, in the units trained in, does not count as firing."""
+    units: Literal["variance", "raw"] = "variance"
+    """Train on vectors scaled to unit variance (one scalar, folded back when saved, so that `lr` and `dead_threshold`
+    mean the same for every model), or on the vectors as they come, as the public recipes do."""
+    beta1: float = 0.9
+    """Adam's decay of the first moment."""
+    beta2: float = 0.999
+    """Adam's decay of the second moment."""
+    eps: float = 6.25e-10
+    """Adam's epsilon: OpenAI's value, small because a rare latent's gradients are."""
+    seed: int = 0
+    """Of the initial directions and of the order of the vectors."""
+    log_every: int = 50
+    """Steps between two lines of the log and two calls of the progress callback."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints."""
+
+    def __post_init__(self) -> None:
+        for name in ("expansion", "k", "batch", "tokens", "dead_after", "log_every", "checkpoint_every"):
+            _number(name, getattr(self, name), least=1, whole=True)
+        _number("seed", self.seed, least=0, most=2**31 - 1, whole=True)
+        for name in ("lr", "alpha", "dead_threshold", "eps"):
+            _number(name, getattr(self, name), least=0, most=1e6)
+        for name in ("decay", "beta1", "beta2"):
+            _number(name, getattr(self, name), least=0, most=1)
+        if self.units not in ("variance", "raw"):
+            raise ExciseError(f"units must be 'variance' or 'raw', not {self.units!r}")
+
+    def sae(self, d: int) -> SAEConfig:
+        """The shape of the SAE for vectors of width `d`."""
+        return SAEConfig(d=d, m=self.expansion * d, k=self.k)

@@ -1,0 +1,98 @@
+"""The TopK SAE's training objective and the constraints around a step (Gao et al. 2024, sections 2.3 and A.2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from excise.sae.model import Codes, TopKSAE
+
+
+class Loss(NamedTuple):
+    """The terms of one batch's loss, each a scalar."""
+
+    total: Tensor
+    """mse + alpha * aux."""
+    mse: Tensor
+    """MSE(x̂, x) / Var(x)."""
+    aux: Tensor
+    """MSE(ê, e) / Var(e), zero where no latent is dead."""
+
+
+def loss(sae: TopKSAE, x: Tensor, reconstruction: Tensor, variance: float, dead: Tensor, alpha: float) -> Loss:
+    """L = MSE(x̂, x) / Var(x) + α MSE(ê, e) / Var(e).
+
+    `x`, `reconstruction` [N, d]; `variance` the mean over the d dimensions of the training set's variance (a batch's
+    own would weigh batches differently); `dead` [m] bool.
+    """
+    mse = F.mse_loss(reconstruction, x) / variance
+    aux = aux_loss(sae, x, reconstruction, dead)
+    return Loss(mse + alpha * aux, mse, aux)
+
+
+def aux_loss(sae: TopKSAE, x: Tensor, reconstruction: Tensor, dead: Tensor) -> Tensor:
+    """MSE(ê, e) / Var(e) with e = stopgrad(x - x̂): dead latents learn what the live ones leave. Zero if none is dead.
+
+    `x`, `reconstruction` [N, d]; `dead` [m] bool. Var(e) is the batch's, about its mean residual.
+    """
+    error = (x - reconstruction).detach()
+    variance = (error - error.mean(0)).square().mean()
+    # A perfect reconstruction, or a batch of one, has nothing to teach: OpenAI's code turns the 0/0 into 0.
+    if not bool(dead.any()) or not bool(variance > 0):
+        return x.new_zeros(())
+    return F.mse_loss(aux_reconstruction(sae, x, dead), error) / variance
+
+
+def aux_reconstruction(sae: TopKSAE, x: Tensor, dead: Tensor) -> Tensor:
+    """ê [N, d] = W_decᵀ ReLU(the k_aux largest pre-activations of dead latents), without b_pre, which gets no gradient.
+
+    Dead latents are few, so their rows are multiplied densely: cheaper than k_aux gathered rows for each vector.
+    """
+    rows = dead.nonzero()[:, 0]
+    z = F.linear(x - sae.b_pre.detach(), sae.W_enc[rows], sae.b_enc[rows])
+    kept = aux_k(len(rows), sae.config.d)
+    if kept < len(rows):
+        values, indices = z.topk(kept, dim=-1, sorted=False)
+        z = torch.zeros_like(z).scatter(-1, indices, values)
+    return z.relu() @ sae.W_dec[rows]
+
+
+def aux_k(n_dead: int, d: int) -> int:
+    """min(n_dead, 2^⌊log2(d/2)⌋): a power of two near half the width (Gao et al. 2024, A.2), at least 1."""
+    return min(n_dead, 1 << max(0, (d // 2).bit_length() - 1))
+
+
+def idle_tokens(idle: Tensor, codes: Codes, threshold: float) -> Tensor:
+    """Vectors since each latent last fired, [m] int64, after one more batch. A latent is dead where this is too many.
+
+    A latent that fired anywhere in the batch starts again at zero; the others are idle for all its vectors.
+    """
+    peak = codes.values.new_zeros(len(idle))
+    peak.scatter_reduce_(0, codes.indices.flatten(), codes.values.detach().flatten(), "amax")
+    vectors = codes.values[..., 0].numel()
+    return torch.where(peak > threshold, 0, idle + vectors)
+
+
+@torch.no_grad()
+def project_gradient(sae: TopKSAE) -> None:
+    """Take from W_dec's gradient what is parallel to each row: the step must turn a unit vector, not stretch it."""
+    gradient = sae.W_dec.grad
+    if gradient is not None:
+        gradient -= (gradient * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
+
+
+@torch.no_grad()
+def renormalise(sae: TopKSAE) -> None:
+    """Make W_dec's rows unit vectors again: after the step, so that what is saved is unit norm."""
+    sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(sae.W_dec.dtype).tiny))
+
+
+def step(sae: TopKSAE, optimiser: torch.optim.Optimizer) -> None:
+    """Project, step, renormalise, in that order; gradients are cleared for the next batch."""
+    project_gradient(sae)
+    optimiser.step()
+    renormalise(sae)
+    optimiser.zero_grad()

@@ -1,0 +1,81 @@
+"""How well an SAE reconstructs, measured exactly: sums streamed in float64, one ratio at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from excise.errors import ExciseError
+from excise.sae.losses import idle_tokens
+from excise.sae.model import Codes, TopKSAE
+
+
+class Metrics(NamedTuple):
+    """Over all vectors seen."""
+
+    fvu: float
+    """Fraction of variance unexplained: sum ‖x - x̂‖² / sum ‖x - x̄‖², x̄ the mean of all vectors."""
+    l0: float
+    """Mean number of positive latents for a vector."""
+    dead_share: float
+    """Share of the latents that fired for none of these vectors."""
+    vectors: int
+    """How many vectors: the window of `dead_share`, which means nothing without it."""
+
+
+class Meter:
+    """Streams `Metrics`: `update` for each batch, then `result`."""
+
+    def __init__(self, m: int, *, threshold: float = 0.0) -> None:
+        """`m` latents; an activation up to `threshold` does not count as firing."""
+        self._threshold = threshold
+        self._idle = torch.zeros(m, dtype=torch.int64)
+        self._n = 0
+        self._active = 0
+        self._squared_error = 0.0
+        self._squares = 0.0
+        self._origin: Tensor | None = None
+        self._sum: Tensor | None = None
+
+    def update(self, x: Tensor, reconstruction: Tensor, codes: Codes) -> None:
+        """Count a batch: `x` and `reconstruction` [..., d], codes of [..., k]."""
+        x = x.reshape(-1, x.shape[-1]).double()
+        if not len(x):
+            return
+        if self._origin is None or self._sum is None:
+            # Variance does not move with the origin, but its rounding does: count from a vector of the data.
+            self._origin, self._sum = x[0].clone(), torch.zeros_like(x[0])
+        self._squared_error += float((x - reconstruction.reshape(x.shape).double()).square().sum())
+        centred = x - self._origin
+        self._squares += float(centred.square().sum())
+        self._sum += centred.sum(0)
+        self._active += int((codes.values > 0).sum())
+        self._n += len(x)
+        self._idle = idle_tokens(self._idle.to(x.device), codes, self._threshold)
+
+    def result(self) -> Metrics:
+        """Raises ExciseError where no vector was seen or all were the same: FVU has no meaning then."""
+        if self._sum is None:
+            raise ExciseError("no vectors to measure the SAE on; give at least two")
+        variation = self._squares - float(self._sum.square().sum()) / self._n
+        if variation <= 0:
+            raise ExciseError("all vectors are the same, so there is no variance to explain; give different ones")
+        return Metrics(
+            fvu=self._squared_error / variation,
+            l0=self._active / self._n,
+            dead_share=float((self._idle >= self._n).double().mean()),
+            vectors=self._n,
+        )
+
+
+@torch.no_grad()
+def evaluate(sae: TopKSAE, batches: Iterable[Tensor], *, threshold: float = 0.0) -> Metrics:
+    """Measure `sae` on batches of vectors [..., d], each brought to its device. Raises as `Meter.result`."""
+    meter = Meter(sae.config.m, threshold=threshold)
+    for x in batches:
+        x = x.to(sae.b_pre)
+        meter.update(x, *sae(x))
+    return meter.result()

@@ -1,0 +1,107 @@
+"""The TopK sparse autoencoder (Makhzani & Frey 2013; Gao et al. 2024, arXiv 2406.04093; SNCE eqs. 1-3)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from excise.errors import ExciseError
+from excise.sae.config import SAEConfig
+
+
+class Codes(NamedTuple):
+    """Sparse codes: for each vector its k largest latents, largest first."""
+
+    values: Tensor
+    """[..., k], never negative; zero where fewer than k pre-activations are positive."""
+    indices: Tensor
+    """[..., k] int64, the latents the values belong to."""
+
+
+class Output(NamedTuple):
+    """What `TopKSAE.forward` returns."""
+
+    reconstruction: Tensor
+    """[..., d]."""
+    codes: Codes
+
+
+class _Select(torch.autograd.Function):
+    """Pre-activations already computed, at k places a row, with the gradient of <x_n, W_i> + b_i at those places only.
+
+    Plain autograd scatters the k gradients into a dense [N, m] and multiplies that by x: at m = 3072, k = 32 nearly all
+    of it is zeros. One `embedding_bag` holds both products instead: its output, sum_j g_nj W[i_nj], is x's gradient,
+    and its own gradient with respect to W for the cotangent x, sum_nj g_nj x_n at row i_nj, is W's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, values: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, indices)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, weight, indices = ctx.saved_tensors
+        grad = grad.contiguous()
+        with torch.enable_grad():
+            rows = weight.detach().requires_grad_()
+            grad_x = F.embedding_bag(indices, rows, per_sample_weights=grad, mode="sum")
+            (grad_weight,) = torch.autograd.grad(grad_x, rows, x)
+        grad_bias = grad.new_zeros(len(weight)).index_add_(0, indices.flatten(), grad.flatten())
+        return grad_x.detach(), grad_weight, grad_bias, None, None
+
+
+class TopKSAE(nn.Module):
+    """`decode(encode(x))` approximates x from k of m latents.
+
+    Both matrices are [m, d], a latent a row (the paper writes W_dec as d x m). Rows of `W_dec` are unit vectors.
+    """
+
+    def __init__(self, config: SAEConfig, *, seed: int = 0) -> None:
+        """Random unit directions, encoder and decoder alike; no biases yet."""
+        super().__init__()
+        self.config = config
+        generator = torch.Generator().manual_seed(seed)
+        directions = F.normalize(torch.randn(config.m, config.d, generator=generator), dim=1)
+        self.W_enc = nn.Parameter(directions.clone())
+        self.W_dec = nn.Parameter(directions)
+        self.b_enc = nn.Parameter(torch.zeros(config.m))
+        self.b_pre = nn.Parameter(torch.zeros(config.d))
+
+    def preactivations(self, x: Tensor) -> Tensor:
+        """(x - b_pre) W_encᵀ + b_enc: [..., d] -> [..., m]. Raises ExciseError where the width is another."""
+        return F.linear(self._centred(x), self.W_enc, self.b_enc)
+
+    def encode(self, x: Tensor) -> Codes:
+        """ReLU of the k largest pre-activations: [..., d] -> Codes of [..., k]. Raises as `preactivations`."""
+        centred = self._centred(x)
+        flat = centred.reshape(-1, self.config.d)
+        with torch.no_grad():
+            values, indices = F.linear(flat, self.W_enc, self.b_enc).topk(self.config.k, dim=-1)
+        values = _Select.apply(flat, self.W_enc, self.b_enc, values, indices)  # type: ignore[no-untyped-call]
+        shape = (*centred.shape[:-1], self.config.k)
+        return Codes(values.relu().view(shape), indices.view(shape))
+
+    def decode(self, codes: Codes) -> Tensor:
+        """sum_j values_j W_dec[indices_j] + b_pre: Codes of [..., k] -> [..., d]."""
+        values, indices = (part.reshape(-1, part.shape[-1]) for part in codes)
+        summed = F.embedding_bag(indices, self.W_dec, per_sample_weights=values, mode="sum")
+        return (summed + self.b_pre).view(*codes.values.shape[:-1], self.config.d)
+
+    def forward(self, x: Tensor) -> Output:
+        """Codes and reconstruction of x [..., d]."""
+        codes = self.encode(x)
+        return Output(self.decode(codes), codes)
+
+    def _centred(self, x: Tensor) -> Tensor:
+        if x.ndim == 0 or x.shape[-1] != self.config.d:
+            raise ExciseError(
+                f"this SAE reads vectors of width {self.config.d}, but got a tensor of shape {tuple(x.shape)}; "
+                "was it trained for another Site or another model?"
+            )
+        return x - self.b_pre

@@ -1,0 +1,228 @@
+"""Training a TopK SAE: on a CPU in minutes, interruptible at any step and resumable to the bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from excise.errors import ExciseError
+from excise.sae import formats
+from excise.sae.checkpoint import State
+from excise.sae.config import SAEConfig, TrainConfig
+from excise.sae.data import Features, Source, Statistics, geometric_median
+from excise.sae.losses import idle_tokens, loss, step
+from excise.sae.metrics import evaluate
+from excise.sae.model import TopKSAE
+
+LOG = "log.jsonl"
+
+
+class Progress(NamedTuple):
+    """One line of the log: means over the steps since the line before."""
+
+    step: int
+    steps: int
+    """Of the whole run."""
+    tokens: int
+    """Vectors trained on so far."""
+    fvu: float
+    """Fraction of variance unexplained, as the weights stood at each step."""
+    aux: float
+    """Auxiliary loss, before alpha."""
+    l0: float
+    """Positive latents for a vector."""
+    dead: float
+    """Share of the latents dead now."""
+    lr: float
+    seconds: float
+    """Spent training, pauses left out."""
+
+
+def train(
+    features: Features,
+    config: TrainConfig,
+    out: Path | str,
+    *,
+    card: Mapping[str, Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    held_out: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> TopKSAE:
+    """Train on `features` ([N, d], or a function giving shards anew at each call) and save into the folder `out`.
+
+    `card` tells the corpus, the Site and what evaluation data the corpus excludes; tokens, recipe and metrics are added
+    (on a sample of the training vectors and, where given, on `held_out` [n, d]). Until it is done, `out`.training holds
+    a checkpoint and the log; calling again with the same arguments goes on from there: on a CPU with as many threads,
+    to the very bits of an uninterrupted run. Ctrl-C finishes the step, writes a checkpoint and raises
+    KeyboardInterrupt; a second Ctrl-C raises at once. Raises ExciseError where `out` is not empty, the features are
+    unusable, a checkpoint there belongs to other settings, training diverges, or the disk refuses.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExciseError(f"{out} is there already and not an empty folder; choose another, or delete it to train anew")
+    work = out.with_name(out.name + ".training")
+    source = Source(features, seed=config.seed)
+    statistics = source.statistics()
+    shape = config.sae(len(statistics.mean))
+    batch = min(config.batch, statistics.vectors)
+    steps = math.ceil(config.tokens / batch)
+    unit = math.sqrt(statistics.variance) if config.units == "variance" else 1.0
+    window = min(config.dead_after, statistics.vectors)
+
+    state = _start(shape, config, statistics, unit, torch.device(device))
+    resumed = state.restore(work / "checkpoint", config, statistics.digest())
+    _open_log(work / LOG, state.step if resumed else 0)
+    variance = statistics.variance / unit**2
+
+    def checkpoint() -> None:
+        state.save(work / "checkpoint", config, statistics.digest())
+
+    with _interruptible() as interrupted:
+        began = time.monotonic() - state.seconds
+        batches = source.batches(batch, start=state.step)
+        try:
+            while state.step < steps:
+                if interrupted():
+                    raise KeyboardInterrupt
+                lr = learning_rate(config, state.step, steps)
+                _advance(state, next(batches).to(device) / unit, config, variance, window, lr)
+                state.seconds = time.monotonic() - began
+                if state.step % config.log_every == 0 or state.step == steps:
+                    line = _line(state, config, steps, batch, window, lr)
+                    _log(work / LOG, line)
+                    if progress is not None:
+                        progress(line)
+                if state.step % config.checkpoint_every == 0 and state.step < steps:
+                    checkpoint()
+        except KeyboardInterrupt:
+            checkpoint()
+            raise
+
+    sae = _in_data_units(state.sae, unit)
+    threshold = config.dead_threshold * unit
+    told = dict(card or {})
+    told["tokens"] = steps * batch
+    told["recipe"] = {**config.to_json(), "vectors": statistics.vectors}
+    told["metrics"] = {
+        "train": evaluate(sae, torch.split(statistics.sample, 4096), threshold=threshold)._asdict(),
+        "dead_share": float((state.idle >= window).double().mean()),
+        "dead_window": window,
+        "dead_threshold": threshold,
+    }
+    if held_out is not None:
+        told["metrics"]["held_out"] = evaluate(sae, torch.split(held_out, 4096), threshold=threshold)._asdict()
+    formats.save(sae, out, told, extra={LOG: (work / LOG).read_bytes()})
+    shutil.rmtree(work, ignore_errors=True)
+    return sae
+
+
+def learning_rate(config: TrainConfig, done: int, steps: int) -> float:
+    """For the step after `done` of `steps`: constant, then falling linearly over the last `decay` of them."""
+    falling = config.decay * steps
+    return config.lr * min(1.0, (steps - done) / falling) if falling else config.lr
+
+
+def _start(shape: SAEConfig, config: TrainConfig, statistics: Statistics, unit: float, device: torch.device) -> State:
+    sae = TopKSAE(shape, seed=config.seed)
+    with torch.no_grad():
+        sae.b_pre.copy_(geometric_median(statistics.sample) / unit)
+    sae.to(device)
+    # Fused: on a CPU the per-tensor and foreach kinds take up to 25 times as long.
+    optimiser = torch.optim.Adam(
+        sae.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )
+    return State(sae, optimiser, torch.zeros(shape.m, dtype=torch.int64, device=device))
+
+
+def _advance(state: State, x: Tensor, config: TrainConfig, variance: float, window: int, lr: float) -> None:
+    """One step on the batch x [N, d], in training units."""
+    reconstruction, codes = state.sae(x)
+    # Before the loss, as in OpenAI's code: a latent that fired in this very batch is dead no more.
+    state.idle = idle_tokens(state.idle, codes, config.dead_threshold)
+    parts = loss(state.sae, x, reconstruction, variance, state.idle >= window, config.alpha)
+    parts.total.backward()  # type: ignore[no-untyped-call]
+    for group in state.optimiser.param_groups:
+        group["lr"] = lr
+    step(state.sae, state.optimiser)
+    l0 = (codes.values > 0).sum() / len(x)
+    state.window += torch.stack([parts.mse.detach(), parts.aux.detach(), l0]).double().cpu()
+    state.step += 1
+
+
+def _line(state: State, config: TrainConfig, steps: int, batch: int, window: int, lr: float) -> Progress:
+    since = (state.step - 1) % config.log_every + 1
+    mse, aux, l0 = (state.window / since).tolist()
+    if not math.isfinite(mse + aux):
+        raise ExciseError(
+            f"training diverged before step {state.step}; lower lr (it is {config.lr:g}), or train in units='variance'"
+        )
+    state.window = torch.zeros_like(state.window)
+    dead = float((state.idle >= window).double().mean())
+    return Progress(state.step, steps, state.step * batch, mse, aux, l0, dead, lr, round(state.seconds, 3))
+
+
+def _open_log(path: Path, step: int) -> None:
+    """Make the folder; leave of an older log what the checkpoint at `step` knows of."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                break  # a line cut short by a crash, and nothing after it
+        path.write_text("".join(kept), encoding="utf-8")
+    except OSError as error:
+        raise ExciseError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+
+
+def _log(path: Path, line: Progress) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line._asdict()) + "\n")
+    except OSError as error:
+        raise ExciseError(f"cannot write {path}: {error.strerror or error}; free some space and go on") from error
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a question to ask between steps: within one it would leave weights half updated."""
+    asked = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    # Other threads can neither set handlers nor be interrupted.
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
+
+
+@torch.no_grad()
+def _in_data_units(sae: TopKSAE, unit: float) -> TopKSAE:
+    """The same SAE for vectors not divided by `unit`: ReLU and TopK commute with a positive factor."""
+    sae.b_pre.mul_(unit)
+    sae.b_enc.mul_(unit)
+    sae.zero_grad(set_to_none=True)
+    return sae.eval()

@@ -1,0 +1,187 @@
+"""Features at Sites from a stream of prompts, tokenised and padded exactly as the pipeline does it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from excise.errors import ExciseError
+from excise.files import sha256, write_atomic
+from excise.sites.site import Site, encoder_of, resolve, tokenizer_of
+
+SCHEMA = "excise.features/1"
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one batch of prompts looked like. All T positions are there (77 for CLIP): the U-Net reads them all."""
+
+    states: dict[Site, Tensor]
+    """Hidden states `[B, T, d]` by Site, in the encoder's dtype and on its device."""
+    ids: Tensor
+    """Token ids `[B, T]`."""
+    scored: Tensor
+    """`[B, T]` bool: the positions that count when *scoring* neurons: words and EOS, neither BOS nor padding."""
+
+
+def tokenise(pipe: Any, component: str, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, attention mask and scored mask, each `[B, T]`, padded and cut as the pipeline does."""
+    tokenizer, encoder = tokenizer_of(pipe, component), encoder_of(pipe, component)
+    positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
+    length = min(int(tokenizer.model_max_length), int(positions or tokenizer.model_max_length))
+    if length > 100_000:
+        raise ExciseError(f"{component}'s tokenizer has no maximal length; set tokenizer.model_max_length")
+    # Textual inversion turns one placeholder into several tokens here.
+    convert = getattr(pipe, "maybe_convert_prompt", None)
+    texts = convert(prompts, tokenizer) if convert is not None else prompts
+    batch = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    ids, attention = batch["input_ids"], batch["attention_mask"]
+    scored = attention.bool()
+    if tokenizer.bos_token_id is not None:
+        scored = scored & (ids != tokenizer.bos_token_id)
+    return ids, attention, scored
+
+
+def capture(pipe: Any, sites: Iterable[Site], prompts: Iterable[str], batch_size: int = 64) -> Iterator[Features]:
+    """Features of `prompts` at `sites` (all of one text encoder), batch by batch.
+
+    Raises ExciseError for an unknown Site, a wrong width, or Sites of several encoders at once.
+    """
+    wanted = list(dict.fromkeys(sites))
+    components = sorted({site.component for site in wanted})
+    if len(components) != 1:
+        raise ExciseError(
+            f"capture reads one text encoder at a time, not {components or 'none'}; call it once for each"
+        )
+    component = components[0]
+    encoder = encoder_of(pipe, component)
+    modules = {site: resolve(pipe, site) for site in wanted}
+    stream = iter(prompts)
+    while batch := list(islice(stream, batch_size)):
+        yield _read(pipe, component, encoder, modules, batch)
+
+
+@torch.no_grad()
+def _read(pipe: Any, component: str, encoder: nn.Module, modules: dict[Site, nn.Module], batch: list[str]) -> Features:
+    ids, attention, scored = tokenise(pipe, component, batch)
+    states: dict[Site, Tensor] = {}
+
+    def keep(site: Site) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            state = output[0] if isinstance(output, tuple) else output
+            if state.shape[-1] != site.width:
+                raise ExciseError(f"{site.key} gave {state.shape[-1]} values a position, not {site.width}")
+            states[site] = state.detach()
+
+        return hook
+
+    device = next(encoder.parameters()).device
+    use_mask = bool(getattr(getattr(encoder, "config", None), "use_attention_mask", False))
+    with ExitStack() as stack:
+        for site, module in modules.items():
+            stack.callback(module.register_forward_hook(keep(site)).remove)
+        encoder(ids.to(device), attention_mask=attention.to(device) if use_mask else None)
+    missing = [site.key for site in modules if site not in states]
+    if missing:
+        raise ExciseError(f"{missing[0]} did not run when the text encoder did; choose another Site")
+    return Features(states, ids, scored)
+
+
+def capture_to(
+    folder: Path,
+    pipe: Any,
+    sites: Iterable[Site],
+    prompts: Iterable[str],
+    *,
+    batch_size: int = 64,
+    shard_prompts: int = 1024,
+    dtype: torch.dtype | None = None,
+) -> int:
+    """Write features as safetensors shards with a manifest; returns the number of prompts.
+
+    The folder appears only when everything is in it: an interrupted capture leaves nothing behind.
+    `dtype` is what states are kept in (default: the encoder's own). Raises ExciseError where `folder` exists, the
+    disk refuses or there are no prompts.
+    """
+    if folder.exists():
+        raise ExciseError(f"{folder} exists already; choose a new folder for the features")
+    wanted = list(dict.fromkeys(sites))
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    seen, text = 0, hashlib.sha256()
+    shards: list[dict[str, Any]] = []
+
+    def counted() -> Iterator[str]:
+        for prompt in prompts:
+            text.update(prompt.encode() + b"\0")
+            yield prompt
+
+    try:
+        stream = capture(pipe, wanted, counted(), min(batch_size, shard_prompts))
+        per_shard = max(1, shard_prompts // min(batch_size, shard_prompts))
+        while batches := list(islice(stream, per_shard)):
+            data = save(_tensors(wanted, batches, dtype))
+            name = f"{len(shards):05d}.safetensors"
+            write_atomic(partial / name, data)
+            count = sum(len(b.ids) for b in batches)
+            shards.append({"name": name, "prompts": count, "sha256": sha256(data)})
+            seen += count
+        if not seen:
+            raise ExciseError("there are no prompts to capture; check the prompts file")
+        manifest = {
+            "schema": SCHEMA,
+            "sites": [{"component": s.component, "path": s.path, "width": s.width} for s in wanted],
+            "prompts": seen,
+            "prompts_sha256": text.hexdigest(),
+            "shards": shards,
+        }
+        write_atomic(partial / "manifest.json", json.dumps(manifest, indent=1))
+        try:
+            partial.replace(folder)
+        except OSError as error:
+            raise ExciseError(f"cannot write {folder}: {error.strerror or error}; choose another place") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return seen
+
+
+def _tensors(sites: list[Site], batches: list[Features], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    out = {"ids": torch.cat([b.ids for b in batches]), "scored": torch.cat([b.scored for b in batches])}
+    for site in sites:
+        states = torch.cat([b.states[site].cpu() for b in batches])
+        out[site.key] = (states if dtype is None else states.to(dtype)).contiguous()
+    return out
+
+
+def load_shards(folder: Path) -> Iterator[Features]:
+    """Read back what `capture_to` wrote, shard by shard. Raises ExciseError where anything is missing or altered."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest["schema"] != SCHEMA:
+            raise ExciseError(f"{folder} has the unknown format {manifest['schema']!r}; capture the features again")
+        sites = [Site(str(s["component"]), str(s["path"]), int(s["width"])) for s in manifest["sites"]]
+        shards = [(str(s["name"]), str(s["sha256"])) for s in manifest["shards"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExciseError(f"{folder} holds no complete captured features ({error}); capture them again") from error
+    for name, digest in shards:
+        try:
+            data = (folder / name).read_bytes()
+            if sha256(data) != digest:
+                raise ExciseError(f"{folder / name} was altered or cut short; capture the features again")
+            tensors = load(data)
+            states = {site: tensors[site.key] for site in sites}
+            yield Features(states, tensors["ids"], tensors["scored"])
+        except (OSError, KeyError, SafetensorError) as error:
+            raise ExciseError(f"cannot read {folder / name} ({error}); capture the features again") from error

@@ -1,0 +1,178 @@
+"""Site: component + module path + width, never an ordinal such as "9th block"."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+
+from excise.errors import ExciseError
+
+_WRAPPER = "text_model."
+"""transformers < 5.6 keeps CLIP's layers under `text_model`, newer ones keep them flat; `resolve` takes either."""
+_LAYER = re.compile(r"^(?P<stack>(?:.+\.)?(?:layers|block|layer|h))\.(?P<n>\d+)$")
+
+
+@dataclass(frozen=True)
+class Site:
+    """The output of the module at `path` in the pipeline's `component`: hidden states `[B, T, width]`."""
+
+    component: str
+    path: str
+    width: int
+
+    @property
+    def key(self) -> str:
+        """`text_encoder/encoder.layers.8`: unique in a pipeline, fit for tensor names and messages."""
+        return f"{self.component}/{self.path}"
+
+    def __str__(self) -> str:
+        return f"{self.key} ({self.width} wide)"
+
+
+def _layers(width: int, *numbers: int) -> tuple[Site, ...]:
+    return tuple(Site("text_encoder", f"encoder.layers.{n}", width) for n in numbers)
+
+
+PRESETS: dict[str, tuple[Site, ...]] = {
+    "sd14": _layers(768, 8, 9),
+    "sd15": _layers(768, 8, 9),
+    "sd21": _layers(1024, 8, 9),
+    "reference": _layers(256, 5),
+}
+"""Sites by model. The SNCE paper's "9th block" is `layers.8` counted from one, `layers.9` in the code it builds on."""
+
+
+def text_encoders(pipe: Any) -> dict[str, nn.Module]:
+    """The pipeline's text encoders by component name (`text_encoder`, `text_encoder_2`, ...), those present only."""
+    components = getattr(pipe, "components", None)
+    found = components if isinstance(components, dict) else vars(pipe)
+    return {n: m for n, m in found.items() if n.startswith("text_encoder") and isinstance(m, nn.Module)}
+
+
+def tokenizer_of(pipe: Any, component: str) -> Any:
+    """The tokenizer that feeds `component`. Raises ExciseError where the pipeline has none."""
+    name = component.replace("text_encoder", "tokenizer")
+    tokenizer = getattr(pipe, name, None)
+    if tokenizer is None:
+        raise ExciseError(f"{type(pipe).__name__} has no {name}; load the pipeline with its tokenizer")
+    return tokenizer
+
+
+def encoder_of(pipe: Any, component: str) -> nn.Module:
+    """The text encoder named `component`. Raises ExciseError where the pipeline has none of that name."""
+    encoders = text_encoders(pipe)
+    if component not in encoders:
+        have = ", ".join(encoders) or "none at all"
+        raise ExciseError(
+            f"{type(pipe).__name__} has no text encoder {component!r} (it has {have}); choose another Site"
+        )
+    return encoders[component]
+
+
+def sites_of(pipe: Any) -> list[Site]:
+    """Every Site of every text encoder, first to last: embeddings, each layer, final norm."""
+    return [
+        Site(component, _plain(path), width)
+        for component, encoder in text_encoders(pipe).items()
+        if (width := _hidden_size(encoder)) is not None
+        for path in _stations(encoder)
+    ]
+
+
+def site_at(pipe: Any, path: str, component: str = "text_encoder") -> Site:
+    """The Site at `path`, its width looked up. Raises ExciseError, with near paths, where there is none."""
+    encoder = encoder_of(pipe, component)
+    width = _width(encoder, _find(encoder, component, path))
+    if width is None:
+        raise ExciseError(
+            f"cannot tell how wide {component}/{path} is; name it as Site({component!r}, {path!r}, width)"
+        )
+    return Site(component, _plain(path), width)
+
+
+def resolve(pipe: Any, site: Site) -> nn.Module:
+    """The live module of `site`.
+
+    Raises ExciseError where the pipeline lacks the encoder or the path (near paths are listed), or the width differs.
+    """
+    encoder = encoder_of(pipe, site.component)
+    name = _find(encoder, site.component, site.path)
+    width = _width(encoder, name)
+    if width is not None and width != site.width:
+        raise ExciseError(
+            f"{site.key} is {width} wide here, but {site.width} was asked for; "
+            "the SAE or eraser was made for another model"
+        )
+    return encoder.get_submodule(name)
+
+
+def depth(pipe: Any, site: Site) -> int | None:
+    """How many transformer layers have run when `site` is read: 0 embeddings, n+1 layer n. None if unknown."""
+    path = _plain(site.path)
+    match = _LAYER.match(path)
+    if match:
+        return int(match["n"]) + 1
+    if path.endswith("embeddings"):
+        return 0
+    if path.endswith("final_layer_norm"):
+        return layer_count(encoder_of(pipe, site.component))
+    return None
+
+
+def layer_count(encoder: nn.Module) -> int:
+    return sum(1 for path in _stations(encoder) if _LAYER.match(path))
+
+
+def _plain(path: str) -> str:
+    return path.removeprefix(_WRAPPER)
+
+
+def _find(encoder: nn.Module, component: str, path: str) -> str:
+    """The module name under which `path` exists in this transformers version."""
+    names = dict(encoder.named_modules())
+    for name in (path, _plain(path), _WRAPPER + _plain(path)):
+        if name and name in names:
+            return name
+    stations = [_plain(s) for s in _stations(encoder)]
+    near = get_close_matches(_plain(path), stations, n=3, cutoff=0.3) or stations[:1] + stations[-2:]
+    raise ExciseError(f"{component} has no module {path!r}; near ones are {', '.join(near) or 'none'}")
+
+
+def _stations(encoder: nn.Module) -> list[str]:
+    """Paths, in order of computation, of the modules whose output is the hidden state."""
+    names = [name for name, _ in encoder.named_modules()]
+    layers = [name for name in names if _LAYER.match(name)]
+    if not layers:
+        return []
+    # The text stack is the one with the most layers; nested stacks (T5's `block.0.layer.0`) lie inside another's layer.
+    outer = [n for n in layers if not any(n.startswith(other + ".") for other in layers)]
+    stacks: dict[str, list[str]] = {}
+    for name in outer:
+        stacks.setdefault(name.rpartition(".")[0], []).append(name)
+    stack = max(stacks.values(), key=len)
+    stack.sort(key=lambda n: int(n.rpartition(".")[2]))
+    first = [n for n in names if n in ("embeddings", f"{_WRAPPER}embeddings")]
+    last = [n for n in names if n in ("final_layer_norm", f"{_WRAPPER}final_layer_norm")]
+    return [*first, *stack, *last]
+
+
+def _width(encoder: nn.Module, name: str) -> int | None:
+    if name in _stations(encoder):
+        return _hidden_size(encoder)
+    module = encoder.get_submodule(name)
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    if isinstance(module, nn.LayerNorm):
+        return int(module.normalized_shape[-1])
+    return None
+
+
+def _hidden_size(encoder: nn.Module) -> int | None:
+    config = getattr(encoder, "config", None)
+    config = getattr(config, "text_config", None) or config
+    size = getattr(config, "hidden_size", None) or getattr(config, "d_model", None)
+    return int(size) if size is not None else None

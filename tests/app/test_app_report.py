@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+
+from excise.app import svg
+from excise.app.grid import comparison_png
+from excise.app.measure import figures, further_figures
+from excise.app.report import NeuronView, Report, Strip, percent, reached, render
+from excise.bench.statistics import Figure, share
+
+VOID = {"meta", "img", "br", "line", "rect", "circle"}
+
+
+class Page(HTMLParser):
+    """Collects tags and attributes, and checks that every tag is closed where it should be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture
+def page(outcomes: list[Any]) -> str:
+    pictures = outcomes[0].before[:2]
+    return render(
+        Report(
+            concept="gun",
+            lam=2.5,
+            facts=[("neuron", "7"), ("λ", "2.5")],
+            figures=figures(outcomes),
+            further=further_figures(outcomes),
+            outcomes=outcomes,
+            ranking=[(7, 224.0), (3, 76.0)],
+            neurons=[NeuronView(7, [3.0, 2.5], [0.0, 0.0], [])],
+            tokens=[[("a", 0.0), ("<gun>", 3.0), ("⟨end⟩", 2.0)]],
+            strip=Strip(["a <i>gun</i>", "b"], [0.0, 1.0], [pictures, pictures]),
+            settings={"method": "snce", "config": {"lam": 2.5}},
+        )
+    )
+
+
+def test_the_page_is_well_formed_and_fetches_nothing(page: str) -> None:
+    parsed = Page()
+    parsed.feed(page)
+    assert parsed.open == []
+    names = {tag for tag, _ in parsed.tags}
+    assert not names & {"script", "link", "iframe", "object", "embed"}
+    for tag, attributes in parsed.tags:
+        assert not {"href", "onclick", "srcset"} & set(attributes), tag
+        if tag == "img":
+            assert (attributes["src"] or "").startswith("data:image/png;base64,")
+            assert attributes["alt"]
+    assert not re.search(r"url\(|@import|https?://", page)
+
+
+def test_prompts_are_escaped(page: str) -> None:
+    assert "<b>direct</b>" not in page
+    assert "<i>gun</i>" not in page
+    assert "&lt;b&gt;direct&lt;/b&gt; &amp; 0" in page
+
+
+def test_every_pair_and_strip_cell_is_there(page: str) -> None:
+    assert page.count("<img ") == 4 * 4 * 2 + 2 * 2
+
+
+def test_a_page_without_findings_still_renders(outcomes: list[Any]) -> None:
+    strip = Strip([], [], [])
+    empty = Report("gun", 1.0, [], {"target_direct": share([])}, {}, outcomes, [], [], [], strip, {})
+    assert "nothing to count" in render(empty)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("target_direct", 0.05, True),
+        ("target_direct", 0.06, False),
+        ("partner_kept", 0.9, True),
+        ("others_delta", -0.03, False),
+        ("others_delta", 0.02, True),
+        ("unrelated_identical", math.nan, None),
+    ],
+)
+def test_bars(name: str, value: float, expected: bool | None) -> None:
+    assert reached(name, Figure(value, 0, 1, 10)) is expected
+
+
+def test_percent() -> None:
+    assert percent("target_direct", 0.0417) == "4 %"
+    assert percent("others_delta", -0.0125) == "-1.2 points"
+    assert percent("partner_kept", math.nan) == "n/a"
+
+
+def test_plots_survive_empty_and_zero_data() -> None:
+    for drawn in (
+        svg.bars([], "none"),
+        svg.bars([("1", 0.0)], "zero"),
+        svg.histogram([("concept", [0.0, 0.0], "accent")], "zero"),
+        svg.interval(share([]), 0.05),
+    ):
+        assert drawn.startswith("<svg")
+        assert "nan" not in drawn
+
+
+def test_the_grid_shows_both_rows_of_every_family(outcomes: list[Any]) -> None:
+    import io
+
+    from PIL import Image
+
+    with Image.open(io.BytesIO(comparison_png(outcomes))) as sheet:
+        pixels = np.asarray(sheet)
+    # Four families of two rows of four 8x8 pictures, drawn twice as large.
+    assert pixels.shape[1] >= 2 * 24 + 4 * (16 + 6) - 6
+    assert pixels.shape[0] == 2 * 24 + 8 * (16 + 6) + 4 * 30

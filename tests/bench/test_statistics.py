@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from excise.bench.statistics import Z95, paired_difference, share, wilson
+
+
+def by_inversion(successes: int, n: int) -> tuple[float, float]:
+    """The score interval from its definition: every p that a score test at 5 % does not reject, by bisection."""
+    estimate = successes / n
+
+    def kept(p: float) -> bool:
+        return abs(estimate - p) <= Z95 * math.sqrt(p * (1 - p) / n)
+
+    ends = []
+    for outside in (0.0, 1.0):
+        inside, far = estimate, outside
+        for _ in range(80):
+            middle = (inside + far) / 2
+            inside, far = (middle, far) if kept(middle) else (inside, middle)
+        ends.append(inside)
+    return ends[0], ends[1]
+
+
+@pytest.mark.parametrize(("successes", "n"), [(1, 10), (5, 10), (9, 10), (3, 24), (23, 24), (150, 200)])
+def test_wilson_is_the_inverted_score_test(successes: int, n: int) -> None:
+    low, high = by_inversion(successes, n)
+    figure = wilson(successes, n)
+    assert figure.low == pytest.approx(low, abs=1e-9)
+    assert figure.high == pytest.approx(high, abs=1e-9)
+
+
+def test_wilson_by_hand() -> None:
+    # No successes in n trials: the upper bound is z^2 / (n + z^2).
+    figure = wilson(0, 24)
+    assert figure.low == 0.0
+    assert figure.high == pytest.approx(Z95**2 / (24 + Z95**2))
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_wilson_brackets_the_share_and_mirrors(successes: int, more: int) -> None:
+    n = successes + more
+    figure, mirrored = wilson(successes, n), wilson(n - successes, n)
+    assert 0 <= figure.low <= figure.high <= 1
+    assert figure.low == pytest.approx(1 - mirrored.high)
+    if n:
+        assert figure.low <= figure.value <= figure.high
+
+
+def test_nothing_to_count_is_said_plainly() -> None:
+    figure = share([])
+    assert math.isnan(figure.value)
+    assert json.loads(json.dumps(figure.to_json())) == {"value": None, "low": 0.0, "high": 1.0, "n": 0}
+
+
+@pytest.mark.parametrize(("successes", "n"), [(3, 2), (-1, 4)])
+def test_impossible_counts_are_refused(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match="trials"):
+        wilson(successes, n)
+
+
+def test_paired_difference_of_identical_outcomes_is_zero() -> None:
+    outcomes = [True] * 18 + [False] * 6
+    figure = paired_difference(outcomes, outcomes)
+    assert figure.value == 0
+    assert figure.low <= 0 <= figure.high
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_paired_difference_is_antisymmetric(pairs: list[tuple[bool, bool]]) -> None:
+    before, after = [b for b, _ in pairs], [a for _, a in pairs]
+    there, back = paired_difference(before, after), paired_difference(after, before)
+    assert there.value == pytest.approx(-back.value)
+    assert there.low == pytest.approx(-back.high)
+    assert -1 <= there.low <= there.value <= there.high <= 1
+
+
+def test_paired_difference_covers_the_truth() -> None:
+    rng = random.Random(0)
+    hits, rounds, n = 0, 400, 60
+    for _ in range(rounds):
+        before = [rng.random() < 0.8 for _ in range(n)]
+        after = [b and rng.random() < 0.9 for b in before]
+        figure = paired_difference(before, after)
+        hits += figure.low <= 0.8 * 0.9 - 0.8 <= figure.high
+    assert hits / rounds > 0.92
+
+
+def test_paired_difference_needs_pairs() -> None:
+    with pytest.raises(ValueError, match="same"):
+        paired_difference([True], [True, False])

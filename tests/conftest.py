@@ -1,0 +1,158 @@
+"""Shared fixtures: a tiny random Stable Diffusion of real classes, with CLIP's real tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FORMS = ("{}", "a {}", "a {} on grass", "a {} on sand", "a picture of a {}", "{} on wood", "the {}", "a {} in the sky")
+NOUNS = ("cat", "rose", "bus", "house", "frog", "star")
+CONTROLS = ("tree", "crown")
+
+
+@pytest.fixture(scope="session")
+def clip_tokenizer() -> Any:
+    from excise.reference import text_encoder
+
+    folder = Path(text_encoder.__file__).parent
+    return text_encoder.tokenizer(folder / "bpe_simple_vocab_16e6.txt.gz")
+
+
+@pytest.fixture(scope="session")
+def build_pipe(clip_tokenizer: Any) -> Callable[..., Any]:
+    """Builds a fresh tiny random pipeline: 64 wide, 3 layers, 16x16 pictures. `build_pipe(seed=0)`."""
+    import torch
+    from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    def build(seed: int = 0, width: int = 64, layers: int = 3) -> Any:
+        torch.manual_seed(seed)
+        encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=49408,
+                hidden_size=width,
+                intermediate_size=2 * width,
+                num_hidden_layers=layers,
+                num_attention_heads=4,
+                max_position_embeddings=77,
+                bos_token_id=49406,
+                eos_token_id=49407,
+                pad_token_id=49407,
+            )
+        )
+        # CLIP's own initialisation is so small that a random encoder hardly tells one prompt from another.
+        with torch.no_grad():
+            encoder.get_input_embeddings().weight.normal_()
+            for name, parameter in encoder.named_parameters():
+                if "self_attn" in name and name.endswith("weight"):
+                    parameter.normal_(std=(2 if "v_proj" in name or "out_proj" in name else 0.7) * width**-0.5)
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=width,
+            attention_head_dim=4,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(4, 8),
+            norm_num_groups=2,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+        )
+        pipe = StableDiffusionPipeline(
+            vae=vae.eval(),
+            text_encoder=encoder.eval(),
+            tokenizer=clip_tokenizer,
+            unet=unet.eval(),
+            scheduler=DPMSolverMultistepScheduler(steps_offset=1),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return build
+
+
+@pytest.fixture
+def tiny_pipe(build_pipe: Callable[..., Any]) -> Any:
+    """A fresh tiny pipeline, the same weights every time."""
+    return build_pipe()
+
+
+@pytest.fixture
+def tiny_site() -> Any:
+    from excise.sites import Site
+
+    return Site("text_encoder", "encoder.layers.2", 64)
+
+
+@pytest.fixture
+def word_sae(tiny_pipe: Any, tiny_site: Any) -> Any:
+    """A random TopK SAE (64 latents, 8 kept) for `tiny_site`, whose latent 5 reads and writes "gun" against "cat"."""
+    return make_word_sae(tiny_pipe, tiny_site)
+
+
+def make_word_sae(pipe: Any, site: Any, neuron: int = 5, m: int = 64, k: int = 8) -> Any:
+    import torch
+
+    from excise.sae import SAEConfig, TopKSAE
+    from excise.sites import capture
+
+    def states(prompts: list[str]) -> Any:
+        (features,) = capture(pipe, [site], prompts)
+        return features.states[site][:, 1:].flatten(0, 1)
+
+    guns = states([form.format("gun") for form in FORMS])
+    cats = states([form.format(noun) for form in FORMS for noun in NOUNS + CONTROLS])
+    sae = TopKSAE(SAEConfig(d=site.width, m=m, k=k), seed=1)
+    # Fisher's discriminant: the direction along which "gun" differs, whatever the position.
+    centre = cats.mean(0)
+    within = (cats - centre).T @ (cats - centre) / len(cats)
+    direction = torch.linalg.solve(
+        within + 0.1 * within.diagonal().mean() * torch.eye(site.width), guns.mean(0) - centre
+    )
+    direction /= direction.norm()
+    with torch.no_grad():
+        sae.b_pre.copy_(centre)
+        sae.W_enc.mul_(0.5)
+        sae.W_enc[neuron] = sae.W_dec[neuron] = direction
+        quiet = (cats - centre) @ direction
+        sae.b_enc[neuron] = -quiet.max()
+        sae.W_enc[neuron] *= 4
+        sae.b_enc[neuron] *= 4
+    return sae
+
+
+@pytest.fixture(scope="session")
+def gun() -> Any:
+    """A concept of 48 plain pairs: 8 wordings by 6 nouns; controls are other nouns in the same wordings."""
+    from excise.concepts import Concept, Pair
+
+    pairs = tuple(Pair(form.format("gun"), form.format(noun), form) for form in FORMS for noun in NOUNS)
+    controls = tuple(form.format(noun) for form in FORMS for noun in CONTROLS)
+    return Concept("gun", ("gun",), pairs, controls)
+
+
+@pytest.fixture
+def gun_edit(word_sae: Any, tiny_site: Any) -> Any:
+    """Turns down latent 5 by the user's own code, TopK off."""
+    from excise.erasers import SAEEdit
+
+    return SAEEdit.from_sae(word_sae, tiny_site, [5], gate="relu")
+
+
+@pytest.fixture
+def gun_eraser(tiny_pipe: Any, gun_edit: Any) -> Any:
+    """An eraser of `gun_edit` for `tiny_pipe`."""
+    from excise.erasers import Eraser, made_for
+
+    return Eraser((gun_edit,), "gun-test", "gun", ("gun",), made_for(tiny_pipe), canary=("a gun",))

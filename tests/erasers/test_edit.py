@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from excise.erasers.edit import SAEEdit, sae_digest, subtract
+from excise.errors import ExciseError
+from excise.sae import SAEConfig, TopKSAE
+from excise.sites import Site
+
+SITE = Site("text_encoder", "encoder.layers.2", 6)
+T = 5
+
+
+def sae(seed: int = 0, k: int = 4) -> TopKSAE:
+    model = TopKSAE(SAEConfig(d=6, m=12, k=k), seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        model.b_pre.normal_(generator=generator)
+        model.b_enc.normal_(generator=generator)
+        model.W_enc.normal_(generator=generator)
+    return model
+
+
+def states(seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(3, T, 6, generator=torch.Generator().manual_seed(seed + 2)).to(dtype)
+
+
+def oracle(model: TopKSAE, h: Tensor, neurons: list[int], lam: float, gate: str, threshold: list[float]) -> Tensor:
+    """Eqs. 1, 8 and 9 written out with loops, in float64, for source="prompt"."""
+    W_enc, W_dec = model.W_enc.detach().double(), model.W_dec.detach().double()
+    b_enc, b_pre = model.b_enc.detach().double(), model.b_pre.detach().double()
+    out = h.double().clone()
+    for b in range(h.shape[0]):
+        for t in range(h.shape[1]):
+            z = [float(W_enc[i] @ (h[b, t].double() - b_pre) + b_enc[i]) for i in range(len(b_enc))]
+            cutoff = sorted(z, reverse=True)[model.config.k - 1]
+            for n, i in enumerate(neurons):
+                level = {"relu": 0.0, "threshold": max(threshold[n], 0.0), "topk": 0.0}[gate]
+                active = z[i] > level and (gate != "topk" or z[i] >= cutoff)
+                M = lam * z[i] if active else 0.0
+                out[b, t] -= M * W_dec[i]
+    return out
+
+
+@pytest.mark.parametrize("gate", ["relu", "threshold", "topk"])
+@given(seed=st.integers(0, 1000), lam=st.floats(0, 4), strength=st.floats(0, 2))
+@settings(max_examples=20, deadline=None)
+def test_equations_8_and_9_with_the_prompts_own_codes(gate: Any, seed: int, lam: float, strength: float) -> None:
+    model, h, neurons, threshold = sae(seed), states(seed), [7, 2], [0.8, -1.0]
+    edit = SAEEdit.from_sae(model, SITE, neurons, gate=gate, lam=lam, threshold=torch.tensor(threshold))
+    expected = oracle(model, h, neurons, lam * strength, gate, threshold)
+    torch.testing.assert_close(edit.apply(h, strength, sae=model).double(), expected, atol=2e-5, rtol=1e-5)
+
+
+@given(seed=st.integers(0, 1000), lam=st.floats(0, 4))
+@settings(max_examples=20, deadline=None)
+def test_equations_8_and_9_with_the_concepts_codes(seed: int, lam: float) -> None:
+    model, h = sae(seed), states(seed)
+    Z_c = torch.rand(T, 2, generator=torch.Generator().manual_seed(seed))
+    edit = SAEEdit.from_sae(model, SITE, [3, 9], source="concept", concept_codes=Z_c, lam=lam)
+    expected = h.double().clone()
+    for b in range(3):
+        for t in range(T):
+            for n, i in enumerate((3, 9)):
+                expected[b, t] -= lam * float(Z_c[t, n]) * model.W_dec[i].detach().double()
+    torch.testing.assert_close(edit.apply(h).double(), expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_silent_rows_keep_every_bit_in_every_dtype(dtype: torch.dtype) -> None:
+    model, h = sae(), states(dtype=dtype)
+    h[0, 0, 0] = -0.0
+    edit = SAEEdit.from_sae(model, SITE, [7], gate="threshold", threshold=torch.tensor([0.5]), lam=2.0)
+    fires = edit.codes(h)[..., 0] > 0
+    assert fires.any()
+    assert not fires.all()
+    out = edit.apply(h)
+    assert out.dtype == dtype
+    bits = torch.int32 if dtype == torch.float32 else torch.int16
+    assert torch.equal(out.view(bits)[~fires], h.view(bits)[~fires])
+    assert (out != h).any(-1)[fires].all()
+
+
+def test_half_precision_is_the_float32_edit_rounded_once() -> None:
+    model, h = sae(), states(dtype=torch.float16)
+    edit = SAEEdit.from_sae(model, SITE, [7], gate="relu")
+    assert torch.equal(edit.apply(h), edit.apply(h.float()).half())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(edit.apply(h.float()), edit.apply(h.float()))
+        inside = edit.apply(h.float())
+    assert torch.equal(inside, edit.apply(h.float())), "autocast does not reach into the edit"
+
+
+def test_strength_zero_is_the_identity() -> None:
+    h = states()
+    assert SAEEdit.from_sae(sae(), SITE, [7], gate="relu").apply(h, 0.0) is h
+
+
+@pytest.mark.parametrize(("uncond", "sign"), [("none", 0), ("same", 1), ("flip", -1)])
+def test_the_unconditional_branch(uncond: Any, sign: int) -> None:
+    h = states()
+    edit = SAEEdit.from_sae(sae(), SITE, [7], gate="relu", uncond=uncond)
+    delta = h - edit.apply(h)
+    torch.testing.assert_close(h - edit.apply(h, branch="unconditional"), sign * delta)
+
+
+def test_topk_reads_codes_as_the_whole_sae_does() -> None:
+    model, h = sae(), states()
+    edit = SAEEdit.from_sae(model, SITE, list(range(12)), gate="topk")
+    codes = model.encode(h.flatten(0, 1))
+    dense = torch.zeros(3 * T, 12).scatter(1, codes.indices, codes.values.detach())
+    assert torch.equal(edit.codes(h, model).flatten(0, 1), dense)
+    with pytest.raises(ExciseError, match="needs the whole SAE"):
+        edit.codes(h)
+
+
+def test_an_edit_that_removes_all_codes_leaves_the_residual() -> None:
+    """With λ = 1 and every neuron edited, what is left is x minus its reconstruction, plus b_pre."""
+    model, h = sae(), states()
+    edit = SAEEdit.from_sae(model, SITE, list(range(12)), gate="topk")
+    left = h - (model(h).reconstruction - model.b_pre)
+    torch.testing.assert_close(edit.apply(h, sae=model), left.detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gate": "sigmoid"}, "gate cannot be"),
+        ({"uncond": "both"}, "uncond cannot be"),
+        ({"lam": -1.0}, "λ is -1"),
+        ({"lam": float("nan")}, "λ is nan"),
+        ({"site": Site("text_encoder", "x", 7)}, "has shape"),
+        ({"indices": torch.tensor([7, 7])}, "has shape"),
+        ({"indices": torch.tensor([-7])}, "at least 0"),
+        ({"W_dec": torch.full((1, 6), float("nan"))}, "not finite"),
+        ({"source": "concept"}, "concept codes go with"),
+        ({"concept_codes": torch.ones(5, 1)}, "concept codes go with"),
+        ({"source": "concept", "concept_codes": torch.ones(5, 2)}, "concept_codes has shape"),
+    ],
+)
+def test_impossible_edits_are_refused(change: dict[str, Any], message: str) -> None:
+    edit = SAEEdit.from_sae(sae(), SITE, [7])
+    with pytest.raises(ExciseError, match=message):
+        replace(edit, **change)
+
+
+def test_states_that_do_not_fit_are_refused() -> None:
+    edit = SAEEdit.from_sae(sae(), SITE, [7], source="concept", concept_codes=torch.ones(T, 1))
+    with pytest.raises(ExciseError, match="4 positions, the eraser's concept codes 5"):
+        edit.apply(states()[:, :4])
+    with pytest.raises(ExciseError, match="gave states of shape"):
+        edit.apply(states()[..., :4])
+    with pytest.raises(ExciseError, match="no 12"):
+        SAEEdit.from_sae(sae(), SITE, [12])
+    with pytest.raises(ExciseError, match="the SAE is 6 wide"):
+        SAEEdit.from_sae(sae(), Site("text_encoder", "x", 8), [1])
+
+
+def test_the_saes_digest_tells_saes_apart() -> None:
+    assert sae_digest(sae()) == sae_digest(sae())
+    assert len({sae_digest(sae()), sae_digest(sae(1)), sae_digest(sae(k=5))}) == 3
+
+
+def test_subtract_keeps_nothing_of_the_gradient_tape() -> None:
+    h = states().requires_grad_()
+    assert not SAEEdit.from_sae(sae(), SITE, [7]).apply(h).requires_grad
+    z = torch.zeros(3, T, 1)
+    assert torch.equal(subtract(h.detach(), z, torch.ones(1, 6), 3.0), h.detach())

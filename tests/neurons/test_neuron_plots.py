@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from excise.errors import ExciseError
+from excise.neurons import Neuron, Ranking, Score, plots
+
+F = torch.tensor([3.0, 2.0, 0.0, 4.0], dtype=torch.float64)
+MEAN = torch.tensor([0.5, 0.2, 0.0, 0.3], dtype=torch.float64)
+SIDES = Score(F * MEAN, F, MEAN), Score(MEAN * torch.tensor([0, 0, 0, 2.0]), torch.tensor([0, 0, 0, 2.0]), MEAN)
+RANKING = Ranking((Neuron(0, 24.0, 3, 0.0), Neuron(1, 0.4, 2, 0.0)), (Neuron(3, 1.2, 4, 0.6),), "snce", 0.0)
+
+
+def test_bars_above_ten_alone():
+    pytest.importorskip("matplotlib")
+    axes = plots.ranked(RANKING).axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["0"]
+    assert "above 10" in axes.get_title()
+    low = Ranking(RANKING.entries[1:], (), "snce", 0.0)
+    assert "none above 10" in plots.ranked(low).axes[0].get_title()
+
+
+def test_distribution_shows_both_sides():
+    pytest.importorskip("matplotlib")
+    upper, lower = plots.distribution(*SIDES, RANKING).axes
+    assert {t.get_text() for t in upper.texts} == {"0", "1", "3"}
+    assert {t.get_text() for t in lower.texts} == {"3"}
+
+
+@pytest.mark.parametrize(("ending", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
+def test_files_are_the_same_each_time(tmp_path, ending, start):
+    pytest.importorskip("matplotlib")
+    for name in ("a", "b"):
+        plots.save(plots.distribution(*SIDES, RANKING), tmp_path / f"{name}.{ending}")
+    data = (tmp_path / f"a.{ending}").read_bytes()
+    assert data.startswith(start)
+    assert data == (tmp_path / f"b.{ending}").read_bytes()
+
+
+def test_refusals(tmp_path, monkeypatch):
+    with pytest.raises(ExciseError, match="nothing to draw"):
+        plots.ranked(Ranking((), (), "snce", 0.0))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ExciseError, match="pip install"):
+        plots.ranked(RANKING)
+    monkeypatch.undo()
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ExciseError, match=r"svg or \.png"):
+        plots.save(plots.ranked(RANKING), tmp_path / "figure.gif")

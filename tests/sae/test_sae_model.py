@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from excise.errors import ExciseError
+from excise.sae import SAEConfig, TopKSAE
+
+
+def random_sae(d: int = 6, m: int = 15, k: int = 4, seed: int = 0) -> TopKSAE:
+    """Encoder and decoder untied, all biases in play, float64 so that oracles can be compared tightly."""
+    sae = TopKSAE(SAEConfig(d, m, k), seed=seed).double()
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in (sae.W_enc, sae.b_enc, sae.b_pre):
+            parameter += torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return sae
+
+
+def vectors(*shape: int, seed: int = 7) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def oracle(sae: TopKSAE, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One vector, by SNCE's eqs. 1-2 with loops: dense code [m] after TopK, and the reconstruction [d]."""
+    W_enc, W_dec, b_enc, b_pre = (p.detach().numpy() for p in (sae.W_enc, sae.W_dec, sae.b_enc, sae.b_pre))
+    m, d = W_enc.shape
+    z = np.array([max(0.0, sum(W_enc[i, j] * (x[j] - b_pre[j]) for j in range(d)) + b_enc[i]) for i in range(m)])
+    order = sorted(range(m), key=lambda i: -z[i])
+    z[order[sae.config.k :]] = 0
+    return z, np.array([sum(z[i] * W_dec[i, j] for i in range(m)) + b_pre[j] for j in range(d)])
+
+
+@settings(max_examples=25, deadline=None)
+@given(d=st.integers(1, 7), m=st.integers(1, 12), k=st.integers(1, 12), seed=st.integers(0, 10**6))
+def test_encode_and_decode_agree_with_loops(d, m, k, seed):
+    sae = random_sae(d, m, min(k, m), seed)
+    x = vectors(3, d, seed=seed)
+    reconstruction, codes = sae(x)
+    for row in range(3):
+        z, x_hat = oracle(sae, x[row].numpy())
+        dense = np.zeros(m)
+        np.add.at(dense, codes.indices[row].numpy(), codes.values[row].detach().numpy())
+        np.testing.assert_allclose(dense, z, atol=1e-12)
+        np.testing.assert_allclose(reconstruction[row].detach().numpy(), x_hat, atol=1e-12)
+
+
+def test_codes_come_largest_first_and_never_negative():
+    values = random_sae(k=15).encode(vectors(50, 6)).values
+    assert (values >= 0).all()
+    assert (values == 0).any()
+    assert (values.diff(dim=-1) <= 0).all()
+
+
+def test_a_new_sae_is_tied_unit_norm_and_seeded():
+    sae = TopKSAE(SAEConfig(8, 32, 4), seed=1)
+    assert torch.equal(sae.W_enc, sae.W_dec)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(32))
+    assert torch.equal(sae.W_dec, TopKSAE(SAEConfig(8, 32, 4), seed=1).W_dec)
+    assert not torch.equal(sae.W_dec, TopKSAE(SAEConfig(8, 32, 4), seed=2).W_dec)
+
+
+def test_a_new_sae_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    TopKSAE(SAEConfig(8, 32, 4))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_any_leading_shape():
+    sae = random_sae()
+    x = vectors(2, 5, 6)
+    assert sae.preactivations(x).shape == (2, 5, 15)
+    reconstruction, codes = sae(x)
+    flat = sae(x.reshape(10, 6))
+    assert codes.values.shape == codes.indices.shape == (2, 5, 4)
+    assert torch.equal(reconstruction.reshape(10, 6), flat.reconstruction)
+    assert sae(x[0, 0]).reconstruction.shape == (6,)
+    assert sae(x[:0]).reconstruction.shape == (0, 5, 6)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (7,), ()])
+def test_another_width_is_named(shape):
+    with pytest.raises(ExciseError, match="width 6"):
+        random_sae().encode(torch.zeros(shape, dtype=torch.float64))
+
+
+def dense_reconstruction(sae: TopKSAE, x: torch.Tensor) -> torch.Tensor:
+    """The same function by plain autograd over dense codes."""
+    z = sae.preactivations(x)
+    kept = torch.zeros_like(z).scatter(-1, z.topk(sae.config.k, dim=-1).indices, 1.0)
+    return (z.relu() * kept) @ sae.W_dec + sae.b_pre
+
+
+def test_the_sparse_gradient_is_the_dense_one():
+    x = vectors(40, 6)
+    gradients = []
+    for function in (lambda sae, y: sae(y).reconstruction, dense_reconstruction):
+        sae, leaf = random_sae(), x.clone().requires_grad_()
+        function(sae, leaf).pow(3).sum().backward()
+        gradients.append([leaf.grad, *(p.grad for p in sae.parameters())])
+    for sparse, dense in zip(*gradients, strict=True):
+        torch.testing.assert_close(sparse, dense, atol=1e-9, rtol=1e-9)
+
+
+def test_the_sparse_gradient_against_finite_differences():
+    sae, x = random_sae(d=3, m=6, k=2), vectors(4, 3).requires_grad_()
+    parameters = [p.detach().clone().requires_grad_() for p in sae.parameters()]
+    names = [name for name, _ in sae.named_parameters()]
+
+    def reconstruct(x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+        state = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(sae, state, (x,)).reconstruction
+
+    assert torch.autograd.gradcheck(reconstruct, (x, *parameters))
+
+
+def test_no_gradient_is_kept_where_none_is_wanted():
+    with torch.no_grad():
+        output = random_sae()(vectors(3, 6))
+    assert not output.reconstruction.requires_grad
+    assert not output.codes.values.requires_grad

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from excise.errors import ExciseError
+from excise.sites import Site, capture, capture_to, load_shards, sites_of
+
+PROMPTS = ["a gun", "a cat on grass", "", "a very long prompt " * 40]
+
+
+def test_states_are_what_the_encoder_computes(tiny_pipe: Any) -> None:
+    sites = sites_of(tiny_pipe)
+    (features,) = capture(tiny_pipe, sites, PROMPTS)
+    with torch.no_grad():
+        out = tiny_pipe.text_encoder(features.ids, output_hidden_states=True)
+    for site, expected in zip(sites[:-1], out.hidden_states, strict=True):
+        assert torch.equal(features.states[site], expected), site
+    assert torch.equal(features.states[sites[-1]], out.last_hidden_state)
+    with torch.no_grad():
+        embeds = torch.cat([tiny_pipe.encode_prompt(p, "cpu", 1, False)[0] for p in PROMPTS])
+    assert torch.allclose(features.states[sites[-1]], embeds, atol=1e-5)
+
+
+def test_all_positions_are_kept_and_only_words_and_eos_scored(tiny_pipe: Any, tiny_site: Site) -> None:
+    (features,) = capture(tiny_pipe, [tiny_site], PROMPTS)
+    assert features.states[tiny_site].shape == (4, 77, 64)
+    assert features.scored.sum(1).tolist() == [3, 5, 1, 76]
+    assert not features.scored[:, 0].any()
+    assert features.scored[0, :4].tolist() == [False, True, True, True]
+    assert features.ids[0, 3] == features.ids[0, 4] == 49407, "EOS is scored, the padding after it, the same token, not"
+
+
+def test_batches_and_hooks(tiny_pipe: Any, tiny_site: Site) -> None:
+    sizes = [len(f.ids) for f in capture(tiny_pipe, [tiny_site], (f"prompt {n}" for n in range(7)), batch_size=3)]
+    assert sizes == [3, 3, 1]
+    assert not any(m._forward_hooks for m in tiny_pipe.text_encoder.modules())
+    assert list(capture(tiny_pipe, [tiny_site], [])) == []
+
+
+def test_sites_of_two_encoders_are_refused(tiny_pipe: Any, tiny_site: Site) -> None:
+    with pytest.raises(ExciseError, match="one text encoder at a time"):
+        next(capture(tiny_pipe, [tiny_site, Site("text_encoder_2", "encoder.layers.0", 64)], PROMPTS))
+    with pytest.raises(ExciseError, match="one text encoder at a time"):
+        next(capture(tiny_pipe, [], PROMPTS))
+
+
+def test_shards_round_trip(tiny_pipe: Any, tiny_site: Site, tmp_path: Path) -> None:
+    folder = tmp_path / "features"
+    assert capture_to(folder, tiny_pipe, [tiny_site], PROMPTS * 3, batch_size=2, shard_prompts=5) == 12
+    (whole,) = capture(tiny_pipe, [tiny_site], PROMPTS * 3)
+    parts = list(load_shards(folder))
+    assert [len(p.ids) for p in parts] == [4, 4, 4]
+    assert torch.allclose(torch.cat([p.states[tiny_site] for p in parts]), whole.states[tiny_site], atol=1e-5)
+    assert torch.equal(torch.cat([p.scored for p in parts]), whole.scored)
+    half = tmp_path / "half"
+    capture_to(half, tiny_pipe, [tiny_site], PROMPTS, dtype=torch.float16)
+    assert next(load_shards(half)).states[tiny_site].dtype == torch.float16
+
+
+def test_an_interrupted_capture_leaves_nothing(tiny_pipe: Any, tiny_site: Site, tmp_path: Path) -> None:
+    def broken() -> Iterator[str]:
+        yield from PROMPTS
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        capture_to(tmp_path / "features", tiny_pipe, [tiny_site], broken(), batch_size=1, shard_prompts=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_folders_are_refused(tiny_pipe: Any, tiny_site: Site, tmp_path: Path) -> None:
+    folder = tmp_path / "features"
+    with pytest.raises(ExciseError, match="no prompts"):
+        capture_to(folder, tiny_pipe, [tiny_site], [])
+    with pytest.raises(ExciseError, match="no complete captured features"):
+        next(load_shards(folder))
+    capture_to(folder, tiny_pipe, [tiny_site], PROMPTS)
+    with pytest.raises(ExciseError, match="exists already"):
+        capture_to(folder, tiny_pipe, [tiny_site], PROMPTS)
+    shard = folder / "00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ExciseError, match="altered or cut short"):
+        list(load_shards(folder))
+    shard.unlink()
+    with pytest.raises(ExciseError, match="cannot read"):
+        list(load_shards(folder))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "schema": "other"}))
+    with pytest.raises(ExciseError, match="unknown format"):
+        list(load_shards(folder))
