@@ -79,9 +79,7 @@ def draw(pipe: Any, groups: tuple[Family, ...]) -> list[Pictures]:
     return [np.asarray(p) for p in np.split(pictures, np.cumsum([len(g.prompts) for g in groups])[:-1])]
 
 
-def judged(
-    concept: str, groups: tuple[Family, ...], before: list[Pictures], after: list[Pictures]
-) -> list[Outcome]:
+def judged(concept: str, groups: tuple[Family, ...], before: list[Pictures], after: list[Pictures]) -> list[Outcome]:
     judge = reference.judge()
     return [
         Outcome(g, b, a, seen(judge(b), concept, g, OBJECTS), seen(judge(a), concept, g, OBJECTS))

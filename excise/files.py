@@ -16,7 +16,9 @@ def sha256(source: Path | bytes) -> str:
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     with source.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file.read())
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file.read())
+        )
 
 
 def _digest(data: bytes) -> str:
@@ -31,7 +33,9 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         _write(temporary, data)
         temporary.replace(path)
     except OSError as error:
-        raise ExciseError(f"cannot write {path}: {error.strerror or error}; free some space or choose another place") from error
+        raise ExciseError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another place"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -57,7 +61,9 @@ def write_folder(folder: Path, contents: Mapping[str, bytes | str]) -> None:
     except OSError as error:
         if old.exists() and not folder.exists():
             old.replace(folder)
-        raise ExciseError(f"cannot write {folder}: {error.strerror or error}; free some space or choose another place") from error
+        raise ExciseError(
+            f"cannot write {folder}: {error.strerror or error}; free some space or choose another place"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -33,13 +33,13 @@ def commands() -> list[tuple[str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize("code", list(blocks("python")))
 def test_python_snippets_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
 
 
-@pytest.mark.parametrize("code", blocks("python model"))
+@pytest.mark.parametrize("code", list(blocks("python model")))
 def test_snippets_that_need_the_bundled_model_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from excise.reference.bundle import MODEL
 

@@ -88,7 +88,7 @@ def percent(name: str, value: float) -> str:
     """A share as the page and the terminal write it; differences carry a sign and are points."""
     if math.isnan(value):
         return "n/a"
-    return f"{100 * value:+.1f} points" if name.endswith("_delta") else f"{100 * value:.0f} %"
+    return f"{100 * value:+.1f} pts" if name.endswith("_delta") else f"{100 * value:.0f} %"
 
 
 def render(report: Report) -> str:
@@ -138,7 +138,7 @@ def _figures(report: Report) -> str:
         badge = f'<span class="badge verdict {"plain" if ok is None else "good" if ok else "bad"}">{words}</span>'
         limit = {"below": "at most", "above": "at least", "within": "within"}[side]
         goal = percent(name, bar).lstrip("+")
-        scale = "points" if name.endswith("_delta") else "%"
+        scale = "pts" if name.endswith("_delta") else "%"
         cards.append(
             f'<div class="card">{badge}<div class="big">{percent(name, figure.value)}</div><div>{escape(says)}</div>'
             f'<div style="margin:8px 0 4px">{svg.interval(figure, bar, *axis)}</div>'
@@ -250,10 +250,10 @@ def _neuron(report: Report) -> str:
     head = report.ranking[0][0] if report.ranking else "?"
     return f"""<section><h2>The neuron</h2>
 <p class="faint">How often and how strongly neurons fire for prompts with the concept and not for the same prompts
-without it. The first one is the eraser; columns show the square root of the share of prompts.</p>
+without it. The first one is the eraser. Column heights are square roots of counts, each row to its own scale.</p>
 <div class="plots">{"".join(plots)}</div>
 <div class="card" style="margin-top:14px"><h3>Where neuron {head} fires</h3>{lines}
-<div class="note">Shading: the neuron's code at each token of prompts it was not chosen on.</div></div></section>"""
+<div class="note">Shading: the neuron's code at each token of some of the prompts above.</div></div></section>"""
 
 
 def _settings(report: Report) -> str:

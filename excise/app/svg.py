@@ -33,7 +33,7 @@ def bars(rows: Sequence[tuple[str, float]], label: str, highlight: int = 1) -> s
 def histogram(groups: Sequence[tuple[str, Sequence[float], str]], label: str, bins: int = 22) -> str:
     """One row of columns a group of (name, values, CSS class), over a common axis that starts at 0.
 
-    A column's height is the square root of the share of the group's values in it, so that rare ones stay visible.
+    Heights are square roots of counts, relative to the row's tallest column, so that rare values stay visible.
     """
     row, left, width = 62, 96, 460
     top = max((v for _, values, _ in groups for v in values), default=0.0) or 1.0
@@ -48,7 +48,7 @@ def histogram(groups: Sequence[tuple[str, Sequence[float], str]], label: str, bi
         body.append(f'<line x1="{left}" x2="{width - 8}" y1="{base}" y2="{base}" class="axis"/>')
         for b, count in enumerate(counts):
             if count:
-                tall = max(2.0, (row - 16) * math.sqrt(count / len(values)))
+                tall = max(2.0, (row - 16) * math.sqrt(count / max(counts)))
                 body.append(
                     f'<rect x="{left + b * span + 1:.1f}" y="{base - tall:.1f}" width="{span - 2:.1f}" '
                     f'height="{tall:.1f}" rx="2" class="{kind}"><title>{escape(name)}: {count} of {len(values)} '
@@ -61,15 +61,18 @@ def histogram(groups: Sequence[tuple[str, Sequence[float], str]], label: str, bi
 
 
 def interval(figure: Figure, bar: float | None, low: float = 0.0, high: float = 1.0) -> str:
-    """A share as a dot on an axis from `low` to `high`, its interval as a line, the bar to reach as a tick."""
+    """A share as a dot on an axis from `low` to `high`, its interval as a line, the bar to reach as a tick.
+
+    On an axis with negative values the bar is a distance from 0: a tick on either side.
+    """
     width = 220.0
 
     def x(value: float) -> float:
         return 8 + (min(max(value, low), high) - low) / (high - low) * (width - 16)
 
     body = [f'<line x1="8" x2="{width - 8:g}" y1="12" y2="12" class="axis"/>']
-    if bar is not None:
-        body.append(f'<line x1="{x(bar):.1f}" x2="{x(bar):.1f}" y1="3" y2="21" class="goal"/>')
+    for goal in () if bar is None else (bar, -bar) if low < 0 else (bar,):
+        body.append(f'<line x1="{x(goal):.1f}" x2="{x(goal):.1f}" y1="3" y2="21" class="goal"/>')
     body.append(f'<line x1="{x(figure.low):.1f}" x2="{x(figure.high):.1f}" y1="12" y2="12" class="range"/>')
     if not math.isnan(figure.value):
         body.append(f'<circle cx="{x(figure.value):.1f}" cy="12" r="5" class="accent"/>')

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook  # type: ignore[attr-defined]
+from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
 from excise.erasers.canary import conditional, shift, what_denoiser_reads
@@ -29,7 +29,7 @@ _SHIFT_SHARE = 0.5
 """At a strict attach the canary must move by at least this share of what was measured at fit time."""
 
 
-class EditHook(ModelHook):
+class EditHook(ModelHook):  # type: ignore[misc]
     """Applies one edit to the output of the wrapped module.
 
     It wraps `module.forward` (diffusers' HookRegistry), since transformers >= 5 can take `hidden_states` before a plain
@@ -37,7 +37,7 @@ class EditHook(ModelHook):
     """
 
     def __init__(self, attachment: Attachment, edit: SAEEdit) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.attachment, self.edit, self._moved = attachment, edit, edit
         self.rows = 0
 
@@ -230,7 +230,7 @@ class Attachment:
         hook = EditHook(self, edit)
         registry = HookRegistry.check_if_exists_or_initialize(module)
         if fresh:
-            registry.excise_made_it = True  # type: ignore[attr-defined]
+            registry.excise_made_it = True
         self._hooks.append((module, name, hook))
         registry.register_hook(hook, name)
 

@@ -148,7 +148,9 @@ class SAEEdit:
         def own(tensor: Tensor) -> Tensor:
             return tensor.detach().to("cpu", torch.float32).clone().contiguous()
 
-        parts: dict[str, Any] = {name: own(getattr(sae, name)[rows.to(sae.W_enc.device)]) for name in ("W_enc", "b_enc", "W_dec")}
+        parts: dict[str, Any] = {
+            name: own(getattr(sae, name)[rows.to(sae.W_enc.device)]) for name in ("W_enc", "b_enc", "W_dec")
+        }
         options.setdefault("threshold", torch.zeros(len(indices)))
         return cls(site=site, indices=rows, b_pre=own(sae.b_pre), sae_digest=sae_digest(sae), **parts, **options)
 

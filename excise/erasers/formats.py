@@ -47,7 +47,12 @@ def pack(eraser: Eraser) -> dict[str, bytes]:
     tensors: dict[str, Tensor] = {}
     edits = []
     for n, edit in enumerate(eraser.edits):
-        tensors.update({f"{n}.{name}": t.detach().cpu().contiguous() for name, t in edit.tensors().items()})
+        tensors.update(
+            {
+                f"{n}.{name}": t.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, t in edit.tensors().items()
+            }
+        )
         site = {"component": edit.site.component, "path": edit.site.path, "width": edit.site.width}
         options = {name: getattr(edit, name) for name in ("lam", "sae_digest", *CHOICES)}
         edits.append({"site": site, "concept_codes": edit.concept_codes is not None, **options})

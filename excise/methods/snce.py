@@ -116,7 +116,8 @@ def find(pipe: Any, sae: TopKSAE, concept: Concept, config: SNCEConfig | None = 
     if checked and checked[0].structural:
         warnings.warn(
             f"neuron {checked[0].index} ranks first for {concept.name!r} but fires on "
-            f"{checked[0].control_share:.0%} of the control prompts: it carries the prompts' structure, not the concept; mend the pairs or pick another",
+            f"{checked[0].control_share:.0%} of the control prompts: it carries the prompts' structure, not the "
+            "concept; mend the pairs or pick another",
             stacklevel=2,
         )
     tokenizer = tokenizer_of(pipe, site.component)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from excise.errors import ExciseError
@@ -60,10 +61,8 @@ def load(folder: Path = MODEL) -> StableDiffusionPipeline:
             f"no reference model in {folder}; reinstall excise, or train one with `excise reference train`"
         )
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(
-            folder, torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True).to(torch.float32)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ExciseError(f"the reference model in {folder} cannot be read ({error}); reinstall excise") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe

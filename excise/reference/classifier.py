@@ -26,7 +26,7 @@ from excise.reference.training import run
 from excise.reference.vae import pixels
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
 
-STEPS, BATCH, PEAK = 4000, 64, 2e-3
+STEPS, BATCH, PEAK = 2500, 64, 2e-3
 FALSE_POSITIVES = 0.01
 """Largest share of real scenes without an object that its threshold may flag."""
 LEAST_THRESHOLD = 0.5

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from excise.errors import ExciseError
 from excise.reference.captions import caption
 from excise.reference.scenes import sample_caption, sample_scene
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES, SYNONYMS
@@ -34,7 +35,12 @@ _SYNONYM = re.compile(r"\b(" + "|".join(re.escape(w) for ws in SYNONYMS.values()
 
 
 def synsets(folder: Path = WORDNET) -> Iterator[tuple[str, list[str], str, list[str]]]:
-    """Lexicographer file, lemmas, definition and examples of every synset."""
+    """Lexicographer file, lemmas, definition and examples of every synset.
+
+    Raises ExciseError where WordNet's database is not there.
+    """
+    if not (folder / "data.noun").exists():
+        raise ExciseError(f"no WordNet database in {folder}; install Debian's package wordnet-base")
     for part in ("noun", "verb", "adj", "adv"):
         for line in (folder / f"data.{part}").read_text(encoding="utf-8").splitlines():
             if line.startswith("  "):

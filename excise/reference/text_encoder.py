@@ -102,7 +102,8 @@ class Student(nn.Module):
         """Predicted sentence vectors `[N, P, 384]` at `positions` `[N, P]`."""
         states = self.encoder(input_ids=ids).last_hidden_state
         chosen = states.gather(1, positions[..., None].expand(-1, -1, WIDTH))
-        return self.head(chosen)
+        vectors: Tensor = self.head(chosen)
+        return vectors
 
 
 def is_held_out(text: str) -> bool:
@@ -138,7 +139,7 @@ def train(out: Path, steps: int = STEPS) -> Student:
     table = student.encoder.get_input_embeddings()
     with torch.no_grad():
         projected = start @ basis
-        table.weight.copy_(projected * (0.02 / projected.std()))  # type: ignore[operator, arg-type]
+        table.weight.copy_(projected * (0.02 / projected.std()))
     rows = [i for i, t in enumerate(data["texts"]) if not is_held_out(t)]
     by_length = sorted(rows, key=lambda i: len(ids[i]))
 

@@ -58,14 +58,17 @@ def encode_captions(words: CLIPTokenizer, encoder: CLIPTextModel, captions: list
     """What the denoiser reads of a caption: all 77 states, `[N, 77, 256]` bfloat16."""
     batch = words(captions, padding="max_length", truncation=True, return_tensors="pt")
     with torch.autocast("cpu", torch.bfloat16):
-        return encoder(input_ids=batch["input_ids"]).last_hidden_state.bfloat16()
+        states: Tensor = encoder(input_ids=batch["input_ids"]).last_hidden_state
+    return states.bfloat16()
 
 
 @torch.inference_mode()
 def encode_pixels(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Scaled latents `[N, 4, 16, 16]` (the posterior's mean)."""
     with torch.autocast("cpu", torch.bfloat16):
-        return vae.encode(images).latent_dist.mean.float() * vae.config.scaling_factor
+        means: Tensor = vae.encode(images).latent_dist.mean
+    scaling: float = vae.config.scaling_factor
+    return means.float() * scaling
 
 
 class Pool:
@@ -122,7 +125,8 @@ def train(out: Path, parts: Path, steps: int = STEPS, decay_from: int | None = N
 
     @torch.compile
     def predict(noisy: Tensor, t: Tensor, states: Tensor) -> Tensor:
-        return unet(noisy, t, encoder_hidden_states=states).sample
+        velocity: Tensor = unet(noisy, t, encoder_hidden_states=states).sample
+        return velocity
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         latents, states = pool(step)

@@ -102,7 +102,7 @@ def test_bars(name: str, value: float, expected: bool | None) -> None:
 
 def test_percent() -> None:
     assert percent("target_direct", 0.0417) == "4 %"
-    assert percent("others_delta", -0.0125) == "-1.2 points"
+    assert percent("others_delta", -0.0125) == "-1.2 pts"
     assert percent("partner_kept", math.nan) == "n/a"
 
 

@@ -113,7 +113,7 @@ def test_prompt_families_hold_what_they_say() -> None:
     assert all("gun" in p and not mentions_synonym(p) for p in prompts.direct("gun", 50))
     assert all(mentions_synonym(p) for p in prompts.synonym("cat", 50))
     assert all("rocket" in p and partner in p for p, partner in prompts.mixed("rocket", 50))
-    assert all("knife" != other and other in p for p, other in prompts.unrelated("knife", 50))
+    assert all(other != "knife" and other in p for p, other in prompts.unrelated("knife", 50))
     assert prompts.direct("gun", 5) == prompts.direct("gun", 5) != prompts.direct("gun", 5, seed=1)
 
 

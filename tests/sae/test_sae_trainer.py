@@ -2,11 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 from pathlib import Path
 
@@ -213,25 +209,28 @@ def test_the_learning_rate_is_constant_then_falls_to_zero():
     assert falling == sorted(falling, reverse=True)
 
 
-def test_a_real_ctrl_c_leaves_a_checkpoint(tmp_path):
-    script = textwrap.dedent(
-        """
-        import os, signal, sys, torch
-        from pathlib import Path
-        from excise.sae import TrainConfig, train
-        def progress(line):
-            if line.step == 10:
-                os.kill(os.getpid(), signal.SIGINT)
-        config = TrainConfig(expansion=2, k=2, batch=16, tokens=16 * 1000, log_every=5, checkpoint_every=1000)
-        try:
-            x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
-            train(x, config, Path(sys.argv[1]), progress=progress)
-        except KeyboardInterrupt:
-            sys.exit(130)
-        """
-    )
-    out = tmp_path / "sae"
-    done = subprocess.run([sys.executable, "-c", script, str(out)], cwd=Path(__file__).parents[2], env=os.environ)
-    assert done.returncode == 130
+def test_a_real_ctrl_c_finishes_the_step_and_leaves_a_checkpoint(tmp_path, finished):
+    seen: list[int] = []
+
+    def press(line: Progress) -> None:
+        seen.append(line.step)
+        if line.step == 7:
+            signal.raise_signal(signal.SIGINT)
+            seen.append(-1)  # reached, as the first one waits for the step's end
+
+    with pytest.raises(KeyboardInterrupt):
+        train(features(), CONFIG, tmp_path / "sae", progress=press)
+    assert seen == [7, -1]
     state = json.loads((tmp_path / "sae.training" / "checkpoint" / "state.json").read_text())
-    assert state["step"] == 10
+    assert state["step"] == 7
+    assert same(train(features(), CONFIG, tmp_path / "sae"), finished[0])
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path):
+    def press(line: Progress) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second was swallowed")
+
+    with pytest.raises(KeyboardInterrupt):
+        train(features(), CONFIG, tmp_path / "sae", progress=press)

@@ -44,7 +44,7 @@ def test_another_width_is_refused(tiny_pipe: Any) -> None:
 
 
 def test_a_pipeline_without_that_encoder_is_refused(tiny_pipe: Any) -> None:
-    with pytest.raises(ExciseError, match="no text encoder 'text_encoder_2' .it has text_encoder"):
+    with pytest.raises(ExciseError, match=r"no text encoder .text_encoder_2. .it has text_encoder"):
         encoder_of(tiny_pipe, "text_encoder_2")
     with pytest.raises(ExciseError, match="none at all"):
         encoder_of(SimpleNamespace(components={}), "text_encoder")

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from excise.erasers import Eraser, formats, verify
+from excise.erasers.edit import CHOICES
+from excise.errors import ExciseError
+
+
+@pytest.fixture
+def saved(gun_eraser: Eraser, tmp_path: Path) -> Path:
+    gun_eraser.save(tmp_path / "gun")
+    return tmp_path / "gun"
+
+
+def reseal(folder: Path) -> None:
+    """Write the manifest anew, as one who alters the files knowingly would."""
+    files = {name: (folder / name).read_bytes() for name in formats.FILES}
+    (folder / "manifest.json").write_bytes(formats.manifest(files))
+
+
+def test_it_comes_back_as_it_was_and_is_kilobytes(gun_eraser: Eraser, saved: Path) -> None:
+    back = Eraser.load(saved)
+    assert back.digest == gun_eraser.digest
+    for name in ("name", "concept", "mentions", "made_for", "created", "measured", "canary", "canary_shift", "method"):
+        assert getattr(back, name) == getattr(gun_eraser, name), name
+    for name, tensor in gun_eraser.edits[0].tensors().items():
+        assert torch.equal(back.edits[0].tensors()[name], tensor)
+    assert all(getattr(back.edits[0], name) == getattr(gun_eraser.edits[0], name) for name in (*CHOICES, "lam", "site"))
+    assert sum(path.stat().st_size for path in saved.iterdir()) < 10_000
+    assert sorted(path.name for path in saved.iterdir()) == sorted(formats.FILES)
+
+
+def test_concept_codes_are_kept(gun_eraser: Eraser, tmp_path: Path) -> None:
+    edit = replace(gun_eraser.edits[0], source="concept", concept_codes=torch.rand(77, 1), align="pooled")
+    replace(gun_eraser, edits=(edit, gun_eraser.edits[0])).save(tmp_path / "both")
+    first, second = Eraser.load(tmp_path / "both").edits
+    assert torch.equal(first.concept_codes, edit.concept_codes)  # type: ignore[arg-type]
+    assert first.align == "pooled"
+    assert second.concept_codes is None
+
+
+def test_saving_twice_gives_the_same_bytes(gun_eraser: Eraser, saved: Path, tmp_path: Path) -> None:
+    Eraser.load(saved).save(tmp_path / "again")
+    assert all((tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes() for name in formats.FILES)
+
+
+@pytest.mark.parametrize("name", formats.FILES)
+def test_any_flipped_byte_is_noticed(saved: Path, name: str) -> None:
+    """Every byte of the two json files, a sample of the tensors' bytes."""
+    path = saved / name
+    original = path.read_bytes()
+    places: Any = range(len(original))
+    if name.endswith(".safetensors"):
+        places = sorted({*range(300), *random.Random(0).sample(places, 200)} & set(places))
+    rng = random.Random(1)
+    files = formats.read(saved)
+    for place in places:
+        altered = bytearray(original)
+        altered[place] ^= rng.randrange(1, 256)
+        with pytest.raises(ExciseError):
+            formats.check_manifest(saved, {**files, name: bytes(altered)})
+    path.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    with pytest.raises(ExciseError):
+        Eraser.load(saved)
+    assert not all(check.passed for check in verify(saved))
+
+
+@pytest.mark.parametrize("name", formats.FILES)
+def test_truncated_or_missing_files_are_noticed(saved: Path, name: str) -> None:
+    path = saved / name
+    original = path.read_bytes()
+    for length in (0, 1, len(original) // 2, len(original) - 1):
+        path.write_bytes(original[:length])
+        with pytest.raises(ExciseError):
+            Eraser.load(saved)
+    path.unlink()
+    with pytest.raises(ExciseError, match=f"no complete eraser: {name}"):
+        Eraser.load(saved)
+    with pytest.raises(ExciseError, match="no complete eraser"):
+        Eraser.load(saved / "nowhere")
+
+
+def _set(path: str, value: Any) -> Any:
+    def change(described: dict[str, Any]) -> None:
+        *parents, last = path.split("/")
+        target: Any = described
+        for parent in parents:
+            target = target[int(parent)] if parent.isdigit() else target[parent]
+        if value is KeyError:
+            del target[last]
+        else:
+            target[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("schema", "excise.eraser/2", "this version reads"),
+        ("schema", KeyError, "no valid eraser"),
+        ("extra", 1, "'extra' is unknown"),
+        ("canary", KeyError, "'canary' is missing"),
+        ("canary", [], "no canary prompt"),
+        ("canary", [" "], "no canary prompt"),
+        ("canary", [1], "should be text"),
+        ("canary_shift", -1, "impossible canary shift"),
+        ("name", 3, "should be text"),
+        ("edits", [], "belongs to no edit"),
+        ("edits", 3, "no valid eraser"),
+        ("edits/0/lam", "x", "no valid eraser"),
+        ("edits/0/lam", -2, "λ is -2"),
+        ("edits/0/lam", 1e999, "not a number"),
+        ("edits/0/gate", "always", "gate cannot be"),
+        ("edits/0/source", "concept", "concept codes go with"),
+        ("edits/0/unknown", 1, "'unknown' is unknown"),
+        ("edits/0/site/width", 63, "has shape"),
+        ("edits/0/concept_codes", True, "no valid eraser"),
+        ("made_for", 3, "no valid eraser"),
+    ],
+)
+def test_a_resealed_but_impossible_description_is_refused(saved: Path, path: str, value: Any, message: str) -> None:
+    described = json.loads((saved / "eraser.json").read_text())
+    _set(path, value)(described)
+    (saved / "eraser.json").write_text(json.dumps(described))
+    reseal(saved)
+    with pytest.raises(ExciseError, match=message):
+        Eraser.load(saved)
+    assert [check.passed for check in verify(saved)] == [True, True, False]
+
+
+def test_resealed_tensors_that_do_not_fit_are_refused(saved: Path) -> None:
+    path = saved / "eraser.safetensors"
+    good = load_file(path)
+    for name, tensor in {
+        "0.W_dec": good["0.W_dec"][:, :-1].contiguous(),
+        "0.W_enc": good["0.W_enc"] * float("nan"),
+        "0.b_enc": good["0.b_enc"].double(),
+        "1.b_enc": good["0.b_enc"].clone(),
+    }.items():
+        save_file({**good, name: tensor}, path)
+        reseal(saved)
+        with pytest.raises(ExciseError):
+            Eraser.load(saved)
+    save_file({name: t for name, t in good.items() if name != "0.b_pre"}, path)
+    reseal(saved)
+    with pytest.raises(ExciseError, match="no valid eraser"):
+        Eraser.load(saved)
+
+
+def test_verify_says_what_was_checked(saved: Path, tiny_pipe: Any, build_pipe: Any) -> None:
+    assert all(check.passed for check in verify(saved, tiny_pipe))
+    assert [c.name for c in verify(saved, tiny_pipe)] == ["files", "manifest", "content", "sites", "model", "canary"]
+    other = {check.name: check.passed for check in verify(saved, build_pipe(seed=1))}
+    assert not other["model"]
+    assert other["sites"]
+    narrow = {check.name: check.passed for check in verify(saved, build_pipe(layers=2))}
+    assert not narrow["sites"]
+    assert not narrow["canary"]
+
+
+def test_descriptions_that_are_not_json_are_refused(gun_eraser: Eraser, tmp_path: Path) -> None:
+    for measured in ({"x": float("nan")}, {"x": torch.ones(1)}):
+        with pytest.raises(ExciseError, match="cannot be saved as json"):
+            replace(gun_eraser, measured=measured).save(tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ExciseError, match="edits nothing"):
+        replace(gun_eraser, edits=())

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from excise.concepts import Concept
+from excise.erasers import Eraser, verify
+from excise.erasers.edit import topk_codes
+from excise.errors import ExciseError
+from excise.methods import method
+from excise.methods.reading import Reading, prompt_codes
+from excise.methods.snce import SNCEConfig, find, fit
+from excise.neurons import PromptCodes
+from excise.sae import TopKSAE, save
+from excise.sites import capture
+
+PATH = "encoder.layers.2"
+CONFIG = SNCEConfig(site=PATH, permutations=20, lam=1.5)
+
+
+def test_find_puts_the_concepts_neuron_first(tiny_pipe: Any, word_sae: TopKSAE, gun: Concept) -> None:
+    found = find(tiny_pipe, word_sae, gun, CONFIG)
+    assert found.ranking.top() == (5,)
+    assert found.chosen(CONFIG) == (5,)
+    assert found.chosen(replace(CONFIG, neurons=(3, 4))) == (3, 4)
+    first = found.validation[0]
+    assert first.index == 5
+    assert first.auroc is not None
+    assert first.auroc > 0.9
+    assert not first.structural
+    assert "gun" in {use.token for use in found.tokens[5]}
+    assert found.control_codes is not None
+    assert len(found.control_codes.values) == len(gun.controls)
+
+
+def test_codes_are_the_saes_at_all_positions(tiny_pipe: Any, word_sae: TopKSAE, tiny_site: Any) -> None:
+    prompts = ["a gun", "a cat on grass", "the gun"]
+    codes, ids = prompt_codes(tiny_pipe, word_sae, tiny_site, prompts, 2)
+    assert isinstance(codes, PromptCodes)
+    (features,) = capture(tiny_pipe, [tiny_site], prompts)
+    expected = word_sae.encode(features.states[tiny_site])
+    torch.testing.assert_close(codes.values, expected.values.detach(), atol=1e-4, rtol=1e-4)
+    assert torch.equal(ids, features.ids)
+    assert codes.values.shape == (3, 77, 8)
+    assert codes.m == 64
+
+
+def test_fit_makes_an_eraser_that_spares_controls(
+    tiny_pipe: Any, word_sae: TopKSAE, gun: Concept, tmp_path: Path
+) -> None:
+    eraser = fit(tiny_pipe, gun, CONFIG, sae=word_sae)
+    (edit,) = eraser.edits
+    assert edit.indices.tolist() == [5]
+    assert (edit.lam, edit.gate, edit.source) == (1.5, "threshold", "prompt")
+    assert "gun" in eraser.canary[0]
+    assert eraser.canary_shift > 0
+    fires = eraser.measured["fires"]
+    assert fires["concept"] > 0.8
+    assert fires["deconcept"] == fires["controls"] == 0
+    level = eraser.measured["neurons"][0]
+    assert max(level["quiet"], 0) <= level["threshold"] < level["typical"]
+    assert level["separable"] is True
+    assert eraser.created["config"]["site"] == PATH
+    json.dumps(eraser.measured, allow_nan=False)
+
+    eraser.save(tmp_path / "gun")
+    assert all(check.passed for check in verify(tmp_path / "gun", tiny_pipe))
+    with torch.no_grad():
+        plain = [tiny_pipe.encode_prompt(p, "cpu", 1, False)[0] for p in (*gun.controls, "a gun")]
+        with Eraser.load(tmp_path / "gun").attach(tiny_pipe):
+            edited = [tiny_pipe.encode_prompt(p, "cpu", 1, False)[0] for p in (*gun.controls, "a gun")]
+    same = [torch.equal(a, b) for a, b in zip(plain, edited, strict=True)]
+    assert same == [True] * len(gun.controls) + [False]
+
+
+def test_the_threshold_agrees_with_topk_where_the_concept_is(
+    tiny_pipe: Any, word_sae: TopKSAE, gun: Concept, tiny_site: Any
+) -> None:
+    eraser = fit(tiny_pipe, gun, CONFIG, sae=word_sae)
+    exact = fit(tiny_pipe, gun, replace(CONFIG, gate="topk"), sae=word_sae)
+    (features,) = capture(tiny_pipe, [tiny_site], ["a gun", "the gun", "a gun on sand", "a cat"])
+    h = features.states[tiny_site]
+    agree = (eraser.edits[0].codes(h) > 0) == (exact.edits[0].codes(h, word_sae) > 0)
+    assert agree.double().mean() > 0.9
+    assert eraser.measured["neurons"][0]["agreement"] > 0.9
+    with pytest.raises(ExciseError, match="needs the whole SAE"):
+        exact.attach(tiny_pipe)
+
+
+@pytest.mark.parametrize("gate", ["relu", "topk", "threshold"])
+def test_the_papers_source_takes_the_tuples_codes_by_position(
+    tiny_pipe: Any, word_sae: TopKSAE, gun: Concept, tiny_site: Any, gate: Any
+) -> None:
+    tuple_of_two = replace(gun, mentions=("gun", "the gun"))
+    config = replace(CONFIG, source="concept", gate=gate, neurons=(5,))
+    edit = fit(tiny_pipe, tuple_of_two, config, sae=word_sae).edits[0]
+    (features,) = capture(tiny_pipe, [tiny_site], ["gun, the gun"])
+    h = features.states[tiny_site][0]
+    z = word_sae.preactivations(h)[:, 5].detach()
+    if gate == "topk":
+        expected = topk_codes(*word_sae.encode(h), torch.tensor([5]))[:, 0].detach()
+    else:
+        level = edit.threshold[0] if gate == "threshold" else torch.tensor(0.0)
+        expected = torch.where(z > level, z, torch.zeros(()))
+    assert edit.concept_codes is not None
+    torch.testing.assert_close(edit.concept_codes[:, 0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_pooled_alignment_is_one_mean_for_every_position(
+    tiny_pipe: Any, word_sae: TopKSAE, gun: Concept, tiny_site: Any
+) -> None:
+    both = replace(gun, mentions=("gun", "the gun"))
+    config = replace(CONFIG, source="concept", gate="relu", align="pooled", neurons=(5,))
+    edit = fit(tiny_pipe, both, config, sae=word_sae).edits[0]
+    (features,) = capture(tiny_pipe, [tiny_site], list(both.mentions))
+    z = word_sae.preactivations(features.states[tiny_site])[..., 5].relu().detach()
+    means = [float(z[n][features.scored[n]].mean()) for n in range(2)]
+    assert edit.concept_codes is not None
+    assert edit.concept_codes[0, 0] == 0
+    assert edit.concept_codes[1:, 0].tolist() == pytest.approx([sum(means) / 2] * 76, rel=1e-4)
+
+
+def test_the_sae_and_its_site_are_read_from_a_folder(
+    tiny_pipe: Any, word_sae: TopKSAE, gun: Concept, tmp_path: Path
+) -> None:
+    for site in (f"text_encoder/{PATH}", PATH, {"component": "text_encoder", "path": PATH, "width": 64}):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        save(word_sae, folder, {"site": site})
+        snce = method("snce")
+        eraser = snce.fit(tiny_pipe, gun, snce.Config(sae=str(folder), permutations=20))
+        assert eraser.edits[0].site.path == PATH
+    with pytest.raises(ExciseError, match=r"trained at text_encoder/encoder\.layers\.2, not at"):
+        fit(tiny_pipe, gun, SNCEConfig(sae=str(folder), site="encoder.layers.1"))
+
+
+def test_bad_input_is_refused(tiny_pipe: Any, word_sae: TopKSAE, gun: Concept) -> None:
+    with pytest.raises(ExciseError, match="no SAE was named"):
+        fit(tiny_pipe, gun, CONFIG)
+    with pytest.raises(ExciseError, match="no Site was named"):
+        fit(tiny_pipe, gun, SNCEConfig(), sae=word_sae)
+    with pytest.raises(ExciseError, match=r"no module 'encoder\.layers\.7'"):
+        fit(tiny_pipe, gun, SNCEConfig(site="encoder.layers.7"), sae=word_sae)
+    with pytest.raises(ExciseError, match="has no prompt pairs"):
+        fit(tiny_pipe, Concept("gun", ("gun",)), CONFIG, sae=word_sae)
+    with pytest.raises(ExciseError, match="the SAE has 64 neurons"):
+        fit(tiny_pipe, gun, replace(CONFIG, neurons=(64,)), sae=word_sae)
+    with pytest.raises(ExciseError, match="at least 1"):
+        SNCEConfig(k=0)
+
+
+def test_a_neuron_that_does_not_carry_the_concept_is_refused(tiny_pipe: Any, word_sae: TopKSAE, gun: Concept) -> None:
+    found = find(tiny_pipe, word_sae, gun, CONFIG)
+    with torch.no_grad():
+        word_sae.b_enc[9] = 50
+    with pytest.raises(ExciseError, match="neuron 9 is no stronger on 'gun'"):
+        fit(tiny_pipe, gun, replace(CONFIG, neurons=(9,)), sae=word_sae, found=found)
+
+
+def test_a_structural_neuron_is_warned_of(tiny_pipe: Any, word_sae: TopKSAE, gun: Concept) -> None:
+    with pytest.warns(UserWarning, match="fires on 100% of the control prompts"):
+        find(tiny_pipe, word_sae, replace(gun, controls=("a gun on sand", "the gun")), CONFIG)
+
+
+def test_reading_needs_prompts(tiny_pipe: Any, word_sae: TopKSAE, gun_eraser: Eraser) -> None:
+    with pytest.raises(ExciseError, match="no deconcept prompts"):
+        Reading.of(tiny_pipe, word_sae, gun_eraser.edits[0], [])

@@ -1,0 +1,87 @@
+"""The bundled model as a user meets it: it loads in silence, draws what it is asked and fits its size."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers import StableDiffusionPipeline
+
+from excise import reference
+from excise.errors import ExciseError
+from excise.reference import bundle
+from excise.reference.world import OBJECTS, STYLES
+
+
+@pytest.fixture(scope="module")
+def pipe() -> StableDiffusionPipeline:
+    return reference.load()
+
+
+def test_it_loads_without_a_warning() -> None:
+    code = (
+        "from diffusers import StableDiffusionPipeline;"
+        f"StableDiffusionPipeline.from_pretrained({str(reference.MODEL)!r}).set_progress_bar_config(disable=True)"
+    )
+    ran = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True)
+    said = [line for line in ran.stderr.splitlines() if "warn" in line.lower()]
+    assert not said, said
+
+
+def test_it_is_stable_diffusions_anatomy_and_small(pipe: StableDiffusionPipeline) -> None:
+    kinds = {name: type(part).__name__ for name, part in pipe.components.items() if part is not None}
+    assert kinds["text_encoder"] == "CLIPTextModel"
+    assert kinds["tokenizer"].startswith("CLIPTokenizer")
+    assert (kinds["unet"], kinds["vae"]) == ("UNet2DConditionModel", "AutoencoderKL")
+    files = [p for p in Path(reference.MODEL).rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 100e6
+    assert not [p for p in files if p.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_a_picture_depends_on_its_prompt_and_seed_alone(pipe: StableDiffusionPipeline) -> None:
+    prompts = ["a flat gun on grass", "a bold cat on sand", "an ink rocket on a pink background"]
+    together = reference.generate(pipe, prompts, [3, 4, 5], steps=3, batch_size=4)
+    again = reference.generate(pipe, prompts[1:2], [4], steps=3, batch_size=4)
+    assert together.shape == (3, 64, 64, 3)
+    assert together.dtype == np.uint8
+    assert np.array_equal(together[1], again[0])
+    assert not np.array_equal(together[1], reference.generate(pipe, prompts[1:2], [9], steps=3, batch_size=4)[0])
+
+
+def test_it_draws_what_it_is_asked(pipe: StableDiffusionPipeline) -> None:
+    """A floor, not the figure of the model card: most of 16 plain prompts are recognised by the judge."""
+    names = OBJECTS[::5]
+    prompts = [f"a picture of a {n} on a white background, {s} style" for n in names for s in STYLES[1:3]]
+    verdicts = reference.judge()(reference.generate(pipe, prompts, range(len(prompts)), steps=15))
+    hits = [verdicts.objects[i, OBJECTS.index(names[i // 2])] for i in range(len(prompts))]
+    assert np.mean(hits) >= 0.5
+    assert np.mean(verdicts.style == np.tile([1, 2], len(names))) >= 0.7
+
+
+def test_the_card_holds_the_figures_beside_it() -> None:
+    facts = json.loads((reference.MODEL / "figures.json").read_text())
+    card = (reference.MODEL / "README.md").read_text()
+    for family, figures in facts["drawing"].items():
+        assert f"| {family.replace('_', ' ')} | {100 * figures['objects']:.1f} |" in card
+    assert str(facts["text_encoder"]["held_out_cosine"]) in card
+
+
+def test_broken_or_missing_weights_are_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ExciseError, match="no reference model in"):
+        bundle.load(tmp_path)
+    copy = tmp_path / "model"
+    shutil.copytree(reference.MODEL, copy)
+    weights = next((copy / "vae").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ExciseError, match="cannot be read"):
+        bundle.load(copy)
+
+
+def test_prompts_and_seeds_must_match(pipe: StableDiffusionPipeline) -> None:
+    with pytest.raises(ExciseError, match="2 prompts but 1 seeds"):
+        reference.generate(pipe, ["a", "b"], [1])
