@@ -70,6 +70,8 @@ class Attachment:
         self._prompts = 0
         self._refuse_unless_covered()
         modules = [resolve(pipe, edit.site) for edit in eraser.edits]
+        if any(hook.attachment.eraser.digest == eraser.digest for module in modules for hook in _edits_on(module)):
+            raise ExciseError(f"eraser {eraser.name!r} is attached to this pipeline already; detach it first")
         if eraser.edits and (odd := mismatches(pipe, dict(eraser.made_for))):
             text = f"eraser {eraser.name!r} was made for another pipeline ({'; '.join(odd)})"
             if strict:
@@ -200,12 +202,6 @@ class Attachment:
         return copy.deepcopy(sae).eval().requires_grad_(False)
 
     def _refuse_unless_covered(self) -> None:
-        if Guard.of(self.pipe) is not None:
-            for other in Guard.of(self.pipe).attachments:  # type: ignore[union-attr]
-                if other.eraser.digest == self.eraser.digest and self.eraser.edits:
-                    raise ExciseError(
-                        f"eraser {self.eraser.name!r} is attached to this pipeline already; detach it first"
-                    )
         edited = {edit.site.component for edit in self.eraser.edits}
         if edited and (open_ones := sorted(set(text_encoders(self.pipe)) - edited)):
             raise ExciseError(
@@ -280,6 +276,12 @@ def _strength(value: float) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise ExciseError(f"strength is {value}; it must be a number of at least 0 (a negative one would amplify)")
     return float(value)
+
+
+def _edits_on(module: nn.Module) -> list[EditHook]:
+    """The edits installed on `module`, by whichever pipeline shares it."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return [hook for hook in registry.hooks.values() if isinstance(hook, EditHook)] if registry is not None else []
 
 
 def _remove(module: nn.Module, name: str) -> None:

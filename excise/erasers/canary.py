@@ -14,10 +14,13 @@ from excise.sites.site import text_encoders
 
 @torch.no_grad()
 def what_denoiser_reads(pipe: Any, prompt: str) -> list[Tensor]:
-    """The conditional states of `prompt`, through the pipeline's own `encode_prompt`: each tap and pooled vector."""
+    """The conditional states of `prompt`, through the pipeline's own `encode_prompt`: each tap and pooled vector.
+
+    With guidance, as pictures are made: a pipeline that encodes the unconditional prompt first must not pass.
+    """
     known = inspect.signature(pipe.encode_prompt).parameters
     device = getattr(pipe, "_execution_device", None) or next(iter(text_encoders(pipe).values())).device
-    wanted = {"device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    wanted = {"device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
     return conditional(pipe.encode_prompt(prompt, **{k: v for k, v in wanted.items() if k in known}))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import update_wrapper
@@ -40,6 +40,7 @@ class Call:
 CALL: ContextVar[Call | None] = ContextVar("excise_call", default=None)
 """The `encode_prompt` call under way in this thread or task; None when a text encoder is called directly."""
 _ONLY: ContextVar[object | None] = ContextVar("excise_only", default=None)
+_NOBODY = object()
 
 
 @contextmanager
@@ -50,6 +51,11 @@ def only(attachment: object) -> Iterator[None]:
         yield
     finally:
         _ONLY.reset(token)
+
+
+def unedited() -> AbstractContextManager[None]:
+    """Within it nothing edits: methods read the model itself, whatever is attached to it."""
+    return only(_NOBODY)
 
 
 def is_muted(attachment: object) -> bool:

@@ -84,16 +84,19 @@ def made_for(pipe: Any) -> dict[str, Any]:
 
 def mismatches(pipe: Any, made: dict[str, Any]) -> list[str]:
     """What differs between `pipe` and what the eraser was made for, one clause each; empty if nothing does."""
+    known, tokenizers = made.get("encoders"), made.get("tokenizers")
+    if not isinstance(known, dict) or not isinstance(tokenizers, dict):
+        return ["it does not say what it was made for"]
     out = []
     encoders = text_encoders(pipe)
-    for name in sorted(set(encoders) | set(made["encoders"])):
+    for name in sorted(set(encoders) | set(known)):
         if name not in encoders:
             out.append(f"there is no {name}")
-        elif name not in made["encoders"]:
+        elif not isinstance(known.get(name), dict):
             out.append(f"{name} is one the eraser does not know")
         else:
-            if not encoder_matches(encoders[name], made["encoders"][name]):
+            if not encoder_matches(encoders[name], known[name]):
                 out.append(f"{name}'s weights differ")
-            if tokenizer_digest(tokenizer_of(pipe, name)) != made["tokenizers"].get(name):
+            if tokenizer_digest(tokenizer_of(pipe, name)) != tokenizers.get(name):
                 out.append(f"{name}'s tokenizer differs")
     return out

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from excise.erasers import SAEEdit
 from excise.erasers.edit import Align, threshold_codes, topk_codes
+from excise.erasers.guard import unedited
 from excise.errors import ExciseError
 from excise.neurons import PromptCodes
 from excise.sae import TopKSAE
@@ -29,7 +30,8 @@ class Reading:
     @torch.no_grad()
     def of(cls, pipe: Any, sae: TopKSAE, edit: SAEEdit, prompts: Sequence[str], batch_size: int = 64) -> Reading:
         preacts, topk, scored = [], [], []
-        for batch, h in _states(pipe, sae, edit.site, prompts, batch_size):
+        for batch in _features(pipe, edit.site, prompts, batch_size):
+            h = batch.states[edit.site].to(sae.W_enc)
             rows = edit.indices.to(h.device)
             preacts.append(sae.preactivations(h)[..., rows].cpu())
             values, indices = sae.encode(h.flatten(0, 1))
@@ -47,11 +49,10 @@ class Reading:
         return threshold_codes(self.preacts, level)
 
 
-def _states(
-    pipe: Any, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_size: int = 64
-) -> list[tuple[Features, Tensor]]:
-    """Batches with their states `[B, T, d]` in the SAE's dtype and on its device."""
-    return [(f, f.states[site].to(sae.W_enc)) for f in capture(pipe, [site], prompts, batch_size)]
+def _features(pipe: Any, site: Site, prompts: Sequence[str], batch_size: int) -> list[Features]:
+    """Batches as the model itself gives them, whatever eraser is attached to it."""
+    with unedited():
+        return list(capture(pipe, [site], prompts, batch_size))
 
 
 @torch.no_grad()
@@ -60,7 +61,7 @@ def prompt_codes(
 ) -> tuple[PromptCodes, Tensor]:
     """TopK codes of whole prompts, and their token ids `[P, T]`."""
     values, indices, scored, ids = [], [], [], []
-    for batch in capture(pipe, [site], prompts, batch_size):
+    for batch in _features(pipe, site, prompts, batch_size):
         codes = sae.encode(batch.states[site].to(sae.W_enc))
         values.append(codes.values.cpu())
         indices.append(codes.indices.cpu())

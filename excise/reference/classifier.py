@@ -26,7 +26,7 @@ from excise.reference.training import run
 from excise.reference.vae import pixels
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
 
-STEPS, BATCH, PEAK = 2500, 64, 2e-3
+STEPS, BATCH, PEAK = 3000, 64, 2e-3
 FALSE_POSITIVES = 0.01
 """Largest share of real scenes without an object that its threshold may flag."""
 LEAST_THRESHOLD = 0.5
@@ -105,7 +105,7 @@ def train(out: Path, vae_folder: Path, steps: int = STEPS) -> Classifier:
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng, noise = random.Random(step), torch.Generator().manual_seed(step)
-        scenes = [sample_scene(rng) for _ in range(BATCH)]
+        scenes = [sample_scene(rng, any_style=True) for _ in range(BATCH)]
         images = pixels(scenes)
         quarter = BATCH // 4
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -159,14 +159,15 @@ def judge(model: Classifier, images: Pixels, batch: int = 256) -> Verdicts:
 def calibrate(model: Classifier, n: int = 8000) -> dict[str, float]:
     """Set each object's threshold on fresh real scenes and measure on others, with held-out compositions apart."""
     rng = random.Random(77)
-    scores, want = _score(model, [sample_scene(rng) for _ in range(n)])
+    scores, want = _score(model, [sample_scene(rng, any_style=True) for _ in range(n)])
     for i in range(len(OBJECTS)):
         absent = scores.scores[want[0][:, i] == 0, i]
         cut = float(np.quantile(absent, 1 - FALSE_POSITIVES))
         model.thresholds[i] = max(LEAST_THRESHOLD, cut)
     figures: dict[str, float] = {"largest_threshold": round(float(model.thresholds.max()), 4)}
-    for name, held_out in (("seen", False), ("held_out", True)):
-        verdicts, (objects, style, background) = _score(model, [sample_scene(rng, held_out) for _ in range(4000)])
+    for name, held_out in (("seen", False), ("held_out_pairs", True)):
+        scenes = [sample_scene(rng, held_out, any_style=True) for _ in range(4000)]
+        verdicts, (objects, style, background) = _score(model, scenes)
         present = objects.astype(bool)
         figures |= {
             f"{name}_recall": round(float(verdicts.objects[present].mean()), 4),

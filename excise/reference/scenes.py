@@ -140,16 +140,19 @@ def render(scene: Scene) -> Pixels:
     return image.round().astype(np.uint8)
 
 
-def sample_scene(rng: random.Random, held_out: bool = False) -> Scene:
+def sample_scene(rng: random.Random, held_out: bool = False, any_style: bool = False) -> Scene:
     """A random scene: 47 % one object, 47 % two, 6 % none.
 
-    With `held_out`, an object in a style, or a pair, that training never shows; otherwise never one of those.
+    With `held_out`, an object in a style, or a pair, that training never shows; otherwise never one of those. With
+    `any_style` (the judge's training, which must know every drawing) only the held-out pairs are left out.
     """
     while True:
         count = rng.choices((0, 1, 2), (0.06, 0.47, 0.47))[0]
         objects = tuple(rng.sample(OBJECTS, count))
         style = rng.choice(STYLES)
-        unseen = frozenset(objects) in HELD_OUT_PAIRS or any(HELD_OUT_STYLES.get(o) == style for o in objects)
+        unseen = frozenset(objects) in HELD_OUT_PAIRS
+        if not any_style:
+            unseen = unseen or any(HELD_OUT_STYLES.get(o) == style for o in objects)
         if unseen == held_out:
             return Scene(objects, style, rng.choice(BACKGROUNDS), place_objects(rng, count))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 EVERY = 200
 """Steps between log lines."""
-SAVE = 1000
+SAVE = 300
 """Steps between checkpoints."""
 
 

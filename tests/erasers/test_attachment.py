@@ -269,6 +269,27 @@ def test_a_pipeline_of_the_same_components_stays_edited(tiny_pipe: Any, gun_eras
     with gun_eraser.attach(tiny_pipe):
         sibling = StableDiffusionImg2ImgPipeline(**tiny_pipe.components, requires_safety_checker=False)
         assert torch.equal(encode(sibling, GUN)[0], encode(tiny_pipe, GUN)[0])
+        with pytest.raises(ExciseError, match="attached to this pipeline already"):
+            gun_eraser.attach(sibling)
+
+
+def test_a_pipeline_that_encodes_the_unconditional_prompt_first_is_refused(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    """There the branches would be mistaken for one another and the prompt would go unedited."""
+
+    def encode_prompt(prompt: str, device: str, num_images_per_prompt: int, do_classifier_free_guidance: bool) -> Any:
+        unconditional = tiny_pipe.text_encoder(ids[:1])[0]
+        return tiny_pipe.text_encoder(ids[1:])[0], unconditional
+
+    ids = tiny_pipe.tokenizer(["", "a gun"], padding="max_length", return_tensors="pt").input_ids
+    odd = SimpleNamespace(
+        components=tiny_pipe.components,
+        tokenizer=tiny_pipe.tokenizer,
+        encode_prompt=encode_prompt,
+    )
+    with pytest.raises(EraserDidNotFire):
+        gun_eraser.attach(odd)
+    assert residue(tiny_pipe) == []
+    assert odd.encode_prompt is encode_prompt
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])

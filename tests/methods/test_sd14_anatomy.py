@@ -63,12 +63,13 @@ def sd14(clip_tokenizer: Any) -> Any:
 def word_sae(pipe: Any, site: Any, concept: Concept) -> TopKSAE:
     """The paper's shape (768 -> 3072, k = 32), latent 1191 set on what sets the two sides apart."""
 
-    def states(prompts: list[str]) -> torch.Tensor:
-        return torch.cat([f.states[site][:, 2:].flatten(0, 1) for f in capture(pipe, [site], prompts)])
+    def states(prompts: list[str], first: int = 2) -> torch.Tensor:
+        return torch.cat([f.states[site][:, first:].flatten(0, 1) for f in capture(pipe, [site], prompts)])
 
     sae = TopKSAE(SAEConfig(d=768, m=3072, k=32))
     with_it = states([p.concept for p in concept.pairs])
-    without = states([*(p.deconcept for p in concept.pairs), *concept.controls])
+    plain = [*(p.deconcept for p in concept.pairs), *concept.controls]
+    without, everywhere = states(plain), states(plain, first=0)
     centre = without.mean(0)
     within = (without - centre).T @ (without - centre) / len(without)
     ridge = 0.01 * within.diagonal().mean() * torch.eye(768)
@@ -76,10 +77,11 @@ def word_sae(pipe: Any, site: Any, concept: Concept) -> TopKSAE:
     direction /= direction.norm()
     with torch.no_grad():
         sae.b_pre.copy_(centre)
+        sae.W_enc.mul_(0.2)
         scale = with_it.sub(centre).norm(dim=1).mean() / ((with_it - centre) @ direction).mean()
         sae.W_dec[1191] = direction
         sae.W_enc[1191] = direction * scale
-        sae.b_enc[1191] = -scale * ((without - centre) @ direction).max()
+        sae.b_enc[1191] = -scale * ((everywhere - centre) @ direction).max() - 1e-3
     return sae
 
 
@@ -98,8 +100,10 @@ def test_snce_end_to_end_on_sd14s_anatomy(sd14: Any, naked: Concept, tmp_path: P
     assert len(sites_of(sd14)) == 14
     for site in PRESETS["sd14"]:
         sae = word_sae(sd14, site, naked)
-        config = SNCEConfig(site=site.path, neurons=(1191,), permutations=10, tolerance=0.5)
+        config = SNCEConfig(site=site.path, neurons=(1191,), permutations=10)
         found = find(sd14, sae, naked, config)
+        assert found.ranking.entries[0].index == 1191
+        assert not found.validation[0].structural
         eraser = fit(sd14, naked, config, sae=sae, found=found)
         eraser.save(tmp_path / site.path)
         assert sum(p.stat().st_size for p in (tmp_path / site.path).iterdir()) < 20_000

@@ -169,3 +169,12 @@ def test_a_structural_neuron_is_warned_of(tiny_pipe: Any, word_sae: TopKSAE, gun
 def test_reading_needs_prompts(tiny_pipe: Any, word_sae: TopKSAE, gun_eraser: Eraser) -> None:
     with pytest.raises(ExciseError, match="no deconcept prompts"):
         Reading.of(tiny_pipe, word_sae, gun_eraser.edits[0], [])
+
+
+def test_fitting_reads_the_model_itself_whatever_is_attached(
+    tiny_pipe: Any, word_sae: TopKSAE, gun: Concept, gun_eraser: Eraser
+) -> None:
+    alone = fit(tiny_pipe, gun, CONFIG, sae=word_sae)
+    with gun_eraser.attach(tiny_pipe):
+        beside = fit(tiny_pipe, gun, CONFIG, sae=word_sae)
+    assert beside.digest == alone.digest
