@@ -27,8 +27,11 @@ def find(
     site: SiteOption = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many neurons to show.")] = 10,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0, help="Share of its score a neuron may have on the deconcept side.")
-    ] = 0.0,
+        float,
+        typer.Option(
+            "--tolerance", min=0, help="Share of its score a neuron may have on the deconcept side; 0 is eq. 6."
+        ),
+    ] = 0.02,
     score: Annotated[str, typer.Option("--score", help="How neurons are ranked; a wrong name lists them.")] = "snce",
     plot: Annotated[
         Path | None,

@@ -46,8 +46,9 @@ class SNCEConfig:
     """The unconditional branch: "none" (left alone), "same", or "flip" (the opposite sign)."""
     align: Align = "position"
     """For source="concept": the joined tuple's codes position by position, or "pooled", a mean over each mention."""
-    tolerance: float = 0.0
-    """Share of its concept score that a neuron's deconcept score may reach (0 is eq. 6)."""
+    tolerance: float = 0.02
+    """Share of its concept score that a neuron's deconcept score may reach. 0 is eq. 6 to the letter, which drops the
+    concept's own neuron for one stray activation in a hundred deconcept prompts."""
     score: str = "snce"
     """A name in `excise.neurons.SCORES`."""
     margin: float = 0.1

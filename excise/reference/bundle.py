@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from excise.errors import ExciseError
+from excise.files import write_atomic
 from excise.reference import classifier
 from excise.reference.scenes import Pixels
 
@@ -45,7 +47,12 @@ def assemble(parts: Path, unet: UNet2DConditionModel, out: Path = MODEL) -> None
         image_encoder=None,
         requires_safety_checker=False,
     )
-    pipe.to(torch.float16).save_pretrained(out, max_shard_size="18MB")
+    for part in (pipe.vae, pipe.text_encoder, pipe.unet):
+        part.half()
+    pipe.save_pretrained(out, max_shard_size="18MB")
+    # transformers loads what the config says, diffusers float32: without this the parts would come back in two dtypes.
+    config = out / "text_encoder" / "config.json"
+    write_atomic(config, json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     for name in ("classifier.safetensors", "classifier.json", "text_head.safetensors", "text_encoder.json"):
         if (parts / name).exists():
             shutil.copy(parts / name, out / name)
@@ -61,7 +68,7 @@ def load(folder: Path = MODEL) -> StableDiffusionPipeline:
             f"no reference model in {folder}; reinstall excise, or train one with `excise reference train`"
         )
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True).to(torch.float32)
+        pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ExciseError(f"the reference model in {folder} cannot be read ({error}); reinstall excise") from error
     pipe.set_progress_bar_config(disable=True)

@@ -11,7 +11,7 @@ from excise.reference.text_corpus import corpus, mentions_synonym
 from excise.reference.world import BACKGROUNDS, HELD_OUT_PAIRS, HELD_OUT_STYLES, OBJECTS, STYLES, SYNONYMS
 
 
-def sae_corpus(captions: int = 12_000, english: int = 12_000, seed: int = 5) -> Iterator[str]:
+def sae_corpus(captions: int = 8_000, english: int = 4_000, seed: int = 5) -> Iterator[str]:
     """Training prompts of the bundled SAE: captions, and WordNet's English without the held-out synonyms.
 
     `english` needs WordNet's database (Debian's wordnet-base); with 0 none is read.
