@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from excise.errors import ExciseError
@@ -37,20 +38,23 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             f"cannot write {path}: {error.strerror or error}; free some space or choose another place"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # What cannot be cleared away must not hide why nothing was written.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes | str]) -> None:
     """Put a whole folder in place at once: a reader sees the old one or the new one, never a mixture.
 
     An existing `folder` is replaced only if it holds no other files than those named in `contents`.
-    Raises ExciseError where it holds others, or where the disk refuses.
+    Whatever ends the writing, Ctrl-C included, the old one is put back. Raises ExciseError where it holds others, or
+    where the disk refuses.
     """
-    if folder.exists() and (strangers := sorted({p.name for p in folder.iterdir()} - set(contents))):
-        raise ExciseError(f"{folder} holds other files ({', '.join(strangers[:3])}); choose an empty or new folder")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
+        if folder.exists() and (strangers := sorted({p.name for p in folder.iterdir()} - set(contents))):
+            raise ExciseError(f"{folder} holds other files ({', '.join(strangers[:3])}); choose an empty or new folder")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, data in contents.items():
@@ -59,14 +63,16 @@ def write_folder(folder: Path, contents: Mapping[str, bytes | str]) -> None:
             folder.replace(old)
         temporary.replace(folder)
     except OSError as error:
-        if old.exists() and not folder.exists():
-            old.replace(folder)
         raise ExciseError(
             f"cannot write {folder}: {error.strerror or error}; free some space or choose another place"
         ) from error
     finally:
+        with suppress(OSError):
+            if old.exists() and not folder.exists():
+                old.replace(folder)
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(path: Path, data: bytes | str) -> None:

@@ -78,6 +78,16 @@ def test_links_between_pages_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_every_licence_file_that_is_declared_is_there() -> None:
+    said = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r"^license-files = \[(.*?)\]", said, re.MULTILINE | re.DOTALL)
+    assert listed is not None
+    names = re.findall('"([^"]+)"', listed[1])
+    assert len(names) == 3
+    for name in names:
+        assert (ROOT / name).is_file(), name
+
+
 def test_the_readme_shows_both_commands_first() -> None:
     first = FENCE.search((ROOT / "README.md").read_text(encoding="utf-8"))
     assert first is not None

@@ -19,7 +19,7 @@ from excise.app.grid import comparison_png
 from excise.app.measure import Family, FamilyName, Outcome, Pictures, families, figures, further_figures, seen
 from excise.app.models import sae_folder, sae_site
 from excise.app.report import NeuronView, Report, Strip, render
-from excise.app.training import train_sae
+from excise.app.training import shown, train_sae
 from excise.bench.statistics import Figure
 from excise.concepts import from_templates
 from excise.errors import ExciseError
@@ -86,6 +86,9 @@ def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
         raise ExciseError(f"the bundled model does not draw {config.concept!r}; it draws {', '.join(OBJECTS)}")
     if config.concept not in SYNONYMS:
         raise ExciseError(f"{config.concept!r} has no held-out synonyms to test with; try gun, knife, cat or rocket")
+
+    if config.out.exists() and not config.out.is_dir():
+        raise ExciseError(f"{config.out} is a file; name a folder with --out")
 
     stage.step("Load the bundled model and its SAE" + (" (trained now)" if config.train_sae else ""))
     pipe = reference.load()
@@ -164,23 +167,17 @@ def _site_and_sae(config: DemoConfig, pipe: Any, stage: Stage) -> tuple[Any, Pat
     if not config.train_sae:
         return sae_site(pipe, bundled), bundled
     from excise import reference
-    from excise.sae import Progress, TrainConfig
+    from excise.sae import TrainConfig
 
     site, folder = PRESETS["reference"][0], config.out / "sae"
     if (folder / "cfg.json").exists():
         stage.say(f"{folder} is there already; delete it to train anew")
         return site, folder
     prompts = list(reference.sae_corpus(captions=TRAIN_CAPTIONS, english=0))
-    seen = 0
-    with stage.working("training the SAE", TRAIN_TOKENS) as done:
-
-        def line(now: Progress) -> None:
-            nonlocal seen
-            done(now.tokens - seen)
-            seen = now.tokens
-
-        card = {"corpus": f"{len(prompts)} captions", "model": "bundled"}
-        train_sae(pipe, site, prompts, TrainConfig(tokens=TRAIN_TOKENS, decay=0.2), folder, card=card, progress=line)
+    settings = TrainConfig(tokens=TRAIN_TOKENS, decay=0.2)
+    card = {"corpus": f"{len(prompts)} captions", "model": "bundled"}
+    with shown(stage.working, len(prompts), TRAIN_TOKENS) as (captured, line):
+        train_sae(pipe, site, prompts, settings, folder, card=card, captured=captured, progress=line)
     return site, folder
 
 

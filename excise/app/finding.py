@@ -15,6 +15,7 @@ from excise.app.models import parse_site, sae_folder
 from excise.app.training import train_sae
 from excise.concepts import Concept
 from excise.erasers import Eraser
+from excise.errors import ExciseError
 from excise.methods import METHODS
 from excise.methods.snce import Found, SNCEConfig, find, fit
 from excise.neurons import Ranking
@@ -104,6 +105,14 @@ def draw(findings: Findings, path: Path) -> list[Path]:
     return [path, beside]
 
 
+def swept_sites(pipe: Any) -> list[Site]:
+    """The Sites a sweep tries: those of the first text encoder. Raises ExciseError where the pipeline has none."""
+    sites = sites_of(pipe)
+    if not sites:
+        raise ExciseError(f"{type(pipe).__name__} has no text encoder to sweep; name a pipeline that has one")
+    return [s for s in sites if s.component == sites[0].component]
+
+
 def sweep(
     pipe: Any,
     concept: Concept,
@@ -117,10 +126,8 @@ def sweep(
 
     `dominance` is the first score over the second. Raises ExciseError as training and finding do.
     """
-    sites = sites_of(pipe)
-    sites = [s for s in sites if s.component == sites[0].component]
     rows = []
-    for site in sites:
+    for site in swept_sites(pipe):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "sae"
             corpus = {"corpus": f"sweep over {len(prompts)} prompts"}

@@ -11,6 +11,7 @@ from excise.app.grid import rows_png
 from excise.erasers import Eraser
 from excise.errors import ExciseError
 from excise.files import write_atomic
+from excise.reference.bundle import GUIDANCE
 
 
 def draw_prompts(
@@ -24,11 +25,13 @@ def draw_prompts(
     n: int = 1,
     seed: int = 0,
     steps: int = 20,
+    guidance: float | None = GUIDANCE,
     sae: Any | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> dict[str, Any]:
     """Write a PNG with a row a prompt (with `compare` two: without and with the eraser), seeds counting from `seed`.
 
+    `guidance` None leaves the scale to the pipeline's own default.
     Raises ExciseError where a prompt is empty, the name is no .png, the eraser does not fit, or the disk refuses.
     """
     from excise.reference import generate
@@ -43,7 +46,7 @@ def draw_prompts(
 
     def draw(attached: Eraser | None) -> Any:
         with attached.attach(pipe, strength, sae=sae) if attached is not None else nullcontext():
-            return generate(pipe, texts, seeds, steps=steps, batch_size=batch, progress=progress)
+            return generate(pipe, texts, seeds, steps=steps, guidance=guidance, batch_size=batch, progress=progress)
 
     plain = draw(None) if compare or eraser is None else None
     edited = draw(eraser) if eraser is not None else None

@@ -71,10 +71,12 @@ def _parts(work: Path) -> Path:
         "text_head.safetensors": work / "text" / "text_head.safetensors",
         "classifier.safetensors": work / "classifier" / "classifier.safetensors",
         "classifier.json": work / "classifier" / "classifier.json",
+        "text_encoder.json": work / "text" / "text_encoder.json",
     }
     for name, source in wanted.items():
         link = parts / name
-        if source.exists() and not link.exists():
+        link.unlink(missing_ok=True)
+        if source.exists():
             link.symlink_to(source.resolve())
     return parts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from excise.concepts import read_prompts
 from excise.errors import ExciseError
-from excise.sae import Progress, TopKSAE, TrainConfig, train
-from excise.sites import Site, capture, capture_to, load_shards
+from excise.sae import Progress, TopKSAE, TrainConfig, check_out, train
+from excise.sites import Site, capture, capture_to, final_state_cosine, is_capture_of, load_shards
 
 IN_MEMORY = 2 << 30
 """Bytes of features kept in memory; more go to shards beside the SAE's folder."""
+FIDELITY_PROMPTS = 256
+"""Prompts of the corpus, evenly spread, on which the SAE stands in for the text encoder's own features."""
 RECIPES = ("reference", "snce-sd14")
 SNCE_PROMPTS = 30_000
 NSFW = 0.5
@@ -118,24 +121,52 @@ def train_sae(
 ) -> TopKSAE:
     """Capture `prompts` at `site` and train an SAE into `out`. Calling again after an interruption goes on.
 
+    `captured` is called with the prompts read since the last call, `progress` with the lines of the training's log.
     Raises ExciseError as `excise.sae.train` and `excise.sites.capture` do.
     """
     if not prompts:
         raise ExciseError("there are no prompts to train on; check the prompts file")
+    check_out(out)
     card = {**card, "site": asdict(site), "prompts": len(prompts)}
     positions = 77
+
+    def train_on(vectors: Tensor | Callable[[], Iterable[Tensor]]) -> TopKSAE:
+        return train(vectors, config, out, card=card, progress=progress, measure=fidelity, device=device)
+
+    def fidelity(sae: TopKSAE) -> dict[str, Any]:
+        few = prompts[:: -(-len(prompts) // FIDELITY_PROMPTS)]
+        return {"final_state_cosine": final_state_cosine(pipe, site, lambda x: sae(x.to(sae.W_enc))[0], few)}
+
     if len(prompts) * positions * site.width * 4 <= IN_MEMORY:
-        return train(features(pipe, site, prompts, captured), config, out, card=card, progress=progress, device=device)
+        return train_on(features(pipe, site, prompts, captured))
     folder = out.with_name(out.name + ".features")
+    if folder.exists() and not is_capture_of(folder, [site], prompts):
+        shutil.rmtree(folder)
     if not folder.exists():
-        capture_to(folder, pipe, [site], prompts, dtype=torch.float16)
-    made = train(
-        lambda: (shard.states[site].flatten(0, 1) for shard in load_shards(folder)),
-        config,
-        out,
-        card=card,
-        progress=progress,
-        device=device,
-    )
+        capture_to(folder, pipe, [site], prompts, dtype=torch.float16, progress=captured)
+    elif captured is not None:
+        captured(len(prompts))
+    made = train_on(lambda: (shard.states[site].flatten(0, 1) for shard in load_shards(folder)))
     shutil.rmtree(folder, ignore_errors=True)
     return made
+
+
+@contextmanager
+def shown(
+    working: Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]], prompts: int, tokens: int
+) -> Iterator[tuple[Callable[[int], None], Callable[[Progress], None]]]:
+    """`captured` and `progress` for `train_sae`, shown by `working(title, total)`: one bar, then the other."""
+    with ExitStack() as stack:
+        advance: Callable[[int], None] | None = None
+        read = stack.enter_context(working("reading the prompts", prompts))
+        seen = 0
+
+        def line(now: Progress) -> None:
+            nonlocal advance, seen
+            if advance is None:
+                stack.close()
+                advance = stack.enter_context(working("training the SAE", tokens))
+            advance(now.tokens - seen)
+            seen = now.tokens
+
+        yield read, line

@@ -39,9 +39,25 @@ def erase(
     uncond: Annotated[
         str | None, typer.Option("--uncond", help="The unconditional branch: none, same or flip.")
     ] = None,
+    align: Annotated[
+        str | None,
+        typer.Option("--align", help="For --source concept: its codes by position, or pooled over each mention."),
+    ] = None,
+    neurons: Annotated[
+        str | None, typer.Option("--neurons", help='These neurons instead of the top k: "1,2". See `excise find`.')
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option("--score", help="How neurons are ranked; a wrong name lists them.")
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option("--margin", min=0, max=1, help="Where the threshold lies from quiet (0) to typical (1) prompts."),
+    ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option("--tolerance", min=0, help="Share of its score a neuron may have without the concept."),
+        typer.Option(
+            "--tolerance", min=0, help="Share of its score a neuron may have without the concept; 0 is eq. 6."
+        ),
     ] = None,
     device: Device = "cpu",
     json: Json = False,
@@ -51,8 +67,19 @@ def erase(
     from excise.app.models import concept_named, load_pipeline
 
     wanted = concept_named(concept, mentions, pairs, kind, n)
+    asked = {
+        "k": k,
+        "neurons": None if neurons is None else _numbers(neurons),
+        "lam": lam,
+        "source": source,
+        "gate": gate,
+        "uncond": uncond,
+        "align": align,
+        "score": score,
+        "margin": margin,
+        "tolerance": tolerance,
+    }
     pipe = load_pipeline(model, device)
-    asked = {"k": k, "lam": lam, "source": source, "gate": gate, "uncond": uncond, "tolerance": tolerance}
     found = find_neurons(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **chosen(asked)))
     for warning in found.warnings:
         note(f"warning: {warning}")
@@ -60,11 +87,11 @@ def erase(
     eraser.save(out)
     size = sum(f.stat().st_size for f in out.iterdir())
     edit = eraser.edits[0]
-    neurons = [int(i) for e in eraser.edits for i in e.indices]
+    edited = [int(i) for e in eraser.edits for i in e.indices]
     data = {
         "out": str(out),
         "concept": eraser.concept,
-        "neurons": neurons,
+        "neurons": edited,
         "lambda": edit.lam,
         "site": edit.site.key,
         "bytes": size,
@@ -74,10 +101,20 @@ def erase(
     }
 
     def show() -> None:
-        typer.echo(f"{out}: “{eraser.concept}” by neuron {', '.join(map(str, neurons))} at {edit.site.key}")
+        typer.echo(f"{out}: “{eraser.concept}” by neuron {', '.join(map(str, edited))} at {edit.site.key}")
         typer.echo(f"λ = {edit.lam:g}, {size / 1000:.1f} kB, digest {eraser.digest[:12]}")
 
     emit(json, data, show)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The neurons in "1,2". Raises ExciseError for anything but whole numbers, each once."""
+    from excise.errors import ExciseError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
+        raise ExciseError(f"--neurons cannot be {text!r}; give whole numbers, each once, such as 1,2")
+    return tuple(map(int, parts))
 
 
 def verify(
@@ -90,13 +127,20 @@ def verify(
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """Check that an eraser is whole and untampered, fits the model and works on it. Exit code 1 where it is not."""
+    """Check that an eraser is whole and untampered, fits the model and works on it.
+
+    Exit code 2 where it is incomplete or altered, 1 where it does not fit or does not work.
+    """
     from excise.app.models import load_pipeline
     from excise.erasers import verify as checks_of
+    from excise.errors import ExciseError
     from excise.sae import load
 
     whole = load(sae, device=device) if sae is not None else None
-    checks = checks_of(folder, None if files_only else load_pipeline(model, device), sae=whole)
+    checks = checks_of(folder)
+    broken = next((c.detail for c in checks if not c.passed), None)
+    if broken is None and not files_only:
+        checks = checks_of(folder, load_pipeline(model, device), sae=whole)
     passed = all(c.passed for c in checks)
 
     def show() -> None:
@@ -104,7 +148,10 @@ def verify(
         table(f"Eraser {folder}", ("check", "", "detail"), rows)
 
     data = [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks]
-    emit(json, {"folder": str(folder), "passed": passed, "checks": data}, show)
+    if json or broken is None:
+        emit(json, {"folder": str(folder), "passed": passed, "checks": data}, show)
+    if broken is not None:
+        raise ExciseError(broken)
     if not passed:
         raise typer.Exit(1)
 

@@ -27,16 +27,18 @@ def find(
     site: SiteOption = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many neurons to show.")] = 10,
     tolerance: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--tolerance", min=0, help="Share of its score a neuron may have on the deconcept side; 0 is eq. 6."
+            "--tolerance",
+            min=0,
+            help="Share of its score a neuron may have on the deconcept side; 0 is eq. 6. Default: the method's, 0.02.",
         ),
-    ] = 0.02,
+    ] = None,
     score: Annotated[str, typer.Option("--score", help="How neurons are ranked; a wrong name lists them.")] = "snce",
     plot: Annotated[
         Path | None,
         typer.Option(
-            "--plot", help="Draw the paper's Figure 8 here, and Figure 3 beside it (-activations). .svg or .png"
+            "--plot", help="Draw the paper's Figure 8 here, and Figure 3 beside it (-activations). .svg, .png or .pdf"
         ),
     ] = None,
     sweep_sites: Annotated[
@@ -52,12 +54,14 @@ def find(
     json: Json = False,
 ) -> None:
     """Rank the neurons that fire for a concept and not without it."""
-    from excise.app.finding import SWEEP_PROMPTS, draw, find_neurons, settings, sweep
+    from excise.app.finding import SWEEP_PROMPTS, chosen, draw, find_neurons, settings, sweep, swept_sites
     from excise.app.models import concept_named, load_pipeline
     from excise.concepts import read_prompts
     from excise.errors import ExciseError
-    from excise.sites import sites_of
+    from excise.neurons import plots
 
+    if plot is not None:
+        plots.ending(plot)
     wanted = concept_named(concept, mentions, pairs, kind, n)
     pipe = load_pipeline(model, device)
     if sweep_sites:
@@ -69,11 +73,11 @@ def find(
             texts = list(reference.sae_corpus(captions=SWEEP_PROMPTS, english=0))
         else:
             raise ExciseError("--sweep-sites on another model needs --prompts FILE to train its SAEs on")
-        with progress("sweeping sites", len(sites_of(pipe))) as advance:
+        with progress("sweeping sites", len(swept_sites(pipe))) as advance:
             rows = sweep(pipe, wanted, texts, tokens=sweep_tokens, device=device, progress=advance)
         emit(json, {"concept": wanted.name, "sites": rows}, lambda: _show_sweep(wanted.name, rows))
         return
-    config = settings(pipe, model=model, sae=sae, site=site, tolerance=tolerance, score=score)
+    config = settings(pipe, model=model, sae=sae, site=site, score=score, **chosen({"tolerance": tolerance}))
     found = find_neurons(pipe, wanted, config, top)
     if plot is not None:
         for path in draw(found, plot):

@@ -25,22 +25,34 @@ def generate(
     n: Annotated[int, typer.Option("--n", min=1, help="Pictures a prompt, seeds counting up.")] = 1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
+    guidance: Annotated[
+        float | None,
+        typer.Option("--guidance", min=0, help="Guidance scale. Default: 4; with --model, that pipeline's own."),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="The PNG to write.")] = Path("excise.png"),
     model: Model = None,
-    sae: Annotated[Path | None, typer.Option("--sae", help="The SAE, for an eraser made with --gate topk.")] = None,
+    sae: Annotated[
+        Path | None,
+        typer.Option(
+            "--sae", help="The SAE of an eraser made with --gate topk. Default, for the bundled model: its own."
+        ),
+    ] = None,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
     """Draw prompts, with or without an eraser, into one PNG."""
-    from excise.app.models import load_pipeline
+    from excise.app.models import load_pipeline, sae_folder
     from excise.app.pictures import draw_prompts
     from excise.erasers import Eraser
     from excise.errors import ExciseError
+    from excise.reference.bundle import GUIDANCE
     from excise.sae import load
 
     if compare and eraser is None:
         raise ExciseError("--compare needs --eraser DIR")
     loaded = Eraser.load(eraser) if eraser is not None else None
+    if sae is None and loaded is not None and any(edit.needs_sae for edit in loaded.edits):
+        sae = sae_folder(model, None)
     pipe = load_pipeline(model, device)
     total = len(prompt) * n * (2 if compare else 1)
     with progress("drawing", total) as advance:
@@ -54,6 +66,7 @@ def generate(
             n=n,
             seed=seed,
             steps=steps,
+            guidance=GUIDANCE if guidance is None and model is None else guidance,
             sae=load(sae, device=device) if sae is not None else None,
             progress=advance,
         )

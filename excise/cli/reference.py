@@ -56,15 +56,21 @@ def sample(
 def evaluate(
     n: Annotated[int, typer.Option("--n", min=1, help="Pictures a family.")] = 200,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
+    write_card: Annotated[
+        Path | None, typer.Option("--write-card", help="Folder of the model: write README.md and figures.json there.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure how well the bundled model draws, by its judge."""
     from excise.app.models import load_pipeline
+    from excise.reference import card
     from excise.reference import evaluate as library
 
     pipe = load_pipeline(None)
     with progress("drawing", n * len(library.FAMILIES)) as advance:
         figures = library.evaluate(pipe, n, steps, advance)
+    if write_card is not None:
+        card.write(write_card, figures)
 
     def show() -> None:
         names = ("objects", "any_object", "style", "background")

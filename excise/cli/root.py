@@ -14,7 +14,7 @@ from excise.errors import ExciseError
 
 
 class _Commands(TyperGroup):
-    """Turns what a user can mend into one line and exit code 2, and Ctrl-C into one line and 130."""
+    """Turns what a user can mend into one line and exit code 2, and Ctrl-C likewise."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -24,7 +24,7 @@ class _Commands(TyperGroup):
             raise typer.Exit(2) from error
         except KeyboardInterrupt as stop:
             complain("stopped; nothing half written is left, and a training goes on when called again", kind="note")
-            raise typer.Exit(130) from stop
+            raise typer.Exit(2) from stop
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -75,4 +75,4 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         complain("stopped", kind="note")
-        sys.exit(130)
+        sys.exit(2)

@@ -48,14 +48,18 @@ def train(
     """Train a TopK SAE on a text encoder's states. The same call goes on where an interrupted one stopped."""
     from excise import sae as library
     from excise.app.models import load_pipeline, parse_site
-    from excise.app.training import recipe_prompts, train_sae
+    from excise.app.training import recipe_prompts, shown, train_sae
     from excise.concepts import read_prompts
     from excise.errors import ExciseError
-    from excise.sae import Progress, TrainConfig
+    from excise.sae import TrainConfig
     from excise.sites import PRESETS
 
     if (prompts is None) == (recipe is None):
         raise ExciseError("give either --prompts FILE or --recipe NAME")
+    if exclude_eval and recipe != "snce-sd14":
+        raise ExciseError("--exclude-eval belongs to --recipe snce-sd14; leave it out")
+    if recipe == "snce-sd14" and model is None:
+        raise ExciseError("--recipe snce-sd14 needs --model: the folder or hub name of Stable Diffusion 1.4")
     config = TrainConfig(expansion=expansion, k=k, lr=lr, batch=batch, tokens=tokens, decay=decay, seed=seed)
     card: dict[str, Any] = {"model": model or "bundled"}
     if recipe is not None:
@@ -69,15 +73,8 @@ def train(
         raise ExciseError("--model needs --site, for instance encoder.layers.8")
     pipe = load_pipeline(model, device)
     place = parse_site(pipe, site) if site is not None else PRESETS["reference"][0]
-    seen = 0
-    with progress("training", tokens) as advance:
-
-        def line(now: Progress) -> None:
-            nonlocal seen
-            advance(now.tokens - seen)
-            seen = now.tokens
-
-        train_sae(pipe, place, texts, config, out, card=card, progress=line, device=device)
+    with shown(progress, len(texts), tokens) as (captured, line):
+        train_sae(pipe, place, texts, config, out, card=card, captured=captured, progress=line, device=device)
     note(f"saved in {out}")
     _show(out, library.card(out), json)
 

@@ -31,6 +31,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+def check_choices(options: Any) -> None:
+    """Raises ExciseError where gate, source, uncond or align of `options` is none that exists."""
+    for name, allowed in CHOICES.items():
+        if getattr(options, name) not in allowed:
+            raise ExciseError(f"{name} cannot be {getattr(options, name)!r}; it is one of {', '.join(allowed)}")
+
+
 def preactivations(h: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor) -> Tensor:
     """`[..., k]`: (h - b_pre) @ W_encᵀ + b_enc, eq. 1 before its ReLU, for the k edited rows only."""
     return (h - b_pre) @ W_enc.T + b_enc
@@ -109,9 +116,7 @@ class SAEEdit:
     """`sae_digest` of the SAE the rows came from."""
 
     def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ExciseError(f"{name} cannot be {getattr(self, name)!r}; it is one of {', '.join(allowed)}")
+        check_choices(self)
         if not (math.isfinite(self.lam) and self.lam >= 0):
             raise ExciseError(f"λ is {self.lam}; it must be a number of at least 0 (a negative one would amplify)")
         k, d = len(self.indices), self.site.width

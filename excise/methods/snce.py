@@ -12,7 +12,7 @@ from typing import Any
 from excise.concepts import Concept
 from excise.erasers import Eraser, SAEEdit, made_for
 from excise.erasers.calibrate import Calibration, calibrate
-from excise.erasers.edit import Align, Gate, Source, Uncond
+from excise.erasers.edit import Align, Gate, Source, Uncond, check_choices
 from excise.errors import ExciseError
 from excise.methods.reading import Reading, concept_codes, prompt_codes
 from excise.neurons import PromptCodes, Ranking, Validation, identify, top_tokens, validate
@@ -61,6 +61,7 @@ class SNCEConfig:
     """Prompts a text-encoder pass."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.k < 1 or self.examine < 1 or self.batch_size < 1:
             raise ExciseError("k, examine and batch_size are whole numbers of at least 1")
 

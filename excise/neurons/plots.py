@@ -14,6 +14,8 @@ from excise.neurons.scores import Score
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# What keeps the time of day, and the version of matplotlib in a png, out of the file.
+UNDATED: dict[str, dict[str, None]] = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
 CONCEPT, DECONCEPT, SHARED = "#c0392b", "#2471a3", "#7f8c8d"
 
 
@@ -69,22 +71,27 @@ def ranked(ranking: Ranking, title: str = "", above: float = 10.0, most: int = 3
 
 
 def render(figure: Figure, form: str = "svg") -> bytes:
-    """A figure as svg or png bytes; the same figure gives the same bytes."""
+    """A figure as svg, png or pdf bytes; the same figure gives the same bytes."""
     import matplotlib
 
     out = io.BytesIO()
-    metadata = {"Date": None} if form == "svg" else {"Software": None}
     with matplotlib.rc_context({"svg.hashsalt": "excise"}):
-        figure.savefig(out, format=form, dpi=120, metadata=metadata)
+        figure.savefig(out, format=form, dpi=120, metadata=UNDATED[form])
     return out.getvalue()
 
 
+def ending(path: Path) -> str:
+    """What `save` would write there: "svg", "png" or "pdf". Raises ExciseError for another ending."""
+    form = path.suffix.lower()[1:]
+    if form not in UNDATED:
+        raise ExciseError(f"cannot draw to '{path.name}': the name must end in .svg, .png or .pdf")
+    return form
+
+
 def save(figure: Figure, path: Path | str) -> None:
-    """Write a figure as .svg or .png. Raises ExciseError for another ending or where the disk refuses."""
+    """Write a figure as .svg, .png or .pdf. Raises ExciseError for another ending or where the disk refuses."""
     path = Path(path)
-    if path.suffix not in (".svg", ".png"):
-        raise ExciseError(f"cannot draw to '{path.name}': the name must end in .svg or .png")
-    write_atomic(path, render(figure, path.suffix[1:]))
+    write_atomic(path, render(figure, ending(path)))
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -33,7 +33,10 @@ def sae_folder() -> Path:
 
 
 def assemble(parts: Path, unet: UNet2DConditionModel, out: Path = MODEL) -> None:
-    """Write the bundled model, fp16 safetensors in shards below 20 MB, from the trained `parts`."""
+    """Write the bundled model, fp16 safetensors in shards below 20 MB, from the trained `parts`, in one step.
+
+    An SAE that lies in `out` already is kept.
+    """
     from excise.reference.unet import scheduler
 
     pipe = StableDiffusionPipeline(
@@ -49,13 +52,22 @@ def assemble(parts: Path, unet: UNet2DConditionModel, out: Path = MODEL) -> None
     )
     for part in (pipe.vae, pipe.text_encoder, pipe.unet):
         part.half()
-    pipe.save_pretrained(out, max_shard_size="18MB")
+    fresh = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    pipe.save_pretrained(fresh, max_shard_size="18MB")
     # transformers loads what the config says, diffusers float32: without this the parts would come back in two dtypes.
-    config = out / "text_encoder" / "config.json"
+    config = fresh / "text_encoder" / "config.json"
     write_atomic(config, json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     for name in ("classifier.safetensors", "classifier.json", "text_head.safetensors", "text_encoder.json"):
         if (parts / name).exists():
-            shutil.copy(parts / name, out / name)
+            shutil.copy(parts / name, fresh / name)
+    old = out.with_name(f".{out.name}.old")
+    if out.exists():
+        if (out / "sae").exists():
+            shutil.copytree(out / "sae", fresh / "sae")
+        out.replace(old)
+    fresh.replace(out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load(folder: Path = MODEL) -> StableDiffusionPipeline:
@@ -81,8 +93,11 @@ def _classifier(folder: Path = MODEL) -> classifier.Classifier:
 
 
 def judge() -> Callable[[Pixels], Verdicts]:
-    """The bundled judge: call it on pictures `[N, 64, 64, 3]` uint8."""
-    model = _classifier()
+    """The bundled judge: call it on pictures `[N, 64, 64, 3]` uint8. Raises ExciseError where it cannot be read."""
+    try:
+        model = _classifier()
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ExciseError(f"the judge in {MODEL} cannot be read ({error}); reinstall excise") from error
     return lambda images: classifier.judge(model, images)
 
 
@@ -92,17 +107,18 @@ def generate(
     seeds: Sequence[int],
     *,
     steps: int = STEPS,
-    guidance: float = GUIDANCE,
+    guidance: float | None = GUIDANCE,
     batch_size: int = 32,
     progress: Callable[[int], Any] | None = None,
 ) -> Pixels:
     """Pictures `[N, 64, 64, 3]` uint8, each from a CPU generator seeded with its own seed.
 
     Batches are always padded to `batch_size`, so that a picture's bits do not depend on its neighbours in the batch
-    having been asked for.
+    having been asked for. `guidance` None leaves the scale to the pipeline's own default.
     """
     if len(prompts) != len(seeds):
         raise ExciseError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed a prompt")
+    options = {} if guidance is None else {"guidance_scale": guidance}
     images = []
     for start in range(0, len(prompts), batch_size):
         some = list(prompts[start : start + batch_size])
@@ -111,9 +127,9 @@ def generate(
         made = pipe(
             some + [""] * fill,
             num_inference_steps=steps,
-            guidance_scale=guidance,
             generator=[torch.Generator("cpu").manual_seed(s) for s in numbers + [0] * fill],
             output_type="np",
+            **options,
         ).images[: len(some)]
         images.append((made * 255).round().astype(np.uint8))
         if progress is not None:

@@ -80,8 +80,9 @@ ask for combinations no scene showed; "synonym" for words no caption contains.
 ## Text encoder
 Distilled from all-MiniLM-L6-v2 (Apache-2.0) on WordNet's words, glosses and examples and on captions. Mean cosine of
 its end-of-text state, through the linear head `text_head.safetensors`, to the teacher's sentence vector on {texts}
-held-out texts: {cosine}. The right one of the 40 objects is nearest for {right} of {pairs} held-out synonym pairs (the
-teacher: {teacher}). Missed: {missed}.
+held-out texts: {cosine}. The right one of the 40 objects is nearest for a share of {right} of {pairs} synonyms (the
+teacher: {teacher}). WordNet is a dictionary, so the encoder has read these words and their glosses, as CLIP has read
+them on the web; they are held out from every caption and from the SAE's corpus. Missed: {missed}.
 
 ## Judge
 Trained on real scenes only, thresholds calibrated there before anything was erased:
@@ -97,7 +98,8 @@ weights are trained on that art and are licensed apart from Excise's code: use t
 of them is an adaptation of the CC BY-SA sets (OpenMoji, EmojiOne 1.5) is under CC BY-SA 4.0.
 
 ## Training
-`excise reference train --work build/reference` (every part resumes where it stopped).
+`excise reference train --work build/reference --out reference-model` (every part resumes where it stopped), then the
+SAE in `sae/`: `excise sae train --recipe reference --tokens 3000000 --batch 2048 --lr 0.002 --decay 0.2 --out sae`.
 
 ## Limits
 It knows 40 nouns. Text it was not trained to draw gives something near, or nothing. It shows no people, no nudity and

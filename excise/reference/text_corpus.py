@@ -1,4 +1,4 @@
-"""Real English for the text encoder: WordNet's words, glosses and examples, emoji names, and captions."""
+"""Real English for the text encoder: WordNet's words, glosses and examples, and captions."""
 
 from __future__ import annotations
 

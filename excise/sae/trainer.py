@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 import threading
@@ -58,20 +59,21 @@ def train(
     card: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
     held_out: Tensor | None = None,
+    measure: Callable[[TopKSAE], Mapping[str, Any]] | None = None,
     device: torch.device | str = "cpu",
 ) -> TopKSAE:
     """Train on `features` ([N, d], or a function giving shards anew at each call) and save into the folder `out`.
 
     `card` tells the corpus, the Site and what evaluation data the corpus excludes; tokens, recipe and metrics are added
-    (on a sample of the training vectors and, where given, on `held_out` [n, d]). Until it is done, `out`.training holds
-    a checkpoint and the log; calling again with the same arguments goes on from there: on a CPU with as many threads,
-    to the very bits of an uninterrupted run. Ctrl-C finishes the step, writes a checkpoint and raises
-    KeyboardInterrupt; a second Ctrl-C raises at once. Raises ExciseError where `out` is not empty, the features are
-    unusable, a checkpoint there belongs to other settings, training diverges, or the disk refuses.
+    (on a sample of the training vectors and, where given, on `held_out` [n, d]; `measure` gives further ones of the
+    finished SAE). Until it is done, `out`.training holds a checkpoint and the log; calling again with the same
+    arguments goes on from there: on a CPU with as many threads, to the very bits of an uninterrupted run. Ctrl-C
+    finishes the step, writes a checkpoint and raises KeyboardInterrupt; a second Ctrl-C raises at once. Raises
+    ExciseError where `out` is not empty, the features are unusable, a checkpoint there belongs to other settings,
+    training diverges, or the disk refuses.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ExciseError(f"{out} is there already and not an empty folder; choose another, or delete it to train anew")
+    check_out(out)
     work = out.with_name(out.name + ".training")
     source = Source(features, seed=config.seed)
     statistics = source.statistics()
@@ -109,6 +111,10 @@ def train(
         except KeyboardInterrupt:
             checkpoint()
             raise
+        # Measuring and saving may be interrupted or find the disk full: the steps must not have been for nothing.
+        checkpoint()
+        if interrupted():
+            raise KeyboardInterrupt
 
     sae = _in_data_units(state.sae, unit)
     threshold = config.dead_threshold * unit
@@ -123,9 +129,20 @@ def train(
     }
     if held_out is not None:
         told["metrics"]["held_out"] = evaluate(sae, torch.split(held_out, 4096), threshold=threshold)._asdict()
+    if measure is not None:
+        told["metrics"].update(measure(sae))
     formats.save(sae, out, told, extra={LOG: (work / LOG).read_bytes()})
     shutil.rmtree(work, ignore_errors=True)
     return sae
+
+
+def check_out(out: Path) -> None:
+    """Raises ExciseError where no SAE could be saved as the folder `out`: something is there, or the place is bad."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExciseError(f"{out} is there already and not an empty folder; choose another, or delete it to train anew")
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise ExciseError(f"cannot write {out}: {place} is no folder one may write to; choose another place")
 
 
 def learning_rate(config: TrainConfig, done: int, steps: int) -> float:

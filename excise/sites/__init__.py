@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from excise.sites.capture import Features, capture, capture_to, load_shards
+from excise.sites.capture import Features, capture, capture_to, is_capture_of, load_shards
+from excise.sites.fidelity import final_state_cosine
 from excise.sites.site import PRESETS, Site, resolve, site_at, sites_of, text_encoders
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "Site",
     "capture",
     "capture_to",
+    "final_state_cosine",
+    "is_capture_of",
     "load_shards",
     "resolve",
     "site_at",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -108,12 +108,13 @@ def capture_to(
     batch_size: int = 64,
     shard_prompts: int = 1024,
     dtype: torch.dtype | None = None,
+    progress: Callable[[int], Any] | None = None,
 ) -> int:
     """Write features as safetensors shards with a manifest; returns the number of prompts.
 
     The folder appears only when everything is in it: an interrupted capture leaves nothing behind.
-    `dtype` is what states are kept in (default: the encoder's own). Raises ExciseError where `folder` exists, the
-    disk refuses or there are no prompts.
+    `dtype` is what states are kept in (default: the encoder's own); `progress` is called with the prompts read since
+    the last call. Raises ExciseError where `folder` exists, the disk refuses or there are no prompts.
     """
     if folder.exists():
         raise ExciseError(f"{folder} exists already; choose a new folder for the features")
@@ -128,8 +129,14 @@ def capture_to(
             text.update(prompt.encode() + b"\0")
             yield prompt
 
+    def watched(batches: Iterable[Features]) -> Iterator[Features]:
+        for batch in batches:
+            yield batch
+            if progress is not None:
+                progress(len(batch.ids))
+
     try:
-        stream = capture(pipe, wanted, counted(), min(batch_size, shard_prompts))
+        stream = watched(capture(pipe, wanted, counted(), min(batch_size, shard_prompts)))
         per_shard = max(1, shard_prompts // min(batch_size, shard_prompts))
         while batches := list(islice(stream, per_shard)):
             data = save(_tensors(wanted, batches, dtype))
@@ -142,7 +149,7 @@ def capture_to(
             raise ExciseError("there are no prompts to capture; check the prompts file")
         manifest = {
             "schema": SCHEMA,
-            "sites": [{"component": s.component, "path": s.path, "width": s.width} for s in wanted],
+            "sites": [asdict(site) for site in wanted],
             "prompts": seen,
             "prompts_sha256": text.hexdigest(),
             "shards": shards,
@@ -167,14 +174,7 @@ def _tensors(sites: list[Site], batches: list[Features], dtype: torch.dtype | No
 
 def load_shards(folder: Path) -> Iterator[Features]:
     """Read back what `capture_to` wrote, shard by shard. Raises ExciseError where anything is missing or altered."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        if manifest["schema"] != SCHEMA:
-            raise ExciseError(f"{folder} has the unknown format {manifest['schema']!r}; capture the features again")
-        sites = [Site(str(s["component"]), str(s["path"]), int(s["width"])) for s in manifest["sites"]]
-        shards = [(str(s["name"]), str(s["sha256"])) for s in manifest["shards"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExciseError(f"{folder} holds no complete captured features ({error}); capture them again") from error
+    sites, _, shards = _manifest(folder)
     for name, digest in shards:
         try:
             data = (folder / name).read_bytes()
@@ -185,3 +185,28 @@ def load_shards(folder: Path) -> Iterator[Features]:
             yield Features(states, tensors["ids"], tensors["scored"])
         except (OSError, KeyError, SafetensorError) as error:
             raise ExciseError(f"cannot read {folder / name} ({error}); capture the features again") from error
+
+
+def is_capture_of(folder: Path, sites: Iterable[Site], prompts: Iterable[str]) -> bool:
+    """Whether `folder` holds the features of just these prompts, in this order, at just these Sites.
+
+    Raises ExciseError where it holds no captured features at all.
+    """
+    there, digest, _ = _manifest(folder)
+    text = hashlib.sha256()
+    for prompt in prompts:
+        text.update(prompt.encode() + b"\0")
+    return there == list(dict.fromkeys(sites)) and digest == text.hexdigest()
+
+
+def _manifest(folder: Path) -> tuple[list[Site], str, list[tuple[str, str]]]:
+    """The Sites, the prompts' digest, and the shards' names and digests."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest["schema"] != SCHEMA:
+            raise ExciseError(f"{folder} has the unknown format {manifest['schema']!r}; capture the features again")
+        sites = [Site(str(s["component"]), str(s["path"]), int(s["width"])) for s in manifest["sites"]]
+        shards = [(str(s["name"]), str(s["sha256"])) for s in manifest["shards"]]
+        return sites, str(manifest["prompts_sha256"]), shards
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExciseError(f"{folder} holds no complete captured features ({error}); capture them again") from error

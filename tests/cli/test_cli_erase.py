@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,12 @@ def test_find_ranks_neurons_and_draws(ask: Callable[..., Any], common: tuple[Any
 
 
 def test_from_nothing_to_an_eraser_at_work(
-    ask: Callable[..., Any], call: Callable[..., Any], common: tuple[Any, ...], model_folder: Path, tmp_path: Path
+    ask: Callable[..., Any],
+    call: Callable[..., Any],
+    common: tuple[Any, ...],
+    model_folder: Path,
+    build_pipe: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "eraser"
     made = ask("erase", "gun", *common, "--out", out, "--lam", 3, "--gate", "relu")
@@ -36,6 +42,8 @@ def test_from_nothing_to_an_eraser_at_work(
     checked = ask("verify", out, "--model", model_folder)
     assert checked["passed"]
     assert "canary" in [c["name"] for c in checked["checks"]]
+    build_pipe(seed=1).save_pretrained(tmp_path / "other")
+    assert call("verify", out, "--model", tmp_path / "other").exit_code == 1
     picture = tmp_path / "compare.png"
     drawn = ask(
         "generate",
@@ -55,13 +63,90 @@ def test_from_nothing_to_an_eraser_at_work(
     assert picture.read_bytes().startswith(b"\x89PNG")
     weights = out / "eraser.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    assert call("verify", out, "--files-only").exit_code == 1
+    broken = call("verify", out)
+    assert broken.exit_code == 2
+    assert broken.stdout == ""
+    assert len(broken.stderr.strip().splitlines()) == 1
+    assert "altered" in broken.stderr
+    told = call("verify", out, "--json")
+    assert told.exit_code == 2
+    assert not json.loads(told.stdout)["passed"]
+    assert call("verify", tmp_path / "nowhere").exit_code == 2
     refused = call(
         "generate", "--prompt", "a gun", "--eraser", out, "--model", model_folder, "--out", tmp_path / "no.png"
     )
     assert refused.exit_code == 2
     assert "altered" in refused.stderr
     assert not (tmp_path / "no.png").exists()
+
+
+def test_every_setting_of_the_method_can_be_given(
+    ask: Callable[..., Any], call: Callable[..., Any], common: tuple[Any, ...], tmp_path: Path
+) -> None:
+    given = ("--source", "concept", "--align", "pooled", "--score", "mean_difference", "--margin", 0.3)
+    made = ask("erase", "gun", *common, "--out", tmp_path / "a", "--gate", "relu", "--neurons", "5, 7", *given)
+    assert made["neurons"] == [5, 7]
+    wanted = {"source": "concept", "align": "pooled", "score": "mean_difference", "margin": 0.3, "neurons": [5, 7]}
+    assert wanted.items() <= made["created"]["config"].items()
+    refused = call("erase", "gun", *common, "--out", tmp_path / "b", "--align", "sideways")
+    assert refused.exit_code == 2
+    assert "position, pooled" in refused.stderr
+
+
+def test_the_tolerance_is_the_methods_own_unless_given(
+    call: Callable[..., Any], model_folder: Path, sae_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from excise.app import finding
+    from excise.errors import ExciseError
+    from excise.methods.snce import SNCEConfig
+
+    seen = []
+
+    def stop(pipe: Any, concept: Any, config: Any, top: int) -> None:
+        seen.append(config.tolerance)
+        raise ExciseError("far enough")
+
+    monkeypatch.setattr(finding, "find_neurons", stop)
+    for more in ((), ("--tolerance", 0)):
+        assert call("find", "gun", "--model", model_folder, "--sae", sae_folder, *more).exit_code == 2
+    assert seen == [SNCEConfig().tolerance, 0]
+
+
+def test_generate_takes_the_bundled_sae_and_guidance_for_the_bundled_model(
+    call: Callable[..., Any],
+    ask: Callable[..., Any],
+    common: tuple[Any, ...],
+    model_folder: Path,
+    sae_folder: Path,
+    tiny_pipe: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from excise import reference
+    from excise.app import models
+
+    out = tmp_path / "eraser"
+    ask("erase", "gun", *common, "--out", out, "--gate", "topk")
+    scales: list[Any] = []
+    kind = type(tiny_pipe)
+    draw = kind.__call__
+
+    def spied(self: Any, *args: Any, **options: Any) -> Any:
+        scales.append(options.get("guidance_scale"))
+        return draw(self, *args, **options)
+
+    monkeypatch.setattr(kind, "__call__", spied)
+    words = ("generate", "--prompt", "a gun", "--eraser", out, "--steps", 1, "--out", tmp_path / "a.png")
+    other = call(*words, "--model", model_folder)
+    assert other.exit_code == 2
+    assert "--sae" in other.stderr
+    ask(*words, "--model", model_folder, "--sae", sae_folder)
+    ask(*words, "--model", model_folder, "--sae", sae_folder, "--guidance", 2)
+    # The tiny model in the bundled one's place.
+    monkeypatch.setattr(models, "load_pipeline", lambda *_: tiny_pipe)
+    monkeypatch.setattr(reference, "sae_folder", lambda: sae_folder, raising=False)
+    ask(*words)
+    assert scales == [None, 2, 4]
 
 
 def test_a_site_that_does_not_exist_lists_near_ones(call: Callable[..., Any], common: tuple[Any, ...]) -> None:
@@ -94,6 +179,19 @@ def test_a_sweep_names_the_best_neuron_of_every_site(
     assert sites[0] == "text_encoder/embeddings"
     assert "text_encoder/encoder.layers.2" in sites
     assert {"neuron", "score", "dominance", "auroc", "control_share", "fvu"} <= set(found["sites"][0])
+
+
+def test_the_bundled_model_needs_no_model_option(
+    ask: Callable[..., Any], build_pipe: Callable[..., Any], sae_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from excise import reference
+
+    monkeypatch.setattr(reference, "load", build_pipe)
+    monkeypatch.setattr(reference, "sae_folder", lambda: sae_folder)
+    assert ask("find", "gun", "--n", 10, "--tolerance", 0.9)["site"] == "text_encoder/encoder.layers.2"
+    monkeypatch.setattr(reference, "sae_corpus", lambda captions, english: ["a gun", "a cat", "a bus on grass"])
+    swept = ask("find", "gun", "--n", 10, "--sweep-sites", "--sweep-tokens", 500)
+    assert len(swept["sites"]) == 5
 
 
 def test_methods(ask: Callable[..., Any]) -> None:

@@ -87,6 +87,19 @@ def test_a_failure_is_one_line_and_exit_code_2(call: Callable[..., Any], tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(call: Callable[..., Any], tmp_path: Path) -> None:
+    from excise.app import models
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+        assert ".svg, .png or .pdf" in one_line(call("find", "gun", "--plot", tmp_path / "gun.gif"))
+        assert "whole numbers" in one_line(call("erase", "gun", "--neurons", "1,x", "--out", tmp_path / "e"))
+        assert "each once" in one_line(call("erase", "gun", "--neurons", "1,1", "--out", tmp_path / "e"))
+    (tmp_path / "taken").write_text("mine")
+    assert "is a file" in one_line(call("demo", "--out", tmp_path / "taken"))
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
 def test_a_full_disk_is_one_line_too(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import errno
     import os
@@ -99,7 +112,7 @@ def test_a_full_disk_is_one_line_too(call: Callable[..., Any], monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_is_one_line_and_exit_code_130(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_one_line_and_exit_code_2(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from excise.app import models
 
     def stop(*args: Any) -> None:
@@ -107,6 +120,6 @@ def test_ctrl_c_is_one_line_and_exit_code_130(call: Callable[..., Any], monkeypa
 
     monkeypatch.setattr(models, "concept_named", stop)
     result = call("pairs", "make", "gun", "--out", "never.csv")
-    assert result.exit_code == 130
+    assert result.exit_code == 2
     assert len(result.stderr.strip().splitlines()) == 1
     assert "stopped" in result.stderr

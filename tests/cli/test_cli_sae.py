@@ -44,6 +44,17 @@ def test_a_corpus_is_asked_for_exactly_once(call: Callable[..., Any], tmp_path: 
     assert "known are" in call("sae", "train", "--out", tmp_path / "sae", "--recipe", "soup").stderr
 
 
+def test_options_that_would_be_ignored_or_misread_are_refused(call: Callable[..., Any], tmp_path: Path) -> None:
+    out, prompts = tmp_path / "sae", tmp_path / "p.txt"
+    prompts.write_text("a cat\n")
+    mixed = call("sae", "train", "--out", out, "--prompts", prompts, "--exclude-eval")
+    assert mixed.exit_code == 2
+    assert "--recipe snce-sd14" in mixed.stderr
+    bundled = call("sae", "train", "--out", out, "--recipe", "snce-sd14", "--exclude-eval")
+    assert bundled.exit_code == 2
+    assert "needs --model" in bundled.stderr
+
+
 def test_a_truncated_sae_is_refused(call: Callable[..., Any], sae_folder: Path) -> None:
     weights = sae_folder / "sae.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])

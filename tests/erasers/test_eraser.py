@@ -168,6 +168,14 @@ def test_verify_says_what_was_checked(saved: Path, tiny_pipe: Any, build_pipe: A
     assert not narrow["canary"]
 
 
+def test_verify_asks_for_the_full_shift(gun_eraser: Eraser, tiny_pipe: Any, tmp_path: Path) -> None:
+    replace(gun_eraser, canary_shift=1e3).save(tmp_path / "weak")
+    checks = {check.name: check for check in verify(tmp_path / "weak", tiny_pipe)}
+    assert checks["model"].passed
+    assert not checks["canary"].passed
+    assert "when it was fitted" in checks["canary"].detail
+
+
 def test_descriptions_that_are_not_json_are_refused(gun_eraser: Eraser, tmp_path: Path) -> None:
     for measured in ({"x": float("nan")}, {"x": torch.ones(1)}):
         with pytest.raises(ExciseError, match="cannot be saved as json"):

@@ -30,7 +30,7 @@ def test_distribution_shows_both_sides():
     assert {t.get_text() for t in lower.texts} == {"3"}
 
 
-@pytest.mark.parametrize(("ending", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
+@pytest.mark.parametrize(("ending", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])
 def test_files_are_the_same_each_time(tmp_path, ending, start):
     pytest.importorskip("matplotlib")
     for name in ("a", "b"):
@@ -48,5 +48,5 @@ def test_refusals(tmp_path, monkeypatch):
         plots.ranked(RANKING)
     monkeypatch.undo()
     pytest.importorskip("matplotlib")
-    with pytest.raises(ExciseError, match=r"svg or \.png"):
+    with pytest.raises(ExciseError, match=r"svg, \.png or \.pdf"):
         plots.save(plots.ranked(RANKING), tmp_path / "figure.gif")

@@ -10,12 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline
 
 from excise import reference
 from excise.errors import ExciseError
 from excise.reference import bundle
 from excise.reference.world import OBJECTS, STYLES
+
+pytestmark = pytest.mark.skipif(
+    not (reference.MODEL / "model_index.json").exists(), reason="the reference model's denoiser is still in training"
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,8 @@ def test_it_loads_without_a_warning() -> None:
         f"StableDiffusionPipeline.from_pretrained({str(reference.MODEL)!r}).set_progress_bar_config(disable=True)"
     )
     ran = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True)
-    said = [line for line in ran.stderr.splitlines() if "warn" in line.lower()]
+    bars = ("Loading", "torchvision")  # progress bars, and transformers on a package that nothing here needs
+    said = [line for line in ran.stderr.splitlines() if line.strip() and not any(b in line for b in bars)]
     assert not said, said
 
 
@@ -38,6 +44,7 @@ def test_it_is_stable_diffusions_anatomy_and_small(pipe: StableDiffusionPipeline
     assert kinds["text_encoder"] == "CLIPTextModel"
     assert kinds["tokenizer"].startswith("CLIPTokenizer")
     assert (kinds["unet"], kinds["vae"]) == ("UNet2DConditionModel", "AutoencoderKL")
+    assert {p.dtype for n in ("text_encoder", "unet", "vae") for p in getattr(pipe, n).parameters()} == {torch.float32}
     files = [p for p in Path(reference.MODEL).rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) < 100e6
     assert not [p for p in files if p.suffix in (".bin", ".pt", ".pkl")]

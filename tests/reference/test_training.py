@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from excise.reference import classifier, text_encoder, training, unet, vae
 from excise.reference.scenes import Scene, sample_scene
+from excise.reference.world import OBJECTS
 
 BPE = Path(text_encoder.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
 
@@ -88,18 +89,28 @@ def test_reconstruction_loss_by_hand() -> None:
     assert got.item() == pytest.approx(want)
 
 
-def test_velocity_and_weights_agree_with_the_scheduler() -> None:
-    """v = a.sqrt() noise - (1-a).sqrt() x0, and min-SNR-5 for v is min(SNR, 5) / (SNR + 1)."""
+def test_velocity_agrees_with_the_scheduler() -> None:
+    """v = a.sqrt() noise - (1-a).sqrt() x0."""
     s = unet.scheduler()
     x, noise = torch.randn(2, 4, 2, 2), torch.randn(2, 4, 2, 2)
     t = torch.tensor([100, 900])
-    noisy, velocity, weight = unet.targets(x, noise, t, s.alphas_cumprod.double())
+    noisy, velocity = unet.targets(x, noise, t, s.alphas_cumprod.double())
     assert torch.allclose(velocity, s.get_velocity(x, noise, t), atol=1e-5)
     assert torch.allclose(noisy, s.add_noise(x, noise, t), atol=1e-5)
-    for i, step in enumerate(t):
-        a = s.alphas_cumprod[step].item()
-        snr = a / (1 - a)
-        assert weight[i].item() == pytest.approx(min(snr, 5) / (snr + 1), rel=1e-4)
+
+
+def test_cells_name_the_object_whose_box_covers_their_middle() -> None:
+    rng = random.Random(4)
+    scenes = [sample_scene(rng) for _ in range(50)]
+    for scene, grid in zip(scenes, unet.cells(scenes), strict=True):
+        want = torch.zeros_like(grid)
+        for name, (left, top, size) in zip(scene.objects, scene.boxes, strict=True):
+            for row in range(8):
+                for column in range(8):
+                    y, x = 8 * row + 4, 8 * column + 4
+                    inside = top <= y < top + size and left <= x < left + size
+                    want[OBJECTS.index(name), row, column] = float(inside)
+        assert torch.equal(grid, want), scene
 
 
 def test_labels_and_verdict_of_an_untrained_judge() -> None:

@@ -111,6 +111,32 @@ def test_a_run_killed_between_checkpoints_goes_on_to_the_same_bits(tmp_path, fin
     assert [json.loads(line)["step"] for line in lines] == [*range(7, 60, 7), 60]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ExciseError("the disk is full")])
+def test_nothing_is_lost_where_measuring_or_saving_fails(tmp_path, finished, error):
+    def fails(sae: TopKSAE) -> dict[str, float]:
+        raise error
+
+    out = tmp_path / "sae"
+    with pytest.raises(type(error)):
+        train(features(), CONFIG, out, measure=fails)
+    seen: list[Progress] = []
+    again = train(features(), CONFIG, out, progress=seen.append, measure=lambda sae: {"more": 1.0})
+    assert seen == []
+    assert same(again, finished[0])
+    assert card(out)["metrics"]["more"] == 1.0
+    assert len((out / "log.jsonl").read_text().splitlines()) == 9
+
+
+def test_ctrl_c_in_the_last_step_is_not_swallowed(tmp_path, finished):
+    def press(line: Progress) -> None:
+        if line.step == 60:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(features(), CONFIG, tmp_path / "sae", progress=press)
+    assert same(train(features(), CONFIG, tmp_path / "sae"), finished[0])
+
+
 def test_shards_resume_to_the_same_bits_too(tmp_path):
     shards = features().split([200, 30, 270])
     whole = train(lambda: shards, CONFIG, tmp_path / "a")

@@ -52,7 +52,10 @@ def test_sites_of_two_encoders_are_refused(tiny_pipe: Any, tiny_site: Site) -> N
 
 def test_shards_round_trip(tiny_pipe: Any, tiny_site: Site, tmp_path: Path) -> None:
     folder = tmp_path / "features"
-    assert capture_to(folder, tiny_pipe, [tiny_site], PROMPTS * 3, batch_size=2, shard_prompts=5) == 12
+    read: list[int] = []
+    twelve = PROMPTS * 3
+    assert capture_to(folder, tiny_pipe, [tiny_site], twelve, batch_size=2, shard_prompts=5, progress=read.append) == 12
+    assert read == [2] * 6
     (whole,) = capture(tiny_pipe, [tiny_site], PROMPTS * 3)
     parts = list(load_shards(folder))
     assert [len(p.ids) for p in parts] == [4, 4, 4]

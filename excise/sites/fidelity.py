@@ -1,0 +1,62 @@
+"""How much of what the denoiser reads is left when the features at a Site are replaced by others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from excise.sites.capture import tokenise
+from excise.sites.site import Site, encoder_of, resolve
+
+
+@torch.no_grad()
+def final_state_cosine(
+    pipe: Any, site: Site, replace: Callable[[Tensor], Tensor], prompts: Iterable[str], batch_size: int = 64
+) -> float | None:
+    """Cosine of the text encoder's `last_hidden_state` with what it is when `replace` acts on the features at `site`.
+
+    `replace` maps `[B, T, d]` to the same shape, such as an SAE's reconstruction. The mean over all positions (padding
+    included: the denoiser reads them all) of all prompts. None where the encoder gives no such state, the state is not
+    finite or there are no prompts. Raises ExciseError as `resolve` does.
+    """
+    encoder, module = encoder_of(pipe, site.component), resolve(pipe, site)
+    device = next(encoder.parameters()).device
+    use_mask = bool(getattr(getattr(encoder, "config", None), "use_attention_mask", False))
+    total, rows = 0.0, 0
+    stream = iter(prompts)
+    while batch := list(islice(stream, batch_size)):
+        ids, attention, _ = tokenise(pipe, site.component, batch)
+        given = {"input_ids": ids.to(device), "attention_mask": attention.to(device) if use_mask else None}
+        plain = _final(encoder, given)
+        handle = module.register_forward_hook(_replacing(replace))
+        try:
+            changed = _final(encoder, given)
+        finally:
+            handle.remove()
+        if plain is None or changed is None:
+            return None
+        cosines = torch.nn.functional.cosine_similarity(plain, changed, dim=-1)
+        total += float(cosines.sum())
+        rows += cosines.numel()
+    mean = total / rows if rows else math.nan
+    return mean if math.isfinite(mean) else None
+
+
+def _final(encoder: nn.Module, given: dict[str, Any]) -> Tensor | None:
+    """`[B, T, d]` float64."""
+    state = getattr(encoder(**given), "last_hidden_state", None)
+    return state.cpu().double() if isinstance(state, Tensor) else None
+
+
+def _replacing(replace: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any, Any], Any]:
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        state = output[0] if isinstance(output, tuple) else output
+        made = replace(state).to(state)
+        return (made, *output[1:]) if isinstance(output, tuple) else made
+
+    return hook

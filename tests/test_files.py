@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from excise.errors import ExciseError
+from excise.files import write_atomic, write_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_folder(tmp_path / "it", {"a": "old"})
+    return tmp_path / "it"
+
+
+def break_replace(monkeypatch: pytest.MonkeyPatch, error: BaseException, at: int) -> None:
+    """Raise `error` in place of the rename number `at`, counted from 1; the later ones work again."""
+    count, real = 0, Path.replace
+
+    def replace(self: Path, target: Any) -> Path:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise error
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+
+
+def test_a_folder_is_replaced_whole(folder: Path) -> None:
+    write_folder(folder, {"a": "new", "b": b"more"})
+    assert sorted(p.name for p in folder.iterdir()) == ["a", "b"]
+    assert (folder / "a").read_text() == "new"
+    assert [p.name for p in folder.parent.iterdir()] == ["it"]
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_ctrl_c_at_either_rename_leaves_the_old_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    break_replace(monkeypatch, KeyboardInterrupt(), at)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(folder, {"a": "new"})
+    assert (folder / "a").read_text() == "old"
+    assert [p.name for p in folder.parent.iterdir()] == ["it"]
+
+
+def test_the_old_folder_survives_even_where_it_cannot_be_put_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.replace
+
+    def only_away(self: Path, target: Any) -> Path:
+        if Path(target) == folder:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", only_away)
+    with pytest.raises(ExciseError, match="Input/output"):
+        write_folder(folder, {"a": "new"})
+    (kept,) = folder.parent.iterdir()
+    assert (kept / "a").read_text() == "old"
+
+
+def test_other_files_are_left_alone(folder: Path) -> None:
+    with pytest.raises(ExciseError, match=r"other files \(a\)"):
+        write_folder(folder, {"b": "new"})
+    assert [p.name for p in folder.iterdir()] == ["a"]
+
+
+def test_a_file_in_the_way_is_said_in_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ExciseError, match="cannot write"):
+        write_folder(tmp_path / "file", {"a": "new"})
+    with pytest.raises(ExciseError, match="cannot write"):
+        write_atomic(tmp_path / "file" / "inside", "x")
+
+    def stuck(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", stuck)
+    break_replace(monkeypatch, OSError(errno.ENOSPC, "No space left on device"), 1)
+    with pytest.raises(ExciseError, match="No space left"):
+        write_atomic(tmp_path / "other", "x")
