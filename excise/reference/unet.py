@@ -146,9 +146,8 @@ def train(out: Path, parts: Path, steps: int = STEPS, decay_from: int | None = N
 
     @torch.compile
     def predict(noisy: Tensor, t: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        seen.clear()
         velocity: Tensor = unet(noisy, t, encoder_hidden_states=states).sample
-        return velocity, learner["cells"](seen[0])
+        return velocity, learner["cells"](seen.pop())
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         latents, states, where = pool(step)
