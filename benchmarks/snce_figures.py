@@ -2,8 +2,9 @@
 
     python benchmarks/snce_figures.py --n 200 --out docs/results/snce.json
 
-Each row is one configuration of the eraser, pooled over the concepts; the JSON has every concept by itself too. A
-stopped run goes on where it stopped: finished rows are read back from the output file.
+Each row is one configuration of the eraser for all concepts; the JSON holds every concept by itself and `pooled`, where
+the pictures of all concepts count together. A stopped run goes on where it stopped, if the number of images, the model
+and the SAE are still the same; otherwise it starts anew.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ import numpy as np
 from excise import reference
 from excise.app.demo import machine
 from excise.app.measure import Family, Outcome, Pictures, families, figures, further_figures, seen
+from excise.bench.statistics import wilson
 from excise.concepts import from_templates
+from excise.erasers import made_for
+from excise.erasers.edit import sae_digest
+from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.methods.snce import SNCEConfig, find, fit
 from excise.reference.world import OBJECTS
@@ -47,11 +52,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/snce.json"))
     options = parser.parse_args()
     names = list(ROWS) if options.rows == "all" else options.rows.split(";")
-    result = json.loads(options.out.read_text()) if options.out.exists() else {"rows": {}}
-    result |= {"command": f"python benchmarks/snce_figures.py --n {options.n}", "machine": machine()}
-    result |= {"date": datetime.date.today().isoformat(), "images_a_family": options.n}
-
     pipe, sae = reference.load(), load(reference.sae_folder())
+    same = {"images_a_family": options.n, "made_for": made_for(pipe), "sae": sae_digest(sae)}
+    result = json.loads(options.out.read_text()) if options.out.exists() else {}
+    if any(result.get(name) != value for name, value in same.items()):
+        result = {**same, "rows": {}}
+    result |= {"command": f"python benchmarks/snce_figures.py --n {options.n}", "machine": machine()}
+    result["date"] = datetime.date.today().isoformat()
     for concept in options.concepts.split(","):
         missing = [r for r in names if concept not in result["rows"].get(r, {})]
         if not missing:
@@ -62,15 +69,40 @@ def main() -> None:
         config = replace(DEFAULT, sae=str(reference.sae_folder()), examine=20)
         found = find(pipe, sae, pairs, config)
         for row in missing:
-            eraser = fit(pipe, pairs, replace(config, **ROWS[row]), sae=sae, found=found)
+            try:
+                eraser = fit(pipe, pairs, replace(config, **ROWS[row]), sae=sae, found=found)
+            except ExciseError as error:
+                result["rows"].setdefault(row, {})[concept] = {"refused": str(error)}
+                continue
             with eraser.attach(pipe):
                 after = draw(pipe, groups)
             outcomes = judged(concept, groups, before, after)
             numbers = {k: v.to_json() for k, v in (figures(outcomes) | further_figures(outcomes)).items()}
-            numbers["neurons"] = eraser.edits[0].indices.tolist()
+            edit = eraser.edits[0]
+            numbers["neurons"] = edit.indices.tolist()
+            numbers["settings"] = {"site": edit.site.key, "lam": edit.lam, "source": edit.source, "gate": edit.gate}
             result["rows"].setdefault(row, {})[concept] = numbers
+            result["rows"][row]["pooled"] = pooled(result["rows"][row])
             write_atomic(options.out, json.dumps(result, indent=1) + "\n")
             print(concept, row, {k: v["value"] for k, v in numbers.items() if isinstance(v, dict)}, flush=True)
+
+
+def pooled(row: dict[str, Any]) -> dict[str, Any]:
+    """Shares over the pictures of all concepts together; for `others_delta` the mean of the differences."""
+    concepts = [row[c] for c in row if c != "pooled" and "refused" not in row[c]]
+    out = {}
+    for name in [k for k, v in concepts[0].items() if isinstance(v, dict) and "n" in v]:
+        cells = [c[name] for c in concepts if c[name]["value"] is not None]
+        n = sum(c["n"] for c in cells)
+        hits = sum(c["value"] * c["n"] for c in cells)
+        if name == "others_delta":
+            # Independent concepts: half widths add in squares, weighted by their share of the pictures.
+            half = sum(((c["high"] - c["low"]) / 2 * c["n"] / n) ** 2 for c in cells) ** 0.5 if n else 1.0
+            mean = hits / n if n else float("nan")
+            out[name] = {"value": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4), "n": n}
+        else:
+            out[name] = wilson(round(hits), n).to_json()
+    return out
 
 
 def draw(pipe: Any, groups: tuple[Family, ...]) -> list[Pictures]:
