@@ -16,11 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from excise import reference
 from excise.app.demo import machine
-from excise.app.measure import Family, Outcome, Pictures, families, figures, further_figures, seen
+from excise.app.measure import drawn, families, figures, further_figures, judged
 from excise.bench.statistics import wilson
 from excise.concepts import from_templates
 from excise.erasers import made_for
@@ -28,7 +26,6 @@ from excise.erasers.edit import sae_digest
 from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.methods.snce import SNCEConfig, find, fit
-from excise.reference.world import OBJECTS
 from excise.sae import load
 
 CONCEPTS = ("gun", "knife", "cat", "rocket")
@@ -64,7 +61,7 @@ def main() -> None:
         if not missing:
             continue
         groups = families(concept, options.n)
-        before = draw(pipe, groups)
+        before = drawn(pipe, groups)
         pairs = from_templates(concept, (concept,))
         config = replace(DEFAULT, sae=str(reference.sae_folder()), examine=20)
         found = find(pipe, sae, pairs, config)
@@ -75,7 +72,7 @@ def main() -> None:
                 result["rows"].setdefault(row, {})[concept] = {"refused": str(error)}
                 continue
             with eraser.attach(pipe):
-                after = draw(pipe, groups)
+                after = drawn(pipe, groups)
             outcomes = judged(concept, groups, before, after)
             numbers = {k: v.to_json() for k, v in (figures(outcomes) | further_figures(outcomes)).items()}
             edit = eraser.edits[0]
@@ -103,20 +100,6 @@ def pooled(row: dict[str, Any]) -> dict[str, Any]:
         else:
             out[name] = wilson(round(hits), n).to_json()
     return out
-
-
-def draw(pipe: Any, groups: tuple[Family, ...]) -> list[Pictures]:
-    prompts = [p for g in groups for p in g.prompts]
-    pictures = reference.generate(pipe, prompts, [s for g in groups for s in g.seeds])
-    return [np.asarray(p) for p in np.split(pictures, np.cumsum([len(g.prompts) for g in groups])[:-1])]
-
-
-def judged(concept: str, groups: tuple[Family, ...], before: list[Pictures], after: list[Pictures]) -> list[Outcome]:
-    judge = reference.judge()
-    return [
-        Outcome(g, b, a, seen(judge(b), concept, g, OBJECTS), seen(judge(a), concept, g, OBJECTS))
-        for g, b, a in zip(groups, before, after, strict=True)
-    ]
 
 
 if __name__ == "__main__":

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from excise.app.finding import Findings, find_neurons, fit_eraser, token_codes
 from excise.app.grid import comparison_png
-from excise.app.measure import Family, FamilyName, Outcome, Pictures, families, figures, further_figures, seen
+from excise.app.measure import Family, FamilyName, Pictures, drawn, families, figures, further_figures, judged
 from excise.app.models import sae_folder, sae_site
 from excise.app.report import NeuronView, Report, Strip, render
 from excise.app.training import shown, train_sae
@@ -117,7 +115,7 @@ def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
     strip = _strip(pipe, eraser, groups, config.steps, stage)
 
     stage.step("Judge the pictures")
-    outcomes = _judge(config.concept, groups, before, after)
+    outcomes = judged(config.concept, groups, before, after)
     measured, further = figures(outcomes), further_figures(outcomes)
     stage.figures(measured, further)
 
@@ -182,14 +180,8 @@ def _site_and_sae(config: DemoConfig, pipe: Any, stage: Stage) -> tuple[Any, Pat
 
 
 def _draw(pipe: Any, groups: Sequence[Family], steps: int, stage: Stage, how: str) -> list[Pictures]:
-    """Pictures of every family, drawn as one list so that batches are full."""
-    from excise import reference
-
-    prompts = [p for g in groups for p in g.prompts]
-    seeds = [s for g in groups for s in g.seeds]
-    with stage.working(f"drawing {how}", len(prompts)) as done:
-        pictures = reference.generate(pipe, prompts, seeds, steps=steps, progress=done)
-    return [np.asarray(part) for part in np.split(pictures, np.cumsum([len(g.prompts) for g in groups])[:-1])]
+    with stage.working(f"drawing {how}", sum(len(g.prompts) for g in groups)) as done:
+        return drawn(pipe, groups, steps, done)
 
 
 def _strip(pipe: Any, eraser: Any, groups: Sequence[Family], steps: int, stage: Stage) -> Strip:
@@ -211,19 +203,6 @@ def _strip(pipe: Any, eraser: Any, groups: Sequence[Family], steps: int, stage: 
                     reference.generate(pipe, prompts, seeds, steps=steps, batch_size=len(chosen), progress=done)
                 )
     return Strip(prompts, STRIP_LAMS, pictures)
-
-
-def _judge(
-    concept: str, groups: Sequence[Family], before: Sequence[Pictures], after: Sequence[Pictures]
-) -> list[Outcome]:
-    from excise import reference
-    from excise.reference.world import OBJECTS
-
-    judge = reference.judge()
-    return [
-        Outcome(g, b, a, seen(judge(b), concept, g, OBJECTS), seen(judge(a), concept, g, OBJECTS))
-        for g, b, a in zip(groups, before, after, strict=True)
-    ]
 
 
 def _views(findings: Findings, neurons: Sequence[int]) -> list[NeuronView]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,6 +70,32 @@ def families(concept: str, n: int) -> tuple[Family, ...]:
         Family("mixed", tuple(p for p, _ in mixed), seeds, tuple(o for _, o in mixed)),
         Family("unrelated", tuple(p for p, _ in unrelated), seeds, tuple(o for _, o in unrelated)),
     )
+
+
+def drawn(
+    pipe: Any, groups: Sequence[Family], steps: int = 20, progress: Callable[[int], Any] | None = None
+) -> list[Pictures]:
+    """Pictures of every family by the bundled model, drawn as one list so that batches are full."""
+    from excise import reference
+
+    prompts = [p for g in groups for p in g.prompts]
+    seeds = [s for g in groups for s in g.seeds]
+    pictures = reference.generate(pipe, prompts, seeds, steps=steps, progress=progress)
+    return [np.asarray(part) for part in np.split(pictures, np.cumsum([len(g.prompts) for g in groups])[:-1])]
+
+
+def judged(
+    concept: str, groups: Sequence[Family], before: Sequence[Pictures], after: Sequence[Pictures]
+) -> list[Outcome]:
+    """The families with the bundled judge's word on their pictures before and after."""
+    from excise import reference
+    from excise.reference.world import OBJECTS
+
+    judge = reference.judge()
+    return [
+        Outcome(g, b, a, seen(judge(b), concept, g, OBJECTS), seen(judge(a), concept, g, OBJECTS))
+        for g, b, a in zip(groups, before, after, strict=True)
+    ]
 
 
 def seen(verdicts: Any, concept: str, family: Family, objects: Sequence[str]) -> Seen:
