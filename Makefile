@@ -31,10 +31,11 @@ check: $(STAMP)
 
 # Redraws the committed sprites (needs node and npm).
 ARTWORK_PACKAGES := @resvg/resvg-js@2.6.2 $(addprefix @iconify-json/,noto@1.2.9 twemoji@1.2.5 openmoji@1.2.29 \
-	fluent-emoji@1.2.7 emojione@1.2.3 emojione-v1@1.2.3 noto-v1@1.2.5 fluent-emoji-high-contrast@1.2.6)
+	fluent-emoji@1.2.7 emojione@1.2.3 emojione-v1@1.2.3 noto-v1@1.2.5 fluent-emoji-high-contrast@1.2.6) emojilib@4.0.3
 artwork:
 	npm install --no-save --prefix build/artwork $(ARTWORK_PACKAGES)
 	node scripts/make_artwork.mjs build/artwork/node_modules excise/reference/artwork
+	node scripts/make_emoji_words.mjs build/artwork/node_modules excise/reference/emoji_words.txt
 
 clean:
 	rm -rf demo build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -70,6 +70,7 @@ def main() -> None:
                 eraser = fit(pipe, pairs, replace(config, **ROWS[row]), sae=sae, found=found)
             except ExciseError as error:
                 result["rows"].setdefault(row, {})[concept] = {"refused": str(error)}
+                write_atomic(options.out, json.dumps(result, indent=1) + "\n")
                 continue
             with eraser.attach(pipe):
                 after = drawn(pipe, groups)

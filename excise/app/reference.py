@@ -1,4 +1,4 @@
-"""Training the reference model, part after part."""
+"""Training the reference model, part after part, and measuring how well it draws."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from excise.bench.statistics import share
 from excise.errors import ExciseError
 
 PARTS = ("text", "vae", "classifier", "unet", "assemble")
@@ -27,6 +28,18 @@ def train_part(name: str, work: Path, out: Path) -> None:
     if name not in steps:
         raise ExciseError(f"unknown part {name!r}; it is one of {', '.join(PARTS)}")
     steps[name]()
+
+
+def drawing_figures(
+    pipe: Any, n: int, steps: int, progress: Callable[[int], Any] | None = None
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """What the bundled judge recognises in `n` pictures a family: shares with Wilson's intervals, ready for JSON."""
+    from excise.reference.evaluate import evaluate
+
+    outcomes = evaluate(pipe, n, steps, progress)
+    return {
+        family: {asked: share(right).to_json() for asked, right in found.items()} for family, found in outcomes.items()
+    }
 
 
 def _text(folder: Path) -> Any:

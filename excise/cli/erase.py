@@ -65,7 +65,10 @@ def erase(
     """Make an eraser: a few kilobytes that turn one neuron down. Options left out are the method's defaults."""
     from excise.app.finding import chosen, find_neurons, fit_eraser, settings
     from excise.app.models import concept_named, load_pipeline
+    from excise.errors import ExciseError
 
+    if align is not None and source != "concept":
+        raise ExciseError("--align says how the concept's codes are read; add --source concept, or leave it out")
     wanted = concept_named(concept, mentions, pairs, kind, n)
     asked = {
         "k": k,

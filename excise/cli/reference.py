@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,18 +63,19 @@ def evaluate(
 ) -> None:
     """Measure how well the bundled model draws, by its judge."""
     from excise.app.models import load_pipeline
+    from excise.app.reference import drawing_figures
     from excise.reference import card
-    from excise.reference import evaluate as library
+    from excise.reference.evaluate import FAMILIES
 
     pipe = load_pipeline(None)
-    with progress("drawing", n * len(library.FAMILIES)) as advance:
-        figures = library.evaluate(pipe, n, steps, advance)
+    with progress("drawing", n * len(FAMILIES)) as advance:
+        figures = drawing_figures(pipe, n, steps, advance)
     if write_card is not None:
         card.write(write_card, figures)
 
     def show() -> None:
         names = ("objects", "any_object", "style", "background")
-        rows = [(family, *(f"{100 * found[name]:.1f} %" for name in names)) for family, found in figures.items()]
+        rows = [(family, *(_percent(found[name]) for name in names)) for family, found in figures.items()]
         table(
             f"Bundled model, {n} pictures a family",
             ("family", "all objects", "any object", "style", "background"),
@@ -82,3 +83,8 @@ def evaluate(
         )
 
     emit(json, figures, show)
+
+
+def _percent(figure: dict[str, Any]) -> str:
+    value, low, high = (100 * figure[name] for name in ("value", "low", "high"))
+    return f"{value:.1f} % ({low:.1f} to {high:.1f})"

@@ -15,8 +15,12 @@ from excise.files import write_atomic
 FIGURES = "figures.json"
 
 
-def write(folder: Path, drawing: dict[str, dict[str, float]]) -> None:
-    """Write `README.md` and `figures.json` into the model's folder; `drawing` is `evaluate`'s answer.
+Drawing = dict[str, dict[str, dict[str, Any]]]
+"""For each family of prompts and each thing asked: `value`, `low` and `high` (Wilson's interval, 95 %) and `n`."""
+
+
+def write(folder: Path, drawing: Drawing) -> None:
+    """Write `README.md` and `figures.json` into the model's folder.
 
     What the trainings left beside the weights (`text_encoder.json`, `classifier.json`) is read from the folder.
     """
@@ -26,8 +30,8 @@ def write(folder: Path, drawing: dict[str, dict[str, float]]) -> None:
     facts = {"date": datetime.date.today().isoformat(), "machine": here, "drawing": drawing}
     write_atomic(folder / FIGURES, json.dumps({**facts, "text_encoder": text, "judge": judge}, indent=1) + "\n")
     rows = "\n".join(
-        f"| {family.replace('_', ' ')} | {100 * f['objects']:.1f} | {100 * f['any_object']:.1f} "
-        f"| {100 * f['style']:.1f} | {100 * f['background']:.1f} | {f['n']:.0f} |"
+        f"| {family.replace('_', ' ')} | {_cell(f['objects'])} | {_cell(f['any_object'])} | {_cell(f['style'])} "
+        f"| {_cell(f['background'])} | {f['objects']['n']} |"
         for family, f in drawing.items()
     )
     missed = ", ".join(text.get("synonyms_missed_student", [])) or "none"
@@ -46,6 +50,10 @@ def write(folder: Path, drawing: dict[str, dict[str, float]]) -> None:
             judge=json.dumps(judge, indent=1),
         ),
     )
+
+
+def _cell(figure: dict[str, Any]) -> str:
+    return f"{100 * figure['value']:.1f} ({100 * figure['low']:.1f} to {100 * figure['high']:.1f})"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -67,7 +75,8 @@ exists so that concept erasure can be tried and measured on any machine. It draw
 `StableDiffusionPipeline.from_pretrained` loads this folder; `excise.reference.load()` does it for you.
 
 ## How well it draws
-Shares in per cent, as the independent judge in this folder sees them, 20 DDIM steps, guidance 4, seeds 0 to n - 1.
+Shares in per cent with Wilson's 95 % intervals, as the independent judge in this folder sees them; 20 DDIM steps,
+guidance 4, seeds 0 to n - 1.
 Measured by `excise reference evaluate` on {date} ({machine}).
 
 | prompts | all objects recognised | any of them | style | background | n |
@@ -78,11 +87,12 @@ Measured by `excise reference evaluate` on {date} ({machine}).
 ask for combinations no scene showed; "synonym" for words no caption contains.
 
 ## Text encoder
-Distilled from all-MiniLM-L6-v2 (Apache-2.0) on WordNet's words, glosses and examples and on captions. Mean cosine of
-its end-of-text state, through the linear head `text_head.safetensors`, to the teacher's sentence vector on {texts}
-held-out texts: {cosine}. The right one of the 40 objects is nearest for a share of {right} of {pairs} synonyms (the
-teacher: {teacher}). WordNet is a dictionary, so the encoder has read these words and their glosses, as CLIP has read
-them on the web; they are held out from every caption and from the SAE's corpus. Missed: {missed}.
+Distilled from all-MiniLM-L6-v2 (Apache-2.0) on WordNet's words, glosses and examples, emoji's names and keywords
+(emojilib) and captions. Mean cosine of its end-of-text state, through the linear head `text_head.safetensors`, to the
+teacher's sentence vector on {texts} held-out texts: {cosine}. The right one of the 40 objects is nearest for a share of
+{right} of {pairs} synonyms (the teacher: {teacher}). WordNet is a dictionary, so the encoder has read these words and
+their glosses, as CLIP has read them on the web; they are held out from every caption and from the SAE's corpus. Missed:
+{missed}.
 
 ## Judge
 Trained on real scenes only, thresholds calibrated there before anything was erased:
@@ -93,9 +103,9 @@ Trained on real scenes only, thresholds calibrated there before anything was era
 
 ## Data and licences
 Eight emoji sets, named with their authors and licences in `excise/reference/artwork/ATTRIBUTION.md` (Apache-2.0, MIT,
-CC BY 4.0, CC BY-SA 4.0). WordNet 3 (Princeton's licence), all-MiniLM-L6-v2 (Apache-2.0), CLIP's merges file (MIT). The
-weights are trained on that art and are licensed apart from Excise's code: use them under the terms of those sets; what
-of them is an adaptation of the CC BY-SA sets (OpenMoji, EmojiOne 1.5) is under CC BY-SA 4.0.
+CC BY 4.0, CC BY-SA 4.0). WordNet 3 (Princeton's licence), emojilib (MIT), all-MiniLM-L6-v2 (Apache-2.0), CLIP's merges
+file (MIT). The weights are trained on that art and are licensed apart from Excise's code: use them under the terms of
+those sets; what of them is an adaptation of the CC BY-SA sets (OpenMoji, EmojiOne 1.5) is under CC BY-SA 4.0.
 
 ## Training
 `excise reference train --work build/reference --out reference-model` (every part resumes where it stopped), then the

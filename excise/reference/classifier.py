@@ -1,8 +1,9 @@
 """The independent judge of pictures: which of the 40 objects, which style, which background, or nothing.
 
 A small convolutional network trained on real scenes (never on generated ones), some sent through the autoencoder and
-some lightly spoilt, so that it judges what is drawn and not how the pixels were made. Its thresholds are calibrated
-once on real scenes, before anything is erased, and travel with the weights.
+some lightly spoilt, so that it judges what is drawn and not how the pixels were made; in others the objects are wrecked
+past recognition, and it learns to say that nothing is there. Its thresholds are calibrated once on real scenes, before
+anything is erased, and travel with the weights.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from excise.reference.training import run
 from excise.reference.vae import pixels
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
 
-STEPS, BATCH, PEAK = 3000, 64, 2e-3
+STEPS, BATCH, PEAK = 3500, 64, 2e-3
+WRECKED = 8
+"""Pictures of a batch whose objects are made unrecognisable."""
 FALSE_POSITIVES = 0.01
 """Largest share of real scenes without an object that its threshold may flag."""
 LEAST_THRESHOLD = 0.5
@@ -40,17 +43,14 @@ class Verdicts:
     """Probability of each object, `[N, 40]`."""
     objects: np.ndarray[Any, np.dtype[np.bool_]]
     """Object recognised (score at or above its frozen threshold), `[N, 40]`."""
+    nothing: np.ndarray[Any, np.dtype[np.bool_]]
+    """No object recognised, and the judge's own output for "nothing recognisable" is at or above a half, `[N]`."""
     style: np.ndarray[Any, np.dtype[np.int64]]
     """Index of the likeliest style, `[N]`."""
     background: np.ndarray[Any, np.dtype[np.int64]]
     """Index of the likeliest background, `[N]`."""
     features: np.ndarray[Any, np.dtype[np.float32]]
     """Penultimate features, `[N, 192]`, for Fréchet distances."""
-
-    @property
-    def nothing(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """No object recognised, `[N]`."""
-        return np.asarray(~self.objects.any(1))
 
 
 class Classifier(nn.Module):
@@ -61,17 +61,21 @@ class Classifier(nn.Module):
             layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
         self.body = nn.Sequential(*layers)
         self.objects = nn.Linear(192, len(OBJECTS))
+        self.nothing = nn.Linear(2 * 192, 1)
         self.style = nn.Linear(2 * 192, len(STYLES))
         self.background = nn.Linear(2 * 192, len(BACKGROUNDS))
         self.register_buffer("thresholds", torch.full((len(OBJECTS),), LEAST_THRESHOLD))
         self.thresholds: Tensor
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images `[N, 3, 64, 64]` in [-1, 1] to object, style and background logits, and features `[N, 192]`."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Images `[N, 3, 64, 64]` in [-1, 1] to object `[N, 40]`, nothing `[N]`, style and background logits, features.
+
+        The features are `[N, 192]`.
+        """
         maps = self.body(images)
         peak, mean = maps.amax((2, 3)), maps.mean((2, 3))
         both = torch.cat([peak, mean], 1)
-        return self.objects(peak), self.style(both), self.background(both), peak
+        return self.objects(peak), self.nothing(both)[:, 0], self.style(both), self.background(both), peak
 
 
 def spoil(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -86,6 +90,26 @@ def spoil(images: Tensor, rng: torch.Generator) -> Tensor:
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
     amount = half() * torch.rand(n, 1, 1, 1, generator=rng) * 0.8
     return (images + amount * (blurred - images)).clamp(-1, 1)
+
+
+def wreck(images: Tensor, scenes: list[Scene], rng: random.Random) -> Tensor:
+    """The same pictures with every object past recognition: smeared, torn into 4x4 pieces, or drowned in noise."""
+    images = images.clone()
+    draw = torch.Generator().manual_seed(rng.randrange(2**31))
+    for image, scene in zip(images, scenes, strict=True):
+        for left, top, size in scene.boxes:
+            box = image[:, top : top + size, left : left + size]
+            how = rng.choice(("smeared", "torn", "drowned"))
+            if how == "smeared":
+                coarse = F.interpolate(box[None], size=(3, 3), mode="area")
+                box.copy_(F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)[0])
+            elif how == "torn":
+                pieces = F.unfold(box[None], 4, stride=4)[0]
+                shuffled = pieces[:, torch.randperm(pieces.shape[1], generator=draw)]
+                box.copy_(F.fold(shuffled[None], (size, size), 4, stride=4)[0])
+            else:
+                box.mul_(0.3).add_(0.6 * torch.randn(box.shape, generator=draw)).clamp_(-1, 1)
+    return images
 
 
 def labels(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,12 +138,15 @@ def train(out: Path, vae_folder: Path, steps: int = STEPS) -> Classifier:
                 latents.shape, generator=noise
             )
             images[:quarter] = vae.decode(latents).sample.float()
+        images[-WRECKED:] = wreck(images[-WRECKED:], scenes[-WRECKED:], rng)
         model.train()
         with torch.autocast("cpu", torch.bfloat16):
-            objects, style, background, _ = model(spoil(images, noise))
+            objects, nothing, style, background, _ = model(spoil(images, noise))
         want, want_style, want_background = labels(scenes)
+        want[-WRECKED:] = 0
         value = (
             20 * F.binary_cross_entropy_with_logits(objects.float(), want)
+            + F.binary_cross_entropy_with_logits(nothing.float(), 1 - want.amax(1))
             + F.cross_entropy(style.float(), want_style)
             + F.cross_entropy(background.float(), want_background)
         )
@@ -140,16 +167,18 @@ def train(out: Path, vae_folder: Path, steps: int = STEPS) -> Classifier:
 @torch.inference_mode()
 def judge(model: Classifier, images: Pixels, batch: int = 256) -> Verdicts:
     """Verdicts on pictures `[N, 64, 64, 3]` uint8."""
-    parts: list[list[Tensor]] = [[], [], [], []]
+    parts: list[list[Tensor]] = [[], [], [], [], []]
     for start in range(0, len(images), batch):
         chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + batch]))
         for part, value in zip(parts, model(chunk.permute(0, 3, 1, 2).float().div(127.5).sub(1)), strict=True):
             part.append(value)
-    objects, style, background, features = (torch.cat(p) for p in parts)
+    objects, nothing, style, background, features = (torch.cat(p) for p in parts)
     scores = objects.sigmoid()
+    recognised = scores >= model.thresholds
     return Verdicts(
         scores.numpy(),
-        (scores >= model.thresholds).numpy(),
+        recognised.numpy(),
+        (~recognised.any(1) & (nothing >= 0)).numpy(),
         style.argmax(1).numpy(),
         background.argmax(1).numpy(),
         features.numpy(),
@@ -175,7 +204,15 @@ def calibrate(model: Classifier, n: int = 8000) -> dict[str, float]:
             f"{name}_exact": round(float((verdicts.objects == present).all(1).mean()), 4),
             f"{name}_style": round(float((verdicts.style == style).mean()), 4),
             f"{name}_background": round(float((verdicts.background == background).mean()), 4),
+            f"{name}_called_nothing": round(float(verdicts.nothing[present.any(1)].mean()), 5),
         }
+    scenes = [sample_scene(rng, any_style=True) for _ in range(2000)]
+    empty = [s for s in scenes if not s.objects]
+    wrecked = wreck(pixels(scenes), scenes, rng).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    figures |= {
+        "empty_called_nothing": round(float(_score(model, empty)[0].nothing.mean()), 4),
+        "wrecked_called_nothing": round(float(judge(model, wrecked).nothing.mean()), 4),
+    }
     return figures
 
 

@@ -1,4 +1,4 @@
-"""Real English for the text encoder: WordNet's words, glosses and examples, and captions."""
+"""Real English for the text encoder: WordNet's words, glosses and examples, emoji's names and keywords, captions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES, SYNONYMS
 
 WORDNET = Path("/usr/share/wordnet")
 """Where Debian's package wordnet-base puts the database."""
+EMOJI_WORDS = Path(__file__).with_name("emoji_words.txt")
+"""Name and keywords of every emoji, a line each, from npm's emojilib (MIT)."""
 CONCRETE = {"05", "06", "08", "13", "17", "18", "20"}
 """WordNet's files of things that can be drawn: animals, artefacts, body parts, food, objects, people, plants."""
 
@@ -23,7 +25,7 @@ CONCRETE = {"05", "06", "08", "13", "17", "18", "20"}
 class Text:
     text: str
     kind: str
-    """'gloss', 'example', 'word', 'scene' (a drawable noun in a caption) or 'caption'."""
+    """'gloss', 'example', 'word', 'emoji', 'scene' (a drawable noun in a caption) or 'caption'."""
 
 
 def mentions_synonym(text: str) -> bool:
@@ -52,6 +54,14 @@ def synsets(folder: Path = WORDNET) -> Iterator[tuple[str, list[str], str, list[
             examples = re.findall(r'"([^"]{8,})"', gloss)
             definition = gloss.split('; "')[0].strip()
             yield fields[1], lemmas, definition, examples
+
+
+def emoji_texts() -> Iterator[str]:
+    """Every emoji's name, and its name with its keywords; none that holds a held-out synonym."""
+    for line in EMOJI_WORDS.read_text(encoding="utf-8").splitlines():
+        if not mentions_synonym(line):
+            yield line.partition(":")[0]
+            yield line
 
 
 def corpus(seed: int = 0, captions: int = 24_000) -> list[Text]:
@@ -83,6 +93,8 @@ def corpus(seed: int = 0, captions: int = 24_000) -> list[Text]:
                 place = rng.choice(BACKGROUNDS) if rng.random() < 0.6 else None
                 things = (lemma,) if rng.random() < 0.7 else tuple(rng.sample((lemma, rng.choice(OBJECTS)), 2))
                 add(caption(rng, things, style, place), "scene")
+    for text in emoji_texts():
+        add(text, "emoji")
     for _ in range(captions):
         add(sample_caption(rng, sample_scene(rng)), "caption")
     return list(texts.values())

@@ -88,9 +88,12 @@ def test_every_setting_of_the_method_can_be_given(
     assert made["neurons"] == [5, 7]
     wanted = {"source": "concept", "align": "pooled", "score": "mean_difference", "margin": 0.3, "neurons": [5, 7]}
     assert wanted.items() <= made["created"]["config"].items()
-    refused = call("erase", "gun", *common, "--out", tmp_path / "b", "--align", "sideways")
+    refused = call("erase", "gun", *common, "--out", tmp_path / "b", "--source", "concept", "--align", "sideways")
     assert refused.exit_code == 2
     assert "position, pooled" in refused.stderr
+    idle = call("erase", "gun", *common, "--out", tmp_path / "b", "--align", "pooled")
+    assert idle.exit_code == 2
+    assert "--source concept" in idle.stderr
 
 
 def test_the_tolerance_is_the_methods_own_unless_given(

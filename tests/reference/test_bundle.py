@@ -74,7 +74,7 @@ def test_the_card_holds_the_figures_beside_it() -> None:
     facts = json.loads((reference.MODEL / "figures.json").read_text())
     card = (reference.MODEL / "README.md").read_text()
     for family, figures in facts["drawing"].items():
-        assert f"| {family.replace('_', ' ')} | {100 * figures['objects']:.1f} |" in card
+        assert f"| {family.replace('_', ' ')} | {100 * figures['objects']['value']:.1f} (" in card
     assert str(facts["text_encoder"]["held_out_cosine"]) in card
 
 

@@ -119,7 +119,7 @@ def test_labels_and_verdict_of_an_untrained_judge() -> None:
     assert objects.sum() == 2 and style.item() == 6 and background.item() == 3
     verdicts = classifier.judge(classifier.Classifier().eval(), np.zeros((3, 64, 64, 3), np.uint8))
     assert verdicts.scores.shape == (3, 40) and verdicts.features.shape == (3, 192)
-    assert (verdicts.nothing == ~verdicts.objects.any(1)).all() and math.isfinite(verdicts.scores.sum())
+    assert not (verdicts.nothing & verdicts.objects.any(1)).any() and math.isfinite(verdicts.scores.sum())
 
 
 @torch.no_grad()

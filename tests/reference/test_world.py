@@ -12,7 +12,7 @@ from excise.reference import prompts
 from excise.reference.captions import FORMS, PLACES, caption
 from excise.reference.evaluate import FAMILIES, requests
 from excise.reference.scenes import ARTWORK, GRID, SIZE, backdrop, render, sample_caption, sample_scene, sprite
-from excise.reference.text_corpus import mentions_synonym
+from excise.reference.text_corpus import emoji_texts, mentions_synonym
 from excise.reference.world import BACKGROUNDS, HELD_OUT_PAIRS, HELD_OUT_STYLES, OBJECTS, STYLES, SYNONYMS
 
 
@@ -115,6 +115,12 @@ def test_prompt_families_hold_what_they_say() -> None:
     assert all("rocket" in p and partner in p for p, partner in prompts.mixed("rocket", 50))
     assert all(other != "knife" and other in p for p, other in prompts.unrelated("knife", 50))
     assert prompts.direct("gun", 5) == prompts.direct("gun", 5) != prompts.direct("gun", 5, seed=1)
+
+
+def test_emoji_are_read_with_their_keywords_and_without_held_out_words() -> None:
+    texts = list(emoji_texts())
+    assert len(texts) > 3000 and not any(map(mentions_synonym, texts))
+    assert "llama" in texts and "llama: animal, nature, alpaca, guanaco, vicuña, wool" in texts
 
 
 def test_the_sae_corpus_never_holds_a_synonym() -> None:
