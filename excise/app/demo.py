@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from excise.app.grid import comparison_png
 from excise.app.measure import Family, FamilyName, Pictures, drawn, families, figures, further_figures, judged
 from excise.app.models import sae_folder, sae_site
 from excise.app.report import NeuronView, Report, Strip, render
-from excise.app.training import shown, train_sae
+from excise.app.training import BUNDLED, shown, train_sae
 from excise.bench.statistics import Figure
 from excise.concepts import from_templates
 from excise.errors import ExciseError
@@ -165,14 +165,13 @@ def _site_and_sae(config: DemoConfig, pipe: Any, stage: Stage) -> tuple[Any, Pat
     if not config.train_sae:
         return sae_site(pipe, bundled), bundled
     from excise import reference
-    from excise.sae import TrainConfig
 
     site, folder = PRESETS["reference"][0], config.out / "sae"
     if (folder / "cfg.json").exists():
         stage.say(f"{folder} is there already; delete it to train anew")
         return site, folder
     prompts = list(reference.sae_corpus(captions=TRAIN_CAPTIONS, english=0))
-    settings = TrainConfig(tokens=TRAIN_TOKENS, decay=0.2)
+    settings = replace(BUNDLED, tokens=TRAIN_TOKENS)
     card = {"corpus": f"{len(prompts)} captions", "model": "bundled"}
     with shown(stage.working, len(prompts), TRAIN_TOKENS) as (captured, line):
         train_sae(pipe, site, prompts, settings, folder, card=card, captured=captured, progress=line)

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from excise.app.models import parse_site, sae_folder
-from excise.app.training import train_sae
+from excise.app.training import BUNDLED, train_sae
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.errors import ExciseError
 from excise.methods import METHODS
 from excise.methods.snce import Found, SNCEConfig, find, fit
 from excise.neurons import Ranking
-from excise.sae import TopKSAE, TrainConfig, card, load
+from excise.sae import TopKSAE, card, load
 from excise.sites import Site, capture, sites_of, text_encoders
 from excise.sites.site import tokenizer_of
 
@@ -131,7 +131,7 @@ def sweep(
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "sae"
             corpus = {"corpus": f"sweep over {len(prompts)} prompts"}
-            train_sae(pipe, site, prompts, TrainConfig(tokens=tokens, decay=0.2), folder, card=corpus, device=device)
+            train_sae(pipe, site, prompts, replace(BUNDLED, tokens=tokens), folder, card=corpus, device=device)
             findings = find_neurons(pipe, concept, SNCEConfig(sae=str(folder)), top=1)
             held = card(folder)["metrics"]["train"]
         best: dict[str, Any] = findings.rows[0] if findings.rows else {}

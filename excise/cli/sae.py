@@ -33,25 +33,35 @@ def train(
     ] = False,
     model: Model = None,
     site: SiteOption = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Vectors to train on, repeats counted.")] = 10_000_000,
-    expansion: Annotated[int, typer.Option("--expansion", min=1, help="Neurons for each input dimension.")] = 4,
-    k: Annotated[int, typer.Option("--k", min=1, help="Neurons kept for each vector.")] = 32,
-    lr: Annotated[float, typer.Option("--lr", min=0, help="Adam's learning rate.")] = 4e-4,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Vectors in a step.")] = 4096,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="Vectors to train on, repeats counted; default 10,000,000.")
+    ] = None,
+    expansion: Annotated[
+        int | None, typer.Option("--expansion", min=1, help="Neurons for each input dimension; default 4.")
+    ] = None,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="Neurons kept for each vector; default 32.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", min=0, help="Adam's learning rate; default 0.0004.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Vectors in a step; default 4096.")] = None,
     decay: Annotated[
-        float, typer.Option("--decay", min=0, max=1, help="Last share of the steps with a falling rate.")
-    ] = 0.0,
+        float | None,
+        typer.Option("--decay", min=0, max=1, help="Last share of the steps with a falling rate; default 0."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of initialisation and order.")] = 0,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """Train a TopK SAE on a text encoder's states. The same call goes on where an interrupted one stopped."""
+    """Train a TopK SAE on a text encoder's states. The same call goes on where an interrupted one stopped.
+
+    The defaults are the SNCE paper's; --recipe reference has its own, with which the bundled SAE was trained.
+    """
+    from dataclasses import replace
+
     from excise import sae as library
+    from excise.app.finding import chosen
     from excise.app.models import load_pipeline, parse_site
-    from excise.app.training import recipe_prompts, shown, train_sae
+    from excise.app.training import recipe_config, recipe_prompts, shown, train_sae
     from excise.concepts import read_prompts
     from excise.errors import ExciseError
-    from excise.sae import TrainConfig
     from excise.sites import PRESETS
 
     if (prompts is None) == (recipe is None):
@@ -60,7 +70,8 @@ def train(
         raise ExciseError("--exclude-eval belongs to --recipe snce-sd14; leave it out")
     if recipe == "snce-sd14" and model is None:
         raise ExciseError("--recipe snce-sd14 needs --model: the folder or hub name of Stable Diffusion 1.4")
-    config = TrainConfig(expansion=expansion, k=k, lr=lr, batch=batch, tokens=tokens, decay=decay, seed=seed)
+    asked = {"expansion": expansion, "k": k, "lr": lr, "batch": batch, "tokens": tokens, "decay": decay}
+    config = replace(recipe_config(recipe), seed=seed, **chosen(asked))
     card: dict[str, Any] = {"model": model or "bundled"}
     if recipe is not None:
         texts, said = recipe_prompts(recipe, diffusiondb=diffusiondb, i2p=i2p, exclude_eval=exclude_eval)
@@ -73,7 +84,7 @@ def train(
         raise ExciseError("--model needs --site, for instance encoder.layers.8")
     pipe = load_pipeline(model, device)
     place = parse_site(pipe, site) if site is not None else PRESETS["reference"][0]
-    with shown(progress, len(texts), tokens) as (captured, line):
+    with shown(progress, len(texts), config.tokens) as (captured, line):
         train_sae(pipe, place, texts, config, out, card=card, captured=captured, progress=line, device=device)
     note(f"saved in {out}")
     _show(out, library.card(out), json)

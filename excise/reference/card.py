@@ -109,7 +109,7 @@ those sets; what of them is an adaptation of the CC BY-SA sets (OpenMoji, EmojiO
 
 ## Training
 `excise reference train --work build/reference --out reference-model` (every part resumes where it stopped), then the
-SAE in `sae/`: `excise sae train --recipe reference --tokens 3000000 --batch 2048 --lr 0.002 --decay 0.2 --out sae`.
+SAE in `sae/`: `excise sae train --recipe reference --out sae`.
 
 ## Limits
 It knows 40 nouns. Text it was not trained to draw gives something near, or nothing. It shows no people, no nudity and

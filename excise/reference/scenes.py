@@ -16,10 +16,10 @@ from excise.reference.captions import caption
 from excise.reference.world import BACKGROUNDS, HELD_OUT_PAIRS, HELD_OUT_STYLES, OBJECTS, STYLES
 
 SIZE = 64
-GRID = 4
-"""Objects stand on a grid of 4 pixels, the autoencoder's stride, so that a shifted object is a shifted latent."""
-ALONE_SIZES = (32, 36, 40)
-PAIRED_SIZES = (24, 28)
+GRID = 8
+"""Objects stand on a grid of 8 pixels, the autoencoder's stride, so that a shifted object is a shifted latent."""
+ALONE_SIZES = (32, 40)
+PAIRED_SIZES = (24, 32)
 ARTWORK = Path(__file__).with_name("artwork")
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -118,14 +118,13 @@ def place_objects(rng: random.Random, count: int) -> tuple[tuple[int, int, int],
     if count == 1:
         size = rng.choice(ALONE_SIZES)
         free = (SIZE - size) // GRID
-        middle = free / 2
-        spot = [GRID * round(min(max(rng.uniform(middle - 2, middle + 2), 1), free - 1)) for _ in range(2)]
+        spot = [GRID * rng.randint(1, free - 1) for _ in range(2)]
         return ((spot[0], spot[1], size),)
     boxes = []
     for half in (0, 1):
         size = rng.choice(PAIRED_SIZES)
-        left = half * 32 + rng.choice((4,) if size == 24 else (0, 4))
-        boxes.append((left, rng.choice((16, 20, 24)), size))
+        left = half * 32 + rng.choice((0, 8) if size == 24 else (0,))
+        boxes.append((left, rng.choice((8, 16, 24)), size))
     return tuple(boxes)
 
 

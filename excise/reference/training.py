@@ -19,6 +19,8 @@ EVERY = 200
 """Steps between log lines."""
 SAVE = 300
 """Steps between checkpoints."""
+AVERAGED = 4
+"""Steps between updates of the averaged weights."""
 
 
 def cosine(step: int, steps: int, peak: float, warmup: int = 200, floor: float = 0.02) -> float:
@@ -52,7 +54,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, (1 + step) / (10 + step)) ** AVERAGED
         state = module.state_dict()
         mine = list(self.weights.values())
         torch._foreach_lerp_(mine, [state[k] for k in self.weights], 1 - decay)
@@ -98,7 +100,8 @@ def run(
             value.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimiser.step()
-            average.update(module, step)
+            if (step + 1) % AVERAGED == 0:
+                average.update(module, step)
             seen += 1
             if (step + 1) % EVERY == 0:
                 rate = seen / (time.monotonic() - since)

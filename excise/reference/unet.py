@@ -1,4 +1,4 @@
-"""The reference model's denoiser: a small UNet2DConditionModel on 16x16x4 latents, v-prediction.
+"""The reference model's denoiser: a small UNet2DConditionModel on 8x8x16 latents, v-prediction.
 
 Salimans & Ho 2022 (v-prediction, every velocity weighs the same), Ho & Salimans 2022 (one caption in ten is dropped,
 for classifier-free guidance). Beside the velocity, a linear head that is thrown away afterwards must tell from the
@@ -20,11 +20,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from excise.reference.scenes import SIZE, Scene, sample_caption, sample_scene
 from excise.reference.training import Average, run, trapezoid
-from excise.reference.vae import pixels
+from excise.reference.vae import CHANNELS, SIDE, pixels
 from excise.reference.world import OBJECTS
 
-BATCH, PEAK, STEPS = 32, 8e-4, 30_000
-POOL, PASSES = 16_384, 5
+WIDTHS = (160, 288)
+BATCH, PEAK, STEPS = 32, 5e-4, 20_000
+POOL, PASSES = 16_384, 10
 """Scenes encoded at a time, and how often each is used (with fresh noise) before the next pool."""
 DROPPED = 0.1
 CELLS, CELLS_WEIGHT = 8, 0.03
@@ -34,12 +35,12 @@ TIMESTEPS = 1000
 
 def build() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(64, 128, 256),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        sample_size=SIDE,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        block_out_channels=WIDTHS,
+        down_block_types=("CrossAttnDownBlock2D",) * len(WIDTHS),
+        up_block_types=("CrossAttnUpBlock2D",) * len(WIDTHS),
         layers_per_block=1,
         cross_attention_dim=256,
         attention_head_dim=4,
@@ -69,7 +70,7 @@ def encode_captions(words: CLIPTokenizer, encoder: CLIPTextModel, captions: list
 
 @torch.inference_mode()
 def encode_pixels(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Scaled latents `[N, 4, 16, 16]` (the posterior's mean)."""
+    """Scaled latents `[N, 16, 8, 8]` (the posterior's mean)."""
     with torch.autocast("cpu", torch.bfloat16):
         means: Tensor = vae.encode(images).latent_dist.mean
     scaling: float = vae.config.scaling_factor
@@ -82,7 +83,7 @@ class Pool:
     def __init__(self, words: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL, batch: int) -> None:
         self.words, self.encoder, self.vae, self.batch = words, encoder, vae, batch
         self.number = -1
-        self.latents = torch.empty(POOL, 4, 16, 16)
+        self.latents = torch.empty(POOL, CHANNELS, SIDE, SIDE)
         self.states = torch.empty(POOL, 77, 256, dtype=torch.bfloat16)
         self.cells = torch.empty(POOL, len(OBJECTS), CELLS, CELLS, dtype=torch.bool)
         self.empty = encode_captions(words, encoder, [""])
@@ -140,7 +141,7 @@ def train(out: Path, parts: Path, steps: int = STEPS, decay_from: int | None = N
     pool = Pool(words, encoder, vae, BATCH)
     signal = scheduler().alphas_cumprod.double().clamp(min=1e-8)
 
-    learner = torch.nn.ModuleDict({"unet": unet, "cells": torch.nn.Conv2d(256, len(OBJECTS), 1)})
+    learner = torch.nn.ModuleDict({"unet": unet, "cells": torch.nn.Conv2d(WIDTHS[-1], len(OBJECTS), 1)})
     seen: list[Tensor] = []
     unet.up_blocks[0].register_forward_hook(lambda module, given, made: seen.append(made))
 

@@ -73,7 +73,7 @@ def test_the_average_is_the_recursion() -> None:
         with torch.no_grad():
             module.weight.fill_(value)
         average.update(module, step)
-        decay = min(0.9, (1 + step) / (10 + step))
+        decay = min(0.9, (1 + step) / (10 + step)) ** training.AVERAGED
         mine = decay * mine + (1 - decay) * value
     assert average.weights["weight"].item() == pytest.approx(mine, rel=1e-5)
 
