@@ -2,9 +2,11 @@
 
     python benchmarks/snce_figures.py --n 200 --out docs/results/snce.json
 
+    python benchmarks/snce_figures.py --n 40 --concepts skull,apple,bicycle --rows "lam=1.5;lam=2.5" --out tuning.json
+
 Each row is one configuration of the eraser for all concepts; the JSON holds every concept by itself and `pooled`, where
-the pictures of all concepts count together. A stopped run goes on where it stopped, if the number of images, the model
-and the SAE are still the same; otherwise it starts anew.
+the pictures of all concepts count together; a page of tables stands beside it (snce.md). A stopped run goes on where it
+stopped, if the number of images, the model and the SAE are still the same; otherwise it starts anew.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=200, help="images a family and concept")
     parser.add_argument("--concepts", default=",".join(CONCEPTS))
-    parser.add_argument("--rows", default="all", help="rows to measure, separated by ';' (default: all)")
+    parser.add_argument(
+        "--rows", default="all", help="rows, separated by ';'; a row may also be settings, as lam=1.5,k=2"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/results/snce.json"))
     options = parser.parse_args()
     names = list(ROWS) if options.rows == "all" else options.rows.split(";")
@@ -67,7 +71,7 @@ def main() -> None:
         found = find(pipe, sae, pairs, config)
         for row in missing:
             try:
-                eraser = fit(pipe, pairs, replace(config, **ROWS[row]), sae=sae, found=found)
+                eraser = fit(pipe, pairs, replace(config, **settings(row)), sae=sae, found=found)
             except ExciseError as error:
                 result["rows"].setdefault(row, {})[concept] = {"refused": str(error)}
                 write_atomic(options.out, json.dumps(result, indent=1) + "\n")
@@ -82,7 +86,16 @@ def main() -> None:
             result["rows"].setdefault(row, {})[concept] = numbers
             result["rows"][row]["pooled"] = pooled(result["rows"][row])
             write_atomic(options.out, json.dumps(result, indent=1) + "\n")
+            write_atomic(options.out.with_suffix(".md"), page(result))
             print(concept, row, {k: v["value"] for k, v in numbers.items() if isinstance(v, dict)}, flush=True)
+
+
+def settings(row: str) -> dict[str, Any]:
+    """What a row changes in the default configuration: a named row's settings, or those its own name spells out."""
+    if row in ROWS:
+        return ROWS[row]
+    given = dict(part.split("=") for part in row.split(","))
+    return {name: type(getattr(DEFAULT, name))(value) for name, value in given.items()}
 
 
 def pooled(row: dict[str, Any]) -> dict[str, Any]:
@@ -101,6 +114,62 @@ def pooled(row: dict[str, Any]) -> dict[str, Any]:
         else:
             out[name] = wilson(round(hits), n).to_json()
     return out
+
+
+COLUMNS = {
+    "target_direct": "target, direct",
+    "target_synonym": "target, synonym",
+    "target_mixed": "target, mixed",
+    "partner_kept": "partner kept",
+    "others_delta": "others, change",
+    "unrelated_identical": "unrelated identical",
+    "background_kept": "background kept",
+    "style_kept": "style kept",
+}
+BEFORE = {
+    "target_direct_before": "target, direct",
+    "target_synonym_before": "target, synonym",
+    "partner_before": "partner",
+    "others_before": "others",
+}
+
+
+def page(result: dict[str, Any]) -> str:
+    """The same figures as tables, in per cent with their 95 % intervals."""
+    unerased: dict[str, Any] = {}
+    for found in result["rows"].values():
+        for concept, figures_of in found.items():
+            if concept != "pooled" and "refused" not in figures_of:
+                unerased.setdefault(concept, figures_of)
+    lines = [
+        "# SNCE on the bundled model",
+        "",
+        f"`{result['command']}`, {result['date']}, {result['machine']};",
+        f"{result['images_a_family']} images a family and concept. Per cent, with 95 % intervals (Wilson; for the",
+        "change in others Newcombe, paired by seed). The target counts where the unerased model draws it,",
+        "the partner likewise.",
+        "",
+        "## Unerased",
+        *table(BEFORE, unerased),
+    ]
+    for row, found in result["rows"].items():
+        lines += ["", f"## {row}", *table(COLUMNS, found)]
+    return "\n".join(lines) + "\n"
+
+
+def table(columns: dict[str, str], rows: dict[str, Any]) -> list[str]:
+    lines = [f"| | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
+    for name, found in rows.items():
+        cells = [found["refused"]] if "refused" in found else [cell(found[c]) for c in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def cell(figure: dict[str, Any]) -> str:
+    if figure["value"] is None:
+        return "never drawn"
+    value, low, high = (100 * figure[name] for name in ("value", "low", "high"))
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
 if __name__ == "__main__":

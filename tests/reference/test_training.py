@@ -78,6 +78,33 @@ def test_the_average_is_the_recursion() -> None:
     assert average.weights["weight"].item() == pytest.approx(mine, rel=1e-5)
 
 
+def test_refitting_the_head_turns_to_the_targets_and_leaves_the_encoder() -> None:
+    torch.manual_seed(0)
+    student = text_encoder.Student().eval()
+    ids = [[49406, word, 49407] for word in range(400, 440)]
+    targets = torch.nn.functional.normalize(torch.randn(len(ids), 384), dim=-1)
+
+    def agreement() -> float:
+        with torch.no_grad():
+            made = student(torch.tensor(ids), torch.full((len(ids), 1), 2))[:, 0]
+        return torch.nn.functional.cosine_similarity(made, targets, dim=-1).mean().item()
+
+    before, weights = agreement(), [p.clone() for p in student.encoder.parameters()]
+    text_encoder.refit_head(student, {"ids": ids, "targets": targets}, list(range(len(ids))), steps=200)
+    assert agreement() > before + 0.3
+    assert all(torch.equal(old, new) for old, new in zip(weights, student.encoder.parameters(), strict=True))
+
+
+def test_wrecking_takes_the_objects_and_leaves_the_rest() -> None:
+    scene = Scene(("gun", "cat"), "bold", "sand", ((0, 16, 24), (32, 16, 32)))
+    images = vae.pixels([scene])
+    wrecked = classifier.wreck(images, [scene], random.Random(0))
+    inside = torch.zeros(64, 64, dtype=torch.bool)
+    inside[16:40, 0:24] = inside[16:48, 32:64] = True
+    assert torch.equal(images[..., ~inside], wrecked[..., ~inside])
+    assert (images - wrecked).abs()[..., inside].mean() > 0.05
+
+
 def test_reconstruction_loss_by_hand() -> None:
     rng = np.random.default_rng(0)
     made, real = rng.standard_normal((2, 4, 4))
