@@ -1,7 +1,8 @@
 """The reference model's denoiser: a small UNet2DConditionModel on 8x8x16 latents, v-prediction.
 
-Salimans & Ho 2022 (v-prediction, every velocity weighs the same), Ho & Salimans 2022 (one caption in ten is dropped,
-for classifier-free guidance). Beside the velocity, a linear head that is thrown away afterwards must tell from the
+Salimans & Ho 2022 (v-prediction), Ho & Salimans 2022 (one caption in ten is dropped, for classifier-free guidance).
+Where little noise is left the loss counts the picture's error and not the velocity's (Hang et al. 2023 cap the same
+end): the velocity there is the noise itself, and copying it exactly would take the training from what matters. Beside the velocity, a linear head that is thrown away afterwards must tell from the
 decoder's 8x8 features which object stands in which cell: at this size the slowest thing to learn is which words mean
 which drawing, and this says it outright (after Yu et al. 2024, who align a denoiser's features with a classifier's).
 """
@@ -31,6 +32,10 @@ DROPPED = 0.1
 CELLS, CELLS_WEIGHT = 8, 0.03
 """Side of the grid on which the auxiliary head names objects, and the weight of its loss."""
 TIMESTEPS = 1000
+CAP = 2.0
+"""Largest weight, in squared errors of the picture, that a timestep may have."""
+SKEW = 0.7
+"""Timesteps are drawn as u ** SKEW: below 1 there are more noisy ones, where words decide what is drawn."""
 
 
 def build() -> UNet2DConditionModel:
@@ -117,6 +122,15 @@ def targets(latents: Tensor, noise: Tensor, t: Tensor, signal: Tensor) -> tuple[
     return noisy, a.sqrt() * noise - (1 - a).sqrt() * latents
 
 
+def weight(t: Tensor, signal: Tensor) -> Tensor:
+    """Weight of the squared velocity error at timesteps `t`, `[N]`: 1, or what CAP leaves of it.
+
+    A velocity error e is a picture error sqrt(1 - a) e, so the picture's squared error then weighs 1 / (1 - a), that
+    is SNR + 1, but never more than CAP.
+    """
+    return (CAP * (1 - signal[t].float())).clamp(max=1)
+
+
 def cells(scenes: list[Scene]) -> Tensor:
     """Which object's box covers the middle of each cell: `[N, 40, 8, 8]` of 0 and 1."""
     out = torch.zeros(len(scenes), len(OBJECTS), CELLS, CELLS)
@@ -155,14 +169,14 @@ def train(out: Path, parts: Path, steps: int = STEPS, decay_from: int | None = N
         draw = torch.Generator().manual_seed(step)
         # Stratified timesteps: one from each of BATCH equal intervals, which halves the loss's variance.
         u = (torch.arange(BATCH) + torch.rand(BATCH, generator=draw)) / BATCH
-        t = (u * TIMESTEPS).long()
+        t = (u**SKEW * TIMESTEPS).long()
         dropped = torch.rand(BATCH, generator=draw) < DROPPED
         states = torch.where(dropped[:, None, None], pool.empty, states)
         noise = torch.randn(latents.shape, generator=draw)
         noisy, velocity = targets(latents, noise, t, signal)
         with torch.autocast("cpu", torch.bfloat16):
             made, named = predict(noisy, t, states)
-        error = F.mse_loss(made.float(), velocity)
+        error = ((made.float() - velocity).square().mean((1, 2, 3)) * weight(t, signal)).mean()
         naming = F.binary_cross_entropy_with_logits(named.float(), where, reduction="none").sum(1).mean()
         return error + CELLS_WEIGHT * naming, {"mse": round(error.item(), 4), "naming": round(naming.item(), 4)}
 

@@ -126,6 +126,19 @@ def test_velocity_agrees_with_the_scheduler() -> None:
     assert torch.allclose(noisy, s.add_noise(x, noise, t), atol=1e-5)
 
 
+def test_a_timestep_weighs_by_the_pictures_error_up_to_the_cap() -> None:
+    s = unet.scheduler()
+    x, noise = torch.randn(1, 4, 2, 2), torch.randn(1, 4, 2, 2)
+    for step in (20, 300, 499, 700, 999):
+        t = torch.tensor([step])
+        noisy, velocity = unet.targets(x, noise, t, s.alphas_cumprod.double())
+        guess = velocity + 0.1
+        picture = s.alphas_cumprod[step].sqrt() * noisy - (1 - s.alphas_cumprod[step]).sqrt() * guess
+        per_picture_error = 0.01 / (picture - x).square().mean().item()
+        weighed = unet.weight(t, s.alphas_cumprod.double()).item() * per_picture_error
+        assert weighed == pytest.approx(min(unet.CAP, per_picture_error), rel=1e-3)
+
+
 def test_cells_name_the_object_whose_box_covers_their_middle() -> None:
     rng = random.Random(4)
     scenes = [sample_scene(rng) for _ in range(50)]
