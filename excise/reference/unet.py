@@ -2,9 +2,10 @@
 
 Salimans & Ho 2022 (v-prediction), Ho & Salimans 2022 (one caption in ten is dropped, for classifier-free guidance).
 Where little noise is left the loss counts the picture's error and not the velocity's (Hang et al. 2023 cap the same
-end): the velocity there is the noise itself, and copying it exactly would take the training from what matters. Beside the velocity, a linear head that is thrown away afterwards must tell from the
-decoder's 8x8 features which object stands in which cell: at this size the slowest thing to learn is which words mean
-which drawing, and this says it outright (after Yu et al. 2024, who align a denoiser's features with a classifier's).
+end): the velocity there is the noise itself, and copying it exactly would take the training from what matters. Beside
+the velocity, a linear head that is thrown away afterwards must tell from the decoder's 8x8 features which object stands
+in which cell: at this size the slowest thing to learn is which words mean which drawing, and this says it outright
+(after Yu et al. 2024, who align a denoiser's features with a classifier's).
 """
 
 from __future__ import annotations
