@@ -85,6 +85,7 @@ def _parts(work: Path) -> Path:
         "classifier.safetensors": work / "classifier" / "classifier.safetensors",
         "classifier.json": work / "classifier" / "classifier.json",
         "text_encoder.json": work / "text" / "text_encoder.json",
+        "training.txt": work / "training.txt",
     }
     for name, source in wanted.items():
         link = parts / name

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MODEL = Path(__file__).with_name("model")
 STEPS, GUIDANCE = 20, 4.0
+BESIDE = ("classifier.safetensors", "classifier.json", "text_head.safetensors", "text_encoder.json", "training.txt")
+"""What lies beside the pipeline: the judge, the text encoder's head, their figures, how these weights were made."""
 
 
 def sae_folder() -> Path:
@@ -58,7 +60,7 @@ def assemble(parts: Path, unet: UNet2DConditionModel, out: Path = MODEL) -> None
     # transformers loads what the config says, diffusers float32: without this the parts would come back in two dtypes.
     config = fresh / "text_encoder" / "config.json"
     write_atomic(config, json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
-    for name in ("classifier.safetensors", "classifier.json", "text_head.safetensors", "text_encoder.json"):
+    for name in BESIDE:
         if (parts / name).exists():
             shutil.copy(parts / name, fresh / name)
     old = out.with_name(f".{out.name}.old")

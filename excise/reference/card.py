@@ -22,10 +22,12 @@ Drawing = dict[str, dict[str, dict[str, Any]]]
 def write(folder: Path, drawing: Drawing) -> None:
     """Write `README.md` and `figures.json` into the model's folder.
 
-    What the trainings left beside the weights (`text_encoder.json`, `classifier.json`) is read from the folder.
+    What the trainings left beside the weights (`text_encoder.json`, `classifier.json`) is read from the folder, and so
+    is `training.txt`, where someone who stopped and restarted them wrote down how.
     """
     text = _read(folder / "text_encoder.json")
     judge = _read(folder / "classifier.json")
+    story = folder / "training.txt"
     here = f"{platform.system()} {platform.machine()}, torch {torch.__version__}"
     facts = {"date": datetime.date.today().isoformat(), "machine": here, "drawing": drawing}
     write_atomic(folder / FIGURES, json.dumps({**facts, "text_encoder": text, "judge": judge}, indent=1) + "\n")
@@ -48,6 +50,7 @@ def write(folder: Path, drawing: Drawing) -> None:
             pairs=text.get("synonym_pairs", 0),
             missed=missed,
             judge=json.dumps(judge, indent=1),
+            story=story.read_text() if story.exists() else "",
         ),
     )
 
@@ -110,6 +113,7 @@ those sets; what of them is an adaptation of the CC BY-SA sets (OpenMoji, EmojiO
 ## Training
 `excise reference train --work build/reference --out reference-model` (every part resumes where it stopped), then the
 SAE in `sae/`: `excise sae train --recipe reference --out sae`.
+{story}
 
 ## Limits
 It knows 40 nouns. Text it was not trained to draw gives something near, or nothing. It shows no people, no nudity and
