@@ -87,7 +87,12 @@ def main() -> None:
             result["rows"][row]["pooled"] = pooled(result["rows"][row])
             write_atomic(options.out, json.dumps(result, indent=1) + "\n")
             write_atomic(options.out.with_suffix(".md"), page(result))
-            print(concept, row, {k: v["value"] for k, v in numbers.items() if isinstance(v, dict)}, flush=True)
+            print(
+                concept,
+                row,
+                {k: v["value"] for k, v in numbers.items() if isinstance(v, dict) and "value" in v},
+                flush=True,
+            )
 
 
 def settings(row: str) -> dict[str, Any]:

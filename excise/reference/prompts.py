@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+from excise.errors import ExciseError
 from excise.reference.captions import caption
 from excise.reference.scenes import sample_caption, sample_scene
 from excise.reference.text_corpus import corpus, mentions_synonym
@@ -31,8 +32,13 @@ def direct(name: str, n: int, seed: int = 0) -> list[str]:
 
 
 def synonym(name: str, n: int, seed: int = 0) -> list[str]:
-    """The same with one of the object's held-out synonyms in its place, each in turn."""
+    """The same with one of the object's held-out synonyms in its place, each in turn.
+
+    Raises ExciseError for an object without synonyms.
+    """
     rng = random.Random(f"synonym {name} {seed}")
+    if name not in SYNONYMS:
+        raise ExciseError(f"{name!r} has no held-out synonyms to measure on; take one of {', '.join(SYNONYMS)}")
     words = SYNONYMS[name]
     return [caption(rng, (words[i % len(words)],), _style(rng, name), rng.choice(BACKGROUNDS)) for i in range(n)]
 

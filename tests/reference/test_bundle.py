@@ -18,10 +18,6 @@ from excise.errors import ExciseError
 from excise.reference import bundle
 from excise.reference.world import OBJECTS, STYLES
 
-pytestmark = pytest.mark.skipif(
-    not (reference.MODEL / "model_index.json").exists(), reason="the reference model's denoiser is still in training"
-)
-
 
 @pytest.fixture(scope="module")
 def pipe() -> StableDiffusionPipeline:

@@ -173,5 +173,5 @@ def test_standardising_changes_the_latents_and_not_the_pictures() -> None:
     assert torch.allclose(before, after, atol=1e-4)
     rng = random.Random(-1)
     latents = model.encode(vae.pixels([sample_scene(rng) for _ in range(16)])).latent_dist.mean
-    assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-3)
-    assert torch.allclose(latents.std((0, 2, 3)), torch.ones(4), atol=1e-3)
+    assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(vae.CHANNELS), atol=1e-3)
+    assert torch.allclose(latents.std((0, 2, 3)), torch.ones(vae.CHANNELS), atol=1e-3)
