@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 
+from excise.errors import ExciseError
 from excise.reference import prompts
 from excise.reference.captions import FORMS, PLACES, caption
 from excise.reference.evaluate import FAMILIES, requests
@@ -126,3 +127,8 @@ def test_emoji_are_read_with_their_keywords_and_without_held_out_words() -> None
 def test_the_sae_corpus_never_holds_a_synonym() -> None:
     texts = list(prompts.sae_corpus(captions=500, english=0))
     assert len(texts) == 500 and not any(map(mentions_synonym, texts))
+
+
+def test_an_object_without_synonyms_is_refused_by_name() -> None:
+    with pytest.raises(ExciseError, match="'panda' has no held-out synonyms"):
+        prompts.synonym("panda", 3)
