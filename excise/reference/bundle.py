@@ -58,8 +58,12 @@ def assemble(parts: Path, unet: UNet2DConditionModel, out: Path = MODEL) -> None
     shutil.rmtree(fresh, ignore_errors=True)
     pipe.save_pretrained(fresh, max_shard_size="18MB")
     # transformers loads what the config says, diffusers float32: without this the parts would come back in two dtypes.
-    config = fresh / "text_encoder" / "config.json"
-    write_atomic(config, json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    for config in fresh.glob("*/config.json"):
+        settings = json.loads(config.read_text()) | (
+            {"dtype": "float32"} if config.parent.name == "text_encoder" else {}
+        )
+        settings.pop("_name_or_path", None)  # a folder on the machine that trained it
+        write_atomic(config, json.dumps(settings, indent=2) + "\n")
     for name in BESIDE:
         if (parts / name).exists():
             shutil.copy(parts / name, fresh / name)

@@ -88,3 +88,8 @@ def test_broken_or_missing_weights_are_one_clear_line(tmp_path: Path) -> None:
 def test_prompts_and_seeds_must_match(pipe: StableDiffusionPipeline) -> None:
     with pytest.raises(ExciseError, match="2 prompts but 1 seeds"):
         reference.generate(pipe, ["a", "b"], [1])
+
+
+def test_no_file_names_the_machine_that_trained_it() -> None:
+    for config in reference.MODEL.rglob("*.json"):
+        assert "_name_or_path" not in config.read_text(), config
