@@ -79,7 +79,8 @@ def of_objects(pipe: Any, site: Site, sae: TopKSAE) -> dict[str, float]:
         if not found.ranking.entries:
             dominance.append(0.0)
             continue
-        with_it, without = (states(pipe, site, side) for side in zip(*map(_texts, pairs.pairs), strict=True))
+        with_it = states(pipe, site, [pair.concept for pair in pairs.pairs])
+        without = states(pipe, site, [pair.deconcept for pair in pairs.pairs])
         change = (with_it - without)[:, PADDING:].mean((0, 1))
         row = sae.W_dec.detach()[found.ranking.entries[0].index]
         dominance.append(found.ranking.dominance)
@@ -92,10 +93,6 @@ def of_objects(pipe: Any, site: Site, sae: TopKSAE) -> dict[str, float]:
         **{name: round(statistics.fmean(values or [0.0]), 4) for name, values in means.items()},
         "found": len(cosine),
     }
-
-
-def _texts(pair: Any) -> tuple[str, str]:
-    return pair.concept, pair.deconcept
 
 
 if __name__ == "__main__":

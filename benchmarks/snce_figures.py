@@ -21,7 +21,7 @@ from typing import Any
 from excise import reference
 from excise.app.demo import machine
 from excise.app.measure import drawn, families, figures, further_figures, judged
-from excise.bench.statistics import wilson
+from excise.bench.statistics import in_percent, wilson
 from excise.concepts import from_templates
 from excise.erasers import made_for
 from excise.erasers.edit import sae_digest
@@ -70,29 +70,31 @@ def main() -> None:
         config = replace(DEFAULT, sae=str(reference.sae_folder()), examine=20)
         found = find(pipe, sae, pairs, config)
         for row in missing:
+            rows = result["rows"].setdefault(row, {})
             try:
                 eraser = fit(pipe, pairs, replace(config, **settings(row)), sae=sae, found=found)
             except ExciseError as error:
-                result["rows"].setdefault(row, {})[concept] = {"refused": str(error)}
-                write_atomic(options.out, json.dumps(result, indent=1) + "\n")
+                rows[concept] = {"refused": str(error)}
+                save(options.out, result)
                 continue
             with eraser.attach(pipe):
                 after = drawn(pipe, groups)
             outcomes = judged(concept, groups, before, after)
-            numbers = {k: v.to_json() for k, v in (figures(outcomes) | further_figures(outcomes)).items()}
+            measured = figures(outcomes) | further_figures(outcomes)
             edit = eraser.edits[0]
-            numbers["neurons"] = edit.indices.tolist()
-            numbers["settings"] = {"site": edit.site.key, "lam": edit.lam, "source": edit.source, "gate": edit.gate}
-            result["rows"].setdefault(row, {})[concept] = numbers
-            result["rows"][row]["pooled"] = pooled(result["rows"][row])
-            write_atomic(options.out, json.dumps(result, indent=1) + "\n")
-            write_atomic(options.out.with_suffix(".md"), page(result))
-            print(
-                concept,
-                row,
-                {k: v["value"] for k, v in numbers.items() if isinstance(v, dict) and "value" in v},
-                flush=True,
-            )
+            rows[concept] = {name: figure.to_json() for name, figure in measured.items()} | {
+                "neurons": edit.indices.tolist(),
+                "settings": {"site": edit.site.key, "lam": edit.lam, "source": edit.source, "gate": edit.gate},
+            }
+            rows["pooled"] = pooled(rows)
+            save(options.out, result)
+            print(concept, row, {name: round(figure.value, 3) for name, figure in measured.items()}, flush=True)
+
+
+def save(out: Path, result: dict[str, Any]) -> None:
+    """The JSON, and the page of tables beside it."""
+    write_atomic(out, json.dumps(result, indent=1) + "\n")
+    write_atomic(out.with_suffix(".md"), page(result))
 
 
 def settings(row: str) -> dict[str, Any]:
@@ -165,16 +167,9 @@ def page(result: dict[str, Any]) -> str:
 def table(columns: dict[str, str], rows: dict[str, Any]) -> list[str]:
     lines = [f"| | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
     for name, found in rows.items():
-        cells = [found["refused"]] if "refused" in found else [cell(found[c]) for c in columns]
+        cells = [found["refused"]] if "refused" in found else [in_percent(found[c]) for c in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
-
-
-def cell(figure: dict[str, Any]) -> str:
-    if figure["value"] is None:
-        return "never drawn"
-    value, low, high = (100 * figure[name] for name in ("value", "low", "high"))
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
 if __name__ == "__main__":

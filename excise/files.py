@@ -51,7 +51,6 @@ def write_folder(folder: Path, contents: Mapping[str, bytes | str]) -> None:
     where the disk refuses.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
         if folder.exists() and (strangers := sorted({p.name for p in folder.iterdir()} - set(contents))):
             raise ExciseError(f"{folder} holds other files ({', '.join(strangers[:3])}); choose an empty or new folder")
@@ -59,20 +58,31 @@ def write_folder(folder: Path, contents: Mapping[str, bytes | str]) -> None:
         temporary.mkdir(parents=True)
         for name, data in contents.items():
             _write(temporary / name, data)
-        if folder.exists():
-            folder.replace(old)
-        temporary.replace(folder)
+        put_folder(temporary, folder)
     except OSError as error:
         raise ExciseError(
             f"cannot write {folder}: {error.strerror or error}; free some space or choose another place"
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_folder(finished: Path, folder: Path) -> None:
+    """Rename a finished folder into the place of `folder`; whatever ends this half-way, the old one is put back.
+
+    Raises OSError where the disk refuses.
+    """
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        if folder.exists():
+            folder.replace(old)
+        finished.replace(folder)
     finally:
         with suppress(OSError):
             if old.exists() and not folder.exists():
                 old.replace(folder)
             if folder.exists():
                 shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(path: Path, data: bytes | str) -> None:

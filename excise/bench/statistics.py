@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 Z95 = 1.959963984540054
@@ -25,6 +25,14 @@ class Figure(NamedTuple):
         """Rounded to four places; a value without trials becomes null."""
         value = None if math.isnan(self.value) else round(self.value, 4)
         return {"value": value, "low": round(self.low, 4), "high": round(self.high, 4), "n": self.n}
+
+
+def in_percent(figure: Mapping[str, Any]) -> str:
+    """What `Figure.to_json` holds as text, in per cent: `value (low to high)`, or `never drawn` without trials."""
+    if figure["value"] is None:
+        return "never drawn"
+    value, low, high = (100 * figure[name] for name in ("value", "low", "high"))
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
 def wilson(successes: int, n: int, z: float = Z95) -> Figure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -62,9 +62,10 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure how well the bundled model draws, by its judge."""
+    from excise.app import card
     from excise.app.models import load_pipeline
     from excise.app.reference import drawing_figures
-    from excise.reference import card
+    from excise.bench.statistics import in_percent
     from excise.reference.evaluate import FAMILIES
 
     pipe = load_pipeline(None)
@@ -75,16 +76,11 @@ def evaluate(
 
     def show() -> None:
         names = ("objects", "any_object", "style", "background")
-        rows = [(family, *(_percent(found[name]) for name in names)) for family, found in figures.items()]
+        rows = [(family, *(in_percent(found[name]) for name in names)) for family, found in figures.items()]
         table(
-            f"Bundled model, {n} pictures a family",
+            f"Bundled model, {n} pictures a family, per cent (95 % interval)",
             ("family", "all objects", "any object", "style", "background"),
             rows,
         )
 
     emit(json, figures, show)
-
-
-def _percent(figure: dict[str, Any]) -> str:
-    value, low, high = (100 * figure[name] for name in ("value", "low", "high"))
-    return f"{value:.1f} % ({low:.1f} to {high:.1f})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,8 +55,6 @@ def train(
 
     The defaults are the SNCE paper's; --recipe reference has its own, with which the bundled SAE was trained.
     """
-    from dataclasses import replace
-
     from excise import sae as library
     from excise.app.finding import chosen
     from excise.app.models import load_pipeline, parse_site

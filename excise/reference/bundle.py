@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from excise.errors import ExciseError
-from excise.files import write_atomic
+from excise.files import put_folder, write_atomic
 from excise.reference import classifier
 from excise.reference.scenes import Pixels
 
@@ -35,9 +35,9 @@ def sae_folder() -> Path:
 
 
 def assemble(parts: Path, unet: UNet2DConditionModel, out: Path = MODEL) -> None:
-    """Write the bundled model, fp16 safetensors in shards below 20 MB, from the trained `parts`, in one step.
+    """Write the bundled model, fp16 safetensors in shards of 18 MB, from the trained `parts`, in one step.
 
-    An SAE that lies in `out` already is kept.
+    (One tensor, the 25 MB of token embeddings, has a shard to itself.) An SAE that lies in `out` already is kept.
     """
     from excise.reference.unet import scheduler
 
@@ -57,23 +57,19 @@ def assemble(parts: Path, unet: UNet2DConditionModel, out: Path = MODEL) -> None
     fresh = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     pipe.save_pretrained(fresh, max_shard_size="18MB")
-    # transformers loads what the config says, diffusers float32: without this the parts would come back in two dtypes.
     for config in fresh.glob("*/config.json"):
-        settings = json.loads(config.read_text()) | (
-            {"dtype": "float32"} if config.parent.name == "text_encoder" else {}
-        )
+        settings = json.loads(config.read_text())
         settings.pop("_name_or_path", None)  # a folder on the machine that trained it
+        if config.parent.name == "text_encoder":
+            # transformers loads what the config says, diffusers float32: without this the dtypes would differ.
+            settings["dtype"] = "float32"
         write_atomic(config, json.dumps(settings, indent=2) + "\n")
     for name in BESIDE:
         if (parts / name).exists():
             shutil.copy(parts / name, fresh / name)
-    old = out.with_name(f".{out.name}.old")
-    if out.exists():
-        if (out / "sae").exists():
-            shutil.copytree(out / "sae", fresh / "sae")
-        out.replace(old)
-    fresh.replace(out)
-    shutil.rmtree(old, ignore_errors=True)
+    if (out / "sae").exists():
+        shutil.copytree(out / "sae", fresh / "sae")
+    put_folder(fresh, out)
 
 
 def load(folder: Path = MODEL) -> StableDiffusionPipeline:

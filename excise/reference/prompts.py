@@ -13,9 +13,10 @@ from excise.reference.world import BACKGROUNDS, HELD_OUT_PAIRS, HELD_OUT_STYLES,
 
 
 def sae_corpus(captions: int = 8_000, english: int = 4_000, seed: int = 5) -> Iterator[str]:
-    """Training prompts of the bundled SAE: captions, and WordNet's English without the held-out synonyms.
+    """Training prompts of the bundled SAE: captions, and English without the held-out synonyms.
 
-    `english` needs WordNet's database (Debian's wordnet-base); with 0 none is read.
+    The English is WordNet's glosses and examples, and emoji's names and keywords. It needs WordNet's database (Debian's
+    wordnet-base); with `english` 0 none is read.
     """
     rng = random.Random(seed)
     for _ in range(captions):

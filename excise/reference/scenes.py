@@ -19,7 +19,7 @@ SIZE = 64
 GRID = 8
 """Objects stand on a grid of 8 pixels, the autoencoder's stride, so that a shifted object is a shifted latent."""
 ALONE_SIZES = (32, 40)
-PAIRED_SIZES = (24, 32)
+PAIRED_SIZE = 32
 ARTWORK = Path(__file__).with_name("artwork")
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -120,12 +120,7 @@ def place_objects(rng: random.Random, count: int) -> tuple[tuple[int, int, int],
         free = (SIZE - size) // GRID
         spot = [GRID * rng.randint(1, free - 1) for _ in range(2)]
         return ((spot[0], spot[1], size),)
-    boxes = []
-    for half in (0, 1):
-        size = rng.choice(PAIRED_SIZES)
-        left = half * 32 + rng.choice((0, 8) if size == 24 else (0,))
-        boxes.append((left, rng.choice((8, 16, 24)), size))
-    return tuple(boxes)
+    return tuple((left, rng.choice((8, 16, 24)), PAIRED_SIZE) for left in (0, 32))
 
 
 def render(scene: Scene) -> Pixels:

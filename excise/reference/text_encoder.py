@@ -163,17 +163,14 @@ def train(out: Path, steps: int = STEPS) -> Student:
         lengths = torch.tensor([len(ids[i]) for i in chosen])
         longest = int(lengths.max())
         width = POSITIONS if whole else min(POSITIONS, longest + rng.randrange(1, 4))
-        padded = torch.full((len(chosen), width), 49407)
-        for row, i in enumerate(chosen):
-            padded[row, : len(ids[i])] = torch.tensor(ids[i])
         end = lengths - 1
         beyond = torch.tensor([rng.randrange(int(e), width) for e in end])
-        return padded, torch.stack([end, beyond], 1), targets[chosen].float()
+        return padded([ids[i] for i in chosen], width), torch.stack([end, beyond], 1), targets[chosen].float()
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        padded, positions, want = batch(step)
+        tokens, positions, want = batch(step)
         with torch.autocast("cpu", torch.bfloat16):
-            made = student(padded, positions)
+            made = student(tokens, positions)
         made = F.normalize(made.float(), dim=-1)
         cosine = (made * want[:, None]).sum(-1).mean(0)
         alike = made[:, 0] @ made[:, 0].T - want @ want.T
@@ -187,6 +184,14 @@ def train(out: Path, steps: int = STEPS) -> Student:
     return student
 
 
+def padded(rows: list[list[int]], width: int) -> Tensor:
+    """Token ids `[N, width]`, filled up with end-of-text tokens as CLIP does."""
+    tokens = torch.full((len(rows), width), 49407)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+    return tokens
+
+
 def refit_head(student: Student, data: dict[str, Any], rows: list[int], steps: int = 3000) -> None:
     """Fit the head once more, alone, to the finished encoder's end-of-text states of the texts in `rows`."""
     ids, targets = data["ids"], data["targets"]
@@ -196,10 +201,8 @@ def refit_head(student: Student, data: dict[str, Any], rows: list[int], steps: i
         for start in range(0, len(order), 512):
             some = order[start : start + 512]
             end = torch.tensor([len(ids[i]) - 1 for i in some])
-            padded = torch.full((len(some), int(end.max()) + 1), 49407)
-            for row, i in enumerate(some):
-                padded[row, : len(ids[i])] = torch.tensor(ids[i])
-            made = student.encoder(input_ids=padded).last_hidden_state
+            tokens = padded([ids[i] for i in some], int(end.max()) + 1)
+            made = student.encoder(input_ids=tokens).last_hidden_state
             states[start : start + len(some)] = made[torch.arange(len(some)), end].float()
     want = targets[order].float()
     optimiser = torch.optim.Adam(student.head.parameters(), lr=2e-3)

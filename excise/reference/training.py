@@ -46,7 +46,10 @@ def trapezoid(steps: int, peak: float, decay_from: int | None = None, warmup: in
 
 
 class Average:
-    """Exponential moving average of a module's weights; the decay grows to `decay` as steps pass."""
+    """Exponential moving average of a module's weights; the decay of a step grows to `decay` as steps pass.
+
+    `update` is called every AVERAGED steps and makes up for them: it decays by that power.
+    """
 
     def __init__(self, module: nn.Module, decay: float = 0.999) -> None:
         self.decay = decay

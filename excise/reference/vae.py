@@ -61,15 +61,9 @@ def train(out: Path, steps: int = STEPS) -> AutoencoderKL:
     vae = build()
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = random.Random(step)
-        real = pixels([sample_scene(rng) for _ in range(BATCH)])
-        noise = torch.randn(BATCH, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(step))
-        with torch.autocast("cpu", torch.bfloat16):
-            mean = vae.encode(real).latent_dist.mean
-            made = vae.decode(mean + SPREAD * min(1, step / 500) * mean.std().detach() * noise).sample.float()
-        fidelity = reconstruction_loss(made, real)
-        figures = {"fidelity": round(fidelity.item(), 5), "scale": round(mean.float().std().item(), 3)}
-        return fidelity + PULL * mean.float().square().mean(), figures
+        fidelity, means = _attempt(vae, step, SPREAD * min(1, step / 500))
+        figures = {"fidelity": round(fidelity.item(), 5), "scale": round(means.std().item(), 3)}
+        return fidelity + PULL * means.square().mean(), figures
 
     run(vae, loss, steps=steps, peak=PEAK, out=out, weight_decay=0.0).copy_to(vae)
     vae.eval()
@@ -80,21 +74,27 @@ def train(out: Path, steps: int = STEPS) -> AutoencoderKL:
 
 
 def sharpen(vae: AutoencoderKL, out: Path, steps: int = DECODER_STEPS) -> None:
-    """Train the decoder alone on what the finished encoder makes of pictures."""
+    """Train the decoder alone on what the finished encoder, which is frozen by this, makes of pictures."""
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
     decoder = torch.nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = random.Random(10_000_000 + step)
-        real = pixels([sample_scene(rng) for _ in range(BATCH)])
-        noise = torch.randn(BATCH, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(step))
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                latents = vae.encode(real).latent_dist.mean + SPREAD * noise
-            made = vae.decode(latents).sample.float()
-        fidelity = reconstruction_loss(made, real)
+        fidelity, _ = _attempt(vae, 10_000_000 + step, SPREAD)
         return fidelity, {"fidelity": round(fidelity.item(), 5)}
 
     run(decoder, loss, steps=steps, peak=DECODER_PEAK, out=out, weight_decay=0.0).copy_to(decoder)
+
+
+def _attempt(vae: AutoencoderKL, seed: int, spread: float) -> tuple[Tensor, Tensor]:
+    """The loss on fresh scenes whose latents bear noise of `spread` times their own deviation, and the latents."""
+    rng = random.Random(seed)
+    real = pixels([sample_scene(rng) for _ in range(BATCH)])
+    noise = torch.randn(BATCH, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    with torch.autocast("cpu", torch.bfloat16):
+        means = vae.encode(real).latent_dist.mean
+        made = vae.decode(means + spread * means.std().detach() * noise).sample.float()
+    return reconstruction_loss(made, real), means.float()
 
 
 @torch.no_grad()

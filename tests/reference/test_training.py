@@ -162,6 +162,15 @@ def test_labels_and_verdict_of_an_untrained_judge() -> None:
     assert not (verdicts.nothing & verdicts.objects.any(1)).any() and math.isfinite(verdicts.scores.sum())
 
 
+def test_sharpening_moves_the_decoder_and_leaves_the_latents(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = vae.build()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    vae.sharpen(model, tmp_path, steps=training.AVERAGED)
+    moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
+    assert moved == {"decoder", "post_quant_conv"}
+
+
 @torch.no_grad()
 def test_standardising_changes_the_latents_and_not_the_pictures() -> None:
     torch.manual_seed(0)

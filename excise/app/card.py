@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from excise.bench.statistics import in_percent
 from excise.files import write_atomic
 
 FIGURES = "figures.json"
@@ -31,9 +32,9 @@ def write(folder: Path, drawing: Drawing) -> None:
     here = f"{platform.system()} {platform.machine()}, torch {torch.__version__}"
     facts = {"date": datetime.date.today().isoformat(), "machine": here, "drawing": drawing}
     write_atomic(folder / FIGURES, json.dumps({**facts, "text_encoder": text, "judge": judge}, indent=1) + "\n")
+    asked = ("objects", "any_object", "style", "background")
     rows = "\n".join(
-        f"| {family.replace('_', ' ')} | {_cell(f['objects'])} | {_cell(f['any_object'])} | {_cell(f['style'])} "
-        f"| {_cell(f['background'])} | {f['objects']['n']} |"
+        f"| {family.replace('_', ' ')} | {' | '.join(in_percent(f[name]) for name in asked)} | {f['objects']['n']} |"
         for family, f in drawing.items()
     )
     missed = ", ".join(text.get("synonyms_missed_student", [])) or "none"
@@ -53,10 +54,6 @@ def write(folder: Path, drawing: Drawing) -> None:
             story=story.read_text() if story.exists() else "",
         ),
     )
-
-
-def _cell(figure: dict[str, Any]) -> str:
-    return f"{100 * figure['value']:.1f} ({100 * figure['low']:.1f} to {100 * figure['high']:.1f})"
 
 
 def _read(path: Path) -> dict[str, Any]:
