@@ -20,6 +20,7 @@ GRID = 8
 """Objects stand on a grid of 8 pixels, the autoencoder's stride, so that a shifted object is a shifted latent."""
 ALONE_SIZES = (32, 40)
 PAIRED_SIZE = 32
+"""Side of each of two objects: of drawings 24 pixels wide the autoencoder itself spoilt one in ten."""
 ARTWORK = Path(__file__).with_name("artwork")
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
