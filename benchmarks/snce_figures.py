@@ -86,7 +86,7 @@ def main() -> None:
                 "neurons": edit.indices.tolist(),
                 "settings": {"site": edit.site.key, "lam": edit.lam, "source": edit.source, "gate": edit.gate},
             }
-            rows["pooled"] = pooled(rows)
+            rows["pooled"] = pooled({name: found for name, found in rows.items() if name != "pooled"})
             save(options.out, result)
             print(concept, row, {name: round(figure.value, 3) for name, figure in measured.items()}, flush=True)
 
@@ -107,7 +107,7 @@ def settings(row: str) -> dict[str, Any]:
 
 def pooled(row: dict[str, Any]) -> dict[str, Any]:
     """Shares over the pictures of all concepts together; for `others_delta` the mean of the differences."""
-    concepts = [row[c] for c in row if c != "pooled" and "refused" not in row[c]]
+    concepts = [found for found in row.values() if "refused" not in found]
     out = {}
     for name in [k for k, v in concepts[0].items() if isinstance(v, dict) and "n" in v]:
         cells = [c[name] for c in concepts if c[name]["value"] is not None]
@@ -165,8 +165,9 @@ def page(result: dict[str, Any]) -> str:
 
 
 def table(columns: dict[str, str], rows: dict[str, Any]) -> list[str]:
+    """A row for each concept, and `pooled` last."""
     lines = [f"| | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
-    for name, found in rows.items():
+    for name, found in sorted(rows.items(), key=lambda row: row[0] == "pooled"):
         cells = [found["refused"]] if "refused" in found else [in_percent(found[c]) for c in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines

@@ -27,7 +27,7 @@ from excise.reference.training import run
 from excise.reference.vae import pixels
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
 
-STEPS, BATCH, PEAK = 3500, 64, 2e-3
+STEPS, BATCH, PEAK = 5000, 64, 2e-3
 WRECKED = 8
 """Pictures of a batch whose objects are made unrecognisable."""
 FALSE_POSITIVES = 0.01
