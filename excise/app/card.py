@@ -14,7 +14,8 @@ from excise.bench.statistics import in_percent
 from excise.files import write_atomic
 
 FIGURES = "figures.json"
-
+ASKED = ("objects", "any_object", "style", "background")
+"""What is asked of every picture, in the order of the tables' columns."""
 
 Drawing = dict[str, dict[str, dict[str, Any]]]
 """For each family of prompts and each thing asked: `value`, `low` and `high` (Wilson's interval, 95 %) and `n`."""
@@ -32,9 +33,8 @@ def write(folder: Path, drawing: Drawing) -> None:
     here = f"{platform.system()} {platform.machine()}, torch {torch.__version__}"
     facts = {"date": datetime.date.today().isoformat(), "machine": here, "drawing": drawing}
     write_atomic(folder / FIGURES, json.dumps({**facts, "text_encoder": text, "judge": judge}, indent=1) + "\n")
-    asked = ("objects", "any_object", "style", "background")
     rows = "\n".join(
-        f"| {family.replace('_', ' ')} | {' | '.join(in_percent(f[name]) for name in asked)} | {f['objects']['n']} |"
+        f"| {family.replace('_', ' ')} | {' | '.join(in_percent(f[name]) for name in ASKED)} | {f['objects']['n']} |"
         for family, f in drawing.items()
     )
     missed = ", ".join(text.get("synonyms_missed_student", [])) or "none"

@@ -74,7 +74,7 @@ class Stage(Protocol):
 def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
     """Do it all; returns what `result.json` holds.
 
-    Raises ExciseError for an object the bundled model does not know, or where the disk refuses.
+    Raises ExciseError for an object the bundled model does not know or that has no synonyms, or where the disk refuses.
     """
     from excise import reference
     from excise.reference.world import OBJECTS

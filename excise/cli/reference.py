@@ -75,8 +75,7 @@ def evaluate(
         card.write(write_card, figures)
 
     def show() -> None:
-        names = ("objects", "any_object", "style", "background")
-        rows = [(family, *(in_percent(found[name]) for name in names)) for family, found in figures.items()]
+        rows = [(family, *(in_percent(found[name]) for name in card.ASKED)) for family, found in figures.items()]
         table(
             f"Bundled model, {n} pictures a family, per cent (95 % interval)",
             ("family", "all objects", "any object", "style", "background"),
