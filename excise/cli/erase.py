@@ -34,7 +34,7 @@ def erase(
         typer.Option("--source", help="Whose codes are subtracted: prompt, or concept (the paper's mode)."),
     ] = None,
     gate: Annotated[
-        str | None, typer.Option("--gate", help="How codes are read from the states: threshold, relu or topk.")
+        str | None, typer.Option("--gate", help="How codes are read from the states: whole, threshold, relu or topk.")
     ] = None,
     uncond: Annotated[
         str | None, typer.Option("--uncond", help="The unconditional branch: none, same or flip.")

@@ -1,4 +1,4 @@
-"""Where to put the threshold of gate="threshold", so that k rows of an SAE can stand in for its whole TopK."""
+"""Where to put the threshold of gate="whole" and "threshold", so that k rows of an SAE can stand in for its TopK."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Calibration(NamedTuple):
 
     threshold: Tensor
     quiet: Tensor
-    """Largest pre-activation over every position of every deconcept and control prompt."""
+    """Largest pre-activation over every given position of every deconcept and control prompt."""
     floor: Tensor
     """What 95 % of the concept rows that TopK keeps exceed; nan where it keeps none."""
     typical: Tensor
@@ -29,8 +29,8 @@ class Calibration(NamedTuple):
 def calibrate(concept: Tensor, kept: Tensor, quiet: Tensor, margin: float = 0.1) -> Calibration:
     """Thresholds from pre-activations of concept prompts `[P, T, k]` and of deconcept and control prompts `[Q, T, k]`.
 
-    `kept` `[P, T, k]` bool: where TopK keeps the neuron. Positions are all of them, padding included: a row that fires
-    anywhere changes the picture. The rule, per neuron, with q = max(quiet, 0):
+    `kept` `[P, T, k]` bool: where TopK keeps the neuron. Positions are all that are edited, padding included: a row
+    that fires anywhere changes the picture. The rule, per neuron, with q = max(quiet, 0):
 
         t = q + margin * (typical - q), but no more than (q + floor) / 2 where floor > q, and never below q.
 

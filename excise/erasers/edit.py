@@ -16,13 +16,13 @@ from torch import Tensor
 from excise.errors import ExciseError
 from excise.sites.site import Site
 
-Gate = Literal["threshold", "relu", "topk"]
+Gate = Literal["whole", "threshold", "relu", "topk"]
 Source = Literal["prompt", "concept"]
 Uncond = Literal["none", "same", "flip"]
 Align = Literal["position", "pooled"]
 Branch = Literal["conditional", "unconditional"]
 
-TENSORS = ("indices", "W_enc", "b_enc", "b_pre", "W_dec", "threshold")
+TENSORS = ("indices", "W_enc", "b_enc", "b_pre", "W_dec", "threshold", "typical")
 CHOICES: dict[str, tuple[str, ...]] = {
     "gate": get_args(Gate),
     "source": get_args(Source),
@@ -46,6 +46,20 @@ def preactivations(h: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor) -> Te
 def threshold_codes(preacts: Tensor, threshold: Tensor) -> Tensor:
     """z_i = pre-activation where it is above threshold_i (never below 0), else exactly 0."""
     return torch.where(preacts > threshold.clamp(min=0), preacts, torch.zeros_like(preacts))
+
+
+def whole_codes(preacts: Tensor, threshold: Tensor, typical: Tensor) -> Tensor:
+    """`[B, T, k]`: a prompt is silent, or open from its first state to its last.
+
+    Neuron i is silent in a prompt (exactly 0) unless some state passes threshold_i. Where one does, every state is read
+    with ReLU, and a prompt whose loudest code is below typical_i is raised until it reaches it: a synonym makes the
+    neuron fire more weakly than the concept's own name, and what is subtracted must not shrink with it.
+    """
+    z = preacts.clamp(min=0)
+    loudest = z.amax(-2, keepdim=True)
+    opened = loudest > threshold.clamp(min=0)
+    gain = torch.where(opened, typical / loudest, torch.ones_like(loudest)).clamp(min=1)
+    return torch.where(opened, gain * z, torch.zeros_like(z))
 
 
 def topk_codes(values: Tensor, indices: Tensor, wanted: Tensor) -> Tensor:
@@ -98,14 +112,19 @@ class SAEEdit:
     W_dec: Tensor
     """`[k, d]`"""
     threshold: Tensor
-    """`[k]`: pre-activations up to this one read as silence; used by gate="threshold" alone."""
+    """`[k]`: pre-activations up to this one read as silence, a state at a time ("threshold") or a prompt ("whole")."""
+    typical: Tensor
+    """`[k]`: the loudest pre-activation of a usual concept prompt, to which gate="whole" raises quieter prompts."""
     gate: Gate = "threshold"
-    """How codes are read from states: "threshold" (a calibrated stand-in for TopK), "relu" (TopK off), "topk" (exact;
-    with source="prompt" it needs the whole SAE at attach)."""
+    """How codes are read from states: "whole" (`whole_codes`), "threshold" (a calibrated stand-in for TopK), "relu"
+    (TopK off), "topk" (exact; with source="prompt" it needs the whole SAE at attach)."""
     source: Source = "prompt"
     """Whose codes are subtracted: the user's prompt's own, or the concept tuple's (the paper's reading)."""
     lam: float = 1.0
     """The paper's manipulation coefficient λ."""
+    lead: int = 0
+    """With source="prompt": how many first states are left alone. A causal encoder's BOS comes before any word and is
+    the same in every prompt, so a neuron that fires there says nothing of this one."""
     uncond: Uncond = "none"
     """The unconditional branch: left alone, edited alike, or edited with the opposite sign."""
     align: Align = "position"
@@ -120,7 +139,8 @@ class SAEEdit:
         if not (math.isfinite(self.lam) and self.lam >= 0):
             raise ExciseError(f"λ is {self.lam}; it must be a number of at least 0 (a negative one would amplify)")
         k, d = len(self.indices), self.site.width
-        shapes = {"indices": (k,), "W_enc": (k, d), "b_enc": (k,), "b_pre": (d,), "W_dec": (k, d), "threshold": (k,)}
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("indices", "b_enc", "threshold", "typical"), (k,))
+        shapes |= {"W_enc": (k, d), "b_pre": (d,), "W_dec": (k, d)}
         for name, shape in shapes.items():
             if tuple(getattr(self, name).shape) != shape:
                 raise ExciseError(
@@ -129,6 +149,8 @@ class SAEEdit:
                 )
         if k == 0 or len(set(self.indices.tolist())) != k or int(self.indices.min()) < 0:
             raise ExciseError("an edit needs at least one neuron, each named once by a number of at least 0")
+        if self.lead < 0:
+            raise ExciseError(f"lead is {self.lead}; it is a number of states, at least 0")
         if (self.source == "concept") != (self.concept_codes is not None):
             raise ExciseError('concept codes go with source="concept" and with nothing else; fit the eraser again')
         if self.concept_codes is not None and (self.concept_codes.ndim != 2 or self.concept_codes.shape[1] != k):
@@ -156,7 +178,8 @@ class SAEEdit:
         parts: dict[str, Any] = {
             name: own(getattr(sae, name)[rows.to(sae.W_enc.device)]) for name in ("W_enc", "b_enc", "W_dec")
         }
-        options.setdefault("threshold", torch.zeros(len(indices)))
+        for name in ("threshold", "typical"):
+            options.setdefault(name, torch.zeros(len(indices)))
         return cls(site=site, indices=rows, b_pre=own(sae.b_pre), sae_digest=sae_digest(sae), **parts, **options)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -196,10 +219,23 @@ class SAEEdit:
                 raise ExciseError('gate="topk" needs the whole SAE; give it as attach(pipe, sae=...)')
             values, indices = sae.encode(h.reshape(-1, h.shape[-1]).to(sae.W_enc))
             z = topk_codes(values, indices, self.indices.to(indices.device))
-            return z.reshape(*h.shape[:2], -1).to(h.device, dtype)
+            return self.after_lead(z.reshape(*h.shape[:2], -1).to(h.device, dtype))
         W_enc, b_enc, b_pre = self.W_enc.to(dtype), self.b_enc.to(dtype), self.b_pre.to(dtype)
-        threshold = self.threshold.to(dtype) if self.gate == "threshold" else torch.zeros_like(b_enc)
-        return threshold_codes(preactivations(h.to(dtype), W_enc, b_enc, b_pre), threshold)
+        return self.gated(preactivations(h.to(dtype), W_enc, b_enc, b_pre))
+
+    def gated(self, preacts: Tensor) -> Tensor:
+        """z `[B, T, k]` for pre-activations of that shape, as the gate reads them; not for gate="topk"."""
+        preacts = self.after_lead(preacts)
+        threshold, typical = self.threshold.to(preacts), self.typical.to(preacts)
+        if self.gate == "whole":
+            return whole_codes(preacts, threshold, typical)
+        return threshold_codes(preacts, threshold if self.gate == "threshold" else torch.zeros_like(threshold))
+
+    def after_lead(self, values: Tensor) -> Tensor:
+        """`values` `[B, T, k]` with 0 at the states that are left alone."""
+        if not self.lead or self.source == "concept":
+            return values
+        return torch.cat([torch.zeros_like(values[:, : self.lead]), values[:, self.lead :]], 1)
 
     @torch.no_grad()
     def apply(

@@ -28,7 +28,7 @@ _TOP = {"schema", "method", "name", "concept", "mentions", "edits", "made_for", 
     "canary",
     "canary_shift",
 }
-_EDIT = {"site", "lam", "sae_digest", "concept_codes", *CHOICES}
+_EDIT = {"site", "lam", "lead", "sae_digest", "concept_codes", *CHOICES}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def pack(eraser: Eraser) -> dict[str, bytes]:
             }
         )
         site = {"component": edit.site.component, "path": edit.site.path, "width": edit.site.width}
-        options = {name: getattr(edit, name) for name in ("lam", "sae_digest", *CHOICES)}
+        options = {name: getattr(edit, name) for name in ("lam", "lead", "sae_digest", *CHOICES)}
         edits.append({"site": site, "concept_codes": edit.concept_codes is not None, **options})
     described = {
         "schema": SCHEMA,
@@ -150,7 +150,7 @@ def _edit(n: int, data: dict[str, Any], tensors: dict[str, Tensor]) -> SAEEdit:
         if tensor.dtype != (torch.int64 if name == "indices" else torch.float32):
             raise ValueError(f"{n}.{name} is {tensor.dtype}")
     options: dict[str, Any] = {name: _text(data[name]) for name in (*CHOICES, "sae_digest")}
-    return SAEEdit(site=site, lam=float(data["lam"]), **parts, **options)
+    return SAEEdit(site=site, lam=float(data["lam"]), lead=int(data["lead"]), **parts, **options)
 
 
 def _exactly(data: Mapping[str, Any], keys: set[str], where: str) -> None:

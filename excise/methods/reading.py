@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from excise.erasers import SAEEdit
-from excise.erasers.edit import Align, threshold_codes, topk_codes
+from excise.erasers.edit import Align, topk_codes
 from excise.erasers.guard import unedited
 from excise.errors import ExciseError
 from excise.neurons import PromptCodes
@@ -43,10 +43,13 @@ class Reading:
 
     def codes(self, edit: SAEEdit) -> Tensor:
         """Codes `[P, T, k]` as the edit's gate reads them."""
-        if edit.gate == "topk":
-            return self.topk
-        level = edit.threshold if edit.gate == "threshold" else torch.zeros_like(edit.threshold)
-        return threshold_codes(self.preacts, level)
+        return edit.after_lead(self.topk) if edit.gate == "topk" else edit.gated(self.preacts)
+
+    @property
+    def lead(self) -> int:
+        """1 where the first state comes before any word and is the same in every prompt (a causal encoder's BOS)."""
+        first = self.preacts[:, 0]
+        return int(not self.scored[:, 0].any() and torch.allclose(first, first[:1], atol=1e-3, rtol=1e-3))
 
 
 def _features(pipe: Any, site: Site, prompts: Sequence[str], batch_size: int) -> list[Features]:

@@ -32,30 +32,51 @@ def states(seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(3, T, 6, generator=torch.Generator().manual_seed(seed + 2)).to(dtype)
 
 
-def oracle(model: TopKSAE, h: Tensor, neurons: list[int], lam: float, gate: str, threshold: list[float]) -> Tensor:
+def oracle(
+    model: TopKSAE,
+    h: Tensor,
+    neurons: list[int],
+    lam: float,
+    gate: str,
+    threshold: list[float],
+    typical: list[float],
+    lead: int,
+) -> Tensor:
     """Eqs. 1, 8 and 9 written out with loops, in float64, for source="prompt"."""
     W_enc, W_dec = model.W_enc.detach().double(), model.W_dec.detach().double()
     b_enc, b_pre = model.b_enc.detach().double(), model.b_pre.detach().double()
     out = h.double().clone()
     for b in range(h.shape[0]):
-        for t in range(h.shape[1]):
-            z = [float(W_enc[i] @ (h[b, t].double() - b_pre) + b_enc[i]) for i in range(len(b_enc))]
+        prompt = [[float(W_enc[i] @ (x.double() - b_pre) + b_enc[i]) for i in range(len(b_enc))] for x in h[b]]
+        for t in range(lead, h.shape[1]):
+            z = prompt[t]
             cutoff = sorted(z, reverse=True)[model.config.k - 1]
             for n, i in enumerate(neurons):
-                level = {"relu": 0.0, "threshold": max(threshold[n], 0.0), "topk": 0.0}[gate]
-                active = z[i] > level and (gate != "topk" or z[i] >= cutoff)
-                M = lam * z[i] if active else 0.0
+                level = max(threshold[n], 0.0)
+                loudest = max(row[i] for row in prompt[lead:])
+                active = {
+                    "relu": z[i] > 0,
+                    "threshold": z[i] > level,
+                    "topk": z[i] > 0 and z[i] >= cutoff,
+                    "whole": z[i] > 0 and loudest > level,
+                }[gate]
+                gain = typical[n] / loudest if gate == "whole" and 0 < loudest < typical[n] else 1.0
+                M = lam * gain * z[i] if active else 0.0
                 out[b, t] -= M * W_dec[i]
     return out
 
 
-@pytest.mark.parametrize("gate", ["relu", "threshold", "topk"])
+@pytest.mark.parametrize("lead", [0, 2])
+@pytest.mark.parametrize("gate", ["relu", "threshold", "topk", "whole"])
 @given(seed=st.integers(0, 1000), lam=st.floats(0, 4), strength=st.floats(0, 2))
 @settings(max_examples=20, deadline=None)
-def test_equations_8_and_9_with_the_prompts_own_codes(gate: Any, seed: int, lam: float, strength: float) -> None:
-    model, h, neurons, threshold = sae(seed), states(seed), [7, 2], [0.8, -1.0]
-    edit = SAEEdit.from_sae(model, SITE, neurons, gate=gate, lam=lam, threshold=torch.tensor(threshold))
-    expected = oracle(model, h, neurons, lam * strength, gate, threshold)
+def test_equations_8_and_9_with_the_prompts_own_codes(
+    gate: Any, lead: int, seed: int, lam: float, strength: float
+) -> None:
+    model, h, neurons, threshold, typical = sae(seed), states(seed), [7, 2], [0.8, -1.0], [5.0, 1.0]
+    levels = {"threshold": torch.tensor(threshold), "typical": torch.tensor(typical)}
+    edit = SAEEdit.from_sae(model, SITE, neurons, gate=gate, lam=lam, lead=lead, **levels)
+    expected = oracle(model, h, neurons, lam * strength, gate, threshold, typical, lead)
     torch.testing.assert_close(edit.apply(h, strength, sae=model).double(), expected, atol=2e-5, rtol=1e-5)
 
 
@@ -86,6 +107,23 @@ def test_silent_rows_keep_every_bit_in_every_dtype(dtype: torch.dtype) -> None:
     bits = torch.int32 if dtype == torch.float32 else torch.int16
     assert torch.equal(out.view(bits)[~fires], h.view(bits)[~fires])
     assert (out != h).any(-1)[fires].all()
+
+
+def test_a_whole_prompt_is_opened_and_raised_or_keeps_every_bit() -> None:
+    model = sae()
+    with torch.no_grad():
+        model.b_pre.zero_()
+        model.b_enc.zero_()
+    toward = model.W_enc[7].detach() / model.W_enc[7].detach().square().sum()
+    # Codes of neuron 7, state by state: a prompt with the concept, one with a weak synonym, one with a murmur.
+    z = torch.tensor([[9.0, 0.0, 6.0, 4.0, 4.0], [0.0, 3.0, 1.0, 0.5, -1.0], [0.5, 1.9, 0.5, 0.5, 0.5]])
+    levels = {"threshold": torch.tensor([2.0]), "typical": torch.tensor([6.0])}
+    edit = SAEEdit.from_sae(model, SITE, [7], gate="whole", lead=1, **levels)
+    h = z[..., None] * toward
+    expected = torch.tensor([[0.0, 0.0, 6.0, 4.0, 4.0], [0.0, 6.0, 2.0, 1.0, 0.0], [0.0] * 5])
+    torch.testing.assert_close(edit.codes(h)[..., 0], expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(edit.apply(h)[2], h[2])
+    assert torch.equal(edit.apply(h)[:, 0], h[:, 0])
 
 
 def test_half_precision_is_the_float32_edit_rounded_once() -> None:
@@ -136,6 +174,7 @@ def test_an_edit_that_removes_all_codes_leaves_the_residual() -> None:
         ({"uncond": "both"}, "uncond cannot be"),
         ({"lam": -1.0}, "λ is -1"),
         ({"lam": float("nan")}, "λ is nan"),
+        ({"lead": -1}, "lead is -1"),
         ({"site": Site("text_encoder", "x", 7)}, "has shape"),
         ({"indices": torch.tensor([7, 7])}, "has shape"),
         ({"indices": torch.tensor([-7])}, "at least 0"),

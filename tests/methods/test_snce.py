@@ -56,7 +56,7 @@ def test_fit_makes_an_eraser_that_spares_controls(
     eraser = fit(tiny_pipe, gun, CONFIG, sae=word_sae)
     (edit,) = eraser.edits
     assert edit.indices.tolist() == [5]
-    assert (edit.lam, edit.gate, edit.source) == (1.5, "threshold", "prompt")
+    assert (edit.lam, edit.gate, edit.source, edit.lead) == (1.5, "whole", "prompt", 1)
     assert "gun" in eraser.canary[0]
     assert eraser.canary_shift > 0
     fires = eraser.measured["fires"]
@@ -78,10 +78,31 @@ def test_fit_makes_an_eraser_that_spares_controls(
     assert same == [True] * len(gun.controls) + [False]
 
 
+def test_a_neuron_that_fires_at_the_start_of_every_prompt_is_calibrated_without_it(
+    tiny_pipe: Any, word_sae: TopKSAE, gun: Concept, tiny_site: Any
+) -> None:
+    quiet = [*(pair.deconcept for pair in gun.pairs), *gun.controls]
+    (features,) = capture(tiny_pipe, [tiny_site], quiet, len(quiet))
+    states = features.states[tiny_site]
+    others = states[:, 1:].flatten(0, 1)
+    bos = states[0, 0] - others.mean(0)
+    # The direction in which BOS stands out and the other states hardly differ.
+    toward = torch.linalg.solve(others.T.cov() + 1e-4 * torch.eye(others.shape[1]), bos)
+    toward *= 40 / (toward @ bos)
+    with torch.no_grad():
+        word_sae.W_enc[5] += toward
+        word_sae.b_enc[5] -= toward @ (others.mean(0) - word_sae.b_pre)
+    z = word_sae.preactivations(states)[..., 5].detach()
+    assert (z[:, 0] > z[:, 1:].max()).all(), "louder at the start than anywhere else"
+    eraser = fit(tiny_pipe, gun, replace(CONFIG, neurons=(5,)), sae=word_sae)
+    assert eraser.measured["neurons"][0]["quiet"] == pytest.approx(float(z[:, 1:].max()), rel=1e-4)
+    assert eraser.measured["fires"]["controls"] == 0
+
+
 def test_the_threshold_agrees_with_topk_where_the_concept_is(
     tiny_pipe: Any, word_sae: TopKSAE, gun: Concept, tiny_site: Any
 ) -> None:
-    eraser = fit(tiny_pipe, gun, CONFIG, sae=word_sae)
+    eraser = fit(tiny_pipe, gun, replace(CONFIG, gate="threshold"), sae=word_sae)
     exact = fit(tiny_pipe, gun, replace(CONFIG, gate="topk"), sae=word_sae)
     (features,) = capture(tiny_pipe, [tiny_site], ["a gun", "the gun", "a gun on sand", "a cat"])
     h = features.states[tiny_site]
@@ -92,7 +113,7 @@ def test_the_threshold_agrees_with_topk_where_the_concept_is(
         exact.attach(tiny_pipe)
 
 
-@pytest.mark.parametrize("gate", ["relu", "topk", "threshold"])
+@pytest.mark.parametrize("gate", ["relu", "topk", "whole"])
 def test_the_papers_source_takes_the_tuples_codes_by_position(
     tiny_pipe: Any, word_sae: TopKSAE, gun: Concept, tiny_site: Any, gate: Any
 ) -> None:
@@ -102,11 +123,7 @@ def test_the_papers_source_takes_the_tuples_codes_by_position(
     (features,) = capture(tiny_pipe, [tiny_site], ["gun, the gun"])
     h = features.states[tiny_site][0]
     z = word_sae.preactivations(h)[:, 5].detach()
-    if gate == "topk":
-        expected = topk_codes(*word_sae.encode(h), torch.tensor([5]))[:, 0].detach()
-    else:
-        level = edit.threshold[0] if gate == "threshold" else torch.tensor(0.0)
-        expected = torch.where(z > level, z, torch.zeros(()))
+    expected = z.relu() if gate == "relu" else topk_codes(*word_sae.encode(h), torch.tensor([5]))[:, 0].detach()
     assert edit.concept_codes is not None
     torch.testing.assert_close(edit.concept_codes[:, 0], expected, atol=1e-4, rtol=1e-4)
 
