@@ -6,21 +6,26 @@
 
 Each row is one configuration of the eraser for all concepts; the JSON holds every concept by itself and `pooled`, where
 the pictures of all concepts count together; a page of tables stands beside it (snce.md). A stopped run goes on where it
-stopped, if the number of images, the model and the SAE are still the same; otherwise it starts anew.
+stopped, if the number of images, the model, the SAE and the default configuration are still the same; otherwise it
+starts anew. With `--keep FOLDER` the unerased pictures are kept there, for a later run with other rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from excise import reference
 from excise.app.demo import machine
-from excise.app.measure import drawn, families, figures, further_figures, judged
+from excise.app.measure import Family, Pictures, drawn, families, figures, further_figures, judged
 from excise.bench.statistics import in_percent, wilson
 from excise.concepts import from_templates
 from excise.erasers import made_for
@@ -51,30 +56,32 @@ def main() -> None:
         "--rows", default="all", help="rows, separated by ';'; a row may also be settings, as lam=1.5,k=2"
     )
     parser.add_argument("--out", type=Path, default=Path("docs/results/snce.json"))
+    parser.add_argument("--keep", type=Path, help="folder for the unerased pictures")
     options = parser.parse_args()
     names = list(ROWS) if options.rows == "all" else options.rows.split(";")
     pipe, sae = reference.load(), load(reference.sae_folder())
-    same = {"images_a_family": options.n, "made_for": made_for(pipe), "sae": sae_digest(sae)}
+    same = {"images_a_family": options.n, "made_for": made_for(pipe), "sae": sae_digest(sae), "config": asdict(DEFAULT)}
+    same = json.loads(json.dumps(same))
     result = json.loads(options.out.read_text()) if options.out.exists() else {}
     if any(result.get(name) != value for name, value in same.items()):
         result = {**same, "rows": {}}
     result |= {"command": f"python benchmarks/snce_figures.py --n {options.n}", "machine": machine()}
     result["date"] = datetime.date.today().isoformat()
     for concept in options.concepts.split(","):
-        missing = [r for r in names if concept not in result["rows"].get(r, {})]
+        missing = [name for name in names if concept not in result["rows"].get(name, {}).get("concepts", {})]
         if not missing:
             continue
         groups = families(concept, options.n)
-        before = drawn(pipe, groups)
+        before = unerased(pipe, groups, f"{concept} {same}", options.keep)
         pairs = from_templates(concept, (concept,))
         config = replace(DEFAULT, sae=str(reference.sae_folder()), examine=20)
         found = find(pipe, sae, pairs, config)
-        for row in missing:
-            rows = result["rows"].setdefault(row, {})
+        for name in missing:
+            row = result["rows"].setdefault(name, {"concepts": {}})
             try:
-                eraser = fit(pipe, pairs, replace(config, **settings(row)), sae=sae, found=found)
+                eraser = fit(pipe, pairs, replace(config, **settings(name)), sae=sae, found=found)
             except ExciseError as error:
-                rows[concept] = {"refused": str(error)}
+                row["concepts"][concept] = {"refused": str(error)}
                 save(options.out, result)
                 continue
             with eraser.attach(pipe):
@@ -82,13 +89,26 @@ def main() -> None:
             outcomes = judged(concept, groups, before, after)
             measured = figures(outcomes) | further_figures(outcomes)
             edit = eraser.edits[0]
-            rows[concept] = {name: figure.to_json() for name, figure in measured.items()} | {
+            row["concepts"][concept] = {key: figure.to_json() for key, figure in measured.items()} | {
                 "neurons": edit.indices.tolist(),
                 "settings": {"site": edit.site.key, "lam": edit.lam, "source": edit.source, "gate": edit.gate},
             }
-            rows["pooled"] = pooled({name: found for name, found in rows.items() if name != "pooled"})
+            row["pooled"] = pooled(row["concepts"])
             save(options.out, result)
-            print(concept, row, {name: round(figure.value, 3) for name, figure in measured.items()}, flush=True)
+            print(concept, name, {key: round(figure.value, 3) for key, figure in measured.items()}, flush=True)
+
+
+def unerased(pipe: Any, groups: Sequence[Family], key: str, keep: Path | None) -> list[Pictures]:
+    """The families as the model itself draws them; from the folder `keep` where they were drawn before."""
+    if keep is None:
+        return drawn(pipe, groups)
+    file = keep / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    if file.exists():
+        return list(np.load(file))
+    pictures = drawn(pipe, groups)
+    keep.mkdir(parents=True, exist_ok=True)
+    np.save(file, np.stack(pictures))
+    return pictures
 
 
 def save(out: Path, result: dict[str, Any]) -> None:
@@ -97,17 +117,17 @@ def save(out: Path, result: dict[str, Any]) -> None:
     write_atomic(out.with_suffix(".md"), page(result))
 
 
-def settings(row: str) -> dict[str, Any]:
+def settings(name: str) -> dict[str, Any]:
     """What a row changes in the default configuration: a named row's settings, or those its own name spells out."""
-    if row in ROWS:
-        return ROWS[row]
-    given = dict(part.split("=") for part in row.split(","))
+    if name in ROWS:
+        return ROWS[name]
+    given = dict(part.split("=") for part in name.split(","))
     return {name: type(getattr(DEFAULT, name))(value) for name, value in given.items()}
 
 
-def pooled(row: dict[str, Any]) -> dict[str, Any]:
+def pooled(by_concept: dict[str, Any]) -> dict[str, Any]:
     """Shares over the pictures of all concepts together; for `others_delta` the mean of the differences."""
-    concepts = [found for found in row.values() if "refused" not in found]
+    concepts = [found for found in by_concept.values() if "refused" not in found]
     out = {}
     for name in [k for k, v in concepts[0].items() if isinstance(v, dict) and "n" in v]:
         cells = [c[name] for c in concepts if c[name]["value"] is not None]
@@ -143,11 +163,11 @@ BEFORE = {
 
 def page(result: dict[str, Any]) -> str:
     """The same figures as tables, in per cent with their 95 % intervals."""
-    unerased: dict[str, Any] = {}
-    for found in result["rows"].values():
-        for concept, figures_of in found.items():
-            if concept != "pooled" and "refused" not in figures_of:
-                unerased.setdefault(concept, figures_of)
+    before: dict[str, Any] = {}
+    for row in result["rows"].values():
+        for concept, found in row["concepts"].items():
+            if "refused" not in found:
+                before.setdefault(concept, found)
     lines = [
         "# SNCE on the bundled model",
         "",
@@ -157,17 +177,18 @@ def page(result: dict[str, Any]) -> str:
         "the partner likewise.",
         "",
         "## Unerased",
-        *table(BEFORE, unerased),
+        *table(BEFORE, before),
     ]
-    for row, found in result["rows"].items():
-        lines += ["", f"## {row}", *table(COLUMNS, found)]
+    for name, row in result["rows"].items():
+        together = {"pooled": row["pooled"]} if "pooled" in row else {}
+        lines += ["", f"## {name}", *table(COLUMNS, row["concepts"] | together)]
     return "\n".join(lines) + "\n"
 
 
 def table(columns: dict[str, str], rows: dict[str, Any]) -> list[str]:
-    """A row for each concept, and `pooled` last."""
+    """A line for each concept."""
     lines = [f"| | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
-    for name, found in sorted(rows.items(), key=lambda row: row[0] == "pooled"):
+    for name, found in rows.items():
         cells = [found["refused"]] if "refused" in found else [in_percent(found[c]) for c in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
