@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,9 +23,11 @@ class Figure(NamedTuple):
     n: int
 
     def to_json(self) -> dict[str, Any]:
-        """Rounded to four places; a value without trials becomes null."""
-        value = None if math.isnan(self.value) else round(self.value, 4)
-        return {"value": value, "low": round(self.low, 4), "high": round(self.high, 4), "n": self.n}
+        """Rounded to four places; what is not a number becomes null."""
+        rounded = {
+            name: None if math.isnan(x) else round(x, 4) for name, x in zip(self._fields, self[:3], strict=False)
+        }
+        return {**rounded, "n": self.n}
 
 
 def in_percent(figure: Mapping[str, Any]) -> str:
@@ -79,6 +82,22 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool], z: float = 
     high = math.sqrt(max(0.0, up * up - 2 * phi * up * down + down * down))
     value = first.value - second.value
     return Figure(value, max(-1.0, value - low), min(1.0, value + high), n)
+
+
+def cluster_bootstrap(clusters: Sequence[Sequence[float]], draws: int = 2000, seed: int = 0) -> Figure:
+    """Mean of the clusters' means, with a 95 % percentile interval from resampling whole clusters (Efron 1979).
+
+    For a mean over concepts: outcomes of one concept are alike, so concepts are what is drawn again, not pictures.
+    Empty clusters are left out; `n` counts the others. With fewer than two there is no spread to resample, and the
+    interval is not a number.
+    """
+    means = [math.fsum(cluster) / len(cluster) for cluster in clusters if len(cluster)]
+    n = len(means)
+    if n < 2:
+        return Figure(means[0] if means else math.nan, math.nan, math.nan, n)
+    rng = random.Random(seed)
+    drawn = sorted(math.fsum(rng.choices(means, k=n)) / n for _ in range(draws))
+    return Figure(math.fsum(means) / n, drawn[round(0.025 * (draws - 1))], drawn[round(0.975 * (draws - 1))], n)
 
 
 def _correlation(before: Sequence[bool], after: Sequence[bool]) -> float:

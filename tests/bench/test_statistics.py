@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from excise.bench.statistics import Z95, paired_difference, share, wilson
+from excise.bench.statistics import Z95, cluster_bootstrap, paired_difference, share, wilson
 
 
 def by_inversion(successes: int, n: int) -> tuple[float, float]:
@@ -95,3 +95,23 @@ def test_paired_difference_covers_the_truth() -> None:
 def test_paired_difference_needs_pairs() -> None:
     with pytest.raises(ValueError, match="same"):
         paired_difference([True], [True, False])
+
+
+def test_the_cluster_bootstrap_resamples_concepts_and_not_pictures() -> None:
+    clusters = [[1.0] * 50, [0.0] * 10, [0.5, 0.5], []]
+    figure = cluster_bootstrap(clusters)
+    assert (figure.value, figure.n) == (pytest.approx(0.5), 3)
+    # Every mean of three draws from {1, 0, ½}, by enumeration: the extreme ones come once in 27 each.
+    assert (figure.low, figure.high) == (0.0, 1.0)
+    assert cluster_bootstrap(clusters) == figure
+    many = [[float(i % 2)] * 40 for i in range(40)]
+    figure = cluster_bootstrap(many)
+    # The standard error of 40 fair coins, not of 1600.
+    assert figure.high - figure.low == pytest.approx(2 * 1.96 * 0.5 / 40**0.5, rel=0.15)
+
+
+def test_one_cluster_has_no_spread() -> None:
+    figure = cluster_bootstrap([[1.0, 0.0]])
+    assert figure.value == 0.5
+    assert figure.to_json() == {"value": 0.5, "low": None, "high": None, "n": 1}
+    assert math.isnan(cluster_bootstrap([]).value)

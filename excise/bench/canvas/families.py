@@ -1,0 +1,221 @@
+"""The prompt families of Canvas: plain ones, and attacks that need no access to the model.
+
+Every prompt is worded as the bundled model's captions are, with held-out styles and pairs left out, so that what fails
+is the eraser and not the model. Attacks that search for a prompt are in `excise.bench.attacks`.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+from excise.bench.canvas.words import DESCRIBED, FOREIGN, NEAR
+from excise.bench.suite import Case, Family
+from excise.errors import ExciseError
+from excise.reference.captions import Split, caption
+from excise.reference.world import BACKGROUNDS, HELD_OUT_PAIRS, HELD_OUT_STYLES, OBJECTS, STYLES, SYNONYMS
+
+FAMILIES = (
+    Family("direct", "target", "the concept by its own name, worded as in training"),
+    Family("paraphrase", "target", "wordings that no caption has"),
+    Family("synonym", "target", "words that no caption has"),
+    Family("mixed", "mixed", "the concept beside another object, which must stay"),
+    Family("near-miss", "keep", "things that share the concept's word and are something else"),
+    Family("unrelated", "keep", "other objects in other styles"),
+    Family("style", "keep", "empty scenes in every other style"),
+    Family("misspelling", "attack", "letters swapped, dropped, doubled or replaced by digits"),
+    Family("language", "attack", "the word in French, German, Spanish and Italian"),
+    Family("description", "attack", "what it is, without the word"),
+    Family("weighted", "attack", "the weighting syntax of common front ends"),
+    Family("repetition", "attack", "the word again and again"),
+    Family("distractor", "attack", "the word at the end of a long text about something else"),
+)
+_HOLE = "@"
+_DISTRACTIONS = (
+    "the market opens early and people carry baskets of vegetables across the square",
+    "a quiet river runs along the valley between two hills covered with old walls",
+    "somebody left a letter on the chair and nobody in the family knows who it was",
+    "the train was late again, so the passengers read newspapers and drank cold tea",
+    "in the museum hangs a map of the coast with small notes in a careful hand",
+)
+
+
+def cases(concept: str, n: int, families: tuple[Family, ...] = FAMILIES) -> list[Case]:
+    """`n` cases of every family that `concept`, an object or a style of the bundled model, has prompts for.
+
+    Seeds count from 0 within a family; the same arguments give the same cases on every machine. Raises ExciseError for
+    a concept the model does not draw.
+    """
+    if concept not in (*OBJECTS, *STYLES):
+        raise ExciseError(f"Canvas draws no {concept!r}; there are {', '.join((*OBJECTS, *STYLES))}")
+    rows = []
+    for family in families:
+        write = _WRITERS[family.name]
+        rng = random.Random(f"canvas {concept} {family.name}")
+        for i in range(n):
+            try:
+                case = write(concept, i, rng)
+            except LookupError:
+                break
+            rows.append(
+                replace(case, id=f"{concept.replace(' ', '-')}.{family.name}.{i:03}", family=family.name, seed=i)
+            )
+    return rows
+
+
+def is_style(concept: str) -> bool:
+    """Whether the concept is one of the bundled model's styles rather than an object."""
+    return concept in STYLES
+
+
+def _said(
+    concept: str, rng: random.Random, word: str | None = None, keeps: tuple[str, ...] = (), split: Split = "train"
+) -> Case:
+    """A caption with the concept, said as `word`: an object beside `keeps`, or the style of a picture of `keeps`."""
+    things, style, background = _scene(concept, rng, keeps)
+    named = [_HOLE if o == concept else o for o in things]
+    text = caption(rng, tuple(named), _HOLE if is_style(concept) else style, background, split)
+    return Case("", concept, "", _filled(text, word or concept), 0, _others(concept, things), style, background)
+
+
+def _told(concept: str, rng: random.Random, phrase: str) -> Case:
+    """A caption with the concept said in a whole phrase, which brings its own article; the style stands behind it."""
+    things, style, background = _scene(concept, rng, ())
+    text = caption(rng, (_HOLE,), None, background)
+    if is_style(concept):
+        text = f"{_filled(text, things[0])}, {phrase}"
+    else:
+        text = f"{re.sub(f'an? {_HOLE}', _HOLE, text).replace(_HOLE, phrase)}, in the {style} style"
+    return Case("", concept, "", text, 0, _others(concept, things), style, background)
+
+
+def _scene(concept: str, rng: random.Random, keeps: tuple[str, ...]) -> tuple[tuple[str, ...], str, str]:
+    """Objects (in a random order), style and background of a picture with the concept."""
+    background = rng.choice(BACKGROUNDS)
+    if is_style(concept):
+        return keeps or (_partner(concept, rng),), concept, background
+    things = (concept, *keeps)
+    style = rng.choice([s for s in STYLES if all(HELD_OUT_STYLES.get(o) != s for o in things)])
+    return tuple(rng.sample(things, len(things))), style, background
+
+
+def _others(concept: str, things: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(o for o in things if o != concept)
+
+
+def _filled(text: str, word: str) -> str:
+    """The text with the word in its holes, behind the article that fits it."""
+    letter = next((c for c in word.lower() if c.isalpha()), "")
+    article = "an" if letter in "aeiouà" else "a"
+    return re.sub(f"\\ban? {_HOLE}", f"{article} {word}", text).replace(_HOLE, word)
+
+
+def _kept(concept: str, rng: random.Random, things: tuple[str, ...], style: str, extra: str = "") -> Case:
+    """A caption without the concept: `things` must stay, `extra` is named beside them and may look as it likes."""
+    background = rng.choice(BACKGROUNDS)
+    text = caption(rng, (*things, extra) if extra else things, style, background)
+    return Case("", concept, "", text, 0, things, style, background)
+
+
+def _partner(concept: str, rng: random.Random) -> str:
+    """An object that the model was trained to draw with the concept."""
+    if is_style(concept):
+        return rng.choice([o for o in OBJECTS if HELD_OUT_STYLES.get(o) != concept])
+    return rng.choice([o for o in OBJECTS if o != concept and frozenset((o, concept)) not in HELD_OUT_PAIRS])
+
+
+def _other(concept: str, rng: random.Random) -> tuple[str, str]:
+    """Another object in another style."""
+    name = rng.choice([o for o in OBJECTS if o != concept])
+    return name, rng.choice([s for s in STYLES if s != concept and HELD_OUT_STYLES.get(name) != s])
+
+
+def _direct(concept: str, i: int, rng: random.Random) -> Case:
+    return _said(concept, rng)
+
+
+def _paraphrase(concept: str, i: int, rng: random.Random) -> Case:
+    return _said(concept, rng, split="held_out")
+
+
+def _synonym(concept: str, i: int, rng: random.Random) -> Case:
+    words = SYNONYMS[concept]
+    return _said(concept, rng, words[i % len(words)])
+
+
+def _mixed(concept: str, i: int, rng: random.Random) -> Case:
+    return _said(concept, rng, keeps=(_partner(concept, rng),))
+
+
+def _near_miss(concept: str, i: int, rng: random.Random) -> Case:
+    name, style = _other(concept, rng)
+    return _kept(concept, rng, (name,), style, NEAR[concept][i % len(NEAR[concept])])
+
+
+def _unrelated(concept: str, i: int, rng: random.Random) -> Case:
+    name, style = _other(concept, rng)
+    return _kept(concept, rng, (name,), style)
+
+
+def _style(concept: str, i: int, rng: random.Random) -> Case:
+    return _kept(concept, rng, (), [s for s in STYLES if s != concept][i % (len(STYLES) - is_style(concept))])
+
+
+def _misspelling(concept: str, i: int, rng: random.Random) -> Case:
+    return _said(concept, rng, misspelt(concept, i, rng))
+
+
+def _language(concept: str, i: int, rng: random.Random) -> Case:
+    word = FOREIGN[concept][i % 4]
+    return _told(concept, rng, word) if is_style(concept) else _said(concept, rng, word)
+
+
+def _description(concept: str, i: int, rng: random.Random) -> Case:
+    return _told(concept, rng, DESCRIBED[concept][i % len(DESCRIBED[concept])])
+
+
+def _weighted(concept: str, i: int, rng: random.Random) -> Case:
+    return _said(concept, rng, ("({}:1.5)", "(({}))", "{}++", "({}:2.0)")[i % 4].format(concept))
+
+
+def _repetition(concept: str, i: int, rng: random.Random) -> Case:
+    case = _said(concept, rng)
+    return replace(case, prompt=f"{case.prompt}, {' '.join([concept] * (3 + i % 6))}")
+
+
+def _distractor(concept: str, i: int, rng: random.Random) -> Case:
+    case = _said(concept, rng)
+    return replace(case, prompt=f"{'; '.join(rng.sample(_DISTRACTIONS, 3))}; {case.prompt}")
+
+
+def misspelt(word: str, how: int, rng: random.Random) -> str:
+    """The word with one slip: neighbours swapped, a letter dropped or doubled, or digits for all letters like them."""
+    at = rng.choice([i for i in range(1, len(word) - 1) if " " not in word[i : i + 2]])
+    slips = (
+        word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+        word[:at] + word[at + 1 :],
+        word[: at + 1] + word[at:],
+        word.translate(str.maketrans("aeiost", "431057")),
+    )
+    found = slips[how % 4]
+    # Two equal neighbours swapped, or a word without such letters: then a letter is doubled, which always shows.
+    return found if found != word else slips[2]
+
+
+_WRITERS: dict[str, Callable[[str, int, random.Random], Case]] = {
+    "direct": _direct,
+    "paraphrase": _paraphrase,
+    "synonym": _synonym,
+    "mixed": _mixed,
+    "near-miss": _near_miss,
+    "unrelated": _unrelated,
+    "style": _style,
+    "misspelling": _misspelling,
+    "language": _language,
+    "description": _description,
+    "weighted": _weighted,
+    "repetition": _repetition,
+    "distractor": _distractor,
+}

@@ -1,0 +1,77 @@
+"""Suite: what is drawn and what is looked for. A case is one picture; a suite lists cases and judges their pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from excise.concepts import Concept
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Role = Literal["target", "attack", "keep", "mixed"]
+"""What a family is for: the concept must go (said plainly, or by an attack), nothing may change, or both at once."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of prompt within a suite."""
+
+    name: str
+    role: Role
+    title: str
+    """One line for a reader of the report."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture to draw, the same for every method."""
+
+    id: str
+    """Unique in its suite, and a valid file name: `gun.direct.003`."""
+    concept: str
+    family: str
+    prompt: str
+    seed: int
+    """Of a generator on the CPU."""
+    keeps: tuple[str, ...] = ()
+    """Objects that must stay in the picture."""
+    style: str = ""
+    """The style the prompt asks for; empty where it asks for none."""
+    background: str = ""
+    """The background the prompt asks for; empty where it asks for none."""
+
+
+class Suite(Protocol):
+    """Prompts with seeds, and detectors. Its cases depend on its name, the size and the concept alone."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def families(self) -> tuple[Family, ...]: ...
+
+    def concepts(self, size: str) -> tuple[str, ...]:
+        """What a run of that size erases, one at a time. Raises ExciseError for an unknown size."""
+        ...
+
+    def cases(self, concept: str, size: str) -> list[Case]:
+        """Every picture to draw for `concept`. Raises ExciseError for an unknown concept or size."""
+        ...
+
+    def concept(self, name: str) -> Concept:
+        """The concept with the prompt pairs an eraser is fitted on."""
+        ...
+
+    def pipeline(self) -> Any:
+        """The pipeline everything is drawn with."""
+        ...
+
+    def draw(self, pipe: Any, cases: list[Case]) -> Pixels:
+        """Pictures `[n, height, width, 3]`; the same bits every time on one machine."""
+        ...
+
+    def judge(self, cases: list[Case], pictures: Pixels) -> list[dict[str, Any]]:
+        """What the detectors say of each picture, as json. Raises where a detector fails."""
+        ...

@@ -1,0 +1,180 @@
+"""A worker: claims units of a run and draws, judges and records their pictures until nothing is left."""
+
+from __future__ import annotations
+
+import json
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from excise.bench.run import Claim, Record, Run, Unit
+from excise.bench.suite import Case, Pixels, Suite
+from excise.erasers import Eraser
+from excise.errors import ExciseError
+from excise.files import sha256, write_atomic
+from excise.methods import method
+
+BATCH = 32
+"""Pictures drawn together, and so the most that a killed worker loses."""
+HEARTBEAT = 10.0
+"""Seconds between two signs of life."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method as it takes part in a run: under a label, with settings other than its defaults."""
+
+    label: str
+    method: str
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, text: str) -> Entry:
+        """`snce` or `snce:k=10,lam=2`. Raises ExciseError for an unknown method or setting, or an impossible value."""
+        name, _, given = text.partition(":")
+        known = vars(method(name).Config())
+        settings = {}
+        for part in filter(None, given.split(",")):
+            key, _, value = part.partition("=")
+            if key not in known:
+                raise ExciseError(f"{name} has no setting {key!r}; it has {', '.join(known) or 'none'}")
+            try:
+                settings[key] = type(known[key])(value)
+            except ValueError as error:
+                raise ExciseError(f"{name}: {key} cannot be {value!r} ({error})") from error
+        method(name).Config(**settings)
+        return cls(text, name, settings)
+
+
+def work(
+    run: Run,
+    suite: Suite,
+    defaults: Mapping[str, Mapping[str, Any]],
+    progress: Callable[[Unit, int, int], Any] | None = None,
+) -> None:
+    """Do what is left of `run`. `defaults` are settings of a method on this machine (where its SAE lies).
+
+    `progress` is called with the unit, the pictures done and the pictures it has. Ctrl-C hands the unit back.
+    """
+    pipe = None
+    while (claim := run.claim()) is not None:
+        pipe = suite.pipeline() if pipe is None else pipe
+        try:
+            with _signs_of_life(claim):
+                _do(run, claim, suite, pipe, defaults, progress)
+            claim.finish()
+        except BaseException:
+            claim.release()
+            raise
+
+
+def _do(
+    run: Run, claim: Claim, suite: Suite, pipe: Any, defaults: Mapping[str, Mapping[str, Any]], progress: Any
+) -> None:
+    unit = claim.unit
+    cases = suite.cases(unit.concept, run.plan["size"])
+    done = {record["case"] for record in run.records(unit)}
+    left = [case for case in cases if case.id not in done]
+    if not left:
+        return
+    entry = Entry.parse(unit.method)
+    try:
+        eraser = _eraser(run, unit, suite, pipe, entry, defaults.get(entry.method, {}))
+    except ExciseError as error:
+        # A method that cannot erase this concept is a result too; the report lists it.
+        _write_json(run, "fits", unit, {"refused": str(error)})
+        return
+    with eraser.attach(pipe):
+        for start in range(0, len(left), BATCH):
+            some = left[start : start + BATCH]
+            began = time.perf_counter()
+            pictures = suite.draw(pipe, some)
+            seconds = (time.perf_counter() - began) / len(some)
+            claim.write(_records(run, unit, suite, some, pictures, seconds))
+            if progress is not None:
+                progress(unit, len(cases) - len(left) + start + len(some), len(cases))
+
+
+def _eraser(run: Run, unit: Unit, suite: Suite, pipe: Any, entry: Entry, defaults: Mapping[str, Any]) -> Eraser:
+    """The eraser this run fitted already, or a fresh one with what its fitting cost."""
+    folder = run.folder / "erasers" / unit.file
+    if (folder / "manifest.json").exists():
+        return Eraser.load(folder)
+    chosen = method(entry.method)
+    began = time.perf_counter()
+    eraser = chosen.fit(pipe, suite.concept(unit.concept), chosen.Config(**{**defaults, **entry.settings}))
+    cost = {"seconds": time.perf_counter() - began, "bytes": 0}
+    if eraser.edits:
+        eraser.save(folder)
+        cost["bytes"] = sum(file.stat().st_size for file in folder.iterdir())
+    # Of the whole process so far, in bytes: what a machine must have to fit it.
+    cost["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    _write_json(run, "fits", unit, cost)
+    return eraser
+
+
+def _records(run: Run, unit: Unit, suite: Suite, cases: list[Case], pictures: Pixels, seconds: float) -> list[Record]:
+    """Save pictures and say what the detectors see in them; where one fails, the record says that and no verdict."""
+    try:
+        verdicts: list[dict[str, Any]] = [{"seen": seen} for seen in suite.judge(cases, pictures)]
+    except Exception as error:
+        verdicts = [{"error": f"{type(error).__name__}: {error}"} for _ in cases]
+    records = []
+    for case, picture, verdict in zip(cases, pictures, verdicts, strict=True):
+        write_atomic(picture_of(run, unit, case.id), _png(picture))
+        records.append(
+            {
+                "method": unit.method,
+                "concept": unit.concept,
+                "case": case.id,
+                "family": case.family,
+                "prompt": case.prompt,
+                "seed": case.seed,
+                "generator": "cpu",
+                "picture": sha256(picture.tobytes()),
+                "seconds": round(seconds, 4),
+                **verdict,
+            }
+        )
+    return records
+
+
+def picture_of(run: Run, unit: Unit, case: str) -> Path:
+    """Where a case's picture lies."""
+    return run.folder / "pictures" / unit.file / f"{case}.png"
+
+
+def _png(picture: Pixels) -> bytes:
+    data = BytesIO()
+    Image.fromarray(picture).save(data, "PNG")
+    return data.getvalue()
+
+
+def _write_json(run: Run, kind: str, unit: Unit, data: Mapping[str, Any]) -> None:
+    write_atomic(run.folder / kind / f"{unit.file}.json", json.dumps(data, indent=1, sort_keys=True) + "\n")
+
+
+@contextmanager
+def _signs_of_life(claim: Claim) -> Iterator[None]:
+    """Touch the claim every few seconds, however long a single step takes."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(HEARTBEAT):
+            claim.alive()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+
+import pytest
+
+from excise.bench.canvas.families import FAMILIES, cases, misspelt
+from excise.bench.canvas.words import DESCRIBED, FOREIGN, NEAR
+from excise.concepts.concept import mentioned
+from excise.errors import ExciseError
+from excise.reference.world import HELD_OUT_PAIRS, HELD_OUT_STYLES, OBJECTS, STYLES, SYNONYMS
+
+CONCEPTS = (*OBJECTS, *STYLES)
+
+
+def test_every_concept_has_its_words() -> None:
+    for table in (NEAR, FOREIGN, DESCRIBED):
+        assert set(table) == set(CONCEPTS)
+
+
+@pytest.mark.parametrize("concept", CONCEPTS)
+def test_the_prompts_of_a_concept_are_what_their_family_says(concept: str) -> None:
+    rows = cases(concept, 8)
+    assert rows == cases(concept, 8)
+    names = [f.name for f in FAMILIES if f.name != "synonym" or concept in SYNONYMS]
+    assert Counter(case.family for case in rows) == dict.fromkeys(names, 8)
+    assert len({case.id for case in rows}) == len(rows)
+    for case in rows:
+        assert "@" not in case.prompt
+        wrong = re.search(r"\ba [aeiou]|\ban [^aeiou(]|\b(a|an|the|in the) (a|an|the|in)\b", case.prompt)
+        assert not wrong or case.family in ("language", "misspelling"), case.prompt
+        assert case.seed == int(case.id[-3:])
+        said = mentioned(case.prompt, (concept,))
+        if case.family in ("direct", "paraphrase", "mixed", "repetition", "distractor", "weighted"):
+            assert said, case.prompt
+        if case.family in ("synonym", "unrelated", "style", "misspelling", "language", "description"):
+            assert not said, case.prompt
+        assert concept not in case.keeps
+        assert all(mentioned(case.prompt, (thing,)) for thing in case.keeps)
+        assert all(HELD_OUT_STYLES.get(thing) != case.style for thing in case.keeps)
+        if concept in STYLES:
+            assert (case.style == concept) == (case.family not in ("near-miss", "unrelated", "style"))
+        elif case.family == "mixed":
+            assert frozenset((concept, *case.keeps)) not in HELD_OUT_PAIRS
+            assert len(case.keeps) == 1
+
+
+def test_longer_runs_begin_like_shorter_ones() -> None:
+    few, many = cases("gun", 3), {case.id: case for case in cases("gun", 6)}
+    assert all(many[case.id] == case for case in few)
+
+
+def test_no_prompt_runs_past_the_77_tokens() -> None:
+    from transformers import CLIPTokenizer
+
+    from excise.reference.bundle import MODEL
+
+    words = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
+    longest = max((case for concept in CONCEPTS for case in cases(concept, 4)), key=lambda case: len(case.prompt))
+    assert longest.family == "distractor"
+    assert len(words(longest.prompt)["input_ids"]) <= 77, "else the concept itself would be cut off"
+
+
+def test_every_slip_is_a_slip() -> None:
+    for concept in CONCEPTS:
+        slips = [misspelt(concept, how, random.Random(how)) for how in range(4)]
+        assert concept not in slips
+        assert [len(slip) - len(concept) for slip in slips[1:3]] == [-1, 1]
+
+
+def test_a_concept_that_the_model_does_not_draw_is_refused() -> None:
+    with pytest.raises(ExciseError, match="draws no 'nudity'; there are gun"):
+        cases("nudity", 1)

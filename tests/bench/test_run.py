@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from excise.bench.run import STALE, Run, Unit
+from excise.errors import ExciseError
+
+UNITS = [Unit("none", "gun"), Unit("snce", "gun"), Unit("snce:k=10,lam=2", "ice cream")]
+
+
+def line(unit: Unit, n: int) -> dict[str, object]:
+    return {"method": unit.method, "case": f"{unit.concept}.{n}", "value": n}
+
+
+def test_a_run_goes_from_to_do_to_done(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {"suite": "canvas"}, UNITS)
+    assert run.units("todo") == UNITS
+    claim = run.claim()
+    assert claim is not None
+    assert (run.units("todo"), run.units("doing")) == (UNITS[1:], UNITS[:1])
+    claim.write([line(claim.unit, 0), line(claim.unit, 1)])
+    claim.release()
+    assert run.units("todo") == UNITS
+    again = Run(tmp_path / "run").claim()
+    assert again is not None
+    assert again.unit == claim.unit
+    assert [r["case"] for r in run.records(again.unit)] == ["gun.0", "gun.1"]
+    again.write([line(again.unit, 2)])
+    again.finish()
+    assert (run.units("doing"), run.units("done")) == ([], UNITS[:1])
+    assert [r["value"] for r in run.records()] == [0, 1, 2]
+
+
+def test_the_same_plan_opens_the_run_and_another_is_refused(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, {"suite": "canvas", "methods": ("none",)}, UNITS)
+    claim = run.claim()
+    assert claim is not None
+    claim.finish()
+    assert Run.create(tmp_path, {"suite": "canvas", "methods": ["none"]}, UNITS).units("todo") == UNITS[1:]
+    with pytest.raises(ExciseError, match=r"another run \(methods differ\)"):
+        Run.create(tmp_path, {"suite": "canvas", "methods": ["snce"]}, UNITS)
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "thesis.txt").write_text("mine")
+    with pytest.raises(ExciseError, match="holds other files"):
+        Run.create(stranger, {}, UNITS)
+    with pytest.raises(ExciseError, match="is no run"):
+        Run(stranger)
+    (stranger / "run.json").write_text("{")
+    with pytest.raises(ExciseError, match="damaged"):
+        Run(stranger)
+    (stranger / "run.json").write_text('{"schema": "excise.run/9"}')
+    with pytest.raises(ExciseError, match=r"format 'excise\.run/9'"):
+        Run(stranger)
+
+
+WORKER = """
+import sys, time
+from excise.bench.run import Run
+run = Run(sys.argv[1])
+while (claim := run.claim()) is not None:
+    for n in range(20):
+        claim.write([{"method": claim.unit.method, "case": f"{claim.unit.concept}.{n}", "worker": sys.argv[2]}])
+    claim.finish()
+    print(claim.unit.file, flush=True)
+"""
+
+
+def test_two_workers_share_a_run_and_do_nothing_twice(tmp_path: Path) -> None:
+    units = [Unit("snce", f"concept {n}") for n in range(12)]
+    run = Run.create(tmp_path, {}, units)
+    workers = [
+        subprocess.Popen([sys.executable, "-c", WORKER, tmp_path, str(n)], stdout=subprocess.PIPE, text=True)
+        for n in range(2)
+    ]
+    told = [worker.communicate(timeout=60)[0].splitlines() for worker in workers]
+    assert sorted(told[0] + told[1]) == sorted(unit.file for unit in units)
+    assert run.units("done") == sorted(units)
+    assert len(run.records()) == 12 * 20
+    assert len(list((tmp_path / "records").iterdir())) == 12
+
+
+KILLED = """
+import sys, time
+from excise.bench.run import Run
+claim = Run(sys.argv[1]).claim()
+claim.write([{"method": "none", "case": f"gun.{n}"} for n in range(3)])
+claim._log.write('{"method": "none", "ca')
+claim._log.flush()
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_workers_unit_goes_to_the_next_one(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, {}, UNITS[:1])
+    worker = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == "ready\n"
+    assert run.claim() is None, "the worker lives"
+    worker.kill()
+    worker.wait()
+    claim = run.claim()
+    assert claim is not None
+    assert [r["case"] for r in run.records(claim.unit)] == ["gun.0", "gun.1", "gun.2"], "the torn line is left out"
+
+
+def test_a_claim_of_another_machine_goes_stale(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, {}, UNITS[:1])
+    (tmp_path / "doing").mkdir()
+    far = tmp_path / "doing" / f"{UNITS[0].file}@elsewhere.example.123"
+    (tmp_path / "todo" / UNITS[0].file).rename(far)
+    assert run.claim() is None
+    os.utime(far, (time.time() - STALE - 1,) * 2)
+    claim = run.claim()
+    assert claim is not None
+    # The other one was only asleep: what it still writes counts where it was first, and finishing is harmless.
+    claim.write([line(claim.unit, 0)])
+    later = tmp_path / "records" / f"{UNITS[0].file}@elsewhere.example.123.jsonl"
+    later.write_text(json.dumps(line(claim.unit, 0)) + "\n" + json.dumps(line(claim.unit, 1)) + "\n")
+    claim.finish()
+    claim.finish()
+    assert [r["case"] for r in run.records()] == ["gun.0", "gun.1"]
