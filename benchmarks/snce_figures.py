@@ -168,6 +168,7 @@ def page(result: dict[str, Any]) -> str:
         for concept, found in row["concepts"].items():
             if "refused" not in found:
                 before.setdefault(concept, found)
+    default = result["config"]
     lines = [
         "# SNCE on the bundled model",
         "",
@@ -176,13 +177,22 @@ def page(result: dict[str, Any]) -> str:
         "change in others Newcombe, paired by seed). The target counts where the unerased model draws it,",
         "the partner likewise.",
         "",
+        f"The default for every concept: k = {default['k']}, λ = {default['lam']}, source = {default['source']},",
+        f"gate = {default['gate']}. Every other row changes what its name says, and nothing else; source = concept is",
+        "the paper's mode, with the codes of the concept's name by position.",
+        "",
         "## Unerased",
         *table(BEFORE, before),
     ]
     for name, row in result["rows"].items():
         together = {"pooled": row["pooled"]} if "pooled" in row else {}
-        lines += ["", f"## {name}", *table(COLUMNS, row["concepts"] | together)]
+        lines += ["", f"## {title(name)}", *table(COLUMNS, row["concepts"] | together)]
     return "\n".join(lines) + "\n"
+
+
+def title(name: str) -> str:
+    """A row's name, or its settings spelled out."""
+    return ", ".join(f"{key} = {value}" for key, value in settings(name).items()) or name
 
 
 def table(columns: dict[str, str], rows: dict[str, Any]) -> list[str]:
