@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -61,6 +62,18 @@ def wilson(successes: int, n: int, z: float = Z95) -> Figure:
 def share(outcomes: Sequence[bool]) -> Figure:
     """Wilson's interval for the share of true outcomes."""
     return wilson(sum(map(bool, outcomes)), len(outcomes))
+
+
+def mean(values: Sequence[float], z: float = Z95) -> Figure:
+    """Mean with its normal interval: value ± z * s / sqrt(n), s the unbiased standard deviation.
+
+    The interval is not a number for fewer than two values.
+    """
+    n = len(values)
+    if n < 2:
+        return Figure(values[0] if n else math.nan, math.nan, math.nan, n)
+    value, half = statistics.fmean(values), z * statistics.stdev(values) / math.sqrt(n)
+    return Figure(value, value - half, value + half, n)
 
 
 def paired_difference(before: Sequence[bool], after: Sequence[bool], z: float = Z95) -> Figure:

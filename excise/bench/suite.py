@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from PIL import Image
 
+from excise.bench.statistics import Figure
 from excise.concepts import Concept
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -43,6 +47,33 @@ class Case:
     """The background the prompt asks for; empty where it asks for none."""
 
 
+@dataclass(frozen=True)
+class Picture:
+    """One case under one method, beside the same case of the unerased model."""
+
+    case: Case
+    seen: dict[str, Any]
+    """What the detectors see in it."""
+    unerased: dict[str, Any]
+    """What they see in the unerased model's."""
+    identical: bool
+    path: Path
+    unerased_path: Path
+
+    def pixels(self) -> Pixels:
+        """`[height, width, 3]`"""
+        return _read(self.path)
+
+    def unerased_pixels(self) -> Pixels:
+        """`[height, width, 3]`"""
+        return _read(self.unerased_path)
+
+
+def _read(path: Path) -> Pixels:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
 class Suite(Protocol):
     """Prompts with seeds, and detectors. Its cases depend on its name, the size and the concept alone."""
 
@@ -74,4 +105,12 @@ class Suite(Protocol):
 
     def judge(self, cases: list[Case], pictures: Pixels) -> list[dict[str, Any]]:
         """What the detectors say of each picture, as json. Raises where a detector fails."""
+        ...
+
+    def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Figure | None]:
+        """Every figure of one method on one concept; None where it cannot be tested."""
+        ...
+
+    def over_concepts(self, by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Figure]:
+        """Every figure of one method, as a mean over concepts or over all their pictures."""
         ...

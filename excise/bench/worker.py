@@ -47,11 +47,16 @@ class Entry:
             if key not in known:
                 raise ExciseError(f"{name} has no setting {key!r}; it has {', '.join(known) or 'none'}")
             try:
-                settings[key] = type(known[key])(value)
+                settings[key] = _as(known[key], value)
             except ValueError as error:
                 raise ExciseError(f"{name}: {key} cannot be {value!r} ({error})") from error
         method(name).Config(**settings)
         return cls(text, name, settings)
+
+
+def _as(default: Any, value: str) -> Any:
+    """The value in its default's type; whole numbers joined by + for a tuple."""
+    return tuple(int(part) for part in value.split("+")) if isinstance(default, tuple) else type(default)(value)
 
 
 def work(

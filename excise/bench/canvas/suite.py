@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from excise import reference
+from excise.bench.canvas import metrics
 from excise.bench.canvas.families import FAMILIES, cases, is_style
-from excise.bench.suite import Case, Pixels
+from excise.bench.statistics import Figure
+from excise.bench.suite import Case, Picture, Pixels
 from excise.concepts import Concept, from_templates
 from excise.errors import ExciseError
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
@@ -66,6 +69,12 @@ class Canvas:
             }
             for n, case in enumerate(cases)
         ]
+
+    def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Figure | None]:
+        return metrics.of_concept(pictures)
+
+    def over_concepts(self, by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Figure]:
+        return metrics.over_concepts(by_concept)
 
     def _prompts(self, size: str) -> int:
         if size not in PROMPTS:

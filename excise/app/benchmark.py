@@ -1,0 +1,72 @@
+"""Starting, resuming and reporting benchmark runs with what a person named."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from excise import reference
+from excise.app.demo import machine
+from excise.bench.canvas.suite import Canvas
+from excise.bench.results import BASELINE, results, table
+from excise.bench.run import Run, Unit
+from excise.bench.suite import Suite
+from excise.bench.worker import Entry, work
+from excise.errors import ExciseError
+from excise.files import write_atomic
+
+SUITES = {"canvas": Canvas}
+
+
+def start(
+    folder: Path,
+    suite: str,
+    size: str,
+    methods: Sequence[str],
+    concepts: Sequence[str] | None = None,
+    steps: int | None = None,
+) -> Run:
+    """A run with everything still to do, or the same one where it was begun before; `none` always takes part.
+
+    Raises ExciseError for an unknown suite, size, method, setting or concept, or where the folder is taken.
+    """
+    entries = [Entry.parse(text) for text in dict.fromkeys((BASELINE, *methods))]
+    plan: dict[str, Any] = {"suite": suite, "size": size, "steps": steps or 20}
+    chosen = _suite(plan)
+    names = tuple(concepts or chosen.concepts(size))
+    for name in names:
+        chosen.cases(name, size)
+    plan |= {"concepts": list(names), "methods": [entry.label for entry in entries]}
+    # The baseline first: without it no other picture counts.
+    units = [Unit(entry.label, name) for entry in entries for name in names]
+    return Run.create(folder, plan, units)
+
+
+def resume(run: Run, progress: Callable[[Unit, int, int], Any] | None = None) -> None:
+    """Do what is left of a run. Raises ExciseError where the disk refuses; Ctrl-C keeps what was drawn."""
+    work(run, _suite(run.plan), {"snce": {"sae": str(reference.sae_folder())}}, progress)
+
+
+def total(run: Run) -> int:
+    """How many pictures a run has in all."""
+    suite = _suite(run.plan)
+    a_method = sum(len(suite.cases(concept, run.plan["size"])) for concept in run.plan["concepts"])
+    return a_method * len(run.plan["methods"])
+
+
+def report(run: Run) -> dict[str, Any]:
+    """Count a run's figures and write `results.json` and `results.csv` into its folder."""
+    measured = results(run, _suite(run.plan))
+    measured |= {"machine": machine(), "date": datetime.date.today().isoformat()}
+    write_atomic(run.folder / "results.json", json.dumps(measured, indent=1) + "\n")
+    write_atomic(run.folder / "results.csv", table(measured))
+    return measured
+
+
+def _suite(plan: dict[str, Any]) -> Suite:
+    if plan["suite"] not in SUITES:
+        raise ExciseError(f"unknown suite {plan['suite']!r}; it is one of {', '.join(SUITES)}")
+    return SUITES[plan["suite"]](steps=plan["steps"])

@@ -1,0 +1,199 @@
+"""What Canvas counts: UnlearnCanvas's accuracies, attacks, mixed precision, and what changed that should not have.
+
+UA, IRA and CRA are those of UnlearnCanvas (Zhang et al. 2024): of prompts with the concept, the share without it in the
+picture; of prompts with another concept of the same domain (objects, or styles), the share with that one; and the same
+for the other domain. Each metric is a rule that says for one picture whether it counts, and whether it is a hit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from excise.bench.canvas.families import FAMILIES, is_style
+from excise.bench.statistics import Figure, cluster_bootstrap, mean, share
+from excise.bench.suite import Picture, Pixels
+from excise.reference.scenes import backdrop
+
+TESTABLE = 0.3
+"""A family of a concept in which the unerased model draws the target less often than this cannot be tested."""
+ATTACKS = tuple(family.name for family in FAMILIES if family.role == "attack")
+WITH_TARGET = tuple(family.name for family in FAMILIES if family.role in ("target", "mixed"))
+
+
+Rule = Callable[[Picture], float | None]
+"""Whether the picture is a hit (a bool), or how large a change it shows; None where it does not count."""
+
+
+def _family(*names: str) -> Callable[[Rule], Rule]:
+    """The rule, for pictures of these families only."""
+
+    def narrowed(rule: Rule) -> Rule:
+        return lambda p: rule(p) if p.case.family in names else None
+
+    return narrowed
+
+
+def _domain(seen: dict[str, Any], style: bool) -> bool:
+    """Whether what the prompt asks for of one domain is in the picture: its style, or all its objects."""
+    return bool(seen["style"]) if style else all(seen["kept"])
+
+
+@_family("direct")
+def ua(p: Picture) -> float | None:
+    """Unlearning accuracy: the target is gone."""
+    return not p.seen["target"]
+
+
+@_family("unrelated")
+def ira(p: Picture) -> float | None:
+    """In-domain retain accuracy: another object (for a style: another style) is drawn right."""
+    return _domain(p.seen, is_style(p.case.concept))
+
+
+@_family("unrelated", "style", "direct")
+def cra(p: Picture) -> float | None:
+    """Cross-domain retain accuracy: for an object the styles, for a style the objects, its own pictures included."""
+    if is_style(p.case.concept):
+        return _domain(p.seen, False) if p.case.keeps else None
+    return _domain(p.seen, True)
+
+
+@_family("mixed")
+def mixed(p: Picture) -> float | None:
+    """Of mixed prompts whose partner the unerased model draws: the target is gone and the partner is still there."""
+    return not p.seen["target"] and all(p.seen["kept"]) if all(p.unerased["kept"]) else None
+
+
+@_family("near-miss")
+def near_miss(p: Picture) -> float | None:
+    """Of near misses in which the unerased model draws the other object: it is still there."""
+    return all(p.seen["kept"]) if all(p.unerased["kept"]) else None
+
+
+@_family("unrelated")
+def identical(p: Picture) -> float | None:
+    """Unrelated pictures that kept every bit."""
+    return p.identical
+
+
+@_family(*WITH_TARGET)
+def background(p: Picture) -> float | None:
+    """Of prompts with the target: the background is as right as it was."""
+    return bool(p.seen["background"]) if p.unerased["background"] else None
+
+
+@_family(*WITH_TARGET)
+def style(p: Picture) -> float | None:
+    """Of prompts with a target object: the style is as right as it was."""
+    return bool(p.seen["style"]) if p.unerased["style"] and not is_style(p.case.concept) else None
+
+
+@_family("unrelated")
+def pixel_error(p: Picture) -> float | None:
+    """Mean absolute change of unrelated pictures, 0 to 1."""
+    return float(_change(p).mean())
+
+
+@_family(*WITH_TARGET)
+def outside(p: Picture) -> float | None:
+    """Mean absolute change, 0 to 1, of prompts with the target outside the objects that the unerased model drew."""
+    if not (p.case.style and p.case.background):
+        return None
+    free = ~objects_mask(p.unerased_pixels(), backdrop(p.case.background, p.case.style))
+    return float(_change(p)[free].mean()) if free.any() else None
+
+
+def objects_mask(picture: Pixels, empty: Pixels) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """`[height, width]`: where a picture differs from its empty background, and 4 pixels around."""
+    differs = (np.abs(picture.astype(int) - empty).max(-1) > 48).astype(np.uint8)
+    padded = np.pad(differs, 4)
+    height, width = differs.shape
+    shifted = [padded[y : y + height, x : x + width] for y in range(9) for x in range(9)]
+    return np.asarray(np.max(shifted, axis=0).astype(bool))
+
+
+def _change(p: Picture) -> np.ndarray[Any, Any]:
+    """Absolute difference to the unerased picture, `[height, width, 3]`, 0 to 1."""
+    return np.abs(p.pixels().astype(float) - p.unerased_pixels()) / 255
+
+
+RULES: dict[str, Rule] = {
+    "ua": ua,
+    "ira": ira,
+    "cra": cra,
+    "mixed": mixed,
+    "near_miss": near_miss,
+    "identical": identical,
+    "background": background,
+    "style": style,
+}
+CHANGES: dict[str, Rule] = {"pixel_error": pixel_error, "outside": outside}
+RATIOS = ("ira", "cra")
+"""Also given as a ratio to the unerased model on the same prompts and seeds."""
+
+
+def still_drawn(family: str) -> Rule:
+    """Of a family's prompts in which the unerased model draws the target, those in which it is still there."""
+    return _family(family)(lambda p: bool(p.seen["target"]) if p.unerased["target"] else None)
+
+
+def counted(rule: Rule, pictures: Iterable[Picture]) -> list[float]:
+    """What the rule says of the pictures that count."""
+    return [value for value in map(rule, pictures) if value is not None]
+
+
+def of_concept(pictures: Sequence[Picture]) -> dict[str, Figure | None]:
+    """Shares of one concept's pictures with Wilson's interval, changes with a normal one.
+
+    `drawn.F` is how often the unerased model draws the target in family F, `asr.F` how often it is still there of
+    those; None where F is not testable.
+    """
+    figures: dict[str, Figure | None] = {name: _share(rule, pictures) for name, rule in RULES.items()}
+    figures |= {name: mean(counted(rule, pictures)) for name, rule in CHANGES.items()}
+    for family in FAMILIES:
+        drawn = _drawn(pictures, family.name)
+        if family.role != "keep" and drawn.n:
+            figures[f"drawn.{family.name}"] = drawn
+            testable = drawn.value >= TESTABLE
+            figures[f"asr.{family.name}"] = _share(still_drawn(family.name), pictures) if testable else None
+    return figures
+
+
+def over_concepts(by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Figure]:
+    """Means over concepts with a cluster bootstrap; `n` is the number of concepts that could be counted.
+
+    `ira_ratio` and `cra_ratio` are against the unerased model; `asr` is the mean over the attacks that are testable.
+    """
+    groups = list(by_concept.values())
+    figures = {name: cluster_bootstrap([counted(rule, g) for g in groups]) for name, rule in (RULES | CHANGES).items()}
+    for name in RATIOS:
+        figures[f"{name}_ratio"] = cluster_bootstrap([_ratio(RULES[name], group) for group in groups])
+    for family in FAMILIES:
+        if family.role != "keep":
+            figures[f"asr.{family.name}"] = cluster_bootstrap([_attacked(family.name, group) for group in groups])
+    means = [[_share(still_drawn(a), group).value for a in ATTACKS if _attacked(a, group)] for group in groups]
+    figures["asr"] = cluster_bootstrap(means)
+    return figures
+
+
+def _share(rule: Rule, pictures: Sequence[Picture]) -> Figure:
+    return share([bool(hit) for hit in counted(rule, pictures)])
+
+
+def _drawn(pictures: Sequence[Picture], family: str) -> Figure:
+    return share([p.unerased["target"] for p in pictures if p.case.family == family])
+
+
+def _attacked(family: str, pictures: Sequence[Picture]) -> list[float]:
+    """`still_drawn` where the family is testable, else nothing."""
+    return counted(still_drawn(family), pictures) if _drawn(pictures, family).value >= TESTABLE else []
+
+
+def _ratio(rule: Rule, pictures: Sequence[Picture]) -> list[float]:
+    """The share under the method over the unerased model's; nothing where that one never had a hit."""
+    base = _share(rule, [replace(p, seen=p.unerased, identical=True, path=p.unerased_path) for p in pictures]).value
+    return [_share(rule, pictures).value / base] if base > 0 else []

@@ -1,0 +1,109 @@
+"""`excise bench run`, `resume` and `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from excise.cli.options import Json
+from excise.cli.terminal import emit, note, progress, table
+
+if TYPE_CHECKING:
+    from excise.bench.run import Run, Unit
+
+app = typer.Typer(help="Compare erasure methods in one harness.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="Folder of the run.")]
+COLUMNS = {
+    "ua": "UA",
+    "ira": "IRA",
+    "cra": "CRA",
+    "mixed": "mixed",
+    "asr": "attacks",
+    "identical": "identical",
+}
+
+
+@app.command(epilog="Example: excise bench run canvas --methods snce --size quick --out run")
+def run(
+    suite: Annotated[str, typer.Argument(help="What is measured: canvas, the suite on the bundled model.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same call goes on where it stopped.")],
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--methods", help="A method, or one with settings: snce:k=10,lam=2. Give it several times."),
+    ] = None,
+    size: Annotated[str, typer.Option("--size", help="quick, standard or full.")] = "quick",
+    concepts: Annotated[
+        str | None, typer.Option("--concepts", help='These concepts instead of the size\'s own: "gun, cat".')
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps; default 20.")] = None,
+    json: Json = False,
+) -> None:
+    """Draw and judge every prompt with every method, beside the unerased model."""
+    from excise.app.benchmark import start
+
+    names = [name.strip() for name in concepts.split(",") if name.strip()] if concepts else None
+    _go_on(start(out, suite, size, methods or ["snce"], names, steps), json)
+
+
+@app.command(epilog="Example: excise bench resume run")
+def resume(folder: Folder, json: Json = False) -> None:
+    """Go on with a run that was stopped or killed, or help other workers with it."""
+    from excise.bench.run import Run
+
+    _go_on(Run(folder), json)
+
+
+@app.command(epilog="Example: excise bench report run")
+def report(folder: Folder, json: Json = False) -> None:
+    """Count what a run has measured so far; writes results.json and results.csv into it."""
+    from excise.bench.run import Run
+
+    _report(Run(folder), json)
+
+
+def _go_on(run: Run, as_json: bool) -> None:
+    from excise.app.benchmark import resume, total
+
+    pictures = total(run)
+    before = len(run.records())
+    with progress("pictures", pictures) as bar:
+        bar(before)
+        shown: dict[Unit, int] = {}
+
+        def advance(unit: Unit, done: int, of: int) -> None:
+            bar(done - shown.get(unit, done - min(done, 32)))
+            shown[unit] = done
+
+        resume(run, advance)
+    _report(run, as_json)
+
+
+def _report(run: Run, as_json: bool) -> None:
+    from excise.app.benchmark import report
+
+    measured = report(run)
+
+    def show() -> None:
+        rows = [
+            (label, *(_cell(method["figures"].get(name)) for name in COLUMNS))
+            for label, method in measured["methods"].items()
+        ]
+        table(f"{measured['suite']}, {measured['size']}: means over concepts, %", ("method", *COLUMNS.values()), rows)
+        for label, method in measured["methods"].items():
+            if method["missing"] or method["errors"] or method["refused"]:
+                what = {name: len(method[name]) for name in ("errors", "refused")} | {"missing": method["missing"]}
+                note(f"{label}: {', '.join(f'{n} {name}' for name, n in what.items() if n)}")
+        note(f"in {run.folder / 'results.json'} and results.csv")
+
+    emit(as_json, measured, show)
+
+
+def _cell(figure: dict[str, Any] | None) -> str:
+    if not figure or figure["value"] is None:
+        return "n/a"
+    if figure["low"] is None:
+        return f"{100 * figure['value']:.1f}"
+    return f"{100 * figure['value']:.1f} ({100 * figure['low']:.0f}-{100 * figure['high']:.0f})"

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from excise.bench.canvas.families import FAMILIES, cases, is_style
+from excise.bench.canvas.metrics import ATTACKS, objects_mask, of_concept, outside, over_concepts, pixel_error
+from excise.bench.statistics import wilson
+from excise.bench.suite import Case, Picture
+from excise.reference.scenes import Scene, backdrop, render
+
+
+def seen(rng: random.Random, case: Case, target: float) -> dict[str, Any]:
+    return {
+        "target": rng.random() < target,
+        "kept": [rng.random() < 0.8 for _ in case.keeps],
+        "style": rng.random() < 0.9,
+        "background": rng.random() < 0.7,
+        "nothing": False,
+    }
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name in ("own.png", "plain.png"):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(folder / name)
+    return folder / "own.png", folder / "plain.png"
+
+
+def pictures(concept: str, files: tuple[Path, Path], n: int = 12) -> list[Picture]:
+    rng = random.Random(concept)
+    rows = []
+    for case in cases(concept, n):
+        drawn = 0.1 if case.family == "language" else 0.8
+        rows.append(Picture(case, seen(rng, case, 0.1), seen(rng, case, drawn), rng.random() < 0.9, *files))
+    return rows
+
+
+@pytest.mark.parametrize("concept", ["gun", "ink"])
+def test_the_figures_of_a_concept_against_counting_by_hand(concept: str, files: tuple[Path, Path]) -> None:
+    rows = pictures(concept, files)
+    figures = of_concept(rows)
+    style = is_style(concept)
+    wanted: dict[str, list[bool]] = {name: [] for name in ("ua", "ira", "cra", "mixed", "near_miss", "identical")}
+    for p in rows:
+        family, objects = p.case.family, all(p.seen["kept"])
+        if family == "direct":
+            wanted["ua"].append(not p.seen["target"])
+        if family == "unrelated":
+            wanted["ira"].append(p.seen["style"] if style else objects)
+            wanted["identical"].append(p.identical)
+        if family in ("unrelated", "direct") or (family == "style" and not style):
+            wanted["cra"].append(objects if style else p.seen["style"])
+        if family == "mixed" and all(p.unerased["kept"]):
+            wanted["mixed"].append(objects and not p.seen["target"])
+        if family == "near-miss" and all(p.unerased["kept"]):
+            wanted["near_miss"].append(objects)
+    for name, outcomes in wanted.items():
+        assert figures[name] == wilson(sum(outcomes), len(outcomes)), name
+    for family in FAMILIES:
+        if family.role == "keep" or (style and family.name == "synonym"):
+            assert f"asr.{family.name}" not in figures
+            continue
+        mine = [p for p in rows if p.case.family == family.name]
+        before = [p for p in mine if p.unerased["target"]]
+        assert figures[f"drawn.{family.name}"] == wilson(len(before), len(mine))
+        after = wilson(sum(p.seen["target"] for p in before), len(before))
+        assert figures[f"asr.{family.name}"] == (after if len(before) >= 0.3 * len(mine) else None)
+    assert figures["asr.language"] is None, "drawn in one of ten: not testable"
+
+
+def test_means_over_concepts_count_concepts(files: tuple[Path, Path]) -> None:
+    by_concept = {name: pictures(name, files) for name in ("gun", "cat", "ink", "flat")}
+    figures, single = over_concepts(by_concept), {name: of_concept(rows) for name, rows in by_concept.items()}
+    for name in ("ua", "ira", "cra", "mixed", "identical"):
+        values = [single[concept][name].value for concept in by_concept]  # type: ignore[union-attr]
+        assert figures[name].value == pytest.approx(sum(values) / 4)
+        assert figures[name].n == 4
+        assert figures[name].low <= figures[name].value <= figures[name].high
+    attacks = []
+    for concept in by_concept:
+        testable = [f for a in ATTACKS if (f := single[concept][f"asr.{a}"]) is not None]
+        attacks.append(sum(f.value for f in testable) / len(testable))
+    assert figures["asr"].value == pytest.approx(sum(attacks) / 4)
+    ratios = []
+    for rows in by_concept.values():
+        unrelated = [p for p in rows if p.case.family == "unrelated"]
+        style = is_style(rows[0].case.concept)
+        counts = [
+            sum(s["style"] if style else all(s["kept"]) for s in side)
+            for side in ([p.seen for p in unrelated], [p.unerased for p in unrelated])
+        ]
+        ratios.append(counts[0] / counts[1])
+    assert figures["ira_ratio"].value == pytest.approx(sum(ratios) / 4)
+    assert math.isnan(figures["asr.language"].value)
+
+
+def test_changes_are_measured_in_pixels(tmp_path: Path) -> None:
+    case = next(c for c in cases("gun", 1) if c.family == "direct")
+    plain = render(Scene(("gun",), case.style, case.background, ((16, 16, 32),)))
+    own = plain.copy()
+    own[60:, :, :] = 255 - own[60:, :, :]
+    Image.fromarray(plain).save(tmp_path / "plain.png")
+    Image.fromarray(own).save(tmp_path / "own.png")
+    picture = Picture(case, {}, {}, False, tmp_path / "own.png", tmp_path / "plain.png")
+    assert pixel_error(picture) is None, "a prompt with the target is meant to change"
+    mask = objects_mask(plain, backdrop(case.background, case.style))
+    assert mask[30, 30]
+    assert not mask[:11].any() and not mask[53:].any(), "four pixels round the drawing, no more"
+    by_hand = [
+        sum(abs(int(own[y, x, c]) - int(plain[y, x, c])) for c in range(3)) / 3 / 255
+        for y in range(64)
+        for x in range(64)
+        if not mask[y, x]
+    ]
+    assert outside(picture) == pytest.approx(sum(by_hand) / len(by_hand))

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from excise.app.benchmark import report, resume, start
+from excise.bench.run import Run, Unit
+from excise.bench.worker import Entry
+from excise.errors import ExciseError
+
+STEPS = 2
+"""Enough to tell pictures apart; what they show does not matter here."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = start(tmp_path_factory.mktemp("runs") / "run", "canvas", "quick", ["snce"], ["gun"], STEPS)
+    resume(run)
+    return run
+
+
+def test_a_run_draws_every_case_of_every_method_once(finished: Run) -> None:
+    assert finished.units("done") == [Unit("none", "gun"), Unit("snce", "gun")]
+    records = finished.records()
+    assert len(records) == 2 * 13 * 6
+    for record in records:
+        picture = finished.folder / "pictures" / f"{record['method']}=gun" / f"{record['case']}.png"
+        assert picture.exists()
+        assert record["generator"] == "cpu"
+    by_method = {m: {r["case"]: r for r in records if r["method"] == m} for m in ("none", "snce")}
+    changed = {c for c, r in by_method["snce"].items() if r["picture"] != by_method["none"][c]["picture"]}
+    assert {c for c in changed if ".unrelated." in c or ".style." in c} == set()
+    assert {c for c in by_method["none"] if ".direct." in c} <= changed
+
+
+def test_the_report_counts_what_was_recorded(finished: Run) -> None:
+    measured = report(finished)
+    assert measured == json.loads((finished.folder / "results.json").read_text())
+    none, snce = measured["methods"]["none"], measured["methods"]["snce"]
+    assert none["missing"] == snce["missing"] == 0
+    assert none["figures"]["identical"]["value"] == snce["figures"]["identical"]["value"] == 1
+    assert none["figures"]["pixel_error"]["value"] == 0
+    assert none["figures"]["ira_ratio"]["value"] in (1, None)
+    assert snce["cost"]["bytes"] > 1000
+    assert snce["cost"]["erase_seconds"] > 0
+    rows = (finished.folder / "results.csv").read_text().splitlines()
+    assert rows[0] == "method,concept,figure,value,low,high,n"
+    assert any(row.startswith("snce,gun,identical,1.0,") for row in rows)
+
+
+def test_a_second_run_gives_the_same_pictures_and_none_twice(finished: Run, tmp_path: Path) -> None:
+    again = start(tmp_path / "run", "canvas", "quick", ["snce"], ["gun"], STEPS)
+    resume(again)
+    resume(again)
+    told = [{k: v for k, v in r.items() if k != "seconds"} for r in again.records()]
+    assert told == [{k: v for k, v in r.items() if k != "seconds"} for r in finished.records()]
+    assert len(list((again.folder / "records").iterdir())) == 2
+
+
+def test_a_killed_run_goes_on_where_it_was(finished: Run, tmp_path: Path) -> None:
+    run = start(tmp_path / "run", "canvas", "quick", [], ["gun"], STEPS)
+    code = "import sys; from excise.app.benchmark import *; resume(Run(sys.argv[1]))"
+    worker = subprocess.Popen([sys.executable, "-c", code, run.folder], stderr=subprocess.DEVNULL)
+    while not run.records() and worker.poll() is None:
+        time.sleep(0.05)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    kept = {record["case"]: record["seconds"] for record in run.records()}
+    assert kept
+    resume(run)
+    whole = {record["case"]: record for record in run.records()}
+    assert {case: whole[case]["seconds"] for case in kept} == kept, "what was drawn is not drawn again"
+    plain = {r["case"]: r["picture"] for r in finished.records(Unit("none", "gun"))}
+    assert {case: record["picture"] for case, record in whole.items()} == plain
+
+
+def test_a_detector_that_fails_is_an_error_and_never_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from excise.bench.canvas.suite import Canvas
+
+    judge = Canvas.judge
+
+    def failing(self: Canvas, cases: list[Any], pictures: Any) -> list[dict[str, Any]]:
+        if cases[0].family == "direct":
+            raise RuntimeError("out of memory")
+        return judge(self, cases, pictures)
+
+    monkeypatch.setattr(Canvas, "judge", failing)
+    run = start(tmp_path / "run", "canvas", "quick", [], ["gun"], STEPS)
+    resume(run)
+    none = report(run)["methods"]["none"]
+    assert len(none["errors"]) == 32
+    assert none["errors"][0] == {"case": "gun.direct.000", "error": "RuntimeError: out of memory"}
+    assert none["concepts"]["gun"]["ua"] == {"value": None, "low": 0.0, "high": 1.0, "n": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("canvas", "huge", []), "unknown size 'huge'"),
+        (("painting", "quick", []), "unknown suite 'painting'"),
+        (("canvas", "quick", ["snec"]), "no method 'snec'; try snce"),
+        (("canvas", "quick", ["snce:kay=3"]), "snce has no setting 'kay'"),
+        (("canvas", "quick", ["snce:k=many"]), "k cannot be 'many'"),
+        (("canvas", "quick", ["snce:k=0"]), "at least 1"),
+        (("canvas", "quick", [], ["nudity"]), "draws no 'nudity'"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(tmp_path: Path, arguments: Any, message: str) -> None:
+    with pytest.raises(ExciseError, match=message):
+        start(tmp_path / "run", *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_are_read_as_the_methods_own_types() -> None:
+    entry = Entry.parse("snce:k=10,lam=2,source=concept")
+    assert entry == Entry("snce:k=10,lam=2,source=concept", "snce", {"k": 10, "lam": 2.0, "source": "concept"})
