@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from excise import reference
+from excise.app.bench_page import render
 from excise.app.demo import machine
 from excise.bench.canvas.suite import Canvas
 from excise.bench.results import BASELINE, results, table
@@ -58,11 +59,13 @@ def total(run: Run) -> int:
 
 
 def report(run: Run) -> dict[str, Any]:
-    """Count a run's figures and write `results.json` and `results.csv` into its folder."""
-    measured = results(run, _suite(run.plan))
+    """Count a run's figures and write `results.json`, `results.csv` and `report.html` into its folder."""
+    suite = _suite(run.plan)
+    measured = results(run, suite)
     measured |= {"machine": machine(), "date": datetime.date.today().isoformat()}
     write_atomic(run.folder / "results.json", json.dumps(measured, indent=1) + "\n")
     write_atomic(run.folder / "results.csv", table(measured))
+    write_atomic(run.folder / "report.html", render(run, suite, measured))
     return measured
 
 

@@ -77,3 +77,26 @@ def interval(figure: Figure, bar: float | None, low: float = 0.0, high: float = 
     if not math.isnan(figure.value):
         body.append(f'<circle cx="{x(figure.value):.1f}" cy="12" r="5" class="accent"/>')
     return _svg(width, 24, f"between {figure.low:.3f} and {figure.high:.3f}", body)
+
+
+def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str) -> str:
+    """Named points (name, x, y) of two shares, each axis from 0 to what holds them all."""
+    width, height, left, bottom = 620.0, 300.0, 56.0, 44.0
+    tops = [max(0.01, 1.1 * max(values)) for values in ([x for _, x, _ in points], [y for _, _, y in points])]
+    body = [
+        f'<line x1="{left}" x2="{width - 12}" y1="{height - bottom}" y2="{height - bottom}" class="axis"/>',
+        f'<line x1="{left}" x2="{left}" y1="10" y2="{height - bottom}" class="axis"/>',
+        f'<text x="{width - 12}" y="{height - 8}" class="num end">{escape(across)}</text>',
+        f'<text x="{left}" y="{height - 8}" class="num">{escape(up)} (upwards)</text>',
+    ]
+    for share in (0.5, 1.0):
+        x, y = left + share * (width - left - 12), height - bottom - share * (height - bottom - 10)
+        body.append(f'<text x="{x:.1f}" y="{height - bottom + 16}" class="num end">{share * tops[0]:.0%}</text>')
+        body.append(f'<text x="{left - 6}" y="{y + 4:.1f}" class="num end">{share * tops[1]:.1%}</text>')
+    for name, first, second in points:
+        x = left + first / tops[0] * (width - left - 12)
+        y = height - bottom - second / tops[1] * (height - bottom - 10)
+        body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" class="accent"/>')
+        side = ' class="end"' if x > width / 2 else ""
+        body.append(f'<text x="{x + (-11 if side else 11):.1f}" y="{y + 4:.1f}"{side}>{escape(name)}</text>')
+    return _svg(width, height, f"{up} against {across}", body)

@@ -58,7 +58,7 @@ def resume(folder: Folder, json: Json = False) -> None:
 
 @app.command(epilog="Example: excise bench report run")
 def report(folder: Folder, json: Json = False) -> None:
-    """Count what a run has measured so far; writes results.json and results.csv into it."""
+    """Count what a run has measured so far; writes report.html, results.json and results.csv into it."""
     from excise.bench.run import Run
 
     _report(Run(folder), json)
@@ -96,7 +96,7 @@ def _report(run: Run, as_json: bool) -> None:
             if method["missing"] or method["errors"] or method["refused"]:
                 what = {name: len(method[name]) for name in ("errors", "refused")} | {"missing": method["missing"]}
                 note(f"{label}: {', '.join(f'{n} {name}' for name, n in what.items() if n)}")
-        note(f"in {run.folder / 'results.json'} and results.csv")
+        note(f"in {run.folder / 'report.html'}, results.json and results.csv")
 
     emit(as_json, measured, show)
 

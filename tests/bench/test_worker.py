@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,38 @@ def test_the_report_counts_what_was_recorded(finished: Run) -> None:
     rows = (finished.folder / "results.csv").read_text().splitlines()
     assert rows[0] == "method,concept,figure,value,low,high,n"
     assert any(row.startswith("snce,gun,identical,1.0,") for row in rows)
+
+
+def test_the_page_shows_every_method_and_holds_its_pictures(finished: Run) -> None:
+    measured = report(finished)
+    page = (finished.folder / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 2 * 13 * 2
+    assert "http" not in page.replace("http://www.w3.org", ""), "nothing is fetched"
+    value = measured["methods"]["snce"]["figures"]["identical"]["value"]
+    assert f"<b>{100 * value:.1f} %</b>" in page
+    fired = sum(r["seen"]["target"] for r in finished.records() if int(r["case"][-3:]) < 2)
+    assert page.count('class="fired"') == fired
+    parser = _Balanced()
+    parser.feed(page)
+    assert parser.open == []
+
+
+class _Balanced(HTMLParser):
+    """Fails on a tag that closes another one than the last opened."""
+
+    VOID = ("meta", "img", "br", "line", "rect", "circle", "link")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
 
 
 def test_a_second_run_gives_the_same_pictures_and_none_twice(finished: Run, tmp_path: Path) -> None:

@@ -1,0 +1,243 @@
+"""A run's report: one HTML file with its plots and pictures inside, nothing fetched, no script."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from excise.app import svg
+from excise.bench.results import BASELINE
+from excise.bench.run import Run, Unit
+from excise.bench.statistics import Figure
+from excise.bench.suite import Case, Suite
+from excise.bench.worker import picture_of
+
+SHARES = {
+    "ua": "Target gone, asked for by name (UA)",
+    "asr": "Target still drawn under attack, mean over attacks",
+    "ira_ratio": "Other concepts of its domain right, against unerased (IRA)",
+    "cra_ratio": "Concepts of the other domain right, against unerased (CRA)",
+    "mixed": "Target gone and partner kept in mixed prompts",
+    "near_miss": "Object kept beside a near miss",
+    "background": "Background kept in prompts with the target",
+    "style": "Style kept in prompts with the target",
+    "identical": "Unrelated pictures identical, bit for bit",
+}
+CHANGES = {
+    "pixel_error": "Mean change of unrelated pictures",
+    "outside": "Mean change outside the object, in prompts with the target",
+}
+SHOWN = 2
+"""Pictures of a family and concept on the page."""
+
+
+def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
+    """The page for what `excise.bench.results.results` counted."""
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    facts = {
+        "suite": measured["suite"],
+        "size": measured["size"],
+        "concepts": len(measured["concepts"]),
+        "methods": len(measured["methods"]),
+        "date": measured["date"],
+        "machine": measured["machine"],
+    }
+    chips = "".join(f"<li>{escape(name)} <b>{escape(str(value))}</b></li>" for name, value in facts.items())
+    sections = [_summary(measured), _attacks(suite, measured), _tradeoff(measured), _concepts(measured)]
+    sections += [_pictures(run, suite, measured), _gaps(measured)]
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Excise bench: {escape(measured["suite"])}, {escape(measured["size"])}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<header><div>
+<h1>Concept erasers, <em>side by side</em></h1>
+<p class="faint">Every method drew the same prompts from the same seeds. Means over concepts carry 95 % intervals from
+a bootstrap that resamples concepts; shares of one concept carry Wilson's.</p>
+<ul class="chips">{chips}</ul>
+</div></header>
+<main>
+{"".join(sections)}
+<footer>Made by <code>excise bench report</code>. The target is counted where the unerased model draws it. A picture on
+which a detector failed is an error and counts nowhere. This page is self-contained; nothing on it is fetched.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def _summary(measured: Mapping[str, Any]) -> str:
+    cards = []
+    for name, says in SHARES.items():
+        rows = "".join(
+            f'<div class="method"><span>{escape(label)}</span><b>{percent(method["figures"].get(name))}</b>'
+            f"{_interval(method['figures'].get(name))}</div>"
+            for label, method in measured["methods"].items()
+        )
+        cards.append(f'<div class="card"><h3>{escape(says)}</h3>{rows}</div>')
+    head = "".join(f"<th>{escape(says)}</th>" for says in CHANGES.values())
+    costs = "".join(
+        f"<tr><td>{escape(label)}</td>"
+        + "".join(f"<td>{percent(method['figures'].get(name))}</td>" for name in CHANGES)
+        + "".join(f"<td>{cell}</td>" for cell in _cost(method["cost"]))
+        + "</tr>"
+        for label, method in measured["methods"].items()
+    )
+    return f"""<section><h2>Figures</h2>
+<div class="plots">{"".join(cards)}</div>
+<div class="scroll"><table class="wide"><tr><th>Method</th>{head}<th>Time to erase</th><th>Added to a picture</th>
+<th>Artefact</th><th>Peak memory</th></tr>{costs}</table></div></section>"""
+
+
+def _cost(cost: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    erase, added, size, peak = (cost[name] for name in ("erase_seconds", "added_seconds", "bytes", "peak_memory"))
+    return (
+        "n/a" if erase is None else f"{erase:.1f} s",
+        "n/a" if added is None else f"{1000 * added:+.0f} ms",
+        "n/a" if size is None else f"{size / 1000:.1f} kB",
+        "n/a" if peak is None else f"{peak / 1e9:.2f} GB",
+    )
+
+
+def _attacks(suite: Suite, measured: Mapping[str, Any]) -> str:
+    rows = []
+    for family in suite.families:
+        if family.role == "keep":
+            continue
+        cells = "".join(
+            f"<td>{percent(method['figures'].get(f'asr.{family.name}'))}</td>"
+            for method in measured["methods"].values()
+        )
+        untestable = [
+            concept
+            for concept, figures in measured["methods"][BASELINE]["concepts"].items()
+            if f"drawn.{family.name}" in figures and figures.get(f"asr.{family.name}") is None
+        ]
+        said = f'<div class="note">not testable: {escape(", ".join(untestable))}</div>' if untestable else ""
+        rows.append(
+            f"<tr><td><b>{escape(family.name)}</b> {escape(family.title)}{said}</td>"
+            f"<td>{_drawn(measured, family.name)}</td>{cells}</tr>"
+        )
+    head = "".join(f"<th>{escape(label)}</th>" for label in measured["methods"])
+    return f"""<section><h2>What still draws the target</h2>
+<p class="faint">Of the prompts from which the unerased model draws the target, the share that still does, by kind of
+prompt. Where the unerased model draws it in less than 30 % of a concept's prompts, that concept is not testable.</p>
+<div class="scroll"><table class="wide"><tr><th>Prompts</th><th>Unerased draws it</th>{head}</tr>{"".join(rows)}</table>
+</div></section>"""
+
+
+def _drawn(measured: Mapping[str, Any], family: str) -> str:
+    """The range over concepts of how often the unerased model draws the target."""
+    concepts = measured["methods"][BASELINE]["concepts"].values()
+    drawn = [figures[f"drawn.{family}"]["value"] for figures in concepts if f"drawn.{family}" in figures]
+    if not drawn:
+        return "n/a"
+    low, high = 100 * min(drawn), 100 * max(drawn)
+    return f"{low:.0f} %" if low == high else f"{low:.0f} to {high:.0f} %"
+
+
+def _tradeoff(measured: Mapping[str, Any]) -> str:
+    points = []
+    for label, method in measured["methods"].items():
+        attack, change = (method["figures"].get(name, {}).get("value") for name in ("asr", "pixel_error"))
+        if attack is not None and change is not None:
+            points.append((label, attack, change))
+    if len(points) < 2:
+        return ""
+    plot = svg.scatter(points, "target still drawn under attack", "mean change of unrelated pictures")
+    return f"""<section><h2>Erased against disturbed</h2>
+<p class="faint">Down and to the left is better: the target is gone, and nothing else moved.</p>
+<div class="card">{plot}</div></section>"""
+
+
+def _concepts(measured: Mapping[str, Any]) -> str:
+    names = [name for name in SHARES if not name.endswith("_ratio") and name != "asr"]
+    parts = []
+    for label, method in measured["methods"].items():
+        if label == BASELINE:
+            continue
+        rows = "".join(
+            f"<tr><td>{escape(concept)}</td>"
+            + "".join(f"<td>{percent(figures.get(name), interval=True)}</td>" for name in names)
+            + "</tr>"
+            for concept, figures in method["concepts"].items()
+        )
+        head = "".join(f"<th>{escape(SHARES[name])}</th>" for name in names)
+        parts.append(
+            f"<details><summary>{escape(label)}, concept by concept</summary>"
+            f'<div class="scroll"><table class="wide"><tr><th>Concept</th>{head}</tr>{rows}</table></div></details>'
+        )
+    return f"<section><h2>Concept by concept</h2>{''.join(parts)}</section>"
+
+
+def _pictures(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
+    seen = {(record["method"], record["case"]): record for record in run.records()}
+    labels = list(measured["methods"])
+    parts = []
+    for n, concept in enumerate(measured["concepts"]):
+        shown: dict[str, int] = {}
+        rows = []
+        for case in suite.cases(concept, measured["size"]):
+            shown[case.family] = shown.get(case.family, 0) + 1
+            if shown[case.family] <= SHOWN:
+                cells = "".join(f"<td>{_cell(run, label, case, seen)}</td>" for label in labels)
+                rows.append(f'<tr><th scope="row"><b>{escape(case.family)}</b> {escape(case.prompt)}</th>{cells}</tr>')
+        head = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
+        parts.append(
+            f"<details{' open' if n == 0 else ''}><summary>{escape(concept)}</summary><div class='scroll'>"
+            f'<table class="strip compare"><tr><th scope="row"></th>{head}</tr>{"".join(rows)}</table></div></details>'
+        )
+    return f"""<section><h2>Pictures</h2>
+<p class="faint">Blurred where the detector saw the target; point at a picture, or tap it, to see it.</p>
+{"".join(parts)}</section>"""
+
+
+def _cell(run: Run, label: str, case: Case, seen: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
+    record = seen.get((label, case.id))
+    path = picture_of(run, Unit(label, case.concept), case.id)
+    if record is None or not path.exists():
+        return '<span class="note">not drawn yet</span>'
+    fired = record.get("seen", {}).get("target", True)
+    data = base64.b64encode(path.read_bytes()).decode()
+    alt = escape(f"{label}: {case.prompt}", quote=True)
+    return f'<img tabindex="0" class="{"fired" if fired else ""}" src="data:image/png;base64,{data}" alt="{alt}">'
+
+
+def _gaps(measured: Mapping[str, Any]) -> str:
+    rows = []
+    for label, method in measured["methods"].items():
+        if method["missing"]:
+            rows.append((label, f"{method['missing']} pictures are not drawn yet"))
+        rows += [(label, f"{error['case']}: {error['error']}") for error in method["errors"]]
+        rows += [(label, f"refused {concept}: {why}") for concept, why in method["refused"].items()]
+    if not rows:
+        return ""
+    lines = "".join(f"<tr><td>{escape(label)}</td><td>{escape(text)}</td></tr>" for label, text in rows)
+    return f"""<section><h2>What is missing</h2>
+<div class="scroll"><table class="wide">{lines}</table></div></section>"""
+
+
+def percent(figure: Mapping[str, Any] | None, interval: bool = False) -> str:
+    """A figure as the page writes it."""
+    if not figure or figure["value"] is None:
+        return "n/a"
+    text = f"{100 * figure['value']:.1f} %"
+    if interval and figure["low"] is not None:
+        text += f' <span class="note">{100 * figure["low"]:.0f} to {100 * figure["high"]:.0f}</span>'
+    return text
+
+
+def _interval(figure: Mapping[str, Any] | None) -> str:
+    if not figure or figure["value"] is None:
+        return ""
+    value = figure["value"]
+    low, high = (value if figure[end] is None else figure[end] for end in ("low", "high"))
+    return svg.interval(Figure(value, low, high, figure["n"]), None)
