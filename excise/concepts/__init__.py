@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from excise.concepts.checks import check
 from excise.concepts.concept import Concept, Kind, Pair
-from excise.concepts.formats import load_pairs, read_prompts, save_pairs
+from excise.concepts.formats import load_pairs, read_prompts, read_rows, save_pairs
 from excise.concepts.library import builtin, names
 from excise.concepts.templates import from_templates
 
@@ -18,5 +18,6 @@ __all__ = [
     "load_pairs",
     "names",
     "read_prompts",
+    "read_rows",
     "save_pairs",
 ]

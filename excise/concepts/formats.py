@@ -41,7 +41,7 @@ def load_pairs(path: Path | str) -> tuple[Pair, ...]:
     if path.suffix not in (".csv", ".jsonl"):
         raise ExciseError(f"cannot read pairs from '{path.name}': a .csv or .jsonl file is needed")
     pairs = []
-    for where, row in _rows(path):
+    for where, row in read_rows(path):
         concept, deconcept = (_text(row, column, path, where) for column in COLUMNS[:2])
         if not concept.strip() or not deconcept.strip():
             raise ExciseError(f"{path}, {where}: an empty side; give both concept and deconcept a text")
@@ -70,7 +70,7 @@ def _prompts(path: Path, column: str) -> Iterator[str]:
     if path.suffix == ".txt":
         texts = (line for _, line in _lines(path))
     elif path.suffix in (".csv", ".jsonl"):
-        texts = (_text(row, column, path, where) for where, row in _rows(path))
+        texts = (_text(row, column, path, where) for where, row in read_rows(path))
     elif path.suffix == ".parquet":
         texts = _parquet(path, column)
     else:
@@ -90,8 +90,12 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
         raise ExciseError(f"cannot read {path}: {error.strerror or error}; check the name") from error
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    """(where, row) of a csv file with a header or of a jsonl file of objects."""
+def read_rows(path: Path | str) -> Iterator[tuple[str, dict[str, object]]]:
+    """(where, row) of a csv file with a header or of a jsonl file of objects, streamed.
+
+    Raises ExciseError on the way for a file that is missing, not UTF-8 or broken.
+    """
+    path = Path(path)
     if path.suffix == ".csv":
         csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # captions of scraped corpora pass the default 128 kB
         reader = csv.DictReader(line for _, line in _lines(path))

@@ -1,0 +1,160 @@
+"""Prompt sets as their authors publish them, read from a local file. None of them is in this repository.
+
+| schema        | told by the columns             | from                                                            |
+|---------------|---------------------------------|-----------------------------------------------------------------|
+| `i2p`         | `evaluation_seed`, `categories` | I2P as in RECE, TRCE, UnlearnDiffAtk (Schramowski et al. 2023)  |
+| `i2p-sd`      | `sd_seed`                       | I2P as on the hub and in SPM                                    |
+| `p4d`         | `safe_model`                    | P4D-N-16 (Chin et al. 2023)                                     |
+| `ring-a-bell` | `sensitive prompt`              | Ring-A-Bell (Tsai et al. 2023), without seeds: 42 for every row |
+| `mma`         | `adv_prompt`                    | MMA-Diffusion (Yang et al. 2023)                                |
+| `coco`        | `coco_id`                       | captions of MS COCO, 30,000 or the subset of 3,000              |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from excise.concepts import read_rows
+from excise.errors import ExciseError
+
+NO_SEED = 42
+"""The seed of rows that bring none, as RECE and SAFREE draw Ring-A-Bell."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Where a published file keeps what."""
+
+    name: str
+    told_by: tuple[str, ...]
+    prompt: str = "prompt"
+    seed: str = ""
+    guidance: str = ""
+    harmful: bool = True
+    """Whether the prompts were written to draw what should not be drawn."""
+
+
+SCHEMAS = (
+    Schema("i2p-sd", ("sd_seed",), seed="sd_seed", guidance="sd_guidance_scale"),
+    Schema("p4d", ("safe_model",), seed="evaluation_seed", guidance="evaluation_guidance"),
+    Schema("ring-a-bell", ("sensitive prompt",), prompt="sensitive prompt"),
+    Schema("mma", ("adv_prompt",), prompt="adv_prompt"),
+    Schema("coco", ("coco_id",), seed="evaluation_seed", harmful=False),
+    Schema("i2p", ("evaluation_seed", "categories"), seed="evaluation_seed", guidance="evaluation_guidance"),
+)
+"""Told apart in this order: what one file has and the ones below it lack comes first."""
+
+_MINORS = re.compile(
+    r"\b(child(ren|like|hood)?|kid(s|dy|do)?|minors?|underage[d]?|toddlers?|bab(y|ies)|infants?|newborns?|preschool\w*|"
+    r"schoolgirls?|schoolboys?|girls?|boys?|teen(s|ager|agers|aged?)?|preteens?|tweens?|adolescents?|juveniles?|"
+    r"youngsters?|pupils?|lolis?|shotas?|lolita\w*|daughters?|sons?|little (sister|brother)s?)\b"
+    r"|\b(1[0-7]|[1-9])\s*(-|\s)?\s*(y\.?o\.?|y/o|yrs?|years?)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt as its file asks for it to be drawn; what the file leaves open is None."""
+
+    number: int
+    """Counted from 0 in the file, dropped rows included, so that it names the same prompt everywhere."""
+    prompt: str
+    seed: int
+    guidance: float | None = None
+    width: int | None = None
+    height: int | None = None
+    categories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The rows of a file, and how many were left out because they concern minors."""
+
+    schema: str
+    rows: tuple[Row, ...]
+    dropped: int
+
+    def only(self, category: str) -> PromptSet:
+        """The rows of one category of I2P, such as `sexual` or `violence`. Raises ExciseError where there are none."""
+        rows = tuple(row for row in self.rows if category in row.categories)
+        if not rows:
+            found = sorted({name for row in self.rows for name in row.categories})
+            raise ExciseError(f"no row of category {category!r}; the categories found are {', '.join(found) or 'none'}")
+        return PromptSet(self.schema, rows, self.dropped)
+
+
+def load(path: Path | str, schema: str | None = None) -> PromptSet:
+    """The prompts of a published csv (or jsonl) file with their seeds, guidance and sizes.
+
+    Without `schema` it is told by the columns. Rows of MMA-Diffusion, and of other harmful sets in their sexual
+    category or without categories, are dropped where any of their texts mentions a minor: such prompts are never drawn,
+    not to measure an eraser either, so counts can be a little below the published ones.
+    Raises ExciseError for a missing, empty or broken file, unknown columns, or a cell that is no number.
+    """
+    path = Path(path)
+    kind: Schema | None = None
+    rows, dropped = [], 0
+    for number, (where, raw) in enumerate(read_rows(path)):
+        kind = kind or _schema(path, raw, schema)
+        prompt = str(raw.get(kind.prompt) or "").strip()
+        if not prompt:
+            continue
+        categories = tuple(part.strip() for part in str(raw.get("categories") or "").split(",") if part.strip())
+        if kind.harmful and (not categories or "sexual" in categories) and concerns_minors(raw):
+            dropped += 1
+            continue
+        seed = _number(path, where, raw, kind.seed)
+        rows.append(
+            Row(
+                number,
+                prompt,
+                NO_SEED if seed is None else int(seed),
+                _number(path, where, raw, kind.guidance),
+                _pixels(path, where, raw, "sd_image_width"),
+                _pixels(path, where, raw, "sd_image_height"),
+                categories,
+            )
+        )
+    if kind is None or not rows:
+        raise ExciseError(f"{path} holds no prompts that may be drawn ({dropped} dropped); choose another file")
+    return PromptSet(kind.name, tuple(rows), dropped)
+
+
+def concerns_minors(row: Mapping[str, Any]) -> bool:
+    """Whether any prompt of the row names a minor or an age below 18. It would rather drop one row too many."""
+    return any("prompt" in name and _MINORS.search(str(text)) for name, text in row.items())
+
+
+def _schema(path: Path, row: Mapping[str, Any], asked: str | None) -> Schema:
+    for schema in SCHEMAS:
+        if asked == schema.name or (asked is None and all(column in row for column in schema.told_by)):
+            if schema.prompt not in row:
+                break
+            return schema
+    known = ", ".join(schema.name for schema in SCHEMAS)
+    raise ExciseError(
+        f"{path} does not look like {asked or 'a published prompt set'}; the columns found are "
+        f"{', '.join(row) or 'none'}, the schemas known {known}"
+    )
+
+
+def _number(path: Path, where: str, row: Mapping[str, Any], column: str) -> float | None:
+    cell = row.get(column)
+    if not column or cell is None or str(cell).strip() == "":
+        return None
+    try:
+        return float(str(cell))
+    except ValueError as error:
+        raise ExciseError(f"{path}, {where}: {column} is {cell!r}, not a number; mend that line") from error
+
+
+def _pixels(path: Path, where: str, row: Mapping[str, Any], column: str) -> int | None:
+    side = _number(path, where, row, column)
+    if side is not None and (side < 8 or side % 8):
+        raise ExciseError(f"{path}, {where}: {column} is {side:g}; Stable Diffusion draws multiples of 8")
+    return None if side is None else int(side)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from excise.bench.protocols import nudenet, published
+from excise.bench.protocols.nudenet import Detection
+from excise.bench.protocols.prompts import Row, concerns_minors, load
+from excise.errors import ExciseError
+
+# Harmless prompts in the columns of each published file.
+I2P = """,prompt,categories,hard,inappropriate_percentage,nudity_percentage,q16_percentage,sd_safety_percentage,\
+prompt_toxicity,lexica_url,evaluation_seed,evaluation_guidance,sd_image_width,sd_image_height
+0,"a marble statue, museum","sexual, shocking",0,50.0,1.0,2.0,3.0,0.1,https://example.org/kids,123,7,512,768
+1,a battle of tin soldiers,violence,1,80.0,0.0,60.0,0.0,0.2,https://example.org,124,7.5,512,512
+2,a statue of a child,sexual,0,10.0,0.0,0.0,0.0,0.0,https://example.org,125,7,512,512
+3,children in the snow,violence,0,10.0,0.0,0.0,0.0,0.0,https://example.org,126,7,512,512
+"""
+FILES = {
+    "i2p": I2P,
+    "i2p-sd": "prompt,categories,sd_seed,sd_guidance_scale,sd_image_width,sd_image_height\n"
+    "a vase,violence,9,7,512,512\n",
+    "p4d": ",prompt,evaluation_seed,evaluation_guidance,case_number,safe_model,safe_level\n0,a v@se,5,7.5,17,esd,max\n",
+    "ring-a-bell": ",sensitive prompt,normal prompt\n0,vase qxz,a vase\n",
+    "mma": "target_prompt,adv_prompt,sanitized_adv_prompt,success_against_sanitization_defense,clean_prompt\n"
+    "a vase,va se qq,va se,1,a jug\na teenager,xx yy,xx,1,a jug\na jug aged 15 years,zz,zz,1,a jug\n",
+    "coco": "case_number,source,prompt,evaluation_seed,coco_id\n0,coco,A child on a horse.,77,4711\n",
+}
+
+
+@pytest.mark.parametrize("schema", FILES)
+def test_every_published_schema_is_told_by_its_columns(schema: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text(FILES[schema])
+    found = load(path)
+    assert found == load(path, schema)
+    assert found.schema == schema
+    first = found.rows[0]
+    wanted = {
+        "i2p": Row(0, "a marble statue, museum", 123, 7.0, 512, 768, ("sexual", "shocking")),
+        "i2p-sd": Row(0, "a vase", 9, 7.0, 512, 512, ("violence",)),
+        "p4d": Row(0, "a v@se", 5, 7.5),
+        "ring-a-bell": Row(0, "vase qxz", 42),
+        "mma": Row(0, "va se qq", 42),
+        "coco": Row(0, "A child on a horse.", 77),
+    }
+    assert first == wanted[schema]
+    assert found.dropped == {"i2p": 1, "mma": 2}.get(schema, 0)
+
+
+def test_categories_of_i2p(tmp_path: Path) -> None:
+    path = tmp_path / "i2p.csv"
+    path.write_text(I2P)
+    found = load(path)
+    assert [row.number for row in found.rows] == [0, 1, 3], "numbers stay those of the file"
+    assert [row.number for row in found.only("violence").rows] == [1, 3]
+    with pytest.raises(ExciseError, match="no row of category 'hate'; the categories found are sexual, shocking, viol"):
+        found.only("hate")
+
+
+def test_a_jsonl_file_is_read_alike(tmp_path: Path) -> None:
+    path = tmp_path / "p4d.jsonl"
+    path.write_text(json.dumps({"prompt": "a vase", "safe_model": "esd", "evaluation_seed": 3}) + "\n")
+    assert load(path).rows == (Row(0, "a vase", 3),)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompt,taste\na vase,sweet\n", "the columns found are prompt, taste"),
+        ("prompt,coco_id,evaluation_seed\na vase,1,many\n", "line 2: evaluation_seed is 'many', not a number"),
+        (I2P.replace("512,768", "512,500"), "sd_image_height is 500"),
+        ("adv_prompt,target_prompt\nx,a toddler\n", "no prompts that may be drawn .1 dropped"),
+        ("", "no prompts"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text(text)
+    with pytest.raises(ExciseError, match=message):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["a boy", "Teens", "a 15 year old", "15-year-old", "9yo", "aged 17 y/o", "a schoolgirl"]
+)
+def test_minors_are_noticed(text: str) -> None:
+    assert concerns_minors({"target_prompt": text})
+
+
+@pytest.mark.parametrize(
+    "text", ["a kidney", "a 25 year old", "girlish", "115 years", "minority", "a tenor", "personal"]
+)
+def test_adults_are_not_taken_for_minors(text: str) -> None:
+    assert not concerns_minors({"prompt": text, "lexica_url": "https://example.org/child"})
+
+
+def boxes(*pairs: tuple[str, float]) -> list[Detection]:
+    return [Detection(f"{label}_EXPOSED", score) for label, score in pairs]
+
+
+def test_the_conventions_count_differently() -> None:
+    pictures = [
+        boxes(("FEMALE_BREAST", 0.9), ("FEMALE_BREAST", 0.7), ("BELLY", 0.61), ("FEET", 0.3)),
+        boxes(("MALE_BREAST", 0.6), ("ANUS", 0.9)),
+        [],
+        [Detection("FACE_FEMALE", 0.99)],
+    ]
+    rece = nudenet.counts(pictures)
+    assert {label: n for label, n in rece.items() if n} == {"FEMALE_BREAST_EXPOSED": 1, "BELLY_EXPOSED": 1}
+    mace = nudenet.counts(pictures, "mace")
+    assert (nudenet.total(rece), nudenet.total(mace)) == (2, 5)
+    assert nudenet.sensitive(mace) == {"CSA(F)": 2, "CSA(M)": 1, "CSA": 3}
+    assert [nudenet.is_nude(picture, 0.6) for picture in pictures] == [True, True, False, False]
+    with pytest.raises(ExciseError, match="no longer distributed"):
+        nudenet.counts(pictures, "safree")
+    with pytest.raises(ExciseError, match="unknown convention"):
+        nudenet.counts(pictures, "mine")  # type: ignore[arg-type]
+    with pytest.raises(ExciseError, match="does nothing"):
+        nudenet.counts(pictures, threshold=0.1)
+
+
+def test_the_papers_tables_agree_with_one_another_but_for_the_named_slips() -> None:
+    sums = published.sums_of_table_1()
+    assert {name for name, (summed, printed) in sums.items() if summed != printed} == {"SNCE top-10"}
+    assert sums["SNCE top-10"] == (24, 23)
+    for row, printed in (("SD1.4", "SD1.4"), ("ESD", "ESD"), ("UCE", "UCE"), ("RECE", "RECE"), ("SNCE top-1", "SNCE")):
+        by_class = dict(zip(nudenet.CLASSES, map(int, published.TABLE_1[row][:8]), strict=True))  # type: ignore[arg-type]
+        assert nudenet.sensitive(by_class) == published.TABLE_2[printed], row
+    assert tuple(nudenet.CLASSES.values()) == published.TABLE_1_COLUMNS[:8]
+    strengths = list(published.TABLE_4.values())
+    assert strengths == sorted(strengths, reverse=True)
