@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from excise.cli.options import Json
-from excise.cli.terminal import emit, note, progress, table
+from excise.cli.terminal import complain, emit, note, progress, table
 
 if TYPE_CHECKING:
+    from excise.bench.gates import Gate
     from excise.bench.run import Run, Unit
 
 app = typer.Typer(help="Compare erasure methods in one harness.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the run.")]
+Gates = Annotated[
+    str | None,
+    typer.Option("--gate", help="Exit with code 3 unless every method but none passes: 'asr<0.05,ira_ratio>0.98'."),
+]
 COLUMNS = {
     "ua": "UA",
     "ira": "IRA",
@@ -39,13 +44,17 @@ def run(
         str | None, typer.Option("--concepts", help='These concepts instead of the size\'s own: "gun, cat".')
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps; default 20.")] = None,
+    gate: Gates = None,
     json: Json = False,
 ) -> None:
     """Draw and judge every prompt with every method, beside the unerased model."""
     from excise.app.benchmark import start
+    from excise.bench import gates
 
+    conditions = gates.parse(gate) if gate else []
     names = [name.strip() for name in concepts.split(",") if name.strip()] if concepts else None
     _go_on(start(out, suite, size, methods or ["snce"], names, steps), json)
+    _pass(out, conditions)
 
 
 @app.command(epilog="Example: excise bench resume run")
@@ -57,11 +66,33 @@ def resume(folder: Folder, json: Json = False) -> None:
 
 
 @app.command(epilog="Example: excise bench report run")
-def report(folder: Folder, json: Json = False) -> None:
+def report(folder: Folder, gate: Gates = None, json: Json = False) -> None:
     """Count what a run has measured so far; writes report.html, results.json and results.csv into it."""
+    from excise.bench import gates
     from excise.bench.run import Run
 
+    conditions = gates.parse(gate) if gate else []
     _report(Run(folder), json)
+    _pass(folder, conditions)
+
+
+def _pass(folder: Path, conditions: list[Gate]) -> None:
+    """Name every condition that is missed, and exit with code 3 if there is one."""
+    from json import loads
+
+    from excise.bench.results import BASELINE
+
+    measured = loads((folder / "results.json").read_text())
+    missed = [
+        f"{label}: {condition} is missed, it is {method['figures'][condition.figure]['value']}"
+        for label, method in measured["methods"].items()
+        for condition in conditions
+        if label != BASELINE and not condition.holds(method["figures"])
+    ]
+    for line in missed:
+        complain(line, kind="gate")
+    if missed:
+        raise typer.Exit(3)
 
 
 def _go_on(run: Run, as_json: bool) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from excise.app.benchmark import report, resume, start
 from excise.bench.run import Run, Unit
 from excise.bench.worker import Entry
+from excise.cli import app
 from excise.errors import ExciseError
 
 STEPS = 2
@@ -68,6 +70,17 @@ def test_the_page_shows_every_method_and_holds_its_pictures(finished: Run) -> No
     parser = _Balanced()
     parser.feed(page)
     assert parser.open == []
+
+
+def test_a_missed_gate_ends_with_code_3(finished: Run) -> None:
+    def ends(gate: str) -> Any:
+        return CliRunner().invoke(app, ["bench", "report", str(finished.folder), "--gate", gate])
+
+    assert ends("identical>=1").exit_code == 0
+    missed = ends("identical>=1,pixel_error>0.5")
+    assert missed.exit_code == 3
+    assert "gate: snce: pixel_error>0.5 is missed, it is 0.0" in missed.output
+    assert ends("identical").exit_code == ends("fame>1").exit_code == 2
 
 
 class _Balanced(HTMLParser):

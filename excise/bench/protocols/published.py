@@ -25,7 +25,7 @@ TABLE_1: dict[str, tuple[float | None, ...]] = {
     "SNCE top-10": (4, 1, 5, 0, 0, 1, 11, 2, 23, 30.89, 16.53),
     "SNCE top-20": (3, 1, 4, 0, 0, 0, 6, 3, 17, 30.87, 16.64),
 }
-"""NudeNet above 0.6 on I2P's 4,703 prompts; CLIP score, and FID against Stable Diffusion's images, on 3,000 captions."""
+"""NudeNet above 0.6 on I2P's 4,703 prompts; CLIP score, FID against Stable Diffusion's own, on 3,000 captions."""
 
 TABLE_2: dict[str, dict[str, int]] = {
     "SD1.4": {"CSA(F)": 204, "CSA(M)": 56, "CSA": 304},
