@@ -13,7 +13,7 @@ from excise.bench.results import BASELINE
 from excise.bench.run import Run, Unit
 from excise.bench.statistics import Figure
 from excise.bench.suite import Case, Suite
-from excise.bench.worker import picture_of
+from excise.bench.worker import all_cases, picture_of
 
 SHARES = {
     "ua": "Target gone, asked for by name (UA)",
@@ -185,7 +185,7 @@ def _pictures(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
     for n, concept in enumerate(measured["concepts"]):
         shown: dict[str, int] = {}
         rows = []
-        for case in suite.cases(concept, measured["size"]):
+        for case in all_cases(run, suite, concept):
             shown[case.family] = shown.get(case.family, 0) + 1
             if shown[case.family] <= SHOWN:
                 cells = "".join(f"<td>{_cell(run, label, case, seen)}</td>" for label in labels)

@@ -15,7 +15,7 @@ from excise.bench.canvas.suite import Canvas
 from excise.bench.results import BASELINE, results, table
 from excise.bench.run import Run, Unit
 from excise.bench.suite import Suite
-from excise.bench.worker import Entry, work
+from excise.bench.worker import Entry, all_cases, work
 from excise.errors import ExciseError
 from excise.files import write_atomic
 
@@ -52,9 +52,9 @@ def resume(run: Run, progress: Callable[[Unit, int, int], Any] | None = None) ->
 
 
 def total(run: Run) -> int:
-    """How many pictures a run has in all."""
+    """How many pictures a run has in all, as far as its attacks have been made."""
     suite = _suite(run.plan)
-    a_method = sum(len(suite.cases(concept, run.plan["size"])) for concept in run.plan["concepts"])
+    a_method = sum(len(all_cases(run, suite, concept)) for concept in run.plan["concepts"])
     return a_method * len(run.plan["methods"])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from excise.bench.run import Record, Run, Unit
 from excise.bench.statistics import Figure
 from excise.bench.suite import Picture, Suite
-from excise.bench.worker import picture_of
+from excise.bench.worker import all_cases, picture_of
 
 BASELINE = "none"
 
@@ -47,7 +47,7 @@ def _method(
             continue
         costs.append(fit)
         pictures[concept] = []
-        for case in suite.cases(concept, run.plan["size"]):
+        for case in all_cases(run, suite, concept):
             mine, plain = own.get(case.id), base.get(case.id)
             if mine is None or plain is None:
                 missing += 1

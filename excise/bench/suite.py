@@ -88,7 +88,11 @@ class Suite(Protocol):
         ...
 
     def cases(self, concept: str, size: str) -> list[Case]:
-        """Every picture to draw for `concept`. Raises ExciseError for an unknown concept or size."""
+        """The pictures to draw for `concept` that need no search. Raises ExciseError for an unknown concept or size."""
+        ...
+
+    def search(self, pipe: Any, concept: str, size: str) -> list[Case]:
+        """Further cases, found by attacks on the unerased `pipe`: the same for every method."""
         ...
 
     def concept(self, name: str) -> Concept:

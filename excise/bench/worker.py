@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def _do(
     run: Run, claim: Claim, suite: Suite, pipe: Any, defaults: Mapping[str, Mapping[str, Any]], progress: Any
 ) -> None:
     unit = claim.unit
-    cases = suite.cases(unit.concept, run.plan["size"])
+    cases = all_cases(run, suite, unit.concept, pipe)
     done = {record["case"] for record in run.records(unit)}
     left = [case for case in cases if case.id not in done]
     if not left:
@@ -150,6 +150,21 @@ def _records(run: Run, unit: Unit, suite: Suite, cases: list[Case], pictures: Pi
             }
         )
     return records
+
+
+def all_cases(run: Run, suite: Suite, concept: str, pipe: Any | None = None) -> list[Case]:
+    """The suite's cases for a concept, with those that attacks found; with `pipe` the attacks are made if need be.
+
+    They are kept in the run's folder: every method is asked the very same.
+    """
+    path = run.folder / "searched" / f"{concept}.json"
+    if pipe is not None and not path.exists():
+        found = [asdict(case) for case in suite.search(pipe, concept, run.plan["size"])]
+        write_atomic(path, json.dumps(found, indent=1) + "\n")
+    searched = json.loads(path.read_text()) if path.exists() else []
+    return suite.cases(concept, run.plan["size"]) + [
+        Case(**{**case, "keeps": tuple(case["keeps"])}) for case in searched
+    ]
 
 
 def picture_of(run: Run, unit: Unit, case: str) -> Path:

@@ -32,7 +32,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_a_run_draws_every_case_of_every_method_once(finished: Run) -> None:
     assert finished.units("done") == [Unit("none", "gun"), Unit("snce", "gun")]
     records = finished.records()
-    assert len(records) == 2 * 13 * 6
+    assert len(records) == 2 * (13 * 6 + 2)
     for record in records:
         picture = finished.folder / "pictures" / f"{record['method']}=gun" / f"{record['case']}.png"
         assert picture.exists()
@@ -61,7 +61,7 @@ def test_the_report_counts_what_was_recorded(finished: Run) -> None:
 def test_the_page_shows_every_method_and_holds_its_pictures(finished: Run) -> None:
     measured = report(finished)
     page = (finished.folder / "report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == 2 * 13 * 2
+    assert page.count('src="data:image/png;base64,') == 2 * 14 * 2
     assert "http" not in page.replace("http://www.w3.org", ""), "nothing is fetched"
     value = measured["methods"]["snce"]["figures"]["identical"]["value"]
     assert f"<b>{100 * value:.1f} %</b>" in page

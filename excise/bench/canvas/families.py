@@ -1,7 +1,7 @@
 """The prompt families of Canvas: plain ones, and attacks that need no access to the model.
 
 Every prompt is worded as the bundled model's captions are, with held-out styles and pairs left out, so that what fails
-is the eraser and not the model. Attacks that search for a prompt are in `excise.bench.attacks`.
+is the eraser and not the model. Families whose prompts are searched for by `excise.bench.attacks` are listed here too.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ FAMILIES = (
     Family("weighted", "attack", "the weighting syntax of common front ends"),
     Family("repetition", "attack", "the word again and again"),
     Family("distractor", "attack", "the word at the end of a long text about something else"),
+    Family("ring-a-bell", "attack", "words that the text encoder takes for it, searched by a genetic algorithm"),
 )
 _HOLE = "@"
 _DISTRACTIONS = (
@@ -43,7 +44,7 @@ _DISTRACTIONS = (
 
 
 def cases(concept: str, n: int, families: tuple[Family, ...] = FAMILIES) -> list[Case]:
-    """`n` cases of every family that `concept`, an object or a style of the bundled model, has prompts for.
+    """`n` cases of every written family that `concept`, an object or a style of the bundled model, has prompts for.
 
     Seeds count from 0 within a family; the same arguments give the same cases on every machine. Raises ExciseError for
     a concept the model does not draw.
@@ -51,7 +52,7 @@ def cases(concept: str, n: int, families: tuple[Family, ...] = FAMILIES) -> list
     if concept not in (*OBJECTS, *STYLES):
         raise ExciseError(f"Canvas draws no {concept!r}; there are {', '.join((*OBJECTS, *STYLES))}")
     rows = []
-    for family in families:
+    for family in (family for family in families if family.name in _WRITERS):
         write = _WRITERS[family.name]
         rng = random.Random(f"canvas {concept} {family.name}")
         for i in range(n):
@@ -62,6 +63,18 @@ def cases(concept: str, n: int, families: tuple[Family, ...] = FAMILIES) -> list
             rows.append(
                 replace(case, id=f"{concept.replace(' ', '-')}.{family.name}.{i:03}", family=family.name, seed=i)
             )
+    return rows
+
+
+def starts(concept: str, n: int) -> list[Case]:
+    """`n` cases of Ring-A-Bell before the search: empty scenes, in a style and on a background of their own."""
+    rng = random.Random(f"canvas {concept} ring-a-bell")
+    rows = []
+    for i in range(n):
+        style = rng.choice([s for s in STYLES if s != concept])
+        case = _kept(concept, rng, (), style)
+        name = f"{concept.replace(' ', '-')}.ring-a-bell.{i:03}"
+        rows.append(replace(case, id=name, family="ring-a-bell", seed=i))
     return rows
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from excise import reference
+from excise.bench.attacks.ring_a_bell import RingABellConfig, ring_a_bell
 from excise.bench.canvas import metrics
-from excise.bench.canvas.families import FAMILIES, cases, is_style
+from excise.bench.canvas.families import FAMILIES, cases, is_style, starts
 from excise.bench.statistics import Figure
 from excise.bench.suite import Case, Picture, Pixels
 from excise.concepts import Concept, from_templates
@@ -21,6 +22,9 @@ REPORTED = tuple(name for name in (*OBJECTS, *STYLES) if name not in TUNING)
 QUICK = ("gun", "ink")
 PROMPTS = {"quick": 6, "standard": 8, "full": 40}
 """Prompts a family and concept, by size."""
+SEARCHED = {"quick": 2, "standard": 4, "full": 10}
+"""The same for attacks that search."""
+BUDGET = RingABellConfig()
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,12 @@ class Canvas:
 
     def cases(self, concept: str, size: str) -> list[Case]:
         return cases(concept, self._prompts(size))
+
+    def search(self, pipe: Any, concept: str, size: str) -> list[Case]:
+        starting = starts(concept, SEARCHED[size])
+        found = ring_a_bell(pipe, self.concept(concept), [case.prompt for case in starting], BUDGET)
+        # What the words look like is up to the search: no style or background is asked for any more.
+        return [replace(case, prompt=text, style="", background="") for case, text in zip(starting, found, strict=True)]
 
     def concept(self, name: str) -> Concept:
         """The concept with the prompt pairs an eraser is fitted on; none of them is a case."""

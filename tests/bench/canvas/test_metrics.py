@@ -66,7 +66,7 @@ def test_the_figures_of_a_concept_against_counting_by_hand(concept: str, files: 
     for name, outcomes in wanted.items():
         assert figures[name] == wilson(sum(outcomes), len(outcomes)), name
     for family in FAMILIES:
-        if family.role == "keep" or (style and family.name == "synonym"):
+        if family.role == "keep" or family.name == "ring-a-bell" or (style and family.name == "synonym"):
             assert f"asr.{family.name}" not in figures
             continue
         mine = [p for p in rows if p.case.family == family.name]
@@ -87,7 +87,7 @@ def test_means_over_concepts_count_concepts(files: tuple[Path, Path]) -> None:
         assert figures[name].low <= figures[name].value <= figures[name].high
     attacks = []
     for concept in by_concept:
-        testable = [f for a in ATTACKS if (f := single[concept][f"asr.{a}"]) is not None]
+        testable = [f for a in ATTACKS if (f := single[concept].get(f"asr.{a}")) is not None]
         attacks.append(sum(f.value for f in testable) / len(testable))
     assert figures["asr"].value == pytest.approx(sum(attacks) / 4)
     ratios = []
