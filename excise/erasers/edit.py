@@ -58,7 +58,7 @@ def whole_codes(preacts: Tensor, threshold: Tensor, typical: Tensor) -> Tensor:
     z = preacts.clamp(min=0)
     loudest = z.amax(-2, keepdim=True)
     opened = loudest > threshold.clamp(min=0)
-    gain = torch.where(opened, typical / loudest, torch.ones_like(loudest)).clamp(min=1)
+    gain = (typical / loudest.clamp(min=1e-6)).clamp(min=1)
     return torch.where(opened, gain * z, torch.zeros_like(z))
 
 
@@ -237,13 +237,13 @@ class SAEEdit:
             return values
         return torch.cat([torch.zeros_like(values[:, : self.lead]), values[:, self.lead :]], 1)
 
-    @torch.no_grad()
     def apply(
         self, h: Tensor, strength: float = 1.0, *, branch: Branch = "conditional", sae: Any | None = None
     ) -> Tensor:
         """Edited states `[B, T, d]` in h's dtype: h - strength·λ·Σ_i z_i W_dec[i] (eqs. 8-9), at every position.
 
-        A row in which every edited neuron is silent is returned bit-identical.
+        A row in which every edited neuron is silent is returned bit-identical. Gradients pass, so that a white-box
+        attack is not fooled by the edit but has to get past it.
         """
         amount = strength * self.lam
         if branch == "unconditional":

@@ -207,8 +207,37 @@ def test_the_saes_digest_tells_saes_apart() -> None:
     assert len({sae_digest(sae()), sae_digest(sae(1)), sae_digest(sae(k=5))}) == 3
 
 
-def test_subtract_keeps_nothing_of_the_gradient_tape() -> None:
-    h = states().requires_grad_()
-    assert not SAEEdit.from_sae(sae(), SITE, [7]).apply(h).requires_grad
-    z = torch.zeros(3, T, 1)
-    assert torch.equal(subtract(h.detach(), z, torch.ones(1, 6), 3.0), h.detach())
+@pytest.mark.parametrize("gate", ["relu", "threshold", "topk", "whole"])
+def test_gradients_pass_as_finite_differences_say(gate: Any) -> None:
+    """A white-box attack must meet the edit itself: masked gradients would make an eraser look robust."""
+    model = sae().double()
+    levels = {"threshold": torch.tensor([0.5]), "typical": torch.tensor([0.8])}
+    edit = SAEEdit.from_sae(model, SITE, [7], gate=gate, **levels)
+    h = states(dtype=torch.float64)
+    towards = torch.randn(h.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+    def value(x: Tensor) -> Tensor:
+        return (edit.apply(x, sae=model) * towards).sum()
+
+    leaf = h.clone().requires_grad_()
+    value(leaf).backward()
+    assert leaf.grad is not None
+    step = 1e-5 * torch.randn(h.shape, generator=torch.Generator().manual_seed(10), dtype=torch.float64)
+    by_difference = float(value(h + step) - value(h - step)) / 2
+    assert float((leaf.grad * step).sum()) == pytest.approx(by_difference, rel=1e-4)
+    assert not torch.equal(leaf.grad, towards), "the edit is in the gradient"
+
+
+def test_a_silent_prompt_has_a_clean_gradient() -> None:
+    edit = SAEEdit.from_sae(sae(), SITE, [7], gate="whole", threshold=torch.tensor([1e9]), typical=torch.tensor([5.0]))
+    h = states()
+    for prompts in (h, torch.where(h > 0, -100 * edit.W_enc[0].sign(), h)):
+        leaf = prompts.clone().requires_grad_()
+        edit.apply(leaf).sum().backward()
+        assert leaf.grad is not None
+        assert torch.equal(leaf.grad, torch.ones_like(leaf))
+
+
+def test_subtracting_nothing_is_the_identity() -> None:
+    h = states()
+    assert torch.equal(subtract(h, torch.zeros(3, T, 1), torch.ones(1, 6), 3.0), h)

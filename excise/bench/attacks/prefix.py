@@ -1,0 +1,121 @@
+"""White-box attacks: a few tokens in front of a prompt, optimised against the pipeline with its eraser attached.
+
+UnlearnDiffAtk (Zhang et al. 2024) looks for a prompt under which the erased model denoises a picture of the concept as
+well as if nothing had been erased; P4D (Chin et al. 2024) for one under which it predicts what the unerased model
+predicts for the plain prompt. Both are searched for here as in Hard Prompts Made Easy (Wen et al. 2023): the loss is
+taken at the nearest real tokens, its gradient moves continuous embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from excise.erasers.guard import unedited
+from excise.errors import ExciseError
+from excise.sites.site import encoder_of, tokenizer_of
+
+Match = Literal["picture", "model"]
+
+
+@dataclass(frozen=True)
+class PrefixConfig:
+    """The budget. The defaults are UnlearnDiffAtk's 5 tokens and 40 iterations."""
+
+    match: Match = "picture"
+    """What is approached: the noise in a "picture" of the concept (UnlearnDiffAtk), or what the unerased "model"
+    predicts (P4D)."""
+    length: int = 5
+    iterations: int = 40
+    lr: float = 0.1
+    """Adam's, in units of the embedding."""
+    batch: int = 8
+    """Noised pictures, at random timesteps, that the loss is taken over: the same in every iteration."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.match not in ("picture", "model"):
+            raise ExciseError(f"match cannot be {self.match!r}; it is picture or model")
+        if min(self.length, self.iterations, self.batch) < 1 or self.lr <= 0:
+            raise ExciseError("a prefix attack needs at least 1 token, iteration and noised picture, and lr above 0")
+
+
+def prefix_attack(pipe: Any, prompt: str, picture: Tensor, words: Tensor, config: PrefixConfig) -> tuple[str, float]:
+    """The prompt with the best prefix found, and its loss, against `pipe` as it is now.
+
+    `picture` are scaled latents `[1, C, h, w]` of a picture of the concept, `words` the ids a prefix may be made of
+    (`ring_a_bell.vocabulary`). Every quantity but the prefix is fixed by the seed.
+    """
+    tokenizer: Any = tokenizer_of(pipe, "text_encoder")
+    encoder: Any = encoder_of(pipe, "text_encoder")
+    embedding = encoder.get_input_embeddings()
+    table = embedding.weight.detach()[words.to(embedding.weight.device)].float()
+    generator = torch.Generator().manual_seed(config.seed)
+    noised, times, wanted = _task(pipe, prompt, picture, config, generator)
+    start = torch.randint(len(words), (config.length,), generator=generator)
+    soft = table[start.to(table.device)].clone().requires_grad_()
+    adam = torch.optim.Adam([soft], lr=config.lr)
+    best, least = start, float("inf")
+    for _ in range(config.iterations + 1):
+        near = (F.normalize(soft.detach(), dim=1) @ F.normalize(table, dim=1).T).argmax(1)
+        text = _with_prefix(tokenizer, words[near.cpu()], prompt)
+        # Straight through: the states are those of the real tokens, the gradient is the continuous embeddings'.
+        with _embedded(embedding, table[near] + soft - soft.detach()):
+            states = pipe.encode_prompt(text, picture.device, 1, False)[0]
+        predicted = pipe.unet(noised, times, states.expand(len(noised), -1, -1)).sample
+        loss = F.mse_loss(predicted.float(), wanted.float())
+        if float(loss) < least:
+            best, least = near.cpu(), float(loss)
+        adam.zero_grad()
+        (soft.grad,) = torch.autograd.grad(loss, soft)
+        adam.step()
+    return _with_prefix(tokenizer, words[best], prompt), least
+
+
+@torch.no_grad()
+def _task(
+    pipe: Any, prompt: str, picture: Tensor, config: PrefixConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noised pictures `[n, C, h, w]`, their timesteps `[n]`, and what the denoiser should make of them."""
+    scheduler = pipe.scheduler
+    clean = picture.expand(config.batch, -1, -1, -1)
+    noise = torch.randn(clean.shape, generator=generator).to(clean)
+    steps = scheduler.config.num_train_timesteps
+    times = torch.randint(steps, (config.batch,), generator=generator).to(clean.device)
+    # By hand, as trained: a multistep scheduler's own add_noise knows the steps of the last sampling only.
+    share = scheduler.alphas_cumprod.to(clean)[times].reshape(-1, 1, 1, 1)
+    signal, spread = share.sqrt(), (1 - share).sqrt()
+    noised = signal * clean + spread * noise
+    if config.match == "picture":
+        kind = scheduler.config.prediction_type
+        if kind not in ("epsilon", "v_prediction"):
+            raise ExciseError(f"the scheduler predicts {kind!r}; the attack knows epsilon and v_prediction")
+        return noised, times, noise if kind == "epsilon" else signal * noise - spread * clean
+    with unedited():
+        states = pipe.encode_prompt(prompt, picture.device, 1, False)[0]
+        return noised, times, pipe.unet(noised, times, states.expand(config.batch, -1, -1)).sample
+
+
+def _with_prefix(tokenizer: Any, ids: Tensor, prompt: str) -> str:
+    return f"{tokenizer.decode(ids)} {prompt}"
+
+
+@contextmanager
+def _embedded(embedding: Any, prefix: Tensor) -> Iterator[None]:
+    """Within it the tokens behind the first one are embedded as `prefix` `[K, d]`."""
+
+    def swap(module: Any, args: Any, output: Tensor) -> Tensor:
+        head, rest = output[:, :1], output[:, 1 + len(prefix) :]
+        return torch.cat([head, prefix.to(output.dtype).expand(len(output), -1, -1), rest], 1)
+
+    handle = embedding.register_forward_hook(swap)
+    try:
+        yield
+    finally:
+        handle.remove()
