@@ -185,7 +185,7 @@ def _pictures(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
     for n, concept in enumerate(measured["concepts"]):
         shown: dict[str, int] = {}
         rows = []
-        for case in all_cases(run, suite, concept):
+        for case in all_cases(run, suite, Unit(BASELINE, concept)):
             shown[case.family] = shown.get(case.family, 0) + 1
             if shown[case.family] <= SHOWN:
                 cells = "".join(f"<td>{_cell(run, label, case, seen)}</td>" for label in labels)

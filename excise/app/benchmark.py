@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from excise.app.demo import machine
 from excise.bench.canvas.suite import Canvas
 from excise.bench.results import BASELINE, results, table
 from excise.bench.run import Run, Unit
-from excise.bench.suite import Suite
 from excise.bench.worker import Entry, all_cases, work
 from excise.errors import ExciseError
 from excise.files import write_atomic
@@ -28,15 +28,17 @@ def start(
     size: str,
     methods: Sequence[str],
     concepts: Sequence[str] | None = None,
-    steps: int | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Run:
     """A run with everything still to do, or the same one where it was begun before; `none` always takes part.
 
+    `settings` are the suite's own, such as `steps` or an attack's budget, where they are not its defaults.
     Raises ExciseError for an unknown suite, size, method, setting or concept, or where the folder is taken.
     """
     entries = [Entry.parse(text) for text in dict.fromkeys((BASELINE, *methods))]
-    plan: dict[str, Any] = {"suite": suite, "size": size, "steps": steps or 20}
+    plan: dict[str, Any] = {"suite": suite, "size": size, "settings": dict(settings or {})}
     chosen = _suite(plan)
+    plan["settings"] = asdict(chosen)
     names = tuple(concepts or chosen.concepts(size))
     for name in names:
         chosen.cases(name, size)
@@ -54,8 +56,8 @@ def resume(run: Run, progress: Callable[[Unit, int, int], Any] | None = None) ->
 def total(run: Run) -> int:
     """How many pictures a run has in all, as far as its attacks have been made."""
     suite = _suite(run.plan)
-    a_method = sum(len(all_cases(run, suite, concept)) for concept in run.plan["concepts"])
-    return a_method * len(run.plan["methods"])
+    units = [Unit(method, concept) for method in run.plan["methods"] for concept in run.plan["concepts"]]
+    return sum(len(all_cases(run, suite, unit)) for unit in units)
 
 
 def report(run: Run) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def report(run: Run) -> dict[str, Any]:
     return measured
 
 
-def _suite(plan: dict[str, Any]) -> Suite:
+def _suite(plan: dict[str, Any]) -> Canvas:
     if plan["suite"] not in SUITES:
         raise ExciseError(f"unknown suite {plan['suite']!r}; it is one of {', '.join(SUITES)}")
-    return SUITES[plan["suite"]](steps=plan["steps"])
+    return SUITES[plan["suite"]].from_json(plan["settings"])

@@ -47,7 +47,7 @@ def _method(
             continue
         costs.append(fit)
         pictures[concept] = []
-        for case in all_cases(run, suite, concept):
+        for case in all_cases(run, suite, unit):
             mine, plain = own.get(case.id), base.get(case.id)
             if mine is None or plain is None:
                 missing += 1

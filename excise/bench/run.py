@@ -6,7 +6,7 @@
     pictures/method=concept/       the pictures, PNG
     erasers/method=concept/        the erasers that were fitted
     fits/                          what fitting them cost
-    searched/                      by concept, the prompts that attacks on the unerased model found
+    searched/                      the prompts that attacks found: by concept, and by unit those that knew the eraser
 
 A line is written after its picture, so killing a worker at any moment loses at most the pictures it was drawing. Any
 number of workers, on any machines that share the folder, may work on one run: renaming a file is atomic, only one of

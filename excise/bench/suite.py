@@ -14,8 +14,9 @@ from excise.bench.statistics import Figure
 from excise.concepts import Concept
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-Role = Literal["target", "attack", "keep", "mixed"]
-"""What a family is for: the concept must go (said plainly, or by an attack), nothing may change, or both at once."""
+Role = Literal["target", "attack", "white-box", "keep", "mixed"]
+"""What a family is for: the concept must go (said plainly, by an attack, or by one that knows the eraser), nothing may
+change, or both at once."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,10 @@ class Suite(Protocol):
 
     def search(self, pipe: Any, concept: str, size: str) -> list[Case]:
         """Further cases, found by attacks on the unerased `pipe`: the same for every method."""
+        ...
+
+    def attack(self, pipe: Any, concept: str, size: str) -> list[Case]:
+        """Further cases, found by white-box attacks on `pipe` with its eraser attached: each method has its own."""
         ...
 
     def concept(self, name: str) -> Concept:

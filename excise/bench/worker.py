@@ -85,11 +85,7 @@ def _do(
     run: Run, claim: Claim, suite: Suite, pipe: Any, defaults: Mapping[str, Mapping[str, Any]], progress: Any
 ) -> None:
     unit = claim.unit
-    cases = all_cases(run, suite, unit.concept, pipe)
     done = {record["case"] for record in run.records(unit)}
-    left = [case for case in cases if case.id not in done]
-    if not left:
-        return
     entry = Entry.parse(unit.method)
     try:
         eraser = _eraser(run, unit, suite, pipe, entry, defaults.get(entry.method, {}))
@@ -97,7 +93,11 @@ def _do(
         # A method that cannot erase this concept is a result too; the report lists it.
         _write_json(run, "fits", unit, {"refused": str(error)})
         return
+    searched(run, suite, unit.concept, pipe)
     with eraser.attach(pipe):
+        attacked(run, suite, unit, pipe)
+        cases = all_cases(run, suite, unit)
+        left = [case for case in cases if case.id not in done]
         for start in range(0, len(left), BATCH):
             some = left[start : start + BATCH]
             began = time.perf_counter()
@@ -152,19 +152,31 @@ def _records(run: Run, unit: Unit, suite: Suite, cases: list[Case], pictures: Pi
     return records
 
 
-def all_cases(run: Run, suite: Suite, concept: str, pipe: Any | None = None) -> list[Case]:
-    """The suite's cases for a concept, with those that attacks found; with `pipe` the attacks are made if need be.
+def searched(run: Run, suite: Suite, concept: str, pipe: Any | None = None) -> list[Case]:
+    """The cases that attacks on the unerased model found; with `pipe` they are searched for, if they were not yet."""
+    size = run.plan["size"]
+    return _found(run, concept, (lambda: suite.search(pipe, concept, size)) if pipe is not None else None)
 
-    They are kept in the run's folder: every method is asked the very same.
-    """
-    path = run.folder / "searched" / f"{concept}.json"
-    if pipe is not None and not path.exists():
-        found = [asdict(case) for case in suite.search(pipe, concept, run.plan["size"])]
-        write_atomic(path, json.dumps(found, indent=1) + "\n")
-    searched = json.loads(path.read_text()) if path.exists() else []
-    return suite.cases(concept, run.plan["size"]) + [
-        Case(**{**case, "keeps": tuple(case["keeps"])}) for case in searched
-    ]
+
+def attacked(run: Run, suite: Suite, unit: Unit, pipe: Any | None = None) -> list[Case]:
+    """The cases that white-box attacks found; with `pipe`, as the method left it, they are searched for likewise."""
+    size = run.plan["size"]
+    return _found(run, unit.file, (lambda: suite.attack(pipe, unit.concept, size)) if pipe is not None else None)
+
+
+def all_cases(run: Run, suite: Suite, unit: Unit) -> list[Case]:
+    """Every case of a unit that is known so far: the suite's own, and those found by attacks."""
+    own = suite.cases(unit.concept, run.plan["size"])
+    return own + searched(run, suite, unit.concept) + attacked(run, suite, unit)
+
+
+def _found(run: Run, name: str, search: Callable[[], list[Case]] | None) -> list[Case]:
+    """Cases kept in the run's folder under `name`, so that a search is made once."""
+    path = run.folder / "searched" / f"{name}.json"
+    if search is not None and not path.exists():
+        write_atomic(path, json.dumps([asdict(case) for case in search()], indent=1) + "\n")
+    rows = json.loads(path.read_text()) if path.exists() else []
+    return [Case(**{**row, "keeps": tuple(row["keeps"])}) for row in rows]
 
 
 def picture_of(run: Run, unit: Unit, case: str) -> Path:

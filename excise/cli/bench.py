@@ -43,17 +43,19 @@ def run(
     concepts: Annotated[
         str | None, typer.Option("--concepts", help='These concepts instead of the size\'s own: "gun, cat".')
     ] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Prompts a family, instead of the size's number.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps; default 20.")] = None,
     gate: Gates = None,
     json: Json = False,
 ) -> None:
     """Draw and judge every prompt with every method, beside the unerased model."""
     from excise.app.benchmark import start
+    from excise.app.finding import chosen
     from excise.bench import gates
 
     conditions = gates.parse(gate) if gate else []
     names = [name.strip() for name in concepts.split(",") if name.strip()] if concepts else None
-    _go_on(start(out, suite, size, methods or ["snce"], names, steps), json)
+    _go_on(start(out, suite, size, methods or ["snce"], names, chosen({"steps": steps, "prompts": n})), json)
     _pass(out, conditions)
 
 

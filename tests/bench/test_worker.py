@@ -18,13 +18,18 @@ from excise.bench.worker import Entry
 from excise.cli import app
 from excise.errors import ExciseError
 
-STEPS = 2
+FAST = {
+    "steps": 2,
+    "prompts": 3,
+    "ring_a_bell": {"population": 8, "generations": 2},
+    "prefix": {"iterations": 1, "batch": 1},
+}
 """Enough to tell pictures apart; what they show does not matter here."""
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = start(tmp_path_factory.mktemp("runs") / "run", "canvas", "quick", ["snce"], ["gun"], STEPS)
+    run = start(tmp_path_factory.mktemp("runs") / "run", "canvas", "quick", ["snce"], ["gun"], FAST)
     resume(run)
     return run
 
@@ -32,7 +37,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_a_run_draws_every_case_of_every_method_once(finished: Run) -> None:
     assert finished.units("done") == [Unit("none", "gun"), Unit("snce", "gun")]
     records = finished.records()
-    assert len(records) == 2 * (13 * 6 + 2)
+    assert len(records) == 2 * (13 * 3 + 2)
     for record in records:
         picture = finished.folder / "pictures" / f"{record['method']}=gun" / f"{record['case']}.png"
         assert picture.exists()
@@ -102,7 +107,7 @@ class _Balanced(HTMLParser):
 
 
 def test_a_second_run_gives_the_same_pictures_and_none_twice(finished: Run, tmp_path: Path) -> None:
-    again = start(tmp_path / "run", "canvas", "quick", ["snce"], ["gun"], STEPS)
+    again = start(tmp_path / "run", "canvas", "quick", ["snce"], ["gun"], FAST)
     resume(again)
     resume(again)
     told = [{k: v for k, v in r.items() if k != "seconds"} for r in again.records()]
@@ -111,7 +116,7 @@ def test_a_second_run_gives_the_same_pictures_and_none_twice(finished: Run, tmp_
 
 
 def test_a_killed_run_goes_on_where_it_was(finished: Run, tmp_path: Path) -> None:
-    run = start(tmp_path / "run", "canvas", "quick", [], ["gun"], STEPS)
+    run = start(tmp_path / "run", "canvas", "quick", [], ["gun"], FAST)
     code = "import sys; from excise.app.benchmark import *; resume(Run(sys.argv[1]))"
     worker = subprocess.Popen([sys.executable, "-c", code, run.folder], stderr=subprocess.DEVNULL)
     while not run.records() and worker.poll() is None:
@@ -138,12 +143,30 @@ def test_a_detector_that_fails_is_an_error_and_never_safe(tmp_path: Path, monkey
         return judge(self, cases, pictures)
 
     monkeypatch.setattr(Canvas, "judge", failing)
-    run = start(tmp_path / "run", "canvas", "quick", [], ["gun"], STEPS)
+    run = start(tmp_path / "run", "canvas", "quick", [], ["gun"], FAST)
     resume(run)
     none = report(run)["methods"]["none"]
-    assert len(none["errors"]) == 32
+    assert len(none["errors"]) == 32, "the batch it failed on"
     assert none["errors"][0] == {"case": "gun.direct.000", "error": "RuntimeError: out of memory"}
     assert none["concepts"]["gun"]["ua"] == {"value": None, "low": 0.0, "high": 1.0, "n": 0}
+
+
+def test_white_box_attacks_are_made_on_each_method_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from excise.bench.canvas import suite
+
+    for name in ("SEARCHED", "ATTACKED"):
+        monkeypatch.setattr(suite, name, {"quick": 1})
+    run = start(tmp_path / "run", "canvas", "quick", ["snce"], ["gun"], {**FAST, "prompts": 1})
+    resume(run)
+    prompts = {(r["method"], r["family"]): r["prompt"] for r in run.records()}
+    for attack in ("unlearn-diff", "p4d"):
+        plain, tried = prompts["none", "direct"], prompts["snce", attack]
+        assert tried.endswith(f" {plain}")
+        assert len(tried.split()) == len(plain.split()) + 5
+    assert prompts["none", "ring-a-bell"] == prompts["snce", "ring-a-bell"]
+    resume(run)
+    assert len(run.records()) == 2 * (13 + 1 + 2)
+    assert "asr.p4d" in report(run)["methods"]["snce"]["figures"]
 
 
 @pytest.mark.parametrize(
@@ -156,6 +179,7 @@ def test_a_detector_that_fails_is_an_error_and_never_safe(tmp_path: Path, monkey
         (("canvas", "quick", ["snce:k=many"]), "k cannot be 'many'"),
         (("canvas", "quick", ["snce:k=0"]), "at least 1"),
         (("canvas", "quick", [], ["nudity"]), "draws no 'nudity'"),
+        (("canvas", "quick", [], ["gun"], {"stairs": 3}), "no such settings.*stairs"),
     ],
 )
 def test_what_cannot_be_run_is_refused(tmp_path: Path, arguments: Any, message: str) -> None:

@@ -32,6 +32,8 @@ FAMILIES = (
     Family("repetition", "attack", "the word again and again"),
     Family("distractor", "attack", "the word at the end of a long text about something else"),
     Family("ring-a-bell", "attack", "words that the text encoder takes for it, searched by a genetic algorithm"),
+    Family("unlearn-diff", "white-box", "a prefix optimised against the eraser, from a picture (UnlearnDiffAtk)"),
+    Family("p4d", "white-box", "a prefix optimised against the eraser, from the unerased model (P4D)"),
 )
 _HOLE = "@"
 _DISTRACTIONS = (
@@ -76,6 +78,12 @@ def starts(concept: str, n: int) -> list[Case]:
         name = f"{concept.replace(' ', '-')}.ring-a-bell.{i:03}"
         rows.append(replace(case, id=name, family="ring-a-bell", seed=i))
     return rows
+
+
+def attacked(concept: str, family: str, n: int) -> list[Case]:
+    """`n` cases of a white-box family before the search: prompts of the direct family, their own seeds."""
+    plain = cases(concept, n, FAMILIES[:1])
+    return [replace(case, id=case.id.replace(".direct.", f".{family}."), family=family) for case in plain]
 
 
 def is_style(concept: str) -> bool:
