@@ -30,6 +30,11 @@ CHANGES = {
     "pixel_error": "Mean change of unrelated pictures",
     "outside": "Mean change outside the object, in prompts with the target",
 }
+DISTANCES = {
+    "frechet": "Fréchet distance to unerased",
+    "frechet_floor": "Its floor",
+    "frechet_real": "Fréchet distance to real scenes",
+}
 SHOWN = 2
 """Pictures of a family and concept on the page."""
 
@@ -83,10 +88,11 @@ def _summary(measured: Mapping[str, Any]) -> str:
             for label, method in measured["methods"].items()
         )
         cards.append(f'<div class="card"><h3>{escape(says)}</h3>{rows}</div>')
-    head = "".join(f"<th>{escape(says)}</th>" for says in CHANGES.values())
+    head = "".join(f"<th>{escape(says)}</th>" for says in (*CHANGES.values(), *DISTANCES.values()))
     costs = "".join(
         f"<tr><td>{escape(label)}</td>"
         + "".join(f"<td>{percent(method['figures'].get(name))}</td>" for name in CHANGES)
+        + "".join(f"<td>{_plain(method['figures'].get(name))}</td>" for name in DISTANCES)
         + "".join(f"<td>{cell}</td>" for cell in _cost(method["cost"]))
         + "</tr>"
         for label, method in measured["methods"].items()
@@ -145,14 +151,20 @@ def _drawn(measured: Mapping[str, Any], family: str) -> str:
 
 
 def _tradeoff(measured: Mapping[str, Any]) -> str:
-    points = []
-    for label, method in measured["methods"].items():
-        attack, change = (method["figures"].get(name, {}).get("value") for name in ("asr", "pixel_error"))
-        if attack is not None and change is not None:
-            points.append((label, attack, change))
+    """Attack success against what moved: the Fréchet distance where there were pictures enough, else the pixels."""
+
+    def value(method: Mapping[str, Any], name: str) -> float | None:
+        figure = method["figures"].get(name)
+        return figure["value"] if figure else None
+
+    methods = {label: method for label, method in measured["methods"].items() if value(method, "asr") is not None}
+    moved, says = "frechet", DISTANCES["frechet"]
+    if any(value(method, moved) is None for method in methods.values()):
+        moved, says = "pixel_error", CHANGES["pixel_error"]
+    points = [(label, value(method, "asr") or 0.0, value(method, moved) or 0.0) for label, method in methods.items()]
     if len(points) < 2:
         return ""
-    plot = svg.scatter(points, "target still drawn under attack", "mean change of unrelated pictures")
+    plot = svg.scatter(points, "target still drawn under attack", says)
     return f"""<section><h2>Erased against disturbed</h2>
 <p class="faint">Down and to the left is better: the target is gone, and nothing else moved.</p>
 <div class="card">{plot}</div></section>"""
@@ -233,6 +245,10 @@ def percent(figure: Mapping[str, Any] | None, interval: bool = False) -> str:
     if interval and figure["low"] is not None:
         text += f' <span class="note">{100 * figure["low"]:.0f} to {100 * figure["high"]:.0f}</span>'
     return text
+
+
+def _plain(figure: Mapping[str, Any] | None) -> str:
+    return "n/a" if not figure or figure["value"] is None else f"{figure['value']:.3g}"
 
 
 def _interval(figure: Mapping[str, Any] | None) -> str:

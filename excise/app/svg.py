@@ -80,7 +80,7 @@ def interval(figure: Figure, bar: float | None, low: float = 0.0, high: float = 
 
 
 def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str) -> str:
-    """Named points (name, x, y) of two shares, each axis from 0 to what holds them all."""
+    """Named points (name, x, y), x a share, each axis from 0 to what holds them all."""
     width, height, left, bottom = 620.0, 300.0, 56.0, 44.0
     tops = [max(0.01, 1.1 * max(values)) for values in ([x for _, x, _ in points], [y for _, _, y in points])]
     body = [
@@ -92,7 +92,7 @@ def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str) ->
     for share in (0.5, 1.0):
         x, y = left + share * (width - left - 12), height - bottom - share * (height - bottom - 10)
         body.append(f'<text x="{x:.1f}" y="{height - bottom + 16}" class="num end">{share * tops[0]:.0%}</text>')
-        body.append(f'<text x="{left - 6}" y="{y + 4:.1f}" class="num end">{share * tops[1]:.1%}</text>')
+        body.append(f'<text x="{left - 6}" y="{y + 4:.1f}" class="num end">{share * tops[1]:.2g}</text>')
     for name, first, second in points:
         x = left + first / tops[0] * (width - left - 12)
         y = height - bottom - second / tops[1] * (height - bottom - 10)

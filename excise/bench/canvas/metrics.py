@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from excise.bench.canvas.distances import distances
 from excise.bench.canvas.families import FAMILIES, is_style
 from excise.bench.statistics import Figure, cluster_bootstrap, mean, share
 from excise.bench.suite import Picture, Pixels
@@ -167,6 +168,7 @@ def over_concepts(by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Figu
     """Means over concepts with a cluster bootstrap; `n` is the number of concepts that could be counted.
 
     `ira_ratio` and `cra_ratio` are against the unerased model; `asr` is the mean over the attacks that are testable.
+    Fréchet distances are over all their pictures together.
     """
     groups = list(by_concept.values())
     figures = {name: cluster_bootstrap([counted(rule, g) for g in groups]) for name, rule in (RULES | CHANGES).items()}
@@ -177,7 +179,7 @@ def over_concepts(by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Figu
             figures[f"asr.{family.name}"] = cluster_bootstrap([_attacked(family.name, group) for group in groups])
     means = [[_share(still_drawn(a), group).value for a in ATTACKS if _attacked(a, group)] for group in groups]
     figures["asr"] = cluster_bootstrap(means)
-    return figures
+    return figures | distances([p for group in groups for p in group])
 
 
 def _share(rule: Rule, pictures: Sequence[Picture]) -> Figure:

@@ -1,0 +1,74 @@
+"""Fréchet distances on Canvas: what erasing did to pictures that have nothing to do with the concept, as a whole.
+
+Features are the judge's, projected onto the first principal components of real scenes, so that a few hundred pictures
+are enough for a covariance. These numbers compare methods within Canvas and nothing else: they are no FID.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from excise import reference
+from excise.bench.frechet import Features, frechet
+from excise.bench.statistics import Figure
+from excise.bench.suite import Picture, Pixels
+from excise.errors import ExciseError
+from excise.reference.scenes import Scene, place_objects, render, sample_scene
+
+COMPONENTS = 24
+SCENES = 1500
+"""Real scenes that the components are taken from."""
+FAMILIES = ("unrelated", "style")
+NAMES = ("frechet", "frechet_floor", "frechet_real")
+
+
+def distances(pictures: Sequence[Picture]) -> dict[str, Figure]:
+    """`frechet`: to the unerased model's pictures of the same prompts and seeds. `frechet_floor`: from one half of the
+    unerased model's pictures to the other, the least that tells methods apart. `frechet_real`: to real scenes of the
+    same objects, styles and backgrounds. Values without interval; not a number where there are too few pictures."""
+    unrelated = [p for p in pictures if p.case.family in FAMILIES]
+    n = len(unrelated)
+    if not n:
+        return dict.fromkeys(NAMES, Figure(np.nan, np.nan, np.nan, 0))
+    own, plain = (features(np.stack(some)) for some in _both(unrelated))
+    real = features(np.stack([render(_scene(p, random.Random(k))) for k, p in enumerate(unrelated)]))
+    sides = {"frechet": (own, plain), "frechet_floor": (plain[::2], plain[1::2]), "frechet_real": (own, real)}
+    return {name: Figure(_distance(*side), np.nan, np.nan, n) for name, side in sides.items()}
+
+
+def features(pictures: Pixels) -> Features:
+    """`[n, COMPONENTS]` for pictures `[n, 64, 64, 3]`."""
+    mean, components = _projection()
+    seen: Features = reference.judge()(pictures).features
+    return np.asarray((seen - mean) @ components)
+
+
+@cache
+def _projection() -> tuple[Any, Any]:
+    """Mean `[192]` and first components `[192, COMPONENTS]` of the judge's features of real scenes."""
+    rng = random.Random("canvas components")
+    scenes = np.stack([render(sample_scene(rng, any_style=True)) for _ in range(SCENES)])
+    seen = reference.judge()(scenes).features.astype(np.float64)
+    mean = seen.mean(0)
+    _, _, rows = np.linalg.svd(seen - mean, full_matrices=False)
+    return mean, rows[:COMPONENTS].T
+
+
+def _both(pictures: Sequence[Picture]) -> tuple[list[Pixels], list[Pixels]]:
+    return [p.pixels() for p in pictures], [p.unerased_pixels() for p in pictures]
+
+
+def _scene(p: Picture, rng: random.Random) -> Scene:
+    return Scene(p.case.keeps, p.case.style, p.case.background, place_objects(rng, len(p.case.keeps)))
+
+
+def _distance(one: Features, two: Features) -> float:
+    try:
+        return frechet(one, two)
+    except ExciseError:
+        return float("nan")
