@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from excise.app import svg
+from excise.bench.protocols import nudenet
 from excise.bench.results import BASELINE
 from excise.bench.run import Run, Unit
 from excise.bench.statistics import Figure
@@ -51,8 +52,8 @@ def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
         "machine": measured["machine"],
     }
     chips = "".join(f"<li>{escape(name)} <b>{escape(str(value))}</b></li>" for name, value in facts.items())
-    sections = [_summary(measured), _attacks(suite, measured), _tradeoff(measured), _concepts(measured)]
-    sections += [_pictures(run, suite, measured), _gaps(measured)]
+    sections = [_summary(measured), _counts(measured), _attacks(suite, measured), _tradeoff(measured)]
+    sections += [_concepts(measured), _pictures(run, suite, measured), _gaps(measured)]
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -81,18 +82,19 @@ which a detector failed is an error and counts nowhere. This page is self-contai
 
 def _summary(measured: Mapping[str, Any]) -> str:
     cards = []
-    for name, says in SHARES.items():
+    shares, changes, distances = (_measured_of(names, measured) for names in (SHARES, CHANGES, DISTANCES))
+    for name, says in shares.items():
         rows = "".join(
             f'<div class="method"><span>{escape(label)}</span><b>{percent(method["figures"].get(name))}</b>'
             f"{_interval(method['figures'].get(name))}</div>"
             for label, method in measured["methods"].items()
         )
         cards.append(f'<div class="card"><h3>{escape(says)}</h3>{rows}</div>')
-    head = "".join(f"<th>{escape(says)}</th>" for says in (*CHANGES.values(), *DISTANCES.values()))
+    head = "".join(f"<th>{escape(says)}</th>" for says in (*changes.values(), *distances.values()))
     costs = "".join(
         f"<tr><td>{escape(label)}</td>"
-        + "".join(f"<td>{percent(method['figures'].get(name))}</td>" for name in CHANGES)
-        + "".join(f"<td>{_plain(method['figures'].get(name))}</td>" for name in DISTANCES)
+        + "".join(f"<td>{percent(method['figures'].get(name))}</td>" for name in changes)
+        + "".join(f"<td>{_plain(method['figures'].get(name))}</td>" for name in distances)
         + "".join(f"<td>{cell}</td>" for cell in _cost(method["cost"]))
         + "</tr>"
         for label, method in measured["methods"].items()
@@ -101,6 +103,31 @@ def _summary(measured: Mapping[str, Any]) -> str:
 <div class="plots">{"".join(cards)}</div>
 <div class="scroll"><table class="wide"><tr><th>Method</th>{head}<th>Time to erase</th><th>Added to a picture</th>
 <th>Artefact</th><th>Peak memory</th></tr>{costs}</table></div></section>"""
+
+
+def _measured_of(names: Mapping[str, str], measured: Mapping[str, Any]) -> dict[str, str]:
+    """Those of the figures' names that this suite has."""
+    return {
+        n: says for n, says in names.items() if any(n in method["figures"] for method in measured["methods"].values())
+    }
+
+
+def _counts(measured: Mapping[str, Any]) -> str:
+    """NudeNet's detections by class, as in the paper's Table 1 and 2, for suites that count them."""
+    columns = [*nudenet.CLASSES.values(), "Total", "CSA(F)", "CSA(M)", "CSA"]
+    rows = "".join(
+        f"<tr><td>{escape(label)}</td>"
+        + "".join(f"<td>{method['figures'][name]['value']:g}</td>" for name in columns)
+        + "</tr>"
+        for label, method in measured["methods"].items()
+        if "Total" in method["figures"]
+    )
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    return f"""<section><h2>Detections</h2>
+<p class="faint">Each exposed class once a picture, as RECE and SNCE count; CSA leaves out feet, belly and armpits.</p>
+<div class="scroll"><table class="wide"><tr><th>Method</th>{head}</tr>{rows}</table></div></section>"""
 
 
 def _cost(cost: Mapping[str, Any]) -> tuple[str, str, str, str]:
@@ -116,7 +143,7 @@ def _cost(cost: Mapping[str, Any]) -> tuple[str, str, str, str]:
 def _attacks(suite: Suite, measured: Mapping[str, Any]) -> str:
     rows = []
     for family in suite.families:
-        if family.role == "keep":
+        if family.role == "keep" or not any(f"asr.{family.name}" in m["figures"] for m in measured["methods"].values()):
             continue
         cells = "".join(
             f"<td>{percent(method['figures'].get(f'asr.{family.name}'))}</td>"
@@ -132,6 +159,8 @@ def _attacks(suite: Suite, measured: Mapping[str, Any]) -> str:
             f"<tr><td><b>{escape(family.name)}</b> {escape(family.title)}{said}</td>"
             f"<td>{_drawn(measured, family.name)}</td>{cells}</tr>"
         )
+    if not rows:
+        return ""
     head = "".join(f"<th>{escape(label)}</th>" for label in measured["methods"])
     return f"""<section><h2>What still draws the target</h2>
 <p class="faint">Of the prompts from which the unerased model draws the target, the share that still does, by kind of
@@ -171,7 +200,7 @@ def _tradeoff(measured: Mapping[str, Any]) -> str:
 
 
 def _concepts(measured: Mapping[str, Any]) -> str:
-    names = [name for name in SHARES if not name.endswith("_ratio") and name != "asr"]
+    names = [name for name in _measured_of(SHARES, measured) if not name.endswith("_ratio") and name != "asr"]
     parts = []
     for label, method in measured["methods"].items():
         if label == BASELINE:

@@ -12,14 +12,14 @@ from typing import Any
 from excise import reference
 from excise.app.bench_page import render
 from excise.app.demo import machine
+from excise.app.models import load_pipeline, sae_folder
 from excise.bench.canvas.suite import Canvas
+from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
 from excise.bench.results import BASELINE, results, table
 from excise.bench.run import Run, Unit
 from excise.bench.worker import Entry, all_cases, work
 from excise.errors import ExciseError
 from excise.files import write_atomic
-
-SUITES = {"canvas": Canvas}
 
 
 def start(
@@ -29,16 +29,21 @@ def start(
     methods: Sequence[str],
     concepts: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    sae: Path | None = None,
 ) -> Run:
     """A run with everything still to do, or the same one where it was begun before; `none` always takes part.
 
-    `settings` are the suite's own, such as `steps` or an attack's budget, where they are not its defaults.
+    `suite` is canvas or one of `excise.bench.protocols.suite.PROTOCOLS`; `settings` are its own, such as `steps` or an
+    attack's budget, where they are not its defaults. `model` and its `sae` are the bundled ones unless named.
     Raises ExciseError for an unknown suite, size, method, setting or concept, or where the folder is taken.
     """
     entries = [Entry.parse(text) for text in dict.fromkeys((BASELINE, *methods))]
     plan: dict[str, Any] = {"suite": suite, "size": size, "settings": dict(settings or {})}
     chosen = _suite(plan)
-    plan["settings"] = asdict(chosen)
+    if suite == "canvas" and model is not None:
+        raise ExciseError("canvas is made for the bundled model; leave --model out, or run a protocol")
+    plan |= {"settings": asdict(chosen), "model": model, "sae": str(sae_folder(model, sae)) if model else None}
     names = tuple(concepts or chosen.concepts(size))
     for name in names:
         chosen.cases(name, size)
@@ -48,9 +53,10 @@ def start(
     return Run.create(folder, plan, units)
 
 
-def resume(run: Run, progress: Callable[[Unit, int, int], Any] | None = None) -> None:
+def resume(run: Run, progress: Callable[[int], Any] | None = None, device: str = "cpu") -> None:
     """Do what is left of a run. Raises ExciseError where the disk refuses; Ctrl-C keeps what was drawn."""
-    work(run, _suite(run.plan), {"snce": {"sae": str(reference.sae_folder())}}, progress)
+    model, sae = run.plan["model"], run.plan["sae"] or reference.sae_folder()
+    work(run, _suite(run.plan), lambda: load_pipeline(model, device), {"snce": {"sae": str(sae)}}, progress)
 
 
 def total(run: Run) -> int:
@@ -71,7 +77,15 @@ def report(run: Run) -> dict[str, Any]:
     return measured
 
 
-def _suite(plan: dict[str, Any]) -> Canvas:
-    if plan["suite"] not in SUITES:
-        raise ExciseError(f"unknown suite {plan['suite']!r}; it is one of {', '.join(SUITES)}")
-    return SUITES[plan["suite"]].from_json(plan["settings"])
+def _suite(plan: Mapping[str, Any]) -> Canvas | ProtocolSuite:
+    name, settings = plan["suite"], plan["settings"]
+    if name == "canvas":
+        return Canvas.from_json(settings)
+    if name not in PROTOCOLS:
+        raise ExciseError(f"unknown suite {name!r}; it is one of canvas, {', '.join(PROTOCOLS)}")
+    if "prompts" not in settings:
+        raise ExciseError(f"{name} needs its published prompts; name the file with --prompts (docs/sd14.md)")
+    try:
+        return ProtocolSuite(**{**settings, "name": name})
+    except TypeError as error:
+        raise ExciseError(f"{name} has no such settings: {error}") from error

@@ -46,6 +46,10 @@ class Case:
     """The style the prompt asks for; empty where it asks for none."""
     background: str = ""
     """The background the prompt asks for; empty where it asks for none."""
+    guidance: float | None = None
+    """Of its own, where its source gives one."""
+    width: int | None = None
+    height: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,11 @@ class Suite(Protocol):
     @property
     def families(self) -> tuple[Family, ...]: ...
 
+    @property
+    def batch(self) -> int:
+        """Pictures drawn together, and so the most that a killed worker loses."""
+        ...
+
     def concepts(self, size: str) -> tuple[str, ...]:
         """What a run of that size erases, one at a time. Raises ExciseError for an unknown size."""
         ...
@@ -102,10 +111,6 @@ class Suite(Protocol):
 
     def concept(self, name: str) -> Concept:
         """The concept with the prompt pairs an eraser is fitted on."""
-        ...
-
-    def pipeline(self) -> Any:
-        """The pipeline everything is drawn with."""
         ...
 
     def draw(self, pipe: Any, cases: list[Case]) -> Pixels:

@@ -22,8 +22,6 @@ from excise.errors import ExciseError
 from excise.files import sha256, write_atomic
 from excise.methods import method
 
-BATCH = 32
-"""Pictures drawn together, and so the most that a killed worker loses."""
 HEARTBEAT = 10.0
 """Seconds between two signs of life."""
 
@@ -62,16 +60,18 @@ def _as(default: Any, value: str) -> Any:
 def work(
     run: Run,
     suite: Suite,
+    load: Callable[[], Any],
     defaults: Mapping[str, Mapping[str, Any]],
-    progress: Callable[[Unit, int, int], Any] | None = None,
+    progress: Callable[[int], Any] | None = None,
 ) -> None:
-    """Do what is left of `run`. `defaults` are settings of a method on this machine (where its SAE lies).
+    """Do what is left of `run`, if there is anything, with the pipeline that `load` gives.
 
-    `progress` is called with the unit, the pictures done and the pictures it has. Ctrl-C hands the unit back.
+    `defaults` are settings of a method on this machine (where its SAE lies). `progress` is called with the pictures
+    drawn since the last call. Ctrl-C hands the unit back.
     """
     pipe = None
     while (claim := run.claim()) is not None:
-        pipe = suite.pipeline() if pipe is None else pipe
+        pipe = load() if pipe is None else pipe
         try:
             with _signs_of_life(claim):
                 _do(run, claim, suite, pipe, defaults, progress)
@@ -96,16 +96,15 @@ def _do(
     searched(run, suite, unit.concept, pipe)
     with eraser.attach(pipe):
         attacked(run, suite, unit, pipe)
-        cases = all_cases(run, suite, unit)
-        left = [case for case in cases if case.id not in done]
-        for start in range(0, len(left), BATCH):
-            some = left[start : start + BATCH]
+        left = [case for case in all_cases(run, suite, unit) if case.id not in done]
+        for start in range(0, len(left), suite.batch):
+            some = left[start : start + suite.batch]
             began = time.perf_counter()
             pictures = suite.draw(pipe, some)
             seconds = (time.perf_counter() - began) / len(some)
             claim.write(_records(run, unit, suite, some, pictures, seconds))
             if progress is not None:
-                progress(unit, len(cases) - len(left) + start + len(some), len(cases))
+                progress(len(some))
 
 
 def _eraser(run: Run, unit: Unit, suite: Suite, pipe: Any, entry: Entry, defaults: Mapping[str, Any]) -> Eraser:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from excise.cli.options import Json
+from excise.cli.options import Device, Json, Model, Sae
 from excise.cli.terminal import complain, emit, note, progress, table
 
 if TYPE_CHECKING:
     from excise.bench.gates import Gate
-    from excise.bench.run import Run, Unit
+    from excise.bench.run import Run
 
 app = typer.Typer(help="Compare erasure methods in one harness.", no_args_is_help=True)
 
@@ -33,7 +33,9 @@ COLUMNS = {
 
 @app.command(epilog="Example: excise bench run canvas --methods snce --size quick --out run")
 def run(
-    suite: Annotated[str, typer.Argument(help="What is measured: canvas, the suite on the bundled model.")],
+    suite: Annotated[
+        str, typer.Argument(help="canvas, on the bundled model; or i2p, i2p-nudity, p4d, ring-a-bell, mma, coco ...")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same call goes on where it stopped.")],
     methods: Annotated[
         list[str] | None,
@@ -44,7 +46,14 @@ def run(
         str | None, typer.Option("--concepts", help='These concepts instead of the size\'s own: "gun, cat".')
     ] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Prompts a family, instead of the size's number.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps; default 20.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Denoising steps; default 20, for a protocol 50.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="A protocol's published file of prompts.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="A protocol's first so many prompts.")] = None,
+    model: Model = None,
+    sae: Sae = None,
+    device: Device = "cpu",
     gate: Gates = None,
     json: Json = False,
 ) -> None:
@@ -55,16 +64,18 @@ def run(
 
     conditions = gates.parse(gate) if gate else []
     names = [name.strip() for name in concepts.split(",") if name.strip()] if concepts else None
-    _go_on(start(out, suite, size, methods or ["snce"], names, chosen({"steps": steps, "prompts": n})), json)
+    asked = {"steps": steps, "prompts": n if suite == "canvas" else prompts and str(prompts), "limit": limit}
+    opened = start(out, suite, size, methods or ["snce"], names, chosen(asked), model, sae)
+    _go_on(opened, json, device)
     _pass(out, conditions)
 
 
 @app.command(epilog="Example: excise bench resume run")
-def resume(folder: Folder, json: Json = False) -> None:
+def resume(folder: Folder, device: Device = "cpu", json: Json = False) -> None:
     """Go on with a run that was stopped or killed, or help other workers with it."""
     from excise.bench.run import Run
 
-    _go_on(Run(folder), json)
+    _go_on(Run(folder), json, device)
 
 
 @app.command(epilog="Example: excise bench report run")
@@ -97,20 +108,12 @@ def _pass(folder: Path, conditions: list[Gate]) -> None:
         raise typer.Exit(3)
 
 
-def _go_on(run: Run, as_json: bool) -> None:
+def _go_on(run: Run, as_json: bool, device: str) -> None:
     from excise.app.benchmark import resume, total
 
-    pictures = total(run)
-    before = len(run.records())
-    with progress("pictures", pictures) as bar:
-        bar(before)
-        shown: dict[Unit, int] = {}
-
-        def advance(unit: Unit, done: int, of: int) -> None:
-            bar(done - shown.get(unit, done - min(done, 32)))
-            shown[unit] = done
-
-        resume(run, advance)
+    with progress("pictures", total(run)) as advance:
+        advance(len(run.records()))
+        resume(run, advance, device)
     _report(run, as_json)
 
 

@@ -51,6 +51,7 @@ class Canvas:
     """The budget of both white-box attacks."""
     name = "canvas"
     families = FAMILIES
+    batch = 32
 
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> Canvas:
@@ -97,9 +98,6 @@ class Canvas:
     def concept(self, name: str) -> Concept:
         """The concept with the prompt pairs an eraser is fitted on; none of them is a case."""
         return from_templates(name, (name,), kind="style" if is_style(name) else "object")
-
-    def pipeline(self) -> Any:
-        return reference.load()
 
     def draw(self, pipe: Any, cases: list[Case]) -> Pixels:
         prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
