@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from excise.cli import bench, demo, erase, find, generate, pairs, reference, sae
+from excise.cli import bench, demo, erase, find, generate, pairs, reference, reproduce, sae
 from excise.cli.terminal import complain
 from excise.errors import ExciseError
 
@@ -67,6 +67,7 @@ for part in (demo, find, erase, generate):
 app.add_typer(pairs.app, name="pairs")
 app.add_typer(sae.app, name="sae")
 app.add_typer(bench.app, name="bench")
+app.add_typer(reproduce.app, name="reproduce")
 app.add_typer(reference.app, name="reference")
 
 

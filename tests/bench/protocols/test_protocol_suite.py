@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from excise.app.benchmark import report, resume, start
+from excise.app.reproduce import snce_table
 from excise.bench.protocols import published
 from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
+from excise.cli import app
 from excise.errors import ExciseError
 
 I2P = """,prompt,categories,evaluation_seed,evaluation_guidance,sd_image_width,sd_image_height
@@ -42,6 +45,12 @@ def test_a_protocol_runs_end_to_end(prompts: Path, tmp_path: Path) -> None:
     columns = set(published.TABLE_1_COLUMNS[:9])
     assert columns <= set(snce)
     assert snce["Total"]["value"] == sum(snce[name]["value"] for name in columns - {"Total"})
+    table_1 = snce_table(1, [run])
+    assert [row[0] for row in table_1.rows[-2:]] == ["yours: none", "yours: snce"]
+    assert table_1.rows[0][:4] == ("SD1.4", "183", "21", "46")
+    assert table_1.rows[-1][9] == f"{snce['Total']['value']:g}"
+    with pytest.raises(ExciseError, match="is a run of i2p; table 3 is made of i2p-nudity, p4d, ring-a-bell"):
+        snce_table(3, [run])
     page = (run.folder / "report.html").read_text()
     assert "Detections" in page
     assert "Genitalia(F)" in page
@@ -61,6 +70,18 @@ def test_the_constants_are_the_papers() -> None:
     assert {p.threshold for p in table_3.values()} == {0.45}
     assert {p.lam for p in table_3.values()} == {1.0}
     assert [p.rows for p in table_3.values()] == [931, 151, 79]
+
+
+def test_tables_stand_without_any_run() -> None:
+    for number, first in ((1, "SD1.4"), (2, "SD1.4"), (3, "SD1.4"), (4, "λ = 0.6")):
+        made = snce_table(number, [])
+        assert made.rows[0][0] == first
+        assert {len(row) for row in made.rows} == {len(made.columns)}
+    with pytest.raises(ExciseError, match="no table 5"):
+        snce_table(5, [])
+    shown = CliRunner().invoke(app, ["reproduce", "snce", "--table", "4"])
+    assert shown.exit_code == 0
+    assert "1.28" in shown.output
 
 
 def test_what_is_missing_is_said(prompts: Path, tmp_path: Path) -> None:
