@@ -70,8 +70,8 @@ def prefix_attack(pipe: Any, prompt: str, picture: Tensor, words: Tensor, config
             states = pipe.encode_prompt(text, picture.device, 1, False)[0]
         predicted = pipe.unet(noised, times, states.expand(len(noised), -1, -1)).sample
         loss = F.mse_loss(predicted.float(), wanted.float())
-        if float(loss) < least:
-            best, least = near.cpu(), float(loss)
+        if (value := float(loss.detach())) < least:
+            best, least = near.cpu(), value
         adam.zero_grad()
         (soft.grad,) = torch.autograd.grad(loss, soft)
         adam.step()
