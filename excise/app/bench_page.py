@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from excise.app import svg
+from excise.app.page import document, image
 from excise.bench.protocols import nudenet
 from excise.bench.results import BASELINE
 from excise.bench.run import Run, Unit
@@ -42,7 +41,6 @@ SHOWN = 2
 
 def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
     """The page for what `excise.bench.results.results` counted."""
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     facts = {
         "suite": measured["suite"],
         "size": measured["size"],
@@ -51,33 +49,18 @@ def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
         "date": measured["date"],
         "machine": measured["machine"],
     }
-    chips = "".join(f"<li>{escape(name)} <b>{escape(str(value))}</b></li>" for name, value in facts.items())
     sections = [_summary(measured), _counts(measured), _attacks(suite, measured), _tradeoff(measured)]
     sections += [_concepts(measured), _pictures(run, suite, measured), _gaps(measured)]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Excise bench: {escape(measured["suite"])}, {escape(measured["size"])}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<header><div>
-<h1>Concept erasers, <em>side by side</em></h1>
-<p class="faint">Every method drew the same prompts from the same seeds. Means over concepts carry 95 % intervals from
-a bootstrap that resamples concepts; shares of one concept carry Wilson's.</p>
-<ul class="chips">{chips}</ul>
-</div></header>
-<main>
-{"".join(sections)}
-<footer>Made by <code>excise bench report</code>. The target is counted where the unerased model draws it. A picture on
-which a detector failed is an error and counts nowhere. This page is self-contained; nothing on it is fetched.</footer>
-</main>
-</body>
-</html>
-"""
+    return document(
+        f"Excise bench: {measured['suite']}, {measured['size']}",
+        "Concept erasers, <em>side by side</em>",
+        """Every method drew the same prompts from the same seeds. Means over concepts carry 95 % intervals from
+a bootstrap that resamples concepts; shares of one concept carry Wilson's.""",
+        ((name, str(value)) for name, value in facts.items()),
+        sections,
+        """Made by <code>excise bench report</code>. The target is counted where the unerased model draws it.
+A picture on which a detector failed is an error and counts nowhere.""",
+    )
 
 
 def _summary(measured: Mapping[str, Any]) -> str:
@@ -247,9 +230,8 @@ def _cell(run: Run, label: str, case: Case, seen: Mapping[tuple[str, str], Mappi
     if record is None or not path.exists():
         return '<span class="note">not drawn yet</span>'
     fired = record.get("seen", {}).get("target", True)
-    data = base64.b64encode(path.read_bytes()).decode()
-    alt = escape(f"{label}: {case.prompt}", quote=True)
-    return f'<img tabindex="0" class="{"fired" if fired else ""}" src="data:image/png;base64,{data}" alt="{alt}">'
+    attributes = f' tabindex="0" class="{"fired" if fired else ""}"'
+    return image(path.read_bytes(), f"{label}: {case.prompt}", attributes)
 
 
 def _gaps(measured: Mapping[str, Any]) -> str:

@@ -66,15 +66,18 @@ def total(run: Run) -> int:
     return sum(len(all_cases(run, suite, unit)) for unit in units)
 
 
+def measured(run: Run) -> dict[str, Any]:
+    """What a run has measured so far, as `excise.bench.results.results` counts it; nothing is written."""
+    return results(run, _suite(run.plan))
+
+
 def report(run: Run) -> dict[str, Any]:
     """Count a run's figures and write `results.json`, `results.csv` and `report.html` into its folder."""
-    suite = _suite(run.plan)
-    measured = results(run, suite)
-    measured |= {"machine": machine(), "date": datetime.date.today().isoformat()}
-    write_atomic(run.folder / "results.json", json.dumps(measured, indent=1) + "\n")
-    write_atomic(run.folder / "results.csv", table(measured))
-    write_atomic(run.folder / "report.html", render(run, suite, measured))
-    return measured
+    told = measured(run) | {"machine": machine(), "date": datetime.date.today().isoformat()}
+    write_atomic(run.folder / "results.json", json.dumps(told, indent=1) + "\n")
+    write_atomic(run.folder / "results.csv", table(told))
+    write_atomic(run.folder / "report.html", render(run, _suite(run.plan), told))
+    return told
 
 
 def _suite(plan: Mapping[str, Any]) -> Canvas | ProtocolSuite:

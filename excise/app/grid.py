@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from excise.app.measure import TITLES, Outcome, Pictures
+from excise.bench.pictures import png
 
 MARGIN, GAP, LABEL = 24, 6, 30
 WIDEST = 1600
 """How far a long label may widen the sheet, in pixels."""
 GROUND, INK, FAINT = (255, 255, 255), (24, 24, 32), (110, 114, 130)
-
-
-def png(picture: Pictures) -> bytes:
-    """One picture `[height, width, 3]` as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
 
 
 def rows_png(rows: Sequence[tuple[str, Pictures]], scale: int = 2) -> bytes:
@@ -41,9 +35,7 @@ def rows_png(rows: Sequence[tuple[str, Pictures]], scale: int = 2) -> bytes:
             drawn = Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.NEAREST)
             sheet.paste(drawn, (MARGIN + column * (size[1] + GAP), top))
         top += size[0] + GAP
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    return png(np.asarray(sheet))
 
 
 def comparison_png(outcomes: Sequence[Outcome], columns: int = 12) -> bytes:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from excise.app import svg
-from excise.app.grid import png
 from excise.app.measure import TITLES, Outcome, Pictures
+from excise.app.page import document, image
+from excise.bench.pictures import png
 from excise.bench.statistics import Figure
 
 FIRST = 12
@@ -94,8 +93,6 @@ def percent(name: str, value: float) -> str:
 def render(report: Report) -> str:
     """The page."""
     concept, head = escape(report.concept), report.ranking[0][0] if report.ranking else "?"
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    chips = "".join(f"<li>{escape(name)} <b>{escape(value)}</b></li>" for name, value in report.facts)
     sections = [
         _figures(report),
         *(_family(o, report.concept) for o in report.outcomes),
@@ -103,30 +100,16 @@ def render(report: Report) -> str:
         _neuron(report),
         _settings(report),
     ]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Excise: “{concept}” erased with one neuron</title>
-<style>
-{style}</style>
-</head>
-<body>
-<header><div>
-<h1>“{concept}”, erased with <em>one neuron</em></h1>
-<p class="faint">Neuron {head} of a sparse autoencoder on the text encoder was turned down. No weight of the model
-changed. Each pair below starts from the same seed: left the model as it is, right with the eraser attached.</p>
-<ul class="chips">{chips}</ul>
-</div></header>
-<main>
-{"".join(sections)}
-<footer>Made by <code>excise demo</code>. Shares are counted by the bundled judge, an independent classifier whose
-thresholds were frozen before anything was erased. This page is self-contained; nothing on it is fetched.</footer>
-</main>
-</body>
-</html>
-"""
+    return document(
+        f"Excise: “{report.concept}” erased with one neuron",
+        f"“{concept}”, erased with <em>one neuron</em>",
+        f"""Neuron {head} of a sparse autoencoder on the text encoder was turned down. No weight of the model
+changed. Each pair below starts from the same seed: left the model as it is, right with the eraser attached.""",
+        report.facts,
+        sections,
+        """Made by <code>excise demo</code>. Shares are counted by the bundled judge, an independent classifier whose
+thresholds were frozen before anything was erased.""",
+    )
 
 
 def _figures(report: Report) -> str:
@@ -206,8 +189,7 @@ def _badge(words: str, *, good: bool, bad: bool) -> str:
 
 
 def _image(picture: Pictures, alt: str) -> str:
-    data = base64.b64encode(png(picture)).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(alt, quote=True)}">'
+    return image(png(picture), alt)
 
 
 def _strip(strip: Strip) -> str:

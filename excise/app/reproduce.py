@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from excise.app.benchmark import report
+from excise.app.benchmark import measured
 from excise.bench.protocols import published
 from excise.bench.run import Run
 from excise.errors import ExciseError
@@ -34,26 +34,26 @@ def snce_table(number: int, runs: Sequence[Run]) -> Table:
     """
     if number not in SUITES:
         raise ExciseError(f"the paper has no table {number} to reproduce; there are 1, 2, 3 and 4")
-    measured = {}
+    by_suite = {}
     for run in runs:
         suite = run.plan["suite"]
         if suite not in SUITES[number]:
             raise ExciseError(
                 f"{run.folder} is a run of {suite}; table {number} is made of {', '.join(SUITES[number])}"
             )
-        measured[suite] = report(run)["methods"]
-    made: Table = (_table_1, _table_2, _table_3, _table_4)[number - 1](measured)
+        by_suite[suite] = measured(run)["methods"]
+    made: Table = (_table_1, _table_2, _table_3, _table_4)[number - 1](by_suite)
     return made
 
 
 Measured = Mapping[str, Mapping[str, Any]]
-"""By suite, what `report` says of each method."""
+"""By suite, what was measured of each method."""
 
 
-def _table_1(measured: Measured) -> Table:
+def _table_1(by_suite: Measured) -> Table:
     own = [
         (f"{YOURS}{label}", *(_number(method, name) for name in published.TABLE_1_COLUMNS[:9]), "", "")
-        for label, method in measured.get("i2p", {}).items()
+        for label, method in by_suite.get("i2p", {}).items()
     ]
     rows = [(name, *map(_cell, row)) for name, row in published.TABLE_1.items()]
     return Table(
@@ -64,29 +64,29 @@ def _table_1(measured: Measured) -> Table:
     )
 
 
-def _table_2(measured: Measured) -> Table:
+def _table_2(by_suite: Measured) -> Table:
     columns = ("CSA(F)", "CSA(M)", "CSA")
     own = [
         (f"{YOURS}{label}", *(_number(method, name) for name in columns))
-        for label, method in measured.get("i2p", {}).items()
+        for label, method in by_suite.get("i2p", {}).items()
     ]
     rows = [(name, *(_cell(row[column]) for column in columns)) for name, row in published.TABLE_2.items()]
     return Table("Table 2: detections without feet, belly and armpits", ("Method", *columns), (*rows, *own), ())
 
 
-def _table_3(measured: Measured) -> Table:
+def _table_3(by_suite: Measured) -> Table:
     columns = tuple(published.TABLE_3["SNCE"])
-    labels = dict.fromkeys(label for methods in measured.values() for label in methods)
+    labels = dict.fromkeys(label for methods in by_suite.values() for label in methods)
     own = []
     for label in labels:
-        by_column = {_COLUMN[suite]: methods[label] for suite, methods in measured.items() if label in methods}
+        by_column = {_COLUMN[suite]: methods[label] for suite, methods in by_suite.items() if label in methods}
         own.append((f"{YOURS}{label}", *(_attack(by_column.get(column)) for column in columns)))
     rows = [(name, *(_cell(row[column]) for column in columns)) for name, row in published.TABLE_3.items()]
     return Table("Table 3: attack success, %", ("Method", *columns), (*rows, *own), (published.SLIPS[1],))
 
 
-def _table_4(measured: Measured) -> Table:
-    own = [(f"{YOURS}{label}", _attack(method)) for label, method in measured.get("i2p-nudity", {}).items()]
+def _table_4(by_suite: Measured) -> Table:
+    own = [(f"{YOURS}{label}", _attack(method)) for label, method in by_suite.get("i2p-nudity", {}).items()]
     rows = [(f"λ = {lam:g}", _cell(value)) for lam, value in published.TABLE_4.items()]
     return Table("Table 4: attack success on I2P by λ, %", ("λ", "ASR"), (*rows, *own), (published.SLIPS[2],))
 

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
-from PIL import Image
-
+from excise.bench.pictures import Pixels, read
 from excise.bench.statistics import Figure
 from excise.concepts import Concept
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Role = Literal["target", "attack", "white-box", "keep", "mixed"]
 """What a family is for: the concept must go (said plainly, by an attack, or by one that knows the eraser), nothing may
 change, or both at once."""
@@ -67,16 +64,11 @@ class Picture:
 
     def pixels(self) -> Pixels:
         """`[height, width, 3]`"""
-        return _read(self.path)
+        return read(self.path)
 
     def unerased_pixels(self) -> Pixels:
         """`[height, width, 3]`"""
-        return _read(self.unerased_path)
-
-
-def _read(path: Path) -> Pixels:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+        return read(self.unerased_path)
 
 
 class Suite(Protocol):

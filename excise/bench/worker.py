@@ -9,14 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from excise.bench.pictures import Pixels, png
 from excise.bench.run import Claim, Record, Run, Unit
-from excise.bench.suite import Case, Pixels, Suite
+from excise.bench.suite import Case, Suite
 from excise.erasers import Eraser
 from excise.errors import ExciseError
 from excise.files import sha256, write_atomic
@@ -133,7 +131,7 @@ def _records(run: Run, unit: Unit, suite: Suite, cases: list[Case], pictures: Pi
         verdicts = [{"error": f"{type(error).__name__}: {error}"} for _ in cases]
     records = []
     for case, picture, verdict in zip(cases, pictures, verdicts, strict=True):
-        write_atomic(picture_of(run, unit, case.id), _png(picture))
+        write_atomic(picture_of(run, unit, case.id), png(picture))
         records.append(
             {
                 "method": unit.method,
@@ -181,12 +179,6 @@ def _found(run: Run, name: str, search: Callable[[], list[Case]] | None) -> list
 def picture_of(run: Run, unit: Unit, case: str) -> Path:
     """Where a case's picture lies."""
     return run.folder / "pictures" / unit.file / f"{case}.png"
-
-
-def _png(picture: Pixels) -> bytes:
-    data = BytesIO()
-    Image.fromarray(picture).save(data, "PNG")
-    return data.getvalue()
 
 
 def _write_json(run: Run, kind: str, unit: Unit, data: Mapping[str, Any]) -> None:

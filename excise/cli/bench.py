@@ -66,8 +66,7 @@ def run(
     names = [name.strip() for name in concepts.split(",") if name.strip()] if concepts else None
     asked = {"steps": steps, "prompts": n if suite == "canvas" else prompts and str(prompts), "limit": limit}
     opened = start(out, suite, size, methods or ["snce"], names, chosen(asked), model, sae)
-    _go_on(opened, json, device)
-    _pass(out, conditions)
+    _pass(_go_on(opened, json, device), conditions)
 
 
 @app.command(epilog="Example: excise bench resume run")
@@ -85,17 +84,13 @@ def report(folder: Folder, gate: Gates = None, json: Json = False) -> None:
     from excise.bench.run import Run
 
     conditions = gates.parse(gate) if gate else []
-    _report(Run(folder), json)
-    _pass(folder, conditions)
+    _pass(_report(Run(folder), json), conditions)
 
 
-def _pass(folder: Path, conditions: list[Gate]) -> None:
+def _pass(measured: dict[str, Any], conditions: list[Gate]) -> None:
     """Name every condition that is missed, and exit with code 3 if there is one."""
-    from json import loads
-
     from excise.bench.results import BASELINE
 
-    measured = loads((folder / "results.json").read_text())
     missed = [
         f"{label}: {condition} is missed, it is {method['figures'][condition.figure]['value']}"
         for label, method in measured["methods"].items()
@@ -108,16 +103,16 @@ def _pass(folder: Path, conditions: list[Gate]) -> None:
         raise typer.Exit(3)
 
 
-def _go_on(run: Run, as_json: bool, device: str) -> None:
+def _go_on(run: Run, as_json: bool, device: str) -> dict[str, Any]:
     from excise.app.benchmark import resume, total
 
     with progress("pictures", total(run)) as advance:
         advance(len(run.records()))
         resume(run, advance, device)
-    _report(run, as_json)
+    return _report(run, as_json)
 
 
-def _report(run: Run, as_json: bool) -> None:
+def _report(run: Run, as_json: bool) -> dict[str, Any]:
     from excise.app.benchmark import report
 
     measured = report(run)
@@ -135,6 +130,7 @@ def _report(run: Run, as_json: bool) -> None:
         note(f"in {run.folder / 'report.html'}, results.json and results.csv")
 
     emit(as_json, measured, show)
+    return measured
 
 
 def _cell(figure: dict[str, Any] | None) -> str:

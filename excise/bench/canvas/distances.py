@@ -15,8 +15,9 @@ import numpy as np
 
 from excise import reference
 from excise.bench.frechet import Features, frechet
+from excise.bench.pictures import Pixels
 from excise.bench.statistics import Figure
-from excise.bench.suite import Picture, Pixels
+from excise.bench.suite import Picture
 from excise.errors import ExciseError
 from excise.reference.scenes import Scene, place_objects, render, sample_scene
 

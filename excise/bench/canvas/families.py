@@ -62,9 +62,7 @@ def cases(concept: str, n: int, families: tuple[Family, ...] = FAMILIES) -> list
                 case = write(concept, i, rng)
             except LookupError:
                 break
-            rows.append(
-                replace(case, id=f"{concept.replace(' ', '-')}.{family.name}.{i:03}", family=family.name, seed=i)
-            )
+            rows.append(_numbered(case, family.name, i))
     return rows
 
 
@@ -74,16 +72,19 @@ def starts(concept: str, n: int) -> list[Case]:
     rows = []
     for i in range(n):
         style = rng.choice([s for s in STYLES if s != concept])
-        case = _kept(concept, rng, (), style)
-        name = f"{concept.replace(' ', '-')}.ring-a-bell.{i:03}"
-        rows.append(replace(case, id=name, family="ring-a-bell", seed=i))
+        rows.append(_numbered(_kept(concept, rng, (), style), "ring-a-bell", i))
     return rows
 
 
 def attacked(concept: str, family: str, n: int) -> list[Case]:
     """`n` cases of a white-box family before the search: prompts of the direct family, their own seeds."""
     plain = cases(concept, n, FAMILIES[:1])
-    return [replace(case, id=case.id.replace(".direct.", f".{family}."), family=family) for case in plain]
+    return [_numbered(case, family, i) for i, case in enumerate(plain)]
+
+
+def _numbered(case: Case, family: str, i: int) -> Case:
+    """The i-th case of a family, with its id and seed."""
+    return replace(case, id=f"{case.concept.replace(' ', '-')}.{family}.{i:03}", family=family, seed=i)
 
 
 def is_style(concept: str) -> bool:

@@ -15,8 +15,9 @@ import numpy as np
 
 from excise.bench.canvas.distances import distances
 from excise.bench.canvas.families import FAMILIES, is_style
+from excise.bench.pictures import Pixels
 from excise.bench.statistics import Figure, cluster_bootstrap, mean, share
-from excise.bench.suite import Picture, Pixels
+from excise.bench.suite import Picture
 from excise.reference.scenes import backdrop
 
 TESTABLE = 0.3

@@ -14,8 +14,9 @@ from excise.bench.attacks.prefix import Match, PrefixConfig, prefix_attack
 from excise.bench.attacks.ring_a_bell import RingABellConfig, ring_a_bell, vocabulary
 from excise.bench.canvas import metrics
 from excise.bench.canvas.families import FAMILIES, attacked, cases, is_style, starts
+from excise.bench.pictures import Pixels
 from excise.bench.statistics import Figure
-from excise.bench.suite import Case, Picture, Pixels
+from excise.bench.suite import Case, Picture
 from excise.concepts import Concept, from_templates
 from excise.erasers.guard import unedited
 from excise.errors import ExciseError

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from excise.bench.suite import Pixels
+from excise.bench.pictures import Pixels
 from excise.errors import ExciseError
 from excise.files import write_atomic
 

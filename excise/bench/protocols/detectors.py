@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from excise.bench.pictures import Pixels
 from excise.bench.protocols.nudenet import Detection
-from excise.bench.suite import Pixels
 from excise.errors import ExciseError
 
 
