@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -13,7 +13,8 @@ from excise.bench.results import BASELINE
 from excise.bench.run import Run, Unit
 from excise.bench.statistics import Figure
 from excise.bench.suite import Case, Suite
-from excise.bench.worker import all_cases, picture_of
+from excise.bench.worker import Entry, all_cases, picture_of
+from excise.methods import method as method_of
 
 SHARES = {
     "ua": "Target gone, asked for by name (UA)",
@@ -30,11 +31,30 @@ CHANGES = {
     "pixel_error": "Mean change of unrelated pictures",
     "outside": "Mean change outside the object, in prompts with the target",
 }
+MEANS = {
+    "alignment": "Log-likelihood of what was asked for, nats",
+    "alignment_change": "Its change",
+    "clip_score": "CLIP score",
+}
+SECOND = {
+    "agreement": "Pictures on which both judges agree",
+    "ua_second": "Target gone (UA)",
+    "ira_second": "Other concepts of its domain right (IRA)",
+    "mixed_second": "Target gone and partner kept",
+    "asr_second": "Target still drawn under attack",
+}
 DISTANCES = {
     "frechet": "Fréchet distance to unerased",
     "frechet_floor": "Its floor",
     "frechet_real": "Fréchet distance to real scenes",
 }
+SWEPT = {
+    "ua": ("target gone (UA)", "accent"),
+    "ira_ratio": ("others kept (IRA)", "cool"),
+    "mixed": ("partner kept", "good"),
+    "asr": ("drawn under attack", "mute"),
+}
+"""What a sweep's plot shows: its name there and its colour."""
 SHOWN = 2
 """Pictures of a family and concept on the page."""
 
@@ -49,8 +69,15 @@ def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
         "date": measured["date"],
         "machine": measured["machine"],
     }
-    sections = [_summary(measured), _counts(measured), _attacks(suite, measured), _tradeoff(measured)]
-    sections += [_concepts(measured), _pictures(run, suite, measured), _gaps(measured)]
+    sections = [
+        _summary(measured),
+        _second(measured),
+        _counts(measured),
+        _attacks(suite, measured),
+        _tradeoff(measured),
+        _sweeps(measured),
+    ]
+    sections += [_concepts(measured), _pictures(run, suite, measured), _trust(measured), _gaps(measured)]
     return document(
         f"Excise bench: {measured['suite']}, {measured['size']}",
         "Concept erasers, <em>side by side</em>",
@@ -65,7 +92,7 @@ A picture on which a detector failed is an error and counts nowhere.""",
 
 def _summary(measured: Mapping[str, Any]) -> str:
     cards = []
-    shares, changes, distances = (_measured_of(names, measured) for names in (SHARES, CHANGES, DISTANCES))
+    shares, changes, plain = (_measured_of(names, measured) for names in (SHARES, CHANGES, DISTANCES | MEANS))
     for name, says in shares.items():
         rows = "".join(
             f'<div class="method"><span>{escape(label)}</span><b>{percent(method["figures"].get(name))}</b>'
@@ -73,11 +100,11 @@ def _summary(measured: Mapping[str, Any]) -> str:
             for label, method in measured["methods"].items()
         )
         cards.append(f'<div class="card"><h3>{escape(says)}</h3>{rows}</div>')
-    head = "".join(f"<th>{escape(says)}</th>" for says in (*changes.values(), *distances.values()))
+    head = "".join(f"<th>{escape(says)}</th>" for says in (*changes.values(), *plain.values()))
     costs = "".join(
         f"<tr><td>{escape(label)}</td>"
         + "".join(f"<td>{percent(method['figures'].get(name))}</td>" for name in changes)
-        + "".join(f"<td>{_plain(method['figures'].get(name))}</td>" for name in distances)
+        + "".join(f"<td>{_plain(method['figures'].get(name))}</td>" for name in plain)
         + "".join(f"<td>{cell}</td>" for cell in _cost(method["cost"]))
         + "</tr>"
         for label, method in measured["methods"].items()
@@ -93,6 +120,23 @@ def _measured_of(names: Mapping[str, str], measured: Mapping[str, Any]) -> dict[
     return {
         n: says for n, says in names.items() if any(n in method["figures"] for method in measured["methods"].values())
     }
+
+
+def _second(measured: Mapping[str, Any]) -> str:
+    """What the second judge counts, for suites that have one."""
+    names = _measured_of(SECOND, measured)
+    if not names:
+        return ""
+    head = "".join(f"<th>{escape(says)}</th>" for says in names.values())
+    rows = "".join(
+        f"<tr><td>{escape(label)}</td>"
+        + "".join(f"<td>{percent(method['figures'].get(name))}</td>" for name in names)
+        + "</tr>"
+        for label, method in measured["methods"].items()
+    )
+    return f"""<section><h2>By the second judge</h2>
+<p class="faint">A network of another kind, trained apart, counts the same pictures again.</p>
+<div class="scroll"><table class="wide"><tr><th>Method</th>{head}</tr>{rows}</table></div></section>"""
 
 
 def _counts(measured: Mapping[str, Any]) -> str:
@@ -180,6 +224,48 @@ def _tradeoff(measured: Mapping[str, Any]) -> str:
     return f"""<section><h2>Erased against disturbed</h2>
 <p class="faint">Down and to the left is better: the target is gone, and nothing else moved.</p>
 <div class="card">{plot}</div></section>"""
+
+
+def _sweeps(measured: Mapping[str, Any]) -> str:
+    """A plot for every setting of a method that takes three values or more while its others stay the same."""
+    plots = []
+    for setting, fixed, labels in sweeps(list(measured["methods"])):
+        series = []
+        for name, (says, kind) in SWEPT.items():
+            figures = {x: measured["methods"][label]["figures"].get(name) for x, label in labels.items()}
+            points = [(x, figure["value"]) for x, figure in figures.items() if figure and figure["value"] is not None]
+            if points:
+                series.append((says, points, kind))
+        if series:
+            plots.append(f'<div class="card"><h3>{escape(fixed)}</h3>{svg.lines(series, setting)}</div>')
+    if not plots:
+        return ""
+    return f"""<section><h2>Sweeps</h2>
+<p class="faint">One setting at a time, every other one the same.</p>
+<div class="plots wide-plots">{"".join(plots)}</div></section>"""
+
+
+def sweeps(labels: Sequence[str]) -> list[tuple[str, str, dict[float, str]]]:
+    """Settings with three values or more among methods that are otherwise the same: the setting, what is fixed, and
+    the label at each value."""
+    found: dict[tuple[str, str], dict[float, str]] = {}
+    for label in labels:
+        entry = Entry.parse(label)
+        every = vars(method_of(entry.method).Config(**entry.settings))
+        numbers = {name for name, value in every.items() if isinstance(value, int | float)}
+        for setting in numbers:
+            others = {name: value for name, value in entry.settings.items() if name != setting}
+            fixed = ", ".join((entry.method, *(f"{name} {value}" for name, value in sorted(others.items()))))
+            found.setdefault((setting, fixed), {})[every[setting]] = label
+    return [(setting, fixed, by) for (setting, fixed), by in found.items() if len(by) > 2]
+
+
+def _trust(measured: Mapping[str, Any]) -> str:
+    """The detectors' own accuracy, the attacks' budgets, and what drew the pictures."""
+    told = {**measured["disclosed"], "drawn with": "; ".join(measured["drawn_with"])}
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in told.items())
+    return f"""<section><h2>Judges and budgets</h2>
+<div class="scroll"><table class="wide">{rows}</table></div></section>"""
 
 
 def _concepts(measured: Mapping[str, Any]) -> str:

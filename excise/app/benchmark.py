@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ from excise.bench.canvas.suite import Canvas
 from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
 from excise.bench.results import BASELINE, results, table
 from excise.bench.run import Run, Unit
+from excise.bench.suite import Suite
 from excise.bench.worker import Entry, all_cases, work
 from excise.errors import ExciseError
 from excise.files import write_atomic
+from excise.plugins import plugins
 
 
 def start(
@@ -34,16 +35,16 @@ def start(
 ) -> Run:
     """A run with everything still to do, or the same one where it was begun before; `none` always takes part.
 
-    `suite` is canvas or one of `excise.bench.protocols.suite.PROTOCOLS`; `settings` are its own, such as `steps` or an
-    attack's budget, where they are not its defaults. `model` and its `sae` are the bundled ones unless named.
-    Raises ExciseError for an unknown suite, size, method, setting or concept, or where the folder is taken.
+    `suite` is canvas, one of `excise.bench.protocols.suite.PROTOCOLS` or a plugin's; `settings` are its own, such as
+    `steps` or an attack's budget, where they are not its defaults. `model` and its `sae` are the bundled ones unless
+    named. Raises ExciseError for an unknown suite, size, method, setting or concept, or where the folder is taken.
     """
     entries = [Entry.parse(text) for text in dict.fromkeys((BASELINE, *methods))]
     plan: dict[str, Any] = {"suite": suite, "size": size, "settings": dict(settings or {})}
     chosen = _suite(plan)
     if suite == "canvas" and model is not None:
         raise ExciseError("canvas is made for the bundled model; leave --model out, or run a protocol")
-    plan |= {"settings": asdict(chosen), "model": model, "sae": str(sae_folder(model, sae)) if model else None}
+    plan |= {"settings": dict(chosen.settings), "model": model, "sae": str(sae_folder(model, sae)) if model else None}
     names = tuple(concepts or chosen.concepts(size))
     for name in names:
         chosen.cases(name, size)
@@ -80,12 +81,17 @@ def report(run: Run) -> dict[str, Any]:
     return told
 
 
-def _suite(plan: Mapping[str, Any]) -> Canvas | ProtocolSuite:
+def _suite(plan: Mapping[str, Any]) -> Suite:
     name, settings = plan["suite"], plan["settings"]
     if name == "canvas":
         return Canvas.from_json(settings)
+    others = plugins("excise.suites")
+    if name in others:
+        made: Suite = others[name](settings)
+        return made
     if name not in PROTOCOLS:
-        raise ExciseError(f"unknown suite {name!r}; it is one of canvas, {', '.join(PROTOCOLS)}")
+        known = ", ".join(("canvas", *PROTOCOLS, *others))
+        raise ExciseError(f"unknown suite {name!r}; it is one of {known}")
     if "prompts" not in settings:
         raise ExciseError(f"{name} needs its published prompts; name the file with --prompts (docs/sd14.md)")
     try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from excise.bench.statistics import share
 from excise.errors import ExciseError
 
-PARTS = ("text", "vae", "classifier", "unet", "assemble")
+PARTS = ("text", "vae", "classifier", "second_classifier", "unet", "assemble")
 """In the order they need each other."""
 
 
@@ -21,7 +22,7 @@ def train_part(name: str, work: Path, out: Path) -> None:
     steps: dict[str, Callable[[], Any]] = {
         "text": lambda: _text(work / "text"),
         "vae": lambda: _vae(work / "vae"),
-        "classifier": lambda: _classifier(work / "classifier", _made(work / "vae" / "vae", "vae")),
+        **{name: partial(_judge, name, work) for name in ("classifier", "second_classifier")},
         "unet": lambda: _unet(work),
         "assemble": lambda: _assemble(work, out),
     }
@@ -54,10 +55,10 @@ def _vae(folder: Path) -> Any:
     return vae.train(folder)
 
 
-def _classifier(folder: Path, autoencoder: Path) -> Any:
+def _judge(name: str, work: Path) -> Any:
     from excise.reference import classifier
 
-    return classifier.train(folder, autoencoder)
+    return classifier.train(work / name, _made(work / "vae" / "vae", "vae"), name)
 
 
 def _unet(work: Path) -> Any:
@@ -84,6 +85,8 @@ def _parts(work: Path) -> Path:
         "text_head.safetensors": work / "text" / "text_head.safetensors",
         "classifier.safetensors": work / "classifier" / "classifier.safetensors",
         "classifier.json": work / "classifier" / "classifier.json",
+        "second_classifier.safetensors": work / "second_classifier" / "second_classifier.safetensors",
+        "second_classifier.json": work / "second_classifier" / "second_classifier.json",
         "text_encoder.json": work / "text" / "text_encoder.json",
         "training.txt": work / "training.txt",
     }

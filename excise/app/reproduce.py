@@ -12,7 +12,12 @@ from excise.bench.run import Run
 from excise.errors import ExciseError
 
 YOURS = "yours: "
-SUITES = {1: ("i2p",), 2: ("i2p",), 3: ("i2p-nudity", "p4d", "ring-a-bell"), 4: ("i2p-nudity",)}
+SUITES = {
+    1: ("i2p", "coco"),
+    2: ("i2p",),
+    3: ("i2p-nudity", "i2p-violence", "p4d", "ring-a-bell"),
+    4: ("i2p-nudity",),
+}
 """Which runs a table is made of."""
 _COLUMN = {"i2p-nudity": "I2P(N)", "i2p-violence": "I2P(V)", "p4d": "P4D", "ring-a-bell": "Ring-A-Bell"}
 
@@ -51,10 +56,17 @@ Measured = Mapping[str, Mapping[str, Any]]
 
 
 def _table_1(by_suite: Measured) -> Table:
-    own = [
-        (f"{YOURS}{label}", *(_number(method, name) for name in published.TABLE_1_COLUMNS[:9]), "", "")
-        for label, method in by_suite.get("i2p", {}).items()
-    ]
+    own = []
+    for label in _labels(by_suite):
+        counts, scores = (by_suite.get(suite, {}).get(label, {"figures": {}}) for suite in SUITES[1])
+        own.append(
+            (
+                f"{YOURS}{label}",
+                *(_number(counts, name) for name in published.TABLE_1_COLUMNS[:9]),
+                _number(scores, "clip_score"),
+                "",
+            )
+        )
     rows = [(name, *map(_cell, row)) for name, row in published.TABLE_1.items()]
     return Table(
         "Table 1: NudeNet above 0.6 on I2P; CLIP score and FID on captions",
@@ -76,9 +88,8 @@ def _table_2(by_suite: Measured) -> Table:
 
 def _table_3(by_suite: Measured) -> Table:
     columns = tuple(published.TABLE_3["SNCE"])
-    labels = dict.fromkeys(label for methods in by_suite.values() for label in methods)
     own = []
-    for label in labels:
+    for label in _labels(by_suite):
         by_column = {_COLUMN[suite]: methods[label] for suite, methods in by_suite.items() if label in methods}
         own.append((f"{YOURS}{label}", *(_attack(by_column.get(column)) for column in columns)))
     rows = [(name, *(_cell(row[column]) for column in columns)) for name, row in published.TABLE_3.items()]
@@ -89,6 +100,11 @@ def _table_4(by_suite: Measured) -> Table:
     own = [(f"{YOURS}{label}", _attack(method)) for label, method in by_suite.get("i2p-nudity", {}).items()]
     rows = [(f"λ = {lam:g}", _cell(value)) for lam, value in published.TABLE_4.items()]
     return Table("Table 4: attack success on I2P by λ, %", ("λ", "ASR"), (*rows, *own), (published.SLIPS[2],))
+
+
+def _labels(by_suite: Measured) -> list[str]:
+    """Every method of the runs, once."""
+    return list(dict.fromkeys(label for methods in by_suite.values() for label in methods))
 
 
 def _cell(value: float | None) -> str:

@@ -100,3 +100,33 @@ def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str) ->
         side = ' class="end"' if x > width / 2 else ""
         body.append(f'<text x="{x + (-11 if side else 11):.1f}" y="{y + 4:.1f}"{side}>{escape(name)}</text>')
     return _svg(width, height, f"{up} against {across}", body)
+
+
+def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]], str]], across: str) -> str:
+    """Shares over a setting: one line a (name, points (x, share), CSS class), x on a logarithmic axis where all are
+    above 0."""
+    width, height, left, bottom, right = 620.0, 260.0, 48.0, 40.0, 150.0
+    places = sorted({x for _, points, _ in series for x, _ in points})
+    scale = math.log if places[0] > 0 else float
+    low, high = scale(places[0]), scale(places[-1])
+
+    def at(x: float, share: float) -> tuple[float, float]:
+        along = (scale(x) - low) / ((high - low) or 1)
+        return left + along * (width - left - right), height - bottom - share * (height - bottom - 12)
+
+    body = [f'<text x="{width - right}" y="{height - 6}" class="num end">{escape(across)}</text>']
+    for share in (0.0, 0.5, 1.0):
+        y = at(places[0], share)[1]
+        body.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" class="axis"/>')
+        body.append(f'<text x="{left - 8}" y="{y + 4:.1f}" class="num end">{share:.0%}</text>')
+    for x in places:
+        body.append(f'<text x="{at(x, 0)[0]:.1f}" y="{height - bottom + 16}" class="num middle">{x:g}</text>')
+    labels: list[float] = []
+    for name, points, kind in sorted(series, key=lambda one: -one[1][-1][1]):
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in sorted(points)))
+        body.append(f'<polyline points="{path}" class="line {kind}"/>')
+        x, y = at(*max(points))
+        labels.append(max(y, labels[-1] + 15) if labels else y)  # names one below the other, never on top
+        body.append(f'<text x="{x + 8:.1f}" y="{labels[-1] + 4:.1f}">{escape(name)}</text>')
+        body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="{kind}"/>' for x, y in (at(*p) for p in points)]
+    return _svg(width, height, f"shares over {across}", body)

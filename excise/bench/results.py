@@ -28,8 +28,11 @@ def results(run: Run, suite: Suite) -> dict[str, Any]:
         records.setdefault(record["method"], {})[record["case"]] = record
     base = records.get(BASELINE, {})
     told = {key: value for key, value in run.plan.items() if key != "schema"}
+    units = [Unit(label, concept) for label in run.plan["methods"] for concept in run.plan["concepts"]]
     return {
         **told,
+        "disclosed": dict(suite.disclosed),
+        "drawn_with": sorted({fit["drawn_with"] for fit in (_fit(run, unit) for unit in units) if "drawn_with" in fit}),
         "methods": {label: _method(run, suite, label, records.get(label, {}), base) for label in run.plan["methods"]},
     }
 
@@ -82,7 +85,7 @@ def _cost(fits: list[dict[str, Any]], own: Mapping[str, Record], base: Mapping[s
         "erase_seconds": _median([fit["seconds"] for fit in fitted]),
         "added_seconds": _median(added),
         "bytes": _median([fit["bytes"] for fit in fitted]),
-        "peak_memory": max((fit["peak_memory"] for fit in fitted), default=None),
+        "peak_memory": max((fit["peak_memory"] for fit in fitted if fit["peak_memory"]), default=None),
     }
 
 

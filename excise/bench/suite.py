@@ -47,6 +47,13 @@ class Case:
     """Of its own, where its source gives one."""
     width: int | None = None
     height: int | None = None
+    learnt: tuple[float, ...] = ()
+    """The embedding `[d]` of `inversion.WORD`, where the attack learnt that word and the prompt holds it."""
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Case:
+        """The case that `dataclasses.asdict` wrote as json."""
+        return cls(**{**row, "keeps": tuple(row["keeps"]), "learnt": tuple(row.get("learnt", ()))})
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,16 @@ class Suite(Protocol):
     @property
     def batch(self) -> int:
         """Pictures drawn together, and so the most that a killed worker loses."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """As json, all that the same suite can be made of again."""
+        ...
+
+    @property
+    def disclosed(self) -> Mapping[str, str]:
+        """What a reader must know to trust the figures: how good the detectors are, what the attacks may spend."""
         ...
 
     def concepts(self, size: str) -> tuple[str, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import resource
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +114,31 @@ def _eraser(run: Run, unit: Unit, suite: Suite, pipe: Any, entry: Entry, default
     chosen = method(entry.method)
     began = time.perf_counter()
     eraser = chosen.fit(pipe, suite.concept(unit.concept), chosen.Config(**{**defaults, **entry.settings}))
-    cost = {"seconds": time.perf_counter() - began, "bytes": 0}
+    cost: dict[str, Any] = {"seconds": time.perf_counter() - began, "bytes": 0}
     if eraser.edits:
         eraser.save(folder)
         cost["bytes"] = sum(file.stat().st_size for file in folder.iterdir())
-    # Of the whole process so far, in bytes: what a machine must have to fit it.
-    cost["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    cost["peak_memory"] = _peak_memory()
+    cost["drawn_with"] = drawn_with(pipe)
     _write_json(run, "fits", unit, cost)
     return eraser
+
+
+def drawn_with(pipe: Any) -> str:
+    """The pipeline, its sampler, dtype and device, and the versions that ran them, in one line."""
+    versions = " ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
+    sampler = type(pipe.scheduler).__name__
+    return f"{type(pipe).__name__}, {sampler}, {str(pipe.dtype).removeprefix('torch.')} on {pipe.device}; {versions}"
+
+
+def _peak_memory() -> int | None:
+    """Bytes, of the whole process so far: what a machine must have to do this. None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _records(run: Run, unit: Unit, suite: Suite, cases: list[Case], pictures: Pixels, seconds: float) -> list[Record]:
@@ -173,7 +191,7 @@ def _found(run: Run, name: str, search: Callable[[], list[Case]] | None) -> list
     if search is not None and not path.exists():
         write_atomic(path, json.dumps([asdict(case) for case in search()], indent=1) + "\n")
     rows = json.loads(path.read_text()) if path.exists() else []
-    return [Case(**{**row, "keeps": tuple(row["keeps"])}) for row in rows]
+    return [Case.from_json(row) for row in rows]
 
 
 def picture_of(run: Run, unit: Unit, case: str) -> Path:

@@ -46,10 +46,20 @@ def run(
         str | None, typer.Option("--concepts", help='These concepts instead of the size\'s own: "gun, cat".')
     ] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Prompts a family, instead of the size's number.")] = None,
+    search: Annotated[
+        bool, typer.Option("--search/--no-search", help="Whether Canvas's attacks that search take part.")
+    ] = True,
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Denoising steps; default 20, for a protocol 50.")
     ] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="A protocol's published file of prompts.")] = None,
+    clip: Annotated[
+        str | None, typer.Option("--clip", help="A CLIP model for a protocol: Q16's, or the CLIP score's.")
+    ] = None,
+    q16: Annotated[Path | None, typer.Option("--q16", help="Soft prompts of Q16, as safetensors.")] = None,
+    detector: Annotated[
+        str | None, typer.Option("--detector", help="Instead of a protocol's own: nudenet, open-nsfw, q16 ...")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="A protocol's first so many prompts.")] = None,
     model: Model = None,
     sae: Sae = None,
@@ -64,7 +74,15 @@ def run(
 
     conditions = gates.parse(gate) if gate else []
     names = [name.strip() for name in concepts.split(",") if name.strip()] if concepts else None
-    asked = {"steps": steps, "prompts": n if suite == "canvas" else prompts and str(prompts), "limit": limit}
+    asked: dict[str, Any] = {
+        "steps": steps,
+        "prompts": n if suite == "canvas" else prompts and str(prompts),
+        "limit": limit,
+        "clip": clip,
+    }
+    asked |= {"q16": q16 and str(q16), "detector": detector}
+    if not search:
+        asked["searches"] = False
     opened = start(out, suite, size, methods or ["snce"], names, chosen(asked), model, sae)
     _pass(_go_on(opened, json, device), conditions)
 

@@ -16,7 +16,9 @@ app = typer.Typer(help="The bundled reference model.", no_args_is_help=True)
 @app.command(epilog="Example: excise reference train --work build/reference")
 def train(
     work: Annotated[Path, typer.Option("--work", help="Folder for checkpoints and parts; a second call goes on.")],
-    part: Annotated[str, typer.Option("--part", help="all, text, vae, classifier, unet or assemble.")] = "all",
+    part: Annotated[
+        str, typer.Option("--part", help="all, text, vae, classifier, second_classifier, unet or assemble.")
+    ] = "all",
     out: Annotated[Path, typer.Option("--out", help="Folder for the finished pipeline.")] = Path("reference-model"),
     json: Json = False,
 ) -> None:

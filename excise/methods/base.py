@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from excise.errors import ExciseError
+from excise.plugins import plugins
 
 if TYPE_CHECKING:
     from excise.concepts import Concept
@@ -31,9 +32,11 @@ class Method(Protocol):
 
 
 def method(name: str) -> Method:
-    """The method called `name`. Raises ExciseError, naming near ones, where there is none."""
-    if name not in METHODS:
-        near = get_close_matches(name.lower(), METHODS, n=3) or list(METHODS)
+    """The method called `name`, ours or a plugin's. Raises ExciseError, naming near ones, where there is none."""
+    others = plugins("excise.methods")
+    if name not in METHODS and name not in others:
+        known = [*METHODS, *others]
+        near = get_close_matches(name.lower(), known, n=3) or known
         raise ExciseError(f"there is no method {name!r}; try {', '.join(near)}")
-    found: Method = import_module(f"excise.methods.{name}").METHOD
+    found: Method = import_module(f"excise.methods.{name}").METHOD if name in METHODS else others[name]
     return found

@@ -7,6 +7,7 @@ from typing import Any
 _HOMES = {
     "load": "bundle",
     "judge": "bundle",
+    "judge_figures": "bundle",
     "generate": "bundle",
     "MODEL": "bundle",
     "sae_folder": "bundle",

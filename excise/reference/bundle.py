@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 MODEL = Path(__file__).with_name("model")
 STEPS, GUIDANCE = 20, 4.0
-BESIDE = ("classifier.safetensors", "classifier.json", "text_head.safetensors", "text_encoder.json", "training.txt")
-"""What lies beside the pipeline: the judge, the text encoder's head, their figures, how these weights were made."""
+BESIDE = (
+    *(f"{name}.{kind}" for name in classifier.JUDGES for kind in ("safetensors", "json")),
+    "text_head.safetensors", "text_encoder.json", "training.txt",
+)  # fmt: skip
+"""What lies beside the pipeline: the judges, the text encoder's head, their figures, how these weights were made."""
 
 
 def sae_folder() -> Path:
@@ -89,18 +92,27 @@ def load(folder: Path = MODEL) -> StableDiffusionPipeline:
     return pipe
 
 
-@lru_cache(maxsize=1)
-def _classifier(folder: Path = MODEL) -> classifier.Classifier:
-    return classifier.load(folder)
+@lru_cache
+def _judge(name: str) -> classifier.Judge:
+    return classifier.load(MODEL, name)
 
 
-def judge() -> Callable[[Pixels], Verdicts]:
-    """The bundled judge: call it on pictures `[N, 64, 64, 3]` uint8. Raises ExciseError where it cannot be read."""
+def judge(name: str = "classifier") -> Callable[[Pixels], Verdicts]:
+    """A bundled judge, "classifier" or "second_classifier": call it on pictures `[N, 64, 64, 3]` uint8.
+
+    Raises ExciseError where it cannot be read.
+    """
     try:
-        model = _classifier()
+        model = _judge(name)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ExciseError(f"the judge in {MODEL} cannot be read ({error}); reinstall excise") from error
     return lambda images: classifier.judge(model, images)
+
+
+def judge_figures(name: str = "classifier") -> dict[str, float]:
+    """A bundled judge's own accuracy on real scenes that it was not trained on, and its largest threshold."""
+    figures: dict[str, float] = json.loads((MODEL / f"{name}.json").read_text())
+    return figures
 
 
 def generate(

@@ -1,9 +1,11 @@
-"""The independent judge of pictures: which of the 40 objects, which style, which background, or nothing.
+"""The independent judges of pictures: which of the 40 objects, which style, which background, or nothing.
 
-A small convolutional network trained on real scenes (never on generated ones), some sent through the autoencoder and
-some lightly spoilt, so that it judges what is drawn and not how the pixels were made; in others the objects are wrecked
-past recognition, and it learns to say that nothing is there. Its thresholds are calibrated once on real scenes, before
-anything is erased, and travel with the weights.
+Two networks that share no layer, a convolutional one and a transformer over patches, so that no eraser can win by what
+one of them overlooks; the first one's word counts, the second one's agreement is reported. Each is trained on real
+scenes (never on generated ones), some sent through the autoencoder and some lightly spoilt, so that it judges what is
+drawn and not how the pixels were made; in others the objects are wrecked past recognition, and it learns to say that
+nothing is there. Its thresholds are calibrated once on real scenes, before anything is erased, and travel with the
+weights.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from excise.files import write_atomic
+from excise.reference.patch_transformer import PatchTransformer
 from excise.reference.scenes import Pixels, Scene, render, sample_scene
 from excise.reference.training import run
 from excise.reference.vae import pixels
@@ -49,6 +52,10 @@ class Verdicts:
     """Index of the likeliest style, `[N]`."""
     background: np.ndarray[Any, np.dtype[np.int64]]
     """Index of the likeliest background, `[N]`."""
+    style_scores: np.ndarray[Any, np.dtype[np.float32]]
+    """Probability of each style, `[N, 8]`."""
+    background_scores: np.ndarray[Any, np.dtype[np.float32]]
+    """Probability of each background, `[N, 8]`."""
     features: np.ndarray[Any, np.dtype[np.float32]]
     """Penultimate features, `[N, 192]`, for Fréchet distances."""
 
@@ -122,9 +129,10 @@ def labels(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
     return objects, style, torch.tensor([BACKGROUNDS.index(s.background) for s in scenes])
 
 
-def train(out: Path, vae_folder: Path, steps: int = STEPS) -> Classifier:
+def train(out: Path, vae_folder: Path, name: str = "classifier", steps: int = STEPS) -> Judge:
+    """Train the judge of that `name` in `JUDGES`; writes `name.safetensors` and `name.json` into `out`."""
     torch.manual_seed(0)
-    model = Classifier()
+    model = JUDGES[name]()
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -159,13 +167,18 @@ def train(out: Path, vae_folder: Path, steps: int = STEPS) -> Classifier:
     run(model, loss, steps=steps, peak=PEAK, out=out, decay=0.998).copy_to(model)
     model.eval()
     figures = calibrate(model)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / "classifier.safetensors")
-    write_atomic(out / "classifier.json", json.dumps(figures, indent=1))
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / f"{name}.safetensors")
+    write_atomic(out / f"{name}.json", json.dumps(figures, indent=1))
     return model
 
 
+Judge = Classifier | PatchTransformer
+JUDGES: dict[str, type[Judge]] = {"classifier": Classifier, "second_classifier": PatchTransformer}
+"""By the name of their files."""
+
+
 @torch.inference_mode()
-def judge(model: Classifier, images: Pixels, batch: int = 256) -> Verdicts:
+def judge(model: Judge, images: Pixels, batch: int = 256) -> Verdicts:
     """Verdicts on pictures `[N, 64, 64, 3]` uint8."""
     parts: list[list[Tensor]] = [[], [], [], [], []]
     for start in range(0, len(images), batch):
@@ -181,11 +194,13 @@ def judge(model: Classifier, images: Pixels, batch: int = 256) -> Verdicts:
         (~recognised.any(1) & (nothing >= 0)).numpy(),
         style.argmax(1).numpy(),
         background.argmax(1).numpy(),
+        style.softmax(1).numpy(),
+        background.softmax(1).numpy(),
         features.numpy(),
     )
 
 
-def calibrate(model: Classifier, n: int = 8000) -> dict[str, float]:
+def calibrate(model: Judge, n: int = 8000) -> dict[str, float]:
     """Set each object's threshold on fresh real scenes and measure on others, with held-out compositions apart."""
     rng = random.Random(77)
     scores, want = _score(model, [sample_scene(rng, any_style=True) for _ in range(n)])
@@ -216,13 +231,13 @@ def calibrate(model: Classifier, n: int = 8000) -> dict[str, float]:
     return figures
 
 
-def _score(model: Classifier, scenes: list[Scene]) -> tuple[Verdicts, tuple[Any, Any, Any]]:
+def _score(model: Judge, scenes: list[Scene]) -> tuple[Verdicts, tuple[Any, Any, Any]]:
     verdicts = judge(model, np.stack([render(s) for s in scenes]))
     objects, style, background = labels(scenes)
     return verdicts, (objects.numpy(), style.numpy(), background.numpy())
 
 
-def load(folder: Path) -> Classifier:
-    model = Classifier()
-    model.load_state_dict(load_file(folder / "classifier.safetensors"))
+def load(folder: Path, name: str = "classifier") -> Judge:
+    model = JUDGES[name]()
+    model.load_state_dict(load_file(folder / f"{name}.safetensors"))
     return model.eval()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from excise.app.bench_page import sweeps
 from excise.app.benchmark import report, resume, start
 from excise.bench.run import Run, Unit
 from excise.bench.worker import Entry
@@ -191,3 +192,20 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path, arguments: Any, message: 
 def test_settings_are_read_as_the_methods_own_types() -> None:
     entry = Entry.parse("snce:k=10,lam=2,source=concept")
     assert entry == Entry("snce:k=10,lam=2,source=concept", "snce", {"k": 10, "lam": 2.0, "source": "concept"})
+
+
+def test_methods_that_differ_in_one_setting_make_a_sweep() -> None:
+    labels = ["none", "snce", "snce:lam=0.4", "snce:lam=4", "snce:lam=1,k=10", "snce:lam=2,k=10", "snce:source=concept"]
+    ((setting, fixed, by),) = sweeps(labels)
+    assert (setting, fixed) == ("lam", "snce")
+    assert by == {0.4: "snce:lam=0.4", 1.75: "snce", 4.0: "snce:lam=4"}
+
+
+def test_the_page_tells_how_good_the_judges_are_and_what_drew_the_pictures(finished: Run) -> None:
+    measured = report(finished)
+    page = (finished.folder / "report.html").read_text()
+    (drawn,) = measured["drawn_with"]
+    assert "StableDiffusionPipeline" in drawn and "float32 on cpu" in drawn and drawn in page
+    assert "of real scenes exactly right" in measured["disclosed"]["second judge"]
+    assert measured["disclosed"]["Ring-A-Bell"] in page
+    assert measured["methods"]["snce"]["figures"]["agreement"]["value"] > 0.5

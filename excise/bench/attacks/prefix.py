@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from excise.bench.attacks.denoising import noised
 from excise.erasers.guard import unedited
 from excise.errors import ExciseError
 from excise.sites.site import encoder_of, tokenizer_of
@@ -57,7 +58,7 @@ def prefix_attack(pipe: Any, prompt: str, picture: Tensor, words: Tensor, config
     embedding = encoder.get_input_embeddings()
     table = embedding.weight.detach()[words.to(embedding.weight.device)].float()
     generator = torch.Generator().manual_seed(config.seed)
-    noised, times, wanted = _task(pipe, prompt, picture, config, generator)
+    spoilt, times, wanted = _task(pipe, prompt, picture, config, generator)
     start = torch.randint(len(words), (config.length,), generator=generator)
     soft = table[start.to(table.device)].clone().requires_grad_()
     adam = torch.optim.Adam([soft], lr=config.lr)
@@ -68,7 +69,7 @@ def prefix_attack(pipe: Any, prompt: str, picture: Tensor, words: Tensor, config
         # Straight through: the states are those of the real tokens, the gradient is the continuous embeddings'.
         with _embedded(embedding, table[near] + soft - soft.detach()):
             states = pipe.encode_prompt(text, picture.device, 1, False)[0]
-        predicted = pipe.unet(noised, times, states.expand(len(noised), -1, -1)).sample
+        predicted = pipe.unet(spoilt, times, states.expand(len(spoilt), -1, -1)).sample
         loss = F.mse_loss(predicted.float(), wanted.float())
         if (value := float(loss.detach())) < least:
             best, least = near.cpu(), value
@@ -83,23 +84,12 @@ def _task(
     pipe: Any, prompt: str, picture: Tensor, config: PrefixConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Noised pictures `[n, C, h, w]`, their timesteps `[n]`, and what the denoiser should make of them."""
-    scheduler = pipe.scheduler
-    clean = picture.expand(config.batch, -1, -1, -1)
-    noise = torch.randn(clean.shape, generator=generator).to(clean)
-    steps = scheduler.config.num_train_timesteps
-    times = torch.randint(steps, (config.batch,), generator=generator).to(clean.device)
-    # By hand, as trained: a multistep scheduler's own add_noise knows the steps of the last sampling only.
-    share = scheduler.alphas_cumprod.to(clean)[times].reshape(-1, 1, 1, 1)
-    signal, spread = share.sqrt(), (1 - share).sqrt()
-    noised = signal * clean + spread * noise
-    if config.match == "picture":
-        kind = scheduler.config.prediction_type
-        if kind not in ("epsilon", "v_prediction"):
-            raise ExciseError(f"the scheduler predicts {kind!r}; the attack knows epsilon and v_prediction")
-        return noised, times, noise if kind == "epsilon" else signal * noise - spread * clean
-    with unedited():
-        states = pipe.encode_prompt(prompt, picture.device, 1, False)[0]
-        return noised, times, pipe.unet(noised, times, states.expand(config.batch, -1, -1)).sample
+    spoilt, times, wanted = noised(pipe, picture.expand(config.batch, -1, -1, -1), generator)
+    if config.match == "model":
+        with unedited():
+            states = pipe.encode_prompt(prompt, picture.device, 1, False)[0]
+            wanted = pipe.unet(spoilt, times, states.expand(config.batch, -1, -1)).sample
+    return spoilt, times, wanted
 
 
 def _with_prefix(tokenizer: Any, ids: Tensor, prompt: str) -> str:

@@ -34,6 +34,7 @@ FAMILIES = (
     Family("ring-a-bell", "attack", "words that the text encoder takes for it, searched by a genetic algorithm"),
     Family("unlearn-diff", "white-box", "a prefix optimised against the eraser, from a picture (UnlearnDiffAtk)"),
     Family("p4d", "white-box", "a prefix optimised against the eraser, from the unerased model (P4D)"),
+    Family("inversion", "white-box", "a word learnt against the eraser from pictures (textual inversion)"),
 )
 _HOLE = "@"
 _DISTRACTIONS = (
@@ -76,10 +77,10 @@ def starts(concept: str, n: int) -> list[Case]:
     return rows
 
 
-def attacked(concept: str, family: str, n: int) -> list[Case]:
-    """`n` cases of a white-box family before the search: prompts of the direct family, their own seeds."""
-    plain = cases(concept, n, FAMILIES[:1])
-    return [_numbered(case, family, i) for i, case in enumerate(plain)]
+def attacked(concept: str, family: str, n: int, word: str | None = None) -> list[Case]:
+    """`n` cases of a white-box family before the search: captions with the concept, said as `word`."""
+    rng = random.Random(f"canvas {concept} direct")
+    return [_numbered(_said(concept, rng, word), family, i) for i in range(n)]
 
 
 def _numbered(case: Case, family: str, i: int) -> Case:

