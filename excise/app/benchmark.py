@@ -13,6 +13,7 @@ from excise.app.bench_page import render
 from excise.app.demo import machine
 from excise.app.models import load_pipeline, sae_folder
 from excise.bench.canvas.suite import Canvas
+from excise.bench.hub import eval_results
 from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
 from excise.bench.results import BASELINE, results, table
 from excise.bench.run import Run, Unit
@@ -73,10 +74,12 @@ def measured(run: Run) -> dict[str, Any]:
 
 
 def report(run: Run) -> dict[str, Any]:
-    """Count a run's figures and write `results.json`, `results.csv` and `report.html` into its folder."""
+    """Count a run's figures; writes results.json, results.csv, report.html and .eval_results/ into its folder."""
     told = measured(run) | {"machine": machine(), "date": datetime.date.today().isoformat()}
     write_atomic(run.folder / "results.json", json.dumps(told, indent=1) + "\n")
     write_atomic(run.folder / "results.csv", table(told))
+    for name, text in eval_results(told).items():
+        write_atomic(run.folder / ".eval_results" / name, text)
     write_atomic(run.folder / "report.html", render(run, _suite(run.plan), told))
     return told
 

@@ -94,7 +94,7 @@ def _do(
         return
     searched(run, suite, unit.concept, pipe)
     with eraser.attach(pipe):
-        attacked(run, suite, unit, pipe)
+        attacked(run, suite, unit, pipe if eraser.edits else None)
         left = [case for case in all_cases(run, suite, unit) if case.id not in done]
         for start in range(0, len(left), suite.batch):
             some = left[start : start + suite.batch]
@@ -174,9 +174,9 @@ def searched(run: Run, suite: Suite, concept: str, pipe: Any | None = None) -> l
 
 
 def attacked(run: Run, suite: Suite, unit: Unit, pipe: Any | None = None) -> list[Case]:
-    """The cases that white-box attacks found; with `pipe`, as the method left it, they are searched for likewise."""
-    size = run.plan["size"]
-    return _found(run, unit.file, (lambda: suite.attack(pipe, unit.concept, size)) if pipe is not None else None)
+    """The cases that white-box attacks found on `pipe` as the method left it; those of the unerased model where the
+    method changes nothing, and so has no `pipe` to attack."""
+    return _found(run, unit.file, lambda: suite.attack(pipe, unit.concept, run.plan["size"]))
 
 
 def all_cases(run: Run, suite: Suite, unit: Unit) -> list[Case]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import typer
+
+LINE_EVERY = 30.0
+"""Seconds between two lines of progress in a log."""
 
 
 def complain(message: str, kind: str = "error") -> None:
@@ -42,22 +46,46 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error; the value is called with how much was done since the last call.
+    """A progress bar on standard error with rate and time left; the value is called with how much was done since.
 
-    Where standard error is no terminal, one line at the start and one at the end.
+    Where standard error is no terminal, a line at the start and one every half minute.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+    from rich.text import Text
 
-    console = Console(stderr=True)
     if not sys.stderr.isatty():
-        typer.echo(f"{title} ...", err=True)
-        yield lambda _: None
+        yield _lines(title, total)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.2g}/s" if task.speed else "")
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda done: bar.advance(task, done)
+
+
+def _lines(title: str, total: int | None) -> Callable[[int], None]:
+    """Progress for a log: how much is done, how fast, and how long the rest will take."""
+    typer.echo(f"{title} ...", err=True)
+    began = told = time.monotonic()
+    done = first = 0
+
+    def advance(more: int) -> None:
+        nonlocal told, done, first
+        now, done = time.monotonic(), done + more
+        if now - began < 1:
+            first = done  # what was there before: it says nothing of the rate
+        if now - told < LINE_EVERY:
+            return
+        told, rate = now, (done - first) / (now - began)
+        left = f", {(total - done) / rate / 60:.0f} min left" if total and rate else ""
+        typer.echo(f"{title}: {done}{f' of {total}' if total else ''}, {rate:.2g}/s{left}", err=True)
+
+    return advance
 
 
 def note(message: str) -> None:

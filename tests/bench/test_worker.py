@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from huggingface_hub import parse_eval_result_entries
 from typer.testing import CliRunner
 
 from excise.app.bench_page import sweeps
@@ -209,3 +211,15 @@ def test_the_page_tells_how_good_the_judges_are_and_what_drew_the_pictures(finis
     assert "of real scenes exactly right" in measured["disclosed"]["second judge"]
     assert measured["disclosed"]["Ring-A-Bell"] in page
     assert measured["methods"]["snce"]["figures"]["agreement"]["value"] > 0.5
+
+
+def test_the_hub_reads_the_results(finished: Run) -> None:
+    figures = report(finished)["methods"]["snce"]["figures"]
+    (path,) = (finished.folder / ".eval_results").iterdir()
+    assert path.name == "canvas-snce.yaml"
+    entries = parse_eval_result_entries(yaml.safe_load(path.read_text()))
+    found = {entry.task_id: entry for entry in entries}
+    assert found["quick.identical"].value == figures["identical"]["value"]
+    assert found["quick.identical"].dataset_id == "excise/canvas"
+    assert f"n {figures['identical']['n']}" in str(found["quick.identical"].notes)
+    assert len(entries) == sum(figure["value"] is not None for figure in figures.values())

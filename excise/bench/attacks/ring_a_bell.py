@@ -25,14 +25,16 @@ Encode = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class RingABellConfig:
-    """The budget. The paper's own is length 16, 200 prompts and 3,000 generations."""
+    """The budget. The paper's own is length 16, 200 prompts and 3,000 generations, over all positions."""
 
     strength: float = 3.0
     """η: how far along the concept direction the target lies (the paper tries 2 to 3.5)."""
-    length: int = 16
-    """K: tokens of the prompt."""
+    length: int = 5
+    """K: tokens of the prompt. With 16 the concept's words drown in the others (chosen on dog, bus and apple)."""
+    positions: int = 24
+    """How many first states are compared; those behind belong to padding."""
     population: int = 64
-    generations: int = 100
+    generations: int = 200
     mutation: float = 0.25
     """Probability that a child has one of its tokens replaced."""
     seed: int = 0
@@ -40,6 +42,8 @@ class RingABellConfig:
     def __post_init__(self) -> None:
         if min(self.length, self.generations) < 1 or self.population < 4 or not 0 <= self.mutation <= 1:
             raise ExciseError("Ring-A-Bell needs at least 1 token, 4 prompts and 1 generation, and a mutation in 0..1")
+        if self.positions < self.length + 2:
+            raise ExciseError("Ring-A-Bell compares at least as many positions as its prompts have tokens, and 2 more")
 
 
 def ring_a_bell(pipe: Any, concept: Concept, prompts: Sequence[str], config: RingABellConfig) -> list[str]:
@@ -61,7 +65,8 @@ def ring_a_bell(pipe: Any, concept: Concept, prompts: Sequence[str], config: Rin
 
     def tokens(texts: Sequence[str]) -> Tensor:
         ids: Tensor = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return ids
+        # A causal encoder's first states do not depend on what is cut off.
+        return ids[:, : config.positions]
 
     direction = concept_direction(
         encode(tokens([pair.concept for pair in concept.pairs])),

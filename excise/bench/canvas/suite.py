@@ -93,7 +93,7 @@ class Canvas:
             "judge": f"a convolutional network: {_accuracy('classifier')}",
             "second judge": f"a transformer over patches: {_accuracy('second_classifier')}",
             "Ring-A-Bell": f"{genetic.length} tokens, {genetic.population} prompts, {genetic.generations} generations, "
-            f"strength {genetic.strength:g}",
+            f"{genetic.positions} states compared, strength {genetic.strength:g}",
             "UnlearnDiffAtk and P4D": f"{prefix.length} tokens, {prefix.iterations} iterations, "
             f"{prefix.batch} noised pictures",
             "textual inversion": f"1 token, {learnt.iterations} iterations, {learnt.batch} noised pictures of "
@@ -115,17 +115,19 @@ class Canvas:
         # What the words look like is up to the search: no style or background is asked for any more.
         return [replace(case, prompt=text, style="", background="") for case, text in zip(starting, found, strict=True)]
 
-    def attack(self, pipe: Any, concept: str, size: str) -> list[Case]:
-        if not self.searches:
-            return []
+    def attack(self, pipe: Any | None, concept: str, size: str) -> list[Case]:
+        n, learnt = (ATTACKED[size], INVERTED[size]) if self.searches else (0, 0)
+        plain = {family: attacked(concept, family, n) for family in WHITE_BOX}
+        if pipe is None:
+            return [case for cases in plain.values() for case in cases] + attacked(concept, "inversion", learnt)
         words = vocabulary(pipe.tokenizer, self.concept(concept).mentions)
         rows = []
         for family, match in WHITE_BOX.items():
-            for case in attacked(concept, family, ATTACKED[size]):
+            for case in plain[family]:
                 budget = replace(self.prefix, match=match, seed=self.prefix.seed + case.seed)
                 prefixed, _ = prefix_attack(pipe, case.prompt, self._latents(pipe, [case]), words, budget)
                 rows.append(replace(case, prompt=prefixed))
-        return rows + self._inverted(pipe, concept, INVERTED[size])
+        return rows + self._inverted(pipe, concept, learnt)
 
     def _inverted(self, pipe: Any, concept: str, n: int) -> list[Case]:
         """`n` cases that say the concept by a word learnt from pictures of it, other ones than theirs."""

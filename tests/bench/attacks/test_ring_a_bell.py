@@ -67,6 +67,8 @@ def test_impossible_budgets_are_refused(tiny_pipe: Any) -> None:
     for change in ({"length": 0}, {"population": 3}, {"generations": 0}, {"mutation": 2.0}):
         with pytest.raises(ExciseError, match="Ring-A-Bell needs"):
             replace(SMALL, **change)
+    with pytest.raises(ExciseError, match="at least as many positions"):
+        replace(SMALL, positions=5)
     with pytest.raises(ExciseError, match="no pairs"):
         ring_a_bell(tiny_pipe, Concept("gun", ("gun",)), ["a cat"], SMALL)
 
@@ -75,7 +77,7 @@ def _distance(pipe: Any, gun: Concept, prompt: str, found: str) -> float:
     def states(texts: list[str]) -> Tensor:
         ids = pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
-            return pipe.text_encoder(ids)[0]
+            return pipe.text_encoder(ids)[0][:, : SMALL.positions]
 
     direction = states([p.concept for p in gun.pairs]).sub(states([p.deconcept for p in gun.pairs])).mean(0)
     return float((states([found])[0] - states([prompt])[0] - SMALL.strength * direction).square().mean())
