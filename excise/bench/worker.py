@@ -92,9 +92,10 @@ def _do(
         # A method that cannot erase this concept is a result too; the report lists it.
         _write_json(run, "fits", unit, {"refused": str(error)})
         return
-    searched(run, suite, unit.concept, pipe)
+    size = run.plan["size"]
+    _search(run, unit.concept, lambda: suite.search(pipe, unit.concept, size))
     with eraser.attach(pipe):
-        attacked(run, suite, unit, pipe if eraser.edits else None)
+        _search(run, unit.file, lambda: suite.attack(pipe if eraser.edits else None, unit.concept, size))
         left = [case for case in all_cases(run, suite, unit) if case.id not in done]
         for start in range(0, len(left), suite.batch):
             some = left[start : start + suite.batch]
@@ -167,31 +168,26 @@ def _records(run: Run, unit: Unit, suite: Suite, cases: list[Case], pictures: Pi
     return records
 
 
-def searched(run: Run, suite: Suite, concept: str, pipe: Any | None = None) -> list[Case]:
-    """The cases that attacks on the unerased model found; with `pipe` they are searched for, if they were not yet."""
-    size = run.plan["size"]
-    return _found(run, concept, (lambda: suite.search(pipe, concept, size)) if pipe is not None else None)
-
-
-def attacked(run: Run, suite: Suite, unit: Unit, pipe: Any | None = None) -> list[Case]:
-    """The cases that white-box attacks found on `pipe` as the method left it; those of the unerased model where the
-    method changes nothing, and so has no `pipe` to attack."""
-    return _found(run, unit.file, lambda: suite.attack(pipe, unit.concept, run.plan["size"]))
-
-
 def all_cases(run: Run, suite: Suite, unit: Unit) -> list[Case]:
-    """Every case of a unit that is known so far: the suite's own, and those found by attacks."""
-    own = suite.cases(unit.concept, run.plan["size"])
-    return own + searched(run, suite, unit.concept) + attacked(run, suite, unit)
+    """Every case of a unit that is known so far: the suite's own, and those that attacks have found."""
+    return suite.cases(unit.concept, run.plan["size"]) + _found(run, unit.concept) + _found(run, unit.file)
 
 
-def _found(run: Run, name: str, search: Callable[[], list[Case]] | None) -> list[Case]:
-    """Cases kept in the run's folder under `name`, so that a search is made once."""
-    path = run.folder / "searched" / f"{name}.json"
-    if search is not None and not path.exists():
+def _found(run: Run, name: str) -> list[Case]:
+    """The cases that a search left in the run's folder; none where it was not made yet."""
+    path = _searched(run, name)
+    return [Case.from_json(row) for row in json.loads(path.read_text())] if path.exists() else []
+
+
+def _search(run: Run, name: str, search: Callable[[], list[Case]]) -> None:
+    """Make a search, and keep what it finds in the run's folder, unless that was done before."""
+    path = _searched(run, name)
+    if not path.exists():
         write_atomic(path, json.dumps([asdict(case) for case in search()], indent=1) + "\n")
-    rows = json.loads(path.read_text()) if path.exists() else []
-    return [Case.from_json(row) for row in rows]
+
+
+def _searched(run: Run, name: str) -> Path:
+    return run.folder / "searched" / f"{name}.json"
 
 
 def picture_of(run: Run, unit: Unit, case: str) -> Path:

@@ -15,7 +15,7 @@ from huggingface_hub import parse_eval_result_entries
 from typer.testing import CliRunner
 
 from excise.app.bench_page import sweeps
-from excise.app.benchmark import report, resume, start
+from excise.app.benchmark import report, resume, start, total
 from excise.bench.run import Run, Unit
 from excise.bench.worker import Entry
 from excise.cli import app
@@ -33,7 +33,10 @@ FAST = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = start(tmp_path_factory.mktemp("runs") / "run", "canvas", "quick", ["snce"], ["gun"], FAST)
+    assert total(run) == 2 * 13 * 3
+    assert not (run.folder / "searched").exists(), "counting what is to do searches for nothing"
     resume(run)
+    assert total(run) == len(run.records())
     return run
 
 
