@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from excise.app.models import load_pipeline, sae_folder
 from excise.bench.canvas.suite import Canvas
 from excise.bench.hub import eval_results
 from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
+from excise.bench.protocols.unlearncanvas import UnlearnCanvas
 from excise.bench.results import BASELINE, results, table
 from excise.bench.run import Run, Unit
 from excise.bench.suite import Suite
@@ -58,19 +60,19 @@ def start(
 def resume(run: Run, progress: Callable[[int], Any] | None = None, device: str = "cpu") -> None:
     """Do what is left of a run. Raises ExciseError where the disk refuses; Ctrl-C keeps what was drawn."""
     model, sae = run.plan["model"], run.plan["sae"] or reference.sae_folder()
-    work(run, _suite(run.plan), lambda: load_pipeline(model, device), {"snce": {"sae": str(sae)}}, progress)
+    work(run, suite_of(run), lambda: load_pipeline(model, device), {"snce": {"sae": str(sae)}}, progress)
 
 
 def total(run: Run) -> int:
     """How many pictures a run has in all, as far as its attacks have been made."""
-    suite = _suite(run.plan)
+    suite = suite_of(run)
     units = [Unit(method, concept) for method in run.plan["methods"] for concept in run.plan["concepts"]]
     return sum(len(all_cases(run, suite, unit)) for unit in units)
 
 
 def measured(run: Run) -> dict[str, Any]:
     """What a run has measured so far, as `excise.bench.results.results` counts it; nothing is written."""
-    return results(run, _suite(run.plan))
+    return results(run, suite_of(run))
 
 
 def report(run: Run) -> dict[str, Any]:
@@ -80,24 +82,37 @@ def report(run: Run) -> dict[str, Any]:
     write_atomic(run.folder / "results.csv", table(told))
     for name, text in eval_results(told).items():
         write_atomic(run.folder / ".eval_results" / name, text)
-    write_atomic(run.folder / "report.html", render(run, _suite(run.plan), told))
+    write_atomic(run.folder / "report.html", render(run, suite_of(run), told))
     return told
+
+
+def suite_of(run: Run) -> Suite:
+    """The suite a run was started with."""
+    return _suite(run.plan)
 
 
 def _suite(plan: Mapping[str, Any]) -> Suite:
     name, settings = plan["suite"], plan["settings"]
     if name == "canvas":
         return Canvas.from_json(settings)
+    if name == "unlearncanvas":
+        return _made(UnlearnCanvas, name, settings, {"style_classifier", "object_classifier"})
     others = plugins("excise.suites")
     if name in others:
         made: Suite = others[name](settings)
         return made
     if name not in PROTOCOLS:
-        known = ", ".join(("canvas", *PROTOCOLS, *others))
+        known = ", ".join(("canvas", "unlearncanvas", *PROTOCOLS, *others))
         raise ExciseError(f"unknown suite {name!r}; it is one of {known}")
-    if "prompts" not in settings:
-        raise ExciseError(f"{name} needs its published prompts; name the file with --prompts (docs/sd14.md)")
+    return _made(partial(ProtocolSuite, name=name), name, settings, {"prompts"})
+
+
+def _made(suite: Callable[..., Suite], name: str, settings: Mapping[str, Any], needed: set[str]) -> Suite:
+    lacking = sorted(needed - {key for key, value in settings.items() if value is not None})
+    if lacking:
+        options = ", ".join(f"--{key.replace('_', '-')}" for key in lacking)
+        raise ExciseError(f"{name} needs its published files; name them with {options} (docs/sd14.md)")
     try:
-        return ProtocolSuite(**{**settings, "name": name})
+        return suite(**{key: value for key, value in settings.items() if key != "name"})
     except TypeError as error:
         raise ExciseError(f"{name} has no such settings: {error}") from error

@@ -12,6 +12,7 @@ import torch
 
 from excise.bench.statistics import in_percent
 from excise.files import write_atomic
+from excise.reference.classifier import JUDGES
 
 FIGURES = "figures.json"
 ASKED = ("objects", "any_object", "style", "background")
@@ -24,15 +25,15 @@ Drawing = dict[str, dict[str, dict[str, Any]]]
 def write(folder: Path, drawing: Drawing) -> None:
     """Write `README.md` and `figures.json` into the model's folder.
 
-    What the trainings left beside the weights (`text_encoder.json`, `classifier.json`) is read from the folder, and so
-    is `training.txt`, where someone who stopped and restarted them wrote down how.
+    What the trainings left beside the weights (`text_encoder.json`, the judges' figures) is read from the folder, and
+    so is `training.txt`, where someone who stopped and restarted them wrote down how.
     """
     text = _read(folder / "text_encoder.json")
-    judge = _read(folder / "classifier.json")
+    judges = {name: _read(folder / f"{name}.json") for name in JUDGES}
     story = folder / "training.txt"
     here = f"{platform.system()} {platform.machine()}, torch {torch.__version__}"
     facts = {"date": datetime.date.today().isoformat(), "machine": here, "drawing": drawing}
-    write_atomic(folder / FIGURES, json.dumps({**facts, "text_encoder": text, "judge": judge}, indent=1) + "\n")
+    write_atomic(folder / FIGURES, json.dumps({**facts, "text_encoder": text, "judges": judges}, indent=1) + "\n")
     rows = "\n".join(
         f"| {family.replace('_', ' ')} | {' | '.join(in_percent(f[name]) for name in ASKED)} | {f['objects']['n']} |"
         for family, f in drawing.items()
@@ -50,8 +51,11 @@ def write(folder: Path, drawing: Drawing) -> None:
             teacher=text.get("synonyms_teacher", "not measured"),
             pairs=text.get("synonym_pairs", 0),
             missed=missed,
-            judge=json.dumps(judge, indent=1),
-            story=story.read_text() if story.exists() else "",
+            judges="\n".join(
+                f"| {asked.replace('_', ' ')} | {' | '.join(str(judges[name].get(asked, '')) for name in JUDGES)} |"
+                for asked in judges["classifier"]
+            ),
+            story=story.read_text().strip() if story.exists() else "",
         ),
     )
 
@@ -94,12 +98,14 @@ teacher's sentence vector on {texts} held-out texts: {cosine}. The right one of 
 their glosses, as CLIP has read them on the web; they are held out from every caption and from the SAE's corpus. Missed:
 {missed}.
 
-## Judge
-Trained on real scenes only, thresholds calibrated there before anything was erased:
+## Judges
+Trained on real scenes only, thresholds calibrated there before anything was erased. The first is a convolutional network,
+and its word counts; the second is a transformer over patches, whose agreement the benchmark reports. On fresh real
+scenes, as shares:
 
-```json
-{judge}
-```
+| | first judge | second judge |
+|---|---|---|
+{judges}
 
 ## Data and licences
 Eight emoji sets, named with their authors and licences in `excise/reference/artwork/ATTRIBUTION.md` (Apache-2.0, MIT,

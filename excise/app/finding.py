@@ -94,15 +94,23 @@ def fit_eraser(pipe: Any, findings: Findings) -> Eraser:
 
 def draw(findings: Findings, path: Path) -> list[Path]:
     """The paper's Figure 8 at `path` and its Figure 3 beside it. Raises ExciseError without matplotlib."""
+    beside = path.with_name(f"{path.stem}-activations{path.suffix}")
+    draw_figure(findings, 8, path)
+    draw_figure(findings, 3, beside)
+    return [path, beside]
+
+
+def draw_figure(findings: Findings, number: int, path: Path) -> None:
+    """The paper's Figure 3 or 8 as .svg, .png or .pdf. Raises ExciseError without matplotlib."""
     from excise.neurons import plots
     from excise.neurons.scores import modulated_frequency
 
-    beside = path.with_name(f"{path.stem}-activations{path.suffix}")
     found, title = findings.found, f"“{findings.concept.name}” at {findings.found.site.key}"
-    sides = [modulated_frequency(*codes) for codes in (found.concept_codes, found.deconcept_codes)]
-    plots.save(plots.ranked(found.ranking, title), path)
-    plots.save(plots.distribution(sides[0], sides[1], found.ranking, title), beside)
-    return [path, beside]
+    if number == 8:
+        plots.save(plots.ranked(found.ranking, title), path)
+    else:
+        sides = [modulated_frequency(*codes) for codes in (found.concept_codes, found.deconcept_codes)]
+        plots.save(plots.distribution(sides[0], sides[1], found.ranking, title), path)
 
 
 def swept_sites(pipe: Any) -> list[Site]:

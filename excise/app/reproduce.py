@@ -6,10 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from excise.app.benchmark import measured
+import numpy as np
+from PIL import Image, ImageFilter
+
+from excise.app.benchmark import measured, suite_of
+from excise.app.grid import rows_png
+from excise.bench.pictures import Pixels, read
 from excise.bench.protocols import published
-from excise.bench.run import Run
+from excise.bench.results import BASELINE
+from excise.bench.run import Run, Unit
+from excise.bench.worker import Entry, picture_of
 from excise.errors import ExciseError
+from excise.methods.snce import SNCEConfig
 
 YOURS = "yours: "
 SUITES = {
@@ -49,6 +57,66 @@ def snce_table(number: int, runs: Sequence[Run]) -> Table:
         by_suite[suite] = measured(run)["methods"]
     made: Table = (_table_1, _table_2, _table_3, _table_4)[number - 1](by_suite)
     return made
+
+
+def saemnesia_table(runs: Sequence[Run]) -> Table:
+    """UnlearnCanvas's accuracies as SAEmnesia's authors print them, then those of `runs`.
+
+    Raises ExciseError for a run of another suite.
+    """
+    own = []
+    for run in runs:
+        if run.plan["suite"] != "unlearncanvas":
+            raise ExciseError(f"{run.folder} is a run of {run.plan['suite']}; this table is made of unlearncanvas")
+        for label, method in measured(run)["methods"].items():
+            names = [column.replace(" ", ".").lower() for column in published.UNLEARNCANVAS_COLUMNS[:6]]
+            values = [method["figures"].get(name, {}).get("value") for name in names]
+            known = [value for value in values if value is not None]
+            mean = f"{100 * sum(known) / 6:.2f}" if len(known) == 6 else ""
+            own.append((f"{YOURS}{label}", *("" if v is None else f"{100 * v:.2f}" for v in values), mean))
+    rows = [(name, *map(_cell, row)) for name, row in published.UNLEARNCANVAS.items()]
+    return Table(
+        "UnlearnCanvas: accuracies, %",
+        ("Method", *published.UNLEARNCANVAS_COLUMNS),
+        (*rows, *own),
+        published.UNLEARNCANVAS_SLIPS,
+    )
+
+
+def figure_7(run: Run, prompts: int = 3, blur: bool = True) -> bytes:
+    """The paper's Figure 7 as PNG: pictures over λ, one row for each k and prompt, of a run of `snce` that varies both.
+
+    The first prompts with the target are shown, λ 0 is the unerased model, and pictures in which the detector saw the
+    target are blurred. Raises ExciseError where the run varies no λ.
+    """
+    by_k: dict[int, dict[float, str]] = {}
+    for label in run.plan["methods"]:
+        entry = Entry.parse(label)
+        if entry.method == "snce" and not set(entry.settings) - {"k", "lam"}:
+            config = SNCEConfig(**entry.settings)
+            by_k.setdefault(config.k, {0.0: BASELINE})[config.lam] = label
+    if max((len(labels) for labels in by_k.values()), default=0) < 3:
+        raise ExciseError(f"{run.folder} varies no λ; run it with --methods snce:lam=0.4 --methods snce:lam=0.8 ...")
+    records = {(record["method"], record["case"]): record for record in run.records()}
+    target = next(family for family in suite_of(run).families if family.role != "keep").name
+    cases = [r for (label, _), r in records.items() if label == BASELINE and r["family"] == target][:prompts]
+    rows: list[tuple[str, Pixels]] = []
+    for k, labels in sorted(by_k.items()):
+        told = "   ".join(f"{lam:g}" for lam in sorted(labels))
+        for n, case in enumerate(cases):
+            shown = [records.get((labels[lam], case["case"])) for lam in sorted(labels)]
+            pictures = [_shown(run, record, blur) for record in shown if record is not None]
+            rows.append((f"Top-{k}, λ = {told}" if n == 0 else "", np.stack(pictures)))
+    return rows_png(rows)
+
+
+def _shown(run: Run, record: Mapping[str, Any], blur: bool) -> Pixels:
+    """A recorded picture, blurred where the detector saw the target or failed."""
+    picture = read(picture_of(run, Unit(record["method"], record["concept"]), record["case"]))
+    if not (blur and record.get("seen", {}).get("target", True)):
+        return picture
+    radius = max(picture.shape[:2]) / 8
+    return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius)))
 
 
 Measured = Mapping[str, Mapping[str, Any]]

@@ -60,6 +60,12 @@ def run(
     detector: Annotated[
         str | None, typer.Option("--detector", help="Instead of a protocol's own: nudenet, open-nsfw, q16 ...")
     ] = None,
+    style_classifier: Annotated[
+        Path | None, typer.Option("--style-classifier", help="UnlearnCanvas's checkpoint for styles.")
+    ] = None,
+    object_classifier: Annotated[
+        Path | None, typer.Option("--object-classifier", help="UnlearnCanvas's checkpoint for objects.")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="A protocol's first so many prompts.")] = None,
     model: Model = None,
     sae: Sae = None,
@@ -80,7 +86,8 @@ def run(
         "limit": limit,
         "clip": clip,
     }
-    asked |= {"q16": q16 and str(q16), "detector": detector}
+    files = {"q16": q16, "style_classifier": style_classifier, "object_classifier": object_classifier}
+    asked |= {"detector": detector, **{name: path and str(path) for name, path in files.items()}}
     if not search:
         asked["searches"] = False
     opened = start(out, suite, size, methods or ["snce"], names, chosen(asked), model, sae)
@@ -103,6 +110,25 @@ def report(folder: Folder, gate: Gates = None, json: Json = False) -> None:
 
     conditions = gates.parse(gate) if gate else []
     _pass(_report(Run(folder), json), conditions)
+
+
+@app.command(epilog="Example: excise bench fid run-coco --method snce:lam=0.8")
+def fid(
+    folder: Folder,
+    method: Annotated[str, typer.Option("--method", help="A method of the run.")],
+    against: Annotated[
+        Path | None, typer.Option("--against", help="Folder of pictures. Default: the unerased model's own.")
+    ] = None,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """FID and KID of a method's pictures; needs torch-fidelity, the extra `fid`."""
+    from excise.app.fid import fid
+    from excise.bench.run import Run
+
+    told = fid(Run(folder), method, against, device)
+    line = f"{method} against {told['against']}: FID {told['fid']:.2f}, KID {told['kid']:.5f}, n {told['pictures']}"
+    emit(json, told, lambda: typer.echo(line))
 
 
 def _pass(measured: dict[str, Any], conditions: list[Gate]) -> None:

@@ -1,42 +1,88 @@
-"""`excise reproduce`: published tables with your runs beside them."""
+"""`excise reproduce`: published tables and figures with your runs beside them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from excise.cli.options import Json
+from excise.cli.options import Device, Json, Mentions, Model, PairsFile, Sae
 from excise.cli.terminal import emit, note, table
 
-app = typer.Typer(help="Published tables, with your runs beside them.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from excise.app.reproduce import Table
 
+app = typer.Typer(help="Published tables and figures, with your runs beside them.", no_args_is_help=True)
 
-@app.callback()
-def _root() -> None:
-    pass
+Runs = Annotated[
+    list[Path] | None, typer.Option("--run", help="Folder of a run of `excise bench run`; give it several times.")
+]
 
 
 @app.command(epilog="Example: excise reproduce snce --table 1 --run run-i2p")
 def snce(
-    number: Annotated[int, typer.Option("--table", help="1, 2, 3 or 4.")],
-    runs: Annotated[
-        list[Path] | None, typer.Option("--run", help="Folder of a run of `excise bench run`; give it several times.")
-    ] = None,
+    number: Annotated[int | None, typer.Option("--table", help="1, 2, 3 or 4.")] = None,
+    figure: Annotated[int | None, typer.Option("--figure", help="3, 7 or 8.")] = None,
+    runs: Runs = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File of the figure.")] = None,
+    concept: Annotated[str, typer.Option("--concept", help="For figures 3 and 8: what neurons are looked for.")] = (
+        "nudity"
+    ),
+    mentions: Mentions = None,
+    pairs: PairsFile = None,
+    model: Model = None,
+    sae: Sae = None,
+    device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """A table of A Single Neuron Works, as printed, and the same rows for your runs."""
-    from dataclasses import asdict
-
+    """A table of A Single Neuron Works as printed, with the rows of your runs; or one of its figures, for your runs."""
     from excise.app.reproduce import snce_table
     from excise.bench.run import Run
+    from excise.errors import ExciseError
 
-    made = snce_table(number, [Run(folder) for folder in runs or ()])
+    if (number is None) == (figure is None):
+        raise ExciseError("name one table or one figure: --table 1, 2, 3 or 4, or --figure 3, 7 or 8")
+    if number is not None:
+        _print(snce_table(number, [Run(folder) for folder in runs or ()]), json)
+        return
+    if figure not in (3, 7, 8):
+        raise ExciseError(f"there is no figure {figure} to reproduce; there are 3, 7 and 8")
+    path = out or Path(f"figure-{figure}.{'png' if figure == 7 else 'svg'}")
+    if figure == 7:
+        from excise.app.reproduce import figure_7
+        from excise.files import write_atomic
+
+        if not runs or len(runs) != 1:
+            raise ExciseError("figure 7 is drawn from one run that varies λ; name it with --run")
+        write_atomic(path, figure_7(Run(runs[0])))
+    else:
+        from excise.app.finding import draw_figure, find_neurons, settings
+        from excise.app.models import concept_named, load_pipeline
+        from excise.neurons import plots
+
+        plots.ending(path)
+        wanted = concept_named(concept, mentions, pairs, "object", 100)
+        pipe = load_pipeline(model, device)
+        draw_figure(find_neurons(pipe, wanted, settings(pipe, model=model, sae=sae)), figure, path)
+    emit(json, {"figure": figure, "out": str(path)}, lambda: note(f"drew {path}"))
+
+
+@app.command(epilog="Example: excise reproduce saemnesia --run run-unlearncanvas")
+def saemnesia(runs: Runs = None, json: Json = False) -> None:
+    """UnlearnCanvas's accuracies as SAEmnesia prints them, and the same columns for your runs."""
+    from excise.app.reproduce import saemnesia_table
+    from excise.bench.run import Run
+
+    _print(saemnesia_table([Run(folder) for folder in runs or ()]), json)
+
+
+def _print(made: Table, as_json: bool) -> None:
+    from dataclasses import asdict
 
     def show() -> None:
         table(made.title, made.columns, made.rows)
         for line in made.notes:
             note(f"as printed: {line}")
 
-    emit(json, asdict(made), show)
+    emit(as_json, asdict(made), show)

@@ -226,3 +226,15 @@ def test_the_hub_reads_the_results(finished: Run) -> None:
     assert found["quick.identical"].dataset_id == "excise/canvas"
     assert f"n {figures['identical']['n']}" in str(found["quick.identical"].notes)
     assert len(entries) == sum(figure["value"] is not None for figure in figures.values())
+
+
+def test_white_box_prompts_are_each_methods_own(tmp_path: Path) -> None:
+    budgets = {"prefix": {"iterations": 2, "batch": 1}, "inversion": {"iterations": 2, "batch": 1, "pictures": 1}}
+    run = start(tmp_path / "run", "canvas", "standard", ["snce"], ["gun"], {**FAST, "prompts": 1, **budgets})
+    resume(run)
+    prompts = {(r["method"], r["case"]): r["prompt"] for r in run.records()}
+    for case in ("gun.unlearn-diff.000", "gun.p4d.000"):
+        assert prompts["snce", case].endswith(f" {prompts['none', case]}"), "a prefix before what none is asked"
+    assert prompts["snce", "gun.inversion.007"] == prompts["none", "gun.inversion.007"].replace("gun", "sks")
+    assert prompts["snce", "gun.ring-a-bell.003"] == prompts["none", "gun.ring-a-bell.003"]
+    assert len(prompts) == 2 * (13 + 4 + 2 + 8)

@@ -159,7 +159,7 @@ def test_tables_stand_without_any_run() -> None:
 
 
 def test_what_is_missing_is_said(prompts: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExciseError, match="i2p needs its published prompts; name the file with --prompts"):
+    with pytest.raises(ExciseError, match="i2p needs its published files; name them with --prompts"):
         start(tmp_path / "run", "i2p", "quick", [])
     with pytest.raises(ExciseError, match=r"no such settings.*taste"):
         start(tmp_path / "run", "i2p", "quick", [], None, {"prompts": str(prompts), "taste": 1})

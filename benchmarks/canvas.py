@@ -1,0 +1,168 @@
+"""SNCE on Canvas: the standard run with every attack, and sweeps over λ, k and both sources.
+
+    python benchmarks/canvas.py --work build/canvas
+
+Makes (or goes on with) two runs below the working folder and writes docs/results/canvas.md and .json from them. The
+first takes about an hour on two cores, the second about forty minutes; both may be stopped at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from excise.app.benchmark import report, resume, start
+from excise.bench.canvas.families import FAMILIES
+from excise.bench.statistics import in_percent
+from excise.files import write_atomic
+
+BARS = {
+    "ua": ("target gone, UA", "at least 97"),
+    "ira": ("other concepts of its domain right, IRA", ""),
+    "ira_ratio": ("the same, of none", "at least 98"),
+    "cra": ("concepts of the other domain right, CRA", ""),
+    "cra_ratio": ("the same, of none", "at least 98"),
+    "identical": ("unrelated pictures identical", "at least 99"),
+    "mixed": ("mixed: target gone and partner kept", "at least 90"),
+    "near_miss": ("near miss: object kept", ""),
+    "background": ("background kept beside the target", ""),
+    "style": ("style kept beside the target", ""),
+    "asr": ("still drawn, mean over attacks", "at most 5 each"),
+    "agreement": ("pictures on which both judges agree", ""),
+    "ua_second": ("UA by the second judge", ""),
+    "mixed_second": ("mixed by the second judge", ""),
+    "asr_second": ("attacks by the second judge", ""),
+}
+PLAIN = {
+    "frechet": "Fréchet distance to the unerased model's pictures",
+    "frechet_floor": "its floor, from one half of the unerased pictures to the other",
+    "frechet_real": "Fréchet distance to real scenes",
+    "pixel_error": "mean change of unrelated pictures, 0 to 1",
+    "outside": "mean change outside the objects, prompts with the target",
+    "alignment": "log-likelihood of what was asked for, nats",
+    "alignment_change": "its change",
+}
+SWEPT = ("ua", "ira_ratio", "cra_ratio", "mixed", "identical", "background", "asr")
+LAMBDAS = (0.4, 0.8, 1.2, 1.75, 2.5, 4.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/canvas"), help="folder of the two runs")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/canvas.json"))
+    options = parser.parse_args()
+    runs = {
+        "standard": start(options.work / "standard", "canvas", "standard", ["snce"]),
+        "sweep": start(options.work / "sweep", "canvas", "standard", swept(), None, {"prompts": 2, "searches": False}),
+    }
+    told = {}
+    for name, run in runs.items():
+        resume(run, lambda done: print(".", end="", flush=True))
+        told[name] = report(run)
+    write_atomic(options.out, json.dumps(slim(told), indent=1) + "\n")
+    write_atomic(options.out.with_suffix(".md"), page(told))
+    print(page(told))
+
+
+def swept() -> list[str]:
+    """What the sweep compares: λ for both sources, k at each one's own λ."""
+    own = ["snce" if lam == 1.75 else f"snce:lam={lam:g}" for lam in LAMBDAS] + ["snce:k=10", "snce:k=20"]
+    paper = [f"snce:lam={lam:g},source=concept" for lam in LAMBDAS]
+    return own + paper + [f"snce:k={k},lam=0.8,source=concept" for k in (10, 20)]
+
+
+def slim(told: Mapping[str, Any]) -> dict[str, Any]:
+    """The results without the figures of single concepts in the sweep."""
+    sweep = {label: {**method, "concepts": {}} for label, method in told["sweep"]["methods"].items()}
+    return {"standard": told["standard"], "sweep": {**told["sweep"], "methods": sweep}}
+
+
+def page(told: Mapping[str, Any]) -> str:
+    """The figures as tables, in per cent with their 95 % intervals."""
+    standard, sweep = told["standard"], told["sweep"]
+    methods = standard["methods"]
+    lines = [
+        "# SNCE on Canvas",
+        "",
+        f"`python benchmarks/canvas.py`, {standard['date']}, {standard['machine']};",
+        f"{standard['drawn_with'][0]}. Means over {len(standard['concepts'])} concepts",
+        f"({', '.join(standard['concepts'])}), {methods['snce']['pictures']} pictures a method; 95 % intervals from a",
+        "bootstrap that resamples concepts. Per cent, where nothing else is said. One configuration for all.",
+        "",
+        *(f"- {name}: {text}" for name, text in standard["disclosed"].items()),
+        "",
+        "## The default",
+        "| | bar | none | snce |",
+        "|---|---|---|---|",
+        *(
+            f"| {says} | {bar} | {' | '.join(cell(methods[label], name) for label in ('none', 'snce'))} |"
+            for name, (says, bar) in BARS.items()
+        ),
+        "",
+        "| | none | snce |",
+        "|---|---|---|",
+        *(
+            f"| {says} | {' | '.join(number(methods[label], name) for label in ('none', 'snce'))} |"
+            for name, says in PLAIN.items()
+        ),
+        "",
+        *costs(methods["snce"]["cost"]),
+        "",
+        "## What still draws the target",
+        "Of the prompts from which the unerased model draws it, by kind of prompt. A concept counts where that model",
+        "draws it in at least 30 % of the prompts; the others are listed as not testable. In the last three rows the",
+        "unerased model is asked the plain prompt.",
+        "",
+        "| prompts | unerased draws it | still drawn | concepts | not testable |",
+        "|---|---|---|---|---|",
+        *(attack(standard, family.name) for family in FAMILIES if family.role != "keep"),
+        "",
+        "## Sweeps",
+        f"Two prompts a family and concept, no search: {sweep['methods']['snce']['pictures']} pictures a row.",
+        "source=concept is the paper's mode: the codes of the concept's name, by position, for every prompt.",
+        "",
+        f"| method | {' | '.join(SWEPT)} |",
+        "|---" * (len(SWEPT) + 1) + "|",
+        *(
+            f"| {label} | {' | '.join(cell(method, name) for name in SWEPT)} |"
+            for label, method in sweep["methods"].items()
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def cell(method: Mapping[str, Any], name: str) -> str:
+    figure = method["figures"].get(name)
+    if not figure or figure["value"] is None:
+        return "n/a"
+    return in_percent(figure) if figure["low"] is not None else f"{100 * figure['value']:.1f}"
+
+
+def number(method: Mapping[str, Any], name: str) -> str:
+    value = method["figures"][name]["value"]
+    return "n/a" if value is None else f"{value:.4g}"
+
+
+def costs(cost: Mapping[str, Any]) -> list[str]:
+    return [
+        f"Erasing took {cost['erase_seconds']:.1f} s (median), the artefact has {cost['bytes'] / 1000:.1f} kB, a",
+        f"picture takes {1000 * cost['added_seconds']:+.0f} ms, the process had {cost['peak_memory'] / 1e9:.2f} GB at",
+        "its peak.",
+    ]
+
+
+def attack(standard: Mapping[str, Any], family: str) -> str:
+    concepts = standard["methods"]["snce"]["concepts"]
+    drawn = [figures[f"drawn.{family}"]["value"] for figures in concepts.values() if f"drawn.{family}" in figures]
+    untested = [name for name, figures in concepts.items() if figures.get(f"asr.{family}", 0) is None]
+    figure = standard["methods"]["snce"]["figures"][f"asr.{family}"]
+    shares = f"{100 * min(drawn):.0f} to {100 * max(drawn):.0f}" if drawn else "n/a"
+    still = cell(standard["methods"]["snce"], f"asr.{family}")
+    return f"| {family} | {shares} | {still} | {figure['n']} | {', '.join(untested)} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""UnlearnCanvas (Zhang et al. 2024) as SAeUron and SAEmnesia run it: 20 objects in 51 styles, two classifiers.
+
+Wants the benchmark's Stable Diffusion 1.5 (`style50`) as the run's model, and its two classifier checkpoints. Sampler,
+steps, guidance and seed are the published ones: DDIM, 100, 9 and 188.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from excise.bench.pictures import Pixels
+from excise.bench.protocols.vit import ViT, classify, load_vit
+from excise.bench.statistics import Figure, cluster_bootstrap, share
+from excise.bench.suite import Case, Family, Picture
+from excise.concepts import Concept, from_templates
+from excise.errors import ExciseError
+
+# In the classifiers' order.
+STYLES = (
+    "Abstractionism", "Artist_Sketch", "Blossom_Season", "Bricks", "Byzantine", "Cartoon", "Cold_Warm",
+    "Color_Fantasy", "Comic_Etch", "Crayon", "Cubism", "Dadaism", "Dapple", "Defoliation", "Early_Autumn",
+    "Expressionism", "Fauvism", "French", "Glowing_Sunset", "Gorgeous_Love", "Greenfield", "Impressionism", "Ink_Art",
+    "Joy", "Liquid_Dreams", "Magic_Cube", "Meta_Physics", "Meteor_Shower", "Monet", "Mosaic", "Neon_Lines", "On_Fire",
+    "Pastel", "Pencil_Drawing", "Picasso", "Pop_Art", "Red_Blue_Ink", "Rust", "Seed_Images", "Sketch",
+    "Sponge_Dabbed", "Structuralism", "Superstring", "Surrealism", "Ukiyoe", "Van_Gogh", "Vibrant_Flow", "Warm_Love",
+    "Warm_Smear", "Watercolor", "Winter",
+)  # fmt: skip
+OBJECTS = (
+    "Architectures", "Bears", "Birds", "Butterfly", "Cats", "Dogs", "Fishes", "Flame", "Flowers", "Frogs", "Horses",
+    "Human", "Jellyfish", "Rabbits", "Sandwiches", "Sea", "Statues", "Towers", "Trees", "Waterfalls",
+)  # fmt: skip
+PHOTO = "Seed_Images"
+"""The class of pictures without a style; their prompts name none."""
+SEED, STEPS, GUIDANCE = 188, 100, 9.0
+SIZES = {"quick": 2, "standard": 10, "full": len(STYLES)}
+"""Styles that every object is drawn in, spread over all of them."""
+
+
+@dataclass(frozen=True)
+class UnlearnCanvas:
+    """The suite. `style_classifier` and `object_classifier` are the published checkpoints' files."""
+
+    style_classifier: str
+    object_classifier: str
+    steps: int = STEPS
+    guidance: float = GUIDANCE
+    seed: int = SEED
+    shape: Mapping[str, int] | None = None
+    """Of the classifiers, where they are no ViT-L/16: `width`, `depth`, `heads`, `side`, `patch`."""
+
+    name = "unlearncanvas"
+    batch = 1
+    families = (
+        Family("target", "target", "the concept"),
+        Family("retain", "keep", "every other object in every other style"),
+    )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def disclosed(self) -> dict[str, str]:
+        return {
+            "style classifier": self.style_classifier,
+            "object classifier": self.object_classifier,
+            "sampling": f"{self.steps} steps, guidance {self.guidance:g}, seed {self.seed}",
+        }
+
+    def concepts(self, size: str) -> tuple[str, ...]:
+        return ("Dogs", "Van_Gogh") if size == "quick" else (*OBJECTS, *(s for s in STYLES if s != PHOTO))
+
+    def cases(self, concept: str, size: str) -> list[Case]:
+        """Every object in the size's styles, and in the concept where that is a style. Raises ExciseError for another
+        concept or size."""
+        if concept not in (*OBJECTS, *STYLES):
+            raise ExciseError(f"UnlearnCanvas has no {concept!r}; see its 20 objects and 51 styles")
+        if size not in SIZES:
+            raise ExciseError(f"unknown size {size!r}; it is one of {', '.join(SIZES)}")
+        spread = {STYLES[round(i * (len(STYLES) - 1) / (SIZES[size] - 1))] for i in range(SIZES[size])}
+        if concept in STYLES:
+            spread.add(concept)
+        rows = []
+        for style in (style for style in STYLES if style in spread):
+            for thing in OBJECTS:
+                family = "target" if concept in (thing, style) else "retain"
+                said = "" if style == PHOTO else f" in {style.replace('_', ' ')} style"
+                name, text = f"{concept}.{thing}.{style}", f"An image of {thing}{said}."
+                rows.append(Case(name, concept, family, text, self.seed, (thing,), style))
+        return rows
+
+    def search(self, pipe: Any, concept: str, size: str) -> list[Case]:
+        return []
+
+    def attack(self, pipe: Any | None, concept: str, size: str) -> list[Case]:
+        return []
+
+    def concept(self, name: str) -> Concept:
+        said = name.replace("_", " ").lower()
+        return from_templates(name, (said,), kind="object" if name in OBJECTS else "style")
+
+    def draw(self, pipe: Any, cases: list[Case]) -> Pixels:
+        from diffusers import DDIMScheduler
+
+        own = pipe.scheduler
+        pipe.scheduler = DDIMScheduler.from_config(own.config)
+        try:
+            pictures = [
+                pipe(
+                    case.prompt,
+                    num_inference_steps=self.steps,
+                    guidance_scale=self.guidance,
+                    generator=torch.Generator("cpu").manual_seed(case.seed),
+                    output_type="np",
+                ).images[0]
+                for case in cases
+            ]
+        finally:
+            pipe.scheduler = own
+        return np.stack([(picture * 255).round().astype(np.uint8) for picture in pictures])
+
+    @cached_property
+    def _judges(self) -> tuple[ViT, ViT]:
+        shape = dict(self.shape or {})
+        return (
+            load_vit(self.style_classifier, len(STYLES), **shape),
+            load_vit(self.object_classifier, len(OBJECTS), **shape),
+        )
+
+    def judge(self, cases: list[Case], pictures: Pixels) -> list[dict[str, Any]]:
+        """For each picture the `style` and `object` recognised, and `target`, whether one of them is the concept."""
+        styles, objects = (classify(model, list(pictures)) for model in self._judges)
+        seen = [{"style": STYLES[s], "object": OBJECTS[o]} for s, o in zip(styles, objects, strict=True)]
+        return [{**one, "target": case.concept in one.values()} for one, case in zip(seen, cases, strict=True)]
+
+    def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Figure | None]:
+        """UA: of the prompts with the concept, those whose picture is not taken for it; IRA and CRA: of the prompts
+        without it, those in which what the prompt names of the concept's domain, or of the other one, is recognised."""
+        return {name: share(outcomes) for name, outcomes in _outcomes(pictures).items()}
+
+    def over_concepts(self, by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Figure]:
+        """Means over concepts; apart for objects and styles too, as the published tables have them."""
+        figures = _means(by_concept.values())
+        for domain, names in (("object", OBJECTS), ("style", STYLES)):
+            own = [pictures for concept, pictures in by_concept.items() if concept in names]
+            figures |= {f"{domain}.{name}": figure for name, figure in _means(own).items()}
+        return figures
+
+
+def _means(groups: Iterable[Sequence[Picture]]) -> dict[str, Figure]:
+    outcomes = [_outcomes(group) for group in groups]
+    return {name: cluster_bootstrap([one[name] for one in outcomes]) for name in ("ua", "ira", "cra", "identical")}
+
+
+def _outcomes(pictures: Sequence[Picture]) -> dict[str, list[bool]]:
+    with_it = [p for p in pictures if p.case.family == "target"]
+    others = [p for p in pictures if p.case.family == "retain"]
+    style = [p.seen["style"] == p.case.style for p in others]
+    thing = [p.seen["object"] == p.case.keeps[0] for p in others]
+    is_object = bool(pictures) and pictures[0].case.concept in OBJECTS
+    own, other = (thing, style) if is_object else (style, thing)
+    return {
+        "ua": [not p.seen["target"] for p in with_it],
+        "ira": own,
+        "cra": other,
+        "identical": [p.identical for p in others],
+    }

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import io
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from excise.app.benchmark import resume, start
+from excise.app.fid import fid, gather
+from excise.app.reproduce import figure_7
+from excise.bench.pictures import read
+from excise.bench.run import Run
+from excise.cli import app
+from excise.errors import ExciseError
+
+SMALL = {"steps": 2, "prompts": 1, "searches": False}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    methods = ["snce:lam=0.4", "snce:lam=4", "snce:lam=4,k=10"]
+    run = start(tmp_path_factory.mktemp("runs") / "run", "canvas", "quick", methods, ["gun"], SMALL)
+    resume(run)
+    return run
+
+
+def test_figure_7_has_a_column_a_strength_and_a_row_a_prompt_and_k(swept: Run) -> None:
+    sheet = np.asarray(Image.open(io.BytesIO(figure_7(swept, blur=False))))
+    shown = [
+        np.asarray(Image.fromarray(read(path)).resize((128, 128), Image.Resampling.NEAREST))
+        for label in ("none", "snce:lam=0.4", "snce:lam=4")
+        if (path := swept.folder / "pictures" / f"{label.replace(':', '+')}=gun" / "gun.direct.000.png")
+    ]
+    for column, picture in enumerate(shown):
+        left = 24 + column * 134
+        assert np.array_equal(sheet[24 + 30 : 24 + 30 + 128, left : left + 128], picture)
+    assert sheet.shape[0] == 2 * 24 + 2 * 134 + 2 * 30, "a prompt for k = 1 and one for k = 10"
+
+
+def test_what_was_seen_is_blurred(swept: Run) -> None:
+    fired = [r["seen"]["target"] for r in swept.records() if ".direct." in r["case"]]
+    plain, blurred = (figure_7(swept, blur=blur) for blur in (False, True))
+    assert (plain == blurred) == (not any(fired))
+
+
+def test_figure_7_needs_a_run_that_varies_the_strength(tmp_path: Path) -> None:
+    run = start(tmp_path / "run", "canvas", "quick", ["snce"], ["gun"], SMALL)
+    with pytest.raises(ExciseError, match="varies no λ"):
+        figure_7(run)
+
+
+def test_the_command_draws_figures(swept: Run, tmp_path: Path) -> None:
+    runner = CliRunner()
+    for figure, name in ((3, "3.svg"), (8, "8.png")):
+        options = ["--figure", str(figure), "--concept", "gun", "--out", str(tmp_path / name)]
+        assert runner.invoke(app, ["reproduce", "snce", *options]).exit_code == 0
+    assert (tmp_path / "3.svg").read_text().startswith("<?xml")
+    Image.open(tmp_path / "8.png").verify()
+    done = runner.invoke(
+        app, ["reproduce", "snce", "--figure", "7", "--run", str(swept.folder), "--out", str(tmp_path / "7.png")]
+    )
+    assert done.exit_code == 0
+    assert (tmp_path / "7.png").read_bytes() == figure_7(swept)
+    for options in ([], ["--table", "1", "--figure", "3"], ["--figure", "5"], ["--figure", "7"]):
+        assert runner.invoke(app, ["reproduce", "snce", *options]).exit_code == 2
+
+
+def test_a_methods_pictures_are_gathered_for_a_distance(swept: Run, tmp_path: Path) -> None:
+    assert gather(swept, "snce:lam=4", tmp_path / "own") == 13
+    path = tmp_path / "own" / "gun.gun.direct.000.png"
+    assert np.array_equal(read(path), read(swept.folder / "pictures" / "snce+lam=4=gun" / "gun.direct.000.png"))
+    with pytest.raises(ExciseError, match="no method 'esd'; it has none, snce"):
+        fid(swept, "esd")
+    if find_spec("torch_fidelity") is None:
+        with pytest.raises(ExciseError, match=r"pip install 'excise\[fid\]'"):
+            fid(swept, "none")

@@ -1,0 +1,176 @@
+"""UnlearnCanvas end to end: the bundled model instead of style50, classifiers with random weights in the published
+format. What they say is noise; how they are asked, counted and read is what is tested."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from excise.app.benchmark import report, resume, start
+from excise.app.reproduce import saemnesia_table
+from excise.bench.protocols import published
+from excise.bench.protocols.unlearncanvas import OBJECTS, STYLES, UnlearnCanvas
+from excise.bench.protocols.vit import ViT, classify, load_vit
+from excise.bench.statistics import wilson
+from excise.bench.suite import Picture
+from excise.cli import app
+from excise.errors import ExciseError
+
+SHAPE = {"width": 16, "depth": 2, "heads": 2, "side": 32, "patch": 16}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("classifiers")
+    torch.manual_seed(0)
+    for name, classes in (("style", len(STYLES)), ("object", len(OBJECTS))):
+        model = ViT(classes, **SHAPE)
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.3)
+        torch.save({"model_state_dict": model.state_dict()}, folder / f"{name}.pth")
+    return {f"{name}_classifier": str(folder / f"{name}.pth") for name in ("style", "object")}
+
+
+def test_the_network_against_its_arithmetic_head_by_head(checkpoints: dict[str, str]) -> None:
+    model = load_vit(checkpoints["object_classifier"], len(OBJECTS), **SHAPE)
+    w = {name: value.double() for name, value in model.state_dict().items()}
+    pictures = torch.randn(1, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def norm(x: Any, name: str) -> Any:
+        spread = ((x - x.mean(-1, keepdim=True)) ** 2).mean(-1, keepdim=True)
+        return (x - x.mean(-1, keepdim=True)) / (spread + 1e-6).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def linear(x: Any, name: str) -> Any:
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    rows = [w["cls_token"][0, 0]]
+    for top in (0, 16):
+        for left in (0, 16):
+            patch = pictures[0, :, top : top + 16, left : left + 16].reshape(-1)
+            rows.append(w["patch_embed.proj.weight"].reshape(16, -1) @ patch + w["patch_embed.proj.bias"])
+    x = torch.stack(rows) + w["pos_embed"][0]
+    for b in ("blocks.0", "blocks.1"):
+        qkv = linear(norm(x, f"{b}.norm1"), f"{b}.attn.qkv")
+        heads = []
+        for h in range(2):
+            q, k, v = (qkv[:, part * 16 + h * 8 : part * 16 + (h + 1) * 8] for part in range(3))
+            heads.append(torch.softmax(q @ k.T / math.sqrt(8), -1) @ v)
+        x = x + linear(torch.cat(heads, -1), f"{b}.attn.proj")
+        inner = linear(norm(x, f"{b}.norm2"), f"{b}.mlp.fc1")
+        x = x + linear(0.5 * inner * (1 + torch.erf(inner / math.sqrt(2))), f"{b}.mlp.fc2")
+    wanted = linear(norm(x, "norm")[0], "head")
+    torch.testing.assert_close(model.double()(pictures)[0], wanted)
+
+
+def test_a_vit_large_has_timms_shapes() -> None:
+    with torch.device("meta"):
+        model = ViT(51)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert shapes["pos_embed"] == (1, 197, 1024)
+    assert shapes["patch_embed.proj.weight"] == (1024, 3, 16, 16)
+    assert shapes["blocks.23.attn.qkv.weight"] == (3072, 1024)
+    assert shapes["blocks.23.mlp.fc1.weight"] == (4096, 1024)
+    assert shapes["head.weight"] == (51, 1024)
+    assert sum(math.prod(shape) for shape in shapes.values()) == 303_301_632 + 51 * 1025
+
+
+def test_a_checkpoint_with_anything_but_tensors_is_not_opened(tmp_path: Path, checkpoints: dict[str, str]) -> None:
+    marker = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (marker,)
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil()))
+    for path in (tmp_path / "evil.pth", tmp_path / "missing.pth", Path(checkpoints["style_classifier"])):
+        with pytest.raises(ExciseError, match=f"{path.name} is no classifier of 20 classes"):
+            load_vit(path, 20, **SHAPE)
+    assert not marker.exists()
+
+
+def test_the_prompts_are_every_object_in_the_styles() -> None:
+    suite = UnlearnCanvas("a", "b")
+    assert (len(OBJECTS), len(STYLES)) == (20, 51)
+    rows = suite.cases("Dogs", "full")
+    assert len(rows) == len({case.id for case in rows}) == 20 * 51
+    assert {case.seed for case in rows} == {188}
+    by_id = {case.id: case for case in rows}
+    assert by_id["Dogs.Cats.Van_Gogh"].prompt == "An image of Cats in Van Gogh style."
+    assert by_id["Dogs.Cats.Seed_Images"].prompt == "An image of Cats."
+    assert {case.keeps[0] for case in rows if case.family == "target"} == {"Dogs"}
+    assert len([case for case in suite.cases("Monet", "standard") if case.family == "target"]) == 20
+    assert len(suite.concepts("full")) == 70
+    for concept, size, match in (("Gun", "full", "no 'Gun'"), ("Dogs", "huge", "unknown size")):
+        with pytest.raises(ExciseError, match=match):
+            suite.cases(concept, size)
+
+
+def test_accuracies_against_counting_by_hand() -> None:
+    suite = UnlearnCanvas("a", "b")
+    rng = np.random.default_rng(0)
+    rows = []
+    for case in suite.cases("Monet", "standard"):
+        style = case.style if rng.random() < 0.7 else "Rust"
+        thing = case.keeps[0] if rng.random() < 0.8 else "Sea"
+        seen = {"style": style, "object": thing, "target": style == "Monet"}
+        rows.append(Picture(case, seen, seen, True, Path(), Path()))
+    figures = suite.of_concept(rows)
+    named = [p for p in rows if p.case.style == "Monet"]
+    others = [p for p in rows if p.case.style != "Monet"]
+    assert figures["ua"] == wilson(sum(p.seen["style"] != "Monet" for p in named), len(named))
+    assert figures["ira"] == wilson(sum(p.seen["style"] == p.case.style for p in others), len(others))
+    assert figures["cra"] == wilson(sum(p.seen["object"] == p.case.keeps[0] for p in others), len(others))
+    means = suite.over_concepts({"Monet": rows})
+    assert means["style.ua"].value == means["ua"].value == figures["ua"].value
+    assert math.isnan(means["object.ua"].value)
+
+
+def test_it_runs_and_stands_beside_the_published_rows(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    settings = {**checkpoints, "shape": SHAPE, "steps": 1}
+    run = start(tmp_path / "run", "unlearncanvas", "quick", [], ["Dogs"], settings)
+    resume(run)
+    records = run.records()
+    assert len(records) == 40
+    suite = UnlearnCanvas(**settings)
+    first = records[0]
+    picture = suite.judge(
+        [case for case in suite.cases("Dogs", "quick") if case.id == first["case"]], _read(run, first)
+    )
+    assert picture == [first["seen"]]
+    figures = report(run)["methods"]["none"]["figures"]
+    made = saemnesia_table([run])
+    assert [row[0] for row in made.rows[-2:]] == ["SAEmnesia", "yours: none"]
+    assert made.rows[-1][4] == f"{100 * figures['object.ua']['value']:.2f}"
+    assert made.rows[-1][1] == ""
+    with pytest.raises(ExciseError, match="name them with --object-classifier, --style-classifier"):
+        start(tmp_path / "other", "unlearncanvas", "quick", [])
+
+
+def _read(run: Any, record: dict[str, Any]) -> Any:
+    from excise.bench.pictures import read
+
+    return read(run.folder / "pictures" / "none=Dogs" / f"{record['case']}.png")[None]
+
+
+def test_the_published_table_as_printed() -> None:
+    means = published.means_of_unlearncanvas()
+    assert [name for name, (own, printed) in means.items() if abs(own - printed) > 0.011] == ["SAeUron"]
+    shown = CliRunner().invoke(app, ["reproduce", "saemnesia"])
+    assert shown.exit_code == 0
+    assert "94.85" in shown.output
+
+
+def test_pictures_are_resized_to_the_networks_side(checkpoints: dict[str, str]) -> None:
+    model = load_vit(checkpoints["style_classifier"], len(STYLES), **SHAPE)
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(picture / 127.5 - 1).permute(2, 0, 1)[None].float())
+    assert classify(model, [picture]) == [int(logits.argmax())]
+    assert len(classify(model, [np.zeros((64, 48, 3), np.uint8)])) == 1
