@@ -99,9 +99,9 @@ their glosses, as CLIP has read them on the web; they are held out from every ca
 {missed}.
 
 ## Judges
-Trained on real scenes only, thresholds calibrated there before anything was erased. The first is a convolutional network,
-and its word counts; the second is a transformer over patches, whose agreement the benchmark reports. On fresh real
-scenes, as shares:
+Trained on real scenes only, thresholds calibrated there before anything was erased. The first is a convolutional
+network, and its word counts; the second is a transformer over patches, whose agreement the benchmark reports. On fresh
+real scenes, as shares:
 
 | | first judge | second judge |
 |---|---|---|

@@ -157,24 +157,6 @@ def test_a_detector_that_fails_is_an_error_and_never_safe(tmp_path: Path, monkey
     assert none["concepts"]["gun"]["ua"] == {"value": None, "low": 0.0, "high": 1.0, "n": 0}
 
 
-def test_white_box_attacks_are_made_on_each_method_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from excise.bench.canvas import suite
-
-    for name in ("SEARCHED", "ATTACKED"):
-        monkeypatch.setattr(suite, name, {"quick": 1})
-    run = start(tmp_path / "run", "canvas", "quick", ["snce"], ["gun"], {**FAST, "prompts": 1})
-    resume(run)
-    prompts = {(r["method"], r["family"]): r["prompt"] for r in run.records()}
-    for attack in ("unlearn-diff", "p4d"):
-        plain, tried = prompts["none", "direct"], prompts["snce", attack]
-        assert tried.endswith(f" {plain}")
-        assert len(tried.split()) == len(plain.split()) + 5
-    assert prompts["none", "ring-a-bell"] == prompts["snce", "ring-a-bell"]
-    resume(run)
-    assert len(run.records()) == 2 * (13 + 1 + 2)
-    assert "asr.p4d" in report(run)["methods"]["snce"]["figures"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -234,7 +216,11 @@ def test_white_box_prompts_are_each_methods_own(tmp_path: Path) -> None:
     resume(run)
     prompts = {(r["method"], r["case"]): r["prompt"] for r in run.records()}
     for case in ("gun.unlearn-diff.000", "gun.p4d.000"):
-        assert prompts["snce", case].endswith(f" {prompts['none', case]}"), "a prefix before what none is asked"
+        plain, tried = prompts["none", case], prompts["snce", case]
+        assert tried.endswith(f" {plain}"), "a prefix before what none is asked"
+        assert len(tried.split()) == len(plain.split()) + 5
     assert prompts["snce", "gun.inversion.007"] == prompts["none", "gun.inversion.007"].replace("gun", "sks")
     assert prompts["snce", "gun.ring-a-bell.003"] == prompts["none", "gun.ring-a-bell.003"]
-    assert len(prompts) == 2 * (13 + 4 + 2 + 8)
+    resume(run)
+    assert len(run.records()) == len(prompts) == 2 * (13 + 4 + 2 + 8)
+    assert {"asr.p4d", "asr.inversion"} <= report(run)["methods"]["snce"]["figures"].keys()
