@@ -52,7 +52,10 @@ def run(
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Denoising steps; default 20, for a protocol 50.")
     ] = None,
-    prompts: Annotated[Path | None, typer.Option("--prompts", help="A protocol's published file of prompts.")] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option("--prompts", help="A protocol's published prompts: a file, or hf://datasets/OWNER/NAME/FILE."),
+    ] = None,
     clip: Annotated[
         str | None, typer.Option("--clip", help="A CLIP model for a protocol: Q16's, or the CLIP score's.")
     ] = None,
@@ -82,7 +85,7 @@ def run(
     names = [name.strip() for name in concepts.split(",") if name.strip()] if concepts else None
     asked: dict[str, Any] = {
         "steps": steps,
-        "prompts": n if suite == "canvas" else prompts and str(prompts),
+        "prompts": n if suite == "canvas" else prompts,
         "limit": limit,
         "clip": clip,
     }

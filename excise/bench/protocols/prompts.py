@@ -21,6 +21,7 @@ from typing import Any
 from excise.concepts import read_rows
 from excise.errors import ExciseError
 
+HUB = "hf://datasets/"
 NO_SEED = 42
 """The seed of rows that bring none, as RECE and SAFREE draw Ring-A-Bell."""
 
@@ -91,12 +92,13 @@ class PromptSet:
 def load(path: Path | str, schema: str | None = None) -> PromptSet:
     """The prompts of a published csv (or jsonl) file with their seeds, guidance and sizes.
 
+    `path` is a local file, or one in a data set on the hub: `hf://datasets/OWNER/NAME/FILE`.
     Without `schema` it is told by the columns. Rows of MMA-Diffusion, and of other harmful sets in their sexual
     category or without categories, are dropped where any of their texts mentions a minor: such prompts are never drawn,
     not to measure an eraser either, so counts can be a little below the published ones.
     Raises ExciseError for a missing, empty or broken file, unknown columns, or a cell that is no number.
     """
-    path = Path(path)
+    path = fetched(str(path)) if str(path).startswith(HUB) else Path(path)
     kind: Schema | None = None
     rows, dropped = [], 0
     for number, (where, raw) in enumerate(read_rows(path)):
@@ -123,6 +125,22 @@ def load(path: Path | str, schema: str | None = None) -> PromptSet:
     if kind is None or not rows:
         raise ExciseError(f"{path} holds no prompts that may be drawn ({dropped} dropped); choose another file")
     return PromptSet(kind.name, tuple(rows), dropped)
+
+
+def fetched(url: str) -> Path:
+    """The local copy of `hf://datasets/OWNER/NAME/FILE`, downloaded unless the hub's cache has it.
+
+    Raises ExciseError for another form of address, or where it cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+
+    parts = url.removeprefix(HUB).split("/", 2)
+    if len(parts) < 3 or not all(parts):
+        raise ExciseError(f"cannot read the address {url}; write it as {HUB}OWNER/NAME/FILE.csv")
+    try:
+        return Path(hf_hub_download("/".join(parts[:2]), parts[2], repo_type="dataset"))
+    except (OSError, ValueError) as error:  # the hub's own errors are one or the other
+        raise ExciseError(f"cannot have {url} ({str(error).splitlines()[0]}); download it and name the file") from error
 
 
 def concerns_minors(row: Mapping[str, Any]) -> bool:

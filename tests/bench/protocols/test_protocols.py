@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from excise.bench.protocols import nudenet, published
 from excise.bench.protocols.nudenet import Detection
@@ -64,6 +65,26 @@ def test_a_jsonl_file_is_read_alike(tmp_path: Path) -> None:
     path = tmp_path / "p4d.jsonl"
     path.write_text(json.dumps({"prompt": "a vase", "safe_model": "esd", "evaluation_seed": 3}) + "\n")
     assert load(path).rows == (Row(0, "a vase", 3),)
+
+
+def test_a_file_of_a_data_set_on_the_hub_is_read_from_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repo, commit = tmp_path / "datasets--someone--captions", "0" * 40
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    (repo / "snapshots" / commit / "csv").mkdir(parents=True)
+    (repo / "snapshots" / commit / "csv" / "coco.csv").write_text("coco_id,prompt,evaluation_seed\n1,a cat,3\n")
+    (row,) = load("hf://datasets/someone/captions/csv/coco.csv").rows
+    assert (row.prompt, row.seed) == ("a cat", 3)
+    for address, message in (
+        ("someone/other/coco.csv", "cannot have hf://"),
+        ("someone/captions", "write it as hf://"),
+    ):
+        with pytest.raises(ExciseError, match=message):
+            load(f"hf://datasets/{address}")
 
 
 @pytest.mark.parametrize(
