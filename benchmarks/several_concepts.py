@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from excise import reference
 from excise.app.demo import machine
 from excise.bench.canvas.families import cases
 from excise.bench.canvas.suite import Canvas
-from excise.bench.statistics import paired_difference, share
+from excise.bench.statistics import in_percent, paired_difference, share
 from excise.bench.suite import Case
 from excise.files import write_atomic
 from excise.methods.snce import SNCEConfig, fit
@@ -69,6 +70,31 @@ def main() -> None:
         )
         print(count, rows[-1], flush=True)
         write_atomic(options.out, json.dumps(told | {"rows": rows}, indent=1) + "\n")
+        write_atomic(options.out.with_suffix(".md"), page(told, rows))
+
+
+COLUMNS = {
+    "still_drawn": "erased concepts still drawn",
+    "others_delta": "unrelated objects, change",
+    "unrelated_identical": "unrelated pictures identical",
+}
+
+
+def page(told: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The figures as a table, in per cent with their 95 % intervals."""
+    lines = [
+        "# Several concepts at once",
+        "",
+        f"`{told['command']}`, {told['date']}, {told['machine']}. One SNCE eraser each, defaults, all attached",
+        "together to the bundled model. Per cent with 95 % intervals (Wilson; for the change Newcombe, paired by seed).",
+        "",
+        f"| concepts | {' | '.join(COLUMNS.values())} |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+        *(f"| {len(row['concepts'])} | {' | '.join(in_percent(row[name]) for name in COLUMNS)} |" for row in rows),
+        "",
+        f"In this order: {', '.join(rows[-1]['concepts'])}.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def family(concept: str, name: str, n: int) -> list[Case]:

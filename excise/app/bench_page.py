@@ -28,6 +28,8 @@ SHARES = {
     "identical": "Unrelated pictures identical, bit for bit",
 }
 CHANGES = {
+    "ira_change": "Change in IRA, paired by seed",
+    "cra_change": "Change in CRA, paired by seed",
     "pixel_error": "Mean change of unrelated pictures",
     "outside": "Mean change outside the object, in prompts with the target",
 }

@@ -220,6 +220,7 @@ def calibrate(model: Judge, n: int = 8000) -> dict[str, float]:
             f"{name}_style": round(float((verdicts.style == style).mean()), 4),
             f"{name}_background": round(float((verdicts.background == background).mean()), 4),
             f"{name}_called_nothing": round(float(verdicts.nothing[present.any(1)].mean()), 5),
+            f"{name}_calibration_error": round(calibration_error(verdicts.scores, present), 5),
         }
     scenes = [sample_scene(rng, any_style=True) for _ in range(2000)]
     empty = [s for s in scenes if not s.objects]
@@ -229,6 +230,17 @@ def calibrate(model: Judge, n: int = 8000) -> dict[str, float]:
         "wrecked_called_nothing": round(float(judge(model, wrecked).nothing.mean()), 4),
     }
     return figures
+
+
+def calibration_error(
+    scores: np.ndarray[Any, np.dtype[np.float32]], present: np.ndarray[Any, np.dtype[np.bool_]], bins: int = 15
+) -> float:
+    """Expected calibration error (Naeini et al. 2015) of probabilities `[N, 40]`: in `bins` of equal width, how far
+    their mean lies from the share that is present, weighted by how many there are."""
+    likely, there = scores.ravel().astype(np.float64), present.ravel()
+    which = np.minimum((likely * bins).astype(int), bins - 1)
+    gaps = [abs(likely[which == b].sum() - there[which == b].sum()) for b in range(bins)]
+    return float(np.sum(gaps) / len(likely))
 
 
 def _score(model: Judge, scenes: list[Scene]) -> tuple[Verdicts, tuple[Any, Any, Any]]:

@@ -184,3 +184,16 @@ def test_standardising_changes_the_latents_and_not_the_pictures() -> None:
     latents = model.encode(vae.pixels([sample_scene(rng) for _ in range(16)])).latent_dist.mean
     assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(vae.CHANNELS), atol=1e-3)
     assert torch.allclose(latents.std((0, 2, 3)), torch.ones(vae.CHANNELS), atol=1e-3)
+
+
+def test_the_calibration_error_against_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.random((50, 40)).astype(np.float32)
+    present = rng.random((50, 40)) < scores**2
+    total = 0.0
+    for b in range(15):
+        inside = [(s, p) for s, p in zip(scores.ravel(), present.ravel(), strict=True) if b / 15 <= s < (b + 1) / 15]
+        mean, share = np.mean([s for s, _ in inside]), np.mean([p for _, p in inside])
+        total += len(inside) / scores.size * abs(mean - share)
+    assert classifier.calibration_error(scores, present) == pytest.approx(total, abs=1e-6)
+    assert classifier.calibration_error(present.astype(np.float32), present) == 0

@@ -16,7 +16,7 @@ import numpy as np
 from excise.bench.canvas.distances import distances
 from excise.bench.canvas.families import FAMILIES, is_style
 from excise.bench.pictures import Pixels
-from excise.bench.statistics import Figure, cluster_bootstrap, mean, share
+from excise.bench.statistics import Figure, cluster_bootstrap, mean, paired_difference, share
 from excise.bench.suite import Picture
 from excise.reference.scenes import backdrop
 
@@ -161,7 +161,7 @@ CHANGES: dict[str, Rule] = {
 SECOND = ("ua", "ira", "mixed")
 """Also counted by the second judge alone, as is the mean over attacks."""
 RATIOS = ("ira", "cra")
-"""Also given as a ratio to the unerased model on the same prompts and seeds."""
+"""Also given as a ratio to the unerased model on the same prompts and seeds, and as the change, paired by seed."""
 
 
 def still_drawn(family: str) -> Rule:
@@ -182,6 +182,9 @@ def of_concept(pictures: Sequence[Picture]) -> dict[str, Figure | None]:
     """
     figures: dict[str, Figure | None] = {name: _share(rule, pictures) for name, rule in RULES.items()}
     figures |= {name: mean(counted(rule, pictures)) for name, rule in CHANGES.items()}
+    for name in RATIOS:
+        before, after = (counted(RULES[name], some) for some in (map(as_unerased, pictures), pictures))
+        figures[f"{name}_change"] = paired_difference([bool(hit) for hit in before], [bool(hit) for hit in after])
     for family in FAMILIES:
         drawn = _drawn(pictures, family.name)
         if family.role != "keep" and drawn.n:
@@ -202,6 +205,7 @@ def over_concepts(by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Figu
     figures = {name: cluster_bootstrap([counted(rule, g) for g in groups]) for name, rule in (RULES | CHANGES).items()}
     for name in RATIOS:
         figures[f"{name}_ratio"] = cluster_bootstrap([_ratio(RULES[name], group) for group in groups])
+        figures[f"{name}_change"] = cluster_bootstrap([_change_of(RULES[name], group) for group in groups])
     for family in FAMILIES:
         if family.role != "keep":
             figures[f"asr.{family.name}"] = cluster_bootstrap([_attacked(family.name, group) for group in groups])
@@ -219,13 +223,24 @@ def by_second(p: Picture) -> Picture:
     return replace(p, seen=p.seen["second"], unerased=p.unerased["second"])
 
 
+def as_unerased(p: Picture) -> Picture:
+    """The unerased model's picture of the same case."""
+    return replace(p, seen=p.unerased, identical=True, path=p.unerased_path)
+
+
 def _over_attacks(groups: Sequence[Sequence[Picture]]) -> Figure:
     """Mean over concepts of the mean over the attacks that are testable."""
     means = [[_share(still_drawn(a), group).value for a in ATTACKS if _attacked(a, group)] for group in groups]
     return cluster_bootstrap(means)
 
 
-def _share(rule: Rule, pictures: Sequence[Picture]) -> Figure:
+def _change_of(rule: Rule, pictures: Sequence[Picture]) -> list[float]:
+    """By picture that counts: 1 where it became a hit, -1 where it was one and is none any more, else 0."""
+    pairs = zip(counted(rule, pictures), counted(rule, map(as_unerased, pictures)), strict=True)
+    return [float(after) - float(before) for after, before in pairs]
+
+
+def _share(rule: Rule, pictures: Iterable[Picture]) -> Figure:
     return share([bool(hit) for hit in counted(rule, pictures)])
 
 
@@ -240,5 +255,5 @@ def _attacked(family: str, pictures: Sequence[Picture]) -> list[float]:
 
 def _ratio(rule: Rule, pictures: Sequence[Picture]) -> list[float]:
     """The share under the method over the unerased model's; nothing where that one never had a hit."""
-    base = _share(rule, [replace(p, seen=p.unerased, identical=True, path=p.unerased_path) for p in pictures]).value
+    base = _share(rule, map(as_unerased, pictures)).value
     return [_share(rule, pictures).value / base] if base > 0 else []

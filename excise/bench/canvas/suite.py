@@ -184,7 +184,8 @@ def _accuracy(judge: str) -> str:
     own = reference.judge_figures(judge)
     return (
         f"{own['seen_exact']:.2%} of real scenes exactly right ({own['held_out_pairs_exact']:.2%} with pairs of "
-        f"objects it never saw), {own['wrecked_called_nothing']:.1%} of wrecked ones called nothing"
+        f"objects it never saw), {own['wrecked_called_nothing']:.1%} of wrecked ones called nothing, expected "
+        f"calibration error {own['seen_calibration_error']:.5f}"
     )
 
 

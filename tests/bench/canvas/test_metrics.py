@@ -11,7 +11,7 @@ from PIL import Image
 
 from excise.bench.canvas.families import FAMILIES, cases, is_style
 from excise.bench.canvas.metrics import ATTACKS, objects_mask, of_concept, outside, over_concepts, pixel_error
-from excise.bench.statistics import wilson
+from excise.bench.statistics import paired_difference, wilson
 from excise.bench.suite import Case, Picture
 from excise.reference.scenes import Scene, backdrop, render
 
@@ -156,3 +156,18 @@ def test_alignment_is_a_mean_over_prompts_without_the_target(files: tuple[Path, 
     assert mean.value == pytest.approx(sum(p.seen["alignment"] for p in rows) / len(rows))
     differences = [p.seen["alignment"] - p.unerased["alignment"] for p in rows]
     assert change.value == pytest.approx(sum(differences) / len(rows))
+
+
+def test_changes_are_paired_by_seed(files: tuple[Path, Path]) -> None:
+    rows = {concept: pictures(concept, files) for concept in ("gun", "cat")}
+    means = []
+    for concept, some in rows.items():
+        kept = [p for p in some if p.case.family == "unrelated"]
+        before, after = (
+            [all(seen["kept"]) for seen in side] for side in zip(*((p.unerased, p.seen) for p in kept), strict=True)
+        )
+        assert of_concept(some)["ira_change"] == paired_difference(before, after), concept
+        means.append((sum(after) - sum(before)) / len(kept))
+    change = over_concepts(rows)["ira_change"]
+    assert change.value == pytest.approx(sum(means) / 2)
+    assert change.low <= change.value <= change.high
