@@ -86,7 +86,7 @@ def page(told: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
         "# Several concepts at once",
         "",
         f"`{told['command']}`, {told['date']}, {told['machine']}. One SNCE eraser each, defaults, all attached",
-        "together to the bundled model. Per cent with 95 % intervals (Wilson; for the change Newcombe, paired by seed).",
+        "together to the bundled model. Per cent, 95 % intervals (Wilson; for the change Newcombe, paired by seed).",
         "",
         f"| concepts | {' | '.join(COLUMNS.values())} |",
         "|---" * (len(COLUMNS) + 1) + "|",
