@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from excise.concepts import Pair as Pair
     from excise.erasers import Attachment as Attachment
     from excise.erasers import Eraser as Eraser
+    from excise.erasers.verbs import disable_erasers as disable_erasers
+    from excise.erasers.verbs import enable_erasers as enable_erasers
+    from excise.erasers.verbs import get_active_erasers as get_active_erasers
+    from excise.erasers.verbs import list_erasers as list_erasers
+    from excise.erasers.verbs import load_eraser as load_eraser
+    from excise.erasers.verbs import set_erasers as set_erasers
+    from excise.erasers.verbs import unload_eraser as unload_eraser
     from excise.errors import EraserDidNotFire as EraserDidNotFire
     from excise.errors import ExciseError as ExciseError
     from excise.methods.snce import SNCEConfig as SNCEConfig
@@ -28,6 +35,13 @@ _HOMES = {
     "SNCEConfig": "methods.snce",
     "Site": "sites",
     "TopKSAE": "sae",
+    "disable_erasers": "erasers.verbs",
+    "enable_erasers": "erasers.verbs",
+    "get_active_erasers": "erasers.verbs",
+    "list_erasers": "erasers.verbs",
+    "load_eraser": "erasers.verbs",
+    "set_erasers": "erasers.verbs",
+    "unload_eraser": "erasers.verbs",
 }
 
 __all__ = [
@@ -40,17 +54,14 @@ __all__ = [
     "SNCEConfig",
     "Site",
     "TopKSAE",
+    "disable_erasers",
+    "enable_erasers",
+    "get_active_erasers",
+    "list_erasers",
     "load_eraser",
+    "set_erasers",
+    "unload_eraser",
 ]
-
-
-def load_eraser(folder: Any) -> Eraser:
-    """The eraser saved in `folder` (a path). Raises ExciseError where it is missing, cut short or tampered with."""
-    from pathlib import Path
-
-    from excise.erasers import Eraser
-
-    return Eraser.load(Path(folder))
 
 
 def __getattr__(name: str) -> Any:

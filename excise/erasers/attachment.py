@@ -7,7 +7,7 @@ import logging
 import math
 import warnings
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
@@ -27,6 +27,10 @@ log = logging.getLogger("excise")
 
 _SHIFT_SHARE = 0.5
 """At a strict attach the canary must move by at least this share of what was measured at fit time."""
+
+
+OnBypass = Literal["raise", "warn", "allow"]
+"""What happens to a prompt whose states go round the eraser: nothing is rendered, or a warning is given, or neither."""
 
 
 class EditHook(ModelHook):  # type: ignore[misc]
@@ -60,18 +64,33 @@ class Attachment:
     """A context manager around an attached eraser; leaving it detaches, and the pipeline is bit-identical again."""
 
     def __init__(
-        self, eraser: Eraser, pipe: Any, *, strength: float = 1.0, strict: bool = True, sae: Any | None = None
+        self,
+        eraser: Eraser,
+        pipe: Any,
+        *,
+        strength: float = 1.0,
+        strict: bool = True,
+        sae: Any | None = None,
+        name: str | None = None,
+        on_bypass: OnBypass | None = None,
+        allow_amplify: bool = False,
     ) -> None:
-        self.eraser, self.pipe, self.strict = eraser, pipe, strict
+        self.eraser, self.pipe, self.strict, self.name = eraser, pipe, strict, name or eraser.name
+        self.on_bypass: OnBypass = on_bypass or ("raise" if strict else "allow")
+        if self.on_bypass not in ("raise", "warn", "allow"):
+            raise ExciseError(f"on_bypass cannot be {on_bypass!r}; it is raise, warn or allow")
+        self.allow_amplify = allow_amplify
         self.sae = self._checked_sae(sae)
-        self._strength, self._enabled, self.attached = _strength(strength), True, False
+        self._strength, self._enabled, self.attached = self.check_strength(strength), True, False
         self._hooks: list[tuple[nn.Module, str, EditHook]] = []
         self._made = Provenance()
-        self._prompts = 0
+        self._prompts = self._bypasses = 0
         self._refuse_unless_covered()
         modules = [resolve(pipe, edit.site) for edit in eraser.edits]
         if any(hook.attachment.eraser.digest == eraser.digest for module in modules for hook in _edits_on(module)):
             raise ExciseError(f"eraser {eraser.name!r} is attached to this pipeline already; detach it first")
+        if self.name in Guard.names(pipe):
+            raise ExciseError(f"an eraser called {self.name!r} is attached already; give this one another name")
         if eraser.edits and (odd := mismatches(pipe, dict(eraser.made_for))):
             text = f"eraser {eraser.name!r} was made for another pipeline ({'; '.join(odd)})"
             if strict:
@@ -91,14 +110,26 @@ class Attachment:
 
     @property
     def strength(self) -> float:
-        """Scales λ: 1 is what the eraser was fitted with, 0 leaves every bit alone."""
+        """Scales λ: 1 is what the eraser was fitted with, 0 leaves every bit alone, below 0 amplifies the concept."""
         return self._strength
 
     @strength.setter
     def strength(self, value: float) -> None:
-        self._strength = _strength(value)
+        self._strength = self.check_strength(value)
         self._made.forget()
         self._audit(f"strength {self._strength}")
+
+    def check_strength(self, value: float) -> float:
+        """The strength as a number. Raises ExciseError for an impossible one, or one that amplifies where that was not
+        asked for."""
+        if not math.isfinite(value):
+            raise ExciseError(f"strength is {value}; it must be a number")
+        if value < 0 and not self.allow_amplify:
+            raise ExciseError(
+                f"strength is {value}, which would amplify {self.eraser.concept!r}; attach with allow_amplify=True if "
+                "that is what you want"
+            )
+        return float(value)
 
     @property
     def enabled(self) -> bool:
@@ -113,19 +144,22 @@ class Attachment:
     @property
     def active(self) -> bool:
         """Whether prompts are edited now."""
-        return self.attached and self._enabled and self._strength > 0 and bool(self._hooks)
+        return self.attached and self._enabled and self._strength != 0 and bool(self._hooks)
 
     def status(self) -> dict[str, Any]:
         """State and counters for a health check; never any prompt text."""
         return {
-            "name": self.eraser.name,
+            "name": self.name,
             "concept": self.eraser.concept,
             "digest": self.eraser.digest,
             "attached": self.attached,
             "enabled": self._enabled,
             "active": self.active,
             "strict": self.strict,
+            "on_bypass": self.on_bypass,
+            "bypasses": self._bypasses,
             "strength": self._strength,
+            "allow_amplify": self.allow_amplify,
             "sites": [edit.site.key for edit in self.eraser.edits],
             "neurons": [edit.indices.tolist() for edit in self.eraser.edits],
             "canary_shift": self.shift,
@@ -152,7 +186,7 @@ class Attachment:
         self.detach()
 
     def before_prompt(self, call: Call) -> None:
-        """Refuse an `encode_prompt` call whose states would pass the edit by. Raises ExciseError."""
+        """Refuse an `encode_prompt` call whose states would pass the edit by. Raises ExciseError, EraserDidNotFire."""
         name = self.eraser.name
         for edit, (module, _, _) in zip(self.eraser.edits, self._hooks, strict=True):
             if resolve(self.pipe, edit.site) is not module:
@@ -160,22 +194,26 @@ class Attachment:
                     f"{edit.site.component} was replaced after eraser {name!r} was attached; attach it again"
                 )
             self._refuse_early_tap(edit, call.arguments.get("clip_skip"))
-        if not self.strict:
-            return
         if self._fingerprint() != self._weights:
-            raise ExciseError(f"the text encoder changed after eraser {name!r} was attached; attach it again")
+            self._bypass(f"the text encoder changed after eraser {name!r} was attached; attach it again")
         for key in ("prompt_embeds", "pooled_prompt_embeds"):
             given = call.arguments.get(key)
             if given is not None and not self._made.knows(given):
-                raise ExciseError(
-                    f"{key} were not encoded under eraser {name!r}, so it cannot act on them; pass the prompt as text, "
-                    "or attach with strict=False"
+                self._bypass(
+                    f"{key} were not encoded under eraser {name!r}, so it cannot act on them; pass the prompt as text"
                 )
         config = getattr(getattr(self.pipe, "unet", None), "config", None)
         if getattr(config, "encoder_hid_dim_type", None) == "ip_image_proj":
-            raise ExciseError(
-                f"an IP-Adapter feeds images past eraser {name!r}; unload it, or attach with strict=False"
-            )
+            self._bypass(f"an IP-Adapter feeds images past eraser {name!r}; unload it")
+
+    def _bypass(self, message: str) -> None:
+        """Something goes round the eraser: refuse, warn or let it pass, as `on_bypass` says; it is counted always."""
+        self._bypasses += 1
+        if self.on_bypass == "raise":
+            raise EraserDidNotFire(f"{message}, or attach with on_bypass='warn' or 'allow'")
+        if self.on_bypass == "warn":
+            warnings.warn(message, stacklevel=5)
+        log.warning("%s", message)
 
     def after_prompt(self, call: Call, made: Any) -> None:
         """Raise EraserDidNotFire where the edited modules did not run as often as this call needs."""
@@ -270,12 +308,6 @@ class Attachment:
 
     def _audit(self, event: str) -> None:
         log.info("eraser %s (%s): %s", self.eraser.name, self.eraser.digest[:12], event)
-
-
-def _strength(value: float) -> float:
-    if not (math.isfinite(value) and value >= 0):
-        raise ExciseError(f"strength is {value}; it must be a number of at least 0 (a negative one would amplify)")
-    return float(value)
 
 
 def _edits_on(module: nn.Module) -> list[EditHook]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from excise.erasers import formats
-from excise.erasers.attachment import Attachment
+from excise.erasers.attachment import Attachment, OnBypass
 from excise.erasers.edit import SAEEdit
 from excise.erasers.formats import Check
 from excise.erasers.integrity import mismatches
@@ -68,14 +68,44 @@ class Eraser:
         formats.check_manifest(path, files)
         return cls(**formats.unpack(path, files))
 
-    def attach(self, pipe: Any, strength: float = 1.0, strict: bool = True, *, sae: Any | None = None) -> Attachment:
+    @classmethod
+    def from_pretrained(cls, source: Path | str, *, revision: str | None = None) -> Eraser:
+        """The eraser in a folder, or in a repository on the hub (`owner/name`), which is downloaded unless cached.
+
+        Raises ExciseError where it cannot be had, and as `load` does.
+        """
+        return cls.load(source if Path(source).exists() else formats.fetched(str(source), revision))
+
+    def attach(
+        self,
+        pipe: Any,
+        strength: float = 1.0,
+        strict: bool = True,
+        *,
+        sae: Any | None = None,
+        name: str | None = None,
+        on_bypass: OnBypass | None = None,
+        allow_amplify: bool = False,
+    ) -> Attachment:
         """Attach to `pipe` and prove with the canary that it works; use the result as a context manager.
 
-        `sae` is needed by gate="topk" alone. With `strict=False` another model's weights, embeddings encoded elsewhere
-        and IP-Adapters are let through; an eraser that does not fire never is.
+        `sae` is needed by gate="topk" alone, `name` where another attached eraser has this one's. `on_bypass` says what
+        becomes of a prompt whose states go round the eraser (embeddings encoded elsewhere, a text encoder that was
+        changed, an IP-Adapter): "raise" (the default), "warn" or "allow". With `strict=False` another model's weights
+        are let through, and bypasses too unless `on_bypass` says otherwise; an eraser that does not fire never is.
+        A negative strength amplifies the concept and wants `allow_amplify`.
         Raises ExciseError where the pipeline is not the one it was made for, EraserDidNotFire where nothing changed.
         """
-        return Attachment(self, pipe, strength=strength, strict=strict, sae=sae)
+        return Attachment(
+            self,
+            pipe,
+            strength=strength,
+            strict=strict,
+            sae=sae,
+            name=name,
+            on_bypass=on_bypass,
+            allow_amplify=allow_amplify,
+        )
 
 
 def verify(folder: Path | str, pipe: Any | None = None, *, sae: Any | None = None) -> list[Check]:

@@ -99,6 +99,20 @@ def read(folder: Path) -> dict[str, bytes]:
     return files
 
 
+def fetched(repository: str, revision: str | None = None) -> Path:
+    """The local copy of an eraser's three files in a repository on the hub, downloaded unless the cache has it.
+
+    Raises ExciseError where it cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
+    except (OSError, ValueError) as error:  # the hub's own errors are one or the other
+        reason = str(error).splitlines()[0]
+        raise ExciseError(f"{repository} is no folder, and no eraser on the hub ({reason}); check the name") from error
+
+
 def check_manifest(folder: Path, files: Mapping[str, bytes]) -> None:
     """Raises ExciseError unless the manifest is byte for byte the one that belongs to the files."""
     if files["manifest.json"] != manifest(files):

@@ -75,8 +75,14 @@ class Guard:
     @classmethod
     def of(cls, pipe: Any) -> Guard | None:
         """The guard on `pipe`, if there is one."""
-        guard = vars(pipe).get("encode_prompt")
+        guard = getattr(pipe, "__dict__", {}).get("encode_prompt")
         return guard if isinstance(guard, cls) else None
+
+    @classmethod
+    def names(cls, pipe: Any) -> list[str]:
+        """What the erasers attached to `pipe` are called."""
+        guard = cls.of(pipe)
+        return [attachment.name for attachment in guard.attachments] if guard is not None else []
 
     @classmethod
     def join(cls, pipe: Any, attachment: Attachment) -> Guard:

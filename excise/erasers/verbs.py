@@ -1,0 +1,85 @@
+"""Erasers on a pipeline by name, in the words of diffusers' adapters: load, set, enable, disable, list, unload."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from excise.erasers.attachment import Attachment
+from excise.erasers.eraser import Eraser
+from excise.erasers.guard import Guard
+from excise.errors import ExciseError
+
+
+def load_eraser(pipe: Any, source: Path | str, name: str | None = None, **options: Any) -> Attachment:
+    """Attach the eraser saved at `source`, a folder or a repository on the hub, and call it `name` (else its own name).
+
+    `options` are those of `Eraser.attach`. What comes back is a context manager too: leaving it unloads the eraser.
+    Raises ExciseError where the name is taken, the eraser cannot be read, or does not belong to the pipeline;
+    EraserDidNotFire where it changes nothing.
+    """
+    return Eraser.from_pretrained(source).attach(pipe, name=name, **options)
+
+
+def unload_eraser(pipe: Any, name: str | None = None) -> None:
+    """Take the eraser off again, or all of them: without one the pipeline draws bit for bit what it drew before.
+
+    Raises ExciseError for an unknown name.
+    """
+    for attachment in _named(pipe, None if name is None else [name]):
+        attachment.detach()
+
+
+def set_erasers(pipe: Any, names: Sequence[str] | str, strengths: Sequence[float] | float = 1.0) -> None:
+    """Make exactly these erasers active, at these strengths; the others stay loaded and edit nothing.
+
+    Raises ExciseError for an unknown name, an impossible strength, or another number of strengths than names; then
+    nothing is changed.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    values = [float(strengths)] * len(names) if isinstance(strengths, int | float) else [float(s) for s in strengths]
+    if len(values) != len(names):
+        raise ExciseError(f"{len(names)} erasers but {len(values)} strengths; give one each, or one for all")
+    chosen = _named(pipe, names)
+    for attachment, value in zip(chosen, values, strict=True):
+        attachment.check_strength(value)
+    for attachment in _loaded(pipe).values():
+        attachment.enabled = attachment in chosen
+    for attachment, value in zip(chosen, values, strict=True):
+        attachment.strength = value
+
+
+def enable_erasers(pipe: Any) -> None:
+    """Let every loaded eraser edit, at the strength it has."""
+    for attachment in _loaded(pipe).values():
+        attachment.enabled = True
+
+
+def disable_erasers(pipe: Any) -> None:
+    """Let no loaded eraser edit; they stay loaded."""
+    for attachment in _loaded(pipe).values():
+        attachment.enabled = False
+
+
+def list_erasers(pipe: Any) -> dict[str, dict[str, Any]]:
+    """Every loaded eraser's status by name, in the order they were loaded."""
+    return {name: attachment.status() for name, attachment in _loaded(pipe).items()}
+
+
+def get_active_erasers(pipe: Any) -> list[str]:
+    """Names of the erasers that edit prompts now."""
+    return [name for name, attachment in _loaded(pipe).items() if attachment.active]
+
+
+def _loaded(pipe: Any) -> dict[str, Attachment]:
+    guard = Guard.of(pipe)
+    return {attachment.name: attachment for attachment in guard.attachments} if guard is not None else {}
+
+
+def _named(pipe: Any, names: Sequence[str] | None) -> list[Attachment]:
+    loaded = _loaded(pipe)
+    for name in names or ():
+        if name not in loaded:
+            raise ExciseError(f"no eraser called {name!r} is loaded; loaded are {', '.join(loaded) or 'none'}")
+    return [loaded[name] for name in (loaded if names is None else names)]

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+import excise
+from excise.erasers import Eraser
+from excise.errors import EraserDidNotFire, ExciseError
+
+GUN = "a gun on grass"
+
+
+@pytest.fixture
+def saved(gun_eraser: Eraser, tmp_path: Path) -> Path:
+    gun_eraser.save(tmp_path / "gun")
+    return tmp_path / "gun"
+
+
+def states(pipe: Any, prompt: str = GUN) -> Any:
+    with torch.no_grad():
+        return pipe.encode_prompt(prompt, "cpu", 1, True)[0]
+
+
+def second(eraser: Eraser) -> Eraser:
+    """Another eraser for the same pipeline: the same neuron, turned down further."""
+    return replace(eraser, name="second", edits=(replace(eraser.edits[0], lam=3.0),))
+
+
+def test_load_and_unload_leave_no_trace(tiny_pipe: Any, saved: Path) -> None:
+    before = states(tiny_pipe)
+    attachment = excise.load_eraser(tiny_pipe, saved, name="gun")
+    assert excise.get_active_erasers(tiny_pipe) == ["gun"]
+    assert excise.list_erasers(tiny_pipe)["gun"] == attachment.status()
+    assert not torch.equal(states(tiny_pipe), before)
+    excise.unload_eraser(tiny_pipe, "gun")
+    assert torch.equal(states(tiny_pipe), before)
+    assert excise.list_erasers(tiny_pipe) == {}
+    with excise.load_eraser(tiny_pipe, saved):
+        assert excise.get_active_erasers(tiny_pipe) == ["gun-test"]
+    assert torch.equal(states(tiny_pipe), before)
+
+
+def test_setting_erasers_makes_exactly_those_active(tiny_pipe: Any, gun_eraser: Eraser, saved: Path) -> None:
+    plain = states(tiny_pipe)
+    excise.load_eraser(tiny_pipe, saved, name="gun")
+    alone = states(tiny_pipe)
+    second(gun_eraser).attach(tiny_pipe)
+    both = states(tiny_pipe)
+    excise.set_erasers(tiny_pipe, "gun")
+    assert torch.equal(states(tiny_pipe), alone)
+    assert excise.get_active_erasers(tiny_pipe) == ["gun"]
+    excise.set_erasers(tiny_pipe, ["gun", "second"], [1.0, 1.0])
+    assert torch.equal(states(tiny_pipe), both)
+    excise.set_erasers(tiny_pipe, ["second", "gun"], [0.5, 0.0])
+    assert excise.get_active_erasers(tiny_pipe) == ["second"]
+    excise.set_erasers(tiny_pipe, [])
+    assert torch.equal(states(tiny_pipe), plain)
+    excise.enable_erasers(tiny_pipe)
+    assert excise.list_erasers(tiny_pipe)["second"]["strength"] == 0.5
+    excise.disable_erasers(tiny_pipe)
+    assert torch.equal(states(tiny_pipe), plain)
+    excise.unload_eraser(tiny_pipe)
+    assert excise.list_erasers(tiny_pipe) == {}
+
+
+def test_an_impossible_setting_changes_nothing(tiny_pipe: Any, saved: Path) -> None:
+    excise.load_eraser(tiny_pipe, saved, name="gun", strength=0.7)
+    cases: list[tuple[Any, Any, str]] = [
+        (["gun", "knife"], 1.0, "no eraser called 'knife' is loaded; loaded are gun"),
+        (["gun"], [1.0, 2.0], "1 erasers but 2 strengths"),
+        (["gun"], -1.0, "would amplify 'gun'"),
+        (["gun"], float("nan"), "must be a number"),
+    ]
+    for names, strengths, message in cases:
+        with pytest.raises(ExciseError, match=message):
+            excise.set_erasers(tiny_pipe, names, strengths)
+        assert excise.list_erasers(tiny_pipe)["gun"]["strength"] == 0.7
+    with pytest.raises(ExciseError, match="no eraser called 'knife'"):
+        excise.unload_eraser(tiny_pipe, "knife")
+    with pytest.raises(ExciseError, match="loaded are none"):
+        excise.set_erasers(object(), "gun")
+
+
+def test_a_name_is_given_once(tiny_pipe: Any, gun_eraser: Eraser, saved: Path) -> None:
+    excise.load_eraser(tiny_pipe, saved, name="gun")
+    with pytest.raises(ExciseError, match="an eraser called 'gun' is attached already"):
+        second(gun_eraser).attach(tiny_pipe, name="gun")
+    assert list(excise.list_erasers(tiny_pipe)) == ["gun"]
+
+
+def test_an_eraser_comes_from_the_hubs_cache(
+    tiny_pipe: Any, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repo, commit = tmp_path / "cache" / "models--someone--gun", "0" * 40
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    (repo / "snapshots").mkdir()
+    saved.rename(repo / "snapshots" / commit)
+    with excise.load_eraser(tiny_pipe, "someone/gun") as attachment:
+        assert attachment.active
+    with pytest.raises(ExciseError, match="no folder, and no eraser on the hub"):
+        excise.load_eraser(tiny_pipe, "someone/nothing")
+
+
+def test_amplifying_has_to_be_asked_for(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    plain = states(tiny_pipe)
+    with pytest.raises(ExciseError, match="allow_amplify=True"):
+        gun_eraser.attach(tiny_pipe, strength=-1.0)
+    with gun_eraser.attach(tiny_pipe, strength=-1.0, allow_amplify=True) as attachment:
+        up = states(tiny_pipe)
+        assert attachment.status()["allow_amplify"]
+        attachment.strength = 1.0
+        down = states(tiny_pipe)
+    assert not torch.equal(up, plain)
+    assert not torch.equal(up, down)
+
+
+def test_what_becomes_of_a_bypass_is_a_choice_that_shows(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    foreign = states(tiny_pipe)
+
+    def encode() -> Any:
+        with torch.no_grad():
+            return tiny_pipe.encode_prompt(None, "cpu", 1, False, prompt_embeds=foreign)
+
+    with gun_eraser.attach(tiny_pipe) as attachment:
+        with pytest.raises(EraserDidNotFire, match="prompt_embeds were not encoded under"):
+            encode()
+        assert (attachment.status()["on_bypass"], attachment.status()["bypasses"]) == ("raise", 1)
+    with gun_eraser.attach(tiny_pipe, on_bypass="warn") as attachment:
+        with pytest.warns(UserWarning, match="were not encoded under"):
+            encode()
+        assert attachment.status()["bypasses"] == 1
+    with gun_eraser.attach(tiny_pipe, on_bypass="allow") as attachment:
+        encode()
+        assert attachment.status()["bypasses"] == 1
+    with pytest.raises(ExciseError, match="it is raise, warn or allow"):
+        gun_eraser.attach(tiny_pipe, on_bypass="ignore")  # type: ignore[arg-type]
