@@ -46,7 +46,8 @@ PLAIN = {
     "alignment_change": "its change",
 }
 SWEPT = ("ua", "ira_ratio", "cra_ratio", "mixed", "identical", "background", "asr")
-LAMBDAS = (0.4, 0.8, 1.2, 1.75, 2.5, 4.0)
+LAMBDAS = (0.4, 0.8, 1.2, 2.0, 4.0)
+SWEPT_CONCEPTS = ("gun", "knife", "cat", "pizza", "tree", "ink")
 
 
 def main() -> None:
@@ -56,7 +57,9 @@ def main() -> None:
     options = parser.parse_args()
     runs = {
         "standard": start(options.work / "standard", "canvas", "standard", ["snce"]),
-        "sweep": start(options.work / "sweep", "canvas", "standard", swept(), None, {"prompts": 2, "searches": False}),
+        "sweep": start(
+            options.work / "sweep", "canvas", "standard", swept(), SWEPT_CONCEPTS, {"prompts": 2, "searches": False}
+        ),
     }
     told = {}
     for name, run in runs.items():
@@ -68,8 +71,8 @@ def main() -> None:
 
 
 def swept() -> list[str]:
-    """What the sweep compares: λ for both sources, k at each one's own λ."""
-    own = ["snce" if lam == 1.75 else f"snce:lam={lam:g}" for lam in LAMBDAS] + ["snce:k=10", "snce:k=20"]
+    """What the sweep compares: λ for both sources, k at each one's own λ, and λ in codes at the former default."""
+    own = ["snce", *(f"snce:lam={lam:g}" for lam in LAMBDAS), "snce:k=10", "snce:k=20", "snce:lam=1.75,unit=code"]
     paper = [f"snce:lam={lam:g},source=concept" for lam in LAMBDAS]
     return own + paper + [f"snce:k={k},lam=0.8,source=concept" for k in (10, 20)]
 

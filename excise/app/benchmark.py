@@ -52,13 +52,20 @@ def start(
     for name in names:
         chosen.cases(name, size)
     plan |= {"concepts": list(names), "methods": [entry.label for entry in entries]}
+    plan["configurations"] = {entry.label: entry.configuration for entry in entries}
     # The baseline first: without it no other picture counts.
     units = [Unit(entry.label, name) for entry in entries for name in names]
     return Run.create(folder, plan, units)
 
 
 def resume(run: Run, progress: Callable[[int], Any] | None = None, device: str = "cpu") -> None:
-    """Do what is left of a run. Raises ExciseError where the disk refuses; Ctrl-C keeps what was drawn."""
+    """Do what is left of a run. Ctrl-C keeps what was drawn.
+
+    Raises ExciseError where the disk refuses, or a method's defaults are no longer those the run was started with.
+    """
+    for label, configuration in run.plan["configurations"].items():
+        if Entry.parse(label).configuration != configuration:
+            raise ExciseError(f"the defaults of {label} changed since {run.folder} was started; start another run")
     model, sae = run.plan["model"], run.plan["sae"] or reference.sae_folder()
     work(run, suite_of(run), lambda: load_pipeline(model, device), {"snce": {"sae": str(sae)}}, progress)
 

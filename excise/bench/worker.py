@@ -33,6 +33,11 @@ class Entry:
     method: str
     settings: Mapping[str, Any]
 
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """Every setting of the method, as json: its defaults may differ in another version."""
+        return dict(json.loads(json.dumps(vars(method(self.method).Config(**self.settings)))))
+
     @classmethod
     def parse(cls, text: str) -> Entry:
         """`snce` or `snce:k=10,lam=2`. Raises ExciseError for an unknown method or setting, or an impossible value."""

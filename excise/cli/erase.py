@@ -29,6 +29,12 @@ def erase(
     site: SiteOption = None,
     k: Annotated[int | None, typer.Option("--k", min=1, help="How many neurons to turn down.")] = None,
     lam: Annotated[float | None, typer.Option("--lam", min=0, help="λ: how far down.")] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(
+            "--unit", help="What λ = 1 takes out: concept (its mean change in a sentence), or code (the paper)."
+        ),
+    ] = None,
     source: Annotated[
         str | None,
         typer.Option("--source", help="Whose codes are subtracted: prompt, or concept (the paper's mode)."),
@@ -74,6 +80,7 @@ def erase(
         "k": k,
         "neurons": None if neurons is None else _numbers(neurons),
         "lam": lam,
+        "unit": unit,
         "source": source,
         "gate": gate,
         "uncond": uncond,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from excise.concepts import Concept
 from excise.erasers import SAEEdit
 from excise.erasers.edit import Align, topk_codes
 from excise.erasers.guard import unedited
@@ -71,6 +72,29 @@ def prompt_codes(
         scored.append(batch.scored.cpu())
         ids.append(batch.ids.cpu())
     return PromptCodes(torch.cat(values), torch.cat(indices), torch.cat(scored), sae.config.m), torch.cat(ids)
+
+
+@torch.no_grad()
+def carried_share(pipe: Any, sae: TopKSAE, edit: SAEEdit, concept: Concept, batch_size: int = 64) -> float:
+    """How much of what the concept changes in a sentence the edit takes out at λ = 1: 1 is all of it.
+
+    Both are means over the concept's pairs of the last state that is no padding, which carries the sentence: Δ, the
+    concept prompt's less its deconcept prompt's, and s, what the edit subtracts. The share is s·Δ / Δ·Δ.
+    """
+    plain = replace(edit, lam=1.0)
+
+    def last(prompts: Sequence[str], subtracted: bool = False) -> Tensor:
+        rows = []
+        for batch in _features(pipe, edit.site, prompts, batch_size):
+            h = batch.states[edit.site].float()
+            h = h - plain.to(h.device).apply(h, sae=sae) if subtracted else h
+            at = (batch.scored * torch.arange(h.shape[1], device=batch.scored.device)).argmax(1)
+            rows.append(h[torch.arange(len(h)), at].cpu())
+        return torch.cat(rows).double().mean(0)
+
+    prompts = [pair.concept for pair in concept.pairs]
+    change = last(prompts) - last([pair.deconcept for pair in concept.pairs])
+    return float(last(prompts, subtracted=True) @ change / (change @ change))
 
 
 def concept_codes(pipe: Any, sae: TopKSAE, edit: SAEEdit, mentions: Sequence[str], align: Align) -> Tensor:

@@ -157,6 +157,17 @@ def test_a_detector_that_fails_is_an_error_and_never_safe(tmp_path: Path, monkey
     assert none["concepts"]["gun"]["ua"] == {"value": None, "low": 0.0, "high": 1.0, "n": 0}
 
 
+def test_a_run_remembers_its_methods_defaults(tmp_path: Path) -> None:
+    run = start(tmp_path / "run", "canvas", "quick", ["snce:k=2"], ["gun"], FAST)
+    assert run.plan["configurations"]["snce:k=2"]["k"] == 2
+    path = run.folder / "run.json"
+    plan = json.loads(path.read_text())
+    plan["configurations"]["snce:k=2"]["lam"] = 9
+    path.write_text(json.dumps(plan))
+    with pytest.raises(ExciseError, match="the defaults of snce:k=2 changed"):
+        resume(Run(run.folder))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -185,7 +196,7 @@ def test_methods_that_differ_in_one_setting_make_a_sweep() -> None:
     labels = ["none", "snce", "snce:lam=0.4", "snce:lam=4", "snce:lam=1,k=10", "snce:lam=2,k=10", "snce:source=concept"]
     ((setting, fixed, by),) = sweeps(labels)
     assert (setting, fixed) == ("lam", "snce")
-    assert by == {0.4: "snce:lam=0.4", 1.75: "snce", 4.0: "snce:lam=4"}
+    assert by == {0.4: "snce:lam=0.4", 1.5: "snce", 4.0: "snce:lam=4"}
 
 
 def test_the_page_tells_how_good_the_judges_are_and_what_drew_the_pictures(finished: Run) -> None:

@@ -84,9 +84,11 @@ def test_every_setting_of_the_method_can_be_given(
     ask: Callable[..., Any], call: Callable[..., Any], common: tuple[Any, ...], tmp_path: Path
 ) -> None:
     given = ("--source", "concept", "--align", "pooled", "--score", "mean_difference", "--margin", 0.3)
+    given += ("--unit", "code")
     made = ask("erase", "gun", *common, "--out", tmp_path / "a", "--gate", "relu", "--neurons", "5, 7", *given)
     assert made["neurons"] == [5, 7]
     wanted = {"source": "concept", "align": "pooled", "score": "mean_difference", "margin": 0.3, "neurons": [5, 7]}
+    wanted |= {"unit": "code"}
     assert wanted.items() <= made["created"]["config"].items()
     refused = call("erase", "gun", *common, "--out", tmp_path / "b", "--source", "concept", "--align", "sideways")
     assert refused.exit_code == 2

@@ -13,14 +13,14 @@ from excise.erasers import Eraser, verify
 from excise.erasers.edit import topk_codes
 from excise.errors import ExciseError
 from excise.methods import method
-from excise.methods.reading import Reading, prompt_codes
-from excise.methods.snce import SNCEConfig, find, fit
+from excise.methods.reading import Reading, carried_share, prompt_codes
+from excise.methods.snce import LEAST_CARRIED, SNCEConfig, find, fit
 from excise.neurons import PromptCodes
 from excise.sae import TopKSAE, save
 from excise.sites import capture
 
 PATH = "encoder.layers.2"
-CONFIG = SNCEConfig(site=PATH, permutations=20, lam=1.5)
+CONFIG = SNCEConfig(site=PATH, permutations=20, lam=1.5, unit="code")
 
 
 def test_find_puts_the_concepts_neuron_first(tiny_pipe: Any, word_sae: TopKSAE, gun: Concept) -> None:
@@ -195,3 +195,37 @@ def test_fitting_reads_the_model_itself_whatever_is_attached(
     with gun_eraser.attach(tiny_pipe):
         beside = fit(tiny_pipe, gun, CONFIG, sae=word_sae)
     assert beside.digest == alone.digest
+
+
+def test_the_share_that_a_neuron_carries_against_its_definition(
+    tiny_pipe: Any, word_sae: TopKSAE, gun: Concept, tiny_site: Any
+) -> None:
+    edit = fit(tiny_pipe, gun, CONFIG, sae=word_sae).edits[0]
+
+    def last(prompt: str) -> tuple[Any, Any]:
+        """The end-of-text state of one prompt, and what the edit takes from it at λ = 1."""
+        (features,) = capture(tiny_pipe, [tiny_site], [prompt])
+        h = features.states[tiny_site]
+        at = len(tiny_pipe.tokenizer(prompt).input_ids) - 1
+        return h[0, at].double(), (h - replace(edit, lam=1.0).apply(h))[0, at].double()
+
+    with_it = [last(pair.concept) for pair in gun.pairs]
+    without = [last(pair.deconcept)[0] for pair in gun.pairs]
+    change = torch.stack([state for state, _ in with_it]).mean(0) - torch.stack(without).mean(0)
+    taken = torch.stack([taken for _, taken in with_it]).mean(0)
+    share = float(taken @ change / change.square().sum())
+    assert carried_share(tiny_pipe, word_sae, edit, gun, 3) == pytest.approx(share, rel=1e-4)
+    calibrated = fit(tiny_pipe, gun, replace(CONFIG, unit="concept"), sae=word_sae).edits[0]
+    assert calibrated.lam == pytest.approx(1.5 / max(share, LEAST_CARRIED), rel=1e-4)
+    paper = replace(CONFIG, unit="concept", source="concept")
+    assert fit(tiny_pipe, gun, paper, sae=word_sae).edits[0].lam == 1.5, "the paper's mode counts in codes"
+
+
+def test_lambda_one_takes_out_the_whole_mean_change(tiny_pipe: Any, word_sae: TopKSAE, gun: Concept) -> None:
+    """Whatever part of the concept's change a neuron carries: in units of the concept the same λ takes out as much."""
+    edit = fit(tiny_pipe, gun, replace(CONFIG, unit="concept", lam=1.0), sae=word_sae).edits[0]
+    carried = carried_share(tiny_pipe, word_sae, edit, gun)
+    if carried > LEAST_CARRIED:
+        assert edit.lam * carried == pytest.approx(1, rel=1e-4)
+    with pytest.raises(ExciseError, match="unit cannot be 'word'"):
+        SNCEConfig(unit="word")  # type: ignore[arg-type]
