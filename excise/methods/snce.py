@@ -165,6 +165,7 @@ def fit(
     loud = Reading.of(pipe, sae, edit, [pair.concept for pair in concept.pairs], config.batch_size)
     quiet = Reading.of(pipe, sae, edit, without, config.batch_size)
     lead = min(loud.lead, quiet.lead)
+    carried: float | None = None
     levels = calibrate(loud.preacts[:, lead:], loud.topk[:, lead:] > 0, quiet.preacts[:, lead:], config.margin)
     if config.source == "concept":
         edit = replace(edit, gate="relu" if config.gate == "relu" else "topk")
@@ -175,8 +176,8 @@ def fit(
         edit = replace(edit, lead=lead)
         if config.gate in ("whole", "threshold"):
             edit = _with_levels(edit, concept, levels)
+        carried = carried_share(pipe, sae, edit, concept, config.batch_size)
         if config.unit == "concept":
-            carried = carried_share(pipe, sae, edit, concept, config.batch_size)
             edit = replace(edit, lam=config.lam / max(carried, LEAST_CARRIED))
         canary = concept.pairs[int(loud.codes(edit).sum((1, 2)).argmax())].concept
     eraser = Eraser(
@@ -186,7 +187,7 @@ def fit(
         mentions=concept.mentions,
         made_for=made_for(pipe),
         created=_created(config, found),
-        measured=_measured(found, edit, levels, loud, quiet, len(concept.pairs)),
+        measured={**_measured(found, edit, levels, loud, quiet, len(concept.pairs)), "carried": carried},
         canary=(canary,),
     )
     with eraser.attach(pipe, sae=sae) as attachment:

@@ -215,7 +215,9 @@ def test_the_share_that_a_neuron_carries_against_its_definition(
     taken = torch.stack([taken for _, taken in with_it]).mean(0)
     share = float(taken @ change / change.square().sum())
     assert carried_share(tiny_pipe, word_sae, edit, gun, 3) == pytest.approx(share, rel=1e-4)
-    calibrated = fit(tiny_pipe, gun, replace(CONFIG, unit="concept"), sae=word_sae).edits[0]
+    eraser = fit(tiny_pipe, gun, replace(CONFIG, unit="concept"), sae=word_sae)
+    assert eraser.measured["carried"] == pytest.approx(share, rel=1e-4)
+    calibrated = eraser.edits[0]
     assert calibrated.lam == pytest.approx(1.5 / max(share, LEAST_CARRIED), rel=1e-4)
     paper = replace(CONFIG, unit="concept", source="concept")
     assert fit(tiny_pipe, gun, paper, sae=word_sae).edits[0].lam == 1.5, "the paper's mode counts in codes"
