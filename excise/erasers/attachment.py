@@ -10,13 +10,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks import ModelHook
 from torch import nn
 
 from excise.erasers.canary import conditional, shift, what_denoiser_reads
 from excise.erasers.edit import SAEEdit, sae_digest
 from excise.erasers.guard import CALL, Call, Guard, Provenance, is_muted, only, version_of
 from excise.erasers.integrity import mismatches
+from excise.erasers.witness import Witness, install, remove
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.sites.site import depth, encoder_of, layer_count, resolve, text_encoders
 
@@ -43,11 +44,12 @@ class EditHook(ModelHook):  # type: ignore[misc]
     def __init__(self, attachment: Attachment, edit: SAEEdit) -> None:
         super().__init__()
         self.attachment, self.edit, self._moved = attachment, edit, edit
-        self.rows = 0
+        self.rows = self.runs = 0
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         call = CALL.get()
         branch = "conditional" if call is None else call.next_branch(self)
+        self.runs += 1
         if not self.attachment.active or is_muted(self.attachment):
             return output
         state = output[0] if isinstance(output, tuple) else output
@@ -97,6 +99,7 @@ class Attachment:
                 raise ExciseError(f"{text}; fit it for this one, or attach with strict=False if you know why")
             warnings.warn(text, stacklevel=3)
         self._guard = Guard.join(pipe, self)
+        self._witness = Witness.join(pipe, self) if eraser.edits else None
         try:
             for n, (module, edit) in enumerate(zip(modules, eraser.edits, strict=True)):
                 self._install(module, edit, f"excise.{id(self):x}.{n}")
@@ -116,7 +119,7 @@ class Attachment:
     @strength.setter
     def strength(self, value: float) -> None:
         self._strength = self.check_strength(value)
-        self._made.forget()
+        self._forget()
         self._audit(f"strength {self._strength}")
 
     def check_strength(self, value: float) -> float:
@@ -138,7 +141,7 @@ class Attachment:
     @enabled.setter
     def enabled(self, value: bool) -> None:
         self._enabled = bool(value)
-        self._made.forget()
+        self._forget()
         self._audit("enabled" if self._enabled else "disabled")
 
     @property
@@ -171,9 +174,11 @@ class Attachment:
         """Take every hook off again; the pipeline is as it was before. Calling it twice is harmless."""
         was, self.attached = self.attached, False
         for module, name, _ in reversed(self._hooks):
-            _remove(module, name)
+            remove(module, name)
         self._hooks.clear()
         self._guard.leave(self.pipe, self)
+        if self._witness is not None:
+            self._witness.leave(self.pipe, self)
         if was:
             self._audit("detached")
 
@@ -195,18 +200,29 @@ class Attachment:
                 )
             self._refuse_early_tap(edit, call.arguments.get("clip_skip"))
         if self._fingerprint() != self._weights:
-            self._bypass(f"the text encoder changed after eraser {name!r} was attached; attach it again")
+            self.bypass(f"the text encoder changed after eraser {name!r} was attached; attach it again")
         for key in ("prompt_embeds", "pooled_prompt_embeds"):
             given = call.arguments.get(key)
             if given is not None and not self._made.knows(given):
-                self._bypass(
+                self.bypass(
                     f"{key} were not encoded under eraser {name!r}, so it cannot act on them; pass the prompt as text"
                 )
         config = getattr(getattr(self.pipe, "unet", None), "config", None)
         if getattr(config, "encoder_hid_dim_type", None) == "ip_image_proj":
-            self._bypass(f"an IP-Adapter feeds images past eraser {name!r}; unload it")
+            self.bypass(f"an IP-Adapter feeds images past eraser {name!r}; unload it")
 
-    def _bypass(self, message: str) -> None:
+    @property
+    def hooks(self) -> list[EditHook]:
+        """The hooks that carry its edits."""
+        return [hook for _, _, hook in self._hooks]
+
+    def _forget(self) -> None:
+        """What was encoded so far was encoded otherwise than it would be now."""
+        self._made.forget()
+        if self._witness is not None:
+            self._witness.forget()
+
+    def bypass(self, message: str) -> None:
         """Something goes round the eraser: refuse, warn or let it pass, as `on_bypass` says; it is counted always."""
         self._bypasses += 1
         if self.on_bypass == "raise":
@@ -220,13 +236,15 @@ class Attachment:
         for _, _, hook in self._hooks:
             runs = call.runs.get(id(hook), 0)
             if runs != len(call.branches):
-                self._made.forget()
+                self._forget()
                 raise EraserDidNotFire(
                     f"eraser {self.eraser.name!r} saw {runs} of {len(call.branches)} text-encoder runs at "
                     f"{hook.edit.site.key}; something unhooked or by-passed it, so nothing is rendered"
                 )
         self._prompts += 1
         self._made.add(conditional(made))
+        if self._witness is not None:
+            self._witness.add(made)
 
     def _checked_sae(self, sae: Any | None) -> Any | None:
         needing = [edit for edit in self.eraser.edits if edit.needs_sae]
@@ -260,13 +278,9 @@ class Attachment:
             )
 
     def _install(self, module: nn.Module, edit: SAEEdit, name: str) -> None:
-        fresh = not hasattr(module, "_diffusers_hook")
         hook = EditHook(self, edit)
-        registry = HookRegistry.check_if_exists_or_initialize(module)
-        if fresh:
-            registry.excise_made_it = True
         self._hooks.append((module, name, hook))
-        registry.register_hook(hook, name)
+        install(module, hook, name)
 
     def _fingerprint(self) -> list[tuple[str, int, int]]:
         """Which parameters the text encoders have and how often each was written to: cheap enough for every call."""
@@ -292,7 +306,7 @@ class Attachment:
                     shifts += [shift(a, b) for a, b in zip(edited, plain, strict=True)]
         finally:
             self._strength, self._enabled = kept
-            self._made.forget()
+            self._forget()
             self._prompts = 0
             for _, _, hook in self._hooks:
                 hook.rows = 0
@@ -314,18 +328,3 @@ def _edits_on(module: nn.Module) -> list[EditHook]:
     """The edits installed on `module`, by whichever pipeline shares it."""
     registry = getattr(module, "_diffusers_hook", None)
     return [hook for hook in registry.hooks.values() if isinstance(hook, EditHook)] if registry is not None else []
-
-
-def _remove(module: nn.Module, name: str) -> None:
-    """Unhook, and leave no trace where the registry was ours and nobody else uses it now."""
-    registry = getattr(module, "_diffusers_hook", None)
-    if registry is None:
-        return
-    registry.remove_hook(name, recurse=False)
-    if registry.hooks:
-        return
-    own = vars(module).get("forward")
-    if getattr(own, "__func__", None) is type(module).forward:
-        del module.forward
-    if getattr(registry, "excise_made_it", False):
-        del module._diffusers_hook
