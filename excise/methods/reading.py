@@ -76,25 +76,48 @@ def prompt_codes(
 
 @torch.no_grad()
 def carried_share(pipe: Any, sae: TopKSAE, edit: SAEEdit, concept: Concept, batch_size: int = 64) -> float:
-    """How much of what the concept changes in a sentence the edit takes out at λ = 1: 1 is all of it.
+    """How much of what the concept changes in a sentence the edit takes out at λ = 1, where it takes out least.
 
-    Both are means over the concept's pairs of the last state that is no padding, which carries the sentence: Δ, the
-    concept prompt's less its deconcept prompt's, and s, what the edit subtracts. The share is s·Δ / Δ·Δ.
+    Looked at in two places: the state of the concept's own word, and the last one that is no padding, which carries the
+    sentence. In each, Δ is the mean over the concept's pairs of the concept prompt's state less the deconcept prompt's,
+    s the mean of what the edit subtracts, and the share is s·Δ / Δ·Δ; 1 is all of it.
     """
     plain = replace(edit, lam=1.0)
 
-    def last(prompts: Sequence[str], subtracted: bool = False) -> Tensor:
-        rows = []
+    def read(prompts: Sequence[str]) -> tuple[Tensor, Tensor, list[list[int]]]:
+        """States `[P, T, d]`, what the edit subtracts from them, and every prompt's ids without padding."""
+        states, taken, ids = [], [], []
         for batch in _features(pipe, edit.site, prompts, batch_size):
             h = batch.states[edit.site].float()
-            h = h - plain.to(h.device).apply(h, sae=sae) if subtracted else h
-            at = (batch.scored * torch.arange(h.shape[1], device=batch.scored.device)).argmax(1)
-            rows.append(h[torch.arange(len(h)), at].cpu())
-        return torch.cat(rows).double().mean(0)
+            states.append(h.cpu())
+            taken.append((h - plain.to(h.device).apply(h, sae=sae)).cpu())
+            ends = (batch.scored * torch.arange(h.shape[1], device=batch.scored.device)).argmax(1)
+            ids += [row[: int(end) + 1].tolist() for row, end in zip(batch.ids, ends, strict=True)]
+        return torch.cat(states), torch.cat(taken), ids
 
-    prompts = [pair.concept for pair in concept.pairs]
-    change = last(prompts) - last([pair.deconcept for pair in concept.pairs])
-    return float(last(prompts, subtracted=True) @ change / (change @ change))
+    states, taken, ids = read([pair.concept for pair in concept.pairs])
+    others, _, other_ids = read([pair.deconcept for pair in concept.pairs])
+    pairs = range(len(ids))
+    places = [[(p, len(ids[p]) - 1, len(other_ids[p]) - 1) for p in pairs]]
+    words = [(p, *ends) for p in pairs if (ends := _last_of_difference(ids[p], other_ids[p])) is not None]
+    if words:
+        places.append(words)
+    shares = []
+    for place in places:
+        own = torch.stack([states[p, at] for p, at, _ in place]).double().mean(0)
+        change = own - torch.stack([others[p, at] for p, _, at in place]).double().mean(0)
+        subtracted = torch.stack([taken[p, at] for p, at, _ in place]).double().mean(0)
+        shares.append(float(subtracted @ change / (change @ change)))
+    return min(shares)
+
+
+def _last_of_difference(one: Sequence[int], other: Sequence[int]) -> tuple[int, int] | None:
+    """Where the stretches end in which two lists of ids differ; None where one of them has nothing there."""
+    length = min(len(one), len(other))
+    head = next((n for n in range(length) if one[n] != other[n]), length)
+    tail = next((n for n in range(length - head) if one[-1 - n] != other[-1 - n]), length - head)
+    ends = len(one) - tail - 1, len(other) - tail - 1
+    return ends if min(ends) >= head else None
 
 
 def concept_codes(pipe: Any, sae: TopKSAE, edit: SAEEdit, mentions: Sequence[str], align: Align) -> Tensor:

@@ -40,13 +40,12 @@ class SNCEConfig:
     """How many of the top-ranked neurons to turn down."""
     neurons: tuple[int, ...] = ()
     """These neurons instead of the top k, chosen by a person."""
-    lam: float = 1.5
-    """The manipulation coefficient λ, in `unit`s. The paper has 0.6 to 1.2 codes. On the bundled model 1 left three
-    concepts in ten, 1.25 none asked for by name, 1.5 none in mixed prompts either (Canvas's tuning concepts)."""
+    lam: float = 1.25
+    """The manipulation coefficient λ, in `unit`s, chosen on Canvas's tuning concepts; the paper has 0.6 to 1.2."""
     unit: Unit = "concept"
-    """What λ = 1 subtracts: the neuron's "code" (the paper's; source="concept" always means that), or so much of it as
-    the concept's name changes the sentence along its mean direction ("concept"). A neuron that carries half of that
-    change is turned down twice as far, so that one λ does for every concept."""
+    """What λ = 1 subtracts: the neuron's "code" (the paper's; source="concept" always means that), or as much as the
+    concept's word changes its own state and the sentence's, whichever the neuron carries less of ("concept"). A neuron
+    that carries half of that change is turned down twice as far, so that one λ does for every concept."""
     source: Source = "prompt"
     """Whose codes are subtracted: "prompt" (the user's; unrelated prompts keep every bit) or "concept" (the paper)."""
     gate: Gate = "whole"

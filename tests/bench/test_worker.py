@@ -196,7 +196,7 @@ def test_methods_that_differ_in_one_setting_make_a_sweep() -> None:
     labels = ["none", "snce", "snce:lam=0.4", "snce:lam=4", "snce:lam=1,k=10", "snce:lam=2,k=10", "snce:source=concept"]
     ((setting, fixed, by),) = sweeps(labels)
     assert (setting, fixed) == ("lam", "snce")
-    assert by == {0.4: "snce:lam=0.4", 1.5: "snce", 4.0: "snce:lam=4"}
+    assert by == {0.4: "snce:lam=0.4", 1.25: "snce", 4.0: "snce:lam=4"}
 
 
 def test_the_page_tells_how_good_the_judges_are_and_what_drew_the_pictures(finished: Run) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from excise.erasers import Eraser, verify
 from excise.erasers.edit import topk_codes
 from excise.errors import ExciseError
 from excise.methods import method
-from excise.methods.reading import Reading, carried_share, prompt_codes
+from excise.methods.reading import Reading, _last_of_difference, carried_share, prompt_codes
 from excise.methods.snce import LEAST_CARRIED, SNCEConfig, find, fit
 from excise.neurons import PromptCodes
 from excise.sae import TopKSAE, save
@@ -202,25 +203,49 @@ def test_the_share_that_a_neuron_carries_against_its_definition(
 ) -> None:
     edit = fit(tiny_pipe, gun, CONFIG, sae=word_sae).edits[0]
 
-    def last(prompt: str) -> tuple[Any, Any]:
-        """The end-of-text state of one prompt, and what the edit takes from it at λ = 1."""
+    def read(prompt: str) -> tuple[list[int], Any, Any]:
+        """Ids of one prompt, its states, and what the edit takes from them at λ = 1."""
         (features,) = capture(tiny_pipe, [tiny_site], [prompt])
         h = features.states[tiny_site]
-        at = len(tiny_pipe.tokenizer(prompt).input_ids) - 1
-        return h[0, at].double(), (h - replace(edit, lam=1.0).apply(h))[0, at].double()
+        return tiny_pipe.tokenizer(prompt).input_ids, h[0].double(), (h - replace(edit, lam=1.0).apply(h))[0].double()
 
-    with_it = [last(pair.concept) for pair in gun.pairs]
-    without = [last(pair.deconcept)[0] for pair in gun.pairs]
-    change = torch.stack([state for state, _ in with_it]).mean(0) - torch.stack(without).mean(0)
-    taken = torch.stack([taken for _, taken in with_it]).mean(0)
-    share = float(taken @ change / change.square().sum())
-    assert carried_share(tiny_pipe, word_sae, edit, gun, 3) == pytest.approx(share, rel=1e-4)
+    def share(of: Callable[[list[int], list[int]], int]) -> float:
+        """At one place, found by comparing the two prompts' ids: every pair here has equally many."""
+        changes, takings = [], []
+        for pair in gun.pairs:
+            (ids, own, taken), (other_ids, other, _) = read(pair.concept), read(pair.deconcept)
+            assert len(ids) == len(other_ids)
+            at = of(ids, other_ids)
+            changes.append(own[at] - other[at])
+            takings.append(taken[at])
+        change, taken = torch.stack(changes).mean(0), torch.stack(takings).mean(0)
+        return float(taken @ change / change.square().sum())
+
+    at_end = share(lambda ids, _: len(ids) - 1)
+    at_word = share(lambda ids, others: max(n for n, (a, b) in enumerate(zip(ids, others, strict=True)) if a != b))
+    least = min(at_end, at_word)
+    assert carried_share(tiny_pipe, word_sae, edit, gun, 3) == pytest.approx(least, rel=1e-4)
     eraser = fit(tiny_pipe, gun, replace(CONFIG, unit="concept"), sae=word_sae)
-    assert eraser.measured["carried"] == pytest.approx(share, rel=1e-4)
+    assert eraser.measured["carried"] == pytest.approx(least, rel=1e-4)
     calibrated = eraser.edits[0]
-    assert calibrated.lam == pytest.approx(1.5 / max(share, LEAST_CARRIED), rel=1e-4)
+    assert calibrated.lam == pytest.approx(1.5 / max(least, LEAST_CARRIED), rel=1e-4)
     paper = replace(CONFIG, unit="concept", source="concept")
     assert fit(tiny_pipe, gun, paper, sae=word_sae).edits[0].lam == 1.5, "the paper's mode counts in codes"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "ends"),
+    [
+        ([1, 7, 3], [1, 8, 3], (1, 1)),
+        ([1, 7, 8, 3], [1, 9, 3], (2, 1)),
+        ([1, 2, 7], [1, 2, 8, 9], (2, 3)),
+        ([1, 7, 7, 3], [1, 7, 3], None),
+        ([1, 7, 3], [1, 3], None),
+        ([1, 2], [1, 2], None),
+    ],
+)
+def test_where_two_prompts_differ(one: list[int], other: list[int], ends: tuple[int, int] | None) -> None:
+    assert _last_of_difference(one, other) == ends
 
 
 def test_lambda_one_takes_out_the_whole_mean_change(tiny_pipe: Any, word_sae: TopKSAE, gun: Concept) -> None:
