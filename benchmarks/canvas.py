@@ -133,9 +133,12 @@ def page(told: Mapping[str, Any]) -> str:
         *(
             f"| {label} | {' | '.join(cell(method, name) for name in SWEPT)} |"
             for label, method in sweep["methods"].items()
-            if method["pictures"]
+            if not method["missing"]
         ),
     ]
+    unfinished = [label for label, method in sweep["methods"].items() if method["missing"]]
+    if unfinished:
+        lines += ["", f"Not drawn to the end yet: {', '.join(unfinished)}."]
     return "\n".join(lines) + "\n"
 
 

@@ -36,7 +36,7 @@ def test_from_nothing_to_an_eraser_at_work(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "eraser"
-    made = ask("erase", "gun", *common, "--out", out, "--lam", 3, "--gate", "relu")
+    made = ask("erase", "gun", *common, "--out", out, "--lam", 3, "--unit", "code", "--gate", "relu")
     assert made["lambda"] == 3
     assert made["bytes"] < 50_000
     checked = ask("verify", out, "--model", model_folder)

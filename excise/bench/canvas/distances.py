@@ -38,7 +38,10 @@ def distances(pictures: Sequence[Picture]) -> dict[str, Figure]:
         return dict.fromkeys(NAMES, Figure(np.nan, np.nan, np.nan, 0))
     own, plain = (features(np.stack(some)) for some in _both(unrelated))
     real = features(np.stack([render(_scene(p, random.Random(k))) for k, p in enumerate(unrelated)]))
-    sides = {"frechet": (own, plain), "frechet_floor": (plain[::2], plain[1::2]), "frechet_real": (own, real)}
+    # At random: every second picture would put some styles into one half and the others into the other.
+    order = np.random.default_rng(0).permutation(n)
+    halves = plain[order[: n // 2]], plain[order[n // 2 :]]
+    sides = {"frechet": (own, plain), "frechet_floor": halves, "frechet_real": (own, real)}
     return {name: Figure(_distance(*side), np.nan, np.nan, n) for name, side in sides.items()}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from excise.bench.attacks.prefix import PrefixConfig, prefix_attack
 from excise.bench.attacks.ring_a_bell import vocabulary
 from excise.erasers import Eraser
+from excise.erasers.guard import unedited
 from excise.errors import ExciseError
 
 PROMPT = "a gun on grass"
@@ -33,7 +34,10 @@ def loss_of(pipe: Any, text: str, picture: Tensor, config: PrefixConfig, plain: 
     with torch.no_grad():
         states = pipe.encode_prompt(text, "cpu", 1, False)[0]
         predicted = pipe.unet(noised, times, states.repeat(config.batch, 1, 1)).sample
-        wanted = noise if plain is None else pipe.unet(noised, times, plain.repeat(config.batch, 1, 1)).sample
+        wanted = noise
+        if plain is not None:
+            with unedited():
+                wanted = pipe.unet(noised, times, plain.repeat(config.batch, 1, 1)).sample
     return float(F.mse_loss(predicted, wanted))
 
 
