@@ -38,7 +38,7 @@ BARS = {
 }
 PLAIN = {
     "frechet": "Fréchet distance to the unerased model's pictures",
-    "frechet_floor": "its floor, from one half of the unerased pictures to the other",
+    "frechet_floor": "its floor, to the same prompts from other seeds",
     "frechet_real": "Fréchet distance to real scenes",
     "pixel_error": "mean change of unrelated pictures, 0 to 1",
     "outside": "mean change outside the objects, prompts with the target",

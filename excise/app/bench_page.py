@@ -297,7 +297,10 @@ def _pictures(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
     for n, concept in enumerate(measured["concepts"]):
         shown: dict[str, int] = {}
         rows = []
+        compared = {case.id for label in labels[1:] for case in all_cases(run, suite, Unit(label, concept))}
         for case in all_cases(run, suite, Unit(BASELINE, concept)):
+            if compared and case.id not in compared:
+                continue
             shown[case.family] = shown.get(case.family, 0) + 1
             if shown[case.family] <= SHOWN:
                 cells = "".join(f"<td>{_cell(run, label, case, seen)}</td>" for label in labels)

@@ -114,11 +114,13 @@ class Suite(Protocol):
         """Further cases, found by attacks on the unerased `pipe`: the same for every method."""
         ...
 
-    def attack(self, pipe: Any | None, concept: str, size: str) -> list[Case]:
-        """Further cases, found by white-box attacks on `pipe` with its eraser attached: each method has its own.
+    def attack(self, pipe: Any, concept: str, size: str) -> list[Case]:
+        """Further cases, found by white-box attacks on `pipe` with its eraser attached: each method has its own."""
+        ...
 
-        With None, the same cases before anybody attacked: what the unerased model is asked.
-        """
+    def baseline(self, concept: str, size: str) -> list[Case]:
+        """Further cases for the unerased model alone: those of `attack` before anybody attacked, and what shows how
+        much its own pictures differ from seed to seed."""
         ...
 
     def concept(self, name: str) -> Concept:

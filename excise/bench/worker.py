@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,8 @@ def _do(
     size = run.plan["size"]
     _search(run, unit.concept, lambda: suite.search(pipe, unit.concept, size))
     with eraser.attach(pipe):
-        _search(run, unit.file, lambda: suite.attack(pipe if eraser.edits else None, unit.concept, size))
+        known = partial(suite.attack, pipe) if eraser.edits else suite.baseline
+        _search(run, unit.file, lambda: known(unit.concept, size))
         left = [case for case in all_cases(run, suite, unit) if case.id not in done]
         for start in range(0, len(left), suite.batch):
             some = left[start : start + suite.batch]

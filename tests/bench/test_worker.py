@@ -43,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_a_run_draws_every_case_of_every_method_once(finished: Run) -> None:
     assert finished.units("done") == [Unit("none", "gun"), Unit("snce", "gun")]
     records = finished.records()
-    assert len(records) == 2 * (13 * 3 + 2)
+    assert len(records) == 2 * (13 * 3 + 2) + 6, "and none draws six from other seeds"
     for record in records:
         picture = finished.folder / "pictures" / f"{record['method']}=gun" / f"{record['case']}.png"
         assert picture.exists()
@@ -76,7 +76,9 @@ def test_the_page_shows_every_method_and_holds_its_pictures(finished: Run) -> No
     assert "http" not in page.replace("http://www.w3.org", ""), "nothing is fetched"
     value = measured["methods"]["snce"]["figures"]["identical"]["value"]
     assert f"<b>{100 * value:.1f} %</b>" in page
-    fired = sum(r["seen"]["target"] for r in finished.records() if int(r["case"][-3:]) < 2)
+    fired = sum(
+        r["seen"]["target"] for r in finished.records() if int(r["case"][-3:]) < 2 and r["family"] != "reseeded"
+    )
     assert page.count('class="fired"') == fired
     parser = _Balanced()
     parser.feed(page)
@@ -233,5 +235,5 @@ def test_white_box_prompts_are_each_methods_own(tmp_path: Path) -> None:
     assert prompts["snce", "gun.inversion.007"] == prompts["none", "gun.inversion.007"].replace("gun", "sks")
     assert prompts["snce", "gun.ring-a-bell.003"] == prompts["none", "gun.ring-a-bell.003"]
     resume(run)
-    assert len(run.records()) == len(prompts) == 2 * (13 + 4 + 2 + 8)
+    assert len(run.records()) == len(prompts) == 2 * (13 + 4 + 2 + 8) + 2
     assert {"asr.p4d", "asr.inversion"} <= report(run)["methods"]["snce"]["figures"].keys()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from excise import reference
+from excise.bench.canvas.families import UNTOUCHED
 from excise.bench.frechet import Features, frechet
 from excise.bench.pictures import Pixels
 from excise.bench.statistics import Figure
@@ -24,25 +25,24 @@ from excise.reference.scenes import Scene, place_objects, render, sample_scene
 COMPONENTS = 24
 SCENES = 1500
 """Real scenes that the components are taken from."""
-FAMILIES = ("unrelated", "style")
 NAMES = ("frechet", "frechet_floor", "frechet_real")
 
 
 def distances(pictures: Sequence[Picture]) -> dict[str, Figure]:
-    """`frechet`: to the unerased model's pictures of the same prompts and seeds. `frechet_floor`: from one half of the
-    unerased model's pictures to the other, the least that tells methods apart. `frechet_real`: to real scenes of the
-    same objects, styles and backgrounds. Values without interval; not a number where there are too few pictures."""
-    unrelated = [p for p in pictures if p.case.family in FAMILIES]
+    """`frechet`: to the unerased model's pictures of the same prompts and seeds. `frechet_floor`, of the unerased model
+    alone: to its pictures of the same prompts from other seeds, the least that tells methods apart. `frechet_real`: to
+    real scenes of the same objects, styles and backgrounds. Values without interval; not a number where there are too
+    few pictures."""
+    unrelated = [p for p in pictures if p.case.family in UNTOUCHED]
     n = len(unrelated)
     if not n:
         return dict.fromkeys(NAMES, Figure(np.nan, np.nan, np.nan, 0))
+    reseeded = [p.unerased_pixels() for p in pictures if p.case.family == "reseeded"]
     own, plain = (features(np.stack(some)) for some in _both(unrelated))
     real = features(np.stack([render(_scene(p, random.Random(k))) for k, p in enumerate(unrelated)]))
-    # At random: every second picture would put some styles into one half and the others into the other.
-    order = np.random.default_rng(0).permutation(n)
-    halves = plain[order[: n // 2]], plain[order[n // 2 :]]
-    sides = {"frechet": (own, plain), "frechet_floor": halves, "frechet_real": (own, real)}
-    return {name: Figure(_distance(*side), np.nan, np.nan, n) for name, side in sides.items()}
+    others = features(np.stack(reseeded)) if reseeded else plain[:0]
+    sides = {"frechet": (own, plain), "frechet_floor": (plain, others), "frechet_real": (own, real)}
+    return {name: Figure(_distance(*side), np.nan, np.nan, min(map(len, side))) for name, side in sides.items()}
 
 
 def features(pictures: Pixels) -> Features:

@@ -17,7 +17,7 @@ from excise.bench.attacks.inversion import WORD, InversionConfig, embedded, inve
 from excise.bench.attacks.prefix import Match, PrefixConfig, prefix_attack
 from excise.bench.attacks.ring_a_bell import RingABellConfig, ring_a_bell, vocabulary
 from excise.bench.canvas import metrics
-from excise.bench.canvas.families import FAMILIES, attacked, cases, is_style, starts
+from excise.bench.canvas.families import FAMILIES, attacked, cases, is_style, reseeded, starts
 from excise.bench.pictures import Pixels
 from excise.bench.statistics import Figure
 from excise.bench.suite import Case, Picture
@@ -115,15 +115,17 @@ class Canvas:
         # What the words look like is up to the search: no style or background is asked for any more.
         return [replace(case, prompt=text, style="", background="") for case, text in zip(starting, found, strict=True)]
 
-    def attack(self, pipe: Any | None, concept: str, size: str) -> list[Case]:
-        n, learnt = (ATTACKED[size], INVERTED[size]) if self.searches else (0, 0)
-        plain = {family: attacked(concept, family, n) for family in WHITE_BOX}
-        if pipe is None:
-            return [case for cases in plain.values() for case in cases] + attacked(concept, "inversion", learnt)
+    def baseline(self, concept: str, size: str) -> list[Case]:
+        n, learnt = self._white_box(size)
+        plain = [case for family in WHITE_BOX for case in attacked(concept, family, n)]
+        return plain + attacked(concept, "inversion", learnt) + reseeded(concept, self._prompts(size))
+
+    def attack(self, pipe: Any, concept: str, size: str) -> list[Case]:
+        n, learnt = self._white_box(size)
         words = vocabulary(pipe.tokenizer, self.concept(concept).mentions)
         rows = []
         for family, match in WHITE_BOX.items():
-            for case in plain[family]:
+            for case in attacked(concept, family, n):
                 budget = replace(self.prefix, match=match, seed=self.prefix.seed + case.seed)
                 prefixed, _ = prefix_attack(pipe, case.prompt, self._latents(pipe, [case]), words, budget)
                 rows.append(replace(case, prompt=prefixed))
@@ -173,6 +175,10 @@ class Canvas:
 
     def over_concepts(self, by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Figure]:
         return metrics.over_concepts(by_concept)
+
+    def _white_box(self, size: str) -> tuple[int, int]:
+        """Cases of each prefix attack, and of textual inversion."""
+        return (ATTACKED[size], INVERTED[size]) if self.searches else (0, 0)
 
     def _prompts(self, size: str) -> int:
         if size not in PROMPTS:

@@ -98,7 +98,10 @@ class UnlearnCanvas:
     def search(self, pipe: Any, concept: str, size: str) -> list[Case]:
         return []
 
-    def attack(self, pipe: Any | None, concept: str, size: str) -> list[Case]:
+    def attack(self, pipe: Any, concept: str, size: str) -> list[Case]:
+        return []
+
+    def baseline(self, concept: str, size: str) -> list[Case]:
         return []
 
     def concept(self, name: str) -> Concept:

@@ -52,7 +52,7 @@ def test_both_judges_see_what_the_bundled_model_draws() -> None:
 def test_white_box_attacks_are_made_against_the_eraser_and_drawn_with_what_they_learnt(gun_on_bundled: Eraser) -> None:
     budgets = {"prefix": {"iterations": 1, "batch": 1}, "inversion": {"iterations": 1, "batch": 1, "pictures": 1}}
     canvas, pipe = Canvas.from_json({"steps": 2, **budgets}), reference.load()
-    plain = canvas.attack(pipe, "gun", "standard")
+    plain = canvas.baseline("gun", "standard")
     with gun_on_bundled.attach(pipe):
         found = canvas.attack(pipe, "gun", "standard")
         assert [case.family for case in found] == ["unlearn-diff", "p4d"] + ["inversion"] * 8
@@ -64,6 +64,15 @@ def test_white_box_attacks_are_made_against_the_eraser_and_drawn_with_what_they_
     assert np.array_equal(pictures[1], alone[0]), "neighbours in a batch do not change a picture"
     assert Case.from_json({**vars(found[2]), "learnt": list(found[2].learnt)}) == found[2]
     assert Canvas.from_json({"searches": False}).attack(pipe, "gun", "standard") == []
+
+
+def test_the_unerased_model_draws_its_unrelated_prompts_from_other_seeds_too() -> None:
+    canvas = Canvas.from_json({"searches": False, "prompts": 3})
+    again = canvas.baseline("gun", "standard")
+    plain = [case for case in canvas.cases("gun", "standard") if case.family in ("unrelated", "style")]
+    assert [case.prompt for case in again] == [case.prompt for case in plain]
+    assert len({case.id for case in again}) == 6
+    assert not {case.seed for case in again} & {case.seed for case in canvas.cases("gun", "standard")}
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,8 @@ def test_every_concept_has_its_words() -> None:
 def test_the_prompts_of_a_concept_are_what_their_family_says(concept: str) -> None:
     rows = cases(concept, 8)
     assert rows == cases(concept, 8)
-    searched = {"ring-a-bell", "unlearn-diff", "p4d", "inversion"} | (set() if concept in SYNONYMS else {"synonym"})
+    searched = {"ring-a-bell", "unlearn-diff", "p4d", "inversion", "reseeded"}
+    searched |= set() if concept in SYNONYMS else {"synonym"}
     names = [f.name for f in FAMILIES if f.name not in searched]
     assert Counter(case.family for case in rows) == dict.fromkeys(names, 8)
     assert len({case.id for case in rows}) == len(rows)
