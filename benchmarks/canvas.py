@@ -47,7 +47,7 @@ PLAIN = {
 }
 SWEPT = ("ua", "ira_ratio", "cra_ratio", "mixed", "identical", "background", "asr")
 LAMBDAS = (0.4, 0.8, 2.0, 4.0)
-SWEPT_CONCEPTS = ("gun", "cat", "ink")
+SWEPT_CONCEPTS = ("gun", "cat", "pizza", "tree", "ink", "flat")
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     runs = {
         "standard": start(options.work / "standard", "canvas", "standard", ["snce"]),
         "sweep": start(
-            options.work / "sweep", "canvas", "standard", swept(), SWEPT_CONCEPTS, {"prompts": 2, "searches": False}
+            options.work / "sweep", "canvas", "standard", swept(), SWEPT_CONCEPTS, {"prompts": 3, "searches": False}
         ),
     }
     told = {}
@@ -124,7 +124,7 @@ def page(told: Mapping[str, Any]) -> str:
         *(attack(standard, family.name) for family in FAMILIES if family.role != "keep"),
         "",
         "## Sweeps",
-        f"On {', '.join(sweep['concepts'])}: two prompts a family and concept, no search,",
+        f"On {', '.join(sweep['concepts'])}: three prompts a family and concept, no search,",
         f"{sweep['methods']['snce']['pictures']} pictures a row.",
         "source=concept is the paper's mode: the codes of the concept's name, by position, for every prompt.",
         "",

@@ -19,7 +19,7 @@ from excise.errors import ExciseError
 from excise.methods import METHODS
 from excise.methods.snce import Found, SNCEConfig, find, fit
 from excise.neurons import Ranking
-from excise.sae import TopKSAE, card, load
+from excise.sae import TopKSAE, card, load, saes_in
 from excise.sites import Site, capture, sites_of, text_encoders
 from excise.sites.site import tokenizer_of
 
@@ -58,6 +58,10 @@ def settings(
 def find_neurons(pipe: Any, concept: Concept, config: SNCEConfig, top: int = 10) -> Findings:
     """Rank and validate neurons, `top` of them. Raises ExciseError as `excise.methods.snce.find` does."""
     config = replace(config, examine=top)
+    if several := saes_in(Path(config.sae)):
+        raise ExciseError(
+            f"{config.sae} holds SAEs of {', '.join(several)}; name one of them: {config.sae}/{next(iter(several))}"
+        )
     encoders = list(text_encoders(pipe).values())
     sae = load(Path(config.sae), device=next(encoders[0].parameters()).device if encoders else "cpu")
     with warnings.catch_warnings(record=True) as caught:
@@ -90,6 +94,20 @@ def find_neurons(pipe: Any, concept: Concept, config: SNCEConfig, top: int = 10)
 def fit_eraser(pipe: Any, findings: Findings) -> Eraser:
     """The eraser of what was found. Raises ExciseError as `excise.methods.snce.fit` does."""
     return fit(pipe, findings.concept, findings.config, sae=findings.sae, found=findings.found)
+
+
+def erase(pipe: Any, concept: Concept, config: SNCEConfig) -> tuple[Eraser, list[str]]:
+    """The eraser of a concept, by one SAE or by one for every text encoder, and what was warned of on the way.
+
+    Raises ExciseError as `excise.methods.snce.fit` does.
+    """
+    if not saes_in(Path(config.sae)):
+        findings = find_neurons(pipe, concept, config)
+        return fit_eraser(pipe, findings), findings.warnings
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        eraser = fit(pipe, concept, config)
+    return eraser, [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
 
 
 def draw(findings: Findings, path: Path) -> list[Path]:

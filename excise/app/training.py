@@ -16,7 +16,16 @@ from torch import Tensor
 from excise.concepts import read_prompts
 from excise.errors import ExciseError
 from excise.sae import Progress, TopKSAE, TrainConfig, check_out, train
-from excise.sites import Site, capture, capture_to, final_state_cosine, is_capture_of, load_shards
+from excise.sites import (
+    Site,
+    capture,
+    capture_to,
+    default_site,
+    final_state_cosine,
+    is_capture_of,
+    load_shards,
+    to_cover,
+)
 
 IN_MEMORY = 2 << 30
 """Bytes of features kept in memory; more go to shards beside the SAE's folder."""
@@ -113,6 +122,18 @@ def features(pipe: Any, site: Site, prompts: Iterable[str], progress: Callable[[
     if not rows:
         raise ExciseError("there are no prompts to train on; check the prompts file")
     return torch.cat(rows)
+
+
+def places_of(pipe: Any, out: Path, site: Site | None = None) -> dict[Path, Site]:
+    """The folder of every SAE that `out` is to hold, and its Site: one at `site`, else one for each text encoder by
+    which a concept can reach the denoiser, in a folder of its name where there are several.
+
+    Raises ExciseError where an encoder has no stack of layers.
+    """
+    if site is not None:
+        return {out: site}
+    sites = [default_site(pipe, component) for component in to_cover(pipe)]
+    return {out: sites[0]} if len(sites) == 1 else {out / site.component: site for site in sites}
 
 
 def train_sae(

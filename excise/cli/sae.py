@@ -53,12 +53,14 @@ def train(
 ) -> None:
     """Train a TopK SAE on a text encoder's states. The same call goes on where an interrupted one stopped.
 
+    Without --site it is three quarters up the encoder; a pipeline with several text encoders gets an SAE for each.
+
     The defaults are the SNCE paper's; --recipe reference has its own, with which the bundled SAE was trained.
     """
     from excise import sae as library
     from excise.app.finding import chosen
     from excise.app.models import load_pipeline, parse_site
-    from excise.app.training import recipe_config, recipe_prompts, shown, train_sae
+    from excise.app.training import places_of, recipe_config, recipe_prompts, shown, train_sae
     from excise.concepts import read_prompts
     from excise.errors import ExciseError
     from excise.sites import PRESETS
@@ -79,14 +81,15 @@ def train(
         assert prompts is not None
         texts = list(read_prompts(prompts, column))
         card["corpus"] = f"{prompts.name}: {len(texts)} prompts"
-    if site is None and model is not None:
-        raise ExciseError("--model needs --site, for instance encoder.layers.8")
     pipe = load_pipeline(model, device)
-    place = parse_site(pipe, site) if site is not None else PRESETS["reference"][0]
-    with shown(progress, len(texts), config.tokens) as (captured, line):
-        train_sae(pipe, place, texts, config, out, card=card, captured=captured, progress=line, device=device)
-    note(f"saved in {out}")
-    _show(out, library.card(out), json)
+    bundled = PRESETS["reference"][0] if model is None else None
+    places = places_of(pipe, out, bundled if site is None else parse_site(pipe, site))
+    for folder, place in places.items():
+        note(f"training at {place.key}")
+        with shown(progress, len(texts), config.tokens) as (captured, line):
+            train_sae(pipe, place, texts, config, folder, card=card, captured=captured, progress=line, device=device)
+        note(f"saved in {folder}")
+    _show({folder: library.card(folder) for folder in places}, json)
 
 
 @app.command(epilog="Example: excise sae info sae")
@@ -97,16 +100,20 @@ def info(
     """Say what an SAE was trained on and how well it reconstructs."""
     from excise import sae as library
 
-    library.load(folder)
-    _show(folder, library.card(folder), json)
+    folders = list(library.saes_in(folder).values()) or [folder]
+    for one in folders:
+        library.load(one)
+    _show({one: library.card(one) for one in folders}, json)
 
 
-def _show(folder: Path, card: dict[str, Any], as_json: bool) -> None:
+def _show(cards: dict[Path, dict[str, Any]], as_json: bool) -> None:
     def show() -> None:
-        rows = [(name, _plain(value)) for name, value in card.items() if value is not None]
-        table(f"SAE {folder}", ("card", ""), rows)
+        for folder, card in cards.items():
+            rows = [(name, _plain(value)) for name, value in card.items() if value is not None]
+            table(f"SAE {folder}", ("card", ""), rows)
 
-    emit(as_json, {"folder": str(folder), "card": card}, show)
+    told = [{"folder": str(folder), "card": card} for folder, card in cards.items()]
+    emit(as_json, told[0] if len(told) == 1 else told, show)
 
 
 def _plain(value: Any) -> str:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import threading
 import warnings
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from diffusers.hooks import ModelHook
-from torch import nn
+from torch import Tensor, nn
 
-from excise.erasers.canary import conditional, shift, what_denoiser_reads
+from excise.erasers.canary import conditional, shifts, text_states, what_denoiser_reads
 from excise.erasers.edit import SAEEdit, sae_digest
-from excise.erasers.guard import CALL, Call, Guard, Provenance, is_muted, only, version_of
-from excise.erasers.integrity import mismatches
-from excise.erasers.witness import Witness, install, remove
+from excise.erasers.guard import Call, Guard, Provenance, is_proving, proving, unedited
+from excise.erasers.hooks import EditHook, edits_on, install, remove
+from excise.erasers.integrity import mismatches, weights_now
+from excise.erasers.witness import Witness
 from excise.errors import EraserDidNotFire, ExciseError
-from excise.sites.site import depth, encoder_of, layer_count, resolve, text_encoders
+from excise.sites.encoding import tensors_of
+from excise.sites.site import depth, encoder_of, layer_count, refuse_late, resolve, to_cover
 
 if TYPE_CHECKING:
     from excise.erasers.eraser import Eraser
@@ -30,36 +31,12 @@ _SHIFT_SHARE = 0.5
 """At a strict attach the canary must move by at least this share of what was measured at fit time."""
 
 
+_OTHER = "a plain grey wall"
+"""A prompt to tell text states by: what it shares with a canary prompt holds no text."""
+_LOCK = threading.RLock()
+"""Held while hooks are put on and taken off: pipelines in several threads may share their modules."""
 OnBypass = Literal["raise", "warn", "allow"]
 """What happens to a prompt whose states go round the eraser: nothing is rendered, or a warning is given, or neither."""
-
-
-class EditHook(ModelHook):  # type: ignore[misc]
-    """Applies one edit to the output of the wrapped module.
-
-    It wraps `module.forward` (diffusers' HookRegistry), since transformers >= 5 can take `hidden_states` before a plain
-    forward hook has run.
-    """
-
-    def __init__(self, attachment: Attachment, edit: SAEEdit) -> None:
-        super().__init__()
-        self.attachment, self.edit, self._moved = attachment, edit, edit
-        self.rows = self.runs = 0
-
-    def post_forward(self, module: nn.Module, output: Any) -> Any:
-        call = CALL.get()
-        branch = "conditional" if call is None else call.next_branch(self)
-        self.runs += 1
-        if not self.attachment.active or is_muted(self.attachment):
-            return output
-        state = output[0] if isinstance(output, tuple) else output
-        if self._moved.W_enc.device != state.device:
-            self._moved = self.edit.to(state.device)
-        edited = self._moved.apply(state, self.attachment.strength, branch=branch, sae=self.attachment.sae)
-        if not bool(torch.isfinite(edited).all()):
-            raise ExciseError(f"states at {self.edit.site.key} are not finite numbers; nothing is rendered from them")
-        self.rows += int((edited != state).any(-1).sum())
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
 
 class Attachment:
@@ -89,21 +66,22 @@ class Attachment:
         self._prompts = self._bypasses = 0
         self._refuse_unless_covered()
         modules = [resolve(pipe, edit.site) for edit in eraser.edits]
-        if any(hook.attachment.eraser.digest == eraser.digest for module in modules for hook in _edits_on(module)):
-            raise ExciseError(f"eraser {eraser.name!r} is attached to this pipeline already; detach it first")
-        if self.name in Guard.names(pipe):
-            raise ExciseError(f"an eraser called {self.name!r} is attached already; give this one another name")
         if eraser.edits and (odd := mismatches(pipe, dict(eraser.made_for))):
             text = f"eraser {eraser.name!r} was made for another pipeline ({'; '.join(odd)})"
             if strict:
                 raise ExciseError(f"{text}; fit it for this one, or attach with strict=False if you know why")
             warnings.warn(text, stacklevel=3)
-        self._guard = Guard.join(pipe, self)
-        self._witness = Witness.join(pipe, self) if eraser.edits else None
-        try:
+        with _LOCK:
+            if any(hook.attachment.eraser.digest == eraser.digest for module in modules for hook in edits_on(module)):
+                raise ExciseError(f"eraser {eraser.name!r} is attached to this pipeline already; detach it first")
+            if self.name in Guard.names(pipe):
+                raise ExciseError(f"an eraser called {self.name!r} is attached already; give this one another name")
+            self._guard = Guard.join(pipe, self)
+            self._witness = Witness.join(pipe, self) if eraser.edits else None
             for n, (module, edit) in enumerate(zip(modules, eraser.edits, strict=True)):
                 self._install(module, edit, f"excise.{id(self):x}.{n}")
-            self._weights = self._fingerprint()
+        try:
+            self._weights = weights_now(pipe)
             self.attached = True
             self.shift = self._prove()
         except BaseException:
@@ -114,7 +92,7 @@ class Attachment:
     @property
     def strength(self) -> float:
         """Scales λ: 1 is what the eraser was fitted with, 0 leaves every bit alone, below 0 amplifies the concept."""
-        return self._strength
+        return 1.0 if is_proving(self) else self._strength
 
     @strength.setter
     def strength(self, value: float) -> None:
@@ -147,7 +125,7 @@ class Attachment:
     @property
     def active(self) -> bool:
         """Whether prompts are edited now."""
-        return self.attached and self._enabled and self._strength != 0 and bool(self._hooks)
+        return is_proving(self) or (self.attached and self._enabled and self._strength != 0 and bool(self._hooks))
 
     def status(self) -> dict[str, Any]:
         """State and counters for a health check; never any prompt text."""
@@ -163,6 +141,7 @@ class Attachment:
             "bypasses": self._bypasses,
             "strength": self._strength,
             "allow_amplify": self.allow_amplify,
+            "saved_with_the_model": False,
             "sites": [edit.site.key for edit in self.eraser.edits],
             "neurons": [edit.indices.tolist() for edit in self.eraser.edits],
             "canary_shift": self.shift,
@@ -172,13 +151,14 @@ class Attachment:
 
     def detach(self) -> None:
         """Take every hook off again; the pipeline is as it was before. Calling it twice is harmless."""
-        was, self.attached = self.attached, False
-        for module, name, _ in reversed(self._hooks):
-            remove(module, name)
-        self._hooks.clear()
-        self._guard.leave(self.pipe, self)
-        if self._witness is not None:
-            self._witness.leave(self.pipe, self)
+        with _LOCK:
+            was, self.attached = self.attached, False
+            for module, name, _ in reversed(self._hooks):
+                remove(module, name)
+            self._hooks.clear()
+            self._guard.leave(self.pipe, self)
+            if self._witness is not None:
+                self._witness.leave(self)
         if was:
             self._audit("detached")
 
@@ -199,11 +179,12 @@ class Attachment:
                     f"{edit.site.component} was replaced after eraser {name!r} was attached; attach it again"
                 )
             self._refuse_early_tap(edit, call.arguments.get("clip_skip"))
-        if self._fingerprint() != self._weights:
+        if weights_now(self.pipe) != self._weights:
             self.bypass(f"the text encoder changed after eraser {name!r} was attached; attach it again")
-        for key in ("prompt_embeds", "pooled_prompt_embeds"):
-            given = call.arguments.get(key)
-            if given is not None and not self._made.knows(given):
+        for key, given in call.arguments.items():
+            if "embeds" not in key or "mask" in key or key.startswith("negative"):
+                continue
+            if not all(self._made.knows(tensor) for tensor in tensors_of(given)):
                 self.bypass(
                     f"{key} were not encoded under eraser {name!r}, so it cannot act on them; pass the prompt as text"
                 )
@@ -232,19 +213,25 @@ class Attachment:
         log.warning("%s", message)
 
     def after_prompt(self, call: Call, made: Any) -> None:
-        """Raise EraserDidNotFire where the edited modules did not run as often as this call needs."""
+        """Raise EraserDidNotFire where an edited module did not run although the prompt was encoded."""
         for _, _, hook in self._hooks:
-            runs = call.runs.get(id(hook), 0)
-            if runs != len(call.branches):
+            if "conditional" in call.branches and not call.runs.get(id(hook)):
                 self._forget()
                 raise EraserDidNotFire(
-                    f"eraser {self.eraser.name!r} saw {runs} of {len(call.branches)} text-encoder runs at "
-                    f"{hook.edit.site.key}; something unhooked or by-passed it, so nothing is rendered"
+                    f"eraser {self.eraser.name!r} saw no text-encoder run at {hook.edit.site.key}; something unhooked "
+                    "or by-passed it, so nothing is rendered"
                 )
+        if is_proving(self):
+            return
         self._prompts += 1
-        self._made.add(conditional(made))
+        self.trust(conditional(self.pipe, made), made)
+
+    def trust(self, prompts: list[Tensor], made: Any) -> None:
+        """Let states through that were made while the edits ran: `prompts` as embeddings of a prompt, all of `made` at
+        the denoiser."""
+        self._made.add(prompts)
         if self._witness is not None:
-            self._witness.add(made)
+            self._witness.ledger.add(tensors_of(made))
 
     def _checked_sae(self, sae: Any | None) -> Any | None:
         needing = [edit for edit in self.eraser.edits if edit.needs_sae]
@@ -259,7 +246,9 @@ class Attachment:
 
     def _refuse_unless_covered(self) -> None:
         edited = {edit.site.component for edit in self.eraser.edits}
-        if edited and (open_ones := sorted(set(text_encoders(self.pipe)) - edited)):
+        for edit in self.eraser.edits:
+            refuse_late(self.pipe, edit.site)
+        if edited and (open_ones := sorted(set(to_cover(self.pipe)) - edited)):
             raise ExciseError(
                 f"{type(self.pipe).__name__} also reads {', '.join(open_ones)}, which this eraser does not edit; "
                 "the concept would pass through there: fit an eraser for every text encoder"
@@ -282,49 +271,36 @@ class Attachment:
         self._hooks.append((module, name, hook))
         install(module, hook, name)
 
-    def _fingerprint(self) -> list[tuple[str, int, int]]:
-        """Which parameters the text encoders have and how often each was written to: cheap enough for every call."""
-        return [
-            (f"{component}.{name}", id(parameter), version_of(parameter))
-            for component, encoder in text_encoders(self.pipe).items()
-            for name, parameter in encoder.named_parameters()
-        ]
-
     def _prove(self) -> float:
-        """The smallest relative change over the canary prompts at strength 1. Raises EraserDidNotFire."""
+        """The smallest relative change, at strength 1, of any part of what the denoiser reads for a canary prompt.
+
+        Raises EraserDidNotFire.
+        """
         if not self.eraser.edits:
             return 0.0
-        kept = self._strength, self._enabled
-        shifts = []
-        try:
-            with only(self):
-                for prompt in self.eraser.canary:
-                    self._strength, self._enabled = 1.0, True
-                    edited = what_denoiser_reads(self.pipe, prompt)
-                    self._enabled = False
-                    plain = what_denoiser_reads(self.pipe, prompt)
-                    shifts += [shift(a, b) for a, b in zip(edited, plain, strict=True)]
-        finally:
-            self._strength, self._enabled = kept
-            self._forget()
-            self._prompts = 0
-            for _, _, hook in self._hooks:
-                hook.rows = 0
-        least = min(shifts, default=0.0)
+        moved: dict[str, float] = {}
+        for prompt in self.eraser.canary:
+            with proving(self) as ledger:
+                edited = what_denoiser_reads(self.pipe, prompt)
+            with unedited():
+                plain, other = (what_denoiser_reads(self.pipe, text) for text in (prompt, _OTHER))
+            for n in text_states(plain, other):
+                known = ledger if self._witness is not None and ledger.widths else None
+                for part, by in shifts(edited[n], plain[n], known).items():
+                    moved[part] = min(by, moved.get(part, by))
+        self._forget()
+        for _, _, hook in self._hooks:
+            hook.rows, hook.norm = 0, 0.0
+        least = min(moved.values(), default=0.0)
         wanted = _SHIFT_SHARE * self.eraser.canary_shift if self.strict else 0.0
         if not least > 0 or least < wanted:
+            part = min(moved, key=moved.__getitem__, default="the states")
             raise EraserDidNotFire(
-                f"eraser {self.eraser.name!r} did not change what the denoiser reads on its canary prompt "
-                f"(shift {least:.2g}, {self.eraser.canary_shift:.2g} when it was fitted); it was detached, and "
+                f"eraser {self.eraser.name!r} did not change what the denoiser reads on its canary prompt ({part}: "
+                f"shift {least:.2g}, {self.eraser.canary_shift:.2g} when it was fitted); it was detached, and "
                 "nothing is safe to render: check Site, λ and model"
             )
         return least
 
     def _audit(self, event: str) -> None:
         log.info("eraser %s (%s): %s", self.eraser.name, self.eraser.digest[:12], event)
-
-
-def _edits_on(module: nn.Module) -> list[EditHook]:
-    """The edits installed on `module`, by whichever pipeline shares it."""
-    registry = getattr(module, "_diffusers_hook", None)
-    return [hook for hook in registry.hooks.values() if isinstance(hook, EditHook)] if registry is not None else []

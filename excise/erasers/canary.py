@@ -1,4 +1,4 @@
-"""The canary: what the denoiser reads for a prompt, and by how much an edit moves it."""
+"""The canary: what the denoiser reads for a prompt, and by how much an edit moves every part of it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,50 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from excise.sites.site import text_encoders
+from excise.erasers.ledger import Ledger
+from excise.sites.encoding import encode_prompt, tensors_of
 
 
 @torch.no_grad()
 def what_denoiser_reads(pipe: Any, prompt: str) -> list[Tensor]:
-    """The conditional states of `prompt`, through the pipeline's own `encode_prompt`: each tap and pooled vector.
+    """Every floating tensor that the pipeline's own `encode_prompt` gives for `prompt`: states, pooled vectors, and
+    whatever else stands beside them.
 
     With guidance, as pictures are made: a pipeline that encodes the unconditional prompt first must not pass.
     """
-    known = inspect.signature(pipe.encode_prompt).parameters
-    device = getattr(pipe, "_execution_device", None) or next(iter(text_encoders(pipe).values())).device
-    wanted = {"device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
-    return conditional(pipe.encode_prompt(prompt, **{k: v for k, v in wanted.items() if k in known}))
+    return [t for t in tensors_of(encode_prompt(pipe, prompt, guidance=True)) if t.is_floating_point()]
 
 
-def conditional(made: Any) -> list[Tensor]:
-    """The conditional tensors among `encode_prompt`'s results, which alternate conditional, unconditional."""
-    parts = made if isinstance(made, (tuple, list)) else (made,)
-    return [part for part in parts[::2] if isinstance(part, Tensor)]
+def text_states(plain: list[Tensor], other: list[Tensor]) -> list[int]:
+    """Numbers of the tensors that differ between two prompts: the others hold no text (position ids, the
+    unconditional states)."""
+    pairs = zip(plain, other, strict=False)
+    return [n for n, (a, b) in enumerate(pairs) if a.shape != b.shape or not torch.equal(a, b)]
+
+
+def shifts(edited: Tensor, plain: Tensor, ledger: Ledger | None) -> dict[str, float]:
+    """By part of the states how far it moved: its label, and |edited - plain| / |plain|.
+
+    The parts are the columns that one encoder's or one layer's vectors fill, where the ledger of the edited run knows
+    them; without one the whole is a part. A part of it that no edited encoder made counts as not moved at all.
+    """
+    if ledger is None:
+        return {"the states": shift(edited, plain)}
+    rows, others = edited.flatten(0, -2), plain.flatten(0, -2)
+    parts: dict[tuple[int, int], list[Tensor]] = {}
+    seen = 0
+    for numbers, made_of, _ in ledger.pieces(rows):
+        seen += len(numbers)
+        for part in made_of:
+            parts.setdefault(part, []).append(numbers)
+    moved = {}
+    for (start, width), found in parts.items():
+        at = torch.cat(found)
+        columns = slice(start, start + width)
+        moved[f"columns {start} to {start + width - 1}"] = shift(rows[at, columns], others[at, columns])
+    if seen < len(rows):
+        moved[f"{len(rows) - seen} of {len(rows)} positions"] = 0.0
+    return moved
 
 
 def shift(edited: Tensor, plain: Tensor) -> float:
@@ -35,3 +60,16 @@ def shift(edited: Tensor, plain: Tensor) -> float:
     a, b = edited.double(), plain.double()
     relative = float((a - b).norm() / b.norm().clamp(min=1e-12))
     return relative if math.isfinite(relative) else 0.0
+
+
+def conditional(pipe: Any, made: Any) -> list[Tensor]:
+    """The prompt's own tensors among `encode_prompt`'s results, without the unconditional ones.
+
+    Those stand behind each of the prompt's, or behind all of them where masks come along.
+    """
+    if not isinstance(made, tuple | list):
+        return list(tensors_of(made))
+    if "do_classifier_free_guidance" in inspect.signature(pipe.encode_prompt).parameters:
+        masks = len(made) > 2 and isinstance(made[1], Tensor) and made[1].ndim < getattr(made[0], "ndim", 0)
+        made = made[: len(made) // 2] if masks else made[::2]
+    return list(tensors_of(made))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor
 
 from excise.erasers.edit import Branch
+from excise.erasers.integrity import version_of
+from excise.erasers.ledger import Ledger
 from excise.errors import ExciseError
 
 if TYPE_CHECKING:
@@ -41,21 +43,35 @@ CALL: ContextVar[Call | None] = ContextVar("excise_call", default=None)
 """The `encode_prompt` call under way in this thread or task; None when a text encoder is called directly."""
 _ONLY: ContextVar[object | None] = ContextVar("excise_only", default=None)
 _NOBODY = object()
+LEDGER: ContextVar[Ledger | None] = ContextVar("excise_ledger", default=None)
+"""Where a canary's run is written down, instead of among the states that may be rendered."""
 
 
 @contextmanager
-def only(attachment: object) -> Iterator[None]:
-    """Within it no other attachment edits: one canary must not be silenced by another eraser of the same concept."""
-    token = _ONLY.set(attachment)
+def proving(attachment: object) -> Iterator[Ledger]:
+    """Within it the attachment edits at full strength and no other one does, in this thread alone: one canary must not
+    be silenced by another eraser of the same concept. Gives the ledger of what edited encoders make meanwhile."""
+    ledger = Ledger()
+    tokens = _ONLY.set(attachment), LEDGER.set(ledger)
+    try:
+        yield ledger
+    finally:
+        _ONLY.reset(tokens[0])
+        LEDGER.reset(tokens[1])
+
+
+@contextmanager
+def unedited() -> Iterator[None]:
+    """Within it nothing edits: methods read the model itself, whatever is attached to it."""
+    token = _ONLY.set(_NOBODY)
     try:
         yield
     finally:
         _ONLY.reset(token)
 
 
-def unedited() -> AbstractContextManager[None]:
-    """Within it nothing edits: methods read the model itself, whatever is attached to it."""
-    return only(_NOBODY)
+def is_proving(attachment: object) -> bool:
+    return _ONLY.get() is attachment
 
 
 def is_muted(attachment: object) -> bool:
@@ -77,6 +93,11 @@ class Guard:
         """The guard on `pipe`, if there is one."""
         guard = getattr(pipe, "__dict__", {}).get("encode_prompt")
         return guard if isinstance(guard, cls) else None
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise ExciseError(
+            "a pipeline with an eraser attached cannot be copied or pickled; detach it, and attach it to the copy"
+        )
 
     @classmethod
     def names(cls, pipe: Any) -> list[str]:
@@ -151,8 +172,3 @@ class Provenance:
 
     def forget(self) -> None:
         self._made.clear()
-
-
-def version_of(tensor: Any) -> int:
-    """The tensor's write counter; tensors made in inference mode keep none."""
-    return -1 if tensor.is_inference() else int(tensor._version)

@@ -72,6 +72,27 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps([vocabulary, special, [list(i) for i in ids]]).encode()).hexdigest()
 
 
+def weights_now(pipe: Any) -> list[tuple[str, int, int]]:
+    """Which weights the text encoders have and how often each was written to: cheap enough for every call.
+
+    Of those that an offloading keeps elsewhere (accelerate's), the tensors it brings them back from.
+    """
+    found = []
+    for component, encoder in text_encoders(pipe).items():
+        for path, module in encoder.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                tensor: Any = parameter
+                if parameter.is_meta:
+                    tensor = (getattr(getattr(module, "_hf_hook", None), "weights_map", None) or {})[name]
+                found.append((f"{component}.{path}.{name}", id(tensor), version_of(tensor)))
+    return found
+
+
+def version_of(tensor: Any) -> int:
+    """The tensor's write counter; tensors made in inference mode keep none."""
+    return -1 if tensor.is_inference() else int(tensor._version)
+
+
 def made_for(pipe: Any) -> dict[str, Any]:
     """What an eraser fitted on `pipe` is for: its class, and digests of every text encoder and tokenizer."""
     encoders = text_encoders(pipe)

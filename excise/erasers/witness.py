@@ -1,190 +1,183 @@
 """Witness: stands before the denoiser and knows which text states came out of an edited encoder.
 
 A wrapped encoder layer cannot notice that nobody called it. The witness can: states that no edited encoder made are a
-way round the eraser, whichever pipeline the denoiser and the encoder are shared with.
+way round the eraser, whichever pipeline the denoiser and the encoders are shared with.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
+import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
-from excise.erasers.guard import is_muted, version_of
+from excise.erasers.guard import LEDGER, is_muted
+from excise.erasers.hooks import EditHook, Passage, install, remove
+from excise.erasers.integrity import version_of
+from excise.erasers.ledger import Ledger
+from excise.sites.encoding import tensors_of
+from excise.sites.site import shows_from, text_encoders
 
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
 
 NAME = "excise.witness"
-REMEMBERED = 4096
-"""Rows of text states whose digests are kept, the latest ones."""
+READS = (
+    "encoder_hidden_states",
+    "encoder_hidden_states_t5",
+    "encoder_hidden_states_llama3",
+    "encoder_hidden_states_2",
+    "pooled_projections",
+    "cap_feats",
+    "text_embeds",
+)
+"""What denoisers call the text states among their arguments, and among `added_cond_kwargs`."""
 
 
-class Scribe(ModelHook):  # type: ignore[misc]
-    """A hook on the text encoder: what it makes while every edit in it runs, the witness may let pass.
+class Scribe(Passage):
+    """A hook on a text encoder: what it makes while every edit in it runs goes into the ledger.
 
     So a pipeline of the same components stays usable, although nobody guards its `encode_prompt`.
     """
 
-    def __init__(self, witness: Witness) -> None:
+    def __init__(self, witness: Witness, component: str) -> None:
         super().__init__()
-        self.witness = witness
-        self._before: dict[int, int] = {}
+        self.witness, self.component = witness, component
+        self._here = threading.local()
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        self._before = self._runs()
+        # Compiled, it is the guard on `encode_prompt` that keeps the ledger.
+        if not torch.compiler.is_compiling():
+            self._here.before = {id(hook): hook.runs for hook in self._hooks()}
         return args, kwargs
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
-        runs = self._runs()
-        if runs and all(n > self._before.get(edit, 0) for edit, n in runs.items()):
-            self.witness.add(output[0] if isinstance(output, tuple) else output.last_hidden_state)
+        if torch.compiler.is_compiling():
+            return output
+        hooks, before = self._hooks(), self._here.before
+        if hooks and all(hook.runs > before.get(id(hook), 0) for hook in hooks):
+            first = max(shows_from(hook.edit.site) for hook in hooks)
+            (LEDGER.get() or self.witness.ledger).add(tensors_of(_edited(output, first)))
         return output
 
-    def _runs(self) -> dict[int, int]:
-        """How often every edit that should act has run."""
+    def _hooks(self) -> list[EditHook]:
+        """The edits of this encoder that should act."""
         live = [a for a in self.witness.attachments if a.active and not is_muted(a)]
-        return {id(hook): hook.runs for attachment in live for hook in attachment.hooks}
+        return [hook for a in live for hook in a.hooks if hook.edit.site.component == self.component]
 
 
-class Witness(ModelHook):  # type: ignore[misc]
-    """A hook on the denoiser, shared by everything attached to the pipelines it is part of."""
+def _edited(output: Any, first: int) -> Any:
+    """An encoder's output without the hidden states that fewer than `first` layers made: no edit has reached them."""
+    if isinstance(output, tuple):
+        return [part[first:] if isinstance(part, tuple) else part for part in output]
+    return {name: part[first:] if name == "hidden_states" and part else part for name, part in dict(output).items()}
 
-    def __init__(self) -> None:
+
+class Witness(Passage):
+    """A hook on the denoisers of a pipeline, shared by everything attached to the pipelines they are part of."""
+
+    def __init__(self, denoisers: list[nn.Module], encoders: dict[str, nn.Module]) -> None:
         super().__init__()
         self.attachments: list[Attachment] = []
-        self._known: OrderedDict[bytes, None] = OrderedDict()
-        self._passed: tuple[weakref.ref[Tensor], int] | None = None
+        self.ledger = Ledger()
+        self.ledger.dtypes = {next(denoiser.parameters()).dtype for denoiser in denoisers}
+        self._passed: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._denoisers, self._encoders = denoisers, encoders
 
     @classmethod
     def of(cls, denoiser: nn.Module | None) -> Witness | None:
         """The witness at `denoiser`, if there is one."""
         registry = getattr(denoiser, "_diffusers_hook", None)
         found = registry.get_hook(NAME) if registry is not None else None
-        return found if isinstance(found, cls) else None
+        return found.witness if isinstance(found, Post) else None
 
     @classmethod
     def join(cls, pipe: Any, attachment: Attachment) -> Witness | None:
-        """Add `attachment` to the witness at the pipeline's denoiser, putting one there first where there is none.
+        """Add `attachment` to the witness at the pipeline's denoisers, putting one there first where there is none.
 
-        None where the denoiser cannot be watched so: it reads more than one encoder's last states, or it is compiled
-        and would have to be traced anew.
+        None where the pipeline has no denoiser: it encodes text and nothing else.
         """
-        denoiser = watched(pipe)
-        if denoiser is None:
+        watched = denoisers(pipe)
+        if not watched:
             return None
-        witness = cls.of(denoiser)
+        witness = next((found for denoiser in watched if (found := cls.of(denoiser))), None)
         if witness is None:
-            witness = cls()
-            install(denoiser, witness, NAME)
-            install(pipe.text_encoder, Scribe(witness), NAME)
+            witness = cls(watched, text_encoders(pipe))
+            for denoiser in watched:
+                install(denoiser, Post(witness), NAME)
+            for component, encoder in witness._encoders.items():
+                install(encoder, Scribe(witness, component), NAME)
         witness.attachments.append(attachment)
         return witness
 
-    def leave(self, pipe: Any, attachment: Attachment) -> None:
+    def leave(self, attachment: Attachment) -> None:
         """Take `attachment` off; the last one out leaves no trace."""
         if attachment in self.attachments:
             self.attachments.remove(attachment)
             if not self.attachments:
-                remove(pipe.unet, NAME)
-                remove(pipe.text_encoder, NAME)
-
-    def add(self, made: Any) -> None:
-        """Remember every row of the text states in `made`, a tensor or a nest of them."""
-        for tensor in tensors_of(made):
-            if tensor.ndim == 3:
-                self._known.update(dict.fromkeys(map(row_digest, tensor)))
-        while len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
+                for module in (*self._denoisers, *self._encoders.values()):
+                    remove(module, NAME)
 
     def forget(self) -> None:
         """Nothing that was encoded before counts any more: an eraser was attached, scaled or switched."""
-        self._known.clear()
-        self._passed = None
+        self.ledger.forget()
+        self._passed.clear()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def passed(self, state: Tensor) -> Tensor:
+        """`state` as it is. Raises EraserDidNotFire where it was not made under every eraser that is active."""
         live = [a for a in self.attachments if a.active and not is_muted(a)]
-        if live:
-            self._check(_states(module, args, kwargs), live)
-        return args, kwargs
-
-    def _check(self, states: Any, live: list[Attachment]) -> None:
-        if not isinstance(states, Tensor):
-            return
-        if self._passed is not None and self._passed[0]() is states and self._passed[1] == version_of(states):
-            return  # the same states in every denoising step
-        if not all(digest in self._known for digest in map(row_digest, states)):
+        if not live or not state.is_floating_point():
+            return state
+        known = self._passed.get(id(state))
+        if known is not None and known[0]() is state and known[1] == version_of(state):
+            return state  # the same states in every denoising step
+        if not self.ledger.knows(state):
             for attachment in live:
                 attachment.bypass(
                     f"the denoiser was given text states that were not encoded under eraser {attachment.name!r}; pass "
                     "the prompt as text, to the pipeline that it is attached to"
                 )
-        self._passed = (weakref.ref(states), version_of(states))
+        if len(self._passed) > 64:
+            self._passed.clear()
+        self._passed[id(state)] = weakref.ref(state), version_of(state)
+        return state
 
 
-def watched(pipe: Any) -> nn.Module | None:
-    """The denoiser of a pipeline whose one text encoder's last states are what it reads (Stable Diffusion 1 and 2)."""
-    denoiser = getattr(pipe, "unet", None)
-    components = getattr(pipe, "components", {})
-    several = any(name.startswith("text_encoder_") and part is not None for name, part in components.items())
-    if not isinstance(denoiser, nn.Module) or several or hasattr(denoiser, "_orig_mod"):
-        return None
-    return denoiser
+class Post(Passage):
+    """The witness's place at one denoiser."""
+
+    def __init__(self, witness: Witness) -> None:
+        super().__init__()
+        self.witness = witness
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        names = _parameters(type(module))
+        given = [self._checked(name, value) for name, value in zip(names, args, strict=False)]
+        return (*given, *args[len(given) :]), {name: self._checked(name, value) for name, value in kwargs.items()}
+
+    def _checked(self, name: str, value: Any) -> Any:
+        """The argument with its text states passed by the witness, whatever they are nested in."""
+        if name == "added_cond_kwargs" and isinstance(value, dict):
+            return {key: self._checked(key, part) for key, part in value.items()}
+        if name not in READS:
+            return value
+        if isinstance(value, tuple | list):
+            return type(value)(self._checked(name, part) for part in value)
+        return self.witness.through(value) if isinstance(value, Tensor) else value
 
 
-def install(module: nn.Module, hook: ModelHook, name: str) -> None:
-    """Wrap `module.forward` with a hook, remembering whether the registry it needs was there before."""
-    fresh = not hasattr(module, "_diffusers_hook")
-    registry = HookRegistry.check_if_exists_or_initialize(module)
-    if fresh:
-        registry.excise_made_it = True
-    registry.register_hook(hook, name)
+def denoisers(pipe: Any) -> list[nn.Module]:
+    """What turns text states into a picture: U-Net or transformer, or the two transformers of some pipelines.
+
+    Of one that `torch.compile` wraps, the module within.
+    """
+    found = (getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2"))
+    return [getattr(module, "_orig_mod", module) for module in found if isinstance(module, nn.Module)]
 
 
-def remove(module: nn.Module, name: str) -> None:
-    """Unhook, and leave no trace where the registry was ours and nobody else uses it now."""
-    registry = getattr(module, "_diffusers_hook", None)
-    if registry is None:
-        return
-    registry.remove_hook(name, recurse=False)
-    if registry.hooks:
-        return
-    own = vars(module).get("forward")
-    if getattr(own, "__func__", None) is type(module).forward:
-        del module.forward
-    if getattr(registry, "excise_made_it", False):
-        del module._diffusers_hook
-
-
-def tensors_of(made: Any) -> Iterable[Tensor]:
-    """Every tensor in a nest of tuples, lists and dicts."""
-    if isinstance(made, Tensor):
-        yield made
-    elif isinstance(made, dict):
-        for part in made.values():
-            yield from tensors_of(part)
-    elif isinstance(made, tuple | list):
-        for part in made:
-            yield from tensors_of(part)
-
-
-def row_digest(row: Tensor) -> bytes:
-    """Of one prompt's states `[T, d]`: their values, whatever device or dtype wide enough holds them."""
-    return hashlib.sha256(row.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()).digest()
-
-
-def _states(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The text states among a denoiser's arguments."""
-    if "encoder_hidden_states" in kwargs:
-        return kwargs["encoder_hidden_states"]
-    names = list(inspect.signature(type(module).forward).parameters)[1:]
-    at = names.index("encoder_hidden_states") if "encoder_hidden_states" in names else len(args)
-    return args[at] if at < len(args) else None
+def _parameters(kind: type[nn.Module]) -> list[str]:
+    """Names of `forward`'s positional arguments."""
+    return list(inspect.signature(kind.forward).parameters)[1:]

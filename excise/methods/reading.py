@@ -18,6 +18,9 @@ from excise.neurons import PromptCodes
 from excise.sae import TopKSAE
 from excise.sites import Features, Site, capture
 
+SILENT = -1e4
+"""The pre-activation of a position that a prompt has not got."""
+
 
 @dataclass(frozen=True, eq=False)
 class Reading:
@@ -40,7 +43,7 @@ class Reading:
             scored.append(batch.scored.cpu())
         if not preacts:
             raise ExciseError("the concept has no deconcept prompts to calibrate on; give it pairs")
-        return cls(torch.cat(preacts), torch.cat(topk), torch.cat(scored))
+        return cls(_stacked(preacts, SILENT), _stacked(topk), _stacked(scored))
 
     def codes(self, edit: SAEEdit) -> Tensor:
         """Codes `[P, T, k]` as the edit's gate reads them."""
@@ -71,7 +74,19 @@ def prompt_codes(
         indices.append(codes.indices.cpu())
         scored.append(batch.scored.cpu())
         ids.append(batch.ids.cpu())
-    return PromptCodes(torch.cat(values), torch.cat(indices), torch.cat(scored), sae.config.m), torch.cat(ids)
+    codes_of = PromptCodes(_stacked(values), _stacked(indices), _stacked(scored), sae.config.m)
+    return codes_of, _stacked(ids)
+
+
+def _stacked(batches: Sequence[Tensor], fill: float = 0) -> Tensor:
+    """Batches `[B, T, ...]` one after the other, shorter ones filled up: some pipelines pad to the longest prompt of a
+    batch."""
+    longest = max(batch.shape[1] for batch in batches)
+    filled = []
+    for batch in batches:
+        missing = batch.new_full((len(batch), longest - batch.shape[1], *batch.shape[2:]), fill)
+        filled.append(torch.cat([batch, missing], 1))
+    return torch.cat(filled)
 
 
 @torch.no_grad()
@@ -93,7 +108,7 @@ def carried_share(pipe: Any, sae: TopKSAE, edit: SAEEdit, concept: Concept, batc
             taken.append((h - plain.to(h.device).apply(h, sae=sae)).cpu())
             ends = (batch.scored * torch.arange(h.shape[1], device=batch.scored.device)).argmax(1)
             ids += [row[: int(end) + 1].tolist() for row, end in zip(batch.ids, ends, strict=True)]
-        return torch.cat(states), torch.cat(taken), ids
+        return _stacked(states), _stacked(taken), ids
 
     states, taken, ids = read([pair.concept for pair in concept.pairs])
     others, _, other_ids = read([pair.deconcept for pair in concept.pairs])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from excise.concepts import Concept
 from excise.erasers import Eraser, SAEEdit, made_for
@@ -15,9 +17,10 @@ from excise.erasers.calibrate import Calibration, calibrate
 from excise.erasers.edit import Align, Gate, Source, Uncond, check_choices
 from excise.errors import ExciseError
 from excise.methods.reading import Reading, carried_share, concept_codes, prompt_codes
+from excise.methods.record import created, measured
 from excise.neurons import PromptCodes, Ranking, Validation, identify, top_tokens, validate
 from excise.neurons.validate import TokenUse
-from excise.sae import TopKSAE, card, load
+from excise.sae import TopKSAE, card, load, saes_in
 from excise.sites import Site, site_at
 from excise.sites.site import tokenizer_of
 
@@ -145,17 +148,75 @@ def fit(
     concept: Concept,
     config: SNCEConfig | None = None,
     *,
-    sae: TopKSAE | None = None,
+    sae: TopKSAE | Mapping[Site, TopKSAE] | None = None,
     found: Found | None = None,
 ) -> Eraser:
-    """The eraser of `concept` for `pipe`, calibrated and proved with its canary.
+    """The eraser of `concept` for `pipe`, calibrated and proved with its canary: an edit for every SAE.
 
-    `sae` and `found` may be handed over where they are at hand already. Raises ExciseError where no neuron carries the
-    concept, the threshold cannot tell the sides apart, or the edit does not reach the denoiser (EraserDidNotFire).
+    A pipeline with several text encoders needs one for each: the config's folder then holds an SAE's folder by
+    encoder (`text_encoder`, `text_encoder_2`, ...). `sae`, or several by Site, and `found` of a single one may be
+    handed over where they are at hand already. Raises ExciseError where no neuron carries the concept, the threshold
+    cannot tell the sides apart, or an edit does not reach the denoiser (EraserDidNotFire).
     """
     config = config or SNCEConfig()
-    if sae is None:
-        sae = load(Path(_sae_folder(config)))
+    parts = [_part(pipe, concept, own, whole, found) for own, whole in _by_encoder(config, sae)]
+    # The one prompt on which the quietest of the edits is loudest: all of them have to show on it.
+    heard = torch.stack([part.loudness / part.loudness.max().clamp(min=1e-9) for part in parts]).amin(0)
+    canary = ", ".join(concept.mentions) if config.source == "concept" else concept.pairs[int(heard.argmax())].concept
+    eraser = Eraser(
+        edits=tuple(part.edit for part in parts),
+        name=f"{concept.name}-snce",
+        concept=concept.name,
+        mentions=concept.mentions,
+        made_for=made_for(pipe),
+        created=created(config, [part.edit.site for part in parts]),
+        measured=parts[0].measured
+        if len(parts) == 1
+        else {"encoders": {part.edit.site.key: part.measured for part in parts}},
+        canary=(canary,),
+    )
+    with eraser.attach(pipe, sae=sae if isinstance(sae, TopKSAE) else _whole(config, parts)) as attachment:
+        return replace(eraser, canary_shift=attachment.shift)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What is fitted at one encoder."""
+
+    edit: SAEEdit
+    sae: TopKSAE
+    loudness: Tensor
+    """`[P]`: the sum of the edited neurons' codes on every concept prompt."""
+    measured: dict[str, Any]
+
+
+def _by_encoder(
+    config: SNCEConfig, sae: TopKSAE | Mapping[Site, TopKSAE] | None
+) -> Iterator[tuple[SNCEConfig, TopKSAE]]:
+    """A config and an SAE for every encoder that is to be edited."""
+    if isinstance(sae, Mapping):
+        for site, whole in sae.items():
+            yield replace(config, sae="", component=site.component, site=site.path), whole
+    elif sae is not None:
+        yield config, sae
+    elif folders := saes_in(Path(_sae_folder(config))):
+        for component, folder in folders.items():
+            yield replace(config, sae=str(folder), component=component, site=""), load(folder)
+    else:
+        yield config, load(Path(config.sae))
+
+
+def _whole(config: SNCEConfig, parts: list[_Part]) -> TopKSAE | None:
+    """The SAE that gate="topk" needs when attaching. Raises ExciseError where that would be several."""
+    if not any(part.edit.needs_sae for part in parts):
+        return None
+    if len(parts) > 1:
+        raise ExciseError('gate="topk" works with one text encoder; use gate="whole" for a pipeline with several')
+    return parts[0].sae
+
+
+def _part(pipe: Any, concept: Concept, config: SNCEConfig, sae: TopKSAE, found: Found | None) -> _Part:
+    """Find, calibrate and scale the edit of one encoder."""
     if found is None:
         found = find(pipe, sae, concept, config)
     neurons = list(found.chosen(config))
@@ -170,7 +231,6 @@ def fit(
         edit = replace(edit, gate="relu" if config.gate == "relu" else "topk")
         codes = concept_codes(pipe, sae, edit, concept.mentions, config.align)
         edit = replace(edit, source="concept", align=config.align, concept_codes=codes)
-        canary = ", ".join(concept.mentions)
     else:
         edit = replace(edit, lead=lead)
         if config.gate in ("whole", "threshold"):
@@ -178,19 +238,8 @@ def fit(
         carried = carried_share(pipe, sae, edit, concept, config.batch_size)
         if config.unit == "concept":
             edit = replace(edit, lam=config.lam / max(carried, LEAST_CARRIED))
-        canary = concept.pairs[int(loud.codes(edit).sum((1, 2)).argmax())].concept
-    eraser = Eraser(
-        edits=(edit,),
-        name=f"{concept.name}-snce",
-        concept=concept.name,
-        mentions=concept.mentions,
-        made_for=made_for(pipe),
-        created=_created(config, found),
-        measured={**_measured(found, edit, levels, loud, quiet, len(concept.pairs)), "carried": carried},
-        canary=(canary,),
-    )
-    with eraser.attach(pipe, sae=sae) as attachment:
-        return replace(eraser, canary_shift=attachment.shift)
+    told = {**measured(found, edit, levels, loud, quiet, len(concept.pairs)), "carried": carried}
+    return _Part(edit, sae, loud.codes(replace(edit, source="prompt", concept_codes=None)).sum((1, 2)), told)
 
 
 def _with_levels(edit: SAEEdit, concept: Concept, levels: Calibration) -> SAEEdit:
@@ -229,60 +278,6 @@ def _site(pipe: Any, sae: TopKSAE, config: SNCEConfig) -> Site:
     if site.width != sae.config.d:
         raise ExciseError(f"the SAE is {sae.config.d} wide, {site.key} {site.width}; use an SAE trained at this Site")
     return site
-
-
-def _created(config: SNCEConfig, found: Found) -> dict[str, Any]:
-    packages = ("torch", "transformers", "diffusers")
-    settings = {
-        **asdict(config),
-        "neurons": list(config.neurons),
-        "sae": Path(config.sae).name,
-        "site": found.site.path,
-    }
-    return {"method": "snce", "config": settings, "versions": {name: version(name) for name in packages}}
-
-
-def _measured(
-    found: Found, edit: SAEEdit, levels: Calibration, loud: Reading, quiet: Reading, pairs: int
-) -> dict[str, Any]:
-    """What the eraser's json says of its own calibration; None where there is no number."""
-    entries = {entry.index: entry for entry in found.ranking.entries}
-    checks = {check.index: check for check in found.validation}
-    neurons = []
-    for n, index in enumerate(edit.indices.tolist()):
-        entry, check = entries.get(index), checks.get(index)
-        figures: dict[str, Any] = {name: _number(getattr(levels, name)[n]) for name in levels._fields}
-        figures["separable"] = bool(levels.separable[n])
-        if entry is not None:
-            figures |= {"score": entry.score, "frequency": entry.frequency, "deconcept_score": entry.deconcept_score}
-        if check is not None:
-            figures |= {
-                "auroc": check.auroc,
-                "p_value": check.p_value,
-                "control_share": check.control_share,
-                "structural": check.structural,
-            }
-        neurons.append({"index": index, **figures})
-
-    def edited(read: Reading, rows: slice) -> float | None:
-        fires = (read.codes(edit)[rows] > 0).flatten(1).any(1)
-        return float(fires.double().mean()) if len(fires) else None
-
-    return {
-        "neurons": neurons,
-        "dominance": _number(found.ranking.dominance),
-        "pairs": pairs,
-        "fires": {
-            "concept": edited(loud, slice(None)),
-            "deconcept": edited(quiet, slice(None, pairs)),
-            "controls": edited(quiet, slice(pairs, None)),
-        },
-    }
-
-
-def _number(value: Any) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None
 
 
 class _SNCE:

@@ -1,7 +1,7 @@
 """TopK sparse autoencoders over vectors: nothing here knows of prompts or images."""
 
 from excise.sae.config import SAEConfig, TrainConfig
-from excise.sae.formats import card, load, save
+from excise.sae.formats import card, load, saes_in, save
 from excise.sae.metrics import Metrics, evaluate
 from excise.sae.model import Codes, TopKSAE
 from excise.sae.trainer import Progress, check_out, train
@@ -17,6 +17,7 @@ __all__ = [
     "check_out",
     "evaluate",
     "load",
+    "saes_in",
     "save",
     "train",
 ]

@@ -65,6 +65,13 @@ def load(folder: Path, *, device: torch.device | str = "cpu") -> TopKSAE:
     return sae.to(device)
 
 
+def saes_in(folder: Path) -> dict[str, Path]:
+    """The folders of SAEs that lie in a folder which holds none itself, by their names; empty where there are none."""
+    if (folder / CONFIG).exists() or not folder.is_dir():
+        return {}
+    return {path.name: path for path in sorted(folder.iterdir()) if (path / CONFIG).exists()}
+
+
 def card(folder: Path) -> dict[str, Any]:
     """The card in `folder`, without reading the weights. Raises ExciseError as `load` does."""
     content: dict[str, Any] = _config(folder)["card"]

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from excise.sites.capture import Features, capture, capture_to, is_capture_of, load_shards
+from excise.sites.encoding import TextEncoding, encode_prompt
+from excise.sites.families import FAMILIES, family_of
 from excise.sites.fidelity import final_state_cosine
-from excise.sites.site import PRESETS, Site, resolve, site_at, sites_of, text_encoders
+from excise.sites.site import PRESETS, Site, default_site, resolve, site_at, sites_of, text_encoders, to_cover
 
 __all__ = [
+    "FAMILIES",
     "PRESETS",
     "Features",
     "Site",
+    "TextEncoding",
     "capture",
     "capture_to",
+    "default_site",
+    "encode_prompt",
+    "family_of",
     "final_state_cosine",
     "is_capture_of",
     "load_shards",
@@ -19,4 +26,5 @@ __all__ = [
     "site_at",
     "sites_of",
     "text_encoders",
+    "to_cover",
 ]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from excise.errors import ExciseError
 from excise.files import sha256, write_atomic
+from excise.sites.encoding import encode_prompt
 from excise.sites.site import Site, encoder_of, resolve, tokenizer_of
 
 SCHEMA = "excise.features/1"
@@ -66,16 +67,52 @@ def capture(pipe: Any, sites: Iterable[Site], prompts: Iterable[str], batch_size
             f"capture reads one text encoder at a time, not {components or 'none'}; call it once for each"
         )
     component = components[0]
-    encoder = encoder_of(pipe, component)
     modules = {site: resolve(pipe, site) for site in wanted}
     stream = iter(prompts)
     while batch := list(islice(stream, batch_size)):
-        yield _read(pipe, component, encoder, modules, batch)
+        yield _read(pipe, component, modules, batch)
+
+
+class _Enough(Exception):
+    """Raised once the encoder has run: nothing that the pipeline does after it is needed."""
 
 
 @torch.no_grad()
-def _read(pipe: Any, component: str, encoder: nn.Module, modules: dict[Site, nn.Module], batch: list[str]) -> Features:
-    ids, attention, scored = tokenise(pipe, component, batch)
+def run(pipe: Any, component: str, batch: list[str]) -> tuple[Tensor, Tensor, Any]:
+    """Run one text encoder on prompts as the pipeline does: ids and scored mask `[B, T]`, and the encoder's output.
+
+    Raises ExciseError where the pipeline does not reach it or gives it no token ids.
+    """
+    encoder = encoder_of(pipe, component)
+    if _is_clip(encoder):
+        ids, attention, scored = tokenise(pipe, component, batch)
+        device = next(encoder.parameters()).device
+        use_mask = bool(getattr(getattr(encoder, "config", None), "use_attention_mask", False))
+        return ids, scored, encoder(ids.to(device), attention_mask=attention.to(device) if use_mask else None)
+    # Templates, padding and masks are the pipeline's own affair.
+    given: dict[str, Any] = {}
+
+    def note(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        given.update(zip(("input_ids", "attention_mask"), args, strict=False))
+        given.update(kwargs, output=output)
+        raise _Enough
+
+    handle = encoder.register_forward_hook(note, with_kwargs=True)
+    try:
+        with suppress(_Enough):
+            encode_prompt(pipe, batch)
+    finally:
+        handle.remove()
+    mask = given.get("attention_mask")
+    if not isinstance(given.get("input_ids"), Tensor):
+        raise ExciseError(f"{type(pipe).__name__} gave {component} no token ids; it is not supported")
+    ids = given["input_ids"].cpu()
+    scored = mask.cpu().bool() if isinstance(mask, Tensor) else torch.ones_like(ids).bool()
+    first = tokenizer_of(pipe, component).bos_token_id
+    return ids, scored if first is None else scored & (ids != first), given["output"]
+
+
+def _read(pipe: Any, component: str, modules: dict[Site, nn.Module], batch: list[str]) -> Features:
     states: dict[Site, Tensor] = {}
 
     def keep(site: Site) -> Any:
@@ -87,16 +124,19 @@ def _read(pipe: Any, component: str, encoder: nn.Module, modules: dict[Site, nn.
 
         return hook
 
-    device = next(encoder.parameters()).device
-    use_mask = bool(getattr(getattr(encoder, "config", None), "use_attention_mask", False))
     with ExitStack() as stack:
         for site, module in modules.items():
             stack.callback(module.register_forward_hook(keep(site)).remove)
-        encoder(ids.to(device), attention_mask=attention.to(device) if use_mask else None)
+        ids, scored, _ = run(pipe, component, batch)
     missing = [site.key for site in modules if site not in states]
     if missing:
         raise ExciseError(f"{missing[0]} did not run when the text encoder did; choose another Site")
     return Features(states, ids, scored)
+
+
+def _is_clip(encoder: nn.Module) -> bool:
+    """Whether every pipeline pads it alike and gives it no template, so that it can be run without the pipeline."""
+    return type(encoder).__name__.startswith("CLIPText")
 
 
 def capture_to(

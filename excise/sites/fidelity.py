@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from excise.sites.capture import tokenise
-from excise.sites.site import Site, encoder_of, resolve
+from excise.sites.capture import run
+from excise.sites.site import Site, resolve
 
 
 @torch.no_grad()
@@ -24,18 +24,14 @@ def final_state_cosine(
     included: the denoiser reads them all) of all prompts. None where the encoder gives no such state, the state is not
     finite or there are no prompts. Raises ExciseError as `resolve` does.
     """
-    encoder, module = encoder_of(pipe, site.component), resolve(pipe, site)
-    device = next(encoder.parameters()).device
-    use_mask = bool(getattr(getattr(encoder, "config", None), "use_attention_mask", False))
+    module = resolve(pipe, site)
     total, rows = 0.0, 0
     stream = iter(prompts)
     while batch := list(islice(stream, batch_size)):
-        ids, attention, _ = tokenise(pipe, site.component, batch)
-        given = {"input_ids": ids.to(device), "attention_mask": attention.to(device) if use_mask else None}
-        plain = _final(encoder, given)
+        plain = _final(pipe, site.component, batch)
         handle = module.register_forward_hook(_replacing(replace))
         try:
-            changed = _final(encoder, given)
+            changed = _final(pipe, site.component, batch)
         finally:
             handle.remove()
         if plain is None or changed is None:
@@ -47,9 +43,12 @@ def final_state_cosine(
     return mean if math.isfinite(mean) else None
 
 
-def _final(encoder: nn.Module, given: dict[str, Any]) -> Tensor | None:
+def _final(pipe: Any, component: str, batch: list[str]) -> Tensor | None:
     """`[B, T, d]` float64."""
-    state = getattr(encoder(**given), "last_hidden_state", None)
+    output = run(pipe, component, batch)[2]
+    # A language model's output has the hidden states but names none of them the last.
+    states = getattr(output, "hidden_states", None) or (None,)
+    state = getattr(output, "last_hidden_state", states[-1])
     return state.cpu().double() if isinstance(state, Tensor) else None
 
 

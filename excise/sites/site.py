@@ -10,9 +10,13 @@ from typing import Any
 from torch import nn
 
 from excise.errors import ExciseError
+from excise.sites.families import family_of
 
 _WRAPPER = "text_model."
 """transformers < 5.6 keeps CLIP's layers under `text_model`, newer ones keep them flat; `resolve` takes either."""
+_SIGHT = re.compile(r"(^|\.)(visual|vision)")
+"""Towers for pictures, in encoders that read both."""
+_BEYOND = 1 << 20
 _LAYER = re.compile(r"^(?P<stack>(?:.+\.)?(?:layers|block|layer|h))\.(?P<n>\d+)$")
 
 
@@ -47,10 +51,14 @@ PRESETS: dict[str, tuple[Site, ...]] = {
 
 
 def text_encoders(pipe: Any) -> dict[str, nn.Module]:
-    """The pipeline's text encoders by component name (`text_encoder`, `text_encoder_2`, ...), those present only."""
+    """The pipeline's text encoders by component name (`text_encoder`, `text_encoder_2`, ...), those present only.
+
+    Of one that `torch.compile` wraps, the module within.
+    """
     components = getattr(pipe, "components", None)
     found = components if isinstance(components, dict) else vars(pipe)
-    return {n: m for n, m in found.items() if n.startswith("text_encoder") and isinstance(m, nn.Module)}
+    encoders = {n: m for n, m in found.items() if n.startswith("text_encoder") and isinstance(m, nn.Module)}
+    return {name: getattr(module, "_orig_mod", module) for name, module in encoders.items()}
 
 
 def tokenizer_of(pipe: Any, component: str) -> Any:
@@ -59,7 +67,15 @@ def tokenizer_of(pipe: Any, component: str) -> Any:
     tokenizer = getattr(pipe, name, None)
     if tokenizer is None:
         raise ExciseError(f"{type(pipe).__name__} has no {name}; load the pipeline with its tokenizer")
-    return tokenizer
+    # A processor of pictures and text holds the tokenizer.
+    return getattr(tokenizer, "tokenizer", tokenizer)
+
+
+def to_cover(pipe: Any) -> list[str]:
+    """The text encoders by which a concept reaches the denoiser: all that are there, but one for written text only."""
+    family = family_of(pipe)
+    known = {name: family.encoder(name) if family else None for name in text_encoders(pipe)}
+    return [name for name, encoder in known.items() if encoder is None or not encoder.glyphs]
 
 
 def encoder_of(pipe: Any, component: str) -> nn.Module:
@@ -110,6 +126,46 @@ def resolve(pipe: Any, site: Site) -> nn.Module:
     return encoder.get_submodule(name)
 
 
+def shows_from(site: Site) -> int:
+    """The first entry of an encoder's `hidden_states` that what is done at `site` shows in."""
+    if site.path.endswith("norm"):
+        return _BEYOND
+    inside = re.search(r"(?:layers|block|layer|h)\.(\d+)(?:\.|$)", site.path)
+    return int(inside[1]) + 1 if inside else 0
+
+
+def default_site(pipe: Any, component: str = "text_encoder") -> Site:
+    """Three quarters up the encoder, or as far as the pipeline's earliest tap allows.
+
+    Raises ExciseError where the encoder is missing or has no stack of layers.
+    """
+    layers = [s for s in sites_of(pipe) if s.component == component and _LAYER.match(s.path)]
+    if not layers:
+        encoder_of(pipe, component)
+        raise ExciseError(f"{component} of {type(pipe).__name__} has no stack of layers; name a Site")
+    reads = taps_of(pipe, component) or [len(layers)]
+    return layers[max(1, min(round(0.75 * len(layers)), *reads)) - 1]
+
+
+def taps_of(pipe: Any, component: str) -> list[int]:
+    """By how many layers each hidden state that the pipeline reads was made; empty where its family is unknown."""
+    family = family_of(pipe)
+    encoder = family.encoder(component) if family is not None else None
+    layers = layer_count(encoder_of(pipe, component))
+    return [tap if tap >= 0 else layers + 1 + tap for tap in encoder.taps] if encoder is not None else []
+
+
+def refuse_late(pipe: Any, site: Site) -> None:
+    """Raises ExciseError where the pipeline reads hidden states that are made before `site` is reached."""
+    at = depth(pipe, site)
+    for read in taps_of(pipe, site.component):
+        if at is not None and at > read:
+            raise ExciseError(
+                f"{type(pipe).__name__} also reads what {read} layers of {site.component} have made, before "
+                f"{site.key}; the concept would pass there: use a Site up to layer {read - 1}"
+            )
+
+
 def depth(pipe: Any, site: Site) -> int | None:
     """How many transformer layers have run when `site` is read: 0 embeddings, n+1 layer n. None if unknown."""
     path = _plain(site.path)
@@ -144,7 +200,7 @@ def _find(encoder: nn.Module, component: str, path: str) -> str:
 
 def _stations(encoder: nn.Module) -> list[str]:
     """Paths, in order of computation, of the modules whose output is the hidden state."""
-    names = [name for name, _ in encoder.named_modules()]
+    names = [name for name, _ in encoder.named_modules() if not _SIGHT.search(name)]
     layers = [name for name in names if _LAYER.match(name)]
     if not layers:
         return []

@@ -1,0 +1,77 @@
+"""Running a pipeline's own `encode_prompt`, whatever its signature is, and pipelines that are nothing but encoders."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from excise.errors import ExciseError
+
+
+def encode_prompt(pipe: Any, prompt: str | list[str], guidance: bool = False) -> Any:
+    """What the pipeline's `encode_prompt` makes of a prompt, by default without an unconditional one.
+
+    Raises ExciseError where the pipeline has none.
+    """
+    if not callable(getattr(pipe, "encode_prompt", None)):
+        raise ExciseError(f"{type(pipe).__name__} has no encode_prompt; wrap its encoder in excise.TextEncoding")
+    known = inspect.signature(pipe.encode_prompt).parameters
+    wanted: dict[str, Any] = {
+        name: None for name, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+    }
+    # A copy: some pipelines write their template into the list they are given.
+    texts = prompt if isinstance(prompt, str) else list(prompt)
+    wanted |= {"prompt": texts, "device": device_of(pipe), "do_classifier_free_guidance": guidance}
+    wanted |= {"batch_size": 1 if isinstance(prompt, str) else len(prompt)}
+    wanted |= {"num_images_per_prompt": 1, "num_videos_per_prompt": 1}
+    return pipe.encode_prompt(**{name: value for name, value in wanted.items() if name in known})
+
+
+def device_of(pipe: Any) -> torch.device:
+    """Where the pipeline encodes."""
+    device = getattr(pipe, "_execution_device", None)
+    encoder = getattr(pipe, "text_encoder", None)
+    return torch.device(device if device is not None else getattr(encoder, "device", "cpu"))
+
+
+def tensors_of(made: Any) -> Iterable[Tensor]:
+    """Every tensor in a nest of tuples, lists and dicts."""
+    if isinstance(made, Tensor):
+        yield made
+    elif isinstance(made, dict):
+        for part in made.values():
+            yield from tensors_of(part)
+    elif isinstance(made, tuple | list):
+        for part in made:
+            yield from tensors_of(part)
+
+
+class TextEncoding:
+    """A text encoder alone (BERT, MiniLM, ...) as a pipeline: what an SAE and an eraser need to work on it.
+
+    `encode_prompt` gives the last hidden states `[B, T, d]`, which is what is read of it.
+    """
+
+    def __init__(self, encoder: nn.Module, tokenizer: Any) -> None:
+        self.text_encoder, self.tokenizer = encoder, tokenizer
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """As a pipeline's."""
+        return {"text_encoder": self.text_encoder, "tokenizer": self.tokenizer}
+
+    def encode_prompt(self, prompt: str | list[str], prompt_embeds: Tensor | None = None) -> Tensor:
+        """`[B, T, d]`; `prompt_embeds` instead, where they are given, as a diffusion pipeline does."""
+        if prompt_embeds is not None:
+            return prompt_embeds
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        batch = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        device = next(self.text_encoder.parameters()).device
+        states: Tensor = self.text_encoder(
+            batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
+        ).last_hidden_state
+        return states

@@ -1,0 +1,75 @@
+"""Pipeline families: which text encoders each reads, where their layers are and which hidden states it takes.
+
+Adding a family is adding one entry. Taps count as `hidden_states` does: n is what n layers have made, -1 the last
+state, -2 the one a layer before it. An eraser must act before the earliest tap, or the concept passes there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One text encoder of a family."""
+
+    layers: str
+    """Path of its stack of layers."""
+    taps: tuple[int, ...] = (-1,)
+    """The hidden states that the pipeline reads, pooled vectors (made from the last) included."""
+    component: str = "text_encoder"
+    glyphs: bool = False
+    """It reads nothing but text to be written into the picture, in quotes; no eraser has to cover it."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Pipelines with the same text side."""
+
+    name: str
+    pipelines: tuple[str, ...]
+    """What the names of their classes begin with."""
+    encoders: tuple[Encoder, ...]
+
+    def encoder(self, component: str) -> Encoder | None:
+        """Its text encoder of that name; None where it has none."""
+        return next((encoder for encoder in self.encoders if encoder.component == component), None)
+
+
+_CLIP, _T5, _LLM = "encoder.layers", "encoder.block", "model.layers"
+_QWEN_VL = "model.language_model.layers"
+
+
+def _second(layers: str, *taps: int, glyphs: bool = False) -> Encoder:
+    return Encoder(layers, taps or (-1,), "text_encoder_2", glyphs)
+
+
+FAMILIES = (
+    Family("Stable Diffusion 1 and 2", ("StableDiffusion", "AltDiffusion", "LatentConsistency"), (Encoder(_CLIP),)),
+    Family("Stable Diffusion XL", ("StableDiffusionXL",), (Encoder(_CLIP, (-2,)), _second(_CLIP, -2, -1))),
+    Family(
+        "Stable Diffusion 3",
+        ("StableDiffusion3",),
+        (Encoder(_CLIP, (-2, -1)), _second(_CLIP, -2, -1), Encoder(_T5, (-1,), "text_encoder_3")),
+    ),
+    Family("FLUX.1", ("Flux",), (Encoder(_CLIP), _second(_T5))),
+    Family("FLUX.2", ("Flux2",), (Encoder(_QWEN_VL, (10, 20, 30)),)),
+    Family("FLUX.2 Klein", ("Flux2Klein",), (Encoder(_LLM, (9, 18, 27)),)),
+    Family("Sana", ("Sana",), (Encoder("layers"),)),
+    Family("Lumina 2", ("Lumina2",), (Encoder("layers", (-2,)),)),
+    Family("Qwen-Image", ("QwenImage",), (Encoder(_QWEN_VL),)),
+    Family("Z-Image", ("ZImage",), (Encoder("layers", (-2,)),)),
+    Family("PixArt", ("PixArt",), (Encoder(_T5),)),
+    Family("Kandinsky 5", ("Kandinsky5",), (Encoder(_QWEN_VL), _second(_CLIP))),
+    Family("HunyuanImage", ("HunyuanImage",), (Encoder(_QWEN_VL, (-3,)), _second(_T5, glyphs=True))),
+    Family("Wan", ("Wan",), (Encoder(_T5),)),
+    Family("text encoder alone", ("TextEncoding",), (Encoder("encoder.layer"),)),
+)
+
+
+def family_of(pipe: Any) -> Family | None:
+    """The family whose class names fit the pipeline's best; None where it is in none, and every encoder counts."""
+    name = type(pipe).__name__
+    fits = [(len(start), family) for family in FAMILIES for start in family.pipelines if name.startswith(start)]
+    return max(fits, key=lambda fit: fit[0])[1] if fits else None

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from excise.erasers.ledger import Ledger, hashes
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    """Knows ten vectors that are 4 wide and ten that are 6 wide."""
+    made = Ledger()
+    made.add([random(2, 5, 4), random(10, 6, seed=1)])
+    return made
+
+
+def made_of(row: list[float], known: list[list[float]]) -> bool:
+    """Brute force: whether known vectors, joined in some order, and zeros behind them make up the row."""
+    if not any(row):
+        return True
+    return any(row[: len(k)] == k and made_of(row[len(k) :], known) for k in known)
+
+
+def test_known_vectors_joined_filled_up_and_in_any_order_are_known(ledger: Ledger) -> None:
+    narrow, wide = random(2, 5, 4).flatten(0, 1), random(10, 6, seed=1)
+    assert ledger.knows(narrow.flip(0)[None])
+    assert ledger.knows(torch.cat([narrow, wide], 1))
+    assert ledger.knows(torch.cat([wide, narrow, torch.zeros(10, 3)], 1))
+    assert ledger.knows(torch.zeros(2, 7))
+    assert not ledger.knows(torch.cat([narrow, random(10, 6, seed=2)], 1))
+    assert not ledger.knows(torch.cat([torch.zeros(10, 3), wide], 1)), "zeros stand at the end"
+    assert not ledger.knows(narrow + 1e-7)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_it_knows_what_brute_force_knows(ledger: Ledger, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    parts = {4: random(2, 5, 4).flatten(0, 1), 6: random(10, 6, seed=1)}
+    known = [row for part in parts.values() for row in part.tolist()]
+    for widths in product((4, 6, 0), repeat=3):
+        pieces = [parts[w][torch.randint(10, (1,), generator=generator)] if w else torch.zeros(1, 2) for w in widths]
+        row = torch.cat(pieces, 1)
+        if torch.rand(1, generator=generator) < 0.3:
+            row[0, int(torch.randint(row.shape[1], (1,), generator=generator))] += 1
+        assert ledger.knows(row) == made_of(row[0].tolist(), known)
+
+
+def test_pieces_say_what_a_row_is_made_of(ledger: Ledger) -> None:
+    narrow, wide = random(2, 5, 4).flatten(0, 1), random(10, 6, seed=1)
+    joined = torch.cat([wide[:3], narrow[:3], torch.zeros(3, 2)], 1)
+    unknown = random(1, 12, seed=3)
+    ((numbers, parts, filled),) = ledger.pieces(torch.cat([joined, unknown]))
+    assert numbers.tolist() == [0, 1, 2]
+    assert parts == ((0, 6), (6, 4))
+    assert filled
+
+
+def test_a_hash_is_of_values_whatever_the_dtype() -> None:
+    rows = random(5, 4).half()
+    assert hashes(rows).tolist() == hashes(rows.float()).tolist()
+    assert not set(hashes(rows).tolist()) & set(hashes(rows + 1).tolist())
+
+
+def test_states_cast_to_the_denoisers_dtype_are_known_too() -> None:
+    ledger, states = Ledger(), random(1, 5, 4)
+    ledger.add([states])
+    assert not ledger.knows(states.bfloat16())
+    ledger.dtypes = {torch.bfloat16}
+    ledger.add([states])
+    assert ledger.knows(states.bfloat16())
+    ledger.forget()
+    assert not ledger.knows(states)
+
+
+def test_masks_and_flat_tensors_are_no_states() -> None:
+    ledger = Ledger()
+    ledger.add([torch.ones(2, 4, dtype=torch.int64), torch.ones(4)])
+    assert ledger.widths == []

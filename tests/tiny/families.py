@@ -1,0 +1,101 @@
+"""What each family is made of, and how its pipeline is called at its smallest."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tests.tiny import clip_and_t5, language
+
+
+@dataclass(frozen=True)
+class Family:
+    pipeline: str
+    """Its class in diffusers."""
+    encoders: tuple[str, ...]
+    """Its text encoders' classes in transformers."""
+    parts: Callable[[], dict[str, Any]]
+    options: dict[str, Any] = field(default_factory=dict)
+    """What `call` passes beyond prompt, generator, steps and output type."""
+
+
+_SMALL = {"height": 16, "width": 16}
+_SMALLER = {"height": 8, "width": 8}
+_LARGER = {"height": 32, "width": 32}
+_QWEN_VL = "Qwen2_5_VLForConditionalGeneration"
+_BY_NAME = {
+    "sd1": Family(
+        "StableDiffusionPipeline", ("CLIPTextModel",), lambda: clip_and_t5.stable_diffusion(64, "epsilon"), _SMALL
+    ),
+    "sd2": Family(
+        "StableDiffusionPipeline", ("CLIPTextModel",), lambda: clip_and_t5.stable_diffusion(48, "v_prediction"), _SMALL
+    ),
+    "sdxl": Family(
+        "StableDiffusionXLPipeline", ("CLIPTextModel", "CLIPTextModelWithProjection"), clip_and_t5.sdxl, _SMALL
+    ),
+    "sd3": Family(
+        "StableDiffusion3Pipeline", ("CLIPTextModelWithProjection", "T5EncoderModel"), clip_and_t5.sd3, _SMALL
+    ),
+    "flux": Family("FluxPipeline", ("CLIPTextModel", "T5EncoderModel"), clip_and_t5.flux, _SMALLER),
+    "flux2": Family("Flux2Pipeline", ("Mistral3ForConditionalGeneration",), language.flux2, _SMALLER),
+    "flux2-klein": Family("Flux2KleinPipeline", ("Qwen3ForCausalLM",), language.flux2_klein, _SMALLER),
+    "sana": Family("SanaPipeline", ("Gemma2Model",), language.sana, {**_LARGER, "use_resolution_binning": False}),
+    "lumina2": Family("Lumina2Pipeline", ("Gemma2Model",), language.lumina2, _LARGER),
+    "qwen-image": Family("QwenImagePipeline", (_QWEN_VL,), language.qwen_image, {**_SMALL, "negative_prompt": " "}),
+    "z-image": Family("ZImagePipeline", ("Qwen3Model",), language.z_image, _SMALL),
+    "pixart": Family(
+        "PixArtSigmaPipeline",
+        ("T5EncoderModel",),
+        clip_and_t5.pixart,
+        {**_SMALL, "use_resolution_binning": False, "clean_caption": False},
+    ),
+    "kandinsky5": Family(
+        "Kandinsky5T2IPipeline", (_QWEN_VL, "CLIPTextModel"), language.kandinsky5, {"height": 64, "width": 64}
+    ),
+    "hunyuan-image": Family("HunyuanImagePipeline", (_QWEN_VL, "T5EncoderModel"), language.hunyuan_image, _SMALL),
+    "wan": Family("WanPipeline", ("UMT5EncoderModel",), clip_and_t5.wan, {**_SMALL, "num_frames": 1}),
+}
+FAMILIES: tuple[str, ...] = tuple(_BY_NAME)
+
+
+def missing(family: str) -> str | None:
+    """Which class of `family` the installed diffusers or transformers cannot give, or None."""
+    wanted = _BY_NAME[family]
+    for library, names in (("diffusers", (wanted.pipeline,)), ("transformers", wanted.encoders)):
+        for name in names:
+            try:
+                found = getattr(importlib.import_module(library), name)
+            except (AttributeError, ImportError, RuntimeError) as error:
+                return f"{library} has no {name} ({error})"
+            # What stands in for a class whose own requirements are not installed.
+            if backends := getattr(found, "_backends", None):
+                return f"{library}'s {name} needs {', '.join(backends)}"
+    return None
+
+
+def build(family: str) -> Any:
+    """A fresh pipeline on the CPU in float32, with the same weights every time."""
+    import diffusers
+
+    wanted = _BY_NAME[family]
+    pipe = getattr(diffusers, wanted.pipeline)(**wanted.parts())
+    pipe.set_progress_bar_config(disable=True)
+    if family == "kandinsky5":
+        # It goes to the nearest of these, whatever is asked for; its own begin at 1024x1024.
+        pipe.resolutions = [(64, 64)]
+    return pipe
+
+
+def call(family: str, pipe: Any, prompt: Any, seed: int = 0, **options: Any) -> Any:
+    """What two steps of `pipe` give: latents, or pictures where `output_type="np"` asks for them.
+
+    `options` go to the pipeline in place of this family's own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    given = {"num_inference_steps": 2, "output_type": "latent", **_BY_NAME[family].options, **options}
+    with torch.no_grad():
+        return pipe(prompt=prompt, generator=generator, return_dict=False, **given)[0]
