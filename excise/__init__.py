@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from excise.concepts import Pair as Pair
     from excise.erasers import Attachment as Attachment
     from excise.erasers import Eraser as Eraser
+    from excise.erasers import Signer as Signer
+    from excise.erasers.telemetry import on_event as on_event
     from excise.erasers.verbs import disable_erasers as disable_erasers
     from excise.erasers.verbs import enable_erasers as enable_erasers
+    from excise.erasers.verbs import encode as encode
     from excise.erasers.verbs import get_active_erasers as get_active_erasers
     from excise.erasers.verbs import list_erasers as list_erasers
     from excise.erasers.verbs import load_eraser as load_eraser
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from excise.methods.snce import SNCEConfig as SNCEConfig
     from excise.sae import TopKSAE as TopKSAE
     from excise.sites import Site as Site
+    from excise.sites import TextEncoding as TextEncoding
 
 _HOMES = {
     "Attachment": "erasers",
@@ -33,13 +37,17 @@ _HOMES = {
     "ExciseError": "errors",
     "Pair": "concepts",
     "SNCEConfig": "methods.snce",
+    "Signer": "erasers",
     "Site": "sites",
+    "TextEncoding": "sites",
     "TopKSAE": "sae",
     "disable_erasers": "erasers.verbs",
     "enable_erasers": "erasers.verbs",
+    "encode": "erasers.verbs",
     "get_active_erasers": "erasers.verbs",
     "list_erasers": "erasers.verbs",
     "load_eraser": "erasers.verbs",
+    "on_event": "erasers.telemetry",
     "set_erasers": "erasers.verbs",
     "unload_eraser": "erasers.verbs",
 }
@@ -52,13 +60,17 @@ __all__ = [
     "ExciseError",
     "Pair",
     "SNCEConfig",
+    "Signer",
     "Site",
+    "TextEncoding",
     "TopKSAE",
     "disable_erasers",
     "enable_erasers",
+    "encode",
     "get_active_erasers",
     "list_erasers",
     "load_eraser",
+    "on_event",
     "set_erasers",
     "unload_eraser",
 ]

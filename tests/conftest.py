@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +156,24 @@ def gun_eraser(tiny_pipe: Any, gun_edit: Any) -> Any:
     from excise.erasers import Eraser, made_for
 
     return Eraser((gun_edit,), "gun-test", "gun", ("gun",), made_for(tiny_pipe), canary=("a gun",))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A running `tests.hub_server.Hub`, to which huggingface_hub is logged in, with an empty cache of its own."""
+    from huggingface_hub import constants
+
+    from tests import hub_server
+
+    with hub_server.Hub() as server:
+        # Read from the environment when the package is imported, which may be long ago.
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield server

@@ -51,6 +51,14 @@ def test_snippets_that_need_the_bundled_model_run(code: str, tmp_path: Path, mon
     exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
 
 
+@pytest.mark.parametrize("code", list(blocks("python hub")))
+def test_snippets_that_need_a_hub_run_against_one_of_our_own(
+    code: str, hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test_snippets_that_need_the_bundled_model_run(code, tmp_path, monkeypatch)
+    assert hub.repositories
+
+
 @pytest.mark.parametrize(("where", "words"), commands())
 def test_documented_commands_parse(where: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Every option named in the docs exists and its value is of the right kind; the command's body is not run."""

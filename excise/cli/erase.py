@@ -1,4 +1,4 @@
-"""`excise erase`, `excise verify` and `excise methods`: making erasers and checking them."""
+"""`excise erase`, `excise sign`, `excise verify` and `excise methods`: making erasers and checking them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from excise.cli.terminal import emit, note, table
 
 def register(app: typer.Typer) -> None:
     app.command(epilog="Example: excise erase gun --out gun-eraser")(erase)
+    app.command(epilog="Example: excise sign gun-eraser --key private.pem")(sign)
     app.command(epilog="Example: excise verify gun-eraser")(verify)
     app.command(epilog="Example: excise methods --json")(methods)
 
@@ -69,7 +70,8 @@ def erase(
     json: Json = False,
 ) -> None:
     """Make an eraser: a few kilobytes that turn one neuron down. Options left out are the method's defaults."""
-    from excise.app.finding import chosen, find_neurons, fit_eraser, settings
+    from excise.app.finding import chosen, settings
+    from excise.app.finding import erase as made_by
     from excise.app.models import concept_named, load_pipeline
     from excise.errors import ExciseError
 
@@ -90,20 +92,19 @@ def erase(
         "tolerance": tolerance,
     }
     pipe = load_pipeline(model, device)
-    found = find_neurons(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **chosen(asked)))
-    for warning in found.warnings:
+    eraser, warned = made_by(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **chosen(asked)))
+    for warning in warned:
         note(f"warning: {warning}")
-    eraser = fit_eraser(pipe, found)
     eraser.save(out)
     size = sum(f.stat().st_size for f in out.iterdir())
-    edit = eraser.edits[0]
-    edited = [int(i) for e in eraser.edits for i in e.indices]
+    first = eraser.edits[0]
     data = {
         "out": str(out),
         "concept": eraser.concept,
-        "neurons": edited,
-        "lambda": edit.lam,
-        "site": edit.site.key,
+        "neurons": first.indices.tolist(),
+        "lambda": first.lam,
+        "site": first.site.key,
+        "edits": [{"site": e.site.key, "neurons": e.indices.tolist(), "lambda": e.lam} for e in eraser.edits],
         "bytes": size,
         "digest": eraser.digest,
         "created": dict(eraser.created),
@@ -111,8 +112,10 @@ def erase(
     }
 
     def show() -> None:
-        typer.echo(f"{out}: “{eraser.concept}” by neuron {', '.join(map(str, edited))} at {edit.site.key}")
-        typer.echo(f"λ = {edit.lam:g}, {size / 1000:.1f} kB, digest {eraser.digest[:12]}")
+        typer.echo(f"{out}: “{eraser.concept}”, {size / 1000:.1f} kB, digest {eraser.digest[:12]}")
+        for edit in eraser.edits:
+            neurons = ", ".join(map(str, edit.indices.tolist()))
+            typer.echo(f"neuron {neurons} at {edit.site.key}, λ = {edit.lam:g}")
 
     emit(json, data, show)
 
@@ -127,31 +130,69 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def sign(
+    folder: Annotated[Path, typer.Argument(help="Folder of an eraser.")],
+    key: Annotated[Path, typer.Option("--key", help="File with your elliptic-curve private key, in PEM.")],
+    password_env: Annotated[
+        str | None, typer.Option("--password-env", help="Environment variable that holds the key's password.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Sign an eraser: model.sig beside its files proves to whoever has your public key that it is yours, unaltered."""
+    import os
+
+    from excise.erasers import sign as signed
+    from excise.errors import ExciseError
+
+    if password_env is not None and password_env not in os.environ:
+        raise ExciseError(f"there is no environment variable {password_env}; set it to the key's password")
+    signature = signed(folder, key, os.environ[password_env] if password_env is not None else None)
+    data = {"folder": str(folder), "signature": str(signature)}
+    emit(json, data, lambda: typer.echo(f"{signature}: give your public key to those who are to check it"))
+
+
 def verify(
     folder: Annotated[Path, typer.Argument(help="Folder of an eraser.")],
     model: Model = None,
     files_only: Annotated[
         bool, typer.Option("--files-only", help="Check the files alone; load no model and try no canary.")
     ] = False,
+    key: Annotated[
+        Path | None, typer.Option("--key", help="Public key (PEM) of the one who must have signed it.")
+    ] = None,
+    identity: Annotated[
+        str | None,
+        typer.Option("--identity", help="Keyless: who must have signed it, such as me@example.com. Asks sigstore."),
+    ] = None,
+    identity_provider: Annotated[
+        str | None,
+        typer.Option("--identity-provider", help="Keyless: the address of who vouches for the identity."),
+    ] = None,
     sae: Sae = None,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """Check that an eraser is whole and untampered, fits the model and works on it.
+    """Check that an eraser is whole, fits the model and works on it; with --key or --identity, also who signed it.
 
-    Exit code 2 where it is incomplete or altered, 1 where it does not fit or does not work.
+    Exit code 2 where it is incomplete, altered or not signed as asked, 1 where it does not fit or does not work.
     """
     from excise.app.models import load_pipeline
+    from excise.erasers import Signer
     from excise.erasers import verify as checks_of
+    from excise.erasers.hub import SIGNATURE
     from excise.errors import ExciseError
     from excise.sae import load
 
+    named = any(option is not None for option in (key, identity, identity_provider))
+    signer = Signer(key, identity, identity_provider) if named else None
     whole = load(sae, device=device) if sae is not None else None
-    checks = checks_of(folder)
+    checks = checks_of(folder, signed_by=signer)
     broken = next((c.detail for c in checks if not c.passed), None)
     if broken is None and not files_only:
-        checks = checks_of(folder, load_pipeline(model, device), sae=whole)
+        checks = checks_of(folder, load_pipeline(model, device), sae=whole, signed_by=signer)
     passed = all(c.passed for c in checks)
+    if signer is None and (folder / SIGNATURE).exists():
+        note(f"{folder} bears a signature that was not checked; name the signer with --key or --identity")
 
     def show() -> None:
         rows = [(c.name, "passed" if c.passed else "FAILED", c.detail) for c in checks]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from excise.cli import bench, demo, erase, find, generate, pairs, reference, reproduce, sae
+from excise.cli import bench, demo, erase, find, generate, pairs, push, reference, reproduce, sae
 from excise.cli.terminal import complain
 from excise.errors import ExciseError
 
@@ -62,7 +62,7 @@ def _root(
     pass
 
 
-for part in (demo, find, erase, generate):
+for part in (demo, find, erase, generate, push):
     part.register(app)
 app.add_typer(pairs.app, name="pairs")
 app.add_typer(sae.app, name="sae")

@@ -7,5 +7,6 @@ from excise.erasers.edit import SAEEdit
 from excise.erasers.eraser import Eraser, verify
 from excise.erasers.formats import Check
 from excise.erasers.integrity import made_for
+from excise.erasers.signing import Signer, sign, verify_signature
 
-__all__ = ["Attachment", "Check", "Eraser", "SAEEdit", "made_for", "verify"]
+__all__ = ["Attachment", "Check", "Eraser", "SAEEdit", "Signer", "made_for", "sign", "verify", "verify_signature"]

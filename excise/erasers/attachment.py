@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
+from excise.erasers import telemetry
 from excise.erasers.canary import conditional, shifts, text_states, what_denoiser_reads
 from excise.erasers.edit import SAEEdit, sae_digest
 from excise.erasers.guard import Call, Guard, Provenance, is_proving, proving, unedited
-from excise.erasers.hooks import EditHook, edits_on, install, remove
+from excise.erasers.hooks import EditHook, Edits, found_on
 from excise.erasers.integrity import mismatches, weights_now
-from excise.erasers.witness import Witness
+from excise.erasers.witness import Witness, denoisers
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.sites.encoding import tensors_of
-from excise.sites.site import depth, encoder_of, layer_count, refuse_late, resolve, to_cover
+from excise.sites.site import depth, encoder_of, layer_count, refuse_late, resolve, taps_of, to_cover
 
 if TYPE_CHECKING:
     from excise.erasers.eraser import Eraser
@@ -61,25 +62,30 @@ class Attachment:
         self.allow_amplify = allow_amplify
         self.sae = self._checked_sae(sae)
         self._strength, self._enabled, self.attached = self.check_strength(strength), True, False
-        self._hooks: list[tuple[nn.Module, str, EditHook]] = []
+        self._hooks: list[tuple[nn.Module, Edits, EditHook]] = []
         self._made = Provenance()
         self._prompts = self._bypasses = 0
+        self._told = 0, 0, 0.0
         self._refuse_unless_covered()
         modules = [resolve(pipe, edit.site) for edit in eraser.edits]
-        if eraser.edits and (odd := mismatches(pipe, dict(eraser.made_for))):
+        self._odd = odd = mismatches(pipe, dict(eraser.made_for)) if eraser.edits else []
+        if odd:
             text = f"eraser {eraser.name!r} was made for another pipeline ({'; '.join(odd)})"
             if strict:
                 raise ExciseError(f"{text}; fit it for this one, or attach with strict=False if you know why")
             warnings.warn(text, stacklevel=3)
         with _LOCK:
-            if any(hook.attachment.eraser.digest == eraser.digest for module in modules for hook in edits_on(module)):
+            there = [hook for module in modules if (edits := found_on(module, Edits)) for hook in edits.hooks]
+            if any(hook.attachment.eraser.digest == eraser.digest for hook in there):
                 raise ExciseError(f"eraser {eraser.name!r} is attached to this pipeline already; detach it first")
             if self.name in Guard.names(pipe):
                 raise ExciseError(f"an eraser called {self.name!r} is attached already; give this one another name")
             self._guard = Guard.join(pipe, self)
             self._witness = Witness.join(pipe, self) if eraser.edits else None
-            for n, (module, edit) in enumerate(zip(modules, eraser.edits, strict=True)):
-                self._install(module, edit, f"excise.{id(self):x}.{n}")
+            for module, edit in zip(modules, eraser.edits, strict=True):
+                hook = EditHook(self, edit)
+                self._hooks.append((module, Edits.join(module, hook), hook))
+            self._denoisers = denoisers(pipe)
         try:
             self._weights = weights_now(pipe)
             self.attached = True
@@ -98,7 +104,7 @@ class Attachment:
     def strength(self, value: float) -> None:
         self._strength = self.check_strength(value)
         self._forget()
-        self._audit(f"strength {self._strength}")
+        self._audit("strength", f"strength {self._strength}")
 
     def check_strength(self, value: float) -> float:
         """The strength as a number. Raises ExciseError for an impossible one, or one that amplifies where that was not
@@ -120,7 +126,7 @@ class Attachment:
     def enabled(self, value: bool) -> None:
         self._enabled = bool(value)
         self._forget()
-        self._audit("enabled" if self._enabled else "disabled")
+        self._audit("strength", "enabled" if self._enabled else "disabled")
 
     @property
     def active(self) -> bool:
@@ -153,14 +159,14 @@ class Attachment:
         """Take every hook off again; the pipeline is as it was before. Calling it twice is harmless."""
         with _LOCK:
             was, self.attached = self.attached, False
-            for module, name, _ in reversed(self._hooks):
-                remove(module, name)
-            self._hooks.clear()
+            for module, edits, hook in self._hooks:
+                edits.leave(module, hook)
             self._guard.leave(self.pipe, self)
             if self._witness is not None:
                 self._witness.leave(self)
         if was:
             self._audit("detached")
+        self._hooks.clear()
 
     def __enter__(self) -> Attachment:
         return self
@@ -179,8 +185,7 @@ class Attachment:
                     f"{edit.site.component} was replaced after eraser {name!r} was attached; attach it again"
                 )
             self._refuse_early_tap(edit, call.arguments.get("clip_skip"))
-        if weights_now(self.pipe) != self._weights:
-            self.bypass(f"the text encoder changed after eraser {name!r} was attached; attach it again")
+        self._refuse_changed()
         for key, given in call.arguments.items():
             if "embeds" not in key or "mask" in key or key.startswith("negative"):
                 continue
@@ -188,9 +193,25 @@ class Attachment:
                 self.bypass(
                     f"{key} were not encoded under eraser {name!r}, so it cannot act on them; pass the prompt as text"
                 )
-        config = getattr(getattr(self.pipe, "unet", None), "config", None)
-        if getattr(config, "encoder_hid_dim_type", None) == "ip_image_proj":
-            self.bypass(f"an IP-Adapter feeds images past eraser {name!r}; unload it")
+        if denoisers(self.pipe) != self._denoisers:
+            self.bypass(f"the denoiser was replaced after eraser {name!r} was attached; attach it again")
+        for denoiser in self._denoisers:
+            parts = (type(getattr(denoiser, name, None)).__name__ for name in ("encoder_hid_proj", "image_proj"))
+            if getattr(denoiser.config, "encoder_hid_dim_type", None) == "ip_image_proj" or any(
+                "IPAdapter" in part for part in parts
+            ):
+                self.bypass(f"an IP-Adapter feeds images past eraser {name!r}; unload it")
+
+    def _refuse_changed(self) -> None:
+        """Other weights or another vocabulary than at attach time. Weights that were only moved (by an offloading) or
+        cast have the digest that they had, and are let pass from then on."""
+        now = weights_now(self.pipe)
+        if now == self._weights:
+            return
+        if self._odd or mismatches(self.pipe, dict(self.eraser.made_for)):
+            self.bypass(f"the text encoder changed after eraser {self.name!r} was attached; attach it again")
+        else:
+            self._weights = now
 
     @property
     def hooks(self) -> list[EditHook]:
@@ -206,6 +227,7 @@ class Attachment:
     def bypass(self, message: str) -> None:
         """Something goes round the eraser: refuse, warn or let it pass, as `on_bypass` says; it is counted always."""
         self._bypasses += 1
+        self._tell("bypass")
         if self.on_bypass == "raise":
             raise EraserDidNotFire(f"{message}, or attach with on_bypass='warn' or 'allow'")
         if self.on_bypass == "warn":
@@ -224,6 +246,7 @@ class Attachment:
         if is_proving(self):
             return
         self._prompts += 1
+        self._tell("encoded")
         self.trust(conditional(self.pipe, made), made)
 
     def trust(self, prompts: list[Tensor], made: Any) -> None:
@@ -259,17 +282,14 @@ class Attachment:
         if not clip_skip:
             return
         at = depth(self.pipe, edit.site)
-        tap = layer_count(encoder_of(self.pipe, edit.site.component)) - clip_skip
+        component = edit.site.component
+        taps = taps_of(self.pipe, component) or [layer_count(encoder_of(self.pipe, component))]
+        tap = min(taps) - clip_skip
         if at is None or at > tap:
             raise ExciseError(
                 f"clip_skip={clip_skip} reads the text encoder before {edit.site.key}, where eraser "
                 f"{self.eraser.name!r} acts; use a smaller clip_skip or an eraser for an earlier Site"
             )
-
-    def _install(self, module: nn.Module, edit: SAEEdit, name: str) -> None:
-        hook = EditHook(self, edit)
-        self._hooks.append((module, name, hook))
-        install(module, hook, name)
 
     def _prove(self) -> float:
         """The smallest relative change, at strength 1, of any part of what the denoiser reads for a canary prompt.
@@ -302,5 +322,19 @@ class Attachment:
             )
         return least
 
-    def _audit(self, event: str) -> None:
-        log.info("eraser %s (%s): %s", self.eraser.name, self.eraser.digest[:12], event)
+    def _audit(self, kind: telemetry.Kind, event: str = "") -> None:
+        log.info("eraser %s (%s): %s", self.name, self.eraser.digest[:12], event or kind)
+        self._tell(kind)
+
+    def _tell(self, kind: telemetry.Kind) -> None:
+        """Say to whoever listens what was done since the event before."""
+        if not telemetry.listening():
+            return
+        now = self._prompts, sum(hook.rows for hook in self.hooks), sum(hook.norm for hook in self.hooks)
+        calls, rows, norm = (max(0, new - old) for new, old in zip(now, self._told, strict=True))
+        self._told = now
+        strength = self._strength if self._enabled else 0.0
+        told = telemetry.Event(
+            kind, self.eraser.digest[:12], self.name, int(calls), int(rows), norm / max(rows, 1), strength
+        )
+        telemetry.emit(told)

@@ -73,9 +73,12 @@ def subtract(h: Tensor, z: Tensor, W_dec: Tensor, amount: float) -> Tensor:
     Rows where z is all zero come out with the very same bits; the others are computed in float32 (or better) and
     returned in h's dtype.
     """
-    delta = (amount * z) @ W_dec
-    edited = (h.to(delta.dtype) - delta).to(h.dtype)
-    return torch.where((z != 0).any(-1, keepdim=True), edited, h)
+    return without(h, (amount * z) @ W_dec)
+
+
+def without(h: Tensor, delta: Tensor) -> Tensor:
+    """h less `delta`, computed in delta's dtype; rows where that is all zero keep their bits."""
+    return torch.where((delta != 0).any(-1, keepdim=True), (h.to(delta.dtype) - delta).to(h.dtype), h)
 
 
 def sae_digest(sae: Any) -> str:
@@ -245,12 +248,19 @@ class SAEEdit:
         A row in which every edited neuron is silent is returned bit-identical. Gradients pass, so that a white-box
         attack is not fooled by the edit but has to get past it.
         """
+        delta = self.delta(h, strength, branch=branch, sae=sae)
+        return h if delta is None else without(h, delta)
+
+    def delta(
+        self, h: Tensor, strength: float = 1.0, *, branch: Branch = "conditional", sae: Any | None = None
+    ) -> Tensor | None:
+        """What `apply` subtracts, `[B, T, d]` float32 or better; None where it leaves every bit alone."""
         amount = strength * self.lam
         if branch == "unconditional":
             amount *= {"none": 0.0, "same": 1.0, "flip": -1.0}[self.uncond]
         if amount == 0:
-            return h
+            return None
         # Under autocast these small products would be rounded to half precision and the gate would flip.
         with torch.autocast(h.device.type, enabled=False):
             z = self.codes(h, sae)
-            return subtract(h, z, self.W_dec.to(z.dtype), amount)
+            return (amount * z) @ self.W_dec.to(z.dtype)

@@ -10,11 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from excise.erasers import formats
+from excise.erasers import formats, hub
 from excise.erasers.attachment import Attachment, OnBypass
 from excise.erasers.edit import SAEEdit
 from excise.erasers.formats import Check
 from excise.erasers.integrity import mismatches
+from excise.erasers.signing import Signer, check_signature
 from excise.errors import ExciseError
 from excise.files import sha256, write_folder
 from excise.sites.site import resolve
@@ -60,21 +61,70 @@ class Eraser:
         """Put `eraser.json`, `eraser.safetensors` and `manifest.json` into `folder`, all at once or not at all."""
         write_folder(Path(folder), formats.pack(self))
 
-    @classmethod
-    def load(cls, folder: Path | str) -> Eraser:
-        """Read a saved eraser. Raises ExciseError where it is incomplete, altered, cut short or of another format."""
+    def save_pretrained(
+        self, folder: Path | str, *, repo_id: str | None = None, push_to_hub: bool = False, **options: Any
+    ) -> str | None:
+        """Like `save`, with a card (README.md) beside the three files. With `push_to_hub` it is pushed too, to
+        `repo_id` or else the folder's name, and the commit's address returned; `options` are those of `push_to_hub`."""
         path = Path(folder)
+        write_folder(path, {**formats.pack(self), hub.CARD: hub.card(self, repo_id or hub.SOMEWHERE)})
+        return self.push_to_hub(repo_id or path.name, **options) if push_to_hub else None
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str = "Push an eraser",
+    ) -> str:
+        """Put the eraser and its card into a repository on the hub, in one commit, and return the commit's address.
+
+        The repository, and the branch `revision`, are made where there are none. Raises ExciseError where the hub
+        refuses.
+        """
+        return hub.push(self, repo_id, private=private, token=token, revision=revision, commit_message=commit_message)
+
+    @classmethod
+    def load(cls, folder: Path | str, *, signed_by: Signer | None = None, require_signature: bool = False) -> Eraser:
+        """Read a saved eraser; with `signed_by`, only if that signer signed it, which is checked before it is parsed.
+
+        Raises ExciseError where it is incomplete, altered, cut short, of another format or not signed as asked for, and
+        where a signature is required but nobody named: one by just anybody proves nothing.
+        """
+        path = Path(folder)
+        if require_signature and signed_by is None:
+            raise ExciseError("anybody can sign; name whom you trust: signed_by=Signer(public_key=...)")
         files = formats.read(path)
+        if signed_by is not None:
+            check_signature(path, files, signed_by)
         formats.check_manifest(path, files)
         return cls(**formats.unpack(path, files))
 
     @classmethod
-    def from_pretrained(cls, source: Path | str, *, revision: str | None = None) -> Eraser:
+    def from_pretrained(
+        cls,
+        source: Path | str,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: Path | str | None = None,
+        signed_by: Signer | None = None,
+        require_signature: bool = False,
+    ) -> Eraser:
         """The eraser in a folder, or in a repository on the hub (`owner/name`), which is downloaded unless cached.
 
+        `revision` is a branch, a tag, or best a commit; `token`, `local_files_only` and `cache_dir` are the hub's.
         Raises ExciseError where it cannot be had, and as `load` does.
         """
-        return cls.load(source if Path(source).exists() else formats.fetched(str(source), revision))
+        folder = Path(source)
+        if not folder.exists():
+            folder = hub.fetched(
+                str(source), revision=revision, token=token, local_files_only=local_files_only, cache_dir=cache_dir
+            )
+        return cls.load(folder, signed_by=signed_by, require_signature=require_signature)
 
     def attach(
         self,
@@ -108,9 +158,13 @@ class Eraser:
         )
 
 
-def verify(folder: Path | str, pipe: Any | None = None, *, sae: Any | None = None) -> list[Check]:
-    """Check a saved eraser, and with `pipe` that it fits that pipeline and fires on it. Stops at the first failure
-    that makes the later checks meaningless; nothing is raised for a bad eraser."""
+def verify(
+    folder: Path | str, pipe: Any | None = None, *, sae: Any | None = None, signed_by: Signer | None = None
+) -> list[Check]:
+    """Check a saved eraser, with `signed_by` its signature, and with `pipe` that it fits that pipeline and fires on it.
+
+    Stops at the first failure that makes the later checks meaningless; nothing is raised for a bad eraser.
+    """
     path = Path(folder)
     checks: list[Check] = []
 
@@ -124,7 +178,13 @@ def verify(folder: Path | str, pipe: Any | None = None, *, sae: Any | None = Non
         return result if result is not None else True
 
     files = passes("files", lambda: formats.read(path), "all three files are there")
-    if files is None or passes("manifest", lambda: formats.check_manifest(path, files), "no byte was altered") is None:
+    if files is None:
+        return checks
+    if signed_by is not None and not passes(
+        "signature", lambda: check_signature(path, files, signed_by), f"signed by {signed_by}"
+    ):
+        return checks
+    if passes("manifest", lambda: formats.check_manifest(path, files), "no byte was altered") is None:
         return checks
     eraser = passes("content", lambda: Eraser(**formats.unpack(path, files)), "format, shapes and values are valid")
     if eraser is None or pipe is None:

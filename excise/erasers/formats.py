@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,12 +23,32 @@ from excise.sites.site import Site
 if TYPE_CHECKING:
     from excise.erasers.eraser import Eraser
 
+T = TypeVar("T")
 SCHEMA = "excise.eraser/1"
 FILES = ("eraser.json", "eraser.safetensors", "manifest.json")
 _TOP = {"schema", "method", "name", "concept", "mentions", "edits", "made_for", "created", "measured"} | {
     "canary",
     "canary_shift",
 }
+_KINDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+_MALFORMED = (
+    ExciseError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    OverflowError,
+    SafetensorError,
+)
+"""What bytes that were never an eraser make json, safetensors, torch and the constructors raise."""
 _EDIT = {"site", "lam", "lead", "sae_digest", "concept_codes", *CHOICES}
 
 
@@ -54,7 +75,8 @@ def pack(eraser: Eraser) -> dict[str, bytes]:
             }
         )
         site = {"component": edit.site.component, "path": edit.site.path, "width": edit.site.width}
-        options = {name: getattr(edit, name) for name in ("lam", "lead", "sae_digest", *CHOICES)}
+        options = {name: getattr(edit, name) for name in ("lead", "sae_digest", *CHOICES)}
+        options["lam"] = float(edit.lam)  # 1 and 1.0 are one number, and have to be one digest
         edits.append({"site": site, "concept_codes": edit.concept_codes is not None, **options})
     described = {
         "schema": SCHEMA,
@@ -67,7 +89,7 @@ def pack(eraser: Eraser) -> dict[str, bytes]:
         "created": dict(eraser.created),
         "measured": dict(eraser.measured),
         "canary": list(eraser.canary),
-        "canary_shift": eraser.canary_shift,
+        "canary_shift": float(eraser.canary_shift),
     }
     try:
         text = _json(described)
@@ -99,20 +121,6 @@ def read(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def fetched(repository: str, revision: str | None = None) -> Path:
-    """The local copy of an eraser's three files in a repository on the hub, downloaded unless the cache has it.
-
-    Raises ExciseError where it cannot be had.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
-    except (OSError, ValueError) as error:  # the hub's own errors are one or the other
-        reason = str(error).splitlines()[0]
-        raise ExciseError(f"{repository} is no folder, and no eraser on the hub ({reason}); check the name") from error
-
-
 def check_manifest(folder: Path, files: Mapping[str, bytes]) -> None:
     """Raises ExciseError unless the manifest is byte for byte the one that belongs to the files."""
     if files["manifest.json"] != manifest(files):
@@ -127,55 +135,65 @@ def unpack(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     try:
         described = json.loads(files["eraser.json"].decode(), parse_constant=_no_constant)
         schema = described["schema"]
-        if schema != SCHEMA:
-            raise ExciseError(
-                f"{folder} has the format {schema!r}, this version reads {SCHEMA!r}; use a matching excise"
-            )
-        _exactly(described, _TOP, "eraser.json")
-        tensors = load_tensors(files["eraser.safetensors"])
-        edits = tuple(_edit(n, data, tensors) for n, data in enumerate(described["edits"]))
-        if tensors:
-            raise ValueError(f"tensor {next(iter(tensors))} belongs to no edit")
-        if not edits:
-            raise ValueError("it edits nothing")
-        return {
-            "edits": edits,
-            "method": _text(described["method"]),
-            "name": _text(described["name"]),
-            "concept": _text(described["concept"]),
-            "mentions": tuple(_text(m) for m in described["mentions"]),
-            "made_for": dict(described["made_for"]),
-            "created": dict(described["created"]),
-            "measured": dict(described["measured"]),
-            "canary": tuple(_text(c) for c in described["canary"]),
-            "canary_shift": float(described["canary_shift"]),
-        }
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ExciseError(f"{folder} is no valid eraser ({error}); copy or fit it again") from error
+        if schema == SCHEMA:
+            return _arguments(described, load_tensors(files["eraser.safetensors"]))
+    except _MALFORMED as error:
+        raise ExciseError(f"{folder} is no valid eraser ({reason(error)}); copy or fit it again") from error
+    raise ExciseError(
+        f"{folder} has the format {reprlib.repr(schema)[:60]}, this version reads {SCHEMA!r}; use a matching excise"
+    )
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one short line that is safe to print: it may quote a file that anybody wrote."""
+    said = str(error.strerror or error) if isinstance(error, OSError) else str(error)
+    return "".join(c if c.isprintable() else " " for c in said[:200]).strip() or type(error).__name__
+
+
+def _arguments(described: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    _exactly(described, _TOP, "eraser.json")
+    _json(described)  # refuses what could not be saved again: 1e999, and halves of surrogate pairs
+    edits = tuple(_edit(n, data, tensors) for n, data in enumerate(_is(list, described["edits"])))
+    if tensors:
+        raise ValueError(f"tensor {next(iter(tensors))!r} belongs to no edit")
+    if not edits:
+        raise ValueError("it edits nothing")
+    return {
+        "edits": edits,
+        **{name: _is(str, described[name]) for name in ("method", "name", "concept")},
+        **{name: tuple(_is(str, text) for text in _is(list, described[name])) for name in ("mentions", "canary")},
+        **{name: _is(dict, described[name]) for name in ("made_for", "created", "measured")},
+        "canary_shift": _number(described["canary_shift"]),
+    }
 
 
 def _edit(n: int, data: dict[str, Any], tensors: dict[str, Tensor]) -> SAEEdit:
     _exactly(data, _EDIT, f"edit {n}")
     _exactly(data["site"], {"component", "path", "width"}, f"edit {n}'s site")
-    site = Site(_text(data["site"]["component"]), _text(data["site"]["path"]), int(data["site"]["width"]))
-    names = [*TENSORS, *(["concept_codes"] if data["concept_codes"] else [])]
+    component, path, width = (data["site"][name] for name in ("component", "path", "width"))
+    site = Site(_is(str, component), _is(str, path), _is(int, width))
+    names = [*TENSORS, *(["concept_codes"] if _is(bool, data["concept_codes"]) else [])]
     parts: dict[str, Any] = {name: tensors.pop(f"{n}.{name}") for name in names}
     for name, tensor in parts.items():
         if tensor.dtype != (torch.int64 if name == "indices" else torch.float32):
             raise ValueError(f"{n}.{name} is {tensor.dtype}")
-    options: dict[str, Any] = {name: _text(data[name]) for name in (*CHOICES, "sae_digest")}
-    return SAEEdit(site=site, lam=float(data["lam"]), lead=int(data["lead"]), **parts, **options)
+    options: dict[str, Any] = {name: _is(str, data[name]) for name in (*CHOICES, "sae_digest")}
+    return SAEEdit(site=site, lam=_number(data["lam"]), lead=_is(int, data["lead"]), **parts, **options)
 
 
-def _exactly(data: Mapping[str, Any], keys: set[str], where: str) -> None:
-    if odd := sorted(set(data) ^ keys):
+def _exactly(data: Any, keys: set[str], where: str) -> None:
+    if odd := sorted(set(_is(dict, data)) ^ keys):
         raise ValueError(f"{where}: {odd[0]!r} is {'unknown' if odd[0] in data else 'missing'}")
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} should be text")
+def _is(kind: type[T], value: Any) -> T:
+    if type(value) is not kind:  # by its type: True is an int too
+        raise TypeError(f"{reprlib.repr(value)} should be {_KINDS[kind]}")
     return value
+
+
+def _number(value: Any) -> float:
+    return float(value if type(value) is int else _is(float, value))
 
 
 def _no_constant(name: str) -> float:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
-from excise.erasers.edit import SAEEdit
+from excise.erasers.edit import SAEEdit, without
 from excise.erasers.guard import CALL, is_muted
 from excise.errors import ExciseError
 
@@ -30,6 +30,8 @@ class Passage(ModelHook):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._number = next(_NUMBERS)
+        self.name, self.alive = f"excise.{self._number}", False
+        self.wrapper: Any = None
         _LIVE[self._number] = self
 
     def passed(self, state: Tensor) -> Tensor:
@@ -61,15 +63,58 @@ def _(state: Tensor, number: int) -> Tensor:
     return torch.empty_like(state)
 
 
-class EditHook(Passage):
-    """Applies one edit to the output of the wrapped module."""
+class EditHook:
+    """One edit at one module, and what it did."""
 
     def __init__(self, attachment: Attachment, edit: SAEEdit) -> None:
-        super().__init__()
         self.attachment, self.edit, self._moved = attachment, edit, edit
         self.rows = self.runs = 0
         self.norm = 0.0
         """Sum over the edited rows of the L2 norm of what was subtracted."""
+
+    def delta(self, state: Tensor) -> Tensor | None:
+        """What it subtracts from `state` in this run; None where it leaves every bit alone."""
+        call = CALL.get()
+        branch = "conditional" if call is None else call.next_branch(self)
+        self.runs += 1
+        if not self.attachment.active or is_muted(self.attachment):
+            return None
+        if self._moved.W_enc.device != state.device:
+            self._moved = self.edit.to(state.device)
+        delta = self._moved.delta(state, self.attachment.strength, branch=branch, sae=self.attachment.sae)
+        if delta is not None:
+            norms = delta.detach().float().norm(dim=-1)
+            self.rows += int((norms > 0).sum())
+            self.norm += float(norms.sum())
+        return delta
+
+
+class Edits(Passage):
+    """The edits at one module, of everything that is attached to the pipelines it is part of.
+
+    All of them read the state as the model made it and are subtracted together, in the order of their erasers'
+    digests: whichever was attached first, the bits come out the same.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hooks: tuple[EditHook, ...] = ()
+
+    @classmethod
+    def join(cls, module: nn.Module, hook: EditHook) -> Edits:
+        """Put an edit at `module`."""
+        edits = found_on(module, cls)
+        if edits is None:
+            edits = cls()
+            install(module, edits)
+        edits.hooks = tuple(sorted((*edits.hooks, hook), key=lambda own: own.attachment.eraser.digest))
+        return edits
+
+    def leave(self, module: nn.Module, hook: EditHook) -> None:
+        """Take an edit off; the last one out leaves no trace."""
+        self.hooks = tuple(own for own in self.hooks if own is not hook)
+        if not self.hooks:
+            remove(module, self)
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         state = output[0] if isinstance(output, tuple) else output
@@ -77,31 +122,18 @@ class EditHook(Passage):
         return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
     def passed(self, state: Tensor) -> Tensor:
-        call = CALL.get()
-        branch = "conditional" if call is None else call.next_branch(self)
-        self.runs += 1
-        if not self.attachment.active or is_muted(self.attachment):
+        hooks = self.hooks
+        deltas = [delta for hook in hooks if (delta := hook.delta(state)) is not None]
+        if not deltas:
             return state
-        if self._moved.W_enc.device != state.device:
-            self._moved = self.edit.to(state.device)
-        edited = self._moved.apply(state, self.attachment.strength, branch=branch, sae=self.attachment.sae)
+        edited = without(state, sum(deltas[1:], deltas[0]))
         if not bool(torch.isfinite(edited).all()):
-            raise ExciseError(f"states at {self.edit.site.key} are not finite numbers; nothing is rendered from them")
-        with torch.no_grad():
-            changed = (edited != state).any(-1)
-            self.rows += int(changed.sum())
-            self.norm += float((edited - state)[changed].float().norm(dim=-1).sum())
+            where = hooks[0].edit.site.key
+            raise ExciseError(f"states at {where} are not finite numbers; nothing is rendered from them")
         return edited
 
 
-def edits_on(module: nn.Module) -> list[EditHook]:
-    """The edits attached to `module`, by whichever pipeline shares it."""
-    registry = vars(module).get("_diffusers_hook")
-    found = [hook for hook in registry.hooks.values() if isinstance(hook, EditHook)] if registry is not None else []
-    return [hook for hook in found if hook.attachment.attached]
-
-
-def install(module: nn.Module, hook: ModelHook, name: str) -> None:
+def install(module: nn.Module, hook: Passage) -> None:
     """Wrap `module.forward` with a hook, remembering whether the registry it needs was there before."""
     fresh = "_diffusers_hook" not in vars(module)
     if fresh:
@@ -109,26 +141,26 @@ def install(module: nn.Module, hook: ModelHook, name: str) -> None:
     registry = vars(module)["_diffusers_hook"]
     if fresh:
         registry.excise_made_it = True
-    registry.register_hook(hook, name)
-    hook.wrapper = vars(module)["forward"]
+    registry.register_hook(hook, hook.name)
+    hook.wrapper, hook.alive = vars(module)["forward"], True
 
 
-def remove(module: nn.Module, name: str) -> None:
+def remove(module: nn.Module, hook: Passage) -> None:
     """Unhook, and leave no trace where the registry was ours and nobody else uses it now.
 
     Where somebody wrapped `forward` once more since (an offloading of accelerate's), our wrapper stays below it and
     lets everything pass: taking it out would take theirs along.
     """
     registry: HookRegistry | None = vars(module).get("_diffusers_hook")
-    hook = registry.get_hook(name) if registry is not None else None
-    if registry is None or hook is None:
+    hook.alive = False
+    if registry is None or registry.get_hook(hook.name) is not hook:
         return
     newest = next(reversed(registry.hooks.values()))
     if hook is newest and vars(module).get("forward") is not hook.wrapper:
         hook.fn_ref.pre_forward = lambda module, *args, **kwargs: (args, kwargs)
         hook.fn_ref.post_forward = lambda module, output: output
         return
-    registry.remove_hook(name, recurse=False)
+    registry.remove_hook(hook.name, recurse=False)
     if registry.hooks:
         return
     own = vars(module).get("forward")
@@ -136,3 +168,13 @@ def remove(module: nn.Module, name: str) -> None:
         del module.forward
     if getattr(registry, "excise_made_it", False):
         del module._diffusers_hook
+
+
+H = TypeVar("H", bound=Passage)
+
+
+def found_on(module: nn.Module | None, kind: type[H]) -> H | None:
+    """The live hook of that kind on `module`, if there is one."""
+    registry = vars(module).get("_diffusers_hook") if module is not None else None
+    hooks = registry.hooks.values() if registry is not None else ()
+    return next((hook for hook in hooks if isinstance(hook, kind) and hook.alive), None)

@@ -44,11 +44,15 @@ def encoder_matches(encoder: nn.Module, digests: dict[str, list[str]]) -> bool:
 def _digest(encoder: nn.Module, casts: tuple[torch.dtype, ...]) -> str:
     digest = hashlib.sha256()
     state = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}
+    originals = {name.removeprefix("text_model."): name for name in encoder.state_dict()}
     for name in sorted(state):
         if name.endswith("position_ids"):  # a constant that only some transformers versions keep
             continue
         tensor = state[name]
         if tensor.is_meta:
+            path, _, own = originals[name].rpartition(".")
+            tensor = _kept_elsewhere(encoder.get_submodule(path), own)
+        if tensor is None:
             raise ExciseError(
                 f"the text encoder's weights ({name}) are not in memory; attach the eraser before enabling offload"
             )
@@ -73,7 +77,8 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def weights_now(pipe: Any) -> list[tuple[str, int, int]]:
-    """Which weights the text encoders have and how often each was written to: cheap enough for every call.
+    """Which weights the text encoders have and how often each was written to, which tokenizers and how many words they
+    know: cheap enough for every call.
 
     Of those that an offloading keeps elsewhere (accelerate's), the tensors it brings them back from.
     """
@@ -81,10 +86,18 @@ def weights_now(pipe: Any) -> list[tuple[str, int, int]]:
     for component, encoder in text_encoders(pipe).items():
         for path, module in encoder.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
-                tensor: Any = parameter
-                if parameter.is_meta:
-                    tensor = (getattr(getattr(module, "_hf_hook", None), "weights_map", None) or {})[name]
-                found.append((f"{component}.{path}.{name}", id(tensor), version_of(tensor)))
+                tensor: Any = _kept_elsewhere(module, name) if parameter.is_meta else parameter
+                version = -1 if tensor is None else version_of(tensor)
+                found.append((f"{component}.{path}.{name}", id(tensor), version))
+        tokenizer = tokenizer_of(pipe, component)
+        found.append((f"{component}'s tokenizer", id(tokenizer), len(tokenizer)))
+    return found
+
+
+def _kept_elsewhere(module: nn.Module, name: str) -> Tensor | None:
+    """The weight that accelerate's offloading keeps for a module and brings back when it runs; None without that."""
+    kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+    found: Tensor | None = kept[name] if kept is not None else None
     return found
 
 

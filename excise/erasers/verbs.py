@@ -2,24 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from excise.erasers.attachment import Attachment
 from excise.erasers.eraser import Eraser
 from excise.erasers.guard import Guard
-from excise.errors import ExciseError
+from excise.erasers.signing import Signer
+from excise.errors import EraserDidNotFire, ExciseError
+from excise.sites.encoding import encode_prompt, tensors_of
 
 
-def load_eraser(pipe: Any, source: Path | str, name: str | None = None, **options: Any) -> Attachment:
+def load_eraser(
+    pipe: Any,
+    source: Path | str,
+    name: str | None = None,
+    *,
+    signed_by: Signer | None = None,
+    require_signature: bool = False,
+    **options: Any,
+) -> Attachment:
     """Attach the eraser saved at `source`, a folder or a repository on the hub, and call it `name` (else its own name).
 
-    `options` are those of `Eraser.attach`. What comes back is a context manager too: leaving it unloads the eraser.
+    `signed_by` is whose signature it must bear; `options` are those of `Eraser.attach`. What comes back is a context
+    manager too: leaving it unloads the eraser.
     Raises ExciseError where the name is taken, the eraser cannot be read, or does not belong to the pipeline;
     EraserDidNotFire where it changes nothing.
     """
-    return Eraser.from_pretrained(source).attach(pipe, name=name, **options)
+    eraser = Eraser.from_pretrained(source, signed_by=signed_by, require_signature=require_signature)
+    return eraser.attach(pipe, name=name, **options)
+
+
+def encode(pipe: Any, how: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Any:
+    """Encode a prompt elsewhere than in `pipe.encode_prompt` (a prompt weighting such as compel's) so that its states
+    may be rendered: what `how(*args, **kwargs)` gives comes back, and counts as made under the loaded erasers.
+
+    `how` must run the pipeline's own text encoders; a text instead of it is what `pipe.encode_prompt` is given. Raises
+    EraserDidNotFire where an active eraser's edit did not run meanwhile.
+    """
+    loaded = list(_loaded(pipe).values())
+    if isinstance(how, str):
+        return encode_prompt(pipe, how, *args, **kwargs)
+    active = [attachment for attachment in loaded if attachment.active]
+    before = [[hook.runs for hook in attachment.hooks] for attachment in active]
+    made = how(*args, **kwargs)
+    for attachment, runs in zip(active, before, strict=True):
+        for hook, n in zip(attachment.hooks, runs, strict=True):
+            if hook.runs == n:
+                raise EraserDidNotFire(
+                    f"eraser {attachment.name!r} saw no text-encoder run at {hook.edit.site.key}; encode with the "
+                    "pipeline's own text encoders, so that it can act"
+                )
+        attachment.trust(list(tensors_of(made)), made)
+    return made
 
 
 def unload_eraser(pipe: Any, name: str | None = None) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from excise.erasers.guard import LEDGER, is_muted
-from excise.erasers.hooks import EditHook, Passage, install, remove
+from excise.erasers.hooks import EditHook, Passage, found_on, install, remove
 from excise.erasers.integrity import version_of
 from excise.erasers.ledger import Ledger
 from excise.sites.encoding import tensors_of
@@ -24,7 +24,6 @@ from excise.sites.site import shows_from, text_encoders
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
 
-NAME = "excise.witness"
 READS = (
     "encoder_hidden_states",
     "encoder_hidden_states_t5",
@@ -79,20 +78,19 @@ def _edited(output: Any, first: int) -> Any:
 class Witness(Passage):
     """A hook on the denoisers of a pipeline, shared by everything attached to the pipelines they are part of."""
 
-    def __init__(self, denoisers: list[nn.Module], encoders: dict[str, nn.Module]) -> None:
+    def __init__(self, dtypes: set[torch.dtype]) -> None:
         super().__init__()
         self.attachments: list[Attachment] = []
         self.ledger = Ledger()
-        self.ledger.dtypes = {next(denoiser.parameters()).dtype for denoiser in denoisers}
+        self.ledger.dtypes = dtypes
         self._passed: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-        self._denoisers, self._encoders = denoisers, encoders
+        self._posts: list[tuple[nn.Module, Passage]] = []
 
     @classmethod
     def of(cls, denoiser: nn.Module | None) -> Witness | None:
         """The witness at `denoiser`, if there is one."""
-        registry = getattr(denoiser, "_diffusers_hook", None)
-        found = registry.get_hook(NAME) if registry is not None else None
-        return found.witness if isinstance(found, Post) else None
+        post = found_on(denoiser, Post)
+        return post.witness if post is not None else None
 
     @classmethod
     def join(cls, pipe: Any, attachment: Attachment) -> Witness | None:
@@ -105,11 +103,12 @@ class Witness(Passage):
             return None
         witness = next((found for denoiser in watched if (found := cls.of(denoiser))), None)
         if witness is None:
-            witness = cls(watched, text_encoders(pipe))
-            for denoiser in watched:
-                install(denoiser, Post(witness), NAME)
-            for component, encoder in witness._encoders.items():
-                install(encoder, Scribe(witness, component), NAME)
+            witness = cls({next(denoiser.parameters()).dtype for denoiser in watched})
+            posts: list[tuple[nn.Module, Passage]] = [(denoiser, Post(witness)) for denoiser in watched]
+            posts += [(encoder, Scribe(witness, name)) for name, encoder in text_encoders(pipe).items()]
+            for module, hook in posts:
+                install(module, hook)
+            witness._posts = posts
         witness.attachments.append(attachment)
         return witness
 
@@ -118,8 +117,8 @@ class Witness(Passage):
         if attachment in self.attachments:
             self.attachments.remove(attachment)
             if not self.attachments:
-                for module in (*self._denoisers, *self._encoders.values()):
-                    remove(module, NAME)
+                for module, hook in self._posts:
+                    remove(module, hook)
 
     def forget(self) -> None:
         """Nothing that was encoded before counts any more: an eraser was attached, scaled or switched."""

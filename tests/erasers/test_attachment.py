@@ -234,8 +234,12 @@ def test_changes_after_attaching_are_noticed(
         encode(tiny_pipe, GUN)
         with torch.no_grad():
             tiny_pipe.text_encoder.get_input_embeddings().weight.mul_(1.0)
+        encode(tiny_pipe, GUN)
+        with torch.no_grad():
+            tiny_pipe.text_encoder.get_input_embeddings().weight.mul_(1.01)
         with pytest.raises(ExciseError, match="text encoder changed after"):
             encode(tiny_pipe, GUN)
+    tiny_pipe.text_encoder = build_pipe().text_encoder
     with gun_eraser.attach(tiny_pipe):
         tiny_pipe.text_encoder = build_pipe().text_encoder
         with pytest.raises(ExciseError, match="was replaced after"):

@@ -1,0 +1,36 @@
+"""`excise push`: an eraser to the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from excise.cli.options import Json
+from excise.cli.terminal import emit
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: excise push gun-eraser owner/gun-eraser --private")(push)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of an eraser.", metavar="DIR")],
+    repo: Annotated[str, typer.Argument(help="Repository on the hub; made where there is none.", metavar="OWNER/NAME")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch to push to; made where there is none. Default: main.")
+    ] = None,
+    message: Annotated[str, typer.Option("--message", help="The commit's message.")] = "Push an eraser",
+    json: Json = False,
+) -> None:
+    """Push an eraser to the Hugging Face hub with a card that says what it is; `hf auth login` comes first.
+
+    A README.md or a signature in the folder goes along; the README.md then takes the card's place.
+    """
+    from excise.erasers.hub import push_folder
+
+    eraser, url = push_folder(folder, repo, private=private or None, revision=revision, commit_message=message)
+    data = {"folder": str(folder), "repo": repo, "url": url, "digest": eraser.digest}
+    emit(json, data, lambda: typer.echo(f"{url}: “{eraser.concept}”, digest {eraser.digest[:12]}"))

@@ -1,0 +1,312 @@
+"""The ways round an eraser, one test each: every one of them is refused, at attach or before anything is rendered."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import excise
+from excise.concepts import Concept, from_templates
+from excise.erasers import Eraser, SAEEdit, made_for
+from excise.errors import EraserDidNotFire, ExciseError
+from excise.methods.snce import SNCEConfig, fit
+from excise.sites import Site, default_site, to_cover
+from tests import tiny
+from tests.planted import planted
+
+GUN = "a gun on grass"
+
+
+def draw(pipe: Any, prompt: Any = GUN, **options: Any) -> Any:
+    how = {"num_inference_steps": 1, "guidance_scale": 3.0, "output_type": "latent", **options}
+    return pipe(prompt, generator=torch.Generator().manual_seed(3), **how).images
+
+
+def states(pipe: Any, prompt: str = GUN) -> Tensor:
+    with torch.no_grad():
+        made: Tensor = pipe.encode_prompt(prompt, "cpu", 1, False)[0]
+    return made
+
+
+@pytest.fixture
+def sibling(tiny_pipe: Any) -> Any:
+    """Another pipeline of the same components, which nobody attached anything to."""
+    from diffusers import StableDiffusionPipeline
+
+    made = StableDiffusionPipeline(**tiny_pipe.components, requires_safety_checker=False)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture
+def refused(tiny_pipe: Any, gun_eraser: Eraser) -> Callable[..., None]:
+    """`refused(change, match)`: after `change(pipe)` under the eraser a picture is refused."""
+
+    def check(
+        change: Callable[[Any], Any], match: str, kind: type[Exception] = EraserDidNotFire, **options: Any
+    ) -> None:
+        with gun_eraser.attach(tiny_pipe):
+            draw(tiny_pipe)
+            change(tiny_pipe)
+            with pytest.raises(kind, match=match):
+                draw(tiny_pipe, **options)
+
+    return check
+
+
+def test_prompt_embeddings_from_elsewhere(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    foreign = states(tiny_pipe)
+    with gun_eraser.attach(tiny_pipe), pytest.raises(EraserDidNotFire, match="prompt_embeds were not encoded under"):
+        draw(tiny_pipe, None, prompt_embeds=foreign, negative_prompt_embeds=foreign)
+
+
+def test_prompt_embeddings_from_elsewhere_through_a_pipeline_of_the_same_components(
+    tiny_pipe: Any, sibling: Any, gun_eraser: Eraser
+) -> None:
+    foreign = states(tiny_pipe)
+    with gun_eraser.attach(tiny_pipe), pytest.raises(EraserDidNotFire, match="the denoiser was given text states"):
+        draw(sibling, None, prompt_embeds=foreign, negative_prompt_embeds=foreign)
+
+
+def test_the_denoiser_called_by_hand(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    foreign = states(tiny_pipe)
+    with gun_eraser.attach(tiny_pipe), pytest.raises(EraserDidNotFire), torch.no_grad():
+        tiny_pipe.unet(torch.zeros(1, 4, 8, 8), 10, encoder_hidden_states=foreign)
+
+
+def test_embeddings_written_to_after_they_were_encoded(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    with gun_eraser.attach(tiny_pipe):
+        own = states(tiny_pipe)
+        own.mul_(1.1)
+        with pytest.raises(EraserDidNotFire):
+            draw(tiny_pipe, None, prompt_embeds=own, negative_prompt_embeds=own)
+
+
+def test_embeddings_encoded_before_the_eraser_was_enabled(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    with gun_eraser.attach(tiny_pipe) as attachment:
+        attachment.enabled = False
+        plain = states(tiny_pipe)
+        attachment.enabled = True
+        with pytest.raises(EraserDidNotFire):
+            draw(tiny_pipe, None, prompt_embeds=plain, negative_prompt_embeds=plain)
+
+
+def test_embeddings_of_the_unconditional_branch_given_as_a_prompt(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    """The unconditional prompt is not edited by default, so what it made must not come back as the prompt."""
+    with gun_eraser.attach(tiny_pipe):
+        with torch.no_grad():
+            negative = tiny_pipe.encode_prompt("a cat", "cpu", 1, True, GUN)[1]
+        with pytest.raises(EraserDidNotFire):
+            draw(tiny_pipe, None, prompt_embeds=negative, negative_prompt_embeds=negative)
+
+
+def test_another_text_encoder(refused: Any, build_pipe: Any) -> None:
+    refused(lambda pipe: setattr(pipe, "text_encoder", build_pipe(1).text_encoder), "was replaced", ExciseError)
+
+
+def test_another_layer(refused: Any) -> None:
+    def change(pipe: Any) -> None:
+        layers = pipe.text_encoder.encoder.layers
+        layers[2] = copy.copy(layers[1])
+
+    refused(change, "was replaced", ExciseError)
+
+
+def test_weights_written_to(refused: Any) -> None:
+    def change(pipe: Any) -> None:
+        with torch.no_grad():
+            pipe.text_encoder.encoder.layers[0].mlp.fc1.weight.add_(1e-3)
+
+    refused(change, "the text encoder changed")
+
+
+def test_a_lora_loaded_later(refused: Any) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    refused(lambda pipe: pipe.text_encoder.add_adapter(config), "the text encoder changed")
+
+
+def test_a_textual_inversion_loaded_later(refused: Any) -> None:
+    word = {"<gun-like>": torch.randn(64)}
+    refused(lambda pipe: pipe.load_textual_inversion(word, token="<gun-like>"), "the text encoder changed")
+
+
+def test_a_word_added_to_the_tokenizer(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    own = copy.deepcopy(tiny_pipe.tokenizer)
+    tiny_pipe.tokenizer = own
+    with gun_eraser.attach(tiny_pipe):
+        own.add_tokens(["sks"])
+        with pytest.raises(EraserDidNotFire, match="the text encoder changed"):
+            draw(tiny_pipe)
+
+
+def test_another_tokenizer(refused: Any) -> None:
+    def change(pipe: Any) -> None:
+        pipe.tokenizer = copy.deepcopy(pipe.tokenizer)
+        pipe.tokenizer.add_tokens(["sks"])
+
+    refused(change, "the text encoder changed")
+
+
+def test_a_denoiser_that_nobody_watches(refused: Any, build_pipe: Any) -> None:
+    refused(lambda pipe: setattr(pipe, "unet", build_pipe(1).unet), "the denoiser was replaced")
+
+
+def test_an_ip_adapter(refused: Any) -> None:
+    refused(lambda pipe: pipe.unet.register_to_config(encoder_hid_dim_type="ip_image_proj"), "an IP-Adapter feeds")
+
+
+def test_a_hook_torn_off(refused: Any) -> None:
+    def change(pipe: Any) -> None:
+        del pipe.text_encoder.encoder.layers[2].forward
+
+    refused(change, "saw no text-encoder run")
+
+
+def test_encode_prompt_overwritten(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    foreign = states(tiny_pipe)
+    with gun_eraser.attach(tiny_pipe):
+        tiny_pipe.encode_prompt = lambda *args, **kwargs: (foreign, foreign)
+        with pytest.raises(EraserDidNotFire, match="the denoiser was given text states"):
+            draw(tiny_pipe)
+
+
+def test_a_remote_text_encoder(tiny_pipe: Any, build_pipe: Any, gun_eraser: Eraser) -> None:
+    """`forward` asks another process: here another encoder of the same weights, which no edit is in."""
+    remote = build_pipe().text_encoder
+    with gun_eraser.attach(tiny_pipe):
+        tiny_pipe.text_encoder.forward = remote.forward
+        with pytest.raises(EraserDidNotFire, match="saw no text-encoder run"):
+            draw(tiny_pipe)
+
+
+def test_no_text_encoder_but_embeddings(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    foreign = states(tiny_pipe)
+    with gun_eraser.attach(tiny_pipe):
+        tiny_pipe.text_encoder = None
+        with pytest.raises(ExciseError, match="no text encoder"):
+            draw(tiny_pipe, None, prompt_embeds=foreign, negative_prompt_embeds=foreign)
+
+
+def test_clip_skip_to_before_the_site(refused: Any) -> None:
+    refused(lambda pipe: None, "clip_skip=1 reads the text encoder before", ExciseError, clip_skip=1)
+
+
+def test_weights_on_words_put_on_elsewhere(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    """What a prompt weighting makes of the states is none of the edited encoder's, unless it goes through encode."""
+    with gun_eraser.attach(tiny_pipe):
+        heavier = states(tiny_pipe) * 1.3
+        with pytest.raises(EraserDidNotFire):
+            draw(tiny_pipe, None, prompt_embeds=heavier, negative_prompt_embeds=heavier)
+
+
+def test_excise_encode_refuses_what_no_edited_encoder_made(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    foreign = states(tiny_pipe)
+    with gun_eraser.attach(tiny_pipe), pytest.raises(EraserDidNotFire, match="saw no text-encoder run"):
+        excise.encode(tiny_pipe, lambda: foreign)
+
+
+def test_a_canary_that_does_not_move(tiny_pipe: Any, gun_edit: SAEEdit) -> None:
+    silent = replace(gun_edit, b_enc=torch.tensor([-1e6]))
+    eraser = Eraser((silent,), "silent", "gun", (), made_for(tiny_pipe), canary=(GUN,))
+    with pytest.raises(EraserDidNotFire, match="did not change what the denoiser reads"):
+        eraser.attach(tiny_pipe)
+
+
+def test_a_negative_strength(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    with pytest.raises(ExciseError, match="would amplify"):
+        gun_eraser.attach(tiny_pipe, strength=-1)
+    with gun_eraser.attach(tiny_pipe) as attachment, pytest.raises(ExciseError, match="would amplify"):
+        attachment.strength = -0.1
+
+
+def test_another_models_text_encoder_at_attach(build_pipe: Any, gun_eraser: Eraser) -> None:
+    with pytest.raises(ExciseError, match="made for another pipeline"):
+        gun_eraser.attach(build_pipe(1))
+
+
+def test_states_that_are_not_numbers(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    with gun_eraser.attach(tiny_pipe, on_bypass="allow"):
+        with torch.no_grad():
+            tiny_pipe.text_encoder.get_input_embeddings().weight[:, 0] = float("nan")
+        with pytest.raises(ExciseError, match="not finite"):
+            draw(tiny_pipe)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, pickle.dumps, lambda pipe: copy.deepcopy(pipe.text_encoder)])
+def test_a_copy_of_the_pipeline(tiny_pipe: Any, gun_eraser: Eraser, way: Callable[[Any], Any]) -> None:
+    with gun_eraser.attach(tiny_pipe), pytest.raises(ExciseError, match="cannot be copied or pickled; detach it"):
+        way(tiny_pipe)
+    way(tiny_pipe)
+
+
+def several(family: str) -> tuple[Any, Concept, dict[Site, Any]]:
+    if (reason := tiny.missing(family)) is not None:
+        pytest.skip(reason)
+    pipe, full = tiny.build(family), from_templates("gun", ("gun",), 12)
+    concept = replace(full, pairs=full.pairs[:6], controls=full.controls[:4])
+    return pipe, concept, {s: planted(pipe, s, concept) for s in (default_site(pipe, c) for c in to_cover(pipe))}
+
+
+def test_a_second_text_encoder_that_nobody_edits() -> None:
+    pipe, concept, saes = several("sdxl")
+    with pytest.raises(ExciseError, match="also reads text_encoder_2, which this eraser does not edit"):
+        fit(pipe, concept, SNCEConfig(permutations=20), sae=dict([next(iter(saes.items()))]))
+
+
+def test_a_second_encoder_whose_edit_does_nothing() -> None:
+    """Every part of what the denoiser reads has to move on the canary, not just some of it."""
+    pipe, concept, saes = several("sdxl")
+    eraser = fit(pipe, concept, SNCEConfig(permutations=20), sae=saes)
+    first, second = eraser.edits
+    for edits in ((first, replace(second, W_dec=second.W_dec * 0)), (replace(first, W_dec=first.W_dec * 0), second)):
+        with pytest.raises(EraserDidNotFire, match="columns"):
+            replace(eraser, edits=edits).attach(pipe)
+
+
+def test_an_early_tap_of_a_pipeline_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an entry in the registry it is the canary that finds the hidden states no edit has reached."""
+    pipe, concept, _ = several("flux2-klein")
+    site = replace(default_site(pipe), path=default_site(pipe).path.replace(".8", ".12"))
+    saes = {site: planted(pipe, site, concept)}
+    monkeypatch.setattr("excise.sites.families.FAMILIES", ())
+    with pytest.raises(EraserDidNotFire, match="positions: shift 0"):
+        fit(pipe, concept, SNCEConfig(permutations=20), sae=saes)
+
+
+def test_pooled_embeddings_from_elsewhere() -> None:
+    pipe, concept, saes = several("sdxl")
+    with torch.no_grad():
+        made = pipe.encode_prompt(GUN, device="cpu", do_classifier_free_guidance=False)
+    foreign_pooled = made[2]
+    with fit(pipe, concept, SNCEConfig(permutations=20), sae=saes).attach(pipe):
+        with torch.no_grad():
+            own = pipe.encode_prompt(GUN, device="cpu", do_classifier_free_guidance=False)
+        given = {"prompt_embeds": own[0], "pooled_prompt_embeds": own[2]}
+        tiny.call("sdxl", pipe, None, **given, guidance_scale=1.0)
+        with pytest.raises(EraserDidNotFire, match="pooled_prompt_embeds were not encoded"):
+            tiny.call("sdxl", pipe, None, **{**given, "pooled_prompt_embeds": foreign_pooled}, guidance_scale=1.0)
+
+
+def test_the_second_denoiser_of_a_pipeline() -> None:
+    pipe, concept, saes = several("wan")
+    with torch.no_grad():
+        foreign = pipe.encode_prompt(GUN, do_classifier_free_guidance=False)[0]
+    pipe.transformer_2 = copy.deepcopy(pipe.transformer)
+    with fit(pipe, concept, SNCEConfig(permutations=20), sae=saes).attach(pipe), torch.no_grad():
+        shape = (1, pipe.transformer_2.config.in_channels, 1, 4, 4)
+        with pytest.raises(EraserDidNotFire, match="the denoiser was given text states"):
+            pipe.transformer_2(torch.zeros(shape), torch.tensor([1]), encoder_hidden_states=foreign)
+
+
+def test_a_module_under_the_eraser_is_an_ordinary_module_again(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    with gun_eraser.attach(tiny_pipe):
+        pass
+    assert all("forward" not in vars(m) for m in tiny_pipe.text_encoder.modules() if isinstance(m, nn.Module))
