@@ -97,3 +97,10 @@ def test_the_readme_shows_both_commands_first() -> None:
     assert first is not None
     assert "make demo" in first["body"]
     assert "make test" in first["body"]
+
+
+def test_every_way_round_has_its_test() -> None:
+    ways = re.findall(r"\| `(test_\w+)` \|", (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8"))
+    written = re.findall(r"^def (test_\w+)", (ROOT / "tests/erasers/test_bypasses.py").read_text(), re.MULTILINE)
+    assert len(ways) > 20
+    assert set(ways) <= set(written)
