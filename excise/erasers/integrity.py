@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from excise.errors import ExciseError
 from excise.sites.site import text_encoders, tokenizer_of
 
+_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _PROBES = (
     "a photo of a gun next to a cat on a wooden table",
     "A Naïve café — 東京, 100% (done) #1 :: \U0001f52b's",
@@ -107,13 +111,52 @@ def version_of(tensor: Any) -> int:
 
 
 def made_for(pipe: Any) -> dict[str, Any]:
-    """What an eraser fitted on `pipe` is for: its class, and digests of every text encoder and tokenizer."""
+    """What an eraser fitted on `pipe` is for: its class, digests of every text encoder and tokenizer, and, where known,
+    its name on the hub and the digests of its text encoders' files.
+
+    Names and files say where it came from; it is the digests of the weights in memory that are compared.
+    """
     encoders = text_encoders(pipe)
+    source = str(getattr(pipe, "name_or_path", None) or "")
     return {
         "pipeline": type(pipe).__name__,
+        "model": source if _HUB_NAME.match(source) and not Path(source).exists() else None,
+        "files": _files(source, list(encoders)),
         "encoders": {name: encoder_digests(encoder) for name, encoder in encoders.items()},
         "tokenizers": {name: tokenizer_digest(tokenizer_of(pipe, name)) for name in encoders},
     }
+
+
+def _files(source: str, components: list[str]) -> dict[str, str]:
+    """sha256 of the text encoders' weight files below a pipeline's folder or in the hub's cache; empty where there are
+    none."""
+    if not source:
+        return {}
+    root = Path(source)
+    if not root.is_dir():
+        try:
+            from huggingface_hub import try_to_load_from_cache
+
+            index = try_to_load_from_cache(source, "model_index.json")
+        except Exception:  # no name of the hub
+            return {}
+        if not isinstance(index, str):
+            return {}
+        root = Path(index).parent
+    found = sorted(path for name in components for path in (root / name).glob("*.safetensors"))
+    return {path.relative_to(root).as_posix(): _file_digest(path) for path in found}
+
+
+def _file_digest(path: Path) -> str:
+    """sha256; in the hub's cache large files are stored under it."""
+    stored = path.resolve().name
+    if _SHA256.match(stored):
+        return stored
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def mismatches(pipe: Any, made: dict[str, Any]) -> list[str]:

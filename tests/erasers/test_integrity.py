@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,3 +62,14 @@ def test_the_tokenizers_digest_is_its_behaviour(clip_tokenizer: Any) -> None:
 def test_weights_out_of_memory_are_refused(tiny_pipe: Any) -> None:
     with pytest.raises(ExciseError, match="before enabling offload"):
         encoder_digests(copy.deepcopy(tiny_pipe.text_encoder).to("meta"))
+
+
+def test_it_says_which_files_the_text_encoder_came_from(tiny_pipe: Any, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    assert made_for(tiny_pipe)["files"] == {}
+    tiny_pipe.save_pretrained(tmp_path / "model")
+    made = made_for(StableDiffusionPipeline.from_pretrained(tmp_path / "model"))
+    weights = tmp_path / "model/text_encoder/model.safetensors"
+    assert made["files"] == {"text_encoder/model.safetensors": sha256(weights.read_bytes()).hexdigest()}
+    assert made["model"] is None, "a path of somebody's machine is nobody else's business"
