@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from excise import reference
 from excise.app.benchmark import report, resume, start
 from excise.bench.canvas.families import FAMILIES
-from excise.bench.statistics import in_percent
+from excise.bench.canvas.suite import Canvas
+from excise.bench.statistics import in_percent, share
 from excise.files import write_atomic
+from excise.reference.captions import caption
+from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
 
 BARS = {
     "ua": ("target gone, UA", "at least 97"),
@@ -65,6 +70,7 @@ def main() -> None:
     for name, run in runs.items():
         resume(run, lambda done: print(".", end="", flush=True))
         told[name] = report(run)
+    told["unasked"] = unasked()
     write_atomic(options.out, json.dumps(slim(told), indent=1) + "\n")
     write_atomic(options.out.with_suffix(".md"), page(told))
     print(page(told))
@@ -80,7 +86,16 @@ def swept() -> list[str]:
 def slim(told: Mapping[str, Any]) -> dict[str, Any]:
     """The results without the figures of single concepts in the sweep."""
     sweep = {label: {**method, "concepts": {}} for label, method in told["sweep"]["methods"].items()}
-    return {"standard": told["standard"], "sweep": {**told["sweep"], "methods": sweep}}
+    return {"standard": told["standard"], "sweep": {**told["sweep"], "methods": sweep}, "unasked": told["unasked"]}
+
+
+def unasked(n: int = 160) -> dict[str, dict[str, Any]]:
+    """How often the unerased model draws each style where the prompt names none."""
+    rng = random.Random("unasked styles")
+    prompts = [caption(rng, (rng.choice(OBJECTS),), None, rng.choice(BACKGROUNDS)) for _ in range(n)]
+    drawn = reference.generate(reference.load(), prompts, list(range(n)), steps=Canvas().steps, batch_size=Canvas.batch)
+    seen = reference.judge()(drawn).style
+    return {style: share([int(s) == k for s in seen]).to_json() for k, style in enumerate(STYLES)}
 
 
 def page(told: Mapping[str, Any]) -> str:
@@ -122,6 +137,15 @@ def page(told: Mapping[str, Any]) -> str:
         "| prompts | unerased draws it | still drawn | concepts | not testable |",
         "|---|---|---|---|---|",
         *(attack(standard, family.name) for family in FAMILIES if family.role != "keep"),
+        "",
+        "### Styles that nobody asked for",
+        "Where a prompt names no style, or in words that the model does not know (misspelt, foreign), it draws one all",
+        "the same. What is left of a style under such an attack is partly that. The unerased model, of "
+        f"{next(iter(told['unasked'].values()))['n']} prompts without a style:",
+        "",
+        f"| {' | '.join(told['unasked'])} |",
+        "|---" * len(told["unasked"]) + "|",
+        f"| {' | '.join(in_percent(figure) for figure in told['unasked'].values())} |",
         "",
         "## Sweeps",
         f"On {', '.join(sweep['concepts'])}: three prompts a family and concept, no search,",

@@ -50,6 +50,7 @@ DISTANCES = {
     "frechet_floor": "Its floor",
     "frechet_real": "Fréchet distance to real scenes",
 }
+COSTS = ("Time to erase", "Added to a picture", "Artefact", "Peak memory")
 SWEPT = {
     "ua": ("target gone (UA)", "accent"),
     "ira_ratio": ("others kept (IRA)", "cool"),
@@ -102,19 +103,19 @@ def _summary(measured: Mapping[str, Any]) -> str:
             for label, method in measured["methods"].items()
         )
         cards.append(f'<div class="card"><h3>{escape(says)}</h3>{rows}</div>')
-    head = "".join(f"<th>{escape(says)}</th>" for says in (*changes.values(), *plain.values()))
-    costs = "".join(
-        f"<tr><td>{escape(label)}</td>"
-        + "".join(f"<td>{percent(method['figures'].get(name))}</td>" for name in changes)
-        + "".join(f"<td>{_plain(method['figures'].get(name))}</td>" for name in plain)
-        + "".join(f"<td>{cell}</td>" for cell in _cost(method["cost"]))
-        + "</tr>"
-        for label, method in measured["methods"].items()
+    methods = measured["methods"]
+    table: list[tuple[str, list[str]]] = []
+    table += [(says, [percent(m["figures"].get(name)) for m in methods.values()]) for name, says in changes.items()]
+    table += [(says, [_plain(m["figures"].get(name)) for m in methods.values()]) for name, says in plain.items()]
+    costs = [_cost(method["cost"]) for method in methods.values()]
+    table += [(says, [cost[n] for cost in costs]) for n, says in enumerate(COSTS)]
+    head = "".join(f"<th>{escape(label)}</th>" for label in methods)
+    rows = "".join(
+        f"<tr><td>{escape(says)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for says, cells in table
     )
     return f"""<section><h2>Figures</h2>
 <div class="plots">{"".join(cards)}</div>
-<div class="scroll"><table class="wide"><tr><th>Method</th>{head}<th>Time to erase</th><th>Added to a picture</th>
-<th>Artefact</th><th>Peak memory</th></tr>{costs}</table></div></section>"""
+<div class="scroll"><table class="wide"><tr><th>Further figures</th>{head}</tr>{rows}</table></div></section>"""
 
 
 def _measured_of(names: Mapping[str, str], measured: Mapping[str, Any]) -> dict[str, str]:
