@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.excise-installed
 
-.PHONY: setup demo test test-all check artwork clean
+.PHONY: setup demo test test-all matrix check artwork clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,10 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m ""
 
+# The tests of attaching with several transformers and diffusers, each in an environment of its own (noxfile.py).
+matrix: $(STAMP)
+	$(BIN)/nox $(NOXFLAGS)
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,4 +42,4 @@ artwork:
 	node scripts/make_emoji_words.mjs build/artwork/node_modules excise/reference/emoji_words.txt
 
 clean:
-	rm -rf demo build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf demo build dist .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -15,10 +15,9 @@ CONTROLS = ("tree", "crown")
 
 @pytest.fixture(scope="session")
 def clip_tokenizer() -> Any:
-    from excise.reference import text_encoder
+    from tests.tiny import words
 
-    folder = Path(text_encoder.__file__).parent
-    return text_encoder.tokenizer(folder / "bpe_simple_vocab_16e6.txt.gz")
+    return words.clip()
 
 
 @pytest.fixture(scope="session")
@@ -161,16 +160,16 @@ def gun_eraser(tiny_pipe: Any, gun_edit: Any) -> Any:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A running `tests.hub_server.Hub`, to which huggingface_hub is logged in, with an empty cache of its own."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     from tests import hub_server
 
     with hub_server.Hub() as server:
         # Read from the environment when the package is imported, which may be long ago.
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        )
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        for module in (constants, file_download):  # huggingface_hub < 1 keeps its own copy in the second
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)

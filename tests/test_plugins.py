@@ -77,7 +77,7 @@ def test_a_package_brings_a_method_a_detector_and_a_suite(tmp_path: Path) -> Non
     resume(run)
     measured = report(run)
     assert measured["methods"]["nothing"]["figures"]["identical"]["value"] == 1
-    assert measured["methods"]["nothing"]["pictures"] == 13
+    assert measured["methods"]["nothing"]["pictures"] == 15
 
 
 @pytest.mark.usefixtures("installed")

@@ -20,7 +20,7 @@ from excise.bench.protocols.unlearncanvas import UnlearnCanvas
 from excise.bench.results import BASELINE, results, table
 from excise.bench.run import Run, Unit
 from excise.bench.suite import Suite
-from excise.bench.worker import Entry, all_cases, work
+from excise.bench.worker import Entry, all_cases, is_searched, work
 from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.plugins import plugins
@@ -74,7 +74,9 @@ def total(run: Run) -> int:
     """How many pictures a run has in all, as far as its attacks have been made."""
     suite = suite_of(run)
     units = [Unit(method, concept) for method in run.plan["methods"] for concept in run.plan["concepts"]]
-    return sum(len(all_cases(run, suite, unit)) for unit in units)
+    own = (unit for unit in units if unit.method == BASELINE and not is_searched(run, unit.file))
+    foreseen = sum(len(suite.baseline(unit.concept, run.plan["size"])) for unit in own)
+    return foreseen + sum(len(all_cases(run, suite, unit)) for unit in units)
 
 
 def measured(run: Run) -> dict[str, Any]:

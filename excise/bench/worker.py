@@ -180,6 +180,11 @@ def all_cases(run: Run, suite: Suite, unit: Unit) -> list[Case]:
     return suite.cases(unit.concept, run.plan["size"]) + _found(run, unit.concept) + _found(run, unit.file)
 
 
+def is_searched(run: Run, name: str) -> bool:
+    """Whether the search of that name, a concept's or a unit's, was made."""
+    return _searched(run, name).exists()
+
+
 def _found(run: Run, name: str) -> list[Case]:
     """The cases that a search left in the run's folder; none where it was not made yet."""
     path = _searched(run, name)

@@ -65,7 +65,14 @@ def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total)
-        yield lambda done: bar.advance(task, done)
+
+        def advance(done: int) -> None:
+            bar.advance(task, done)
+            # More than was foreseen (attacks find prompts on the way) moves the end, not past it.
+            if total is not None and (now := bar.tasks[0].completed) > total:
+                bar.update(task, total=now)
+
+        yield advance
 
 
 def _lines(title: str, total: int | None) -> Callable[[int], None]:
@@ -82,8 +89,9 @@ def _lines(title: str, total: int | None) -> Callable[[int], None]:
         if now - told < LINE_EVERY:
             return
         told, rate = now, (done - first) / (now - began)
-        left = f", {(total - done) / rate / 60:.0f} min left" if total and rate else ""
-        typer.echo(f"{title}: {done}{f' of {total}' if total else ''}, {rate:.2g}/s{left}", err=True)
+        end = max(total, done) if total else None
+        left = f", {(end - done) / rate / 60:.0f} min left" if end and rate else ""
+        typer.echo(f"{title}: {done}{f' of {end}' if end else ''}, {rate:.2g}/s{left}", err=True)
 
     return advance
 

@@ -33,7 +33,7 @@ FAST = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = start(tmp_path_factory.mktemp("runs") / "run", "canvas", "quick", ["snce"], ["gun"], FAST)
-    assert total(run) == 2 * 13 * 3
+    assert total(run) == 2 * 13 * 3 + 6
     assert not (run.folder / "searched").exists(), "counting what is to do searches for nothing"
     resume(run)
     assert total(run) == len(run.records())

@@ -13,6 +13,7 @@ from torch import Tensor
 from excise.erasers import Eraser, SAEEdit, made_for
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.sites import Site, capture, resolve
+from tests import tiny
 
 GUN, CAT = "a gun on grass", "a cat on grass"
 
@@ -49,7 +50,7 @@ def test_the_denoiser_reads_what_the_edit_writes(tiny_pipe: Any, gun_eraser: Era
     (features,) = capture(tiny_pipe, [tiny_site], [GUN])
     edited = gun_eraser.edits[0].apply(features.states[tiny_site], 0.7)
     with torch.no_grad():
-        expected = tiny_pipe.text_encoder.final_layer_norm(edited)
+        expected = tiny.body(tiny_pipe.text_encoder).final_layer_norm(edited)
     with gun_eraser.attach(tiny_pipe, strength=0.7):
         assert torch.equal(encode(tiny_pipe, GUN)[0], expected)
 
@@ -164,7 +165,7 @@ def test_a_weaker_shift_than_at_fit_time_is_refused(tiny_pipe: Any, gun_eraser: 
 
 def test_states_that_are_not_numbers_are_not_rendered(tiny_pipe: Any, gun_eraser: Eraser) -> None:
     with gun_eraser.attach(tiny_pipe, strict=False):
-        tiny_pipe.text_encoder.encoder.layers[0].mlp.fc2.bias.data[0] = float("nan")
+        tiny.body(tiny_pipe.text_encoder).encoder.layers[0].mlp.fc2.bias.data[0] = float("nan")
         with pytest.raises(ExciseError, match="not finite"):
             encode(tiny_pipe, GUN)
 

@@ -11,6 +11,7 @@ import torch
 
 from excise.erasers.integrity import encoder_digests, encoder_matches, made_for, mismatches, tokenizer_digest
 from excise.errors import ExciseError
+from tests import tiny
 
 
 def test_a_pipeline_matches_itself_and_no_other(tiny_pipe: Any, build_pipe: Callable[..., Any]) -> None:
@@ -25,7 +26,7 @@ def test_a_pipeline_matches_itself_and_no_other(tiny_pipe: Any, build_pipe: Call
 def test_one_changed_weight_shows(tiny_pipe: Any) -> None:
     made = encoder_digests(tiny_pipe.text_encoder)
     with torch.no_grad():
-        tiny_pipe.text_encoder.get_submodule("encoder.layers.1").mlp.fc1.bias[3] += 0.01
+        tiny.body(tiny_pipe.text_encoder).get_submodule("encoder.layers.1").mlp.fc1.bias[3] += 0.01
     assert not encoder_matches(tiny_pipe.text_encoder, made)
 
 

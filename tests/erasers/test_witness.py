@@ -10,6 +10,7 @@ from excise.erasers import Eraser
 from excise.erasers.guard import unedited
 from excise.erasers.witness import Witness
 from excise.errors import EraserDidNotFire
+from tests import tiny
 
 GUN = "a gun on grass"
 
@@ -100,7 +101,7 @@ def test_an_encoder_whose_edited_layer_is_passed_by_makes_nothing_that_counts(
     tiny_pipe: Any, sibling: Any, gun_eraser: Eraser
 ) -> None:
     """The layer's own forward is put back behind the eraser's back: the states it makes are refused at the denoiser."""
-    layer = tiny_pipe.text_encoder.encoder.layers[2]
+    layer = tiny.body(tiny_pipe.text_encoder).encoder.layers[2]
     with gun_eraser.attach(tiny_pipe):
         wrapped = layer.forward
         layer.forward = type(layer).forward.__get__(layer)

@@ -9,6 +9,7 @@ from torch import nn
 from excise.errors import ExciseError
 from excise.sites import PRESETS, Site, resolve, site_at, sites_of
 from excise.sites.site import depth, encoder_of, layer_count, tokenizer_of
+from tests import tiny
 
 
 def test_sites_are_listed_in_order_of_computation(tiny_pipe: Any) -> None:
@@ -19,16 +20,17 @@ def test_sites_are_listed_in_order_of_computation(tiny_pipe: Any) -> None:
 
 
 def test_both_layouts_of_clip_are_resolved(tiny_pipe: Any) -> None:
-    flat = tiny_pipe.text_encoder
+    flat = tiny.body(tiny_pipe.text_encoder)
     layer = flat.get_submodule("encoder.layers.1")
     wrapped = nn.Module()
     wrapped.text_model = flat
     wrapped.config = flat.config  # type: ignore[assignment]
+    new = SimpleNamespace(components={"text_encoder": flat})
     old = SimpleNamespace(components={"text_encoder": wrapped})
-    for pipe in (tiny_pipe, old):
+    for pipe in (tiny_pipe, new, old):
         for path in ("encoder.layers.1", "text_model.encoder.layers.1"):
             assert resolve(pipe, Site("text_encoder", path, 64)) is layer
-    assert sites_of(old) == sites_of(tiny_pipe)
+    assert sites_of(old) == sites_of(new) == sites_of(tiny_pipe)
 
 
 def test_a_missing_path_lists_near_ones(tiny_pipe: Any) -> None:
