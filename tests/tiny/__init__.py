@@ -1,11 +1,12 @@
 """Tiny pipelines with random weights, of the real classes of each family that Excise knows.
 
-`build("sdxl")` makes one, `call("sdxl", pipe, "a gun")` runs all of it; `missing` says why a family cannot be built
-here.
+`build("sdxl")` makes one, `call("sdxl", pipe, "a gun")` runs all of it; `missing, options` says why a family cannot be built
+here. `body(encoder)` is where a CLIP's layers are.
 """
 
 from __future__ import annotations
 
-from tests.tiny.families import FAMILIES, build, call, missing
+from tests.tiny.encoders import body
+from tests.tiny.families import FAMILIES, build, call, missing, options
 
-__all__ = ["FAMILIES", "build", "call", "missing"]
+__all__ = ["FAMILIES", "body", "build", "call", "missing", "options"]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.tiny.words import FOUR
+
 
 def seeded(make: Callable[[], nn.Module]) -> Any:
     """`make()` in evaluation mode, with the same weights whatever was built before it."""
@@ -29,6 +31,11 @@ def telling(make: Callable[[], nn.Module]) -> Any:
         return encoder
 
     return seeded(made)
+
+
+def body(encoder: Any) -> Any:
+    """Where a CLIP's embeddings, layers and norm are: in transformers < 5.6 one module further in."""
+    return getattr(encoder, "text_model", encoder)
 
 
 def clip(width: int, projection: int | None = None) -> Any:
@@ -87,11 +94,11 @@ def qwen2_5_vl(width: int, vocabulary: int, layers: int = 4) -> Any:
 
     eighth = width // 32
     text = _decoder(width, vocabulary, layers, head_dim=False)
-    text["rope_parameters"] = {
-        "rope_type": "default",
-        "rope_theta": 1e6,
-        "mrope_section": [2 * eighth, 3 * eighth, 3 * eighth],
-    }
+    sections = {"rope_type": "default", "mrope_section": [2 * eighth, 3 * eighth, 3 * eighth]}
+    if FOUR:
+        text |= {"rope_scaling": sections, "rope_theta": 1e6}
+    else:
+        text["rope_parameters"] = {**sections, "rope_theta": 1e6}
     vision = {
         "depth": 1,
         "hidden_size": 16,

@@ -90,6 +90,11 @@ def build(family: str) -> Any:
     return pipe
 
 
+def options(family: str) -> dict[str, Any]:
+    """What `call` gives the pipeline of this family: sizes that it can draw."""
+    return dict(_BY_NAME[family].options)
+
+
 def call(family: str, pipe: Any, prompt: Any, seed: int = 0, **options: Any) -> Any:
     """What two steps of `pipe` give: latents, or pictures where `output_type="np"` asks for them.
 

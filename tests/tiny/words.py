@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tests.tiny import words4
+
+FOUR = version("transformers").startswith("4.")
 # One token a word for these words, letters for all others. The second and third are what Qwen-Image and Kandinsky 5 put
 # around the prompt: they drop the first 34 and 40 states by number, so that here as there each word must be one token
 # for the user's words to be just what is left. The last is FLUX.2's.
@@ -35,6 +39,8 @@ MISTRAL_CHAT = (
 
 @cache
 def _clip() -> Any:
+    if FOUR:
+        return words4.clip()
     from excise.reference import text_encoder
 
     return text_encoder.tokenizer(Path(text_encoder.__file__).with_name("bpe_simple_vocab_16e6.txt.gz"))
@@ -46,12 +52,14 @@ def clip() -> Any:
 
 
 def t5() -> Any:
-    from transformers import T5Tokenizer
-
     letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
     words = sorted({"▁" + word for line in LINES for word in line.replace(",", "").split()})
     pieces = [(piece, 0.0) for piece in ("<pad>", "</s>", "<unk>")]
     pieces += [(piece, -10.0) for piece in ("▁", *letters)] + [(word, -5.0) for word in words]
+    if FOUR:
+        return words4.t5(pieces)
+    from transformers import T5Tokenizer
+
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
 
 
@@ -63,24 +71,27 @@ def byt5() -> Any:
 
 def qwen() -> Any:
     """Of Qwen2, Qwen2.5-VL and Qwen3 alike."""
+    vocabulary, merges = _bpe("bytes", ("<|endoftext|>", *QWEN_SPECIAL))
+    options: dict[str, Any] = {
+        "eos_token": "<|im_end|>",
+        "additional_special_tokens": list(QWEN_SPECIAL),
+        "chat_template": QWEN_CHAT,
+        "model_max_length": 131072,
+    }
+    if FOUR:
+        return words4.qwen(vocabulary, merges, **options)
     from transformers import Qwen2Tokenizer
 
-    vocabulary, merges = _bpe("bytes", ("<|endoftext|>", *QWEN_SPECIAL))
-    return Qwen2Tokenizer(
-        vocab=vocabulary,
-        merges=merges,
-        eos_token="<|im_end|>",
-        additional_special_tokens=list(QWEN_SPECIAL),
-        chat_template=QWEN_CHAT,
-        model_max_length=131072,
-    )
+    return Qwen2Tokenizer(vocab=vocabulary, merges=merges, **options)
 
 
 def gemma() -> Any:
-    from transformers import GemmaTokenizer
-
     special = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256)))
     vocabulary, merges = _bpe("▁", special)
+    if FOUR:
+        return words4.gemma(vocabulary, merges)
+    from transformers import GemmaTokenizer
+
     return GemmaTokenizer(vocab=vocabulary, merges=merges, add_bos_token=True)
 
 
@@ -108,7 +119,12 @@ def mistral_processor() -> Any:
     """
     from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
     from tokenizers.models import BPE
-    from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
+    from transformers import LlavaProcessor, PreTrainedTokenizerFast
+
+    try:
+        from transformers import CLIPImageProcessorPil as Pictures
+    except ImportError:  # transformers < 5.2 or so has one that needs no torchvision under the plain name
+        from transformers import CLIPImageProcessor as Pictures
 
     vocabulary, merges = _bpe("bytes", ("<unk>", "<s>", "</s>", "<pad>", *MISTRAL_SPECIAL))
     words = Tokenizer(BPE(vocabulary, merges))
@@ -126,7 +142,7 @@ def mistral_processor() -> Any:
         additional_special_tokens=list(MISTRAL_SPECIAL),
         padding_side="left",
     )
-    return LlavaProcessor(CLIPImageProcessorPil(), tokenizer, chat_template=MISTRAL_CHAT, image_token="[IMG]")
+    return LlavaProcessor(Pictures(), tokenizer, chat_template=MISTRAL_CHAT, image_token="[IMG]")
 
 
 @cache

@@ -1,0 +1,191 @@
+"""Features of a denoiser's blocks while it draws: patches by timestep, of the conditional branch.
+
+A Site here is a block of the U-Net or transformer whose output is `[B, C, H, W]` or `[B, N, C]`; either way a feature
+is one patch's vector `[C]`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from excise.errors import ExciseError
+from excise.sites.site import Site
+
+DENOISERS = ("unet", "transformer", "transformer_2")
+
+
+@dataclass(frozen=True)
+class Patches:
+    """What a block gave for a batch of prompts at one denoising step."""
+
+    states: Tensor
+    """`[B, N, C]`: N patches of every picture, on the denoiser's device and in its dtype."""
+    timestep: float
+    """As the denoiser was told."""
+    step: int
+    """Counted from 0."""
+    numbers: tuple[int, ...]
+    """Which prompts these are, counted from 0 over the whole stream: what their labels belong to."""
+
+
+class _Enough(Exception):
+    """Raised after the last step that is wanted."""
+
+
+def block_site(pipe: Any, path: str, component: str | None = None) -> Site:
+    """The Site of a denoiser's block, its width looked up. Raises ExciseError where there is no such block."""
+    name, denoiser = _denoiser(pipe, component)
+    modules = dict(denoiser.named_modules())
+    if not path or path not in modules:
+        near = [n for n, m in modules.items() if _width(denoiser, m) is not None and n]
+        raise ExciseError(f"{name} has no block {path!r}; it has {', '.join(near[:12])}")
+    width = _width(denoiser, modules[path])
+    if width is None:
+        raise ExciseError(f"cannot tell how wide {name}/{path} is; choose an attention block of it")
+    return Site(name, path, width)
+
+
+def capture_blocks(
+    pipe: Any,
+    site: Site,
+    prompts: Iterable[str],
+    *,
+    seeds: Iterable[int],
+    steps: int = 20,
+    wanted: Sequence[int] | None = None,
+    batch_size: int = 8,
+    options: Mapping[str, Any] | None = None,
+) -> Iterator[Patches]:
+    """Draw every prompt from its own seed and give the block's patches, batch by batch and step by step.
+
+    `wanted` are the steps to give, all of them by default; drawing stops after the last. `options` go to the pipeline
+    (`guidance_scale`, `height`, ...). One batch's patches are held at a time, however many prompts there are. The same
+    arguments give the same bits. Raises ExciseError for an unknown block, steps that are none of those drawn, fewer
+    seeds than prompts, or a pipeline that encodes both branches of guidance in separate runs.
+    """
+    chosen = sorted(set(range(steps) if wanted is None else wanted))
+    if not chosen or not 0 <= chosen[0] <= chosen[-1] < steps:
+        raise ExciseError(f"steps {chosen} are not among the {steps} that are drawn")
+    _, denoiser = _denoiser(pipe, site.component)
+    if block_site(pipe, site.path, site.component).width != site.width:
+        raise ExciseError(f"{site.key} has another width here than {site.width}; it was named for another model")
+    stream, numbers = iter(prompts), iter(seeds)
+    first = 0
+    while batch := list(islice(stream, batch_size)):
+        own = list(islice(numbers, len(batch)))
+        if len(own) < len(batch):
+            raise ExciseError("there are fewer seeds than prompts; give each prompt its seed")
+        seen = _drawn(pipe, denoiser, site, batch, own, steps, chosen, dict(options or {}))
+        for step, (timestep, states) in seen.items():
+            yield Patches(states, timestep, step, tuple(range(first, first + len(batch))))
+        first += len(batch)
+
+
+@torch.no_grad()
+def _drawn(
+    pipe: Any,
+    denoiser: nn.Module,
+    site: Site,
+    prompts: list[str],
+    seeds: list[int],
+    steps: int,
+    chosen: list[int],
+    options: dict[str, Any],
+) -> dict[int, tuple[float, Tensor]]:
+    """Timestep and conditional patches `[B, N, C]` by step, of one batch."""
+    seen: dict[int, tuple[float, Tensor]] = {}
+    told: list[float] = []
+
+    def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        told.append(_timestep(module, args, kwargs))
+        if len(told) > 1 and told[-1] == told[-2]:
+            raise ExciseError(
+                f"{type(pipe).__name__} runs its denoiser twice a step, once for each branch of guidance; draw without "
+                "guidance to capture the conditional one"
+            )
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        step = len(told) - 1
+        if step in chosen:
+            patches = as_patches(output)
+            if patches.shape[0] not in (len(prompts), 2 * len(prompts)) or patches.shape[-1] != site.width:
+                raise ExciseError(
+                    f"{site.key} gave {tuple(patches.shape)}, not one picture a prompt, {site.width} wide"
+                )
+            seen[step] = told[-1], patches[-len(prompts) :].clone()
+
+    def end(module: nn.Module, args: Any, output: Any) -> None:
+        if len(told) > chosen[-1]:
+            raise _Enough
+
+    with ExitStack() as stack:
+        stack.callback(denoiser.register_forward_pre_hook(begin, with_kwargs=True).remove)
+        stack.callback(denoiser.get_submodule(site.path).register_forward_hook(keep).remove)
+        stack.callback(denoiser.register_forward_hook(end).remove)
+        with suppress(_Enough):
+            pipe(
+                prompts,
+                num_inference_steps=steps,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                output_type="latent",
+                **options,
+            )
+    if missing := [step for step in chosen if step not in seen]:
+        raise ExciseError(f"{site.key} did not run in step {missing[0]} of {steps}; choose another block")
+    return seen
+
+
+def as_patches(output: Any) -> Tensor:
+    """A block's output as patches `[B, N, C]`: of `[B, C, H, W]`, `[B, N, C]`, or a tuple or model output whose last
+    tensor is one of those (transformers give their text first)."""
+    parts = list(output.values()) if isinstance(output, dict) else output
+    state = parts if isinstance(parts, Tensor) else [part for part in parts if isinstance(part, Tensor)][-1]
+    return state.flatten(2).transpose(1, 2) if state.ndim == 4 else state
+
+
+def from_patches(patches: Tensor, like: Any) -> Any:
+    """`as_patches` undone: the output `like` with these patches `[B, N, C]` in the place of its own."""
+    if isinstance(like, Tensor):
+        return patches.transpose(1, 2).reshape(like.shape) if like.ndim == 4 else patches
+    if isinstance(like, dict):
+        name = [key for key, part in like.items() if isinstance(part, Tensor)][-1]
+        made = type(like)(**like)
+        made[name] = from_patches(patches, like[name])
+        return made
+    at = [n for n, part in enumerate(like) if isinstance(part, Tensor)][-1]
+    return type(like)([*like[:at], from_patches(patches, like[at]), *like[at + 1 :]])
+
+
+def _denoiser(pipe: Any, component: str | None) -> tuple[str, nn.Module]:
+    for name in (component,) if component else DENOISERS:
+        found = getattr(pipe, name, None)
+        if isinstance(found, nn.Module):
+            return name, getattr(found, "_orig_mod", found)
+    raise ExciseError(f"{type(pipe).__name__} has no {component or 'denoiser'}; choose another Site")
+
+
+def _width(denoiser: nn.Module, module: nn.Module) -> int | None:
+    """Of a block's patches: a Transformer2DModel's channels, or the one width that a transformer's blocks all have."""
+    config: Any = getattr(module, "config", None)
+    if type(module).__name__ == "Transformer2DModel":
+        return int(config.in_channels)
+    if not type(module).__name__.endswith("Block") or type(denoiser).__name__.startswith("UNet"):
+        return None
+    whole: Any = denoiser.config
+    heads, size = getattr(whole, "num_attention_heads", None), getattr(whole, "attention_head_dim", None)
+    inner = getattr(denoiser, "inner_dim", None) or (heads and size and heads * size)
+    return int(inner) if inner else None
+
+
+def _timestep(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> float:
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}.get("timestep")
+    return float(given.flatten()[0]) if isinstance(given, Tensor) else float(given or 0)
