@@ -1,0 +1,90 @@
+"""Neurons of a denoiser's block by denoising step: SAeUron's score and its selection (Cywinski & Deja 2025).
+
+Shapes: S steps, m neurons. A mean μ `[S, m]` is over every patch of every picture of a set of prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from excise.errors import ExciseError
+
+DELTA = 1e-8
+"""Keeps the shares finite where no neuron fires at all."""
+
+
+class Means:
+    """Running means of sparse codes by step, summed in float64: nothing but `[S, m]` is held."""
+
+    def __init__(self, steps: int, m: int) -> None:
+        self._sums = torch.zeros(steps, m, dtype=torch.float64)
+        self._patches = torch.zeros(steps, dtype=torch.float64)
+
+    def add(self, step: int, values: Tensor, indices: Tensor) -> None:
+        """Codes `[..., k]` of patches at a step: their values and the neurons these belong to."""
+        self._sums[step].index_add_(0, indices.flatten().cpu(), values.detach().flatten().double().cpu())
+        self._patches[step] += values[..., 0].numel()
+
+    @property
+    def means(self) -> Tensor:
+        """`[S, m]` float64. Raises ExciseError where a step had no patch."""
+        if not bool((self._patches > 0).all()):
+            missing = int((self._patches == 0).nonzero()[0, 0])
+            raise ExciseError(f"step {missing} has no features; capture every step that is scored")
+        return self._sums / self._patches[:, None]
+
+
+def score(own: Tensor, others: Tensor) -> Tensor:
+    """s_i(t, c) = μ_i(t, D_c) / (Σ_j μ_j(t, D_c) + δ) - μ_i(t, D_¬c) / (Σ_j μ_j(t, D_¬c) + δ), `[S, m]`.
+
+    `own` and `others` are the means over prompts with the concept and over those without it.
+    """
+    return own / (own.sum(1, keepdim=True) + DELTA) - others / (others.sum(1, keepdim=True) + DELTA)
+
+
+def select(scores: Tensor, percentile: float) -> Tensor:
+    """`[S, m]` bool: at each step the neurons whose score lies above that percentile of its scores.
+
+    99.999 leaves one of 20,480. Raises ExciseError where the percentile is none, or so high that it leaves nothing.
+    """
+    if not 0 <= percentile < 100:
+        raise ExciseError(f"percentile is {percentile}; it lies from 0 up to, but not at, 100")
+    # torch.quantile takes at most 16 million numbers at once; a step has far fewer.
+    levels = torch.stack([row.quantile(percentile / 100) for row in scores])
+    chosen = scores > levels[:, None]
+    if not bool(chosen.any()):
+        raise ExciseError(f"no neuron scores above percentile {percentile}; lower it, or there is none for the concept")
+    return chosen
+
+
+class Ablation(NamedTuple):
+    """What is needed to turn a few neurons down at one step."""
+
+    level: Tensor
+    """`[k]`: μ_i(t, D_c) of the neurons."""
+    gate: Tensor
+    """`[k]`: the mean of μ_i(t) over all concepts; a code up to it is left alone."""
+
+
+def ablated(codes: Tensor, ablation: Ablation, gamma: float) -> Tensor:
+    """z_i ← γ μ_i(t, D_c) z_i where z_i > gate_i, else z_i: codes `[..., k]` of the chosen neurons."""
+    return torch.where(codes > ablation.gate, gamma * ablation.level * codes, codes)
+
+
+def assign(scores: Iterable[Tensor]) -> list[int]:
+    """One neuron a concept: greedy, in the concepts' order, each the neuron with its highest score not yet taken.
+
+    `scores` are one `[m]` a concept, averaged over the steps. Raises ExciseError for more concepts than neurons.
+    """
+    taken: list[int] = []
+    for own in scores:
+        if len(taken) >= len(own):
+            raise ExciseError(f"there are more concepts than the {len(own)} neurons; use a wider SAE")
+        free = own.clone()
+        free[taken] = -torch.inf
+        taken.append(int(free.argmax()))
+    return taken
