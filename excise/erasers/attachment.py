@@ -18,7 +18,7 @@ from excise.erasers.edit import SAEEdit, sae_digest
 from excise.erasers.guard import Call, Guard, Provenance, is_proving, proving, unedited
 from excise.erasers.hooks import EditHook, Edits, found_on
 from excise.erasers.integrity import mismatches, weights_now
-from excise.erasers.witness import Witness, denoisers
+from excise.erasers.witness import Witness, denoisers, is_compiled
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.sites.encoding import tensors_of
 from excise.sites.site import depth, encoder_of, layer_count, refuse_late, resolve, taps_of, to_cover
@@ -185,7 +185,7 @@ class Attachment:
                     f"{edit.site.component} was replaced after eraser {name!r} was attached; attach it again"
                 )
             self._refuse_early_tap(edit, call.arguments.get("clip_skip"))
-        self._refuse_changed()
+        self.refuse_changed()
         for key, given in call.arguments.items():
             if "embeds" not in key or "mask" in key or key.startswith("negative"):
                 continue
@@ -202,7 +202,7 @@ class Attachment:
             ):
                 self.bypass(f"an IP-Adapter feeds images past eraser {name!r}; unload it")
 
-    def _refuse_changed(self) -> None:
+    def refuse_changed(self) -> None:
         """Other weights or another vocabulary than at attach time. Weights that were only moved (by an offloading) or
         cast have the digest that they had, and are let pass from then on."""
         now = weights_now(self.pipe)
@@ -247,7 +247,11 @@ class Attachment:
             return
         self._prompts += 1
         self._tell("encoded")
-        self.trust(conditional(self.pipe, made), made)
+        # What edited encoders made is in the ledger already. Only where the pipeline works on it (clip_skip: a norm of
+        # its own) or the encoder is compiled does the result count; never what the caller gave.
+        given = any(value is not None for key, value in call.arguments.items() if "embeds" in key)
+        worked_on = call.arguments.get("clip_skip") or is_compiled(self.pipe)
+        self.trust(conditional(self.pipe, made), made if worked_on and not given else ())
 
     def trust(self, prompts: list[Tensor], made: Any) -> None:
         """Let states through that were made while the edits ran: `prompts` as embeddings of a prompt, all of `made` at
@@ -281,6 +285,10 @@ class Attachment:
         """clip_skip = s makes the pipeline read the output of layer L - s: refuse if the Site lies behind it."""
         if not clip_skip:
             return
+        if clip_skip < 0:
+            raise ExciseError(
+                f"clip_skip={clip_skip} counts from the first layer, which no eraser reaches; give at least 0"
+            )
         at = depth(self.pipe, edit.site)
         component = edit.site.component
         taps = taps_of(self.pipe, component) or [layer_count(encoder_of(self.pipe, component))]

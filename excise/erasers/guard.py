@@ -17,6 +17,7 @@ from excise.erasers.edit import Branch
 from excise.erasers.integrity import version_of
 from excise.erasers.ledger import Ledger
 from excise.errors import ExciseError
+from excise.sites.families import family_of
 
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
@@ -86,6 +87,8 @@ class Guard:
         self.before = vars(pipe).get("encode_prompt")
         self.signature = inspect.signature(self.original)
         self.attachments: list[Attachment] = []
+        family = family_of(pipe)
+        self.separate = family is not None and family.separate
         update_wrapper(self, self.original)
 
     @classmethod
@@ -132,7 +135,7 @@ class Guard:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        call = Call(dict(bound.arguments), _branches(bound.arguments))
+        call = Call(dict(bound.arguments), _branches(bound.arguments, self.separate))
         live = [a for a in self.attachments if a.active and not is_muted(a)]
         for attachment in live:
             attachment.before_prompt(call)
@@ -146,8 +149,13 @@ class Guard:
         return made
 
 
-def _branches(arguments: dict[str, Any]) -> tuple[Branch, ...]:
-    """Which text-encoder runs to expect: the prompt's unless embeddings are given, then the unconditional one's."""
+def _branches(arguments: dict[str, Any], separate: bool) -> tuple[Branch, ...]:
+    """Which text-encoder runs to expect: the prompt's unless embeddings are given, then the unconditional one's.
+
+    Where the denoiser takes the branches in separate runs (`Family.separate`), every one counts as a prompt.
+    """
+    if separate:
+        return ("conditional",) if arguments.get("prompt_embeds") is None else ()
     branches: list[Branch] = []
     if arguments.get("prompt_embeds") is None:
         branches.append("conditional")

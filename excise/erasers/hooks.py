@@ -6,6 +6,7 @@ Transformers >= 5 can take `hidden_states` before a plain forward hook has run; 
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _LIVE: weakref.WeakValueDictionary[int, Passage] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
+SPARED = threading.local()
+"""`SPARED.yes`: in this thread's run of an encoder an unconditional prompt was left alone that says the concept."""
 
 
 class Passage(ModelHook):  # type: ignore[misc]
@@ -81,7 +84,13 @@ class EditHook:
             return None
         if self._moved.W_enc.device != state.device:
             self._moved = self.edit.to(state.device)
-        delta = self._moved.delta(state, self.attachment.strength, branch=branch, sae=self.attachment.sae)
+        edit, strength, sae = self._moved, self.attachment.strength, self.attachment.sae
+        delta = edit.delta(state, strength, branch=branch, sae=sae)
+        if branch == "unconditional" and edit.uncond != "same":
+            with torch.no_grad():
+                meant = edit.delta(state, strength, sae=sae)
+            if meant is not None and bool((meant != 0).any()):
+                SPARED.yes = True
         if delta is not None:
             norms = delta.detach().float().norm(dim=-1)
             self.rows += int((norms > 0).sum())

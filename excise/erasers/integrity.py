@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -16,6 +17,8 @@ from excise.sites.site import text_encoders, tokenizer_of
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_SAMPLES = 16
+"""Values of every weight that are looked at before each prompt."""
 _PROBES = (
     "a photo of a gun next to a cat on a wooden table",
     "A Naïve café — 東京, 100% (done) #1 :: \U0001f52b's",
@@ -74,6 +77,8 @@ def _bytes(tensor: Tensor, casts: tuple[torch.dtype, ...]) -> bytes:
 
 def tokenizer_digest(tokenizer: Any) -> str:
     """Digest of the vocabulary, the special ids and the ids of probe strings: any transformers version agrees."""
+    # A call leaves its padding and truncation in a fast tokenizer, which others may be encoding with at this moment.
+    tokenizer = copy.deepcopy(tokenizer)
     ids = tokenizer(list(_PROBES), truncation=True)["input_ids"]
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length]
     vocabulary = sorted(tokenizer.get_vocab().items())
@@ -86,13 +91,26 @@ def weights_now(pipe: Any) -> list[tuple[str, int, int]]:
 
     Of those that an offloading keeps elsewhere (accelerate's), the tensors it brings them back from.
     """
-    found = []
+    found: list[tuple[str, int, int]] = []
     for component, encoder in text_encoders(pipe).items():
+        samples: list[Tensor] = []
         for path, module in encoder.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 tensor: Any = _kept_elsewhere(module, name) if parameter.is_meta else parameter
                 version = -1 if tensor is None else version_of(tensor)
                 found.append((f"{component}.{path}.{name}", id(tensor), version))
+                if tensor is not None:
+                    flat = tensor.detach().flatten()
+                    samples.append(flat[:: max(1, len(flat) // _SAMPLES)][:_SAMPLES].float())
+        # Written to behind the counter's back (`.data`, a fused LoRA): a few values of every weight show it.
+        if samples:
+            found.append(
+                (
+                    f"{component}'s values",
+                    0,
+                    hash(torch.cat([s.to(samples[0].device) for s in samples]).cpu().numpy().tobytes()),
+                )
+            )
         tokenizer = tokenizer_of(pipe, component)
         found.append((f"{component}'s tokenizer", id(tokenizer), len(tokenizer)))
     return found

@@ -44,6 +44,8 @@ def encode(pipe: Any, how: Callable[..., Any] | str, *args: Any, **kwargs: Any) 
     loaded = list(_loaded(pipe).values())
     if isinstance(how, str):
         return encode_prompt(pipe, how, *args, **kwargs)
+    if isinstance(how, Guard):  # it knows which of the states are the prompt's
+        return how(*args, **kwargs)
     active = [attachment for attachment in loaded if attachment.active]
     before = [[hook.runs for hook in attachment.hooks] for attachment in active]
     made = how(*args, **kwargs)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import inspect
 import threading
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from excise.erasers.guard import LEDGER, is_muted
-from excise.erasers.hooks import EditHook, Passage, found_on, install, remove
-from excise.erasers.integrity import version_of
+from excise.erasers.guard import CALL, LEDGER, is_muted
+from excise.erasers.hooks import SPARED, EditHook, Passage, found_on, install, remove
 from excise.erasers.ledger import Ledger
 from excise.sites.encoding import tensors_of
 from excise.sites.site import shows_from, text_encoders
@@ -50,7 +48,11 @@ class Scribe(Passage):
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         # Compiled, it is the guard on `encode_prompt` that keeps the ledger.
         if not torch.compiler.is_compiling():
-            self._here.before = {id(hook): hook.runs for hook in self._hooks()}
+            hooks = self._hooks()
+            self._here.before, SPARED.yes = {id(hook): hook.runs for hook in hooks}, False
+            if CALL.get() is None:  # no guard has looked: the encoder may have been changed through another pipeline
+                for attachment in dict.fromkeys(hook.attachment for hook in hooks):
+                    attachment.refuse_changed()
         return args, kwargs
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
@@ -59,7 +61,8 @@ class Scribe(Passage):
         hooks, before = self._hooks(), self._here.before
         if hooks and all(hook.runs > before.get(id(hook), 0) for hook in hooks):
             first = max(shows_from(hook.edit.site) for hook in hooks)
-            (LEDGER.get() or self.witness.ledger).add(tensors_of(_edited(output, first)))
+            own = self.witness.spared if SPARED.yes else self.witness.ledger
+            (LEDGER.get() or own).add(tensors_of(_edited(output, first)))
         return output
 
     def _hooks(self) -> list[EditHook]:
@@ -81,9 +84,10 @@ class Witness(Passage):
     def __init__(self, dtypes: set[torch.dtype]) -> None:
         super().__init__()
         self.attachments: list[Attachment] = []
-        self.ledger = Ledger()
-        self.ledger.dtypes = dtypes
-        self._passed: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self.ledger, self.spared = Ledger(), Ledger()
+        """What edited encoders made; and apart from it, unconditional prompts that say the concept and were left alone,
+        which may stand beside a prompt in a batch and nowhere else."""
+        self.ledger.dtypes = self.spared.dtypes = dtypes
         self._posts: list[tuple[nn.Module, Passage]] = []
 
     @classmethod
@@ -123,26 +127,29 @@ class Witness(Passage):
     def forget(self) -> None:
         """Nothing that was encoded before counts any more: an eraser was attached, scaled or switched."""
         self.ledger.forget()
-        self._passed.clear()
+        self.spared.forget()
 
     def passed(self, state: Tensor) -> Tensor:
         """`state` as it is. Raises EraserDidNotFire where it was not made under every eraser that is active."""
         live = [a for a in self.attachments if a.active and not is_muted(a)]
         if not live or not state.is_floating_point():
             return state
-        known = self._passed.get(id(state))
-        if known is not None and known[0]() is state and known[1] == version_of(state):
-            return state  # the same states in every denoising step
-        if not self.ledger.knows(state):
+        if not self._known(state):
             for attachment in live:
                 attachment.bypass(
                     f"the denoiser was given text states that were not encoded under eraser {attachment.name!r}; pass "
                     "the prompt as text, to the pipeline that it is attached to"
                 )
-        if len(self._passed) > 64:
-            self._passed.clear()
-        self._passed[id(state)] = weakref.ref(state), version_of(state)
         return state
+
+    def _known(self, state: Tensor) -> bool:
+        """Whether every picture of the batch reads known states, at most half of them spared ones. Looked at anew in
+        every step: a tensor can be written to without a trace."""
+        if self.ledger.knows(state):
+            return True
+        own = [self.ledger.knows(row[None]) for row in state]
+        spared = [row for row, known in zip(state, own, strict=True) if not known]
+        return sum(own) >= len(spared) and all(self.spared.knows(row[None]) for row in spared)
 
 
 class Post(Passage):
@@ -175,6 +182,12 @@ def denoisers(pipe: Any) -> list[nn.Module]:
     """
     found = (getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2"))
     return [getattr(module, "_orig_mod", module) for module in found if isinstance(module, nn.Module)]
+
+
+def is_compiled(pipe: Any) -> bool:
+    """Whether a text encoder of the pipeline is compiled, so that no hook on it keeps the ledger."""
+    parts = [getattr(pipe, name, None) for name in text_encoders(pipe)]
+    return any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None for part in parts)
 
 
 def _parameters(kind: type[nn.Module]) -> list[str]:

@@ -31,6 +31,9 @@ class Family:
     pipelines: tuple[str, ...]
     """What the names of their classes begin with."""
     encoders: tuple[Encoder, ...]
+    separate: bool = False
+    """Its denoiser runs once for each branch of guidance, so that nobody can tell at the denoiser which prompt is the
+    unconditional one. That one is edited like the other."""
 
     def encoder(self, component: str) -> Encoder | None:
         """Its text encoder of that name; None where it has none."""
@@ -57,13 +60,13 @@ FAMILIES = (
     Family("FLUX.2", ("Flux2",), (Encoder(_QWEN_VL, (10, 20, 30)),)),
     Family("FLUX.2 Klein", ("Flux2Klein",), (Encoder(_LLM, (9, 18, 27)),)),
     Family("Sana", ("Sana",), (Encoder("layers"),)),
-    Family("Lumina 2", ("Lumina2",), (Encoder("layers", (-2,)),)),
+    Family("Lumina 2", ("Lumina2",), (Encoder("layers", (-2,)),), separate=True),
     Family("Qwen-Image", ("QwenImage",), (Encoder(_QWEN_VL),)),
-    Family("Z-Image", ("ZImage",), (Encoder("layers", (-2,)),)),
+    Family("Z-Image", ("ZImage",), (Encoder("layers", (-2,)),), separate=True),
     Family("PixArt", ("PixArt",), (Encoder(_T5),)),
     Family("Kandinsky 5", ("Kandinsky5",), (Encoder(_QWEN_VL), _second(_CLIP))),
     Family("HunyuanImage", ("HunyuanImage",), (Encoder(_QWEN_VL, (-3,)), _second(_T5, glyphs=True))),
-    Family("Wan", ("Wan",), (Encoder(_T5),)),
+    Family("Wan", ("Wan",), (Encoder(_T5),), separate=True),
     Family("text encoder alone", ("TextEncoding",), (Encoder("encoder.layer"),)),
 )
 

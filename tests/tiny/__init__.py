@@ -1,7 +1,7 @@
 """Tiny pipelines with random weights, of the real classes of each family that Excise knows.
 
-`build("sdxl")` makes one, `call("sdxl", pipe, "a gun")` runs all of it; `missing, options` says why a family cannot be built
-here. `body(encoder)` is where a CLIP's layers are.
+`build("sdxl")` makes one, `call("sdxl", pipe, "a gun")` runs all of it; `missing, options` says why a family cannot be
+built here. `body(encoder)` is where a CLIP's layers are.
 """
 
 from __future__ import annotations

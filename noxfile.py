@@ -1,0 +1,48 @@
+"""The tests of attaching, with several transformers and diffusers: `make matrix`, or `nox -s "attach(...)"` for one.
+
+What cannot work is ruled out by the libraries' own requirements of huggingface_hub, so pip refuses to install it:
+transformers 4.57 wants one below 1.0, and diffusers from 0.40 on one from 1.23 up. "newest" is at least what
+constraints.txt has, so that pip cannot quietly go back to an older one to please the other library.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = True
+
+PINS = Path(__file__).with_name("constraints.txt").read_text().splitlines()
+VARIED = ("transformers", "diffusers", "huggingface-hub", "tokenizers", "compel")
+COMBINATIONS = (
+    ("4.57", "0.38"),
+    ("4.57", "0.39"),  # the newest diffusers that installs beside it
+    ("5.1", "0.38"),  # the last that takes hidden states by patching `forward`
+    ("5.5", "0.38"),  # the last with CLIP's layers under `text_model`
+    ("newest", "0.38"),
+    ("newest", "newest"),
+)
+
+
+@nox.session
+@nox.parametrize("transformers, diffusers", COMBINATIONS, ids=[f"{t}-{d}" for t, d in COMBINATIONS])
+def attach(session: nox.Session, transformers: str, diffusers: str) -> None:
+    pins = Path(session.create_tmp()) / "constraints.txt"
+    pins.write_text("\n".join(line for line in PINS if re.split("[= ]", line)[0] not in VARIED) + "\n")
+    wanted = [wish("transformers", transformers), wish("diffusers", diffusers)]
+    tools = ["accelerate", "compel>=2.1", "hypothesis", "opentelemetry-sdk", "peft", "pytest"]
+    session.install("-e", ".[otel,sign]", *tools, *wanted, "-c", str(pins))
+    session.run("python", "-m", "pip", "freeze", "--exclude-editable")
+    suite = session.posargs or ["tests/erasers", "tests/sites", "tests/test_tiny.py"]
+    session.run("python", "-m", "pytest", "-rs", *suite, env={"OMP_NUM_THREADS": "1"})
+
+
+def wish(library: str, version: str) -> str:
+    if version != "newest":
+        return f"{library}=={version}.*"
+    pinned = next(line for line in PINS if line.startswith(f"{library}=="))
+    return re.split("[ ;]", pinned)[0].replace("==", ">=")
