@@ -17,7 +17,7 @@ CONTROLS = ("tree", "crown")
 def clip_tokenizer() -> Any:
     from tests.tiny import words
 
-    return words.clip()
+    return words.shared_clip()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import logging
 import math
 import threading
 import warnings
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from excise.erasers import telemetry
 from excise.erasers.canary import conditional, shifts, text_states, what_denoiser_reads
 from excise.erasers.edit import SAEEdit, sae_digest
-from excise.erasers.guard import Call, Guard, Provenance, is_proving, proving, unedited
+from excise.erasers.guard import Call, Guard, is_proving, proving, unedited
 from excise.erasers.hooks import EditHook, Edits, found_on
-from excise.erasers.integrity import mismatches, weights_now
+from excise.erasers.integrity import adapters_now, mismatches, weights_now
 from excise.erasers.witness import Witness, denoisers, is_compiled
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.sites.encoding import tensors_of
@@ -56,14 +57,11 @@ class Attachment:
         allow_amplify: bool = False,
     ) -> None:
         self.eraser, self.pipe, self.strict, self.name = eraser, pipe, strict, name or eraser.name
-        self.on_bypass: OnBypass = on_bypass or ("raise" if strict else "allow")
-        if self.on_bypass not in ("raise", "warn", "allow"):
-            raise ExciseError(f"on_bypass cannot be {on_bypass!r}; it is raise, warn or allow")
+        self.on_bypass = on_bypass or ("raise" if strict else "allow")
         self.allow_amplify = allow_amplify
         self.sae = self._checked_sae(sae)
         self._strength, self._enabled, self.attached = self.check_strength(strength), True, False
         self._hooks: list[tuple[nn.Module, Edits, EditHook]] = []
-        self._made = Provenance()
         self._prompts = self._bypasses = 0
         self._told = 0, 0, 0.0
         self._refuse_unless_covered()
@@ -85,9 +83,9 @@ class Attachment:
             for module, edit in zip(modules, eraser.edits, strict=True):
                 hook = EditHook(self, edit)
                 self._hooks.append((module, Edits.join(module, hook), hook))
-            self._denoisers = denoisers(pipe)
         try:
-            self._weights = weights_now(pipe)
+            self._denoisers = denoisers(pipe)
+            self._weights, self._adapters = weights_now(pipe), adapters_now(pipe)
             self.attached = True
             self.shift = self._prove()
         except BaseException:
@@ -117,6 +115,16 @@ class Attachment:
                 "that is what you want"
             )
         return float(value)
+
+    @property
+    def on_bypass(self) -> OnBypass:
+        return self._on_bypass
+
+    @on_bypass.setter
+    def on_bypass(self, value: OnBypass) -> None:
+        if value not in ("raise", "warn", "allow"):
+            raise ExciseError(f"on_bypass cannot be {value!r}; it is raise, warn or allow")
+        self._on_bypass: OnBypass = value
 
     @property
     def enabled(self) -> bool:
@@ -169,6 +177,8 @@ class Attachment:
         self._hooks.clear()
 
     def __enter__(self) -> Attachment:
+        if not self.attached:
+            raise ExciseError(f"eraser {self.name!r} was detached; attach it anew")
         return self
 
     def __exit__(
@@ -176,8 +186,11 @@ class Attachment:
     ) -> None:
         self.detach()
 
-    def before_prompt(self, call: Call) -> None:
-        """Refuse an `encode_prompt` call whose states would pass the edit by. Raises ExciseError, EraserDidNotFire."""
+    def before_prompt(self, call: Call) -> int:
+        """Refuse an `encode_prompt` call whose states would pass the edit by. Raises ExciseError, EraserDidNotFire.
+
+        Gives the epoch, for `after_prompt`.
+        """
         name = self.eraser.name
         for edit, (module, _, _) in zip(self.eraser.edits, self._hooks, strict=True):
             if resolve(self.pipe, edit.site) is not module:
@@ -187,31 +200,42 @@ class Attachment:
             self._refuse_early_tap(edit, call.arguments.get("clip_skip"))
         self.refuse_changed()
         for key, given in call.arguments.items():
-            if "embeds" not in key or "mask" in key or key.startswith("negative"):
+            if self._witness is None or "embeds" not in key or "mask" in key or key.startswith("negative"):
                 continue
-            if not all(self._made.knows(tensor) for tensor in tensors_of(given)):
+            if not all(self._witness.ledger.knows(t) for t in tensors_of(given) if t.is_floating_point()):
                 self.bypass(
                     f"{key} were not encoded under eraser {name!r}, so it cannot act on them; pass the prompt as text"
                 )
+        if call.arguments.get("lora_scale") not in (None, 1) and self._adapters:
+            self.bypass(f"a LoRA of the text encoder was scaled after eraser {name!r} was attached; attach it again")
         if denoisers(self.pipe) != self._denoisers:
             self.bypass(f"the denoiser was replaced after eraser {name!r} was attached; attach it again")
         for denoiser in self._denoisers:
             parts = (type(getattr(denoiser, name, None)).__name__ for name in ("encoder_hid_proj", "image_proj"))
-            if getattr(denoiser.config, "encoder_hid_dim_type", None) == "ip_image_proj" or any(
+            if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj" or any(
                 "IPAdapter" in part for part in parts
             ):
                 self.bypass(f"an IP-Adapter feeds images past eraser {name!r}; unload it")
+        return self.epoch
+
+    @property
+    def epoch(self) -> int:
+        """Grows whenever an eraser of the pipeline is set otherwise."""
+        return self._witness.epoch if self._witness is not None else 0
 
     def refuse_changed(self) -> None:
-        """Other weights or another vocabulary than at attach time. Weights that were only moved (by an offloading) or
-        cast have the digest that they had, and are let pass from then on."""
+        """Other weights, adapters or vocabulary than at attach time. Weights that were only moved (by an offloading)
+        or cast have the digest that they had, and are let pass from then on."""
         now = weights_now(self.pipe)
-        if now == self._weights:
-            return
-        if self._odd or mismatches(self.pipe, dict(self.eraser.made_for)):
-            self.bypass(f"the text encoder changed after eraser {self.name!r} was attached; attach it again")
-        else:
-            self._weights = now
+        if now != self._weights:
+            if self._odd or mismatches(self.pipe, dict(self.eraser.made_for)):
+                self.bypass(f"the text encoder changed after eraser {self.name!r} was attached; attach it again")
+            else:
+                self._weights = now
+        if adapters_now(self.pipe) != self._adapters:
+            self.bypass(
+                f"a LoRA of the text encoder was switched after eraser {self.name!r} was attached; attach it again"
+            )
 
     @property
     def hooks(self) -> list[EditHook]:
@@ -220,7 +244,6 @@ class Attachment:
 
     def _forget(self) -> None:
         """What was encoded so far was encoded otherwise than it would be now."""
-        self._made.forget()
         if self._witness is not None:
             self._witness.forget()
 
@@ -234,7 +257,7 @@ class Attachment:
             warnings.warn(message, stacklevel=5)
         log.warning("%s", message)
 
-    def after_prompt(self, call: Call, made: Any) -> None:
+    def after_prompt(self, call: Call, made: Any, epoch: int) -> None:
         """Raise EraserDidNotFire where an edited module did not run although the prompt was encoded."""
         for _, _, hook in self._hooks:
             if "conditional" in call.branches and not call.runs.get(id(hook)):
@@ -245,20 +268,26 @@ class Attachment:
                 )
         if is_proving(self):
             return
-        self._prompts += 1
+        prompt = call.arguments.get("prompt")
+        self._prompts += len(prompt) if isinstance(prompt, list | tuple) else 1
         self._tell("encoded")
         # What edited encoders made is in the ledger already. Only where the pipeline works on it (clip_skip: a norm of
         # its own) or the encoder is compiled does the result count; never what the caller gave.
         given = any(value is not None for key, value in call.arguments.items() if "embeds" in key)
-        worked_on = call.arguments.get("clip_skip") or is_compiled(self.pipe)
-        self.trust(conditional(self.pipe, made), made if worked_on and not given else ())
+        if given or not (call.arguments.get("clip_skip") or is_compiled(self.pipe)):
+            return
+        prompts = conditional(self.pipe, made)
+        self.trust(prompts, epoch)
+        own = {id(tensor) for tensor in prompts}
+        others = [tensor for tensor in tensors_of(made) if id(tensor) not in own]
+        spared = "unconditional" in call.branches and any(edit.uncond != "same" for edit in self.eraser.edits)
+        self.trust(others, epoch, spared=spared)
 
-    def trust(self, prompts: list[Tensor], made: Any) -> None:
-        """Let states through that were made while the edits ran: `prompts` as embeddings of a prompt, all of `made` at
-        the denoiser."""
-        self._made.add(prompts)
+    def trust(self, states: Iterable[Tensor], epoch: int, *, spared: bool = False) -> None:
+        """Let states through that were made while the edits ran, from `epoch` on; spared ones, which an
+        edit left alone for being unconditional, only beside prompts."""
         if self._witness is not None:
-            self._witness.ledger.add(tensors_of(made))
+            self._witness.add(states, epoch, spared=spared)
 
     def _checked_sae(self, sae: Any | None) -> Any | None:
         needing = [edit for edit in self.eraser.edits if edit.needs_sae]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,10 +10,7 @@ from dataclasses import dataclass, field
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from torch import Tensor
-
 from excise.erasers.edit import Branch
-from excise.erasers.integrity import version_of
 from excise.erasers.ledger import Ledger
 from excise.errors import ExciseError
 from excise.sites.families import family_of
@@ -137,15 +133,14 @@ class Guard:
         bound.apply_defaults()
         call = Call(dict(bound.arguments), _branches(bound.arguments, self.separate))
         live = [a for a in self.attachments if a.active and not is_muted(a)]
-        for attachment in live:
-            attachment.before_prompt(call)
+        epochs = [attachment.before_prompt(call) for attachment in live]
         token = CALL.set(call)
         try:
             made = self.original(*args, **kwargs)
         finally:
             CALL.reset(token)
-        for attachment in live:
-            attachment.after_prompt(call, made)
+        for attachment, epoch in zip(live, epochs, strict=True):
+            attachment.after_prompt(call, made, epoch)
         return made
 
 
@@ -162,21 +157,3 @@ def _branches(arguments: dict[str, Any], separate: bool) -> tuple[Branch, ...]:
     if arguments.get("do_classifier_free_guidance") and arguments.get("negative_prompt_embeds") is None:
         branches.append("unconditional")
     return tuple(branches)
-
-
-class Provenance:
-    """Remembers which embedding tensors an attachment made itself, without keeping them alive."""
-
-    def __init__(self) -> None:
-        self._made: list[tuple[weakref.ref[Tensor], int]] = []
-
-    def add(self, tensors: list[Tensor]) -> None:
-        alive = [(ref, version) for ref, version in self._made if ref() is not None]
-        self._made = alive + [(weakref.ref(t), version_of(t)) for t in tensors]
-
-    def knows(self, tensor: object) -> bool:
-        """Whether this very tensor was made here and not written to since."""
-        return any(ref() is tensor and version == version_of(tensor) for ref, version in self._made)
-
-    def forget(self) -> None:
-        self._made.clear()

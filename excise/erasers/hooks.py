@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from excise.erasers.edit import SAEEdit, without
 from excise.erasers.guard import CALL, is_muted
@@ -35,6 +36,7 @@ class Passage(ModelHook):  # type: ignore[misc]
         self._number = next(_NUMBERS)
         self.name, self.alive = f"excise.{self._number}", False
         self.wrapper: Any = None
+        self.handles: tuple[RemovableHandle, ...] = ()
         _LIVE[self._number] = self
 
     def passed(self, state: Tensor) -> Tensor:
@@ -66,20 +68,54 @@ def _(state: Tensor, number: int) -> Tensor:
     return torch.empty_like(state)
 
 
+class Watch(Passage):
+    """A passage that notices when it is passed by: accelerate, renewing an offloading, restores the `forward` that it
+    found, without what was wrapped around it since. Module hooks stay, and see to it that nothing is missed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._here = threading.local()
+
+    def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The module is about to run."""
+        if not torch.compiler.is_compiling():
+            self._here.met = False
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if not torch.compiler.is_compiling():
+            self._here.met = True
+        return args, kwargs
+
+    def depart(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """The module has run."""
+        if not torch.compiler.is_compiling() and not getattr(self._here, "met", True):
+            self._here.met = True
+            self.passed_by(module, args, kwargs, output)
+
+    def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """What to do about a run that the wrapped `forward` did not see."""
+        raise NotImplementedError
+
+
 class EditHook:
     """One edit at one module, and what it did."""
 
     def __init__(self, attachment: Attachment, edit: SAEEdit) -> None:
         self.attachment, self.edit, self._moved = attachment, edit, edit
-        self.rows = self.runs = 0
-        self.norm = 0.0
+        self._here = threading.local()
+        self.rows, self.norm = 0, 0.0
         """Sum over the edited rows of the L2 norm of what was subtracted."""
+
+    @property
+    def runs(self) -> int:
+        """How often it ran in this thread."""
+        return getattr(self._here, "runs", 0)
 
     def delta(self, state: Tensor) -> Tensor | None:
         """What it subtracts from `state` in this run; None where it leaves every bit alone."""
         call = CALL.get()
         branch = "conditional" if call is None else call.next_branch(self)
-        self.runs += 1
+        self._here.runs = self.runs + 1
         if not self.attachment.active or is_muted(self.attachment):
             return None
         if self._moved.W_enc.device != state.device:
@@ -152,6 +188,9 @@ def install(module: nn.Module, hook: Passage) -> None:
         registry.excise_made_it = True
     registry.register_hook(hook, hook.name)
     hook.wrapper, hook.alive = vars(module)["forward"], True
+    if isinstance(hook, Watch):
+        before = module.register_forward_pre_hook(hook.arrive, with_kwargs=True)
+        hook.handles = before, module.register_forward_hook(hook.depart, with_kwargs=True)
 
 
 def remove(module: nn.Module, hook: Passage) -> None:
@@ -162,6 +201,8 @@ def remove(module: nn.Module, hook: Passage) -> None:
     """
     registry: HookRegistry | None = vars(module).get("_diffusers_hook")
     hook.alive = False
+    for handle in hook.handles:
+        handle.remove()
     if registry is None or registry.get_hook(hook.name) is not hook:
         return
     newest = next(reversed(registry.hooks.values()))

@@ -116,6 +116,16 @@ def weights_now(pipe: Any) -> list[tuple[str, int, int]]:
     return found
 
 
+def adapters_now(pipe: Any) -> list[tuple[str, str]]:
+    """How every LoRA layer of the text encoders (PEFT's) is set: what is active, at what scale."""
+    return [
+        (f"{component}.{path}", repr([sorted(module.scaling.items()), module.active_adapters, module.disable_adapters]))
+        for component, encoder in text_encoders(pipe).items()
+        for path, module in encoder.named_modules()
+        if isinstance(getattr(module, "scaling", None), dict) and hasattr(module, "active_adapters")
+    ]
+
+
 def _kept_elsewhere(module: nn.Module, name: str) -> Tensor | None:
     """The weight that accelerate's offloading keeps for a module and brings back when it runs; None without that."""
     kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 REMEMBERED = 1 << 18
 """Vectors kept of every width, the latest ones."""
+DTYPES = torch.float16, torch.bfloat16
+"""A pipeline may cast states on their way to the denoiser: they are known in these dtypes too."""
 _CHUNK = 4096
 _SECRET = secrets.randbits(62)
 
@@ -25,8 +27,6 @@ class Ledger:
 
     def __init__(self) -> None:
         self._known: dict[int, OrderedDict[int, None]] = {}
-        self.dtypes: set[torch.dtype] = set()
-        """What the denoisers read states in: they are known in these dtypes too."""
 
     @property
     def widths(self) -> list[int]:
@@ -40,7 +40,7 @@ class Ledger:
                 continue
             known = self._known.setdefault(tensor.shape[-1], OrderedDict())
             rows = tensor.detach().flatten(0, -2)
-            for dtype in {tensor.dtype, *self.dtypes}:
+            for dtype in {tensor.dtype, *DTYPES}:
                 known.update(dict.fromkeys(hashes(rows.to(dtype)).tolist()))
             while len(known) > REMEMBERED:
                 known.popitem(last=False)

@@ -47,16 +47,16 @@ def encode(pipe: Any, how: Callable[..., Any] | str, *args: Any, **kwargs: Any) 
     if isinstance(how, Guard):  # it knows which of the states are the prompt's
         return how(*args, **kwargs)
     active = [attachment for attachment in loaded if attachment.active]
-    before = [[hook.runs for hook in attachment.hooks] for attachment in active]
+    before = [(attachment.epoch, [hook.runs for hook in attachment.hooks]) for attachment in active]
     made = how(*args, **kwargs)
-    for attachment, runs in zip(active, before, strict=True):
+    for attachment, (epoch, runs) in zip(active, before, strict=True):
         for hook, n in zip(attachment.hooks, runs, strict=True):
             if hook.runs == n:
                 raise EraserDidNotFire(
                     f"eraser {attachment.name!r} saw no text-encoder run at {hook.edit.site.key}; encode with the "
                     "pipeline's own text encoders, so that it can act"
                 )
-        attachment.trust(list(tensors_of(made)), made)
+        attachment.trust(tensors_of(made), epoch)
     return made
 
 

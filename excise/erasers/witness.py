@@ -7,14 +7,14 @@ way round the eraser, whichever pipeline the denoiser and the encoders are share
 from __future__ import annotations
 
 import inspect
-import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from excise.erasers.guard import CALL, LEDGER, is_muted
-from excise.erasers.hooks import SPARED, EditHook, Passage, found_on, install, remove
+from excise.erasers.hooks import SPARED, EditHook, Passage, Watch, found_on, install, remove
 from excise.erasers.ledger import Ledger
 from excise.sites.encoding import tensors_of
 from excise.sites.site import shows_from, text_encoders
@@ -34,7 +34,7 @@ READS = (
 """What denoisers call the text states among their arguments, and among `added_cond_kwargs`."""
 
 
-class Scribe(Passage):
+class Scribe(Watch):
     """A hook on a text encoder: what it makes while every edit in it runs goes into the ledger.
 
     So a pipeline of the same components stays usable, although nobody guards its `encode_prompt`.
@@ -43,27 +43,43 @@ class Scribe(Passage):
     def __init__(self, witness: Witness, component: str) -> None:
         super().__init__()
         self.witness, self.component = witness, component
-        self._here = threading.local()
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().arrive(module, args, kwargs)
         # Compiled, it is the guard on `encode_prompt` that keeps the ledger.
         if not torch.compiler.is_compiling():
-            hooks = self._hooks()
-            self._here.before, SPARED.yes = {id(hook): hook.runs for hook in hooks}, False
-            if CALL.get() is None:  # no guard has looked: the encoder may have been changed through another pipeline
-                for attachment in dict.fromkeys(hook.attachment for hook in hooks):
-                    attachment.refuse_changed()
-        return args, kwargs
+            self._prepare()
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if not torch.compiler.is_compiling():
+            self._prepare()
+        return super().pre_forward(module, *args, **kwargs)
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return output
-        hooks, before = self._hooks(), self._here.before
-        if hooks and all(hook.runs > before.get(id(hook), 0) for hook in hooks):
-            first = max(shows_from(hook.edit.site) for hook in hooks)
-            own = self.witness.spared if SPARED.yes else self.witness.ledger
-            (LEDGER.get() or own).add(tensors_of(_edited(output, first)))
+        if not torch.compiler.is_compiling():
+            self._write(output)
         return output
+
+    def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._write(output)
+
+    def _prepare(self) -> None:
+        hooks = self._hooks()
+        self._here.before, SPARED.yes = {id(hook): hook.runs for hook in hooks}, False
+        self._here.epoch = self.witness.epoch
+        if CALL.get() is None:  # no guard has looked: the encoder may have been changed through another pipeline
+            for attachment in dict.fromkeys(hook.attachment for hook in hooks):
+                attachment.refuse_changed()
+
+    def _write(self, output: Any) -> None:
+        hooks, before = self._hooks(), self._here.before
+        if not hooks or not all(hook.runs > before.get(id(hook), 0) for hook in hooks):
+            return
+        states = list(tensors_of(_edited(output, max(shows_from(hook.edit.site) for hook in hooks))))
+        if (ledger := LEDGER.get()) is not None:
+            ledger.add(states)
+        else:
+            self.witness.add(states, self._here.epoch, spared=SPARED.yes)
 
     def _hooks(self) -> list[EditHook]:
         """The edits of this encoder that should act."""
@@ -81,13 +97,14 @@ def _edited(output: Any, first: int) -> Any:
 class Witness(Passage):
     """A hook on the denoisers of a pipeline, shared by everything attached to the pipelines they are part of."""
 
-    def __init__(self, dtypes: set[torch.dtype]) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.attachments: list[Attachment] = []
         self.ledger, self.spared = Ledger(), Ledger()
         """What edited encoders made; and apart from it, unconditional prompts that say the concept and were left alone,
         which may stand beside a prompt in a batch and nowhere else."""
-        self.ledger.dtypes = self.spared.dtypes = dtypes
+        self.epoch = 0
+        """Grows whenever the erasers are set otherwise: what was encoded across that counts for neither setting."""
         self._posts: list[tuple[nn.Module, Passage]] = []
 
     @classmethod
@@ -97,17 +114,15 @@ class Witness(Passage):
         return post.witness if post is not None else None
 
     @classmethod
-    def join(cls, pipe: Any, attachment: Attachment) -> Witness | None:
+    def join(cls, pipe: Any, attachment: Attachment) -> Witness:
         """Add `attachment` to the witness at the pipeline's denoisers, putting one there first where there is none.
 
-        None where the pipeline has no denoiser: it encodes text and nothing else.
+        Where the pipeline encodes text and does nothing else, every attachment has one of its own.
         """
         watched = denoisers(pipe)
-        if not watched:
-            return None
         witness = next((found for denoiser in watched if (found := cls.of(denoiser))), None)
         if witness is None:
-            witness = cls({next(denoiser.parameters()).dtype for denoiser in watched})
+            witness = cls()
             posts: list[tuple[nn.Module, Passage]] = [(denoiser, Post(witness)) for denoiser in watched]
             posts += [(encoder, Scribe(witness, name)) for name, encoder in text_encoders(pipe).items()]
             for module, hook in posts:
@@ -126,8 +141,14 @@ class Witness(Passage):
 
     def forget(self) -> None:
         """Nothing that was encoded before counts any more: an eraser was attached, scaled or switched."""
+        self.epoch += 1
         self.ledger.forget()
         self.spared.forget()
+
+    def add(self, states: Iterable[Tensor], epoch: int, *, spared: bool = False) -> None:
+        """Let `states` through, encoded from `epoch` on; spared ones only beside others."""
+        if epoch == self.epoch:
+            (self.spared if spared else self.ledger).add(states)
 
     def passed(self, state: Tensor) -> Tensor:
         """`state` as it is. Raises EraserDidNotFire where it was not made under every eraser that is active."""
@@ -152,14 +173,18 @@ class Witness(Passage):
         return sum(own) >= len(spared) and all(self.spared.knows(row[None]) for row in spared)
 
 
-class Post(Passage):
+class Post(Watch):
     """The witness's place at one denoiser."""
 
     def __init__(self, witness: Witness) -> None:
         super().__init__()
         self.witness = witness
 
+    def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.pre_forward(module, *args, **kwargs)
+
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        super().pre_forward(module)
         names = _parameters(type(module))
         given = [self._checked(name, value) for name, value in zip(names, args, strict=False)]
         return (*given, *args[len(given) :]), {name: self._checked(name, value) for name, value in kwargs.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -107,6 +108,89 @@ def test_embeddings_of_the_unconditional_branch_given_as_a_prompt(tiny_pipe: Any
             draw(tiny_pipe, None, prompt_embeds=negative, negative_prompt_embeds=negative)
 
 
+def test_the_unconditional_branchs_embeddings_through_a_pipeline_of_the_same_components(
+    tiny_pipe: Any, sibling: Any, gun_eraser: Eraser
+) -> None:
+    """Beside a prompt in a batch they may pass; as the prompt of a picture they may not."""
+    with gun_eraser.attach(tiny_pipe):
+        draw(tiny_pipe, "a cat", negative_prompt=GUN)
+        with torch.no_grad():
+            own, negative = tiny_pipe.encode_prompt("a cat", "cpu", 1, True, GUN)
+        draw(sibling, None, prompt_embeds=own, negative_prompt_embeds=negative)
+        with pytest.raises(EraserDidNotFire, match="the denoiser was given text states"):
+            draw(sibling, None, prompt_embeds=negative, guidance_scale=1.0)
+
+
+def test_negative_embeddings_from_elsewhere(tiny_pipe: Any, sibling: Any, gun_eraser: Eraser) -> None:
+    """Nor do they become known by having been given once."""
+    foreign = states(tiny_pipe)
+    with gun_eraser.attach(tiny_pipe):
+        with pytest.raises(EraserDidNotFire):
+            draw(tiny_pipe, "a cat", negative_prompt_embeds=foreign)
+        with pytest.raises(EraserDidNotFire):
+            draw(sibling, None, prompt_embeds=foreign, guidance_scale=1.0)
+
+
+def _data(own: Tensor, foreign: Tensor) -> None:
+    own.data.copy_(foreign)
+
+
+def _numpy(own: Tensor, foreign: Tensor) -> None:
+    own.numpy()[:] = foreign.numpy()
+
+
+@pytest.mark.parametrize("write", [_data, _numpy])
+def test_embeddings_written_to_between_two_steps(
+    tiny_pipe: Any, gun_eraser: Eraser, write: Callable[[Tensor, Tensor], None]
+) -> None:
+    """Neither way leaves a trace in the tensor."""
+    foreign = states(tiny_pipe)
+
+    def step_end(pipe: Any, step: int, time: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        write(tensors["prompt_embeds"], foreign)
+        return {}
+
+    with gun_eraser.attach(tiny_pipe), pytest.raises(EraserDidNotFire, match="the denoiser was given text states"):
+        draw(
+            tiny_pipe,
+            "a cat",
+            num_inference_steps=3,
+            guidance_scale=1.0,
+            callback_on_step_end=step_end,
+            callback_on_step_end_tensor_inputs=["prompt_embeds"],
+        )
+
+
+def test_an_eraser_switched_on_while_a_prompt_is_in_the_encoder(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    with gun_eraser.attach(tiny_pipe) as attachment:
+        attachment.enabled = False
+        switch = tiny_pipe.text_encoder.register_forward_hook(lambda *run: setattr(attachment, "enabled", True))
+        plain = states(tiny_pipe)
+        switch.remove()
+        with pytest.raises(EraserDidNotFire):
+            draw(tiny_pipe, None, prompt_embeds=plain, negative_prompt_embeds=plain)
+
+
+def test_an_offloading_renewed_after_the_eraser_was_attached(tiny_pipe: Any, sibling: Any, gun_eraser: Eraser) -> None:
+    """accelerate restores the `forward` that it found, as diffusers has it do after every picture."""
+    import accelerate
+    from accelerate.hooks import remove_hook_from_module
+
+    def renew() -> None:
+        for part in (tiny_pipe.text_encoder, tiny_pipe.unet):
+            remove_hook_from_module(part, recurse=True)
+            accelerate.cpu_offload_with_hook(part, torch.device("cpu"))
+
+    foreign = states(tiny_pipe)
+    renew()
+    with gun_eraser.attach(tiny_pipe):
+        renew()
+        draw(tiny_pipe)
+        draw(sibling)
+        with pytest.raises(EraserDidNotFire, match="the denoiser was given text states"):
+            draw(sibling, None, prompt_embeds=foreign, negative_prompt_embeds=foreign)
+
+
 def test_another_text_encoder(refused: Any, build_pipe: Any) -> None:
     refused(lambda pipe: setattr(pipe, "text_encoder", build_pipe(1).text_encoder), "was replaced", ExciseError)
 
@@ -127,10 +211,41 @@ def test_weights_written_to(refused: Any) -> None:
     refused(change, "the text encoder changed")
 
 
+def test_weights_written_to_behind_the_version_counter(refused: Any) -> None:
+    def change(pipe: Any) -> None:
+        tiny.body(pipe.text_encoder).encoder.layers[2].mlp.fc2.weight.data.mul_(1.01)
+
+    refused(change, "the text encoder changed")
+
+
+def test_weights_written_to_and_seen_through_another_pipeline(tiny_pipe: Any, sibling: Any, gun_eraser: Eraser) -> None:
+    with gun_eraser.attach(tiny_pipe):
+        draw(sibling)
+        tiny.body(tiny_pipe.text_encoder).encoder.layers[0].mlp.fc1.weight.data.mul_(1.01)
+        with pytest.raises(EraserDidNotFire, match="the text encoder changed"):
+            draw(sibling)
+
+
 def test_a_lora_loaded_later(refused: Any) -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
     refused(lambda pipe: pipe.text_encoder.add_adapter(config), "the text encoder changed")
+
+
+@pytest.mark.parametrize("how", ["scaled", "switched"])
+def test_a_lora_that_was_there_set_otherwise(tiny_pipe: Any, gun_edit: SAEEdit, how: str) -> None:
+    """One that the eraser was made with: its weights stay as they are."""
+    peft = pytest.importorskip("peft")
+    layers = {"layers_pattern": "layers", "layers_to_transform": [0], "target_modules": ["fc2"]}
+    tiny_pipe.text_encoder.add_adapter(peft.LoraConfig(init_lora_weights=False, r=4, **layers))
+    eraser = Eraser((gun_edit,), "with LoRA", "gun", ("gun",), made_for(tiny_pipe), canary=(GUN,))
+    with eraser.attach(tiny_pipe):
+        draw(tiny_pipe)
+        if how == "switched":
+            tiny_pipe.text_encoder.disable_adapters()
+        scale = {"scale": 30.0} if how == "scaled" else None
+        with pytest.raises(EraserDidNotFire, match=f"a LoRA of the text encoder was {how}"):
+            draw(tiny_pipe, cross_attention_kwargs=scale)
 
 
 def test_a_textual_inversion_loaded_later(refused: Any) -> None:
@@ -199,6 +314,11 @@ def test_clip_skip_to_before_the_site(refused: Any) -> None:
     refused(lambda pipe: None, "clip_skip=1 reads the text encoder before", ExciseError, clip_skip=1)
 
 
+def test_a_negative_clip_skip(refused: Any) -> None:
+    """It counts from the first layer."""
+    refused(lambda pipe: None, "clip_skip=-2 counts from the first layer", ExciseError, clip_skip=-2)
+
+
 def test_weights_on_words_put_on_elsewhere(tiny_pipe: Any, gun_eraser: Eraser) -> None:
     """What a prompt weighting makes of the states is none of the edited encoder's, unless it goes through encode."""
     with gun_eraser.attach(tiny_pipe):
@@ -211,6 +331,19 @@ def test_excise_encode_refuses_what_no_edited_encoder_made(tiny_pipe: Any, gun_e
     foreign = states(tiny_pipe)
     with gun_eraser.attach(tiny_pipe), pytest.raises(EraserDidNotFire, match="saw no text-encoder run"):
         excise.encode(tiny_pipe, lambda: foreign)
+
+
+def test_excise_encode_while_another_thread_encodes(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    foreign = states(tiny_pipe)
+
+    def how() -> Tensor:
+        other = threading.Thread(target=states, args=(tiny_pipe, "a cat"))
+        other.start()
+        other.join()
+        return foreign
+
+    with gun_eraser.attach(tiny_pipe), pytest.raises(EraserDidNotFire, match="saw no text-encoder run"):
+        excise.encode(tiny_pipe, how)
 
 
 def test_a_canary_that_does_not_move(tiny_pipe: Any, gun_edit: SAEEdit) -> None:
@@ -230,6 +363,18 @@ def test_a_negative_strength(tiny_pipe: Any, gun_eraser: Eraser) -> None:
 def test_another_models_text_encoder_at_attach(build_pipe: Any, gun_eraser: Eraser) -> None:
     with pytest.raises(ExciseError, match="made for another pipeline"):
         gun_eraser.attach(build_pipe(1))
+
+
+def test_an_attachment_used_again_after_it_was_detached(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    with gun_eraser.attach(tiny_pipe) as attachment:
+        pass
+    with pytest.raises(ExciseError, match="was detached; attach it anew"), attachment:
+        pass
+
+
+def test_a_misspelt_on_bypass(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    with gun_eraser.attach(tiny_pipe) as attachment, pytest.raises(ExciseError, match="on_bypass cannot be 'Raise'"):
+        attachment.on_bypass = "Raise"  # type: ignore[assignment]
 
 
 def test_states_that_are_not_numbers(tiny_pipe: Any, gun_eraser: Eraser) -> None:
@@ -281,6 +426,15 @@ def test_an_early_tap_of_a_pipeline_that_nobody_knows(monkeypatch: pytest.Monkey
         fit(pipe, concept, SNCEConfig(permutations=20), sae=saes)
 
 
+def test_an_early_tap_by_option() -> None:
+    """FLUX.2 takes the layers it reads from its caller."""
+    pipe, concept, saes = several("flux2-klein")
+    with fit(pipe, concept, SNCEConfig(permutations=20), sae=saes).attach(pipe):
+        tiny.call("flux2-klein", pipe, GUN)
+        with pytest.raises(EraserDidNotFire, match="the denoiser was given text states"):
+            tiny.call("flux2-klein", pipe, GUN, text_encoder_out_layers=(1, 2, 3))
+
+
 def test_pooled_embeddings_from_elsewhere() -> None:
     pipe, concept, saes = several("sdxl")
     with torch.no_grad():
@@ -293,6 +447,16 @@ def test_pooled_embeddings_from_elsewhere() -> None:
         tiny.call("sdxl", pipe, None, **given, guidance_scale=1.0)
         with pytest.raises(EraserDidNotFire, match="pooled_prompt_embeds were not encoded"):
             tiny.call("sdxl", pipe, None, **{**given, "pooled_prompt_embeds": foreign_pooled}, guidance_scale=1.0)
+
+
+def test_a_negative_prompt_that_is_drawn() -> None:
+    """Wan's denoiser runs once for each branch: guidance below 0 draws the negative prompt, which is edited too."""
+    pipe, concept, saes = several("wan")
+    with torch.no_grad():
+        plain = pipe.encode_prompt("a cat", negative_prompt=GUN, do_classifier_free_guidance=True)[1]
+        with fit(pipe, concept, SNCEConfig(permutations=20), sae=saes).attach(pipe):
+            edited = pipe.encode_prompt("a cat", negative_prompt=GUN, do_classifier_free_guidance=True)[1]
+    assert not torch.equal(edited, plain)
 
 
 def test_the_second_denoiser_of_a_pipeline() -> None:

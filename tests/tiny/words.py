@@ -38,7 +38,8 @@ MISTRAL_CHAT = (
 
 
 @cache
-def _clip() -> Any:
+def shared_clip() -> Any:
+    """CLIP's own. Loading it takes seconds."""
     if FOUR:
         return words4.clip()
     from excise.reference import text_encoder
@@ -47,8 +48,8 @@ def _clip() -> Any:
 
 
 def clip() -> Any:
-    """CLIP's own; a copy, for textual inversion adds tokens in place."""
-    return copy.deepcopy(_clip())
+    """A copy of CLIP's own, for textual inversion adds tokens in place. Copies do not decode well (transformers 5)."""
+    return copy.deepcopy(shared_clip())
 
 
 def t5() -> Any:
