@@ -1,9 +1,11 @@
 """TopK sparse autoencoders over vectors: nothing here knows of prompts or images."""
 
 from excise.sae.config import SAEConfig, TrainConfig
+from excise.sae.data import Samples
 from excise.sae.formats import card, load, saes_in, save
 from excise.sae.metrics import Metrics, evaluate
 from excise.sae.model import Codes, TopKSAE
+from excise.sae.supervised import Supervision
 from excise.sae.trainer import Progress, check_out, train
 
 __all__ = [
@@ -11,6 +13,8 @@ __all__ = [
     "Metrics",
     "Progress",
     "SAEConfig",
+    "Samples",
+    "Supervision",
     "TopKSAE",
     "TrainConfig",
     "card",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from excise.sae.config import TrainConfig
 from excise.sae.model import TopKSAE
 
 _STATE, _TENSORS = "state.json", "state.safetensors"
-_SCHEMA = "excise.sae.checkpoint/1"
+_SCHEMA = "excise.sae.checkpoint/2"
 
 
 @dataclass
@@ -28,11 +29,16 @@ class State:
     optimiser: torch.optim.Adam
     idle: Tensor
     """[m] int64: vectors since each latent last fired."""
-    window: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
-    """[mse, aux, L0], summed over the steps since the last line of the log."""
+    window: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
+    """[mse, aux, L0, concept association], summed over the steps since the last line of the log."""
     step: int = 0
     seconds: float = 0.0
     """Spent training, pauses left out."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """With a validation split: the weights that did best on it."""
+    best_loss: float = math.inf
+    stale: int = 0
+    """Looks at it since."""
 
     def save(self, folder: Path, config: TrainConfig, features: str) -> None:
         """Write into `folder`, the old state or the new at any moment. `features` is the digest of the vectors."""
@@ -40,11 +46,14 @@ class State:
         for number, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": value for name, value in moments.items()}
         tensors |= {"idle": self.idle, "window": self.window}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
         data = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
         state = {
             "schema": _SCHEMA,
             "step": self.step,
             "seconds": self.seconds,
+            "best_loss": self.best_loss if self.best else None,
+            "stale": self.stale,
             "config": config.to_json(),
             "features": features,
             "sha256": files.sha256(data),
@@ -68,6 +77,7 @@ class State:
             self._agree(state, config, features, again)
             self._take(tensors)
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.best_loss, self.stale = float(state["best_loss"] or math.inf), int(state["stale"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ExciseError(f"the checkpoint in {folder} is damaged ({error}); {again}") from error
         return True
@@ -94,4 +104,5 @@ class State:
                 moments.setdefault(int(number), {})[part] = tensor
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self.best = {n.removeprefix("best."): t.to(device) for n, t in tensors.items() if n.startswith("best.")}
         self.idle, self.window = tensors["idle"].to(device), tensors["window"]

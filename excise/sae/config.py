@@ -67,6 +67,10 @@ class TrainConfig(_Json):
     """Latents for each input dimension: m = expansion * d."""
     k: int = 32
     """Latents kept for each vector."""
+    activation: Literal["topk", "batchtopk"] = "topk"
+    """Which latents a training batch keeps: k of each vector, or of all its vectors together k times as many as there
+    are vectors (Bussmann et al. 2024), so that a vector that needs more gets more. Either way the trained SAE keeps k
+    of each vector."""
     lr: float = 4e-4
     """Adam's learning rate."""
     batch: int = 4096
@@ -105,6 +109,8 @@ class TrainConfig(_Json):
             _number(name, getattr(self, name), least=0, most=1e6)
         for name in ("decay", "beta1", "beta2"):
             _number(name, getattr(self, name), least=0, most=1)
+        if self.activation not in ("topk", "batchtopk"):
+            raise ExciseError(f"activation must be 'topk' or 'batchtopk', not {self.activation!r}")
         if self.units not in ("variance", "raw"):
             raise ExciseError(f"units must be 'variance' or 'raw', not {self.units!r}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,8 +13,46 @@ from torch import Tensor
 
 from excise.errors import ExciseError
 
-Features = Tensor | Callable[[], Iterable[Tensor]]
-"""Vectors [N, d], or a function that gives the same shards [n, d] in the same order whenever it is called."""
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Vectors that belong together, such as a picture's patches or a prompt's states, and what each sample shows."""
+
+    states: Tensor
+    """[n, N, d]: N vectors of every sample."""
+    labels: Tensor
+    """[n, C] bool: which of C concepts it has."""
+
+    def __post_init__(self) -> None:
+        states, labels = self.states, self.labels
+        if states.ndim != 3 or labels.ndim != 2 or len(states) != len(labels) or labels.dtype != torch.bool:
+            raise ExciseError(
+                f"samples are states [n, N, d] and labels [n, C] of true and false, not {tuple(states.shape)} and "
+                f"{labels.dtype} {tuple(labels.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitem__(self, rows: Tensor | slice) -> Samples:
+        return Samples(self.states[rows], self.labels[rows])
+
+    @property
+    def vectors(self) -> Tensor:
+        """[n N, d]."""
+        return self.states.flatten(0, 1)
+
+    def float(self) -> Samples:
+        """The same in float32."""
+        return Samples(self.states.float(), self.labels)
+
+    def detach(self) -> Samples:
+        return Samples(self.states.detach(), self.labels)
+
+
+Shard = Tensor | Samples
+Features = Shard | Callable[[], Iterable[Shard]]
+"""Vectors [N, d] or samples, or a function that gives the same shards of one kind in the same order at every call."""
 
 SAMPLE = 32_768
 """Vectors the geometric median is taken of (OpenAI's number)."""
@@ -31,6 +70,8 @@ class Statistics(NamedTuple):
     """Mean over the d dimensions of the variance (divided by N)."""
     sample: Tensor
     """[at most SAMPLE, d] float32, drawn without replacement."""
+    each: int = 1
+    """Vectors in a sample."""
 
     def digest(self) -> str:
         """Tells one training set from another; equal vectors in another order may differ in the last bits."""
@@ -43,8 +84,10 @@ class Source:
 
     def __init__(self, features: Features, *, seed: int) -> None:
         """`seed` settles the sample and every epoch's order."""
-        if not isinstance(features, Tensor) and not callable(features):
-            raise ExciseError("features must be a tensor, or a function that gives the shards anew at each call")
+        if not isinstance(features, Tensor | Samples) and not callable(features):
+            raise ExciseError(
+                "features must be a tensor or Samples, or a function that gives the shards anew at each call"
+            )
         self._features = features
         self._seed = seed
 
@@ -53,8 +96,11 @@ class Source:
         origin = total = squares = sample = keys = None
         vectors = 0
         generator = torch.Generator().manual_seed(self._seed)
+        each = 1
         for shard in self._shards():
-            for chunk in torch.split(shard, max(1, _CHUNK // shard.shape[1])):
+            each = 1 if isinstance(shard, Tensor) else shard.states.shape[1]
+            vectors_of = shard if isinstance(shard, Tensor) else shard.vectors
+            for chunk in torch.split(vectors_of, max(1, _CHUNK // vectors_of.shape[1])):
                 x = chunk.cpu().double()
                 if origin is None or total is None or squares is None or sample is None or keys is None:
                     # Sums about one of the vectors keep their digits where the mean is far from zero.
@@ -76,28 +122,32 @@ class Source:
             raise ExciseError("the features hold NaN or infinity; capture them again, in float32")
         if variance <= 0:
             raise ExciseError("all feature vectors are the same; an SAE needs different ones")
-        return Statistics(vectors, mean + origin, variance, sample)
+        return Statistics(vectors, mean + origin, variance, sample, each)
 
-    def batches(self, size: int, *, start: int = 0) -> Iterator[Tensor]:
-        """Batches [size, d] float32 without end, from number `start` on.
+    def labels(self) -> Iterator[Tensor]:
+        """The labels [n, C] of every shard of samples; nothing for bare vectors."""
+        yield from (shard.labels for shard in self._shards() if isinstance(shard, Samples))
+
+    def batches(self, size: int, *, start: int = 0) -> Iterator[Shard]:
+        """Batches of `size` vectors or samples, float32, without end, from number `start` on.
 
         Each epoch shuffles within the shards; what does not fill a batch is left out of that epoch, and another
-        shuffle leaves out others. `size` must not exceed the number of vectors.
+        shuffle leaves out others. `size` must not exceed the number of vectors or samples.
         """
         epochs = (self._epoch(epoch, size) for epoch in itertools.count())
         return itertools.islice(itertools.chain.from_iterable(epochs), start, None)
 
-    def _epoch(self, epoch: int, size: int) -> Iterator[Tensor]:
-        rest: Tensor | None = None
+    def _epoch(self, epoch: int, size: int) -> Iterator[Shard]:
+        rest: Shard | None = None
         for number, shard in enumerate(self._shards()):
             # Hashed, so that no two of (seed, epoch, shard) share an order.
             key = hashlib.sha256(f"{self._seed}/{epoch}/{number}".encode()).digest()[:7]
             generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
-            order = torch.randperm(len(shard), generator=generator).to(shard.device)
+            order = torch.randperm(len(shard), generator=generator).to(_device(shard))
             at = 0
             if rest is not None and len(rest):
                 at = size - len(rest)
-                rest = torch.cat([rest, shard[order[:at]].float()])
+                rest = _joined(rest, shard[order[:at]].float())
                 if len(rest) < size:
                     continue
                 yield rest
@@ -106,21 +156,39 @@ class Source:
                 yield shard[order[begin : begin + size]].float()
             rest = shard[order[full:]].float()
 
-    def _shards(self) -> Iterator[Tensor]:
-        if isinstance(self._features, Tensor):
-            shards: Iterable[Tensor] = [self._features]
+    def _shards(self) -> Iterator[Shard]:
+        if isinstance(self._features, Tensor | Samples):
+            shards: Iterable[Shard] = [self._features]
         else:
             shards = self._features()
-        width = None
+        width = kind = None
         for shard in shards:
-            if not isinstance(shard, Tensor) or shard.ndim != 2 or not shard.is_floating_point():
-                found = f"{shard.dtype} {tuple(shard.shape)}" if isinstance(shard, Tensor) else type(shard).__name__
+            if kind not in (None, type(shard)):
+                raise ExciseError("feature shards must all be of one kind, tensors or Samples")
+            kind = type(shard)
+            vectors = shard.vectors if isinstance(shard, Samples) else shard
+            if not isinstance(vectors, Tensor) or vectors.ndim != 2 or not vectors.is_floating_point():
+                found = (
+                    f"{vectors.dtype} {tuple(vectors.shape)}" if isinstance(vectors, Tensor) else type(shard).__name__
+                )
                 raise ExciseError(f"features must be floating-point tensors [vectors, width], not {found}")
-            if shard.shape[1] == 0 or width not in (None, shard.shape[1]):
-                raise ExciseError(f"feature shards must all have one width, but {width} and {shard.shape[1]} came")
-            width = shard.shape[1]
+            if vectors.shape[1] == 0 or width not in (None, vectors.shape[1]):
+                raise ExciseError(f"feature shards must all have one width, but {width} and {vectors.shape[1]} came")
+            width = vectors.shape[1]
             if len(shard):
                 yield shard.detach()
+
+
+def _device(shard: Shard) -> torch.device:
+    return shard.device if isinstance(shard, Tensor) else shard.states.device
+
+
+def _joined(first: Shard, second: Shard) -> Shard:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.cat([first, second])
+    assert isinstance(first, Samples)
+    assert isinstance(second, Samples)
+    return Samples(torch.cat([first.states, second.states]), torch.cat([first.labels, second.labels]))
 
 
 def geometric_median(sample: Tensor, *, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:

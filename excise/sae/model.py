@@ -87,6 +87,28 @@ class TopKSAE(nn.Module):
         shape = (*centred.shape[:-1], self.config.k)
         return Codes(values.relu().view(shape), indices.view(shape))
 
+    def encode_batch(self, x: Tensor) -> Codes:
+        """BatchTopK: ReLU of the k N largest pre-activations of all N vectors [N, d] together (Bussmann et al. 2024).
+
+        As many columns come back as the greediest vector needs; what was not kept is zero. Raises as `preactivations`.
+        """
+        centred = self._centred(x)
+        with torch.no_grad():
+            preacts = F.linear(centred, self.W_enc, self.b_enc)
+            width = min(2 * self.config.k, self.config.m)
+            while True:
+                values, indices = preacts.topk(width, dim=-1)
+                least = values.flatten().topk(self.config.k * len(x), sorted=False).values.min()
+                # Whose last candidate would be kept may have more to keep.
+                if width == self.config.m or not bool((values[:, -1] >= least).any()):
+                    break
+                width = min(2 * width, self.config.m)
+            kept = values >= least
+            columns = int(kept.sum(1).max())
+            values, indices, kept = values[:, :columns], indices[:, :columns].contiguous(), kept[:, :columns]
+        values = _Select.apply(centred, self.W_enc, self.b_enc, values, indices)  # type: ignore[no-untyped-call]
+        return Codes(values.relu() * kept, indices)
+
     def decode(self, codes: Codes) -> Tensor:
         """sum_j values_j W_dec[indices_j] + b_pre: Codes of [..., k] -> [..., d]."""
         values, indices = (part.reshape(-1, part.shape[-1]) for part in codes)

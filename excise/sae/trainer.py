@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -13,21 +14,26 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from excise.errors import ExciseError
 from excise.sae import formats
 from excise.sae.checkpoint import State
 from excise.sae.config import SAEConfig, TrainConfig
-from excise.sae.data import Features, Source, Statistics, geometric_median
+from excise.sae.data import Features, Samples, Shard, Source, Statistics, geometric_median
 from excise.sae.losses import idle_tokens, loss, step
 from excise.sae.metrics import evaluate
-from excise.sae.model import TopKSAE
+from excise.sae.model import Codes, TopKSAE
+from excise.sae.supervised import Supervision, Terms, terms
 
 LOG = "log.jsonl"
+_LOOK = 64
+"""Validation samples looked at together."""
+S = TypeVar("S", Tensor, Samples, Shard)
 
 
 class Progress(NamedTuple):
@@ -49,6 +55,8 @@ class Progress(NamedTuple):
     lr: float
     seconds: float
     """Spent training, pauses left out."""
+    association: float = 0.0
+    """Concept association loss of a supervised training."""
 
 
 def train(
@@ -59,10 +67,17 @@ def train(
     card: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
     held_out: Tensor | None = None,
+    supervision: Supervision | None = None,
+    validation: Samples | None = None,
+    init: TopKSAE | None = None,
     measure: Callable[[TopKSAE], Mapping[str, Any]] | None = None,
     device: torch.device | str = "cpu",
 ) -> TopKSAE:
-    """Train on `features` ([N, d], or a function giving shards anew at each call) and save into the folder `out`.
+    """Train on `features` ([N, d], Samples, or a function giving shards anew at each call) and save into the folder
+    `out`.
+
+    With `supervision`, on Samples, every concept gets a latent of its own; training then stops early where
+    `validation` (other samples) gets no better. `init` is an SAE to go on from, of the shape that the config gives.
 
     `card` tells the corpus, the Site and what evaluation data the corpus excludes; tokens, recipe and metrics are added
     (on a sample of the training vectors and, where given, on `held_out` [n, d]; `measure` gives further ones of the
@@ -70,7 +85,7 @@ def train(
     arguments goes on from there: on a CPU with as many threads, to the very bits of an uninterrupted run. Ctrl-C
     finishes the step, writes a checkpoint and raises KeyboardInterrupt; a second Ctrl-C raises at once. Raises
     ExciseError where `out` is not empty, the features are unusable, a checkpoint there belongs to other settings,
-    training diverges, or the disk refuses.
+    labels are missing, training diverges, or the disk refuses.
     """
     out = Path(out)
     check_out(out)
@@ -78,28 +93,34 @@ def train(
     source = Source(features, seed=config.seed)
     statistics = source.statistics()
     shape = config.sae(len(statistics.mean))
-    batch = min(config.batch, statistics.vectors)
+    rows = max(1, min(config.batch, statistics.vectors) // statistics.each)
+    batch = rows * statistics.each
     steps = math.ceil(config.tokens / batch)
     unit = math.sqrt(statistics.variance) if config.units == "variance" else 1.0
     window = min(config.dead_after, statistics.vectors)
 
-    state = _start(shape, config, statistics, unit, torch.device(device))
-    resumed = state.restore(work / "checkpoint", config, statistics.digest())
+    if supervision is not None:
+        _check_labels(source, supervision, shape.m)
+    digest = _digest(statistics, supervision, init)
+    state = _start(shape, config, statistics, unit, torch.device(device), init)
+    resumed = state.restore(work / "checkpoint", config, digest)
     _open_log(work / LOG, state.step if resumed else 0)
     variance = statistics.variance / unit**2
 
     def checkpoint() -> None:
-        state.save(work / "checkpoint", config, statistics.digest())
+        state.save(work / "checkpoint", config, digest)
 
     with _interruptible() as interrupted:
         began = time.monotonic() - state.seconds
-        batches = source.batches(batch, start=state.step)
+        batches = source.batches(rows, start=state.step)
         try:
-            while state.step < steps:
+            while state.step < steps and not (supervision and state.stale >= supervision.patience):
                 if interrupted():
                     raise KeyboardInterrupt
                 lr = learning_rate(config, state.step, steps)
-                _advance(state, next(batches).to(device) / unit, config, variance, window, lr)
+                _advance(state, _scaled(next(batches), unit, device), config, variance, window, lr, supervision)
+                if supervision and validation and state.step % supervision.check_every == 0:
+                    _look(state, _scaled(validation, unit, device), variance, supervision)
                 state.seconds = time.monotonic() - began
                 if state.step % config.log_every == 0 or state.step == steps:
                     line = _line(state, config, steps, batch, window, lr)
@@ -116,11 +137,15 @@ def train(
         if interrupted():
             raise KeyboardInterrupt
 
+    if state.best:
+        state.sae.load_state_dict(state.best)
     sae = _in_data_units(state.sae, unit)
     threshold = config.dead_threshold * unit
     told = dict(card or {})
-    told["tokens"] = steps * batch
+    told["tokens"] = state.step * batch
     told["recipe"] = {**config.to_json(), "vectors": statistics.vectors}
+    if supervision is not None:
+        told["supervision"] = supervision.to_json()
     told["metrics"] = {
         "train": evaluate(sae, torch.split(statistics.sample, 4096), threshold=threshold)._asdict(),
         "dead_share": float((state.idle >= window).double().mean()),
@@ -151,10 +176,50 @@ def learning_rate(config: TrainConfig, done: int, steps: int) -> float:
     return config.lr * min(1.0, (steps - done) / falling) if falling else config.lr
 
 
-def _start(shape: SAEConfig, config: TrainConfig, statistics: Statistics, unit: float, device: torch.device) -> State:
+def _check_labels(source: Source, supervision: Supervision, m: int) -> None:
+    there = None
+    for labels in source.labels():
+        there = labels.any(0) if there is None else there | labels.any(0)
+    if there is None:
+        raise ExciseError("supervision needs Samples with labels, not bare vectors")
+    supervision.check_labels(there[None], m)
+
+
+def _digest(statistics: Statistics, supervision: Supervision | None, init: TopKSAE | None) -> str:
+    """Tells one training from another, besides its config."""
+    own = hashlib.sha256(statistics.digest().encode())
+    if supervision is not None:
+        own.update(json.dumps(supervision.to_json()).encode())
+    for tensor in init.state_dict().values() if init is not None else ():
+        own.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return own.hexdigest()
+
+
+def _scaled(batch: S, unit: float, device: torch.device | str) -> S:
+    """In training units, in float32."""
+    if isinstance(batch, Tensor):
+        return batch.to(device) / unit
+    return Samples(batch.states.to(device).float() / unit, batch.labels.to(device))
+
+
+def _start(
+    shape: SAEConfig,
+    config: TrainConfig,
+    statistics: Statistics,
+    unit: float,
+    device: torch.device,
+    init: TopKSAE | None,
+) -> State:
     sae = TopKSAE(shape, seed=config.seed)
     with torch.no_grad():
-        sae.b_pre.copy_(geometric_median(statistics.sample) / unit)
+        if init is None:
+            sae.b_pre.copy_(geometric_median(statistics.sample) / unit)
+        else:
+            if init.config != shape:
+                raise ExciseError(f"the SAE to go on from is {init.config}, the settings give {shape}")
+            sae.load_state_dict(init.state_dict())
+            sae.b_pre.div_(unit)
+            sae.b_enc.div_(unit)
     sae.to(device)
     # Fused: on a CPU the per-tensor and foreach kinds take up to 25 times as long.
     optimiser = torch.optim.Adam(
@@ -163,31 +228,67 @@ def _start(shape: SAEConfig, config: TrainConfig, statistics: Statistics, unit: 
     return State(sae, optimiser, torch.zeros(shape.m, dtype=torch.int64, device=device))
 
 
-def _advance(state: State, x: Tensor, config: TrainConfig, variance: float, window: int, lr: float) -> None:
-    """One step on the batch x [N, d], in training units."""
-    reconstruction, codes = state.sae(x)
+def _advance(
+    state: State,
+    batch: Shard,
+    config: TrainConfig,
+    variance: float,
+    window: int,
+    lr: float,
+    supervision: Supervision | None,
+) -> None:
+    """One step on the batch, in training units."""
+    x = batch if isinstance(batch, Tensor) else batch.vectors
+    codes = state.sae.encode_batch(x) if config.activation == "batchtopk" else state.sae.encode(x)
+    reconstruction = state.sae.decode(codes)
     # Before the loss, as in OpenAI's code: a latent that fired in this very batch is dead no more.
     state.idle = idle_tokens(state.idle, codes, config.dead_threshold)
     parts = loss(state.sae, x, reconstruction, variance, state.idle >= window, config.alpha)
-    parts.total.backward()  # type: ignore[no-untyped-call]
+    total, association = parts.total, torch.zeros((), device=x.device)
+    if supervision is not None and isinstance(batch, Samples):
+        told = _terms(state.sae, batch, codes, supervision)
+        total, association = total + told.total, told.association.detach()
+    total.backward()  # type: ignore[no-untyped-call]
     for group in state.optimiser.param_groups:
         group["lr"] = lr
     step(state.sae, state.optimiser)
     l0 = (codes.values > 0).sum() / len(x)
-    state.window += torch.stack([parts.mse.detach(), parts.aux.detach(), l0]).double().cpu()
+    state.window += torch.stack([parts.mse.detach(), parts.aux.detach(), l0, association]).double().cpu()
     state.step += 1
+
+
+def _terms(sae: TopKSAE, batch: Samples, codes: Codes, supervision: Supervision) -> Terms:
+    rows = torch.tensor(supervision.assigned, device=batch.states.device)
+    own = F.linear(batch.states - sae.b_pre, sae.W_enc[rows], sae.b_enc[rows])
+    return terms(own, codes.values, batch.labels, supervision)
+
+
+@torch.no_grad()
+def _look(state: State, validation: Samples, variance: float, supervision: Supervision) -> None:
+    """Note the loss on the validation samples, and keep the weights where it is the least so far."""
+    losses = []
+    for start in range(0, len(validation), _LOOK):
+        part = validation[start : start + _LOOK]
+        codes = state.sae.encode(part.vectors)
+        mse = F.mse_loss(state.sae.decode(codes), part.vectors) / variance
+        losses.append(float(mse + _terms(state.sae, part, codes, supervision).total))
+    found = sum(losses) / len(losses)
+    state.stale += 1
+    if found < state.best_loss:
+        state.best = {name: value.detach().clone() for name, value in state.sae.state_dict().items()}
+        state.best_loss, state.stale = found, 0
 
 
 def _line(state: State, config: TrainConfig, steps: int, batch: int, window: int, lr: float) -> Progress:
     since = (state.step - 1) % config.log_every + 1
-    mse, aux, l0 = (state.window / since).tolist()
-    if not math.isfinite(mse + aux):
+    mse, aux, l0, association = (state.window / since).tolist()
+    if not math.isfinite(mse + aux + association):
         raise ExciseError(
             f"training diverged before step {state.step}; lower lr (it is {config.lr:g}), or train in units='variance'"
         )
     state.window = torch.zeros_like(state.window)
     dead = float((state.idle >= window).double().mean())
-    return Progress(state.step, steps, state.step * batch, mse, aux, l0, dead, lr, round(state.seconds, 3))
+    return Progress(state.step, steps, state.step * batch, mse, aux, l0, dead, lr, round(state.seconds, 3), association)
 
 
 def _open_log(path: Path, step: int) -> None:

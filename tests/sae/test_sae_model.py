@@ -122,3 +122,29 @@ def test_no_gradient_is_kept_where_none_is_wanted():
         output = random_sae()(vectors(3, 6))
     assert not output.reconstruction.requires_grad
     assert not output.codes.values.requires_grad
+
+
+@pytest.mark.parametrize(("m", "k", "seed"), [(15, 4, 0), (15, 1, 1), (40, 3, 2), (6, 6, 3)])
+def test_batchtopk_keeps_the_largest_of_the_whole_batch(m, k, seed):
+    """Against a sort of every pre-activation; one vector is so loud that it takes more than its share."""
+    sae, x = random_sae(m=m, k=k, seed=seed), vectors(9, 6)
+    x[2] *= 8
+    preacts = sae.preactivations(x).detach()
+    least = preacts.flatten().sort(descending=True).values[9 * k - 1]
+    wanted = torch.where(preacts >= least, preacts, 0).relu()
+    values, indices = sae.encode_batch(x)
+    assert torch.equal(torch.zeros_like(wanted).scatter(1, indices, values), wanted)
+    assert int((wanted > 0).sum(1).max()) > k or k == m
+
+
+def test_batchtopk_has_the_dense_gradient():
+    sae, x = random_sae().double(), vectors(9, 6).double().requires_grad_()
+    sae.decode(sae.encode_batch(x)).square().sum().backward()
+    sparse = [x.grad.clone(), *(p.grad.clone() for p in sae.parameters())]
+    x.grad = None
+    sae.zero_grad()
+    preacts = sae.preactivations(x)
+    least = preacts.flatten().topk(9 * sae.config.k).values[-1]
+    ((preacts * (preacts >= least)).relu() @ sae.W_dec + sae.b_pre).square().sum().backward()
+    for got, dense in zip(sparse, [x.grad, *(p.grad for p in sae.parameters())], strict=True):
+        assert torch.allclose(got, dense, atol=1e-12)

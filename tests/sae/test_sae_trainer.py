@@ -260,3 +260,10 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(features(), CONFIG, tmp_path / "sae", progress=press)
+
+
+def test_batchtopk_trains_an_sae_that_keeps_k_of_each_vector(tmp_path):
+    sae = train(features(), dataclasses.replace(CONFIG, activation="batchtopk"), tmp_path / "sae")
+    assert card(tmp_path / "sae")["recipe"]["activation"] == "batchtopk"
+    assert sae.encode(features()).values.shape[1] == CONFIG.k
+    assert card(tmp_path / "sae")["metrics"]["train"]["fvu"] < 0.5

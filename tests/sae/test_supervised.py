@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from excise.errors import ExciseError
-from excise.sae.supervised import activity, concept_association, decorrelation, supervision
+from excise.sae.supervised import Supervision, activity, concept_association, decorrelation, terms
 
 
 @pytest.fixture
@@ -22,6 +22,10 @@ def batch() -> dict[str, Any]:
     }
 
 
+def supervised(**options: Any) -> Supervision:
+    return Supervision(("a", "b", "c", "d"), (0, 0, 1, 1), (7, 0, 3, 8), **options)
+
+
 def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
@@ -30,23 +34,24 @@ def by_hand(batch: dict[str, Any], negatives: str) -> tuple[float, float, float]
     """The three terms from the paper's formulas, in loops."""
     pre = batch["preactivations"].tolist()
     v = [[sum(max(0.0, patch[i]) for patch in sample) / 5 for i in batch["assigned"].tolist()] for sample in pre]
-    terms = []
+    found = []
     for row, present in zip(v, batch["labels"].tolist(), strict=True):
         for value, is_there in zip(row, present, strict=True):
             if is_there:
-                terms.append(-math.log(sigmoid(value)))
+                found.append(-math.log(sigmoid(value)))
             elif negatives == "assigned":
-                terms.append(-math.log(1 - sigmoid(value)))
+                found.append(-math.log(1 - sigmoid(value)))
     groups = batch["groups"].tolist()
     columns = list(zip(*v, strict=True))
     pairs = [correlation(columns[a], columns[b]) ** 2 for a in range(4) for b in range(4) if groups[a] != groups[b]]
-    flat = [abs(x) for sample in pre for patch in sample for x in patch]
-    return sum(terms) / len(terms), sum(pairs) / len(pairs), sum(flat) / len(flat)
+    flat = [max(0.0, x) for sample in pre for patch in sample for x in patch]
+    return sum(found) / len(found), sum(pairs) / len(pairs), sum(flat) / len(flat)
 
 
 @pytest.mark.parametrize("negatives", ["none", "assigned"])
 def test_the_terms_are_the_papers_formulas(batch: dict[str, Any], negatives: Any) -> None:
-    made = supervision(**batch, beta=3.0, eta=0.1, l1=0.01, negatives=negatives)
+    pre = batch["preactivations"]
+    made = terms(pre[..., batch["assigned"]], pre.relu(), batch["labels"], supervised(negatives=negatives))
     association, apart, sparsity = by_hand(batch, negatives)
     assert [float(t) for t in made[1:]] == pytest.approx([association, apart, sparsity], rel=1e-9)
     assert float(made.total) == pytest.approx(3 * (association + 0.1 * apart) + 0.01 * sparsity, rel=1e-9)
@@ -54,10 +59,10 @@ def test_the_terms_are_the_papers_formulas(batch: dict[str, Any], negatives: Any
 
 def test_a_step_against_the_gradient_raises_what_is_present(batch: dict[str, Any]) -> None:
     pre = batch["preactivations"].requires_grad_()
-    before = activity(pre, batch["assigned"])
+    before = activity(pre[..., batch["assigned"]])
     concept_association(before, batch["labels"], "assigned").backward()
     assert pre.grad is not None
-    after = activity(pre - 10 * pre.grad, batch["assigned"])
+    after = activity((pre - 10 * pre.grad)[..., batch["assigned"]])
     labels = batch["labels"]
     assert float((after - before)[labels].min()) >= 0
     assert float((after - before)[~labels].max()) <= 0
@@ -75,8 +80,41 @@ def test_latents_that_never_change_have_a_clean_gradient() -> None:
     assert float(decorrelation(torch.rand(4, 2), torch.tensor([0, 0]))) == 0
 
 
-def test_what_does_not_belong_together_is_refused(batch: dict[str, Any]) -> None:
-    with pytest.raises(ExciseError, match="no sample of the batch has a labelled concept"):
-        supervision(**{**batch, "labels": torch.zeros(12, 4, dtype=torch.bool)})
-    with pytest.raises(ExciseError, match="do not belong together"):
-        supervision(**{**batch, "assigned": torch.tensor([1])})
+def test_a_batch_without_any_concept_teaches_nothing(batch: dict[str, Any]) -> None:
+    nothing = torch.zeros(12, 4, dtype=torch.bool)
+    assert float(concept_association(torch.rand(12, 4), nothing)) == 0
+
+
+def test_a_maximum_instead_of_a_mean(batch: dict[str, Any]) -> None:
+    own = batch["preactivations"][..., batch["assigned"]]
+    wanted = [[max(0.0, *column) for column in zip(*sample, strict=True)] for sample in own.tolist()]
+    assert activity(own, "max").tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"assigned": (1, 2, 3)}, "every concept needs a group and a latent"),
+        ({"assigned": (1, 2, 3, 3)}, "with one latent, cannot be told apart"),
+        ({"concepts": ("a", "a", "b", "c")}, "two concepts of one name"),
+        ({"negatives": "some"}, 'negatives is "none" or "assigned"'),
+        ({"beta": -1}, "beta must be a number of at least 0"),
+        ({"patience": 0}, "patience must be a whole number of at least 1"),
+    ],
+)
+def test_an_impossible_supervision_is_refused(change: dict[str, Any], match: str) -> None:
+    settings = supervised().to_json()
+    assert Supervision.from_json(settings) == supervised()
+    with pytest.raises(ExciseError, match=match):
+        Supervision.from_json({**settings, **change})
+
+
+def test_labels_that_do_not_do_are_refused() -> None:
+    labels = torch.eye(4, dtype=torch.bool)
+    supervised().check_labels(labels, 9)
+    with pytest.raises(ExciseError, match="labels for 3 concepts, not for 4"):
+        supervised().check_labels(labels[:, :3], 9)
+    with pytest.raises(ExciseError, match="no sample shows 'd'"):
+        supervised().check_labels(labels[:3], 9)
+    with pytest.raises(ExciseError, match="latent 8 was assigned, but there are 8"):
+        supervised().check_labels(labels, 8)
