@@ -122,7 +122,7 @@ def test_shards_of_samples_train_as_one(tmp_path: Path) -> None:
         return [samples[:70], samples[70:]]
 
     sae = train(shards, config, tmp_path / "sae", supervision=SUPERVISION)
-    assert sae.config.m == WIDTH
+    assert sae.config.m == 2 * WIDTH
 
 
 def test_what_cannot_be_supervised_is_refused(tmp_path: Path) -> None:
