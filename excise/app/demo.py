@@ -104,7 +104,7 @@ def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
     stage.ranking(found)
 
     eraser = fit_eraser(pipe, found)
-    lam, neuron = eraser.edits[0].lam, int(eraser.edits[0].indices[0])
+    (_, lam), neuron = eraser.edits[0].coefficient, int(eraser.edits[0].indices[0])
     stage.step(f"Attach neuron {neuron} at λ = {lam:g}, and draw the same prompts and seeds before and after")
     before = _draw(pipe, groups, config.steps, stage, "without the eraser")
     with eraser.attach(pipe):
@@ -194,7 +194,7 @@ def _strip(pipe: Any, eraser: Any, groups: Sequence[Family], steps: int, stage: 
     pictures = []
     with stage.working("drawing the λ strip", len(chosen) * len(STRIP_LAMS)) as done:
         for lam in STRIP_LAMS:
-            with eraser.attach(pipe, strength=lam / eraser.edits[0].lam):
+            with eraser.attach(pipe, strength=lam / eraser.edits[0].coefficient[1]):
                 pictures.append(
                     reference.generate(pipe, prompts, seeds, steps=steps, batch_size=len(chosen), progress=done)
                 )

@@ -102,9 +102,9 @@ def erase(
         "out": str(out),
         "concept": eraser.concept,
         "neurons": first.indices.tolist(),
-        "lambda": first.lam,
+        **dict([first.coefficient]),
         "site": first.site.key,
-        "edits": [{"site": e.site.key, "neurons": e.indices.tolist(), "lambda": e.lam} for e in eraser.edits],
+        "edits": [{"site": e.site.key, "neurons": e.indices.tolist(), **dict([e.coefficient])} for e in eraser.edits],
         "bytes": size,
         "digest": eraser.digest,
         "created": dict(eraser.created),
@@ -115,9 +115,13 @@ def erase(
         typer.echo(f"{out}: “{eraser.concept}”, {size / 1000:.1f} kB, digest {eraser.digest[:12]}")
         for edit in eraser.edits:
             neurons = ", ".join(map(str, edit.indices.tolist()))
-            typer.echo(f"neuron {neurons} at {edit.site.key}, λ = {edit.lam:g}")
+            name, amount = edit.coefficient
+            typer.echo(f"neuron {neurons} at {edit.site.key}, {SYMBOLS[name]} = {amount:g}")
 
     emit(json, data, show)
+
+
+SYMBOLS = {"lambda": "λ", "gamma": "γ"}
 
 
 def _numbers(text: str) -> tuple[int, ...]:

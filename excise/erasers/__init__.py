@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from excise.erasers.attachment import Attachment
+from excise.erasers.block import BlockEdit
 from excise.erasers.edit import SAEEdit
 from excise.erasers.eraser import Eraser, verify
 from excise.erasers.formats import Check
 from excise.erasers.integrity import made_for
 from excise.erasers.signing import Signer, sign, verify_signature
 
-__all__ = ["Attachment", "Check", "Eraser", "SAEEdit", "Signer", "made_for", "sign", "verify", "verify_signature"]
+__all__ = [
+    "Attachment",
+    "BlockEdit",
+    "Check",
+    "Eraser",
+    "SAEEdit",
+    "Signer",
+    "made_for",
+    "sign",
+    "verify",
+    "verify_signature",
+]

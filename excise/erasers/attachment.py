@@ -7,22 +7,33 @@ import logging
 import math
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from excise.erasers import telemetry
-from excise.erasers.canary import conditional, shifts, text_states, what_denoiser_reads
+from excise.erasers.block import BlockEdit
+from excise.erasers.canary import (
+    conditional,
+    shift,
+    shifts,
+    text_states,
+    what_denoiser_predicts,
+    what_denoiser_reads,
+)
+from excise.erasers.clock import put as put_block
 from excise.erasers.edit import SAEEdit, sae_digest
 from excise.erasers.guard import Call, Guard, is_proving, proving, unedited
-from excise.erasers.hooks import EditHook, Edits, found_on
+from excise.erasers.hooks import EditHook, Edits, TextHook, found_on, put
 from excise.erasers.integrity import adapters_now, mismatches, weights_now
 from excise.erasers.witness import Witness, denoisers, is_compiled
 from excise.errors import EraserDidNotFire, ExciseError
+from excise.sites.blocks import DENOISERS, module_at
 from excise.sites.encoding import tensors_of
-from excise.sites.site import depth, encoder_of, layer_count, refuse_late, resolve, taps_of, to_cover
+from excise.sites.site import depth, encoder_of, layer_count, refuse_late, taps_of, to_cover
 
 if TYPE_CHECKING:
     from excise.erasers.eraser import Eraser
@@ -61,11 +72,11 @@ class Attachment:
         self.allow_amplify = allow_amplify
         self.sae = self._checked_sae(sae)
         self._strength, self._enabled, self.attached = self.check_strength(strength), True, False
-        self._hooks: list[tuple[nn.Module, Edits, EditHook]] = []
+        self._hooks: list[tuple[nn.Module, EditHook, Callable[[], None]]] = []
         self._prompts = self._bypasses = 0
         self._told = 0, 0, 0.0
         self._refuse_unless_covered()
-        modules = [resolve(pipe, edit.site) for edit in eraser.edits]
+        modules = [module_at(pipe, edit.site) for edit in eraser.edits]
         self._odd = odd = mismatches(pipe, dict(eraser.made_for)) if eraser.edits else []
         if odd:
             text = f"eraser {eraser.name!r} was made for another pipeline ({'; '.join(odd)})"
@@ -79,13 +90,13 @@ class Attachment:
             if self.name in Guard.names(pipe):
                 raise ExciseError(f"an eraser called {self.name!r} is attached already; give this one another name")
             self._guard = Guard.join(pipe, self)
-            self._witness = Witness.join(pipe, self) if eraser.edits else None
+            self._witness = Witness.join(pipe, self) if self._text_edits else None
             for module, edit in zip(modules, eraser.edits, strict=True):
-                hook = EditHook(self, edit)
-                self._hooks.append((module, Edits.join(module, hook), hook))
+                hook, take_off = put_block(self, edit) if isinstance(edit, BlockEdit) else put(self, edit)
+                self._hooks.append((module, hook, take_off))
         try:
             self._denoisers = denoisers(pipe)
-            self._weights, self._adapters = weights_now(pipe), adapters_now(pipe)
+            self._weights, self._adapters = weights_now(pipe, self._drawn_with), adapters_now(pipe)
             self.attached = True
             self.shift = self._prove()
         except BaseException:
@@ -160,15 +171,15 @@ class Attachment:
             "neurons": [edit.indices.tolist() for edit in self.eraser.edits],
             "canary_shift": self.shift,
             "prompts_encoded": self._prompts,
-            "rows_edited": sum(hook.rows for _, _, hook in self._hooks),
+            "rows_edited": sum(hook.rows for hook in self.hooks),
         }
 
     def detach(self) -> None:
         """Take every hook off again; the pipeline is as it was before. Calling it twice is harmless."""
         with _LOCK:
             was, self.attached = self.attached, False
-            for module, edits, hook in self._hooks:
-                edits.leave(module, hook)
+            for _, _, take_off in self._hooks:
+                take_off()
             self._guard.leave(self.pipe, self)
             if self._witness is not None:
                 self._witness.leave(self)
@@ -192,11 +203,12 @@ class Attachment:
         Gives the epoch, for `after_prompt`.
         """
         name = self.eraser.name
-        for edit, (module, _, _) in zip(self.eraser.edits, self._hooks, strict=True):
-            if resolve(self.pipe, edit.site) is not module:
+        for module, hook, _ in self._hooks:
+            if module_at(self.pipe, hook.edit.site) is not module:
                 raise ExciseError(
-                    f"{edit.site.component} was replaced after eraser {name!r} was attached; attach it again"
+                    f"{hook.edit.site.component} was replaced after eraser {name!r} was attached; attach it again"
                 )
+        for edit in self._text_edits:
             self._refuse_early_tap(edit, call.arguments.get("clip_skip"))
         self.refuse_changed()
         for key, given in call.arguments.items():
@@ -210,7 +222,7 @@ class Attachment:
             self.bypass(f"a LoRA of the text encoder was scaled after eraser {name!r} was attached; attach it again")
         if denoisers(self.pipe) != self._denoisers:
             self.bypass(f"the denoiser was replaced after eraser {name!r} was attached; attach it again")
-        for denoiser in self._denoisers:
+        for denoiser in self._denoisers if self._text_edits else ():
             parts = (type(getattr(denoiser, name, None)).__name__ for name in ("encoder_hid_proj", "image_proj"))
             if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj" or any(
                 "IPAdapter" in part for part in parts
@@ -226,10 +238,11 @@ class Attachment:
     def refuse_changed(self) -> None:
         """Other weights, adapters or vocabulary than at attach time. Weights that were only moved (by an offloading)
         or cast have the digest that they had, and are let pass from then on."""
-        now = weights_now(self.pipe)
+        now = weights_now(self.pipe, self._drawn_with)
         if now != self._weights:
             if self._odd or mismatches(self.pipe, dict(self.eraser.made_for)):
-                self.bypass(f"the text encoder changed after eraser {self.name!r} was attached; attach it again")
+                what = "denoiser" if self._only_denoiser_differs(now) else "text encoder"
+                self.bypass(f"the {what} changed after eraser {self.name!r} was attached; attach it again")
             else:
                 self._weights = now
         if adapters_now(self.pipe) != self._adapters:
@@ -240,7 +253,20 @@ class Attachment:
     @property
     def hooks(self) -> list[EditHook]:
         """The hooks that carry its edits."""
-        return [hook for _, _, hook in self._hooks]
+        return [hook for _, hook, _ in self._hooks]
+
+    @property
+    def _text_edits(self) -> list[SAEEdit]:
+        return [edit for edit in self.eraser.edits if not isinstance(edit, BlockEdit)]
+
+    @property
+    def _drawn_with(self) -> list[str]:
+        """The denoisers that it edits."""
+        return sorted({edit.site.component for edit in self.eraser.edits if isinstance(edit, BlockEdit)})
+
+    def _only_denoiser_differs(self, now: list[tuple[str, int, int]]) -> bool:
+        changed = {name.partition(".")[0].partition("'")[0] for name, _, _ in set(now) ^ set(self._weights)}
+        return changed <= set(self._drawn_with)
 
     def _forget(self) -> None:
         """What was encoded so far was encoded otherwise than it would be now."""
@@ -259,8 +285,8 @@ class Attachment:
 
     def after_prompt(self, call: Call, made: Any, epoch: int) -> None:
         """Raise EraserDidNotFire where an edited module did not run although the prompt was encoded."""
-        for _, _, hook in self._hooks:
-            if "conditional" in call.branches and not call.runs.get(id(hook)):
+        for hook in self.hooks:
+            if isinstance(hook, TextHook) and "conditional" in call.branches and not call.runs.get(id(hook)):
                 self._forget()
                 raise EraserDidNotFire(
                     f"eraser {self.eraser.name!r} saw no text-encoder run at {hook.edit.site.key}; something unhooked "
@@ -280,7 +306,7 @@ class Attachment:
         self.trust(prompts, epoch)
         own = {id(tensor) for tensor in prompts}
         others = [tensor for tensor in tensors_of(made) if id(tensor) not in own]
-        spared = "unconditional" in call.branches and any(edit.uncond != "same" for edit in self.eraser.edits)
+        spared = "unconditional" in call.branches and any(edit.uncond != "same" for edit in self._text_edits)
         self.trust(others, epoch, spared=spared)
 
     def trust(self, states: Iterable[Tensor], epoch: int, *, spared: bool = False) -> None:
@@ -301,10 +327,16 @@ class Attachment:
         return copy.deepcopy(sae).eval().requires_grad_(False)
 
     def _refuse_unless_covered(self) -> None:
-        edited = {edit.site.component for edit in self.eraser.edits}
-        for edit in self.eraser.edits:
+        for edit in self._text_edits:
             refuse_late(self.pipe, edit.site)
-        if edited and (open_ones := sorted(set(to_cover(self.pipe)) - edited)):
+        edited, drawn_with = {edit.site.component for edit in self._text_edits}, self._drawn_with
+        others = {name for name in DENOISERS if isinstance(getattr(self.pipe, name, None), nn.Module)}
+        if drawn_with and (left := sorted(others - set(drawn_with))):
+            raise ExciseError(
+                f"{type(self.pipe).__name__} also draws with {', '.join(left)}, which this eraser does not edit; "
+                "fit one for every denoiser"
+            )
+        if edited and not drawn_with and (open_ones := sorted(set(to_cover(self.pipe)) - edited)):
             raise ExciseError(
                 f"{type(self.pipe).__name__} also reads {', '.join(open_ones)}, which this eraser does not edit; "
                 "the concept would pass through there: fit an eraser for every text encoder"
@@ -329,15 +361,16 @@ class Attachment:
             )
 
     def _prove(self) -> float:
-        """The smallest relative change, at strength 1, of any part of what the denoiser reads for a canary prompt.
+        """The smallest relative change, at strength 1, of any part of what the denoiser reads for a canary prompt, or
+        of what it predicts from it where blocks of it are edited.
 
         Raises EraserDidNotFire.
         """
         if not self.eraser.edits:
             return 0.0
-        moved: dict[str, float] = {}
-        for prompt in self.eraser.canary:
-            with proving(self) as ledger:
+        moved = self._moved_blocks()
+        for prompt in self.eraser.canary if self._text_edits else ():
+            with proving(self, "text") as ledger:
                 edited = what_denoiser_reads(self.pipe, prompt)
             with unedited():
                 plain, other = (what_denoiser_reads(self.pipe, text) for text in (prompt, _OTHER))
@@ -346,7 +379,7 @@ class Attachment:
                 for part, by in shifts(edited[n], plain[n], known).items():
                     moved[part] = min(by, moved.get(part, by))
         self._forget()
-        for _, _, hook in self._hooks:
+        for hook in self.hooks:
             hook.rows, hook.norm = 0, 0.0
         least = min(moved.values(), default=0.0)
         wanted = _SHIFT_SHARE * self.eraser.canary_shift if self.strict else 0.0
@@ -358,6 +391,19 @@ class Attachment:
                 "nothing is safe to render: check Site, λ and model"
             )
         return least
+
+    def _moved_blocks(self) -> dict[str, float]:
+        """By how much the edits of blocks move the denoiser's prediction, at the step where that is most."""
+        steps = [len(edit.timesteps) for edit in self.eraser.edits if isinstance(edit, BlockEdit)]
+        moved: dict[str, float] = {}
+        for prompt in self.eraser.canary if steps else ():
+            with proving(self, "blocks"), torch.no_grad():
+                edited = what_denoiser_predicts(self.pipe, prompt, max(steps))
+            with unedited(), torch.no_grad():
+                plain = what_denoiser_predicts(self.pipe, prompt, max(steps))
+            by = max(shift(*pair) for pair in zip(edited, plain, strict=True))
+            moved["the prediction"] = min(by, moved.get("the prediction", by))
+        return moved
 
     def _audit(self, kind: telemetry.Kind, event: str = "") -> None:
         log.info("eraser %s (%s): %s", self.name, self.eraser.digest[:12], event or kind)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from excise.erasers.ledger import Ledger
+from excise.sites.blocks import denoiser_of
 from excise.sites.encoding import encode_prompt, tensors_of
 
 
@@ -21,6 +23,32 @@ def what_denoiser_reads(pipe: Any, prompt: str) -> list[Tensor]:
     With guidance, as pictures are made: a pipeline that encodes the unconditional prompt first must not pass.
     """
     return [t for t in tensors_of(encode_prompt(pipe, prompt, guidance=True)) if t.is_floating_point()]
+
+
+def what_denoiser_predicts(pipe: Any, prompt: str, steps: int) -> list[Tensor]:
+    """What the first denoiser gives at every step of the first half of a picture of `prompt`, always the same one."""
+    made: list[Tensor] = []
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        made.extend(list(tensors_of(output))[:1])
+        if 2 * len(made) >= steps:
+            raise _Enough
+
+    handle = denoiser_of(pipe)[1].register_forward_hook(keep)
+    shown = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        with suppress(_Enough):
+            generator = torch.Generator().manual_seed(0)
+            pipe(prompt, num_inference_steps=steps, generator=generator, output_type="latent")
+    finally:
+        handle.remove()
+        pipe._progress_bar_config = shown
+    return made
+
+
+class _Enough(Exception):
+    """Raised when enough of a picture was drawn."""
 
 
 def text_states(plain: list[Tensor], other: list[Tensor]) -> list[int]:

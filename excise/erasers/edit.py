@@ -198,6 +198,17 @@ class SAEEdit:
         return replace(self, **moved)
 
     @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the Site and the tensors, as json."""
+        # 1 and 1.0 are one number, and have to be one digest.
+        return {**{name: getattr(self, name) for name in ("lead", *CHOICES)}, "lam": float(self.lam)}
+
+    @property
+    def coefficient(self) -> tuple[str, float]:
+        """What its strength is called, and how much it is."""
+        return "lambda", self.lam
+
+    @property
     def needs_sae(self) -> bool:
         """Whether the whole SAE must be given when attaching."""
         return self.gate == "topk" and self.source == "prompt"

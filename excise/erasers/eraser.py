@@ -12,13 +12,13 @@ from typing import Any
 
 from excise.erasers import formats, hub
 from excise.erasers.attachment import Attachment, OnBypass
-from excise.erasers.edit import SAEEdit
+from excise.erasers.block import Edit
 from excise.erasers.formats import Check
 from excise.erasers.integrity import mismatches
 from excise.erasers.signing import Signer, check_signature
 from excise.errors import ExciseError
 from excise.files import sha256, write_folder
-from excise.sites.site import resolve
+from excise.sites.blocks import module_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Eraser:
     Raises ExciseError on construction where it edits something but names no canary prompt to prove it with.
     """
 
-    edits: tuple[SAEEdit, ...]
+    edits: tuple[Edit, ...]
     name: str
     concept: str
     mentions: tuple[str, ...] = ()
@@ -200,7 +200,7 @@ def verify(
             warnings.simplefilter("ignore")
             eraser.attach(pipe, strict=same, sae=sae).detach()
 
-    passes("sites", lambda: [resolve(pipe, edit.site) for edit in eraser.edits], "every Site exists")
+    passes("sites", lambda: [module_at(pipe, edit.site) for edit in eraser.edits], "every Site exists")
     same = passes("model", same_model, "text encoder and tokenizer are those it was made for") is not None
     passes("canary", fires, "what the denoiser reads changes on the canary prompt")
     return checks

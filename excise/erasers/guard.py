@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from excise.erasers.edit import Branch
 from excise.erasers.ledger import Ledger
@@ -17,6 +17,9 @@ from excise.sites.families import family_of
 
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
+
+Part = Literal["text", "blocks"]
+"""What an eraser edits: text encoders, or blocks of a denoiser."""
 
 
 @dataclass
@@ -40,21 +43,24 @@ CALL: ContextVar[Call | None] = ContextVar("excise_call", default=None)
 """The `encode_prompt` call under way in this thread or task; None when a text encoder is called directly."""
 _ONLY: ContextVar[object | None] = ContextVar("excise_only", default=None)
 _NOBODY = object()
+_PART: ContextVar[Part | None] = ContextVar("excise_part", default=None)
 LEDGER: ContextVar[Ledger | None] = ContextVar("excise_ledger", default=None)
 """Where a canary's run is written down, instead of among the states that may be rendered."""
 
 
 @contextmanager
-def proving(attachment: object) -> Iterator[Ledger]:
+def proving(attachment: object, part: Part | None = None) -> Iterator[Ledger]:
     """Within it the attachment edits at full strength and no other one does, in this thread alone: one canary must not
-    be silenced by another eraser of the same concept. Gives the ledger of what edited encoders make meanwhile."""
+    be silenced by another eraser of the same concept. With `part` only its edits of text encoders or of blocks act.
+    Gives the ledger of what edited encoders make meanwhile."""
     ledger = Ledger()
-    tokens = _ONLY.set(attachment), LEDGER.set(ledger)
+    tokens = _ONLY.set(attachment), _PART.set(part), LEDGER.set(ledger)
     try:
         yield ledger
     finally:
         _ONLY.reset(tokens[0])
-        LEDGER.reset(tokens[1])
+        _PART.reset(tokens[1])
+        LEDGER.reset(tokens[2])
 
 
 @contextmanager
@@ -71,8 +77,9 @@ def is_proving(attachment: object) -> bool:
     return _ONLY.get() is attachment
 
 
-def is_muted(attachment: object) -> bool:
-    return _ONLY.get() not in (None, attachment)
+def is_muted(attachment: object, part: Part | None = None) -> bool:
+    """Whether an attachment edits nothing now because another one is on trial, or another part of it."""
+    return _ONLY.get() not in (None, attachment) or (part is not None and _PART.get() not in (None, part))
 
 
 class Guard:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from excise.erasers.edit import SAEEdit, without
-from excise.erasers.guard import CALL, is_muted
+from excise.erasers.guard import CALL, Part, is_muted
 from excise.errors import ExciseError
+from excise.sites.site import resolve
 
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
+    from excise.erasers.block import Edit
 
 _LIVE: weakref.WeakValueDictionary[int, Passage] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
@@ -100,11 +103,13 @@ class Watch(Passage):
 class EditHook:
     """One edit at one module, and what it did."""
 
-    def __init__(self, attachment: Attachment, edit: SAEEdit) -> None:
-        self.attachment, self.edit, self._moved = attachment, edit, edit
+    part: Part
+
+    def __init__(self, attachment: Attachment, edit: Edit) -> None:
+        self.attachment, self.edit, self.moved = attachment, edit, edit
         self._here = threading.local()
         self.rows, self.norm = 0, 0.0
-        """Sum over the edited rows of the L2 norm of what was subtracted."""
+        """Rows edited, and the sum over them of the L2 norm of what was subtracted."""
 
     @property
     def runs(self) -> int:
@@ -113,25 +118,43 @@ class EditHook:
 
     def delta(self, state: Tensor) -> Tensor | None:
         """What it subtracts from `state` in this run; None where it leaves every bit alone."""
-        call = CALL.get()
-        branch = "conditional" if call is None else call.next_branch(self)
         self._here.runs = self.runs + 1
-        if not self.attachment.active or is_muted(self.attachment):
+        if not self.attachment.active or is_muted(self.attachment, self.part):
             return None
-        if self._moved.W_enc.device != state.device:
-            self._moved = self.edit.to(state.device)
-        edit, strength, sae = self._moved, self.attachment.strength, self.attachment.sae
-        delta = edit.delta(state, strength, branch=branch, sae=sae)
-        if branch == "unconditional" and edit.uncond != "same":
-            with torch.no_grad():
-                meant = edit.delta(state, strength, sae=sae)
-            if meant is not None and bool((meant != 0).any()):
-                SPARED.yes = True
+        if self.moved.W_enc.device != state.device:
+            self.moved = self.edit.to(state.device)
+        delta = self.of(state)
         if delta is not None:
             norms = delta.detach().float().norm(dim=-1)
             self.rows += int((norms > 0).sum())
             self.norm += float(norms.sum())
         return delta
+
+    def of(self, state: Tensor) -> Tensor | None:
+        """The edit's own `delta` at this moment."""
+        raise NotImplementedError
+
+
+class TextHook(EditHook):
+    """An edit of a text encoder, which treats the branches of guidance differently."""
+
+    part = "text"
+    edit: SAEEdit
+    moved: SAEEdit
+
+    def delta(self, state: Tensor) -> Tensor | None:
+        call = CALL.get()
+        self._here.branch = "conditional" if call is None else call.next_branch(self)
+        return super().delta(state)
+
+    def of(self, state: Tensor) -> Tensor | None:
+        edit, branch, strength = self.moved, self._here.branch, self.attachment.strength
+        if branch == "unconditional" and edit.uncond != "same":
+            with torch.no_grad():
+                meant = edit.delta(state, strength, sae=self.attachment.sae)
+            if meant is not None and bool((meant != 0).any()):
+                SPARED.yes = True
+        return edit.delta(state, strength, branch=branch, sae=self.attachment.sae)
 
 
 class Edits(Passage):
@@ -162,6 +185,7 @@ class Edits(Passage):
             remove(module, self)
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
+        """The module's output, edited."""
         state = output[0] if isinstance(output, tuple) else output
         edited = self.through(state)
         return (edited, *output[1:]) if isinstance(output, tuple) else edited
@@ -176,6 +200,13 @@ class Edits(Passage):
             where = hooks[0].edit.site.key
             raise ExciseError(f"states at {where} are not finite numbers; nothing is rendered from them")
         return edited
+
+
+def put(attachment: Attachment, edit: SAEEdit) -> tuple[TextHook, Callable[[], None]]:
+    """Put the edit at its layer; what comes back with its hook takes it off again."""
+    module, hook = resolve(attachment.pipe, edit.site), TextHook(attachment, edit)
+    edits = Edits.join(module, hook)
+    return hook, lambda: edits.leave(module, hook)
 
 
 def install(module: nn.Module, hook: Passage) -> None:

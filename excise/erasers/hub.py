@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.erasers import formats
-from excise.erasers.edit import CHOICES
 from excise.errors import ExciseError
 
 if TYPE_CHECKING:
@@ -147,13 +146,13 @@ def card(eraser: Eraser, repo_id: str = SOMEWHERE) -> str:
         + "  # the SAE it comes from" * whole,
         mentions=", ".join(map(_plain, eraser.mentions)) or "none were named",
         edits=_table(
-            ("Site", "neurons", "λ", *CHOICES),
+            ("Site", "neurons", "strength", "settings"),
             [
                 (
                     _plain(edit.site.key),
                     ", ".join(map(str, edit.indices.tolist())),
-                    f"{edit.lam:.4g}",
-                    *(getattr(edit, choice) for choice in CHOICES),
+                    "{} = {:.4g}".format(*edit.coefficient),
+                    ", ".join(f"{k} {v}" for k, v in edit.options.items() if k not in ("lam", "gamma")),
                 )
                 for edit in eraser.edits
             ],

@@ -1,4 +1,4 @@
-"""Digests of what an eraser was made for: text-encoder weights and tokenizer behaviour."""
+"""Digests of what an eraser was made for: weights of text encoders and denoisers, and the tokenizers' behaviour."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from excise.errors import ExciseError
+from excise.sites.blocks import denoiser_of
 from excise.sites.site import text_encoders, tokenizer_of
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -61,7 +63,7 @@ def _digest(encoder: nn.Module, casts: tuple[torch.dtype, ...]) -> str:
             tensor = _kept_elsewhere(encoder.get_submodule(path), own)
         if tensor is None:
             raise ExciseError(
-                f"the text encoder's weights ({name}) are not in memory; attach the eraser before enabling offload"
+                f"the model's weights ({name}) are not in memory; attach the eraser before enabling offload"
             )
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor.detach(), casts))
@@ -85,16 +87,17 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps([vocabulary, special, [list(i) for i in ids]]).encode()).hexdigest()
 
 
-def weights_now(pipe: Any) -> list[tuple[str, int, int]]:
-    """Which weights the text encoders have and how often each was written to, which tokenizers and how many words they
-    know: cheap enough for every call.
+def weights_now(pipe: Any, denoisers: Iterable[str] = ()) -> list[tuple[str, int, int]]:
+    """Which weights the text encoders and the `denoisers` named have, how often each was written to and a few of its
+    values, which tokenizers there are and how many words they know: cheap enough for every call.
 
     Of those that an offloading keeps elsewhere (accelerate's), the tensors it brings them back from.
     """
     found: list[tuple[str, int, int]] = []
-    for component, encoder in text_encoders(pipe).items():
+    encoders = text_encoders(pipe)
+    for component, whole in {**encoders, **_denoisers(pipe, denoisers)}.items():
         samples: list[Tensor] = []
-        for path, module in encoder.named_modules():
+        for path, module in whole.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 tensor: Any = _kept_elsewhere(module, name) if parameter.is_meta else parameter
                 version = -1 if tensor is None else version_of(tensor)
@@ -111,8 +114,9 @@ def weights_now(pipe: Any) -> list[tuple[str, int, int]]:
                     hash(torch.cat([s.to(samples[0].device) for s in samples]).cpu().numpy().tobytes()),
                 )
             )
-        tokenizer = tokenizer_of(pipe, component)
-        found.append((f"{component}'s tokenizer", id(tokenizer), len(tokenizer)))
+        if component in encoders:
+            tokenizer = tokenizer_of(pipe, component)
+            found.append((f"{component}'s tokenizer", id(tokenizer), len(tokenizer)))
     return found
 
 
@@ -138,21 +142,27 @@ def version_of(tensor: Any) -> int:
     return -1 if tensor.is_inference() else int(tensor._version)
 
 
-def made_for(pipe: Any) -> dict[str, Any]:
-    """What an eraser fitted on `pipe` is for: its class, digests of every text encoder and tokenizer, and, where known,
-    its name on the hub and the digests of its text encoders' files.
+def made_for(pipe: Any, denoisers: Iterable[str] = ()) -> dict[str, Any]:
+    """What an eraser fitted on `pipe` is for: its class, digests of every text encoder and tokenizer, and of the
+    `denoisers` that it edits; where known, its name on the hub and the digests of its text encoders' files.
 
     Names and files say where it came from; it is the digests of the weights in memory that are compared.
     """
     encoders = text_encoders(pipe)
     source = str(getattr(pipe, "name_or_path", None) or "")
+    edited = {name: encoder_digests(whole) for name, whole in _denoisers(pipe, denoisers).items()}
     return {
+        **({"denoisers": edited} if edited else {}),
         "pipeline": type(pipe).__name__,
         "model": source if _HUB_NAME.match(source) and not Path(source).exists() else None,
         "files": _files(source, list(encoders)),
         "encoders": {name: encoder_digests(encoder) for name, encoder in encoders.items()},
         "tokenizers": {name: tokenizer_digest(tokenizer_of(pipe, name)) for name in encoders},
     }
+
+
+def _denoisers(pipe: Any, names: Iterable[str]) -> dict[str, nn.Module]:
+    return {name: denoiser_of(pipe, name)[1] for name in names}
 
 
 def _files(source: str, components: list[str]) -> dict[str, str]:
@@ -204,4 +214,10 @@ def mismatches(pipe: Any, made: dict[str, Any]) -> list[str]:
                 out.append(f"{name}'s weights differ")
             if tokenizer_digest(tokenizer_of(pipe, name)) != tokenizers.get(name):
                 out.append(f"{name}'s tokenizer differs")
+    edited = made.get("denoisers", {})
+    for name, digests in sorted(edited.items()) if isinstance(edited, dict) else ():
+        if not isinstance(getattr(pipe, name, None), nn.Module):
+            out.append(f"there is no {name}")
+        elif not encoder_matches(denoiser_of(pipe, name)[1], digests):
+            out.append(f"{name}'s weights differ")
     return out

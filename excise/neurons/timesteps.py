@@ -6,7 +6,6 @@ Shapes: S steps, m neurons. A mean μ `[S, m]` is over every patch of every pict
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,20 +58,6 @@ def select(scores: Tensor, percentile: float) -> Tensor:
     if not bool(chosen.any()):
         raise ExciseError(f"no neuron scores above percentile {percentile}; lower it, or there is none for the concept")
     return chosen
-
-
-class Ablation(NamedTuple):
-    """What is needed to turn a few neurons down at one step."""
-
-    level: Tensor
-    """`[k]`: μ_i(t, D_c) of the neurons."""
-    gate: Tensor
-    """`[k]`: the mean of μ_i(t) over all concepts; a code up to it is left alone."""
-
-
-def ablated(codes: Tensor, ablation: Ablation, gamma: float) -> Tensor:
-    """z_i ← γ μ_i(t, D_c) z_i where z_i > gate_i, else z_i: codes `[..., k]` of the chosen neurons."""
-    return torch.where(codes > ablation.gate, gamma * ablation.level * codes, codes)
 
 
 def assign(scores: Iterable[Tensor]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from excise.sites.blocks import block_site, capture_blocks, module_at
 from excise.sites.capture import Features, capture, capture_to, is_capture_of, load_shards
 from excise.sites.encoding import TextEncoding, encode_prompt
 from excise.sites.families import FAMILIES, family_of
@@ -14,7 +15,9 @@ __all__ = [
     "Features",
     "Site",
     "TextEncoding",
+    "block_site",
     "capture",
+    "capture_blocks",
     "capture_to",
     "default_site",
     "encode_prompt",
@@ -22,6 +25,7 @@ __all__ = [
     "final_state_cosine",
     "is_capture_of",
     "load_shards",
+    "module_at",
     "resolve",
     "site_at",
     "sites_of",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from excise.errors import ExciseError
-from excise.sites.site import Site
+from excise.sites.site import Site, resolve
 
 DENOISERS = ("unet", "transformer", "transformer_2")
 
@@ -42,7 +42,7 @@ class _Enough(Exception):
 
 def block_site(pipe: Any, path: str, component: str | None = None) -> Site:
     """The Site of a denoiser's block, its width looked up. Raises ExciseError where there is no such block."""
-    name, denoiser = _denoiser(pipe, component)
+    name, denoiser = denoiser_of(pipe, component)
     modules = dict(denoiser.named_modules())
     if not path or path not in modules:
         near = [n for n, m in modules.items() if _width(denoiser, m) is not None and n]
@@ -51,6 +51,18 @@ def block_site(pipe: Any, path: str, component: str | None = None) -> Site:
     if width is None:
         raise ExciseError(f"cannot tell how wide {name}/{path} is; choose an attention block of it")
     return Site(name, path, width)
+
+
+def module_at(pipe: Any, site: Site) -> nn.Module:
+    """The live module of a Site, in a text encoder or in a denoiser.
+
+    Raises ExciseError where the pipeline lacks it, or its width differs.
+    """
+    if site.component not in DENOISERS:
+        return resolve(pipe, site)
+    if block_site(pipe, site.path, site.component).width != site.width:
+        raise ExciseError(f"{site.key} has another width here than {site.width}; it was named for another model")
+    return denoiser_of(pipe, site.component)[1].get_submodule(site.path)
 
 
 def capture_blocks(
@@ -74,9 +86,8 @@ def capture_blocks(
     chosen = sorted(set(range(steps) if wanted is None else wanted))
     if not chosen or not 0 <= chosen[0] <= chosen[-1] < steps:
         raise ExciseError(f"steps {chosen} are not among the {steps} that are drawn")
-    _, denoiser = _denoiser(pipe, site.component)
-    if block_site(pipe, site.path, site.component).width != site.width:
-        raise ExciseError(f"{site.key} has another width here than {site.width}; it was named for another model")
+    _, denoiser = denoiser_of(pipe, site.component)
+    module_at(pipe, site)
     stream, numbers = iter(prompts), iter(seeds)
     first = 0
     while batch := list(islice(stream, batch_size)):
@@ -164,7 +175,11 @@ def from_patches(patches: Tensor, like: Any) -> Any:
     return type(like)([*like[:at], from_patches(patches, like[at]), *like[at + 1 :]])
 
 
-def _denoiser(pipe: Any, component: str | None) -> tuple[str, nn.Module]:
+def denoiser_of(pipe: Any, component: str | None = None) -> tuple[str, nn.Module]:
+    """A denoiser and its name, the first one by default; of one that `torch.compile` wraps, the module within.
+
+    Raises ExciseError where the pipeline has none.
+    """
     for name in (component,) if component else DENOISERS:
         found = getattr(pipe, name, None)
         if isinstance(found, nn.Module):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from excise.errors import ExciseError
-from excise.neurons.timesteps import Ablation, Means, ablated, assign, score, select
+from excise.neurons.timesteps import Means, assign, score, select
 
 
 def test_means_by_step_are_those_of_the_dense_codes() -> None:
@@ -42,16 +42,6 @@ def test_the_papers_percentiles_leave_one_and_three_of_its_neurons() -> None:
         select(scores, 100)
     with pytest.raises(ExciseError, match="no neuron scores above"):
         select(torch.zeros(1, 5), 50)
-
-
-def test_only_codes_above_the_usual_are_turned_over() -> None:
-    level, gate = torch.tensor([2.0, 0.5]), torch.tensor([1.0, 1.0])
-    codes = torch.tensor([[0.0, 3.0], [1.0, 0.9], [4.0, 1.1]])
-    made = ablated(codes, Ablation(level, gate), -1.0)
-    expected = [
-        [z if z <= float(gate[i]) else -float(level[i]) * z for i, z in enumerate(row)] for row in codes.tolist()
-    ]
-    torch.testing.assert_close(made, torch.tensor(expected))
 
 
 def test_each_concept_gets_a_neuron_of_its_own() -> None:

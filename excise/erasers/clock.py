@@ -1,0 +1,157 @@
+"""Edits of a denoiser's blocks: a clock on the denoiser tells them the timestep and sees that every one of them ran."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from excise.erasers.block import BlockEdit
+from excise.erasers.guard import is_muted
+from excise.erasers.hooks import EditHook, Edits, Passage, Watch, found_on, install, remove
+from excise.errors import EraserDidNotFire, ExciseError
+from excise.sites.blocks import as_patches, denoiser_of, from_patches, module_at
+
+if TYPE_CHECKING:
+    from excise.erasers.attachment import Attachment
+
+
+class BlockHook(EditHook):
+    """An edit of a block, at the timestep of the denoiser that it is part of."""
+
+    part = "blocks"
+    edit: BlockEdit
+    moved: BlockEdit
+
+    def __init__(self, attachment: Attachment, edit: BlockEdit, clock: Clock) -> None:
+        super().__init__(attachment, edit)
+        self.clock = clock
+
+    def of(self, state: Tensor) -> Tensor | None:
+        attachment = self.attachment
+        return self.moved.delta(state, attachment.strength, timestep=self.clock.now, sae=attachment.sae)
+
+
+def put(attachment: Attachment, edit: BlockEdit) -> tuple[BlockHook, Callable[[], None]]:
+    """Put the edit at its block; what comes back with its hook takes it off again."""
+    _, denoiser = denoiser_of(attachment.pipe, edit.site.component)
+    block = module_at(attachment.pipe, edit.site)
+    clock = Clock.join(denoiser)
+    hook = BlockHook(attachment, edit, clock)
+    clock.hooks = (*clock.hooks, hook)
+    edits = BlockEdits.join(block, hook)
+
+    def off() -> None:
+        edits.leave(block, hook)
+        clock.leave(denoiser, hook)
+
+    return hook, off
+
+
+class BlockEdits(Edits):
+    """The edits at one block, of patches whatever shape the block gives them."""
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        patches = as_patches(output)
+        edited = self.through(patches)
+        return output if edited is patches else from_patches(edited, output)
+
+
+class Clock(Watch):
+    """A hook on a denoiser, shared by the block edits of everything attached to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hooks: tuple[BlockHook, ...] = ()
+        self.end = End(self)
+
+    @classmethod
+    def join(cls, denoiser: nn.Module) -> Clock:
+        """The denoiser's clock, put there first where there is none."""
+        clock = found_on(denoiser, cls)
+        if clock is None:
+            clock = cls()
+            install(denoiser, clock)
+        return clock
+
+    def leave(self, denoiser: nn.Module, hook: BlockHook) -> None:
+        """Forget a block's edit; the last one out leaves no trace."""
+        self.hooks = tuple(own for own in self.hooks if own is not hook)
+        if not self.hooks:
+            remove(denoiser, self)
+
+    @property
+    def now(self) -> float:
+        """The timestep of the denoiser's run in this thread. Raises ExciseError outside of one."""
+        timestep: float | None = getattr(self._here, "timestep", None)
+        if timestep is None:
+            raise ExciseError("a block of the denoiser ran by itself; its edit needs the timestep of a whole run")
+        return timestep
+
+    def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().arrive(module, args, kwargs)
+        if not torch.compiler.is_compiling():
+            self.passed(_timestep(module, args, kwargs)[1])
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        super().pre_forward(module)
+        at, given = _timestep(module, args, kwargs)
+        timestep = self.through(given)
+        if isinstance(at, int):
+            return (*args[:at], timestep, *args[at + 1 :]), kwargs
+        return args, {**kwargs, at: timestep}
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (self.end.through(output[0]), *output[1:])
+        output.sample = self.end.through(output.sample)
+        return output
+
+    def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.check()
+
+    def passed(self, state: Tensor) -> Tensor:
+        self._here.timestep = float(state.flatten()[0])
+        self._here.before = {id(hook): hook.runs for hook in self.hooks}
+        return state
+
+    def check(self) -> None:
+        """Raises EraserDidNotFire where a block that is edited did not run since the denoiser began to."""
+        self._here.timestep = None
+        for hook in self.hooks:
+            attachment = hook.attachment
+            ran = hook.runs > self._here.before.get(id(hook), hook.runs)
+            if attachment.active and not is_muted(attachment, "blocks") and not ran:
+                raise EraserDidNotFire(
+                    f"eraser {attachment.eraser.name!r} saw no run of {hook.edit.site.key}; something unhooked or "
+                    "by-passed it, so nothing is rendered"
+                )
+
+
+class End(Passage):
+    """The clock's place behind the denoiser."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def passed(self, state: Tensor) -> Tensor:
+        self.clock.check()
+        return state
+
+
+def _timestep(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int | str, Tensor]:
+    """Where a denoiser's timestep is among its arguments, and the timestep as a tensor."""
+    if "timestep" in kwargs:
+        at: int | str = "timestep"
+        given = kwargs["timestep"]
+    else:
+        names = list(inspect.signature(type(module).forward).parameters)[1:]
+        at = names.index("timestep") if "timestep" in names else len(args)
+        if not isinstance(at, int) or at >= len(args):
+            raise ExciseError(f"{type(module).__name__} was run without a timestep, which its eraser needs")
+        given = args[at]
+    return at, given if isinstance(given, Tensor) else torch.tensor(given)

@@ -1,0 +1,313 @@
+"""The edit of a denoiser's block, against its formulas in loops and on a live pipeline."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from excise.erasers import BlockEdit, Eraser, made_for, verify
+from excise.errors import EraserDidNotFire, ExciseError
+from excise.sae import SAEConfig, TopKSAE
+from excise.sites import block_site, capture_blocks
+from tests import tiny
+
+STEPS, PROMPT = 4, "a gun on grass"
+
+
+def make_sae(width: int, m: int = 24, k: int = 5) -> TopKSAE:
+    sae = TopKSAE(SAEConfig(width, m, k), seed=2)
+    with torch.no_grad():
+        sae.b_pre.normal_(generator=torch.Generator().manual_seed(1))
+        sae.b_enc.normal_(0, 0.1, generator=torch.Generator().manual_seed(2))
+    return sae
+
+
+@pytest.fixture
+def drawn(tiny_pipe: Any) -> list[Any]:
+    site = block_site(tiny_pipe, "up_blocks.0.attentions.0")
+    return list(capture_blocks(tiny_pipe, site, [PROMPT], seeds=[0], steps=STEPS))
+
+
+@pytest.fixture
+def sae(drawn: list[Any]) -> TopKSAE:
+    return make_sae(drawn[0].states.shape[-1])
+
+
+@pytest.fixture
+def edit(tiny_pipe: Any, drawn: list[Any], sae: TopKSAE) -> BlockEdit:
+    """Of the two latents that fire most on the first step's patches."""
+    site = block_site(tiny_pipe, "up_blocks.0.attentions.0")
+    values, indices = sae.encode(drawn[0].states.flatten(0, 1))
+    fires = torch.zeros(sae.config.m).index_add_(0, indices.flatten(), values.detach().flatten())
+    neurons = fires.topk(2).indices.tolist()
+    generator = torch.Generator().manual_seed(0)
+    tables = {name: torch.rand(STEPS, 2, generator=generator) for name in ("level", "gate", "cut")}
+    timesteps = torch.tensor([patches.timestep for patches in drawn])
+    return BlockEdit.from_sae(sae, site, neurons, timesteps=timesteps, **tables)
+
+
+@pytest.fixture
+def eraser(tiny_pipe: Any, edit: BlockEdit) -> Eraser:
+    tables = {"level": torch.full((STEPS, 2), 5.0), "gate": torch.zeros(STEPS, 2), "cut": torch.zeros(STEPS, 2)}
+    origin = made_for(tiny_pipe, ["unet"])
+    return Eraser((replace(edit, **tables),), "gun-block", "gun", ("gun",), origin, canary=(PROMPT,), method="saeuron")
+
+
+def draw(pipe: Any, steps: int = STEPS, prompt: str = PROMPT, seed: int = 3) -> np.ndarray:
+    how = {"num_inference_steps": steps, "guidance_scale": 3.0, "output_type": "np"}
+    made: np.ndarray = pipe(prompt, generator=torch.Generator().manual_seed(seed), **how).images
+    return made
+
+
+def by_hand(edit: BlockEdit, sae: TopKSAE, x: Tensor, step: int, strength: float) -> Tensor:
+    """The edited patches from the papers' formulas, patch by patch and neuron by neuron, in Python's numbers."""
+    out = x.double().clone()
+    for b, n in np.ndindex(*x.shape[:2]):
+        patch = x[b, n].double()
+        pre = {
+            int(i): sum((patch[j] - float(sae.b_pre[j])) * float(sae.W_enc[i, j]) for j in range(len(patch)))
+            + float(sae.b_enc[i])
+            for i in range(sae.config.m)
+        }
+        kept = sorted(pre, key=lambda i: -pre[i])[: sae.config.k]
+        for column, i in enumerate(edit.indices.tolist()):
+            silent = i not in kept if edit.codes == "topk" else pre[i] <= float(edit.cut[step, column])
+            z = 0.0 if silent else max(0.0, float(pre[i]))
+            turned = edit.gamma * float(edit.level[step, column]) * z if z > float(edit.gate[step, column]) else z
+            out[b, n] -= strength * (z - turned) * sae.W_dec[i].double()
+        if edit.compat:
+            made = sum(max(0.0, float(pre[i])) * sae.W_dec[i].double() for i in kept) + sae.b_pre.double()
+            out[b, n] += strength * 2 * (made - patch)
+    return out.detach()
+
+
+@pytest.mark.parametrize("codes", ["threshold", "topk"])
+@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize("step", [0, 3])
+def test_the_edit_is_the_papers_formula(
+    edit: BlockEdit, sae: TopKSAE, drawn: Any, codes: Any, compat: bool, step: int
+) -> None:
+    own = replace(edit, codes=codes, compat=compat, gamma=-1.5)
+    x = drawn[step].states[:, :6]
+    delta = own.delta(x, 0.7, timestep=drawn[step].timestep, sae=sae)
+    assert delta is not None
+    torch.testing.assert_close((x - delta).double(), by_hand(own, sae, x, step, 0.7), atol=2e-5, rtol=1e-5)
+
+
+def test_what_was_published_changes_states_that_it_does_not_edit(edit: BlockEdit, sae: TopKSAE, drawn: Any) -> None:
+    """The sign of the error term: 2 x̂ - x instead of x where no neuron is above its gate."""
+    x, closed = drawn[0].states, torch.full_like(edit.gate, math.inf)
+    assert replace(edit, gate=closed).delta(x, timestep=drawn[0].timestep) is None
+    delta = replace(edit, gate=closed, compat=True).delta(x, timestep=drawn[0].timestep, sae=sae)
+    assert delta is not None
+    torch.testing.assert_close(x - delta, (2 * sae(x).reconstruction - x).detach())
+
+
+def test_patches_below_the_gate_keep_their_bits(edit: BlockEdit, drawn: Any) -> None:
+    x = drawn[1].states
+    z = edit.read(x, 1)
+    high = replace(edit, gate=z.amax((0, 1)).expand(STEPS, -1) * torch.tensor([0.5, 2.0]))
+    delta = high.delta(x, timestep=drawn[1].timestep)
+    assert delta is not None
+    above = (z > high.gate[1]).any(-1)
+    assert bool(above.any())
+    assert not bool(above.all())
+    assert not bool(delta[~above].any())
+    assert bool((delta[above] != 0).any(-1).all())
+
+
+def test_an_attached_eraser_edits_and_a_detached_one_leaves_no_trace(tiny_pipe: Any, eraser: Eraser) -> None:
+    plain = draw(tiny_pipe)
+    with eraser.attach(tiny_pipe) as attachment:
+        assert attachment.shift > 0
+        assert not np.array_equal(draw(tiny_pipe), plain)
+        assert attachment.status()["rows_edited"] > 0
+        attachment.strength = 0
+        assert np.array_equal(draw(tiny_pipe), plain)
+        attachment.strength = 1
+        attachment.enabled = False
+        assert np.array_equal(draw(tiny_pipe), plain)
+    assert np.array_equal(draw(tiny_pipe), plain)
+    assert not [n for n, m in tiny_pipe.unet.named_modules() if "forward" in vars(m) or m._forward_pre_hooks]
+
+
+def test_a_live_edit_is_the_formula_at_every_step(tiny_pipe: Any, eraser: Eraser) -> None:
+    """The block's output under the eraser is its output without, less the edit's delta; both halves of the batch."""
+    (edit,) = eraser.edits
+    assert isinstance(edit, BlockEdit)
+    block, seen = tiny_pipe.unet.get_submodule(edit.site.path), []
+    inner = block.transformer_blocks[-1]
+    with eraser.attach(tiny_pipe):
+        inside = inner.register_forward_hook(lambda *run: seen.append("inside"))
+        outside = block.register_forward_hook(lambda m, a, output: seen.append(output[0].clone()))
+        draw(tiny_pipe)
+        inside.remove()
+        outside.remove()
+    edited = [part for part in seen if isinstance(part, Tensor)]
+    assert len(edited) == STEPS
+    plain: list[Tensor] = []
+    with eraser.attach(tiny_pipe) as attachment:
+        attachment.enabled = False
+        handle = block.register_forward_hook(lambda m, a, output: plain.append(output[0].clone()))
+        draw(tiny_pipe)
+        handle.remove()
+    patches = plain[0].flatten(2).transpose(1, 2)
+    delta = edit.delta(patches, timestep=float(edit.timesteps[0]))
+    assert delta is not None
+    assert len(patches) == 2
+    torch.testing.assert_close(edited[0].flatten(2).transpose(1, 2), patches - delta)
+
+
+def test_another_number_of_steps_is_refused_in_a_line(tiny_pipe: Any, eraser: Eraser) -> None:
+    with eraser.attach(tiny_pipe), pytest.raises(ExciseError, match="is none of the 4 that unet/up_blocks.0"):
+        draw(tiny_pipe, steps=7)
+    near = replace(eraser, edits=(replace(eraser.edits[0], steps="nearest"),))
+    plain = draw(tiny_pipe, steps=7)
+    with near.attach(tiny_pipe):
+        assert not np.array_equal(draw(tiny_pipe, steps=7), plain)
+
+
+def test_the_nearest_timestep(edit: BlockEdit) -> None:
+    own = replace(edit, steps="nearest", timesteps=torch.tensor([900.0, 600.0, 300.0, 0.0]))
+    for timestep, wanted in ((1000, 0), (900, 0), (751, 0), (749, 1), (300, 2), (1, 3), (-5, 3)):
+        assert own.step_of(timestep) == wanted
+    with pytest.raises(ExciseError, match="timestep 751 is none of the 4"):
+        replace(own, steps="exact").step_of(751)
+
+
+def test_a_torn_off_hook_renders_nothing(tiny_pipe: Any, eraser: Eraser) -> None:
+    with eraser.attach(tiny_pipe):
+        del tiny_pipe.unet.get_submodule(eraser.edits[0].site.path).forward
+        with pytest.raises(EraserDidNotFire, match="saw no run of unet/up_blocks.0"):
+            draw(tiny_pipe)
+
+
+def test_another_block_or_denoiser_renders_nothing(
+    tiny_pipe: Any, build_pipe: Callable[..., Any], eraser: Eraser
+) -> None:
+    blocks = tiny_pipe.unet.up_blocks[0].attentions
+    with eraser.attach(tiny_pipe):
+        own, blocks[0] = blocks[0], copy.copy(blocks[0])
+        with pytest.raises(ExciseError, match="unet was replaced"):
+            draw(tiny_pipe)
+        blocks[0] = own
+        tiny_pipe.unet = build_pipe(1).unet
+        with pytest.raises(ExciseError, match="unet was replaced"):
+            draw(tiny_pipe)
+
+
+def test_weights_of_the_denoiser_written_to_render_nothing(tiny_pipe: Any, eraser: Eraser) -> None:
+    with eraser.attach(tiny_pipe):
+        draw(tiny_pipe)
+        tiny_pipe.unet.conv_in.weight.data.mul_(1.01)
+        with pytest.raises(EraserDidNotFire, match="the denoiser changed after"):
+            draw(tiny_pipe)
+    with pytest.raises(ExciseError, match="unet's weights differ"):
+        eraser.attach(tiny_pipe)
+
+
+def test_a_pipeline_of_the_same_components_is_erased_too(tiny_pipe: Any, eraser: Eraser) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    sibling = StableDiffusionPipeline(**tiny_pipe.components, requires_safety_checker=False)
+    sibling.set_progress_bar_config(disable=True)
+    plain = draw(sibling)
+    with eraser.attach(tiny_pipe):
+        assert np.array_equal(draw(sibling), draw(tiny_pipe))
+        assert not np.array_equal(draw(sibling), plain)
+
+
+def test_a_block_run_by_hand_has_no_timestep(tiny_pipe: Any, eraser: Eraser) -> None:
+    block = tiny_pipe.unet.get_submodule(eraser.edits[0].site.path)
+    with eraser.attach(tiny_pipe), pytest.raises(ExciseError, match="ran by itself"):
+        block(torch.randn(1, 16, 4, 4), encoder_hidden_states=torch.randn(1, 3, 64))
+
+
+def test_an_edit_that_does_nothing_is_refused(tiny_pipe: Any, eraser: Eraser) -> None:
+    (edit,) = eraser.edits
+    with pytest.raises(EraserDidNotFire, match="did not change what the denoiser"):
+        replace(eraser, edits=(replace(edit, cut=torch.full((STEPS, 2), 1e6)),)).attach(tiny_pipe)
+
+
+def test_two_erasers_at_one_block_in_either_order(tiny_pipe: Any, eraser: Eraser) -> None:
+    other = replace(eraser, name="other", edits=(replace(eraser.edits[0], gamma=-0.25),))
+    made = []
+    for first, second in ((eraser, other), (other, eraser)):
+        with first.attach(tiny_pipe), second.attach(tiny_pipe):
+            made.append(draw(tiny_pipe))
+    assert np.array_equal(*made)
+
+
+def test_it_is_saved_and_verified_as_any_other(tiny_pipe: Any, eraser: Eraser, tmp_path: Path) -> None:
+    with eraser.attach(tiny_pipe) as attachment:
+        whole = replace(eraser, canary_shift=attachment.shift)
+    whole.save(tmp_path / "gun")
+    again = Eraser.load(tmp_path / "gun")
+    assert again.digest == whole.digest
+    assert sum(f.stat().st_size for f in (tmp_path / "gun").iterdir()) < 10_000
+    assert all(check.passed for check in verify(tmp_path / "gun", tiny_pipe))
+    with whole.attach(tiny_pipe):
+        wanted = draw(tiny_pipe)
+    with again.attach(tiny_pipe):
+        assert np.array_equal(draw(tiny_pipe), wanted)
+
+
+def test_an_edit_that_needs_the_sae_says_so(tiny_pipe: Any, eraser: Eraser, sae: TopKSAE) -> None:
+    exact = replace(eraser, edits=(replace(eraser.edits[0], codes="topk"),))
+    with pytest.raises(ExciseError, match="needs the whole SAE"):
+        exact.attach(tiny_pipe)
+    with exact.attach(tiny_pipe, sae=sae) as attachment:
+        assert attachment.shift > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"gamma": math.nan}, "γ is nan"),
+        ({"codes": "some"}, "codes cannot be 'some'"),
+        ({"steps": "some"}, "steps cannot be 'some'"),
+        ({"level": torch.rand(STEPS - 1, 2)}, r"level has shape \(3, 2\), not \(4, 2\)"),
+        ({"level": torch.full((STEPS, 2), math.inf)}, "level holds values that are not finite"),
+        ({"gate": torch.full((STEPS, 2), math.nan)}, "gate holds values that are not numbers"),
+        ({"timesteps": torch.tensor([1.0, 2.0, 3.0, 4.0])}, "each below the one before"),
+        ({"indices": torch.tensor([1, 1])}, "each named once"),
+    ],
+)
+def test_an_impossible_edit_is_refused(edit: BlockEdit, change: dict[str, Any], match: str) -> None:
+    with pytest.raises(ExciseError, match=match):
+        replace(edit, **change)
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
+def test_a_block_of_another_family(family: str) -> None:
+    """Transformers' blocks give their text first; the edit is of the picture's tokens."""
+    if (reason := tiny.missing(family)) is not None:
+        pytest.skip(reason)
+    pipe = tiny.build(family)
+    path = {"sdxl": "up_blocks.0.attentions.0", "sd3": "transformer_blocks.0", "flux": "transformer_blocks.0"}[family]
+    site = block_site(pipe, path)
+    options = {
+        k: v for k, v in tiny.options(family).items() if k not in ("num_inference_steps", "output_type", "generator")
+    }
+    (patches,) = capture_blocks(pipe, site, [PROMPT], seeds=[0], steps=2, wanted=[0], options=options)
+    sae = make_sae(site.width)
+    tables = {"level": torch.full((1, 3), 5.0), "gate": torch.zeros(1, 3), "cut": torch.zeros(1, 3)}
+    edit = BlockEdit.from_sae(
+        sae, site, [0, 1, 2], timesteps=torch.tensor([patches.timestep]), steps="nearest", **tables
+    )
+    origin = made_for(pipe, [site.component])
+    eraser = Eraser((edit,), "gun", "gun", (), origin, canary=(PROMPT,), method="saeuron")
+    plain = tiny.call(family, pipe, PROMPT)
+    with eraser.attach(pipe) as attachment:
+        assert attachment.shift > 0
+        assert not np.array_equal(np.asarray(tiny.call(family, pipe, PROMPT)), np.asarray(plain))
+    assert np.array_equal(np.asarray(tiny.call(family, pipe, PROMPT)), np.asarray(plain))
