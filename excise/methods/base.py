@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, str] = {
     "none": "the untouched model, the baseline of every comparison",
+    "saemnesia": "the neuron a supervised SAE on a block of the denoiser gave the concept (SAEmnesia)",
+    "saeuron": "neurons of an SAE on a block of the denoiser, by denoising step (Cywiński & Deja, SAeUron)",
     "snce": "one neuron of a sparse autoencoder on the text encoder (He et al., A Single Neuron Works)",
 }
 """Name (and module of `excise.methods`) -> one line about it. A new method is one file and one line here."""

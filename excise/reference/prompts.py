@@ -26,6 +26,20 @@ def sae_corpus(captions: int = 8_000, english: int = 4_000, seed: int = 5) -> It
         yield from rng.sample(texts, english)
 
 
+def labelled(n: int, seed: int = 0) -> list[tuple[str, tuple[str, ...]]]:
+    """Captions as the model was trained on, and the objects and the style that each of them names."""
+    rng = random.Random(f"labelled {seed}")
+    rows: list[tuple[str, tuple[str, ...]]] = []
+    while len(rows) < n:
+        scene = sample_scene(rng)
+        style = scene.style if rng.random() < 0.75 else None
+        place = scene.background if rng.random() < 0.67 else None
+        concepts = (*scene.objects, *([style] if style else []))
+        if concepts:
+            rows.append((caption(rng, scene.objects, style, place), concepts))
+    return rows
+
+
 def direct(name: str, n: int, seed: int = 0) -> list[str]:
     """Prompts with the object alone, worded as in training, never in the style it was not trained in."""
     rng = random.Random(f"direct {name} {seed}")

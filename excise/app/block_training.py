@@ -1,0 +1,145 @@
+"""Training an SAE on a block of the denoiser, with labels or without: what SAEuron and SAEmnesia read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from excise.errors import ExciseError
+from excise.neurons.timesteps import Means, assign, score
+from excise.sae import Progress, Samples, Supervision, TopKSAE, TrainConfig, load, train
+from excise.sae.supervised import Negatives
+from excise.sites.block_shards import BlockShard, BlockShards
+
+LOOKED_AT = 512
+"""Samples, a picture at a step each, that early stopping looks at."""
+
+
+@dataclass(frozen=True)
+class BlockTraining:
+    """How labelled features of a block become an SAE."""
+
+    supervised: bool = True
+    """Give every concept a latent of its own (SAEmnesia), or train on the patches alone (SAEuron)."""
+    groups: tuple[tuple[str, ...], ...] = ()
+    """The concepts by macro-group, such as (objects, styles); empty: all are in one."""
+    negatives: Negatives = "none"
+    """See `excise.sae.Supervision`."""
+    start: str = ""
+    """Folder of an SAE to fine-tune; empty: from scratch."""
+    validation: float = 0.1
+    """Share of the pictures that early stopping looks at, the last ones."""
+
+
+def train_on_block(
+    shards: BlockShards,
+    out: Path,
+    config: TrainConfig,
+    how: BlockTraining,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    device: str = "cpu",
+) -> TopKSAE:
+    """Train on the pictures' patches at every step and save into `out`, resumable as any training.
+
+    Shards are read one by one, so that memory does not grow with their number. Raises ExciseError for a concept in no
+    group, one that no picture shows, or where training or the disk refuses.
+    """
+    learnt, looked_at = _split(shards, how.validation if how.supervised else 0.0)
+    init = load(Path(how.start)) if how.start else None
+
+    def samples() -> Iterator[Samples]:
+        for shard in _shards(shards, learnt):
+            yield _samples(shard)
+
+    supervision = validation = None
+    if how.supervised:
+        groups = _groups(shards.concepts, how.groups)
+        taken = list(range(len(shards.concepts))) if init is None else assigned_by_score(init, shards, groups)
+        supervision = Supervision(shards.concepts, groups, tuple(taken), negatives=how.negatives)
+        held = [_samples(shard) for shard in _shards(shards, looked_at)]
+        if held:
+            validation = Samples(torch.cat([s.states for s in held]), torch.cat([s.labels for s in held]))
+            validation = validation[:: -(-len(validation) // LOOKED_AT)]
+    card: dict[str, Any] = {
+        "site": asdict(shards.site),
+        "corpus": f"{shards.pictures} pictures, {len(shards.timesteps)} steps each, conditional branch",
+        "timesteps": list(shards.timesteps),
+    }
+    return train(
+        samples,
+        config,
+        out,
+        card=card,
+        supervision=supervision,
+        validation=validation,
+        init=init,
+        progress=progress,
+        device=device,
+    )
+
+
+def assigned_by_score(sae: TopKSAE, shards: BlockShards, groups: Sequence[int]) -> list[int]:
+    """One latent a concept: greedy, the first group's concepts first, by SAEuron's score averaged over the steps."""
+    found = concept_scores(sae, shards)
+    order = sorted(range(len(groups)), key=lambda c: groups[c])
+    taken = assign(found[c].mean(0) for c in order)
+    return [taken[order.index(c)] for c in range(len(groups))]
+
+
+@torch.no_grad()
+def concept_scores(sae: TopKSAE, shards: BlockShards) -> torch.Tensor:
+    """SAEuron's score of every concept, `[C, S, m]`: pictures that are labelled with it against all others.
+
+    Raises ExciseError for a concept that no picture, or every picture, shows.
+    """
+    steps, m = len(shards.timesteps), sae.config.m
+    own = [Means(steps, m) for _ in shards.concepts]
+    everything = Means(steps, m)
+    pictures = torch.zeros(len(shards.concepts))
+    for shard in shards:
+        pictures += shard.labels.sum(0)
+        for step in range(steps):
+            patches = shard.states[:, step].float()
+            values, indices = sae.encode(patches)
+            everything.add(step, values, indices)
+            for c, mean in enumerate(own):
+                if bool((rows := shard.labels[:, c]).any()):
+                    mean.add(step, values[rows], indices[rows])
+    made = []
+    for c, name in enumerate(shards.concepts):
+        share = float(pictures[c]) / shards.pictures
+        if not 0 < share < 1:
+            raise ExciseError(f"{'no' if not share else 'every'} picture shows {name!r}; there is nothing to compare")
+        others = (everything.means - share * own[c].means) / (1 - share)
+        made.append(score(own[c].means, others))
+    return torch.stack(made)
+
+
+def _split(shards: BlockShards, share: float) -> tuple[range, range]:
+    """The shards to learn from and those to look at."""
+    held = min(len(shards.files) - 1, -(-int(share * 1000) * len(shards.files) // 1000)) if share > 0 else 0
+    return range(len(shards.files) - held), range(len(shards.files) - held, len(shards.files))
+
+
+def _shards(shards: BlockShards, wanted: range) -> Iterator[BlockShard]:
+    chosen = [shards.files[n] for n in wanted]
+    yield from BlockShards(shards.folder, shards.site, shards.concepts, shards.timesteps, 0, tuple(chosen))
+
+
+def _samples(shard: BlockShard) -> Samples:
+    """Every picture at every step is a sample."""
+    return Samples(shard.states.flatten(0, 1), shard.labels.repeat_interleave(shard.states.shape[1], 0))
+
+
+def _groups(concepts: Sequence[str], groups: Sequence[Sequence[str]]) -> tuple[int, ...]:
+    if not groups:
+        return (0,) * len(concepts)
+    of = {name: n for n, group in enumerate(groups) for name in group}
+    if left := [name for name in concepts if name not in of]:
+        raise ExciseError(f"{left[0]!r} is in none of the {len(groups)} groups; put it into one")
+    return tuple(of[name] for name in concepts)
