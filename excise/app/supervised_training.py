@@ -1,4 +1,4 @@
-"""Training an SAE on a block of the denoiser, with labels or without: what SAEuron and SAEmnesia read."""
+"""Training an SAE with labels: on a block of the denoiser (SAEmnesia; without labels, SAEuron's), or on text states."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from excise.errors import ExciseError
 from excise.neurons.timesteps import Means, assign, score
 from excise.sae import Progress, Samples, Supervision, TopKSAE, TrainConfig, load, train
 from excise.sae.supervised import Negatives
-from excise.sites.block_shards import BlockShard, BlockShards
+from excise.sites import Site, capture
+from excise.sites.block_shards import BlockShard, BlockShards, Labelled
 
 LOOKED_AT = 512
 """Samples, a picture at a step each, that early stopping looks at."""
 
 
 @dataclass(frozen=True)
-class BlockTraining:
-    """How labelled features of a block become an SAE."""
+class Labels:
+    """What labels are used for."""
 
     supervised: bool = True
     """Give every concept a latent of its own (SAEmnesia), or train on the patches alone (SAEuron)."""
@@ -39,7 +40,7 @@ def train_on_block(
     shards: BlockShards,
     out: Path,
     config: TrainConfig,
-    how: BlockTraining,
+    how: Labels,
     *,
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
@@ -78,6 +79,52 @@ def train_on_block(
         supervision=supervision,
         validation=validation,
         init=init,
+        progress=progress,
+        device=device,
+    )
+
+
+def train_on_text(
+    pipe: Any,
+    site: Site,
+    prompts: Sequence[Labelled],
+    concepts: Sequence[str],
+    out: Path,
+    config: TrainConfig,
+    how: Labels,
+    *,
+    others: Sequence[str] = (),
+    progress: Callable[[Progress], None] | None = None,
+    device: str = "cpu",
+) -> TopKSAE:
+    """The same supervision at a Site of a text encoder: a prompt's states are a sample, and a latent is as active in it
+    as at its loudest state. `others` are prompts without labels, which only the SAE's own loss learns from.
+
+    Raises ExciseError for an unknown label, and as `train_on_block`.
+    """
+    known = {name: n for n, name in enumerate(concepts)}
+    if unknown := [c for p in prompts for c in p.concepts if c not in known]:
+        raise ExciseError(f"{unknown[0]!r} is none of the {len(known)} concepts; name it among them")
+    labels = torch.zeros(len(prompts) + len(others), len(concepts), dtype=torch.bool)
+    for n, row in enumerate(prompts):
+        labels[n, [known[c] for c in row.concepts]] = True
+    texts = [*(p.prompt for p in prompts), *others]
+    states = torch.cat([batch.states[site].half().cpu() for batch in capture(pipe, [site], texts)])
+    held = int(how.validation * len(prompts)) if how.supervised else 0
+    supervision = None
+    if how.supervised:
+        latents = tuple(range(len(concepts)))
+        groups = _groups(concepts, how.groups)
+        supervision = Supervision(tuple(concepts), groups, latents, negatives=how.negatives, pooling="max")
+    looked_at = slice(0, held, -(-held // LOOKED_AT) or None)
+    return train(
+        Samples(states[held:], labels[held:]),
+        config,
+        out,
+        card={"site": asdict(site), "corpus": f"{len(prompts)} labelled prompts and {len(others)} others"},
+        supervision=supervision,
+        validation=Samples(states[looked_at], labels[looked_at]) if held else None,
+        init=load(Path(how.start)) if how.start else None,
         progress=progress,
         device=device,
     )
