@@ -83,7 +83,7 @@ class Scribe(Watch):
 
     def _hooks(self) -> list[EditHook]:
         """The edits of this encoder that should act."""
-        live = [a for a in self.witness.attachments if a.active and not is_muted(a)]
+        live = [a for a in self.witness.attachments if a.active and not is_muted(a, "text")]
         return [hook for a in live for hook in a.hooks if hook.edit.site.component == self.component]
 
 
@@ -152,7 +152,7 @@ class Witness(Passage):
 
     def passed(self, state: Tensor) -> Tensor:
         """`state` as it is. Raises EraserDidNotFire where it was not made under every eraser that is active."""
-        live = [a for a in self.attachments if a.active and not is_muted(a)]
+        live = [a for a in self.attachments if a.active and not is_muted(a, "text")]
         if not live or not state.is_floating_point():
             return state
         if not self._known(state):
