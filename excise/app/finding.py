@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import torch
 
 from excise.app.models import parse_site, sae_folder
 from excise.app.training import BUNDLED, train_sae
+from excise.bench.worker import Entry
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.errors import ExciseError
-from excise.methods import METHODS
+from excise.methods import METHODS, method
 from excise.methods.snce import Found, SNCEConfig, find, fit
 from excise.neurons import Ranking
 from excise.sae import TopKSAE, card, load, saes_in
@@ -110,6 +111,16 @@ def erase(pipe: Any, concept: Concept, config: SNCEConfig) -> tuple[Eraser, list
     return eraser, [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
 
 
+def erase_by(pipe: Any, concept: Concept, name: str, given: Sequence[str]) -> Eraser:
+    """The eraser of a concept by any method, with settings such as `gamma=-2`, or `saemnesia.gamma=-2` of a joined one.
+
+    Raises ExciseError for an unknown method or setting, an impossible value, and as the method does.
+    """
+    entry = Entry.parse(f"{name}:{','.join(given)}")
+    chosen = method(name)
+    return chosen.fit(pipe, concept, chosen.Config(**entry.settings))
+
+
 def draw(findings: Findings, path: Path) -> list[Path]:
     """The paper's Figure 8 at `path` and its Figure 3 beside it. Raises ExciseError without matplotlib."""
     beside = path.with_name(f"{path.stem}-activations{path.suffix}")
@@ -188,8 +199,6 @@ def token_codes(pipe: Any, sae: TopKSAE, site: Site, prompt: str, neuron: int) -
 
 def describe_methods() -> list[dict[str, Any]]:
     """The methods with their settings' defaults."""
-    from excise.methods import method
-
     return [
         {"name": name, "about": about, "defaults": asdict(method(name).Config())} for name, about in METHODS.items()
     ]

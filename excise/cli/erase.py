@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -66,11 +66,18 @@ def erase(
             "--tolerance", min=0, help="Share of its score a neuron may have without the concept; 0 is eq. 6."
         ),
     ] = None,
+    by: Annotated[
+        str, typer.Option("--method", help="See `excise methods`; two joined by + make one eraser: snce+saemnesia.")
+    ] = "snce",
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of another method: gamma=-2, or saemnesia.gamma=-2 of a joined one."),
+    ] = None,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
     """Make an eraser: a few kilobytes that turn one neuron down. Options left out are the method's defaults."""
-    from excise.app.finding import chosen, settings
+    from excise.app.finding import chosen, erase_by, settings
     from excise.app.finding import erase as made_by
     from excise.app.models import concept_named, load_pipeline
     from excise.errors import ExciseError
@@ -78,7 +85,7 @@ def erase(
     if align is not None and source != "concept":
         raise ExciseError("--align says how the concept's codes are read; add --source concept, or leave it out")
     wanted = concept_named(concept, mentions, pairs, kind, n)
-    asked = {
+    asked: dict[str, Any] = {
         "k": k,
         "neurons": None if neurons is None else _numbers(neurons),
         "lam": lam,
@@ -91,10 +98,18 @@ def erase(
         "margin": margin,
         "tolerance": tolerance,
     }
-    pipe = load_pipeline(model, device)
-    eraser, warned = made_by(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **chosen(asked)))
-    for warning in warned:
-        note(f"warning: {warning}")
+    if by != "snce":
+        asked |= {"sae": sae, "site": site}
+        if odd := sorted(chosen(asked)):
+            raise ExciseError(f"--{odd[0]} is a setting of snce; give {by}'s with --set, such as --set sae=FOLDER")
+        eraser = erase_by(load_pipeline(model, device), wanted, by, given or [])
+    elif given:
+        raise ExciseError("--set is for other methods; snce's settings have options of their own")
+    else:
+        pipe = load_pipeline(model, device)
+        eraser, warned = made_by(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **chosen(asked)))
+        for warning in warned:
+            note(f"warning: {warning}")
     eraser.save(out)
     size = sum(f.stat().st_size for f in out.iterdir())
     first = eraser.edits[0]

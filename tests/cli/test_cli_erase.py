@@ -203,3 +203,37 @@ def test_methods(ask: Callable[..., Any]) -> None:
     rows = {row["name"]: row for row in ask("methods")}
     assert {"none", "snce"} <= set(rows)
     assert rows["snce"]["defaults"]["k"] == 1
+
+
+def test_an_eraser_by_another_method(
+    ask: Callable[..., Any], call: Callable[..., Any], common: tuple[Any, ...], model_folder: Path, tmp_path: Path
+) -> None:
+    from excise.sae import SAEConfig, Supervision, TopKSAE, save
+
+    where = {"component": "unet", "path": "up_blocks.0.attentions.0", "width": 16}
+    told = {"site": where, "supervision": Supervision(("gun", "cat"), (0, 0), (11, 3)).to_json()}
+    save(TopKSAE(SAEConfig(16, 40, 4), seed=2), tmp_path / "sae", told)
+    out, model = tmp_path / "eraser", ("--model", model_folder, "--n", 12)
+    small = [
+        f"--set={part}" for part in (f"sae={tmp_path / 'sae'}", "gamma=-30", "steps=3", "pictures=4", "guidance=2")
+    ]
+    made = ask("erase", "gun", *model, "--method", "saemnesia", *small, "--out", out)
+    assert (made["gamma"], made["neurons"], made["site"]) == (-30, [11], "unet/up_blocks.0.attentions.0")
+    assert ask("verify", out, "--model", model_folder)["passed"]
+    shown = ("--prompt", "a gun", "--eraser", out, "--model", model_folder, "--out", tmp_path / "gun.png")
+    assert call("generate", *shown, "--steps", 3).exit_code == 0
+    refused = call("generate", *shown, "--steps", 4)
+    assert refused.exit_code == 2
+    assert "is none of the 3" in refused.stderr
+    for words, message in (
+        (("--method", "saemnesia", "--k", "2"), "--k is a setting of snce"),
+        (("--method", "saemnesia", "--set", "lam=2"), "saemnesia has no setting 'lam'"),
+        (("--method", "saemnesia", "--set", "compat=maybe"), "compat cannot be 'maybe'"),
+        (("--method", "saemnesia", *small[:1], "--set", "gamma=much"), "gamma cannot be 'much'"),
+        (("--method", "saem"), "there is no method 'saem'"),
+        (("--set", "lam=2"), "--set is for other methods"),
+    ):
+        result = call("erase", "gun", *model, *words, "--out", tmp_path / "other")
+        assert result.exit_code == 2
+        assert message in result.stderr
+    assert not (tmp_path / "other").exists()
