@@ -213,7 +213,8 @@ def test_the_card_says_what_it_is(gun_eraser: Eraser) -> None:
         "# gun-test",
         "Takes **gun** out of what StableDiffusionPipeline draws, by turning down one neuron of a sparse autoencoder",
         "Words it was made for: gun.",
-        "| text\\_encoder/encoder.layers.2 | 5 | 1 | relu | prompt | none | position |",
+        "| text\\_encoder/encoder.layers.2 | 5 | lambda = 1 | "
+        "lead 0, gate relu, source prompt, uncond none, align position |",
         "| config: batch size | 64 |",
         "| neuron 5: AUROC on held-out wordings | 0.9877 |",
         "| neuron 5: carries the prompts' structure rather than the concept | no |",
