@@ -19,7 +19,7 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from excise.erasers import Eraser, SAEEdit, formats
+from excise.erasers import BlockEdit, Eraser, SAEEdit, formats
 from excise.errors import ExciseError
 from excise.sites import Site
 
@@ -30,7 +30,7 @@ Files = dict[str, bytes]
 
 @cache
 def whole() -> Files:
-    """A valid eraser of two edits, one of each source."""
+    """A valid eraser of three edits: one of each source, and one of a block."""
     torch.manual_seed(0)
 
     def edit(k: int, d: int, **options: Any) -> SAEEdit:
@@ -38,7 +38,10 @@ def whole() -> Files:
         site = Site("text_encoder", "encoder.layers.2", d)
         return SAEEdit(site, torch.arange(k), *map(torch.randn, shapes), **options)
 
-    edits = (edit(1, 3), edit(2, 3, source="concept", concept_codes=torch.randn(4, 2), align="pooled"))
+    rows = (torch.randn(2, 3), torch.randn(2), torch.randn(3), torch.randn(2, 3), torch.tensor([9.0, 4.0, 1.0]))
+    tables = (torch.rand(3, 2), torch.full((3, 2), torch.inf), torch.rand(3, 2))
+    block = BlockEdit(Site("unet", "up_blocks.0.attentions.0", 3), torch.arange(2), *rows, *tables)
+    edits = (edit(1, 3), edit(2, 3, source="concept", concept_codes=torch.randn(4, 2), align="pooled"), block)
     return formats.pack(Eraser(edits, "gun", "gun", ("gun",), {"a": [1]}, {"b": None}, {"c": 0.5}, ("a gun",), 0.1))
 
 
