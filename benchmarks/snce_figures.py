@@ -29,7 +29,7 @@ from excise.app.measure import Family, Pictures, drawn, families, figures, furth
 from excise.bench.statistics import in_percent, wilson
 from excise.concepts import from_templates
 from excise.erasers import made_for
-from excise.erasers.edit import sae_digest
+from excise.erasers.rows import sae_digest
 from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.methods.snce import SNCEConfig, find, fit

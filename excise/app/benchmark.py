@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from excise import reference
 from excise.app.bench_page import render
 from excise.app.demo import machine
-from excise.app.models import load_pipeline, sae_folder
+from excise.app.models import bundled_settings, load_pipeline, sae_folder
 from excise.bench.canvas.suite import Canvas
 from excise.bench.hub import eval_results
 from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
@@ -66,8 +65,9 @@ def resume(run: Run, progress: Callable[[int], Any] | None = None, device: str =
     for label, configuration in run.plan["configurations"].items():
         if Entry.parse(label).configuration != configuration:
             raise ExciseError(f"the defaults of {label} changed since {run.folder} was started; start another run")
-    model, sae = run.plan["model"], run.plan["sae"] or reference.sae_folder()
-    work(run, suite_of(run), lambda: load_pipeline(model, device), {"snce": {"sae": str(sae)}}, progress)
+    model = run.plan["model"]
+    defaults = bundled_settings() if model is None else {"snce": {"sae": run.plan["sae"]}}
+    work(run, suite_of(run), lambda: load_pipeline(model, device), defaults, progress)
 
 
 def total(run: Run) -> int:

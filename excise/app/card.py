@@ -115,7 +115,11 @@ those sets; what of them is an adaptation of the CC BY-SA sets (OpenMoji, EmojiO
 
 ## Training
 `excise reference train --work build/reference --out reference-model` (every part resumes where it stopped), then the
-SAE in `sae/`: `excise sae train --recipe reference --out sae`.
+SAE in `sae/`: `excise sae train --recipe reference --out sae`. Others lie beside the model, in `saes/`.
+`block/` is one of `up_blocks.1.attentions.0` in which every object and style has a neuron of its own: `excise sae
+train-block --recipe reference --label object --label style --out block`. `block_unsupervised/` is the same with
+`--unsupervised`. `text/` is `sae/` fine-tuned with labels: `excise sae train-text --recipe reference --label object
+--label style --start sae --negatives assigned --beta 0.1 --lr 0.0005 --tokens 1000000 --out text`.
 {story}
 
 ## Limits

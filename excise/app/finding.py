@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 
-from excise.app.models import parse_site, sae_folder
+from excise.app.models import bundled_settings, parse_site, sae_folder
 from excise.app.training import BUNDLED, train_sae
-from excise.bench.worker import Entry
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.errors import ExciseError
-from excise.methods import METHODS, method
+from excise.methods.base import METHODS, method, parsed, settings_of
 from excise.methods.snce import Found, SNCEConfig, find, fit
 from excise.neurons import Ranking
 from excise.sae import TopKSAE, card, load, saes_in
@@ -111,14 +110,16 @@ def erase(pipe: Any, concept: Concept, config: SNCEConfig) -> tuple[Eraser, list
     return eraser, [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
 
 
-def erase_by(pipe: Any, concept: Concept, name: str, given: Sequence[str]) -> Eraser:
+def erase_by(pipe: Any, concept: Concept, name: str, given: Sequence[str], bundled: bool = False) -> Eraser:
     """The eraser of a concept by any method, with settings such as `gamma=-2`, or `saemnesia.gamma=-2` of a joined one.
 
-    Raises ExciseError for an unknown method or setting, an impossible value, and as the method does.
+    With the `bundled` model, its own SAEs where none is named. Raises ExciseError for an unknown method or setting, an
+    impossible value, and as the method does.
     """
-    entry = Entry.parse(f"{name}:{','.join(given)}")
+    _, settings = parsed(f"{name}:{','.join(given)}")
     chosen = method(name)
-    return chosen.fit(pipe, concept, chosen.Config(**entry.settings))
+    known = settings_of(name, bundled_settings()) if bundled else {}
+    return chosen.fit(pipe, concept, chosen.Config(**{**known, **settings}))
 
 
 def draw(findings: Findings, path: Path) -> list[Path]:

@@ -65,6 +65,19 @@ def sae_folder(model: str | None, folder: Path | None) -> Path:
     return Path(reference.sae_folder())
 
 
+def bundled_settings() -> dict[str, dict[str, Any]]:
+    """What methods have to be told of the bundled model: where their SAE lies, and how its pictures are drawn."""
+    from excise import reference
+
+    drawn = {"steps": reference.STEPS, "guidance": reference.GUIDANCE}
+    return {
+        "snce": {"sae": str(sae_folder(None, None))},
+        "saemnesia": {"sae": str(reference.sae_folder("saemnesia")), **drawn},
+        "saemnesia-text": {"sae": str(reference.sae_folder("saemnesia-text"))},
+        "saeuron": {"sae": str(reference.sae_folder("saeuron")), **drawn},
+    }
+
+
 def concept_named(
     name: str, mentions: str | None = None, pairs: Path | None = None, kind: str = "object", n: int = 100
 ) -> Concept:

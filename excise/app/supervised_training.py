@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from excise.errors import ExciseError
 from excise.neurons.timesteps import Means, assign, score
 from excise.sae import Progress, Samples, Supervision, TopKSAE, TrainConfig, load, train
-from excise.sae.supervised import Negatives
+from excise.sae.supervised import Negatives, Pooling
 from excise.sites import Site, capture
-from excise.sites.block_shards import BlockShard, BlockShards, Labelled
+from excise.sites.block_shards import BlockShard, BlockShards, Labelled, label_table
 
 LOOKED_AT = 512
 """Samples, a picture at a step each, that early stopping looks at."""
@@ -30,10 +30,23 @@ class Labels:
     """The concepts by macro-group, such as (objects, styles); empty: all are in one."""
     negatives: Negatives = "none"
     """See `excise.sae.Supervision`."""
+    pooling: Pooling | None = None
+    """See `excise.sae.Supervision`; empty: the mean over a picture's patches, the maximum over a prompt's states."""
+    beta: float = 3.0
+    """See `excise.sae.Supervision`."""
     start: str = ""
     """Folder of an SAE to fine-tune; empty: from scratch."""
     validation: float = 0.1
     """Share of the pictures that early stopping looks at, the last ones."""
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """Those of all groups, in order."""
+        return tuple(dict.fromkeys(name for group in self.groups for name in group))
+
+    def __post_init__(self) -> None:
+        if self.negatives not in get_args(Negatives):
+            raise ExciseError(f"negatives cannot be {self.negatives!r}; it is {' or '.join(get_args(Negatives))}")
 
 
 def train_on_block(
@@ -61,7 +74,7 @@ def train_on_block(
     if how.supervised:
         groups = _groups(shards.concepts, how.groups)
         taken = list(range(len(shards.concepts))) if init is None else assigned_by_score(init, shards, groups)
-        supervision = Supervision(shards.concepts, groups, tuple(taken), negatives=how.negatives)
+        supervision = _supervision(shards.concepts, groups, taken, how, "mean")
         held = [_samples(shard) for shard in _shards(shards, looked_at)]
         if held:
             validation = Samples(torch.cat([s.states for s in held]), torch.cat([s.labels for s in held]))
@@ -102,20 +115,16 @@ def train_on_text(
 
     Raises ExciseError for an unknown label, and as `train_on_block`.
     """
-    known = {name: n for n, name in enumerate(concepts)}
-    if unknown := [c for p in prompts for c in p.concepts if c not in known]:
-        raise ExciseError(f"{unknown[0]!r} is none of the {len(known)} concepts; name it among them")
-    labels = torch.zeros(len(prompts) + len(others), len(concepts), dtype=torch.bool)
-    for n, row in enumerate(prompts):
-        labels[n, [known[c] for c in row.concepts]] = True
+    labels = label_table([*prompts, *(Labelled(text, ()) for text in others)], concepts)
     texts = [*(p.prompt for p in prompts), *others]
     states = torch.cat([batch.states[site].half().cpu() for batch in capture(pipe, [site], texts)])
     held = int(how.validation * len(prompts)) if how.supervised else 0
+    init = load(Path(how.start)) if how.start else None
     supervision = None
     if how.supervised:
-        latents = tuple(range(len(concepts)))
         groups = _groups(concepts, how.groups)
-        supervision = Supervision(tuple(concepts), groups, latents, negatives=how.negatives, pooling="max")
+        taken = range(len(concepts)) if init is None else _greedy(text_scores(init, states, labels), groups)
+        supervision = _supervision(concepts, groups, taken, how, "max")
     looked_at = slice(0, held, -(-held // LOOKED_AT) or None)
     return train(
         Samples(states[held:], labels[held:]),
@@ -124,7 +133,7 @@ def train_on_text(
         card={"site": asdict(site), "corpus": f"{len(prompts)} labelled prompts and {len(others)} others"},
         supervision=supervision,
         validation=Samples(states[looked_at], labels[looked_at]) if held else None,
-        init=load(Path(how.start)) if how.start else None,
+        init=init,
         progress=progress,
         device=device,
     )
@@ -132,9 +141,26 @@ def train_on_text(
 
 def assigned_by_score(sae: TopKSAE, shards: BlockShards, groups: Sequence[int]) -> list[int]:
     """One latent a concept: greedy, the first group's concepts first, by SAEuron's score averaged over the steps."""
-    found = concept_scores(sae, shards)
+    return _greedy(concept_scores(sae, shards).mean(1), groups)
+
+
+@torch.no_grad()
+def text_scores(sae: TopKSAE, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """SAEuron's score of every concept in text, `[C, m]`: from states `[P, T, d]` of prompts labelled `[P, C]`, where a
+    latent is as active in a prompt as at its loudest state."""
+    loudest = torch.zeros(len(states), sae.config.m)
+    for start in range(0, len(states), 256):
+        rows = slice(start, start + 256)
+        values, indices = sae.encode(states[rows].float())
+        loudest[rows] = loudest[rows].scatter_reduce(1, indices.flatten(1), values.flatten(1), "amax")
+    own, others = (torch.stack([loudest[side].double().mean(0) for side in sides.T]) for sides in (labels, ~labels))
+    return score(own, others)
+
+
+def _greedy(scores: torch.Tensor, groups: Sequence[int]) -> list[int]:
+    """Each concept's neuron by its scores `[C, m]`, the first group's concepts first."""
     order = sorted(range(len(groups)), key=lambda c: groups[c])
-    taken = assign(found[c].mean(0) for c in order)
+    taken = assign(scores[c] for c in order)
     return [taken[order.index(c)] for c in range(len(groups))]
 
 
@@ -165,6 +191,14 @@ def concept_scores(sae: TopKSAE, shards: BlockShards) -> torch.Tensor:
         others = (everything.means - share * own[c].means) / (1 - share)
         made.append(score(own[c].means, others))
     return torch.stack(made)
+
+
+def _supervision(
+    concepts: Sequence[str], groups: Sequence[int], latents: Sequence[int], how: Labels, pooling: Pooling
+) -> Supervision:
+    """The terms that `how` asks for, pooled as is usual where it does not say."""
+    latents, pooling = tuple(latents), how.pooling or pooling
+    return Supervision(tuple(concepts), tuple(groups), latents, beta=how.beta, negatives=how.negatives, pooling=pooling)
 
 
 def _split(shards: BlockShards, share: float) -> tuple[range, range]:

@@ -33,6 +33,8 @@ SCHEMA = "excise.run/1"
 STALE = 120.0
 """Seconds without a sign of life after which a claim is taken back; a worker gives one every few seconds."""
 Record = dict[str, Any]
+_NAMED, _WRITTEN = ":+/", "+&!"
+_ON_DISK, _AS_NAMED = str.maketrans(_NAMED, _WRITTEN), str.maketrans(_WRITTEN, _NAMED)
 
 
 @dataclass(frozen=True, order=True)
@@ -44,13 +46,13 @@ class Unit:
 
     @property
     def file(self) -> str:
-        """Its name on disk, where a colon is not welcome everywhere."""
-        return f"{self.method.replace(':', '+')}={self.concept}"
+        """Its name on disk, where colons and slashes are not welcome."""
+        return f"{self.method.translate(_ON_DISK)}={self.concept}"
 
     @classmethod
     def of(cls, file: str) -> Unit:
         method, _, concept = file.rpartition("=")
-        return cls(method.replace("+", ":"), concept)
+        return cls(method.translate(_AS_NAMED), concept)
 
 
 class Run:

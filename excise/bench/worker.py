@@ -20,7 +20,7 @@ from excise.bench.suite import Case, Suite
 from excise.erasers import Eraser
 from excise.errors import ExciseError
 from excise.files import sha256, write_atomic
-from excise.methods import method
+from excise.methods.base import method, parsed, settings_of
 
 HEARTBEAT = 10.0
 """Seconds between two signs of life."""
@@ -42,30 +42,11 @@ class Entry:
     @classmethod
     def parse(cls, text: str) -> Entry:
         """`snce` or `snce:k=10,lam=2`. Raises ExciseError for an unknown method or setting, or an impossible value."""
-        name, _, given = text.partition(":")
-        known = vars(method(name).Config())
-        settings = {}
-        for part in filter(None, given.split(",")):
-            key, _, value = part.partition("=")
-            if key not in known:
-                raise ExciseError(f"{name} has no setting {key!r}; it has {', '.join(known) or 'none'}")
-            try:
-                settings[key] = _as(known[key], value)
-            except ValueError as error:
-                raise ExciseError(f"{name}: {key} cannot be {value!r} ({error})") from error
-        method(name).Config(**settings)
-        return cls(text, name, settings)
-
-
-def _as(default: Any, value: str) -> Any:
-    """The value in its default's type, a number where that is None; whole numbers joined by + for a tuple."""
-    if isinstance(default, bool):
-        if value not in ("true", "false"):
-            raise ValueError("it is true or false")
-        return value == "true"
-    if default is None:
-        return float(value)
-    return tuple(int(part) for part in value.split("+")) if isinstance(default, tuple) else type(default)(value)
+        if odd := set(text) & set("&!@"):
+            raise ExciseError(
+                f"{text} cannot be the name of a row: it has {odd.pop()!r}, which file names are made with"
+            )
+        return cls(text, *parsed(text))
 
 
 def work(
@@ -99,7 +80,7 @@ def _do(
     done = {record["case"] for record in run.records(unit)}
     entry = Entry.parse(unit.method)
     try:
-        eraser = _eraser(run, unit, suite, pipe, entry, defaults.get(entry.method, {}))
+        eraser = _eraser(run, unit, suite, pipe, entry, settings_of(entry.method, defaults))
     except ExciseError as error:
         # A method that cannot erase this concept is a result too; the report lists it.
         _write_json(run, "fits", unit, {"refused": str(error)})

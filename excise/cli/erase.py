@@ -102,7 +102,7 @@ def erase(
         asked |= {"sae": sae, "site": site}
         if odd := sorted(chosen(asked)):
             raise ExciseError(f"--{odd[0]} is a setting of snce; give {by}'s with --set, such as --set sae=FOLDER")
-        eraser = erase_by(load_pipeline(model, device), wanted, by, given or [])
+        eraser = erase_by(load_pipeline(model, device), wanted, by, given or [], bundled=model is None)
     elif given:
         raise ExciseError("--set is for other methods; snce's settings have options of their own")
     else:

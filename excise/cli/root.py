@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from excise.cli import bench, demo, erase, find, generate, pairs, push, reference, reproduce, sae
+from excise.cli import bench, demo, erase, find, generate, pairs, push, reference, reproduce, supervised
 from excise.cli.terminal import complain
 from excise.errors import ExciseError
 
@@ -65,7 +65,7 @@ def _root(
 for part in (demo, find, erase, generate, push):
     part.register(app)
 app.add_typer(pairs.app, name="pairs")
-app.add_typer(sae.app, name="sae")
+app.add_typer(supervised.app, name="sae")
 app.add_typer(bench.app, name="bench")
 app.add_typer(reproduce.app, name="reproduce")
 app.add_typer(reference.app, name="reference")

@@ -1,4 +1,4 @@
-"""`excise sae train` and `excise sae info`."""
+"""`excise sae`: training on text states, importing, looking; training with labels is in `supervised.py`."""
 
 from __future__ import annotations
 
@@ -89,7 +89,31 @@ def train(
         with shown(progress, len(texts), config.tokens) as (captured, line):
             train_sae(pipe, place, texts, config, folder, card=card, captured=captured, progress=line, device=device)
         note(f"saved in {folder}")
-    _show({folder: library.card(folder) for folder in places}, json)
+    show({folder: library.card(folder) for folder in places}, json)
+
+
+@app.command("import", epilog="Example: excise sae import SAEmnesia --block up_blocks.1.attentions.1 --out sae")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="Folder of a published SAE: SAEuron's, SAEmnesia's or SNCE's format.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make for the SAE.")],
+    block: Annotated[str | None, typer.Option("--block", help="The denoiser's block it was trained at.")] = None,
+    site: SiteOption = None,
+    json: Json = False,
+) -> None:
+    """Turn an SAE that others published into ours. Nothing in it is run."""
+    from excise import sae as library
+    from excise.errors import ExciseError
+    from excise.sae.importers import read_published
+
+    if (block is None) == (site is None):
+        raise ExciseError("say where it was trained: --block up_blocks.1.attentions.1, or --site encoder.layers.9")
+    library.check_out(out)
+    sae = read_published(folder)
+    component, _, path = (site or f"unet/{block}").rpartition("/")
+    place = {"component": component or "text_encoder", "path": path, "width": sae.config.d}
+    library.save(sae, out, {"site": place, "corpus": f"imported from {folder.name}"})
+    note(f"saved in {out}")
+    show({out: library.card(out)}, json)
 
 
 @app.command(epilog="Example: excise sae info sae")
@@ -103,17 +127,19 @@ def info(
     folders = list(library.saes_in(folder).values()) or [folder]
     for one in folders:
         library.load(one)
-    _show({one: library.card(one) for one in folders}, json)
+    show({one: library.card(one) for one in folders}, json)
 
 
-def _show(cards: dict[Path, dict[str, Any]], as_json: bool) -> None:
-    def show() -> None:
+def show(cards: dict[Path, dict[str, Any]], as_json: bool) -> None:
+    """Print SAEs' cards."""
+
+    def printed() -> None:
         for folder, card in cards.items():
             rows = [(name, _plain(value)) for name, value in card.items() if value is not None]
             table(f"SAE {folder}", ("card", ""), rows)
 
     told = [{"folder": str(folder), "card": card} for folder, card in cards.items()]
-    emit(as_json, told[0] if len(told) == 1 else told, show)
+    emit(as_json, told[0] if len(told) == 1 else told, printed)
 
 
 def _plain(value: Any) -> str:

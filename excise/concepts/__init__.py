@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from excise.concepts.checks import check
 from excise.concepts.concept import Concept, Kind, Pair
-from excise.concepts.formats import load_pairs, read_prompts, read_rows, save_pairs
+from excise.concepts.formats import load_pairs, read_labelled, read_prompts, read_rows, save_pairs
 from excise.concepts.library import builtin, names
 from excise.concepts.templates import from_templates
 
@@ -17,6 +17,7 @@ __all__ = [
     "from_templates",
     "load_pairs",
     "names",
+    "read_labelled",
     "read_prompts",
     "read_rows",
     "save_pairs",

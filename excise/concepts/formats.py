@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -63,6 +63,23 @@ def read_prompts(path: Path | str, column: str = "prompt") -> Iterator[str]:
     if first is None:
         raise ExciseError(f"{path} holds no prompts; fill it or choose another file")
     return chain([first], prompts)
+
+
+def read_labelled(
+    path: Path | str, columns: Sequence[str], prompt: str = "prompt"
+) -> Iterator[tuple[str, dict[str, tuple[str, ...]]]]:
+    """The prompts of a .csv or .jsonl file, streamed, each with its labels by column, semicolons between them.
+
+    Raises ExciseError for a file of another kind, a column that is missing, and as `read_rows`.
+    """
+    path = Path(path)
+    if path.suffix not in (".csv", ".jsonl"):
+        raise ExciseError(f"labels need columns; give a .csv or .jsonl file, not '{path.name}'")
+    for where, row in read_rows(path):
+        text = _text(row, prompt, path, where).strip()
+        cells = {name: _text(row, name, path, where).split(";") for name in columns}
+        if text:
+            yield text, {name: tuple(filter(None, (word.strip() for word in cell))) for name, cell in cells.items()}
 
 
 def _prompts(path: Path, column: str) -> Iterator[str]:

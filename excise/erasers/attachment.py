@@ -11,29 +11,23 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from excise.erasers import telemetry
 from excise.erasers.block import BlockEdit
-from excise.erasers.canary import (
-    conditional,
-    shift,
-    shifts,
-    text_states,
-    what_denoiser_predicts,
-    what_denoiser_reads,
-)
+from excise.erasers.canary import conditional
+from excise.erasers.clock import BlockHook
 from excise.erasers.clock import put as put_block
-from excise.erasers.edit import SAEEdit, sae_digest
-from excise.erasers.guard import Call, Guard, is_proving, proving, unedited
+from excise.erasers.coverage import refuse_early_tap, refuse_unless_covered
+from excise.erasers.guard import Call, Guard, is_proving
 from excise.erasers.hooks import EditHook, Edits, TextHook, found_on, put
 from excise.erasers.integrity import adapters_now, mismatches, weights_now
-from excise.erasers.witness import Witness, denoisers, is_compiled
+from excise.erasers.proof import moved_blocks, moved_text
+from excise.erasers.rows import sae_digest
+from excise.erasers.witness import Witness, is_compiled
 from excise.errors import EraserDidNotFire, ExciseError
-from excise.sites.blocks import DENOISERS, module_at
+from excise.sites.blocks import denoisers, module_at
 from excise.sites.encoding import tensors_of
-from excise.sites.site import depth, encoder_of, layer_count, refuse_late, taps_of, to_cover
 
 if TYPE_CHECKING:
     from excise.erasers.eraser import Eraser
@@ -42,10 +36,6 @@ log = logging.getLogger("excise")
 
 _SHIFT_SHARE = 0.5
 """At a strict attach the canary must move by at least this share of what was measured at fit time."""
-
-
-_OTHER = "a plain grey wall"
-"""A prompt to tell text states by: what it shares with a canary prompt holds no text."""
 _LOCK = threading.RLock()
 """Held while hooks are put on and taken off: pipelines in several threads may share their modules."""
 OnBypass = Literal["raise", "warn", "allow"]
@@ -75,7 +65,7 @@ class Attachment:
         self._hooks: list[tuple[nn.Module, EditHook, Callable[[], None]]] = []
         self._prompts = self._bypasses = 0
         self._told = 0, 0, 0.0
-        self._refuse_unless_covered()
+        refuse_unless_covered(pipe, eraser)
         modules = [module_at(pipe, edit.site) for edit in eraser.edits]
         self._odd = odd = mismatches(pipe, dict(eraser.made_for)) if eraser.edits else []
         if odd:
@@ -90,13 +80,13 @@ class Attachment:
             if self.name in Guard.names(pipe):
                 raise ExciseError(f"an eraser called {self.name!r} is attached already; give this one another name")
             self._guard = Guard.join(pipe, self)
-            self._witness = Witness.join(pipe, self) if self._text_edits else None
+            self._witness = Witness.join(pipe, self) if self.eraser.text_edits else None
             for module, edit in zip(modules, eraser.edits, strict=True):
                 hook, take_off = put_block(self, edit) if isinstance(edit, BlockEdit) else put(self, edit)
                 self._hooks.append((module, hook, take_off))
         try:
             self._denoisers = denoisers(pipe)
-            self._weights, self._adapters = weights_now(pipe, self._drawn_with), adapters_now(pipe)
+            self._weights, self._adapters = weights_now(pipe, self.eraser.denoisers), adapters_now(pipe)
             self.attached = True
             self.shift = self._prove()
         except BaseException:
@@ -208,8 +198,8 @@ class Attachment:
                 raise ExciseError(
                     f"{hook.edit.site.component} was replaced after eraser {name!r} was attached; attach it again"
                 )
-        for edit in self._text_edits:
-            self._refuse_early_tap(edit, call.arguments.get("clip_skip"))
+        for edit in self.eraser.text_edits:
+            refuse_early_tap(self.pipe, edit, call.arguments.get("clip_skip"), name)
         self.refuse_changed()
         for key, given in call.arguments.items():
             if self._witness is None or "embeds" not in key or "mask" in key or key.startswith("negative"):
@@ -222,7 +212,10 @@ class Attachment:
             self.bypass(f"a LoRA of the text encoder was scaled after eraser {name!r} was attached; attach it again")
         if denoisers(self.pipe) != self._denoisers:
             self.bypass(f"the denoiser was replaced after eraser {name!r} was attached; attach it again")
-        for denoiser in self._denoisers if self._text_edits else ():
+        for hook in self.hooks:
+            if isinstance(hook, BlockHook):
+                hook.begin()
+        for denoiser in self._denoisers if self.eraser.text_edits else ():
             parts = (type(getattr(denoiser, name, None)).__name__ for name in ("encoder_hid_proj", "image_proj"))
             if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj" or any(
                 "IPAdapter" in part for part in parts
@@ -238,7 +231,7 @@ class Attachment:
     def refuse_changed(self) -> None:
         """Other weights, adapters or vocabulary than at attach time. Weights that were only moved (by an offloading)
         or cast have the digest that they had, and are let pass from then on."""
-        now = weights_now(self.pipe, self._drawn_with)
+        now = weights_now(self.pipe, self.eraser.denoisers)
         if now != self._weights:
             if self._odd or mismatches(self.pipe, dict(self.eraser.made_for)):
                 what = "denoiser" if self._only_denoiser_differs(now) else "text encoder"
@@ -256,17 +249,13 @@ class Attachment:
         return [hook for _, hook, _ in self._hooks]
 
     @property
-    def _text_edits(self) -> list[SAEEdit]:
-        return [edit for edit in self.eraser.edits if not isinstance(edit, BlockEdit)]
-
-    @property
-    def _drawn_with(self) -> list[str]:
-        """The denoisers that it edits."""
-        return sorted({edit.site.component for edit in self.eraser.edits if isinstance(edit, BlockEdit)})
+    def text_hooks(self) -> list[TextHook]:
+        """Those on text encoders: the ones that have to run when a prompt is encoded."""
+        return [hook for hook in self.hooks if isinstance(hook, TextHook)]
 
     def _only_denoiser_differs(self, now: list[tuple[str, int, int]]) -> bool:
         changed = {name.partition(".")[0].partition("'")[0] for name, _, _ in set(now) ^ set(self._weights)}
-        return changed <= set(self._drawn_with)
+        return changed <= set(self.eraser.denoisers)
 
     def _forget(self) -> None:
         """What was encoded so far was encoded otherwise than it would be now."""
@@ -285,8 +274,8 @@ class Attachment:
 
     def after_prompt(self, call: Call, made: Any, epoch: int) -> None:
         """Raise EraserDidNotFire where an edited module did not run although the prompt was encoded."""
-        for hook in self.hooks:
-            if isinstance(hook, TextHook) and "conditional" in call.branches and not call.runs.get(id(hook)):
+        for hook in self.text_hooks:
+            if "conditional" in call.branches and not call.runs.get(id(hook)):
                 self._forget()
                 raise EraserDidNotFire(
                     f"eraser {self.eraser.name!r} saw no text-encoder run at {hook.edit.site.key}; something unhooked "
@@ -306,7 +295,7 @@ class Attachment:
         self.trust(prompts, epoch)
         own = {id(tensor) for tensor in prompts}
         others = [tensor for tensor in tensors_of(made) if id(tensor) not in own]
-        spared = "unconditional" in call.branches and any(edit.uncond != "same" for edit in self._text_edits)
+        spared = "unconditional" in call.branches and any(edit.uncond != "same" for edit in self.eraser.text_edits)
         self.trust(others, epoch, spared=spared)
 
     def trust(self, states: Iterable[Tensor], epoch: int, *, spared: bool = False) -> None:
@@ -326,58 +315,14 @@ class Attachment:
         # A copy, so that training the caller's SAE on cannot change the attached edit.
         return copy.deepcopy(sae).eval().requires_grad_(False)
 
-    def _refuse_unless_covered(self) -> None:
-        for edit in self._text_edits:
-            refuse_late(self.pipe, edit.site)
-        edited, drawn_with = {edit.site.component for edit in self._text_edits}, self._drawn_with
-        others = {name for name in DENOISERS if isinstance(getattr(self.pipe, name, None), nn.Module)}
-        if drawn_with and (left := sorted(others - set(drawn_with))):
-            raise ExciseError(
-                f"{type(self.pipe).__name__} also draws with {', '.join(left)}, which this eraser does not edit; "
-                "fit one for every denoiser"
-            )
-        if edited and not drawn_with and (open_ones := sorted(set(to_cover(self.pipe)) - edited)):
-            raise ExciseError(
-                f"{type(self.pipe).__name__} also reads {', '.join(open_ones)}, which this eraser does not edit; "
-                "the concept would pass through there: fit an eraser for every text encoder"
-            )
-
-    def _refuse_early_tap(self, edit: SAEEdit, clip_skip: int | None) -> None:
-        """clip_skip = s makes the pipeline read the output of layer L - s: refuse if the Site lies behind it."""
-        if not clip_skip:
-            return
-        if clip_skip < 0:
-            raise ExciseError(
-                f"clip_skip={clip_skip} counts from the first layer, which no eraser reaches; give at least 0"
-            )
-        at = depth(self.pipe, edit.site)
-        component = edit.site.component
-        taps = taps_of(self.pipe, component) or [layer_count(encoder_of(self.pipe, component))]
-        tap = min(taps) - clip_skip
-        if at is None or at > tap:
-            raise ExciseError(
-                f"clip_skip={clip_skip} reads the text encoder before {edit.site.key}, where eraser "
-                f"{self.eraser.name!r} acts; use a smaller clip_skip or an eraser for an earlier Site"
-            )
-
     def _prove(self) -> float:
-        """The smallest relative change, at strength 1, of any part of what the denoiser reads for a canary prompt, or
-        of what it predicts from it where blocks of it are edited.
+        """The smallest relative change, at strength 1, of any part of what a canary prompt becomes.
 
         Raises EraserDidNotFire.
         """
         if not self.eraser.edits:
             return 0.0
-        moved = self._moved_blocks()
-        for prompt in self.eraser.canary if self._text_edits else ():
-            with proving(self, "text") as ledger:
-                edited = what_denoiser_reads(self.pipe, prompt)
-            with unedited():
-                plain, other = (what_denoiser_reads(self.pipe, text) for text in (prompt, _OTHER))
-            for n in text_states(plain, other):
-                known = ledger if self._witness is not None and ledger.widths else None
-                for part, by in shifts(edited[n], plain[n], known).items():
-                    moved[part] = min(by, moved.get(part, by))
+        moved = {**moved_blocks(self), **moved_text(self)}
         self._forget()
         for hook in self.hooks:
             hook.rows, hook.norm = 0, 0.0
@@ -391,19 +336,6 @@ class Attachment:
                 "nothing is safe to render: check Site, λ and model"
             )
         return least
-
-    def _moved_blocks(self) -> dict[str, float]:
-        """By how much the edits of blocks move the denoiser's prediction, at the step where that is most."""
-        steps = [len(edit.timesteps) for edit in self.eraser.edits if isinstance(edit, BlockEdit)]
-        moved: dict[str, float] = {}
-        for prompt in self.eraser.canary if steps else ():
-            with proving(self, "blocks"), torch.no_grad():
-                edited = what_denoiser_predicts(self.pipe, prompt, max(steps))
-            with unedited(), torch.no_grad():
-                plain = what_denoiser_predicts(self.pipe, prompt, max(steps))
-            by = max(shift(*pair) for pair in zip(edited, plain, strict=True))
-            moved["the prediction"] = min(by, moved.get("the prediction", by))
-        return moved
 
     def _audit(self, kind: telemetry.Kind, event: str = "") -> None:
         log.info("eraser %s (%s): %s", self.name, self.eraser.digest[:12], event or kind)

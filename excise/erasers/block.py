@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from excise.erasers.edit import SAEEdit, preactivations, sae_digest, topk_codes
+from excise.erasers.edit import SAEEdit, threshold_codes
+from excise.erasers.rows import ROWS, Rows, check_choices, preactivations, topk_codes
 from excise.errors import ExciseError
 from excise.sites.blocks import DENOISERS
-from excise.sites.site import Site
 
-BlockGate = Literal["threshold", "topk"]
+BlockGate = Literal["whole", "threshold", "topk"]
 Steps = Literal["exact", "nearest"]
 
-ROWS = ("indices", "W_enc", "b_enc", "b_pre", "W_dec")
 TABLES = ("level", "gate", "cut")
 BLOCK_TENSORS = (*ROWS, "timesteps", *TABLES)
 BLOCK_CHOICES: dict[str, tuple[str, ...]] = {"codes": get_args(BlockGate), "steps": get_args(Steps)}
@@ -32,24 +32,52 @@ def ablated(codes: Tensor, level: Tensor, gate: Tensor, gamma: float) -> Tensor:
     return torch.where(codes > gate, gamma * level * codes, codes)
 
 
+class Opened:
+    """Which pictures opened at an earlier step of their drawing, so that they stay open until it ends.
+
+    At the first step it is the prompt that decides what a block's neurons do; later on the picture does too, and a
+    style that nobody asked for can be as loud as one that was.
+    """
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Another picture is about to be drawn."""
+        self._masks: list[Tensor] = []
+        self._first = self._now = math.inf
+        self._run = 0
+
+    def joined(self, mask: Tensor, timestep: float) -> Tensor:
+        """`mask` `[B, k]` of this step, or'ed with that of the same pictures at the step before.
+
+        A timestep above the last one begins another drawing too. Where a denoiser runs several times a step (branches
+        of guidance, tiles), each run goes on from its own.
+        """
+        if timestep > self._now:
+            self.begin()
+        self._run = self._run + 1 if timestep == self._now else 0
+        self._now = timestep
+        if not self._masks:
+            self._first = timestep
+        if timestep == self._first:
+            self._masks.append(mask)
+            return mask
+        # A sampler may take one timestep twice (PNDM): then there are more runs than at the first.
+        at = min(self._run, len(self._masks) - 1)
+        if self._masks[at].shape == mask.shape:
+            mask = mask | self._masks[at]
+        self._masks[at] = mask
+        return mask
+
+
 @dataclass(frozen=True, eq=False)
-class BlockEdit:
+class BlockEdit(Rows):
     """Turn down k neurons of an SAE at a denoiser's block. Carries only their rows and their levels at each step.
 
     Raises ExciseError on construction for shapes that do not fit, values that are not finite or unknown options.
     """
 
-    site: Site
-    indices: Tensor
-    """`[k]` int64: the neurons' numbers in the SAE."""
-    W_enc: Tensor
-    """`[k, d]`"""
-    b_enc: Tensor
-    """`[k]`"""
-    b_pre: Tensor
-    """`[d]`"""
-    W_dec: Tensor
-    """`[k, d]`"""
     timesteps: Tensor
     """`[S]`: what the denoiser was told at each step when the levels were measured, falling."""
     level: Tensor
@@ -57,12 +85,13 @@ class BlockEdit:
     gate: Tensor
     """`[S, k]`: a code up to this is left alone; infinity where the neuron is not edited at that step."""
     cut: Tensor
-    """`[S, k]`: pre-activations up to this read as silence (codes="threshold"), in TopK's stead."""
+    """`[S, k]`, in TopK's stead: codes up to this read as silence, patch by patch ("threshold") or by their mean over a
+    picture's patches ("whole")."""
     gamma: float = -1.0
     """The paper's multiplier γ."""
     codes: BlockGate = "threshold"
-    """How codes are read from patches: against a calibrated threshold, or by the exact TopK ("topk"), which needs the
-    whole SAE at attach."""
+    """How codes are read from patches: in pictures that are open as a whole, from the step on at which they opened; or
+    patch by patch, against a calibrated threshold or by the exact TopK ("topk"), which needs the SAE at attach."""
     steps: Steps = "exact"
     """At a timestep that was not measured: refuse ("exact"), or use the levels of the nearest one ("nearest")."""
     compat: bool = False
@@ -74,59 +103,17 @@ class BlockEdit:
     def __post_init__(self) -> None:
         if self.site.component not in DENOISERS:
             raise ExciseError(f"{self.site.key} is no block of a denoiser; name one of {', '.join(DENOISERS)}")
-        for name, allowed in BLOCK_CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ExciseError(f"{name} cannot be {getattr(self, name)!r}; it is one of {', '.join(allowed)}")
+        check_choices(self, BLOCK_CHOICES)
         if not math.isfinite(self.gamma):
             raise ExciseError(f"γ is {self.gamma}; it must be a number")
-        k, d, count = len(self.indices), self.site.width, len(self.timesteps)
-        shapes: dict[str, tuple[int, ...]] = {"indices": (k,), "b_enc": (k,), "b_pre": (d,), "timesteps": (count,)}
-        shapes |= {"W_enc": (k, d), "W_dec": (k, d), **dict.fromkeys(TABLES, (count, k))}
-        for name, shape in shapes.items():
-            if tuple(getattr(self, name).shape) != shape:
-                raise ExciseError(
-                    f"{name} has shape {tuple(getattr(self, name).shape)}, not {shape}, for {k} neurons at "
-                    f"{self.site} and {count} steps; they do not belong together"
-                )
-        if k == 0 or len(set(self.indices.tolist())) != k or int(self.indices.min()) < 0:
-            raise ExciseError("an edit needs at least one neuron, each named once by a number of at least 0")
-        for name, tensor in self.tensors().items():
-            if name != "gate" and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise ExciseError(f"{name} holds values that are not finite numbers; fit the eraser again")
-        if bool(self.gate.isnan().any()):
-            raise ExciseError("gate holds values that are not numbers; fit the eraser again")
+        k, count = len(self.indices), len(self.timesteps)
+        self.check_rows({"timesteps": (count,), **dict.fromkeys(TABLES, (count, k))}, infinite=("gate",))
         if count == 0 or not bool((self.timesteps.diff() < 0).all()):
             raise ExciseError("an edit needs at least one timestep, each below the one before")
-
-    @classmethod
-    def from_sae(cls, sae: Any, site: Site, indices: list[int], **options: Any) -> BlockEdit:
-        """The edit of neurons `indices` of `sae` at `site`; `options` are this class's other fields.
-
-        Raises ExciseError where the SAE has no such neuron or another width.
-        """
-        m, d = sae.W_enc.shape
-        if d != site.width:
-            raise ExciseError(f"the SAE is {d} wide, {site.key} {site.width}; use the SAE trained at this Site")
-        if bad := [i for i in indices if not 0 <= i < m]:
-            raise ExciseError(f"the SAE has {m} neurons, numbered from 0; there is no {bad[0]}")
-        rows = torch.tensor(indices, dtype=torch.int64)
-
-        def own(tensor: Tensor) -> Tensor:
-            return tensor.detach().to("cpu", torch.float32).clone().contiguous()
-
-        parts: dict[str, Any] = {
-            name: own(getattr(sae, name)[rows.to(sae.W_enc.device)]) for name in ("W_enc", "b_enc", "W_dec")
-        }
-        return cls(site=site, indices=rows, b_pre=own(sae.b_pre), sae_digest=sae_digest(sae), **parts, **options)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by field name, as they are saved."""
         return {name: getattr(self, name) for name in BLOCK_TENSORS}
-
-    def to(self, device: torch.device) -> BlockEdit:
-        """The same edit with its tensors on `device`."""
-        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
-        return replace(self, **moved)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -156,8 +143,11 @@ class BlockEdit:
             )
         return near
 
-    def read(self, x: Tensor, step: int, sae: Any | None = None) -> Tensor:
-        """z `[B, N, k]` of patches `x` `[B, N, d]`, float32 or better.
+    def read(
+        self, x: Tensor, step: int, sae: Any | None = None, opened: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """z `[B, N, k]` of patches `x` `[B, N, d]`, float32 or better. `opened` may turn the mask `[B, k]` of pictures
+        that open at this step (codes="whole") into that of all that are open.
 
         Raises ExciseError where the width is another, or the SAE is missing.
         """
@@ -169,19 +159,33 @@ class BlockEdit:
             z = topk_codes(values, indices, self.indices.to(indices.device))
             return z.reshape(*x.shape[:2], -1).to(x.device, dtype)
         preacts = preactivations(x.to(dtype), self.W_enc.to(dtype), self.b_enc.to(dtype), self.b_pre.to(dtype))
-        return torch.where(preacts > self.cut[step].to(preacts).clamp(min=0), preacts, torch.zeros_like(preacts))
+        cut = self.cut[step].to(preacts).clamp(min=0)
+        if self.codes == "threshold":
+            return threshold_codes(preacts, cut)
+        z = preacts.clamp(min=0)
+        mask = z.mean(1) > cut
+        mask = mask if opened is None else opened(mask)
+        return torch.where(mask[:, None], z, torch.zeros_like(z))
 
-    def delta(self, x: Tensor, strength: float = 1.0, *, timestep: float, sae: Any | None = None) -> Tensor | None:
+    def delta(
+        self,
+        x: Tensor,
+        strength: float = 1.0,
+        *,
+        timestep: float,
+        sae: Any | None = None,
+        opened: Opened | None = None,
+    ) -> Tensor | None:
         """What is subtracted from patches `x` `[B, N, d]`, float32 or better; None where every bit is left alone.
 
         strength · Σ_i (z_i - z'_i) W_dec[i], z' as `ablated` gives it: the SAE's own error stays in x. Patches in which
-        no edited neuron is above its gate are left alone, bit for bit.
+        no edited neuron is above its gate are left alone, bit for bit. `opened` remembers pictures from step to step.
         """
         step = self.step_of(timestep)
         if strength == 0 or not (self.compat or bool(self.gate[step].isfinite().any())):
             return None
         with torch.autocast(x.device.type, enabled=False):
-            z = self.read(x, step, sae)
+            z = self.read(x, step, sae, None if opened is None else lambda mask: opened.joined(mask, timestep))
             turned = ablated(z, self.level[step].to(z), self.gate[step].to(z), self.gamma)
             delta = (strength * (z - turned)) @ self.W_dec.to(z.dtype)
             if self.compat:

@@ -8,11 +8,12 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from excise.erasers.hooks import Passage, install, remove
 from excise.erasers.ledger import Ledger
 from excise.sites.blocks import denoiser_of
-from excise.sites.encoding import encode_prompt, tensors_of
+from excise.sites.encoding import Enough, encode_prompt, tensors_of
 
 
 @torch.no_grad()
@@ -27,28 +28,35 @@ def what_denoiser_reads(pipe: Any, prompt: str) -> list[Tensor]:
 
 def what_denoiser_predicts(pipe: Any, prompt: str, steps: int) -> list[Tensor]:
     """What the first denoiser gives at every step of the first half of a picture of `prompt`, always the same one."""
-    made: list[Tensor] = []
-
-    def keep(module: Any, args: Any, output: Any) -> None:
-        made.extend(list(tensors_of(output))[:1])
-        if 2 * len(made) >= steps:
-            raise _Enough
-
-    handle = denoiser_of(pipe)[1].register_forward_hook(keep)
+    denoiser, peek = denoiser_of(pipe)[1], _Peek(steps // 2 + steps % 2)
+    install(denoiser, peek)
     shown = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(disable=True)
     try:
-        with suppress(_Enough):
+        with suppress(Enough):
             generator = torch.Generator().manual_seed(0)
             pipe(prompt, num_inference_steps=steps, generator=generator, output_type="latent")
     finally:
-        handle.remove()
+        remove(denoiser, peek)
         pipe._progress_bar_config = shown
-    return made
+    return peek.made
 
 
-class _Enough(Exception):
-    """Raised when enough of a picture was drawn."""
+class _Peek(Passage):
+    """Keeps what a denoiser gives, compiled or not, until it is enough."""
+
+    def __init__(self, wanted: int) -> None:
+        super().__init__()
+        self.wanted, self.made = wanted, list[Tensor]()
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        return self.through_prediction(output)
+
+    def passed(self, state: Tensor) -> Tensor:
+        self.made.append(state.clone())
+        if len(self.made) >= self.wanted:
+            raise Enough
+        return state
 
 
 def text_states(plain: list[Tensor], other: list[Tensor]) -> list[int]:

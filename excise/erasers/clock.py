@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from excise.erasers.block import BlockEdit
+from excise.erasers.block import BlockEdit, Opened
 from excise.erasers.guard import is_muted
 from excise.erasers.hooks import EditHook, Edits, Passage, Watch, found_on, install, remove
 from excise.errors import EraserDidNotFire, ExciseError
-from excise.sites.blocks import as_patches, denoiser_of, from_patches, module_at
+from excise.sites.blocks import as_patches, denoiser_of, from_patches, module_at, timestep_of
 
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
@@ -30,9 +29,16 @@ class BlockHook(EditHook):
         super().__init__(attachment, edit)
         self.clock = clock
 
+    def begin(self) -> None:
+        """A picture is about to be drawn in this thread."""
+        self._here.opened = Opened()
+
     def of(self, state: Tensor) -> Tensor | None:
         attachment = self.attachment
-        return self.moved.delta(state, attachment.strength, timestep=self.clock.now, sae=attachment.sae)
+        if not hasattr(self._here, "opened"):  # another pipeline's, whose prompts nobody told of
+            self.begin()
+        known = {"sae": attachment.sae, "opened": self._here.opened}
+        return self.moved.delta(state, attachment.strength, timestep=self.clock.now, **known)
 
 
 def put(attachment: Attachment, edit: BlockEdit) -> tuple[BlockHook, Callable[[], None]]:
@@ -94,21 +100,18 @@ class Clock(Watch):
     def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().arrive(module, args, kwargs)
         if not torch.compiler.is_compiling():
-            self.passed(_timestep(module, args, kwargs)[1])
+            self.passed(timestep_of(module, args, kwargs)[1])
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         super().pre_forward(module)
-        at, given = _timestep(module, args, kwargs)
+        at, given = timestep_of(module, args, kwargs)
         timestep = self.through(given)
         if isinstance(at, int):
             return (*args[:at], timestep, *args[at + 1 :]), kwargs
         return args, {**kwargs, at: timestep}
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (self.end.through(output[0]), *output[1:])
-        output.sample = self.end.through(output.sample)
-        return output
+        return self.end.through_prediction(output)
 
     def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.check()
@@ -141,17 +144,3 @@ class End(Passage):
     def passed(self, state: Tensor) -> Tensor:
         self.clock.check()
         return state
-
-
-def _timestep(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int | str, Tensor]:
-    """Where a denoiser's timestep is among its arguments, and the timestep as a tensor."""
-    if "timestep" in kwargs:
-        at: int | str = "timestep"
-        given = kwargs["timestep"]
-    else:
-        names = list(inspect.signature(type(module).forward).parameters)[1:]
-        at = names.index("timestep") if "timestep" in names else len(args)
-        if not isinstance(at, int) or at >= len(args):
-            raise ExciseError(f"{type(module).__name__} was run without a timestep, which its eraser needs")
-        given = args[at]
-    return at, given if isinstance(given, Tensor) else torch.tensor(given)

@@ -5,14 +5,14 @@ Shapes: h `[B, T, d]`, k edited neurons, W_enc and W_dec `[k, d]` (a latent is a
 
 from __future__ import annotations
 
-import hashlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from excise.erasers.rows import ROWS, Rows, check_choices, preactivations, topk_codes
 from excise.errors import ExciseError
 from excise.sites.site import Site
 
@@ -22,25 +22,13 @@ Uncond = Literal["none", "same", "flip"]
 Align = Literal["position", "pooled"]
 Branch = Literal["conditional", "unconditional"]
 
-TENSORS = ("indices", "W_enc", "b_enc", "b_pre", "W_dec", "threshold", "typical")
+TENSORS = (*ROWS, "threshold", "typical")
 CHOICES: dict[str, tuple[str, ...]] = {
     "gate": get_args(Gate),
     "source": get_args(Source),
     "uncond": get_args(Uncond),
     "align": get_args(Align),
 }
-
-
-def check_choices(options: Any) -> None:
-    """Raises ExciseError where gate, source, uncond or align of `options` is none that exists."""
-    for name, allowed in CHOICES.items():
-        if getattr(options, name) not in allowed:
-            raise ExciseError(f"{name} cannot be {getattr(options, name)!r}; it is one of {', '.join(allowed)}")
-
-
-def preactivations(h: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor) -> Tensor:
-    """`[..., k]`: (h - b_pre) @ W_encᵀ + b_enc, eq. 1 before its ReLU, for the k edited rows only."""
-    return (h - b_pre) @ W_enc.T + b_enc
 
 
 def threshold_codes(preacts: Tensor, threshold: Tensor) -> Tensor:
@@ -62,11 +50,6 @@ def whole_codes(preacts: Tensor, threshold: Tensor, typical: Tensor) -> Tensor:
     return torch.where(opened, gain * z, torch.zeros_like(z))
 
 
-def topk_codes(values: Tensor, indices: Tensor, wanted: Tensor) -> Tensor:
-    """`[N, k]`: the codes of the `wanted` `[k]` neurons among TopK codes `values`, `indices` `[N, K]`; 0 if absent."""
-    return (values[..., None] * (indices[..., None] == wanted)).sum(-2)
-
-
 def subtract(h: Tensor, z: Tensor, W_dec: Tensor, amount: float) -> Tensor:
     """Eqs. 8-9: h_m = h - M W_decᵀ with M_i = amount * z_i on the edited neurons, at every position.
 
@@ -81,39 +64,13 @@ def without(h: Tensor, delta: Tensor) -> Tensor:
     return torch.where((delta != 0).any(-1, keepdim=True), (h.to(delta.dtype) - delta).to(h.dtype), h)
 
 
-def sae_digest(sae: Any) -> str:
-    """sha256 over an SAE's float32 parameters and its k: which SAE an edit's rows were taken from."""
-    digest = hashlib.sha256(f"k={_k(sae)}".encode())
-    for name in ("W_enc", "W_dec", "b_enc", "b_pre"):
-        tensor = getattr(sae, name).detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _k(sae: Any) -> int:
-    config = getattr(sae, "config", None)
-    return int(config.k if config is not None else sae.k)
-
-
 @dataclass(frozen=True, eq=False)
-class SAEEdit:
+class SAEEdit(Rows):
     """Turn down k neurons of an SAE at one Site. Carries only their rows, so it is kilobytes.
 
     Raises ExciseError on construction for shapes that do not fit, values that are not finite or unknown options.
     """
 
-    site: Site
-    indices: Tensor
-    """`[k]` int64: the neurons' numbers in the SAE."""
-    W_enc: Tensor
-    """`[k, d]`"""
-    b_enc: Tensor
-    """`[k]`"""
-    b_pre: Tensor
-    """`[d]`"""
-    W_dec: Tensor
-    """`[k, d]`"""
     threshold: Tensor
     """`[k]`: pre-activations up to this one read as silence, a state at a time ("threshold") or a prompt ("whole")."""
     typical: Tensor
@@ -138,64 +95,31 @@ class SAEEdit:
     """`sae_digest` of the SAE the rows came from."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_choices(self, CHOICES)
         if not (math.isfinite(self.lam) and self.lam >= 0):
             raise ExciseError(f"λ is {self.lam}; it must be a number of at least 0 (a negative one would amplify)")
-        k, d = len(self.indices), self.site.width
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("indices", "b_enc", "threshold", "typical"), (k,))
-        shapes |= {"W_enc": (k, d), "b_pre": (d,), "W_dec": (k, d)}
-        for name, shape in shapes.items():
-            if tuple(getattr(self, name).shape) != shape:
-                raise ExciseError(
-                    f"{name} has shape {tuple(getattr(self, name).shape)}, not {shape}, for {k} neurons at "
-                    f"{self.site}; the SAE and the Site do not belong together"
-                )
-        if k == 0 or len(set(self.indices.tolist())) != k or int(self.indices.min()) < 0:
-            raise ExciseError("an edit needs at least one neuron, each named once by a number of at least 0")
-        if self.lead < 0:
-            raise ExciseError(f"lead is {self.lead}; it is a number of states, at least 0")
+        k = len(self.indices)
+        codes: dict[str, tuple[int, ...]] = {}
         if (self.source == "concept") != (self.concept_codes is not None):
             raise ExciseError('concept codes go with source="concept" and with nothing else; fit the eraser again')
-        if self.concept_codes is not None and (self.concept_codes.ndim != 2 or self.concept_codes.shape[1] != k):
-            raise ExciseError(f"concept_codes has shape {tuple(self.concept_codes.shape)}, not (positions, {k})")
-        for name, tensor in self.tensors().items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise ExciseError(f"{name} holds values that are not finite numbers; fit the eraser again")
+        if self.concept_codes is not None:
+            codes = {"concept_codes": (len(self.concept_codes), k)}
+        self.check_rows({"threshold": (k,), "typical": (k,), **codes})
+        if self.lead < 0:
+            raise ExciseError(f"lead is {self.lead}; it is a number of states, at least 0")
 
     @classmethod
     def from_sae(cls, sae: Any, site: Site, indices: list[int], **options: Any) -> SAEEdit:
-        """The edit of neurons `indices` of `sae` at `site`; `options` are this class's other fields.
-
-        Raises ExciseError where the SAE has no such neuron or another width.
-        """
-        m, d = sae.W_enc.shape
-        if d != site.width:
-            raise ExciseError(f"the SAE is {d} wide, {site.key} {site.width}; use the SAE trained at this Site")
-        if bad := [i for i in indices if not 0 <= i < m]:
-            raise ExciseError(f"the SAE has {m} neurons, numbered from 0; there is no {bad[0]}")
-        rows = torch.tensor(indices, dtype=torch.int64)
-
-        def own(tensor: Tensor) -> Tensor:
-            return tensor.detach().to("cpu", torch.float32).clone().contiguous()
-
-        parts: dict[str, Any] = {
-            name: own(getattr(sae, name)[rows.to(sae.W_enc.device)]) for name in ("W_enc", "b_enc", "W_dec")
-        }
-        for name in ("threshold", "typical"):
-            options.setdefault(name, torch.zeros(len(indices)))
-        return cls(site=site, indices=rows, b_pre=own(sae.b_pre), sae_digest=sae_digest(sae), **parts, **options)
+        """As `Rows.from_sae`; levels that are not given are 0."""
+        levels = {name: torch.zeros(len(indices)) for name in ("threshold", "typical")}
+        return super().from_sae(sae, site, indices, **{**levels, **options})
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by field name, as they are saved."""
-        out: dict[str, Tensor] = {name: getattr(self, name) for name in TENSORS}
+        out = {**super().tensors(), "threshold": self.threshold, "typical": self.typical}
         if self.concept_codes is not None:
             out["concept_codes"] = self.concept_codes
         return out
-
-    def to(self, device: torch.device) -> SAEEdit:
-        """The same edit with its tensors on `device`."""
-        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
-        return replace(self, **moved)
 
     @property
     def options(self) -> dict[str, Any]:

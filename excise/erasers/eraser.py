@@ -12,7 +12,8 @@ from typing import Any
 
 from excise.erasers import formats, hub
 from excise.erasers.attachment import Attachment, OnBypass
-from excise.erasers.block import Edit
+from excise.erasers.block import BlockEdit, Edit
+from excise.erasers.edit import SAEEdit
 from excise.erasers.formats import Check
 from excise.erasers.integrity import mismatches
 from excise.erasers.signing import Signer, check_signature
@@ -51,6 +52,16 @@ class Eraser:
             raise ExciseError(f"eraser {self.name!r} edits nothing; fit it again")
         if not (math.isfinite(self.canary_shift) and self.canary_shift >= 0):
             raise ExciseError(f"eraser {self.name!r} has an impossible canary shift of {self.canary_shift}")
+
+    @property
+    def text_edits(self) -> list[SAEEdit]:
+        """The edits of text encoders."""
+        return [edit for edit in self.edits if not isinstance(edit, BlockEdit)]
+
+    @property
+    def denoisers(self) -> list[str]:
+        """Names of the denoisers whose blocks are edited."""
+        return sorted({edit.site.component for edit in self.edits if isinstance(edit, BlockEdit)})
 
     @cached_property
     def digest(self) -> str:

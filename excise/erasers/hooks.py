@@ -54,6 +54,13 @@ class Passage(ModelHook):  # type: ignore[misc]
             return made
         return self.passed(state)
 
+    def through_prediction(self, output: Any) -> Any:
+        """`through` for what a denoiser gives: a tuple's first tensor, or a model output's sample."""
+        if isinstance(output, tuple):
+            return (self.through(output[0]), *output[1:])
+        output.sample = self.through(output.sample)
+        return output
+
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise ExciseError(
             "a pipeline with an eraser attached cannot be copied or pickled; detach it, and attach it to the copy"

@@ -47,10 +47,10 @@ def encode(pipe: Any, how: Callable[..., Any] | str, *args: Any, **kwargs: Any) 
     if isinstance(how, Guard):  # it knows which of the states are the prompt's
         return how(*args, **kwargs)
     active = [attachment for attachment in loaded if attachment.active]
-    before = [(attachment.epoch, [hook.runs for hook in attachment.hooks]) for attachment in active]
+    before = [(attachment.epoch, [hook.runs for hook in attachment.text_hooks]) for attachment in active]
     made = how(*args, **kwargs)
     for attachment, (epoch, runs) in zip(active, before, strict=True):
-        for hook, n in zip(attachment.hooks, runs, strict=True):
+        for hook, n in zip(attachment.text_hooks, runs, strict=True):
             if hook.runs == n:
                 raise EraserDidNotFire(
                     f"eraser {attachment.name!r} saw no text-encoder run at {hook.edit.site.key}; encode with the "

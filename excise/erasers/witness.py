@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from excise.erasers.guard import CALL, LEDGER, is_muted
 from excise.erasers.hooks import SPARED, EditHook, Passage, Watch, found_on, install, remove
 from excise.erasers.ledger import Ledger
+from excise.sites.blocks import denoisers
 from excise.sites.encoding import tensors_of
 from excise.sites.site import shows_from, text_encoders
 
@@ -51,6 +52,7 @@ class Scribe(Watch):
             self._prepare()
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # Once more: who calls `forward` itself passes by what was told of the arrival.
         if not torch.compiler.is_compiling():
             self._prepare()
         return super().pre_forward(module, *args, **kwargs)
@@ -198,15 +200,6 @@ class Post(Watch):
         if isinstance(value, tuple | list):
             return type(value)(self._checked(name, part) for part in value)
         return self.witness.through(value) if isinstance(value, Tensor) else value
-
-
-def denoisers(pipe: Any) -> list[nn.Module]:
-    """What turns text states into a picture: U-Net or transformer, or the two transformers of some pipelines.
-
-    Of one that `torch.compile` wraps, the module within.
-    """
-    found = (getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2"))
-    return [getattr(module, "_orig_mod", module) for module in found if isinstance(module, nn.Module)]
 
 
 def is_compiled(pipe: Any) -> bool:

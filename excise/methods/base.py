@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,6 +42,15 @@ class Method(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A Method of one of our files: its name, its configuration's class and its `fit`."""
+
+    name: str
+    Config: Callable[..., Any]
+    fit: Callable[..., Eraser]
+
+
 def method(name: str) -> Method:
     """The method called `name`, ours or a plugin's. Raises ExciseError, naming near ones, where there is none."""
     if AND in name:
@@ -56,3 +66,41 @@ def method(name: str) -> Method:
         import_module(f"excise.methods.{name.replace('-', '_')}").METHOD if name in METHODS else others[name]
     )
     return found
+
+
+def settings_of(name: str, by_method: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A method's settings among those of all; of a joined one, its parts' under their names and a dot."""
+    if AND not in name:
+        return dict(by_method.get(name, {}))
+    return {f"{part}.{key}": value for part in name.split(AND) for key, value in by_method.get(part, {}).items()}
+
+
+def parsed(text: str) -> tuple[str, dict[str, Any]]:
+    """`snce:k=10,lam=2` as the method's name and its settings.
+
+    Raises ExciseError for an unknown method or setting, or an impossible value.
+    """
+    name, _, given = text.partition(":")
+    known = vars(method(name).Config())
+    settings = {}
+    for part in filter(None, given.split(",")):
+        key, _, value = part.partition("=")
+        if key not in known:
+            raise ExciseError(f"{name} has no setting {key!r}; it has {', '.join(known) or 'none'}")
+        try:
+            settings[key] = _as(known[key], value)
+        except ValueError as error:
+            raise ExciseError(f"{name}: {key} cannot be {value!r} ({error})") from error
+    method(name).Config(**settings)
+    return name, settings
+
+
+def _as(default: Any, value: str) -> Any:
+    """The value in its default's type, a number where that is None; whole numbers joined by + for a tuple."""
+    if isinstance(default, bool):
+        if value not in ("true", "false"):
+            raise ValueError("it is true or false")
+        return value == "true"
+    if default is None:
+        return float(value)
+    return tuple(int(part) for part in value.split("+")) if isinstance(default, tuple) else type(default)(value)

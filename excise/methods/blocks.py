@@ -16,6 +16,7 @@ from excise.concepts import Concept
 from excise.erasers import BlockEdit, Eraser, made_for
 from excise.erasers.block import BLOCK_CHOICES, BlockGate, Steps
 from excise.erasers.guard import unedited
+from excise.erasers.rows import check_choices, preactivations
 from excise.errors import ExciseError
 from excise.neurons.timesteps import Means
 from excise.sae import TopKSAE, card, load
@@ -39,7 +40,11 @@ class BlockConfig:
     units: Literal["deviation", "raw"] = "deviation"
     """What a level counts in: standard deviations of the block's features, or as it comes (the published code's)."""
     codes: BlockGate = "threshold"
-    """How codes are read: against a calibrated threshold, or by the exact "topk", which needs the SAE at attach."""
+    """How codes are read: against a calibrated "threshold" patch by patch, or for a picture as a "whole"; or by the
+    exact "topk", which needs the SAE at attach."""
+    margin: float = 0.3
+    """With codes="whole": where the threshold lies between the quiet pictures' maximum (0) and the typical picture of
+    the concept (1)."""
     compat: bool = False
     """The published code's error term, of the wrong sign."""
     pictures: int = 24
@@ -52,11 +57,14 @@ class BlockConfig:
     """Pictures drawn at a time."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("codes", BLOCK_CHOICES["codes"]), ("at_other_steps", BLOCK_CHOICES["steps"])):
-            if getattr(self, name) not in allowed:
-                raise ExciseError(f"{name} cannot be {getattr(self, name)!r}; it is one of {', '.join(allowed)}")
-        if self.units not in ("deviation", "raw"):
-            raise ExciseError(f"units cannot be {self.units!r}; it is deviation or raw")
+        check_choices(
+            self,
+            {
+                "codes": BLOCK_CHOICES["codes"],
+                "at_other_steps": BLOCK_CHOICES["steps"],
+                "units": ("deviation", "raw"),
+            },
+        )
         if min(self.steps, self.pictures, self.batch_size) < 1:
             raise ExciseError("steps, pictures and batch_size are whole numbers of at least 1")
 
@@ -75,6 +83,10 @@ class Levels:
     """How many other things they show, which the average over all concepts weighs them by."""
     kept: Tensor
     """`[S]`: the mean over the patches of the smallest pre-activation that TopK kept."""
+    loud: Tensor
+    """`[S, P, m]`: the codes' means over the patches of each picture of the concept, TopK left out."""
+    quiet: Tensor
+    """The same of pictures of other things."""
     variance: float
     """Of the block's features."""
 
@@ -97,7 +109,9 @@ def levels(pipe: Any, site: Site, sae: TopKSAE, concept: Concept, config: BlockC
         shown = _side(pipe, site, sae, [pair.concept for pair in spread], config, config.seed)
         others = _side(pipe, site, sae, [pair.deconcept for pair in spread], config, config.seed + count)
     kinds = len({frozenset(pair.deconcept.split()) - set(pair.concept.split()) for pair in spread})
-    return Levels(shown.timesteps, shown.means, others.means, kinds, shown.kept, shown.variance)
+    return Levels(
+        shown.timesteps, shown.means, others.means, kinds, shown.kept, shown.pooled, others.pooled, shown.variance
+    )
 
 
 class _Side(NamedTuple):
@@ -106,12 +120,14 @@ class _Side(NamedTuple):
     timesteps: Tensor
     means: Tensor
     kept: Tensor
+    pooled: Tensor
     variance: float
 
 
 def _side(pipe: Any, site: Site, sae: TopKSAE, prompts: Sequence[str], config: BlockConfig, seed: int) -> _Side:
     means, timesteps = Means(config.steps, sae.config.m), torch.zeros(config.steps, dtype=torch.float64)
     least, seen = torch.zeros_like(timesteps), torch.zeros_like(timesteps)
+    pooled = torch.zeros(config.steps, len(prompts), sae.config.m)
     total = squares = torch.zeros(site.width, dtype=torch.float64)
     stream = capture_blocks(
         pipe,
@@ -126,6 +142,8 @@ def _side(pipe: Any, site: Site, sae: TopKSAE, prompts: Sequence[str], config: B
         flat = patches.states.flatten(0, 1).to(sae.W_enc)
         with torch.no_grad():
             codes = sae.encode(flat)
+            open_ones = preactivations(flat, sae.W_enc, sae.b_enc, sae.b_pre).clamp(min=0)
+        pooled[patches.step, list(patches.numbers)] = open_ones.reshape(*patches.states.shape[:2], -1).mean(1).cpu()
         means.add(patches.step, codes.values, codes.indices)
         timesteps[patches.step] = patches.timestep
         least[patches.step] += codes.values[:, -1].double().sum().cpu()
@@ -134,11 +152,20 @@ def _side(pipe: Any, site: Site, sae: TopKSAE, prompts: Sequence[str], config: B
         squares = squares + flat.double().square().sum(0).cpu()
     count = float(seen.sum())
     variance = float((squares / count - (total / count).square()).mean())
-    return _Side(timesteps, means.means, least / seen, variance)
+    return _Side(timesteps, means.means, least / seen, pooled, variance)
 
 
 def edit_of(sae: TopKSAE, site: Site, neurons: list[int], found: Levels, config: BlockConfig) -> BlockEdit:
     """The edit of these neurons at every step, at the levels found."""
+    if config.codes == "whole":
+        cut = opening(found.loud[..., neurons], found.quiet[..., neurons], config.margin)
+        if not bool((found.loud[0][:, neurons].median(0).values > found.quiet[0][:, neurons].amax(0)).any()):
+            raise ExciseError(
+                f"neuron {neurons[0]} is no louder in pictures of the concept than in others, so none can be opened as "
+                'a whole; use another SAE, or codes="threshold"'
+            )
+    else:
+        cut = found.kept[:, None].expand(-1, len(neurons))
     unit = math.sqrt(found.variance) if config.units == "deviation" else 1.0
 
     def table(values: Tensor) -> Tensor:
@@ -151,12 +178,19 @@ def edit_of(sae: TopKSAE, site: Site, neurons: list[int], found: Levels, config:
         timesteps=found.timesteps.float(),
         level=table(found.own[:, neurons] / unit),
         gate=table(found.usual[:, neurons]),
-        cut=table(found.kept[:, None].expand(-1, len(neurons))),
+        cut=table(cut),
         gamma=config.gamma,
         codes=config.codes,
         steps=config.at_other_steps,
         compat=config.compat,
     )
+
+
+def opening(loud: Tensor, quiet: Tensor, margin: float) -> Tensor:
+    """`[S, k]`: q + margin (typical - q) at each step, q the maximum over quiet pictures `[S, Q, k]` and typical the
+    median of loud ones `[S, P, k]`; or q, where the typical one is below it."""
+    q, typical = quiet.amax(1), loud.median(1).values
+    return q + margin * (typical - q).clamp(min=0)
 
 
 def proved(

@@ -7,6 +7,7 @@ from typing import Any
 
 from excise.concepts import Concept
 from excise.erasers import Eraser, made_for
+from excise.methods.base import Fitted
 
 
 @dataclass(frozen=True)
@@ -14,13 +15,9 @@ class NoneConfig:
     """Nothing to choose."""
 
 
-class _None:
-    name = "none"
-    Config = NoneConfig
-
-    def fit(self, pipe: Any, concept: Concept, config: NoneConfig) -> Eraser:
-        """An eraser whose attachment leaves every bit alone; it cannot be saved."""
-        return Eraser((), "none", concept.name, concept.mentions, made_for=made_for(pipe), method="none")
+def fit(pipe: Any, concept: Concept, config: NoneConfig) -> Eraser:
+    """An eraser whose attachment leaves every bit alone; it cannot be saved."""
+    return Eraser((), "none", concept.name, concept.mentions, made_for=made_for(pipe), method="none")
 
 
-METHOD = _None()
+METHOD = Fitted("none", NoneConfig, fit)

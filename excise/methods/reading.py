@@ -11,8 +11,9 @@ from torch import Tensor
 
 from excise.concepts import Concept
 from excise.erasers import SAEEdit
-from excise.erasers.edit import Align, topk_codes
+from excise.erasers.edit import Align
 from excise.erasers.guard import unedited
+from excise.erasers.rows import topk_codes
 from excise.errors import ExciseError
 from excise.neurons import PromptCodes
 from excise.sae import TopKSAE

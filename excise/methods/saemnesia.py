@@ -13,7 +13,9 @@ from typing import Any
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
+from excise.erasers.block import BlockGate
 from excise.errors import ExciseError
+from excise.methods.base import Fitted
 from excise.methods.blocks import BlockConfig, block_sae, edit_of, levels, proved, trained_at
 from excise.neurons.timesteps import score
 from excise.sae import Supervision, card
@@ -22,6 +24,12 @@ from excise.sae import Supervision, card
 @dataclass(frozen=True)
 class SAEmnesiaConfig(BlockConfig):
     """BlockConfig; the neuron is the SAE's own for the concept."""
+
+    codes: BlockGate = "whole"
+    """As `BlockConfig.codes`. A neuron that is the concept's alone tells its pictures from all others, which then keep
+    every bit; the paper's edit acts patch by patch in every picture ("threshold", "topk")."""
+    gamma: float = -0.1
+    """γ, chosen on Canvas's tuning concepts."""
 
 
 def fit(pipe: Any, concept: Concept, config: SAEmnesiaConfig | None = None) -> Eraser:
@@ -60,13 +68,4 @@ def assigned(folder: str, concept: Concept) -> int:
     )
 
 
-class _SAEmnesia:
-    name = "saemnesia"
-    Config = SAEmnesiaConfig
-
-    def fit(self, pipe: Any, concept: Concept, config: SAEmnesiaConfig) -> Eraser:
-        """See `fit` in this module."""
-        return fit(pipe, concept, config)
-
-
-METHOD = _SAEmnesia()
+METHOD = Fitted("saemnesia", SAEmnesiaConfig, fit)

@@ -13,6 +13,7 @@ from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.errors import ExciseError
 from excise.methods import snce
+from excise.methods.base import Fitted
 from excise.methods.saemnesia import assigned
 
 
@@ -34,13 +35,4 @@ def fit(pipe: Any, concept: Concept, config: SAEmnesiaTextConfig | None = None) 
     return replace(made, name=name, method=METHOD.name, created={**made.created, "method": METHOD.name})
 
 
-class _SAEmnesiaText:
-    name = "saemnesia-text"
-    Config = SAEmnesiaTextConfig
-
-    def fit(self, pipe: Any, concept: Concept, config: SAEmnesiaTextConfig) -> Eraser:
-        """See `fit` in this module."""
-        return fit(pipe, concept, config)
-
-
-METHOD = _SAEmnesiaText()
+METHOD = Fitted("saemnesia-text", SAEmnesiaTextConfig, fit)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,8 +14,10 @@ from torch import Tensor
 from excise.concepts import Concept
 from excise.erasers import Eraser, SAEEdit, made_for
 from excise.erasers.calibrate import Calibration, calibrate
-from excise.erasers.edit import Align, Gate, Source, Uncond, check_choices
+from excise.erasers.edit import CHOICES, Align, Gate, Source, Uncond
+from excise.erasers.rows import check_choices
 from excise.errors import ExciseError
+from excise.methods.base import Fitted
 from excise.methods.reading import Reading, carried_share, concept_codes, prompt_codes
 from excise.methods.record import created, measured
 from excise.neurons import PromptCodes, Ranking, Validation, identify, top_tokens, validate
@@ -74,11 +76,9 @@ class SNCEConfig:
     """Prompts a text-encoder pass."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_choices(self, {**CHOICES, "unit": get_args(Unit)})
         if self.k < 1 or self.examine < 1 or self.batch_size < 1:
             raise ExciseError("k, examine and batch_size are whole numbers of at least 1")
-        if self.unit not in ("code", "concept"):
-            raise ExciseError(f"unit cannot be {self.unit!r}; it is code or concept")
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,13 +280,4 @@ def _site(pipe: Any, sae: TopKSAE, config: SNCEConfig) -> Site:
     return site
 
 
-class _SNCE:
-    name = "snce"
-    Config = SNCEConfig
-
-    def fit(self, pipe: Any, concept: Concept, config: SNCEConfig) -> Eraser:
-        """See `fit` in this module."""
-        return fit(pipe, concept, config)
-
-
-METHOD = _SNCE()
+METHOD = Fitted("snce", SNCEConfig, fit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from excise.neurons.scores import Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 # What keeps the time of day, and the version of matplotlib in a png, out of the file.
 UNDATED: dict[str, dict[str, None]] = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
@@ -67,6 +69,31 @@ def ranked(ranking: Ranking, title: str = "", above: float = 10.0, most: int = 3
     axes.set_title(
         title or (f"neurons with scores above {above:g}" if high else f"first neurons (none above {above:g})")
     )
+    return figure
+
+
+def histograms(sides: Mapping[str, tuple[Tensor, Tensor]], title: str = "", bins: int = 24) -> Figure:
+    """SAEmnesia's activation histograms: by concept, a neuron's activity `[P]` in samples that show it and `[Q]` in
+    others, each as a share of its side. Raises ExciseError without matplotlib or where there is no concept."""
+    if not sides:
+        raise ExciseError("there is no concept to draw histograms of; name some")
+    rows = -(-len(sides) // 3)
+    figure = _figure(9, 0.6 + 1.9 * rows)
+    axes = figure.subplots(rows, 3, squeeze=False).flatten()
+    for place, (name, (own, others)) in zip(axes, sides.items(), strict=False):
+        top = max(1e-9, *(float(side.max()) for side in (own, others) if len(side)))
+        edges = [top * n / bins for n in range(bins + 1)]
+        for side, says, colour in ((others, "without", DECONCEPT), (own, "with it", CONCEPT)):
+            weights = [1 / max(1, len(side))] * len(side)
+            place.hist(side.tolist(), edges, weights=weights, color=colour, alpha=0.6, label=says)
+        place.set_yscale("log")
+        place.set_title(name, fontsize=9)
+    for place in axes[len(sides) :]:
+        place.set_visible(False)
+    axes[0].legend(fontsize=8)
+    figure.supxlabel("activity of the neuron", fontsize=9)
+    figure.supylabel("share of the samples", fontsize=9)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 

@@ -11,7 +11,10 @@ _HOMES = {
     "generate": "bundle",
     "MODEL": "bundle",
     "sae_folder": "bundle",
+    "STEPS": "bundle",
+    "GUIDANCE": "bundle",
     "sae_corpus": "prompts",
+    "labelled": "prompts",
 }
 
 

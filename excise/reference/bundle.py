@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 MODEL = Path(__file__).with_name("model")
 STEPS, GUIDANCE = 20, 4.0
+SAES = {
+    "snce": MODEL / "sae",
+    "saemnesia": MODEL.with_name("saes") / "block",
+    "saeuron": MODEL.with_name("saes") / "block_unsupervised",
+    "saemnesia-text": MODEL.with_name("saes") / "text",
+}
+"""Folders of the bundled SAEs by the method that needs them."""
 BESIDE = (
     *(f"{name}.{kind}" for name in classifier.JUDGES for kind in ("safetensors", "json")),
     "text_head.safetensors", "text_encoder.json", "training.txt",
@@ -32,9 +39,14 @@ BESIDE = (
 """What lies beside the pipeline: the judges, the text encoder's head, their figures, how these weights were made."""
 
 
-def sae_folder() -> Path:
-    """Where the SAE of the bundled text encoder lies (read it with `excise.sae.load`)."""
-    return MODEL / "sae"
+def sae_folder(method: str = "snce") -> Path:
+    """Where the bundled SAE that a method needs lies (read it with `excise.sae.load`).
+
+    Raises ExciseError for a method that needs none.
+    """
+    if method not in SAES:
+        raise ExciseError(f"no SAE is bundled for {method!r}; there is one for {', '.join(SAES)}")
+    return SAES[method]
 
 
 def assemble(parts: Path, unet: UNet2DConditionModel, out: Path = MODEL) -> None:

@@ -88,7 +88,8 @@ def terms(own: Tensor, codes: Tensor, labels: Tensor, supervision: Supervision) 
     latent, given all pre-activations after ReLU.
     """
     v = activity(own, supervision.pooling)
-    association = concept_association(v, labels, supervision.negatives)
+    logits = v if supervision.negatives == "none" else pooled(own, supervision.pooling)
+    association = concept_association(logits, labels, supervision.negatives)
     apart = decorrelation(v, torch.tensor(supervision.groups, device=v.device))
     sparsity = codes.mean()
     total = supervision.beta * (association + supervision.eta * apart) + supervision.l1 * sparsity
@@ -97,14 +98,18 @@ def terms(own: Tensor, codes: Tensor, labels: Tensor, supervision: Supervision) 
 
 def activity(own: Tensor, pooling: Pooling = "mean") -> Tensor:
     """v `[B, C]`: each concept's latent after ReLU, as a mean or maximum over a sample's vectors, from `[B, N, C]`."""
-    codes = own.relu()
-    return codes.mean(1) if pooling == "mean" else codes.amax(1)
+    return pooled(own.relu(), pooling)
+
+
+def pooled(own: Tensor, pooling: Pooling) -> Tensor:
+    """The mean or maximum `[B, C]` over a sample's vectors of `[B, N, C]`."""
+    return own.mean(1) if pooling == "mean" else own.amax(1)
 
 
 def concept_association(v: Tensor, labels: Tensor, negatives: Negatives = "none") -> Tensor:
     """L_CA. "none", the paper's formula: -mean over the concepts that are present of log σ(v_c), zero where none is.
     "assigned": binary cross-entropy over all concepts, present or not, which also pushes a latent down where its
-    concept is absent."""
+    concept is absent. v is then pooled before ReLU: σ of what is never negative never says no."""
     present = labels.to(v.dtype)
     if negatives == "assigned":
         return F.binary_cross_entropy_with_logits(v, present)

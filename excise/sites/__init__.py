@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from excise.sites.blocks import block_site, capture_blocks, module_at
+from excise.sites.blocks import BLOCKS, block_site, capture_blocks, module_at
 from excise.sites.capture import Features, capture, capture_to, is_capture_of, load_shards
 from excise.sites.encoding import TextEncoding, encode_prompt
 from excise.sites.families import FAMILIES, family_of
@@ -10,6 +10,7 @@ from excise.sites.fidelity import final_state_cosine
 from excise.sites.site import PRESETS, Site, default_site, resolve, site_at, sites_of, text_encoders, to_cover
 
 __all__ = [
+    "BLOCKS",
     "FAMILIES",
     "PRESETS",
     "Features",

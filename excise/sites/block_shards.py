@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from excise.errors import ExciseError
-from excise.files import sha256, write_atomic
+from excise.files import write_atomic
 from excise.sites.blocks import capture_blocks
+from excise.sites.shards import read_shard, write_shard
 from excise.sites.site import Site
 
 SCHEMA = "excise.blocks/1"
@@ -28,6 +27,17 @@ class Labelled:
 
     prompt: str
     concepts: tuple[str, ...]
+
+
+def label_table(prompts: Sequence[Labelled], concepts: Sequence[str]) -> Tensor:
+    """`[prompts, concepts]` bool. Raises ExciseError for a label that is none of the concepts."""
+    known = {name: n for n, name in enumerate(concepts)}
+    if unknown := [c for p in prompts for c in p.concepts if c not in known]:
+        raise ExciseError(f"{unknown[0]!r} is none of the {len(known)} concepts; name it among them")
+    labels = torch.zeros(len(prompts), len(concepts), dtype=torch.bool)
+    for n, row in enumerate(prompts):
+        labels[n, [known[c] for c in row.concepts]] = True
+    return labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,16 +65,8 @@ class BlockShards:
     def __iter__(self) -> Iterator[BlockShard]:
         """Shard by shard. Raises ExciseError where one is missing or altered."""
         for name, digest in self.files:
-            try:
-                data = (self.folder / name).read_bytes()
-                if sha256(data) != digest:
-                    raise ValueError("it was altered")
-                tensors = load(data)
+            with read_shard(self.folder / name, digest) as tensors:
                 yield BlockShard(tensors["states"], tensors["labels"].bool())
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                raise ExciseError(
-                    f"{self.folder / name} cannot be read ({error}); capture the features again"
-                ) from error
 
 
 def capture_blocks_to(
@@ -87,14 +89,9 @@ def capture_blocks_to(
     interrupted, and a finished folder is read back. Raises ExciseError for a label that is none of `concepts`, a folder
     of other features, or where the disk refuses.
     """
-    known = {name: n for n, name in enumerate(concepts)}
     if not prompts:
         raise ExciseError("there are no prompts to draw; check the prompts file")
-    if unknown := [c for p in prompts for c in p.concepts if c not in known]:
-        raise ExciseError(f"{unknown[0]!r} is none of the {len(known)} concepts; name it among them")
-    labels = torch.zeros(len(prompts), len(concepts), dtype=torch.bool)
-    for n, row in enumerate(prompts):
-        labels[n, [known[c] for c in row.concepts]] = True
+    labels = label_table(prompts, concepts)
     about: dict[str, Any] = {
         "schema": SCHEMA,
         "site": asdict(site),
@@ -118,10 +115,8 @@ def capture_blocks_to(
         if len(parts) < steps:
             continue
         rows = slice(first + patches.numbers[0], first + patches.numbers[-1] + 1)
-        data = save({"states": torch.stack(parts, 1).contiguous(), "labels": labels[rows].to(torch.uint8)})
-        name = f"{len(done['shards']):05d}.safetensors"
-        write_atomic(folder / name, data)
-        done["shards"].append([name, sha256(data)])
+        data = {"states": torch.stack(parts, 1).contiguous(), "labels": labels[rows].to(torch.uint8)}
+        done["shards"].append(write_shard(folder, len(done["shards"]), data))
         write_atomic(folder / "manifest.json", json.dumps(done, indent=1) + "\n")
         parts.clear()
         if progress is not None:

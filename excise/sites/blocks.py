@@ -17,9 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from excise.errors import ExciseError
+from excise.sites.encoding import Enough
 from excise.sites.site import Site, resolve
 
 DENOISERS = ("unet", "transformer", "transformer_2")
+BLOCKS: dict[str, tuple[Site, ...]] = {
+    "sd15": (Site("unet", "up_blocks.1.attentions.1", 1280), Site("unet", "up_blocks.1.attentions.2", 1280)),
+    "reference": (Site("unet", "up_blocks.1.attentions.0", 160),),
+}
+"""Sites by model: SAEuron's for objects and for styles, which SD 1.4 has too; and the bundled model's, for both."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,6 @@ class Patches:
     """Counted from 0."""
     numbers: tuple[int, ...]
     """Which prompts these are, counted from 0 over the whole stream: what their labels belong to."""
-
-
-class _Enough(Exception):
-    """Raised after the last step that is wanted."""
 
 
 def block_site(pipe: Any, path: str, component: str | None = None) -> Site:
@@ -60,9 +62,15 @@ def module_at(pipe: Any, site: Site) -> nn.Module:
     """
     if site.component not in DENOISERS:
         return resolve(pipe, site)
-    if block_site(pipe, site.path, site.component).width != site.width:
+    denoiser = denoiser_of(pipe, site.component)[1]
+    try:
+        module = denoiser.get_submodule(site.path)
+    except AttributeError:
+        module = nn.Module()
+    if _width(denoiser, module) != site.width:
+        block_site(pipe, site.path, site.component)  # where there is no such block, this says so
         raise ExciseError(f"{site.key} has another width here than {site.width}; it was named for another model")
-    return denoiser_of(pipe, site.component)[1].get_submodule(site.path)
+    return module
 
 
 def capture_blocks(
@@ -87,14 +95,14 @@ def capture_blocks(
     if not chosen or not 0 <= chosen[0] <= chosen[-1] < steps:
         raise ExciseError(f"steps {chosen} are not among the {steps} that are drawn")
     _, denoiser = denoiser_of(pipe, site.component)
-    module_at(pipe, site)
+    block = module_at(pipe, site)
     stream, numbers = iter(prompts), iter(seeds)
     first = 0
     while batch := list(islice(stream, batch_size)):
         own = list(islice(numbers, len(batch)))
         if len(own) < len(batch):
             raise ExciseError("there are fewer seeds than prompts; give each prompt its seed")
-        seen = _drawn(pipe, denoiser, site, batch, own, steps, chosen, dict(options or {}))
+        seen = _drawn(pipe, denoiser, block, site, batch, own, steps, chosen, dict(options or {}))
         for step, (timestep, states) in seen.items():
             yield Patches(states, timestep, step, tuple(range(first, first + len(batch))))
         first += len(batch)
@@ -104,6 +112,7 @@ def capture_blocks(
 def _drawn(
     pipe: Any,
     denoiser: nn.Module,
+    block: nn.Module,
     site: Site,
     prompts: list[str],
     seeds: list[int],
@@ -116,8 +125,10 @@ def _drawn(
     told: list[float] = []
 
     def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        told.append(_timestep(module, args, kwargs))
-        if len(told) > 1 and told[-1] == told[-2]:
+        now = float(timestep_of(module, args, kwargs)[1].flatten()[0])
+        if not told or now != told[-1]:
+            told.append(now)
+        elif [float(t) for t in pipe.scheduler.timesteps].count(now) < 2:  # PNDM has one of its timesteps twice
             raise ExciseError(
                 f"{type(pipe).__name__} runs its denoiser twice a step, once for each branch of guidance; draw without "
                 "guidance to capture the conditional one"
@@ -125,7 +136,7 @@ def _drawn(
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         step = len(told) - 1
-        if step in chosen:
+        if step in chosen and step not in seen:
             patches = as_patches(output)
             if patches.shape[0] not in (len(prompts), 2 * len(prompts)) or patches.shape[-1] != site.width:
                 raise ExciseError(
@@ -135,13 +146,14 @@ def _drawn(
 
     def end(module: nn.Module, args: Any, output: Any) -> None:
         if len(told) > chosen[-1]:
-            raise _Enough
+            raise Enough
 
     with ExitStack() as stack:
         stack.callback(denoiser.register_forward_pre_hook(begin, with_kwargs=True).remove)
-        stack.callback(denoiser.get_submodule(site.path).register_forward_hook(keep).remove)
+        stack.callback(block.register_forward_hook(keep).remove)
         stack.callback(denoiser.register_forward_hook(end).remove)
-        with suppress(_Enough):
+        # Compiled code has no place for hooks that were not there when it was compiled.
+        with suppress(Enough), torch.compiler.set_stance("force_eager"):
             pipe(
                 prompts,
                 num_inference_steps=steps,
@@ -175,6 +187,15 @@ def from_patches(patches: Tensor, like: Any) -> Any:
     return type(like)([*like[:at], from_patches(patches, like[at]), *like[at + 1 :]])
 
 
+def denoisers(pipe: Any) -> list[nn.Module]:
+    """What turns text states into a picture: U-Net or transformer, or the two transformers of some pipelines.
+
+    Of one that `torch.compile` wraps, the module within.
+    """
+    found = (getattr(pipe, name, None) for name in DENOISERS)
+    return [getattr(module, "_orig_mod", module) for module in found if isinstance(module, nn.Module)]
+
+
 def denoiser_of(pipe: Any, component: str | None = None) -> tuple[str, nn.Module]:
     """A denoiser and its name, the first one by default; of one that `torch.compile` wraps, the module within.
 
@@ -200,7 +221,16 @@ def _width(denoiser: nn.Module, module: nn.Module) -> int | None:
     return int(inner) if inner else None
 
 
-def _timestep(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> float:
-    names = list(inspect.signature(type(module).forward).parameters)[1:]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}.get("timestep")
-    return float(given.flatten()[0]) if isinstance(given, Tensor) else float(given or 0)
+def timestep_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int | str, Tensor]:
+    """Where a denoiser's timestep is among its arguments, and the timestep as a tensor.
+
+    Raises ExciseError where it was given none.
+    """
+    at: int | str = "timestep"
+    if "timestep" not in kwargs:
+        names = list(inspect.signature(type(module).forward).parameters)[1:]
+        at = names.index("timestep") if "timestep" in names else len(args)
+        if at >= len(args):
+            raise ExciseError(f"{type(module).__name__} was run without a timestep, which its blocks are told apart by")
+    given = kwargs["timestep"] if isinstance(at, str) else args[at]
+    return at, given if isinstance(given, Tensor) else torch.tensor(given)

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from excise.errors import ExciseError
-from excise.files import sha256, write_atomic
-from excise.sites.encoding import encode_prompt
+from excise.files import write_atomic
+from excise.sites.encoding import Enough, encode_prompt
+from excise.sites.shards import read_shard, write_shard
 from excise.sites.site import Site, encoder_of, resolve, tokenizer_of
 
 SCHEMA = "excise.features/1"
@@ -73,10 +72,6 @@ def capture(pipe: Any, sites: Iterable[Site], prompts: Iterable[str], batch_size
         yield _read(pipe, component, modules, batch)
 
 
-class _Enough(Exception):
-    """Raised once the encoder has run: nothing that the pipeline does after it is needed."""
-
-
 @torch.no_grad()
 def run(pipe: Any, component: str, batch: list[str]) -> tuple[Tensor, Tensor, Any]:
     """Run one text encoder on prompts as the pipeline does: ids and scored mask `[B, T]`, and the encoder's output.
@@ -95,11 +90,11 @@ def run(pipe: Any, component: str, batch: list[str]) -> tuple[Tensor, Tensor, An
     def note(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         given.update(zip(("input_ids", "attention_mask"), args, strict=False))
         given.update(kwargs, output=output)
-        raise _Enough
+        raise Enough
 
     handle = encoder.register_forward_hook(note, with_kwargs=True)
     try:
-        with suppress(_Enough):
+        with suppress(Enough):
             encode_prompt(pipe, batch)
     finally:
         handle.remove()
@@ -179,11 +174,9 @@ def capture_to(
         stream = watched(capture(pipe, wanted, counted(), min(batch_size, shard_prompts)))
         per_shard = max(1, shard_prompts // min(batch_size, shard_prompts))
         while batches := list(islice(stream, per_shard)):
-            data = save(_tensors(wanted, batches, dtype))
-            name = f"{len(shards):05d}.safetensors"
-            write_atomic(partial / name, data)
+            name, digest = write_shard(partial, len(shards), _tensors(wanted, batches, dtype))
             count = sum(len(b.ids) for b in batches)
-            shards.append({"name": name, "prompts": count, "sha256": sha256(data)})
+            shards.append({"name": name, "prompts": count, "sha256": digest})
             seen += count
         if not seen:
             raise ExciseError("there are no prompts to capture; check the prompts file")
@@ -216,15 +209,9 @@ def load_shards(folder: Path) -> Iterator[Features]:
     """Read back what `capture_to` wrote, shard by shard. Raises ExciseError where anything is missing or altered."""
     sites, _, shards = _manifest(folder)
     for name, digest in shards:
-        try:
-            data = (folder / name).read_bytes()
-            if sha256(data) != digest:
-                raise ExciseError(f"{folder / name} was altered or cut short; capture the features again")
-            tensors = load(data)
+        with read_shard(folder / name, digest) as tensors:
             states = {site: tensors[site.key] for site in sites}
             yield Features(states, tensors["ids"], tensors["scored"])
-        except (OSError, KeyError, SafetensorError) as error:
-            raise ExciseError(f"cannot read {folder / name} ({error}); capture the features again") from error
 
 
 def is_capture_of(folder: Path, sites: Iterable[Site], prompts: Iterable[str]) -> bool:

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from excise.errors import ExciseError
 
 
+class Enough(Exception):
+    """Raised by a hook once it has what it waited for: nothing that the pipeline does after it is needed."""
+
+
 def encode_prompt(pipe: Any, prompt: str | list[str], guidance: bool = False) -> Any:
     """What the pipeline's `encode_prompt` makes of a prompt, by default without an unconditional one.
 

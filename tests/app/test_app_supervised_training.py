@@ -9,12 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from excise.app.supervised_training import Labels, assigned_by_score, concept_scores, train_on_block, train_on_text
+from excise.app.supervised_training import (
+    Labels,
+    assigned_by_score,
+    concept_scores,
+    text_scores,
+    train_on_block,
+    train_on_text,
+)
 from excise.errors import ExciseError
 from excise.neurons.timesteps import score
-from excise.sae import Supervision, TrainConfig, card, load
-from excise.sites import block_site
-from excise.sites.block_shards import BlockShards, Labelled, capture_blocks_to
+from excise.sae import SAEConfig, Supervision, TopKSAE, TrainConfig, card, load, save
+from excise.sites import block_site, capture
+from excise.sites.block_shards import BlockShards, Labelled, capture_blocks_to, label_table
 
 CONCEPTS = ("gun", "cat", "dog", "grass")
 GROUPS = (("gun", "cat", "dog"), ("grass",))
@@ -67,6 +74,32 @@ def test_text_states_are_supervised_by_their_loudest(tiny_pipe: Any, tiny_site: 
     told = card(tmp_path / "sae")
     assert told["supervision"]["pooling"] == "max"
     assert told["corpus"] == "24 labelled prompts and 2 others"
+
+
+def test_fine_tuning_on_text_takes_the_neurons_that_score(tiny_pipe: Any, tiny_site: Any, tmp_path: Path) -> None:
+    sae = TopKSAE(SAEConfig(tiny_site.width, 2 * tiny_site.width, 4), seed=3)
+    save(sae, tmp_path / "plain", {})
+    states = torch.cat(
+        [batch.states[tiny_site] for batch in capture(tiny_pipe, [tiny_site], [p.prompt for p in PROMPTS])]
+    )
+    labels = label_table(PROMPTS, CONCEPTS)
+    loudest = torch.zeros(len(PROMPTS), sae.config.m, dtype=torch.float64)
+    for n, prompt in enumerate(states):
+        for state in prompt:
+            for value, i in zip(*(part.tolist() for part in sae.encode(state)), strict=True):
+                loudest[n, i] = max(float(loudest[n, i]), value)
+    found = text_scores(sae, states, labels)
+    for c in range(len(CONCEPTS)):
+        own, others = (loudest[rows].mean(0)[None] for rows in (labels[:, c], ~labels[:, c]))
+        torch.testing.assert_close(found[c], score(own, others)[0])
+    config = replace(CONFIG, batch=77 * 4, tokens=77 * 8)
+    how = Labels(groups=GROUPS, start=str(tmp_path / "plain"), validation=0.0)
+    train_on_text(tiny_pipe, tiny_site, PROMPTS, CONCEPTS, tmp_path / "tuned", config, how)
+    told = Supervision.from_json(card(tmp_path / "tuned")["supervision"])
+    taken: list[int] = []
+    for own in found:
+        taken.append(max((i for i in range(sae.config.m) if i not in taken), key=lambda i: float(own[i])))
+    assert list(told.assigned) == taken
 
 
 def test_what_cannot_be_learnt_is_said(tiny_pipe: Any, tiny_site: Any, shards: BlockShards, tmp_path: Path) -> None:

@@ -13,10 +13,17 @@ from excise.bench.run import STALE, Run, Unit
 from excise.errors import ExciseError
 
 UNITS = [Unit("none", "gun"), Unit("snce", "gun"), Unit("snce:k=10,lam=2", "ice cream")]
+JOINED = Unit("snce+saemnesia:saemnesia.sae=/some/where,snce.lam=2", "gun")
 
 
 def line(unit: Unit, n: int) -> dict[str, object]:
     return {"method": unit.method, "case": f"{unit.concept}.{n}", "value": n}
+
+
+def test_a_units_name_on_disk_is_one_files_and_says_which_it_is() -> None:
+    for unit in (*UNITS, JOINED):
+        assert not set(unit.file) & set("/:\\")
+        assert Unit.of(unit.file) == unit
 
 
 def test_a_run_goes_from_to_do_to_done(tmp_path: Path) -> None:

@@ -215,7 +215,8 @@ def test_an_eraser_by_another_method(
     save(TopKSAE(SAEConfig(16, 40, 4), seed=2), tmp_path / "sae", told)
     out, model = tmp_path / "eraser", ("--model", model_folder, "--n", 12)
     small = [
-        f"--set={part}" for part in (f"sae={tmp_path / 'sae'}", "gamma=-30", "steps=3", "pictures=4", "guidance=2")
+        f"--set={part}"
+        for part in (f"sae={tmp_path / 'sae'}", "gamma=-30", "steps=3", "pictures=4", "guidance=2", "codes=threshold")
     ]
     made = ask("erase", "gun", *model, "--method", "saemnesia", *small, "--out", out)
     assert (made["gamma"], made["neurons"], made["site"]) == (-30, [11], "unet/up_blocks.0.attentions.0")

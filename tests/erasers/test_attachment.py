@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from excise.erasers import Eraser, SAEEdit, made_for
+from excise.erasers.coverage import refuse_early_tap
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.sites import Site, capture, resolve
 from tests import tiny
@@ -221,10 +222,10 @@ def test_ways_round_the_edit_are_closed(tiny_pipe: Any, gun_eraser: Eraser) -> N
 
 def test_clip_skip_is_fine_where_the_site_lies_before_the_tap(tiny_pipe: Any, gun_edit: SAEEdit) -> None:
     edit = replace(gun_edit, site=Site("text_encoder", "encoder.layers.1", 64), b_enc=torch.tensor([500.0]))
-    with Eraser((edit,), "gun", "gun", (), made_for(tiny_pipe), canary=(GUN,)).attach(tiny_pipe) as attachment:
-        attachment._refuse_early_tap(edit, 1)
+    with Eraser((edit,), "gun", "gun", (), made_for(tiny_pipe), canary=(GUN,)).attach(tiny_pipe):
+        refuse_early_tap(tiny_pipe, edit, 1, "gun")
         with pytest.raises(ExciseError, match="clip_skip=2"):
-            attachment._refuse_early_tap(edit, 2)
+            refuse_early_tap(tiny_pipe, edit, 2, "gun")
 
 
 def test_changes_after_attaching_are_noticed(

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from excise.erasers import BlockEdit, Eraser, made_for, verify
+from excise.erasers.block import Opened
+from excise.erasers.verbs import encode
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.sae import SAEConfig, TopKSAE
 from excise.sites import block_site, capture_blocks
@@ -224,6 +226,117 @@ def test_a_pipeline_of_the_same_components_is_erased_too(tiny_pipe: Any, eraser:
     with eraser.attach(tiny_pipe):
         assert np.array_equal(draw(sibling), draw(tiny_pipe))
         assert not np.array_equal(draw(sibling), plain)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("how", ["wrapped", "in place"])
+def test_compiled_in_one_graph(tiny_pipe: Any, eraser: Eraser, when: str, how: str) -> None:
+    """`fullgraph=True` raises at any graph break: the timestep, the gate and the levels are looked up anew each run."""
+    torch._dynamo.reset()
+
+    def compiled() -> None:
+        if how == "in place":
+            tiny_pipe.unet.compile(backend="aot_eager", fullgraph=True)
+        else:
+            tiny_pipe.unet = torch.compile(tiny_pipe.unet, backend="aot_eager", fullgraph=True)
+
+    plain = draw(tiny_pipe)
+    with eraser.attach(tiny_pipe):
+        erased = draw(tiny_pipe)
+    if when == "before":
+        compiled()
+    with eraser.attach(tiny_pipe) as attachment:
+        if when == "after":
+            compiled()
+        np.testing.assert_allclose(draw(tiny_pipe), erased, atol=1e-4)
+        attachment.strength = 0.0
+        np.testing.assert_allclose(draw(tiny_pipe), plain, atol=1e-4)
+        attachment.strength = 1.0
+        np.testing.assert_allclose(draw(tiny_pipe), erased, atol=1e-4)
+    assert not np.allclose(erased, plain, atol=1e-3)
+    np.testing.assert_allclose(draw(tiny_pipe), plain, atol=1e-4)
+
+
+def test_a_picture_is_open_or_silent_as_a_whole(edit: BlockEdit) -> None:
+    x = torch.randn(5, 7, edit.site.width, generator=torch.Generator().manual_seed(4))
+    every = replace(edit, codes="whole", cut=torch.zeros(STEPS, 2)).read(x, 0)
+    cut = every.mean(1).median(0, keepdim=True).values.expand(STEPS, 2)
+    made = replace(edit, codes="whole", cut=cut).read(x, 0)
+    opened = 0
+    for b in range(5):
+        for i in range(2):
+            pre = [
+                sum(float(edit.W_enc[i, j] * (patch[j] - edit.b_pre[j])) for j in range(len(patch)))
+                + float(edit.b_enc[i])
+                for patch in x[b]
+            ]
+            column = [max(0.0, value) for value in pre]
+            opens = sum(column) / 7 > float(cut[0, i]) + 1e-6
+            opened += opens
+            assert made[b, :, i].tolist() == pytest.approx(column if opens else [0.0] * 7, abs=1e-5)
+    assert opened == 4
+
+
+def test_silent_pictures_of_a_batch_keep_their_bits(edit: BlockEdit) -> None:
+    x = torch.randn(3, 7, edit.site.width, generator=torch.Generator().manual_seed(4))
+    whole = replace(edit, codes="whole", cut=torch.zeros(STEPS, 2), gate=torch.zeros(STEPS, 2))
+    means = whole.read(x, 0).mean(1)
+    whole = replace(whole, cut=means.amax(0, keepdim=True).expand(STEPS, 2) * torch.tensor([0.999, 1.0]))
+    loud = int(means[:, 0].argmax())
+    timestep = float(edit.timesteps[0])
+    delta = whole.delta(x, timestep=timestep)
+    assert delta is not None
+    assert [bool((picture != 0).any()) for picture in delta] == [n == loud for n in range(3)]
+    alone = whole.delta(x[loud:][:1], timestep=timestep)
+    assert alone is not None
+    torch.testing.assert_close(alone[0], delta[loud])
+
+
+def masks(*rows: str) -> list[Tensor]:
+    return [torch.tensor([[c == "1"] for c in row]) for row in rows]
+
+
+def test_a_picture_that_opened_stays_open_until_another_is_drawn() -> None:
+    opened = Opened()
+    made = [opened.joined(mask, t) for mask, t in zip(masks("010", "001", "000"), (9, 5, 1), strict=True)]
+    assert [m[:, 0].tolist() for m in made] == [[0, 1, 0], [0, 1, 1], [0, 1, 1]]
+    (again,) = masks("000")
+    assert not opened.joined(again, 9).any(), "a timestep above the last one begins another drawing"
+    opened.joined(masks("111")[0], 9)
+    opened.begin()
+    assert not opened.joined(again, 9).any()
+    assert not opened.joined(masks("00")[0], 5).any(), "a batch of another size has nothing to go on from"
+
+
+def test_each_run_of_a_step_goes_on_from_its_own() -> None:
+    opened = Opened()
+    first = [opened.joined(mask, 9) for mask in masks("0", "1")]
+    later = [opened.joined(mask, 5) for mask in masks("0", "0")]
+    assert [bool(m.any()) for m in (*first, *later)] == [False, True, False, True]
+    twice = Opened()
+    made = [twice.joined(mask, t) for mask, t in zip(masks("1", "0", "0", "0"), (9, 5, 5, 1), strict=True)]
+    assert all(bool(m.all()) for m in made), "PNDM takes its second timestep twice"
+
+
+def test_open_pictures_stay_open_on_a_live_pipeline(tiny_pipe: Any, eraser: Eraser) -> None:
+    (edit,) = eraser.edits
+    first = torch.full((STEPS, 2), 1e9)
+    first[0] = -1.0
+    early = replace(eraser, edits=(replace(edit, codes="whole", cut=torch.full((STEPS, 2), -1.0)),))
+    latched = replace(eraser, edits=(replace(edit, codes="whole", cut=first),))
+    plain = draw(tiny_pipe)
+    with early.attach(tiny_pipe):
+        wanted = draw(tiny_pipe)
+    with latched.attach(tiny_pipe):
+        assert np.array_equal(draw(tiny_pipe), wanted)
+        assert np.array_equal(draw(tiny_pipe), wanted), "the second picture begins anew"
+    assert not np.array_equal(wanted, plain)
+
+
+def test_a_prompt_may_be_encoded_elsewhere_under_it(tiny_pipe: Any, eraser: Eraser) -> None:
+    with eraser.attach(tiny_pipe):
+        made = encode(tiny_pipe, lambda: tiny_pipe.encode_prompt(PROMPT, "cpu", 1, False)[0])
+        assert torch.isfinite(made).all()
 
 
 def test_a_block_run_by_hand_has_no_timestep(tiny_pipe: Any, eraser: Eraser) -> None:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from excise.erasers.edit import SAEEdit, sae_digest, subtract
+from excise.erasers.edit import SAEEdit, subtract
+from excise.erasers.rows import sae_digest
 from excise.errors import ExciseError
 from excise.sae import SAEConfig, TopKSAE
 from excise.sites import Site

@@ -14,11 +14,11 @@ from excise.app.finding import erase
 from excise.app.training import places_of, train_sae
 from excise.concepts import Concept, from_templates
 from excise.erasers import Eraser
-from excise.erasers.witness import denoisers
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods.snce import SNCEConfig, fit
 from excise.sae import TopKSAE, TrainConfig
 from excise.sites import Site, default_site, encode_prompt, family_of, sites_of, to_cover
+from excise.sites.blocks import denoisers
 from excise.sites.encoding import tensors_of
 from excise.sites.site import layer_count, taps_of, text_encoders
 from tests import tiny

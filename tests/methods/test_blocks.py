@@ -15,7 +15,7 @@ from excise.concepts import Concept, from_templates
 from excise.erasers import BlockEdit, Eraser, verify
 from excise.errors import ExciseError
 from excise.methods import METHODS, method
-from excise.methods.blocks import levels
+from excise.methods.blocks import edit_of, levels, opening
 from excise.methods.saemnesia import SAEmnesiaConfig
 from excise.methods.saeuron import SAEuronConfig
 from excise.neurons.timesteps import score
@@ -104,7 +104,9 @@ def test_saeuron_edits_at_each_step_what_scores_there(
 def test_saemnesia_edits_the_neuron_that_was_assigned(
     tiny_pipe: Any, folder: str, concept: Concept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    eraser = method("saemnesia").fit(tiny_pipe, concept, SAEmnesiaConfig(sae=folder, **SMALL, gamma=-30.0))
+    eraser = method("saemnesia").fit(
+        tiny_pipe, concept, SAEmnesiaConfig(sae=folder, **SMALL, gamma=-30.0, codes="threshold")
+    )
     assert eraser.edits[0].indices.tolist() == [11]
     assert eraser.measured["neuron"] == 11
     how = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "output_type": "np"}
@@ -119,7 +121,7 @@ def test_saemnesia_edits_the_neuron_that_was_assigned(
 
 
 def test_what_it_was_fitted_on_is_drawn_without_other_erasers(tiny_pipe: Any, folder: str, concept: Concept) -> None:
-    config = SAEmnesiaConfig(sae=folder, **SMALL, gamma=-30.0)
+    config = SAEmnesiaConfig(sae=folder, **SMALL, gamma=-30.0, codes="threshold")
     alone = method("saemnesia").fit(tiny_pipe, concept, config)
     with (
         method("saeuron").fit(tiny_pipe, concept, SAEuronConfig(sae=folder, percentile=90.0, **SMALL)).attach(tiny_pipe)
@@ -151,3 +153,36 @@ def test_what_cannot_be_fitted_is_said(
     for wrong in ({"codes": "some"}, {"at_other_steps": "some"}, {"units": "some"}, {"pictures": 0}):
         with pytest.raises(ExciseError, match=r"cannot be 'some'|at least 1"):
             SAEuronConfig(**{**SMALL, **wrong})
+
+
+def test_a_picture_opens_between_the_quiet_ones_and_the_typical_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    loud, quiet = torch.rand(3, 5, 2, generator=generator) + 0.4, torch.rand(3, 4, 2, generator=generator)
+    made = opening(loud, quiet, 0.3)
+    for step in range(3):
+        for i in range(2):
+            q, typical = max(quiet[step, :, i].tolist()), sorted(loud[step, :, i].tolist())[2]
+            assert float(made[step, i]) == pytest.approx(q + 0.3 * max(typical - q, 0.0))
+
+
+def test_saemnesia_opens_pictures_at_levels_read_without_topk(
+    tiny_pipe: Any, site: Any, sae: TopKSAE, folder: str, concept: Concept
+) -> None:
+    config = SAEmnesiaConfig(sae=folder, codes="whole", margin=0.0, **SMALL)
+    found = levels(tiny_pipe, site, sae, concept, config)
+    options: dict[str, Any] = {"steps": STEPS, "batch_size": 3, "options": {"guidance_scale": 2.0}}
+    prompts = [concept.pairs[n].concept for n in (0, 1, 3, 4)]
+    for patches in capture_blocks(tiny_pipe, site, prompts, seeds=range(4), **options):
+        dense = ((patches.states - sae.b_pre) @ sae.W_enc.T + sae.b_enc).relu().mean(1).detach()
+        torch.testing.assert_close(found.loud[patches.step, list(patches.numbers)], dense)
+    assert found.loud.shape == found.quiet.shape == (STEPS, 4, 40)
+    apart = found.loud[0].median(0).values > found.quiet[0].amax(0)
+    for neuron in range(40):
+        if apart[neuron]:
+            edit = edit_of(sae, site, [neuron], found, config)
+            assert edit.codes == "whole"
+            torch.testing.assert_close(edit.cut, found.quiet[..., [neuron]].amax(1))
+        else:
+            with pytest.raises(ExciseError, match="is no louder in pictures of the concept"):
+                edit_of(sae, site, [neuron], found, config)
+    assert 0 < int(apart.sum()) < 40

@@ -41,7 +41,7 @@ def block_sae(tiny_pipe: Any, tmp_path: Path) -> str:
 
 
 def settings(text_sae: str, block_sae: str) -> dict[str, Any]:
-    block = {"sae": block_sae, "steps": STEPS, "pictures": 4, "guidance": 2.0, "gamma": -30.0}
+    block = {"sae": block_sae, "codes": "threshold", "gamma": -30.0, "steps": STEPS, "pictures": 4, "guidance": 2.0}
     text = {"sae": text_sae, "permutations": 20, "examine": 2, "tolerance": 0.9}
     return {f"saemnesia-text.{k}": v for k, v in text.items()} | {f"saemnesia.{k}": v for k, v in block.items()}
 

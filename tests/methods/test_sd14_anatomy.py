@@ -8,11 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from excise.app.labelled_training import train_block_sae
+from excise.app.supervised_training import Labels
 from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, verify
+from excise.methods import method
+from excise.methods.saemnesia import SAEmnesiaConfig
 from excise.methods.snce import SNCEConfig, find, fit
-from excise.sae import SAEConfig, TopKSAE
-from excise.sites import PRESETS, capture, sites_of
+from excise.sae import SAEConfig, TopKSAE, TrainConfig, load
+from excise.sites import BLOCKS, PRESETS, Site, capture, sites_of
+from excise.sites.block_shards import Labelled
 
 # The configuration files of CompVis/stable-diffusion-v1-4, field by field.
 TEXT_ENCODER = {
@@ -125,3 +130,23 @@ def test_snce_end_to_end_on_sd14s_anatomy(sd14: Any, naked: Concept, tmp_path: P
     assert not torch.equal(after, before)
     assert torch.equal(after_other, before_other)
     assert torch.equal(draw(prompt), before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("site", BLOCKS["sd15"], ids=lambda site: site.path)
+def test_saemnesia_end_to_end_on_sd15s_blocks(sd14: Any, naked: Concept, site: Site, tmp_path: Path) -> None:
+    """SD 1.5 has 1.4's U-Net. SAEuron's shape (1280 -> 20,480, k = 32), on pictures an eighth as wide."""
+    size = sd14.unet.config.sample_size
+    sd14.unet.register_to_config(sample_size=8)
+    few = naked.pairs[:2]
+    rows = [*(Labelled(pair.concept, ("nudity",)) for pair in few), *(Labelled(pair.deconcept, ()) for pair in few)]
+    how, folder = Labels(groups=(("nudity",),), validation=0.0), tmp_path / "sae"
+    config = TrainConfig(expansion=16, k=32, batch=16, tokens=64)
+    train_block_sae(sd14, site, rows, config, folder, how, steps=2, options={"guidance_scale": 9.0})
+    assert load(folder).config == SAEConfig(d=1280, m=20_480, k=32)
+    settings: dict[str, Any] = {"steps": 2, "pictures": 2, "guidance": 9.0, "codes": "threshold", "units": "raw"}
+    eraser = method("saemnesia").fit(sd14, naked, SAEmnesiaConfig(sae=str(folder), **settings))
+    eraser.save(tmp_path / "nudity")
+    assert sum(p.stat().st_size for p in (tmp_path / "nudity").iterdir()) < 30_000
+    assert all(check.passed for check in verify(tmp_path / "nudity", sd14))
+    sd14.unet.register_to_config(sample_size=size)

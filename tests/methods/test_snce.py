@@ -11,7 +11,7 @@ import torch
 
 from excise.concepts import Concept
 from excise.erasers import Eraser, verify
-from excise.erasers.edit import topk_codes
+from excise.erasers.rows import topk_codes
 from excise.errors import ExciseError
 from excise.methods import method
 from excise.methods.reading import Reading, _last_of_difference, carried_share, prompt_codes

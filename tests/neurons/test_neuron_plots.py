@@ -30,6 +30,18 @@ def test_distribution_shows_both_sides():
     assert {t.get_text() for t in lower.texts} == {"3"}
 
 
+def test_histograms_are_shares_of_their_side():
+    pytest.importorskip("matplotlib")
+    sides = {"gun": (torch.tensor([1.0, 1.0, 0.5]), torch.zeros(4)), "ink": (torch.ones(2), torch.tensor([]))}
+    figure = plots.histograms(sides, bins=4)
+    drawn = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in drawn] == ["gun", "ink"]
+    heights = [patch.get_height() for patch in drawn[0].patches]
+    assert heights == pytest.approx([1, 0, 0, 0, 0, 0, 1 / 3, 2 / 3])
+    with pytest.raises(ExciseError, match="no concept to draw"):
+        plots.histograms({})
+
+
 @pytest.mark.parametrize(("ending", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])
 def test_files_are_the_same_each_time(tmp_path, ending, start):
     pytest.importorskip("matplotlib")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from excise.errors import ExciseError
-from excise.sae.supervised import Supervision, activity, concept_association, decorrelation, terms
+from excise.sae.supervised import Supervision, activity, concept_association, decorrelation, pooled, terms
 
 
 @pytest.fixture
@@ -34,8 +34,9 @@ def by_hand(batch: dict[str, Any], negatives: str) -> tuple[float, float, float]
     """The three terms from the paper's formulas, in loops."""
     pre = batch["preactivations"].tolist()
     v = [[sum(max(0.0, patch[i]) for patch in sample) / 5 for i in batch["assigned"].tolist()] for sample in pre]
+    raw = [[sum(patch[i] for patch in sample) / 5 for i in batch["assigned"].tolist()] for sample in pre]
     found = []
-    for row, present in zip(v, batch["labels"].tolist(), strict=True):
+    for row, present in zip(raw if negatives == "assigned" else v, batch["labels"].tolist(), strict=True):
         for value, is_there in zip(row, present, strict=True):
             if is_there:
                 found.append(-math.log(sigmoid(value)))
@@ -59,10 +60,10 @@ def test_the_terms_are_the_papers_formulas(batch: dict[str, Any], negatives: Any
 
 def test_a_step_against_the_gradient_raises_what_is_present(batch: dict[str, Any]) -> None:
     pre = batch["preactivations"].requires_grad_()
-    before = activity(pre[..., batch["assigned"]])
+    before = pooled(pre[..., batch["assigned"]], "mean")
     concept_association(before, batch["labels"], "assigned").backward()
     assert pre.grad is not None
-    after = activity((pre - 10 * pre.grad)[..., batch["assigned"]])
+    after = pooled((pre - 10 * pre.grad)[..., batch["assigned"]], "mean")
     labels = batch["labels"]
     assert float((after - before)[labels].min()) >= 0
     assert float((after - before)[~labels].max()) <= 0

@@ -50,6 +50,22 @@ def test_batches_and_chosen_steps(tiny_pipe: Any, site: Any) -> None:
     assert [torch.equal(a.states, b.states) for a, b in zip(some, (whole[1], whole[4]), strict=True)] == [True, True]
 
 
+def test_a_sampler_that_takes_a_timestep_twice(tiny_pipe: Any, site: Any) -> None:
+    from diffusers import PNDMScheduler
+
+    tiny_pipe.scheduler = PNDMScheduler.from_config(tiny_pipe.scheduler.config, skip_prk_steps=True)
+    kept = []
+    block = tiny_pipe.unet.get_submodule(site.path)
+    handle = block.register_forward_hook(lambda m, a, output: kept.append(as_patches(output).clone()))
+    made = captured(tiny_pipe, site)[:3]
+    handle.remove()
+    told = [float(t) for t in tiny_pipe.scheduler.timesteps]
+    assert len(told) == 4
+    assert [p.timestep for p in made] == sorted(set(told), reverse=True)
+    for patches in made:
+        assert torch.equal(patches.states, kept[told.index(patches.timestep)][-2:]), "the first of two runs counts"
+
+
 @pytest.mark.parametrize("shape", [(2, 6, 3, 4), (2, 12, 6)])
 def test_patches_and_back(shape: tuple[int, ...]) -> None:
     state, text = torch.randn(shape), torch.randn(2, 5, 6)

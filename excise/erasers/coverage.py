@@ -1,0 +1,51 @@
+"""Whether an eraser's edits lie on every way from a prompt to a picture: what is refused before anything is drawn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from excise.erasers.edit import SAEEdit
+from excise.errors import ExciseError
+from excise.sites.blocks import DENOISERS
+from excise.sites.site import depth, encoder_of, layer_count, refuse_late, taps_of, to_cover
+
+if TYPE_CHECKING:
+    from excise.erasers.eraser import Eraser
+
+
+def refuse_unless_covered(pipe: Any, eraser: Eraser) -> None:
+    """Raises ExciseError where the pipeline has a denoiser or a text encoder that the eraser leaves open, or reads an
+    encoder before the layer that is edited."""
+    for edit in eraser.text_edits:
+        refuse_late(pipe, edit.site)
+    edited, drawn_with = {edit.site.component for edit in eraser.text_edits}, set(eraser.denoisers)
+    others = {name for name in DENOISERS if isinstance(getattr(pipe, name, None), nn.Module)}
+    if drawn_with and (left := sorted(others - drawn_with)):
+        raise ExciseError(
+            f"{type(pipe).__name__} also draws with {', '.join(left)}, which this eraser does not edit; "
+            "fit one for every denoiser"
+        )
+    if edited and not drawn_with and (open_ones := sorted(set(to_cover(pipe)) - edited)):
+        raise ExciseError(
+            f"{type(pipe).__name__} also reads {', '.join(open_ones)}, which this eraser does not edit; "
+            "the concept would pass through there: fit an eraser for every text encoder"
+        )
+
+
+def refuse_early_tap(pipe: Any, edit: SAEEdit, clip_skip: int | None, eraser: str) -> None:
+    """clip_skip = s makes the pipeline read layer L - s. Raises ExciseError where that is before the Site."""
+    if not clip_skip:
+        return
+    if clip_skip < 0:
+        raise ExciseError(
+            f"clip_skip={clip_skip} counts from the first layer, which no eraser reaches; give at least 0"
+        )
+    at, component = depth(pipe, edit.site), edit.site.component
+    taps = taps_of(pipe, component) or [layer_count(encoder_of(pipe, component))]
+    if at is None or at > min(taps) - clip_skip:
+        raise ExciseError(
+            f"clip_skip={clip_skip} reads the text encoder before {edit.site.key}, where eraser "
+            f"{eraser!r} acts; use a smaller clip_skip or an eraser for an earlier Site"
+        )

@@ -1,0 +1,47 @@
+"""Proof that an attached eraser bites: by how much its edits move what a canary prompt becomes, part by part."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from excise.erasers.block import BlockEdit
+from excise.erasers.canary import shift, shifts, text_states, what_denoiser_predicts, what_denoiser_reads
+from excise.erasers.guard import proving, unedited
+
+if TYPE_CHECKING:
+    from excise.erasers.attachment import Attachment
+
+_OTHER = "a plain grey wall"
+"""A prompt to tell text states by: what it shares with a canary prompt holds no text."""
+
+
+def moved_text(attachment: Attachment) -> dict[str, float]:
+    """By part of what the denoiser reads: the smallest relative change that the edits of text encoders make of it."""
+    pipe, eraser = attachment.pipe, attachment.eraser
+    moved: dict[str, float] = {}
+    for prompt in eraser.canary if eraser.text_edits else ():
+        with proving(attachment, "text") as ledger:
+            edited = what_denoiser_reads(pipe, prompt)
+        with unedited():
+            plain, other = (what_denoiser_reads(pipe, text) for text in (prompt, _OTHER))
+        for n in text_states(plain, other):
+            for part, by in shifts(edited[n], plain[n], ledger if ledger.widths else None).items():
+                moved[part] = min(by, moved.get(part, by))
+    return moved
+
+
+def moved_blocks(attachment: Attachment) -> dict[str, float]:
+    """By how much the edits of blocks move the denoiser's prediction, at the step where that is most."""
+    pipe, eraser = attachment.pipe, attachment.eraser
+    steps = [len(edit.timesteps) for edit in eraser.edits if isinstance(edit, BlockEdit)]
+    moved: dict[str, float] = {}
+    for prompt in eraser.canary if steps else ():
+        with proving(attachment, "blocks"), torch.no_grad():
+            edited = what_denoiser_predicts(pipe, prompt, max(steps))
+        with unedited(), torch.no_grad():
+            plain = what_denoiser_predicts(pipe, prompt, max(steps))
+        by = max(shift(*pair) for pair in zip(edited, plain, strict=True))
+        moved["the prediction"] = min(by, moved.get("the prediction", by))
+    return moved

@@ -1,0 +1,114 @@
+"""What every edit of SAE neurons carries, wherever it acts: their rows of the SAE, checked and moved alike."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from excise.errors import ExciseError
+from excise.sites.site import Site
+
+ROWS = ("indices", "W_enc", "b_enc", "b_pre", "W_dec")
+
+
+def preactivations(h: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor) -> Tensor:
+    """`[..., k]`: (h - b_pre) @ W_encᵀ + b_enc, eq. 1 before its ReLU, for the k edited rows only."""
+    return (h - b_pre) @ W_enc.T + b_enc
+
+
+def topk_codes(values: Tensor, indices: Tensor, wanted: Tensor) -> Tensor:
+    """`[N, k]`: the codes of the `wanted` `[k]` neurons among TopK codes `values`, `indices` `[N, K]`; 0 if absent."""
+    return (values[..., None] * (indices[..., None] == wanted)).sum(-2)
+
+
+def sae_digest(sae: Any) -> str:
+    """sha256 over an SAE's float32 parameters and its k: which SAE an edit's rows were taken from."""
+    digest = hashlib.sha256(f"k={_k(sae)}".encode())
+    for name in ("W_enc", "W_dec", "b_enc", "b_pre"):
+        tensor = getattr(sae, name).detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _k(sae: Any) -> int:
+    config = getattr(sae, "config", None)
+    return int(config.k if config is not None else sae.k)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """k neurons of an SAE at a Site of width d."""
+
+    site: Site
+    indices: Tensor
+    """`[k]` int64: the neurons' numbers in the SAE."""
+    W_enc: Tensor
+    """`[k, d]`"""
+    b_enc: Tensor
+    """`[k]`"""
+    b_pre: Tensor
+    """`[d]`"""
+    W_dec: Tensor
+    """`[k, d]`"""
+
+    @classmethod
+    def from_sae(cls, sae: Any, site: Site, indices: list[int], **options: Any) -> Self:
+        """The edit of neurons `indices` of `sae` at `site`; `options` are the class's other fields.
+
+        Raises ExciseError where the SAE has no such neuron or another width.
+        """
+        m, d = sae.W_enc.shape
+        if d != site.width:
+            raise ExciseError(f"the SAE is {d} wide, {site.key} {site.width}; use the SAE trained at this Site")
+        if bad := [i for i in indices if not 0 <= i < m]:
+            raise ExciseError(f"the SAE has {m} neurons, numbered from 0; there is no {bad[0]}")
+        rows = torch.tensor(indices, dtype=torch.int64)
+
+        def own(tensor: Tensor) -> Tensor:
+            return tensor.detach().to("cpu", torch.float32).clone().contiguous()
+
+        parts: dict[str, Any] = {
+            name: own(getattr(sae, name)[rows.to(sae.W_enc.device)]) for name in ("W_enc", "b_enc", "W_dec")
+        }
+        parts |= {"b_pre": own(sae.b_pre), "sae_digest": sae_digest(sae)}
+        return cls(site=site, indices=rows, **parts, **options)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by field name, as they are saved."""
+        return {name: getattr(self, name) for name in ROWS}
+
+    def to(self, device: torch.device) -> Self:
+        """The same edit with its tensors on `device`."""
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return replace(self, **moved)
+
+    def check_rows(self, others: Mapping[str, tuple[int, ...]], *, infinite: tuple[str, ...] = ()) -> None:
+        """Raises ExciseError where the rows, or `others` by name, have other shapes than k and d give, neurons are
+        named twice, or values are not finite; in `infinite` ones infinity means never."""
+        k, d = len(self.indices), self.site.width
+        shapes = {"indices": (k,), "W_enc": (k, d), "b_enc": (k,), "b_pre": (d,), "W_dec": (k, d), **others}
+        for name, shape in shapes.items():
+            if tuple(getattr(self, name).shape) != shape:
+                raise ExciseError(
+                    f"{name} has shape {tuple(getattr(self, name).shape)}, not {shape}, for {k} neurons at "
+                    f"{self.site}; they do not belong together"
+                )
+        if k == 0 or len(set(self.indices.tolist())) != k or int(self.indices.min()) < 0:
+            raise ExciseError("an edit needs at least one neuron, each named once by a number of at least 0")
+        for name, tensor in self.tensors().items():
+            may = name in infinite
+            if bool((tensor.isnan() if may else ~torch.isfinite(tensor)).any()):
+                raise ExciseError(f"{name} holds values that are not {'' if may else 'finite '}numbers; fit it again")
+
+
+def check_choices(options: Any, choices: Mapping[str, tuple[str, ...]]) -> None:
+    """Raises ExciseError where a named setting of `options` is none of those that exist."""
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            raise ExciseError(f"{name} cannot be {getattr(options, name)!r}; it is one of {', '.join(allowed)}")

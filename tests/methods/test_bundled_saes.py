@@ -1,0 +1,69 @@
+"""The SAEs that ship with the bundled model: each fits its Site, knows its concepts, and erases one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from excise import reference
+from excise.app.models import bundled_settings
+from excise.bench.canvas.families import cases
+from excise.bench.canvas.suite import Canvas
+from excise.erasers import Eraser
+from excise.methods import method
+from excise.methods.base import settings_of
+from excise.reference.bundle import SAES
+from excise.reference.world import OBJECTS, STYLES
+from excise.sae import Supervision, card, load
+from excise.sites import BLOCKS, PRESETS
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return reference.load()
+
+
+@pytest.mark.parametrize("name", SAES)
+def test_each_lies_at_its_site_and_knows_every_concept(name: str) -> None:
+    folder = reference.sae_folder(name)
+    site = BLOCKS["reference"][0] if folder.name.startswith("block") else PRESETS["reference"][0]
+    assert load(folder).config.d == site.width
+    said = card(folder)
+    where = said["site"]
+    assert where in (site.key, {"component": site.component, "path": site.path, "width": site.width})
+    if name.startswith("saemnesia"):
+        assert Supervision.from_json(said["supervision"]).concepts == (*OBJECTS, *STYLES)
+    else:
+        assert "supervision" not in said
+
+
+def fitted(pipe: Any, name: str, concept: str) -> Eraser:
+    chosen = method(name)
+    return chosen.fit(pipe, Canvas().concept(concept), chosen.Config(**settings_of(name, bundled_settings())))
+
+
+@pytest.mark.parametrize("name", ["saemnesia", "saemnesia-text"])
+def test_one_neuron_erases_an_object_and_spares_the_rest(pipe: Any, name: str, tmp_path: Path) -> None:
+    canvas = Canvas()
+    eraser = fitted(pipe, name, "gun")
+    (edit,) = eraser.edits
+    own = Supervision.from_json(card(reference.sae_folder(name))["supervision"])
+    assert edit.indices.tolist() == [own.assigned[own.concepts.index("gun")]]
+    eraser.save(tmp_path / "gun")
+    assert sum(file.stat().st_size for file in (tmp_path / "gun").iterdir()) < 20_000
+    direct, others = ([c for c in cases("gun", 4) if c.family == family] for family in ("direct", "unrelated"))
+    plain = canvas.draw(pipe, [*direct, *others])
+    assert sum(seen["target"] for seen in canvas.judge(direct, plain[:4])) >= 3
+    with Eraser.load(tmp_path / "gun").attach(pipe):
+        erased = canvas.draw(pipe, [*direct, *others])
+    assert sum(seen["target"] for seen in canvas.judge(direct, erased[:4])) <= 1
+    assert np.array_equal(erased[4:], plain[4:])
+    assert np.array_equal(canvas.draw(pipe, [*direct, *others]), plain)
+
+
+def test_the_unsupervised_one_needs_several_neurons(pipe: Any) -> None:
+    (edit,) = fitted(pipe, "saeuron", "gun").edits
+    assert len(edit.indices) > 1
