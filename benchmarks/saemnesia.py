@@ -21,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from excise import reference
@@ -29,8 +30,11 @@ from excise.app.demo import machine
 from excise.app.labelled_training import BLOCK, CAPTIONS, labelled_captions
 from excise.app.models import bundled_settings
 from excise.app.supervised_training import Labels, concept_scores, train_on_block
+from excise.bench.canvas.distances import features
 from excise.bench.canvas.families import cases, is_style
 from excise.bench.canvas.suite import REPORTED, Canvas
+from excise.bench.frechet import frechet
+from excise.bench.run import Unit
 from excise.bench.statistics import in_percent, share
 from excise.erasers import Eraser
 from excise.files import write_atomic
@@ -52,12 +56,23 @@ ROWS = {
     "snce": "SNCE (text encoder, unsupervised)",
     "snce+saemnesia": "SNCE and SAEmnesia together",
 }
+CONCEPTS = (
+    "gun", "knife", "cigarette", "cat", "tiger", "cow", "pizza", "ice cream", "rocket",
+    "ink", "flat", "vintage", "cartoon",
+)  # fmt: skip
+"""Nine objects and four styles of Canvas's standard size."""
+FAR = ("gun", "cat", "ink", "flat")
+"""Those of them whose unrelated prompts the Fréchet distance is taken over."""
 COUNTS = (1, 2, 5, 9, 15, 20)
 TUNED_ON = ("apple", "bus", "pastel", "bold")
 GAMMAS = (0.0, -0.1, -0.2, -0.3)
-GRID = tuple((percentile, gamma) for percentile in (99.8, 99.9) for gamma in (-0.3, -1.0))
+GRID = (
+    *((99.9, gamma) for gamma in (-0.3, -1.0)),
+    *((99.8, gamma) for gamma in (-0.3, -1.0, -2.0, -4.0)),
+    *((percentile, gamma) for percentile in (99.5, 99.0) for gamma in (-1.0, -2.0)),
+)
 PUBLISHED = {"SAEuron": 3 * 7, "SAEmnesia": 7}
-"""Settings the papers try for each concept: percentiles 99.99, 99.995, 99.999 by γ -1, -5, ..., -30; and γ alone."""
+"""Settings the papers try: percentiles 99.99, 99.995, 99.999 by γ -1, -5, ..., -30 for each concept; and γ alone."""
 
 
 def main() -> None:
@@ -65,13 +80,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/saemnesia"), help="folder of runs and features")
     parser.add_argument("--out", type=Path, default=Path("docs/results/saemnesia.json"))
     parser.add_argument(
-        "--parts", default="tuning,canvas,sequential,association,cost", help="which to do, in this order"
+        "--parts",
+        default="tuning,canvas,distance,sequential,association,cost",
+        help="which to do, in this order; none (an empty text) writes the page anew",
     )
     options = parser.parse_args()
     told: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     told |= {"command": "python benchmarks/saemnesia.py", "machine": machine()}
     told["date"] = datetime.date.today().isoformat()
-    for part in options.parts.split(","):
+    for part in filter(None, options.parts.split(",")):
         told[part] = PARTS[part](options.work, options.out)
         write_atomic(options.out, json.dumps(told, indent=1) + "\n")
         write_atomic(options.out.with_suffix(".md"), page(told))
@@ -88,8 +105,8 @@ def tuning(work: Path, out: Path) -> dict[str, Any]:
 
 
 def canvas(work: Path, out: Path) -> dict[str, Any]:
-    """The standard concepts by every method, with the attacks that need no search."""
-    run = start(work / "canvas", "canvas", "standard", list(METHODS), None, {"prompts": 4, "searches": False})
+    """The concepts by every method, with the attacks that need no search."""
+    run = start(work / "canvas", "canvas", "standard", list(METHODS), CONCEPTS, {"prompts": 4, "searches": False})
     resume(run, _dot)
     return report(run)
 
@@ -105,7 +122,7 @@ def sequential(work: Path, out: Path) -> dict[str, Any]:
     asked = [case for name in objects for case in cases(name, 2) if case.family == "direct"]
     plain = suite.judge(asked, suite.draw(pipe, asked))
     told: dict[str, Any] = {"order": objects[: COUNTS[-1]], "prompts": 2}
-    for label in ("saeuron", "saemnesia", "saemnesia-text", "snce"):
+    for label in ("saeuron", "saemnesia", "saemnesia-text"):
         erasers = [_fitted(work, label, name, pipe) for name in told["order"]]
         rows = []
         for count in COUNTS:
@@ -123,6 +140,33 @@ def sequential(work: Path, out: Path) -> dict[str, Any]:
             rows.append({"objects": count, "ua": share(gone).to_json(), "kept": share(kept).to_json()})
             print(label, count, in_percent(rows[-1]["ua"]), in_percent(rows[-1]["kept"]), flush=True)
         told[label] = {"rows": rows, "area": area(rows)}
+    curves = {
+        says: {
+            label: [(row["objects"], row[key]["value"]) for row in told[label]["rows"]]
+            for label in METHODS
+            if label in told
+        }
+        for key, says in (("ua", "erased (UA)"), ("kept", "retained accuracy"))
+    }
+    plots.save(plots.curves(curves, "objects erased"), out.with_name("saemnesia-sequential.png"))
+    return told
+
+
+def distance(work: Path, out: Path, prompts: int = 32) -> dict[str, Any]:
+    """Fréchet distance of pictures that have nothing to do with the concept to the unerased model's of the same prompts
+    and seeds, in the judge's features as Canvas takes them: over those of FAR concepts together."""
+    suite, pipe = Canvas(), reference.load()
+    asked = {name: [case for case in cases(name, prompts) if case.family == "unrelated"] for name in FAR}
+    plain = {name: suite.draw(pipe, some) for name, some in asked.items()}
+    against = features(np.concatenate(list(plain.values())))
+    told: dict[str, Any] = {"concepts": list(FAR), "pictures": len(against)}
+    for label in METHODS:
+        drawn = []
+        for name, some in asked.items():
+            with _fitted(work, label, name, pipe).attach(pipe):
+                drawn.append(suite.draw(pipe, some))
+        told[label] = frechet(features(np.concatenate(drawn)), against)
+        print(label, told[label], flush=True)
     return told
 
 
@@ -134,7 +178,7 @@ def area(rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _fitted(work: Path, label: str, name: str, pipe: Any) -> Eraser:
-    folder = work / "canvas" / "erasers" / f"{label}={name}"
+    folder = work / "canvas" / "erasers" / Unit(label, name).file
     if not (folder / "manifest.json").exists():
         chosen = method(label)
         eraser = chosen.fit(pipe, Canvas().concept(name), chosen.Config(**settings_of(label, bundled_settings())))
@@ -237,6 +281,7 @@ def cost(work: Path, out: Path, repeats: int = 5) -> dict[str, Any]:
 PARTS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "tuning": tuning,
     "canvas": canvas,
+    "distance": distance,
     "sequential": sequential,
     "association": association,
     "cost": cost,
@@ -253,7 +298,7 @@ def page(told: Mapping[str, Any]) -> str:
     if "tuning" in told:
         lines += ["", *_tuning_page(told["tuning"])]
     if "canvas" in told:
-        lines += ["", *_canvas_page(told["canvas"])]
+        lines += ["", *_canvas_page(told["canvas"], told.get("distance", {}))]
     if "sequential" in told:
         lines += ["", *_sequential_page(told["sequential"])]
     if "association" in told:
@@ -265,12 +310,11 @@ def page(told: Mapping[str, Any]) -> str:
 
 def _tuning_page(run: Mapping[str, Any]) -> list[str]:
     columns = ("ua", "ira_ratio", "cra_ratio", "identical", "mixed")
-    per_concept = " and ".join(f"{count} ({name})" for name, count in PUBLISHED.items())
+    spent, every = len(GAMMAS) * len(run["concepts"]), len(OBJECTS) + len(STYLES)
+    searched = PUBLISHED["SAEuron"] * every
     lines = [
         "## Choosing settings",
-        f"On {', '.join(run['concepts'])}, which stand in no other table; one setting for all concepts. Tried were",
-        f"{len(GAMMAS)} of γ for saemnesia and {len(GRID)} of percentile and γ for saeuron, once; the papers try",
-        f"{per_concept} for every concept. Per cent.",
+        f"On {', '.join(run['concepts'])}, which stand in no other table; one setting for all concepts. Per cent.",
         "",
         f"| | {' | '.join(columns)} |",
         "|---" * (len(columns) + 1) + "|",
@@ -278,15 +322,25 @@ def _tuning_page(run: Mapping[str, Any]) -> list[str]:
     for label, found in run["methods"].items():
         if label != "none" and found["figures"]:
             lines.append(f"| {label} | {' | '.join(_cell(found['figures'].get(name)) for name in columns)} |")
-    return lines
+    return [
+        *lines,
+        "",
+        "An evaluation is one setting on one concept. "
+        f"saemnesia took {spent}: γ of {', '.join(map(str, GAMMAS))}. saeuron took {len(GRID) * len(run['concepts'])}.",
+        f"SAEuron's published search is {PUBLISHED['SAEuron']} for each concept: percentiles 99.99, 99.995, 99.999 by",
+        f"γ of -1, -5, -10, ..., -30. For the {every} concepts here that is {searched}, {searched / spent:.0f} times",
+        f"saemnesia's; SAEmnesia's own paper tries {PUBLISHED['SAEmnesia']} values of γ.",
+    ]
 
 
-def _canvas_page(run: Mapping[str, Any]) -> list[str]:
+def _canvas_page(run: Mapping[str, Any], distance: Mapping[str, Any]) -> list[str]:
     base = run["methods"]["none"]["concepts"]
     lines = [
         "## Canvas",
-        f"Concepts: {', '.join(run['concepts'])}. UA, and IRA and CRA as ratios to the unerased model's, means over",
-        "concepts; per cent.",
+        f"Concepts: {', '.join(run['concepts'])};",
+        f"{run['settings']['prompts']} prompts a family. UA, and IRA and CRA as ratios to none's, means over",
+        "concepts; per cent. Fréchet distance to the unerased model's pictures, over those with nothing of the concept",
+        f"in them ({distance.get('pictures', 0)} pictures, of {' and '.join(distance.get('concepts', ())) or 'none'}).",
         "",
         "| | UA objects | IRA | CRA | UA styles | IRA | CRA | average | identical | mixed | Fréchet | kB | fit, s |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
@@ -302,7 +356,8 @@ def _canvas_page(run: Mapping[str, Any]) -> list[str]:
             cells += [own["ua"], *(own[key] / _mean(base, some, key) for key in ("ira", "cra"))]
         figures, paid = found["figures"], found["cost"]
         rest = [f"{100 * figures[key]['value']:.1f}" for key in ("identical", "mixed")]
-        rest += [f"{figures['frechet']['value']:.3g}", f"{(paid['bytes'] or 0) / 1000:.1f}"]
+        far = "n/a" if label not in distance else f"{distance[label]:.3g}"
+        rest += ["0" if label == "none" else far, f"{(paid['bytes'] or 0) / 1000:.1f}"]
         rest.append(f"{paid['erase_seconds'] or 0:.0f}")
         shown = [f"{100 * cell:.1f}" for cell in (*cells, statistics.fmean(cells))]
         lines.append(f"| {says} | {' | '.join([*shown, *rest])} |")
@@ -311,15 +366,17 @@ def _canvas_page(run: Mapping[str, Any]) -> list[str]:
     lines += [
         "",
         "### Attacks",
-        "Share of the prompts from which the unerased model draws the target that still do.",
+        "Share of the prompts from which the unerased model draws the target that still do, mean over the concepts of",
+        "which it draws any; per cent.",
         "",
-        f"| | {' | '.join(labels)} |",
-        "|---" * (len(labels) + 1) + "|",
+        f"| | concepts | {' | '.join(labels)} |",
+        "|---" * (len(labels) + 2) + "|",
     ]
     for key in families:
         cells_of = [run["methods"][label]["figures"].get(key) for label in labels]
         if any(cell and cell["value"] is not None for cell in cells_of):
-            lines.append(f"| {key[4:]} | {' | '.join(_cell(cell) for cell in cells_of)} |")
+            shown = [str(cells_of[0]["n"]), *(_cell(cell) for cell in cells_of)]
+            lines.append(f"| {key[4:]} | {' | '.join(shown)} |")
     return lines
 
 
@@ -344,7 +401,7 @@ def _sequential_page(told: Mapping[str, Any]) -> list[str]:
         if label in told:
             cells = [f"{_cell(row['ua'])} / {_cell(row['kept'])}" for row in told[label]["rows"]]
             lines.append(f"| {ROWS[label]} | {' | '.join(cells)} | {100 * told[label]['area']:.1f} |")
-    return lines
+    return [*lines, "", "![The curves](saemnesia-sequential.png)"]
 
 
 def _association_page(told: Mapping[str, Any]) -> list[str]:

@@ -1,9 +1,9 @@
-"""The paper's Figures 3 and 8. matplotlib is an extra and is imported only when something is drawn."""
+"""The papers' figures: scores, histograms, curves. matplotlib is an extra, imported only when something is drawn."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,6 +93,26 @@ def histograms(sides: Mapping[str, tuple[Tensor, Tensor]], title: str = "", bins
     axes[0].legend(fontsize=8)
     figure.supxlabel("activity of the neuron", fontsize=9)
     figure.supylabel("share of the samples", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], across: str, title: str = "") -> Figure:
+    """Side by side a panel for each quantity, in per cent: a line of points (x, share) for each method.
+
+    Raises ExciseError without matplotlib or where there is nothing to draw.
+    """
+    if not any(panels.values()):
+        raise ExciseError("there is no curve to draw; measure something first")
+    figure = _figure(4.2 * len(panels) + 0.8, 3.4)
+    for place, (says, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, points in lines.items():
+            place.plot([x for x, _ in points], [100 * y for _, y in points], marker="o", markersize=4, label=name)
+        place.set_xlabel(across)
+        place.set_ylabel(f"{says}, %")
+        place.set_ylim(0, 103)
+        place.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=8, loc="lower left")
     figure.suptitle(title, fontsize=10)
     return figure
 

@@ -42,6 +42,17 @@ def test_histograms_are_shares_of_their_side():
         plots.histograms({})
 
 
+def test_curves_are_lines_in_per_cent():
+    pytest.importorskip("matplotlib")
+    figure = plots.curves(
+        {"erased": {"a": [(1, 1.0), (9, 0.5)], "b": [(1, 0.0)]}, "kept": {"a": [(1, 0.25)]}}, "objects"
+    )
+    assert [axes.get_ylabel() for axes in figure.axes] == ["erased, %", "kept, %"]
+    assert [line.get_xydata().tolist() for line in figure.axes[0].lines] == [[[1, 100], [9, 50]], [[1, 0]]]
+    with pytest.raises(ExciseError, match="no curve to draw"):
+        plots.curves({"erased": {}}, "objects")
+
+
 @pytest.mark.parametrize(("ending", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])
 def test_files_are_the_same_each_time(tmp_path, ending, start):
     pytest.importorskip("matplotlib")
