@@ -37,6 +37,7 @@ from excise.bench.frechet import frechet
 from excise.bench.run import Unit
 from excise.bench.statistics import in_percent, share
 from excise.erasers import Eraser
+from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.methods import method
 from excise.methods.base import settings_of
@@ -123,11 +124,12 @@ def sequential(work: Path, out: Path) -> dict[str, Any]:
     plain = suite.judge(asked, suite.draw(pipe, asked))
     told: dict[str, Any] = {"order": objects[: COUNTS[-1]], "prompts": 2}
     for label in ("saeuron", "saemnesia", "saemnesia-text"):
-        erasers = [_fitted(work, label, name, pipe) for name in told["order"]]
+        # Nobody can erase a concept that the method refuses: its pictures count against it.
+        erasers = [_fitted_if_any(work, label, name, pipe) for name in told["order"]]
         rows = []
         for count in COUNTS:
             with ExitStack() as stack:
-                for eraser in erasers[:count]:
+                for eraser in filter(None, erasers[:count]):
                     stack.enter_context(eraser.attach(pipe))
                 seen = suite.judge(asked, suite.draw(pipe, asked))
             gone = [not s["target"] for case, s in zip(asked, seen, strict=True) if case.concept in objects[:count]]
@@ -186,6 +188,14 @@ def _fitted(work: Path, label: str, name: str, pipe: Any) -> Eraser:
     return Eraser.load(folder)
 
 
+def _fitted_if_any(work: Path, label: str, name: str, pipe: Any) -> Eraser | None:
+    try:
+        return _fitted(work, label, name, pipe)
+    except ExciseError as error:
+        print(f"{label} cannot erase {name}: {error}", flush=True)
+        return None
+
+
 def association(work: Path, out: Path) -> dict[str, Any]:
     """Whose neuron is whose, on captions that no SAE learnt from: before supervision, fine-tuned, and after."""
     held, learnt = _features(work, "held-out", 400, 1_000_003), _features(work, "learnt", CAPTIONS, 100_000)
@@ -201,11 +211,16 @@ def association(work: Path, out: Path) -> dict[str, Any]:
         sae = load(folder)
         scores = concept_scores(sae, held).mean(1)
         sums, labels = [], []
+        centre = torch.cat([shard.states.float().mean((0, 1, 2))[None] for shard in held]).mean(0)
+        missed = varied = 0.0
         for shard in held:
             codes = torch.zeros(len(shard.states), sae.config.m)
             for step in range(shard.states.shape[1]):
-                values, indices = sae.encode(shard.states[:, step].float())
+                states = shard.states[:, step].float()
+                values, indices = found_codes = sae.encode(states)
                 codes.scatter_add_(1, indices.flatten(1), values.detach().flatten(1))
+                missed += float((states - sae.decode(found_codes).detach()).square().sum())
+                varied += float((states - centre).square().sum())
             sums.append(codes / shard.states[..., 0].numel() * len(shard.states))
             labels.append(shard.labels)
         pooled, shown = torch.cat(sums), torch.cat(labels)
@@ -220,7 +235,7 @@ def association(work: Path, out: Path) -> dict[str, Any]:
             "capacity": statistics.fmean(one.capacity for one in found),
             "local": statistics.fmean(one.local for one in found),
             "fms": statistics.fmean(one.overall for one in found),
-            "fvu": card(folder)["metrics"]["train"]["fvu"],
+            "fvu": missed / varied,
         }
         print(name, told[name], flush=True)
         if name in ("unsupervised", "supervised"):
@@ -229,7 +244,7 @@ def association(work: Path, out: Path) -> dict[str, Any]:
                 for n, c in enumerate(held.concepts)
                 if c in SHOWN
             }
-            figure = plots.histograms(sides, f"{name}: the concept's top neuron")
+            figure = plots.histograms(sides, f"{name}: the concept's {'assigned' if said else 'top'} neuron")
             plots.save(figure, out.with_name(f"saemnesia-{name}.png"))
     return told
 
@@ -310,7 +325,11 @@ def page(told: Mapping[str, Any]) -> str:
 
 def _tuning_page(run: Mapping[str, Any]) -> list[str]:
     columns = ("ua", "ira_ratio", "cra_ratio", "identical", "mixed")
-    spent, every = len(GAMMAS) * len(run["concepts"]), len(OBJECTS) + len(STYLES)
+    spent, sought = (
+        sum(label.startswith(f"{name}:") for label in run["methods"]) * len(run["concepts"])
+        for name in ("saemnesia", "saeuron")
+    )
+    every = len(OBJECTS) + len(STYLES)
     searched = PUBLISHED["SAEuron"] * every
     lines = [
         "## Choosing settings",
@@ -326,7 +345,7 @@ def _tuning_page(run: Mapping[str, Any]) -> list[str]:
         *lines,
         "",
         "An evaluation is one setting on one concept. "
-        f"saemnesia took {spent}: γ of {', '.join(map(str, GAMMAS))}. saeuron took {len(GRID) * len(run['concepts'])}.",
+        f"saemnesia took {spent}, γ of {', '.join(map(str, GAMMAS))}; saeuron took {sought}; once for all concepts.",
         f"SAEuron's published search is {PUBLISHED['SAEuron']} for each concept: percentiles 99.99, 99.995, 99.999 by",
         f"γ of -1, -5, -10, ..., -30. For the {every} concepts here that is {searched}, {searched / spent:.0f} times",
         f"saemnesia's; SAEmnesia's own paper tries {PUBLISHED['SAEmnesia']} values of γ.",

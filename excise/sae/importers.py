@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,6 +23,12 @@ PARAMETERS = {
 }
 """What the published formats call our parameters: SAEuron's and SAEmnesia's (after sparsify), then that of the k-sparse
 autoencoders of SNCE and Concept Steerers, whose decoder is transposed."""
+FOREIGN = {
+    "input_unit_norm": "normalises every vector it reads",
+    "transcode": "predicts another layer",
+    "skip_connection": "adds a linear map of what it reads",
+}
+"""Settings of the published trainers under which an SAE is not what ours is."""
 CONFIGS, WEIGHTS = ("cfg.json", "config.json"), ("sae.safetensors", "state_dict.pth")
 
 
@@ -33,12 +37,18 @@ def read_published(folder: Path) -> TopKSAE:
     `config.json` with `state_dict.pth`, which is read as tensors and nothing else (`weights_only`).
 
     Raises ExciseError where a file is missing or broken, tensors are absent or of other shapes, or the SAE does what
-    ours does not (`input_unit_norm`).
+    ours does not (`FOREIGN`, an activation other than TopK, further weights).
     """
     said = _json(_there(folder, CONFIGS))
-    if said.get("input_unit_norm"):
-        raise ExciseError(f"the SAE in {folder} normalises every vector it reads, which this format cannot say")
+    for key, does in FOREIGN.items():
+        if said.get(key):
+            raise ExciseError(f"the SAE in {folder} {does} ({key}), which ours cannot")
+    if said.get("activation", "topk") != "topk":
+        raise ExciseError(f"the SAE in {folder} has the activation {said['activation']!r}; only topk can be read")
     tensors = _tensors(_there(folder, WEIGHTS))
+    known = {name for names in PARAMETERS.values() for name in names}
+    if more := sorted(name for name, tensor in tensors.items() if tensor.ndim > 1 and name not in known):
+        raise ExciseError(f"the SAE in {folder} has further weights, {more[0]}; it is of another format")
     found: dict[str, Tensor] = {}
     for own, names in PARAMETERS.items():
         name = next((name for name in names if name in tensors), None)
@@ -83,6 +93,6 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         tensors = saved.get("state_dict", saved)
         return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
-    except (OSError, SafetensorError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # bytes that were never a file of that kind make torch raise whatever it stumbles over
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ExciseError(f"cannot read {path} as tensors alone ({reason[:120]}); fetch it again") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from excise.errors import ExciseError
-from excise.sae.importers import read_published
+from excise.sae.importers import FOREIGN, read_published
 
 D, M, K = 6, 20, 3
 
@@ -83,11 +84,35 @@ def test_a_pickle_that_would_run_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert "a pickle ran" not in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_any_broken_bytes_are_one_line(parts: dict[str, Tensor], tmp_path: Path) -> None:
+    folder = k_sparse(tmp_path / "a", parts, nested=False)
+    whole, rng = (folder / "state_dict.pth").read_bytes(), random.Random(0)
+    pickled = pickle.dumps({"encoder.weight": [1.0, 2.0], "k": "three"})
+    said: list[str] = []
+    for n in range(200):
+        data = bytearray(whole if n % 2 else pickled)
+        for _ in range(rng.randint(1, 8)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        (folder / "state_dict.pth").write_bytes(bytes(data[: rng.randint(1, len(data))] if n % 3 == 0 else data))
+        try:
+            read_published(folder)
+        except ExciseError as error:
+            said.append(str(error))
+    assert len(said) > 100
+    assert not any("\n" in line for line in said)
+
+
 def test_what_is_missing_or_odd_is_named(parts: dict[str, Tensor], tmp_path: Path) -> None:
     with pytest.raises(ExciseError, match=r"has no cfg\.json or config\.json"):
         read_published(tmp_path)
-    with pytest.raises(ExciseError, match="normalises every vector"):
-        read_published(sparsify(tmp_path / "unit", parts, input_unit_norm=True))
+    for n, (key, does) in enumerate(FOREIGN.items()):
+        with pytest.raises(ExciseError, match=does):
+            read_published(sparsify(tmp_path / f"foreign-{n}", parts, **{key: True}))
+    with pytest.raises(ExciseError, match="activation 'groupmax'"):
+        read_published(sparsify(tmp_path / "groups", parts, activation="groupmax"))
+    with pytest.raises(ExciseError, match="further weights, W_skip"):
+        read_published(sparsify(tmp_path / "skip", {**parts, "W_skip": torch.zeros(D, D)}))
     with pytest.raises(ExciseError, match=r"has no encoder\.bias or latent_bias"):
         read_published(sparsify(tmp_path / "short", {n: p for n, p in parts.items() if n != "encoder.bias"}))
     with pytest.raises(ExciseError, match=r"W_dec in .* is \(20, 5\), not \(20, 6\)"):
