@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,10 +76,7 @@ def train_on_block(
         groups = _groups(shards.concepts, how.groups)
         taken = list(range(len(shards.concepts))) if init is None else assigned_by_score(init, shards, groups)
         supervision = _supervision(shards.concepts, groups, taken, how, "mean")
-        held = [_samples(shard) for shard in _shards(shards, looked_at)]
-        if held:
-            validation = Samples(torch.cat([s.states for s in held]), torch.cat([s.labels for s in held]))
-            validation = validation[:: -(-len(validation) // LOOKED_AT)]
+        validation = _thinned(shards, looked_at)
     card: dict[str, Any] = {
         "site": asdict(shards.site),
         "corpus": f"{shards.pictures} pictures, {len(shards.timesteps)} steps each, conditional branch",
@@ -210,6 +208,23 @@ def _split(shards: BlockShards, share: float) -> tuple[range, range]:
 def _shards(shards: BlockShards, wanted: range) -> Iterator[BlockShard]:
     chosen = [shards.files[n] for n in wanted]
     yield from BlockShards(shards.folder, shards.site, shards.concepts, shards.timesteps, 0, tuple(chosen))
+
+
+def _thinned(shards: BlockShards, wanted: range) -> Samples | None:
+    """At most LOOKED_AT samples, evenly from the wanted shards and from all steps; only one shard is held at a time."""
+    steps = len(shards.timesteps)
+    count = sum(len(shard.labels) for shard in _shards(shards, wanted)) * steps
+    # A stride that has a divisor in common with the number of steps would pass some steps by.
+    stride = -(-count // LOOKED_AT)
+    while math.gcd(stride, steps) > 1:
+        stride += 1
+    states, labels, first = [], [], 0
+    for shard in _shards(shards, wanted):
+        some = _samples(shard)[first::stride]
+        states.append(some.states.clone())
+        labels.append(some.labels)
+        first = (first - len(shard.labels) * steps) % stride
+    return Samples(torch.cat(states), torch.cat(labels)) if states else None
 
 
 def _samples(shard: BlockShard) -> Samples:

@@ -92,7 +92,7 @@ class State:
                 f"give the same settings to go on with it, or {again}"
             )
         if state["features"] != features:
-            raise ExciseError(f"an unfinished training on other features is there; {again}")
+            raise ExciseError(f"an unfinished training on other features or labels is there; {again}")
 
     def _take(self, tensors: dict[str, Tensor]) -> None:
         device = self.idle.device

@@ -99,9 +99,8 @@ def train(
     unit = math.sqrt(statistics.variance) if config.units == "variance" else 1.0
     window = min(config.dead_after, statistics.vectors)
 
-    if supervision is not None:
-        _check_labels(source, supervision, shape.m)
-    digest = _digest(statistics, supervision, init)
+    asked = b"" if supervision is None else _labels_digest(source, supervision, shape.m, validation)
+    digest = _digest(statistics, supervision, init, asked)
     state = _start(shape, config, statistics, unit, torch.device(device), init)
     resumed = state.restore(work / "checkpoint", config, digest)
     _open_log(work / LOG, state.step if resumed else 0)
@@ -176,23 +175,32 @@ def learning_rate(config: TrainConfig, done: int, steps: int) -> float:
     return config.lr * min(1.0, (steps - done) / falling) if falling else config.lr
 
 
-def _check_labels(source: Source, supervision: Supervision, m: int) -> None:
-    there = None
+def _labels_digest(source: Source, supervision: Supervision, m: int, validation: Samples | None) -> bytes:
+    """Of the labels, and of the samples that early stopping looks at. Raises ExciseError where a concept is in none."""
+    own, there = hashlib.sha256(), None
     for labels in source.labels():
+        own.update(_bytes(labels))
         there = labels.any(0) if there is None else there | labels.any(0)
     if there is None:
         raise ExciseError("supervision needs Samples with labels, not bare vectors")
     supervision.check_labels(there[None], m)
+    for part in (validation.states, validation.labels) if validation is not None else ():
+        own.update(_bytes(part))
+    return own.digest()
 
 
-def _digest(statistics: Statistics, supervision: Supervision | None, init: TopKSAE | None) -> str:
+def _digest(statistics: Statistics, supervision: Supervision | None, init: TopKSAE | None, asked: bytes) -> str:
     """Tells one training from another, besides its config."""
-    own = hashlib.sha256(statistics.digest().encode())
+    own = hashlib.sha256(statistics.digest().encode() + asked)
     if supervision is not None:
         own.update(json.dumps(supervision.to_json()).encode())
     for tensor in init.state_dict().values() if init is not None else ():
-        own.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        own.update(_bytes(tensor))
     return own.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _scaled(batch: S, unit: float, device: torch.device | str) -> S:

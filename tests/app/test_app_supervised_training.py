@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from excise.app import supervised_training
 from excise.app.supervised_training import (
     Labels,
     assigned_by_score,
@@ -65,6 +66,23 @@ def test_scores_of_concepts_by_hand(shards: BlockShards, tmp_path: Path) -> None
     for c in range(len(CONCEPTS)):
         own, others = (dense[rows].mean((0, 2)) for rows in (labels[:, c], ~labels[:, c]))
         torch.testing.assert_close(made[c], score(own, others))
+
+
+@pytest.mark.parametrize("most", [5, 8, 16, 512])
+def test_early_stopping_looks_at_all_steps(shards: BlockShards, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Every n-th picture at a step, across shards, n such that no step is passed by."""
+    monkeypatch.setattr(supervised_training, "LOOKED_AT", most)
+    wanted = range(1, len(shards.files))
+    made = supervised_training._thinned(shards, wanted)
+    assert made is not None
+    parts = [part for n, part in enumerate(shards) if n in wanted]
+    states = torch.cat([part.states.flatten(0, 1) for part in parts])
+    labels = torch.cat([part.labels.repeat_interleave(2, 0) for part in parts])
+    stride = {5: 5, 8: 3, 16: 3, 512: 1}[most]
+    assert torch.equal(made.states, states[::stride])
+    assert torch.equal(made.labels, labels[::stride])
+    assert len(made) <= most
+    assert {n % 2 for n in range(0, len(states), stride)} == {0, 1}
 
 
 def test_text_states_are_supervised_by_their_loudest(tiny_pipe: Any, tiny_site: Any, tmp_path: Path) -> None:

@@ -110,6 +110,26 @@ def test_an_interrupted_supervised_training_goes_on_to_the_same_bits(tmp_path: P
     assert log[-1]["association"] < log[0]["association"]
 
 
+@pytest.mark.parametrize("corrected", ["labels", "validation"])
+def test_a_training_does_not_go_on_with_other_labels(tmp_path: Path, corrected: str) -> None:
+    config = replace(CONFIG, tokens=6_000, log_every=5, checkpoint_every=5)
+
+    def run(labels: Samples, validation: Samples, **options: Any) -> None:
+        train(labels, config, tmp_path / "sae", supervision=SUPERVISION, validation=validation, **options)
+
+    def stop(line: Any) -> None:
+        if line.step == 10:
+            raise KeyboardInterrupt
+
+    right, wrong = [planted(300, 1), planted(60, 4)], []
+    with pytest.raises(KeyboardInterrupt):
+        run(*right, progress=stop)
+    for name, samples in zip(("labels", "validation"), right, strict=True):
+        wrong.append(Samples(samples.states, samples.labels.roll(1, 0)) if name == corrected else samples)
+    with pytest.raises(ExciseError, match="other"):
+        run(*wrong)
+
+
 def test_samples_without_supervision_train_as_their_vectors_do(tmp_path: Path) -> None:
     config = replace(CONFIG, tokens=4000)
     assert train(planted(300, 1), config, tmp_path / "sae").config.d == WIDTH
