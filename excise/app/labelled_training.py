@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from excise.app.supervised_training import Labels, train_on_block
 from excise.concepts import read_labelled, read_prompts
 from excise.errors import ExciseError
-from excise.sae import Progress, TopKSAE, TrainConfig, check_out
+from excise.sae import Progress, TopKSAE, TrainConfig, check_out, load
 from excise.sites import Site
 from excise.sites.block_shards import Labelled, capture_blocks_to
 
@@ -27,7 +29,9 @@ def labelled_prompts(
 ) -> tuple[list[Labelled], tuple[tuple[str, ...], ...]]:
     """The prompts of a file with their labels, and the labels of each column, which are a macro-group.
 
-    Without columns nothing is labelled. Raises ExciseError as `read_prompts` and `read_labelled`.
+    In an order drawn by lot, always the same: those that early stopping looks at must not all show one concept. Without
+    columns nothing is labelled.
+    Raises ExciseError as `read_prompts` and `read_labelled`, and for a label in two columns.
     """
     if not columns:
         return [Labelled(text, ()) for text in read_prompts(path, prompt)], ()
@@ -37,6 +41,10 @@ def labelled_prompts(
     groups = tuple(_distinct(label for _, labels in rows for label in labels[name]) for name in columns)
     if empty := [name for name, group in zip(columns, groups, strict=True) if not group]:
         raise ExciseError(f"column '{empty[0]}' of {path} holds no label; fill it, or leave --label {empty[0]} out")
+    named = Counter(label for group in groups for label in group)
+    if twice := [label for label, count in named.items() if count > 1]:
+        raise ExciseError(f"'{twice[0]}' is a label in two columns of {path}; a neuron can be one's alone: rename one")
+    random.Random(CAPTIONS_SEED).shuffle(rows)
     return [
         Labelled(text, _distinct(label for own in labels.values() for label in own)) for text, labels in rows
     ], groups
@@ -108,6 +116,9 @@ def train_block_sae(
     and `train_on_block` do.
     """
     check_out(out)
+    # What cannot be trained is refused before an hour of drawing, not after it.
+    if how.start and (has := load(Path(how.start)).config) != (wanted := config.sae(site.width)):
+        raise ExciseError(f"the SAE to go on from is {has}, the settings give {wanted}")
     folder = features or out.with_name(out.name + ".features")
     drawn: dict[str, Any] = {"steps": steps, "seed": FIRST_SEED, "options": options}
     shards = capture_blocks_to(folder, pipe, site, prompts, how.concepts, **drawn, progress=captured)

@@ -38,7 +38,7 @@ class Labels:
     start: str = ""
     """Folder of an SAE to fine-tune; empty: from scratch."""
     validation: float = 0.1
-    """Share of the pictures that early stopping looks at, the last ones."""
+    """Share of the pictures or prompts that early stopping looks at; nothing is learnt from them."""
 
     @property
     def concepts(self) -> tuple[str, ...]:
