@@ -92,7 +92,7 @@ def main() -> None:
     for part in filter(None, options.parts.split(",")):
         told[part] = PARTS[part](options.work, options.out)
         write_atomic(options.out, json.dumps(told, indent=1) + "\n")
-        write_atomic(options.out.with_suffix(".md"), page(told))
+    write_atomic(options.out.with_suffix(".md"), page(told))
     print(page(told))
 
 
@@ -375,7 +375,7 @@ def _canvas_page(run: Mapping[str, Any], distance: Mapping[str, Any]) -> list[st
             cells += [own["ua"], *(own[key] / _mean(base, some, key) for key in ("ira", "cra"))]
         figures, paid = found["figures"], found["cost"]
         rest = [f"{100 * figures[key]['value']:.1f}" for key in ("identical", "mixed")]
-        far = "n/a" if label not in distance else f"{distance[label]:.3g}"
+        far = "n/a" if label not in distance else f"{round(distance[label], 4):g}"
         rest += ["0" if label == "none" else far, f"{(paid['bytes'] or 0) / 1000:.1f}"]
         rest.append(f"{paid['erase_seconds'] or 0:.0f}")
         shown = [f"{100 * cell:.1f}" for cell in (*cells, statistics.fmean(cells))]
