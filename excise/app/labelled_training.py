@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections import Counter
@@ -11,10 +12,11 @@ from typing import Any
 
 from excise.app.supervised_training import Labels, train_on_block
 from excise.concepts import read_labelled, read_prompts
+from excise.erasers import made_for
 from excise.errors import ExciseError
 from excise.sae import Progress, TopKSAE, TrainConfig, check_out, load
 from excise.sites import Site
-from excise.sites.block_shards import Labelled, capture_blocks_to
+from excise.sites.block_shards import Labelled, capture_blocks_to, label_table
 
 BLOCK = TrainConfig(expansion=8, k=16, lr=2e-3, batch=2048, tokens=6_000_000, decay=0.2)
 """How the bundled SAEs of the denoiser are trained."""
@@ -119,12 +121,26 @@ def train_block_sae(
     # What cannot be trained is refused before an hour of drawing, not after it.
     if how.start and (has := load(Path(how.start)).config) != (wanted := config.sae(site.width)):
         raise ExciseError(f"the SAE to go on from is {has}, the settings give {wanted}")
+    if how.supervised:
+        shown = label_table(prompts, how.concepts).sum(0).tolist()
+        if odd := [name for name, count in zip(how.concepts, shown, strict=True) if not 0 < count < len(prompts)]:
+            raise ExciseError(f"no prompt, or every one, shows {odd[0]!r}; a neuron is learnt from the difference")
     folder = features or out.with_name(out.name + ".features")
-    drawn: dict[str, Any] = {"steps": steps, "seed": FIRST_SEED, "options": options}
+    drawn: dict[str, Any] = {"steps": steps, "seed": FIRST_SEED, "options": options, "made_by": _drawn_by(pipe, site)}
     shards = capture_blocks_to(folder, pipe, site, prompts, how.concepts, **drawn, progress=captured)
     made = train_on_block(shards, out, config, how, progress=progress, device=device)
     if features is None:
         shutil.rmtree(folder, ignore_errors=True)
+    return made
+
+
+def _drawn_by(pipe: Any, site: Site) -> dict[str, Any]:
+    """What pictures depend on beside prompts and seeds: weights, tokenizers and the sampler."""
+    scheduler = getattr(pipe, "scheduler", None)
+    sampler = {"class": type(scheduler).__name__, "config": dict(getattr(scheduler, "config", {}))}
+    made: dict[str, Any] = json.loads(
+        json.dumps({**made_for(pipe, [site.component]), "scheduler": sampler}, default=str)
+    )
     return made
 
 

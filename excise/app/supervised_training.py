@@ -16,6 +16,7 @@ from excise.sae import Progress, Samples, Supervision, TopKSAE, TrainConfig, loa
 from excise.sae.supervised import Negatives, Pooling
 from excise.sites import Site, capture
 from excise.sites.block_shards import BlockShard, BlockShards, Labelled, label_table
+from excise.sites.shards import narrowed
 
 LOOKED_AT = 512
 """Samples, a picture at a step each, that early stopping looks at."""
@@ -115,7 +116,7 @@ def train_on_text(
     """
     labels = label_table([*prompts, *(Labelled(text, ()) for text in others)], concepts)
     texts = [*(p.prompt for p in prompts), *others]
-    states = torch.cat([batch.states[site].half().cpu() for batch in capture(pipe, [site], texts)])
+    states = _as_one([narrowed(batch.states[site]) for batch in capture(pipe, [site], texts)])
     held = int(how.validation * len(prompts)) if how.supervised else 0
     init = load(Path(how.start)) if how.start else None
     supervision = None
@@ -135,6 +136,14 @@ def train_on_text(
         progress=progress,
         device=device,
     )
+
+
+def _as_one(batches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`[P, T, d]` of batches `[n, T', d]` that may be padded to their own longest prompt: shorter ones' last state is
+    repeated, which changes no maximum over a prompt."""
+    longest = max(batch.shape[1] for batch in batches)
+    short = (longest - batch.shape[1] for batch in batches)
+    return torch.cat([torch.cat([b, b[:, -1:].expand(-1, n, -1)], 1) for b, n in zip(batches, short, strict=True)])
 
 
 def assigned_by_score(sae: TopKSAE, shards: BlockShards, groups: Sequence[int]) -> list[int]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -28,8 +29,18 @@ BLOCK_CHOICES: dict[str, tuple[str, ...]] = {"codes": get_args(BlockGate), "step
 
 
 def ablated(codes: Tensor, level: Tensor, gate: Tensor, gamma: float) -> Tensor:
-    """z_i ← γ μ_i(t, D_c) z_i where z_i > gate_i, else z_i: codes `[..., k]`, `level` μ and `gate` `[k]`."""
+    """z_i ← γ μ_i(t, D_c) z_i where z_i > gate_i, else z_i: codes `[..., k]`, `level` μ and `gate` `[..., k]`."""
     return torch.where(codes > gate, gamma * level * codes, codes)
+
+
+class Moment(NamedTuple):
+    """A run of a denoiser."""
+
+    timesteps: tuple[float, ...]
+    """Of every picture of the batch, or one for all of them."""
+    drawing: bool = True
+    """Whether a picture is being drawn by it; where not (training, an attack by gradients) timesteps come as they
+    like, none of them after another."""
 
 
 class Opened:
@@ -39,36 +50,60 @@ class Opened:
     style that nobody asked for can be as loud as one that was.
     """
 
+    MOST_RUNS = 1024
+    """At one timestep: with more of them it is a timestep that drawings begin and end at."""
+
     def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
         """Another picture is about to be drawn."""
-        self._masks: list[Tensor] = []
+        self._masks: dict[tuple[int, int], Tensor] = {}
+        self._at_first: Counter[int] = Counter()
+        self._runs: Counter[int] = Counter()
         self._first = self._now = math.inf
-        self._run = 0
 
     def joined(self, mask: Tensor, timestep: float) -> Tensor:
         """`mask` `[B, k]` of this step, or'ed with that of the same pictures at the step before.
 
         A timestep above the last one begins another drawing too. Where a denoiser runs several times a step (branches
-        of guidance, tiles), each run goes on from its own.
+        of guidance, tiles), each run goes on from its own: the n-th of its batch size.
         """
-        if timestep > self._now:
+        if timestep > self._now or self._runs.total() >= self.MOST_RUNS:
             self.begin()
-        self._run = self._run + 1 if timestep == self._now else 0
-        self._now = timestep
+        if timestep != self._now:
+            self._runs.clear()
         if not self._masks:
             self._first = timestep
+        self._now = timestep
+        size = len(mask)
+        run = self._runs[size]
+        self._runs[size] += 1
         if timestep == self._first:
-            self._masks.append(mask)
+            self._at_first[size] += 1
+            self._masks[size, run] = mask
             return mask
-        # A sampler may take one timestep twice (PNDM): then there are more runs than at the first.
-        at = min(self._run, len(self._masks) - 1)
-        if self._masks[at].shape == mask.shape:
-            mask = mask | self._masks[at]
-        self._masks[at] = mask
-        return mask
+        if size in self._at_first:
+            # A sampler may take one timestep twice (PNDM, Heun): then the runs begin anew.
+            run %= self._at_first[size]
+            self._masks[size, run] = mask = mask | self._masks[size, run]
+            return mask
+        return self._of_another_size(mask, run)
+
+    def _of_another_size(self, mask: Tensor, run: int) -> Tensor:
+        """`mask` of a run whose batch had another size at the first step.
+
+        Half of it: the unconditional pictures, which come first, are left out from this step on, or for this one run
+        (guidance switched off midway; SD 3's skip-layer guidance). Any other change: what was open anywhere is.
+        """
+        size = len(mask)
+        if 2 * size in self._at_first:
+            its = 2 * size, run % self._at_first[2 * size]
+            whole = self._masks[its]
+            mask = mask | whole[size:]
+            self._masks[its] = torch.cat([whole[:size], mask])
+            return mask
+        return mask | torch.cat(list(self._masks.values())).any(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,13 +165,14 @@ class BlockEdit(Rows):
         """Whether the whole SAE must be given when attaching."""
         return self.codes == "topk" or self.compat
 
-    def step_of(self, timestep: float) -> int:
-        """The row of the tables that counts at `timestep`. Raises ExciseError where none does (steps="exact")."""
+    def step_of(self, timestep: float, drawing: bool = True) -> int:
+        """The row of the tables that counts at `timestep`. Raises ExciseError where none does (steps="exact"), unless
+        it is no drawing's."""
         known = self.timesteps.tolist()
         falling = [-t for t in known]
         at = bisect_left(falling, -timestep)
         near = min((n for n in (at - 1, at) if 0 <= n < len(known)), key=lambda n: abs(known[n] - timestep))
-        if self.steps == "exact" and abs(known[near] - timestep) > 1e-3 * max(1.0, abs(timestep)):
+        if drawing and self.steps == "exact" and abs(known[near] - timestep) > 1e-3 * max(1.0, abs(timestep)):
             raise ExciseError(
                 f"timestep {timestep:g} is none of the {len(known)} that {self.site.key} was measured at; draw with "
                 f'{len(known)} steps and the same scheduler, or fit the eraser with steps="nearest"'
@@ -144,10 +180,11 @@ class BlockEdit(Rows):
         return near
 
     def read(
-        self, x: Tensor, step: int, sae: Any | None = None, opened: Callable[[Tensor], Tensor] | None = None
+        self, x: Tensor, steps: list[int], sae: Any | None = None, opened: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """z `[B, N, k]` of patches `x` `[B, N, d]`, float32 or better. `opened` may turn the mask `[B, k]` of pictures
-        that open at this step (codes="whole") into that of all that are open.
+        """z `[B, N, k]` of patches `x` `[B, N, d]`, float32 or better, at the tables' rows `steps`, of every picture or
+        one for all. `opened` may turn the mask `[B, k]` of pictures that open at this step (codes="whole") into that of
+        all that are open.
 
         Raises ExciseError where the width is another, or the SAE is missing.
         """
@@ -159,9 +196,9 @@ class BlockEdit(Rows):
             z = topk_codes(values, indices, self.indices.to(indices.device))
             return z.reshape(*x.shape[:2], -1).to(x.device, dtype)
         preacts = preactivations(x.to(dtype), self.W_enc.to(dtype), self.b_enc.to(dtype), self.b_pre.to(dtype))
-        cut = self.cut[step].to(preacts).clamp(min=0)
+        cut = self.cut[steps].to(preacts).clamp(min=0)
         if self.codes == "threshold":
-            return threshold_codes(preacts, cut)
+            return threshold_codes(preacts, cut[:, None])
         z = preacts.clamp(min=0)
         mask = z.mean(1) > cut
         mask = mask if opened is None else opened(mask)
@@ -172,7 +209,7 @@ class BlockEdit(Rows):
         x: Tensor,
         strength: float = 1.0,
         *,
-        timestep: float,
+        moment: Moment,
         sae: Any | None = None,
         opened: Opened | None = None,
     ) -> Tensor | None:
@@ -181,12 +218,19 @@ class BlockEdit(Rows):
         strength · Σ_i (z_i - z'_i) W_dec[i], z' as `ablated` gives it: the SAE's own error stays in x. Patches in which
         no edited neuron is above its gate are left alone, bit for bit. `opened` remembers pictures from step to step.
         """
-        step = self.step_of(timestep)
-        if strength == 0 or not (self.compat or bool(self.gate[step].isfinite().any())):
+        timesteps, drawing = moment
+        if len(timesteps) not in (1, len(x)):
+            raise ExciseError(
+                f"the denoiser was told {len(timesteps)} timesteps for {len(x)} pictures; tell it one each"
+            )
+        steps = [self.step_of(timestep, drawing) for timestep in timesteps]
+        if strength == 0 or not (self.compat or bool(self.gate[steps].isfinite().any())):
             return None
+        latch = None if opened is None or not drawing else lambda mask: opened.joined(mask, timesteps[0])
         with torch.autocast(x.device.type, enabled=False):
-            z = self.read(x, step, sae, None if opened is None else lambda mask: opened.joined(mask, timestep))
-            turned = ablated(z, self.level[step].to(z), self.gate[step].to(z), self.gamma)
+            z = self.read(x, steps, sae, latch)
+            level, gate = (table[steps][:, None].to(z) for table in (self.level, self.gate))
+            turned = ablated(z, level, gate, self.gamma)
             delta = (strength * (z - turned)) @ self.W_dec.to(z.dtype)
             if self.compat:
                 whole = self._whole(sae)

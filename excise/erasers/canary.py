@@ -8,10 +8,12 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from excise.erasers.hooks import Passage, install, remove
 from excise.erasers.ledger import Ledger
+from excise.errors import ExciseError
 from excise.sites.blocks import denoiser_of
 from excise.sites.encoding import Enough, encode_prompt, tensors_of
 
@@ -27,7 +29,11 @@ def what_denoiser_reads(pipe: Any, prompt: str) -> list[Tensor]:
 
 
 def what_denoiser_predicts(pipe: Any, prompt: str, steps: int) -> list[Tensor]:
-    """What the first denoiser gives at every step of the first half of a picture of `prompt`, always the same one."""
+    """What the first denoiser gives at every step of the first half of a picture of `prompt`, always the same one; of
+    a grey picture made over, where the pipeline starts from one.
+
+    Raises ExciseError where the pipeline wants something else beside a prompt.
+    """
     denoiser, peek = denoiser_of(pipe)[1], _Peek(steps // 2 + steps % 2)
     install(denoiser, peek)
     shown = getattr(pipe, "_progress_bar_config", {})
@@ -35,11 +41,35 @@ def what_denoiser_predicts(pipe: Any, prompt: str, steps: int) -> list[Tensor]:
     try:
         with suppress(Enough):
             generator = torch.Generator().manual_seed(0)
-            pipe(prompt, num_inference_steps=steps, generator=generator, output_type="latent")
+            how = {"num_inference_steps": steps, "generator": generator, "output_type": "latent"}
+            pipe(prompt=prompt, **how, **_blank(pipe))
+    except (TypeError, ValueError) as error:
+        raise ExciseError(
+            f"{type(pipe).__name__} cannot draw an eraser's canary prompt ({error}); attach it to the text-to-image "
+            "pipeline of the same components, before this one is used"
+        ) from error
     finally:
         remove(denoiser, peek)
         pipe._progress_bar_config = shown
     return peek.made
+
+
+def _blank(pipe: Any) -> dict[str, Any]:
+    """Grey pictures for all that a pipeline wants to see beside the prompt, made over from pure noise on."""
+    takes = inspect.signature(pipe.__call__).parameters
+    config: Any = getattr(denoiser_of(pipe)[1], "config", {})
+    side = config.get("sample_size") or 64
+    size = (side if isinstance(side, int) else max(side)) * getattr(pipe, "vae_scale_factor", 8)
+    given: dict[str, Any] = {
+        name: Image.new(mode, (size, size), grey)
+        for name, mode, grey in (
+            ("image", "RGB", 0x808080),
+            ("control_image", "RGB", 0x808080),
+            ("mask_image", "L", 255),
+        )
+        if name in takes
+    }
+    return {**given, "strength": 1.0} if given and "strength" in takes else given
 
 
 class _Peek(Passage):

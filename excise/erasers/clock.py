@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from excise.erasers.block import BlockEdit, Opened
+from excise.erasers.block import BlockEdit, Moment, Opened
 from excise.erasers.guard import is_muted
 from excise.erasers.hooks import EditHook, Edits, Passage, Watch, found_on, install, remove
 from excise.errors import EraserDidNotFire, ExciseError
@@ -38,7 +38,7 @@ class BlockHook(EditHook):
         if not hasattr(self._here, "opened"):  # another pipeline's, whose prompts nobody told of
             self.begin()
         known = {"sae": attachment.sae, "opened": self._here.opened}
-        return self.moved.delta(state, attachment.strength, timestep=self.clock.now, **known)
+        return self.moved.delta(state, attachment.strength, moment=self.clock.now, **known)
 
 
 def put(attachment: Attachment, edit: BlockEdit) -> tuple[BlockHook, Callable[[], None]]:
@@ -90,12 +90,12 @@ class Clock(Watch):
             remove(denoiser, self)
 
     @property
-    def now(self) -> float:
-        """The timestep of the denoiser's run in this thread. Raises ExciseError outside of one."""
-        timestep: float | None = getattr(self._here, "timestep", None)
-        if timestep is None:
+    def now(self) -> Moment:
+        """The denoiser's run in this thread. Raises ExciseError outside of one."""
+        moment: Moment | None = getattr(self._here, "moment", None)
+        if moment is None:
             raise ExciseError("a block of the denoiser ran by itself; its edit needs the timestep of a whole run")
-        return timestep
+        return moment
 
     def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().arrive(module, args, kwargs)
@@ -117,13 +117,17 @@ class Clock(Watch):
         self.check()
 
     def passed(self, state: Tensor) -> Tensor:
-        self._here.timestep = float(state.flatten()[0])
+        # Of pictures whose parts have each their own (the given frame of a video has 0), the highest counts.
+        timesteps = tuple(state.reshape(len(state) if state.ndim else 1, -1).amax(1).tolist())
+        same = len(set(timesteps)) == 1
+        # No pipeline keeps gradients: nothing is drawn by a run that does.
+        self._here.moment = Moment(timesteps[:1] if same else timesteps, same and not torch.is_grad_enabled())
         self._here.before = {id(hook): hook.runs for hook in self.hooks}
         return state
 
     def check(self) -> None:
         """Raises EraserDidNotFire where a block that is edited did not run since the denoiser began to."""
-        self._here.timestep = None
+        self._here.moment = None
         for hook in self.hooks:
             attachment = hook.attachment
             ran = hook.runs > self._here.before.get(id(hook), hook.runs)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from excise.errors import ExciseError
 from excise.sites.site import Site
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ROWS = ("indices", "W_enc", "b_enc", "b_pre", "W_dec")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.sites.blocks import capture_blocks
-from excise.sites.shards import read_shard, write_shard
+from excise.sites.shards import narrowed, read_shard, write_shard
 from excise.sites.site import Site
 
 SCHEMA = "excise.blocks/1"
@@ -45,7 +45,7 @@ class BlockShard:
     """A batch of pictures: their patches at every step, and their labels."""
 
     states: Tensor
-    """`[n, S, N, C]`, in the dtype they were kept in."""
+    """`[n, S, N, C]`, in the dtype they were kept in; in a wider one where a value is beyond that."""
     labels: Tensor
     """`[n, concepts]` bool."""
 
@@ -81,13 +81,16 @@ def capture_blocks_to(
     batch_size: int = 32,
     options: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float16,
+    made_by: Mapping[str, Any] | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> BlockShards:
     """Draw every prompt, the n-th from seed + n, and write the block's patches at every step with the labels.
 
     Shards are written as they are drawn, one a batch; called again with the same arguments it goes on where it was
-    interrupted, and a finished folder is read back. Raises ExciseError for a label that is none of `concepts`, a folder
-    of other features, or where the disk refuses.
+    interrupted, and a finished folder is read back. `made_by` says, as json, which model it is: another one's features
+    are not gone on with.
+
+    Raises ExciseError for a label that is none of `concepts`, a folder of other features, or where the disk refuses.
     """
     if not prompts:
         raise ExciseError("there are no prompts to draw; check the prompts file")
@@ -101,6 +104,7 @@ def capture_blocks_to(
         "batch_size": batch_size,
         "options": dict(options or {}),
         "dtype": str(dtype),
+        "made_by": dict(made_by or {}),
         "prompts": len(prompts),
         "prompts_sha256": hashlib.sha256(json.dumps([asdict(p) for p in prompts]).encode()).hexdigest(),
     }
@@ -110,7 +114,7 @@ def capture_blocks_to(
     parts: list[Tensor] = []
     stream = capture_blocks(pipe, site, texts, seeds=numbers, steps=steps, batch_size=batch_size, options=options)
     for patches in stream:
-        parts.append(patches.states.to("cpu", dtype))
+        parts.append(narrowed(patches.states, dtype))
         done["timesteps"] = [*done["timesteps"][: patches.step], patches.timestep]
         if len(parts) < steps:
             continue

@@ -89,13 +89,18 @@ def capture_blocks(
     `wanted` are the steps to give, all of them by default; drawing stops after the last. `options` go to the pipeline
     (`guidance_scale`, `height`, ...). One batch's patches are held at a time, however many prompts there are. The same
     arguments give the same bits. Raises ExciseError for an unknown block, steps that are none of those drawn, fewer
-    seeds than prompts, or a pipeline that encodes both branches of guidance in separate runs.
+    seeds than prompts, or a pipeline that starts from a picture, whose scheduler has more timesteps than steps, or that
+    encodes both branches of guidance in separate runs.
     """
     chosen = sorted(set(range(steps) if wanted is None else wanted))
     if not chosen or not 0 <= chosen[0] <= chosen[-1] < steps:
         raise ExciseError(f"steps {chosen} are not among the {steps} that are drawn")
     _, denoiser = denoiser_of(pipe, site.component)
     block = module_at(pipe, site)
+    if "image" in inspect.signature(pipe.__call__).parameters:
+        raise ExciseError(
+            f"{type(pipe).__name__} starts from a picture; capture with the text-to-image pipeline of its components"
+        )
     stream, numbers = iter(prompts), iter(seeds)
     first = 0
     while batch := list(islice(stream, batch_size)):
@@ -126,6 +131,11 @@ def _drawn(
 
     def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         now = float(timestep_of(module, args, kwargs)[1].flatten()[0])
+        if not told and (known := len(set(map(float, getattr(pipe.scheduler, "timesteps", ()))))) > steps:
+            raise ExciseError(
+                f"{type(pipe.scheduler).__name__} asks the denoiser at {known} timesteps in {steps} steps; use a "
+                "scheduler that asks at one a step"
+            )
         if not told or now != told[-1]:
             told.append(now)
         elif [float(t) for t in pipe.scheduler.timesteps].count(now) < 2:  # PNDM has one of its timesteps twice

@@ -6,12 +6,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from excise.errors import ExciseError
 from excise.files import sha256, write_atomic
+
+
+def narrowed(states: Tensor, dtype: torch.dtype = torch.float16) -> Tensor:
+    """`states` on the processor in `dtype`, in which features are kept; as they are where a value is beyond it."""
+    narrow = states.to("cpu", dtype)
+    return narrow if bool(torch.isfinite(narrow).all()) else states.cpu()
 
 
 def write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> tuple[str, str]:

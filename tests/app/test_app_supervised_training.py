@@ -94,6 +94,14 @@ def test_text_states_are_supervised_by_their_loudest(tiny_pipe: Any, tiny_site: 
     assert told["corpus"] == "24 labelled prompts and 2 others"
 
 
+def test_prompts_padded_to_the_longest_of_their_batch_are_evened() -> None:
+    short, long = torch.randn(2, 3, 4), torch.randn(1, 5, 4)
+    made = supervised_training._as_one([short, long])
+    assert torch.equal(made[:2, :3], short)
+    assert torch.equal(made[:2, 3:], short[:, -1:].expand(-1, 2, -1))
+    assert torch.equal(made[2:], long)
+
+
 def test_fine_tuning_on_text_takes_the_neurons_that_score(tiny_pipe: Any, tiny_site: Any, tmp_path: Path) -> None:
     sae = TopKSAE(SAEConfig(tiny_site.width, 2 * tiny_site.width, 4), seed=3)
     save(sae, tmp_path / "plain", {})

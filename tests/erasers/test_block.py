@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from excise.bench.attacks.prefix import PrefixConfig, prefix_attack
+from excise.bench.attacks.ring_a_bell import vocabulary
 from excise.erasers import BlockEdit, Eraser, made_for, verify
-from excise.erasers.block import Opened
+from excise.erasers.block import Moment, Opened
 from excise.erasers.verbs import encode
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.sae import SAEConfig, TopKSAE
@@ -59,7 +62,9 @@ def edit(tiny_pipe: Any, drawn: list[Any], sae: TopKSAE) -> BlockEdit:
 
 @pytest.fixture
 def eraser(tiny_pipe: Any, edit: BlockEdit) -> Eraser:
-    tables = {"level": torch.full((STEPS, 2), 5.0), "gate": torch.zeros(STEPS, 2), "cut": torch.zeros(STEPS, 2)}
+    """At levels, gates and thresholds of their own at every step."""
+    rising = torch.arange(float(STEPS))[:, None] + torch.tensor([[0.0, 0.5]])
+    tables = {"level": 2 + rising, "gate": rising / 20, "cut": rising / 50}
     origin = made_for(tiny_pipe, ["unet"])
     return Eraser((replace(edit, **tables),), "gun-block", "gun", ("gun",), origin, canary=(PROMPT,), method="saeuron")
 
@@ -100,7 +105,7 @@ def test_the_edit_is_the_papers_formula(
 ) -> None:
     own = replace(edit, codes=codes, compat=compat, gamma=-1.5)
     x = drawn[step].states[:, :6]
-    delta = own.delta(x, 0.7, timestep=drawn[step].timestep, sae=sae)
+    delta = own.delta(x, 0.7, moment=Moment((drawn[step].timestep,)), sae=sae)
     assert delta is not None
     torch.testing.assert_close((x - delta).double(), by_hand(own, sae, x, step, 0.7), atol=2e-5, rtol=1e-5)
 
@@ -108,17 +113,17 @@ def test_the_edit_is_the_papers_formula(
 def test_what_was_published_changes_states_that_it_does_not_edit(edit: BlockEdit, sae: TopKSAE, drawn: Any) -> None:
     """The sign of the error term: 2 x̂ - x instead of x where no neuron is above its gate."""
     x, closed = drawn[0].states, torch.full_like(edit.gate, math.inf)
-    assert replace(edit, gate=closed).delta(x, timestep=drawn[0].timestep) is None
-    delta = replace(edit, gate=closed, compat=True).delta(x, timestep=drawn[0].timestep, sae=sae)
+    assert replace(edit, gate=closed).delta(x, moment=Moment((drawn[0].timestep,))) is None
+    delta = replace(edit, gate=closed, compat=True).delta(x, moment=Moment((drawn[0].timestep,)), sae=sae)
     assert delta is not None
     torch.testing.assert_close(x - delta, (2 * sae(x).reconstruction - x).detach())
 
 
 def test_patches_below_the_gate_keep_their_bits(edit: BlockEdit, drawn: Any) -> None:
     x = drawn[1].states
-    z = edit.read(x, 1)
+    z = edit.read(x, [1])
     high = replace(edit, gate=z.amax((0, 1)).expand(STEPS, -1) * torch.tensor([0.5, 2.0]))
-    delta = high.delta(x, timestep=drawn[1].timestep)
+    delta = high.delta(x, moment=Moment((drawn[1].timestep,)))
     assert delta is not None
     above = (z > high.gate[1]).any(-1)
     assert bool(above.any())
@@ -143,30 +148,56 @@ def test_an_attached_eraser_edits_and_a_detached_one_leaves_no_trace(tiny_pipe: 
 
 
 def test_a_live_edit_is_the_formula_at_every_step(tiny_pipe: Any, eraser: Eraser) -> None:
-    """The block's output under the eraser is its output without, less the edit's delta; both halves of the batch."""
+    """The block's output under the eraser is its own less the edit's delta, with that step's levels; both halves."""
     (edit,) = eraser.edits
     assert isinstance(edit, BlockEdit)
-    block, seen = tiny_pipe.unet.get_submodule(edit.site.path), []
-    inner = block.transformer_blocks[-1]
+    block, given, made = tiny_pipe.unet.get_submodule(edit.site.path), [], []
     with eraser.attach(tiny_pipe):
-        inside = inner.register_forward_hook(lambda *run: seen.append("inside"))
-        outside = block.register_forward_hook(lambda m, a, output: seen.append(output[0].clone()))
+        before = block.register_forward_pre_hook(lambda m, *run: given.append(run), with_kwargs=True)
+        after = block.register_forward_hook(lambda m, a, output: made.append(output[0].clone()))
         draw(tiny_pipe)
-        inside.remove()
-        outside.remove()
-    edited = [part for part in seen if isinstance(part, Tensor)]
-    assert len(edited) == STEPS
-    plain: list[Tensor] = []
+        before.remove()
+        after.remove()
+    assert len(made) == STEPS
+    for (args, kwargs), edited, timestep in zip(given, made, edit.timesteps.tolist(), strict=True):
+        with torch.no_grad():
+            patches = block(*args, **kwargs)[0].flatten(2).transpose(1, 2)
+        delta = edit.delta(patches, moment=Moment((timestep,)))
+        assert delta is not None
+        assert len(patches) == 2
+        assert bool(delta.any())
+        torch.testing.assert_close(edited.flatten(2).transpose(1, 2), patches - delta)
+
+
+def test_pictures_at_timesteps_of_their_own_are_edited_at_those(tiny_pipe: Any, eraser: Eraser) -> None:
+    """White-box attacks run the denoiser so. Nothing is drawn: any timestep goes, and none opens another."""
+    (edit,) = eraser.edits
+    assert isinstance(edit, BlockEdit)
+    whole = replace(edit, codes="whole")
+    near = [edit.step_of(t, drawing=False) for t in (700.0, 3.0, 420.0)]
+    x = torch.randn(3, 7, edit.site.width, generator=torch.Generator().manual_seed(4)) * 3
+    opened = Opened()
+    opened.joined(torch.ones(3, 2, dtype=torch.bool), 999.0)
+    for own in (edit, whole, replace(edit, compat=False, gamma=-2.0)):
+        made = own.delta(x, moment=Moment((700.0, 3.0, 420.0), drawing=False), opened=opened)
+        assert made is not None
+        for n, row in enumerate(near):
+            alone = own.delta(x[n:][:1], moment=Moment((float(edit.timesteps[row]),)))
+            assert alone is not None
+            torch.testing.assert_close(made[n], alone[0])
+    with pytest.raises(ExciseError, match="2 timesteps for 3 pictures"):
+        edit.delta(x, moment=Moment((700.0, 3.0), drawing=False))
+
+
+def test_a_white_box_attack_goes_through_it(tiny_pipe: Any, eraser: Eraser) -> None:
+    words = vocabulary(tiny_pipe.tokenizer, ("gun",))
+    picture = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    budgets = [PrefixConfig(length=2, iterations=2, batch=n, lr=0.3) for n in (1, 3)]
+    plain = [prefix_attack(tiny_pipe, PROMPT, picture, words, budget)[1] for budget in budgets]
     with eraser.attach(tiny_pipe) as attachment:
-        attachment.enabled = False
-        handle = block.register_forward_hook(lambda m, a, output: plain.append(output[0].clone()))
-        draw(tiny_pipe)
-        handle.remove()
-    patches = plain[0].flatten(2).transpose(1, 2)
-    delta = edit.delta(patches, timestep=float(edit.timesteps[0]))
-    assert delta is not None
-    assert len(patches) == 2
-    torch.testing.assert_close(edited[0].flatten(2).transpose(1, 2), patches - delta)
+        found = [prefix_attack(tiny_pipe, PROMPT, picture, words, budget)[1] for budget in budgets]
+        assert attachment.status()["rows_edited"] > 0
+    assert all(a != b for a, b in zip(found, plain, strict=True))
 
 
 def test_another_number_of_steps_is_refused_in_a_line(tiny_pipe: Any, eraser: Eraser) -> None:
@@ -259,9 +290,9 @@ def test_compiled_in_one_graph(tiny_pipe: Any, eraser: Eraser, when: str, how: s
 
 def test_a_picture_is_open_or_silent_as_a_whole(edit: BlockEdit) -> None:
     x = torch.randn(5, 7, edit.site.width, generator=torch.Generator().manual_seed(4))
-    every = replace(edit, codes="whole", cut=torch.zeros(STEPS, 2)).read(x, 0)
+    every = replace(edit, codes="whole", cut=torch.zeros(STEPS, 2)).read(x, [0])
     cut = every.mean(1).median(0, keepdim=True).values.expand(STEPS, 2)
-    made = replace(edit, codes="whole", cut=cut).read(x, 0)
+    made = replace(edit, codes="whole", cut=cut).read(x, [0])
     opened = 0
     for b in range(5):
         for i in range(2):
@@ -280,14 +311,14 @@ def test_a_picture_is_open_or_silent_as_a_whole(edit: BlockEdit) -> None:
 def test_silent_pictures_of_a_batch_keep_their_bits(edit: BlockEdit) -> None:
     x = torch.randn(3, 7, edit.site.width, generator=torch.Generator().manual_seed(4))
     whole = replace(edit, codes="whole", cut=torch.zeros(STEPS, 2), gate=torch.zeros(STEPS, 2))
-    means = whole.read(x, 0).mean(1)
+    means = whole.read(x, [0]).mean(1)
     whole = replace(whole, cut=means.amax(0, keepdim=True).expand(STEPS, 2) * torch.tensor([0.999, 1.0]))
     loud = int(means[:, 0].argmax())
     timestep = float(edit.timesteps[0])
-    delta = whole.delta(x, timestep=timestep)
+    delta = whole.delta(x, moment=Moment((timestep,)))
     assert delta is not None
     assert [bool((picture != 0).any()) for picture in delta] == [n == loud for n in range(3)]
-    alone = whole.delta(x[loud:][:1], timestep=timestep)
+    alone = whole.delta(x[loud:][:1], moment=Moment((timestep,)))
     assert alone is not None
     torch.testing.assert_close(alone[0], delta[loud])
 
@@ -305,17 +336,36 @@ def test_a_picture_that_opened_stays_open_until_another_is_drawn() -> None:
     opened.joined(masks("111")[0], 9)
     opened.begin()
     assert not opened.joined(again, 9).any()
-    assert not opened.joined(masks("00")[0], 5).any(), "a batch of another size has nothing to go on from"
 
 
-def test_each_run_of_a_step_goes_on_from_its_own() -> None:
+@pytest.mark.parametrize(
+    ("runs", "wanted"),
+    [
+        pytest.param("9:0 9:1 5:0 5:0", "0 1 0 1", id="branches of guidance in runs of their own"),
+        pytest.param("9:1 5:0 5:0 1:0", "1 1 1 1", id="PNDM takes its second timestep twice"),
+        pytest.param("9:0 9:1 5:0 5:0 5:0 5:0", "0 1 0 1 0 1", id="Heun, with branches in runs of their own"),
+        pytest.param("9:01 5:00 1:0 0:0", "01 01 1 1", id="guidance switched off midway: the unconditional half goes"),
+        pytest.param("9:0100 5:00 1:01", "0100 00 01", id="the same, of two pictures whose unconditional ones open"),
+        pytest.param("9:00 5:00 5:1 1:00 1:0", "00 00 1 01 1", id="SD 3's skip-layer guidance: one more run"),
+        pytest.param("9:01 5:0000", "01 1111", id="a batch of yet another size: whatever is open anywhere"),
+        pytest.param("9:1 5:0 9:0 5:0", "1 1 0 0", id="a timestep above the last one begins another drawing"),
+    ],
+)
+def test_each_run_goes_on_from_its_own(runs: str, wanted: str) -> None:
     opened = Opened()
-    first = [opened.joined(mask, 9) for mask in masks("0", "1")]
-    later = [opened.joined(mask, 5) for mask in masks("0", "0")]
-    assert [bool(m.any()) for m in (*first, *later)] == [False, True, False, True]
-    twice = Opened()
-    made = [twice.joined(mask, t) for mask, t in zip(masks("1", "0", "0", "0"), (9, 5, 5, 1), strict=True)]
-    assert all(bool(m.all()) for m in made), "PNDM takes its second timestep twice"
+    made = []
+    for run in runs.split():
+        timestep, _, bits = run.partition(":")
+        mask = torch.tensor([[bit == "1"] for bit in bits])
+        made.append("".join(str(int(row)) for row in opened.joined(mask, float(timestep))[:, 0]))
+    assert made == wanted.split()
+
+
+def test_drawings_of_one_step_do_not_pile_up() -> None:
+    opened = Opened()
+    for _ in range(3 * Opened.MOST_RUNS):
+        opened.joined(torch.ones(1, 1, dtype=torch.bool), 999.0)
+    assert len(opened._masks) <= Opened.MOST_RUNS
 
 
 def test_open_pictures_stay_open_on_a_live_pipeline(tiny_pipe: Any, eraser: Eraser) -> None:
@@ -331,6 +381,96 @@ def test_open_pictures_stay_open_on_a_live_pipeline(tiny_pipe: Any, eraser: Eras
         assert np.array_equal(draw(tiny_pipe), wanted)
         assert np.array_equal(draw(tiny_pipe), wanted), "the second picture begins anew"
     assert not np.array_equal(wanted, plain)
+
+
+def test_a_picture_made_over_is_erased(tiny_pipe: Any, eraser: Eraser) -> None:
+    """Image-to-image has a picture to start from, and fewer steps."""
+    from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
+
+    grey, white = Image.new("RGB", (16, 16), 0x808080), Image.new("L", (16, 16), 255)
+    for kind, also in ((StableDiffusionImg2ImgPipeline, {}), (StableDiffusionInpaintPipeline, {"mask_image": white})):
+        pipe = kind(**tiny_pipe.components, requires_safety_checker=False)
+        pipe.set_progress_bar_config(disable=True)
+
+        def again(pipe: Any = pipe, also: Any = also) -> np.ndarray:
+            how = {"num_inference_steps": STEPS, "strength": 0.5, "output_type": "np", "height": 16, "width": 16}
+            how = how if also else {name: value for name, value in how.items() if name not in ("height", "width")}
+            made: np.ndarray = pipe(PROMPT, grey, generator=torch.Generator().manual_seed(3), **how, **also).images
+            return made
+
+        plain = again()
+        with eraser.attach(pipe) as attachment:
+            assert attachment.shift > 0
+            assert not np.array_equal(again(), plain)
+        assert np.array_equal(again(), plain)
+
+
+def test_guidance_may_be_off_and_pictures_several(tiny_pipe: Any, eraser: Eraser) -> None:
+    def several(scale: float) -> np.ndarray:
+        generator = [torch.Generator().manual_seed(n) for n in (3, 4)]
+        how = {"num_inference_steps": STEPS, "guidance_scale": scale, "output_type": "np"}
+        made: np.ndarray = tiny_pipe(PROMPT, num_images_per_prompt=2, generator=generator, **how).images
+        return made
+
+    (edit,) = eraser.edits
+    whole = replace(eraser, edits=(replace(edit, codes="whole"),))
+    for own in (eraser, whole):
+        for scale in (1.0, 3.0):
+            plain = several(scale)
+            with own.attach(tiny_pipe):
+                made = several(scale)
+            assert all(not np.array_equal(a, b) for a, b in zip(made, plain, strict=True))
+        with own.attach(tiny_pipe):
+            np.testing.assert_allclose(made[0], draw(tiny_pipe)[0], atol=1e-5)
+
+
+def test_guidance_switched_off_midway(tiny_pipe: Any, eraser: Eraser) -> None:
+    """What opened at the first step stays open in the half of the batch that is left."""
+    (edit,) = eraser.edits
+    first = torch.full((STEPS, 2), 1e9)
+    first[0] = -1.0
+    always, latched = (
+        replace(eraser, edits=(replace(edit, codes="whole", cut=cut),)) for cut in (torch.full((STEPS, 2), -1.0), first)
+    )
+
+    def off(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step == 1:
+            pipe._guidance_scale = 0.0
+            kwargs["prompt_embeds"] = kwargs["prompt_embeds"].chunk(2)[-1]
+        return kwargs
+
+    def cut_short() -> np.ndarray:
+        how = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "output_type": "np"}
+        how |= {"callback_on_step_end": off, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+        made: np.ndarray = tiny_pipe(PROMPT, generator=torch.Generator().manual_seed(3), **how).images
+        return made
+
+    plain = cut_short()
+    with always.attach(tiny_pipe):
+        wanted = cut_short()
+    with latched.attach(tiny_pipe):
+        assert np.array_equal(cut_short(), wanted)
+    assert not np.array_equal(wanted, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(build_pipe: Callable[..., Any], dtype: torch.dtype, drawn: list[Any], eraser: Eraser) -> None:
+    """The edit is computed in single precision and subtracted so; the block's output keeps its dtype."""
+    (edit,) = eraser.edits
+    assert isinstance(edit, BlockEdit)
+    x = drawn[1].states.to(dtype)
+    made = edit.delta(x, moment=Moment((drawn[1].timestep,)))
+    wanted = edit.delta(x.float(), moment=Moment((drawn[1].timestep,)))
+    assert made is not None
+    assert made.dtype == torch.float32
+    torch.testing.assert_close(made, wanted)
+    if dtype is torch.bfloat16:  # the processor has no convolutions in float16
+        pipe = build_pipe().to(dtype=dtype)
+        own = replace(eraser, made_for=made_for(pipe, ["unet"]))
+        plain = draw(pipe)
+        with own.attach(pipe):
+            assert not np.array_equal(draw(pipe), plain)
+        assert np.array_equal(draw(pipe), plain)
 
 
 def test_a_prompt_may_be_encoded_elsewhere_under_it(tiny_pipe: Any, eraser: Eraser) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -82,10 +83,29 @@ def test_a_supervised_one_gives_each_concept_the_latent_it_was_assigned(
 
 
 def test_training_stops_where_the_validation_samples_gain_no_more(tmp_path: Path) -> None:
-    """What comes out is the best that was seen, not the last."""
+    """What comes out is the best that was seen, not the last; and so it is where the run was interrupted after that."""
     few, own = planted(20, 1), replace(SUPERVISION, check_every=5, patience=3)
-    train(few, CONFIG, tmp_path / "sae", supervision=own, validation=planted(60, 4))
+
+    def run(folder: str, until: int | None = None) -> TopKSAE:
+        def stop(line: Any) -> None:
+            if line.step == until:
+                raise KeyboardInterrupt
+
+        config = replace(CONFIG, log_every=1)
+        return train(few, config, tmp_path / folder, supervision=own, validation=planted(60, 4), progress=stop)
+
+    made = run("sae")
+    lines = (tmp_path / "sae" / "log.jsonl").read_text().splitlines()
+    last = len(lines)
     assert card(tmp_path / "sae")["tokens"] < CONFIG.tokens / 2
+    best = last - 3 * 5
+    for step, same in ((best, True), (last - 1, False)):
+        with pytest.raises(KeyboardInterrupt):
+            run(f"until {step}", step)
+        there = safetensors.torch.load_file(tmp_path / f"until {step}.training" / "checkpoint" / "state.safetensors")
+        assert torch.equal(there["sae.W_enc"], made.W_enc) is same
+        for name, value in run(f"until {step}").state_dict().items():
+            assert torch.equal(value, made.state_dict()[name]), name
 
 
 def test_an_interrupted_supervised_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
@@ -135,14 +155,17 @@ def test_samples_without_supervision_train_as_their_vectors_do(tmp_path: Path) -
     assert train(planted(300, 1), config, tmp_path / "sae").config.d == WIDTH
 
 
-def test_shards_of_samples_train_as_one(tmp_path: Path) -> None:
-    samples, config = planted(200, 1), replace(CONFIG, tokens=4000)
+def test_shards_of_samples_teach_as_much(tmp_path: Path) -> None:
+    """Concepts that only one shard shows are learnt from it."""
+    samples = planted(3000, 1)
+    late = samples.labels[:, 0]
 
     def shards() -> list[Samples]:
-        return [samples[:70], samples[70:]]
+        return [Samples(samples.states[rows], samples.labels[rows]) for rows in (~late, late)]
 
-    sae = train(shards, config, tmp_path / "sae", supervision=SUPERVISION)
-    assert sae.config.m == 2 * WIDTH
+    apart = told_apart(train(shards, CONFIG, tmp_path / "sae", supervision=SUPERVISION), planted(300, 2))
+    assert apart.argmax(1).tolist() == list(SUPERVISION.assigned)
+    assert float(apart.amax(1).min()) > 0.97
 
 
 def test_what_cannot_be_supervised_is_refused(tmp_path: Path) -> None:

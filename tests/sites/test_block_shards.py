@@ -9,6 +9,7 @@ import torch
 from excise.errors import ExciseError
 from excise.sites import block_site, capture_blocks
 from excise.sites.block_shards import BlockShards, Labelled, capture_blocks_to, load_block_shards
+from excise.sites.shards import narrowed
 
 PROMPTS = [Labelled("a gun on grass", ("gun",)), Labelled("a cat and a gun", ("gun", "cat")), Labelled("a dog", ())] * 2
 STEPS = 3
@@ -17,6 +18,13 @@ STEPS = 3
 @pytest.fixture
 def site(tiny_pipe: Any) -> Any:
     return block_site(tiny_pipe, "up_blocks.0.attentions.0")
+
+
+def test_states_beyond_half_precision_are_kept_as_they_are() -> None:
+    small, large = torch.tensor([1.0, -3.0]), torch.tensor([1.0, 70_000.0])
+    assert narrowed(small).dtype == torch.float16
+    assert torch.equal(narrowed(large), large)
+    assert narrowed(large.bfloat16()).dtype == torch.bfloat16
 
 
 def written(folder: Path, pipe: Any, site: Any, **how: Any) -> BlockShards:

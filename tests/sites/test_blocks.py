@@ -116,6 +116,26 @@ def test_blocks_of_other_families(family: str, path: str | None) -> None:
     assert torch.equal(patches.states, kept[1][-1:])
 
 
+def test_a_sampler_that_asks_between_the_steps_is_refused(tiny_pipe: Any, site: Any) -> None:
+    from diffusers import HeunDiscreteScheduler, KDPM2DiscreteScheduler
+
+    tiny_pipe.scheduler = HeunDiscreteScheduler.from_config(tiny_pipe.scheduler.config)
+    made = captured(tiny_pipe, site)
+    assert [p.step for p in made] == [0, 1, 2] * 2
+    assert len({p.timestep for p in made}) == 3
+    tiny_pipe.scheduler = KDPM2DiscreteScheduler.from_config(tiny_pipe.scheduler.config)
+    with pytest.raises(ExciseError, match="KDPM2DiscreteScheduler asks the denoiser at 5 timesteps in 3 steps"):
+        captured(tiny_pipe, site)
+
+
+def test_a_pipeline_that_starts_from_a_picture_is_refused(tiny_pipe: Any, site: Any) -> None:
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    pipe = StableDiffusionImg2ImgPipeline(**tiny_pipe.components, requires_safety_checker=False)
+    with pytest.raises(ExciseError, match="starts from a picture; capture with the text-to-image pipeline"):
+        captured(pipe, site)
+
+
 def test_what_cannot_be_captured_is_refused(tiny_pipe: Any, site: Any) -> None:
     with pytest.raises(ExciseError, match=r"unet has no block 'up_blocks.9'; it has .*up_blocks.0.attentions.0"):
         block_site(tiny_pipe, "up_blocks.9")
