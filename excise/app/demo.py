@@ -104,7 +104,7 @@ def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
     stage.ranking(found)
 
     eraser = fit_eraser(pipe, found)
-    (_, lam), neuron = eraser.edits[0].coefficient, int(eraser.edits[0].indices[0])
+    (_, lam), neuron = eraser.edits[0].coefficient, eraser.edits[0].neurons[0]
     stage.step(f"Attach neuron {neuron} at λ = {lam:g}, and draw the same prompts and seeds before and after")
     before = _draw(pipe, groups, config.steps, stage, "without the eraser")
     with eraser.attach(pipe):

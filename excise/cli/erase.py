@@ -116,10 +116,10 @@ def erase(
     data = {
         "out": str(out),
         "concept": eraser.concept,
-        "neurons": first.indices.tolist(),
+        "neurons": first.neurons,
         **dict([first.coefficient]),
         "site": first.site.key,
-        "edits": [{"site": e.site.key, "neurons": e.indices.tolist(), **dict([e.coefficient])} for e in eraser.edits],
+        "edits": [{"site": e.site.key, "neurons": e.neurons, **dict([e.coefficient])} for e in eraser.edits],
         "bytes": size,
         "digest": eraser.digest,
         "created": dict(eraser.created),
@@ -129,7 +129,7 @@ def erase(
     def show() -> None:
         typer.echo(f"{out}: “{eraser.concept}”, {size / 1000:.1f} kB, digest {eraser.digest[:12]}")
         for edit in eraser.edits:
-            neurons = ", ".join(map(str, edit.indices.tolist()))
+            neurons = ", ".join(map(str, edit.neurons))
             name, amount = edit.coefficient
             typer.echo(f"neuron {neurons} at {edit.site.key}, {SYMBOLS[name]} = {amount:g}")
 

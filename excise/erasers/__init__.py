@@ -9,6 +9,7 @@ from excise.erasers.eraser import Eraser, verify
 from excise.erasers.formats import Check
 from excise.erasers.integrity import made_for
 from excise.erasers.signing import Signer, sign, verify_signature
+from excise.erasers.weights import WeightEdit
 
 __all__ = [
     "Attachment",
@@ -17,6 +18,7 @@ __all__ = [
     "Eraser",
     "SAEEdit",
     "Signer",
+    "WeightEdit",
     "made_for",
     "sign",
     "verify",

@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from excise.erasers import telemetry
-from excise.erasers.block import BlockEdit
 from excise.erasers.canary import conditional
 from excise.erasers.clock import BlockHook
-from excise.erasers.clock import put as put_block
 from excise.erasers.coverage import refuse_early_tap, refuse_unless_covered
 from excise.erasers.guard import Call, Guard, is_proving
-from excise.erasers.hooks import EditHook, Edits, TextHook, found_on, put
+from excise.erasers.hooks import EditHook, Edits, TextHook, found_on
 from excise.erasers.integrity import adapters_now, mismatches, weights_now
-from excise.erasers.proof import moved_blocks, moved_text
+from excise.erasers.kinds import module_of, put
+from excise.erasers.proof import moved_prediction, moved_text
 from excise.erasers.rows import sae_digest
 from excise.erasers.witness import Witness, is_compiled
 from excise.errors import EraserDidNotFire, ExciseError
-from excise.sites.blocks import denoisers, module_at
+from excise.sites.blocks import denoisers
 from excise.sites.encoding import tensors_of
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class Attachment:
         self._prompts = self._bypasses = 0
         self._told = 0, 0, 0.0
         refuse_unless_covered(pipe, eraser)
-        modules = [module_at(pipe, edit.site) for edit in eraser.edits]
+        modules = [module_of(pipe, edit) for edit in eraser.edits]
         self._odd = odd = mismatches(pipe, dict(eraser.made_for)) if eraser.edits else []
         if odd:
             text = f"eraser {eraser.name!r} was made for another pipeline ({'; '.join(odd)})"
@@ -82,7 +81,7 @@ class Attachment:
             self._guard = Guard.join(pipe, self)
             self._witness = Witness.join(pipe, self) if self.eraser.text_edits else None
             for module, edit in zip(modules, eraser.edits, strict=True):
-                hook, take_off = put_block(self, edit) if isinstance(edit, BlockEdit) else put(self, edit)
+                hook, take_off = put(self, edit)
                 self._hooks.append((module, hook, take_off))
         try:
             self._denoisers = denoisers(pipe)
@@ -158,7 +157,7 @@ class Attachment:
             "allow_amplify": self.allow_amplify,
             "saved_with_the_model": False,
             "sites": [edit.site.key for edit in self.eraser.edits],
-            "neurons": [edit.indices.tolist() for edit in self.eraser.edits],
+            "neurons": [edit.neurons for edit in self.eraser.edits],
             "canary_shift": self.shift,
             "prompts_encoded": self._prompts,
             "rows_edited": sum(hook.rows for hook in self.hooks),
@@ -194,7 +193,7 @@ class Attachment:
         """
         name = self.eraser.name
         for module, hook, _ in self._hooks:
-            if module_at(self.pipe, hook.edit.site) is not module:
+            if module_of(self.pipe, hook.edit) is not module:
                 raise ExciseError(
                     f"{hook.edit.site.component} was replaced after eraser {name!r} was attached; attach it again"
                 )
@@ -322,7 +321,7 @@ class Attachment:
         """
         if not self.eraser.edits:
             return 0.0
-        moved = {**moved_blocks(self), **moved_text(self)}
+        moved = {**moved_prediction(self), **moved_text(self)}
         self._forget()
         for hook in self.hooks:
             hook.rows, hook.norm = 0, 0.0

@@ -8,17 +8,17 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from excise.erasers.edit import SAEEdit, threshold_codes
+from excise.erasers.edit import threshold_codes
 from excise.erasers.rows import ROWS, Rows, check_choices, preactivations, topk_codes
 from excise.errors import ExciseError
-from excise.sites.blocks import DENOISERS
+from excise.sites.site import DENOISERS, Site
 
 BlockGate = Literal["whole", "threshold", "topk"]
 Steps = Literal["exact", "nearest"]
@@ -132,11 +132,17 @@ class BlockEdit(Rows):
     compat: bool = False
     """Behave as the code that was published with the papers: its error term has the wrong sign, so that what comes out
     is 2 x̂ - x even where nothing is edited. Needs the whole SAE."""
-    sae_digest: str = ""
-    """`sae_digest` of the SAE the rows came from."""
+
+    kind: ClassVar[str] = "block"
+    SAVED: ClassVar[Mapping[str, type]] = {
+        "gamma": float,
+        "compat": bool,
+        "sae_digest": str,
+        **dict.fromkeys(BLOCK_CHOICES, str),
+    }
 
     def __post_init__(self) -> None:
-        if self.site.component not in DENOISERS:
+        if self.site.part != "denoiser":
             raise ExciseError(f"{self.site.key} is no block of a denoiser; name one of {', '.join(DENOISERS)}")
         check_choices(self, BLOCK_CHOICES)
         if not math.isfinite(self.gamma):
@@ -150,10 +156,20 @@ class BlockEdit(Rows):
         """All tensors by field name, as they are saved."""
         return {name: getattr(self, name) for name in BLOCK_TENSORS}
 
+    @classmethod
+    def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> BlockEdit:
+        """The edit whose `saved` options these are; `take` gives its tensors by name."""
+        return cls(site, **{**saved, **{name: take(name) for name in BLOCK_TENSORS}})
+
     @property
     def options(self) -> dict[str, Any]:
         """Everything but the Site and the tensors, as json."""
         return {**{name: getattr(self, name) for name in ("codes", "steps", "compat")}, "gamma": float(self.gamma)}
+
+    @property
+    def trial_steps(self) -> int:
+        """With how many steps a picture has to be drawn that proves it."""
+        return len(self.timesteps)
 
     @property
     def coefficient(self) -> tuple[str, float]:
@@ -242,6 +258,3 @@ class BlockEdit(Rows):
         if sae is None:
             raise ExciseError("this edit needs the whole SAE; give it as attach(pipe, sae=...)")
         return sae
-
-
-Edit = SAEEdit | BlockEdit

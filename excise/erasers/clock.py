@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 class BlockHook(EditHook):
     """An edit of a block, at the timestep of the denoiser that it is part of."""
 
-    part = "blocks"
     edit: BlockEdit
     moved: BlockEdit
 
@@ -67,11 +66,11 @@ class BlockEdits(Edits):
 
 
 class Clock(Watch):
-    """A hook on a denoiser, shared by the block edits of everything attached to it."""
+    """A hook on a denoiser, shared by all edits within it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.hooks: tuple[BlockHook, ...] = ()
+        self.hooks: tuple[EditHook, ...] = ()
         self.end = End(self)
 
     @classmethod
@@ -83,8 +82,8 @@ class Clock(Watch):
             install(denoiser, clock)
         return clock
 
-    def leave(self, denoiser: nn.Module, hook: BlockHook) -> None:
-        """Forget a block's edit; the last one out leaves no trace."""
+    def leave(self, denoiser: nn.Module, hook: EditHook) -> None:
+        """Forget an edit; the last one out leaves no trace."""
         self.hooks = tuple(own for own in self.hooks if own is not hook)
         if not self.hooks:
             remove(denoiser, self)
@@ -126,12 +125,12 @@ class Clock(Watch):
         return state
 
     def check(self) -> None:
-        """Raises EraserDidNotFire where a block that is edited did not run since the denoiser began to."""
+        """Raises EraserDidNotFire where a module that is edited did not run since the denoiser began to."""
         self._here.moment = None
         for hook in self.hooks:
             attachment = hook.attachment
             ran = hook.runs > self._here.before.get(id(hook), hook.runs)
-            if attachment.active and not is_muted(attachment, "blocks") and not ran:
+            if attachment.active and not is_muted(attachment, "denoiser") and not ran:
                 raise EraserDidNotFire(
                     f"eraser {attachment.eraser.name!r} saw no run of {hook.edit.site.key}; something unhooked or "
                     "by-passed it, so nothing is rendered"

@@ -8,8 +8,7 @@ from torch import nn
 
 from excise.erasers.edit import SAEEdit
 from excise.errors import ExciseError
-from excise.sites.blocks import DENOISERS
-from excise.sites.site import depth, encoder_of, layer_count, refuse_late, taps_of, to_cover
+from excise.sites.site import DENOISERS, depth, encoder_of, layer_count, refuse_late, taps_of, to_cover
 
 if TYPE_CHECKING:
     from excise.erasers.eraser import Eraser

@@ -6,8 +6,9 @@ Shapes: h `[B, T, d]`, k edited neurons, W_enc and W_dec `[k, d]` (a latent is a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -91,8 +92,15 @@ class SAEEdit(Rows):
     """How `concept_codes` were made: codes of the joined tuple position by position, or a mean over each mention."""
     concept_codes: Tensor | None = None
     """`[T, k]`, for source="concept" only."""
-    sae_digest: str = ""
-    """`sae_digest` of the SAE the rows came from."""
+
+    kind: ClassVar[str] = "sae"
+    SAVED: ClassVar[Mapping[str, type]] = {
+        "lam": float,
+        "lead": int,
+        "sae_digest": str,
+        "concept_codes": bool,
+        **dict.fromkeys(CHOICES, str),
+    }
 
     def __post_init__(self) -> None:
         check_choices(self, CHOICES)
@@ -120,6 +128,17 @@ class SAEEdit(Rows):
         if self.concept_codes is not None:
             out["concept_codes"] = self.concept_codes
         return out
+
+    @classmethod
+    def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> SAEEdit:
+        """The edit whose `saved` options these are; `take` gives its tensors by name."""
+        names = [*TENSORS, *(["concept_codes"] if saved.pop("concept_codes") else [])]
+        return cls(site=site, **{**saved, **{name: take(name) for name in names}})
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """As `Rows.saved`, and whether there are concept codes among the tensors."""
+        return {**super().saved, "concept_codes": self.concept_codes is not None}
 
     @property
     def options(self) -> dict[str, Any]:

@@ -12,14 +12,13 @@ from typing import Any
 
 from excise.erasers import formats, hub
 from excise.erasers.attachment import Attachment, OnBypass
-from excise.erasers.block import BlockEdit, Edit
 from excise.erasers.edit import SAEEdit
 from excise.erasers.formats import Check
 from excise.erasers.integrity import mismatches
+from excise.erasers.kinds import Edit, module_of
 from excise.erasers.signing import Signer, check_signature
 from excise.errors import ExciseError
 from excise.files import sha256, write_folder
-from excise.sites.blocks import module_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +55,12 @@ class Eraser:
     @property
     def text_edits(self) -> list[SAEEdit]:
         """The edits of text encoders."""
-        return [edit for edit in self.edits if not isinstance(edit, BlockEdit)]
+        return [edit for edit in self.edits if isinstance(edit, SAEEdit)]
 
     @property
     def denoisers(self) -> list[str]:
-        """Names of the denoisers whose blocks are edited."""
-        return sorted({edit.site.component for edit in self.edits if isinstance(edit, BlockEdit)})
+        """Names of the denoisers that are edited."""
+        return sorted({edit.site.component for edit in self.edits if edit.site.part == "denoiser"})
 
     @cached_property
     def digest(self) -> str:
@@ -211,7 +210,7 @@ def verify(
             warnings.simplefilter("ignore")
             eraser.attach(pipe, strict=same, sae=sae).detach()
 
-    passes("sites", lambda: [module_at(pipe, edit.site) for edit in eraser.edits], "every Site exists")
+    passes("sites", lambda: [module_of(pipe, edit) for edit in eraser.edits], "every Site exists")
     same = passes("model", same_model, "text encoder and tokenizer are those it was made for") is not None
     passes("canary", fires, "what the denoiser reads changes on the canary prompt")
     return checks

@@ -15,8 +15,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from excise.erasers.block import BLOCK_CHOICES, BLOCK_TENSORS, BlockEdit, Edit
-from excise.erasers.edit import CHOICES, TENSORS, SAEEdit
+from excise.erasers.kinds import KINDS, Edit
 from excise.errors import ExciseError
 from excise.files import sha256
 from excise.sites.site import Site
@@ -50,9 +49,8 @@ _MALFORMED = (
     SafetensorError,
 )
 """What bytes that were never an eraser make json, safetensors, torch and the constructors raise."""
-_EDIT = {"site", "lam", "lead", "sae_digest", "concept_codes", *CHOICES}
-BLOCK = {"kind": "block"}
-_BLOCK_EDIT = {"site", "gamma", "compat", "sae_digest", *BLOCK, *BLOCK_CHOICES}
+_UNNAMED = "sae"
+"""The kind that a saved edit need not name: once there was no other."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,8 @@ def pack(eraser: Eraser) -> dict[str, bytes]:
             }
         )
         site = {"component": edit.site.component, "path": edit.site.path, "width": edit.site.width}
-        kind: dict[str, Any] = {"concept_codes": edit.concept_codes is not None} if isinstance(edit, SAEEdit) else BLOCK
-        edits.append({"site": site, "sae_digest": edit.sae_digest, **kind, **edit.options})
+        kind = {} if edit.kind == _UNNAMED else {"kind": edit.kind}
+        edits.append({"site": site, **kind, **edit.saved})
     described = {
         "schema": SCHEMA,
         "method": eraser.method,
@@ -170,27 +168,23 @@ def _arguments(described: dict[str, Any], tensors: dict[str, Tensor]) -> dict[st
 
 
 def _edit(n: int, data: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
-    blocks = "kind" in _is(dict, data)
-    _exactly(data, _BLOCK_EDIT if blocks else _EDIT, f"edit {n}")
+    named = "kind" in _is(dict, data)
+    kind = KINDS.get(data["kind"] if named else _UNNAMED)
+    if kind is None or named is (kind.kind == _UNNAMED):
+        raise ValueError(f"edit {n} is of kind {reprlib.repr(data['kind'])}")
+    _exactly(data, {"site", *(["kind"] if named else []), *kind.SAVED}, f"edit {n}")
     _exactly(data["site"], {"component", "path", "width"}, f"edit {n}'s site")
     component, path, width = (data["site"][name] for name in ("component", "path", "width"))
     site = Site(_is(str, component), _is(str, path), _is(int, width))
-    if blocks:
-        names = list(BLOCK_TENSORS)
-    else:
-        names = [*TENSORS, *(["concept_codes"] if _is(bool, data["concept_codes"]) else [])]
-    parts: dict[str, Any] = {name: tensors.pop(f"{n}.{name}") for name in names}
-    for name, tensor in parts.items():
-        if tensor.dtype != (torch.int64 if name == "indices" else torch.float32):
+
+    def take(name: str) -> Tensor:
+        tensor = tensors.pop(f"{n}.{name}")
+        if tensor.dtype not in ((torch.int64,) if name == "indices" else kind.DTYPES):
             raise ValueError(f"{n}.{name} is {tensor.dtype}")
-    options: dict[str, Any] = {"sae_digest": _is(str, data["sae_digest"])}
-    if blocks:
-        if data["kind"] != BLOCK["kind"]:
-            raise ValueError(f"edit {n} is of kind {reprlib.repr(data['kind'])}")
-        options |= {name: _is(str, data[name]) for name in BLOCK_CHOICES}
-        return BlockEdit(site, gamma=_number(data["gamma"]), compat=_is(bool, data["compat"]), **parts, **options)
-    options |= {name: _is(str, data[name]) for name in CHOICES}
-    return SAEEdit(site=site, lam=_number(data["lam"]), lead=_is(int, data["lead"]), **parts, **options)
+        return tensor
+
+    saved = {name: _number(data[name]) if t is float else _is(t, data[name]) for name, t in kind.SAVED.items()}
+    return kind.restored(site, saved, take)
 
 
 def _exactly(data: Any, keys: set[str], where: str) -> None:

@@ -8,18 +8,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from excise.erasers.edit import Branch
 from excise.erasers.ledger import Ledger
 from excise.errors import ExciseError
 from excise.sites.families import family_of
+from excise.sites.site import Part
 
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
-
-Part = Literal["text", "blocks"]
-"""What an eraser edits: text encoders, or blocks of a denoiser."""
 
 
 @dataclass
@@ -51,7 +49,7 @@ LEDGER: ContextVar[Ledger | None] = ContextVar("excise_ledger", default=None)
 @contextmanager
 def proving(attachment: object, part: Part | None = None) -> Iterator[Ledger]:
     """Within it the attachment edits at full strength and no other one does, in this thread alone: one canary must not
-    be silenced by another eraser of the same concept. With `part` only its edits of text encoders or of blocks act.
+    be silenced by another eraser of the same concept. With `part` only its edits of that part of the pipeline act.
     Gives the ledger of what edited encoders make meanwhile."""
     ledger = Ledger()
     tokens = _ONLY.set(attachment), _PART.set(part), LEDGER.set(ledger)

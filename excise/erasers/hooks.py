@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from excise.erasers.edit import SAEEdit, without
-from excise.erasers.guard import CALL, Part, is_muted
+from excise.erasers.guard import CALL, is_muted
 from excise.errors import ExciseError
 from excise.sites.site import resolve
 
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
-    from excise.erasers.block import Edit
+    from excise.erasers.kinds import Edit
 
 _LIVE: weakref.WeakValueDictionary[int, Passage] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
@@ -33,6 +33,9 @@ SPARED = threading.local()
 
 class Passage(ModelHook):  # type: ignore[misc]
     """A hook through which tensors pass; what happens to them is decided anew at every run, compiled or not."""
+
+    keeps = False
+    """Whether it keeps what it makes, so that nobody else may write to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,8 +72,9 @@ class Passage(ModelHook):  # type: ignore[misc]
 
 @torch.library.custom_op("excise::through", mutates_args=())
 def _operator(state: Tensor, number: int) -> Tensor:
-    made = _LIVE[number].passed(state)
-    return made.clone() if made is state else made
+    hook = _LIVE[number]
+    made = hook.passed(state)
+    return made.clone() if made is state or hook.keeps else made
 
 
 @_operator.register_fake
@@ -110,8 +114,6 @@ class Watch(Passage):
 class EditHook:
     """One edit at one module, and what it did."""
 
-    part: Part
-
     def __init__(self, attachment: Attachment, edit: Edit) -> None:
         self.attachment, self.edit, self.moved = attachment, edit, edit
         self._here = threading.local()
@@ -123,12 +125,17 @@ class EditHook:
         """How often it ran in this thread."""
         return getattr(self._here, "runs", 0)
 
+    @property
+    def acts(self) -> bool:
+        """Whether it edits in this run, which is counted."""
+        self._here.runs = self.runs + 1
+        return self.attachment.active and not is_muted(self.attachment, self.edit.site.part)
+
     def delta(self, state: Tensor) -> Tensor | None:
         """What it subtracts from `state` in this run; None where it leaves every bit alone."""
-        self._here.runs = self.runs + 1
-        if not self.attachment.active or is_muted(self.attachment, self.part):
+        if not self.acts:
             return None
-        if self.moved.W_enc.device != state.device:
+        if self.moved.device != state.device:
             self.moved = self.edit.to(state.device)
         delta = self.of(state)
         if delta is not None:
@@ -145,7 +152,6 @@ class EditHook:
 class TextHook(EditHook):
     """An edit of a text encoder, which treats the branches of guidance differently."""
 
-    part = "text"
     edit: SAEEdit
     moved: SAEEdit
 
@@ -247,6 +253,7 @@ def remove(module: nn.Module, hook: Passage) -> None:
     if hook is newest and vars(module).get("forward") is not hook.wrapper:
         hook.fn_ref.pre_forward = lambda module, *args, **kwargs: (args, kwargs)
         hook.fn_ref.post_forward = lambda module, output: output
+        hook.fn_ref.forward = hook.fn_ref.original_forward or hook.fn_ref.forward
         return
     registry.remove_hook(hook.name, recurse=False)
     if registry.hooks:

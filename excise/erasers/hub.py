@@ -135,7 +135,7 @@ def card(eraser: Eraser, repo_id: str = SOMEWHERE) -> str:
     pipeline = _plain(eraser.made_for.get("pipeline", "the pipeline it was made for"))
     base = {"base_model": model, "base_model_relation": "adapter"} if _is_name(model) else {}
     front = ModelCardData(library_name="excise", tags=["excise", *TAGS], **base)  # type: ignore[arg-type]
-    count, whole = sum(len(edit.indices) for edit in eraser.edits), any(edit.needs_sae for edit in eraser.edits)
+    count, whole = sum(len(edit.neurons) for edit in eraser.edits), any(edit.needs_sae for edit in eraser.edits)
     return _CARD.format(
         front=front.to_yaml().strip(),
         name=_plain(eraser.name),
@@ -150,7 +150,7 @@ def card(eraser: Eraser, repo_id: str = SOMEWHERE) -> str:
             [
                 (
                     _plain(edit.site.key),
-                    ", ".join(map(str, edit.indices.tolist())),
+                    ", ".join(map(str, edit.neurons)),
                     "{} = {:.4g}".format(*edit.coefficient),
                     ", ".join(f"{k} {v}" for k, v in edit.options.items() if k not in ("lam", "gamma")),
                 )

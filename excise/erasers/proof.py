@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from excise.erasers.block import BlockEdit
 from excise.erasers.canary import shift, shifts, text_states, what_denoiser_predicts, what_denoiser_reads
+from excise.erasers.edit import SAEEdit
 from excise.erasers.guard import proving, unedited
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ def moved_text(attachment: Attachment) -> dict[str, float]:
     return moved
 
 
-def moved_blocks(attachment: Attachment) -> dict[str, float]:
-    """By how much the edits of blocks move the denoiser's prediction, at the step where that is most."""
+def moved_prediction(attachment: Attachment) -> dict[str, float]:
+    """By how much the edits of a denoiser move its prediction, at the step where that is most."""
     pipe, eraser = attachment.pipe, attachment.eraser
-    steps = [len(edit.timesteps) for edit in eraser.edits if isinstance(edit, BlockEdit)]
+    steps = [edit.trial_steps for edit in eraser.edits if not isinstance(edit, SAEEdit)]
     moved: dict[str, float] = {}
     for prompt in eraser.canary if steps else ():
-        with proving(attachment, "blocks"), torch.no_grad():
+        with proving(attachment, "denoiser"), torch.no_grad():
             edited = what_denoiser_predicts(pipe, prompt, max(steps))
         with unedited(), torch.no_grad():
             plain = what_denoiser_predicts(pipe, prompt, max(steps))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -59,6 +59,31 @@ class Rows:
     """`[d]`"""
     W_dec: Tensor
     """`[k, d]`"""
+
+    DTYPES: ClassVar[tuple[torch.dtype, ...]] = (torch.float32,)
+    """What its tensors, indices apart, may be saved in."""
+    sae_digest: str = field(default="", kw_only=True)
+    """`sae_digest` of the SAE the rows came from."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the Site and the tensors, as json."""
+        raise NotImplementedError
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """What is saved of it beside the Site and the tensors."""
+        return {**self.options, "sae_digest": self.sae_digest}
+
+    @property
+    def neurons(self) -> list[int]:
+        """Their numbers in the SAE."""
+        return self.indices.tolist()
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.W_enc.device
 
     @classmethod
     def from_sae(cls, sae: Any, site: Site, indices: list[int], **options: Any) -> Self:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ from excise.errors import ExciseError
 from excise.neurons.timesteps import Means
 from excise.sae import TopKSAE, card, load
 from excise.sites import Site, block_site, capture_blocks
+
+Units = Literal["deviation", "raw", "concept"]
+LEAST_CARRIED = 0.25
+"""Neurons that carry less of the concept's change than this are turned down as far as if they carried so much."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,10 @@ class BlockConfig:
     """What happens at a timestep that was not measured: it is refused, or the "nearest" one's levels count."""
     gamma: float = -1.0
     """The multiplier γ of a neuron that is louder than usual."""
-    units: Literal["deviation", "raw"] = "deviation"
-    """What a level counts in: standard deviations of the block's features, or as it comes (the published code's)."""
+    units: Units = "deviation"
+    """What a level counts in: standard deviations of the block's features; as it comes (the published code's "raw"); or
+    "concept": so much that γ = -1 writes the opposite of all that the concept changes in the features, whatever share
+    of it the neurons carry."""
     codes: BlockGate = "threshold"
     """How codes are read: against a calibrated "threshold" patch by patch, or for a picture as a "whole"; or by the
     exact "topk", which needs the SAE at attach."""
@@ -62,7 +68,7 @@ class BlockConfig:
             {
                 "codes": BLOCK_CHOICES["codes"],
                 "at_other_steps": BLOCK_CHOICES["steps"],
-                "units": ("deviation", "raw"),
+                "units": get_args(Units),
             },
         )
         if min(self.steps, self.pictures, self.batch_size) < 1:
@@ -89,6 +95,8 @@ class Levels:
     """The same of pictures of other things."""
     variance: float
     """Of the block's features."""
+    change: Tensor
+    """`[S, d]`: by how much the mean of the features over pictures of the concept differs from that over others."""
 
     @property
     def usual(self) -> Tensor:
@@ -110,7 +118,15 @@ def levels(pipe: Any, site: Site, sae: TopKSAE, concept: Concept, config: BlockC
         others = _side(pipe, site, sae, [pair.deconcept for pair in spread], config, config.seed + count)
     kinds = len({frozenset(pair.deconcept.split()) - set(pair.concept.split()) for pair in spread})
     return Levels(
-        shown.timesteps, shown.means, others.means, kinds, shown.kept, shown.pooled, others.pooled, shown.variance
+        shown.timesteps,
+        shown.means,
+        others.means,
+        kinds,
+        shown.kept,
+        shown.pooled,
+        others.pooled,
+        shown.variance,
+        (shown.centre - others.centre).float(),
     )
 
 
@@ -122,13 +138,14 @@ class _Side(NamedTuple):
     kept: Tensor
     pooled: Tensor
     variance: float
+    centre: Tensor
 
 
 def _side(pipe: Any, site: Site, sae: TopKSAE, prompts: Sequence[str], config: BlockConfig, seed: int) -> _Side:
     means, timesteps = Means(config.steps, sae.config.m), torch.zeros(config.steps, dtype=torch.float64)
     least, seen = torch.zeros_like(timesteps), torch.zeros_like(timesteps)
     pooled = torch.zeros(config.steps, len(prompts), sae.config.m)
-    total = squares = torch.zeros(site.width, dtype=torch.float64)
+    total, squares = (torch.zeros(n, site.width, dtype=torch.float64) for n in (config.steps, 1))
     stream = capture_blocks(
         pipe,
         site,
@@ -148,11 +165,11 @@ def _side(pipe: Any, site: Site, sae: TopKSAE, prompts: Sequence[str], config: B
         timesteps[patches.step] = patches.timestep
         least[patches.step] += codes.values[:, -1].double().sum().cpu()
         seen[patches.step] += len(flat)
-        total = total + flat.double().sum(0).cpu()
-        squares = squares + flat.double().square().sum(0).cpu()
+        total[patches.step] += flat.double().sum(0).cpu()
+        squares += flat.double().square().sum(0).cpu()
     count = float(seen.sum())
-    variance = float((squares / count - (total / count).square()).mean())
-    return _Side(timesteps, means.means, least / seen, pooled, variance)
+    variance = float((squares / count - (total.sum(0) / count).square()).mean())
+    return _Side(timesteps, means.means, least / seen, pooled, variance, total / seen[:, None])
 
 
 def edit_of(sae: TopKSAE, site: Site, neurons: list[int], found: Levels, config: BlockConfig) -> BlockEdit:
@@ -166,7 +183,12 @@ def edit_of(sae: TopKSAE, site: Site, neurons: list[int], found: Levels, config:
             )
     else:
         cut = found.kept[:, None].expand(-1, len(neurons))
-    unit = math.sqrt(found.variance) if config.units == "deviation" else 1.0
+    if config.units == "concept":
+        codes = found.loud[..., neurons].mean(1) if config.codes == "whole" else found.own[:, neurons]
+        share = carried(codes.float(), sae.W_dec.detach()[neurons].cpu(), found.change)
+        level = 1 / share.clamp(min=LEAST_CARRIED)[:, None].expand(-1, len(neurons))
+    else:
+        level = found.own[:, neurons] / (math.sqrt(found.variance) if config.units == "deviation" else 1.0)
 
     def table(values: Tensor) -> Tensor:
         return values.float().contiguous()
@@ -176,7 +198,7 @@ def edit_of(sae: TopKSAE, site: Site, neurons: list[int], found: Levels, config:
         site,
         neurons,
         timesteps=found.timesteps.float(),
-        level=table(found.own[:, neurons] / unit),
+        level=table(level),
         gate=table(found.usual[:, neurons]),
         cut=table(cut),
         gamma=config.gamma,
@@ -184,6 +206,12 @@ def edit_of(sae: TopKSAE, site: Site, neurons: list[int], found: Levels, config:
         steps=config.at_other_steps,
         compat=config.compat,
     )
+
+
+def carried(codes: Tensor, W_dec: Tensor, change: Tensor) -> Tensor:
+    """`[S]`: which share of `change` `[S, d]` the neurons' mean codes `[S, k]` write with their rows `W_dec` `[k, d]`:
+    the length of what they write along it, over its own."""
+    return ((codes @ W_dec) * change).sum(1) / change.square().sum(1).clamp(min=1e-12)
 
 
 def opening(loud: Tensor, quiet: Tensor, margin: float) -> Tensor:

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from excise.errors import ExciseError
 from excise.sites.encoding import Enough
-from excise.sites.site import Site, resolve
+from excise.sites.site import DENOISERS, Site, resolve
 
-DENOISERS = ("unet", "transformer", "transformer_2")
 BLOCKS: dict[str, tuple[Site, ...]] = {
     "sd15": (Site("unet", "up_blocks.1.attentions.1", 1280), Site("unet", "up_blocks.1.attentions.2", 1280)),
     "reference": (Site("unet", "up_blocks.1.attentions.0", 160),),
@@ -60,7 +59,7 @@ def module_at(pipe: Any, site: Site) -> nn.Module:
 
     Raises ExciseError where the pipeline lacks it, or its width differs.
     """
-    if site.component not in DENOISERS:
+    if site.part == "text":
         return resolve(pipe, site)
     denoiser = denoiser_of(pipe, site.component)[1]
     try:
@@ -71,6 +70,26 @@ def module_at(pipe: Any, site: Site) -> nn.Module:
         block_site(pipe, site.path, site.component)  # where there is no such block, this says so
         raise ExciseError(f"{site.key} has another width here than {site.width}; it was named for another model")
     return module
+
+
+def layer_at(pipe: Any, site: Site) -> nn.Module:
+    """The live Linear or Conv2d of a denoiser at a Site; of one that a LoRA wraps (PEFT's), the layer within.
+
+    Raises ExciseError where there is none, its width differs, or it computes in a way of its own.
+    """
+    name, denoiser = denoiser_of(pipe, site.component)
+    layer: Any = dict(denoiser.named_modules()).get(site.path)
+    layer = getattr(layer, "base_layer", layer)
+    if getattr(type(layer), "forward", None) not in (nn.Linear.forward, nn.Conv2d.forward):
+        raise ExciseError(
+            f"{name} has no plain Linear or Conv2d at {site.path!r}; it is another model, or a quantised one"
+        )
+    if len(layer.weight) != site.width:
+        raise ExciseError(
+            f"{site.key} is {len(layer.weight)} wide here, not {site.width}; it was named for another model"
+        )
+    found: nn.Module = layer
+    return found
 
 
 def capture_blocks(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -20,13 +20,23 @@ _BEYOND = 1 << 20
 _LAYER = re.compile(r"^(?P<stack>(?:.+\.)?(?:layers|block|layer|h))\.(?P<n>\d+)$")
 
 
+DENOISERS = ("unet", "transformer", "transformer_2")
+Part = Literal["text", "denoiser"]
+"""What of a pipeline a Site lies in: a text encoder or a denoiser."""
+
+
 @dataclass(frozen=True)
 class Site:
-    """The output of the module at `path` in the pipeline's `component`: hidden states `[B, T, width]`."""
+    """The module at `path` in the pipeline's `component`, and the width of what it gives."""
 
     component: str
     path: str
     width: int
+
+    @property
+    def part(self) -> Part:
+        """What it lies in."""
+        return "denoiser" if self.component in DENOISERS else "text"
 
     @property
     def key(self) -> str:

@@ -19,7 +19,8 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from excise.erasers import BlockEdit, Eraser, SAEEdit, formats
+from excise.erasers import BlockEdit, Eraser, SAEEdit, WeightEdit, formats
+from excise.erasers.edit import CHOICES
 from excise.errors import ExciseError
 from excise.sites import Site
 
@@ -30,7 +31,7 @@ Files = dict[str, bytes]
 
 @cache
 def whole() -> Files:
-    """A valid eraser of three edits: one of each source, and one of a block."""
+    """A valid eraser of five edits: one of each source, one of a block, and a layer's weights in either form."""
     torch.manual_seed(0)
 
     def edit(k: int, d: int, **options: Any) -> SAEEdit:
@@ -41,7 +42,13 @@ def whole() -> Files:
     rows = (torch.randn(2, 3), torch.randn(2), torch.randn(3), torch.randn(2, 3), torch.tensor([9.0, 4.0, 1.0]))
     tables = (torch.rand(3, 2), torch.full((3, 2), torch.inf), torch.rand(3, 2))
     block = BlockEdit(Site("unet", "up_blocks.0.attentions.0", 3), torch.arange(2), *rows, *tables)
-    edits = (edit(1, 3), edit(2, 3, source="concept", concept_codes=torch.randn(4, 2), align="pooled"), block)
+    texts = edit(1, 3), edit(2, 3, source="concept", concept_codes=torch.randn(4, 2), align="pooled")
+    layer = Site("unet", "conv_in", 2)
+    changes = (
+        WeightEdit(layer, delta=torch.randn(2, 1, 1, 1).half()),
+        WeightEdit(layer, up=torch.randn(2, 1), down=torch.randn(1, 3)),
+    )
+    edits = (*texts, block, *changes)
     return formats.pack(Eraser(edits, "gun", "gun", ("gun",), {"a": [1]}, {"b": None}, {"c": 0.5}, ("a gun",), 0.1))
 
 
@@ -210,7 +217,7 @@ plain_json = st.recursive(
 def edits(draw: st.DrawFn) -> SAEEdit:
     k, d = draw(st.integers(1, 3)), draw(st.integers(1, 4))
     chosen: dict[str, Any] = {
-        name: draw(st.sampled_from(allowed)) for name, allowed in formats.CHOICES.items() if name != "source"
+        name: draw(st.sampled_from(allowed)) for name, allowed in CHOICES.items() if name != "source"
     }
 
     def some(*shape: int) -> torch.Tensor:
@@ -257,7 +264,7 @@ def test_any_eraser_comes_back_as_it_was(eraser: Eraser) -> None:
         assert getattr(back, name) == getattr(eraser, name), name
     assert len(back.edits) == len(eraser.edits)
     for one, other in zip(back.edits, eraser.edits, strict=True):
-        for name in ("site", "lam", "lead", "sae_digest", *formats.CHOICES):
+        for name in ("site", "lam", "lead", "sae_digest", *CHOICES):
             assert getattr(one, name) == getattr(other, name), name
         assert one.tensors().keys() == other.tensors().keys()
         for name, tensor in one.tensors().items():

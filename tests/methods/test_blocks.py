@@ -57,18 +57,23 @@ def test_levels_are_means_over_every_patch(tiny_pipe: Any, site: Any, sae: TopKS
     found = levels(tiny_pipe, site, sae, concept, SAEuronConfig(**SMALL))
     spread = [concept.pairs[n] for n in (0, 1, 3, 4)]
     sides: list[torch.Tensor] = []
+    means = []
     for start, prompts in ((0, [p.concept for p in spread]), (4, [p.deconcept for p in spread])):
+        features = torch.zeros(STEPS, 4, 16, site.width, dtype=torch.float64)
         dense = torch.zeros(STEPS, 4, 16, 40, dtype=torch.float64)
         seeds = range(start, start + 4)
         options = {"guidance_scale": 2.0}
         for patches in capture_blocks(
             tiny_pipe, site, prompts, seeds=seeds, steps=STEPS, batch_size=3, options=options
         ):
+            features[patches.step, list(patches.numbers)] = patches.states.double()
             for row, number in enumerate(patches.numbers):
                 for n, patch in enumerate(patches.states[row]):
                     values, indices = sae.encode(patch)
                     dense[patches.step, number, n, indices] = values.double().detach()
         sides.append(dense)
+        means.append(features.mean((1, 2)))
+    torch.testing.assert_close(found.change.double(), means[0] - means[1], atol=1e-6, rtol=1e-5)
     own, others = (side.mean((1, 2)) for side in sides)
     torch.testing.assert_close(found.own, own)
     torch.testing.assert_close(found.others, others)
@@ -99,6 +104,31 @@ def test_saeuron_edits_at_each_step_what_scores_there(
     eraser.save(tmp_path / "gun")
     assert Eraser.load(tmp_path / "gun").digest == eraser.digest
     assert all(check.passed for check in verify(tmp_path / "gun", tiny_pipe))
+
+
+@pytest.mark.parametrize("codes", ["threshold", "whole"])
+def test_in_units_of_the_concept_one_gamma_writes_its_opposite(
+    tiny_pipe: Any, site: Any, sae: TopKSAE, folder: str, concept: Concept, codes: Any
+) -> None:
+    """What is left along the concept's change, after an edit of every patch as the typical one: γ times that change."""
+    config = SAEmnesiaConfig(sae=folder, **SMALL, gamma=-0.7, units="concept", codes=codes)
+    found = levels(tiny_pipe, site, sae, concept, config)
+    found = replace(found, quiet=torch.zeros_like(found.quiet))  # no picture is too loud to be told apart
+    neurons = found.own.sum(0).topk(3).indices.tolist()
+    edit = edit_of(sae, site, neurons, found, config)
+    typical = found.own if codes == "threshold" else found.loud.mean(1)
+    for step in range(STEPS):
+        change, written = found.change[step].double(), torch.zeros(site.width, dtype=torch.float64)
+        for i in neurons:
+            written += float(typical[step, i]) * sae.W_dec[i].double().detach()
+        along = change / change.norm()
+        share = float(written @ along / change.norm())
+        level = float(edit.level[step, 0])
+        assert edit.level[step].tolist() == [level] * 3
+        if share > 0.25:
+            assert float(level * -0.7 * written @ along) == pytest.approx(-0.7 * float(change.norm()), rel=1e-4)
+        else:
+            assert level == 4.0
 
 
 def test_saemnesia_edits_the_neuron_that_was_assigned(

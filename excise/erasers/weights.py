@@ -1,0 +1,203 @@
+"""One change of one layer's weights in a denoiser: what UCE and RECE solve for, and what ESD and its kin train.
+
+The model's own weights are never written. While an eraser is attached the layer computes with a sum that is kept beside
+them, so that taking it off leaves every bit as it was, and drawing with it takes no longer than without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from excise.erasers.clock import Clock
+from excise.erasers.hooks import EditHook, Edits, found_on
+from excise.errors import ExciseError
+from excise.sites.blocks import denoiser_of, layer_at
+from excise.sites.site import Site
+
+if TYPE_CHECKING:
+    from excise.erasers.attachment import Attachment
+
+KEPT = 2
+"""Sums that a layer keeps: two settings may take turns (a canary's and the pictures')."""
+
+
+@dataclass(frozen=True, eq=False)
+class WeightEdit:
+    """W + ΔW in a Linear or Conv2d of a denoiser.
+
+    ΔW is `delta`, of W's shape; or `up @ down`, `[out, r] @ [r, in]`, where its rank r is small. Raises ExciseError on
+    construction where neither or both are there, shapes do not fit or values are not finite.
+    """
+
+    site: Site
+    """Its width is W's first dimension."""
+    delta: Tensor | None = None
+    up: Tensor | None = None
+    down: Tensor | None = None
+
+    kind: ClassVar[str] = "weights"
+    SAVED: ClassVar[Mapping[str, type]] = {"rank": int}
+    DTYPES: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.float16)
+    neurons: ClassVar[list[int]] = []
+    needs_sae: ClassVar[bool] = False
+    sae_digest: ClassVar[str] = ""
+    trial_steps: ClassVar[int] = 2
+    """With how many steps a picture has to be drawn that proves it."""
+
+    def __post_init__(self) -> None:
+        if self.site.part != "denoiser":
+            raise ExciseError(f"{self.site.key} is no layer of a denoiser")
+        if (self.delta is None) == (self.up is None) or (self.up is None) != (self.down is None):
+            raise ExciseError(f"a change of {self.site.key} is a whole matrix or a product of two; give one of these")
+        for name, tensor in self.tensors().items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ExciseError(f"{name} holds values that are not finite numbers; fit it again")
+        first = self.delta if self.up is None else self.up
+        fits = self.up is None or (
+            self.up.ndim == 2 and self.down is not None and self.down.shape[:1] == self.up.shape[1:]
+        )
+        if first is None or first.ndim not in (2, 4) or len(first) != self.site.width or not fits:
+            shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in self.tensors().items())
+            raise ExciseError(f"{shapes} is no change of {self.site}; they do not belong together")
+
+    @classmethod
+    def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> WeightEdit:
+        """The edit whose `saved` options these are; `take` gives its tensors by name."""
+        edit = cls(site, **{name: take(name) for name in (("up", "down") if saved["rank"] else ("delta",))})
+        if edit.saved != saved:
+            raise ExciseError(f"its rank is {edit.rank}, not {saved['rank']}")
+        return edit
+
+    @property
+    def rank(self) -> int:
+        """Of the product; 0 where it is a whole matrix."""
+        return 0 if self.up is None else self.up.shape[1]
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """What is saved of it beside the Site and the tensors."""
+        return {"rank": self.rank}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the Site and the tensors, as json."""
+        return self.saved
+
+    @property
+    def coefficient(self) -> tuple[str, float]:
+        """What its strength is called, and how much it is: the norm of ΔW."""
+        return "norm", float(self.change().norm())
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next(iter(self.tensors().values())).device
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by field name, as they are saved."""
+        named = {"delta": self.delta, "up": self.up, "down": self.down}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def to(self, device: torch.device) -> WeightEdit:
+        """The same edit with its tensors on `device`."""
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return replace(self, **moved)
+
+    def change(self) -> Tensor:
+        """ΔW, float32."""
+        if self.up is None or self.down is None:
+            return self.delta.float()  # type: ignore[union-attr]
+        return self.up.float() @ self.down.float()
+
+    def of(self, weight: Tensor) -> Tensor:
+        """ΔW, float32, for a layer's `weight`. Raises ExciseError where that has another shape."""
+        made = self.change()
+        if made.shape != weight.shape:
+            raise ExciseError(f"{self.site.key} has weights {tuple(weight.shape)}, the edit {tuple(made.shape)}")
+        return made
+
+
+class WeightHook(EditHook):
+    """An edit of a layer's weights."""
+
+    edit: WeightEdit
+    moved: WeightEdit
+
+    def amount(self) -> float:
+        """By how much ΔW is added in this run, which is counted; 0 where the layer is to compute as its own."""
+        if not self.acts:
+            return 0.0
+        self.rows += 1
+        return self.attachment.strength
+
+
+class Summed(Edits):
+    """The edits of one layer's weights: it computes with their sum."""
+
+    keeps = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sums: dict[Any, Tensor] = {}
+
+    @classmethod
+    def join(cls, module: nn.Module, hook: EditHook) -> Edits:
+        if "forward" in vars(module) and found_on(module, cls) is None:
+            raise ExciseError(
+                f"{hook.edit.site.key} is wrapped already, by an offloading or another hook that an edit of weights "
+                "would pass by; attach the eraser first"
+            )
+        return super().join(module, hook)
+
+    def new_forward(self, module: nn.Module, state: Tensor) -> Tensor:
+        """In the place of the layer's own."""
+        weight = self.through(module.weight)  # type: ignore[arg-type]
+        if isinstance(module, nn.Conv2d):
+            made: Tensor = module._conv_forward(state, weight, module.bias)
+            return made
+        return F.linear(state, weight, module.bias)  # type: ignore[arg-type]
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        return output
+
+    def leave(self, module: nn.Module, hook: EditHook) -> None:
+        super().leave(module, hook)
+        self._sums.clear()
+
+    def passed(self, state: Tensor) -> Tensor:
+        """`state` is the layer's own weight."""
+        amounts = [(hook, amount) for hook in self.hooks if isinstance(hook, WeightHook) and (amount := hook.amount())]
+        if not amounts:
+            return state
+        which = (state.data_ptr(), state.device, state.dtype, *((id(hook), amount) for hook, amount in amounts))
+        if (known := self._sums.get(which)) is not None:
+            return known
+        made = state.detach().float()
+        for hook, amount in amounts:
+            made = made + amount * hook.edit.to(state.device).of(state)
+        made = made.to(state.dtype)
+        if not bool(torch.isfinite(made).all()):
+            raise ExciseError(f"the edited weights of {self.hooks[0].edit.site.key} are not finite numbers")
+        self._sums = {**dict(list(self._sums.items())[1 - KEPT :]), which: made}
+        return made
+
+
+def put(attachment: Attachment, edit: WeightEdit) -> tuple[WeightHook, Callable[[], None]]:
+    """Put the edit at its layer; what comes back with its hook takes it off again."""
+    denoiser, layer = denoiser_of(attachment.pipe, edit.site.component)[1], layer_at(attachment.pipe, edit.site)
+    edit.of(layer.weight)  # type: ignore[arg-type]
+    hook, clock = WeightHook(attachment, edit), Clock.join(denoiser)
+    clock.hooks = (*clock.hooks, hook)
+    sums = Summed.join(layer, hook)
+
+    def off() -> None:
+        sums.leave(layer, hook)
+        clock.leave(denoiser, hook)
+
+    return hook, off
