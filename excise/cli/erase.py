@@ -129,9 +129,12 @@ def erase(
     def show() -> None:
         typer.echo(f"{out}: “{eraser.concept}”, {size / 1000:.1f} kB, digest {eraser.digest[:12]}")
         for edit in eraser.edits:
-            neurons = ", ".join(map(str, edit.neurons))
-            name, amount = edit.coefficient
-            typer.echo(f"neuron {neurons} at {edit.site.key}, {SYMBOLS[name]} = {amount:g}")
+            if edit.neurons:
+                neurons = ", ".join(map(str, edit.neurons))
+                name, amount = edit.coefficient
+                typer.echo(f"neuron {neurons} at {edit.site.key}, {SYMBOLS[name]} = {amount:g}")
+        if layers := [edit.site for edit in eraser.edits if not edit.neurons]:
+            typer.echo(f"other weights in {len(layers)} layers of {', '.join(eraser.denoisers)}")
 
     emit(json, data, show)
 

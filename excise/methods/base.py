@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, str] = {
     "none": "the untouched model, the baseline of every comparison",
+    "rece": "UCE, and the embeddings that would bring the concept back through it (Gong et al., RECE)",
     "saemnesia": "the neuron a supervised SAE on a block of the denoiser gave the concept (SAEmnesia)",
     "saemnesia-text": "the neuron a supervised SAE on the text encoder gave the concept, edited as SNCE does",
     "saeuron": "neurons of an SAE on a block of the denoiser, by denoising step (Cywiński & Deja, SAeUron)",
     "snce": "one neuron of a sparse autoencoder on the text encoder (He et al., A Single Neuron Works)",
+    "uce": "other keys and values for the concept's words, in closed form (Gandikota et al., UCE)",
 }
 """Name (and module of `excise.methods`) -> one line about it. A new method is one file and one line here."""
 AND = "+"

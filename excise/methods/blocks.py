@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -13,11 +12,12 @@ import torch
 from torch import Tensor
 
 from excise.concepts import Concept
-from excise.erasers import BlockEdit, Eraser, made_for
+from excise.erasers import BlockEdit, Eraser
 from excise.erasers.block import BLOCK_CHOICES, BlockGate, Steps
 from excise.erasers.guard import unedited
 from excise.erasers.rows import check_choices, preactivations
 from excise.errors import ExciseError
+from excise.methods.proving import proved
 from excise.neurons.timesteps import Means
 from excise.sae import TopKSAE, card, load
 from excise.sites import Site, block_site, capture_blocks
@@ -221,7 +221,7 @@ def opening(loud: Tensor, quiet: Tensor, margin: float) -> Tensor:
     return q + margin * (typical - q).clamp(min=0)
 
 
-def proved(
+def proved_at(
     pipe: Any,
     edits: tuple[BlockEdit, ...],
     concept: Concept,
@@ -231,24 +231,8 @@ def proved(
 ) -> Eraser:
     """The eraser, attached once to see that it fires."""
     settings = {**asdict(config), "sae": Path(config.sae).name, "site": edits[0].site.path}
-    eraser = Eraser(
-        edits=edits,
-        name=f"{concept.name}-{method}",
-        concept=concept.name,
-        mentions=concept.mentions,
-        made_for=made_for(pipe, sorted({edit.site.component for edit in edits})),
-        created={
-            "method": method,
-            "config": settings,
-            "versions": {name: version(name) for name in ("torch", "transformers", "diffusers")},
-        },
-        measured=measured,
-        canary=(concept.pairs[0].concept,),
-        method=method,
-    )
     sae = block_sae(config.sae) if any(edit.needs_sae for edit in edits) else None
-    with eraser.attach(pipe, sae=sae) as attachment:
-        return replace(eraser, canary_shift=attachment.shift)
+    return proved(pipe, edits, concept, method, settings, measured, sae=sae)
 
 
 def block_sae(folder: str) -> TopKSAE:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.erasers import SAEEdit
 from excise.erasers.calibrate import Calibration
+from excise.methods.proving import versions
 from excise.methods.reading import Reading
 from excise.sites import Site
 
@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 
 def created(config: SNCEConfig, sites: Sequence[Site]) -> dict[str, Any]:
     """Every setting, and the versions that ran."""
-    packages = ("torch", "transformers", "diffusers")
     settings = {
         **asdict(config),
         "neurons": list(config.neurons),
         "sae": Path(config.sae).name,
         "site": "+".join(site.path if len(sites) == 1 else site.key for site in sites),
     }
-    return {"method": "snce", "config": settings, "versions": {name: version(name) for name in packages}}
+    return {"method": "snce", "config": settings, "versions": versions()}
 
 
 def measured(

@@ -16,7 +16,7 @@ from excise.erasers import Eraser
 from excise.erasers.block import BlockGate
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
-from excise.methods.blocks import BlockConfig, block_sae, edit_of, levels, proved, trained_at
+from excise.methods.blocks import BlockConfig, block_sae, edit_of, levels, proved_at, trained_at
 from excise.neurons.timesteps import score
 from excise.sae import Supervision, card
 
@@ -46,7 +46,7 @@ def fit(pipe: Any, concept: Concept, config: SAEmnesiaConfig | None = None) -> E
     told = score(found.own, found.others).mean(0)
     rank = int((told > told[neuron]).sum()) + 1
     edit = edit_of(sae, site, [neuron], found, config)
-    return proved(pipe, (edit,), concept, "saemnesia", config, {"neuron": neuron, "rank_by_score": rank})
+    return proved_at(pipe, (edit,), concept, "saemnesia", config, {"neuron": neuron, "rank_by_score": rank})
 
 
 def assigned(folder: str, concept: Concept) -> int:

@@ -16,7 +16,7 @@ import torch
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.methods.base import Fitted
-from excise.methods.blocks import BlockConfig, block_sae, edit_of, levels, proved, trained_at
+from excise.methods.blocks import BlockConfig, block_sae, edit_of, levels, proved_at, trained_at
 from excise.neurons.timesteps import score, select
 
 
@@ -45,7 +45,7 @@ def fit(pipe: Any, concept: Concept, config: SAEuronConfig | None = None) -> Era
     edit = edit_of(sae, site, neurons, found, config)
     edit = replace(edit, gate=torch.where(chosen[:, neurons], edit.gate, torch.inf))
     told = {"neurons": neurons, "edited_per_step": [int(n) for n in chosen.sum(1)]}
-    return proved(pipe, (edit,), concept, "saeuron", config, told)
+    return proved_at(pipe, (edit,), concept, "saeuron", config, told)
 
 
 METHOD = Fitted("saeuron", SAEuronConfig, fit)

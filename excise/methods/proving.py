@@ -1,0 +1,46 @@
+"""From edits to an eraser: what it was made of and for, and the proof that it bites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+from excise.concepts import Concept
+from excise.erasers import Eraser, made_for
+from excise.erasers.kinds import Edit
+
+
+def versions() -> dict[str, str]:
+    """Of what an eraser's numbers may depend on."""
+    return {name: version(name) for name in ("torch", "transformers", "diffusers")}
+
+
+def proved(
+    pipe: Any,
+    edits: Sequence[Edit],
+    concept: Concept,
+    method: str,
+    settings: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    *,
+    sae: Any | None = None,
+) -> Eraser:
+    """The eraser of these edits of denoisers, attached once to see that it fires on the concept's first prompt.
+
+    `settings` are the method's, as json. Raises EraserDidNotFire where nothing that is drawn changes.
+    """
+    eraser = Eraser(
+        edits=tuple(edits),
+        name=f"{concept.name}-{method}",
+        concept=concept.name,
+        mentions=concept.mentions,
+        made_for=made_for(pipe, sorted({edit.site.component for edit in edits})),
+        created={"method": method, "config": dict(settings), "versions": versions()},
+        measured=measured,
+        canary=(concept.pairs[0].concept if concept.pairs else f"a picture of {concept.mentions[0]}",),
+        method=method,
+    )
+    with eraser.attach(pipe, sae=sae) as attachment:
+        return replace(eraser, canary_shift=attachment.shift)
