@@ -29,7 +29,12 @@ Recipe = Annotated[
 ]
 Start = Annotated[Path | None, typer.Option("--start", help="SAE to fine-tune. Default: from scratch.")]
 Negatives = Annotated[
-    str, typer.Option("--negatives", help="Of labels that a prompt lacks: none (the paper) or assigned (be silent).")
+    str,
+    typer.Option(
+        "--negatives",
+        help="What is asked of labels that a prompt lacks: none (the paper's formula), silence (assigned), or silence "
+        "that weighs as much as all labels it has (balanced).",
+    ),
 ]
 Beta = Annotated[float, typer.Option("--beta", min=0, help="Weight of the supervised terms.")]
 Tokens = Annotated[int | None, typer.Option("--tokens", min=1, help="Vectors to train on, repeats counted.")]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from excise.erasers import Eraser
 
 METHODS: dict[str, str] = {
+    "esd-u": "the U-Net's weights but for its cross-attention, trained to predict the opposite (Gandikota et al., ESD)",
+    "esd-x": "the U-Net's cross-attention, trained to predict the opposite of the concept (Gandikota et al., ESD)",
     "none": "the untouched model, the baseline of every comparison",
     "rece": "UCE, and the embeddings that would bring the concept back through it (Gong et al., RECE)",
     "saemnesia": "the neuron a supervised SAE on a block of the denoiser gave the concept (SAEmnesia)",

@@ -8,7 +8,7 @@ which has a latent assigned to it; `labels` `[B, C]` says which concepts a sampl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor
 from excise.errors import ExciseError
 from excise.sae.config import _Json, _number
 
-Negatives = Literal["none", "assigned"]
+Negatives = Literal["none", "assigned", "balanced"]
 Pooling = Literal["mean", "max"]
 
 
@@ -37,8 +37,8 @@ class Supervision(_Json):
     l1: float = 0.01
     """Weight of the mean code."""
     negatives: Negatives = "none"
-    """Of concepts that a sample lacks: nothing is asked ("none", the paper's formula), or that their latents be silent
-    ("assigned")."""
+    """Of concepts that a sample lacks: nothing is asked ("none", the paper's formula), or that their latents be silent,
+    each as much as those of concepts it has be loud ("assigned"), or all of them together as much ("balanced")."""
     pooling: Pooling = "mean"
     """A latent's activity in a sample: its mean over the sample's vectors (the paper's, of patches), or its maximum
     (for text, where a concept is a word of many)."""
@@ -58,8 +58,8 @@ class Supervision(_Json):
             raise ExciseError("every concept needs a group and a latent, and there must be at least one")
         if len(set(self.concepts)) < len(self.concepts) or len(set(self.assigned)) < len(self.assigned):
             raise ExciseError("two concepts of one name, or with one latent, cannot be told apart")
-        if self.negatives not in ("none", "assigned") or self.pooling not in ("mean", "max"):
-            raise ExciseError('negatives is "none" or "assigned", pooling "mean" or "max"')
+        if self.negatives not in get_args(Negatives) or self.pooling not in get_args(Pooling):
+            raise ExciseError('negatives is "none", "assigned" or "balanced", pooling "mean" or "max"')
 
     def check_labels(self, labels: Tensor, m: int) -> None:
         """Raises ExciseError where labels [n, C] lack a concept, or a latent is none of the m."""
@@ -109,11 +109,17 @@ def pooled(own: Tensor, pooling: Pooling) -> Tensor:
 def concept_association(v: Tensor, labels: Tensor, negatives: Negatives = "none") -> Tensor:
     """L_CA. "none", the paper's formula: -mean over the concepts that are present of log σ(v_c), zero where none is.
     "assigned": binary cross-entropy over all concepts, present or not, which also pushes a latent down where its
-    concept is absent. v is then pooled before ReLU: σ of what is never negative never says no."""
+    concept is absent; with 48 concepts of which a sample has two, that is most of what it does. "balanced": the paper's
+    mean over the present ones, and another one, of -log σ(-v_c), over the absent ones. v is then pooled before ReLU: σ
+    of what is never negative never says no."""
     present = labels.to(v.dtype)
     if negatives == "assigned":
         return F.binary_cross_entropy_with_logits(v, present)
-    return -(F.logsigmoid(v) * present).sum() / present.sum().clamp(min=1)
+    there = -(F.logsigmoid(v) * present).sum() / present.sum().clamp(min=1)
+    if negatives == "none":
+        return there
+    absent = 1 - present
+    return there - (F.logsigmoid(-v) * absent).sum() / absent.sum().clamp(min=1)
 
 
 def decorrelation(v: Tensor, groups: Tensor) -> Tensor:

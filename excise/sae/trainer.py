@@ -7,13 +7,9 @@ import json
 import math
 import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -21,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from excise.errors import ExciseError
+from excise.interruption import interruptible
 from excise.sae import formats
 from excise.sae.checkpoint import State
 from excise.sae.config import SAEConfig, TrainConfig
@@ -109,7 +106,7 @@ def train(
     def checkpoint() -> None:
         state.save(work / "checkpoint", config, digest)
 
-    with _interruptible() as interrupted:
+    with interruptible() as interrupted:
         began = time.monotonic() - state.seconds
         batches = source.batches(rows, start=state.step)
         try:
@@ -321,28 +318,6 @@ def _log(path: Path, line: Progress) -> None:
             file.write(json.dumps(line._asdict()) + "\n")
     except OSError as error:
         raise ExciseError(f"cannot write {path}: {error.strerror or error}; free some space and go on") from error
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a question to ask between steps: within one it would leave weights half updated."""
-    asked = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    # Other threads can neither set handlers nor be interrupted.
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
 
 
 @torch.no_grad()

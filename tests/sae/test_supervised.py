@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from statistics import correlation
+from statistics import correlation, fmean
 from typing import Any
 
 import pytest
@@ -35,21 +35,26 @@ def by_hand(batch: dict[str, Any], negatives: str) -> tuple[float, float, float]
     pre = batch["preactivations"].tolist()
     v = [[sum(max(0.0, patch[i]) for patch in sample) / 5 for i in batch["assigned"].tolist()] for sample in pre]
     raw = [[sum(patch[i] for patch in sample) / 5 for i in batch["assigned"].tolist()] for sample in pre]
-    found = []
-    for row, present in zip(raw if negatives == "assigned" else v, batch["labels"].tolist(), strict=True):
+    there, absent = [], []
+    for row, present in zip(v if negatives == "none" else raw, batch["labels"].tolist(), strict=True):
         for value, is_there in zip(row, present, strict=True):
             if is_there:
-                found.append(-math.log(sigmoid(value)))
-            elif negatives == "assigned":
-                found.append(-math.log(1 - sigmoid(value)))
+                there.append(-math.log(sigmoid(value)))
+            else:
+                absent.append(-math.log(1 - sigmoid(value)))
+    association = {
+        "none": fmean(there),
+        "assigned": fmean(there + absent),
+        "balanced": fmean(there) + fmean(absent),
+    }[negatives]
     groups = batch["groups"].tolist()
     columns = list(zip(*v, strict=True))
     pairs = [correlation(columns[a], columns[b]) ** 2 for a in range(4) for b in range(4) if groups[a] != groups[b]]
     flat = [max(0.0, x) for sample in pre for patch in sample for x in patch]
-    return sum(found) / len(found), sum(pairs) / len(pairs), sum(flat) / len(flat)
+    return association, sum(pairs) / len(pairs), sum(flat) / len(flat)
 
 
-@pytest.mark.parametrize("negatives", ["none", "assigned"])
+@pytest.mark.parametrize("negatives", ["none", "assigned", "balanced"])
 def test_the_terms_are_the_papers_formulas(batch: dict[str, Any], negatives: Any) -> None:
     pre = batch["preactivations"]
     made = terms(pre[..., batch["assigned"]], pre.relu(), batch["labels"], supervised(negatives=negatives))
@@ -58,10 +63,11 @@ def test_the_terms_are_the_papers_formulas(batch: dict[str, Any], negatives: Any
     assert float(made.total) == pytest.approx(3 * (association + 0.1 * apart) + 0.01 * sparsity, rel=1e-9)
 
 
-def test_a_step_against_the_gradient_raises_what_is_present(batch: dict[str, Any]) -> None:
+@pytest.mark.parametrize("negatives", ["assigned", "balanced"])
+def test_a_step_against_the_gradient_raises_what_is_present(batch: dict[str, Any], negatives: Any) -> None:
     pre = batch["preactivations"].requires_grad_()
     before = pooled(pre[..., batch["assigned"]], "mean")
-    concept_association(before, batch["labels"], "assigned").backward()
+    concept_association(before, batch["labels"], negatives).backward()
     assert pre.grad is not None
     after = pooled((pre - 10 * pre.grad)[..., batch["assigned"]], "mean")
     labels = batch["labels"]
@@ -98,7 +104,7 @@ def test_a_maximum_instead_of_a_mean(batch: dict[str, Any]) -> None:
         ({"assigned": (1, 2, 3)}, "every concept needs a group and a latent"),
         ({"assigned": (1, 2, 3, 3)}, "with one latent, cannot be told apart"),
         ({"concepts": ("a", "a", "b", "c")}, "two concepts of one name"),
-        ({"negatives": "some"}, 'negatives is "none" or "assigned"'),
+        ({"negatives": "some"}, 'negatives is "none", "assigned" or "balanced"'),
         ({"beta": -1}, "beta must be a number of at least 0"),
         ({"patience": 0}, "patience must be a whole number of at least 1"),
     ],
