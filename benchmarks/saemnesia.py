@@ -37,14 +37,17 @@ from excise.bench.frechet import frechet
 from excise.bench.run import Unit
 from excise.bench.statistics import in_percent, share
 from excise.erasers import Eraser
+from excise.erasers.rows import preactivations
 from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.methods import method
 from excise.methods.base import settings_of
+from excise.methods.blocks import carried
 from excise.neurons import plots
 from excise.neurons.splitting import effective_neurons, monosemanticity, own_top
 from excise.reference.world import OBJECTS, STYLES
 from excise.sae import card, load
+from excise.sae.supervised import Negatives
 from excise.sites import BLOCKS
 from excise.sites.block_shards import BlockShards, Labelled, capture_blocks_to
 
@@ -66,7 +69,7 @@ FAR = ("gun", "cat", "ink", "flat")
 """Those of them whose unrelated prompts the Fréchet distance is taken over."""
 COUNTS = (1, 2, 5, 9, 15, 20)
 TUNED_ON = ("apple", "bus", "pastel", "bold")
-GAMMAS = (0.0, -0.1, -0.2, -0.3)
+GAMMAS = (0.0, -0.4, -0.7, -1.0)
 GRID = (
     *((99.9, gamma) for gamma in (-0.3, -1.0)),
     *((99.8, gamma) for gamma in (-0.3, -1.0, -2.0, -4.0)),
@@ -200,9 +203,9 @@ def association(work: Path, out: Path) -> dict[str, Any]:
     """Whose neuron is whose, on captions that no SAE learnt from: before supervision, fine-tuned, and after."""
     held, learnt = _features(work, "held-out", 400, 1_000_003), _features(work, "learnt", CAPTIONS, 100_000)
     folders = {"unsupervised": reference.sae_folder("saeuron"), "supervised": reference.sae_folder("saemnesia")}
-    ways = {"fine-tuned": Labels(groups=(OBJECTS, STYLES), start=str(folders["unsupervised"]))}
-    ways["with negatives"] = Labels(groups=(OBJECTS, STYLES), negatives="assigned")
-    for name, how in ways.items():
+    for name, options in OTHER_WAYS.items():
+        start = str(folders["unsupervised"]) if name == "fine-tuned" else ""
+        how = Labels(groups=(OBJECTS, STYLES), start=start, negatives=options)
         folders[name] = work / "saes" / name
         if not folders[name].exists():
             train_on_block(learnt, folders[name], BLOCK, how)
@@ -210,7 +213,7 @@ def association(work: Path, out: Path) -> dict[str, Any]:
     for name, folder in folders.items():
         sae = load(folder)
         scores = concept_scores(sae, held).mean(1)
-        sums, labels = [], []
+        sums, labels, firsts, means = [], [], [], []
         centre = torch.cat([shard.states.float().mean((0, 1, 2))[None] for shard in held]).mean(0)
         missed = varied = 0.0
         for shard in held:
@@ -223,12 +226,26 @@ def association(work: Path, out: Path) -> dict[str, Any]:
                 varied += float((states - centre).square().sum())
             sums.append(codes / shard.states[..., 0].numel() * len(shard.states))
             labels.append(shard.labels)
+            means.append(shard.states.float().mean(2))
+            rows = shard.states.float(), sae.W_enc.detach(), sae.b_enc.detach(), sae.b_pre.detach()
+            firsts.append(preactivations(*rows).clamp(min=0).mean(2))
         pooled, shown = torch.cat(sums), torch.cat(labels)
+        open_ones, features_ = torch.cat(firsts), torch.cat(means)
         found = [monosemanticity(pooled, shown[:, c]) for c in range(len(held.concepts))]
         said = card(folder).get("supervision")
         top = scores.argmax(1)
         assigned = said["assigned"] if said else top.tolist()
+        apart, shares = [], []
+        for c, neuron in enumerate(assigned):
+            there, level = shown[:, c], open_ones[..., neuron]
+            apart.append(float(level[there, 0].median() > level[~there, 0].max()))
+            change = features_[there].mean(0) - features_[~there].mean(0)
+            written = level[there].mean(0) - level[~there].mean(0)
+            shares.append(float(carried(written[:, None], sae.W_dec.detach()[[neuron]], change).mean()))
         told[name] = {
+            "told_apart": statistics.fmean(apart),
+            "carried": statistics.fmean(shares),
+            "least_carried": min(shares),
             "own_top": float(own_top(scores).double().mean()),
             "top_is_assigned": float((top == torch.tensor(assigned)).double().mean()) if said else None,
             "effective": statistics.median(effective_neurons(scores).tolist()),
@@ -249,6 +266,8 @@ def association(work: Path, out: Path) -> dict[str, Any]:
     return told
 
 
+OTHER_WAYS: dict[str, Negatives] = {"fine-tuned": "none", "cross-entropy": "assigned", "balanced": "balanced"}
+"""SAEs that are trained to compare the bundled one with, and what each asks of labels that a picture lacks."""
 SHOWN = ("gun", "cat", "pizza", "rocket", "ink", "vintage")
 """Concepts whose histograms are drawn."""
 
@@ -425,6 +444,9 @@ def _sequential_page(told: Mapping[str, Any]) -> list[str]:
 
 def _association_page(told: Mapping[str, Any]) -> list[str]:
     columns = {
+        "told_apart": "told apart",
+        "carried": "carried",
+        "least_carried": "least",
         "own_top": "top neuron is theirs alone",
         "top_is_assigned": "top neuron is the assigned one",
         "effective": "effective neurons a concept",
@@ -436,12 +458,14 @@ def _association_page(told: Mapping[str, Any]) -> list[str]:
     lines = [
         "## Whose neuron is whose",
         f"{told['pictures']} pictures of captions that no SAE learnt from, {told['concepts']} concepts, by SAEuron's",
-        "score; medians or means over concepts.",
+        "score; medians or means over concepts. Told apart: concepts whose typical picture makes the neuron louder, at",
+        "the first step, than any picture without them does. Carried: the share of what a concept changes in the",
+        "block's features that its neuron writes, mean and least.",
         "",
         f"| | {' | '.join(columns.values())} |",
         "|---" * (len(columns) + 1) + "|",
     ]
-    for name in ("unsupervised", "supervised", "fine-tuned", "with negatives"):
+    for name in ("unsupervised", "supervised", *OTHER_WAYS):
         own = told[name]
         shown = ["n/a" if own[key] is None else f"{own[key]:.3g}" for key in columns]
         lines.append(f"| {name} | {' | '.join(shown)} |")

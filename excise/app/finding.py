@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,10 @@ from excise.app.training import BUNDLED, train_sae
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.errors import ExciseError
-from excise.methods.base import METHODS, method, parsed, settings_of
+from excise.methods.base import AND, method, parsed, settings_of
+from excise.methods.catalogue import METHODS
 from excise.methods.snce import Found, SNCEConfig, find, fit
+from excise.methods.tuning import watching
 from excise.neurons import Ranking
 from excise.sae import TopKSAE, card, load, saes_in
 from excise.sites import Site, capture, sites_of, text_encoders
@@ -110,16 +113,35 @@ def erase(pipe: Any, concept: Concept, config: SNCEConfig) -> tuple[Eraser, list
     return eraser, [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
 
 
-def erase_by(pipe: Any, concept: Concept, name: str, given: Sequence[str], bundled: bool = False) -> Eraser:
-    """The eraser of a concept by any method, with settings such as `gamma=-2`, or `saemnesia.gamma=-2` of a joined one.
+def erase_by(
+    pipe: Any,
+    concept: Concept,
+    name: str,
+    given: Sequence[str],
+    out: Path,
+    *,
+    bundled: bool = False,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Eraser:
+    """The eraser of a concept by any method, with settings such as `gamma=-2`, or `saemnesia.gamma=-2` of a joined one,
+    saved as the folder `out`.
 
-    With the `bundled` model, its own SAEs where none is named. Raises ExciseError for an unknown method or setting, an
-    impossible value, and as the method does.
+    With the `bundled` model, its own SAEs where none is named. A training is kept beside `out` until it is done, so
+    that the same call goes on where it was interrupted; `progress` is told of its steps. Raises ExciseError for an
+    unknown method or setting, an impossible value, and as the method does.
     """
     _, settings = parsed(f"{name}:{','.join(given)}")
-    chosen = method(name)
+    chosen, kept = method(name), out.with_name(f"{out.name}.training")
     known = settings_of(name, bundled_settings()) if bundled else {}
-    return chosen.fit(pipe, concept, chosen.Config(**{**known, **settings}))
+    for key in vars(chosen.Config()):
+        part, _, setting = key.rpartition(".")
+        if setting == "checkpoint":
+            known[key] = str(kept / part if part else kept)
+    with watching(progress or (lambda *line: None)):
+        eraser = chosen.fit(pipe, concept, chosen.Config(**{**known, **settings}))
+    eraser.save(out)
+    shutil.rmtree(kept, ignore_errors=True)
+    return eraser
 
 
 def draw(findings: Findings, path: Path) -> list[Path]:
@@ -199,10 +221,20 @@ def token_codes(pipe: Any, sae: TopKSAE, site: Site, prompt: str, neuron: int) -
 
 
 def describe_methods() -> list[dict[str, Any]]:
-    """The methods with their settings' defaults."""
+    """The methods with what there is to know of them, and their settings' defaults."""
     return [
-        {"name": name, "about": about, "defaults": asdict(method(name).Config())} for name, about in METHODS.items()
+        {"name": name, **asdict(about), "defaults": asdict(method(name).Config())} for name, about in METHODS.items()
     ]
+
+
+def citation(name: str) -> str:
+    """BibTeX for a method, for all of them where several are joined. Raises ExciseError for an unknown one, and where
+    there is nothing to cite."""
+    method(name)
+    found = [METHODS[part].cite for part in name.split(AND) if part in METHODS and METHODS[part].cite]
+    if not found:
+        raise ExciseError(f"there is no paper to cite for {name!r}")
+    return "\n\n".join(dict.fromkeys(found))
 
 
 def chosen(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
-from excise.cli.terminal import emit, note, table
+from excise.cli.terminal import emit, note, table, training
 
 
 def register(app: typer.Typer) -> None:
     app.command(epilog="Example: excise erase gun --out gun-eraser")(erase)
     app.command(epilog="Example: excise sign gun-eraser --key private.pem")(sign)
     app.command(epilog="Example: excise verify gun-eraser")(verify)
-    app.command(epilog="Example: excise methods --json")(methods)
+    app.add_typer(methods, name="methods")
 
 
 def erase(
@@ -102,7 +102,9 @@ def erase(
         asked |= {"sae": sae, "site": site}
         if odd := sorted(chosen(asked)):
             raise ExciseError(f"--{odd[0]} is a setting of snce; give {by}'s with --set, such as --set sae=FOLDER")
-        eraser = erase_by(load_pipeline(model, device), wanted, by, given or [], bundled=model is None)
+        pipe = load_pipeline(model, device)
+        with training() as line:
+            eraser = erase_by(pipe, wanted, by, given or [], out, bundled=model is None, progress=line)
     elif given:
         raise ExciseError("--set is for other methods; snce's settings have options of their own")
     else:
@@ -110,7 +112,7 @@ def erase(
         eraser, warned = made_by(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **chosen(asked)))
         for warning in warned:
             note(f"warning: {warning}")
-    eraser.save(out)
+        eraser.save(out)
     size = sum(f.stat().st_size for f in out.iterdir())
     first = eraser.edits[0]
     data = {
@@ -229,9 +231,31 @@ def verify(
         raise typer.Exit(1)
 
 
-def methods(json: Json = False) -> None:
-    """List the erasure methods."""
+methods = typer.Typer(help="List the erasure methods; `excise methods cite NAME` prints BibTeX.")
+
+
+@methods.callback(invoke_without_command=True, epilog="Example: excise methods --json")
+def listed(context: typer.Context, json: Json = False) -> None:
+    """List the erasure methods: how each is fitted, what it edits, and the licence of its authors' own code."""
     from excise.app.finding import describe_methods
 
+    if context.invoked_subcommand is not None:
+        return
     rows = describe_methods()
-    emit(json, rows, lambda: table("Methods", ("name", "what it does"), [(r["name"], r["about"]) for r in rows]))
+
+    def show() -> None:
+        for row in rows:
+            original = f"; its authors' code: {row['licence']}" if row["licence"] else ""
+            typer.echo(f"{row['name']} ({row['kind']})")
+            typer.echo(f"    {row['does']}")
+            typer.echo(f"    edits {row['edits']}{original}")
+
+    emit(json, rows, show)
+
+
+@methods.command(epilog="Example: excise methods cite esd-x")
+def cite(name: Annotated[str, typer.Argument(help="A method's name, or several joined by +.")]) -> None:
+    """Print a method's paper as BibTeX."""
+    from excise.app.finding import citation
+
+    typer.echo(citation(name))

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import typer
@@ -73,6 +73,23 @@ def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
                 bar.update(task, total=now)
 
         yield advance
+
+
+@contextmanager
+def training() -> Iterator[Callable[[int, int, float], None]]:
+    """Progress of a training whose length is known once it begins: to be told how many steps are done, of how many."""
+    seen = 0
+    with ExitStack() as stack:
+        bars: list[Callable[[int], None]] = []
+
+        def tell(done: int, of: int, loss: float) -> None:
+            nonlocal seen
+            if not bars:
+                bars.append(stack.enter_context(progress("training", of)))
+            bars[0](done - seen)
+            seen = done
+
+        yield tell
 
 
 def _lines(title: str, total: int | None) -> Callable[[int], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from excise.methods.base import METHODS, Method, method
+from excise.methods.base import Method, method
+from excise.methods.catalogue import METHODS
 
 __all__ = ["METHODS", "Method", "method"]

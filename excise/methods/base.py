@@ -9,24 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from excise.errors import ExciseError
+from excise.methods.catalogue import METHODS
 from excise.plugins import plugins
 
 if TYPE_CHECKING:
     from excise.concepts import Concept
     from excise.erasers import Eraser
 
-METHODS: dict[str, str] = {
-    "esd-u": "the U-Net's weights but for its cross-attention, trained to predict the opposite (Gandikota et al., ESD)",
-    "esd-x": "the U-Net's cross-attention, trained to predict the opposite of the concept (Gandikota et al., ESD)",
-    "none": "the untouched model, the baseline of every comparison",
-    "rece": "UCE, and the embeddings that would bring the concept back through it (Gong et al., RECE)",
-    "saemnesia": "the neuron a supervised SAE on a block of the denoiser gave the concept (SAEmnesia)",
-    "saemnesia-text": "the neuron a supervised SAE on the text encoder gave the concept, edited as SNCE does",
-    "saeuron": "neurons of an SAE on a block of the denoiser, by denoising step (Cywiński & Deja, SAeUron)",
-    "snce": "one neuron of a sparse autoencoder on the text encoder (He et al., A Single Neuron Works)",
-    "uce": "other keys and values for the concept's words, in closed form (Gandikota et al., UCE)",
-}
-"""Name (and module of `excise.methods`) -> one line about it. A new method is one file and one line here."""
 AND = "+"
 """Joins the names of methods whose edits go into one eraser: `snce+saemnesia`."""
 

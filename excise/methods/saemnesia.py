@@ -16,7 +16,7 @@ from excise.erasers import Eraser
 from excise.erasers.block import BlockGate
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
-from excise.methods.blocks import BlockConfig, block_sae, edit_of, levels, proved_at, trained_at
+from excise.methods.blocks import BlockConfig, Units, block_sae, edit_of, levels, proved_at, trained_at
 from excise.neurons.timesteps import score
 from excise.sae import Supervision, card
 
@@ -28,7 +28,9 @@ class SAEmnesiaConfig(BlockConfig):
     codes: BlockGate = "whole"
     """As `BlockConfig.codes`. A neuron that is the concept's alone tells its pictures from all others, which then keep
     every bit; the paper's edit acts patch by patch in every picture ("threshold", "topk")."""
-    gamma: float = -0.1
+    units: Units = "concept"
+    """As `BlockConfig.units`. A neuron that carries half of its concept is turned as far as one that carries all."""
+    gamma: float = -0.7
     """γ, chosen on Canvas's tuning concepts."""
 
 

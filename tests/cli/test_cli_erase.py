@@ -199,10 +199,20 @@ def test_the_bundled_model_needs_no_model_option(
     assert len(swept["sites"]) == 5
 
 
-def test_methods(ask: Callable[..., Any]) -> None:
+def test_methods(ask: Callable[..., Any], call: Callable[..., Any]) -> None:
     rows = {row["name"]: row for row in ask("methods")}
     assert {"none", "snce"} <= set(rows)
     assert rows["snce"]["defaults"]["k"] == 1
+    assert (rows["uce"]["kind"], rows["esd-x"]["kind"], rows["none"]["cite"]) == ("closed form", "fine-tune", "")
+    shown = call("methods").stdout
+    assert "closed form" in shown
+    cited = call("methods", "cite", "snce+uce").stdout
+    assert cited.count("@") == 2
+    assert "A Single Neuron Works" in cited
+    for wrong, message in (("none", "no paper to cite for 'none'"), ("snec", "no method 'snec'")):
+        refused = call("methods", "cite", wrong)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
 
 
 def test_an_eraser_by_another_method(
@@ -238,3 +248,37 @@ def test_an_eraser_by_another_method(
         assert result.exit_code == 2
         assert message in result.stderr
     assert not (tmp_path / "other").exists()
+
+
+def test_a_trained_method_goes_on_where_it_was_stopped(
+    ask: Callable[..., Any],
+    call: Callable[..., Any],
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from excise.methods import tuning
+
+    out, steps = tmp_path / "eraser", list[int]()
+    small = [f"--set={part}" for part in ("iterations=4", "steps=2", "lr=0.001", "checkpoint_every=1")]
+    words = ("erase", "gun", "--model", model_folder, "--n", 12, "--method", "esd-x", *small, "--out", out)
+    step = tuning._step
+
+    def stopping(*given: Any) -> float:
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return step(*given)
+
+    monkeypatch.setattr(tuning, "_step", stopping)
+    stopped = call(*words)
+    assert stopped.exit_code == 2
+    assert "a training goes on when called again" in stopped.stderr
+    assert not out.exists()
+    made = ask(*words)
+    assert len(steps) == 3 + 2, "two of four steps were done before"
+    assert made["neurons"] == []
+    assert {edit["site"].split(".")[-1] for edit in made["edits"]} >= {"to_k", "to_q"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eraser"]
+    assert ask("verify", out, "--model", model_folder)["passed"]
+    assert "other weights in" in call(*words[:-1], tmp_path / "again").stdout

@@ -7,12 +7,14 @@ from excise.methods import METHODS, method
 
 
 def test_every_method_listed_is_there() -> None:
-    for name, line in METHODS.items():
+    for name, about in METHODS.items():
         found = method(name)
         assert found.name == name
         assert callable(found.fit)
         found.Config()
-        assert line
+        assert about.does
+        assert about.edits
+        assert (about.kind == "baseline") is not about.cite.startswith("@")
 
 
 def test_an_unknown_method_names_near_ones() -> None:
