@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.erasers import formats
+from excise.erasers.block import BlockEdit
 from excise.errors import ExciseError
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ CARD = "README.md"
 SIGNATURE = "model.sig"
 SOMEWHERE = "owner/name"
 """A repository's name on a card that was written before it has one."""
-TAGS = ("concept-erasure", "sparse-autoencoder", "text-to-image")
+_SAE = "sparse-autoencoder"
+TAGS = ("concept-erasure", _SAE, "text-to-image")
 
 
 def fetched(
@@ -127,6 +129,24 @@ def _reason(error: BaseException) -> str:
     return formats.reason(error)
 
 
+_TEXT = "on text, where the text encoder is read, and on nothing else"
+
+
+def _done(eraser: Eraser) -> list[str]:
+    """What is done to the model, by kind of edit."""
+    said = []
+    for where, edits in (
+        ("what its text encoder says of a prompt", eraser.text_edits),
+        ("a block of its denoiser", [edit for edit in eraser.edits if isinstance(edit, BlockEdit)]),
+    ):
+        if count := sum(len(edit.neurons) for edit in edits):
+            neurons = "one neuron" if count == 1 else f"{count} neurons"
+            said.append(f"by turning down {neurons} of a sparse autoencoder on {where}")
+    if layers := [edit for edit in eraser.edits if not edit.neurons]:
+        said.append(f"by other weights in {len(layers)} layers of its denoiser")
+    return said
+
+
 def card(eraser: Eraser, repo_id: str = SOMEWHERE) -> str:
     """The README.md of an eraser: what it takes out and how, what was measured, and what it does not stop."""
     from huggingface_hub import ModelCardData
@@ -134,14 +154,16 @@ def card(eraser: Eraser, repo_id: str = SOMEWHERE) -> str:
     model = eraser.made_for.get("model")
     pipeline = _plain(eraser.made_for.get("pipeline", "the pipeline it was made for"))
     base = {"base_model": model, "base_model_relation": "adapter"} if _is_name(model) else {}
-    front = ModelCardData(library_name="excise", tags=["excise", *TAGS], **base)  # type: ignore[arg-type]
-    count, whole = sum(len(edit.neurons) for edit in eraser.edits), any(edit.needs_sae for edit in eraser.edits)
+    whole, neurons = any(edit.needs_sae for edit in eraser.edits), any(edit.neurons for edit in eraser.edits)
+    tags = ["excise", *(tag for tag in TAGS if neurons or tag != _SAE)]
+    front = ModelCardData(library_name="excise", tags=tags, **base)  # type: ignore[arg-type]
     return _CARD.format(
         front=front.to_yaml().strip(),
         name=_plain(eraser.name),
         concept=_plain(eraser.concept),
         model=f"{pipeline} (`{model}`)" if base else pipeline,
-        neurons="one neuron" if count == 1 else f"{count} neurons",
+        by=" and ".join(_done(eraser)),
+        acts=_TEXT if not eraser.denoisers else "where it edits, and on nothing else",
         load=f"excise.load_eraser(pipe, {json.dumps(repo_id)}{', sae=sae' * whole})"
         + "  # the SAE it comes from" * whole,
         mentions=", ".join(map(_plain, eraser.mentions)) or "none were named",
@@ -150,7 +172,7 @@ def card(eraser: Eraser, repo_id: str = SOMEWHERE) -> str:
             [
                 (
                     _plain(edit.site.key),
-                    ", ".join(map(str, edit.neurons)),
+                    ", ".join(map(str, edit.neurons)) or "none",
                     "{} = {:.4g}".format(*edit.coefficient),
                     ", ".join(f"{k} {v}" for k, v in edit.options.items() if k not in ("lam", "gamma")),
                 )
@@ -242,9 +264,9 @@ _CARD = """---
 ---
 # {name}
 
-Takes **{concept}** out of what {model} draws, by turning down {neurons} of a sparse autoencoder on what its text
-encoder says of a prompt. No weight changes: this is a few kilobytes of JSON and safetensors that are attached to a
-pipeline, scaled, and taken off again. Made with Excise.
+Takes **{concept}** out of what {model} draws, {by}. The model's own weights
+stay as they are: this is JSON and safetensors that are attached to a pipeline, scaled, and taken off again. Made with
+Excise.
 
 ## Use
 ```python
@@ -255,15 +277,16 @@ import excise
 image = pipe("a prompt", num_inference_steps=20).images[0]
 excise.unload_eraser(pipe)
 ```
-Attaching raises unless what the denoiser reads changes on a canary prompt. `excise.Eraser.from_pretrained` takes
-`revision="<commit>"`, so that a later push cannot change what you load. Only the eraser's own files are downloaded.
+Attaching raises unless what the denoiser reads, or predicts, changes on a canary prompt.
+`excise.Eraser.from_pretrained` takes `revision="<commit>"`, so that a later push cannot change what you load. Only the
+eraser's own files are downloaded.
 
 ## What it edits
 Concept: {concept}. Words it was made for: {mentions}.
 
 {edits}
 
-A strength scales λ: 1 is as it was made, 0 leaves every bit alone.
+A strength scales all of it: 1 is as it was made, 0 leaves every bit alone.
 
 ## How it was made
 Method: {method}.
@@ -276,15 +299,16 @@ On the pipeline it was made for, from prompts alone; no picture was judged. Meas
 {measured}
 
 ## What it does not stop
-Erasure is a mitigation, not a guarantee. This acts on text, where the text encoder is read, and on nothing else:
+Erasure is a mitigation, not a guarantee. This acts {acts}:
 - images given as input (image-to-image, inpainting, ControlNet, IP-Adapter) can bring the concept back;
 - so can fine-tuning, a LoRA or textual inversion, on this model or on another of its kind;
-- attacks without text, on latents or on the denoiser's conditioning, do not pass through it; Excise refuses text states
-  that no edited encoder made where it can see them, but whoever holds the weights can take the eraser off;
-- prompts can be searched that say the concept in words the neuron does not know.
+- attacks without text, on latents or on the denoiser's conditioning, do not pass through an edit of the text encoder;
+  Excise refuses text states that no edited encoder made where it can see them, but whoever holds the weights can take
+  the eraser off;
+- prompts can be searched that say the concept in words it does not know.
 
 ## Dual use
-The same neuron turned up draws more of the concept, and this file says which neuron it is. Excise refuses a negative
+The same edit turned round draws more of the concept, and this file says what to turn. Excise refuses a negative
 strength unless `allow_amplify=True` asks for it; that keeps accidents out, not intent.
 
 ## Identity

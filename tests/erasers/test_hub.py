@@ -16,10 +16,11 @@ import torch
 import yaml
 
 import excise
-from excise.erasers import Eraser, Signer, formats, made_for, sign
+from excise.erasers import Eraser, Signer, WeightEdit, formats, made_for, sign
 from excise.erasers.hub import card as card_of
 from excise.erasers.hub import push_folder
 from excise.errors import ExciseError
+from excise.sites import Site
 from tests.hub_server import TOKEN, Hub
 
 NAME = "someone/gun-eraser"
@@ -232,6 +233,17 @@ def test_the_card_says_what_it_is(gun_eraser: Eraser) -> None:
     ):
         assert said in text, said
     assert "p, permutation test" not in text
+
+
+def test_the_card_of_other_kinds_of_edits(gun_eraser: Eraser) -> None:
+    layer = Site("unet", "up_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", 2)
+    change = WeightEdit(layer, up=torch.ones(2, 1), down=torch.ones(1, 3))
+    card = card_of(replace(gun_eraser, edits=(change,)), NAME)
+    assert "by other weights in 1 layers of its denoiser. The model's own weights" in card
+    assert "sparse-autoencoder" not in card
+    assert "acts where it edits" in card
+    both = card_of(replace(gun_eraser, edits=(*gun_eraser.edits, change)), NAME)
+    assert "by turning down one neuron of a sparse autoencoder on what its text encoder says of a prompt and by" in both
 
 
 def test_the_card_names_a_base_model_only_if_it_is_one_on_the_hub(gun_eraser: Eraser, tiny_pipe: Any) -> None:
