@@ -290,7 +290,7 @@ def _dot(done: int) -> None:
     print(".", end="", flush=True)
 
 
-def cost(work: Path, out: Path, repeats: int = 5) -> dict[str, Any]:
+def cost(work: Path, out: Path, repeats: int = 7) -> dict[str, Any]:
     """Seconds a step, with the supervised terms and without, in turn; the median of the ratios."""
     learnt = _features(work, "learnt", CAPTIONS, 100_000)
     few = BlockShards(learnt.folder, learnt.site, learnt.concepts, learnt.timesteps, 0, learnt.files[:12])

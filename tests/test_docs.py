@@ -69,7 +69,9 @@ def test_documented_commands_parse(where: str, words: list[str], monkeypatch: py
     command: Any = typer.main.get_command(app)
     rest = words
     while hasattr(command, "commands"):
-        assert rest, where
+        if not rest:
+            assert command.invoke_without_command, where
+            return
         assert rest[0] in command.commands, f"{where}: no command {rest[0]!r}"
         command, rest = command.commands[rest[0]], rest[1:]
     with command.make_context("excise", [w.replace("$MODEL", "model") for w in rest]):

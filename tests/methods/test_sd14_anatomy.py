@@ -150,3 +150,21 @@ def test_saemnesia_end_to_end_on_sd15s_blocks(sd14: Any, naked: Concept, site: S
     assert sum(p.stat().st_size for p in (tmp_path / "nudity").iterdir()) < 30_000
     assert all(check.passed for check in verify(tmp_path / "nudity", sd14))
     sd14.unet.register_to_config(sample_size=size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("uce", {}), ("rece", {"rounds": 2}), ("esd-x", {"iterations": 2, "steps": 2})],
+)
+def test_peers_on_sd14s_anatomy(sd14: Any, naked: Concept, name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """ESD-u would be the same with all of the U-Net's weights, for which this machine has not the memory."""
+    size = sd14.unet.config.sample_size
+    sd14.unet.register_to_config(sample_size=8)
+    eraser = method(name).fit(sd14, naked, method(name).Config(**settings))
+    layers = 16 * (4 if name == "esd-x" else 2)
+    assert len(eraser.edits) == layers
+    eraser.save(tmp_path / "nudity")
+    with Eraser.load(tmp_path / "nudity").attach(sd14) as attachment:
+        assert attachment.shift > 0
+    sd14.unet.register_to_config(sample_size=size)
