@@ -63,6 +63,12 @@ def mentioned(text: str, mentions: Iterable[str]) -> str | None:
     return found.group() if found else None
 
 
-def without_mentions(text: str, mentions: Iterable[str]) -> str:
-    """The text with every mention blanked out."""
-    return _pattern(tuple(mentions)).sub(" ", text)
+def all_mentioned(text: str, mentions: Iterable[str]) -> list[str]:
+    """Every mention found in the text as whole words, as it stands there."""
+    found: list[str] = _pattern(tuple(mentions)).findall(text)
+    return found
+
+
+def without_mentions(text: str, mentions: Iterable[str], instead: str = " ") -> str:
+    """The text with every mention blanked out, or with another text in its place."""
+    return _pattern(tuple(mentions)).sub(lambda _: instead, text)

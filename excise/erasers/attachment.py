@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from excise.erasers import telemetry
 from excise.erasers.canary import conditional
-from excise.erasers.clock import BlockHook
 from excise.erasers.coverage import refuse_early_tap, refuse_unless_covered
 from excise.erasers.guard import Call, Guard, is_proving
-from excise.erasers.hooks import EditHook, Edits, TextHook, found_on
+from excise.erasers.hooks import EditHook, Edits, found_on
 from excise.erasers.integrity import adapters_now, mismatches, weights_now
 from excise.erasers.kinds import module_of, put
 from excise.erasers.proof import moved_prediction, moved_text
@@ -212,8 +211,7 @@ class Attachment:
         if denoisers(self.pipe) != self._denoisers:
             self.bypass(f"the denoiser was replaced after eraser {name!r} was attached; attach it again")
         for hook in self.hooks:
-            if isinstance(hook, BlockHook):
-                hook.begin()
+            hook.begin()
         for denoiser in self._denoisers if self.eraser.text_edits else ():
             parts = (type(getattr(denoiser, name, None)).__name__ for name in ("encoder_hid_proj", "image_proj"))
             if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj" or any(
@@ -248,9 +246,9 @@ class Attachment:
         return [hook for _, hook, _ in self._hooks]
 
     @property
-    def text_hooks(self) -> list[TextHook]:
+    def text_hooks(self) -> list[EditHook]:
         """Those on text encoders: the ones that have to run when a prompt is encoded."""
-        return [hook for hook in self.hooks if isinstance(hook, TextHook)]
+        return [hook for hook in self.hooks if hook.edit.site.part == "text"]
 
     def _only_denoiser_differs(self, now: list[tuple[str, int, int]]) -> bool:
         changed = {name.partition(".")[0].partition("'")[0] for name, _, _ in set(now) ^ set(self._weights)}
@@ -280,6 +278,8 @@ class Attachment:
                     f"eraser {self.eraser.name!r} saw no text-encoder run at {hook.edit.site.key}; something unhooked "
                     "or by-passed it, so nothing is rendered"
                 )
+        for edited in self.hooks:
+            edited.heard(call, made)
         if is_proving(self):
             return
         prompt = call.arguments.get("prompt")

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from excise.erasers.block import BlockEdit, Moment, Opened
 from excise.erasers.guard import is_muted
 from excise.erasers.hooks import EditHook, Edits, Passage, Watch, found_on, install, remove
+from excise.erasers.steering import DirectionEdit
 from excise.errors import EraserDidNotFire, ExciseError
-from excise.sites.blocks import as_patches, denoiser_of, from_patches, module_at, timestep_of
+from excise.sites.blocks import as_patches, attention_at, denoiser_of, from_patches, module_at, timestep_of
 
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 class BlockHook(EditHook):
     """An edit of a block, at the timestep of the denoiser that it is part of."""
 
-    edit: BlockEdit
-    moved: BlockEdit
+    edit: BlockEdit | DirectionEdit
+    moved: BlockEdit | DirectionEdit
 
-    def __init__(self, attachment: Attachment, edit: BlockEdit, clock: Clock) -> None:
+    def __init__(self, attachment: Attachment, edit: BlockEdit | DirectionEdit, clock: Clock) -> None:
         super().__init__(attachment, edit)
         self.clock = clock
 
@@ -42,8 +43,18 @@ class BlockHook(EditHook):
 
 def put(attachment: Attachment, edit: BlockEdit) -> tuple[BlockHook, Callable[[], None]]:
     """Put the edit at its block; what comes back with its hook takes it off again."""
+    return _put(attachment, edit, module_at(attachment.pipe, edit.site))
+
+
+def put_direction(attachment: Attachment, edit: DirectionEdit) -> tuple[BlockHook, Callable[[], None]]:
+    """Put the edit at its attention; what comes back with its hook takes it off again."""
+    return _put(attachment, edit, attention_at(attachment.pipe, edit.site))
+
+
+def _put(
+    attachment: Attachment, edit: BlockEdit | DirectionEdit, block: nn.Module
+) -> tuple[BlockHook, Callable[[], None]]:
     _, denoiser = denoiser_of(attachment.pipe, edit.site.component)
-    block = module_at(attachment.pipe, edit.site)
     clock = Clock.join(denoiser)
     hook = BlockHook(attachment, edit, clock)
     clock.hooks = (*clock.hooks, hook)

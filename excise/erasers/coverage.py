@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from excise.erasers.edit import SAEEdit
 from excise.errors import ExciseError
 from excise.sites.site import DENOISERS, depth, encoder_of, layer_count, refuse_late, taps_of, to_cover
 
 if TYPE_CHECKING:
     from excise.erasers.eraser import Eraser
+    from excise.erasers.kinds import TextEdit
 
 
 def refuse_unless_covered(pipe: Any, eraser: Eraser) -> None:
@@ -33,7 +33,7 @@ def refuse_unless_covered(pipe: Any, eraser: Eraser) -> None:
         )
 
 
-def refuse_early_tap(pipe: Any, edit: SAEEdit, clip_skip: int | None, eraser: str) -> None:
+def refuse_early_tap(pipe: Any, edit: TextEdit, clip_skip: int | None, eraser: str) -> None:
     """clip_skip = s makes the pipeline read layer L - s. Raises ExciseError where that is before the Site."""
     if not clip_skip:
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch import Tensor
 from excise.erasers.rows import ROWS, Rows, check_choices, preactivations, topk_codes
 from excise.errors import ExciseError
 from excise.sites.site import Site
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Gate = Literal["whole", "threshold", "relu", "topk"]
 Source = Literal["prompt", "concept"]
@@ -117,7 +120,7 @@ class SAEEdit(Rows):
             raise ExciseError(f"lead is {self.lead}; it is a number of states, at least 0")
 
     @classmethod
-    def from_sae(cls, sae: Any, site: Site, indices: list[int], **options: Any) -> SAEEdit:
+    def from_sae(cls, sae: Any, site: Site, indices: list[int], **options: Any) -> Self:
         """As `Rows.from_sae`; levels that are not given are 0."""
         levels = {name: torch.zeros(len(indices)) for name in ("threshold", "typical")}
         return super().from_sae(sae, site, indices, **{**levels, **options})
@@ -130,7 +133,7 @@ class SAEEdit(Rows):
         return out
 
     @classmethod
-    def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> SAEEdit:
+    def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> Self:
         """The edit whose `saved` options these are; `take` gives its tensors by name."""
         names = [*TENSORS, *(["concept_codes"] if saved.pop("concept_codes") else [])]
         return cls(site=site, **{**saved, **{name: take(name) for name in names}})

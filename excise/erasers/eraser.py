@@ -12,10 +12,9 @@ from typing import Any
 
 from excise.erasers import formats, hub
 from excise.erasers.attachment import Attachment, OnBypass
-from excise.erasers.edit import SAEEdit
 from excise.erasers.formats import Check
 from excise.erasers.integrity import mismatches
-from excise.erasers.kinds import Edit, module_of
+from excise.erasers.kinds import Edit, TextEdit, module_of
 from excise.erasers.signing import Signer, check_signature
 from excise.errors import ExciseError
 from excise.files import sha256, write_folder
@@ -53,9 +52,9 @@ class Eraser:
             raise ExciseError(f"eraser {self.name!r} has an impossible canary shift of {self.canary_shift}")
 
     @property
-    def text_edits(self) -> list[SAEEdit]:
+    def text_edits(self) -> list[TextEdit]:
         """The edits of text encoders."""
-        return [edit for edit in self.edits if isinstance(edit, SAEEdit)]
+        return [edit for edit in self.edits if edit.site.part == "text"]  # type: ignore[misc]
 
     @property
     def denoisers(self) -> list[str]:

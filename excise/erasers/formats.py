@@ -169,9 +169,10 @@ def _arguments(described: dict[str, Any], tensors: dict[str, Tensor]) -> dict[st
 
 def _edit(n: int, data: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
     named = "kind" in _is(dict, data)
-    kind = KINDS.get(data["kind"] if named else _UNNAMED)
-    if kind is None or named is (kind.kind == _UNNAMED):
+    known = KINDS.get(data["kind"] if named else _UNNAMED)
+    if known is None or named is (known.edit.kind == _UNNAMED):
         raise ValueError(f"edit {n} is of kind {reprlib.repr(data['kind'])}")
+    kind = known.edit
     _exactly(data, {"site", *(["kind"] if named else []), *kind.SAVED}, f"edit {n}")
     _exactly(data["site"], {"component", "path", "width"}, f"edit {n}'s site")
     component, path, width = (data["site"][name] for name in ("component", "path", "width"))

@@ -16,14 +16,15 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from excise.erasers.edit import SAEEdit, without
-from excise.erasers.guard import CALL, is_muted
+from excise.erasers.edit import Branch, SAEEdit, without
+from excise.erasers.guard import CALL, Call, is_muted
 from excise.errors import ExciseError
 from excise.sites.site import resolve
 
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
     from excise.erasers.kinds import Edit
+    from excise.erasers.steering import VectorEdit
 
 _LIVE: weakref.WeakValueDictionary[int, Passage] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
@@ -120,6 +121,12 @@ class EditHook:
         self.rows, self.norm = 0, 0.0
         """Rows edited, and the sum over them of the L2 norm of what was subtracted."""
 
+    def begin(self) -> None:
+        """A prompt is about to be encoded in this thread: another picture is drawn from here on."""
+
+    def heard(self, call: Call, made: Any) -> None:
+        """What the pipeline's `encode_prompt` made of a prompt in this thread."""
+
     @property
     def runs(self) -> int:
         """How often it ran in this thread."""
@@ -152,13 +159,19 @@ class EditHook:
 class TextHook(EditHook):
     """An edit of a text encoder, which treats the branches of guidance differently."""
 
-    edit: SAEEdit
-    moved: SAEEdit
+    edit: SAEEdit | VectorEdit
+    moved: SAEEdit | VectorEdit
 
     def delta(self, state: Tensor) -> Tensor | None:
+        self.branch()
+        return super().delta(state)
+
+    def branch(self) -> Branch:
+        """What this run of the encoder is for."""
         call = CALL.get()
         self._here.branch = "conditional" if call is None else call.next_branch(self)
-        return super().delta(state)
+        made: Branch = self._here.branch
+        return made
 
     def of(self, state: Tensor) -> Tensor | None:
         edit, branch, strength = self.moved, self._here.branch, self.attachment.strength
@@ -215,7 +228,7 @@ class Edits(Passage):
         return edited
 
 
-def put(attachment: Attachment, edit: SAEEdit) -> tuple[TextHook, Callable[[], None]]:
+def put(attachment: Attachment, edit: SAEEdit | VectorEdit) -> tuple[TextHook, Callable[[], None]]:
     """Put the edit at its layer; what comes back with its hook takes it off again."""
     module, hook = resolve(attachment.pipe, edit.site), TextHook(attachment, edit)
     edits = Edits.join(module, hook)

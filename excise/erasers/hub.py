@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.erasers import formats
 from excise.erasers.block import BlockEdit
+from excise.erasers.edit import SAEEdit
+from excise.erasers.tensors import Tensors
 from excise.errors import ExciseError
 
 if TYPE_CHECKING:
@@ -135,15 +138,12 @@ _TEXT = "on text, where the text encoder is read, and on nothing else"
 def _done(eraser: Eraser) -> list[str]:
     """What is done to the model, by kind of edit."""
     said = []
-    for where, edits in (
-        ("what its text encoder says of a prompt", eraser.text_edits),
-        ("a block of its denoiser", [edit for edit in eraser.edits if isinstance(edit, BlockEdit)]),
-    ):
-        if count := sum(len(edit.neurons) for edit in edits):
+    for where, kind in (("what its text encoder says of a prompt", SAEEdit), ("a block of its denoiser", BlockEdit)):
+        if count := sum(len(edit.neurons) for edit in eraser.edits if isinstance(edit, kind)):
             neurons = "one neuron" if count == 1 else f"{count} neurons"
             said.append(f"by turning down {neurons} of a sparse autoencoder on {where}")
-    if layers := [edit for edit in eraser.edits if not edit.neurons]:
-        said.append(f"by other weights in {len(layers)} layers of its denoiser")
+    deeds = Counter(edit.deed for edit in eraser.edits if isinstance(edit, Tensors))
+    said += [f"by {deed.format(count=count)}" for deed, count in deeds.items()]
     return said
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from excise.erasers.canary import shift, shifts, text_states, what_denoiser_predicts, what_denoiser_reads
-from excise.erasers.edit import SAEEdit
 from excise.erasers.guard import proving, unedited
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def moved_text(attachment: Attachment) -> dict[str, float]:
 def moved_prediction(attachment: Attachment) -> dict[str, float]:
     """By how much the edits of a denoiser move its prediction, at the step where that is most."""
     pipe, eraser = attachment.pipe, attachment.eraser
-    steps = [edit.trial_steps for edit in eraser.edits if not isinstance(edit, SAEEdit)]
+    steps = [getattr(edit, "trial_steps", 1) for edit in eraser.edits if edit.site.part == "denoiser"]
     moved: dict[str, float] = {}
     for prompt in eraser.canary if steps else ():
         with proving(attachment, "denoiser"), torch.no_grad():

@@ -1,4 +1,5 @@
-"""One change of one layer's weights in a denoiser: what UCE and RECE solve for, and what ESD and its kin train.
+"""One change of one layer's weights, in a denoiser or a text encoder: what UCE and RECE solve for, and what ESD and
+its kin train.
 
 The model's own weights are never written. While an eraser is attached the layer computes with a sum that is kept beside
 them, so that taking it off leaves every bit as it was, and drawing with it takes no longer than without.
@@ -7,7 +8,7 @@ them, so that taking it off leaves every bit as it was, and drawing with it take
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,7 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from excise.erasers.clock import Clock
+from excise.erasers.edit import Uncond
+from excise.erasers.guard import CALL
 from excise.erasers.hooks import EditHook, Edits, found_on
+from excise.erasers.tensors import Tensors
 from excise.errors import ExciseError
 from excise.sites.blocks import denoiser_of, layer_at
 from excise.sites.site import Site
@@ -28,8 +32,8 @@ KEPT = 2
 
 
 @dataclass(frozen=True, eq=False)
-class WeightEdit:
-    """W + ΔW in a Linear or Conv2d of a denoiser.
+class WeightEdit(Tensors):
+    """W + ΔW in a Linear or Conv2d of a denoiser, or a Linear of a text encoder.
 
     ΔW is `delta`, of W's shape; or `up @ down`, `[out, r] @ [r, in]`, where its rank r is small. Raises ExciseError on
     construction where neither or both are there, shapes do not fit or values are not finite.
@@ -42,22 +46,17 @@ class WeightEdit:
     down: Tensor | None = None
 
     kind: ClassVar[str] = "weights"
+    TENSORS: ClassVar[tuple[str, ...]] = ("delta", "up", "down")
     SAVED: ClassVar[Mapping[str, type]] = {"rank": int}
-    DTYPES: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.float16)
-    neurons: ClassVar[list[int]] = []
-    needs_sae: ClassVar[bool] = False
-    sae_digest: ClassVar[str] = ""
     trial_steps: ClassVar[int] = 2
-    """With how many steps a picture has to be drawn that proves it."""
+    """With how many steps a picture has to be drawn that proves it, in a denoiser."""
+    uncond: ClassVar[Uncond] = "same"
+    """Other weights of a text encoder are those of every prompt."""
 
     def __post_init__(self) -> None:
-        if self.site.part != "denoiser":
-            raise ExciseError(f"{self.site.key} is no layer of a denoiser")
         if (self.delta is None) == (self.up is None) or (self.up is None) != (self.down is None):
             raise ExciseError(f"a change of {self.site.key} is a whole matrix or a product of two; give one of these")
-        for name, tensor in self.tensors().items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise ExciseError(f"{name} holds values that are not finite numbers; fit it again")
+        self.check_finite()
         first = self.delta if self.up is None else self.up
         fits = self.up is None or (
             self.up.ndim == 2 and self.down is not None and self.down.shape[:1] == self.up.shape[1:]
@@ -80,34 +79,14 @@ class WeightEdit:
         return 0 if self.up is None else self.up.shape[1]
 
     @property
-    def saved(self) -> dict[str, Any]:
-        """What is saved of it beside the Site and the tensors."""
-        return {"rank": self.rank}
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Everything but the Site and the tensors, as json."""
-        return self.saved
-
-    @property
     def coefficient(self) -> tuple[str, float]:
         """What its strength is called, and how much it is: the norm of ΔW."""
         return "norm", float(self.change().norm())
 
     @property
-    def device(self) -> torch.device:
-        """Where its tensors are."""
-        return next(iter(self.tensors().values())).device
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors by field name, as they are saved."""
-        named = {"delta": self.delta, "up": self.up, "down": self.down}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-    def to(self, device: torch.device) -> WeightEdit:
-        """The same edit with its tensors on `device`."""
-        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
-        return replace(self, **moved)
+    def deed(self) -> str:
+        """As its card says it."""
+        return f"other weights in {{count}} layers of its {'text encoder' if self.site.part == 'text' else 'denoiser'}"
 
     def change(self) -> Tensor:
         """ΔW, float32."""
@@ -116,8 +95,13 @@ class WeightEdit:
         return self.up.float() @ self.down.float()
 
     def of(self, weight: Tensor) -> Tensor:
-        """ΔW, float32, for a layer's `weight`. Raises ExciseError where that has another shape."""
+        """ΔW, float32, for a layer's `weight`; a product's row is a convolution's kernel, flattened.
+
+        Raises ExciseError where the weight has another shape.
+        """
         made = self.change()
+        if made.ndim == 2 and weight.ndim == 4 and made.shape == weight.flatten(1).shape:
+            return made.reshape(weight.shape)
         if made.shape != weight.shape:
             raise ExciseError(f"{self.site.key} has weights {tuple(weight.shape)}, the edit {tuple(made.shape)}")
         return made
@@ -135,6 +119,16 @@ class WeightHook(EditHook):
             return 0.0
         self.rows += 1
         return self.attachment.strength
+
+
+class TextWeightHook(WeightHook):
+    """An edit of the weights of a text encoder's layer, in prompts of both branches of guidance."""
+
+    def amount(self) -> float:
+        # Which branch this run is of does not matter; that there was a run does.
+        if (call := CALL.get()) is not None:
+            call.next_branch(self)
+        return super().amount()
 
 
 class Summed(Edits):
@@ -190,9 +184,19 @@ class Summed(Edits):
 
 def put(attachment: Attachment, edit: WeightEdit) -> tuple[WeightHook, Callable[[], None]]:
     """Put the edit at its layer; what comes back with its hook takes it off again."""
-    denoiser, layer = denoiser_of(attachment.pipe, edit.site.component)[1], layer_at(attachment.pipe, edit.site)
+    layer = layer_at(attachment.pipe, edit.site)
     edit.of(layer.weight)  # type: ignore[arg-type]
-    hook, clock = WeightHook(attachment, edit), Clock.join(denoiser)
+    if edit.site.part == "text":
+        worded = TextWeightHook(attachment, edit)
+        summed = Summed.join(layer, worded)
+        return worded, lambda: summed.leave(layer, worded)
+    return put_hook(attachment, layer, WeightHook(attachment, edit))
+
+
+def put_hook(attachment: Attachment, layer: nn.Module, hook: WeightHook) -> tuple[WeightHook, Callable[[], None]]:
+    """Put a hook of an edit of a denoiser's layer there."""
+    denoiser = denoiser_of(attachment.pipe, hook.edit.site.component)[1]
+    clock = Clock.join(denoiser)
     clock.hooks = (*clock.hooks, hook)
     sums = Summed.join(layer, hook)
 

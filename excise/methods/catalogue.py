@@ -49,6 +49,65 @@ _SAEMNESIA = _bibtex(
     "2509.21379",
 )
 METHODS: dict[str, About] = {
+    "advunlearn": About(
+        "trains the text encoder to lead away from the concept, whatever token stands before it",
+        "fine-tune",
+        "the text encoder",
+        "MIT",
+        _bibtex(
+            "zhang2024defensive",
+            "Defensive Unlearning with Adversarial Training for Robust Concept Erasure in Diffusion Models",
+            "Zhang, Yimeng and Chen, Xin and Jia, Jinghan and Zhang, Yihua and Fan, Chongyu and Liu, Jiancheng and "
+            "Hong, Mingyi and Ding, Ke and Liu, Sijia",
+            "Advances in Neural Information Processing Systems (NeurIPS)",
+            2024,
+            "2405.15234",
+        ),
+    ),
+    "ca": About(
+        "trains the U-Net to predict for the concept what it predicts for another one in its place",
+        "fine-tune",
+        "keys and values of the U-Net's cross-attention, or all of its weights",
+        "MIT",
+        _bibtex(
+            "kumari2023ablating",
+            "Ablating Concepts in Text-to-Image Diffusion Models",
+            "Kumari, Nupur and Zhang, Bingliang and Wang, Sheng-Yu and Shechtman, Eli and Zhang, Richard and "
+            "Zhu, Jun-Yan",
+            "International Conference on Computer Vision (ICCV)",
+            2023,
+            "2303.13516",
+        ),
+    ),
+    "casteer": About(
+        "turns round the direction that the concept adds to what the U-Net attends to",
+        "inference",
+        "outputs of the U-Net's cross-attention, step by step",
+        "none",
+        _bibtex(
+            "gaintseva2026casteer",
+            "CASteer: Steering Diffusion Models for Controllable Generation",
+            "Gaintseva, Tatiana and Oncescu, Andreea-Maria and Ma, Chengcheng and Liu, Ziquan and Benning, Martin and "
+            "Slabaugh, Gregory and Deng, Jiankang and Elezi, Ismail",
+            "International Conference on Learning Representations (ICLR)",
+            2026,
+            "2503.09630",
+        ),
+    ),
+    "concept-steerers": About(
+        "subtracts from every prompt what a sparse autoencoder says of the concept's words",
+        "inference",
+        "a layer of the text encoder, in every prompt",
+        "none",
+        _bibtex(
+            "kim2025concept",
+            "Concept Steerers: Leveraging K-Sparse Autoencoders for Test-Time Controllable Generations",
+            "Kim, Dahye and Ghadiyaram, Deepti",
+            "",
+            2025,
+            "2501.19066",
+        ),
+    ),
     "esd-u": About(
         "trains the U-Net to predict the opposite of the concept, for what prompts need not name",
         "fine-tune",
@@ -63,6 +122,35 @@ METHODS: dict[str, About] = {
         "MIT",
         _ESD,
     ),
+    "itd": About(
+        "turns down a sparse autoencoder's features of the concept, where a gate takes the prompt for the concept's",
+        "inference",
+        "a layer of the text encoder",
+        "none",
+        _bibtex(
+            "tian2025sparse",
+            "Sparse Autoencoder as a Zero-Shot Classifier for Concept Erasing in Text-to-Image Diffusion Models",
+            "Tian, Zhihua and Nan, Sirun and Xu, Ming and Zhai, Shengfang and Qu, Wenjie and Liu, Jian and "
+            "Jia, Ruoxi and Zhang, Jiaheng",
+            "",
+            2025,
+            "2503.09446",
+        ),
+    ),
+    "mace": About(
+        "takes the concept out of the other words of its prompts, and trains the U-Net not to attend to it",
+        "fine-tune",
+        "keys and values of the U-Net's cross-attention",
+        "NTU S-Lab-like dual licence, not free",
+        _bibtex(
+            "lu2024mace",
+            "MACE: Mass Concept Erasure in Diffusion Models",
+            "Lu, Shilin and Wang, Zilan and Li, Leyang and Liu, Yanzhu and Kong, Adams Wai-Kin",
+            "Conference on Computer Vision and Pattern Recognition (CVPR)",
+            2024,
+            "2403.06135",
+        ),
+    ),
     "none": About("the untouched model, the baseline of every comparison", "baseline", "nothing"),
     "rece": About(
         "UCE, and the embeddings that would bring the concept back through it",
@@ -76,6 +164,20 @@ METHODS: dict[str, About] = {
             "European Conference on Computer Vision (ECCV)",
             2024,
             "2407.12383",
+        ),
+    ),
+    "sa": About(
+        "trains the U-Net to draw others under the concept's prompts, and holds fast what its own pictures rest on",
+        "fine-tune",
+        "the U-Net's cross-attention, all but that, or all",
+        "MIT",
+        _bibtex(
+            "heng2023selective",
+            "Selective Amnesia: A Continual Learning Approach to Forgetting in Deep Generative Models",
+            "Heng, Alvin and Soh, Harold",
+            "Advances in Neural Information Processing Systems (NeurIPS)",
+            2023,
+            "2305.10120",
         ),
     ),
     "saemnesia": About(
@@ -106,6 +208,39 @@ METHODS: dict[str, About] = {
             "2501.18052",
         ),
     ),
+    "safety-filter": About(
+        "draws nothing in particular for prompts that read like the concept, the naive bar of every comparison",
+        "baseline",
+        "which prompts reach the U-Net",
+    ),
+    "safree": About(
+        "projects the concept's words out of a prompt, for the first steps",
+        "inference",
+        "the text states that the U-Net is told",
+        "none",
+        _bibtex(
+            "yoon2025safree",
+            "SAFREE: Training-Free and Adaptive Guard for Safe Text-to-Image And Video Generation",
+            "Yoon, Jaehong and Yu, Shoubin and Patil, Vaidehi and Yao, Huaxiu and Bansal, Mohit",
+            "International Conference on Learning Representations (ICLR)",
+            2025,
+            "2410.12761",
+        ),
+    ),
+    "sld": About(
+        "guides away from the concept in every step, by a third run of the U-Net",
+        "inference",
+        "what guidance makes of the U-Net's predictions",
+        "MIT",
+        _bibtex(
+            "schramowski2023safe",
+            "Safe Latent Diffusion: Mitigating Inappropriate Degeneration in Diffusion Models",
+            'Schramowski, Patrick and Brack, Manuel and Deiseroth, Bj\\"orn and Kersting, Kristian',
+            "Conference on Computer Vision and Pattern Recognition (CVPR)",
+            2023,
+            "2211.05105",
+        ),
+    ),
     "snce": About(
         "turns down one neuron of a sparse autoencoder on the text encoder",
         "inference",
@@ -118,6 +253,21 @@ METHODS: dict[str, About] = {
             "",
             2025,
             "2509.21008",
+        ),
+    ),
+    "spm": About(
+        "trains rank-1 adapters of the U-Net to predict the opposite of the concept, weighed by every prompt",
+        "fine-tune",
+        "most layers of the U-Net, in proportion to how near a prompt comes",
+        "Apache-2.0",
+        _bibtex(
+            "lyu2024one",
+            "One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing Applications",
+            "Lyu, Mengyao and Yang, Yuhong and Hong, Haiwen and Chen, Hui and Jin, Xuan and He, Yuan and Xue, Hui and "
+            "Han, Jungong and Ding, Guiguang",
+            "Conference on Computer Vision and Pattern Recognition (CVPR)",
+            2024,
+            "2312.16145",
         ),
     ),
     "uce": About(

@@ -46,12 +46,17 @@ def word_states(pipe: Any, texts: Sequence[str]) -> Tensor:
     text that of the token before EOS, which is BOS."""
     tokenizer: Any = tokenizer_of(pipe, "text_encoder")
     rows = []
-    with unedited():
-        for text in texts:
-            ids = tokenizer(text, truncation=True).input_ids
-            states = next(iter(tensors_of(encode_prompt(pipe, text))))
-            rows.append(states[0, max(0, len(ids) - 1 - (ids[-1] == tokenizer.eos_token_id))].float().cpu())
+    for text, states in zip(texts, text_states(pipe, texts), strict=True):
+        ids = tokenizer(text, truncation=True).input_ids
+        rows.append(states[max(0, len(ids) - 1 - (ids[-1] == tokenizer.eos_token_id))])
     return torch.stack(rows)
+
+
+@torch.no_grad()
+def text_states(pipe: Any, texts: Sequence[str]) -> list[Tensor]:
+    """Of each text the states of all its tokens as the denoiser reads them, `[T, d]` float32."""
+    with unedited():
+        return [next(iter(tensors_of(encode_prompt(pipe, text))))[0].float().cpu() for text in texts]
 
 
 def kept_words(concept: Concept, given: str = "", most: int = 100) -> list[str]:

@@ -1,9 +1,10 @@
-"""A pipeline's U-Net called by hand: what it is told beside the picture, and pictures drawn part of the way."""
+"""A pipeline's U-Net called by hand: what it is told beside the picture, and pictures drawn part or all of the way."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,19 @@ def _expanded(value: Any, count: int) -> Any:
     return {name: _expanded(part, count) for name, part in value.items()} if isinstance(value, dict) else value
 
 
+def together(sides: Sequence[Told]) -> tuple[Tensor, dict[str, Any]]:
+    """The states and other arguments of one picture of each prompt."""
+    more = {name: _stacked([side.more[name] for side in sides]) for name in sides[0].more}
+    return torch.cat([side.states for side in sides]), more
+
+
+def _stacked(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(values)) if first.ndim and len(first) == 1 else first
+    return {name: _stacked([value[name] for value in values]) for name in first} if isinstance(first, dict) else first
+
+
 def plain(pipe: Any) -> Predict:
     """The pipeline's own U-Net, unedited and without gradients."""
     unet = denoiser_of(pipe, "unet")[1]
@@ -77,6 +91,19 @@ def plain(pipe: Any) -> Predict:
         return made
 
     return predict
+
+
+def noised(pipe: Any, clean: Tensor, times: Tensor, generator: torch.Generator) -> Tensor:
+    """Scaled latents `[n, C, h, w]` noised to the timesteps `times` `[n]`, as the U-Net reads them.
+
+    Raises ExciseError where the pipeline's scheduler has no such timesteps.
+    """
+    if not isinstance(shares := getattr(pipe.scheduler, "alphas_cumprod", None), Tensor):
+        raise ExciseError(f"{type(pipe.scheduler).__name__} does not say how much noise a timestep has; use DDIM's")
+    # By hand, as trained: a multistep scheduler's own add_noise knows the steps of the last sampling only.
+    share = shares.float().to(clean.device)[times.to(clean.device)].reshape(-1, 1, 1, 1)
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    return (share.sqrt() * clean + (1 - share).sqrt() * noise).to(clean.dtype)
 
 
 @torch.no_grad()
@@ -96,15 +123,59 @@ def partly_drawn(
 
     With classifier-free guidance; the first noise is the generator's.
     """
+    scheduler, latents = _begun(pipe, prompt, generator, count, steps)
+    sides = empty.of(count), prompt.of(count)
+    for timestep in scheduler.timesteps[:done]:
+        latents = _step(scheduler, predict, sides, latents, timestep, guidance)
+    timestep = scheduler.timesteps[done]
+    return scheduler.scale_model_input(latents, timestep), timestep
+
+
+@torch.no_grad()
+def drawn(
+    pipe: Any,
+    predict: Predict,
+    prompts: Sequence[Told],
+    empty: Told,
+    generator: torch.Generator,
+    *,
+    steps: int,
+    guidance: float,
+) -> Tensor:
+    """One finished picture of each prompt, as latents `[n, C, h, w]`.
+
+    With classifier-free guidance; all noise is the generator's.
+    """
+    scheduler, latents = _begun(pipe, prompts[0], generator, len(prompts), steps)
+    sides = empty.of(len(prompts)), together(prompts)
+    # Those that add noise at each step would take it from the global generator.
+    own = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    for timestep in scheduler.timesteps:
+        latents = _step(scheduler, predict, sides, latents, timestep, guidance, **own)
+    return latents
+
+
+def _begun(pipe: Any, prompt: Told, generator: torch.Generator, count: int, steps: int) -> tuple[Any, Tensor]:
+    """A scheduler of its own that is set to so many steps, and the first noise."""
     scheduler = copy.deepcopy(pipe.scheduler)
     device, dtype = prompt.states.device, prompt.states.dtype
     scheduler.set_timesteps(steps, device=device)
     noise = torch.randn((count, *prompt.shape[1:]), generator=generator).to(device, dtype)
-    latents = noise * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps[:done]:
-        given = scheduler.scale_model_input(latents, timestep)
-        without, with_it = (predict(given, timestep, *side.of(count)) for side in (empty, prompt))
-        made = without + guidance * (with_it - without)
-        latents = scheduler.step(made, timestep, latents, return_dict=False)[0]
-    timestep = scheduler.timesteps[done]
-    return scheduler.scale_model_input(latents, timestep), timestep
+    return scheduler, noise * scheduler.init_noise_sigma
+
+
+def _step(
+    scheduler: Any,
+    predict: Predict,
+    sides: tuple[tuple[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]],
+    latents: Tensor,
+    timestep: Tensor,
+    guidance: float,
+    **options: Any,
+) -> Tensor:
+    """The pictures after one step more; `sides` are the empty prompt's and the prompts'."""
+    given = scheduler.scale_model_input(latents, timestep)
+    without, with_it = (predict(given, timestep, *side) for side in sides)
+    made: Tensor = without + guidance * (with_it - without)
+    after: Tensor = scheduler.step(made, timestep, latents, return_dict=False, **options)[0]
+    return after

@@ -27,7 +27,7 @@ def proved(
     *,
     sae: Any | None = None,
 ) -> Eraser:
-    """The eraser of these edits of denoisers, attached once to see that it fires on the concept's first prompt.
+    """The eraser of these edits, attached once to see that it fires on the concept's first prompt.
 
     `settings` are the method's, as json. Raises EraserDidNotFire where nothing that is drawn changes.
     """
@@ -36,7 +36,7 @@ def proved(
         name=f"{concept.name}-{method}",
         concept=concept.name,
         mentions=concept.mentions,
-        made_for=made_for(pipe, sorted({edit.site.component for edit in edits})),
+        made_for=made_for(pipe, sorted({e.site.component for e in edits if e.site.part == "denoiser"})),
         created={"method": method, "config": dict(settings), "versions": versions()},
         measured=measured,
         canary=(concept.pairs[0].concept if concept.pairs else f"a picture of {concept.mentions[0]}",),

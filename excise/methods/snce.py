@@ -106,7 +106,7 @@ def find(pipe: Any, sae: TopKSAE, concept: Concept, config: SNCEConfig | None = 
     Raises ExciseError where the concept has no pairs, or Site and SAE do not fit. Warns of a structural top neuron.
     """
     config = config or SNCEConfig()
-    site = _site(pipe, sae, config)
+    site = site_of(pipe, sae, config)
     if not concept.pairs:
         raise ExciseError(f"concept {concept.name!r} has no prompt pairs; make some with `excise pairs make`")
     prompts = [pair.concept for pair in concept.pairs]
@@ -258,7 +258,7 @@ def _sae_folder(config: SNCEConfig) -> str:
     return config.sae
 
 
-def _site(pipe: Any, sae: TopKSAE, config: SNCEConfig) -> Site:
+def site_of(pipe: Any, sae: TopKSAE, config: SNCEConfig) -> Site:
     """The config's Site, or the one on the SAE's card. Raises ExciseError where both are missing or they differ."""
     trained = card(Path(config.sae)).get("site") if config.sae else None
     if isinstance(trained, dict):

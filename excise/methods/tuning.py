@@ -79,18 +79,54 @@ class Student:
 
     def __call__(self, sample: Tensor, timestep: Any, states: Tensor, more: Mapping[str, Any]) -> Tensor:
         """What it predicts, of `sample`'s shape."""
-        own = {
-            name: (self._own[site].float() + self.changes[site]).to(self._own[site].dtype)
-            for site, name in self._names.items()
-        }
+        own = self.weights()
         given = {"encoder_hidden_states": states, "return_dict": False, **more}
         with unedited():
             made: Tensor = torch.func.functional_call(self.denoiser, own, (sample, timestep), given)[0]
         return made
 
+    def weights(self) -> dict[str, Tensor]:
+        """W + ΔW by the parameters' names, as `torch.func.functional_call` takes them."""
+        return {
+            name: (self._own[site].float() + self.change(site)).to(self._own[site].dtype)
+            for site, name in self._names.items()
+        }
+
+    def change(self, site: Site) -> Tensor:
+        """ΔW of a layer as it is now, float32."""
+        return self.changes[site]
+
     def edits(self) -> list[WeightEdit]:
         """The changes as they are saved, in half precision."""
-        return [WeightEdit(site, delta=change.detach().half().cpu()) for site, change in self.changes.items()]
+        return [WeightEdit(site, delta=self.change(site).detach().half().cpu()) for site in self.changes]
+
+
+class LowRank(Student):
+    """A Student whose ΔW is what a layer was changed by `before`, and a product of two of a small rank."""
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        weights: Mapping[Site, nn.Parameter],
+        before: Mapping[Site, Tensor],
+        rank: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(denoiser, weights)
+        for site, weight in weights.items():
+            # B, which begins at nothing, above Aᵀ: the optimiser takes one tensor a layer.
+            down = torch.randn(weight[0].numel(), rank, generator=generator) / rank
+            self.changes[site] = torch.cat([torch.zeros(len(weight), rank), down]).to(weight.device).requires_grad_()
+        self.before = {site: change.to(weights[site].device) for site, change in before.items()}
+
+    def change(self, site: Site) -> Tensor:
+        up, down = self.factors(site)
+        made = (up @ down).reshape(self._own[site].shape)
+        return made if (before := self.before.get(site)) is None else before + made
+
+    def factors(self, site: Site) -> tuple[Tensor, Tensor]:
+        """B `[out, r]` and A `[r, in]` of a layer; a convolution's kernels are flattened."""
+        return self.changes[site][: site.width], self.changes[site][site.width :].T
 
 
 def tune(student: Student, loss: Callable[[torch.Generator], Tensor], config: TuningConfig, told: str) -> list[float]:
@@ -131,7 +167,8 @@ def _step(
     """One of Adam's; the loss before it."""
     try:
         value = loss(generator)
-        slopes = torch.autograd.grad(value, changes)
+        # A layer that the loss does not depend on, as attention maps do not on the last values, stays as it is.
+        slopes = torch.autograd.grad(value, changes, allow_unused=True, materialize_grads=True)
     except torch.cuda.OutOfMemoryError as error:
         raise ExciseError("the GPU's memory does not suffice; lower batch or train fewer layers") from error
     for change, slope in zip(changes, slopes, strict=True):

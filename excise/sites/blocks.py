@@ -73,12 +73,17 @@ def module_at(pipe: Any, site: Site) -> nn.Module:
 
 
 def layer_at(pipe: Any, site: Site) -> nn.Module:
-    """The live Linear or Conv2d of a denoiser at a Site; of one that a LoRA wraps (PEFT's), the layer within.
+    """The live Linear or Conv2d at a Site of a denoiser or a text encoder; of one that a LoRA wraps (PEFT's), that
+    within.
 
     Raises ExciseError where there is none, its width differs, or it computes in a way of its own.
     """
-    name, denoiser = denoiser_of(pipe, site.component)
-    layer: Any = dict(denoiser.named_modules()).get(site.path)
+    layer: Any
+    if site.part == "text":
+        name, layer = site.component, resolve(pipe, site)
+    else:
+        name, denoiser = denoiser_of(pipe, site.component)
+        layer = dict(denoiser.named_modules()).get(site.path)
     layer = getattr(layer, "base_layer", layer)
     if getattr(type(layer), "forward", None) not in (nn.Linear.forward, nn.Conv2d.forward):
         raise ExciseError(
@@ -89,6 +94,37 @@ def layer_at(pipe: Any, site: Site) -> nn.Module:
             f"{site.key} is {len(layer.weight)} wide here, not {site.width}; it was named for another model"
         )
     found: nn.Module = layer
+    return found
+
+
+def attention_at(pipe: Any, site: Site) -> nn.Module:
+    """The live attention (diffusers' Attention) at a Site of a denoiser. Raises ExciseError where there is none, or its
+    width differs."""
+    name, denoiser = denoiser_of(pipe, site.component)
+    module: Any = dict(denoiser.named_modules()).get(site.path)
+    width = getattr(module, "out_dim", None)
+    if module is None or width is None:
+        raise ExciseError(f"{name} has no attention at {site.path!r}; it is another model")
+    if int(width) != site.width:
+        raise ExciseError(f"{site.key} is {width} wide here, not {site.width}; it was named for another model")
+    found: nn.Module = module
+    return found
+
+
+def cross_attentions(pipe: Any) -> list[Site]:
+    """Every cross-attention of a pipeline's U-Net, in its order. Raises ExciseError where it has none."""
+    name, denoiser = denoiser_of(pipe)
+    layers: dict[str, Any] = dict(denoiser.named_modules())
+    found = [
+        Site(name, path, int(layer.out_dim))
+        for path, layer in layers.items()
+        if path.endswith(".attn2") and hasattr(layer, "out_dim")
+    ]
+    if not found:
+        raise ExciseError(
+            f"{type(pipe).__name__} has no cross-attention (attn2); choose a method that edits the text encoder, such "
+            "as snce"
+        )
     return found
 
 

@@ -41,7 +41,7 @@ class Site:
     @property
     def key(self) -> str:
         """`text_encoder/encoder.layers.8`: unique in a pipeline, fit for tensor names and messages."""
-        return f"{self.component}/{self.path}"
+        return f"{self.component}/{self.path}".removesuffix("/")
 
     def __str__(self) -> str:
         return f"{self.key} ({self.width} wide)"
