@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,8 +20,11 @@ def register(app: typer.Typer) -> None:
 
 
 def erase(
-    concept: Annotated[str, typer.Argument(help="A known concept, or any name together with --mentions or --pairs.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the eraser.")],
+    concept: Annotated[
+        str,
+        typer.Argument(help="A known concept, or any name together with --mentions or --pairs; several: gun,knife."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the eraser, or for the folders of several.")],
     mentions: Mentions = None,
     pairs: PairsFile = None,
     kind: Kind = "object",
@@ -67,16 +71,24 @@ def erase(
         ),
     ] = None,
     by: Annotated[
-        str, typer.Option("--method", help="See `excise methods`; two joined by + make one eraser: snce+saemnesia.")
+        str,
+        typer.Option(
+            "--method",
+            help="See `excise methods`; two joined by + make one eraser: snce+saemnesia; several: uce,esd-x.",
+        ),
     ] = "snce",
     given: Annotated[
         list[str] | None,
         typer.Option("--set", help="A setting of another method: gamma=-2, or saemnesia.gamma=-2 of a joined one."),
     ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many of several erasers to make at once.")] = 1,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """Make an eraser: a few kilobytes that turn one neuron down. Options left out are the method's defaults."""
+    """Make an eraser: a few kilobytes that turn one neuron down. Options left out are the method's defaults.
+
+    Of several concepts or by several methods each gets a folder of its own in --out; those that are there are kept.
+    """
     from excise.app.finding import chosen, erase_by, settings
     from excise.app.finding import erase as made_by
     from excise.app.models import concept_named, load_pipeline
@@ -84,6 +96,11 @@ def erase(
 
     if align is not None and source != "concept":
         raise ExciseError("--align says how the concept's codes are read; add --source concept, or leave it out")
+    if "," in concept or "," in by:
+        if mentions is not None or pairs is not None:
+            raise ExciseError("--mentions and --pairs are one concept's; erase it by itself")
+        _several(concept, by, out, given or [], kind, n, model, device, jobs, json)
+        return
     wanted = concept_named(concept, mentions, pairs, kind, n)
     asked: dict[str, Any] = {
         "k": k,
@@ -135,10 +152,45 @@ def erase(
                 neurons = ", ".join(map(str, edit.neurons))
                 name, amount = edit.coefficient
                 typer.echo(f"neuron {neurons} at {edit.site.key}, {SYMBOLS[name]} = {amount:g}")
-        if layers := [edit.site for edit in eraser.edits if not edit.neurons]:
-            typer.echo(f"other weights in {len(layers)} layers of {', '.join(eraser.denoisers)}")
+        for deed, count in Counter(getattr(edit, "deed", "") for edit in eraser.edits if not edit.neurons).items():
+            typer.echo(deed.format(count=count))
 
     emit(json, data, show)
+
+
+def _several(
+    concepts: str,
+    by: str,
+    out: Path,
+    given: list[str],
+    kind: str,
+    n: int,
+    model: str | None,
+    device: str,
+    jobs: int,
+    json: bool,
+) -> None:
+    """Erasers of several concepts, or by several methods."""
+    from excise.app.many import Done, erase_all, plan
+    from excise.errors import ExciseError
+
+    names, methods = ([part.strip() for part in text.split(",") if part.strip()] for text in (concepts, by))
+    tasks = plan(names, methods, out, given, kind, n)
+
+    def told(done: Done) -> None:
+        how = {"made": f"{done.seconds:.0f} s, {done.bytes / 1000:.1f} kB", "kept": "there already"}
+        note(f"{done.out}: {how.get(done.state, f'refused: {done.why}')}")
+
+    found = erase_all(tasks, model, device, jobs, told)
+    refused = [done for done in found if done.state == "refused"]
+
+    def show() -> None:
+        rows = [(d.concept, d.method, d.state, f"{d.seconds:.0f}", f"{d.bytes / 1000:.1f}") for d in found]
+        table(f"Erasers in {out}", ("concept", "method", "", "s", "kB"), rows)
+
+    emit(json, [done.to_json() for done in found], show)
+    if refused:
+        raise ExciseError(f"{len(refused)} of {len(found)} were refused, first {refused[0].out}: {refused[0].why}")
 
 
 SYMBOLS = {"lambda": "λ", "gamma": "γ"}

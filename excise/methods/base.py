@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from excise.concepts import Concept
     from excise.erasers import Eraser
 
+ALSO = {"esd": "esd-x"}
+"""Other names: what a method is called in the papers' tables."""
 AND = "+"
 """Joins the names of methods whose edits go into one eraser: `snce+saemnesia`."""
 
@@ -50,7 +52,7 @@ def method(name: str) -> Method:
         from excise.methods.joined import Joined
 
         return Joined(tuple(method(part) for part in name.split(AND)))
-    others = plugins("excise.methods")
+    name, others = ALSO.get(name, name), plugins("excise.methods")
     if name not in METHODS and name not in others:
         known = [*METHODS, *others]
         near = get_close_matches(name.lower(), known, n=3) or known

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from excise.erasers import Eraser
 
 
 @pytest.fixture
@@ -282,3 +285,44 @@ def test_a_trained_method_goes_on_where_it_was_stopped(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eraser"]
     assert ask("verify", out, "--model", model_folder)["passed"]
     assert "other weights in" in call(*words[:-1], tmp_path / "again").stdout
+
+
+def test_several_concepts_by_several_methods(ask: Callable[..., Any], tmp_path: Path) -> None:
+    """As two processes; the second call keeps what is there and makes what is not."""
+    words = ["erase", "gun,cat", "--method", "snce,uce", "--set", "uce.lam=0.2", "--out", tmp_path / "erasers"]
+    rows = ask(*words, "--jobs", 2)
+    assert [(row["concept"], row["method"], row["state"]) for row in rows] == [
+        (concept, by, "made") for by in ("snce", "uce") for concept in ("gun", "cat")
+    ]
+    uce = Eraser.load(tmp_path / "erasers" / "gun-uce")
+    assert uce.created["config"]["lam"] == 0.2
+    shutil.rmtree(tmp_path / "erasers" / "cat-snce")
+    before = (tmp_path / "erasers" / "gun-uce" / "manifest.json").stat().st_mtime_ns
+    assert [row["state"] for row in ask(*words)] == ["kept", "made", "kept", "kept"]
+    assert (tmp_path / "erasers" / "gun-uce" / "manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["gun,nonesuch", "--method", "uce"], "nonesuch"),
+        (["gun", "--method", "uce,escape"], "there is no method 'escape'"),
+        (["gun,cat", "--method", "uce", "--set", "gamma=1"], "uce has no setting 'gamma'"),
+        (["gun,cat", "--mentions", "pistol"], "one concept's"),
+    ],
+)
+def test_nothing_is_begun_where_one_of_several_is_wrong(
+    call: Callable[..., Any], words: list[str], says: str, tmp_path: Path
+) -> None:
+    made = call("erase", *words, "--out", tmp_path / "erasers")
+    assert made.exit_code == 2
+    assert says in made.stderr
+    assert not (tmp_path / "erasers").exists()
+
+
+def test_what_is_refused_is_said_after_all_the_rest(call: Callable[..., Any], tmp_path: Path) -> None:
+    made = call("erase", "gun", "--method", "concept-steerers,uce", "--out", tmp_path / "erasers")
+    assert made.exit_code == 2
+    assert "1 of 2 were refused, first" in made.stderr
+    assert "no SAE was named" in made.stderr
+    assert (tmp_path / "erasers" / "gun-uce" / "manifest.json").exists()
