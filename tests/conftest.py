@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Read when torch is imported, here and in what tests start: processes that fight over cores take many times longer.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 FORMS = ("{}", "a {}", "a {} on grass", "a {} on sand", "a picture of a {}", "{} on wood", "the {}", "a {} in the sky")
 NOUNS = ("cat", "rose", "bus", "house", "frog", "star")

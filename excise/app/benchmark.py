@@ -22,7 +22,11 @@ from excise.bench.suite import Suite
 from excise.bench.worker import Entry, all_cases, is_searched, work
 from excise.errors import ExciseError
 from excise.files import write_atomic
+from excise.methods import METHODS
 from excise.plugins import plugins
+
+ALL = "all"
+"""In the place of methods' names: every one that `excise methods` lists."""
 
 
 def start(
@@ -35,13 +39,14 @@ def start(
     model: str | None = None,
     sae: Path | None = None,
 ) -> Run:
-    """A run with everything still to do, or the same one where it was begun before; `none` always takes part.
+    """A run with everything still to do, or the same one where it was begun before; `none` always takes part, and all
+    that `excise methods` lists in the place of `all`.
 
     `suite` is canvas, one of `excise.bench.protocols.suite.PROTOCOLS` or a plugin's; `settings` are its own, such as
     `steps` or an attack's budget, where they are not its defaults. `model` and its `sae` are the bundled ones unless
     named. Raises ExciseError for an unknown suite, size, method, setting or concept, or where the folder is taken.
     """
-    entries = [Entry.parse(text) for text in dict.fromkeys((BASELINE, *methods))]
+    entries = [Entry.parse(text) for text in dict.fromkeys((BASELINE, *_named(methods)))]
     plan: dict[str, Any] = {"suite": suite, "size": size, "settings": dict(settings or {})}
     chosen = _suite(plan)
     if suite == "canvas" and model is not None:
@@ -55,6 +60,11 @@ def start(
     # The baseline first: without it no other picture counts.
     units = [Unit(entry.label, name) for entry in entries for name in names]
     return Run.create(folder, plan, units)
+
+
+def _named(methods: Sequence[str]) -> list[str]:
+    """The methods, every one of ours in the place of `all`."""
+    return [name for text in methods for name in (METHODS if text == ALL else (text,))]
 
 
 def resume(run: Run, progress: Callable[[int], Any] | None = None, device: str = "cpu") -> None:

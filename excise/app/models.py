@@ -70,11 +70,15 @@ def bundled_settings() -> dict[str, dict[str, Any]]:
     from excise import reference
 
     drawn = {"steps": reference.STEPS, "guidance": reference.GUIDANCE}
+    on_text = {"sae": str(sae_folder(None, None))}
     return {
-        "snce": {"sae": str(sae_folder(None, None))},
+        "snce": on_text,
+        "concept-steerers": on_text,
+        "itd": on_text,
         "saemnesia": {"sae": str(reference.sae_folder("saemnesia")), **drawn},
         "saemnesia-text": {"sae": str(reference.sae_folder("saemnesia-text"))},
         "saeuron": {"sae": str(reference.sae_folder("saeuron")), **drawn},
+        "casteer": drawn,
     }
 
 

