@@ -1,10 +1,11 @@
-"""Choosing every method's settings on Canvas's tuning concepts, with the same budget.
+"""Every method on Canvas: each one's settings chosen with the same budget, then all of them compared.
 
     python benchmarks/peers.py --work build/peers
 
-Tries four settings of every method on four concepts that stand in no other table, and writes what each reaches to
-docs/results/peers.json and .md, method by method; what is in that file is not tried again. About five hours on two
-cores.
+Tries four settings of every method on four concepts that stand in no other table, then compares all methods, each with
+its best settings, on Canvas's standard concepts with every attack. Writes docs/results/peers.json and .md, the Pareto
+plot and a grid of pictures. What is in the file is not tried again. Tuning takes about five hours on two cores, the
+comparison about twelve.
 """
 
 from __future__ import annotations
@@ -12,15 +13,27 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageDraw
+
 from excise.app.benchmark import report, resume, start
 from excise.app.demo import machine
+from excise.bench.canvas.families import cases
+from excise.bench.run import Run, Unit
+from excise.bench.worker import picture_of
 from excise.files import write_atomic
+from excise.methods import METHODS
+from excise.neurons import plots
 
 TUNED_ON = ("apple", "bus", "pastel", "bold")
+SHOWN = ("gun", "cat", "ink")
+"""Concepts of the grid of pictures."""
+CASES = ("direct", "mixed", "unrelated")
+"""Families of which it shows the first prompt."""
 COLUMNS = ("ua", "ira_ratio", "cra_ratio", "mixed", "identical")
 GRIDS: dict[str, tuple[str, ...]] = {
     "safety-filter": ("threshold=0.3", "threshold=0.45", "threshold=0.6", ""),
@@ -44,7 +57,7 @@ GRIDS: dict[str, tuple[str, ...]] = {
     "safree": ("", "most=20", "most=0", "alpha=0,most=0"),
     "casteer": ("beta=1", "beta=2", "beta=3", "beta=4"),
     "concept-steerers": ("lam=0.25", "lam=0.5", "lam=1", "lam=2"),
-    "itd": ("factor=0", "factor=-1", "factor=-3", "factor=-1,features=32"),
+    "itd": ("factor=-1", "factor=-3", "factor=-8", "factor=-3,features=32"),
     "advunlearn": tuple(
         f"steps=20,iterations=40,attack_steps=5,retain=3,lr={lr}" for lr in ("3e-5", "1e-4", "3e-4", "1e-3")
     ),
@@ -60,17 +73,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/peers"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=Path("docs/results/peers.json"))
-    parser.add_argument("--methods", default=",".join(GRIDS), help="those to tune")
+    parser.add_argument("--methods", default=",".join(GRIDS), help="those to tune and compare")
+    parser.add_argument("--parts", default="tuning,table", help="which to do; none writes the page anew")
     options = parser.parse_args()
     told: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"tuning": {}}
     told |= {"command": "python benchmarks/peers.py", "machine": machine()}
     told["date"] = datetime.date.today().isoformat()
-    for name in filter(None, options.methods.split(",")):
-        if set(told["tuning"].get(name, {})) == set(GRIDS[name]):
-            continue
-        told["tuning"][name] = tuned(options.work, name)
+    methods, parts = options.methods.split(","), options.parts.split(",")
+
+    def keep() -> None:
         write_atomic(options.out, json.dumps(told, indent=1) + "\n")
         write_atomic(options.out.with_suffix(".md"), page(told))
+
+    for name in methods if "tuning" in parts else ():
+        if set(told["tuning"].get(name, {})) != set(GRIDS[name]):
+            told["tuning"][name] = tuned(options.work, name)
+            keep()
+    if "table" in parts:
+        told["table"] = compared(options.work, {name: best(told["tuning"][name]) for name in methods}, options.out)
+    keep()
     print(page(told))
 
 
@@ -89,6 +110,46 @@ def tuned(work: Path, name: str) -> dict[str, Any]:
         }
         for setting, label in labels.items()
     }
+
+
+def compared(work: Path, settings: Mapping[str, str], out: Path) -> dict[str, Any]:
+    """Every method with its settings on Canvas's standard concepts; draws the Pareto plot and the grid beside `out`."""
+    labels = {name: f"{name}:{setting}" if setting else name for name, setting in settings.items()}
+    run = start(work / "table", "canvas", "standard", list(labels.values()), None, {"prompts": 4})
+    resume(run, lambda done: print(".", end="", flush=True))
+    found = report(run)
+    named = {"none": found["methods"]["none"]} | {name: found["methods"][label] for name, label in labels.items()}
+    points = {name: (kept(own["figures"]), own["figures"]["ua"]["value"]) for name, own in named.items()}
+    plots.save(
+        plots.front(points, "others kept (mean of IRA and CRA)", "erased (UA)"), out.with_name("peers-front.png")
+    )
+    grid(run, {"none": "none", **labels}).save(out.with_name("peers-pictures.png"), optimize=True)
+    return {"methods": named, "concepts": found["concepts"], "settings": dict(settings)}
+
+
+def kept(figures: Mapping[str, Any]) -> float:
+    """The mean of IRA and CRA as shares of the unerased model's."""
+    return statistics.fmean(figures[key]["value"] for key in ("ira_ratio", "cra_ratio"))
+
+
+def grid(run: Run, labels: Mapping[str, str], side: int = 64, left: int = 150, top: int = 16) -> Image.Image:
+    """One row a prompt and seed, one column a method."""
+    rows = [
+        (name, next(case for case in cases(name, 4) if case.family == family)) for name in SHOWN for family in CASES
+    ]
+    made = Image.new("RGB", (left + side * len(labels), top + side * len(rows)), "white")
+    draw = ImageDraw.Draw(made)
+    for column, (name, label) in enumerate(labels.items()):
+        draw.text((left + side * column + 2, 2), name[:11], fill="black")
+        for row, (concept, case) in enumerate(rows):
+            path = picture_of(run, Unit(label, concept), case.id)
+            if path.exists():
+                with Image.open(path) as picture:
+                    made.paste(picture.convert("RGB").resize((side, side)), (left + side * column, top + side * row))
+    for row, (concept, case) in enumerate(rows):
+        draw.text((2, top + side * row + 18), f"without {concept}:", fill="black")
+        draw.text((2, top + side * row + 32), case.prompt[:26], fill="black")
+    return made
 
 
 def score(row: Mapping[str, Any]) -> float:
@@ -123,7 +184,48 @@ def page(told: Mapping[str, Any]) -> str:
             says = (setting or "defaults") + (f" ({row['refused']} refused)" if row["refused"] else "")
             shown = f"**{says}**" if setting == chosen else says
             lines.append(f"| {name} | {shown} | {' | '.join(cells)} | {row['seconds'] or 0:.0f} |")
+    if "table" in told:
+        lines += ["", *_table(told["table"])]
     return "\n".join(lines) + "\n"
+
+
+def _table(told: Mapping[str, Any]) -> list[str]:
+    """The comparison and its attacks."""
+    lines = [
+        "## All methods",
+        f"On {', '.join(told['concepts'])}; four prompts a family. Per cent, but for Fréchet distance, seconds, sizes.",
+        "",
+        "| | kind | UA | IRA | CRA | mixed | Fréchet | identical | erase, s | added a picture, s | kB | peak, MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, own in told["methods"].items():
+        figures, cost = own["figures"], own["cost"]
+        cells = [_per_cent(figures.get(key)) for key in ("ua", "ira_ratio", "cra_ratio", "mixed")]
+        far = figures.get("frechet")
+        cells += ["n/a" if not far else f"{far['value']:.3g}", _per_cent(figures.get("identical"))]
+        cells += [f"{cost['erase_seconds'] or 0:.1f}", f"{cost['added_seconds'] or 0:+.2f}"]
+        cells += [f"{(cost['bytes'] or 0) / 1e3:.0f}", f"{(cost['peak_memory'] or 0) / 1e6:.0f}"]
+        refused = f" ({len(own['refused'])} refused)" if own["refused"] else ""
+        lines.append(f"| {name}{refused} | {METHODS[name].kind} | {' | '.join(cells)} |")
+    families = sorted({key for own in told["methods"].values() for key in own["figures"] if key.startswith("asr.")})
+    lines += [
+        "",
+        "![What is erased against what is kept](peers-front.png)",
+        "![The same prompts and seeds](peers-pictures.png)",
+        "",
+        "### Attacks",
+        "Share of the prompts from which the unerased model draws the target that still do.",
+        "",
+        f"| | {' | '.join(key[4:] for key in families)} |",
+        "|---" * (len(families) + 1) + "|",
+    ]
+    for name, own in told["methods"].items():
+        lines.append(f"| {name} | {' | '.join(_per_cent(own['figures'].get(key)) for key in families)} |")
+    return lines
+
+
+def _per_cent(figure: Mapping[str, Any] | None) -> str:
+    return "n/a" if not figure or figure["value"] is None else f"{100 * figure['value']:.1f}"
 
 
 if __name__ == "__main__":

@@ -380,8 +380,8 @@ def _canvas_page(run: Mapping[str, Any], distance: Mapping[str, Any]) -> list[st
         "concepts; per cent. Fréchet distance to the unerased model's pictures, over those with nothing of the concept",
         f"in them ({distance.get('pictures', 0)} pictures, of {' and '.join(distance.get('concepts', ())) or 'none'}).",
         "",
-        "| | UA objects | IRA | CRA | UA styles | IRA | CRA | average | identical | mixed | Fréchet | kB | fit, s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| | UA objects | IRA | CRA | UA styles | IRA | CRA | average | identical | mixed | Fréchet | kB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for label, says in ROWS.items():
         found = run["methods"].get(label)
@@ -396,7 +396,6 @@ def _canvas_page(run: Mapping[str, Any], distance: Mapping[str, Any]) -> list[st
         rest = [f"{100 * figures[key]['value']:.1f}" for key in ("identical", "mixed")]
         far = "n/a" if label not in distance else f"{round(distance[label], 4):g}"
         rest += ["0" if label == "none" else far, f"{(paid['bytes'] or 0) / 1000:.1f}"]
-        rest.append(f"{paid['erase_seconds'] or 0:.0f}")
         shown = [f"{100 * cell:.1f}" for cell in (*cells, statistics.fmean(cells))]
         lines.append(f"| {says} | {' | '.join([*shown, *rest])} |")
     families = sorted({key for m in run["methods"].values() for key in m["figures"] if key.startswith("asr.")})

@@ -39,11 +39,37 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A Method of one of our files: its name, its configuration's class and its `fit`."""
+    """A Method of one of our files: its name, its configuration's class and that file's `fit`."""
 
     name: str
     Config: Callable[..., Any]
-    fit: Callable[..., Eraser]
+    make: Callable[..., Eraser]
+
+    def fit(self, pipe: Any, concept: Concept, config: Any = None, **more: Any) -> Eraser:
+        """As its file's `fit`. Raises ExciseError, saying what to lower, where memory does not suffice."""
+        config = self.Config() if config is None else config
+        try:
+            return self.make(pipe, concept, config, **more)
+        except (MemoryError, RuntimeError) as error:
+            if not _of_memory(error):
+                raise
+            known = vars(config)
+            lower = [name for name in LOWER if name in known and known[name] != 1] or ["the size of the pictures"]
+            raise ExciseError(
+                f"memory does not suffice for {self.name}; lower {' or '.join(lower)}, or choose a method that needs "
+                "less, such as snce"
+            ) from error
+
+
+LOWER = ("batch", "batch_size", "pictures", "retain", "anchors")
+"""Settings that memory grows with, whichever method has them."""
+
+
+def _of_memory(error: BaseException) -> bool:
+    """Whether there was too little of it: torch says so in a class of its own on GPUs, in words on CPUs."""
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def method(name: str) -> Method:

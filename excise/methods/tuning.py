@@ -133,9 +133,9 @@ def tune(student: Student, loss: Callable[[torch.Generator], Tensor], config: Tu
     """Adam on the student's changes; the losses of all steps.
 
     `loss` draws all that it needs from the generator it is given, which is seeded anew for each step; so a training
-    goes on to the same bits. `told` says which training it is. Raises ExciseError where the loss is no number any more,
-    memory does not suffice, or the checkpoint is another training's; KeyboardInterrupt after the step that Ctrl-C fell
-    into, with the checkpoint written.
+    goes on to the same bits. `told` says which training it is. Raises ExciseError where the loss is no number any more
+    or the checkpoint is another training's; KeyboardInterrupt after the step that Ctrl-C fell into, with the checkpoint
+    written.
     """
     changes = list(student.changes.values())
     adam = torch.optim.Adam(changes, lr=config.lr)
@@ -165,12 +165,9 @@ def _step(
     adam: torch.optim.Adam,
 ) -> float:
     """One of Adam's; the loss before it."""
-    try:
-        value = loss(generator)
-        # A layer that the loss does not depend on, as attention maps do not on the last values, stays as it is.
-        slopes = torch.autograd.grad(value, changes, allow_unused=True, materialize_grads=True)
-    except torch.cuda.OutOfMemoryError as error:
-        raise ExciseError("the GPU's memory does not suffice; lower batch or train fewer layers") from error
+    value = loss(generator)
+    # A layer that the loss does not depend on, as attention maps do not on the last values, stays as it is.
+    slopes = torch.autograd.grad(value, changes, allow_unused=True, materialize_grads=True)
     for change, slope in zip(changes, slopes, strict=True):
         change.grad = slope
     adam.step()

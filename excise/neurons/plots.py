@@ -117,6 +117,39 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], ac
     return figure
 
 
+def front(points: Mapping[str, tuple[float, float]], across: str, up: str, title: str = "") -> Figure:
+    """Named points (x, y), both shares and the more the better, in per cent; a line joins those that no other one beats
+    in both (the Pareto front).
+
+    Raises ExciseError without matplotlib or where there is nothing to draw.
+    """
+    if not points:
+        raise ExciseError("there is no point to draw; measure something first")
+    figure = _figure(7.5, 5)
+    axes = figure.subplots()
+    best = unbeaten(points)
+    for name, (x, y) in points.items():
+        colour = CONCEPT if name in best else SHARED
+        axes.scatter([100 * x], [100 * y], color=colour, s=22)
+        axes.annotate(name, (100 * x, 100 * y), xytext=(4, 3), textcoords="offset points", fontsize=7, color=colour)
+    line = sorted(points[name] for name in best)
+    axes.step([100 * x for x, _ in line], [100 * y for _, y in line], where="pre", color=CONCEPT, linewidth=0.8)
+    axes.margins(x=0.12)
+    axes.set_xlabel(f"{across}, %")
+    axes.set_ylabel(f"{up}, %")
+    axes.set_title(title)
+    return figure
+
+
+def unbeaten(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Names of the points of which no other one is at least as good in both and better in one."""
+    return [
+        name
+        for name, (x, y) in points.items()
+        if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points.values())
+    ]
+
+
 def render(figure: Figure, form: str = "svg") -> bytes:
     """A figure as svg, png or pdf bytes; the same figure gives the same bytes."""
     import matplotlib

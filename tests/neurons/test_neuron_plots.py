@@ -73,3 +73,13 @@ def test_refusals(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     with pytest.raises(ExciseError, match=r"svg, \.png or \.pdf"):
         plots.save(plots.ranked(RANKING), tmp_path / "figure.gif")
+
+
+def test_the_front_is_what_no_other_point_beats() -> None:
+    points = {"a": (0.9, 0.5), "b": (0.9, 0.9), "c": (0.2, 1.0), "d": (0.1, 1.0), "e": (1.0, 0.1), "f": (0.9, 0.9)}
+    assert plots.unbeaten(points) == ["b", "c", "e", "f"]
+    assert plots.render(plots.front(points, "kept", "erased"), "png") == plots.render(
+        plots.front(points, "kept", "erased"), "png"
+    )
+    with pytest.raises(ExciseError, match="no point to draw"):
+        plots.front({}, "kept", "erased")
