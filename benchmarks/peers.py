@@ -51,7 +51,11 @@ GRIDS: dict[str, tuple[str, ...]] = {
     ),
     "spm": tuple(
         f"steps=20,iterations=80,lr={lr},anchoring={la}"
-        for lr, la in (("3e-3", 100), ("1e-2", 100), ("1e-2", 1000), ("3e-2", 1000))
+        for lr, la in (("3e-4", 100), ("1e-3", 100), ("3e-3", 100), ("1e-3", 1000))
+    ),
+    "dumo": tuple(
+        f"steps=10,iterations=60,bins=5,alpha_iterations=20,pairs=8,lr={lr}{more}"
+        for lr, more in (("1e-3", ""), ("2e-3", ""), ("3e-3", ""), ("2e-3", ",keep=0.3"))
     ),
     "mace": ("guidance=4", "guidance=4,lr=1e-3", "guidance=4,keep=1", "guidance=4,keep=100,lr=1e-3"),
     "safree": ("", "most=20", "most=0", "alpha=0,most=0"),

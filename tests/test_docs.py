@@ -106,3 +106,10 @@ def test_every_way_round_has_its_test() -> None:
     written = re.findall(r"^def (test_\w+)", (ROOT / "tests/erasers/test_bypasses.py").read_text(), re.MULTILINE)
     assert len(ways) > 20
     assert set(ways) <= set(written)
+
+
+def test_every_method_has_its_line_in_the_docs() -> None:
+    from excise.methods import METHODS
+
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert [name for name in METHODS if f"`{name}`" not in page] == []

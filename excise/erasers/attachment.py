@@ -79,10 +79,11 @@ class Attachment:
                 raise ExciseError(f"an eraser called {self.name!r} is attached already; give this one another name")
             self._guard = Guard.join(pipe, self)
             self._witness = Witness.join(pipe, self) if self.eraser.text_edits else None
-            for module, edit in zip(modules, eraser.edits, strict=True):
-                hook, take_off = put(self, edit)
-                self._hooks.append((module, hook, take_off))
         try:
+            with _LOCK:
+                for module, edit in zip(modules, eraser.edits, strict=True):
+                    hook, take_off = put(self, edit)
+                    self._hooks.append((module, hook, take_off))
             self._denoisers = denoisers(pipe)
             self._weights, self._adapters = weights_now(pipe, self.eraser.denoisers), adapters_now(pipe)
             self.attached = True

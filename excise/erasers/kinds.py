@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from excise.erasers import clock, hooks, permeable, runs, weights
+from excise.erasers import clock, hooks, modulation, permeable, runs, weights
 from excise.erasers.block import BlockEdit
-from excise.erasers.conditions import FilterEdit, FilterHook, ProjectionEdit, ProjectionHook
+from excise.erasers.blocklist import FilterEdit, FilterHook
 from excise.erasers.edit import SAEEdit
 from excise.erasers.gated import GatedSAEEdit
 from excise.erasers.guidance import GuidanceEdit, GuidanceHook
 from excise.erasers.hooks import EditHook
+from excise.erasers.modulation import CopyEdit, ModulationEdit, modulated_at
 from excise.erasers.permeable import PermeableEdit
+from excise.erasers.projection import ProjectionEdit, ProjectionHook
 from excise.erasers.runs import unet_at
 from excise.erasers.steering import DirectionEdit, VectorEdit
 from excise.erasers.weights import WeightEdit
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
 
 TextEdit = SAEEdit | VectorEdit | WeightEdit
-Edit = TextEdit | BlockEdit | DirectionEdit | GuidanceEdit | FilterEdit | ProjectionEdit
+Edit = TextEdit | BlockEdit | DirectionEdit | GuidanceEdit | FilterEdit | ProjectionEdit | ModulationEdit
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ KINDS: dict[str, Kind] = {
         Kind(GuidanceEdit, unet_at, runs.put(GuidanceHook)),
         Kind(FilterEdit, unet_at, runs.put(FilterHook)),
         Kind(ProjectionEdit, unet_at, runs.put(ProjectionHook)),
+        Kind(ModulationEdit, modulated_at, modulation.put),
+        Kind(CopyEdit, layer_at, modulation.put_copy),
     )
 }
 

@@ -108,6 +108,20 @@ METHODS: dict[str, About] = {
             "2501.19066",
         ),
     ),
+    "dumo": About(
+        "trains a copy of the U-Net's encoder to erase the concept by way of the skip connections alone",
+        "fine-tune",
+        "the U-Net's skip connections, step by step",
+        "none",
+        _bibtex(
+            "han2025dumo",
+            "DuMo: Dual Encoder Modulation Network for Precise Concept Erasure",
+            "Han, Feng and Chen, Kai and Gong, Chao and Wei, Zhipeng and Chen, Jingjing and Jiang, Yu-Gang",
+            "AAAI Conference on Artificial Intelligence",
+            2025,
+            "2501.01125",
+        ),
+    ),
     "esd-u": About(
         "trains the U-Net to predict the opposite of the concept, for what prompts need not name",
         "fine-tune",

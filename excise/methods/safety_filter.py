@@ -17,7 +17,7 @@ from torch import Tensor
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
-from excise.erasers.conditions import FilterEdit, sentence_vectors
+from excise.erasers.blocklist import FilterEdit, sentence_vectors
 from excise.erasers.runs import whole
 from excise.errors import ExciseError
 from excise.methods.base import Fitted

@@ -1,12 +1,12 @@
 """SAFREE: a concept's words are projected out of the prompt before the U-Net reads it (Yoon et al., SAFREE:
 Training-Free and Adaptive Guard for Safe Text-to-Image And Video Generation, ICLR 2025, section 3).
 
-`excise.erasers.conditions.ProjectionEdit` does it, prompt by prompt, at generation: which words are the concept's
+`excise.erasers.projection.ProjectionEdit` does it, prompt by prompt, at generation: which words are the concept's
 (those without which the prompt is farther from the span of the concept's phrases), what their states become, and in how
 many steps that is told (self-validating filtering). α = 0.01, at most 10 steps and the curve between are those of the
-authors' code, which has no licence and is not used. Left out: the phrases as a negative prompt, which that code passes
-always and which would be a second method; and the re-attention of latents, by frequency, which their code leaves off
-unless asked for.
+authors' code, which has no licence and is not used; as there the re-attention of latents, which costs a second run of
+the U-Net, is off unless asked for (s = 0.2 to 0.9). Left out: the phrases as a negative prompt, which that code passes
+always and which would be a second method.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
-from excise.erasers.conditions import ProjectionEdit, eos_states
 from excise.erasers.guard import unedited
+from excise.erasers.projection import ProjectionEdit, eos_states
 from excise.erasers.runs import whole
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
@@ -33,14 +33,16 @@ class SAFREEConfig:
     """α: by which share a prompt has to be farther from the concept without a word for that to be the concept's."""
     most: int = 10
     """Steps with the projected states at most; 0: all steps."""
+    reattention: float = 1.0
+    """s: what low frequencies of skip connections are multiplied by where the projection made them stronger; 1: off."""
     phrases: str = ""
     """More phrases that span the concept, semicolons between them; its words are among them always."""
     style: bool = False
     """The curve that the authors take for styles: later and steeper."""
 
     def __post_init__(self) -> None:
-        if self.alpha < 0 or self.most < 0:
-            raise ExciseError("alpha and most are at least 0")
+        if min(self.alpha, self.most, self.reattention) < 0:
+            raise ExciseError("alpha, most and reattention are at least 0")
 
 
 def fit(pipe: Any, concept: Concept, config: SAFREEConfig | None = None) -> Eraser:
@@ -56,8 +58,8 @@ def fit(pipe: Any, concept: Concept, config: SAFREEConfig | None = None) -> Eras
     ids = tokenizer(phrases, padding="max_length", truncation=True, return_tensors="pt").input_ids
     with unedited():
         states = eos_states(pipe, ids).cpu()
-    midpoint, steepness = (5.5, 3.5) if config.style else (5.333, 2.5)
-    edit = ProjectionEdit(site, states, alpha=config.alpha, most=config.most, midpoint=midpoint, steepness=steepness)
+    shape = {"midpoint": 5.5, "steepness": 3.5} if config.style else {}
+    edit = ProjectionEdit(site, states, config.alpha, config.most, config.reattention, **shape)
     return proved(pipe, [edit], concept, "safree", asdict(config), {"phrases": len(phrases)})
 
 

@@ -227,3 +227,14 @@ def test_a_layer_that_is_not_there_is_refused(tiny_pipe: Any, eraser: Eraser) ->
     with pytest.raises(ExciseError, match="wide here, not 7"):
         eraser_of(tiny_pipe, WeightEdit(Site("unet", KEY, 7), delta=torch.ones(7, 64))).attach(tiny_pipe)
     assert edit.neurons == []
+
+
+def test_an_edit_that_cannot_be_put_leaves_no_trace(tiny_pipe: Any) -> None:
+    plain = draw(tiny_pipe)
+    good, wrong = change_of(tiny_pipe, KEY), change_of(tiny_pipe, CONV)
+    wrong = WeightEdit(wrong.site, delta=wrong.delta[:, :3])  # type: ignore[index]
+    with pytest.raises(ExciseError, match="has weights"):
+        eraser_of(tiny_pipe, good, wrong).attach(tiny_pipe)
+    assert "encode_prompt" not in vars(tiny_pipe)
+    assert not [n for n, m in tiny_pipe.unet.named_modules() if "forward" in vars(m) or m._forward_pre_hooks]
+    assert np.array_equal(draw(tiny_pipe), plain)

@@ -12,7 +12,8 @@ import torch
 
 from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, verify
-from excise.erasers.conditions import FilterEdit, ProjectionEdit, eos_without_each, projection, sentence_vectors
+from excise.erasers.blocklist import FilterEdit, sentence_vectors
+from excise.erasers.projection import ProjectionEdit, eos_without_each, projection, reattended
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods import method
 from excise.methods.safety_filter import best_threshold
@@ -128,6 +129,38 @@ def test_safree_tells_the_projected_states_for_the_first_steps(tiny_pipe: Any) -
         assert torch.equal(states[1], empty)
         for row, (own, other, count) in enumerate(zip(plain, safe, steps, strict=True)):
             torch.testing.assert_close(states[2 + row], other if step < (count or 0) else own)
+
+
+def test_low_frequencies_that_grew_are_weakened() -> None:
+    generator = torch.Generator().manual_seed(0)
+    safe, plain = torch.randn(2, 2, 3, 6, 6, generator=generator)
+    made = np.fft.fft2(reattended(safe, plain, 0.3).numpy())
+    own, other = np.fft.fft2(safe.numpy()), np.fft.fft2(plain.numpy())
+    changed = 0
+    for b, c, y, x in np.ndindex(2, 3, 6, 6):
+        # Features are real, so a frequency and its mirror image come out as the mean of both.
+        share = 0.0
+        for v, u in ((y, x), (-y % 6, -x % 6)):
+            low = (v, u) in ((0, 0), (0, 5), (5, 0), (5, 5))
+            share += (0.3 if low and abs(own[b, c, v, u]) > abs(other[b, c, v, u]) else 1.0) / 2
+        np.testing.assert_allclose(made[b, c, y, x], share * own[b, c, y, x], atol=1e-4)
+        changed += share != 1.0
+    assert changed
+    torch.testing.assert_close(reattended(safe, plain, 1.0), safe, atol=1e-5, rtol=1e-4)
+
+
+def test_re_attention_leaves_other_pictures_and_the_model_alone(tiny_pipe: Any, tmp_path: Path) -> None:
+    prompts = ["a gun on grass", "soup"]
+    plain, made = draw(tiny_pipe, prompts), {}
+    for reattention in (1.0, 0.2):
+        config = method("safree").Config(most=0, alpha=0.0, reattention=reattention)
+        eraser = method("safree").fit(tiny_pipe, CONCEPT, config)
+        eraser.save(tmp_path / f"gun-{reattention}")
+        with Eraser.load(tmp_path / f"gun-{reattention}").attach(tiny_pipe):
+            made[reattention] = draw(tiny_pipe, prompts)
+    assert not np.array_equal(made[0.2][0], made[1.0][0])
+    assert np.array_equal(draw(tiny_pipe, prompts), plain)
+    assert not [n for n, m in tiny_pipe.unet.named_modules() if m._forward_pre_hooks]
 
 
 def test_the_filter_draws_nothing_in_particular(tiny_pipe: Any, tmp_path: Path) -> None:

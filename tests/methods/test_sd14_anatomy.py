@@ -162,6 +162,7 @@ def test_saemnesia_end_to_end_on_sd15s_blocks(sd14: Any, naked: Concept, site: S
         ("ca", {"iterations": 2, "steps": 2, "pictures": 2, "batch": 1}),
         ("sa", {"iterations": 2, "steps": 2, "pictures": 2, "fisher": 1, "timesteps": 1, "batch": 1}),
         ("mace", {"iterations": 2, "steps": 2, "pictures": 1}),
+        ("dumo", {"iterations": 2, "steps": 2, "pairs": 1, "alpha_iterations": 2}),
         ("spm", {"iterations": 2, "steps": 2, "anchors": 1}),
         ("advunlearn", {"iterations": 2, "steps": 2, "retain": 1, "attack_steps": 1}),
         ("sld", {"level": "max"}),
@@ -176,7 +177,7 @@ def test_peers_on_sd14s_anatomy(sd14: Any, naked: Concept, name: str, settings: 
     sd14.unet.register_to_config(sample_size=8)
     eraser = method(name).fit(sd14, naked, method(name).Config(**settings))
     layers = {"uce": 32, "rece": 32, "esd-x": 64, "ca": 32, "sa": 64, "mace": 32, "casteer": 16, "advunlearn": 72}
-    assert len(eraser.edits) == layers.get(name, 1) or name == "spm"
+    assert len(eraser.edits) == layers.get(name, 1) or name in ("spm", "dumo")
     eraser.save(tmp_path / "nudity")
     with Eraser.load(tmp_path / "nudity").attach(sd14) as attachment:
         assert attachment.shift > 0
