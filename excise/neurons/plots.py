@@ -109,6 +109,7 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], ac
         for name, points in lines.items():
             place.plot([x for x, _ in points], [100 * y for _, y in points], marker="o", markersize=4, label=name)
         place.set_xlabel(across)
+        place.set_xticks(sorted({x for points in lines.values() for x, _ in points}))
         place.set_ylabel(f"{says}, %")
         place.set_ylim(0, 103)
         place.grid(alpha=0.3)
