@@ -141,10 +141,10 @@ def test_saemnesia_end_to_end_on_sd15s_blocks(sd14: Any, naked: Concept, site: S
     few = naked.pairs[:2]
     rows = [*(Labelled(pair.concept, ("nudity",)) for pair in few), *(Labelled(pair.deconcept, ()) for pair in few)]
     how, folder = Labels(groups=(("nudity",),), validation=0.0), tmp_path / "sae"
-    config = TrainConfig(expansion=16, k=32, batch=16, tokens=64)
+    config = TrainConfig(expansion=16, k=32, batch=16, tokens=256, lr=1e-2)
     train_block_sae(sd14, site, rows, config, folder, how, steps=2, options={"guidance_scale": 9.0})
     assert load(folder).config == SAEConfig(d=1280, m=20_480, k=32)
-    settings: dict[str, Any] = {"steps": 2, "pictures": 2, "guidance": 9.0, "codes": "threshold", "units": "raw"}
+    settings: dict[str, Any] = {"steps": 2, "pictures": 2, "guidance": 9.0, "codes": "threshold"}
     eraser = method("saemnesia").fit(sd14, naked, SAEmnesiaConfig(sae=str(folder), **settings))
     eraser.save(tmp_path / "nudity")
     assert sum(p.stat().st_size for p in (tmp_path / "nudity").iterdir()) < 30_000
