@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import queue
+import signal
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -95,34 +98,67 @@ def erase_all(
             told(found[-1])
         return found
     spawned = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(jobs, len(tasks)), spawned, _begin, (model, device, jobs))
+    waiting, results = spawned.Queue(), spawned.Queue()
+    workers = [
+        spawned.Process(target=_work, args=(waiting, results, model, device, jobs), daemon=True)
+        for _ in range(min(jobs, len(tasks)))
+    ]
+    for numbered in (*enumerate(tasks), *[None] * len(workers)):
+        waiting.put(numbered)
+    by_number: dict[int, Done] = {}
     try:
-        waiting = {pool.submit(_of_worker, task, model is None): n for n, task in enumerate(tasks)}
-        by_number = {}
-        for future in as_completed(waiting):
-            by_number[waiting[future]] = done = future.result()
-            told(done)
+        for worker in workers:
+            worker.start()
+        while len(by_number) < len(tasks):
+            alive = any(worker.is_alive() for worker in workers)
+            try:
+                number, done = results.get(timeout=0.5)
+            except queue.Empty:
+                if not alive:
+                    raise ExciseError(
+                        f"every process ended before all was done ({len(by_number)} of {len(tasks)}); perhaps memory "
+                        "did not suffice: call it again with a smaller --jobs"
+                    ) from None
+            else:
+                by_number[number] = done
+                told(done)
     except BaseException:
-        pool.shutdown(cancel_futures=True)
+        _stop(workers)
         raise
-    pool.shutdown()
+    for worker in workers:
+        worker.join()
     return [by_number[n] for n in range(len(tasks))]
 
 
-_PIPE: Any = None
-
-
-def _begin(model: str | None, device: str, jobs: int) -> None:
-    """In a worker, once: its pipeline, and its share of the machine's cores."""
-    global _PIPE
+def _work(waiting: Any, results: Any, model: str | None, device: str, jobs: int) -> None:
+    """A worker: makes one task's eraser after the other, with its share of the machine's cores."""
+    parent = os.getppid()
+    # Ctrl-C at the terminal is the parent's to pass on, once.
+    with suppress(OSError):
+        os.setsid()
     import torch
 
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
-    _PIPE = load_pipeline(model, device)
+    try:
+        pipe = None
+        while (numbered := waiting.get()) is not None and os.getppid() == parent:
+            number, task = numbered
+            pipe = load_pipeline(model, device) if pipe is None else pipe
+            results.put((number, _made(pipe, task, model is None)))
+    except KeyboardInterrupt:
+        pass
 
 
-def _of_worker(task: Task, bundled: bool) -> Done:
-    return _made(_PIPE, task, bundled)
+def _stop(workers: Sequence[Any], patience: float = 60.0) -> None:
+    """End those that still run: a training is given time to write its checkpoint."""
+    for worker in workers:
+        if worker.is_alive():
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGINT)
+    for worker in workers:
+        if worker.pid is not None:
+            worker.join(patience)
+            worker.kill()
 
 
 def _there(task: Task) -> Eraser | None:

@@ -79,7 +79,7 @@ def erase(
     ] = "snce",
     given: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting of another method: gamma=-2, or saemnesia.gamma=-2 of a joined one."),
+        typer.Option("--set", help="A setting of another method: gamma=-2, or saemnesia.gamma=-2 of one of several."),
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many of several erasers to make at once.")] = 1,
     device: Device = "cpu",
@@ -178,7 +178,10 @@ def _several(
     tasks = plan(names, methods, out, given, kind, n)
 
     def told(done: Done) -> None:
-        how = {"made": f"{done.seconds:.0f} s, {done.bytes / 1000:.1f} kB", "kept": "there already"}
+        how = {
+            "made": f"{done.seconds:.0f} s, {done.bytes / 1000:.1f} kB",
+            "kept": "there already, kept as it is; delete it to make it anew",
+        }
         note(f"{done.out}: {how.get(done.state, f'refused: {done.why}')}")
 
     found = erase_all(tasks, model, device, jobs, told)

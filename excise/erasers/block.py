@@ -191,7 +191,7 @@ class BlockEdit(Rows):
         if drawing and self.steps == "exact" and abs(known[near] - timestep) > 1e-3 * max(1.0, abs(timestep)):
             raise ExciseError(
                 f"timestep {timestep:g} is none of the {len(known)} that {self.site.key} was measured at; draw with "
-                f'{len(known)} steps and the same scheduler, or fit the eraser with steps="nearest"'
+                f"{len(known)} steps and the same scheduler, or fit the eraser with at_other_steps=nearest"
             )
         return near
 

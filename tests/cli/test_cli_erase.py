@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -329,3 +333,23 @@ def test_what_is_refused_is_said_after_all_the_rest(
     assert "1 of 2 were refused, first" in made.stderr
     assert "no SAE was named" in made.stderr
     assert (tmp_path / "erasers" / "gun-uce" / "manifest.json").exists()
+
+
+def test_ctrl_c_ends_several_at_once_and_keeps_their_trainings(model_folder: Path, tmp_path: Path) -> None:
+    words = ["erase", "gun,knife", "--method", "esd-x", "--set", "iterations=5000", "--set", "checkpoint_every=1"]
+    words += ["--set", "steps=2", "--model", str(model_folder), "--out", str(tmp_path / "erasers"), "--jobs", "2"]
+    begin = [sys.executable, "-c", "from excise.cli import main; main()"]
+    running = subprocess.Popen([*begin, *words], stderr=subprocess.PIPE, text=True)
+    try:
+        kept = [tmp_path / "erasers" / f"{concept}-esd-x.training" / "state.json" for concept in ("gun", "knife")]
+        deadline = time.monotonic() + 300
+        while not all(state.exists() for state in kept) and running.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        running.send_signal(signal.SIGINT)
+        said = running.communicate(timeout=100)[1]
+    finally:
+        running.kill()
+    assert running.returncode == 2, said
+    assert "Traceback" not in said
+    assert all(len(json.loads(state.read_text())["losses"]) >= 1 for state in kept)
+    assert not (tmp_path / "erasers" / "gun-esd-x").exists()
