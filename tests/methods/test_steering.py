@@ -103,6 +103,18 @@ def test_casteer_s_directions_are_mean_differences(tiny_pipe: Any) -> None:
     torch.testing.assert_close(together[site], torch.stack(kept["loud"]).mean(0), atol=1e-3, rtol=1e-3)
 
 
+def test_a_sampler_that_takes_a_timestep_twice_counts_both(tiny_pipe: Any) -> None:
+    from diffusers import PNDMScheduler
+
+    tiny_pipe.scheduler = PNDMScheduler(skip_prk_steps=True, steps_offset=1)
+    eraser = method("casteer").fit(tiny_pipe, CONCEPT, CASteerConfig(pairs=1, steps=3, guidance=4.0))
+    edit = eraser.edits[0]
+    assert isinstance(edit, DirectionEdit)
+    asked = [float(timestep) for timestep in tiny_pipe.scheduler.timesteps]
+    assert len(asked) == 4
+    assert edit.timesteps.tolist() == sorted(set(asked), reverse=True)
+
+
 def test_a_direction_is_turned_round_where_it_shows() -> None:
     generator = torch.Generator().manual_seed(0)
     site = Site("unet", "mid_block.attentions.0.transformer_blocks.0.attn2", 5)
