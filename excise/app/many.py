@@ -89,45 +89,60 @@ def erase_all(
     `told` hears of each when it is done. Ctrl-C leaves what is done, and trainings that go on from their last
     checkpoint when the same is asked for again.
     """
-    if jobs <= 1 or len(tasks) <= 1:
-        todo = [task for task in tasks if not _there(task)]
-        pipe = load_pipeline(model, device) if todo else None
-        found = []
-        for task in tasks:
-            found.append(_made(pipe, task, model is None))
-            told(found[-1])
-        return found
+    by_number: dict[int, Done] = {}
+
+    def note(number: int, done: Done) -> None:
+        by_number[number] = done
+        told(done)
+
+    todo = []
+    for number, task in enumerate(tasks):
+        if (there := _there(task)) is not None:
+            note(number, there)
+        else:
+            todo.append((number, task))
+    if len(todo) > 1 and jobs > 1:
+        _spread(todo, min(jobs, len(todo)), note, model, device)
+    elif todo:
+        pipe = load_pipeline(model, device)
+        for number, task in todo:
+            note(number, _made(pipe, task, model is None))
+    return [by_number[number] for number in range(len(tasks))]
+
+
+def _spread(
+    todo: Sequence[tuple[int, Task]], jobs: int, note: Callable[[int, Done], None], model: str | None, device: str
+) -> None:
+    """Have so many processes make the erasers; `note` hears of each by its number."""
     spawned = multiprocessing.get_context("spawn")
     waiting, results = spawned.Queue(), spawned.Queue()
     workers = [
-        spawned.Process(target=_work, args=(waiting, results, model, device, jobs), daemon=True)
-        for _ in range(min(jobs, len(tasks)))
+        spawned.Process(target=_work, args=(waiting, results, model, device, jobs), daemon=True) for _ in range(jobs)
     ]
-    for numbered in (*enumerate(tasks), *[None] * len(workers)):
+    for numbered in (*todo, *[None] * jobs):
         waiting.put(numbered)
-    by_number: dict[int, Done] = {}
+    left = len(todo)
     try:
         for worker in workers:
             worker.start()
-        while len(by_number) < len(tasks):
+        while left:
             alive = any(worker.is_alive() for worker in workers)
             try:
-                number, done = results.get(timeout=0.5)
+                made = results.get(timeout=0.5)
             except queue.Empty:
                 if not alive:
                     raise ExciseError(
-                        f"every process ended before all was done ({len(by_number)} of {len(tasks)}); perhaps memory "
+                        f"every process ended before all was done ({left} of {len(todo)} are left); perhaps memory "
                         "did not suffice: call it again with a smaller --jobs"
                     ) from None
             else:
-                by_number[number] = done
-                told(done)
+                left -= 1
+                note(*made)
     except BaseException:
         _stop(workers)
         raise
     for worker in workers:
         worker.join()
-    return [by_number[n] for n in range(len(tasks))]
 
 
 def _work(waiting: Any, results: Any, model: str | None, device: str, jobs: int) -> None:
@@ -140,10 +155,9 @@ def _work(waiting: Any, results: Any, model: str | None, device: str, jobs: int)
 
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
     try:
-        pipe = None
+        pipe = load_pipeline(model, device)
         while (numbered := waiting.get()) is not None and os.getppid() == parent:
             number, task = numbered
-            pipe = load_pipeline(model, device) if pipe is None else pipe
             results.put((number, _made(pipe, task, model is None)))
     except KeyboardInterrupt:
         pass
@@ -161,21 +175,24 @@ def _stop(workers: Sequence[Any], patience: float = 60.0) -> None:
             worker.kill()
 
 
-def _there(task: Task) -> Eraser | None:
-    """The eraser in a task's folder, if it is whole and that method's."""
+def _there(task: Task) -> Done | None:
+    """What becomes of a task whose folder holds an eraser: it is kept, or refused where it is another's or damaged."""
     if not (Path(task.out) / "manifest.json").exists():
         return None
-    eraser = Eraser.load(task.out)
-    if eraser.concept != task.concept:
-        raise ExciseError(f"{task.out} holds an eraser of {eraser.concept!r}; delete it or name another folder")
-    return eraser
+    own = (task.concept, task.method, task.out)
+    try:
+        concept = Eraser.load(task.out).concept
+    except ExciseError as error:
+        return Done(*own, state="refused", why=str(error))
+    if concept != task.concept:
+        why = f"{task.out} holds an eraser of {concept!r}; delete it or name another folder"
+        return Done(*own, state="refused", why=why)
+    return Done(*own, state="kept", bytes=_size(task.out))
 
 
 def _made(pipe: Any, task: Task, bundled: bool) -> Done:
     own, started = (task.concept, task.method, task.out), time.perf_counter()
     try:
-        if _there(task) is not None:
-            return Done(*own, state="kept", bytes=_size(task.out))
         concept = concept_named(task.concept, None, None, task.kind, task.n)
         erase_by(pipe, concept, task.method, task.settings, Path(task.out), bundled=bundled)
     except ExciseError as error:

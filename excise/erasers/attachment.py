@@ -82,7 +82,7 @@ class Attachment:
         try:
             with _LOCK:
                 for module, edit in zip(modules, eraser.edits, strict=True):
-                    hook, take_off = put(self, edit)
+                    hook, take_off = put(self, edit, module)
                     self._hooks.append((module, hook, take_off))
             self._denoisers = denoisers(pipe)
             self._weights, self._adapters = weights_now(pipe, self.eraser.denoisers), adapters_now(pipe)

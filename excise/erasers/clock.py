@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from excise.erasers.block import BlockEdit, Moment, Opened
 from excise.erasers.guard import is_muted
-from excise.erasers.hooks import EditHook, Edits, Passage, Watch, found_on, install, remove
+from excise.erasers.hooks import EditHook, Edits, Passage, Shared, Watch, unrun
 from excise.erasers.steering import DirectionEdit
-from excise.errors import EraserDidNotFire, ExciseError
-from excise.sites.blocks import as_patches, attention_at, denoiser_of, from_patches, module_at, timestep_of
+from excise.errors import ExciseError
+from excise.sites.blocks import as_patches, denoiser_of, from_patches, timestep_of
 
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
@@ -24,10 +24,7 @@ class BlockHook(EditHook):
 
     edit: BlockEdit | DirectionEdit
     moved: BlockEdit | DirectionEdit
-
-    def __init__(self, attachment: Attachment, edit: BlockEdit | DirectionEdit, clock: Clock) -> None:
-        super().__init__(attachment, edit)
-        self.clock = clock
+    clock: Clock
 
     def begin(self) -> None:
         """A picture is about to be drawn in this thread."""
@@ -41,23 +38,13 @@ class BlockHook(EditHook):
         return self.moved.delta(state, attachment.strength, moment=self.clock.now, **known)
 
 
-def put(attachment: Attachment, edit: BlockEdit) -> tuple[BlockHook, Callable[[], None]]:
-    """Put the edit at its block; what comes back with its hook takes it off again."""
-    return _put(attachment, edit, module_at(attachment.pipe, edit.site))
-
-
-def put_direction(attachment: Attachment, edit: DirectionEdit) -> tuple[BlockHook, Callable[[], None]]:
-    """Put the edit at its attention; what comes back with its hook takes it off again."""
-    return _put(attachment, edit, attention_at(attachment.pipe, edit.site))
-
-
-def _put(
+def put(
     attachment: Attachment, edit: BlockEdit | DirectionEdit, block: nn.Module
 ) -> tuple[BlockHook, Callable[[], None]]:
+    """Put the edit at its block; what comes back with its hook takes it off again."""
     _, denoiser = denoiser_of(attachment.pipe, edit.site.component)
-    clock = Clock.join(denoiser)
-    hook = BlockHook(attachment, edit, clock)
-    clock.hooks = (*clock.hooks, hook)
+    hook = BlockHook(attachment, edit)
+    hook.clock = clock = Clock.join(denoiser, hook)
     edits = BlockEdits.join(block, hook)
 
     def off() -> None:
@@ -76,28 +63,12 @@ class BlockEdits(Edits):
         return output if edited is patches else from_patches(edited, output)
 
 
-class Clock(Watch):
+class Clock(Shared, Watch):
     """A hook on a denoiser, shared by all edits within it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.hooks: tuple[EditHook, ...] = ()
         self.end = End(self)
-
-    @classmethod
-    def join(cls, denoiser: nn.Module) -> Clock:
-        """The denoiser's clock, put there first where there is none."""
-        clock = found_on(denoiser, cls)
-        if clock is None:
-            clock = cls()
-            install(denoiser, clock)
-        return clock
-
-    def leave(self, denoiser: nn.Module, hook: EditHook) -> None:
-        """Forget an edit; the last one out leaves no trace."""
-        self.hooks = tuple(own for own in self.hooks if own is not hook)
-        if not self.hooks:
-            remove(denoiser, self)
 
     @property
     def now(self) -> Moment:
@@ -142,10 +113,7 @@ class Clock(Watch):
             attachment = hook.attachment
             ran = hook.runs > self._here.before.get(id(hook), hook.runs)
             if attachment.active and not is_muted(attachment, "denoiser") and not ran:
-                raise EraserDidNotFire(
-                    f"eraser {attachment.eraser.name!r} saw no run of {hook.edit.site.key}; something unhooked or "
-                    "by-passed it, so nothing is rendered"
-                )
+                raise unrun(hook)
 
 
 class End(Passage):

@@ -40,7 +40,7 @@ class ConditionHook(RunHook):
             found = None if prompt is None else self._of(prompt)
             if found is None or (found.steps is not None and step >= found.steps):
                 continue
-            if states is run.states:
+            if not rows:
                 states = states.clone()
             before = states[row].float()
             change = (found.states.to(before) - before) * self.attachment.strength
@@ -48,7 +48,7 @@ class ConditionHook(RunHook):
             rows.append(row)
             self.rows += 1
             self.norm += float(change.norm())
-        if states is run.states:
+        if not rows:
             return proceed(run)
         self._trust(states)
         return self.drawn(run, states, rows, proceed)

@@ -118,9 +118,9 @@ class GuidanceHook(RunHook):
 
         Raises ExciseError where the batch does not consist of both.
         """
-        half = len(run) // 2
-        self.prompts_of(run)
-        if len(run) % 2 or any(all(one.prompts for one in own) for own in self.said(run.states[:half]) if own):
+        said, half = self.said(run.states), len(run) // 2
+        self.known_prompts(said)
+        if len(run) % 2 or any(all(one.prompts for one in own) for own in said[:half] if own):
             raise ExciseError(
                 f"eraser {self.attachment.eraser.name!r} steers guidance, and nothing is guided here; draw with "
                 "guidance_scale above 1"

@@ -18,10 +18,11 @@ from torch.utils.hooks import RemovableHandle
 
 from excise.erasers.edit import Branch, SAEEdit, without
 from excise.erasers.guard import CALL, Call, is_muted
-from excise.errors import ExciseError
-from excise.sites.site import resolve
+from excise.errors import EraserDidNotFire, ExciseError
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from excise.erasers.attachment import Attachment
     from excise.erasers.kinds import Edit
     from excise.erasers.steering import VectorEdit
@@ -156,6 +157,14 @@ class EditHook:
         raise NotImplementedError
 
 
+def unrun(hook: EditHook) -> EraserDidNotFire:
+    """What is raised where a module that is edited did not run."""
+    return EraserDidNotFire(
+        f"eraser {hook.attachment.eraser.name!r} saw no run of {hook.edit.site.key}; something unhooked or by-passed "
+        "it, so nothing is rendered"
+    )
+
+
 class TextHook(EditHook):
     """An edit of a text encoder, which treats the branches of guidance differently."""
 
@@ -183,32 +192,33 @@ class TextHook(EditHook):
         return edit.delta(state, strength, branch=branch, sae=self.attachment.sae)
 
 
-class Edits(Passage):
-    """The edits at one module, of everything that is attached to the pipelines it is part of.
-
-    All of them read the state as the model made it and are subtracted together, in the order of their erasers'
-    digests: whichever was attached first, the bits come out the same.
-    """
+class Shared(Passage):
+    """A passage at one module, shared by the edits of everything that is attached to the pipelines it is part of, in
+    the order of their erasers' digests: whichever was attached first, the bits come out the same."""
 
     def __init__(self) -> None:
         super().__init__()
         self.hooks: tuple[EditHook, ...] = ()
 
     @classmethod
-    def join(cls, module: nn.Module, hook: EditHook) -> Edits:
+    def join(cls, module: nn.Module, hook: EditHook) -> Self:
         """Put an edit at `module`."""
-        edits = found_on(module, cls)
-        if edits is None:
-            edits = cls()
-            install(module, edits)
-        edits.hooks = tuple(sorted((*edits.hooks, hook), key=lambda own: own.attachment.eraser.digest))
-        return edits
+        shared = found_on(module, cls)
+        if shared is None:
+            shared = cls()
+            install(module, shared)
+        shared.hooks = tuple(sorted((*shared.hooks, hook), key=lambda own: own.attachment.eraser.digest))
+        return shared
 
     def leave(self, module: nn.Module, hook: EditHook) -> None:
         """Take an edit off; the last one out leaves no trace."""
         self.hooks = tuple(own for own in self.hooks if own is not hook)
         if not self.hooks:
             remove(module, self)
+
+
+class Edits(Shared):
+    """The edits at one module. All of them read the state as the model made it and are subtracted together."""
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         """The module's output, edited."""
@@ -228,9 +238,9 @@ class Edits(Passage):
         return edited
 
 
-def put(attachment: Attachment, edit: SAEEdit | VectorEdit) -> tuple[TextHook, Callable[[], None]]:
+def put(attachment: Attachment, edit: SAEEdit | VectorEdit, module: nn.Module) -> tuple[TextHook, Callable[[], None]]:
     """Put the edit at its layer; what comes back with its hook takes it off again."""
-    module, hook = resolve(attachment.pipe, edit.site), TextHook(attachment, edit)
+    hook = TextHook(attachment, edit)
     edits = Edits.join(module, hook)
     return hook, lambda: edits.leave(module, hook)
 

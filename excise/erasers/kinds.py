@@ -37,7 +37,8 @@ class Kind:
     edit: type[Edit]
     module: Callable[[Any, Any], nn.Module]
     """The live one that it acts on, of a pipeline and a Site."""
-    put: Callable[[Attachment, Any], tuple[EditHook, Callable[[], None]]]
+    put: Callable[[Attachment, Any, Any], tuple[EditHook, Callable[[], None]]]
+    """Puts an edit at that module; what comes back with its hook takes it off again."""
 
 
 KINDS: dict[str, Kind] = {
@@ -47,7 +48,7 @@ KINDS: dict[str, Kind] = {
         Kind(GatedSAEEdit, module_at, hooks.put),
         Kind(VectorEdit, module_at, hooks.put),
         Kind(BlockEdit, module_at, clock.put),
-        Kind(DirectionEdit, attention_at, clock.put_direction),
+        Kind(DirectionEdit, attention_at, clock.put),
         Kind(WeightEdit, layer_at, weights.put),
         Kind(PermeableEdit, layer_at, permeable.put),
         Kind(GuidanceEdit, unet_at, runs.put(GuidanceHook)),
@@ -64,6 +65,6 @@ def module_of(pipe: Any, edit: Edit) -> nn.Module:
     return KINDS[edit.kind].module(pipe, edit.site)
 
 
-def put(attachment: Attachment, edit: Edit) -> tuple[EditHook, Callable[[], None]]:
-    """Put the edit at its place; what comes back with its hook takes it off again."""
-    return KINDS[edit.kind].put(attachment, edit)
+def put(attachment: Attachment, edit: Edit, module: nn.Module) -> tuple[EditHook, Callable[[], None]]:
+    """Put the edit at its module; what comes back with its hook takes it off again."""
+    return KINDS[edit.kind].put(attachment, edit, module)

@@ -24,7 +24,6 @@ from excise.erasers.runs import unet_at
 from excise.erasers.tensors import Tensors
 from excise.erasers.weights import WeightEdit, WeightHook, put_hook
 from excise.errors import ExciseError
-from excise.sites.blocks import denoiser_of, layer_at
 from excise.sites.site import Site
 
 if TYPE_CHECKING:
@@ -225,9 +224,8 @@ class ModulationHook(EditHook):
 
     edit: ModulationEdit
 
-    def __init__(self, attachment: Attachment, edit: ModulationEdit) -> None:
+    def __init__(self, attachment: Attachment, edit: ModulationEdit, unet: nn.Module) -> None:
         super().__init__(attachment, edit)
-        unet = modulated_at(attachment.pipe, edit.site)
         self.skips = Skips(unet, attachment, self._coefficients, self._copied, self._done)
 
     def _coefficients(self, timesteps: Tensor) -> Tensor | None:
@@ -245,11 +243,10 @@ class ModulationHook(EditHook):
         self.rows += rows
 
 
-def put(attachment: Attachment, edit: ModulationEdit) -> tuple[ModulationHook, Callable[[], None]]:
+def put(attachment: Attachment, edit: ModulationEdit, unet: nn.Module) -> tuple[ModulationHook, Callable[[], None]]:
     """Put the edit around its U-Net's skip connections; what comes back with its hook takes it off again."""
-    unet, hook = denoiser_of(attachment.pipe, edit.site.component)[1], ModulationHook(attachment, edit)
-    clock = Clock.join(unet)
-    clock.hooks = (*clock.hooks, hook)
+    hook = ModulationHook(attachment, edit, unet)
+    clock = Clock.join(unet, hook)
 
     def off() -> None:
         hook.skips.remove()
@@ -268,8 +265,6 @@ class CopyHook(WeightHook):
         return 1.0
 
 
-def put_copy(attachment: Attachment, edit: CopyEdit) -> tuple[WeightHook, Callable[[], None]]:
+def put_copy(attachment: Attachment, edit: CopyEdit, layer: nn.Module) -> tuple[WeightHook, Callable[[], None]]:
     """Put the edit at its layer; what comes back with its hook takes it off again."""
-    layer = layer_at(attachment.pipe, edit.site)
-    edit.of(layer.weight)  # type: ignore[arg-type]
-    return put_hook(attachment, layer, CopyHook(attachment, edit))
+    return put_hook(CopyHook(attachment, edit), layer)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from excise.erasers.guard import Call, unedited
 from excise.erasers.hooks import found_on
@@ -16,7 +16,7 @@ from excise.erasers.runs import Around, Proceed, Run, RunHook, Said, predicted, 
 from excise.erasers.weights import WeightEdit, WeightHook, put_hook
 from excise.errors import ExciseError
 from excise.sites import encode_prompt
-from excise.sites.blocks import denoiser_of, layer_at
+from excise.sites.blocks import denoiser_of
 from excise.sites.encoding import tensors_of
 from excise.sites.site import tokenizer_of
 
@@ -129,10 +129,9 @@ class PermeableHook(WeightHook):
         return super().amount() * self.membrane.share
 
 
-def put(attachment: Attachment, edit: PermeableEdit) -> tuple[PermeableHook, Callable[[], None]]:
+def put(attachment: Attachment, edit: PermeableEdit, layer: nn.Module) -> tuple[PermeableHook, Callable[[], None]]:
     """Put the edit at its layer, the eraser's first one with a membrane; what comes back with its hook takes it off."""
-    layer, unet = layer_at(attachment.pipe, edit.site), denoiser_of(attachment.pipe, edit.site.component)[1]
-    edit.of(layer.weight)  # type: ignore[arg-type]
+    unet = denoiser_of(attachment.pipe, edit.site.component)[1]
     there = found_on(unet, Around)
     hooks = there.hooks if there is not None else ()
     membrane = next((own for own in hooks if isinstance(own, Membrane) and own.attachment is attachment), None)
@@ -141,7 +140,7 @@ def put(attachment: Attachment, edit: PermeableEdit) -> tuple[PermeableHook, Cal
         membrane = Membrane(attachment, edit)
         there = Around.join(unet, membrane)
     hook = PermeableHook(attachment, edit, membrane, first)
-    _, off = put_hook(attachment, layer, hook)
+    _, off = put_hook(hook, layer)
 
     def take_off() -> None:
         off()

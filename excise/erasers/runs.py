@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from excise.erasers.canary import conditional
 from excise.erasers.guard import Call, is_muted
-from excise.erasers.hooks import EditHook, Watch, found_on, install, remove
-from excise.errors import EraserDidNotFire, ExciseError
+from excise.erasers.hooks import EditHook, Shared, Watch, unrun
+from excise.errors import ExciseError
 from excise.sites.blocks import denoiser_of
 from excise.sites.encoding import tensors_of
 from excise.sites.site import Site, text_encoders
@@ -165,16 +165,26 @@ class RunHook(EditHook):
     def said(self, states: Tensor) -> list[list[Said]]:
         """Of every picture what was said that became its states, the latest first; empty where nobody knows."""
         known = list(reversed(self._known))
-        return [[one for one in known if torch.equal(one.states.to(row), row)] for row in states]
+        if not known:
+            return [[] for _ in states]
+        # Asked in every step: whole prompts are compared only where their last states, which sum them up, are alike.
+        ends, found = torch.stack([one.states[-1] for one in known]).to(states), list[list[Said]]()
+        for row in states:
+            near = (ends == row[-1]).all(1).nonzero().flatten().tolist()
+            found.append([known[n] for n in near if torch.equal(known[n].states.to(row), row)])
+        return found
 
     def prompts_of(self, run: Run) -> list[Said | None]:
         """Of every picture its prompt; None of what guidance leads away from.
 
         Where nobody knows, or more than half are of the latter kind, nothing is rendered.
         """
-        said = self.said(run.states)
+        return self.known_prompts(self.said(run.states))
+
+    def known_prompts(self, said: Sequence[Sequence[Said]]) -> list[Said | None]:
+        """As `prompts_of`, of what `said` gives."""
         prompts = [next((one for one in own if one.prompts), None) for own in said]
-        if not all(said) or 2 * prompts.count(None) > len(run):
+        if not all(said) or 2 * prompts.count(None) > len(said):
             self.unknown()
         return prompts
 
@@ -209,36 +219,15 @@ class Steps:
         return self.done
 
 
-class Around(Watch):
-    """The edits of one U-Net's runs, of everything attached to it: each around the next in the order of digests."""
+class Around(Shared, Watch):
+    """The edits of one U-Net's runs, each around the next."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.hooks: tuple[RunHook, ...] = ()
-
-    @classmethod
-    def join(cls, unet: nn.Module, hook: RunHook) -> Around:
-        """Put an edit around the U-Net's runs."""
-        around = found_on(unet, cls)
-        if around is None:
-            around = cls()
-            install(unet, around)
-        around.hooks = tuple(sorted((*around.hooks, hook), key=lambda own: own.attachment.eraser.digest))
-        return around
-
-    def leave(self, unet: nn.Module, hook: RunHook) -> None:
-        """Take an edit off; the last one out leaves no trace."""
-        self.hooks = tuple(own for own in self.hooks if own is not hook)
-        if not self.hooks:
-            remove(unet, self)
+    hooks: tuple[RunHook, ...]
 
     def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         for hook in self.hooks:
             if hook.attachment.active and not is_muted(hook.attachment, "denoiser"):
-                raise EraserDidNotFire(
-                    f"eraser {hook.attachment.eraser.name!r} saw no run of {hook.edit.site.key}; something unhooked or "
-                    "by-passed it, so nothing is rendered"
-                )
+                raise unrun(hook)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -254,11 +243,11 @@ def _within(hook: RunHook, proceed: Proceed) -> Proceed:
     return lambda run: hook.act(run, proceed) if hook.acts else proceed(run)
 
 
-def put(kind: type[RunHook]) -> Callable[[Attachment, Any], tuple[RunHook, Callable[[], None]]]:
+def put(kind: type[RunHook]) -> Callable[[Attachment, Any, nn.Module], tuple[RunHook, Callable[[], None]]]:
     """Puts edits of that kind around their U-Net's runs; what comes back with its hook takes it off again."""
 
-    def at(attachment: Attachment, edit: Any) -> tuple[RunHook, Callable[[], None]]:
-        unet, hook = unet_at(attachment.pipe, edit.site), kind(attachment, edit)
+    def at(attachment: Attachment, edit: Any, unet: nn.Module) -> tuple[RunHook, Callable[[], None]]:
+        hook = kind(attachment, edit)
         around = Around.join(unet, hook)
         return hook, lambda: around.leave(unet, hook)
 

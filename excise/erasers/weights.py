@@ -21,10 +21,12 @@ from excise.erasers.guard import CALL
 from excise.erasers.hooks import EditHook, Edits, found_on
 from excise.erasers.tensors import Tensors
 from excise.errors import ExciseError
-from excise.sites.blocks import denoiser_of, layer_at
+from excise.sites.blocks import denoiser_of
 from excise.sites.site import Site
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from excise.erasers.attachment import Attachment
 
 KEPT = 2
@@ -141,7 +143,7 @@ class Summed(Edits):
         self._sums: dict[Any, Tensor] = {}
 
     @classmethod
-    def join(cls, module: nn.Module, hook: EditHook) -> Edits:
+    def join(cls, module: nn.Module, hook: EditHook) -> Self:
         if "forward" in vars(module) and found_on(module, cls) is None:
             raise ExciseError(
                 f"{hook.edit.site.key} is wrapped already, by an offloading or another hook that an edit of weights "
@@ -182,23 +184,19 @@ class Summed(Edits):
         return made
 
 
-def put(attachment: Attachment, edit: WeightEdit) -> tuple[WeightHook, Callable[[], None]]:
+def put(attachment: Attachment, edit: WeightEdit, layer: nn.Module) -> tuple[WeightHook, Callable[[], None]]:
     """Put the edit at its layer; what comes back with its hook takes it off again."""
-    layer = layer_at(attachment.pipe, edit.site)
-    edit.of(layer.weight)  # type: ignore[arg-type]
-    if edit.site.part == "text":
-        worded = TextWeightHook(attachment, edit)
-        summed = Summed.join(layer, worded)
-        return worded, lambda: summed.leave(layer, worded)
-    return put_hook(attachment, layer, WeightHook(attachment, edit))
+    return put_hook((TextWeightHook if edit.site.part == "text" else WeightHook)(attachment, edit), layer)
 
 
-def put_hook(attachment: Attachment, layer: nn.Module, hook: WeightHook) -> tuple[WeightHook, Callable[[], None]]:
-    """Put a hook of an edit of a denoiser's layer there."""
-    denoiser = denoiser_of(attachment.pipe, hook.edit.site.component)[1]
-    clock = Clock.join(denoiser)
-    clock.hooks = (*clock.hooks, hook)
-    sums = Summed.join(layer, hook)
+def put_hook(hook: WeightHook, layer: nn.Module) -> tuple[WeightHook, Callable[[], None]]:
+    """Put the hook of an edit at its layer. Raises ExciseError where that has weights of another shape."""
+    hook.edit.of(layer.weight)  # type: ignore[arg-type]
+    if hook.edit.site.part == "text":
+        summed = Summed.join(layer, hook)
+        return hook, lambda: summed.leave(layer, hook)
+    denoiser = denoiser_of(hook.attachment.pipe, hook.edit.site.component)[1]
+    clock, sums = Clock.join(denoiser, hook), Summed.join(layer, hook)
 
     def off() -> None:
         sums.leave(layer, hook)

@@ -62,14 +62,19 @@ def module_at(pipe: Any, site: Site) -> nn.Module:
     if site.part == "text":
         return resolve(pipe, site)
     denoiser = denoiser_of(pipe, site.component)[1]
-    try:
-        module = denoiser.get_submodule(site.path)
-    except AttributeError:
-        module = nn.Module()
-    if _width(denoiser, module) != site.width:
+    module = _submodule(denoiser, site.path)
+    if module is None or _width(denoiser, module) != site.width:
         block_site(pipe, site.path, site.component)  # where there is no such block, this says so
         raise ExciseError(f"{site.key} has another width here than {site.width}; it was named for another model")
     return module
+
+
+def _submodule(denoiser: nn.Module, path: str) -> nn.Module | None:
+    """What is at a path. Asked before every prompt for every edit, so it must not list all there is."""
+    try:
+        return denoiser.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def layer_at(pipe: Any, site: Site) -> nn.Module:
@@ -83,7 +88,7 @@ def layer_at(pipe: Any, site: Site) -> nn.Module:
         name, layer = site.component, resolve(pipe, site)
     else:
         name, denoiser = denoiser_of(pipe, site.component)
-        layer = dict(denoiser.named_modules()).get(site.path)
+        layer = _submodule(denoiser, site.path)
     layer = getattr(layer, "base_layer", layer)
     if getattr(type(layer), "forward", None) not in (nn.Linear.forward, nn.Conv2d.forward):
         raise ExciseError(
@@ -101,14 +106,13 @@ def attention_at(pipe: Any, site: Site) -> nn.Module:
     """The live attention (diffusers' Attention) at a Site of a denoiser. Raises ExciseError where there is none, or its
     width differs."""
     name, denoiser = denoiser_of(pipe, site.component)
-    module: Any = dict(denoiser.named_modules()).get(site.path)
-    width = getattr(module, "out_dim", None)
+    module = _submodule(denoiser, site.path)
+    width: Any = getattr(module, "out_dim", None)
     if module is None or width is None:
         raise ExciseError(f"{name} has no attention at {site.path!r}; it is another model")
     if int(width) != site.width:
         raise ExciseError(f"{site.key} is {width} wide here, not {site.width}; it was named for another model")
-    found: nn.Module = module
-    return found
+    return module
 
 
 def cross_attentions(pipe: Any) -> list[Site]:
