@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -107,6 +107,7 @@ def _eraser(run: Run, unit: Unit, suite: Suite, pipe: Any, entry: Entry, default
     if (folder / "manifest.json").exists():
         return Eraser.load(folder)
     chosen = method(entry.method)
+    _forget_peak()
     began = time.perf_counter()
     eraser = chosen.fit(pipe, suite.concept(unit.concept), chosen.Config(**{**defaults, **entry.settings}))
     cost: dict[str, Any] = {"seconds": time.perf_counter() - began, "bytes": 0}
@@ -127,13 +128,25 @@ def drawn_with(pipe: Any) -> str:
 
 
 def _peak_memory() -> int | None:
-    """Bytes, of the whole process so far: what a machine must have to do this. None where the system does not say."""
+    """Bytes, of the whole process since `_forget_peak`, or since it started where the system does not forget: what a
+    machine must have to do this. None where the system does not say."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):  # no Linux
+        pass
     try:
         import resource
     except ImportError:  # Windows
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _forget_peak() -> None:
+    """Have the system count the process's peak anew, so that a method does not answer for the one before it."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _records(run: Run, unit: Unit, suite: Suite, cases: list[Case], pictures: Pixels, seconds: float) -> list[Record]:

@@ -58,6 +58,8 @@ class Canvas:
     """Of the sampler, a picture."""
     prompts: int | None = None
     """Prompts a family and concept; None for the size's own number."""
+    only: tuple[str, ...] = ()
+    """Written families that take part; none for all of them."""
     searches: bool = True
     """Whether the attacks that search for their prompts take part."""
     ring_a_bell: RingABellConfig = field(default_factory=RingABellConfig)
@@ -71,7 +73,7 @@ class Canvas:
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> Canvas:
         """The suite as `dataclasses.asdict` wrote it, or with some of its settings. Raises ExciseError for others."""
-        given = dict(settings)
+        given = dict(settings) | {"only": tuple(settings.get("only", ()))}
         budgets: dict[str, type] = {
             "ring_a_bell": RingABellConfig,
             "prefix": PrefixConfig,
@@ -107,7 +109,9 @@ class Canvas:
         return {"quick": QUICK, "standard": STANDARD}.get(size, REPORTED)
 
     def cases(self, concept: str, size: str) -> list[Case]:
-        return cases(concept, self._prompts(size))
+        if odd := set(self.only) - {family.name for family in FAMILIES}:
+            raise ExciseError(f"Canvas has no family {odd.pop()!r}; it has {', '.join(f.name for f in FAMILIES)}")
+        return cases(concept, self._prompts(size), tuple(f for f in FAMILIES if not self.only or f.name in self.only))
 
     def search(self, pipe: Any, concept: str, size: str) -> list[Case]:
         starting = starts(concept, SEARCHED[size] if self.searches else 0)
