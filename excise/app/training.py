@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from excise.concepts import read_prompts
 from excise.errors import ExciseError
 from excise.sae import Progress, TopKSAE, TrainConfig, check_out, train
+from excise.sae.data import Features
 from excise.sites import (
     Site,
     capture,
@@ -112,16 +114,47 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-def features(pipe: Any, site: Site, prompts: Iterable[str], progress: Callable[[int], Any] | None = None) -> Tensor:
-    """Every position's state of every prompt at `site`, `[N, width]` float32 (BOS, EOS and padding states included)."""
-    rows = []
-    for batch in capture(pipe, [site], prompts):
-        rows.append(batch.states[site].float().cpu().flatten(0, 1))
+def features(
+    pipe: Any, sites: Sequence[Site], prompts: Iterable[str], progress: Callable[[int], Any] | None = None
+) -> dict[Site, Tensor]:
+    """Every position's state of every prompt at `sites` of one text encoder, `[N, width]` float32 (BOS, EOS and padding
+    states included)."""
+    rows: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    for batch in capture(pipe, sites, prompts):
+        for site, states in batch.states.items():
+            rows[site].append(states.float().cpu().flatten(0, 1))
         if progress is not None:
             progress(len(batch.ids))
-    if not rows:
+    if not all(rows.values()):
         raise ExciseError("there are no prompts to train on; check the prompts file")
-    return torch.cat(rows)
+    return {site: torch.cat(own) for site, own in rows.items()}
+
+
+@contextmanager
+def vectors(
+    pipe: Any, sites: Sequence[Site], prompts: Sequence[str], beside: Path, progress: Callable[[int], Any] | None = None
+) -> Iterator[dict[Site, Features]]:
+    """What SAEs at several Sites of one text encoder train on, read in one pass over the prompts.
+
+    In memory where there is room (`IN_MEMORY`), else from shards in the folder `beside`, which stays until what is done
+    within is done, so that it is not read again after an interruption.
+    """
+    positions = 77
+    if len(prompts) * positions * sum(site.width for site in sites) * 4 <= IN_MEMORY:
+        yield dict(features(pipe, sites, prompts, progress))
+        return
+    if beside.exists() and not is_capture_of(beside, sites, prompts):
+        shutil.rmtree(beside)
+    if not beside.exists():
+        capture_to(beside, pipe, sites, prompts, dtype=torch.float16, progress=progress)
+    elif progress is not None:
+        progress(len(prompts))
+
+    def read(site: Site) -> Iterator[Tensor]:
+        return (shard.states[site].flatten(0, 1) for shard in load_shards(beside))
+
+    yield {site: partial(read, site) for site in sites}
+    shutil.rmtree(beside, ignore_errors=True)
 
 
 def places_of(pipe: Any, out: Path, site: Site | None = None) -> dict[Path, Site]:
@@ -156,28 +189,30 @@ def train_sae(
     if not prompts:
         raise ExciseError("there are no prompts to train on; check the prompts file")
     check_out(out)
-    card = {**card, "site": asdict(site), "prompts": len(prompts)}
-    positions = 77
+    with vectors(pipe, [site], prompts, out.with_name(out.name + ".features"), captured) as read:
+        return train_on(pipe, site, prompts, read[site], config, out, card=card, progress=progress, device=device)
 
-    def train_on(vectors: Tensor | Callable[[], Iterable[Tensor]]) -> TopKSAE:
-        return train(vectors, config, out, card=card, progress=progress, measure=fidelity, device=device)
+
+def train_on(
+    pipe: Any,
+    site: Site,
+    prompts: Sequence[str],
+    features: Features,
+    config: TrainConfig,
+    out: Path,
+    *,
+    card: Mapping[str, Any],
+    progress: Callable[[Progress], None] | None = None,
+    device: str = "cpu",
+) -> TopKSAE:
+    """Train an SAE into `out` on what `vectors` read of `prompts` at `site`. Raises as `excise.sae.train` does."""
 
     def fidelity(sae: TopKSAE) -> dict[str, Any]:
         few = prompts[:: -(-len(prompts) // FIDELITY_PROMPTS)]
         return {"final_state_cosine": final_state_cosine(pipe, site, lambda x: sae(x.to(sae.W_enc))[0], few)}
 
-    if len(prompts) * positions * site.width * 4 <= IN_MEMORY:
-        return train_on(features(pipe, site, prompts, captured))
-    folder = out.with_name(out.name + ".features")
-    if folder.exists() and not is_capture_of(folder, [site], prompts):
-        shutil.rmtree(folder)
-    if not folder.exists():
-        capture_to(folder, pipe, [site], prompts, dtype=torch.float16, progress=captured)
-    elif captured is not None:
-        captured(len(prompts))
-    made = train_on(lambda: (shard.states[site].flatten(0, 1) for shard in load_shards(folder)))
-    shutil.rmtree(folder, ignore_errors=True)
-    return made
+    said = {**card, "site": asdict(site), "prompts": len(prompts)}
+    return train(features, config, out, card=said, progress=progress, measure=fidelity, device=device)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -111,6 +112,34 @@ def cluster_bootstrap(clusters: Sequence[Sequence[float]], draws: int = 2000, se
     rng = random.Random(seed)
     drawn = sorted(math.fsum(rng.choices(means, k=n)) / n for _ in range(draws))
     return Figure(math.fsum(means) / n, drawn[round(0.025 * (draws - 1))], drawn[round(0.975 * (draws - 1))], n)
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's rank correlation, ties at their mean rank; not a number where one side is constant.
+
+    Raises ValueError where the lengths differ.
+    """
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} values against {len(y)}")
+    a, b = _ranks(x), _ranks(y)
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return math.nan
+    return statistics.correlation(a, b)
+
+
+def clustered_spearman(x: Sequence[Sequence[float]], y: Sequence[Sequence[float]]) -> Figure:
+    """The mean over clusters of Spearman's correlation within each, with the interval of `cluster_bootstrap`.
+
+    Within clusters (concepts), since one concept is harder than another whatever is compared (SAEs) on it. A cluster in
+    which one side is constant says nothing of an order and is left out.
+    """
+    own = [spearman(a, b) for a, b in zip(x, y, strict=True)]
+    return cluster_bootstrap([[value] for value in own if not math.isnan(value)])
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    return [(2 * bisect_left(ordered, v) + ordered.count(v) + 1) / 2 for v in values]
 
 
 def _correlation(before: Sequence[bool], after: Sequence[bool]) -> float:

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from excise.bench.statistics import Z95, cluster_bootstrap, paired_difference, share, wilson
+from excise.bench.statistics import (
+    Z95,
+    cluster_bootstrap,
+    clustered_spearman,
+    paired_difference,
+    share,
+    spearman,
+    wilson,
+)
 
 
 def by_inversion(successes: int, n: int) -> tuple[float, float]:
@@ -115,3 +123,20 @@ def test_one_cluster_has_no_spread() -> None:
     assert figure.value == 0.5
     assert figure.to_json() == {"value": 0.5, "low": None, "high": None, "n": 1}
     assert math.isnan(cluster_bootstrap([]).value)
+
+
+def test_spearman_is_pearson_of_ranks_with_ties_shared() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    x, y = [3.0, 1.0, 1.0, 7.0, 2.0], [10.0, 4.0, 5.0, 5.0, 6.0]
+    assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert math.isnan(spearman([1.0, 1.0], [1.0, 2.0]))
+    with pytest.raises(ValueError, match="2 values against 1"):
+        spearman([1.0, 2.0], [1.0])
+
+
+def test_spearman_within_clusters_does_not_see_how_hard_each_is() -> None:
+    # Within every cluster the order is the opposite; over all, harder clusters have more of both.
+    x = [[1.0, 2.0, 3.0], [11.0, 12.0, 13.0], [5.0, 5.0, 5.0]]
+    y = [[3.0, 2.0, 1.0], [13.0, 12.0, 11.0], [1.0, 2.0, 3.0]]
+    found = clustered_spearman(x, y)
+    assert found.value == -1 and found.n == 2

@@ -1,0 +1,173 @@
+"""`excise sae compare` and `excise sae sweep`: which SAE tells concepts apart best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from excise.cli.options import Count, Device, Json, Model
+from excise.cli.sae import app
+from excise.cli.terminal import emit, note, progress, table
+
+__all__ = ["app"]
+
+Concepts = Annotated[
+    str,
+    typer.Option(
+        "--concepts",
+        help="Names with commas between them; a .txt file with one a line (`weapon: halberd, mace` gives its words); "
+        "or pairs in a .csv or .jsonl file with the columns name, concept, deconcept.",
+    ),
+]
+By = Annotated[str, typer.Option("--by", help="What is ranked by; a wrong name lists them.")]
+Share = Annotated[
+    float, typer.Option("--t", help="L0,t counts neurons that tell a concept apart in this share of its pairs.")
+]
+Threshold = Annotated[float, typer.Option("--threshold", help="A code up to this does not count as firing.")]
+COLUMNS = {
+    "i_cdf": "I_CDF",
+    "l0_t": "L0,t",
+    "probing_1": "probe",
+    "tpp": "TPP",
+    "auroc": "AUROC",
+    "carried": "carried",
+    "fvu": "FVU",
+    "dead": "dead",
+}
+"""What fits a terminal of the figures; the others are in the json."""
+LEGEND = (
+    "Means over the concepts. I_CDF: neurons that tell a concept apart, each by how often; L0,t: those that do so in",
+    "a share t of the pairs. probe: accuracy on one neuron. TPP: what taking the top neuron out costs its concept's",
+    "probe more than others'. AUROC: of the top neuron, held out. carried: how much of what the concept changes in a",
+    "sentence that neuron writes. --json has more, concept by concept.",
+)
+
+
+@app.command(epilog="Example: excise sae compare my-sae other-sae --concepts gun,knife,cat")
+def compare(
+    saes: Annotated[list[Path] | None, typer.Argument(help="Folders of SAEs. Default: the bundled one.")] = None,
+    concepts: Concepts = "gun,knife,cat,rocket,ink",
+    by: By = "i_cdf",
+    t: Share = 0.5,
+    threshold: Threshold = 0.0,
+    n: Count = 100,
+    model: Model = None,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Rank SAEs by how well their neurons tell concepts apart. Needs neither pictures nor a language model."""
+    from excise.app.comparing import Comparing, concepts_of
+    from excise.app.comparing import compare as compared
+    from excise.app.models import load_pipeline, sae_folder
+
+    config = Comparing(t=t, threshold=threshold, by=by)
+    wanted = concepts_of(concepts, n)
+    folders = saes or [sae_folder(model, None)]
+    pipe = load_pipeline(model, device)
+    with progress("comparing SAEs", len(folders)) as advance:
+        rows = compared(pipe, folders, wanted, config, advance)
+    emit(json, {"by": by, "concepts": [concept.name for concept in wanted], "saes": rows}, lambda: show(rows, by))
+
+
+@app.command(
+    epilog="Example: excise sae sweep --sites encoder.layers.3,encoder.layers.5 --k 8,32 --concepts gun,cat --out sweep"
+)
+def sweep(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the SAEs, one folder each.")],
+    sites: Annotated[
+        str | None, typer.Option("--sites", help="Sites with commas between them. Default: every layer's output.")
+    ] = None,
+    expansions: Annotated[str, typer.Option("--expansions", help="Neurons for each input dimension.")] = "4,8",
+    k: Annotated[str, typer.Option("--k", help="Neurons kept for each vector.")] = "8,32",
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="Training prompts. Default, for the bundled model: its captions.")
+    ] = None,
+    column: Annotated[str, typer.Option("--column", help="Column of the prompts in such a file.")] = "prompt",
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Vectors each SAE trains on.")] = 1_000_000,
+    most: Annotated[int, typer.Option("--most", min=1, help="Prompts read at most.")] = 4000,
+    concepts: Concepts = "gun,knife,cat,rocket,ink",
+    by: By = "i_cdf",
+    t: Share = 0.5,
+    threshold: Threshold = 0.0,
+    n: Count = 100,
+    model: Model = None,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Train a grid of SAEs on one reading of the prompts, and rank them. The same call goes on where it stopped."""
+    from dataclasses import replace
+    from itertools import islice
+
+    from excise.app.comparing import Comparing, concepts_of
+    from excise.app.finding import swept_sites
+    from excise.app.models import load_pipeline, parse_site
+    from excise.app.sweeping import Cell, grid
+    from excise.app.sweeping import sweep as swept
+    from excise.app.training import recipe_config, recipe_prompts
+    from excise.concepts import read_prompts
+    from excise.errors import ExciseError
+    from excise.sae import Progress
+
+    config = Comparing(t=t, threshold=threshold, by=by)
+    wanted = concepts_of(concepts, n)
+    widths, kept = _numbers("--expansions", expansions), _numbers("--k", k)
+    if prompts is not None:
+        texts, corpus = list(islice(read_prompts(prompts, column), most)), prompts.name
+    elif model is None:
+        every, _ = recipe_prompts("reference")
+        texts, corpus = every[:: -(-len(every) // most)], "reference"
+    else:
+        raise ExciseError("a sweep on another model needs --prompts FILE to train its SAEs on")
+    pipe = load_pipeline(model, device)
+    places = [parse_site(pipe, text.strip()) for text in sites.split(",")] if sites else swept_sites(pipe)
+    cells = grid(places, widths, kept)
+    training = replace(recipe_config("reference" if model is None else None), tokens=tokens)
+    with progress("reading the prompts", len(texts)) as read, progress("training SAEs", len(cells)) as advance:
+
+        def trained(cell: Cell, line: Progress | None) -> None:
+            if line is None:
+                advance(1)
+                note(f"trained {cell.name}")
+
+        rows = swept(
+            pipe,
+            cells,
+            texts,
+            wanted,
+            training,
+            out,
+            card_of={"model": model or "bundled", "corpus": f"{corpus}: {len(texts)} prompts, for a sweep"},
+            comparing=config,
+            captured=read,
+            trained=trained,
+            device=device,
+        )
+    emit(json, {"by": by, "concepts": [concept.name for concept in wanted], "saes": rows}, lambda: show(rows, by))
+
+
+def show(rows: list[dict[str, Any]], by: str) -> None:
+    """Print SAEs as a table, best first, and what its columns mean."""
+    titles = ["", *(f"{title}↓" if name == by else title for name, title in COLUMNS.items())]
+    cells = [[str(n), *(_figure(row[name]) for name in COLUMNS)] for n, row in enumerate(rows, 1)]
+    table(f"SAEs by {COLUMNS.get(by, by)}", titles, cells)
+    for n, row in enumerate(rows, 1):
+        typer.echo(f"{n:3}  {row['sae']}: {row['site']}, {row['m']} neurons, k {row['k']}")
+    typer.echo()
+    for line in LEGEND:
+        typer.echo(line)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Whole numbers with commas between them."""
+    from excise.errors import ExciseError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ExciseError(f"{option} cannot be {text!r}; it is whole numbers with commas between them: 4,8") from error

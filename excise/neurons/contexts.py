@@ -1,0 +1,128 @@
+"""What neurons do on a corpus: how often and how strongly they fire, and in which prompts at which tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from excise.errors import ExciseError
+from excise.neurons.scores import PromptCodes
+
+
+@dataclass(frozen=True)
+class Context:
+    """A prompt and one neuron's codes in it.
+
+    tokens: its scored tokens as text, each with the space before it if there is one, so that joined they read as the
+    prompt does. codes: the neuron's TopK code at each, 0 where it is silent.
+    """
+
+    tokens: tuple[str, ...]
+    codes: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.codes):
+            raise ExciseError(f"a context has {len(self.tokens)} tokens but {len(self.codes)} codes")
+
+    @property
+    def text(self) -> str:
+        """The prompt."""
+        return "".join(self.tokens).strip()
+
+    @property
+    def peak(self) -> float:
+        """The largest code."""
+        return max(self.codes, default=0.0)
+
+
+class Contexts:
+    """The codes of a corpus, to be asked neuron by neuron; in memory, about 12 bytes a code.
+
+    codes: of P prompts; tokens [P][T]: their tokens as text (see `Context`), unscored ones included. Raises ExciseError
+    where they differ in number, or nothing is scored.
+    """
+
+    def __init__(self, codes: PromptCodes, tokens: Sequence[Sequence[str]]) -> None:
+        if len(codes.values) != len(tokens):
+            raise ExciseError(f"codes of {len(codes.values)} prompts, but tokens of {len(tokens)}")
+        self.m, self.tokens, self._scored = codes.m, tokens, codes.scored.cpu()
+        self.positions = int(self._scored.sum())
+        if not self.positions:
+            raise ExciseError("no token is scored: the prompts are empty; choose another corpus")
+        firing = (codes.values.cpu() > 0) & self._scored[..., None]
+        prompt, position, _ = firing.nonzero().unbind(1)
+        neuron, value = codes.indices.cpu()[firing].long(), codes.values.cpu()[firing].float()
+        order = torch.argsort(neuron, stable=True)
+        self._prompt, self._position, self._value = prompt[order].int(), position[order].int(), value[order]
+        self._starts = torch.searchsorted(neuron[order].contiguous(), torch.arange(self.m + 1))
+
+    def __len__(self) -> int:
+        """How many prompts there are."""
+        return len(self.tokens)
+
+    @property
+    def density(self) -> Tensor:
+        """`[m]` share of the scored tokens at which each neuron fires, float64."""
+        return self._starts.diff().double() / self.positions
+
+    def values(self, neuron: int) -> Tensor:
+        """`[F]` the neuron's codes wherever it fires. Raises ExciseError for a neuron that is not there."""
+        return self._value[self._rows(neuron)]
+
+    def histogram(self, neuron: int, bins: int = 20) -> tuple[list[int], float]:
+        """How many of its codes lie in each of `bins` equal parts from 0 to its largest code; and that."""
+        values = self.values(neuron)
+        top = float(values.max()) if len(values) else 0.0
+        counts = torch.histc(values, bins, 0, top) if top else torch.zeros(bins)
+        return [int(n) for n in counts], top
+
+    def peaks(self, neuron: int) -> tuple[Tensor, Tensor]:
+        """The prompts `[Q]` in which it fires and its largest code in each `[Q]`, largest first, then by prompt."""
+        rows = self._rows(neuron)
+        prompts, where = torch.unique(self._prompt[rows].long(), return_inverse=True)
+        peaks = torch.zeros(len(prompts)).scatter_reduce(0, where, self._value[rows], "amax")
+        order = torch.argsort(peaks, descending=True, stable=True)
+        return prompts[order], peaks[order]
+
+    def top(self, neuron: int, n: int) -> list[Context]:
+        """The `n` prompts in which it fires most, each text once."""
+        found: dict[str, Context] = {}
+        for prompt in self.peaks(neuron)[0].tolist():
+            if len(found) == n:
+                break
+            context = self.context(prompt, neuron)
+            found.setdefault(context.text, context)
+        return list(found.values())
+
+    def spread(self, neuron: int, n: int, seed: int = 0) -> list[Context]:
+        """`n` prompts in which it fires, one drawn by lot from each of `n` equal parts of them by falling peak."""
+        prompts, _ = self.peaks(neuron)
+        generator = torch.Generator().manual_seed(seed)
+        parts = [part for part in torch.tensor_split(prompts, n) if len(part)]
+        drawn = [int(part[torch.randint(len(part), (1,), generator=generator)]) for part in parts]
+        return [self.context(prompt, neuron) for prompt in drawn]
+
+    def silent(self, neuron: int, n: int, seed: int = 0) -> list[Context]:
+        """`n` prompts in which it is silent, drawn by lot; fewer where there are not so many."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        fires = torch.zeros(len(self), dtype=torch.bool)
+        fires[self._prompt[self._rows(neuron)].long()] = True
+        fires |= ~self._scored.any(1)
+        return [self.context(prompt, neuron) for prompt in order[~fires[order]][:n].tolist()]
+
+    def context(self, prompt: int, neuron: int) -> Context:
+        """One neuron in one prompt."""
+        rows = self._rows(neuron)
+        own = self._prompt[rows] == prompt
+        codes = torch.zeros(self._scored.shape[1])
+        codes[self._position[rows][own].long()] = self._value[rows][own]
+        kept = self._scored[prompt].nonzero()[:, 0].tolist()
+        return Context(tuple(self.tokens[prompt][t] for t in kept), tuple(round(float(codes[t]), 6) for t in kept))
+
+    def _rows(self, neuron: int) -> slice:
+        if not 0 <= neuron < self.m:
+            raise ExciseError(f"there is no neuron {neuron}; the SAE has {self.m}, from 0 on")
+        return slice(int(self._starts[neuron]), int(self._starts[neuron + 1]))
