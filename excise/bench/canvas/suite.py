@@ -60,6 +60,8 @@ class Canvas:
     """Prompts a family and concept; None for the size's own number."""
     only: tuple[str, ...] = ()
     """Written families that take part; none for all of them."""
+    batch: int = 32
+    """Pictures drawn together; fewer are filled up to it."""
     searches: bool = True
     """Whether the attacks that search for their prompts take part."""
     ring_a_bell: RingABellConfig = field(default_factory=RingABellConfig)
@@ -68,7 +70,6 @@ class Canvas:
     inversion: InversionConfig = field(default_factory=InversionConfig)
     name = "canvas"
     families = FAMILIES
-    batch = 32
 
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> Canvas:

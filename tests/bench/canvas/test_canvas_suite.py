@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ from excise.bench.canvas.families import cases
 from excise.bench.canvas.suite import LEAST_LIKELY, Canvas, verdicts
 from excise.bench.suite import Case
 from excise.erasers import Eraser
+from excise.errors import ExciseError
 from excise.reference.classifier import Verdicts
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
 
@@ -80,3 +82,12 @@ def gun_on_bundled() -> Eraser:
     from excise.methods.snce import SNCEConfig, fit
 
     return fit(reference.load(), Canvas().concept("gun"), SNCEConfig(sae=str(reference.sae_folder())))
+
+
+def test_a_run_may_draw_some_families_only() -> None:
+    some = Canvas(prompts=2, only=("direct", "style"), batch=4)
+    assert [case.family for case in some.cases("gun", "quick")] == ["direct"] * 2 + ["style"] * 2
+    assert some.cases("gun", "quick")[0] == Canvas(prompts=2).cases("gun", "quick")[0]
+    assert Canvas.from_json(json.loads(json.dumps(some.settings))) == some
+    with pytest.raises(ExciseError, match="no family 'soup'"):
+        Canvas(only=("soup",)).cases("gun", "quick")
