@@ -1,0 +1,163 @@
+"""Asking many questions at once, and what they cost."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from excise.chat.backend import Backend, Failure, Question, Reply, Unavailable
+from excise.chat.cache import Cache
+from excise.errors import ExciseError
+from excise.interruption import interruptible
+
+Outcome = Reply | Failure
+"""What becomes of a question."""
+
+_POLL = 0.1
+"""Seconds between two looks at whether Ctrl-C was pressed."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What questions cost. tokens: of all of them, read and written, whenever they were asked; spent: those of this
+    time. cached: how many were answered before; unanswered: how many have no answer (their tokens are not known)."""
+
+    questions: int = 0
+    cached: int = 0
+    unanswered: int = 0
+    tokens: int = 0
+    spent: int = 0
+
+    @classmethod
+    def of(cls, outcomes: Iterable[Outcome]) -> Cost:
+        """The cost of some outcomes."""
+        return sum((_cost(outcome) for outcome in outcomes), cls())
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+def _cost(outcome: Outcome) -> Cost:
+    if isinstance(outcome, Failure):
+        return Cost(1, unanswered=1)
+    tokens = outcome.prompt_tokens + outcome.completion_tokens
+    return Cost(1, cached=int(outcome.cached), tokens=tokens, spent=0 if outcome.cached else tokens)
+
+
+def ask_all(
+    backend: Backend,
+    questions: Sequence[Question],
+    cache: Cache | None = None,
+    jobs: int = 4,
+    progress: Callable[[int], Any] | None = None,
+    patience: int = 5,
+) -> list[Outcome]:
+    """The outcome of every question, in their order; `jobs` are asked at a time, equal ones once.
+
+    A question that fails does not stop the others. After `patience` in a row that failed because nobody answers (see
+    `Unavailable`) no more are asked, and those left are failures too: the same call goes on there, since replies are in
+    the cache as soon as they come, also when Ctrl-C ends the asking. progress is told of questions done. Raises
+    ExciseError where the cache cannot be written.
+    """
+    if jobs < 1 or patience < 1:
+        raise ExciseError("ask one question at a time or more, and stop after one failure or more")
+    places: dict[Question, list[int]] = {}
+    for place, question in enumerate(questions):
+        places.setdefault(question, []).append(place)
+    outcomes: dict[int, Outcome] = {}
+
+    def settle(question: Question, outcome: Outcome) -> None:
+        first, *others = places[question]
+        outcomes[first] = outcome
+        for place in others:
+            outcomes[place] = replace(outcome, cached=True) if isinstance(outcome, Reply) else outcome
+        if progress is not None:
+            progress(len(places[question]))
+
+    waiting = []
+    for question in places:
+        known = None if cache is None else cache.get(backend.name, question)
+        if known is None:
+            waiting.append(question)
+        else:
+            settle(question, known)
+    failed, reason = 0, ""
+    with interruptible() as interrupted, _Asking(backend, waiting, jobs) as asking:
+        while (answered := asking.next(interrupted)) is not None:
+            question, outcome = answered
+            if isinstance(outcome, Reply):
+                if cache is not None:
+                    cache.put(backend.name, question, outcome)
+                failed = 0
+                settle(question, outcome)
+                continue
+            settle(question, Failure(str(outcome)))
+            failed = failed + 1 if isinstance(outcome, Unavailable) else 0
+            if failed == patience:
+                reason = str(outcome)
+                asking.stop()
+    for question in waiting:
+        if places[question][0] not in outcomes:
+            settle(question, Failure(f"not asked any more: {reason}"))
+    return [outcomes[place] for place in range(len(questions))]
+
+
+class _Asking:
+    """Threads that ask; a context manager. They are daemons, so that one that waits for an answer holds up no exit."""
+
+    def __init__(self, backend: Backend, questions: Sequence[Question], jobs: int) -> None:
+        self._backend, self._left = backend, len(questions)
+        self._waiting: queue.SimpleQueue[Question] = queue.SimpleQueue()
+        self._answered: queue.SimpleQueue[tuple[Question, Reply | Exception]] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        for question in questions:
+            self._waiting.put(question)
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(jobs, len(questions)))]
+
+    def __enter__(self) -> _Asking:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ask no more; what is being asked is still waited for."""
+        self._stopped.set()
+
+    def next(self, interrupted: Callable[[], bool]) -> tuple[Question, Reply | ExciseError] | None:
+        """What came back next; None once there is no more. After Ctrl-C what is there already, then KeyboardInterrupt.
+
+        Raises whatever else than an ExciseError a backend raises.
+        """
+        while self._left:
+            alive = any(thread.is_alive() for thread in self._threads)
+            stop = interrupted()
+            try:
+                question, outcome = self._answered.get(timeout=0 if stop else _POLL)
+            except queue.Empty:
+                if stop:
+                    raise KeyboardInterrupt from None
+                if not alive:
+                    return None
+                continue
+            self._left -= 1
+            if isinstance(outcome, Reply | ExciseError):
+                return question, outcome
+            raise outcome
+        return None
+
+    def _work(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                question = self._waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                self._answered.put((question, self._backend.ask(question)))
+            except Exception as error:
+                self._answered.put((question, error))

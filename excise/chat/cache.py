@@ -1,0 +1,45 @@
+"""Replies on disk, so that no question is paid for twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from excise.chat.backend import Question, Reply
+from excise.errors import ExciseError
+from excise.files import sha256, write_atomic
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Replies in `folder`, a small JSON file each, named by the SHA-256 of who was asked what."""
+
+    folder: Path
+
+    def path(self, name: str, question: Question) -> Path:
+        """Where the reply of the backend `name` is, or would be."""
+        digest = sha256(json.dumps([name, asdict(question)], ensure_ascii=False, sort_keys=True).encode())
+        return self.folder / digest[:2] / f"{digest}.json"
+
+    def get(self, name: str, question: Question) -> Reply | None:
+        """The reply, marked as cached; None where there is none, or none that can be read: then it is asked again."""
+        try:
+            found = json.loads(self.path(name, question).read_bytes())
+            reply = found["reply"]
+            text, prompt, completion = reply["text"], reply["prompt_tokens"], reply["completion_tokens"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        sound = isinstance(text, str) and isinstance(prompt, int) and isinstance(completion, int)
+        if not sound or found.get("backend") != name or found.get("question") != asdict(question):
+            return None
+        return Reply(text, prompt, completion, cached=True)
+
+    def put(self, name: str, question: Question, reply: Reply) -> None:
+        """Keep a reply. Raises ExciseError where the disk refuses."""
+        kept = {key: value for key, value in asdict(reply).items() if key != "cached"}
+        content = {"backend": name, "question": asdict(question), "reply": kept}
+        path = self.path(name, question)
+        if path.is_dir():
+            raise ExciseError(f"{path} is a folder; the cache needs its place: choose another folder")
+        write_atomic(path, json.dumps(content, ensure_ascii=False, indent=1))

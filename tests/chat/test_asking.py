@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from excise.chat import Cache, Cost, Failure, Question, Reply, Unavailable, ask_all, backend
+from excise.errors import ExciseError
+from tests.chat_server import ChatServer
+
+KEY = "sk-never-to-be-seen"
+
+
+def echo(system: str, user: str) -> str:
+    return f"answer to {user}"
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    with ChatServer(echo) as chat:
+        yield chat
+
+
+@pytest.fixture
+def ask(monkeypatch) -> Callable[..., object]:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    def make(server: ChatServer, **options: object) -> object:
+        return backend("openai", **{"model": "planted", "base_url": server.base_url, "retries": 0, **options})
+
+    return make
+
+
+def questions(n: int, max_tokens: int = 16) -> list[Question]:
+    return [Question("be brief", f"question {i}", max_tokens) for i in range(n)]
+
+
+def test_a_question_goes_out_as_it_is_and_its_answer_and_cost_come_back(server, ask):
+    reply = ask(server, seed=3).ask(Question("be brief", "why?", 16))
+    assert reply == Reply("answer to why?", prompt_tokens=3, completion_tokens=3)
+    (request,) = server.asked
+    assert request["messages"] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "why?"}]
+    assert request["temperature"] == 0 and request["seed"] == 3 and request["max_tokens"] == 16
+    assert server.keys == [f"Bearer {KEY}"]
+    ask(server, temperature=None, limit="max_completion_tokens").ask(Question("", "why?", 16))
+    assert "temperature" not in server.asked[-1] and "max_tokens" not in server.asked[-1]
+    assert server.asked[-1]["max_completion_tokens"] == 16 and len(server.asked[-1]["messages"]) == 1
+
+
+def test_replies_keep_the_order_of_their_questions_though_many_are_asked_at_once(server, ask):
+    server.delay = lambda request: 0.15 if request["messages"][-1]["content"] == "question 0" else 0.02
+    told: list[int] = []
+    asked = [*questions(9), *questions(2)]
+    outcomes = ask_all(ask(server), asked, jobs=3, progress=told.append)
+    assert [outcome.text for outcome in outcomes] == [f"answer to {question.user}" for question in asked]
+    assert sum(told) == 11
+    assert len(server.asked) == 9 and server.most_at_once == 3
+    assert [outcome.cached for outcome in outcomes] == [False] * 9 + [True] * 2
+    assert Cost.of(outcomes) == Cost(questions=11, cached=2, tokens=11 * 8, spent=9 * 8)
+
+
+def test_what_is_in_the_cache_is_not_asked_again_and_what_is_damaged_is(server, ask, tmp_path):
+    cache, asked = Cache(tmp_path / "cache"), questions(4)
+    first = ask_all(ask(server), asked, cache)
+    files = sorted((tmp_path / "cache").rglob("*"))
+    assert len([file for file in files if file.suffix == ".json"]) == 4
+    assert KEY not in "".join(file.read_text() for file in files if file.is_file())
+    again = ask_all(ask(server), asked, cache)
+    assert len(server.asked) == 4
+    assert [(r.text, r.cached) for r in again] == [(r.text, True) for r in first]
+    assert Cost.of(again).spent == 0 and Cost.of(again).tokens == Cost.of(first).tokens > 0
+
+    name = ask(server).name
+    cache.path(name, asked[0]).write_bytes(b'{"backend": ')
+    cache.path(name, asked[1]).write_text(json.dumps({"reply": {"text": 3}}))
+    other = json.loads(cache.path(name, asked[2]).read_text())
+    cache.path(name, asked[2]).write_text(json.dumps({**other, "question": {"user": "another"}}))
+    assert [r.text for r in ask_all(ask(server), asked, cache)] == [r.text for r in first]
+    assert sorted(server.users()[4:]) == [q.user for q in asked[:3]]
+    assert cache.get(name, asked[0]) == Reply("answer to question 0", 4, 4, cached=True)
+
+
+def test_another_model_seed_or_length_is_another_question_for_the_cache(server, ask, tmp_path):
+    cache = Cache(tmp_path)
+    for options in ({}, {"seed": 1}, {"model": "other"}, {"temperature": None}):
+        ask_all(ask(server, **options), questions(1), cache)
+    ask_all(ask(server), questions(1, max_tokens=17), cache)
+    assert len(server.asked) == 5
+
+
+def test_one_question_that_fails_does_not_lose_the_others(server, ask, tmp_path):
+    server.answer = lambda system, user: "" if user.endswith("2") else echo(system, user)
+    cache = Cache(tmp_path)
+    outcomes = ask_all(ask(server), questions(4), cache)
+    assert isinstance(outcomes[2], Failure) and "empty answer" in outcomes[2].reason
+    assert [type(outcome) for outcome in outcomes].count(Reply) == 3
+    assert Cost.of(outcomes).unanswered == 1
+    server.answer = echo
+    assert ask_all(ask(server), questions(4), cache)[2].text == "answer to question 2"
+    assert len(server.asked) == 5
+
+
+def test_a_server_that_dies_is_not_asked_on_and_a_second_run_asks_only_what_is_left(ask, tmp_path):
+    cache, asked = Cache(tmp_path), questions(40)
+    with ChatServer(echo) as server:
+        server.dies_after = 7
+        outcomes = ask_all(ask(server), asked, cache, jobs=2, patience=3)
+        answered = [outcome.text for outcome in outcomes if isinstance(outcome, Reply)]
+        failures = [outcome.reason for outcome in outcomes if isinstance(outcome, Failure)]
+        assert len(answered) == 7 and len(failures) == 33
+        assert sum("not asked any more" in reason for reason in failures) >= 28
+        assert all("cannot reach 127.0.0.1" in reason for reason in failures)
+        done = set(server.users())
+    with ChatServer(echo, port=server.port) as revived:
+        outcomes = ask_all(ask(revived), asked, cache, jobs=2)
+        assert [outcome.text for outcome in outcomes] == [f"answer to {question.user}" for question in asked]
+        assert len(revived.asked) == 33 and not done & set(revived.users())
+
+
+def test_no_server_at_all_is_one_line(ask):
+    with ChatServer(echo) as server:
+        pass
+    with pytest.raises(
+        Unavailable, match=rf"^cannot reach 127\.0\.0\.1:{server.port}/v1 \(.*refused.*\); is it running"
+    ):
+        ask(server).ask(questions(1)[0])
+
+
+def test_time_outs_are_repeated_and_then_told(server, ask):
+    server.delay = lambda request: 0.6 if "0" in request["messages"][-1]["content"] else 0.0
+    outcomes = ask_all(ask(server, timeout=0.15, retries=1), questions(2), jobs=1)
+    assert outcomes[0] == Failure(f"127.0.0.1:{server.port}/v1 did not answer within 0.15 s; is it overloaded?")
+    assert outcomes[1].text == "answer to question 1"
+    assert server.users() == ["question 0", "question 0", "question 1"]
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b'{"choices": [', "application/json"),
+        (b"<html>proxy</html>", "text/html"),
+        (b"{}", "application/json"),
+        (b'{"choices": []}', "application/json"),
+        (b'{"choices": [{"message": {"content": [1]}}]}', "application/json"),
+        (b"[1, 2]", "application/json"),
+        (b"\xff\xfe\x00", "application/json"),
+    ],
+)
+def test_what_is_no_completion_is_a_failure_in_one_line(server, ask, body, content_type):
+    server.body, server.content_type = body, content_type
+    (outcome,) = ask_all(ask(server), questions(1))
+    assert isinstance(outcome, Failure)
+    assert f"127.0.0.1:{server.port}/v1" in outcome.reason and "\n" not in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "match"),
+    [
+        (401, Unavailable, "refuses the key in OPENAI_API_KEY"),
+        (404, Unavailable, "has no model 'planted'"),
+        (429, Unavailable, "allows no more questions"),
+        (500, Unavailable, "failed"),
+        (400, ExciseError, "refuses the question .* too long: … is very"),
+    ],
+)
+def test_a_refusal_is_one_line_that_does_not_show_the_key(server, ask, status, kind, match):
+    server.status, server.message = status, f"too long:\n{KEY} is {'very ' * 100}wrong"
+    with pytest.raises(kind, match=match) as caught:
+        ask(server).ask(questions(1)[0])
+    said = str(caught.value)
+    assert KEY not in said and "\n" not in said and len(said) < 300
+    assert type(caught.value) is kind
+    assert caught.value.__suppress_context__
+
+
+def test_a_key_that_cannot_be_sent_is_not_shown_either(server, ask, monkeypatch):
+    for key in ("sk-schlüssel-geheim", "sk-geheim\nlines"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(ExciseError, match="OPENAI_API_KEY has characters") as caught:
+            ask(server)
+        assert "geheim" not in str(caught.value)
+
+
+def test_the_key_comes_from_the_variable_that_is_named_and_an_own_endpoint_may_do_without(server, ask, monkeypatch):
+    monkeypatch.setenv("OTHER_KEY", "sk-other")
+    chat = ask(server, key_variable="OTHER_KEY")
+    chat.ask(questions(1)[0])
+    assert server.keys == ["Bearer sk-other"]
+    assert "sk-other" not in chat.name + repr(chat) + str(chat)
+    monkeypatch.delenv("OTHER_KEY")
+    ask(server, key_variable="OTHER_KEY").ask(questions(1)[0])
+    assert server.keys[1] == "Bearer none"
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(ExciseError, match="no key in OTHER_KEY"):
+        backend("openai", model="planted", key_variable="OTHER_KEY")
+
+
+def test_a_password_in_the_endpoint_is_not_told(ask, server):
+    chat = ask(server, base_url=f"http://me:secret@127.0.0.1:{server.port}/v1?token=hidden")
+    assert chat.name == f"openai:planted at 127.0.0.1:{server.port}/v1 (seed=0, temperature=0)"
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"model": ""}, "name the model"),
+        ({"timeout": 0}, "time-out"),
+        ({"retries": -1}, "retries"),
+        ({"base_url": "localhost:8000"}, "begins with http"),
+        ({"colour": "red"}, "its options are model, base_url"),
+    ],
+)
+def test_impossible_options(server, ask, options, match):
+    with pytest.raises(ExciseError, match=match):
+        ask(server, **options)
+
+
+def test_without_the_client_it_is_said_what_to_install(server, ask, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ExciseError, match=r"pip install 'excise\[chat\]'"):
+        ask(server)
+
+
+def test_unknown_backends_and_amounts(server, ask):
+    with pytest.raises(ExciseError, match="there are openai and transformers"):
+        backend("oracle")
+    with pytest.raises(ExciseError, match="one question at a time"):
+        ask_all(ask(server), questions(1), jobs=0)
+
+
+def test_a_fault_in_a_backend_is_not_hidden():
+    class Broken:
+        name = "broken"
+
+        def ask(self, question: Question) -> Reply:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        ask_all(Broken(), questions(3))
+    assert ask_all(Broken(), []) == []
+
+
+def test_a_cache_that_cannot_be_written_is_told(server, ask, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExciseError, match="cannot write"):
+        ask_all(ask(server), questions(3), Cache(tmp_path / "file"))
+
+
+def test_ctrl_c_keeps_what_came_back(server, tmp_path):
+    """In a process of its own, with a server that never answers the fifth question."""
+    release = threading.Event()
+    server.delay = lambda request: 0.0 if request["messages"][-1]["content"][-1] in "0123" else release.wait(20) * 0.0
+    code = f"""
+        import os, signal
+        from pathlib import Path
+        from excise.chat import Cache, Question, ask_all, backend
+        chat = backend("openai", model="planted", base_url={server.base_url!r}, retries=0)
+        done = []
+        def told(n):
+            done.append(n)
+            if len(done) == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+        questions = [Question("be brief", f"question {{i}}", 16) for i in range(9)]
+        try:
+            ask_all(chat, questions, Cache(Path({str(tmp_path)!r})), jobs=2, progress=told)
+        except KeyboardInterrupt:
+            print("interrupted", len(done))
+    """
+    environment = {**os.environ, "OPENAI_API_KEY": KEY}
+    try:
+        run = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, timeout=60
+        )
+    finally:
+        release.set()
+    assert run.stdout == "interrupted 4\n", run.stderr
+    assert run.returncode == 0
+    kept = [json.loads(file.read_text())["question"]["user"] for file in Path(tmp_path).rglob("*.json")]
+    assert sorted(kept) == [f"question {i}" for i in range(4)]
+    assert not [file for file in Path(tmp_path).rglob("*") if file.suffix == ".tmp"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

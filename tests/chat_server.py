@@ -1,0 +1,147 @@
+"""A small chat server on a local port: OpenAI's chat completions, as far as a client asks for an answer.
+
+It speaks HTTP over a real socket. What it answers is a function of the two texts; it can be told to be slow, to answer
+with a status or with bytes that are no JSON, and to drop the connection from some question on, as a server that dies.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Answer = Callable[[str, str], str]
+"""From what the system and the user say to what is answered."""
+
+
+class ChatServer:
+    """A context manager: a server is up inside, and a new one with the same `port` goes on in its place."""
+
+    def __init__(self, answer: Answer, port: int = 0) -> None:
+        self.answer = answer
+        self.asked: list[dict[str, Any]] = []
+        """Every request that was answered, slowly or not."""
+        self.keys: list[str | None] = []
+        self.delay: Callable[[dict[str, Any]], float] = lambda request: 0.0
+        """Seconds to wait before a request is answered."""
+        self.status, self.message = 200, ""
+        self.body: bytes | None = None
+        """What comes back in place of a completion."""
+        self.content_type = "application/json"
+        self.dies_after: int | None = None
+        """How many requests are answered before every later connection is dropped."""
+        self.most_at_once = 0
+        self._at_once, self._lock = 0, threading.Lock()
+        handler = type("Handler", (_Handler,), {"chat": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self.port = self._server.server_port
+        self.base_url = f"http://127.0.0.1:{self.port}/v1"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+
+    def __enter__(self) -> ChatServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
+            self._server.server_close()
+
+    def users(self) -> list[str]:
+        """What the user said in each request."""
+        return [request["messages"][-1]["content"] for request in self.asked]
+
+    def admit(self, request: dict[str, Any], key: str | None) -> bool:
+        """Whether a request is answered: the server has not died."""
+        with self._lock:
+            if self.dies_after is not None and len(self.asked) >= self.dies_after:
+                return False
+            self.asked.append(request)
+            self.keys.append(key)
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        return True
+
+    def done(self) -> None:
+        with self._lock:
+            self._at_once -= 1
+
+
+class _Handler(BaseHTTPRequestHandler):
+    chat: ChatServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+        if not self.chat.admit(request, self.headers.get("Authorization")):
+            self.close_connection = True
+            return
+        try:
+            time.sleep(self.chat.delay(request))
+            self._answer(request)
+        except BrokenPipeError:
+            pass  # whoever asked has stopped waiting
+        finally:
+            self.chat.done()
+
+    def _answer(self, request: dict[str, Any]) -> None:
+        if self.path != "/v1/chat/completions":
+            self._send(404, {"error": {"message": "no such endpoint"}})
+        elif self.chat.status != 200:
+            self._send(self.chat.status, {"error": {"message": self.chat.message}})
+        elif self.chat.body is not None:
+            self._send(200, self.chat.body)
+        else:
+            said = {message["role"]: message["content"] for message in request["messages"]}
+            text = self.chat.answer(said.get("system", ""), said["user"])
+            read, written = len(" ".join(said.values()).split()), len(text.split())
+            usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+            message = {"role": "assistant", "content": text}
+            self._send(
+                200,
+                {
+                    "id": "chatcmpl-1",
+                    "object": "chat.completion",
+                    "created": 0,
+                    "model": request["model"],
+                    "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                    "usage": usage,
+                },
+            )
+
+    def _send(self, status: int, content: Any) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", self.chat.content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def planted(system: str, user: str) -> str:
+    """Answers by a rule: what a question is about is the last word of its description, or the one most often marked.
+
+    Asked for an explanation, "mentions of WORD". Asked for numbers, 10 for each line with WORD in it and 0 for the
+    others. Asked for a list, 1 for each prompt with WORD in it, within the marks where there are any.
+    """
+    found = re.search(r"^Description: .*?(\S+)$", user, re.MULTILINE)
+    if found is None:
+        marked = [word for span in re.findall(r"<<(.*?)>>", user) for word in re.findall(r"\w+", span)]
+        return f"They have one thing in common.\nExplanation: mentions of {max(marked, key=marked.count)}"
+    word = found[1]
+    if lines := re.findall(r"^(\d+): (.*)$", user, re.MULTILINE):
+        return "\n".join(f"{number}: {10 if word in text else 0}" for number, text in lines)
+    prompts = re.findall(r"^Prompt \d+: (.*)$", user, re.MULTILINE)
+    seen = [" ".join(re.findall(r"<<(.*?)>>", prompt)) if "<<" in prompt else prompt for prompt in prompts]
+    return str([int(word in text) for text in seen])
