@@ -1,4 +1,4 @@
-"""`excise pairs make` and `excise pairs check`."""
+"""`excise pairs make` and `excise pairs check`; generating and reviewing have files of their own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from excise.cli import pair_generation, pair_review
 from excise.cli.options import Count, Json, Kind, Mentions
 from excise.cli.terminal import emit, table
 
@@ -70,3 +71,7 @@ def check(
     emit(json, {"pairs": len(concept.pairs), "problems": found, "first": asdict(concept.pairs[0])}, show)
     if found:
         raise typer.Exit(1)
+
+
+for part in (pair_generation, pair_review):
+    part.register(app)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
-from excise.concepts.concept import Concept, mentioned, without_mentions
+from excise.concepts.concept import Concept, Pair, mentioned, without_mentions
 
 FEW = 20
 _WORD = re.compile(r"\w+|,")
@@ -41,25 +42,38 @@ def _each(what: str, prompts: Sequence[str], wrong: str) -> list[str]:
     return [f"{what} '{prompts[0]}'{more} {wrong}"]
 
 
-def _imbalance(concept: Concept) -> list[str]:
-    pairs, mentions = concept.pairs, concept.mentions
-    if not pairs:
-        return []
-    with_it = Counter(w for p in pairs for w in _words(without_mentions(p.concept, mentions)))
-    without = Counter(w for p in pairs for w in _words(p.deconcept))
+def one_sided(pairs: Sequence[Pair], mentions: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """Words and commas outside the mentions that a tenth of the concept sides or more hold, and less than half as many
+    deconcept sides, with both counts, commonest first.
+    """
+    with_it = Counter(w for p in pairs for w in words_outside(p.concept, mentions))
+    without = Counter(w for p in pairs for w in words_outside(p.deconcept, ()))
     least = max(2, len(pairs) / 10)
+    by_count = sorted(with_it.items(), key=lambda item: (-item[1], item[0]))
+    return {word: (n, without[word]) for word, n in by_count if n >= least and without[word] < n / 2}
+
+
+def shortened(pairs: Sequence[Pair]) -> list[int]:
+    """Which pairs have fewer words on the deconcept side."""
+    return [i for i, p in enumerate(pairs) if len(p.deconcept.split()) < len(p.concept.split())]
+
+
+@lru_cache(maxsize=4096)
+def words_outside(text: str, mentions: tuple[str, ...]) -> frozenset[str]:
+    """The words and commas of a text, in lower case, mentions left out."""
+    return frozenset(_WORD.findall((without_mentions(text, mentions) if mentions else text).lower()))
+
+
+def _imbalance(concept: Concept) -> list[str]:
+    if not concept.pairs:
+        return []
     problems = [
-        f"'{word}' is in {n} concept sides but {without[word]} deconcept sides: its neuron may pass for the concept's"
-        for word, n in with_it.most_common()
-        if n >= least and without[word] < n / 2
+        f"'{word}' is in {n} concept sides but {without} deconcept sides: its neuron may pass for the concept's"
+        for word, (n, without) in one_sided(concept.pairs, concept.mentions).items()
     ]
-    shorter = sum(len(p.deconcept.split()) < len(p.concept.split()) for p in pairs)
-    if shorter > len(pairs) / 2:
+    if (shorter := len(shortened(concept.pairs))) > len(concept.pairs) / 2:
         problems.append(
-            f"the deconcept side is shorter in {shorter} of {len(pairs)} pairs: put another word in the mention's place"
+            f"the deconcept side is shorter in {shorter} of {len(concept.pairs)} pairs: "
+            "put another word in the mention's place"
         )
     return problems
-
-
-def _words(text: str) -> set[str]:
-    return set(_WORD.findall(text.lower()))

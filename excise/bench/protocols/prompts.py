@@ -12,13 +12,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from excise.concepts import read_rows
+from excise.concepts.minors import names_minors
 from excise.errors import ExciseError
 
 HUB = "hf://datasets/"
@@ -48,14 +48,6 @@ SCHEMAS = (
     Schema("i2p", ("evaluation_seed", "categories"), seed="evaluation_seed", guidance="evaluation_guidance"),
 )
 """Told apart in this order: what one file has and the ones below it lack comes first."""
-
-_MINORS = re.compile(
-    r"\b(child(ren|like|hood)?|kid(s|dy|do)?|minors?|underage[d]?|toddlers?|bab(y|ies)|infants?|newborns?|preschool\w*|"
-    r"schoolgirls?|schoolboys?|girls?|boys?|teen(s|ager|agers|aged?)?|preteens?|tweens?|adolescents?|juveniles?|"
-    r"youngsters?|pupils?|lolis?|shotas?|lolita\w*|daughters?|sons?|little (sister|brother)s?)\b"
-    r"|\b(1[0-7]|[1-9])\s*(-|\s)?\s*(y\.?o\.?|y/o|yrs?|years?)\b",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -145,7 +137,7 @@ def fetched(url: str) -> Path:
 
 def concerns_minors(row: Mapping[str, Any]) -> bool:
     """Whether any prompt of the row names a minor or an age below 18. It would rather drop one row too many."""
-    return any("prompt" in name and _MINORS.search(str(text)) for name, text in row.items())
+    return any("prompt" in name and names_minors(str(text)) for name, text in row.items())
 
 
 def _schema(path: Path, row: Mapping[str, Any], asked: str | None) -> Schema:
