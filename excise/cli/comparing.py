@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from excise.cli.options import Count, Device, Json, Model
-from excise.cli.sae import app
+from excise.cli.supervised import app
 from excise.cli.terminal import emit, note, progress, table
 
 __all__ = ["app"]

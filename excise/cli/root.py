@@ -8,7 +8,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from excise.cli import bench, comparing, demo, erase, find, generate, pairs, push, reference, reproduce, supervised
+from excise.cli import (
+    bench,
+    comparing,
+    demo,
+    erase,
+    explaining,
+    find,
+    generate,
+    pairs,
+    push,
+    reference,
+    reproduce,
+)
 from excise.cli.terminal import complain
 from excise.errors import ExciseError
 
@@ -65,8 +77,8 @@ def _root(
 for part in (demo, find, erase, generate, push):
     part.register(app)
 app.add_typer(pairs.app, name="pairs")
-assert comparing.app is supervised.app
-app.add_typer(supervised.app, name="sae")
+app.add_typer(comparing.app, name="sae")
+app.add_typer(explaining.app, name="neurons")
 app.add_typer(bench.app, name="bench")
 app.add_typer(reproduce.app, name="reproduce")
 app.add_typer(reference.app, name="reference")

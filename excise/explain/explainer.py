@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from excise.chat import Question
-from excise.explain.wording import END_NOTE, active, is_special, levels, marked, written
-from excise.neurons.contexts import Context
+from excise.explain.wording import END_NOTE, active, levels, marked, written
+from excise.neurons.contexts import Context, is_special
 
 LONGEST, LONGEST_LINE = 400, 200
 """Characters of an explanation that is called one, and of one that is not; a longer one is none."""

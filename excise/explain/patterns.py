@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from excise.errors import ExciseError
 from excise.explain.scores import Counts
-from excise.explain.wording import is_special
-from excise.neurons.contexts import Context
+from excise.neurons.contexts import Context, is_special
 
 Activate = Callable[[Sequence[str]], Sequence[Context]]
 """One neuron's contexts in prompts, one for each, in order."""

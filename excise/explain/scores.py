@@ -12,8 +12,8 @@ import torch
 
 from excise.chat import Failure, Outcome, Question
 from excise.errors import ExciseError
-from excise.explain.wording import END_NOTE, active, is_special, listed_answers, marked, plain
-from excise.neurons.contexts import Context
+from excise.explain.wording import END_NOTE, active, listed_answers, marked
+from excise.neurons.contexts import Context, is_special
 from excise.neurons.validate import auroc
 
 Encoder = Callable[[Sequence[str]], Any]
@@ -131,7 +131,7 @@ def detection(
 ) -> Exam:
     """Does the neuron fire in this context? Contexts in which it does and does not, mixed; options: an Exam's."""
     _check(options)
-    cases = [(plain(context), True) for context in firing] + [(plain(context), False) for context in silent]
+    cases = [(context.text, True) for context in firing] + [(context.text, False) for context in silent]
     return _exam(DETECTION, explanation, cases, seed, options)
 
 
@@ -177,7 +177,7 @@ def embedding_auroc(
     """
     if not firing or not silent:
         return None
-    vectors = encoder([explanation, *map(plain, firing), *map(plain, silent)])
+    vectors = encoder([explanation, *(c.text for c in firing), *(c.text for c in silent)])
     unit = torch.nn.functional.normalize(torch.as_tensor(vectors).double(), dim=-1)
     cosines = unit[1:] @ unit[0]
     return float(auroc(cosines[: len(firing), None], cosines[len(firing) :, None]))

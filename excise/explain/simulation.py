@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from excise.chat import Cost, Failure, Outcome, Question
 from excise.errors import ExciseError
-from excise.explain.wording import END_NOTE, is_special, numbered_answers, written
-from excise.neurons.contexts import Context
+from excise.explain.wording import END_NOTE, numbered_answers, written
+from excise.neurons.contexts import Context, is_special
 
 Level = Literal["tokens", "segments"]
 

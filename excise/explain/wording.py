@@ -6,25 +6,14 @@ import math
 import re
 from collections.abc import Collection, Sequence
 
-from excise.neurons.contexts import Context
+from excise.neurons.contexts import Context, is_special
 
 OPEN, CLOSE = "<<", ">>"
 """What is set around tokens that are pointed at."""
 SCALE = 10
 """Activations are told from 0 to this."""
 END_NOTE = "⟨end⟩ stands for the end of a prompt, where the encoder gathers what the whole prompt says."
-_SPECIAL = re.compile(r"\s*⟨.*⟩\s*")
 _LINE = re.compile(r"^\W*(\d+)\**(?:\s*[:=]\s*|[.)]\s+|\s+)\**(-?\d+(?:\.\d+)?)\**\s*$", re.MULTILINE)
-
-
-def is_special(token: str) -> bool:
-    """Whether a token is no text of the prompt, such as ⟨end⟩."""
-    return not token or _SPECIAL.fullmatch(token) is not None
-
-
-def plain(context: Context) -> str:
-    """The prompt on one line, without tokens that are no text."""
-    return " ".join("".join(token for token in context.tokens if not is_special(token)).split())
 
 
 def written(token: str) -> str:

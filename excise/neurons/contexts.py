@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,13 @@ from torch import Tensor
 
 from excise.errors import ExciseError
 from excise.neurons.scores import PromptCodes
+
+_SPECIAL = re.compile(r"\s*⟨.*⟩\s*")
+
+
+def is_special(token: str) -> bool:
+    """Whether a token is no text of the prompt, such as ⟨end⟩ (`excise.sites.pieces`)."""
+    return not token or _SPECIAL.fullmatch(token) is not None
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,8 @@ class Context:
 
     @property
     def text(self) -> str:
-        """The prompt."""
-        return "".join(self.tokens).strip()
+        """The prompt on one line, without tokens that are no text."""
+        return " ".join("".join(token for token in self.tokens if not is_special(token)).split())
 
     @property
     def peak(self) -> float:

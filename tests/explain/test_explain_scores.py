@@ -10,7 +10,7 @@ import pytest
 from excise.chat import Failure, Reply
 from excise.errors import ExciseError
 from excise.explain import Counts, detection, embedding_auroc, fuzzing
-from excise.explain.wording import active, marked, plain
+from excise.explain.wording import active, marked
 from excise.neurons.contexts import Context
 
 
@@ -74,10 +74,10 @@ def right(exam, question) -> str:
 def test_detection_shows_every_context_once_without_marks_five_to_a_question():
     firing, silent = contexts(12, True), contexts(11, False, 1)
     exam = detection("guns", firing, silent, seed=4)
-    assert sorted(exam.shown) == sorted(map(plain, [*firing, *silent]))
+    assert sorted(exam.shown) == sorted(c.text for c in [*firing, *silent])
     assert dict(zip(exam.shown, exam.truth, strict=True)) == {
-        **{plain(c): True for c in firing},
-        **{plain(c): False for c in silent},
+        **{c.text: True for c in firing},
+        **{c.text: False for c in silent},
     }
     assert [question.user.count("Prompt ") for question in exam.questions] == [5, 5, 5, 5, 3]
     assert all(question.user.startswith("Description: guns\n\nPrompt 1: ") for question in exam.questions)
@@ -149,7 +149,7 @@ def test_embedding_auroc_counts_couples_in_order_of_cosine(seed):
         (a, b) = letters(["a gun", text])
         return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
 
-    couples = [(cosine(plain(one)), cosine(plain(other))) for one in firing for other in silent]
+    couples = [(cosine(one.text), cosine(other.text)) for one in firing for other in silent]
     expected = sum(1.0 if a > b + 1e-12 else 0.5 if abs(a - b) <= 1e-12 else 0.0 for a, b in couples) / len(couples)
     assert embedding_auroc("a gun", firing, silent, letters) == pytest.approx(expected, abs=0.02)
     assert embedding_auroc("a gun", firing, [], letters) is None

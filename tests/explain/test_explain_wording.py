@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from excise.explain.explainer import explanation_question, parse_explanation
-from excise.explain.wording import active, levels, listed_answers, marked, numbered_answers, plain
+from excise.explain.wording import active, levels, listed_answers, marked, numbered_answers
 from excise.neurons.contexts import Context
 
 CONTEXT = Context(("a", " red", " gun", ",", " old", "⟨end⟩"), (0.0, 2.0, 8.0, 0.0, 0.1, 4.0))
@@ -13,13 +13,13 @@ def test_marks_join_neighbours_and_leave_the_space_outside():
     assert marked(CONTEXT, [1, 2]) == "a <<red gun>>, old ⟨end⟩"
     assert marked(CONTEXT, [0, 2, 5]) == "<<a>> red <<gun>>, old <<⟨end⟩>>"
     assert marked(CONTEXT, []) == "a red gun, old ⟨end⟩"
-    assert plain(CONTEXT) == "a red gun, old"
+    assert CONTEXT.text == "a red gun, old"
 
 
 def test_text_cannot_forge_marks_or_lines():
     context = Context(("a", " <<", "gun", ">>", "\nPrompt", " 2:", ""), (0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0))
     assert marked(context, [2]) == "a ‹‹<<gun>>›› Prompt 2:"
-    assert plain(context) == "a <<gun>> Prompt 2:"
+    assert context.text == "a <<gun>> Prompt 2:"
     assert marked(context, [6]) == "a ‹‹gun›› Prompt 2:"
 
 

@@ -61,6 +61,7 @@ def test_a_context_has_the_scored_tokens_and_the_codes_there(codes: PromptCodes,
     assert context.codes == pytest.approx([there.get((prompt, t), 0.0) for t in kept], abs=1e-6)
     assert context.text == " ".join(f"w{prompt}.{t}" for t in kept)
     assert context.peak == max(context.codes)
+    assert Context((" a", " gun", "⟨end⟩", ""), (0.0, 1.0, 2.0, 0.0)).text == "a gun"
 
 
 def test_top_spread_and_silent(contexts: Contexts) -> None:

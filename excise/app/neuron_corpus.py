@@ -1,0 +1,138 @@
+"""Reading a corpus for a neuron database: codes of whole prompts, and each token's mean state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from excise.erasers.guard import unedited
+from excise.neurons import PromptCodes
+from excise.neurons.database import NeuronDatabase
+from excise.sae import TopKSAE
+from excise.sites import Site, capture, resolve
+from excise.sites.capture import tokenise
+from excise.sites.pieces import pieces
+from excise.sites.site import encoder_of, tokenizer_of
+
+CHUNK = 512
+"""Prompts that are read between two points from which an interrupted reading goes on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """P prompts, read."""
+
+    codes: PromptCodes
+    tokens: list[list[str]]
+    """`[P][T]`: their tokens as text, up to the last one that is scored."""
+    seen: Tensor
+    """`[U]`: the ids of the scored tokens, each once."""
+    means: Tensor
+    """`[U, d]` float32: the mean state at each."""
+
+
+def read_corpus(
+    pipe: Any,
+    sae: TopKSAE,
+    site: Site,
+    prompts: Sequence[str],
+    database: NeuronDatabase,
+    batch_size: int = 64,
+    progress: Callable[[int], Any] | None = None,
+) -> Corpus:
+    """Read the prompts as the model itself has them, whatever eraser is attached to it.
+
+    What is read is kept in the database from chunk to chunk, and what is there already is not read again. `progress` is
+    called with the prompts done since. Codes are computed at scored positions only; the others are 0.
+    """
+    kept = [safetensors.torch.load(data) for data in database.kept()]
+    for start in range(0, len(prompts), CHUNK):
+        if start // CHUNK >= len(kept):
+            chunk = _read(pipe, sae, site, prompts[start : start + CHUNK], batch_size)
+            database.keep(start // CHUNK, safetensors.torch.save(chunk))
+            kept.append(chunk)
+        if progress is not None:
+            progress(len(kept[start // CHUNK]["ids"]))
+    longest = max(chunk["ids"].shape[1] for chunk in kept)
+    ids, scored, values, indices = (
+        torch.cat([_padded(chunk[name], longest) for chunk in kept]) for name in ("ids", "scored", "values", "indices")
+    )
+    seen, place = torch.unique(torch.cat([chunk["seen"] for chunk in kept]), return_inverse=True)
+    sums = torch.zeros(len(seen), sae.config.d, dtype=torch.float64)
+    sums.index_add_(0, place, torch.cat([chunk["sums"] for chunk in kept]).double())
+    counts = torch.zeros(len(seen), dtype=torch.float64)
+    counts.index_add_(0, place, torch.cat([chunk["counts"] for chunk in kept]).double())
+    tokenizer = tokenizer_of(pipe, site.component)
+    ends = (scored * torch.arange(1, longest + 1)).amax(1).tolist()
+    tokens = [pieces(tokenizer, row[:end]) for row, end in zip(ids.tolist(), ends, strict=True)]
+    codes = PromptCodes(values, indices, scored, sae.config.m)
+    return Corpus(codes, tokens, seen.long(), (sums / counts[:, None]).float())
+
+
+@torch.no_grad()
+def _read(pipe: Any, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_size: int) -> dict[str, Tensor]:
+    """One chunk: ids and scored `[P, T]`, values and indices `[P, T, k]`, and sums of states by token."""
+    parts: list[dict[str, Tensor]] = []
+    order: list[int] = []
+    flat, states = [], []
+    with unedited():
+        for numbers, ids, scored, h in _batches(pipe, site, prompts, batch_size):
+            said = h[scored.to(h.device)].to(sae.W_enc)
+            codes = sae.encode(said)
+            values = torch.zeros(*ids.shape, sae.config.k)
+            indices = torch.zeros(*ids.shape, sae.config.k, dtype=torch.int32)
+            values[scored], indices[scored] = codes.values.cpu().float(), codes.indices.cpu().int()
+            parts.append({"ids": ids.int(), "scored": scored, "values": values, "indices": indices})
+            order += numbers
+            flat.append(ids[scored])
+            states.append(said.float().cpu())
+    longest = max(part["ids"].shape[1] for part in parts)
+    back = torch.tensor(order).argsort()
+    whole = {name: torch.cat([_padded(part[name], longest) for part in parts])[back] for name in parts[0]}
+    seen, place, counts = torch.unique(torch.cat(flat), return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(seen), sae.config.d).index_add_(0, place, torch.cat(states))
+    return {**whole, "seen": seen.int(), "counts": counts.int(), "sums": sums}
+
+
+def _batches(
+    pipe: Any, site: Site, prompts: Sequence[str], batch_size: int
+) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
+    """The prompts' numbers, their ids and scored mask `[B, T]`, and their states `[B, T, d]`.
+
+    CLIP's text encoders are causal: no word hears the padding behind it, which is most of the 77 positions. So prompts
+    of like length are read together, without it.
+    """
+    encoder = encoder_of(pipe, site.component)
+    if not type(encoder).__name__.startswith("CLIPText"):
+        for n, batch in enumerate(capture(pipe, [site], prompts, batch_size)):
+            first = n * batch_size
+            yield list(range(first, first + len(batch.ids))), batch.ids.cpu(), batch.scored.cpu(), batch.states[site]
+        return
+    ids, _, scored = tokenise(pipe, site.component, list(prompts))
+    ends = (scored * torch.arange(1, ids.shape[1] + 1)).amax(1)
+    found: list[Tensor] = []
+
+    def hook(module: Any, args: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = resolve(pipe, site).register_forward_hook(hook)
+    try:
+        device = next(encoder.parameters()).device
+        for rows in torch.split(ends.argsort(stable=True), batch_size):
+            end = max(1, int(ends[rows].max()))
+            encoder(ids[rows, :end].to(device))
+            yield rows.tolist(), ids[rows, :end], scored[rows, :end], found.pop()
+    finally:
+        handle.remove()
+
+
+def _padded(batch: Tensor, longest: int) -> Tensor:
+    """`[P, T, ...]` with zeros up to `longest`."""
+    missing = longest - batch.shape[1]
+    return F.pad(batch, (0, 0, 0, missing) if batch.dim() == 3 else (0, missing))
