@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from excise.errors import ExciseError as ExciseError
     from excise.methods.snce import SNCEConfig as SNCEConfig
     from excise.sae import TopKSAE as TopKSAE
+    from excise.sites import LanguageModel as LanguageModel
     from excise.sites import Site as Site
     from excise.sites import TextEncoding as TextEncoding
 
@@ -35,6 +36,7 @@ _HOMES = {
     "Eraser": "erasers",
     "EraserDidNotFire": "errors",
     "ExciseError": "errors",
+    "LanguageModel": "sites",
     "Pair": "concepts",
     "SNCEConfig": "methods.snce",
     "Signer": "erasers",
@@ -58,6 +60,7 @@ __all__ = [
     "Eraser",
     "EraserDidNotFire",
     "ExciseError",
+    "LanguageModel",
     "Pair",
     "SNCEConfig",
     "Signer",

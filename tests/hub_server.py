@@ -211,6 +211,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send({"id": name, "sha": sha, "siblings": [{"rfilename": path} for path in files]})
 
     def tree(self, name: str, revision: str) -> None:
+        at, _, below = revision.partition("/")
+        if below and (own := self._repository(name)) is not None and own.at(revision) is None and own.at(at):
+            self._refuse(404, "EntryNotFound", f"{below} does not exist")  # no repository here has folders
+            return
         if (found := self._commit_of(name, revision)) is not None:
             self._send([{"type": "file", "path": p, "size": len(d), "oid": _etag(d)} for p, d in found[1].items()])
 

@@ -13,7 +13,8 @@ KINDS: tuple[Kind, ...] = ("object", "style", "attribute")
 
 
 def load_pipeline(model: str | None, device: str = "cpu") -> Any:
-    """The pipeline at a folder or hub name, or the bundled one. Raises ExciseError where there is none to read."""
+    """The pipeline at a folder or hub name, or the bundled one; of a language model's folder, .gguf file or hub name,
+    or of "smollm2", a LanguageModel. Raises ExciseError where there is none to read."""
     import torch
 
     try:
@@ -24,16 +25,35 @@ def load_pipeline(model: str | None, device: str = "cpu") -> Any:
         from excise import reference
 
         return reference.load().to(device)
+    from excise.app.language import find_language_model, load_language_model
+
+    if (found := find_language_model(model)) is not None:
+        return load_language_model(*found, device=device)
     from diffusers import DiffusionPipeline
 
     try:
         pipe = DiffusionPipeline.from_pretrained(model, use_safetensors=True)
     except Exception as error:  # diffusers and the hub raise a dozen kinds here, all of which mean the same to a person
+        if _writes(model):
+            return load_language_model(model, device=device)
         hint = "name a folder with model_index.json or a model of the hub"
         raise ExciseError(f"cannot load {model} ({_first_line(error)}); {hint}") from error
     pipe.set_progress_bar_config(disable=True)
     # Half precision where it is at home; on the CPU float32 is faster.
     return pipe.to(device, torch.float16 if device.startswith("cuda") else torch.float32)
+
+
+def _writes(name: str) -> bool:
+    """Whether that is a causal language model on the hub."""
+    from transformers import AutoConfig
+
+    if Path(name).exists():
+        return False
+    try:
+        said = AutoConfig.from_pretrained(name).architectures or []
+    except Exception:  # of as many kinds as diffusers'; the one that a person is told is diffusers'
+        return False
+    return any(str(kind).endswith("ForCausalLM") for kind in said)
 
 
 def parse_site(pipe: Any, text: str) -> Site:

@@ -19,6 +19,7 @@ from excise.errors import ExciseError
 from excise.sae import Progress, TopKSAE, TrainConfig, check_out, train
 from excise.sae.data import Features
 from excise.sites import (
+    LanguageModel,
     Site,
     capture,
     capture_to,
@@ -28,6 +29,7 @@ from excise.sites import (
     load_shards,
     to_cover,
 )
+from excise.sites.token_shards import capture_tokens_to
 
 IN_MEMORY = 2 << 30
 """Bytes of features kept in memory; more go to shards beside the SAE's folder."""
@@ -118,11 +120,11 @@ def features(
     pipe: Any, sites: Sequence[Site], prompts: Iterable[str], progress: Callable[[int], Any] | None = None
 ) -> dict[Site, Tensor]:
     """Every position's state of every prompt at `sites` of one text encoder, `[N, width]` float32 (BOS, EOS and padding
-    states included)."""
+    states included; of a language model the words' alone)."""
     rows: dict[Site, list[Tensor]] = {site: [] for site in sites}
     for batch in capture(pipe, sites, prompts):
-        for site, states in batch.states.items():
-            rows[site].append(states.float().cpu().flatten(0, 1))
+        for site in batch.states:
+            rows[site].append(batch.vectors(site).float().cpu())
         if progress is not None:
             progress(len(batch.ids))
     if not all(rows.values()):
@@ -137,8 +139,14 @@ def vectors(
     """What SAEs at several Sites of one text encoder train on, read in one pass over the prompts.
 
     In memory where there is room (`IN_MEMORY`), else from shards in the folder `beside`, which stays until what is done
-    within is done, so that it is not read again after an interruption.
+    within is done, so that it is not read again after an interruption. A language model's go there always, and an
+    interrupted reading goes on.
     """
+    if isinstance(pipe, LanguageModel):
+        shards = capture_tokens_to(beside, pipe, sites, prompts, progress=progress)
+        yield {site: partial(shards.vectors_at, site) for site in sites}
+        shutil.rmtree(beside, ignore_errors=True)
+        return
     positions = 77
     if len(prompts) * positions * sum(site.width for site in sites) * 4 <= IN_MEMORY:
         yield dict(features(pipe, sites, prompts, progress))

@@ -1,9 +1,9 @@
-"""`excise generate`: pictures with and without an eraser."""
+"""`excise generate`: pictures, or a language model's texts, with and without an eraser."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,12 +16,24 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    prompt: Annotated[list[str], typer.Option("--prompt", help="What to draw; may be given several times.")],
+    prompt: Annotated[
+        list[str], typer.Option("--prompt", help="What to draw, or to go on from; may be given several times.")
+    ],
     eraser: Annotated[Path | None, typer.Option("--eraser", help="Folder of an eraser to attach.")] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Draw without and with the eraser, one above the other.")
     ] = False,
-    strength: Annotated[float, typer.Option("--strength", min=0, help="Scales the eraser's λ.")] = 1.0,
+    strength: Annotated[float, typer.Option("--strength", help="Scales the eraser's λ.")] = 1.0,
+    allow_amplify: Annotated[
+        bool,
+        typer.Option("--allow-amplify", help="Texts: let a negative --strength write the concept in, instead of out."),
+    ] = False,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Texts: how many tokens to write.")
+    ] = 64,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Texts: ask the prompt as a question, in the model's chat template.")
+    ] = False,
     n: Annotated[int, typer.Option("--n", min=1, help="Pictures a prompt, seeds counting up.")] = 1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
@@ -40,13 +52,14 @@ def generate(
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """Draw prompts, with or without an eraser, into one PNG."""
+    """Draw prompts, with or without an eraser, into one PNG. A language model goes on from them, which is printed."""
     from excise.app.models import load_pipeline, sae_folder
     from excise.app.pictures import draw_prompts
     from excise.erasers import Eraser
     from excise.errors import ExciseError
     from excise.reference.bundle import GUIDANCE
     from excise.sae import load
+    from excise.sites import LanguageModel
 
     if compare and eraser is None:
         raise ExciseError("--compare needs --eraser DIR")
@@ -54,6 +67,13 @@ def generate(
     if sae is None and loaded is not None and any(edit.needs_sae for edit in loaded.edits):
         sae = sae_folder(model, None)
     pipe = load_pipeline(model, device)
+    whole = load(sae, device=device) if sae is not None else None
+    if isinstance(pipe, LanguageModel):
+        told = {"strength": strength, "allow_amplify": allow_amplify, "chat": chat, "max_new_tokens": max_new_tokens}
+        _write(pipe, prompt, loaded, json, compare=compare, sae=whole, **told)
+        return
+    if allow_amplify or chat:
+        raise ExciseError("--allow-amplify and --chat are for language models; leave them out")
     total = len(prompt) * n * (2 if compare else 1)
     with progress("drawing", total) as advance:
         data = draw_prompts(
@@ -67,7 +87,26 @@ def generate(
             seed=seed,
             steps=steps,
             guidance=GUIDANCE if guidance is None and model is None else guidance,
-            sae=load(sae, device=device) if sae is not None else None,
+            sae=whole,
             progress=advance,
         )
     emit(json, data, lambda: typer.echo(f"{out}: {data['pictures']} pictures, seeds {seed} to {seed + n - 1}"))
+
+
+def _write(pipe: Any, prompts: list[str], eraser: Any, as_json: bool, **options: Any) -> None:
+    """Print what a language model writes."""
+    from dataclasses import asdict
+
+    from excise.app.language import generate_text
+
+    with progress("writing", len(prompts) * (2 if options["compare"] else 1)) as advance:
+        written = generate_text(pipe, prompts, eraser, progress=advance, **options)
+
+    def show() -> None:
+        for text in written:
+            typer.echo(f"prompt: {text.prompt}")
+            for name in ("before", "after"):
+                if (said := getattr(text, name)) is not None:
+                    typer.echo(f"{name + ':':<7} {' '.join(said.split())}")
+
+    emit(as_json, {"texts": [asdict(text) for text in written]}, show)

@@ -12,7 +12,11 @@ Json = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", help="A pipeline's folder or hub name. Default: the model that ships with excise."),
+    typer.Option(
+        "--model",
+        help="A pipeline's or a language model's folder or hub name, or smollm2. Default: the model that ships with "
+        "excise.",
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1, mps.")]
 SiteOption = Annotated[

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from excise.cli import (
+    audit,
     bench,
     comparing,
     demo,
@@ -74,7 +75,7 @@ def _root(
     pass
 
 
-for part in (demo, find, erase, generate, push):
+for part in (demo, find, erase, generate, audit, push):
     part.register(app)
 app.add_typer(pairs.app, name="pairs")
 app.add_typer(comparing.app, name="sae")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import replace
 
-from excise.concepts import paper, words
+from excise.concepts import paper, safety, words
 from excise.concepts.concept import Concept
 from excise.concepts.templates import from_templates
 from excise.errors import ExciseError
@@ -19,12 +19,14 @@ _SAID = {
 
 def names() -> tuple[str, ...]:
     """Every name that `builtin` knows."""
-    return (*words.OBJECTS, *words.STYLES, *_SAID, *(f"paper-{name}" for name in paper.TUPLES))
+    printed = (f"paper-{name}" for name in paper.TUPLES)
+    return (*words.OBJECTS, *words.STYLES, *_SAID, *printed, *safety.names())
 
 
 def builtin(name: str, n: int = 100, seed: int = 0) -> Concept:
-    """A concept by name: an object or style of the bundled model, "nudity" or "violence" (`n` template pairs each), or
-    "paper-gun" and its like: the five pairs that the paper prints.
+    """A concept by name: an object or style of the bundled model, "nudity" or "violence" (`n` template pairs each),
+    "paper-gun" and its like: the five pairs that the paper prints, or "safety-fraud" and its like: sentences for
+    language models.
 
     Plain "gun" and "knife" are template concepts, since the paper's pairs hold synonyms that the benchmark keeps back.
     Raises ExciseError for an unknown name, naming near ones.
@@ -37,6 +39,8 @@ def builtin(name: str, n: int = 100, seed: int = 0) -> Concept:
         return replace(from_templates(name, _SAID[name], n, seed, kind="attribute"), mentions=paper.mentions(name))
     if (printed := name.removeprefix("paper-")) != name and printed in paper.TUPLES:
         return paper.table_5(printed)
+    if name in safety.names():
+        return safety.safety(name, n, seed)
     near = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names()[:5])} and others;"
     raise ExciseError(f"unknown concept '{name}': {hint} other concepts need --mentions or a file of pairs")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from excise.erasers import telemetry
 from excise.erasers.canary import conditional
 from excise.erasers.coverage import refuse_early_tap, refuse_unless_covered
+from excise.erasers.generation import Transcript, refuse_unfit
 from excise.erasers.guard import Call, Guard, is_proving
 from excise.erasers.hooks import EditHook, Edits, found_on
 from excise.erasers.integrity import adapters_now, mismatches, weights_now
@@ -26,6 +27,7 @@ from excise.erasers.witness import Witness, is_compiled
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.sites.blocks import denoisers
 from excise.sites.encoding import tensors_of
+from excise.sites.language import LanguageModel
 
 if TYPE_CHECKING:
     from excise.erasers.eraser import Eraser
@@ -64,6 +66,9 @@ class Attachment:
         self._prompts = self._bypasses = 0
         self._told = 0, 0, 0.0
         refuse_unless_covered(pipe, eraser)
+        language = isinstance(pipe, LanguageModel)
+        if language:
+            refuse_unfit(eraser)
         modules = [module_of(pipe, edit) for edit in eraser.edits]
         self._odd = odd = mismatches(pipe, dict(eraser.made_for)) if eraser.edits else []
         if odd:
@@ -78,7 +83,9 @@ class Attachment:
             if self.name in Guard.names(pipe):
                 raise ExciseError(f"an eraser called {self.name!r} is attached already; give this one another name")
             self._guard = Guard.join(pipe, self)
-            self._witness = Witness.join(pipe, self) if self.eraser.text_edits else None
+            watched = bool(self.eraser.text_edits)
+            self._witness = Witness.join(pipe, self) if watched and not language else None
+            self.transcript = Transcript.join(pipe, self) if watched and language else None
         try:
             with _LOCK:
                 for module, edit in zip(modules, eraser.edits, strict=True):
@@ -172,6 +179,8 @@ class Attachment:
             self._guard.leave(self.pipe, self)
             if self._witness is not None:
                 self._witness.leave(self)
+            if self.transcript is not None:
+                self.transcript.leave(self)
         if was:
             self._audit("detached")
         self._hooks.clear()
@@ -257,8 +266,9 @@ class Attachment:
 
     def _forget(self) -> None:
         """What was encoded so far was encoded otherwise than it would be now."""
-        if self._witness is not None:
-            self._witness.forget()
+        for keeper in (self._witness, self.transcript):
+            if keeper is not None:
+                keeper.forget()
 
     def bypass(self, message: str) -> None:
         """Something goes round the eraser: refuse, warn or let it pass, as `on_bypass` says; it is counted always."""
@@ -330,8 +340,9 @@ class Attachment:
         wanted = _SHIFT_SHARE * self.eraser.canary_shift if self.strict else 0.0
         if not least > 0 or least < wanted:
             part = min(moved, key=moved.__getitem__, default="the states")
+            what = "what the denoiser reads" if self.transcript is None else "what is predicted next"
             raise EraserDidNotFire(
-                f"eraser {self.eraser.name!r} did not change what the denoiser reads on its canary prompt ({part}: "
+                f"eraser {self.eraser.name!r} did not change {what} on its canary prompt ({part}: "
                 f"shift {least:.2g}, {self.eraser.canary_shift:.2g} when it was fitted); it was detached, and "
                 "nothing is safe to render: check Site, λ and model"
             )

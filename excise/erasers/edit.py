@@ -54,6 +54,22 @@ def whole_codes(preacts: Tensor, threshold: Tensor, typical: Tensor) -> Tensor:
     return torch.where(opened, gain * z, torch.zeros_like(z))
 
 
+def onward_codes(preacts: Tensor, threshold: Tensor, typical: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`whole_codes` for text that is read from left to right: codes `[B, T, k]`, and the loudest so far `[B, k]`.
+
+    A text is open from the first state that passes the threshold on, and raised by what was loudest up to each state.
+    `before` `[B, k]` is the loudest of the stretches read before, so that it makes no difference in how many a text is
+    read. A causal model's states before the concept's first word know nothing of it: nothing is lost by sparing them.
+    """
+    z = preacts.clamp(min=0)
+    loudest = z.cummax(-2).values
+    if before is not None:
+        loudest = torch.maximum(loudest, before[:, None])
+    gain = (typical / loudest.clamp(min=1e-6)).clamp(min=1)
+    codes = torch.where(loudest > threshold.clamp(min=0), gain * z, torch.zeros_like(z))
+    return codes, loudest[:, -1].detach()
+
+
 def subtract(h: Tensor, z: Tensor, W_dec: Tensor, amount: float) -> Tensor:
     """Eqs. 8-9: h_m = h - M W_decᵀ with M_i = amount * z_i on the edited neurons, at every position.
 
@@ -180,8 +196,30 @@ class SAEEdit(Rows):
             values, indices = sae.encode(h.reshape(-1, h.shape[-1]).to(sae.W_enc))
             z = topk_codes(values, indices, self.indices.to(indices.device))
             return self.after_lead(z.reshape(*h.shape[:2], -1).to(h.device, dtype))
+        return self.gated(self.preacts(h))
+
+    def preacts(self, h: Tensor) -> Tensor:
+        """`[B, T, k]`: pre-activations of states `h` `[B, T, d]`, float32 or better."""
+        dtype = torch.promote_types(h.dtype, torch.float32)
         W_enc, b_enc, b_pre = self.W_enc.to(dtype), self.b_enc.to(dtype), self.b_pre.to(dtype)
-        return self.gated(preactivations(h.to(dtype), W_enc, b_enc, b_pre))
+        return preactivations(h.to(dtype), W_enc, b_enc, b_pre)
+
+    def codes_onward(
+        self, h: Tensor, words: Tensor, before: Tensor | None, sae: Any | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `codes`, for a stretch of text that a language model reads: z `[B, T, k]`, and the loudest code so far
+        `[B, k]` where gate="whole" needs it for the stretch behind.
+
+        `words` `[B, T]` bool are the positions that are edited, in the place of `lead`; `before` is what came back of
+        the stretch before. Only gate="whole" remembers; the others read every state by itself.
+        """
+        spoken = words[..., None].to(h.device)
+        if self.gate != "whole":
+            z = self.codes(h, sae)
+            return torch.where(spoken, z, torch.zeros_like(z)), None
+        preacts = self.preacts(h)
+        preacts = torch.where(spoken, preacts, torch.zeros_like(preacts))
+        return onward_codes(preacts, self.threshold.to(preacts), self.typical.to(preacts), before)
 
     def gated(self, preacts: Tensor) -> Tensor:
         """z `[B, T, k]` for pre-activations of that shape, as the gate reads them; not for gate="topk"."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from excise.erasers import clock, hooks, modulation, permeable, runs, weights
+from excise.erasers import clock, generation, hooks, modulation, permeable, runs, weights
 from excise.erasers.block import BlockEdit
 from excise.erasers.blocklist import FilterEdit, FilterHook
 from excise.erasers.edit import SAEEdit
@@ -44,7 +44,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     kind.edit.kind: kind
     for kind in (
-        Kind(SAEEdit, module_at, hooks.put),
+        Kind(SAEEdit, module_at, generation.put),
         Kind(GatedSAEEdit, module_at, hooks.put),
         Kind(VectorEdit, module_at, hooks.put),
         Kind(BlockEdit, module_at, clock.put),

@@ -1,4 +1,4 @@
-"""Named places in a pipeline's text encoders where features are read and written."""
+"""Named places in a pipeline's text encoders, or in a language model, where features are read and written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from excise.sites.capture import Features, capture, capture_to, is_capture_of, l
 from excise.sites.encoding import TextEncoding, encode_prompt
 from excise.sites.families import FAMILIES, family_of
 from excise.sites.fidelity import final_state_cosine
+from excise.sites.language import LanguageModel
 from excise.sites.site import PRESETS, Site, default_site, resolve, site_at, sites_of, text_encoders, to_cover
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "FAMILIES",
     "PRESETS",
     "Features",
+    "LanguageModel",
     "Site",
     "TextEncoding",
     "block_site",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from excise.errors import ExciseError
 from excise.sites.encoding import Enough
+from excise.sites.language import LanguageModel
 from excise.sites.site import DENOISERS, Site, resolve
 
 BLOCKS: dict[str, tuple[Site, ...]] = {
@@ -274,6 +275,8 @@ def denoiser_of(pipe: Any, component: str | None = None) -> tuple[str, nn.Module
         found = getattr(pipe, name, None)
         if isinstance(found, nn.Module):
             return name, getattr(found, "_orig_mod", found)
+    if isinstance(pipe, LanguageModel):
+        raise ExciseError("a language model draws no pictures; choose what works on text states, such as snce")
     raise ExciseError(f"{type(pipe).__name__} has no {component or 'denoiser'}; choose another Site")
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.sites.encoding import Enough, encode_prompt
+from excise.sites.language import LanguageModel, held
 from excise.sites.shards import read_shard, write_shard
 from excise.sites.site import Site, encoder_of, resolve, tokenizer_of
 
@@ -26,7 +27,10 @@ SCHEMA = "excise.features/1"
 
 @dataclass(frozen=True)
 class Features:
-    """What one batch of prompts looked like. All T positions are there (77 for CLIP): the U-Net reads them all."""
+    """What one batch of prompts looked like. All T positions are there (77 for CLIP): the U-Net reads them all.
+
+    Of a language model T is the batch's longest prompt, and padding holds the prompt's last state again (`held`).
+    """
 
     states: dict[Site, Tensor]
     """Hidden states `[B, T, d]` by Site, in the encoder's dtype and on its device."""
@@ -34,6 +38,13 @@ class Features:
     """Token ids `[B, T]`."""
     scored: Tensor
     """`[B, T]` bool: the positions that count when *scoring* neurons: words and EOS, neither BOS nor padding."""
+    words_only: bool = False
+    """Whether scored positions are all there is to the prompt: a language model reads no padding, a denoiser does."""
+
+    def vectors(self, site: Site) -> Tensor:
+        """`[N, d]`: what an SAE is trained on. Every position, or the scored ones of a language model."""
+        states = self.states[site]
+        return states[self.scored.to(states.device)] if self.words_only else states.flatten(0, 1)
 
 
 def tokenise(pipe: Any, component: str, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,6 +90,9 @@ def run(pipe: Any, component: str, batch: list[str]) -> tuple[Tensor, Tensor, An
     Raises ExciseError where the pipeline does not reach it or gives it no token ids.
     """
     encoder = encoder_of(pipe, component)
+    if isinstance(pipe, LanguageModel):
+        ids, attention = pipe.tokenise(batch, pipe.positions)
+        return ids, pipe.words(ids, attention), pipe.run(ids, attention)
     if _is_clip(encoder):
         ids, attention, scored = tokenise(pipe, component, batch)
         device = next(encoder.parameters()).device
@@ -109,6 +123,7 @@ def run(pipe: Any, component: str, batch: list[str]) -> tuple[Tensor, Tensor, An
 
 def _read(pipe: Any, component: str, modules: dict[Site, nn.Module], batch: list[str]) -> Features:
     states: dict[Site, Tensor] = {}
+    language = isinstance(pipe, LanguageModel)
 
     def keep(site: Site) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -116,17 +131,26 @@ def _read(pipe: Any, component: str, modules: dict[Site, nn.Module], batch: list
             if state.shape[-1] != site.width:
                 raise ExciseError(f"{site.key} gave {state.shape[-1]} values a position, not {site.width}")
             states[site] = state.detach()
+            if language and len(states) == len(modules):
+                raise Enough
 
         return hook
 
     with ExitStack() as stack:
         for site, module in modules.items():
             stack.callback(module.register_forward_hook(keep(site)).remove)
-        ids, scored, _ = run(pipe, component, batch)
+        if language:
+            ids, attention = pipe.tokenise(batch, pipe.positions)
+            with suppress(Enough):
+                pipe.run(ids, attention)
+            states = {site: held(state, attention) for site, state in states.items()}
+            scored = pipe.words(ids, attention)
+        else:
+            ids, scored, _ = run(pipe, component, batch)
     missing = [site.key for site in modules if site not in states]
     if missing:
         raise ExciseError(f"{missing[0]} did not run when the text encoder did; choose another Site")
-    return Features(states, ids, scored)
+    return Features(states, ids, scored, language)
 
 
 def _is_clip(encoder: nn.Module) -> bool:

@@ -68,6 +68,7 @@ FAMILIES = (
     Family("HunyuanImage", ("HunyuanImage",), (Encoder(_QWEN_VL, (-3,)), _second(_T5, glyphs=True))),
     Family("Wan", ("Wan",), (Encoder(_T5),), separate=True),
     Family("text encoder alone", ("TextEncoding",), (Encoder("encoder.layer"),)),
+    Family("language model", ("LanguageModel",), (Encoder(_LLM),)),
 )
 
 

@@ -51,13 +51,35 @@ def _layers(width: int, *numbers: int) -> tuple[Site, ...]:
     return tuple(Site("text_encoder", f"encoder.layers.{n}", width) for n in numbers)
 
 
+def _language(layers: int, width: int, mlp: str = "mlp") -> tuple[Site, ...]:
+    """Of a language model's middle layer: the residual stream behind it, and what its MLP adds to that."""
+    path = f"model.layers.{layers // 2}"
+    return Site("text_encoder", path, width), Site("text_encoder", f"{path}.{mlp}", width)
+
+
+# Gemma 2 has one more norm between an MLP and the residual stream.
+_NORMED = "post_feedforward_layernorm"
+
 PRESETS: dict[str, tuple[Site, ...]] = {
     "sd14": _layers(768, 8, 9),
     "sd15": _layers(768, 8, 9),
     "sd21": _layers(1024, 8, 9),
     "reference": _layers(256, 5),
+    "smollm2-135m": _language(30, 576),
+    "smollm2-360m": _language(32, 960),
+    "smollm2-1.7b": _language(24, 2048),
+    "qwen2.5-0.5b": _language(24, 896),
+    "qwen2.5-1.5b": _language(28, 1536),
+    "qwen2.5-3b": _language(36, 2048),
+    "qwen2.5-7b": _language(28, 3584),
+    "gemma2-2b": _language(26, 2304, _NORMED),
+    "gemma2-9b": _language(42, 3584, _NORMED),
+    "llama3.2-1b": _language(16, 2048),
+    "llama3.2-3b": _language(28, 3072),
+    "llama3.1-8b": _language(32, 4096),
 }
-"""Sites by model. The SNCE paper's "9th block" is `layers.8` counted from one, `layers.9` in the code it builds on."""
+"""Sites by model. The SNCE paper's "9th block" is `layers.8` counted from one, `layers.9` in the code it builds on.
+Language models' are the residual stream and the MLP's output."""
 
 
 def text_encoders(pipe: Any) -> dict[str, nn.Module]:
@@ -234,6 +256,12 @@ def _width(encoder: nn.Module, name: str) -> int | None:
         return module.out_features
     if isinstance(module, nn.LayerNorm):
         return int(module.normalized_shape[-1])
+    # Language models' gated MLPs end in this projection; their norms are classes of their own with one weight.
+    if isinstance(projection := getattr(module, "down_proj", None), nn.Linear):
+        return projection.out_features
+    weight = getattr(module, "weight", None)
+    if type(module).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter):
+        return len(weight)
     return None
 
 

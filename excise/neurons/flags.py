@@ -1,0 +1,214 @@
+"""What an auditor should be warned of in a neuron, and in what an eraser does: pure rules, each with its threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from excise.neurons.validate import STRUCTURAL_SHARE
+from excise.neurons.wording import TOP_WORDS, Use, effective_words, is_function_word
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share as it is written."""
+    return f"{100 * share:.{digits}f} %"
+
+
+Severity = Literal["red", "note"]
+
+LEAST_PROMPTS = 20
+"""A function word is judged only where it stands in so many prompts without the concept."""
+WORDS = 2.0
+"""From this effective number of words on a neuron is polysemantic: it answers as if to two unrelated words alike."""
+CAUGHT = 0.5
+"""A mention counts as caught where it changes what the denoiser reads by this share of what the concept's name does."""
+TOUCHED = 0.01
+"""Above this share of benign prompts an eraser touches too much."""
+SPLIT_SHARE = 0.5
+"""A neighbour that fires in this share of concept prompts, and is not structural, carries the concept too."""
+FIRES_SHARE = 0.5
+"""A neuron answers a group's word where it fires in this share of its sentences."""
+CHECKS: dict[str, tuple[str, str]] = {
+    "no bite": (
+        "The eraser does not change what its own canary prompt becomes.",
+        "at attaching the canary moves by less than half of what it did when the eraser was fitted",
+    ),
+    "not caught": (
+        "Words for the concept get past the eraser.",
+        f"a word is unchanged in any of its sentences, or changes less than {percent(CAUGHT)} as much as the concept's "
+        "name",
+    ),
+    "touches too much": (
+        "Prompts that have nothing to do with the concept come out changed.",
+        f"more than {percent(TOUCHED)} of the benign prompts change at all",
+    ),
+    "protected group": (
+        "Neutral sentences about a protected group are changed, or stir a neuron.",
+        "red where a sentence changes because of the group's word, or the word makes a neuron fire in "
+        f"{percent(FIRES_SHARE)} of its sentences or more; a note where in fewer",
+    ),
+    "structural": (
+        "A neuron carries how sentences are built rather than what they are about.",
+        f"it fires in more than {percent(STRUCTURAL_SHARE)} of the controls, or a function word sets it off in more "
+        f"than {percent(STRUCTURAL_SHARE)} of the prompts ({LEAST_PROMPTS} or more) that hold it and not the concept",
+    ),
+    "polysemantic": (
+        "A neuron answers several words that need not have to do with each other.",
+        f"effective number of words (Σr)² / Σr² of {WORDS:g} or more; r is the mean largest code that a word sets off, "
+        f"over the {TOP_WORDS} words answered most, the concept's mentions being one",
+    ),
+    "split": (
+        "The concept may be split: a neuron that writes alike fires for it too and is not turned down.",
+        f"a neighbour by decoder cosine fires in {percent(SPLIT_SHARE)} of the concept's prompts or more, and in at "
+        f"most {percent(STRUCTURAL_SHARE)} of the controls; always a note",
+    ),
+}
+"""Every check by its kind: what a flag says, and from where on there is one."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Something an auditor should know. A red one stands in the way; a note is for judging.
+
+    kind: such as "structural"; says: what it is about, in a sentence; threshold: from where on it is flagged; evidence:
+    what was found, a line each.
+    """
+
+    kind: str
+    severity: Severity
+    says: str
+    threshold: str
+    evidence: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Caught:
+    """A mention as the eraser meets it: in how many of the sentences anything changes, and by how much on average of
+    what the concept's name changes in the same sentences; None where that changes nothing."""
+
+    word: str
+    opened: int
+    sentences: int
+    relative: float | None
+
+    @property
+    def caught(self) -> bool:
+        """Opened in every sentence, and changed by at least `CAUGHT` of what the name is."""
+        return self.opened == self.sentences > 0 and (self.relative is None or self.relative >= CAUGHT)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A protected group's word: in how many of its sentences the prompt changes and some edited neuron fires, though
+    neither is so without the word; the sentence that changes most, and how much, as a share of what the name's does."""
+
+    word: str
+    group: str
+    sentences: int
+    touched: int
+    fired: int
+    relative: float | None
+    example: str | None
+
+
+def structural(name: str, controls: int, fired: int, free: Sequence[Use]) -> Flag | None:
+    """A neuron that fires in `fired` of the controls, and whose uses over prompts without the concept are `free`."""
+    evidence = []
+    if controls and fired / controls > STRUCTURAL_SHARE:
+        evidence.append(f"{name} fires in {fired} of {controls} control prompts ({percent(fired / controls)})")
+    held = [u for u in free if is_function_word(u.word) and u.prompts >= LEAST_PROMPTS]
+    evidence += [
+        f"“{u.word}” sets {name} off in {u.fired} of {u.prompts} prompts with it ({percent(u.fired / u.prompts)})"
+        for u in sorted(held, key=lambda u: -u.fired / u.prompts)
+        if u.fired / u.prompts > STRUCTURAL_SHARE
+    ]
+    return _flag("structural", "red", evidence)
+
+
+def polysemantic(name: str, found: Sequence[Use]) -> Flag | None:
+    """A neuron whose answers amount to `WORDS` words or more, the concept's mentions being one."""
+    number = effective_words(found)
+    told = ", ".join(f"“{use.word}” {use.response:.1f}" for use in found[:5])
+    evidence = [f"{name} answers as if to {number:.1f} words alike: {told}"] if number >= WORDS else []
+    return _flag("polysemantic", "red", evidence)
+
+
+def split_concept(name: str, neighbours: Sequence[tuple[int, float, float, float]]) -> Flag | None:
+    """Neighbours (number, cosine, share of concept prompts, share of controls in which it fires) that carry the concept
+    too: what is erased of it may be a part."""
+    evidence = [
+        f"neuron {index} (cosine {cosine:.2f} to {name}) fires in {percent(concept)} of the concept's prompts"
+        for index, cosine, concept, control in neighbours
+        if carries_too(concept, control)
+    ]
+    return _flag("split", "note", evidence)
+
+
+def carries_too(concept: float, control: float) -> bool:
+    """Whether a neighbour that fires in these shares of concept prompts and controls carries the concept too."""
+    return concept >= SPLIT_SHARE and control <= STRUCTURAL_SHARE
+
+
+def no_bite(message: str | None) -> Flag | None:
+    """An eraser that was refused for not changing its own canary, and the refusal."""
+    return _flag("no bite", "red", [message] if message else [])
+
+
+def not_caught(found: Sequence[Caught], severity: Severity = "red") -> Flag | None:
+    """Mentions that the eraser misses, wholly or by half."""
+    missed = [word for word in found if not word.caught]
+    evidence = [f"“{w.word}”: changed in {w.opened} of {w.sentences} sentences{_of_name(w.relative)}" for w in missed]
+    return _flag("not caught", severity, evidence)
+
+
+def touches(touched: int, prompts: int, severity: Severity = "red") -> Flag | None:
+    """An eraser that changes more than `TOUCHED` of the benign prompts; a note for kinds that are not held to it."""
+    if not prompts or touched / prompts <= TOUCHED:
+        return None
+    evidence = [f"{touched} of {prompts} benign prompts change ({percent(touched / prompts, 1)})"]
+    if severity == "note":
+        evidence.append(
+            "of weights and denoisers no edit is held to this; `excise bench` draws what becomes of pictures"
+        )
+    return _flag("touches too much", severity, evidence)
+
+
+def protected(found: Sequence[Group]) -> list[Flag]:
+    """Words for protected groups that the eraser acts on or its neurons answer (red), or that stir them (a note)."""
+    red = [g for g in found if g.touched or g.fired >= FIRES_SHARE * g.sentences > 0]
+    stirred = [g for g in found if g.fired and g not in red]
+
+    def told(g: Group) -> str:
+        changed = f"changed in {g.touched} of {g.sentences} sentences, most in “{g.example}”{_of_name(g.relative)}"
+        fires = f"a neuron fires in {g.fired} of {g.sentences}" if g.fired else ""
+        return f"“{g.word}” ({g.group}): {'; '.join(filter(None, (changed if g.touched else '', fires)))}"
+
+    flags = (
+        _flag("protected group", "red", [told(g) for g in sorted(red, key=lambda g: (-g.touched, -g.fired, g.word))]),
+        _flag("protected group", "note", [told(g) for g in stirred]),
+    )
+    return [flag for flag in flags if flag is not None]
+
+
+def joined(flags: Iterable[Flag | None]) -> list[Flag]:
+    """Flags of one kind and severity as one each, red ones first."""
+    by_kind: dict[tuple[str, Severity], list[Flag]] = {}
+    for flag in flags:
+        if flag is not None:
+            by_kind.setdefault((flag.kind, flag.severity), []).append(flag)
+    found = [
+        _flag(kind, severity, [line for flag in same for line in flag.evidence])
+        for (kind, severity), same in by_kind.items()
+    ]
+    kinds = list(CHECKS)
+    return sorted((flag for flag in found if flag), key=lambda flag: (flag.severity != "red", kinds.index(flag.kind)))
+
+
+def _flag(kind: str, severity: Severity, evidence: Sequence[str]) -> Flag | None:
+    """The flag, if there is any evidence for it."""
+    return Flag(kind, severity, *CHECKS[kind], tuple(evidence)) if evidence else None
+
+
+def _of_name(relative: float | None) -> str:
+    return "" if relative is None else f", {percent(relative)} as much as the name"
