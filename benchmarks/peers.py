@@ -216,6 +216,10 @@ def page(told: Mapping[str, Any]) -> str:
             says = (setting or "defaults") + (f" ({row['refused']} refused)" if row["refused"] else "")
             shown = f"**{says}**" if setting == chosen else says
             lines.append(f"| {name} | {shown} | {' | '.join(cells)} | {row['seconds'] or 0:.0f} |")
+    if waiting := [name for name in GRIDS if name not in told["tuning"]]:
+        lines += ["", f"Still to be tried: {', '.join(waiting)}."]
+    if waiting := [name for name in GRIDS if name not in told["table"]]:
+        lines += ["", f"Still to be compared: {', '.join(waiting)}."]
     if told["table"]:
         lines += ["", *_table({name: told["table"][name] for name in ("none", *GRIDS) if name in told["table"]})]
     return "\n".join(lines) + "\n"
