@@ -13,14 +13,14 @@ from torch import Tensor
 
 from excise.app.models import sae_site
 from excise.concepts import Concept, Pair, builtin, from_templates, read_rows
-from excise.erasers.guard import unedited
 from excise.errors import ExciseError
+from excise.methods.reading import features, stacked
 from excise.neurons import PromptCodes, identify, validate
 from excise.neurons.contrast import contrast
 from excise.neurons.probing import Prompts, perturbation, sparse_probing
 from excise.neurons.validate import activations, folds
 from excise.sae import TopKSAE, card, load
-from excise.sites import Site, capture
+from excise.sites import Site
 
 PERMUTATIONS = 1000
 MEASURES = (
@@ -130,17 +130,10 @@ class Read:
         return PromptCodes(values.cpu(), indices.cpu(), scored, sae.config.m)
 
 
-@torch.no_grad()
 def _states(pipe: Any, site: Site, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    with unedited():
-        batches = list(capture(pipe, [site], prompts))
-    longest = max(batch.scored.shape[1] for batch in batches)
-
-    def filled(part: Tensor) -> Tensor:
-        return torch.cat([part, part.new_zeros(len(part), longest - part.shape[1], *part.shape[2:])], 1)
-
-    states = torch.cat([filled(batch.states[site].float().cpu()) for batch in batches])
-    return states, torch.cat([filled(batch.scored.cpu()) for batch in batches])
+    batches = features(pipe, site, prompts)
+    states = stacked([batch.states[site].float().cpu() for batch in batches])
+    return states, stacked([batch.scored.cpu() for batch in batches])
 
 
 def measure(sae: TopKSAE, reads: Sequence[Read], config: Comparing) -> dict[str, Any]:
@@ -182,16 +175,16 @@ def _of_concept(sae: TopKSAE, read: Read, config: Comparing) -> dict[str, Any]:
         "p_value": top and top.p_value,
         "significant": float(top is not None and top.p_value < 0.05),
         "control_share": top and top.control_share,
-        "carried": _carried(sae, read, top.index) if top else 0.0,
-        "prompts": _pooled(sae, read, present, fold),
+        "carried": _carried(sae, read, sides, top.index) if top else 0.0,
+        "prompts": _pooled(read, sides, present, fold),
     }
 
 
-def _pooled(sae: TopKSAE, read: Read, present: Tensor, fold: Tensor) -> Prompts:
+def _pooled(read: Read, codes_of: Mapping[str, PromptCodes], present: Tensor, fold: Tensor) -> Prompts:
     """Every prompt's mean over its scored tokens, states and codes."""
     x, z = [], []
     for side in ("concept", "deconcept"):
-        (states, scored), codes = read.sides[side], read.codes(sae, side)
+        (states, scored), codes = read.sides[side], codes_of[side]
         weight = scored.float() / scored.sum(1, keepdim=True).clamp(min=1)
         x.append((states * weight[..., None]).sum(1))
         dense = torch.zeros(len(states), codes.m)
@@ -200,14 +193,14 @@ def _pooled(sae: TopKSAE, read: Read, present: Tensor, fold: Tensor) -> Prompts:
 
 
 @torch.no_grad()
-def _carried(sae: TopKSAE, read: Read, neuron: int) -> float:
+def _carried(sae: TopKSAE, read: Read, codes_of: Mapping[str, PromptCodes], neuron: int) -> float:
     """How much of what the concept changes in the last scored state one neuron's code carries, s·Δ / Δ·Δ: 1 is all.
 
     The last state carries the sentence, in a causal encoder. Ours, after `excise.methods.reading.carried_share`.
     """
     changes = []
     for side in ("concept", "deconcept"):
-        (states, scored), codes = read.sides[side], read.codes(sae, side)
+        (states, scored), codes = read.sides[side], codes_of[side]
         last = (scored * torch.arange(1, scored.shape[1] + 1)).argmax(1)
         rows = torch.arange(len(states))
         own = (codes.values[rows, last] * (codes.indices[rows, last] == neuron)).sum(1)

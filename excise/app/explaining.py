@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from excise.app.neuron_corpus import read_corpus
+from excise.app.neuron_database import prompts_sha256
 from excise.chat import Backend, Cache
 from excise.erasers.blocklist import sentence_vectors
 from excise.erasers.rows import sae_digest
@@ -60,8 +60,7 @@ class Explaining:
             raise ExciseError(
                 f"{database.path} describes another SAE than {sae_folder}; name the one it was built from"
             )
-        digest = hashlib.sha256(b"".join(prompt.encode() + b"\0" for prompt in prompts)).hexdigest()
-        if digest != said.prompts_sha256:
+        if prompts_sha256(prompts) != said.prompts_sha256:
             raise ExciseError(f"{database.path} was built on {said.corpus}; give the same prompts again")
         corpus = read_corpus(pipe, self.sae, self.site, prompts, database, progress=progress)
         self.contexts = Contexts(corpus.codes, corpus.tokens)

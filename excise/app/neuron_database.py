@@ -165,9 +165,6 @@ def _any_encoder(pipe: Any, sae_folder: Path) -> Any:
 def _provenance(
     sae: TopKSAE, site: Site, prompts: Sequence[str], corpus: str, settings: Watching, pipe: Any
 ) -> Provenance:
-    text = hashlib.sha256()
-    for prompt in prompts:
-        text.update(prompt.encode() + b"\0")
     by = "logit lens" if head_of(encoder_of(pipe, site.component)) is not None else "mean states"
     return Provenance(
         sae=sae_digest(sae),
@@ -175,11 +172,19 @@ def _provenance(
         m=sae.config.m,
         corpus=corpus or f"{len(prompts)} prompts",
         prompts=len(prompts),
-        prompts_sha256=text.hexdigest(),
+        prompts_sha256=prompts_sha256(prompts),
         date=now(),
         versions=versions(),
         settings={**asdict(settings), "nearest_by": by},
     )
+
+
+def prompts_sha256(prompts: Sequence[str]) -> str:
+    """Tells one corpus from another."""
+    text = hashlib.sha256()
+    for prompt in prompts:
+        text.update(prompt.encode() + b"\0")
+    return text.hexdigest()
 
 
 def _unfinished(out: Path, wanted: Provenance) -> NeuronDatabase:

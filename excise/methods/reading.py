@@ -35,7 +35,7 @@ class Reading:
     @torch.no_grad()
     def of(cls, pipe: Any, sae: TopKSAE, edit: SAEEdit, prompts: Sequence[str], batch_size: int = 64) -> Reading:
         preacts, topk, scored = [], [], []
-        for batch in _features(pipe, edit.site, prompts, batch_size):
+        for batch in features(pipe, edit.site, prompts, batch_size):
             h = batch.states[edit.site].to(sae.W_enc)
             rows = edit.indices.to(h.device)
             preacts.append(sae.preactivations(h)[..., rows].cpu())
@@ -44,7 +44,7 @@ class Reading:
             scored.append(batch.scored.cpu())
         if not preacts:
             raise ExciseError("the concept has no deconcept prompts to calibrate on; give it pairs")
-        return cls(_stacked(preacts, SILENT), _stacked(topk), _stacked(scored))
+        return cls(stacked(preacts, SILENT), stacked(topk), stacked(scored))
 
     def codes(self, edit: SAEEdit) -> Tensor:
         """Codes `[P, T, k]` as the edit's gate reads them."""
@@ -57,7 +57,7 @@ class Reading:
         return int(not self.scored[:, 0].any() and torch.allclose(first, first[:1], atol=1e-3, rtol=1e-3))
 
 
-def _features(pipe: Any, site: Site, prompts: Sequence[str], batch_size: int) -> list[Features]:
+def features(pipe: Any, site: Site, prompts: Sequence[str], batch_size: int = 64) -> list[Features]:
     """Batches as the model itself gives them, whatever eraser is attached to it."""
     with unedited():
         return list(capture(pipe, [site], prompts, batch_size))
@@ -69,17 +69,17 @@ def prompt_codes(
 ) -> tuple[PromptCodes, Tensor]:
     """TopK codes of whole prompts, and their token ids `[P, T]`."""
     values, indices, scored, ids = [], [], [], []
-    for batch in _features(pipe, site, prompts, batch_size):
+    for batch in features(pipe, site, prompts, batch_size):
         codes = sae.encode(batch.states[site].to(sae.W_enc))
         values.append(codes.values.cpu())
         indices.append(codes.indices.cpu())
         scored.append(batch.scored.cpu())
         ids.append(batch.ids.cpu())
-    codes_of = PromptCodes(_stacked(values), _stacked(indices), _stacked(scored), sae.config.m)
-    return codes_of, _stacked(ids)
+    codes_of = PromptCodes(stacked(values), stacked(indices), stacked(scored), sae.config.m)
+    return codes_of, stacked(ids)
 
 
-def _stacked(batches: Sequence[Tensor], fill: float = 0) -> Tensor:
+def stacked(batches: Sequence[Tensor], fill: float = 0) -> Tensor:
     """Batches `[B, T, ...]` one after the other, shorter ones filled up: some pipelines pad to the longest prompt of a
     batch."""
     longest = max(batch.shape[1] for batch in batches)
@@ -103,13 +103,13 @@ def carried_share(pipe: Any, sae: TopKSAE, edit: SAEEdit, concept: Concept, batc
     def read(prompts: Sequence[str]) -> tuple[Tensor, Tensor, list[list[int]]]:
         """States `[P, T, d]`, what the edit subtracts from them, and every prompt's ids without padding."""
         states, taken, ids = [], [], []
-        for batch in _features(pipe, edit.site, prompts, batch_size):
+        for batch in features(pipe, edit.site, prompts, batch_size):
             h = batch.states[edit.site].float()
             states.append(h.cpu())
             taken.append((h - plain.to(h.device).apply(h, sae=sae)).cpu())
             ends = (batch.scored * torch.arange(h.shape[1], device=batch.scored.device)).argmax(1)
             ids += [row[: int(end) + 1].tolist() for row, end in zip(batch.ids, ends, strict=True)]
-        return _stacked(states), _stacked(taken), ids
+        return stacked(states), stacked(taken), ids
 
     states, taken, ids = read([pair.concept for pair in concept.pairs])
     others, _, other_ids = read([pair.deconcept for pair in concept.pairs])

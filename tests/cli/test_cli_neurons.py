@@ -15,31 +15,14 @@ from excise.neurons.entry import Measured
 
 
 @pytest.fixture
-def call() -> Callable[..., Any]:
+def call(call: Callable[..., Any]) -> Callable[..., Any]:
     """Runs `excise neurons` in this process."""
-    import typer
-    from typer.testing import CliRunner
-
-    from excise.cli import neurons, root
-
-    app = typer.Typer(cls=type(typer.main.get_command(root.app)))
-    app.add_typer(neurons.app, name="neurons")
-    return lambda *args: CliRunner().invoke(app, ["neurons", *map(str, args)])
+    return lambda *args: call("neurons", *args)
 
 
 @pytest.fixture
 def common(model_folder: Path, sae_folder: Path) -> tuple[Any, ...]:
     return ("--model", model_folder, "--sae", sae_folder)
-
-
-@pytest.fixture
-def ask(call: Callable[..., Any]) -> Callable[..., Any]:
-    def asked(*args: Any) -> Any:
-        result = call(*args, "--json")
-        assert result.exit_code == 0, result.output
-        return json.loads(result.stdout)
-
-    return asked
 
 
 @pytest.fixture
