@@ -1,11 +1,13 @@
 """Every method on Canvas: each one's settings chosen with the same budget, then all of them compared.
 
     python benchmarks/peers.py --work build/peers
+    python benchmarks/peers.py --work build/peers --device cuda --jobs 14
 
-Tries four settings of every method on three concepts that stand in no other table, then compares all methods, each with
-its best settings, on Canvas's standard concepts with every attack, a few methods at a time. Writes
-docs/results/peers.json and .md, the Pareto plot and a strip of pictures of each method. What is in the file is not done
-again, and what was begun goes on. Tuning takes about two hours on two cores, the comparison about four.
+Tries four settings of every method on three concepts that stand in no other table; compares all methods, each with its
+best settings, on Canvas's standard concepts with every attack; then measures what each one costs, on the CPU with
+nothing else in the process. Writes docs/results/peers.json and .md, the Pareto plot and a strip of pictures of each
+method. What is in the file is not done again, and what was begun goes on; methods that `--minutes` did not suffice for
+are left to the next call, which needs the same `--work`.
 """
 
 from __future__ import annotations
@@ -13,16 +15,23 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import multiprocessing
+import os
+import signal
 import statistics
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from excise.app.benchmark import report, resume, start
 from excise.app.demo import machine
 from excise.bench.canvas.families import cases
+from excise.bench.results import BASELINE
 from excise.bench.run import Run, Unit
 from excise.bench.suite import Case
 from excise.bench.worker import picture_of
@@ -40,8 +49,10 @@ COMPARING = {
 }
 """Those of the comparison. The white-box attacks spend less than Canvas's defaults, or they would take two thirds of
 the time."""
-TOGETHER = 5
-"""Methods compared in one run, beside the unerased model, whose pictures every run needs."""
+COSTING = {"prompts": 8, "searches": False, "only": ("direct", "mixed", "unrelated", "style")}
+"""Those of the costs: one batch of pictures."""
+COSTED_ON = ("gun",)
+PARTS = ("tuning", "table", "costs")
 SHOWN = ("gun", "cat", "ink")
 """Concepts of the strips of pictures."""
 CASES = ("direct", "mixed", "unrelated")
@@ -90,50 +101,108 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/peers"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=Path("docs/results/peers.json"))
     parser.add_argument("--methods", default=",".join(GRIDS), help="those to tune and compare")
-    parser.add_argument("--parts", default="tuning,table", help="which to do; none writes the page anew")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which to do; none writes the page anew")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that draw at once")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="after which a part stops drawing")
     options = parser.parse_args()
-    told: dict[str, Any] = {"tuning": {}, "table": {}}
+    told: dict[str, Any] = {"command": "python benchmarks/peers.py", "by": {}, **{part: {} for part in PARTS}}
     if options.out.exists():
         told |= json.loads(options.out.read_text())
-    told |= {"command": "python benchmarks/peers.py", "machine": machine()}
-    told["date"] = datetime.date.today().isoformat()
-    methods, parts = options.methods.split(","), options.parts.split(",")
+    names, parts = options.methods.split(","), options.parts.split(",")
+    draw = Drawing(options.device, options.jobs, options.minutes)
 
-    def keep() -> None:
+    def keep(part: str, rows: Mapping[str, Any], device: str) -> None:
+        told[part] |= rows
+        told["by"][part] = f"{datetime.date.today().isoformat()}, {machine(device)}"
         write_atomic(options.out, json.dumps(told, indent=1) + "\n")
-        write_atomic(options.out.with_suffix(".md"), page(told))
 
-    for name in methods if "tuning" in parts else ():
-        if set(told["tuning"].get(name, {})) != set(GRIDS[name]):
-            told["tuning"][name] = tuned(options.work, name)
-            keep()
-    chosen = {name: best(told["tuning"][name]) for name in methods if name in told["tuning"]}
+    left = [name for name in names if set(told["tuning"].get(name, {})) != set(GRIDS[name])]
+    if "tuning" in parts and left:
+        keep("tuning", tuned(options.work / "tuning", left, draw), options.device)
+    chosen = {name: best(told["tuning"][name]) for name in names if name in told["tuning"]}
     left = [name for name in chosen if told["table"].get(name, {}).get("setting") != chosen[name]]
-    while "table" in parts and left:
-        some, left = left[:TOGETHER], left[TOGETHER:]
-        told["table"] |= compared(options.work, {name: chosen[name] for name in some}, options.out.with_suffix(""))
-        keep()
+    if "table" in parts and left:
+        settings = {name: chosen[name] for name in left}
+        rows = compared(options.work / "table", settings, draw, options.out.with_suffix(""))
+        keep("table", rows, options.device)
+    left = [name for name in chosen if told["costs"].get(name, {}).get("setting") != chosen[name]]
+    if "costs" in parts and left:
+        alone = Drawing("cpu", 1, options.minutes)
+        keep("costs", costed(options.work / "costs", {name: chosen[name] for name in left}, alone), "cpu")
     if told["table"]:
         points = {name: (kept(own["figures"]), own["figures"]["ua"]["value"]) for name, own in told["table"].items()}
         front = plots.front(points, "others kept (mean of IRA and CRA)", "erased (UA)")
         plots.save(front, options.out.with_name("peers-front.png"))
-    keep()
+    write_atomic(options.out.with_suffix(".md"), page(told))
     print(page(told))
 
 
-def tuned(work: Path, name: str) -> dict[str, Any]:
-    """What each setting of a method reaches on the tuning concepts, and how long it fits."""
-    labels = {setting: label(name, setting) for setting in GRIDS[name]}
-    run = start(work / f"tuning-{name}", "canvas", "quick", list(labels.values()), TUNED_ON, TUNING)
-    resume(run, lambda done: print(".", end="", flush=True))
-    found = report(run)["methods"]
+class Drawing:
+    """How runs are drawn: on which device, by how many processes, for how long at most."""
+
+    def __init__(self, device: str, jobs: int, minutes: float) -> None:
+        self.device, self.jobs, self.seconds = device, jobs, 60 * minutes
+
+    def __call__(self, run: Run) -> None:
+        """Do what is left of the run; Ctrl-C, or the time's end, keeps what was drawn."""
+        until = time.monotonic() + self.seconds
+        spawned = multiprocessing.get_context("spawn")
+        workers = [spawned.Process(target=_draw, args=(run.folder, self.device, self.jobs)) for _ in range(self.jobs)]
+        for worker in workers:
+            worker.start()
+        try:
+            while any(worker.is_alive() for worker in workers) and time.monotonic() < until:
+                time.sleep(2)
+                done, left = (len(run.units(state)) for state in ("done", "todo"))
+                print(f"\r{run.folder.name}: {done} of {len(_units(run))} done, {left} not begun ", end="", flush=True)
+        finally:
+            for worker in workers:
+                if worker.is_alive() and worker.pid is not None:
+                    with suppress(ProcessLookupError):
+                        os.kill(worker.pid, signal.SIGINT)
+            for worker in workers:
+                worker.join(20)
+                worker.kill()
+            print()
+
+    def complete(self, run: Run, labels: Iterable[str]) -> list[str]:
+        """Those of the rows whose pictures were drawn, all of them and the unerased model's."""
+        done = set(run.units("done"))
+        whole = [label for label in (BASELINE, *labels) if {Unit(label, c) for c in run.plan["concepts"]} <= done]
+        return [label for label in whole if label != BASELINE] if BASELINE in whole else []
+
+
+def _draw(folder: Path, device: str, jobs: int) -> None:
+    """A process that draws, with its share of the cores."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    with suppress(KeyboardInterrupt):
+        resume(Run(folder), device=device)
+
+
+def _units(run: Run) -> list[Unit]:
+    return [Unit(row, concept) for row in run.plan["methods"] for concept in run.plan["concepts"]]
+
+
+def tuned(folder: Path, names: Sequence[str], draw: Drawing) -> dict[str, Any]:
+    """What each setting of the methods reaches on the tuning concepts, and how long it fits; of methods with all of
+    their settings tried."""
+    labels = {name: {setting: label(name, setting) for setting in GRIDS[name]} for name in names}
+    every = [row for own in labels.values() for row in own.values()]
+    run = start(folder, "canvas", "quick", every, TUNED_ON, TUNING)
+    draw(run)
+    found, complete = report(run)["methods"], set(draw.complete(run, every))
     return {
-        setting: {
-            **{key: found[label]["figures"].get(key, {}).get("value") for key in COLUMNS},
-            "seconds": found[label]["cost"]["erase_seconds"],
-            "refused": len(found[label]["refused"]),
+        name: {
+            setting: {
+                **{key: found[row]["figures"].get(key, {}).get("value") for key in COLUMNS},
+                "seconds": found[row]["cost"]["erase_seconds"],
+                "refused": len(found[row]["refused"]),
+            }
+            for setting, row in own.items()
         }
-        for setting, label in labels.items()
+        for name, own in labels.items()
+        if complete.issuperset(own.values())
     }
 
 
@@ -142,20 +211,31 @@ def label(name: str, setting: str) -> str:
     return f"{name}:{setting}" if setting else name
 
 
-def compared(work: Path, settings: Mapping[str, str], strips: Path) -> dict[str, Any]:
-    """Rows of some methods, and the unerased model's, on Canvas's standard concepts; draws their strips of pictures."""
-    labels = {"none": "none"} | {name: label(name, setting) for name, setting in settings.items()}
-    run = start(work / f"table-{'-'.join(settings)}", "canvas", "standard", list(labels.values()), None, COMPARING)
-    resume(run, lambda done: print(".", end="", flush=True))
-    found = report(run)
-    for name, row in labels.items():
+def compared(folder: Path, settings: Mapping[str, str], draw: Drawing, strips: Path) -> dict[str, Any]:
+    """Rows of the methods, and the unerased model's, on Canvas's standard concepts; draws their strips of pictures."""
+    labels = {name: label(name, setting) for name, setting in settings.items()}
+    run = start(folder, "canvas", "standard", list(labels.values()), None, COMPARING)
+    draw(run)
+    found, complete = report(run), draw.complete(run, labels.values())
+    rows = {name: row for name, row in labels.items() if row in complete}
+    if rows:
+        rows = {BASELINE: BASELINE, **rows}
+    for name, row in rows.items():
         save_image(strip(run, row), strips / f"{name}.png")
-    kept = ("figures", "cost", "refused")
     return {
-        name: {"setting": settings.get(name, ""), "concepts": found["concepts"]}
-        | {key: found["methods"][row][key] for key in kept}
-        for name, row in labels.items()
+        name: {"setting": settings.get(name, ""), "concepts": found["concepts"], "drawn_with": found["drawn_with"]}
+        | {key: found["methods"][row][key] for key in ("figures", "refused")}
+        for name, row in rows.items()
     }
+
+
+def costed(folder: Path, settings: Mapping[str, str], draw: Drawing) -> dict[str, Any]:
+    """What the methods cost: seconds to fit one concept and added to a picture, bytes, the process's peak memory."""
+    labels = {name: label(name, setting) for name, setting in settings.items()}
+    run = start(folder, "canvas", "quick", list(labels.values()), COSTED_ON, COSTING)
+    draw(run)
+    found, complete = report(run)["methods"], draw.complete(run, labels.values())
+    return {name: {"setting": settings[name], **found[row]["cost"]} for name, row in labels.items() if row in complete}
 
 
 def save_image(image: Image.Image, path: Path) -> None:
@@ -200,11 +280,12 @@ def page(told: Mapping[str, Any]) -> str:
     lines = [
         "# Every method on Canvas",
         "",
-        f"`{told['command']}`, {told['date']}, {told['machine']}.",
+        f"`{told['command']}`.",
         "",
         "## Choosing settings",
         f"Four settings of each method on {', '.join(TUNED_ON)}, which stand in no other table. The best mean of UA,",
-        "IRA and CRA, the latter two as ratios to none's, is chosen, in bold.",
+        "IRA and CRA, the latter two as ratios to none's, is chosen, in bold. Seconds are those of processes that",
+        f"drew beside each other. {told['by']['tuning']}.",
         "",
         f"| method | settings | {' | '.join(COLUMNS)} | fit, s |",
         "|---" * (len(COLUMNS) + 3) + "|",
@@ -221,29 +302,28 @@ def page(told: Mapping[str, Any]) -> str:
     if waiting := [name for name in GRIDS if name not in told["table"]]:
         lines += ["", f"Still to be compared: {', '.join(waiting)}."]
     if told["table"]:
-        lines += ["", *_table({name: told["table"][name] for name in ("none", *GRIDS) if name in told["table"]})]
+        lines += ["", *_table(told)]
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: Mapping[str, Any]) -> list[str]:
-    """The comparison, its attacks and its pictures."""
+def _table(told: Mapping[str, Any]) -> list[str]:
+    """The comparison, its attacks, costs and pictures."""
+    rows = {name: told["table"][name] for name in (BASELINE, *GRIDS) if name in told["table"]}
     prefix, inversion = COMPARING["prefix"], COMPARING["inversion"]
     lines = [
         "## All methods",
-        f"On {', '.join(rows['none']['concepts'])}; four prompts a family.",
-        "Per cent, but for Fréchet distance, seconds, sizes. IRA and CRA are ratios to none's. Seconds are those of",
-        "one thread while another run was drawn beside it.",
+        f"On {', '.join(rows[BASELINE]['concepts'])}; {COMPARING['prompts']} prompts a family.",
+        "Per cent, but for Fréchet distance. IRA and CRA are ratios to none's.",
+        f"{told['by']['table']}; {'; '.join(rows[BASELINE]['drawn_with'])}.",
         "",
-        "| | kind | UA | IRA | CRA | mixed | Fréchet | identical | erase, s | added a picture, s | kB | peak, MB |",
-        "|---" * 12 + "|",
+        "| | kind | UA | IRA | CRA | mixed | Fréchet | identical |",
+        "|---" * 8 + "|",
     ]
     for name, own in rows.items():
-        figures, cost = own["figures"], own["cost"]
+        figures = own["figures"]
         cells = [_per_cent(figures.get(key)) for key in ("ua", "ira_ratio", "cra_ratio", "mixed")]
         far = figures.get("frechet")
         cells += ["n/a" if not far else f"{far['value']:.3g}", _per_cent(figures.get("identical"))]
-        cells += [f"{cost['erase_seconds'] or 0:.1f}", f"{cost['added_seconds'] or 0:+.2f}"]
-        cells += [f"{(cost['bytes'] or 0) / 1e3:.0f}", f"{(cost['peak_memory'] or 0) / 1e6:.0f}"]
         refused = f" ({len(own['refused'])} refused)" if own["refused"] else ""
         lines.append(f"| {name}{refused} | {METHODS[name].kind} | {' | '.join(cells)} |")
     families = sorted({key for own in rows.values() for key in own["figures"] if key.startswith("asr.")})
@@ -262,9 +342,27 @@ def _table(rows: Mapping[str, Any]) -> list[str]:
     ]
     for name, own in rows.items():
         lines.append(f"| {name} | {' | '.join(_per_cent(own['figures'].get(key)) for key in families)} |")
+    if told["costs"]:
+        lines += ["", *_costs(told)]
     said = "; ".join(f"“{case.prompt}” without {case.concept}" for case in shown())
     lines += ["", "### Pictures", f"The same prompts and seeds down each column: {said}.", "", "| | |", "|---|---|"]
     lines += [f"| {name} | ![{name}](peers/{name}.png) |" for name in rows]
+    return lines
+
+
+def _costs(told: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "### Costs",
+        f"Of erasing {', '.join(COSTED_ON)} in a process that draws beside nothing. {told['by']['costs']}.",
+        "",
+        "| | erase, s | added a picture, s | kB | peak, MB |",
+        "|---" * 5 + "|",
+    ]
+    for name in (name for name in GRIDS if name in told["costs"]):
+        cost = told["costs"][name]
+        cells = [f"{cost['erase_seconds'] or 0:.1f}", f"{cost['added_seconds'] or 0:+.2f}"]
+        cells += [f"{(cost['bytes'] or 0) / 1e3:.0f}", f"{(cost['peak_memory'] or 0) / 1e6:.0f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 

@@ -149,11 +149,12 @@ def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
     return result
 
 
-def machine() -> str:
-    """What the figures of time were taken on."""
+def machine(device: str = "cpu") -> str:
+    """What the figures were taken on."""
     import torch
 
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    card = f", {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else ""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores{card}, torch {torch.__version__}"
 
 
 def _site_and_sae(config: DemoConfig, pipe: Any, stage: Stage) -> tuple[Any, Path]:

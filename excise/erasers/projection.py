@@ -76,10 +76,10 @@ class ProjectionEdit(Tensors):
         off = masked - masked @ projection(self.concept.double())
         distance = off.norm(dim=1)
         others = (distance.sum() - distance) / max(1, len(distance) - 1)
-        hit = distance >= (1 + self.alpha) * others if len(distance) > 1 else torch.ones(1, dtype=torch.bool)
+        hit = distance >= (1 + self.alpha) * others if len(distance) > 1 else off.new_ones(1, dtype=torch.bool)
         inside = own @ projection(masked)
         safe = inside - inside @ projection(self.concept.double())
-        chosen = torch.zeros(len(own), dtype=torch.bool)
+        chosen = own.new_zeros(len(own), dtype=torch.bool)
         chosen[1 : 1 + len(hit)] = hit
         return torch.where(chosen[:, None], safe, own).to(states.dtype), hit
 

@@ -110,6 +110,13 @@ def get_active_erasers(pipe: Any) -> list[str]:
     return [name for name, attachment in _loaded(pipe).items() if attachment.active]
 
 
+def steer_guidance(pipe: Any) -> bool:
+    """Whether an active eraser works within classifier-free guidance, so that its U-Net runs for a prompt and for
+    none in one batch only."""
+    active = [attachment for attachment in _loaded(pipe).values() if attachment.active]
+    return any(edit.kind == "guidance" for attachment in active for edit in attachment.eraser.edits)
+
+
 def _loaded(pipe: Any) -> dict[str, Attachment]:
     guard = Guard.of(pipe)
     return {attachment.name: attachment for attachment in guard.attachments} if guard is not None else {}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from excise.erasers.verbs import steer_guidance
 from excise.errors import ExciseError
 
 
@@ -26,3 +28,21 @@ def noised(pipe: Any, clean: Tensor, generator: torch.Generator) -> tuple[Tensor
         raise ExciseError(f"the scheduler predicts {kind!r}; the attack knows epsilon and v_prediction")
     wanted = noise if kind == "epsilon" else signal * noise - spread * clean
     return signal * clean + spread * noise, times, wanted
+
+
+def denoised(pipe: Any, spoilt: Tensor, times: Tensor, prompts: str | Sequence[str]) -> Tensor:
+    """What the denoiser makes of noised pictures `[n, C, h, w]`, told of one prompt for all, or of one each.
+
+    An eraser that steers guidance is given what it needs: the same pictures without a prompt, in the same batch. (It
+    sees every call as another step of one drawing, at which its momentum is that of the calls before.)
+    """
+    guided = steer_guidance(pipe)
+    given = prompts if isinstance(prompts, str) else list(prompts)
+    states, without = pipe.encode_prompt(given, spoilt.device, 1, guided)[:2]
+    states = states.expand(len(spoilt), -1, -1)
+    if not guided:
+        made: Tensor = pipe.unet(spoilt, times, states).sample
+        return made
+    both = torch.cat([without.expand(len(spoilt), -1, -1), states])
+    made = pipe.unet(torch.cat([spoilt, spoilt]), torch.cat([times, times]), both).sample
+    return made[len(spoilt) :]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from excise.bench.attacks.denoising import noised
+from excise.bench.attacks.denoising import denoised, noised
 from excise.errors import ExciseError
 from excise.sites.site import encoder_of, tokenizer_of
 
@@ -62,8 +62,8 @@ def invert(pipe: Any, start: str, prompts: Sequence[str], pictures: Tensor, conf
         chosen = torch.randint(len(prompts), (config.batch,), generator=generator)
         spoilt, times, wanted = noised(pipe, pictures[chosen.to(pictures.device)], generator)
         with embedded(pipe, learnt):
-            states = pipe.encode_prompt([prompts[i] for i in chosen], pictures.device, 1, False)[0]
-        loss = F.mse_loss(pipe.unet(spoilt, times, states).sample.float(), wanted.float())
+            predicted = denoised(pipe, spoilt, times, [prompts[i] for i in chosen])
+        loss = F.mse_loss(predicted.float(), wanted.float())
         (learnt.grad,) = torch.autograd.grad(loss, learnt)
         adam.step()
     return learnt.detach()

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from excise.bench.attacks.denoising import noised
+from excise.bench.attacks.denoising import denoised, noised
 from excise.erasers.guard import unedited
 from excise.errors import ExciseError
 from excise.sites.site import encoder_of, tokenizer_of
@@ -68,8 +68,7 @@ def prefix_attack(pipe: Any, prompt: str, picture: Tensor, words: Tensor, config
         text = _with_prefix(tokenizer, words[near.cpu()], prompt)
         # Straight through: the states are those of the real tokens, the gradient is the continuous embeddings'.
         with _embedded(embedding, table[near] + soft - soft.detach()):
-            states = pipe.encode_prompt(text, picture.device, 1, False)[0]
-        predicted = pipe.unet(spoilt, times, states.expand(len(spoilt), -1, -1)).sample
+            predicted = denoised(pipe, spoilt, times, text)
         loss = F.mse_loss(predicted.float(), wanted.float())
         if (value := float(loss.detach())) < least:
             best, least = near.cpu(), value
@@ -87,8 +86,7 @@ def _task(
     spoilt, times, wanted = noised(pipe, picture.expand(config.batch, -1, -1, -1), generator)
     if config.match == "model":
         with unedited():
-            states = pipe.encode_prompt(prompt, picture.device, 1, False)[0]
-            wanted = pipe.unet(spoilt, times, states.expand(config.batch, -1, -1)).sample
+            wanted = denoised(pipe, spoilt, times, prompt)
     return spoilt, times, wanted
 
 

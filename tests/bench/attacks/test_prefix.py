@@ -10,9 +10,12 @@ from torch import Tensor
 
 from excise.bench.attacks.prefix import PrefixConfig, prefix_attack
 from excise.bench.attacks.ring_a_bell import vocabulary
+from excise.concepts import from_templates
 from excise.erasers import Eraser
 from excise.erasers.guard import unedited
 from excise.errors import ExciseError
+from excise.methods import method
+from excise.methods.sld import SLDConfig
 
 PROMPT = "a gun on grass"
 CONFIG = PrefixConfig(length=3, iterations=12, batch=4, lr=0.3)
@@ -75,3 +78,12 @@ def test_impossible_settings_are_refused() -> None:
         PrefixConfig(match="noise")  # type: ignore[arg-type]
     with pytest.raises(ExciseError, match="at least 1 token"):
         PrefixConfig(length=0)
+
+
+def test_an_eraser_that_steers_guidance_is_given_both_halves(tiny_pipe: Any, picture: Tensor) -> None:
+    words = vocabulary(tiny_pipe.tokenizer, ("gun",))
+    eraser = method("sld").fit(tiny_pipe, from_templates("gun", ("gun",)), SLDConfig(level="max"))
+    config = replace(CONFIG, iterations=3)
+    with eraser.attach(tiny_pipe):
+        text, loss = prefix_attack(tiny_pipe, PROMPT, picture, words, config)
+    assert prefix_attack(tiny_pipe, PROMPT, picture, words, config) != (text, loss)
