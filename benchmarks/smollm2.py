@@ -7,8 +7,10 @@
 An SAE is trained on a middle layer's states of real English text (`excise.app.text_corpora`), read in bfloat16 where
 the processor has it. Neurons are ranked on the pairs of `excise.concepts.safety`: by the share of pairs in which a
 neuron fires on the topic's sentence and is silent on its twin, its best topic counting. The best are shown with the
-texts in which they fire most, and with what the model writes, always taking the likeliest token, when they are turned
-down (suppressed) or up (steered). Reading and training go on from `--work` when the same command is called again.
+texts in which they fire most, with patterns of words (`excise.explain.find_patterns`), and with what the model writes,
+always taking the likeliest token, when they are turned down (suppressed) or up (steered). The model explains a few of
+them itself, which tells what explaining costs and nothing else: 135 million parameters understand no neuron. Reading
+and training go on from `--work` when the same command is called again.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import datetime
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +29,17 @@ from torch import Tensor
 from excise.app.demo import machine
 from excise.app.language import SMOLLM2, generate_text
 from excise.app.models import load_pipeline
+from excise.app.neuron_corpus import watched
 from excise.app.text_corpora import described, mixed
 from excise.app.training import shown, train_sae
+from excise.chat import Cache
+from excise.chat.local import TransformersBackend
 from excise.cli.terminal import note, progress
 from excise.concepts import Concept, builtin
 from excise.concepts.minors import names_minors
 from excise.concepts.safety import names
 from excise.errors import ExciseError
+from excise.explain import ExplainConfig, explain_all, find_patterns, questions_of
 from excise.files import write_atomic
 from excise.methods.reading import prompt_codes
 from excise.methods.snce import SNCEConfig, fit
@@ -53,6 +60,12 @@ SHOWN = 6
 UNWRITTEN = ("safety-self-harm",)
 """Topics that no text is steered towards."""
 STRENGTHS = {"suppressed": 1.0, "steered": -1.0}
+SHORT = 120
+"""Letters of the texts that neurons are explained on; every token of them is asked for by a number of its own."""
+EXPLAINED = 5
+"""Neurons that are explained: the best that fire on enough short texts."""
+EXPLAINING = ExplainConfig(shown=8, held_out=4, batch=1, scorers=("segments", "tokens"), jobs=1)
+"""Four short texts in which the neuron fires and four in which it does not, one to a question."""
 
 
 def main() -> None:
@@ -92,6 +105,7 @@ def main() -> None:
     told["topics"] = {name: topic.contrast.row() | {"neuron": topic.best} for name, topic in found.items()}
     told["neurons"] = ranked(found, options.neurons)
     with_contexts(told["neurons"], reader, sae, site, texts[: options.texts])
+    told["explained"] = explained(told["neurons"], pipe, sae, site, texts, options.work / "answers")
     told["written"] = list(written(pipe, sae, site, told["neurons"], found, options.new_tokens))
     write_atomic(options.out, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     write_atomic(options.out.with_suffix(".md"), page(told))
@@ -182,7 +196,7 @@ def ranked(found: Mapping[str, Topic], n: int) -> list[dict[str, Any]]:
 def with_contexts(
     rows: Sequence[dict[str, Any]], pipe: LanguageModel, sae: TopKSAE, site: Site, texts: Sequence[str]
 ) -> None:
-    """Tell of each neuron how often it fires on the texts, and where most."""
+    """Tell of each neuron how often it fires on the texts, where most, and by which patterns of words."""
     wanted: dict[int, list[Context]] = {row["neuron"]: [] for row in rows}
     fired, positions = dict.fromkeys(wanted, 0.0), 0
     with progress("looking for contexts", len(texts)) as advance:
@@ -200,6 +214,34 @@ def with_contexts(
     for row in rows:
         row["density"] = fired[row["neuron"]] / positions
         row["contexts"] = [excerpt(context) for context in wanted[row["neuron"]]]
+    with progress("looking for patterns", len(rows)) as advance:
+        for row in rows:
+            activate = partial(watched, pipe, sae, site, row["neuron"])
+            found = find_patterns([around(context) for context in wanted[row["neuron"]]], activate)
+            row["patterns"] = [{"text": pattern.text, "support": pattern.support} for pattern in found]
+            advance(1)
+
+
+def around(context: Context) -> Context:
+    """The part of a text around the token at which the neuron fires most."""
+    at = max(range(len(context.codes)), key=context.codes.__getitem__)
+    near = slice(max(0, at - AROUND), at + 1 + AROUND)
+    return Context(context.tokens[near], context.codes[near])
+
+
+def explained(
+    rows: Sequence[Mapping[str, Any]], pipe: LanguageModel, sae: TopKSAE, site: Site, texts: Sequence[str], kept: Path
+) -> dict[str, Any]:
+    """What it takes the model to explain some neurons, and to simulate them token by token and by segments."""
+    short = [text for text in texts if len(text) <= SHORT][:4000]
+    codes, ids = prompt_codes(pipe, sae, site, short)
+    contexts = Contexts(codes, [pieces(pipe.tokenizer, row) for row in ids.tolist()])
+    enough = [row["neuron"] for row in rows if len(contexts.peaks(row["neuron"])[0]) >= 2 * EXPLAINING.shown]
+    neurons = enough[:EXPLAINED]
+    backend = TransformersBackend(pipe.text_encoder, pipe.tokenizer, "SmolLM2-135M-Instruct")
+    with progress("asking the model", questions_of(contexts, neurons, EXPLAINING)) as advance:
+        found = explain_all(contexts, neurons, backend, Cache(kept), EXPLAINING, progress=advance)
+    return {"texts": len(short), "longest": SHORT, "neurons": [explanation.to_json() for explanation in found]}
 
 
 def excerpt(context: Context) -> dict[str, Any]:
@@ -277,15 +319,19 @@ def page(told: Mapping[str, Any]) -> str:
         "",
         f"## The {len(told['neurons'])} best neurons",
         "Each with the share of its topic's pairs that it tells apart, of control sentences in which it fires, and of "
-        "the texts' tokens at which it fires, and where it fires most.",
+        "the texts' tokens at which it fires; where it fires most; and up to three patterns that suffice to make it "
+        "fire, a star for any word.",
         "",
-        "| neuron | topic | pairs | controls | tokens | fires most at |",
-        "|---|---|---|---|---|---|",
+        "| neuron | topic | pairs | controls | tokens | fires most at | patterns |",
+        "|---|---|---|---|---|---|---|",
         *(
             f"| {row['neuron']} | {row['topic']} | {row['frequency']:.2f} | {row['control_share']:.2f} | "
-            f"{row['density']:.2%} | {'<br>'.join(cell(context['text']) for context in row['contexts'][:3])} |"
+            f"{row['density']:.2%} | {'<br>'.join(cell(context['text']) for context in row['contexts'][:3])} | "
+            f"{'<br>'.join(cell(pattern['text']).replace('*', '∗') for pattern in row['patterns'][:3])} |"
             for row in told["neurons"]
         ),
+        "",
+        *costs(told["explained"]),
         "",
         "## What the model writes",
         "After a topic's sentence and after its twin: by itself (plain), with the neuron turned down as the eraser was "
@@ -297,6 +343,43 @@ def page(told: Mapping[str, Any]) -> str:
             lines += ["", f"> {prompt}", ""]
             lines += [f"- {how}: {cell(part[how][n])}" for how in ("plain", *STRENGTHS)]
     return "\n".join(lines) + "\n"
+
+
+def costs(told: Mapping[str, Any]) -> list[str]:
+    """What explaining cost, as markdown."""
+    lines = [
+        "## What explaining costs",
+        "The model itself as explainer, which proves the plumbing and the cost and no insight. Each neuron is "
+        f"explained from {EXPLAINING.shown} texts of up to {told['longest']} letters in which it fires, then "
+        f"simulated on {2 * EXPLAINING.held_out} others from the explanation alone, with one question a text: one number for each "
+        "token, or one for each segment. Unreadable are answers that are not the numbers asked for; r is over the "
+        "rest.",
+        "",
+        "| neuron | what it said | level | questions | tokens | saved | unreadable | r |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for own in told["neurons"]:
+        for level in ("tokens", "segments"):
+            if (score := own["scores"].get(level)) is None:
+                lines.append(f"| {own['neuron']} | no explanation: {cell(own['why'])} | {level} | | | | | |")
+                continue
+            saved = f"{own['saving']:.0%}" if level == "segments" and own["saving"] is not None else ""
+            r = "n/a" if score["r"] is None else f"{score['r']:.2f}"
+            lines.append(
+                f"| {own['neuron']} | {cell(own['text'])} | {level} | {score['cost']['questions']} | "
+                f"{score['cost']['tokens']} | {saved} | {score['failed']} | {r} |"
+            )
+    tokens = {
+        level: sum(own["scores"][level]["cost"]["tokens"] for own in told["neurons"] if level in own["scores"])
+        for level in ("tokens", "segments")
+    }
+    if tokens["tokens"]:
+        lines += [
+            "",
+            f"In all {tokens['tokens']} tokens by tokens and {tokens['segments']} by segments, "
+            f"{1 - tokens['segments'] / tokens['tokens']:.0%} fewer (Safe-SAIL reports 55 % less cost).",
+        ]
+    return lines
 
 
 def cell(text: str) -> str:

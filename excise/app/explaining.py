@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from excise.app.neuron_corpus import read_corpus
+from excise.app.neuron_corpus import read_corpus, watched
 from excise.app.neuron_database import prompts_sha256
 from excise.chat import Backend, Cache
 from excise.erasers.blocklist import sentence_vectors
@@ -24,14 +24,12 @@ from excise.explain import (
     measure,
     questions_of,
 )
-from excise.methods.reading import prompt_codes
 from excise.neurons.contexts import Context, Contexts
 from excise.neurons.database import NeuronDatabase
 from excise.neurons.entry import Measured
 from excise.sae import TopKSAE, load
 from excise.sites import Site, site_at
-from excise.sites.pieces import pieces
-from excise.sites.site import encoder_of, tokenizer_of
+from excise.sites.site import encoder_of
 
 PATTERN_CONTEXTS = 10
 """Strongest contexts that patterns are made of."""
@@ -82,15 +80,7 @@ class Explaining:
 
     def activate(self, prompts: Sequence[str], neuron: int) -> list[Context]:
         """What one neuron does in prompts."""
-        codes, ids = prompt_codes(self.pipe, self.sae, self.site, prompts)
-        tokenizer = tokenizer_of(self.pipe, self.site.component)
-        own = (codes.values * (codes.indices == neuron)).sum(-1)
-        found = []
-        for row, scored, values in zip(ids.tolist(), codes.scored, own, strict=True):
-            kept = scored.nonzero()[:, 0].tolist()
-            text = pieces(tokenizer, row)
-            found.append(Context(tuple(text[t] for t in kept), tuple(float(values[t]) for t in kept)))
-        return found
+        return watched(self.pipe, self.sae, self.site, neuron, prompts)
 
     def questions(self, neurons: Sequence[int], config: ExplainConfig) -> int:
         """How many questions `explain` asks at most."""

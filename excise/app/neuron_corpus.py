@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from excise.erasers.guard import unedited
+from excise.methods.reading import prompt_codes
 from excise.neurons import PromptCodes
+from excise.neurons.contexts import Context
 from excise.neurons.database import NeuronDatabase
 from excise.sae import TopKSAE
 from excise.sites import Site, capture, resolve
@@ -76,6 +78,19 @@ def read_corpus(
 
 
 @torch.no_grad()
+def watched(pipe: Any, sae: TopKSAE, site: Site, neuron: int, prompts: Sequence[str]) -> list[Context]:
+    """What one neuron does in prompts."""
+    codes, ids = prompt_codes(pipe, sae, site, prompts)
+    tokenizer = tokenizer_of(pipe, site.component)
+    own = (codes.values * (codes.indices == neuron)).sum(-1)
+    found = []
+    for row, scored, values in zip(ids.tolist(), codes.scored, own, strict=True):
+        kept = scored.nonzero()[:, 0].tolist()
+        text = pieces(tokenizer, row)
+        found.append(Context(tuple(text[t] for t in kept), tuple(float(values[t]) for t in kept)))
+    return found
+
+
 def _read(pipe: Any, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_size: int) -> dict[str, Tensor]:
     """One chunk: ids and scored `[P, T]`, values and indices `[P, T, k]`, and sums of states by token."""
     parts: list[dict[str, Tensor]] = []
