@@ -351,9 +351,9 @@ def costs(told: Mapping[str, Any]) -> list[str]:
         "## What explaining costs",
         "The model itself as explainer, which proves the plumbing and the cost and no insight. Each neuron is "
         f"explained from {EXPLAINING.shown} texts of up to {told['longest']} letters in which it fires, then "
-        f"simulated on {2 * EXPLAINING.held_out} others from the explanation alone, with one question a text: one number for each "
-        "token, or one for each segment. Unreadable are answers that are not the numbers asked for; r is over the "
-        "rest.",
+        f"simulated on {2 * EXPLAINING.held_out} others from the explanation alone, with one question a text: one "
+        "number for each token, or one for each segment. Unreadable are answers that are not the numbers asked for; r "
+        "is over the rest.",
         "",
         "| neuron | what it said | level | questions | tokens | saved | unreadable | r |",
         "|---|---|---|---|---|---|---|---|",

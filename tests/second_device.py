@@ -1,0 +1,202 @@
+"""A second device on a machine that has one: tensors that hold real numbers, say that they lie on `cuda:0`, and refuse,
+as a graphics card's do, to be reckoned together with those of the CPU.
+
+Within `second_device()` what is created on `DEVICE` or moved there is `There`. Below, the CPU computes everything.
+What a kernel does on a real card (its rounding, its speed, its memory) this cannot show; a mask or an index that was
+left behind on the other device it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+DEVICE = torch.device("cuda", 0)
+aten = torch.ops.aten
+BETWEEN_DEVICES = {aten.copy_.default, aten._to_copy.default, aten.index_put.default}
+"""The last is what the slope of an assignment is reckoned with: torch's own core fills it with zeros of the CPU."""
+INDEXING = {
+    aten.index.Tensor,
+    aten._unsafe_index.Tensor,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+}
+"""A card's tensor may be indexed by one of the CPU."""
+LIKE_SELF = {aten.new_zeros.default, aten.new_ones.default, aten.new_empty.default, aten.new_full.default}
+"""Made where their first argument is, whatever the device that torch's own core, which sees the CPU, adds."""
+ATTRIBUTES = {
+    torch.Tensor.device.__get__: DEVICE,  # type: ignore[attr-defined]
+    torch.Tensor.is_cuda.__get__: True,  # type: ignore[attr-defined]
+    torch.Tensor.is_cpu.__get__: False,  # type: ignore[attr-defined]
+}
+
+
+class There(torch.Tensor):
+    """A tensor of the second device; `held` are its numbers."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> There:
+        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device="cpu",
+            requires_grad=held.requires_grad,
+        )
+        made.held = held
+        return made  # type: ignore[no-any-return]
+
+    def __init__(self, held: Tensor) -> None: ...
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"There({self.held!r})"
+
+    def __deepcopy__(self, memo: Any) -> There:
+        made = There(self.held.detach().clone()).requires_grad_(self.requires_grad)
+        if getattr(self, "_is_param", False):
+            made._is_param = True  # type: ignore[attr-defined]
+        return made  # type: ignore[return-value]
+
+    def tolist(self) -> Any:
+        return self.held.tolist()
+
+    def untyped_storage(self) -> Any:
+        return self.held.untyped_storage()
+
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for attribute, value in ATTRIBUTES.items():
+            if func == attribute:
+                return value
+        if func is torch.Tensor.numpy:
+            raise TypeError(f"can't convert {DEVICE} tensor to numpy; use Tensor.cpu() to copy it first")
+        if func is torch.Tensor.cpu:
+            return moved(args[0], "cpu")
+        if func is torch.Tensor.to:
+            return moved(*args, **kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return computed(func, args, kwargs or {})
+
+
+class Mode(TorchDispatchMode):
+    """Sees calls in which no tensor of the second device takes part."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return computed(func, args, kwargs or {})
+
+
+class Back(torch.autograd.Function):
+    """From the second device to the CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Tensor:
+        made: Tensor = x.held.clone()
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> There:  # type: ignore[override]
+        return There(slope)
+
+
+class Away(torch.autograd.Function):
+    """From the CPU to the second device."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> There:
+        return There(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, slope: There) -> Tensor:  # type: ignore[override]
+        return slope.held
+
+
+def moved(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """`Tensor.to` where one of the two devices is the second one."""
+    device, others = kwargs.pop("device", None), []
+    for argument in args:
+        if isinstance(argument, Tensor):
+            device = argument.device
+            others.append(argument.dtype)
+        elif isinstance(argument, str | torch.device):
+            device = argument
+        elif argument is not None:
+            others.append(argument)
+    if device is not None:
+        goes = torch.device(device).type == DEVICE.type
+        if goes != isinstance(x, There):
+            x = (Away if goes else Back).apply(x)  # type: ignore[no-untyped-call]
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
+    if not others and not kwargs:
+        return x
+    with torch._C.DisableTorchFunctionSubclass():
+        return torch.Tensor.to(x, *others, **kwargs)
+
+
+def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """What an operation gives, on the device of its arguments. Raises RuntimeError where they lie on two."""
+    flat, _ = tree_flatten((args, kwargs))
+    there = any(isinstance(value, There) for value in flat)
+    device = None if there and func in LIKE_SELF else kwargs.get("device")
+    goes = torch.device(device).type == DEVICE.type if device is not None else there
+    if there and func not in BETWEEN_DEVICES and _mixed(func, args, flat):
+        raise RuntimeError(f"{func} was given tensors of {DEVICE} and of the CPU")
+    inner_args, inner_kwargs = tree_map_only(There, lambda x: x.held, (args, kwargs))
+    if "device" in kwargs:
+        inner_kwargs = {**inner_kwargs, "device": torch.device("cpu")}
+    made = func(*inner_args, **inner_kwargs)
+    if func is aten.copy_.default:
+        return args[0]
+    if not goes or func is aten._local_scalar_dense.default:
+        return made
+    made = tree_map_only(torch.Tensor, There, made)
+    return return_and_correct_aliasing(func, args, kwargs, made) if there else made
+
+
+def _mixed(func: Any, args: Any, flat: list[Any]) -> bool:
+    """Whether a tensor of the CPU stands among the arguments that may not: one with dimensions, and no index."""
+    here = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, There) and x.dim()]
+    if func in INDEXING and isinstance(args[0], There):
+        return any(x is other for x in here for other in args[2:])
+    return bool(here)
+
+
+@contextmanager
+def second_device() -> Iterator[torch.device]:
+    """Within it the second device is there. Load what is read from files before: loaders look into torch's own core."""
+    plain, lazy = torch.tensor, torch.cuda._lazy_init
+    overwritten = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch._C._ensureCUDADeviceGuardSet()  # type: ignore[attr-defined]
+    torch.cuda._lazy_init = lambda: None  # type: ignore[method-assign]
+    torch.tensor = partial(_tensor, plain)
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        with Mode():
+            yield DEVICE
+    finally:
+        torch.tensor, torch.cuda._lazy_init = plain, lazy  # type: ignore[method-assign]
+        torch.__future__.set_overwrite_module_params_on_conversion(overwritten)
+
+
+def _tensor(plain: Callable[..., Tensor], data: Any, *, device: Any = None, **options: Any) -> Tensor:
+    """`torch.tensor`, which fills its numbers in below everything that can be watched."""
+    made = plain(data, **options)
+    return made if device is None else moved(made, device)
