@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +23,9 @@ from excise.sites import Features, Site, capture
 
 SILENT = -1e4
 """The pre-activation of a position that a prompt has not got."""
+REMEMBERED = 1024
+"""Prompts whose states are kept in memory: 77 of 768 values each take 240 MB."""
+_SEEN: ContextVar[dict[Any, list[Features]] | None] = ContextVar("excise_seen", default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,12 @@ class Reading:
         """Codes `[P, T, k]` as the edit's gate reads them."""
         return edit.after_lead(self.topk) if edit.gate == "topk" else edit.gated(self.preacts)
 
+    def with_more(self, other: Reading) -> Reading:
+        """Of these prompts, then those."""
+        fills = {"preacts": SILENT, "topk": 0, "scored": 0}
+        both = {name: stacked([getattr(self, name), getattr(other, name)], fill) for name, fill in fills.items()}
+        return Reading(**both)
+
     @property
     def lead(self) -> int:
         """1 where the first state comes before any word and is the same in every prompt (a causal encoder's BOS)."""
@@ -59,8 +70,25 @@ class Reading:
 
 def features(pipe: Any, site: Site, prompts: Sequence[str], batch_size: int = 64) -> list[Features]:
     """Batches as the model itself gives them, whatever eraser is attached to it."""
+    seen, key = _SEEN.get(), (id(pipe), site, tuple(prompts), batch_size)
+    if seen is not None and key in seen:
+        return seen[key]
     with unedited():
-        return list(capture(pipe, [site], prompts, batch_size))
+        read = list(capture(pipe, [site], prompts, batch_size))
+    if seen is not None and sum(len(batch.ids) for own in seen.values() for batch in own) < REMEMBERED:
+        seen[key] = read
+    return read
+
+
+@contextmanager
+def remembered() -> Iterator[None]:
+    """Within it the same prompts are read once at a Site, up to `REMEMBERED` of them: for as long as the model does not
+    change."""
+    token = _SEEN.set({})
+    try:
+        yield
+    finally:
+        _SEEN.reset(token)
 
 
 @torch.no_grad()

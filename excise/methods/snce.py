@@ -18,7 +18,7 @@ from excise.erasers.edit import CHOICES, Align, Gate, Source, Uncond
 from excise.erasers.rows import check_choices
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
-from excise.methods.reading import Reading, carried_share, concept_codes, prompt_codes
+from excise.methods.reading import Reading, carried_share, concept_codes, prompt_codes, remembered
 from excise.methods.record import created, measured
 from excise.neurons import PromptCodes, Ranking, Validation, identify, top_tokens, validate
 from excise.neurons.validate import TokenUse
@@ -159,7 +159,10 @@ def fit(
     cannot tell the sides apart, or an edit does not reach the denoiser (EraserDidNotFire).
     """
     config = config or SNCEConfig()
-    parts = [_part(pipe, concept, own, whole, found) for own, whole in _by_encoder(config, sae)]
+    parts = []
+    for own, whole in _by_encoder(config, sae):
+        with remembered():
+            parts.append(_part(pipe, concept, own, whole, found))
     # The one prompt on which the quietest of the edits is loudest: all of them have to show on it.
     heard = torch.stack([part.loudness / part.loudness.max().clamp(min=1e-9) for part in parts]).amin(0)
     canary = ", ".join(concept.mentions) if config.source == "concept" else concept.pairs[int(heard.argmax())].concept
@@ -221,9 +224,10 @@ def _part(pipe: Any, concept: Concept, config: SNCEConfig, sae: TopKSAE, found: 
         found = find(pipe, sae, concept, config)
     neurons = list(found.chosen(config))
     edit = SAEEdit.from_sae(sae, found.site, neurons, gate=config.gate, lam=config.lam, uncond=config.uncond)
-    without = [*(pair.deconcept for pair in concept.pairs), *concept.controls]
     loud = Reading.of(pipe, sae, edit, [pair.concept for pair in concept.pairs], config.batch_size)
-    quiet = Reading.of(pipe, sae, edit, without, config.batch_size)
+    quiet = Reading.of(pipe, sae, edit, [pair.deconcept for pair in concept.pairs], config.batch_size)
+    if concept.controls:
+        quiet = quiet.with_more(Reading.of(pipe, sae, edit, concept.controls, config.batch_size))
     lead = min(loud.lead, quiet.lead)
     carried: float | None = None
     levels = calibrate(loud.preacts[:, lead:], loud.topk[:, lead:] > 0, quiet.preacts[:, lead:], config.margin)

@@ -85,7 +85,8 @@ def capture(pipe: Any, sites: Iterable[Site], prompts: Iterable[str], batch_size
 
 @torch.no_grad()
 def run(pipe: Any, component: str, batch: list[str]) -> tuple[Tensor, Tensor, Any]:
-    """Run one text encoder on prompts as the pipeline does: ids and scored mask `[B, T]`, and the encoder's output.
+    """Run one text encoder on prompts as the pipeline does: ids and scored mask `[B, T]`, and the encoder's output,
+    which is None where a hook had `Enough`.
 
     Raises ExciseError where the pipeline does not reach it or gives it no token ids.
     """
@@ -97,31 +98,39 @@ def run(pipe: Any, component: str, batch: list[str]) -> tuple[Tensor, Tensor, An
         ids, attention, scored = tokenise(pipe, component, batch)
         device = next(encoder.parameters()).device
         use_mask = bool(getattr(getattr(encoder, "config", None), "use_attention_mask", False))
-        return ids, scored, encoder(ids.to(device), attention_mask=attention.to(device) if use_mask else None)
+        output = None
+        with suppress(Enough):
+            output = encoder(ids.to(device), attention_mask=attention.to(device) if use_mask else None)
+        return ids, scored, output
     # Templates, padding and masks are the pipeline's own affair.
     given: dict[str, Any] = {}
 
-    def note(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         given.update(zip(("input_ids", "attention_mask"), args, strict=False))
-        given.update(kwargs, output=output)
+        given.update(kwargs)
+
+    def behind(module: nn.Module, args: Any, output: Any) -> None:
+        given.update(output=output)
         raise Enough
 
-    handle = encoder.register_forward_hook(note, with_kwargs=True)
+    handles = [encoder.register_forward_pre_hook(before, with_kwargs=True), encoder.register_forward_hook(behind)]
     try:
         with suppress(Enough):
             encode_prompt(pipe, batch)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     mask = given.get("attention_mask")
     if not isinstance(given.get("input_ids"), Tensor):
         raise ExciseError(f"{type(pipe).__name__} gave {component} no token ids; it is not supported")
     ids = given["input_ids"].cpu()
     scored = mask.cpu().bool() if isinstance(mask, Tensor) else torch.ones_like(ids).bool()
     first = tokenizer_of(pipe, component).bos_token_id
-    return ids, scored if first is None else scored & (ids != first), given["output"]
+    return ids, scored if first is None else scored & (ids != first), given.get("output")
 
 
 def _read(pipe: Any, component: str, modules: dict[Site, nn.Module], batch: list[str]) -> Features:
+    """One batch; the encoder stops behind the last of the Sites."""
     states: dict[Site, Tensor] = {}
     language = isinstance(pipe, LanguageModel)
 
@@ -131,7 +140,7 @@ def _read(pipe: Any, component: str, modules: dict[Site, nn.Module], batch: list
             if state.shape[-1] != site.width:
                 raise ExciseError(f"{site.key} gave {state.shape[-1]} values a position, not {site.width}")
             states[site] = state.detach()
-            if language and len(states) == len(modules):
+            if len(states) == len(modules):
                 raise Enough
 
         return hook

@@ -14,7 +14,7 @@ from excise.erasers import Eraser, verify
 from excise.erasers.rows import topk_codes
 from excise.errors import ExciseError
 from excise.methods import method
-from excise.methods.reading import Reading, _last_of_difference, carried_share, prompt_codes
+from excise.methods.reading import Reading, _last_of_difference, carried_share, prompt_codes, remembered
 from excise.methods.snce import LEAST_CARRIED, SNCEConfig, find, fit
 from excise.neurons import PromptCodes
 from excise.sae import TopKSAE, save
@@ -77,6 +77,25 @@ def test_fit_makes_an_eraser_that_spares_controls(
             edited = [tiny_pipe.encode_prompt(p, "cpu", 1, False)[0] for p in (*gun.controls, "a gun")]
     same = [torch.equal(a, b) for a, b in zip(plain, edited, strict=True)]
     assert same == [True] * len(gun.controls) + [False]
+
+
+def test_fit_reads_every_prompt_once(tiny_pipe: Any, word_sae: TopKSAE, gun: Concept) -> None:
+    read: list[int] = []
+    layer = tiny_pipe.text_encoder.get_submodule(PATH)
+    handle = layer.register_forward_hook(lambda module, args, output: read.append(len(args[0])))
+    with remembered():
+        found = find(tiny_pipe, word_sae, gun, CONFIG)
+    prompts = 2 * len(gun.pairs) + len(gun.controls)
+    assert sum(read) == prompts
+    read.clear()
+    eraser = fit(tiny_pipe, gun, CONFIG, sae=word_sae)
+    proof = sum(read) - prompts
+    read.clear()
+    with eraser.attach(tiny_pipe):
+        assert sum(read) == proof
+    handle.remove()
+    again = fit(tiny_pipe, gun, CONFIG, sae=word_sae, found=found)
+    assert torch.equal(again.edits[0].threshold, eraser.edits[0].threshold)
 
 
 def test_a_neuron_that_fires_at_the_start_of_every_prompt_is_calibrated_without_it(

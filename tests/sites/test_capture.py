@@ -43,6 +43,17 @@ def test_batches_and_hooks(tiny_pipe: Any, tiny_site: Site) -> None:
     assert list(capture(tiny_pipe, [tiny_site], [])) == []
 
 
+def test_the_encoder_stops_behind_the_last_site(tiny_pipe: Any) -> None:
+    ran: list[str] = []
+    for name, module in tiny_pipe.text_encoder.named_modules():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    first, second, _ = (site for site in sites_of(tiny_pipe) if site.path.startswith("encoder.layers."))
+    (features,) = capture(tiny_pipe, [second, first], ["a cat"])
+    assert set(features.states) == {first, second}
+    assert any(name.endswith("layers.1") for name in ran)
+    assert not [name for name in ran if "layers.2" in name or "final" in name]
+
+
 def test_sites_of_two_encoders_are_refused(tiny_pipe: Any, tiny_site: Site) -> None:
     with pytest.raises(ExciseError, match="one text encoder at a time"):
         next(capture(tiny_pipe, [tiny_site, Site("text_encoder_2", "encoder.layers.0", 64)], PROMPTS))
