@@ -176,8 +176,14 @@ class Drawing:
 def _draw(folder: Path, device: str, jobs: int) -> None:
     """A process that draws, with its share of the cores."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    parent = os.getppid()
+
+    def drawn(pictures: int) -> None:
+        if os.getppid() != parent:  # killed, and nobody is left to tell this process
+            raise KeyboardInterrupt
+
     with suppress(KeyboardInterrupt):
-        resume(Run(folder), device=device)
+        resume(Run(folder), drawn, device)
 
 
 def _units(run: Run) -> list[Unit]:

@@ -134,7 +134,8 @@ def trained(reader: LanguageModel, site: Site, texts: list[str], tokens: int, op
     corpus = f"{', '.join(CORPORA)}: {tokens} tokens"
     if (folder / "cfg.json").exists():
         said = card(folder)
-        if said["corpus"] != corpus or said["recipe"] != config.to_json() | {"vectors": tokens}:
+        recipe = {name: value for name, value in said["recipe"].items() if name != "vectors"}
+        if said["corpus"] != corpus or TrainConfig.from_json(recipe) != config:
             raise ExciseError(f"{folder} was trained otherwise; choose another folder with --work")
         return load(folder)
     with shown(progress, len(texts), config.tokens) as (captured, line):

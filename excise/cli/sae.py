@@ -47,6 +47,12 @@ def train(
         float | None,
         typer.Option("--decay", min=0, max=1, help="Last share of the steps with a falling rate; default 0."),
     ] = None,
+    shortlist: Annotated[
+        int | None,
+        typer.Option(
+            "--shortlist", min=0, help="Seek neurons in bfloat16 among so many spare ones (8); default 0, off."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of initialisation and order.")] = 0,
     device: Device = "cpu",
     json: Json = False,
@@ -72,6 +78,7 @@ def train(
     if recipe == "snce-sd14" and model is None:
         raise ExciseError("--recipe snce-sd14 needs --model: the folder or hub name of Stable Diffusion 1.4")
     asked = {"expansion": expansion, "k": k, "lr": lr, "batch": batch, "tokens": tokens, "decay": decay}
+    asked |= {"shortlist": shortlist}
     config = replace(recipe_config(recipe), seed=seed, **chosen(asked))
     card: dict[str, Any] = {"model": model or "bundled"}
     if recipe is not None:

@@ -56,11 +56,32 @@ class _Select(torch.autograd.Function):
         return grad_x.detach(), grad_weight, grad_bias, None, None
 
 
+@torch.no_grad()
+def _shortlisted(x: Tensor, weight: Tensor, bias: Tensor, k: int, spare: int) -> tuple[Tensor, Tensor]:
+    """The k largest of <x_n, W_i> + b_i, of the k + `spare` that are largest in bfloat16: values and indices `[N, k]`.
+
+    Values are float32's. One that the rough product puts behind its k + `spare`th is missed; `spare` bounds how often.
+    """
+    rough = F.linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
+    candidates = rough.topk(min(k + spare, len(weight)), dim=-1, sorted=False).indices
+    # The gradient of sum_j s_nj W[i_nj] by its weights s, for the cotangent x, is <x_n, W[i_nj]>.
+    with torch.enable_grad():
+        shares = x.new_zeros(candidates.shape).requires_grad_()
+        summed = F.embedding_bag(candidates, weight.detach(), per_sample_weights=shares, mode="sum")
+        (exact,) = torch.autograd.grad(summed, shares, x)
+    values, places = (exact + bias[candidates]).topk(k, dim=-1)
+    return values, candidates.gather(1, places)
+
+
 class TopKSAE(nn.Module):
     """`decode(encode(x))` approximates x from k of m latents.
 
     Both matrices are [m, d], a latent a row (the paper writes W_dec as d x m). Rows of `W_dec` are unit vectors.
     """
+
+    shortlist: int = 0
+    """With so many spare candidates the k largest are sought in bfloat16 first, then computed in float32; 0: in float32
+    at once. For training (`TrainConfig.shortlist`); what is saved is the same."""
 
     def __init__(self, config: SAEConfig, *, seed: int = 0) -> None:
         """Random unit directions, encoder and decoder alike; no biases yet."""
@@ -82,7 +103,10 @@ class TopKSAE(nn.Module):
         centred = self._centred(x)
         flat = centred.reshape(-1, self.config.d)
         with torch.no_grad():
-            values, indices = F.linear(flat, self.W_enc, self.b_enc).topk(self.config.k, dim=-1)
+            if self.shortlist:
+                values, indices = _shortlisted(flat, self.W_enc, self.b_enc, self.config.k, self.shortlist)
+            else:
+                values, indices = F.linear(flat, self.W_enc, self.b_enc).topk(self.config.k, dim=-1)
         values = _Select.apply(flat, self.W_enc, self.b_enc, values, indices)  # type: ignore[no-untyped-call]
         shape = (*centred.shape[:-1], self.config.k)
         return Codes(values.relu().view(shape), indices.view(shape))

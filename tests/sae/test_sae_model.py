@@ -6,8 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from excise import reference
 from excise.errors import ExciseError
-from excise.sae import SAEConfig, TopKSAE
+from excise.sae import SAEConfig, TopKSAE, load
+from excise.sites import PRESETS, capture
 
 
 def random_sae(d: int = 6, m: int = 15, k: int = 4, seed: int = 0) -> TopKSAE:
@@ -148,3 +150,27 @@ def test_batchtopk_has_the_dense_gradient():
     ((preacts * (preacts >= least)).relu() @ sae.W_dec + sae.b_pre).square().sum().backward()
     for got, dense in zip(sparse, [x.grad, *(p.grad for p in sae.parameters())], strict=True):
         assert torch.allclose(got, dense, atol=1e-12)
+
+
+@pytest.mark.parametrize("spare", [11, 400])
+def test_a_shortlist_of_all_latents_misses_none(spare):
+    sae, x = random_sae(), vectors(64, 6)
+    plain = sae.encode(x)
+    sae.shortlist = spare
+    short = sae.encode(x)
+    assert torch.equal(short.indices, plain.indices)
+    torch.testing.assert_close(short.values, plain.values)
+    gradients = [torch.autograd.grad(sae.decode(codes).square().sum(), sae.W_enc)[0] for codes in (plain, short)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_shortlist_finds_the_same_latents_on_real_text_states():
+    pipe, site = reference.load(), PRESETS["reference"][0]
+    prompts = [f"{word} {place}" for word in ("a gun", "two cats", "the ink style") for place in ("", "on grass")]
+    (read,) = capture(pipe, [site], prompts)
+    sae = load(reference.sae_folder())
+    plain = sae.encode(read.states[site])
+    sae.shortlist = 8
+    short = sae.encode(read.states[site])
+    assert torch.equal(short.indices.sort(-1).values, plain.indices.sort(-1).values)  # BOS and padding among them
+    torch.testing.assert_close(short.values, plain.values, atol=1e-4, rtol=1e-4)

@@ -267,3 +267,14 @@ def test_batchtopk_trains_an_sae_that_keeps_k_of_each_vector(tmp_path):
     assert card(tmp_path / "sae")["recipe"]["activation"] == "batchtopk"
     assert sae.encode(features()).values.shape[1] == CONFIG.k
     assert card(tmp_path / "sae")["metrics"]["train"]["fvu"] < 0.5
+
+
+def test_a_shortlist_trains_the_same_sae_and_leaves_no_trace(tmp_path, finished):
+    plain, _ = finished
+    config = dataclasses.replace(CONFIG, shortlist=20)
+    sae = train(features(), config, tmp_path / "sae")
+    assert sae.shortlist == load(tmp_path / "sae").shortlist == 0
+    found, known = (own.encode(features()).indices.sort(-1).values for own in (sae, plain))
+    assert (found == known).double().mean() > 0.9
+    with pytest.raises(ExciseError, match="activation 'topk'"):
+        dataclasses.replace(config, activation="batchtopk")
