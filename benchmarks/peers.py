@@ -61,7 +61,7 @@ COLUMNS = ("ua", "ira_ratio", "cra_ratio", "mixed", "identical")
 GRIDS: dict[str, tuple[str, ...]] = {
     "safety-filter": ("threshold=0.3", "threshold=0.45", "threshold=0.6", ""),
     "uce": ("", "lam=0.1", "keep=0.1", "erase=4"),
-    "rece": ("", "keep=1", "lam=0.5", "rounds=5"),
+    "rece": ("lam=0.1", "lam=0.1,keep=1", "lam=0.5", "lam=0.1,rounds=5"),
     "esd-x": tuple(f"steps=20,iterations=60,lr={lr}" for lr in ("1e-4", "3e-4", "1e-3", "3e-3")),
     "esd-u": tuple(f"steps=20,iterations=60,lr={lr}" for lr in ("3e-5", "1e-4", "3e-4", "1e-3")),
     "sld": ("level=medium,warmup=4", "level=strong,warmup=3", "level=max", "level=max,scale=20000"),
@@ -77,23 +77,29 @@ GRIDS: dict[str, tuple[str, ...]] = {
         for lr, la in (("3e-4", 100), ("1e-3", 100), ("3e-3", 100), ("1e-3", 1000))
     ),
     "dumo": tuple(
-        f"steps=10,iterations=60,bins=5,alpha_iterations=20,pairs=8,lr={lr}{more}"
-        for lr, more in (("1e-3", ""), ("2e-3", ""), ("3e-3", ""), ("2e-3", ",keep=0.3"))
+        f"steps=10,iterations=60,bins=5,alpha_iterations=20,pairs=8,lr={lr},keep={keep}"
+        for lr, keep in (("1e-3", 1), ("2e-3", 1), ("3e-3", 1), ("2e-3", 0.3))
     ),
     "mace": ("guidance=4", "guidance=4,lr=1e-3", "guidance=4,keep=1", "guidance=4,keep=100,lr=1e-3"),
-    "safree": ("", "most=20", "most=0", "alpha=0,most=0"),
+    "safree": ("most=10", "most=20", "most=0", "alpha=0,most=0"),
     "casteer": ("beta=1", "beta=2", "beta=3", "beta=4"),
     "concept-steerers": ("lam=0.25", "lam=0.5", "lam=1", "lam=2"),
-    "itd": ("factor=-1", "factor=-3", "factor=-8", "factor=-3,features=32"),
+    "itd": (
+        "factor=-1,features=128",
+        "factor=-3,features=128",
+        "factor=-8,features=128",
+        "factor=-3,features=32",
+    ),
     "advunlearn": tuple(
         f"steps=20,iterations=40,attack_steps=5,retain=3,lr={lr}" for lr in ("3e-5", "1e-4", "3e-4", "1e-3")
     ),
     "saeuron": ("percentile=99.8,gamma=-1", "percentile=99.8,gamma=-4", "percentile=99.5,gamma=-1", "percentile=99"),
     "saemnesia": ("gamma=0", "gamma=-0.4", "gamma=-0.7", "gamma=-1"),
-    "saemnesia-text": ("lam=0.75", "lam=1", "", "lam=2"),
-    "snce": ("lam=0.75", "lam=1", "", "lam=2"),
+    "saemnesia-text": ("", "lam=0.75", "lam=1", "lam=2"),
+    "snce": ("", "lam=0.75", "lam=1", "lam=2"),
 }
-"""Settings that are tried, the same number of each method; an empty one is its defaults."""
+"""Settings that are tried, the same number of each method; an empty one is its defaults. What is chosen are the bundled
+model's settings from then on (`excise.app.models.TUNED`), so that a setting is written out here where it is not."""
 
 
 def main() -> None:

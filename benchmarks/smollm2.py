@@ -129,7 +129,13 @@ def trained(reader: LanguageModel, site: Site, texts: list[str], tokens: int, op
     """The SAE in the work folder, trained first where it is not there. Raises ExciseError where that is another."""
     folder = options.work / "sae"
     config = TrainConfig(
-        expansion=options.expansion, k=options.k, lr=1e-3, batch=4096, tokens=options.epochs * tokens, decay=0.2
+        expansion=options.expansion,
+        k=options.k,
+        lr=1e-3,
+        batch=4096,
+        tokens=options.epochs * tokens,
+        decay=0.2,
+        shortlist=8 if bfloat16() else 0,
     )
     corpus = f"{', '.join(CORPORA)}: {tokens} tokens"
     if (folder / "cfg.json").exists():

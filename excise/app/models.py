@@ -12,6 +12,32 @@ from excise.sites import Site, resolve, site_at
 KINDS: tuple[Kind, ...] = ("object", "style", "attribute")
 
 
+TUNED: dict[str, dict[str, Any]] = {
+    "rece": {"lam": 0.5},
+    "esd-x": {"steps": 20, "iterations": 60, "lr": 3e-4},
+    "esd-u": {"steps": 20, "iterations": 60, "lr": 3e-5},
+    "ca": {"steps": 20, "guidance": 4, "pictures": 16, "batch": 4, "iterations": 40, "lr": 1e-3},
+    "sa": {
+        "steps": 20,
+        "guidance": 4,
+        "pictures": 16,
+        "fisher": 16,
+        "timesteps": 4,
+        "batch": 4,
+        "iterations": 60,
+        "lr": 1e-3,
+        "lam": 0.05,
+    },
+    "dumo": {"steps": 10, "iterations": 60, "bins": 5, "alpha_iterations": 20, "pairs": 8, "lr": 2e-3, "keep": 0.3},
+    "mace": {"guidance": 4},
+    "safree": {"most": 0},
+    "itd": {"factor": -3, "features": 32},
+    "advunlearn": {"steps": 20, "iterations": 40, "attack_steps": 5, "retain": 3, "lr": 3e-4},
+}
+"""Settings for the bundled model, other than the defaults, that did best in docs/results/peers.md. The trained methods'
+are short: its concepts are learnt and unlearnt in a minute."""
+
+
 def load_pipeline(model: str | None, device: str = "cpu") -> Any:
     """The pipeline at a folder or hub name, or the bundled one; of a language model's folder, .gguf file or hub name,
     or of "smollm2", a LanguageModel. Raises ExciseError where there is none to read."""
@@ -86,12 +112,13 @@ def sae_folder(model: str | None, folder: Path | None) -> Path:
 
 
 def bundled_settings() -> dict[str, dict[str, Any]]:
-    """What methods have to be told of the bundled model: where their SAE lies, and how its pictures are drawn."""
+    """What methods have to be told of the bundled model: where their SAE lies, how its pictures are drawn, and the
+    settings that were chosen for it."""
     from excise import reference
 
     drawn = {"steps": reference.STEPS, "guidance": reference.GUIDANCE}
     on_text = {"sae": str(sae_folder(None, None))}
-    return {
+    own = {
         "snce": on_text,
         "concept-steerers": on_text,
         "itd": on_text,
@@ -100,6 +127,7 @@ def bundled_settings() -> dict[str, dict[str, Any]]:
         "saeuron": {"sae": str(reference.sae_folder("saeuron")), **drawn},
         "casteer": drawn,
     }
+    return {name: own.get(name, {}) | TUNED.get(name, {}) for name in (*own, *(TUNED.keys() - own.keys()))}
 
 
 def concept_named(
