@@ -46,7 +46,9 @@ def neurons(views: Sequence[NeuronView]) -> str:
 
 def _neuron(seen: NeuronView) -> str:
     most = max((side.peaks[0] for side in seen.sides.values() if side.peaks), default=0.0)
-    groups = [(name, side.peaks, COLOURS[name]) for name, side in seen.sides.items() if side.peaks]
+    groups = [
+        (f"{name} ({len(side.peaks):,})", side.peaks, COLOURS[name]) for name, side in seen.sides.items() if side.peaks
+    ]
     plot = (
         svg.histogram(groups, f"Largest code of neuron {seen.neuron} in each prompt where it fires") if groups else ""
     )
@@ -57,7 +59,8 @@ def _neuron(seen: NeuronView) -> str:
     return (
         f"<h3 style='margin-top:26px'>Neuron {seen.neuron} <span class='faint'>at {escape(seen.site)}, {exact}; the "
         f"eraser opens above {seen.threshold:.3g}</span></h3><div class='plots' style='margin-top:8px'>"
-        f'<div class="card"><h3>Largest code in each prompt where it fires</h3>{plot or EMPTY}</div>'
+        f'<div class="card"><h3>Largest code in each prompt where it fires</h3>{plot or EMPTY}'
+        '<div class="note">In brackets how many prompts. Each row is drawn to its own height.</div></div>'
         f'<div class="card"><h3>Words that set it off, mean code</h3>{by_word}'
         f'<div class="note">As if it answered {seen.effective_words:.2f} words alike.</div></div>'
         f"{sides}</div>{_neighbours(seen)}"

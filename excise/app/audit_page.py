@@ -37,7 +37,7 @@ def render(audit: Audit) -> str:
     ]
     return document(
         f"Audit of {audit.name}",
-        f"Audit: “{escape(audit.concept)}” erased, <em>{escape(verdict)}</em>",
+        f'Audit: “{escape(audit.concept)}” erased, <em class="{"red" if red else "clear"}">{escape(verdict)}</em>',
         f"""What the eraser <code>{escape(audit.name)}</code> acts on and what it changes, measured on the live model
 with and without it. Somebody who did not make it can judge it by this page.""",
         facts,

@@ -21,7 +21,7 @@ from excise.methods.snce import SNCEConfig, find
 from excise.neurons.contexts import Contexts
 from excise.neurons.database import NeuronDatabase
 from excise.neurons.entry import Entry, Provenance, Tag
-from excise.sae import TopKSAE, load, saes_in
+from excise.sae import TopKSAE, card, load, saes_in
 from excise.sites import Site
 from excise.sites.site import encoder_of
 
@@ -94,12 +94,12 @@ def build(
         raise ExciseError(
             f"{sae_folder} holds SAEs of {', '.join(several)}; name one of them: {sae_folder}/{next(iter(several))}"
         )
-    place, settings = site or sae_site(pipe, sae_folder), watching or Watching()
+    place, settings = _place(pipe, sae_folder, site), watching or Watching()
     sae = load(sae_folder, device=next(encoder_of(pipe, place.component).parameters()).device)
     wanted = _provenance(sae, place, prompts, corpus, settings, pipe)
     tell = progress or (lambda done: None)
     if out.exists():
-        with NeuronDatabase.open(out) as there:
+        with _there(out) as there:
             if not there.provenance.describes_the_same(wanted):
                 raise ExciseError(f"{out} describes another SAE or corpus; choose another name or remove it")
             tell(len(prompts) + sae.config.m)
@@ -111,6 +111,23 @@ def build(
         neurons = len(database)
     _put(database.path, out)
     return Built(out, neurons, sae.config.m, len(prompts), True)
+
+
+def _place(pipe: Any, sae_folder: Path, site: Site | None) -> Site:
+    """Where the SAE reads. Raises ExciseError where its card says another Site than the one that was named."""
+    if site is None:
+        return sae_site(pipe, sae_folder)
+    if card(sae_folder).get("site") is not None and (own := sae_site(pipe, sae_folder)) != site:
+        raise ExciseError(f"the SAE in {sae_folder} was trained at {own.key}, not at {site.key}; leave the Site out")
+    return site
+
+
+def _there(out: Path) -> NeuronDatabase:
+    """The database that is at `out` already. Raises ExciseError where something else is."""
+    try:
+        return NeuronDatabase.open(out)
+    except ExciseError as error:
+        raise ExciseError(f"{out} is there already and no neuron database; choose another name or remove it") from error
 
 
 def tag(
@@ -132,12 +149,14 @@ def tag(
     sae = load(sae_folder, device=next(_any_encoder(pipe, sae_folder).parameters()).device)
     if sae_digest(sae) != database.provenance.sae:
         raise ExciseError(f"{database.path} describes another SAE than {sae_folder}; name the one it was built from")
+    # The permutation null is what takes long, and its p value is not asked for.
+    component, _, path = database.provenance.site.partition("/")
+    config = SNCEConfig(component=component, site=path, examine=top, permutations=1)
     there, rows = set(database.indices()), []
     for concept in concepts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of structural neurons, which are not tagged
-            # The permutation null is what takes long, and its p value is not asked for.
-            found = find(pipe, sae, concept, SNCEConfig(sae=str(sae_folder), examine=top, permutations=1))
+            found = find(pipe, sae, concept, config)
         scores = {neuron.index: neuron.score for neuron in found.ranking.entries}
         database.remove_tags(concept.name)
         for check in found.validation:

@@ -194,7 +194,7 @@ function showNeuron(now) {
     return;
   }
   const told = neuron.explanation;
-  const unknown = neuron.tokens ? `No explanation yet. It fires at ${names(neuron.tokens, 6)}` : "No explanation yet.";
+  const unknown = neuron.tokens ? `No explanation by a language model. It fires at ${names(neuron.tokens, 6)}` : "No explanation by a language model.";
   const nearest = neuron.nearest && card(about.lens ? "Tokens it makes likelier" : "Tokens with the nearest states",
     bars(neuron.nearest.map(([token, how]) => [said(words[token]), how]), about.lens ? neuron.nearest[0][1] : 1));
   const near = neuron.near && card("Neurons that write alike", bars(neuron.near.map(([index, cosine]) => {
@@ -258,7 +258,7 @@ function showAll() {
     neurons.some(({ density }) => density) && frequencies(),
     card("This database", facts([
       ["Neurons", about.m === null ? whole(neurons.length) : `${whole(neurons.length)} of ${whole(about.m)}`],
-      ["Explained", number(({ explanation }) => explanation)],
+      ["Explained in words", number(({ explanation }) => explanation)],
       ["Tagged with a concept", number(({ tags }) => tags)],
       ...(about.sae ? [["SAE", about.sae]] : []),
       ["Made", about.date],

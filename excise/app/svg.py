@@ -35,7 +35,7 @@ def histogram(groups: Sequence[tuple[str, Sequence[float], str]], label: str, bi
 
     Heights are square roots of counts, relative to the row's tallest column, so that rare values stay visible.
     """
-    row, left, width = 62, 96, 460
+    row, left, width = 62, 118, 480
     top = max((v for _, values, _ in groups for v in values), default=0.0) or 1.0
     span = (width - left - 8) / bins
     body = []

@@ -21,7 +21,7 @@ Concepts = Annotated[
         "or pairs in a .csv or .jsonl file with the columns name, concept, deconcept.",
     ),
 ]
-By = Annotated[str, typer.Option("--by", help="What is ranked by; a wrong name lists them.")]
+By = Annotated[str, typer.Option("--by", help="What is ranked by, a column's name; a wrong one lists them.")]
 Share = Annotated[
     float, typer.Option("--t", help="L0,t counts neurons that tell a concept apart in this share of its pairs.")
 ]
@@ -37,6 +37,8 @@ COLUMNS = {
     "dead": "dead",
 }
 """What fits a terminal of the figures; the others are in the json."""
+NAMED = {name: key for key, name in COLUMNS.items()}
+"""Figures by the names of their columns."""
 LEGEND = (
     "Means over the concepts. I_CDF: neurons that tell a concept apart, each by how often; L0,t: those that do so in",
     "a share t of the pairs. probe: accuracy on one neuron. TPP: what taking the top neuron out costs its concept's",
@@ -62,6 +64,7 @@ def compare(
     from excise.app.comparing import compare as compared
     from excise.app.models import load_pipeline, sae_folder
 
+    by = NAMED.get(by, by)
     config = Comparing(t=t, threshold=threshold, by=by)
     wanted = concepts_of(concepts, n)
     folders = saes or [sae_folder(model, None)]
@@ -110,6 +113,7 @@ def sweep(
     from excise.errors import ExciseError
     from excise.sae import Progress
 
+    by = NAMED.get(by, by)
     config = Comparing(t=t, threshold=threshold, by=by)
     wanted = concepts_of(concepts, n)
     widths, kept = _numbers("--expansions", expansions), _numbers("--k", k)

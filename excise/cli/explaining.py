@@ -11,9 +11,11 @@ from excise.cli.asking import KEY, Answers, BaseUrl, Jobs, KeyVariable, ModelNam
 from excise.cli.neurons import NAME, Database, app, figure
 from excise.cli.options import Device, Json, Model, Sae
 from excise.cli.terminal import emit, note, progress, table
+from excise.errors import ExciseError
 
 if TYPE_CHECKING:
     from excise.explain import Explanation
+    from excise.neurons.database import NeuronDatabase
 
 __all__ = ["app"]
 NONE = "none"
@@ -26,11 +28,10 @@ def explain(
     tag: Annotated[str | None, typer.Option("--tag", help="Neurons tagged with this concept.")] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many of them at most.")] = 20,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="The prompts the database was built on. Default: captions.")
+        Path | None,
+        typer.Option("--prompts", help="The file of prompts that the database was built on, if it was one."),
     ] = None,
     column: Annotated[str, typer.Option("--column", help="Column of the prompts in such a file.")] = "prompt",
-    captions: Annotated[int, typer.Option("--captions", min=1, help="As given to `build`.")] = 10_000,
-    english: Annotated[int, typer.Option("--english", min=0, help="As given to `build`.")] = 0,
     backend: Annotated[
         str,
         typer.Option(
@@ -59,19 +60,19 @@ def explain(
     from excise.app.explaining import Explaining
     from excise.app.models import load_pipeline, sae_folder
     from excise.chat import Cache
-    from excise.cli.neurons import corpus_of
-    from excise.errors import ExciseError
+    from excise.cli.neurons import captions_of, corpus_of
     from excise.explain import ExplainConfig
     from excise.neurons.database import NeuronDatabase
 
     config = ExplainConfig(scorers=tuple(filter(None, (name.strip() for name in scores.split(",")))), jobs=jobs)
     writer = asked(backend, NONE, model_name, base_url, api_key_env, device)
-    texts, _ = corpus_of(prompts, column, captions, english, model)
     rows = []
     with NeuronDatabase.open(db) as database:
-        chosen = list(neurons or [e.index for e in database.entries() if tag in {own.concept for own in e.tags}])[:top]
-        if not chosen:
-            raise ExciseError("name neurons, or --tag CONCEPT with one that `excise neurons tag` put")
+        chosen = list(neurons or _tagged(database, tag))[:top]
+        captions, english = captions_of(database.provenance.corpus) or (0, 0)
+        if prompts is None and not captions:
+            raise ExciseError(f"{db} was built on {database.provenance.corpus}; give them with --prompts FILE")
+        texts, _ = corpus_of(prompts, column, captions, english, model)
         for index in chosen:
             database.neuron(index)
         pipe = load_pipeline(model, device)
@@ -93,12 +94,31 @@ def explain(
             with progress("asking", explaining.questions(chosen, config)) as advance:
                 folder = cache or db.with_suffix(".answers")
                 said = explaining.explain(chosen, writer, Cache(folder), config, advance)
+            if all(made.cost.questions == made.cost.unanswered for made in said):
+                why = next((made.why for made in said if made.why), "no question was answered")
+                raise ExciseError(f"nothing was explained: {why}; the patterns of words are in {db}")
             note(f"the answers are kept in {folder}")
             for row, made in zip(rows, said, strict=True):
                 row["explanation"] = made.to_json()
             emit(json, rows, lambda: _show(rows, said))
             return
     emit(json, rows, lambda: _show(rows, []))
+
+
+def _tagged(database: NeuronDatabase, tag: str | None) -> list[int]:
+    """The neurons with a tag. Raises ExciseError where none is named or none has it."""
+    if tag is None:
+        raise ExciseError("name neurons by number, or a concept with --tag")
+    by_tag: dict[str, list[int]] = {}
+    for entry in database.entries():
+        for own in entry.tags:
+            by_tag.setdefault(own.concept, []).append(entry.index)
+    if tag not in by_tag:
+        there = f"its tags are {', '.join(sorted(by_tag))}" if by_tag else "it has no tags"
+        raise ExciseError(
+            f"no neuron of {database.path} is tagged {tag!r} ({there}); put some with `excise neurons tag`"
+        )
+    return by_tag[tag]
 
 
 def _show(rows: list[dict[str, Any]], said: list[Explanation]) -> None:

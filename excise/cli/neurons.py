@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,6 +83,15 @@ def corpus_of(
     return list(reference.sae_corpus(captions=captions, english=english)), said
 
 
+def captions_of(corpus: str) -> tuple[int, int] | None:
+    """How many captions and English sentences a corpus is of, by what `corpus_of` says of it; None for others."""
+    found = re.fullmatch(r"([\d,]+) captions of the bundled model(?: and ([\d,]+) sentences of English)?", corpus)
+    if found is None:
+        return None
+    captions, english = (int((number or "0").replace(",", "")) for number in found.groups())
+    return captions, english
+
+
 @app.command(epilog="Example: excise neurons show 1153 --db neurons.db")
 def show(
     neuron: Annotated[int, typer.Argument(min=0, help="The neuron's number.")],
@@ -99,7 +109,12 @@ def show(
 
 @app.command(epilog='Example: excise neurons search "gun" --db neurons.db')
 def search(
-    text: Annotated[str, typer.Argument(help="Words of an explanation, a tag, a pattern, a token or a context.")],
+    text: Annotated[
+        str,
+        typer.Argument(
+            help="Words of an explanation, a tag, a pattern, a context, or a token it fires at or lies near."
+        ),
+    ],
     db: Database = NAME,
     top: Annotated[int, typer.Option("--top", min=1, help="How many neurons to show.")] = 20,
     json: Json = False,
@@ -109,8 +124,10 @@ def search(
 
     with NeuronDatabase.open(db) as database:
         found = database.search(text, top)
-    emit(json, [entry.row() for entry in found], lambda: print_entries(f"Neurons for “{text}” in {db}", found))
+    title = f"Neurons for “{text}” in {db}" if found else ""
+    emit(json, [entry.row() for entry in found], lambda: print_entries(title, found) if found else None)
     if not found:
+        note(f"no neuron in {db} matches “{text}”")
         raise typer.Exit(1)
 
 
@@ -120,7 +137,7 @@ def export(
     db: Database = NAME,
     json: Json = False,
 ) -> None:
-    """Write all neurons to a file for other programs."""
+    """Write the neurons that fire to a file for other programs; an earlier file is replaced."""
     from excise.neurons.database import NeuronDatabase
 
     with NeuronDatabase.open(db) as database:
@@ -236,7 +253,7 @@ def print_entry(entry: Entry, contexts: int = 10) -> None:
     said = entry.explanation
     by = f" ({said.by}{f', {said.at[:10]}' if said.at else ''})" if said else ""
     rows = [
-        ("explanation", f"{said.text}{by}" if said else "none yet"),
+        ("explanation", f"{said.text}{by}" if said else "none by a language model; see its patterns and tokens"),
         ("tags", ", ".join(f"{t.concept} (AUROC {figure(t.auroc)})" for t in entry.tags)),
         ("scores", ", ".join(f"{name} {figure(s.value)}" for name, s in entry.scores.items())),
         ("patterns", "; ".join(map(pattern_text, entry.patterns))),

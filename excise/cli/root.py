@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -36,7 +37,7 @@ class _Commands(TyperGroup):
             complain(str(error))
             raise typer.Exit(2) from error
         except KeyboardInterrupt as stop:
-            complain("stopped; nothing half written is left, and a training goes on when called again", kind="note")
+            complain("stopped; nothing half written is left, and long work goes on when called again", kind="note")
             raise typer.Exit(2) from stop
         except BrokenPipeError:
             raise
@@ -87,6 +88,9 @@ app.add_typer(reference.app, name="reference")
 
 def main() -> None:
     """Entry point of the `excise` script."""
+    # What transformers and diffusers advise about their own parts; their errors come through.
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         app()
     except KeyboardInterrupt:

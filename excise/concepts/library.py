@@ -42,5 +42,5 @@ def builtin(name: str, n: int = 100, seed: int = 0) -> Concept:
     if name in safety.names():
         return safety.safety(name, n, seed)
     near = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names()[:5])} and others;"
-    raise ExciseError(f"unknown concept '{name}': {hint} other concepts need --mentions or a file of pairs")
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names()[:5])} and others."
+    raise ExciseError(f"unknown concept '{name}': {hint} Another concept needs its words (mentions) or a file of pairs")

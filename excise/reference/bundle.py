@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from excise.errors import ExciseError
 from excise.files import put_folder, write_atomic
@@ -97,11 +100,25 @@ def load(folder: Path = MODEL) -> StableDiffusionPipeline:
             f"no reference model in {folder}; reinstall excise, or train one with `excise reference train`"
         )
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+        with _no_bars():
+            pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ExciseError(f"the reference model in {folder} cannot be read ({error}); reinstall excise") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Within it neither library draws a bar: this takes a second."""
+    shown = [logging for logging in (diffusers_logging, transformers_logging) if logging.is_progress_bar_enabled()]
+    for logging in shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging in shown:
+            logging.enable_progress_bar()
 
 
 @lru_cache

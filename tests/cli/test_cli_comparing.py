@@ -10,7 +10,7 @@ def test_compare(ask: Callable[..., Any], call: Callable[..., Any], model_folder
     told = ask(*given)
     assert told["concepts"] == ["gun", "cat"]
     assert [own["name"] for own in told["saes"][0]["concepts"]] == ["gun", "cat"]
-    shown = call(*given, "--by", "tpp").stdout
+    shown = call(*given, "--by", "TPP").stdout
     assert "TPP↓" in shown and str(sae_folder) in shown.replace("\n", "")
     odd = call(*given, "--by", "beauty")
     assert odd.exit_code == 2 and "one of i_cdf" in odd.stderr

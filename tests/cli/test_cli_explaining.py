@@ -88,6 +88,8 @@ def test_bad_input_is_one_line(call: Callable[..., Any], given: tuple[Any, ...],
     other.write_text("a cat\n")
     for words, complaint in (
         ((), "name neurons"),
+        (("--tag", "halberd"), "is tagged 'halberd' (it has no tags)"),
+        ((5, "--backend", "openai", "--model-name", "q", "--base-url", "http://127.0.0.1:9"), "nothing was explained"),
         ((9999,), "no neuron 9999"),
         ((5, "--prompts", other), "give the same prompts again"),
         ((5, "--scores", "beauty"), "no score 'beauty'"),

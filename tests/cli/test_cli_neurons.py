@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from excise import reference
+from excise.cli.neurons import captions_of, corpus_of
 from excise.neurons.database import NeuronDatabase
 from excise.neurons.entry import Measured
 
@@ -87,6 +89,35 @@ def test_a_second_build_of_the_same_is_told_so(
     other = call("build", "--out", database, "--prompts", tmp_path / "other.txt", *common)
     assert other.exit_code == 2
     assert "describes another SAE or corpus" in other.stderr
+    (tmp_path / "text.db").write_text("no database")
+    strange = call("build", "--out", tmp_path / "text.db", "--prompts", tmp_path / "other.txt", *common)
+    assert strange.exit_code == 2
+    assert "choose another name or remove it" in strange.stderr
+
+
+def test_an_sae_is_not_watched_at_another_layer(
+    call: Callable[..., Any], common: tuple[Any, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a gun\na cat\n")
+    given = ("--out", tmp_path / "n.db", "--prompts", tmp_path / "prompts.txt", *common)
+    odd = call("build", "--site", "encoder.layers.0", *given)
+    assert odd.exit_code == 2
+    assert "was trained at text_encoder/encoder.layers.2, not at text_encoder/encoder.layers.0" in odd.stderr
+    assert not (tmp_path / "n.db").exists()
+
+
+def test_a_search_that_finds_nothing_says_so(call: Callable[..., Any], database: Path) -> None:
+    result = call("search", "halberd", "--db", database)
+    assert result.exit_code == 1
+    assert "no neuron in" in result.stderr and not result.stdout.strip()
+
+
+@pytest.mark.parametrize("english", [0, 1_200])
+def test_captions_are_known_by_what_is_said_of_them(english: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "sae_corpus", lambda captions, english: ["a gun"])
+    _, said = corpus_of(None, "prompt", 10_500, english, None)
+    assert captions_of(said) == (10_500, english)
+    assert captions_of("96 prompts of prompts.txt") is None
 
 
 def test_import_and_show(ask: Callable[..., Any], tmp_path: Path) -> None:
