@@ -90,8 +90,8 @@ class TrainConfig(_Json):
     mean the same for every model), or on the vectors as they come, as the public recipes do."""
     shortlist: int = 0
     """Spare candidates: the k largest latents of a vector are sought among so many more in bfloat16, and computed in
-    float32. Twice as fast where the processor multiplies bfloat16, and on the bundled text encoder's states 8 find the
-    same latents; 0: everything in float32. Not with batchtopk."""
+    float32. Faster where the processor multiplies bfloat16, and on the bundled text encoder's states 8 find the same
+    latents; 0: everything in float32. Not with batchtopk."""
     beta1: float = 0.9
     """Adam's decay of the first moment."""
     beta2: float = 0.999
