@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from excise.erasers.guard import Call, unedited
 from excise.erasers.hooks import found_on
-from excise.erasers.runs import Around, Proceed, Run, RunHook, Said, predicted, with_prediction
+from excise.erasers.runs import Around, Proceed, Run, RunHook, Said
 from excise.erasers.weights import WeightEdit, WeightHook, put_hook
 from excise.errors import ExciseError
 from excise.sites import encode_prompt
@@ -65,9 +65,10 @@ class Membrane(RunHook):
         return [token for token in tokenizer(text, truncation=True).input_ids if token not in special]
 
     @property
-    def share(self) -> float:
-        """Of the run that is under way in this thread; all of it outside of one."""
-        share: float = getattr(self._here, "share", 1.0)
+    def share(self) -> float | Tensor:
+        """Of the run that is under way in this thread: of all its pictures, or `[B]` where they differ; 1 outside of
+        one."""
+        share: float | Tensor = getattr(self._here, "share", 1.0)
         return share
 
     def begin(self) -> None:
@@ -76,23 +77,11 @@ class Membrane(RunHook):
 
     def around(self, run: Run, proceed: Proceed) -> Any:
         shares = self._shares(self.prompts_of(run))
-        groups: dict[float, list[int]] = {}
-        for row, share in enumerate(shares):
-            groups.setdefault(share, []).append(row)
-        outputs = []
-        for share, rows in groups.items():
-            self._here.share = share
-            try:
-                outputs.append((rows, proceed(run if len(groups) == 1 else run.only(rows))))
-            finally:
-                self._here.share = 1.0
-        if len(groups) == 1:
-            return outputs[0][1]
-        parts = [predicted(output) for _, output in outputs]
-        made = parts[0].new_empty((len(run), *parts[0].shape[1:]))
-        for (rows, _), part in zip(outputs, parts, strict=True):
-            made[rows] = part
-        return with_prediction(outputs[0][1], made)
+        self._here.share = shares[0] if len(set(shares)) == 1 else torch.tensor(shares).to(run.states.device)
+        try:
+            return proceed(run)
+        finally:
+            self._here.share = 1.0
 
     def _shares(self, prompts: Sequence[Said | None]) -> list[float]:
         """Of every picture; the unconditional half has those of the prompts it belongs to."""
@@ -126,7 +115,12 @@ class PermeableHook(WeightHook):
             self.membrane.heard(call, made)
 
     def amount(self) -> float:
-        return super().amount() * self.membrane.share
+        whole, share = super().amount(), self.membrane.share
+        return 0.0 if isinstance(share, Tensor) else whole * share
+
+    def by_row(self) -> Tensor | None:
+        share = self.membrane.share
+        return self.attachment.strength * share if isinstance(share, Tensor) and self.acts else None
 
 
 def put(attachment: Attachment, edit: PermeableEdit, layer: nn.Module) -> tuple[PermeableHook, Callable[[], None]]:

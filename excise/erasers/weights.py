@@ -122,6 +122,10 @@ class WeightHook(EditHook):
         self.rows += 1
         return self.attachment.strength
 
+    def by_row(self) -> Tensor | None:
+        """`[B]`: where ΔW counts in every row of the batch differently, how much; what `amount` says is beside it."""
+        return None
+
 
 class TextWeightHook(WeightHook):
     """An edit of the weights of a text encoder's layer, in prompts of both branches of guidance."""
@@ -156,8 +160,14 @@ class Summed(Edits):
         weight = self.through(module.weight)  # type: ignore[arg-type]
         if isinstance(module, nn.Conv2d):
             made: Tensor = module._conv_forward(state, weight, module.bias)
-            return made
-        return F.linear(state, weight, module.bias)  # type: ignore[arg-type]
+        else:
+            made = F.linear(state, weight, module.bias)  # type: ignore[arg-type]
+        for hook in self.hooks:
+            if isinstance(hook, WeightHook) and (amounts := hook.by_row()) is not None:
+                more = added(module, hook.edit.to(state.device), state)
+                amounts = amounts.to(more).repeat_interleave(len(more) // len(amounts))
+                made = made + amounts.view(-1, *[1] * (more.ndim - 1)) * more
+        return made
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         return output
@@ -182,6 +192,20 @@ class Summed(Edits):
             raise ExciseError(f"the edited weights of {self.hooks[0].edit.site.key} are not finite numbers")
         self._sums = {**dict(list(self._sums.items())[1 - KEPT :]), which: made}
         return made
+
+
+def added(layer: nn.Module, edit: WeightEdit, state: Tensor) -> Tensor:
+    """What ΔW makes of a layer's input `[B, ...]`, by the two factors where it has them."""
+    if edit.up is None or edit.down is None:
+        parts = [edit.of(layer.weight).to(state.dtype)]  # type: ignore[arg-type]
+    else:
+        parts = [edit.down.to(state.dtype), edit.up.to(state.dtype)]
+    if isinstance(layer, nn.Conv2d):
+        made: Tensor = layer._conv_forward(state, parts[0].reshape(-1, *layer.weight.shape[1:]), None)
+        return made if len(parts) == 1 else F.conv2d(made, parts[1][..., None, None])
+    for part in parts:
+        state = F.linear(state, part)
+    return state
 
 
 def put(attachment: Attachment, edit: WeightEdit, layer: nn.Module) -> tuple[WeightHook, Callable[[], None]]:
