@@ -51,6 +51,8 @@ def write_folder(folder: Path, contents: Mapping[str, bytes | str]) -> None:
     where the disk refuses.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    if folder.exists() and not folder.is_dir():
+        raise ExciseError(f"{folder} is a file; name an empty or new folder")
     try:
         if folder.exists() and (strangers := sorted({p.name for p in folder.iterdir()} - set(contents))):
             raise ExciseError(f"{folder} holds other files ({', '.join(strangers[:3])}); choose an empty or new folder")

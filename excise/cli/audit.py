@@ -66,6 +66,8 @@ def audit(
 
     if out is not None and out.is_dir():
         raise ExciseError(f"{out} is a folder; name a file for the page, such as {out / 'audit.html'}")
+    if out is not None and out.suffix.lower() not in (".html", ".htm"):
+        raise ExciseError(f"{out} would be a page of HTML; name it so, such as {out.with_suffix('.html')}")
     bundled = model is None
     eraser = Eraser.load(folder)
     concept = concept_of(eraser, pairs, kind_named(kind))

@@ -63,11 +63,14 @@ def compare(
     from excise.app.comparing import Comparing, concepts_of
     from excise.app.comparing import compare as compared
     from excise.app.models import load_pipeline, sae_folder
+    from excise.errors import ExciseError
 
     by = NAMED.get(by, by)
     config = Comparing(t=t, threshold=threshold, by=by)
     wanted = concepts_of(concepts, n)
-    folders = saes or [sae_folder(model, None)]
+    if model is not None and not saes:
+        raise ExciseError("--model needs the folders of SAEs of that model's text encoder: excise sae compare SAE ...")
+    folders = saes or [sae_folder(None, None)]
     pipe = load_pipeline(model, device)
     with progress("comparing SAEs", len(folders)) as advance:
         rows = compared(pipe, folders, wanted, config, advance)

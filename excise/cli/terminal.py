@@ -60,7 +60,7 @@ def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.2g}/s" if task.speed else "")
+            return Text(_rate(task.speed) if task.speed else "")
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -73,6 +73,10 @@ def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
                 bar.update(task, total=now)
 
         yield advance
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.2g}/s"
 
 
 @contextmanager
@@ -108,7 +112,7 @@ def _lines(title: str, total: int | None) -> Callable[[int], None]:
         told, rate = now, (done - first) / (now - began)
         end = max(total, done) if total else None
         left = f", {(end - done) / rate / 60:.0f} min left" if end and rate else ""
-        typer.echo(f"{title}: {done}{f' of {end}' if end else ''}, {rate:.2g}/s{left}", err=True)
+        typer.echo(f"{title}: {done}{f' of {end}' if end else ''}, {_rate(rate)}{left}", err=True)
 
     return advance
 
