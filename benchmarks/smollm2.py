@@ -62,10 +62,10 @@ UNWRITTEN = ("safety-self-harm",)
 STRENGTHS = {"suppressed": 1.0, "steered": -1.0}
 SHORT = 120
 """Letters of the texts that neurons are explained on; every token of them is asked for by a number of its own."""
-EXPLAINED = 5
+EXPLAINED = 3
 """Neurons that are explained: the best that fire on enough short texts."""
-EXPLAINING = ExplainConfig(shown=8, held_out=4, batch=1, scorers=("segments", "tokens"), jobs=1)
-"""Four short texts in which the neuron fires and four in which it does not, one to a question."""
+EXPLAINING = ExplainConfig(shown=8, held_out=3, batch=1, scorers=("segments", "tokens"), jobs=1)
+"""Three short texts in which the neuron fires and three in which it does not, one to a question."""
 
 
 def main() -> None:
@@ -92,7 +92,7 @@ def main() -> None:
     sae = trained(reader, site, texts, tokens, options)
     told: dict[str, Any] = {
         "command": f"python benchmarks/smollm2.py --tokens {options.tokens} --epochs {options.epochs} "
-        f"--layer {options.layer} --expansion {options.expansion} --k {options.k}",
+        f"--layer {options.layer} --expansion {options.expansion} --k {options.k} --texts {options.texts}",
         "machine": machine(),
         "date": datetime.date.today().isoformat(),
         "site": site.key,
@@ -240,7 +240,7 @@ def explained(
     rows: Sequence[Mapping[str, Any]], pipe: LanguageModel, sae: TopKSAE, site: Site, texts: Sequence[str], kept: Path
 ) -> dict[str, Any]:
     """What it takes the model to explain some neurons, and to simulate them token by token and by segments."""
-    short = [text for text in texts if len(text) <= SHORT][:4000]
+    short = [text for text in texts if len(text) <= SHORT][:2000]
     codes, ids = prompt_codes(pipe, sae, site, short)
     contexts = Contexts(codes, [pieces(pipe.tokenizer, row) for row in ids.tolist()])
     enough = [row["neuron"] for row in rows if len(contexts.peaks(row["neuron"])[0]) >= 2 * EXPLAINING.shown]
