@@ -280,7 +280,7 @@ def test_a_trained_method_goes_on_where_it_was_stopped(
     monkeypatch.setattr(tuning, "_step", stopping)
     stopped = call(*words)
     assert stopped.exit_code == 2
-    assert "a training goes on when called again" in stopped.stderr
+    assert "long work goes on when called again" in stopped.stderr
     assert not out.exists()
     made = ask(*words)
     assert len(steps) == 3 + 2, "two of four steps were done before"
