@@ -32,12 +32,7 @@ from excise.sae import SAEConfig, TopKSAE
 from excise.sites import PRESETS, capture
 from excise.sites.capture import run
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "snce": bundled_settings()["snce"],
-    "uce": {},
-    "rece": {"lam": 0.5},
-    "esd-x": {"steps": 20, "iterations": 60, "lr": 3e-4},
-}
+METHODS = ("snce", "uce", "rece", "esd-x")
 BATCH = 64
 
 
@@ -53,7 +48,7 @@ def main() -> None:
     timed = {
         "bundled": {
             "passes": lambda: passes(pipe, concept),
-            **{name: fitting(pipe, concept, name, settings) for name, settings in SETTINGS.items()},
+            **{name: fitting(pipe, concept, name, bundled_settings().get(name, {})) for name in METHODS},
         },
         "clip-l": {"passes": lambda: passes(large, concept), "snce": on_random_weights(large, concept)},
     }

@@ -17,7 +17,6 @@ import datetime
 import json
 import multiprocessing
 import os
-import signal
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,11 +29,13 @@ from PIL import Image
 
 from excise.app.benchmark import report, resume, start
 from excise.app.demo import machine
+from excise.app.many import stop
 from excise.bench.canvas.families import cases
 from excise.bench.results import BASELINE
 from excise.bench.run import Run, Unit
 from excise.bench.suite import Case
 from excise.bench.worker import picture_of
+from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.methods import METHODS
 from excise.neurons import plots
@@ -49,9 +50,8 @@ COMPARING = {
 }
 """Those of the comparison. The white-box attacks spend less than Canvas's defaults, or they would take two thirds of
 the time."""
-COSTING = {"prompts": 8, "searches": False, "only": ("direct", "mixed", "unrelated", "style")}
-"""Those of the costs: one batch of pictures."""
 COSTED_ON = ("gun",)
+"""What the costs are of, with the settings of tuning: one batch of pictures."""
 PARTS = ("tuning", "table", "costs")
 SHOWN = ("gun", "cat", "ink")
 """Concepts of the strips of pictures."""
@@ -163,20 +163,28 @@ class Drawing:
                 done, left = (len(run.units(state)) for state in ("done", "todo"))
                 print(f"\r{run.folder.name}: {done} of {len(_units(run))} done, {left} not begun ", end="", flush=True)
         finally:
-            for worker in workers:
-                if worker.is_alive() and worker.pid is not None:
-                    with suppress(ProcessLookupError):
-                        os.kill(worker.pid, signal.SIGINT)
-            for worker in workers:
-                worker.join(20)
-                worker.kill()
+            stop(workers, 20)
             print()
 
-    def complete(self, run: Run, labels: Iterable[str]) -> list[str]:
-        """Those of the rows whose pictures were drawn, all of them and the unerased model's."""
-        done = set(run.units("done"))
-        whole = [label for label in (BASELINE, *labels) if {Unit(label, c) for c in run.plan["concepts"]} <= done]
-        return [label for label in whole if label != BASELINE] if BASELINE in whole else []
+
+def begun(folder: Path, size: str, rows: Sequence[str], concepts: Sequence[str] | None, settings: Any) -> Run:
+    """The run that is in the folder already, if these rows are among its own, or a new one of them.
+
+    Raises ExciseError where the run in the folder is of others.
+    """
+    if not (folder / "run.json").exists():
+        return start(folder, "canvas", size, rows, concepts, settings)
+    run = Run(folder)
+    if not set(rows) <= set(run.plan["methods"]):
+        raise ExciseError(f"{folder} was begun with other methods or settings; choose another folder with --work")
+    return run
+
+
+def complete(run: Run, rows: Iterable[str]) -> list[str]:
+    """Those of the rows whose pictures were drawn, all of them and the unerased model's."""
+    done = set(run.units("done"))
+    whole = {row for row in run.plan["methods"] if {Unit(row, concept) for concept in run.plan["concepts"]} <= done}
+    return [row for row in rows if {row, BASELINE} <= whole]
 
 
 def _draw(folder: Path, device: str, jobs: int) -> None:
@@ -201,9 +209,9 @@ def tuned(folder: Path, names: Sequence[str], draw: Drawing) -> dict[str, Any]:
     their settings tried."""
     labels = {name: {setting: label(name, setting) for setting in GRIDS[name]} for name in names}
     every = [row for own in labels.values() for row in own.values()]
-    run = start(folder, "canvas", "quick", every, TUNED_ON, TUNING)
+    run = begun(folder, "quick", every, TUNED_ON, TUNING)
     draw(run)
-    found, complete = report(run)["methods"], set(draw.complete(run, every))
+    found, whole = report(run)["methods"], set(complete(run, every))
     return {
         name: {
             setting: {
@@ -214,7 +222,7 @@ def tuned(folder: Path, names: Sequence[str], draw: Drawing) -> dict[str, Any]:
             for setting, row in own.items()
         }
         for name, own in labels.items()
-        if complete.issuperset(own.values())
+        if whole.issuperset(own.values())
     }
 
 
@@ -226,10 +234,10 @@ def label(name: str, setting: str) -> str:
 def compared(folder: Path, settings: Mapping[str, str], draw: Drawing, strips: Path) -> dict[str, Any]:
     """Rows of the methods, and the unerased model's, on Canvas's standard concepts; draws their strips of pictures."""
     labels = {name: label(name, setting) for name, setting in settings.items()}
-    run = start(folder, "canvas", "standard", list(labels.values()), None, COMPARING)
+    run = begun(folder, "standard", list(labels.values()), None, COMPARING)
     draw(run)
-    found, complete = report(run), draw.complete(run, labels.values())
-    rows = {name: row for name, row in labels.items() if row in complete}
+    found, whole = report(run), complete(run, labels.values())
+    rows = {name: row for name, row in labels.items() if row in whole}
     if rows:
         rows = {BASELINE: BASELINE, **rows}
     for name, row in rows.items():
@@ -244,10 +252,10 @@ def compared(folder: Path, settings: Mapping[str, str], draw: Drawing, strips: P
 def costed(folder: Path, settings: Mapping[str, str], draw: Drawing) -> dict[str, Any]:
     """What the methods cost: seconds to fit one concept and added to a picture, bytes, the process's peak memory."""
     labels = {name: label(name, setting) for name, setting in settings.items()}
-    run = start(folder, "canvas", "quick", list(labels.values()), COSTED_ON, COSTING)
+    run = begun(folder, "quick", list(labels.values()), COSTED_ON, TUNING)
     draw(run)
-    found, complete = report(run)["methods"], draw.complete(run, labels.values())
-    return {name: {"setting": settings[name], **found[row]["cost"]} for name, row in labels.items() if row in complete}
+    found, whole = report(run)["methods"], complete(run, labels.values())
+    return {name: {"setting": settings[name], **found[row]["cost"]} for name, row in labels.items() if row in whole}
 
 
 def save_image(image: Image.Image, path: Path) -> None:

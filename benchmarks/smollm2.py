@@ -229,9 +229,14 @@ def with_contexts(
             advance(1)
 
 
+def loudest(context: Context) -> int:
+    """The token at which the neuron fires most."""
+    return max(range(len(context.codes)), key=context.codes.__getitem__)
+
+
 def around(context: Context) -> Context:
-    """The part of a text around the token at which the neuron fires most."""
-    at = max(range(len(context.codes)), key=context.codes.__getitem__)
+    """The part of a text around that token."""
+    at = loudest(context)
     near = slice(max(0, at - AROUND), at + 1 + AROUND)
     return Context(context.tokens[near], context.codes[near])
 
@@ -253,8 +258,8 @@ def explained(
 
 def excerpt(context: Context) -> dict[str, Any]:
     """A few words around the token at which the neuron fires most, which stands in brackets; and its code there."""
-    at = max(range(len(context.codes)), key=context.codes.__getitem__)
-    before, behind = context.tokens[max(0, at - AROUND) : at], context.tokens[at + 1 : at + 1 + AROUND]
+    context, at = around(context), min(AROUND, loudest(context))
+    before, behind = context.tokens[:at], context.tokens[at + 1 :]
     token = context.tokens[at]
     marked = f"{token[: len(token) - len(token.lstrip())]}[{token.strip()}]"
     return {"text": f"{''.join(before)}{marked}{''.join(behind)}".strip(), "code": round(context.peak, 3)}

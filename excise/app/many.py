@@ -139,7 +139,7 @@ def _spread(
                 left -= 1
                 note(*made)
     except BaseException:
-        _stop(workers)
+        stop(workers)
         raise
     for worker in workers:
         worker.join()
@@ -163,7 +163,7 @@ def _work(waiting: Any, results: Any, model: str | None, device: str, jobs: int)
         pass
 
 
-def _stop(workers: Sequence[Any], patience: float = 60.0) -> None:
+def stop(workers: Sequence[Any], patience: float = 60.0) -> None:
     """End those that still run: a training is given time to write its checkpoint."""
     for worker in workers:
         if worker.is_alive():

@@ -127,7 +127,7 @@ def bundled_settings() -> dict[str, dict[str, Any]]:
         "saeuron": {"sae": str(reference.sae_folder("saeuron")), **drawn},
         "casteer": drawn,
     }
-    return {name: own.get(name, {}) | TUNED.get(name, {}) for name in (*own, *(TUNED.keys() - own.keys()))}
+    return {name: own.get(name, {}) | TUNED.get(name, {}) for name in {**own, **TUNED}}
 
 
 def concept_named(

@@ -77,7 +77,6 @@ def read_corpus(
     return Corpus(codes, tokens, seen.long(), (sums / counts[:, None]).float())
 
 
-@torch.no_grad()
 def watched(pipe: Any, sae: TopKSAE, site: Site, neuron: int, prompts: Sequence[str]) -> list[Context]:
     """What one neuron does in prompts."""
     codes, ids = prompt_codes(pipe, sae, site, prompts)
@@ -91,6 +90,7 @@ def watched(pipe: Any, sae: TopKSAE, site: Site, neuron: int, prompts: Sequence[
     return found
 
 
+@torch.no_grad()
 def _read(pipe: Any, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_size: int) -> dict[str, Tensor]:
     """One chunk: ids and scored `[P, T]`, values and indices `[P, T, k]`, and sums of states by token."""
     parts: list[dict[str, Tensor]] = []

@@ -124,8 +124,8 @@ def search(
 
     with NeuronDatabase.open(db) as database:
         found = database.search(text, top)
-    title = f"Neurons for “{text}” in {db}" if found else ""
-    emit(json, [entry.row() for entry in found], lambda: print_entries(title, found) if found else None)
+    if found or json:
+        emit(json, [entry.row() for entry in found], lambda: print_entries(f"Neurons for “{text}” in {db}", found))
     if not found:
         note(f"no neuron in {db} matches “{text}”")
         raise typer.Exit(1)

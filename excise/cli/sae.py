@@ -78,7 +78,7 @@ def train(
     if recipe == "snce-sd14" and model is None:
         raise ExciseError("--recipe snce-sd14 needs --model: the folder or hub name of Stable Diffusion 1.4")
     asked = {"expansion": expansion, "k": k, "lr": lr, "batch": batch, "tokens": tokens, "decay": decay}
-    asked |= {"shortlist": shortlist}
+    asked["shortlist"] = shortlist
     config = replace(recipe_config(recipe), seed=seed, **chosen(asked))
     card: dict[str, Any] = {"model": model or "bundled"}
     if recipe is not None:

@@ -164,7 +164,7 @@ class Summed(Edits):
             made = F.linear(state, weight, module.bias)  # type: ignore[arg-type]
         for hook in self.hooks:
             if isinstance(hook, WeightHook) and (amounts := hook.by_row()) is not None:
-                more = added(module, hook.edit.to(state.device), state)
+                more = added(module, hook.edit, state)
                 amounts = amounts.to(more).repeat_interleave(len(more) // len(amounts))
                 made = made + amounts.view(-1, *[1] * (more.ndim - 1)) * more
         return made
@@ -197,9 +197,9 @@ class Summed(Edits):
 def added(layer: nn.Module, edit: WeightEdit, state: Tensor) -> Tensor:
     """What ΔW makes of a layer's input `[B, ...]`, by the two factors where it has them."""
     if edit.up is None or edit.down is None:
-        parts = [edit.of(layer.weight).to(state.dtype)]  # type: ignore[arg-type]
+        parts = [edit.of(layer.weight).to(state)]  # type: ignore[arg-type]
     else:
-        parts = [edit.down.to(state.dtype), edit.up.to(state.dtype)]
+        parts = [edit.down.to(state), edit.up.to(state)]
     if isinstance(layer, nn.Conv2d):
         made: Tensor = layer._conv_forward(state, parts[0].reshape(-1, *layer.weight.shape[1:]), None)
         return made if len(parts) == 1 else F.conv2d(made, parts[1][..., None, None])

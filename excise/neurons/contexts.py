@@ -62,7 +62,7 @@ class Contexts:
             raise ExciseError("no token is scored: the prompts are empty; choose another corpus")
         firing = (codes.values.cpu() > 0) & self._scored[..., None]
         prompt, position, _ = firing.nonzero().unbind(1)
-        neuron, value = codes.indices.cpu()[firing].long(), codes.values.detach().cpu()[firing].float()
+        neuron, value = codes.indices.cpu()[firing].long(), codes.values.cpu()[firing].float()
         order = torch.argsort(neuron, stable=True)
         self._prompt, self._position, self._value = prompt[order].int(), position[order].int(), value[order]
         self._starts = torch.searchsorted(neuron[order].contiguous(), torch.arange(self.m + 1))

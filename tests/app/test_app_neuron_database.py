@@ -70,6 +70,12 @@ def test_every_neuron_as_the_codes_of_whole_prompts_say(
         assert about.settings["nearest_by"] == "mean states"
 
 
+def test_reading_a_corpus_keeps_no_gradients(tiny_pipe: Any, word_sae: Any, tiny_site: Any, made: Any) -> None:
+    with made() as database:
+        read = neuron_corpus.read_corpus(tiny_pipe, word_sae, tiny_site, ["a gun on grass"], database)
+    assert not any(tensor.requires_grad for tensor in (read.codes.values, read.means))
+
+
 def test_nearest_tokens_by_hand(made: Any, tiny_pipe: Any, word_sae: Any, tiny_site: Any, prompts: list[str]) -> None:
     states: dict[int, list[torch.Tensor]] = {}
     for batch in capture(tiny_pipe, [tiny_site], prompts):
