@@ -19,8 +19,9 @@ from excise.erasers.coverage import refuse_early_tap, refuse_unless_covered
 from excise.erasers.generation import Transcript, refuse_unfit
 from excise.erasers.guard import Call, Guard, is_proving
 from excise.erasers.hooks import EditHook, Edits, found_on
-from excise.erasers.integrity import adapters_now, mismatches, weights_now
+from excise.erasers.integrity import mismatches
 from excise.erasers.kinds import module_of, put
+from excise.erasers.live import Live
 from excise.erasers.proof import moved_prediction, moved_text
 from excise.erasers.rows import sae_digest
 from excise.erasers.witness import Witness, is_compiled
@@ -92,7 +93,8 @@ class Attachment:
                     hook, take_off = put(self, edit, module)
                     self._hooks.append((module, hook, take_off))
             self._denoisers = denoisers(pipe)
-            self._weights, self._adapters = weights_now(pipe, self.eraser.denoisers), adapters_now(pipe)
+            self._live = Live(pipe, self.eraser.denoisers)
+            self._weights, self._adapters = self._live.now()
             self.attached = True
             self.shift = self._prove()
         except BaseException:
@@ -238,14 +240,14 @@ class Attachment:
     def refuse_changed(self) -> None:
         """Other weights, adapters or vocabulary than at attach time. Weights that were only moved (by an offloading)
         or cast have the digest that they had, and are let pass from then on."""
-        now = weights_now(self.pipe, self.eraser.denoisers)
+        now, adapters = self._live.now()
         if now != self._weights:
             if self._odd or mismatches(self.pipe, dict(self.eraser.made_for)):
                 what = "denoiser" if self._only_denoiser_differs(now) else "text encoder"
                 self.bypass(f"the {what} changed after eraser {self.name!r} was attached; attach it again")
             else:
                 self._weights = now
-        if adapters_now(self.pipe) != self._adapters:
+        if adapters != self._adapters:
             self.bypass(
                 f"a LoRA of the text encoder was switched after eraser {self.name!r} was attached; attach it again"
             )

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from excise.erasers.live import kept_elsewhere, named_denoisers
 from excise.errors import ExciseError
 from excise.sites.blocks import denoiser_of
 from excise.sites.site import text_encoders, tokenizer_of
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
-_SAMPLES = 16
-"""Values of every weight that are looked at before each prompt."""
 _PROBES = (
     "a photo of a gun next to a cat on a wooden table",
     "A Naïve café — 東京, 100% (done) #1 :: \U0001f52b's",
@@ -60,7 +59,7 @@ def _digest(encoder: nn.Module, casts: tuple[torch.dtype, ...]) -> str:
         tensor = state[name]
         if tensor.is_meta:
             path, _, own = originals[name].rpartition(".")
-            tensor = _kept_elsewhere(encoder.get_submodule(path), own)
+            tensor = kept_elsewhere(encoder.get_submodule(path), own)
         if tensor is None:
             raise ExciseError(
                 f"the model's weights ({name}) are not in memory; attach the eraser before enabling offload"
@@ -87,61 +86,6 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps([vocabulary, special, [list(i) for i in ids]]).encode()).hexdigest()
 
 
-def weights_now(pipe: Any, denoisers: Iterable[str] = ()) -> list[tuple[str, int, int]]:
-    """Which weights the text encoders and the `denoisers` named have, how often each was written to and a few of its
-    values, which tokenizers there are and how many words they know: cheap enough for every call.
-
-    Of those that an offloading keeps elsewhere (accelerate's), the tensors it brings them back from.
-    """
-    found: list[tuple[str, int, int]] = []
-    encoders = text_encoders(pipe)
-    for component, whole in {**encoders, **_denoisers(pipe, denoisers)}.items():
-        samples: list[Tensor] = []
-        for path, module in whole.named_modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                tensor: Any = _kept_elsewhere(module, name) if parameter.is_meta else parameter
-                version = -1 if tensor is None else version_of(tensor)
-                found.append((f"{component}.{path}.{name}", id(tensor), version))
-                if tensor is not None:
-                    flat = tensor.detach().flatten()
-                    samples.append(flat[:: max(1, len(flat) // _SAMPLES)][:_SAMPLES].float())
-        # Written to behind the counter's back (`.data`, a fused LoRA): a few values of every weight show it.
-        if samples:
-            found.append(
-                (
-                    f"{component}'s values",
-                    0,
-                    hash(torch.cat([s.to(samples[0].device) for s in samples]).cpu().numpy().tobytes()),
-                )
-            )
-        if component in encoders:
-            tokenizer = tokenizer_of(pipe, component)
-            found.append((f"{component}'s tokenizer", id(tokenizer), len(tokenizer)))
-    return found
-
-
-def adapters_now(pipe: Any) -> list[tuple[str, str]]:
-    """How every LoRA layer of the text encoders (PEFT's) is set: what is active, at what scale."""
-    return [
-        (f"{component}.{path}", repr([sorted(module.scaling.items()), module.active_adapters, module.disable_adapters]))
-        for component, encoder in text_encoders(pipe).items()
-        for path, module in encoder.named_modules()
-        if isinstance(getattr(module, "scaling", None), dict) and hasattr(module, "active_adapters")
-    ]
-
-
-def _kept_elsewhere(module: nn.Module, name: str) -> Tensor | None:
-    """The weight that accelerate's offloading keeps for a module and brings back when it runs; None without that."""
-    kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
-    found: Tensor | None = kept[name] if kept is not None else None
-    return found
-
-
-def version_of(tensor: Any) -> int:
-    """The tensor's write counter; tensors made in inference mode keep none."""
-    return -1 if tensor.is_inference() else int(tensor._version)
-
-
 def made_for(pipe: Any, denoisers: Iterable[str] = ()) -> dict[str, Any]:
     """What an eraser fitted on `pipe` is for: its class, digests of every text encoder and tokenizer, and of the
     `denoisers` that it edits; where known, its name on the hub and the digests of its text encoders' files.
@@ -150,7 +94,7 @@ def made_for(pipe: Any, denoisers: Iterable[str] = ()) -> dict[str, Any]:
     """
     encoders = text_encoders(pipe)
     source = str(getattr(pipe, "name_or_path", None) or "")
-    edited = {name: encoder_digests(whole) for name, whole in _denoisers(pipe, denoisers).items()}
+    edited = {name: encoder_digests(whole) for name, whole in named_denoisers(pipe, denoisers).items()}
     return {
         **({"denoisers": edited} if edited else {}),
         "pipeline": type(pipe).__name__,
@@ -159,10 +103,6 @@ def made_for(pipe: Any, denoisers: Iterable[str] = ()) -> dict[str, Any]:
         "encoders": {name: encoder_digests(encoder) for name, encoder in encoders.items()},
         "tokenizers": {name: tokenizer_digest(tokenizer_of(pipe, name)) for name in encoders},
     }
-
-
-def _denoisers(pipe: Any, names: Iterable[str]) -> dict[str, nn.Module]:
-    return {name: denoiser_of(pipe, name)[1] for name in names}
 
 
 def _files(source: str, components: list[str]) -> dict[str, str]:
