@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,9 @@ from excise.neurons import PromptCodes
 from excise.neurons.contexts import Context
 from excise.neurons.database import NeuronDatabase
 from excise.sae import TopKSAE
-from excise.sites import Site, capture, resolve
-from excise.sites.capture import tokenise
+from excise.sites import Site, capture_by_length
 from excise.sites.pieces import pieces
-from excise.sites.site import encoder_of, tokenizer_of
+from excise.sites.site import tokenizer_of
 
 CHUNK = 512
 """Prompts that are read between two points from which an interrupted reading goes on."""
@@ -97,7 +96,8 @@ def _read(pipe: Any, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_siz
     order: list[int] = []
     flat, states = [], []
     with unedited():
-        for numbers, ids, scored, h in _batches(pipe, site, prompts, batch_size):
+        for numbers, batch in capture_by_length(pipe, [site], prompts, batch_size):
+            ids, scored, h = batch.ids.cpu(), batch.scored.cpu(), batch.states[site]
             said = h[scored.to(h.device)].to(sae.W_enc)
             codes = sae.encode(said)
             values = torch.zeros(*ids.shape, sae.config.k)
@@ -113,38 +113,6 @@ def _read(pipe: Any, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_siz
     seen, place, counts = torch.unique(torch.cat(flat), return_inverse=True, return_counts=True)
     sums = torch.zeros(len(seen), sae.config.d).index_add_(0, place, torch.cat(states))
     return {**whole, "seen": seen.int(), "counts": counts.int(), "sums": sums}
-
-
-def _batches(
-    pipe: Any, site: Site, prompts: Sequence[str], batch_size: int
-) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
-    """The prompts' numbers, their ids and scored mask `[B, T]`, and their states `[B, T, d]`.
-
-    CLIP's text encoders are causal: no word hears the padding behind it, which is most of the 77 positions. So prompts
-    of like length are read together, without it.
-    """
-    encoder = encoder_of(pipe, site.component)
-    if not type(encoder).__name__.startswith("CLIPText"):
-        for n, batch in enumerate(capture(pipe, [site], prompts, batch_size)):
-            first = n * batch_size
-            yield list(range(first, first + len(batch.ids))), batch.ids.cpu(), batch.scored.cpu(), batch.states[site]
-        return
-    ids, _, scored = tokenise(pipe, site.component, list(prompts))
-    ends = (scored * torch.arange(1, ids.shape[1] + 1)).amax(1)
-    found: list[Tensor] = []
-
-    def hook(module: Any, args: Any, output: Any) -> None:
-        found.append(output[0] if isinstance(output, tuple) else output)
-
-    handle = resolve(pipe, site).register_forward_hook(hook)
-    try:
-        device = next(encoder.parameters()).device
-        for rows in torch.split(ends.argsort(stable=True), batch_size):
-            end = max(1, int(ends[rows].max()))
-            encoder(ids[rows, :end].to(device))
-            yield rows.tolist(), ids[rows, :end], scored[rows, :end], found.pop()
-    finally:
-        handle.remove()
 
 
 def _padded(batch: Tensor, longest: int) -> Tensor:

@@ -18,21 +18,22 @@ from excise.concepts import read_prompts
 from excise.errors import ExciseError
 from excise.sae import Progress, TopKSAE, TrainConfig, check_out, train
 from excise.sae.data import Features
+from excise.sites import Features as Read
 from excise.sites import (
     LanguageModel,
     Site,
     capture,
-    capture_to,
+    capture_by_length,
     default_site,
     final_state_cosine,
-    is_capture_of,
-    load_shards,
     to_cover,
 )
 from excise.sites.token_shards import capture_tokens_to
 
 IN_MEMORY = 2 << 30
 """Bytes of features kept in memory; more go to shards beside the SAE's folder."""
+POSITIONS, TYPICAL = 77, 24
+"""Of a prompt with its padding, and of one without it."""
 FIDELITY_PROMPTS = 256
 """Prompts of the corpus, evenly spread, on which the SAE stands in for the text encoder's own features."""
 RECIPES = ("reference", "snce-sd14")
@@ -117,12 +118,17 @@ def _from_hub(name: str) -> Path:
 
 
 def features(
-    pipe: Any, sites: Sequence[Site], prompts: Iterable[str], progress: Callable[[int], Any] | None = None
+    pipe: Any,
+    sites: Sequence[Site],
+    prompts: Iterable[str],
+    progress: Callable[[int], Any] | None = None,
+    padding: float = 1.0,
 ) -> dict[Site, Tensor]:
-    """Every position's state of every prompt at `sites` of one text encoder, `[N, width]` float32 (BOS, EOS and padding
-    states included; of a language model the words' alone)."""
+    """States of every prompt at `sites` of one text encoder, `[N, width]` float32: BOS, words, EOS and, of a share of
+    the prompts, padding; of a language model the words' alone."""
     rows: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    for batch in capture(pipe, sites, prompts):
+    read = capture(pipe, sites, prompts) if padding == 1 else _by_length(pipe, sites, prompts, padding)
+    for batch in read:
         for site in batch.states:
             rows[site].append(batch.vectors(site).float().cpu())
         if progress is not None:
@@ -132,36 +138,34 @@ def features(
     return {site: torch.cat(own) for site, own in rows.items()}
 
 
+def _by_length(pipe: Any, sites: Sequence[Site], prompts: Iterable[str], padding: float) -> Iterator[Read]:
+    return (batch.features for batch in capture_by_length(pipe, sites, prompts, padding=padding))
+
+
 @contextmanager
 def vectors(
-    pipe: Any, sites: Sequence[Site], prompts: Sequence[str], beside: Path, progress: Callable[[int], Any] | None = None
+    pipe: Any,
+    sites: Sequence[Site],
+    prompts: Sequence[str],
+    beside: Path,
+    progress: Callable[[int], Any] | None = None,
+    padding: float = 1.0,
 ) -> Iterator[dict[Site, Features]]:
     """What SAEs at several Sites of one text encoder train on, read in one pass over the prompts.
 
     In memory where there is room (`IN_MEMORY`), else from shards in the folder `beside`, which stays until what is done
-    within is done, so that it is not read again after an interruption. A language model's go there always, and an
-    interrupted reading goes on.
+    within is done: an interrupted reading goes on, and what was read is not read again. A language model's go there
+    always.
     """
-    if isinstance(pipe, LanguageModel):
-        shards = capture_tokens_to(beside, pipe, sites, prompts, progress=progress)
-        yield {site: partial(shards.vectors_at, site) for site in sites}
-        shutil.rmtree(beside, ignore_errors=True)
+    read = TYPICAL + padding * (POSITIONS - TYPICAL)
+    fits = len(prompts) * read * sum(site.width for site in sites) * 4 <= IN_MEMORY
+    language = isinstance(pipe, LanguageModel)
+    if fits and not language:
+        yield dict(features(pipe, sites, prompts, progress, padding))
         return
-    positions = 77
-    if len(prompts) * positions * sum(site.width for site in sites) * 4 <= IN_MEMORY:
-        yield dict(features(pipe, sites, prompts, progress))
-        return
-    if beside.exists() and not is_capture_of(beside, sites, prompts):
-        shutil.rmtree(beside)
-    if not beside.exists():
-        capture_to(beside, pipe, sites, prompts, dtype=torch.float16, progress=progress)
-    elif progress is not None:
-        progress(len(prompts))
-
-    def read(site: Site) -> Iterator[Tensor]:
-        return (shard.states[site].flatten(0, 1) for shard in load_shards(beside))
-
-    yield {site: partial(read, site) for site in sites}
+    # A language model took hours over what is there: it is not deleted because other texts were named this time.
+    shards = capture_tokens_to(beside, pipe, sites, prompts, padding=padding, anew=not language, progress=progress)
+    yield {site: partial(shards.vectors_at, site) for site in sites}
     shutil.rmtree(beside, ignore_errors=True)
 
 
@@ -188,17 +192,20 @@ def train_sae(
     captured: Callable[[int], Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
+    padding: float = 1.0,
 ) -> TopKSAE:
     """Capture `prompts` at `site` and train an SAE into `out`. Calling again after an interruption goes on.
 
-    `captured` is called with the prompts read since the last call, `progress` with the lines of the training's log.
+    Of a share of `padding` of the prompts the padding states, which are most of all, are trained on too. `captured` is
+    called with the prompts read since the last call, `progress` with the lines of the training's log.
     Raises ExciseError as `excise.sae.train` and `excise.sites.capture` do.
     """
     if not prompts:
         raise ExciseError("there are no prompts to train on; check the prompts file")
     check_out(out)
-    with vectors(pipe, [site], prompts, out.with_name(out.name + ".features"), captured) as read:
-        return train_on(pipe, site, prompts, read[site], config, out, card=card, progress=progress, device=device)
+    said = card if padding == 1 else {**card, "padding": padding}
+    with vectors(pipe, [site], prompts, out.with_name(out.name + ".features"), captured, padding) as read:
+        return train_on(pipe, site, prompts, read[site], config, out, card=said, progress=progress, device=device)
 
 
 def train_on(

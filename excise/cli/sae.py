@@ -53,6 +53,10 @@ def train(
             "--shortlist", min=0, help="Seek neurons in bfloat16 among so many spare ones (8); default 0, off."
         ),
     ] = None,
+    padding: Annotated[
+        float,
+        typer.Option("--padding", min=0, max=1, help="Share of the prompts whose padding is read too; default 1."),
+    ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of initialisation and order.")] = 0,
     device: Device = "cpu",
     json: Json = False,
@@ -94,7 +98,10 @@ def train(
     for folder, place in places.items():
         note(f"training at {place.key}")
         with shown(progress, len(texts), config.tokens) as (captured, line):
-            train_sae(pipe, place, texts, config, folder, card=card, captured=captured, progress=line, device=device)
+            train_sae(
+                pipe, place, texts, config, folder, card=card, captured=captured, progress=line, device=device,
+                padding=padding,
+            )  # fmt: skip
         note(f"saved in {folder}")
     show({folder: library.card(folder) for folder in places}, json)
 

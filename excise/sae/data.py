@@ -56,6 +56,8 @@ Features = Shard | Callable[[], Iterable[Shard]]
 
 SAMPLE = 32_768
 """Vectors the geometric median is taken of (OpenAI's number)."""
+BUFFER = 1 << 17
+"""Vectors that are shuffled together, or a shard's where it has more."""
 _CHUNK = 1 << 24
 """Numbers turned to float64 at a time (128 MiB)."""
 
@@ -128,26 +130,29 @@ class Source:
         """The labels [n, C] of every shard of samples; nothing for bare vectors."""
         yield from (shard.labels for shard in self._shards() if isinstance(shard, Samples))
 
-    def batches(self, size: int, *, start: int = 0) -> Iterator[Shard]:
-        """Batches of `size` vectors or samples, float32, without end, from number `start` on.
+    def batches(self, size: int, *, start: int = 0, device: torch.device | str = "cpu") -> Iterator[Shard]:
+        """Batches of `size` vectors or samples, float32, without end, from number `start` on: on a GPU `device` where
+        half of its free memory holds what is shuffled together, else wherever the features are.
 
-        Each epoch shuffles within the shards; what does not fill a batch is left out of that epoch, and another
-        shuffle leaves out others. `size` must not exceed the number of vectors or samples.
+        Each epoch shuffles shards together, as many as hold `BUFFER` vectors: what is in memory does not grow with the
+        number of shards. What does not fill a batch is left out of that epoch, and another shuffle leaves out others.
+        `size` must not exceed the number of vectors or samples.
         """
-        epochs = (self._epoch(epoch, size) for epoch in itertools.count())
+        epochs = (self._epoch(epoch, size, torch.device(device)) for epoch in itertools.count())
         return itertools.islice(itertools.chain.from_iterable(epochs), start, None)
 
-    def _epoch(self, epoch: int, size: int) -> Iterator[Shard]:
+    def _epoch(self, epoch: int, size: int, device: torch.device) -> Iterator[Shard]:
         rest: Shard | None = None
-        for number, shard in enumerate(self._shards()):
-            # Hashed, so that no two of (seed, epoch, shard) share an order.
+        for number, buffer in enumerate(self._buffers()):
+            shard = _resident(buffer, device)
+            # Hashed, so that no two of (seed, epoch, buffer) share an order.
             key = hashlib.sha256(f"{self._seed}/{epoch}/{number}".encode()).digest()[:7]
             generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
             order = torch.randperm(len(shard), generator=generator).to(_device(shard))
             at = 0
             if rest is not None and len(rest):
                 at = size - len(rest)
-                rest = _joined(rest, shard[order[:at]].float())
+                rest = _joined([rest, shard[order[:at]].float()])
                 if len(rest) < size:
                     continue
                 yield rest
@@ -155,6 +160,18 @@ class Source:
             for begin in range(at, full, size):
                 yield shard[order[begin : begin + size]].float()
             rest = shard[order[full:]].float()
+
+    def _buffers(self) -> Iterator[Shard]:
+        held: list[Shard] = []
+        vectors = 0
+        for shard in self._shards():
+            held.append(shard)
+            vectors += len(shard) if isinstance(shard, Tensor) else len(shard.vectors)
+            if vectors >= BUFFER:
+                yield _joined(held)
+                held, vectors = [], 0
+        if held:
+            yield _joined(held)
 
     def _shards(self) -> Iterator[Shard]:
         if isinstance(self._features, Tensor | Samples):
@@ -179,16 +196,25 @@ class Source:
                 yield shard.detach()
 
 
+def _resident(shard: Shard, device: torch.device) -> Shard:
+    """Moved to a GPU that has room for it: one copy in place of one a batch."""
+    if device.type != "cuda" or isinstance(shard, Samples) or shard.device.type == "cuda":
+        return shard
+    free, _ = torch.cuda.mem_get_info(device)
+    return shard.to(device) if 2 * shard.nbytes <= free else shard
+
+
 def _device(shard: Shard) -> torch.device:
     return shard.device if isinstance(shard, Tensor) else shard.states.device
 
 
-def _joined(first: Shard, second: Shard) -> Shard:
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return torch.cat([first, second])
-    assert isinstance(first, Samples)
-    assert isinstance(second, Samples)
-    return Samples(torch.cat([first.states, second.states]), torch.cat([first.labels, second.labels]))
+def _joined(parts: list[Shard]) -> Shard:
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], Tensor):
+        return torch.cat([part for part in parts if isinstance(part, Tensor)])
+    samples = [part for part in parts if isinstance(part, Samples)]
+    return Samples(torch.cat([part.states for part in samples]), torch.cat([part.labels for part in samples]))
 
 
 def geometric_median(sample: Tensor, *, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:

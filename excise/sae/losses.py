@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from excise.sae.model import Codes, TopKSAE
+from excise.sae.model import Codes, TopKSAE, selected, weighted_rows
 
 
 class Loss(NamedTuple):
@@ -26,10 +26,10 @@ def loss(sae: TopKSAE, x: Tensor, reconstruction: Tensor, variance: float, dead:
     """L = MSE(x̂, x) / Var(x) + α MSE(ê, e) / Var(e).
 
     `x`, `reconstruction` [N, d]; `variance` the mean over the d dimensions of the training set's variance (a batch's
-    own would weigh batches differently); `dead` [m] bool.
+    own would weigh batches differently); `dead` [m] bool. With alpha = 0 the auxiliary term is not worked out.
     """
     mse = F.mse_loss(reconstruction, x) / variance
-    aux = aux_loss(sae, x, reconstruction, dead)
+    aux = aux_loss(sae, x, reconstruction, dead) if alpha else mse.new_zeros(())
     return Loss(mse + alpha * aux, mse, aux)
 
 
@@ -49,15 +49,18 @@ def aux_loss(sae: TopKSAE, x: Tensor, reconstruction: Tensor, dead: Tensor) -> T
 def aux_reconstruction(sae: TopKSAE, x: Tensor, dead: Tensor) -> Tensor:
     """ê [N, d] = W_decᵀ ReLU(the k_aux largest pre-activations of dead latents), without b_pre, which gets no gradient.
 
-    Dead latents are few, so their rows are multiplied densely: cheaper than k_aux gathered rows for each vector.
+    Where no more are dead than are kept, their rows are multiplied densely; otherwise only the kept ones are decoded
+    and get a gradient, as in `TopKSAE.encode`.
     """
     rows = dead.nonzero()[:, 0]
-    z = F.linear(x - sae.b_pre.detach(), sae.W_enc[rows], sae.b_enc[rows])
+    centred = x - sae.b_pre.detach()
     kept = aux_k(len(rows), sae.config.d)
-    if kept < len(rows):
-        values, indices = z.topk(kept, dim=-1, sorted=False)
-        z = torch.zeros_like(z).scatter(-1, indices, values)
-    return z.relu() @ sae.W_dec[rows]
+    if kept == len(rows):
+        return F.linear(centred, sae.W_enc[rows], sae.b_enc[rows]).relu() @ sae.W_dec[rows]
+    with torch.no_grad():
+        values, places = F.linear(centred, sae.W_enc[rows], sae.b_enc[rows]).topk(kept, dim=-1, sorted=False)
+    indices = rows[places]
+    return weighted_rows(sae.W_dec, selected(centred, sae.W_enc, sae.b_enc, values, indices).relu(), indices)
 
 
 def aux_k(n_dead: int, d: int) -> int:

@@ -56,6 +56,17 @@ class _Select(torch.autograd.Function):
         return grad_x.detach(), grad_weight, grad_bias, None, None
 
 
+def selected(x: Tensor, weight: Tensor, bias: Tensor, values: Tensor, indices: Tensor) -> Tensor:
+    """`values` [N, k], which are <x_n, W_i> + b_i at `indices` [N, k], with their gradients by x, W and b."""
+    made: Tensor = _Select.apply(x, weight, bias, values, indices)  # type: ignore[no-untyped-call]
+    return made
+
+
+def weighted_rows(weight: Tensor, values: Tensor, indices: Tensor) -> Tensor:
+    """sum_j values_nj W[indices_nj]: [N, k] and [N, k] -> [N, d]."""
+    return F.embedding_bag(indices, weight, per_sample_weights=values, mode="sum")
+
+
 @torch.no_grad()
 def _shortlisted(x: Tensor, weight: Tensor, bias: Tensor, k: int, spare: int) -> tuple[Tensor, Tensor]:
     """The k largest of <x_n, W_i> + b_i, of the k + `spare` that are largest in bfloat16: values and indices `[N, k]`.
@@ -107,7 +118,7 @@ class TopKSAE(nn.Module):
                 values, indices = _shortlisted(flat, self.W_enc, self.b_enc, self.config.k, self.shortlist)
             else:
                 values, indices = F.linear(flat, self.W_enc, self.b_enc).topk(self.config.k, dim=-1)
-        values = _Select.apply(flat, self.W_enc, self.b_enc, values, indices)  # type: ignore[no-untyped-call]
+        values = selected(flat, self.W_enc, self.b_enc, values, indices)
         shape = (*centred.shape[:-1], self.config.k)
         return Codes(values.relu().view(shape), indices.view(shape))
 
@@ -130,13 +141,13 @@ class TopKSAE(nn.Module):
             kept = values >= least
             columns = int(kept.sum(1).max())
             values, indices, kept = values[:, :columns], indices[:, :columns].contiguous(), kept[:, :columns]
-        values = _Select.apply(centred, self.W_enc, self.b_enc, values, indices)  # type: ignore[no-untyped-call]
+        values = selected(centred, self.W_enc, self.b_enc, values, indices)
         return Codes(values.relu() * kept, indices)
 
     def decode(self, codes: Codes) -> Tensor:
         """sum_j values_j W_dec[indices_j] + b_pre: Codes of [..., k] -> [..., d]."""
         values, indices = (part.reshape(-1, part.shape[-1]) for part in codes)
-        summed = F.embedding_bag(indices, self.W_dec, per_sample_weights=values, mode="sum")
+        summed = weighted_rows(self.W_dec, values, indices)
         return (summed + self.b_pre).view(*codes.values.shape[:-1], self.config.d)
 
     def forward(self, x: Tensor) -> Output:

@@ -108,7 +108,7 @@ def train(
 
     with interruptible() as interrupted:
         began = time.monotonic() - state.seconds
-        batches = source.batches(rows, start=state.step)
+        batches = source.batches(rows, start=state.step, device=device)
         try:
             while state.step < steps and not (supervision and state.stale >= supervision.patience):
                 if interrupted():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from excise.sites.blocks import BLOCKS, block_site, capture_blocks, module_at
-from excise.sites.capture import Features, capture, capture_to, is_capture_of, load_shards
+from excise.sites.by_length import capture_by_length
+from excise.sites.capture import Features, capture, capture_to, load_shards
 from excise.sites.encoding import TextEncoding, encode_prompt
 from excise.sites.families import FAMILIES, family_of
 from excise.sites.fidelity import final_state_cosine
@@ -21,12 +22,12 @@ __all__ = [
     "block_site",
     "capture",
     "capture_blocks",
+    "capture_by_length",
     "capture_to",
     "default_site",
     "encode_prompt",
     "family_of",
     "final_state_cosine",
-    "is_capture_of",
     "load_shards",
     "module_at",
     "resolve",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -38,13 +38,18 @@ class Features:
     """Token ids `[B, T]`."""
     scored: Tensor
     """`[B, T]` bool: the positions that count when *scoring* neurons: words and EOS, neither BOS nor padding."""
-    words_only: bool = False
-    """Whether scored positions are all there is to the prompt: a language model reads no padding, a denoiser does."""
+    kept: Tensor | None = None
+    """`[B, T]` bool, on the processor: the positions an SAE is trained on, or None for all of them. A denoiser reads
+    padding too, but not every prompt's need be read (`capture_by_length`); a language model reads none."""
 
     def vectors(self, site: Site) -> Tensor:
-        """`[N, d]`: what an SAE is trained on. Every position, or the scored ones of a language model."""
-        states = self.states[site]
-        return states[self.scored.to(states.device)] if self.words_only else states.flatten(0, 1)
+        """`[N, d]`: what an SAE is trained on."""
+        states = self.states[site].flatten(0, 1)
+        if self.kept is None:
+            return states
+        # Counted out on the processor: a GPU that had to count would be waited for.
+        rows = self.kept.flatten().nonzero()[:, 0]
+        return states.index_select(0, rows.to(states.device, non_blocking=True))
 
 
 def tokenise(pipe: Any, component: str, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,17 +75,21 @@ def capture(pipe: Any, sites: Iterable[Site], prompts: Iterable[str], batch_size
 
     Raises ExciseError for an unknown Site, a wrong width, or Sites of several encoders at once.
     """
+    component, modules = located(pipe, sites)
+    stream = iter(prompts)
+    while batch := list(islice(stream, batch_size)):
+        yield _read(pipe, component, modules, batch)
+
+
+def located(pipe: Any, sites: Iterable[Site]) -> tuple[str, dict[Site, nn.Module]]:
+    """The text encoder of `sites` and their modules. Raises ExciseError as `capture`."""
     wanted = list(dict.fromkeys(sites))
     components = sorted({site.component for site in wanted})
     if len(components) != 1:
         raise ExciseError(
             f"capture reads one text encoder at a time, not {components or 'none'}; call it once for each"
         )
-    component = components[0]
-    modules = {site: resolve(pipe, site) for site in wanted}
-    stream = iter(prompts)
-    while batch := list(islice(stream, batch_size)):
-        yield _read(pipe, component, modules, batch)
+    return components[0], {site: resolve(pipe, site) for site in wanted}
 
 
 @torch.no_grad()
@@ -94,14 +103,9 @@ def run(pipe: Any, component: str, batch: list[str]) -> tuple[Tensor, Tensor, An
     if isinstance(pipe, LanguageModel):
         ids, attention = pipe.tokenise(batch, pipe.positions)
         return ids, pipe.words(ids, attention), pipe.run(ids, attention)
-    if _is_clip(encoder):
+    if is_clip(encoder):
         ids, attention, scored = tokenise(pipe, component, batch)
-        device = next(encoder.parameters()).device
-        use_mask = bool(getattr(getattr(encoder, "config", None), "use_attention_mask", False))
-        output = None
-        with suppress(Enough):
-            output = encoder(ids.to(device), attention_mask=attention.to(device) if use_mask else None)
-        return ids, scored, output
+        return ids, scored, run_clip(encoder, ids, attention)
     # Templates, padding and masks are the pipeline's own affair.
     given: dict[str, Any] = {}
 
@@ -129,10 +133,26 @@ def run(pipe: Any, component: str, batch: list[str]) -> tuple[Tensor, Tensor, An
     return ids, scored if first is None else scored & (ids != first), given.get("output")
 
 
-def _read(pipe: Any, component: str, modules: dict[Site, nn.Module], batch: list[str]) -> Features:
-    """One batch; the encoder stops behind the last of the Sites."""
+@torch.no_grad()
+def run_clip(encoder: nn.Module, ids: Tensor, attention: Tensor) -> Any:
+    """One of CLIP's text encoders on ids and attention mask `[B, T]`: its output, or None where a hook had `Enough`."""
+    device = next(encoder.parameters()).device
+    use_mask = bool(getattr(getattr(encoder, "config", None), "use_attention_mask", False))
+    with suppress(Enough):
+        return encoder(
+            ids.to(device, non_blocking=True),
+            attention_mask=attention.to(device, non_blocking=True) if use_mask else None,
+        )
+    return None
+
+
+@contextmanager
+def listening(modules: dict[Site, nn.Module]) -> Iterator[dict[Site, Tensor]]:
+    """Within it an encoder that runs leaves its states `[B, T, d]` in what is given, and stops behind the last Site.
+
+    Raises ExciseError where a Site is of another width, or did not run.
+    """
     states: dict[Site, Tensor] = {}
-    language = isinstance(pipe, LanguageModel)
 
     def keep(site: Site) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -148,21 +168,26 @@ def _read(pipe: Any, component: str, modules: dict[Site, nn.Module], batch: list
     with ExitStack() as stack:
         for site, module in modules.items():
             stack.callback(module.register_forward_hook(keep(site)).remove)
-        if language:
-            ids, attention = pipe.tokenise(batch, pipe.positions)
-            with suppress(Enough):
-                pipe.run(ids, attention)
-            states = {site: held(state, attention) for site, state in states.items()}
-            scored = pipe.words(ids, attention)
-        else:
-            ids, scored, _ = run(pipe, component, batch)
+        yield states
     missing = [site.key for site in modules if site not in states]
     if missing:
         raise ExciseError(f"{missing[0]} did not run when the text encoder did; choose another Site")
-    return Features(states, ids, scored, language)
 
 
-def _is_clip(encoder: nn.Module) -> bool:
+def _read(pipe: Any, component: str, modules: dict[Site, nn.Module], batch: list[str]) -> Features:
+    """One batch; the encoder stops behind the last of the Sites."""
+    with listening(modules) as states:
+        if not isinstance(pipe, LanguageModel):
+            ids, scored, _ = run(pipe, component, batch)
+            return Features(states, ids, scored)
+        ids, attention = pipe.tokenise(batch, pipe.positions)
+        with suppress(Enough):
+            pipe.run(ids, attention)
+    scored = pipe.words(ids, attention)
+    return Features({site: held(state, attention) for site, state in states.items()}, ids, scored, scored)
+
+
+def is_clip(encoder: nn.Module) -> bool:
     """Whether every pipeline pads it alike and gives it no template, so that it can be run without the pipeline."""
     return type(encoder).__name__.startswith("CLIPText")
 
@@ -245,18 +270,6 @@ def load_shards(folder: Path) -> Iterator[Features]:
         with read_shard(folder / name, digest) as tensors:
             states = {site: tensors[site.key] for site in sites}
             yield Features(states, tensors["ids"], tensors["scored"])
-
-
-def is_capture_of(folder: Path, sites: Iterable[Site], prompts: Iterable[str]) -> bool:
-    """Whether `folder` holds the features of just these prompts, in this order, at just these Sites.
-
-    Raises ExciseError where it holds no captured features at all.
-    """
-    there, digest, _ = _manifest(folder)
-    text = hashlib.sha256()
-    for prompt in prompts:
-        text.update(prompt.encode() + b"\0")
-    return there == list(dict.fromkeys(sites)) and digest == text.hexdigest()
 
 
 def _manifest(folder: Path) -> tuple[list[Site], str, list[tuple[str, str]]]:

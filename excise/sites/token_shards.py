@@ -1,10 +1,11 @@
-"""A language model's states on disk: the words' vectors alone, shard by shard, so that reading goes on where it was
+"""States on disk that SAEs are trained on, vector by vector and shard by shard, so that reading goes on where it was
 interrupted."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +16,10 @@ from torch import Tensor
 
 from excise.errors import ExciseError
 from excise.files import write_atomic
-from excise.sites.capture import capture
-from excise.sites.language import LanguageModel, fingerprint
+from excise.sites.by_length import capture_by_length
+from excise.sites.language import fingerprint
 from excise.sites.shards import narrowed, read_shard, write_shard
-from excise.sites.site import Site
+from excise.sites.site import Site, encoder_of
 
 SCHEMA = "excise.tokens/1"
 TEXTS = 512
@@ -44,19 +45,22 @@ class TokenShards:
 
 def capture_tokens_to(
     folder: Path,
-    pipe: LanguageModel,
+    pipe: Any,
     sites: Sequence[Site],
     texts: Sequence[str],
     *,
+    padding: float = 1.0,
+    anew: bool = False,
     batch_size: int = 32,
     dtype: torch.dtype = torch.float16,
     progress: Callable[[int], Any] | None = None,
 ) -> TokenShards:
-    """Write the state of every word of `texts` at every one of `sites`, in one pass.
+    """Write the states of `texts` at every one of `sites` of one text encoder, in one pass: the words' of a language
+    model; BOS, words, EOS and padding of any other, or a share of its `padding` as `capture_by_length` draws it.
 
-    Within a shard texts are read shortest first, since a batch is as long as its longest. Called again with the same
-    arguments it goes on where it was interrupted, and a finished folder is read back. `dtype` is what vectors are kept
-    in; `progress` is called with the texts read since the last call.
+    Called again with the same arguments it goes on where it was interrupted, and a finished folder is read back. With
+    `anew` what it wrote in the folder with others is deleted, instead of refused.
+    `dtype` is what vectors are kept in; `progress` is called with the texts read since the last call.
 
     Raises ExciseError for a folder of other features, texts without words, or where the disk refuses.
     """
@@ -65,26 +69,28 @@ def capture_tokens_to(
     about: dict[str, Any] = {
         "schema": SCHEMA,
         "sites": [asdict(site) for site in sites],
-        "model": fingerprint(pipe.text_encoder),
-        "positions": pipe.positions,
+        "model": fingerprint(encoder_of(pipe, sites[0].component)),
+        "positions": getattr(pipe, "positions", None),
+        "padding": padding,
         "batch_size": batch_size,
         "dtype": str(dtype),
         "texts": len(texts),
         "texts_sha256": _digest(texts),
     }
-    done = _begun(folder, about)
+    done = _begun(folder, about, anew)
     write_atomic(folder / "manifest.json", json.dumps(done, indent=1) + "\n")
     if progress is not None and done["read"]:
         progress(done["read"])
     while done["read"] < len(texts):
-        part = sorted(texts[done["read"] : done["read"] + TEXTS], key=len)
+        part = texts[done["read"] : done["read"] + TEXTS]
         rows: dict[Site, list[Tensor]] = {site: [] for site in sites}
-        for batch in capture(pipe, sites, part, batch_size):
+        for _, batch in capture_by_length(pipe, sites, part, batch_size, padding=padding, seed=len(done["shards"])):
             for site in sites:
-                rows[site].append(narrowed(batch.vectors(site), dtype))
+                rows[site].append(batch.vectors(site))
             if progress is not None:
                 progress(len(batch.ids))
-        vectors = {site.key: torch.cat(own) for site, own in rows.items()}
+        # One copy a shard: a GPU goes on reading meanwhile.
+        vectors = {site.key: narrowed(torch.cat(own), dtype) for site, own in rows.items()}
         done["shards"].append(write_shard(folder, len(done["shards"]), vectors))
         done["read"] += len(part)
         done["vectors"] += len(vectors[sites[0].key])
@@ -101,14 +107,18 @@ def _digest(texts: Sequence[str]) -> str:
     return own.hexdigest()
 
 
-def _begun(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+def _begun(folder: Path, about: dict[str, Any], anew: bool) -> dict[str, Any]:
     """The manifest so far. Raises ExciseError where the folder holds something else."""
+    nothing = {**about, "read": 0, "vectors": 0, "shards": []}
     if not folder.exists() or not any(folder.iterdir()):
-        return {**about, "read": 0, "vectors": 0, "shards": []}
+        return nothing
     try:
         found: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
         if {name: found[name] for name in about} == about:
             return found
+        if anew and found["schema"] == SCHEMA:
+            shutil.rmtree(folder)
+            return nothing
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise ExciseError(f"{folder} holds something else; choose another folder, or delete it to read anew")

@@ -12,7 +12,7 @@ from excise.app import training
 from excise.app.training import shown, train_sae
 from excise.errors import ExciseError
 from excise.sae import TrainConfig, card
-from excise.sites import capture_to, is_capture_of
+from excise.sites.token_shards import capture_tokens_to
 
 PROMPTS = ["a gun", "a cat on grass", "a dog in the sky", "a bus"]
 CONFIG = TrainConfig(tokens=600, batch=100, k=4)
@@ -35,14 +35,11 @@ def test_features_of_other_prompts_or_another_site_are_made_anew(
 ) -> None:
     other = dataclasses.replace(tiny_site, path="encoder.layers.1")
     whole = train_sae(tiny_pipe, tiny_site, PROMPTS, CONFIG, tmp_path / "whole", card={})
-    for n, (site, prompts, reused) in enumerate(
-        [(tiny_site, PROMPTS, True), (tiny_site, PROMPTS[::-1], False), (other, PROMPTS, False)]
-    ):
+    for n, (site, prompts) in enumerate([(tiny_site, PROMPTS), (tiny_site, PROMPTS[::-1]), (other, PROMPTS)]):
         out, read = tmp_path / f"sae{n}", []
-        capture_to(tmp_path / f"sae{n}.features", tiny_pipe, [site], prompts)
-        assert is_capture_of(tmp_path / f"sae{n}.features", [tiny_site], PROMPTS) == reused
+        capture_tokens_to(tmp_path / f"sae{n}.features", tiny_pipe, [site], prompts)
         made = train_sae(tiny_pipe, tiny_site, PROMPTS, CONFIG, out, card={}, captured=read.append)
-        assert sum(read) == 4
+        assert read == [4]
         assert (made.W_enc - whole.W_enc).abs().max() < 1e-2
         assert not (tmp_path / f"sae{n}.features").exists()
 
@@ -51,7 +48,7 @@ def test_features_of_other_prompts_or_another_site_are_made_anew(
 def test_a_folder_that_is_not_ours_is_not_deleted(tiny_pipe: Any, tiny_site: Any, tmp_path: Path) -> None:
     (tmp_path / "sae.features").mkdir()
     (tmp_path / "sae.features" / "mine").write_text("x")
-    with pytest.raises(ExciseError, match="no complete captured features"):
+    with pytest.raises(ExciseError, match="holds something else"):
         train_sae(tiny_pipe, tiny_site, PROMPTS, CONFIG, tmp_path / "sae", card={})
     assert (tmp_path / "sae.features" / "mine").exists()
 

@@ -1,0 +1,206 @@
+"""How fast a TopK SAE trains: ours beside plain PyTorch, SAELens, sparsify and overcomplete.
+
+    python benchmarks/sae_training.py --out docs/results/sae_training.json
+
+Every library trains in a process and an environment of its own, as `sae_peer.py` says, on the same vectors: states of
+the bundled text encoder on its own corpus, those of three layers side by side, which makes 768 values. One process at a
+time works, a few steps, then the next one, for several rounds: tokens a second are the median round's, ratios the
+medians over rounds. The roofline is what 2dm + 8dk operations a vector take at the speed at which this machine
+multiplies two matrices of the encoder's shape. `fvu` and `silent` (latents that fire nowhere) are of held-out vectors,
+after all rounds, when every library has seen as many. No library revives dead latents in so few steps, so ours is told
+not to; what that costs is a row of its own. What is measured already for a width is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import beside
+
+from excise import reference
+from excise.app.demo import machine
+from excise.errors import ExciseError
+from excise.files import write_atomic
+from excise.sites import Site, capture
+
+LAYERS = (1, 3, 5)
+K, BATCH, LR = 32, 4096, 4e-4
+VECTORS = 106_496
+"""Of which `sae_peer.py` holds some out."""
+PEERS = {
+    "saelens": ("sae-lens==6.54.12",),
+    "sparsify": ("eai-sparsify==1.3.3",),
+    "overcomplete": ("overcomplete==0.3.0", "matplotlib<3.9"),
+}
+"""What is installed for each, beside our torch."""
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "excise": ("excise", {"alpha": 0}),
+    "excise, shortlist 8": ("excise", {"alpha": 0, "shortlist": 8}),
+    "excise, auxiliary loss": ("excise", {}),
+    "dense PyTorch": ("dense", {}),
+    "SAELens": ("saelens", {}),
+    "SAELens, sparse": ("saelens", {"use_sparse_activations": True}),
+    "sparsify": ("sparsify", {}),
+    "overcomplete": ("overcomplete", {}),
+}
+STEPS = {3072: 8, 16_384: 2, 65_536: 1}
+"""Steps a round by width: what a second or more lies between."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/sae_training"), help="folder of environments and data")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/sae_training.json"))
+    parser.add_argument("--widths", default=",".join(map(str, STEPS)))
+    parser.add_argument("--rounds", type=int, default=6, help="the first of which warms up")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    pythons = {name: environment(options.work / name, pinned) for name, pinned in PEERS.items()}
+    data = options.work / "features.pt"
+    if not data.exists():
+        torch.save(features(), data)
+    told: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"widths": {}}
+    told["command"] = f"python benchmarks/sae_training.py --rounds {options.rounds} --device {options.device}"
+    told |= {"machine": machine(options.device), "peers": PEERS, "k": K, "batch": BATCH, "threads": options.threads}
+    for m in map(int, options.widths.split(",")):
+        if str(m) in told["widths"]:
+            continue
+        common = {"data": str(data), "m": m, "k": K, "batch": BATCH, "lr": LR, "steps": STEPS[m]}
+        common |= {"rounds": options.rounds, "device": options.device, "threads": options.threads}
+        rows = measured(common, pythons)
+        peak = products_per_second(m, options.device, options.threads)
+        told["widths"][str(m)] = {
+            "date": datetime.date.today().isoformat(), "steps": STEPS[m] * options.rounds, "peak": peak, "rows": rows,
+        }  # fmt: skip
+        write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+        show(m, told["widths"][str(m)])
+
+
+def environment(folder: Path, pinned: Sequence[str]) -> str:
+    """The python of an environment with one peer and our torch in it."""
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        wanted = [f"torch=={torch.__version__.partition('+')[0]}", *pinned]
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *wanted], check=True)
+        (folder / "ready").touch()
+    return str(python)
+
+
+def features() -> torch.Tensor:
+    """`[VECTORS, 768]` of a random half or so of the positions of the corpus' first prompts."""
+    pipe, width = reference.load(), 256
+    sites = [Site("text_encoder", f"encoder.layers.{layer}", width) for layer in LAYERS]
+    generator, found = torch.Generator().manual_seed(0), 0
+    parts = []
+    for batch in capture(pipe, sites, reference.sae_corpus()):
+        rows = torch.cat([batch.states[site] for site in sites], -1).flatten(0, 1)
+        parts.append(rows[torch.rand(len(rows), generator=generator) < 0.2])
+        found += len(parts[-1])
+        if found >= VECTORS:
+            break
+    vectors = torch.cat(parts)[:VECTORS]
+    return vectors[torch.randperm(len(vectors), generator=generator)]
+
+
+class Worker:
+    """A process that trains, a round at every call."""
+
+    def __init__(self, python: str, told: Mapping[str, Any], log: Path) -> None:
+        self.log = log
+        command = [python, str(Path(__file__).with_name("sae_peer.py")), json.dumps(told)]
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True
+            )
+        self.said()  # the first round
+
+    def said(self) -> Any:
+        """Its next line. Raises ExciseError where it stopped."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            errors = [told for told in self.log.read_text().splitlines() if "Error" in told]
+            raise ExciseError(errors[-1].partition(". ")[0] if errors else f"it stopped; see {self.log}")
+        return json.loads(line)
+
+    def go_on(self) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.said()
+
+
+def measured(common: Mapping[str, Any], pythons: Mapping[str, str]) -> dict[str, Any]:
+    """By variant, its seconds a step, the ratios to it and to others, and what it has learnt; or why it cannot run."""
+    workers: dict[str, Worker] = {}
+    failed: dict[str, Any] = {}
+    for name, (library, settings) in VARIANTS.items():
+        log = Path(common["data"]).with_name(f"{name}.log")
+        try:
+            workers[name] = Worker(
+                pythons.get(library, sys.executable), {**common, "library": library, "settings": settings}, log
+            )
+            print(f"{name} is ready", flush=True)
+        except ExciseError as error:
+            failed[name] = {"failed": str(error)}
+            print(f"{name}: {error}", flush=True)
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(common["rounds"] - 1):
+        for name, worker in workers.items():
+            seconds[name].append(worker.go_on() / common["steps"])
+    rows = {
+        name: {
+            "seconds": own,
+            "tokens_a_second": BATCH / statistics.median(own),
+            "as_fast_as_dense": beside(seconds["dense PyTorch"], own),
+            **workers[name].go_on(),
+        }
+        for name, own in seconds.items()
+    }
+    return rows | failed
+
+
+def products_per_second(m: int, device: str, threads: int, d: int = 768) -> float:
+    """Floating-point operations a second of the product of the encoder's shape, the best of ten."""
+    torch.set_num_threads(threads)
+    x, w, out = (torch.randn(shape, device=device) for shape in ((BATCH, d), (m, d), (BATCH, m)))
+    best = float("inf")
+    for _ in range(10):
+        began = time.perf_counter()
+        torch.mm(x, w.T, out=out)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * BATCH * d * m / best
+
+
+def show(m: int, found: Mapping[str, Any], d: int = 768) -> None:
+    least = (2 * d * m + 8 * d * K) / found["peak"]
+    print(f"m = {m}, {found['steps']} steps, {found['peak'] / 1e9:.0f} GFLOP/s in the encoder's product")
+    for name, row in found["rows"].items():
+        if "failed" in row:
+            print(f"{name:24} {row['failed']}")
+            continue
+        ratio, share = row["as_fast_as_dense"], least * row["tokens_a_second"]
+        print(
+            f"{name:24} {row['tokens_a_second']:8.0f} tokens/s {ratio['ratio']:5.2f} x dense "
+            f"({ratio['low']:.2f} to {ratio['high']:.2f})  roofline {share:4.0%}  fvu {row['fvu']:.4f}  "
+            f"silent {row['silent']:.1%}"
+        )
+
+
+if __name__ == "__main__":
+    main()

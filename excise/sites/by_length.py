@@ -1,0 +1,108 @@
+"""Features at Sites with no more padding computed than is used.
+
+CLIP's text encoders are causal: no word hears the padding behind it, which is most of the 77 positions. So prompts of
+like length are read together without it, and only where padding itself is wanted is it computed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from excise.errors import ExciseError
+from excise.sites.capture import Features, capture, is_clip, listening, located, run_clip, tokenise
+from excise.sites.language import LanguageModel
+from excise.sites.site import Site, encoder_of
+
+WINDOW = 1024
+"""Prompts that are looked at to put like lengths together."""
+GOLDEN = (5**0.5 - 1) / 2
+
+
+class Batch(NamedTuple):
+    """Prompts that were read together."""
+
+    numbers: list[int]
+    """Which ones, counted from 0 in the order they came."""
+    features: Features
+    """T is the longest one's length, or all positions in a batch whose padding is read."""
+
+
+def capture_by_length(
+    pipe: Any,
+    sites: Iterable[Site],
+    prompts: Iterable[str],
+    batch_size: int = 64,
+    *,
+    padding: float = 0.0,
+    seed: int = 0,
+) -> Iterator[Batch]:
+    """Features of `prompts` at `sites` of one text encoder, those of like length together.
+
+    Of a share of `padding` of the batches, drawn by `seed`, all positions are computed and kept, of the others only
+    BOS, words and EOS: padding states of every position and every length are there, as many as the share says. Prompts
+    that are the same are computed once. An encoder that is not causal computes all positions and keeps as many; a
+    language model has no padding to keep.
+
+    Raises ExciseError as `capture`, and for a share outside 0 to 1.
+    """
+    if not 0 <= padding <= 1:
+        raise ExciseError(f"padding is a share from 0 to 1, not {padding:g}")
+    wanted = list(dict.fromkeys(sites))
+    component, _ = located(pipe, wanted)
+    # Multiples of the golden ratio hit every stretch of 0 to 1 evenly, whatever lengths follow one another.
+    places = (place % 1 for place in itertools.count(random.Random(seed).random(), GOLDEN))
+    stream, first = iter(prompts), 0
+    causal = not isinstance(pipe, LanguageModel) and is_clip(encoder_of(pipe, component))
+    while window := list(itertools.islice(stream, WINDOW)):
+        some = _causal if causal else _padded
+        for batch in some(pipe, wanted, window, batch_size, lambda: next(places) < padding):
+            yield batch._replace(numbers=[first + number for number in batch.numbers])
+        first += len(window)
+
+
+def _causal(
+    pipe: Any, sites: list[Site], prompts: list[str], batch_size: int, whole: Callable[[], bool]
+) -> Iterator[Batch]:
+    component, modules = located(pipe, sites)
+    encoder = encoder_of(pipe, component)
+    every, attentions, scores = tokenise(pipe, component, prompts)
+    _, place, counts = torch.unique(every, dim=0, return_inverse=True, return_counts=True)
+    # Prompts in the order of their kinds, so that each kind's are a stretch.
+    alike, begins = place.argsort(stable=True), counts.cumsum(0) - counts
+    ends = attentions.sum(1)[alike[begins]]
+    for kinds in torch.split(ends.argsort(stable=True), batch_size):
+        is_whole = whole()
+        end = every.shape[1] if is_whole else int(ends[kinds].max())
+        rows = alike[begins[kinds]]
+        with listening(modules) as states:
+            run_clip(encoder, every[rows, :end], attentions[rows, :end])
+        copies = counts[kinds]
+        numbers = torch.cat([alike[begin : begin + n] for begin, n in zip(begins[kinds], copies, strict=True)])
+        again = torch.arange(len(kinds)).repeat_interleave(copies)
+        if len(again) > len(kinds):
+            states = {site: state[again.to(state.device)] for site, state in states.items()}
+        kept = None if is_whole else attentions[numbers, :end].bool()
+        yield Batch(numbers.tolist(), Features(states, every[numbers, :end], scores[numbers, :end], kept))
+
+
+def _padded(
+    pipe: Any, sites: list[Site], prompts: list[str], batch_size: int, whole: Callable[[], bool]
+) -> Iterator[Batch]:
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    for begin, features in enumerate(capture(pipe, sites, [prompts[number] for number in order], batch_size)):
+        numbers = order[begin * batch_size : begin * batch_size + len(features.ids)]
+        if features.kept is None and not whole():
+            ids, scored = features.ids.cpu(), features.scored.cpu()
+            features = Features(features.states, ids, scored, _begun(scored))
+        yield Batch(numbers, features)
+
+
+def _begun(scored: Tensor) -> Tensor:
+    """`[B, T]` bool: everything up to the last scored position, BOS and templates included."""
+    return scored.flip(1).cummax(1).values.flip(1).bool()
