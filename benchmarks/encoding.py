@@ -1,11 +1,15 @@
-"""What an eraser adds to encoding a prompt, and to a picture: SNCE on a CLIP-L with random weights, Stable Diffusion
-1.4's own shape.
+"""What an eraser adds to encoding a prompt, and to a picture: SNCE on Stable Diffusion 1.4's own shape, random weights.
 
     python benchmarks/encoding.py --out docs/results/encoding.json
 
 The bare pipeline and three erasers of one neuron encode the same prompt with its unconditional twin in turns:
 `concept` subtracts what was computed beforehand, `threshold` reads the neuron's row alone, `topk` reads all rows of the
 SAE. Added is the ratio to the bare pipeline less one: median and quartiles over the rounds.
+
+A picture of 20 steps is encoded once, and before every step an attached eraser looks at the states that the U-Net is
+given. That look is timed by itself, in the pipeline with `threshold`, and so is the bare U-Net's step, both branches of
+guidance: `picture` is what both add to 20 steps and one encoding. On the bundled model, whose U-Net is a fortieth of
+Stable Diffusion's, whole pictures are drawn in turns, bare and with `threshold`.
 """
 
 from __future__ import annotations
@@ -13,22 +17,30 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from shapes import clip_l
+from shapes import clip_l, sd14
 from timing import beside, interleaved
 
+from excise import reference
 from excise.app.demo import machine
+from excise.app.models import bundled_settings
+from excise.concepts import from_templates
 from excise.erasers import Eraser, SAEEdit, made_for
+from excise.erasers.witness import Witness
 from excise.files import write_atomic
+from excise.methods import method
+from excise.methods.snce import SNCEConfig
 from excise.sae import SAEConfig, TopKSAE
 from excise.sites import PRESETS, capture
 
 PROMPT = "a photo of a gun on a wooden table, highly detailed, 35mm"
 SITE = PRESETS["sd14"][0]
+STEPS = 20
 
 
 def main() -> None:
@@ -47,12 +59,16 @@ def main() -> None:
     with torch.no_grad():
         seconds = interleaved(calls, options.rounds)
     rows = {name: beside(own, seconds["bare"]) for name, own in seconds.items()}
+    picture = in_a_picture(sae, rows, options.device)
+    drawn = whole_pictures(options.rounds // 2, options.device)
     told = {
         "command": f"python benchmarks/encoding.py --rounds {options.rounds} --device {options.device}",
         "machine": machine(options.device),
         "date": datetime.date.today().isoformat(),
         "site": SITE.key,
         "rows": rows,
+        "picture": picture,
+        "bundled": drawn,
     }
     write_atomic(options.out, json.dumps(told, indent=1) + "\n")
     for name, row in rows.items():
@@ -60,6 +76,51 @@ def main() -> None:
             f"{name:10} {1000 * row['seconds']:7.2f} ms  added {row['ratio'] - 1:+.2%}"
             f" ({row['low'] - 1:+.2%} to {row['high'] - 1:+.2%})"
         )
+    print(
+        f"a look {1000 * picture['look']:.2f} ms, a step {picture['step']:.2f} s: "
+        f"a picture of {STEPS} steps {picture['added']:+.3%}"
+    )
+    spread = f"{drawn['low'] - 1:+.2%} to {drawn['high'] - 1:+.2%}"
+    print(f"bundled model, whole pictures: {drawn['ratio'] - 1:+.2%} ({spread})")
+
+
+@torch.no_grad()
+def in_a_picture(sae: TopKSAE, rows: dict[str, dict[str, float]], device: str) -> dict[str, float]:
+    """Seconds of a U-Net's step and of the look before it; the share of a picture's time that an eraser adds."""
+    pipe = sd14(device)
+    latents, states = torch.randn(2, 4, 64, 64, device=device), encoded(pipe)
+    both = torch.cat([states[1], states[0]])
+    times = interleaved({"step": lambda: waited(pipe.unet(latents, 500, both))}, 5)["step"]
+    attached = eraser_of(pipe, sae, "threshold").attach(pipe)
+    states = encoded(pipe)
+    both = torch.cat([states[1], states[0]])
+    witness = Witness.of(pipe.unet)
+    assert witness is not None
+    looks = interleaved({"look": lambda: waited(witness.through(both))}, 50)["look"]
+    attached.detach()
+    step, look = statistics.median(times), statistics.median(looks)
+    encoding = rows["threshold"]["seconds"] * (1 - 1 / rows["threshold"]["ratio"])
+    bare = rows["bare"]["seconds"] + STEPS * step
+    return {"step": step, "look": look, "added": (encoding + STEPS * look) / bare}
+
+
+def whole_pictures(rounds: int, device: str) -> dict[str, float]:
+    """Seconds of a picture of the bundled model under an eraser, beside the bare model's."""
+    bare, erased = reference.load().to(device), reference.load().to(device)
+    eraser = method("snce").fit(erased, from_templates("gun", ("gun",)), SNCEConfig(**bundled_settings()["snce"]))
+    eraser.attach(erased)
+    calls = {
+        name: lambda pipe=pipe: reference.generate(pipe, ["a gun on grass"], [0], steps=STEPS)
+        for name, pipe in (("bare", bare), ("erased", erased))
+    }
+    seconds = interleaved(calls, rounds)
+    return beside(seconds["erased"], seconds["bare"])
+
+
+def waited(made: Any) -> Any:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return made
 
 
 @torch.no_grad()
@@ -80,10 +141,7 @@ def eraser_of(pipe: Any, sae: TopKSAE, how: str) -> Eraser:
 
 def encoded(pipe: Any) -> Any:
     """The prompt and its unconditional twin."""
-    made = pipe.encode_prompt(PROMPT, pipe.device, 1, True)
-    if pipe.device.type == "cuda":
-        torch.cuda.synchronize()
-    return made
+    return waited(pipe.encode_prompt(PROMPT, pipe.device, 1, True))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ time works, a few steps, then the next one, for several rounds: tokens a second 
 medians over rounds. The roofline is what 2dm + 8dk operations a vector take at the speed at which this machine
 multiplies two matrices of the encoder's shape. `fvu` and `silent` (latents that fire nowhere) are of held-out vectors,
 after all rounds, when every library has seen as many. No library revives dead latents in so few steps, so ours is told
-not to; what that costs is a row of its own. What is measured already for a width is not measured again.
+not to; what that costs is a row of its own. One learning rate does not mean the same to libraries that begin with
+weights of different size, so that for the first width each one is trained at several, and the least FVU counts. What is
+measured already is not measured again.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ from excise.files import write_atomic
 from excise.sites import Site, capture
 
 LAYERS = (1, 3, 5)
-K, BATCH, LR = 32, 4096, 4e-4
+K, LR = 32, 4e-4
+RATES, RATED = (4e-4, 1e-3, 2e-3, 4e-3), 64
+"""Learning rates that every library is tried at, for so many steps."""
 VECTORS = 106_496
 """Of which `sae_peer.py` holds some out."""
 PEERS = {
@@ -54,8 +58,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sparsify": ("sparsify", {}),
     "overcomplete": ("overcomplete", {}),
 }
-STEPS = {3072: 8, 16_384: 2, 65_536: 1}
-"""Steps a round by width: what a second or more lies between."""
+STEPS = {3072: 24, 16_128: 4, 65_280: 2}
+"""Steps a round by width, each a multiple of 768."""
+BATCHES = {3072: 4096, 16_128: 4096, 65_280: 2048}
+"""Vectors a step: SAELens needs more than 24 GB for 4,096 at the greatest width, beside the others that wait."""
 
 
 def main() -> None:
@@ -73,19 +79,28 @@ def main() -> None:
         torch.save(features(), data)
     told: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"widths": {}}
     told["command"] = f"python benchmarks/sae_training.py --rounds {options.rounds} --device {options.device}"
-    told |= {"machine": machine(options.device), "peers": PEERS, "k": K, "batch": BATCH, "threads": options.threads}
+    told |= {"machine": machine(options.device), "peers": PEERS, "k": K, "threads": options.threads}
     for m in map(int, options.widths.split(",")):
         if str(m) in told["widths"]:
             continue
-        common = {"data": str(data), "m": m, "k": K, "batch": BATCH, "lr": LR, "steps": STEPS[m]}
+        common = {"data": str(data), "m": m, "k": K, "batch": BATCHES[m], "lr": LR, "steps": STEPS[m]}
         common |= {"rounds": options.rounds, "device": options.device, "threads": options.threads}
         rows = measured(common, pythons)
-        peak = products_per_second(m, options.device, options.threads)
         told["widths"][str(m)] = {
-            "date": datetime.date.today().isoformat(), "steps": STEPS[m] * options.rounds, "peak": peak, "rows": rows,
-        }  # fmt: skip
+            "date": datetime.date.today().isoformat(),
+            "batch": BATCHES[m],
+            "steps": STEPS[m] * options.rounds,
+            "peak": products_per_second(BATCHES[m], m, options.device, options.threads),
+            "rows": rows,
+        }
         write_atomic(options.out, json.dumps(told, indent=1) + "\n")
         show(m, told["widths"][str(m)])
+    if "rates" not in told:
+        m = next(iter(STEPS))
+        common = {"data": str(data), "m": m, "k": K, "batch": BATCHES[m], "steps": RATED // 4, "rounds": 4}
+        common |= {"device": options.device, "threads": options.threads}
+        told["rates"] = {"date": datetime.date.today().isoformat(), "steps": RATED, **by_rate(common, pythons)}
+        write_atomic(options.out, json.dumps(told, indent=1) + "\n")
 
 
 def environment(folder: Path, pinned: Sequence[str]) -> str:
@@ -164,7 +179,7 @@ def measured(common: Mapping[str, Any], pythons: Mapping[str, str]) -> dict[str,
     rows = {
         name: {
             "seconds": own,
-            "tokens_a_second": BATCH / statistics.median(own),
+            "tokens_a_second": common["batch"] / statistics.median(own),
             "as_fast_as_dense": beside(seconds["dense PyTorch"], own),
             **workers[name].go_on(),
         }
@@ -173,10 +188,28 @@ def measured(common: Mapping[str, Any], pythons: Mapping[str, str]) -> dict[str,
     return rows | failed
 
 
-def products_per_second(m: int, device: str, threads: int, d: int = 768) -> float:
+def by_rate(common: Mapping[str, Any], pythons: Mapping[str, str]) -> dict[str, Any]:
+    """By library, what it has learnt at each rate."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name in ("excise", "dense PyTorch", "SAELens", "sparsify", "overcomplete"):
+        library, settings = VARIANTS[name]
+        rows[name] = {}
+        for rate in RATES:
+            told = {**common, "library": library, "settings": settings, "lr": rate}
+            worker = Worker(pythons.get(library, sys.executable), told, Path(common["data"]).with_name(f"{name}.log"))
+            for _ in range(common["rounds"] - 1):
+                worker.go_on()
+            rows[name][f"{rate:g}"] = worker.go_on()
+        print(
+            f"{name}: " + ", ".join(f"lr {rate}: fvu {row['fvu']:.4f}" for rate, row in rows[name].items()), flush=True
+        )
+    return {"rows": rows}
+
+
+def products_per_second(batch: int, m: int, device: str, threads: int, d: int = 768) -> float:
     """Floating-point operations a second of the product of the encoder's shape, the best of ten."""
     torch.set_num_threads(threads)
-    x, w, out = (torch.randn(shape, device=device) for shape in ((BATCH, d), (m, d), (BATCH, m)))
+    x, w, out = (torch.randn(shape, device=device) for shape in ((batch, d), (m, d), (batch, m)))
     best = float("inf")
     for _ in range(10):
         began = time.perf_counter()
@@ -184,7 +217,7 @@ def products_per_second(m: int, device: str, threads: int, d: int = 768) -> floa
         if device != "cpu":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - began)
-    return 2 * BATCH * d * m / best
+    return 2 * batch * d * m / best
 
 
 def show(m: int, found: Mapping[str, Any], d: int = 768) -> None:

@@ -43,3 +43,11 @@ def clip_l(device: str) -> Any:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def sd14(device: str) -> Any:
+    """Stable Diffusion 1.4's text encoder and U-Net with random weights."""
+    pipe = clip_l(device)
+    torch.manual_seed(0)
+    pipe.unet = UNet2DConditionModel(cross_attention_dim=768).eval().to(device)
+    return pipe

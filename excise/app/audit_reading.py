@@ -17,7 +17,7 @@ from excise.erasers.rows import preactivations
 from excise.neurons import PromptCodes
 from excise.neurons.contexts import Contexts
 from excise.sae import TopKSAE
-from excise.sites import capture
+from excise.sites import capture_by_length
 from excise.sites.encoding import encode_prompt, tensors_of
 from excise.sites.pieces import pieces
 from excise.sites.site import tokenizer_of
@@ -35,23 +35,26 @@ def contexts_of(
     tokenizer = tokenizer_of(pipe, edit.site.component)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     tokens: list[list[str]] = []
+    order: list[int] = []
     with unedited():
-        for batch in capture(pipe, [edit.site], prompts, BATCH):
+        for numbers, batch in capture_by_length(pipe, [edit.site], prompts, BATCH):
             kept = 1 + max(batch.scored.any(0).nonzero().flatten().tolist(), default=0)
             h = batch.states[edit.site][:, :kept]
             values, indices = _own_codes(edit, h) if sae is None else sae.encode(h.to(sae.W_enc))
             parts.append((values.cpu(), indices.cpu(), batch.scored[:, :kept].cpu()))
             tokens += [pieces(tokenizer, row) for row in batch.ids[:, :kept].tolist()]
+            order += numbers
             progress(len(batch.ids))
+    back = torch.tensor(order).argsort()
     longest = max(scored.shape[1] for _, _, scored in parts)
 
     def whole(n: int) -> Tensor:
         return torch.cat(
             [F.pad(part[n], (0, 0) * (part[n].ndim - 2) + (0, longest - part[n].shape[1])) for part in parts]
-        )
+        )[back]
 
     m = 1 + int(edit.indices.max()) if sae is None else sae.config.m
-    filled = [[*row, *[""] * (longest - len(row))] for row in tokens]
+    filled = [[*tokens[row], *[""] * (longest - len(tokens[row]))] for row in back.tolist()]
     return Contexts(PromptCodes(whole(0), whole(1), whole(2), m), filled)
 
 

@@ -1,7 +1,8 @@
 """Features at Sites with no more padding computed than is used.
 
-CLIP's text encoders are causal: no word hears the padding behind it, which is most of the 77 positions. So prompts of
-like length are read together without it, and only where padding itself is wanted is it computed.
+CLIP's text encoders are causal: no word hears the padding behind it, which is most of the 77 positions. So prompts are
+read without it, several in one row (`packing`) or those of like length together. Only where padding itself is wanted is
+it computed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +18,9 @@ from torch import Tensor
 
 from excise.errors import ExciseError
 from excise.sites.capture import Features, capture, is_clip, listening, located, run_clip, tokenise
+from excise.sites.encoding import Enough
 from excise.sites.language import LanguageModel
+from excise.sites.packing import can_pack, packed, run_packed, unpacked
 from excise.sites.site import Site, encoder_of
 
 WINDOW = 1024
@@ -30,7 +34,8 @@ class Batch(NamedTuple):
     numbers: list[int]
     """Which ones, counted from 0 in the order they came."""
     features: Features
-    """T is the longest one's length, or all positions in a batch whose padding is read."""
+    """T is the longest one's length, or all positions in a batch whose padding is read; what is behind a prompt's end,
+    where none of its padding is read, means nothing."""
 
 
 def capture_by_length(
@@ -46,8 +51,8 @@ def capture_by_length(
 
     Of a share of `padding` of the batches, drawn by `seed`, all positions are computed and kept, of the others only
     BOS, words and EOS: padding states of every position and every length are there, as many as the share says. Prompts
-    that are the same are computed once. An encoder that is not causal computes all positions and keeps as many; a
-    language model has no padding to keep.
+    that are the same are computed once, and so is what prompts begin with alike. An encoder that is not causal computes
+    all positions and keeps as many; a language model has no padding to keep.
 
     Raises ExciseError as `capture`, and for a share outside 0 to 1.
     """
@@ -71,24 +76,45 @@ def _causal(
 ) -> Iterator[Batch]:
     component, modules = located(pipe, sites)
     encoder = encoder_of(pipe, component)
-    every, attentions, scores = tokenise(pipe, component, prompts)
-    _, place, counts = torch.unique(every, dim=0, return_inverse=True, return_counts=True)
-    # Prompts in the order of their kinds, so that each kind's are a stretch.
+    ids, attention, scored = tokenise(pipe, component, prompts)
+    # Kinds are in lexicographic order; prompts in the order of their kinds, so that each kind's are a stretch.
+    _, place, counts = torch.unique(ids, dim=0, return_inverse=True, return_counts=True)
     alike, begins = place.argsort(stable=True), counts.cumsum(0) - counts
-    ends = attentions.sum(1)[alike[begins]]
-    for kinds in torch.split(ends.argsort(stable=True), batch_size):
-        is_whole = whole()
-        end = every.shape[1] if is_whole else int(ends[kinds].max())
-        rows = alike[begins[kinds]]
-        with listening(modules) as states:
-            run_clip(encoder, every[rows, :end], attentions[rows, :end])
+    ends = attention.sum(1)
+
+    def batch(kinds: Tensor, states: dict[Site, Tensor], kept: bool) -> Batch:
+        """Of these kinds' states `[K, T, d]`, those of all prompts of the kinds."""
         copies = counts[kinds]
         numbers = torch.cat([alike[begin : begin + n] for begin, n in zip(begins[kinds], copies, strict=True)])
         again = torch.arange(len(kinds)).repeat_interleave(copies)
         if len(again) > len(kinds):
             states = {site: state[again.to(state.device)] for site, state in states.items()}
-        kept = None if is_whole else attentions[numbers, :end].bool()
-        yield Batch(numbers.tolist(), Features(states, every[numbers, :end], scores[numbers, :end], kept))
+        end = next(iter(states.values())).shape[1]
+        own = attention[numbers, :end].bool() if kept else None
+        return Batch(numbers.tolist(), Features(states, ids[numbers, :end], scored[numbers, :end], own))
+
+    def run(kinds: Tensor, end: int) -> dict[Site, Tensor]:
+        rows = alike[begins[kinds]]
+        with listening(modules) as states:
+            run_clip(encoder, ids[rows, :end], attention[rows, :end])
+        return states
+
+    lengths, rest = ends[alike[begins]], []
+    pack = can_pack(encoder)
+    for kinds in torch.split(lengths.argsort(stable=True), batch_size):
+        if whole():
+            yield batch(kinds, run(kinds, ids.shape[1]), kept=False)
+        elif pack:
+            rest.append(kinds)
+        else:
+            yield batch(kinds, run(kinds, int(lengths[kinds].max())), kept=True)
+    for kinds in torch.split(torch.cat(rest).sort().values, 2 * batch_size) if rest else ():
+        first = alike[begins[kinds]]
+        texts = [ids[row, : ends[row]].tolist() for row in first.tolist()]
+        rows = packed(texts, ids.shape[1])
+        with listening(modules) as states, suppress(Enough):
+            run_packed(encoder, rows)
+        yield batch(kinds, {site: unpacked(state, rows) for site, state in states.items()}, kept=True)
 
 
 def _padded(

@@ -144,9 +144,9 @@ def test_codes_are_the_saes_or_the_erasers_own(tiny_pipe: Any, eraser: Eraser, s
     exact, own = contexts_of(tiny_pipe, edit, sae, prompts), contexts_of(tiny_pipe, edit, None, prompts)
     for n in range(len(prompts)):
         at = torch.where(codes.indices[n] == NEURON, codes.values[n], 0).sum(-1)[codes.scored[n]]
-        assert exact.context(n, NEURON).codes == pytest.approx(at.tolist(), abs=1e-5)
+        assert exact.context(n, NEURON).codes == pytest.approx(at.tolist(), rel=1e-5, abs=1e-5)
         loud = torch.where(at > edit.threshold, at, 0)
-        assert own.context(n, NEURON).codes == pytest.approx(loud.tolist(), abs=1e-4)
+        assert own.context(n, NEURON).codes == pytest.approx(loud.tolist(), rel=1e-5, abs=1e-4)
         assert own.context(n, NEURON).tokens == exact.context(n, NEURON).tokens
 
 

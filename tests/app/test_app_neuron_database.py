@@ -21,6 +21,7 @@ from excise.neurons.contexts import Contexts
 from excise.neurons.database import NeuronDatabase
 from excise.neurons.entry import Entry, Explanation, Measured, Tag
 from excise.sites import capture
+from excise.sites.packing import can_pack
 from excise.sites.pieces import pieces
 
 SMALL = Watching(contexts=3, spread=2, nearest=4, near=3, bins=5)
@@ -135,7 +136,8 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
 
         return stop
 
-    handle = tiny_pipe.text_encoder.register_forward_hook(lambda *_: runs.__setitem__(0, runs[0] + 1))
+    assert can_pack(tiny_pipe.text_encoder)
+    handle = tiny_pipe.text_encoder.register_forward_pre_hook(lambda *_: runs.__setitem__(0, runs[0] + 1))
     for after in (12, len(prompts) + 20):
         with pytest.raises(KeyboardInterrupt):
             build(tiny_pipe, folder, prompts, out, stopping(after), watching=SMALL)
@@ -177,7 +179,13 @@ def test_what_is_there_already_is_kept(
 
 def test_an_attached_eraser_is_not_heard(made: Any, tiny_pipe: Any, gun_eraser: Any) -> None:
     with made() as plain, gun_eraser.attach(tiny_pipe), made("edited.db") as edited:
-        assert list(edited.entries()) == list(plain.entries())
+        # Prompts are packed otherwise where an eraser is attached, which the last digits show.
+        for own, other in zip(plain.entries(), edited.entries(), strict=True):
+            assert (own.index, own.density, own.histogram) == (other.index, other.density, other.histogram)
+            assert own.peak == pytest.approx(other.peak, rel=1e-4)
+            for mine, yours in zip(own.contexts, other.contexts, strict=True):
+                assert mine.tokens == yours.tokens
+                assert mine.codes == pytest.approx(yours.codes, rel=1e-4)
 
 
 def test_what_cannot_be_watched_is_refused(tiny_pipe: Any, folder: Path, tmp_path: Path) -> None:

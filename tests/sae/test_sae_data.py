@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from excise.errors import ExciseError
+from excise.sae import data
 from excise.sae.data import SAMPLE, Source, geometric_median
 
 
@@ -37,8 +38,10 @@ def test_the_sample_is_uniform_over_shards():
     assert share == pytest.approx(0.25, abs=0.02)
 
 
+@pytest.mark.parametrize("buffer", [1, 7, 25, 1000])
 @pytest.mark.parametrize("sizes", [[50], [3, 47], [20, 20, 10], [1] * 50, [11, 0, 39]])
-def test_an_epoch_gives_each_vector_at_most_once_and_all_but_a_remainder(sizes):
+def test_an_epoch_gives_each_vector_at_most_once_and_all_but_a_remainder(sizes, buffer, monkeypatch):
+    monkeypatch.setattr(data, "BUFFER", buffer)
     x = torch.arange(50, dtype=torch.float32)[:, None] + torch.rand(1, 3)
     batches = list(itertools.islice(Source(sharded(x, sizes), seed=1).batches(8), 6))
     assert all(batch.shape == (8, 3) for batch in batches)
@@ -53,8 +56,19 @@ def test_epochs_differ_and_seeds_differ():
     assert torch.equal(first, next(Source(x, seed=0).batches(16)))
 
 
+def test_small_shards_are_shuffled_together(monkeypatch):
+    monkeypatch.setattr(data, "BUFFER", 32)
+    x = torch.arange(64, dtype=torch.float32)[:, None].expand(-1, 2)
+    first, second = itertools.islice(Source(sharded(x, [4] * 16), seed=0).batches(32), 2)
+    assert sorted(first[:, 0].tolist()) == list(range(32)), "no more than a buffer is held"
+    assert sorted(second[:, 0].tolist()) == list(range(32, 64))
+    assert len((first[:4, 0] // 4).unique()) > 1, "a batch mixes shards"
+
+
+@pytest.mark.parametrize("buffer", [1, 1000])
 @pytest.mark.parametrize("start", [1, 4, 13])
-def test_starting_later_gives_the_same_batches(start):
+def test_starting_later_gives_the_same_batches(start, buffer, monkeypatch):
+    monkeypatch.setattr(data, "BUFFER", buffer)
     source = Source(sharded(vectors(50), [20, 30]), seed=2)
     all_of_them = list(itertools.islice(source.batches(12), start + 3))
     later = list(itertools.islice(source.batches(12, start=start), 3))

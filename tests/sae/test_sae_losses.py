@@ -110,6 +110,33 @@ def test_the_aux_gradient_reaches_dead_rows_alone(dead):
         assert int(reached.sum()) >= min(len(dead), aux_k(len(dead), D))
 
 
+@pytest.mark.parametrize("dead", [[7], [2, 9, 11], list(range(10))])
+def test_the_whole_losss_gradient_is_that_of_dense_products(dead):
+    """Every product over all latents, by autograd, in float32: what the sparse one saves changes no gradient."""
+    sae, x = an_sae(dead).float(), batch().float()
+    parameters = [sae.W_enc, sae.W_dec, sae.b_enc, sae.b_pre]
+    sparse = torch.autograd.grad(run(sae, x, dead, 2.0).total, parameters)
+    z = F.linear(x - sae.b_pre, sae.W_enc, sae.b_enc)
+    top = z.topk(K, dim=-1)
+    reconstruction = torch.zeros_like(z).scatter(-1, top.indices, top.values.relu()) @ sae.W_dec + sae.b_pre
+    error = (x - reconstruction).detach()
+    theirs = F.linear(x - sae.b_pre.detach(), sae.W_enc, sae.b_enc)[:, dead]
+    most = theirs.topk(aux_k(len(dead), D), dim=-1)
+    revived = torch.zeros_like(theirs).scatter(-1, most.indices, most.values).relu() @ sae.W_dec[dead]
+    aux = F.mse_loss(revived, error) / (error - error.mean(0)).square().mean()
+    dense = torch.autograd.grad(F.mse_loss(reconstruction, x) / 2.0 + ALPHA * aux, parameters)
+    for own, other in zip(sparse, dense, strict=True):
+        assert torch.allclose(own, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()))
+
+
+def test_without_a_weight_the_auxiliary_term_is_not_worked_out(monkeypatch):
+    monkeypatch.setattr("excise.sae.losses.aux_loss", lambda *args: pytest.fail("worked out"))
+    sae, x = an_sae([7]), batch()
+    parts = loss(sae, x, sae(x).reconstruction, 2.0, mask([7]), 0.0)
+    assert float(parts.aux) == 0
+    assert float(parts.total) == float(parts.mse)
+
+
 def test_the_reconstruction_is_untouched_by_dead_latents():
     sae, x = an_sae([4]), batch()
     assert not (sae.encode(x).indices == 4).any()

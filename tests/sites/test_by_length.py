@@ -10,6 +10,7 @@ import torch
 from excise.errors import ExciseError
 from excise.sites import Site, capture, capture_by_length, sites_of
 from excise.sites import by_length as module
+from excise.sites.packing import can_pack
 
 PROMPTS = ["a gun", "a cat on grass", "", "a very long prompt " * 40, "a gun", "the star in the sky", "a cat on grass"]
 
@@ -41,15 +42,32 @@ def test_states_are_those_of_the_padded_pass(tiny_pipe: Any) -> None:
             assert torch.allclose(states[site][kept], whole.states[site][number, :end][kept], atol=1e-5), site
 
 
-def test_prompts_that_are_the_same_are_computed_once(tiny_pipe: Any, tiny_site: Site) -> None:
+def _places(pipe: Any) -> list[int]:
+    """How many positions the encoder computes in each run from now on."""
     read: list[int] = []
-    tiny_pipe.text_encoder.register_forward_pre_hook(
-        lambda encoder, args, kwargs: read.append(len((*args, *kwargs.values())[0])), with_kwargs=True
+    pipe.text_encoder.register_forward_pre_hook(
+        lambda encoder, args, kwargs: read.append((*args, *kwargs.values())[0].numel()), with_kwargs=True
     )
+    return read
+
+
+def test_what_is_the_same_is_computed_once(tiny_pipe: Any, tiny_site: Site) -> None:
+    assert can_pack(tiny_pipe.text_encoder)
+    read = _places(tiny_pipe)
     found = _by_number(tiny_pipe, [tiny_site], ["a gun"] * 9 + ["a cat"])
-    assert sum(read) == 2
+    assert sum(read) == 6, "BOS and a; gun and EOS; cat and EOS"
     assert len(found) == 10
     assert all(torch.equal(found[n][3][tiny_site], found[0][3][tiny_site]) for n in range(9))
+
+
+def test_an_encoder_that_cannot_be_packed_is_read_by_length(tiny_pipe: Any) -> None:
+    forward = tiny_pipe.text_encoder.forward
+    tiny_pipe.text_encoder.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    assert not can_pack(tiny_pipe.text_encoder)
+    read = _places(tiny_pipe)
+    test_states_are_those_of_the_padded_pass(tiny_pipe)
+    assert len(read) > 2
+    assert sum(read[1:]) < 5 * 77
 
 
 @pytest.mark.parametrize(("padding", "least", "most"), [(0.0, 0, 0), (0.3, 28, 32), (1.0, 100, 100)])

@@ -1,0 +1,161 @@
+"""How fast prompts are read for an SAE, and what memory that takes.
+
+    python benchmarks/capturing.py --out docs/results/capturing.json
+
+`speed`: prompts a second on an encoder of CLIP-L's shape with random weights, at Stable Diffusion 1.4's own Site. Every
+way reads the same prompts in turns: padded to 77 positions, all layers (what a plain forward hook does), as `capture`
+does, and by length with all, a tenth and none of the padding. Prompts are random words, as many as a log-normal
+distribution says whose lengths are like DiffusionDB's (Wang et al. 2023: most prompts have 6 to 50 tokens, and some
+are cut at 77). `memory`: the process's resident memory while 100,000 such prompts are read by the bundled text encoder,
+to shards, and while an SAE is trained on them once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import random
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from shapes import clip_l
+from timing import beside, interleaved
+
+from excise import reference
+from excise.app import training
+from excise.app.demo import machine
+from excise.files import write_atomic
+from excise.sae import TrainConfig
+from excise.sites import PRESETS, Features, capture, capture_by_length, resolve
+from excise.sites.capture import run, tokenise
+
+MEDIAN, SPREAD = 22, 0.65
+"""Of the log-normal number of words."""
+WORDS = Path(reference.__file__).with_name("emoji_words.txt")
+MANY, SHARE = 100_000, 0.1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--parts", default="speed,memory")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/capturing.json"))
+    options = parser.parse_args()
+    told: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    for name, part in (("speed", speed), ("memory", memory)):
+        if name in options.parts.split(","):
+            told[name] = part(options)
+            told[name] |= {"machine": machine(options.device), "date": datetime.date.today().isoformat()}
+            write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+
+
+def sentences(n: int, seed: int = 0) -> list[str]:
+    """`n` prompts of random words."""
+    drawn = random.Random(seed)
+    words = sorted({word for line in WORDS.read_text().splitlines() for word in line.lower().split() if word.isalpha()})
+    return [
+        " ".join(drawn.choices(words, k=max(1, round(drawn.lognormvariate(math.log(MEDIAN), SPREAD)))))
+        for _ in range(n)
+    ]
+
+
+def speed(options: argparse.Namespace) -> dict[str, Any]:
+    pipe, site, prompts = clip_l(options.device), PRESETS["sd14"][0], sentences(options.prompts)
+    lengths = tokenise(pipe, "text_encoder", prompts)[1].sum(1).tolist()
+
+    def padded() -> None:
+        kept: list[torch.Tensor] = []
+        handle = resolve(pipe, site).register_forward_hook(lambda module, args, output: kept.append(output))
+        for start in range(0, len(prompts), 64):
+            run(pipe, "text_encoder", prompts[start : start + 64])
+        handle.remove()
+
+    def read(batches: Iterable[Features]) -> None:
+        for batch in batches:
+            batch.vectors(site)
+        if options.device != "cpu":
+            torch.cuda.synchronize()
+
+    def by_length(share: float) -> Callable[[], None]:
+        return lambda: read(batch.features for batch in capture_by_length(pipe, [site], prompts, padding=share))
+
+    seconds = interleaved(
+        {
+            "padded, all layers": padded,
+            "capture": lambda: read(capture(pipe, [site], prompts)),
+            **{f"by length, {share:.0%} of the padding": by_length(share) for share in (1, SHARE, 0)},
+        },
+        options.rounds,
+    )
+    plain = seconds["padded, all layers"]
+    rows = {
+        name: {"prompts_a_second": len(prompts) / statistics.median(own), "as_fast": beside(plain, own)}
+        for name, own in seconds.items()
+    }
+    quartiles = statistics.quantiles(lengths, n=4)
+    print(f"{len(prompts)} prompts of {quartiles} tokens (quartiles), {lengths.count(77)} of them cut, at {site.key}")
+    for name, row in rows.items():
+        ratio = row["as_fast"]
+        print(
+            f"{name:34} {row['prompts_a_second']:8.1f} prompts/s  {ratio['ratio']:.2f} x padded "
+            f"({ratio['low']:.2f} to {ratio['high']:.2f})"
+        )
+    return {
+        "command": f"python benchmarks/capturing.py --prompts {options.prompts} --device {options.device}",
+        "site": site.key,
+        "prompts": len(prompts),
+        "tokens": quartiles,
+        "cut": lengths.count(77),
+        "rows": rows,
+    }
+
+
+def memory(options: argparse.Namespace) -> dict[str, Any]:
+    pipe, site, prompts = reference.load(), PRESETS["reference"][0], sentences(MANY)
+    training.IN_MEMORY = 0
+    reading: list[tuple[int, int]] = []
+    trained: list[tuple[int, int]] = []
+
+    def captured(n: int) -> None:
+        reading.append(((reading[-1][0] if reading else 0) + n, resident()))
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "sae"
+        config = TrainConfig(expansion=4, tokens=2_000_000, log_every=20)
+        training.train_sae(
+            pipe, site, prompts, config, out, card={}, captured=captured, padding=SHARE,
+            progress=lambda line: trained.append((line.tokens, resident())),
+        )  # fmt: skip
+    told: dict[str, Any] = {"command": "python benchmarks/capturing.py --parts memory", "prompts": MANY}
+    for name, seen in (("reading", reading), ("training", trained)):
+        told[name] = sampled(seen)
+        low, high = (pick(size for _, size in told[name][1:]) for pick in (min, max))
+        print(
+            f"{name}: {', '.join(f'{done}: {size / 1e6:.0f} MB' for done, size in told[name])}; {high / low - 1:+.1%}"
+        )
+    return told
+
+
+def sampled(seen: Sequence[tuple[int, int]], n: int = 10) -> list[tuple[int, int]]:
+    """The greatest memory of each tenth."""
+    last = seen[-1][0]
+    tenths = [[row for row in seen if last * i < n * row[0] <= last * (i + 1)] for i in range(n)]
+    return [(tenth[-1][0], max(size for _, size in tenth)) for tenth in tenths if tenth]
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    main()

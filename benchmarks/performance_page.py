@@ -1,0 +1,214 @@
+"""docs/performance.md, from what the benchmarks of speed have written into docs/results.
+
+python benchmarks/performance_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from excise.files import write_atomic
+
+RESULTS = Path("docs/results")
+PAGE = Path("docs/performance.md")
+WIDTH, K = 768, 32
+GOALS = {3072: 2.0, 16_128: 2.2, 65_280: 2.5}
+"""Times dense PyTorch that were aimed at, by width."""
+PEERS = ("SAELens", "SAELens, sparse", "sparsify", "overcomplete")
+
+
+def main() -> None:
+    parts = [INTRODUCTION, training(), capture(), erasing(), adding(), scaling(), profiles(), NOT_MEASURED]
+    write_atomic(PAGE, "\n".join(parts))
+    print(PAGE.read_text())
+
+
+def told(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def said(name: str, found: Mapping[str, Any]) -> str:
+    """Where the figures below are from."""
+    date = f", {found['date']}" if "date" in found else ""
+    return f"`{found['command']}`, {found['machine']}{date}: [{name}.json](results/{name}.json)."
+
+
+def table(head: str, *rows: list[str]) -> list[str]:
+    return [head, "|---" * (head.count("|") - 1) + "|", *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def spread(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+def added(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['ratio'] - 1:+.1%} ({ratio['low'] - 1:+.1%} to {ratio['high'] - 1:+.1%})"
+
+
+def training() -> str:
+    found = told("sae_training")
+    lines = [
+        "## Training an SAE",
+        "",
+        f"Width {WIDTH}, k = {found['k']}, float32, {found['threads']} threads; states of",
+        "three layers of the bundled text encoder, side by side. Each library trains by its own loop in its own",
+        "environment, a few steps each in turns; × dense is the median over rounds, with quartiles. "
+        + said("sae_training", found),
+        "",
+    ]
+    for m, width in found["widths"].items():
+        least = (2 * WIDTH * int(m) + 8 * WIDTH * K) / width["peak"]
+        rows = []
+        for name, row in width["rows"].items():
+            if "failed" in row:
+                rows.append([name, "cannot run here", "", "", "", ""])
+                continue
+            speed = row["tokens_a_second"]
+            cells = [f"{speed:,.0f}", spread(row["as_fast_as_dense"]), f"{least * speed:.0%}"]
+            rows.append([name, *cells, f"{row['fvu']:.4f}", f"{row['silent']:.1%}"])
+        own = width["rows"]["excise"]
+        best = max(
+            (row["tokens_a_second"], name) for name, row in width["rows"].items() if name in PEERS and "fvu" in row
+        )
+        lines += [
+            f"**m = {int(m):,}** ({width['date']}), {width['steps']} batches of {width['batch']:,}; the encoder's",
+            f"product runs at {width['peak'] / 1e9:.0f} GFLOP/s. Aim: {GOALS[int(m)]} times dense. Measured:",
+            f"{own['as_fast_as_dense']['ratio']:.2f}, and {own['tokens_a_second'] / best[0]:.2f} times {best[1]}, the "
+            "fastest peer.",
+            "",
+            *table("| | vectors/s | × dense | of the roofline | FVU | silent |", *rows),
+        ]
+    rates = found["rates"]
+    names = list(next(iter(rates["rows"].values())))
+    cells = []
+    for name, row in rates["rows"].items():
+        least = min(names, key=lambda rate: row[rate]["fvu"])
+        shown = (f"{row[rate]['fvu']:.4f}" for rate in names)
+        cells.append([name, *(f"**{fvu}**" if rate == least else fvu for rate, fvu in zip(names, shown, strict=True))])
+    lines += [
+        "One rate does not mean the same to all, since some begin with smaller weights. FVU at m = 3,072 after "
+        f"{rates['steps']} steps, by learning rate ({rates['date']}):",
+        "",
+        *table(f"| | {' | '.join(names)} |", *cells),
+        TRAINING_LIMITS,
+    ]
+    return "\n".join(lines)
+
+
+def capture() -> str:
+    found = told("capturing")
+    speed, memory = found["speed"], found["memory"]
+    lines = [
+        "## Reading prompts",
+        "",
+        f"{speed['prompts']} prompts of random words with lengths like DiffusionDB's (quartiles "
+        + f"{', '.join(f'{n:.0f}' for n in speed['tokens'])} tokens, {speed['cut']} cut at 77);",
+        f"CLIP-L's shape, random weights, {speed['site']}. " + said("capturing", speed),
+        "",
+        *table(
+            "| | prompts/s | × padded |",
+            *([name, f"{r['prompts_a_second']:.1f}", spread(r["as_fast"])] for name, r in speed["rows"].items()),
+        ),
+        CAPTURE_LIMITS,
+        "",
+        f"Memory while {memory['prompts']:,} such prompts are read by the bundled encoder to shards, with a tenth of",
+        "their padding, and while an SAE is trained on them: resident megabytes at each tenth of the way. "
+        + said("capturing", memory),
+        "",
+    ]
+    for name in ("reading", "training"):
+        sizes = [size for _, size in memory[name]]
+        told_sizes = ", ".join(f"{size / 1e6:.0f}" for size in sizes)
+        lines += [f"- {name}: {told_sizes}; greatest over least behind the first tenth "
+                  f"{max(sizes[1:]) / min(sizes[1:]) - 1:+.1%}"]  # fmt: skip
+    return "\n".join([*lines, ""])
+
+
+def erasing() -> str:
+    found = told("erasing")
+    lines = [
+        "## Erasing one more concept",
+        "",
+        f"On a loaded model. SNCE reads {found['prompts']} prompts; `passes` is the text encoder on just these,",
+        "padded, all layers. " + said("erasing", found),
+        "",
+    ]
+    for model, rows in found["rows"].items():
+        cells = (
+            [name, f"{row['seconds']:.2f}", f"{row['ratio']:.2f}", f"{row['snce']:.2f}"] for name, row in rows.items()
+        )
+        title = {"bundled": "the bundled model", "sd14": "Stable Diffusion 1.4's shape, random weights"}[model]
+        lines += [f"**{title}**", "", *table("| | s | × passes | × SNCE |", *cells)]
+    return "\n".join([*lines, ERASING_LIMITS, ""])
+
+
+def adding() -> str:
+    found = told("encoding")
+    rows, picture = found["rows"], found["picture"]
+    goals = {"concept": "≤ 0.5 %", "threshold": "≤ 1 %", "topk": "≤ 4 %"}
+    cells = ([name, f"{1000 * row['seconds']:.1f}", added(row), goals.get(name, "")] for name, row in rows.items())
+    return "\n".join([
+        "## What an eraser adds",
+        "",
+        "To encoding a prompt and its unconditional twin, CLIP-L's shape; median and quartiles over rounds in turns. "
+        + said("encoding", found),
+        "",
+        *table("| | ms | added | aim |", *cells),
+        f"To a picture of 20 steps on that shape: {picture['added']:+.3%} (aim ≤ 0.1 %). A look at the states that",
+        f"the U-Net is given takes {1000 * picture['look']:.2f} ms, its step {picture['step']:.2f} s.",
+        f"On the bundled model, whose U-Net is a fortieth of that: {added(found['bundled'])}.",
+        "",
+        ADDING_LIMITS,
+        "",
+    ])  # fmt: skip
+
+
+def scaling() -> str:
+    found = told("scaling")
+    lines = ["## Scaling", "", said("scaling", found), ""]
+    for key, name, what in (("vectors", "n", "vectors"), ("latents", "m", "latents")):
+        part = found[key]
+        cells = ([f"{row[name]:,}", f"{row['seconds']:.1f}", f"{row['peak'] / 1e6:,.0f}"] for row in part["rows"])
+        slopes = part["slopes"]
+        lines += [
+            *table(f"| {what} | s | peak MB |", *cells),
+            f"Time grows as {what}^{slopes['seconds']:.2f}, memory as {what}^{slopes['peak']:.2f}.",
+            "",
+        ]
+    return "\n".join([*lines, SCALING_LIMITS, ""])
+
+
+def profiles() -> str:
+    found = told("profiling")
+    cells = (
+        [name, ", ".join(f"{operator} {share:.0%}" for operator, share in list(rows.items())[:8])]
+        for name, rows in found["shares"].items()
+    )
+    return "\n".join([
+        "## Where the time goes",
+        "",
+        "Shares of the time in PyTorch's operators. " + said("profiling", found),
+        "",
+        *table("| | |", *cells),
+    ])  # fmt: skip
+
+
+INTRODUCTION = """# Performance
+
+What Excise costs, against what else there is and against what the machine can do. Every table is printed by a script in
+`benchmarks/`; ratios are of runs in turns, so that what else the machine did met all alike.
+"""
+TRAINING_LIMITS = ""
+CAPTURE_LIMITS = ""
+ERASING_LIMITS = ""
+ADDING_LIMITS = ""
+SCALING_LIMITS = ""
+NOT_MEASURED = ""
+
+
+if __name__ == "__main__":
+    main()
