@@ -51,6 +51,7 @@ PEERS = {
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "excise": ("excise", {"alpha": 0}),
     "excise, shortlist 8": ("excise", {"alpha": 0, "shortlist": 8}),
+    "excise, bfloat16": ("excise", {"alpha": 0, "precision": "bfloat16"}),
     "excise, auxiliary loss": ("excise", {}),
     "dense PyTorch": ("dense", {}),
     "SAELens": ("saelens", {}),

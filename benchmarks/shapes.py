@@ -36,7 +36,7 @@ def clip_l(device: str) -> Any:
         text_encoder=encoder.eval(),
         tokenizer=reference.load().tokenizer,
         unet=unet.eval(),
-        scheduler=DDIMScheduler(),
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -53,6 +53,9 @@ def train(
             "--shortlist", min=0, help="Seek neurons in bfloat16 among so many spare ones (8); default 0, off."
         ),
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="float32, or bfloat16 where the processor multiplies that faster.")
+    ] = None,
     padding: Annotated[
         float,
         typer.Option("--padding", min=0, max=1, help="Share of the prompts whose padding is read too; default 1."),
@@ -81,8 +84,8 @@ def train(
         raise ExciseError("--exclude-eval belongs to --recipe snce-sd14; leave it out")
     if recipe == "snce-sd14" and model is None:
         raise ExciseError("--recipe snce-sd14 needs --model: the folder or hub name of Stable Diffusion 1.4")
-    asked = {"expansion": expansion, "k": k, "lr": lr, "batch": batch, "tokens": tokens, "decay": decay}
-    asked["shortlist"] = shortlist
+    asked: dict[str, Any] = {"expansion": expansion, "k": k, "lr": lr, "batch": batch, "tokens": tokens, "decay": decay}
+    asked |= {"shortlist": shortlist, "precision": precision}
     config = replace(recipe_config(recipe), seed=seed, **chosen(asked))
     card: dict[str, Any] = {"model": model or "bundled"}
     if recipe is not None:

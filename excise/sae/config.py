@@ -92,6 +92,9 @@ class TrainConfig(_Json):
     """Spare candidates: the k largest latents of a vector are sought among so many more in bfloat16, and computed in
     float32. Faster where the processor multiplies bfloat16, and on the bundled text encoder's states 8 find the same
     latents; 0: everything in float32. Not with batchtopk."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the encoder's product, most of a step, is worked out in: in bfloat16 codes are rounded to three digits, and
+    latents that lie closer than that may take each other's place. All else, and what is saved, is float32."""
     beta1: float = 0.9
     """Adam's decay of the first moment."""
     beta2: float = 0.999
@@ -118,6 +121,10 @@ class TrainConfig(_Json):
             raise ExciseError(f"activation must be 'topk' or 'batchtopk', not {self.activation!r}")
         if self.shortlist and self.activation != "topk":
             raise ExciseError("a shortlist is of each vector's latents; leave it out, or train with activation 'topk'")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ExciseError(f"precision must be 'float32' or 'bfloat16', not {self.precision!r}")
+        if self.shortlist and self.precision == "bfloat16":
+            raise ExciseError("a shortlist is for codes in float32; leave it out, or set precision to 'float32'")
         if self.units not in ("variance", "raw"):
             raise ExciseError(f"units must be 'variance' or 'raw', not {self.units!r}")
 

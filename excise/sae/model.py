@@ -73,8 +73,7 @@ def _shortlisted(x: Tensor, weight: Tensor, bias: Tensor, k: int, spare: int) ->
 
     Values are float32's. One that the rough product puts behind its k + `spare`th is missed; `spare` bounds how often.
     """
-    rough = F.linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
-    candidates = rough.topk(min(k + spare, len(weight)), dim=-1, sorted=False).indices
+    candidates = _rough(x, weight, bias).topk(min(k + spare, len(weight)), dim=-1, sorted=False).indices
     # The gradient of sum_j s_nj W[i_nj] by its weights s, for the cotangent x, is <x_n, W[i_nj]>.
     with torch.enable_grad():
         shares = x.new_zeros(candidates.shape).requires_grad_()
@@ -82,6 +81,11 @@ def _shortlisted(x: Tensor, weight: Tensor, bias: Tensor, k: int, spare: int) ->
         (exact,) = torch.autograd.grad(summed, shares, x)
     values, places = (exact + bias[candidates]).topk(k, dim=-1)
     return values, candidates.gather(1, places)
+
+
+def _rough(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """<x_n, W_i> + b_i, `[N, m]` bfloat16."""
+    return F.linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
 
 
 class TopKSAE(nn.Module):
@@ -93,6 +97,8 @@ class TopKSAE(nn.Module):
     shortlist: int = 0
     """With so many spare candidates the k largest are sought in bfloat16 first, then computed in float32; 0: in float32
     at once. For training (`TrainConfig.shortlist`); what is saved is the same."""
+    rough: bool = False
+    """Whether pre-activations are those of a product in bfloat16 (`TrainConfig.precision`), gradients float32's."""
 
     def __init__(self, config: SAEConfig, *, seed: int = 0) -> None:
         """Random unit directions, encoder and decoder alike; no biases yet."""
@@ -117,7 +123,8 @@ class TopKSAE(nn.Module):
             if self.shortlist:
                 values, indices = _shortlisted(flat, self.W_enc, self.b_enc, self.config.k, self.shortlist)
             else:
-                values, indices = F.linear(flat, self.W_enc, self.b_enc).topk(self.config.k, dim=-1)
+                values, indices = self._product(flat).topk(self.config.k, dim=-1)
+                values = values.to(flat)
         values = selected(flat, self.W_enc, self.b_enc, values, indices)
         shape = (*centred.shape[:-1], self.config.k)
         return Codes(values.relu().view(shape), indices.view(shape))
@@ -129,7 +136,7 @@ class TopKSAE(nn.Module):
         """
         centred = self._centred(x)
         with torch.no_grad():
-            preacts = F.linear(centred, self.W_enc, self.b_enc)
+            preacts = self._product(centred).to(centred)
             width = min(2 * self.config.k, self.config.m)
             while True:
                 values, indices = preacts.topk(width, dim=-1)
@@ -154,6 +161,10 @@ class TopKSAE(nn.Module):
         """Codes and reconstruction of x [..., d]."""
         codes = self.encode(x)
         return Output(self.decode(codes), codes)
+
+    def _product(self, centred: Tensor) -> Tensor:
+        """Pre-activations, in the precision that is trained in."""
+        return _rough(centred, self.W_enc, self.b_enc) if self.rough else F.linear(centred, self.W_enc, self.b_enc)
 
     def _centred(self, x: Tensor) -> Tensor:
         if x.ndim == 0 or x.shape[-1] != self.config.d:

@@ -216,7 +216,7 @@ def _start(
     init: TopKSAE | None,
 ) -> State:
     sae = TopKSAE(shape, seed=config.seed)
-    sae.shortlist = config.shortlist
+    sae.shortlist, sae.rough = config.shortlist, config.precision == "bfloat16"
     with torch.no_grad():
         if init is None:
             sae.b_pre.copy_(geometric_median(statistics.sample) / unit)
@@ -326,6 +326,6 @@ def _in_data_units(sae: TopKSAE, unit: float) -> TopKSAE:
     """The same SAE for vectors not divided by `unit`: ReLU and TopK commute with a positive factor."""
     sae.b_pre.mul_(unit)
     sae.b_enc.mul_(unit)
-    sae.shortlist = 0
+    sae.shortlist, sae.rough = 0, False
     sae.zero_grad(set_to_none=True)
     return sae.eval()

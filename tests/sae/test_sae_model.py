@@ -174,3 +174,19 @@ def test_a_shortlist_finds_the_same_latents_on_real_text_states():
     short = sae.encode(read.states[site])
     assert torch.equal(short.indices.sort(-1).values, plain.indices.sort(-1).values)  # BOS and padding among them
     torch.testing.assert_close(short.values, plain.values, atol=1e-4, rtol=1e-4)
+
+
+def test_in_bfloat16_codes_are_rounded_and_gradients_are_the_dense_ones():
+    sae, x = random_sae(8, 40, 5).float(), vectors(64, 8).float()
+    sae.rough = True
+    codes = sae.encode(x)
+    assert codes.values.dtype == torch.float32
+    exact = sae.preactivations(x).gather(1, codes.indices).relu()
+    assert not torch.equal(codes.values, exact)
+    torch.testing.assert_close(codes.values, exact, rtol=0.02, atol=0.02 * float(exact.abs().max()))
+    weights = torch.randn(codes.values.shape, generator=torch.Generator().manual_seed(1))
+    sparse = torch.autograd.grad((codes.values * weights).sum(), (sae.W_enc, sae.b_enc, sae.b_pre))
+    positive = codes.values > 0
+    dense = torch.autograd.grad((exact * weights * positive).sum(), (sae.W_enc, sae.b_enc, sae.b_pre))
+    for own, other in zip(sparse, dense, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()))

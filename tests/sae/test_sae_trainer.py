@@ -269,6 +269,19 @@ def test_batchtopk_trains_an_sae_that_keeps_k_of_each_vector(tmp_path):
     assert card(tmp_path / "sae")["metrics"]["train"]["fvu"] < 0.5
 
 
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_bfloat16_trains_nearly_as_well_and_leaves_no_trace(tmp_path, activation):
+    fvu = {}
+    for precision in ("float32", "bfloat16"):
+        config = dataclasses.replace(CONFIG, precision=precision, activation=activation)
+        sae = train(features(), config, tmp_path / precision)
+        assert not sae.rough
+        assert sae.W_enc.dtype == load(tmp_path / precision).W_dec.dtype == torch.float32
+        fvu[precision] = card(tmp_path / precision)["metrics"]["train"]["fvu"]
+    assert fvu["bfloat16"] == pytest.approx(fvu["float32"], rel=0.2)
+    assert fvu["bfloat16"] != fvu["float32"]
+
+
 def test_a_shortlist_trains_the_same_sae_and_leaves_no_trace(tmp_path, finished):
     plain, _ = finished
     config = dataclasses.replace(CONFIG, shortlist=20)
