@@ -4,10 +4,10 @@
 
 `speed`: prompts a second on an encoder of CLIP-L's shape with random weights, at Stable Diffusion 1.4's own Site. Every
 way reads the same prompts in turns: padded to 77 positions, all layers (what a plain forward hook does), as `capture`
-does, and by length with all, a tenth and none of the padding. Prompts are random words, as many as a log-normal
-distribution says whose lengths are like DiffusionDB's (Wang et al. 2023: most prompts have 6 to 50 tokens, and some
-are cut at 77). `memory`: the process's resident memory while 100,000 such prompts are read by the bundled text encoder,
-to shards, and while an SAE is trained on them once.
+does, and by length with all, a tenth and none of the padding. `drawn` are prompts of random words, as many as a
+log-normal distribution says of which nine in ten have 6 to 50 tokens, as most of DiffusionDB's prompts do (Wang et al.
+2023); `templated` the pairs and controls of a concept. `memory`: the process's resident memory while 100,000 drawn
+prompts are read by the bundled text encoder, to shards, and while an SAE is trained on them once.
 """
 
 from __future__ import annotations
@@ -25,26 +25,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from erasing import prompts_of
 from shapes import clip_l
 from timing import beside, interleaved
 
 from excise import reference
 from excise.app import training
 from excise.app.demo import machine
+from excise.concepts import from_templates
 from excise.files import write_atomic
 from excise.sae import TrainConfig
-from excise.sites import PRESETS, Features, capture, capture_by_length, resolve
+from excise.sites import PRESETS, Features, Site, capture, capture_by_length, resolve
 from excise.sites.capture import run, tokenise
 
-MEDIAN, SPREAD = 22, 0.65
-"""Of the log-normal number of words."""
+MEDIAN, SPREAD = 13, 0.65
+"""Of the log-normal number of words, which have 1.3 tokens each."""
 WORDS = Path(reference.__file__).with_name("emoji_words.txt")
 MANY, SHARE = 100_000, 0.1
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--prompts", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--parts", default="speed,memory")
@@ -69,7 +71,22 @@ def sentences(n: int, seed: int = 0) -> list[str]:
 
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:
-    pipe, site, prompts = clip_l(options.device), PRESETS["sd14"][0], sentences(options.prompts)
+    pipe, site = clip_l(options.device), PRESETS["sd14"][0]
+    corpora = {
+        "drawn": (sentences(options.prompts), (1, SHARE, 0)),
+        "templated": (prompts_of(from_templates("gun", ("gun",)))[: options.prompts], (0,)),
+    }
+    return {
+        "command": f"python benchmarks/capturing.py --prompts {options.prompts} --device {options.device}",
+        "site": site.key,
+        "corpora": {name: read(pipe, site, *corpus, options) for name, corpus in corpora.items()},
+    }
+
+
+def read(
+    pipe: Any, site: Site, prompts: list[str], shares: Sequence[float], options: argparse.Namespace
+) -> dict[str, Any]:
+    """How long the prompts are, and how fast each way reads them."""
     lengths = tokenise(pipe, "text_encoder", prompts)[1].sum(1).tolist()
 
     def padded() -> None:
@@ -79,20 +96,20 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
             run(pipe, "text_encoder", prompts[start : start + 64])
         handle.remove()
 
-    def read(batches: Iterable[Features]) -> None:
+    def vectors(batches: Iterable[Features]) -> None:
         for batch in batches:
             batch.vectors(site)
         if options.device != "cpu":
             torch.cuda.synchronize()
 
     def by_length(share: float) -> Callable[[], None]:
-        return lambda: read(batch.features for batch in capture_by_length(pipe, [site], prompts, padding=share))
+        return lambda: vectors(batch.features for batch in capture_by_length(pipe, [site], prompts, padding=share))
 
     seconds = interleaved(
         {
             "padded, all layers": padded,
-            "capture": lambda: read(capture(pipe, [site], prompts)),
-            **{f"by length, {share:.0%} of the padding": by_length(share) for share in (1, SHARE, 0)},
+            "capture": lambda: vectors(capture(pipe, [site], prompts)),
+            **{f"by length, {share:.0%} of the padding": by_length(share) for share in shares},
         },
         options.rounds,
     )
@@ -101,22 +118,15 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
         name: {"prompts_a_second": len(prompts) / statistics.median(own), "as_fast": beside(plain, own)}
         for name, own in seconds.items()
     }
-    quartiles = statistics.quantiles(lengths, n=4)
-    print(f"{len(prompts)} prompts of {quartiles} tokens (quartiles), {lengths.count(77)} of them cut, at {site.key}")
+    quartiles, mean = statistics.quantiles(lengths, n=4), statistics.fmean(lengths)
+    print(f"{len(prompts)} prompts of {mean:.1f} tokens, quartiles {quartiles}, {lengths.count(77)} cut, at {site.key}")
     for name, row in rows.items():
         ratio = row["as_fast"]
         print(
             f"{name:34} {row['prompts_a_second']:8.1f} prompts/s  {ratio['ratio']:.2f} x padded "
             f"({ratio['low']:.2f} to {ratio['high']:.2f})"
         )
-    return {
-        "command": f"python benchmarks/capturing.py --prompts {options.prompts} --device {options.device}",
-        "site": site.key,
-        "prompts": len(prompts),
-        "tokens": quartiles,
-        "cut": lengths.count(77),
-        "rows": rows,
-    }
+    return {"prompts": len(prompts), "tokens": mean, "quartiles": quartiles, "cut": lengths.count(77), "rows": rows}
 
 
 def memory(options: argparse.Namespace) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def whole_pictures(rounds: int, device: str) -> dict[str, float]:
     eraser = method("snce").fit(erased, from_templates("gun", ("gun",)), SNCEConfig(**bundled_settings()["snce"]))
     eraser.attach(erased)
     calls = {
-        name: lambda pipe=pipe: reference.generate(pipe, ["a gun on grass"], [0], steps=STEPS)
+        name: lambda pipe=pipe: reference.generate(pipe, ["a gun on grass"], [0], steps=STEPS, batch_size=1)
         for name, pipe in (("bare", bare), ("erased", erased))
     }
     seconds = interleaved(calls, rounds)

@@ -21,8 +21,12 @@ PEERS = ("SAELens", "SAELens, sparse", "sparsify", "overcomplete")
 
 
 def main() -> None:
-    parts = [INTRODUCTION, training(), capture(), erasing(), adding(), scaling(), profiles(), NOT_MEASURED]
-    write_atomic(PAGE, "\n".join(parts))
+    measured = {
+        "sae_training": training, "capturing": capture, "erasing": erasing, "encoding": adding, "scaling": scaling,
+        "profiling": profiles,
+    }  # fmt: skip
+    parts = [write() for name, write in measured.items() if (RESULTS / f"{name}.json").exists()]
+    write_atomic(PAGE, "\n".join([INTRODUCTION, *parts, NOT_MEASURED]))
     print(PAGE.read_text())
 
 
@@ -105,14 +109,19 @@ def capture() -> str:
     lines = [
         "## Reading prompts",
         "",
-        f"{speed['prompts']} prompts of random words with lengths like DiffusionDB's (quartiles "
-        + f"{', '.join(f'{n:.0f}' for n in speed['tokens'])} tokens, {speed['cut']} cut at 77);",
         f"CLIP-L's shape, random weights, {speed['site']}. " + said("capturing", speed),
         "",
-        *table(
-            "| | prompts/s | × padded |",
-            *([name, f"{r['prompts_a_second']:.1f}", spread(r["as_fast"])] for name, r in speed["rows"].items()),
-        ),
+    ]
+    titles = {"drawn": "random words, lengths like DiffusionDB's", "templated": "a concept's pairs and controls"}
+    for name, corpus in speed["corpora"].items():
+        cells = ([way, f"{row['prompts_a_second']:.1f}", spread(row["as_fast"])] for way, row in corpus["rows"].items())
+        lines += [
+            f"**{corpus['prompts']} prompts: {titles[name]}**, {corpus['tokens']:.0f} of 77 tokens on average, "
+            f"{corpus['cut']} cut.",
+            "",
+            *table("| | prompts/s | × padded |", *cells),
+        ]
+    lines += [
         CAPTURE_LIMITS,
         "",
         f"Memory while {memory['prompts']:,} such prompts are read by the bundled encoder to shards, with a tenth of",

@@ -7,6 +7,7 @@ encoders', or several layers'), filled up with zeros, or cast to its own dtype; 
 from __future__ import annotations
 
 import secrets
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -18,45 +19,67 @@ REMEMBERED = 1 << 18
 """Vectors kept of every width, the latest ones."""
 DTYPES = torch.float16, torch.bfloat16
 """A pipeline may cast states on their way to the denoiser: they are known in these dtypes too."""
+WAITING = 1 << 26
+"""Bytes of states that are kept at most until somebody asks."""
 _CHUNK = 4096
 _SECRET = secrets.randbits(62)
 
 
 class Ledger:
-    """Hashes of vectors by their width. They are of a secret random function: nobody can aim at them."""
+    """Hashes of vectors by their width. They are of a secret random function: nobody can aim at them.
+
+    Hashed is what was added when somebody asks, which is once a picture, and not while a prompt is encoded.
+    """
 
     def __init__(self) -> None:
         self._known: dict[int, OrderedDict[int, None]] = {}
+        self._added: list[Tensor] = []
+        self._lock = threading.Lock()
 
     @property
     def widths(self) -> list[int]:
         """Of the vectors that were added."""
+        self._hash()
         return sorted(self._known)
 
     def add(self, tensors: Iterable[Tensor]) -> None:
-        """Remember every vector (the last dimension) of floating tensors."""
-        for tensor in tensors:
-            if not tensor.is_floating_point() or tensor.ndim < 2 or tensor.is_meta:
-                continue
-            known = self._known.setdefault(tensor.shape[-1], OrderedDict())
-            rows = tensor.detach().flatten(0, -2)
-            for dtype in {tensor.dtype, *DTYPES}:
-                known.update(dict.fromkeys(hashes(rows.to(dtype)).tolist()))
-            while len(known) > REMEMBERED:
-                known.popitem(last=False)
+        """Remember every vector (the last dimension) of floating tensors, as they are now."""
+        with self._lock:
+            for tensor in tensors:
+                if tensor.is_floating_point() and tensor.ndim >= 2 and not tensor.is_meta:
+                    self._added.append(tensor.detach().clone())
+            many = sum(tensor.nbytes for tensor in self._added) > WAITING
+        if many:
+            self._hash()
+
+    def _hash(self) -> None:
+        # Locked to the end: what one thread has taken out another one must not miss.
+        with self._lock:
+            for tensor in self._added:
+                known = self._known.setdefault(tensor.shape[-1], OrderedDict())
+                rows = tensor.flatten(0, -2)
+                for dtype in {tensor.dtype, *DTYPES}:
+                    known.update(dict.fromkeys(hashes(rows.to(dtype)).tolist()))
+                while len(known) > REMEMBERED:
+                    known.popitem(last=False)
+            self._added.clear()
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether every vector in it is one that was added, several of them joined, or zeros."""
+        self._hash()
         rows = tensor.detach().flatten(0, -2)
         return sum(len(part) for part, _, _ in self.pieces(rows)) == len(rows)
 
     def pieces(self, rows: Tensor) -> Iterator[tuple[Tensor, tuple[tuple[int, int], ...], bool]]:
         """Vectors `rows` `[n, D]` by how they are made up: their numbers, the (start, width) of their known parts, and
         whether zeros fill them up. Vectors of unknown make-up are left out."""
+        self._hash()
         yield from self._parsed(rows, torch.arange(len(rows), device=rows.device), 0, ())
 
     def forget(self) -> None:
-        self._known.clear()
+        with self._lock:
+            self._added.clear()
+            self._known.clear()
 
     def _parsed(
         self, rows: Tensor, numbers: Tensor, start: int, parts: tuple[tuple[int, int], ...]

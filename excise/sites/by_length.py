@@ -1,8 +1,8 @@
 """Features at Sites with no more padding computed than is used.
 
 CLIP's text encoders are causal: no word hears the padding behind it, which is most of the 77 positions. So prompts are
-read without it, several in one row (`packing`) or those of like length together. Only where padding itself is wanted is
-it computed.
+read without it: those of like length together, or several in one row (`packing`) where that is less. Only where padding
+itself is wanted is it computed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from excise.errors import ExciseError
 from excise.sites.capture import Features, capture, is_clip, listening, located, run_clip, tokenise
 from excise.sites.encoding import Enough
 from excise.sites.language import LanguageModel
-from excise.sites.packing import can_pack, packed, run_packed, unpacked
+from excise.sites.packing import Rows, can_pack, packed, run_packed, unpacked
 from excise.sites.site import Site, encoder_of
 
 WINDOW = 1024
@@ -99,22 +99,28 @@ def _causal(
             run_clip(encoder, ids[rows, :end], attention[rows, :end])
         return states
 
-    lengths, rest = ends[alike[begins]], []
-    pack = can_pack(encoder)
+    lengths = ends[alike[begins]]
+    rest: list[Tensor] = []
     for kinds in torch.split(lengths.argsort(stable=True), batch_size):
         if whole():
             yield batch(kinds, run(kinds, ids.shape[1]), kept=False)
-        elif pack:
-            rest.append(kinds)
         else:
+            rest.append(kinds)
+    if not rest:
+        return
+    together: list[tuple[Tensor, Rows]] = []
+    for kinds in torch.split(torch.cat(rest).sort().values, 2 * batch_size) if can_pack(encoder) else ():
+        firsts = alike[begins[kinds]].tolist()
+        together.append((kinds, packed([ids[row, : ends[row]].tolist() for row in firsts], ids.shape[1])))
+    # Rows are seldom full where prompts are long, and pay where many begin alike.
+    if together and sum(rows.ids.numel() for _, rows in together) < sum(len(k) * int(lengths[k].max()) for k in rest):
+        for kinds, rows in together:
+            with listening(modules) as states, suppress(Enough):
+                run_packed(encoder, rows)
+            yield batch(kinds, {site: unpacked(state, rows) for site, state in states.items()}, kept=True)
+    else:
+        for kinds in rest:
             yield batch(kinds, run(kinds, int(lengths[kinds].max())), kept=True)
-    for kinds in torch.split(torch.cat(rest).sort().values, 2 * batch_size) if rest else ():
-        first = alike[begins[kinds]]
-        texts = [ids[row, : ends[row]].tolist() for row in first.tolist()]
-        rows = packed(texts, ids.shape[1])
-        with listening(modules) as states, suppress(Enough):
-            run_packed(encoder, rows)
-        yield batch(kinds, {site: unpacked(state, rows) for site, state in states.items()}, kept=True)
 
 
 def _padded(

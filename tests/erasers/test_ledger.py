@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
+from excise.erasers import ledger as module
 from excise.erasers.ledger import Ledger, hashes
 
 
@@ -80,3 +82,34 @@ def test_masks_and_flat_tensors_are_no_states() -> None:
     ledger = Ledger()
     ledger.add([torch.ones(2, 4, dtype=torch.int64), torch.ones(4)])
     assert ledger.widths == []
+
+
+def test_what_was_added_is_known_as_it_was_then() -> None:
+    """It is hashed when somebody asks; what was written into the tensor meanwhile is not what was made."""
+    made, states = Ledger(), random(3, 4)
+    made.add([states])
+    before = states.clone()
+    states += 1
+    assert made.knows(before)
+    assert not made.knows(states)
+
+
+def test_threads_that_ask_at_once_miss_nothing() -> None:
+    made = Ledger()
+
+    def one(seed: int) -> bool:
+        states = random(50, 8, seed=seed)
+        made.add([states])
+        return made.knows(states)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(one, range(200)))
+
+
+def test_no_more_waits_than_a_few_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAITING", 100)
+    made = Ledger()
+    for seed in range(10):
+        made.add([random(4, 4, seed=seed)])
+    assert sum(tensor.nbytes for tensor in made._added) <= 100
+    assert all(made.knows(random(4, 4, seed=seed)) for seed in range(10))

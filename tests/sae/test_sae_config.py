@@ -48,8 +48,18 @@ def test_impossible_shapes_are_refused(values):
 
 @pytest.mark.parametrize(
     "values",
-    [{"lr": -1}, {"lr": math.nan}, {"decay": 1.5}, {"tokens": 0}, {"units": "inches"}, {"seed": -1}, {"batch": 2.5}]
-    + [{"precision": "float8"}, {"shortlist": 8, "precision": "bfloat16"}, {"shortlist": 8, "activation": "batchtopk"}],
+    [
+        {"lr": -1},
+        {"lr": math.nan},
+        {"decay": 1.5},
+        {"tokens": 0},
+        {"units": "inches"},
+        {"seed": -1},
+        {"batch": 2.5},
+        {"precision": "float8"},
+        {"shortlist": 8, "precision": "bfloat16"},
+        {"shortlist": 8, "activation": "batchtopk"},
+    ],
 )
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ExciseError, match=next(iter(values))):
