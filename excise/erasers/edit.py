@@ -193,10 +193,29 @@ class SAEEdit(Rows):
         if self.gate == "topk":
             if sae is None:
                 raise ExciseError('gate="topk" needs the whole SAE; give it as attach(pipe, sae=...)')
-            values, indices = sae.encode(h.reshape(-1, h.shape[-1]).to(sae.W_enc))
-            z = topk_codes(values, indices, self.indices.to(indices.device))
+            z = self._among_the_largest(h.reshape(-1, h.shape[-1]).to(sae.W_enc), sae)
             return self.after_lead(z.reshape(*h.shape[:2], -1).to(h.device, dtype))
         return self.gated(self.preacts(h))
+
+    def _among_the_largest(self, states: Tensor, sae: Any) -> Tensor:
+        """`[N, k]` for states `[N, d]`: the codes of the edited neurons where TopK keeps them.
+
+        All rows of the SAE are only multiplied with states in which one of these neurons is positive; a GPU would wait
+        longer to be told which than the product takes it.
+        """
+        own = self.indices.to(states.device)
+
+        def kept(some: Tensor) -> Tensor:
+            values, indices = sae.encode(some)
+            return topk_codes(values, indices, own)
+
+        if states.device.type != "cpu":
+            return kept(states)
+        fires = (preactivations(states, sae.W_enc[own], sae.b_enc[own], sae.b_pre) > 0).any(-1)
+        z = states.new_zeros(len(states), len(own))
+        if bool(fires.any()):
+            z[fires] = kept(states[fires])
+        return z
 
     def preacts(self, h: Tensor) -> Tensor:
         """`[B, T, k]`: pre-activations of states `h` `[B, T, d]`, float32 or better."""

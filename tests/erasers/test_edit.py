@@ -160,6 +160,24 @@ def test_topk_reads_codes_as_the_whole_sae_does() -> None:
         edit.codes(h)
 
 
+def test_all_rows_are_read_only_where_an_edited_neuron_fires(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, h = sae(), states()
+    edit = SAEEdit.from_sae(model, SITE, [7], gate="topk")
+    firing = (model.preactivations(h.flatten(0, 1))[:, 7] > 0).sum()
+    codes = model.encode(h.flatten(0, 1))
+    own = torch.where(codes.indices == 7, codes.values, 0).sum(-1, keepdim=True).detach()
+    read: list[int] = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda x: (read.append(len(x)), encode(x))[1])
+    torch.testing.assert_close(edit.codes(h, model).flatten(0, 1), own)
+    assert read == [int(firing)]
+    assert 0 < firing < 3 * T
+    with torch.no_grad():
+        model.b_enc[7] = -1e3
+    assert not edit.codes(h, model).any()
+    assert len(read) == 1
+
+
 def test_an_edit_that_removes_all_codes_leaves_the_residual() -> None:
     """With λ = 1 and every neuron edited, what is left is x minus its reconstruction, plus b_pre."""
     model, h = sae(), states()
