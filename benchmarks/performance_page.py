@@ -190,7 +190,7 @@ def scaling() -> str:
         slopes = part["slopes"]
         lines += [
             *table(f"| {what} | s | peak MB |", *cells),
-            f"Time grows as {what}^{slopes['seconds']:.2f}, memory as {what}^{slopes['peak']:.2f}.",
+            f"Time grows as {what}^{slopes['seconds']:.2f}, memory as {what}^{abs(slopes['peak']):.2f}.",
             "",
         ]
     return "\n".join([*lines, SCALING_LIMITS, ""])
@@ -221,15 +221,15 @@ TRAINING_LIMITS = """\
 3,072 the encoder's product is half, and no latent can be left out of it; choosing the k largest takes an eighth, the
 sparse decode and its gradients a fifth ([where the time goes](#where-the-time-goes)). At the greatest width Adam and
 the pass that keeps the decoder's rows unit vectors read and write 2dm weights a step, which larger batches spread.
-The 70 % aimed at are reached at m = 16,128 only. A product in bfloat16 (`shortlist`, which computes what it has
-chosen anew in float32) is faster by less than the 1.8 and 2.5 times aimed at: these cores multiply bfloat16 in
-AVX-512, not in a matrix unit, and the choice itself takes as long as before.
+The 70 % aimed at are met, or nearly, but for the greatest width. A product in bfloat16 (`bfloat16`; `shortlist`
+computes what it has chosen anew in float32) is faster by less than the 1.8 and 2.5 times aimed at: these cores
+multiply bfloat16 in AVX-512, not in a matrix unit, and the choice itself takes as long as before. `bfloat16` was
+measured at the smallest width only.
 
-FVU at one learning rate is behind sparsify's and SAELens's at first, whose encoders begin with smaller weights, and
-ahead of plain PyTorch's, which begins as ours does, by the public recipe. SAELens's sparse activations have no kernel
-on the CPU in this torch. m = 3,072 ran beside other work, as its quartiles show and a peak that is below the others',
-so that its share of the roofline is told too high. The auxiliary loss begins once the vectors were seen once: at the
-smallest width alone.
+FVU at one learning rate is behind sparsify's at first, whose encoder begins with smaller weights, and ahead of plain
+PyTorch's, which begins as ours does, by the public recipe. SAELens's sparse activations have no kernel on the CPU in
+this torch. The auxiliary loss begins once the vectors were seen once: at the smallest width alone. The peak is the
+best of ten products after the rounds; on this shared machine it differs from width to width.
 """
 CAPTURE_LIMITS = """\
 **Limits.** The Site is the ninth of twelve layers, so that stopping there saves a quarter; the rest is the share of
@@ -240,9 +240,9 @@ ERASING_LIMITS = """\
 **Limits.** SNCE must read its prompts: the passes are the floor.
 """
 ADDING_LIMITS = """\
-**Limits.** What is added is fixed, a few operations on 77 states and a comparison of the pipeline's weights with what
-they were, half a millisecond; the spread between rounds is greater than that. `topk` multiplies all of the SAE's
-rows, 2.6 % of the encoder's own work, for those states in which the neuron is positive at all.
+**Limits.** What is added is fixed: a few operations on 77 states, and a comparison of the pipeline's weights with what
+they were. The spread between rounds is greater than that. `topk` multiplies all of the SAE's rows, 2.6 % of the
+encoder's own work, for those states in which the neuron is positive at all.
 """
 SCALING_LIMITS = """\
 Where a row is short, the process's constant part is most of it.

@@ -59,7 +59,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sparsify": ("sparsify", {}),
     "overcomplete": ("overcomplete", {}),
 }
-STEPS = {3072: 24, 16_128: 4, 65_280: 2}
+STEPS = {3072: 8, 16_128: 4, 65_280: 2}
 """Steps a round by width, each a multiple of 768."""
 BATCHES = {3072: 4096, 16_128: 4096, 65_280: 2048}
 """Vectors a step: SAELens needs more than 24 GB for 4,096 at the greatest width, beside the others that wait."""
