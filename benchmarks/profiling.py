@@ -20,7 +20,7 @@ import torch
 from capturing import sentences
 from encoding import encoded, eraser_of
 from erasing import on_random_weights
-from sae_training import BATCHES, features
+from sae_training import BATCHES, features_in
 from shapes import clip_l
 from torch.profiler import ProfilerActivity, profile
 
@@ -39,11 +39,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/sae_training"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/profiling.json"))
     options = parser.parse_args()
-    data = options.work / "features.pt"
-    if not data.exists():
-        options.work.mkdir(parents=True, exist_ok=True)
-        torch.save(features(), data)
-    vectors = torch.load(data, mmap=True)
+    vectors = torch.load(features_in(options.work), mmap=True, weights_only=True)
     pipe = clip_l("cpu")
     sae = TopKSAE(SAEConfig(d=SITE.width, m=4 * SITE.width, k=32))
     prompts = sentences(128)

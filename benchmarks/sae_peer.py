@@ -30,7 +30,7 @@ def main() -> None:
     told = json.loads(sys.argv[1])
     torch.set_num_threads(told["threads"])
     torch.manual_seed(0)
-    features = torch.load(told["data"], mmap=True)
+    features = torch.load(told["data"], mmap=True, weights_only=True)
     held_out, features = features[:HELD_OUT].clone(), features[HELD_OUT:]
     trained = LIBRARIES[told["library"]](features, told)
     total, off, fired = 0.0, 0.0, torch.zeros(told["m"], dtype=torch.bool)

@@ -75,9 +75,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     pythons = {name: environment(options.work / name, pinned) for name, pinned in PEERS.items()}
-    data = options.work / "features.pt"
-    if not data.exists():
-        torch.save(features(), data)
+    data = features_in(options.work)
     told: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"widths": {}}
     told["command"] = f"python benchmarks/sae_training.py --rounds {options.rounds} --device {options.device}"
     told |= {"machine": machine(options.device), "peers": PEERS, "k": K, "threads": options.threads}
@@ -115,8 +113,17 @@ def environment(folder: Path, pinned: Sequence[str]) -> str:
     return str(python)
 
 
+def features_in(work: Path) -> Path:
+    """The file of the vectors that are trained on, made first where it is not there."""
+    data = work / "features.pt"
+    if not data.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        torch.save(features(), data)
+    return data
+
+
 def features() -> torch.Tensor:
-    """`[VECTORS, 768]` of a random half or so of the positions of the corpus' first prompts."""
+    """`[VECTORS, 768]`, of a random fifth of the positions of the corpus' first prompts."""
     pipe, width = reference.load(), 256
     sites = [Site("text_encoder", f"encoder.layers.{layer}", width) for layer in LAYERS]
     generator, found = torch.Generator().manual_seed(0), 0

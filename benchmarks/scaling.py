@@ -16,16 +16,18 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sae_training import features
+from sae_training import features_in
 
 from excise.app.demo import machine
 from excise.files import write_atomic
+from excise.sae import TrainConfig, train
 
 VECTORS = (10_000, 100_000, 1_000_000, 10_000_000)
 LATENTS = (768, 3072, 12_288, 65_280)
@@ -40,13 +42,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    data = options.work / "features.pt"
+    data = features_in(options.work)
     if options.one:
         run(data, **json.loads(options.one))
         return
-    if not data.exists():
-        options.work.mkdir(parents=True, exist_ok=True)
-        torch.save(features(), data)
     told: dict[str, Any] = {"command": "python benchmarks/scaling.py", "machine": machine()}
     told |= {"date": datetime.date.today().isoformat(), "of_latents": OF_LATENTS, "of_vectors": OF_VECTORS}
     told["vectors"] = grown(data, "n", VECTORS, {"m": OF_LATENTS, "threads": options.threads})
@@ -73,12 +72,8 @@ def grown(data: Path, name: str, values: Sequence[int], others: Mapping[str, int
 
 def run(data: Path, n: int, m: int, threads: int) -> None:
     """Train once, and print the seconds of the steps and the peak memory as json."""
-    import tempfile
-
-    from excise.sae import TrainConfig, train
-
     torch.set_num_threads(threads)
-    vectors = torch.load(data, mmap=True)
+    vectors = torch.load(data, mmap=True, weights_only=True)
     config = TrainConfig(expansion=m // vectors.shape[1], tokens=n, alpha=0, log_every=1)
     seconds: list[float] = []
     with tempfile.TemporaryDirectory() as folder:

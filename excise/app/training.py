@@ -18,7 +18,6 @@ from excise.concepts import read_prompts
 from excise.errors import ExciseError
 from excise.sae import Progress, TopKSAE, TrainConfig, check_out, train
 from excise.sae.data import Features
-from excise.sites import Features as Read
 from excise.sites import (
     LanguageModel,
     Site,
@@ -127,8 +126,8 @@ def features(
     """States of every prompt at `sites` of one text encoder, `[N, width]` float32: BOS, words, EOS and, of a share of
     the prompts, padding; of a language model the words' alone."""
     rows: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    read = capture(pipe, sites, prompts) if padding == 1 else _by_length(pipe, sites, prompts, padding)
-    for batch in read:
+    by_length = (batch.features for batch in capture_by_length(pipe, sites, prompts, padding=padding))
+    for batch in capture(pipe, sites, prompts) if padding == 1 else by_length:
         for site in batch.states:
             rows[site].append(batch.vectors(site).float().cpu())
         if progress is not None:
@@ -136,10 +135,6 @@ def features(
     if not all(rows.values()):
         raise ExciseError("there are no prompts to train on; check the prompts file")
     return {site: torch.cat(own) for site, own in rows.items()}
-
-
-def _by_length(pipe: Any, sites: Sequence[Site], prompts: Iterable[str], padding: float) -> Iterator[Read]:
-    return (batch.features for batch in capture_by_length(pipe, sites, prompts, padding=padding))
 
 
 @contextmanager

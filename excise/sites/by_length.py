@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from excise.errors import ExciseError
 from excise.sites.capture import Features, capture, is_clip, listening, located, run_clip, tokenise
@@ -59,22 +59,33 @@ def capture_by_length(
     if not 0 <= padding <= 1:
         raise ExciseError(f"padding is a share from 0 to 1, not {padding:g}")
     wanted = list(dict.fromkeys(sites))
-    component, _ = located(pipe, wanted)
+    component, modules = located(pipe, wanted)
     # Multiples of the golden ratio hit every stretch of 0 to 1 evenly, whatever lengths follow one another.
     places = (place % 1 for place in itertools.count(random.Random(seed).random(), GOLDEN))
     stream, first = iter(prompts), 0
     causal = not isinstance(pipe, LanguageModel) and is_clip(encoder_of(pipe, component))
+
+    def whole() -> bool:
+        return next(places) < padding
+
     while window := list(itertools.islice(stream, WINDOW)):
-        some = _causal if causal else _padded
-        for batch in some(pipe, wanted, window, batch_size, lambda: next(places) < padding):
+        if causal:
+            batches = _causal(pipe, component, modules, window, batch_size, whole)
+        else:
+            batches = _padded(pipe, wanted, window, batch_size, whole)
+        for batch in batches:
             yield batch._replace(numbers=[first + number for number in batch.numbers])
         first += len(window)
 
 
 def _causal(
-    pipe: Any, sites: list[Site], prompts: list[str], batch_size: int, whole: Callable[[], bool]
+    pipe: Any,
+    component: str,
+    modules: dict[Site, nn.Module],
+    prompts: list[str],
+    batch_size: int,
+    whole: Callable[[], bool],
 ) -> Iterator[Batch]:
-    component, modules = located(pipe, sites)
     encoder = encoder_of(pipe, component)
     ids, attention, scored = tokenise(pipe, component, prompts)
     # Kinds are in lexicographic order; prompts in the order of their kinds, so that each kind's are a stretch.
