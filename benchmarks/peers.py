@@ -4,10 +4,10 @@
     python benchmarks/peers.py --work build/peers --device cuda --jobs 14
 
 Tries four settings of every method on three concepts that stand in no other table; compares all methods, each with its
-best settings, on Canvas's standard concepts with every attack; then measures what each one costs, on the CPU with
-nothing else in the process. Writes docs/results/peers.json and .md, the Pareto plot and a strip of pictures of each
-method. What is in the file is not done again, and what was begun goes on; methods that `--minutes` did not suffice for
-are left to the next call, which needs the same `--work`.
+best settings, on every other one of Canvas's standard concepts with every attack (`--concepts` for more); then measures
+what each one costs, on the CPU with nothing else in the process. Writes docs/results/peers.json and .md, the Pareto
+plot and a strip of pictures of each method. What is in the file is not done again, and what was begun goes on; methods
+that `--minutes` did not suffice for are left to the next call, which needs the same `--work`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from excise.app.benchmark import report, resume, start
 from excise.app.demo import machine
 from excise.app.many import stop
 from excise.bench.canvas.families import cases
+from excise.bench.canvas.suite import STANDARD
 from excise.bench.results import BASELINE
 from excise.bench.run import Run, Unit
 from excise.bench.suite import Case
@@ -43,7 +44,9 @@ from excise.neurons import plots
 TUNED_ON = ("apple", "bus", "pastel")
 TUNING = {"prompts": 8, "searches": False, "only": ("direct", "mixed", "unrelated", "style")}
 """Canvas's settings there: the families that the score and its ties are counted on, which fill one batch."""
-COMPARING = {
+COMPARED_ON = STANDARD[::2]
+"""Half of the standard concepts: two cores draw a method's pictures of one in about a minute."""
+COMPARING: dict[str, Any] = {
     "prompts": 4,
     "prefix": {"iterations": 20, "batch": 4},
     "inversion": {"iterations": 60, "batch": 4},
@@ -53,7 +56,7 @@ the time."""
 COSTED_ON = ("gun",)
 """What the costs are of, with the settings of tuning: one batch of pictures."""
 PARTS = ("tuning", "table", "costs")
-SHOWN = ("gun", "cat", "ink")
+SHOWN = ("gun", "tiger", "ink")
 """Concepts of the strips of pictures."""
 CASES = ("direct", "mixed", "unrelated")
 """Families of which they show the first prompt."""
@@ -108,6 +111,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/peers.json"))
     parser.add_argument("--methods", default=",".join(GRIDS), help="those to tune and compare")
     parser.add_argument("--parts", default=",".join(PARTS), help="which to do; none writes the page anew")
+    parser.add_argument("--concepts", default=",".join(COMPARED_ON), help="those of the comparison")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="processes that draw at once")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="after which a part stops drawing")
@@ -115,7 +119,7 @@ def main() -> None:
     told: dict[str, Any] = {"command": "python benchmarks/peers.py", "by": {}, **{part: {} for part in PARTS}}
     if options.out.exists():
         told |= json.loads(options.out.read_text())
-    names, parts = options.methods.split(","), options.parts.split(",")
+    names, parts, concepts = (said.split(",") for said in (options.methods, options.parts, options.concepts))
     draw = Drawing(options.device, options.jobs, options.minutes)
 
     def keep(part: str, rows: Mapping[str, Any], device: str) -> None:
@@ -127,10 +131,12 @@ def main() -> None:
     if "tuning" in parts and left:
         keep("tuning", tuned(options.work / "tuning", left, draw), options.device)
     chosen = {name: best(told["tuning"][name]) for name in names if name in told["tuning"]}
+    if "table" in parts:
+        told["table"] = {name: row for name, row in told["table"].items() if row["concepts"] == concepts}
     left = [name for name in chosen if told["table"].get(name, {}).get("setting") != chosen[name]]
     if "table" in parts and left:
         settings = {name: chosen[name] for name in left}
-        rows = compared(options.work / "table", settings, draw, options.out.with_suffix(""))
+        rows = compared(options.work / "table", settings, concepts, draw, options.out.with_suffix(""))
         keep("table", rows, options.device)
     left = [name for name in chosen if told["costs"].get(name, {}).get("setting") != chosen[name]]
     if "costs" in parts and left:
@@ -167,7 +173,7 @@ class Drawing:
             print()
 
 
-def begun(folder: Path, size: str, rows: Sequence[str], concepts: Sequence[str] | None, settings: Any) -> Run:
+def begun(folder: Path, size: str, rows: Sequence[str], concepts: Sequence[str], settings: Any) -> Run:
     """The run that is in the folder already, if these rows are among its own, or a new one of them.
 
     Raises ExciseError where the run in the folder is of others.
@@ -231,10 +237,12 @@ def label(name: str, setting: str) -> str:
     return f"{name}:{setting}" if setting else name
 
 
-def compared(folder: Path, settings: Mapping[str, str], draw: Drawing, strips: Path) -> dict[str, Any]:
-    """Rows of the methods, and the unerased model's, on Canvas's standard concepts; draws their strips of pictures."""
+def compared(
+    folder: Path, settings: Mapping[str, str], concepts: Sequence[str], draw: Drawing, strips: Path
+) -> dict[str, Any]:
+    """Rows of the methods, and the unerased model's, on the concepts; draws their strips of pictures."""
     labels = {name: label(name, setting) for name, setting in settings.items()}
-    run = begun(folder, "standard", list(labels.values()), None, COMPARING)
+    run = begun(folder, "standard", list(labels.values()), concepts, COMPARING)
     draw(run)
     found, whole = report(run), complete(run, labels.values())
     rows = {name: row for name, row in labels.items() if row in whole}
@@ -332,7 +340,8 @@ def _table(told: Mapping[str, Any]) -> list[str]:
     prefix, inversion = COMPARING["prefix"], COMPARING["inversion"]
     lines = [
         "## All methods",
-        f"On {', '.join(rows[BASELINE]['concepts'])}; {COMPARING['prompts']} prompts a family.",
+        f"On {', '.join(rows[BASELINE]['concepts'])}, of Canvas's {len(STANDARD)} standard concepts;",
+        f"{COMPARING['prompts']} prompts a family.",
         "Per cent, but for Fréchet distance. IRA and CRA are ratios to none's.",
         f"{told['by']['table']}; {'; '.join(rows[BASELINE]['drawn_with'])}.",
         "",

@@ -1,7 +1,7 @@
 """One library training one TopK SAE, so many steps at every line on its standard input; `sae_training.py` starts these.
 
     python sae_peer.py '{"library": "sparsify", "data": "features.pt", "m": 3072, "k": 32, "batch": 4096, "lr": 4e-4,
-                         "steps": 10, "rounds": 6, "device": "cpu", "threads": 2}'
+                         "steps": 10, "rounds": 6, "seed": 0, "device": "cpu", "threads": 2}'
 
 Says the seconds of every round (the first warms up), then, as json, how well what was trained does on held-out vectors.
 It runs in the library's own environment, where nothing but torch and the library is. Every one trains by the loop that
@@ -29,7 +29,7 @@ HELD_OUT = 8192
 def main() -> None:
     told = json.loads(sys.argv[1])
     torch.set_num_threads(told["threads"])
-    torch.manual_seed(0)
+    torch.manual_seed(told["seed"])
     features = torch.load(told["data"], mmap=True, weights_only=True)
     held_out, features = features[:HELD_OUT].clone(), features[HELD_OUT:]
     trained = LIBRARIES[told["library"]](features, told)
@@ -64,7 +64,7 @@ class Gate:
 def batches(features: Tensor, told: dict[str, Any]) -> Iterator[Tensor]:
     """The steps' batches, shuffled, and one more that is never timed: asking for it ends the last step."""
     gate = Gate(told["steps"])
-    orders = torch.Generator().manual_seed(0)
+    orders = torch.Generator().manual_seed(told["seed"])
     size, left = told["batch"], torch.empty(0, dtype=torch.int64)
     for step in range(told["steps"] * told["rounds"] + 1):
         if step:
@@ -86,6 +86,7 @@ def excise(features: Tensor, told: dict[str, Any]) -> Trained:
         batch=told["batch"],
         tokens=told["batch"] * told["steps"] * told["rounds"],
         log_every=told["steps"],
+        seed=told["seed"],
         **told["settings"],
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -6,11 +6,12 @@ Every library trains in a process and an environment of its own, as `sae_peer.py
 the bundled text encoder on its own corpus, those of three layers side by side, which makes 768 values. One process at a
 time works, a few steps, then the next one, for several rounds: tokens a second are the median round's, ratios the
 medians over rounds. The roofline is what 2dm + 8dk operations a vector take at the speed at which this machine
-multiplies two matrices of the encoder's shape. `fvu` and `silent` (latents that fire nowhere) are of held-out vectors,
-after all rounds, when every library has seen as many. No library revives dead latents in so few steps, so ours is told
-not to; what that costs is a row of its own. One learning rate does not mean the same to libraries that begin with
-weights of different size, so that for the first width each one is trained at several, and the least FVU counts. What is
-measured already is not measured again.
+multiplies two matrices of the encoder's shape, which takes its turn in every round, since cores that heat up slow down.
+`fvu` and `silent` (latents that fire nowhere) are of held-out vectors, after all rounds, when every library has seen as
+many. No library revives dead latents in so few steps, so ours is told not to; what that costs is a row of its own. One
+learning rate does not mean the same to libraries that begin with weights of different size, so that for the first width
+each one is trained at several, and the least FVU counts; ours and the best peer are then trained from further seeds, at
+the rate that was best for each. What is measured already is not measured again.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ from excise.files import write_atomic
 from excise.sites import Site, capture
 
 LAYERS = (1, 3, 5)
-K, LR = 32, 4e-4
+WIDTH, K, LR = 768, 32, 4e-4
 RATES, RATED = (4e-4, 1e-3, 2e-3, 4e-3), 64
 """Learning rates that every library is tried at, for so many steps."""
+SEEDS = (1, 2, 3, 4)
+"""Those that the best two are trained from besides."""
 VECTORS = 106_496
 """Of which `sae_peer.py` holds some out."""
 PEERS = {
@@ -82,23 +85,24 @@ def main() -> None:
     for m in map(int, options.widths.split(",")):
         if str(m) in told["widths"]:
             continue
-        common = {"data": str(data), "m": m, "k": K, "batch": BATCHES[m], "lr": LR, "steps": STEPS[m]}
+        common = {"data": str(data), "m": m, "k": K, "batch": BATCHES[m], "lr": LR, "steps": STEPS[m], "seed": 0}
         common |= {"rounds": options.rounds, "device": options.device, "threads": options.threads}
-        rows = measured(common, pythons)
         told["widths"][str(m)] = {
             "date": datetime.date.today().isoformat(),
             "batch": BATCHES[m],
             "steps": STEPS[m] * options.rounds,
-            "peak": products_per_second(BATCHES[m], m, options.device, options.threads),
-            "rows": rows,
+            **measured(common, pythons),
         }
         write_atomic(options.out, json.dumps(told, indent=1) + "\n")
         show(m, told["widths"][str(m)])
+    m = next(iter(STEPS))
+    common = {"data": str(data), "m": m, "k": K, "batch": BATCHES[m], "steps": RATED // 4, "rounds": 4}
+    common |= {"device": options.device, "threads": options.threads}
     if "rates" not in told:
-        m = next(iter(STEPS))
-        common = {"data": str(data), "m": m, "k": K, "batch": BATCHES[m], "steps": RATED // 4, "rounds": 4}
-        common |= {"device": options.device, "threads": options.threads}
-        told["rates"] = {"date": datetime.date.today().isoformat(), "steps": RATED, **by_rate(common, pythons)}
+        told["rates"] = {"date": datetime.date.today().isoformat(), "steps": RATED, "rows": by_rate(common, pythons)}
+        write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+    if "seeds" not in told:
+        told["seeds"] = by_seed(common, pythons, told["rates"]["rows"])
         write_atomic(options.out, json.dumps(told, indent=1) + "\n")
 
 
@@ -123,7 +127,7 @@ def features_in(work: Path) -> Path:
 
 
 def features() -> torch.Tensor:
-    """`[VECTORS, 768]`, of a random fifth of the positions of the corpus' first prompts."""
+    """`[VECTORS, WIDTH]`, of a random fifth of the positions of the corpus' first prompts."""
     pipe, width = reference.load(), 256
     sites = [Site("text_encoder", f"encoder.layers.{layer}", width) for layer in LAYERS]
     generator, found = torch.Generator().manual_seed(0), 0
@@ -167,7 +171,8 @@ class Worker:
 
 
 def measured(common: Mapping[str, Any], pythons: Mapping[str, str]) -> dict[str, Any]:
-    """By variant, its seconds a step, the ratios to it and to others, and what it has learnt; or why it cannot run."""
+    """The operations a second of the encoder's product; by variant its seconds a step, the ratios to others and to the
+    roofline, and what it has learnt, or why it cannot run."""
     workers: dict[str, Worker] = {}
     failed: dict[str, Any] = {}
     for name, (library, settings) in VARIANTS.items():
@@ -181,61 +186,80 @@ def measured(common: Mapping[str, Any], pythons: Mapping[str, str]) -> dict[str,
             failed[name] = {"failed": str(error)}
             print(f"{name}: {error}", flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in workers}
+    peaks = []
     for _ in range(common["rounds"] - 1):
+        peaks.append(products_per_second(common["batch"], common["m"], common["device"], common["threads"]))
         for name, worker in workers.items():
             seconds[name].append(worker.go_on() / common["steps"])
+    least = [common["batch"] * (2 * WIDTH * common["m"] + 8 * WIDTH * K) / peak for peak in peaks]
     rows = {
         name: {
             "seconds": own,
             "tokens_a_second": common["batch"] / statistics.median(own),
             "as_fast_as_dense": beside(seconds["dense PyTorch"], own),
+            "roofline": beside(least, own),
             **workers[name].go_on(),
         }
         for name, own in seconds.items()
     }
-    return rows | failed
+    return {"peak": statistics.median(peaks), "rows": rows | failed}
 
 
 def by_rate(common: Mapping[str, Any], pythons: Mapping[str, str]) -> dict[str, Any]:
     """By library, what it has learnt at each rate."""
     rows: dict[str, dict[str, Any]] = {}
     for name in ("excise", "dense PyTorch", "SAELens", "sparsify", "overcomplete"):
-        library, settings = VARIANTS[name]
-        rows[name] = {}
-        for rate in RATES:
-            told = {**common, "library": library, "settings": settings, "lr": rate}
-            worker = Worker(pythons.get(library, sys.executable), told, Path(common["data"]).with_name(f"{name}.log"))
-            for _ in range(common["rounds"] - 1):
-                worker.go_on()
-            rows[name][f"{rate:g}"] = worker.go_on()
+        rows[name] = {f"{rate:g}": learnt(common, pythons, name, rate, 0) for rate in RATES}
         print(
             f"{name}: " + ", ".join(f"lr {rate}: fvu {row['fvu']:.4f}" for rate, row in rows[name].items()), flush=True
         )
-    return {"rows": rows}
+    return rows
 
 
-def products_per_second(batch: int, m: int, device: str, threads: int, d: int = 768) -> float:
-    """Floating-point operations a second of the product of the encoder's shape, the best of ten."""
+def by_seed(common: Mapping[str, Any], pythons: Mapping[str, str], rates: Mapping[str, Any]) -> dict[str, Any]:
+    """What ours and the best peer have learnt from each seed, at the rate with the least FVU of the first one."""
+    best = {name: min((row["fvu"], rate) for rate, row in own.items()) for name, own in rates.items()}
+    peer = min((fvu, name) for name, (fvu, _) in best.items() if name not in ("excise", "dense PyTorch"))[1]
+    rows = {}
+    for name in ("excise", peer):
+        rate = best[name][1]
+        others = [learnt(common, pythons, name, float(rate), seed) for seed in SEEDS]
+        rows[name] = {"lr": rate, "fvu": [rates[name][rate]["fvu"], *(row["fvu"] for row in others)]}
+        print(f"{name}, seeds: {rows[name]}", flush=True)
+    return rows
+
+
+def learnt(common: Mapping[str, Any], pythons: Mapping[str, str], name: str, rate: float, seed: int) -> Any:
+    """What a library has learnt after all rounds, nothing timed."""
+    library, settings = VARIANTS[name]
+    told = {**common, "library": library, "settings": settings, "lr": rate, "seed": seed}
+    worker = Worker(pythons.get(library, sys.executable), told, Path(common["data"]).with_name(f"{name}.log"))
+    for _ in range(common["rounds"] - 1):
+        worker.go_on()
+    return worker.go_on()
+
+
+def products_per_second(batch: int, m: int, device: str, threads: int) -> float:
+    """Floating-point operations a second of the product of the encoder's shape, the mean over three seconds."""
     torch.set_num_threads(threads)
-    x, w, out = (torch.randn(shape, device=device) for shape in ((batch, d), (m, d), (batch, m)))
-    best = float("inf")
-    for _ in range(10):
-        began = time.perf_counter()
+    x, w, out = (torch.randn(shape, device=device) for shape in ((batch, WIDTH), (m, WIDTH), (batch, m)))
+    torch.mm(x, w.T, out=out)
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < 3:
         torch.mm(x, w.T, out=out)
         if device != "cpu":
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - began)
-    return 2 * batch * d * m / best
+        done += 1
+    return 2 * batch * WIDTH * m * done / (time.perf_counter() - began)
 
 
-def show(m: int, found: Mapping[str, Any], d: int = 768) -> None:
-    least = (2 * d * m + 8 * d * K) / found["peak"]
+def show(m: int, found: Mapping[str, Any]) -> None:
     print(f"m = {m}, {found['steps']} steps, {found['peak'] / 1e9:.0f} GFLOP/s in the encoder's product")
     for name, row in found["rows"].items():
         if "failed" in row:
             print(f"{name:24} {row['failed']}")
             continue
-        ratio, share = row["as_fast_as_dense"], least * row["tokens_a_second"]
+        ratio, share = row["as_fast_as_dense"], row["roofline"]["ratio"]
         print(
             f"{name:24} {row['tokens_a_second']:8.0f} tokens/s {ratio['ratio']:5.2f} x dense "
             f"({ratio['low']:.2f} to {ratio['high']:.2f})  roofline {share:4.0%}  fvu {row['fvu']:.4f}  "

@@ -84,7 +84,9 @@ def project_gradient(sae: TopKSAE) -> None:
     """Take from W_dec's gradient what is parallel to each row: the step must turn a unit vector, not stretch it."""
     gradient = sae.W_dec.grad
     if gradient is not None:
-        gradient -= (gradient * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
+        # One product a row, and no copies as large as the decoder.
+        along = torch.bmm(gradient.unsqueeze(1), sae.W_dec.unsqueeze(2)).squeeze(2)
+        gradient.addcmul_(along, sae.W_dec, value=-1)
 
 
 @torch.no_grad()

@@ -220,6 +220,7 @@ def _start(
     with torch.no_grad():
         if init is None:
             sae.b_pre.copy_(geometric_median(statistics.sample) / unit)
+            sae.W_enc.mul_(encoder_length(sae, statistics.sample / unit))
         else:
             if init.config != shape:
                 raise ExciseError(f"the SAE to go on from is {init.config}, the settings give {shape}")
@@ -232,6 +233,20 @@ def _start(
         sae.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
     )
     return State(sae, optimiser, torch.zeros(shape.m, dtype=torch.int64, device=device))
+
+
+@torch.no_grad()
+def encoder_length(sae: TopKSAE, vectors: Tensor) -> float:
+    """The factor of a fresh SAE's encoder with which it reconstructs the vectors [N, d] best; 1 where nothing fires.
+
+    ReLU and TopK commute with a positive factor, so that this is least squares by one number: <x, y> / <y, y>, of x and
+    its reconstruction y as they stand to `b_pre`. Encoder rows of length 1 overshoot, since the k latents' shares of x
+    overlap. Gao et al. 2024 (appendix A.1) make y as long as x instead, which starts further off.
+    """
+    few = vectors[:1024]
+    x, y = few - sae.b_pre, sae(few).reconstruction - sae.b_pre
+    explained = float((x * y).sum())
+    return explained / float(y.square().sum()) if explained > 0 else 1.0
 
 
 def _advance(

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from excise.errors import ExciseError
-from excise.sae import Progress, TopKSAE, TrainConfig, card, load, train
-from excise.sae.trainer import learning_rate
+from excise.sae import Progress, SAEConfig, TopKSAE, TrainConfig, card, load, train
+from excise.sae.trainer import encoder_length, learning_rate
 
 D = 12
 CONFIG = TrainConfig(
@@ -291,3 +291,24 @@ def test_a_shortlist_trains_the_same_sae_and_leaves_no_trace(tmp_path, finished)
     assert (found == known).double().mean() > 0.9
     with pytest.raises(ExciseError, match="activation 'topk'"):
         dataclasses.replace(config, activation="batchtopk")
+
+
+def test_the_encoder_starts_as_long_as_reconstructs_best():
+    torch.manual_seed(2)
+    sae, x = TopKSAE(SAEConfig(d=16, m=64, k=8)), torch.randn(300, 16) + 1
+    with torch.no_grad():
+        sae.b_pre.fill_(1)
+    found = encoder_length(sae, x)
+    directions = sae.W_enc.detach().clone()
+
+    def error(length: float) -> float:
+        with torch.no_grad():
+            sae.W_enc.copy_(length * directions)
+            return float((sae(x).reconstruction - x).square().sum())
+
+    lengths = torch.linspace(0.05, 2, 400).tolist()
+    assert found == pytest.approx(min(lengths, key=error), abs=lengths[1] - lengths[0])
+    assert found < 0.9, "directions that overlap overshoot"
+    with torch.no_grad():
+        sae.b_enc.fill_(-1e3)
+    assert encoder_length(sae, x) == 1
