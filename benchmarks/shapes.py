@@ -49,5 +49,5 @@ def sd14(device: str) -> Any:
     """Stable Diffusion 1.4's text encoder and U-Net with random weights."""
     pipe = clip_l(device)
     torch.manual_seed(0)
-    pipe.unet = UNet2DConditionModel(cross_attention_dim=768).eval().to(device)
+    pipe.unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval().to(device)
     return pipe

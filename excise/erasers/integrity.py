@@ -79,8 +79,12 @@ def _bytes(tensor: Tensor, casts: tuple[torch.dtype, ...]) -> bytes:
 def tokenizer_digest(tokenizer: Any) -> str:
     """Digest of the vocabulary, the special ids and the ids of probe strings: any transformers version agrees."""
     # A call leaves its padding and truncation in a fast tokenizer, which others may be encoding with at this moment.
-    tokenizer = copy.deepcopy(tokenizer)
-    ids = tokenizer(list(_PROBES), truncation=True)["input_ids"]
+    if (fast := getattr(tokenizer, "_tokenizer", None)) is not None:
+        own = copy.copy(tokenizer)
+        own._tokenizer = copy.deepcopy(fast)
+    else:
+        own = copy.deepcopy(tokenizer)
+    ids = own(list(_PROBES), truncation=True)["input_ids"]
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length]
     vocabulary = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(json.dumps([vocabulary, special, [list(i) for i in ids]]).encode()).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from excise.concepts import Concept
 from excise.erasers import SAEEdit
 from excise.erasers.edit import Align
 from excise.erasers.guard import unedited
-from excise.erasers.rows import topk_codes
+from excise.erasers.rows import preactivations, topk_codes
 from excise.errors import ExciseError
 from excise.neurons import PromptCodes
 from excise.sae import TopKSAE
@@ -25,7 +25,17 @@ SILENT = -1e4
 """The pre-activation of a position that a prompt has not got."""
 REMEMBERED = 1024
 """Prompts whose states are kept in memory: 77 of 768 values each take 240 MB."""
-_SEEN: ContextVar[dict[Any, list[Features]] | None] = ContextVar("excise_seen", default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What has been read and encoded, by what of."""
+
+    features: dict[Any, list[Features]] = field(default_factory=dict)
+    codes: dict[Any, tuple[PromptCodes, Tensor]] = field(default_factory=dict)
+
+
+_SEEN: ContextVar[_Seen | None] = ContextVar("excise_seen", default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,17 +49,17 @@ class Reading:
     @classmethod
     @torch.no_grad()
     def of(cls, pipe: Any, sae: TopKSAE, edit: SAEEdit, prompts: Sequence[str], batch_size: int = 64) -> Reading:
-        preacts, topk, scored = [], [], []
-        for batch in features(pipe, edit.site, prompts, batch_size):
-            h = batch.states[edit.site].to(sae.W_enc)
-            rows = edit.indices.to(h.device)
-            preacts.append(sae.preactivations(h)[..., rows].cpu())
-            values, indices = sae.encode(h.flatten(0, 1))
-            topk.append(topk_codes(values, indices, rows).reshape(*h.shape[:2], -1).cpu())
-            scored.append(batch.scored.cpu())
-        if not preacts:
+        if not prompts:
             raise ExciseError("the concept has no deconcept prompts to calibrate on; give it pairs")
-        return cls(stacked(preacts, SILENT), stacked(topk), stacked(scored))
+        rows = edit.indices.to(sae.W_enc.device)
+        parts = (sae.W_enc[rows], sae.b_enc[rows], sae.b_pre)
+        preacts = [
+            preactivations(batch.states[edit.site].to(sae.W_enc), *parts).cpu()
+            for batch in features(pipe, edit.site, prompts, batch_size)
+        ]
+        codes, _ = prompt_codes(pipe, sae, edit.site, prompts, batch_size)
+        topk = topk_codes(codes.values, codes.indices, edit.indices.cpu())
+        return cls(stacked(preacts, SILENT), topk, codes.scored)
 
     def codes(self, edit: SAEEdit) -> Tensor:
         """Codes `[P, T, k]` as the edit's gate reads them."""
@@ -71,20 +81,20 @@ class Reading:
 def features(pipe: Any, site: Site, prompts: Sequence[str], batch_size: int = 64) -> list[Features]:
     """Batches as the model itself gives them, whatever eraser is attached to it."""
     seen, key = _SEEN.get(), (id(pipe), site, tuple(prompts), batch_size)
-    if seen is not None and key in seen:
-        return seen[key]
+    if seen is not None and key in seen.features:
+        return seen.features[key]
     with unedited():
         read = list(capture(pipe, [site], prompts, batch_size))
-    if seen is not None and sum(len(batch.ids) for own in seen.values() for batch in own) < REMEMBERED:
-        seen[key] = read
+    if seen is not None and sum(len(batch.ids) for own in seen.features.values() for batch in own) < REMEMBERED:
+        seen.features[key] = read
     return read
 
 
 @contextmanager
 def remembered() -> Iterator[None]:
-    """Within it the same prompts are read once at a Site, up to `REMEMBERED` of them: for as long as the model does not
-    change."""
-    token = _SEEN.set({})
+    """Within it the same prompts are read once at a Site, up to `REMEMBERED` of them, and encoded once by an SAE, while
+    neither model nor SAE changes."""
+    token = _SEEN.set(_Seen())
     try:
         yield
     finally:
@@ -96,6 +106,9 @@ def prompt_codes(
     pipe: Any, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_size: int = 64
 ) -> tuple[PromptCodes, Tensor]:
     """TopK codes of whole prompts, and their token ids `[P, T]`."""
+    seen, key = _SEEN.get(), (id(pipe), id(sae), site, tuple(prompts), batch_size)
+    if seen is not None and key in seen.codes:
+        return seen.codes[key]
     values, indices, scored, ids = [], [], [], []
     for batch in features(pipe, site, prompts, batch_size):
         codes = sae.encode(batch.states[site].to(sae.W_enc))
@@ -104,7 +117,10 @@ def prompt_codes(
         scored.append(batch.scored.cpu())
         ids.append(batch.ids.cpu())
     codes_of = PromptCodes(stacked(values), stacked(indices), stacked(scored), sae.config.m)
-    return codes_of, stacked(ids)
+    found = codes_of, stacked(ids)
+    if seen is not None:
+        seen.codes[key] = found
+    return found
 
 
 def stacked(batches: Sequence[Tensor], fill: float = 0) -> Tensor:
