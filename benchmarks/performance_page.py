@@ -87,7 +87,9 @@ def training() -> str:
             *table("| | vectors/s | × dense | of the roofline | FVU | silent |", *rows),
         ]
     if rates := found.get("rates"):
-        lines += [*by_rate(rates), *(by_seed(seeds) if (seeds := found.get("seeds")) else [])]
+        lines += by_rate(rates)
+    if seeds := found.get("seeds"):
+        lines += by_seed(seeds)
     return "\n".join([*lines, TRAINING_LIMITS, ""])
 
 

@@ -170,17 +170,21 @@ class Worker:
         return self.said()
 
 
+def started(name: str, common: Mapping[str, Any], pythons: Mapping[str, str]) -> Worker:
+    """The variant's process, its first round done. Raises ExciseError where it stopped."""
+    library, settings = VARIANTS[name]
+    told = {**common, "library": library, "settings": settings}
+    return Worker(pythons.get(library, sys.executable), told, Path(common["data"]).with_name(f"{name}.log"))
+
+
 def measured(common: Mapping[str, Any], pythons: Mapping[str, str]) -> dict[str, Any]:
     """The operations a second of the encoder's product; by variant its seconds a step, the ratios to others and to the
     roofline, and what it has learnt, or why it cannot run."""
     workers: dict[str, Worker] = {}
     failed: dict[str, Any] = {}
-    for name, (library, settings) in VARIANTS.items():
-        log = Path(common["data"]).with_name(f"{name}.log")
+    for name in VARIANTS:
         try:
-            workers[name] = Worker(
-                pythons.get(library, sys.executable), {**common, "library": library, "settings": settings}, log
-            )
+            workers[name] = started(name, common, pythons)
             print(f"{name} is ready", flush=True)
         except ExciseError as error:
             failed[name] = {"failed": str(error)}
@@ -231,9 +235,7 @@ def by_seed(common: Mapping[str, Any], pythons: Mapping[str, str], rates: Mappin
 
 def learnt(common: Mapping[str, Any], pythons: Mapping[str, str], name: str, rate: float, seed: int) -> Any:
     """What a library has learnt after all rounds, nothing timed."""
-    library, settings = VARIANTS[name]
-    told = {**common, "library": library, "settings": settings, "lr": rate, "seed": seed}
-    worker = Worker(pythons.get(library, sys.executable), told, Path(common["data"]).with_name(f"{name}.log"))
+    worker = started(name, {**common, "lr": rate, "seed": seed}, pythons)
     for _ in range(common["rounds"] - 1):
         worker.go_on()
     return worker.go_on()

@@ -30,6 +30,8 @@ from excise.sae.supervised import Supervision, Terms, terms
 LOG = "log.jsonl"
 _LOOK = 64
 """Validation samples looked at together."""
+_LENGTH_OF = 1024
+"""Vectors of the sample that the encoder's length is worked out on."""
 S = TypeVar("S", Tensor, Samples, Shard)
 
 
@@ -220,7 +222,7 @@ def _start(
     with torch.no_grad():
         if init is None:
             sae.b_pre.copy_(geometric_median(statistics.sample) / unit)
-            sae.W_enc.mul_(encoder_length(sae, statistics.sample / unit))
+            sae.W_enc.mul_(encoder_length(sae, statistics.sample[:_LENGTH_OF] / unit))
         else:
             if init.config != shape:
                 raise ExciseError(f"the SAE to go on from is {init.config}, the settings give {shape}")
@@ -243,8 +245,7 @@ def encoder_length(sae: TopKSAE, vectors: Tensor) -> float:
     its reconstruction y as they stand to `b_pre`. Encoder rows of length 1 overshoot, since the k latents' shares of x
     overlap. Gao et al. 2024 (appendix A.1) make y as long as x instead, which starts further off.
     """
-    few = vectors[:1024]
-    x, y = few - sae.b_pre, sae(few).reconstruction - sae.b_pre
+    x, y = vectors - sae.b_pre, sae(vectors).reconstruction - sae.b_pre
     explained = float((x * y).sum())
     return explained / float(y.square().sum()) if explained > 0 else 1.0
 
