@@ -7,7 +7,8 @@ way reads the same prompts in turns: padded to 77 positions, all layers (what a 
 does, and by length with all, a tenth and none of the padding. `drawn` are prompts of random words, as many as a
 log-normal distribution says of which nine in ten have 6 to 50 tokens, as most of DiffusionDB's prompts do (Wang et al.
 2023); `templated` the pairs and controls of a concept. `memory`: the process's resident memory while 100,000 drawn
-prompts are read by the bundled text encoder, to shards, and while an SAE is trained on them once.
+prompts are read by the bundled text encoder, to shards, and while an SAE is trained on them once: what it allocated,
+and the pages of files beside it, libraries' code for the most part, of which the kernel maps more or fewer at will.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from erasing import prompts_of
@@ -132,39 +133,50 @@ def read(
 def memory(options: argparse.Namespace) -> dict[str, Any]:
     pipe, site, prompts = reference.load(), PRESETS["reference"][0], sentences(MANY)
     training.IN_MEMORY = 0
-    reading: list[tuple[int, int]] = []
-    trained: list[tuple[int, int]] = []
+    reading: list[Seen] = []
+    trained: list[Seen] = []
 
     def captured(n: int) -> None:
-        reading.append(((reading[-1][0] if reading else 0) + n, resident()))
+        reading.append(Seen((reading[-1].done if reading else 0) + n, *resident()))
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "sae"
         config = TrainConfig(expansion=4, tokens=2_000_000, log_every=20)
         training.train_sae(
             pipe, site, prompts, config, out, card={}, captured=captured, padding=SHARE,
-            progress=lambda line: trained.append((line.tokens, resident())),
+            progress=lambda line: trained.append(Seen(line.tokens, *resident())),
         )  # fmt: skip
     told: dict[str, Any] = {"command": "python benchmarks/capturing.py --parts memory", "prompts": MANY}
     for name, seen in (("reading", reading), ("training", trained)):
-        told[name] = sampled(seen)
-        low, high = (pick(size for _, size in told[name][1:]) for pick in (min, max))
-        print(
-            f"{name}: {', '.join(f'{done}: {size / 1e6:.0f} MB' for done, size in told[name])}; {high / low - 1:+.1%}"
-        )
+        tenths = sampled(seen)
+        told[name] = [tenth._asdict() for tenth in tenths]
+        listed = ", ".join(f"{tenth.done}: {tenth.own / 1e6:.0f} MB" for tenth in tenths)
+        high, low = (pick(tenth.own for tenth in tenths[1:]) for pick in (max, min))
+        print(f"{name}: {listed}; {high / low - 1:+.1%}")
     return told
 
 
-def sampled(seen: Sequence[tuple[int, int]], n: int = 10) -> list[tuple[int, int]]:
+class Seen(NamedTuple):
+    """How far a job was, and the process's memory then, in bytes."""
+
+    done: int
+    own: int
+    files: int
+
+
+def sampled(seen: Sequence[Seen], n: int = 10) -> list[Seen]:
     """The greatest memory of each tenth."""
-    last = seen[-1][0]
-    tenths = [[row for row in seen if last * i < n * row[0] <= last * (i + 1)] for i in range(n)]
-    return [(tenth[-1][0], max(size for _, size in tenth)) for tenth in tenths if tenth]
+    last = seen[-1].done
+    tenths = [[row for row in seen if last * i < n * row.done <= last * (i + 1)] for i in range(n)]
+    return [Seen(own[-1].done, max(row.own for row in own), max(row.files for row in own)) for own in tenths if own]
 
 
-def resident() -> int:
-    """Bytes of this process that are in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def resident() -> tuple[int, int]:
+    """Bytes of this process that are in memory: its own, and pages of files."""
+    _, whole, files, *_ = (
+        int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in Path("/proc/self/statm").read_text().split()
+    )
+    return whole - files, files
 
 
 if __name__ == "__main__":

@@ -46,22 +46,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/erasing.json"))
     options = parser.parse_args()
     concept = from_templates("gun", ("gun",))
-    told: dict[str, Any] = {"rows": {}}
+    told: dict[str, Any] = {"models": {}}
     if options.out.exists():
         told = json.loads(options.out.read_text())
-    told |= {
-        "command": f"python benchmarks/erasing.py --rounds {options.rounds} --device {options.device}",
-        "machine": machine(options.device),
-        "date": datetime.date.today().isoformat(),
-        "prompts": len(prompts_of(concept)),
-    }
+    told["prompts"] = len(prompts_of(concept))
     for model in options.models.split(","):
         seconds = interleaved(VARIANTS[model](concept, options.device), options.rounds)
-        told["rows"][model] = {
+        rows = {
             name: {**beside(own, seconds["passes"]), "snce": beside(own, seconds["snce"])["ratio"]}
             for name, own in seconds.items()
         }
-        for name, row in told["rows"][model].items():
+        told["models"][model] = {
+            "command": f"python benchmarks/erasing.py --models {model} --rounds {options.rounds} "
+            f"--device {options.device}",
+            "machine": machine(options.device),
+            "date": datetime.date.today().isoformat(),
+            "rows": rows,
+        }
+        for name, row in rows.items():
             print(
                 f"{model:8} {name:13} {row['seconds']:8.2f} s  {row['ratio']:6.2f} x passes  {row['snce']:6.2f} x snce"
             )

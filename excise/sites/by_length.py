@@ -112,7 +112,8 @@ def _causal(
 
     lengths = ends[alike[begins]]
     rest: list[Tensor] = []
-    for kinds in torch.split(lengths.argsort(stable=True), batch_size):
+    # Longest first: what the next batch allocates fits where the last one's was freed, and memory has no holes.
+    for kinds in torch.split(lengths.argsort(stable=True, descending=True), batch_size):
         if whole():
             yield batch(kinds, run(kinds, ids.shape[1]), kept=False)
         else:
@@ -137,7 +138,7 @@ def _causal(
 def _padded(
     pipe: Any, sites: list[Site], prompts: list[str], batch_size: int, whole: Callable[[], bool]
 ) -> Iterator[Batch]:
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]), reverse=True)  # as above
     for begin, features in enumerate(capture(pipe, sites, [prompts[number] for number in order], batch_size)):
         numbers = order[begin * batch_size : begin * batch_size + len(features.ids)]
         if features.kept is None and not whole():

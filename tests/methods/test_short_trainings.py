@@ -15,7 +15,7 @@ from excise.methods import method
 SHORT: dict[str, dict[str, Any]] = {
     "esd-x": {"iterations": 60, "lr": 1e-3},
     "esd-u": {"iterations": 60, "lr": 3e-4},
-    "spm": {"iterations": 60, "lr": 1e-3, "anchoring": 100.0},
+    "spm": {"iterations": 80, "lr": 3e-3, "anchoring": 100.0},
     "advunlearn": {"iterations": 40, "attack_steps": 5, "retain": 3, "lr": 3e-4},
 }
 
