@@ -124,7 +124,8 @@ def main() -> None:
 
     def keep(part: str, rows: Mapping[str, Any], device: str) -> None:
         told[part] |= rows
-        told["by"][part] = f"{datetime.date.today().isoformat()}, {machine(device)}"
+        stamp = f"{datetime.date.today().isoformat()}, {machine(device)}"
+        told["by"][part] = [*dict.fromkeys([*told["by"].get(part, []), stamp])]
         write_atomic(options.out, json.dumps(told, indent=1) + "\n")
 
     left = [name for name in names if set(told["tuning"].get(name, {})) != set(GRIDS[name])]
@@ -313,7 +314,7 @@ def page(told: Mapping[str, Any]) -> str:
         "## Choosing settings",
         f"Four settings of each method on {', '.join(TUNED_ON)}, which stand in no other table. The best mean of UA,",
         "IRA and CRA, the latter two as ratios to none's, is chosen, in bold. Seconds are those of processes that",
-        f"drew beside each other. {told['by']['tuning']}.",
+        f"drew beside each other. {'; '.join(told['by']['tuning'])}.",
         "",
         f"| method | settings | {' | '.join(COLUMNS)} | fit, s |",
         "|---" * (len(COLUMNS) + 3) + "|",
@@ -343,7 +344,7 @@ def _table(told: Mapping[str, Any]) -> list[str]:
         f"On {', '.join(rows[BASELINE]['concepts'])}, of Canvas's {len(STANDARD)} standard concepts;",
         f"{COMPARING['prompts']} prompts a family.",
         "Per cent, but for Fréchet distance. IRA and CRA are ratios to none's.",
-        f"{told['by']['table']}; {'; '.join(rows[BASELINE]['drawn_with'])}.",
+        f"{'; '.join(told['by']['table'])}; {'; '.join(rows[BASELINE]['drawn_with'])}.",
         "",
         "| | kind | UA | IRA | CRA | mixed | Fréchet | identical |",
         "|---" * 8 + "|",
@@ -382,7 +383,7 @@ def _table(told: Mapping[str, Any]) -> list[str]:
 def _costs(told: Mapping[str, Any]) -> list[str]:
     lines = [
         "### Costs",
-        f"Of erasing {', '.join(COSTED_ON)} in a process that draws beside nothing. {told['by']['costs']}.",
+        f"Of erasing {', '.join(COSTED_ON)} in a process that draws beside nothing. {'; '.join(told['by']['costs'])}.",
         "",
         "| | erase, s | added a picture, s | kB | peak, MB |",
         "|---" * 5 + "|",
