@@ -96,9 +96,13 @@ class Run:
         return sorted({Unit.of(name.partition("@")[0]) for name in self._names(state)})
 
     def claim(self) -> Claim | None:
-        """One unit for this worker, or None where nothing is left that nobody else is at."""
+        """One unit for this worker, or None where nothing is left that nobody else is at.
+
+        Methods in the plan's order: a run that is cut short has drawn the first ones on all of its concepts.
+        """
         self._take_back()
-        for name in self._names("todo"):
+        places = {method: place for place, method in enumerate(self.plan.get("methods", ()))}
+        for name in sorted(self._names("todo"), key=lambda name: places.get(Unit.of(name).method, len(places))):
             mine = self.folder / "doing" / f"{name}@{_worker()}"
             mine.parent.mkdir(exist_ok=True)
             with suppress(FileNotFoundError):

@@ -45,6 +45,16 @@ def test_a_run_goes_from_to_do_to_done(tmp_path: Path) -> None:
     assert [r["value"] for r in run.records()] == [0, 1, 2]
 
 
+def test_methods_are_begun_in_the_plans_order(tmp_path: Path) -> None:
+    units = [Unit(method, concept) for method in ("none", "uce:lam=1", "ca") for concept in ("axe", "gun")]
+    run = Run.create(tmp_path, {"methods": ["none", "uce:lam=1", "ca"]}, units)
+    claimed = []
+    while (claim := run.claim()) is not None:
+        claimed.append(claim.unit)
+        claim.finish()
+    assert claimed == units
+
+
 def test_the_same_plan_opens_the_run_and_another_is_refused(tmp_path: Path) -> None:
     run = Run.create(tmp_path, {"suite": "canvas", "methods": ("none",)}, UNITS)
     claim = run.claim()
