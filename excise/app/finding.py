@@ -17,7 +17,7 @@ from excise.app.training import BUNDLED, train_sae
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.errors import ExciseError
-from excise.methods.base import AND, method, parsed, settings_of
+from excise.methods.base import AND, method, named, parsed, settings_of
 from excise.methods.catalogue import METHODS
 from excise.methods.snce import Found, SNCEConfig, find, fit
 from excise.methods.tuning import watching
@@ -223,7 +223,8 @@ def token_codes(pipe: Any, sae: TopKSAE, site: Site, prompt: str, neuron: int) -
 def describe_methods() -> list[dict[str, Any]]:
     """The methods with what there is to know of them, and their settings' defaults."""
     return [
-        {"name": name, **asdict(about), "defaults": asdict(method(name).Config())} for name, about in METHODS.items()
+        {"name": name, **asdict(about), "paper": about.paper, "defaults": asdict(method(name).Config())}
+        for name, about in METHODS.items()
     ]
 
 
@@ -231,7 +232,7 @@ def citation(name: str) -> str:
     """BibTeX for a method, for all of them where several are joined. Raises ExciseError for an unknown one, and where
     there is nothing to cite."""
     method(name)
-    found = [METHODS[part].cite for part in name.split(AND) if part in METHODS and METHODS[part].cite]
+    found = [METHODS[part].cite for part in named(name).split(AND) if part in METHODS and METHODS[part].cite]
     if not found:
         raise ExciseError(f"there is no paper to cite for {name!r}")
     return "\n\n".join(dict.fromkeys(found))

@@ -17,7 +17,7 @@ from excise.app.finding import erase_by
 from excise.app.models import concept_named, load_pipeline
 from excise.erasers import Eraser
 from excise.errors import ExciseError
-from excise.methods.base import parsed
+from excise.methods.base import named, parsed
 
 State = Literal["made", "kept", "refused"]
 
@@ -59,7 +59,8 @@ def plan(
     A setting such as `uce.lam=0.1` is that method's alone, one without a method's name goes to all of them. Raises
     ExciseError for an unknown concept, method or setting before anything is begun.
     """
-    tasks = []
+    tasks, methods = [], [named(by) for by in methods]
+    given = [_by_own_name(setting) for setting in given]
     for name in concepts:
         concept_named(name, None, None, kind, n)
     for by in methods:
@@ -69,6 +70,12 @@ def plan(
             folder = out / f"{name}-{by}".replace(" ", "-")
             tasks.append(Task(name, by, str(folder), own, kind, n))
     return tasks
+
+
+def _by_own_name(setting: str) -> str:
+    """`esd.lr=1e-4` as `esd-x.lr=1e-4`: the method that a setting is of, if one, by its own name."""
+    by, dot, rest = setting.partition(".")
+    return f"{named(by)}{dot}{rest}"
 
 
 def _for(setting: str, by: str, methods: Sequence[str]) -> bool:
@@ -181,13 +188,25 @@ def _there(task: Task) -> Done | None:
         return None
     own = (task.concept, task.method, task.out)
     try:
-        concept = Eraser.load(task.out).concept
+        eraser = Eraser.load(task.out)
     except ExciseError as error:
         return Done(*own, state="refused", why=str(error))
-    if concept != task.concept:
-        why = f"{task.out} holds an eraser of {concept!r}; delete it or name another folder"
+    if (odd := _another(eraser, task)) is not None:
+        why = f"{task.out} holds an eraser {odd}; delete it or name another folder"
         return Done(*own, state="refused", why=why)
     return Done(*own, state="kept", bytes=_size(task.out))
+
+
+def _another(eraser: Eraser, task: Task) -> str | None:
+    """What an eraser is that is not the task's: another concept's, or made with another value of a given setting."""
+    if eraser.concept != task.concept:
+        return f"of {eraser.concept!r}"
+    made = eraser.created.get("config", {})
+    for key, value in parsed(f"{task.method}:{','.join(task.settings)}")[1].items():
+        # Of an SAE an eraser knows no more than the folder's name.
+        if key in made and key != "sae" and made[key] != (list(value) if isinstance(value, tuple) else value):
+            return f"made with {key}={made[key]}"
+    return None
 
 
 def _made(pipe: Any, task: Task, bundled: bool) -> Done:

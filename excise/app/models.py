@@ -30,6 +30,7 @@ TUNED: dict[str, dict[str, Any]] = {
     },
     "spm": {"steps": 20, "iterations": 80, "lr": 3e-3, "anchoring": 100},
     "dumo": {"steps": 10, "iterations": 60, "bins": 5, "alpha_iterations": 20, "pairs": 8, "lr": 2e-3, "keep": 0.3},
+    "safety-filter": {"threshold": 0.45},
     "mace": {"guidance": 4},
     "safree": {"most": 0},
     "itd": {"factor": -3, "features": 32},

@@ -85,9 +85,10 @@ def erase(
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """Make an eraser: a few kilobytes that turn one neuron down. Options left out are the method's defaults.
+    """Make an eraser: by SNCE, a few kilobytes that turn one neuron down. Options left out are the method's defaults.
 
-    Of several concepts or by several methods each gets a folder of its own in --out; those that are there are kept.
+    Of several concepts or by several methods each gets a folder of its own in --out; those that are there are kept. By
+    other methods it may be as large as the weights it changes.
     """
     from excise.app.finding import chosen, erase_by, settings
     from excise.app.finding import erase as made_by
@@ -96,12 +97,6 @@ def erase(
 
     if align is not None and source != "concept":
         raise ExciseError("--align says how the concept's codes are read; add --source concept, or leave it out")
-    if "," in concept or "," in by:
-        if mentions is not None or pairs is not None:
-            raise ExciseError("--mentions and --pairs are one concept's; erase it by itself")
-        _several(concept, by, out, given or [], kind, n, model, device, jobs, json)
-        return
-    wanted = concept_named(concept, mentions, pairs, kind, n)
     asked: dict[str, Any] = {
         "k": k,
         "neurons": None if neurons is None else _numbers(neurons),
@@ -115,6 +110,16 @@ def erase(
         "margin": margin,
         "tolerance": tolerance,
     }
+    if "," in concept or "," in by:
+        if mentions is not None or pairs is not None:
+            raise ExciseError("--mentions and --pairs are one concept's; erase it by itself")
+        if odd := sorted(chosen({**asked, "sae": sae, "site": site})):
+            raise ExciseError(
+                f"--{odd[0]} is for one eraser; of several give snce's with --set, such as --set snce.{odd[0]}=..."
+            )
+        _several(concept, by, out, given or [], kind, n, model, device, jobs, json)
+        return
+    wanted = concept_named(concept, mentions, pairs, kind, n)
     if by != "snce":
         asked |= {"sae": sae, "site": site}
         if odd := sorted(chosen(asked)):
@@ -300,10 +305,13 @@ def listed(context: typer.Context, json: Json = False) -> None:
 
     def show() -> None:
         for row in rows:
-            original = f"; its authors' code: {row['licence']}" if row["licence"] else ""
+            licence = "without a licence" if row["licence"] == "none" else row["licence"]
+            original = f"; its authors' code: {licence}" if licence else ""
             typer.echo(f"{row['name']} ({row['kind']})")
             typer.echo(f"    {row['does']}")
             typer.echo(f"    edits {row['edits']}{original}")
+            if row["paper"]:
+                typer.echo(f"    {row['paper']}")
 
     emit(json, rows, show)
 

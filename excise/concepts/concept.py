@@ -63,6 +63,13 @@ def mentioned(text: str, mentions: Iterable[str]) -> str | None:
     return found.group() if found else None
 
 
+def check_apart(texts: Iterable[str], concept: Concept) -> None:
+    """Raises ExciseError where one of the texts, which have to stay as they are, says what is to be erased."""
+    for text in texts:
+        if mentioned(text, concept.mentions):
+            raise ExciseError(f"{text!r} is to be kept and is {concept.name!r}, which is to be erased; leave it out")
+
+
 def all_mentioned(text: str, mentions: Iterable[str]) -> list[str]:
     """Every mention found in the text as whole words, as it stands there."""
     found: list[str] = _pattern(tuple(mentions)).findall(text)

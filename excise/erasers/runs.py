@@ -19,7 +19,7 @@ from excise.erasers.canary import conditional
 from excise.erasers.guard import Call, is_muted
 from excise.erasers.hooks import EditHook, Shared, Watch, unrun
 from excise.errors import ExciseError
-from excise.sites.blocks import denoiser_of
+from excise.sites.blocks import check_reads_text, denoiser_of
 from excise.sites.encoding import tensors_of
 from excise.sites.site import Site, text_encoders
 
@@ -42,6 +42,7 @@ def whole(pipe: Any, method: str) -> Site:
             f"{method} needs a U-Net that reads one text encoder's states, as Stable Diffusion 1 and 2 have it; "
             f"{type(pipe).__name__} is another kind: choose another method, such as snce"
         )
+    check_reads_text(pipe, method)
     config: Any = unet.config
     return Site("unet", "", int(config.out_channels))
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from excise.concepts import Concept
+from excise.concepts.concept import check_apart
 from excise.erasers import Eraser
 from excise.erasers.guard import unedited
 from excise.erasers.runs import whole
@@ -29,7 +30,7 @@ from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.denoising import Told, partly_drawn, plain, told
 from excise.methods.proving import proved
-from excise.methods.tuning import Student, TuningConfig, tune
+from excise.methods.tuning import Student, TuningConfig, training, tune
 from excise.sites import Site
 from excise.sites.blocks import denoiser_of
 from excise.sites.site import encoder_of, tokenizer_of
@@ -71,15 +72,15 @@ class AdvUnlearnConfig(TuningConfig):
 def fit(pipe: Any, concept: Concept, config: AdvUnlearnConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, trained and proved.
 
-    Raises ExciseError where the pipeline has no U-Net that reads one text encoder, the concept no pairs, or as `tune`
-    does.
+    Raises ExciseError where the pipeline has no U-Net that reads one text encoder, the concept no pairs or one whose
+    other side says it, or as `tune` does.
     """
     config = config or AdvUnlearnConfig()
     whole(pipe, "advunlearn")
     if not concept.pairs:
         raise ExciseError(f"concept {concept.name!r} has no prompt pairs; make some with `excise pairs make`")
     task = Task(pipe, concept, config)
-    losses = tune(task.student, task.loss, config, f"advunlearn {concept.mentions}")
+    losses = tune(task.student, task.loss, config, training("advunlearn", pipe, concept))
     found = {"loss_first": losses[0], "loss_last": losses[-1]}
     return proved(pipe, task.student.edits(), concept, "advunlearn", config.settings, found)
 
@@ -94,7 +95,9 @@ class Task:
         self._tokenizer: Any = tokenizer_of(pipe, "text_encoder")
         self.words = [(told(pipe, word, "advunlearn"), self._ids([word])[0]) for word in concept.mentions]
         self.empty = told(pipe, "", "advunlearn")
-        self._kept = self._ids(list(dict.fromkeys(pair.deconcept for pair in concept.pairs)))
+        kept = list(dict.fromkeys(pair.deconcept for pair in concept.pairs))
+        check_apart(kept, concept)
+        self._kept = self._ids(kept)
 
     def _ids(self, texts: list[str]) -> Tensor:
         length = self._tokenizer.model_max_length

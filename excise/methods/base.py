@@ -54,11 +54,10 @@ class Fitted:
             if not _of_memory(error):
                 raise
             known = vars(config)
-            lower = [name for name in LOWER if name in known and known[name] != 1] or ["the size of the pictures"]
-            raise ExciseError(
-                f"memory does not suffice for {self.name}; lower {' or '.join(lower)}, or choose a method that needs "
-                "less, such as snce"
-            ) from error
+            lower = [name for name in LOWER if name in known and known[name] != 1]
+            ways = [f"lower {' or '.join(lower)}"] if lower else []
+            ways += ["choose a method that needs less, such as snce"] if self.name != "snce" else ["free some of it"]
+            raise ExciseError(f"memory does not suffice for {self.name}; {', or '.join(ways)}") from error
 
 
 LOWER = ("batch", "batch_size", "pictures", "retain", "anchors")
@@ -72,13 +71,19 @@ def _of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
+def named(name: str) -> str:
+    """A method by its own name where another one was given; of a joined one, every part."""
+    return AND.join(ALSO.get(part, part) for part in name.split(AND))
+
+
 def method(name: str) -> Method:
     """The method called `name`, ours or a plugin's. Raises ExciseError, naming near ones, where there is none."""
+    name = named(name)
     if AND in name:
         from excise.methods.joined import Joined
 
         return Joined(tuple(method(part) for part in name.split(AND)))
-    name, others = ALSO.get(name, name), plugins("excise.methods")
+    others = plugins("excise.methods")
     if name not in METHODS and name not in others:
         known = [*METHODS, *others]
         near = get_close_matches(name.lower(), known, n=3) or known
@@ -91,6 +96,7 @@ def method(name: str) -> Method:
 
 def settings_of(name: str, by_method: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """A method's settings among those of all; of a joined one, its parts' under their names and a dot."""
+    name = named(name)
     if AND not in name:
         return dict(by_method.get(name, {}))
     return {f"{part}.{key}": value for part in name.split(AND) for key, value in by_method.get(part, {}).items()}
@@ -102,6 +108,7 @@ def parsed(text: str) -> tuple[str, dict[str, Any]]:
     Raises ExciseError for an unknown method or setting, or an impossible value.
     """
     name, _, given = text.partition(":")
+    name = named(name)
     known = vars(method(name).Config())
     settings = {}
     for part in filter(None, given.split(",")):

@@ -42,7 +42,7 @@ from excise.methods.replay import (
     training_schedule,
     with_noise,
 )
-from excise.methods.tuning import Student, tune
+from excise.methods.tuning import Student, training, tune
 from excise.sites import Site
 from excise.sites.blocks import denoiser_of
 
@@ -93,7 +93,7 @@ def fit(pipe: Any, concept: Concept, config: CAConfig | None = None) -> Eraser:
     def loss(generator: torch.Generator) -> Tensor:
         return objective(schedule, student, teacher, anchors, words, generator, config)
 
-    losses = tune(student, loss, config, f"ca {pairs}")
+    losses = tune(student, loss, config, training("ca", pipe, concept))
     found = {"loss_first": losses[0], "loss_last": losses[-1]}
     return proved(pipe, student.edits(), concept, "ca", config.settings, found)
 

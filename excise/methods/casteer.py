@@ -59,7 +59,7 @@ def fit(pipe: Any, concept: Concept, config: CASteerConfig | None = None) -> Era
     Raises ExciseError where the pipeline has no cross-attention or the concept no pairs.
     """
     config = config or CASteerConfig()
-    sites, pairs = cross_attentions(pipe), concept.pairs[: config.pairs]
+    sites, pairs = cross_attentions(pipe, "casteer"), concept.pairs[: config.pairs]
     if not pairs:
         raise ExciseError(f"concept {concept.name!r} has no prompt pairs; make some with `excise pairs make`")
     loud, timesteps = mean_outputs(pipe, sites, [pair.concept for pair in pairs], config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,9 +20,21 @@ class About:
     weights stay as they are."""
     edits: str
     licence: str = ""
-    """Of the code its authors published, none of which is here; empty where there is none."""
+    """Of the code its authors published, none of which is here; "none" where it has none, empty where no code is."""
     cite: str = ""
     """BibTeX."""
+
+    @property
+    def paper(self) -> str:
+        """Authors, title, venue and year in one line; empty where there is nothing to cite."""
+        if not self.cite:
+            return ""
+        fields = dict(re.findall(r"^  (\w+) = \{(.*)\},?$", self.cite, re.MULTILINE))
+        names = [author.partition(",")[0] for author in fields["author"].split(" and ")]
+        authors = " and ".join(names) if len(names) < 3 else f"{names[0]} et al."
+        where = re.search(r"\((\w+)\)", fields.get("booktitle", ""))
+        venue = f"{where[1]} {fields['year']}" if where else f"arXiv:{fields['eprint']}, {fields['year']}"
+        return f"{authors}, {fields['title']}, {venue}"
 
 
 def _bibtex(key: str, title: str, authors: str, venue: str, year: int, arxiv: str) -> str:

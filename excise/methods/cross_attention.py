@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from excise.concepts import Concept
-from excise.concepts.concept import mentioned
+from excise.concepts.concept import check_apart, mentioned
 from excise.erasers.guard import unedited
 from excise.errors import ExciseError
 from excise.sites import Site, encode_prompt
@@ -67,8 +67,7 @@ def kept_words(concept: Concept, given: str = "", most: int = 100) -> list[str]:
     """
     if given:
         words = [word.strip() for word in given.split(";") if word.strip()]
-        if both := [word for word in words if mentioned(word, concept.mentions)]:
-            raise ExciseError(f"{both[0]!r} is to be kept and is {concept.name!r}, which is to be erased; leave it out")
+        check_apart(words, concept)
         return words
     instead = (" ".join(w for w in p.deconcept.split() if w not in p.concept.split()) for p in concept.pairs)
     return [text for text in dict.fromkeys(instead) if text and not mentioned(text, concept.mentions)][:most]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from excise.erasers.guard import unedited
 from excise.errors import ExciseError
-from excise.sites.blocks import denoiser_of
+from excise.sites.blocks import check_reads_text, denoiser_of
 from excise.sites.encoding import Enough
 
 Predict = Callable[[Tensor, Any, Tensor, Mapping[str, Any]], Tensor]
@@ -38,9 +38,10 @@ class Told:
 
 
 def told(pipe: Any, prompt: str, method: str) -> Told:
-    """What the pipeline tells its U-Net of a prompt, unedited. Raises ExciseError where it has no U-Net."""
+    """What the pipeline tells its U-Net of a prompt, unedited. Raises ExciseError where no U-Net of it hears any."""
     if not isinstance(getattr(pipe, "unet", None), nn.Module):
         raise ExciseError(f"{method} trains a U-Net, and {type(pipe).__name__} has none; choose another method")
+    check_reads_text(pipe, method)
     unet, given = denoiser_of(pipe, "unet")[1], dict[str, Any]()
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ from excise.methods.base import Fitted
 from excise.methods.denoising import Predict, Told, partly_drawn, plain, told
 from excise.methods.proving import proved
 from excise.methods.replay import told_each
-from excise.methods.tuning import LowRank, Student, TuningConfig, tune
+from excise.methods.tuning import LowRank, Student, TuningConfig, training, tune
 from excise.sites import Site
 from excise.sites.blocks import denoiser_of
 
@@ -161,7 +161,7 @@ def fit(pipe: Any, concept: Concept, config: DuMoConfig | None = None) -> Eraser
         def loss(generator: torch.Generator) -> Tensor:
             return objective(pipe, student, teacher, words, others, empty, generator, config)
 
-        return tune(student, loss, own, f"dumo {stage} {said} {kept}")
+        return tune(student, loss, own, training("dumo", pipe, concept, stage))
 
     losses, alpha = trained(copy, config.stage("copy"), "copy"), torch.ones(config.bins, skips_of(unet))
     if config.alpha_iterations:

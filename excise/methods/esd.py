@@ -4,8 +4,8 @@ from Diffusion Models, ICCV 2023, eq. 7).
     min over θ of |ε_θ(x_t, c) - (ε*(x_t) - η (ε*(x_t, c) - ε*(x_t)))|²
 at pictures x_t that the student itself has drawn of the concept up to a random step; ε* is the untouched U-Net. ESD-x
 trains the cross-attention, for what is named, ESD-u everything else, for what is not. 200 steps of Adam at 5e-5, η = 2
-and guidance 3 are those of the authors' code (rohitgandikota/erasing, MIT). Here the weights of linear and
-convolutional layers are trained, not their biases nor those of norms.
+and guidance 3 are those of the authors' code (rohitgandikota/erasing, MIT), as are the 50 steps that a picture would be
+drawn in. Here the weights of linear and convolutional layers are trained, not their biases nor those of norms.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from excise.erasers import Eraser
 from excise.errors import ExciseError
 from excise.methods.denoising import Predict, Told, partly_drawn, plain, told
 from excise.methods.proving import proved
-from excise.methods.tuning import Student, TuningConfig, tune
+from excise.methods.tuning import Student, TuningConfig, training, tune
 from excise.sites import Site
 from excise.sites.blocks import denoiser_of
 
@@ -56,7 +56,7 @@ def fit(pipe: Any, concept: Concept, config: ESDConfig, method: str, *, attentio
     def loss(generator: torch.Generator) -> Tensor:
         return objective(pipe, student, teacher, sides, empty, generator, config)
 
-    losses = tune(student, loss, config, f"{method} {concept.mentions}")
+    losses = tune(student, loss, config, training(method, pipe, concept))
     found = {"loss_first": losses[0], "loss_last": losses[-1]}
     return proved(pipe, student.edits(), concept, method, config.settings, found)
 
@@ -81,10 +81,16 @@ def objective(
 
 
 def weights(pipe: Any, attention: bool) -> dict[Site, nn.Parameter]:
-    """Of the linear and convolutional layers within the U-Net's cross-attention, or outside of it."""
+    """Of the linear and convolutional layers within the U-Net's cross-attention, or outside of it.
+
+    Raises ExciseError where there are none.
+    """
     layers: dict[str, Any] = dict(denoiser_of(pipe, "unet")[1].named_modules())
-    return {
+    found = {
         Site("unet", path, len(layer.weight)): layer.weight
         for path, layer in layers.items()
         if type(layer) in (nn.Linear, nn.Conv2d) and (".attn2." in path) is attention
     }
+    if not found:
+        raise ExciseError(f"esd-x trains the layers of attn2, and {type(pipe).__name__} has none; choose esd-u")
+    return found

@@ -3,10 +3,11 @@ Sparse Autoencoder as a Zero-Shot Classifier for Concept Erasing in Text-to-Imag
 Deactivate).
 
 After the paper's abstract and its authors' code (no licence, not used), which could be read, with these assumptions:
-- features: the `features` loudest of the SAE over the words of the concept, BOS left out, less those that are among the
-  loudest of any prompt that has to stay (the concept's deconcept prompts);
-- each is multiplied by `factor`, a negative number, in the prompt's own states. The SAE's error stays in them, where
-  the authors put the reconstruction in their place;
+- features: the `features` loudest of the SAE over the words of the concept (128 in their code), BOS left out, less
+  those that are among the loudest of any of `retain` prompts that have to stay (50 captions of COCO there, the
+  concept's deconcept prompts here);
+- each is multiplied by `factor`, a negative number, in the prompt's own states; -1 is our choice. The SAE's error stays
+  in them, where the authors put the reconstruction in their place;
 - the gate: the change that this makes of a prompt's states, squared and averaged over positions, must be at least
   `share` of the least that it makes of a concept prompt that it changes at all (0.99 in their code).
 A saved eraser holds the features' rows only: TopK is replaced by the smallest code that TopK kept of each.
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from excise.concepts import Concept
+from excise.concepts.concept import check_apart
 from excise.erasers import Eraser
 from excise.erasers.gated import GatedSAEEdit
 from excise.erasers.guard import unedited
@@ -73,6 +75,7 @@ def fit(pipe: Any, concept: Concept, config: ItDConfig | None = None) -> Eraser:
     site = site_of(pipe, sae, SNCEConfig(sae=config.sae, site=config.site))
     prompts = [pair.concept for pair in concept.pairs]
     quiet = list(dict.fromkeys(pair.deconcept for pair in concept.pairs))[: config.retain]
+    check_apart(quiet, concept)
     own, stays = (prompt_codes(pipe, sae, site, texts, config.batch_size)[0] for texts in (concept.mentions, quiet))
     told, _ = prompt_codes(pipe, sae, site, prompts, config.batch_size)
     found = own_features(own, stays, config.features)

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from excise.concepts import Concept
-from excise.concepts.concept import mentioned, without_mentions
+from excise.concepts.concept import check_apart, mentioned, without_mentions
 from excise.erasers import Eraser, WeightEdit
 from excise.errors import ExciseError
 from excise.methods.attention import attention, beside, of_layer, spoken
@@ -44,7 +44,7 @@ from excise.methods.base import Fitted
 from excise.methods.cross_attention import kept_words, keys_and_values, text_states
 from excise.methods.denoising import Told, drawn, noised, plain, told
 from excise.methods.proving import proved
-from excise.methods.tuning import LowRank, Student, TuningConfig, tune
+from excise.methods.tuning import LowRank, Student, TuningConfig, training, tune
 from excise.methods.uce import solved
 from excise.sites import Site
 from excise.sites.blocks import denoiser_of
@@ -111,12 +111,13 @@ def fit(pipe: Any, concept: Concept, config: MACEConfig | None = None) -> Eraser
     """The eraser of `concept` for `pipe`, trained and proved.
 
     Raises ExciseError where the pipeline has no cross-attention or no prompt says the concept, the concept is its own
-    anchor or among the words to be kept, or as `tune` does.
+    anchor or among the words and controls to be kept, or as `tune` does.
     """
     config = config or MACEConfig()
     layers = keys_and_values(pipe, "mace")
     before = {site: layer.weight.detach().float().cpu() for site, layer in layers.items()}
     prompts = anchored(concept, config.anchor)
+    check_apart(concept.controls, concept)
     kept = [*kept_words(concept, config.preserve), *concept.controls]
     held = torch.cat(text_states(pipe, kept)) if kept else before[next(iter(before))][:0]
     said, other = (text_states(pipe, list(texts)) for texts in (prompts, prompts.values()))
@@ -132,7 +133,7 @@ def fit(pipe: Any, concept: Concept, config: MACEConfig | None = None) -> Eraser
     def loss(generator: torch.Generator) -> Tensor:
         return objective(pipe, student, pictures, chances, generator, config)
 
-    losses = tune(student, loss, config, f"mace {concept.mentions} {list(prompts.items())}")
+    losses = tune(student, loss, config, training("mace", pipe, concept))
     all_words = torch.cat(said)
     fused = all_words.T @ solved(all_words, held, 1.0, config.keep, config.lam)
     edits = [WeightEdit(site, delta=(student.change(site).detach().cpu() @ fused).half()) for site in layers]

@@ -42,7 +42,7 @@ from excise.methods.replay import (
     training_schedule,
     with_noise,
 )
-from excise.methods.tuning import Student, tune
+from excise.methods.tuning import Student, training, tune
 from excise.sites import Site
 from excise.sites.blocks import denoiser_of
 
@@ -99,7 +99,7 @@ def fit(pipe: Any, concept: Concept, config: SAConfig | None = None) -> Eraser:
         missed = objective(schedule, student, forgotten, replayed, generator, config)
         return missed + held(student.changes, importance, config.lam)
 
-    losses = tune(student, loss, config, f"sa {pairs} {others}")
+    losses = tune(student, loss, config, training("sa", pipe, concept))
     found = {"loss_first": losses[0], "loss_last": losses[-1]}
     return proved(pipe, student.edits(), concept, "sa", config.settings, found)
 

@@ -2,7 +2,8 @@
 
     ε_∅ + g (ε_p - γ - ε_∅),   γ = μ ⊙ (ε_S - ε_∅) + s_m ν
 as `excise.erasers.guidance` computes it; ε_S is the U-Net's prediction for the concept's words. That takes a third run
-of the U-Net in every step. The four levels are the paper's (its table in the appendix, and diffusers' SafetyConfig):
+of the U-Net in every step. The four levels are the paper's (its table in the appendix; diffusers' SafetyConfig, but for
+`weak`, whose s is 20 there):
     level     warm-up  s     λ      s_m   β_m
     weak      15       200   0.0    0.0   0.0
     medium    10       1000  0.01   0.3   0.4

@@ -27,7 +27,7 @@ from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.denoising import Predict, Told, partly_drawn, plain, told
 from excise.methods.proving import proved
-from excise.methods.tuning import LowRank, TuningConfig, tune
+from excise.methods.tuning import LowRank, TuningConfig, training, tune
 from excise.sites import Site
 from excise.sites.blocks import denoiser_of
 
@@ -74,7 +74,7 @@ def fit(pipe: Any, concept: Concept, config: SPMConfig | None = None) -> Eraser:
     def loss(generator: torch.Generator) -> Tensor:
         return objective(pipe, student, teacher, sides, empty, generator, config)
 
-    losses = tune(student, loss, config, f"spm {concept.mentions}")
+    losses = tune(student, loss, config, training("spm", pipe, concept))
     edits = []
     for site in student.changes:
         up, down = (factor.detach().half().cpu().contiguous() for factor in student.factors(site))

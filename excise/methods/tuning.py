@@ -17,12 +17,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from excise.concepts import Concept
 from excise.erasers import WeightEdit
 from excise.erasers.guard import unedited
 from excise.errors import ExciseError
 from excise.files import write_folder
 from excise.interruption import interruptible
 from excise.sites import Site
+from excise.sites.language import fingerprint
 
 _WATCHING: ContextVar[Callable[[int, int, float], None] | None] = ContextVar("excise_tuning", default=None)
 _STATE, _TENSORS = "state.json", "state.safetensors"
@@ -129,13 +131,22 @@ class LowRank(Student):
         return self.changes[site][: site.width], self.changes[site][site.width :].T
 
 
+def training(method: str, pipe: Any, concept: Concept, *more: Any) -> str:
+    """Tells one training from another: the method, the whole concept, what else is `more`, the pipeline's scheduler and
+    a few values of all of its weights."""
+    parts = pipe.components.items()
+    models = {name: fingerprint(part) for name, part in parts if isinstance(part, nn.Module)}
+    said = [method, asdict(concept), models, dict(pipe.scheduler.config), more]
+    return hashlib.sha256(json.dumps(said, default=str, sort_keys=True).encode()).hexdigest()
+
+
 def tune(student: Student, loss: Callable[[torch.Generator], Tensor], config: TuningConfig, told: str) -> list[float]:
     """Adam on the student's changes; the losses of all steps.
 
     `loss` draws all that it needs from the generator it is given, which is seeded anew for each step; so a training
-    goes on to the same bits. `told` says which training it is. Raises ExciseError where the loss is no number any more
-    or the checkpoint is another training's; KeyboardInterrupt after the step that Ctrl-C fell into, with the checkpoint
-    written.
+    goes on to the same bits. `told` says which one it is, as `training` does. Raises ExciseError where the loss is no
+    number any more or the checkpoint is another training's; KeyboardInterrupt after the step that Ctrl-C fell into, the
+    checkpoint written.
     """
     changes = list(student.changes.values())
     adam = torch.optim.Adam(changes, lr=config.lr)

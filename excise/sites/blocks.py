@@ -116,8 +116,21 @@ def attention_at(pipe: Any, site: Site) -> nn.Module:
     return module
 
 
-def cross_attentions(pipe: Any) -> list[Site]:
-    """Every cross-attention of a pipeline's U-Net, in its order. Raises ExciseError where it has none."""
+def check_reads_text(pipe: Any, method: str) -> None:
+    """Raises ExciseError, naming the method that needs it, where a pipeline's U-Net hears no text: no attention of it
+    looks at anything but the picture itself."""
+    name, unet = denoiser_of(pipe)
+    ways = ("is_cross_attention", "added_kv_proj_dim")
+    if not any(getattr(layer, way, None) for layer in unet.modules() for way in ways):
+        raise ExciseError(
+            f"{method} needs a U-Net that hears the prompt by cross-attention (attn2), and {type(pipe).__name__}'s "
+            f"{name} has none; choose a method that edits the text encoder, such as snce"
+        )
+
+
+def cross_attentions(pipe: Any, method: str) -> list[Site]:
+    """Every cross-attention of a pipeline's U-Net, in its order. Raises ExciseError, naming the method that edits them,
+    where it has none."""
     name, denoiser = denoiser_of(pipe)
     layers: dict[str, Any] = dict(denoiser.named_modules())
     found = [
@@ -127,8 +140,8 @@ def cross_attentions(pipe: Any) -> list[Site]:
     ]
     if not found:
         raise ExciseError(
-            f"{type(pipe).__name__} has no cross-attention (attn2); choose a method that edits the text encoder, such "
-            "as snce"
+            f"{method} changes a denoiser's cross-attention (attn2), and {type(pipe).__name__} has none; choose a "
+            "method that edits the text encoder, such as snce"
         )
     return found
 

@@ -300,6 +300,8 @@ def test_several_concepts_by_several_methods(ask: Callable[..., Any], tmp_path: 
     ]
     uce = Eraser.load(tmp_path / "erasers" / "gun-uce")
     assert uce.created["config"]["lam"] == 0.2
+    with pytest.raises(AssertionError, match="2 of 4 were refused"):
+        ask(*[word.replace("lam=0.2", "lam=0.3") if isinstance(word, str) else word for word in words])
     shutil.rmtree(tmp_path / "erasers" / "cat-snce")
     before = (tmp_path / "erasers" / "gun-uce" / "manifest.json").stat().st_mtime_ns
     assert [row["state"] for row in ask(*words)] == ["kept", "made", "kept", "kept"]
@@ -313,6 +315,8 @@ def test_several_concepts_by_several_methods(ask: Callable[..., Any], tmp_path: 
         (["gun", "--method", "uce,escape"], "there is no method 'escape'"),
         (["gun,cat", "--method", "uce", "--set", "gamma=1"], "uce has no setting 'gamma'"),
         (["gun,cat", "--mentions", "pistol"], "one concept's"),
+        (["gun,cat", "--k", "5"], "--k is for one eraser; of several give snce's with --set, such as --set snce.k="),
+        (["gun", "--method", "snce,uce", "--sae", "nowhere"], "--sae is for one eraser"),
     ],
 )
 def test_nothing_is_begun_where_one_of_several_is_wrong(

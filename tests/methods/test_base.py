@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
+from excise.concepts import Pair
 from excise.errors import ExciseError
 from excise.methods import METHODS, method
-from excise.methods.base import Fitted
+from excise.methods.base import Fitted, parsed, settings_of
 from excise.methods.esd import ESDConfig
+from excise.methods.snce import SNCEConfig
 from excise.methods.uce import UCEConfig
+from excise.sae import save
 
 
 def test_every_method_listed_is_there() -> None:
@@ -28,6 +34,44 @@ def test_an_unknown_method_names_near_ones() -> None:
         method("snec")
 
 
+def test_the_papers_tables_other_name_is_the_same_method() -> None:
+    assert method("esd").name == "esd-x"
+    assert parsed("esd:lr=1e-4") == ("esd-x", {"lr": 1e-4})
+    assert settings_of("esd", {"esd-x": {"lr": 1e-4}}) == {"lr": 1e-4}
+    assert settings_of("snce+esd", {"esd-x": {"lr": 1e-4}}) == {"esd-x.lr": 1e-4}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["advunlearn", "ca", "casteer", "dumo", "esd-u", "esd-x", "mace", "rece", "sa", "safety-filter", "safree", "sld"]
+    + ["spm", "uce"],
+)
+def test_a_unet_that_hears_no_prompt_is_refused(tiny_pipe: Any, gun: Any, name: str) -> None:
+    tiny_pipe.unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        mid_block_type="UNetMidBlock2D",
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64,
+    )
+    with pytest.raises(ExciseError, match=rf"^{name} .*cross-attention \(attn2.* has none; choose a method that edits"):
+        method(name).fit(tiny_pipe, gun)
+
+
+@pytest.mark.parametrize("name", ["advunlearn", "itd", "mace", "uce"])
+def test_what_has_to_stay_must_not_be_the_concept(
+    tiny_pipe: Any, gun: Any, word_sae: Any, name: str, tmp_path: Path
+) -> None:
+    save(word_sae, tmp_path / "sae", {"site": {"component": "text_encoder", "path": "encoder.layers.2"}})
+    given = {"itd": {"sae": str(tmp_path / "sae")}, "uce": {"preserve": "a cat;a gun"}}.get(name, {})
+    leaking = replace(gun, controls=("a gun",), pairs=(Pair("a gun on grass", "a gun"), *gun.pairs))
+    with pytest.raises(ExciseError, match="'a gun' is to be kept and is 'gun', which is to be erased"):
+        method(name).fit(tiny_pipe, leaking, method(name).Config(**given))
+
+
 def test_too_little_memory_says_what_to_lower(tiny_pipe: Any, gun: Any) -> None:
     """More than the machine has, asked of torch itself."""
 
@@ -36,8 +80,10 @@ def test_too_little_memory_says_what_to_lower(tiny_pipe: Any, gun: Any) -> None:
 
     with pytest.raises(ExciseError, match="memory does not suffice for esd-x; lower batch, or"):
         Fitted("esd-x", ESDConfig, greedy).fit(tiny_pipe, gun, ESDConfig(batch=2))
-    with pytest.raises(ExciseError, match="memory does not suffice for uce; lower the size of the pictures, or"):
+    with pytest.raises(ExciseError, match="memory does not suffice for uce; choose a method that needs less"):
         Fitted("uce", UCEConfig, greedy).fit(tiny_pipe, gun)
+    with pytest.raises(ExciseError, match="memory does not suffice for snce; lower batch_size, or free some of it"):
+        Fitted("snce", SNCEConfig, greedy).fit(tiny_pipe, gun)
 
     def broken(pipe: Any, concept: Any, config: Any) -> Any:
         raise RuntimeError("something else")

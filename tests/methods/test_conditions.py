@@ -156,6 +156,7 @@ def test_re_attention_leaves_other_pictures_and_the_model_alone(tiny_pipe: Any, 
         config = method("safree").Config(most=0, alpha=0.0, reattention=reattention)
         eraser = method("safree").fit(tiny_pipe, CONCEPT, config)
         eraser.save(tmp_path / f"gun-{reattention}")
+        assert all(check.passed for check in verify(tmp_path / f"gun-{reattention}", tiny_pipe))
         with Eraser.load(tmp_path / f"gun-{reattention}").attach(tiny_pipe):
             made[reattention] = draw(tiny_pipe, prompts)
     assert not np.array_equal(made[0.2][0], made[1.0][0])

@@ -121,6 +121,12 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tiny_pipe: Any, tmp_pa
         assert torch.equal(one.change(), other.change())
     with pytest.raises(ExciseError, match="keeps another training"):
         method("esd-x").fit(tiny_pipe, CONCEPT, replace(config, lr=2e-3))
+    with torch.no_grad():
+        tiny_pipe.text_encoder.get_input_embeddings().weight.mul_(1.01)
+    with pytest.raises(ExciseError, match="keeps another training"):
+        method("esd-x").fit(tiny_pipe, CONCEPT, config)
+    with torch.no_grad():
+        tiny_pipe.text_encoder.get_input_embeddings().weight.div_(1.01)
     (tmp_path / "training" / "state.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ExciseError, match="is damaged"):
         method("esd-x").fit(tiny_pipe, CONCEPT, config)

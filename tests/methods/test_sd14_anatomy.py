@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from excise.erasers import Eraser, verify
 from excise.methods import method
 from excise.methods.saemnesia import SAEmnesiaConfig
 from excise.methods.snce import SNCEConfig, find, fit
-from excise.sae import SAEConfig, TopKSAE, TrainConfig, load
+from excise.sae import SAEConfig, TopKSAE, TrainConfig, load, save
 from excise.sites import BLOCKS, PRESETS, Site, capture, sites_of
 from excise.sites.block_shards import Labelled
 
@@ -169,12 +170,18 @@ def test_saemnesia_end_to_end_on_sd15s_blocks(sd14: Any, naked: Concept, site: S
         ("safree", {}),
         ("safety-filter", {}),
         ("casteer", {"pairs": 1, "steps": 2}),
+        ("concept-steerers", {"sae": "sae"}),
+        ("itd", {"sae": "sae", "features": 8}),
     ],
 )
 def test_peers_on_sd14s_anatomy(sd14: Any, naked: Concept, name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     """ESD-u would be the same with all of the U-Net's weights, for which this machine has not the memory."""
     size = sd14.unet.config.sample_size
     sd14.unet.register_to_config(sample_size=8)
+    if "sae" in settings:
+        site = PRESETS["sd14"][0]
+        save(word_sae(sd14, site, naked), tmp_path / "sae", {"site": asdict(site)})
+        settings = {**settings, "sae": str(tmp_path / "sae")}
     eraser = method(name).fit(sd14, naked, method(name).Config(**settings))
     layers = {"uce": 32, "rece": 32, "esd-x": 64, "ca": 32, "sa": 64, "mace": 32, "casteer": 16, "advunlearn": 72}
     assert len(eraser.edits) == layers.get(name, 1) or name in ("spm", "dumo")

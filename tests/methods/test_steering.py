@@ -44,10 +44,12 @@ def sae_folder(word_sae: Any, tmp_path: Path) -> Path:
 
 
 def test_concept_steerers_subtracts_the_words_codes_from_every_prompt(
-    tiny_pipe: Any, tiny_site: Site, word_sae: Any, sae_folder: Path
+    tiny_pipe: Any, tiny_site: Site, word_sae: Any, sae_folder: Path, tmp_path: Path
 ) -> None:
     config = method("concept-steerers").Config(sae=str(sae_folder), lam=0.7)
     eraser = method("concept-steerers").fit(tiny_pipe, CONCEPT, config)
+    eraser.save(tmp_path / "gun")
+    assert all(check.passed for check in verify(tmp_path / "gun", tiny_pipe))
     (edit,) = eraser.edits
     prompts = ["a cat on grass", "gun, pistol"]
     (plain,) = capture(tiny_pipe, [tiny_site], prompts)
@@ -78,7 +80,7 @@ def test_concept_steerers_subtracts_the_words_codes_from_every_prompt(
 def test_casteer_s_directions_are_mean_differences(tiny_pipe: Any) -> None:
     config = CASteerConfig(pairs=2, steps=3, guidance=4.0, batch=1)
     eraser = method("casteer").fit(tiny_pipe, CONCEPT, config)
-    sites = cross_attentions(tiny_pipe)
+    sites = cross_attentions(tiny_pipe, "casteer")
     assert [edit.site for edit in eraser.edits] == sites
     site = sites[1]
     module = tiny_pipe.unet.get_submodule(site.path)
@@ -190,6 +192,7 @@ def test_itd_spares_prompts_that_it_would_change_by_little(
         torch.testing.assert_close(delta[row], wanted if row == 0 else torch.zeros_like(wanted), atol=1e-4, rtol=1e-4)
     eraser.save(tmp_path / "gun")
     assert Eraser.load(tmp_path / "gun").digest == eraser.digest
+    assert all(check.passed for check in verify(tmp_path / "gun", tiny_pipe))
     plain = draw(tiny_pipe, prompts)
     with eraser.attach(tiny_pipe):
         made = draw(tiny_pipe, prompts)
@@ -206,7 +209,7 @@ def test_bad_input_is_one_clear_line(tiny_pipe: Any, sae_folder: Path) -> None:
         method("itd").fit(tiny_pipe, Concept("gun", ("gun",)), method("itd").Config(sae=str(sae_folder)))
     with pytest.raises(ExciseError, match="no prompt pairs"):
         method("casteer").fit(tiny_pipe, Concept("gun", ("gun",)))
-    with pytest.raises(ExciseError, match="no cross-attention"):
+    with pytest.raises(ExciseError, match="casteer changes a denoiser's cross-attention .* has none"):
         method("casteer").fit(tiny.build("sd3"), CONCEPT)
     for name, wrong in (("itd", {"factor": 1.0}), ("casteer", {"steps": 0}), ("concept-steerers", {"lam": -1.0})):
         with pytest.raises(ExciseError):
