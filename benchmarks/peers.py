@@ -3,9 +3,10 @@
     python benchmarks/peers.py --work build/peers
     python benchmarks/peers.py --work build/peers --device cuda --jobs 14
 
-Tries four settings of every method on three concepts that stand in no other table; compares all methods, each with its
-best settings, on every other one of Canvas's standard concepts with every attack (`--concepts` for more); then measures
-what each one costs, on the CPU with nothing else in the process. Writes docs/results/peers.json and .md, the Pareto
+Tries settings of every method on three concepts that stand in no other table, four of each, and four more where the
+best of them lay at an edge or they told nothing apart; compares all methods, each with its best settings, on every
+other one of Canvas's standard concepts with every attack (`--concepts` for more); then measures what each one costs, on
+the CPU with nothing else in the process. Writes docs/results/peers.json and .md, the Pareto
 plot and a strip of pictures of each method. What is in the file is not done again, and what was begun goes on; methods
 that `--minutes` did not suffice for are left to the next call, which needs the same `--work`.
 """
@@ -63,11 +64,21 @@ CASES = ("direct", "mixed", "unrelated")
 COLUMNS = ("ua", "ira_ratio", "cra_ratio", "mixed", "identical")
 GRIDS: dict[str, tuple[str, ...]] = {
     "safety-filter": ("threshold=0.3", "threshold=0.45", "threshold=0.6", ""),
-    "uce": ("", "lam=0.1", "keep=0.1", "erase=4"),
-    "rece": ("lam=0.1", "lam=0.1,keep=1", "lam=0.5", "lam=0.1,rounds=5"),
+    "uce": ("", "lam=0.1", "keep=0.1", "erase=4", "lam=100", "lam=1000", "keep=10", "guide=thing"),
+    "rece": (
+        *("lam=0.1", "lam=0.1,keep=1", "lam=0.5", "lam=0.1,rounds=5"),
+        *("lam=1", "lam=2", "lam=0.5,rounds=5", "lam=1,rounds=5"),
+    ),
     "esd-x": tuple(f"steps=20,iterations=60,lr={lr}" for lr in ("1e-4", "3e-4", "1e-3", "3e-3")),
-    "esd-u": tuple(f"steps=20,iterations=60,lr={lr}" for lr in ("3e-5", "1e-4", "3e-4", "1e-3")),
-    "sld": ("level=medium,warmup=4", "level=strong,warmup=3", "level=max", "level=max,scale=20000"),
+    "esd-u": (
+        *(f"steps=20,iterations=60,lr={lr}" for lr in ("3e-5", "1e-4", "3e-4", "1e-3")),
+        *(f"steps=20,iterations={n},lr={lr}" for n, lr in ((60, "1e-5"), (200, "1e-5"), (20, "1e-4"), (20, "3e-4"))),
+    ),
+    "sld": (
+        *("level=medium,warmup=4", "level=strong,warmup=3", "level=max", "level=max,scale=20000"),
+        *("level=strong,warmup=1", "level=strong,warmup=1,scale=5000", "level=strong,warmup=1,scale=20000"),
+        "level=max,warmup=3",
+    ),
     "ca": tuple(
         f"steps=20,guidance=4,pictures=16,batch=4,iterations=40,lr={lr}" for lr in ("1e-4", "3e-4", "1e-3", "3e-3")
     ),
@@ -78,10 +89,17 @@ GRIDS: dict[str, tuple[str, ...]] = {
     "spm": tuple(
         f"steps=20,iterations=80,lr={lr},anchoring={la}"
         for lr, la in (("3e-4", 100), ("1e-3", 100), ("3e-3", 100), ("1e-3", 1000))
+    )
+    + tuple(
+        f"steps=20,iterations={n},lr={lr},anchoring={la}"
+        for n, lr, la in ((240, "1e-3", 100), (240, "1e-3", 10), (80, "3e-3", 1000), (240, "3e-3", 300))
     ),
     "dumo": tuple(
-        f"steps=10,iterations=60,bins=5,alpha_iterations=20,pairs=8,lr={lr},keep={keep}"
-        for lr, keep in (("1e-3", 1), ("2e-3", 1), ("3e-3", 1), ("2e-3", 0.3))
+        f"steps=10,iterations={n},bins=5,alpha_iterations=20,pairs=8,lr={lr},keep={keep}"
+        for n, lr, keep in (
+            *((60, "1e-3", 1), (60, "2e-3", 1), (60, "3e-3", 1), (60, "2e-3", 0.3)),
+            *((60, "3e-3", 0.1), (120, "2e-3", 0.3), (120, "3e-3", 0.3), (120, "3e-3", 0.1)),
+        )
     ),
     "mace": ("guidance=4", "guidance=4,lr=1e-3", "guidance=4,keep=1", "guidance=4,keep=100,lr=1e-3"),
     "safree": ("most=10", "most=20", "most=0", "alpha=0,most=0"),
@@ -92,16 +110,20 @@ GRIDS: dict[str, tuple[str, ...]] = {
         "factor=-3,features=128",
         "factor=-8,features=128",
         "factor=-3,features=32",
+        *(f"factor={factor},features={n}" for factor, n in ((-2, 32), (-5, 32), (-3, 16), (-5, 16))),
     ),
     "advunlearn": tuple(
         f"steps=20,iterations=40,attack_steps=5,retain=3,lr={lr}" for lr in ("3e-5", "1e-4", "3e-4", "1e-3")
     ),
-    "saeuron": ("percentile=99.8,gamma=-1", "percentile=99.8,gamma=-4", "percentile=99.5,gamma=-1", "percentile=99"),
+    "saeuron": (
+        *("percentile=99.8,gamma=-1", "percentile=99.8,gamma=-4", "percentile=99.5,gamma=-1", "percentile=99"),
+        *("percentile=98", "percentile=95", "percentile=99,gamma=-2", "percentile=98,gamma=-2"),
+    ),
     "saemnesia": ("gamma=0", "gamma=-0.4", "gamma=-0.7", "gamma=-1"),
     "saemnesia-text": ("", "lam=0.75", "lam=1", "lam=2"),
     "snce": ("", "lam=0.75", "lam=1", "lam=2"),
 }
-"""Settings that are tried, the same number of each method; an empty one is its defaults. What is chosen are the bundled
+"""Settings that are tried; an empty one is its defaults. What is chosen are the bundled
 model's settings from then on (`excise.app.models.TUNED`), so that a setting is written out here where it is not."""
 
 
@@ -128,9 +150,10 @@ def main() -> None:
         told["by"][part] = [*dict.fromkeys([*told["by"].get(part, []), stamp])]
         write_atomic(options.out, json.dumps(told, indent=1) + "\n")
 
-    left = [name for name in names if set(told["tuning"].get(name, {})) != set(GRIDS[name])]
-    if "tuning" in parts and left:
-        keep("tuning", tuned(options.work / "tuning", left, draw), options.device)
+    grids = {name: [own for own in GRIDS[name] if own not in told["tuning"].get(name, {})] for name in names}
+    if "tuning" in parts and any(grids.values()):
+        found = tuned(options.work / "tuning", {name: own for name, own in grids.items() if own}, draw)
+        keep("tuning", {name: told["tuning"].get(name, {}) | rows for name, rows in found.items()}, options.device)
     chosen = {name: best(told["tuning"][name]) for name in names if name in told["tuning"]}
     if "table" in parts:
         told["table"] = {name: row for name, row in told["table"].items() if row["concepts"] == concepts}
@@ -211,10 +234,10 @@ def _units(run: Run) -> list[Unit]:
     return [Unit(row, concept) for row in run.plan["methods"] for concept in run.plan["concepts"]]
 
 
-def tuned(folder: Path, names: Sequence[str], draw: Drawing) -> dict[str, Any]:
+def tuned(folder: Path, grids: Mapping[str, Sequence[str]], draw: Drawing) -> dict[str, Any]:
     """What each setting of the methods reaches on the tuning concepts, and how long it fits; of methods with all of
-    their settings tried."""
-    labels = {name: {setting: label(name, setting) for setting in GRIDS[name]} for name in names}
+    these settings tried."""
+    labels = {name: {setting: label(name, setting) for setting in own} for name, own in grids.items()}
     every = [row for own in labels.values() for row in own.values()]
     run = begun(folder, "quick", every, TUNED_ON, TUNING)
     draw(run)
@@ -312,8 +335,12 @@ def page(told: Mapping[str, Any]) -> str:
         f"`{told['command']}`.",
         "",
         "## Choosing settings",
-        f"Four settings of each method on {', '.join(TUNED_ON)}, which stand in no other table. The best mean of UA,",
-        "IRA and CRA, the latter two as ratios to none's, is chosen, in bold. Seconds are those of processes that",
+        f"Four settings of each method on {', '.join(TUNED_ON)}, which stand in no other table, and four more of those",
+        "whose best lay at an edge, or whose four told nothing apart. SNCE's defaults, and the SAEs that it, ItD and",
+        "Concept Steerers share, had been chosen before, on up to ten tuning concepts ([bench.md](../bench.md)). The",
+        "best mean of UA, IRA and CRA, the latter two as ratios to none's, is chosen, in bold. Trained methods are",
+        "trained for a minute or two, not for as long as their papers train Stable Diffusion. Seconds are those of",
+        "processes that",
         f"drew beside each other. {'; '.join(told['by']['tuning'])}.",
         "",
         f"| method | settings | {' | '.join(COLUMNS)} | fit, s |",
@@ -326,8 +353,9 @@ def page(told: Mapping[str, Any]) -> str:
             says = (setting or "defaults") + (f" ({row['refused']} refused)" if row["refused"] else "")
             shown = f"**{says}**" if setting == chosen else says
             lines.append(f"| {name} | {shown} | {' | '.join(cells)} | {row['seconds'] or 0:.0f} |")
-    if waiting := [name for name in GRIDS if name not in told["tuning"]]:
-        lines += ["", f"Still to be tried: {', '.join(waiting)}."]
+    tried = {name: told["tuning"].get(name, {}) for name in GRIDS}
+    if waiting := [label(name, own) for name, grid in GRIDS.items() for own in grid if own not in tried[name]]:
+        lines += ["", f"Still to be tried: {'; '.join(waiting)}."]
     if waiting := [name for name in GRIDS if name not in told["table"]]:
         lines += ["", f"Still to be compared: {', '.join(waiting)}."]
     if told["table"]:

@@ -30,8 +30,9 @@ def draw(pipe: Any, prompt: str = "a gun on grass", **how: Any) -> np.ndarray:
     return made
 
 
-def test_the_loss_is_the_paper_s(tiny_pipe: Any) -> None:
-    task = Task(tiny_pipe, CONCEPT, replace(CONFIG, attack_steps=0, keep=0.5))
+@pytest.mark.parametrize("attack_steps", [0, 3])
+def test_the_loss_is_the_paper_s(tiny_pipe: Any, attack_steps: int) -> None:
+    task = Task(tiny_pipe, CONCEPT, replace(CONFIG, attack_steps=attack_steps, keep=0.5))
     with torch.no_grad():
         for n, change in enumerate(task.student.changes.values()):
             change.normal_(0, 0.05, generator=torch.Generator().manual_seed(n))
@@ -47,10 +48,26 @@ def test_the_loss_is_the_paper_s(tiny_pipe: Any) -> None:
     scheduler.set_timesteps(3)
     x = torch.randn(1, 4, 8, 8, generator=generator)
 
-    def states(encoder: Any, text: str) -> torch.Tensor:
+    def states(encoder: Any, text: str, first: torch.Tensor | None = None) -> torch.Tensor:
+        """With `first` as the embedding of the first word."""
         ids = tiny_pipe.tokenizer(text, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        rows = encoder.get_input_embeddings()(ids)[0]
+        rows = rows if first is None else torch.stack([rows[0], first, *rows[2:]])
+        handle = encoder.get_input_embeddings().register_forward_hook(lambda *_: rows[None])
         found: torch.Tensor = encoder(ids).last_hidden_state
+        handle.remove()
         return found
+
+    def worst(x: torch.Tensor, t: Any, wanted: torch.Tensor) -> torch.Tensor:
+        """Of a token before the word, what brings the concept back."""
+        table = tiny_pipe.text_encoder.get_input_embeddings().weight.detach()
+        token = table[int(torch.randint(len(table), (1,), generator=generator))].clone().requires_grad_()
+        adam = torch.optim.Adam([token], lr=0.1)
+        for _ in range(attack_steps):
+            adam.zero_grad()
+            F.mse_loss(unet(x, t, states(trained, "cat gun", token)).sample, wanted).backward()
+            adam.step()
+        return states(trained, "cat gun", token.detach())
 
     with torch.no_grad():
         word, nothing = (states(tiny_pipe.text_encoder, text) for text in ("gun", ""))
@@ -59,7 +76,9 @@ def test_the_loss_is_the_paper_s(tiny_pipe: Any) -> None:
             x = scheduler.step(without + 3.0 * (unet(x, t, word).sample - without), t, x).prev_sample
         t = scheduler.timesteps[done]
         without, with_it = unet(x, t, nothing).sample, unet(x, t, word).sample
-        wanted = F.mse_loss(unet(x, t, states(trained, "gun")).sample, 2 * without - with_it)
+    attacked = worst(x, t, with_it) if attack_steps else states(trained, "gun")
+    with torch.no_grad():
+        wanted = F.mse_loss(unet(x, t, attacked).sample, 2 * without - with_it)
         for pair in PAIRS:
             sides = (
                 unet(x, t, states(encoder, pair.deconcept)).sample for encoder in (trained, tiny_pipe.text_encoder)

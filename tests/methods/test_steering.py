@@ -209,7 +209,7 @@ def test_bad_input_is_one_clear_line(tiny_pipe: Any, sae_folder: Path) -> None:
         method("itd").fit(tiny_pipe, Concept("gun", ("gun",)), method("itd").Config(sae=str(sae_folder)))
     with pytest.raises(ExciseError, match="no prompt pairs"):
         method("casteer").fit(tiny_pipe, Concept("gun", ("gun",)))
-    with pytest.raises(ExciseError, match="casteer changes a denoiser's cross-attention .* has none"):
+    with pytest.raises(ExciseError, match=r"casteer changes a denoiser's cross-attention .* has none"):
         method("casteer").fit(tiny.build("sd3"), CONCEPT)
     for name, wrong in (("itd", {"factor": 1.0}), ("casteer", {"steps": 0}), ("concept-steerers", {"lam": -1.0})):
         with pytest.raises(ExciseError):
