@@ -63,11 +63,15 @@ CASES = ("direct", "mixed", "unrelated")
 """Families of which they show the first prompt."""
 COLUMNS = ("ua", "ira_ratio", "cra_ratio", "mixed", "identical")
 GRIDS: dict[str, tuple[str, ...]] = {
-    "safety-filter": ("threshold=0.3", "threshold=0.45", "threshold=0.6", ""),
-    "uce": ("", "lam=0.1", "keep=0.1", "erase=4", "lam=100", "lam=1000", "keep=10", "guide=thing"),
+    "safety-filter": ("threshold=0.3", "threshold=0.45", "threshold=0.6", "threshold=none"),
+    "uce": (
+        *("guide=", "guide=,lam=0.1", "guide=,keep=0.1", "guide=,erase=4"),
+        *("guide=,lam=100", "guide=,lam=1000", "guide=,keep=10", "guide=thing"),
+    ),
     "rece": (
-        *("lam=0.1", "lam=0.1,keep=1", "lam=0.5", "lam=0.1,rounds=5"),
-        *("lam=1", "lam=2", "lam=0.5,rounds=5", "lam=1,rounds=5"),
+        *("guide=,lam=0.1", "guide=,lam=0.1,keep=1", "guide=,lam=0.5", "guide=,lam=0.1,rounds=5"),
+        *("guide=,lam=1", "guide=,lam=2", "guide=,lam=0.5,rounds=5", "guide=,lam=1,rounds=5"),
+        *(f"guide=thing,lam={lam}" for lam in ("0.1", "0.5", "2", "0.5,rounds=5")),
     ),
     "esd-x": tuple(f"steps=20,iterations=60,lr={lr}" for lr in ("1e-4", "3e-4", "1e-3", "3e-3")),
     "esd-u": (
@@ -75,9 +79,10 @@ GRIDS: dict[str, tuple[str, ...]] = {
         *(f"steps=20,iterations={n},lr={lr}" for n, lr in ((60, "1e-5"), (200, "1e-5"), (20, "1e-4"), (20, "3e-4"))),
     ),
     "sld": (
-        *("level=medium,warmup=4", "level=strong,warmup=3", "level=max", "level=max,scale=20000"),
-        *("level=strong,warmup=1", "level=strong,warmup=1,scale=5000", "level=strong,warmup=1,scale=20000"),
-        "level=max,warmup=3",
+        *("level=medium,warmup=4,scale=0", "level=strong,warmup=3,scale=0"),
+        *("level=max,warmup=0,scale=0", "level=max,warmup=0,scale=20000"),
+        *(f"level=strong,warmup=1,scale={scale}" for scale in (0, 5000, 20000)),
+        "level=max,warmup=3,scale=0",
     ),
     "ca": tuple(
         f"steps=20,guidance=4,pictures=16,batch=4,iterations=40,lr={lr}" for lr in ("1e-4", "3e-4", "1e-3", "3e-3")
@@ -123,8 +128,8 @@ GRIDS: dict[str, tuple[str, ...]] = {
     "saemnesia-text": ("", "lam=0.75", "lam=1", "lam=2"),
     "snce": ("", "lam=0.75", "lam=1", "lam=2"),
 }
-"""Settings that are tried; an empty one is its defaults. What is chosen are the bundled
-model's settings from then on (`excise.app.models.TUNED`), so that a setting is written out here where it is not."""
+"""Settings that are tried; an empty one is its defaults. What is chosen are the bundled model's settings from then on
+(`excise.app.models.TUNED`), so that what the chosen ones say is said here by all."""
 
 
 def main() -> None:
@@ -336,7 +341,8 @@ def page(told: Mapping[str, Any]) -> str:
         "",
         "## Choosing settings",
         f"Four settings of each method on {', '.join(TUNED_ON)}, which stand in no other table, and four more of those",
-        "whose best lay at an edge, or whose four told nothing apart. SNCE's defaults, and the SAEs that it, ItD and",
+        "whose best lay at an edge, or whose four told nothing apart (of RECE twice four: what UCE puts in the",
+        "concept's place had told most). SNCE's defaults, and the SAEs that it, ItD and",
         "Concept Steerers share, had been chosen before, on up to ten tuning concepts ([bench.md](../bench.md)). The",
         "best mean of UA, IRA and CRA, the latter two as ratios to none's, is chosen, in bold. Trained methods are",
         "trained for a minute or two, not for as long as their papers train Stable Diffusion. Seconds are those of",

@@ -13,7 +13,10 @@ KINDS: tuple[Kind, ...] = ("object", "style", "attribute")
 
 
 TUNED: dict[str, dict[str, Any]] = {
-    "rece": {"lam": 0.5},
+    "uce": {"guide": "thing"},
+    "rece": {"guide": "", "lam": 2.0},
+    "sld": {"level": "strong", "warmup": 1, "scale": 5000.0},
+    "saeuron": {"percentile": 98.0},
     "esd-x": {"steps": 20, "iterations": 60, "lr": 3e-4},
     "esd-u": {"steps": 20, "iterations": 60, "lr": 3e-5},
     "ca": {"steps": 20, "guidance": 4, "pictures": 16, "batch": 4, "iterations": 40, "lr": 1e-3},

@@ -124,11 +124,11 @@ def parsed(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _as(default: Any, value: str) -> Any:
-    """The value in its default's type, a number where that is None; whole numbers joined by + for a tuple."""
+    """The value in its default's type, a number or none where that is None; whole numbers joined by + for a tuple."""
     if isinstance(default, bool):
         if value not in ("true", "false"):
             raise ValueError("it is true or false")
         return value == "true"
     if default is None:
-        return float(value)
+        return None if value == "none" else float(value)
     return tuple(int(part) for part in value.split("+")) if isinstance(default, tuple) else type(default)(value)

@@ -37,6 +37,11 @@ def test_an_unknown_method_names_near_ones() -> None:
         method("snec")
 
 
+def test_a_setting_that_is_none_by_default_can_be_none_again() -> None:
+    assert parsed("safety-filter:threshold=none") == ("safety-filter", {"threshold": None})
+    assert parsed("safety-filter:threshold=0.5") == ("safety-filter", {"threshold": 0.5})
+
+
 def test_the_papers_tables_other_name_is_the_same_method() -> None:
     assert method("esd").name == "esd-x"
     assert parsed("esd:lr=1e-4") == ("esd-x", {"lr": 1e-4})
