@@ -203,8 +203,8 @@ def _another(eraser: Eraser, task: Task) -> str | None:
         return f"of {eraser.concept!r}"
     made = eraser.created.get("config", {})
     for key, value in parsed(f"{task.method}:{','.join(task.settings)}")[1].items():
-        # Of an SAE an eraser knows no more than the folder's name.
-        if key in made and key != "sae" and made[key] != (list(value) if isinstance(value, tuple) else value):
+        known = key in made and key.rpartition(".")[2] != "sae"  # of an SAE it knows the folder's name alone
+        if known and made[key] != (list(value) if isinstance(value, tuple) else value):
             return f"made with {key}={made[key]}"
     return None
 
