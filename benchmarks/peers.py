@@ -376,7 +376,8 @@ def _table(told: Mapping[str, Any]) -> list[str]:
         "## All methods",
         f"On {', '.join(rows[BASELINE]['concepts'])}, of Canvas's {len(STANDARD)} standard concepts;",
         f"{COMPARING['prompts']} prompts a family.",
-        "Per cent, but for Fréchet distance. IRA and CRA are ratios to none's.",
+        "Per cent, but for Fréchet distance, which takes 120 unrelated pictures: with fewer there is none. IRA and CRA are",
+        "ratios to none's.",
         f"{'; '.join(told['by']['table'])}; {'; '.join(rows[BASELINE]['drawn_with'])}.",
         "",
         "| | kind | UA | IRA | CRA | mixed | Fréchet | identical |",
@@ -386,7 +387,8 @@ def _table(told: Mapping[str, Any]) -> list[str]:
         figures = own["figures"]
         cells = [_per_cent(figures.get(key)) for key in ("ua", "ira_ratio", "cra_ratio", "mixed")]
         far = figures.get("frechet")
-        cells += ["n/a" if not far else f"{far['value']:.3g}", _per_cent(figures.get("identical"))]
+        cells += [f"{far['value']:.3g}" if far and far["value"] is not None else "n/a"]
+        cells += [_per_cent(figures.get("identical"))]
         refused = f" ({len(own['refused'])} refused)" if own["refused"] else ""
         lines.append(f"| {name}{refused} | {METHODS[name].kind} | {' | '.join(cells)} |")
     families = sorted({key for own in rows.values() for key in own["figures"] if key.startswith("asr.")})
