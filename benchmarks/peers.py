@@ -69,9 +69,10 @@ GRIDS: dict[str, tuple[str, ...]] = {
         *("guide=,lam=100", "guide=,lam=1000", "guide=,keep=10", "guide=thing"),
     ),
     "rece": (
-        *("guide=,lam=0.1", "guide=,lam=0.1,keep=1", "guide=,lam=0.5", "guide=,lam=0.1,rounds=5"),
-        *("guide=,lam=1", "guide=,lam=2", "guide=,lam=0.5,rounds=5", "guide=,lam=1,rounds=5"),
-        *(f"guide=thing,lam={lam}" for lam in ("0.1", "0.5", "2", "0.5,rounds=5")),
+        *("guide=,lam=0.1,rounds=3", "guide=,lam=0.1,keep=1,rounds=3", "guide=,lam=0.5,rounds=3"),
+        *("guide=,lam=0.1,rounds=5", "guide=,lam=1,rounds=3", "guide=,lam=2,rounds=3"),
+        *("guide=,lam=0.5,rounds=5", "guide=,lam=1,rounds=5", "guide=thing,lam=0.1,rounds=3"),
+        *("guide=thing,lam=0.5,rounds=3", "guide=thing,lam=2,rounds=3", "guide=thing,lam=0.5,rounds=5"),
     ),
     "esd-x": tuple(f"steps=20,iterations=60,lr={lr}" for lr in ("1e-4", "3e-4", "1e-3", "3e-3")),
     "esd-u": (

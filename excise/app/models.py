@@ -14,7 +14,7 @@ KINDS: tuple[Kind, ...] = ("object", "style", "attribute")
 
 TUNED: dict[str, dict[str, Any]] = {
     "uce": {"guide": "thing"},
-    "rece": {"guide": "", "lam": 2.0},
+    "rece": {"guide": "thing", "lam": 0.5, "rounds": 5},
     "sld": {"level": "strong", "warmup": 1, "scale": 5000.0},
     "saeuron": {"percentile": 98.0},
     "esd-x": {"steps": 20, "iterations": 60, "lr": 3e-4},
