@@ -49,7 +49,7 @@ def main() -> None:
         "widths": {},
     }
     for m in map(int, options.widths.split(",")):
-        batches = vectors[: 4 * BATCHES[m]].to(options.device).split(BATCHES[m])
+        batches = vectors[: STEPS * BATCHES[m]].to(options.device).split(BATCHES[m])
         told["widths"][str(m)] = row = measured(batches, m, options.rounds)
         ratio = row["as_fast"]
         print(
@@ -88,12 +88,12 @@ def mse(sae: TopKSAE, x: torch.Tensor) -> torch.Tensor:
 def steps(
     sae: TopKSAE, objective: Callable[..., torch.Tensor], batches: tuple[torch.Tensor, ...]
 ) -> Callable[[], None]:
-    """A round of steps."""
+    """A round: a step on each of the batches."""
     optimiser = torch.optim.Adam(sae.parameters(), lr=LR, fused=True)
 
     def taken() -> None:
-        for number in range(STEPS):
-            objective(sae, batches[number % len(batches)]).backward()
+        for x in batches:
+            objective(sae, x).backward()
             step(sae, optimiser)
         if batches[0].is_cuda:
             torch.cuda.synchronize()

@@ -6,9 +6,9 @@
 Tries settings of every method on three concepts that stand in no other table, four of each, and four more where the
 best of them lay at an edge or they told nothing apart; compares all methods, each with its best settings, on every
 other one of Canvas's standard concepts with every attack (`--concepts` for more); then measures what each one costs, on
-the CPU with nothing else in the process. Writes docs/results/peers.json and .md, the Pareto
-plot and a strip of pictures of each method. What is in the file is not done again, and what was begun goes on; methods
-that `--minutes` did not suffice for are left to the next call, which needs the same `--work`.
+the CPU with nothing else in the process. Writes docs/results/peers.json and .md, the Pareto plot and a strip of
+pictures of each method. What is in the file is not done again, and what was begun goes on; methods that `--minutes` did
+not suffice for are left to the next call, which needs the same `--work`.
 """
 
 from __future__ import annotations

@@ -110,10 +110,11 @@ def erase(
         "margin": margin,
         "tolerance": tolerance,
     }
+    odd = sorted(chosen({**asked, "sae": sae, "site": site}))
     if "," in concept or "," in by:
         if mentions is not None or pairs is not None:
             raise ExciseError("--mentions and --pairs are one concept's; erase it by itself")
-        if odd := sorted(chosen({**asked, "sae": sae, "site": site})):
+        if odd:
             raise ExciseError(
                 f"--{odd[0]} is for one eraser; of several give snce's with --set, such as --set snce.{odd[0]}=..."
             )
@@ -121,8 +122,7 @@ def erase(
         return
     wanted = concept_named(concept, mentions, pairs, kind, n)
     if by != "snce":
-        asked |= {"sae": sae, "site": site}
-        if odd := sorted(chosen(asked)):
+        if odd:
             raise ExciseError(f"--{odd[0]} is a setting of snce; give {by}'s with --set, such as --set sae=FOLDER")
         pipe = load_pipeline(model, device)
         with training() as line:
