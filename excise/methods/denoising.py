@@ -125,7 +125,7 @@ def partly_drawn(
     With classifier-free guidance; the first noise is the generator's.
     """
     scheduler, latents = _begun(pipe, prompt, generator, count, steps)
-    sides = empty.of(count), prompt.of(count)
+    sides = together([*[empty] * count, *[prompt] * count])
     for timestep in scheduler.timesteps[:done]:
         latents = _step(scheduler, predict, sides, latents, timestep, guidance)
     timestep = scheduler.timesteps[done]
@@ -148,7 +148,7 @@ def drawn(
     With classifier-free guidance; all noise is the generator's.
     """
     scheduler, latents = _begun(pipe, prompts[0], generator, len(prompts), steps)
-    sides = empty.of(len(prompts)), together(prompts)
+    sides = together([*[empty] * len(prompts), *prompts])
     # Those that add noise at each step would take it from the global generator.
     own = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     for timestep in scheduler.timesteps:
@@ -168,15 +168,15 @@ def _begun(pipe: Any, prompt: Told, generator: torch.Generator, count: int, step
 def _step(
     scheduler: Any,
     predict: Predict,
-    sides: tuple[tuple[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]],
+    sides: tuple[Tensor, dict[str, Any]],
     latents: Tensor,
     timestep: Tensor,
     guidance: float,
     **options: Any,
 ) -> Tensor:
-    """The pictures after one step more; `sides` are the empty prompt's and the prompts'."""
+    """The pictures after one step more; `sides` are what is told of each with the empty prompt, then with its own."""
     given = scheduler.scale_model_input(latents, timestep)
-    without, with_it = (predict(given, timestep, *side) for side in sides)
+    without, with_it = predict(torch.cat([given, given]), timestep, *sides).chunk(2)
     made: Tensor = without + guidance * (with_it - without)
     after: Tensor = scheduler.step(made, timestep, latents, return_dict=False, **options)[0]
     return after

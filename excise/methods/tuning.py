@@ -78,6 +78,7 @@ class Student:
         self.changes = {site: torch.zeros_like(own, dtype=torch.float32) for site, own in self._own.items()}
         for change in self.changes.values():
             change.requires_grad_()
+        self._made: tuple[list[tuple[int, int]], dict[str, Tensor]] | None = None
 
     def __call__(self, sample: Tensor, timestep: Any, states: Tensor, more: Mapping[str, Any]) -> Tensor:
         """What it predicts, of `sample`'s shape."""
@@ -88,11 +89,21 @@ class Student:
         return made
 
     def weights(self) -> dict[str, Tensor]:
-        """W + ΔW by the parameters' names, as `torch.func.functional_call` takes them."""
-        return {
+        """W + ΔW by the parameters' names, as `torch.func.functional_call` takes them.
+
+        Without gradients they are summed once for all steps of a picture: as long as no change was written.
+        """
+        now = [(id(change), change._version) for change in self.changes.values()]
+        if self._made is not None and self._made[0] == now and not torch.is_grad_enabled():
+            return self._made[1]
+        self._made = None  # before others take its memory
+        made = {
             name: (self._own[site].float() + self.change(site)).to(self._own[site].dtype)
             for site, name in self._names.items()
         }
+        if not torch.is_grad_enabled():
+            self._made = now, made
+        return made
 
     def change(self, site: Site) -> Tensor:
         """ΔW of a layer as it is now, float32."""
