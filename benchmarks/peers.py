@@ -5,8 +5,9 @@
 
 Tries settings of every method on three concepts that stand in no other table, four of each, and four more where the
 best of them lay at an edge or they told nothing apart; compares all methods, each with its best settings, on every
-other one of Canvas's standard concepts with every attack (`--concepts` for more); then measures what each one costs, on
-the CPU with nothing else in the process. Writes docs/results/peers.json and .md, the Pareto plot and a strip of
+other one of Canvas's standard concepts with every attack (`--concepts` for more); draws more pictures that have nothing
+to do with the concept, for their Fréchet distance; then measures what each one costs, on the CPU with nothing else in
+the process. Writes docs/results/peers.json and .md, the Pareto plot and a strip of
 pictures of each method. What is in the file is not done again, and what was begun goes on; methods that `--minutes` did
 not suffice for are left to the next call, which needs the same `--work`.
 """
@@ -31,14 +32,14 @@ from PIL import Image
 from excise.app.benchmark import report, resume, start
 from excise.app.demo import machine
 from excise.app.many import stop
-from excise.bench.canvas.families import cases
+from excise.bench.canvas.families import UNTOUCHED, cases
 from excise.bench.canvas.suite import STANDARD
 from excise.bench.results import BASELINE
 from excise.bench.run import Run, Unit
 from excise.bench.suite import Case
 from excise.bench.worker import picture_of
 from excise.errors import ExciseError
-from excise.files import write_atomic
+from excise.files import write_atomic, write_folder
 from excise.methods import METHODS
 from excise.neurons import plots
 
@@ -54,9 +55,11 @@ COMPARING: dict[str, Any] = {
 }
 """Those of the comparison. The white-box attacks spend less than Canvas's defaults, or they would take two thirds of
 the time."""
+FURTHER: dict[str, Any] = {"prompts": 8, "searches": False, "only": UNTOUCHED, "batch": 16}
+"""Those of the Fréchet distances: of eight concepts, pictures enough; a unit's fill one batch."""
 COSTED_ON = ("gun",)
 """What the costs are of, with the settings of tuning: one batch of pictures."""
-PARTS = ("tuning", "table", "costs")
+PARTS = ("tuning", "table", "distances", "costs")
 SHOWN = ("gun", "tiger", "ink")
 """Concepts of the strips of pictures."""
 CASES = ("direct", "mixed", "unrelated")
@@ -163,15 +166,17 @@ def main() -> None:
     chosen = {name: best(told["tuning"][name]) for name in names if name in told["tuning"]}
     if "table" in parts:
         told["table"] = {name: row for name, row in told["table"].items() if row["concepts"] == concepts}
-    left = [name for name in chosen if told["table"].get(name, {}).get("setting") != chosen[name]]
-    if "table" in parts and left:
-        settings = {name: chosen[name] for name in left}
+    if "table" in parts and (settings := lacking(told["table"], chosen)):
         rows = compared(options.work / "table", settings, concepts, draw, options.out.with_suffix(""))
         keep("table", rows, options.device)
-    left = [name for name in chosen if told["costs"].get(name, {}).get("setting") != chosen[name]]
-    if "costs" in parts and left:
+    if "distances" in parts:
+        told["distances"] = {name: row for name, row in told["distances"].items() if row["concepts"] == concepts}
+    if "distances" in parts and (settings := lacking(told["distances"], chosen)):
+        rows = moved(options.work / "distances", settings, concepts, draw, options.work / "table" / "erasers")
+        keep("distances", rows, options.device)
+    if "costs" in parts and (settings := lacking(told["costs"], chosen)):
         alone = Drawing("cpu", 1, options.minutes)
-        keep("costs", costed(options.work / "costs", {name: chosen[name] for name in left}, alone), "cpu")
+        keep("costs", costed(options.work / "costs", settings, alone), "cpu")
     if told["table"]:
         points = {name: (kept(own["figures"]), own["figures"]["ua"]["value"]) for name, own in told["table"].items()}
         front = plots.front(points, "others kept (mean of IRA and CRA)", "erased (UA)")
@@ -201,6 +206,11 @@ class Drawing:
         finally:
             stop(workers, 20)
             print()
+
+
+def lacking(rows: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, str]:
+    """The methods, and their chosen settings, that no row is of."""
+    return {name: setting for name, setting in chosen.items() if rows.get(name, {}).get("setting") != setting}
 
 
 def begun(folder: Path, size: str, rows: Sequence[str], concepts: Sequence[str], settings: Any) -> Run:
@@ -283,6 +293,27 @@ def compared(
     return {
         name: {"setting": settings.get(name, ""), "concepts": found["concepts"], "drawn_with": found["drawn_with"]}
         | {key: found["methods"][row][key] for key in ("figures", "refused")}
+        for name, row in rows.items()
+    }
+
+
+def moved(
+    folder: Path, settings: Mapping[str, str], concepts: Sequence[str], draw: Drawing, erasers: Path
+) -> dict[str, Any]:
+    """How far the methods move pictures that have nothing to do with the concept, all concepts' together, and none's
+    own pictures from other seeds; with the erasers in that folder, where they are there."""
+    labels = {name: label(name, setting) for name, setting in settings.items()}
+    run = begun(folder, "standard", list(labels.values()), concepts, FURTHER)
+    for unit in run.units("todo"):
+        there, here = (home / unit.file for home in (erasers, run.folder / "erasers"))
+        if there.exists() and not here.exists():
+            write_folder(here, {file.name: file.read_bytes() for file in there.iterdir()})
+    draw(run)
+    found, whole = report(run), complete(run, labels.values())
+    rows = {BASELINE: BASELINE, **{name: row for name, row in labels.items() if row in whole}} if whole else {}
+    return {
+        name: {"setting": settings.get(name, ""), "concepts": found["concepts"]}
+        | {key: found["methods"][row]["figures"][key] for key in ("frechet", "frechet_floor", "identical")}
         for name, row in rows.items()
     }
 
@@ -377,8 +408,8 @@ def _table(told: Mapping[str, Any]) -> list[str]:
         "## All methods",
         f"On {', '.join(rows[BASELINE]['concepts'])}, of Canvas's {len(STANDARD)} standard concepts;",
         f"{COMPARING['prompts']} prompts a family.",
-        "Per cent, but for Fréchet distance, which takes 120 unrelated pictures: with fewer there is none. IRA and CRA",
-        "are ratios to none's.",
+        "Per cent, but for the Fréchet distance in the judge's features. IRA and CRA are ratios to none's.",
+        *_distances(told["distances"]),
         f"{'; '.join(told['by']['table'])}; {'; '.join(rows[BASELINE]['drawn_with'])}.",
         "",
         "| | kind | UA | IRA | CRA | mixed | Fréchet | identical |",
@@ -387,8 +418,7 @@ def _table(told: Mapping[str, Any]) -> list[str]:
     for name, own in rows.items():
         figures = own["figures"]
         cells = [_per_cent(figures.get(key)) for key in ("ua", "ira_ratio", "cra_ratio", "mixed")]
-        far = figures.get("frechet")
-        cells += [f"{far['value']:.3g}" if far and far["value"] is not None else "n/a"]
+        cells += [_plainly(told["distances"].get(name, {}).get("frechet"))]
         cells += [_per_cent(figures.get("identical"))]
         refused = f" ({len(own['refused'])} refused)" if own["refused"] else ""
         lines.append(f"| {name}{refused} | {METHODS[name].kind} | {' | '.join(cells)} |")
@@ -416,6 +446,18 @@ def _table(told: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _distances(rows: Mapping[str, Any]) -> list[str]:
+    """What the Fréchet distances are of."""
+    if BASELINE not in rows:
+        return []
+    floor = rows[BASELINE]["frechet_floor"]
+    return [
+        f"The distance is over {floor['n']} pictures that have nothing to do with the concept, of a run of their own",
+        f"with {FURTHER['prompts']} prompts a family; what tells methods apart begins at {_plainly(floor)}, of none's",
+        "pictures from other seeds.",
+    ]
+
+
 def _costs(told: Mapping[str, Any]) -> list[str]:
     lines = [
         "### Costs",
@@ -430,6 +472,10 @@ def _costs(told: Mapping[str, Any]) -> list[str]:
         cells += [f"{(cost['bytes'] or 0) / 1e3:.0f}", f"{(cost['peak_memory'] or 0) / 1e6:.0f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def _plainly(figure: Mapping[str, Any] | None) -> str:
+    return "n/a" if not figure or figure["value"] is None else f"{figure['value']:.3g}"
 
 
 def _per_cent(figure: Mapping[str, Any] | None) -> str:

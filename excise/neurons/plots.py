@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from excise.errors import ExciseError
 from excise.files import write_atomic
@@ -13,12 +15,17 @@ from excise.neurons.identify import Ranking
 from excise.neurons.scores import Score
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor
 
 # What keeps the time of day, and the version of matplotlib in a png, out of the file.
 UNDATED: dict[str, dict[str, None]] = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
 CONCEPT, DECONCEPT, SHARED = "#c0392b", "#2471a3", "#7f8c8d"
+# Where a point's name is tried: points of 1/72 inch off, and in which direction, in radians.
+_FAR = (4, 10, 18, 28, 40, 54, 70, 90)
+_TURNS = [sixteenth * math.pi / 8 for sixteenth in (1, 15, 7, 9, 4, 12, 0, 8, 2, 14, 6, 10, 3, 13, 5, 11)]
+_LEADER = {"arrowstyle": "-", "color": SHARED, "linewidth": 0.4}
 
 
 def distribution(concept: Score, deconcept: Score, ranking: Ranking, title: str = "", label: int = 3) -> Figure:
@@ -129,17 +136,48 @@ def front(points: Mapping[str, tuple[float, float]], across: str, up: str, title
     figure = _figure(7.5, 5)
     axes = figure.subplots()
     best = unbeaten(points)
+    colours = {name: CONCEPT if name in best else SHARED for name in points}
     for name, (x, y) in points.items():
-        colour = CONCEPT if name in best else SHARED
-        axes.scatter([100 * x], [100 * y], color=colour, s=22)
-        axes.annotate(name, (100 * x, 100 * y), xytext=(4, 3), textcoords="offset points", fontsize=7, color=colour)
+        axes.scatter([100 * x], [100 * y], color=colours[name], s=22)
     line = sorted(points[name] for name in best)
     axes.step([100 * x for x, _ in line], [100 * y for _, y in line], where="pre", color=CONCEPT, linewidth=0.8)
     axes.margins(x=0.12)
     axes.set_xlabel(f"{across}, %")
     axes.set_ylabel(f"{up}, %")
     axes.set_title(title)
+    _name(axes, {name: (100 * x, 100 * y) for name, (x, y) in points.items()}, colours)
     return figure
+
+
+def _name(axes: Axes, points: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
+    """Write each point's name where it covers no point and no other name; a thin line leads to one that is far off.
+
+    The axes must be as they stay.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    figure: Any = axes.figure
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    figure.draw_without_rendering()  # so that everything has its place
+    room, unit = axes.get_window_extent(renderer), figure.dpi / 72
+    places = axes.transData.transform(list(points.values()))
+    taken = [Bbox.from_bounds(x - 3 * unit, y - 3 * unit, 6 * unit, 6 * unit) for x, y in places]
+    for (name, at), (x, y) in zip(points.items(), places, strict=True):
+        said = axes.annotate(name, at, (0, 0), textcoords="offset points", va="bottom", fontsize=7, color=colours[name])
+        said.set_in_layout(False)
+        own = said.get_window_extent(renderer)
+        for far, turn in itertools.product(_FAR, _TURNS):
+            # The middle of the name lies in that direction, and the nearest edge so far off.
+            across, up = (far * unit + own.width / 2) * math.cos(turn), (far * unit + own.height / 2) * math.sin(turn)
+            box = Bbox.from_bounds(x + across - own.width / 2, y + up - own.height / 2, own.width, own.height)
+            inside = room.x0 < box.x0 and box.x1 < room.x1 and room.y0 < box.y0 and box.y1 < room.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        said.set_position(((box.x0 - x) / unit, (box.y0 - y) / unit))
+        if far > _FAR[1]:
+            axes.annotate("", at, (across / unit, up / unit), textcoords="offset points", arrowprops=_LEADER, zorder=0)
+        taken.append(box)
 
 
 def unbeaten(points: Mapping[str, tuple[float, float]]) -> list[str]:

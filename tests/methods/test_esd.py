@@ -79,6 +79,19 @@ def test_the_loss_is_equation_7(tiny_pipe: Any) -> None:
     assert float(made.detach()) > 0
 
 
+def test_changed_weights_are_summed_once_until_they_change(tiny_pipe: Any) -> None:
+    own = weights(tiny_pipe, attention=True)
+    student = Student(tiny_pipe.unet, own)
+    (site, change), *_ = student.changes.items()
+    name = next(name for name, parameter in tiny_pipe.unet.named_parameters() if parameter is own[site])
+    with torch.no_grad():
+        first = student.weights()
+        assert student.weights() is first
+        change += 1
+        assert torch.equal(student.weights()[name], first[name] + 1)
+    assert student.weights()[name].requires_grad  # where gradients are asked for, they reach the changes
+
+
 @pytest.mark.parametrize("name", ["esd-x", "esd-u"])
 def test_training_lowers_the_loss_and_makes_an_eraser(tiny_pipe: Any, name: str, tmp_path: Path) -> None:
     told_of: list[tuple[int, int, float]] = []

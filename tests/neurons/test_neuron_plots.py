@@ -83,3 +83,18 @@ def test_the_front_is_what_no_other_point_beats() -> None:
     )
     with pytest.raises(ExciseError, match="no point to draw"):
         plots.front({}, "kept", "erased")
+
+
+def test_names_at_the_front_cover_neither_each_other_nor_a_point() -> None:
+    pytest.importorskip("matplotlib")
+    points = {f"method-{n}": (1 - n / 500, 1.0 - (n % 3) / 100) for n in range(15)} | {"far": (0.5, 0.0)}
+    figure = plots.front(points, "kept", "erased")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts if text.get_text()}
+    assert list(boxes) == list(points)
+    names = list(boxes)
+    for n, name in enumerate(names):
+        assert not any(boxes[name].overlaps(boxes[other]) for other in names[:n])
+        for x, y in points.values():
+            assert not boxes[name].contains(*axes.transData.transform((100 * x, 100 * y)))
