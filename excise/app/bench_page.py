@@ -95,7 +95,7 @@ A picture on which a detector failed is an error and counts nowhere.""",
 
 def _summary(measured: Mapping[str, Any]) -> str:
     cards = []
-    shares, changes, plain = (_measured_of(names, measured) for names in (SHARES, CHANGES, DISTANCES | MEANS))
+    shares, changes, others = (_measured_of(names, measured) for names in (SHARES, CHANGES, DISTANCES | MEANS))
     for name, says in shares.items():
         rows = "".join(
             f'<div class="method"><span>{escape(label)}</span><b>{percent(method["figures"].get(name))}</b>'
@@ -106,9 +106,9 @@ def _summary(measured: Mapping[str, Any]) -> str:
     methods = measured["methods"]
     table: list[tuple[str, list[str]]] = []
     table += [(says, [percent(m["figures"].get(name)) for m in methods.values()]) for name, says in changes.items()]
-    table += [(says, [_plain(m["figures"].get(name)) for m in methods.values()]) for name, says in plain.items()]
-    costs = [_cost(method["cost"]) for method in methods.values()]
-    table += [(says, [cost[n] for cost in costs]) for n, says in enumerate(COSTS)]
+    table += [(says, [plain(m["figures"].get(name)) for m in methods.values()]) for name, says in others.items()]
+    spent = [costs(method["cost"]) for method in methods.values()]
+    table += [(says, [cells[n] for cells in spent]) for n, says in enumerate(COSTS)]
     head = "".join(f"<th>{escape(label)}</th>" for label in methods)
     rows = "".join(
         f"<tr><td>{escape(says)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for says, cells in table
@@ -160,7 +160,8 @@ def _counts(measured: Mapping[str, Any]) -> str:
 <div class="scroll"><table class="wide"><tr><th>Method</th>{head}</tr>{rows}</table></div></section>"""
 
 
-def _cost(cost: Mapping[str, Any]) -> tuple[str, str, str, str]:
+def costs(cost: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """What a method cost, in `COSTS`' order, as the page writes it."""
     erase, added, size, peak = (cost[name] for name in ("erase_seconds", "added_seconds", "bytes", "peak_memory"))
     return (
         "n/a" if erase is None else f"{erase:.1f} s",
@@ -350,7 +351,8 @@ def percent(figure: Mapping[str, Any] | None, interval: bool = False) -> str:
     return text
 
 
-def _plain(figure: Mapping[str, Any] | None) -> str:
+def plain(figure: Mapping[str, Any] | None) -> str:
+    """A figure that is no share, as the page writes it."""
     return "n/a" if not figure or figure["value"] is None else f"{figure['value']:.3g}"
 
 

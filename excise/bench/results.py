@@ -99,7 +99,7 @@ def _fit(run: Run, unit: Unit) -> dict[str, Any]:
 
 
 def table(measured: Mapping[str, Any]) -> str:
-    """`results.csv`: method, concept ("" for the mean over concepts), figure, value, low, high, n."""
+    """`results.csv`: method, concept ("" for the mean over concepts, and for costs), figure, value, low, high, n."""
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("method", "concept", "figure", *Figure._fields))
@@ -108,4 +108,6 @@ def table(measured: Mapping[str, Any]) -> str:
             for name, figure in figures.items():
                 cells = [figure[field] for field in Figure._fields] if figure else [None] * len(Figure._fields)
                 writer.writerow((label, concept, name, *("" if cell is None else cell for cell in cells)))
+        for name, value in method["cost"].items():
+            writer.writerow((label, "", name, "" if value is None else value, "", "", ""))
     return out.getvalue()

@@ -160,17 +160,18 @@ def _go_on(run: Run, as_json: bool, device: str) -> dict[str, Any]:
 
 
 def _report(run: Run, as_json: bool) -> dict[str, Any]:
+    from excise.app.bench_page import COSTS, costs, plain
     from excise.app.benchmark import report
 
     measured = report(run)
 
     def show() -> None:
-        rows = [
-            (label, *(_cell(method["figures"].get(name)) for name in COLUMNS))
-            for label, method in measured["methods"].items()
-        ]
+        methods = measured["methods"]
+        rows = [(label, *(_cell(own["figures"].get(name)) for name in COLUMNS)) for label, own in methods.items()]
         table(f"{measured['suite']}, {measured['size']}: means over concepts, %", ("method", *COLUMNS.values()), rows)
-        for label, method in measured["methods"].items():
+        rows = [(label, plain(own["figures"].get("frechet")), *costs(own["cost"])) for label, own in methods.items()]
+        table("What it moved and what it cost", ("method", "Fréchet distance", *COSTS), rows)
+        for label, method in methods.items():
             if method["missing"] or method["errors"] or method["refused"]:
                 what = {name: len(method[name]) for name in ("errors", "refused")} | {"missing": method["missing"]}
                 note(f"{label}: {', '.join(f'{n} {name}' for name, n in what.items() if n)}")

@@ -67,6 +67,7 @@ def test_the_report_counts_what_was_recorded(finished: Run) -> None:
     rows = (finished.folder / "results.csv").read_text().splitlines()
     assert rows[0] == "method,concept,figure,value,low,high,n"
     assert any(row.startswith("snce,gun,identical,1.0,") for row in rows)
+    assert f"snce,,bytes,{snce['cost']['bytes']},,," in rows
 
 
 def test_the_page_shows_every_method_and_holds_its_pictures(finished: Run) -> None:
@@ -89,7 +90,9 @@ def test_a_missed_gate_ends_with_code_3(finished: Run) -> None:
     def ends(gate: str) -> Any:
         return CliRunner().invoke(app, ["bench", "report", str(finished.folder), "--gate", gate])
 
-    assert ends("identical>=1").exit_code == 0
+    passed = ends("identical>=1")
+    assert passed.exit_code == 0
+    assert all(column in passed.output for column in ("identical", "Fréchet", "Artefact"))
     missed = ends("identical>=1,pixel_error>0.5")
     assert missed.exit_code == 3
     assert "gate: snce: pixel_error>0.5 is missed, it is 0.0" in missed.output
