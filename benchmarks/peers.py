@@ -101,7 +101,7 @@ GRIDS: dict[str, tuple[str, ...]] = {
     )
     + tuple(
         f"steps=20,iterations={n},lr={lr},anchoring={la}"
-        for n, lr, la in ((240, "1e-3", 100), (240, "1e-3", 10), (80, "3e-3", 1000), (240, "3e-3", 300))
+        for n, lr, la in ((160, "2e-3", 100), (160, "2e-3", 10), (80, "3e-3", 1000), (160, "3e-3", 300))
     ),
     "dumo": tuple(
         f"steps=10,iterations={n},bins=5,alpha_iterations=20,pairs=8,lr={lr},keep={keep}"
