@@ -453,8 +453,7 @@ def _distances(rows: Mapping[str, Any]) -> list[str]:
     floor = rows[BASELINE]["frechet_floor"]
     return [
         f"The distance is over {floor['n']} pictures that have nothing to do with the concept, of a run of their own",
-        f"with {FURTHER['prompts']} prompts a family; what tells methods apart begins at {_plainly(floor)}, of none's",
-        "pictures from other seeds.",
+        f"with {FURTHER['prompts']} prompts a family; none's own pictures from other seeds lie {_plainly(floor)} off.",
     ]
 
 
