@@ -7,9 +7,9 @@ Tries settings of every method on three concepts that stand in no other table, f
 best of them lay at an edge or they told nothing apart; compares all methods, each with its best settings, on every
 other one of Canvas's standard concepts with every attack (`--concepts` for more); draws more pictures that have nothing
 to do with the concept, for their Fréchet distance; then measures what each one costs, on the CPU with nothing else in
-the process. Writes docs/results/peers.json and .md, the Pareto plot and a strip of
-pictures of each method. What is in the file is not done again, and what was begun goes on; methods that `--minutes` did
-not suffice for are left to the next call, which needs the same `--work`.
+the process. Writes docs/results/peers.json and .md, the Pareto plot and a strip of pictures of each method. What is in
+the file is not done again, and what was begun goes on; methods that `--minutes` did not suffice for are left to the
+next call, which needs the same `--work`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from excise.app.bench_page import plain
 from excise.app.benchmark import report, resume, start
 from excise.app.demo import machine
 from excise.app.many import stop
@@ -164,13 +165,11 @@ def main() -> None:
         found = tuned(options.work / "tuning", {name: own for name, own in grids.items() if own}, draw)
         keep("tuning", {name: told["tuning"].get(name, {}) | rows for name, rows in found.items()}, options.device)
     chosen = {name: best(told["tuning"][name]) for name in names if name in told["tuning"]}
-    if "table" in parts:
-        told["table"] = {name: row for name, row in told["table"].items() if row["concepts"] == concepts}
+    for part in {"table", "distances"} & set(parts):
+        told[part] = {name: row for name, row in told[part].items() if row["concepts"] == concepts}
     if "table" in parts and (settings := lacking(told["table"], chosen)):
         rows = compared(options.work / "table", settings, concepts, draw, options.out.with_suffix(""))
         keep("table", rows, options.device)
-    if "distances" in parts:
-        told["distances"] = {name: row for name, row in told["distances"].items() if row["concepts"] == concepts}
     if "distances" in parts and (settings := lacking(told["distances"], chosen)):
         rows = moved(options.work / "distances", settings, concepts, draw, options.work / "table" / "erasers")
         keep("distances", rows, options.device)
@@ -233,6 +232,13 @@ def complete(run: Run, rows: Iterable[str]) -> list[str]:
     return [row for row in rows if {row, BASELINE} <= whole]
 
 
+def comparable(run: Run, labels: Mapping[str, str]) -> dict[str, str]:
+    """Of the methods' rows those that were drawn, behind the unerased model's; none where no method's were."""
+    whole = complete(run, labels.values())
+    rows = {name: row for name, row in labels.items() if row in whole}
+    return {BASELINE: BASELINE, **rows} if rows else {}
+
+
 def _draw(folder: Path, device: str, jobs: int) -> None:
     """A process that draws, with its share of the cores."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
@@ -284,10 +290,7 @@ def compared(
     labels = {name: label(name, setting) for name, setting in settings.items()}
     run = begun(folder, "standard", list(labels.values()), concepts, COMPARING)
     draw(run)
-    found, whole = report(run), complete(run, labels.values())
-    rows = {name: row for name, row in labels.items() if row in whole}
-    if rows:
-        rows = {BASELINE: BASELINE, **rows}
+    found, rows = report(run), comparable(run, labels)
     for name, row in rows.items():
         save_image(strip(run, row), strips / f"{name}.png")
     return {
@@ -309,8 +312,7 @@ def moved(
         if there.exists() and not here.exists():
             write_folder(here, {file.name: file.read_bytes() for file in there.iterdir()})
     draw(run)
-    found, whole = report(run), complete(run, labels.values())
-    rows = {BASELINE: BASELINE, **{name: row for name, row in labels.items() if row in whole}} if whole else {}
+    found, rows = report(run), comparable(run, labels)
     return {
         name: {"setting": settings.get(name, ""), "concepts": found["concepts"]}
         | {key: found["methods"][row]["figures"][key] for key in ("frechet", "frechet_floor", "identical")}
@@ -409,7 +411,7 @@ def _table(told: Mapping[str, Any]) -> list[str]:
         f"On {', '.join(rows[BASELINE]['concepts'])}, of Canvas's {len(STANDARD)} standard concepts;",
         f"{COMPARING['prompts']} prompts a family.",
         "Per cent, but for the Fréchet distance in the judge's features. IRA and CRA are ratios to none's.",
-        *_distances(told["distances"]),
+        *_distances(told),
         f"{'; '.join(told['by']['table'])}; {'; '.join(rows[BASELINE]['drawn_with'])}.",
         "",
         "| | kind | UA | IRA | CRA | mixed | Fréchet | identical |",
@@ -418,7 +420,7 @@ def _table(told: Mapping[str, Any]) -> list[str]:
     for name, own in rows.items():
         figures = own["figures"]
         cells = [_per_cent(figures.get(key)) for key in ("ua", "ira_ratio", "cra_ratio", "mixed")]
-        cells += [_plainly(told["distances"].get(name, {}).get("frechet"))]
+        cells += [plain(told["distances"].get(name, {}).get("frechet"))]
         cells += [_per_cent(figures.get("identical"))]
         refused = f" ({len(own['refused'])} refused)" if own["refused"] else ""
         lines.append(f"| {name}{refused} | {METHODS[name].kind} | {' | '.join(cells)} |")
@@ -446,14 +448,15 @@ def _table(told: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _distances(rows: Mapping[str, Any]) -> list[str]:
+def _distances(told: Mapping[str, Any]) -> list[str]:
     """What the Fréchet distances are of."""
-    if BASELINE not in rows:
+    if not told["distances"]:
         return []
-    floor = rows[BASELINE]["frechet_floor"]
+    floor = told["distances"][BASELINE]["frechet_floor"]
     return [
         f"The distance is over {floor['n']} pictures that have nothing to do with the concept, of a run of their own",
-        f"with {FURTHER['prompts']} prompts a family; none's own pictures from other seeds lie {_plainly(floor)} off.",
+        f"with {FURTHER['prompts']} prompts a family; none's own pictures from other seeds lie {plain(floor)} off.",
+        f"{'; '.join(told['by']['distances'])}. All else:",
     ]
 
 
@@ -471,10 +474,6 @@ def _costs(told: Mapping[str, Any]) -> list[str]:
         cells += [f"{(cost['bytes'] or 0) / 1e3:.0f}", f"{(cost['peak_memory'] or 0) / 1e6:.0f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
-
-
-def _plainly(figure: Mapping[str, Any] | None) -> str:
-    return "n/a" if not figure or figure["value"] is None else f"{figure['value']:.3g}"
 
 
 def _per_cent(figure: Mapping[str, Any] | None) -> str:
