@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import pytest
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # Read when torch is imported, here and in what tests start: processes that fight over cores take many times longer.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in a shell script's `make test &`. What tests start would inherit it, and wait for Ctrl-C for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FORMS = ("{}", "a {}", "a {} on grass", "a {} on sand", "a picture of a {}", "{} on wood", "the {}", "a {} in the sky")
 NOUNS = ("cat", "rose", "bus", "house", "frog", "star")
