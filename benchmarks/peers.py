@@ -418,10 +418,9 @@ def _table(told: Mapping[str, Any]) -> list[str]:
         "|---" * 8 + "|",
     ]
     for name, own in rows.items():
-        figures = own["figures"]
+        figures, further = own["figures"], told["distances"].get(name, {})
         cells = [_per_cent(figures.get(key)) for key in ("ua", "ira_ratio", "cra_ratio", "mixed")]
-        cells += [plain(told["distances"].get(name, {}).get("frechet"))]
-        cells += [_per_cent(figures.get("identical"))]
+        cells += [plain(further.get("frechet")), _per_cent(further.get("identical"))]
         refused = f" ({len(own['refused'])} refused)" if own["refused"] else ""
         lines.append(f"| {name}{refused} | {METHODS[name].kind} | {' | '.join(cells)} |")
     families = sorted({key for own in rows.values() for key in own["figures"] if key.startswith("asr.")})
@@ -454,8 +453,9 @@ def _distances(told: Mapping[str, Any]) -> list[str]:
         return []
     floor = told["distances"][BASELINE]["frechet_floor"]
     return [
-        f"The distance is over {floor['n']} pictures that have nothing to do with the concept, of a run of their own",
-        f"with {FURTHER['prompts']} prompts a family; none's own pictures from other seeds lie {plain(floor)} off.",
+        f"The distance, and how many are identical, is of {floor['n']} pictures that have nothing to do with the concept,",
+        f"of a run of their own with {FURTHER['prompts']} prompts a family; none's own from other seeds lie "
+        f"{plain(floor)} off.",
         f"{'; '.join(told['by']['distances'])}. All else:",
     ]
 

@@ -37,4 +37,5 @@ def frechet(first: Features, second: Features) -> float:
     values, vectors = np.linalg.eigh(one)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ two @ root).clip(0)).sum()
-    return float(apart @ apart + np.trace(one) + np.trace(two) - 2 * cross)
+    squared = float(apart @ apart + np.trace(one) + np.trace(two) - 2 * cross)
+    return max(0.0, squared)  # below it by rounding alone
