@@ -453,7 +453,7 @@ def _distances(told: Mapping[str, Any]) -> list[str]:
         return []
     floor = told["distances"][BASELINE]["frechet_floor"]
     return [
-        f"The distance, and how many are identical, is of {floor['n']} pictures that have nothing to do with the concept,",
+        f"The distance and the identical share are of {floor['n']} pictures that have nothing to do with the concept,",
         f"of a run of their own with {FURTHER['prompts']} prompts a family; none's own from other seeds lie "
         f"{plain(floor)} off.",
         f"{'; '.join(told['by']['distances'])}. All else:",
