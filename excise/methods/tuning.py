@@ -193,6 +193,7 @@ def _step(
     for change, slope in zip(changes, slopes, strict=True):
         change.grad = slope
     adam.step()
+    adam.zero_grad()  # or they would stand beside the next step's
     return float(value.detach())
 
 
