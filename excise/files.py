@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
+import secrets
 import shutil
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,9 +30,27 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def temporary_beside(path: Path, ending: str = "tmp") -> Path:
+    """A hidden name in the folder of `path` that no other writer has, on any machine, in any container or thread.
+
+    The random token makes it unique. The host's name and the process's number only tell a person who left it behind;
+    containers share both. Cut, so that it fits where `path` does (255 bytes).
+    """
+    host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname().partition(".")[0])[:24]
+    return path.with_name(f".{path.name[:40]}.{host}.{os.getpid()}.{secrets.token_hex(8)}.{ending}")
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file's name is one that `temporary_beside` made: a writer died before it could clear it away."""
+    return _LEFTOVER.fullmatch(name) is not None
+
+
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp", re.DOTALL)
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Replace `path` by `data` in one step. Raises ExciseError where the disk refuses (full, read-only, no folder)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(temporary, data)
@@ -50,13 +72,10 @@ def write_folder(folder: Path, contents: Mapping[str, bytes | str]) -> None:
     Whatever ends the writing, Ctrl-C included, the old one is put back. Raises ExciseError where it holds others, or
     where the disk refuses.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    if folder.exists() and not folder.is_dir():
-        raise ExciseError(f"{folder} is a file; name an empty or new folder")
+    temporary = temporary_beside(folder)
     try:
-        if folder.exists() and (strangers := sorted({p.name for p in folder.iterdir()} - set(contents))):
+        if strangers := sorted(_names(folder) - set(contents)):
             raise ExciseError(f"{folder} holds other files ({', '.join(strangers[:3])}); choose an empty or new folder")
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, data in contents.items():
             _write(temporary / name, data)
@@ -72,19 +91,40 @@ def write_folder(folder: Path, contents: Mapping[str, bytes | str]) -> None:
 def put_folder(finished: Path, folder: Path) -> None:
     """Rename a finished folder into the place of `folder`; whatever ends this half-way, the old one is put back.
 
-    Raises OSError where the disk refuses.
+    Of several writers at once, each puts a whole folder in place and the last one stays. Raises OSError where the disk
+    refuses.
     """
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    olds: list[Path] = []
+    done = False
     try:
-        if folder.exists():
-            folder.replace(old)
-        finished.replace(folder)
+        while True:
+            olds.append(temporary_beside(folder, "old"))
+            with suppress(FileNotFoundError):
+                folder.replace(olds[-1])
+            try:
+                finished.replace(folder)
+                done = True
+                break
+            except OSError as error:
+                # Another writer was quicker between the two renames: its folder makes way for this one.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
     finally:
         with suppress(OSError):
-            if old.exists() and not folder.exists():
-                old.replace(folder)
-            if folder.exists():
-                shutil.rmtree(old, ignore_errors=True)
+            if not (done or folder.exists()) and (kept := [old for old in olds if old.exists()]):
+                kept[-1].replace(folder)
+            if done or folder.exists():
+                for old in olds:
+                    shutil.rmtree(old, ignore_errors=True)
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return {name for name in os.listdir(folder) if not is_leftover(name)}
+    except FileNotFoundError:
+        return set()
+    except NotADirectoryError:
+        raise ExciseError(f"{folder} is a file; name an empty or new folder") from None
 
 
 def _write(path: Path, data: bytes | str) -> None:

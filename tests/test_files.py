@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from excise.errors import ExciseError
-from excise.files import write_atomic, write_folder
+from excise.files import is_leftover, temporary_beside, write_atomic, write_folder
 
 
 @pytest.fixture
@@ -83,3 +87,56 @@ def test_a_file_in_the_way_is_said_in_one_error(tmp_path: Path, monkeypatch: pyt
     break_replace(monkeypatch, OSError(errno.ENOSPC, "No space left on device"), 1)
     with pytest.raises(ExciseError, match="No space left"):
         write_atomic(tmp_path / "other", "x")
+
+
+CONTAINER = """
+import os, socket, sys
+from pathlib import Path
+os.getpid, socket.gethostname = lambda: 1, lambda: "trainer"
+from excise.files import write_atomic, write_folder
+target = Path(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for n in range(150):
+    write_atomic(target / "searched.json", f"{n}" * 1000)
+    write_folder(target / "eraser", {"a": f"{n}", "b": f"{n}"})
+"""
+
+
+def test_containers_that_all_call_themselves_pid_1_lose_no_write(tmp_path: Path) -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    writers = [subprocess.Popen([sys.executable, "-c", CONTAINER, str(tmp_path)], **pipes) for _ in range(3)]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    told = [writer.communicate(timeout=120)[1] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0, 0], told
+    assert (tmp_path / "searched.json").read_text() == "149" * 1000
+    assert (tmp_path / "eraser" / "a").read_text() == (tmp_path / "eraser" / "b").read_text() == "149"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eraser", "searched.json"]
+
+
+@pytest.mark.parametrize("write", [write_atomic, lambda path, text: write_folder(path, {"a": text})])
+def test_threads_of_one_process_lose_no_write(tmp_path: Path, write: Callable[[Path, str], None]) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda n: write(tmp_path / "it", str(n)), range(400)))
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
+
+
+def test_what_a_dead_writer_left_is_in_nobodys_way(folder: Path) -> None:
+    left = temporary_beside(folder / "a")
+    left.write_text("half")
+    assert is_leftover(left.name)
+    assert not is_leftover("a") and not is_leftover(".a.tmp")
+    write_folder(folder, {"a": "new"})
+    assert [path.name for path in folder.iterdir()] == ["a"]
+
+
+def test_a_temporary_name_fits_wherever_its_target_does(tmp_path: Path) -> None:
+    for name in ("n" * 255, "ü" * 127):
+        write_atomic(tmp_path / name, "x")
+        assert (tmp_path / name).read_text() == "x"

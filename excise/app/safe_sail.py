@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from excise.app.neuron_database import now
 from excise.errors import ExciseError
-from excise.files import sha256
+from excise.files import sha256, temporary_beside
 from excise.neurons.database import NeuronDatabase
 from excise.neurons.entry import Entry, Explanation, Measured, Provenance, Tag
 
@@ -53,7 +52,7 @@ def import_safe_sail(source: Path, out: Path) -> list[Path]:
 
 
 def _write(path: Path, about: Provenance, entries: list[Entry]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         with NeuronDatabase.create(temporary, about) as database:
             database.add(entries)

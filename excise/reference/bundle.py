@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from excise.errors import ExciseError
-from excise.files import put_folder, write_atomic
+from excise.files import put_folder, temporary_beside, write_atomic
 from excise.reference import classifier
 from excise.reference.scenes import Pixels
 
@@ -72,22 +72,24 @@ def assemble(parts: Path, unet: UNet2DConditionModel, out: Path = MODEL) -> None
     )
     for part in (pipe.vae, pipe.text_encoder, pipe.unet):
         part.half()
-    fresh = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
-    pipe.save_pretrained(fresh, max_shard_size="18MB")
-    for config in fresh.glob("*/config.json"):
-        settings = json.loads(config.read_text())
-        settings.pop("_name_or_path", None)  # a folder on the machine that trained it
-        if config.parent.name == "text_encoder":
-            # transformers loads what the config says, diffusers float32: without this the dtypes would differ.
-            settings["dtype"] = "float32"
-        write_atomic(config, json.dumps(settings, indent=2) + "\n")
-    for name in BESIDE:
-        if (parts / name).exists():
-            shutil.copy(parts / name, fresh / name)
-    if (out / "sae").exists():
-        shutil.copytree(out / "sae", fresh / "sae")
-    put_folder(fresh, out)
+    fresh = temporary_beside(out)
+    try:
+        pipe.save_pretrained(fresh, max_shard_size="18MB")
+        for config in fresh.glob("*/config.json"):
+            settings = json.loads(config.read_text())
+            settings.pop("_name_or_path", None)  # a folder on the machine that trained it
+            if config.parent.name == "text_encoder":
+                # transformers loads what the config says, diffusers float32: without this the dtypes would differ.
+                settings["dtype"] = "float32"
+            write_atomic(config, json.dumps(settings, indent=2) + "\n")
+        for name in BESIDE:
+            if (parts / name).exists():
+                shutil.copy(parts / name, fresh / name)
+        if (out / "sae").exists():
+            shutil.copytree(out / "sae", fresh / "sae")
+        put_folder(fresh, out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def load(folder: Path = MODEL) -> StableDiffusionPipeline:

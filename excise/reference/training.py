@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from excise.errors import ExciseError
+from excise.files import temporary_beside
 
 EVERY = 200
 """Steps between log lines."""
@@ -129,7 +130,7 @@ def _save(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, avera
         "average": average.weights,
         "step": step,
     }
-    temporary = path.with_suffix(".tmp")
+    temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as file:
             torch.save(state, file)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from excise.errors import ExciseError
-from excise.files import write_atomic
+from excise.files import temporary_beside, write_atomic
 from excise.sites.encoding import Enough, encode_prompt
 from excise.sites.language import LanguageModel, held
 from excise.sites.shards import read_shard, write_shard
@@ -212,8 +212,7 @@ def capture_to(
     if folder.exists():
         raise ExciseError(f"{folder} exists already; choose a new folder for the features")
     wanted = list(dict.fromkeys(sites))
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = temporary_beside(folder)
     seen, text = 0, hashlib.sha256()
     shards: list[dict[str, Any]] = []
 
