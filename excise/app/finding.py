@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import warnings
@@ -145,24 +146,38 @@ def erase_by(
 
 
 def draw(findings: Findings, path: Path) -> list[Path]:
-    """The paper's Figure 8 at `path` and its Figure 3 beside it. Raises ExciseError without matplotlib."""
+    """The rows found as bars at `path`, and the paper's Figure 3 beside it. Raises ExciseError without matplotlib."""
     beside = path.with_name(f"{path.stem}-activations{path.suffix}")
-    draw_figure(findings, 8, path)
+    draw_figure(findings, 8, path, len(findings.rows))
     draw_figure(findings, 3, beside)
     return [path, beside]
 
 
-def draw_figure(findings: Findings, number: int, path: Path) -> None:
-    """The paper's Figure 3 or 8 as .svg, .png or .pdf. Raises ExciseError without matplotlib."""
+def draw_figure(findings: Findings, number: int, path: Path, top: int = 30) -> None:
+    """The paper's Figure 3, or its Figure 8 of the `top` neurons, as .svg, .png or .pdf.
+
+    Raises ExciseError without matplotlib.
+    """
     from excise.neurons import plots
     from excise.neurons.scores import modulated_frequency
 
-    found, title = findings.found, f"“{findings.concept.name}” at {findings.found.site.key}"
+    found, name = findings.found, findings.concept.name
     if number == 8:
-        plots.save(plots.ranked(found.ranking, title), path)
+        ahead = found.ranking.dominance
+        lead = f": the first scores {ahead:.3g} times the second" if 1 < ahead < math.inf else ""
+        figure = plots.ranked(
+            found.ranking,
+            f"Neurons that fire for “{name}” and not without it",
+            f"{found.site.key}{lead}",
+            {index: [use.token for use in uses] for index, uses in found.tokens.items()},
+            top,
+            {check.index: check.control_share or 0.0 for check in found.validation},
+        )
     else:
         sides = [modulated_frequency(*codes) for codes in (found.concept_codes, found.deconcept_codes)]
-        plots.save(plots.distribution(sides[0], sides[1], found.ranking, title), path)
+        title = f"Every neuron's activation in prompts with “{name}”, and in the same without it"
+        figure = plots.distribution(sides[0], sides[1], found.ranking, f"{title} ({found.site.key})")
+    plots.save(figure, path)
 
 
 def swept_sites(pipe: Any) -> list[Site]:

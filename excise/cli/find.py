@@ -38,7 +38,8 @@ def find(
     plot: Annotated[
         Path | None,
         typer.Option(
-            "--plot", help="Draw the paper's Figure 8 here, and Figure 3 beside it (-activations). .svg, .png or .pdf"
+            "--plot",
+            help="Draw the --top neurons as bars here, all activations beside it (-activations). .svg, .png or .pdf",
         ),
     ] = None,
     sweep_sites: Annotated[

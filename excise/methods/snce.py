@@ -24,6 +24,7 @@ from excise.neurons import PromptCodes, Ranking, Validation, identify, top_token
 from excise.neurons.validate import TokenUse
 from excise.sae import TopKSAE, card, load, saes_in
 from excise.sites import Site, site_at
+from excise.sites.pieces import pieces
 from excise.sites.site import tokenizer_of
 
 Unit = Literal["code", "concept"]
@@ -138,7 +139,7 @@ def find(pipe: Any, sae: TopKSAE, concept: Concept, config: SNCEConfig | None = 
             stacklevel=2,
         )
     tokenizer = tokenizer_of(pipe, site.component)
-    words = [[t.removesuffix("</w>") for t in tokenizer.convert_ids_to_tokens(row)] for row in ids.tolist()]
+    words = [[piece.strip() for piece in pieces(tokenizer, row)] for row in ids.tolist()]
     tokens = {entry.index: top_tokens(codes, words, entry.index) for entry in ranking.entries[: config.examine]}
     return Found(site, ranking, checked, tokens, codes, others, controls)
 

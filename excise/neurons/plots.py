@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 # What keeps the time of day, and the version of matplotlib in a png, out of the file.
 UNDATED: dict[str, dict[str, None]] = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
 CONCEPT, DECONCEPT, SHARED = "#c0392b", "#2471a3", "#7f8c8d"
+CONCEPT_FAINT = "#e2a9a2"
+_BOUND = 10.0
+"""SNCE's Figure 8 shows neurons with scores above this."""
+_VISIBLE = 0.03
+"""Share of the highest line below which a line in Figure 3 is too short to be named."""
 # Where a point's name is tried: points of 1/72 inch off, and in which direction, in radians.
 _FAR = (4, 10, 18, 28, 40, 54, 70, 90)
 _TURNS = [sixteenth * math.pi / 8 for sixteenth in (1, 15, 7, 9, 4, 12, 0, 8, 2, 14, 6, 10, 3, 13, 5, 11)]
@@ -31,52 +36,114 @@ _LEADER = {"arrowstyle": "-", "color": SHARED, "linewidth": 0.4}
 def distribution(concept: Score, deconcept: Score, ranking: Ranking, title: str = "", label: int = 3) -> Figure:
     """SNCE Figure 3: mean normalised activation of every neuron, concept prompts above, deconcept prompts below.
 
-    Neurons of the ranking are coloured and the first `label` named; the strongest ones that fire on both sides, and are
-    therefore no neurons of the concept, are named in grey. Raises ExciseError without matplotlib.
+    Neurons of the ranking are coloured and the first `label` named, where their line can be seen; the strongest ones
+    that fire on both sides, and are therefore no neurons of the concept, are named in grey. Raises ExciseError without
+    matplotlib.
     """
-    figure = _figure(9, 4.5)
-    upper, lower = figure.subplots(2, 1, sharex=True)
+    from matplotlib.lines import Line2D
+
+    figure = _figure(9, 4.8)
+    upper, lower = figure.subplots(2, 1, sharex=True, sharey=True)
     own = {e.index for e in ranking.entries}
-    for axes, score, name, colour in ((upper, concept, "concept", CONCEPT), (lower, deconcept, "deconcept", DECONCEPT)):
+    both = concept.mean * ((concept.f > 0) & (deconcept.f > 0))
+    shared = [int(i) for i in both.argsort(descending=True, stable=True)[:label] if both[i] > 0 and int(i) not in own]
+    top = float(max(concept.mean.max(), deconcept.mean.max())) or 1.0
+    upper.set_ylim(0, 1.18 * top)
+    for axes, score, name, colour in ((upper, concept, "with", CONCEPT), (lower, deconcept, "without", DECONCEPT)):
         live = [int(i) for i in (score.f > 0).nonzero()[:, 0]]
         heights = [float(score.mean[i]) for i in live]
         axes.vlines(live, 0, heights, colors=[colour if i in own else SHARED for i in live], linewidth=1.0)
-        axes.set_ylabel(f"{name}\nmean activation")
-        axes.set_ylim(bottom=0)
-        axes.margins(y=0.2)
-    both = concept.mean * ((concept.f > 0) & (deconcept.f > 0))
-    shared = [int(i) for i in both.argsort(descending=True, stable=True)[:label] if both[i] > 0 and int(i) not in own]
-    named = [(e.index, CONCEPT) for e in ranking.entries[:label]] + [(i, SHARED) for i in shared]
-    for index, colour in named:
-        for axes, score in ((upper, concept), (lower, deconcept)):
-            if score.f[index] > 0:
-                axes.annotate(str(index), (index, float(score.mean[index])), color=colour, fontsize=8, ha="center")
+        axes.set_ylabel(f"{name} the concept\nmean activation")
+        for index, ink in [(e.index, colour) for e in ranking.entries[:label]] + [(i, SHARED) for i in shared]:
+            if score.f[index] > 0 and (height := float(score.mean[index])) >= _VISIBLE * top:
+                axes.annotate(
+                    str(index), (index, height), (0, 2), textcoords="offset points", color=ink, fontsize=8, ha="center"
+                )
     lower.set_xlabel("neuron")
     lower.set_xlim(-1, len(concept.s))
-    upper.set_title(title or "activated neurons: coloured fire on the concept side alone, grey on both")
+    upper.set_title(title or "Every neuron's activation with the concept and without it", loc="left")
+    lines = [Line2D([], [], color=colour) for colour in (CONCEPT, DECONCEPT, SHARED)]
+    says = ("the concept's, with it", "the concept's, without it", "fires on both sides")
+    figure.legend(lines, says, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
-def ranked(ranking: Ranking, title: str = "", above: float = 10.0, most: int = 30) -> Figure:
-    """SNCE Figure 8: bars of the neurons by falling score, those above 10; where none is, the title says so.
+def ranked(
+    ranking: Ranking,
+    title: str = "",
+    subtitle: str = "",
+    tokens: Mapping[int, Sequence[str]] | None = None,
+    top: int = 10,
+    controls: Mapping[int, float] | None = None,
+) -> Figure:
+    """SNCE Figure 8 lying down: the first `top` neurons by falling score, on a logarithmic axis.
 
-    Raises ExciseError without matplotlib or for an empty ranking.
+    `tokens` holds the words that each neuron fires at most, shown beside its bar, `controls` the share of control
+    prompts it fires on, shown where it is not 0. A dashed line marks the paper's bound of 10 where the score is the
+    paper's. Raises ExciseError without matplotlib or for an empty ranking.
     """
     if not ranking.entries:
         raise ExciseError("no neuron fires on the concept side alone, so there is nothing to draw; raise the tolerance")
-    high = [e for e in ranking.entries if e.score > above]
-    shown = (high or list(ranking.entries))[:most]
-    figure = _figure(max(5.0, 1.5 + 0.35 * len(shown)), 3.6)
+    shown = ranking.entries[:top]
+    figure = _figure(8.5, 1.7 + 0.36 * len(shown))
     axes = figure.subplots()
-    bars = axes.bar(range(len(shown)), [e.score for e in shown], color=CONCEPT)
-    axes.bar_label(bars, [f"{e.score:.3g}" for e in shown], fontsize=7)
-    axes.set_xticks(range(len(shown)), [str(e.index) for e in shown], rotation=60, fontsize=8)
-    axes.set_xlabel("neuron")
-    axes.set_ylabel("score")
-    axes.set_title(
-        title or (f"neurons with scores above {above:g}" if high else f"first neurons (none above {above:g})")
+    values = [e.score for e in shown]
+    rows = range(len(shown))
+    bars = axes.barh(rows, values, 0.62, color=[CONCEPT, *[CONCEPT_FAINT] * (len(shown) - 1)])
+    said = axes.bar_label(bars, [_plain(value) for value in values], padding=4, fontsize=9)
+    for text in said:
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})  # over the dashed line
+    handles: list[tuple[Any, str]] = [(bars[0], "first neuron: the one an eraser turns down")]
+    if len(shown) > 1:
+        handles.append((bars[1], "the next ones"))
+    # mean_difference ranks by another quantity than the scores of eq. 5 that a ranking holds for the other side.
+    without = [] if ranking.score == "mean_difference" else [(n, e.deconcept_score) for n, e in enumerate(shown)]
+    if without := [(n, value) for n, value in without if value > 0]:
+        thin = axes.barh([n for n, _ in without], [value for _, value in without], 0.2, color=DECONCEPT)
+        handles.append((thin, "the same prompts without the concept"))
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    lowest = min([*values, *(value for _, value in without)])
+    axes.set_xlim(10 ** (math.floor(math.log10(lowest)) - 0.5), max(values) * 6)
+    if ranking.score == "snce" and axes.get_xlim()[1] > _BOUND:
+        line = axes.axvline(_BOUND, color=SHARED, linestyle="--", linewidth=1, zorder=0)
+        handles.append((line, f"the paper draws those above {_BOUND:g}"))
+    axes.set_yticks(rows, [str(e.index) for e in shown])
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_ylabel("neuron")
+    axes.set_xlabel(f"score ({ranking.score}), logarithmic")
+    axes.spines[["top", "right"]].set_visible(False)
+    if tokens:
+        beside = axes.secondary_yaxis("right")
+        says = [_beside(tokens.get(e.index, ()), (controls or {}).get(e.index, 0.0)) for e in shown]
+        beside.set_yticks(rows, says, parse_math=False)
+        beside.tick_params(length=0, labelsize=9)
+        beside.spines["right"].set_visible(False)
+        axes.annotate("fires most at", (1, 1), (6, 4), "axes fraction", "offset points", fontsize=9, color=SHARED)
+    figure.suptitle(title or "Neurons that fire with the concept and not without it", x=0.01, ha="left", fontsize=12)
+    if subtitle:
+        axes.set_title(subtitle, loc="left", fontsize=9, color=SHARED, pad=10)
+    names = [name for _, name in handles]
+    figure.legend(
+        [h for h, _ in handles], names, loc="outside lower left", ncols=min(2, len(names)), frameon=False, fontsize=9
     )
     return figure
+
+
+def _plain(value: float) -> str:
+    """Three digits, never in powers of ten where they can be written out."""
+    return f"{value:.3g}" if value >= 1e-4 else f"{value:.1e}"
+
+
+def _beside(tokens: Sequence[str], control: float) -> str:
+    """What stands beside a bar: as many words as fit, and a warning where control prompts wake the neuron too."""
+    words, left = [], 34
+    for token in tokens:
+        if len(token) > left:
+            break
+        words.append(token)
+        left -= len(token) + 2
+    return "  ".join(words) + (f"  (and {control:.0%} of controls)" if control else "")
 
 
 def histograms(sides: Mapping[str, tuple[Tensor, Tensor]], title: str = "", bins: int = 24) -> Figure:

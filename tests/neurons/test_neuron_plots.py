@@ -14,13 +14,43 @@ SIDES = Score(F * MEAN, F, MEAN), Score(MEAN * torch.tensor([0, 0, 0, 2.0]), tor
 RANKING = Ranking((Neuron(0, 24.0, 3, 0.0), Neuron(1, 0.4, 2, 0.0)), (Neuron(3, 1.2, 4, 0.6),), "snce", 0.0)
 
 
-def test_bars_above_ten_alone():
+def test_as_many_bars_as_were_asked_for_on_a_logarithmic_axis_with_their_words():
     pytest.importorskip("matplotlib")
-    axes = plots.ranked(RANKING).axes[0]
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["0"]
-    assert "above 10" in axes.get_title()
-    low = Ranking(RANKING.entries[1:], (), "snce", 0.0)
-    assert "none above 10" in plots.ranked(low).axes[0].get_title()
+    entries = (*RANKING.entries, Neuron(2, 0.004, 1, 0.002))
+    figure = plots.ranked(Ranking(entries, (), "snce", 0.0), tokens={0: ["gun", "next"], 1: ["$a$"]}, top=5)
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["0", "1", "2"]
+    first, *rest = (bar.get_width() for bar in axes.patches)
+    assert [first, *rest] == [24.0, 0.4, 0.004, 0.002]  # the last one is what neuron 2 scores without the concept
+    low, high = axes.get_xlim()
+    assert low < 0.002 and high > 24
+    (beside,) = axes.child_axes
+    assert [t.get_text() for t in beside.get_yticklabels()] == ["gun  next", "$a$", ""]
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == [
+        "first neuron: the one an eraser turns down",
+        "the next ones",
+        "the same prompts without the concept",
+        "the paper draws those above 10",
+    ]
+    assert "with the concept and not without it" in figure.get_suptitle()
+    (one,) = plots.ranked(RANKING, top=1).axes
+    assert [bar.get_width() for bar in one.patches] == [24.0]
+
+
+def test_other_scores_have_no_bound_of_the_papers():
+    pytest.importorskip("matplotlib")
+    other = Ranking((Neuron(0, 24.0, 3, 0.5),), (), "mean_difference", 0.0)
+    figure = plots.ranked(other)
+    assert len(figure.axes[0].patches) == 1 and len(figure.legends[0].get_texts()) == 1
+
+
+def test_controls_that_wake_a_neuron_are_named_beside_it():
+    pytest.importorskip("matplotlib")
+    figure = plots.ranked(RANKING, tokens={0: ["gun"], 1: ["a" * 60]}, controls={0: 0.25})
+    (beside,) = figure.axes[0].child_axes
+    assert [t.get_text() for t in beside.get_yticklabels()] == ["gun  (and 25% of controls)", ""]
 
 
 def test_distribution_shows_both_sides():
