@@ -89,7 +89,8 @@ a bootstrap that resamples concepts; shares of one concept carry Wilson's.""",
         ((name, str(value)) for name, value in facts.items()),
         sections,
         """Made by <code>excise bench report</code>. The target is counted where the unerased model draws it.
-A picture on which a detector failed is an error and counts nowhere.""",
+A picture on which a detector
+failed is an error, one that is flagged, not finite or of one colour is broken; neither counts anywhere.""",
     )
 
 
@@ -147,7 +148,7 @@ def _counts(measured: Mapping[str, Any]) -> str:
     columns = [*nudenet.CLASSES.values(), "Total", "CSA(F)", "CSA(M)", "CSA"]
     rows = "".join(
         f"<tr><td>{escape(label)}</td>"
-        + "".join(f"<td>{method['figures'][name]['value']:g}</td>" for name in columns)
+        + "".join(f"<td>{count(method['figures'][name])}</td>" for name in columns)
         + "</tr>"
         for label, method in measured["methods"].items()
         if "Total" in method["figures"]
@@ -333,6 +334,7 @@ def _gaps(measured: Mapping[str, Any]) -> str:
         if method["missing"]:
             rows.append((label, f"{method['missing']} pictures are not drawn yet"))
         rows += [(label, f"{error['case']}: {error['error']}") for error in method["errors"]]
+        rows += [(label, f"{one['case']}: broken picture by {one['by']}, {one['fault']}") for one in method["broken"]]
         rows += [(label, f"refused {concept}: {why}") for concept, why in method["refused"].items()]
     if not rows:
         return ""
@@ -354,6 +356,11 @@ def percent(figure: Mapping[str, Any] | None, interval: bool = False) -> str:
 def plain(figure: Mapping[str, Any] | None) -> str:
     """A figure that is no share, as the page writes it."""
     return "n/a" if not figure or figure["value"] is None else f"{figure['value']:.3g}"
+
+
+def count(figure: Mapping[str, Any]) -> str:
+    """A number of detections, as the page writes it."""
+    return "n/a" if figure["value"] is None else f"{figure['value']:g}"
 
 
 def _interval(figure: Mapping[str, Any] | None) -> str:

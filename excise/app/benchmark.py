@@ -20,6 +20,7 @@ from excise.bench.results import BASELINE, results, table
 from excise.bench.run import Run, Unit
 from excise.bench.suite import Suite
 from excise.bench.worker import Entry, all_cases, is_searched, work
+from excise.drawn import without_checker
 from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.methods import METHODS
@@ -56,10 +57,17 @@ def start(
     for name in names:
         chosen.cases(name, size)
     plan |= {"concepts": list(names), "methods": [entry.label for entry in entries]}
+    if not _begun_with_checker(folder):
+        plan["safety_checker"] = None
     plan["configurations"] = {entry.label: entry.configuration for entry in entries}
     # The baseline first: without it no other picture counts.
     units = [Unit(entry.label, name) for entry in entries for name in names]
     return Run.create(folder, plan, units)
+
+
+def _begun_with_checker(folder: Path) -> bool:
+    """Whether the folder's run was begun before runs were drawn without the model's safety checker."""
+    return (folder / "run.json").exists() and "safety_checker" not in Run(folder).plan
 
 
 def _named(methods: Sequence[str]) -> list[str]:
@@ -77,7 +85,7 @@ def resume(run: Run, progress: Callable[[int], Any] | None = None, device: str =
             raise ExciseError(f"the defaults of {label} changed since {run.folder} was started; start another run")
     model = run.plan["model"]
     defaults = bundled_settings() if model is None else {"snce": {"sae": run.plan["sae"]}}
-    work(run, suite_of(run), lambda: load_pipeline(model, device), defaults, progress)
+    work(run, suite_of(run), lambda: without_checker(load_pipeline(model, device)), defaults, progress)
 
 
 def total(run: Run) -> int:

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from excise.app.models import load_pipeline
+from excise.drawn import Drawn, without_checker
 from excise.erasers import Eraser
 from excise.errors import ExciseError
 
@@ -34,19 +37,23 @@ class ExciseTechnique:
         loaded = Eraser.load(Path(eraser))
         if erase_concept is not None and erase_concept.lower() != loaded.concept.lower():
             raise ExciseError(f"{eraser} erases {loaded.concept!r}, not {erase_concept!r}; name the right eraser")
-        self.pipe = load_pipeline(model_id, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if hasattr(self.pipe, "safety_checker"):
-            # What the eraser does is measured, not what a filter hides.
-            self.pipe.safety_checker, self.pipe.requires_safety_checker = None, False
+        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        # What the eraser does is measured, not what a filter hides.
+        self.pipe = without_checker(load_pipeline(model_id, where))
         self.attachment = loaded.attach(self.pipe, strength)
         self.options: dict[str, Any] = {"num_inference_steps": num_inference_steps}
         if guidance_scale is not None:
             self.options["guidance_scale"] = guidance_scale
 
     def generate(self, prompts: Sequence[str], seed: int | None = None, **options: Any) -> list[Any]:
-        """One PIL picture a prompt; the n-th is drawn with `seed` + n, from a generator on the CPU."""
+        """One PIL picture a prompt; the n-th is drawn with `seed` + n, from a generator on the CPU.
+
+        Raises ExciseError where a picture is broken: eval-unlearn would count it as erased.
+        """
         images = []
         for n, prompt in enumerate(prompts):
             generator = None if seed is None else torch.Generator("cpu").manual_seed(seed + n)
-            images.append(self.pipe(prompt, generator=generator, **{**self.options, **options}).images[0])
+            made = self.pipe(prompt, generator=generator, **{**self.options, "output_type": "np", **options})
+            drawn = Drawn.of([np.asarray(made.images[0])], getattr(made, "nsfw_content_detected", None))
+            images.append(Image.fromarray(drawn.sound([(seed or 0) + n])[0]))
         return images

@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import statistics
+from collections import Counter
 from collections.abc import Mapping
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
+from excise.bench.pictures import read
 from excise.bench.run import Record, Run, Unit
 from excise.bench.statistics import Figure
 from excise.bench.suite import Picture, Suite
 from excise.bench.worker import all_cases, picture_of
+from excise.drawn import fault
 
 BASELINE = "none"
 
@@ -20,8 +24,9 @@ BASELINE = "none"
 def results(run: Run, suite: Suite) -> dict[str, Any]:
     """As json: the plan, and by method its figures over concepts, by concept, cost, failures and what is missing.
 
-    Every case is set beside the same case of the unerased model; cases that one of the two lacks, or on which a
-    detector failed, are counted as `missing` and `errors` and stand in no figure.
+    Every case is set beside the same case of the unerased model. Cases that one of the two lacks, on which a detector
+    failed, or whose picture is broken on either side, are counted as `missing`, `errors` and `broken` and stand in no
+    figure.
     """
     records: dict[str, dict[str, Record]] = {}
     for record in run.records():
@@ -41,7 +46,7 @@ def _method(
     run: Run, suite: Suite, label: str, own: Mapping[str, Record], base: Mapping[str, Record]
 ) -> dict[str, Any]:
     pictures: dict[str, list[Picture]] = {}
-    errors, missing, refused, costs = [], 0, {}, []
+    errors, broken, missing, refused, costs = [], [], 0, {}, []
     for concept in run.plan["concepts"]:
         unit = Unit(label, concept)
         fit = _fit(run, unit)
@@ -54,10 +59,15 @@ def _method(
             mine, plain = own.get(case.id), base.get(case.id)
             if mine is None or plain is None:
                 missing += 1
-            elif "error" in mine or "error" in plain:
+                continue
+            paths = [picture_of(run, Unit(name, concept), case.id) for name in (label, BASELINE)]
+            faults = [fault_of(record, path) for record, path in zip((mine, plain), paths, strict=True)]
+            if "error" in mine or "error" in plain:
                 errors.append({"case": case.id, "error": mine.get("error") or plain["error"]})
+            elif any(faults):
+                by = label if faults[0] else BASELINE
+                broken.append({"case": case.id, "by": by, "fault": faults[0] or faults[1]})
             else:
-                paths = [picture_of(run, Unit(name, concept), case.id) for name in (label, BASELINE)]
                 same = mine["picture"] == plain["picture"]
                 pictures[concept].append(Picture(case, mine["seen"], plain["seen"], same, *paths))
     figures = suite.over_concepts({concept: some for concept, some in pictures.items() if some})
@@ -72,8 +82,17 @@ def _method(
         "pictures": len(own),
         "missing": missing,
         "errors": errors,
+        "broken": broken,
         "refused": refused,
     }
+
+
+def fault_of(record: Record, picture: Path) -> str | None:
+    """What is wrong with a recorded picture; None where it is sound. Records of before this was written down are
+    judged by the picture's file: whether it has one colour."""
+    if "fault" in record:
+        return None if record["fault"] is None else str(record["fault"])
+    return fault(read(picture)) if picture.exists() else None
 
 
 def _cost(fits: list[dict[str, Any]], own: Mapping[str, Record], base: Mapping[str, Record]) -> dict[str, Any]:
@@ -99,7 +118,8 @@ def _fit(run: Run, unit: Unit) -> dict[str, Any]:
 
 
 def table(measured: Mapping[str, Any]) -> str:
-    """`results.csv`: method, concept ("" for the mean over concepts, and for costs), figure, value, low, high, n."""
+    """`results.csv`: method, concept ("" for the mean over concepts, for costs, and for the numbers of pictures that
+    stand in no figure), figure, value, low, high, n."""
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("method", "concept", "figure", *Figure._fields))
@@ -110,4 +130,12 @@ def table(measured: Mapping[str, Any]) -> str:
                 writer.writerow((label, concept, name, *("" if cell is None else cell for cell in cells)))
         for name, value in method["cost"].items():
             writer.writerow((label, "", name, "" if value is None else value, "", "", ""))
+        for name, count in outside(method).items():
+            writer.writerow((label, "", name, count, "", "", ""))
     return out.getvalue()
+
+
+def outside(method: Mapping[str, Any]) -> dict[str, int]:
+    """How many pictures of a method stand in no figure, by reason: `missing`, `errors`, and `broken` by their fault."""
+    counts = {"missing": method["missing"], "errors": len(method["errors"])}
+    return counts | {f"broken: {kind}": n for kind, n in sorted(Counter(b["fault"] for b in method["broken"]).items())}

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 from excise.bench.pictures import Pixels, read
 from excise.bench.statistics import Figure
 from excise.concepts import Concept
+from excise.drawn import Drawn
 
 Role = Literal["target", "attack", "white-box", "keep", "mixed"]
 """What a family is for: the concept must go (said plainly, by an attack, or by one that knows the eraser), nothing may
@@ -127,12 +128,14 @@ class Suite(Protocol):
         """The concept with the prompt pairs an eraser is fitted on."""
         ...
 
-    def draw(self, pipe: Any, cases: list[Case]) -> Pixels:
-        """Pictures `[n, height, width, 3]`; the same bits every time on one machine."""
+    def draw(self, pipe: Any, cases: list[Case]) -> Drawn | Pixels:
+        """Pictures `[n, height, width, 3]`; the same bits every time on one machine. Of bare pixels no more can be
+        told than whether a picture has one colour."""
         ...
 
     def judge(self, cases: list[Case], pictures: Pixels) -> list[dict[str, Any]]:
-        """What the detectors say of each picture, as json. Raises where a detector fails."""
+        """What the detectors say of each picture, as json; broken ones are not shown to them. Raises where a detector
+        fails."""
         ...
 
     def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Figure | None]:

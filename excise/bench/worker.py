@@ -16,9 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from excise.bench.pictures import Pixels, png
+from excise.bench.pictures import png
 from excise.bench.run import Claim, Record, Run, Unit
 from excise.bench.suite import Case, Suite
+from excise.drawn import Drawn
 from excise.erasers import Eraser
 from excise.errors import ExciseError
 from excise.files import sha256, write_atomic
@@ -96,9 +97,9 @@ def _do(
         for start in range(0, len(left), suite.batch):
             some = left[start : start + suite.batch]
             began = time.perf_counter()
-            pictures = suite.draw(pipe, some)
+            made = suite.draw(pipe, some)
             seconds = (time.perf_counter() - began) / len(some)
-            claim.write(_records(run, unit, suite, some, pictures, seconds))
+            claim.write(_records(run, unit, suite, some, made if isinstance(made, Drawn) else Drawn.of(made), seconds))
             if progress is not None:
                 progress(len(some))
 
@@ -123,10 +124,13 @@ def _eraser(run: Run, unit: Unit, suite: Suite, pipe: Any, entry: Entry, default
 
 
 def drawn_with(pipe: Any) -> str:
-    """The pipeline, its sampler, dtype and device, and the versions that ran them, in one line."""
+    """The pipeline, its sampler, dtype and device, its safety checker, and the versions that ran them, in one line."""
     versions = " ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
     sampler = type(pipe.scheduler).__name__
-    return f"{type(pipe).__name__}, {sampler}, {str(pipe.dtype).removeprefix('torch.')} on {pipe.device}; {versions}"
+    checker = getattr(pipe, "safety_checker", None)
+    checked = "no safety checker" if checker is None else type(checker).__name__
+    kind = str(pipe.dtype).removeprefix("torch.")
+    return f"{type(pipe).__name__}, {sampler}, {kind} on {pipe.device}, {checked}; {versions}"
 
 
 def _peak_memory() -> int | None:
@@ -155,14 +159,20 @@ def _forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _records(run: Run, unit: Unit, suite: Suite, cases: list[Case], pictures: Pixels, seconds: float) -> list[Record]:
-    """Save pictures and say what the detectors see in them; where one fails, the record says that and no verdict."""
+def _records(run: Run, unit: Unit, suite: Suite, cases: list[Case], drawn: Drawn, seconds: float) -> list[Record]:
+    """Save pictures and say what the detectors see in those that are sound; where one fails, or a picture is broken,
+    the record says that and no verdict."""
+    sound = [n for n, fault in enumerate(drawn.faults) if fault is None]
+    verdicts: list[dict[str, Any]] = [{"fault": fault} for fault in drawn.faults]
     try:
-        verdicts: list[dict[str, Any]] = [{"seen": seen} for seen in suite.judge(cases, pictures)]
+        seen = suite.judge([cases[n] for n in sound], drawn.pixels[sound]) if sound else []
+        for n, said in zip(sound, seen, strict=True):
+            verdicts[n]["seen"] = said
     except Exception as error:
-        verdicts = [{"error": f"{type(error).__name__}: {error}"} for _ in cases]
+        for n in sound:
+            verdicts[n] = {"fault": None, "error": f"{type(error).__name__}: {error}"}
     records = []
-    for case, picture, verdict in zip(cases, pictures, verdicts, strict=True):
+    for case, picture, verdict in zip(cases, drawn.pixels, verdicts, strict=True):
         write_atomic(picture_of(run, unit, case.id), png(picture))
         records.append(
             {

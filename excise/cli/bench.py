@@ -162,6 +162,7 @@ def _go_on(run: Run, as_json: bool, device: str) -> dict[str, Any]:
 def _report(run: Run, as_json: bool) -> dict[str, Any]:
     from excise.app.bench_page import COSTS, costs, plain
     from excise.app.benchmark import report
+    from excise.bench.results import outside
 
     measured = report(run)
 
@@ -172,9 +173,9 @@ def _report(run: Run, as_json: bool) -> dict[str, Any]:
         rows = [(label, plain(own["figures"].get("frechet")), *costs(own["cost"])) for label, own in methods.items()]
         table("What it moved and what it cost", ("method", "Fréchet distance", *COSTS), rows)
         for label, method in methods.items():
-            if method["missing"] or method["errors"] or method["refused"]:
-                what = {name: len(method[name]) for name in ("errors", "refused")} | {"missing": method["missing"]}
-                note(f"{label}: {', '.join(f'{n} {name}' for name, n in what.items() if n)}")
+            what = outside(method) | {"concepts refused": len(method["refused"])}
+            if any(what.values()):
+                note(f"{label}, in no figure: {', '.join(f'{name} {n}' for name, n in what.items() if n)}")
         note(f"in {run.folder / 'report.html'}, results.json and results.csv")
 
     emit(as_json, measured, show)

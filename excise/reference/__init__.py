@@ -9,6 +9,7 @@ _HOMES = {
     "judge": "bundle",
     "judge_figures": "bundle",
     "generate": "bundle",
+    "draw": "bundle",
     "MODEL": "bundle",
     "sae_folder": "bundle",
     "STEPS": "bundle",

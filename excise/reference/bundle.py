@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from excise.drawn import Drawn
 from excise.errors import ExciseError
 from excise.files import put_folder, temporary_beside, write_atomic
 from excise.reference import classifier
@@ -146,7 +146,15 @@ def judge_figures(name: str = "classifier") -> dict[str, float]:
     return figures
 
 
-def generate(
+def generate(pipe: StableDiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> Pixels:
+    """Pictures `[N, 64, 64, 3]` uint8, with `draw`'s options.
+
+    Raises ExciseError where one of them is broken: flagged by a safety checker, not finite, or of one colour.
+    """
+    return draw(pipe, prompts, seeds, **options).sound(seeds)
+
+
+def draw(
     pipe: StableDiffusionPipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -155,8 +163,8 @@ def generate(
     guidance: float | None = GUIDANCE,
     batch_size: int = 32,
     progress: Callable[[int], Any] | None = None,
-) -> Pixels:
-    """Pictures `[N, 64, 64, 3]` uint8, each from a CPU generator seeded with its own seed.
+) -> Drawn:
+    """Pictures `[N, 64, 64, 3]` with their faults, each from a CPU generator seeded with its own seed.
 
     Batches are always padded to `batch_size`, so that a picture's bits do not depend on its neighbours in the batch
     having been asked for. `guidance` None leaves the scale to the pipeline's own default.
@@ -164,7 +172,7 @@ def generate(
     if len(prompts) != len(seeds):
         raise ExciseError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed a prompt")
     options = {} if guidance is None else {"guidance_scale": guidance}
-    images = []
+    parts = []
     for start in range(0, len(prompts), batch_size):
         some = list(prompts[start : start + batch_size])
         numbers = list(seeds[start : start + batch_size])
@@ -175,8 +183,8 @@ def generate(
             generator=[torch.Generator("cpu").manual_seed(s) for s in numbers + [0] * fill],
             output_type="np",
             **options,
-        ).images[: len(some)]
-        images.append((made * 255).round().astype(np.uint8))
+        )
+        parts.append(Drawn.by(made)[: len(some)])
         if progress is not None:
             progress(len(some))
-    return np.concatenate(images)
+    return Drawn.joined(parts)

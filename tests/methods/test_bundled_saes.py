@@ -55,13 +55,13 @@ def test_one_neuron_erases_an_object_and_spares_the_rest(pipe: Any, name: str, t
     eraser.save(tmp_path / "gun")
     assert sum(file.stat().st_size for file in (tmp_path / "gun").iterdir()) < 20_000
     direct, others = ([c for c in cases("gun", 4) if c.family == family] for family in ("direct", "unrelated"))
-    plain = canvas.draw(pipe, [*direct, *others])
+    plain = canvas.draw(pipe, [*direct, *others]).pixels
     assert sum(seen["target"] for seen in canvas.judge(direct, plain[:4])) >= 3
     with Eraser.load(tmp_path / "gun").attach(pipe):
-        erased = canvas.draw(pipe, [*direct, *others])
+        erased = canvas.draw(pipe, [*direct, *others]).pixels
     assert sum(seen["target"] for seen in canvas.judge(direct, erased[:4])) <= 1
     assert np.array_equal(erased[4:], plain[4:])
-    assert np.array_equal(canvas.draw(pipe, [*direct, *others]), plain)
+    assert np.array_equal(canvas.draw(pipe, [*direct, *others]).pixels, plain)
 
 
 def test_the_unsupervised_one_needs_several_neurons(pipe: Any) -> None:

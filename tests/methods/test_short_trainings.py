@@ -27,7 +27,7 @@ def test_a_short_training_lowers_the_target_s_accuracy(name: str) -> None:
     asked = [case for case in cases("apple", 4) if case.family == "direct"]
 
     def drawn() -> int:
-        return sum(seen["target"] for seen in suite.judge(asked, suite.draw(pipe, asked)))
+        return sum(seen["target"] for seen in suite.judge(asked, suite.draw(pipe, asked).pixels))
 
     before = drawn()
     assert before >= 3

@@ -22,6 +22,7 @@ from excise.bench.pictures import Pixels
 from excise.bench.statistics import Figure
 from excise.bench.suite import Case, Picture
 from excise.concepts import Concept, from_templates
+from excise.drawn import Drawn
 from excise.erasers.guard import unedited
 from excise.errors import ExciseError
 from excise.reference.classifier import JUDGES, Verdicts
@@ -158,17 +159,17 @@ class Canvas:
         """The concept with the prompt pairs an eraser is fitted on; none of them is a case."""
         return from_templates(name, (name,), kind="style" if is_style(name) else "object")
 
-    def draw(self, pipe: Any, cases: list[Case]) -> Pixels:
+    def draw(self, pipe: Any, cases: list[Case]) -> Drawn:
         """Pictures `[n, 64, 64, 3]`, those with a learnt word apart from the others and from each other."""
-        drawn: dict[str, Pixels] = {}
+        drawn: dict[str, Drawn] = {}
         for learnt, some in groupby(sorted(cases, key=_learnt), _learnt):
             group = list(some)
             with embedded(pipe, torch.tensor(learnt)) if learnt else nullcontext():
                 prompts, seeds = [case.prompt for case in group], [case.seed for case in group]
                 size = LEARNT_BATCH if learnt else self.batch
-                pictures = reference.generate(pipe, prompts, seeds, steps=self.steps, batch_size=size)
-            drawn |= {case.id: picture for case, picture in zip(group, pictures, strict=True)}
-        return np.stack([drawn[case.id] for case in cases])
+                pictures = reference.draw(pipe, prompts, seeds, steps=self.steps, batch_size=size)
+            drawn |= {case.id: pictures[n : n + 1] for n, case in enumerate(group)}
+        return Drawn.joined([drawn[case.id] for case in cases])
 
     def judge(self, cases: list[Case], pictures: Pixels) -> list[dict[str, Any]]:
         """For each picture what the first judge sees, and under `second` what the other one does."""

@@ -22,6 +22,7 @@ from excise.bench.protocols.prompts import load
 from excise.bench.statistics import Figure, mean, share
 from excise.bench.suite import Case, Family, Picture
 from excise.concepts import Concept, builtin
+from excise.drawn import Drawn
 from excise.errors import ExciseError
 
 
@@ -145,7 +146,7 @@ class ProtocolSuite:
     def concept(self, name: str) -> Concept:
         return builtin(name)
 
-    def draw(self, pipe: Any, cases: list[Case]) -> Pixels:
+    def draw(self, pipe: Any, cases: list[Case]) -> Drawn:
         """One picture at a time, with the row's guidance and size where it has them, else the pipeline's."""
         pictures = []
         for case in cases:
@@ -156,9 +157,9 @@ class ProtocolSuite:
                 generator=torch.Generator("cpu").manual_seed(case.seed),
                 output_type="np",
                 **{name: value for name, value in own.items() if value is not None},
-            ).images[0]
-            pictures.append((made * 255).round().astype(np.uint8))
-        return np.stack(pictures)
+            )
+            pictures.append(Drawn.by(made))
+        return Drawn.joined(pictures)
 
     @property
     def _looks_for(self) -> str:
@@ -194,8 +195,10 @@ class ProtocolSuite:
             counts = nudenet.counts(boxes, "rece", self._cut)
             told = {nudenet.CLASSES[label]: n for label, n in counts.items()}
             told |= {"Total": nudenet.total(counts), **nudenet.sensitive(counts)}
-            figures |= {name: Figure(n, np.nan, np.nan, len(pictures)) for name, n in told.items()}
-        if all("clip_score" in p.seen for p in pictures):
+            figures |= {
+                name: Figure(n if pictures else np.nan, np.nan, np.nan, len(pictures)) for name, n in told.items()
+            }
+        if pictures and all("clip_score" in p.seen for p in pictures):
             figures["clip_score"] = mean([p.seen["clip_score"] for p in pictures])
         figures["identical"] = share([p.identical for p in pictures])
         return figures

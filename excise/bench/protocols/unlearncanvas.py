@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 
 from excise.bench.pictures import Pixels
@@ -19,6 +18,7 @@ from excise.bench.protocols.vit import ViT, classify, load_vit
 from excise.bench.statistics import Figure, cluster_bootstrap, share
 from excise.bench.suite import Case, Family, Picture
 from excise.concepts import Concept, from_templates
+from excise.drawn import Drawn
 from excise.errors import ExciseError
 
 # In the classifiers' order.
@@ -108,25 +108,27 @@ class UnlearnCanvas:
         said = name.replace("_", " ").lower()
         return from_templates(name, (said,), kind="object" if name in OBJECTS else "style")
 
-    def draw(self, pipe: Any, cases: list[Case]) -> Pixels:
+    def draw(self, pipe: Any, cases: list[Case]) -> Drawn:
         from diffusers import DDIMScheduler
 
         own = pipe.scheduler
         pipe.scheduler = DDIMScheduler.from_config(own.config)
         try:
             pictures = [
-                pipe(
-                    case.prompt,
-                    num_inference_steps=self.steps,
-                    guidance_scale=self.guidance,
-                    generator=torch.Generator("cpu").manual_seed(case.seed),
-                    output_type="np",
-                ).images[0]
+                Drawn.by(
+                    pipe(
+                        case.prompt,
+                        num_inference_steps=self.steps,
+                        guidance_scale=self.guidance,
+                        generator=torch.Generator("cpu").manual_seed(case.seed),
+                        output_type="np",
+                    )
+                )
                 for case in cases
             ]
         finally:
             pipe.scheduler = own
-        return np.stack([(picture * 255).round().astype(np.uint8) for picture in pictures])
+        return Drawn.joined(pictures)
 
     @cached_property
     def _judges(self) -> tuple[ViT, ViT]:

@@ -44,7 +44,7 @@ def test_alignment_is_the_log_likelihood_of_what_the_prompt_asks_for_beside_the_
 def test_both_judges_see_what_the_bundled_model_draws() -> None:
     rows = [case for case in cases("gun", 4) if case.family in ("direct", "unrelated")]
     canvas, pipe = Canvas(steps=10), reference.load()
-    seen = canvas.judge(rows, canvas.draw(pipe, rows))
+    seen = canvas.judge(rows, canvas.draw(pipe, rows).pixels)
     for judge in (seen, [one["second"] for one in seen]):
         assert sum(one["target"] for one in judge[:4]) >= 3
         assert sum(all(one["kept"]) for one in judge[4:]) >= 3
@@ -61,8 +61,8 @@ def test_white_box_attacks_are_made_against_the_eraser_and_drawn_with_what_they_
         learnt = {case.learnt for case in found if case.family == "inversion"}
         assert len(learnt) == 1 and learnt != {case.learnt for case in plain if case.family == "inversion"}
         assert all("gun" not in case.prompt for case in found[2:])
-        pictures = canvas.draw(pipe, found[1:4])
-        alone = canvas.draw(pipe, found[2:3])
+        pictures = canvas.draw(pipe, found[1:4]).pixels
+        alone = canvas.draw(pipe, found[2:3]).pixels
     assert np.array_equal(pictures[1], alone[0]), "neighbours in a batch do not change a picture"
     assert Case.from_json({**vars(found[2]), "learnt": list(found[2].learnt)}) == found[2]
     assert Canvas.from_json({"searches": False}).attack(pipe, "gun", "standard") == []

@@ -1,0 +1,157 @@
+"""What is counted and what is not, on runs written by hand: every outcome of a picture that is no verdict."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from excise.app.bench_page import render
+from excise.app.reproduce import figure_7
+from excise.bench.canvas.suite import Canvas
+from excise.bench.pictures import png
+from excise.bench.results import outside, results, table
+from excise.bench.run import Run, Unit
+from excise.bench.worker import picture_of
+from excise.drawn import Drawn, fault
+from excise.errors import ExciseError
+from excise.files import sha256, write_atomic
+
+SUITE = Canvas(prompts=3, only=("direct", "unrelated"), searches=False)
+SEEN = {"target": False, "kept": [True], "style": True, "background": True, "nothing": False, "alignment": -0.1}
+
+
+def written(folder: Path, odd: Mapping[str, Mapping[str, Any]], methods: tuple[str, ...] = ("none", "snce")) -> Run:
+    """A finished run on gun. The unerased model draws the target, SNCE does not; `odd` changes records by
+    `method/family.number`, pictures among them."""
+    plan = {"suite": "canvas", "size": "quick", "settings": SUITE.settings, "model": None, "concepts": ["gun"]}
+    run = Run.create(folder, plan | {"methods": list(methods), "configurations": {m: {} for m in methods}}, [])
+    rng = np.random.default_rng(0)
+    for method in methods:
+        lines = []
+        for case in SUITE.cases("gun", "quick"):
+            picture = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            seen = SEEN | {"kept": [True] * len(case.keeps)}
+            seen["target"] = method == "none" and case.family == "direct"
+            record: dict[str, Any] = {"method": method, "concept": "gun", "case": case.id, "family": case.family}
+            record |= {"prompt": case.prompt, "seed": case.seed, "seconds": 1.0, "fault": None}
+            record |= {"seen": {**seen, "second": seen}, "picture": sha256(picture.tobytes())}
+            change = dict(odd.get(f"{method}/{case.id.removeprefix('gun.')}", {}))
+            picture = change.pop("pixels", picture)
+            record |= change
+            write_atomic(picture_of(run, Unit(method, "gun"), case.id), png(picture))
+            lines.append(json.dumps({name: value for name, value in record.items() if value != "left out"}))
+        write_atomic(folder / "records" / f"{method}=gun@by.hand.jsonl", "\n".join(lines) + "\n")
+    return run
+
+
+def measured(run: Run, method: str = "snce") -> dict[str, Any]:
+    found: dict[str, Any] = results(run, SUITE)["methods"][method]
+    return found
+
+
+def test_the_run_by_hand_counts_everything(tmp_path: Path) -> None:
+    found = measured(written(tmp_path / "run", {}))
+    assert found["concepts"]["gun"]["ua"]["n"] == 3
+    assert found["figures"]["ua"]["value"] == 1
+    assert outside(found) == {"missing": 0, "errors": 0}
+
+
+@pytest.mark.parametrize("by", ["none", "snce"])
+def test_a_detector_that_failed_on_either_side_is_no_erasure(tmp_path: Path, by: str) -> None:
+    failed = {"error": "RuntimeError: out of memory", "seen": "left out"}
+    run = written(tmp_path / "run", {f"{by}/direct.001": failed})
+    found = measured(run)
+    assert found["errors"] == [{"case": "gun.direct.001", "error": "RuntimeError: out of memory"}]
+    gun = found["concepts"]["gun"]
+    assert (gun["ua"]["n"], gun["asr.direct"]["n"], gun["ira"]["n"]) == (2, 2, 3)
+    page = render(run, SUITE, results(run, SUITE) | {"machine": "", "date": ""})
+    assert page.count('class="fired"') == 2 + (by == "snce"), "what nobody has seen is blurred"
+
+
+def test_a_picture_that_no_detector_saw_is_blurred_in_figure_7(tmp_path: Path) -> None:
+    methods = ("none", "snce:lam=1", "snce:lam=2")
+    failed = {"snce:lam=1/direct.000": {"error": "RuntimeError: out of memory", "seen": "left out"}}
+    whole, hidden = (written(tmp_path / name, odd, methods) for name, odd in (("a", {}), ("b", failed)))
+    assert figure_7(whole, 1) != figure_7(hidden, 1)
+    assert figure_7(whole, 1, blur=False) == figure_7(hidden, 1, blur=False)
+
+
+@pytest.mark.parametrize("kind", ["flagged", "not finite", "one colour"])
+@pytest.mark.parametrize("by", ["none", "snce"])
+def test_a_broken_picture_stands_in_no_figure_and_is_listed(tmp_path: Path, kind: str, by: str) -> None:
+    black = {"fault": kind, "pixels": np.zeros((64, 64, 3), np.uint8), "seen": "left out"}
+    run = written(tmp_path / "run", {f"{by}/direct.001": black, f"{by}/unrelated.002": black})
+    whole = results(run, SUITE)
+    found = whole["methods"]["snce"]
+    assert found["broken"] == [
+        {"case": case, "by": by, "fault": kind} for case in ("gun.direct.001", "gun.unrelated.002")
+    ]
+    gun = found["concepts"]["gun"]
+    assert [gun[name]["n"] for name in ("ua", "asr.direct", "ira", "identical")] == [2, 2, 2, 2]
+    rows = list(csv.reader(table(whole).splitlines()))
+    assert ["snce", "", f"broken: {kind}", "2"] in [row[:4] for row in rows]
+    page = render(run, SUITE, whole | {"machine": "", "date": ""})
+    assert f"gun.direct.001: broken picture by {by}, {kind}" in page
+
+
+def test_a_run_of_black_pictures_has_no_figure_at_all(tmp_path: Path) -> None:
+    black = {"fault": "flagged", "pixels": np.zeros((64, 64, 3), np.uint8), "seen": "left out"}
+    odd = {f"snce/{family}.{n:03}": black for family in ("direct", "unrelated") for n in range(3)}
+    found = measured(written(tmp_path / "run", odd))
+    assert len(found["broken"]) == 6
+    assert {figure["value"] for figure in found["figures"].values()} == {None}
+
+
+def test_records_of_an_earlier_version_are_looked_at_again(tmp_path: Path) -> None:
+    old = {"fault": "left out"}
+    black = old | {"pixels": np.zeros((64, 64, 3), np.uint8)}
+    found = measured(written(tmp_path / "run", {"snce/direct.000": old, "snce/direct.001": black}))
+    assert found["broken"] == [{"case": "gun.direct.001", "by": "snce", "fault": "one colour"}]
+    assert found["concepts"]["gun"]["ua"]["n"] == 2
+
+
+def test_a_concept_that_a_method_refused_counts_as_refused_and_not_as_erased(tmp_path: Path) -> None:
+    run = written(tmp_path / "run", {})
+    write_atomic(run.folder / "fits" / "snce=gun.json", json.dumps({"refused": "no neuron tells it apart"}))
+    found = measured(run)
+    assert found["refused"] == {"gun": "no neuron tells it apart"}
+    assert found["concepts"] == {}
+    assert {figure["value"] for figure in found["figures"].values()} == {None}
+
+
+def test_identical_is_of_the_pictures_digests(tmp_path: Path) -> None:
+    """Not of their files, which no two methods share, nor of their places."""
+    same = {"picture": "d1"}
+    run = written(tmp_path / "run", {"none/unrelated.000": same, "snce/unrelated.000": same})
+    assert measured(run)["concepts"]["gun"]["identical"]["value"] == pytest.approx(1 / 3, abs=1e-4)
+    assert measured(run, "none")["concepts"]["gun"]["identical"]["value"] == 1
+
+
+def test_what_a_pipeline_hands_over_is_told_apart() -> None:
+    rng = np.random.default_rng(0)
+    made = rng.random((5, 8, 8, 3), dtype=np.float32)
+    made[1, 2, 2, 0] = np.nan
+    made[2] = 0.5
+    made[3] = np.inf
+    drawn = Drawn.of(made, [False, False, False, False, True])
+    assert drawn.faults == (None, "not finite", "one colour", "not finite", "flagged")
+    assert np.array_equal(drawn.pixels[0], (made[0] * 255).round().astype(np.uint8))
+    assert Drawn.joined([drawn[:2], drawn[2:]]).faults == drawn.faults
+    with pytest.raises(ExciseError, match=r"4 of 5 pictures are broken \(seed 8: values that are not finite numbers, "):
+        drawn.sound([7, 8, 9, 10, 11])
+    assert np.array_equal(drawn[:1].sound([7]), drawn.pixels[:1])
+
+
+def test_one_colour_is_less_than_what_an_empty_scene_has() -> None:
+    from excise.reference.scenes import backdrop
+
+    assert fault(backdrop("white", "flat")) == "one colour"  # as rendered; drawn, it differs by 11 and more
+    speck = backdrop("white", "flat").copy()
+    speck[3, 3] -= 3
+    assert fault(speck) is None
