@@ -1,7 +1,8 @@
 """A small chat server on a local port: OpenAI's chat completions, as far as a client asks for an answer.
 
-It speaks HTTP over a real socket. What it answers is a function of the two texts; it can be told to be slow, to answer
-with a status or with bytes that are no JSON, and to drop the connection from some question on, as a server that dies.
+It speaks HTTP over a real socket. What it answers is a function of the two texts; it can be told to hold an answer back
+until something has happened, to answer with a status or with bytes that are no JSON, and to drop the connection from
+some question on, as a server that dies. Nothing in it waits for a time: tests must not depend on who is faster.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -19,25 +19,25 @@ Answer = Callable[[str, str], str]
 
 
 class ChatServer:
-    """A context manager: a server is up inside, and a new one with the same `port` goes on in its place."""
+    """A context manager: a server is up inside."""
 
-    def __init__(self, answer: Answer, port: int = 0) -> None:
+    def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.asked: list[dict[str, Any]] = []
         """Every request that was answered, slowly or not."""
         self.keys: list[str | None] = []
-        self.delay: Callable[[dict[str, Any]], float] = lambda request: 0.0
-        """Seconds to wait before a request is answered."""
+        self.hold: Callable[[int, str], Any] = lambda number, user: None
+        """Called before a request is answered, with its number from 0 and what the user says; it may wait."""
         self.status, self.message = 200, ""
         self.body: bytes | None = None
         """What comes back in place of a completion."""
         self.content_type = "application/json"
         self.dies_after: int | None = None
-        """How many requests are answered before every later connection is dropped."""
+        """How many requests are answered before every later connection is dropped; None: it is up (again)."""
         self.most_at_once = 0
-        self._at_once, self._lock = 0, threading.Lock()
+        self._at_once, self._came = 0, threading.Condition()
         handler = type("Handler", (_Handler,), {"chat": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.port = self._server.server_port
         self.base_url = f"http://127.0.0.1:{self.port}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
@@ -59,19 +59,25 @@ class ChatServer:
         """What the user said in each request."""
         return [request["messages"][-1]["content"] for request in self.asked]
 
-    def admit(self, request: dict[str, Any], key: str | None) -> bool:
-        """Whether a request is answered: the server has not died."""
-        with self._lock:
+    def wait_for(self, count: int) -> None:
+        """Return once so many requests came."""
+        with self._came:
+            self._came.wait_for(lambda: len(self.asked) >= count)
+
+    def admit(self, request: dict[str, Any], key: str | None) -> int | None:
+        """The number of a request that is answered; None where the server has died."""
+        with self._came:
             if self.dies_after is not None and len(self.asked) >= self.dies_after:
-                return False
+                return None
             self.asked.append(request)
             self.keys.append(key)
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
-        return True
+            self._came.notify_all()
+            return len(self.asked) - 1
 
     def done(self) -> None:
-        with self._lock:
+        with self._came:
             self._at_once -= 1
 
 
@@ -84,13 +90,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
-        if not self.chat.admit(request, self.headers.get("Authorization")):
+        number = self.chat.admit(request, self.headers.get("Authorization"))
+        if number is None:
             self.close_connection = True
             return
         try:
-            time.sleep(self.chat.delay(request))
+            self.chat.hold(number, request["messages"][-1]["content"])
             self._answer(request)
-        except BrokenPipeError:
+        except ConnectionError:
             pass  # whoever asked has stopped waiting
         finally:
             self.chat.done()

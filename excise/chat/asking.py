@@ -84,32 +84,29 @@ def ask_all(
             waiting.append(question)
         else:
             settle(question, known)
-    failed, reason = 0, ""
-    with interruptible() as interrupted, _Asking(backend, waiting, jobs) as asking:
+    with interruptible() as interrupted, _Asking(backend, waiting, jobs, patience) as asking:
         while (answered := asking.next(interrupted)) is not None:
             question, outcome = answered
             if isinstance(outcome, Reply):
                 if cache is not None:
                     cache.put(backend.name, question, outcome)
-                failed = 0
                 settle(question, outcome)
-                continue
-            settle(question, Failure(str(outcome)))
-            failed = failed + 1 if isinstance(outcome, Unavailable) else 0
-            if failed == patience:
-                reason = str(outcome)
-                asking.stop()
+            else:
+                settle(question, Failure(str(outcome)))
     for question in waiting:
         if places[question][0] not in outcomes:
-            settle(question, Failure(f"not asked any more: {reason}"))
+            settle(question, Failure(f"not asked any more: {asking.reason}"))
     return [outcomes[place] for place in range(len(questions))]
 
 
 class _Asking:
     """Threads that ask; a context manager. They are daemons, so that one that waits for an answer holds up no exit."""
 
-    def __init__(self, backend: Backend, questions: Sequence[Question], jobs: int) -> None:
-        self._backend, self._left = backend, len(questions)
+    def __init__(self, backend: Backend, questions: Sequence[Question], jobs: int, patience: int) -> None:
+        self._backend, self._left, self._patience = backend, len(questions), patience
+        self.reason = ""
+        """Why no more are asked: what the last of `patience` failures in a row said."""
+        self._failed, self._counting = 0, threading.Lock()
         self._waiting: queue.SimpleQueue[Question] = queue.SimpleQueue()
         self._answered: queue.SimpleQueue[tuple[Question, Reply | Exception]] = queue.SimpleQueue()
         self._stopped = threading.Event()
@@ -157,7 +154,17 @@ class _Asking:
                 question = self._waiting.get_nowait()
             except queue.Empty:
                 return
-            try:
-                self._answered.put((question, self._backend.ask(question)))
-            except Exception as error:
-                self._answered.put((question, error))
+            outcome = self._ask(question)
+            # Counted here and not by who reads the answers: that one may be slow, and nobody is asked meanwhile.
+            with self._counting:
+                self._failed = self._failed + 1 if isinstance(outcome, Unavailable) else 0
+                if self._failed == self._patience:
+                    self.reason = str(outcome)
+                    self.stop()
+            self._answered.put((question, outcome))
+
+    def _ask(self, question: Question) -> Reply | Exception:
+        try:
+            return self._backend.ask(question)
+        except Exception as error:
+            return error

@@ -121,7 +121,6 @@ def browse(database: NeuronDatabase, tmp_path: Path) -> Callable[..., Dom]:
         found = subprocess.run(
             [BROWSER, *QUIET.split(), f"--user-data-dir={profile}", "--dump-dom", f"{file.as_uri()}{address}"],
             capture_output=True,
-            timeout=120,
             check=True,
             env={**os.environ, "HOME": str(tmp_path)},
         )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from excise.chat import Cache, Cost, Failure, Question, Reply, Unavailable, ask_all, backend
+from excise.chat.asking import _Asking
 from excise.errors import ExciseError
 from tests.chat_server import ChatServer
 
@@ -56,7 +58,17 @@ def test_a_question_goes_out_as_it_is_and_its_answer_and_cost_come_back(server, 
 
 
 def test_replies_keep_the_order_of_their_questions_though_many_are_asked_at_once(server, ask):
-    server.delay = lambda request: 0.15 if request["messages"][-1]["content"] == "question 0" else 0.02
+    three, last = threading.Barrier(3), threading.Event()
+
+    def hold(number: int, user: str) -> None:
+        if number < 3:
+            three.wait()
+        if user == "question 8":
+            last.set()
+        if user == "question 0":
+            last.wait()
+
+    server.hold = hold
     told: list[int] = []
     asked = [*questions(9), *questions(2)]
     outcomes = ask_all(ask(server), asked, jobs=3, progress=told.append)
@@ -116,30 +128,54 @@ def test_a_server_that_dies_is_not_asked_on_and_a_second_run_asks_only_what_is_l
         answered = [outcome.text for outcome in outcomes if isinstance(outcome, Reply)]
         failures = [outcome.reason for outcome in outcomes if isinstance(outcome, Failure)]
         assert len(answered) == 7 and len(failures) == 33
-        assert sum("not asked any more" in reason for reason in failures) >= 28
+        # Two failures, a seventh answer that was late, three failures, and one that was being asked by then.
+        assert sum("not asked any more" not in reason for reason in failures) <= 2 + 3 + 1
         assert all("cannot reach 127.0.0.1" in reason for reason in failures)
-        done = set(server.users())
-    with ChatServer(echo, port=server.port) as revived:
-        outcomes = ask_all(ask(revived), asked, cache, jobs=2)
+        server.dies_after = None
+        outcomes = ask_all(ask(server), asked, cache, jobs=2)
         assert [outcome.text for outcome in outcomes] == [f"answer to {question.user}" for question in asked]
-        assert len(revived.asked) == 33 and not done & set(revived.users())
+        assert len(server.asked) == 40 and len(set(server.users())) == 40
 
 
-def test_no_server_at_all_is_one_line(ask):
-    with ChatServer(echo) as server:
-        pass
-    with pytest.raises(
-        Unavailable, match=rf"^cannot reach 127\.0\.0\.1:{server.port}/v1 \(.*refused.*\); is it running"
-    ):
-        ask(server).ask(questions(1)[0])
+def test_asking_stops_though_nobody_has_read_the_failures_yet():
+    """However busy the one is that reads the answers: `patience` questions, and one for each other thread."""
+
+    class Dead:
+        name = "dead"
+
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def ask(self, question: Question) -> Reply:
+            self.asked += 1
+            raise Unavailable("nobody is there")
+
+    dead = Dead()
+    asking = _Asking(dead, questions(40), jobs=1, patience=3)
+    with asking:
+        for thread in asking._threads:
+            thread.join()
+    assert dead.asked == 3 and asking.reason == "nobody is there"
+
+
+def test_no_server_at_all_is_one_line(ask, server):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # held, so that no other program takes it, but nobody listens
+        port = nobody.getsockname()[1]
+        with pytest.raises(Unavailable, match=rf"^cannot reach 127\.0\.0\.1:{port}/v1 \(.*refused.*\); is it running"):
+            ask(server, base_url=f"http://127.0.0.1:{port}/v1").ask(questions(1)[0])
 
 
 def test_time_outs_are_repeated_and_then_told(server, ask):
-    server.delay = lambda request: 0.6 if "0" in request["messages"][-1]["content"] else 0.0
-    outcomes = ask_all(ask(server, timeout=0.15, retries=1), questions(2), jobs=1)
-    assert outcomes[0] == Failure(f"127.0.0.1:{server.port}/v1 did not answer within 0.15 s; is it overloaded?")
-    assert outcomes[1].text == "answer to question 1"
-    assert server.users() == ["question 0", "question 0", "question 1"]
+    over = threading.Event()
+    server.hold = lambda number, user: over.wait()
+    try:
+        (outcome,) = ask_all(ask(server, timeout=0.15, retries=1), questions(1), jobs=1)
+        assert outcome == Failure(f"127.0.0.1:{server.port}/v1 did not answer within 0.15 s; is it overloaded?")
+        server.wait_for(2)
+    finally:
+        over.set()
+    assert server.users() == ["question 0", "question 0"]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +293,7 @@ def test_a_cache_that_cannot_be_written_is_told(server, ask, tmp_path):
 def test_ctrl_c_keeps_what_came_back(server, tmp_path):
     """In a process of its own, with a server that never answers the fifth question."""
     release = threading.Event()
-    server.delay = lambda request: 0.0 if request["messages"][-1]["content"][-1] in "0123" else release.wait(20) * 0.0
+    server.hold = lambda number, user: user[-1] in "0123" or release.wait()
     code = f"""
         import os, signal
         from pathlib import Path
@@ -277,7 +313,7 @@ def test_ctrl_c_keeps_what_came_back(server, tmp_path):
     environment = {**os.environ, "OPENAI_API_KEY": KEY}
     try:
         run = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, timeout=300
+            [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True
         )
     finally:
         release.set()

@@ -346,11 +346,10 @@ def test_ctrl_c_ends_several_at_once_and_keeps_their_trainings(model_folder: Pat
     running = subprocess.Popen([*begin, *words], stderr=subprocess.PIPE, text=True)
     try:
         kept = [tmp_path / "erasers" / f"{concept}-esd-x.training" / "state.json" for concept in ("gun", "knife")]
-        deadline = time.monotonic() + 300
-        while not all(state.exists() for state in kept) and running.poll() is None and time.monotonic() < deadline:
+        while not all(state.exists() for state in kept) and running.poll() is None:
             time.sleep(0.2)
         running.send_signal(signal.SIGINT)
-        said = running.communicate(timeout=100)[1]
+        said = running.communicate()[1]
     finally:
         running.kill()
     assert running.returncode == 2, said

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import re
-import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,11 +17,12 @@ def test_a_cell_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
 def test_progress_in_a_log_is_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(terminal, "LINE_EVERY", 0.0)
-    with terminal.progress("pictures", 8) as advance:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    with terminal.progress("pictures", 970) as advance:
+        advance(2)  # at once: they were there before
+        clock.now += 20
         advance(2)
-        time.sleep(1.1)
-        advance(2)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "pictures ..."
-    assert re.fullmatch(r"pictures: 4 of 8, \d(\.\d+)?/s, \d+ min left", lines[-1])
+        clock.now += 20
+        advance(6)
+    assert capsys.readouterr().err.splitlines() == ["pictures ...", "pictures: 10 of 970, 0.2/s, 80 min left"]

@@ -77,18 +77,19 @@ def test_a_server_that_dies_leaves_what_was_done_and_a_second_run_asks_for_the_r
     with ChatServer(planted) as server:
         undisturbed = explain_all(contexts, neurons, chat(server), config=config)
         everything = server.users()
-    with ChatServer(planted, server.port) as server:
+        server.asked.clear()
         server.dies_after = 12
         halved = explain_all(contexts, neurons, chat(server), cache, config)
         before = server.users()
+        server.asked.clear()
+        server.dies_after = None
+        resumed = explain_all(contexts, neurons, chat(server), cache, config)
+        after = server.users()
     assert len(before) == 12 < len(everything)
     assert all(found.text for found in halved)
     assert sum(found.failures for found in halved) == len(everything) - 12
     failed = sum(score.failed for found in halved for score in found.scores.values())
     assert failed > 0
-    with ChatServer(planted, server.port) as server:
-        resumed = explain_all(contexts, neurons, chat(server), cache, config)
-        after = server.users()
     assert sorted(before + after) == sorted(everything)
     assert [without_cost(found) for found in resumed] == [without_cost(found) for found in undisturbed]
     assert sum(found.cost.cached for found in resumed) == 12
