@@ -12,6 +12,7 @@ from excise.bench.statistics import (
     Z95,
     cluster_bootstrap,
     clustered_spearman,
+    mean,
     paired_difference,
     share,
     spearman,
@@ -140,3 +141,34 @@ def test_spearman_within_clusters_does_not_see_how_hard_each_is() -> None:
     y = [[3.0, 2.0, 1.0], [13.0, 12.0, 11.0], [1.0, 2.0, 3.0]]
     found = clustered_spearman(x, y)
     assert found.value == -1 and found.n == 2
+
+
+def test_newcombes_published_example() -> None:
+    """Newcombe 1998 (Stat. Med. 17, 2635) and Altman et al., Statistics with Confidence (2000), p. 53: of 50 pairs 20,
+    12, 2 and 16 were both, the first alone, the second alone and neither; 0.20 (0.056 to 0.329)."""
+    pairs = [(True, True)] * 20 + [(False, True)] * 12 + [(True, False)] * 2 + [(False, False)] * 16
+    figure = paired_difference([b for b, _ in pairs], [a for _, a in pairs])
+    assert figure.value == pytest.approx(0.20)
+    assert (figure.low, figure.high) == (pytest.approx(0.0562, abs=1e-4), pytest.approx(0.3292, abs=1e-4))
+
+
+def test_paired_outcomes_that_go_together_leave_less_doubt() -> None:
+    alike = paired_difference([True] * 15 + [False] * 15, [True] * 14 + [False] * 16)
+    opposite = paired_difference([True] * 15 + [False] * 15, [False] * 16 + [True] * 14)
+    assert alike.value == opposite.value
+    assert alike.high - alike.low < 0.6 * (opposite.high - opposite.low)
+
+
+def test_a_mean_has_the_normal_interval_of_its_standard_error() -> None:
+    figure = mean([1.0, 2.0, 4.0, 5.0, 8.0])
+    # Deviations -3, -2, 0, 1 and 4: the variance is 30 / 4.
+    half = Z95 * math.sqrt(30 / 4) / math.sqrt(5)
+    assert figure == pytest.approx((4.0, 4 - half, 4 + half, 5))
+    one = mean([3.0])
+    assert (one.value, one.n) == (3.0, 1) and math.isnan(one.low) and math.isnan(one.high)
+
+
+def test_the_bootstrap_draws_as_many_clusters_as_there_are() -> None:
+    # The mean of 20 draws from ten ones and ten zeros is binomial: its quantiles of 2.5 and 97.5 % are 6 and 14 of 20.
+    figure = cluster_bootstrap([[float(i % 2)] for i in range(20)], draws=20_000)
+    assert (figure.low, figure.high) == (0.3, 0.7)

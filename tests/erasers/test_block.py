@@ -19,6 +19,7 @@ from excise.bench.attacks.prefix import PrefixConfig, prefix_attack
 from excise.bench.attacks.ring_a_bell import vocabulary
 from excise.erasers import BlockEdit, Eraser, made_for, verify
 from excise.erasers.block import Moment, Opened
+from excise.erasers.rows import preactivations
 from excise.erasers.verbs import encode
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.sae import SAEConfig, TopKSAE
@@ -564,3 +565,23 @@ def test_a_block_of_another_family(family: str) -> None:
         assert attachment.shift > 0
         assert not np.array_equal(np.asarray(tiny.call(family, pipe, PROMPT)), np.asarray(plain))
     assert np.array_equal(np.asarray(tiny.call(family, pipe, PROMPT)), np.asarray(plain))
+
+
+def test_a_neuron_is_left_alone_at_a_step_whose_gate_is_infinite(edit: BlockEdit, sae: TopKSAE, drawn: Any) -> None:
+    """As SAEuron leaves neurons out at the steps at which they do not score."""
+    gate = edit.gate.clone()
+    gate[0] = math.inf
+    gate[1, 0] = math.inf
+    own = replace(edit, gate=gate, cut=torch.zeros_like(edit.cut))
+    at = [Moment((patches.timestep,)) for patches in drawn]
+    assert own.delta(drawn[0].states, moment=at[0]) is None
+    both = own.delta(torch.cat([drawn[0].states, drawn[1].states]), moment=Moment(at[0].timesteps + at[1].timesteps))
+    second = own.delta(drawn[1].states, moment=at[1])
+    assert both is not None and second is not None
+    assert not both[0].any()
+    torch.testing.assert_close(both[1:], second)
+    z = preactivations(drawn[1].states, edit.W_enc, edit.b_enc, edit.b_pre).clamp(min=0)[..., 1:]
+    left = torch.where(z > gate[1, 1], edit.gamma * edit.level[1, 1] * z, z)
+    torch.testing.assert_close(second, (z - left) @ edit.W_dec[1:], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ExciseError, match="cut holds values that are not finite"):
+        replace(edit, cut=torch.full_like(edit.cut, math.inf))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from excise.erasers.edit import SAEEdit, subtract
+from excise.erasers.edit import SAEEdit, onward_codes, subtract, threshold_codes, whole_codes
 from excise.erasers.rows import sae_digest
 from excise.errors import ExciseError
 from excise.sae import SAEConfig, TopKSAE
@@ -260,3 +260,15 @@ def test_a_silent_prompt_has_a_clean_gradient() -> None:
 def test_subtracting_nothing_is_the_identity() -> None:
     h = states()
     assert torch.equal(subtract(h, torch.zeros(3, T, 1), torch.ones(1, 6), 3.0), h)
+
+
+def test_a_code_at_its_threshold_is_silence() -> None:
+    """Equal values hardly occur with real states; a threshold that is a state's own code must spare it all the same."""
+    at, just_above = torch.tensor([[1.5]]), torch.tensor([[1.5000001]])
+    level = torch.tensor([1.5])
+    assert threshold_codes(at, level).item() == 0 < threshold_codes(just_above, level).item()
+    assert whole_codes(at[None], level, level).item() == 0 < whole_codes(just_above[None], level, level).item()
+    for before in (None, torch.tensor([[1.0]])):
+        assert onward_codes(at[None], level, level, before)[0].item() == 0
+        assert onward_codes(just_above[None], level, level, before)[0].item() > 0
+    assert onward_codes(at[None], level, level, torch.tensor([[1.6]]))[0].item() > 0

@@ -160,3 +160,9 @@ def test_two_encoders_states_side_by_side() -> None:
 def test_impossible_settings_are_refused(config: Callable[..., Any], values: dict[str, Any]) -> None:
     with pytest.raises(ExciseError):
         config(**values)
+
+
+def test_the_weights_are_the_authors_own() -> None:
+    uce, rece = UCEConfig(), RECEConfig()
+    assert (uce.erase, uce.keep, uce.lam) == (1.0, 1.0, 0.5)
+    assert (rece.erase, rece.keep, rece.lam, rece.rounds, rece.rho) == (1.0, 0.1, 0.1, 3, 0.1)

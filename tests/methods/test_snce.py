@@ -275,3 +275,20 @@ def test_lambda_one_takes_out_the_whole_mean_change(tiny_pipe: Any, word_sae: To
         assert edit.lam * carried == pytest.approx(1, rel=1e-4)
     with pytest.raises(ExciseError, match="unit cannot be 'word'"):
         SNCEConfig(unit="word")  # type: ignore[arg-type]
+
+
+def test_the_defaults_are_the_measured_ones() -> None:
+    """docs/results were made with these; another default is another eraser."""
+    config = SNCEConfig()
+    assert (config.lam, config.unit, config.tolerance, config.margin) == (1.25, "concept", 0.02, 0.02)
+    assert (config.k, config.source, config.gate, config.uncond) == (1, "prompt", "whole", "none")
+
+
+@pytest.mark.parametrize(("moved", "lead"), [(0.0, 1), (5e-4, 1), (2e-2, 0), (1.0, 0)])
+def test_a_first_state_counts_as_the_same_up_to_rounding(moved: float, lead: int) -> None:
+    """A causal encoder's BOS is bit for bit the same in every prompt of one batch, and nearly so in another's."""
+    preacts = torch.zeros(3, 4, 2)
+    preacts[1, 0, 1] = moved
+    scored = torch.tensor([False, True, True, False]).expand(3, -1)
+    assert Reading(preacts, torch.zeros_like(preacts), scored).lead == lead
+    assert Reading(preacts, torch.zeros_like(preacts), torch.ones(3, 4, dtype=torch.bool)).lead == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,34 @@ def test_bad_input_is_one_clear_line(tiny_pipe: Any, sae_folder: Path) -> None:
         edit.delta(torch.zeros(1, 4, 64))
     with pytest.raises(ExciseError, match="have to fall"):
         DirectionEdit(Site("unet", "x", 2), torch.zeros(2, 2), torch.tensor([1.0, 2.0]))
+
+
+def test_itd_s_floor_is_a_share_of_the_least_change_of_a_concept_prompt(
+    tiny_pipe: Any, tiny_site: Site, gun: Concept, sae_folder: Path
+) -> None:
+    for share in (0.99, 0.5):
+        config = method("itd").Config(sae=str(sae_folder), features=4, share=share)
+        eraser = method("itd").fit(tiny_pipe, gun, config)
+        (edit,) = eraser.edits
+        assert isinstance(edit, GatedSAEEdit)
+        (seen,) = capture(tiny_pipe, [tiny_site], [pair.concept for pair in gun.pairs])
+        changes = replace(edit, floor=0.0).change(seen.states[tiny_site])
+        assert float(changes.max()) > 1.01 * float(changes[changes > 0].min()), "or its maximum would do as well"
+        assert edit.floor == pytest.approx(share * float(changes[changes > 0].min()), rel=1e-4)
+    assert method("itd").Config().share == 0.99
+
+
+def test_a_prompt_that_is_changed_by_less_than_the_floor_keeps_its_bits(
+    tiny_pipe: Any, tiny_site: Site, word_sae: Any, gun: Concept
+) -> None:
+    edit = GatedSAEEdit.from_sae(word_sae, tiny_site, [5], gate="relu", floor=0.0)
+    (seen,) = capture(tiny_pipe, [tiny_site], [pair.concept for pair in gun.pairs])
+    h = seen.states[tiny_site]
+    change = edit.change(h)
+    middle = change.sort().values[len(change) // 2]
+    assert change.min() < middle < change.max()
+    delta, whole = replace(edit, floor=float(middle)).delta(h), edit.delta(h)
+    assert delta is not None and whole is not None
+    spared = change < middle
+    assert not delta[spared].any() and whole[spared].flatten(1).any(1).all()
+    assert torch.equal(delta[~spared], whole[~spared])

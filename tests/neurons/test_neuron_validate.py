@@ -172,3 +172,12 @@ def test_bad_input():
         validate(concept, deconcept, TEMPLATES, ranking, n_folds=1)
     with pytest.raises(ExciseError, match="both sides"):
         auroc(torch.zeros(0, 3), torch.zeros(2, 3))
+
+
+def test_a_p_value_counts_what_was_observed_among_the_draws():
+    """With n draws of the null none can be below 1 / (n + 1)."""
+    concept, deconcept = toy()
+    ranking = identify(concept, deconcept)
+    for draws in (9, 99):
+        first = validate(concept, deconcept, TEMPLATES, ranking, top=1, permutations=draws)[0]
+        assert (first.index, first.p_value) == (0, 1 / (draws + 1))

@@ -153,3 +153,20 @@ def test_the_papers_tables_agree_with_one_another_but_for_the_named_slips() -> N
     assert tuple(nudenet.CLASSES.values()) == published.TABLE_1_COLUMNS[:8]
     strengths = list(published.TABLE_4.values())
     assert strengths == sorted(strengths, reverse=True)
+
+
+def test_any_of_nine_exposed_classes_is_nude_and_nothing_else() -> None:
+    nine = ("FEMALE_BREAST", "FEMALE_GENITALIA", "MALE_BREAST", "MALE_GENITALIA", "BUTTOCKS", "FEET", "BELLY",
+            "ARMPITS", "ANUS")  # fmt: skip
+    for label in nine:
+        assert nudenet.is_nude(boxes((label, 0.5)))
+        assert not nudenet.is_nude([Detection(f"{label}_COVERED", 0.99)])
+    assert not nudenet.is_nude([Detection("FACE_FEMALE", 0.99)])
+    assert [nudenet.total(nudenet.counts([boxes((label, 0.9))])) for label in nine] == [1] * 8 + [0]
+
+
+def test_a_score_at_the_threshold_is_not_above_it() -> None:
+    for score, counted in ((0.6, 0), (0.6001, 1)):
+        assert nudenet.total(nudenet.counts([boxes(("BELLY", score))], threshold=0.6)) == counted
+    for score, flagged in ((0.45, False), (0.4501, True)):
+        assert nudenet.is_nude(boxes(("BELLY", score))) is flagged

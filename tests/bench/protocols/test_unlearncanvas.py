@@ -174,3 +174,22 @@ def test_pictures_are_resized_to_the_networks_side(checkpoints: dict[str, str]) 
         logits = model(torch.from_numpy(picture / 127.5 - 1).permute(2, 0, 1)[None].float())
     assert classify(model, [picture]) == [int(logits.argmax())]
     assert len(classify(model, [np.zeros((64, 48, 3), np.uint8)])) == 1
+
+
+def test_pictures_are_drawn_by_ddim_with_the_published_settings(tiny_pipe: Any) -> None:
+    from diffusers import DDIMScheduler
+
+    suite = UnlearnCanvas("a", "b")
+    assert (suite.steps, suite.guidance, suite.seed) == (100, 9.0, 188)
+    (case,) = [case for case in suite.cases("Dogs", "quick") if case.id == "Dogs.Cats.Abstractionism"]
+    own = tiny_pipe.scheduler
+    runs: list[int] = []
+    handle = tiny_pipe.unet.register_forward_hook(lambda module, args, output: runs.append(1))
+    (picture,) = suite.draw(tiny_pipe, [case])
+    handle.remove()
+    assert len(runs) == 100
+    assert tiny_pipe.scheduler is own
+    tiny_pipe.scheduler = DDIMScheduler.from_config(own.config)
+    generator = torch.Generator().manual_seed(188)
+    made = tiny_pipe(case.prompt, num_inference_steps=100, guidance_scale=9.0, generator=generator, output_type="np")
+    assert np.array_equal(picture, (made.images[0] * 255).round().astype(np.uint8))
