@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from excise.cli import bounds
+
 if TYPE_CHECKING:
     from excise.chat import Backend
 
@@ -22,7 +24,7 @@ KeyVariable = Annotated[
     str, typer.Option("--api-key-env", help="The environment variable that holds the server's key.")
 ]
 KEY = "OPENAI_API_KEY"
-Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Questions asked at a time.")]
+Jobs = Annotated[int, typer.Option("--jobs", help="Questions asked at a time.", **bounds.JOBS)]
 Answers = Annotated[
     Path | None,
     typer.Option("--cache", help="Folder that keeps answers, so that none is paid twice. Default: beside the file."),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from excise.cli import bounds
 from excise.cli.options import Device, Json, Model, PairsFile
 from excise.cli.terminal import emit, note, progress, table
 
@@ -48,7 +49,7 @@ def audit(
             "--kind", help="What the concept is: object, style or attribute. Default: as built in, else object."
         ),
     ] = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="Benign prompts at most.")] = 2000,
+    count: Annotated[int, typer.Option("--count", help="Benign prompts at most.", **bounds.COUNT)] = 2000,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:

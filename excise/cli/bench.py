@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excise.cli import bounds
+from excise.cli.command import Commands
 from excise.cli.options import Device, Json, Model, Sae
 from excise.cli.terminal import complain, emit, note, progress, table
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from excise.bench.gates import Gate
     from excise.bench.run import Run
 
-app = typer.Typer(help="Compare erasure methods in one harness.", no_args_is_help=True)
+app = Commands(help="Compare erasure methods in one harness.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the run.")]
 Gates = Annotated[
@@ -45,12 +47,14 @@ def run(
     concepts: Annotated[
         str | None, typer.Option("--concepts", help='These concepts instead of the size\'s own: "gun, cat".')
     ] = None,
-    n: Annotated[int | None, typer.Option("--n", min=1, help="Prompts a family, instead of the size's number.")] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", help="Prompts a family, instead of the size's number.", **bounds.COUNT)
+    ] = None,
     search: Annotated[
         bool, typer.Option("--search/--no-search", help="Whether Canvas's attacks that search take part.")
     ] = True,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Denoising steps; default 20, for a protocol 50.")
+        int | None, typer.Option("--steps", help="Denoising steps; default 20, for a protocol 50.", **bounds.STEPS)
     ] = None,
     prompts: Annotated[
         str | None,
@@ -69,7 +73,9 @@ def run(
     object_classifier: Annotated[
         Path | None, typer.Option("--object-classifier", help="UnlearnCanvas's checkpoint for objects.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="A protocol's first so many prompts.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="A protocol's first so many prompts.", **bounds.COUNT)
+    ] = None,
     model: Model = None,
     sae: Sae = None,
     device: Device = "cpu",

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from excise.cli import bounds
 from excise.cli.options import Count, Device, Json, Model
 from excise.cli.supervised import app
 from excise.cli.terminal import emit, note, progress, table
@@ -23,9 +24,14 @@ Concepts = Annotated[
 ]
 By = Annotated[str, typer.Option("--by", help="What is ranked by, a column's name; a wrong one lists them.")]
 Share = Annotated[
-    float, typer.Option("--t", help="L0,t counts neurons that tell a concept apart in this share of its pairs.")
+    float,
+    typer.Option(
+        "--t", help="L0,t counts neurons that tell a concept apart in this share of its pairs.", **bounds.SHARE
+    ),
 ]
-Threshold = Annotated[float, typer.Option("--threshold", help="A code up to this does not count as firing.")]
+Threshold = Annotated[
+    float, typer.Option("--threshold", help="A code up to this does not count as firing.", **bounds.CODE)
+]
 COLUMNS = {
     "i_cdf": "I_CDF",
     "l0_t": "L0,t",
@@ -91,8 +97,10 @@ def sweep(
         Path | None, typer.Option("--prompts", help="Training prompts. Default, for the bundled model: its captions.")
     ] = None,
     column: Annotated[str, typer.Option("--column", help="Column of the prompts in such a file.")] = "prompt",
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Vectors each SAE trains on.")] = 1_000_000,
-    most: Annotated[int, typer.Option("--most", min=1, help="Prompts read at most.")] = 4000,
+    tokens: Annotated[
+        int, typer.Option("--tokens", help="Vectors each SAE trains on.", **bounds.TRAINING_VECTORS)
+    ] = 1_000_000,
+    most: Annotated[int, typer.Option("--most", help="Prompts read at most.", **bounds.CORPUS)] = 4000,
     concepts: Concepts = "gun,knife,cat,rocket,ink",
     by: By = "i_cdf",
     t: Share = 0.5,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from excise.cli import bounds
 from excise.cli.options import Json
 from excise.cli.terminal import note, progress, table
 
@@ -24,9 +25,11 @@ def register(app: typer.Typer) -> None:
 def demo(
     concept: Annotated[str, typer.Option("--concept", help="An object of the bundled model.")] = "gun",
     out: Annotated[Path, typer.Option("--out", help="Folder for the report, the grid and the figures.")] = Path("demo"),
-    n: Annotated[int, typer.Option("--n", min=2, help="Prompts a family, seeds counting from 0.")] = 24,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
-    lam: Annotated[float | None, typer.Option("--lam", min=0.01, help="λ. Default: the method's own.")] = None,
+    n: Annotated[int, typer.Option("--n", help="Prompts a family, seeds counting from 0.", **bounds.FAMILY)] = 24,
+    steps: Annotated[int, typer.Option("--steps", help="Denoising steps.", **bounds.STEPS)] = 20,
+    lam: Annotated[
+        float | None, typer.Option("--lam", help="λ. Default: the method's own.", **bounds.POSITIVE_LAMBDA)
+    ] = None,
     train_sae: Annotated[bool, typer.Option("--train-sae", help="Train the SAE first (under two minutes).")] = False,
     json: Json = False,
 ) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from excise.cli import bounds
+from excise.cli.command import Commands
 from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
 from excise.cli.terminal import emit, note, table, training
 
@@ -32,8 +34,8 @@ def erase(
     model: Model = None,
     sae: Sae = None,
     site: SiteOption = None,
-    k: Annotated[int | None, typer.Option("--k", min=1, help="How many neurons to turn down.")] = None,
-    lam: Annotated[float | None, typer.Option("--lam", min=0, help="λ: how far down.")] = None,
+    k: Annotated[int | None, typer.Option("--k", help="How many neurons to turn down.", **bounds.K)] = None,
+    lam: Annotated[float | None, typer.Option("--lam", help="λ: how far down.", **bounds.LAMBDA)] = None,
     unit: Annotated[
         str | None,
         typer.Option(
@@ -62,12 +64,14 @@ def erase(
     ] = None,
     margin: Annotated[
         float | None,
-        typer.Option("--margin", min=0, max=1, help="Where the threshold lies from quiet (0) to typical (1) prompts."),
+        typer.Option(
+            "--margin", help="Where the threshold lies from quiet (0) to typical (1) prompts.", **bounds.SHARE
+        ),
     ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
-            "--tolerance", min=0, help="Share of its score a neuron may have without the concept; 0 is eq. 6."
+            "--tolerance", help="Share of its score a neuron may have without the concept; 0 is eq. 6.", **bounds.SHARE
         ),
     ] = None,
     by: Annotated[
@@ -81,7 +85,9 @@ def erase(
         list[str] | None,
         typer.Option("--set", help="A setting of another method: gamma=-2, or saemnesia.gamma=-2 of one of several."),
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many of several erasers to make at once.")] = 1,
+    jobs: Annotated[
+        int, typer.Option("--jobs", help="How many of several erasers to make at once.", **bounds.JOBS)
+    ] = 1,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
@@ -291,7 +297,7 @@ def verify(
         raise typer.Exit(1)
 
 
-methods = typer.Typer(help="List the erasure methods; `excise methods cite NAME` prints BibTeX.")
+methods = Commands(help="List the erasure methods; `excise methods cite NAME` prints BibTeX.")
 
 
 @methods.callback(invoke_without_command=True, epilog="Example: excise methods --json")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excise.cli import bounds
 from excise.cli.asking import KEY, Answers, BaseUrl, Jobs, KeyVariable, ModelName, asked
 from excise.cli.neurons import NAME, Database, app, figure
 from excise.cli.options import Device, Json, Model, Sae
@@ -23,10 +24,12 @@ NONE = "none"
 
 @app.command(epilog="Example: excise neurons explain --db neurons.db --tag gun --top 5")
 def explain(
-    neurons: Annotated[list[int] | None, typer.Argument(help="Numbers of neurons; or take them by --tag.")] = None,
+    neurons: Annotated[
+        list[int] | None, typer.Argument(help="Numbers of neurons; or take them by --tag.", **bounds.NEURON)
+    ] = None,
     db: Database = NAME,
     tag: Annotated[str | None, typer.Option("--tag", help="Neurons tagged with this concept.")] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many of them at most.")] = 20,
+    top: Annotated[int, typer.Option("--top", help="How many of them at most.", **bounds.COUNT)] = 20,
     prompts: Annotated[
         Path | None,
         typer.Option("--prompts", help="The file of prompts that the database was built on, if it was one."),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from excise.cli import bounds
 from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
 from excise.cli.terminal import emit, note, progress, table
 
@@ -25,13 +26,13 @@ def find(
     model: Model = None,
     sae: Sae = None,
     site: SiteOption = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many neurons to show.")] = 10,
+    top: Annotated[int, typer.Option("--top", help="How many neurons to show.", **bounds.COUNT)] = 10,
     tolerance: Annotated[
         float | None,
         typer.Option(
             "--tolerance",
-            min=0,
             help="Share of its score a neuron may have on the deconcept side; 0 is eq. 6. Default: the method's, 0.02.",
+            **bounds.SHARE,
         ),
     ] = None,
     score: Annotated[str, typer.Option("--score", help="How neurons are ranked; a wrong name lists them.")] = "snce",
@@ -46,7 +47,7 @@ def find(
         bool, typer.Option("--sweep-sites", help="Train a small SAE at every site and compare them (minutes).")
     ] = False,
     sweep_tokens: Annotated[
-        int, typer.Option("--sweep-tokens", min=1, help="Vectors each SAE of a sweep trains on.")
+        int, typer.Option("--sweep-tokens", help="Vectors each SAE of a sweep trains on.", **bounds.TRAINING_VECTORS)
     ] = 1_000_000,
     prompts: Annotated[
         Path | None, typer.Option("--prompts", help="Prompts a sweep's SAEs train on. Default: bundled captions.")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from excise.cli import bounds
 from excise.cli.options import Device, Json, Model
 from excise.cli.terminal import emit, progress
 
@@ -23,23 +24,25 @@ def generate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Draw without and with the eraser, one above the other.")
     ] = False,
-    strength: Annotated[float, typer.Option("--strength", help="Scales the eraser's λ.")] = 1.0,
+    strength: Annotated[float, typer.Option("--strength", help="Scales the eraser's λ.", **bounds.STRENGTH)] = 1.0,
     allow_amplify: Annotated[
         bool,
         typer.Option("--allow-amplify", help="Texts: let a negative --strength write the concept in, instead of out."),
     ] = False,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Texts: how many tokens to write.")
+        int, typer.Option("--max-new-tokens", help="Texts: how many tokens to write.", **bounds.TOKENS)
     ] = 64,
     chat: Annotated[
         bool, typer.Option("--chat", help="Texts: ask the prompt as a question, in the model's chat template.")
     ] = False,
-    n: Annotated[int, typer.Option("--n", min=1, help="Pictures a prompt, seeds counting up.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
+    n: Annotated[int, typer.Option("--n", help="Pictures a prompt, seeds counting up.", **bounds.COUNT)] = 1,
+    seed: Annotated[int, typer.Option("--seed", help="The first seed.", **bounds.SEED)] = 0,
+    steps: Annotated[int, typer.Option("--steps", help="Denoising steps.", **bounds.STEPS)] = 20,
     guidance: Annotated[
         float | None,
-        typer.Option("--guidance", min=0, help="Guidance scale. Default: 4; with --model, that pipeline's own."),
+        typer.Option(
+            "--guidance", help="Guidance scale. Default: 4; with --model, that pipeline's own.", **bounds.GUIDANCE
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The PNG to write.")] = Path("excise.png"),
     model: Model = None,

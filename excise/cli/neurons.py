@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excise.cli import bounds
+from excise.cli.command import Commands
 from excise.cli.options import Device, Json, Model, Sae, SiteOption
 from excise.cli.terminal import emit, note, progress, table
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from excise.neurons.contexts import Context
     from excise.neurons.entry import Entry
 
-app = typer.Typer(help="The neuron database: what each neuron of an SAE answers to.", no_args_is_help=True)
+app = Commands(help="The neuron database: what each neuron of an SAE answers to.", no_args_is_help=True)
 
 Database = Annotated[Path, typer.Option("--db", help="The neuron database.")]
 NAME = Path("neurons.db")
@@ -32,12 +34,15 @@ def build(
     ] = None,
     column: Annotated[str, typer.Option("--column", help="Column of the prompts in such a file.")] = "prompt",
     captions: Annotated[
-        int, typer.Option("--captions", min=1, help="Captions of the bundled model, where no file is given.")
+        int, typer.Option("--captions", help="Captions of the bundled model, where no file is given.", **bounds.CORPUS)
     ] = 10_000,
     english: Annotated[
-        int, typer.Option("--english", min=0, help="English sentences with them; needs Debian's wordnet-base.")
+        int,
+        typer.Option(
+            "--english", help="English sentences with them; needs Debian's wordnet-base.", **bounds.CORPUS_OR_NONE
+        ),
     ] = 0,
-    contexts: Annotated[int, typer.Option("--contexts", min=1, help="Prompts to keep of each neuron.")] = 10,
+    contexts: Annotated[int, typer.Option("--contexts", help="Prompts to keep of each neuron.", **bounds.COUNT)] = 10,
     model: Model = None,
     sae: Sae = None,
     site: SiteOption = None,
@@ -94,9 +99,11 @@ def captions_of(corpus: str) -> tuple[int, int] | None:
 
 @app.command(epilog="Example: excise neurons show 1153 --db neurons.db")
 def show(
-    neuron: Annotated[int, typer.Argument(min=0, help="The neuron's number.")],
+    neuron: Annotated[int, typer.Argument(help="The neuron's number.", **bounds.NEURON)],
     db: Database = NAME,
-    contexts: Annotated[int, typer.Option("--contexts", min=0, help="How many of its contexts to show.")] = 10,
+    contexts: Annotated[
+        int, typer.Option("--contexts", help="How many of its contexts to show.", **bounds.COUNT_OR_NONE)
+    ] = 10,
     json: Json = False,
 ) -> None:
     """Show one neuron: where it fires, what it writes, what is said of it."""
@@ -116,7 +123,7 @@ def search(
         ),
     ],
     db: Database = NAME,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many neurons to show.")] = 20,
+    top: Annotated[int, typer.Option("--top", help="How many neurons to show.", **bounds.COUNT)] = 20,
     json: Json = False,
 ) -> None:
     """Find neurons. Exit code 1 where there is none."""
@@ -191,9 +198,9 @@ def tag(
         str, typer.Argument(help="Known concepts with commas between them, or a file of concepts or pairs.")
     ],
     db: Database = NAME,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many neurons of each concept at most.")] = 3,
+    top: Annotated[int, typer.Option("--top", help="How many neurons of each concept at most.", **bounds.COUNT)] = 3,
     least: Annotated[
-        float, typer.Option("--least", min=0, max=1, help="Held-out AUROC that a neuron must reach.")
+        float, typer.Option("--least", help="Held-out AUROC that a neuron must reach.", **bounds.SHARE)
     ] = 0.9,
     model: Model = None,
     sae: Sae = None,

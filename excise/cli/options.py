@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from excise.cli import bounds
+
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")
 ]
@@ -39,4 +41,4 @@ PairsFile = Annotated[
     typer.Option("--pairs", help="Pairs from a .csv or .jsonl file (columns concept, deconcept[, template])."),
 ]
 Kind = Annotated[str, typer.Option("--kind", help="What the mentions are: object, style or attribute.")]
-Count = Annotated[int, typer.Option("--n", min=1, help="How many pairs to make.")]
+Count = Annotated[int, typer.Option("--n", help="How many pairs to make.", **bounds.COUNT)]

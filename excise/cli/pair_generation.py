@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excise.cli import bounds
 from excise.cli.asking import KEY, Answers, BaseUrl, Jobs, KeyVariable, ModelName
 from excise.cli.asking import asked as asked_of
 from excise.cli.options import Count, Device, Json, Kind
@@ -47,11 +48,15 @@ def generate(
     jobs: Jobs = 4,
     questions: Annotated[
         int | None,
-        typer.Option("--questions", min=1, help="Ask so many questions at most. Default: four times what would do."),
+        typer.Option(
+            "--questions", help="Ask so many questions at most. Default: four times what would do.", **bounds.COUNT
+        ),
     ] = None,
     cache: Answers = None,
     fill: Annotated[bool, typer.Option("--fill", help="Take what is missing in the end from templates.")] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Other questions and templates for another number.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Other questions and templates for another number.", **bounds.SEED)
+    ] = 0,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:

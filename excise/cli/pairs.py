@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from excise.cli import pair_generation, pair_review
+from excise.cli.command import Commands
 from excise.cli.options import Count, Json, Kind, Mentions
 from excise.cli.terminal import emit, table
 
-app = typer.Typer(help="Concept and deconcept prompts.", no_args_is_help=True)
+app = Commands(help="Concept and deconcept prompts.", no_args_is_help=True)
 
 
 @app.command(epilog="Example: excise pairs make gun --out gun.csv")

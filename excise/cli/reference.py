@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from excise.cli import bounds
+from excise.cli.command import Commands
 from excise.cli.options import Json
 from excise.cli.terminal import emit, note, progress, table
 
-app = typer.Typer(help="The bundled reference model.", no_args_is_help=True)
+app = Commands(help="The bundled reference model.", no_args_is_help=True)
 
 
 @app.command(epilog="Example: excise reference train --work build/reference")
@@ -39,9 +41,9 @@ def train(
 def sample(
     prompt: Annotated[list[str], typer.Option("--prompt", help="What to draw; may be given several times.")],
     out: Annotated[Path, typer.Option("--out", help="The PNG to write.")] = Path("sample.png"),
-    n: Annotated[int, typer.Option("--n", min=1, help="Pictures a prompt.")] = 8,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
+    n: Annotated[int, typer.Option("--n", help="Pictures a prompt.", **bounds.COUNT)] = 8,
+    seed: Annotated[int, typer.Option("--seed", help="The first seed.", **bounds.SEED)] = 0,
+    steps: Annotated[int, typer.Option("--steps", help="Denoising steps.", **bounds.STEPS)] = 20,
     json: Json = False,
 ) -> None:
     """Draw prompts with the bundled model."""
@@ -56,8 +58,8 @@ def sample(
 
 @app.command(epilog="Example: excise reference evaluate --n 40 --json")
 def evaluate(
-    n: Annotated[int, typer.Option("--n", min=1, help="Pictures a family.")] = 200,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
+    n: Annotated[int, typer.Option("--n", help="Pictures a family.", **bounds.COUNT)] = 200,
+    steps: Annotated[int, typer.Option("--steps", help="Denoising steps.", **bounds.STEPS)] = 20,
     write_card: Annotated[
         Path | None, typer.Option("--write-card", help="Folder of the model: write README.md and figures.json there.")
     ] = None,

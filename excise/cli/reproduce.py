@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from excise.cli import bounds
+from excise.cli.command import Commands
 from excise.cli.options import Device, Json, Mentions, Model, PairsFile, Sae
 from excise.cli.terminal import emit, note, table
 
 if TYPE_CHECKING:
     from excise.app.reproduce import Table
 
-app = typer.Typer(help="Published tables and figures, with your runs beside them.", no_args_is_help=True)
+app = Commands(help="Published tables and figures, with your runs beside them.", no_args_is_help=True)
 
 Runs = Annotated[
     list[Path] | None, typer.Option("--run", help="Folder of a run of `excise bench run`; give it several times.")
@@ -22,8 +24,8 @@ Runs = Annotated[
 
 @app.command(epilog="Example: excise reproduce snce --table 1 --run run-i2p")
 def snce(
-    number: Annotated[int | None, typer.Option("--table", help="1, 2, 3 or 4.")] = None,
-    figure: Annotated[int | None, typer.Option("--figure", help="3, 7 or 8.")] = None,
+    number: Annotated[int | None, typer.Option("--table", help="1, 2, 3 or 4.", **bounds.TABLE)] = None,
+    figure: Annotated[int | None, typer.Option("--figure", help="3, 7 or 8.", **bounds.FIGURE)] = None,
     runs: Runs = None,
     out: Annotated[Path | None, typer.Option("--out", help="File of the figure.")] = None,
     concept: Annotated[str, typer.Option("--concept", help="For figures 3 and 8: what neurons are looked for.")] = (

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from excise.cli import (
     audit,
@@ -23,33 +22,12 @@ from excise.cli import (
     reference,
     reproduce,
 )
+from excise.cli.command import INTERRUPTED, Commands, Root
 from excise.cli.terminal import complain
-from excise.errors import ExciseError
 
-
-class _Commands(TyperGroup):
-    """Turns what a user can mend into one line and exit code 2, and Ctrl-C likewise."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except ExciseError as error:
-            complain(str(error))
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt as stop:
-            complain("stopped; nothing half written is left, and long work goes on when called again", kind="note")
-            raise typer.Exit(2) from stop
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            complain(f"{where}{error.strerror or error}")
-            raise typer.Exit(2) from error
-
-
-app = typer.Typer(
+app = Commands(
     name="excise",
-    cls=_Commands,
+    cls=Root,
     help="Erase one concept from a text-to-image model by turning down one neuron. Default model: the bundled one.",
     epilog="Example: excise demo",
     no_args_is_help=True,
@@ -95,4 +73,4 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         complain("stopped", kind="note")
-        sys.exit(2)
+        sys.exit(INTERRUPTED)

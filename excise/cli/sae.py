@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from excise.cli import bounds
+from excise.cli.command import Commands
 from excise.cli.options import Device, Json, Model, SiteOption
 from excise.cli.terminal import emit, note, progress, table
 
-app = typer.Typer(help="Sparse autoencoders.", no_args_is_help=True)
+app = Commands(help="Sparse autoencoders.", no_args_is_help=True)
 
 
 @app.command(epilog="Example: excise sae train --prompts prompts.txt --site encoder.layers.5 --out sae")
@@ -35,22 +37,31 @@ def train(
     model: Model = None,
     site: SiteOption = None,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", min=1, help="Vectors to train on, repeats counted; default 10,000,000.")
+        int | None,
+        typer.Option(
+            "--tokens", help="Vectors to train on, repeats counted; default 10,000,000.", **bounds.TRAINING_VECTORS
+        ),
     ] = None,
     expansion: Annotated[
-        int | None, typer.Option("--expansion", min=1, help="Neurons for each input dimension; default 4.")
+        int | None, typer.Option("--expansion", help="Neurons for each input dimension; default 4.", **bounds.EXPANSION)
     ] = None,
-    k: Annotated[int | None, typer.Option("--k", min=1, help="Neurons kept for each vector; default 32.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", min=0, help="Adam's learning rate; default 0.0004.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Vectors in a step; default 4096.")] = None,
+    k: Annotated[int | None, typer.Option("--k", help="Neurons kept for each vector; default 32.", **bounds.K)] = None,
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="Adam's learning rate; default 0.0004.", **bounds.RATE)
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", help="Vectors in a step; default 4096.", **bounds.BATCH)
+    ] = None,
     decay: Annotated[
         float | None,
-        typer.Option("--decay", min=0, max=1, help="Last share of the steps with a falling rate; default 0."),
+        typer.Option("--decay", help="Last share of the steps with a falling rate; default 0.", **bounds.SHARE),
     ] = None,
     shortlist: Annotated[
         int | None,
         typer.Option(
-            "--shortlist", min=0, help="Seek neurons in bfloat16 among so many spare ones (8); default 0, off."
+            "--shortlist",
+            help="Seek neurons in bfloat16 among so many spare ones (8); default 0, off.",
+            **bounds.SHORTLIST,
         ),
     ] = None,
     precision: Annotated[
@@ -58,9 +69,9 @@ def train(
     ] = None,
     padding: Annotated[
         float,
-        typer.Option("--padding", min=0, max=1, help="Share of the prompts whose padding is read too; default 1."),
+        typer.Option("--padding", help="Share of the prompts whose padding is read too; default 1.", **bounds.SHARE),
     ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of initialisation and order.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of initialisation and order.", **bounds.SEED)] = 0,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:

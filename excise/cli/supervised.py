@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from excise.cli import bounds
 from excise.cli.options import Device, Json, Model, SiteOption
 from excise.cli.sae import app, show
 from excise.cli.terminal import note, progress
@@ -36,14 +37,18 @@ Negatives = Annotated[
         "that weighs as much as all labels it has (balanced).",
     ),
 ]
-Beta = Annotated[float, typer.Option("--beta", min=0, help="Weight of the supervised terms.")]
-Tokens = Annotated[int | None, typer.Option("--tokens", min=1, help="Vectors to train on, repeats counted.")]
-Expansion = Annotated[int | None, typer.Option("--expansion", min=1, help="Neurons for each input dimension.")]
-K = Annotated[int | None, typer.Option("--k", min=1, help="Neurons kept for each vector.")]
-Rate = Annotated[float | None, typer.Option("--lr", min=0, help="Adam's learning rate.")]
-Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Vectors in a step.")]
+Beta = Annotated[float, typer.Option("--beta", help="Weight of the supervised terms.", **bounds.WEIGHT)]
+Tokens = Annotated[
+    int | None, typer.Option("--tokens", help="Vectors to train on, repeats counted.", **bounds.TRAINING_VECTORS)
+]
+Expansion = Annotated[
+    int | None, typer.Option("--expansion", help="Neurons for each input dimension.", **bounds.EXPANSION)
+]
+K = Annotated[int | None, typer.Option("--k", help="Neurons kept for each vector.", **bounds.K)]
+Rate = Annotated[float | None, typer.Option("--lr", help="Adam's learning rate.", **bounds.RATE)]
+Batch = Annotated[int | None, typer.Option("--batch", help="Vectors in a step.", **bounds.BATCH)]
 Activation = Annotated[str | None, typer.Option("--activation", help="In training: topk or batchtopk.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of initialisation and order.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of initialisation and order.", **bounds.SEED)]
 
 
 @app.command(
@@ -68,9 +73,9 @@ def train_block(
     block: Annotated[
         str | None, typer.Option("--block", help="Such as up_blocks.1.attentions.1. The bundled model has a default.")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps of every picture.")] = 20,
+    steps: Annotated[int, typer.Option("--steps", help="Denoising steps of every picture.", **bounds.STEPS)] = 20,
     guidance: Annotated[
-        float | None, typer.Option("--guidance", help="Guidance scale. Default: the pipeline's own.")
+        float | None, typer.Option("--guidance", help="Guidance scale. Default: the pipeline's own.", **bounds.GUIDANCE)
     ] = None,
     model: Model = None,
     tokens: Tokens = None,

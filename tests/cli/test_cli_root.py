@@ -120,7 +120,7 @@ def test_a_full_disk_is_one_line_too(call: Callable[..., Any], monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_is_one_line_and_exit_code_2(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_one_line_and_exit_code_130(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from excise.app import models
 
     def stop(*args: Any) -> None:
@@ -128,6 +128,6 @@ def test_ctrl_c_is_one_line_and_exit_code_2(call: Callable[..., Any], monkeypatc
 
     monkeypatch.setattr(models, "concept_named", stop)
     result = call("pairs", "make", "gun", "--out", "never.csv")
-    assert result.exit_code == 2
+    assert result.exit_code == 130
     assert len(result.stderr.strip().splitlines()) == 1
     assert "stopped" in result.stderr
