@@ -122,13 +122,16 @@ def train(
 
 @app.command("import", epilog="Example: excise sae import SAEmnesia --block up_blocks.1.attentions.1 --out sae")
 def import_(
-    folder: Annotated[Path, typer.Argument(help="Folder of a published SAE: SAEuron's, SAEmnesia's or SNCE's format.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Folder of a published TopK SAE: SAEuron's, SAEmnesia's, SNCE's, SAELens's, sparsify's ..."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder to make for the SAE.")],
     block: Annotated[str | None, typer.Option("--block", help="The denoiser's block it was trained at.")] = None,
     site: SiteOption = None,
     json: Json = False,
 ) -> None:
-    """Turn an SAE that others published into ours. Nothing in it is run."""
+    """Turn an SAE that others published into ours. Nothing in it is run; what is not understood is refused by name."""
     from excise import sae as library
     from excise.errors import ExciseError
     from excise.sae.importers import read_published

@@ -1,11 +1,16 @@
-"""SAEs that others published, turned into ours: safetensors stay safetensors, pickles are read for tensors alone."""
+"""SAEs that others published, turned into ours: safetensors stay safetensors, pickles are read for tensors alone.
+
+Each format states every setting and every tensor it may hold. What is not stated is refused by name, since an SAE that
+is read without one of its parts gives other codes than it was published with.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -15,51 +20,83 @@ from excise.errors import ExciseError
 from excise.sae.config import SAEConfig
 from excise.sae.model import TopKSAE
 
-PARAMETERS = {
-    "W_enc": ("encoder.weight",),
-    "b_enc": ("encoder.bias", "latent_bias"),
-    "b_pre": ("b_dec", "pre_bias"),
-    "W_dec": ("W_dec", "decoder.weight"),
-}
-"""What the published formats call our parameters: SAEuron's and SAEmnesia's (after sparsify), then that of the k-sparse
-autoencoders of SNCE and Concept Steerers, whose decoder is transposed."""
 FOREIGN = {
     "input_unit_norm": "normalises every vector it reads",
     "transcode": "predicts another layer",
     "skip_connection": "adds a linear map of what it reads",
+    "signed": "keeps negative codes",
+    "finetuning_scaling_factor": "scales its codes after training",
 }
-"""Settings of the published trainers under which an SAE is not what ours is."""
-CONFIGS, WEIGHTS = ("cfg.json", "config.json"), ("sae.safetensors", "state_dict.pth")
+"""Settings under which an SAE computes something that ours cannot."""
+
+
+class _Read(NamedTuple):
+    """What a format's own reader makes of the files: our parameters, and what the settings say of the shape."""
+
+    parameters: dict[str, Tensor]
+    k: object
+    d: object
+    m: object
+    """None: not stated."""
+
+
+@dataclass(frozen=True)
+class _Format:
+    """One project's layout."""
+
+    config: str
+    weights: str
+    settings: frozenset[str]
+    """Every setting it may have."""
+    tensors: frozenset[str]
+    """Every tensor it has."""
+    unused: frozenset[str]
+    """Tensors it may have, which its codes do not depend on."""
+    read: Callable[[Path, Mapping[str, Any], Mapping[str, Tensor]], _Read]
 
 
 def read_published(folder: Path) -> TopKSAE:
-    """The SAE that lies in `folder` as one of these projects publishes it: `cfg.json` with `sae.safetensors`, or
-    `config.json` with `state_dict.pth`, which is read as tensors and nothing else (`weights_only`).
+    """The SAE that lies in `folder` as one of these libraries writes it.
 
-    Raises ExciseError where a file is missing or broken, tensors are absent or of other shapes, or the SAE does what
-    ours does not (`FOREIGN`, an activation other than TopK, further weights).
+    sparsify and its descendants (SAEuron, SAEmnesia): cfg.json, sae.safetensors. The k-sparse autoencoders of SNCE and
+    Concept Steerers: config.json, state_dict.pth. SAELens: cfg.json, sae_weights.safetensors. dictionary_learning:
+    config.json, ae.pt. A `.pt` or `.pth` is read as tensors and nothing else (`weights_only`).
+
+    Raises ExciseError where a file is missing or broken, a tensor or a setting is unknown or missing, tensors have
+    other shapes than stated, or the SAE computes what a TopK SAE does not.
     """
-    said = _json(_there(folder, CONFIGS))
+    folder = _folder(folder)
+    form = next((form for form in FORMATS if (folder / form.weights).is_file()), None)
+    if form is None or not (folder / form.config).is_file():
+        raise ExciseError(_nothing_there(folder))
+    said = _json(folder / form.config)
+    if "schema" in said and "sha256" in said:
+        raise ExciseError(f"{folder} holds an SAE of Excise's own format already; use it as it is")
     for key, does in FOREIGN.items():
         if said.get(key):
             raise ExciseError(f"the SAE in {folder} {does} ({key}), which ours cannot")
-    if said.get("activation", "topk") != "topk":
-        raise ExciseError(f"the SAE in {folder} has the activation {said['activation']!r}; only topk can be read")
-    tensors = _tensors(_there(folder, WEIGHTS))
-    known = {name for names in PARAMETERS.values() for name in names}
-    if more := sorted(name for name, tensor in tensors.items() if tensor.ndim > 1 and name not in known):
-        raise ExciseError(f"the SAE in {folder} has further weights, {more[0]}; it is of another format")
-    found: dict[str, Tensor] = {}
-    for own, names in PARAMETERS.items():
-        name = next((name for name in names if name in tensors), None)
-        if name is None:
-            raise ExciseError(f"the SAE in {folder} has no {' or '.join(names)}; it is of another format")
-        found[own] = tensors[name].float().T if name == "decoder.weight" else tensors[name].float()
+    if odd := sorted(set(said) - form.settings - set(FOREIGN)):
+        raise ExciseError(f"the SAE in {folder} has the setting {odd[0]}={said[odd[0]]!r}, which Excise does not know")
+    tensors = _tensors(folder / form.weights)
+    if odd := sorted(set(tensors) - form.tensors - form.unused):
+        raise ExciseError(f"the SAE in {folder} has the further tensor {odd[0]}, which Excise does not know")
+    if lacking := sorted(form.tensors - set(tensors)):
+        raise ExciseError(f"the SAE in {folder} has no tensor {lacking[0]}; fetch it again")
+    for name in sorted(form.tensors):
+        if not tensors[name].is_floating_point():
+            raise ExciseError(f"{name} in {folder} holds no floating point numbers; fetch it again")
+    return _sae(folder, form.read(folder, said, tensors))
+
+
+def _sae(folder: Path, read: _Read) -> TopKSAE:
+    found, k = read.parameters, read.k
+    if k is None:
+        raise ExciseError(f"the SAE's settings in {folder} do not say its k")
     m, d = found["W_enc"].shape if found["W_enc"].ndim == 2 else (0, 0)
-    try:
-        sae = TopKSAE(SAEConfig(d=int(d), m=int(m), k=said["k"]))
-    except KeyError as error:
-        raise ExciseError(f"the SAE's settings in {folder} do not say its k") from error
+    for name, stated, actual in (("width", read.d, d), ("number of latents", read.m, m)):
+        if stated not in (None, actual):
+            raise ExciseError(f"the SAE's settings in {folder} say the {name} {stated}, its tensors {actual}")
+    sae = TopKSAE(SAEConfig(d=int(d), m=int(m), k=k))  # type: ignore[arg-type]  # SAEConfig refuses what is no number
     for name, parameter in sae.state_dict().items():
         if found[name].shape != parameter.shape:
             raise ExciseError(f"{name} in {folder} is {tuple(found[name].shape)}, not {tuple(parameter.shape)}")
@@ -69,11 +106,172 @@ def read_published(folder: Path) -> TopKSAE:
     return sae.eval()
 
 
-def _there(folder: Path, names: tuple[str, ...]) -> Path:
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise ExciseError(f"{folder} has no {' or '.join(names)}; name the folder of a published SAE")
+def _sparsify(folder: Path, said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> _Read:
+    # With `batch_topk` and `sample_topk` a batch shares its latents in training. The published code of SAEuron switches
+    # both off before it reads a code, so that each vector keeps its own k.
+    _only(folder, said, "activation", "topk")
+    parameters = {
+        "W_enc": tensors["encoder.weight"].float(),
+        "b_enc": tensors["encoder.bias"].float(),
+        "W_dec": tensors["W_dec"].float(),
+        "b_pre": tensors["b_dec"].float(),
+    }
+    return _Read(parameters, said.get("k"), said.get("d_in"), said.get("num_latents") or None)
+
+
+def _k_sparse(folder: Path, said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> _Read:
+    parameters = {
+        "W_enc": tensors["encoder.weight"].float(),
+        "b_enc": tensors["latent_bias"].float(),
+        "W_dec": _transposed(tensors["decoder.weight"]),
+        "b_pre": tensors["pre_bias"].float(),
+    }
+    return _Read(parameters, said.get("k"), said.get("d_model"), said.get("n_dirs_local"))
+
+
+def _dictionary_learning(folder: Path, said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> _Read:
+    trainer, buffer = said.get("trainer"), said.get("buffer") or {}
+    if not isinstance(trainer, Mapping) or not isinstance(buffer, Mapping):
+        raise ExciseError(f"{folder / 'config.json'} does not say what trained the SAE (trainer); fetch it again")
+    kind = trainer.get("dict_class")
+    if kind == "BatchTopKSAE":
+        raise ExciseError(
+            f"the SAE in {folder} is a BatchTopKSAE: it keeps every code above one threshold, however many there are, "
+            "and ours keeps k; only AutoEncoderTopK of dictionary_learning can be read"
+        )
+    if kind != "AutoEncoderTopK":
+        raise ExciseError(f"the SAE in {folder} is a {kind}; only AutoEncoderTopK of dictionary_learning can be read")
+    if buffer.get("io") == "in_and_out":
+        raise ExciseError(f"the SAE in {folder} predicts another layer (buffer.io), which ours cannot")
+    if odd := sorted(set(trainer) - DICTIONARY_TRAINER):
+        raise ExciseError(f"the SAE in {folder} has the setting {odd[0]}={trainer[odd[0]]!r}, which Excise does not know")
+    k = trainer.get("k")
+    if "k" in tensors and tensors["k"].numel() == 1 and int(tensors["k"]) != k:
+        raise ExciseError(f"the SAE's settings in {folder} say k {k}, its tensors {int(tensors['k'])}")
+    parameters = {
+        "W_enc": tensors["encoder.weight"].float(),
+        "b_enc": tensors["encoder.bias"].float(),
+        "W_dec": _transposed(tensors["decoder.weight"]),
+        "b_pre": tensors["b_dec"].float(),
+    }
+    return _Read(parameters, k, trainer.get("activation_dim"), trainer.get("dict_size"))
+
+
+def _sae_lens(folder: Path, said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> _Read:
+    # Version 5 and older wrote a TopK SAE as `standard` with an activation function.
+    activation = said.get("activation_fn", said.get("activation_fn_str"))
+    options = said.get("activation_fn_kwargs") or {}
+    architecture = said.get("architecture", "standard")
+    if architecture == "standard" and activation == "topk":
+        architecture = "topk"
+    if architecture != "topk" or activation not in (None, "topk"):
+        what = architecture if activation in (None, "topk") else f"{architecture} with {activation}"
+        raise ExciseError(f"the SAE in {folder} is of SAELens's architecture {what}; only topk can be read")
+    if odd := sorted(set(options) - {"k"}):
+        raise ExciseError(f"the SAE in {folder} has the setting {odd[0]}={options[odd[0]]!r}, which Excise does not know")
+    if said.get("normalize_activations") not in (None, False, "none"):
+        kind = said["normalize_activations"]
+        raise ExciseError(f"the SAE in {folder} normalises what it reads (normalize_activations={kind}): ours cannot")
+    _only(folder, said, "reshape_activations", "none")
+    if "hook_z" in str(said.get("hook_name", said.get("hook_point", ""))) and "reshape_activations" not in said:
+        raise ExciseError(f"the SAE in {folder} reads attention heads side by side (hook_z), which ours cannot")
+    encoder, decoder = _transposed(tensors["W_enc"], torch.float64), tensors["W_dec"].double()
+    bias, centre = tensors["b_enc"].double(), tensors["b_dec"].double()
+    if encoder.shape != decoder.shape or bias.shape != encoder.shape[:1] or centre.shape != encoder.shape[1:]:
+        raise ExciseError(f"the tensors in {folder} do not fit each other; fetch it again")
+    if not said.get("apply_b_dec_to_input", True):
+        # Ours subtracts b_pre from what it reads: the encoder's bias gives that back.
+        bias = bias + encoder @ centre
+    if said.get("rescale_acts_by_decoder_norm", False):
+        # Codes are counted in the decoder row's length: fold it into the encoder and out of the decoder.
+        length = decoder.norm(dim=1)
+        encoder, bias, decoder = encoder * length[:, None], bias * length, decoder / length[:, None]
+    parameters = {"W_enc": encoder.float(), "b_enc": bias.float(), "W_dec": decoder.float(), "b_pre": centre.float()}
+    return _Read(parameters, said.get("k", options.get("k")), said.get("d_in"), said.get("d_sae"))
+
+
+DICTIONARY_TRAINER = frozenset(
+    "trainer_class dict_class lr steps auxk_alpha warmup_steps decay_start threshold_beta threshold_start_step "
+    "top_k_aux seed activation_dim dict_size k device layer lm_name wandb_name submodule_name".split()
+)
+"""What dictionary_learning's trainers say of a TopK SAE."""
+FORMATS = (
+    _Format(
+        "cfg.json",
+        "sae.safetensors",
+        frozenset(
+            "d_in num_latents expansion_factor k activation normalize_decoder multi_topk batch_topk sample_topk".split()
+        ),
+        frozenset({"encoder.weight", "encoder.bias", "W_dec", "b_dec"}),
+        frozenset(),
+        _sparsify,
+    ),
+    _Format(
+        "config.json",
+        "state_dict.pth",
+        frozenset({"n_dirs_local", "d_model", "k", "auxk", "auxk_coef", "dead_steps_threshold"}),
+        frozenset({"encoder.weight", "latent_bias", "decoder.weight", "pre_bias"}),
+        frozenset({"stats_last_nonzero"}),
+        _k_sparse,
+    ),
+    _Format(
+        "cfg.json",
+        "sae_weights.safetensors",
+        frozenset(
+            # What the codes depend on.
+            "architecture d_in d_sae k apply_b_dec_to_input rescale_acts_by_decoder_norm normalize_activations "
+            "reshape_activations activation_fn activation_fn_str activation_fn_kwargs "
+            # What was read, and by what.
+            "metadata dtype device model_name hook_name hook_point hook_layer hook_point_layer hook_head_index "
+            "hook_point_head_index model_class_name model_from_pretrained_kwargs prepend_bos exclude_special_tokens "
+            "neuronpedia_id context_size seqpos_slice dataset_path dataset_trust_remote_code sae_lens_version "
+            "sae_lens_training_version".split()
+        ),
+        frozenset({"W_enc", "b_enc", "W_dec", "b_dec"}),
+        frozenset(),
+        _sae_lens,
+    ),
+    _Format(
+        "config.json",
+        "ae.pt",
+        frozenset({"trainer", "buffer"}),
+        frozenset({"encoder.weight", "encoder.bias", "decoder.weight", "b_dec"}),
+        # AutoEncoderTopK carries a threshold along and does not use it; BatchTopKSAE does, and is refused.
+        frozenset({"k", "threshold"}),
+        _dictionary_learning,
+    ),
+)
+
+
+def _only(folder: Path, said: Mapping[str, Any], key: str, value: str) -> None:
+    if said.get(key, value) != value:
+        raise ExciseError(f"the SAE in {folder} has the {key} {said[key]!r}; only {value} can be read")
+
+
+def _transposed(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    return tensor.to(dtype).T.contiguous() if tensor.ndim == 2 else tensor.to(dtype)
+
+
+def _folder(path: Path) -> Path:
+    """The folder that a path names, itself or by a file of weights in it."""
+    if path.is_file() and path.name in {form.weights for form in FORMATS}:
+        return path.parent
+    if not path.exists():
+        raise ExciseError(
+            f"there is no folder {path}; an SAE is read from the disk: fetch one from the hub first, with "
+            "`hf download OWNER/NAME --local-dir FOLDER`, and name that folder"
+        )
+    return path
+
+
+def _nothing_there(folder: Path) -> str:
+    layouts = ", ".join(f"{form.config} with {form.weights}" for form in FORMATS)
+    inside = sorted(
+        str(path.parent.relative_to(folder)) for form in FORMATS for path in folder.glob(f"*/**/{form.weights}")
+    )
+    if inside:
+        return f"{folder} holds {len(inside)} SAEs in folders of their own; name one, such as {folder / inside[0]}"
+    return f"{folder} holds no published SAE; it is one of {layouts}"
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -91,8 +289,10 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = saved.get("state_dict", saved)
-        return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+        saved = saved.get("state_dict", saved)
+        if odd := sorted(str(name) for name, tensor in saved.items() if not isinstance(tensor, Tensor)):
+            raise TypeError(f"{odd[0]} is no tensor")
+        return dict(saved)
     except Exception as error:  # bytes that were never a file of that kind make torch raise whatever it stumbles over
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ExciseError(f"cannot read {path} as tensors alone ({reason[:120]}); fetch it again") from error

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from excise.errors import ExciseError
+from excise.sae import SAEConfig, TopKSAE, save
 from excise.sae.importers import FOREIGN, read_published
 
 D, M, K = 6, 20, 3
@@ -68,6 +70,110 @@ def test_all_three_formats_compute_what_they_were_published_for(parts: dict[str,
         torch.testing.assert_close(sae(x)[0].detach(), by_hand(parts, x))
 
 
+PUBLISHED = Path(__file__).parent / "published"
+"""Made by the libraries themselves: tests/sae/published.py."""
+
+
+@pytest.mark.parametrize(
+    "name", ["sae_lens", "sae_lens-scaled", "sae_lens-uncentred", "dictionary_learning", "sparsify"]
+)
+def test_what_is_read_gives_the_librarys_own_codes(name: str) -> None:
+    told = load_file(PUBLISHED / name / "expected.safetensors")
+    sae = read_published(PUBLISHED / name)
+    with torch.no_grad():
+        made, codes = sae(told["x"])
+        dense = torch.zeros_like(told["codes"]).scatter(1, codes.indices, codes.values)
+    torch.testing.assert_close(dense, told["codes"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(made, told["reconstruction"], rtol=1e-5, atol=1e-5)
+
+
+def test_batchtopk_of_dictionary_learning_is_refused_by_name() -> None:
+    kept = (load_file(PUBLISHED / "dictionary_learning-batch" / "expected.safetensors")["codes"] > 0).sum(1)
+    assert kept.min() < kept.max(), "its threshold keeps a different number of codes for each vector"
+    with pytest.raises(ExciseError, match="BatchTopKSAE: it keeps every code above one threshold"):
+        read_published(PUBLISHED / "dictionary_learning-batch")
+
+
+def copied(name: str, folder: Path, **said: Any) -> Path:
+    shutil.copytree(PUBLISHED / name, folder)
+    (config,) = folder.glob("*.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), **said}))
+    return folder
+
+
+def test_every_setting_that_is_not_understood_is_refused_by_name(tmp_path: Path) -> None:
+    for n, (said, match) in enumerate(
+        [
+            ({"architecture": "jumprelu"}, "SAELens's architecture jumprelu; only topk"),
+            ({"architecture": "standard", "activation_fn_str": "relu"}, "standard with relu"),
+            ({"normalize_activations": "layer_norm"}, "normalises what it reads .normalize_activations=layer_norm"),
+            ({"normalize_activations": "expected_average_only_in"}, "normalises what it reads"),
+            ({"reshape_activations": "hook_z"}, "reshape_activations 'hook_z'"),
+            ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor"),
+            ({"use_hats": 3}, "setting use_hats=3, which Excise does not know"),
+            ({"d_sae": 21}, "number of latents 21, its tensors 20"),
+            ({"d_in": 7}, "width 7, its tensors 6"),
+            ({"activation_fn_kwargs": {"k": 3, "power": 2}}, "setting power=2"),
+        ]
+    ):
+        with pytest.raises(ExciseError, match=match):
+            read_published(copied("sae_lens", tmp_path / f"lens-{n}", **said))
+    trainer = json.loads((PUBLISHED / "dictionary_learning" / "config.json").read_text())["trainer"]
+    for n, (changed, match) in enumerate(
+        [
+            ({"dict_class": "GatedAutoEncoder"}, "is a GatedAutoEncoder; only AutoEncoderTopK"),
+            ({"group_fractions": [0.5, 0.5]}, "setting group_fractions"),
+            ({"k": 4}, "say k 4, its tensors 3"),
+        ]
+    ):
+        with pytest.raises(ExciseError, match=match):
+            read_published(
+                copied("dictionary_learning", tmp_path / f"dictionary-{n}", trainer={**trainer, **changed})
+            )
+    with pytest.raises(ExciseError, match="predicts another layer"):
+        read_published(copied("dictionary_learning", tmp_path / "transcoder", buffer={"io": "in_and_out"}))
+    with pytest.raises(ExciseError, match="setting jump='a', which Excise does not know"):
+        read_published(copied("sparsify", tmp_path / "sparsify", jump="a"))
+
+
+def test_saelens_of_version_5_said_topk_otherwise(tmp_path: Path) -> None:
+    folder = copied("sae_lens", tmp_path / "old", activation_fn_str="topk", activation_fn_kwargs={"k": 3})
+    said = json.loads((folder / "cfg.json").read_text())
+    del said["k"], said["metadata"]
+    (folder / "cfg.json").write_text(json.dumps({**said, "architecture": "standard", "hook_name": "blocks.1.hook"}))
+    told = load_file(folder / "expected.safetensors")
+    torch.testing.assert_close(read_published(folder)(told["x"])[0].detach(), told["reconstruction"])
+
+
+def test_tensors_that_are_not_understood_are_refused_by_name(parts: dict[str, Tensor], tmp_path: Path) -> None:
+    with pytest.raises(ExciseError, match="further tensor threshold, which Excise does not know"):
+        read_published(sparsify(tmp_path / "a", {**parts, "threshold": torch.ones(())}))
+    folder = k_sparse(tmp_path / "b", parts, nested=False)
+    saved = torch.load(folder / "state_dict.pth", weights_only=True)
+    torch.save({**saved, "threshold": torch.ones(())}, folder / "state_dict.pth")
+    with pytest.raises(ExciseError, match="further tensor threshold"):
+        read_published(folder)
+    torch.save({**saved, "scale": 2.0}, folder / "state_dict.pth")
+    with pytest.raises(ExciseError, match="scale is no tensor"):
+        read_published(folder)
+
+
+def test_what_is_no_folder_of_an_sae_is_told_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ExciseError, match="no folder EleutherAI/sae-llama-3-8b-32x; .*hf download"):
+        read_published(Path("EleutherAI/sae-llama-3-8b-32x"))
+    assert read_published(PUBLISHED / "dictionary_learning" / "ae.pt").config.k == K, "by its file of weights"
+    with pytest.raises(ExciseError, match=r"holds 6 SAEs in folders of their own; name one, such as .*published.dict"):
+        read_published(PUBLISHED)
+    with pytest.raises(ExciseError, match=r"cfg\.json with sae_weights\.safetensors, config\.json with ae\.pt"):
+        read_published(tmp_path)
+
+
+def test_an_sae_of_ours_is_not_imported_again(tmp_path: Path) -> None:
+    save(TopKSAE(SAEConfig(d=D, m=M, k=K)), tmp_path / "ours", {})
+    with pytest.raises(ExciseError, match="Excise's own format already"):
+        read_published(tmp_path / "ours")
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return print, ("a pickle ran",)
@@ -104,16 +210,16 @@ def test_any_broken_bytes_are_one_line(parts: dict[str, Tensor], tmp_path: Path)
 
 
 def test_what_is_missing_or_odd_is_named(parts: dict[str, Tensor], tmp_path: Path) -> None:
-    with pytest.raises(ExciseError, match=r"has no cfg\.json or config\.json"):
+    with pytest.raises(ExciseError, match="holds no published SAE"):
         read_published(tmp_path)
     for n, (key, does) in enumerate(FOREIGN.items()):
         with pytest.raises(ExciseError, match=does):
             read_published(sparsify(tmp_path / f"foreign-{n}", parts, **{key: True}))
     with pytest.raises(ExciseError, match="activation 'groupmax'"):
         read_published(sparsify(tmp_path / "groups", parts, activation="groupmax"))
-    with pytest.raises(ExciseError, match="further weights, W_skip"):
+    with pytest.raises(ExciseError, match="further tensor W_skip"):
         read_published(sparsify(tmp_path / "skip", {**parts, "W_skip": torch.zeros(D, D)}))
-    with pytest.raises(ExciseError, match=r"has no encoder\.bias or latent_bias"):
+    with pytest.raises(ExciseError, match=r"has no tensor encoder\.bias"):
         read_published(sparsify(tmp_path / "short", {n: p for n, p in parts.items() if n != "encoder.bias"}))
     with pytest.raises(ExciseError, match=r"W_dec in .* is \(20, 5\), not \(20, 6\)"):
         read_published(sparsify(tmp_path / "odd", {**parts, "W_dec": parts["W_dec"][:, :5].contiguous()}))
