@@ -190,17 +190,21 @@ def _sae_lens(folder: Path, said: Mapping[str, Any], tensors: Mapping[str, Tenso
     return _Read(parameters, said.get("k", options.get("k")), said.get("d_in"), said.get("d_sae"))
 
 
-DICTIONARY_TRAINER = frozenset(
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+DICTIONARY_TRAINER = _words(
     "trainer_class dict_class lr steps auxk_alpha warmup_steps decay_start threshold_beta threshold_start_step "
-    "top_k_aux seed activation_dim dict_size k device layer lm_name wandb_name submodule_name".split()
+    "top_k_aux seed activation_dim dict_size k device layer lm_name wandb_name submodule_name"
 )
 """What dictionary_learning's trainers say of a TopK SAE."""
 FORMATS = (
     _Format(
         "cfg.json",
         "sae.safetensors",
-        frozenset(
-            "d_in num_latents expansion_factor k activation normalize_decoder multi_topk batch_topk sample_topk".split()
+        _words(
+            "d_in num_latents expansion_factor k activation normalize_decoder multi_topk batch_topk sample_topk"
         ),
         frozenset({"encoder.weight", "encoder.bias", "W_dec", "b_dec"}),
         frozenset(),
@@ -217,7 +221,7 @@ FORMATS = (
     _Format(
         "cfg.json",
         "sae_weights.safetensors",
-        frozenset(
+        _words(
             # What the codes depend on.
             "architecture d_in d_sae k apply_b_dec_to_input rescale_acts_by_decoder_norm normalize_activations "
             "reshape_activations activation_fn activation_fn_str activation_fn_kwargs "
@@ -225,7 +229,7 @@ FORMATS = (
             "metadata dtype device model_name hook_name hook_point hook_layer hook_point_layer hook_head_index "
             "hook_point_head_index model_class_name model_from_pretrained_kwargs prepend_bos exclude_special_tokens "
             "neuronpedia_id context_size seqpos_slice dataset_path dataset_trust_remote_code sae_lens_version "
-            "sae_lens_training_version".split()
+            "sae_lens_training_version"
         ),
         frozenset({"W_enc", "b_enc", "W_dec", "b_dec"}),
         frozenset(),

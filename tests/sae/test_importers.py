@@ -159,7 +159,7 @@ def test_tensors_that_are_not_understood_are_refused_by_name(parts: dict[str, Te
 
 
 def test_what_is_no_folder_of_an_sae_is_told_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ExciseError, match="no folder EleutherAI/sae-llama-3-8b-32x; .*hf download"):
+    with pytest.raises(ExciseError, match=r"no folder EleutherAI/sae-llama-3-8b-32x; .*hf download"):
         read_published(Path("EleutherAI/sae-llama-3-8b-32x"))
     assert read_published(PUBLISHED / "dictionary_learning" / "ae.pt").config.k == K, "by its file of weights"
     with pytest.raises(ExciseError, match=r"holds 6 SAEs in folders of their own; name one, such as .*published.dict"):
