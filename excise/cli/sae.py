@@ -124,7 +124,9 @@ def train(
 def import_(
     folder: Annotated[
         Path,
-        typer.Argument(help="Folder of a published TopK SAE: SAEuron's, SAEmnesia's, SNCE's, SAELens's, sparsify's ..."),
+        typer.Argument(
+            help="Folder of a published TopK SAE: SAEuron's, SAEmnesia's, SNCE's, SAELens's, sparsify's ..."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to make for the SAE.")],
     block: Annotated[str | None, typer.Option("--block", help="The denoiser's block it was trained at.")] = None,

@@ -144,7 +144,9 @@ def _dictionary_learning(folder: Path, said: Mapping[str, Any], tensors: Mapping
     if buffer.get("io") == "in_and_out":
         raise ExciseError(f"the SAE in {folder} predicts another layer (buffer.io), which ours cannot")
     if odd := sorted(set(trainer) - DICTIONARY_TRAINER):
-        raise ExciseError(f"the SAE in {folder} has the setting {odd[0]}={trainer[odd[0]]!r}, which Excise does not know")
+        raise ExciseError(
+            f"the SAE in {folder} has the setting {odd[0]}={trainer[odd[0]]!r}, which Excise does not know"
+        )
     k = trainer.get("k")
     if "k" in tensors and tensors["k"].numel() == 1 and int(tensors["k"]) != k:
         raise ExciseError(f"the SAE's settings in {folder} say k {k}, its tensors {int(tensors['k'])}")
@@ -168,7 +170,9 @@ def _sae_lens(folder: Path, said: Mapping[str, Any], tensors: Mapping[str, Tenso
         what = architecture if activation in (None, "topk") else f"{architecture} with {activation}"
         raise ExciseError(f"the SAE in {folder} is of SAELens's architecture {what}; only topk can be read")
     if odd := sorted(set(options) - {"k"}):
-        raise ExciseError(f"the SAE in {folder} has the setting {odd[0]}={options[odd[0]]!r}, which Excise does not know")
+        raise ExciseError(
+            f"the SAE in {folder} has the setting {odd[0]}={options[odd[0]]!r}, which Excise does not know"
+        )
     if said.get("normalize_activations") not in (None, False, "none"):
         kind = said["normalize_activations"]
         raise ExciseError(f"the SAE in {folder} normalises what it reads (normalize_activations={kind}): ours cannot")
@@ -203,9 +207,7 @@ FORMATS = (
     _Format(
         "cfg.json",
         "sae.safetensors",
-        _words(
-            "d_in num_latents expansion_factor k activation normalize_decoder multi_topk batch_topk sample_topk"
-        ),
+        _words("d_in num_latents expansion_factor k activation normalize_decoder multi_topk batch_topk sample_topk"),
         frozenset({"encoder.weight", "encoder.bias", "W_dec", "b_dec"}),
         frozenset(),
         _sparsify,

@@ -127,9 +127,7 @@ def test_every_setting_that_is_not_understood_is_refused_by_name(tmp_path: Path)
         ]
     ):
         with pytest.raises(ExciseError, match=match):
-            read_published(
-                copied("dictionary_learning", tmp_path / f"dictionary-{n}", trainer={**trainer, **changed})
-            )
+            read_published(copied("dictionary_learning", tmp_path / f"dictionary-{n}", trainer={**trainer, **changed}))
     with pytest.raises(ExciseError, match="predicts another layer"):
         read_published(copied("dictionary_learning", tmp_path / "transcoder", buffer={"io": "in_and_out"}))
     with pytest.raises(ExciseError, match="setting jump='a', which Excise does not know"):
