@@ -75,7 +75,7 @@ def _named(methods: Sequence[str]) -> list[str]:
     return [name for text in methods for name in (METHODS if text == ALL else (text,))]
 
 
-def resume(run: Run, progress: Callable[[int], Any] | None = None, device: str = "cpu") -> None:
+def resume(run: Run, progress: Callable[[float], Any] | None = None, device: str = "cpu") -> None:
     """Do what is left of a run. Ctrl-C keeps what was drawn.
 
     Raises ExciseError where the disk refuses, or a method's defaults are no longer those the run was started with.

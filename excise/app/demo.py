@@ -67,8 +67,8 @@ class Stage(Protocol):
     def figures(self, measured: dict[str, Figure], further: dict[str, Figure]) -> None:
         """What the judge counted."""
 
-    def working(self, title: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
-        """Long work of `total` parts; the value is called with the parts done since the last call."""
+    def working(self, title: str, total: int | None, unit: str = "") -> AbstractContextManager[Callable[[float], None]]:
+        """Long work of `total` parts, `unit`s; the value is called with the parts done since the last call."""
 
 
 def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
@@ -177,7 +177,10 @@ def _site_and_sae(config: DemoConfig, pipe: Any, stage: Stage) -> tuple[Any, Pat
 
 
 def _draw(pipe: Any, groups: Sequence[Family], steps: int, stage: Stage, how: str) -> list[Pictures]:
-    with stage.working(f"drawing {how}", sum(len(g.prompts) for g in groups)) as done:
+    from excise.reference import denoising_steps
+
+    pictures = sum(len(g.prompts) for g in groups)
+    with stage.working(f"drawing {pictures} pictures {how}", denoising_steps(pictures, steps), "steps") as done:
         return drawn(pipe, groups, steps, done)
 
 
@@ -193,7 +196,8 @@ def _strip(pipe: Any, eraser: Any, groups: Sequence[Family], steps: int, stage: 
     ]
     prompts, seeds = [p for p, _ in chosen], [s for _, s in chosen]
     pictures = []
-    with stage.working("drawing the λ strip", len(chosen) * len(STRIP_LAMS)) as done:
+    total = len(STRIP_LAMS) * reference.denoising_steps(len(chosen), steps)
+    with stage.working("drawing the λ strip", total, "steps") as done:
         for lam in STRIP_LAMS:
             with eraser.attach(pipe, strength=lam / eraser.edits[0].coefficient[1]):
                 pictures.append(

@@ -73,7 +73,7 @@ def families(concept: str, n: int) -> tuple[Family, ...]:
 
 
 def drawn(
-    pipe: Any, groups: Sequence[Family], steps: int = 20, progress: Callable[[int], Any] | None = None
+    pipe: Any, groups: Sequence[Family], steps: int = 20, progress: Callable[[float], Any] | None = None
 ) -> list[Pictures]:
     """Pictures of every family by the bundled model, drawn as one list so that batches are full."""
     from excise import reference

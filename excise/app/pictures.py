@@ -13,6 +13,14 @@ from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.reference.bundle import GUIDANCE
 
+BATCH = 8
+"""Pictures drawn together."""
+
+
+def denoising_steps(pictures: int, steps: int) -> int:
+    """How many steps `draw_prompts` takes for `pictures`, for each side of a comparison."""
+    return -(-pictures // BATCH) * steps
+
 
 def draw_prompts(
     pipe: Any,
@@ -27,7 +35,7 @@ def draw_prompts(
     steps: int = 20,
     guidance: float | None = GUIDANCE,
     sae: Any | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[float], Any] | None = None,
 ) -> dict[str, Any]:
     """Write a PNG with a row a prompt (with `compare` two: without and with the eraser), seeds counting from `seed`.
 
@@ -42,7 +50,7 @@ def draw_prompts(
         raise ExciseError(f"cannot draw to '{out.name}': the name must end in .png")
     texts = [p for p in prompts for _ in range(n)]
     seeds = [seed + i for _ in prompts for i in range(n)]
-    batch = min(8, len(texts))
+    batch = min(BATCH, len(texts))
 
     def draw(attached: Eraser | None) -> Any:
         with attached.attach(pipe, strength, sae=sae) if attached is not None else nullcontext():

@@ -32,7 +32,7 @@ def train_part(name: str, work: Path, out: Path) -> None:
 
 
 def drawing_figures(
-    pipe: Any, n: int, steps: int, progress: Callable[[int], Any] | None = None
+    pipe: Any, n: int, steps: int, progress: Callable[[float], Any] | None = None
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """What the bundled judge recognises in `n` pictures a family: shares with Wilson's intervals, ready for JSON."""
     from excise.reference.evaluate import evaluate

@@ -24,6 +24,7 @@ from excise.erasers import Eraser
 from excise.errors import ExciseError
 from excise.files import sha256, write_atomic
 from excise.methods.base import method, parsed, settings_of
+from excise.step_progress import by_steps
 
 HEARTBEAT = 10.0
 """Seconds between two signs of life."""
@@ -57,12 +58,12 @@ def work(
     suite: Suite,
     load: Callable[[], Any],
     defaults: Mapping[str, Mapping[str, Any]],
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[float], Any] | None = None,
 ) -> None:
     """Do what is left of `run`, if there is anything, with the pipeline that `load` gives.
 
-    `defaults` are settings of a method on this machine (where its SAE lies). `progress` is called with the pictures
-    drawn since the last call. Ctrl-C hands the unit back.
+    `defaults` are settings of a method on this machine (where its SAE lies). `progress` is called after each
+    denoising step with the share of pictures that it drew. Ctrl-C hands the unit back.
     """
     pipe = None
     while (claim := run.claim()) is not None:
@@ -97,11 +98,10 @@ def _do(
         for start in range(0, len(left), suite.batch):
             some = left[start : start + suite.batch]
             began = time.perf_counter()
-            made = suite.draw(pipe, some)
+            with by_steps(pipe, progress, len(some)):
+                made = suite.draw(pipe, some)
             seconds = (time.perf_counter() - began) / len(some)
             claim.write(_records(run, unit, suite, some, made if isinstance(made, Drawn) else Drawn.of(made), seconds))
-            if progress is not None:
-                progress(len(some))
 
 
 def _eraser(run: Run, unit: Unit, suite: Suite, pipe: Any, entry: Entry, defaults: Mapping[str, Any]) -> Eraser:

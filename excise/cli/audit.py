@@ -9,7 +9,7 @@ import typer
 
 from excise.cli import bounds
 from excise.cli.options import Device, Json, Model, PairsFile
-from excise.cli.terminal import emit, note, progress, table
+from excise.cli.terminal import emit, key_values, note, progress
 
 if TYPE_CHECKING:
     from excise.app.audit import Audit
@@ -95,7 +95,7 @@ def audit(
 
 def _show(audit: Audit) -> None:
     rows = [(kind, outcome) for kind, outcome in audit.checks.items()]
-    table(f"Audit of {audit.name}: “{audit.concept}”", ("check", ""), rows)
+    key_values(f"Audit of {audit.name}: “{audit.concept}”", rows)
     for flag in audit.flags:
         typer.echo(f"{'RED FLAG' if flag.severity == 'red' else 'note'}: {flag.kind}. {flag.says}")
         for line in flag.evidence:

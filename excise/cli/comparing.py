@@ -10,7 +10,7 @@ import typer
 from excise.cli import bounds
 from excise.cli.options import Count, Device, Json, Model
 from excise.cli.supervised import app
-from excise.cli.terminal import emit, note, progress, table
+from excise.cli.terminal import aligned, emit, note, progress, table
 
 __all__ = ["app"]
 
@@ -165,17 +165,14 @@ def sweep(
 def show(rows: list[dict[str, Any]], by: str) -> None:
     """Print SAEs as a table, best first, and what its columns mean."""
     titles = ["", *(f"{title}↓" if name == by else title for name, title in COLUMNS.items())]
-    cells = [[str(n), *(_figure(row[name]) for name in COLUMNS)] for n, row in enumerate(rows, 1)]
+    figures = zip(*(aligned([row[name] for row in rows]) for name in COLUMNS), strict=True)
+    cells = [[str(n), *row] for n, row in enumerate(figures, 1)]
     table(f"SAEs by {COLUMNS.get(by, by)}", titles, cells)
     for n, row in enumerate(rows, 1):
         typer.echo(f"{n:3}  {row['sae']}: {row['site']}, {row['m']} neurons, k {row['k']}")
     typer.echo()
     for line in LEGEND:
         typer.echo(line)
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -87,8 +87,8 @@ class _Screen:
         more = [(FURTHER[k], percent(k, f.value), _interval(k, f), str(f.n)) for k, f in further.items()]
         table("Beside them", ("share", "value", "95 % interval", "n"), more)
 
-    def working(self, title: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
-        return progress(title, total)
+    def working(self, title: str, total: int | None, unit: str = "") -> AbstractContextManager[Callable[[float], None]]:
+        return progress(title, total, unit)
 
 
 def _interval(name: str, figure: Figure) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from excise.cli import bounds
 from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
-from excise.cli.terminal import emit, note, progress, table
+from excise.cli.terminal import aligned, emit, note, progress, table
 
 
 def register(app: typer.Typer) -> None:
@@ -92,19 +92,23 @@ def find(
 
 def show_ranking(name: str, site: str, rows: list[dict[str, Any]]) -> None:
     """Print neurons as a table."""
-    columns = ("neuron", "score", "frequency", "AUROC", "p", "on controls", "top tokens")
+    columns = ("neuron", "score", "frequency", "AUROC", "p", "on controls", "top tokens", "")
+    scores = aligned([r["score"] for r in rows])
     cells = [
         (
             str(r["neuron"]),
-            f"{r['score']:.4g}",
+            score,
             str(r["frequency"]),
             number(r["auroc"]),
             number(r["p_value"]),
-            number(r["control_share"]) + (" structural" if r["structural"] else ""),
+            number(r["control_share"]),
             " ".join(r["top_tokens"][:5]),
+            "structural" if r["structural"] else "",
         )
-        for r in rows
+        for r, score in zip(rows, scores, strict=True)
     ]
+    if not any(row[-1] for row in cells):
+        columns, cells = columns[:-1], [row[:-1] for row in cells]
     table(f"Neurons for “{name}” at {site}", columns, cells)
 
 
@@ -114,13 +118,13 @@ def _show_sweep(name: str, rows: list[dict[str, Any]]) -> None:
         (
             str(r["site"]),
             "-" if r["neuron"] is None else str(r["neuron"]),
-            number(r["score"], "4g"),
-            number(r["dominance"], "3g"),
+            score,
+            ahead,
             number(r["auroc"]),
             number(r["control_share"]),
             number(r["fvu"]),
         )
-        for r in rows
+        for r, score, ahead in zip(rows, *(aligned([r[n] for r in rows]) for n in ("score", "dominance")), strict=True)
     ]
     table(f"Sites for “{name}”: the best neuron at each", columns, cells)
 

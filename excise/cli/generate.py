@@ -57,7 +57,7 @@ def generate(
 ) -> None:
     """Draw prompts, with or without an eraser, into one PNG. A language model goes on from them, which is printed."""
     from excise.app.models import load_pipeline, sae_folder
-    from excise.app.pictures import draw_prompts
+    from excise.app.pictures import denoising_steps, draw_prompts
     from excise.erasers import Eraser
     from excise.errors import ExciseError
     from excise.reference.bundle import GUIDANCE
@@ -77,8 +77,9 @@ def generate(
         return
     if allow_amplify or chat:
         raise ExciseError("--allow-amplify and --chat are for language models; leave them out")
-    total = len(prompt) * n * (2 if compare else 1)
-    with progress("drawing", total) as advance:
+    sides = 2 if compare else 1
+    total = sides * denoising_steps(len(prompt) * n, steps)
+    with progress(f"drawing {sides * len(prompt) * n} pictures", total, "steps") as advance:
         data = draw_prompts(
             pipe,
             prompt,

@@ -11,7 +11,7 @@ import typer
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import Device, Json, Model, Sae, SiteOption
-from excise.cli.terminal import emit, note, progress, table
+from excise.cli.terminal import aligned, emit, key_values, note, progress, table
 
 if TYPE_CHECKING:
     from excise.neurons.contexts import Context
@@ -225,15 +225,16 @@ def tag(
 
 
 def _show_tagged(rows: list[dict[str, Any]]) -> None:
+    figures = zip(*(aligned([r[name] for r in rows]) for name in ("score", "auroc")), strict=True)
     cells = [
         (
             r["concept"],
             str(r["neuron"]),
-            figure(r["score"]),
-            figure(r["auroc"]),
+            score,
+            auroc,
             "yes" if r["tagged"] else f"no: {r['why']}",
         )
-        for r in rows
+        for r, (score, auroc) in zip(rows, figures, strict=True)
     ]
     table("Neurons by concept", ("concept", "neuron", "score", "AUROC", "tagged"), cells)
 
@@ -244,11 +245,11 @@ def print_entries(title: str, entries: list[Entry]) -> None:
         (
             str(e.index),
             "-" if e.density is None else f"{e.density:.3%}",
-            figure(e.peak),
+            peak,
             ", ".join(t.concept for t in e.tags) or "-",
             e.explanation.text if e.explanation else " ".join(e.top_tokens(5)),
         )
-        for e in entries
+        for e, peak in zip(entries, aligned([e.peak for e in entries]), strict=True)
     ]
     table(title, ("neuron", "fires at", "largest code", "tags", "explanation, or top tokens"), cells)
 
@@ -270,10 +271,11 @@ def print_entry(entry: Entry, contexts: int = 10) -> None:
         ("nearest tokens", " ".join(f"{token} {how:.2f}" for token, how in entry.nearest)),
         ("near neurons", " ".join(f"{index} ({how:.2f})" for index, how in entry.near)),
     ]
-    table(f"Neuron {entry.index}", ("", ""), [row for row in rows if row[1] not in ("", "-")])
+    key_values(f"Neuron {entry.index}", [row for row in rows if row[1] != "-"])
     shown = entry.contexts[:contexts]
     if shown:
-        cells = [(figure(context.peak), marked(context, entry.peak or context.peak)) for context in shown]
+        codes = aligned([context.peak for context in shown])
+        cells = [(code, marked(c, entry.peak or c.peak)) for code, c in zip(codes, shown, strict=True)]
         table("Strongest contexts, «tokens» it fires at", ("code", "prompt"), cells)
 
 

@@ -48,10 +48,11 @@ def sample(
 ) -> None:
     """Draw prompts with the bundled model."""
     from excise.app.models import load_pipeline
-    from excise.app.pictures import draw_prompts
+    from excise.app.pictures import denoising_steps, draw_prompts
 
     pipe = load_pipeline(None)
-    with progress("drawing", len(prompt) * n) as advance:
+    pictures = len(prompt) * n
+    with progress(f"drawing {pictures} pictures", denoising_steps(pictures, steps), "steps") as advance:
         data = draw_prompts(pipe, prompt, None, out, n=n, seed=seed, steps=steps, progress=advance)
     emit(json, data, lambda: typer.echo(f"{out}: {data['pictures']} pictures"))
 
@@ -70,10 +71,12 @@ def evaluate(
     from excise.app.models import load_pipeline
     from excise.app.reference import drawing_figures
     from excise.bench.statistics import in_percent
+    from excise.reference import denoising_steps
     from excise.reference.evaluate import FAMILIES
 
     pipe = load_pipeline(None)
-    with progress("drawing", n * len(FAMILIES)) as advance:
+    total = len(FAMILIES) * denoising_steps(n, steps)
+    with progress(f"drawing {n * len(FAMILIES)} pictures", total, "steps") as advance:
         figures = drawing_figures(pipe, n, steps, advance)
     if write_card is not None:
         card.write(write_card, figures)

@@ -11,7 +11,7 @@ import typer
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import Device, Json, Model, SiteOption
-from excise.cli.terminal import emit, note, progress, table
+from excise.cli.terminal import emit, key_values, note, progress
 
 app = Commands(help="Sparse autoencoders.", no_args_is_help=True)
 
@@ -169,7 +169,7 @@ def show(cards: dict[Path, dict[str, Any]], as_json: bool) -> None:
     def printed() -> None:
         for folder, card in cards.items():
             rows = [(name, _plain(value)) for name, value in card.items() if value is not None]
-            table(f"SAE {folder}", ("card", ""), rows)
+            key_values(f"SAE {folder}", rows)
 
     told = [{"folder": str(folder), "card": card} for folder, card in cards.items()]
     emit(as_json, told[0] if len(told) == 1 else told, printed)

@@ -10,6 +10,7 @@ _HOMES = {
     "judge_figures": "bundle",
     "generate": "bundle",
     "draw": "bundle",
+    "denoising_steps": "bundle",
     "MODEL": "bundle",
     "sae_folder": "bundle",
     "STEPS": "bundle",

@@ -22,6 +22,7 @@ from excise.errors import ExciseError
 from excise.files import put_folder, temporary_beside, write_atomic
 from excise.reference import classifier
 from excise.reference.scenes import Pixels
+from excise.step_progress import by_steps
 
 if TYPE_CHECKING:
     from excise.reference.classifier import Verdicts
@@ -146,6 +147,11 @@ def judge_figures(name: str = "classifier") -> dict[str, float]:
     return figures
 
 
+def denoising_steps(pictures: int, steps: int = STEPS, batch_size: int = 32) -> int:
+    """How many denoising steps `draw` takes for that many pictures: those of each batch count once."""
+    return -(-pictures // batch_size) * steps
+
+
 def generate(pipe: StableDiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> Pixels:
     """Pictures `[N, 64, 64, 3]` uint8, with `draw`'s options.
 
@@ -162,12 +168,13 @@ def draw(
     steps: int = STEPS,
     guidance: float | None = GUIDANCE,
     batch_size: int = 32,
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[float], Any] | None = None,
 ) -> Drawn:
     """Pictures `[N, 64, 64, 3]` with their faults, each from a CPU generator seeded with its own seed.
 
     Batches are always padded to `batch_size`, so that a picture's bits do not depend on its neighbours in the batch
-    having been asked for. `guidance` None leaves the scale to the pipeline's own default.
+    having been asked for. `guidance` None leaves the scale to the pipeline's own default. `progress` is called after
+    each denoising step of a batch with 1, `denoising_steps` times in all.
     """
     if len(prompts) != len(seeds):
         raise ExciseError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed a prompt")
@@ -177,14 +184,13 @@ def draw(
         some = list(prompts[start : start + batch_size])
         numbers = list(seeds[start : start + batch_size])
         fill = batch_size - len(some)
-        made = pipe(
-            some + [""] * fill,
-            num_inference_steps=steps,
-            generator=[torch.Generator("cpu").manual_seed(s) for s in numbers + [0] * fill],
-            output_type="np",
-            **options,
-        )
+        with by_steps(pipe, progress, steps):
+            made = pipe(
+                some + [""] * fill,
+                num_inference_steps=steps,
+                generator=[torch.Generator("cpu").manual_seed(s) for s in numbers + [0] * fill],
+                output_type="np",
+                **options,
+            )
         parts.append(Drawn.by(made)[: len(some)])
-        if progress is not None:
-            progress(len(some))
     return Drawn.joined(parts)

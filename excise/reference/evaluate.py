@@ -62,7 +62,7 @@ FAMILIES = ("single", "pair", "wording", "held_out_pair", "held_out_style", "syn
 
 
 def evaluate(
-    pipe: StableDiffusionPipeline, n: int = 200, steps: int = 20, progress: Callable[[int], Any] | None = None
+    pipe: StableDiffusionPipeline, n: int = 200, steps: int = 20, progress: Callable[[float], Any] | None = None
 ) -> dict[str, dict[str, list[bool]]]:
     """Of `n` pictures a family, seeds 0..n-1: every object recognised, any of them, style right, background right."""
     see = judge()

@@ -32,8 +32,11 @@ class Recorder:
         self.seen.append(f"{len(measured)} figures")
 
     @contextmanager
-    def working(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        yield lambda done: None
+    def working(self, title: str, total: int | None, unit: str = "") -> Iterator[Callable[[float], None]]:
+        done: list[float] = []
+        yield done.append
+        if unit == "steps":
+            assert done == [1.0] * (total or 0)
 
 
 def aim(pipe: Any, site: Any, sae: Any, neuron: int) -> None:
