@@ -107,9 +107,8 @@ def show_ranking(name: str, site: str, rows: list[dict[str, Any]]) -> None:
         )
         for r, score in zip(rows, scores, strict=True)
     ]
-    if not any(row[-1] for row in cells):
-        columns, cells = columns[:-1], [row[:-1] for row in cells]
-    table(f"Neurons for “{name}” at {site}", columns, cells)
+    shown = len(columns) if any(r["structural"] for r in rows) else len(columns) - 1
+    table(f"Neurons for “{name}” at {site}", columns[:shown], [row[:shown] for row in cells])
 
 
 def _show_sweep(name: str, rows: list[dict[str, Any]]) -> None:
