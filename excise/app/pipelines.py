@@ -1,0 +1,174 @@
+"""Finding the diffusion pipeline that a person names, on the disk first and then on the hub, and loading it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from excise.errors import ExciseError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+_HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
+_CHECKPOINTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+_TO_FOLDER = (
+    'python -c "from diffusers import DiffusionPipeline as P; '
+    "P.from_pretrained('{0}'{1}, use_safetensors=False).save_pretrained('{2}')\""
+)
+"""Turns a folder or a model of the hub whose weights are .bin into a folder of safetensors."""
+_FROM_ONE_FILE = (
+    "python -c \"from diffusers import StableDiffusionPipeline as P; P.from_single_file('{0}').save_pretrained('{1}')\""
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which of a model's weights are loaded, and in which precision.
+
+    dtype: one of `DTYPES`; "auto" is float32, and on a CUDA device what most of the denoiser's weights are stored in.
+    revision: a branch, tag or commit of a model on the hub. variant: in the names of files, such as fp16.
+    """
+
+    dtype: str = "auto"
+    revision: str | None = None
+    variant: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ExciseError(f"--dtype cannot be {self.dtype!r}; it is one of {', '.join(DTYPES)}")
+
+    def torch_dtype(self) -> torch.dtype | None:
+        """None for "auto"."""
+        import torch
+
+        dtype: torch.dtype | None = None if self.dtype == "auto" else getattr(torch, self.dtype)
+        return dtype
+
+
+DEFAULT = Weights()
+
+
+def must_be_local(model: str) -> bool:
+    """Whether a name can only be of something on the disk, since no model on the hub is called that."""
+    return not _HUB_NAME.fullmatch(model) or model.endswith((*_CHECKPOINTS, ".gguf"))
+
+
+def check_path(model: str) -> None:
+    """Refuse what names neither a pipeline's folder on the disk nor, possibly, a model of the hub.
+
+    Raises ExciseError that says what is wrong with the file or folder.
+    """
+    path = Path(model).expanduser()
+    if path.is_file():
+        if path.suffix in _CHECKPOINTS:
+            folder = path.with_suffix("")
+            raise ExciseError(
+                f"{path} is a checkpoint in one file, without the configuration that a pipeline needs; turn it into a "
+                f"folder once, with the class of pipeline that it is for: {_FROM_ONE_FILE.format(path, folder)}"
+            )
+        raise ExciseError(f"{path} is a file; name the folder with model_index.json")
+    if path.is_dir():
+        if not (path / "model_index.json").exists():
+            inside = sorted(path.glob("*/model_index.json"))
+            hint = f"; did you mean {inside[0].parent}?" if inside else "; name the folder of a whole pipeline"
+            raise ExciseError(f"{path} has no model_index.json{hint}")
+    elif must_be_local(model):
+        raise ExciseError(f"there is no {path} on this machine; name a folder with model_index.json")
+
+
+def load_diffusion_pipeline(model: str, device: str, weights: Weights) -> Any:
+    """The pipeline in a folder or on the hub, on `device`.
+
+    Raises ExciseError where there is none, or its weights are not complete or cannot be read without unpickling them.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    from excise import loading
+
+    loading.check_versions()
+    check_path(model)
+    path = Path(model).expanduser()
+    local = path.is_dir()
+    if local and weights.revision is not None:
+        raise ExciseError(f"{model} is a folder; --revision is for a model of the hub")
+    try:
+        folder = path if local else _fetch(model, weights)
+        dtype = weights.torch_dtype()
+        if dtype is None:
+            dtype = loading.own_dtype(folder, weights.variant) if device.startswith("cuda") else torch.float32
+        pipe = loading.load_folder(folder, dtype, weights.variant)
+    except loading.PickledWeights as error:
+        given = {"revision": weights.revision, "variant": error.variant}
+        more = "".join(f", {name}='{value}'" for name, value in given.items() if value)
+        convert = _TO_FOLDER.format(model, more, f"{path.name}-safetensors")
+        raise ExciseError(
+            f"cannot load {model}: {error}; if you trust it, turn it into safetensors once: {convert}"
+        ) from error
+    except ExciseError as error:
+        raise ExciseError(f"cannot load {model}: {error}") from error
+    except (OSError, ValueError, RuntimeError, AttributeError, TypeError, ImportError, SafetensorError) as error:
+        raise ExciseError(f"cannot load {model}: {first_line(error)}") from error
+    if not local:
+        # What an eraser made with it says where it came from. Of a revision the folder in the cache says it exactly.
+        pipe.register_to_config(_name_or_path=model if weights.revision is None else str(folder))
+    return pipe.to(device)
+
+
+def _fetch(model: str, weights: Weights) -> Path:
+    """The folder of the cache that a model of the hub lies in, fetched if need be.
+
+    Raises PickledWeights before anything large is fetched, and ExciseError where there is no such model.
+    """
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import errors, hf_hub_download, model_info
+
+    from excise import loading
+
+    revision, variant = weights.revision, weights.variant
+    unreachable: Exception | None = None
+    try:
+        files = [sibling.rfilename for sibling in model_info(model, revision=revision).siblings or ()]
+        index = json.loads(Path(hf_hub_download(model, "model_index.json", revision=revision)).read_text("utf-8"))
+        chosen = loading.variant_of(files, loading.components_of(index), variant)
+        variant = next(filter(None, chosen.values()), None)
+    except errors.RevisionNotFoundError as error:
+        raise ExciseError(f"it has no revision {revision!r} on the hub") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ExciseError(
+            "there is no such folder here, and no model of that name on the hub that you may read (for a private one "
+            "log in with `hf auth login`)"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise ExciseError("it is on the hub, but has no model_index.json: it is no diffusion pipeline") from error
+    except ExciseError:
+        raise
+    except Exception as error:  # of a dozen kinds without a network; perhaps it is in the cache
+        unreachable = error
+    try:
+        with loading.quiet():
+            folder = DiffusionPipeline.download(
+                model,
+                revision=revision,
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=unreachable is not None,
+            )
+    except Exception as error:  # diffusers and the hub raise a dozen kinds here
+        if unreachable is None:
+            raise ExciseError(f"it could not be fetched from the hub ({first_line(error)})") from error
+        raise ExciseError(
+            f"there is no such folder here, and the hub cannot be reached ({first_line(unreachable)})"
+        ) from unreachable
+    return Path(folder)
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says first, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(". ") if lines else type(error).__name__

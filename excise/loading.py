@@ -1,0 +1,249 @@
+"""Loading a pipeline's folder in silence, in one dtype, with every weight accounted for.
+
+A library that finds no tensor of a name fills the gap at random and goes on, so each model says here what it missed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from excise.errors import ExciseError
+
+if TYPE_CHECKING:
+    import torch
+
+_DENOISERS = ("transformer", "unet", "prior", "decoder")
+_FILE = re.compile(
+    r"(?:model|diffusion_pytorch_model|pytorch_model)(?:\.(?P<variant>\w+))?(?:-\d{5}-of-\d{5})?(?:\.(?P<old>\w+))?"
+    r"\.(?P<format>safetensors|bin)"
+)
+"""A file of weights. `old` is where a variant's name stood in shards of earlier versions of diffusers."""
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@cache
+def check_versions() -> None:
+    """Refuse versions of diffusers and transformers outside the bounds that the package declares.
+
+    Raises ExciseError.
+    """
+    from packaging.requirements import Requirement
+
+    try:
+        bounds = [Requirement(line) for line in requires("excise") or ()]
+    except PackageNotFoundError:  # a source tree that was never installed declares nothing
+        return
+    for bound in bounds:
+        if bound.name not in ("diffusers", "transformers"):
+            continue
+        try:
+            found = version(bound.name)
+        except PackageNotFoundError as error:
+            raise ExciseError(f"{bound.name} is not installed; pip install '{bound}'") from error
+        if not bound.specifier.contains(found, prereleases=True):
+            raise ExciseError(f"excise needs {bound}, and {bound.name} {found} is installed; pip install '{bound}'")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep progress bars and advice of diffusers and transformers off the terminal within; their errors come through.
+
+    Both libraries are imported by it. A verbosity that a user chose in the environment stays.
+    """
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = ((diffusers_logging, "DIFFUSERS_VERBOSITY"), (transformers_logging, "TRANSFORMERS_VERBOSITY"))
+    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library, _ in libraries]
+    for library, chosen in libraries:
+        library.disable_progress_bar()
+        if chosen not in os.environ:
+            library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, level, bars in before:
+            library.set_verbosity(level)
+            if bars:
+                library.enable_progress_bar()
+
+
+class PickledWeights(ExciseError):
+    """Weights that are stored in pickled files alone, of `variant`."""
+
+    def __init__(self, component: str, variant: str | None) -> None:
+        super().__init__(f"{component} has its weights as .bin alone, which can run code when it is read")
+        self.variant = variant
+
+
+def variant_of(files: Iterable[str], components: Iterable[str], wanted: str | None = None) -> dict[str, str | None]:
+    """The variant to load of each component that has weights in safetensors: the wanted one where it is there, else
+    the plain weights, else the only variant.
+
+    `files` are paths below the pipeline's folder, such as `unet/diffusion_pytorch_model.fp16.safetensors`. Raises
+    ExciseError where a component has weights and none that can be read, or no component has the wanted variant.
+    """
+    there: dict[str, dict[str, set[str | None]]] = {}
+    for path in files:
+        component, _, name = path.partition("/")
+        if found := _FILE.fullmatch(name):
+            kinds = there.setdefault(component, {"safetensors": set(), "bin": set()})
+            kinds[found["format"]].add(found["variant"] or found["old"])
+    chosen: dict[str, str | None] = {}
+    for component in components:
+        if component not in there:
+            continue
+        safe = there[component]["safetensors"]
+        if not safe:
+            raise PickledWeights(component, None if None in (bins := there[component]["bin"]) else min(map(str, bins)))
+        if wanted in safe:
+            chosen[component] = wanted
+        elif None in safe or len(safe) == 1:
+            chosen[component] = None if None in safe else next(iter(safe))
+        else:
+            raise ExciseError(f"{component} has the variants {_list(safe)}; choose one with --variant")
+    if wanted is not None and wanted not in chosen.values():
+        known = _list({v for c in chosen for v in there[c]["safetensors"] if v is not None})
+        raise ExciseError(f"there is no variant {wanted!r}; {f'there is {known}' if known else 'leave out --variant'}")
+    return chosen
+
+
+def _list(variants: Iterable[str | None]) -> str:
+    return ", ".join(sorted(str(variant or "(plain)") for variant in variants))
+
+
+def components_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Library and class of every component in what a model_index.json says."""
+    return {
+        name: (str(said[0]), str(said[1]))
+        for name, said in index.items()
+        if not name.startswith("_") and isinstance(said, list) and len(said) == 2 and said[0] and said[1]
+    }
+
+
+def own_dtype(folder: Path, variant: str | None = None) -> torch.dtype:
+    """The dtype that most of the denoiser's weights are stored in, by the headers of its files.
+
+    float32, float16 or bfloat16, which last also stands for narrower ones. Raises ExciseError as `variant_of` does.
+    """
+    import torch
+
+    chosen = variant_of(_files(folder), components_of(_index(folder)), variant)
+    names = [name for name in _DENOISERS if name in chosen] or list(chosen)
+    counted: Counter[str] = Counter()
+    for name in names:
+        for path in (folder / name).glob("*.safetensors"):
+            found = _FILE.fullmatch(path.name)
+            if found is None or (found["variant"] or found["old"]) != chosen[name]:
+                continue
+            for tensor in _header(path).values():
+                start, end = tensor["data_offsets"]
+                counted[tensor["dtype"]] += end - start
+    most = counted.most_common(1)
+    found_dtype: torch.dtype = getattr(torch, _DTYPES.get(most[0][0], "bfloat16") if most else "float32")
+    return found_dtype
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors."""
+    with path.open("rb") as file:
+        said: dict[str, Any] = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    said.pop("__metadata__", None)
+    return said
+
+
+def load_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
+    """The diffusers pipeline in a folder, each model loaded in `dtype` on the CPU, without a progress bar.
+
+    What a class of transformers keeps in float32 (T5's `wo`) stays there. Raises ExciseError where a model's weights
+    are missing, left over or of another shape, or cannot be read without unpickling them.
+    """
+    with quiet():
+        import diffusers
+
+        index = _index(folder)
+        chosen = variant_of(_files(folder), components_of(index), variant)
+        models = {
+            name: _load_model(kind, folder / name, dtype, chosen[name])
+            for name, where in components_of(index).items()
+            if name in chosen and (kind := _class(*where)) is not None
+        }
+        pipe: Any = diffusers.DiffusionPipeline.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, **_in(dtype), **models
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return said
+
+
+def _files(folder: Path) -> list[str]:
+    return [f"{path.parent.name}/{path.name}" for path in folder.glob("*/*")]
+
+
+def _class(library: str, name: str) -> Any:
+    """The class of a model that can say what it missed when it was loaded; None for all other components."""
+    import diffusers
+    import transformers
+
+    home = {"diffusers": diffusers, "transformers": transformers}.get(library)
+    home = getattr(diffusers.pipelines, library, None) if home is None else home
+    kind = getattr(home, name, None)
+    told = (diffusers.ModelMixin, transformers.PreTrainedModel)
+    return kind if isinstance(kind, type) and issubclass(kind, told) else None
+
+
+def _load_model(kind: Any, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
+    from transformers import PreTrainedModel
+
+    options: dict[str, Any] = {"variant": variant, "use_safetensors": True, "local_files_only": True}
+    options |= {"dtype": dtype} if issubclass(kind, PreTrainedModel) else _in(dtype)
+    model, told = kind.from_pretrained(folder, output_loading_info=True, **options)
+    refuse_gaps(model, told, folder)
+    return model.eval()
+
+
+def _in(dtype: torch.dtype) -> dict[str, Any]:
+    """The dtype as the installed diffusers is told of it."""
+    from packaging.version import Version
+
+    return {"dtype" if Version(version("diffusers")) >= Version("0.40") else "torch_dtype": dtype}
+
+
+def refuse_gaps(model: Any, told: Mapping[str, Iterable[Any]], folder: Path) -> None:
+    """Raise ExciseError where `told`, a library's loading info, has weights that are missing, of another shape or left
+    over.
+
+    A checkpoint of another class, as its configuration says, may have weights left over: its head's. Positions are
+    constants that old checkpoints keep.
+    """
+    for reason, what in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
+        if gap := sorted(str(key if isinstance(key, str) else key[0]) for key in told.get(reason) or ()):
+            raise ExciseError(
+                f"{folder.name} {what} {_some(gap)} of a {type(model).__name__}: they would be drawn at random. The "
+                "folder is incomplete, or was saved by a version of the library that names its weights otherwise"
+            )
+    made_by = getattr(model.config, "architectures", None) or [type(model).__name__]
+    over = sorted(str(key) for key in told.get("unexpected_keys") or () if not str(key).endswith("position_ids"))
+    if over and type(model).__name__ in made_by:
+        raise ExciseError(
+            f"{folder.name} has weights that a {type(model).__name__} has not: {_some(over)}. Its configuration is not "
+            "that of its weights"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more weights" if len(names) > 3 else "")
