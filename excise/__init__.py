@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from excise.concepts import Concept as Concept
     from excise.concepts import Pair as Pair
     from excise.erasers import Attachment as Attachment
+    from excise.erasers import Attachments as Attachments
     from excise.erasers import Eraser as Eraser
     from excise.erasers import Signer as Signer
     from excise.erasers.telemetry import on_event as on_event
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Attachment": "erasers",
+    "Attachments": "erasers",
     "Concept": "concepts",
     "Eraser": "erasers",
     "EraserDidNotFire": "errors",
@@ -56,6 +58,7 @@ _HOMES = {
 
 __all__ = [
     "Attachment",
+    "Attachments",
     "Concept",
     "Eraser",
     "EraserDidNotFire",

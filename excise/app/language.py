@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from excise.erasers import Attachment, Eraser
+from excise.erasers import Attachment, Attachments, Eraser
 from excise.erasers.guard import unedited
 from excise.errors import ExciseError
 from excise.sites import LanguageModel
@@ -114,7 +114,7 @@ class Written:
 def generate_text(
     pipe: LanguageModel,
     prompts: Sequence[str] | str,
-    eraser: Eraser | Attachment | None = None,
+    eraser: Eraser | Attachment | Attachments | None = None,
     *,
     strength: float = 1.0,
     max_new_tokens: int = 64,
@@ -126,8 +126,8 @@ def generate_text(
 ) -> list[Written]:
     """Go on from every prompt, or from the one, greedily, with `eraser` and, with `compare`, without it too.
 
-    A negative `strength` writes the concept into the text instead of out of it and wants `allow_amplify`; of an
-    Attachment that is there already both are its own. With `chat` a prompt is a question in the model's chat template.
+    A negative `strength` writes the concept into the text instead of out of it and wants `allow_amplify`; of erasers
+    that are attached already both are their own. With `chat` a prompt is a question in the model's chat template.
     Raises ExciseError where a prompt is empty or too long, or the eraser does not fit.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
@@ -149,7 +149,7 @@ def generate_text(
         with unedited():
             before = [*write()]
     if eraser is not None:
-        attached = isinstance(eraser, Attachment)
+        attached = isinstance(eraser, Attachment | Attachments)
         options: dict[str, Any] = {"strength": strength, "allow_amplify": allow_amplify, "sae": sae}
         with nullcontext() if attached else eraser.attach(pipe, **options):  # type: ignore[union-attr]
             after = [*write()]

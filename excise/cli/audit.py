@@ -23,8 +23,10 @@ def register(app: typer.Typer) -> None:
 
 
 def audit(
-    folder: Annotated[Path, typer.Argument(help="Folder of an eraser.", metavar="DIR")],
-    out: Annotated[Path | None, typer.Option("--out", help="Write the page here: one HTML file.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder of an eraser, or of several.", metavar="DIR")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the page here: an HTML file; of several erasers, a folder.")
+    ] = None,
     model: Model = None,
     sae: Annotated[
         Path | None,
@@ -61,36 +63,62 @@ def audit(
     from excise.app.audit_inputs import benign_prompts, concept_of, kind_named, saes_of, words_for
     from excise.app.audit_page import render
     from excise.app.models import load_pipeline
-    from excise.erasers import Eraser
-    from excise.errors import ExciseError
+    from excise.erasers import Eraser, eraser_folders
     from excise.files import write_atomic
 
-    if out is not None and out.is_dir():
-        raise ExciseError(f"{out} is a folder; name a file for the page, such as {out / 'audit.html'}")
-    if out is not None and out.suffix.lower() not in (".html", ".htm"):
-        raise ExciseError(f"{out} would be a page of HTML; name it so, such as {out.with_suffix('.html')}")
+    folders = eraser_folders(folder)
+    pages = _pages(out, folders)
     bundled = model is None
-    eraser = Eraser.load(folder)
-    concept = concept_of(eraser, pairs, kind_named(kind))
-    given = [word.strip() for word in (mentions or "").split(",") if word.strip()]
-    words = words_for(eraser, given, bundled=bundled)
-    benign = benign_prompts(words, prompts, bundled=bundled, count=count)
-    saes = saes_of(eraser, folder, sae, bundled=bundled)
+    erasers = [Eraser.load(own) for own in folders]
     options = {
         "--out": out, "--model": model, "--sae": sae, "--prompts": prompts, "--mentions": mentions, "--pairs": pairs,
         "--kind": kind, "--count": None if count == 2000 else count,
     }  # fmt: skip
     typed = [part for name, value in options.items() if value is not None for part in (name, str(value))]
+    given = [word.strip() for word in (mentions or "").split(",") if word.strip()]
+    inputs = []
+    for own, eraser in zip(folders, erasers, strict=True):
+        words = words_for(eraser, given, bundled=bundled)
+        concept = concept_of(eraser, pairs, kind_named(kind))
+        benign = benign_prompts(words, prompts, bundled=bundled, count=count)
+        saes = saes_of(eraser, own, sae, bundled=bundled)
+        inputs.append((concept, words, benign, saes))
     pipe = load_pipeline(model, device)
-    plan = Plan(eraser, pipe, concept, words, benign, saes, folder, ("excise", "audit", str(folder), *typed))
-    with progress("auditing", plan.steps) as advance:
-        found = plan.run(advance)
-    if out is not None:
-        write_atomic(out, render(found))
-        note(f"wrote {out}")
-    emit(json, found.to_json(), lambda: _show(found))
-    if found.red:
+    found = []
+    for own, eraser, given_to, page in zip(folders, erasers, inputs, pages, strict=True):
+        plan = Plan(eraser, pipe, *given_to, own, ("excise", "audit", str(folder), *typed))
+        with progress(f"auditing {own.name}" if len(folders) > 1 else "auditing", plan.steps) as advance:
+            audited = plan.run(advance)
+        found.append(audited)
+        if page is not None:
+            write_atomic(page, render(audited))
+            note(f"wrote {page}")
+
+    def show() -> None:
+        for audited in found:
+            _show(audited)
+
+    told = [audited.to_json() for audited in found]
+    emit(json, told[0] if len(told) == 1 else told, show)
+    if any(audited.red for audited in found):
         raise typer.Exit(RED)
+
+
+def _pages(out: Path | None, folders: list[Path]) -> list[Path | None]:
+    """Where each eraser's page goes. Raises ExciseError where one cannot be there."""
+    from excise.errors import ExciseError
+
+    if out is None:
+        return [None] * len(folders)
+    if len(folders) > 1:
+        if out.exists() and not out.is_dir():
+            raise ExciseError(f"{out} is a file; of {len(folders)} erasers --out is a folder for their pages")
+        return [out / f"{own.name}.html" for own in folders]
+    if out.is_dir():
+        raise ExciseError(f"{out} is a folder; name a file for the page, such as {out / 'audit.html'}")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ExciseError(f"{out} would be a page of HTML; name it so, such as {out.with_suffix('.html')}")
+    return [out]
 
 
 def _show(audit: Audit) -> None:

@@ -221,7 +221,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def sign(
-    folder: Annotated[Path, typer.Argument(help="Folder of an eraser.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of an eraser, or of several.")],
     key: Annotated[Path, typer.Option("--key", help="File with your elliptic-curve private key, in PEM.")],
     password_env: Annotated[
         str | None, typer.Option("--password-env", help="Environment variable that holds the key's password.")
@@ -231,18 +231,24 @@ def sign(
     """Sign an eraser: model.sig beside its files proves to whoever has your public key that it is yours, unaltered."""
     import os
 
+    from excise.erasers import eraser_folders
     from excise.erasers import sign as signed
     from excise.errors import ExciseError
 
     if password_env is not None and password_env not in os.environ:
         raise ExciseError(f"there is no environment variable {password_env}; set it to the key's password")
-    signature = signed(folder, key, os.environ[password_env] if password_env is not None else None)
-    data = {"folder": str(folder), "signature": str(signature)}
-    emit(json, data, lambda: typer.echo(f"{signature}: give your public key to those who are to check it"))
+    password = os.environ[password_env] if password_env is not None else None
+    rows = [{"folder": str(own), "signature": str(signed(own, key, password))} for own in eraser_folders(folder)]
+
+    def show() -> None:
+        for row in rows:
+            typer.echo(f"{row['signature']}: give your public key to those who are to check it")
+
+    emit(json, rows[0] if len(rows) == 1 else rows, show)
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Folder of an eraser.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of an eraser, or of several.")],
     model: Model = None,
     files_only: Annotated[
         bool, typer.Option("--files-only", help="Check the files alone; load no model and try no canary.")
@@ -267,7 +273,7 @@ def verify(
     Exit code 2 where it is incomplete, altered or not signed as asked, 1 where it does not fit or does not work.
     """
     from excise.app.models import load_pipeline
-    from excise.erasers import Signer
+    from excise.erasers import Signer, eraser_folders
     from excise.erasers import verify as checks_of
     from excise.erasers.hub import SIGNATURE
     from excise.errors import ExciseError
@@ -276,23 +282,37 @@ def verify(
     named = any(option is not None for option in (key, identity, identity_provider))
     signer = Signer(key, identity, identity_provider) if named else None
     whole = load(sae, device=device) if sae is not None else None
-    checks = checks_of(folder, signed_by=signer)
-    broken = next((c.detail for c in checks if not c.passed), None)
-    if broken is None and not files_only:
-        checks = checks_of(folder, load_pipeline(model, device), sae=whole, signed_by=signer)
-    passed = all(c.passed for c in checks)
-    if signer is None and (folder / SIGNATURE).exists():
-        note(f"{folder} bears a signature that was not checked; name the signer with --key or --identity")
+    folders = eraser_folders(folder)
+    found = {own: checks_of(own, signed_by=signer) for own in folders}
+    broken = {own: next((c.detail for c in checks if not c.passed), None) for own, checks in found.items()}
+    if not files_only and not all(broken.values()):
+        pipe = load_pipeline(model, device)
+        for own in folders:
+            if broken[own] is None:
+                found[own] = checks_of(own, pipe, sae=whole, signed_by=signer)
+    for own in folders:
+        if signer is None and (own / SIGNATURE).exists():
+            note(f"{own} bears a signature that was not checked; name the signer with --key or --identity")
 
     def show() -> None:
-        rows = [(c.name, "passed" if c.passed else "FAILED", c.detail) for c in checks]
-        table(f"Eraser {folder}", ("check", "", "detail"), rows)
+        for own, checks in found.items():
+            if broken[own] is None:
+                rows = [(c.name, "passed" if c.passed else "FAILED", c.detail) for c in checks]
+                table(f"Eraser {own}", ("check", "", "detail"), rows)
 
-    data = [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks]
-    if json or broken is None:
-        emit(json, {"folder": str(folder), "passed": passed, "checks": data}, show)
-    if broken is not None:
-        raise ExciseError(broken)
+    data = [
+        {
+            "folder": str(own),
+            "passed": all(c.passed for c in checks),
+            "checks": [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks],
+        }
+        for own, checks in found.items()
+    ]
+    passed = all(row["passed"] for row in data)
+    told = data[0] if len(data) == 1 else {"folder": str(folder), "passed": passed, "erasers": data}
+    emit(json, told, show)
+    if any(broken.values()):
+        raise ExciseError("; ".join(why for why in broken.values() if why is not None))
     if not passed:
         raise typer.Exit(1)
 

@@ -10,6 +10,7 @@ import typer
 from excise.cli import bounds
 from excise.cli.options import Device, Json, Model
 from excise.cli.terminal import emit, progress
+from excise.errors import ExciseError
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +21,10 @@ def generate(
     prompt: Annotated[
         list[str], typer.Option("--prompt", help="What to draw, or to go on from; may be given several times.")
     ],
-    eraser: Annotated[Path | None, typer.Option("--eraser", help="Folder of an eraser to attach.")] = None,
+    eraser: Annotated[
+        list[Path] | None,
+        typer.Option("--eraser", help="Folder of an eraser, or of several, to attach. Give it several times."),
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Draw without and with the eraser, one above the other.")
     ] = False,
@@ -56,24 +60,29 @@ def generate(
     json: Json = False,
 ) -> None:
     """Draw prompts, with or without an eraser, into one PNG. A language model goes on from them, which is printed."""
+    if compare and not eraser:
+        raise ExciseError("--compare needs --eraser DIR")
+    if strength < 0 and not allow_amplify:
+        raise ExciseError(
+            f"--strength {strength:g} would write the concept in; give 0 or more (a language model may write it in, "
+            "with --allow-amplify)"
+        )
+
     from excise.app.models import load_pipeline, sae_folder
     from excise.app.pictures import denoising_steps, draw_prompts
-    from excise.erasers import Eraser
-    from excise.errors import ExciseError
+    from excise.erasers import load_erasers
     from excise.reference.bundle import GUIDANCE
     from excise.sae import load
     from excise.sites import LanguageModel
 
-    if compare and eraser is None:
-        raise ExciseError("--compare needs --eraser DIR")
-    loaded = Eraser.load(eraser) if eraser is not None else None
-    if sae is None and loaded is not None and any(edit.needs_sae for edit in loaded.edits):
+    erasers = load_erasers(eraser or [])
+    if sae is None and any(edit.needs_sae for loaded in erasers.values() for edit in loaded.edits):
         sae = sae_folder(model, None)
     pipe = load_pipeline(model, device)
     whole = load(sae, device=device) if sae is not None else None
     if isinstance(pipe, LanguageModel):
-        told = {"strength": strength, "allow_amplify": allow_amplify, "chat": chat, "max_new_tokens": max_new_tokens}
-        _write(pipe, prompt, loaded, json, compare=compare, sae=whole, **told)
+        how = {"strength": strength, "allow_amplify": allow_amplify, "sae": whole}
+        _write(pipe, prompt, erasers, how, json, compare=compare, chat=chat, max_new_tokens=max_new_tokens)
         return
     if allow_amplify or chat:
         raise ExciseError("--allow-amplify and --chat are for language models; leave them out")
@@ -83,7 +92,7 @@ def generate(
         data = draw_prompts(
             pipe,
             prompt,
-            loaded,
+            erasers,
             out,
             compare=compare,
             strength=strength,
@@ -97,14 +106,20 @@ def generate(
     emit(json, data, lambda: typer.echo(f"{out}: {data['pictures']} pictures, seeds {seed} to {seed + n - 1}"))
 
 
-def _write(pipe: Any, prompts: list[str], eraser: Any, as_json: bool, **options: Any) -> None:
-    """Print what a language model writes."""
+def _write(
+    pipe: Any, prompts: list[str], erasers: dict[str, Any], how: dict[str, Any], as_json: bool, **options: Any
+) -> None:
+    """Print what a language model writes, with the erasers attached as `how` says."""
     from dataclasses import asdict
 
     from excise.app.language import generate_text
+    from excise.erasers import Attachments
 
-    with progress("writing", len(prompts) * (2 if options["compare"] else 1)) as advance:
-        written = generate_text(pipe, prompts, eraser, progress=advance, **options)
+    with (
+        progress("writing", len(prompts) * (2 if options["compare"] else 1)) as advance,
+        Attachments.of(pipe, erasers, **how) as attached,
+    ):
+        written = generate_text(pipe, prompts, attached if erasers else None, progress=advance, **options)
 
     def show() -> None:
         for text in written:

@@ -53,7 +53,7 @@ def sample(
     pipe = load_pipeline(None)
     pictures = len(prompt) * n
     with progress(f"drawing {pictures} pictures", denoising_steps(pictures, steps), "steps") as advance:
-        data = draw_prompts(pipe, prompt, None, out, n=n, seed=seed, steps=steps, progress=advance)
+        data = draw_prompts(pipe, prompt, {}, out, n=n, seed=seed, steps=steps, progress=advance)
     emit(json, data, lambda: typer.echo(f"{out}: {data['pictures']} pictures"))
 
 

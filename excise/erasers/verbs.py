@@ -9,6 +9,7 @@ from typing import Any
 from excise.erasers.attachment import Attachment
 from excise.erasers.eraser import Eraser
 from excise.erasers.guard import Guard
+from excise.erasers.several import Attachments, eraser_folders, load_erasers
 from excise.erasers.signing import Signer
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.sites.encoding import encode_prompt, tensors_of
@@ -22,14 +23,23 @@ def load_eraser(
     signed_by: Signer | None = None,
     require_signature: bool = False,
     **options: Any,
-) -> Attachment:
+) -> Attachment | Attachments:
     """Attach the eraser saved at `source`, a folder or a repository on the hub, and call it `name` (else its own name).
 
     `signed_by` is whose signature it must bear; `options` are those of `Eraser.attach`. What comes back is a context
-    manager too: leaving it unloads the eraser.
+    manager too: leaving it unloads the eraser. Of a folder of erasers, such as `excise erase gun,knife --out erasers`
+    makes, all are attached or none, each by its own name.
     Raises ExciseError where the name is taken, the eraser cannot be read, or does not belong to the pipeline;
     EraserDidNotFire where it changes nothing.
     """
+    folders = eraser_folders(Path(source))
+    if folders != [Path(source)]:
+        if name is not None and len(folders) > 1:
+            raise ExciseError(f"{source} holds {len(folders)} erasers, which keep their own names; leave `name` out")
+        loaded = load_erasers(folders, signed_by=signed_by, require_signature=require_signature)
+        if len(loaded) > 1:
+            return Attachments.of(pipe, loaded, **options)
+        source = folders[0]
     eraser = Eraser.from_pretrained(source, signed_by=signed_by, require_signature=require_signature)
     return eraser.attach(pipe, name=name, **options)
 

@@ -191,7 +191,7 @@ def test_the_commands_work_on_a_language_model(
     assert [line.partition(":")[0] for line in shown.stdout.splitlines()] == ["prompt", "before", "after"]
     assert "before" not in call(*generate).stdout
     refused = call(*generate, "--strength", -1)
-    assert refused.exit_code == 2 and "would amplify" in refused.stderr
+    assert refused.exit_code == 2 and "--allow-amplify" in refused.stderr
     assert call(*generate, "--strength", -1, "--allow-amplify").exit_code == 0
     checked = call("verify", tmp_path / "eraser", "--model", model, "--json")
     assert checked.exit_code == 0 and json.loads(checked.stdout)["passed"]

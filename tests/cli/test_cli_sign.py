@@ -93,7 +93,7 @@ def test_what_is_wrong_is_one_line(
     told = call(*asked, "--key", public, "--json")
     assert told.exit_code == 2
     assert [c["passed"] for c in json.loads(told.stdout)["checks"]] == [True, False]
-    assert "no complete eraser" in why(call("sign", folder.parent, "--key", private))
+    assert "no complete eraser" in why(call("sign", folder.parent / "nowhere", "--key", private))
 
 
 def test_a_signed_folder_is_not_written_over(
@@ -105,3 +105,25 @@ def test_a_signed_folder_is_not_written_over(
     assert call("sign", folder, "--key", keys[0], "--password-env", "KEY_WORD").exit_code == 0
     with pytest.raises(ExciseError, match=r"holds other files \(model\.sig\)"):
         gun_eraser.save(folder)
+
+
+def test_every_eraser_of_a_folder_is_signed(
+    ask: Callable[..., Any],
+    call: Callable[..., Any],
+    keys: tuple[Path, Path],
+    gun_eraser: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    private, public = keys
+    monkeypatch.setenv("KEY_WORD", "hush")
+    for name in ("gun", "pistol"):
+        gun_eraser.save(tmp_path / "erasers" / name)
+    signed = ask("sign", tmp_path / "erasers", "--key", private, "--password-env", "KEY_WORD")
+    assert [Path(row["folder"]).name for row in signed] == ["gun", "pistol"]
+    told = ask("verify", tmp_path / "erasers", "--key", public, "--files-only")
+    assert [[c["name"] for c in one["checks"]][1] for one in told["erasers"]] == ["signature", "signature"]
+    (tmp_path / "erasers" / "gun" / "model.sig").unlink()
+    refused = call("verify", tmp_path / "erasers", "--key", public, "--files-only")
+    assert refused.exit_code == 2
+    assert "bears no signature" in refused.stderr
