@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.excise-installed
 
-.PHONY: setup demo test test-all matrix check artwork clean
+.PHONY: setup demo test test-all mutants matrix check artwork clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m ""
+
+# Important lines broken one at a time: their tests must notice (tests/mutants/README.md). Part of test-all.
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutants $(MUTANTS)
 
 # The tests of attaching with several transformers and diffusers, each in an environment of its own (noxfile.py).
 matrix: $(STAMP)

@@ -1,0 +1,157 @@
+"""Edits, their gates and levels, digests and manifests, and what guards the way to the denoiser."""
+
+from __future__ import annotations
+
+from tests.mutants import of
+
+MUTANTS = [
+    *of(
+        "excise/erasers/edit.py",
+        "tests/erasers/test_edit.py",
+        ("where(preacts > threshold.clamp(min=0)", "where(preacts >= threshold.clamp(min=0)"),
+        ("where(preacts > threshold.clamp(min=0)", "where(preacts > threshold"),
+        ("opened = loudest > threshold.clamp(min=0)", "opened = loudest >= threshold.clamp(min=0)"),
+        ("    opened = loudest > threshold.clamp(min=0)\n    gain = (typical / loudest.clamp(min=1e-6)).clamp(min=1)\n",
+         "    opened = loudest > threshold.clamp(min=0)\n    gain = typical / loudest.clamp(min=1e-6)\n"),
+        ("return torch.where(opened, gain * z,", "return torch.where(opened, z,"),
+        ("where(loudest > threshold.clamp(min=0)", "where(loudest >= threshold.clamp(min=0)"),
+        ("torch.where((delta != 0).any(-1, keepdim=True), (h.to(delta.dtype) - delta).to(h.dtype), h)",
+         "(h.to(delta.dtype) - delta).to(h.dtype)"),
+        ("amount = strength * self.lam\n", "amount = self.lam\n"),
+        ('{"none": 0.0, "same": 1.0, "flip": -1.0}', '{"none": 1.0, "same": 1.0, "flip": -1.0}'),
+        ('{"none": 0.0, "same": 1.0, "flip": -1.0}', '{"none": 0.0, "same": 1.0, "flip": 1.0}'),
+        ("torch.zeros_like(values[:, : self.lead])", "values[:, : self.lead]"),
+        ("self.lam >= 0)", "self.lam >= -9)"),
+    ),
+    *of(
+        "excise/erasers/rows.py",
+        "tests/erasers/test_edit.py",
+        ("return (h - b_pre) @ W_enc.T + b_enc", "return h @ W_enc.T + b_enc"),
+        ("return (h - b_pre) @ W_enc.T + b_enc", "return (h - b_pre) @ W_enc.T"),
+        ('hashlib.sha256(f"k={_k(sae)}".encode())', "hashlib.sha256()"),
+        ('for name in ("W_enc", "W_dec", "b_enc", "b_pre"):\n        tensor', 'for name in ():\n        tensor'),
+    ),
+    *of(
+        "excise/erasers/calibrate.py",
+        "tests/erasers/test_calibrate.py",
+        ("torch.where(separable, q + margin * (typical - q), q)", "q + margin * (typical - q)"),
+        ("q + margin * (typical - q), q)", "q + margin * typical, q)"),
+        ("torch.where(floor > q, torch.minimum(t, (q + floor) / 2), t)", "t"),
+        ("q = loudest.clamp(min=0)", "q = loudest"),
+        ("separable = typical > q", "separable = typical < q"),
+        ("concept.amax(1).median(0).values", "concept.amax(1).amax(0)"),
+    ),
+    *of(
+        "excise/erasers/gated.py",
+        "tests/methods/test_steering.py::test_a_prompt_that_is_changed_by_less_than_the_floor_keeps_its_bits"
+        " tests/methods/test_steering.py::test_itd_spares_prompts_that_it_would_change_by_little",
+        ("opened = self.change(h, sae) >= self.floor", "opened = self.change(h, sae) >= 0"),
+        ("opened = self.change(h, sae) >= self.floor", "opened = self.change(h, sae) > self.floor"),
+        ("delta.square().sum(-1).mean(1)", "delta.square().sum(-1).sum(1)"),
+    ),
+    *of(
+        "excise/erasers/block.py",
+        "tests/erasers/test_block.py::test_the_edit_is_the_papers_formula"
+        " tests/erasers/test_block.py::test_a_neuron_is_left_alone_at_a_step_whose_gate_is_infinite"
+        " tests/erasers/test_block.py::test_an_impossible_edit_is_refused"
+        " tests/erasers/test_block.py::test_the_nearest_timestep"
+        " tests/erasers/test_block.py::test_a_picture_is_open_or_silent_as_a_whole"
+        " tests/erasers/test_block.py::test_each_run_goes_on_from_its_own"
+        " tests/erasers/test_block.py::test_patches_below_the_gate_keep_their_bits",
+        ("torch.where(codes > gate, gamma * level * codes, codes)", "torch.where(codes > gate, gamma * codes, codes)"),
+        ("torch.where(codes > gate, gamma * level * codes, codes)", "gamma * level * codes"),
+        ("bool(self.gate[steps].isfinite().any())", "True"),
+        ('infinite=("gate",)', 'infinite=("gate", "cut")'),
+        ('infinite=("gate",)', "infinite=()"),
+        ("strength * (z - turned)", "strength * (turned - z)"),
+        ("delta = delta + strength * 2 * (x.to(z.dtype) - made)", "delta = delta + strength * (x.to(z.dtype) - made)"),
+        ("self.cut[steps].to(preacts).clamp(min=0)", "self.cut[steps].to(preacts)"),
+        ("mask = z.mean(1) > cut", "mask = z.amax(1) > cut"),
+        ("abs(known[near] - timestep) > 1e-3", "abs(known[near] - timestep) > 1e9"),
+        ("self._masks[size, run] = mask = mask | self._masks[size, run]", "self._masks[size, run] = mask"),
+        ("if timestep > self._now or", "if"),
+    ),
+    *of(
+        "excise/erasers/canary.py",
+        "tests/erasers/test_canary.py",
+        ('moved[f"{len(rows) - seen} of {len(rows)} positions"] = 0.0',
+         'moved[f"{len(rows) - seen} of {len(rows)} positions"] = 1.0'),
+        ("if seen < len(rows):", "if False:"),
+        ("return relative if math.isfinite(relative) else 0.0", "return relative"),
+        ("(a - b).norm() / b.norm().clamp(min=1e-12)", "(a - b).norm()"),
+        ("if a.shape != b.shape or not torch.equal(a, b)]", "]"),
+    ),
+    *of(
+        "excise/erasers/integrity.py",
+        "tests/erasers/test_integrity.py",
+        ("return bool(known) and _digest(encoder, (torch.float16,)) in known", "return bool(known)"),
+        ('digest.update(_bytes(tensor.detach(), casts))', "pass"),
+        ("sorted({direct, via_half})", "[direct]"),
+        ("sorted({direct, via_half})", "[via_half]"),
+        ("json.dumps([vocabulary, special, [list(i) for i in ids]])", "json.dumps([vocabulary, special])"),
+        ("json.dumps([vocabulary, special, [list(i) for i in ids]])",
+         "json.dumps([special, [list(i) for i in ids]])",
+         "the probes' ids tell apart every vocabulary that a test makes; the vocabulary is for others"),
+        ('out.append(f"there is no {name}")\n        elif not isinstance(known.get(name), dict)',
+         'pass\n        elif not isinstance(known.get(name), dict)'),
+        ("!= tokenizers.get(name):", "== tokenizers.get(name):"),
+    ),
+    *of(
+        "excise/erasers/formats.py",
+        "tests/erasers/test_eraser.py::test_any_flipped_byte_is_noticed"
+        " tests/erasers/test_eraser.py::test_truncated_or_missing_files_are_noticed"
+        " tests/erasers/test_eraser.py::test_descriptions_that_are_not_json_are_refused"
+        " tests/erasers/test_eraser.py::test_it_comes_back_as_it_was_and_is_kilobytes",
+        ('if files["manifest.json"] != manifest(files):', "if False:"),
+        ("{name: sha256(files[name]) for name in FILES[:2]}", "{name: sha256(files[name]) for name in FILES[:1]}"),
+        ("allow_nan=False", "allow_nan=True"),
+        ('"canary_shift": float(eraser.canary_shift)', '"canary_shift": 0.0'),
+    ),
+    *of(
+        "excise/erasers/witness.py",
+        "tests/erasers/test_witness.py"
+        " tests/erasers/test_bypasses.py::test_embeddings_encoded_before_the_eraser_was_enabled"
+        " tests/erasers/test_bypasses.py::test_embeddings_of_the_unconditional_branch_given_as_a_prompt"
+        " tests/erasers/test_bypasses.py::test_an_eraser_switched_on_while_a_prompt_is_in_the_encoder",
+        ("        self.epoch += 1\n        self.ledger.forget()", "        self.ledger.forget()"),
+        ("        self.epoch += 1\n        self.ledger.forget()", "        self.epoch += 1"),
+        ("sum(own) >= len(spared) and", ""),
+        ("if not self._known(state):", "if False:"),
+    ),
+    *of(
+        "excise/erasers/steering.py",
+        "tests/methods/test_steering.py",
+        (".clamp(min=0)\n            return strength", "\n            return strength"),
+        ("return strength * self.beta * along * s", "return self.beta * along * s"),
+        ('{"none": 0.0, "same": 1.0, "flip": -1.0}', '{"none": 0.0, "same": 1.0, "flip": 1.0}'),
+    ),
+    *of(
+        "excise/erasers/projection.py",
+        "tests/methods/test_conditions.py::test_words_near_the_concept_are_projected_as_the_paper_says"
+        " tests/methods/test_conditions.py::test_low_frequencies_that_grew_are_weakened"
+        " tests/methods/test_conditions.py::test_a_prompt_without_each_of_its_words",
+        ("hit = distance >= (1 + self.alpha) * others", "hit = distance <= (1 + self.alpha) * others"),
+        ("(distance.sum() - distance) / max(1, len(distance) - 1)", "distance.sum() / len(distance)"),
+        ("chosen[1 : 1 + len(hit)] = hit", "chosen[: len(hit)] = hit"),
+        ("words = slice(0, count + 2)", "words = slice(0, count)"),
+        ("return round(self.most * share) + 1", "return round(self.most * share)"),
+        ("own.abs() > other.abs()", "own.abs() < other.abs()"),
+        ("low[0, 0] = low[0, -1] = low[-1, 0] = low[-1, -1] = True", "low[0, 0] = True"),
+    ),
+    *of(
+        "excise/erasers/guidance.py",
+        "tests/methods/test_sld.py",
+        ("here.nu = edit.decay * here.nu + (1 - edit.decay) * gamma", "here.nu = gamma"),
+        ("gamma = gamma + edit.momentum * here.nu", "gamma = gamma"),
+        ("if self.step_of(run) < edit.warmup:", "if self.step_of(run) <= edit.warmup:"),
+        ("own[prompts] - self.attachment.strength * gamma", "own[prompts] - gamma"),
+    ),
+    *of(
+        "excise/erasers/permeable.py",
+        "tests/methods/test_spm.py::test_permeability_is_the_larger_likeness",
+        ("return max(0.0, *near, *shared)", "return max(0.0, *near)"),
+        ("return max(0.0, *near, *shared)", "return max(*near, *shared)",
+         "a share of tokens is never below 0, so the largest is not either; the 0 says it for an empty list of words"),
+        ("len(tokens & set(ids)) / max(1, len(tokens))", "len(tokens & set(ids)) / max(1, len(ids))"),
+    ),
+]  # fmt: skip

@@ -1,0 +1,80 @@
+"""Scores, rankings, validation and what explanations are worth."""
+
+from __future__ import annotations
+
+from tests.mutants import of
+
+MUTANTS = [
+    *of(
+        "excise/neurons/scores.py",
+        "tests/neurons/test_neuron_scores.py",
+        ("return Score(f * total / n, f, total / n)", "return Score(total / n, f, total / n)"),
+        ("per_prompt.counts * mean, per_prompt.counts, mean)", "mean, per_prompt.counts, mean)"),
+        ("z / norm.clamp(min=torch.finfo(torch.float64).tiny), 0.0)", "z, 0.0)"),
+        ("z = torch.where(mask[..., None] & (norm > 0)", "z = torch.where((norm > 0)"),
+        ("return Scored(c.s, (c.s > 0) & (d.s <= tolerance * c.s), c, d)",
+         "return Scored(c.s, (c.s > 0) & (d.s < tolerance * c.s), c, d)"),
+        ("return Scored(c.s, (c.s > 0) & (d.s <= tolerance * c.s), c, d)",
+         "return Scored(c.s - d.s, (c.s > 0) & (d.s <= tolerance * c.s), c, d)"),
+        ("differential = (c.s > 0) & (d.s <= tolerance * c.s)", "differential = c.s > 0"),
+        ("by = _mean_code(concept) - _mean_code(deconcept)", "by = _mean_code(concept)"),
+        ("/ codes.scored.sum()", "/ codes.scored.numel()"),
+        ("mask.sum(1, keepdim=True).clamp(min=1)", "mask.shape[1]"),
+        ("(z > 0).flatten(1).double()", "(z >= 0).flatten(1).double()"),
+    ),
+    *of(
+        "excise/neurons/identify.py",
+        "tests/neurons/test_neuron_identify.py",
+        ("torch.argsort(by, descending=True, stable=True)", "torch.argsort(by, stable=True)"),
+        ("~found.kept & (margin > 0))[:10]", "found.kept & (margin > 0))[:10]"),
+        ("self.entries[0].score / self.entries[1].score", "self.entries[1].score / self.entries[0].score"),
+        ("if len(self.entries) < k:", "if len(self.entries) <= k:"),
+    ),
+    *of(
+        "excise/neurons/validate.py",
+        "tests/neurons/test_neuron_validate.py",
+        ("(1 + int((null >= observed[e.index] - 1e-12).sum()))", "int((null >= observed[e.index] - 1e-12).sum())"),
+        ("/ (1 + len(null))", "/ len(null)"),
+        ("null >= observed[e.index] - 1e-12", "null > observed[e.index] + 1e-12"),
+        ("@ difference).amax(1)", "@ difference).mean(1)"),
+        ("generator=generator)[:, group] < 0.5", "generator=generator).repeat(1, len(group))[:, : len(group)] < 0.5"),
+        ("train = (~test)", "train = (test)"),
+        ("out.times[i] = out.times.get(i, 0) + 1", "out.times[i] = 1"),
+        ("self.control_share > STRUCTURAL_SHARE", "self.control_share < STRUCTURAL_SHARE"),
+        ("(rest[:, e.index] > 0).double().mean()", "(rest[:, e.index] >= 0).double().mean()"),
+        ("sizes = {key: keys.count(key) for key in keys}", "sizes = dict.fromkeys(keys, 1)"),
+    ),
+    *of(
+        "excise/neurons/contrast.py",
+        "tests/neurons/test_contrast.py",
+        ("(activations(concept) > threshold) & (activations(deconcept) == 0)", "(activations(concept) > threshold)"),
+        ("(activations(concept) > threshold)", "(activations(concept) >= threshold)"),
+        ("frequency >= t - 1e-9", "frequency > t"),
+        ("self.best / total if total", "self.best if total"),
+    ),
+    *of(
+        "excise/neurons/timesteps.py",
+        "tests/neurons/test_timesteps.py",
+        ("self._sums / self._patches[:, None]", "self._sums / self._patches.sum()"),
+        ("- others / (others.sum(1, keepdim=True) + DELTA)", "- others / (own.sum(1, keepdim=True) + DELTA)"),
+        ("chosen = scores > levels[:, None]", "chosen = scores < levels[:, None]"),
+        ("free[taken] = -torch.inf", "free[taken] = free[taken]"),
+    ),
+    *of(
+        "excise/neurons/splitting.py",
+        "tests/neurons/test_splitting.py",
+        ("(top[:, None] == top).sum(1) == 1", "(top[:, None] == top).sum(1) >= 1"),
+        ("return entropy.exp()", "return entropy"),
+        ("local, whole = 2 * (best - accuracy)", "local, whole = (best - accuracy)"),
+        ("1 - sum(acc - best for acc in deeper) / n", "1 - sum(acc - best for acc in deeper)"),
+    ),
+    *of(
+        "excise/explain/scores.py",
+        "tests/explain/test_explain_scores.py",
+        ("return _share(self.tn, self.tn + self.fp)", "return _share(self.tn, self.tn + self.fn)"),
+        ("return _share(self.tp, self.tp + self.fp)", "return _share(self.tp, self.tp + self.fn)"),
+        ("(self.tpr + self.tnr) / 2", "max(self.tpr, self.tnr)"),
+        ("2 * self.tp + self.fp + self.fn)", "2 * self.tp + self.fp)"),
+        ("n = math.ceil(sum(", "n = math.floor(sum("),
+    ),
+]  # fmt: skip
