@@ -187,7 +187,7 @@ def test_pictures_are_drawn_by_ddim_with_the_published_settings(tiny_pipe: Any) 
     own = tiny_pipe.scheduler
     runs: list[int] = []
     handle = tiny_pipe.unet.register_forward_hook(lambda module, args, output: runs.append(1))
-    (picture,) = suite.draw(tiny_pipe, [case])
+    (picture,) = suite.draw(tiny_pipe, [case]).pixels
     handle.remove()
     assert len(runs) == 5
     assert tiny_pipe.scheduler is own
