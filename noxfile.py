@@ -1,4 +1,5 @@
-"""The tests of attaching, with several transformers and diffusers: `make matrix`, or `nox -s "attach(...)"` for one.
+"""The bundled model's commands and the tests of loading and attaching, with several transformers and diffusers:
+`make matrix`, or `nox -s "attach(...)"` for one.
 
 What cannot work is ruled out by the libraries' own requirements of huggingface_hub, so pip refuses to install it:
 transformers 4.57 wants one below 1.0, and diffusers from 0.40 on one from 1.23 up. "newest" is at least what
@@ -21,10 +22,19 @@ VARIED = ("transformers", "diffusers", "huggingface-hub", "tokenizers", "compel"
 COMBINATIONS = (
     ("4.57", "0.38"),
     ("4.57", "0.39"),  # the newest diffusers that installs beside it
+    ("5.0", "0.38"),
     ("5.1", "0.38"),  # the last that takes hidden states by patching `forward`
     ("5.5", "0.38"),  # the last with CLIP's layers under `text_model`
     ("newest", "0.38"),
     ("newest", "newest"),
+)
+SUITE = (
+    "tests/cli/test_cli_bundled.py",  # generate, find, erase and verify
+    "tests/reference/test_bundle.py",
+    "tests/test_loading.py",
+    "tests/erasers",
+    "tests/sites",
+    "tests/test_tiny.py",
 )
 
 
@@ -37,7 +47,7 @@ def attach(session: nox.Session, transformers: str, diffusers: str) -> None:
     tools = ["accelerate", "compel>=2.1", "hypothesis", "opentelemetry-sdk", "peft", "pytest"]
     session.install("-e", ".[otel,sign]", *tools, *wanted, "-c", str(pins))
     session.run("python", "-m", "pip", "freeze", "--exclude-editable")
-    suite = session.posargs or ["tests/erasers", "tests/sites", "tests/test_tiny.py"]
+    suite = session.posargs or SUITE
     session.run("python", "-m", "pytest", "-rs", *suite, env={"OMP_NUM_THREADS": "1"})
 
 

@@ -169,13 +169,14 @@ def gun_eraser(tiny_pipe: Any, gun_edit: Any) -> Any:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A running `tests.hub_server.Hub`, to which huggingface_hub is logged in, with an empty cache of its own."""
-    from huggingface_hub import constants, file_download
+    from huggingface_hub import constants, file_download, hf_api
 
     from tests import hub_server
 
     with hub_server.Hub() as server:
         # Read from the environment when the package is imported, which may be long ago.
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(hf_api.api, "endpoint", server.endpoint)
         template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         for module in (constants, file_download):  # huggingface_hub < 1 keeps its own copy in the second
             monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)

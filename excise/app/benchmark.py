@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from excise.app.bench_page import render
 from excise.app.demo import machine
 from excise.app.models import bundled_settings, load_pipeline, sae_folder
+from excise.app.pipelines import DEFAULT, Weights
 from excise.bench.canvas.suite import Canvas
 from excise.bench.hub import eval_results
 from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
@@ -39,13 +41,15 @@ def start(
     settings: Mapping[str, Any] | None = None,
     model: str | None = None,
     sae: Path | None = None,
+    weights: Weights = DEFAULT,
 ) -> Run:
     """A run with everything still to do, or the same one where it was begun before; `none` always takes part, and all
     that `excise methods` lists in the place of `all`.
 
     `suite` is canvas, one of `excise.bench.protocols.suite.PROTOCOLS` or a plugin's; `settings` are its own, such as
     `steps` or an attack's budget, where they are not its defaults. `model` and its `sae` are the bundled ones unless
-    named. Raises ExciseError for an unknown suite, size, method, setting or concept, or where the folder is taken.
+    named; `weights` go into the plan, so that every worker draws in one precision. Raises ExciseError for an unknown
+    suite, size, method, setting or concept, or where the folder is taken.
     """
     entries = [Entry.parse(text) for text in dict.fromkeys((BASELINE, *_named(methods)))]
     plan: dict[str, Any] = {"suite": suite, "size": size, "settings": dict(settings or {})}
@@ -59,6 +63,8 @@ def start(
     plan |= {"concepts": list(names), "methods": [entry.label for entry in entries]}
     if not _begun_with_checker(folder):
         plan["safety_checker"] = None
+    if weights != DEFAULT:
+        plan["weights"] = asdict(weights)
     plan["configurations"] = {entry.label: entry.configuration for entry in entries}
     # The baseline first: without it no other picture counts.
     units = [Unit(entry.label, name) for entry in entries for name in names]
@@ -84,8 +90,9 @@ def resume(run: Run, progress: Callable[[float], Any] | None = None, device: str
         if Entry.parse(label).configuration != configuration:
             raise ExciseError(f"the defaults of {label} changed since {run.folder} was started; start another run")
     model = run.plan["model"]
+    weights = Weights(**run.plan.get("weights", {}))
     defaults = bundled_settings() if model is None else {"snce": {"sae": run.plan["sae"]}}
-    work(run, suite_of(run), lambda: without_checker(load_pipeline(model, device)), defaults, progress)
+    work(run, suite_of(run), lambda: without_checker(load_pipeline(model, device, weights)), defaults, progress)
 
 
 def total(run: Run) -> int:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from excise.app.models import load_pipeline
+from excise.app.pipelines import Weights
 from excise.drawn import Drawn, without_checker
 from excise.erasers import Eraser
 from excise.errors import ExciseError
@@ -19,7 +20,8 @@ from excise.errors import ExciseError
 class ExciseTechnique:
     """An eraser attached to its model. The configuration in eval-unlearn's JSON or YAML is this class's arguments.
 
-    `eraser` is the eraser's folder; `model_id` a pipeline's folder or hub name, the bundled model where there is none.
+    `eraser` is the eraser's folder; `model_id` a pipeline's folder or hub name, the bundled model where there is none;
+    `dtype`, `revision` and `variant` are those of `excise.app.pipelines.Weights`.
     Raises ExciseError for an eraser that does not fit the model or does not fire, or where `erase_concept`, which
     eval-unlearn's metrics ask for, is not what the eraser erases.
     """
@@ -33,13 +35,16 @@ class ExciseTechnique:
         device: str | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
+        dtype: str = "auto",
+        revision: str | None = None,
+        variant: str | None = None,
     ) -> None:
         loaded = Eraser.load(Path(eraser))
         if erase_concept is not None and erase_concept.lower() != loaded.concept.lower():
             raise ExciseError(f"{eraser} erases {loaded.concept!r}, not {erase_concept!r}; name the right eraser")
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
         # What the eraser does is measured, not what a filter hides.
-        self.pipe = without_checker(load_pipeline(model_id, where))
+        self.pipe = without_checker(load_pipeline(model_id, where, Weights(dtype, revision, variant)))
         self.attachment = loaded.attach(self.pipe, strength)
         self.options: dict[str, Any] = {"num_inference_steps": num_inference_steps}
         if guidance_scale is not None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from excise.app.finding import erase_by
 from excise.app.models import concept_named, load_pipeline
+from excise.app.pipelines import DEFAULT, Weights
 from excise.erasers import Eraser
 from excise.errors import ExciseError
 from excise.methods.base import named, parsed
@@ -90,6 +91,7 @@ def erase_all(
     device: str = "cpu",
     jobs: int = 1,
     told: Callable[[Done], None] = lambda done: None,
+    weights: Weights = DEFAULT,
 ) -> list[Done]:
     """Every task's eraser, by so many processes at once; those that are there already are kept.
 
@@ -109,23 +111,24 @@ def erase_all(
         else:
             todo.append((number, task))
     if len(todo) > 1 and jobs > 1:
-        _spread(todo, min(jobs, len(todo)), note, model, device)
+        _spread(todo, min(jobs, len(todo)), note, (model, device, weights))
     elif todo:
-        pipe = load_pipeline(model, device)
+        pipe = load_pipeline(model, device, weights)
         for number, task in todo:
             note(number, _made(pipe, task, model is None))
     return [by_number[number] for number in range(len(tasks))]
 
 
 def _spread(
-    todo: Sequence[tuple[int, Task]], jobs: int, note: Callable[[int, Done], None], model: str | None, device: str
+    todo: Sequence[tuple[int, Task]],
+    jobs: int,
+    note: Callable[[int, Done], None],
+    named: tuple[str | None, str, Weights],
 ) -> None:
-    """Have so many processes make the erasers; `note` hears of each by its number."""
+    """Have so many processes make the erasers of the model `named`; `note` hears of each by its number."""
     spawned = multiprocessing.get_context("spawn")
     waiting, results = spawned.Queue(), spawned.Queue()
-    workers = [
-        spawned.Process(target=_work, args=(waiting, results, model, device, jobs), daemon=True) for _ in range(jobs)
-    ]
+    workers = [spawned.Process(target=_work, args=(waiting, results, named, jobs), daemon=True) for _ in range(jobs)]
     for numbered in (*todo, *[None] * jobs):
         waiting.put(numbered)
     left = len(todo)
@@ -152,7 +155,7 @@ def _spread(
         worker.join()
 
 
-def _work(waiting: Any, results: Any, model: str | None, device: str, jobs: int) -> None:
+def _work(waiting: Any, results: Any, named: tuple[str | None, str, Weights], jobs: int) -> None:
     """A worker: makes one task's eraser after the other, with its share of the machine's cores."""
     parent = os.getppid()
     # Ctrl-C at the terminal is the parent's to pass on, once.
@@ -162,10 +165,10 @@ def _work(waiting: Any, results: Any, model: str | None, device: str, jobs: int)
 
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
     try:
-        pipe = load_pipeline(model, device)
+        pipe = load_pipeline(*named)
         while (numbered := waiting.get()) is not None and os.getppid() == parent:
             number, task = numbered
-            results.put((number, _made(pipe, task, model is None)))
+            results.put((number, _made(pipe, task, named[0] is None)))
     except KeyboardInterrupt:
         pass
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from excise.app.pipelines import DEFAULT, Weights, first_line, load_diffusion_pipeline, must_be_local
+from excise.app.pipelines import DEFAULT, Unreachable, Weights, first_line, load_diffusion_pipeline, must_be_local
 from excise.concepts import Concept, Kind, builtin, from_templates, load_pairs
 from excise.errors import ExciseError
 from excise.sites import Site, resolve, site_at
@@ -69,23 +69,24 @@ def load_pipeline(model: str | None, device: str = "cpu", weights: Weights = DEF
         return load_language_model(*found, device=device, dtype=weights.torch_dtype())
     try:
         return load_diffusion_pipeline(model, device, weights)
-    except ExciseError:
-        if not must_be_local(model) and _writes(model, weights.revision):
+    except ExciseError as error:
+        cached = isinstance(error, Unreachable)
+        if not must_be_local(model) and _writes(model, weights.revision, cached):
             return load_language_model(model, device=device, dtype=weights.torch_dtype(), revision=weights.revision)
         raise
 
 
-def _writes(name: str, revision: str | None) -> bool:
-    """Whether that is a causal language model on the hub."""
+def _writes(name: str, revision: str | None, cached: bool) -> bool:
+    """Whether that is a causal language model on the hub; `cached` looks in its cache alone."""
     from transformers import AutoConfig
 
     if Path(name).exists():
         return False
     try:
-        said = AutoConfig.from_pretrained(name, revision=revision or "main").architectures or []
+        config = AutoConfig.from_pretrained(name, revision=revision or "main", local_files_only=cached)
     except Exception:  # of as many kinds as diffusers'; the one that a person is told is diffusers'
         return False
-    return any(str(kind).endswith("ForCausalLM") for kind in said)
+    return any(str(kind).endswith("ForCausalLM") for kind in config.architectures or [])
 
 
 def parse_site(pipe: Any, text: str) -> Site:

@@ -53,6 +53,10 @@ class Weights:
 DEFAULT = Weights()
 
 
+class Unreachable(ExciseError):
+    """A model that is not on the disk, while the hub does not answer."""
+
+
 def must_be_local(model: str) -> bool:
     """Whether a name can only be of something on the disk, since no model on the hub is called that."""
     return not _HUB_NAME.fullmatch(model) or model.endswith((*_CHECKPOINTS, ".gguf"))
@@ -111,7 +115,7 @@ def load_diffusion_pipeline(model: str, device: str, weights: Weights) -> Any:
             f"cannot load {model}: {error}; if you trust it, turn it into safetensors once: {convert}"
         ) from error
     except ExciseError as error:
-        raise ExciseError(f"cannot load {model}: {error}") from error
+        raise type(error)(f"cannot load {model}: {error}") from error
     except (OSError, ValueError, RuntimeError, AttributeError, TypeError, ImportError, SafetensorError) as error:
         raise ExciseError(f"cannot load {model}: {first_line(error)}") from error
     if not local:
@@ -162,7 +166,7 @@ def _fetch(model: str, weights: Weights) -> Path:
     except Exception as error:  # diffusers and the hub raise a dozen kinds here
         if unreachable is None:
             raise ExciseError(f"it could not be fetched from the hub ({first_line(error)})") from error
-        raise ExciseError(
+        raise Unreachable(
             f"there is no such folder here, and the hub cannot be reached ({first_line(unreachable)})"
         ) from unreachable
     return Path(folder)

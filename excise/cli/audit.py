@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.options import Device, Json, Model, PairsFile
 from excise.cli.terminal import emit, key_values, note, progress
+from excise.cli.weights import choosing_weights
 
 if TYPE_CHECKING:
     from excise.app.audit import Audit
@@ -22,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: excise audit gun-eraser --out audit.html")(audit)
 
 
+@choosing_weights
 def audit(
     folder: Annotated[Path, typer.Argument(help="Folder of an eraser, or of several.", metavar="DIR")],
     out: Annotated[
@@ -53,6 +56,7 @@ def audit(
     ] = None,
     count: Annotated[int, typer.Option("--count", help="Benign prompts at most.", **bounds.COUNT)] = 2000,
     device: Device = "cpu",
+    weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
     """Audit an eraser: what its neurons fire on, which benign prompts it changes, which words it misses, and red flags.
@@ -83,7 +87,7 @@ def audit(
         benign = benign_prompts(words, prompts, bundled=bundled, count=count)
         saes = saes_of(eraser, own, sae, bundled=bundled)
         inputs.append((concept, words, benign, saes))
-    pipe = load_pipeline(model, device)
+    pipe = load_pipeline(model, device, weights)
     found = []
     for own, eraser, given_to, page in zip(folders, erasers, inputs, pages, strict=True):
         plan = Plan(eraser, pipe, *given_to, own, ("excise", "audit", str(folder), *typed))

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import Device, Json, Model, Sae
 from excise.cli.terminal import complain, emit, note, progress, table
+from excise.cli.weights import choosing_weights
 
 if TYPE_CHECKING:
     from excise.bench.gates import Gate
@@ -34,6 +36,7 @@ COLUMNS = {
 
 
 @app.command(epilog="Example: excise bench run canvas --methods snce --size quick --out run")
+@choosing_weights
 def run(
     suite: Annotated[
         str, typer.Argument(help="canvas, on the bundled model; or i2p, i2p-nudity, p4d, ring-a-bell, mma, coco ...")
@@ -79,6 +82,7 @@ def run(
     model: Model = None,
     sae: Sae = None,
     device: Device = "cpu",
+    weights: Weights = DEFAULT,
     gate: Gates = None,
     json: Json = False,
 ) -> None:
@@ -99,7 +103,7 @@ def run(
     asked |= {"detector": detector, **{name: path and str(path) for name, path in files.items()}}
     if not search:
         asked["searches"] = False
-    opened = start(out, suite, size, methods or ["snce"], names, chosen(asked), model, sae)
+    opened = start(out, suite, size, methods or ["snce"], names, chosen(asked), model, sae, weights)
     _pass(_go_on(opened, json, device), conditions)
 
 

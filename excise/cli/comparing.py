@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.options import Count, Device, Json, Model
 from excise.cli.supervised import app
 from excise.cli.terminal import aligned, emit, note, progress, table
+from excise.cli.weights import choosing_weights
 
 __all__ = ["app"]
 
@@ -54,6 +56,7 @@ LEGEND = (
 
 
 @app.command(epilog="Example: excise sae compare my-sae other-sae --concepts gun,knife,cat")
+@choosing_weights
 def compare(
     saes: Annotated[list[Path] | None, typer.Argument(help="Folders of SAEs. Default: the bundled one.")] = None,
     concepts: Concepts = "gun,knife,cat,rocket,ink",
@@ -63,6 +66,7 @@ def compare(
     n: Count = 100,
     model: Model = None,
     device: Device = "cpu",
+    weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
     """Rank SAEs by how well their neurons tell concepts apart. Needs neither pictures nor a language model."""
@@ -77,7 +81,7 @@ def compare(
     if model is not None and not saes:
         raise ExciseError("--model needs the folders of SAEs of that model's text encoder: excise sae compare SAE ...")
     folders = saes or [sae_folder(None, None)]
-    pipe = load_pipeline(model, device)
+    pipe = load_pipeline(model, device, weights)
     with progress("comparing SAEs", len(folders)) as advance:
         rows = compared(pipe, folders, wanted, config, advance)
     emit(json, {"by": by, "concepts": [concept.name for concept in wanted], "saes": rows}, lambda: show(rows, by))
@@ -86,6 +90,7 @@ def compare(
 @app.command(
     epilog="Example: excise sae sweep --sites encoder.layers.3,encoder.layers.5 --k 8,32 --concepts gun,cat --out sweep"
 )
+@choosing_weights
 def sweep(
     out: Annotated[Path, typer.Option("--out", help="Folder for the SAEs, one folder each.")],
     sites: Annotated[
@@ -108,6 +113,7 @@ def sweep(
     n: Count = 100,
     model: Model = None,
     device: Device = "cpu",
+    weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
     """Train a grid of SAEs on one reading of the prompts, and rank them. The same call goes on where it stopped."""
@@ -135,7 +141,7 @@ def sweep(
         texts, corpus = every[:: -(-len(every) // most)], "reference"
     else:
         raise ExciseError("a sweep on another model needs --prompts FILE to train its SAEs on")
-    pipe = load_pipeline(model, device)
+    pipe = load_pipeline(model, device, weights)
     places = [parse_site(pipe, text.strip()) for text in sites.split(",")] if sites else swept_sites(pipe)
     cells = grid(places, widths, kept)
     training = replace(recipe_config("reference" if model is None else None), tokens=tokens)

@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
 from excise.cli.terminal import emit, note, table, training
+from excise.cli.weights import choosing_weights
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +23,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(methods, name="methods")
 
 
+@choosing_weights
 def erase(
     concept: Annotated[
         str,
@@ -89,6 +92,7 @@ def erase(
         int, typer.Option("--jobs", help="How many of several erasers to make at once.", **bounds.JOBS)
     ] = 1,
     device: Device = "cpu",
+    weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
     """Make an eraser: by SNCE, a few kilobytes that turn one neuron down. Options left out are the method's defaults.
@@ -124,19 +128,19 @@ def erase(
             raise ExciseError(
                 f"--{odd[0]} is for one eraser; of several give snce's with --set, such as --set snce.{odd[0]}=..."
             )
-        _several(concept, by, out, given or [], kind, n, model, device, jobs, json)
+        _several(concept, by, out, given or [], kind, n, model, device, weights, jobs, json)
         return
     wanted = concept_named(concept, mentions, pairs, kind, n)
     if by != "snce":
         if odd:
             raise ExciseError(f"--{odd[0]} is a setting of snce; give {by}'s with --set, such as --set sae=FOLDER")
-        pipe = load_pipeline(model, device)
+        pipe = load_pipeline(model, device, weights)
         with training() as line:
             eraser = erase_by(pipe, wanted, by, given or [], out, bundled=model is None, progress=line)
     elif given:
         raise ExciseError("--set is for other methods; snce's settings have options of their own")
     else:
-        pipe = load_pipeline(model, device)
+        pipe = load_pipeline(model, device, weights)
         eraser, warned = made_by(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **chosen(asked)))
         for warning in warned:
             note(f"warning: {warning}")
@@ -178,6 +182,7 @@ def _several(
     n: int,
     model: str | None,
     device: str,
+    weights: Weights,
     jobs: int,
     json: bool,
 ) -> None:
@@ -195,7 +200,7 @@ def _several(
         }
         note(f"{done.out}: {how.get(done.state, f'refused: {done.why}')}")
 
-    found = erase_all(tasks, model, device, jobs, told)
+    found = erase_all(tasks, model, device, jobs, told, weights)
     refused = [done for done in found if done.state == "refused"]
 
     def show() -> None:
@@ -247,6 +252,7 @@ def sign(
     emit(json, rows[0] if len(rows) == 1 else rows, show)
 
 
+@choosing_weights
 def verify(
     folder: Annotated[Path, typer.Argument(help="Folder of an eraser, or of several.")],
     model: Model = None,
@@ -266,6 +272,7 @@ def verify(
     ] = None,
     sae: Sae = None,
     device: Device = "cpu",
+    weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
     """Check that an eraser is whole, fits the model and works on it; with --key or --identity, also who signed it.
@@ -286,7 +293,7 @@ def verify(
     found = {own: checks_of(own, signed_by=signer) for own in folders}
     broken = {own: next((c.detail for c in checks if not c.passed), None) for own, checks in found.items()}
     if not files_only and not all(broken.values()):
-        pipe = load_pipeline(model, device)
+        pipe = load_pipeline(model, device, weights)
         for own in folders:
             if broken[own] is None:
                 found[own] = checks_of(own, pipe, sae=whole, signed_by=signer)

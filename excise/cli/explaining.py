@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.asking import KEY, Answers, BaseUrl, Jobs, KeyVariable, ModelName, asked
 from excise.cli.neurons import NAME, Database, app, figure
 from excise.cli.options import Device, Json, Model, Sae
 from excise.cli.terminal import emit, note, progress, table
+from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ NONE = "none"
 
 
 @app.command(epilog="Example: excise neurons explain --db neurons.db --tag gun --top 5")
+@choosing_weights
 def explain(
     neurons: Annotated[
         list[int] | None, typer.Argument(help="Numbers of neurons; or take them by --tag.", **bounds.NEURON)
@@ -57,6 +60,7 @@ def explain(
     model: Model = None,
     sae: Sae = None,
     device: Device = "cpu",
+    weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
     """Say what neurons stand for, and how right that is. The same call goes on where an interrupted one stopped."""
@@ -78,7 +82,7 @@ def explain(
         texts, _ = corpus_of(prompts, column, captions, english, model)
         for index in chosen:
             database.neuron(index)
-        pipe = load_pipeline(model, device)
+        pipe = load_pipeline(model, device, weights)
         with progress("watching neurons", len(texts)) as advance:
             explaining = Explaining(pipe, database, sae_folder(model, sae), texts, advance)
         with progress("looking for patterns", len(chosen)) as advance:

@@ -8,15 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
+from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
 from excise.cli.terminal import aligned, emit, note, progress, table
+from excise.cli.weights import choosing_weights
 
 
 def register(app: typer.Typer) -> None:
     app.command(epilog="Example: excise find gun --top 5 --plot gun.svg")(find)
 
 
+@choosing_weights
 def find(
     concept: Annotated[str, typer.Argument(help="A known concept, or any name together with --mentions or --pairs.")],
     mentions: Mentions = None,
@@ -53,6 +56,7 @@ def find(
         Path | None, typer.Option("--prompts", help="Prompts a sweep's SAEs train on. Default: bundled captions.")
     ] = None,
     device: Device = "cpu",
+    weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
     """Rank the neurons that fire for a concept and not without it."""
@@ -65,7 +69,7 @@ def find(
     if plot is not None:
         plots.ending(plot)
     wanted = concept_named(concept, mentions, pairs, kind, n)
-    pipe = load_pipeline(model, device)
+    pipe = load_pipeline(model, device, weights)
     if sweep_sites:
         if prompts is not None:
             texts = list(islice(read_prompts(prompts), SWEEP_PROMPTS))

@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.options import Device, Json, Model
 from excise.cli.terminal import emit, progress
+from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
 
 
@@ -17,6 +19,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog='Example: excise generate --prompt "a gun on grass" --eraser gun-eraser --compare')(generate)
 
 
+@choosing_weights
 def generate(
     prompt: Annotated[
         list[str], typer.Option("--prompt", help="What to draw, or to go on from; may be given several times.")
@@ -57,6 +60,7 @@ def generate(
         ),
     ] = None,
     device: Device = "cpu",
+    weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
     """Draw prompts, with or without an eraser, into one PNG. A language model goes on from them, which is printed."""
@@ -78,7 +82,7 @@ def generate(
     erasers = load_erasers(eraser or [])
     if sae is None and any(edit.needs_sae for loaded in erasers.values() for edit in loaded.edits):
         sae = sae_folder(model, None)
-    pipe = load_pipeline(model, device)
+    pipe = load_pipeline(model, device, weights)
     whole = load(sae, device=device) if sae is not None else None
     if isinstance(pipe, LanguageModel):
         how = {"strength": strength, "allow_amplify": allow_amplify, "sae": whole}

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import Device, Json, Model, Sae, SiteOption
 from excise.cli.terminal import aligned, emit, key_values, note, progress, table
+from excise.cli.weights import choosing_weights
 
 if TYPE_CHECKING:
     from excise.neurons.contexts import Context
@@ -24,6 +26,7 @@ NAME = Path("neurons.db")
 
 
 @app.command(epilog="Example: excise neurons build --out neurons.db")
+@choosing_weights
 def build(
     out: Annotated[Path, typer.Option("--out", help="The database to write.")] = NAME,
     prompts: Annotated[
@@ -47,6 +50,7 @@ def build(
     sae: Sae = None,
     site: SiteOption = None,
     device: Device = "cpu",
+    weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
     """Watch every neuron of an SAE on a corpus. The same call goes on where an interrupted one stopped."""
@@ -58,7 +62,7 @@ def build(
     folder = sae_folder(model, sae)
     m = load(folder).config.m
     texts, corpus = corpus_of(prompts, column, captions, english, model)
-    pipe = load_pipeline(model, device)
+    pipe = load_pipeline(model, device, weights)
     place = None if site is None else parse_site(pipe, site)
     with progress("watching neurons", len(texts) + m) as advance:
         made = built(pipe, folder, texts, out, advance, corpus=corpus, site=place, watching=Watching(contexts=contexts))
@@ -193,6 +197,7 @@ def import_(
 
 
 @app.command(epilog="Example: excise neurons tag gun,knife --db neurons.db")
+@choosing_weights
 def tag(
     concepts: Annotated[
         str, typer.Argument(help="Known concepts with commas between them, or a file of concepts or pairs.")
@@ -205,6 +210,7 @@ def tag(
     model: Model = None,
     sae: Sae = None,
     device: Device = "cpu",
+    weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
     """Find the neurons that carry concepts, as `excise find` does, and tag them."""
@@ -215,7 +221,7 @@ def tag(
 
     folder, wanted = sae_folder(model, sae), concepts_of(concepts)
     with NeuronDatabase.open(db) as database:
-        pipe = load_pipeline(model, device)
+        pipe = load_pipeline(model, device, weights)
         with progress("tagging", len(wanted)) as advance:
             rows = tagged(pipe, database, folder, wanted, top=top, least=least, progress=advance)
     for name in dict.fromkeys(concept.name for concept in wanted):

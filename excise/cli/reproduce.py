@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import Device, Json, Mentions, Model, PairsFile, Sae
 from excise.cli.terminal import emit, note, table
+from excise.cli.weights import choosing_weights
 
 if TYPE_CHECKING:
     from excise.app.reproduce import Table
@@ -23,6 +25,7 @@ Runs = Annotated[
 
 
 @app.command(epilog="Example: excise reproduce snce --table 1 --run run-i2p")
+@choosing_weights
 def snce(
     number: Annotated[int | None, typer.Option("--table", help="1, 2, 3 or 4.", **bounds.TABLE)] = None,
     figure: Annotated[int | None, typer.Option("--figure", help="3, 7 or 8.", **bounds.FIGURE)] = None,
@@ -36,6 +39,7 @@ def snce(
     model: Model = None,
     sae: Sae = None,
     device: Device = "cpu",
+    weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
     """A table of A Single Neuron Works as printed, with the rows of your runs; or one of its figures, for your runs."""
@@ -65,7 +69,7 @@ def snce(
 
         plots.ending(path)
         wanted = concept_named(concept, mentions, pairs, "object", 100)
-        pipe = load_pipeline(model, device)
+        pipe = load_pipeline(model, device, weights)
         draw_figure(find_neurons(pipe, wanted, settings(pipe, model=model, sae=sae)), figure, path)
     emit(json, {"figure": figure, "out": str(path)}, lambda: note(f"drew {path}"))
 

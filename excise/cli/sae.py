@@ -8,15 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
+from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import Device, Json, Model, SiteOption
 from excise.cli.terminal import emit, key_values, note, progress
+from excise.cli.weights import choosing_weights
 
 app = Commands(help="Sparse autoencoders.", no_args_is_help=True)
 
 
 @app.command(epilog="Example: excise sae train --prompts prompts.txt --site encoder.layers.5 --out sae")
+@choosing_weights
 def train(
     out: Annotated[Path, typer.Option("--out", help="Folder for the SAE.")],
     prompts: Annotated[
@@ -73,6 +76,7 @@ def train(
     ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Of initialisation and order.", **bounds.SEED)] = 0,
     device: Device = "cpu",
+    weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
     """Train a TopK SAE on a text encoder's states. The same call goes on where an interrupted one stopped.
@@ -106,7 +110,7 @@ def train(
         assert prompts is not None
         texts = list(read_prompts(prompts, column))
         card["corpus"] = f"{prompts.name}: {len(texts)} prompts"
-    pipe = load_pipeline(model, device)
+    pipe = load_pipeline(model, device, weights)
     bundled = PRESETS["reference"][0] if model is None else None
     places = places_of(pipe, out, bundled if site is None else parse_site(pipe, site))
     for folder, place in places.items():

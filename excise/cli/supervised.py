@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.options import Device, Json, Model, SiteOption
 from excise.cli.sae import app, show
 from excise.cli.terminal import note, progress
+from excise.cli.weights import choosing_weights
 
 __all__ = ["app"]
 
@@ -55,6 +57,7 @@ Seed = Annotated[int, typer.Option("--seed", help="Of initialisation and order."
     epilog="Example: excise sae train-block --prompts captions.csv --label object --label style "
     "--model sd15 --block up_blocks.1.attentions.1 --guidance 9 --out sae",
 )
+@choosing_weights
 def train_block(
     out: Out,
     prompts: Prompts = None,
@@ -86,6 +89,7 @@ def train_block(
     activation: Activation = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
     """Train an SAE on a block of the denoiser: with --label a neuron for every label (SAEmnesia), else SAEuron's.
@@ -108,7 +112,7 @@ def train_block(
     told: dict[str, Any] = {"negatives": negatives, "beta": beta, "start": str(start or "")}
     rows, how = labels_of(prompts, column, label, recipe, CAPTIONS, **told, unsupervised=unsupervised)
     config = replace(BLOCK, seed=seed, **chosen(asked))
-    pipe = load_pipeline(model, device)
+    pipe = load_pipeline(model, device, weights)
     site = block_site(pipe, block or BLOCKS["reference"][0].path)
     scale = reference.GUIDANCE if guidance is None and model is None else guidance
     drawn: dict[str, Any] = {"steps": steps, "options": {} if scale is None else {"guidance_scale": scale}}
@@ -122,6 +126,7 @@ def train_block(
 
 
 @app.command(epilog="Example: excise sae train-text --prompts captions.csv --label object --out sae")
+@choosing_weights
 def train_text(
     out: Out,
     prompts: Prompts = None,
@@ -141,6 +146,7 @@ def train_text(
     activation: Activation = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
     """Train an SAE on a text encoder's states with a neuron for every label, for the method saemnesia-text."""
@@ -159,7 +165,7 @@ def train_text(
     told: dict[str, Any] = {"negatives": negatives, "beta": beta, "start": str(start or "")}
     rows, how = labels_of(prompts, column, label, recipe, TEXT_CAPTIONS, **told)
     config = replace(BUNDLED, seed=seed, **chosen(asked))
-    pipe = load_pipeline(model, device)
+    pipe = load_pipeline(model, device, weights)
     bundled = PRESETS["reference"][0] if model is None else None
     place = parse_site(pipe, site) if site is not None else bundled or default_site(pipe, "text_encoder")
     note(f"training at {place.key}")

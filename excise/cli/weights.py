@@ -1,0 +1,46 @@
+"""The options --dtype, --revision and --variant of every command that loads a model."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from excise.app.pipelines import DEFAULT, Weights
+
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="Precision of the model: float32, float16 or bfloat16. Default: float32, on cuda the model's own.",
+    ),
+]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a --model on the hub.")]
+Variant = Annotated[
+    str | None, typer.Option("--variant", help="Which of --model's files to load, by a word in their names: fp16.")
+]
+_OPTIONS = {"dtype": (Dtype, DEFAULT.dtype), "revision": (Revision, None), "variant": (Variant, None)}
+
+
+def choosing_weights(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the three options in the place of its parameter `weights`, a `Weights`."""
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        weights = Weights(**{name: given.pop(name) for name in _OPTIONS})
+        command(**given, weights=weights)
+
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        if name != "weights":
+            parameters.append(parameter)
+            continue
+        for option, (kind, default) in _OPTIONS.items():
+            parameters.append(parameter.replace(name=option, annotation=kind, default=default))
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del called.__wrapped__
+    return called
