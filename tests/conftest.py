@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -103,10 +104,20 @@ def tiny_site() -> Any:
     return Site("text_encoder", "encoder.layers.2", 64)
 
 
+@pytest.fixture(scope="session")
+def _made_once(build_pipe: Callable[..., Any]) -> tuple[Any, Any]:
+    """Of `tiny_pipe`'s weights, which are always the same: the SAE of `word_sae`, and what an eraser is made for."""
+    from excise.erasers import made_for
+    from excise.sites import Site
+
+    pipe = build_pipe()
+    return make_word_sae(pipe, Site("text_encoder", "encoder.layers.2", 64)), made_for(pipe)
+
+
 @pytest.fixture
-def word_sae(tiny_pipe: Any, tiny_site: Any) -> Any:
+def word_sae(_made_once: tuple[Any, Any]) -> Any:
     """A random TopK SAE (64 latents, 8 kept) for `tiny_site`, whose latent 5 reads and writes "gun" against "cat"."""
-    return make_word_sae(tiny_pipe, tiny_site)
+    return copy.deepcopy(_made_once[0])
 
 
 def make_word_sae(pipe: Any, site: Any, neuron: int = 5, m: int = 64, k: int = 8) -> Any:
@@ -159,11 +170,11 @@ def gun_edit(word_sae: Any, tiny_site: Any) -> Any:
 
 
 @pytest.fixture
-def gun_eraser(tiny_pipe: Any, gun_edit: Any) -> Any:
+def gun_eraser(_made_once: tuple[Any, Any], gun_edit: Any) -> Any:
     """An eraser of `gun_edit` for `tiny_pipe`."""
-    from excise.erasers import Eraser, made_for
+    from excise.erasers import Eraser
 
-    return Eraser((gun_edit,), "gun-test", "gun", ("gun",), made_for(tiny_pipe), canary=("a gun",))
+    return Eraser((gun_edit,), "gun-test", "gun", ("gun",), copy.deepcopy(_made_once[1]), canary=("a gun",))
 
 
 @pytest.fixture

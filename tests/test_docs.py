@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,23 +40,33 @@ def test_python_snippets_run(code: str, tmp_path: Path, monkeypatch: pytest.Monk
     exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
 
 
-@pytest.mark.parametrize("code", list(blocks("python model")))
-def test_snippets_that_need_the_bundled_model_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def gun_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `excise erase gun --out gun-eraser` makes."""
     from typer.testing import CliRunner
 
     from excise.cli import app
 
-    monkeypatch.chdir(tmp_path)
-    made = CliRunner().invoke(app, ["erase", "gun", "--out", "gun-eraser"])
+    folder = tmp_path_factory.mktemp("docs") / "gun-eraser"
+    made = CliRunner().invoke(app, ["erase", "gun", "--out", str(folder)])
     assert made.exit_code == 0, made.output
+    return folder
+
+
+@pytest.mark.parametrize("code", list(blocks("python model")))
+def test_snippets_that_need_the_bundled_model_run(
+    code: str, gun_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(gun_folder, "gun-eraser")
     exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
 
 
 @pytest.mark.parametrize("code", list(blocks("python hub")))
 def test_snippets_that_need_a_hub_run_against_one_of_our_own(
-    code: str, hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: str, hub: Any, gun_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    test_snippets_that_need_the_bundled_model_run(code, tmp_path, monkeypatch)
+    test_snippets_that_need_the_bundled_model_run(code, gun_folder, tmp_path, monkeypatch)
     assert hub.repositories
 
 

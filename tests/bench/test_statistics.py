@@ -62,6 +62,11 @@ def test_wilson_brackets_the_share_and_mirrors(successes: int, more: int) -> Non
         assert figure.low <= figure.value <= figure.high
 
 
+def test_a_share_is_of_what_is_true() -> None:
+    assert share([True, False, False, True, True]) == wilson(3, 5)
+    assert share([True]).value == 1
+
+
 def test_nothing_to_count_is_said_plainly() -> None:
     figure = share([])
     assert math.isnan(figure.value)

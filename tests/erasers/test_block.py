@@ -585,3 +585,11 @@ def test_a_neuron_is_left_alone_at_a_step_whose_gate_is_infinite(edit: BlockEdit
     torch.testing.assert_close(second, (z - left) @ edit.W_dec[1:], atol=1e-5, rtol=1e-5)
     with pytest.raises(ExciseError, match="cut holds values that are not finite"):
         replace(edit, cut=torch.full_like(edit.cut, math.inf))
+
+
+def test_a_silent_picture_does_not_open_whatever_its_cut(edit: BlockEdit, drawn: Any) -> None:
+    own = replace(edit, codes="whole", cut=torch.full_like(edit.cut, -1.0), b_enc=torch.full_like(edit.b_enc, -1e3))
+    masks: list[Tensor] = []
+    z = own.read(drawn[0].states, [0], opened=lambda mask: masks.append(mask) or mask)
+    assert not z.any()
+    assert not masks[0].any()

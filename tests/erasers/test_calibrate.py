@@ -40,6 +40,14 @@ def test_quiet_prompts_stay_silent_and_it_is_never_negative() -> None:
         assert (found.threshold >= 0).all()
 
 
+def test_silent_prompts_count_as_zero_however_far_below_it_they_are() -> None:
+    found = calibrate(one([0.0, 10.0]), one([0.0, 10.0]) > 5, one([-3.0, -2.0]), margin=0.1)
+    assert found.quiet.item() == -2
+    assert found.threshold.item() == pytest.approx(1.0)
+    assert found.separable.item()
+    assert not calibrate(one([-1.0]), one([-1.0]) > 5, one([-3.0])).separable.item(), "louder, and silent all the same"
+
+
 def test_a_neuron_no_stronger_on_the_concept_is_marked() -> None:
     found = calibrate(one([1.0, 2.0]), one([1.0, 2.0]) > 5, one([3.0]))
     assert not found.separable.item()

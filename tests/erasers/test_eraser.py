@@ -27,6 +27,11 @@ def reseal(folder: Path) -> None:
     (folder / "manifest.json").write_bytes(formats.manifest(files))
 
 
+def test_how_far_the_canary_moved_is_kept(gun_eraser: Eraser, tmp_path: Path) -> None:
+    replace(gun_eraser, canary_shift=0.25).save(tmp_path / "moved")
+    assert Eraser.load(tmp_path / "moved").canary_shift == 0.25
+
+
 def test_it_comes_back_as_it_was_and_is_kilobytes(gun_eraser: Eraser, saved: Path) -> None:
     back = Eraser.load(saved)
     assert back.digest == gun_eraser.digest

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.normalizers import Replace
 
 from excise.erasers.integrity import encoder_digests, encoder_matches, made_for, mismatches, tokenizer_digest
 from excise.errors import ExciseError
@@ -58,6 +59,11 @@ def test_the_tokenizers_digest_is_its_behaviour(clip_tokenizer: Any) -> None:
     assert tokenizer_digest(other) == plain
     other.add_tokens(["<gun-inversion>"])
     assert tokenizer_digest(other) != plain
+    # The same vocabulary, and other ids for the same text.
+    reading = copy.deepcopy(clip_tokenizer)
+    reading._tokenizer.normalizer = Replace("gun", "cat")
+    assert reading.get_vocab() == clip_tokenizer.get_vocab()
+    assert tokenizer_digest(reading) != plain
 
 
 def test_weights_out_of_memory_are_refused(tiny_pipe: Any) -> None:

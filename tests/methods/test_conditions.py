@@ -99,6 +99,14 @@ def test_words_near_the_concept_are_projected_as_the_paper_says() -> None:
     assert ProjectionEdit(SITE, concept, most=0).steps(states, without) is None
 
 
+def test_a_word_is_measured_against_the_others_alone() -> None:
+    """1.06 is 6 % more than the others' 1, but less than 5 % more than the mean of all."""
+    without = torch.diag(torch.tensor([1.0, 1.0, 1.0, 1.06]))
+    edit = ProjectionEdit(SITE, torch.eye(5)[4:], alpha=0.05, most=10)
+    _, hit = edit.projected(torch.ones(7, 5), torch.nn.functional.pad(without, (0, 1)))
+    assert hit.tolist() == [False, False, False, True]
+
+
 def test_a_prompt_without_each_of_its_words(tiny_pipe: Any) -> None:
     made = eos_without_each(tiny_pipe, "a gun on grass")
     ids = tiny_pipe.tokenizer("a gun on grass").input_ids

@@ -281,6 +281,7 @@ def test_the_defaults_are_the_measured_ones() -> None:
     """docs/results were made with these; another default is another eraser."""
     config = SNCEConfig()
     assert (config.lam, config.unit, config.tolerance, config.margin) == (1.25, "concept", 0.02, 0.02)
+    assert LEAST_CARRIED == 0.25
     assert (config.k, config.source, config.gate, config.uncond) == (1, "prompt", "whole", "none")
 
 
