@@ -15,10 +15,11 @@ from excise.app.models import sae_site
 from excise.concepts import Concept, Pair, builtin, from_templates, read_rows
 from excise.errors import ExciseError
 from excise.methods.reading import features, stacked
-from excise.neurons import PromptCodes, identify, validate
+from excise.neurons import PromptCodes
 from excise.neurons.contrast import contrast
+from excise.neurons.identify import identify
 from excise.neurons.probing import Prompts, perturbation, sparse_probing
-from excise.neurons.validate import activations, folds
+from excise.neurons.validate import activations, folds, validate
 from excise.sae import TopKSAE, card, load
 from excise.sites import Site
 

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from excise.app.training import BUNDLED, train_sae
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.errors import ExciseError
-from excise.methods.base import AND, method, named, parsed, settings_of
-from excise.methods.catalogue import METHODS
+from excise.methods.base import method, parsed, settings_of
 from excise.methods.snce import Found, SNCEConfig, find, fit
 from excise.methods.tuning import watching
 from excise.neurons import Ranking
@@ -233,24 +232,6 @@ def token_codes(pipe: Any, sae: TopKSAE, site: Site, prompt: str, neuron: int) -
     words = tokenizer_of(pipe, site.component).convert_ids_to_tokens(batch.ids[0].tolist())
     kept = [(w.removesuffix("</w>"), c) for w, c, s in zip(words, codes, batch.scored[0].tolist(), strict=True) if s]
     return [*kept[:-1], ("⟨end⟩", kept[-1][1])] if kept else []
-
-
-def describe_methods() -> list[dict[str, Any]]:
-    """The methods with what there is to know of them, and their settings' defaults."""
-    return [
-        {"name": name, **asdict(about), "paper": about.paper, "defaults": asdict(method(name).Config())}
-        for name, about in METHODS.items()
-    ]
-
-
-def citation(name: str) -> str:
-    """BibTeX for a method, for all of them where several are joined. Raises ExciseError for an unknown one, and where
-    there is nothing to cite."""
-    method(name)
-    found = [METHODS[part].cite for part in named(name).split(AND) if part in METHODS and METHODS[part].cite]
-    if not found:
-        raise ExciseError(f"there is no paper to cite for {name!r}")
-    return "\n\n".join(dict.fromkeys(found))
 
 
 def chosen(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from excise.app.pipelines import DEFAULT, Unreachable, Weights, first_line, load_diffusion_pipeline, must_be_local
 from excise.concepts import Concept, Kind, builtin, from_templates, load_pairs
 from excise.errors import ExciseError
-from excise.sites import Site, resolve, site_at
+
+if TYPE_CHECKING:
+    from excise.sites import Site
 
 KINDS: tuple[Kind, ...] = ("object", "style", "attribute")
 
@@ -91,6 +93,8 @@ def _writes(name: str, revision: str | None, cached: bool) -> bool:
 
 def parse_site(pipe: Any, text: str) -> Site:
     """`encoder.layers.8` or `text_encoder_2/encoder.layers.8`. Raises ExciseError where there is no such Site."""
+    from excise.sites import site_at
+
     component, slash, path = text.partition("/")
     return site_at(pipe, path, component) if slash else site_at(pipe, text)
 
@@ -98,6 +102,7 @@ def parse_site(pipe: Any, text: str) -> Site:
 def sae_site(pipe: Any, folder: Path) -> Site:
     """The Site an SAE was trained at, by its card. Raises ExciseError where the card is silent or the model differs."""
     from excise import sae
+    from excise.sites import Site, resolve
 
     said = sae.card(folder).get("site")
     if not isinstance(said, dict) or set(said) != {"component", "path", "width"}:

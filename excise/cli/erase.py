@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from excise.cli.command import Commands
 from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
 from excise.cli.terminal import emit, note, table, training
 from excise.cli.weights import choosing_weights
+
+if TYPE_CHECKING:
+    from excise.erasers import Signer
 
 
 def register(app: typer.Typer) -> None:
@@ -279,20 +282,23 @@ def verify(
 
     Exit code 2 where it is incomplete, altered or not signed as asked, 1 where it does not fit or does not work.
     """
-    from excise.app.models import load_pipeline
-    from excise.erasers import Signer, eraser_folders
-    from excise.erasers import verify as checks_of
-    from excise.erasers.hub import SIGNATURE
+    from excise.erasers.artefact import SIGNATURE, check_files, eraser_folders
     from excise.errors import ExciseError
-    from excise.sae import load
 
-    named = any(option is not None for option in (key, identity, identity_provider))
-    signer = Signer(key, identity, identity_provider) if named else None
-    whole = load(sae, device=device) if sae is not None else None
     folders = eraser_folders(folder)
-    found = {own: checks_of(own, signed_by=signer) for own in folders}
+    signer = _signer(key, identity, identity_provider)
+    if files_only and signer is None:
+        found = {own: check_files(own) for own in folders}
+    else:
+        from excise.erasers import verify as checks_of
+
+        found = {own: checks_of(own, signed_by=signer) for own in folders}
     broken = {own: next((c.detail for c in checks if not c.passed), None) for own, checks in found.items()}
     if not files_only and not all(broken.values()):
+        from excise.app.models import load_pipeline
+        from excise.sae import load
+
+        whole = load(sae, device=device) if sae is not None else None
         pipe = load_pipeline(model, device, weights)
         for own in folders:
             if broken[own] is None:
@@ -324,17 +330,26 @@ def verify(
         raise typer.Exit(1)
 
 
+def _signer(key: Path | None, identity: str | None, identity_provider: str | None) -> Signer | None:
+    """The signer whom the options name."""
+    if key is None and identity is None and identity_provider is None:
+        return None
+    from excise.erasers import Signer
+
+    return Signer(key, identity, identity_provider)
+
+
 methods = Commands(help="List the erasure methods; `excise methods cite NAME` prints BibTeX.")
 
 
 @methods.callback(invoke_without_command=True, epilog="Example: excise methods --json")
 def listed(context: typer.Context, json: Json = False) -> None:
     """List the erasure methods: how each is fitted, what it edits, and the licence of its authors' own code."""
-    from excise.app.finding import describe_methods
+    from excise.app.method_list import describe_methods
 
     if context.invoked_subcommand is not None:
         return
-    rows = describe_methods()
+    rows = describe_methods(defaults=json)
 
     def show() -> None:
         for row in rows:
@@ -352,6 +367,6 @@ def listed(context: typer.Context, json: Json = False) -> None:
 @methods.command(epilog="Example: excise methods cite esd-x")
 def cite(name: Annotated[str, typer.Argument(help="A method's name, or several joined by +.")]) -> None:
     """Print a method's paper as BibTeX."""
-    from excise.app.finding import citation
+    from excise.app.method_list import citation
 
     typer.echo(citation(name))

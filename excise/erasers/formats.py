@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,21 +14,21 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from excise.erasers.artefact import FILES as FILES
+from excise.erasers.artefact import SCHEMA, as_json
+from excise.erasers.artefact import TOP as _TOP
+from excise.erasers.artefact import Check as Check
+from excise.erasers.artefact import check_manifest as check_manifest
+from excise.erasers.artefact import manifest as manifest
+from excise.erasers.artefact import read as read
 from excise.erasers.kinds import KINDS, Edit
 from excise.errors import ExciseError
-from excise.files import sha256
 from excise.sites.site import Site
 
 if TYPE_CHECKING:
     from excise.erasers.eraser import Eraser
 
 T = TypeVar("T")
-SCHEMA = "excise.eraser/1"
-FILES = ("eraser.json", "eraser.safetensors", "manifest.json")
-_TOP = {"schema", "method", "name", "concept", "mentions", "edits", "made_for", "created", "measured"} | {
-    "canary",
-    "canary_shift",
-}
 _KINDS = {
     str: "text",
     int: "a whole number",
@@ -51,15 +50,6 @@ _MALFORMED = (
 """What bytes that were never an eraser make json, safetensors, torch and the constructors raise."""
 _UNNAMED = "sae"
 """The kind that a saved edit need not name: once there was no other."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of a verification."""
-
-    name: str
-    passed: bool
-    detail: str
 
 
 def pack(eraser: Eraser) -> dict[str, bytes]:
@@ -92,39 +82,11 @@ def pack(eraser: Eraser) -> dict[str, bytes]:
         "canary_shift": float(eraser.canary_shift),
     }
     try:
-        text = _json(described)
+        text = as_json(described)
     except (TypeError, ValueError) as error:
         raise ExciseError(f"the eraser's description cannot be saved as json: {error}; fit it again") from error
     files = {"eraser.json": text, "eraser.safetensors": save_tensors(tensors)}
     return {**files, "manifest.json": manifest(files)}
-
-
-def manifest(files: Mapping[str, bytes]) -> bytes:
-    """The manifest's bytes for the two other files: there is exactly one right spelling, so any change shows."""
-    return _json({"schema": SCHEMA, "sha256": {name: sha256(files[name]) for name in FILES[:2]}})
-
-
-def _json(data: Any) -> bytes:
-    return (json.dumps(data, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
-
-
-def read(folder: Path) -> dict[str, bytes]:
-    """The three files' bytes. Raises ExciseError where one is missing or unreadable."""
-    files = {}
-    for name in FILES:
-        try:
-            files[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise ExciseError(
-                f"{folder} is no complete eraser: {name}: {error.strerror}; copy or fit it again"
-            ) from error
-    return files
-
-
-def check_manifest(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Raises ExciseError unless the manifest is byte for byte the one that belongs to the files."""
-    if files["manifest.json"] != manifest(files):
-        raise ExciseError(f"{folder} was altered or cut short since it was saved; copy it again from a trusted source")
 
 
 def unpack(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -152,7 +114,7 @@ def reason(error: BaseException) -> str:
 
 def _arguments(described: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
     _exactly(described, _TOP, "eraser.json")
-    _json(described)  # refuses what could not be saved again: 1e999, and halves of surrogate pairs
+    as_json(described)  # refuses what could not be saved again: 1e999, and halves of surrogate pairs
     edits = tuple(_edit(n, data, tensors) for n, data in enumerate(_is(list, described["edits"])))
     if tensors:
         raise ValueError(f"tensor {next(iter(tensors))!r} belongs to no edit")

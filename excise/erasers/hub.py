@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.erasers import formats
+from excise.erasers.artefact import SIGNATURE as SIGNATURE
 from excise.erasers.block import BlockEdit
 from excise.erasers.edit import SAEEdit
 from excise.erasers.tensors import Tensors
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from excise.erasers.eraser import Eraser
 
 CARD = "README.md"
-SIGNATURE = "model.sig"
 SOMEWHERE = "owner/name"
 """A repository's name on a card that was written before it has one."""
 _SAE = "sparse-autoencoder"

@@ -8,25 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
 
-from excise.erasers import formats
+from excise.erasers.artefact import eraser_folders
 from excise.erasers.attachment import Attachment
 from excise.erasers.eraser import Eraser
 from excise.errors import ExciseError
-
-
-def eraser_folders(folder: Path) -> list[Path]:
-    """The folders of the erasers at `folder`: itself, or, where it is no eraser, those that lie in it, by name.
-
-    A folder with any of an eraser's files counts as one, so that a damaged eraser is reported and never passed over.
-    Without any the list is `folder` alone: reading it says what is missing.
-    """
-    if _is_eraser(folder) or not folder.is_dir():
-        return [folder]
-    return sorted(path for path in folder.iterdir() if path.is_dir() and _is_eraser(path)) or [folder]
-
-
-def _is_eraser(folder: Path) -> bool:
-    return any((folder / name).exists() for name in formats.FILES)
 
 
 def load_erasers(folders: Sequence[Path], **options: Any) -> dict[str, Eraser]:

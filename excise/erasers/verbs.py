@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from excise.erasers.artefact import eraser_folders
 from excise.erasers.attachment import Attachment
 from excise.erasers.eraser import Eraser
 from excise.erasers.guard import Guard
-from excise.erasers.several import Attachments, eraser_folders, load_erasers
+from excise.erasers.several import Attachments, load_erasers
 from excise.erasers.signing import Signer
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.sites.encoding import encode_prompt, tensors_of

@@ -83,15 +83,24 @@ def method(name: str) -> Method:
         from excise.methods.joined import Joined
 
         return Joined(tuple(method(part) for part in name.split(AND)))
+    check_name(name)
+    found: Method = (
+        import_module(f"excise.methods.{name.replace('-', '_')}").METHOD
+        if name in METHODS
+        else plugins("excise.methods")[name]
+    )
+    return found
+
+
+def check_name(name: str) -> None:
+    """Raises ExciseError, naming near ones, where neither we nor a plugin have a method of that name."""
+    if name in METHODS:
+        return
     others = plugins("excise.methods")
-    if name not in METHODS and name not in others:
+    if name not in others:
         known = [*METHODS, *others]
         near = get_close_matches(name.lower(), known, n=3) or known
         raise ExciseError(f"there is no method {name!r}; try {', '.join(near)}")
-    found: Method = (
-        import_module(f"excise.methods.{name.replace('-', '_')}").METHOD if name in METHODS else others[name]
-    )
-    return found
 
 
 def settings_of(name: str, by_method: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.reading import Reading, carried_share, concept_codes, prompt_codes, remembered
 from excise.methods.record import created, measured
-from excise.neurons import PromptCodes, Ranking, Validation, identify, top_tokens, validate
-from excise.neurons.validate import TokenUse
+from excise.neurons import PromptCodes, Ranking, Validation, top_tokens
+from excise.neurons.identify import identify
+from excise.neurons.validate import TokenUse, validate
 from excise.sae import TopKSAE, card, load, saes_in
 from excise.sites import Site, site_at
 from excise.sites.pieces import pieces

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from excise.errors import ExciseError
-from excise.neurons.contexts import Context, is_special
+from excise.neurons.context import Context, is_special
 
 NEAREST = 4
 """How many of the nearest tokens a search looks at, as on the page (neuron_search.js): others are too far."""

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from excise.neurons.contexts import Context
+from excise.neurons.context import Context
 
 ONSET = 0.5
 """What sets a neuron off is the first token with at least this share of its largest code in the prompt."""

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from excise.errors import ExciseError
-from excise.neurons import PromptCodes, identify, top_tokens, validate
-from excise.neurons.validate import activations, auroc, folds, permutation_null
+from excise.neurons import PromptCodes, top_tokens
+from excise.neurons.identify import identify
+from excise.neurons.validate import activations, auroc, folds, permutation_null, validate
 
 
 def toy(pairs: int = 20, m: int = 12, seed: int = 0, share: float = 1.0) -> tuple[PromptCodes, PromptCodes]:

@@ -1,0 +1,30 @@
+"""What `excise methods` says of every method, without importing one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from excise.errors import ExciseError
+from excise.methods import METHODS, method
+from excise.methods.base import AND, check_name, named
+
+
+def describe_methods(defaults: bool = False) -> list[dict[str, Any]]:
+    """The methods with what there is to know of them; with `defaults` also their settings', which imports them all."""
+    rows = [{"name": name, **asdict(about), "paper": about.paper} for name, about in METHODS.items()]
+    if defaults:
+        rows = [{**row, "defaults": asdict(method(row["name"]).Config())} for row in rows]
+    return rows
+
+
+def citation(name: str) -> str:
+    """BibTeX for a method, for all of them where several are joined. Raises ExciseError for an unknown one, and where
+    there is nothing to cite."""
+    parts = named(name).split(AND)
+    for part in parts:
+        check_name(part)
+    found = [METHODS[part].cite for part in parts if part in METHODS and METHODS[part].cite]
+    if not found:
+        raise ExciseError(f"there is no paper to cite for {name!r}")
+    return "\n\n".join(dict.fromkeys(found))
