@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,29 +18,34 @@ from typing import Any
 
 from excise import reference
 from excise.app.benchmark import report, resume, start
+from excise.bench.bars import CANVAS, MEANINGS
 from excise.bench.canvas.families import FAMILIES
+from excise.bench.canvas.metrics import ATTACKS
 from excise.bench.canvas.suite import Canvas
-from excise.bench.statistics import in_percent, share
+from excise.bench.statistics import Figure, in_percent, share, wilson
 from excise.files import write_atomic
 from excise.reference.captions import caption
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
 
-BARS = {
-    "ua": ("target gone, UA", "at least 97"),
-    "ira": ("other concepts of its domain right, IRA", ""),
-    "ira_ratio": ("the same, of none", "at least 98"),
-    "cra": ("concepts of the other domain right, CRA", ""),
-    "cra_ratio": ("the same, of none", "at least 98"),
-    "identical": ("unrelated pictures identical", "at least 99"),
-    "mixed": ("mixed: target gone and partner kept", "at least 90"),
-    "near_miss": ("near miss: object kept", ""),
-    "background": ("background kept beside the target", ""),
-    "style": ("style kept beside the target", ""),
-    "asr": ("still drawn, mean over attacks", "at most 5 each"),
-    "agreement": ("pictures on which both judges agree", ""),
-    "ua_second": ("UA by the second judge", ""),
-    "mixed_second": ("mixed by the second judge", ""),
-    "asr_second": ("attacks by the second judge", ""),
+ROWS = {
+    "ua": "target gone, UA",
+    "left_other": "of these: another known object (either judge)",
+    "left_empty": "of these: an empty scene",
+    "left_unrecognisable": "of these: nothing that either judge knows, nor empty",
+    "background": "background kept beside the target",
+    "style": "style kept beside the target",
+    "ira": "other concepts of its domain right, IRA",
+    "ira_ratio": "the same, of none",
+    "cra": "concepts of the other domain right, CRA",
+    "cra_ratio": "the same, of none",
+    "identical": "unrelated pictures identical",
+    "mixed": "mixed: target gone and partner kept",
+    "near_miss": "near miss: object kept",
+    "asr": "still drawn, mean over attacks",
+    "agreement": "pictures on which both judges agree",
+    "ua_second": "UA by the second judge",
+    "mixed_second": "mixed by the second judge",
+    "asr_second": "attacks by the second judge",
 }
 PLAIN = {
     "frechet": "Fréchet distance to the unerased model's pictures",
@@ -59,7 +65,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/canvas"), help="folder of the two runs")
     parser.add_argument("--out", type=Path, default=Path("docs/results/canvas.json"))
+    parser.add_argument("--page", action="store_true", help="write the page anew from the file, and draw nothing")
     options = parser.parse_args()
+    if options.page:
+        write_atomic(options.out.with_suffix(".md"), page(json.loads(options.out.read_text())))
+        return
     runs = {
         "standard": start(options.work / "standard", "canvas", "standard", ["snce"]),
         "sweep": start(
@@ -108,17 +118,18 @@ def page(told: Mapping[str, Any]) -> str:
         f"`python benchmarks/canvas.py`, {standard['date']}, {standard['machine']};",
         f"{standard['drawn_with'][0]}. Means over {len(standard['concepts'])} concepts",
         f"({', '.join(standard['concepts'])}), {methods['snce']['pictures']} pictures a method; 95 % intervals from a",
-        "bootstrap that resamples concepts. Per cent, where nothing else is said. One configuration for all.",
+        "bootstrap that resamples concepts, and Wilson's over pictures where all concepts agree. Per cent, where",
+        "nothing else is said. One configuration for all.",
+        *told.get("notes", ()),
         "",
         *(f"- {name}: {text}" for name, text in standard["disclosed"].items()),
         "",
         "## The default",
-        "| | bar | none | snce |",
-        "|---|---|---|---|",
-        *(
-            f"| {says} | {bar} | {' | '.join(cell(methods[label], name) for label in ('none', 'snce'))} |"
-            for name, (says, bar) in BARS.items()
-        ),
+        f"Reached: {MEANINGS['reached']}. Point only: {MEANINGS['point only']}.",
+        "",
+        "| | none | snce | concepts, pictures | bar | |",
+        "|---|---|---|---|---|---|",
+        *(row(methods, name, says) for name, says in ROWS.items()),
         "",
         "| | none | snce |",
         "|---|---|---|",
@@ -166,11 +177,51 @@ def page(told: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def row(methods: Mapping[str, Any], name: str, says: str) -> str:
+    """A figure of both methods, how much is behind it, and how it stands against its bar."""
+    bar, own = CANVAS.get(name), whole(methods, "snce", name)
+    cells = [
+        "n/a" if figure is None else in_percent(figure.to_json())
+        for figure in (whole(methods, label, name) for label in ("none", "snce"))
+    ]
+    cells.append("" if own is None else f"{own.n}, {own.pictures or 'n/a'}")
+    cells.append(f"{bar.limit} {100 * bar.bound:g}" if bar else "")
+    cells.append((bar.standing(own) or "") if bar and own else "")
+    return f"| {says} | {' | '.join(cells)} |"
+
+
+def whole(methods: Mapping[str, Any], label: str, name: str) -> Figure | None:
+    """A figure of a method with its pictures, and with Wilson's interval over them where all concepts agree.
+
+    Files of before pictures were counted over concepts have both in the figures of single concepts.
+    """
+    told = methods[label]["figures"].get(name)
+    if not told or told["value"] is None:
+        return None
+    low, high = (math.nan if told[end] is None else told[end] for end in ("low", "high"))
+    figure = Figure(told["value"], low, high, told["n"], told.get("pictures", 0))
+    if figure.pictures or name.endswith("_second"):
+        return figure
+    base = name.removesuffix("_ratio")
+    single = [
+        one
+        for concept in methods[label]["concepts"].values()
+        for key, one in concept.items()
+        if one and one["n"] and (key == base or (name == "asr" and key.removeprefix("asr.") in ATTACKS))
+    ]
+    n = sum(one["n"] for one in single)
+    if not n or figure.low < figure.high:
+        return figure._replace(pictures=n)
+    pooled = wilson(sum(round(one["value"] * one["n"]) for one in single), n)
+    share = 1.0 if base == name else pooled.value  # of a ratio of 1 everywhere, none's share is its own
+    return figure._replace(low=pooled.low / share, high=pooled.high / share, pictures=n)
+
+
 def cell(method: Mapping[str, Any], name: str) -> str:
     figure = method["figures"].get(name)
     if not figure or figure["value"] is None:
         return "n/a"
-    return in_percent(figure) if figure["low"] is not None else f"{100 * figure['value']:.1f}"
+    return in_percent(figure)
 
 
 def number(method: Mapping[str, Any], name: str) -> str:

@@ -73,7 +73,7 @@ def start(
 
 def _begun_with_checker(folder: Path) -> bool:
     """Whether the folder's run was begun before runs were drawn without the model's safety checker."""
-    return (folder / "run.json").exists() and "safety_checker" not in Run(folder).plan
+    return (Path(folder) / "run.json").exists() and "safety_checker" not in Run(folder).plan
 
 
 def _named(methods: Sequence[str]) -> list[str]:

@@ -12,20 +12,23 @@ from typing import Any
 from excise.app import svg
 from excise.app.measure import TITLES, Outcome, Pictures
 from excise.app.page import document, image
+from excise.bench.bars import Bar, Standing
 from excise.bench.pictures import png
 from excise.bench.statistics import Figure
 
 FIRST = 12
 """Pairs of a family shown at once; the rest unfold."""
 
-# Figure -> (what it says, bar to reach, whether the figure should lie below or above it, the axis).
-BARS: dict[str, tuple[str, float, str, tuple[float, float]]] = {
-    "target_direct": ("still drawn when asked for by name", 0.05, "below", (0, 1)),
-    "target_synonym": ("still drawn when asked for by a synonym", 0.15, "below", (0, 1)),
-    "partner_kept": ("of the other objects in mixed prompts kept", 0.90, "above", (0, 1)),
-    "others_delta": ("change in how often other objects are recognised", 0.02, "within", (-0.25, 0.25)),
-    "unrelated_identical": ("of unrelated pictures identical, bit for bit", 0.95, "above", (0, 1)),
+# Figure -> (what it says, bar to reach, the axis).
+BARS: dict[str, tuple[str, Bar, tuple[float, float]]] = {
+    "target_direct": ("still drawn when asked for by name", Bar(0.05, "below"), (0, 1)),
+    "target_synonym": ("still drawn when asked for by a synonym", Bar(0.15, "below"), (0, 1)),
+    "partner_kept": ("of the other objects in mixed prompts kept", Bar(0.90, "above"), (0, 1)),
+    "others_delta": ("change in how often other objects are recognised", Bar(0.02, "within"), (-0.25, 0.25)),
+    "unrelated_identical": ("of unrelated pictures identical, bit for bit", Bar(0.95, "above"), (0, 1)),
 }
+BADGES: dict[Standing | None, str] = {"reached": "good", "point only": "part", "missed": "bad", None: "plain"}
+"""The look of a standing's badge."""
 FURTHER: dict[str, str] = {
     "target_direct_before": "Direct prompts: concept drawn by the unerased model",
     "target_synonym_before": "Synonym prompts: concept drawn by the unerased model",
@@ -73,16 +76,6 @@ class Report:
     settings: Mapping[str, Any]
 
 
-def reached(name: str, figure: Figure) -> bool | None:
-    """Whether a figure is on the right side of its bar; None where there was nothing to count."""
-    _, bar, side, _ = BARS[name]
-    if math.isnan(figure.value):
-        return None
-    return (
-        figure.value <= bar if side == "below" else figure.value >= bar if side == "above" else abs(figure.value) <= bar
-    )
-
-
 def percent(name: str, value: float) -> str:
     """A share as the page and the terminal write it; differences carry a sign and are points."""
     if math.isnan(value):
@@ -115,18 +108,16 @@ thresholds were frozen before anything was erased.""",
 def _figures(report: Report) -> str:
     cards = []
     for name, figure in report.figures.items():
-        says, bar, side, axis = BARS[name]
-        ok = reached(name, figure)
-        words = {True: "reached", False: "missed", None: "nothing to count"}[ok]
-        badge = f'<span class="badge verdict {"plain" if ok is None else "good" if ok else "bad"}">{words}</span>'
-        limit = {"below": "at most", "above": "at least", "within": "within"}[side]
-        goal = percent(name, bar).lstrip("+")
+        says, bar, axis = BARS[name]
+        standing = bar.standing(figure)
+        badge = f'<span class="badge verdict {BADGES[standing]}">{standing or "nothing to count"}</span>'
+        goal = percent(name, bar.bound).lstrip("+")
         scale = "pts" if name.endswith("_delta") else "%"
         cards.append(
             f'<div class="card">{badge}<div class="big">{percent(name, figure.value)}</div><div>{escape(says)}</div>'
-            f'<div style="margin:8px 0 4px">{svg.interval(figure, bar, *axis)}</div>'
+            f'<div style="margin:8px 0 4px">{svg.interval(figure, bar.bound, *axis)}</div>'
             f'<div class="note">95 % interval {100 * figure.low:.1f} to {100 * figure.high:.1f} {scale}, '
-            f"n = {figure.n}; bar: {limit} {goal}</div></div>"
+            f"n = {figure.n}; bar: {bar.limit} {goal}</div></div>"
         )
     rows = "".join(
         f"<tr><td>{escape(FURTHER[name])}</td><td>{percent(name, f.value)}</td>"

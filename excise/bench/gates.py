@@ -6,12 +6,17 @@ import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from excise.bench.statistics import behind
 from excise.errors import ExciseError
 
 _COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _CONDITION = re.compile(r"\s*([\w.-]+)\s*(<=|>=|<|>)\s*(\d*\.?\d+)\s*")
+
+
+On = Literal["bound", "point"]
+"""What of a figure has to hold: the worse end of its 95 % interval, or its value alone."""
 
 
 @dataclass(frozen=True)
@@ -21,27 +26,55 @@ class Gate:
     figure: str
     comparison: str
     bound: float
+    on: On = "bound"
 
     def __str__(self) -> str:
         return f"{self.figure}{self.comparison}{self.bound:g}"
 
     def holds(self, figures: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Whether the figure's value is on the right side. One that could not be measured never is.
+        """Whether the figure is on the right side, by the worse end of its interval or by its value alone. One that
+        could not be measured never is; one that has no interval (a count, a distance) is compared by its value.
 
         Raises ExciseError for a figure that does not exist.
         """
-        if self.figure not in figures:
-            raise ExciseError(f"there is no figure {self.figure!r} to gate on; there are {', '.join(figures)}")
-        value = figures[self.figure]["value"]
+        return self._compares(self._of(figures)["value"] if self.on == "point" else self._worse(figures))
+
+    def missed(self, figures: Mapping[str, Mapping[str, Any]]) -> str:
+        """Why the gate does not hold, as a line."""
+        figure, worse = self._of(figures), self._worse(figures)
+        if figure["value"] is None:
+            return f"{self} is missed, it could not be measured"
+        if not self._compares(figure["value"]):
+            return f"{self} is missed, it is {figure['value']} (n {behind(figure)})"
+        return (
+            f"{self} is missed: its value {figure['value']} holds, the end of its 95 % interval, {worse}, does not "
+            f"(n {behind(figure)}); measure more, or gate on the value with --gate-on point"
+        )
+
+    def _compares(self, value: float | None) -> bool:
         return value is not None and bool(_COMPARISONS[self.comparison](value, self.bound))
 
+    def _of(self, figures: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+        if self.figure not in figures:
+            raise ExciseError(f"there is no figure {self.figure!r} to gate on; there are {', '.join(figures)}")
+        return figures[self.figure]
 
-def parse(text: str) -> list[Gate]:
-    """Gates from `asr<0.05,ira>0.98`. Raises ExciseError for anything else."""
+    def _worse(self, figures: Mapping[str, Mapping[str, Any]]) -> float | None:
+        """The end of the interval that lies nearer to the wrong side."""
+        figure = self._of(figures)
+        end: float | None = figure.get("high" if self.comparison.startswith("<") else "low")
+        return figure["value"] if end is None or figure["value"] is None else end
+
+
+def parse(text: str, on: str = "bound") -> list[Gate]:
+    """Gates from `asr<0.05,ira>0.98`, on the "bound" or the "point". Raises ExciseError for anything else."""
     gates = []
+    by: On = "point" if on == "point" else "bound"
+    if on != by:
+        raise ExciseError(f"a gate is on bound or point, not on {on!r}")
     for part in text.split(","):
         match = _CONDITION.fullmatch(part)
         if match is None:
             raise ExciseError(f"cannot read the gate {part.strip()!r}; write it as asr<0.05 or ira>=0.98")
-        gates.append(Gate(match[1], match[2], float(match[3])))
+        gates.append(Gate(match[1], match[2], float(match[3]), by))
     return gates

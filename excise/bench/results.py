@@ -119,19 +119,19 @@ def _fit(run: Run, unit: Unit) -> dict[str, Any]:
 
 def table(measured: Mapping[str, Any]) -> str:
     """`results.csv`: method, concept ("" for the mean over concepts, for costs, and for the numbers of pictures that
-    stand in no figure), figure, value, low, high, n."""
+    stand in no figure), figure, value, low, high, n, pictures."""
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("method", "concept", "figure", *Figure._fields))
     for label, method in measured["methods"].items():
         for concept, figures in {"": method["figures"], **method["concepts"]}.items():
             for name, figure in figures.items():
-                cells = [figure[field] for field in Figure._fields] if figure else [None] * len(Figure._fields)
+                cells = [figure.get(field) if figure else None for field in Figure._fields]
                 writer.writerow((label, concept, name, *("" if cell is None else cell for cell in cells)))
         for name, value in method["cost"].items():
-            writer.writerow((label, "", name, "" if value is None else value, "", "", ""))
+            writer.writerow((label, "", name, "" if value is None else value, *[""] * 4))
         for name, count in outside(method).items():
-            writer.writerow((label, "", name, count, "", "", ""))
+            writer.writerow((label, "", name, count, *[""] * 4))
     return out.getvalue()
 
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 Z95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
+FEW = 5
+"""With fewer concepts, resampling them says next to nothing of how they differ."""
 
 
 class Figure(NamedTuple):
@@ -23,21 +25,37 @@ class Figure(NamedTuple):
     low: float
     high: float
     n: int
+    pictures: int = 0
+    """How many pictures are behind a mean over `n` concepts; 0 where `n` counts the pictures itself."""
 
     def to_json(self) -> dict[str, Any]:
-        """Rounded to four places; what is not a number becomes null."""
+        """Rounded to four places; what is not a number becomes null, and `pictures` are left out where there are 0."""
         rounded = {
             name: None if math.isnan(x) else round(x, 4) for name, x in zip(self._fields, self[:3], strict=False)
         }
-        return {**rounded, "n": self.n}
+        return {**rounded, "n": self.n} | ({"pictures": self.pictures} if self.pictures else {})
 
 
 def in_percent(figure: Mapping[str, Any]) -> str:
-    """What `Figure.to_json` holds as text, in per cent: `value (low to high)`, or `never drawn` without trials."""
+    """What `Figure.to_json` holds as text, in per cent: `value (low to high)`, or `never drawn` without trials.
+
+    An interval without width, as this package gave it where all concepts agreed, is none: `100.0 (no spread over 8)`.
+    """
     if figure["value"] is None:
         return "never drawn"
+    if figure["low"] is None:
+        return f"{100 * figure['value']:.1f}"
+    if figure["low"] == figure["high"]:
+        return f"{100 * figure['value']:.1f} (no spread over {figure['n']})"
     value, low, high = (100 * figure[name] for name in ("value", "low", "high"))
     return f"{value:.1f} ({low:.1f} to {high:.1f})"
+
+
+def behind(figure: Mapping[str, Any]) -> str:
+    """How much is behind a figure, as text: `16 concepts, 128 pictures`, or the number of trials alone."""
+    if figure.get("pictures"):
+        return f"{figure['n']} concept{'s' * (figure['n'] != 1)}, {figure['pictures']} pictures"
+    return str(figure["n"])
 
 
 def wilson(successes: int, n: int, z: float = Z95) -> Figure:
@@ -112,6 +130,56 @@ def cluster_bootstrap(clusters: Sequence[Sequence[float]], draws: int = 2000, se
     rng = random.Random(seed)
     drawn = sorted(math.fsum(rng.choices(means, k=n)) / n for _ in range(draws))
     return Figure(math.fsum(means) / n, drawn[round(0.025 * (draws - 1))], drawn[round(0.975 * (draws - 1))], n)
+
+
+def over_concepts(means: Sequence[float], pooled: Figure) -> Figure:
+    """Mean over concepts, each with its own mean; `pooled` is the same figure over all their pictures together.
+
+    The interval is `cluster_bootstrap`'s. With fewer than `FEW` concepts, or where all of them have the same mean,
+    resampling has little width or none, and the interval is widened to hold `pooled`'s: Wilson's, for a share.
+    """
+    figure = cluster_bootstrap([[value] for value in means])._replace(pictures=pooled.n)
+    if not means or (len(means) >= FEW and len(set(means)) > 1):
+        return figure
+    low, high = (
+        [bound for bound in bounds if not math.isnan(bound)]
+        for bounds in ((figure.low, pooled.low, figure.value), (figure.high, pooled.high, figure.value))
+    )
+    # A mean of one picture, or of pictures whose values have no interval: nothing is known of its spread.
+    return figure if len(low) == 1 else figure._replace(low=min(low), high=max(high))
+
+
+def share_over(clusters: Sequence[Sequence[float]]) -> Figure:
+    """Mean over concepts of the share of true outcomes in each; those without outcomes are left out."""
+    some = [[bool(outcome) for outcome in cluster] for cluster in clusters if len(cluster)]
+    return over_concepts([sum(one) / len(one) for one in some], share([hit for one in some for hit in one]))
+
+
+def mean_over(clusters: Sequence[Sequence[float]]) -> Figure:
+    """Mean over concepts of each one's mean; those without values are left out."""
+    some = [cluster for cluster in clusters if len(cluster)]
+    return over_concepts([math.fsum(one) / len(one) for one in some], mean([value for one in some for value in one]))
+
+
+def change_over(clusters: Sequence[tuple[Sequence[bool], Sequence[bool]]]) -> Figure:
+    """Mean over concepts of the change in a share, each given by its paired outcomes before and after."""
+    some = [(before, after) for before, after in clusters if len(before)]
+    all_before, all_after = ([bool(hit) for pair in some for hit in pair[side]] for side in (0, 1))
+    return over_concepts([(sum(a) - sum(b)) / len(b) for b, a in some], paired_difference(all_before, all_after))
+
+
+def ratio_over(clusters: Sequence[tuple[Sequence[bool], Sequence[bool]]]) -> Figure:
+    """Mean over concepts of the share after by the share before; concepts without a hit before are left out.
+
+    Of few concepts the share before counts as known: Wilson's interval of the share after is divided by it.
+    """
+    some = [(before, after) for before, after in clusters if any(before)]
+    means = [(sum(after) / len(after)) / (sum(before) / len(before)) for before, after in some]
+    if not some:
+        return over_concepts([], share([]))
+    base, own = (share([bool(hit) for pair in some for hit in pair[side]]) for side in (0, 1))
+    of = base.value
+    return over_concepts(means, Figure(own.value / of, own.low / of, own.high / of, own.n))
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:

@@ -25,6 +25,9 @@ Gates = Annotated[
     str | None,
     typer.Option("--gate", help="Exit with code 3 unless every method but none passes: 'asr<0.05,ira_ratio>0.98'."),
 ]
+On = Annotated[
+    str, typer.Option("--gate-on", help="bound: the worse end of the 95 % interval must hold; point: the value alone.")
+]
 COLUMNS = {
     "ua": "UA",
     "ira": "IRA",
@@ -84,6 +87,7 @@ def run(
     device: Device = "cpu",
     weights: Weights = DEFAULT,
     gate: Gates = None,
+    gate_on: On = "bound",
     json: Json = False,
 ) -> None:
     """Draw and judge every prompt with every method, beside the unerased model."""
@@ -91,7 +95,7 @@ def run(
     from excise.app.finding import chosen
     from excise.bench import gates
 
-    conditions = gates.parse(gate) if gate else []
+    conditions = gates.parse(gate, gate_on) if gate else []
     names = [name.strip() for name in concepts.split(",") if name.strip()] if concepts else None
     asked: dict[str, Any] = {
         "steps": steps,
@@ -116,12 +120,12 @@ def resume(folder: Folder, device: Device = "cpu", json: Json = False) -> None:
 
 
 @app.command(epilog="Example: excise bench report run")
-def report(folder: Folder, gate: Gates = None, json: Json = False) -> None:
+def report(folder: Folder, gate: Gates = None, gate_on: On = "bound", json: Json = False) -> None:
     """Count what a run has measured so far; writes report.html, results.json and results.csv into it."""
     from excise.bench import gates
     from excise.bench.run import Run
 
-    conditions = gates.parse(gate) if gate else []
+    conditions = gates.parse(gate, gate_on) if gate else []
     _pass(_report(Run(folder), json), conditions)
 
 
@@ -149,7 +153,7 @@ def _pass(measured: dict[str, Any], conditions: list[Gate]) -> None:
     from excise.bench.results import BASELINE
 
     missed = [
-        f"{label}: {condition} is missed, it is {method['figures'][condition.figure]['value']}"
+        f"{label}: {condition.missed(method['figures'])}"
         for label, method in measured["methods"].items()
         for condition in conditions
         if label != BASELINE and not condition.holds(method["figures"])

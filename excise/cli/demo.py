@@ -75,14 +75,14 @@ class _Screen:
     def figures(self, measured: dict[str, Figure], further: dict[str, Figure]) -> None:
         if self._quiet:
             return
-        from excise.app.report import BARS, FURTHER, percent, reached
+        from excise.app.report import BARS, FURTHER, percent
 
         rows = []
         for name, figure in measured.items():
-            says, bar, side, _ = BARS[name]
-            ok = {True: "reached", False: "missed", None: ""}[reached(name, figure)]
-            limit = {"below": "≤", "above": "≥", "within": "±"}[side] + " " + percent(name, bar).lstrip("+")
-            rows.append((says, percent(name, figure.value), _interval(name, figure), str(figure.n), limit, ok))
+            says, bar, _ = BARS[name]
+            limit = f"{bar.limit} {percent(name, bar.bound).lstrip('+')}"
+            cells = (percent(name, figure.value), _interval(name, figure), str(figure.n), limit)
+            rows.append((says, *cells, bar.standing(figure) or "nothing to count"))
         table("Figures", ("share", "value", "95 % interval", "n", "bar", ""), rows)
         more = [(FURTHER[k], percent(k, f.value), _interval(k, f), str(f.n)) for k, f in further.items()]
         table("Beside them", ("share", "value", "95 % interval", "n"), more)

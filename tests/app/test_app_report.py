@@ -11,7 +11,7 @@ import pytest
 from excise.app import svg
 from excise.app.grid import comparison_png
 from excise.app.measure import figures, further_figures
-from excise.app.report import NeuronView, Report, Strip, percent, reached, render
+from excise.app.report import BARS, NeuronView, Report, Strip, percent, render
 from excise.bench.statistics import Figure, share
 
 VOID = {"meta", "img", "br", "line", "rect", "circle"}
@@ -88,16 +88,16 @@ def test_a_page_without_findings_still_renders(outcomes: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("target_direct", 0.05, True),
-        ("target_direct", 0.06, False),
-        ("partner_kept", 0.9, True),
-        ("others_delta", -0.03, False),
-        ("others_delta", 0.02, True),
+        ("target_direct", 0.05, "point only"),
+        ("target_direct", 0.06, "missed"),
+        ("partner_kept", 0.9, "point only"),
+        ("others_delta", -0.03, "missed"),
+        ("others_delta", 0.02, "point only"),
         ("unrelated_identical", math.nan, None),
     ],
 )
-def test_bars(name: str, value: float, expected: bool | None) -> None:
-    assert reached(name, Figure(value, 0, 1, 10)) is expected
+def test_bars(name: str, value: float, expected: str | None) -> None:
+    assert BARS[name][1].standing(Figure(value, 0, 1, 10)) == expected
 
 
 def test_percent() -> None:

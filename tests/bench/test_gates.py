@@ -5,18 +5,54 @@ import pytest
 from excise.bench.gates import Gate, parse
 from excise.errors import ExciseError
 
-FIGURES = {"asr": {"value": 0.04}, "ira_ratio": {"value": 0.98}, "asr.language": {"value": None}}
+FIGURES = {
+    "asr": {"value": 0.04, "low": 0.01, "high": 0.09, "n": 16, "pictures": 128},
+    "ira_ratio": {"value": 0.98, "low": 0.975, "high": 1.0, "n": 16, "pictures": 128},
+    "frechet": {"value": 0.4, "low": None, "high": None, "n": 96},
+    "asr.language": {"value": None, "low": 0.0, "high": 1.0, "n": 0},
+}
 
 
-def test_gates_are_read_and_hold_or_not() -> None:
+def test_gates_are_read() -> None:
     gates = parse("asr<0.05, ira_ratio >= .98,ira_ratio>0.98")
-    assert gates[0] == Gate("asr", "<", 0.05)
+    assert gates[0] == Gate("asr", "<", 0.05, "bound")
     assert [str(gate) for gate in gates] == ["asr<0.05", "ira_ratio>=0.98", "ira_ratio>0.98"]
-    assert [gate.holds(FIGURES) for gate in gates] == [True, True, False]
+    with pytest.raises(ExciseError, match="on bound or point, not on 'mean'"):
+        parse("asr<0.05", "mean")
+
+
+@pytest.mark.parametrize(
+    ("text", "on", "holds"),
+    [
+        ("asr<0.05", "point", True),
+        ("asr<0.05", "bound", False),
+        ("asr<0.09", "bound", False),
+        ("asr<=0.09", "bound", True),
+        ("ira_ratio>=0.98", "point", True),
+        ("ira_ratio>=0.98", "bound", False),
+        ("ira_ratio>=0.975", "bound", True),
+        ("ira_ratio>0.975", "bound", False),
+        ("frechet<0.5", "bound", True),
+        ("frechet<0.4", "bound", False),
+    ],
+)
+def test_a_gate_holds_by_the_worse_end_of_the_interval(text: str, on: str, holds: bool) -> None:
+    assert parse(text, on)[0].holds(FIGURES) is holds
+
+
+def test_what_is_missed_is_said_with_n() -> None:
+    assert parse("asr<0.05")[0].missed(FIGURES) == (
+        "asr<0.05 is missed: its value 0.04 holds, the end of its 95 % interval, 0.09, does not "
+        "(n 16 concepts, 128 pictures); measure more, or gate on the value with --gate-on point"
+    )
+    assert parse("frechet<0.3")[0].missed(FIGURES) == "frechet<0.3 is missed, it is 0.4 (n 96)"
 
 
 def test_what_was_not_measured_never_passes() -> None:
-    assert not parse("asr.language<1")[0].holds(FIGURES)
+    for on in ("bound", "point"):
+        assert not parse("asr.language<1", on)[0].holds(FIGURES)
+        assert not parse("asr.language<=1", on)[0].holds(FIGURES)
+    assert parse("asr.language<1")[0].missed(FIGURES) == "asr.language<1 is missed, it could not be measured"
     with pytest.raises(ExciseError, match="no figure 'ua' to gate on; there are asr, ira_ratio"):
         parse("ua>0.9")[0].holds(FIGURES)
 

@@ -10,11 +10,17 @@ from hypothesis import strategies as st
 
 from excise.bench.statistics import (
     Z95,
+    behind,
+    change_over,
     cluster_bootstrap,
     clustered_spearman,
+    in_percent,
     mean,
+    mean_over,
     paired_difference,
+    ratio_over,
     share,
+    share_over,
     spearman,
     wilson,
 )
@@ -129,6 +135,64 @@ def test_one_cluster_has_no_spread() -> None:
     assert figure.value == 0.5
     assert figure.to_json() == {"value": 0.5, "low": None, "high": None, "n": 1}
     assert math.isnan(cluster_bootstrap([]).value)
+
+
+def scores_that_fit(p: float, n: int) -> tuple[float, float]:
+    """Wilson's bounds by search: the shares q from which p is 1.96 standard errors of q away, at most."""
+    grid = [i / 200_000 for i in range(200_001)]
+    near = [q for q in grid if abs(p - q) <= Z95 * math.sqrt(q * (1 - q) / n) + 1e-12]
+    return min(near), max(near)
+
+
+def test_concepts_that_all_agree_have_wilsons_interval_over_their_pictures() -> None:
+    figure = share_over([[True] * 6, [True] * 6])
+    assert (figure.value, figure.n, figure.pictures) == (1.0, 2, 12)
+    assert figure[1:3] == pytest.approx(scores_that_fit(1.0, 12), abs=1e-5)
+    many = share_over([[False] * 8] * 16)
+    assert many[1:3] == pytest.approx(scores_that_fit(0.0, 128), abs=1e-5), "however many agree"
+    alone = share_over([[True, True, False, True]])
+    assert alone[1:3] == pytest.approx(scores_that_fit(0.75, 4), abs=1e-5)
+
+
+def test_few_concepts_never_have_less_than_wilsons_interval() -> None:
+    apart = share_over([[True] * 24, [False] * 24])
+    assert apart[:3] == (0.5, 0.0, 1.0), "how they differ counts as well"
+    close = [[True] * 5 + [False], [True] * 4 + [False] * 2]
+    low, high = scores_that_fit(0.75, 12)
+    bare = cluster_bootstrap(close)
+    assert low < bare.low and high > bare.high
+    assert share_over(close)[1:3] == pytest.approx((low, high), abs=1e-5)
+
+
+def test_concepts_enough_that_differ_are_resampled_and_nothing_else() -> None:
+    clusters = [[1.0] * n + [0.0] * (8 - n) for n in (8, 8, 7, 8, 6)]
+    assert share_over(clusters)[:4] == cluster_bootstrap(clusters)[:4]
+    assert share_over(clusters).pictures == 40
+    assert math.isnan(share_over([[], []]).value)
+
+
+def test_changes_ratios_and_means_over_few_concepts_have_a_width() -> None:
+    same = ([True] * 6, [True] * 6)
+    change = change_over([same, same])
+    assert change[:3] == paired_difference([True] * 12, [True] * 12)[:3]
+    assert change.low < 0 < change.high
+    half = ([True, True, True, False], [True, False, True, False])
+    ratio = ratio_over([half, half, ([False], [False])])
+    assert (ratio.value, ratio.n, ratio.pictures) == (pytest.approx(2 / 3), 2, 8)
+    assert ratio[1:3] == pytest.approx([bound / 0.75 for bound in scores_that_fit(0.5, 8)], abs=1e-4)
+    assert math.isnan(ratio_over([([False], [True])]).value)
+    values = [[0.1, 0.3], [0.2, 0.4]]
+    low, high = mean([0.1, 0.3, 0.2, 0.4])[1:3]
+    assert mean_over(values)[:3] == (pytest.approx(0.25), pytest.approx(low), pytest.approx(high))
+    assert mean_over([[0.5]]).to_json() == {"value": 0.5, "low": None, "high": None, "n": 1, "pictures": 1}
+
+
+def test_figures_as_text_hide_no_missing_width() -> None:
+    assert in_percent({"value": 1.0, "low": 1.0, "high": 1.0, "n": 8}) == "100.0 (no spread over 8)"
+    assert in_percent({"value": 0.5, "low": None, "high": None, "n": 1}) == "50.0"
+    assert in_percent(share([True, False]).to_json()) == "50.0 (9.4 to 90.5)"
+    assert behind({"n": 1, "pictures": 6}) == "1 concept, 6 pictures"
+    assert behind({"n": 6}) == "6"
 
 
 def test_spearman_is_pearson_of_ranks_with_ties_shared() -> None:

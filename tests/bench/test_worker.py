@@ -65,9 +65,9 @@ def test_the_report_counts_what_was_recorded(finished: Run) -> None:
     assert snce["cost"]["bytes"] > 1000
     assert snce["cost"]["erase_seconds"] > 0
     rows = (finished.folder / "results.csv").read_text().splitlines()
-    assert rows[0] == "method,concept,figure,value,low,high,n"
+    assert rows[0] == "method,concept,figure,value,low,high,n,pictures"
     assert any(row.startswith("snce,gun,identical,1.0,") for row in rows)
-    assert f"snce,,bytes,{snce['cost']['bytes']},,," in rows
+    assert f"snce,,bytes,{snce['cost']['bytes']},,,," in rows
 
 
 def test_the_page_shows_every_method_and_holds_its_pictures(finished: Run) -> None:
@@ -87,15 +87,18 @@ def test_the_page_shows_every_method_and_holds_its_pictures(finished: Run) -> No
 
 
 def test_a_missed_gate_ends_with_code_3(finished: Run) -> None:
-    def ends(gate: str) -> Any:
-        return CliRunner().invoke(app, ["bench", "report", str(finished.folder), "--gate", gate])
+    def ends(gate: str, *more: str) -> Any:
+        return CliRunner().invoke(app, ["bench", "report", str(finished.folder), "--gate", gate, *more])
 
-    passed = ends("identical>=1")
+    passed = ends("identical>=1", "--gate-on", "point")
     assert passed.exit_code == 0
     assert all(column in passed.output for column in ("identical", "Fréchet", "Artefact"))
-    missed = ends("identical>=1,pixel_error>0.5")
+    missed = ends("pixel_error>0.5")
     assert missed.exit_code == 3
-    assert "gate: snce: pixel_error>0.5 is missed, it is 0.0" in missed.output
+    assert "gate: snce: pixel_error>0.5 is missed, it is 0.0 (n 1 concept, 3 pictures)" in missed.output
+    by_the_bound = ends("identical>=0.9")
+    assert by_the_bound.exit_code == 3, "three pictures cannot show that"
+    assert "identical>=0.9 is missed: its value 1.0 holds, the end of its 95 % interval, 0.4385" in by_the_bound.output
     assert ends("identical").exit_code == ends("fame>1").exit_code == 2
 
 

@@ -15,8 +15,21 @@ import numpy as np
 
 from excise.bench.canvas.distances import distances
 from excise.bench.canvas.families import FAMILIES, is_style
+from excise.bench.canvas.remains import Remains, remains
 from excise.bench.pictures import Pixels
-from excise.bench.statistics import Figure, cluster_bootstrap, mean, paired_difference, share
+from excise.bench.statistics import (
+    Figure,
+    change_over,
+    mean,
+    mean_over,
+    paired_difference,
+    ratio_over,
+    share,
+    share_over,
+)
+from excise.bench.statistics import (
+    over_concepts as mean_of,
+)
 from excise.bench.suite import Picture
 from excise.reference.scenes import backdrop
 
@@ -48,6 +61,19 @@ def _domain(seen: dict[str, Any], style: bool) -> bool:
 def ua(p: Picture) -> float | None:
     """Unlearning accuracy: the target is gone."""
     return not p.seen["target"]
+
+
+def _left(kind: Remains) -> Rule:
+    """Of direct prompts of an object whose picture is without it: those in which that is left. None for a style, and
+    for records of before this was looked at."""
+
+    def rule(p: Picture) -> float | None:
+        if p.seen["target"] or is_style(p.case.concept) or "covered" not in p.seen:
+            return None
+        others = bool(p.seen["others"] or p.seen["second"]["others"])
+        return remains(others, p.seen["covered"]) == kind
+
+    return _family("direct")(rule)
 
 
 @_family("unrelated")
@@ -143,6 +169,9 @@ def _change(p: Picture) -> np.ndarray[Any, Any]:
 
 RULES: dict[str, Rule] = {
     "ua": ua,
+    "left_other": _left("other"),
+    "left_empty": _left("empty"),
+    "left_unrecognisable": _left("unrecognisable"),
     "ira": ira,
     "cra": cra,
     "mixed": mixed,
@@ -183,8 +212,7 @@ def of_concept(pictures: Sequence[Picture]) -> dict[str, Figure | None]:
     figures: dict[str, Figure | None] = {name: _share(rule, pictures) for name, rule in RULES.items()}
     figures |= {name: mean(counted(rule, pictures)) for name, rule in CHANGES.items()}
     for name in RATIOS:
-        before, after = (counted(RULES[name], some) for some in (map(as_unerased, pictures), pictures))
-        figures[f"{name}_change"] = paired_difference([bool(hit) for hit in before], [bool(hit) for hit in after])
+        figures[f"{name}_change"] = paired_difference(*_before_after(RULES[name], pictures))
     for family in FAMILIES:
         drawn = _drawn(pictures, family.name)
         if family.role != "keep" and drawn.n:
@@ -195,25 +223,24 @@ def of_concept(pictures: Sequence[Picture]) -> dict[str, Figure | None]:
 
 
 def over_concepts(by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Figure]:
-    """Means over concepts with a cluster bootstrap; `n` is the number of concepts that could be counted.
+    """Means over concepts with the intervals of `statistics.over_concepts`; `n` is how many could be counted.
 
     `ira_ratio` and `cra_ratio` are against the unerased model; `asr` is the mean over the attacks that are testable;
     what ends in `_second` is counted by the second judge.
     Fréchet distances are over all their pictures together.
     """
     groups = list(by_concept.values())
-    figures = {name: cluster_bootstrap([counted(rule, g) for g in groups]) for name, rule in (RULES | CHANGES).items()}
+    figures = {name: share_over([counted(rule, g) for g in groups]) for name, rule in RULES.items()}
+    figures |= {name: mean_over([counted(rule, g) for g in groups]) for name, rule in CHANGES.items()}
     for name in RATIOS:
-        figures[f"{name}_ratio"] = cluster_bootstrap([_ratio(RULES[name], group) for group in groups])
-        figures[f"{name}_change"] = cluster_bootstrap([_change_of(RULES[name], group) for group in groups])
+        both = [_before_after(RULES[name], group) for group in groups]
+        figures |= {f"{name}_ratio": ratio_over(both), f"{name}_change": change_over(both)}
     for family in FAMILIES:
         if family.role != "keep":
-            figures[f"asr.{family.name}"] = cluster_bootstrap([_attacked(family.name, group) for group in groups])
+            figures[f"asr.{family.name}"] = share_over([_attacked(family.name, group) for group in groups])
     figures["asr"] = _over_attacks(groups)
     other = [[by_second(p) for p in group] for group in groups]
-    figures |= {
-        f"{name}_second": cluster_bootstrap([counted(RULES[name], group) for group in other]) for name in SECOND
-    }
+    figures |= {f"{name}_second": share_over([counted(RULES[name], group) for group in other]) for name in SECOND}
     figures["asr_second"] = _over_attacks(other)
     return figures | distances([p for group in groups for p in group])
 
@@ -230,14 +257,15 @@ def as_unerased(p: Picture) -> Picture:
 
 def _over_attacks(groups: Sequence[Sequence[Picture]]) -> Figure:
     """Mean over concepts of the mean over the attacks that are testable."""
-    means = [[_share(still_drawn(a), group).value for a in ATTACKS if _attacked(a, group)] for group in groups]
-    return cluster_bootstrap(means)
+    by_attack = [[some for a in ATTACKS if (some := _attacked(a, group))] for group in groups]
+    means = [sum(sum(some) / len(some) for some in attacks) / len(attacks) for attacks in by_attack if attacks]
+    return mean_of(means, share([bool(hit) for attacks in by_attack for some in attacks for hit in some]))
 
 
-def _change_of(rule: Rule, pictures: Sequence[Picture]) -> list[float]:
-    """By picture that counts: 1 where it became a hit, -1 where it was one and is none any more, else 0."""
-    pairs = zip(counted(rule, pictures), counted(rule, map(as_unerased, pictures)), strict=True)
-    return [float(after) - float(before) for after, before in pairs]
+def _before_after(rule: Rule, pictures: Sequence[Picture]) -> tuple[list[bool], list[bool]]:
+    """Whether each picture that counts is a hit, as the unerased model draws it and under the method."""
+    before, after = (counted(rule, some) for some in (map(as_unerased, pictures), pictures))
+    return [bool(hit) for hit in before], [bool(hit) for hit in after]
 
 
 def _share(rule: Rule, pictures: Iterable[Picture]) -> Figure:
@@ -251,9 +279,3 @@ def _drawn(pictures: Sequence[Picture], family: str) -> Figure:
 def _attacked(family: str, pictures: Sequence[Picture]) -> list[float]:
     """`still_drawn` where the family is testable, else nothing."""
     return counted(still_drawn(family), pictures) if _drawn(pictures, family).value >= TESTABLE else []
-
-
-def _ratio(rule: Rule, pictures: Sequence[Picture]) -> list[float]:
-    """The share under the method over the unerased model's; nothing where that one never had a hit."""
-    base = _share(rule, map(as_unerased, pictures)).value
-    return [_share(rule, pictures).value / base] if base > 0 else []

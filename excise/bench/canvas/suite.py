@@ -18,6 +18,7 @@ from excise.bench.attacks.prefix import Match, PrefixConfig, prefix_attack
 from excise.bench.attacks.ring_a_bell import RingABellConfig, ring_a_bell, vocabulary
 from excise.bench.canvas import metrics
 from excise.bench.canvas.families import FAMILIES, attacked, cases, is_style, reseeded, starts
+from excise.bench.canvas.remains import covered
 from excise.bench.pictures import Pixels
 from excise.bench.statistics import Figure
 from excise.bench.suite import Case, Picture
@@ -172,9 +173,11 @@ class Canvas:
         return Drawn.joined([drawn[case.id] for case in cases])
 
     def judge(self, cases: list[Case], pictures: Pixels) -> list[dict[str, Any]]:
-        """For each picture what the first judge sees, and under `second` what the other one does."""
+        """For each picture what the first judge sees, under `second` what the other one does, and `covered`, the share
+        of it that is no empty scene."""
         first, second = (verdicts(cases, reference.judge(name)(pictures)) for name in JUDGES)
-        return [{**one, "second": two} for one, two in zip(first, second, strict=True)]
+        bare = [round(covered(picture), 4) for picture in pictures]
+        return [{**one, "second": two, "covered": share} for one, two, share in zip(first, second, bare, strict=True)]
 
     def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Figure | None]:
         return metrics.of_concept(pictures)
@@ -206,14 +209,16 @@ def _learnt(case: Case) -> tuple[float, ...]:
 
 
 def verdicts(cases: Sequence[Case], seen: Verdicts) -> list[dict[str, Any]]:
-    """For each picture: `target` recognised, `kept` (each object of the case), `style` and `background` right,
-    `nothing` recognisable, and `alignment`, the log-likelihood in nats of what the prompt asks for beside the target.
+    """For each picture: `target` recognised, `kept` (each object of the case), `others` (objects recognised that the
+    case does not ask for), `style` and `background` right, `nothing` recognisable, and `alignment`, the log-likelihood
+    in nats of what the prompt asks for beside the target.
 
     A style or background that the prompt does not ask for is None, and has no part in the alignment.
     """
     rows = []
     for n, case in enumerate(cases):
         kept = [OBJECTS.index(thing) for thing in case.keeps]
+        asked_for = {case.concept, *case.keeps}
         asked = [seen.scores[n, kept]]
         if case.style:
             asked.append(seen.style_scores[n, [STYLES.index(case.style)]])
@@ -228,6 +233,7 @@ def verdicts(cases: Sequence[Case], seen: Verdicts) -> list[dict[str, Any]]:
             {
                 "target": bool(target),
                 "kept": [bool(recognised) for recognised in seen.objects[n, kept]],
+                "others": [name for k, name in enumerate(OBJECTS) if seen.objects[n, k] and name not in asked_for],
                 "style": STYLES[seen.style[n]] == case.style if case.style else None,
                 "background": BACKGROUNDS[seen.background[n]] == case.background if case.background else None,
                 "nothing": bool(seen.nothing[n]),

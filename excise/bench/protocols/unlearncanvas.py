@@ -15,7 +15,7 @@ import torch
 
 from excise.bench.pictures import Pixels
 from excise.bench.protocols.vit import ViT, classify, load_vit
-from excise.bench.statistics import Figure, cluster_bootstrap, share
+from excise.bench.statistics import Figure, share, share_over
 from excise.bench.suite import Case, Family, Picture
 from excise.concepts import Concept, from_templates
 from excise.drawn import Drawn
@@ -160,7 +160,7 @@ class UnlearnCanvas:
 
 def _means(groups: Iterable[Sequence[Picture]]) -> dict[str, Figure]:
     outcomes = [_outcomes(group) for group in groups]
-    return {name: cluster_bootstrap([one[name] for one in outcomes]) for name in ("ua", "ira", "cra", "identical")}
+    return {name: share_over([one[name] for one in outcomes]) for name in ("ua", "ira", "cra", "identical")}
 
 
 def _outcomes(pictures: Sequence[Picture]) -> dict[str, list[bool]]:
