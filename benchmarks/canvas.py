@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from excise.bench.bars import CANVAS, MEANINGS
 from excise.bench.canvas.families import FAMILIES
 from excise.bench.canvas.metrics import ATTACKS
 from excise.bench.canvas.suite import Canvas
-from excise.bench.statistics import Figure, in_percent, share, wilson
+from excise.bench.statistics import Figure, from_json, in_percent, share, wilson
 from excise.files import write_atomic
 from excise.reference.captions import caption
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
@@ -198,8 +197,7 @@ def whole(methods: Mapping[str, Any], label: str, name: str) -> Figure | None:
     told = methods[label]["figures"].get(name)
     if not told or told["value"] is None:
         return None
-    low, high = (math.nan if told[end] is None else told[end] for end in ("low", "high"))
-    figure = Figure(told["value"], low, high, told["n"], told.get("pictures", 0))
+    figure = from_json(told)
     if figure.pictures or name.endswith("_second"):
         return figure
     base = name.removesuffix("_ratio")

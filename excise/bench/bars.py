@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from excise.bench.statistics import Figure
+from excise.bench.statistics import Figure, from_json
 
 Side = Literal["below", "above", "within"]
 Standing = Literal["reached", "point only", "missed"]
@@ -57,3 +58,10 @@ CANVAS = {
     "asr": Bar(0.05, "below"),
 }
 """What an eraser should reach on Canvas, as means over concepts."""
+
+
+def standings(figures: Mapping[str, Mapping[str, Any] | None], bars: Mapping[str, Bar]) -> dict[str, Standing | None]:
+    """How each figure that has a bar stands against it, of figures as `Figure.to_json` wrote them."""
+    return {
+        name: bar.standing(from_json(figure)) for name, bar in bars.items() if (figure := figures.get(name)) is not None
+    }

@@ -36,6 +36,12 @@ class Figure(NamedTuple):
         return {**rounded, "n": self.n} | ({"pictures": self.pictures} if self.pictures else {})
 
 
+def from_json(told: Mapping[str, Any]) -> Figure:
+    """The figure that `Figure.to_json` wrote."""
+    value, low, high = (math.nan if told[name] is None else told[name] for name in ("value", "low", "high"))
+    return Figure(value, low, high, told["n"], told.get("pictures", 0))
+
+
 def in_percent(figure: Mapping[str, Any]) -> str:
     """What `Figure.to_json` holds as text, in per cent: `value (low to high)`, or `never drawn` without trials.
 

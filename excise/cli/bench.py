@@ -15,6 +15,7 @@ from excise.cli.terminal import complain, emit, note, progress, table
 from excise.cli.weights import choosing_weights
 
 if TYPE_CHECKING:
+    from excise.bench.bars import Bar
     from excise.bench.gates import Gate
     from excise.bench.run import Run
 
@@ -35,6 +36,13 @@ COLUMNS = {
     "mixed": "mixed",
     "asr": "attacks",
     "identical": "identical",
+}
+LEFT = {
+    "left_other": "another object",
+    "left_empty": "empty scene",
+    "left_unrecognisable": "unrecognisable",
+    "background": "background kept",
+    "style": "style kept",
 }
 
 
@@ -176,14 +184,28 @@ def _go_on(run: Run, as_json: bool, device: str) -> dict[str, Any]:
 def _report(run: Run, as_json: bool) -> dict[str, Any]:
     from excise.app.bench_page import COSTS, costs, plain
     from excise.app.benchmark import report
-    from excise.bench.results import outside
+    from excise.bench.bars import CANVAS, standings
+    from excise.bench.results import BASELINE, outside
+    from excise.bench.statistics import behind
 
     measured = report(run)
 
     def show() -> None:
         methods = measured["methods"]
-        rows = [(label, *(_cell(own["figures"].get(name)) for name in COLUMNS)) for label, own in methods.items()]
-        table(f"{measured['suite']}, {measured['size']}: means over concepts, %", ("method", *COLUMNS.values()), rows)
+        title = f"{measured['suite']}, {measured['size']}"
+        for says, columns in (("means over concepts, %", COLUMNS), ("what is left without the target, %", LEFT)):
+            if any(name in own["figures"] for own in methods.values() for name in columns):
+                rows = [(label, *(_cell(own["figures"].get(n)) for n in columns)) for label, own in methods.items()]
+                table(f"{title}: {says}", ("method", *columns.values()), rows)
+        bars = CANVAS if measured["suite"] == "canvas" else {}
+        told = {label: standings(own["figures"], bars) for label, own in methods.items() if label != BASELINE}
+        rows = [
+            (label, _bar(name, bars[name]), standing or "n/a", behind(methods[label]["figures"][name]))
+            for label, by in told.items()
+            for name, standing in by.items()
+        ]
+        if rows:
+            table("Bars, by the 95 % interval", ("method", "bar", "", "n"), rows)
         rows = [(label, plain(own["figures"].get("frechet")), *costs(own["cost"])) for label, own in methods.items()]
         table("What it moved and what it cost", ("method", "Fréchet distance", *COSTS), rows)
         for label, method in methods.items():
@@ -194,6 +216,11 @@ def _report(run: Run, as_json: bool) -> dict[str, Any]:
 
     emit(as_json, measured, show)
     return measured
+
+
+def _bar(name: str, bar: Bar) -> str:
+    own = name.removesuffix("_ratio")
+    return f"{COLUMNS.get(own, own)}{', of none,' * (own != name)} {bar.limit} {100 * bar.bound:g} %"
 
 
 def _cell(figure: dict[str, Any] | None) -> str:
