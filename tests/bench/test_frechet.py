@@ -49,3 +49,7 @@ def test_what_means_nothing_is_refused() -> None:
         frechet(features(40, 4, 0), features(40, 5, 0))
     with pytest.raises(ExciseError, match="not finite"):
         frechet(features(40, 4, 0), np.full((40, 4), np.nan))
+    one = features(40, 4, 0)
+    one[3, 2] = np.inf
+    with pytest.raises(ExciseError, match="not finite"):
+        frechet(one, features(40, 4, 0))

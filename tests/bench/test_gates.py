@@ -48,6 +48,10 @@ def test_what_is_missed_is_said_with_n() -> None:
     assert parse("frechet<0.3")[0].missed(FIGURES) == "frechet<0.3 is missed, it is 0.4 (n 96)"
 
 
+def test_a_bound_belongs_to_a_gate_that_says_or_equal() -> None:
+    assert [parse(f"asr{sign}0.04")[0].holds(FIGURES) for sign in ("<", "<=", ">", ">=")] == [False, True, False, True]
+
+
 def test_what_was_not_measured_never_passes() -> None:
     for on in ("bound", "point"):
         assert not parse("asr.language<1", on)[0].holds(FIGURES)

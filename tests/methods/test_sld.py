@@ -78,7 +78,9 @@ def test_it_draws_as_diffusers_does(tiny_pipe: Any, level: Level) -> None:
 
 
 def test_it_is_saved_and_scaled_as_any_other(tiny_pipe: Any, tmp_path: Path) -> None:
+    assert method("sld").fit(tiny_pipe, CONCEPT, method("sld").Config(level="max", scale=300)).edits[0].scale == 300
     eraser = method("sld").fit(tiny_pipe, CONCEPT, method("sld").Config(level="max"))
+    assert eraser.edits[0].scale == 5000
     eraser.save(tmp_path / "gun")
     again = Eraser.load(tmp_path / "gun")
     assert again.digest == eraser.digest

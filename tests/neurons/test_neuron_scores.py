@@ -85,6 +85,7 @@ def test_equation_6_pooled_and_per_pair(seed, tolerance):
         for p in range(3):
             (one_c, _), (one_d, _) = oracle(columns(c, p), 8), oracle(columns(d, p), 8)
             by[i] += one_c[i] / 3 if one_c[i] > 0 and one_d[i] <= tolerance * one_c[i] else 0.0
+    torch.testing.assert_close(pooled.rank_by, torch.tensor(s_c, dtype=torch.float64))
     torch.testing.assert_close(per_pair.rank_by, torch.tensor(by, dtype=torch.float64))
     assert per_pair.kept.tolist() == [b > 0 for b in by]
 

@@ -55,6 +55,7 @@ def test_folds_keep_templates_together_and_even():
     for a, b in itertools.combinations(range(20), 2):
         assert TEMPLATES[a] != TEMPLATES[b] or fold[a] == fold[b]
     assert fold.bincount().tolist() == pytest.approx([7, 7, 6], abs=2)
+    assert folds(["a"] * 4 + ["b", "c", "d", "e"], 2).bincount().tolist() == [4, 4]
     assert folds([""] * 10, 5).bincount().tolist() == [2] * 5
     assert len(folds(["a", "b"], 5).unique()) == 2
     with pytest.raises(ExciseError, match="one template"):

@@ -55,6 +55,14 @@ def test_monosemanticity_by_trying_every_split() -> None:
     assert made.local / 2 <= made.overall / made.capacity <= (made.local + 1) / 2
 
 
+def test_what_deeper_trees_add_is_a_mean_over_them() -> None:
+    """A concept that is there where one of two neurons fires alone: no neuron by itself tells it, two together do."""
+    first, second = torch.arange(40) % 2 == 0, torch.arange(40) % 4 < 2
+    made = monosemanticity(torch.stack([first, second], 1).float(), first ^ second, p=1, n=2)
+    # acc_0 = 0.5, acc_1 = acc_2 = 1, A / n = (0.5 + 0.5) / 2; taking a neuron away loses nothing.
+    assert made == pytest.approx((0.5, 0.0, 0.5 * (0 + 0.5) / 2))
+
+
 def test_one_clean_neuron_is_more_monosemantic_than_a_split_concept() -> None:
     generator = torch.Generator().manual_seed(1)
     present = torch.arange(60) < 20
