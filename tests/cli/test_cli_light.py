@@ -52,7 +52,7 @@ def test_the_help_of_every_group(group: tuple[str, ...]) -> None:
 def test_the_methods_and_their_papers() -> None:
     assert "saeuron (inference)" in runs_light("methods")
     assert "@inproceedings{gandikota2024unified" in runs_light("methods", "cite", "uce")
-    assert runs_light("methods", "cite", "snce+saemnesia").count("eprint") == 2
+    assert runs_light("methods", "cite", "snce+saemnesia").count("  eprint = ") == 2
 
 
 def test_pairs_are_made_and_checked(tmp_path: Path) -> None:
