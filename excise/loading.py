@@ -223,6 +223,17 @@ def _in(dtype: torch.dtype) -> dict[str, Any]:
     return {"dtype" if Version(version("diffusers")) >= Version("0.40") else "torch_dtype": dtype}
 
 
+def load_whole(kind: Any, source: Path | str, **options: Any) -> Any:
+    """A transformers model by `kind.from_pretrained`, in silence.
+
+    Raises ExciseError as `refuse_gaps` does, and what the library raises where there is none to read.
+    """
+    with quiet():
+        model, told = kind.from_pretrained(source, output_loading_info=True, **options)
+    refuse_gaps(model, told, Path(source))
+    return model.eval()
+
+
 def refuse_gaps(model: Any, told: Mapping[str, Iterable[Any]], folder: Path) -> None:
     """Raise ExciseError where `told`, a library's loading info, has weights that are missing, of another shape or left
     over.

@@ -81,8 +81,9 @@ def test_every_parameter_is_as_diffusers_loads_it_in_that_dtype(dtype: torch.dty
         assert {key: value.dtype for key, value in loaded.items()} == {k: v.dtype for k, v in expected.items()}, name
         assert all(torch.equal(loaded[key], expected[key]) for key in expected), name
         assert not getattr(ours, name).training
-    kept = {p.dtype for n, p in ours.text_encoder_2.named_parameters() if ".wo." in n}
-    assert kept == ({torch.float32} if dtype == torch.float16 else {dtype}), "T5 overflows in float16"
+    if dtype == torch.float16:  # in which T5 overflows
+        kept = {p.dtype for name, p in ours.text_encoder_2.named_parameters() if ".wo." in name}
+        assert kept == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -87,14 +87,14 @@ def load_language_model(
     on_gpu: Any = "auto" if file is None else torch.bfloat16
     chosen = dtype or (on_gpu if device.startswith("cuda") else torch.float32)
     try:
-        weights = {} if file is not None else {"use_safetensors": True}
+        model: Any
         with loading.quiet():
             tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
-            model, said = AutoModelForCausalLM.from_pretrained(
-                source, dtype=chosen, output_loading_info=True, **options, **weights
-            )
-        if file is None:
-            loading.refuse_gaps(model, said, Path(source))
+            if file is not None:
+                model = AutoModelForCausalLM.from_pretrained(source, dtype=chosen, **options)
+            else:
+                options["use_safetensors"] = True
+                model = loading.load_whole(AutoModelForCausalLM, source, dtype=chosen, **options)
     except Exception as error:  # transformers, gguf and the hub raise a dozen kinds here
         lines = str(error).strip().splitlines() or [type(error).__name__]
         hint = "name a folder with a causal language model and its tokenizer, a .gguf file, or a model of the hub"

@@ -9,6 +9,13 @@ from typing import Any
 from excise.chat.backend import Question, Reply
 from excise.errors import ExciseError
 from excise.files import sha256
+from excise.loading import load_whole
+
+
+def _whole(source: str, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return load_whole(AutoModelForCausalLM, source, **options)
 
 
 class TransformersBackend:
@@ -36,7 +43,9 @@ class TransformersBackend:
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 source, **{key: value for key, value in options.items() if key == "gguf_file"}
             )
-            loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto", **options)
+            # A .gguf file's names are not those of the model's weights.
+            load = AutoModelForCausalLM.from_pretrained if file.suffix == ".gguf" else _whole
+            loaded: Any = load(source, dtype="auto", **options)
             return cls(loaded.to(device), tokenizer, file.stem if file.suffix == ".gguf" else file.name)
         except Exception as error:  # transformers and the hub raise a dozen kinds here
             lines = str(error).splitlines() or [type(error).__name__]

@@ -22,6 +22,7 @@ from torch import Tensor
 from excise.bench.pictures import Pixels
 from excise.errors import ExciseError
 from excise.files import write_atomic
+from excise.loading import load_whole
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SCORE_MODEL = "openai/clip-vit-base-patch32"
@@ -33,8 +34,8 @@ def load_clip(source: str) -> tuple[Any, Any]:
     from transformers import CLIPModel, CLIPTokenizer
 
     try:
-        return CLIPModel.from_pretrained(source).eval(), CLIPTokenizer.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        return load_whole(CLIPModel, source), CLIPTokenizer.from_pretrained(source)
+    except (ExciseError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ExciseError(f"cannot read a CLIP model from {source} ({str(error).splitlines()[0]})") from error
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from excise.bench.protocols.clip import (
     clip_score,
     convert_q16,
     image_embeddings,
+    load_clip,
     load_q16,
     preprocess,
     q16,
@@ -116,3 +117,14 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     save_file({"soft_prompts": torch.zeros(3, 4)}, tmp_path / "three.safetensors")
     with pytest.raises(ExciseError, match="not two soft prompts"):
         load_q16(tmp_path / "three.safetensors")
+
+
+def test_a_clip_model_without_some_of_its_weights_is_refused(model: Any, clip_tokenizer: Any, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    clip_tokenizer.save_pretrained(tmp_path)
+    assert load_clip(str(tmp_path))[0].logit_scale == model.logit_scale
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["visual_projection.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ExciseError, match=r"lacks visual_projection\.weight of a CLIPModel"):
+        load_clip(str(tmp_path))
