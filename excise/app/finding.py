@@ -22,7 +22,7 @@ from excise.methods.base import method, parsed, settings_of
 from excise.methods.snce import Found, SNCEConfig, find, fit
 from excise.methods.tuning import watching
 from excise.neurons import Ranking
-from excise.sae import TopKSAE, card, load, saes_in
+from excise.sae import TopKSAE, card, load, saes_in, shape
 from excise.sites import Site, capture, sites_of, text_encoders
 from excise.sites.site import tokenizer_of
 
@@ -50,12 +50,30 @@ def settings(
 ) -> SNCEConfig:
     """The method's configuration from the options given, its defaults for the rest.
 
-    Raises ExciseError where the model has no such Site, or needs an SAE and none was named.
+    Raises ExciseError where the model has no such Site, and as `unplaced` does.
+    """
+    config = unplaced(model, sae, **options)
+    if site is None:
+        return config
+    place = parse_site(pipe, site)
+    return replace(config, site=place.path, component=place.component)
+
+
+def unplaced(model: str | None = None, sae: Path | None = None, **options: Any) -> SNCEConfig:
+    """The method's configuration but for the Site: all of it that can be checked before the model is loaded.
+
+    Raises ExciseError for an impossible value, where another model needs an SAE and none was named, where that cannot
+    be read, and where it has fewer neurons than are asked for.
     """
     folder = sae_folder(model, sae)
-    place = parse_site(pipe, site) if site is not None else None
-    where: dict[str, Any] = {} if place is None else {"site": place.path, "component": place.component}
-    return SNCEConfig(sae=str(folder), **where, **options)
+    config = SNCEConfig(sae=str(folder), **options)
+    for own in (saes_in(folder) or {"": folder}).values():
+        m = shape(own).m
+        if config.k > m:
+            raise ExciseError(f"k is {config.k}, but {own} has {m} neurons; ask for fewer")
+        if far := [index for index in config.neurons if index >= m]:
+            raise ExciseError(f"there is no neuron {far[0]}: {own} has {m}, counted from 0")
+    return config
 
 
 def find_neurons(pipe: Any, concept: Concept, config: SNCEConfig, top: int = 10) -> Findings:

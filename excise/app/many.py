@@ -92,8 +92,10 @@ def erase_all(
     jobs: int = 1,
     told: Callable[[Done], None] = lambda done: None,
     weights: Weights = DEFAULT,
+    *,
+    anew: bool = False,
 ) -> list[Done]:
-    """Every task's eraser, by so many processes at once; those that are there already are kept.
+    """Every task's eraser, by so many processes at once; those that are there already are kept, unless `anew`.
 
     `told` hears of each when it is done. Ctrl-C leaves what is done, and trainings that go on from their last
     checkpoint when the same is asked for again.
@@ -106,7 +108,7 @@ def erase_all(
 
     todo = []
     for number, task in enumerate(tasks):
-        if (there := _there(task)) is not None:
+        if not anew and (there := _there(task)) is not None:
             note(number, there)
         else:
             todo.append((number, task))

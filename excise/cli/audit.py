@@ -10,6 +10,7 @@ import typer
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.options import Device, Json, Model, PairsFile
+from excise.cli.outputs import PAGES, Force, check_file, check_resumed
 from excise.cli.terminal import emit, key_values, note, progress
 from excise.cli.weights import choosing_weights
 
@@ -57,6 +58,7 @@ def audit(
     count: Annotated[int, typer.Option("--count", help="Benign prompts at most.", **bounds.COUNT)] = 2000,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Audit an eraser: what its neurons fire on, which benign prompts it changes, which words it misses, and red flags.
@@ -71,7 +73,7 @@ def audit(
     from excise.files import write_atomic
 
     folders = eraser_folders(folder)
-    pages = _pages(out, folders)
+    pages = _pages(out, folders, force)
     bundled = model is None
     erasers = [Eraser.load(own) for own in folders]
     options = {
@@ -108,21 +110,17 @@ def audit(
         raise typer.Exit(RED)
 
 
-def _pages(out: Path | None, folders: list[Path]) -> list[Path | None]:
+def _pages(out: Path | None, folders: list[Path], force: bool) -> list[Path | None]:
     """Where each eraser's page goes. Raises ExciseError where one cannot be there."""
-    from excise.errors import ExciseError
-
     if out is None:
         return [None] * len(folders)
-    if len(folders) > 1:
-        if out.exists() and not out.is_dir():
-            raise ExciseError(f"{out} is a file; of {len(folders)} erasers --out is a folder for their pages")
-        return [out / f"{own.name}.html" for own in folders]
-    if out.is_dir():
-        raise ExciseError(f"{out} is a folder; name a file for the page, such as {out / 'audit.html'}")
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise ExciseError(f"{out} would be a page of HTML; name it so, such as {out.with_suffix('.html')}")
-    return [out]
+    several = len(folders) > 1
+    if several:
+        check_resumed(out)
+    pages = [out / f"{own.name}.html" for own in folders] if several else [out]
+    for page in pages:
+        check_file(page, PAGES, force=force)
+    return [*pages]
 
 
 def _show(audit: Audit) -> None:

@@ -11,6 +11,7 @@ from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import Device, Json, Model, Sae
+from excise.cli.outputs import check_resumed
 from excise.cli.terminal import complain, emit, note, progress, table
 from excise.cli.weights import choosing_weights
 
@@ -99,6 +100,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Draw and judge every prompt with every method, beside the unerased model."""
+    check_resumed(out)
     from excise.app.benchmark import start
     from excise.app.finding import chosen
     from excise.bench import gates

@@ -10,6 +10,7 @@ import typer
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.options import Count, Device, Json, Model
+from excise.cli.outputs import check_resumed
 from excise.cli.supervised import app
 from excise.cli.terminal import aligned, emit, note, progress, table
 from excise.cli.weights import choosing_weights
@@ -74,6 +75,7 @@ def compare(
     from excise.app.comparing import compare as compared
     from excise.app.models import load_pipeline, sae_folder
     from excise.errors import ExciseError
+    from excise.sae import card
 
     by = NAMED.get(by, by)
     config = Comparing(t=t, threshold=threshold, by=by)
@@ -81,6 +83,8 @@ def compare(
     if model is not None and not saes:
         raise ExciseError("--model needs the folders of SAEs of that model's text encoder: excise sae compare SAE ...")
     folders = saes or [sae_folder(None, None)]
+    for folder in folders:
+        card(folder)  # before the model is loaded and the first is measured
     pipe = load_pipeline(model, device, weights)
     with progress("comparing SAEs", len(folders)) as advance:
         rows = compared(pipe, folders, wanted, config, advance)
@@ -117,6 +121,7 @@ def sweep(
     json: Json = False,
 ) -> None:
     """Train a grid of SAEs on one reading of the prompts, and rank them. The same call goes on where it stopped."""
+    check_resumed(out)
     from dataclasses import replace
     from itertools import islice
 
@@ -133,7 +138,7 @@ def sweep(
     by = NAMED.get(by, by)
     config = Comparing(t=t, threshold=threshold, by=by)
     wanted = concepts_of(concepts, n)
-    widths, kept = _numbers("--expansions", expansions), _numbers("--k", k)
+    widths, kept = _numbers("--expansions", expansions, bounds.EXPANSION), _numbers("--k", k, bounds.K)
     if prompts is not None:
         texts, corpus = list(islice(read_prompts(prompts, column), most)), prompts.name
     elif model is None:
@@ -181,11 +186,14 @@ def show(rows: list[dict[str, Any]], by: str) -> None:
         typer.echo(line)
 
 
-def _numbers(option: str, text: str) -> list[int]:
+def _numbers(option: str, text: str, allowed: bounds.Bounds) -> list[int]:
     """Whole numbers with commas between them."""
     from excise.errors import ExciseError
 
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ExciseError(f"{option} cannot be {text!r}; it is whole numbers with commas between them: 4,8") from error
+    parts = [part.strip() for part in text.split(",")]
+    low, high = int(allowed["min"]), int(allowed["max"])
+    if not all(part.isdecimal() and low <= int(part) <= high for part in parts):
+        raise ExciseError(
+            f"{option} cannot be {text!r}; it is whole numbers from {low} to {high} with commas between them: 4,8"
+        )
+    return [int(part) for part in parts]

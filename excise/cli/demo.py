@@ -11,6 +11,7 @@ import typer
 
 from excise.cli import bounds
 from excise.cli.options import Json
+from excise.cli.outputs import check_resumed
 from excise.cli.terminal import note, progress, table
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """Erase a concept from the bundled model, measure what happened, and write a report."""
+    check_resumed(out)
     from excise.app.demo import DemoConfig, run
 
     result = run(DemoConfig(concept, out, n, steps, lam, train_sae), _Screen(quiet=json))

@@ -12,6 +12,7 @@ from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
+from excise.cli.outputs import ERASER, Force, check_folder, check_resumed
 from excise.cli.terminal import emit, note, table, training
 from excise.cli.weights import choosing_weights
 
@@ -96,18 +97,28 @@ def erase(
     ] = 1,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Make an eraser: by SNCE, a few kilobytes that turn one neuron down. Options left out are the method's defaults.
 
-    Of several concepts or by several methods each gets a folder of its own in --out; those that are there are kept. By
-    other methods it may be as large as the weights it changes.
+    Of several concepts or by several methods each gets a folder of its own in --out; those that are there are kept, and
+    made anew with --force. By other methods it may be as large as the weights it changes.
     """
-    from excise.app.finding import chosen, erase_by, settings
+    several = "," in concept or "," in by
+    if several:
+        check_resumed(out)
+    else:
+        check_folder(out, force=force, own=ERASER)
+
+    from excise.app.finding import chosen, erase_by, settings, unplaced
     from excise.app.finding import erase as made_by
     from excise.app.models import concept_named, load_pipeline
     from excise.errors import ExciseError
+    from excise.methods.base import parsed
 
+    if unit == "concept" and source == "concept":
+        raise ExciseError("--source concept counts λ in codes; leave --unit out, or give --unit code")
     if align is not None and source != "concept":
         raise ExciseError("--align says how the concept's codes are read; add --source concept, or leave it out")
     asked: dict[str, Any] = {
@@ -124,25 +135,27 @@ def erase(
         "tolerance": tolerance,
     }
     odd = sorted(chosen({**asked, "sae": sae, "site": site}))
-    if "," in concept or "," in by:
+    if several:
         if mentions is not None or pairs is not None:
             raise ExciseError("--mentions and --pairs are one concept's; erase it by itself")
         if odd:
             raise ExciseError(
                 f"--{odd[0]} is for one eraser; of several give snce's with --set, such as --set snce.{odd[0]}=..."
             )
-        _several(concept, by, out, given or [], kind, n, model, device, weights, jobs, json)
+        _several(concept, by, out, given or [], kind, n, model, device, weights, jobs, force, json)
         return
     wanted = concept_named(concept, mentions, pairs, kind, n)
     if by != "snce":
         if odd:
             raise ExciseError(f"--{odd[0]} is a setting of snce; give {by}'s with --set, such as --set sae=FOLDER")
+        parsed(f"{by}:{','.join(given or [])}")
         pipe = load_pipeline(model, device, weights)
         with training() as line:
             eraser = erase_by(pipe, wanted, by, given or [], out, bundled=model is None, progress=line)
     elif given:
         raise ExciseError("--set is for other methods; snce's settings have options of their own")
     else:
+        unplaced(model, sae, **chosen(asked))
         pipe = load_pipeline(model, device, weights)
         eraser, warned = made_by(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **chosen(asked)))
         for warning in warned:
@@ -187,6 +200,7 @@ def _several(
     device: str,
     weights: Weights,
     jobs: int,
+    anew: bool,
     json: bool,
 ) -> None:
     """Erasers of several concepts, or by several methods."""
@@ -199,11 +213,11 @@ def _several(
     def told(done: Done) -> None:
         how = {
             "made": f"{done.seconds:.0f} s, {done.bytes / 1000:.1f} kB",
-            "kept": "there already, kept as it is; delete it to make it anew",
+            "kept": "there already, kept as it is; --force makes it anew",
         }
         note(f"{done.out}: {how.get(done.state, f'refused: {done.why}')}")
 
-    found = erase_all(tasks, model, device, jobs, told, weights)
+    found = erase_all(tasks, model, device, jobs, told, weights, anew=anew)
     refused = [done for done in found if done.state == "refused"]
 
     def show() -> None:

@@ -11,6 +11,7 @@ import typer
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
+from excise.cli.outputs import Force, check_figure
 from excise.cli.terminal import aligned, emit, note, progress, table
 from excise.cli.weights import choosing_weights
 
@@ -57,28 +58,31 @@ def find(
     ] = None,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Rank the neurons that fire for a concept and not without it."""
-    from excise.app.finding import SWEEP_PROMPTS, chosen, draw, find_neurons, settings, sweep, swept_sites
+    if plot is not None:
+        check_figure(plot, force=force, option="--plot")
+        check_figure(plot.with_name(f"{plot.stem}-activations{plot.suffix}"), force=force, option="--plot")
+    from excise.app.finding import SWEEP_PROMPTS, chosen, draw, find_neurons, settings, sweep, swept_sites, unplaced
     from excise.app.models import concept_named, load_pipeline
     from excise.concepts import read_prompts
     from excise.errors import ExciseError
-    from excise.neurons import plots
 
-    if plot is not None:
-        plots.ending(plot)
     wanted = concept_named(concept, mentions, pairs, kind, n)
+    if not sweep_sites:
+        unplaced(model, sae, score=score, **chosen({"tolerance": tolerance}))
+    elif model is not None and prompts is None:
+        raise ExciseError("--sweep-sites on another model needs --prompts FILE to train its SAEs on")
     pipe = load_pipeline(model, device, weights)
     if sweep_sites:
         if prompts is not None:
             texts = list(islice(read_prompts(prompts), SWEEP_PROMPTS))
-        elif model is None:
+        else:
             from excise import reference
 
             texts = list(reference.sae_corpus(captions=SWEEP_PROMPTS, english=0))
-        else:
-            raise ExciseError("--sweep-sites on another model needs --prompts FILE to train its SAEs on")
         with progress("sweeping sites", len(swept_sites(pipe))) as advance:
             rows = sweep(pipe, wanted, texts, tokens=sweep_tokens, device=device, progress=advance)
         emit(json, {"concept": wanted.name, "sites": rows}, lambda: _show_sweep(wanted.name, rows))

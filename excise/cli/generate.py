@@ -10,6 +10,7 @@ import typer
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.options import Device, Json, Model
+from excise.cli.outputs import PICTURE, Force, check_file
 from excise.cli.terminal import emit, progress
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
@@ -61,6 +62,7 @@ def generate(
     ] = None,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Draw prompts, with or without an eraser, into one PNG. A language model goes on from them, which is printed."""
@@ -72,6 +74,10 @@ def generate(
             "with --allow-amplify)"
         )
 
+    if not all(text.strip() for text in prompt):
+        raise ExciseError("a prompt is empty; say what to draw with --prompt")
+    check_file(out, PICTURE, force=force)
+
     from excise.app.models import load_pipeline, sae_folder
     from excise.app.pictures import denoising_steps, draw_prompts
     from excise.erasers import load_erasers
@@ -82,8 +88,9 @@ def generate(
     erasers = load_erasers(eraser or [])
     if sae is None and any(edit.needs_sae for loaded in erasers.values() for edit in loaded.edits):
         sae = sae_folder(model, None)
+    whole = load(sae) if sae is not None else None
     pipe = load_pipeline(model, device, weights)
-    whole = load(sae, device=device) if sae is not None else None
+    whole = whole.to(device) if whole is not None else None
     if isinstance(pipe, LanguageModel):
         how = {"strength": strength, "allow_amplify": allow_amplify, "sae": whole}
         _write(pipe, prompt, erasers, how, json, compare=compare, chat=chat, max_new_tokens=max_new_tokens)

@@ -12,6 +12,7 @@ from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import Device, Json, Model, Sae, SiteOption
+from excise.cli.outputs import EXPORTS, Force, check_extra, check_file, check_folder, check_resumed_file
 from excise.cli.terminal import aligned, emit, key_values, note, progress, table
 from excise.cli.weights import choosing_weights
 
@@ -54,6 +55,7 @@ def build(
     json: Json = False,
 ) -> None:
     """Watch every neuron of an SAE on a corpus. The same call goes on where an interrupted one stopped."""
+    check_resumed_file(out)
     from excise.app.models import load_pipeline, parse_site, sae_folder
     from excise.app.neuron_database import Watching
     from excise.app.neuron_database import build as built
@@ -146,9 +148,13 @@ def search(
 def export(
     out: Annotated[Path, typer.Option("--out", help="File to write: .jsonl, .csv or .parquet.")],
     db: Database = NAME,
+    force: Force = False,
     json: Json = False,
 ) -> None:
-    """Write the neurons that fire to a file for other programs; an earlier file is replaced."""
+    """Write the neurons that fire to a file for other programs."""
+    check_file(out, EXPORTS, force=force)
+    if out.suffix == ".parquet":
+        check_extra("pyarrow", "parquet", f"--out {out}")
     from excise.neurons.database import NeuronDatabase
 
     with NeuronDatabase.open(db) as database:
@@ -164,9 +170,11 @@ def browse(
     eraser: Annotated[
         list[Path] | None, typer.Option("--eraser", help="An eraser to link with the neurons it edits; repeatable.")
     ] = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Write a page to browse the database with: one file that opens from the disk and fetches nothing."""
+    check_folder(out, own=("index.html",), force=force)
     from excise.app.neuron_page import write_browser
     from excise.neurons.database import NeuronDatabase
 
@@ -188,6 +196,7 @@ def import_(
     json: Json = False,
 ) -> None:
     """Turn a neuron database that others published into ours. Words that were masked stay masked."""
+    check_resumed_file(out)
     from excise.app.safe_sail import import_safe_sail
 
     paths = import_safe_sail(file, out)

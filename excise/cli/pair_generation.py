@@ -11,6 +11,7 @@ from excise.cli import bounds
 from excise.cli.asking import KEY, Answers, BaseUrl, Jobs, KeyVariable, ModelName
 from excise.cli.asking import asked as asked_of
 from excise.cli.options import Count, Device, Json, Kind
+from excise.cli.outputs import PAIRS, Force, check_file
 from excise.cli.terminal import emit, note, progress, table
 
 if TYPE_CHECKING:
@@ -58,9 +59,11 @@ def generate(
         int, typer.Option("--seed", help="Other questions and templates for another number.", **bounds.SEED)
     ] = 0,
     device: Device = "cpu",
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Have a language model write a concept's pairs, and keep those that fit and balance."""
+    check_file(out, PAIRS, force=force)
     from excise.app import pair_generation
     from excise.concepts.generation import recipe
     from excise.errors import ExciseError

@@ -10,6 +10,7 @@ import typer
 
 from excise.cli.keys import Hands, hands
 from excise.cli.options import Json
+from excise.cli.outputs import PAIRS, Force, check_file
 from excise.cli.terminal import emit, note
 
 if TYPE_CHECKING:
@@ -37,18 +38,21 @@ def review(
     apply: Annotated[
         Path | None, typer.Option("--apply", help="Read that file back, and write the pairs it keeps.")
     ] = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Keep, drop or edit pairs one by one; what is decided is kept when you stop."""
-    from excise.app.pair_generation import report_path
+    out = out or file.with_name(f"{file.stem}-reviewed{file.suffix}")
+    if export_jsonl is None:
+        check_file(out, PAIRS, force=force)
+    else:
+        check_file(export_jsonl, (".jsonl",), force=force, option="--export-jsonl")
     from excise.app.pair_review import Review
     from excise.concepts import Concept, check
     from excise.errors import ExciseError
 
     if export_jsonl is not None and apply is not None:
         raise ExciseError("give either --export-jsonl or --apply: the one comes before your work, the other after it")
-    out = out or file.with_name(f"{file.stem}-reviewed{file.suffix}")
-    report_path(out)
     words = tuple(m.strip() for m in mentions.split(",")) if mentions is not None else ()
     going = Review(file)
     written = False

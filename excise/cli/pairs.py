@@ -11,6 +11,7 @@ import typer
 from excise.cli import pair_generation, pair_review
 from excise.cli.command import Commands
 from excise.cli.options import Count, Json, Kind, Mentions
+from excise.cli.outputs import PAIRS, Force, check_file
 from excise.cli.terminal import emit, table
 
 app = Commands(help="Concept and deconcept prompts.", no_args_is_help=True)
@@ -23,9 +24,11 @@ def make(
     mentions: Mentions = None,
     kind: Kind = "object",
     n: Count = 100,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Write structurally balanced pairs of a concept to a file."""
+    check_file(out, PAIRS, force=force)
     from excise.app.models import concept_named
     from excise.concepts import check as problems
     from excise.concepts import save_pairs

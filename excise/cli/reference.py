@@ -10,7 +10,9 @@ import typer
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import Json
+from excise.cli.outputs import PICTURE, Force, check_file, check_resumed
 from excise.cli.terminal import emit, note, progress, table
+from excise.errors import ExciseError
 
 app = Commands(help="The bundled reference model.", no_args_is_help=True)
 
@@ -25,6 +27,8 @@ def train(
     json: Json = False,
 ) -> None:
     """Train the reference model from its artwork (hours on two cores; needs the extra `train` and WordNet)."""
+    check_resumed(work, option="--work")
+    check_resumed(out)
     from excise.app.reference import PARTS, train_part
     from excise.errors import ExciseError
 
@@ -44,9 +48,11 @@ def sample(
     n: Annotated[int, typer.Option("--n", help="Pictures a prompt.", **bounds.COUNT)] = 8,
     seed: Annotated[int, typer.Option("--seed", help="The first seed.", **bounds.SEED)] = 0,
     steps: Annotated[int, typer.Option("--steps", help="Denoising steps.", **bounds.STEPS)] = 20,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Draw prompts with the bundled model."""
+    check_file(out, PICTURE, force=force)
     from excise.app.models import load_pipeline
     from excise.app.pictures import denoising_steps, draw_prompts
 
@@ -67,6 +73,8 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure how well the bundled model draws, by its judge."""
+    if write_card is not None and not write_card.is_dir():
+        raise ExciseError(f"--write-card {write_card} is no folder; name the model's")
     from excise.app import card
     from excise.app.models import load_pipeline
     from excise.app.reference import drawing_figures

@@ -11,6 +11,7 @@ from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import Device, Json, Mentions, Model, PairsFile, Sae
+from excise.cli.outputs import PICTURE, Force, check_figure, check_file
 from excise.cli.terminal import emit, note, table
 from excise.cli.weights import choosing_weights
 
@@ -40,6 +41,7 @@ def snce(
     sae: Sae = None,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """A table of A Single Neuron Works as printed, with the rows of your runs; or one of its figures, for your runs."""
@@ -61,14 +63,15 @@ def snce(
 
         if not runs or len(runs) != 1:
             raise ExciseError("figure 7 is drawn from one run that varies λ; name it with --run")
+        check_file(path, PICTURE, force=force)
         write_atomic(path, figure_7(Run(runs[0])))
     else:
-        from excise.app.finding import draw_figure, find_neurons, settings
+        from excise.app.finding import draw_figure, find_neurons, settings, unplaced
         from excise.app.models import concept_named, load_pipeline
-        from excise.neurons import plots
 
-        plots.ending(path)
+        check_figure(path, force=force)
         wanted = concept_named(concept, mentions, pairs, "object", 100)
+        unplaced(model, sae)
         pipe = load_pipeline(model, device, weights)
         draw_figure(find_neurons(pipe, wanted, settings(pipe, model=model, sae=sae)), figure, path)
     emit(json, {"figure": figure, "out": str(path)}, lambda: note(f"drew {path}"))

@@ -12,6 +12,7 @@ from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import Device, Json, Model, SiteOption
+from excise.cli.outputs import check_trained
 from excise.cli.terminal import emit, key_values, note, progress
 from excise.cli.weights import choosing_weights
 
@@ -93,6 +94,7 @@ def train(
     from excise.errors import ExciseError
     from excise.sites import PRESETS
 
+    check_trained(out)
     if (prompts is None) == (recipe is None):
         raise ExciseError("give either --prompts FILE or --recipe NAME")
     if exclude_eval and recipe != "snce-sd14":
@@ -142,6 +144,7 @@ def import_(
     from excise.errors import ExciseError
     from excise.sae.importers import read_published
 
+    check_trained(out)
     if (block is None) == (site is None):
         raise ExciseError("say where it was trained: --block up_blocks.1.attentions.1, or --site encoder.layers.9")
     library.check_out(out)

@@ -20,7 +20,7 @@ from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.reading import Reading, carried_share, concept_codes, prompt_codes, remembered
 from excise.methods.record import created, measured
-from excise.neurons import PromptCodes, Ranking, Validation, top_tokens
+from excise.neurons import SCORES, PromptCodes, Ranking, Validation, top_tokens
 from excise.neurons.identify import identify
 from excise.neurons.validate import TokenUse, validate
 from excise.sae import TopKSAE, card, load, saes_in
@@ -81,6 +81,8 @@ class SNCEConfig:
         check_choices(self, {**CHOICES, "unit": get_args(Unit)})
         if self.k < 1 or self.examine < 1 or self.batch_size < 1:
             raise ExciseError("k, examine and batch_size are whole numbers of at least 1")
+        if self.score not in SCORES:
+            raise ExciseError(f"unknown score {self.score!r}; known are {', '.join(SCORES)}")
 
 
 @dataclass(frozen=True, eq=False)

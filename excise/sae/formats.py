@@ -78,6 +78,11 @@ def card(folder: Path) -> dict[str, Any]:
     return content
 
 
+def shape(folder: Path) -> SAEConfig:
+    """The configuration of the SAE in `folder`, without reading the weights. Raises ExciseError as `load` does."""
+    return SAEConfig.from_json(_config(folder)["sae"])
+
+
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:

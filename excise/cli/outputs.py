@@ -1,0 +1,87 @@
+"""Where results go, checked before the work: what is there is replaced with --force alone.
+
+Trainings, runs, sweeps, databases and the demo go on in their own folder instead, and take no --force.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from excise.errors import ExciseError
+
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
+PAIRS = (".csv", ".jsonl")
+FIGURES = (".svg", ".png", ".pdf")
+PICTURE = (".png",)
+PAGES = (".html", ".htm")
+EXPORTS = (".jsonl", ".csv", ".parquet")
+ERASER = ("eraser.json", "eraser.safetensors", "manifest.json")
+"""The files of an eraser, which alone may be replaced in its folder."""
+
+
+def check_file(out: Path, endings: tuple[str, ...], *, force: bool = False, option: str = "--out") -> None:
+    """Raise ExciseError unless `out` can be written: an ending that is known, a place to write to, nothing there."""
+    if out.suffix.lower() not in endings:
+        *others, last = endings
+        known = f"{', '.join(others)} or {last}" if others else last
+        raise ExciseError(f"{option} {out}: the name must end in {known}, such as {out.parent / ('name' + endings[0])}")
+    if out.is_dir():
+        raise ExciseError(f"{option} {out} is a folder; name a file, such as {out / ('name' + endings[0])}")
+    if out.exists() and not force:
+        raise ExciseError(f"{option} {out} is there already; choose another name, or replace it with --force")
+    _check_place(out, option)
+
+
+def check_folder(out: Path, *, own: tuple[str, ...], force: bool = False, option: str = "--out") -> None:
+    """Raise ExciseError unless `out` can be written: a place to write to, no file, and nothing in it; with `force`
+    nothing but `own`, the names of the files that are to be replaced."""
+    check_resumed(out, option=option)
+    there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if there and not force:
+        raise ExciseError(f"{option} {out} is there already; choose another folder, or replace it with --force")
+    if others := [name for name in there if name not in own]:
+        raise ExciseError(f"{option} {out} holds other files ({', '.join(others[:3])}); choose another folder")
+
+
+def check_resumed(out: Path, *, option: str = "--out") -> None:
+    """Raise ExciseError unless work can begin in the folder `out`, or go on there."""
+    if out.exists() and not out.is_dir():
+        raise ExciseError(f"{option} {out} is a file; name a folder")
+    _check_place(out, option)
+
+
+def check_resumed_file(out: Path, *, option: str = "--out") -> None:
+    """Raise ExciseError unless work can begin with the file `out`, or go on with it."""
+    if out.is_dir():
+        raise ExciseError(f"{option} {out} is a folder; name a file")
+    _check_place(out, option)
+
+
+def check_trained(out: Path) -> None:
+    """Raise ExciseError unless an SAE can be trained into the folder `out`: one that is finished is never replaced."""
+    check_resumed(out)
+    if (out / "cfg.json").exists():
+        raise ExciseError(f"--out {out} is there already and holds an SAE; choose another, or delete it to train anew")
+
+
+def check_extra(module: str, extra: str, what: str) -> None:
+    """Raise ExciseError where a package is missing that `what` needs: an extra of excise."""
+    if find_spec(module) is None:
+        raise ExciseError(f"{what} needs {module}, which is not installed: pip install 'excise[{extra}]'")
+
+
+def check_figure(out: Path, *, force: bool = False, option: str = "--out") -> None:
+    """Raise ExciseError unless a figure can be drawn and written."""
+    check_file(out, FIGURES, force=force, option=option)
+    check_extra("matplotlib", "plot", option)
+
+
+def _check_place(out: Path, option: str) -> None:
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise ExciseError(f"{option} {out}: {place} is no folder one may write to; choose another place")
