@@ -106,17 +106,21 @@ def train_on_text(
     how: Labels,
     *,
     others: Sequence[str] = (),
+    bos: bool = False,
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
 ) -> TopKSAE:
     """The same supervision at a Site of a text encoder: a prompt's states are a sample, and a latent is as active in it
-    as at its loudest state. `others` are prompts without labels, which only the SAE's own loss learns from.
+    as at its loudest state. `others` are prompts without labels, which only the SAE's own loss learns from. `bos`: the
+    first state too, where no word stands there (`excise.app.training.train_sae`).
 
     Raises ExciseError for an unknown label, and as `train_on_block`.
     """
     labels = label_table([*prompts, *(Labelled(text, ()) for text in others)], concepts)
     texts = [*(p.prompt for p in prompts), *others]
-    states = _as_one([narrowed(batch.states[site]) for batch in capture(pipe, [site], texts)])
+    batches = list(capture(pipe, [site], texts))
+    begin = int(not bos and not any(bool(batch.scored[:, 0].any()) for batch in batches))
+    states = _as_one([narrowed(batch.states[site][:, begin:]) for batch in batches])
     held = int(how.validation * len(prompts)) if how.supervised else 0
     init = load(Path(how.start)) if how.start else None
     supervision = None
@@ -129,7 +133,11 @@ def train_on_text(
         Samples(states[held:], labels[held:]),
         config,
         out,
-        card={"site": asdict(site), "corpus": f"{len(prompts)} labelled prompts and {len(others)} others"},
+        card={
+            "site": asdict(site),
+            "corpus": f"{len(prompts)} labelled prompts and {len(others)} others",
+            "bos": bos,
+        },
         supervision=supervision,
         validation=Samples(states[looked_at], labels[looked_at]) if held else None,
         init=init,

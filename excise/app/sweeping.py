@@ -92,7 +92,11 @@ def _is_there(folder: Path, cell: Cell, config: TrainConfig) -> bool:
     if not (folder / "cfg.json").exists():
         return False
     load(folder)
-    recipe = card(folder).get("recipe") or {}
+    said = card(folder)
+    # Cards without a word of it are older than the choice: the first state was trained on then.
+    if said.get("bos", True):
+        raise ExciseError(f"{folder} holds an SAE that was trained on BOS too; choose another --out")
+    recipe = said.get("recipe") or {}
     wanted = replace(config, expansion=cell.expansion, k=cell.k).to_json()
     if odd := sorted(name for name, value in wanted.items() if name in recipe and recipe[name] != value):
         raise ExciseError(f"{folder} holds an SAE trained with another {odd[0]}; choose another --out")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from excise.app.sae_figures import by_position
 from excise.concepts import read_prompts
 from excise.errors import ExciseError
 from excise.sae import Progress, TopKSAE, TrainConfig, check_out, train
@@ -122,14 +123,16 @@ def features(
     prompts: Iterable[str],
     progress: Callable[[int], Any] | None = None,
     padding: float = 1.0,
+    bos: bool = False,
 ) -> dict[Site, Tensor]:
-    """States of every prompt at `sites` of one text encoder, `[N, width]` float32: BOS, words, EOS and, of a share of
-    the prompts, padding; of a language model the words' alone."""
+    """States of every prompt at `sites` of one text encoder, `[N, width]` float32: words, EOS and, of a share of the
+    prompts, padding; with `bos` the first state too, where no word stands there; of a language model the words' alone.
+    """
     rows: dict[Site, list[Tensor]] = {site: [] for site in sites}
     by_length = (batch.features for batch in capture_by_length(pipe, sites, prompts, padding=padding))
     for batch in capture(pipe, sites, prompts) if padding == 1 else by_length:
         for site in batch.states:
-            rows[site].append(batch.vectors(site).float().cpu())
+            rows[site].append((batch if bos else batch.without_bos()).vectors(site).float().cpu())
         if progress is not None:
             progress(len(batch.ids))
     if not all(rows.values()):
@@ -145,6 +148,7 @@ def vectors(
     beside: Path,
     progress: Callable[[int], Any] | None = None,
     padding: float = 1.0,
+    bos: bool = False,
 ) -> Iterator[dict[Site, Features]]:
     """What SAEs at several Sites of one text encoder train on, read in one pass over the prompts.
 
@@ -156,10 +160,11 @@ def vectors(
     fits = len(prompts) * read * sum(site.width for site in sites) * 4 <= IN_MEMORY
     language = isinstance(pipe, LanguageModel)
     if fits and not language:
-        yield dict(features(pipe, sites, prompts, progress, padding))
+        yield dict(features(pipe, sites, prompts, progress, padding, bos))
         return
     # A language model took hours over what is there: it is not deleted because other texts were named this time.
-    shards = capture_tokens_to(beside, pipe, sites, prompts, padding=padding, anew=not language, progress=progress)
+    how: dict[str, Any] = {"padding": padding, "bos": bos, "anew": not language}
+    shards = capture_tokens_to(beside, pipe, sites, prompts, **how, progress=progress)
     yield {site: partial(shards.vectors_at, site) for site in sites}
     shutil.rmtree(beside, ignore_errors=True)
 
@@ -188,19 +193,25 @@ def train_sae(
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
     padding: float = 1.0,
+    bos: bool = False,
 ) -> TopKSAE:
     """Capture `prompts` at `site` and train an SAE into `out`. Calling again after an interruption goes on.
 
-    Of a share of `padding` of the prompts the padding states, which are most of all, are trained on too. `captured` is
-    called with the prompts read since the last call, `progress` with the lines of the training's log.
+    Of a share of `padding` of the prompts the padding states, which are most of all, are trained on too, and with `bos`
+    the first state, which a causal encoder gives alike for every prompt and no eraser edits: without it neither what
+    counts as dead nor what `lr` means is set by that one vector, a third and more of the variance. `captured` is called
+    with the prompts read since the last call, `progress` with the lines of the training's log.
+
     Raises ExciseError as `excise.sae.train` and `excise.sites.capture` do.
     """
     if not prompts:
         raise ExciseError("there are no prompts to train on; check the prompts file")
     check_out(out)
     said = card if padding == 1 else {**card, "padding": padding}
-    with vectors(pipe, [site], prompts, out.with_name(out.name + ".features"), captured, padding) as read:
-        return train_on(pipe, site, prompts, read[site], config, out, card=said, progress=progress, device=device)
+    with vectors(pipe, [site], prompts, out.with_name(out.name + ".features"), captured, padding, bos) as read:
+        return train_on(
+            pipe, site, prompts, read[site], config, out, card=said, progress=progress, device=device, bos=bos
+        )
 
 
 def train_on(
@@ -214,14 +225,25 @@ def train_on(
     card: Mapping[str, Any],
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
+    bos: bool = False,
 ) -> TopKSAE:
-    """Train an SAE into `out` on what `vectors` read of `prompts` at `site`. Raises as `excise.sae.train` does."""
+    """Train an SAE into `out` on what `vectors` read of `prompts` at `site`, with `bos` or without it.
+
+    Raises as `excise.sae.train` does.
+    """
 
     def fidelity(sae: TopKSAE) -> dict[str, Any]:
         few = prompts[:: -(-len(prompts) // FIDELITY_PROMPTS)]
-        return {"final_state_cosine": final_state_cosine(pipe, site, lambda x: sae(x.to(sae.W_enc))[0], few)}
+        positions = by_position(pipe, site, sae, few)
 
-    said = {**card, "site": asdict(site), "prompts": len(prompts)}
+        def stands_in(x: Tensor) -> Tensor:
+            made = sae(x.to(sae.W_enc))[0]
+            # What it was not trained on stays as it is, as it does under an eraser.
+            return made if bos or "bos" not in positions else torch.cat([x[:, :1].to(made), made[:, 1:]], 1)
+
+        return {"positions": positions, "final_state_cosine": final_state_cosine(pipe, site, stands_in, few)}
+
+    said = {**card, "site": asdict(site), "prompts": len(prompts), "bos": bos}
     return train(features, config, out, card=said, progress=progress, measure=fidelity, device=device)
 
 

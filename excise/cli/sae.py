@@ -13,7 +13,7 @@ from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import Device, Json, Model, SiteOption
 from excise.cli.outputs import check_trained
-from excise.cli.terminal import emit, key_values, note, progress
+from excise.cli.terminal import emit, key_values, note, progress, table
 from excise.cli.weights import choosing_weights
 
 app = Commands(help="Sparse autoencoders.", no_args_is_help=True)
@@ -75,6 +75,10 @@ def train(
         float,
         typer.Option("--padding", help="Share of the prompts whose padding is read too; default 1.", **bounds.SHARE),
     ] = 1.0,
+    bos: Annotated[
+        bool,
+        typer.Option("--bos", help="Train on the first state too, which every prompt shares and no eraser edits."),
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of initialisation and order.", **bounds.SEED)] = 0,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
@@ -84,7 +88,7 @@ def train(
 
     Without --site it is three quarters up the encoder; a pipeline with several text encoders gets an SAE for each.
 
-    The defaults are the SNCE paper's; --recipe reference has its own, with which the bundled SAE was trained.
+    The defaults are the SNCE paper's; --recipe reference has its own, with which, and --bos, the bundled SAE was made.
     """
     from excise import sae as library
     from excise.app.finding import chosen
@@ -120,7 +124,7 @@ def train(
         with shown(progress, len(texts), config.tokens) as (captured, line):
             train_sae(
                 pipe, place, texts, config, folder, card=card, captured=captured, progress=line, device=device,
-                padding=padding,
+                padding=padding, bos=bos,
             )  # fmt: skip
         note(f"saved in {folder}")
     show({folder: library.card(folder) for folder in places}, json)
@@ -170,16 +174,79 @@ def info(
     show({one: library.card(one) for one in folders}, json)
 
 
+@app.command(epilog="Example: excise sae measure sae --model $MODEL --prompts prompts.txt --save")
+def measure(
+    folder: Annotated[Path, typer.Argument(help="Folder of an SAE of a text encoder.")],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts", help="Prompts: .txt, .csv, .jsonl or .parquet. Default, bundled model: 256 captions."
+        ),
+    ] = None,
+    column: Annotated[str, typer.Option("--column", help="Column of the prompts in such a file.")] = "prompt",
+    model: Model = None,
+    site: SiteOption = None,
+    save: Annotated[bool, typer.Option("--save", help="Write the figures into the SAE's card.")] = False,
+    device: Device = "cpu",
+    weights: Weights = DEFAULT,
+    json: Json = False,
+) -> None:
+    """Measure how well an SAE reconstructs words, end of text, padding and the first state (BOS), each apart."""
+    from excise import sae as library
+    from excise.app.models import load_pipeline, parse_site, sae_site
+    from excise.app.sae_figures import by_position, default_prompts
+    from excise.concepts import read_prompts
+    from excise.errors import ExciseError
+
+    if prompts is None and model is not None:
+        raise ExciseError("--model needs --prompts: what the SAE is to be measured on")
+    sae = library.load(folder)
+    texts = default_prompts() if prompts is None else list(read_prompts(prompts, column))
+    pipe = load_pipeline(model, device, weights)
+    place = sae_site(pipe, folder) if site is None else parse_site(pipe, site)
+    found = by_position(pipe, place, sae.to(device), texts)
+    said = {"positions": found, "positions_on": f"{len(texts)} {'captions' if prompts is None else 'prompts'}"}
+    metrics = {**(library.card(folder)["metrics"] or {}), **said}
+    if save:
+        library.update_card(folder, {"metrics": metrics})
+        note(f"saved in {folder}")
+    emit(json, {"folder": str(folder), **said}, lambda: _positions(folder, found))
+
+
 def show(cards: dict[Path, dict[str, Any]], as_json: bool) -> None:
     """Print SAEs' cards."""
 
     def printed() -> None:
         for folder, card in cards.items():
-            rows = [(name, _plain(value)) for name, value in card.items() if value is not None]
-            key_values(f"SAE {folder}", rows)
+            metrics = dict(card.get("metrics") or {})
+            positions = metrics.pop("positions", None)
+            plain = {**card, "metrics": metrics or None}
+            key_values(f"SAE {folder}", [(name, _plain(value)) for name, value in plain.items() if value is not None])
+            if positions:
+                _positions(folder, positions)
 
     told = [{"folder": str(folder), "card": card} for folder, card in cards.items()]
     emit(as_json, told[0] if len(told) == 1 else told, printed)
+
+
+def _positions(folder: Path, found: dict[str, dict[str, Any]]) -> None:
+    """Print what an SAE leaves unexplained, by kind of position."""
+    rows = [
+        (
+            name.replace("_", " "),
+            f"{own['vectors']:,}",
+            _share(own["variance"]),
+            _share(own["fvu"]),
+            _share(own["median"]),
+        )
+        for name, own in found.items()
+    ]
+    columns = ("positions", "vectors", "of the variance %", "FVU %", "median vector %")
+    table(f"What the SAE in {folder} leaves unexplained", columns, rows)
+
+
+def _share(value: float | None) -> str:
+    return "n/a" if value is None else f"{100 * value:.2f}"
 
 
 def _plain(value: Any) -> str:

@@ -146,6 +146,10 @@ def train_text(
     lr: Rate = None,
     batch: Batch = None,
     activation: Activation = None,
+    bos: Annotated[
+        bool,
+        typer.Option("--bos", help="Train on the first state too, which every prompt shares and no eraser edits."),
+    ] = False,
     seed: Seed = 0,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
@@ -174,6 +178,8 @@ def train_text(
     note(f"training at {place.key}")
     others = english() if recipe is not None else []
     with shown(progress, len(rows) + len(others), config.tokens) as (_, line):
-        train_on_text(pipe, place, rows, how.concepts, out, config, how, others=others, progress=line, device=device)
+        train_on_text(
+            pipe, place, rows, how.concepts, out, config, how, others=others, bos=bos, progress=line, device=device
+        )
     note(f"saved in {out}")
     show({out: library.card(out)}, json)

@@ -2,7 +2,7 @@
 
 from excise.sae.config import SAEConfig, TrainConfig
 from excise.sae.data import Samples
-from excise.sae.formats import card, load, saes_in, save, shape
+from excise.sae.formats import card, load, saes_in, save, shape, update_card
 from excise.sae.metrics import Metrics, evaluate
 from excise.sae.model import Codes, TopKSAE
 from excise.sae.supervised import Supervision
@@ -25,4 +25,5 @@ __all__ = [
     "save",
     "shape",
     "train",
+    "update_card",
 ]

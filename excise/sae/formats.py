@@ -39,11 +39,7 @@ def save(
         "sha256": {WEIGHTS: files.sha256(weights)},
         "card": {**dict.fromkeys(CARD), **card},
     }
-    try:
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise ExciseError(f"the SAE's card cannot be written as json: {error}") from error
-    files.write_folder(folder, {CONFIG: text, WEIGHTS: weights, **(extra or {})})
+    files.write_folder(folder, {CONFIG: _text(content), WEIGHTS: weights, **(extra or {})})
 
 
 def load(folder: Path, *, device: torch.device | str = "cpu") -> TopKSAE:
@@ -81,6 +77,25 @@ def card(folder: Path) -> dict[str, Any]:
 def shape(folder: Path) -> SAEConfig:
     """The configuration of the SAE in `folder`, without reading the weights. Raises ExciseError as `load` does."""
     return SAEConfig.from_json(_config(folder)["sae"])
+
+
+def update_card(folder: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Set these entries of the card in `folder`, whose weights stay as they are; returns the whole card.
+
+    Raises ExciseError as `load` and `save` do.
+    """
+    content = _config(folder)
+    content["card"] |= changes
+    files.write_atomic(folder / CONFIG, _text(content))
+    told: dict[str, Any] = content["card"]
+    return told
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ExciseError(f"the SAE's card cannot be written as json: {error}") from error
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,16 @@ class Features:
         # Counted out on the processor: a GPU that had to count would be waited for.
         rows = self.kept.flatten().nonzero()[:, 0]
         return states.index_select(0, rows.to(states.device, non_blocking=True))
+
+    def without_bos(self) -> Features:
+        """The same features, with the first position kept only where a word stands there.
+
+        A causal encoder's first state (BOS) is the same in every prompt, never edited, and far from all others: an SAE
+        trained on it spends latents and most of what it measures itself by on one vector.
+        """
+        kept = torch.ones_like(self.scored, device="cpu") if self.kept is None else self.kept.clone()
+        kept[:, 0] &= self.scored[:, 0].cpu()
+        return replace(self, kept=kept)
 
 
 def tokenise(pipe: Any, component: str, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:

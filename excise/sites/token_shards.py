@@ -17,7 +17,7 @@ from torch import Tensor
 from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.sites.by_length import capture_by_length
-from excise.sites.language import fingerprint
+from excise.sites.language import LanguageModel, fingerprint
 from excise.sites.shards import narrowed, read_shard, write_shard
 from excise.sites.site import Site, encoder_of
 
@@ -50,13 +50,15 @@ def capture_tokens_to(
     texts: Sequence[str],
     *,
     padding: float = 1.0,
+    bos: bool = False,
     anew: bool = False,
     batch_size: int = 32,
     dtype: torch.dtype = torch.float16,
     progress: Callable[[int], Any] | None = None,
 ) -> TokenShards:
     """Write the states of `texts` at every one of `sites` of one text encoder, in one pass: the words' of a language
-    model; BOS, words, EOS and padding of any other, or a share of its `padding` as `capture_by_length` draws it.
+    model; words, EOS and padding of any other, or a share of its `padding` as `capture_by_length` draws it, and with
+    `bos` the first position's, where no word stands there.
 
     Called again with the same arguments it goes on where it was interrupted, and a finished folder is read back. With
     `anew` what it wrote in the folder with others is deleted, instead of refused.
@@ -77,6 +79,8 @@ def capture_tokens_to(
         "texts": len(texts),
         "texts_sha256": _digest(texts),
     }
+    if not isinstance(pipe, LanguageModel):  # of which only words are ever read
+        about["bos"] = bos
     done = _begun(folder, about, anew)
     write_atomic(folder / "manifest.json", json.dumps(done, indent=1) + "\n")
     if progress is not None and done["read"]:
@@ -86,7 +90,7 @@ def capture_tokens_to(
         rows: dict[Site, list[Tensor]] = {site: [] for site in sites}
         for _, batch in capture_by_length(pipe, sites, part, batch_size, padding=padding, seed=len(done["shards"])):
             for site in sites:
-                rows[site].append(batch.vectors(site))
+                rows[site].append((batch if bos else batch.without_bos()).vectors(site))
             if progress is not None:
                 progress(len(batch.ids))
         # One copy a shard: a GPU goes on reading meanwhile.
