@@ -336,6 +336,7 @@ def _gaps(measured: Mapping[str, Any]) -> str:
         rows += [(label, f"{error['case']}: {error['error']}") for error in method["errors"]]
         rows += [(label, f"{one['case']}: broken picture by {one['by']}, {one['fault']}") for one in method["broken"]]
         rows += [(label, f"refused {concept}: {why}") for concept, why in method["refused"].items()]
+        rows += [(label, f"not done, {concept}: {why}") for concept, why in method["failed"].items()]
     if not rows:
         return ""
     lines = "".join(f"<tr><td>{escape(label)}</td><td>{escape(text)}</td></tr>" for label, text in rows)

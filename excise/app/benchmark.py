@@ -84,7 +84,8 @@ def _named(methods: Sequence[str]) -> list[str]:
 def resume(run: Run, progress: Callable[[float], Any] | None = None, device: str = "cpu") -> None:
     """Do what is left of a run. Ctrl-C keeps what was drawn.
 
-    Raises ExciseError where the disk refuses, or a method's defaults are no longer those the run was started with.
+    Raises `excise.bench.worker.Unfinished` where units failed, and ExciseError where the disk refuses, or a
+    method's defaults are no longer those the run was started with.
     """
     for label, configuration in run.plan["configurations"].items():
         if Entry.parse(label).configuration != configuration:

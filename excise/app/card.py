@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,33 @@ def write(folder: Path, drawing: Drawing) -> None:
                 f"| {asked.replace('_', ' ')} | {' | '.join(str(judges[name].get(asked, '')) for name in JUDGES)} |"
                 for asked in judges["classifier"]
             ),
+            sae=sae_paragraph(_read(folder / "sae" / "cfg.json").get("card", {})),
             story=story.read_text().strip() if story.exists() else "",
         ),
+    )
+
+
+def sae_paragraph(card: Mapping[str, Any]) -> str:
+    """What an SAE's card says of how it was trained and what it leaves unexplained; nothing where it was not measured."""
+    metrics = card.get("metrics") or {}
+    if not (positions := metrics.get("positions")):
+        return ""
+
+    def share(value: float | None) -> str:
+        return "n/a" if value is None else f"{100 * value:.2f}"
+
+    cells = ("variance", "fvu", "median")
+    rows = "\n".join(
+        f"| {name.replace('_', ' ')} | {own['vectors']} | {' | '.join(share(own[cell]) for cell in cells)} |"
+        for name, own in positions.items()
+    )
+    with_bos = "It was trained on BOS too. " if card.get("bos", True) else ""
+    return (
+        f"## SAE\n{with_bos}BOS is one and the same vector in every prompt, far from all others and easy to reconstruct, "
+        "so that a figure over all\npositions flatters: words are reconstructed worse. In per cent, on "
+        f"{metrics.get('positions_on', 'prompts')}, by `excise sae measure sae`:\n\n"
+        "| positions | vectors | of the variance | unexplained (FVU) | unexplained, median vector |\n"
+        f"|---|---|---|---|---|\n{rows}\n\n"
     )
 
 
@@ -113,13 +139,13 @@ CC BY 4.0, CC BY-SA 4.0). WordNet 3 (Princeton's licence), emojilib (MIT), all-M
 file (MIT). The weights are trained on that art and are licensed apart from Excise's code: use them under the terms of
 those sets; what of them is an adaptation of the CC BY-SA sets (OpenMoji, EmojiOne 1.5) is under CC BY-SA 4.0.
 
-## Training
+{sae}## Training
 `excise reference train --work build/reference --out reference-model` (every part resumes where it stopped), then the
-SAE in `sae/`: `excise sae train --recipe reference --out sae`. Others lie beside the model, in `saes/`.
+SAE in `sae/`: `excise sae train --recipe reference --bos --out sae`. Others lie beside the model, in `saes/`.
 `block/` is one of `up_blocks.1.attentions.0` in which every object and style has a neuron of its own: `excise sae
 train-block --recipe reference --label object --label style --out block`. `block_unsupervised/` is the same with
 `--unsupervised`. `text/` is `sae/` fine-tuned with labels: `excise sae train-text --recipe reference --label object
---label style --start sae --negatives assigned --beta 0.1 --lr 0.0005 --tokens 1000000 --out text`.
+--label style --start sae --bos --negatives assigned --beta 0.1 --lr 0.0005 --tokens 1000000 --out text`.
 {story}
 
 ## Limits

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from excise.app.devices import card_of, visible_cards
 from excise.app.finding import erase_by
 from excise.app.models import concept_named, load_pipeline
 from excise.app.pipelines import DEFAULT, Weights
@@ -130,7 +131,7 @@ def _spread(
     """Have so many processes make the erasers of the model `named`; `note` hears of each by its number."""
     spawned = multiprocessing.get_context("spawn")
     waiting, results = spawned.Queue(), spawned.Queue()
-    workers = [spawned.Process(target=_work, args=(waiting, results, named, jobs), daemon=True) for _ in range(jobs)]
+    workers = [spawned.Process(target=_work, args=(waiting, results, named, jobs, n), daemon=True) for n in range(jobs)]
     for numbered in (*todo, *[None] * jobs):
         waiting.put(numbered)
     left = len(todo)
@@ -157,8 +158,9 @@ def _spread(
         worker.join()
 
 
-def _work(waiting: Any, results: Any, named: tuple[str | None, str, Weights], jobs: int) -> None:
-    """A worker: makes one task's eraser after the other, with its share of the machine's cores."""
+def _work(waiting: Any, results: Any, named: tuple[str | None, str, Weights], jobs: int, number: int) -> None:
+    """Worker `number` of so many: makes one task's eraser after the other, with its share of the machine's cores, and
+    a graphics card of its own where there are as many."""
     parent = os.getppid()
     # Ctrl-C at the terminal is the parent's to pass on, once.
     with suppress(OSError):
@@ -166,11 +168,12 @@ def _work(waiting: Any, results: Any, named: tuple[str | None, str, Weights], jo
     import torch
 
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+    model, device, weights = named
     try:
-        pipe = load_pipeline(*named)
+        pipe = load_pipeline(model, card_of(device, visible_cards(), number), weights)
         while (numbered := waiting.get()) is not None and os.getppid() == parent:
-            number, task = numbered
-            results.put((number, _made(pipe, task, named[0] is None)))
+            place, task = numbered
+            results.put((place, _made(pipe, task, model is None)))
     except KeyboardInterrupt:
         pass
 
@@ -221,6 +224,9 @@ def _made(pipe: Any, task: Task, bundled: bool) -> Done:
         erase_by(pipe, concept, task.method, task.settings, Path(task.out), bundled=bundled)
     except ExciseError as error:
         return Done(*own, state="refused", why=str(error))
+    except Exception as error:  # one task that cannot be done must not end the process that has others to do
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        return Done(*own, state="refused", why=f"failed with {said}")
     return Done(*own, state="made", seconds=time.perf_counter() - started, bytes=_size(task.out))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from excise.app.devices import card_of, rank, visible_cards
 from excise.app.pipelines import DEFAULT, Unreachable, Weights, first_line, load_diffusion_pipeline, must_be_local
 from excise.concepts import Concept, Kind, builtin, from_templates, load_pairs
 from excise.errors import ExciseError
@@ -50,11 +51,13 @@ def load_pipeline(model: str | None, device: str = "cpu", weights: Weights = DEF
     """The pipeline at a folder or hub name, or the bundled one; of a language model's folder, .gguf file or hub name,
     or of "smollm2", a LanguageModel.
 
-    What is on the disk comes first, and what can only be a path is never looked for on the hub. Raises ExciseError
-    where there is none to read.
+    What is on the disk comes first, and what can only be a path is never looked for on the hub. Of several processes
+    that a launcher starts with the device `cuda`, each takes a card of its own. Raises ExciseError where there is none
+    to read.
     """
     import torch
 
+    device = card_of(device, visible_cards(), rank())
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:

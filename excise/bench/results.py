@@ -84,6 +84,7 @@ def _method(
         "errors": errors,
         "broken": broken,
         "refused": refused,
+        "failed": {unit.concept: said[-1] for unit, said in run.errors().items() if unit.method == label},
     }
 
 

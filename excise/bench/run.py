@@ -1,7 +1,8 @@
 """Run: a suite's resumable results, a plain folder without a database.
 
     run.json                       what is run: suite, size, concepts, methods with their configurations
-    todo/ doing/ done/             one file a unit of work, `method=concept`; a worker claims one by renaming it
+    todo/ doing/ done/ failed/     one file a unit of work, `method=concept`; a worker claims one by renaming it
+    tries/                         one file a try at a unit that failed, with what went wrong
     records/                       one JSONL file an attempt at a unit, one line a picture
     pictures/method=concept/       the pictures, PNG
     erasers/method=concept/        the erasers that were fitted
@@ -9,29 +10,38 @@
     searched/                      the prompts that attacks found: by concept, and by unit those that knew the eraser
 
 A line is written after its picture, so killing a worker at any moment loses at most the pictures it was drawing. Any
-number of workers, on any machines that share the folder, may work on one run: renaming a file is atomic, only one of
-them gets it. A worker that died leaves its claim behind; when nothing has touched that for `STALE` seconds it goes back
-to `todo`. Should it have been asleep and not dead, both write, each to its own records file, and the first line counts.
+number of workers, on any machines that share the folder, may work on one run: renaming a file is atomic on local and
+network file systems (not on object stores), so only one of them gets it. A worker that died leaves its claim behind; it
+goes back to `todo` at once where its process can be seen to have ended, else when nothing has touched it for `STALE`
+seconds. Should it have been asleep and not dead, both write, each to its own records file, and the first line counts.
+
+A unit that failed goes back to `todo` for another worker; after `TRIES` tries it is set aside in `failed`.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
-import socket
+import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from excise.bench import liveness
 from excise.errors import ExciseError
-from excise.files import write_atomic
+from excise.files import is_leftover, write_atomic
 
 SCHEMA = "excise.run/1"
 STALE = 120.0
 """Seconds without a sign of life after which a claim is taken back; a worker gives one every few seconds."""
+TRIES = 3
+"""Tries at a unit, by whatever workers, after which it is set aside."""
 Record = dict[str, Any]
 _NAMED, _WRITTEN = ":+/", "+&!"
 _ON_DISK, _AS_NAMED = str.maketrans(_NAMED, _WRITTEN), str.maketrans(_WRITTEN, _NAMED)
@@ -83,7 +93,7 @@ class Run:
                 odd = sorted(k for k in {*run.plan, *full} if run.plan.get(k) != full.get(k))
                 raise ExciseError(f"{folder} holds another run ({', '.join(odd)} differ); choose another folder")
             return run
-        if folder.exists() and any(p.name != "todo" for p in folder.iterdir()):
+        if folder.exists() and any(p.name != "todo" and not is_leftover(p.name) for p in folder.iterdir()):
             raise ExciseError(f"{folder} holds other files; choose an empty or new folder")
         for unit in units:
             write_atomic(folder / "todo" / unit.file, "")
@@ -92,18 +102,25 @@ class Run:
         return cls(folder)
 
     def units(self, state: str) -> list[Unit]:
-        """The units that are "todo", "doing" or "done"."""
+        """The units that are "todo", "doing", "done" or "failed"."""
         return sorted({Unit.of(name.partition("@")[0]) for name in self._names(state)})
 
-    def claim(self) -> Claim | None:
-        """One unit for this worker, or None where nothing is left that nobody else is at.
+    def claim(self, tried: Collection[Unit] = ()) -> Claim | None:
+        """One unit for this worker, or None where nothing is left that nobody else is at; never one that it `tried`.
 
-        Methods in the plan's order: a run that is cut short has drawn the first ones on all of its concepts.
+        What nobody failed at comes first, then methods in the plan's order: a run that is cut short has drawn the first
+        ones on all of its concepts.
         """
         self._take_back()
         places = {method: place for place, method in enumerate(self.plan.get("methods", ()))}
-        for name in sorted(self._names("todo"), key=lambda name: places.get(Unit.of(name).method, len(places))):
-            mine = self.folder / "doing" / f"{name}@{_worker()}"
+        failures = Counter(name.partition("@")[0] for name in self._names("tries"))
+        order = {
+            name: (failures[name], places.get(Unit.of(name).method, len(places)))
+            for name in self._names("todo")
+            if Unit.of(name) not in tried
+        }
+        for name in sorted(order, key=lambda name: order[name]):
+            mine = self.folder / "doing" / f"{name}@{liveness.name()}"
             mine.parent.mkdir(exist_ok=True)
             with suppress(FileNotFoundError):
                 os.utime(self.folder / "todo" / name)  # before the claim exists, so that it is never stale
@@ -119,18 +136,72 @@ class Run:
                 found.setdefault((record["method"], record["case"]), record)
         return list(found.values())
 
+    def signs(self) -> dict[str, float]:
+        """When each claim last gave a sign of life, by its name."""
+        found = {}
+        for name in self._names("doing"):
+            with suppress(FileNotFoundError):
+                found[name] = (self.folder / "doing" / name).stat().st_mtime
+        return found
+
+    def errors(self) -> dict[Unit, list[str]]:
+        """What went wrong at each unit that is not done, one line a try."""
+        open_units = {*self.units("todo"), *self.units("doing"), *self.units("failed")}
+        found: dict[Unit, list[str]] = {}
+        for name in self._names("tries"):
+            if (unit := Unit.of(name.partition("@")[0])) in open_units:
+                with suppress(OSError, ValueError, KeyError):
+                    found.setdefault(unit, []).append(json.loads((self.folder / "tries" / name).read_text())["error"])
+        return found
+
+    def retry(self) -> list[Unit]:
+        """Forget the tries so far and put back what was set aside; returns that."""
+        for name in self._names("tries"):
+            (self.folder / "tries" / name).unlink(missing_ok=True)
+        units = self.units("failed")
+        for unit in units:
+            with suppress(FileNotFoundError):
+                (self.folder / "failed" / unit.file).rename(self.folder / "todo" / unit.file)
+        return units
+
+    def put_back(self, claimed: Path, unit: str, error: Mapping[str, str] | None = None, name: str = "died") -> None:
+        """Move a claim back to `todo`; with an error, which is noted as a try, to `failed` once these are `TRIES`.
+
+        `name` tells this claim's tries apart: a worker dies once, however many others find that.
+        """
+        if error is not None:
+            write_atomic(self.folder / "tries" / f"{claimed.name}.{name}.json", json.dumps(error, indent=1) + "\n")
+        tries = sum(name.partition("@")[0] == unit for name in self._names("tries"))
+        target = self.folder / ("failed" if tries >= TRIES else "todo") / unit
+        target.parent.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # taken back meanwhile: the other worker will see to it
+            claimed.rename(target)
+
     def _names(self, state: str) -> list[str]:
         folder = self.folder / state
-        return sorted(os.listdir(folder)) if folder.exists() else []
+        return sorted(name for name in os.listdir(folder) if not is_leftover(name)) if folder.exists() else []
 
     def _take_back(self) -> None:
-        """Put claims of the dead back to `todo`."""
-        for name in self._names("doing"):
-            path = self.folder / "doing" / name
+        """Put claims of the dead back; one that died before its first picture may have been killed by the unit."""
+        if not (signs := self.signs()):
+            return
+        now = self._now()
+        for name, sign in signs.items():
             unit, _, worker = name.partition("@")
-            with suppress(FileNotFoundError):
-                if _is_dead(worker) or time.time() - path.stat().st_mtime > STALE:
-                    path.rename(self.folder / "todo" / unit)
+            if not liveness.is_dead(worker) and now - sign <= STALE:
+                continue
+            path, got_on = self.folder / "doing" / name, any((self.folder / "records").glob(f"{glob.escape(name)}.*"))
+            if path.exists():  # nobody else took it back
+                self.put_back(path, unit, None if got_on else {"error": f"its worker ended without a word ({worker})"})
+
+    def _now(self) -> float:
+        """The time by the clock that dates the signs of life: on a network disk its server's."""
+        clock = self.folder / ".clock"
+        try:
+            clock.touch()
+            return clock.stat().st_mtime
+        except OSError:
+            return time.time()
 
 
 class Claim:
@@ -151,7 +222,7 @@ class Claim:
             if self._log is None:
                 folder = self.run.folder / "records"
                 folder.mkdir(exist_ok=True)
-                self._log = (folder / f"{self._path.name}.{time.time_ns():x}.jsonl").open("x")
+                self._log = (folder / f"{self._path.name}.{time.time_ns():x}{secrets.token_hex(2)}.jsonl").open("x")
             self._log.writelines(json.dumps(record, sort_keys=True) + "\n" for record in records)
             self._log.flush()
             os.fsync(self._log.fileno())
@@ -162,23 +233,27 @@ class Claim:
     def finish(self) -> None:
         """Everything of the unit is recorded."""
         self.close()
-        self._move("done", self.unit.file)
+        target = self.run.folder / "done" / self.unit.file
+        target.parent.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # taken back meanwhile: the other worker will see to it
+            self._path.rename(target)
 
     def release(self) -> None:
         """Leave the rest to whoever claims it next."""
         self.close()
-        self._move("todo", self.unit.file)
+        self.run.put_back(self._path, self.unit.file)
+
+    def fail(self, error: BaseException) -> None:
+        """Leave the rest to another worker, or to nobody after `TRIES` tries, and note what went wrong."""
+        self.close()
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        told = {"error": said, "traceback": "".join(traceback.format_exception(error))}
+        self.run.put_back(self._path, self.unit.file, told, secrets.token_hex(4))
 
     def close(self) -> None:
         if self._log is not None:
             self._log.close()
             self._log = None
-
-    def _move(self, state: str, name: str) -> None:
-        target = self.run.folder / state / name
-        target.parent.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):  # taken back meanwhile: the other worker will see to it
-            self._path.rename(target)
 
 
 def _lines(path: Path) -> Iterator[Record]:
@@ -187,21 +262,3 @@ def _lines(path: Path) -> Iterator[Record]:
             # Only the last line can be torn, by a worker that was killed while writing it.
             with suppress(ValueError):
                 yield json.loads(line)
-
-
-def _worker() -> str:
-    return f"{socket.gethostname()}.{os.getpid()}"
-
-
-def _is_dead(worker: str) -> bool:
-    """Whether the worker ran on this machine and does not any more; of others the clock alone can tell."""
-    host, _, pid = worker.rpartition(".")
-    if host != socket.gethostname() or not pid.isdigit() or int(pid) == os.getpid():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from excise.bench.pictures import png
-from excise.bench.run import Claim, Record, Run, Unit
+from excise.bench.run import TRIES, Claim, Record, Run, Unit
 from excise.bench.suite import Case, Suite
 from excise.drawn import Drawn
 from excise.erasers import Eraser
@@ -28,6 +29,8 @@ from excise.step_progress import by_steps
 
 HEARTBEAT = 10.0
 """Seconds between two signs of life."""
+LOOK = 1.0
+"""Seconds between two looks at what others are doing."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,70 @@ def work(
 
     `defaults` are settings of a method on this machine (where its SAE lies). `progress` is called after each
     denoising step with the share of pictures that it drew. Ctrl-C hands the unit back.
+
+    A unit that fails is left to other workers, and this one goes on with the next. Returns only where every unit is
+    done, or another worker that is alive is at it. Raises Unfinished where one failed, and ExciseError at once where
+    the disk refuses.
     """
     pipe = None
-    while (claim := run.claim()) is not None:
-        pipe = load() if pipe is None else pipe
-        try:
-            with _signs_of_life(claim):
+    tried: set[Unit] = set()
+    while (claim := _next(run, tried)) is not None:
+        with _signs_of_life(claim):
+            try:
+                pipe = load() if pipe is None else pipe
+            except BaseException:
+                claim.release()
+                raise
+            try:
                 _do(run, claim, suite, pipe, defaults, progress)
-            claim.finish()
-        except BaseException:
-            claim.release()
-            raise
+            except BaseException as error:
+                if not isinstance(error, Exception) or _disk_refuses(error):
+                    claim.release()
+                    raise
+                claim.fail(error)
+                tried.add(claim.unit)
+            else:
+                claim.finish()
+    if open_units := [*run.units("failed"), *run.units("todo")]:
+        raise Unfinished(run, open_units)
+
+
+class Unfinished(ExciseError):
+    """Units of a run failed, and no worker is at them: the message says which and why."""
+
+    def __init__(self, run: Run, units: Sequence[Unit]) -> None:
+        errors = run.errors()
+        aside = set(run.units("failed"))
+        told = []
+        for unit in units:
+            last = (errors.get(unit) or ["left by its worker"])[-1]
+            tries = f"set aside after {TRIES} tries" if unit in aside else f"try {len(errors.get(unit, []))} of {TRIES}"
+            told.append(f"{unit.method} on {unit.concept}: {last} ({tries})")
+        more = f" and {len(told) - 5} more;" if len(told) > 5 else ""
+        super().__init__(
+            f"{len(told)} units are not done: {'; '.join(told[:5])};{more} details in {run.folder / 'tries'}; "
+            f"`excise bench resume {run.folder}` goes on, with --retry also at what was set aside"
+        )
+
+
+def _next(run: Run, tried: Collection[Unit]) -> Claim | None:
+    """A unit to work on, or None where there is none to wait for: what others hold is waited for until each has given
+    a sign of life, and taken over where one gives none."""
+    watched = run.signs()
+    while (claim := run.claim(tried)) is None:
+        now = run.signs()
+        watched = {name: sign for name, sign in watched.items() if now.get(name) == sign}
+        if not watched:
+            return None
+        time.sleep(LOOK)
+    return claim
+
+
+def _disk_refuses(error: Exception) -> bool:
+    """Whether it is the disk's fault, as with every other unit, and not this unit's."""
+    causes = (error, error.__cause__, error.__context__)
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+    return any(isinstance(cause, OSError) and cause.errno in full for cause in causes)
 
 
 def _do(

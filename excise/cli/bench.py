@@ -14,6 +14,7 @@ from excise.cli.options import Device, Json, Model, Sae
 from excise.cli.outputs import check_resumed
 from excise.cli.terminal import complain, emit, note, progress, table
 from excise.cli.weights import choosing_weights
+from excise.errors import ExciseError
 
 if TYPE_CHECKING:
     from excise.bench.bars import Bar
@@ -118,15 +119,28 @@ def run(
     if not search:
         asked["searches"] = False
     opened = start(out, suite, size, methods or ["snce"], names, chosen(asked), model, sae, weights)
-    _pass(_go_on(opened, json, device), conditions)
+    measured = _go_on(opened, json, device)
+    if conditions and opened.units("doing"):
+        raise ExciseError(f"gates are judged when all is done; call `excise bench report {out} --gate` then")
+    _pass(measured, conditions)
 
 
 @app.command(epilog="Example: excise bench resume run")
-def resume(folder: Folder, device: Device = "cpu", json: Json = False) -> None:
+def resume(
+    folder: Folder,
+    device: Device = "cpu",
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Also what failed so often that it was set aside; every try starts anew.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Go on with a run that was stopped or killed, or help other workers with it."""
     from excise.bench.run import Run
 
-    _go_on(Run(folder), json, device)
+    run = Run(folder)
+    if retry:
+        run.retry()
+    _go_on(run, json, device)
 
 
 @app.command(epilog="Example: excise bench report run")
@@ -176,11 +190,22 @@ def _pass(measured: dict[str, Any], conditions: list[Gate]) -> None:
 
 def _go_on(run: Run, as_json: bool, device: str) -> dict[str, Any]:
     from excise.app.benchmark import resume, total
+    from excise.bench.worker import Unfinished
 
+    unfinished: Unfinished | None = None
     with progress("pictures", total(run)) as advance:
         advance(len(run.records()))
-        resume(run, advance, device)
-    return _report(run, as_json)
+        try:
+            resume(run, advance, device)
+        except Unfinished as error:
+            unfinished = error
+    measured = _report(run, as_json)
+    if unfinished is not None:
+        raise unfinished
+    if left := run.units("doing"):
+        names = ", ".join(f"{unit.method} on {unit.concept}" for unit in left[:5])
+        note(f"other workers are at {names}{' and more' if len(left) > 5 else ''}; they finish the run")
+    return measured
 
 
 def _report(run: Run, as_json: bool) -> dict[str, Any]:

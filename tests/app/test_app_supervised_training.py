@@ -133,3 +133,11 @@ def test_what_cannot_be_learnt_is_said(tiny_pipe: Any, tiny_site: Any, shards: B
         train_on_block(shards, tmp_path / "sae", CONFIG, Labels(groups=GROUPS[:1]))
     with pytest.raises(ExciseError, match="'grass' is none of the 2 concepts"):
         train_on_text(tiny_pipe, tiny_site, PROMPTS, CONCEPTS[:2], tmp_path / "sae", CONFIG, Labels())
+
+
+def test_the_first_groups_concepts_choose_their_neurons_first() -> None:
+    from excise.app.supervised_training import _greedy
+
+    scores = torch.tensor([[5.0, 4.0, 0.0], [9.0, 1.0, 3.0]])
+    assert _greedy(scores, [0, 0]) == [0, 2], "in the order they are named"
+    assert _greedy(scores, [1, 0]) == [1, 0], "the second one's group is the first"

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -9,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from excise.bench.run import STALE, Run, Unit
+from excise.bench import liveness
+from excise.bench.run import STALE, TRIES, Run, Unit
 from excise.errors import ExciseError
+from excise.files import temporary_beside
 
 UNITS = [Unit("none", "gun"), Unit("snce", "gun"), Unit("snce:k=10,lam=2", "ice cream")]
 JOINED = Unit("snce+saemnesia:saemnesia.sae=/some/where,snce.lam=2", "gun")
@@ -129,6 +133,70 @@ def test_a_killed_workers_unit_goes_to_the_next_one(tmp_path: Path) -> None:
     claim = run.claim()
     assert claim is not None
     assert [r["case"] for r in run.records(claim.unit)] == ["gun.0", "gun.1", "gun.2"], "the torn line is left out"
+
+
+NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "sh", "-c")
+"""A container's view of process numbers; the numbers up to 4 are taken by short-lived programs."""
+HOLD = '/bin/true; /bin/true; /bin/true; "$0" -c "$1" "$2"; true'
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode != 0,
+    reason="no namespaces of process numbers can be made here",
+)
+def test_a_living_worker_in_another_container_keeps_its_unit(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, {}, UNITS[:1])
+    worker = subprocess.Popen(
+        [*NAMESPACE, HOLD, sys.executable, KILLED, tmp_path], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+        other = "import sys\nfrom excise.bench.run import Run\nprint(Run(sys.argv[1]).claim())"
+        told = subprocess.run(
+            [*NAMESPACE, '"$0" -c "$1" "$2"; true', sys.executable, other, tmp_path],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert told.stdout == "None\n"
+        assert run.claim() is None, "nor to a worker outside"
+    finally:
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+
+
+def test_a_process_is_told_by_its_place_number_and_start() -> None:
+    host, place, pid, start = liveness.name().split(".")
+    assert int(pid) == os.getpid()
+    assert not liveness.is_dead(liveness.name())
+    assert liveness.is_dead(f"{host}.{place}.{pid}.{int(start) + 1}"), "another process had the number before"
+    assert not liveness.is_dead(f"{host}.{place[::-1]}.999999.1"), "elsewhere nothing can be told"
+    assert not liveness.is_dead(f"{host}.999999"), "as older versions named it"
+    ended = subprocess.run(
+        [sys.executable, "-c", "from excise.bench import liveness; print(liveness.name())"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert liveness.is_dead(ended.stdout.strip())
+
+
+def test_a_unit_whose_workers_die_is_set_aside_and_can_be_retried(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, {}, UNITS[:1])
+    for n in range(TRIES):
+        died = tmp_path / "doing" / f"{UNITS[0].file}@elsewhere.{n}"
+        died.parent.mkdir(exist_ok=True)
+        (tmp_path / "todo" / UNITS[0].file).rename(died)
+        os.utime(died, (time.time() - STALE - 1,) * 2)
+        run._take_back()
+    assert (run.units("todo"), run.units("failed"), run.claim()) == ([], UNITS[:1], None)
+    assert run.errors() == {UNITS[0]: [f"its worker ended without a word (elsewhere.{n})" for n in range(TRIES)]}
+    assert run.retry() == UNITS[:1]
+    assert (run.units("todo"), run.errors()) == (UNITS[:1], {})
+
+
+def test_what_a_dead_writer_left_is_no_unit(tmp_path: Path) -> None:
+    (tmp_path / "run" / "todo").mkdir(parents=True)
+    for place in ("todo/none=gun", "run.json"):
+        temporary_beside(tmp_path / "run" / place).write_text("")
+    assert Run.create(tmp_path / "run", {}, UNITS).units("todo") == UNITS
 
 
 def test_a_claim_of_another_machine_goes_stale(tmp_path: Path) -> None:

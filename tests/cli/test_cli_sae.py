@@ -69,13 +69,14 @@ def test_the_papers_corpus(tmp_path: Path) -> None:
 
     from excise.app.training import recipe_prompts
 
-    rows = {"prompt": ["safe", "unsafe", "marked", "shared", "unsafe"], "prompt_nsfw": [0.1, 0.9, 2.0, 0.8, 0.7]}
+    names = ["safe", "unsafe", "marked", "shared", "unsafe", "at the bound", "above it"]
+    rows = {"prompt": names, "prompt_nsfw": [0.1, 0.9, 2.0, 0.8, 0.7, 0.5, 0.51]}
     parquet.write_table(pyarrow.table(rows), tmp_path / "metadata.parquet")
     (tmp_path / "i2p.csv").write_text("prompt\nshared\nother\n")
     files = {"diffusiondb": tmp_path / "metadata.parquet", "i2p": tmp_path / "i2p.csv"}
     prompts, card = recipe_prompts("snce-sd14", **files)
-    assert prompts == ["shared", "other", "unsafe"]
+    assert prompts == ["shared", "other", "unsafe", "above it"]
     assert card["excludes"] == []
     prompts, card = recipe_prompts("snce-sd14", exclude_eval=True, **files)
-    assert prompts == ["unsafe"]
+    assert prompts == ["unsafe", "above it"], "what I2P has is left out of DiffusionDB too"
     assert card["excludes"] == ["i2p"]

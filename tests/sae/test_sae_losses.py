@@ -208,6 +208,21 @@ def test_the_projected_gradient_is_tangent_to_the_sphere():
     torch.testing.assert_close(cosine[moved], torch.ones_like(cosine[moved]))
 
 
+def test_a_step_turns_the_decoder_along_the_projected_gradient():
+    """Plain gradient descent, row by row: what is parallel to a row is taken from its gradient before the step."""
+    sae, x = an_sae([]), batch()
+    before = sae.W_dec.detach().clone()
+    run(sae, x, [], 1.0).total.backward()
+    gradient = sae.W_dec.grad.clone()
+    stretch = (gradient * before).sum(1, keepdim=True)
+    assert float(stretch.abs().max()) > 1e-2, "else projecting changes nothing"
+    step(sae, torch.optim.SGD(sae.parameters(), lr=1.0))
+    turned, plain = before - (gradient - stretch * before), before - gradient
+    torch.testing.assert_close(sae.W_dec.detach(), F.normalize(turned, dim=1))
+    assert float((F.normalize(plain, dim=1) - F.normalize(turned, dim=1)).abs().max()) > 1e-3
+    assert sae.W_dec.grad is None
+
+
 def test_the_decoder_is_unit_norm_after_each_step():
     sae, x = an_sae([]), batch()
     optimiser = torch.optim.Adam(sae.parameters(), lr=0.1, fused=True)

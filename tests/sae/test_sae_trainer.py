@@ -312,3 +312,15 @@ def test_the_encoder_starts_as_long_as_reconstructs_best():
     with torch.no_grad():
         sae.b_enc.fill_(-1e3)
     assert encoder_length(sae, x) == 1
+
+
+def test_a_training_starts_with_the_encoder_at_that_length(tmp_path):
+    config = dataclasses.replace(CONFIG, lr=0.0, tokens=CONFIG.batch, units="raw")
+    sae, x = train(features(), config, tmp_path / "sae"), features()
+    fresh = TopKSAE(sae.config, seed=config.seed)
+    with torch.no_grad():
+        fresh.b_pre.copy_(sae.b_pre)
+    length = sae.W_enc.detach().norm(dim=1)
+    assert float(length[0]) == pytest.approx(encoder_length(fresh, x), rel=0.02)
+    torch.testing.assert_close(length, length[:1].expand_as(length))
+    assert abs(float(length[0]) - 1) > 0.05, "else nobody would notice rows of length 1"
