@@ -63,7 +63,7 @@ def write(folder: Path, drawing: Drawing) -> None:
 
 
 def sae_paragraph(card: Mapping[str, Any]) -> str:
-    """What an SAE's card says of how it was trained and what it leaves unexplained; nothing where it was not measured."""
+    """What an SAE's card says of its training and of what it leaves unexplained; empty where it was not measured."""
     metrics = card.get("metrics") or {}
     if not (positions := metrics.get("positions")):
         return ""
@@ -78,8 +78,8 @@ def sae_paragraph(card: Mapping[str, Any]) -> str:
     )
     with_bos = "It was trained on BOS too. " if card.get("bos", True) else ""
     return (
-        f"## SAE\n{with_bos}BOS is one and the same vector in every prompt, far from all others and easy to reconstruct, "
-        "so that a figure over all\npositions flatters: words are reconstructed worse. In per cent, on "
+        f"## SAE\n{with_bos}BOS is one and the same vector in every prompt, far from all others and easy to\n"
+        "reconstruct, so that a figure over all positions flatters: words are reconstructed worse. In per cent, on\n"
         f"{metrics.get('positions_on', 'prompts')}, by `excise sae measure sae`:\n\n"
         "| positions | vectors | of the variance | unexplained (FVU) | unexplained, median vector |\n"
         f"|---|---|---|---|---|\n{rows}\n\n"
