@@ -24,7 +24,7 @@ ALL, BUT_BOS = "all", "all_but_bos"
 KINDS = ("bos", "words", "end_of_text", "padding")
 """Every position is of one kind: "bos" is the first position where no word stands, and a template counts as words."""
 
-SAMPLED = 32
+SAMPLED = 80
 """Vectors of a prompt that the centre is taken of."""
 
 
