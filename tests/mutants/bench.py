@@ -158,4 +158,26 @@ MUTANTS = [
         ("return alive[int(loss.argmin())]", "return alive[int(loss.argmax())]"),
         ("not any(part in word for part in parts)", "True"),
     ),
+    *of(
+        "excise/bench/liveness.py",
+        "tests/bench/test_run.py",
+        ("parts[1] != _place()", "False"),
+        ('now is None or (start != "0" and str(now) != start)', "now is None"),
+        ("return None if fields[0] in \"ZX\" else int(fields[19])", "return int(fields[18])"),
+    ),
+    *of(
+        "excise/bench/run.py",
+        "tests/bench/test_run.py tests/bench/test_sharing.py",
+        ('"failed" if tries >= TRIES', '"failed" if tries > TRIES'),
+        ("if not liveness.is_dead(worker) and now - sign <= STALE:", "if not liveness.is_dead(worker):"),
+        ("            if Unit.of(name) not in tried\n", ""),
+    ),
+    *of(
+        "excise/bench/worker.py",
+        "tests/bench/test_sharing.py",
+        ("if not isinstance(error, Exception) or _disk_refuses(error):", "if not isinstance(error, Exception):"),
+        ("        if not watched:\n            return None\n", "        return None\n"),
+        ('[*run.units("failed"), *run.units("todo")]', 'run.units("todo")'),
+    ),
+    *of("excise/app/devices.py", "tests/app/test_app_devices.py", ("number % cards", "number // cards")),
 ]  # fmt: skip

@@ -176,4 +176,10 @@ MUTANTS = [
         ('if state["training"] != which:', "if False:"),
         ("if self._made is not None and self._made[0] == now and", "if self._made is not None and"),
     ),
+    *of(
+        "excise/methods/tuning.py",
+        "tests/methods/test_tuning.py",
+        ("config.seed * 1_000_003 + len(losses)", "config.seed * 1_000_003"),
+        ("config.seed * 1_000_003 + len(losses)", "len(losses)"),
+    ),
 ]  # fmt: skip
