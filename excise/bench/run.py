@@ -3,6 +3,7 @@
     run.json                       what is run: suite, size, concepts, methods with their configurations
     todo/ doing/ done/ failed/     one file a unit of work, `method=concept`; a worker claims one by renaming it
     tries/                         one file a try at a unit that failed, with what went wrong
+    .clock                         touched to read the time by the disk's clock
     records/                       one JSONL file an attempt at a unit, one line a picture
     pictures/method=concept/       the pictures, PNG
     erasers/method=concept/        the erasers that were fitted

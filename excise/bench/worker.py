@@ -120,7 +120,8 @@ def _next(run: Run, tried: Collection[Unit]) -> Claim | None:
     while (claim := run.claim(tried)) is None:
         now = run.signs()
         watched = {name: sign for name, sign in watched.items() if now.get(name) == sign}
-        if not watched:
+        # What another worker has just put back is there to be claimed.
+        if not watched and set(run.units("todo")) <= set(tried):
             return None
         time.sleep(LOOK)
     return claim
