@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,11 +50,33 @@ _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp", re.DOTALL)
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Replace `path` by `data` in one step. Raises ExciseError where the disk refuses (full, read-only, no folder)."""
+    _put(path, data, lambda temporary: temporary.replace(path))
+
+
+def write_once(path: Path, data: bytes | str) -> None:
+    """Write `data` in one step unless `path` is there: of several writers at once the first one's stays.
+
+    Raises ExciseError as `write_atomic`.
+    """
+
+    def put(temporary: Path) -> None:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a disk without hard links, where two writers at the same moment cannot be told apart
+            if not path.exists():
+                temporary.replace(path)
+
+    _put(path, data, put)
+
+
+def _put(path: Path, data: bytes | str, put: Callable[[Path], object]) -> None:
     temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(temporary, data)
-        temporary.replace(path)
+        put(temporary)
     except OSError as error:
         raise ExciseError(
             f"cannot write {path}: {error.strerror or error}; free some space or choose another place"

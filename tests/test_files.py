@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from excise.errors import ExciseError
-from excise.files import is_leftover, temporary_beside, write_atomic, write_folder
+from excise.files import is_leftover, temporary_beside, write_atomic, write_folder, write_once
 
 
 @pytest.fixture
@@ -140,3 +140,18 @@ def test_a_temporary_name_fits_wherever_its_target_does(tmp_path: Path) -> None:
     for name in ("n" * 255, "ü" * 127):
         write_atomic(tmp_path / name, "x")
         assert (tmp_path / name).read_text() == "x"
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_of_several_writers_the_first_ones_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool) -> None:
+    if not linked:
+
+        def refuse(*given: Any) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr("os.link", refuse)
+    write_once(tmp_path / "it", "first")
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda n: write_once(tmp_path / "it", str(n)), range(50)))
+    assert (tmp_path / "it").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]

@@ -23,7 +23,7 @@ from excise.bench.suite import Case, Suite
 from excise.drawn import Drawn
 from excise.erasers import Eraser
 from excise.errors import ExciseError
-from excise.files import sha256, write_atomic
+from excise.files import sha256, write_atomic, write_once
 from excise.methods.base import method, parsed, settings_of
 from excise.step_progress import by_steps
 
@@ -265,10 +265,12 @@ def _found(run: Run, name: str) -> list[Case]:
 
 
 def _search(run: Run, name: str, search: Callable[[], list[Case]]) -> None:
-    """Make a search, and keep what it finds in the run's folder, unless that was done before."""
+    """Make a search, and keep what it finds in the run's folder, unless that was done before.
+
+    Two workers that search at the same moment go on with what the first one found."""
     path = _searched(run, name)
     if not path.exists():
-        write_atomic(path, json.dumps([asdict(case) for case in search()], indent=1) + "\n")
+        write_once(path, json.dumps([asdict(case) for case in search()], indent=1) + "\n")
 
 
 def _searched(run: Run, name: str) -> Path:
