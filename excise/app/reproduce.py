@@ -106,7 +106,7 @@ def figure_7(run: Run, prompts: int = 3, blur: bool = True) -> bytes:
         for n, case in enumerate(cases):
             shown = [records.get((labels[lam], case["case"])) for lam in sorted(labels)]
             pictures = [_shown(run, record, blur) for record in shown if record is not None]
-            rows.append((f"Top-{k}, λ = {told}" if n == 0 else "", np.stack(pictures)))
+            rows.append((f"Top-{k}, lambda = {told}" if n == 0 else "", np.stack(pictures)))
     return rows_png(rows)
 
 

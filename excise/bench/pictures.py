@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from excise.drawn import Pixels as Pixels
 
 
-def png(picture: Pixels) -> bytes:
-    """One picture `[height, width, 3]` as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+def png(picture: Pixels, text: Mapping[str, str] | None = None) -> bytes:
+    """One picture `[height, width, 3]` as a PNG file, with chunks of `text` by keyword."""
+    buffer, chunks = io.BytesIO(), PngInfo()
+    for keyword, value in (text or {}).items():
+        chunks.add_text(keyword, value)
+    Image.fromarray(picture).save(buffer, "PNG", optimize=True, pnginfo=chunks)
     return buffer.getvalue()
 
 

@@ -11,7 +11,7 @@ from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.options import Device, Json, Model, PairsFile
 from excise.cli.outputs import PAGES, Force, check_file, check_resumed
-from excise.cli.terminal import emit, key_values, note, progress
+from excise.cli.terminal import emit, key_values, note, progress, prose
 from excise.cli.weights import choosing_weights
 
 if TYPE_CHECKING:
@@ -127,14 +127,14 @@ def _show(audit: Audit) -> None:
     rows = [(kind, outcome) for kind, outcome in audit.checks.items()]
     key_values(f"Audit of {audit.name}: “{audit.concept}”", rows)
     for flag in audit.flags:
-        typer.echo(f"{'RED FLAG' if flag.severity == 'red' else 'note'}: {flag.kind}. {flag.says}")
+        prose(f"{'RED FLAG' if flag.severity == 'red' else 'note'}: {flag.kind}. {flag.says}")
         for line in flag.evidence:
-            typer.echo(f"    {line}")
+            prose(line, indent=4, hanging=4)
     for effect in audit.effects:
         missed = sum(not word.caught for word in effect.words)
-        typer.echo(
+        prose(
             f"{effect.measured}: {effect.touched} of {effect.benign} benign prompts change, "
             f"{len(effect.words) - missed} of {len(effect.words)} words are caught"
         )
     for said in audit.left_out:
-        typer.echo(said)
+        prose(said)

@@ -12,7 +12,7 @@ from excise.cli import bounds
 from excise.cli.options import Count, Device, Json, Model
 from excise.cli.outputs import check_resumed
 from excise.cli.supervised import app
-from excise.cli.terminal import aligned, emit, note, progress, table
+from excise.cli.terminal import aligned, emit, note, progress, prose, table
 from excise.cli.weights import choosing_weights
 
 __all__ = ["app"]
@@ -49,10 +49,10 @@ COLUMNS = {
 NAMED = {name: key for key, name in COLUMNS.items()}
 """Figures by the names of their columns."""
 LEGEND = (
-    "Means over the concepts. I_CDF: neurons that tell a concept apart, each by how often; L0,t: those that do so in",
-    "a share t of the pairs. probe: accuracy on one neuron. TPP: what taking the top neuron out costs its concept's",
-    "probe more than others'. AUROC: of the top neuron, held out. carried: how much of what the concept changes in a",
-    "sentence that neuron writes. --json has more, concept by concept.",
+    "Means over the concepts. I_CDF: neurons that tell a concept apart, each by how often; L0,t: those that do so in "
+    "a share t of the pairs. probe: accuracy on one neuron. TPP: what taking the top neuron out costs its concept's "
+    "probe more than others'. AUROC: of the top neuron, held out. carried: how much of what the concept changes in a "
+    "sentence that neuron writes. --json has more, concept by concept."
 )
 
 
@@ -182,8 +182,7 @@ def show(rows: list[dict[str, Any]], by: str) -> None:
     for n, row in enumerate(rows, 1):
         typer.echo(f"{n:3}  {row['sae']}: {row['site']}, {row['m']} neurons, k {row['k']}")
     typer.echo()
-    for line in LEGEND:
-        typer.echo(line)
+    prose(LEGEND)
 
 
 def _numbers(option: str, text: str, allowed: bounds.Bounds) -> list[int]:

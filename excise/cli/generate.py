@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,8 @@ import typer
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.options import Device, Json, Model
-from excise.cli.outputs import PICTURE, Force, check_file
-from excise.cli.terminal import emit, progress
+from excise.cli.outputs import PICTURE, Force, check_file, check_resumed
+from excise.cli.terminal import emit, note, progress
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
 
@@ -23,15 +24,17 @@ def register(app: typer.Typer) -> None:
 @choosing_weights
 def generate(
     prompt: Annotated[
-        list[str], typer.Option("--prompt", help="What to draw, or to go on from; may be given several times.")
-    ],
+        list[str] | None, typer.Option("--prompt", help="What to draw, or to go on from; may be given several times.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="A file of prompts: .txt, one a line, or .csv with columns prompt[, seed]."),
+    ] = None,
     eraser: Annotated[
         list[Path] | None,
         typer.Option("--eraser", help="Folder of an eraser, or of several, to attach. Give it several times."),
     ] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Draw without and with the eraser, one above the other.")
-    ] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Draw without and with the eraser, side by side.")] = False,
     strength: Annotated[float, typer.Option("--strength", help="Scales the eraser's λ.", **bounds.STRENGTH)] = 1.0,
     allow_amplify: Annotated[
         bool,
@@ -52,7 +55,20 @@ def generate(
             "--guidance", help="Guidance scale. Default: 4; with --model, that pipeline's own.", **bounds.GUIDANCE
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="The PNG to write.")] = Path("excise.png"),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The sheet to write, a PNG. Default, without --out-dir: excise.png."),
+    ] = None,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option("--out-dir", help="Write each picture as a numbered PNG into this folder."),
+    ] = None,
+    keep_prompt: Annotated[
+        bool,
+        typer.Option(
+            "--keep-prompt", help="Note the prompt in the PNG, beside seed, digests and strength, which always are."
+        ),
+    ] = False,
     model: Model = None,
     sae: Annotated[
         Path | None,
@@ -65,7 +81,10 @@ def generate(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Draw prompts, with or without an eraser, into one PNG. A language model goes on from them, which is printed."""
+    """Draw prompts, with or without an eraser, into one PNG or a file each.
+
+    A language model goes on from them, which is printed.
+    """
     if compare and not eraser:
         raise ExciseError("--compare needs --eraser DIR")
     if strength < 0 and not allow_amplify:
@@ -73,18 +92,31 @@ def generate(
             f"--strength {strength:g} would write the concept in; give 0 or more (a language model may write it in, "
             "with --allow-amplify)"
         )
+    if not prompt and prompts is None:
+        raise ExciseError(
+            "there is nothing to draw; give --prompt, or name a file with --prompts; see `excise generate --help`"
+        )
 
-    if not all(text.strip() for text in prompt):
+    if not all(text.strip() for text in prompt or ()):
         raise ExciseError("a prompt is empty; say what to draw with --prompt")
-    check_file(out, PICTURE, force=force)
+    if out is None and out_dir is None:
+        out = Path("excise.png")
+    if out is not None:
+        check_file(out, PICTURE, force=force)
+    if out_dir is not None:
+        check_resumed(out_dir, option="--out-dir")
 
     from excise.app.models import load_pipeline, sae_folder
-    from excise.app.pictures import denoising_steps, draw_prompts
+    from excise.app.pictures import Asked, check, denoising_steps, draw_prompts, read_asked
     from excise.erasers import load_erasers
     from excise.reference.bundle import GUIDANCE
     from excise.sae import load
     from excise.sites import LanguageModel
 
+    asked = [Asked(text, tuple(range(seed, seed + n))) for text in prompt or ()]
+    if prompts is not None:
+        asked += read_asked(prompts, seed, n)
+    check(asked, eraser or (), out, out_dir, force=force, compare=compare)
     erasers = load_erasers(eraser or [])
     if sae is None and any(edit.needs_sae for loaded in erasers.values() for edit in loaded.edits):
         sae = sae_folder(model, None)
@@ -93,28 +125,39 @@ def generate(
     whole = whole.to(device) if whole is not None else None
     if isinstance(pipe, LanguageModel):
         how = {"strength": strength, "allow_amplify": allow_amplify, "sae": whole}
-        _write(pipe, prompt, erasers, how, json, compare=compare, chat=chat, max_new_tokens=max_new_tokens)
+        texts = [one.prompt for one in asked]
+        _write(pipe, texts, erasers, how, json, compare=compare, chat=chat, max_new_tokens=max_new_tokens)
         return
     if allow_amplify or chat:
         raise ExciseError("--allow-amplify and --chat are for language models; leave them out")
     sides = 2 if compare else 1
-    total = sides * denoising_steps(len(prompt) * n, steps)
-    with progress(f"drawing {sides * len(prompt) * n} pictures", total, "steps") as advance:
+    pictures, total = sides * sum(len(one.seeds) for one in asked), sides * denoising_steps(asked, steps)
+    with (
+        progress(f"drawing {pictures} pictures", total, "steps") as advance,
+        warnings.catch_warnings(record=True) as said,
+    ):
+        warnings.simplefilter("always", UserWarning)
         data = draw_prompts(
             pipe,
-            prompt,
+            asked,
             erasers,
             out,
+            out_dir=out_dir,
+            force=force,
+            keep_prompt=keep_prompt,
             compare=compare,
             strength=strength,
-            n=n,
-            seed=seed,
             steps=steps,
             guidance=GUIDANCE if guidance is None and model is None else guidance,
             sae=whole,
             progress=advance,
         )
-    emit(json, data, lambda: typer.echo(f"{out}: {data['pictures']} pictures, seeds {seed} to {seed + n - 1}"))
+    for message in dict.fromkeys(str(one.message) for one in said if issubclass(one.category, UserWarning)):
+        note(f"warning: {message}")
+    where = " and ".join(str(place) for place in (out, out_dir) if place is not None)
+    first, last = data["seeds"][0], data["seeds"][-1]
+    seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
+    emit(json, data, lambda: typer.echo(f"{where}: {data['pictures']} pictures, {seeds}"))
 
 
 def _write(

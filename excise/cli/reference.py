@@ -54,12 +54,13 @@ def sample(
     """Draw prompts with the bundled model."""
     check_file(out, PICTURE, force=force)
     from excise.app.models import load_pipeline
-    from excise.app.pictures import denoising_steps, draw_prompts
+    from excise.app.pictures import Asked, check, denoising_steps, draw_prompts
 
+    asked = [Asked(text, tuple(range(seed, seed + n))) for text in prompt]
+    check(asked, (), out, None)
     pipe = load_pipeline(None)
-    pictures = len(prompt) * n
-    with progress(f"drawing {pictures} pictures", denoising_steps(pictures, steps), "steps") as advance:
-        data = draw_prompts(pipe, prompt, {}, out, n=n, seed=seed, steps=steps, progress=advance)
+    with progress(f"drawing {len(prompt) * n} pictures", denoising_steps(asked, steps), "steps") as advance:
+        data = draw_prompts(pipe, asked, {}, out, steps=steps, progress=advance)
     emit(json, data, lambda: typer.echo(f"{out}: {data['pictures']} pictures"))
 
 

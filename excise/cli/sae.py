@@ -251,7 +251,7 @@ def _share(value: float | None) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return "\n".join(f"{k} {_plain(v)}" for k, v in value.items() if v is not None)
+        return "\n".join(f"{k} {line}" for k, v in value.items() if v is not None for line in _plain(v).splitlines())
     if isinstance(value, float):
         return f"{value:.4g}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

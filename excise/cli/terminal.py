@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import sys
 import textwrap
 import time
@@ -80,6 +81,21 @@ def key_values(title: str, rows: Sequence[tuple[str, str]]) -> None:
         if value:
             drawn.add_row(_text(f"  {name}"), _text(value))
     console.print(drawn)
+
+
+def prose(text: str, indent: int = 0, hanging: int = 0) -> None:
+    """Print a paragraph on standard output, wrapped at words to the terminal's width where that is one.
+
+    `hanging` is how much further lines after the first are indented.
+    """
+    first, rest = " " * indent, " " * (indent + hanging)
+    if not sys.stdout.isatty():
+        typer.echo(first + text)
+        return
+    width = max(40, min(100, shutil.get_terminal_size().columns))
+    typer.echo(
+        textwrap.fill(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False) or first
+    )
 
 
 def aligned(values: Sequence[float | None], digits: int = 3) -> list[str]:

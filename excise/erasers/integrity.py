@@ -49,6 +49,12 @@ def encoder_matches(encoder: nn.Module, digests: dict[str, list[str]]) -> bool:
     return bool(known) and _digest(encoder, (torch.float16,)) in known
 
 
+def model_digests(pipe: Any) -> dict[str, str]:
+    """By component the sha256 of the weights of the text encoders and the denoiser, rounded to float16."""
+    components = {**text_encoders(pipe), **dict([denoiser_of(pipe)])}
+    return {name: _digest(module, (torch.float16,)) for name, module in components.items()}
+
+
 def _digest(encoder: nn.Module, casts: tuple[torch.dtype, ...]) -> str:
     digest = hashlib.sha256()
     state = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}

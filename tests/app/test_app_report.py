@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
 
@@ -117,13 +118,21 @@ def test_plots_survive_empty_and_zero_data() -> None:
         assert "nan" not in drawn
 
 
-def test_the_grid_shows_both_rows_of_every_family(outcomes: list[Any]) -> None:
+def test_the_grid_shows_before_and_after_of_what_the_unerased_model_draws(make_outcome: Callable[..., Any]) -> None:
     import io
 
     from PIL import Image
 
-    with Image.open(io.BytesIO(comparison_png(outcomes))) as sheet:
+    from excise.app.grid import APART, GAP, MARGIN
+
+    outcome = make_outcome("direct", target=([0, 1, 1, 0], [0, 0, 0, 0]))
+    for n in range(4):
+        outcome.before[n], outcome.after[n] = 10 * n, 200 + 10 * n
+    with Image.open(io.BytesIO(comparison_png([outcome]))) as sheet:
         pixels = np.asarray(sheet)
-    # Four families of two rows of four 8x8 pictures, drawn twice as large.
-    assert pixels.shape[1] >= 2 * 24 + 4 * (16 + 6) - 6
-    assert pixels.shape[0] == 2 * 24 + 8 * (16 + 6) + 4 * 30
+    pair = 2 * 184 + GAP
+    assert pixels.shape[1] == 2 * MARGIN + 4 * pair + 3 * APART
+    row = pixels[-MARGIN - 20]
+    lefts = [MARGIN + n * (pair + APART) for n in range(4)]
+    assert [int(row[left + 90, 0]) for left in lefts] == [10, 20, 0, 30]
+    assert [int(row[left + 184 + GAP + 90, 0]) for left in lefts] == [210, 220, 200, 230]

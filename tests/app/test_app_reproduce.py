@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from excise.app.benchmark import resume, start
 from excise.app.fid import fid, gather
+from excise.app.grid import GAP, HEADING, MARGIN
+from excise.app.lettering import Lettering
 from excise.app.reproduce import figure_7
 from excise.bench.pictures import read
 from excise.bench.run import Run
@@ -31,14 +33,16 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_figure_7_has_a_column_a_strength_and_a_row_a_prompt_and_k(swept: Run) -> None:
     sheet = np.asarray(Image.open(io.BytesIO(figure_7(swept, blur=False))))
     shown = [
-        np.asarray(Image.fromarray(read(path)).resize((128, 128), Image.Resampling.NEAREST))
+        np.asarray(Image.fromarray(read(path)).resize((128, 128), Image.Resampling.LANCZOS))
         for label in ("none", "snce:lam=0.4", "snce:lam=4")
         if (path := swept.folder / "pictures" / f"{label.replace(':', '+')}=gun" / "gun.direct.000.png")
     ]
+    head = Lettering(HEADING).line + 4
+    top = MARGIN + head
     for column, picture in enumerate(shown):
-        left = 24 + column * 134
-        assert np.array_equal(sheet[24 + 30 : 24 + 30 + 128, left : left + 128], picture)
-    assert sheet.shape[0] == 2 * 24 + 2 * 134 + 2 * 30, "a prompt for k = 1 and one for k = 10"
+        left = MARGIN + column * (128 + GAP)
+        assert np.array_equal(sheet[top : top + 128, left : left + 128], picture)
+    assert sheet.shape[0] == 2 * MARGIN + 2 * (128 + head) + GAP, "a prompt for k = 1 and one for k = 10"
 
 
 def test_what_was_seen_is_blurred(swept: Run) -> None:

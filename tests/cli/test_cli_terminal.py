@@ -103,3 +103,16 @@ def test_shares_of_a_step_are_no_step(capsys: pytest.CaptureFixture[str], monkey
         "drawing 2 pictures: 1 of 40 steps",
         "drawing 2 pictures: 2 of 40 steps",
     ]
+
+
+def test_prose_is_wrapped_where_somebody_watches_and_one_line_in_a_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "a long sentence of many words that goes on well past the edge of a narrow terminal"
+    terminal.prose(text, indent=2)
+    assert capsys.readouterr().out == f"  {text}\n"
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    terminal.prose(text, indent=2, hanging=2)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("  a long") and second.startswith("    ") and f"{first} {second.strip()}".strip() == text
