@@ -49,7 +49,8 @@ def test_what_is_missed_is_said_with_n() -> None:
 
 
 def test_a_bound_belongs_to_a_gate_that_says_or_equal() -> None:
-    assert [parse(f"asr{sign}0.04")[0].holds(FIGURES) for sign in ("<", "<=", ">", ">=")] == [False, True, False, True]
+    gates = [parse(f"asr{sign}0.04", "point")[0] for sign in ("<", "<=", ">", ">=")]
+    assert [gate.holds(FIGURES) for gate in gates] == [False, True, False, True]
 
 
 def test_what_was_not_measured_never_passes() -> None:

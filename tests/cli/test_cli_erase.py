@@ -198,7 +198,7 @@ def test_the_bundled_model_needs_no_model_option(
 ) -> None:
     from excise import reference
 
-    monkeypatch.setattr(reference, "load", build_pipe)
+    monkeypatch.setattr(reference, "load", lambda **_: build_pipe())
     monkeypatch.setattr(reference, "sae_folder", lambda: sae_folder)
     assert ask("find", "gun", "--n", 10, "--tolerance", 0.9)["site"] == "text_encoder/encoder.layers.2"
     monkeypatch.setattr(reference, "sae_corpus", lambda captions, english: ["a gun", "a cat", "a bus on grass"])
@@ -279,7 +279,7 @@ def test_a_trained_method_goes_on_where_it_was_stopped(
 
     monkeypatch.setattr(tuning, "_step", stopping)
     stopped = call(*words)
-    assert stopped.exit_code == 2
+    assert stopped.exit_code == 130
     assert "long work goes on when called again" in stopped.stderr
     assert not out.exists()
     made = ask(*words)
@@ -352,7 +352,7 @@ def test_ctrl_c_ends_several_at_once_and_keeps_their_trainings(model_folder: Pat
         said = running.communicate()[1]
     finally:
         running.kill()
-    assert running.returncode == 2, said
+    assert running.returncode == 130, said
     assert "Traceback" not in said
     assert all(len(json.loads(state.read_text())["losses"]) >= 1 for state in kept)
     assert not (tmp_path / "erasers" / "gun-esd-x").exists()

@@ -350,6 +350,7 @@ def test_a_picture_that_opened_stays_open_until_another_is_drawn() -> None:
         pytest.param("9:00 5:00 5:1 1:00 1:0", "00 00 1 01 1", id="SD 3's skip-layer guidance: one more run"),
         pytest.param("9:01 5:0000", "01 1111", id="a batch of yet another size: whatever is open anywhere"),
         pytest.param("9:1 5:0 9:0 5:0", "1 1 0 0", id="a timestep above the last one begins another drawing"),
+        pytest.param("9:1 5:0 7:0 5:0", "1 1 0 0", id="of other timesteps too"),
     ],
 )
 def test_each_run_goes_on_from_its_own(runs: str, wanted: str) -> None:
