@@ -67,7 +67,8 @@ def load_pipeline(model: str | None, device: str = "cpu", weights: Weights = DEF
             raise ExciseError("--revision and --variant are for another model; name it with --model")
         from excise import reference
 
-        return reference.load(dtype=weights.torch_dtype() or torch.float32).to(device)
+        dtype = weights.torch_dtype()
+        return (reference.load() if dtype is None else reference.load(dtype=dtype)).to(device)
     from excise.app.language import find_language_model, load_language_model
 
     if (found := find_language_model(model)) is not None:
