@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.app.devices import card_of, rank, visible_cards
-from excise.app.pipelines import DEFAULT, Unreachable, Weights, first_line, load_diffusion_pipeline, must_be_local
+from excise.app.pipelines import (
+    DEFAULT,
+    Unreachable,
+    Weights,
+    check_name,
+    first_line,
+    load_diffusion_pipeline,
+    must_be_local,
+)
 from excise.concepts import Concept, Kind, builtin, from_templates, load_pairs
 from excise.errors import ExciseError
 
@@ -58,13 +66,12 @@ def load_pipeline(model: str | None, device: str = "cpu", weights: Weights = DEF
     import torch
 
     device = card_of(device, visible_cards(), rank())
+    check_name(model, weights)
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ExciseError(f"no device {device!r} on this machine ({first_line(error)}); try --device cpu") from error
     if model is None:
-        if weights.revision is not None or weights.variant is not None:
-            raise ExciseError("--revision and --variant are for another model; name it with --model")
         from excise import reference
 
         dtype = weights.torch_dtype()

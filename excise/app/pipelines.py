@@ -62,6 +62,18 @@ def must_be_local(model: str) -> bool:
     return not _HUB_NAME.fullmatch(model) or model.endswith((*_CHECKPOINTS, ".gguf"))
 
 
+def check_name(model: str | None, weights: Weights) -> None:
+    """Refuse, before any work, what cannot be a model: a path that is not there, a revision of the bundled one.
+
+    Raises ExciseError.
+    """
+    if model is None:
+        if weights.revision is not None or weights.variant is not None:
+            raise ExciseError("--revision and --variant are for another model; name it with --model")
+    elif must_be_local(model) and not Path(model).expanduser().exists():
+        raise ExciseError(f"there is no {model} on this machine; name a folder with model_index.json")
+
+
 def check_path(model: str) -> None:
     """Refuse what names neither a pipeline's folder on the disk nor, possibly, a model of the hub.
 
@@ -76,13 +88,10 @@ def check_path(model: str) -> None:
                 f"folder once, with the class of pipeline that it is for: {_FROM_ONE_FILE.format(path, folder)}"
             )
         raise ExciseError(f"{path} is a file; name the folder with model_index.json")
-    if path.is_dir():
-        if not (path / "model_index.json").exists():
-            inside = sorted(path.glob("*/model_index.json"))
-            hint = f"; did you mean {inside[0].parent}?" if inside else "; name the folder of a whole pipeline"
-            raise ExciseError(f"{path} has no model_index.json{hint}")
-    elif must_be_local(model):
-        raise ExciseError(f"there is no {path} on this machine; name a folder with model_index.json")
+    if path.is_dir() and not (path / "model_index.json").exists():
+        inside = sorted(path.glob("*/model_index.json"))
+        hint = f"; did you mean {inside[0].parent}?" if inside else "; name the folder of a whole pipeline"
+        raise ExciseError(f"{path} has no model_index.json{hint}")
 
 
 def load_diffusion_pipeline(model: str, device: str, weights: Weights) -> Any:

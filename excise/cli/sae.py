@@ -175,6 +175,7 @@ def info(
 
 
 @app.command(epilog="Example: excise sae measure sae --model $MODEL --prompts prompts.txt --save")
+@choosing_weights
 def measure(
     folder: Annotated[Path, typer.Argument(help="Folder of an SAE of a text encoder.")],
     prompts: Annotated[

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from excise.app.pipelines import DEFAULT, Weights
+from excise.app.pipelines import DEFAULT, Weights, check_name
 
 Dtype = Annotated[
     str,
@@ -31,6 +31,7 @@ def choosing_weights(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def called(**given: Any) -> None:
         weights = Weights(**{name: given.pop(name) for name in _OPTIONS})
+        check_name(given.get("model"), weights)
         command(**given, weights=weights)
 
     parameters: list[inspect.Parameter] = []

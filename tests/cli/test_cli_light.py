@@ -44,6 +44,16 @@ def eraser(gun_eraser: Any, tmp_path: Path) -> Path:
     return tmp_path / "gun"
 
 
+def test_a_model_that_is_not_there() -> None:
+    for model in ("/nope", "sd.safetensors", "./models/sd14"):
+        words = ("generate", "--prompt", "a cat", "--model", model)
+        ran = subprocess.run([sys.executable, "-c", _RUN, *words], capture_output=True, text=True)
+        assert ran.returncode == 2
+        told, imported = ran.stderr.splitlines()
+        assert told == f"error: there is no {model} on this machine; name a folder with model_index.json"
+        assert imported == "imported"
+
+
 @pytest.mark.parametrize("group", GROUPS, ids=" ".join)
 def test_the_help_of_every_group(group: tuple[str, ...]) -> None:
     assert "--help" in runs_light(*group, "--help")
