@@ -10,5 +10,9 @@ class ExciseError(Exception):
     """
 
 
+class WeakEraserError(ExciseError):
+    """An eraser was made that misses a stated limit and was not saved; the command line exits with code 3."""
+
+
 class EraserDidNotFire(ExciseError):
     """An eraser is attached, but what the denoiser reads did not change: refuse to go on rather than render."""

@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 import excise
 from excise.app.audit_effects import DRAWN, Effects, Measured, measure, share, size
-from excise.app.audit_inputs import Benign, GroupSentence, Word, group_sentences, sentences
+from excise.app.audit_inputs import Benign, Word
 from excise.app.audit_neurons import NeuronView, Pool, pool_of, view
-from excise.app.audit_reading import Progress, text_changes
 from excise.concepts import Concept
+from excise.concepts.sentences import GroupSentence, group_sentences, sentences
 from excise.erasers import Attachment, Eraser, SAEEdit
+from excise.erasers.effects import Progress, text_changes
 from excise.erasers.hub import SIGNATURE
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.neurons import flags

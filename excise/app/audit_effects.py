@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from excise.app.audit_inputs import Origin, Word
-from excise.app.audit_reading import Progress, prediction_changes, text_changes, unconditional_changes
+from excise.app.audit_reading import prediction_changes, unconditional_changes
 from excise.erasers import Eraser
+from excise.erasers.effects import Progress, text_changes
 from excise.neurons.flags import Caught
 
 WORST = 20

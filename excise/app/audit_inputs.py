@@ -8,11 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from excise.concepts import Concept, Kind, builtin, from_templates, load_pairs, names, read_prompts
 from excise.concepts.concept import mentioned
-from excise.concepts.templates import with_article
+from excise.concepts.sentences import SENTENCES
 from excise.erasers import Eraser, SAEEdit
 from excise.erasers.rows import sae_digest
 from excise.errors import ExciseError
@@ -25,15 +23,6 @@ SEED = 11
 """Of the bundled captions; another one than that of the SAE's corpus."""
 Origin = Literal["mention", "given", "synonym"]
 """Where a word for the concept comes from: the eraser, whoever audits it, or the bundled model's held-out synonyms."""
-
-# {it} is the word with its article; {m} the word alone.
-SENTENCES: dict[Kind, tuple[str, ...]] = {
-    "object": ("{m}", "{it}", "a picture of {it} on grass", "on a wooden table, {it} and a tree"),
-    "style": ("{m}", "{it} house", "a picture of a tree in {m} style", "{m} style, a rose on grass"),
-    "attribute": ("{m}", "{it} person", "a picture of {it} man in a park", "a portrait of {it} woman"),
-}
-"""What a word for the concept is put into, by the concept's kind."""
-GROUPS = Path(__file__).with_name("protected_groups.yaml")
 
 
 @dataclass(frozen=True)
@@ -51,16 +40,6 @@ class Word:
 
     text: str
     origin: Origin
-
-
-@dataclass(frozen=True)
-class GroupSentence:
-    """A neutral sentence about a person, with a protected group's word and without it."""
-
-    word: str
-    group: str
-    text: str
-    without: str
 
 
 def kind_named(text: str | None) -> Kind | None:
@@ -104,11 +83,6 @@ def words_for(eraser: Eraser, given: Sequence[str] = (), *, bundled: bool = Fals
     return tuple(found.values())
 
 
-def sentences(word: str, kind: Kind) -> list[str]:
-    """The word in every one of the kind's `SENTENCES`."""
-    return [form.format(m=word, it=with_article(word)) for form in SENTENCES[kind]]
-
-
 def benign_prompts(words: Sequence[Word], prompts: Path | None, *, bundled: bool, count: int = BENIGN) -> Benign:
     """The first `count` prompts, of a file or of the bundled model's captions, that hold none of the words.
 
@@ -141,18 +115,6 @@ def benign_prompts(words: Sequence[Word], prompts: Path | None, *, bundled: bool
     if not found:
         raise ExciseError(f"every prompt of {source} mentions the concept; give benign ones")
     return Benign(found, source, dropped)
-
-
-def group_sentences(path: Path = GROUPS) -> tuple[GroupSentence, ...]:
-    """Every word of the file in every one of its sentences. Words that stand before "person" come first."""
-    said: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    people = [(word, group, f"{word} person") for group, found in said["adjectives"].items() for word in found]
-    people += [(word, group, word) for group, found in said["nouns"].items() for word in found]
-    return tuple(
-        GroupSentence(word, group, form.format(it=with_article(noun)), form.format(it="a person"))
-        for word, group, noun in people
-        for form in said["sentences"]
-    )
 
 
 def saes_of(eraser: Eraser, folder: Path, given: Path | None = None, *, bundled: bool = False) -> dict[str, TopKSAE]:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from excise.app.audit_inputs import GroupSentence
-from excise.app.audit_reading import Progress, contexts_of
+from excise.app.audit_reading import contexts_of
 from excise.concepts import Concept
 from excise.concepts.concept import mentioned
+from excise.concepts.sentences import GroupSentence
 from excise.erasers import SAEEdit
+from excise.erasers.effects import Progress
 from excise.neurons import flags
 from excise.neurons.contexts import Context, Contexts
 from excise.neurons.flags import Flag

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from excise.erasers import SAEEdit
 from excise.erasers.canary import conditional, shift, what_denoiser_predicts
 from excise.erasers.edit import threshold_codes
+from excise.erasers.effects import BATCH, Progress
 from excise.erasers.guard import unedited
 from excise.erasers.rows import preactivations
 from excise.neurons import PromptCodes
@@ -21,9 +22,6 @@ from excise.sites import capture_by_length
 from excise.sites.encoding import encode_prompt, tensors_of
 from excise.sites.pieces import pieces
 from excise.sites.site import tokenizer_of
-
-BATCH = 64
-Progress = Callable[[int], Any]
 
 
 @torch.no_grad()
@@ -64,42 +62,6 @@ def _own_codes(edit: SAEEdit, h: Tensor) -> tuple[Tensor, Tensor]:
     preacts = here.after_lead(preactivations(h.float(), here.W_enc, here.b_enc, here.b_pre))
     values = threshold_codes(preacts, here.threshold)
     return values, here.indices.expand(values.shape)
-
-
-@torch.no_grad()
-def text_changes(pipe: Any, prompts: Sequence[str], progress: Progress = lambda done: None) -> list[float]:
-    """By how much the attached erasers change what `encode_prompt` gives the denoiser, a prompt each.
-
-    It is |edited - plain| / |plain| (L2) of the tensor that changes most, exactly 0 where every value is the same.
-    """
-    found: list[float] = []
-    size = _at_once(pipe, prompts)
-    for start in range(0, len(prompts), size):
-        some = list(prompts[start : start + size])
-        edited = _states(pipe, some)
-        with unedited():
-            plain = _states(pipe, some)
-        changes = torch.zeros(len(some), dtype=torch.float64)
-        for new, old in zip(edited, plain, strict=True):
-            moved, norm = (x.flatten(1).norm(dim=1).cpu() for x in (new.double() - old.double(), old.double()))
-            changes = torch.maximum(changes, moved / norm.clamp(min=1e-12))
-        found += changes.tolist()
-        progress(len(some))
-    return found
-
-
-def _at_once(pipe: Any, prompts: Sequence[str]) -> int:
-    """How many prompts to encode at once: one where the pipeline gives a list of their states in place of rows."""
-    some = list(prompts[:3])
-    with unedited():
-        rows = [t for t in conditional(pipe, encode_prompt(pipe, some)) if t.ndim > 1 and len(t) == len(some)]
-    return BATCH if len(some) == 3 and rows else 1
-
-
-def _states(pipe: Any, prompts: list[str]) -> list[Tensor]:
-    """The tensors that hold the prompts' own text, one row a prompt."""
-    made = [t for t in conditional(pipe, encode_prompt(pipe, prompts)) if t.is_floating_point() and t.ndim > 1]
-    return [t[None] for t in made] if len(prompts) == 1 else [t for t in made if len(t) == len(prompts)]
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ from excise.app.models import bundled_settings, parse_site, sae_folder
 from excise.app.training import BUNDLED, train_sae
 from excise.concepts import Concept
 from excise.erasers import Eraser
-from excise.errors import ExciseError
+from excise.erasers.verdict import WeakEraser
+from excise.errors import ExciseError, WeakEraserError
 from excise.methods.base import method, parsed, settings_of
 from excise.methods.snce import Found, SNCEConfig, find, fit
 from excise.methods.tuning import watching
@@ -118,17 +119,21 @@ def fit_eraser(pipe: Any, findings: Findings) -> Eraser:
 
 
 def erase(pipe: Any, concept: Concept, config: SNCEConfig) -> tuple[Eraser, list[str]]:
-    """The eraser of a concept, by one SAE or by one for every text encoder, and what was warned of on the way.
+    """The eraser of a concept, by one SAE or by one for every text encoder, and what was warned of on the way, without
+    that it is weak: its verdict says so.
 
     Raises ExciseError as `excise.methods.snce.fit` does.
     """
     if not saes_in(Path(config.sae)):
         findings = find_neurons(pipe, concept, config)
-        return fit_eraser(pipe, findings), findings.warnings
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", WeakEraser)
+            return fit_eraser(pipe, findings), findings.warnings
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         eraser = fit(pipe, concept, config)
-    return eraser, [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    said = [w for w in caught if issubclass(w.category, UserWarning) and not issubclass(w.category, WeakEraser)]
+    return eraser, [str(w.message) for w in said]
 
 
 def erase_by(
@@ -139,6 +144,7 @@ def erase_by(
     out: Path,
     *,
     bundled: bool = False,
+    accept_weak: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Eraser:
     """The eraser of a concept by any method, with settings such as `gamma=-2`, or `saemnesia.gamma=-2` of a joined one,
@@ -146,7 +152,8 @@ def erase_by(
 
     With the `bundled` model, its own SAEs where none is named. A training is kept beside `out` until it is done, so
     that the same call goes on where it was interrupted; `progress` is told of its steps. Raises ExciseError for an
-    unknown method or setting, an impossible value, and as the method does.
+    unknown method or setting, an impossible value, and as the method does; WeakEraserError where it is weak and that
+    is not accepted.
     """
     _, settings = parsed(f"{name}:{','.join(given)}")
     chosen, kept = method(name), out.with_name(f"{out.name}.training")
@@ -155,11 +162,22 @@ def erase_by(
         part, _, setting = key.rpartition(".")
         if setting == "checkpoint":
             known[key] = str(kept / part if part else kept)
-    with watching(progress or (lambda *line: None)):
+    with watching(progress or (lambda *line: None)), warnings.catch_warnings():
+        warnings.simplefilter("ignore", WeakEraser)  # it is refused, or the caller says so
         eraser = chosen.fit(pipe, concept, chosen.Config(**{**known, **settings}))
-    eraser.save(out)
+    save(eraser, out, accept_weak=accept_weak)
     shutil.rmtree(kept, ignore_errors=True)
     return eraser
+
+
+def save(eraser: Eraser, out: Path, *, accept_weak: bool = False) -> None:
+    """Save an eraser that works. Raises WeakEraserError for a weak one, unless it is accepted; nothing is written."""
+    if eraser.weak and not accept_weak:
+        raise WeakEraserError(
+            f"the eraser of {eraser.concept!r} cannot be relied on: {'; '.join(eraser.weak)}; nothing was written "
+            "(--accept-weak writes it, marked as weak)"
+        )
+    eraser.save(out)
 
 
 def draw(findings: Findings, path: Path) -> list[Path]:

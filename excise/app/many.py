@@ -15,13 +15,14 @@ from typing import Any, Literal
 
 from excise.app.devices import card_of, visible_cards
 from excise.app.finding import erase_by
+from excise.app.knowing import refuse_not_drawn
 from excise.app.models import concept_named, load_pipeline
 from excise.app.pipelines import DEFAULT, Weights
 from excise.erasers import Eraser
-from excise.errors import ExciseError
+from excise.errors import ExciseError, WeakEraserError
 from excise.methods.base import named, parsed
 
-State = Literal["made", "kept", "refused"]
+State = Literal["made", "kept", "weak", "refused"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,13 @@ class Task:
     kind: str = "object"
     n: int = 100
     """Prompt pairs."""
+    accept_weak: bool = False
 
 
 @dataclass(frozen=True)
 class Done:
-    """What became of it: made, there already, or refused and why."""
+    """What became of it: made, there already, too weak and so not written, or refused; and why. `why` of one that was
+    made or kept says in what it is weak."""
 
     concept: str
     method: str
@@ -54,7 +57,13 @@ class Done:
 
 
 def plan(
-    concepts: Sequence[str], methods: Sequence[str], out: Path, given: Sequence[str], kind: str = "object", n: int = 100
+    concepts: Sequence[str],
+    methods: Sequence[str],
+    out: Path,
+    given: Sequence[str],
+    kind: str = "object",
+    n: int = 100,
+    accept_weak: bool = False,
 ) -> list[Task]:
     """A task for every concept and method, each with a folder of its own in `out`.
 
@@ -70,7 +79,7 @@ def plan(
         parsed(f"{by}:{','.join(own)}")
         for name in concepts:
             folder = out / f"{name}-{by}".replace(" ", "-")
-            tasks.append(Task(name, by, str(folder), own, kind, n))
+            tasks.append(Task(name, by, str(folder), own, kind, n, accept_weak))
     return tasks
 
 
@@ -202,7 +211,7 @@ def _there(task: Task) -> Done | None:
     if (odd := _another(eraser, task)) is not None:
         why = f"{task.out} holds an eraser {odd}; delete it or name another folder"
         return Done(*own, state="refused", why=why)
-    return Done(*own, state="kept", bytes=_size(task.out))
+    return Done(*own, state="kept", bytes=_size(task.out), why="; ".join(eraser.weak))
 
 
 def _another(eraser: Eraser, task: Task) -> str | None:
@@ -221,13 +230,25 @@ def _made(pipe: Any, task: Task, bundled: bool) -> Done:
     own, started = (task.concept, task.method, task.out), time.perf_counter()
     try:
         concept = concept_named(task.concept, None, None, task.kind, task.n)
-        erase_by(pipe, concept, task.method, task.settings, Path(task.out), bundled=bundled)
+        if bundled and not task.accept_weak:
+            refuse_not_drawn(concept)
+        eraser = erase_by(
+            pipe,
+            concept,
+            task.method,
+            task.settings,
+            Path(task.out),
+            bundled=bundled,
+            accept_weak=task.accept_weak,
+        )
     except ExciseError as error:
-        return Done(*own, state="refused", why=str(error))
+        state: State = "weak" if isinstance(error, WeakEraserError) else "refused"
+        return Done(*own, state=state, seconds=time.perf_counter() - started, why=str(error))
     except Exception as error:  # one task that cannot be done must not end the process that has others to do
         said = " ".join(f"{type(error).__name__}: {error}".split())
         return Done(*own, state="refused", why=f"failed with {said}")
-    return Done(*own, state="made", seconds=time.perf_counter() - started, bytes=_size(task.out))
+    why = "; ".join(eraser.weak)
+    return Done(*own, state="made", seconds=time.perf_counter() - started, bytes=_size(task.out), why=why)
 
 
 def _size(folder: str) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +15,16 @@ from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
 from excise.cli.outputs import ERASER, Force, check_folder, check_resumed
-from excise.cli.terminal import emit, note, table, training
+from excise.cli.terminal import complain, emit, note, table, training
 from excise.cli.weights import choosing_weights
 
 if TYPE_CHECKING:
     from excise.erasers import Signer
+
+LAM = (
+    "Strength: how far down. 1 takes out all that the concept's word changes, 1.25 (the default) a quarter more; what "
+    "that is in codes depends on how much of the change the neuron carries, and is printed. With --unit code in codes."
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +38,10 @@ def register(app: typer.Typer) -> None:
 def erase(
     concept: Annotated[
         str,
-        typer.Argument(help="A known concept, or any name together with --mentions or --pairs; several: gun,knife."),
+        typer.Argument(
+            help="A known concept (`excise concepts`), or any name together with --mentions or --pairs; several known "
+            "ones: gun,knife."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the eraser, or for the folders of several.")],
     mentions: Mentions = None,
@@ -42,11 +52,13 @@ def erase(
     sae: Sae = None,
     site: SiteOption = None,
     k: Annotated[int | None, typer.Option("--k", help="How many neurons to turn down.", **bounds.K)] = None,
-    lam: Annotated[float | None, typer.Option("--lam", help="λ: how far down.", **bounds.LAMBDA)] = None,
+    lam: Annotated[float | None, typer.Option("--lam", help=LAM, **bounds.LAMBDA)] = None,
     unit: Annotated[
         str | None,
         typer.Option(
-            "--unit", help="What λ = 1 takes out: concept (its mean change in a sentence), or code (the paper)."
+            "--unit",
+            help="What strength 1 takes out: concept (all that its word changes, the default), or code (the neuron's "
+            "own code: the paper's λ).",
         ),
     ] = None,
     source: Annotated[
@@ -95,6 +107,10 @@ def erase(
     jobs: Annotated[
         int, typer.Option("--jobs", help="How many of several erasers to make at once.", **bounds.JOBS)
     ] = 1,
+    accept_weak: Annotated[
+        bool,
+        typer.Option("--accept-weak", help="Write an eraser that misses a limit of the verdict too, marked as weak."),
+    ] = False,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
     force: Force = False,
@@ -102,18 +118,27 @@ def erase(
 ) -> None:
     """Make an eraser: by SNCE, a few kilobytes that turn one neuron down. Options left out are the method's defaults.
 
+    It is tried before it is written: which words it catches, how much of the concept's change its neuron carries, and
+    which other prompts it touches. Exit code 3 where that is too little; nothing is written then.
+
     Of several concepts or by several methods each gets a folder of its own in --out; those that are there are kept, and
     made anew with --force. By other methods it may be as large as the weights it changes.
     """
-    several = "," in concept or "," in by
+    from excise.app.knowing import explain_unsplit, parts, refuse_not_drawn
+
+    names = parts(concept)
+    several = names is not None or "," in by
     if several:
         check_resumed(out)
     else:
         check_folder(out, force=force, own=ERASER)
 
-    from excise.app.finding import chosen, erase_by, settings, unplaced
+    from excise.app.finding import chosen, erase_by, save, settings, unplaced
     from excise.app.finding import erase as made_by
     from excise.app.models import concept_named, load_pipeline
+    from excise.concepts import check
+    from excise.erasers import strength
+    from excise.erasers.verdict import in_words
     from excise.errors import ExciseError
     from excise.methods.base import parsed
 
@@ -142,16 +167,26 @@ def erase(
             raise ExciseError(
                 f"--{odd[0]} is for one eraser; of several give snce's with --set, such as --set snce.{odd[0]}=..."
             )
-        _several(concept, by, out, given or [], kind, n, model, device, weights, jobs, force, json)
+        tasks = (names or [concept], by, out, given or [], kind, n, accept_weak)
+        _several(*tasks, model, device, weights, jobs, force, json)
         return
+    if mentions is None and pairs is None and (why := explain_unsplit(concept)) is not None:
+        raise ExciseError(why)
     wanted = concept_named(concept, mentions, pairs, kind, n)
+    for problem in check(wanted) if pairs is not None else ():
+        note(f"warning: {pairs}: {problem}")
+    if model is None and not accept_weak:
+        with weak_is_3():
+            for word in refuse_not_drawn(wanted):
+                note(f"warning: this model does not draw {word}")
     if by != "snce":
         if odd:
             raise ExciseError(f"--{odd[0]} is a setting of snce; give {by}'s with --set, such as --set sae=FOLDER")
         parsed(f"{by}:{','.join(given or [])}")
         pipe = load_pipeline(model, device, weights)
-        with training() as line:
-            eraser = erase_by(pipe, wanted, by, given or [], out, bundled=model is None, progress=line)
+        with weak_is_3(), training() as line:
+            more = {"bundled": model is None, "accept_weak": accept_weak}
+            eraser = erase_by(pipe, wanted, by, given or [], out, progress=line, **more)
     elif given:
         raise ExciseError("--set is for other methods; snce's settings have options of their own")
     else:
@@ -160,7 +195,10 @@ def erase(
         eraser, warned = made_by(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **chosen(asked)))
         for warning in warned:
             note(f"warning: {warning}")
-        eraser.save(out)
+        with weak_is_3():
+            for what, found in in_words(eraser.verdict) if eraser.weak and not accept_weak else ():
+                note(f"{what}: {found}")
+            save(eraser, out, accept_weak=accept_weak)
     size = sum(f.stat().st_size for f in out.iterdir())
     first = eraser.edits[0]
     data = {
@@ -174,6 +212,7 @@ def erase(
         "digest": eraser.digest,
         "created": dict(eraser.created),
         "measured": dict(eraser.measured),
+        "verdict": dict(eraser.verdict),
     }
 
     def show() -> None:
@@ -182,20 +221,38 @@ def erase(
             if edit.neurons:
                 neurons = ", ".join(map(str, edit.neurons))
                 name, amount = edit.coefficient
-                typer.echo(f"neuron {neurons} at {edit.site.key}, {SYMBOLS[name]} = {amount:g}")
+                how = f"{SYMBOLS[name]} = {amount:g}"
+                if name == "lambda":
+                    how = strength.in_words(amount, edit.site.key, eraser.created, eraser.measured)
+                typer.echo(f"neuron {neurons} at {edit.site.key}, {how}")
         for deed, count in Counter(getattr(edit, "deed", "") for edit in eraser.edits if not edit.neurons).items():
             typer.echo(deed.format(count=count))
+        table("Verdict", ("what", "found"), list(in_words(eraser.verdict)))
+        typer.echo(f"WEAK: {'; '.join(eraser.weak)}" if eraser.weak else "It meets every limit.")
 
     emit(json, data, show)
 
 
+@contextmanager
+def weak_is_3() -> Iterator[None]:
+    """Exit with code 3 where an eraser is too weak to be written."""
+    from excise.errors import WeakEraserError
+
+    try:
+        yield
+    except WeakEraserError as error:
+        complain(str(error))
+        raise typer.Exit(WEAK) from error
+
+
 def _several(
-    concepts: str,
+    names: list[str],
     by: str,
     out: Path,
     given: list[str],
     kind: str,
     n: int,
+    accept_weak: bool,
     model: str | None,
     device: str,
     weights: Weights,
@@ -203,22 +260,23 @@ def _several(
     anew: bool,
     json: bool,
 ) -> None:
-    """Erasers of several concepts, or by several methods."""
+    """Erasers of several concepts, or by several methods. Exit code 3 where one is too weak, 2 where one is refused."""
     from excise.app.many import Done, erase_all, plan
     from excise.errors import ExciseError
 
-    names, methods = ([part.strip() for part in text.split(",") if part.strip()] for text in (concepts, by))
-    tasks = plan(names, methods, out, given, kind, n)
+    methods = [part.strip() for part in by.split(",") if part.strip()]
+    tasks = plan(names, methods, out, given, kind, n, accept_weak)
 
     def told(done: Done) -> None:
         how = {
             "made": f"{done.seconds:.0f} s, {done.bytes / 1000:.1f} kB",
             "kept": "there already, kept as it is; --force makes it anew",
         }
-        note(f"{done.out}: {how.get(done.state, f'refused: {done.why}')}")
+        weak = f"; WEAK: {done.why}" if done.why and done.state in how else ""
+        note(f"{done.out}: {how.get(done.state, f'{done.state}: {done.why}')}{weak}")
 
     found = erase_all(tasks, model, device, jobs, told, weights, anew=anew)
-    refused = [done for done in found if done.state == "refused"]
+    refused, weak = ([done for done in found if done.state == state] for state in ("refused", "weak"))
 
     def show() -> None:
         rows = [(d.concept, d.method, d.state, f"{d.seconds:.0f}", f"{d.bytes / 1000:.1f}") for d in found]
@@ -227,9 +285,14 @@ def _several(
     emit(json, [done.to_json() for done in found], show)
     if refused:
         raise ExciseError(f"{len(refused)} of {len(found)} were refused, first {refused[0].out}: {refused[0].why}")
+    if weak:
+        complain(f"{len(weak)} of {len(found)} are too weak, first {weak[0].out}: {weak[0].why}")
+        raise typer.Exit(WEAK)
 
 
 SYMBOLS = {"lambda": "λ", "gamma": "γ"}
+WEAK = 3
+"""The exit code where an eraser was made that is too weak to be written."""
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -118,6 +118,9 @@ def generate(
         asked += read_asked(prompts, seed, n)
     check(asked, eraser or (), out, out_dir, force=force, compare=compare)
     erasers = load_erasers(eraser or [])
+    for name, loaded in erasers.items():
+        if loaded.weak:
+            note(f"warning: eraser {name} is weak: {'; '.join(loaded.weak)}")
     if sae is None and any(edit.needs_sae for loaded in erasers.values() for edit in loaded.edits):
         sae = sae_folder(model, None)
     whole = load(sae) if sae is not None else None

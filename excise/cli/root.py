@@ -12,6 +12,7 @@ from excise.cli import (
     audit,
     bench,
     comparing,
+    concepts,
     demo,
     erase,
     explaining,
@@ -54,7 +55,7 @@ def _root(
     pass
 
 
-for part in (demo, find, erase, generate, audit, push):
+for part in (demo, concepts, find, erase, generate, audit, push):
     part.register(app)
 app.add_typer(pairs.app, name="pairs")
 app.add_typer(comparing.app, name="sae")

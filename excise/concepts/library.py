@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import replace
+from typing import Any
 
 from excise.concepts import paper, safety, words
 from excise.concepts.concept import Concept
@@ -43,4 +44,20 @@ def builtin(name: str, n: int = 100, seed: int = 0) -> Concept:
         return safety.safety(name, n, seed)
     near = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names()[:5])} and others."
-    raise ExciseError(f"unknown concept '{name}': {hint} Another concept needs its words (mentions) or a file of pairs")
+    raise ExciseError(
+        f"unknown concept '{name}': {hint} `excise concepts` lists them. Another concept needs its words (mentions) "
+        "or a file of pairs"
+    )
+
+
+def described(name: str) -> dict[str, Any]:
+    """A known concept's name, its kind, what it is for, and its mentions. Raises ExciseError for an unknown name."""
+    known = builtin(name, n=5)
+    use = "models that draw people"
+    if name in (*words.OBJECTS, *words.STYLES):
+        use = "the bundled model"
+    elif name in safety.names():
+        use = "language models"
+    elif name.startswith("paper-"):
+        use = "the paper's own pairs"
+    return {"name": name, "kind": known.kind, "for": use, "mentions": list(known.mentions)}

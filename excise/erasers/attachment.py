@@ -22,7 +22,7 @@ from excise.erasers.hooks import EditHook, Edits, found_on
 from excise.erasers.integrity import mismatches
 from excise.erasers.kinds import module_of, put
 from excise.erasers.live import Live
-from excise.erasers.proof import moved_prediction, moved_text
+from excise.erasers.proof import moved
 from excise.erasers.rows import sae_digest
 from excise.erasers.witness import Witness, is_compiled
 from excise.errors import EraserDidNotFire, ExciseError
@@ -334,14 +334,14 @@ class Attachment:
         """
         if not self.eraser.edits:
             return 0.0
-        moved = {**moved_prediction(self), **moved_text(self)}
+        found = moved(self)
         self._forget()
         for hook in self.hooks:
             hook.rows, hook.norm = 0, 0.0
-        least = min(moved.values(), default=0.0)
+        least = min(found.values(), default=0.0)
         wanted = _SHIFT_SHARE * self.eraser.canary_shift if self.strict else 0.0
         if not least > 0 or least < wanted:
-            part = min(moved, key=moved.__getitem__, default="the states")
+            part = min(found, key=found.__getitem__, default="the states")
             what = "what the denoiser reads" if self.transcript is None else "what is predicted next"
             raise EraserDidNotFire(
                 f"eraser {self.eraser.name!r} did not change {what} on its canary prompt ({part}: "

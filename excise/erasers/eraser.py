@@ -42,6 +42,8 @@ class Eraser:
     canary_shift: float = 0.0
     """The smallest relative L2 change of those states over the canaries, at strength 1, when it was fitted."""
     method: str = "snce"
+    verdict: Mapping[str, Any] = field(default_factory=dict)
+    """What was found when it was tried, as json (`excise.methods.judging`); empty where it was not."""
 
     def __post_init__(self) -> None:
         if self.edits and not any(c.strip() for c in self.canary):
@@ -50,6 +52,11 @@ class Eraser:
             raise ExciseError(f"eraser {self.name!r} edits nothing; fit it again")
         if not (math.isfinite(self.canary_shift) and self.canary_shift >= 0):
             raise ExciseError(f"eraser {self.name!r} has an impossible canary shift of {self.canary_shift}")
+
+    @property
+    def weak(self) -> tuple[str, ...]:
+        """Why it cannot be relied on, a clause each; empty for an eraser that works, and for one that was not tried."""
+        return tuple(self.verdict.get("weak", ()))
 
     @property
     def text_edits(self) -> list[TextEdit]:
@@ -211,5 +218,9 @@ def verify(
 
     passes("sites", lambda: [module_of(pipe, edit) for edit in eraser.edits], "every Site exists")
     same = passes("model", same_model, "text encoder and tokenizer are those it was made for") is not None
-    passes("canary", fires, "what the denoiser reads changes on the canary prompt")
+    prompts = "the canary prompt" if len(eraser.canary) == 1 else f"each of {len(eraser.canary)} canary prompts"
+    passes("canary", fires, f"what the denoiser reads changes on {prompts}")
+    if eraser.verdict:
+        found = "it met every limit when it was made"
+        checks.append(Check("verdict", not eraser.weak, f"weak: {'; '.join(eraser.weak)}" if eraser.weak else found))
     return checks

@@ -14,6 +14,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from excise.erasers import verdict
 from excise.erasers.artefact import FILES as FILES
 from excise.erasers.artefact import SCHEMA, as_json
 from excise.erasers.artefact import TOP as _TOP
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from excise.erasers.eraser import Eraser
 
 T = TypeVar("T")
+_OPTIONAL = {"verdict"}
+"""What erasers of earlier versions do not have."""
 _KINDS = {
     str: "text",
     int: "a whole number",
@@ -80,6 +83,7 @@ def pack(eraser: Eraser) -> dict[str, bytes]:
         "measured": dict(eraser.measured),
         "canary": list(eraser.canary),
         "canary_shift": float(eraser.canary_shift),
+        **({"verdict": dict(eraser.verdict)} if eraser.verdict else {}),
     }
     try:
         text = as_json(described)
@@ -113,7 +117,7 @@ def reason(error: BaseException) -> str:
 
 
 def _arguments(described: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    _exactly(described, _TOP, "eraser.json")
+    _exactly(described, _TOP | (_OPTIONAL & set(_is(dict, described))), "eraser.json")
     as_json(described)  # refuses what could not be saved again: 1e999, and halves of surrogate pairs
     edits = tuple(_edit(n, data, tensors) for n, data in enumerate(_is(list, described["edits"])))
     if tensors:
@@ -126,6 +130,7 @@ def _arguments(described: dict[str, Any], tensors: dict[str, Tensor]) -> dict[st
         **{name: tuple(_is(str, text) for text in _is(list, described[name])) for name in ("mentions", "canary")},
         **{name: _is(dict, described[name]) for name in ("made_for", "created", "measured")},
         "canary_shift": _number(described["canary_shift"]),
+        "verdict": verdict.checked(described.get("verdict", {})),
     }
 
 

@@ -9,15 +9,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from excise.erasers import formats
+from excise.erasers import formats, strength
 from excise.erasers.artefact import SIGNATURE as SIGNATURE
 from excise.erasers.block import BlockEdit
 from excise.erasers.edit import SAEEdit
 from excise.erasers.tensors import Tensors
+from excise.erasers.verdict import in_words
 from excise.errors import ExciseError
 
 if TYPE_CHECKING:
     from excise.erasers.eraser import Eraser
+    from excise.erasers.kinds import Edit
 
 CARD = "README.md"
 SOMEWHERE = "owner/name"
@@ -173,7 +175,7 @@ def card(eraser: Eraser, repo_id: str = SOMEWHERE) -> str:
                 (
                     _plain(edit.site.key),
                     ", ".join(map(str, edit.neurons)) or "none",
-                    "{} = {:.4g}".format(*edit.coefficient),
+                    _strength(eraser, edit),
                     ", ".join(f"{k} {v}" for k, v in edit.options.items() if k not in ("lam", "gamma")),
                 )
                 for edit in eraser.edits
@@ -184,8 +186,25 @@ def card(eraser: Eraser, repo_id: str = SOMEWHERE) -> str:
         measured=_listed(
             [*_rows(eraser.measured), ("change of what the denoiser reads on the canary", _value(eraser.canary_shift))]
         ),
+        verdict=_verdict(eraser),
         digest=eraser.digest,
     )
+
+
+def _verdict(eraser: Eraser) -> str:
+    """What was found when it was tried, and whether that is enough."""
+    if not eraser.verdict:
+        return "It was not tried."
+    weak = "; ".join(map(_plain, eraser.weak))
+    said = f"**Weak, and accepted as such**: {weak}." if weak else "It met every limit."
+    return f"{said}\n\n{_listed((_plain(what), _plain(found)) for what, found in in_words(eraser.verdict))}"
+
+
+def _strength(eraser: Eraser, edit: Edit) -> str:
+    """An edit's strength: SNCE's in words, another's by its name."""
+    if isinstance(edit, SAEEdit) and edit.coefficient[0] == "lambda":
+        return strength.in_words(edit.lam, edit.site.key, eraser.created, eraser.measured).removeprefix("strength ")
+    return "{} = {:.4g}".format(*edit.coefficient)
 
 
 def _is_name(model: Any) -> bool:
@@ -292,6 +311,9 @@ A strength scales all of it: 1 is as it was made, 0 leaves every bit alone.
 Method: {method}.
 
 {settings}
+
+## Verdict
+{verdict}
 
 ## What was measured when it was made
 On the pipeline it was made for, from prompts alone; no picture was judged. Measure on your own prompts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,11 +17,18 @@ _OTHER = "a plain grey wall"
 """A prompt to tell text states by: what it shares with a canary prompt holds no text."""
 
 
-def moved_text(attachment: Attachment) -> dict[str, float]:
+def moved(attachment: Attachment, prompts: Sequence[str] = ()) -> dict[str, float]:
+    """By part of what becomes of the prompts, the eraser's canaries unless others are given: the smallest relative
+    change over all of them, at strength 1."""
+    prompts = prompts or attachment.eraser.canary
+    return {**moved_prediction(attachment, prompts), **moved_text(attachment, prompts)}
+
+
+def moved_text(attachment: Attachment, prompts: Sequence[str]) -> dict[str, float]:
     """By part of what the denoiser reads: the smallest relative change that the edits of text encoders make of it."""
     pipe, eraser = attachment.pipe, attachment.eraser
     moved: dict[str, float] = {}
-    for prompt in eraser.canary if eraser.text_edits else ():
+    for prompt in prompts if eraser.text_edits else ():
         with proving(attachment, "text") as ledger:
             edited = what_denoiser_reads(pipe, prompt)
         with unedited():
@@ -31,12 +39,12 @@ def moved_text(attachment: Attachment) -> dict[str, float]:
     return moved
 
 
-def moved_prediction(attachment: Attachment) -> dict[str, float]:
+def moved_prediction(attachment: Attachment, prompts: Sequence[str]) -> dict[str, float]:
     """By how much the edits of a denoiser move its prediction, at the step where that is most."""
     pipe, eraser = attachment.pipe, attachment.eraser
     steps = [getattr(edit, "trial_steps", 1) for edit in eraser.edits if edit.site.part == "denoiser"]
     moved: dict[str, float] = {}
-    for prompt in eraser.canary if steps else ():
+    for prompt in prompts if steps else ():
         with proving(attachment, "denoiser"), torch.no_grad():
             edited = what_denoiser_predicts(pipe, prompt, max(steps))
         with unedited(), torch.no_grad():

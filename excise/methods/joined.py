@@ -10,6 +10,7 @@ from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.errors import ExciseError
 from excise.methods.base import AND, Method
+from excise.methods.judging import judged
 
 
 class Joined:
@@ -48,10 +49,15 @@ class Joined:
             created={"method": self.name, "parts": [dict(eraser.created) for eraser in made]},
             measured={eraser.method: dict(eraser.measured) for eraser in made},
             method=self.name,
+            canary=made[0].canary[:1],
             canary_shift=0.0,
         )
         with whole.attach(pipe) as attachment:
-            return replace(whole, canary_shift=attachment.shift)
+            both = judged(attachment, concept)
+        # What the parts found of themselves stands beside what the whole moves.
+        found = {key: value for eraser in made for key, value in eraser.verdict.items()}
+        weak = [reason for eraser in (both, *made) for reason in eraser.weak]
+        return replace(both, verdict={**found, **both.verdict, "weak": list(dict.fromkeys(weak))})
 
     @staticmethod
     def _own(part: Method, config: SimpleNamespace) -> Any:

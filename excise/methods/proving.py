@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 from excise.concepts import Concept
 from excise.erasers import Eraser, made_for
 from excise.erasers.kinds import Edit
+from excise.methods.judging import judged
 
 
 def versions() -> dict[str, str]:
@@ -29,7 +29,8 @@ def proved(
 ) -> Eraser:
     """The eraser of these edits, attached once to see that it fires on the concept's first prompt.
 
-    `settings` are the method's, as json. Raises EraserDidNotFire where nothing that is drawn changes.
+    Its verdict says which of the concept's mentions it moves. `settings` are the method's, as json.
+    Raises EraserDidNotFire where nothing that is drawn changes.
     """
     eraser = Eraser(
         edits=tuple(edits),
@@ -43,4 +44,4 @@ def proved(
         method=method,
     )
     with eraser.attach(pipe, sae=sae) as attachment:
-        return replace(eraser, canary_shift=attachment.shift)
+        return judged(attachment, concept)

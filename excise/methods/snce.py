@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,21 +16,21 @@ from excise.erasers import Eraser, SAEEdit, made_for
 from excise.erasers.calibrate import Calibration, calibrate
 from excise.erasers.edit import CHOICES, Align, Gate, Source, Uncond
 from excise.erasers.rows import check_choices
+from excise.erasers.strength import LEAST_CARRIED
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
+from excise.methods.judging import Figures, judged, prompts_by_mention, protected
 from excise.methods.reading import Reading, carried_share, concept_codes, prompt_codes, remembered
 from excise.methods.record import created, measured
 from excise.neurons import SCORES, PromptCodes, Ranking, Validation, top_tokens
 from excise.neurons.identify import identify
 from excise.neurons.validate import TokenUse, validate
 from excise.sae import TopKSAE, card, load, saes_in
-from excise.sites import Site, site_at
+from excise.sites import LanguageModel, Site, site_at
 from excise.sites.pieces import pieces
 from excise.sites.site import tokenizer_of
 
 Unit = Literal["code", "concept"]
-LEAST_CARRIED = 0.25
-"""A neuron that carries less of the concept's change than this is turned down as far as if it carried so much."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,9 @@ def find(pipe: Any, sae: TopKSAE, concept: Concept, config: SNCEConfig | None = 
             top=config.examine,
             permutations=config.permutations,
         )
+    if checked and concept.controls and config.source == "prompt" and config.gate in ("whole", "threshold"):
+        acts = _acts_on_controls(pipe, sae, site, concept, config, [check.index for check in checked])
+        checked = tuple(replace(check, control_share=share) for check, share in zip(checked, acts, strict=True))
     if checked and checked[0].structural:
         warnings.warn(
             f"neuron {checked[0].index} ranks first for {concept.name!r} but fires on "
@@ -145,6 +148,27 @@ def find(pipe: Any, sae: TopKSAE, concept: Concept, config: SNCEConfig | None = 
     words = [[piece.strip() for piece in pieces(tokenizer, row)] for row in ids.tolist()]
     tokens = {entry.index: top_tokens(codes, words, entry.index) for entry in ranking.entries[: config.examine]}
     return Found(site, ranking, checked, tokens, codes, others, controls)
+
+
+def _acts_on_controls(
+    pipe: Any, sae: TopKSAE, site: Site, concept: Concept, config: SNCEConfig, neurons: list[int]
+) -> list[float]:
+    """By neuron the share of controls on which an eraser would act.
+
+    Its threshold is calibrated on the pairs alone, so that the controls are prompts it has not seen.
+    """
+    edit = SAEEdit.from_sae(sae, site, neurons)
+
+    def read(prompts: Sequence[str]) -> Reading:
+        return Reading.of(pipe, sae, edit, prompts, config.batch_size)
+
+    loud, quiet = read([pair.concept for pair in concept.pairs]), read([pair.deconcept for pair in concept.pairs])
+    controls = read(concept.controls)
+    lead = min(loud.lead, quiet.lead, controls.lead)
+    levels = calibrate(loud.preacts[:, lead:], loud.topk[:, lead:] > 0, quiet.preacts[:, lead:], config.margin)
+    acts = (controls.preacts[:, lead:] > levels.threshold).any(1)
+    shares: list[float] = acts.double().mean(0).tolist()
+    return shares
 
 
 def fit(
@@ -183,7 +207,7 @@ def fit(
         canary=(canary,),
     )
     with eraser.attach(pipe, sae=sae if isinstance(sae, TopKSAE) else _whole(config, parts)) as attachment:
-        return replace(eraser, canary_shift=attachment.shift)
+        return judged(attachment, concept, prompts_by_mention(concept, heard.tolist()), _worst(parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +219,25 @@ class _Part:
     loudness: Tensor
     """`[P]`: the sum of the edited neurons' codes on every concept prompt."""
     measured: dict[str, Any]
+    figures: Figures
+
+
+def _worst(parts: list[_Part]) -> Figures:
+    """The figures of an eraser of several encoders: of each the worst, since the concept passes where it passes one."""
+    figures = [part.figures for part in parts]
+
+    def least(values: Iterable[float | None]) -> float | None:
+        return min((value for value in values if value is not None), default=None)
+
+    groups = [f.protected for f in figures if f.protected is not None]
+    return replace(
+        figures[0],
+        carried=least(f.carried for f in figures),
+        auroc=least(f.auroc for f in figures),
+        opened=least(f.opened for f in figures),
+        controls=max((f.controls for f in figures if f.controls is not None), default=None),
+        protected=(tuple({word: None for found, _ in groups for word in found}), groups[0][1]) if groups else None,
+    )
 
 
 def _by_encoder(
@@ -247,17 +290,43 @@ def _part(pipe: Any, concept: Concept, config: SNCEConfig, sae: TopKSAE, found: 
         if config.unit == "concept":
             edit = replace(edit, lam=config.lam / max(carried, LEAST_CARRIED))
     told = {**measured(found, edit, levels, loud, quiet, len(concept.pairs)), "carried": carried}
-    return _Part(edit, sae, loud.codes(replace(edit, source="prompt", concept_codes=None)).sum((1, 2)), told)
+    heard = loud.codes(replace(edit, source="prompt", concept_codes=None)).sum((1, 2))
+    return _Part(edit, sae, heard, told, _figures(pipe, sae, edit, concept, config, told))
+
+
+def _figures(
+    pipe: Any, sae: TopKSAE, edit: SAEEdit, concept: Concept, config: SNCEConfig, told: dict[str, Any]
+) -> Figures:
+    """What the verdict is made from: codes that are the prompt's own say what is edited, the concept's do not."""
+    aurocs = [neuron["auroc"] for neuron in told["neurons"] if neuron.get("auroc") is not None]
+    figures = Figures(len(concept.pairs), told["carried"], max(aurocs, default=None))
+    if config.source == "concept" or isinstance(pipe, LanguageModel):
+        return replace(figures, spares=False)
+    share, number = told["fires"]["controls"], len(concept.controls)
+    return replace(
+        figures,
+        opened=told["fires"]["concept"],
+        controls=(round(share * number), number) if share is not None else None,
+        protected=protected(pipe, edit, sae, config.batch_size),
+        spares=config.gate != "relu",
+    )
 
 
 def _with_levels(edit: SAEEdit, concept: Concept, levels: Calibration) -> SAEEdit:
     """The edit with its calibrated levels. Raises ExciseError where the first neuron's cannot tell the sides apart."""
     if not bool(levels.separable[0]):
         raise ExciseError(
-            f"neuron {int(edit.indices[0])} is no stronger on {concept.name!r} ({levels.typical[0]:.3g}) than on "
-            f'prompts without it ({levels.quiet[0]:.3g}); choose another neuron or Site, or gate="topk"'
+            f"no neuron tells {concept.name!r} apart: neuron {int(edit.indices[0])} is no stronger with it "
+            f"({levels.typical[0]:.3g}) than on some prompt without it ({levels.quiet[0]:.3g}); {_advice(concept)}"
         )
     return replace(edit, threshold=levels.threshold.float(), typical=levels.typical.float())
+
+
+def _advice(concept: Concept) -> str:
+    """What to try where no neuron is the concept's."""
+    if len(concept.mentions) > 1:
+        return "its words may be different things to the model: erase each by itself, as a concept of its own"
+    return "the model may not know it, or its SAE has no neuron for it: see `excise find`, or try another method"
 
 
 def _sae_folder(config: SNCEConfig) -> str:

@@ -25,7 +25,8 @@ class Validation:
     the neuron among the first; None where that never happened. selected: share of folds in which it did.
     p_value: chance, were concept and deconcept sides alike, that the *best of all m neurons* separates them as well as
     this one does (over all folds). auroc_controls: concept prompts against controls; control_share: share of controls
-    on which it fires at all (both None without controls); structural: that share is above `STRUCTURAL_SHARE`.
+    on which it fires at all, or, where an eraser's threshold is known, on which that eraser would act (both None
+    without controls); structural: that share is above `STRUCTURAL_SHARE`.
     """
 
     index: int

@@ -19,17 +19,17 @@ from excise.app.audit_inputs import (
     Word,
     benign_prompts,
     concept_of,
-    group_sentences,
     kind_named,
     saes_of,
-    sentences,
     words_for,
 )
-from excise.app.audit_reading import contexts_of, prediction_changes, text_changes, unconditional_changes
+from excise.app.audit_reading import contexts_of, prediction_changes, unconditional_changes
 from excise.concepts import Concept, Pair, from_templates, save_pairs
 from excise.concepts.concept import mentioned
+from excise.concepts.sentences import group_sentences, sentences
 from excise.erasers import Eraser, SAEEdit, made_for
 from excise.erasers.canary import shift, what_denoiser_predicts, what_denoiser_reads
+from excise.erasers.effects import text_changes
 from excise.erasers.guard import unedited
 from excise.erasers.hub import SIGNATURE
 from excise.erasers.rows import sae_digest

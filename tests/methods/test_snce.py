@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from excise.concepts import Concept
+from excise.concepts.sentences import group_sentences, sentences
 from excise.erasers import Eraser, verify
 from excise.erasers.rows import topk_codes
+from excise.erasers.strength import LEAST_CARRIED
 from excise.errors import ExciseError
 from excise.methods import method
 from excise.methods.reading import Reading, _last_of_difference, carried_share, prompt_codes, remembered
-from excise.methods.snce import LEAST_CARRIED, SNCEConfig, find, fit
+from excise.methods.snce import SNCEConfig, find, fit
 from excise.neurons import PromptCodes
 from excise.sae import TopKSAE, save
 from excise.sites import capture
@@ -86,10 +88,12 @@ def test_fit_reads_every_prompt_once(tiny_pipe: Any, word_sae: TopKSAE, gun: Con
     with remembered():
         found = find(tiny_pipe, word_sae, gun, CONFIG)
     prompts = 2 * len(gun.pairs) + len(gun.controls)
+    groups, mentioned = 1 + len({s.word for s in group_sentences()}), sentences("gun", "object")
+    tried = groups + 2 * len(mentioned) * len(gun.mentions)
     assert sum(read) == prompts
     read.clear()
     eraser = fit(tiny_pipe, gun, CONFIG, sae=word_sae)
-    proof = sum(read) - prompts
+    proof = sum(read) - prompts - tried
     read.clear()
     with eraser.attach(tiny_pipe):
         assert sum(read) == proof
@@ -194,7 +198,7 @@ def test_a_neuron_that_does_not_carry_the_concept_is_refused(tiny_pipe: Any, wor
     found = find(tiny_pipe, word_sae, gun, CONFIG)
     with torch.no_grad():
         word_sae.b_enc[9] = 50
-    with pytest.raises(ExciseError, match="neuron 9 is no stronger on 'gun'"):
+    with pytest.raises(ExciseError, match="no neuron tells 'gun' apart: neuron 9 is no stronger"):
         fit(tiny_pipe, gun, replace(CONFIG, neurons=(9,)), sae=word_sae, found=found)
 
 

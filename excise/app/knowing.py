@@ -1,0 +1,49 @@
+"""What the bundled model draws, so that nobody erases what was never there."""
+
+from __future__ import annotations
+
+from excise.concepts import Concept, names
+from excise.concepts.concept import mentioned
+from excise.errors import WeakEraserError
+from excise.reference.world import OBJECTS, STYLES, SYNONYMS
+
+
+def not_drawn(concept: Concept) -> list[str]:
+    """The mentions that name no object or style of the bundled model's, nor a common word for one."""
+    known = (*OBJECTS, *STYLES, *(word for words in SYNONYMS.values() for word in words))
+    return [mention for mention in concept.mentions if not mentioned(mention, known)]
+
+
+def refuse_not_drawn(concept: Concept) -> list[str]:
+    """The mentions that the bundled model does not draw, where it draws some.
+
+    Raises WeakEraserError where it draws none of them.
+    """
+    unknown = not_drawn(concept)
+    if len(unknown) == len(concept.mentions):
+        raise WeakEraserError(
+            f"this model does not draw {', '.join(unknown)}: nothing to erase; it draws {len(OBJECTS)} objects in "
+            f"{len(STYLES)} styles (`excise concepts`); another model is named with --model"
+        )
+    return unknown
+
+
+def parts(text: str) -> list[str] | None:
+    """The concepts in "gun,knife"; None where that is one concept, whose name may hold commas.
+
+    It is several where every part between the commas is the name of a known concept.
+    """
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    return found if "," in text and found and set(found) <= set(names()) else None
+
+
+def explain_unsplit(text: str) -> str | None:
+    """Why a text with commas is one concept though some of its parts are known ones; None where none is."""
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [part for part in found if part not in names()]
+    if "," not in text or not unknown or len(unknown) == len(found):
+        return None
+    return (
+        f"{text!r} is several concepts only where each is a known one, and {unknown[0]!r} is none (`excise concepts`); "
+        "erase it by itself, with its words (--mentions) or a file of pairs (--pairs)"
+    )

@@ -1,0 +1,91 @@
+"""The verdict in an eraser's json: what was found when it was tried, and how that is said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+KEYS: dict[str, type] = {
+    "mentions": list,
+    "carried": float,
+    "auroc": float,
+    "opened": float,
+    "pairs": int,
+    "controls": dict,
+    "protected": dict,
+    "weak": list,
+}
+"""Every key that a verdict may have, and its type. What could not be measured is left out."""
+_MENTION: dict[str, type] = {
+    "word": str,
+    "caught": bool,
+    "sentences": int,
+    "changed": int,
+    "relative": float,
+    "moved": float,
+}
+_TOUCHED: dict[str, type] = {"touched": int, "of": int}
+_PROTECTED: dict[str, type] = {"touched": list, "of": int}
+
+
+class WeakEraser(UserWarning):
+    """An eraser was made that cannot be relied on."""
+
+
+def checked(data: Any) -> dict[str, Any]:
+    """A verdict as it was read. Raises TypeError or ValueError where it is none."""
+    found = _typed(data, KEYS)
+    for row in found.get("mentions", ()):
+        if not {"word", "caught"} <= set(_typed(row, _MENTION)):
+            raise ValueError("verdict: a mention without its word, or without whether it is caught")
+    for key, types in (("controls", _TOUCHED), ("protected", _PROTECTED)):
+        _typed(found.get(key, {}), types)
+    if not all(
+        isinstance(said, str) for said in (*found.get("weak", ()), *found.get("protected", {}).get("touched", ()))
+    ):
+        raise TypeError("verdict: weak and protected words should be texts")
+    return found
+
+
+def _typed(data: Any, types: Mapping[str, type]) -> dict[str, Any]:
+    if type(data) is not dict:
+        raise TypeError("verdict should be an object")
+    for key, value in data.items():
+        if key not in types:
+            raise ValueError(f"verdict: {key!r} is unknown")
+        if type(value) is not types[key]:
+            raise TypeError(f"verdict: {key} should be {types[key].__name__}")
+    return data
+
+
+def in_words(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was looked at, and what was found, in words."""
+    for row in verdict.get("mentions", ()):
+        yield f"“{row['word']}”", _mention(row)
+    if "carried" in verdict:
+        yield "carried", f"{verdict['carried']:.0%} of what the concept's word changes"
+    if "opened" in verdict:
+        yield "own prompts", f"acts on {verdict['opened']:.0%} of the prompts with the concept"
+    if "auroc" in verdict:
+        yield "AUROC", f"{verdict['auroc']:.2f} on held-out wordings"
+    for key, what in (("controls", "control prompts"), ("protected", "words for groups of people")):
+        if isinstance(found := verdict.get(key), Mapping):
+            yield what, _touched(found)
+
+
+def _mention(row: Mapping[str, Any]) -> str:
+    said = "caught" if row["caught"] else "MISSED"
+    if row.get("sentences"):
+        said += f": {row.get('changed', 0)} of {row['sentences']} sentences change"
+    elif "moved" in row:
+        said += f": moves what is predicted by {row['moved']:.2g}"
+    relative = row.get("relative")
+    return said if relative is None else f"{said}, {relative:.0%} as much as the name's"
+
+
+def _touched(found: Mapping[str, Any]) -> str:
+    touched = found.get("touched", 0)
+    words = touched if isinstance(touched, list) else []
+    count = len(words) if isinstance(touched, list) else touched
+    said = f"{count} of {found.get('of', 0)} change"
+    return f"{said}: {', '.join(map(str, words))}" if words else said
