@@ -214,7 +214,7 @@ def test_the_card_says_what_it_is(gun_eraser: Eraser) -> None:
         "# gun-test",
         "Takes **gun** out of what StableDiffusionPipeline draws, by turning down one neuron of a sparse autoencoder",
         "Words it was made for: gun.",
-        "| text\\_encoder/encoder.layers.2 | 5 | lambda = 1 | "
+        "| text\\_encoder/encoder.layers.2 | 5 | 1 in codes | "
         "lead 0, gate relu, source prompt, uncond none, align position |",
         "| config: batch size | 64 |",
         "| neuron 5: AUROC on held-out wordings | 0.9877 |",
