@@ -121,7 +121,9 @@ def _moves(attachment: Attachment, concept: Concept, prompts: Mapping[str, str])
     most = max(1, min(MOST_CANARIES, MOST_STEPS // max(steps, default=1)))
     found: dict[str, tuple[str, float]] = {}
     for word, prompt in list(prompts.items())[:most]:
-        same = prompt == eraser.canary[0]
+        own = [m for m in concept.mentions if mentioned(eraser.canary[0], (m,))]
+        same = prompt == eraser.canary[0] or own == [word]
+        prompt = eraser.canary[0] if same else prompt
         found[word] = prompt, attachment.shift if same else min(moved(attachment, (prompt,)).values(), default=0.0)
     return found
 
