@@ -20,6 +20,7 @@ from excise.app.report import NeuronView, Report, Strip, render
 from excise.app.training import BUNDLED, shown, train_sae
 from excise.bench.statistics import Figure
 from excise.concepts import from_templates
+from excise.erasers import strength
 from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.methods.snce import SNCEConfig
@@ -105,7 +106,7 @@ def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
 
     eraser = fit_eraser(pipe, found)
     (_, lam), neuron = eraser.edits[0].coefficient, eraser.edits[0].neurons[0]
-    stage.step(f"Attach neuron {neuron} at λ = {lam:g}, and draw the same prompts and seeds before and after")
+    stage.step(f"Attach neuron {neuron} at {_strength(eraser)}, and draw the same prompts and seeds before and after")
     before = _draw(pipe, groups, config.steps, stage, "without the eraser")
     with eraser.attach(pipe):
         after = _draw(pipe, groups, config.steps, stage, "with the eraser")
@@ -215,11 +216,16 @@ def _views(findings: Findings, neurons: Sequence[int]) -> list[NeuronView]:
     return [NeuronView(i, *([] if side is None else side[:, i].tolist() for side in sides)) for i in neurons]
 
 
+def _strength(eraser: Any) -> str:
+    edit = eraser.edits[0]
+    return strength.in_words(edit.lam, edit.site.key, eraser.created, eraser.measured)
+
+
 def _facts(eraser: Any, result: dict[str, Any], config: DemoConfig) -> list[tuple[str, str]]:
     edit = eraser.edits[0]
     return [
         ("neuron", str(result["neuron"])),
-        ("λ", f"{edit.lam:g}"),
+        ("strength", _strength(eraser).removeprefix("strength ")),
         ("site", edit.site.key),
         ("source", edit.source),
         ("pictures", f"{config.n} a family, {config.steps} steps"),
