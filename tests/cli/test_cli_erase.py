@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from excise.erasers import Eraser
+from excise.erasers.hub import card
 
 
 @pytest.fixture
@@ -358,3 +359,62 @@ def test_ctrl_c_ends_several_at_once_and_keeps_their_trainings(model_folder: Pat
     assert "Traceback" not in said
     assert all(len(json.loads(state.read_text())["losses"]) >= 1 for state in kept)
     assert not (tmp_path / "erasers" / "gun-esd-x").exists()
+
+
+def test_a_weak_eraser_is_refused_with_3_unless_it_is_accepted(
+    ask: Callable[..., Any], call: Callable[..., Any], common: tuple[Any, ...], model_folder: Path, tmp_path: Path
+) -> None:
+    words = ("erase", "gun", *common, "--gate", "relu", "--out", tmp_path / "weak")
+    refused = call(*words)
+    assert refused.exit_code == 3, refused.output
+    assert "cannot be relied on" in refused.stderr and "--accept-weak" in refused.stderr
+    assert not (tmp_path / "weak").exists()
+    made = ask(*words, "--accept-weak")
+    assert made["verdict"]["weak"]
+    assert "Weak, and accepted as such" in card(Eraser.load(tmp_path / "weak"))
+    checked = call("verify", tmp_path / "weak", "--model", model_folder)
+    assert (checked.exit_code, "cannot be relied on" in checked.stdout) == (1, False)
+    assert "weak: " in " ".join(checked.stdout.split())
+    shown = ("--prompt", "a gun", "--eraser", tmp_path / "weak", "--model", model_folder, "--steps", 1)
+    drawn = call("generate", *shown, "--out", tmp_path / "a.png")
+    assert drawn.exit_code == 0
+    assert "is weak: " in drawn.stderr
+
+
+def test_one_pair_is_too_few_and_the_pairs_own_problems_are_told(
+    call: Callable[..., Any], common: tuple[Any, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "one.csv").write_text("concept,deconcept\na gun,a cat\n")
+    refused = call("erase", "gun", *common, "--pairs", tmp_path / "one.csv", "--out", tmp_path / "one")
+    assert refused.exit_code == 3, refused.output
+    assert "only 1 pairs: at least 20 are needed" in refused.stderr
+    assert "only 1 pair of prompts" in refused.stderr
+    assert not (tmp_path / "one").exists()
+
+
+def test_what_the_bundled_model_does_not_draw_is_not_erased(call: Callable[..., Any], tmp_path: Path) -> None:
+    refused = call("erase", "submarine", "--mentions", "submarine", "--out", tmp_path / "out")
+    assert refused.exit_code == 3
+    assert "this model does not draw submarine: nothing to erase" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_concept_with_a_comma_is_one_unless_every_part_is_known(call: Callable[..., Any], tmp_path: Path) -> None:
+    text = "the look of old photographs, faded and brown"
+    for words, says in (((text,), f"unknown concept '{text}'"), (("gun,sword",), "'sword' is none")):
+        refused = call("erase", *words, "--out", tmp_path / "out")
+        assert refused.exit_code == 2
+        assert says in refused.stderr
+    one = call("erase", text, "--mentions", "old photographs", "--out", tmp_path / "out")
+    assert one.exit_code == 3, "one concept, which the bundled model does not draw"
+
+
+def test_a_weak_one_of_several_does_not_stop_the_others(
+    call: Callable[..., Any], model_folder: Path, sae_folder: Path, tmp_path: Path
+) -> None:
+    given = [f"--set=snce.{part}" for part in (f"sae={sae_folder}", "tolerance=0.9", "gate=relu")]
+    words = ("--method", "snce,uce", *given, "--model", model_folder, "--n", 12, "--out", tmp_path / "erasers")
+    made = call("erase", "gun", *words, "--json")
+    assert made.exit_code == 3, made.output
+    assert [row["state"] for row in json.loads(made.stdout)] == ["weak", "made"]
+    assert sorted(path.name for path in (tmp_path / "erasers").iterdir()) == ["gun-uce"]

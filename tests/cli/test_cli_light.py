@@ -65,6 +65,12 @@ def test_the_methods_and_their_papers() -> None:
     assert runs_light("methods", "cite", "snce+saemnesia").count("  eprint = ") == 2
 
 
+def test_the_concepts() -> None:
+    rows = json.loads(runs_light("concepts", "--json"))
+    assert len(rows) == 66
+    assert rows[0] == {"name": "gun", "kind": "object", "for": "the bundled model", "mentions": ["gun"]}
+
+
 def test_pairs_are_made_and_checked(tmp_path: Path) -> None:
     runs_light("pairs", "make", "gun", "--out", tmp_path / "gun.csv")
     assert "0 problems" in runs_light("pairs", "check", tmp_path / "gun.csv", "--mentions", "gun")
