@@ -18,6 +18,19 @@ PAGES = [
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+@pytest.fixture(autouse=True)
+def nothing_but_the_package(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty home, and none of the data that Debian's packages bring."""
+    from excise.app import text_corpora
+    from excise.reference import text_corpus
+
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HF_HOME", str(home / "hub"))
+    monkeypatch.setattr(text_corpus, "WORDNET", home / "wordnet")
+    monkeypatch.setattr(text_corpora, "SHARE", home)
+
+
 def blocks(kind: str) -> Iterator[Any]:
     for page in PAGES:
         for n, match in enumerate(FENCE.finditer(page.read_text(encoding="utf-8"))):
@@ -124,3 +137,41 @@ def test_every_method_has_its_line_in_the_docs() -> None:
 
     page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     assert [name for name in METHODS if f"`{name}`" not in page] == []
+
+
+def test_the_documented_sweep_runs_with_nothing_but_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command of docs/neurons.md, made small."""
+    from typer.testing import CliRunner
+
+    from excise.cli import app
+
+    (words,) = [words for _, words in commands() if words[:2] == ["sae", "sweep"]]
+    monkeypatch.chdir(tmp_path)
+    small = {"--sites": "encoder.layers.3", "--expansions": "4", "--k": "8", "--concepts": "gun"}
+    for option, value in small.items():
+        words[words.index(option) + 1] = value
+    done = CliRunner().invoke(app, [*words, "--tokens", "3000", "--most", "40", "--n", "12"])
+    assert done.exit_code == 0, done.output
+
+
+def test_training_text_without_wordnet_takes_the_captions_alone() -> None:
+    from excise.app.labelled_training import english
+
+    assert english() == []
+
+
+def test_every_exit_code_is_in_the_help_and_in_the_docs() -> None:
+    from typer.testing import CliRunner
+
+    from excise.cli import app
+
+    shown = " ".join(CliRunner().invoke(app, ["--help"]).output.replace("│", " ").split())
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    ends = re.findall(r"Exit\((\d+)\)", "".join(p.read_text() for p in (ROOT / "excise" / "cli").glob("*.py")))
+    from excise.cli import audit, command
+
+    for code in {0, *map(int, ends), audit.RED, command.BAD_INPUT, command.INTERRUPTED}:
+        assert f"| {code} |" in page
+        assert re.search(rf"\b{code} \w", shown.partition("Exit codes:")[2]), code

@@ -90,10 +90,11 @@ def labels_of(
 
 
 def english() -> list[str]:
-    """Unlabelled English that the bundled model's text SAEs also learn from."""
+    """Unlabelled English that the bundled model's text SAEs also learn from: WordNet's, where that is installed, and
+    else none."""
     from excise import reference
 
-    return list(reference.sae_corpus(captions=0))
+    return list(reference.sae_corpus(captions=0)) if reference.has_wordnet() else []
 
 
 def train_block_sae(

@@ -125,12 +125,13 @@ def sweep(
     from dataclasses import replace
     from itertools import islice
 
+    from excise import reference
     from excise.app.comparing import Comparing, concepts_of
     from excise.app.finding import swept_sites
     from excise.app.models import load_pipeline, parse_site
     from excise.app.sweeping import Cell, grid
     from excise.app.sweeping import sweep as swept
-    from excise.app.training import recipe_config, recipe_prompts
+    from excise.app.training import recipe_config
     from excise.concepts import read_prompts
     from excise.errors import ExciseError
     from excise.sae import Progress
@@ -142,8 +143,7 @@ def sweep(
     if prompts is not None:
         texts, corpus = list(islice(read_prompts(prompts, column), most)), prompts.name
     elif model is None:
-        every, _ = recipe_prompts("reference")
-        texts, corpus = every[:: -(-len(every) // most)], "reference"
+        texts, corpus = list(reference.sae_corpus(captions=most, english=0)), "captions"
     else:
         raise ExciseError("a sweep on another model needs --prompts FILE to train its SAEs on")
     pipe = load_pipeline(model, device, weights)

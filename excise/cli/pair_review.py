@@ -12,6 +12,7 @@ from excise.cli.keys import Hands, hands
 from excise.cli.options import Json
 from excise.cli.outputs import PAIRS, Force, check_file
 from excise.cli.terminal import emit, note
+from excise.errors import ExciseError
 
 if TYPE_CHECKING:
     from excise.app.pair_review import Review
@@ -42,6 +43,8 @@ def review(
     json: Json = False,
 ) -> None:
     """Keep, drop or edit pairs one by one; what is decided is kept when you stop."""
+    if export_jsonl is not None and apply is not None:
+        raise ExciseError("give either --export-jsonl or --apply: the one comes before your work, the other after it")
     out = out or file.with_name(f"{file.stem}-reviewed{file.suffix}")
     if export_jsonl is None:
         check_file(out, PAIRS, force=force)
@@ -49,10 +52,7 @@ def review(
         check_file(export_jsonl, (".jsonl",), force=force, option="--export-jsonl")
     from excise.app.pair_review import Review
     from excise.concepts import Concept, check
-    from excise.errors import ExciseError
 
-    if export_jsonl is not None and apply is not None:
-        raise ExciseError("give either --export-jsonl or --apply: the one comes before your work, the other after it")
     words = tuple(m.strip() for m in mentions.split(",")) if mentions is not None else ()
     going = Review(file)
     written = False

@@ -37,8 +37,9 @@ def push(
     A README.md or a signature in the folder goes along; the README.md then takes the card's place.
     """
     from excise.erasers import Eraser, eraser_folders
-    from excise.erasers.hub import push_folder
+    from excise.erasers.hub import check_name, push_folder
 
+    check_name(repo)
     folders = eraser_folders(folder)
     for own in folders:
         Eraser.load(own)  # before the first is pushed

@@ -177,6 +177,8 @@ def train_text(
     place = parse_site(pipe, site) if site is not None else bundled or default_site(pipe, "text_encoder")
     note(f"training at {place.key}")
     others = english() if recipe is not None else []
+    if recipe is not None and not others:
+        note("training on the captions alone: WordNet's English, which goes with them, is not installed (wordnet-base)")
     with shown(progress, len(rows) + len(others), config.tokens) as (_, line):
         train_on_text(
             pipe, place, rows, how.concepts, out, config, how, others=others, bos=bos, progress=line, device=device

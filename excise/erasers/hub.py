@@ -76,6 +76,7 @@ def push(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     files = {**formats.pack(eraser), **(also or {})}
+    check_name(repo_id)
     api = HfApi(token=token, library_name="excise")
     try:
         name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -87,6 +88,10 @@ def push(
             changes.append(CommitOperationDelete(SIGNATURE))
         done = api.create_commit(name, changes, commit_message=commit_message, revision=revision)
     except _refusals() as error:
+        if _unreached(error):
+            raise ExciseError(
+                f"{repo_id} was not pushed: the hub was not reached ({_reason(error)}); check the network and try again"
+            ) from error
         raise ExciseError(
             f"{repo_id} could not be pushed ({_reason(error)}); check the name, and that your token may write there"
         ) from error
@@ -113,6 +118,23 @@ def _refusals() -> tuple[type[BaseException], ...]:
     from huggingface_hub.errors import HfHubHTTPError
 
     return (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__)
+
+
+def check_name(repo_id: str) -> None:
+    """Raise ExciseError unless that can be a repository's name on the hub."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ExciseError(f"{repo_id!r} is no name of a repository ({_reason(error)}); give OWNER/NAME") from error
+
+
+def _unreached(error: BaseException) -> bool:
+    """Whether no answer came from the hub at all, as its HTTP client's errors say, whichever client that is."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"TransportError", "ConnectionError", "Timeout", "OfflineModeIsEnabled"})
 
 
 def _reason(error: BaseException) -> str:

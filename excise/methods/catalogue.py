@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +35,15 @@ class About:
         authors = " and ".join(names) if len(names) < 3 else f"{names[0]} et al."
         where = re.search(r"\((\w+)\)", fields.get("booktitle", ""))
         venue = f"{where[1]} {fields['year']}" if where else f"arXiv:{fields['eprint']}, {fields['year']}"
-        return f"{authors}, {fields['title']}, {venue}"
+        return _letters(f"{authors}, {fields['title']}, {venue}")
+
+
+ACCENTS = {"'": "\N{COMBINING ACUTE ACCENT}", '"': "\N{COMBINING DIAERESIS}", "`": "\N{COMBINING GRAVE ACCENT}"}
+
+
+def _letters(text: str) -> str:
+    """BibTeX's accents (`\\'n`) as letters (ń)."""
+    return unicodedata.normalize("NFC", re.sub(r"\\(['\"`])(\w)", lambda m: m[2] + ACCENTS[m[1]], text))
 
 
 def _bibtex(key: str, title: str, authors: str, venue: str, year: int, arxiv: str) -> str:

@@ -17,6 +17,7 @@ _HOMES = {
     "GUIDANCE": "bundle",
     "sae_corpus": "prompts",
     "labelled": "prompts",
+    "has_wordnet": "text_corpus",
 }
 
 

@@ -36,11 +36,17 @@ def mentions_synonym(text: str) -> bool:
 _SYNONYM = re.compile(r"\b(" + "|".join(re.escape(w) for ws in SYNONYMS.values() for w in ws) + r")(s|es)?\b")
 
 
-def synsets(folder: Path = WORDNET) -> Iterator[tuple[str, list[str], str, list[str]]]:
+def has_wordnet() -> bool:
+    """Whether WordNet's database is installed on this machine."""
+    return (WORDNET / "data.noun").exists()
+
+
+def synsets(folder: Path | None = None) -> Iterator[tuple[str, list[str], str, list[str]]]:
     """Lexicographer file, lemmas, definition and examples of every synset.
 
     Raises ExciseError where WordNet's database is not there.
     """
+    folder = folder or WORDNET
     if not (folder / "data.noun").exists():
         raise ExciseError(f"no WordNet database in {folder}; install Debian's package wordnet-base")
     for part in ("noun", "verb", "adj", "adv"):

@@ -47,7 +47,7 @@ def test_the_exit_code_the_page_and_the_json_agree(
     text = page.read_text()
     assert "red flags stand" in text or "red flag stands" in text
     assert "zebra" in text
-    assert json.loads(call(*words, "--sae", sae_folder, "--out", page, "--json").stdout) == data
+    assert json.loads(call(*words, "--sae", sae_folder, "--out", page, "--force", "--json").stdout) == data
     shown = call(*words)
     assert shown.exit_code == RED
     assert "RED FLAG: not caught" in shown.stdout

@@ -151,7 +151,7 @@ def test_generate_takes_the_bundled_sae_and_guidance_for_the_bundled_model(
         return draw(self, *args, **options)
 
     monkeypatch.setattr(kind, "__call__", spied)
-    words = ("generate", "--prompt", "a gun", "--eraser", out, "--steps", 1, "--out", tmp_path / "a.png")
+    words = ("generate", "--prompt", "a gun", "--eraser", out, "--steps", 1, "--out", tmp_path / "a.png", "--force")
     other = call(*words, "--model", model_folder)
     assert other.exit_code == 2
     assert "--sae" in other.stderr
@@ -243,7 +243,7 @@ def test_an_eraser_by_another_method(
     assert ask("verify", out, "--model", model_folder)["passed"]
     shown = ("--prompt", "a gun", "--eraser", out, "--model", model_folder, "--out", tmp_path / "gun.png")
     assert call("generate", *shown, "--steps", 3).exit_code == 0
-    refused = call("generate", *shown, "--steps", 4)
+    refused = call("generate", *shown, "--force", "--steps", 4)
     assert refused.exit_code == 2
     assert "is none of the 3" in refused.stderr
     for words, message in (

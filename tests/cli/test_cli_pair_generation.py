@@ -59,7 +59,7 @@ def test_a_server_writes_pairs_and_the_account_is_printed(server, call, ask, tmp
         "unparsed_lines": ["Here you go:"] * told["questions"],
     }
     assert "sk-mine" not in "".join(p.read_text() for p in tmp_path.rglob("*.*") if p.is_file())
-    again = call("pairs", "generate", "gun", "--n", 20, "--out", out, *options(server))
+    again = call("pairs", "generate", "gun", "--n", 20, "--out", out, *options(server), "--force")
     assert again.exit_code == 0 and f"{told['questions']} answered before" in " ".join(again.stdout.split())
     assert "Here you go" not in again.stdout and "a gun and a cat" in again.stdout
     assert len(server.asked) == told["questions"] and "gun.answers" in again.stderr

@@ -87,3 +87,29 @@ def test_a_negative_strength_is_refused_in_the_commands_own_words(call: Ask, era
     assert refused.exit_code == 2
     assert "--allow-amplify" in refused.stderr
     assert "allow_amplify" not in refused.stderr
+
+
+def test_push_tells_a_bad_name_from_a_hub_that_is_not_reached(
+    call: Ask, erasers: Path, hub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = erasers / "gun"
+    bad = call("push", folder, "no/such/name")
+    assert bad.exit_code == 2
+    assert "'no/such/name' is no name of a repository" in bad.stderr
+    assert "give OWNER/NAME" in bad.stderr
+    assert hub.asked == []
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9")
+    alone = call("push", folder, "someone/gun")
+    assert alone.exit_code == 2
+    assert "was not pushed: the hub was not reached" in alone.stderr
+    assert "check the network" in alone.stderr
+
+
+def test_papers_are_cited_in_letters(call: Ask) -> None:
+    shown = call("methods").stdout
+    assert "Cywiński" in shown
+    assert "\\'" not in shown
+    assert "Cywi\\'nski" in call("methods", "cite", "saeuron").stdout
