@@ -87,9 +87,10 @@ def _block(block: Block, heading: Lettering, caption: Lettering, side: int | Non
     for n, line in enumerate(lines):
         heading.write(image, (0, n * heading.line), line, INK)
     for row in rows:
+        tallest = max(item.height for item in row)
         for column, item in enumerate(row):
-            image.paste(item, (column * (item.width + APART), top))
-        top += max(item.height for item in row) + APART // 2
+            image.paste(item, (column * (item.width + APART), top + tallest - item.height))
+        top += tallest + APART // 2
     return image
 
 

@@ -15,7 +15,7 @@ from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
 from excise.cli.outputs import ERASER, Force, check_folder, check_resumed
-from excise.cli.terminal import complain, emit, note, table, training
+from excise.cli.terminal import complain, emit, note, prose, table, training
 from excise.cli.weights import choosing_weights
 
 if TYPE_CHECKING:
@@ -433,10 +433,10 @@ def listed(context: typer.Context, json: Json = False) -> None:
             licence = "without a licence" if row["licence"] == "none" else row["licence"]
             original = f"; its authors' code: {licence}" if licence else ""
             typer.echo(f"{row['name']} ({row['kind']})")
-            typer.echo(f"    {row['does']}")
-            typer.echo(f"    edits {row['edits']}{original}")
+            prose(row["does"], indent=4)
+            prose(f"edits {row['edits']}{original}", indent=4)
             if row["paper"]:
-                typer.echo(f"    {row['paper']}")
+                prose(row["paper"], indent=4)
 
     emit(json, rows, show)
 

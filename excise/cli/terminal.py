@@ -143,12 +143,12 @@ def _narrow(name: str, cells: Sequence[str]) -> str:
 
 
 def _room(head: str, cells: Sequence[str], number: bool) -> int:
-    """How narrow a column may become: figures keep their width, text is broken at words, and within them past 24."""
+    """How narrow a column may become: figures keep their width, text is broken at words, but not below 16."""
     widths = [_width(cell) for cell in (head, *cells)]
     if number:
         return max(widths)
     words = [_width(word) for cell in (head, *cells) for word in cell.split()]
-    return min(max(widths), max(8, min(24, max(words, default=0))))
+    return min(max(widths), max(16, min(24, max(words, default=0))))
 
 
 @contextmanager

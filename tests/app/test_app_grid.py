@@ -78,3 +78,12 @@ def test_rows_of_a_figure_keep_their_label_whole() -> None:
     left, top, _, _ = where(pixels, RED)
     assert left == MARGIN and top > MARGIN + 2 * Lettering(HEADING).line
     assert where(pixels, BLUE)[1] == top + 128 + GAP
+
+
+def test_pictures_of_a_row_are_in_line_whatever_their_captions_take() -> None:
+    items = [
+        Item([plain(RED)], ["short"]),
+        Item([plain(BLUE)], ["a caption that is long enough for two lines at least"]),
+    ]
+    pixels = opened(sheet([Block("", items)]))
+    assert where(pixels, RED)[1] == where(pixels, BLUE)[1]

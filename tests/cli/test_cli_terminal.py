@@ -116,3 +116,14 @@ def test_prose_is_wrapped_where_somebody_watches_and_one_line_in_a_file(
     terminal.prose(text, indent=2, hanging=2)
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("  a long") and second.startswith("    ") and f"{first} {second.strip()}".strip() == text
+
+
+def test_text_is_not_squeezed_into_a_column_of_single_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    row = ("change in how often other objects are recognised", "+0.0 pts", "-39.0 pts to +39.0 pts", "6")
+    table("Figures", ("share", "value", "95 % interval", "n", "bar", ""), [(*row, "within 2.0 pts", "point only")])
+    shown = lines_of(capsys)
+    assert shown[0] == f"Figures: {row[0]}"
+    assert [line.split()[0] for line in shown[1:]] == ["value", "95", "n", "bar", "point"]
