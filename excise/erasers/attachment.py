@@ -15,20 +15,23 @@ from torch import Tensor, nn
 
 from excise.erasers import telemetry
 from excise.erasers.canary import conditional
-from excise.erasers.coverage import refuse_early_tap, refuse_unless_covered
+from excise.erasers.coverage import absent_from, refuse_early_tap, refuse_unless_covered
 from excise.erasers.generation import Transcript, refuse_unfit
 from excise.erasers.guard import Call, Guard, is_proving
 from excise.erasers.hooks import EditHook, Edits, found_on
 from excise.erasers.integrity import mismatches
 from excise.erasers.kinds import module_of, put
 from excise.erasers.live import Live
+from excise.erasers.locking import lock
 from excise.erasers.proof import moved
 from excise.erasers.rows import sae_digest
+from excise.erasers.tally import Tally
 from excise.erasers.witness import Witness, is_compiled
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.sites.blocks import denoisers
 from excise.sites.encoding import tensors_of
 from excise.sites.language import LanguageModel
+from excise.sites.site import text_encoders, tokenizer_of
 
 if TYPE_CHECKING:
     from excise.erasers.eraser import Eraser
@@ -66,12 +69,18 @@ class Attachment:
         self._hooks: list[tuple[nn.Module, EditHook, Callable[[], None]]] = []
         self._prompts = self._bypasses = 0
         self._told = 0, 0, 0.0
-        refuse_unless_covered(pipe, eraser)
+        self._counting = threading.RLock()
+        self._warned = False
+        self._counted: list[nn.Module] = []
+        self._unlock: list[Callable[[], None]] = []
+        self.absent = absent_from(pipe, eraser)
+        self.edits = tuple(edit for edit in eraser.edits if edit.site.component not in self.absent)
+        refuse_unless_covered(pipe, eraser, self.edits)
         language = isinstance(pipe, LanguageModel)
         if language:
             refuse_unfit(eraser)
-        modules = [module_of(pipe, edit) for edit in eraser.edits]
-        self._odd = odd = mismatches(pipe, dict(eraser.made_for)) if eraser.edits else []
+        modules = [module_of(pipe, edit) for edit in self.edits]
+        self._odd = odd = self._mismatches() if eraser.edits else []
         if odd:
             text = f"eraser {eraser.name!r} was made for another pipeline ({'; '.join(odd)})"
             if strict:
@@ -79,17 +88,20 @@ class Attachment:
             warnings.warn(text, stacklevel=3)
         with _LOCK:
             there = [hook for module in modules if (edits := found_on(module, Edits)) for hook in edits.hooks]
+            self._encoding = self._encoded_by() if eraser.edits and not self.edits else None
             if any(hook.attachment.eraser.digest == eraser.digest for hook in there):
                 raise ExciseError(f"eraser {eraser.name!r} is attached to this pipeline already; detach it first")
             if self.name in Guard.names(pipe):
                 raise ExciseError(f"an eraser called {self.name!r} is attached already; give this one another name")
             self._guard = Guard.join(pipe, self)
-            watched = bool(self.eraser.text_edits)
-            self._witness = Witness.join(pipe, self) if watched and not language else None
+            watched = bool(self.eraser.text_edits) and not language
+            self._witness = Witness.join(pipe, self, self._encoding) if watched else None
             self.transcript = Transcript.join(pipe, self) if watched and language else None
         try:
             with _LOCK:
-                for module, edit in zip(modules, eraser.edits, strict=True):
+                self._unlock = [lock(tokenizer_of(pipe, name)) for name in text_encoders(pipe)]
+                self._counted = Tally.join(pipe, self) if not language else []
+                for module, edit in zip(modules, self.edits, strict=True):
                     hook, take_off = put(self, edit, module)
                     self._hooks.append((module, hook, take_off))
             self._denoisers = denoisers(pipe)
@@ -148,7 +160,7 @@ class Attachment:
     @property
     def active(self) -> bool:
         """Whether prompts are edited now."""
-        return is_proving(self) or (self.attached and self._enabled and self._strength != 0 and bool(self._hooks))
+        return is_proving(self) or (self.attached and self._enabled and self._strength != 0 and bool(self.eraser.edits))
 
     def status(self) -> dict[str, Any]:
         """State and counters for a health check; never any prompt text."""
@@ -165,8 +177,9 @@ class Attachment:
             "strength": self._strength,
             "allow_amplify": self.allow_amplify,
             "saved_with_the_model": False,
-            "sites": [edit.site.key for edit in self.eraser.edits],
-            "neurons": [edit.neurons for edit in self.eraser.edits],
+            "sites": [edit.site.key for edit in self.edits],
+            "absent": self.absent,
+            "neurons": [edit.neurons for edit in self.edits],
             "canary_shift": self.shift,
             "prompts_encoded": self._prompts,
             "rows_edited": sum(hook.rows for hook in self.hooks),
@@ -181,6 +194,9 @@ class Attachment:
             self._guard.leave(self.pipe, self)
             if self._witness is not None:
                 self._witness.leave(self)
+            Tally.leave(self._counted, self)
+            for unlock in self._unlock:
+                unlock()
             if self.transcript is not None:
                 self.transcript.leave(self)
         if was:
@@ -208,18 +224,29 @@ class Attachment:
                 raise ExciseError(
                     f"{hook.edit.site.component} was replaced after eraser {name!r} was attached; attach it again"
                 )
+        for component in self.absent:
+            if getattr(self.pipe, component, None) is not None:
+                raise ExciseError(
+                    f"{component} was put in after eraser {name!r} was attached without it; attach it again"
+                )
         for edit in self.eraser.text_edits:
-            refuse_early_tap(self.pipe, edit, call.arguments.get("clip_skip"), name)
+            if edit in self.edits:
+                refuse_early_tap(self.pipe, edit, call.arguments.get("clip_skip"), name)
         self.refuse_changed()
         for key, given in call.arguments.items():
-            if self._witness is None or "embeds" not in key or "mask" in key or key.startswith("negative"):
+            if self._witness is None or "embeds" not in key or "mask" in key:
                 continue
-            if not all(self._witness.ledger.knows(t) for t in tensors_of(given) if t.is_floating_point()):
+            if key.startswith("negative"):
+                self._warn_of_edited(key, given)
+            elif not all(self._witness.ledger.knows(t) for t in tensors_of(given) if t.is_floating_point()):
                 self.bypass(
                     f"{key} were not encoded under eraser {name!r}, so it cannot act on them; pass the prompt as text"
                 )
         if call.arguments.get("lora_scale") not in (None, 1) and self._adapters:
-            self.bypass(f"a LoRA of the text encoder was scaled after eraser {name!r} was attached; attach it again")
+            self.bypass(
+                f"a LoRA of the text encoder was scaled for this prompt alone, and eraser {name!r} was not proved with "
+                "that; draw without a scale, or set it by pipe.set_adapters and attach the eraser again"
+            )
         if denoisers(self.pipe) != self._denoisers:
             self.bypass(f"the denoiser was replaced after eraser {name!r} was attached; attach it again")
         for hook in self.hooks:
@@ -242,14 +269,55 @@ class Attachment:
         or cast have the digest that they had, and are let pass from then on."""
         now, adapters = self._live.now()
         if now != self._weights:
-            if self._odd or mismatches(self.pipe, dict(self.eraser.made_for)):
+            if self._odd or self._mismatches():
                 what = "denoiser" if self._only_denoiser_differs(now) else "text encoder"
-                self.bypass(f"the {what} changed after eraser {self.name!r} was attached; attach it again")
+                self.bypass(
+                    f"the {what} changed after eraser {self.name!r} was attached (weights, tokenizer or a LoRA); "
+                    "undo that (pipe.unload_lora_weights() takes a LoRA off), or fit an eraser for the changed pipeline"
+                )
             else:
                 self._weights = now
         if adapters != self._adapters:
             self.bypass(
-                f"a LoRA of the text encoder was switched after eraser {self.name!r} was attached; attach it again"
+                f"a LoRA of the text encoder was switched or scaled after eraser {self.name!r} was attached; set it as "
+                "it was, or attach the eraser again, which proves it anew"
+            )
+
+    def _mismatches(self) -> list[str]:
+        return mismatches(self.pipe, dict(self.eraser.made_for), self.absent)
+
+    def _encoded_by(self) -> Attachment:
+        """For a pipeline without text encoders, which draws what another one encodes: where this eraser is attached to
+        that one. Raises ExciseError where it is attached to none."""
+        found = Witness.encoding(self.eraser.digest)
+        if found is None:
+            raise ExciseError(
+                f"{type(self.pipe).__name__} has no text encoder that eraser {self.name!r} edits; attach the eraser to "
+                "the pipeline that encodes the prompts first, encode them there, and then attach it to this one, which "
+                "will draw those embeddings and no others"
+            )
+        return found
+
+    def acts_on(self, pipe: Any) -> bool:
+        """Whether one of its edits is at a module of `pipe`, or its witness at a denoiser of one that only draws."""
+        if pipe is self.pipe:
+            return True
+        if self._encoding is not None:
+            return any(own is other for own in denoisers(self.pipe) for other in denoisers(pipe))
+        parts = [*text_encoders(pipe).values(), *denoisers(pipe)]
+        own = {id(module) for part in parts for module in part.modules()}
+        return any(id(module) in own for module, _, _ in self._hooks)
+
+    def _warn_of_edited(self, key: str, given: Any) -> None:
+        """Say once that negative embeddings were encoded as a prompt, and the concept erased from them."""
+        if self._warned or self._witness is None:
+            return
+        if any(self._witness.erased.knows(t) for t in tensors_of(given) if t.is_floating_point() and t.any()):
+            self._warned = True
+            warnings.warn(
+                f"{key} say what eraser {self.name!r} erases and were encoded as a prompt, so it was erased from them "
+                "too; encode a negative prompt with excise.encode(..., negative=True) to leave it as it is",
+                stacklevel=5,
             )
 
     @property
@@ -274,7 +342,8 @@ class Attachment:
 
     def bypass(self, message: str) -> None:
         """Something goes round the eraser: refuse, warn or let it pass, as `on_bypass` says; it is counted always."""
-        self._bypasses += 1
+        with self._counting:
+            self._bypasses += 1
         self._tell("bypass")
         if self.on_bypass == "raise":
             raise EraserDidNotFire(f"{message}, or attach with on_bypass='warn' or 'allow'")
@@ -284,8 +353,9 @@ class Attachment:
 
     def after_prompt(self, call: Call, made: Any, epoch: int) -> None:
         """Raise EraserDidNotFire where an edited module did not run although the prompt was encoded."""
+        encoded = "conditional" in call.branches
         for hook in self.text_hooks:
-            if "conditional" in call.branches and not call.runs.get(id(hook)):
+            if encoded and not call.runs.get(id(hook)):
                 self._forget()
                 raise EraserDidNotFire(
                     f"eraser {self.eraser.name!r} saw no text-encoder run at {hook.edit.site.key}; something unhooked "
@@ -296,25 +366,35 @@ class Attachment:
         if is_proving(self):
             return
         prompt = call.arguments.get("prompt")
-        self._prompts += len(prompt) if isinstance(prompt, list | tuple) else 1
-        self._tell("encoded")
+        prompts = len(prompt) if isinstance(prompt, list | tuple) else 1
+        self.count(prompts if encoded and not call.negative else 0)
+        if self._witness is None:
+            return
         # What edited encoders made is in the ledger already. Only where the pipeline works on it (clip_skip: a norm of
         # its own) or the encoder is compiled does the result count; never what the caller gave.
         given = any(value is not None for key, value in call.arguments.items() if "embeds" in key)
-        if given or not (call.arguments.get("clip_skip") or is_compiled(self.pipe)):
-            return
-        prompts = conditional(self.pipe, made)
-        self.trust(prompts, epoch)
-        own = {id(tensor) for tensor in prompts}
-        others = [tensor for tensor in tensors_of(made) if id(tensor) not in own]
-        spared = "unconditional" in call.branches and any(edit.uncond != "same" for edit in self.eraser.text_edits)
-        self.trust(others, epoch, spared=spared)
+        if not given and (call.arguments.get("clip_skip") or is_compiled(self.pipe)):
+            own = conditional(self.pipe, made)
+            spares = any(edit.uncond != "same" for edit in self.eraser.text_edits)
+            self.trust(own, epoch, spared=spares and call.negative)
+            known = {id(tensor) for tensor in own}
+            others = [tensor for tensor in tensors_of(made) if id(tensor) not in known]
+            self.trust(others, epoch, spared=spares and (call.negative or "unconditional" in call.branches))
+        self._witness.ledger.hold(tensors_of(made))
 
-    def trust(self, states: Iterable[Tensor], epoch: int, *, spared: bool = False) -> None:
+    def count(self, prompts: int) -> None:
+        """Count prompts that a text encoder has read, and tell whoever listens."""
+        with self._counting:
+            self._prompts += prompts
+        self._tell("encoded")
+
+    def trust(self, states: Iterable[Tensor], epoch: int, *, spared: bool = False, erased: bool = False) -> None:
         """Let states through that were made while the edits ran, from `epoch` on; spared ones, which an
         edit left alone for being unconditional, only beside prompts."""
         if self._witness is not None:
-            self._witness.add(states, epoch, spared=spared)
+            given = list(states)
+            self._witness.add(given, epoch, spared=spared, erased=erased)
+            self._witness.ledger.hold(given)
 
     def _checked_sae(self, sae: Any | None) -> Any | None:
         needing = [edit for edit in self.eraser.edits if edit.needs_sae]
@@ -334,6 +414,8 @@ class Attachment:
         """
         if not self.eraser.edits:
             return 0.0
+        if self._encoding is not None:  # proved where it encodes; what was encoded there so far stays good
+            return self._encoding.shift
         found = moved(self)
         self._forget()
         for hook in self.hooks:
@@ -358,9 +440,10 @@ class Attachment:
         """Say to whoever listens what was done since the event before."""
         if not telemetry.listening():
             return
-        now = self._prompts, sum(hook.rows for hook in self.hooks), sum(hook.norm for hook in self.hooks)
-        calls, rows, norm = (max(0, new - old) for new, old in zip(now, self._told, strict=True))
-        self._told = now
+        with self._counting:
+            now = self._prompts, sum(hook.rows for hook in self.hooks), sum(hook.norm for hook in self.hooks)
+            calls, rows, norm = (max(0, new - old) for new, old in zip(now, self._told, strict=True))
+            self._told = now
         strength = self._strength if self._enabled else 0.0
         told = telemetry.Event(
             kind, self.eraser.digest[:12], self.name, int(calls), int(rows), norm / max(rows, 1), strength

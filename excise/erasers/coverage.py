@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -11,14 +12,22 @@ from excise.sites.site import DENOISERS, depth, encoder_of, layer_count, refuse_
 
 if TYPE_CHECKING:
     from excise.erasers.eraser import Eraser
-    from excise.erasers.kinds import TextEdit
+    from excise.erasers.kinds import Edit, TextEdit
 
 
-def refuse_unless_covered(pipe: Any, eraser: Eraser) -> None:
+def absent_from(pipe: Any, eraser: Eraser) -> list[str]:
+    """Text encoders that the eraser edits and the pipeline was built without: SD3 without its T5, or the second of two
+    pipelines, which draws what the first encodes. Nothing is read of them."""
+    edited = dict.fromkeys(edit.site.component for edit in eraser.text_edits)
+    return [name for name in edited if name in vars(pipe) and getattr(pipe, name) is None]
+
+
+def refuse_unless_covered(pipe: Any, eraser: Eraser, edits: Sequence[Edit]) -> None:
     """Raises ExciseError where the pipeline has a denoiser or a text encoder that the eraser leaves open, or reads an
-    encoder before the layer that is edited."""
-    for edit in eraser.text_edits:
-        refuse_late(pipe, edit.site)
+    encoder before the layer that is edited. `edits` are those whose component is there."""
+    for edit in edits:
+        if edit.site.part == "text":
+            refuse_late(pipe, edit.site)
     edited, drawn_with = {edit.site.component for edit in eraser.text_edits}, set(eraser.denoisers)
     others = {name for name in DENOISERS if isinstance(getattr(pipe, name, None), nn.Module)}
     if drawn_with and (left := sorted(others - drawn_with)):

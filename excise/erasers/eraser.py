@@ -12,6 +12,7 @@ from typing import Any
 
 from excise.erasers import formats, hub
 from excise.erasers.attachment import Attachment, OnBypass
+from excise.erasers.coverage import absent_from
 from excise.erasers.formats import Check
 from excise.erasers.integrity import mismatches
 from excise.erasers.kinds import Edit, TextEdit, module_of
@@ -206,8 +207,10 @@ def verify(
     if eraser is None or pipe is None:
         return checks
 
+    absent = absent_from(pipe, eraser)
+
     def same_model() -> None:
-        if odd := mismatches(pipe, eraser.made_for):
+        if odd := mismatches(pipe, eraser.made_for, absent):
             raise ExciseError(f"made for another pipeline: {'; '.join(odd)}")
 
     def fires() -> None:
@@ -216,7 +219,8 @@ def verify(
             warnings.simplefilter("ignore")
             eraser.attach(pipe, strict=same, sae=sae).detach()
 
-    passes("sites", lambda: [module_of(pipe, edit) for edit in eraser.edits], "every Site exists")
+    there = [edit for edit in eraser.edits if edit.site.component not in absent]
+    passes("sites", lambda: [module_of(pipe, edit) for edit in there], "every Site exists")
     same = passes("model", same_model, "text encoder and tokenizer are those it was made for") is not None
     prompts = "the canary prompt" if len(eraser.canary) == 1 else f"each of {len(eraser.canary)} canary prompts"
     passes("canary", fires, f"what the denoiser reads changes on {prompts}")

@@ -6,39 +6,20 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from excise.erasers.edit import Branch
+from excise.erasers.calls import CALL, Call, call_of
 from excise.erasers.ledger import Ledger
 from excise.errors import ExciseError
-from excise.sites.families import family_of
 from excise.sites.site import Part
+
+__all__ = ["CALL", "LEDGER", "Call", "Guard", "is_muted", "is_proving", "proving", "unedited"]
 
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
 
 
-@dataclass
-class Call:
-    """One run of `encode_prompt`."""
-
-    arguments: dict[str, Any]
-    branches: tuple[Branch, ...]
-    """What the first, second, ... run of each text encoder in this call is for."""
-    runs: dict[int, int] = field(default_factory=dict)
-    """How often each hook (by id) ran in this call."""
-
-    def next_branch(self, hook: object) -> Branch:
-        """The branch of the hook's next run; one run too many counts as conditional, so that it is edited."""
-        n = self.runs.get(id(hook), 0)
-        self.runs[id(hook)] = n + 1
-        return self.branches[n] if n < len(self.branches) else "conditional"
-
-
-CALL: ContextVar[Call | None] = ContextVar("excise_call", default=None)
-"""The `encode_prompt` call under way in this thread or task; None when a text encoder is called directly."""
 _ONLY: ContextVar[object | None] = ContextVar("excise_only", default=None)
 _NOBODY = object()
 _PART: ContextVar[Part | None] = ContextVar("excise_part", default=None)
@@ -88,8 +69,7 @@ class Guard:
         self.before = vars(pipe).get("encode_prompt")
         self.signature = inspect.signature(self.original)
         self.attachments: list[Attachment] = []
-        family = family_of(pipe)
-        self.separate = family is not None and family.separate
+        self.pipe = pipe
         update_wrapper(self, self.original)
 
     @classmethod
@@ -136,7 +116,7 @@ class Guard:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        call = Call(dict(bound.arguments), _branches(bound.arguments, self.separate))
+        call = call_of(self.pipe, self.signature, dict(bound.arguments))
         live = [a for a in self.attachments if a.active and not is_muted(a)]
         epochs = [attachment.before_prompt(call) for attachment in live]
         token = CALL.set(call)
@@ -147,18 +127,3 @@ class Guard:
         for attachment, epoch in zip(live, epochs, strict=True):
             attachment.after_prompt(call, made, epoch)
         return made
-
-
-def _branches(arguments: dict[str, Any], separate: bool) -> tuple[Branch, ...]:
-    """Which text-encoder runs to expect: the prompt's unless embeddings are given, then the unconditional one's.
-
-    Where the denoiser takes the branches in separate runs (`Family.separate`), every one counts as a prompt.
-    """
-    if separate:
-        return ("conditional",) if arguments.get("prompt_embeds") is None else ()
-    branches: list[Branch] = []
-    if arguments.get("prompt_embeds") is None:
-        branches.append("conditional")
-    if arguments.get("do_classifier_free_guidance") and arguments.get("negative_prompt_embeds") is None:
-        branches.append("unconditional")
-    return tuple(branches)

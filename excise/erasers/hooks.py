@@ -16,8 +16,9 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from excise.erasers.calls import Call, last_call
 from excise.erasers.edit import Branch, SAEEdit, without
-from excise.erasers.guard import CALL, Call, is_muted
+from excise.erasers.guard import is_muted
 from excise.errors import EraserDidNotFire, ExciseError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ _LIVE: weakref.WeakValueDictionary[int, Passage] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
 SPARED = threading.local()
 """`SPARED.yes`: in this thread's run of an encoder an unconditional prompt was left alone that says the concept."""
+ERASED = threading.local()
+"""`ERASED.runs`: how many runs of an encoder in this thread had something erased from a prompt."""
 
 
 class Passage(ModelHook):  # type: ignore[misc]
@@ -92,6 +95,13 @@ class Watch(Passage):
         super().__init__()
         self._here = threading.local()
 
+    # Taken off by another thread while the module runs, a hook is still called, and without the keyword arguments.
+    def arrived(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        self.arrive(module, args, kwargs or {})
+
+    def departed(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
+        self.depart(module, args, rest[0] if len(rest) == 2 else {}, rest[-1])
+
     def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The module is about to run."""
         if not torch.compiler.is_compiling():
@@ -119,6 +129,7 @@ class EditHook:
     def __init__(self, attachment: Attachment, edit: Edit) -> None:
         self.attachment, self.edit, self.moved = attachment, edit, edit
         self._here = threading.local()
+        self._counting = threading.Lock()
         self.rows, self.norm = 0, 0.0
         """Rows edited, and the sum over them of the L2 norm of what was subtracted."""
 
@@ -148,8 +159,10 @@ class EditHook:
         delta = self.of(state)
         if delta is not None:
             norms = delta.detach().float().norm(dim=-1)
-            self.rows += int((norms > 0).sum())
-            self.norm += float(norms.sum())
+            rows, norm = int((norms > 0).sum()), float(norms.sum())
+            with self._counting:
+                self.rows += rows
+                self.norm += norm
         return delta
 
     def of(self, state: Tensor) -> Tensor | None:
@@ -177,7 +190,7 @@ class TextHook(EditHook):
 
     def branch(self) -> Branch:
         """What this run of the encoder is for."""
-        call = CALL.get()
+        call = last_call()
         self._here.branch = "conditional" if call is None else call.next_branch(self)
         made: Branch = self._here.branch
         return made
@@ -189,7 +202,10 @@ class TextHook(EditHook):
                 meant = edit.delta(state, strength, sae=self.attachment.sae)
             if meant is not None and bool((meant != 0).any()):
                 SPARED.yes = True
-        return edit.delta(state, strength, branch=branch, sae=self.attachment.sae)
+        delta = edit.delta(state, strength, branch=branch, sae=self.attachment.sae)
+        if delta is not None and branch == "conditional" and bool((delta.detach() != 0).any()):
+            ERASED.runs = getattr(ERASED, "runs", 0) + 1
+        return delta
 
 
 class Shared(Passage):
@@ -256,8 +272,8 @@ def install(module: nn.Module, hook: Passage) -> None:
     registry.register_hook(hook, hook.name)
     hook.wrapper, hook.alive = vars(module)["forward"], True
     if isinstance(hook, Watch):
-        before = module.register_forward_pre_hook(hook.arrive, with_kwargs=True)
-        hook.handles = before, module.register_forward_hook(hook.depart, with_kwargs=True)
+        before = module.register_forward_pre_hook(hook.arrived, with_kwargs=True)
+        hook.handles = before, module.register_forward_hook(hook.departed, with_kwargs=True)
 
 
 def remove(module: nn.Module, hook: Passage) -> None:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from excise.erasers.live import kept_elsewhere, named_denoisers
+from excise.erasers.locking import alone, unlocked
 from excise.errors import ExciseError
 from excise.sites.blocks import denoiser_of
 from excise.sites.site import text_encoders, tokenizer_of
@@ -85,11 +86,12 @@ def _bytes(tensor: Tensor, casts: tuple[torch.dtype, ...]) -> bytes:
 def tokenizer_digest(tokenizer: Any) -> str:
     """Digest of the vocabulary, the special ids and the ids of probe strings: any transformers version agrees."""
     # A call leaves its padding and truncation in a fast tokenizer, which others may be encoding with at this moment.
-    if (fast := getattr(tokenizer, "_tokenizer", None)) is not None:
-        own = copy.copy(tokenizer)
-        own._tokenizer = copy.deepcopy(fast)
-    else:
-        own = copy.deepcopy(tokenizer)
+    with alone(tokenizer):
+        if (fast := getattr(tokenizer, "_tokenizer", None)) is not None:
+            own = unlocked(copy.copy(tokenizer))
+            own._tokenizer = copy.deepcopy(fast)
+        else:
+            own = copy.deepcopy(tokenizer)
     ids = own(list(_PROBES), truncation=True)["input_ids"]
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length]
     vocabulary = sorted(tokenizer.get_vocab().items())
@@ -147,14 +149,17 @@ def _file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def mismatches(pipe: Any, made: dict[str, Any]) -> list[str]:
-    """What differs between `pipe` and what the eraser was made for, one clause each; empty if nothing does."""
+def mismatches(pipe: Any, made: dict[str, Any], absent: Collection[str] = ()) -> list[str]:
+    """What differs between `pipe` and what the eraser was made for, one clause each; empty if nothing does.
+
+    Text encoders that are known to be `absent` are no difference.
+    """
     known, tokenizers = made.get("encoders"), made.get("tokenizers")
     if not isinstance(known, dict) or not isinstance(tokenizers, dict):
         return ["it does not say what it was made for"]
     out = []
     encoders = text_encoders(pipe)
-    for name in sorted(set(encoders) | set(known)):
+    for name in sorted((set(encoders) | set(known)) - set(absent)):
         if name not in encoders:
             out.append(f"there is no {name}")
         elif not isinstance(known.get(name), dict):

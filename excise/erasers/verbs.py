@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from excise.erasers import calls
 from excise.erasers.artefact import eraser_folders
 from excise.erasers.attachment import Attachment
 from excise.erasers.eraser import Eraser
 from excise.erasers.guard import Guard
+from excise.erasers.hooks import ERASED, found_on
 from excise.erasers.several import Attachments, load_erasers
 from excise.erasers.signing import Signer
+from excise.erasers.tally import Tally
+from excise.erasers.witness import Witness
 from excise.errors import EraserDidNotFire, ExciseError
+from excise.sites.blocks import denoisers
 from excise.sites.encoding import encode_prompt, tensors_of
+from excise.sites.site import text_encoders
 
 
 def load_eraser(
@@ -45,21 +52,31 @@ def load_eraser(
     return eraser.attach(pipe, name=name, **options)
 
 
-def encode(pipe: Any, how: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Any:
+def encode(pipe: Any, how: Callable[..., Any] | str, *args: Any, negative: bool = False, **kwargs: Any) -> Any:
     """Encode a prompt elsewhere than in `pipe.encode_prompt` (a prompt weighting such as compel's) so that its states
     may be rendered: what `how(*args, **kwargs)` gives comes back, and counts as made under the loaded erasers.
 
-    `how` must run the pipeline's own text encoders; a text instead of it is what `pipe.encode_prompt` is given. Raises
-    EraserDidNotFire where an active eraser's edit did not run meanwhile.
+    `how` must run the pipeline's own text encoders; a text instead of it is what `pipe.encode_prompt` is given. With
+    `negative` it is a negative prompt, and treated as one given as text is: by default nothing is erased from it, and
+    it may be drawn beside a prompt and nowhere else. Raises EraserDidNotFire where an active eraser's edit did not run
+    meanwhile.
     """
-    loaded = list(_loaded(pipe).values())
-    if isinstance(how, str):
-        return encode_prompt(pipe, how, *args, **kwargs)
-    if isinstance(how, Guard):  # it knows which of the states are the prompt's
-        return how(*args, **kwargs)
-    active = [attachment for attachment in loaded if attachment.active]
+    with calls.negative(pipe) if negative else nullcontext():
+        if isinstance(how, str):
+            return encode_prompt(pipe, how, *args, **kwargs)
+        if isinstance(how, Guard):  # it knows which of the states are the prompt's
+            return how(*args, **kwargs)
+        return _encoded(pipe, lambda: how(*args, **kwargs))
+
+
+def _encoded(pipe: Any, how: Callable[[], Any]) -> Any:
+    active = [attachment for attachment in _loaded(pipe).values() if attachment.active]
+    if calls.is_negative():
+        for attachment in active:  # the encoders' own hooks leave that to whoever says what the prompt is for
+            attachment.refuse_changed()
     before = [(attachment.epoch, [hook.runs for hook in attachment.text_hooks]) for attachment in active]
-    made = how(*args, **kwargs)
+    erased = getattr(ERASED, "runs", 0)
+    made = how()
     for attachment, (epoch, runs) in zip(active, before, strict=True):
         for hook, n in zip(attachment.text_hooks, runs, strict=True):
             if hook.runs == n:
@@ -67,7 +84,9 @@ def encode(pipe: Any, how: Callable[..., Any] | str, *args: Any, **kwargs: Any) 
                     f"eraser {attachment.name!r} saw no text-encoder run at {hook.edit.site.key}; encode with the "
                     "pipeline's own text encoders, so that it can act"
                 )
-        attachment.trust(tensors_of(made), epoch)
+        spares = calls.is_negative() and any(edit.uncond != "same" for edit in attachment.eraser.text_edits)
+        touched = getattr(ERASED, "runs", 0) > erased
+        attachment.trust(tensors_of(made), epoch, spared=spares, erased=touched and not spares)
     return made
 
 
@@ -129,8 +148,16 @@ def steer_guidance(pipe: Any) -> bool:
 
 
 def _loaded(pipe: Any) -> dict[str, Attachment]:
+    """The erasers that act on `pipe`, whether they were attached to it or to a pipeline of the same components."""
     guard = Guard.of(pipe)
-    return {attachment.name: attachment for attachment in guard.attachments} if guard is not None else {}
+    found = dict.fromkeys(guard.attachments if guard is not None else ())
+    components = getattr(pipe, "components", None)
+    if isinstance(components, dict):
+        tallies = [found_on(encoder, Tally) for encoder in text_encoders(pipe).values()]
+        there = [a for tally in tallies if tally is not None for a in tally.attachments]
+        there += [a for d in denoisers(pipe) if (witness := Witness.of(d)) is not None for a in witness.attachments]
+        found |= dict.fromkeys(attachment for attachment in there if attachment.acts_on(pipe))
+    return {attachment.name: attachment for attachment in found}
 
 
 def _named(pipe: Any, names: Sequence[str] | None) -> list[Attachment]:

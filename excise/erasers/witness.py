@@ -7,18 +7,21 @@ way round the eraser, whichever pipeline the denoiser and the encoders are share
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from excise.erasers.guard import CALL, LEDGER, is_muted
-from excise.erasers.hooks import SPARED, EditHook, Passage, Watch, found_on, install, remove
-from excise.erasers.ledger import Ledger
+from excise.erasers.calls import CALL, Call, current_call, leave_call
+from excise.erasers.guard import LEDGER, is_muted
+from excise.erasers.hooks import ERASED, SPARED, EditHook, Passage, Watch, found_on, install, remove
+from excise.erasers.ledger import OWN, UNKNOWN, Ledger
 from excise.sites.blocks import denoisers
 from excise.sites.encoding import tensors_of
-from excise.sites.site import shows_from, text_encoders
+from excise.sites.families import family_of
+from excise.sites.site import shows_from, taps_of, text_encoders
 
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
@@ -41,9 +44,9 @@ class Scribe(Watch):
     So a pipeline of the same components stays usable, although nobody guards its `encode_prompt`.
     """
 
-    def __init__(self, witness: Witness, component: str) -> None:
+    def __init__(self, witness: Witness, component: str, module: nn.Module) -> None:
         super().__init__()
-        self.witness, self.component = witness, component
+        self.witness, self.component, self.module = witness, component, module
 
     def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().arrive(module, args, kwargs)
@@ -67,33 +70,63 @@ class Scribe(Watch):
 
     def _prepare(self) -> None:
         hooks = self._hooks()
+        self._here.call = current_call(self.module)
         self._here.before, SPARED.yes = {id(hook): hook.runs for hook in hooks}, False
-        self._here.epoch = self.witness.epoch
+        self._here.epoch, self._here.erased = self.witness.epoch, getattr(ERASED, "runs", 0)
         if CALL.get() is None:  # no guard has looked: the encoder may have been changed through another pipeline
             for attachment in dict.fromkeys(hook.attachment for hook in hooks):
                 attachment.refuse_changed()
 
     def _write(self, output: Any) -> None:
         hooks, before = self._hooks(), self._here.before
-        if not hooks or not all(hook.runs > before.get(id(hook), 0) for hook in hooks):
+        call: Call | None = self._here.call
+        if not hooks:
+            if self._is_for_glyphs():
+                self.witness.add(list(tensors_of(output)), self._here.epoch)
             return
-        states = list(tensors_of(_edited(output, max(shows_from(hook.edit.site) for hook in hooks))))
+        if not all(hook.runs > before.get(id(hook), 0) for hook in hooks):
+            return
+        taps = taps_of(call.pipe, self.component) or None if call is not None and call.usual else None
+        first = max(shows_from(hook.edit.site) for hook in hooks)
+        states = list(tensors_of(_handed_on(output, first, taps)))
         if (ledger := LEDGER.get()) is not None:
             ledger.add(states)
         else:
-            self.witness.add(states, self._here.epoch, spared=SPARED.yes)
+            spared, erased = SPARED.yes, getattr(ERASED, "runs", 0) > self._here.erased
+            self.witness.add(states, self._here.epoch, spared=spared, erased=erased and not spared)
+            if call is None:
+                self.witness.ledger.hold(states)
+
+    def _is_for_glyphs(self) -> bool:
+        """Whether the encoder reads nothing but text to be written into the picture, which no eraser has to cover."""
+        live = self.witness.live
+        families = [family_of(attachment.pipe) for attachment in live]
+        entries = [family.encoder(self.component) for family in families if family is not None]
+        return bool(entries) and all(entry is not None and entry.glyphs for entry in entries)
 
     def _hooks(self) -> list[EditHook]:
         """The edits of this encoder that should act."""
-        live = [a for a in self.witness.attachments if a.active and not is_muted(a, "text")]
-        return [hook for a in live for hook in a.hooks if hook.edit.site.component == self.component]
+        return [hook for a in self.witness.live for hook in a.hooks if hook.edit.site.component == self.component]
 
 
-def _edited(output: Any, first: int) -> Any:
-    """An encoder's output without the hidden states that fewer than `first` layers made: no edit has reached them."""
+_NO_STATES = ("logits", "attentions", "cross_attentions", "loss")
+
+
+def _handed_on(output: Any, first: int, taps: Sequence[int] | None) -> Any:
+    """What a pipeline may hand on of an encoder's output: the last state, pooled vectors, and of the hidden states
+    those that at least `first` layers made, since no edit has reached the others; of them `taps` alone where it is
+    known which the pipeline reads."""
+
+    def chosen(states: Any) -> Any:
+        return states[first:] if taps is None else [states[tap] for tap in taps if first <= tap < len(states)]
+
     if isinstance(output, tuple):
-        return [part[first:] if isinstance(part, tuple) else part for part in output]
-    return {name: part[first:] if name == "hidden_states" and part else part for name, part in dict(output).items()}
+        return [chosen(part) if isinstance(part, tuple) else part for part in output]
+    parts = {name: part for name, part in dict(output).items() if name not in _NO_STATES}
+    return {name: chosen(part) if name == "hidden_states" and part else part for name, part in parts.items()}
+
+
+_WITNESSES: weakref.WeakSet[Witness] = weakref.WeakSet()
 
 
 class Witness(Passage):
@@ -102,12 +135,17 @@ class Witness(Passage):
     def __init__(self) -> None:
         super().__init__()
         self.attachments: list[Attachment] = []
-        self.ledger, self.spared = Ledger(), Ledger()
-        """What edited encoders made; and apart from it, unconditional prompts that say the concept and were left alone,
+        self.ledger = Ledger()
+        """What edited encoders made; and marked in it, unconditional prompts that say the concept and were left alone,
         which may stand beside a prompt in a batch and nowhere else."""
         self.epoch = 0
         """Grows whenever the erasers are set otherwise: what was encoded across that counts for neither setting."""
-        self._posts: list[tuple[nn.Module, Passage]] = []
+        self.erased = Ledger()
+        """Prompts among them from which something was erased."""
+        self._posts: dict[nn.Module, Passage] = {}
+        self._watched: dict[int, list[nn.Module]] = {}
+        """By attachment (its id): the modules that are watched for it."""
+        _WITNESSES.add(self)
 
     @classmethod
     def of(cls, denoiser: nn.Module | None) -> Witness | None:
@@ -116,45 +154,66 @@ class Witness(Passage):
         return post.witness if post is not None else None
 
     @classmethod
-    def join(cls, pipe: Any, attachment: Attachment) -> Witness:
-        """Add `attachment` to the witness at the pipeline's denoisers, putting one there first where there is none.
+    def encoding(cls, digest: str) -> Attachment | None:
+        """Where the eraser of that digest was attached last to a pipeline with the text encoders that it edits."""
+        there = [a for witness in tuple(_WITNESSES) for a in witness.attachments if a.eraser.digest == digest]
+        return next((a for a in reversed(there) if a.attached and a.hooks), None)
 
-        Where the pipeline encodes text and does nothing else, every attachment has one of its own.
-        """
-        watched = denoisers(pipe)
-        witness = next((found for denoiser in watched if (found := cls.of(denoiser))), None)
-        if witness is None:
-            witness = cls()
-            posts: list[tuple[nn.Module, Passage]] = [(denoiser, Post(witness)) for denoiser in watched]
-            posts += [(encoder, Scribe(witness, name)) for name, encoder in text_encoders(pipe).items()]
-            for module, hook in posts:
-                install(module, hook)
-            witness._posts = posts
+    @classmethod
+    def join(cls, pipe: Any, attachment: Attachment, encoding: Attachment | None = None) -> Witness:
+        """Add `attachment` to the witness at the pipeline's denoisers or text encoders, putting one there first where
+        there is none. A pipeline that only draws has the witness of the one that encodes for it (`encoding`)."""
+        watched, encoders = denoisers(pipe), text_encoders(pipe)
+        if encoding is not None:
+            witness = next(w for w in tuple(_WITNESSES) if encoding in w.attachments)
+        else:
+            at_denoisers = (found for denoiser in watched if (found := cls.of(denoiser)))
+            scribes = (s for name, e in encoders.items() if (s := found_on(e, Scribe)) and s.component == name)
+            witness = next(at_denoisers, None) or next((scribe.witness for scribe in scribes), None) or cls()
+        for module in watched:
+            witness._put(module, Post(witness))
+        for name, module in encoders.items():
+            witness._put(module, Scribe(witness, name, module))
         witness.attachments.append(attachment)
+        witness._watched[id(attachment)] = [*watched, *encoders.values()]
         return witness
 
+    def _put(self, module: nn.Module, hook: Passage) -> None:
+        if module not in self._posts:
+            install(module, hook)
+            self._posts[module] = hook
+
     def leave(self, attachment: Attachment) -> None:
-        """Take `attachment` off; the last one out leaves no trace."""
-        if attachment in self.attachments:
-            self.attachments.remove(attachment)
-            if not self.attachments:
-                for module, hook in self._posts:
-                    remove(module, hook)
+        """Take `attachment` off; where it was the last one at a module it leaves no trace there."""
+        if attachment not in self.attachments:
+            return
+        self.attachments.remove(attachment)
+        del self._watched[id(attachment)]
+        still = {module for modules in self._watched.values() for module in modules}
+        for module in [module for module in self._posts if module not in still]:
+            remove(module, self._posts.pop(module))
+
+    @property
+    def live(self) -> list[Attachment]:
+        """The attachments whose edits of text encoders should act in this thread."""
+        return [a for a in self.attachments if a.active and not is_muted(a, "text")]
 
     def forget(self) -> None:
         """Nothing that was encoded before counts any more: an eraser was attached, scaled or switched."""
         self.epoch += 1
         self.ledger.forget()
-        self.spared.forget()
+        self.erased.forget()
 
-    def add(self, states: Iterable[Tensor], epoch: int, *, spared: bool = False) -> None:
+    def add(self, states: Sequence[Tensor], epoch: int, *, spared: bool = False, erased: bool = False) -> None:
         """Let `states` through, encoded from `epoch` on; spared ones only beside others."""
         if epoch == self.epoch:
-            (self.spared if spared else self.ledger).add(states)
+            self.ledger.add(states, spared=spared)
+            if erased:
+                self.erased.add(states)
 
     def passed(self, state: Tensor) -> Tensor:
         """`state` as it is. Raises EraserDidNotFire where it was not made under every eraser that is active."""
-        live = [a for a in self.attachments if a.active and not is_muted(a, "text")]
+        live = self.live
         if not live or not state.is_floating_point():
             return state
         if not self._known(state):
@@ -168,11 +227,11 @@ class Witness(Passage):
     def _known(self, state: Tensor) -> bool:
         """Whether every picture of the batch reads known states, at most half of them spared ones. Looked at anew in
         every step: a tensor can be written to without a trace."""
-        if self.ledger.knows(state):
-            return True
-        own = [self.ledger.knows(row[None]) for row in state]
-        spared = [row for row, known in zip(state, own, strict=True) if not known]
-        return sum(own) >= len(spared) and all(self.spared.knows(row[None]) for row in spared)
+        marks = self.ledger.marks(state).reshape(len(state), -1)
+        if bool((marks == UNKNOWN).any()):
+            return False
+        own = int((marks == OWN).all(1).sum())
+        return len(marks) - own <= own
 
 
 class Post(Watch):
@@ -187,6 +246,8 @@ class Post(Watch):
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         super().pre_forward(module)
+        if not torch.compiler.is_compiling():
+            leave_call()
         names = _parameters(type(module))
         given = [self._checked(name, value) for name, value in zip(names, args, strict=False)]
         return (*given, *args[len(given) :]), {name: self._checked(name, value) for name, value in kwargs.items()}

@@ -226,29 +226,56 @@ def test_weights_written_to_and_seen_through_another_pipeline(tiny_pipe: Any, si
             draw(sibling)
 
 
-def test_a_lora_loaded_later(refused: Any) -> None:
+def test_a_lora_loaded_later(tiny_pipe: Any, gun_eraser: Eraser, gun_edit: SAEEdit) -> None:
+    """And what the refusal says to do about it works."""
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
-    refused(lambda pipe: pipe.text_encoder.add_adapter(config), "the text encoder changed")
+    with gun_eraser.attach(tiny_pipe):
+        drawn = draw(tiny_pipe)
+        tiny_pipe.text_encoder.add_adapter(config)
+        with pytest.raises(EraserDidNotFire, match=r"the text encoder changed.*unload_lora_weights.*or fit an eraser"):
+            draw(tiny_pipe)
+        tiny_pipe.unload_lora_weights()
+        assert torch.equal(draw(tiny_pipe), drawn)
+    tiny_pipe.text_encoder.add_adapter(config)
+    with pytest.raises(ExciseError, match="weights differ"):  # so that attaching it again is no advice
+        gun_eraser.attach(tiny_pipe)
+    with Eraser((gun_edit,), "with LoRA", "gun", ("gun",), made_for(tiny_pipe), canary=(GUN,)).attach(tiny_pipe):
+        draw(tiny_pipe)
 
 
 @pytest.mark.parametrize("how", ["scaled", "switched"])
 def test_a_lora_that_was_there_set_otherwise(tiny_pipe: Any, gun_edit: SAEEdit, how: str) -> None:
-    """One that the eraser was made with: its weights stay as they are."""
+    """One that the eraser was made with: its weights stay as they are. What the refusals say to do works."""
     peft = pytest.importorskip("peft")
     layers = {"layers_pattern": "layers", "layers_to_transform": [0], "target_modules": ["fc2"]}
     tiny_pipe.text_encoder.add_adapter(peft.LoraConfig(init_lora_weights=False, r=4, **layers))
     eraser = Eraser((gun_edit,), "with LoRA", "gun", ("gun",), made_for(tiny_pipe), canary=(GUN,))
     with eraser.attach(tiny_pipe):
         draw(tiny_pipe)
-        if how == "switched":
+        if how == "scaled":
+            with pytest.raises(
+                EraserDidNotFire, match=r"was scaled for this prompt alone.*draw without a scale, or set"
+            ):
+                draw(tiny_pipe, cross_attention_kwargs={"scale": 3.0})
+            draw(tiny_pipe)
+            for module in tiny_pipe.text_encoder.modules():  # as pipe.set_adapters does
+                if hasattr(module, "set_scale"):
+                    module.set_scale("default", 3.0)
+        else:
             tiny_pipe.text_encoder.disable_adapters()
-        scale = {"scale": 30.0} if how == "scaled" else None
-        with pytest.raises(EraserDidNotFire, match=f"a LoRA of the text encoder was {how}"):
-            draw(tiny_pipe, cross_attention_kwargs=scale)
+        with pytest.raises(EraserDidNotFire, match=r"switched or scaled after.*or attach the eraser again"):
+            draw(tiny_pipe)
+        if how == "switched":
+            tiny_pipe.text_encoder.enable_adapters()
+            draw(tiny_pipe)
+            tiny_pipe.text_encoder.disable_adapters()
+    with eraser.attach(tiny_pipe):
+        draw(tiny_pipe)
 
 
-def test_a_textual_inversion_loaded_later(refused: Any) -> None:
+def test_a_textual_inversion_loaded_later(tiny_pipe: Any, refused: Any) -> None:
+    tiny_pipe.tokenizer = copy.deepcopy(tiny_pipe.tokenizer)  # the tests share one
     word = {"<gun-like>": torch.randn(64)}
     refused(lambda pipe: pipe.load_textual_inversion(word, token="<gun-like>"), "the text encoder changed")
 
@@ -308,6 +335,29 @@ def test_no_text_encoder_but_embeddings(tiny_pipe: Any, gun_eraser: Eraser) -> N
         tiny_pipe.text_encoder = None
         with pytest.raises(ExciseError, match="no text encoder"):
             draw(tiny_pipe, None, prompt_embeds=foreign, negative_prompt_embeds=foreign)
+
+
+def test_a_negative_prompts_embeddings_as_a_prompt(tiny_pipe: Any, sibling: Any, gun_eraser: Eraser) -> None:
+    with gun_eraser.attach(tiny_pipe):
+        negative = excise.encode(tiny_pipe, GUN, negative=True)[0]
+        for pipe in (tiny_pipe, sibling):
+            draw(pipe, "a cat", negative_prompt_embeds=negative)
+            with pytest.raises(EraserDidNotFire):
+                draw(pipe, None, prompt_embeds=negative, negative_prompt_embeds=negative)
+            with pytest.raises(EraserDidNotFire):
+                draw(pipe, None, prompt_embeds=negative, guidance_scale=1.0)
+
+
+def test_an_encoder_put_in_later() -> None:
+    pipe, concept, saes = several("sd3")
+    eraser = fit(pipe, concept, SNCEConfig(permutations=20), sae=saes)
+    t5, tokenizer = pipe.text_encoder_3, pipe.tokenizer_3
+    pipe.text_encoder_3 = pipe.tokenizer_3 = None
+    with eraser.attach(pipe):
+        tiny.call("sd3", pipe, GUN)
+        pipe.text_encoder_3, pipe.tokenizer_3 = t5, tokenizer
+        with pytest.raises(ExciseError, match="text_encoder_3 was put in after"):
+            tiny.call("sd3", pipe, GUN)
 
 
 def test_clip_skip_to_before_the_site(refused: Any) -> None:

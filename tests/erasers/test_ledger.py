@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from excise.erasers import ledger as module
-from excise.erasers.ledger import Ledger, hashes
+from excise.erasers.fingerprints import Fingerprints, Held, hashes
+from excise.erasers.ledger import OWN, SPARED, UNKNOWN, Ledger
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -111,5 +112,70 @@ def test_no_more_waits_than_a_few_megabytes(monkeypatch: pytest.MonkeyPatch) -> 
     made = Ledger()
     for seed in range(10):
         made.add([random(4, 4, seed=seed)])
-    assert sum(tensor.nbytes for tensor in made._added) <= 100
+    assert sum(tensor.nbytes for tensor, _ in made._added) <= 100
     assert all(made.knows(random(4, 4, seed=seed)) for seed in range(10))
+
+
+def test_what_is_asked_for_or_made_again_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REMEMBERED", 8 * 3 * 20)
+    made, asked, remade, forgotten = Ledger(), random(2, 4), random(2, 4, seed=1), random(2, 4, seed=2)
+    made.add([asked, remade, forgotten])
+    for seed in range(3, 40):
+        made.add([random(2, 4, seed=seed), remade])
+        assert made.knows(random(2, 4, seed=seed))
+        assert made.knows(asked)
+        assert made.nbytes <= 8 * 3 * 40
+    assert made.knows(remade)
+    assert not made.knows(forgotten)
+
+
+def test_joined_tensors_that_are_held_are_known_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REMEMBERED", 8)
+    made = Ledger()
+    made.add([random(3, 4)])
+    made.add([random(3, 6, seed=1)], spared=True)
+    joined = torch.cat([random(3, 4), random(3, 6, seed=1), torch.zeros(3, 2)], 1)
+    made.hold([joined])
+    for seed in range(2, 9):
+        made.add([random(5, 4, seed=seed)])
+        assert made.knows(random(5, 4, seed=seed))
+    assert made.marks(joined).tolist() == [SPARED] * 3
+    assert made.marks(joined.half()).tolist() == [SPARED] * 3
+    assert made.knows(random(3, 4))
+    del joined
+    for seed in range(9, 12):
+        made.add([random(5, 4, seed=seed)])
+        assert made.knows(random(5, 4, seed=seed))
+    assert not made.knows(random(3, 4))
+
+
+def test_spared_vectors_mark_the_rows_that_they_are_in(ledger: Ledger) -> None:
+    narrow, wide, spared = random(2, 5, 4).flatten(0, 1), random(10, 6, seed=1), random(10, 6, seed=5)
+    ledger.add([spared], spared=True)
+    rows = [torch.cat([narrow, wide], 1), torch.cat([narrow, spared], 1), torch.cat([narrow, random(10, 6, seed=6)], 1)]
+    assert [ledger.marks(row).unique().tolist() for row in rows] == [[OWN], [SPARED], [UNKNOWN]]
+    assert ledger.knows(rows[0])
+    assert not ledger.knows(rows[1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fingerprints_are_a_set(seed: int) -> None:
+    generator, made, known = torch.Generator().manual_seed(seed), Fingerprints(), set[int]()
+    for _ in range(60):
+        values = torch.randint(-50, 50, (int(torch.randint(1, 9, (1,), generator=generator)),), generator=generator)
+        made.add(values.numpy())
+        known |= set(values.tolist())
+        assert len(made) == len(known)
+    every = torch.arange(-60, 60)
+    assert made.has(every.numpy()).tolist() == [value in known for value in every.tolist()]
+
+
+def test_tensors_are_held_as_long_as_a_view_of_them_lives() -> None:
+    held, whole = Held(), random(4, 3)
+    view = whole[1:]
+    held.add(whole)
+    del whole
+    assert [tensor.tolist() for tensor in held] == [random(4, 3).tolist()]
+    del view
+    assert len(held) == 0
+    assert list(held) == []

@@ -170,6 +170,40 @@ def test_without_opentelemetry_one_line_says_what_to_install(monkeypatch: pytest
         telemetry.opentelemetry_exporter()
 
 
+def test_prompts_of_pipelines_of_the_same_components_are_counted(tiny_pipe: Any, gun_eraser: Any) -> None:
+    """As those of the pipeline itself: prompts once, negative ones not; and from threads at once, none is lost."""
+    from diffusers import StableDiffusionPipeline
+
+    how = {"num_inference_steps": 1, "output_type": "latent", "guidance_scale": 3.0, "negative_prompt": "dull"}
+    seen: list[Event] = []
+    with gun_eraser.attach(tiny_pipe) as attachment:
+        sibling = StableDiffusionPipeline.from_pipe(tiny_pipe)
+        sibling.set_progress_bar_config(disable=True)
+        remove = on_event(seen.append)
+        for pipe in (tiny_pipe, sibling):
+            pipe("a gun", **how)
+            pipe(["a gun", "a cat"], **{**how, "negative_prompt": ["dull", "grey"]})
+        threads = [threading.Thread(target=encode, args=(sibling,)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        remove()
+        assert attachment.status()["prompts_encoded"] == 2 * 3 + 24
+        assert attachment.status()["bypasses"] == 0
+        assert sum(event.rows_edited for event in seen) == attachment.status()["rows_edited"] > 0
+    assert {event.kind for event in seen} == {"encoded"}
+    assert sum(event.calls for event in seen) == 2 * 3 + 24
+
+
+def encode(pipe: Any) -> None:
+    import torch
+
+    with torch.no_grad():
+        for n in range(4):
+            pipe.encode_prompt(f"a cat {n}", "cpu", 1, True, "dull")
+
+
 def test_nobody_listening_costs_next_to_nothing() -> None:
     import timeit
 

@@ -21,6 +21,7 @@ from excise.bench.protocols.clip import clip_score, load_clip, q16
 from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
 from excise.bench.suite import Picture
 from excise.cli import app
+from excise.erasers import ledger
 from excise.errors import ExciseError
 
 I2P = """,prompt,categories,evaluation_seed,evaluation_guidance,sd_image_width,sd_image_height
@@ -121,6 +122,19 @@ def test_captions_get_a_clip_score_that_stands_in_table_1(tiny_clip: Path, tmp_p
     figure = report(run)["methods"]["snce"]["figures"]["clip_score"]
     assert (figure["n"], figure["value"]) == (2, pytest.approx(sum(wanted) / 2, abs=1e-3))
     assert snce_table(1, [run]).rows[-1][10] == f"{figure['value']:g}"
+
+
+def test_more_captions_are_drawn_than_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """COCO has 3,000. Here there is room for the states of two captions."""
+    monkeypatch.setattr(ledger, "REMEMBERED", 2 * 77 * 3 * 8)
+    rows = "".join(f"{n},a {word} on grass,{n}\n" for n, word in enumerate(("cat", "dog", "bus", "tree", "star")))
+    (tmp_path / "coco.csv").write_text("coco_id,prompt,evaluation_seed\n" + rows)
+    settings = {"prompts": str(tmp_path / "coco.csv"), "steps": 1}
+    run = start(tmp_path / "run", "coco", "quick", ["snce"], ["gun"], settings)
+    resume(run)
+    pictures = {(r["method"], r["case"]): r["picture"] for r in run.records()}
+    assert len(pictures) == 10
+    assert all(picture == pictures["none", case] for (_, case), picture in pictures.items())
 
 
 def test_violence_is_judged_by_q16(tiny_clip: Path, prompts: Path, tmp_path: Path) -> None:

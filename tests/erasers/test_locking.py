@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from excise.erasers import Eraser
+from excise.erasers.locking import lock
+from tests.tiny import words
+
+LONG = "a cat on grass " * 40
+
+
+def encoded(tokenizer: Any, number: int) -> bool:
+    """Whether a call with settings of its own gives what it asks for, whatever other threads ask meanwhile."""
+    length = 8 + number % 5
+    kinds = ({"padding": "max_length", "truncation": True, "max_length": length}, {"truncation": False})
+    ids = tokenizer([LONG, "a cat"], **kinds[number % 2])["input_ids"]
+    return all(len(row) == length for row in ids) if number % 2 == 0 else len(ids[0]) > 100 and len(ids[1]) < 8
+
+
+def test_threads_that_share_a_tokenizer_get_what_they_ask_for() -> None:
+    tokenizer = copy.deepcopy(words.shared_clip())
+    release = lock(tokenizer)
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda number: encoded(tokenizer, number), range(4000)))
+    release()
+
+
+def test_one_thread_at_a_time_is_let_in(monkeypatch: Any) -> None:
+    """Whoever is faster: while one encodes another waits."""
+    tokenizer = copy.deepcopy(words.shared_clip())
+    kind = type(tokenizer)
+    name = "_encode_plus" if hasattr(kind, "_encode_plus") else "_batch_encode_plus"
+    inside, entered, go_on, plain = [0], threading.Event(), threading.Event(), getattr(kind, name)
+
+    def slow(self: Any, *args: Any, **kwargs: Any) -> Any:
+        inside[0] += 1
+        assert inside[0] == 1
+        entered.set()
+        go_on.wait(60)
+        try:
+            return plain(self, *args, **kwargs)
+        finally:
+            inside[0] -= 1
+
+    monkeypatch.setattr(kind, name, slow)
+    release = lock(tokenizer)
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(tokenizer, "a cat") for _ in range(2)]
+        entered.wait(60)
+        go_on.set()
+        assert [call.result()["input_ids"] for call in calls] == [calls[0].result()["input_ids"]] * 2
+    release()
+
+
+def test_a_lock_leaves_no_trace_and_is_not_copied(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    tokenizer = tiny_pipe.tokenizer
+    before = set(vars(tokenizer))
+    with gun_eraser.attach(tiny_pipe):
+        assert set(vars(tokenizer)) > before
+        for made in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
+            assert made("a cat")["input_ids"] == tokenizer("a cat")["input_ids"]
+            made.add_tokens(["sks"])
+            assert made("sks")["input_ids"] != tokenizer("sks")["input_ids"]
+        with ThreadPoolExecutor(4) as pool, torch.no_grad():
+            made = list(pool.map(lambda n: tiny_pipe.encode_prompt(f"a cat {n}", "cpu", 1, False)[0].shape, range(40)))
+        assert set(made) == {torch.Size([1, 77, 64])}
+    assert set(vars(tokenizer)) == before
+
+
+def test_the_last_holder_unlocks() -> None:
+    tokenizer = copy.deepcopy(words.shared_clip())
+    before = set(vars(tokenizer))
+    first, second = lock(tokenizer), lock(tokenizer)
+    first()
+    first()
+    assert set(vars(tokenizer)) > before
+    second()
+    assert set(vars(tokenizer)) == before

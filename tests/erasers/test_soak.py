@@ -1,0 +1,164 @@
+"""Honest use for as long as anybody likes: no prompt is refused, and what is remembered of prompts stays bounded."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import excise
+from excise.concepts import Concept, from_templates
+from excise.erasers import Attachment, Eraser, ledger
+from excise.errors import EraserDidNotFire
+from excise.methods.snce import SNCEConfig, fit
+from excise.sites import default_site, to_cover
+from tests import tiny
+from tests.planted import planted
+
+GUN, CAT = "a gun on grass", "a cat on grass"
+STARTS = "a", "the", "two", "an old", "a red", "a small", "no", "some"
+PLACES = "grass", "sand", "snow", "a table", "the moon", "wood"
+
+
+def prompts(n: int) -> list[str]:
+    """`n` different harmless ones."""
+    return [f"{STARTS[i % 8]} cat on {PLACES[i // 8 % 6]} number {i}" for i in range(n)]
+
+
+@pytest.fixture(scope="module")
+def concept() -> Concept:
+    full = from_templates("gun", ("gun",), 12)
+    return replace(full, pairs=full.pairs[:6], controls=full.controls[:4])
+
+
+@pytest.fixture(params=tiny.FAMILIES)
+def family(request: Any) -> str:
+    if (reason := tiny.missing(request.param)) is not None:
+        pytest.skip(reason)
+    return str(request.param)
+
+
+def erased(family: str, concept: Concept) -> tuple[Any, Attachment]:
+    pipe = tiny.build(family)
+    saes = {s: planted(pipe, s, concept) for s in (default_site(pipe, c) for c in to_cover(pipe))}
+    return pipe, fit(pipe, concept, SNCEConfig(permutations=20, examine=2), sae=saes).attach(pipe)
+
+
+def remembered(attachment: Attachment) -> ledger.Ledger:
+    assert attachment._witness is not None
+    return attachment._witness.ledger
+
+
+def in_batches(texts: list[str], size: int) -> list[list[str]]:
+    return [texts[start : start + size] for start in range(0, len(texts), size)]
+
+
+def test_a_large_batch_is_drawn(family: str, concept: Concept) -> None:
+    pipe, attachment = erased(family, concept)
+    tiny.call(family, pipe, prompts(12), num_inference_steps=1)
+    assert attachment.status()["bypasses"] == 0
+
+
+def test_no_prompt_is_refused_when_what_is_remembered_is_full(
+    family: str, concept: Concept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for about two prompts: the one before last is forgotten, unless it is still held."""
+    pipe, attachment = erased(family, concept)
+    tiny.call(family, pipe, CAT, num_inference_steps=1)
+    one = remembered(attachment).nbytes
+    monkeypatch.setattr(ledger, "REMEMBERED", 2 * one)
+    for prompt in prompts(12):
+        tiny.call(family, pipe, prompt, num_inference_steps=1)
+        assert remembered(attachment).nbytes <= 6 * one
+    assert attachment.status()["bypasses"] == 0
+
+
+@pytest.mark.slow
+def test_five_thousand_prompts(family: str, concept: Concept) -> None:
+    pipe, attachment = erased(family, concept)
+    for batch in in_batches(prompts(5000), 25):
+        tiny.call(family, pipe, batch, num_inference_steps=1)
+    assert attachment.status()["bypasses"] == 0
+    assert attachment.status()["prompts_encoded"] >= 5000
+    assert remembered(attachment).nbytes <= ledger.REMEMBERED
+
+
+@pytest.mark.parametrize("held", [lambda t: t, lambda t: t[:, :5]], ids=["itself", "a view of it"])
+def test_embeddings_that_are_kept_stay_good(
+    tiny_pipe: Any, gun_eraser: Eraser, monkeypatch: pytest.MonkeyPatch, held: Callable[[Any], Any]
+) -> None:
+    """Also cast to the denoiser's dtype, repeated and joined after any number of other prompts, from other threads."""
+    monkeypatch.setattr(ledger, "REMEMBERED", 4096)
+    with gun_eraser.attach(tiny_pipe) as attachment, torch.no_grad():
+        kept = [held(made) for made in tiny_pipe.encode_prompt(CAT, "cpu", 1, True, GUN)]
+        gone = tiny_pipe.encode_prompt("a rose", "cpu", 1, False)[0].clone()
+        gc.collect()
+        for prompt in prompts(30):
+            states = tiny_pipe.encode_prompt(prompt, "cpu", 1, False)[0]
+            tiny_pipe.unet(torch.zeros(1, 4, 8, 8), 10, states)
+        how = {"num_inference_steps": 1, "output_type": "latent", "num_images_per_prompt": 2}
+
+        def draw(_: int) -> Any:
+            return tiny_pipe(prompt_embeds=kept[0], negative_prompt_embeds=kept[1], **how)
+
+        with ThreadPoolExecutor(1) as pool:
+            list(pool.map(draw, range(2)))
+        tiny_pipe.unet.to(torch.bfloat16)
+        tiny_pipe.unet(torch.zeros(1, 4, 8, 8).bfloat16(), 10, kept[0].bfloat16())
+        assert attachment.status()["bypasses"] == 0
+        with pytest.raises(EraserDidNotFire):  # a copy whose original is gone is not held
+            tiny_pipe.encode_prompt(None, "cpu", 1, False, prompt_embeds=gone)
+        attachment.strength = 0.5
+        with pytest.raises(EraserDidNotFire):
+            draw(0)
+
+
+def test_what_was_written_into_a_kept_embedding_is_not_kept_with_it(
+    tiny_pipe: Any, gun_eraser: Eraser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = tiny_pipe.encode_prompt(GUN, "cpu", 1, False)[0].detach()
+    monkeypatch.setattr(ledger, "REMEMBERED", 4096)
+    with gun_eraser.attach(tiny_pipe), torch.no_grad():
+        kept = tiny_pipe.encode_prompt(CAT, "cpu", 1, False)[0]
+        kept.copy_(foreign)
+        for prompt in prompts(10):
+            tiny_pipe.unet(torch.zeros(1, 4, 8, 8), 10, tiny_pipe.encode_prompt(prompt, "cpu", 1, False)[0])
+        with pytest.raises(EraserDidNotFire):
+            tiny_pipe(prompt_embeds=kept, num_inference_steps=1, guidance_scale=1.0)
+
+
+def test_embeddings_made_by_excise_encode_stay_good(
+    tiny_pipe: Any, gun_eraser: Eraser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "REMEMBERED", 4096)
+    how = {"num_inference_steps": 1, "output_type": "latent"}
+    with gun_eraser.attach(tiny_pipe) as attachment, torch.no_grad():
+        ids = tiny_pipe.tokenizer(CAT, padding="max_length", return_tensors="pt").input_ids
+        mine = excise.encode(tiny_pipe, lambda: 1.3 * tiny_pipe.text_encoder(ids)[0])
+        standing = excise.encode(tiny_pipe, "dull, grey", negative=True)[0]
+        for prompt in prompts(20):
+            tiny_pipe(prompt, negative_prompt_embeds=standing, **how)
+        tiny_pipe(prompt_embeds=mine, negative_prompt_embeds=standing, **how)
+        assert attachment.status()["bypasses"] == 0
+
+
+def test_what_is_written_in_a_picture_is_drawn(concept: Concept) -> None:
+    """HunyuanImage reads words in quotes with an encoder of their own, which nobody edits."""
+    if (reason := tiny.missing("hunyuan-image")) is not None:
+        pytest.skip(reason)
+    pipe, attachment = erased("hunyuan-image", concept)
+    tiny.call("hunyuan-image", pipe, 'a cat with "hello" on it')
+    assert attachment.status()["bypasses"] == 0
+
+
+def test_other_layers_are_drawn_when_they_are_asked_for(concept: Concept) -> None:
+    if (reason := tiny.missing("flux2-klein")) is not None:
+        pytest.skip(reason)
+    pipe, attachment = erased("flux2-klein", concept)
+    tiny.call("flux2-klein", pipe, CAT, text_encoder_out_layers=(10, 19, 28))
+    assert attachment.status()["bypasses"] == 0

@@ -1,0 +1,148 @@
+"""Pipelines that lack text encoders: SD3 without its T5, and a second stage that draws what a first one encodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import excise
+from excise.concepts import from_templates
+from excise.erasers import Eraser
+from excise.errors import EraserDidNotFire, ExciseError
+from excise.methods.snce import SNCEConfig, fit
+from excise.sites import default_site, to_cover
+from tests import tiny
+from tests.planted import planted
+
+GUN, CAT = "a gun on grass", "a cat on grass"
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[Any, Eraser]:
+    """SD3 with all its encoders, and an eraser for them."""
+    if (reason := tiny.missing("sd3")) is not None:
+        pytest.skip(reason)
+    pipe, concept = tiny.build("sd3"), from_templates("gun", ("gun",), 12)
+    saes = {s: planted(pipe, s, concept) for s in (default_site(pipe, c) for c in to_cover(pipe))}
+    return pipe, fit(pipe, concept, SNCEConfig(permutations=20), sae=saes)
+
+
+def variant(pipe: Any, *without: str) -> Any:
+    """A pipeline of the same components but those."""
+    kept = {name: None if name in without else part for name, part in pipe.components.items()}
+    other = type(pipe)(**kept)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+def encoded(pipe: Any, prompt: str, negative: str = "") -> dict[str, Any]:
+    with torch.no_grad():
+        found = pipe.encode_prompt(prompt, None, None, negative_prompt=negative, device="cpu")
+    names = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"
+    return dict(zip(names, found, strict=True))
+
+
+T5 = ("text_encoder_3", "tokenizer_3")
+CLIPS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+NO_DENOISER = ("transformer", "vae")
+
+
+def test_sd3_without_its_t5(made: tuple[Any, Eraser]) -> None:
+    whole, eraser = made
+    pipe = variant(whole, *T5)
+    before = {prompt: tiny.call("sd3", pipe, prompt) for prompt in (GUN, CAT)}
+    with eraser.attach(pipe) as attachment:
+        status = attachment.status()
+        assert status["absent"] == ["text_encoder_3"]
+        assert [site.partition("/")[0] for site in status["sites"]] == ["text_encoder", "text_encoder_2"]
+        assert status["canary_shift"] > 0
+        assert not torch.equal(tiny.call("sd3", pipe, GUN), before[GUN])
+        assert torch.equal(tiny.call("sd3", pipe, CAT), before[CAT])
+        pipe.text_encoder_3, pipe.tokenizer_3 = whole.text_encoder_3, whole.tokenizer_3
+        with pytest.raises(ExciseError, match=r"text_encoder_3 was put in after .*; attach it again"):
+            tiny.call("sd3", pipe, CAT)
+    with eraser.attach(pipe) as attachment:
+        assert attachment.status()["absent"] == []
+        assert len(attachment.status()["sites"]) == 3
+        tiny.call("sd3", pipe, GUN)
+    with eraser.attach(variant(whole, *T5)), pytest.raises(EraserDidNotFire, match="the denoiser was given text"):
+        tiny.call("sd3", whole, GUN)  # the same transformer, with a T5 that nobody edits
+
+
+def test_a_pipeline_that_never_had_the_encoder_is_another_one(made: tuple[Any, Eraser], tiny_pipe: Any) -> None:
+    """Absent is what the pipeline has a place for and was built without."""
+    _, eraser = made
+    with pytest.raises(ExciseError, match="has no text encoder 'text_encoder_2'"):
+        eraser.attach(tiny_pipe)
+
+
+def test_a_second_stage_draws_what_the_first_encoded(made: tuple[Any, Eraser]) -> None:
+    whole, eraser = made
+    first, second = variant(whole, *NO_DENOISER), variant(whole, *T5, *CLIPS)
+    second.vae = whole.vae
+    foreign = encoded(first, "a gun on sand")
+    plain = tiny.call("sd3", second, None, **encoded(first, CAT, GUN), guidance_scale=3.0)
+    with pytest.raises(ExciseError, match="attach the eraser to the pipeline that encodes the prompts first"):
+        eraser.attach(second)
+    encoding = eraser.attach(first)
+    cat, gun = encoded(first, CAT, GUN), encoded(first, GUN)
+    with eraser.attach(second) as drawing:
+        status = drawing.status()
+        assert (status["sites"], status["canary_shift"]) == ([], encoding.status()["canary_shift"])
+        assert excise.get_active_erasers(second) == [eraser.name]
+        assert torch.equal(tiny.call("sd3", second, None, **cat, guidance_scale=3.0), plain)
+        tiny.call("sd3", second, None, **gun)
+        with pytest.raises(EraserDidNotFire, match="prompt_embeds were not encoded under"):
+            tiny.call("sd3", second, None, **foreign)
+        with pytest.raises(EraserDidNotFire, match="the denoiser was given text states"):
+            tiny.call("sd3", whole, None, **foreign)
+        negative = {"prompt_embeds": cat["negative_prompt_embeds"]}
+        negative["pooled_prompt_embeds"] = cat["negative_pooled_prompt_embeds"]
+        with pytest.raises(EraserDidNotFire):
+            tiny.call("sd3", second, None, **negative, guidance_scale=1.0)
+        # The encoders are given up, as one does to have room for the denoiser; what they made stays good.
+        encoding.detach()
+        assert torch.equal(tiny.call("sd3", second, None, **cat, guidance_scale=3.0), plain)
+        assert all("forward" not in vars(e) for e in (first.text_encoder, first.text_encoder_2, first.text_encoder_3))
+        with pytest.raises(EraserDidNotFire):
+            tiny.call("sd3", second, None, **encoded(first, GUN))
+    assert "forward" not in vars(whole.transformer)
+    tiny.call("sd3", second, None, **foreign)
+
+
+def test_setting_the_first_stage_otherwise_makes_its_embeddings_stale(made: tuple[Any, Eraser]) -> None:
+    whole, eraser = made
+    first, second = variant(whole, *NO_DENOISER), variant(whole, *T5, *CLIPS)
+    with eraser.attach(first) as encoding, eraser.attach(second):
+        cat = encoded(first, CAT)
+        tiny.call("sd3", second, None, **cat)
+        encoding.strength = 0.5
+        with pytest.raises(EraserDidNotFire):
+            tiny.call("sd3", second, None, **cat)
+
+
+def test_a_pipeline_of_the_same_components_has_the_same_erasers(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    with gun_eraser.attach(tiny_pipe) as attachment:
+        sibling = StableDiffusionImg2ImgPipeline.from_pipe(tiny_pipe)
+        assert excise.list_erasers(sibling) == excise.list_erasers(tiny_pipe) == {"gun-test": attachment.status()}
+        excise.disable_erasers(sibling)
+        assert excise.get_active_erasers(tiny_pipe) == []
+        excise.set_erasers(sibling, "gun-test", 0.5)
+        assert attachment.strength == 0.5
+        excise.unload_eraser(sibling, "gun-test")
+        assert not attachment.attached
+    assert excise.list_erasers(sibling) == excise.list_erasers(tiny_pipe) == {}
+
+
+def test_a_pipeline_with_another_denoiser_has_the_erasers_of_its_encoder(
+    tiny_pipe: Any, build_pipe: Any, gun_eraser: Eraser
+) -> None:
+    other, stranger = build_pipe(1), build_pipe(2)
+    other.text_encoder = tiny_pipe.text_encoder
+    with gun_eraser.attach(tiny_pipe):
+        assert list(excise.list_erasers(other)) == ["gun-test"]
+        assert excise.list_erasers(stranger) == {}
