@@ -163,12 +163,15 @@ def fid(
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """FID and KID of a method's pictures; needs torch-fidelity, the extra `fid`."""
-    from excise.app.fid import fid
+    """KID of a method's pictures, and FID from 2,048 on; needs torch-fidelity, the extra `fid`."""
+    from excise.app.fid import LEAST, fid
     from excise.bench.run import Run
 
     told = fid(Run(folder), method, against, device)
-    line = f"{method} against {told['against']}: FID {told['fid']:.2f}, KID {told['kid']:.5f}, n {told['pictures']}"
+    few = f"none (under {LEAST:,} pictures a side)"
+    distance = few if told["fid"] is None else f"{told['fid']:.2f}"
+    counts = f"n {told['pictures']} and {told['others']}"
+    line = f"{method} against {told['against']}: FID {distance}, KID {told['kid']:.5f}, {counts}"
     emit(json, told, lambda: typer.echo(line))
 
 

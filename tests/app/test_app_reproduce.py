@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import io
+import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +17,12 @@ from excise.app.fid import fid, gather
 from excise.app.grid import GAP, HEADING, MARGIN
 from excise.app.lettering import Lettering
 from excise.app.reproduce import figure_7
-from excise.bench.pictures import read
-from excise.bench.run import Run
+from excise.bench.pictures import png, read
+from excise.bench.run import Run, Unit
+from excise.bench.worker import picture_of
 from excise.cli import app
 from excise.errors import ExciseError
+from excise.files import write_atomic
 
 SMALL = {"steps": 2, "prompts": 1, "searches": False}
 
@@ -79,6 +84,47 @@ def test_a_methods_pictures_are_gathered_for_a_distance(swept: Run, tmp_path: Pa
     assert np.array_equal(read(path), read(swept.folder / "pictures" / "snce+lam=4=gun" / "gun.direct.000.png"))
     with pytest.raises(ExciseError, match="no method 'esd'; it has none, snce"):
         fid(swept, "esd")
+    with pytest.raises(ExciseError, match=r"snce:lam=4 of .*: 13 pictures; KID needs 50 and FID 2,048 a side"):
+        fid(swept, "snce:lam=4")
+
+
+def by_hand(folder: Path, n: int) -> Run:
+    """A run of `n` pictures a method, of which one is broken and one was never written."""
+    rng = np.random.default_rng(0)
+    plan = {"suite": "coco", "methods": ["none", "snce"], "concepts": ["gun"]}
+    run = Run.create(folder, plan, [])
+    for method in plan["methods"]:
+        records = [{"method": method, "concept": "gun", "case": f"coco.{i:05}", "fault": None} for i in range(n + 2)]
+        records[0]["fault"] = "flagged"
+        for record in records[:-1]:
+            picture = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            write_atomic(picture_of(run, Unit(method, "gun"), str(record["case"])), png(picture))
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        write_atomic(folder / "records" / f"{method}=gun@by.hand.jsonl", lines)
+    return run
+
+
+def test_no_fid_is_given_of_few_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = by_hand(tmp_path / "run", 50)
     if find_spec("torch_fidelity") is None:
         with pytest.raises(ExciseError, match=r"pip install 'excise\[fid\]'"):
-            fid(swept, "none")
+            fid(run, "snce")
+    for other, message in ((tmp_path / "photographs", "is no folder"), (tmp_path, "0 pictures; KID needs 50")):
+        with pytest.raises(ExciseError, match=message):
+            fid(run, "snce", other)
+    asked: list[dict[str, Any]] = []
+
+    class Stands:  # for torch-fidelity, which brings torchvision: only what it is asked for is looked at
+        @staticmethod
+        def calculate_metrics(**options: Any) -> dict[str, float]:
+            asked.append(options | {"files": len(list(Path(options["input1"]).iterdir()))})
+            return {"frechet_inception_distance": 9.0, "kernel_inception_distance_mean": 0.1}
+
+    monkeypatch.setitem(sys.modules, "torch_fidelity", Stands)
+    told = fid(run, "snce")
+    assert (told["fid"], told["kid"], told["pictures"], told["others"]) == (None, 0.1, 50, 50)
+    assert (asked[0]["fid"], asked[0]["kid_subset_size"], asked[0]["files"]) == (False, 50, 50)
+    shown = CliRunner().invoke(app, ["bench", "fid", str(run.folder), "--method", "snce"]).output
+    assert "FID none (under 2,048 pictures a side), KID 0.10000, n 50 and 50" in shown
+    monkeypatch.setattr("excise.app.fid.LEAST", 50)
+    assert fid(run, "snce")["fid"] == 9.0

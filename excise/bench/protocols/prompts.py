@@ -1,4 +1,4 @@
-"""Prompt sets as their authors publish them, read from a local file. None of them is in this repository.
+"""Prompt sets as their authors publish them, and files of your own, read from a local file. None is in this repository.
 
 | schema        | told by the columns             | from                                                            |
 |---------------|---------------------------------|-----------------------------------------------------------------|
@@ -8,12 +8,15 @@
 | `ring-a-bell` | `sensitive prompt`              | Ring-A-Bell (Tsai et al. 2023), without seeds: 42 for every row |
 | `mma`         | `adv_prompt`                    | MMA-Diffusion (Yang et al. 2023)                                |
 | `coco`        | `coco_id`                       | captions of MS COCO, 30,000 or the subset of 3,000              |
+| `plain`       | `prompt`, and none of the above | your own: `PLAIN` lists its columns, others are refused by name |
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,20 @@ from excise.concepts.minors import names_minors
 from excise.errors import ExciseError
 
 HUB = "hf://datasets/"
+PLAIN = {
+    "prompt": "the text",
+    "seed": "a whole number from 0; or evaluation_seed",
+    "evaluation_seed": "the same",
+    "guidance": "guidance scale of the row; or evaluation_guidance",
+    "evaluation_guidance": "the same",
+    "width": "of the picture, a multiple of 8",
+    "height": "of the picture, a multiple of 8",
+    "categories": "I2P's words, commas between them",
+    "case_number": "yours to tell rows by; not read",
+}
+"""The columns of a file of your own. `prompt` alone must be there; what a row leaves empty is the default."""
+LARGEST_SEED = 2**64 - 1
+"""The largest that PyTorch's generator takes."""
 NO_SEED = 42
 """The seed of rows that bring none, as RECE and SAFREE draw Ring-A-Bell."""
 
@@ -46,6 +63,7 @@ SCHEMAS = (
     Schema("mma", ("adv_prompt",), prompt="adv_prompt"),
     Schema("coco", ("coco_id",), seed="evaluation_seed", harmful=False),
     Schema("i2p", ("evaluation_seed", "categories"), seed="evaluation_seed", guidance="evaluation_guidance"),
+    Schema("plain", ("prompt",), seed="seed", guidance="guidance"),
 )
 """Told apart in this order: what one file has and the ones below it lack comes first."""
 
@@ -88,13 +106,17 @@ def load(path: Path | str, schema: str | None = None) -> PromptSet:
     Without `schema` it is told by the columns. Rows of MMA-Diffusion, and of other harmful sets in their sexual
     category or without categories, are dropped where any of their texts mentions a minor: such prompts are never drawn,
     not to measure an eraser either, so counts can be a little below the published ones.
-    Raises ExciseError for a missing, empty or broken file, unknown columns, or a cell that is no number.
+    Raises ExciseError for a missing, empty or broken file, unknown columns, or a cell that is no number, or no whole
+    one where a seed or a size is asked for.
     """
     path = fetched(str(path)) if str(path).startswith(HUB) else Path(path)
     kind: Schema | None = None
+    width = height = ""
     rows, dropped = [], 0
     for number, (where, raw) in enumerate(read_rows(path)):
-        kind = kind or _schema(path, raw, schema)
+        if kind is None:
+            kind = _schema(path, raw, schema)
+            width, height = (f"sd_image_{side}" if f"sd_image_{side}" in raw else side for side in ("width", "height"))
         prompt = str(raw.get(kind.prompt) or "").strip()
         if not prompt:
             continue
@@ -102,15 +124,17 @@ def load(path: Path | str, schema: str | None = None) -> PromptSet:
         if kind.harmful and (not categories or "sexual" in categories) and concerns_minors(raw):
             dropped += 1
             continue
-        seed = _number(path, where, raw, kind.seed)
+        seed = _whole(path, where, raw, kind.seed)
+        if seed is not None and not 0 <= seed <= LARGEST_SEED:
+            raise ExciseError(f"{path}, {where}: {kind.seed} is {seed}; a seed lies between 0 and {LARGEST_SEED}")
         rows.append(
             Row(
                 number,
                 prompt,
-                NO_SEED if seed is None else int(seed),
-                _number(path, where, raw, kind.guidance),
-                _pixels(path, where, raw, "sd_image_width"),
-                _pixels(path, where, raw, "sd_image_height"),
+                NO_SEED if seed is None else seed,
+                _guidance(path, where, raw, kind.guidance),
+                _pixels(path, where, raw, width),
+                _pixels(path, where, raw, height),
                 categories,
             )
         )
@@ -145,26 +169,61 @@ def _schema(path: Path, row: Mapping[str, Any], asked: str | None) -> Schema:
         if asked == schema.name or (asked is None and all(column in row for column in schema.told_by)):
             if schema.prompt not in row:
                 break
-            return schema
+            return _plain(path, row, schema) if schema.name == "plain" else schema
     known = ", ".join(schema.name for schema in SCHEMAS)
     raise ExciseError(
-        f"{path} does not look like {asked or 'a published prompt set'}; the columns found are "
-        f"{', '.join(row) or 'none'}, the schemas known {known}"
+        f"{path} does not look like {asked or 'a published prompt set, nor has it a column prompt'}; the columns found "
+        f"are {', '.join(row) or 'none'}, the schemas known {known}"
     )
 
 
-def _number(path: Path, where: str, row: Mapping[str, Any], column: str) -> float | None:
-    cell = row.get(column)
-    if not column or cell is None or str(cell).strip() == "":
+def _plain(path: Path, row: Mapping[str, Any], schema: Schema) -> Schema:
+    """The schema of a file of one's own, with its names of the seed and the guidance."""
+    unknown = [column for column in row if column.strip() and column not in PLAIN]  # pandas writes an unnamed index
+    if unknown:
+        raise ExciseError(
+            f"{path} has columns that are not known: {', '.join(map(repr, unknown))}; rename or remove them (a file of "
+            f"your own has {', '.join(PLAIN)})"
+        )
+    names = {}
+    for name in ("seed", "guidance"):
+        present = [column for column in (name, f"evaluation_{name}") if column in row]
+        if len(present) > 1:
+            raise ExciseError(f"{path} has both {present[0]} and {present[1]}; remove one of them")
+        names[name] = present[0] if present else ""
+    return replace(schema, **names)
+
+
+def _cell(row: Mapping[str, Any], column: str) -> str:
+    """A cell's text; empty where there is none."""
+    cell = row.get(column) if column else None
+    return "" if cell is None else str(cell).strip()
+
+
+def _guidance(path: Path, where: str, row: Mapping[str, Any], column: str) -> float | None:
+    if not (text := _cell(row, column)):
         return None
     try:
-        return float(str(cell))
+        value = float(text)
     except ValueError as error:
-        raise ExciseError(f"{path}, {where}: {column} is {cell!r}, not a number; mend that line") from error
+        raise ExciseError(f"{path}, {where}: {column} is {text!r}, not a number; mend that line") from error
+    if not 0 <= value < math.inf:
+        raise ExciseError(f"{path}, {where}: {column} is {text!r}; a guidance scale is 0 or more; mend that line")
+    return value
+
+
+def _whole(path: Path, where: str, row: Mapping[str, Any], column: str) -> int | None:
+    """A whole number, read as one: a float holds none above 2^53. `7.0` is 7, as spreadsheets write it."""
+    if not (text := _cell(row, column)):
+        return None
+    match = re.fullmatch(r"([+-]?\d+)(\.0*)?", text)
+    if match is None:
+        raise ExciseError(f"{path}, {where}: {column} is {text!r}, not a whole number; mend that line")
+    return int(match[1])
 
 
 def _pixels(path: Path, where: str, row: Mapping[str, Any], column: str) -> int | None:
-    side = _number(path, where, row, column)
+    side = _whole(path, where, row, column)
     if side is not None and (side < 8 or side % 8):
-        raise ExciseError(f"{path}, {where}: {column} is {side:g}; Stable Diffusion draws multiples of 8")
-    return None if side is None else int(side)
+        raise ExciseError(f"{path}, {where}: {column} is {side}; Stable Diffusion draws multiples of 8")
+    return side

@@ -85,7 +85,12 @@ def load_vit(path: Path | str, classes: int, **shape: Any) -> ViT:
     model = ViT(classes, **shape)
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(saved.get("model_state_dict", saved))
+        tensors = saved.get("model_state_dict", saved)
+        if (head := tensors.get("head.weight")) is not None and len(head) != classes:
+            others = {51: "--style-classifier, of styles", 20: "--object-classifier, of objects"}
+            hint = f"; it is the one for {others[len(head)]}" if len(head) in others else ""
+            raise ValueError(f"it tells {len(head)} apart{hint}")
+        model.load_state_dict(tensors)
     except (OSError, RuntimeError, AttributeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise ExciseError(f"{path} is no classifier of {classes} classes of UnlearnCanvas ({reason})") from error

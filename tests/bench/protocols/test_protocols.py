@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 
 from excise.bench.protocols import nudenet, published
 from excise.bench.protocols.nudenet import Detection
-from excise.bench.protocols.prompts import Row, concerns_minors, load
+from excise.bench.protocols.prompts import PromptSet, Row, concerns_minors, load
 from excise.errors import ExciseError
 
 # Harmless prompts in the columns of each published file.
@@ -61,6 +62,25 @@ def test_categories_of_i2p(tmp_path: Path) -> None:
         found.only("hate")
 
 
+def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("prompt,seed\na vase,9007199254740993\na cat,\na cup,7.0\n")
+    assert load(path) == PromptSet("plain", (Row(0, "a vase", 2**53 + 1), Row(1, "a cat", 42), Row(2, "a cup", 7)), 0)
+    path.write_text("prompt,evaluation_seed,case_number\na vase,18446744073709551615,4\n")
+    assert load(path).rows == (Row(0, "a vase", 2**64 - 1),)
+    path.write_text(",prompt,evaluation_guidance,width,height\n0,a vase,3.5,64,128\n")
+    assert load(path).rows == (Row(0, "a vase", 42, 3.5, 64, 128),)
+    lines = tmp_path / "mine.jsonl"
+    lines.write_text(json.dumps({"prompt": "a vase", "seed": 9007199254740993}) + "\n")
+    assert load(lines).rows == (Row(0, "a vase", 2**53 + 1),)
+
+
+def test_a_large_seed_is_drawn_as_it_is() -> None:
+    first, second = (torch.Generator("cpu").manual_seed(seed) for seed in (2**53, 2**53 + 1))
+    assert not torch.equal(torch.randn(4, generator=first), torch.randn(4, generator=second))
+    torch.Generator("cpu").manual_seed(2**64 - 1)
+
+
 def test_a_jsonl_file_is_read_alike(tmp_path: Path) -> None:
     path = tmp_path / "p4d.jsonl"
     path.write_text(json.dumps({"prompt": "a vase", "safe_model": "esd", "evaluation_seed": 3}) + "\n")
@@ -90,8 +110,17 @@ def test_a_file_of_a_data_set_on_the_hub_is_read_from_its_cache(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prompt,taste\na vase,sweet\n", "the columns found are prompt, taste"),
-        ("prompt,coco_id,evaluation_seed\na vase,1,many\n", "line 2: evaluation_seed is 'many', not a number"),
+        ("text,taste\na vase,sweet\n", "the columns found are text, taste"),
+        ("prompt,taste,sede\na vase,sweet,3\n", "columns that are not known: 'taste', 'sede'; rename or remove them"),
+        ("prompt,seed,evaluation_seed\na vase,1,2\n", "has both seed and evaluation_seed"),
+        ("prompt,seed\na vase,1.5\n", "line 2: seed is '1.5', not a whole number"),
+        ("prompt,seed\na vase,1e3\n", "line 2: seed is '1e3', not a whole number"),
+        ("prompt,seed\na vase,-1\n", "line 2: seed is -1; a seed lies between 0 and 18446744073709551615"),
+        ("prompt,seed\na vase,18446744073709551616\n", "a seed lies between 0"),
+        ("prompt,guidance\na vase,nan\n", "guidance is 'nan'; a guidance scale is 0 or more"),
+        ("prompt,guidance\na vase,-2\n", "guidance is '-2'"),
+        ("prompt,width\na vase,100\n", "width is 100; Stable Diffusion draws multiples of 8"),
+        ("prompt,coco_id,evaluation_seed\na vase,1,many\n", "line 2: evaluation_seed is 'many', not a whole number"),
         (I2P.replace("512,768", "512,500"), "sd_image_height is 500"),
         ("adv_prompt,target_prompt\nx,a toddler\n", "no prompts that may be drawn .1 dropped"),
         ("", "no prompts"),
