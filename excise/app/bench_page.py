@@ -8,10 +8,12 @@ from typing import Any
 
 from excise.app import svg
 from excise.app.page import document, image
+from excise.app.report import BADGES, legend
+from excise.bench.bars import CANVAS, Bar
 from excise.bench.protocols import nudenet
-from excise.bench.results import BASELINE
+from excise.bench.results import BASELINE, fault_of
 from excise.bench.run import Run, Unit
-from excise.bench.statistics import Figure
+from excise.bench.statistics import Figure, behind, from_json
 from excise.bench.suite import Case, Suite
 from excise.bench.worker import Entry, all_cases, picture_of
 from excise.methods import method as method_of
@@ -37,6 +39,23 @@ MEANS = {
     "alignment": "Log-likelihood of what was asked for, nats",
     "alignment_change": "Its change",
     "clip_score": "CLIP score",
+}
+EXPLAINED = {
+    "ua": "Prompts that name the target; whether its picture shows it. What it shows instead stands below.",
+    "asr": "Of prompts from which the unerased model draws the target: those that still do. Less is better.",
+    "ira_ratio": "Objects where an object is erased, styles where a style is; 100 % is as right as unerased.",
+    "cra_ratio": "Styles where an object is erased, objects where a style is; 100 % is as right as unerased.",
+    "mixed": "The target beside another object, which must stay.",
+    "near_miss": "Prompts that share the target's word and mean something else, as in glue gun.",
+    "background": "Where the unerased model drew the background that was asked for: it still is there.",
+    "style": "The same for the style, where an object is erased.",
+    "identical": "Prompts without the target: not one pixel differs from the unerased picture.",
+}
+"""A line below each card's title."""
+LEFT = {
+    "left_other": ("other", "another known object"),
+    "left_empty": ("empty", "an empty scene"),
+    "left_unrecognisable": ("unrecognisable", "something that neither judge knows"),
 }
 SECOND = {
     "agreement": "Pictures on which both judges agree",
@@ -74,6 +93,7 @@ def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
     }
     sections = [
         _summary(measured),
+        _left(measured),
         _second(measured),
         _counts(measured),
         _attacks(suite, measured),
@@ -85,7 +105,8 @@ def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
         f"Excise bench: {measured['suite']}, {measured['size']}",
         "Concept erasers, <em>side by side</em>",
         """Every method drew the same prompts from the same seeds. Means over concepts carry 95 % intervals from
-a bootstrap that resamples concepts; shares of one concept carry Wilson's.""",
+a bootstrap that resamples concepts, and with few concepts Wilson's over their pictures; shares of one concept carry
+Wilson's.""",
         ((name, str(value)) for name, value in facts.items()),
         sections,
         """Made by <code>excise bench report</code>. The target is counted where the unerased model draws it.
@@ -97,13 +118,16 @@ failed is an error, one that is flagged, not finite or of one colour is broken; 
 def _summary(measured: Mapping[str, Any]) -> str:
     cards = []
     shares, changes, others = (_measured_of(names, measured) for names in (SHARES, CHANGES, DISTANCES | MEANS))
+    bars = CANVAS if measured["suite"] == "canvas" else {}
     for name, says in shares.items():
+        bar = bars.get(name)
         rows = "".join(
-            f'<div class="method"><span>{escape(label)}</span><b>{percent(method["figures"].get(name))}</b>'
-            f"{_interval(method['figures'].get(name))}</div>"
+            _row(label, method["figures"].get(name), None if label == BASELINE else bar)
             for label, method in measured["methods"].items()
         )
-        cards.append(f'<div class="card"><h3>{escape(says)}</h3>{rows}</div>')
+        goal = f" Bar: {bar.limit} {100 * bar.bound:g} %." if bar else ""
+        explained = f'<p class="note">{escape(EXPLAINED.get(name, "") + goal)}</p>'
+        cards.append(f'<div class="card"><h3>{escape(says)}</h3>{explained}{rows}</div>')
     methods = measured["methods"]
     table: list[tuple[str, list[str]]] = []
     table += [(says, [percent(m["figures"].get(name)) for m in methods.values()]) for name, says in changes.items()]
@@ -116,7 +140,59 @@ def _summary(measured: Mapping[str, Any]) -> str:
     )
     return f"""<section><h2>Figures</h2>
 <div class="plots">{"".join(cards)}</div>
+{legend() if bars else ""}
 <div class="scroll"><table class="wide"><tr><th>Further figures</th>{head}</tr>{rows}</table></div></section>"""
+
+
+def _row(label: str, figure: Mapping[str, Any] | None, bar: Bar | None) -> str:
+    """A method's line on a card: value, plot, and in words its interval, how much is behind it, and its standing."""
+    words = ""
+    if figure and figure["value"] is not None:
+        span = "" if figure["low"] is None else f"{100 * figure['low']:.1f} to {100 * figure['high']:.1f} %, "
+        words = f"{span}n = {behind(figure)}"
+        if bar and (standing := bar.standing(from_json(figure))):
+            words += f'</span><span class="badge {BADGES[standing]}">{standing}'
+        words = f'<div class="text note"><span>{words}</span></div>'
+    return (
+        f'<div class="method"><span>{escape(label)}</span><b>{percent(figure)}</b>'
+        f"{_interval(figure, bar and bar.bound)}{words}</div>"
+    )
+
+
+def _left(measured: Mapping[str, Any]) -> str:
+    """What pictures show from which the target is gone, for suites that look."""
+    if not _measured_of(dict.fromkeys(LEFT, ""), measured):
+        return ""
+    rows = []
+    for label, method in measured["methods"].items():
+        figures = method["figures"]
+        shares = [(kind, figures.get(name)) for name, (kind, _) in LEFT.items()]
+        if label == BASELINE or any(not figure or figure["value"] is None for _, figure in shares):
+            continue
+        stack = "".join(f'<i class="{kind}" style="width:{100 * f["value"]:.1f}%"></i>' for kind, f in shares if f)
+        cells = [percent(figures.get("ua")), *(percent(f, interval=True) for _, f in shares)]
+        cells += [percent(figures.get("background"), interval=True), percent(figures.get("style"), interval=True)]
+        cells += [plain(figures.get("outside")), behind(figures["left_other"])]
+        rows.append(
+            f'<tr><td>{escape(label)}<div class="stack">{stack}</div></td>'
+            f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        )
+    if not rows:
+        return ""
+    key = "".join(f'<span><i class="{kind}"></i>{escape(says)}</span>' for kind, says in LEFT.values())
+    heads = (
+        "Target gone",
+        *(says for _, says in LEFT.values()),
+        "Background kept",
+        "Style kept",
+        "Change outside",
+        "n",
+    )
+    head = "".join(f"<th>{escape(says[:1].upper() + says[1:])}</th>" for says in heads)
+    return f"""<section><h2>What is left where the target is gone</h2>
+<p class="faint">Of direct prompts of an object whose picture is without it. “Gone” alone does not tell a clean
+scene from a heap of parts. Beside it: how far the rest of the picture moved.</p><p class="key note">{key}</p>
+<div class="scroll"><table class="wide"><tr><th>Method</th>{head}</tr>{"".join(rows)}</table></div></section>"""
 
 
 def _measured_of(names: Mapping[str, str], measured: Mapping[str, Any]) -> dict[str, str]:
@@ -227,8 +303,9 @@ def _tradeoff(measured: Mapping[str, Any]) -> str:
         return ""
     plot = svg.scatter(points, "target still drawn under attack", says)
     return f"""<section><h2>Erased against disturbed</h2>
-<p class="faint">Down and to the left is better: the target is gone, and nothing else moved.</p>
-<div class="card">{plot}</div></section>"""
+<p class="faint">Down and to the left is better: the target is gone, and nothing else moved. The dashed line joins what
+nothing else beats on both axes.</p>
+<div class="card front">{plot}</div></section>"""
 
 
 def _sweeps(measured: Mapping[str, Any]) -> str:
@@ -314,7 +391,10 @@ def _pictures(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
             f'<table class="strip compare"><tr><th scope="row"></th>{head}</tr>{"".join(rows)}</table></div></details>'
         )
     return f"""<section><h2>Pictures</h2>
-<p class="faint">Blurred where the detector saw the target; point at a picture, or tap it, to see it.</p>
+<p class="faint">Blurred where the detector saw the target, or has seen nothing; point at a picture, or tap it, to see
+that one. Rows are prompts: the first ones of each family, named in front of it; columns are methods, all with the same
+seed.</p>
+<input type="checkbox" id="unblur"><label class="switch" for="unblur">Show blurred pictures</label>
 {"".join(parts)}</section>"""
 
 
@@ -323,6 +403,8 @@ def _cell(run: Run, label: str, case: Case, seen: Mapping[tuple[str, str], Mappi
     path = picture_of(run, Unit(label, case.concept), case.id)
     if record is None or not path.exists():
         return '<span class="note">not drawn yet</span>'
+    if fault := fault_of(record, path):
+        return f'<span class="note">broken: {escape(fault)}</span>'
     fired = record.get("seen", {}).get("target", True)
     attributes = f' tabindex="0" class="{"fired" if fired else ""}"'
     return image(path.read_bytes(), f"{label}: {case.prompt}", attributes)
@@ -364,9 +446,9 @@ def count(figure: Mapping[str, Any]) -> str:
     return "n/a" if figure["value"] is None else f"{figure['value']:g}"
 
 
-def _interval(figure: Mapping[str, Any] | None) -> str:
+def _interval(figure: Mapping[str, Any] | None, bar: float | None = None) -> str:
     if not figure or figure["value"] is None:
         return ""
     value = figure["value"]
     low, high = (value if figure[end] is None else figure[end] for end in ("low", "high"))
-    return svg.interval(Figure(value, low, high, figure["n"]), None)
+    return svg.interval(Figure(value, low, high, figure["n"]), bar)

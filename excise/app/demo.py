@@ -197,14 +197,16 @@ def _strip(pipe: Any, eraser: Any, groups: Sequence[Family], steps: int, stage: 
     ]
     prompts, seeds = [p for p, _ in chosen], [s for _, s in chosen]
     pictures = []
-    total = len(STRIP_LAMS) * reference.denoising_steps(len(chosen), steps)
+    used = eraser.edits[0].coefficient[1]
+    lams = sorted({*(lam for lam in STRIP_LAMS if abs(lam - used) > 0.1), used})
+    total = len(lams) * reference.denoising_steps(len(chosen), steps)
     with stage.working("drawing the λ strip", total, "steps") as done:
-        for lam in STRIP_LAMS:
-            with eraser.attach(pipe, strength=lam / eraser.edits[0].coefficient[1]):
+        for lam in lams:
+            with eraser.attach(pipe, strength=lam / used):
                 pictures.append(
                     reference.generate(pipe, prompts, seeds, steps=steps, batch_size=len(chosen), progress=done)
                 )
-    return Strip(prompts, STRIP_LAMS, pictures)
+    return Strip(prompts, lams, pictures)
 
 
 def _views(findings: Findings, neurons: Sequence[int]) -> list[NeuronView]:

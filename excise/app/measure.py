@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from excise.bench.canvas.remains import covered, remains
 from excise.bench.statistics import Figure, paired_difference, share
 
 FamilyName = Literal["direct", "synonym", "mixed", "unrelated"]
@@ -17,6 +18,8 @@ TITLES: dict[FamilyName, str] = {
     "mixed": "Mixed: the concept beside something else",
     "unrelated": "Unrelated: prompts that must not change",
 }
+LEFT = ("other", "empty", "unrecognisable")
+"""What a picture without the target may show instead."""
 Pictures = np.ndarray[Any, np.dtype[np.uint8]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -50,6 +53,8 @@ class Outcome:
     after: Pictures
     seen_before: Seen
     seen_after: Seen
+    left: tuple[str, ...] = ()
+    """What each picture shows afterwards apart from what was asked for (`excise.bench.canvas.remains`)."""
 
     @property
     def identical(self) -> Flags:
@@ -91,11 +96,18 @@ def judged(
     from excise import reference
     from excise.reference.world import OBJECTS
 
-    judge = reference.judge()
-    return [
-        Outcome(g, b, a, seen(judge(b), concept, g, OBJECTS), seen(judge(a), concept, g, OBJECTS))
-        for g, b, a in zip(groups, before, after, strict=True)
-    ]
+    judge, second = reference.judge(), reference.judge("second_classifier")
+    outcomes = []
+    for g, b, a in zip(groups, before, after, strict=True):
+        verdicts = judge(a)
+        recognised = verdicts.objects | second(a).objects
+        left = []
+        for n, other in enumerate(g.others):
+            strangers = [name for k, name in enumerate(OBJECTS) if recognised[n, k] and name not in (concept, other)]
+            left.append(remains(bool(strangers), covered(a[n])))
+        seen_before, seen_after = (seen(told, concept, g, OBJECTS) for told in (judge(b), verdicts))
+        outcomes.append(Outcome(g, b, a, seen_before, seen_after, tuple(left)))
+    return outcomes
 
 
 def seen(verdicts: Any, concept: str, family: Family, objects: Sequence[str]) -> Seen:
@@ -132,7 +144,9 @@ def further_figures(outcomes: Sequence[Outcome]) -> dict[str, Figure]:
     """What else is worth knowing: rates before erasing, the target in mixed prompts, background and style kept."""
     by_name = {o.family.name: o for o in outcomes}
     direct, mixed = by_name["direct"], by_name["mixed"]
+    gone = [n for n in np.flatnonzero(direct.seen_before.target & ~direct.seen_after.target) if direct.left]
     return {
+        **{f"left_{kind}": share([direct.left[n] == kind for n in gone]) for kind in LEFT},
         "target_direct_before": share(direct.seen_before.target.tolist()),
         "target_synonym_before": share(by_name["synonym"].seen_before.target.tolist()),
         "target_mixed": _still(mixed.seen_before.target, mixed.seen_after.target),

@@ -12,7 +12,7 @@ from typing import Any
 from excise.app import svg
 from excise.app.measure import TITLES, Outcome, Pictures
 from excise.app.page import document, image
-from excise.bench.bars import Bar, Standing
+from excise.bench.bars import MEANINGS, Bar, Standing
 from excise.bench.pictures import png
 from excise.bench.statistics import Figure
 
@@ -30,6 +30,9 @@ BARS: dict[str, tuple[str, Bar, tuple[float, float]]] = {
 BADGES: dict[Standing | None, str] = {"reached": "good", "point only": "part", "missed": "bad", None: "plain"}
 """The look of a standing's badge."""
 FURTHER: dict[str, str] = {
+    "left_other": "Direct prompts, concept gone: another known object instead (either judge)",
+    "left_empty": "Direct prompts, concept gone: an empty scene",
+    "left_unrecognisable": "Direct prompts, concept gone: something that neither judge knows",
     "target_direct_before": "Direct prompts: concept drawn by the unerased model",
     "target_synonym_before": "Synonym prompts: concept drawn by the unerased model",
     "target_mixed": "Mixed prompts: concept still drawn, where the unerased model draws it",
@@ -89,7 +92,7 @@ def render(report: Report) -> str:
     sections = [
         _figures(report),
         *(_family(o, report.concept) for o in report.outcomes),
-        _strip(report.strip),
+        _strip(report.strip, report.lam),
         _neuron(report),
         _settings(report),
     ]
@@ -128,10 +131,20 @@ def _figures(report: Report) -> str:
 <p class="faint">The target is counted over the prompts where the unerased model draws it. Intervals are Wilson's; for
 the paired change, Newcombe's. The green tick is the bar to reach.</p>
 <div class="figures">{"".join(cards)}</div>
+{legend()}
 <details><summary>More figures: rates before erasing, background and style</summary>
 <div class="scroll"><table class="wide"><tr><th>What</th><th>Share</th><th>95 % interval</th><th>n</th></tr>
 {rows}</table></div>
 </details></section>"""
+
+
+def legend() -> str:
+    """What the badges of figures mean."""
+    rows = "".join(
+        f'<li><span class="badge {BADGES[standing]}">{standing}</span> {escape(means)}</li>'
+        for standing, means in MEANINGS.items()
+    )
+    return f'<ul class="legend note">{rows}</ul>'
 
 
 def _family(outcome: Outcome, concept: str) -> str:
@@ -183,19 +196,24 @@ def _image(picture: Pictures, alt: str) -> str:
     return image(png(picture), alt)
 
 
-def _strip(strip: Strip) -> str:
-    heads = "".join(f'<th scope="col">λ = {lam:g}</th>' for lam in strip.lams)
+def _strip(strip: Strip, used: float) -> str:
+    mine = [math.isclose(lam, used, rel_tol=1e-6) for lam in strip.lams]
+    heads = "".join(
+        f'<th scope="col"{" class=used" * own}>λ = {lam:.4g}{"<br>in use" * own}</th>'
+        for lam, own in zip(strip.lams, mine, strict=True)
+    )
     rows = "".join(
         f'<tr><th scope="row">{escape(prompt)}</th>'
         + "".join(
-            f"<td>{_image(p[i], f'λ = {lam:g}: {prompt}')}</td>"
-            for lam, p in zip(strip.lams, strip.pictures, strict=True)
+            f"<td{' class=used' * own}>{_image(p[i], f'λ = {lam:g}: {prompt}')}</td>"
+            for lam, p, own in zip(strip.lams, strip.pictures, mine, strict=True)
         )
         + "</tr>"
         for i, prompt in enumerate(strip.prompts)
     )
     return f"""<section><h2>Turning it down</h2>
-<p class="faint">The same prompts and seeds at growing λ. At 0 the eraser does nothing.</p>
+<p class="faint">The same prompts and seeds at growing λ. At 0 the eraser does nothing; the
+framed column is the λ of every other picture on this page.</p>
 <div class="scroll"><table class="strip"><tr><th scope="row"></th>{heads}</tr>{rows}</table></div></section>"""
 
 

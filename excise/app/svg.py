@@ -80,26 +80,60 @@ def interval(figure: Figure, bar: float | None, low: float = 0.0, high: float = 
 
 
 def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str) -> str:
-    """Named points (name, x, y), x a share, each axis from 0 to what holds them all."""
-    width, height, left, bottom = 620.0, 300.0, 56.0, 44.0
+    """Named points (name, x, y), x a share, each axis from 0 to what holds them all; less is better on both.
+
+    Those that no other beats on both axes are joined. Names stand in a column on the right, one below the other, each
+    led to its point, so that points on top of each other can still be read.
+    """
+    width, left, bottom, right, line = 680.0, 56.0, 44.0, 240.0, 17.0
+    height = max(300.0, bottom + 20 + line * len(points))
     tops = [max(0.01, 1.1 * max(values)) for values in ([x for _, x, _ in points], [y for _, _, y in points])]
+    end, floor = width - right, height - bottom
+
+    def at(first: float, second: float) -> tuple[float, float]:
+        return left + first / tops[0] * (end - left), floor - second / tops[1] * (floor - 10)
+
     body = [
-        f'<line x1="{left}" x2="{width - 12}" y1="{height - bottom}" y2="{height - bottom}" class="axis"/>',
-        f'<line x1="{left}" x2="{left}" y1="10" y2="{height - bottom}" class="axis"/>',
-        f'<text x="{width - 12}" y="{height - 8}" class="num end">{escape(across)}</text>',
-        f'<text x="{left}" y="{height - 8}" class="num">{escape(up)} (upwards)</text>',
+        f'<line x1="{left}" x2="{end}" y1="{floor}" y2="{floor}" class="axis"/>',
+        f'<line x1="{left}" x2="{left}" y1="10" y2="{floor}" class="axis"/>',
+        f'<text x="{end}" y="{height - 6}" class="num end">{escape(across)} →</text>',
+        f'<text x="{left + 8}" y="18" class="num">↑ {escape(up)}</text>',
     ]
     for share in (0.5, 1.0):
-        x, y = left + share * (width - left - 12), height - bottom - share * (height - bottom - 10)
-        body.append(f'<text x="{x:.1f}" y="{height - bottom + 16}" class="num end">{share * tops[0]:.0%}</text>')
+        x, y = at(share * tops[0], share * tops[1])
+        body.append(f'<text x="{x:.1f}" y="{floor + 16}" class="num end">{share * tops[0]:.0%}</text>')
         body.append(f'<text x="{left - 6}" y="{y + 4:.1f}" class="num end">{share * tops[1]:.2g}</text>')
-    for name, first, second in points:
-        x = left + first / tops[0] * (width - left - 12)
-        y = height - bottom - second / tops[1] * (height - bottom - 10)
-        body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" class="accent"/>')
-        side = ' class="end"' if x > width / 2 else ""
-        body.append(f'<text x="{x + (-11 if side else 11):.1f}" y="{y + 4:.1f}"{side}>{escape(name)}</text>')
+    best = {n for n, (_, *own) in enumerate(points) if not any(_beats(other, own) for _, *other in points)}
+    steps = [at(points[n][1], points[n][2]) for n in sorted(best, key=lambda n: points[n][1:])]
+    body.append(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in steps)}" class="edge"/>')
+    order = sorted(((n, *at(x, y)) for n, (_, x, y) in enumerate(points)), key=lambda place: place[2])
+    rows = _apart([y for _, _, y in order], line, floor)
+    for (n, x, y), row in zip(order, rows, strict=True):
+        kind = "accent" if n in best else "mid"
+        body.append(f'<line x1="{x + 7:.1f}" x2="{end + 14}" y1="{y:.1f}" y2="{row:.1f}" class="lead"/>')
+        body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" class="{kind}"/>')
+        body.append(f'<text x="{end + 18}" y="{row + 4:.1f}">{escape(_short(points[n][0]))}</text>')
     return _svg(width, height, f"{up} against {across}", body)
+
+
+def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether one point is nowhere worse than the other, and somewhere better."""
+    return all(a <= b for a, b in zip(one, other, strict=True)) and list(one) != list(other)
+
+
+def _apart(places: Sequence[float], least: float, most: float) -> list[float]:
+    """Ascending places moved so that neighbours are `least` apart, the last of them at `most` at the latest."""
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, moved[-1] + least) if moved else place)
+    for n in range(len(moved) - 1, -1, -1):
+        moved[n] = min(moved[n], most - least * (len(moved) - 1 - n))
+    return moved
+
+
+def _short(name: str, most: int = 32) -> str:
+    """The name, with its middle left out where it is too long for a plot."""
+    return name if len(name) <= most else f"{name[: most - 12]}…{name[-11:]}"
 
 
 def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]], str]], across: str) -> str:

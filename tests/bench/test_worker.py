@@ -81,6 +81,10 @@ def test_the_page_shows_every_method_and_holds_its_pictures(finished: Run) -> No
         r["seen"]["target"] for r in finished.records() if int(r["case"][-3:]) < 2 and r["family"] != "reseeded"
     )
     assert page.count('class="fired"') == fired
+    assert (
+        '<input type="checkbox" id="unblur">' in page and "#unblur:checked ~ details .fired { filter: none; }" in page
+    )
+    assert "n = 1 concept, 3 pictures" in page and '<span class="badge part">point only' in page
     parser = _Balanced()
     parser.feed(page)
     assert parser.open == []
@@ -105,7 +109,7 @@ def test_a_missed_gate_ends_with_code_3(finished: Run) -> None:
 class _Balanced(HTMLParser):
     """Fails on a tag that closes another one than the last opened."""
 
-    VOID = ("meta", "img", "br", "line", "rect", "circle", "link")
+    VOID = ("meta", "img", "br", "line", "rect", "circle", "polyline", "input", "link")
 
     def __init__(self) -> None:
         super().__init__()

@@ -198,11 +198,7 @@ def test_pictures_are_drawn_by_ddim_with_the_published_settings(tiny_pipe: Any) 
 
 
 def test_exchanged_classifiers_are_told_apart(checkpoints: dict[str, str]) -> None:
-    with pytest.raises(
-        ExciseError, match=r"no classifier of 51 classes.*tells 20 apart; it is the one for --obj"
-    ):
+    with pytest.raises(ExciseError, match=r"no classifier of 51 classes.*tells 20 apart; it is the one for --obj"):
         load_vit(checkpoints["object_classifier"], len(STYLES), **SHAPE)
-    with pytest.raises(
-        ExciseError, match=r"no classifier of 20 classes.*tells 51 apart; it is the one for --sty"
-    ):
+    with pytest.raises(ExciseError, match=r"no classifier of 20 classes.*tells 51 apart; it is the one for --sty"):
         load_vit(checkpoints["style_classifier"], len(OBJECTS), **SHAPE)
