@@ -155,7 +155,7 @@ def _row(label: str, figure: Mapping[str, Any] | None, bar: Bar | None) -> str:
         words = f'<div class="text note"><span>{words}</span></div>'
     return (
         f'<div class="method"><span>{escape(label)}</span><b>{percent(figure)}</b>'
-        f"{_interval(figure, bar and bar.bound)}{words}</div>"
+        f"{_interval(figure, None if bar is None else bar.bound)}{words}</div>"
     )
 
 

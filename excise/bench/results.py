@@ -88,7 +88,7 @@ def _method(
     }
 
 
-def fault_of(record: Record, picture: Path) -> str | None:
+def fault_of(record: Mapping[str, Any], picture: Path) -> str | None:
     """What is wrong with a recorded picture; None where it is sound. Records of before this was written down are
     judged by the picture's file: whether it has one colour."""
     if "fault" in record:

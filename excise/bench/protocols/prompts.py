@@ -191,7 +191,7 @@ def _plain(path: Path, row: Mapping[str, Any], schema: Schema) -> Schema:
         if len(present) > 1:
             raise ExciseError(f"{path} has both {present[0]} and {present[1]}; remove one of them")
         names[name] = present[0] if present else ""
-    return replace(schema, **names)
+    return replace(schema, seed=names["seed"], guidance=names["guidance"])
 
 
 def _cell(row: Mapping[str, Any], column: str) -> str:
