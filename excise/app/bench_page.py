@@ -180,14 +180,7 @@ def _left(measured: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     key = "".join(f'<span><i class="{kind}"></i>{escape(says)}</span>' for kind, says in LEFT.values())
-    heads = (
-        "Target gone",
-        *(says for _, says in LEFT.values()),
-        "Background kept",
-        "Style kept",
-        "Change outside",
-        "n",
-    )
+    heads = ("Gone", "Other object", "Empty", "Unknown to both", "Background kept", "Style kept", "Moved outside", "n")
     head = "".join(f"<th>{escape(says[:1].upper() + says[1:])}</th>" for says in heads)
     return f"""<section><h2>What is left where the target is gone</h2>
 <p class="faint">Of direct prompts of an object whose picture is without it. “Gone” alone does not tell a clean
@@ -196,10 +189,9 @@ scene from a heap of parts. Beside it: how far the rest of the picture moved.</p
 
 
 def _measured_of(names: Mapping[str, str], measured: Mapping[str, Any]) -> dict[str, str]:
-    """Those of the figures' names that this suite has."""
-    return {
-        n: says for n, says in names.items() if any(n in method["figures"] for method in measured["methods"].values())
-    }
+    """Those of the figures' names that this run has measured for any method."""
+    figures = [method["figures"] for method in measured["methods"].values()]
+    return {n: says for n, says in names.items() if any((one.get(n) or {}).get("value") is not None for one in figures)}
 
 
 def _second(measured: Mapping[str, Any]) -> str:
