@@ -106,13 +106,15 @@ def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str) ->
     best = {n for n, (_, *own) in enumerate(points) if not any(_beats(other, own) for _, *other in points)}
     steps = [at(points[n][1], points[n][2]) for n in sorted(best, key=lambda n: points[n][1:])]
     body.append(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in steps)}" class="edge"/>')
-    order = sorted(((n, *at(x, y)) for n, (_, x, y) in enumerate(points)), key=lambda place: place[2])
+    order = sorted(((n, *at(x, y)) for n, (_, x, y) in enumerate(points)), key=lambda place: (place[2], place[1]))
     rows = _apart([y for _, _, y in order], line, floor)
+    for (_, x, y), row in zip(order, rows, strict=True):  # below all points
+        body.append(f'<line x1="{x:.1f}" x2="{end + 14}" y1="{y:.1f}" y2="{row:.1f}" class="lead"/>')
     for (n, x, y), row in zip(order, rows, strict=True):
         kind = "accent" if n in best else "mid"
-        body.append(f'<line x1="{x + 7:.1f}" x2="{end + 14}" y1="{y:.1f}" y2="{row:.1f}" class="lead"/>')
         body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" class="{kind}"/>')
-        body.append(f'<text x="{end + 18}" y="{row + 4:.1f}">{escape(_short(points[n][0]))}</text>')
+        said = f' class="{kind}"' if n in best else ""
+        body.append(f'<text x="{end + 18}" y="{row + 4:.1f}"{said}>{escape(_short(points[n][0]))}</text>')
     return _svg(width, height, f"{up} against {across}", body)
 
 

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,30 @@ def test_plots_survive_empty_and_zero_data() -> None:
     ):
         assert drawn.startswith("<svg")
         assert "nan" not in drawn
+
+
+def test_names_of_a_front_never_lie_on_each_other() -> None:
+    points = [(f"method-{n}", 0.01 * (n % 3), 0.0) for n in range(20)] + [("far <b>", 0.9, 1.0)]
+    drawn = svg.scatter(points, "drawn", "moved")
+    rows = [float(y) for y in re.findall(r'<text x="458.0" y="([\d.]+)"', drawn)]
+    assert len(rows) == 21
+    assert all(b - a >= 15 for a, b in pairwise(rows))
+    assert "far &lt;b&gt;" in drawn
+    front = svg.scatter([("best", 0.1, 0.1), ("worse", 0.2, 0.1), ("other", 0.0, 0.5)], "drawn", "moved")
+    assert re.findall(r'class="accent">([a-z]+)</text>', front) == ["other", "best"]
+
+
+def test_the_strip_marks_the_strength_in_use(outcomes: list[Any]) -> None:
+    pictures = outcomes[0].before[:1]
+    strip = Strip(["a gun"], [0.0, 1.885128, 3.0], [pictures] * 3)
+    page = render(Report("gun", 1.885128, [], {}, {}, outcomes, [], [], [], strip, {}))
+    assert page.count('class="used"') + page.count("class=used") == 2
+    assert "λ = 1.885<br>in use" in page
+
+
+def test_the_page_says_what_its_badges_mean(page: str) -> None:
+    for standing, look in (("reached", "good"), ("point only", "part"), ("missed", "bad")):
+        assert f'<li><span class="badge {look}">{standing}</span> ' in page
 
 
 def test_the_grid_shows_before_and_after_of_what_the_unerased_model_draws(make_outcome: Callable[..., Any]) -> None:
