@@ -8,6 +8,7 @@ from excise import reference
 from excise.app.finding import find_neurons, sweep, swept_sites
 from excise.concepts import from_templates
 from excise.errors import ExciseError
+from excise.methods.reading import remembered
 from excise.methods.snce import SNCEConfig
 
 
@@ -22,8 +23,9 @@ def test_the_tolerance_finds_what_the_papers_rule_drops() -> None:
     """As docs/architecture.md tells: on the bundled model eq. 6 drops the neuron that carries "dog"."""
     pipe, dog = reference.load(), from_templates("dog", ("dog",))
     aurocs = {}
-    for tolerance in (0.0, SNCEConfig().tolerance):
-        config = SNCEConfig(sae=str(reference.sae_folder()), tolerance=tolerance, examine=1, permutations=10)
-        aurocs[tolerance] = find_neurons(pipe, dog, config).found.validation[0].auroc or 0.0
+    with remembered():  # the prompts are read once
+        for tolerance in (0.0, SNCEConfig().tolerance):
+            config = SNCEConfig(sae=str(reference.sae_folder()), tolerance=tolerance, examine=1, permutations=10)
+            aurocs[tolerance] = find_neurons(pipe, dog, config).found.validation[0].auroc or 0.0
     assert aurocs[0.0] < 0.7
     assert aurocs[SNCEConfig().tolerance] > 0.99

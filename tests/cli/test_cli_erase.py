@@ -294,18 +294,19 @@ def test_a_trained_method_goes_on_where_it_was_stopped(
     assert "other weights in" in call(*words[:-1], tmp_path / "again").stdout
 
 
-def test_several_concepts_by_several_methods(ask: Callable[..., Any], tmp_path: Path) -> None:
+def test_several_concepts_by_several_methods(ask: Callable[..., Any], model_folder: Path, tmp_path: Path) -> None:
     """As two processes; the second call keeps what is there and makes what is not."""
-    words = ["erase", "gun,cat", "--method", "snce,uce", "--set", "uce.lam=0.2", "--out", tmp_path / "erasers"]
+    words = ["erase", "gun,cat", "--method", "rece,uce", "--set", "uce.lam=0.2", "--out", tmp_path / "erasers"]
+    words += ["--model", model_folder]
     rows = ask(*words, "--jobs", 2)
     assert [(row["concept"], row["method"], row["state"]) for row in rows] == [
-        (concept, by, "made") for by in ("snce", "uce") for concept in ("gun", "cat")
+        (concept, by, "made") for by in ("rece", "uce") for concept in ("gun", "cat")
     ]
     uce = Eraser.load(tmp_path / "erasers" / "gun-uce")
     assert uce.created["config"]["lam"] == 0.2
     with pytest.raises(AssertionError, match="2 of 4 were refused"):
         ask(*[word.replace("lam=0.2", "lam=0.3") if isinstance(word, str) else word for word in words])
-    shutil.rmtree(tmp_path / "erasers" / "cat-snce")
+    shutil.rmtree(tmp_path / "erasers" / "cat-rece")
     before = (tmp_path / "erasers" / "gun-uce" / "manifest.json").stat().st_mtime_ns
     assert [row["state"] for row in ask(*words)] == ["kept", "made", "kept", "kept"]
     assert (tmp_path / "erasers" / "gun-uce" / "manifest.json").stat().st_mtime_ns == before
