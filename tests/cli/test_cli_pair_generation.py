@@ -325,7 +325,7 @@ def test_a_sheet_goes_out_and_comes_back(file, tmp_path, call, ask):
     assert (told["kept"], told["dropped"], told["out"]) == (4, 1, str(out))
     pairs = load_pairs(file)
     assert load_pairs(out) == (pairs[0], *pairs[2:])
-    both = call("pairs", "review", file, "--apply", sheet, "--export-jsonl", sheet)
+    both = call("pairs", "review", file, "--apply", sheet, "--export-jsonl", tmp_path / "again.jsonl")
     assert both.exit_code == 2 and "either" in both.stderr
 
 
