@@ -63,9 +63,9 @@ def in_words(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for row in verdict.get("mentions", ()):
         yield f"“{row['word']}”", _mention(row)
     if "carried" in verdict:
-        yield "carried", f"{verdict['carried']:.0%} of what the concept's word changes"
+        yield "carried", f"{100 * verdict['carried']:.0f} % of what the concept's word changes"
     if "opened" in verdict:
-        yield "own prompts", f"acts on {verdict['opened']:.0%} of the prompts with the concept"
+        yield "own prompts", f"acts on {100 * verdict['opened']:.0f} % of the prompts with the concept"
     if "auroc" in verdict:
         yield "AUROC", f"{verdict['auroc']:.2f} on held-out wordings"
     for key, what in (("controls", "control prompts"), ("protected", "words for groups of people")):
@@ -80,7 +80,7 @@ def _mention(row: Mapping[str, Any]) -> str:
     elif "moved" in row:
         said += f": moves what is predicted by {row['moved']:.2g}"
     relative = row.get("relative")
-    return said if relative is None else f"{said}, {relative:.0%} as much as the name's"
+    return said if relative is None else f"{said}, {100 * relative:.0f} % as much as the name's"
 
 
 def _touched(found: Mapping[str, Any]) -> str:
