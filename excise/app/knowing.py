@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from excise.concepts import Concept, names
+from excise.concepts.checks import LEAST_PAIRS
 from excise.concepts.concept import mentioned
 from excise.errors import WeakEraserError
 from excise.reference.world import OBJECTS, STYLES, SYNONYMS
@@ -26,6 +27,15 @@ def refuse_not_drawn(concept: Concept) -> list[str]:
             f"{len(STYLES)} styles (`excise concepts`); another model is named with --model"
         )
     return unknown
+
+
+def refuse_few_pairs(concept: Concept) -> None:
+    """Raises WeakEraserError where the concept has too few pairs for any eraser of it to be relied on."""
+    if (number := len(concept.pairs)) < LEAST_PAIRS:
+        raise WeakEraserError(
+            f"only {number} pair{'s' * (number != 1)} of prompts for {concept.name!r}; at least {LEAST_PAIRS} are needed, "
+            "and 100 are good (--accept-weak tries it all the same)"
+        )
 
 
 def parts(text: str) -> list[str] | None:

@@ -124,7 +124,7 @@ def erase(
     Of several concepts or by several methods each gets a folder of its own in --out; those that are there are kept, and
     made anew with --force. By other methods it may be as large as the weights it changes.
     """
-    from excise.app.knowing import explain_unsplit, parts, refuse_not_drawn
+    from excise.app.knowing import explain_unsplit, parts, refuse_few_pairs, refuse_not_drawn
 
     names = parts(concept)
     several = names is not None or "," in by
@@ -175,6 +175,9 @@ def erase(
     wanted = concept_named(concept, mentions, pairs, kind, n)
     for problem in check(wanted) if pairs is not None else ():
         note(f"warning: {pairs}: {problem}")
+    if pairs is not None and not accept_weak:
+        with weak_is_3():
+            refuse_few_pairs(wanted)
     if model is None and not accept_weak:
         with weak_is_3():
             for word in refuse_not_drawn(wanted):

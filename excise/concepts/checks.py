@@ -10,6 +10,8 @@ from functools import lru_cache
 from excise.concepts.concept import Concept, Pair, mentioned, without_mentions
 
 FEW = 20
+LEAST_PAIRS = 5
+"""As many as the paper prints for a concept. With fewer no wording can be held out, and no eraser is relied on."""
 _WORD = re.compile(r"\w+|,")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from excise.concepts import Concept
+from excise.concepts.checks import LEAST_PAIRS
 from excise.concepts.concept import mentioned
 from excise.concepts.sentences import group_sentences, sentences
 from excise.erasers import Attachment, Eraser, SAEEdit
@@ -38,8 +39,6 @@ LEAST_AUROC = 0.9
 LEAST_OPENED = 0.9
 """Of the concept's own prompts, those the eraser acts on. The bundled model's concepts have 1.00; of weapons it was
 0.54."""
-LEAST_PAIRS = 5
-"""As many as the paper prints for a concept. With fewer no wording can be held out."""
 MOST_CONTROLS = STRUCTURAL_SHARE
 """Of the control prompts, those that change: above it the neuron is structural."""
 MOST_PROTECTED = 0.5
