@@ -33,7 +33,7 @@ def refuse_few_pairs(concept: Concept) -> None:
     """Raises WeakEraserError where the concept has too few pairs for any eraser of it to be relied on."""
     if (number := len(concept.pairs)) < LEAST_PAIRS:
         raise WeakEraserError(
-            f"only {number} pair{'s' * (number != 1)} of prompts for {concept.name!r}; at least {LEAST_PAIRS} are needed, "
+            f"only {number} pair{'s' * (number != 1)} of prompts for {concept.name!r}; {LEAST_PAIRS} are needed, "
             "and 100 are good (--accept-weak tries it all the same)"
         )
 
