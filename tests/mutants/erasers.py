@@ -121,7 +121,7 @@ MUTANTS = [
         " tests/erasers/test_bypasses.py::test_an_eraser_switched_on_while_a_prompt_is_in_the_encoder",
         ("        self.epoch += 1\n        self.ledger.forget()", "        self.ledger.forget()"),
         ("        self.epoch += 1\n        self.ledger.forget()", "        self.epoch += 1"),
-        ("sum(own) >= len(spared) and", ""),
+        ("return len(marks) - own <= own", "return True"),
         ("if not self._known(state):", "if False:"),
     ),
     *of(
