@@ -9,6 +9,7 @@ import typer
 
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
+from excise.cli.cutting import note_cuts
 from excise.cli.options import Device, Json, Model, PairsFile
 from excise.cli.outputs import PAGES, Force, check_file, check_resumed
 from excise.cli.terminal import emit, key_values, note, progress, prose
@@ -90,6 +91,7 @@ def audit(
         saes = saes_of(eraser, own, sae, bundled=bundled)
         inputs.append((concept, words, benign, saes))
     pipe = load_pipeline(model, device, weights)
+    note_cuts(pipe, (text for given_to in inputs for text in given_to[2].prompts))
     found = []
     for own, eraser, given_to, page in zip(folders, erasers, inputs, pages, strict=True):
         plan = Plan(eraser, pipe, *given_to, own, ("excise", "audit", str(folder), *typed))

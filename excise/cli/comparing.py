@@ -9,6 +9,7 @@ import typer
 
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
+from excise.cli.cutting import note_cuts
 from excise.cli.options import Count, Device, Json, Model
 from excise.cli.outputs import check_resumed
 from excise.cli.supervised import app
@@ -147,6 +148,7 @@ def sweep(
     else:
         raise ExciseError("a sweep on another model needs --prompts FILE to train its SAEs on")
     pipe = load_pipeline(model, device, weights)
+    note_cuts(pipe, texts)
     places = [parse_site(pipe, text.strip()) for text in sites.split(",")] if sites else swept_sites(pipe)
     cells = grid(places, widths, kept)
     training = replace(recipe_config("reference" if model is None else None), tokens=tokens)

@@ -13,6 +13,7 @@ import typer
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
+from excise.cli.cutting import note_cuts
 from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
 from excise.cli.outputs import ERASER, Force, check_folder, check_resumed
 from excise.cli.terminal import complain, emit, note, prose, table, training
@@ -187,6 +188,7 @@ def erase(
             raise ExciseError(f"--{odd[0]} is a setting of snce; give {by}'s with --set, such as --set sae=FOLDER")
         parsed(f"{by}:{','.join(given or [])}")
         pipe = load_pipeline(model, device, weights)
+        note_cuts(pipe, (side for pair in wanted.pairs for side in (pair.concept, pair.deconcept)))
         with weak_is_3(), training() as line:
             more = {"bundled": model is None, "accept_weak": accept_weak}
             eraser = erase_by(pipe, wanted, by, given or [], out, progress=line, **more)
@@ -195,6 +197,7 @@ def erase(
     else:
         unplaced(model, sae, **chosen(asked))
         pipe = load_pipeline(model, device, weights)
+        note_cuts(pipe, (side for pair in wanted.pairs for side in (pair.concept, pair.deconcept)))
         eraser, warned = made_by(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **chosen(asked)))
         for warning in warned:
             note(f"warning: {warning}")

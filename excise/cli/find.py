@@ -10,6 +10,7 @@ import typer
 
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
+from excise.cli.cutting import note_cuts
 from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
 from excise.cli.outputs import Force, check_figure
 from excise.cli.terminal import aligned, emit, note, progress, table
@@ -76,6 +77,7 @@ def find(
     elif model is not None and prompts is None:
         raise ExciseError("--sweep-sites on another model needs --prompts FILE to train its SAEs on")
     pipe = load_pipeline(model, device, weights)
+    note_cuts(pipe, (side for pair in wanted.pairs for side in (pair.concept, pair.deconcept)))
     if sweep_sites:
         if prompts is not None:
             texts = list(islice(read_prompts(prompts), SWEEP_PROMPTS))

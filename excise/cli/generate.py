@@ -10,6 +10,7 @@ import typer
 
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
+from excise.cli.cutting import note_cuts
 from excise.cli.options import Device, Json, Model
 from excise.cli.outputs import PICTURE, Force, check_file, check_resumed
 from excise.cli.terminal import emit, note, progress
@@ -131,6 +132,10 @@ def generate(
         texts = [one.prompt for one in asked]
         _write(pipe, texts, erasers, how, json, compare=compare, chat=chat, max_new_tokens=max_new_tokens)
         return
+    cut = note_cuts(pipe, [one.prompt for one in asked])
+    for loaded in erasers.values():
+        if any(one.holds((loaded.concept, *loaded.mentions)) for one in cut):
+            note(f"warning: “{loaded.concept}” stands where the model does not read: it is cut off, not erased")
     if allow_amplify or chat:
         raise ExciseError("--allow-amplify and --chat are for language models; leave them out")
     sides = 2 if compare else 1
@@ -160,6 +165,7 @@ def generate(
     where = " and ".join(str(place) for place in (out, out_dir) if place is not None)
     first, last = data["seeds"][0], data["seeds"][-1]
     seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
+    data["cut"] = [{"prompt": one.prompt, "lost": one.lost} for one in cut]
     emit(json, data, lambda: typer.echo(f"{where}: {data['pictures']} pictures, {seeds}"))
 
 

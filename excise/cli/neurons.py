@@ -11,6 +11,7 @@ import typer
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
+from excise.cli.cutting import note_cuts
 from excise.cli.options import Device, Json, Model, Sae, SiteOption
 from excise.cli.outputs import EXPORTS, Force, check_extra, check_file, check_folder, check_resumed_file
 from excise.cli.terminal import aligned, emit, key_values, note, progress, table
@@ -65,6 +66,7 @@ def build(
     m = load(folder).config.m
     texts, corpus = corpus_of(prompts, column, captions, english, model)
     pipe = load_pipeline(model, device, weights)
+    note_cuts(pipe, texts)
     place = None if site is None else parse_site(pipe, site)
     with progress("watching neurons", len(texts) + m) as advance:
         made = built(pipe, folder, texts, out, advance, corpus=corpus, site=place, watching=Watching(contexts=contexts))

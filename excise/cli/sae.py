@@ -11,6 +11,7 @@ import typer
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
+from excise.cli.cutting import note_cuts
 from excise.cli.options import Device, Json, Model, SiteOption
 from excise.cli.outputs import check_trained
 from excise.cli.terminal import emit, key_values, note, progress, table
@@ -118,6 +119,7 @@ def train(
         card["corpus"] = f"{prompts.name}: {len(texts)} prompts"
     pipe = load_pipeline(model, device, weights)
     bundled = PRESETS["reference"][0] if model is None else None
+    note_cuts(pipe, texts)
     places = places_of(pipe, out, bundled if site is None else parse_site(pipe, site))
     for folder, place in places.items():
         note(f"training at {place.key}")

@@ -10,6 +10,7 @@ import typer
 
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
+from excise.cli.cutting import note_cuts
 from excise.cli.options import Device, Json, Model, SiteOption
 from excise.cli.outputs import check_trained
 from excise.cli.sae import app, show
@@ -115,6 +116,7 @@ def train_block(
     rows, how = labels_of(prompts, column, label, recipe, CAPTIONS, **told, unsupervised=unsupervised)
     config = replace(BLOCK, seed=seed, **chosen(asked))
     pipe = load_pipeline(model, device, weights)
+    note_cuts(pipe, (row.prompt for row in rows))
     site = block_site(pipe, block or BLOCKS["reference"][0].path)
     scale = reference.GUIDANCE if guidance is None and model is None else guidance
     drawn: dict[str, Any] = {"steps": steps, "options": {} if scale is None else {"guidance_scale": scale}}
@@ -173,6 +175,7 @@ def train_text(
     rows, how = labels_of(prompts, column, label, recipe, TEXT_CAPTIONS, **told)
     config = replace(BUNDLED, seed=seed, **chosen(asked))
     pipe = load_pipeline(model, device, weights)
+    note_cuts(pipe, (row.prompt for row in rows))
     bundled = PRESETS["reference"][0] if model is None else None
     place = parse_site(pipe, site) if site is not None else bundled or default_site(pipe, "text_encoder")
     note(f"training at {place.key}")

@@ -21,6 +21,7 @@ from excise.sites.encoding import Enough, encode_prompt
 from excise.sites.language import LanguageModel, held
 from excise.sites.shards import read_shard, write_shard
 from excise.sites.site import Site, encoder_of, resolve, tokenizer_of
+from excise.sites.truncation import warn_of_cuts
 
 SCHEMA = "excise.features/1"
 
@@ -88,6 +89,7 @@ def capture(pipe: Any, sites: Iterable[Site], prompts: Iterable[str], batch_size
     component, modules = located(pipe, sites)
     stream = iter(prompts)
     while batch := list(islice(stream, batch_size)):
+        warn_of_cuts(pipe, batch)
         yield _read(pipe, component, modules, batch)
 
 

@@ -113,3 +113,17 @@ def test_papers_are_cited_in_letters(call: Ask) -> None:
     assert "Cywiński" in shown
     assert "\\'" not in shown
     assert "Cywi\\'nski" in call("methods", "cite", "saeuron").stdout
+
+
+def test_generate_says_which_prompts_the_model_does_not_read_to_their_end(
+    call: Ask, erasers: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    import json
+
+    drawing = ("--model", model_folder, "--steps", 1, "--eraser", erasers / "gun", "--out", tmp_path / "a.png")
+    told = call("generate", "--prompt", "a cat", "--prompt", "a cat on grass " * 80 + "gun", *drawing, "--json")
+    assert told.exit_code == 0, told.output
+    assert "warning: 1 of 2 prompts are longer than the" in told.stderr
+    assert "“gun” stands where the model does not read" in told.stderr
+    (cut,) = json.loads(told.stdout)["cut"]
+    assert cut["lost"].endswith("gun")

@@ -1,0 +1,48 @@
+"""Prompts beyond the encoder's length, with the tiny pipeline's real tokenizer."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+
+from excise.sites import capture
+from excise.sites.truncation import Cut, _limit, _own, cuts, described, warn_of_cuts
+
+
+def beyond(pipe: Any, tail: str) -> str:
+    """A prompt whose `tail` begins exactly behind what the encoder reads."""
+    tokenizer = _own(pipe.tokenizer)
+    room = (_limit(pipe, "text_encoder") or 0) - tokenizer.num_special_tokens_to_add()
+    each = len(tokenizer(" cat", add_special_tokens=False)["input_ids"])
+    assert room % each == 0
+    return "cat " * (room // each) + tail
+
+
+def test_what_is_lost_is_what_the_encoder_never_reads(tiny_pipe: Any) -> None:
+    long = beyond(tiny_pipe, "a gun on grass")
+    (cut,) = cuts(tiny_pipe, ["a cat", long, long.removesuffix(" a gun on grass")])
+    assert cut.prompt == long
+    assert cut.lost == "a gun on grass"
+    assert cut.holds(["gun"]) and not cut.holds(["cat", ""])
+    ids = tiny_pipe.tokenizer(long, truncation=True, max_length=cut.limit)["input_ids"]
+    kept = tiny_pipe.tokenizer(long.removesuffix(cut.lost), truncation=True, max_length=cut.limit)["input_ids"]
+    assert ids == kept
+
+
+def test_the_library_warns_once(tiny_pipe: Any, tiny_site: Any) -> None:
+    long = beyond(tiny_pipe, "a gun on grass")
+    with pytest.warns(UserWarning, match=r"1 of 2 prompts are longer .* “a gun on grass” is lost"):
+        list(capture(tiny_pipe, [tiny_site], ["a cat", long]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(capture(tiny_pipe, [tiny_site], [long]))
+        warn_of_cuts(tiny_pipe, [long])
+
+
+def test_it_is_said_in_one_line() -> None:
+    found = [Cut("a", "x\ny " * 40, 77), Cut("b", "z", 77)]
+    said = described(found, 5)
+    assert said.startswith("2 of 5 prompts are longer than the 77 tokens that the model reads")
+    assert "\n" not in said and "…” is lost in the first" in said
