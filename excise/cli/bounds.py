@@ -21,6 +21,8 @@ COUNT_OR_NONE: Bounds = {"min": 0, "max": 1_000_000}
 CORPUS: Bounds = {"min": 1, "max": 100_000_000}
 """How many prompts are read for a training."""
 CORPUS_OR_NONE: Bounds = {"min": 0, "max": 100_000_000}
+PAIRS: Bounds = {"min": 2, "max": 1_000_000}
+"""Prompt pairs: one alone leaves none to hold out."""
 FAMILY: Bounds = {"min": 2, "max": 1_000_000}
 """Prompts a family: an interval needs two."""
 STEPS: Bounds = {"min": 1, "max": 1000}

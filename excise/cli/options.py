@@ -41,4 +41,4 @@ PairsFile = Annotated[
     typer.Option("--pairs", help="Pairs from a .csv or .jsonl file (columns concept, deconcept[, template])."),
 ]
 Kind = Annotated[str, typer.Option("--kind", help="What the mentions are: object, style or attribute.")]
-Count = Annotated[int, typer.Option("--n", help="How many pairs to make.", **bounds.COUNT)]
+Count = Annotated[int, typer.Option("--n", help="How many pairs to make.", **bounds.PAIRS)]

@@ -46,6 +46,8 @@ def refuse_early_tap(pipe: Any, edit: TextEdit, clip_skip: int | None, eraser: s
     """clip_skip = s makes the pipeline read layer L - s. Raises ExciseError where that is before the Site."""
     if not clip_skip:
         return
+    if not isinstance(clip_skip, int):
+        raise ExciseError(f"clip_skip={clip_skip!r} is no whole number; give one as a number, such as 1")
     if clip_skip < 0:
         raise ExciseError(
             f"clip_skip={clip_skip} counts from the first layer, which no eraser reaches; give at least 0"
