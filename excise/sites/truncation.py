@@ -39,9 +39,10 @@ def cuts(pipe: Any, prompts: Iterable[str]) -> list[Cut]:
     """
     if isinstance(pipe, LanguageModel):
         return []
-    readers = [(_own(tokenizer_of(pipe, name)), _limit(pipe, name)) for name in text_encoders(pipe)]
-    if not readers or any(limit is None for _, limit in readers):
+    limits = {name: _limit(pipe, name) for name in text_encoders(pipe)}
+    if not limits or None in limits.values():
         return []
+    readers = [(_own(tokenizer_of(pipe, name)), limit) for name, limit in limits.items()]
     found = (_cut(readers, prompt) for prompt in prompts)
     return [cut for cut in found if cut is not None]
 
@@ -99,6 +100,8 @@ def _cut(readers: list[tuple[Any, int | None]], prompt: str) -> Cut | None:
 def _limit(pipe: Any, component: str) -> int | None:
     """How many tokens the pipeline has an encoder read; None where that is not known."""
     tokenizer, encoder = tokenizer_of(pipe, component), encoder_of(pipe, component)
+    if not callable(getattr(tokenizer, "num_special_tokens_to_add", None)):
+        return None  # a processor of text and pictures
     positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
     longest = min(int(tokenizer.model_max_length), int(positions or tokenizer.model_max_length))
     if not type(encoder).__name__.startswith("CLIPText") and callable(getattr(pipe, "encode_prompt", None)):
