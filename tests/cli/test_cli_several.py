@@ -69,7 +69,7 @@ def test_audit_writes_a_page_for_every_eraser_of_a_folder(
     (tmp_path / "taken").write_text("mine")
     refused = call("audit", erasers, "--out", tmp_path / "taken", *common)
     assert refused.exit_code == 2
-    assert "is a folder for their pages" in refused.stderr
+    assert "is a file; name a folder" in refused.stderr
 
 
 def test_push_gives_every_eraser_of_a_folder_a_repository(ask: Ask, call: Ask, erasers: Path, hub: Any) -> None:
