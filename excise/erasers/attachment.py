@@ -22,7 +22,6 @@ from excise.erasers.hooks import EditHook, Edits, found_on
 from excise.erasers.integrity import mismatches
 from excise.erasers.kinds import module_of, put
 from excise.erasers.live import Live
-from excise.erasers.locking import lock
 from excise.erasers.proof import moved
 from excise.erasers.rows import sae_digest
 from excise.erasers.tally import Tally
@@ -31,6 +30,7 @@ from excise.errors import EraserDidNotFire, ExciseError
 from excise.sites.blocks import denoisers
 from excise.sites.encoding import tensors_of
 from excise.sites.language import LanguageModel
+from excise.sites.locking import lock
 from excise.sites.site import text_encoders, tokenizer_of
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import re
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from excise.erasers.live import kept_elsewhere, named_denoisers
-from excise.erasers.locking import alone, unlocked
 from excise.errors import ExciseError
 from excise.sites.blocks import denoiser_of
+from excise.sites.locking import own_copy
 from excise.sites.site import text_encoders, tokenizer_of
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -85,13 +84,7 @@ def _bytes(tensor: Tensor, casts: tuple[torch.dtype, ...]) -> bytes:
 
 def tokenizer_digest(tokenizer: Any) -> str:
     """Digest of the vocabulary, the special ids and the ids of probe strings: any transformers version agrees."""
-    # A call leaves its padding and truncation in a fast tokenizer, which others may be encoding with at this moment.
-    with alone(tokenizer):
-        if (fast := getattr(tokenizer, "_tokenizer", None)) is not None:
-            own = unlocked(copy.copy(tokenizer))
-            own._tokenizer = copy.deepcopy(fast)
-        else:
-            own = copy.deepcopy(tokenizer)
+    own = own_copy(tokenizer)
     ids = own(list(_PROBES), truncation=True)["input_ids"]
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length]
     vocabulary = sorted(tokenizer.get_vocab().items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from excise.sites.language import LanguageModel
+from excise.sites.locking import own_copy
 from excise.sites.site import encoder_of, text_encoders, tokenizer_of
 
 _NO_LIMIT = 100_000
@@ -116,11 +116,13 @@ def _limit(pipe: Any, component: str) -> int | None:
 
 def _own(tokenizer: Any) -> Any:
     """A copy: a call leaves its padding and truncation in a fast tokenizer, which others may be encoding with."""
-    if (fast := getattr(tokenizer, "_tokenizer", None)) is None:
+    if getattr(tokenizer, "_tokenizer", None) is None:
         return tokenizer
     size, own = _copies.get(tokenizer, (0, None))
     if own is None or size != len(tokenizer):
-        own = copy.copy(tokenizer)
-        own._tokenizer = copy.deepcopy(fast)
+        own = own_copy(tokenizer)
+        # So that no call changes it from here on: threads may share it without a lock.
+        own._tokenizer.no_truncation()
+        own._tokenizer.no_padding()
         _copies[tokenizer] = len(tokenizer), own
     return own

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import warnings
+import weakref
 from typing import Any
 
 import pytest
 
 from excise.sites import capture
+from excise.sites.locking import lock
 from excise.sites.truncation import Cut, _limit, _own, cuts, described, warn_of_cuts
 
 
@@ -29,6 +33,27 @@ def test_what_is_lost_is_what_the_encoder_never_reads(tiny_pipe: Any) -> None:
     ids = tiny_pipe.tokenizer(long, truncation=True, max_length=cut.limit)["input_ids"]
     kept = tiny_pipe.tokenizer(long.removesuffix(cut.lost), truncation=True, max_length=cut.limit)["input_ids"]
     assert ids == kept
+
+
+def test_a_locked_tokenizer_is_left_alone_and_dies(tiny_pipe: Any) -> None:
+    """While an eraser is attached and after it is taken off the copy is the only one whose settings change."""
+    long, shared, tokenizer = beyond(tiny_pipe, "a gun"), tiny_pipe.tokenizer, copy.deepcopy(tiny_pipe.tokenizer)
+    tiny_pipe.tokenizer = tokenizer
+    try:
+        release = lock(tokenizer)
+        tokenizer("a cat", truncation=True, padding="max_length", max_length=9)
+        before = tokenizer.backend_tokenizer.truncation, tokenizer.backend_tokenizer.padding
+        assert before[0] is not None and before[1] is not None
+        for _ in range(2):
+            assert [cut.lost for cut in cuts(tiny_pipe, [long])] == ["a gun"]
+            assert (tokenizer.backend_tokenizer.truncation, tokenizer.backend_tokenizer.padding) == before
+            release()
+        alive = weakref.ref(tokenizer)
+        del tokenizer, release
+    finally:
+        tiny_pipe.tokenizer = shared
+    gc.collect()
+    assert alive() is None
 
 
 def test_the_library_warns_once(tiny_pipe: Any, tiny_site: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from excise.erasers import Eraser
-from excise.erasers.locking import lock
+from excise.sites.locking import lock
 from tests.tiny import words
 
 LONG = "a cat on grass " * 40
