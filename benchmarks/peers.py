@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from excise.app.bench_page import plain
+from excise.app.bench_figures import plain
 from excise.app.benchmark import report, resume, start
 from excise.app.demo import machine
 from excise.app.many import stop

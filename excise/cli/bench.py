@@ -212,7 +212,7 @@ def _go_on(run: Run, as_json: bool, device: str) -> dict[str, Any]:
 
 
 def _report(run: Run, as_json: bool) -> dict[str, Any]:
-    from excise.app.bench_page import COSTS, costs, plain
+    from excise.app.bench_figures import COSTS, costs, plain
     from excise.app.benchmark import report
     from excise.bench.bars import CANVAS, standings
     from excise.bench.results import BASELINE, outside

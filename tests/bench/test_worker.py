@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import parse_eval_result_entries
 from typer.testing import CliRunner
 
-from excise.app.bench_page import sweeps
+from excise.app.bench_plots import sweeps
 from excise.app.benchmark import report, resume, start, total
 from excise.bench.run import Run, Unit
 from excise.bench.worker import Entry

@@ -58,7 +58,7 @@ MUTANTS = [
         ('if "refused" in fit:', "if not fit:"),
     ),
     *of(
-        "excise/app/bench_page.py",
+        "excise/app/bench_pictures.py",
         "tests/bench/test_results.py",
         ('.get("target", True)', '.get("target", False)'),
     ),
