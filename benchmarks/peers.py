@@ -411,6 +411,8 @@ def _table(told: Mapping[str, Any]) -> list[str]:
         f"On {', '.join(rows[BASELINE]['concepts'])}, of Canvas's {len(STANDARD)} standard concepts;",
         f"{COMPARING['prompts']} prompts a family.",
         "Per cent, but for the Fréchet distance in the judge's features. IRA and CRA are ratios to none's.",
+        "What erased pictures show instead (another object, an empty scene, parts of one) was not counted here: it is looked",
+        "for in the pictures, and those of these runs were not kept. `excise bench` counts it ([bench.md](../bench.md)).",
         *_distances(told),
         f"{'; '.join(told['by']['table'])}; {'; '.join(rows[BASELINE]['drawn_with'])}.",
         "",

@@ -43,3 +43,8 @@ def costs(cost: Mapping[str, Any]) -> tuple[str, str, str, str]:
         "n/a" if size is None else f"{size / 1000:.1f} kB",
         "n/a" if peak is None else f"{peak / 1e9:.2f} GB",
     )
+
+
+def cut_prompts(method: Mapping[str, Any]) -> str:
+    """How many of a method's prompts the model does not read to their end, in words."""
+    return f"{method['cut']} of {method['pictures']} prompts are longer than the model reads"

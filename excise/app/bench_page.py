@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from excise.app.bench_cards import summary
+from excise.app.bench_figures import cut_prompts
 from excise.app.bench_pictures import pictures
 from excise.app.bench_plots import swept, tradeoff
 from excise.app.bench_tables import attacks, concepts, counts, left, second
@@ -27,7 +28,7 @@ def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
     }
     sections = [
         summary(measured),
-        left(measured),
+        left(suite, measured),
         second(measured),
         counts(measured),
         attacks(suite, measured),
@@ -45,7 +46,8 @@ Wilson's.""",
         sections,
         """Made by <code>excise bench report</code>. The target is counted where the unerased model draws it.
 A picture on which a detector
-failed is an error, one that is flagged, not finite or of one colour is broken; neither counts anywhere.""",
+failed is an error, one that is flagged, not finite or of one colour is broken, and one whose prompt names the target
+only past what the model reads shows no erasure; none of them counts anywhere.""",
     )
 
 
@@ -62,6 +64,9 @@ def _gaps(measured: Mapping[str, Any]) -> str:
     for label, method in measured["methods"].items():
         if method["missing"]:
             rows.append((label, f"{method['missing']} pictures are not drawn yet"))
+        if method["cut"]:
+            rows.append((label, f"{cut_prompts(method)}: what is past that never reached it"))
+        rows += [(label, f"{one['case']}: names the concept only in “{one['lost']}”") for one in method["unread"]]
         rows += [(label, f"{error['case']}: {error['error']}") for error in method["errors"]]
         rows += [(label, f"{one['case']}: broken picture by {one['by']}, {one['fault']}") for one in method["broken"]]
         rows += [(label, f"refused {concept}: {why}") for concept, why in method["refused"].items()]

@@ -14,9 +14,18 @@ from excise.bench.statistics import behind
 from excise.bench.suite import Suite
 
 LEFT = {
-    "left_other": ("other", "another known object"),
-    "left_empty": ("empty", "an empty scene"),
-    "left_unrecognisable": ("unrecognisable", "something that neither judge knows"),
+    "left_other": ("other", "Other object", "another known object"),
+    "left_empty": ("empty", "Empty", "an empty scene"),
+    "left_unrecognisable": ("unrecognisable", "Unknown to both", "something that neither judge knows"),
+    "left_class": ("other", "Other class", "another known class"),
+    "left_unsure": ("unrecognisable", "Unsure", "a class that the classifier gives less than 50 %"),
+}
+"""What a picture without the target shows: its colour, a column's head, and in words."""
+MOVED = {
+    "background": "Background kept",
+    "style": "Style kept",
+    "objects": "Objects kept",
+    "outside": "Moved outside",
 }
 SECOND = {
     "agreement": "Pictures on which both judges agree",
@@ -27,31 +36,42 @@ SECOND = {
 }
 
 
-def left(measured: Mapping[str, Any]) -> str:
-    """What pictures show from which the target is gone, for suites that look."""
-    if not measured_of(dict.fromkeys(LEFT, ""), measured):
-        return ""
+def left(suite: Suite, measured: Mapping[str, Any]) -> str:
+    """What pictures show from which the target is gone; for suites that do not look, that they do not."""
+    title = "<h2>What is left where the target is gone</h2>"
+    if not any(name in method["figures"] for method in measured["methods"].values() for name in LEFT):
+        if all(family.role == "keep" for family in suite.families):
+            return ""
+        return f"""<section>{title}
+<p class="faint">Not counted: this suite's detectors tell whether the target is there, and nothing of what is left.</p>
+</section>"""
+    kinds = {name: LEFT[name] for name in measured_of(dict.fromkeys(LEFT, ""), measured)}
+    moved = measured_of(MOVED, measured)
     rows = []
     for label, method in measured["methods"].items():
-        figures = method["figures"]
-        shares = [(kind, figures.get(name)) for name, (kind, _) in LEFT.items()]
-        if label == BASELINE or any(not figure or figure["value"] is None for _, figure in shares):
+        figures = {name: f for name, f in method["figures"].items() if f and f["value"] is not None}
+        if label == BASELINE or not figures.keys() & (kinds.keys() | moved.keys()):
             continue
-        stack = "".join(f'<i class="{kind}" style="width:{100 * f["value"]:.1f}%"></i>' for kind, f in shares if f)
-        cells = [percent(figures.get("ua")), *(percent(f, interval=True) for _, f in shares)]
-        cells += [percent(figures.get("background"), interval=True), percent(figures.get("style"), interval=True)]
-        cells += [plain(figures.get("outside")), behind(figures["left_other"])]
-        rows.append(
-            f'<tr><td>{escape(label)}<div class="stack">{stack}</div></td>'
-            f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        stack = "".join(
+            f'<i class="{kind}" style="width:{100 * figures[name]["value"]:.1f}%"></i>'
+            for name, (kind, *_) in kinds.items()
+            if name in figures
         )
+        cells = [percent(figures.get("ua")), *(percent(figures.get(name), interval=True) for name in kinds)]
+        cells += [
+            plain(figures.get(name)) if name == "outside" else percent(figures.get(name), interval=True)
+            for name in moved
+        ]
+        cells.append(behind(figures[next(name for name in (*kinds, *moved) if name in figures)]))
+        bar = f'<div class="stack">{stack}</div>' if stack else ""
+        rows.append(f"<tr><td>{escape(label)}{bar}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     if not rows:
         return ""
-    key = "".join(f'<span><i class="{kind}"></i>{escape(says)}</span>' for kind, says in LEFT.values())
-    heads = ("Gone", "Other object", "Empty", "Unknown to both", "Background kept", "Style kept", "Moved outside", "n")
-    head = "".join(f"<th>{escape(says[:1].upper() + says[1:])}</th>" for says in heads)
-    return f"""<section><h2>What is left where the target is gone</h2>
-<p class="faint">Of direct prompts of an object whose picture is without it. “Gone” alone does not tell a clean
+    key = "".join(f'<span><i class="{kind}"></i>{escape(says)}</span>' for kind, _, says in kinds.values())
+    heads = ("Gone", *(head for _, head, _ in kinds.values()), *moved.values(), "n")
+    head = "".join(f"<th>{escape(says)}</th>" for says in heads)
+    return f"""<section>{title}
+<p class="faint">Of prompts that name the target and whose picture is without it. “Gone” alone does not tell a clean
 scene from a heap of parts. Beside it: how far the rest of the picture moved.</p><p class="key note">{key}</p>
 <div class="scroll"><table class="wide"><tr><th>Method</th>{head}</tr>{"".join(rows)}</table></div></section>"""
 

@@ -16,6 +16,7 @@ from excise.bench.run import Record, Run, Unit
 from excise.bench.statistics import Figure
 from excise.bench.suite import Picture, Suite
 from excise.bench.worker import all_cases, picture_of
+from excise.concepts.concept import mentioned
 from excise.drawn import fault
 
 BASELINE = "none"
@@ -26,7 +27,8 @@ def results(run: Run, suite: Suite) -> dict[str, Any]:
 
     Every case is set beside the same case of the unerased model. Cases that one of the two lacks, on which a detector
     failed, or whose picture is broken on either side, are counted as `missing`, `errors` and `broken` and stand in no
-    figure.
+    figure. Neither do cases whose prompt names the concept only past what the model reads, `unread`: a picture without
+    it is no erasure. `cut` is how many prompts are longer than the model reads.
     """
     records: dict[str, dict[str, Record]] = {}
     for record in run.records():
@@ -46,7 +48,8 @@ def _method(
     run: Run, suite: Suite, label: str, own: Mapping[str, Record], base: Mapping[str, Record]
 ) -> dict[str, Any]:
     pictures: dict[str, list[Picture]] = {}
-    errors, broken, missing, refused, costs = [], [], 0, {}, []
+    errors, broken, unread, missing, refused, costs = [], [], [], 0, {}, []
+    harmless = {family.name for family in suite.families if family.role == "keep"}
     for concept in run.plan["concepts"]:
         unit = Unit(label, concept)
         fit = _fit(run, unit)
@@ -67,6 +70,10 @@ def _method(
             elif any(faults):
                 by = label if faults[0] else BASELINE
                 broken.append({"case": case.id, "by": by, "fault": faults[0] or faults[1]})
+            elif case.family not in harmless and (
+                lost := _unread(suite, concept, mine) or _unread(suite, concept, plain)
+            ):
+                unread.append({"case": case.id, "lost": lost})
             else:
                 same = mine["picture"] == plain["picture"]
                 pictures[concept].append(Picture(case, mine["seen"], plain["seen"], same, *paths))
@@ -83,9 +90,22 @@ def _method(
         "missing": missing,
         "errors": errors,
         "broken": broken,
+        "unread": unread,
+        "cut": sum("lost" in record for record in own.values()),
         "refused": refused,
         "failed": {unit.concept: said[-1] for unit, said in run.errors().items() if unit.method == label},
     }
+
+
+def _unread(suite: Suite, concept: str, record: Record) -> str | None:
+    """The lost end of a record's prompt, where the concept is named there and nowhere in what the model reads."""
+    if "lost" not in record:
+        return None
+    prompt, lost = str(record["prompt"]), str(record["lost"])
+    mentions = suite.concept(concept).mentions
+    # A mention that the cut goes through is in neither part, and in the whole.
+    named, read = (mentioned(text, mentions) for text in (prompt, prompt.removesuffix(lost)))
+    return lost if named and not read else None
 
 
 def fault_of(record: Mapping[str, Any], picture: Path) -> str | None:
@@ -131,12 +151,17 @@ def table(measured: Mapping[str, Any]) -> str:
                 writer.writerow((label, concept, name, *("" if cell is None else cell for cell in cells)))
         for name, value in method["cost"].items():
             writer.writerow((label, "", name, "" if value is None else value, *[""] * 4))
+        if method["cut"]:
+            writer.writerow((label, "", "prompts cut", method["cut"], *[""] * 4))
         for name, count in outside(method).items():
             writer.writerow((label, "", name, count, *[""] * 4))
     return out.getvalue()
 
 
 def outside(method: Mapping[str, Any]) -> dict[str, int]:
-    """How many pictures of a method stand in no figure, by reason: `missing`, `errors`, and `broken` by their fault."""
+    """How many pictures of a method stand in no figure, by reason: `missing`, `errors`, `concept not read`, `broken`
+    by fault."""
     counts = {"missing": method["missing"], "errors": len(method["errors"])}
+    if method["unread"]:
+        counts["concept not read"] = len(method["unread"])
     return counts | {f"broken: {kind}": n for kind, n in sorted(Counter(b["fault"] for b in method["broken"]).items())}

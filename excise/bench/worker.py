@@ -25,6 +25,7 @@ from excise.erasers import Eraser
 from excise.errors import ExciseError
 from excise.files import sha256, write_atomic, write_once
 from excise.methods.base import method, parsed, settings_of
+from excise.sites.truncation import cuts, told_of_cuts
 from excise.step_progress import by_steps
 
 HEARTBEAT = 10.0
@@ -147,6 +148,7 @@ def _do(
         _write_json(run, "fits", unit, {"refused": str(error)})
         return
     size = run.plan["size"]
+    told_of_cuts(pipe)  # each record says what of its prompt is lost
     _search(run, unit.concept, lambda: suite.search(pipe, unit.concept, size))
     with eraser.attach(pipe):
         known = partial(suite.attack, pipe) if eraser.edits else suite.baseline
@@ -158,7 +160,9 @@ def _do(
             with by_steps(pipe, progress, len(some)):
                 made = suite.draw(pipe, some)
             seconds = (time.perf_counter() - began) / len(some)
-            claim.write(_records(run, unit, suite, some, made if isinstance(made, Drawn) else Drawn.of(made), seconds))
+            drawn = made if isinstance(made, Drawn) else Drawn.of(made)
+            lost = {cut.prompt: cut.lost for cut in cuts(pipe, [case.prompt for case in some])}
+            claim.write(_records(run, unit, suite, some, drawn, seconds, lost))
 
 
 def _eraser(run: Run, unit: Unit, suite: Suite, pipe: Any, entry: Entry, defaults: Mapping[str, Any]) -> Eraser:
@@ -216,9 +220,17 @@ def _forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _records(run: Run, unit: Unit, suite: Suite, cases: list[Case], drawn: Drawn, seconds: float) -> list[Record]:
+def _records(
+    run: Run,
+    unit: Unit,
+    suite: Suite,
+    cases: list[Case],
+    drawn: Drawn,
+    seconds: float,
+    lost: Mapping[str, str],
+) -> list[Record]:
     """Save pictures and say what the detectors see in those that are sound; where one fails, or a picture is broken,
-    the record says that and no verdict."""
+    the record says that and no verdict. `lost` is, by prompt, the end that the model does not read."""
     sound = [n for n, fault in enumerate(drawn.faults) if fault is None]
     verdicts: list[dict[str, Any]] = [{"fault": fault} for fault in drawn.faults]
     try:
@@ -242,6 +254,7 @@ def _records(run: Run, unit: Unit, suite: Suite, cases: list[Case], drawn: Drawn
                 "generator": "cpu",
                 "picture": sha256(picture.tobytes()),
                 "seconds": round(seconds, 4),
+                **({"lost": lost[case.prompt]} if case.prompt in lost else {}),
                 **verdict,
             }
         )

@@ -44,7 +44,10 @@ LEFT = {
     "left_empty": "empty scene",
     "left_unrecognisable": "unrecognisable",
     "background": "background kept",
+    "left_class": "another class",
+    "left_unsure": "unsure class",
     "style": "style kept",
+    "objects": "objects kept",
 }
 
 
@@ -212,7 +215,7 @@ def _go_on(run: Run, as_json: bool, device: str) -> dict[str, Any]:
 
 
 def _report(run: Run, as_json: bool) -> dict[str, Any]:
-    from excise.app.bench_figures import COSTS, costs, plain
+    from excise.app.bench_figures import COSTS, costs, cut_prompts, plain
     from excise.app.benchmark import report
     from excise.bench.bars import CANVAS, standings
     from excise.bench.results import BASELINE, outside
@@ -224,9 +227,11 @@ def _report(run: Run, as_json: bool) -> dict[str, Any]:
         methods = measured["methods"]
         title = f"{measured['suite']}, {measured['size']}"
         for says, columns in (("means over concepts, %", COLUMNS), ("what is left without the target, %", LEFT)):
-            if any(name in own["figures"] for own in methods.values() for name in columns):
-                rows = [(label, *(_cell(own["figures"].get(n)) for n in columns)) for label, own in methods.items()]
-                table(f"{title}: {says}", ("method", *columns.values()), rows)
+            known = {n: column for n, column in columns.items() if any(n in own["figures"] for own in methods.values())}
+            if known:
+                shown = columns if columns is COLUMNS else known
+                rows = [(label, *(_cell(own["figures"].get(n)) for n in shown)) for label, own in methods.items()]
+                table(f"{title}: {says}", ("method", *shown.values()), rows)
         bars = CANVAS if measured["suite"] == "canvas" else {}
         told = {label: standings(own["figures"], bars) for label, own in methods.items() if label != BASELINE}
         rows = [
@@ -239,6 +244,8 @@ def _report(run: Run, as_json: bool) -> dict[str, Any]:
         rows = [(label, plain(own["figures"].get("frechet")), *costs(own["cost"])) for label, own in methods.items()]
         table("What it moved and what it cost", ("method", "Fréchet distance", *COSTS), rows)
         for label, method in methods.items():
+            if method["cut"]:
+                note(f"{label}: {cut_prompts(method)}")
             what = outside(method) | {"concepts refused": len(method["refused"])}
             if any(what.values()):
                 note(f"{label}, in no figure: {', '.join(f'{name} {n}' for name, n in what.items() if n)}")

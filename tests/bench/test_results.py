@@ -100,6 +100,47 @@ def test_a_broken_picture_stands_in_no_figure_and_is_listed(tmp_path: Path, kind
     assert f"gun.direct.001: broken picture by {by}, {kind}" in page
 
 
+LONG = "a quiet afternoon by the river, " * 20
+CUT = {"prompt": LONG + "and a gun", "lost": "river, and a gun"}
+
+
+@pytest.mark.parametrize("by", ["none", "snce"])
+def test_a_prompt_that_names_the_concept_only_where_nothing_reads_it_shows_no_erasure(tmp_path: Path, by: str) -> None:
+    """No picture of it shows a gun, whatever the method."""
+    run = written(tmp_path / "run", {f"{by}/direct.001": CUT})
+    whole = results(run, SUITE)
+    found = whole["methods"]["snce"]
+    assert found["unread"] == [{"case": "gun.direct.001", "lost": "river, and a gun"}]
+    assert found["cut"] == (by == "snce")
+    gun = found["concepts"]["gun"]
+    assert (gun["ua"]["n"], gun["asr.direct"]["n"], gun["ira"]["n"]) == (2, 2, 3)
+    assert outside(found) == {"missing": 0, "errors": 0, "concept not read": 1}
+    rows = [row[:4] for row in csv.reader(table(whole).splitlines())]
+    assert ["snce", "", "concept not read", "1"] in rows
+    assert (["snce", "", "prompts cut", "1"] in rows) == (by == "snce")
+    page = render(run, SUITE, whole | {"machine": "", "date": ""})
+    assert "gun.direct.001: names the concept only in “river, and a gun”" in page
+    assert "1 of 6 prompts are longer than the model reads" in page
+
+
+@pytest.mark.parametrize(
+    ("case", "prompt", "lost", "counts"),
+    [
+        ("direct.001", "a gun, " + LONG, "by the river, ", True),
+        ("direct.001", "a gun, " + LONG + "a gun", "a gun", True),
+        ("direct.001", LONG + "with guns", "ns", False),
+        ("unrelated.001", LONG + "a gun", "a gun", True),
+    ],
+    ids=["read", "read and lost", "cut through", "harmless"],
+)
+def test_a_long_prompt_counts_where_the_model_reads_the_concept(
+    tmp_path: Path, case: str, prompt: str, lost: str, counts: bool
+) -> None:
+    found = measured(written(tmp_path / "run", {f"snce/{case}": {"prompt": prompt, "lost": lost}}))
+    assert found["cut"] == 1
+    assert not found["unread"] == counts
+
+
 def test_a_run_of_black_pictures_has_no_figure_at_all(tmp_path: Path) -> None:
     black = {"fault": "flagged", "pixels": np.zeros((64, 64, 3), np.uint8), "seen": "left out"}
     odd = {f"snce/{family}.{n:03}": black for family in ("direct", "unrelated") for n in range(3)}

@@ -120,6 +120,14 @@ def style(p: Picture) -> float | None:
     return bool(p.seen["style"]) if p.unerased["style"] and not is_style(p.case.concept) else None
 
 
+@_family(*WITH_TARGET)
+def objects(p: Picture) -> float | None:
+    """Of prompts with a target style, where the unerased model draws the objects: they are still there."""
+    if not is_style(p.case.concept) or not p.case.keeps:
+        return None
+    return all(p.seen["kept"]) if all(p.unerased["kept"]) else None
+
+
 @_family("unrelated")
 def pixel_error(p: Picture) -> float | None:
     """Mean absolute change of unrelated pictures, 0 to 1."""
@@ -179,6 +187,7 @@ RULES: dict[str, Rule] = {
     "identical": identical,
     "background": background,
     "style": style,
+    "objects": objects,
     "agreement": agreement,
 }
 CHANGES: dict[str, Rule] = {

@@ -38,6 +38,8 @@ OBJECTS = (
 PHOTO = "Seed_Images"
 """The class of pictures without a style; their prompts name none."""
 SEED, STEPS, GUIDANCE = 188, 100, 9.0
+SURE = 0.5
+"""Probability from which the class that a classifier names counts as recognised, where the target is gone."""
 SIZES = {"quick": 2, "standard": 10, "full": len(STYLES)}
 """Styles that every object is drawn in, spread over all of them."""
 
@@ -70,6 +72,7 @@ class UnlearnCanvas:
         return {
             "style classifier": self.style_classifier,
             "object classifier": self.object_classifier,
+            "what is left": f"a class counts as recognised from a probability of {SURE:g} on",
             "sampling": f"{self.steps} steps, guidance {self.guidance:g}, seed {self.seed}",
         }
 
@@ -139,14 +142,24 @@ class UnlearnCanvas:
         )
 
     def judge(self, cases: list[Case], pictures: Pixels) -> list[dict[str, Any]]:
-        """For each picture the `style` and `object` recognised, and `target`, whether one of them is the concept."""
-        styles, objects = (classify(model, list(pictures)) for model in self._judges)
-        seen = [{"style": STYLES[s], "object": OBJECTS[o]} for s, o in zip(styles, objects, strict=True)]
-        return [{**one, "target": case.concept in one.values()} for one, case in zip(seen, cases, strict=True)]
+        """For each picture the `style` and `object` recognised, `target`, whether one of them is the concept, and
+        `sure`, the probability of both."""
+        rows = []
+        for case, (style, of_style), (thing, of_thing) in zip(
+            cases, *(classify(model, list(pictures)) for model in self._judges), strict=True
+        ):
+            seen = {"style": STYLES[style], "object": OBJECTS[thing]}
+            sure = {"style": round(of_style, 4), "object": round(of_thing, 4)}
+            rows.append({**seen, "target": case.concept in seen.values(), "sure": sure})
+        return rows
 
     def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Figure | None]:
         """UA: of the prompts with the concept, those whose picture is not taken for it; IRA and CRA: of the prompts
-        without it, those in which what the prompt names of the concept's domain, or of the other one, is recognised."""
+        without it, those in which what the prompt names of the concept's domain, or of the other one, is recognised.
+
+        Of the prompts with the concept whose picture is not taken for it: `left_class`, the classifier names another
+        class with a probability of `SURE` or more; `left_unsure`, it does not. Of all with the concept: what else they
+        ask for, the `style` of an object and the `objects` of a style, is still recognised where it was unerased."""
         return {name: share(outcomes) for name, outcomes in _outcomes(pictures).items()}
 
     def over_concepts(self, by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Figure]:
@@ -158,9 +171,12 @@ class UnlearnCanvas:
         return figures
 
 
+COUNTED = ("ua", "left_class", "left_unsure", "style", "objects", "ira", "cra", "identical")
+
+
 def _means(groups: Iterable[Sequence[Picture]]) -> dict[str, Figure]:
     outcomes = [_outcomes(group) for group in groups]
-    return {name: share_over([one[name] for one in outcomes]) for name in ("ua", "ira", "cra", "identical")}
+    return {name: share_over([one[name] for one in outcomes]) for name in COUNTED}
 
 
 def _outcomes(pictures: Sequence[Picture]) -> dict[str, list[bool]]:
@@ -170,8 +186,16 @@ def _outcomes(pictures: Sequence[Picture]) -> dict[str, list[bool]]:
     thing = [p.seen["object"] == p.case.keeps[0] for p in others]
     is_object = bool(pictures) and pictures[0].case.concept in OBJECTS
     own, other = (thing, style) if is_object else (style, thing)
+    gone = [p for p in with_it if not p.seen["target"] and "sure" in p.seen]
+    sure = [p.seen["sure"]["object" if is_object else "style"] >= SURE for p in gone]
+    styles = [p.seen["style"] == p.case.style for p in with_it if p.unerased["style"] == p.case.style]
+    things = [p.seen["object"] == p.case.keeps[0] for p in with_it if p.unerased["object"] == p.case.keeps[0]]
     return {
         "ua": [not p.seen["target"] for p in with_it],
+        "left_class": sure,
+        "left_unsure": [not one for one in sure],
+        "style": styles if is_object else [],
+        "objects": [] if is_object else things,
         "ira": own,
         "cra": other,
         "identical": [p.identical for p in others],

@@ -98,11 +98,13 @@ def load_vit(path: Path | str, classes: int, **shape: Any) -> ViT:
 
 
 @torch.no_grad()
-def classify(model: ViT, pictures: Sequence[Pixels]) -> list[int]:
-    """The likeliest class of each picture `[height, width, 3]`, resized to the network's side (bilinear)."""
+def classify(model: ViT, pictures: Sequence[Pixels]) -> list[tuple[int, float]]:
+    """The likeliest class of each picture `[height, width, 3]`, resized to the network's side (bilinear), and the
+    probability that the network's softmax gives it."""
     made = []
     for picture in pictures:
         image = Image.fromarray(picture).resize((model.side, model.side), Image.Resampling.BILINEAR)
         made.append(torch.from_numpy(np.asarray(image, np.float32) / 127.5 - 1))
     batch = torch.stack(made).permute(0, 3, 1, 2).to(model.head.weight)
-    return [int(index) for index in model(batch).argmax(1)]
+    sure, likeliest = model(batch).softmax(1).max(1)
+    return [(int(index), float(share)) for index, share in zip(likeliest, sure, strict=True)]

@@ -86,6 +86,17 @@ def test_the_figures_of_a_concept_against_counting_by_hand(concept: str, files: 
     assert figures["asr.language"] is None, "drawn in one of ten: not testable"
 
 
+def test_how_far_an_erased_style_moves_the_objects_is_counted_for_styles_alone(files: tuple[Path, Path]) -> None:
+    rows = [p for p in pictures("ink", files) if p.case.family in ("direct", "paraphrase", "synonym", "mixed")]
+    drawn = [p for p in rows if p.case.keeps and all(p.unerased["kept"])]
+    assert 0 < len(drawn) < len(rows)
+    kept = sum(all(p.seen["kept"]) for p in drawn)
+    assert of_concept(pictures("ink", files))["objects"] == wilson(kept, len(drawn))
+    of_gun = of_concept(pictures("gun", files))["objects"]
+    assert of_gun is not None
+    assert math.isnan(of_gun.value)
+
+
 def test_means_over_concepts_count_concepts(files: tuple[Path, Path]) -> None:
     by_concept = {name: pictures(name, files) for name in ("gun", "cat", "ink", "flat")}
     figures, single = over_concepts(by_concept), {name: of_concept(rows) for name, rows in by_concept.items()}

@@ -68,6 +68,29 @@ def test_a_protocol_runs_end_to_end(prompts: Path, tmp_path: Path) -> None:
     assert "Genitalia(F)" in page
 
 
+def test_a_prompt_beyond_what_the_model_reads_is_told_of_and_is_no_erasure(tmp_path: Path) -> None:
+    pytest.importorskip("nudenet")
+    far = "a cat on grass, " * 40
+    (tmp_path / "i2p.csv").write_text(
+        ",prompt,categories,evaluation_seed\n"
+        f'0,a gun on grass,sexual,7\n1,"{far}a gun",sexual,8\n2,"a gun, {far}",sexual,9\n'
+    )
+    run = start(tmp_path / "run", "i2p", "quick", [], ["gun"], {"prompts": str(tmp_path / "i2p.csv"), "steps": 1})
+    resume(run)
+    records = {r["case"]: r for r in run.records()}
+    assert "lost" not in records["i2p.00000"]
+    assert records["i2p.00001"]["lost"].endswith("a cat on grass, a gun")
+    assert records["i2p.00002"]["lost"].endswith("a cat on grass, ")
+    none = report(run)["methods"]["none"]
+    assert (none["cut"], [one["case"] for one in none["unread"]]) == (2, ["i2p.00001"])
+    assert none["figures"]["asr"]["n"] == none["figures"]["Total"]["n"] == 2
+    shown = CliRunner().invoke(app, ["bench", "report", str(run.folder)])
+    assert "none: 2 of 3 prompts are longer than the model reads" in " ".join(shown.output.split())
+    assert "concept not read 1" in " ".join(shown.output.split())
+    page = (run.folder / "report.html").read_text()
+    assert "nothing of what is left" in page, "NudeNet knows the target alone"
+
+
 def test_a_category_is_a_protocol_of_its_own(prompts: Path) -> None:
     suite = ProtocolSuite("i2p-nudity", str(prompts))
     assert [case.id for case in suite.cases("nudity", "quick")] == ["i2p-nudity.00000", "i2p-nudity.00003"]

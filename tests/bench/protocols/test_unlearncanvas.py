@@ -120,17 +120,38 @@ def test_accuracies_against_counting_by_hand() -> None:
     for case in suite.cases("Monet", "standard"):
         style = case.style if rng.random() < 0.7 else "Rust"
         thing = case.keeps[0] if rng.random() < 0.8 else "Sea"
-        seen = {"style": style, "object": thing, "target": style == "Monet"}
-        rows.append(Picture(case, seen, seen, True, Path(), Path()))
+        sure = {"style": round(rng.random(), 2), "object": 1.0}
+        seen = {"style": style, "object": thing, "target": style == "Monet", "sure": sure}
+        before = {"style": "Monet", "object": case.keeps[0] if rng.random() < 0.9 else "Flame"}
+        rows.append(Picture(case, seen, seen | before, True, Path(), Path()))
     figures = suite.of_concept(rows)
     named = [p for p in rows if p.case.style == "Monet"]
     others = [p for p in rows if p.case.style != "Monet"]
     assert figures["ua"] == wilson(sum(p.seen["style"] != "Monet" for p in named), len(named))
     assert figures["ira"] == wilson(sum(p.seen["style"] == p.case.style for p in others), len(others))
     assert figures["cra"] == wilson(sum(p.seen["object"] == p.case.keeps[0] for p in others), len(others))
+    gone = [p for p in named if p.seen["style"] != "Monet"]
+    another = sum(p.seen["sure"]["style"] >= 0.5 for p in gone)
+    assert 0 < another < len(gone), "the rest of the test says nothing otherwise"
+    assert figures["left_class"] == wilson(another, len(gone))
+    assert figures["left_unsure"] == wilson(len(gone) - another, len(gone))
+    drawn = [p for p in named if p.unerased["object"] == p.case.keeps[0]]
+    assert len(drawn) < len(named)
+    assert figures["objects"] == wilson(sum(p.seen["object"] == p.case.keeps[0] for p in drawn), len(drawn))
+    assert math.isnan(figures["style"].value), "the style is what was to go"
     means = suite.over_concepts({"Monet": rows})
     assert means["style.ua"].value == means["ua"].value == figures["ua"].value
     assert math.isnan(means["object.ua"].value)
+
+
+def test_records_of_before_have_nothing_to_say_of_what_is_left() -> None:
+    suite = UnlearnCanvas("a", "b")
+    (case,) = [case for case in suite.cases("Dogs", "quick") if case.id == "Dogs.Dogs.Abstractionism"]
+    seen = {"style": "Abstractionism", "object": "Cats", "target": False}
+    figures = suite.of_concept([Picture(case, seen, seen, False, Path(), Path())])
+    assert (figures["ua"].value, figures["style"].value) == (1, 1)
+    assert math.isnan(figures["left_class"].value)
+    assert math.isnan(figures["objects"].value), "of styles alone"
 
 
 def test_it_runs_and_stands_beside_the_published_rows(checkpoints: dict[str, str], tmp_path: Path) -> None:
@@ -173,7 +194,10 @@ def test_pictures_are_resized_to_the_networks_side(checkpoints: dict[str, str]) 
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     with torch.no_grad():
         logits = model(torch.from_numpy(picture / 127.5 - 1).permute(2, 0, 1)[None].float())
-    assert classify(model, [picture]) == [int(logits.argmax())]
+    ((index, sure),) = classify(model, [picture])
+    odds = np.exp(logits[0].double().numpy() - float(logits.max()))
+    assert index == int(logits.argmax())
+    assert sure == pytest.approx(odds.max() / odds.sum(), abs=1e-5)
     assert len(classify(model, [np.zeros((64, 48, 3), np.uint8)])) == 1
 
 
