@@ -138,7 +138,7 @@ def test_a_long_prompt_counts_where_the_model_reads_the_concept(
 ) -> None:
     found = measured(written(tmp_path / "run", {f"snce/{case}": {"prompt": prompt, "lost": lost}}))
     assert found["cut"] == 1
-    assert not found["unread"] == counts
+    assert bool(found["unread"]) != counts
 
 
 def test_a_run_of_black_pictures_has_no_figure_at_all(tmp_path: Path) -> None:
