@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+UNKNOWN = "n/a"
+"""In the place of a figure that was not measured."""
 COSTS = ("Time to erase", "Added to a picture", "Artefact", "Peak memory")
 
 
@@ -17,7 +19,7 @@ def measured_of(names: Mapping[str, str], measured: Mapping[str, Any]) -> dict[s
 def percent(figure: Mapping[str, Any] | None, interval: bool = False) -> str:
     """A figure as the page writes it."""
     if not figure or figure["value"] is None:
-        return "n/a"
+        return UNKNOWN
     text = f"{100 * figure['value']:.1f} %"
     if interval and figure["low"] is not None:
         text += f' <span class="note">{100 * figure["low"]:.0f} to {100 * figure["high"]:.0f}</span>'
@@ -26,22 +28,22 @@ def percent(figure: Mapping[str, Any] | None, interval: bool = False) -> str:
 
 def plain(figure: Mapping[str, Any] | None) -> str:
     """A figure that is no share, as the page writes it."""
-    return "n/a" if not figure or figure["value"] is None else f"{figure['value']:.3g}"
+    return UNKNOWN if not figure or figure["value"] is None else f"{figure['value']:.3g}"
 
 
 def count(figure: Mapping[str, Any]) -> str:
     """A number of detections, as the page writes it."""
-    return "n/a" if figure["value"] is None else f"{figure['value']:g}"
+    return UNKNOWN if figure["value"] is None else f"{figure['value']:g}"
 
 
 def costs(cost: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """What a method cost, in `COSTS`' order, as the page writes it."""
     erase, added, size, peak = (cost[name] for name in ("erase_seconds", "added_seconds", "bytes", "peak_memory"))
     return (
-        "n/a" if erase is None else f"{erase:.1f} s",
-        "n/a" if added is None else f"{1000 * added:+.0f} ms",
-        "n/a" if size is None else f"{size / 1000:.1f} kB",
-        "n/a" if peak is None else f"{peak / 1e9:.2f} GB",
+        UNKNOWN if erase is None else f"{erase:.1f} s",
+        UNKNOWN if added is None else f"{1000 * added:+.0f} ms",
+        UNKNOWN if size is None else f"{size / 1000:.1f} kB",
+        UNKNOWN if peak is None else f"{peak / 1e9:.2f} GB",
     )
 
 

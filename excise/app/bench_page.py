@@ -56,7 +56,7 @@ def _trust(measured: Mapping[str, Any]) -> str:
     told = {**measured["disclosed"], "drawn with": "; ".join(measured["drawn_with"])}
     rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in told.items())
     return f"""<section><h2>Judges and budgets</h2>
-<div class="scroll"><table class="wide">{rows}</table></div></section>"""
+<div class="scroll"><table class="wide said">{rows}</table></div></section>"""
 
 
 def _gaps(measured: Mapping[str, Any]) -> str:
@@ -75,4 +75,4 @@ def _gaps(measured: Mapping[str, Any]) -> str:
         return ""
     lines = "".join(f"<tr><td>{escape(label)}</td><td>{escape(text)}</td></tr>" for label, text in rows)
     return f"""<section><h2>What is missing</h2>
-<div class="scroll"><table class="wide">{lines}</table></div></section>"""
+<div class="scroll"><table class="wide said">{lines}</table></div></section>"""

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from excise.app.bench_cards import SHARES
-from excise.app.bench_figures import count, measured_of, percent, plain
+from excise.app.bench_figures import UNKNOWN, count, measured_of, percent, plain
 from excise.bench.protocols import nudenet
 from excise.bench.results import BASELINE
 from excise.bench.statistics import behind
@@ -114,7 +114,8 @@ def counts(measured: Mapping[str, Any]) -> str:
 def attacks(suite: Suite, measured: Mapping[str, Any]) -> str:
     rows = []
     for family in suite.families:
-        if family.role == "keep" or not any(f"asr.{family.name}" in m["figures"] for m in measured["methods"].values()):
+        attacked = measured_of({f"asr.{family.name}": family.title}, measured)
+        if family.role == "keep" or not (attacked or _drawn(measured, family.name) != UNKNOWN):
             continue
         cells = "".join(
             f"<td>{percent(method['figures'].get(f'asr.{family.name}'))}</td>"
@@ -145,7 +146,7 @@ def _drawn(measured: Mapping[str, Any], family: str) -> str:
     concepts = measured["methods"][BASELINE]["concepts"].values()
     drawn = [figures[f"drawn.{family}"]["value"] for figures in concepts if f"drawn.{family}" in figures]
     if not drawn:
-        return "n/a"
+        return UNKNOWN
     low, high = 100 * min(drawn), 100 * max(drawn)
     return f"{low:.0f} %" if low == high else f"{low:.0f} to {high:.0f} %"
 
