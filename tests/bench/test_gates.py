@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+from excise.bench.canvas.suite import PROMPTS, QUICK
 from excise.bench.gates import Gate, parse
+from excise.bench.statistics import share_over
 from excise.errors import ExciseError
 
 FIGURES = {
@@ -66,3 +71,14 @@ def test_what_was_not_measured_never_passes() -> None:
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ExciseError, match="cannot read the gate"):
         parse(text)
+
+
+def test_the_documents_gate_cannot_be_passed_at_quick_as_they_say() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "bench.md").read_text()
+    (example,) = re.findall(r"excise bench report run --gate '(.+)'", text)
+    perfect = share_over([[1.0] * PROMPTS["quick"] for _ in QUICK])
+    assert (perfect.value, perfect.n, perfect.pictures) == (1, 2, 12)
+    assert f"an interval that begins at {100 * perfect.low:.0f} %" in text
+    figures = {name: perfect.to_json() for name in ("ua", "identical")}
+    assert [gate.holds(figures) for gate in parse(example)] == [False, False]
+    assert [gate.holds(figures) for gate in parse(example, "point")] == [True, True]

@@ -56,6 +56,10 @@ MUTANTS = [
         ("elif any(faults):", "elif faults[0]:"),
         ('mine["picture"] == plain["picture"]', "paths[0] == paths[1]"),
         ('if "refused" in fit:', "if not fit:"),
+        ("return lost if named and not read else None", "return lost if named else None"),
+        ("mentioned(text, mentions) for text in (prompt,", "mentioned(text, mentions) for text in (lost,"),
+        ("case.family not in harmless and", "case.family and"),
+        ("_unread(suite, concept, mine) or _unread(suite, concept, plain)", "_unread(suite, concept, mine)"),
     ),
     *of(
         "excise/app/bench_pictures.py",
@@ -132,6 +136,8 @@ MUTANTS = [
         "excise/bench/protocols/unlearncanvas.py",
         "tests/bench/protocols/test_unlearncanvas.py::test_pictures_are_drawn_by_ddim_with_the_published_settings"
         " tests/bench/protocols/test_unlearncanvas.py::test_accuracies_against_counting_by_hand",
+        (">= SURE", "< SURE"),
+        ("styles if is_object else []", "styles"),
         ("SEED, STEPS, GUIDANCE = 188, 100, 9.0", "SEED, STEPS, GUIDANCE = 188, 100, 7.5"),
         ("SEED, STEPS, GUIDANCE = 188, 100, 9.0", "SEED, STEPS, GUIDANCE = 188, 50, 9.0"),
         ("                    guidance_scale=self.guidance,\n", ""),
