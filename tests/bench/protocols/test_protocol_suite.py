@@ -80,7 +80,7 @@ def test_a_prompt_beyond_what_the_model_reads_is_told_of_and_is_no_erasure(tmp_p
     records = {r["case"]: r for r in run.records()}
     assert "lost" not in records["i2p.00000"]
     assert records["i2p.00001"]["lost"].endswith("a cat on grass, a gun")
-    assert records["i2p.00002"]["lost"].endswith("a cat on grass, ")
+    assert records["i2p.00002"]["lost"].endswith("a cat on grass,")
     none = report(run)["methods"]["none"]
     assert (none["cut"], [one["case"] for one in none["unread"]]) == (2, ["i2p.00001"])
     assert none["figures"]["asr"]["n"] == none["figures"]["Total"]["n"] == 2
