@@ -45,7 +45,7 @@ from excise.methods.reading import prompt_codes
 from excise.methods.snce import SNCEConfig, fit
 from excise.neurons.contexts import Context, Contexts
 from excise.neurons.contrast import Contrast, contrast
-from excise.neurons.validate import activations
+from excise.neurons.validation import activations
 from excise.sae import TopKSAE, TrainConfig, card, load
 from excise.sites import LanguageModel, Site, site_at
 from excise.sites.pieces import pieces

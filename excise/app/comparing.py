@@ -17,9 +17,9 @@ from excise.errors import ExciseError
 from excise.methods.reading import features, stacked
 from excise.neurons import PromptCodes
 from excise.neurons.contrast import contrast
-from excise.neurons.identify import identify
+from excise.neurons.identification import identify
 from excise.neurons.probing import Prompts, perturbation, sparse_probing
-from excise.neurons.validate import activations, folds, validate
+from excise.neurons.validation import activations, folds, validate
 from excise.sae import TopKSAE, card, load
 from excise.sites import Site
 

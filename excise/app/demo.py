@@ -24,7 +24,7 @@ from excise.erasers import strength
 from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.methods.snce import SNCEConfig
-from excise.neurons.validate import activations
+from excise.neurons.validation import activations
 from excise.sae import load
 from excise.sites import PRESETS
 

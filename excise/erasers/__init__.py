@@ -23,6 +23,23 @@ if TYPE_CHECKING:
     from excise.erasers.signing import verify_signature as verify_signature
     from excise.erasers.weights import WeightEdit as WeightEdit
 
+__all__ = [
+    "Attachment",
+    "Attachments",
+    "BlockEdit",
+    "Check",
+    "Eraser",
+    "SAEEdit",
+    "Signer",
+    "WeightEdit",
+    "eraser_folders",
+    "load_erasers",
+    "made_for",
+    "sign",
+    "verify",
+    "verify_signature",
+]
+
 _HOMES = {
     "Attachment": "attachment",
     "Attachments": "several",

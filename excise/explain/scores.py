@@ -14,7 +14,7 @@ from excise.chat import Failure, Outcome, Question
 from excise.errors import ExciseError
 from excise.explain.wording import END_NOTE, active, listed_answers, marked
 from excise.neurons.contexts import Context, is_special
-from excise.neurons.validate import auroc
+from excise.neurons.validation import auroc
 
 Encoder = Callable[[Sequence[str]], Any]
 """A sentence encoder: texts to vectors `[N, d]`."""

@@ -24,7 +24,7 @@ from excise.erasers.proof import moved
 from excise.erasers.verdict import WeakEraser
 from excise.methods.reading import features
 from excise.neurons.flags import CAUGHT, percent
-from excise.neurons.validate import STRUCTURAL_SHARE
+from excise.neurons.validation import STRUCTURAL_SHARE
 from excise.sae import TopKSAE
 from excise.sites import text_encoders
 from excise.sites.language import LanguageModel

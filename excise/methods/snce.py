@@ -23,8 +23,8 @@ from excise.methods.judging import Figures, judged, prompts_by_mention, protecte
 from excise.methods.reading import Reading, carried_share, concept_codes, prompt_codes, remembered
 from excise.methods.record import created, measured
 from excise.neurons import SCORES, PromptCodes, Ranking, Validation, top_tokens
-from excise.neurons.identify import identify
-from excise.neurons.validate import TokenUse, validate
+from excise.neurons.identification import identify
+from excise.neurons.validation import TokenUse, validate
 from excise.sae import TopKSAE, card, load, saes_in
 from excise.sites import LanguageModel, Site, site_at
 from excise.sites.pieces import pieces

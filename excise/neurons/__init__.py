@@ -1,7 +1,6 @@
 """Neurons: scores that rank them for a concept, and the evidence that they carry it.
 
-Names are imported when first asked for, so that a neuron database is read without torch. `identify` and `validate` are
-in the modules of those names.
+Names are imported when first asked for, so that a neuron database is read without torch.
 """
 
 from __future__ import annotations
@@ -9,24 +8,41 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from excise.neurons.identify import Neuron as Neuron
-    from excise.neurons.identify import Ranking as Ranking
+    from excise.neurons.identification import Neuron as Neuron
+    from excise.neurons.identification import Ranking as Ranking
+    from excise.neurons.identification import identify as identify
     from excise.neurons.scores import SCORES as SCORES
     from excise.neurons.scores import PromptCodes as PromptCodes
     from excise.neurons.scores import Score as Score
     from excise.neurons.scores import modulated_frequency as modulated_frequency
-    from excise.neurons.validate import Validation as Validation
-    from excise.neurons.validate import top_tokens as top_tokens
+    from excise.neurons.validation import Validation as Validation
+    from excise.neurons.validation import top_tokens as top_tokens
+    from excise.neurons.validation import validate as validate
+
+__all__ = [
+    "SCORES",
+    "Neuron",
+    "PromptCodes",
+    "Ranking",
+    "Score",
+    "Validation",
+    "identify",
+    "modulated_frequency",
+    "top_tokens",
+    "validate",
+]
 
 _HOMES = {
     "SCORES": "scores",
-    "Neuron": "identify",
+    "Neuron": "identification",
     "PromptCodes": "scores",
-    "Ranking": "identify",
+    "Ranking": "identification",
     "Score": "scores",
-    "Validation": "validate",
+    "Validation": "validation",
+    "identify": "identification",
     "modulated_frequency": "scores",
-    "top_tokens": "validate",
+    "top_tokens": "validation",
+    "validate": "validation",
 }
 
 

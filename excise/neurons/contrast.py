@@ -15,7 +15,7 @@ from torch import Tensor
 
 from excise.errors import ExciseError
 from excise.neurons.scores import PromptCodes
-from excise.neurons.validate import activations
+from excise.neurons.validation import activations
 
 
 def distinguishing_frequency(concept: PromptCodes, deconcept: PromptCodes, threshold: float = 0.0) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from excise.neurons.validate import STRUCTURAL_SHARE
+from excise.neurons.validation import STRUCTURAL_SHARE
 from excise.neurons.wording import TOP_WORDS, Use, effective_words, is_function_word
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from excise.errors import ExciseError
 from excise.files import write_atomic
-from excise.neurons.identify import Ranking
+from excise.neurons.identification import Ranking
 from excise.neurons.scores import Score
 
 if TYPE_CHECKING:

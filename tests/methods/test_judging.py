@@ -20,7 +20,7 @@ from excise.erasers.verdict import WeakEraser, in_words
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods.judging import Figures, _weak, judged, prompts_by_mention, protected
 from excise.methods.snce import SNCEConfig, find, fit
-from excise.neurons.validate import STRUCTURAL_SHARE, activations
+from excise.neurons.validation import STRUCTURAL_SHARE, activations
 from excise.sae import TopKSAE
 
 CONFIG = SNCEConfig(site="encoder.layers.2", tolerance=0.5, permutations=20, examine=3)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from excise.neurons.contrast import contrast, i_cdf, l0_t
-from excise.neurons.identify import identify
+from excise.neurons.identification import identify
 from excise.sae import TrainConfig, train
 from tests.neurons.planted import CONCEPT, STRUCTURE, World, mixed, perfect, read
 

@@ -9,7 +9,7 @@ import torch
 from excise.concepts import builtin
 from excise.errors import ExciseError
 from excise.neurons import PromptCodes
-from excise.neurons.identify import identify
+from excise.neurons.identification import identify
 
 
 def coded(tokens: list[list[dict[int, float]]], m: int = 6) -> PromptCodes:

@@ -7,8 +7,8 @@ import torch
 
 from excise.errors import ExciseError
 from excise.neurons import PromptCodes, top_tokens
-from excise.neurons.identify import identify
-from excise.neurons.validate import activations, auroc, folds, permutation_null, validate
+from excise.neurons.identification import identify
+from excise.neurons.validation import activations, auroc, folds, permutation_null, validate
 
 
 def toy(pairs: int = 20, m: int = 12, seed: int = 0, share: float = 1.0) -> tuple[PromptCodes, PromptCodes]:

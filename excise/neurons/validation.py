@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from excise.errors import ExciseError
-from excise.neurons.identify import Ranking, identify
+from excise.neurons.identification import Ranking, identify
 from excise.neurons.scores import PromptCodes
 
 STRUCTURAL_SHARE = 0.05
