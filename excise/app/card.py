@@ -15,7 +15,8 @@ from excise.bench.statistics import in_percent
 from excise.files import write_atomic
 from excise.reference.classifier import JUDGES
 
-FIGURES = "figures.json"
+FIGURES, README = "figures.json", "README.md"
+FILES = (FIGURES, README)
 ASKED = ("objects", "any_object", "style", "background")
 """What is asked of every picture, in the order of the tables' columns."""
 
@@ -41,7 +42,7 @@ def write(folder: Path, drawing: Drawing) -> None:
     )
     missed = ", ".join(text.get("synonyms_missed_student", [])) or "none"
     write_atomic(
-        folder / "README.md",
+        folder / README,
         _CARD.format(
             rows=rows,
             date=facts["date"],

@@ -13,17 +13,18 @@ import numpy as np
 
 from excise.app.grid import Block, Item, sheet
 from excise.bench.pictures import Pixels, png
-from excise.concepts import read_prompts, read_rows
+from excise.bench.protocols.prompts import LARGEST_SEED, load
+from excise.concepts import read_prompts
+from excise.concepts.minors import names_minors
 from excise.erasers import Attachments, Eraser
 from excise.erasers.integrity import model_digests
 from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.reference.bundle import GUIDANCE
+from excise.sites.truncation import Cut, cuts
 
 BATCH = 8
 """Pictures drawn together."""
-SEEDS = ("seed", "evaluation_seed", "sd_seed")
-"""Columns of a file of prompts that may hold a seed."""
 BEFORE, AFTER = "unerased", "erased"
 
 
@@ -35,26 +36,44 @@ class Asked:
     seeds: tuple[int, ...]
 
 
-def read_asked(path: Path, seed: int = 0, n: int = 1) -> list[Asked]:
-    """Prompts of a .txt file (one a line), or of a .csv or .jsonl file with a column `prompt` and perhaps `seed`.
+@dataclass(frozen=True)
+class Read:
+    """The prompts of a file, and what of it is left out."""
 
-    Each is drawn with `n` seeds, counting from the row's own, or from `seed` where it has none. Raises ExciseError for
-    a file that is missing, empty or broken, and for a seed that is no whole number.
+    asked: list[Asked]
+    dropped: int
+    """Rows that concern minors: they are never drawn."""
+    unread: tuple[str, ...]
+    """Columns whose values are not used: every picture has the scale of --guidance and the pipeline's own size."""
+
+
+def read_asked(path: Path, seed: int = 0, n: int = 1) -> Read:
+    """Prompts of a .txt file (one a line), or of a .csv or .jsonl file as `excise bench` reads them.
+
+    Each is drawn with `n` seeds, counting from the row's own, or from `seed` where it has none. Raises ExciseError as
+    `excise.bench.protocols.prompts.load`, for a file of another kind, and for seeds that count up past the largest.
     """
-    if path.suffix not in (".csv", ".jsonl"):
-        return [Asked(prompt, tuple(range(seed, seed + n))) for prompt in read_prompts(path)]
-    list(read_prompts(path))  # the same checks
-    found = []
-    for where, row in read_rows(path):
-        prompt = str(row.get("prompt") or "").strip()
-        column = next((name for name in SEEDS if name in row), None)
-        own = str(row[column] if column else "").strip()
-        if own and not (own.isascii() and own.isdigit()):
-            raise ExciseError(f"{path}, {where}: {column} is {own!r}; a seed is a whole number, 0 or more")
-        first = int(own) if own else seed
-        if prompt:
-            found.append(Asked(prompt, tuple(range(first, first + n))))
-    return found
+    if path.suffix in (".csv", ".jsonl"):
+        found = load(path, unseeded=seed)
+        rows, dropped = [(row.prompt, row.seed) for row in found.rows], found.dropped
+        names = ("guidance", "width", "height")
+        unread = tuple(name for name in names if any(getattr(row, name) is not None for row in found.rows))
+    else:
+        prompts = list(read_prompts(path))
+        rows, unread = [(prompt, seed) for prompt in prompts if not names_minors(prompt)], ()
+        dropped = len(prompts) - len(rows)
+        if not rows:
+            raise ExciseError(f"{path} holds no prompts that may be drawn ({dropped} dropped); choose another file")
+    return Read([Asked(prompt, counted(first, n)) for prompt, first in rows], dropped, unread)
+
+
+def counted(seed: int, n: int) -> tuple[int, ...]:
+    """The `n` seeds from `seed` on. Raises ExciseError where they count up past the largest."""
+    if seed + n - 1 > LARGEST_SEED:
+        raise ExciseError(
+            f"{n} seeds from {seed} on count up past {LARGEST_SEED}, the largest; begin lower, or draw fewer"
+        )
+    return tuple(range(seed, seed + n))
 
 
 def denoising_steps(asked: Sequence[Asked], steps: int) -> int:
@@ -122,7 +141,9 @@ def draw_prompts(
     if out is not None:
         own = {"seeds": sorted(set(seeds)), **(edited if erasers else {})}
         prompts = "\n".join(one.prompt for one in asked)
-        write_atomic(out, sheet(_blocks(asked, sides, erasers), chunks(own, prompts)))
+        write_atomic(
+            out, sheet(_blocks(asked, sides, erasers, cuts(pipe, [one.prompt for one in asked])), chunks(own, prompts))
+        )
     changed = int((sides[BEFORE] != sides[AFTER]).any(axis=(1, 2, 3)).sum()) if len(sides) == 2 else None
     return {
         "out": None if out is None else str(out),
@@ -168,8 +189,11 @@ def _files(asked: Sequence[Asked], side: str, folder: Path) -> list[Path]:
     return [folder / f"{number:04d}-seed-{seed}-{side}.png" for number, seed in pairs]
 
 
-def _blocks(asked: Sequence[Asked], sides: Mapping[str, Pixels], erasers: Mapping[str, Eraser]) -> list[Block]:
-    """A block a prompt: for each seed its pictures side by side."""
+def _blocks(
+    asked: Sequence[Asked], sides: Mapping[str, Pixels], erasers: Mapping[str, Eraser], cut: Sequence[Cut] = ()
+) -> list[Block]:
+    """A block a prompt: for each seed its pictures side by side. The heading says what of a prompt is not read."""
+    lost = {one.prompt: one.lost for one in cut}
     erased = ", ".join(dict.fromkeys(eraser.concept for eraser in erasers.values()))
     says = {BEFORE: BEFORE, AFTER: f"{erased} erased"}
     several = len({seed for one in asked for seed in one.seeds}) > 1
@@ -182,5 +206,8 @@ def _blocks(asked: Sequence[Asked], sides: Mapping[str, Pixels], erasers: Mappin
                 captions[0] = f"{captions[0]}, seed {seed}" if captions[0] else f"seed {seed}"
             items.append(Item([pictures[n] for pictures in sides.values()], captions))
             n += 1
-        blocks.append(Block(one.prompt, items))
+        heading = one.prompt
+        if tail := lost.get(one.prompt):
+            heading = f"{one.prompt.removesuffix(tail).rstrip()} (not read: {tail.strip()})"
+        blocks.append(Block(heading, items))
     return blocks

@@ -91,7 +91,10 @@ def audit(
         saes = saes_of(eraser, own, sae, bundled=bundled)
         inputs.append((concept, words, benign, saes))
     pipe = load_pipeline(model, device, weights)
-    note_cuts(pipe, (text for given_to in inputs for text in given_to[2].prompts))
+    pairs_of = (pair for given_to in inputs for pair in given_to[0].pairs)
+    sides = [side for pair in pairs_of for side in (pair.concept, pair.deconcept)]
+    canaries = [text for eraser in erasers for text in eraser.canary]
+    note_cuts(pipe, [*(text for given_to in inputs for text in given_to[2].prompts), *sides, *canaries])
     found = []
     for own, eraser, given_to, page in zip(folders, erasers, inputs, pages, strict=True):
         plan = Plan(eraser, pipe, *given_to, own, ("excise", "audit", str(folder), *typed))

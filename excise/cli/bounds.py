@@ -27,8 +27,10 @@ FAMILY: Bounds = {"min": 2, "max": 1_000_000}
 """Prompts a family: an interval needs two."""
 STEPS: Bounds = {"min": 1, "max": 1000}
 """Denoising steps: models are trained on 1,000 timesteps."""
-SEED: Bounds = {"min": 0, "max": 2**32 - 1}
-"""Seeds: 32 bits, which every random generator takes."""
+SEED: Bounds = {"min": 0, "max": 2**63 - 1}
+"""Seeds of pictures. Torch's generator takes up to 2^64 - 1, so that there is room for seeds that count up."""
+TRAINING_SEED: Bounds = {"min": 0, "max": 2**31 - 1}
+"""Seeds of an SAE's training, as its configuration takes them."""
 GUIDANCE: Bounds = {"min": 0, "max": 100}
 """The guidance scale: pictures burn out from 20 or so."""
 STRENGTH: Bounds = {"min": -20, "max": 20}

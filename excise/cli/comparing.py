@@ -87,6 +87,7 @@ def compare(
     for folder in folders:
         card(folder)  # before the model is loaded and the first is measured
     pipe = load_pipeline(model, device, weights)
+    note_cuts(pipe, (side for one in wanted for pair in one.pairs for side in (pair.concept, pair.deconcept)))
     with progress("comparing SAEs", len(folders)) as advance:
         rows = compared(pipe, folders, wanted, config, advance)
     emit(json, {"by": by, "concepts": [concept.name for concept in wanted], "saes": rows}, lambda: show(rows, by))

@@ -15,7 +15,7 @@ from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.cutting import note_cuts
 from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
-from excise.cli.outputs import ERASER, Force, check_folder, check_resumed
+from excise.cli.outputs import ERASER, Force, check_absent, check_folder, check_resumed
 from excise.cli.terminal import complain, emit, note, prose, table, training
 from excise.cli.weights import choosing_weights
 
@@ -317,6 +317,7 @@ def sign(
     password_env: Annotated[
         str | None, typer.Option("--password-env", help="Environment variable that holds the key's password.")
     ] = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Sign an eraser: model.sig beside its files proves to whoever has your public key that it is yours, unaltered."""
@@ -324,12 +325,15 @@ def sign(
 
     from excise.erasers import eraser_folders
     from excise.erasers import sign as signed
+    from excise.erasers.artefact import SIGNATURE
     from excise.errors import ExciseError
 
     if password_env is not None and password_env not in os.environ:
         raise ExciseError(f"there is no environment variable {password_env}; set it to the key's password")
     password = os.environ[password_env] if password_env is not None else None
-    rows = [{"folder": str(own), "signature": str(signed(own, key, password))} for own in eraser_folders(folder)]
+    folders = eraser_folders(folder)
+    check_absent(*(own / SIGNATURE for own in folders), force=force)
+    rows = [{"folder": str(own), "signature": str(signed(own, key, password))} for own in folders]
 
     def show() -> None:
         for row in rows:
@@ -379,10 +383,12 @@ def verify(
     broken = {own: next((c.detail for c in checks if not c.passed), None) for own, checks in found.items()}
     if not files_only and not all(broken.values()):
         from excise.app.models import load_pipeline
+        from excise.erasers import Eraser
         from excise.sae import load
 
         whole = load(sae, device=device) if sae is not None else None
         pipe = load_pipeline(model, device, weights)
+        note_cuts(pipe, (text for own in folders if broken[own] is None for text in Eraser.load(own).canary))
         for own in folders:
             if broken[own] is None:
                 found[own] = checks_of(own, pipe, sae=whole, signed_by=signer)

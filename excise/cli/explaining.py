@@ -10,6 +10,7 @@ import typer
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.asking import KEY, Answers, BaseUrl, Jobs, KeyVariable, ModelName, asked
+from excise.cli.cutting import note_cuts
 from excise.cli.neurons import NAME, Database, app, figure
 from excise.cli.options import Device, Json, Model, Sae
 from excise.cli.terminal import emit, note, progress, table
@@ -83,6 +84,7 @@ def explain(
         for index in chosen:
             database.neuron(index)
         pipe = load_pipeline(model, device, weights)
+        note_cuts(pipe, texts)
         with progress("watching neurons", len(texts)) as advance:
             explaining = Explaining(pipe, database, sae_folder(model, sae), texts, advance)
         with progress("looking for patterns", len(chosen)) as advance:

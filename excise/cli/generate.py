@@ -29,7 +29,9 @@ def generate(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", help="A file of prompts: .txt, one a line, or .csv with columns prompt[, seed]."),
+        typer.Option(
+            "--prompts", help="A file of prompts: .txt, one a line, or .csv or .jsonl with columns prompt[, seed]."
+        ),
     ] = None,
     eraser: Annotated[
         list[Path] | None,
@@ -100,7 +102,7 @@ def generate(
 
     if not all(text.strip() for text in prompt or ()):
         raise ExciseError("a prompt is empty; say what to draw with --prompt")
-    if out is None and out_dir is None:
+    if out is None and out_dir is None and not _writes_text(model):
         out = Path("excise.png")
     if out is not None:
         check_file(out, PICTURE, force=force)
@@ -108,15 +110,20 @@ def generate(
         check_resumed(out_dir, option="--out-dir")
 
     from excise.app.models import load_pipeline, sae_folder
-    from excise.app.pictures import Asked, check, denoising_steps, draw_prompts, read_asked
+    from excise.app.pictures import Asked, check, counted, denoising_steps, draw_prompts, read_asked
     from excise.erasers import load_erasers
     from excise.reference.bundle import GUIDANCE
     from excise.sae import load
     from excise.sites import LanguageModel
 
-    asked = [Asked(text, tuple(range(seed, seed + n))) for text in prompt or ()]
+    asked, dropped = [Asked(text, counted(seed, n)) for text in prompt or ()], 0
     if prompts is not None:
-        asked += read_asked(prompts, seed, n)
+        read = read_asked(prompts, seed, n)
+        asked, dropped = asked + read.asked, read.dropped
+        if dropped:
+            note(f"{prompts}: {dropped} of {dropped + len(read.asked)} prompts name minors and are left out")
+        if read.unread:
+            note(f"{prompts}: {', '.join(read.unread)} not used; --guidance holds for all, in the model's own size")
     check(asked, eraser or (), out, out_dir, force=force, compare=compare)
     erasers = load_erasers(eraser or [])
     for name, loaded in erasers.items():
@@ -165,8 +172,18 @@ def generate(
     where = " and ".join(str(place) for place in (out, out_dir) if place is not None)
     first, last = data["seeds"][0], data["seeds"][-1]
     seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
+    data["dropped"] = dropped
     data["cut"] = [{"prompt": one.prompt, "lost": one.lost} for one in cut]
     emit(json, data, lambda: typer.echo(f"{where}: {data['pictures']} pictures, {seeds}"))
+
+
+def _writes_text(model: str | None) -> bool:
+    """Whether that is a language model on this machine, whose texts are printed."""
+    if model is None:
+        return False
+    from excise.app.language import find_language_model
+
+    return find_language_model(model) is not None
 
 
 def _write(

@@ -233,6 +233,7 @@ def tag(
     folder, wanted = sae_folder(model, sae), concepts_of(concepts)
     with NeuronDatabase.open(db) as database:
         pipe = load_pipeline(model, device, weights)
+        note_cuts(pipe, (side for one in wanted for pair in one.pairs for side in (pair.concept, pair.deconcept)))
         with progress("tagging", len(wanted)) as advance:
             rows = tagged(pipe, database, folder, wanted, top=top, least=least, progress=advance)
     for name in dict.fromkeys(concept.name for concept in wanted):

@@ -26,15 +26,21 @@ ERASER = ("eraser.json", "eraser.safetensors", "manifest.json")
 
 def check_file(out: Path, endings: tuple[str, ...], *, force: bool = False, option: str = "--out") -> None:
     """Raise ExciseError unless `out` can be written: an ending that is known, a place to write to, nothing there."""
+    if out.is_dir():
+        raise ExciseError(f"{option} {out} is a folder; name a file, such as {out / ('name' + endings[0])}")
     if out.suffix.lower() not in endings:
         *others, last = endings
         known = f"{', '.join(others)} or {last}" if others else last
         raise ExciseError(f"{option} {out}: the name must end in {known}, such as {out.parent / ('name' + endings[0])}")
-    if out.is_dir():
-        raise ExciseError(f"{option} {out} is a folder; name a file, such as {out / ('name' + endings[0])}")
     if out.exists() and not force:
         raise ExciseError(f"{option} {out} is there already; choose another name, or replace it with --force")
     _check_place(out, option)
+
+
+def check_absent(*files: Path, force: bool = False) -> None:
+    """Raise ExciseError where one of the files is there already, unless it may be replaced."""
+    if not force and (there := next((file for file in files if file.exists()), None)) is not None:
+        raise ExciseError(f"{there} is there already; replace it with --force")
 
 
 def check_folder(out: Path, *, own: tuple[str, ...], force: bool = False, option: str = "--out") -> None:

@@ -10,7 +10,7 @@ import typer
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import Json
-from excise.cli.outputs import PICTURE, Force, check_file, check_resumed
+from excise.cli.outputs import PICTURE, Force, check_absent, check_file, check_resumed
 from excise.cli.terminal import emit, note, progress, table
 from excise.errors import ExciseError
 
@@ -54,9 +54,9 @@ def sample(
     """Draw prompts with the bundled model."""
     check_file(out, PICTURE, force=force)
     from excise.app.models import load_pipeline
-    from excise.app.pictures import Asked, check, denoising_steps, draw_prompts
+    from excise.app.pictures import Asked, check, counted, denoising_steps, draw_prompts
 
-    asked = [Asked(text, tuple(range(seed, seed + n))) for text in prompt]
+    asked = [Asked(text, counted(seed, n)) for text in prompt]
     check(asked, (), out, None)
     pipe = load_pipeline(None)
     with progress(f"drawing {len(prompt) * n} pictures", denoising_steps(asked, steps), "steps") as advance:
@@ -71,12 +71,16 @@ def evaluate(
     write_card: Annotated[
         Path | None, typer.Option("--write-card", help="Folder of the model: write README.md and figures.json there.")
     ] = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Measure how well the bundled model draws, by its judge."""
     if write_card is not None and not write_card.is_dir():
         raise ExciseError(f"--write-card {write_card} is no folder; name the model's")
     from excise.app import card
+
+    if write_card is not None:
+        check_absent(*(write_card / name for name in card.FILES), force=force)
     from excise.app.models import load_pipeline
     from excise.app.reference import drawing_figures
     from excise.bench.statistics import in_percent

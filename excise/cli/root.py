@@ -31,7 +31,7 @@ app = Commands(
     cls=Root,
     help="Erase one concept from a text-to-image model by turning down one neuron. Default model: the bundled one.",
     epilog="Example: excise demo\n\nExit codes: 0 done; 1 looked at and not passed, or nothing found; 2 bad input; "
-    "3 a red flag, or a gate that is missed; 130 stopped by Ctrl-C.",
+    "3 a red flag, an eraser that is too weak, or a gate that is missed; 130 stopped by Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -80,7 +80,7 @@ def train(
         bool,
         typer.Option("--bos", help="Train on the first state too, which every prompt shares and no eraser edits."),
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Of initialisation and order.", **bounds.SEED)] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of initialisation and order.", **bounds.TRAINING_SEED)] = 0,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
     json: Json = False,

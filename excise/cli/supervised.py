@@ -52,7 +52,7 @@ K = Annotated[int | None, typer.Option("--k", help="Neurons kept for each vector
 Rate = Annotated[float | None, typer.Option("--lr", help="Adam's learning rate.", **bounds.RATE)]
 Batch = Annotated[int | None, typer.Option("--batch", help="Vectors in a step.", **bounds.BATCH)]
 Activation = Annotated[str | None, typer.Option("--activation", help="In training: topk or batchtopk.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of initialisation and order.", **bounds.SEED)]
+Seed = Annotated[int, typer.Option("--seed", help="Of initialisation and order.", **bounds.TRAINING_SEED)]
 
 
 @app.command(

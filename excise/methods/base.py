@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from excise.errors import ExciseError
+from excise.methods.bounds import check_numbers
 from excise.methods.catalogue import METHODS
 from excise.plugins import plugins
 
@@ -46,8 +47,12 @@ class Fitted:
     make: Callable[..., Eraser]
 
     def fit(self, pipe: Any, concept: Concept, config: Any = None, **more: Any) -> Eraser:
-        """As its file's `fit`. Raises ExciseError, saying what to lower, where memory does not suffice."""
+        """As its file's `fit`.
+
+        Raises ExciseError for a setting out of bounds and, saying what to lower, where memory does not suffice.
+        """
         config = self.Config() if config is None else config
+        check_numbers(self.name, vars(config))
         try:
             return self.make(pipe, concept, config, **more)
         except (MemoryError, RuntimeError) as error:
@@ -128,6 +133,7 @@ def parsed(text: str) -> tuple[str, dict[str, Any]]:
             settings[key] = _as(known[key], value)
         except ValueError as error:
             raise ExciseError(f"{name}: {key} cannot be {value!r} ({error})") from error
+    check_numbers(name, settings)
     method(name).Config(**settings)
     return name, settings
 

@@ -165,7 +165,7 @@ def call() -> Callable[..., Any]:
 
 
 def test_the_commands_work_on_a_language_model(
-    call: Callable[..., Any], model: Path, concept: Concept, tmp_path: Path
+    call: Callable[..., Any], model: Path, concept: Concept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "texts.txt").write_text("".join(f"{p.concept}\n{p.deconcept}\n" for p in concept.pairs))
     made = call(
@@ -182,6 +182,8 @@ def test_the_commands_work_on_a_language_model(
     assert json.loads(found.stdout)["neurons"][0]["neuron"] == NEURON
     erased = call("erase", "gun", *named, "--out", tmp_path / "eraser")
     assert erased.exit_code == 0, erased.output
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "excise.png").write_bytes(b"mine")  # a picture's name is not checked where texts are printed
     generate = ("generate", "--model", model, "--eraser", tmp_path / "eraser", "--max-new-tokens", 6, "--prompt", GUN)
     written = call(*generate, "--prompt", CAT, "--compare", "--json")
     assert written.exit_code == 0, written.output

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from excise.app.pictures import Asked, check, denoising_steps, draw_prompts, read_asked
+from excise.app.pictures import Asked, _blocks, check, counted, denoising_steps, draw_prompts, read_asked
 from excise.erasers.integrity import model_digests
 from excise.errors import ExciseError
+from excise.sites.truncation import cuts
 
 GUN, CAT = Asked("a gun on grass", (3, 4)), Asked("a cat", (3,))
 
@@ -74,6 +75,16 @@ def test_files_hold_what_the_sheet_shows_whatever_the_batch(tiny_pipe: Any, tmp_
             assert (np.asarray(image) == whole[n]).all()
 
 
+def test_a_sheets_heading_says_what_of_a_prompt_is_not_read(tiny_pipe: Any) -> None:
+    long = "cat " * 100 + "a gun"
+    found = cuts(tiny_pipe, [long])
+    (block,) = _blocks([Asked(long, (0,))], {"unerased": np.zeros((1, 8, 8, 3), np.uint8)}, {}, found)
+    read, lost = block.heading.split(" (not read: ")
+    assert lost.endswith("a gun)") and "gun" not in read and len(read) + len(found[0].lost) == len(long)
+    (plain,) = _blocks([CAT], {"unerased": np.zeros((1, 8, 8, 3), np.uint8)}, {}, cuts(tiny_pipe, [CAT.prompt]))
+    assert plain.heading == "a cat"
+
+
 def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
     there = tmp_path / "0001-seed-4-unerased.png"
     there.write_bytes(b"mine")
@@ -109,12 +120,39 @@ def test_prompts_come_from_files_with_their_own_seeds(tmp_path: Path) -> None:
     text.write_text("a cat\n\na dog\n")
     rows.write_text("prompt,seed\na cat,7\na dog,\n")
     more.write_text('{"prompt": "a cat", "evaluation_seed": 18446744073}\n')
-    assert read_asked(text, 2, 2) == [Asked("a cat", (2, 3)), Asked("a dog", (2, 3))]
-    assert read_asked(rows, 1) == [Asked("a cat", (7,)), Asked("a dog", (1,))]
-    assert read_asked(more) == [Asked("a cat", (18446744073,))]
+    assert read_asked(text, 2, 2).asked == [Asked("a cat", (2, 3)), Asked("a dog", (2, 3))]
+    assert read_asked(rows, 1).asked == [Asked("a cat", (7,)), Asked("a dog", (1,))]
+    assert read_asked(more).asked == [Asked("a cat", (18446744073,))]
 
 
-@pytest.mark.parametrize(("seed", "says"), [("7.5", "line 2: seed is '7.5'"), ("-1", "whole number"), ("x", "whole")])
+def test_files_are_read_as_the_bench_reads_them(tmp_path: Path) -> None:
+    rows, text, odd = tmp_path / "p.csv", tmp_path / "p.txt", tmp_path / "odd.csv"
+    rows.write_text("case_number,prompt,evaluation_seed,guidance\n0,a cat,7.0,3\n1,a schoolboy,8,3\n")
+    read = read_asked(rows)
+    assert read.asked == [Asked("a cat", (7,))] and read.dropped == 1 and read.unread == ("guidance",)
+    text.write_text("a cat\na schoolboy\n")
+    assert (read_asked(text).asked, read_asked(text).dropped) == ([Asked("a cat", (0,))], 1)
+    odd.write_text("prompt,sed\na cat,7\n")
+    with pytest.raises(ExciseError, match="columns that are not known: 'sed'"):
+        read_asked(odd)
+
+
+def test_seeds_of_64_bits_count_up_to_the_largest(tmp_path: Path) -> None:
+    import torch
+
+    assert counted(2**63 - 1, 2) == (2**63 - 1, 2**63)
+    for seed in counted(2**64 - 2, 2):
+        torch.Generator().manual_seed(seed)
+    with pytest.raises(ExciseError, match="count up past 18446744073709551615"):
+        counted(2**64 - 1, 2)
+    (tmp_path / "p.csv").write_text(f"prompt,seed\na cat,{2**64 - 1}\n")
+    with pytest.raises(ExciseError, match="count up past"):
+        read_asked(tmp_path / "p.csv", n=2)
+
+
+@pytest.mark.parametrize(
+    ("seed", "says"), [("7.5", "line 2: seed is '7.5'"), ("-1", "a seed lies between"), ("x", "whole")]
+)
 def test_a_seed_that_is_no_whole_number_is_refused(seed: str, says: str, tmp_path: Path) -> None:
     file = tmp_path / "p.csv"
     file.write_text(f"prompt,seed\na cat,{seed}\n")

@@ -127,3 +127,16 @@ def test_every_eraser_of_a_folder_is_signed(
     refused = call("verify", tmp_path / "erasers", "--key", public, "--files-only")
     assert refused.exit_code == 2
     assert "bears no signature" in refused.stderr
+
+
+def test_a_signature_is_replaced_with_force_alone(
+    call: Callable[..., Any], keys: tuple[Path, Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY_WORD", "hush")
+    how = ("sign", folder, "--key", keys[0], "--password-env", "KEY_WORD")
+    assert call(*how).exit_code == 0
+    before = (folder / "model.sig").read_bytes()
+    assert "model.sig is there already; replace it with --force" in why(call(*how))
+    assert (folder / "model.sig").read_bytes() == before
+    assert call(*how, "--force").exit_code == 0
+    assert (folder / "model.sig").read_bytes() != before

@@ -6,10 +6,14 @@ import copy
 import gc
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from excise.erasers import verify
 from excise.sites import capture
 from excise.sites.locking import lock
 from excise.sites.truncation import Cut, _limit, _own, cuts, described, warn_of_cuts
@@ -64,6 +68,20 @@ def test_the_library_warns_once(tiny_pipe: Any, tiny_site: Any) -> None:
         warnings.simplefilter("error")
         list(capture(tiny_pipe, [tiny_site], [long]))
         warn_of_cuts(tiny_pipe, [long])
+
+
+def test_a_canary_that_is_cut_off_is_not_caught(tiny_pipe: Any, gun_eraser: Any, tmp_path: Path) -> None:
+    replace(gun_eraser, canary=(beyond(tiny_pipe, "a gun on grass"),)).save(tmp_path / "eraser")
+    assert not {check.name: check.passed for check in verify(tmp_path / "eraser", tiny_pipe)}["canary"]
+
+
+def test_threads_find_the_same_cuts_while_an_eraser_is_attached(tiny_pipe: Any, gun_eraser: Any) -> None:
+    long = beyond(tiny_pipe, "a gun on grass")
+    with gun_eraser.attach(tiny_pipe), ThreadPoolExecutor(8) as pool:
+        own = _own(tiny_pipe.tokenizer)
+        assert all(getattr(method, "__self__", own) is own for method in vars(own).values())  # none of the original's
+        found = list(pool.map(lambda n: cuts(tiny_pipe, [f"a cat {n}", long])[0].lost, range(200)))
+    assert set(found) == {"a gun on grass"}
 
 
 def test_it_is_said_in_one_line() -> None:

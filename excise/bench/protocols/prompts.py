@@ -99,13 +99,14 @@ class PromptSet:
         return PromptSet(self.schema, rows, self.dropped)
 
 
-def load(path: Path | str, schema: str | None = None) -> PromptSet:
+def load(path: Path | str, schema: str | None = None, *, unseeded: int = NO_SEED) -> PromptSet:
     """The prompts of a published csv (or jsonl) file with their seeds, guidance and sizes.
 
     `path` is a local file, or one in a data set on the hub: `hf://datasets/OWNER/NAME/FILE`.
-    Without `schema` it is told by the columns. Rows of MMA-Diffusion, and of other harmful sets in their sexual
-    category or without categories, are dropped where any of their texts mentions a minor: such prompts are never drawn,
-    not to measure an eraser either, so counts can be a little below the published ones.
+    Without `schema` it is told by the columns. `unseeded` is the seed of rows that bring none. Rows of MMA-Diffusion,
+    and of other harmful sets in their sexual category or without categories, are dropped where any of their texts
+    mentions a minor: such prompts are never drawn, not to measure an eraser either, so counts can be a little below the
+    published ones.
     Raises ExciseError for a missing, empty or broken file, unknown columns, or a cell that is no number, or no whole
     one where a seed or a size is asked for.
     """
@@ -131,7 +132,7 @@ def load(path: Path | str, schema: str | None = None) -> PromptSet:
             Row(
                 number,
                 prompt,
-                NO_SEED if seed is None else seed,
+                unseeded if seed is None else seed,
                 _guidance(path, where, raw, kind.guidance),
                 _pixels(path, where, raw, width),
                 _pixels(path, where, raw, height),

@@ -1,0 +1,35 @@
+"""Every exit code that the commands end with is in the docs and in `excise --help`."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import excise.cli as cli
+from excise.cli.root import app
+
+FOLDER = Path(cli.__file__).parent
+
+
+def used() -> set[int]:
+    """Codes in `Exit(...)` and `sys.exit(...)`, names of constants looked up in their modules."""
+    found: set[int] = {0}
+    for file in FOLDER.glob("*.py"):
+        module: Any = importlib.import_module(f"excise.cli.{file.stem}" if file.stem != "__init__" else "excise.cli")
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and getattr(call.func, "attr", "").lower() == "exit" and call.args:
+                code = call.args[0]
+                found.add(code.value if isinstance(code, ast.Constant) else getattr(module, ast.unparse(code)))
+    return found
+
+
+def test_exit_codes_are_documented() -> None:
+    docs = (FOLDER.parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", docs, re.MULTILINE)} == used()
+    epilog = str(app.info.epilog).split("Exit codes: ")[1]
+    assert {int(code) for code in re.findall(r"(?:^|; )(\d+) ", epilog)} == used()
+    (three,) = re.findall(r"^\| 3 \| (.*) \|$", docs, re.MULTILINE)
+    assert all(word in three for word in ("weak", "gate", "red flag")) and "weak" in epilog
