@@ -83,7 +83,7 @@ def test_what_is_wrong_is_one_line(
     both = ("--identity", "me@example.com", "--identity-provider", "https://accounts.google.com")
     assert "name one signer" in why(call(*asked, "--key", public, *both))
     assert "cannot read the public key" in why(call(*asked, "--key", private))
-    assert "give an elliptic-curve private key" in why(call("sign", folder, "--key", folder / "none.pem"))
+    assert "give an elliptic-curve private key" in why(call("sign", folder, "--key", folder / "none.pem", "--force"))
     files = {name: (folder / name).read_bytes() for name in ("eraser.json", "eraser.safetensors")}
     files["eraser.json"] = files["eraser.json"].replace(b'"lam": 1.0', b'"lam": 0.5')
     (folder / "eraser.json").write_bytes(files["eraser.json"])

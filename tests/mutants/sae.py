@@ -67,11 +67,15 @@ MUTANTS = [
         ("            sae.W_enc.mul_(encoder_length(sae, statistics.sample[:_LENGTH_OF] / unit))\n", ""),
     ),
     *of(
-        "excise/sae/importers.py",
+        "excise/sae/layouts.py",
         "tests/sae/test_importers.py",
         ("bias = bias + encoder @ centre", "bias = bias"),
         ("length = decoder.norm(dim=1)", "length = decoder.norm(dim=1).square()"),
         ("bias * length, decoder", "bias, decoder"),
+    ),
+    *of(
+        "excise/sae/importers.py",
+        "tests/sae/test_importers.py",
         ("sorted(set(said) - form.settings - set(FOREIGN))", "sorted(set())"),
         ("sorted(set(tensors) - form.tensors - form.unused)", "sorted(set())"),
     ),
