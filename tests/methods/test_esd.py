@@ -20,7 +20,7 @@ from excise.erasers import Eraser, WeightEdit, verify
 from excise.errors import ExciseError
 from excise.methods import method
 from excise.methods.denoising import partly_drawn, plain, told
-from excise.methods.esd import ESDConfig, objective, weights
+from excise.methods.esd import ESDConfig, fit, objective, weights
 from excise.methods.tuning import Student, watching
 from tests import tiny
 
@@ -154,7 +154,7 @@ def test_what_is_attached_does_not_teach(tiny_pipe: Any, gun_eraser: Eraser) -> 
 
 def test_what_cannot_be_trained_is_refused(tiny_pipe: Any) -> None:
     with pytest.raises(ExciseError, match="the loss is no number any more"):
-        method("esd-x").fit(tiny_pipe, CONCEPT, replace(CONFIG, lr=1e30))
+        fit(tiny_pipe, CONCEPT, replace(CONFIG, lr=1e30), method="esd-x", attention=True)  # past the bounds
     for values in ({"iterations": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"steps": 0}, {"batch": 0}):
         with pytest.raises(ExciseError):
             replace(CONFIG, **values)
