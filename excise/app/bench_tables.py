@@ -9,6 +9,7 @@ from typing import Any
 from excise.app.bench_cards import SHARES
 from excise.app.bench_figures import UNKNOWN, count, measured_of, percent, plain
 from excise.bench.protocols import nudenet
+from excise.bench.protocols.unlearncanvas import SURE
 from excise.bench.results import BASELINE
 from excise.bench.statistics import behind
 from excise.bench.suite import Suite
@@ -18,7 +19,7 @@ LEFT = {
     "left_empty": ("empty", "Empty", "an empty scene"),
     "left_unrecognisable": ("unrecognisable", "Unknown to both", "something that neither judge knows"),
     "left_class": ("other", "Other class", "another known class"),
-    "left_unsure": ("unrecognisable", "Unsure", "a class that the classifier gives less than 50 %"),
+    "left_unsure": ("unrecognisable", "Unsure", f"a class that the classifier gives less than {100 * SURE:g} %"),
 }
 """What a picture without the target shows: its colour, a column's head, and in words."""
 MOVED = {

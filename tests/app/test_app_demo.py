@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,13 @@ def tiny_reference(
     from excise.reference import bundle, classifier
 
     aim(tiny_pipe, tiny_site, word_sae, 5)
+    tiny_pipe.unet.register_to_config(sample_size=64 // tiny_pipe.vae_scale_factor)  # what judges and scenes measure
     torch.manual_seed(0)
-    judge = classifier.Classifier().eval()
+    judges = {name: kind().eval() for name, kind in classifier.JUDGES.items()}
     sae.save(word_sae, tmp_path / "sae", {"site": asdict(tiny_site)})
     monkeypatch.setattr(bundle, "load", lambda: tiny_pipe)
     monkeypatch.setattr(bundle, "sae_folder", lambda: tmp_path / "sae")
-    monkeypatch.setattr(bundle, "judge", lambda: lambda images: classifier.judge(judge, images))
+    monkeypatch.setattr(bundle, "judge", lambda name="classifier": partial(classifier.judge, judges[name]))
 
 
 @pytest.mark.usefixtures("tiny_reference")

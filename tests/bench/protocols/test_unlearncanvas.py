@@ -14,6 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from excise.app import bench_tables
 from excise.app.benchmark import report, resume, start
 from excise.app.reproduce import saemnesia_table
 from excise.bench.protocols import published
@@ -152,6 +153,22 @@ def test_records_of_before_have_nothing_to_say_of_what_is_left() -> None:
     assert (figures["ua"].value, figures["style"].value) == (1, 1)
     assert math.isnan(figures["left_class"].value)
     assert math.isnan(figures["objects"].value), "of styles alone"
+
+
+def test_the_page_says_what_the_classifiers_make_of_what_is_left() -> None:
+    suite = UnlearnCanvas("a", "b")
+    rows = []
+    for n, case in enumerate(case for case in suite.cases("Dogs", "standard") if case.family == "target"):
+        seen = {"style": case.style, "object": "Cats", "target": False, "sure": {"style": 1.0, "object": n / 10}}
+        rows.append(Picture(case, seen, seen, False, Path(), Path()))
+    figures = {name: figure.to_json() for name, figure in suite.over_concepts({"Dogs": rows}).items()}
+    page = bench_tables.left(suite, {"methods": {name: {"figures": figures} for name in ("none", "snce")}})
+    assert page.count('<div class="stack">') == 1, "the unerased model has nothing erased"
+    assert '<i class="other" style="width:50.0%"></i><i class="unrecognisable" style="width:50.0%"></i>' in page
+    assert "another known class" in page
+    assert "less than 50 %" in page
+    assert "<th>Style kept</th>" in page
+    assert "<th>Objects kept</th>" not in page
 
 
 def test_it_runs_and_stands_beside_the_published_rows(checkpoints: dict[str, str], tmp_path: Path) -> None:
