@@ -144,3 +144,10 @@ def test_a_place_that_cannot_be_written_and_a_missing_extra(monkeypatch: pytest.
     monkeypatch.setattr("excise.cli.outputs.find_spec", lambda name: None)
     with pytest.raises(ExciseError, match="--plot needs matplotlib, which is not installed"):
         check_figure(Path("gun.svg"), option="--plot")
+
+
+def test_a_models_card_is_replaced_with_force_alone(call: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    refused = call("reference", "evaluate", "--write-card", tmp_path)
+    assert refused.exit_code == 2 and "README.md is there already; replace it with --force" in refused.stderr
+    assert (tmp_path / "README.md").read_text() == "mine"
