@@ -21,6 +21,7 @@ from excise.erasers.guard import Call, Guard, is_proving
 from excise.erasers.hooks import EditHook, Edits, found_on
 from excise.erasers.integrity import mismatches
 from excise.erasers.kinds import module_of, put
+from excise.erasers.ledger import UNKNOWN
 from excise.erasers.live import Live
 from excise.erasers.proof import moved
 from excise.erasers.rows import sae_digest
@@ -330,6 +331,12 @@ class Attachment:
         """Those on text encoders: the ones that have to run when a prompt is encoded."""
         return [hook for hook in self.hooks if hook.edit.site.part == "text"]
 
+    @property
+    def encoding(self) -> Attachment:
+        """The attachment that edits its prompts: itself, or, where its pipeline only draws, the one where they are
+        encoded."""
+        return self._encoding or self
+
     def _only_denoiser_differs(self, now: list[tuple[str, int, int]]) -> bool:
         changed = {name.partition(".")[0].partition("'")[0] for name, _, _ in set(now) ^ set(self._weights)}
         return changed <= set(self.eraser.denoisers)
@@ -395,6 +402,13 @@ class Attachment:
             given = list(states)
             self._witness.add(given, epoch, spared=spared, erased=erased)
             self._witness.ledger.hold(given)
+
+    def knows(self, states: Iterable[Tensor]) -> bool:
+        """Whether edited encoders made every vector of these states, for a prompt or for the unconditional branch."""
+        if self._witness is None:
+            return False
+        ledger = self._witness.ledger
+        return all(bool((ledger.marks(t) != UNKNOWN).all()) for t in states if t.is_floating_point() and t.ndim > 1)
 
     def _checked_sae(self, sae: Any | None) -> Any | None:
         needing = [edit for edit in self.eraser.edits if edit.needs_sae]

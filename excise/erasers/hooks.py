@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 _LIVE: weakref.WeakValueDictionary[int, Passage] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
 SPARED = threading.local()
-"""`SPARED.yes`: in this thread's run of an encoder an unconditional prompt was left alone that says the concept."""
+"""`SPARED.yes`: in this thread's run of an encoder an unconditional prompt was left alone that says the concept.
+`SPARED.runs`: how many runs in this thread left one alone."""
 ERASED = threading.local()
 """`ERASED.runs`: how many runs of an encoder in this thread had something erased from a prompt."""
 
@@ -201,7 +202,7 @@ class TextHook(EditHook):
             with torch.no_grad():
                 meant = edit.delta(state, strength, sae=self.attachment.sae)
             if meant is not None and bool((meant != 0).any()):
-                SPARED.yes = True
+                SPARED.yes, SPARED.runs = True, getattr(SPARED, "runs", 0) + 1
         delta = edit.delta(state, strength, branch=branch, sae=self.attachment.sae)
         if delta is not None and branch == "conditional" and bool((delta.detach() != 0).any()):
             ERASED.runs = getattr(ERASED, "runs", 0) + 1

@@ -12,7 +12,7 @@ from excise.erasers.artefact import eraser_folders
 from excise.erasers.attachment import Attachment
 from excise.erasers.eraser import Eraser
 from excise.erasers.guard import Guard
-from excise.erasers.hooks import ERASED, found_on
+from excise.erasers.hooks import ERASED, SPARED, EditHook, found_on
 from excise.erasers.several import Attachments, load_erasers
 from excise.erasers.signing import Signer
 from excise.erasers.tally import Tally
@@ -71,23 +71,40 @@ def encode(pipe: Any, how: Callable[..., Any] | str, *args: Any, negative: bool 
 
 def _encoded(pipe: Any, how: Callable[[], Any]) -> Any:
     active = [attachment for attachment in _loaded(pipe).values() if attachment.active]
-    if calls.is_negative():
-        for attachment in active:  # the encoders' own hooks leave that to whoever says what the prompt is for
-            attachment.refuse_changed()
-    before = [(attachment.epoch, [hook.runs for hook in attachment.text_hooks]) for attachment in active]
-    erased = getattr(ERASED, "runs", 0)
+    before = [(a, a.epoch, [(hook, hook.runs) for hook in a.encoding.text_hooks]) for a in active]
+    spared, erased = getattr(SPARED, "runs", 0), getattr(ERASED, "runs", 0)
     made = how()
-    for attachment, (epoch, runs) in zip(active, before, strict=True):
-        for hook, n in zip(attachment.text_hooks, runs, strict=True):
-            if hook.runs == n:
-                raise EraserDidNotFire(
-                    f"eraser {attachment.name!r} saw no text-encoder run at {hook.edit.site.key}; encode with the "
-                    "pipeline's own text encoders, so that it can act"
-                )
-        spares = calls.is_negative() and any(edit.uncond != "same" for edit in attachment.eraser.text_edits)
-        touched = getattr(ERASED, "runs", 0) > erased
-        attachment.trust(tensors_of(made), epoch, spared=spares, erased=touched and not spares)
+    for attachment, _, runs in before:
+        _refuse_unedited(attachment, runs, made)
+    # What one eraser spared is a prompt's to none of them: their ledger is the same.
+    uncond = {edit.uncond for attachment in active for edit in attachment.eraser.text_edits}
+    spares = getattr(SPARED, "runs", 0) > spared or (calls.is_negative() and bool(uncond - {"same"}))
+    touched = getattr(ERASED, "runs", 0) > erased and not spares
+    for attachment, epoch, _ in before:
+        attachment.trust(tensors_of(made), epoch, spared=spares, erased=touched)
     return made
+
+
+def _refuse_unedited(attachment: Attachment, runs: list[tuple[EditHook, int]], made: Any) -> None:
+    """Raises EraserDidNotFire unless every edit of the attachment's text encoders ran again since it had run so often
+    as `runs` says, and nothing in `made` can come from an encoder that it was attached without."""
+    name, encoding = attachment.name, attachment.encoding
+    if attachment.eraser.text_edits and not (runs and encoding.active):
+        raise EraserDidNotFire(
+            f"eraser {name!r} edits no text encoder of this pipeline or of the one that encodes for it; encode where "
+            "it is attached and active"
+        )
+    for hook, n in runs:
+        if hook.runs == n:
+            raise EraserDidNotFire(
+                f"eraser {name!r} saw no text-encoder run at {hook.edit.site.key}; encode with the pipeline's own text "
+                "encoders, so that it can act"
+            )
+    if encoding.absent and not attachment.knows(tensors_of(made)):
+        raise EraserDidNotFire(
+            f"eraser {name!r} is attached without {', '.join(encoding.absent)}, so these states need not come from "
+            "encoders that it edits; only what those give, without weights on words, may be rendered here"
+        )
 
 
 def unload_eraser(pipe: Any, name: str | None = None) -> None:

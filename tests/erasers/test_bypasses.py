@@ -396,6 +396,33 @@ def test_excise_encode_while_another_thread_encodes(tiny_pipe: Any, gun_eraser: 
         excise.encode(tiny_pipe, how)
 
 
+def test_excise_encode_makes_no_prompt_of_a_negative_one(tiny_pipe: Any, sibling: Any, gun_eraser: Eraser) -> None:
+    """What `how` gives is the prompt's states beside those of a negative prompt, which nothing was erased from."""
+    ways: list[tuple[Any, ...]] = [
+        (sibling.encode_prompt, "a cat", "cpu", 1, True, GUN),
+        (lambda: tiny_pipe.encode_prompt("a cat", "cpu", 1, True, GUN),),
+    ]
+    for way in ways:
+        with gun_eraser.attach(tiny_pipe), torch.no_grad():
+            own, negative = excise.encode(tiny_pipe, *way)
+            draw(tiny_pipe, None, prompt_embeds=own, negative_prompt_embeds=negative)
+            for pipe in (tiny_pipe, sibling):
+                with pytest.raises(EraserDidNotFire):
+                    draw(pipe, None, prompt_embeds=negative, guidance_scale=1.0)
+
+
+def test_excise_encode_with_an_eraser_that_edits_every_branch(
+    tiny_pipe: Any, gun_eraser: Eraser, gun_edit: SAEEdit
+) -> None:
+    """One eraser spares the negative prompt, another one erases from it: their ledger is the same."""
+    same = replace(gun_eraser, name="same", edits=(replace(gun_edit, uncond="same", lam=0.01),))
+    with gun_eraser.attach(tiny_pipe), same.attach(tiny_pipe, strict=False), torch.no_grad():
+        ids = tiny_pipe.tokenizer(GUN, padding="max_length", return_tensors="pt").input_ids
+        negative = excise.encode(tiny_pipe, lambda: 1.1 * tiny_pipe.text_encoder(ids)[0], negative=True)
+        with pytest.raises(EraserDidNotFire):
+            draw(tiny_pipe, None, prompt_embeds=negative, guidance_scale=1.0)
+
+
 def test_a_canary_that_does_not_move(tiny_pipe: Any, gun_edit: SAEEdit) -> None:
     silent = replace(gun_edit, b_enc=torch.tensor([-1e6]))
     eraser = Eraser((silent,), "silent", "gun", (), made_for(tiny_pipe), canary=(GUN,))

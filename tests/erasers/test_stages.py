@@ -29,10 +29,10 @@ def made() -> tuple[Any, Eraser]:
     return pipe, fit(pipe, concept, SNCEConfig(permutations=20), sae=saes)
 
 
-def variant(pipe: Any, *without: str) -> Any:
+def variant(pipe: Any, *without: str, **options: Any) -> Any:
     """A pipeline of the same components but those."""
     kept = {name: None if name in without else part for name, part in pipe.components.items()}
-    other = type(pipe)(**kept)
+    other = type(pipe)(**kept, **options)
     other.set_progress_bar_config(disable=True)
     return other
 
@@ -110,6 +110,36 @@ def test_a_second_stage_draws_what_the_first_encoded(made: tuple[Any, Eraser]) -
             tiny.call("sd3", second, None, **encoded(first, GUN))
     assert "forward" not in vars(whole.transformer)
     tiny.call("sd3", second, None, **foreign)
+
+
+def test_excise_encode_at_a_second_stage_takes_what_the_first_encodes(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    """No encoder is there that could have been passed by, so the first stage's has to run."""
+    first = variant(tiny_pipe, "unet", "vae", requires_safety_checker=False)
+    second = variant(tiny_pipe, "text_encoder", "tokenizer", requires_safety_checker=False)
+    how = {"num_inference_steps": 1, "output_type": "latent", "guidance_scale": 1.0}
+    ids = tiny_pipe.tokenizer(GUN, padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        foreign = first.encode_prompt(GUN, "cpu", 1, False)[0]
+        with gun_eraser.attach(first) as encoding, gun_eraser.attach(second):
+            with pytest.raises(EraserDidNotFire, match="saw no text-encoder run"):
+                excise.encode(second, lambda: foreign)
+            with pytest.raises(EraserDidNotFire):
+                second(prompt_embeds=foreign, **how)
+            weighted = excise.encode(second, lambda: 1.2 * first.text_encoder(ids)[0])
+            second(prompt_embeds=weighted, **how)
+            encoding.detach()
+            with pytest.raises(EraserDidNotFire, match="edits no text encoder"):
+                excise.encode(second, lambda: foreign)
+
+
+def test_excise_encode_without_the_t5_takes_no_t5s_states(made: tuple[Any, Eraser]) -> None:
+    whole, eraser = made
+    small = variant(whole, *T5)
+    with eraser.attach(small):
+        with pytest.raises(EraserDidNotFire, match="attached without text_encoder_3"):
+            excise.encode(small, lambda: encoded(whole, GUN))
+        cat = excise.encode(small, lambda: encoded(small, CAT))
+        tiny.call("sd3", small, None, **cat)
 
 
 def test_setting_the_first_stage_otherwise_makes_its_embeddings_stale(made: tuple[Any, Eraser]) -> None:
