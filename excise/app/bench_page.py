@@ -70,6 +70,9 @@ def _gaps(measured: Mapping[str, Any]) -> str:
         rows += [(label, f"{error['case']}: {error['error']}") for error in method["errors"]]
         rows += [(label, f"{one['case']}: broken picture by {one['by']}, {one['fault']}") for one in method["broken"]]
         rows += [(label, f"refused {concept}: {why}") for concept, why in method["refused"].items()]
+        rows += [
+            (label, f"weak eraser, {concept}: {'; '.join(why)}") for concept, why in method.get("weak", {}).items()
+        ]
         rows += [(label, f"not done, {concept}: {why}") for concept, why in method["failed"].items()]
     if not rows:
         return ""

@@ -105,6 +105,8 @@ def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
     stage.ranking(found)
 
     eraser = fit_eraser(pipe, found)
+    for why in eraser.weak:
+        stage.say(f"weak: {why}")
     (_, lam), neuron = eraser.edits[0].coefficient, eraser.edits[0].neurons[0]
     stage.step(f"Attach neuron {neuron} at {_strength(eraser)}, and draw the same prompts and seeds before and after")
     before = _draw(pipe, groups, config.steps, stage, "without the eraser")

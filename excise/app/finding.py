@@ -114,8 +114,13 @@ def find_neurons(pipe: Any, concept: Concept, config: SNCEConfig, top: int = 10)
 
 
 def fit_eraser(pipe: Any, findings: Findings) -> Eraser:
-    """The eraser of what was found. Raises ExciseError as `excise.methods.snce.fit` does."""
-    return fit(pipe, findings.concept, findings.config, sae=findings.sae, found=findings.found)
+    """The eraser of what was found, without a warning that it is weak: its verdict says so.
+
+    Raises ExciseError as `excise.methods.snce.fit` does.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WeakEraser)
+        return fit(pipe, findings.concept, findings.config, sae=findings.sae, found=findings.found)
 
 
 def erase(pipe: Any, concept: Concept, config: SNCEConfig) -> tuple[Eraser, list[str]]:
@@ -126,9 +131,7 @@ def erase(pipe: Any, concept: Concept, config: SNCEConfig) -> tuple[Eraser, list
     """
     if not saes_in(Path(config.sae)):
         findings = find_neurons(pipe, concept, config)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", WeakEraser)
-            return fit_eraser(pipe, findings), findings.warnings
+        return fit_eraser(pipe, findings), findings.warnings
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         eraser = fit(pipe, concept, config)

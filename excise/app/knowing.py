@@ -6,6 +6,7 @@ from excise.concepts import Concept, names
 from excise.concepts.checks import LEAST_PAIRS
 from excise.concepts.concept import mentioned
 from excise.errors import WeakEraserError
+from excise.methods.base import AND, named
 from excise.reference.world import OBJECTS, STYLES, SYNONYMS
 
 
@@ -29,8 +30,13 @@ def refuse_not_drawn(concept: Concept) -> list[str]:
     return unknown
 
 
+def is_snce(name: str) -> bool:
+    """Whether a method is SNCE, or has it as a part: its verdict has a limit on the pairs, no other method's has."""
+    return "snce" in named(name).split(AND)
+
+
 def refuse_few_pairs(concept: Concept) -> None:
-    """Raises WeakEraserError where the concept has too few pairs for any eraser of it to be relied on."""
+    """Raises WeakEraserError where the concept has too few pairs for SNCE's eraser of it to be relied on."""
     if (number := len(concept.pairs)) < LEAST_PAIRS:
         raise WeakEraserError(
             f"only {number} pair{'s' * (number != 1)} of prompts for {concept.name!r}; {LEAST_PAIRS} are needed, "

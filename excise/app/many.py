@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from excise.app.devices import card_of, visible_cards
 from excise.app.finding import erase_by
-from excise.app.knowing import refuse_not_drawn
+from excise.app.knowing import is_snce, refuse_few_pairs, refuse_not_drawn
 from excise.app.models import concept_named, load_pipeline
 from excise.app.pipelines import DEFAULT, Weights
 from excise.erasers import Eraser
@@ -230,6 +230,8 @@ def _made(pipe: Any, task: Task, bundled: bool) -> Done:
     own, started = (task.concept, task.method, task.out), time.perf_counter()
     try:
         concept = concept_named(task.concept, None, None, task.kind, task.n)
+        if is_snce(task.method) and not task.accept_weak:
+            refuse_few_pairs(concept)
         if bundled and not task.accept_weak:
             refuse_not_drawn(concept)
         eraser = erase_by(

@@ -89,19 +89,19 @@ def figure_7(run: Run, prompts: int = 3, blur: bool = True) -> bytes:
     The first prompts with the target are shown, λ 0 is the unerased model, and pictures in which the detector saw the
     target are blurred. Raises ExciseError where the run varies no λ.
     """
-    by_k: dict[int, dict[float, str]] = {}
+    by_k: dict[tuple[int, str], dict[float, str]] = {}
     for label in run.plan["methods"]:
         entry = Entry.parse(label)
-        if entry.method == "snce" and not set(entry.settings) - {"k", "lam"}:
+        if entry.method == "snce" and not set(entry.settings) - {"k", "lam", "unit"}:
             config = SNCEConfig(**entry.settings)
-            by_k.setdefault(config.k, {0.0: BASELINE})[config.lam] = label
+            by_k.setdefault((config.k, config.unit), {0.0: BASELINE})[config.lam] = label
     if max((len(labels) for labels in by_k.values()), default=0) < 3:
         raise ExciseError(f"{run.folder} varies no λ; run it with --methods snce:lam=0.4 --methods snce:lam=0.8 ...")
     records = {(record["method"], record["case"]): record for record in run.records()}
     target = next(family for family in suite_of(run).families if family.role != "keep").name
     cases = [r for (label, _), r in records.items() if label == BASELINE and r["family"] == target][:prompts]
     rows: list[tuple[str, Pixels]] = []
-    for k, labels in sorted(by_k.items()):
+    for (k, _), labels in sorted(by_k.items()):
         told = "   ".join(f"{lam:g}" for lam in sorted(labels))
         for n, case in enumerate(cases):
             shown = [records.get((labels[lam], case["case"])) for lam in sorted(labels)]

@@ -48,7 +48,7 @@ def _method(
     run: Run, suite: Suite, label: str, own: Mapping[str, Record], base: Mapping[str, Record]
 ) -> dict[str, Any]:
     pictures: dict[str, list[Picture]] = {}
-    errors, broken, unread, missing, refused, costs = [], [], [], 0, {}, []
+    errors, broken, unread, missing, refused, costs, weak = [], [], [], 0, {}, [], {}
     harmless = {family.name for family in suite.families if family.role == "keep"}
     for concept in run.plan["concepts"]:
         unit = Unit(label, concept)
@@ -57,6 +57,8 @@ def _method(
             refused[concept] = fit["refused"]
             continue
         costs.append(fit)
+        if why := fit.get("weak"):
+            weak[concept] = why
         pictures[concept] = []
         for case in all_cases(run, suite, unit):
             mine, plain = own.get(case.id), base.get(case.id)
@@ -93,6 +95,7 @@ def _method(
         "unread": unread,
         "cut": sum("lost" in record for record in own.values()),
         "refused": refused,
+        "weak": weak,
         "failed": {unit.concept: said[-1] for unit, said in run.errors().items() if unit.method == label},
     }
 

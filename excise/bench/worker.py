@@ -9,6 +9,7 @@ import json
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from excise.bench.run import TRIES, Claim, Record, Run, Unit
 from excise.bench.suite import Case, Suite
 from excise.drawn import Drawn
 from excise.erasers import Eraser
+from excise.erasers.verdict import WeakEraser
 from excise.errors import ExciseError
 from excise.files import sha256, write_atomic, write_once
 from excise.methods.base import method, parsed, settings_of
@@ -173,13 +175,16 @@ def _eraser(run: Run, unit: Unit, suite: Suite, pipe: Any, entry: Entry, default
     chosen = method(entry.method)
     _forget_peak()
     began = time.perf_counter()
-    eraser = chosen.fit(pipe, suite.concept(unit.concept), chosen.Config(**{**defaults, **entry.settings}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WeakEraser)  # the fit's record says so
+        eraser = chosen.fit(pipe, suite.concept(unit.concept), chosen.Config(**{**defaults, **entry.settings}))
     cost: dict[str, Any] = {"seconds": time.perf_counter() - began, "bytes": 0}
     if eraser.edits:
         eraser.save(folder)
         cost["bytes"] = sum(file.stat().st_size for file in folder.iterdir())
     cost["peak_memory"] = _peak_memory()
     cost["drawn_with"] = drawn_with(pipe)
+    cost["weak"] = list(eraser.weak)
     _write_json(run, "fits", unit, cost)
     return eraser
 

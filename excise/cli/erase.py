@@ -125,7 +125,7 @@ def erase(
     Of several concepts or by several methods each gets a folder of its own in --out; those that are there are kept, and
     made anew with --force. By other methods it may be as large as the weights it changes.
     """
-    from excise.app.knowing import explain_unsplit, parts, refuse_few_pairs, refuse_not_drawn
+    from excise.app.knowing import explain_unsplit, is_snce, parts, refuse_few_pairs, refuse_not_drawn
 
     names = parts(concept)
     several = names is not None or "," in by
@@ -176,7 +176,7 @@ def erase(
     wanted = concept_named(concept, mentions, pairs, kind, n)
     for problem in check(wanted) if pairs is not None else ():
         note(f"warning: {pairs}: {problem}")
-    if pairs is not None and not accept_weak:
+    if is_snce(by) and not accept_weak:
         with weak_is_3():
             refuse_few_pairs(wanted)
     if model is None and not accept_weak:
@@ -367,7 +367,8 @@ def verify(
 ) -> None:
     """Check that an eraser is whole, fits the model and works on it; with --key or --identity, also who signed it.
 
-    Exit code 2 where it is incomplete, altered or not signed as asked, 1 where it does not fit or does not work.
+    Exit code 2 where it is incomplete, altered or not signed as asked, 1 where it does not fit, does not work or was
+    written as weak (`erase --accept-weak`); --files-only does not look at the last.
     """
     from excise.erasers.artefact import SIGNATURE, check_files, eraser_folders
     from excise.errors import ExciseError

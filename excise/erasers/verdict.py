@@ -68,9 +68,10 @@ def in_words(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "own prompts", f"acts on {100 * verdict['opened']:.0f} % of the prompts with the concept"
     if "auroc" in verdict:
         yield "AUROC", f"{verdict['auroc']:.2f} on held-out wordings"
-    for key, what in (("controls", "control prompts"), ("protected", "words for groups of people")):
-        if isinstance(found := verdict.get(key), Mapping):
-            yield what, _touched(found)
+    if isinstance(found := verdict.get("controls"), Mapping):
+        yield "control prompts", f"{_touched(found)} where they are kept out of the calibration"
+    if isinstance(found := verdict.get("protected"), Mapping):
+        yield "words for groups of people", _touched(found)
 
 
 def _mention(row: Mapping[str, Any]) -> str:

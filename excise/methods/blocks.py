@@ -16,6 +16,7 @@ from excise.erasers import BlockEdit, Eraser
 from excise.erasers.block import BLOCK_CHOICES, BlockGate, Steps
 from excise.erasers.guard import unedited
 from excise.erasers.rows import check_choices, preactivations
+from excise.erasers.strength import LEAST_CARRIED
 from excise.errors import ExciseError
 from excise.methods.proving import proved
 from excise.neurons.timesteps import Means
@@ -23,8 +24,6 @@ from excise.sae import TopKSAE, card, load
 from excise.sites import Site, block_site, capture_blocks
 
 Units = Literal["deviation", "raw", "concept"]
-LEAST_CARRIED = 0.25
-"""Neurons that carry less of the concept's change than this are turned down as far as if they carried so much."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from excise.sites import text_encoders
 from excise.sites.language import LanguageModel
 from excise.sites.site import tokenizer_of
 
-LEAST_CARRIED = 0.2
+LEAST_SHARE = 0.2
 """Of the concept's change, by the edited neurons. Strength 1.25 comes to at most 1.25 / 0.25 = 5 in codes
 (`strength.LEAST_CARRIED`), which with a fifth still takes out all of the change. The bundled model's concepts carry
 0.25 to 0.95, words it cannot draw 0.00 (spider-man) to 0.23 (lamp)."""
@@ -40,7 +40,8 @@ LEAST_OPENED = 0.9
 """Of the concept's own prompts, those the eraser acts on. The bundled model's concepts have 1.00; of weapons it was
 0.54."""
 MOST_CONTROLS = STRUCTURAL_SHARE
-"""Of the control prompts, those that change: above it the neuron is structural."""
+"""Of the control prompts, those that an eraser calibrated on the pairs alone would change: above it the neuron is
+structural. Calibrated on the controls too, as it is, it changes none of them."""
 MOST_PROTECTED = 0.5
 """Of the words for groups of people, those that change a sentence. The bundled model was trained on none of them and
 its concepts touch up to 17 of 51 (flat), so that only an eraser that answers people as such is refused; all that are
@@ -51,7 +52,10 @@ MOST_CANARIES, MOST_STEPS = 12, 20
 
 @dataclass(frozen=True)
 class Figures:
-    """What a fit by SAE neurons measured of itself; None where it was not. `controls` are (changed, all)."""
+    """What a fit by SAE neurons measured of itself; None where it was not.
+
+    `controls` are (changed, all): the control prompts that it would change had it not been calibrated on them.
+    """
 
     pairs: int
     carried: float | None = None
@@ -183,17 +187,20 @@ def _weak(figures: Figures) -> list[str]:
     f, out = figures, []
     if f.pairs < LEAST_PAIRS:
         out.append(f"only {f.pairs} pair{'s' * (f.pairs != 1)} of prompts; at least {LEAST_PAIRS} are needed")
-    if f.carried is not None and f.carried < LEAST_CARRIED:
+    if f.carried is not None and f.carried < LEAST_SHARE:
         out.append(
             f"what is turned down carries {percent(f.carried)} of what the concept's word changes, less than "
-            f"{percent(LEAST_CARRIED)}: most of the concept is elsewhere, or the model does not know it"
+            f"{percent(LEAST_SHARE)}: most of the concept is elsewhere, or the model does not know it"
         )
     if f.auroc is not None and f.auroc < LEAST_AUROC:
         out.append(f"held-out AUROC {f.auroc:.2f}, less than {LEAST_AUROC}: it does not tell the concept apart")
     if f.opened is not None and f.opened < LEAST_OPENED:
         out.append(f"it acts on {percent(f.opened)} of the concept's own prompts, less than {percent(LEAST_OPENED)}")
     if f.spares and f.controls is not None and f.controls[0] > MOST_CONTROLS * f.controls[1]:
-        out.append(f"{f.controls[0]} of {f.controls[1]} control prompts change, more than {percent(MOST_CONTROLS)}")
+        out.append(
+            f"it would change {f.controls[0]} of {f.controls[1]} control prompts if it were not calibrated on them, "
+            f"more than {percent(MOST_CONTROLS)}: it carries the prompts' structure"
+        )
     if f.spares and f.protected is not None and len(f.protected[0]) > MOST_PROTECTED * f.protected[1]:
         out.append(f"{len(f.protected[0])} of {f.protected[1]} words for groups of people set it off")
     return out

@@ -139,8 +139,8 @@ def find(pipe: Any, sae: TopKSAE, concept: Concept, config: SNCEConfig | None = 
         checked = tuple(replace(check, control_share=share) for check, share in zip(checked, acts, strict=True))
     if checked and checked[0].structural:
         warnings.warn(
-            f"neuron {checked[0].index} ranks first for {concept.name!r} but fires on "
-            f"{checked[0].control_share:.0%} of the control prompts: it carries the prompts' structure, not the "
+            f"neuron {checked[0].index} ranks first for {concept.name!r} but an eraser calibrated without the control "
+            f"prompts would change {checked[0].control_share:.0%} of them: it carries the prompts' structure, not the "
             "concept; mend the pairs or pick another",
             stacklevel=2,
         )
@@ -153,22 +153,25 @@ def find(pipe: Any, sae: TopKSAE, concept: Concept, config: SNCEConfig | None = 
 def _acts_on_controls(
     pipe: Any, sae: TopKSAE, site: Site, concept: Concept, config: SNCEConfig, neurons: list[int]
 ) -> list[float]:
-    """By neuron the share of controls on which an eraser would act.
-
-    Its threshold is calibrated on the pairs alone, so that the controls are prompts it has not seen.
-    """
+    """By neuron the share of controls on which an eraser calibrated without them would act."""
     edit = SAEEdit.from_sae(sae, site, neurons)
 
     def read(prompts: Sequence[str]) -> Reading:
         return Reading.of(pipe, sae, edit, prompts, config.batch_size)
 
     loud, quiet = read([pair.concept for pair in concept.pairs]), read([pair.deconcept for pair in concept.pairs])
-    controls = read(concept.controls)
-    lead = min(loud.lead, quiet.lead, controls.lead)
-    levels = calibrate(loud.preacts[:, lead:], loud.topk[:, lead:] > 0, quiet.preacts[:, lead:], config.margin)
-    acts = (controls.preacts[:, lead:] > levels.threshold).any(1)
-    shares: list[float] = acts.double().mean(0).tolist()
+    shares: list[float] = _acts(loud, quiet, read(concept.controls), config.margin).double().mean(0).tolist()
     return shares
+
+
+def _acts(loud: Reading, quiet: Reading, controls: Reading, margin: float) -> Tensor:
+    """`[C, k]`: on which controls each neuron acts with the threshold of `loud` and `quiet` alone.
+
+    The controls are then prompts that the threshold has not seen.
+    """
+    lead = min(loud.lead, quiet.lead, controls.lead)
+    levels = calibrate(loud.preacts[:, lead:], loud.topk[:, lead:] > 0, quiet.preacts[:, lead:], margin)
+    return (controls.preacts[:, lead:] > levels.threshold).any(1)
 
 
 def fit(
@@ -273,8 +276,12 @@ def _part(pipe: Any, concept: Concept, config: SNCEConfig, sae: TopKSAE, found: 
     edit = SAEEdit.from_sae(sae, found.site, neurons, gate=config.gate, lam=config.lam, uncond=config.uncond)
     loud = Reading.of(pipe, sae, edit, [pair.concept for pair in concept.pairs], config.batch_size)
     quiet = Reading.of(pipe, sae, edit, [pair.deconcept for pair in concept.pairs], config.batch_size)
+    acts: Tensor | None = None
     if concept.controls:
-        quiet = quiet.with_more(Reading.of(pipe, sae, edit, concept.controls, config.batch_size))
+        controls = Reading.of(pipe, sae, edit, concept.controls, config.batch_size)
+        if config.source == "prompt" and config.gate in ("whole", "threshold"):
+            acts = _acts(loud, quiet, controls, config.margin).any(1)
+        quiet = quiet.with_more(controls)
     lead = min(loud.lead, quiet.lead)
     carried: float | None = None
     levels = calibrate(loud.preacts[:, lead:], loud.topk[:, lead:] > 0, quiet.preacts[:, lead:], config.margin)
@@ -291,22 +298,32 @@ def _part(pipe: Any, concept: Concept, config: SNCEConfig, sae: TopKSAE, found: 
             edit = replace(edit, lam=config.lam / max(carried, LEAST_CARRIED))
     told = {**measured(found, edit, levels, loud, quiet, len(concept.pairs)), "carried": carried}
     heard = loud.codes(replace(edit, source="prompt", concept_codes=None)).sum((1, 2))
-    return _Part(edit, sae, heard, told, _figures(pipe, sae, edit, concept, config, told))
+    return _Part(edit, sae, heard, told, _figures(pipe, sae, edit, concept, config, told, acts))
 
 
 def _figures(
-    pipe: Any, sae: TopKSAE, edit: SAEEdit, concept: Concept, config: SNCEConfig, told: dict[str, Any]
+    pipe: Any,
+    sae: TopKSAE,
+    edit: SAEEdit,
+    concept: Concept,
+    config: SNCEConfig,
+    told: dict[str, Any],
+    acts: Tensor | None,
 ) -> Figures:
-    """What the verdict is made from: codes that are the prompt's own say what is edited, the concept's do not."""
+    """What the verdict is made from: codes that are the prompt's own say what is edited, the concept's do not.
+
+    `acts`: on which controls the edit acts where they are kept out of its calibration; None where it has none.
+    """
     aurocs = [neuron["auroc"] for neuron in told["neurons"] if neuron.get("auroc") is not None]
     figures = Figures(len(concept.pairs), told["carried"], max(aurocs, default=None))
     if config.source == "concept" or isinstance(pipe, LanguageModel):
         return replace(figures, spares=False)
     share, number = told["fires"]["controls"], len(concept.controls)
+    touched = int(acts.sum()) if acts is not None else round(share * number) if share is not None else None
     return replace(
         figures,
         opened=told["fires"]["concept"],
-        controls=(round(share * number), number) if share is not None else None,
+        controls=(touched, number) if touched is not None else None,
         protected=protected(pipe, edit, sae, config.batch_size),
         spares=config.gate != "relu",
     )

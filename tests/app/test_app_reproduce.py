@@ -50,6 +50,14 @@ def test_figure_7_has_a_column_a_strength_and_a_row_a_prompt_and_k(swept: Run) -
     assert sheet.shape[0] == 2 * MARGIN + 2 * (128 + head) + GAP, "a prompt for k = 1 and one for k = 10"
 
 
+def test_figure_7_takes_strengths_in_codes(swept: Run, tmp_path: Path) -> None:
+    methods = [f"{label},unit=code" for label in ("snce:lam=0.4", "snce:lam=4")]
+    run = start(tmp_path / "run", "canvas", "quick", methods, ["gun"], SMALL)
+    resume(run)
+    sheet = np.asarray(Image.open(io.BytesIO(figure_7(run))))
+    assert sheet.shape[1] == 2 * MARGIN + 3 * 128 + 2 * GAP, "none and both strengths"
+
+
 def test_what_was_seen_is_blurred(swept: Run) -> None:
     fired = [r["seen"]["target"] for r in swept.records() if ".direct." in r["case"]]
     plain, blurred = (figure_7(swept, blur=blur) for blur in (False, True))

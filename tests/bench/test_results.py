@@ -166,6 +166,17 @@ def test_a_concept_that_a_method_refused_counts_as_refused_and_not_as_erased(tmp
     assert {figure["value"] for figure in found["figures"].values()} == {None}
 
 
+def test_a_weak_eraser_counts_and_is_listed(tmp_path: Path) -> None:
+    run = written(tmp_path / "run", {})
+    assert measured(run)["weak"] == {}
+    cost = {"seconds": 1.0, "bytes": 1, "peak_memory": None, "weak": ["it touches too much"]}
+    write_atomic(run.folder / "fits" / "snce=gun.json", json.dumps(cost))
+    found = results(run, SUITE)
+    assert found["methods"]["snce"]["weak"] == {"gun": ["it touches too much"]}
+    assert found["methods"]["snce"]["figures"]["ua"]["n"]
+    assert "weak eraser, gun: it touches too much" in render(run, SUITE, found)
+
+
 def test_identical_is_of_the_pictures_digests(tmp_path: Path) -> None:
     """Not of their files, which no two methods share, nor of their places."""
     same = {"picture": "d1"}

@@ -391,6 +391,10 @@ def test_one_pair_is_too_few_and_the_pairs_own_problems_are_told(
     assert "only 1 pairs: at least 20 are needed" in refused.stderr
     assert "only 1 pair of prompts" in refused.stderr
     assert not (tmp_path / "one").exists()
+    # Wherever the pairs are from.
+    for more in ((), ("--method", "uce+snce")):
+        made = call("erase", "gun", "--n", 4, *more, *common, "--out", tmp_path / "one")
+        assert (made.exit_code, "only 4 pairs of prompts" in made.stderr) == (3, True), made.output
 
 
 def test_what_the_bundled_model_does_not_draw_is_not_erased(call: Callable[..., Any], tmp_path: Path) -> None:

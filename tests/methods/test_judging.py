@@ -163,3 +163,30 @@ def test_a_neuron_is_structural_by_the_erasers_threshold_not_by_stray_codes() ->
     first = found.validation[0]
     assert not first.structural
     assert (activations(found.control_codes)[:, first.index] > 0).double().mean() > STRUCTURAL_SHARE
+
+
+def test_controls_are_judged_by_an_eraser_that_has_not_seen_them() -> None:
+    """Calibrated on the controls it changes none of them: a limit on those could not be missed."""
+    from excise import reference
+    from excise.sae import load
+
+    folder, pipe = reference.sae_folder(), reference.load()
+    sae, config = load(folder), SNCEConfig(sae=str(folder), permutations=1, examine=1)
+    few = builtin("gun", 4)
+    with pytest.warns(UserWarning, match="calibrated without the control prompts would change") as warned:
+        found = find(pipe, sae, few, config)
+    with pytest.warns(WeakEraser, match="if it were not calibrated on them"):
+        eraser = fit(pipe, few, config, sae=sae, found=found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WeakEraser)
+        alone = fit(pipe, replace(few, controls=()), config, sae=sae)
+    with alone.attach(pipe):
+        unseen = sum(by > 0 for by in text_changes(pipe, few.controls))
+    with eraser.attach(pipe):
+        assert not any(text_changes(pipe, few.controls))
+    assert unseen > STRUCTURAL_SHARE * len(few.controls)
+    assert eraser.verdict["controls"] == {"touched": unseen, "of": len(few.controls)}
+    assert found.validation[0].control_share == pytest.approx(unseen / len(few.controls))
+    assert any(f"would change {unseen} of {len(few.controls)} control prompts" in why for why in eraser.weak)
+    assert dict(in_words(eraser.verdict))["control prompts"].startswith(f"{unseen} of {len(few.controls)} change")
+    assert any(f"{unseen / len(few.controls):.0%}" in str(w.message) for w in warned)

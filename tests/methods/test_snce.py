@@ -203,7 +203,7 @@ def test_a_neuron_that_does_not_carry_the_concept_is_refused(tiny_pipe: Any, wor
 
 
 def test_a_structural_neuron_is_warned_of(tiny_pipe: Any, word_sae: TopKSAE, gun: Concept) -> None:
-    with pytest.warns(UserWarning, match="fires on 100% of the control prompts"):
+    with pytest.warns(UserWarning, match="without the control prompts would change 100% of them"):
         find(tiny_pipe, word_sae, replace(gun, controls=("a gun on sand", "the gun")), CONFIG)
 
 

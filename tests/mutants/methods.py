@@ -17,7 +17,7 @@ MUTANTS = [
         ("tolerance: float = 0.02", "tolerance: float = 0.0"),
         ("margin: float = 0.02", "margin: float = 0.1"),
         ("lead = min(loud.lead, quiet.lead)", "lead = 0"),
-        ("quiet = quiet.with_more(Reading.of(pipe, sae, edit, concept.controls, config.batch_size))", "pass"),
+        ("quiet = quiet.with_more(controls)", "pass"),
         ("if not bool(levels.separable[0]):", "if False:"),
         ("concept.pairs[int(heard.argmax())].concept", "concept.pairs[int(heard.argmin())].concept"),
     ),
