@@ -393,7 +393,7 @@ def test_one_pair_is_too_few_and_the_pairs_own_problems_are_told(
     assert not (tmp_path / "one").exists()
     # Wherever the pairs are from.
     for more in ((), ("--method", "uce+snce")):
-        made = call("erase", "gun", "--n", 4, *more, *common, "--out", tmp_path / "one")
+        made = call("erase", "gun", "--n", 4, *more, *common[:4], "--out", tmp_path / "one")
         assert (made.exit_code, "only 4 pairs of prompts" in made.stderr) == (3, True), made.output
 
 
