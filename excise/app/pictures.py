@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from excise.app.grid import Block, Item, sheet
-from excise.bench.pictures import Pixels, png
+from excise.bench.pictures import png
 from excise.bench.protocols.prompts import LARGEST_SEED, load
 from excise.concepts import read_prompts
 from excise.concepts.minors import names_minors
+from excise.drawn import Drawn, Pixels
 from excise.erasers import Attachments, Eraser
 from excise.erasers.integrity import model_digests
 from excise.errors import ExciseError
@@ -101,11 +102,12 @@ def draw_prompts(
 
     `out` is a sheet of all, `out_dir` a folder for a PNG each, in the size they were drawn in. Each file says how it
     was made (seed, steps, digests of model and erasers, strength), its prompt only with `keep_prompt`; a sheet shows
-    prompts as headings. `guidance` None leaves the scale to the pipeline's own default.
+    prompts as headings. A broken picture leaves the others of `out_dir` as they are: they are written before the error.
+    `guidance` None leaves the scale to the pipeline's own default.
     Raises ExciseError where a prompt is empty, `out` is no .png, a file is there already and `force` is not given, an
     eraser does not fit, a picture is broken, or the disk refuses.
     """
-    from excise.reference import generate
+    from excise.reference import draw as draw_batch
 
     check(asked, erasers, out, out_dir, force=force, compare=compare)
     texts = [one.prompt for one in asked for _ in one.seeds]
@@ -123,21 +125,27 @@ def draw_prompts(
         told = {"Software": f"excise {version('excise')}", "excise": json.dumps({**own, **how}, ensure_ascii=False)}
         return told | ({"Description": prompt} if keep_prompt else {})
 
-    def draw(side: str, attached: Mapping[str, Eraser]) -> Pixels:
+    def draw(side: str, attached: Mapping[str, Eraser]) -> Drawn:
         parts = []
         with Attachments.of(pipe, attached, strength=strength, sae=sae):
             for start in range(0, len(texts), batch):
                 part = slice(start, start + batch)
                 options = {"steps": steps, "guidance": guidance, "batch_size": batch, "progress": progress}
-                parts.append(generate(pipe, texts[part], seeds[part], **options))
+                drawn = draw_batch(pipe, texts[part], seeds[part], **options)
+                if out_dir is None:
+                    drawn.sound(seeds[part])  # a sheet needs them all
+                parts.append(drawn)
                 # Written at once: what is drawn is kept, whatever becomes of the rest.
                 for path, n in zip(files.get(side, ())[part], range(start, len(texts)), strict=False):
                     own = {"seed": seeds[n], **(edited if attached else {})}
-                    write_atomic(path, png(parts[-1][n - start], chunks(own, texts[n])))
-        return np.concatenate(parts)
+                    if drawn.faults[n - start] is None:
+                        write_atomic(path, png(drawn.pixels[n - start], chunks(own, texts[n])))
+        return Drawn.joined(parts)
 
     files = {} if out_dir is None else {side: _files(asked, side, out_dir) for side in _sides(erasers, compare)}
-    sides = {side: draw(side, erasers if side == AFTER else {}) for side in _sides(erasers, compare)}
+    made = {side: draw(side, erasers if side == AFTER else {}) for side in _sides(erasers, compare)}
+    Drawn.joined(list(made.values())).sound(seeds * len(made))
+    sides = {side: drawn.pixels for side, drawn in made.items()}
     if out is not None:
         own = {"seeds": sorted(set(seeds)), **(edited if erasers else {})}
         prompts = "\n".join(one.prompt for one in asked)

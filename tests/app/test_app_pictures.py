@@ -85,6 +85,24 @@ def test_a_sheets_heading_says_what_of_a_prompt_is_not_read(tiny_pipe: Any) -> N
     assert plain.heading == "a cat"
 
 
+def test_a_broken_picture_leaves_its_neighbours(tiny_pipe: Any, tmp_path: Path) -> None:
+    def spoil(_: Any, __: Any, made: Any) -> Any:
+        made[1] = float("nan")
+        return made
+
+    hook = tiny_pipe.vae.decoder.register_forward_hook(spoil)
+    try:
+        with pytest.raises(ExciseError, match=r"2 of 10 pictures are broken \(seed 1: values that are not finite"):
+            draw_prompts(tiny_pipe, [Asked("a cat", tuple(range(10)))], {}, None, out_dir=tmp_path / "each", steps=1)
+        with pytest.raises(ExciseError, match="1 of 3 pictures are broken"):
+            draw_prompts(tiny_pipe, [GUN, CAT], {}, tmp_path / "sheet.png", steps=1)
+    finally:
+        hook.remove()
+    kept = {file.name for file in (tmp_path / "each").iterdir()}
+    assert kept == {f"0001-seed-{seed}-unerased.png" for seed in range(10) if seed not in (1, 9)}
+    assert not (tmp_path / "sheet.png").exists()
+
+
 def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
     there = tmp_path / "0001-seed-4-unerased.png"
     there.write_bytes(b"mine")
