@@ -79,12 +79,16 @@ def load_pipeline(model: str | None, device: str = "cpu", weights: Weights = DEF
     from excise.app.language import find_language_model, load_language_model
 
     if (found := find_language_model(model)) is not None:
+        if weights.revision is not None or weights.variant is not None:
+            raise ExciseError(f"{model} is on this machine; --revision and --variant are for a model of the hub")
         return load_language_model(*found, device=device, dtype=weights.torch_dtype())
     try:
         return load_diffusion_pipeline(model, device, weights)
     except ExciseError as error:
         cached = isinstance(error, Unreachable)
         if not must_be_local(model) and _writes(model, weights.revision, cached):
+            if weights.variant is not None:
+                raise ExciseError(f"{model} is a language model, which has no variants; leave out --variant") from error
             return load_language_model(model, device=device, dtype=weights.torch_dtype(), revision=weights.revision)
         raise
 

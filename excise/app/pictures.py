@@ -9,8 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from excise.app.grid import Block, Item, sheet
 from excise.bench.pictures import png
 from excise.bench.protocols.prompts import LARGEST_SEED, load

@@ -15,9 +15,10 @@ from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.cutting import note_cuts
 from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
-from excise.cli.outputs import ERASER, Force, check_absent, check_folder, check_resumed
+from excise.cli.outputs import Force, check_absent, check_folder, check_resumed
 from excise.cli.terminal import complain, emit, note, prose, table, training
 from excise.cli.weights import choosing_weights
+from excise.erasers.artefact import FILES
 
 if TYPE_CHECKING:
     from excise.erasers import Signer
@@ -132,7 +133,7 @@ def erase(
     if several:
         check_resumed(out)
     else:
-        check_folder(out, force=force, own=ERASER)
+        check_folder(out, force=force, own=FILES)
 
     from excise.app.finding import chosen, erase_by, save, settings, unplaced
     from excise.app.finding import erase as made_by

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from excise.errors import ExciseError
+from excise.files import is_leftover
 
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 PAIRS = (".csv", ".jsonl")
@@ -20,8 +21,6 @@ FIGURES = (".svg", ".png", ".pdf")
 PICTURE = (".png",)
 PAGES = (".html", ".htm")
 EXPORTS = (".jsonl", ".csv", ".parquet")
-ERASER = ("eraser.json", "eraser.safetensors", "manifest.json")
-"""The files of an eraser, which alone may be replaced in its folder."""
 
 
 def check_file(out: Path, endings: tuple[str, ...], *, force: bool = False, option: str = "--out") -> None:
@@ -47,7 +46,7 @@ def check_folder(out: Path, *, own: tuple[str, ...], force: bool = False, option
     """Raise ExciseError unless `out` can be written: a place to write to, no file, and nothing in it; with `force`
     nothing but `own`, the names of the files that are to be replaced."""
     check_resumed(out, option=option)
-    there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    there = sorted(path.name for path in out.iterdir() if not is_leftover(path.name)) if out.is_dir() else []
     if there and not force:
         raise ExciseError(f"{option} {out} is there already; choose another folder, or replace it with --force")
     if others := [name for name in there if name not in own]:

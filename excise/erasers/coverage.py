@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -42,11 +43,11 @@ def refuse_unless_covered(pipe: Any, eraser: Eraser, edits: Sequence[Edit]) -> N
         )
 
 
-def refuse_early_tap(pipe: Any, edit: TextEdit, clip_skip: int | None, eraser: str) -> None:
+def refuse_early_tap(pipe: Any, edit: TextEdit, clip_skip: Any, eraser: str) -> None:
     """clip_skip = s makes the pipeline read layer L - s. Raises ExciseError where that is before the Site."""
     if not clip_skip:
         return
-    if not isinstance(clip_skip, int):
+    if not isinstance(clip_skip, Integral):
         raise ExciseError(f"clip_skip={clip_skip!r} is no whole number; give one as a number, such as 1")
     if clip_skip < 0:
         raise ExciseError(

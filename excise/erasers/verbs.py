@@ -44,8 +44,8 @@ def load_eraser(
     if folders != [Path(source)]:
         if name is not None and len(folders) > 1:
             raise ExciseError(f"{source} holds {len(folders)} erasers, which keep their own names; leave `name` out")
-        loaded = load_erasers(folders, signed_by=signed_by, require_signature=require_signature)
-        if len(loaded) > 1:
+        if len(folders) > 1:
+            loaded = load_erasers(folders, signed_by=signed_by, require_signature=require_signature)
             return Attachments.of(pipe, loaded, **options)
         source = folders[0]
     eraser = Eraser.from_pretrained(source, signed_by=signed_by, require_signature=require_signature)

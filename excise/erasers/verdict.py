@@ -53,7 +53,7 @@ def _typed(data: Any, types: Mapping[str, type]) -> dict[str, Any]:
     for key, value in data.items():
         if key not in types:
             raise ValueError(f"verdict: {key!r} is unknown")
-        if type(value) is not types[key]:
+        if type(value) is not types[key] and not (types[key] is float and type(value) is int):
             raise TypeError(f"verdict: {key} should be {types[key].__name__}")
     return data
 

@@ -118,6 +118,8 @@ def _begun(folder: Path, about: dict[str, Any], anew: bool) -> dict[str, Any]:
         return nothing
     try:
         found: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+        if "bos" in about:
+            found.setdefault("bos", True)  # older captures read every position and did not say so
         if {name: found[name] for name in about} == about:
             return found
         if anew and found["schema"] == SCHEMA:

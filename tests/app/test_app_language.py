@@ -18,6 +18,7 @@ from excise.app import language, text_corpora, training
 from excise.app.finding import erase, find_neurons, settings
 from excise.app.language import find_language_model, generate_text
 from excise.app.models import load_pipeline
+from excise.app.pipelines import Weights
 from excise.app.text_corpora import described, mixed, parts, texts
 from excise.app.training import train_sae
 from excise.concepts import Concept, from_templates, save_pairs
@@ -153,6 +154,12 @@ def test_found_and_erased_by_the_same_functions(model: Path, concept: Concept) -
     assert asked.before == pipe.generate(pipe.asked("a gun"), 6) and asked.after is None
     with pytest.raises(ExciseError, match="a prompt is empty"):
         generate_text(pipe, [GUN, " "])
+
+
+@pytest.mark.parametrize("weights", [Weights(revision="main"), Weights(variant="fp16")])
+def test_a_revision_or_variant_of_a_language_model_on_the_disk_is_refused(weights: Weights, model: Path) -> None:
+    with pytest.raises(ExciseError, match="is on this machine; --revision and --variant are for a model of the hub"):
+        load_pipeline(str(model), weights=weights)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import typer.main
 from excise.cli import app
 from excise.cli.outputs import check_extra, check_figure, check_file, check_folder
 from excise.errors import ExciseError
+from excise.files import temporary_beside
 from tests.cli.test_cli_command import everything
 
 Call = Callable[..., Any]
@@ -131,6 +132,15 @@ def test_a_folder_to_go_on_in_is_no_file(command: str, call: Call) -> None:
 def test_what_is_wrong_is_said_before_a_model_is_loaded(args: tuple[str, ...], says: str, call: Call) -> None:
     assert says in why(call(*args))
     assert list(Path().iterdir()) == []
+
+
+def test_what_a_killed_write_left_does_not_take_the_folder() -> None:
+    Path("out").mkdir()
+    temporary_beside(Path("out/eraser.json")).write_text("half")
+    check_folder(Path("out"), own=())
+    Path("out/notes.txt").write_text("mine")
+    with pytest.raises(ExciseError, match="out is there already"):
+        check_folder(Path("out"), own=())
 
 
 def test_a_place_that_cannot_be_written_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:

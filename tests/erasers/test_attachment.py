@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -228,6 +229,7 @@ def test_clip_skip_is_fine_where_the_site_lies_before_the_tap(tiny_pipe: Any, gu
         refuse_early_tap(tiny_pipe, edit, 1, "gun")
         with pytest.raises(ExciseError, match="clip_skip=2"):
             refuse_early_tap(tiny_pipe, edit, 2, "gun")
+        refuse_early_tap(tiny_pipe, edit, np.int64(1), "gun")
 
 
 def test_changes_after_attaching_are_noticed(
