@@ -55,7 +55,7 @@ def refuse_early_tap(pipe: Any, edit: TextEdit, clip_skip: Any, eraser: str) -> 
         )
     at, component = depth(pipe, edit.site), edit.site.component
     taps = taps_of(pipe, component) or [layer_count(encoder_of(pipe, component))]
-    if at is None or at > min(taps) - clip_skip:
+    if at is None or at > min(taps) - int(clip_skip):
         raise ExciseError(
             f"clip_skip={clip_skip} reads the text encoder before {edit.site.key}, where eraser "
             f"{eraser!r} acts; use a smaller clip_skip or an eraser for an earlier Site"

@@ -123,7 +123,7 @@ def _refusals() -> tuple[type[BaseException], ...]:
 def check_name(repo_id: str) -> None:
     """Raise ExciseError unless that can be a repository's name on the hub."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo_id)
