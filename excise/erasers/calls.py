@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,6 +31,8 @@ class Call:
     """How often each hook (by id) ran in this call."""
     negative: bool = False
     """The caller said that this is a negative prompt: every run is for the unconditional branch."""
+    looked: tuple[Any, ...] = ()
+    """The attachments whose guard has looked at the pipeline before this call."""
     usual: bool = False
     """It is known to read the hidden states that its family's entry names, and no others."""
 
@@ -50,8 +51,9 @@ class Call:
 CALL: ContextVar[Call | None] = ContextVar("excise_call", default=None)
 """The guarded `encode_prompt` call under way in this thread or task; None when a text encoder is called otherwise."""
 _NEGATIVE: ContextVar[bool] = ContextVar("excise_negative", default=False)
-_HERE = threading.local()
-"""`_HERE.frame, _HERE.call`: the unguarded `encode_prompt` that last ran an encoder in this thread."""
+_KEY = "excise call"
+"""Under this name, which no variable can have, the frame of an unguarded `encode_prompt` holds its call among its
+locals: it is gone when the frame is, whether that returned or raised."""
 
 
 @contextmanager
@@ -100,36 +102,38 @@ def current_call(encoder: nn.Module) -> Call | None:
         return call
     frame = _caller(encoder)
     if frame is None:
-        leave_call()
         return None
-    if getattr(_HERE, "frame", None) is not frame:
+    found: Call | None = frame.f_locals.get(_KEY)
+    if found is None:
         pipe = frame.f_locals["self"]
         signature = inspect.signature(inspect.unwrap(type(pipe).encode_prompt))
         arguments = {name: frame.f_locals.get(name) for name in signature.parameters}
         if arguments.get("prompt") is not None:  # what it makes of the prompt may be there already
             arguments["prompt_embeds"] = None
-        _HERE.frame, _HERE.call = frame, call_of(pipe, signature, arguments)
-    found: Call = _HERE.call
+        found = frame.f_locals[_KEY] = call_of(pipe, signature, arguments)
     return found
 
 
 def last_call() -> Call | None:
     """As `current_call`, within a run of the encoder that asked for it."""
-    found: Call | None = CALL.get() or getattr(_HERE, "call", None)
-    return found
+    if (call := CALL.get()) is not None:
+        return call
+    frame = _encode_prompt_above()
+    return frame.f_locals.get(_KEY) if frame is not None else None
 
 
-def leave_call() -> None:
-    """Forget the unguarded call in this thread: it is over."""
-    _HERE.frame = _HERE.call = None
+def _encode_prompt_above() -> FrameType | None:
+    """The innermost function of that name that is under way in this thread."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "encode_prompt":
+        frame = frame.f_back
+    return frame
 
 
 def _caller(encoder: nn.Module) -> FrameType | None:
     """The frame of the `encode_prompt` that runs `encoder`: diffusers' own code, of a pipeline whose family is known
     and which has this encoder. In anything else the order of the branches is anybody's guess."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_name != "encode_prompt":
-        frame = frame.f_back
+    frame = _encode_prompt_above()
     if frame is None or not str(frame.f_globals.get("__name__")).startswith("diffusers."):
         return None
     from diffusers import DiffusionPipeline

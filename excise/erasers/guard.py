@@ -118,6 +118,7 @@ class Guard:
         bound.apply_defaults()
         call = call_of(self.pipe, self.signature, dict(bound.arguments))
         live = [a for a in self.attachments if a.active and not is_muted(a)]
+        call.looked = tuple(live)
         epochs = [attachment.before_prompt(call) for attachment in live]
         token = CALL.set(call)
         try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from excise.erasers.calls import CALL, Call, current_call, leave_call
+from excise.erasers.calls import CALL, Call, current_call
 from excise.erasers.guard import LEDGER, is_muted
 from excise.erasers.hooks import ERASED, SPARED, EditHook, Passage, Watch, found_on, install, remove
 from excise.erasers.ledger import OWN, UNKNOWN, Ledger
@@ -73,13 +73,15 @@ class Scribe(Watch):
         self._here.call = current_call(self.module)
         self._here.before, SPARED.yes = {id(hook): hook.runs for hook in hooks}, False
         self._here.epoch, self._here.erased = self.witness.epoch, getattr(ERASED, "runs", 0)
-        if CALL.get() is None:  # no guard has looked: the encoder may have been changed through another pipeline
-            for attachment in dict.fromkeys(hook.attachment for hook in hooks):
+        looked = call.looked if (call := CALL.get()) is not None else ()
+        for attachment in dict.fromkeys(hook.attachment for hook in hooks):
+            if attachment not in looked:  # the encoder may have been changed through another pipeline
                 attachment.refuse_changed()
 
     def _write(self, output: Any) -> None:
         hooks, before = self._hooks(), self._here.before
         call: Call | None = self._here.call
+        self._here.call = None  # it holds the prompt and the pipeline
         if not hooks:
             if self._is_for_glyphs():
                 self.witness.add(list(tensors_of(output)), self._here.epoch)
@@ -246,8 +248,6 @@ class Post(Watch):
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         super().pre_forward(module)
-        if not torch.compiler.is_compiling():
-            leave_call()
         names = _parameters(type(module))
         given = [self._checked(name, value) for name, value in zip(names, args, strict=False)]
         return (*given, *args[len(given) :]), {name: self._checked(name, value) for name, value in kwargs.items()}

@@ -423,6 +423,45 @@ def test_excise_encode_with_an_eraser_that_edits_every_branch(
             draw(tiny_pipe, None, prompt_embeds=negative, guidance_scale=1.0)
 
 
+@pytest.mark.parametrize("way", ["text", "by hand", "encode_prompt"])
+def test_weights_written_to_and_seen_by_excise_encode(
+    tiny_pipe: Any, sibling: Any, gun_eraser: Eraser, way: str
+) -> None:
+    """A negative prompt on a pipeline that nobody guards is no way to the encoder either."""
+    ids = tiny_pipe.tokenizer("a cat", padding="max_length", return_tensors="pt").input_ids
+    ways: dict[str, tuple[Any, ...]] = {
+        "text": ("a cat",),
+        "by hand": (lambda: sibling.text_encoder(ids)[0],),
+        "encode_prompt": (sibling.encode_prompt, "a cat", "cpu", 1, False),
+    }
+    with gun_eraser.attach(tiny_pipe), torch.no_grad():
+        excise.encode(sibling, *ways[way], negative=True)
+        tiny.body(tiny_pipe.text_encoder).encoder.layers[0].mlp.fc1.weight.data.mul_(3)
+        with pytest.raises(EraserDidNotFire, match="the text encoder changed"):
+            excise.encode(sibling, *ways[way], negative=True)
+
+
+def test_a_call_that_broke_off_between_the_branches(tiny_pipe: Any, sibling: Any, gun_eraser: Eraser) -> None:
+    """What the encoder runs for next is no negative prompt's."""
+    encoder = tiny_pipe.text_encoder
+    ids = tiny_pipe.tokenizer(GUN, padding="max_length", return_tensors="pt").input_ids
+
+    def by_parts() -> Tensor:
+        """The encoder's body by its parts: nothing of the encoder itself is called."""
+        body = tiny.body(encoder)
+        mask = torch.full((1, 1, 77, 77), float("-inf")).triu(1)
+        made = body.encoder(inputs_embeds=body.embeddings(input_ids=ids), attention_mask=mask, is_causal=True)
+        states: Tensor = body.final_layer_norm(made[0])
+        return states
+
+    with torch.no_grad():
+        plain = by_parts()
+        with gun_eraser.attach(tiny_pipe):
+            with pytest.raises(TypeError, match="should be the same type"):
+                sibling.encode_prompt("a cat", "cpu", 1, True, ["a", "b"])
+            assert not torch.equal(excise.encode(tiny_pipe, by_parts), plain)
+
+
 def test_a_canary_that_does_not_move(tiny_pipe: Any, gun_edit: SAEEdit) -> None:
     silent = replace(gun_edit, b_enc=torch.tensor([-1e6]))
     eraser = Eraser((silent,), "silent", "gun", (), made_for(tiny_pipe), canary=(GUN,))

@@ -3,7 +3,9 @@ it, and it may be drawn beside a prompt and nowhere else."""
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -125,6 +127,19 @@ def test_a_pipeline_of_somebody_elses_has_its_order_guessed_at_by_nobody(
         one, other = encode_prompt(sibling, GUN, True)
         assert torch.equal(one, other)
         assert torch.equal(one, tiny_pipe.encode_prompt(GUN, "cpu", 1, False)[0])
+
+
+def test_nothing_is_kept_of_a_pipeline_that_nobody_guards(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    with gun_eraser.attach(tiny_pipe):
+        other = StableDiffusionPipeline(**tiny_pipe.components, requires_safety_checker=False)
+        with torch.no_grad():
+            made = other.encode_prompt(CAT, "cpu", 1, True, "dull")[0]
+        gone = weakref.ref(other), weakref.ref(made)
+        del other, made
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
 
 
 def test_one_encoded_as_a_prompt_is_warned_of_once(tiny_pipe: Any, gun_eraser: Eraser) -> None:
