@@ -7,6 +7,7 @@ way round the eraser, whichever pipeline the denoiser and the encoders are share
 from __future__ import annotations
 
 import inspect
+import threading
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -144,6 +145,7 @@ class Witness(Passage):
         """Grows whenever the erasers are set otherwise: what was encoded across that counts for neither setting."""
         self.erased = Ledger()
         """Prompts among them from which something was erased."""
+        self._lock = threading.RLock()
         self._posts: dict[nn.Module, Passage] = {}
         self._watched: dict[int, list[nn.Module]] = {}
         """By attachment (its id): the modules that are watched for it."""
@@ -159,26 +161,48 @@ class Witness(Passage):
     def encoding(cls, digest: str) -> Attachment | None:
         """Where the eraser of that digest was attached last to a pipeline with the text encoders that it edits."""
         there = [a for witness in tuple(_WITNESSES) for a in witness.attachments if a.eraser.digest == digest]
-        return next((a for a in reversed(there) if a.attached and a.hooks), None)
+        return max((a for a in there if a.attached and a.hooks), key=lambda a: a.number, default=None)
 
     @classmethod
     def join(cls, pipe: Any, attachment: Attachment, encoding: Attachment | None = None) -> Witness:
         """Add `attachment` to the witness at the pipeline's denoisers or text encoders, putting one there first where
-        there is none. A pipeline that only draws has the witness of the one that encodes for it (`encoding`)."""
-        watched, encoders = denoisers(pipe), text_encoders(pipe)
+        there is none. A pipeline that only draws has the witness of the one that encodes for it (`encoding`), and finds
+        it again when the eraser is attached to that one again."""
+        drawing = cls._left_to_draw(attachment) if encoding is None else []
         if encoding is not None:
             witness = next(w for w in tuple(_WITNESSES) if encoding in w.attachments)
         else:
-            at_denoisers = (found for denoiser in watched if (found := cls.of(denoiser)))
-            scribes = (s for name, e in encoders.items() if (s := found_on(e, Scribe)) and s.component == name)
-            witness = next(at_denoisers, None) or next((scribe.witness for scribe in scribes), None) or cls()
-        for module in watched:
-            witness._put(module, Post(witness))
-        for name, module in encoders.items():
-            witness._put(module, Scribe(witness, name, module))
-        witness.attachments.append(attachment)
-        witness._watched[id(attachment)] = [*watched, *encoders.values()]
+            at_denoisers = (found for denoiser in denoisers(pipe) if (found := cls.of(denoiser)))
+            encoders = text_encoders(pipe).items()
+            scribes = (s for name, e in encoders if (s := found_on(e, Scribe)) and s.component == name)
+            there = (*at_denoisers, *(scribe.witness for scribe in scribes), *(w for w, _ in drawing))
+            witness = there[0] if there else cls()
+        witness._watch(pipe, attachment)
+        for before, other in drawing:
+            if before is not witness:
+                before.leave(other)
+                witness._watch(other.pipe, other)
+            other.draw_for(attachment, witness)
         return witness
+
+    @classmethod
+    def _left_to_draw(cls, attachment: Attachment) -> list[tuple[Witness, Attachment]]:
+        """The attachments of the same eraser that only draw, and whose encoding one is gone; with their witnesses."""
+        if not attachment.edits:
+            return []
+        there = [(witness, a) for witness in tuple(_WITNESSES) for a in witness.attachments]
+        gone = [(witness, a) for witness, a in there if a.encoding is not None and not a.encoding.attached]
+        return [(witness, a) for witness, a in gone if a.eraser.digest == attachment.eraser.digest]
+
+    def _watch(self, pipe: Any, attachment: Attachment) -> None:
+        """Stand at the pipeline's denoisers and text encoders for `attachment`."""
+        watched, encoders = denoisers(pipe), text_encoders(pipe)
+        for module in watched:
+            self._put(module, Post(self))
+        for name, module in encoders.items():
+            self._put(module, Scribe(self, name, module))
+        self.attachments.append(attachment)
+        self._watched[id(attachment)] = [*watched, *encoders.values()]
 
     def _put(self, module: nn.Module, hook: Passage) -> None:
         if module not in self._posts:
@@ -202,16 +226,23 @@ class Witness(Passage):
 
     def forget(self) -> None:
         """Nothing that was encoded before counts any more: an eraser was attached, scaled or switched."""
-        self.epoch += 1
-        self.ledger.forget()
-        self.erased.forget()
+        with self._lock:
+            self.epoch += 1
+            self.ledger.forget()
+            self.erased.forget()
 
     def add(self, states: Sequence[Tensor], epoch: int, *, spared: bool = False, erased: bool = False) -> None:
-        """Let `states` through, encoded from `epoch` on; spared ones only beside others."""
-        if epoch == self.epoch:
-            self.ledger.add(states, spared=spared)
-            if erased:
-                self.erased.add(states)
+        """Let `states` through, encoded from `epoch` on; spared ones only beside others.
+
+        None are let through while an eraser is to be drawn under that no longer edits where the prompts are encoded.
+        """
+        if any(a.encoding is not None and not a.encoding.active for a in self.live):
+            return
+        with self._lock:  # a change of an eraser comes before or after, and not in between
+            if epoch == self.epoch:
+                self.ledger.add(states, spared=spared)
+                if erased:
+                    self.erased.add(states)
 
     def passed(self, state: Tensor) -> Tensor:
         """`state` as it is. Raises EraserDidNotFire where it was not made under every eraser that is active."""

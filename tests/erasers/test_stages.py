@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -176,3 +177,95 @@ def test_a_pipeline_with_another_denoiser_has_the_erasers_of_its_encoder(
     with gun_eraser.attach(tiny_pipe):
         assert list(excise.list_erasers(other)) == ["gun-test"]
         assert excise.list_erasers(stranger) == {}
+
+
+def stages(pipe: Any) -> tuple[Any, Any]:
+    """Two pipelines of the same components: one that only encodes, and one that only draws."""
+    from diffusers import StableDiffusionPipeline
+
+    parts = pipe.components
+    first = StableDiffusionPipeline(**{**parts, "unet": None, "vae": None}, requires_safety_checker=False)
+    second = StableDiffusionPipeline(
+        **{**parts, "text_encoder": None, "tokenizer": None}, requires_safety_checker=False
+    )
+    second.set_progress_bar_config(disable=True)
+    return first, second
+
+
+def states(pipe: Any, prompt: str) -> torch.Tensor:
+    with torch.no_grad():
+        made: torch.Tensor = pipe.encode_prompt(prompt, "cpu", 1, False)[0]
+    return made
+
+
+def draw(pipe: Any, given: torch.Tensor) -> Any:
+    how = {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "latent"}
+    return pipe(prompt_embeds=given, generator=torch.Generator().manual_seed(3), **how).images
+
+
+def test_what_another_eraser_alone_edited_is_not_drawn_under_this_one(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    first, second = stages(tiny_pipe)
+    other = replace(gun_eraser, name="other", edits=(replace(gun_eraser.edits[0], lam=2.0),))
+    encoding = gun_eraser.attach(first)
+    with other.attach(first), gun_eraser.attach(second) as drawing:
+        draw(second, states(first, GUN))
+        encoding.detach()
+        assert drawing.active
+        with pytest.raises(EraserDidNotFire):
+            draw(second, states(first, GUN + " now"))
+
+
+def test_a_second_stage_is_set_where_its_prompts_are_encoded(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    first, second = stages(tiny_pipe)
+    with gun_eraser.attach(first, strength=0.5) as encoding:
+        with pytest.raises(ExciseError, match=r"at strength 0\.5; set the strength there"):
+            gun_eraser.attach(second, strength=0.7)
+        with gun_eraser.attach(second) as drawing:
+            assert drawing.strength == drawing.status()["strength"] == 0.5
+            encoding.enabled = False
+            assert not drawing.enabled
+            assert not drawing.status()["enabled"]
+            assert excise.get_active_erasers(second) == []
+            drawing.enabled, drawing.strength = True, 0.25
+            assert (encoding.active, encoding.strength) == (True, 0.25)
+            with pytest.raises(ExciseError, match="would amplify"):
+                drawing.strength = -1
+
+
+@pytest.mark.parametrize("between", [False, True], ids=["alone", "after another eraser"])
+def test_a_first_stage_attached_again_encodes_for_the_second_again(
+    tiny_pipe: Any, gun_eraser: Eraser, between: bool
+) -> None:
+    first, second = stages(tiny_pipe)
+    other = replace(gun_eraser, name="other", edits=(replace(gun_eraser.edits[0], lam=2.0),))
+    encoding = gun_eraser.attach(first)
+    with gun_eraser.attach(second) as drawing:
+        before = states(first, CAT)
+        encoding.detach()
+        plain = states(first, GUN)
+        others = [other.attach(first)] if between else []
+        encoding = gun_eraser.attach(first, strength=0.5)
+        draw(second, states(first, GUN))
+        assert drawing.status()["bypasses"] == 0
+        assert drawing.strength == 0.5
+        for stale in (before, plain):
+            with pytest.raises(EraserDidNotFire):
+                draw(second, stale)
+        for attachment in (encoding, *others):
+            attachment.detach()
+        with pytest.raises(EraserDidNotFire):
+            draw(second, plain)
+    assert "forward" not in vars(second.unet)
+
+
+def test_a_second_stage_draws_for_the_first_stage_attached_last(
+    build_pipe: Any, tiny_pipe: Any, gun_eraser: Eraser
+) -> None:
+    """Whatever the order in which Python lists weakly held witnesses."""
+    _, second = stages(tiny_pipe)
+    firsts = [stages(build_pipe())[0] for _ in range(6)]
+    there = [gun_eraser.attach(first) for first in firsts]
+    with gun_eraser.attach(second) as drawing:
+        assert drawing.encoding is there[-1]
+    for attachment in there:
+        attachment.detach()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from excise.erasers import Eraser
 from excise.erasers.guard import unedited
+from excise.erasers.ledger import Ledger
 from excise.erasers.witness import Witness
 from excise.errors import EraserDidNotFire
 from tests import tiny
@@ -97,6 +99,27 @@ def test_what_was_encoded_across_a_change_counts_for_neither_setting(tiny_pipe: 
         with pytest.raises(EraserDidNotFire):
             denoise(tiny_pipe, across)
         denoise(tiny_pipe, tiny_pipe.text_encoder(torch.arange(77)[None]).last_hidden_state.detach())
+
+
+def test_a_change_while_states_are_written_down_comes_before_or_after(
+    tiny_pipe: Any, gun_eraser: Eraser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread changes the eraser just when the states' epoch has been looked at."""
+    add, changes = Ledger.add, list[Thread]()
+    with gun_eraser.attach(tiny_pipe) as attachment:
+
+        def interrupted(self: Ledger, *args: Any, **how: Any) -> None:
+            if not changes:
+                changes.append(Thread(target=setattr, args=(attachment, "strength", 0.5)))
+                changes[0].start()
+                changes[0].join(0.5)  # with the epoch locked it has to wait, and outlasts this
+            add(self, *args, **how)
+
+        monkeypatch.setattr(Ledger, "add", interrupted)
+        across = states(tiny_pipe)
+        changes[0].join()
+        with pytest.raises(EraserDidNotFire):
+            denoise(tiny_pipe, across)
 
 
 def test_states_that_were_read_unedited_are_not_let_in_later(tiny_pipe: Any, gun_eraser: Eraser) -> None:
