@@ -70,8 +70,8 @@ class Attachment:
         self.sae = self._checked_sae(sae)
         self.number = next(_NUMBERS)
         """Grows with every attachment."""
-        self.encoding: Attachment | None = None
-        """For a pipeline that only draws: the eraser's attachment where the prompts are encoded."""
+        self.encoded_by: Attachment | None = None
+        """For a pipeline that only draws: the eraser's attachment where its prompts are encoded."""
         self._strength, self._enabled, self.attached = self.check_strength(strength), True, False
         self._hooks: list[tuple[nn.Module, EditHook, Callable[[], None]]] = []
         self._prompts = self._bypasses = 0
@@ -95,11 +95,11 @@ class Attachment:
             warnings.warn(text, stacklevel=3)
         with _LOCK:
             there = [hook for module in modules if (edits := found_on(module, Edits)) for hook in edits.hooks]
-            self.encoding = self._encoded_by() if eraser.edits and not self.edits else None
-            if self.encoding is not None and strength not in (1, self.encoding.strength):
+            self.encoded_by = self._encoded_by() if eraser.edits and not self.edits else None
+            if self.encoded_by is not None and strength not in (1, self.encoded_by.strength):
                 raise ExciseError(
-                    f"{type(pipe).__name__} draws what is encoded elsewhere, at strength {self.encoding.strength}; set "
-                    "the strength there"
+                    f"{type(pipe).__name__} draws what is encoded elsewhere, at strength "
+                    f"{self.encoded_by.strength}; set the strength there"
                 )
             if any(hook.attachment.eraser.digest == eraser.digest for hook in there):
                 raise ExciseError(f"eraser {eraser.name!r} is attached to this pipeline already; detach it first")
@@ -107,7 +107,7 @@ class Attachment:
                 raise ExciseError(f"an eraser called {self.name!r} is attached already; give this one another name")
             self._guard = Guard.join(pipe, self)
             watched = bool(self.eraser.text_edits) and not language
-            self._witness = Witness.join(pipe, self, self.encoding) if watched else None
+            self._witness = Witness.join(pipe, self, self.encoded_by) if watched else None
             self.transcript = Transcript.join(pipe, self) if watched and language else None
         try:
             with _LOCK:
@@ -129,25 +129,20 @@ class Attachment:
     @property
     def strength(self) -> float:
         """Scales λ: 1 is what the eraser was fitted with, 0 leaves every bit alone, below 0 amplifies the concept."""
-        return 1.0 if is_proving(self) else self._setting._strength
+        return 1.0 if is_proving(self) else self.encoding._strength
 
     @strength.setter
     def strength(self, value: float) -> None:
-        self._setting._strength = self.check_strength(value)
+        self.encoding._strength = self.check_strength(value)
         self._forget()
         self._audit("strength", f"strength {value}")
-
-    @property
-    def _setting(self) -> Attachment:
-        """The attachment whose strength and switch count: that of the pipeline that encodes the prompts."""
-        return self.encoding or self
 
     def check_strength(self, value: float) -> float:
         """The strength as a number. Raises ExciseError for an impossible one, or one that amplifies where that was not
         asked for."""
         if not math.isfinite(value):
             raise ExciseError(f"strength is {value}; it must be a number")
-        if value < 0 and not self._setting.allow_amplify:
+        if value < 0 and not self.encoding.allow_amplify:
             raise ExciseError(
                 f"strength is {value}, which would amplify {self.eraser.concept!r}; attach with allow_amplify=True if "
                 "that is what you want"
@@ -166,18 +161,18 @@ class Attachment:
 
     @property
     def enabled(self) -> bool:
-        return self._setting._enabled
+        return self.encoding._enabled
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        self._setting._enabled = bool(value)
+        self.encoding._enabled = bool(value)
         self._forget()
         self._audit("strength", "enabled" if value else "disabled")
 
     @property
     def active(self) -> bool:
         """Whether prompts are edited now."""
-        set_to_edit = self.enabled and self._setting._strength != 0 and bool(self.eraser.edits)
+        set_to_edit = self.enabled and self.encoding._strength != 0 and bool(self.eraser.edits)
         return is_proving(self) or (self.attached and set_to_edit)
 
     def status(self) -> dict[str, Any]:
@@ -192,7 +187,7 @@ class Attachment:
             "strict": self.strict,
             "on_bypass": self.on_bypass,
             "bypasses": self._bypasses,
-            "strength": self._setting._strength,
+            "strength": self.encoding._strength,
             "allow_amplify": self.allow_amplify,
             "saved_with_the_model": False,
             "sites": [edit.site.key for edit in self.edits],
@@ -306,7 +301,7 @@ class Attachment:
 
     def draw_for(self, encoding: Attachment, witness: Witness) -> None:
         """Draw what `encoding` edits from now on, and what `witness` has a record of."""
-        self.encoding, self._witness = encoding, witness
+        self.encoded_by, self._witness = encoding, witness
 
     def _encoded_by(self) -> Attachment:
         """For a pipeline without text encoders, which draws what another one encodes: where this eraser is attached to
@@ -324,7 +319,7 @@ class Attachment:
         """Whether one of its edits is at a module of `pipe`, or its witness at a denoiser of one that only draws."""
         if pipe is self.pipe:
             return True
-        if self.encoding is not None:
+        if self.encoded_by is not None:
             return any(own is other for own in denoisers(self.pipe) for other in denoisers(pipe))
         parts = [*text_encoders(pipe).values(), *denoisers(pipe)]
         own = {id(module) for part in parts for module in part.modules()}
@@ -354,9 +349,9 @@ class Attachment:
 
     @property
     def encoding(self) -> Attachment:
-        """The attachment that edits its prompts: itself, or, where its pipeline only draws, the one where they are
-        encoded."""
-        return self._encoding or self
+        """The attachment that edits its prompts, and whose strength and switch count: itself, or, where its pipeline
+        only draws, the one where they are encoded."""
+        return self.encoded_by or self
 
     def _only_denoiser_differs(self, now: list[tuple[str, int, int]]) -> bool:
         changed = {name.partition(".")[0].partition("'")[0] for name, _, _ in set(now) ^ set(self._weights)}
@@ -364,7 +359,7 @@ class Attachment:
 
     def _forget(self) -> None:
         """What was encoded so far was encoded otherwise than it would be now."""
-        for keeper in (self._witness, self.transcript, self.encoding and self.encoding._witness):
+        for keeper in (self._witness, self.transcript):
             if keeper is not None:
                 keeper.forget()
 
@@ -449,8 +444,8 @@ class Attachment:
         """
         if not self.eraser.edits:
             return 0.0
-        if self.encoding is not None:  # proved where it encodes; what was encoded there so far stays good
-            return self.encoding.shift
+        if self.encoded_by is not None:  # proved where it encodes; what was encoded there so far stays good
+            return self.encoded_by.shift
         found = moved(self)
         self._forget()
         for hook in self.hooks:
@@ -479,7 +474,7 @@ class Attachment:
             now = self._prompts, sum(hook.rows for hook in self.hooks), sum(hook.norm for hook in self.hooks)
             calls, rows, norm = (max(0, new - old) for new, old in zip(now, self._told, strict=True))
             self._told = now
-        strength = self._setting._strength if self.enabled else 0.0
+        strength = self.encoding._strength if self.enabled else 0.0
         told = telemetry.Event(
             kind, self.eraser.digest[:12], self.name, int(calls), int(rows), norm / max(rows, 1), strength
         )

@@ -191,7 +191,7 @@ class Witness(Passage):
         if not attachment.edits:
             return []
         there = [(witness, a) for witness in tuple(_WITNESSES) for a in witness.attachments]
-        gone = [(witness, a) for witness, a in there if a.encoding is not None and not a.encoding.attached]
+        gone = [(witness, a) for witness, a in there if a.encoded_by is not None and not a.encoded_by.attached]
         return [(witness, a) for witness, a in gone if a.eraser.digest == attachment.eraser.digest]
 
     def _watch(self, pipe: Any, attachment: Attachment) -> None:
@@ -236,7 +236,7 @@ class Witness(Passage):
 
         None are let through while an eraser is to be drawn under that no longer edits where the prompts are encoded.
         """
-        if any(a.encoding is not None and not a.encoding.active for a in self.live):
+        if any(a.encoded_by is not None and not a.encoded_by.active for a in self.live):
             return
         with self._lock:  # a change of an eraser comes before or after, and not in between
             if epoch == self.epoch:

@@ -266,6 +266,6 @@ def test_a_second_stage_draws_for_the_first_stage_attached_last(
     firsts = [stages(build_pipe())[0] for _ in range(6)]
     there = [gun_eraser.attach(first) for first in firsts]
     with gun_eraser.attach(second) as drawing:
-        assert drawing.encoding is there[-1]
+        assert drawing.encoded_by is there[-1]
     for attachment in there:
         attachment.detach()
