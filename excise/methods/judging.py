@@ -44,7 +44,7 @@ MOST_CONTROLS = STRUCTURAL_SHARE
 structural. Calibrated on the controls too, as it is, it changes none of them."""
 MOST_PROTECTED = 0.5
 """Of the words for groups of people, those that change a sentence. The bundled model was trained on none of them and
-its concepts touch up to 17 of 51 (flat), so that only an eraser that answers people as such is refused; all that are
+its concepts touch up to 16 of 59 (flat), so that only an eraser that answers people as such is refused; all that are
 touched are named."""
 MOST_CANARIES, MOST_STEPS = 12, 20
 """Canary prompts of an eraser, and how many denoising steps they may take at attaching."""
