@@ -106,8 +106,8 @@ class Attachment:
             if self.name in Guard.names(pipe):
                 raise ExciseError(f"an eraser called {self.name!r} is attached already; give this one another name")
             self._guard = Guard.join(pipe, self)
-            watched = bool(self.eraser.text_edits) and not language
-            self._witness = Witness.join(pipe, self, self.encoded_by) if watched else None
+            watched = bool(self.eraser.text_edits)
+            self._witness = Witness.join(pipe, self, self.encoded_by) if watched and not language else None
             self.transcript = Transcript.join(pipe, self) if watched and language else None
         try:
             with _LOCK:
