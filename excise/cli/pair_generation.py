@@ -11,7 +11,7 @@ from excise.cli import bounds
 from excise.cli.asking import KEY, Answers, BaseUrl, Jobs, KeyVariable, ModelName
 from excise.cli.asking import asked as asked_of
 from excise.cli.options import Count, Device, Json, Kind
-from excise.cli.outputs import PAIRS, Force, check_file
+from excise.cli.outputs import PAIRS, Force, check_absent, check_file
 from excise.cli.terminal import emit, note, progress, table
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def generate(
     """Have a language model write a concept's pairs, and keep those that fit and balance."""
     check_file(out, PAIRS, force=force)
     from excise.app import pair_generation
+
+    check_absent(pair_generation.report_path(out), force=force)
     from excise.concepts.generation import recipe
     from excise.errors import ExciseError
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import typer.main
 
+from excise.app.pair_generation import report_path
 from excise.cli import app
 from excise.cli.outputs import check_extra, check_figure, check_file, check_folder
 from excise.errors import ExciseError
@@ -132,6 +133,13 @@ def test_a_folder_to_go_on_in_is_no_file(command: str, call: Call) -> None:
 def test_what_is_wrong_is_said_before_a_model_is_loaded(args: tuple[str, ...], says: str, call: Call) -> None:
     assert says in why(call(*args))
     assert list(Path().iterdir()) == []
+
+
+def test_a_report_of_generated_pairs_is_not_overwritten(call: Call) -> None:
+    report = report_path(Path("gun.csv"))
+    report.write_text("mine")
+    assert f"{report} is there already" in why(call("pairs", "generate", "gun", "--out", "gun.csv"))
+    assert report.read_text() == "mine"
 
 
 def test_what_a_killed_write_left_does_not_take_the_folder() -> None:
