@@ -117,7 +117,7 @@ def page(told: Mapping[str, Any]) -> str:
         f"`python benchmarks/canvas.py`, {standard['date']}, {standard['machine']};",
         f"{standard['drawn_with'][0]}. Means over {len(standard['concepts'])} concepts",
         f"({', '.join(standard['concepts'])}), {methods['snce']['pictures']} pictures a method; 95 % intervals from a",
-        "bootstrap that resamples concepts, and, in the first table, Wilson's where all concepts agree. Per cent, where",
+        "bootstrap that resamples concepts, and in the first table Wilson's where all concepts agree. Per cent, where",
         "nothing else is said. One configuration for all.",
         *told.get("notes", ()),
         "",
