@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -72,31 +74,89 @@ class Fingerprints:
         self._runs.append(new)
 
 
+@dataclass(eq=False)
+class Place:
+    """Where a held tensor's values are, without keeping them alive."""
+
+    storage: Any
+    """A weak reference to the memory."""
+    like: Tensor
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    version: int | None
+    """PyTorch's count of the writes to it; None where it does not count them."""
+    hashes: list[tuple[tuple[int, bool], Values]] | None = None
+    """What was found out about the values, by whoever holds them: hashes by the width and kind of vectors."""
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Place:
+        """Where `tensor` is now."""
+        storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        like = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        version = None if tensor.is_inference() else tensor._version
+        return cls(storage, like, int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()), version)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """The same for the same memory read in the same way."""
+        return self.storage.cdata, self.like.dtype, self.offset, self.shape, self.stride
+
+    @property
+    def gone(self) -> bool:
+        """Whether the memory is in use no longer."""
+        return bool(self.storage.expired())
+
+    def tensor(self) -> Tensor | None:
+        """The values that are there now; None where the memory was given up."""
+        storage: Any = torch.UntypedStorage._new_with_weak_ptr(self.storage.cdata)
+        last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
+        # Reading memory that was resized to nothing would allocate it again.
+        if storage is None or storage.nbytes() < (last + 1) * self.like.element_size():
+            return None
+        made: Tensor = torch.empty_like(self.like).set_(storage, self.offset, self.shape, self.stride)
+        return made
+
+
 class Held:
     """Tensors that a caller was given, for as long as their memory is in use: by themselves or by a view of them."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[Any, Tensor, int, tuple[int, ...], tuple[int, ...]]] = []
+        self._places: dict[tuple[Any, ...], Place] = {}
+        self._new: list[Place] = []
+        self._stayed: deque[Place] = deque()
         self._prune_at = 256
 
     def add(self, tensor: Tensor) -> None:
         """Remember `tensor` without keeping it alive."""
-        place = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
-        like = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        self._parts.append((place, like, int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride())))
-        if len(self._parts) > self._prune_at:
-            self._parts = [part for part in self._parts if not part[0].expired()]
-            self._prune_at = max(256, 2 * len(self._parts))
+        place = Place.of(tensor)
+        before = self._places.get(place.key)
+        if before is not None and place.version is not None and before.version == place.version:
+            return
+        self._places[place.key] = place
+        self._new.append(place)
+        if len(self._places) > self._prune_at:
+            self._places = {key: place for key, place in self._places.items() if not place.gone}
+            self._prune_at = max(256, 2 * len(self._places))
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """Those that are still in use, with the values that they have now."""
-        for place, like, offset, shape, stride in tuple(self._parts):
-            storage: Any = torch.UntypedStorage._new_with_weak_ptr(place.cdata)
-            if storage is not None:
-                yield torch.empty_like(like).set_(storage, offset, shape, stride)
+    def __iter__(self) -> Iterator[Place]:
+        """Those that are still in use."""
+        return (place for place in tuple(self._places.values()) if not place.gone)
+
+    def stayed(self, n: int) -> Iterator[Place]:
+        """The next `n` at most of those that were there when this was called before, and still are. Each comes once."""
+        while self._stayed and n:
+            place = self._stayed.popleft()
+            if not place.gone and self._places.get(place.key) is place:
+                n -= 1
+                yield place
+        self._stayed.extend(self._new)
+        self._new.clear()
 
     def __len__(self) -> int:
-        return sum(not part[0].expired() for part in self._parts)
+        return sum(1 for _ in self)
 
     def clear(self) -> None:
-        self._parts.clear()
+        self._places.clear()
+        self._new.clear()
+        self._stayed.clear()

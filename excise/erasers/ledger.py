@@ -13,21 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from excise.erasers.fingerprints import Fingerprints, Flags, Held, Values, hashes
+from excise.erasers.fingerprints import Fingerprints, Flags, Held, Place, Values, hashes
 
 REMEMBERED = 1 << 28
-"""Bytes of hashes that are kept at most (8 a vector and dtype), beside those of embeddings that a caller still holds.
+"""Bytes of hashes that a ledger keeps at most (8 a vector and dtype), beside those of embeddings that a caller holds.
 That is more than 70,000 prompts of Stable Diffusion, or 3,000 of a language model whose pipeline reads three layers of
 512 positions."""
 DTYPES = torch.float16, torch.bfloat16
 """A pipeline may cast states on their way to the denoiser: they are known in these dtypes too."""
 WAITING = 1 << 26
-"""Bytes of states that are kept at most until somebody asks."""
+"""Bytes of states that a ledger keeps at most until somebody asks."""
+READ_AT_ONCE = 8
+"""How many held embeddings are read with every picture, so that a change of generations need not read them all."""
 UNKNOWN, OWN, SPARED = 0, 1, 2
 """What a row is made of: something that is not in the ledger, prompts' states, or spared ones among them."""
 
 Parts = tuple[tuple[int, int], ...]
 """The (start, width) of each vector that a row is joined of."""
+Hashed = list[tuple[tuple[int, bool], Values]]
+"""Hashes by the width of the vectors and whether they were spared."""
 
 
 class Ledger:
@@ -36,10 +40,12 @@ class Ledger:
     Hashed is what was added when somebody asks, which is once a picture, and not while a prompt is encoded. Two
     generations of hashes are kept: when the young one is full it becomes the old one, and the old one is dropped.
     A vector that is made or asked for again is young again, and so is every vector of an embedding that is still held
-    (`hold`): only what nobody has made, asked for or kept for a whole generation is forgotten.
+    (`hold`): only what nobody has made, asked for or kept for a whole generation is forgotten. `share` is how much of
+    the memory it may take that a ledger has by default.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, share: float = 1.0) -> None:
+        self._share = share
         self._young: dict[tuple[int, bool], Fingerprints] = {}
         self._old: dict[tuple[int, bool], Fingerprints] = {}
         self._carried = 0
@@ -66,7 +72,7 @@ class Ledger:
             for tensor in tensors:
                 if _holds_states(tensor):
                     self._added.append((tensor.detach().clone(), spared))
-            many = sum(tensor.nbytes for tensor, _ in self._added) > WAITING
+            many = sum(tensor.nbytes for tensor, _ in self._added) > WAITING * self._share
         if many:
             self._hash()
 
@@ -108,28 +114,46 @@ class Ledger:
         with self._lock:
             if not self._added:
                 return
-            if 8 * (sum(map(len, self._young.values())) - self._carried) > REMEMBERED // 2:
+            if 8 * (sum(map(len, self._young.values())) - self._carried) > REMEMBERED * self._share // 2:
                 self._grow_old()
             for tensor, spared in self._added:
-                self._keep(tensor.flatten(0, -2), spared)
+                rows = tensor.flatten(0, -2)
+                self._keep([((rows.shape[1], spared), values) for values in _in_dtypes(rows)])
             self._added.clear()
+            for place in self._held.stayed(READ_AT_ONCE):
+                self._read(place)
 
     def _grow_old(self) -> None:
         self._old, self._young = self._young, {}
-        for tensor in self._held:
-            rows = tensor.flatten(0, -2)
-            for numbers, parts, _, _ in self._parsed(rows):
-                for start, width in parts:
-                    vectors = rows[numbers, start : start + width]
-                    spared = ~self._has((width, False), _values(vectors))
-                    for kind in (False, True):
-                        self._keep(vectors[torch.from_numpy(spared == kind).to(vectors.device)], kind)
+        self._keep([part for place in self._held for part in self._read(place)])
         self._carried = sum(map(len, self._young.values()))
 
-    def _keep(self, rows: Tensor, spared: bool) -> None:
-        kept = self._young.setdefault((rows.shape[1], spared), Fingerprints())
-        for dtype in {rows.dtype, *DTYPES}:
-            kept.add(_values(rows.to(dtype)))
+    def _read(self, place: Place) -> Hashed:
+        """What is known of a held tensor. It is hashed once, unless there are vectors in it that are not known yet."""
+        if place.hashes is not None:
+            return place.hashes
+        if (tensor := place.tensor()) is None:
+            return []
+        found: Hashed = []
+        rows, seen = tensor.flatten(0, -2), 0
+        for numbers, parts, _, _ in self._parsed(rows):
+            seen += len(numbers)
+            for start, width in parts:
+                vectors = rows[numbers, start : start + width]
+                spared = ~self._has((width, False), _values(vectors))
+                for kind in (False, True):
+                    chosen = vectors[torch.from_numpy(spared == kind).to(vectors.device)]
+                    found += [((width, kind), values) for values in _in_dtypes(chosen)]
+        if seen == len(rows):
+            place.hashes = found
+        return found
+
+    def _keep(self, found: Hashed) -> None:
+        by_kind: dict[tuple[int, bool], list[Values]] = {}
+        for kind, values in found:
+            by_kind.setdefault(kind, []).append(values)
+        for kind, several in by_kind.items():
+            self._young.setdefault(kind, Fingerprints()).add(np.concatenate(several))
 
     def _has(self, kind: tuple[int, bool], values: Values) -> Flags:
         """Which of these hashes are known. Those that were getting old are young again."""
@@ -175,6 +199,11 @@ class Ledger:
 def _values(rows: Tensor) -> Values:
     made: Values = hashes(rows).cpu().numpy()
     return made
+
+
+def _in_dtypes(rows: Tensor) -> list[Values]:
+    """Hashes of `rows` `[n, D]` as they are, and as they are after a cast."""
+    return [_values(rows.to(dtype)) for dtype in {rows.dtype, *DTYPES}] if len(rows) else []
 
 
 def _holds_states(tensor: Tensor) -> bool:

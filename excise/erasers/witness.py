@@ -143,7 +143,7 @@ class Witness(Passage):
         which may stand beside a prompt in a batch and nowhere else."""
         self.epoch = 0
         """Grows whenever the erasers are set otherwise: what was encoded across that counts for neither setting."""
-        self.erased = Ledger()
+        self.erased = Ledger(1 / 16)
         """Prompts among them from which something was erased."""
         self._lock = threading.RLock()
         self._posts: dict[nn.Module, Passage] = {}

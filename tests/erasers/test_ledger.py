@@ -170,12 +170,66 @@ def test_fingerprints_are_a_set(seed: int) -> None:
     assert made.has(every.numpy()).tolist() == [value in known for value in every.tolist()]
 
 
+def test_a_change_of_generations_reads_no_held_tensor_that_was_read_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is done under a lock, and there may be thousands of them."""
+    made, rows = Ledger(), [0]
+    held = [random(5, 4, seed=seed) for seed in range(30)]
+    for tensor in held:
+        for _ in range(2):  # the same tensor is held once
+            made.add([tensor])
+            made.hold([tensor])
+    for seed in range(30, 40):
+        made.add([random(5, 4, seed=seed)])
+        made.knows(random(5, 4, seed=seed))
+    monkeypatch.setattr(module, "hashes", lambda given: rows.__setitem__(0, rows[0] + len(given)) or hashes(given))
+    for _ in range(3):
+        made._grow_old()
+    assert rows == [0]
+    assert all(made.knows(tensor) and made.knows(tensor.half()) for tensor in held)
+    held[0].add_(1)
+    assert not made.knows(held[0])
+
+
+def test_what_is_let_in_after_it_was_read_is_held_too() -> None:
+    made, tensor = Ledger(), random(5, 4)
+    made.hold([tensor])
+    for seed in range(1, 4):
+        made.add([random(5, 4, seed=seed)])
+        made.knows(tensor)
+    made.add([tensor])
+    made.hold([tensor])
+    made.knows(tensor)
+    for _ in range(3):
+        made._grow_old()
+    assert made.knows(tensor)
+
+
+def test_memory_that_was_given_up_is_not_allocated_again() -> None:
+    made, tensor = Ledger(), random(5, 4)
+    made.add([tensor])
+    made.hold([tensor])
+    made.knows(tensor)
+    tensor.untyped_storage().resize_(0)
+    made._grow_old()
+    assert tensor.untyped_storage().nbytes() == 0
+
+
+def test_a_ledger_with_a_share_keeps_that_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REMEMBERED", 8 * 3 * 16 * 16)
+    made, most = Ledger(1 / 16), 0
+    for seed in range(100):
+        made.add([random(2, 4, seed=seed)])
+        assert made.knows(random(2, 4, seed=seed))
+        most = max(most, made.nbytes)
+    assert 8 * 3 * 8 <= most <= 8 * 3 * 2 * 16
+
+
 def test_tensors_are_held_as_long_as_a_view_of_them_lives() -> None:
     held, whole = Held(), random(4, 3)
     view = whole[1:]
     held.add(whole)
     del whole
-    assert [tensor.tolist() for tensor in held] == [random(4, 3).tolist()]
+    assert [made.tolist() for place in held if (made := place.tensor()) is not None] == [random(4, 3).tolist()]
     del view
     assert len(held) == 0
     assert list(held) == []

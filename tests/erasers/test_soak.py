@@ -147,6 +147,22 @@ def test_embeddings_made_by_excise_encode_stay_good(
         assert attachment.status()["bypasses"] == 0
 
 
+def test_all_that_is_remembered_stays_bounded(
+    tiny_pipe: Any, gun_eraser: Eraser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of prompts that say the concept, which are written down once more."""
+    monkeypatch.setattr(ledger, "REMEMBERED", 1 << 16)
+    with gun_eraser.attach(tiny_pipe) as attachment, torch.no_grad():
+        negative = tiny_pipe.encode_prompt(CAT, "cpu", 1, False)[0]
+        witness = attachment._witness
+        assert witness is not None
+        for prompt in prompts(60):
+            arguments = {"num_inference_steps": 1, "negative_prompt_embeds": negative, "output_type": "latent"}
+            tiny_pipe(f"{prompt} with a gun", **arguments)
+            one = 8 * 3 * 77  # may be put in before it is seen that there is no room
+            assert witness.ledger.nbytes + witness.erased.nbytes <= 1.1 * ledger.REMEMBERED + 4 * one
+
+
 def test_what_is_written_in_a_picture_is_drawn(concept: Concept) -> None:
     """HunyuanImage reads words in quotes with an encoder of their own, which nobody edits."""
     if (reason := tiny.missing("hunyuan-image")) is not None:
