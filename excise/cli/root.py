@@ -11,6 +11,7 @@ import typer
 from excise.cli import (
     audit,
     bench,
+    checking,
     comparing,
     concepts,
     demo,
@@ -18,6 +19,7 @@ from excise.cli import (
     explaining,
     find,
     generate,
+    methods,
     pairs,
     push,
     reference,
@@ -56,8 +58,9 @@ def _root(
     pass
 
 
-for part in (demo, concepts, find, erase, generate, audit, push):
+for part in (demo, concepts, find, erase, checking, generate, audit, push):
     part.register(app)
+app.add_typer(methods.app, name="methods")
 app.add_typer(pairs.app, name="pairs")
 app.add_typer(comparing.app, name="sae")
 app.add_typer(explaining.app, name="neurons")
