@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from excise.erasers import telemetry
+from excise.erasers.calls import has_own_branch
 from excise.erasers.canary import conditional
 from excise.erasers.coverage import absent_from, refuse_early_tap, refuse_unless_covered
 from excise.erasers.generation import Transcript, refuse_unfit
@@ -31,6 +32,7 @@ from excise.erasers.witness import Witness, is_compiled
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.sites.blocks import denoisers
 from excise.sites.encoding import tensors_of
+from excise.sites.families import family_of
 from excise.sites.language import LanguageModel
 from excise.sites.locking import lock
 from excise.sites.site import text_encoders, tokenizer_of
@@ -395,14 +397,19 @@ class Attachment:
             return
         # What edited encoders made is in the ledger already. Only where the pipeline works on it (clip_skip: a norm of
         # its own) or the encoder is compiled does the result count; never what the caller gave.
-        given = any(value is not None for key, value in call.arguments.items() if "embeds" in key)
-        if not given and (call.arguments.get("clip_skip") or is_compiled(self.pipe)):
+        named = (key for key, value in call.arguments.items() if "embeds" in key and value is not None)
+        given = {key.startswith("negative") for key in named}
+        if given and not (family_of(self.pipe) and has_own_branch(self.pipe)):
+            given = {False, True}  # which of the results are whose is known of families alone
+        if call.arguments.get("clip_skip") or is_compiled(self.pipe):
             own = conditional(self.pipe, made)
-            spares = any(edit.uncond != "same" for edit in self.eraser.text_edits)
-            self.trust(own, epoch, spared=spares and call.negative)
             known = {id(tensor) for tensor in own}
             others = [tensor for tensor in tensors_of(made) if id(tensor) not in known]
-            self.trust(others, epoch, spared=spares and (call.negative or "unconditional" in call.branches))
+            spares = any(edit.uncond != "same" for edit in self.eraser.text_edits)
+            if False not in given:
+                self.trust(own, epoch, spared=spares and call.negative)
+            if True not in given:
+                self.trust(others, epoch, spared=spares and (call.negative or "unconditional" in call.branches))
         self._witness.ledger.hold(tensors_of(made))
 
     def count(self, prompts: int) -> None:

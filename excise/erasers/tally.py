@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from excise.erasers.calls import CALL, Call, current_call
-from excise.erasers.guard import is_muted, is_proving
+from excise.erasers.guard import Guard, is_muted, is_proving
 from excise.erasers.hooks import Watch, found_on, install, remove
 from excise.sites.encoding import tensors_of
 from excise.sites.site import text_encoders
@@ -65,8 +65,11 @@ class Tally(Watch):
         self._count(module, output)
 
     def _count(self, module: nn.Module, output: Any) -> None:
-        if CALL.get() is not None:  # the guard's own, or a negative prompt's
+        guarded = CALL.get()
+        if guarded is not None and guarded.negative:
             return
+        guard = Guard.of(guarded.pipe) if guarded is not None else None
+        counted = guard.attachments if guard is not None else []  # by the guard itself
         call: Call | None = getattr(self._here, "call", None)
         if call is not None and call.counted_by not in (None, id(self)):
             return  # another encoder of the same pipeline counts
@@ -76,7 +79,7 @@ class Tally(Watch):
         if call is not None and call.next_branch(self) == "unconditional":
             prompts = 0
         for attachment in tuple(self.attachments):
-            if not attachment.active or is_muted(attachment) or is_proving(attachment):
+            if attachment in counted or not attachment.active or is_muted(attachment) or is_proving(attachment):
                 continue
             first = next(iter(text_encoders(attachment.pipe).values()), None)
             attachment.count(prompts if call is not None or module is first else 0)

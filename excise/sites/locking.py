@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,6 +65,17 @@ def own_copy(tokenizer: Any) -> Any:
         _unlock(own)
         own._tokenizer = copy.deepcopy(fast)
         return own
+
+
+def _after_fork() -> None:
+    """Give a forked process locks of its own: what another thread held is never released there."""
+    global _LOCK
+    _LOCK = threading.Lock()
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _unlock(tokenizer: Any) -> None:

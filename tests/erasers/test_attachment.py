@@ -232,6 +232,23 @@ def test_clip_skip_is_fine_where_the_site_lies_before_the_tap(tiny_pipe: Any, gu
         refuse_early_tap(tiny_pipe, edit, np.int64(1), "gun")
 
 
+def test_clip_skip_goes_with_embeddings_for_the_other_branch(tiny_pipe: Any, gun_edit: SAEEdit) -> None:
+    encoder = tiny_pipe.text_encoder  # the pipeline asks for the norm where an older transformers had it
+    object.__setattr__(encoder, "text_model", SimpleNamespace(final_layer_norm=tiny.body(encoder).final_layer_norm))
+    edit = replace(gun_edit, site=Site("text_encoder", "encoder.layers.1", 64), b_enc=torch.tensor([500.0]))
+    how = {"clip_skip": 1, "num_inference_steps": 1, "output_type": "latent", "guidance_scale": 3.0}
+    eraser = Eraser((edit,), "gun", "gun", (), made_for(tiny_pipe), canary=(GUN,))
+    with torch.no_grad():
+        foreign = tiny_pipe.encode_prompt("a red cat", "cpu", 1, False)[0]
+    with eraser.attach(tiny_pipe) as attachment, torch.no_grad():
+        prompt, negative = (tiny_pipe.encode_prompt(text, "cpu", 1, False)[0] for text in ("a cat", "dull"))
+        tiny_pipe("a cat on grass", negative_prompt_embeds=negative, **how)
+        tiny_pipe(prompt_embeds=prompt, negative_prompt="grey", **how)
+        assert attachment.status()["bypasses"] == 0
+        with pytest.raises(EraserDidNotFire):
+            tiny_pipe("a cat on sand", negative_prompt_embeds=foreign, **how)
+
+
 def test_changes_after_attaching_are_noticed(
     build_pipe: Callable[..., Any], tiny_pipe: Any, gun_eraser: Eraser
 ) -> None:

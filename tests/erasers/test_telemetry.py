@@ -12,9 +12,10 @@ from dataclasses import FrozenInstanceError, asdict, replace
 from typing import Any
 
 import pytest
+import torch
 
 import excise
-from excise.erasers import telemetry
+from excise.erasers import Eraser, telemetry
 from excise.erasers.telemetry import Event, emit, on_event
 from excise.errors import ExciseError
 
@@ -68,6 +69,22 @@ def test_a_callback_that_raises_breaks_nothing_and_is_logged_once(caplog: pytest
     ]
     for remove in removers:
         remove()
+
+
+def test_prompts_are_counted_for_the_erasers_of_every_pipeline_that_has_the_encoder(
+    tiny_pipe: Any, gun_eraser: Eraser
+) -> None:
+    """Whichever of the pipelines encodes them, and once each."""
+    from diffusers import StableDiffusionPipeline
+
+    sibling = StableDiffusionPipeline.from_pipe(tiny_pipe)
+    other = replace(gun_eraser, name="other", edits=(replace(gun_eraser.edits[0], lam=2.0),))
+    with gun_eraser.attach(tiny_pipe) as own, other.attach(sibling) as theirs, torch.no_grad():
+        for n, pipe in enumerate((tiny_pipe, sibling), 1):
+            pipe.encode_prompt(["a cat", "a gun"], "cpu", 1, True, ["dull", "grey"])
+            assert [a.status()["prompts_encoded"] for a in (own, theirs)] == [2 * n] * 2
+        excise.encode(tiny_pipe, "dull", negative=True)
+        assert [a.status()["prompts_encoded"] for a in (own, theirs)] == [4] * 2
 
 
 def test_ctrl_c_in_a_callback_is_no_failure_of_the_callback() -> None:
@@ -152,7 +169,7 @@ def test_without_a_meter_the_global_provider_is_fed() -> None:
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from excise.erasers import telemetry
+from excise.erasers import Eraser, telemetry
 reader = InMemoryMetricReader()
 metrics.set_meter_provider(MeterProvider([reader]))
 telemetry.opentelemetry_exporter()

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 import torch
 
 from excise.erasers import Eraser
-from excise.sites.locking import lock
+from excise.sites.locking import alone, lock
 from tests.tiny import words
 
 LONG = "a cat on grass " * 40
@@ -36,26 +39,48 @@ def test_one_thread_at_a_time_is_let_in(monkeypatch: Any) -> None:
     tokenizer = copy.deepcopy(words.shared_clip())
     kind = type(tokenizer)
     name = "_encode_plus" if hasattr(kind, "_encode_plus") else "_batch_encode_plus"
-    inside, entered, go_on, plain = [0], threading.Event(), threading.Event(), getattr(kind, name)
+    entered, both, go_on, plain = threading.Event(), threading.Event(), threading.Event(), getattr(kind, name)
 
     def slow(self: Any, *args: Any, **kwargs: Any) -> Any:
-        inside[0] += 1
-        assert inside[0] == 1
-        entered.set()
+        (both if entered.is_set() else entered).set()
         go_on.wait(60)
-        try:
-            return plain(self, *args, **kwargs)
-        finally:
-            inside[0] -= 1
+        return plain(self, *args, **kwargs)
 
     monkeypatch.setattr(kind, name, slow)
     release = lock(tokenizer)
     with ThreadPoolExecutor(2) as pool:
-        calls = [pool.submit(tokenizer, "a cat") for _ in range(2)]
-        entered.wait(60)
+        calls = [pool.submit(tokenizer, "a cat")]
+        assert entered.wait(60)
+        calls.append(pool.submit(tokenizer, "a cat"))
+        assert not both.wait(0.5), "the second came in while the first was inside"
         go_on.set()
         assert [call.result()["input_ids"] for call in calls] == [calls[0].result()["input_ids"]] * 2
     release()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform forks no processes")
+def test_a_process_forked_while_a_thread_encodes_can_encode() -> None:
+    tokenizer = copy.deepcopy(words.shared_clip())
+    release, inside, go_on = lock(tokenizer), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with alone(tokenizer):
+            inside.set()
+            go_on.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert inside.wait(60)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(5)  # ends a process that hangs
+        with alone(tokenizer):
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    go_on.set()
+    thread.join()
+    release()
+    assert status == 0
 
 
 def test_a_lock_leaves_no_trace_and_is_not_copied(tiny_pipe: Any, gun_eraser: Eraser) -> None:
