@@ -19,7 +19,7 @@ from excise.erasers import Attachments, Eraser
 from excise.erasers.integrity import model_digests
 from excise.errors import ExciseError
 from excise.files import write_atomic
-from excise.reference.bundle import GUIDANCE
+from excise.reference import GUIDANCE
 from excise.sites.truncation import Cut, cuts
 
 BATCH = 8

@@ -112,7 +112,7 @@ def generate(
     from excise.app.models import load_pipeline, sae_folder
     from excise.app.pictures import Asked, check, counted, denoising_steps, draw_prompts, read_asked
     from excise.erasers import load_erasers
-    from excise.reference.bundle import GUIDANCE
+    from excise.reference import GUIDANCE
     from excise.sae import load
     from excise.sites import LanguageModel
 
