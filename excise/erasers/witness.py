@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from excise.erasers.calls import CALL, Call, current_call
 from excise.erasers.guard import LEDGER, is_muted
 from excise.erasers.hooks import ERASED, SPARED, EditHook, Passage, Watch, found_on, install, remove
-from excise.erasers.ledger import OWN, UNKNOWN, Ledger
+from excise.erasers.ledger import SPARED as SPARED_ROW
+from excise.erasers.ledger import UNKNOWN, Ledger
 from excise.sites.blocks import denoisers
 from excise.sites.encoding import tensors_of
 from excise.sites.families import family_of
@@ -258,13 +259,24 @@ class Witness(Passage):
         return state
 
     def _known(self, state: Tensor) -> bool:
-        """Whether every picture of the batch reads known states, at most half of them spared ones. Looked at anew in
-        every step: a tensor can be written to without a trace."""
+        """Whether every picture of the batch reads known states, at most half of them spared ones, which may stand only
+        where the batch has its negative prompts. Looked at anew in every step: a tensor can be written to without a
+        trace."""
         marks = self.ledger.marks(state).reshape(len(state), -1)
         if bool((marks == UNKNOWN).any()):
             return False
-        own = int((marks == OWN).all(1).sum())
-        return len(marks) - own <= own
+        spared = (marks == SPARED_ROW).any(1)
+        if not bool(spared.any()):
+            return True
+        if self._prompts_last() and bool(spared[len(spared) // 2 :].any()):
+            return False
+        # Zeros are no prompt that a spared one could stand beside.
+        own = ~spared & (state != 0).flatten(1).any(1)
+        return int(spared.sum()) <= int(own.sum())
+
+    def _prompts_last(self) -> bool:
+        """Whether every pipeline here is of a family whose denoiser reads negative prompts before the prompts."""
+        return all(family_of(attachment.pipe) is not None for attachment in self.live)
 
 
 class Post(Watch):

@@ -348,6 +348,23 @@ def test_a_negative_prompts_embeddings_as_a_prompt(tiny_pipe: Any, sibling: Any,
                 draw(pipe, None, prompt_embeds=negative, guidance_scale=1.0)
 
 
+def test_a_negative_prompts_embeddings_in_the_prompts_place(tiny_pipe: Any, sibling: Any, gun_eraser: Eraser) -> None:
+    """A prompt or zeros beside them, given as the negative prompt or as another picture's, make no prompt of them."""
+    with gun_eraser.attach(tiny_pipe):
+        negative, own = excise.encode(tiny_pipe, GUN, negative=True)[0], states(tiny_pipe, "a cat")
+        draw(sibling, None, prompt_embeds=own, negative_prompt_embeds=negative)
+        draw(sibling, None, prompt_embeds=own, negative_prompt_embeds=torch.zeros_like(own))
+        refused: list[dict[str, Any]] = [
+            {"prompt_embeds": negative, "negative_prompt_embeds": own},
+            {"prompt_embeds": negative, "negative_prompt_embeds": torch.zeros_like(own)},
+            {"prompt_embeds": torch.cat([own, negative]), "guidance_scale": 1.0},
+            {"prompt_embeds": torch.cat([negative, torch.zeros_like(own)]), "guidance_scale": 1.0},
+        ]
+        for given in refused:
+            with pytest.raises(EraserDidNotFire, match="the denoiser was given text states"):
+                draw(sibling, None, **given)
+
+
 def test_an_encoder_put_in_later() -> None:
     pipe, concept, saes = several("sd3")
     eraser = fit(pipe, concept, SNCEConfig(permutations=20), sae=saes)
