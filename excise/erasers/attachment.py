@@ -105,7 +105,7 @@ class Attachment:
                 )
             if any(hook.attachment.eraser.digest == eraser.digest for hook in there):
                 raise ExciseError(f"eraser {eraser.name!r} is attached to this pipeline already; detach it first")
-            if self.name in Guard.names(pipe):
+            if self.name in (*Guard.names(pipe), *Tally.names(pipe)):
                 raise ExciseError(f"an eraser called {self.name!r} is attached already; give this one another name")
             self._guard = Guard.join(pipe, self)
             watched = bool(self.eraser.text_edits)

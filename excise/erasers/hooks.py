@@ -34,7 +34,8 @@ SPARED = threading.local()
 """`SPARED.yes`: in this thread's run of an encoder an unconditional prompt was left alone that says the concept.
 `SPARED.runs`: how many runs in this thread left one alone."""
 ERASED = threading.local()
-"""`ERASED.runs`: how many runs of an encoder in this thread had something erased from a prompt."""
+"""`ERASED.runs`: how many runs of an encoder in this thread had something erased from a prompt.
+`ERASED.prompts`: from which of the batch it was in the run under way, `[B]`; None where from none."""
 
 
 class Passage(ModelHook):  # type: ignore[misc]
@@ -206,6 +207,8 @@ class TextHook(EditHook):
         delta = edit.delta(state, strength, branch=branch, sae=self.attachment.sae)
         if delta is not None and branch == "conditional" and bool((delta.detach() != 0).any()):
             ERASED.runs = getattr(ERASED, "runs", 0) + 1
+            moved, before = (delta.detach() != 0).flatten(1).any(1).cpu(), getattr(ERASED, "prompts", None)
+            ERASED.prompts = moved if before is None or len(before) != len(moved) else moved | before
         return delta
 
 

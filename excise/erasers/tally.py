@@ -41,6 +41,13 @@ class Tally(Watch):
         return encoders
 
     @classmethod
+    def names(cls, pipe: Any) -> list[str]:
+        """Names of the erasers that edit `pipe`, whichever pipeline of its encoders they are attached to."""
+        tallies = [found_on(encoder, cls) for encoder in text_encoders(pipe).values()]
+        there = dict.fromkeys(a for tally in tallies if tally is not None for a in tally.attachments)
+        return [attachment.name for attachment in there if attachment.acts_on(pipe)]
+
+    @classmethod
     def leave(cls, encoders: list[nn.Module], attachment: Attachment) -> None:
         """Count for `attachment` no longer; the last one out leaves no trace."""
         for encoder in encoders:

@@ -74,7 +74,8 @@ class Scribe(Watch):
         hooks = self._hooks()
         self._here.call = current_call(self.module)
         self._here.before, SPARED.yes = {id(hook): hook.runs for hook in hooks}, False
-        self._here.epoch, self._here.erased = self.witness.epoch, getattr(ERASED, "runs", 0)
+        ERASED.prompts = None
+        self._here.epoch = self.witness.epoch
         looked = call.looked if (call := CALL.get()) is not None else ()
         for attachment in dict.fromkeys(hook.attachment for hook in hooks):
             if attachment not in looked:  # the encoder may have been changed through another pipeline
@@ -96,8 +97,11 @@ class Scribe(Watch):
         if (ledger := LEDGER.get()) is not None:
             ledger.add(states)
         else:
-            spared, erased = SPARED.yes, getattr(ERASED, "runs", 0) > self._here.erased
-            self.witness.add(states, self._here.epoch, spared=spared, erased=erased and not spared)
+            spared, erased = SPARED.yes, getattr(ERASED, "prompts", None)
+            self.witness.add(states, self._here.epoch, spared=spared)
+            if erased is not None and not spared:
+                parts = [state[erased.to(state.device)] for state in states if len(state) == len(erased)]
+                self.witness.add_erased(parts, self._here.epoch)
             if call is None:
                 self.witness.ledger.hold(states)
 
@@ -244,6 +248,12 @@ class Witness(Passage):
                 self.ledger.add(states, spared=spared)
                 if erased:
                     self.erased.add(states)
+
+    def add_erased(self, states: Sequence[Tensor], epoch: int) -> None:
+        """Remember of `states`, encoded from `epoch` on, that something was erased from them."""
+        with self._lock:
+            if epoch == self.epoch:
+                self.erased.add(states)
 
     def passed(self, state: Tensor) -> Tensor:
         """`state` as it is. Raises EraserDidNotFire where it was not made under every eraser that is active."""

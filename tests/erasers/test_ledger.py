@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from excise.erasers import ledger as module
-from excise.erasers.fingerprints import Fingerprints, Held, hashes
+from excise.erasers.fingerprints import Fingerprints, Held, Place, hashes
 from excise.erasers.ledger import OWN, SPARED, UNKNOWN, Ledger
 
 
@@ -224,12 +224,19 @@ def test_a_ledger_with_a_share_keeps_that_much(monkeypatch: pytest.MonkeyPatch) 
     assert 8 * 3 * 8 <= most <= 8 * 3 * 2 * 16
 
 
+def values(place: Place) -> list[list[float]]:
+    made = place.tensor()
+    assert made is not None
+    found: list[list[float]] = made.tolist()
+    return found
+
+
 def test_tensors_are_held_as_long_as_a_view_of_them_lives() -> None:
     held, whole = Held(), random(4, 3)
     view = whole[1:]
     held.add(whole)
     del whole
-    assert [made.tolist() for place in held if (made := place.tensor()) is not None] == [random(4, 3).tolist()]
+    assert [values(place) for place in held] == [random(4, 3).tolist()]
     del view
     assert len(held) == 0
     assert list(held) == []

@@ -189,3 +189,13 @@ def test_where_it_cannot_be_told_from_a_prompt_it_is_edited_like_one() -> None:
             made = excise.encode(pipe, GUN, negative=True)[0]
             assert torch.equal(made, excise.encode(pipe, GUN)[0])
     assert not torch.equal(made, plain)
+
+
+def test_only_the_prompts_of_a_batch_that_say_the_concept_are_warned_of(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    with gun_eraser.attach(tiny_pipe), torch.no_grad():
+        both = tiny_pipe.encode_prompt(["a gun", "a rose"], "cpu", 1, False)[0]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*say what eraser")
+            draw(tiny_pipe, CAT, negative_prompt_embeds=both[1:])
+        with pytest.warns(UserWarning, match="say what eraser 'gun-test' erases"):
+            draw(tiny_pipe, CAT, negative_prompt_embeds=both[:1])

@@ -169,6 +169,19 @@ def test_a_pipeline_of_the_same_components_has_the_same_erasers(tiny_pipe: Any, 
     assert excise.list_erasers(sibling) == excise.list_erasers(tiny_pipe) == {}
 
 
+def test_two_erasers_of_one_encoder_have_two_names(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    """Whichever of the pipelines they are attached to: each of those lists them by name."""
+    from diffusers import StableDiffusionPipeline
+
+    sibling = StableDiffusionPipeline.from_pipe(tiny_pipe)
+    other = replace(gun_eraser, edits=(replace(gun_eraser.edits[0], lam=2.0),))
+    with gun_eraser.attach(tiny_pipe):
+        with pytest.raises(ExciseError, match="an eraser called 'gun-test' is attached already"):
+            other.attach(sibling)
+        with other.attach(sibling, name="other"):
+            assert set(excise.list_erasers(tiny_pipe)) == {"gun-test", "other"}
+
+
 def test_a_pipeline_with_another_denoiser_has_the_erasers_of_its_encoder(
     tiny_pipe: Any, build_pipe: Any, gun_eraser: Eraser
 ) -> None:
