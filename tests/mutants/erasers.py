@@ -118,10 +118,11 @@ MUTANTS = [
         " tests/erasers/test_bypasses.py::test_embeddings_encoded_before_the_eraser_was_enabled"
         " tests/erasers/test_bypasses.py::test_the_unconditional_branchs_embeddings_through_a_pipeline_of_the_same_"
         "components"
-        " tests/erasers/test_bypasses.py::test_an_eraser_switched_on_while_a_prompt_is_in_the_encoder",
-        ("        self.epoch += 1\n        self.ledger.forget()", "        self.ledger.forget()"),
-        ("        self.epoch += 1\n        self.ledger.forget()", "        self.epoch += 1"),
-        ("return len(marks) - own <= own", "return True"),
+        " tests/erasers/test_bypasses.py::test_an_eraser_switched_on_while_a_prompt_is_in_the_encoder"
+        " tests/erasers/test_bypasses.py::test_a_negative_prompts_embeddings_in_the_prompts_place",
+        ("            self.epoch += 1\n            self.ledger.forget()", "            self.ledger.forget()"),
+        ("            self.epoch += 1\n            self.ledger.forget()", "            self.epoch += 1"),
+        ("return int(spared.sum()) <= int(own.sum())", "return True"),
         ("if not self._known(state):", "if False:"),
     ),
     *of(
