@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +16,12 @@ from excise.errors import ExciseError
 
 
 def test_a_task_that_fails_in_an_unforeseen_way_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def erase(pipe: Any, concept: Any, method: str, settings: Any, out: Path, **how: Any) -> None:
+    def erase(pipe: Any, concept: Any, method: str, settings: Any, out: Path, **how: Any) -> Any:
         if concept.name == "gun":
             raise RuntimeError("CUDA error:\nout of memory")
         out.mkdir()
         (out / "weights").write_bytes(b"123")
+        return SimpleNamespace(weak=())
 
     monkeypatch.setattr(many, "erase_by", erase)
     monkeypatch.setattr(many, "load_pipeline", lambda *named: None)

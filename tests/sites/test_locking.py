@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from excise.erasers import Eraser
-from excise.sites.locking import alone, lock
+from excise.sites.locking import alone, lock, own_copy
 from tests.tiny import words
 
 LONG = "a cat on grass " * 40
@@ -27,7 +27,7 @@ def encoded(tokenizer: Any, number: int) -> bool:
 
 
 def test_threads_that_share_a_tokenizer_get_what_they_ask_for() -> None:
-    tokenizer = copy.deepcopy(words.shared_clip())
+    tokenizer = own_copy(words.shared_clip())
     release = lock(tokenizer)
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(lambda number: encoded(tokenizer, number), range(4000)))
@@ -36,7 +36,7 @@ def test_threads_that_share_a_tokenizer_get_what_they_ask_for() -> None:
 
 def test_one_thread_at_a_time_is_let_in(monkeypatch: Any) -> None:
     """Whoever is faster: while one encodes another waits."""
-    tokenizer = copy.deepcopy(words.shared_clip())
+    tokenizer = own_copy(words.shared_clip())
     kind = type(tokenizer)
     name = "_encode_plus" if hasattr(kind, "_encode_plus") else "_batch_encode_plus"
     entered, both, go_on, plain = threading.Event(), threading.Event(), threading.Event(), getattr(kind, name)
@@ -60,7 +60,7 @@ def test_one_thread_at_a_time_is_let_in(monkeypatch: Any) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform forks no processes")
 def test_a_process_forked_while_a_thread_encodes_can_encode() -> None:
-    tokenizer = copy.deepcopy(words.shared_clip())
+    tokenizer = own_copy(words.shared_clip())
     release, inside, go_on = lock(tokenizer), threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -84,7 +84,8 @@ def test_a_process_forked_while_a_thread_encodes_can_encode() -> None:
 
 
 def test_a_lock_leaves_no_trace_and_is_not_copied(tiny_pipe: Any, gun_eraser: Eraser) -> None:
-    tokenizer = tiny_pipe.tokenizer
+    # One of its own: tests share the other, and an eraser that one left attached holds its lock.
+    tokenizer = tiny_pipe.tokenizer = own_copy(tiny_pipe.tokenizer)
     before = set(vars(tokenizer))
     with gun_eraser.attach(tiny_pipe):
         assert set(vars(tokenizer)) > before
@@ -99,7 +100,7 @@ def test_a_lock_leaves_no_trace_and_is_not_copied(tiny_pipe: Any, gun_eraser: Er
 
 
 def test_the_last_holder_unlocks() -> None:
-    tokenizer = copy.deepcopy(words.shared_clip())
+    tokenizer = own_copy(words.shared_clip())
     before = set(vars(tokenizer))
     first, second = lock(tokenizer), lock(tokenizer)
     first()
