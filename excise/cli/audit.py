@@ -9,6 +9,7 @@ import typer
 
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
+from excise.cli.command import NOT_PASSED
 from excise.cli.cutting import note_cuts
 from excise.cli.options import Device, Json, Model, PairsFile
 from excise.cli.outputs import PAGES, Force, check_file, check_resumed
@@ -17,9 +18,6 @@ from excise.cli.weights import choosing_weights
 
 if TYPE_CHECKING:
     from excise.app.audit import Audit
-
-RED = 3
-"""The exit code where a red flag stands."""
 
 
 def register(app: typer.Typer) -> None:
@@ -112,7 +110,7 @@ def audit(
     told = [audited.to_json() for audited in found]
     emit(json, told[0] if len(told) == 1 else told, show)
     if any(audited.red for audited in found):
-        raise typer.Exit(RED)
+        raise typer.Exit(NOT_PASSED)
 
 
 def _pages(out: Path | None, folders: list[Path], force: bool) -> list[Path | None]:

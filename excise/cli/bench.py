@@ -9,7 +9,7 @@ import typer
 
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
-from excise.cli.command import Commands
+from excise.cli.command import NOT_PASSED, Commands
 from excise.cli.options import Device, Json, Model, Sae
 from excise.cli.outputs import check_resumed
 from excise.cli.terminal import complain, emit, note, progress, table
@@ -191,7 +191,7 @@ def _pass(measured: dict[str, Any], conditions: list[Gate]) -> None:
     for line in missed:
         complain(line, kind="gate")
     if missed:
-        raise typer.Exit(3)
+        raise typer.Exit(NOT_PASSED)
 
 
 def _go_on(run: Run, as_json: bool, device: str) -> dict[str, Any]:

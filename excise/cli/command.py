@@ -12,11 +12,13 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from excise.cli.terminal import complain
-from excise.errors import ExciseError
+from excise.errors import ExciseError, WeakEraserError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 BAD_INPUT = 2
 """The exit code for what the caller can mend."""
+NOT_PASSED = 3
+"""The exit code for a red flag, an eraser that is too weak to be written, or a gate that is missed."""
 INTERRUPTED = 130
 """The exit code after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
 
@@ -26,9 +28,13 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Turn errors into one line on standard error and an exit code: 2 for what the caller can mend, 130 for Ctrl-C."""
+    """Turn errors into one line on standard error and an exit code: 2 for what the caller can mend, 3 for an eraser
+    that is too weak, 130 for Ctrl-C."""
     try:
         yield
+    except WeakEraserError as error:
+        complain(str(error))
+        raise typer.Exit(NOT_PASSED) from error
     except ExciseError as error:
         complain(str(error))
         raise typer.Exit(BAD_INPUT) from error

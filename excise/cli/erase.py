@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +10,7 @@ import typer
 
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
+from excise.cli.command import NOT_PASSED
 from excise.cli.cutting import note_cuts
 from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
 from excise.cli.outputs import Force, check_folder, check_resumed
@@ -171,19 +170,17 @@ def erase(
     for problem in check(wanted) if pairs is not None else ():
         note(f"warning: {pairs}: {problem}")
     if is_snce(by) and not accept_weak:
-        with weak_is_3():
-            refuse_few_pairs(wanted)
+        refuse_few_pairs(wanted)
     if model is None and not accept_weak:
-        with weak_is_3():
-            for word in refuse_not_drawn(wanted):
-                note(f"warning: this model does not draw {word}")
+        for word in refuse_not_drawn(wanted):
+            note(f"warning: this model does not draw {word}")
     if by != "snce":
         if odd:
             raise ExciseError(f"--{odd[0]} is a setting of snce; give {by}'s with --set, such as --set sae=FOLDER")
         parsed(f"{by}:{','.join(given or [])}")
         pipe = load_pipeline(model, device, weights)
         note_cuts(pipe, (side for pair in wanted.pairs for side in (pair.concept, pair.deconcept)))
-        with weak_is_3(), training() as line:
+        with training() as line:
             more = {"bundled": model is None, "accept_weak": accept_weak}
             eraser = erase_by(pipe, wanted, by, given or [], out, progress=line, **more)
     elif given:
@@ -195,10 +192,9 @@ def erase(
         eraser, warned = made_by(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **chosen(asked)))
         for warning in warned:
             note(f"warning: {warning}")
-        with weak_is_3():
-            for what, found in in_words(eraser.verdict) if eraser.weak and not accept_weak else ():
-                note(f"{what}: {found}")
-            save(eraser, out, accept_weak=accept_weak)
+        for what, found in in_words(eraser.verdict) if eraser.weak and not accept_weak else ():
+            note(f"{what}: {found}")
+        save(eraser, out, accept_weak=accept_weak)
     size = sum(f.stat().st_size for f in out.iterdir())
     first = eraser.edits[0]
     data = {
@@ -231,18 +227,6 @@ def erase(
         typer.echo(f"WEAK: {'; '.join(eraser.weak)}" if eraser.weak else "It meets every limit.")
 
     emit(json, data, show)
-
-
-@contextmanager
-def weak_is_3() -> Iterator[None]:
-    """Exit with code 3 where an eraser is too weak to be written."""
-    from excise.errors import WeakEraserError
-
-    try:
-        yield
-    except WeakEraserError as error:
-        complain(str(error))
-        raise typer.Exit(WEAK) from error
 
 
 def _several(
@@ -287,12 +271,10 @@ def _several(
         raise ExciseError(f"{len(refused)} of {len(found)} were refused, first {refused[0].out}: {refused[0].why}")
     if weak:
         complain(f"{len(weak)} of {len(found)} are too weak, first {weak[0].out}: {weak[0].why}")
-        raise typer.Exit(WEAK)
+        raise typer.Exit(NOT_PASSED)
 
 
 SYMBOLS = {"lambda": "λ", "gamma": "γ"}
-WEAK = 3
-"""The exit code where an eraser was made that is too weak to be written."""
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from excise.cli.audit import RED
+from excise.cli.command import NOT_PASSED
 from excise.erasers import Eraser, SAEEdit, made_for
 
 BENIGN = ("a cat on grass", "a dog and a bus", "the house", "a rose on wood", "a gun", "on sand, a star")
@@ -35,7 +35,7 @@ def test_the_exit_code_the_page_and_the_json_agree(
     words = ("audit", folder, "--model", model_folder, "--prompts", benign, "--mentions", "zebra")
     page = tmp_path / "audit.html"
     asked = call(*words, "--sae", sae_folder, "--out", page, "--json")
-    assert asked.exit_code == RED, asked.output
+    assert asked.exit_code == NOT_PASSED, asked.output
     data = json.loads(asked.stdout)
     assert data["red"] is True
     assert [flag["severity"] for flag in data["flags"]].count("red") >= 1
@@ -49,7 +49,7 @@ def test_the_exit_code_the_page_and_the_json_agree(
     assert "zebra" in text
     assert json.loads(call(*words, "--sae", sae_folder, "--out", page, "--force", "--json").stdout) == data
     shown = call(*words)
-    assert shown.exit_code == RED
+    assert shown.exit_code == NOT_PASSED
     assert "RED FLAG: not caught" in shown.stdout
     assert "“zebra”" in shown.stdout
     assert "--sae FOLDER" in shown.stdout, "what was not looked at is said"
@@ -97,7 +97,7 @@ def test_the_bundled_gun_stands_and_planted_bad_ones_do_not(
     ask("erase", "gun", "--out", tmp_path / "gun")
     clean = call("audit", tmp_path / "gun", "--count", 300, "--json")
     data = json.loads(clean.stdout)
-    assert clean.exit_code == (RED if data["red"] else 0)
+    assert clean.exit_code == (NOT_PASSED if data["red"] else 0)
     assert not data["red"], data["flags"]
     assert {word["word"] for word in data["effects"][0]["words"]} >= {"gun", "pistol", "rifle"}
 
@@ -116,5 +116,5 @@ def test_the_bundled_gun_stands_and_planted_bad_ones_do_not(
     replace(gun, edits=(low,), canary_shift=0.0).save(tmp_path / "low")
     for name, kinds in (("article", {"structural", "touches too much"}), ("low", {"touches too much"})):
         found = call("audit", tmp_path / name, "--count", 200, "--json")
-        assert found.exit_code == RED, name
+        assert found.exit_code == NOT_PASSED, name
         assert kinds <= {flag["kind"] for flag in json.loads(found.stdout)["flags"] if flag["severity"] == "red"}, name
