@@ -29,7 +29,7 @@ COMBINATIONS = (
     ("newest", "newest"),
 )
 SUITE = (
-    "tests/cli/test_cli_bundled.py",  # generate, find, erase and verify
+    "tests/cli/test_bundled.py",  # generate, find, erase and verify
     "tests/reference/test_bundle.py",
     "tests/test_loading.py",
     "tests/erasers",

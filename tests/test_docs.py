@@ -21,14 +21,14 @@ FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | r
 @pytest.fixture(autouse=True)
 def nothing_but_the_package(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty home, and none of the data that Debian's packages bring."""
-    from excise.app import text_corpora
-    from excise.reference import text_corpus
+    from excise.app.training import corpora
+    from excise.reference.training import text_corpus
 
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("HF_HOME", str(home / "hub"))
     monkeypatch.setattr(text_corpus, "WORDNET", home / "wordnet")
-    monkeypatch.setattr(text_corpora, "SHARE", home)
+    monkeypatch.setattr(corpora, "SHARE", home)
 
 
 def blocks(kind: str) -> Iterator[Any]:
@@ -157,7 +157,7 @@ def test_the_documented_sweep_runs_with_nothing_but_the_package(
 
 
 def test_training_text_without_wordnet_takes_the_captions_alone() -> None:
-    from excise.app.labelled_training import english
+    from excise.app.training.labelled import english
 
     assert english() == []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from excise.app.benchmark import report, resume, start
+from excise.app.bench.runs import report, resume, start
 from excise.bench.protocols.detectors import detector
 from excise.bench.worker import Entry
 from excise.errors import ExciseError

@@ -23,7 +23,7 @@ from excise.bench.run import TRIES, Claim, Record, Run, Unit
 from excise.bench.suite import Case, Suite
 from excise.drawn import Drawn
 from excise.erasers import Eraser
-from excise.erasers.verdict import WeakEraser
+from excise.erasers.artefact.verdict import WeakEraser
 from excise.errors import ExciseError
 from excise.files import sha256, write_atomic, write_once
 from excise.methods.base import method, parsed, settings_of

@@ -8,24 +8,12 @@ from typing import Annotated
 
 import typer
 
-from excise.cli import (
-    audit,
-    bench,
-    checking,
-    comparing,
-    concepts,
-    demo,
-    erase,
-    explaining,
-    find,
-    generate,
-    methods,
-    pairs,
-    push,
-    reference,
-    reproduce,
-)
+from excise.cli.bench import bench, reference, reproduce
 from excise.cli.command import INTERRUPTED, Commands, Root
+from excise.cli.erase import audit, checking, concepts, demo, erase, find, generate, methods, push
+from excise.cli.neurons import explaining
+from excise.cli.pairs import pairs
+from excise.cli.sae import comparing
 from excise.cli.terminal import complain
 
 app = Commands(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from excise.app.pipelines import DEFAULT, Weights, check_name
+from excise.app.models.pipelines import DEFAULT, Weights, check_name
 
 Dtype = Annotated[
     str,

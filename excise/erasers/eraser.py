@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from excise.erasers import formats, hub
+from excise.erasers.apply.registry import Edit, TextEdit, module_of
+from excise.erasers.artefact import formats, hub
+from excise.erasers.artefact.formats import Check
+from excise.erasers.artefact.signing import Signer, check_signature
 from excise.erasers.attachment import Attachment, OnBypass
-from excise.erasers.coverage import absent_from
-from excise.erasers.formats import Check
-from excise.erasers.integrity import mismatches
-from excise.erasers.kinds import Edit, TextEdit, module_of
-from excise.erasers.signing import Signer, check_signature
+from excise.erasers.guard.coverage import absent_from
+from excise.erasers.guard.model_digest import mismatches
 from excise.errors import ExciseError
 from excise.files import sha256, write_folder
 

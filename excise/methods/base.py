@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from excise.errors import ExciseError
 from excise.methods.bounds import check_numbers
-from excise.methods.catalogue import METHODS
+from excise.methods.catalogue import METHODS, MODULES
 from excise.plugins import plugins
 
 if TYPE_CHECKING:
@@ -90,9 +90,7 @@ def method(name: str) -> Method:
         return Joined(tuple(method(part) for part in name.split(AND)))
     check_name(name)
     found: Method = (
-        import_module(f"excise.methods.{name.replace('-', '_')}").METHOD
-        if name in METHODS
-        else plugins("excise.methods")[name]
+        import_module(f"excise.methods.{MODULES[name]}").METHOD if name in METHODS else plugins("excise.methods")[name]
     )
     return found
 

@@ -322,3 +322,28 @@ METHODS: dict[str, About] = {
     ),
 }
 """By name, which with underscores is the module of `excise.methods`. A new method is one file and one entry here."""
+
+MODULES = {
+    "advunlearn": "trained.advunlearn",
+    "ca": "trained.ca",
+    "casteer": "steering.casteer",
+    "concept-steerers": "sae.concept_steerers",
+    "dumo": "trained.dumo",
+    "esd-u": "trained.esd_u",
+    "esd-x": "trained.esd_x",
+    "itd": "sae.itd",
+    "mace": "trained.mace",
+    "none": "none",
+    "rece": "closed_form.rece",
+    "sa": "trained.sa",
+    "saemnesia": "sae.saemnesia",
+    "saemnesia-text": "sae.saemnesia_text",
+    "saeuron": "sae.saeuron",
+    "safety-filter": "steering.safety_filter",
+    "safree": "steering.safree",
+    "sld": "steering.sld",
+    "snce": "sae.snce",
+    "spm": "trained.spm",
+    "uce": "closed_form.uce",
+}
+"""Where each method is, below excise.methods; a method's module is imported when it is first asked for."""

@@ -1,8 +1,8 @@
 """The verdict on a fitted eraser: which words it catches, how much it carries, whom it touches; and what is too little.
 
 The limits were set on the bundled model: its 48 objects and styles, each fitted with the defaults, lie above all of
-them, and words that it cannot draw lie below one or more (`benchmarks/verdicts.py`). No limit is met by default on
-another model; where one is missed on a concept that is erased, `excise erase --accept-weak` writes the eraser.
+them, and words that it cannot draw lie below one or more (`benchmarks/figures/verdicts.py`). No limit is met by default
+on another model; where one is missed on a concept that is erased, `excise erase --accept-weak` writes the eraser.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from excise.concepts.checks import LEAST_PAIRS
 from excise.concepts.concept import mentioned
 from excise.concepts.sentences import group_sentences, sentences
 from excise.erasers import Attachment, Eraser, SAEEdit
-from excise.erasers.effects import text_changes
-from excise.erasers.proof import moved
-from excise.erasers.verdict import WeakEraser
-from excise.methods.reading import features
+from excise.erasers.artefact.verdict import WeakEraser
+from excise.erasers.guard.effects import text_changes
+from excise.erasers.guard.self_test import moved
+from excise.methods.sae.prompt_codes import features
 from excise.neurons.flags import CAUGHT, percent
 from excise.neurons.validation import STRUCTURAL_SHARE
 from excise.sae import TopKSAE

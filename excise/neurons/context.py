@@ -11,7 +11,7 @@ _SPECIAL = re.compile(r"\s*⟨.*⟩\s*")
 
 
 def is_special(token: str) -> bool:
-    """Whether a token is no text of the prompt, such as ⟨end⟩ (`excise.sites.pieces`)."""
+    """Whether a token is no text of the prompt, such as ⟨end⟩ (`excise.sites.tokens`)."""
     return not token or _SPECIAL.fullmatch(token) is not None
 
 

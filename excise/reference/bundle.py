@@ -57,7 +57,7 @@ def assemble(parts: Path, unet: UNet2DConditionModel, out: Path = MODEL) -> None
 
     (One tensor, the 25 MB of token embeddings, has a shard to itself.) An SAE that lies in `out` already is kept.
     """
-    from excise.reference.unet import scheduler
+    from excise.reference.training.unet import scheduler
 
     pipe = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(parts / "vae"),

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from excise.files import write_atomic
 from excise.reference.patch_transformer import PatchTransformer
 from excise.reference.scenes import Pixels, Scene, render, sample_scene
-from excise.reference.training import run
-from excise.reference.vae import pixels
+from excise.reference.training.loop import run
+from excise.reference.training.vae import pixels
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
 
 STEPS, BATCH, PEAK = 5000, 64, 2e-3

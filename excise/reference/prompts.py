@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from excise.errors import ExciseError
 from excise.reference.captions import caption
 from excise.reference.scenes import sample_caption, sample_scene
-from excise.reference.text_corpus import corpus, mentions_synonym
+from excise.reference.training.text_corpus import corpus, mentions_synonym
 from excise.reference.world import BACKGROUNDS, HELD_OUT_PAIRS, HELD_OUT_STYLES, OBJECTS, STYLES, SYNONYMS
 
 

@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture
 def make_outcome() -> Callable[..., Any]:
     """Builds an Outcome of 4 prompts: `make_outcome(name, target=(before, after), other=(before, after), same=[])`."""
-    from excise.app.measure import Family, Outcome, Seen
+    from excise.app.demo.measure import Family, Outcome, Seen
 
     def make(name: Any, target: Any = None, other: Any = None, same: Any = None) -> Outcome:
         n, nothing = 4, np.zeros(4, bool)

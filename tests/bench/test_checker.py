@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from excise import reference
-from excise.app.benchmark import report, resume, start, suite_of
+from excise.app.bench.runs import report, resume, start, suite_of
 from excise.bench.run import Run
 from excise.bench.worker import work
 from excise.cli import app
@@ -94,7 +94,7 @@ def test_what_a_model_breaks_is_an_outcome_of_its_own(tmp_path: Path, monkeypatc
     assert none["concepts"]["gun"]["ua"]["n"] == none["concepts"]["gun"]["ira"]["n"] == 2
     told = CliRunner().invoke(app, ["bench", "report", str(run.folder)]).output
     assert "none, in no figure: broken: not finite 1, broken: one colour 1" in told
-    monkeypatch.setattr("excise.app.models.load_pipeline", lambda *_, **__: pipe)
+    monkeypatch.setattr("excise.app.models.resolve.load_pipeline", lambda *_, **__: pipe)
     drawn = CliRunner().invoke(app, ["generate", "--prompt", "a gun", "--steps", "2", "--out", str(tmp_path / "a.png")])
     assert drawn.exit_code == 2 and "values that are not finite numbers" in drawn.output
     assert not (tmp_path / "a.png").exists()

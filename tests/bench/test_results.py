@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from excise.app.bench_page import render
-from excise.app.reproduce import figure_7
+from excise.app.bench.page import render
+from excise.app.bench.reproduce import figure_7
 from excise.bench.canvas.suite import Canvas
 from excise.bench.pictures import png
 from excise.bench.results import outside, results, table

@@ -143,7 +143,7 @@ def test_a_worker_leaves_what_a_living_one_holds_to_it(run: Run, held: Path, mon
 
 
 def test_the_command_says_what_failed_and_exits_with_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from excise.app.benchmark import report, start
+    from excise.app.bench.runs import report, start
     from excise.cli import app
 
     run = start(tmp_path / "run", "canvas", "quick", [], ["gun"], {"searches": False, "prompts": 1})

@@ -14,8 +14,8 @@ import yaml
 from huggingface_hub import parse_eval_result_entries
 from typer.testing import CliRunner
 
-from excise.app.bench_plots import sweeps
-from excise.app.benchmark import report, resume, start, total
+from excise.app.bench.plots import sweeps
+from excise.app.bench.runs import report, resume, start, total
 from excise.bench.run import Run, Unit
 from excise.bench.worker import Entry
 from excise.cli import app
@@ -135,7 +135,7 @@ def test_a_second_run_gives_the_same_pictures_and_none_twice(finished: Run, tmp_
 
 def test_a_killed_run_goes_on_where_it_was(finished: Run, tmp_path: Path) -> None:
     run = start(tmp_path / "run", "canvas", "quick", [], ["gun"], FAST)
-    code = "import sys; from excise.app.benchmark import *; resume(Run(sys.argv[1]))"
+    code = "import sys; from excise.app.bench.runs import *; resume(Run(sys.argv[1]))"
     worker = subprocess.Popen([sys.executable, "-c", code, run.folder], stderr=subprocess.DEVNULL)
     while not run.records() and worker.poll() is None:
         time.sleep(0.05)

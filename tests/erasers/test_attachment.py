@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from excise.erasers import Eraser, SAEEdit, made_for
-from excise.erasers.coverage import refuse_early_tap
+from excise.erasers.guard.coverage import refuse_early_tap
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.sites import Site, capture, resolve
 from tests import tiny

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from excise.erasers import Eraser, SAEEdit, formats, verify
+from excise.erasers import Eraser, SAEEdit, verify
+from excise.erasers.artefact import formats
 from excise.errors import ExciseError
 from excise.sites import Site
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from excise.erasers import Eraser, formats, verify
-from excise.erasers.edit import CHOICES
+from excise.erasers import Eraser, verify
+from excise.erasers.artefact import formats
+from excise.erasers.edits.text_sae import CHOICES
 from excise.errors import ExciseError
 
 

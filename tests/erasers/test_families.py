@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from excise.app.finding import erase
-from excise.app.training import places_of, train_sae
+from excise.app.erase.finding import erase
+from excise.app.training.text import places_of, train_sae
 from excise.concepts import Concept, from_templates
 from excise.erasers import Eraser
 from excise.errors import EraserDidNotFire, ExciseError
-from excise.methods.snce import SNCEConfig, fit
+from excise.methods.sae.snce import SNCEConfig, fit
 from excise.sae import TopKSAE, TrainConfig
 from excise.sites import Site, default_site, encode_prompt, family_of, sites_of, to_cover
 from excise.sites.blocks import denoisers

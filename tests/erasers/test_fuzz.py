@@ -19,8 +19,9 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from excise.erasers import BlockEdit, Eraser, SAEEdit, WeightEdit, formats
-from excise.erasers.edit import CHOICES
+from excise.erasers import BlockEdit, Eraser, SAEEdit, WeightEdit
+from excise.erasers.artefact import formats
+from excise.erasers.edits.text_sae import CHOICES
 from excise.errors import ExciseError
 from excise.sites import Site
 

@@ -13,9 +13,10 @@ import torch
 
 import excise
 from excise.concepts import Concept, from_templates
-from excise.erasers import Attachment, Eraser, ledger
+from excise.erasers import Attachment, Eraser
+from excise.erasers.hooks import known_vectors
 from excise.errors import EraserDidNotFire
-from excise.methods.snce import SNCEConfig, fit
+from excise.methods.sae.snce import SNCEConfig, fit
 from excise.sites import default_site, to_cover
 from tests import tiny
 from tests.planted import planted
@@ -49,7 +50,7 @@ def erased(family: str, concept: Concept) -> tuple[Any, Attachment]:
     return pipe, fit(pipe, concept, SNCEConfig(permutations=20, examine=2), sae=saes).attach(pipe)
 
 
-def remembered(attachment: Attachment) -> ledger.Ledger:
+def remembered(attachment: Attachment) -> known_vectors.Ledger:
     assert attachment._witness is not None
     return attachment._witness.ledger
 
@@ -61,7 +62,7 @@ def in_batches(texts: list[str], size: int) -> list[list[str]]:
 def test_a_large_batch_is_drawn(family: str, concept: Concept, monkeypatch: pytest.MonkeyPatch) -> None:
     """Larger than what is remembered of all prompts."""
     pipe, attachment = erased(family, concept)
-    monkeypatch.setattr(ledger, "REMEMBERED", 1024)
+    monkeypatch.setattr(known_vectors, "REMEMBERED", 1024)
     tiny.call(family, pipe, prompts(12), num_inference_steps=1)
     assert attachment.status()["bypasses"] == 0
 
@@ -73,7 +74,7 @@ def test_no_prompt_is_refused_when_what_is_remembered_is_full(
     pipe, attachment = erased(family, concept)
     tiny.call(family, pipe, CAT, num_inference_steps=1)
     one = remembered(attachment).nbytes
-    monkeypatch.setattr(ledger, "REMEMBERED", 2 * one)
+    monkeypatch.setattr(known_vectors, "REMEMBERED", 2 * one)
     for prompt in prompts(12):
         tiny.call(family, pipe, prompt, num_inference_steps=1)
         assert remembered(attachment).nbytes <= 6 * one
@@ -87,7 +88,7 @@ def test_five_thousand_prompts(family: str, concept: Concept, monkeypatch: pytes
     first, *batches = in_batches(prompts(5000), 25)
     tiny.call(family, pipe, first, num_inference_steps=1)
     one = remembered(attachment).nbytes
-    monkeypatch.setattr(ledger, "REMEMBERED", 8 * one)
+    monkeypatch.setattr(known_vectors, "REMEMBERED", 8 * one)
     for batch in batches:
         tiny.call(family, pipe, batch, num_inference_steps=1)
     assert attachment.status()["bypasses"] == 0
@@ -100,7 +101,7 @@ def test_embeddings_that_are_kept_stay_good(
     tiny_pipe: Any, gun_eraser: Eraser, monkeypatch: pytest.MonkeyPatch, held: Callable[[Any], Any]
 ) -> None:
     """Also cast to the denoiser's dtype, repeated and joined after any number of other prompts, from other threads."""
-    monkeypatch.setattr(ledger, "REMEMBERED", 4096)
+    monkeypatch.setattr(known_vectors, "REMEMBERED", 4096)
     with gun_eraser.attach(tiny_pipe) as attachment, torch.no_grad():
         kept = [held(made) for made in tiny_pipe.encode_prompt(CAT, "cpu", 1, True, GUN)]
         gone = tiny_pipe.encode_prompt("a rose", "cpu", 1, False)[0].clone()
@@ -129,7 +130,7 @@ def test_what_was_written_into_a_kept_embedding_is_not_kept_with_it(
     tiny_pipe: Any, gun_eraser: Eraser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     foreign = tiny_pipe.encode_prompt(GUN, "cpu", 1, False)[0].detach()
-    monkeypatch.setattr(ledger, "REMEMBERED", 4096)
+    monkeypatch.setattr(known_vectors, "REMEMBERED", 4096)
     with gun_eraser.attach(tiny_pipe), torch.no_grad():
         kept = tiny_pipe.encode_prompt(CAT, "cpu", 1, False)[0]
         kept.copy_(foreign)
@@ -142,7 +143,7 @@ def test_what_was_written_into_a_kept_embedding_is_not_kept_with_it(
 def test_embeddings_made_by_excise_encode_stay_good(
     tiny_pipe: Any, gun_eraser: Eraser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "REMEMBERED", 4096)
+    monkeypatch.setattr(known_vectors, "REMEMBERED", 4096)
     how = {"num_inference_steps": 1, "output_type": "latent"}
     with gun_eraser.attach(tiny_pipe) as attachment, torch.no_grad():
         ids = tiny_pipe.tokenizer(CAT, padding="max_length", return_tensors="pt").input_ids
@@ -158,7 +159,7 @@ def test_all_that_is_remembered_stays_bounded(
     tiny_pipe: Any, gun_eraser: Eraser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also of prompts that say the concept, which are written down once more."""
-    monkeypatch.setattr(ledger, "REMEMBERED", 1 << 16)
+    monkeypatch.setattr(known_vectors, "REMEMBERED", 1 << 16)
     with gun_eraser.attach(tiny_pipe) as attachment, torch.no_grad():
         negative = tiny_pipe.encode_prompt(CAT, "cpu", 1, False)[0]
         witness = attachment._witness
@@ -167,7 +168,7 @@ def test_all_that_is_remembered_stays_bounded(
             arguments = {"num_inference_steps": 1, "negative_prompt_embeds": negative, "output_type": "latent"}
             tiny_pipe(f"{prompt} with a gun", **arguments)
             one = 8 * 3 * 77  # may be put in before it is seen that there is no room
-            assert witness.ledger.nbytes + witness.erased.nbytes <= 1.1 * ledger.REMEMBERED + 4 * one
+            assert witness.ledger.nbytes + witness.erased.nbytes <= 1.1 * known_vectors.REMEMBERED + 4 * one
 
 
 def test_what_is_written_in_a_picture_is_drawn(concept: Concept) -> None:

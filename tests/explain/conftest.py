@@ -21,7 +21,7 @@ def planted_contexts(clip_tokenizer: Any) -> Callable[..., Any]:
     tokens at which each neuron fires too, `spread`: how far its codes are from 8."""
     from excise.neurons import PromptCodes
     from excise.neurons.contexts import Contexts
-    from excise.sites.pieces import pieces
+    from excise.sites.tokens import pieces
 
     def build(
         words: Sequence[str] = NOUNS,

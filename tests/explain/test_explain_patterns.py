@@ -179,9 +179,9 @@ def test_nothing_to_find_and_impossible_input():
 
 def test_a_real_encoder_and_a_real_sae(tiny_pipe, tiny_site, word_sae):
     """Neuron 5 of the SAE was made to read "gun" against other nouns."""
-    from excise.methods.reading import prompt_codes
+    from excise.methods.sae.prompt_codes import prompt_codes
     from excise.neurons.contexts import Contexts
-    from excise.sites.pieces import pieces
+    from excise.sites.tokens import pieces
 
     def read(prompts: Sequence[str]) -> Contexts:
         codes, ids = prompt_codes(tiny_pipe, word_sae, tiny_site, prompts)

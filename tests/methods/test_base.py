@@ -12,9 +12,9 @@ from excise.concepts import Pair
 from excise.errors import ExciseError
 from excise.methods import METHODS, method
 from excise.methods.base import Fitted, parsed, settings_of
-from excise.methods.esd import ESDConfig
-from excise.methods.snce import SNCEConfig
-from excise.methods.uce import UCEConfig
+from excise.methods.closed_form.uce import UCEConfig
+from excise.methods.sae.snce import SNCEConfig
+from excise.methods.trained.esd import ESDConfig
 from excise.sae import save
 
 ELSEWHERE = {"none", "snce", "concept-steerers", "itd", "saemnesia", "saemnesia-text", "saeuron"}

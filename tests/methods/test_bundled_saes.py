@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from excise import reference
-from excise.app.models import bundled_settings
+from excise.app.models.resolve import bundled_settings
 from excise.bench.canvas.families import cases
 from excise.bench.canvas.suite import Canvas
 from excise.erasers import Eraser

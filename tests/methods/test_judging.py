@@ -13,13 +13,13 @@ import pytest
 from excise.concepts import Concept, Pair, builtin
 from excise.concepts.sentences import group_sentences, sentences
 from excise.erasers import Eraser, verify
-from excise.erasers.effects import text_changes
-from excise.erasers.formats import manifest
-from excise.erasers.strength import in_words as strength_in_words
-from excise.erasers.verdict import WeakEraser, in_words
+from excise.erasers.artefact.formats import manifest
+from excise.erasers.artefact.strength import in_words as strength_in_words
+from excise.erasers.artefact.verdict import WeakEraser, in_words
+from excise.erasers.guard.effects import text_changes
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods.judging import Figures, _weak, judged, prompts_by_mention, protected
-from excise.methods.snce import SNCEConfig, find, fit
+from excise.methods.sae.snce import SNCEConfig, find, fit
 from excise.neurons.validation import STRUCTURAL_SHARE, activations
 from excise.sae import TopKSAE
 

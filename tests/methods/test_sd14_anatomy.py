@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from excise.app.labelled_training import train_block_sae
-from excise.app.supervised_training import Labels
+from excise.app.training.labelled import train_block_sae
+from excise.app.training.supervised import Labels
 from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, verify
 from excise.methods import method
-from excise.methods.saemnesia import SAEmnesiaConfig
-from excise.methods.snce import SNCEConfig, find, fit
+from excise.methods.sae.saemnesia import SAEmnesiaConfig
+from excise.methods.sae.snce import SNCEConfig, find, fit
 from excise.sae import SAEConfig, Supervision, TopKSAE, TrainConfig, load, save
 from excise.sites import BLOCKS, PRESETS, Site, capture, sites_of
-from excise.sites.block_shards import Labelled
+from excise.sites.activations.block_shards import Labelled
 
 # The configuration files of CompVis/stable-diffusion-v1-4, field by field.
 TEXT_ENCODER = {

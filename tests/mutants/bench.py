@@ -62,12 +62,12 @@ MUTANTS = [
         ("_unread(suite, concept, mine) or _unread(suite, concept, plain)", "_unread(suite, concept, mine)"),
     ),
     *of(
-        "excise/app/bench_pictures.py",
+        "excise/app/bench/pictures.py",
         "tests/bench/test_results.py",
         ('.get("target", True)', '.get("target", False)'),
     ),
     *of(
-        "excise/app/reproduce.py",
+        "excise/app/bench/reproduce.py",
         "tests/bench/test_results.py",
         ('.get("target", True)', '.get("target", False)'),
     ),
@@ -185,5 +185,5 @@ MUTANTS = [
         ("        if not watched and set(run.units(\"todo\")) <= set(tried):\n", "        if True:\n"),
         ('[*run.units("failed"), *run.units("todo")]', 'run.units("todo")'),
     ),
-    *of("excise/app/devices.py", "tests/app/test_app_devices.py", ("number % cards", "number // cards")),
+    *of("excise/app/models/devices.py", "tests/app/models/test_devices.py", ("number % cards", "number // cards")),
 ]  # fmt: skip

@@ -6,8 +6,8 @@ from tests.mutants import of
 
 MUTANTS = [
     *of(
-        "excise/erasers/edit.py",
-        "tests/erasers/test_edit.py",
+        "excise/erasers/edits/text_sae.py",
+        "tests/erasers/edits/test_text_sae.py",
         ("where(preacts > threshold.clamp(min=0)", "where(preacts >= threshold.clamp(min=0)"),
         ("where(preacts > threshold.clamp(min=0)", "where(preacts > threshold"),
         ("opened = loudest > threshold.clamp(min=0)", "opened = loudest >= threshold.clamp(min=0)"),
@@ -24,16 +24,16 @@ MUTANTS = [
         ("self.lam >= 0)", "self.lam >= -9)"),
     ),
     *of(
-        "excise/erasers/rows.py",
-        "tests/erasers/test_edit.py",
+        "excise/erasers/edits/sae_rows.py",
+        "tests/erasers/edits/test_text_sae.py",
         ("return (h - b_pre) @ W_enc.T + b_enc", "return h @ W_enc.T + b_enc"),
         ("return (h - b_pre) @ W_enc.T + b_enc", "return (h - b_pre) @ W_enc.T"),
         ('hashlib.sha256(f"k={_k(sae)}".encode())', "hashlib.sha256()"),
         ('for name in ("W_enc", "W_dec", "b_enc", "b_pre"):\n        tensor', 'for name in ():\n        tensor'),
     ),
     *of(
-        "excise/erasers/calibrate.py",
-        "tests/erasers/test_calibrate.py",
+        "excise/methods/sae/calibrate.py",
+        "tests/methods/sae/test_calibrate.py",
         ("torch.where(separable, q + margin * (typical - q), q)", "q + margin * (typical - q)"),
         ("q + margin * (typical - q), q)", "q + margin * typical, q)"),
         ("torch.where(floor > q, torch.minimum(t, (q + floor) / 2), t)", "t"),
@@ -42,24 +42,24 @@ MUTANTS = [
         ("concept.amax(1).median(0).values", "concept.amax(1).amax(0)"),
     ),
     *of(
-        "excise/erasers/gated.py",
-        "tests/methods/test_steering.py::test_a_prompt_that_is_changed_by_less_than_the_floor_keeps_its_bits"
-        " tests/methods/test_steering.py::test_itd_spares_prompts_that_it_would_change_by_little",
+        "excise/erasers/edits/gated_sae.py",
+        "tests/methods/steering/test_steering.py::test_a_prompt_that_is_changed_by_less_than_the_floor_keeps_its_bits"
+        " tests/methods/steering/test_steering.py::test_itd_spares_prompts_that_it_would_change_by_little",
         ("opened = self.change(h, sae) >= self.floor", "opened = self.change(h, sae) >= 0"),
         ("opened = self.change(h, sae) >= self.floor", "opened = self.change(h, sae) > self.floor"),
         ("delta.square().sum(-1).mean(1)", "delta.square().sum(-1).sum(1)"),
     ),
     *of(
-        "excise/erasers/block.py",
-        "tests/erasers/test_block.py::test_the_edit_is_the_papers_formula"
-        " tests/erasers/test_block.py::test_a_neuron_is_left_alone_at_a_step_whose_gate_is_infinite"
-        " tests/erasers/test_block.py::test_an_impossible_edit_is_refused"
-        " tests/erasers/test_block.py::test_the_nearest_timestep"
-        " tests/erasers/test_block.py::test_a_picture_is_open_or_silent_as_a_whole"
-        " tests/erasers/test_block.py::test_a_silent_picture_does_not_open_whatever_its_cut"
-        " tests/erasers/test_block.py::test_each_run_goes_on_from_its_own"
-        " tests/erasers/test_block.py::test_a_picture_that_opened_stays_open_until_another_is_drawn"
-        " tests/erasers/test_block.py::test_patches_below_the_gate_keep_their_bits",
+        "excise/erasers/edits/block_sae.py",
+        "tests/erasers/edits/test_block_sae.py::test_the_edit_is_the_papers_formula"
+        " tests/erasers/edits/test_block_sae.py::test_a_neuron_is_left_alone_at_a_step_whose_gate_is_infinite"
+        " tests/erasers/edits/test_block_sae.py::test_an_impossible_edit_is_refused"
+        " tests/erasers/edits/test_block_sae.py::test_the_nearest_timestep"
+        " tests/erasers/edits/test_block_sae.py::test_a_picture_is_open_or_silent_as_a_whole"
+        " tests/erasers/edits/test_block_sae.py::test_a_silent_picture_does_not_open_whatever_its_cut"
+        " tests/erasers/edits/test_block_sae.py::test_each_run_goes_on_from_its_own"
+        " tests/erasers/edits/test_block_sae.py::test_a_picture_that_opened_stays_open_until_another_is_drawn"
+        " tests/erasers/edits/test_block_sae.py::test_patches_below_the_gate_keep_their_bits",
         ("torch.where(codes > gate, gamma * level * codes, codes)", "torch.where(codes > gate, gamma * codes, codes)"),
         ("torch.where(codes > gate, gamma * level * codes, codes)", "gamma * level * codes"),
         ("bool(self.gate[steps].isfinite().any())", "True"),
@@ -74,8 +74,8 @@ MUTANTS = [
         ("if timestep > self._now or", "if"),
     ),
     *of(
-        "excise/erasers/canary.py",
-        "tests/erasers/test_canary.py",
+        "excise/erasers/guard/canary.py",
+        "tests/erasers/guard/test_canary.py",
         ('moved[f"{len(rows) - seen} of {len(rows)} positions"] = 0.0',
          'moved[f"{len(rows) - seen} of {len(rows)} positions"] = 1.0'),
         ("if seen < len(rows):", "if False:"),
@@ -84,8 +84,8 @@ MUTANTS = [
         ("if a.shape != b.shape or not torch.equal(a, b)]", "]"),
     ),
     *of(
-        "excise/erasers/integrity.py",
-        "tests/erasers/test_integrity.py",
+        "excise/erasers/guard/model_digest.py",
+        "tests/erasers/guard/test_model_digest.py",
         ("return bool(known) and _digest(encoder, (torch.float16,)) in known", "return bool(known)"),
         ('digest.update(_bytes(tensor.detach(), casts))', "pass"),
         ("sorted({direct, via_half})", "[direct]"),
@@ -98,7 +98,7 @@ MUTANTS = [
         ("!= tokenizers.get(name):", "== tokenizers.get(name):"),
     ),
     *of(
-        "excise/erasers/artefact.py",
+        "excise/erasers/artefact/record.py",
         "tests/erasers/test_eraser.py::test_any_flipped_byte_is_noticed"
         " tests/erasers/test_eraser.py::test_truncated_or_missing_files_are_noticed"
         " tests/erasers/test_eraser.py::test_descriptions_that_are_not_json_are_refused"
@@ -108,13 +108,13 @@ MUTANTS = [
         ("allow_nan=False", "allow_nan=True"),
     ),
     *of(
-        "excise/erasers/formats.py",
+        "excise/erasers/artefact/formats.py",
         "tests/erasers/test_eraser.py::test_how_far_the_canary_moved_is_kept",
         ('"canary_shift": float(eraser.canary_shift)', '"canary_shift": 0.0'),
     ),
     *of(
-        "excise/erasers/witness.py",
-        "tests/erasers/test_witness.py"
+        "excise/erasers/guard/denoiser.py",
+        "tests/erasers/guard/test_denoiser.py"
         " tests/erasers/test_bypasses.py::test_embeddings_encoded_before_the_eraser_was_enabled"
         " tests/erasers/test_bypasses.py::test_the_unconditional_branchs_embeddings_through_a_pipeline_of_the_same_"
         "components"
@@ -126,18 +126,18 @@ MUTANTS = [
         ("if not self._known(state):", "if False:"),
     ),
     *of(
-        "excise/erasers/steering.py",
-        "tests/methods/test_steering.py",
+        "excise/erasers/edits/vectors.py",
+        "tests/methods/steering/test_steering.py",
         (".clamp(min=0)\n            return strength", "\n            return strength"),
         ("return strength * self.beta * along * s", "return self.beta * along * s"),
         ('{"none": 0.0, "same": 1.0, "flip": -1.0}', '{"none": 0.0, "same": 1.0, "flip": 1.0}'),
     ),
     *of(
-        "excise/erasers/projection.py",
-        "tests/methods/test_conditions.py::test_words_near_the_concept_are_projected_as_the_paper_says"
-        " tests/methods/test_conditions.py::test_a_word_is_measured_against_the_others_alone"
-        " tests/methods/test_conditions.py::test_low_frequencies_that_grew_are_weakened"
-        " tests/methods/test_conditions.py::test_a_prompt_without_each_of_its_words",
+        "excise/erasers/edits/projection.py",
+        "tests/methods/steering/test_conditions.py::test_words_near_the_concept_are_projected_as_the_paper_says"
+        " tests/methods/steering/test_conditions.py::test_a_word_is_measured_against_the_others_alone"
+        " tests/methods/steering/test_conditions.py::test_low_frequencies_that_grew_are_weakened"
+        " tests/methods/steering/test_conditions.py::test_a_prompt_without_each_of_its_words",
         ("hit = distance >= (1 + self.alpha) * others", "hit = distance <= (1 + self.alpha) * others"),
         ("(distance.sum() - distance) / max(1, len(distance) - 1)", "distance.sum() / len(distance)"),
         ("chosen[1 : 1 + len(hit)] = hit", "chosen[: len(hit)] = hit"),
@@ -147,16 +147,16 @@ MUTANTS = [
         ("low[0, 0] = low[0, -1] = low[-1, 0] = low[-1, -1] = True", "low[0, 0] = True"),
     ),
     *of(
-        "excise/erasers/guidance.py",
-        "tests/methods/test_sld.py",
+        "excise/erasers/apply/guidance.py",
+        "tests/methods/steering/test_sld.py",
         ("here.nu = edit.decay * here.nu + (1 - edit.decay) * gamma", "here.nu = gamma"),
         ("gamma = gamma + edit.momentum * here.nu", "gamma = gamma"),
         ("if self.step_of(run) < edit.warmup:", "if self.step_of(run) <= edit.warmup:"),
         ("own[prompts] - self.attachment.strength * gamma", "own[prompts] - gamma"),
     ),
     *of(
-        "excise/erasers/permeable.py",
-        "tests/methods/test_spm.py::test_permeability_is_the_larger_likeness",
+        "excise/erasers/apply/weights_by_prompt.py",
+        "tests/methods/trained/test_spm.py::test_permeability_is_the_larger_likeness",
         ("return max(0.0, *near, *shared)", "return max(0.0, *near)"),
         ("return max(0.0, *near, *shared)", "return max(*near, *shared)",
          "a share of tokens is never below 0, so the largest is not either; the 0 says it for an empty list of words"),

@@ -6,13 +6,14 @@ from tests.mutants import of
 
 MUTANTS = [
     *of(
-        "excise/methods/snce.py",
-        "tests/methods/test_snce.py::test_the_defaults_are_the_measured_ones"
-        " tests/methods/test_snce.py::test_a_neuron_that_does_not_carry_the_concept_is_refused"
-        " tests/methods/test_snce.py::test_fit_makes_an_eraser_that_spares_controls"
-        " tests/methods/test_snce.py::test_a_neuron_that_fires_at_the_start_of_every_prompt_is_calibrated_without_it"
-        " tests/methods/test_snce.py::test_lambda_one_takes_out_the_whole_mean_change"
-        " tests/methods/test_snce.py::test_the_share_that_a_neuron_carries_against_its_definition",
+        "excise/methods/sae/snce.py",
+        "tests/methods/sae/test_snce.py::test_the_defaults_are_the_measured_ones"
+        " tests/methods/sae/test_snce.py::test_a_neuron_that_does_not_carry_the_concept_is_refused"
+        " tests/methods/sae/test_snce.py::test_fit_makes_an_eraser_that_spares_controls"
+        " tests/methods/sae/test_snce.py"
+        "::test_a_neuron_that_fires_at_the_start_of_every_prompt_is_calibrated_without_it"
+        " tests/methods/sae/test_snce.py::test_lambda_one_takes_out_the_whole_mean_change"
+        " tests/methods/sae/test_snce.py::test_the_share_that_a_neuron_carries_against_its_definition",
         ("lam: float = 1.25", "lam: float = 1.0"),
         ("tolerance: float = 0.02", "tolerance: float = 0.0"),
         ("margin: float = 0.02", "margin: float = 0.1"),
@@ -22,16 +23,16 @@ MUTANTS = [
         ("concept.pairs[int(heard.argmax())].concept", "concept.pairs[int(heard.argmin())].concept"),
     ),
     *of(
-        "excise/erasers/strength.py",
-        "tests/methods/test_snce.py::test_the_defaults_are_the_measured_ones",
+        "excise/erasers/artefact/strength.py",
+        "tests/methods/sae/test_snce.py::test_the_defaults_are_the_measured_ones",
         ("LEAST_CARRIED = 0.25", "LEAST_CARRIED = 0.0"),
     ),
     *of(
-        "excise/methods/reading.py",
-        "tests/methods/test_snce.py::test_a_first_state_counts_as_the_same_up_to_rounding"
-        " tests/methods/test_snce.py::test_the_share_that_a_neuron_carries_against_its_definition"
-        " tests/methods/test_snce.py::test_pooled_alignment_is_one_mean_for_every_position"
-        " tests/methods/test_snce.py::test_lambda_one_takes_out_the_whole_mean_change",
+        "excise/methods/sae/prompt_codes.py",
+        "tests/methods/sae/test_snce.py::test_a_first_state_counts_as_the_same_up_to_rounding"
+        " tests/methods/sae/test_snce.py::test_the_share_that_a_neuron_carries_against_its_definition"
+        " tests/methods/sae/test_snce.py::test_pooled_alignment_is_one_mean_for_every_position"
+        " tests/methods/sae/test_snce.py::test_lambda_one_takes_out_the_whole_mean_change",
         ("atol=1e-3, rtol=1e-3", "atol=1e-1, rtol=1e-1"),
         ("int(not self.scored[:, 0].any() and", "int("),
         ("return min(shares)", "return max(shares)"),
@@ -40,11 +41,11 @@ MUTANTS = [
         ("plain = replace(edit, lam=1.0)", "plain = edit"),
     ),
     *of(
-        "excise/methods/uce.py",
-        "tests/methods/test_closed_form.py::test_the_weights_are_the_authors_own"
-        " tests/methods/test_closed_form.py::test_uce_minimises_its_objective"
-        " tests/methods/test_closed_form.py::test_the_embedding_that_brings_a_word_back_is_the_nearest"
-        " tests/methods/test_closed_form.py::test_rece_erases_what_brings_the_concept_back_round_by_round",
+        "excise/methods/closed_form/uce.py",
+        "tests/methods/closed_form/test_closed_form.py::test_the_weights_are_the_authors_own"
+        " tests/methods/closed_form/test_closed_form.py::test_uce_minimises_its_objective"
+        " tests/methods/closed_form/test_closed_form.py::test_the_embedding_that_brings_a_word_back_is_the_nearest"
+        " tests/methods/closed_form/test_closed_form.py::test_rece_erases_what_brings_the_concept_back_round_by_round",
         ("lam: float = 0.5", "lam: float = 0.1"),
         ("+ keep * p.T @ p", "+ p.T @ p"),
         ("held = lam * torch.eye", "held = torch.eye"),
@@ -52,21 +53,21 @@ MUTANTS = [
         ("@ (guide - erased).T, down=down)", "@ (erased - guide).T, down=down)"),
     ),
     *of(
-        "excise/methods/rece.py",
-        "tests/methods/test_closed_form.py::test_the_weights_are_the_authors_own"
-        " tests/methods/test_closed_form.py::test_uce_minimises_its_objective"
-        " tests/methods/test_closed_form.py::test_the_embedding_that_brings_a_word_back_is_the_nearest"
-        " tests/methods/test_closed_form.py::test_rece_erases_what_brings_the_concept_back_round_by_round",
+        "excise/methods/closed_form/rece.py",
+        "tests/methods/closed_form/test_closed_form.py::test_the_weights_are_the_authors_own"
+        " tests/methods/closed_form/test_closed_form.py::test_uce_minimises_its_objective"
+        " tests/methods/closed_form/test_closed_form.py::test_the_embedding_that_brings_a_word_back_is_the_nearest"
+        " tests/methods/closed_form/test_closed_form.py::test_rece_erases_what_brings_the_concept_back_round_by_round",
         ("left = rho * torch.eye", "left = torch.eye"),
         ("right = torch.stack([w.T @ w0 for", "right = torch.stack([w0.T @ w0 for"),
         ("for round_ in range(config.rounds + 1):", "for round_ in range(config.rounds):"),
         ("            now[n] = weight + ups[n][-1] @ downs[-1]\n", ""),
     ),
     *of(
-        "excise/methods/itd.py",
-        "tests/methods/test_steering.py::test_itd_s_features_are_the_concept_s_alone"
-        " tests/methods/test_steering.py::test_itd_s_floor_is_a_share_of_the_least_change_of_a_concept_prompt"
-        " tests/methods/test_steering.py::test_itd_spares_prompts_that_it_would_change_by_little",
+        "excise/methods/sae/itd.py",
+        "tests/methods/steering/test_steering.py::test_itd_s_features_are_the_concept_s_alone"
+        " tests/methods/steering/test_steering.py::test_itd_s_floor_is_a_share_of_the_least_change_of_a_concept_prompt"
+        " tests/methods/steering/test_steering.py::test_itd_spares_prompts_that_it_would_change_by_little",
         ("least = float(changes[changes > 0].min())", "least = float(changes[changes > 0].max())"),
         ("floor=config.share * least)", "floor=0.0)"),
         ("lam=1 - config.factor, floor=0.0)", "lam=-config.factor, floor=0.0)"),
@@ -77,8 +78,8 @@ MUTANTS = [
         ("share: float = 0.99", "share: float = 0.5"),
     ),
     *of(
-        "excise/methods/blocks.py",
-        "tests/methods/test_blocks.py",
+        "excise/methods/sae/block_levels.py",
+        "tests/methods/sae/test_block_levels.py",
         ("(self.own + self.kinds * self.others) / (self.kinds + 1)", "(self.own + self.others) / 2"),
         ("(shown.centre - others.centre).float()", "(others.centre - shown.centre).float()"),
         ("q + margin * (typical - q).clamp(min=0)", "q + margin * (typical - q)"),
@@ -88,48 +89,48 @@ MUTANTS = [
          "[pair.deconcept for pair in spread], config, config.seed)"),
     ),
     *of(
-        "excise/methods/saeuron.py",
-        "tests/methods/test_blocks.py::test_saeuron_edits_at_each_step_what_scores_there",
+        "excise/methods/sae/saeuron.py",
+        "tests/methods/sae/test_block_levels.py::test_saeuron_edits_at_each_step_what_scores_there",
         ("torch.where(chosen[:, neurons], edit.gate, torch.inf)", "edit.gate"),
         ("score(found.own, found.others)", "score(found.others, found.own)"),
     ),
     *of(
-        "excise/methods/esd.py",
-        "tests/methods/test_esd.py::test_the_loss_is_equation_7",
+        "excise/methods/trained/esd.py",
+        "tests/methods/trained/test_esd.py::test_the_loss_is_equation_7",
         ("aim = without - config.eta * (with_it - without)", "aim = without + config.eta * (with_it - without)"),
         ("aim = without - config.eta * (with_it - without)", "aim = without - (with_it - without)"),
         ("partly_drawn(pipe, student, word, empty", "partly_drawn(pipe, teacher, word, empty"),
         ("F.mse_loss(student(latents, timestep, *word.", "F.mse_loss(student(latents, timestep, *empty."),
     ),
     *of(
-        "excise/methods/spm.py",
-        "tests/methods/test_spm.py::test_the_loss_is_the_paper_s"
-        " tests/methods/test_spm.py::test_anchors_have_about_the_length_of_the_concept",
+        "excise/methods/trained/spm.py",
+        "tests/methods/trained/test_spm.py::test_the_loss_is_the_paper_s"
+        " tests/methods/trained/test_spm.py::test_anchors_have_about_the_length_of_the_concept",
         ("return erasing + config.anchoring * anchoring", "return erasing + anchoring"),
         ("aim = without - config.eta * (with_it - without)", "aim = without - config.eta * with_it"),
         ("scale = 0.8 + 0.4 *", "scale = 0.8 + 0.8 *"),
     ),
     *of(
-        "excise/methods/ca.py",
-        "tests/methods/test_ca.py::test_the_loss_is_the_papers",
+        "excise/methods/trained/ca.py",
+        "tests/methods/trained/test_ca.py::test_the_loss_is_the_papers",
         ('if config.variant == "model" else made.aim', 'if config.variant == "noise" else made.aim'),
         ("missed + config.keep * diffusion_loss", "missed + diffusion_loss"),
     ),
     *of(
-        "excise/methods/sa.py",
-        "tests/methods/test_sa.py::test_the_losses_are_the_papers"
-        " tests/methods/test_sa.py::test_the_fisher_information_is_the_mean_of_squared_gradients"
-        " tests/methods/test_sa.py::test_what_is_held_fast_is_weighed_by_it",
+        "excise/methods/trained/sa.py",
+        "tests/methods/trained/test_sa.py::test_the_losses_are_the_papers"
+        " tests/methods/trained/test_sa.py::test_the_fisher_information_is_the_mean_of_squared_gradients"
+        " tests/methods/trained/test_sa.py::test_what_is_held_fast_is_weighed_by_it",
         ("return lam / 2 * torch.stack(parts).sum()", "return lam * torch.stack(parts).sum()"),
         ("own += slope.square() / len(pictures.prompts)", "own += slope.abs() / len(pictures.prompts)"),
         ("learnt + config.keep * diffusion_loss", "learnt + diffusion_loss"),
         ("summed = schedule.config.num_train_timesteps * F.mse_loss", "summed = F.mse_loss"),
     ),
     *of(
-        "excise/methods/mace.py",
-        "tests/methods/test_mace.py::test_the_closed_forms_minimise_what_the_paper_says"
-        " tests/methods/test_mace.py::test_the_loss_is_equation_3"
-        " tests/methods/test_mace.py::test_the_density_is_equation_5",
+        "excise/methods/trained/mace.py",
+        "tests/methods/trained/test_mace.py::test_the_closed_forms_minimise_what_the_paper_says"
+        " tests/methods/trained/test_mace.py::test_the_loss_is_equation_3"
+        " tests/methods/trained/test_mace.py::test_the_density_is_equation_5",
         ("(config.gamma * (t - config.t1)).sigmoid() - (config.gamma * (t - config.t2)).sigmoid()",
          "(config.gamma * (t - config.t1)).sigmoid()"),
         ("return chances / chances.sum()", "return chances / chances.max()"),
@@ -138,33 +139,33 @@ MUTANTS = [
         ("@ (others - words).T @ down", "@ (words - others).T @ down"),
     ),
     *of(
-        "excise/methods/dumo.py",
-        "tests/methods/test_dumo.py::test_the_loss_of_both_trainings"
-        " tests/methods/test_dumo.py::test_prompts_without_the_concept_are_kept",
+        "excise/methods/trained/dumo.py",
+        "tests/methods/trained/test_dumo.py::test_the_loss_of_both_trainings"
+        " tests/methods/trained/test_dumo.py::test_prompts_without_the_concept_are_kept",
         ("return erasing + config.keep * F.mse_loss", "return erasing + F.mse_loss"),
         ("if not mentioned(text, concept.mentions)", "if text"),
         ("aim = without - config.eta * (with_it - without)", "aim = without - config.eta * with_it"),
     ),
     *of(
-        "excise/methods/advunlearn.py",
-        "tests/methods/test_advunlearn.py::test_the_loss_is_the_paper_s"
-        " tests/methods/test_advunlearn.py::test_the_attack_s_token_stands_before_the_word",
+        "excise/methods/trained/advunlearn.py",
+        "tests/methods/trained/test_advunlearn.py::test_the_loss_is_the_paper_s"
+        " tests/methods/trained/test_advunlearn.py::test_the_attack_s_token_stands_before_the_word",
         ("return erasing + config.keep * F.mse_loss", "return erasing + F.mse_loss"),
         ("pushed = torch.cat([ids[:, :1], ids[:, :-1]], 1)", "pushed = ids.clone()"),
         ("            adam.step()\n        return token.detach()", "        return token.detach()"),
         ("aim = without - config.eta * (with_it - without)", "aim = without"),
     ),
     *of(
-        "excise/methods/sld.py",
-        "tests/methods/test_sld.py",
+        "excise/methods/steering/sld.py",
+        "tests/methods/steering/test_sld.py",
         ('"strong": (7, 2000.0, 0.025, 0.5, 0.7)', '"strong": (7, 2000.0, 0.01, 0.5, 0.7)'),
         ("scale=config.scale or scale", "scale=scale"),
     ),
     *of(
-        "excise/methods/denoising.py",
-        "tests/methods/test_esd.py::test_pictures_are_drawn_as_the_pipeline_draws_them"
-        " tests/methods/test_mace.py::test_noise_is_that_of_the_timestep"
-        " tests/methods/test_ca.py::test_finished_pictures_are_the_pipelines",
+        "excise/methods/trained/sampling.py",
+        "tests/methods/trained/test_esd.py::test_pictures_are_drawn_as_the_pipeline_draws_them"
+        " tests/methods/trained/test_mace.py::test_noise_is_that_of_the_timestep"
+        " tests/methods/trained/test_ca.py::test_finished_pictures_are_the_pipelines",
         ("share.sqrt() * clean + (1 - share).sqrt() * noise", "share * clean + (1 - share) * noise"),
         ("Tensor = without + guidance * (with_it", "Tensor = with_it + guidance * (with_it"),
         ("return scheduler, noise * scheduler.init_noise_sigma", "return scheduler, noise",
@@ -172,17 +173,17 @@ MUTANTS = [
         ("timestep = scheduler.timesteps[done]\n", "timestep = scheduler.timesteps[done - 1]\n"),
     ),
     *of(
-        "excise/methods/tuning.py",
-        "tests/methods/test_esd.py::test_an_interrupted_training_goes_on_to_the_same_bits"
-        " tests/methods/test_esd.py::test_changed_weights_are_summed_once_until_they_change"
-        " tests/methods/test_esd.py::test_what_is_attached_does_not_teach",
+        "excise/methods/trained/trainer.py",
+        "tests/methods/trained/test_esd.py::test_an_interrupted_training_goes_on_to_the_same_bits"
+        " tests/methods/trained/test_esd.py::test_changed_weights_are_summed_once_until_they_change"
+        " tests/methods/trained/test_esd.py::test_what_is_attached_does_not_teach",
         ("        adam.load_state_dict({**adam.state_dict(), \"state\": moments})\n", ""),
         ('if state["training"] != which:', "if False:"),
         ("if self._made is not None and self._made[0] == now and", "if self._made is not None and"),
     ),
     *of(
-        "excise/methods/tuning.py",
-        "tests/methods/test_tuning.py",
+        "excise/methods/trained/trainer.py",
+        "tests/methods/trained/test_trainer.py",
         ("config.seed * 1_000_003 + len(losses)", "config.seed * 1_000_003"),
         ("config.seed * 1_000_003 + len(losses)", "len(losses)"),
     ),

@@ -7,7 +7,7 @@ from tests.mutants import of
 MUTANTS = [
     *of(
         "excise/neurons/scores.py",
-        "tests/neurons/test_neuron_scores.py",
+        "tests/neurons/test_scores.py",
         ("return Score(f * total / n, f, total / n)", "return Score(total / n, f, total / n)"),
         ("per_prompt.counts * mean, per_prompt.counts, mean)", "mean, per_prompt.counts, mean)"),
         ("z / norm.clamp(min=torch.finfo(torch.float64).tiny), 0.0)", "z, 0.0)"),
@@ -24,7 +24,7 @@ MUTANTS = [
     ),
     *of(
         "excise/neurons/identification.py",
-        "tests/neurons/test_neuron_identification.py",
+        "tests/neurons/test_identification.py",
         ("torch.argsort(by, descending=True, stable=True)", "torch.argsort(by, stable=True)"),
         ("~found.kept & (margin > 0))[:10]", "found.kept & (margin > 0))[:10]"),
         ("self.entries[0].score / self.entries[1].score", "self.entries[1].score / self.entries[0].score"),
@@ -32,7 +32,7 @@ MUTANTS = [
     ),
     *of(
         "excise/neurons/validation.py",
-        "tests/neurons/test_neuron_validation.py",
+        "tests/neurons/test_validation.py",
         ("(1 + int((null >= observed[e.index] - 1e-12).sum()))", "int((null >= observed[e.index] - 1e-12).sum())"),
         ("/ (1 + len(null))", "/ len(null)"),
         ("null >= observed[e.index] - 1e-12", "null > observed[e.index] + 1e-12"),

@@ -80,13 +80,13 @@ MUTANTS = [
         ("sorted(set(tensors) - form.tensors - form.unused)", "sorted(set())"),
     ),
     *of(
-        "excise/app/supervised_training.py",
-        "tests/app/test_app_supervised_training.py::test_the_first_groups_concepts_choose_their_neurons_first",
+        "excise/app/training/supervised.py",
+        "tests/app/training/test_supervised.py::test_the_first_groups_concepts_choose_their_neurons_first",
         ("order = sorted(range(len(groups)), key=lambda c: groups[c])", "order = list(range(len(groups)))"),
     ),
     *of(
-        "excise/app/training.py",
-        "tests/cli/test_cli_sae.py::test_the_papers_corpus",
+        "excise/app/training/text.py",
+        "tests/cli/sae/test_sae.py::test_the_papers_corpus",
         ("NSFW < unsafe <= 1", "unsafe <= 1"),
         ("NSFW < unsafe <= 1", "NSFW <= unsafe <= 1"),
         ("NSFW < unsafe <= 1", "NSFW < unsafe"),
@@ -95,15 +95,15 @@ MUTANTS = [
         ("start = [] if exclude_eval else held_out", "start = held_out"),
     ),
     *of(
-        "excise/app/sae_figures.py",
-        "tests/app/test_app_sae_figures.py",
+        "excise/app/training/figures.py",
+        "tests/app/training/test_figures.py",
         ("BUT_BOS: [n for n in there if KINDS[n] != \"bos\"]", "BUT_BOS: there"),
         ("squares.sum() - offset.square().sum() / count", "squares.sum()"),
         ("own = states[(kinds != KINDS.index(\"bos\")).to(states.device)]", "own = states"),
     ),
     *of(
-        "excise/sites/capture.py",
-        "tests/app/test_app_sae_figures.py",
+        "excise/sites/activations/capture.py",
+        "tests/app/training/test_figures.py",
         ("        kept[:, 0] &= self.scored[:, 0].cpu()\n", ""),
     ),
 ]  # fmt: skip

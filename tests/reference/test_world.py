@@ -13,7 +13,7 @@ from excise.reference import prompts
 from excise.reference.captions import FORMS, PLACES, caption
 from excise.reference.evaluate import FAMILIES, requests
 from excise.reference.scenes import ARTWORK, GRID, SIZE, backdrop, render, sample_caption, sample_scene, sprite
-from excise.reference.text_corpus import emoji_texts, mentions_synonym
+from excise.reference.training.text_corpus import emoji_texts, mentions_synonym
 from excise.reference.world import BACKGROUNDS, HELD_OUT_PAIRS, HELD_OUT_STYLES, OBJECTS, STYLES, SYNONYMS
 
 

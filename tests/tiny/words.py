@@ -42,9 +42,9 @@ def shared_clip() -> Any:
     """CLIP's own. Loading it takes seconds."""
     if FOUR:
         return words4.clip()
-    from excise.reference import text_encoder
+    from excise.reference.training import text_encoder
 
-    return text_encoder.tokenizer(Path(text_encoder.__file__).with_name("bpe_simple_vocab_16e6.txt.gz"))
+    return text_encoder.tokenizer(Path(text_encoder.__file__).parents[1] / "bpe_simple_vocab_16e6.txt.gz")
 
 
 def clip() -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from excise.erasers.verbs import steer_guidance
+from excise.erasers.loaders import steer_guidance
 from excise.errors import ExciseError
 
 

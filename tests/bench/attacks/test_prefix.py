@@ -12,10 +12,10 @@ from excise.bench.attacks.prefix import PrefixConfig, prefix_attack
 from excise.bench.attacks.ring_a_bell import vocabulary
 from excise.concepts import from_templates
 from excise.erasers import Eraser
-from excise.erasers.guard import unedited
+from excise.erasers.guard.encode_prompt import unedited
 from excise.errors import ExciseError
 from excise.methods import method
-from excise.methods.sld import SLDConfig
+from excise.methods.steering.sld import SLDConfig
 
 PROMPT = "a gun on grass"
 CONFIG = PrefixConfig(length=3, iterations=12, batch=4, lr=0.3)

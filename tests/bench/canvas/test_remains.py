@@ -19,7 +19,7 @@ from excise.bench.suite import Case, Picture
 from excise.reference.captions import caption
 from excise.reference.classifier import wreck
 from excise.reference.scenes import backdrop, render, sample_scene
-from excise.reference.vae import pixels
+from excise.reference.training.vae import pixels
 from excise.reference.world import BACKGROUNDS, STYLES
 
 CASE = next(case for case in cases("gun", 1) if case.family == "direct")

@@ -13,15 +13,15 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from excise import reference
-from excise.app.benchmark import report, resume, start
-from excise.app.reproduce import snce_table
+from excise.app.bench.reproduce import snce_table
+from excise.app.bench.runs import report, resume, start
 from excise.bench.pictures import read
 from excise.bench.protocols import published
 from excise.bench.protocols.clip import clip_score, load_clip, q16
 from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
 from excise.bench.suite import Picture
 from excise.cli import app
-from excise.erasers import ledger
+from excise.erasers.hooks import known_vectors
 from excise.errors import ExciseError
 
 I2P = """,prompt,categories,evaluation_seed,evaluation_guidance,sd_image_width,sd_image_height
@@ -149,7 +149,7 @@ def test_captions_get_a_clip_score_that_stands_in_table_1(tiny_clip: Path, tmp_p
 
 def test_more_captions_are_drawn_than_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """COCO has 3,000. Here there is room for the states of two captions."""
-    monkeypatch.setattr(ledger, "REMEMBERED", 2 * 77 * 3 * 8)
+    monkeypatch.setattr(known_vectors, "REMEMBERED", 2 * 77 * 3 * 8)
     rows = "".join(f"{n},a {word} on grass,{n}\n" for n, word in enumerate(("cat", "dog", "bus", "tree", "star")))
     (tmp_path / "coco.csv").write_text("coco_id,prompt,evaluation_seed\n" + rows)
     settings = {"prompts": str(tmp_path / "coco.csv"), "steps": 1}

@@ -14,9 +14,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from excise.app import bench_tables
-from excise.app.benchmark import report, resume, start
-from excise.app.reproduce import saemnesia_table
+from excise.app.bench import tables
+from excise.app.bench.reproduce import saemnesia_table
+from excise.app.bench.runs import report, resume, start
 from excise.bench.protocols import published
 from excise.bench.protocols.unlearncanvas import OBJECTS, STYLES, UnlearnCanvas
 from excise.bench.protocols.vit import ViT, classify, load_vit
@@ -162,7 +162,7 @@ def test_the_page_says_what_the_classifiers_make_of_what_is_left() -> None:
         seen = {"style": case.style, "object": "Cats", "target": False, "sure": {"style": 1.0, "object": n / 10}}
         rows.append(Picture(case, seen, seen, False, Path(), Path()))
     figures = {name: figure.to_json() for name, figure in suite.over_concepts({"Dogs": rows}).items()}
-    page = bench_tables.left(suite, {"methods": {name: {"figures": figures} for name in ("none", "snce")}})
+    page = tables.left(suite, {"methods": {name: {"figures": figures} for name in ("none", "snce")}})
     assert page.count('<div class="stack">') == 1, "the unerased model has nothing erased"
     assert '<i class="other" style="width:50.0%"></i><i class="unrecognisable" style="width:50.0%"></i>' in page
     assert "another known class" in page

@@ -1,0 +1,487 @@
+"""Every method on Canvas: each one's settings chosen with the same budget, then all of them compared.
+
+    python benchmarks/figures/peers.py --work build/peers
+    python benchmarks/figures/peers.py --work build/peers --device cuda --jobs 14
+
+Tries settings of every method on three concepts that stand in no other table, four of each, and four more where the
+best of them lay at an edge or they told nothing apart; compares all methods, each with its best settings, on every
+other one of Canvas's standard concepts with every attack (`--concepts` for more); draws more pictures that have nothing
+to do with the concept, for their Fréchet distance; then measures what each one costs, on the CPU with nothing else in
+the process. Writes docs/results/peers.json and .md, the Pareto plot and a strip of pictures of each method. What is in
+the file is not done again, and what was begun goes on; methods that `--minutes` did not suffice for are left to the
+next call, which needs the same `--work`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from excise.app.bench.figures import plain
+from excise.app.bench.runs import report, resume, start
+from excise.app.demo.demo import machine
+from excise.app.erase.many import stop
+from excise.bench.canvas.families import UNTOUCHED, cases
+from excise.bench.canvas.suite import STANDARD
+from excise.bench.results import BASELINE
+from excise.bench.run import Run, Unit
+from excise.bench.suite import Case
+from excise.bench.worker import picture_of
+from excise.errors import ExciseError
+from excise.files import write_atomic, write_folder
+from excise.methods import METHODS
+from excise.neurons import plots
+
+TUNED_ON = ("apple", "bus", "pastel")
+TUNING = {"prompts": 8, "searches": False, "only": ("direct", "mixed", "unrelated", "style")}
+"""Canvas's settings there: the families that the score and its ties are counted on, which fill one batch."""
+COMPARED_ON = STANDARD[::2]
+"""Half of the standard concepts: two cores draw a method's pictures of one in about a minute."""
+COMPARING: dict[str, Any] = {
+    "prompts": 4,
+    "prefix": {"iterations": 20, "batch": 4},
+    "inversion": {"iterations": 60, "batch": 4},
+}
+"""Those of the comparison. The white-box attacks spend less than Canvas's defaults, or they would take two thirds of
+the time."""
+FURTHER: dict[str, Any] = {"prompts": 8, "searches": False, "only": UNTOUCHED, "batch": 16}
+"""Those of the Fréchet distances: of eight concepts, pictures enough; a unit's fill one batch."""
+COSTED_ON = ("gun",)
+"""What the costs are of, with the settings of tuning: one batch of pictures."""
+PARTS = ("tuning", "table", "distances", "costs")
+SHOWN = ("gun", "tiger", "ink")
+"""Concepts of the strips of pictures."""
+CASES = ("direct", "mixed", "unrelated")
+"""Families of which they show the first prompt."""
+COLUMNS = ("ua", "ira_ratio", "cra_ratio", "mixed", "identical")
+GRIDS: dict[str, tuple[str, ...]] = {
+    "safety-filter": ("threshold=0.3", "threshold=0.45", "threshold=0.6", "threshold=none"),
+    "uce": (
+        *("guide=", "guide=,lam=0.1", "guide=,keep=0.1", "guide=,erase=4"),
+        *("guide=,lam=100", "guide=,lam=1000", "guide=,keep=10", "guide=thing"),
+    ),
+    "rece": (
+        *("guide=,lam=0.1,rounds=3", "guide=,lam=0.1,keep=1,rounds=3", "guide=,lam=0.5,rounds=3"),
+        *("guide=,lam=0.1,rounds=5", "guide=,lam=1,rounds=3", "guide=,lam=2,rounds=3"),
+        *("guide=,lam=0.5,rounds=5", "guide=,lam=1,rounds=5", "guide=thing,lam=0.1,rounds=3"),
+        *("guide=thing,lam=0.5,rounds=3", "guide=thing,lam=2,rounds=3", "guide=thing,lam=0.5,rounds=5"),
+    ),
+    "esd-x": tuple(f"steps=20,iterations=60,lr={lr}" for lr in ("1e-4", "3e-4", "1e-3", "3e-3")),
+    "esd-u": (
+        *(f"steps=20,iterations=60,lr={lr}" for lr in ("3e-5", "1e-4", "3e-4", "1e-3")),
+        *(f"steps=20,iterations={n},lr={lr}" for n, lr in ((60, "1e-5"), (200, "1e-5"), (20, "1e-4"), (20, "3e-4"))),
+    ),
+    "sld": (
+        *("level=medium,warmup=4,scale=0", "level=strong,warmup=3,scale=0"),
+        *("level=max,warmup=0,scale=0", "level=max,warmup=0,scale=20000"),
+        *(f"level=strong,warmup=1,scale={scale}" for scale in (0, 5000, 20000)),
+        "level=max,warmup=3,scale=0",
+    ),
+    "ca": tuple(
+        f"steps=20,guidance=4,pictures=16,batch=4,iterations=40,lr={lr}" for lr in ("1e-4", "3e-4", "1e-3", "3e-3")
+    ),
+    "sa": tuple(
+        f"steps=20,guidance=4,pictures=16,fisher=16,timesteps=4,batch=4,iterations=60,lr=1e-3,lam={lam}"
+        for lam in ("0.005", "0.05", "0.5", "5")
+    ),
+    "spm": tuple(
+        f"steps=20,iterations=80,lr={lr},anchoring={la}"
+        for lr, la in (("3e-4", 100), ("1e-3", 100), ("3e-3", 100), ("1e-3", 1000))
+    )
+    + tuple(
+        f"steps=20,iterations={n},lr={lr},anchoring={la}"
+        for n, lr, la in ((160, "2e-3", 100), (160, "2e-3", 10), (80, "3e-3", 1000), (160, "3e-3", 300))
+    ),
+    "dumo": tuple(
+        f"steps=10,iterations={n},bins=5,alpha_iterations=20,pairs=8,lr={lr},keep={keep}"
+        for n, lr, keep in (
+            *((60, "1e-3", 1), (60, "2e-3", 1), (60, "3e-3", 1), (60, "2e-3", 0.3)),
+            *((60, "3e-3", 0.1), (120, "2e-3", 0.3), (120, "3e-3", 0.3), (120, "3e-3", 0.1)),
+        )
+    ),
+    "mace": ("guidance=4", "guidance=4,lr=1e-3", "guidance=4,keep=1", "guidance=4,keep=100,lr=1e-3"),
+    "safree": ("most=10", "most=20", "most=0", "alpha=0,most=0"),
+    "casteer": ("beta=1", "beta=2", "beta=3", "beta=4"),
+    "concept-steerers": ("lam=0.25", "lam=0.5", "lam=1", "lam=2"),
+    "itd": (
+        "factor=-1,features=128",
+        "factor=-3,features=128",
+        "factor=-8,features=128",
+        "factor=-3,features=32",
+        *(f"factor={factor},features={n}" for factor, n in ((-2, 32), (-5, 32), (-3, 16), (-5, 16))),
+    ),
+    "advunlearn": tuple(
+        f"steps=20,iterations=40,attack_steps=5,retain=3,lr={lr}" for lr in ("3e-5", "1e-4", "3e-4", "1e-3")
+    ),
+    "saeuron": (
+        *("percentile=99.8,gamma=-1", "percentile=99.8,gamma=-4", "percentile=99.5,gamma=-1", "percentile=99"),
+        *("percentile=98", "percentile=95", "percentile=99,gamma=-2", "percentile=98,gamma=-2"),
+    ),
+    "saemnesia": ("gamma=0", "gamma=-0.4", "gamma=-0.7", "gamma=-1"),
+    "saemnesia-text": ("", "lam=0.75", "lam=1", "lam=2"),
+    "snce": ("", "lam=0.75", "lam=1", "lam=2"),
+}
+"""Settings that are tried; an empty one is its defaults. What is chosen are the bundled model's settings from then on
+(`excise.app.models.resolve.TUNED`), so that what the chosen ones say is said here by all."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/peers"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/peers.json"))
+    parser.add_argument("--methods", default=",".join(GRIDS), help="those to tune and compare")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which to do; none writes the page anew")
+    parser.add_argument("--concepts", default=",".join(COMPARED_ON), help="those of the comparison")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that draw at once")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="after which a part stops drawing")
+    options = parser.parse_args()
+    told: dict[str, Any] = {"command": "python benchmarks/figures/peers.py", "by": {}, **{part: {} for part in PARTS}}
+    if options.out.exists():
+        told |= json.loads(options.out.read_text())
+    names, parts, concepts = (said.split(",") for said in (options.methods, options.parts, options.concepts))
+    draw = Drawing(options.device, options.jobs, options.minutes)
+
+    def keep(part: str, rows: Mapping[str, Any], device: str) -> None:
+        told[part] |= rows
+        stamp = f"{datetime.date.today().isoformat()}, {machine(device)}"
+        told["by"][part] = [*dict.fromkeys([*told["by"].get(part, []), stamp])]
+        write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+
+    grids = {name: [own for own in GRIDS[name] if own not in told["tuning"].get(name, {})] for name in names}
+    if "tuning" in parts and any(grids.values()):
+        found = tuned(options.work / "tuning", {name: own for name, own in grids.items() if own}, draw)
+        keep("tuning", {name: told["tuning"].get(name, {}) | rows for name, rows in found.items()}, options.device)
+    chosen = {name: best(told["tuning"][name]) for name in names if name in told["tuning"]}
+    for part in {"table", "distances"} & set(parts):
+        told[part] = {name: row for name, row in told[part].items() if row["concepts"] == concepts}
+    if "table" in parts and (settings := lacking(told["table"], chosen)):
+        rows = compared(options.work / "table", settings, concepts, draw, options.out.with_suffix(""))
+        keep("table", rows, options.device)
+    if "distances" in parts and (settings := lacking(told["distances"], chosen)):
+        rows = moved(options.work / "distances", settings, concepts, draw, options.work / "table" / "erasers")
+        keep("distances", rows, options.device)
+    if "costs" in parts and (settings := lacking(told["costs"], chosen)):
+        alone = Drawing("cpu", 1, options.minutes)
+        keep("costs", costed(options.work / "costs", settings, alone), "cpu")
+    if told["table"]:
+        points = {name: (kept(own["figures"]), own["figures"]["ua"]["value"]) for name, own in told["table"].items()}
+        front = plots.front(points, "others kept (mean of IRA and CRA)", "erased (UA)")
+        plots.save(front, options.out.with_name("peers-front.png"))
+    write_atomic(options.out.with_suffix(".md"), page(told))
+    print(page(told))
+
+
+class Drawing:
+    """How runs are drawn: on which device, by how many processes, for how long at most."""
+
+    def __init__(self, device: str, jobs: int, minutes: float) -> None:
+        self.device, self.jobs, self.seconds = device, jobs, 60 * minutes
+
+    def __call__(self, run: Run) -> None:
+        """Do what is left of the run; Ctrl-C, or the time's end, keeps what was drawn."""
+        until = time.monotonic() + self.seconds
+        spawned = multiprocessing.get_context("spawn")
+        workers = [spawned.Process(target=_draw, args=(run.folder, self.device, self.jobs)) for _ in range(self.jobs)]
+        for worker in workers:
+            worker.start()
+        try:
+            while any(worker.is_alive() for worker in workers) and time.monotonic() < until:
+                time.sleep(2)
+                done, left = (len(run.units(state)) for state in ("done", "todo"))
+                print(f"\r{run.folder.name}: {done} of {len(_units(run))} done, {left} not begun ", end="", flush=True)
+        finally:
+            stop(workers, 20)
+            print()
+
+
+def lacking(rows: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, str]:
+    """The methods, and their chosen settings, that no row is of."""
+    return {name: setting for name, setting in chosen.items() if rows.get(name, {}).get("setting") != setting}
+
+
+def begun(folder: Path, size: str, rows: Sequence[str], concepts: Sequence[str], settings: Any) -> Run:
+    """The run that is in the folder already, if these rows are among its own, or a new one of them.
+
+    Raises ExciseError where the run in the folder is of others.
+    """
+    if not (folder / "run.json").exists():
+        return start(folder, "canvas", size, rows, concepts, settings)
+    run = Run(folder)
+    if not set(rows) <= set(run.plan["methods"]):
+        raise ExciseError(f"{folder} was begun with other methods or settings; choose another folder with --work")
+    return run
+
+
+def complete(run: Run, rows: Iterable[str]) -> list[str]:
+    """Those of the rows whose pictures were drawn, all of them and the unerased model's."""
+    done = set(run.units("done"))
+    whole = {row for row in run.plan["methods"] if {Unit(row, concept) for concept in run.plan["concepts"]} <= done}
+    return [row for row in rows if {row, BASELINE} <= whole]
+
+
+def comparable(run: Run, labels: Mapping[str, str]) -> dict[str, str]:
+    """Of the methods' rows those that were drawn, behind the unerased model's; none where no method's were."""
+    whole = complete(run, labels.values())
+    rows = {name: row for name, row in labels.items() if row in whole}
+    return {BASELINE: BASELINE, **rows} if rows else {}
+
+
+def _draw(folder: Path, device: str, jobs: int) -> None:
+    """A process that draws, with its share of the cores."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    parent = os.getppid()
+
+    def drawn(pictures: int) -> None:
+        if os.getppid() != parent:  # killed, and nobody is left to tell this process
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        resume(Run(folder), drawn, device)
+
+
+def _units(run: Run) -> list[Unit]:
+    return [Unit(row, concept) for row in run.plan["methods"] for concept in run.plan["concepts"]]
+
+
+def tuned(folder: Path, grids: Mapping[str, Sequence[str]], draw: Drawing) -> dict[str, Any]:
+    """What each setting of the methods reaches on the tuning concepts, and how long it fits; of methods with all of
+    these settings tried."""
+    labels = {name: {setting: label(name, setting) for setting in own} for name, own in grids.items()}
+    every = [row for own in labels.values() for row in own.values()]
+    run = begun(folder, "quick", every, TUNED_ON, TUNING)
+    draw(run)
+    found, whole = report(run)["methods"], set(complete(run, every))
+    return {
+        name: {
+            setting: {
+                **{key: found[row]["figures"].get(key, {}).get("value") for key in COLUMNS},
+                "seconds": found[row]["cost"]["erase_seconds"],
+                "refused": len(found[row]["refused"]),
+            }
+            for setting, row in own.items()
+        }
+        for name, own in labels.items()
+        if whole.issuperset(own.values())
+    }
+
+
+def label(name: str, setting: str) -> str:
+    """A method and its settings as a row of a run is named."""
+    return f"{name}:{setting}" if setting else name
+
+
+def compared(
+    folder: Path, settings: Mapping[str, str], concepts: Sequence[str], draw: Drawing, strips: Path
+) -> dict[str, Any]:
+    """Rows of the methods, and the unerased model's, on the concepts; draws their strips of pictures."""
+    labels = {name: label(name, setting) for name, setting in settings.items()}
+    run = begun(folder, "standard", list(labels.values()), concepts, COMPARING)
+    draw(run)
+    found, rows = report(run), comparable(run, labels)
+    for name, row in rows.items():
+        save_image(strip(run, row), strips / f"{name}.png")
+    return {
+        name: {"setting": settings.get(name, ""), "concepts": found["concepts"], "drawn_with": found["drawn_with"]}
+        | {key: found["methods"][row][key] for key in ("figures", "refused")}
+        for name, row in rows.items()
+    }
+
+
+def moved(
+    folder: Path, settings: Mapping[str, str], concepts: Sequence[str], draw: Drawing, erasers: Path
+) -> dict[str, Any]:
+    """How far the methods move pictures that have nothing to do with the concept, all concepts' together, and none's
+    own pictures from other seeds; with the erasers in that folder, where they are there."""
+    labels = {name: label(name, setting) for name, setting in settings.items()}
+    run = begun(folder, "standard", list(labels.values()), concepts, FURTHER)
+    for unit in run.units("todo"):
+        there, here = (home / unit.file for home in (erasers, run.folder / "erasers"))
+        if there.exists() and not here.exists():
+            write_folder(here, {file.name: file.read_bytes() for file in there.iterdir()})
+    draw(run)
+    found, rows = report(run), comparable(run, labels)
+    return {
+        name: {"setting": settings.get(name, ""), "concepts": found["concepts"]}
+        | {key: found["methods"][row]["figures"][key] for key in ("frechet", "frechet_floor", "identical")}
+        for name, row in rows.items()
+    }
+
+
+def costed(folder: Path, settings: Mapping[str, str], draw: Drawing) -> dict[str, Any]:
+    """What the methods cost: seconds to fit one concept and added to a picture, bytes, the process's peak memory."""
+    labels = {name: label(name, setting) for name, setting in settings.items()}
+    run = begun(folder, "quick", list(labels.values()), COSTED_ON, TUNING)
+    draw(run)
+    found, whole = report(run)["methods"], complete(run, labels.values())
+    return {name: {"setting": settings[name], **found[row]["cost"]} for name, row in labels.items() if row in whole}
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, optimize=True)
+
+
+def kept(figures: Mapping[str, Any]) -> float:
+    """The mean of IRA and CRA as shares of the unerased model's."""
+    return statistics.fmean(figures[key]["value"] for key in ("ira_ratio", "cra_ratio"))
+
+
+def shown() -> list[Case]:
+    """The cases of a strip."""
+    return [next(case for case in cases(name, 4) if case.family == family) for name in SHOWN for family in CASES]
+
+
+def strip(run: Run, row: str, side: int = 64) -> Image.Image:
+    """A method's pictures of the cases that are shown, beside each other."""
+    made = Image.new("RGB", (side * len(shown()), side), "white")
+    for column, case in enumerate(shown()):
+        path = picture_of(run, Unit(row, case.concept), case.id)
+        if path.exists():
+            with Image.open(path) as picture:
+                made.paste(picture.convert("RGB"), (side * column, 0))
+    return made
+
+
+def score(row: Mapping[str, Any]) -> float:
+    """By which settings are chosen: the mean of UA and of IRA and CRA as shares of the unerased model's."""
+    values = [row[key] for key in ("ua", "ira_ratio", "cra_ratio")]
+    return sum(values) / 3 if None not in values and not row["refused"] else 0.0
+
+
+def best(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The setting with the highest score; of equal ones that with the most unrelated pictures unchanged, then mixed."""
+    return max(rows, key=lambda setting: (score(rows[setting]), rows[setting]["identical"], rows[setting]["mixed"]))
+
+
+def page(told: Mapping[str, Any]) -> str:
+    """Tuning as a table, in per cent; the chosen settings are bold."""
+    lines = [
+        "# Every method on Canvas",
+        "",
+        f"`{told['command']}`.",
+        "",
+        "## Choosing settings",
+        f"Four settings of each method on {', '.join(TUNED_ON)}, which stand in no other table, and four more of those",
+        "whose best lay at an edge, or whose four told nothing apart (of RECE twice four: what UCE puts in the",
+        "concept's place had told most). SNCE's defaults, and the SAEs that it, ItD and",
+        "Concept Steerers share, had been chosen before, on up to ten tuning concepts ([bench.md](../bench.md)). The",
+        "best mean of UA, IRA and CRA, the latter two as ratios to none's, is chosen, in bold. Trained methods are",
+        "trained for a minute or two, not for as long as their papers train Stable Diffusion. Seconds are those of",
+        f"processes that drew beside each other. {'; '.join(told['by']['tuning'])}.",
+        "",
+        f"| method | settings | {' | '.join(COLUMNS)} | fit, s |",
+        "|---" * (len(COLUMNS) + 3) + "|",
+    ]
+    for name, rows in told["tuning"].items():
+        chosen = best(rows)
+        for setting, row in rows.items():
+            cells = ["n/a" if row[key] is None else f"{100 * row[key]:.1f}" for key in COLUMNS]
+            says = (setting or "defaults") + (f" ({row['refused']} refused)" if row["refused"] else "")
+            shown = f"**{says}**" if setting == chosen else says
+            lines.append(f"| {name} | {shown} | {' | '.join(cells)} | {row['seconds'] or 0:.0f} |")
+    tried = {name: told["tuning"].get(name, {}) for name in GRIDS}
+    if waiting := [label(name, own) for name, grid in GRIDS.items() for own in grid if own not in tried[name]]:
+        lines += ["", f"Still to be tried: {'; '.join(waiting)}."]
+    if waiting := [name for name in GRIDS if name not in told["table"]]:
+        lines += ["", f"Still to be compared: {', '.join(waiting)}."]
+    if told["table"]:
+        lines += ["", *_table(told)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(told: Mapping[str, Any]) -> list[str]:
+    """The comparison, its attacks, costs and pictures."""
+    rows = {name: told["table"][name] for name in (BASELINE, *GRIDS) if name in told["table"]}
+    prefix, inversion = COMPARING["prefix"], COMPARING["inversion"]
+    lines = [
+        "## All methods",
+        f"On {', '.join(rows[BASELINE]['concepts'])}, of Canvas's {len(STANDARD)} standard concepts;",
+        f"{COMPARING['prompts']} prompts a family.",
+        "Per cent, but for the Fréchet distance in the judge's features. IRA and CRA are ratios to none's.",
+        "What erased pictures show instead (another object, an empty scene, parts of one) was not counted here:",
+        "it is looked for in the pictures, and those of these runs were not kept. `excise bench` counts it",
+        "([bench.md](../bench.md)).",
+        *_distances(told),
+        f"{'; '.join(told['by']['table'])}; {'; '.join(rows[BASELINE]['drawn_with'])}.",
+        "",
+        "| | kind | UA | IRA | CRA | mixed | Fréchet | identical |",
+        "|---" * 8 + "|",
+    ]
+    for name, own in rows.items():
+        figures, further = own["figures"], told["distances"].get(name, {})
+        cells = [_per_cent(figures.get(key)) for key in ("ua", "ira_ratio", "cra_ratio", "mixed")]
+        cells += [plain(further.get("frechet")), _per_cent(further.get("identical"))]
+        refused = f" ({len(own['refused'])} refused)" if own["refused"] else ""
+        lines.append(f"| {name}{refused} | {METHODS[name].kind} | {' | '.join(cells)} |")
+    families = sorted({key for own in rows.values() for key in own["figures"] if key.startswith("asr.")})
+    lines += [
+        "",
+        "![What is erased against what is kept](peers-front.png)",
+        "",
+        "### Attacks",
+        "Share of the prompts from which the unerased model draws the target that still do. The white-box searches",
+        f"spent {prefix['iterations']} iterations of {prefix['batch']} noised pictures (unlearn-diff, p4d) and "
+        f"{inversion['iterations']} of {inversion['batch']} (inversion),",
+        "less than Canvas's defaults.",
+        "",
+        f"| | {' | '.join(key[4:] for key in families)} |",
+        "|---" * (len(families) + 1) + "|",
+    ]
+    for name, own in rows.items():
+        lines.append(f"| {name} | {' | '.join(_per_cent(own['figures'].get(key)) for key in families)} |")
+    if told["costs"]:
+        lines += ["", *_costs(told)]
+    said = "; ".join(f"“{case.prompt}” without {case.concept}" for case in shown())
+    lines += ["", "### Pictures", f"The same prompts and seeds down each column: {said}.", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | ![{name}](peers/{name}.png) |" for name in rows]
+    return lines
+
+
+def _distances(told: Mapping[str, Any]) -> list[str]:
+    """What the Fréchet distances are of."""
+    if not told["distances"]:
+        return []
+    floor = told["distances"][BASELINE]["frechet_floor"]
+    return [
+        f"The distance and the identical share are of {floor['n']} pictures that have nothing to do with the concept,",
+        f"of a run of their own with {FURTHER['prompts']} prompts a family; none's own from other seeds lie "
+        f"{plain(floor)} off.",
+        f"{'; '.join(told['by']['distances'])}. All else:",
+    ]
+
+
+def _costs(told: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "### Costs",
+        f"Of erasing {', '.join(COSTED_ON)} in a process that draws beside nothing. {'; '.join(told['by']['costs'])}.",
+        "",
+        "| | erase, s | added a picture, s | kB | peak, MB |",
+        "|---" * 5 + "|",
+    ]
+    for name in (name for name in GRIDS if name in told["costs"]):
+        cost = told["costs"][name]
+        cells = [f"{cost['erase_seconds'] or 0:.1f}", f"{cost['added_seconds'] or 0:+.2f}"]
+        cells += [f"{(cost['bytes'] or 0) / 1e3:.0f}", f"{(cost['peak_memory'] or 0) / 1e6:.0f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _per_cent(figure: Mapping[str, Any] | None) -> str:
+    return "n/a" if not figure or figure["value"] is None else f"{100 * figure['value']:.1f}"
+
+
+if __name__ == "__main__":
+    main()

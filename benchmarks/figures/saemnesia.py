@@ -1,0 +1,488 @@
+"""SAEuron, SAEmnesia and SAEmnesia on the text encoder, on the bundled model: the papers' tables and what is behind.
+
+    python benchmarks/figures/saemnesia.py --work build/saemnesia
+
+Makes (or goes on with) a Canvas run of every method; erases 1 to 20 objects one after another; looks at whose neuron is
+whose before and after supervision; and times a training step with the supervised terms and without.
+Writes docs/results/saemnesia.json and .md, and the histograms beside them. About two hours on two cores; every part
+goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from excise import reference
+from excise.app.bench.runs import report, resume, start
+from excise.app.demo.demo import machine
+from excise.app.models.resolve import bundled_settings
+from excise.app.training.labelled import BLOCK, CAPTIONS, labelled_captions
+from excise.app.training.supervised import Labels, concept_scores, train_on_block
+from excise.bench.canvas.distances import features
+from excise.bench.canvas.families import cases, is_style
+from excise.bench.canvas.suite import REPORTED, Canvas
+from excise.bench.frechet import frechet
+from excise.bench.run import Unit
+from excise.bench.statistics import in_percent, share
+from excise.erasers import Eraser
+from excise.erasers.edits.sae_rows import preactivations
+from excise.errors import ExciseError
+from excise.files import write_atomic
+from excise.methods import method
+from excise.methods.base import settings_of
+from excise.methods.sae.block_levels import carried
+from excise.neurons import plots
+from excise.neurons.splitting import effective_neurons, monosemanticity, own_top
+from excise.reference.world import OBJECTS, STYLES
+from excise.sae import card, load
+from excise.sae.supervised import Negatives
+from excise.sites import BLOCKS
+from excise.sites.activations.block_shards import BlockShards, Labelled, capture_blocks_to
+
+METHODS = ("saeuron", "saemnesia", "saemnesia-text", "snce", "snce+saemnesia")
+ROWS = {
+    "none": "none",
+    "saeuron": "unsupervised (SAEuron, U-Net)",
+    "saemnesia": "supervised (SAEmnesia, U-Net)",
+    "saemnesia-text": "supervised (text encoder)",
+    "snce": "SNCE (text encoder, unsupervised)",
+    "snce+saemnesia": "SNCE and SAEmnesia together",
+}
+CONCEPTS = (
+    "gun", "knife", "cigarette", "cat", "tiger", "cow", "pizza", "ice cream", "rocket",
+    "ink", "flat", "vintage", "cartoon",
+)  # fmt: skip
+"""Nine objects and four styles of Canvas's standard size."""
+FAR = ("gun", "cat", "ink", "flat")
+"""Those of them whose unrelated prompts the Fréchet distance is taken over."""
+COUNTS = (1, 2, 5, 9, 15, 20)
+TUNED_ON = ("apple", "bus", "pastel", "bold")
+GAMMAS = (0.0, -0.4, -0.7, -1.0)
+GRID = (
+    *((99.9, gamma) for gamma in (-0.3, -1.0)),
+    *((99.8, gamma) for gamma in (-0.3, -1.0, -2.0, -4.0)),
+    *((percentile, gamma) for percentile in (99.5, 99.0) for gamma in (-1.0, -2.0)),
+)
+PUBLISHED = {"SAEuron": 3 * 7, "SAEmnesia": 7}
+"""Settings the papers try: percentiles 99.99, 99.995, 99.999 by γ -1, -5, ..., -30 for each concept; and γ alone."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/saemnesia"), help="folder of runs and features")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/saemnesia.json"))
+    parser.add_argument(
+        "--parts",
+        default="tuning,canvas,distance,sequential,association,cost",
+        help="which to do, in this order; none (an empty text) writes the page anew",
+    )
+    options = parser.parse_args()
+    told: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    told |= {"command": "python benchmarks/figures/saemnesia.py", "machine": machine()}
+    told["date"] = datetime.date.today().isoformat()
+    for part in filter(None, options.parts.split(",")):
+        told[part] = PARTS[part](options.work, options.out)
+        write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+    write_atomic(options.out.with_suffix(".md"), page(told))
+    print(page(told))
+
+
+def tuning(work: Path, out: Path) -> dict[str, Any]:
+    """γ, and SAEuron's percentile by γ, on tuning concepts: one setting is chosen for all concepts."""
+    tried = [f"saemnesia:gamma={gamma:g}" for gamma in GAMMAS]
+    tried += [f"saeuron:percentile={percentile:g},gamma={gamma:g}" for percentile, gamma in GRID]
+    run = start(work / "tuning", "canvas", "quick", tried, TUNED_ON, {"prompts": 4, "searches": False})
+    resume(run, _dot)
+    return report(run)
+
+
+def canvas(work: Path, out: Path) -> dict[str, Any]:
+    """The concepts by every method, with the attacks that need no search."""
+    run = start(work / "canvas", "canvas", "standard", list(METHODS), CONCEPTS, {"prompts": 4, "searches": False})
+    resume(run, _dot)
+    return report(run)
+
+
+def sequential(work: Path, out: Path) -> dict[str, Any]:
+    """Objects erased one after another, all erasers attached together: after each stage what is gone and what is not.
+
+    UA is over the direct prompts of what was erased, the retained accuracy over those of every other reported object;
+    the area is that under the mean of both, over the number of objects, 1 where all is perfect.
+    """
+    suite, pipe = Canvas(), reference.load()
+    objects = [name for name in REPORTED if not is_style(name)]
+    asked = [case for name in objects for case in cases(name, 2) if case.family == "direct"]
+    plain = suite.judge(asked, suite.draw(pipe, asked))
+    told: dict[str, Any] = {"order": objects[: COUNTS[-1]], "prompts": 2}
+    for label in ("saeuron", "saemnesia", "saemnesia-text"):
+        # Nobody can erase a concept that the method refuses: its pictures count against it.
+        erasers = [_fitted_if_any(work, label, name, pipe) for name in told["order"]]
+        rows = []
+        for count in COUNTS:
+            with ExitStack() as stack:
+                for eraser in filter(None, erasers[:count]):
+                    stack.enter_context(eraser.attach(pipe))
+                seen = suite.judge(asked, suite.draw(pipe, asked))
+            gone = [not s["target"] for case, s in zip(asked, seen, strict=True) if case.concept in objects[:count]]
+            pairs = [
+                (p["target"], s["target"])
+                for case, p, s in zip(asked, plain, seen, strict=True)
+                if case.concept not in objects[:count]
+            ]
+            kept = [own for before, own in pairs if before]
+            rows.append({"objects": count, "ua": share(gone).to_json(), "kept": share(kept).to_json()})
+            print(label, count, in_percent(rows[-1]["ua"]), in_percent(rows[-1]["kept"]), flush=True)
+        told[label] = {"rows": rows, "area": area(rows)}
+    curves = {
+        says: {
+            label: [(row["objects"], row[key]["value"]) for row in told[label]["rows"]]
+            for label in METHODS
+            if label in told
+        }
+        for key, says in (("ua", "erased (UA)"), ("kept", "retained accuracy"))
+    }
+    plots.save(plots.curves(curves, "objects erased"), out.with_name("saemnesia-sequential.png"))
+    return told
+
+
+def distance(work: Path, out: Path, prompts: int = 32) -> dict[str, Any]:
+    """Fréchet distance of pictures that have nothing to do with the concept to the unerased model's of the same prompts
+    and seeds, in the judge's features as Canvas takes them: over those of FAR concepts together."""
+    suite, pipe = Canvas(), reference.load()
+    asked = {name: [case for case in cases(name, prompts) if case.family == "unrelated"] for name in FAR}
+    plain = {name: suite.draw(pipe, some) for name, some in asked.items()}
+    against = features(np.concatenate(list(plain.values())))
+    told: dict[str, Any] = {"concepts": list(FAR), "pictures": len(against)}
+    for label in METHODS:
+        drawn = []
+        for name, some in asked.items():
+            with _fitted(work, label, name, pipe).attach(pipe):
+                drawn.append(suite.draw(pipe, some))
+        told[label] = frechet(features(np.concatenate(drawn)), against)
+        print(label, told[label], flush=True)
+    return told
+
+
+def area(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Under the mean of UA and retained accuracy, by the trapezoidal rule, over the span of objects."""
+    points = [(row["objects"], (row["ua"]["value"] + row["kept"]["value"]) / 2) for row in rows]
+    under = sum((b - a) * (x + y) / 2 for (a, x), (b, y) in pairwise(points))
+    return under / (points[-1][0] - points[0][0])
+
+
+def _fitted(work: Path, label: str, name: str, pipe: Any) -> Eraser:
+    folder = work / "canvas" / "erasers" / Unit(label, name).file
+    if not (folder / "manifest.json").exists():
+        chosen = method(label)
+        eraser = chosen.fit(pipe, Canvas().concept(name), chosen.Config(**settings_of(label, bundled_settings())))
+        eraser.save(folder)
+    return Eraser.load(folder)
+
+
+def _fitted_if_any(work: Path, label: str, name: str, pipe: Any) -> Eraser | None:
+    try:
+        return _fitted(work, label, name, pipe)
+    except ExciseError as error:
+        print(f"{label} cannot erase {name}: {error}", flush=True)
+        return None
+
+
+def association(work: Path, out: Path) -> dict[str, Any]:
+    """Whose neuron is whose, on captions that no SAE learnt from: before supervision, fine-tuned, and after."""
+    held, learnt = _features(work, "held-out", 400, 1_000_003), _features(work, "learnt", CAPTIONS, 100_000)
+    folders = {"unsupervised": reference.sae_folder("saeuron"), "supervised": reference.sae_folder("saemnesia")}
+    for name, options in OTHER_WAYS.items():
+        start = str(folders["unsupervised"]) if name == "fine-tuned" else ""
+        how = Labels(groups=(OBJECTS, STYLES), start=start, negatives=options)
+        folders[name] = work / "saes" / name
+        if not folders[name].exists():
+            train_on_block(learnt, folders[name], BLOCK, how)
+    told: dict[str, Any] = {"pictures": held.pictures, "concepts": len(held.concepts)}
+    for name, folder in folders.items():
+        sae = load(folder)
+        scores = concept_scores(sae, held).mean(1)
+        sums, labels, firsts, means = [], [], [], []
+        centre = torch.cat([shard.states.float().mean((0, 1, 2))[None] for shard in held]).mean(0)
+        missed = varied = 0.0
+        for shard in held:
+            codes = torch.zeros(len(shard.states), sae.config.m)
+            for step in range(shard.states.shape[1]):
+                states = shard.states[:, step].float()
+                values, indices = found_codes = sae.encode(states)
+                codes.scatter_add_(1, indices.flatten(1), values.detach().flatten(1))
+                missed += float((states - sae.decode(found_codes).detach()).square().sum())
+                varied += float((states - centre).square().sum())
+            sums.append(codes / shard.states[..., 0].numel() * len(shard.states))
+            labels.append(shard.labels)
+            means.append(shard.states.float().mean(2))
+            rows = shard.states.float(), sae.W_enc.detach(), sae.b_enc.detach(), sae.b_pre.detach()
+            firsts.append(preactivations(*rows).clamp(min=0).mean(2))
+        pooled, shown = torch.cat(sums), torch.cat(labels)
+        open_ones, features_ = torch.cat(firsts), torch.cat(means)
+        found = [monosemanticity(pooled, shown[:, c]) for c in range(len(held.concepts))]
+        said = card(folder).get("supervision")
+        top = scores.argmax(1)
+        assigned = said["assigned"] if said else top.tolist()
+        apart, shares = [], []
+        for c, neuron in enumerate(assigned):
+            there, level = shown[:, c], open_ones[..., neuron]
+            apart.append(float(level[there, 0].median() > level[~there, 0].max()))
+            change = features_[there].mean(0) - features_[~there].mean(0)
+            written = level[there].mean(0) - level[~there].mean(0)
+            shares.append(float(carried(written[:, None], sae.W_dec.detach()[[neuron]], change).mean()))
+        told[name] = {
+            "told_apart": statistics.fmean(apart),
+            "carried": statistics.fmean(shares),
+            "least_carried": min(shares),
+            "own_top": float(own_top(scores).double().mean()),
+            "top_is_assigned": float((top == torch.tensor(assigned)).double().mean()) if said else None,
+            "effective": statistics.median(effective_neurons(scores).tolist()),
+            "capacity": statistics.fmean(one.capacity for one in found),
+            "local": statistics.fmean(one.local for one in found),
+            "fms": statistics.fmean(one.overall for one in found),
+            "fvu": missed / varied,
+        }
+        print(name, told[name], flush=True)
+        if name in ("unsupervised", "supervised"):
+            sides = {
+                c: (pooled[shown[:, n], assigned[n]], pooled[~shown[:, n], assigned[n]])
+                for n, c in enumerate(held.concepts)
+                if c in SHOWN
+            }
+            figure = plots.histograms(sides, f"{name}: the concept's {'assigned' if said else 'top'} neuron")
+            plots.save(figure, out.with_name(f"saemnesia-{name}.png"))
+    return told
+
+
+OTHER_WAYS: dict[str, Negatives] = {"fine-tuned": "none", "cross-entropy": "assigned", "balanced": "balanced"}
+"""SAEs that are trained to compare the bundled one with, and what each asks of labels that a picture lacks."""
+SHOWN = ("gun", "cat", "pizza", "rocket", "ink", "vintage")
+"""Concepts whose histograms are drawn."""
+
+
+def _features(work: Path, name: str, count: int, seed: int) -> BlockShards:
+    """Captions, drawn: those the bundled SAEs learnt from, or others."""
+    rows = labelled_captions(("object", "style"), CAPTIONS)[0]
+    if name == "held-out":
+        known = {row.prompt for row in rows}
+        fresh = [Labelled(text, labels) for text, labels in reference.labelled(2 * count, seed)]
+        rows = [row for row in fresh if row.prompt not in known][:count]
+    options = {"guidance_scale": reference.GUIDANCE}
+    pipe, site = reference.load(), BLOCKS["reference"][0]
+    return capture_blocks_to(
+        work / name, pipe, site, rows, [*OBJECTS, *STYLES], seed=seed, options=options, progress=_dot
+    )
+
+
+def _dot(done: int) -> None:
+    print(".", end="", flush=True)
+
+
+def cost(work: Path, out: Path, repeats: int = 7) -> dict[str, Any]:
+    """Seconds a step, with the supervised terms and without, in turn; the median of the ratios."""
+    learnt = _features(work, "learnt", CAPTIONS, 100_000)
+    few = BlockShards(learnt.folder, learnt.site, learnt.concepts, learnt.timesteps, 0, learnt.files[:12])
+    told: dict[str, Any] = {}
+    ratios = []
+    for n in range(repeats):
+        spent = {}
+        for name, supervised in (("unsupervised", False), ("supervised", True))[:: 1 if n % 2 else -1]:
+            how = Labels(supervised, (OBJECTS, STYLES), validation=0.0)
+            folder = work / "timed" / f"{name}-{n}-{time.time_ns()}"
+            lines: list[Any] = []
+            config = BLOCK.__class__(**{**BLOCK.to_json(), "tokens": 400_000, "log_every": 10})
+            train_on_block(few, folder, config, how, progress=lines.append)
+            # The first lines are spent on warming up.
+            spent[name] = (lines[-1].seconds - lines[4].seconds) / (lines[-1].step - lines[4].step)
+        ratios.append(spent["supervised"] / spent["unsupervised"])
+        told = {"seconds_a_step": spent, "ratio": statistics.median(ratios), "ratios": ratios}
+        print(told, flush=True)
+    return told
+
+
+PARTS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+    "tuning": tuning,
+    "canvas": canvas,
+    "distance": distance,
+    "sequential": sequential,
+    "association": association,
+    "cost": cost,
+}
+
+
+def page(told: Mapping[str, Any]) -> str:
+    """All parts as tables, in per cent."""
+    lines = [
+        "# SAEmnesia and SAEuron on the bundled model",
+        "",
+        f"`{told['command']}`, {told['date']}, {told['machine']}.",
+    ]
+    if "tuning" in told:
+        lines += ["", *_tuning_page(told["tuning"])]
+    if "canvas" in told:
+        lines += ["", *_canvas_page(told["canvas"], told.get("distance", {}))]
+    if "sequential" in told:
+        lines += ["", *_sequential_page(told["sequential"])]
+    if "association" in told:
+        lines += ["", *_association_page(told["association"])]
+    if "cost" in told:
+        lines += ["", *_cost_page(told["cost"])]
+    return "\n".join(lines) + "\n"
+
+
+def _tuning_page(run: Mapping[str, Any]) -> list[str]:
+    columns = ("ua", "ira_ratio", "cra_ratio", "identical", "mixed")
+    spent, sought = (
+        sum(label.startswith(f"{name}:") for label in run["methods"]) * len(run["concepts"])
+        for name in ("saemnesia", "saeuron")
+    )
+    every = len(OBJECTS) + len(STYLES)
+    searched = PUBLISHED["SAEuron"] * every
+    lines = [
+        "## Choosing settings",
+        f"On {', '.join(run['concepts'])}, which stand in no other table; one setting for all concepts. Per cent.",
+        "",
+        f"| | {' | '.join(columns)} |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for label, found in run["methods"].items():
+        if label != "none" and found["figures"]:
+            lines.append(f"| {label} | {' | '.join(_cell(found['figures'].get(name)) for name in columns)} |")
+    return [
+        *lines,
+        "",
+        "An evaluation is one setting on one concept. "
+        f"saemnesia took {spent}, γ of {', '.join(map(str, GAMMAS))}; saeuron took {sought}; once for all concepts.",
+        f"SAEuron's published search is {PUBLISHED['SAEuron']} for each concept: percentiles 99.99, 99.995, 99.999 by",
+        f"γ of -1, -5, -10, ..., -30. For the {every} concepts here that is {searched}, {searched / spent:.0f} times",
+        f"saemnesia's; SAEmnesia's own paper tries {PUBLISHED['SAEmnesia']} values of γ.",
+    ]
+
+
+def _canvas_page(run: Mapping[str, Any], distance: Mapping[str, Any]) -> list[str]:
+    base = run["methods"]["none"]["concepts"]
+    lines = [
+        "## Canvas",
+        f"Concepts: {', '.join(run['concepts'])};",
+        f"{run['settings']['prompts']} prompts a family. UA, and IRA and CRA as ratios to none's, means over",
+        "concepts; per cent. Fréchet distance to the unerased model's pictures, over those with nothing of the concept",
+        f"in them ({distance.get('pictures', 0)} pictures, of {' and '.join(distance.get('concepts', ())) or 'none'}).",
+        "",
+        "| | UA objects | IRA | CRA | UA styles | IRA | CRA | average | identical | mixed | Fréchet | kB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for label, says in ROWS.items():
+        found = run["methods"].get(label)
+        if not found or not found["concepts"]:
+            continue
+        cells = []
+        for style in (False, True):
+            some = [name for name in found["concepts"] if is_style(name) is style]
+            own = {key: _mean(found["concepts"], some, key) for key in ("ua", "ira", "cra")}
+            cells += [own["ua"], *(own[key] / _mean(base, some, key) for key in ("ira", "cra"))]
+        figures, paid = found["figures"], found["cost"]
+        rest = [f"{100 * figures[key]['value']:.1f}" for key in ("identical", "mixed")]
+        far = "n/a" if label not in distance else f"{round(distance[label], 4):g}"
+        rest += ["0" if label == "none" else far, f"{(paid['bytes'] or 0) / 1000:.1f}"]
+        shown = [f"{100 * cell:.1f}" for cell in (*cells, statistics.fmean(cells))]
+        lines.append(f"| {says} | {' | '.join([*shown, *rest])} |")
+    families = sorted({key for m in run["methods"].values() for key in m["figures"] if key.startswith("asr.")})
+    labels = [label for label in ROWS if label != "none" and label in run["methods"]]
+    lines += [
+        "",
+        "### Attacks",
+        "Share of the prompts from which the unerased model draws the target that still do, mean over the concepts of",
+        "which it draws any; per cent.",
+        "",
+        f"| | concepts | {' | '.join(labels)} |",
+        "|---" * (len(labels) + 2) + "|",
+    ]
+    for key in families:
+        cells_of = [run["methods"][label]["figures"].get(key) for label in labels]
+        if any(cell and cell["value"] is not None for cell in cells_of):
+            shown = [str(cells_of[0]["n"]), *(_cell(cell) for cell in cells_of)]
+            lines.append(f"| {key[4:]} | {' | '.join(shown)} |")
+    return lines
+
+
+def _mean(concepts: Mapping[str, Any], names: Sequence[str], key: str) -> float:
+    return statistics.fmean(concepts[name][key]["value"] for name in names)
+
+
+def _cell(figure: Mapping[str, Any] | None) -> str:
+    return "n/a" if not figure or figure["value"] is None else f"{100 * figure['value']:.1f}"
+
+
+def _sequential_page(told: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "## One after another",
+        f"Objects in this order: {', '.join(told['order'])}. UA of those erased so far, and retained accuracy over",
+        f"the other reported objects that the unerased model draws; {told['prompts']} direct prompts an object.",
+        "",
+        f"| | {' | '.join(f'{n} objects' for n in COUNTS)} | area |",
+        "|---" * (len(COUNTS) + 2) + "|",
+    ]
+    for label in METHODS:
+        if label in told:
+            cells = [f"{_cell(row['ua'])} / {_cell(row['kept'])}" for row in told[label]["rows"]]
+            lines.append(f"| {ROWS[label]} | {' | '.join(cells)} | {100 * told[label]['area']:.1f} |")
+    return [*lines, "", "![The curves](saemnesia-sequential.png)"]
+
+
+def _association_page(told: Mapping[str, Any]) -> list[str]:
+    columns = {
+        "told_apart": "told apart",
+        "carried": "carried",
+        "least_carried": "least",
+        "own_top": "top neuron is theirs alone",
+        "top_is_assigned": "top neuron is the assigned one",
+        "effective": "effective neurons a concept",
+        "capacity": "acc_0",
+        "local": "local",
+        "fms": "FMS@1",
+        "fvu": "FVU",
+    }
+    lines = [
+        "## Whose neuron is whose",
+        f"{told['pictures']} pictures of captions that no SAE learnt from, {told['concepts']} concepts, by SAEuron's",
+        "score; medians or means over concepts. Told apart: concepts whose typical picture makes the neuron louder, at",
+        "the first step, than any picture without them does. Carried: the share of what a concept changes in the",
+        "block's features that its neuron writes, mean and least.",
+        "",
+        f"| | {' | '.join(columns.values())} |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for name in ("unsupervised", "supervised", *OTHER_WAYS):
+        own = told[name]
+        shown = ["n/a" if own[key] is None else f"{own[key]:.3g}" for key in columns]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    return [
+        *lines,
+        "",
+        "![Before supervision](saemnesia-unsupervised.png)",
+        "![After it](saemnesia-supervised.png)",
+    ]
+
+
+def _cost_page(told: Mapping[str, Any]) -> list[str]:
+    ratios = ", ".join(f"{100 * (ratio - 1):+.1f}" for ratio in told["ratios"])
+    return [
+        "## What supervision costs",
+        f"A training step takes {100 * (told['ratio'] - 1):+.1f} % with the supervised terms (median of {ratios}).",
+    ]
+
+
+if __name__ == "__main__":
+    main()

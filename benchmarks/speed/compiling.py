@@ -1,0 +1,105 @@
+"""Whether `torch.compile` makes a training step of an SAE faster: eager beside compiled, in turns, in one process.
+
+    python benchmarks/speed/compiling.py --work build/sae_training --out docs/results/compiling.json
+
+Compiled is what the step differentiates, codes, decode and loss, as one graph by the default backend, and what it gives
+as gradients; the optimiser is fused already. Both variants take the same steps on the same vectors from the same
+weights. How far their gradients differ is looked at before. Seconds to compile are those of the first gradients, with
+no cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_training import BATCHES, LR, K, features_in
+from timing import beside, interleaved
+
+from excise.app.demo.demo import machine
+from excise.files import write_atomic
+from excise.sae import SAEConfig, TopKSAE
+from excise.sae.losses import step
+
+STEPS = 4
+"""Of a round."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/sae_training"), help="folder of the data")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/compiling.json"))
+    parser.add_argument("--widths", default=",".join(map(str, BATCHES)))
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.compiler.config.force_disable_caches = True
+    torch._dynamo.config.trace_autograd_ops = True  # the gradient of the chosen pre-activations is autograd's own
+    vectors = torch.load(features_in(options.work), mmap=True, weights_only=True)
+    told: dict[str, Any] = {
+        "command": f"python benchmarks/speed/compiling.py --rounds {options.rounds} --device {options.device}",
+        "machine": machine(options.device),
+        "date": datetime.date.today().isoformat(),
+        "widths": {},
+    }
+    for m in map(int, options.widths.split(",")):
+        batches = vectors[: STEPS * BATCHES[m]].to(options.device).split(BATCHES[m])
+        told["widths"][str(m)] = row = measured(batches, m, options.rounds)
+        ratio = row["as_fast"]
+        print(
+            f"m = {m}: compiled {ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) times eager, after "
+            f"{row['to_compile']:.0f} s; gradients differ by {row['differ']:.1e} of their length",
+            flush=True,
+        )
+    write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+
+
+def measured(batches: tuple[torch.Tensor, ...], m: int, rounds: int) -> dict[str, Any]:
+    """Both variants at one width."""
+    saes = {name: TopKSAE(SAEConfig(batches[0].shape[1], m, K)).to(batches[0].device) for name in ("eager", "compiled")}
+    objectives = {"eager": mse, "compiled": torch.compile(mse, fullgraph=True)}
+    plain = gradients(saes["eager"], mse, batches[0])
+    began = time.perf_counter()
+    made = gradients(saes["compiled"], objectives["compiled"], batches[0])
+    first = time.perf_counter() - began
+    seconds = interleaved({name: steps(saes[name], objectives[name], batches) for name in saes}, rounds)
+    return {
+        "as_fast": beside(seconds["eager"], seconds["compiled"]),
+        "to_compile": first - min(seconds["compiled"]) / STEPS,
+        "differ": float((plain - made).norm() / plain.norm()),
+    }
+
+
+def gradients(sae: TopKSAE, objective: Callable[..., torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """All of them, in one vector."""
+    return torch.cat([own.flatten() for own in torch.autograd.grad(objective(sae, x), [*sae.parameters()])])
+
+
+def mse(sae: TopKSAE, x: torch.Tensor) -> torch.Tensor:
+    return (sae(x).reconstruction - x).square().mean()
+
+
+def steps(
+    sae: TopKSAE, objective: Callable[..., torch.Tensor], batches: tuple[torch.Tensor, ...]
+) -> Callable[[], None]:
+    """A round: a step on each of the batches."""
+    optimiser = torch.optim.Adam(sae.parameters(), lr=LR, fused=True)
+
+    def taken() -> None:
+        for x in batches:
+            objective(sae, x).backward()
+            step(sae, optimiser)
+        if batches[0].is_cuda:
+            torch.cuda.synchronize()
+
+    return taken
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""What an eraser adds to encoding a prompt, and to a picture: SNCE on Stable Diffusion 1.4's own shape, random weights.
+
+    python benchmarks/speed/encoding.py --out docs/results/encoding.json
+
+The bare pipeline and three erasers of one neuron encode the same prompt with its unconditional twin in turns:
+`concept` subtracts what was computed beforehand, `threshold` reads the neuron's row alone, `topk` reads all rows of the
+SAE. Added is the ratio to the bare pipeline less one: median and quartiles over the rounds.
+
+A picture of 20 steps is encoded once, and before every step an attached eraser looks at the states that the U-Net is
+given. That look is timed by itself, in the pipeline with `threshold`, and so is the bare U-Net's step, both branches of
+guidance: `picture` is what both add to 20 steps and one encoding. On the bundled model, whose U-Net is a fortieth of
+Stable Diffusion's, whole pictures are drawn in turns, bare and with `threshold`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from shapes import clip_l, sd14
+from timing import beside, interleaved
+
+from excise import reference
+from excise.app.demo.demo import machine
+from excise.app.models.resolve import bundled_settings
+from excise.concepts import from_templates
+from excise.erasers import Eraser, SAEEdit, made_for
+from excise.erasers.guard.denoiser import Witness
+from excise.files import write_atomic
+from excise.methods import method
+from excise.methods.sae.snce import SNCEConfig
+from excise.sae import SAEConfig, TopKSAE
+from excise.sites import PRESETS, capture
+
+PROMPT = "a photo of a gun on a wooden table, highly detailed, 35mm"
+SITE = PRESETS["sd14"][0]
+STEPS = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/encoding.json"))
+    options = parser.parse_args()
+    sae = TopKSAE(SAEConfig(d=SITE.width, m=4 * SITE.width, k=32)).to(options.device)
+    calls: dict[str, Callable[[], Any]] = {}
+    for name in ("bare", "concept", "threshold", "topk"):
+        pipe = clip_l(options.device)
+        if name != "bare":
+            eraser_of(pipe, sae, name).attach(pipe, sae=sae if name == "topk" else None)
+        calls[name] = lambda pipe=pipe: encoded(pipe)
+    with torch.no_grad():
+        seconds = interleaved(calls, options.rounds)
+    rows = {name: beside(own, seconds["bare"]) for name, own in seconds.items()}
+    picture = in_a_picture(sae, rows, options.device)
+    drawn = whole_pictures(options.rounds // 2, options.device)
+    told = {
+        "command": f"python benchmarks/speed/encoding.py --rounds {options.rounds} --device {options.device}",
+        "machine": machine(options.device),
+        "date": datetime.date.today().isoformat(),
+        "site": SITE.key,
+        "rows": rows,
+        "picture": picture,
+        "bundled": drawn,
+    }
+    write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+    for name, row in rows.items():
+        print(
+            f"{name:10} {1000 * row['seconds']:7.2f} ms  added {row['ratio'] - 1:+.2%}"
+            f" ({row['low'] - 1:+.2%} to {row['high'] - 1:+.2%})"
+        )
+    print(
+        f"a look {1000 * picture['look']:.2f} ms, a step {picture['step']:.2f} s: "
+        f"a picture of {STEPS} steps {picture['added']:+.3%}"
+    )
+    spread = f"{drawn['low'] - 1:+.2%} to {drawn['high'] - 1:+.2%}"
+    print(f"bundled model, whole pictures: {drawn['ratio'] - 1:+.2%} ({spread})")
+
+
+@torch.no_grad()
+def in_a_picture(sae: TopKSAE, rows: dict[str, dict[str, float]], device: str) -> dict[str, float]:
+    """Seconds of a U-Net's step and of the look before it; the share of a picture's time that an eraser adds."""
+    pipe = sd14(device)
+    latents, states = torch.randn(2, 4, 64, 64, device=device), encoded(pipe)
+    both = torch.cat([states[1], states[0]])
+    times = interleaved({"step": lambda: waited(pipe.unet(latents, 500, both))}, 5)["step"]
+    attached = eraser_of(pipe, sae, "threshold").attach(pipe)
+    states = encoded(pipe)
+    both = torch.cat([states[1], states[0]])
+    witness = Witness.of(pipe.unet)
+    assert witness is not None
+    looks = interleaved({"look": lambda: waited(witness.through(both))}, 50)["look"]
+    attached.detach()
+    step, look = statistics.median(times), statistics.median(looks)
+    encoding = rows["threshold"]["seconds"] * (1 - 1 / rows["threshold"]["ratio"])
+    bare = rows["bare"]["seconds"] + STEPS * step
+    return {"step": step, "look": look, "added": (encoding + STEPS * look) / bare}
+
+
+def whole_pictures(rounds: int, device: str) -> dict[str, float]:
+    """Seconds of a picture of the bundled model under an eraser, beside the bare model's."""
+    bare, erased = reference.load().to(device), reference.load().to(device)
+    eraser = method("snce").fit(erased, from_templates("gun", ("gun",)), SNCEConfig(**bundled_settings()["snce"]))
+    eraser.attach(erased)
+    calls = {
+        name: lambda pipe=pipe: reference.generate(pipe, ["a gun on grass"], [0], steps=STEPS, batch_size=1)
+        for name, pipe in (("bare", bare), ("erased", erased))
+    }
+    seconds = interleaved(calls, rounds)
+    return beside(seconds["erased"], seconds["bare"])
+
+
+def waited(made: Any) -> Any:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return made
+
+
+@torch.no_grad()
+def eraser_of(pipe: Any, sae: TopKSAE, how: str) -> Eraser:
+    """One of the neurons that fire most at the prompt's end, turned down in one of three ways."""
+    (read,) = capture(pipe, [SITE], [PROMPT])
+    codes = sae.encode(read.states[SITE])
+    neuron, code = int(codes.indices[0, -1, 0]), float(codes.values[0, -1, 0])
+    if how == "concept":
+        level = torch.full((read.ids.shape[1], 1), code)
+        edit = SAEEdit.from_sae(sae, SITE, [neuron], gate="topk", source="concept", concept_codes=level)
+    elif how == "topk":
+        edit = SAEEdit.from_sae(sae, SITE, [neuron], gate="topk")
+    else:
+        edit = SAEEdit.from_sae(sae, SITE, [neuron], gate="threshold", threshold=torch.tensor([code / 2]))
+    return Eraser((edit,), f"gun-{how}", "gun", ("gun",), made_for(pipe), canary=(PROMPT,))
+
+
+def encoded(pipe: Any) -> Any:
+    """The prompt and its unconditional twin."""
+    return waited(pipe.encode_prompt(PROMPT, pipe.device, 1, True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""How long it takes to erase one more concept on a model that is loaded: SNCE beside UCE, RECE and ESD.
+
+    python benchmarks/speed/erasing.py --out docs/results/erasing.json
+
+On the bundled model every method erases the same concept in turns, UCE, RECE and ESD with the settings that
+docs/results/peers.md chose. SNCE needs the text encoder's states of the concept's pairs and controls: `passes` reads
+just these, all layers and nothing else, which is what SNCE is measured against on Stable Diffusion 1.4's encoder too
+(`sd14`, random weights and a random SAE). There UCE and RECE run as they are by default, and of ESD-x one training step
+of the 200 that its authors take, at a picture that was drawn one step instead of up to 50: what it takes is more than
+200 times that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from shapes import sd14
+from timing import beside, interleaved
+
+from excise import reference
+from excise.app.demo.demo import machine
+from excise.app.models.resolve import bundled_settings
+from excise.concepts import Concept, from_templates
+from excise.files import write_atomic
+from excise.methods import method
+from excise.methods.sae.snce import SNCEConfig, fit
+from excise.sae import SAEConfig, TopKSAE
+from excise.sites import PRESETS, capture
+from excise.sites.activations.capture import run
+
+METHODS = ("snce", "uce", "rece", "esd-x")
+BATCH = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", default="bundled,sd14")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/erasing.json"))
+    options = parser.parse_args()
+    concept = from_templates("gun", ("gun",))
+    told: dict[str, Any] = {"models": {}}
+    if options.out.exists():
+        told = json.loads(options.out.read_text())
+    told["prompts"] = len(prompts_of(concept))
+    for model in options.models.split(","):
+        seconds = interleaved(VARIANTS[model](concept, options.device), options.rounds)
+        rows = {
+            name: {**beside(own, seconds["passes"]), "snce": beside(own, seconds["snce"])["ratio"]}
+            for name, own in seconds.items()
+        }
+        told["models"][model] = {
+            "command": f"python benchmarks/speed/erasing.py --models {model} --rounds {options.rounds} "
+            f"--device {options.device}",
+            "machine": machine(options.device),
+            "date": datetime.date.today().isoformat(),
+            "rows": rows,
+        }
+        for name, row in rows.items():
+            print(
+                f"{model:8} {name:13} {row['seconds']:8.2f} s  {row['ratio']:6.2f} x passes  {row['snce']:6.2f} x snce"
+            )
+        write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+
+
+def bundled(concept: Concept, device: str) -> dict[str, Callable[[], Any]]:
+    """Every method as it is tuned for the bundled model."""
+    pipe = reference.load().to(device)
+    return {
+        "passes": lambda: passes(pipe, concept),
+        **{name: fitting(pipe, concept, name, bundled_settings().get(name, {})) for name in METHODS},
+    }
+
+
+def of_sd14_shape(concept: Concept, device: str) -> dict[str, Callable[[], Any]]:
+    """The same on random weights, but one training step of ESD-x."""
+    pipe = sd14(device)
+    return {
+        "passes": lambda: passes(pipe, concept),
+        "snce": on_random_weights(pipe, concept),
+        "uce": fitting(pipe, concept, "uce", {}),
+        "rece": fitting(pipe, concept, "rece", {}),
+        "esd-x, 1 step": fitting(pipe, concept, "esd-x", {"iterations": 1, "steps": 2}),
+    }
+
+
+VARIANTS = {"bundled": bundled, "sd14": of_sd14_shape}
+
+
+def prompts_of(concept: Concept) -> list[str]:
+    """What SNCE reads."""
+    pairs = concept.pairs
+    return [*(pair.concept for pair in pairs), *(pair.deconcept for pair in pairs), *concept.controls]
+
+
+def passes(pipe: Any, concept: Concept) -> None:
+    """The text encoder on these prompts, padded, all of its layers."""
+    prompts = prompts_of(concept)
+    for start in range(0, len(prompts), BATCH):
+        run(pipe, "text_encoder", prompts[start : start + BATCH])
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def fitting(pipe: Any, concept: Concept, name: str, settings: dict[str, Any]) -> Callable[[], Any]:
+    """Fits the concept's eraser anew at every call."""
+    chosen = method(name)
+    config = chosen.Config(**settings)
+    return lambda: chosen.fit(pipe, concept, config)
+
+
+def on_random_weights(pipe: Any, concept: Concept) -> Callable[[], Any]:
+    """SNCE with a random SAE of the paper's shape; of its neurons the one that tells most pairs apart."""
+    site = PRESETS["sd14"][0]
+    sae = TopKSAE(SAEConfig(d=site.width, m=4 * site.width, k=32)).to(pipe.device)
+    sides = [
+        torch.cat([batch.states[site] for batch in capture(pipe, [site], side, BATCH)])
+        for side in ([pair.concept for pair in concept.pairs], [pair.deconcept for pair in concept.pairs])
+    ]
+    with torch.no_grad():
+        sae.b_pre.copy_(sides[1].mean((0, 1)))
+        loud, quiet = (sae.preactivations(side).mean((0, 1)) for side in sides)
+    config = SNCEConfig(site=site.path, neurons=(int((loud - quiet).argmax()),), gate="relu")
+    return lambda: fit(pipe, concept, config, sae=sae)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Audits: what an eraser does to sentences and neurons it should leave alone."""

@@ -1,0 +1,262 @@
+"""An audit of an eraser by somebody who did not make it: what its neurons fire on, and what it changes."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import excise
+from excise.app.audit.effects import DRAWN, Effects, Measured, measure, share, size
+from excise.app.audit.inputs import Benign, Word
+from excise.app.audit.neurons import NeuronView, Pool, pool_of, view
+from excise.concepts import Concept
+from excise.concepts.sentences import GroupSentence, group_sentences, sentences
+from excise.erasers import Attachment, Eraser, SAEEdit
+from excise.erasers.artefact.hub import SIGNATURE
+from excise.erasers.guard.effects import Progress, text_changes
+from excise.errors import EraserDidNotFire, ExciseError
+from excise.neurons import flags
+from excise.neurons.flags import Flag, Group
+from excise.sae import TopKSAE
+
+SCHEMA = "excise.audit/1"
+Outcome = Literal["clear", "note", "red", "not applicable"]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All that was found."""
+
+    concept: str
+    name: str
+    method: str
+    flags: tuple[Flag, ...]
+    checks: Mapping[str, Outcome]
+    """By kind, in the order of `flags.CHECKS`, what came of it."""
+    neurons: tuple[NeuronView, ...]
+    effects: tuple[Effects, ...]
+    groups: tuple[Group, ...]
+    benign: Mapping[str, Any]
+    left_out: tuple[str, ...]
+    """What was not looked at, and why, a sentence each."""
+    provenance: Mapping[str, Any]
+
+    @property
+    def red(self) -> bool:
+        """Whether a red flag stands."""
+        return any(flag.severity == "red" for flag in self.flags)
+
+    def to_json(self) -> dict[str, Any]:
+        """As json: the same audit gives the same text."""
+        data = asdict(self)
+        for effect, told in zip(self.effects, data["effects"], strict=True):
+            for spoken, row in zip(effect.words, told["words"], strict=True):
+                row["caught"] = spoken.caught
+        return {"schema": SCHEMA, "red": self.red, **data}
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """An audit about to be run. `folder` is where the eraser lies, `command` what a person typed."""
+
+    eraser: Eraser
+    pipe: Any
+    concept: Concept
+    words: Sequence[Word]
+    benign: Benign
+    saes: Mapping[str, TopKSAE]
+    """By digest; those of the eraser's that are at hand."""
+    folder: Path
+    command: Sequence[str] = ()
+    neighbours: int = 5
+    """How many each neuron is shown with."""
+
+    @cached_property
+    def groups(self) -> tuple[GroupSentence, ...]:
+        return group_sentences()
+
+    @property
+    def edits(self) -> list[SAEEdit]:
+        """The edits whose neurons can be read in prompts."""
+        return [edit for edit in self.eraser.text_edits if isinstance(edit, SAEEdit)]
+
+    @property
+    def spoken(self) -> dict[Word, list[str]]:
+        """The words for the concept in their sentences."""
+        return {word: sentences(word.text, self.concept.kind) for word in self.words}
+
+    @cached_property
+    def pool(self) -> Pool:
+        return pool_of(self.concept, [w.text for w in self.words], self.benign.prompts, self.groups)
+
+    @property
+    def steps(self) -> int:
+        """How much `run` has to do, in the units of its progress: prompts read."""
+        total = len(self.edits) * len(self.pool.prompts)
+        if self.eraser.text_edits:
+            total += size("text states", self.spoken, self.benign.prompts) + len(self.pool.groups)
+        return total + (size("prediction", self.spoken, self.benign.prompts) if self.eraser.denoisers else 0)
+
+    def run(self, progress: Progress = lambda done: None) -> Audit:
+        """Look at everything. Raises ExciseError where the pipeline is not the one the eraser was made for, or a
+        `gate="topk"` edit's SAE is not at hand."""
+        attachment, refusal = self._attached()
+        effects, changes = self._measured(attachment, progress)
+        left_out = [] if attachment else ["What the eraser changes was not measured: it could not be attached."]
+        found = [flags.no_bite(refusal)]
+        views: list[NeuronView] = []
+        fired: dict[str, bool] = {}
+        for edit in self.edits:
+            sae = self.saes.get(edit.sae_digest)
+            some, fires = view(self.pipe, edit, sae, self.pool, self.neighbours, progress)
+            views += some
+            fired = {text: fired.get(text, False) or now for text, now in fires.items()}
+            if sae is None:
+                left_out.append(
+                    f"The SAE of {edit.site.key} is not at hand (--sae FOLDER): its neurons are read by the eraser's "
+                    "own threshold, and their neighbours are left out."
+                )
+        left_out += self._not_applicable()
+        if unclear := sum(changes.get(g.without, 0) > 0 for g in self.groups):
+            left_out.append(
+                f"In {unclear} of {len(self.groups)} sentences about people a group's word could not be judged: they "
+                "change without it too."
+            )
+        groups = self._grouped(changes, fired, effects)
+        found += [flag for seen in views for flag in seen.flags(several=len(self.edits) > 1)]
+        for effect in effects:
+            found += self._flagged(effect)
+        found += flags.protected(groups)
+        raised = flags.joined(found)
+        return Audit(
+            concept=self.eraser.concept,
+            name=self.eraser.name,
+            method=self.eraser.method,
+            flags=tuple(raised),
+            checks=self._checks(raised, views, effects, changes),
+            neurons=tuple(views),
+            effects=tuple(effects),
+            groups=tuple(groups),
+            benign={"source": self.benign.source, "prompts": len(self.benign.prompts), "dropped": self.benign.dropped},
+            left_out=tuple(left_out),
+            provenance=self._provenance(attachment.shift if attachment is not None and refusal is None else None),
+        )
+
+    def _measured(self, attachment: Attachment | None, progress: Progress) -> tuple[list[Effects], dict[str, float]]:
+        """The effects, and by sentence about a group by how much its text states change."""
+        effects, changes = list[Effects](), dict[str, float]()
+        if attachment is None:
+            return effects, changes
+        with attachment:
+            if self.eraser.text_edits:
+                about = [self.pool.prompts[n] for n in self.pool.groups]
+                changes = dict(zip(about, text_changes(self.pipe, about, progress), strict=True))
+                effects.append(self._effects("text states", progress))
+            if self.eraser.denoisers:
+                effects.append(self._effects("prediction", progress))
+        return effects, changes
+
+    def _effects(self, measured: Measured, progress: Progress) -> Effects:
+        return measure(self.pipe, self.eraser, measured, self.spoken, self.benign.prompts, progress)
+
+    def _checks(
+        self, raised: list[Flag], views: list[NeuronView], effects: list[Effects], changes: Mapping[str, float]
+    ) -> dict[str, Outcome]:
+        made = {
+            "no bite": True,
+            **dict.fromkeys(("not caught", "touches too much"), bool(effects)),
+            "protected group": any(changes.get(g.without) == 0 for g in self.groups),
+            **dict.fromkeys(("structural", "polysemantic"), bool(views)),
+            "split": any(seen.neighbours is not None for seen in views),
+        }
+        worst: dict[str, Outcome] = {flag.kind: flag.severity for flag in reversed(raised)}
+        return {kind: worst.get(kind, "clear" if made[kind] else "not applicable") for kind in flags.CHECKS}
+
+    def _attached(self) -> tuple[Attachment | None, str | None]:
+        """The live eraser, and why it was refused for changing too little, if it was."""
+        whole = next((self.saes[e.sae_digest] for e in self.edits if e.needs_sae and e.sae_digest in self.saes), None)
+        if whole is None and any(edit.needs_sae for edit in self.edits):
+            raise ExciseError('this eraser has gate="topk", which needs the SAE it was made from; name it with --sae')
+        try:
+            return self.eraser.attach(self.pipe, sae=whole), None
+        except EraserDidNotFire as error:
+            refusal = str(error)
+        try:
+            return self.eraser.attach(self.pipe, sae=whole, strict=False), refusal
+        except EraserDidNotFire:
+            return None, refusal
+
+    def _flagged(self, effect: Effects) -> list[Flag | None]:
+        """Edits of SAE neurons are to spare what is not the concept; others change all by design, and a prediction
+        moves with everything."""
+        spares = effect.measured == "text states" and bool(self.edits)
+        return [
+            flags.not_caught(effect.words, "red" if effect.measured == "text states" else "note"),
+            flags.touches(effect.touched, effect.benign, "red" if spares else "note"),
+        ]
+
+    def _grouped(self, changes: Mapping[str, float], fired: Mapping[str, bool], effects: list[Effects]) -> list[Group]:
+        if not self.eraser.text_edits:
+            return []
+        name = effects[0].name_change if effects else 0.0
+        by_word: dict[tuple[str, str], list[GroupSentence]] = {}
+        for sentence in self.groups:
+            by_word.setdefault((sentence.word, sentence.group), []).append(sentence)
+        found = []
+        for (word, group), own in by_word.items():
+            touched = [(changes[s.text], s.text) for s in own if changes.get(s.text) and not changes.get(s.without)]
+            fires = [s for s in own if fired.get(s.text) and not fired.get(s.without)]
+            most, text = max(touched, default=(0.0, None))
+            found.append(Group(word, group, len(own), len(touched), len(fires), share(most, name), text))
+        return sorted(found, key=lambda g: (-g.touched, -g.fired))
+
+    def _not_applicable(self) -> list[str]:
+        """What cannot be asked of this kind of eraser."""
+        out = []
+        others = [edit for edit in self.eraser.edits if not isinstance(edit, SAEEdit)]
+        for part, of in (("text", "of text encoders"), ("denoiser", "of the denoiser")):
+            kinds = sorted({edit.kind for edit in others if edit.site.part == part})
+            if not kinds:
+                continue
+            said = f"What fires on prompts: not applicable to edits {of} ({', '.join(kinds)})."
+            if part == "denoiser":
+                said += (
+                    f" Their effect is measured on the denoiser's prediction for {DRAWN} benign prompts at most; what "
+                    "becomes of pictures is for `excise bench`."
+                )
+            out.append(said)
+        if not self.eraser.text_edits:
+            out.append("Protected groups were not looked at: no text states are edited.")
+        return out
+
+    def _provenance(self, shift: float | None) -> dict[str, Any]:
+        made = self.eraser.made_for
+        signed = "bears one, not checked here: excise verify --key" if (self.folder / SIGNATURE).exists() else "none"
+        written = (self.folder / "eraser.json").stat().st_mtime
+        return {
+            "digest": self.eraser.digest,
+            "signature": signed,
+            "mentions": list(self.eraser.mentions),
+            "edits": [
+                {"site": e.site.key, "kind": e.kind, "neurons": e.neurons, **dict([e.coefficient])}
+                for e in self.eraser.edits
+            ],
+            "made_for": {
+                "pipeline": made.get("pipeline"),
+                "model": made.get("model"),
+                "encoders": made.get("encoders"),
+                "tokenizers": made.get("tokenizers"),
+            },
+            "created": dict(self.eraser.created),
+            "measured": dict(self.eraser.measured),
+            "canary": list(self.eraser.canary),
+            "canary_shift": {"fitted": self.eraser.canary_shift, "now": shift},
+            "written": datetime.fromtimestamp(written, timezone.utc).date().isoformat(),
+            "command": shlex.join(self.command),
+            "excise": excise.__version__,
+        }

@@ -1,0 +1,160 @@
+"""What an eraser is audited with: its concept's prompts, benign ones, words for the concept, groups, the SAE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from excise.concepts import Concept, Kind, builtin, from_templates, load_pairs, names, read_prompts
+from excise.concepts.concept import mentioned
+from excise.concepts.sentences import SENTENCES
+from excise.erasers import Eraser, SAEEdit
+from excise.erasers.edits.sae_rows import sae_digest
+from excise.errors import ExciseError
+from excise.sae import TopKSAE, load, saes_in
+from excise.sae.formats import CONFIG
+
+BENIGN = 2000
+"""Benign prompts by default."""
+SEED = 11
+"""Of the bundled captions; another one than that of the SAE's corpus."""
+Origin = Literal["mention", "given", "synonym"]
+"""Where a word for the concept comes from: the eraser, whoever audits it, or the bundled model's held-out synonyms."""
+
+
+@dataclass(frozen=True)
+class Benign:
+    """Prompts that have nothing to do with the concept, each once, and where they come from; `dropped` mention it."""
+
+    prompts: tuple[str, ...]
+    source: str
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word for the concept."""
+
+    text: str
+    origin: Origin
+
+
+def kind_named(text: str | None) -> Kind | None:
+    """The kind of concept a person named. Raises ExciseError for an unknown one."""
+    for known in SENTENCES:
+        if text == known:
+            return known
+    if text is not None:
+        raise ExciseError(f"unknown kind {text!r}; it is one of {', '.join(SENTENCES)}")
+    return None
+
+
+def concept_of(eraser: Eraser, pairs: Path | None = None, kind: Kind | None = None, n: int = 100) -> Concept:
+    """The concept with prompts on either side: from a file of pairs, or as built in, or else from the eraser's mentions
+    by templates. Raises ExciseError where these make none.
+    """
+    own = tuple(m for m in eraser.mentions if m.strip()) or (eraser.concept,)
+    if pairs is None and kind is None and eraser.concept in names():
+        known = builtin(eraser.concept, n)
+        if set(own) <= {*known.mentions, eraser.concept}:
+            return known
+    plain = from_templates(eraser.concept, own, n, kind=kind or "object")
+    return plain if pairs is None else replace(plain, pairs=load_pairs(pairs))
+
+
+def words_for(eraser: Eraser, given: Sequence[str] = (), *, bundled: bool = False) -> tuple[Word, ...]:
+    """The eraser's mentions, those given, and for the bundled model its synonyms for the object, each once.
+
+    The first is the concept's own name where that is a mention.
+    """
+    own = [m for m in eraser.mentions if m.strip()] or [eraser.concept]
+    own.sort(key=lambda mention: mention.lower() != eraser.concept.lower())
+    found = {text.lower(): Word(text, "mention") for text in own}
+    for text in given:
+        found.setdefault(text.lower(), Word(text, "given"))
+    if bundled:
+        from excise.reference.world import SYNONYMS
+
+        for text in SYNONYMS.get(eraser.concept, ()):
+            found.setdefault(text.lower(), Word(text, "synonym"))
+    return tuple(found.values())
+
+
+def benign_prompts(words: Sequence[Word], prompts: Path | None, *, bundled: bool, count: int = BENIGN) -> Benign:
+    """The first `count` prompts, of a file or of the bundled model's captions, that hold none of the words.
+
+    Raises ExciseError where the file cannot be read or holds no others, or no file was given for another model.
+    """
+    if prompts is not None:
+        stream, source = read_prompts(prompts), prompts.name
+    elif bundled:
+        from excise import reference
+
+        # With `english` 0 they are made on the way and read from nowhere.
+        stream, source = iter(reference.sae_corpus(captions=4 * count, english=0, seed=SEED)), "bundled captions"
+    else:
+        raise ExciseError("--model needs --prompts: a file of prompts that have nothing to do with the concept")
+    mentions, dropped = [word.text for word in words], 0
+
+    def free() -> Iterator[str]:
+        nonlocal dropped
+        seen = set[str]()
+        for text in stream:
+            if text in seen:
+                continue
+            seen.add(text)
+            if mentioned(text, mentions):
+                dropped += 1
+            else:
+                yield text
+
+    found = tuple(islice(free(), count))
+    if not found:
+        raise ExciseError(f"every prompt of {source} mentions the concept; give benign ones")
+    return Benign(found, source, dropped)
+
+
+def saes_of(eraser: Eraser, folder: Path, given: Path | None = None, *, bundled: bool = False) -> dict[str, TopKSAE]:
+    """The SAEs that the eraser's edits of text encoders were made from, by their digests; those that are at hand.
+
+    Looked for at `given`; else where the eraser says, from here and from beside its `folder`, and among those that are
+    bundled. What counts is the digest. Raises ExciseError where `given` holds none of them.
+    """
+    wanted = {edit.sae_digest for edit in eraser.text_edits if isinstance(edit, SAEEdit)}
+    if given is not None:
+        places = list(saes_in(given).values()) or [given]
+    else:
+        said = list(_named(eraser.created))
+        places = [base / name for name in said for base in (Path(), folder.parent)]
+        if bundled:
+            from excise.reference.bundle import SAES
+
+            places += list(SAES.values())
+    found: dict[str, TopKSAE] = {}
+    for place in dict.fromkeys(places):
+        if wanted <= set(found):
+            break
+        if given is None and not (place / CONFIG).exists():
+            continue
+        sae = load(place)
+        if (digest := sae_digest(sae)) in wanted:
+            found[digest] = sae
+    if given is not None and wanted and not found:
+        raise ExciseError(f"{given} is not the SAE this eraser was made from; name that one, or leave --sae out")
+    return found
+
+
+def _named(created: Any) -> Iterator[str]:
+    """Folders that a method's settings name as its SAE's."""
+    if isinstance(created, Mapping):
+        for key, value in created.items():
+            if isinstance(value, str) and value and str(key).rpartition(".")[2] == "sae":
+                yield value
+            else:
+                yield from _named(value)
+    elif isinstance(created, list):
+        for value in created:
+            yield from _named(value)

@@ -1,0 +1,1 @@
+"""Benchmark runs, their figures and their page."""

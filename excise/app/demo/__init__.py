@@ -1,0 +1,1 @@
+"""The demo: an eraser fitted, measured and reported on the bundled model."""

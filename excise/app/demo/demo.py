@@ -1,0 +1,238 @@
+"""The demo, step by step: find the neuron of a concept, turn it down, look at what changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from excise.app.demo.measure import Family, FamilyName, Pictures, drawn, families, figures, further_figures, judged
+from excise.app.demo.report import NeuronView, Report, Strip, render
+from excise.app.erase.finding import Findings, find_neurons, fit_eraser, token_codes
+from excise.app.models.resolve import sae_folder, sae_site
+from excise.app.pages.sheet import comparison_png
+from excise.app.training.text import BUNDLED, shown, train_sae
+from excise.bench.statistics import Figure
+from excise.concepts import from_templates
+from excise.erasers.artefact import strength
+from excise.errors import ExciseError
+from excise.files import write_atomic
+from excise.methods.sae.snce import SNCEConfig
+from excise.neurons.validation import activations
+from excise.sae import load
+from excise.sites import PRESETS
+
+STRIP_LAMS = (0.0, 0.6, 0.8, 1.0, 1.2, 2.0, 3.0)
+STRIP_ROWS: tuple[tuple[FamilyName, int], ...] = (("direct", 4), ("synonym", 2), ("mixed", 2))
+"""How many prompts of each family the strip shows."""
+TRAIN_CAPTIONS, TRAIN_TOKENS = 4000, 2_000_000
+"""What `--train-sae` trains on: under two minutes on two cores."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """What the demo does."""
+
+    concept: str = "gun"
+    """An object of the bundled model."""
+    out: Path = Path("demo")
+    """Folder for report.html, grid.png, result.json and the eraser."""
+    n: int = 24
+    """Prompts a family; seeds are 0 to n - 1."""
+    steps: int = 20
+    """Denoising steps."""
+    lam: float | None = None
+    """λ; None is the method's own."""
+    train_sae: bool = False
+    """Train the SAE here instead of taking the bundled one."""
+
+
+class Stage(Protocol):
+    """Who shows the demo's progress to a person."""
+
+    def step(self, title: str) -> None:
+        """A new step begins."""
+
+    def say(self, text: str) -> None:
+        """A finding of the current step."""
+
+    def ranking(self, found: Findings) -> None:
+        """The neurons found."""
+
+    def figures(self, measured: dict[str, Figure], further: dict[str, Figure]) -> None:
+        """What the judge counted."""
+
+    def working(self, title: str, total: int | None, unit: str = "") -> AbstractContextManager[Callable[[float], None]]:
+        """Long work of `total` parts, `unit`s; the value is called with the parts done since the last call."""
+
+
+def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
+    """Do it all; returns what `result.json` holds.
+
+    Raises ExciseError for an object the bundled model does not know or that has no synonyms, or where the disk refuses.
+    """
+    from excise import reference
+    from excise.reference.world import OBJECTS
+
+    began = time.monotonic()
+    if config.concept not in OBJECTS:
+        raise ExciseError(f"the bundled model does not draw {config.concept!r}; it draws {', '.join(OBJECTS)}")
+    groups = families(config.concept, config.n)
+    if config.out.exists() and not config.out.is_dir():
+        raise ExciseError(f"{config.out} is a file; name a folder with --out")
+
+    stage.step("Load the bundled model and its SAE" + (" (trained now)" if config.train_sae else ""))
+    pipe = reference.load()
+    site, folder = _site_and_sae(config, pipe, stage)
+    shape = load(folder).config
+    stage.say(f"site {site}; {shape.m} neurons, {shape.k} active at a time")
+
+    stage.step(f"Build pairs for “{config.concept}”")
+    concept = from_templates(config.concept, (config.concept,))
+    for pair in concept.pairs[:3]:
+        stage.say(f"{pair.concept}  ↔  {pair.deconcept}")
+    stage.say(f"{len(concept.pairs)} pairs, {len(concept.controls)} controls")
+
+    stage.step("Rank the neurons")
+    options: dict[str, Any] = {} if config.lam is None else {"lam": config.lam}
+    found = find_neurons(pipe, concept, SNCEConfig(sae=str(folder), **options))
+    stage.ranking(found)
+
+    eraser = fit_eraser(pipe, found)
+    for why in eraser.weak:
+        stage.say(f"weak: {why}")
+    (_, lam), neuron = eraser.edits[0].coefficient, eraser.edits[0].neurons[0]
+    stage.step(f"Attach neuron {neuron} at {_strength(eraser)}, and draw the same prompts and seeds before and after")
+    before = _draw(pipe, groups, config.steps, stage, "without the eraser")
+    with eraser.attach(pipe):
+        after = _draw(pipe, groups, config.steps, stage, "with the eraser")
+    strip = _strip(pipe, eraser, groups, config.steps, stage)
+
+    stage.step("Judge the pictures")
+    outcomes = judged(config.concept, groups, before, after)
+    measured, further = figures(outcomes), further_figures(outcomes)
+    stage.figures(measured, further)
+
+    stage.step("Write the report")
+    ranking = found.ranking.entries
+    shown = [g.prompts[0] for g in groups] + list(groups[1].prompts[1:2])
+    views = _views(found, [e.index for e in ranking[:3]])
+    tokens = [token_codes(pipe, found.sae, site, prompt, neuron) for prompt in shown]
+    eraser.save(config.out / "eraser")
+    result = {
+        "figures": {name: figure.to_json() for name, figure in measured.items()},
+        "neuron": neuron,
+        "lambda": lam,
+        "seconds": round(time.monotonic() - began, 1),
+        "machine": machine(),
+    }
+    report = Report(
+        concept=config.concept,
+        lam=lam,
+        facts=_facts(eraser, result, config),
+        figures=measured,
+        further=further,
+        outcomes=outcomes,
+        ranking=[(e.index, e.score) for e in ranking[:10]],
+        neurons=views,
+        tokens=tokens,
+        strip=strip,
+        settings=dict(eraser.created),
+    )
+    write_atomic(config.out / "report.html", render(report))
+    write_atomic(config.out / "grid.png", comparison_png(outcomes))
+    write_atomic(config.out / "result.json", json.dumps(result, indent=2) + "\n")
+    stage.say(", ".join(str(config.out / name) for name in ("report.html", "grid.png", "result.json", "eraser")))
+    return result
+
+
+def machine(device: str = "cpu") -> str:
+    """What the figures were taken on."""
+    import torch
+
+    card = f", {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else ""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores{card}, torch {torch.__version__}"
+
+
+def _site_and_sae(config: DemoConfig, pipe: Any, stage: Stage) -> tuple[Any, Path]:
+    """The Site and the SAE's folder: the bundled one's, or one trained now into the demo's folder."""
+    bundled = sae_folder(None, None)
+    if not config.train_sae:
+        return sae_site(pipe, bundled), bundled
+    from excise import reference
+
+    site, folder = PRESETS["reference"][0], config.out / "sae"
+    if (folder / "cfg.json").exists():
+        stage.say(f"{folder} is there already; delete it to train anew")
+        return site, folder
+    prompts = list(reference.sae_corpus(captions=TRAIN_CAPTIONS, english=0))
+    settings = replace(BUNDLED, tokens=TRAIN_TOKENS)
+    card = {"corpus": f"{len(prompts)} captions", "model": "bundled"}
+    with shown(stage.working, len(prompts), TRAIN_TOKENS) as (captured, line):
+        train_sae(pipe, site, prompts, settings, folder, card=card, captured=captured, progress=line)
+    return site, folder
+
+
+def _draw(pipe: Any, groups: Sequence[Family], steps: int, stage: Stage, how: str) -> list[Pictures]:
+    from excise.reference import denoising_steps
+
+    pictures = sum(len(g.prompts) for g in groups)
+    with stage.working(f"drawing {pictures} pictures {how}", denoising_steps(pictures, steps), "steps") as done:
+        return drawn(pipe, groups, steps, done)
+
+
+def _strip(pipe: Any, eraser: Any, groups: Sequence[Family], steps: int, stage: Stage) -> Strip:
+    """The same few prompts at every λ of the strip."""
+    from excise import reference
+
+    by_name = {g.name: g for g in groups}
+    chosen = [
+        (by_name[name].prompts[i], by_name[name].seeds[i])
+        for name, count in STRIP_ROWS
+        for i in range(min(count, len(by_name[name].prompts)))
+    ]
+    prompts, seeds = [p for p, _ in chosen], [s for _, s in chosen]
+    pictures = []
+    used = eraser.edits[0].coefficient[1]
+    lams = sorted({*(lam for lam in STRIP_LAMS if abs(lam - used) > 0.1), used})
+    total = len(lams) * reference.denoising_steps(len(chosen), steps)
+    with stage.working("drawing the λ strip", total, "steps") as done:
+        for lam in lams:
+            with eraser.attach(pipe, strength=lam / used):
+                pictures.append(
+                    reference.generate(pipe, prompts, seeds, steps=steps, batch_size=len(chosen), progress=done)
+                )
+    return Strip(prompts, lams, pictures)
+
+
+def _views(findings: Findings, neurons: Sequence[int]) -> list[NeuronView]:
+    found = findings.found
+    sides = [
+        None if codes is None else activations(codes)
+        for codes in (found.concept_codes, found.deconcept_codes, found.control_codes)
+    ]
+    return [NeuronView(i, *([] if side is None else side[:, i].tolist() for side in sides)) for i in neurons]
+
+
+def _strength(eraser: Any) -> str:
+    edit = eraser.edits[0]
+    return strength.in_words(edit.lam, edit.site.key, eraser.created, eraser.measured)
+
+
+def _facts(eraser: Any, result: dict[str, Any], config: DemoConfig) -> list[tuple[str, str]]:
+    edit = eraser.edits[0]
+    return [
+        ("neuron", str(result["neuron"])),
+        ("strength", _strength(eraser).removeprefix("strength ")),
+        ("site", edit.site.key),
+        ("source", edit.source),
+        ("pictures", f"{config.n} a family, {config.steps} steps"),
+        ("took", f"{result['seconds']:.0f} s"),
+        ("on", result["machine"]),
+    ]

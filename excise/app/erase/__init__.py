@@ -1,0 +1,1 @@
+"""Making erasers, and generating pictures with them."""

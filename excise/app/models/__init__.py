@@ -1,0 +1,1 @@
+"""Loading what a command works on: pipelines, language models, SAEs, devices."""

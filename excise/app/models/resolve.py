@@ -1,0 +1,182 @@
+"""Turning what a person names (a model, a site, an SAE, a concept) into objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from excise.app.models.devices import card_of, rank, visible_cards
+from excise.app.models.pipelines import (
+    DEFAULT,
+    Unreachable,
+    Weights,
+    check_name,
+    first_line,
+    load_diffusion_pipeline,
+    must_be_local,
+)
+from excise.concepts import Concept, Kind, builtin, from_templates, load_pairs
+from excise.errors import ExciseError
+
+if TYPE_CHECKING:
+    from excise.sites import Site
+
+KINDS: tuple[Kind, ...] = ("object", "style", "attribute")
+
+
+TUNED: dict[str, dict[str, Any]] = {
+    "uce": {"guide": "thing"},
+    "rece": {"guide": "thing", "lam": 0.5, "rounds": 5},
+    "sld": {"level": "strong", "warmup": 1, "scale": 5000.0},
+    "saeuron": {"percentile": 98.0},
+    "esd-x": {"steps": 20, "iterations": 60, "lr": 3e-4},
+    "esd-u": {"steps": 20, "iterations": 200, "lr": 1e-5},
+    "ca": {"steps": 20, "guidance": 4, "pictures": 16, "batch": 4, "iterations": 40, "lr": 1e-3},
+    "sa": {
+        "steps": 20,
+        "guidance": 4,
+        "pictures": 16,
+        "fisher": 16,
+        "timesteps": 4,
+        "batch": 4,
+        "iterations": 60,
+        "lr": 1e-3,
+        "lam": 0.05,
+    },
+    "spm": {"steps": 20, "iterations": 80, "lr": 3e-3, "anchoring": 1000},
+    "dumo": {"steps": 10, "iterations": 120, "bins": 5, "alpha_iterations": 20, "pairs": 8, "lr": 2e-3, "keep": 0.3},
+    "safety-filter": {"threshold": 0.45},
+    "mace": {"guidance": 4},
+    "safree": {"most": 0},
+    "itd": {"factor": -3, "features": 32},
+    "advunlearn": {"steps": 20, "iterations": 40, "attack_steps": 5, "retain": 3, "lr": 3e-4},
+}
+"""Settings for the bundled model, other than the defaults, that did best in docs/results/peers.md. The trained methods'
+are short: its concepts are learnt and unlearnt in a minute."""
+
+
+def load_pipeline(model: str | None, device: str = "cpu", weights: Weights = DEFAULT) -> Any:
+    """The pipeline at a folder or hub name, or the bundled one; of a language model's folder, .gguf file or hub name,
+    or of "smollm2", a LanguageModel.
+
+    What is on the disk comes first, and what can only be a path is never looked for on the hub. Of several processes
+    that a launcher starts with the device `cuda`, each takes a card of its own. Raises ExciseError where there is none
+    to read.
+    """
+    import torch
+
+    device = card_of(device, visible_cards(), rank())
+    check_name(model, weights)
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ExciseError(f"no device {device!r} on this machine ({first_line(error)}); try --device cpu") from error
+    if model is None:
+        from excise import reference
+
+        dtype = weights.torch_dtype()
+        return (reference.load() if dtype is None else reference.load(dtype=dtype)).to(device)
+    from excise.app.models.language import find_language_model, load_language_model
+
+    if (found := find_language_model(model)) is not None:
+        if weights.revision is not None or weights.variant is not None:
+            raise ExciseError(f"{model} is on this machine; --revision and --variant are for a model of the hub")
+        return load_language_model(*found, device=device, dtype=weights.torch_dtype())
+    try:
+        return load_diffusion_pipeline(model, device, weights)
+    except ExciseError as error:
+        cached = isinstance(error, Unreachable)
+        if not must_be_local(model) and _writes(model, weights.revision, cached):
+            if weights.variant is not None:
+                raise ExciseError(f"{model} is a language model, which has no variants; leave out --variant") from error
+            return load_language_model(model, device=device, dtype=weights.torch_dtype(), revision=weights.revision)
+        raise
+
+
+def _writes(name: str, revision: str | None, cached: bool) -> bool:
+    """Whether that is a causal language model on the hub; `cached` looks in its cache alone."""
+    from transformers import AutoConfig
+
+    if Path(name).exists():
+        return False
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision or "main", local_files_only=cached)
+    except Exception:  # of as many kinds as diffusers'; the one that a person is told is diffusers'
+        return False
+    return any(str(kind).endswith("ForCausalLM") for kind in config.architectures or [])
+
+
+def parse_site(pipe: Any, text: str) -> Site:
+    """`encoder.layers.8` or `text_encoder_2/encoder.layers.8`. Raises ExciseError where there is no such Site."""
+    from excise.sites import site_at
+
+    component, slash, path = text.partition("/")
+    return site_at(pipe, path, component) if slash else site_at(pipe, text)
+
+
+def sae_site(pipe: Any, folder: Path) -> Site:
+    """The Site an SAE was trained at, by its card. Raises ExciseError where the card is silent or the model differs."""
+    from excise import sae
+    from excise.sites import Site, resolve
+
+    said = sae.card(folder).get("site")
+    if not isinstance(said, dict) or set(said) != {"component", "path", "width"}:
+        raise ExciseError(f"the card of {folder} does not say the SAE's site; name it with --site")
+    site = Site(str(said["component"]), str(said["path"]), int(said["width"]))
+    resolve(pipe, site)
+    return site
+
+
+def sae_folder(model: str | None, folder: Path | None) -> Path:
+    """The SAE named, or the bundled one for the bundled model. Raises ExciseError for another model without one."""
+    if folder is not None:
+        return folder
+    if model is not None:
+        raise ExciseError("--model needs --sae: an SAE of that model's text encoder (make one with `excise sae train`)")
+    from excise import reference
+
+    return Path(reference.sae_folder())
+
+
+def bundled_settings() -> dict[str, dict[str, Any]]:
+    """What methods have to be told of the bundled model: where their SAE lies, how its pictures are drawn, and the
+    settings that were chosen for it."""
+    from excise import reference
+
+    drawn = {"steps": reference.STEPS, "guidance": reference.GUIDANCE}
+    on_text = {"sae": str(sae_folder(None, None))}
+    own: dict[str, dict[str, Any]] = {
+        "snce": on_text,
+        "concept-steerers": on_text,
+        "itd": on_text,
+        "saemnesia": {"sae": str(reference.sae_folder("saemnesia")), **drawn},
+        "saemnesia-text": {"sae": str(reference.sae_folder("saemnesia-text"))},
+        "saeuron": {"sae": str(reference.sae_folder("saeuron")), **drawn},
+        "casteer": drawn,
+    }
+    return {name: own.get(name, {}) | TUNED.get(name, {}) for name in {**own, **TUNED}}
+
+
+def concept_named(
+    name: str, mentions: str | None = None, pairs: Path | None = None, kind: str = "object", n: int = 100
+) -> Concept:
+    """A concept by name, from mentions ("gun, pistol") through templates, or with the pairs of a file.
+
+    Raises ExciseError for an unknown name, empty mentions, an unknown kind or a broken file.
+    """
+    sort = _kind(kind)
+    words = tuple(m.strip() for m in mentions.split(",")) if mentions is not None else None
+    if pairs is not None:
+        # The file brings the pairs; controls come from the same templates as everywhere.
+        plain = from_templates(name, words or (name,), n, kind=sort)
+        return Concept(name, plain.mentions, load_pairs(pairs), plain.controls, plain.kind)
+    if words is not None:
+        return from_templates(name, words, n, kind=sort)
+    return builtin(name, n)
+
+
+def _kind(text: str) -> Kind:
+    for known in KINDS:
+        if text == known:
+            return known
+    raise ExciseError(f"unknown kind {text!r}; it is one of {', '.join(KINDS)}")

@@ -1,0 +1,1 @@
+"""The neuron database, built and shown."""

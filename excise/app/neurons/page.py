@@ -1,0 +1,178 @@
+"""A neuron database as a page to browse: one HTML file with data, styles and script inside, nothing fetched."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from excise.erasers import Eraser
+from excise.errors import ExciseError
+from excise.files import write_folder
+from excise.neurons.contexts import Context
+from excise.neurons.database.database import NeuronDatabase
+from excise.neurons.database.entry import Entry, Provenance, pattern_text
+
+
+def write_browser(database: NeuronDatabase, folder: Path, erasers: Sequence[Path] = ()) -> Path:
+    """Write `folder`/index.html, which works from the disk, and return its path.
+
+    `#q=blade` in its address searches, `#n=1191` shows a neuron, so that links can be shared. Neurons that one of the
+    `erasers` (their folders) edits say so. Raises ExciseError where an eraser edits none of this SAE, or the folder
+    holds other files.
+    """
+    write_folder(folder, {"index.html": page(database, erasers)})
+    return folder / "index.html"
+
+
+def page(database: NeuronDatabase, erasers: Sequence[Path] = ()) -> str:
+    """The page. What it may run and how it may look is named by digest, so that nothing that a token or an explanation
+    says can act."""
+    about = database.provenance
+    words = _Vocabulary()
+    data = {
+        "about": _about(about),
+        "neurons": [_neuron(entry, words) for entry in database.entries()],
+        "erasers": [_eraser(path, about) for path in erasers],
+        "words": words.listed,
+    }
+    # "<" alone can end a script element, and only inside strings does it occur in json.
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    style, script = _read("page.css"), _read("search.js") + _read("page.js")
+    policy = (
+        f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    title = f"Neurons at {about.site}"
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{escape(title)}</title>
+<style>{style}</style>
+</head>
+<body>
+<nav aria-label="Neurons">
+<form role="search" id="search">
+<a class="home" href="#">{escape(title)}</a>
+<label class="unseen" for="query">Search explanations, tags, patterns and tokens</label>
+<input type="search" id="query" placeholder="Search words or a number" autocomplete="off" autocapitalize="off"
+ spellcheck="false">
+<div class="line"><p id="count" role="status"></p>
+<label class="sorting">by <select id="sort"></select></label></div>
+</form>
+<ol id="list"></ol>
+<p id="pages"></p>
+</nav>
+<main id="main"><noscript><p>This page needs JavaScript to show its {len(data["neurons"])} neurons; it fetches
+nothing.</p></noscript></main>
+<script type="application/json" id="data">{text}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _read(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+class _Vocabulary:
+    """Tokens by number: most of what is shown repeats the same few thousand."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def __getitem__(self, word: str) -> int:
+        return self._numbers.setdefault(word, len(self._numbers))
+
+    @property
+    def listed(self) -> list[str]:
+        return list(self._numbers)
+
+
+def _about(about: Provenance) -> dict[str, Any]:
+    return {
+        "site": about.site,
+        "sae": about.sae[:12],
+        "m": about.m,
+        "corpus": about.corpus,
+        "prompts": about.prompts,
+        "date": about.date[:10],
+        "lens": about.settings.get("nearest_by") == "logit lens",
+        "versions": dict(about.versions),
+    }
+
+
+def _neuron(entry: Entry, words: _Vocabulary) -> dict[str, Any]:
+    """One neuron, short: fields that are empty are left out."""
+    said = entry.explanation
+    full = {
+        "density": entry.density,
+        "peak": _short(entry.peak),
+        "histogram": entry.histogram,
+        "tags": [[t.concept, _short(t.score), _short(t.auroc)] for t in entry.tags],
+        "explanation": said and [said.text, said.by, said.at[:10]],
+        "scores": [[name, _short(s.value), s.detail] for name, s in entry.scores.items()],
+        "patterns": [_pattern(pattern) for pattern in entry.patterns],
+        "tokens": [words[token] for token in entry.top_tokens(6)],
+        "contexts": [_context(c, words) for c in entry.contexts],
+        "spread": [_context(c, words) for c in entry.spread],
+        "nearest": [[words[token], _short(how)] for token, how in entry.nearest],
+        "near": entry.near,
+    }
+    return {"i": entry.index, **{name: value for name, value in full.items() if value not in (None, [], ())}}
+
+
+def _pattern(pattern: Any) -> list[Any]:
+    """Its text, and its figures by name."""
+    figures = pattern if isinstance(pattern, Mapping) else {}
+    return [pattern_text(pattern), {name: value for name, value in figures.items() if name != "text"}]
+
+
+def _context(context: Context, words: _Vocabulary) -> list[list[float]]:
+    """Its tokens by number; and position, code, position, code where the neuron fires."""
+    fires = [(at, code) for at, code in enumerate(context.codes) if code > 0]
+    return [[words[t] for t in context.tokens], [part for at, code in fires for part in (at, _short(code) or 0.0)]]
+
+
+def _short(value: float | None) -> float | None:
+    """Four digits."""
+    return None if value is None else float(f"{value:.4g}")
+
+
+def _eraser(folder: Path, about: Provenance) -> dict[str, Any]:
+    """Which neurons an eraser edits, and how far it turns them down."""
+    eraser = Eraser.load(folder)
+    edits = [edit for edit in eraser.edits if _of_this_sae(edit, about)]
+    neurons = _sorted(int(i) for edit in edits for i in getattr(edit, "indices"))  # noqa: B009
+    if not neurons:
+        raise ExciseError(f"{folder} edits no neuron of the SAE at {about.site}; give erasers that were made with it")
+    called, amount = edits[0].coefficient
+    return {
+        "name": eraser.name,
+        "concept": eraser.concept,
+        "method": eraser.method,
+        "digest": eraser.digest[:12],
+        "neurons": neurons,
+        "by": [called, _short(amount)],
+    }
+
+
+def _sorted(numbers: Iterable[int]) -> list[int]:
+    return sorted(set(numbers))
+
+
+def _of_this_sae(edit: Any, about: Provenance) -> bool:
+    digest = getattr(edit, "sae_digest", None)
+    return hasattr(edit, "indices") and (digest == about.sae if digest else edit.site.key == about.site)

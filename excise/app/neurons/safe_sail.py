@@ -1,0 +1,106 @@
+"""Reading the neuron database that Safe-SAIL published (Weng et al. 2025, arXiv 2509.18127)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from excise.app.neurons.database import now
+from excise.errors import ExciseError
+from excise.files import sha256, temporary_beside
+from excise.neurons.database.database import NeuronDatabase
+from excise.neurons.database.entry import Entry, Explanation, Measured, Provenance, Tag
+
+BY = "Safe-SAIL"
+NAMES = ("neuron", "name", "id", "key")
+"""What a neuron's name may be called in a list of entries."""
+
+
+def import_safe_sail(source: Path, out: Path) -> list[Path]:
+    """Turn a published `en_db.json` or `cn_db.json` into neuron databases, one a layer, and return their paths.
+
+    The json is an object, or a list, of entries with `explanation`, `correlation_score` and `tag_list`; an entry's key,
+    or its `neuron`, `name` or `id`, holds the layer and the neuron's number, as `35_10067` does. One layer is written
+    to `out`, several beside it as `NAME-layer35.db`. Words that were masked stay as they are. Activations are not
+    published, so there are neither contexts nor densities. Raises ExciseError where the file is of another kind, or one
+    of the databases is there already.
+    """
+    try:
+        data = source.read_bytes()
+        content = json.loads(data)
+    except OSError as error:
+        raise ExciseError(f"cannot read {source}: {error.strerror or error}; check the name") from error
+    except ValueError as error:
+        raise ExciseError(f"{source} is no json ({error}); give Safe-SAIL's en_db.json or cn_db.json") from error
+    layers: dict[int, dict[int, Entry]] = {}
+    for name, entry in _named(content, source):
+        layer, index = _place(name, source)
+        layers.setdefault(layer, {})[index] = _entry(index, entry, f"{source}: neuron {name}")
+    if not layers:
+        raise ExciseError(f"{source} holds no neurons; give Safe-SAIL's en_db.json or cn_db.json")
+    paths = {layer: _path(out, layer, len(layers)) for layer in sorted(layers)}
+    for path in paths.values():
+        if path.exists():
+            raise ExciseError(f"{path} exists already; choose another name")
+    for layer, path in paths.items():
+        about = Provenance("", f"layer {layer}", None, f"{BY}: {source.name}", 0, sha256(data), now())
+        _write(path, about, [layers[layer][index] for index in sorted(layers[layer])])
+    return list(paths.values())
+
+
+def _write(path: Path, about: Provenance, entries: list[Entry]) -> None:
+    temporary = temporary_beside(path)
+    try:
+        with NeuronDatabase.create(temporary, about) as database:
+            database.add(entries)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _path(out: Path, layer: int, layers: int) -> Path:
+    return out if layers == 1 else out.with_name(f"{out.stem}-layer{layer}{out.suffix}")
+
+
+def _named(content: Any, source: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(name, entry) of an object of entries, or of a list of entries that name themselves or of such objects."""
+    if isinstance(content, Mapping):
+        for name, entry in content.items():
+            if not isinstance(entry, Mapping):
+                raise ExciseError(f"{source}: {name!r} is no entry with an explanation; is it Safe-SAIL's database?")
+            yield str(name), entry
+    elif isinstance(content, list):
+        for entry in content:
+            if isinstance(entry, Mapping) and "layer" in entry and "index" in entry:
+                yield f"{entry['layer']}_{entry['index']}", entry
+            elif isinstance(entry, Mapping) and (key := next((n for n in NAMES if n in entry), None)):
+                yield str(entry[key]), entry
+            else:
+                yield from _named(entry, source)
+    else:
+        raise ExciseError(f"{source} holds no entries by neuron; give Safe-SAIL's en_db.json or cn_db.json")
+
+
+def _place(name: str, source: Path) -> tuple[int, int]:
+    """Layer and number out of `35_10067`, `layer35/neuron10067` and their like."""
+    numbers = re.findall(r"\d+", name)
+    if len(numbers) != 2:
+        raise ExciseError(f"{source}: the name {name!r} holds no layer and neuron, as 35_10067 does")
+    return int(numbers[0]), int(numbers[1])
+
+
+def _entry(index: int, entry: Mapping[str, Any], where: str) -> Entry:
+    text, score, tags = entry.get("explanation"), entry.get("correlation_score"), entry.get("tag_list") or []
+    if not isinstance(text, str) or not isinstance(tags, list):
+        raise ExciseError(f"{where} has no explanation, or no list of tags")
+    if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float))):
+        raise ExciseError(f"{where} has the correlation score {score!r}, which is no number")
+    return Entry(
+        index,
+        tags=tuple(Tag(str(tag)) for tag in dict.fromkeys(tags)),
+        explanation=Explanation(text.strip(), BY, ""),
+        scores={} if score is None else {"correlation": Measured(float(score))},
+    )

@@ -1,0 +1,1 @@
+"""What pages and sheets of pictures are made of."""

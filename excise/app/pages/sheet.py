@@ -1,0 +1,170 @@
+"""Sheets: pictures of several prompts in one PNG, before and after side by side, with labels that can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from excise.app.demo.measure import TITLES, Flags, Outcome, Pictures
+from excise.app.pages.lettering import Lettering
+from excise.bench.pictures import Pixels, png
+
+MARGIN, GAP, APART = 28, 6, 28
+"""Pixels around the sheet, between pictures that belong together, and between those that do not."""
+WIDEST = 1680
+"""How wide a sheet grows before it begins another row."""
+NARROWEST = 620
+"""How wide a sheet is at least, so that headings have room."""
+SMALLEST, LARGEST = 256, 512
+"""The sides between which pictures are shown: smaller ones are enlarged smoothly, larger ones made smaller."""
+HEADING, CAPTION = 19, 15
+"""Sizes of letters."""
+GROUND, INK, FAINT = (246, 246, 248), (24, 24, 32), (104, 108, 122)
+
+
+@dataclass(frozen=True)
+class Item:
+    """Pictures that belong together, each `[height, width, 3]` with its caption."""
+
+    pictures: Sequence[Pixels]
+    captions: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Block:
+    """What belongs to one prompt."""
+
+    heading: str
+    items: Sequence[Item]
+
+
+def sheet(
+    blocks: Sequence[Block], text: Mapping[str, str] | None = None, side: int | None = None, widest: int = WIDEST
+) -> bytes:
+    """A PNG of the blocks, one below the other; narrow ones beside each other where there is room.
+
+    Headings and captions are wrapped, never cut. `side` is the width pictures are shown at, by default between 256 and
+    512 pixels, and `widest` how wide the sheet grows before it begins another row; `text` goes into the file. Warns of
+    characters that no font here has.
+    """
+    heading, caption = Lettering(HEADING), Lettering(CAPTION)
+    laid = [_block(block, heading, caption, side, widest) for block in blocks]
+    rows: list[list[Image.Image]] = []
+    for made in laid:
+        used = sum(other.width + APART for other in rows[-1]) if rows else widest
+        if used + made.width <= widest - 2 * MARGIN:
+            rows[-1].append(made)
+        else:
+            rows.append([made])
+    widths = [sum(made.width + APART for made in row) - APART for row in rows]
+    heights = [max(made.height for made in row) for row in rows]
+    whole = Image.new("RGB", (max(widths) + 2 * MARGIN, sum(heights) + APART * (len(rows) - 1) + 2 * MARGIN), GROUND)
+    top = MARGIN
+    for row, height in zip(rows, heights, strict=True):
+        left = MARGIN
+        for made in row:
+            whole.paste(made, (left, top + height - made.height))  # pictures in line, whatever their headings take
+            left += made.width + APART
+        top += height + APART
+    heading.missing.update(caption.missing)
+    heading.warn()
+    return png(np.asarray(whole), text)
+
+
+def _block(block: Block, heading: Lettering, caption: Lettering, side: int | None, widest: int) -> Image.Image:
+    """A heading with its items below it, as many in a row as there is room for."""
+    made = [_item(item, caption, side) for item in block.items]
+    columns = max(1, min(len(made), (widest - 2 * MARGIN + APART) // (made[0].width + APART)))
+    rows = [made[n : n + columns] for n in range(0, len(made), columns)]
+    width = columns * (made[0].width + APART) - APART
+    lines = heading.wrapped(block.heading, width) if block.heading else []
+    top = len(lines) * heading.line + (4 if lines else 0)
+    height = top + sum(max(item.height for item in row) + APART // 2 for row in rows) - APART // 2
+    image = Image.new("RGB", (width, height), GROUND)
+    for n, line in enumerate(lines):
+        heading.write(image, (0, n * heading.line), line, INK)
+    for row in rows:
+        tallest = max(item.height for item in row)
+        for column, item in enumerate(row):
+            image.paste(item, (column * (item.width + APART), top + tallest - item.height))
+        top += tallest + APART // 2
+    return image
+
+
+def _item(item: Item, caption: Lettering, side: int | None) -> Image.Image:
+    """Its pictures side by side, the captions above them."""
+    shown = [_resized(picture, side) for picture in item.pictures]
+    lines = [caption.wrapped(text, picture.width) for text, picture in zip(item.captions, shown, strict=True)]
+    head = max(map(len, lines)) * caption.line + (2 if any(lines) else 0)
+    width = sum(picture.width + GAP for picture in shown) - GAP
+    image = Image.new("RGB", (width, head + max(picture.height for picture in shown)), GROUND)
+    left = 0
+    for picture, text in zip(shown, lines, strict=True):
+        for n, line in enumerate(text):
+            caption.write(image, (left, head - 2 - (len(text) - n) * caption.line), line, FAINT)
+        image.paste(picture, (left, head))
+        left += picture.width + GAP
+    return image
+
+
+def _resized(picture: Pixels, side: int | None) -> Image.Image:
+    image = Image.fromarray(picture)
+    width = side or min(LARGEST, max(SMALLEST, image.width))
+    if width == image.width:
+        return image
+    return image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
+
+
+def rows_png(rows: Sequence[tuple[str, Pictures]], side: int = 128) -> bytes:
+    """A PNG with one row a batch of pictures `[n, height, width, 3]`, its label above; an empty label draws none."""
+    lettering = Lettering(HEADING)
+    strips = [_strip(label, pictures, side, lettering) for label, pictures in rows]
+    width = max(strip.width for strip in strips)
+    whole = Image.new("RGB", (width + 2 * MARGIN, sum(s.height + GAP for s in strips) - GAP + 2 * MARGIN), GROUND)
+    top = MARGIN
+    for strip in strips:
+        whole.paste(strip, (MARGIN, top))
+        top += strip.height + GAP
+    lettering.warn()
+    return png(np.asarray(whole))
+
+
+def _strip(label: str, pictures: Pictures, side: int, lettering: Lettering) -> Image.Image:
+    shown = [_resized(picture, side) for picture in pictures]
+    width = sum(picture.width + GAP for picture in shown) - GAP
+    lines = lettering.wrapped(label, max(width, NARROWEST))
+    head = len(lines) * lettering.line + (4 if lines else 0)
+    across = max([width, *(int(lettering.width(line)) + 1 for line in lines)])
+    image = Image.new("RGB", (across, head + max(picture.height for picture in shown)), GROUND)
+    for n, line in enumerate(lines):
+        lettering.write(image, (0, n * lettering.line), line, INK)
+    for n, picture in enumerate(shown):
+        image.paste(picture, (n * (side + GAP), head))
+    return image
+
+
+def comparison_png(outcomes: Sequence[Outcome], columns: int = 4) -> bytes:
+    """Of each family the first `columns` prompts, before and after side by side.
+
+    Of a family that asks for the target, those are shown first in which the unerased model draws it: elsewhere there is
+    nothing to erase.
+    """
+    blocks = []
+    for outcome in outcomes:
+        family = outcome.family
+        order = [*np.flatnonzero(_draws(outcome)), *np.flatnonzero(~_draws(outcome))][:columns]
+        items = [
+            Item([outcome.before[n], outcome.after[n]], [f"{family.prompts[n]}, seed {family.seeds[n]}", "erased"])
+            for n in order
+        ]
+        blocks.append(Block(TITLES[family.name], items))
+    return sheet(blocks, side=184)
+
+
+def _draws(outcome: Outcome) -> Flags:
+    """Which unerased pictures show what their prompts are about: the target, or the unrelated object."""
+    seen = outcome.seen_before
+    return seen.other if outcome.family.name == "unrelated" else seen.target

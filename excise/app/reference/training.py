@@ -1,0 +1,105 @@
+"""Training the reference model, part after part, and measuring how well it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from excise.bench.statistics import share
+from excise.errors import ExciseError
+
+PARTS = ("text", "vae", "classifier", "second_classifier", "unet", "assemble")
+"""In the order they need each other."""
+
+
+def train_part(name: str, work: Path, out: Path) -> None:
+    """Train one part below `work` (`text/`, `vae/`, ...), or assemble them all into `out`.
+
+    Raises ExciseError for an unknown part, or where a part it builds on is not there yet.
+    """
+    steps: dict[str, Callable[[], Any]] = {
+        "text": lambda: _text(work / "text"),
+        "vae": lambda: _vae(work / "vae"),
+        **{name: partial(_judge, name, work) for name in ("classifier", "second_classifier")},
+        "unet": lambda: _unet(work),
+        "assemble": lambda: _assemble(work, out),
+    }
+    if name not in steps:
+        raise ExciseError(f"unknown part {name!r}; it is one of {', '.join(PARTS)}")
+    steps[name]()
+
+
+def drawing_figures(
+    pipe: Any, n: int, steps: int, progress: Callable[[float], Any] | None = None
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """What the bundled judge recognises in `n` pictures a family: shares with Wilson's intervals, ready for JSON."""
+    from excise.reference.evaluate import evaluate
+
+    outcomes = evaluate(pipe, n, steps, progress)
+    return {
+        family: {asked: share(right).to_json() for asked, right in found.items()} for family, found in outcomes.items()
+    }
+
+
+def _text(folder: Path) -> Any:
+    from excise.reference.training import text_encoder
+
+    return text_encoder.train(folder)
+
+
+def _vae(folder: Path) -> Any:
+    from excise.reference.training import vae
+
+    return vae.train(folder)
+
+
+def _judge(name: str, work: Path) -> Any:
+    from excise.reference import classifier
+
+    return classifier.train(work / name, _made(work / "vae" / "vae", "vae"), name)
+
+
+def _unet(work: Path) -> Any:
+    from excise.reference.training import unet
+
+    return unet.train(work / "unet", _parts(work))
+
+
+def _assemble(work: Path, out: Path) -> None:
+    from excise.reference import bundle
+    from excise.reference.training import unet
+
+    _made(work / "unet", "unet")
+    bundle.assemble(_parts(work), unet.snapshot(work / "unet"), out)
+
+
+def _parts(work: Path) -> Path:
+    """One folder with links to what the trainings left in theirs, as the U-Net's training and the bundle expect it."""
+    parts = work / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    wanted = {
+        "vae": _made(work / "vae" / "vae", "vae"),
+        "text_encoder": _made(work / "text" / "text_encoder", "text"),
+        "tokenizer": work / "text" / "tokenizer",
+        "text_head.safetensors": work / "text" / "text_head.safetensors",
+        "classifier.safetensors": work / "classifier" / "classifier.safetensors",
+        "classifier.json": work / "classifier" / "classifier.json",
+        "second_classifier.safetensors": work / "second_classifier" / "second_classifier.safetensors",
+        "second_classifier.json": work / "second_classifier" / "second_classifier.json",
+        "text_encoder.json": work / "text" / "text_encoder.json",
+        "training.txt": work / "training.txt",
+    }
+    for name, source in wanted.items():
+        link = parts / name
+        link.unlink(missing_ok=True)
+        if source.exists():
+            link.symlink_to(source.resolve())
+    return parts
+
+
+def _made(path: Path, part: str) -> Path:
+    if not path.exists():
+        raise ExciseError(f"{path} is not there yet; run `excise reference train --part {part}` first")
+    return path

@@ -1,0 +1,1 @@
+"""Training, comparing and choosing sparse autoencoders."""

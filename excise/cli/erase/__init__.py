@@ -1,0 +1,1 @@
+"""Commands that make, use, check and share erasers."""

@@ -1,0 +1,287 @@
+"""`excise erase`: making erasers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from excise.app.models.pipelines import DEFAULT, Weights
+from excise.cli import bounds
+from excise.cli.command import NOT_PASSED
+from excise.cli.cutting import note_cuts
+from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
+from excise.cli.outputs import Force, check_folder, check_resumed
+from excise.cli.terminal import complain, emit, note, table, training
+from excise.cli.weights import choosing_weights
+from excise.erasers.artefact.record import FILES
+
+LAM = (
+    "Strength: how far down. 1 takes out all that the concept's word changes, 1.25 (the default) a quarter more; what "
+    "that is in codes depends on how much of the change the neuron carries, and is printed. With --unit code in codes."
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: excise erase gun --out gun-eraser")(erase)
+
+
+@choosing_weights
+def erase(
+    concept: Annotated[
+        str,
+        typer.Argument(
+            help="A known concept (`excise concepts`), or any name together with --mentions or --pairs; several known "
+            "ones: gun,knife."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the eraser, or for the folders of several.")],
+    mentions: Mentions = None,
+    pairs: PairsFile = None,
+    kind: Kind = "object",
+    n: Count = 100,
+    model: Model = None,
+    sae: Sae = None,
+    site: SiteOption = None,
+    k: Annotated[int | None, typer.Option("--k", help="How many neurons to turn down.", **bounds.K)] = None,
+    lam: Annotated[float | None, typer.Option("--lam", help=LAM, **bounds.LAMBDA)] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(
+            "--unit",
+            help="What strength 1 takes out: concept (all that its word changes, the default), or code (the neuron's "
+            "own code: the paper's λ).",
+        ),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--source", help="Whose codes are subtracted: prompt, or concept (the paper's mode)."),
+    ] = None,
+    gate: Annotated[
+        str | None, typer.Option("--gate", help="How codes are read from the states: whole, threshold, relu or topk.")
+    ] = None,
+    uncond: Annotated[
+        str | None, typer.Option("--uncond", help="The unconditional branch: none, same or flip.")
+    ] = None,
+    align: Annotated[
+        str | None,
+        typer.Option("--align", help="For --source concept: its codes by position, or pooled over each mention."),
+    ] = None,
+    neurons: Annotated[
+        str | None, typer.Option("--neurons", help='These neurons instead of the top k: "1,2". See `excise find`.')
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option("--score", help="How neurons are ranked; a wrong name lists them.")
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            "--margin", help="Where the threshold lies from quiet (0) to typical (1) prompts.", **bounds.SHARE
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance", help="Share of its score a neuron may have without the concept; 0 is eq. 6.", **bounds.SHARE
+        ),
+    ] = None,
+    by: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="See `excise methods`; two joined by + make one eraser: snce+saemnesia; several: uce,esd-x.",
+        ),
+    ] = "snce",
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of another method: gamma=-2, or saemnesia.gamma=-2 of one of several."),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", help="How many of several erasers to make at once.", **bounds.JOBS)
+    ] = 1,
+    accept_weak: Annotated[
+        bool,
+        typer.Option("--accept-weak", help="Write an eraser that misses a limit of the verdict too, marked as weak."),
+    ] = False,
+    device: Device = "cpu",
+    weights: Weights = DEFAULT,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Make an eraser: by SNCE, a few kilobytes that turn one neuron down. Options left out are the method's defaults.
+
+    It is tried before it is written: which words it catches, how much of the concept's change its neuron carries, and
+    which other prompts it touches. Exit code 3 where that is too little; nothing is written then.
+
+    Of several concepts or by several methods each gets a folder of its own in --out; those that are there are kept, and
+    made anew with --force. By other methods it may be as large as the weights it changes.
+    """
+    from excise.app.models.knowing import explain_unsplit, is_snce, parts, refuse_few_pairs, refuse_not_drawn
+
+    names = parts(concept)
+    several = names is not None or "," in by
+    if several:
+        check_resumed(out)
+    else:
+        check_folder(out, force=force, own=FILES)
+
+    from excise.app.erase.finding import chosen, erase_by, save, settings, unplaced
+    from excise.app.erase.finding import erase as made_by
+    from excise.app.models.resolve import concept_named, load_pipeline
+    from excise.concepts import check
+    from excise.erasers.artefact import strength
+    from excise.erasers.artefact.verdict import in_words
+    from excise.errors import ExciseError
+    from excise.methods.base import parsed
+
+    if unit == "concept" and source == "concept":
+        raise ExciseError("--source concept counts λ in codes; leave --unit out, or give --unit code")
+    if align is not None and source != "concept":
+        raise ExciseError("--align says how the concept's codes are read; add --source concept, or leave it out")
+    asked: dict[str, Any] = {
+        "k": k,
+        "neurons": None if neurons is None else _numbers(neurons),
+        "lam": lam,
+        "unit": unit,
+        "source": source,
+        "gate": gate,
+        "uncond": uncond,
+        "align": align,
+        "score": score,
+        "margin": margin,
+        "tolerance": tolerance,
+    }
+    odd = sorted(chosen({**asked, "sae": sae, "site": site}))
+    if several:
+        if mentions is not None or pairs is not None:
+            raise ExciseError("--mentions and --pairs are one concept's; erase it by itself")
+        if odd:
+            raise ExciseError(
+                f"--{odd[0]} is for one eraser; of several give snce's with --set, such as --set snce.{odd[0]}=..."
+            )
+        tasks = (names or [concept], by, out, given or [], kind, n, accept_weak)
+        _several(*tasks, model, device, weights, jobs, force, json)
+        return
+    if mentions is None and pairs is None and (why := explain_unsplit(concept)) is not None:
+        raise ExciseError(why)
+    wanted = concept_named(concept, mentions, pairs, kind, n)
+    for problem in check(wanted) if pairs is not None else ():
+        note(f"warning: {pairs}: {problem}")
+    if is_snce(by) and not accept_weak:
+        refuse_few_pairs(wanted)
+    if model is None and not accept_weak:
+        for word in refuse_not_drawn(wanted):
+            note(f"warning: this model does not draw {word}")
+    if by != "snce":
+        if odd:
+            raise ExciseError(f"--{odd[0]} is a setting of snce; give {by}'s with --set, such as --set sae=FOLDER")
+        parsed(f"{by}:{','.join(given or [])}")
+        pipe = load_pipeline(model, device, weights)
+        note_cuts(pipe, (side for pair in wanted.pairs for side in (pair.concept, pair.deconcept)))
+        with training() as line:
+            more = {"bundled": model is None, "accept_weak": accept_weak}
+            eraser = erase_by(pipe, wanted, by, given or [], out, progress=line, **more)
+    elif given:
+        raise ExciseError("--set is for other methods; snce's settings have options of their own")
+    else:
+        unplaced(model, sae, **chosen(asked))
+        pipe = load_pipeline(model, device, weights)
+        note_cuts(pipe, (side for pair in wanted.pairs for side in (pair.concept, pair.deconcept)))
+        eraser, warned = made_by(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **chosen(asked)))
+        for warning in warned:
+            note(f"warning: {warning}")
+        for what, found in in_words(eraser.verdict) if eraser.weak and not accept_weak else ():
+            note(f"{what}: {found}")
+        save(eraser, out, accept_weak=accept_weak)
+    size = sum(f.stat().st_size for f in out.iterdir())
+    first = eraser.edits[0]
+    data = {
+        "out": str(out),
+        "concept": eraser.concept,
+        "neurons": first.neurons,
+        **dict([first.coefficient]),
+        "site": first.site.key,
+        "edits": [{"site": e.site.key, "neurons": e.neurons, **dict([e.coefficient])} for e in eraser.edits],
+        "bytes": size,
+        "digest": eraser.digest,
+        "created": dict(eraser.created),
+        "measured": dict(eraser.measured),
+        "verdict": dict(eraser.verdict),
+    }
+
+    def show() -> None:
+        typer.echo(f"{out}: “{eraser.concept}”, {size / 1000:.1f} kB, digest {eraser.digest[:12]}")
+        for edit in eraser.edits:
+            if edit.neurons:
+                neurons = ", ".join(map(str, edit.neurons))
+                name, amount = edit.coefficient
+                how = f"{SYMBOLS[name]} = {amount:g}"
+                if name == "lambda":
+                    how = strength.in_words(amount, edit.site.key, eraser.created, eraser.measured)
+                typer.echo(f"neuron {neurons} at {edit.site.key}, {how}")
+        for deed, count in Counter(getattr(edit, "deed", "") for edit in eraser.edits if not edit.neurons).items():
+            typer.echo(deed.format(count=count))
+        table("Verdict", ("what", "found"), list(in_words(eraser.verdict)))
+        typer.echo(f"WEAK: {'; '.join(eraser.weak)}" if eraser.weak else "It meets every limit.")
+
+    emit(json, data, show)
+
+
+def _several(
+    names: list[str],
+    by: str,
+    out: Path,
+    given: list[str],
+    kind: str,
+    n: int,
+    accept_weak: bool,
+    model: str | None,
+    device: str,
+    weights: Weights,
+    jobs: int,
+    anew: bool,
+    json: bool,
+) -> None:
+    """Erasers of several concepts, or by several methods. Exit code 3 where one is too weak, 2 where one is refused."""
+    from excise.app.erase.many import Done, erase_all, plan
+    from excise.errors import ExciseError
+
+    methods = [part.strip() for part in by.split(",") if part.strip()]
+    tasks = plan(names, methods, out, given, kind, n, accept_weak)
+
+    def told(done: Done) -> None:
+        how = {
+            "made": f"{done.seconds:.0f} s, {done.bytes / 1000:.1f} kB",
+            "kept": "there already, kept as it is; --force makes it anew",
+        }
+        weak = f"; WEAK: {done.why}" if done.why and done.state in how else ""
+        note(f"{done.out}: {how.get(done.state, f'{done.state}: {done.why}')}{weak}")
+
+    found = erase_all(tasks, model, device, jobs, told, weights, anew=anew)
+    refused, weak = ([done for done in found if done.state == state] for state in ("refused", "weak"))
+
+    def show() -> None:
+        rows = [(d.concept, d.method, d.state, f"{d.seconds:.0f}", f"{d.bytes / 1000:.1f}") for d in found]
+        table(f"Erasers in {out}", ("concept", "method", "", "s", "kB"), rows)
+
+    emit(json, [done.to_json() for done in found], show)
+    if refused:
+        raise ExciseError(f"{len(refused)} of {len(found)} were refused, first {refused[0].out}: {refused[0].why}")
+    if weak:
+        complain(f"{len(weak)} of {len(found)} are too weak, first {weak[0].out}: {weak[0].why}")
+        raise typer.Exit(NOT_PASSED)
+
+
+SYMBOLS = {"lambda": "λ", "gamma": "γ"}
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The neurons in "1,2". Raises ExciseError for anything but whole numbers, each once."""
+    from excise.errors import ExciseError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
+        raise ExciseError(f"--neurons cannot be {text!r}; give whole numbers, each once, such as 1,2")
+    return tuple(map(int, parts))

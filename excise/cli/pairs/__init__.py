@@ -1,0 +1,1 @@
+"""Commands of files of prompt pairs."""

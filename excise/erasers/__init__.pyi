@@ -1,0 +1,14 @@
+from .apply.weights import WeightEdit as WeightEdit
+from .artefact.record import Check as Check
+from .artefact.record import eraser_folders as eraser_folders
+from .artefact.signing import Signer as Signer
+from .artefact.signing import sign as sign
+from .artefact.signing import verify_signature as verify_signature
+from .attachment import Attachment as Attachment
+from .edits.block_sae import BlockEdit as BlockEdit
+from .edits.text_sae import SAEEdit as SAEEdit
+from .eraser import Eraser as Eraser
+from .eraser import verify as verify
+from .guard.model_digest import made_for as made_for
+from .several import Attachments as Attachments
+from .several import load_erasers as load_erasers

@@ -1,0 +1,1 @@
+"""How each kind of edit is put on a live pipeline."""

@@ -1,0 +1,270 @@
+"""Changes of a U-Net's skip connections by what a changed copy of its encoder makes of the same picture (DuMo).
+
+The copy runs beside the encoder, block by block, within the same run of the U-Net; what goes on from one block to the
+next, and into the middle and the decoder, stays the U-Net's own. Only what skips over to the decoder changes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from excise.erasers.apply.weights import WeightEdit, WeightHook, put_hook
+from excise.erasers.edits.base import Tensors
+from excise.erasers.guard.encode_prompt import is_muted
+from excise.erasers.hooks.timestep import Clock
+from excise.erasers.hooks.unet_call import unet_at
+from excise.erasers.hooks.wrapping import EditHook
+from excise.errors import ExciseError
+from excise.sites.site import Site
+
+if TYPE_CHECKING:
+    from excise.erasers.attachment import Attachment
+
+_COPYING: ContextVar[object | None] = ContextVar("excise_copying", default=None)
+"""Whose copy of an encoder runs now: an attachment's, or a training's."""
+_PARTS = ("time_proj", "conv_in", "down_blocks", "up_blocks")
+
+
+@dataclass(frozen=True, eq=False)
+class CopyEdit(WeightEdit):
+    """W + ΔW in a copy of a U-Net's encoder, which a ModulationEdit beside it runs; the encoder itself keeps W."""
+
+    kind: ClassVar[str] = "weights-of-copy"
+    deed: ClassVar[str] = "other weights in {count} layers of a copy of its U-Net's encoder"
+
+
+@dataclass(frozen=True, eq=False)
+class ModulationEdit(Tensors):
+    """f_l ← f_l + α[n, l] (g_l - f_l) for skip connection l, n the bin of the timestep that is drawn.
+
+    f_l is what the U-Net's encoder gives, g_l what its copy with other weights does. Raises ExciseError on construction
+    where a coefficient is not between 0 and 1.
+    """
+
+    site: Site
+    """Of the whole U-Net."""
+    alpha: Tensor
+    """α `[bins, l]`: timesteps from 0 on in bins of equal length, skip connections from the picture's side on."""
+    timesteps: int
+    """How many there are in all the bins, as the U-Net was trained with."""
+
+    kind: ClassVar[str] = "modulation"
+    TENSORS: ClassVar[tuple[str, ...]] = ("alpha",)
+    deed: ClassVar[str] = "skip connections that a copy of its U-Net's encoder modulates"
+    SAVED: ClassVar[Mapping[str, type]] = {"timesteps": int}
+    trial_steps: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        self.check_finite()
+        if self.alpha.ndim != 2 or not self.alpha.numel() or self.site.part != "denoiser" or self.timesteps < 1:
+            raise ExciseError(f"{tuple(self.alpha.shape)} at {self.site} are no coefficients [bins, skips] of a U-Net")
+        if float(self.alpha.min()) < 0 or float(self.alpha.max()) > 1:
+            raise ExciseError("coefficients of skip connections are between 0 and 1; fit it again")
+
+    @classmethod
+    def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> ModulationEdit:
+        """The edit whose `saved` options these are; `take` gives its tensors by name."""
+        return cls(site, take("alpha"), **saved)
+
+    @property
+    def coefficient(self) -> tuple[str, float]:
+        """What its strength is called, and how much it is: the mean."""
+        return "alpha", float(self.alpha.float().mean())
+
+    def at(self, timesteps: Tensor) -> Tensor:
+        """`[B, l]`, float32: the coefficients at `timesteps` `[B]`."""
+        alpha = self.alpha.to(timesteps.device).float()
+        return alpha[bins_of(timesteps, len(alpha), self.timesteps)]
+
+
+def bins_of(timesteps: Tensor, count: int, whole: int) -> Tensor:
+    """Of each timestep, from 0 up to `whole`, which of `count` bins of equal length it is in."""
+    return (timesteps.double() * count / whole).long().clamp(0, count - 1)
+
+
+def skips_of(unet: nn.Module) -> int:
+    """How many skip connections a U-Net has. Raises ExciseError where it is not built as diffusers' are."""
+    if missing := [part for part in _PARTS if getattr(unet, part, None) is None]:
+        raise ExciseError(f"{type(unet).__name__} has no {missing[0]}, so its encoder cannot be told from the rest")
+    blocks: Any = unet.up_blocks
+    return sum(len(block.resnets) for block in blocks)
+
+
+def modulated_at(pipe: Any, site: Site) -> nn.Module:
+    """The live U-Net of such a Site. Raises ExciseError where there is none, it is another, or has no skips."""
+    unet = unet_at(pipe, site)
+    skips_of(unet)
+    return unet
+
+
+@dataclass(eq=False)
+class _Pass:
+    """One run of a U-Net in one thread."""
+
+    alpha: Tensor
+    """`[B, l]`."""
+    hidden: Tensor | None = None
+    """What the copy has come to."""
+    apart: list[Tensor] = field(default_factory=list)
+    """g - f of every skip connection so far, until the decoder takes them off again."""
+
+
+CopyOf = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+"""Of a part of the encoder, by its path: what its copy gives for these arguments."""
+
+
+class Skips:
+    """Runs its `owner`'s copy of a U-Net's encoder beside it and modulates its skip connections, until it is removed.
+
+    `coefficients` gives α `[B, l]` at timesteps `[B]`, or None for a run that is to be left alone; `done` is told how
+    many pictures a run was of whose skip connections were all modulated.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        owner: object,
+        coefficients: Callable[[Tensor], Tensor | None],
+        copied: CopyOf,
+        done: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        self._count, self._here = skips_of(unet), threading.local()
+        self._owner, self._coefficients, self._copied, self._done = owner, coefficients, copied, done
+        live: Any = unet
+        encoder = {"conv_in": live.conv_in} | {f"down_blocks.{n}": block for n, block in enumerate(live.down_blocks)}
+        self._handles = [
+            live.time_proj.register_forward_pre_hook(self._begin),
+            *(
+                part.register_forward_hook(partial(self._beside, path), with_kwargs=True)
+                for path, part in encoder.items()
+            ),
+            *(block.register_forward_pre_hook(self._modulated, with_kwargs=True) for block in live.up_blocks),
+        ]
+
+    def remove(self) -> None:
+        """Leave no trace."""
+        for handle in self._handles:
+            handle.remove()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        alpha = self._coefficients(args[0])
+        self._here.now = None if alpha is None else _Pass(alpha)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _beside(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        now: _Pass | None = getattr(self._here, "now", None)
+        if now is None or _COPYING.get() is not None:
+            return
+        if now.hidden is not None:
+            kwargs = {**kwargs, "hidden_states": now.hidden}
+        token = _COPYING.set(self._owner)
+        try:
+            made = self._copied(path, module, args, kwargs)
+        finally:
+            _COPYING.reset(token)
+        now.hidden, others = (made, (made,)) if isinstance(made, Tensor) else made
+        own = (output,) if isinstance(output, Tensor) else output[1]
+        now.apart += [other - skip for other, skip in zip(others, own, strict=True)]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _modulated(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        now: _Pass | None = getattr(self._here, "now", None)
+        if now is None:
+            return None
+        skips = kwargs["res_hidden_states_tuple"]
+        if now.hidden is not None and (now.alpha.shape[1] != self._count or len(now.apart) != self._count):
+            raise ExciseError(
+                f"the U-Net has {self._count} skip connections, of which {len(now.apart)} were seen, and there are "
+                f"{now.alpha.shape[1]} coefficients; they do not belong together"
+            )
+        now.hidden, start = None, len(now.apart) - len(skips)
+        changed = tuple(
+            skip + now.alpha[:, start + n].reshape(-1, 1, 1, 1).to(skip) * now.apart[start + n]
+            for n, skip in enumerate(skips)
+        )
+        del now.apart[start:]
+        if not now.apart:
+            self._here.now = None
+            self._done(len(now.alpha))
+        return args, {**kwargs, "res_hidden_states_tuple": changed}
+
+
+@contextmanager
+def modulating(
+    unet: nn.Module, coefficients: Callable[[Tensor], Tensor], weights: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Within it the U-Net's runs are modulated; `weights` are the copy's, by the U-Net's names for them."""
+
+    def copied(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        start = f"{path}."
+        own = {name.removeprefix(start): weight for name, weight in weights.items() if name.startswith(start)}
+        return torch.func.functional_call(module, own, args, kwargs)
+
+    skips = Skips(unet, copied, coefficients, copied)
+    try:
+        yield
+    finally:
+        skips.remove()
+
+
+class ModulationHook(EditHook):
+    """A modulation at work."""
+
+    edit: ModulationEdit
+
+    def __init__(self, attachment: Attachment, edit: ModulationEdit, unet: nn.Module) -> None:
+        super().__init__(attachment, edit)
+        self.skips = Skips(unet, attachment, self._coefficients, self._copied, self._done)
+
+    def _coefficients(self, timesteps: Tensor) -> Tensor | None:
+        attachment = self.attachment
+        if not attachment.active or is_muted(attachment, self.edit.site.part):
+            return None
+        return self.edit.at(timesteps) * attachment.strength
+
+    def _copied(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return module(*args, **kwargs)
+
+    def _done(self, rows: int) -> None:
+        # Counted where all is done, so that the clock notices a part that something unhooked.
+        self._here.runs = self.runs + 1
+        self.rows += rows
+
+
+def put(attachment: Attachment, edit: ModulationEdit, unet: nn.Module) -> tuple[ModulationHook, Callable[[], None]]:
+    """Put the edit around its U-Net's skip connections; what comes back with its hook takes it off again."""
+    hook = ModulationHook(attachment, edit, unet)
+    clock = Clock.join(unet, hook)
+
+    def off() -> None:
+        hook.skips.remove()
+        clock.leave(unet, hook)
+
+    return hook, off
+
+
+class CopyHook(WeightHook):
+    """A change of one layer's weights that counts while its attachment's copy of the encoder runs."""
+
+    def amount(self) -> float:
+        if not self.acts or _COPYING.get() is not self.attachment:
+            return 0.0
+        self.rows += 1
+        return 1.0
+
+
+def put_copy(attachment: Attachment, edit: CopyEdit, layer: nn.Module) -> tuple[WeightHook, Callable[[], None]]:
+    """Put the edit at its layer; what comes back with its hook takes it off again."""
+    return put_hook(CopyHook(attachment, edit), layer)

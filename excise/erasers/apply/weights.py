@@ -1,0 +1,229 @@
+"""One change of one layer's weights, in a denoiser or a text encoder: what UCE and RECE solve for, and what ESD and
+its kin train.
+
+The model's own weights are never written. While an eraser is attached the layer computes with a sum that is kept beside
+them, so that taking it off leaves every bit as it was, and drawing with it takes no longer than without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from excise.erasers.edits.base import Tensors
+from excise.erasers.edits.text_sae import Uncond
+from excise.erasers.guard.encode_prompt import CALL
+from excise.erasers.hooks.timestep import Clock
+from excise.erasers.hooks.wrapping import EditHook, Edits, found_on
+from excise.errors import ExciseError
+from excise.sites.blocks import denoiser_of
+from excise.sites.site import Site
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from excise.erasers.attachment import Attachment
+
+KEPT = 2
+"""Sums that a layer keeps: two settings may take turns (a canary's and the pictures')."""
+
+
+@dataclass(frozen=True, eq=False)
+class WeightEdit(Tensors):
+    """W + ΔW in a Linear or Conv2d of a denoiser, or a Linear of a text encoder.
+
+    ΔW is `delta`, of W's shape; or `up @ down`, `[out, r] @ [r, in]`, where its rank r is small. Raises ExciseError on
+    construction where neither or both are there, shapes do not fit or values are not finite.
+    """
+
+    site: Site
+    """Its width is W's first dimension."""
+    delta: Tensor | None = None
+    up: Tensor | None = None
+    down: Tensor | None = None
+
+    kind: ClassVar[str] = "weights"
+    TENSORS: ClassVar[tuple[str, ...]] = ("delta", "up", "down")
+    SAVED: ClassVar[Mapping[str, type]] = {"rank": int}
+    trial_steps: ClassVar[int] = 2
+    """With how many steps a picture has to be drawn that proves it, in a denoiser."""
+    uncond: ClassVar[Uncond] = "same"
+    """Other weights of a text encoder are those of every prompt."""
+
+    def __post_init__(self) -> None:
+        if (self.delta is None) == (self.up is None) or (self.up is None) != (self.down is None):
+            raise ExciseError(f"a change of {self.site.key} is a whole matrix or a product of two; give one of these")
+        self.check_finite()
+        first = self.delta if self.up is None else self.up
+        fits = self.up is None or (
+            self.up.ndim == 2 and self.down is not None and self.down.shape[:1] == self.up.shape[1:]
+        )
+        if first is None or first.ndim not in (2, 4) or len(first) != self.site.width or not fits:
+            shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in self.tensors().items())
+            raise ExciseError(f"{shapes} is no change of {self.site}; they do not belong together")
+
+    @classmethod
+    def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> WeightEdit:
+        """The edit whose `saved` options these are; `take` gives its tensors by name."""
+        edit = cls(site, **{name: take(name) for name in (("up", "down") if saved["rank"] else ("delta",))})
+        if edit.saved != saved:
+            raise ExciseError(f"its rank is {edit.rank}, not {saved['rank']}")
+        return edit
+
+    @property
+    def rank(self) -> int:
+        """Of the product; 0 where it is a whole matrix."""
+        return 0 if self.up is None else self.up.shape[1]
+
+    @property
+    def coefficient(self) -> tuple[str, float]:
+        """What its strength is called, and how much it is: the norm of ΔW."""
+        return "norm", float(self.change().norm())
+
+    @property
+    def deed(self) -> str:
+        """As its card says it."""
+        return f"other weights in {{count}} layers of its {'text encoder' if self.site.part == 'text' else 'denoiser'}"
+
+    def change(self) -> Tensor:
+        """ΔW, float32."""
+        if self.up is None or self.down is None:
+            return self.delta.float()  # type: ignore[union-attr]
+        return self.up.float() @ self.down.float()
+
+    def of(self, weight: Tensor) -> Tensor:
+        """ΔW, float32, for a layer's `weight`; a product's row is a convolution's kernel, flattened.
+
+        Raises ExciseError where the weight has another shape.
+        """
+        made = self.change()
+        if made.ndim == 2 and weight.ndim == 4 and made.shape == weight.flatten(1).shape:
+            return made.reshape(weight.shape)
+        if made.shape != weight.shape:
+            raise ExciseError(f"{self.site.key} has weights {tuple(weight.shape)}, the edit {tuple(made.shape)}")
+        return made
+
+
+class WeightHook(EditHook):
+    """An edit of a layer's weights."""
+
+    edit: WeightEdit
+    moved: WeightEdit
+
+    def amount(self) -> float:
+        """By how much ΔW is added in this run, which is counted; 0 where the layer is to compute as its own."""
+        if not self.acts:
+            return 0.0
+        self.rows += 1
+        return self.attachment.strength
+
+    def by_row(self) -> Tensor | None:
+        """`[B]`: where ΔW counts in every row of the batch differently, how much; what `amount` says is beside it."""
+        return None
+
+
+class TextWeightHook(WeightHook):
+    """An edit of the weights of a text encoder's layer, in prompts of both branches of guidance."""
+
+    def amount(self) -> float:
+        # Which branch this run is of does not matter; that there was a run does.
+        if (call := CALL.get()) is not None:
+            call.next_branch(self)
+        return super().amount()
+
+
+class Summed(Edits):
+    """The edits of one layer's weights: it computes with their sum."""
+
+    keeps = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sums: dict[Any, Tensor] = {}
+
+    @classmethod
+    def join(cls, module: nn.Module, hook: EditHook) -> Self:
+        if "forward" in vars(module) and found_on(module, cls) is None:
+            raise ExciseError(
+                f"{hook.edit.site.key} is wrapped already, by an offloading or another hook that an edit of weights "
+                "would pass by; attach the eraser first"
+            )
+        return super().join(module, hook)
+
+    def new_forward(self, module: nn.Module, state: Tensor) -> Tensor:
+        """In the place of the layer's own."""
+        weight = self.through(module.weight)  # type: ignore[arg-type]
+        if isinstance(module, nn.Conv2d):
+            made: Tensor = module._conv_forward(state, weight, module.bias)
+        else:
+            made = F.linear(state, weight, module.bias)  # type: ignore[arg-type]
+        for hook in self.hooks:
+            if isinstance(hook, WeightHook) and (amounts := hook.by_row()) is not None:
+                more = added(module, hook.edit, state)
+                amounts = amounts.to(more).repeat_interleave(len(more) // len(amounts))
+                made = made + amounts.view(-1, *[1] * (more.ndim - 1)) * more
+        return made
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        return output
+
+    def leave(self, module: nn.Module, hook: EditHook) -> None:
+        super().leave(module, hook)
+        self._sums.clear()
+
+    def passed(self, state: Tensor) -> Tensor:
+        """`state` is the layer's own weight."""
+        amounts = [(hook, amount) for hook in self.hooks if isinstance(hook, WeightHook) and (amount := hook.amount())]
+        if not amounts:
+            return state
+        which = (state.data_ptr(), state.device, state.dtype, *((id(hook), amount) for hook, amount in amounts))
+        if (known := self._sums.get(which)) is not None:
+            return known
+        made = state.detach().float()
+        for hook, amount in amounts:
+            made = made + amount * hook.edit.to(state.device).of(state)
+        made = made.to(state.dtype)
+        if not bool(torch.isfinite(made).all()):
+            raise ExciseError(f"the edited weights of {self.hooks[0].edit.site.key} are not finite numbers")
+        self._sums = {**dict(list(self._sums.items())[1 - KEPT :]), which: made}
+        return made
+
+
+def added(layer: nn.Module, edit: WeightEdit, state: Tensor) -> Tensor:
+    """What ΔW makes of a layer's input `[B, ...]`, by the two factors where it has them."""
+    if edit.up is None or edit.down is None:
+        parts = [edit.of(layer.weight).to(state)]  # type: ignore[arg-type]
+    else:
+        parts = [edit.down.to(state), edit.up.to(state)]
+    if isinstance(layer, nn.Conv2d):
+        made: Tensor = layer._conv_forward(state, parts[0].reshape(-1, *layer.weight.shape[1:]), None)
+        return made if len(parts) == 1 else F.conv2d(made, parts[1][..., None, None])
+    for part in parts:
+        state = F.linear(state, part)
+    return state
+
+
+def put(attachment: Attachment, edit: WeightEdit, layer: nn.Module) -> tuple[WeightHook, Callable[[], None]]:
+    """Put the edit at its layer; what comes back with its hook takes it off again."""
+    return put_hook((TextWeightHook if edit.site.part == "text" else WeightHook)(attachment, edit), layer)
+
+
+def put_hook(hook: WeightHook, layer: nn.Module) -> tuple[WeightHook, Callable[[], None]]:
+    """Put the hook of an edit at its layer. Raises ExciseError where that has weights of another shape."""
+    hook.edit.of(layer.weight)  # type: ignore[arg-type]
+    if hook.edit.site.part == "text":
+        summed = Summed.join(layer, hook)
+        return hook, lambda: summed.leave(layer, hook)
+    denoiser = denoiser_of(hook.attachment.pipe, hook.edit.site.component)[1]
+    clock, sums = Clock.join(denoiser, hook), Summed.join(layer, hook)
+
+    def off() -> None:
+        sums.leave(layer, hook)
+        clock.leave(denoiser, hook)
+
+    return hook, off

@@ -1,0 +1,144 @@
+"""Changes of a U-Net's weights that let a prompt pass the less, the more of the concept is in it (SPM)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from excise.erasers.apply.weights import WeightEdit, WeightHook, put_hook
+from excise.erasers.guard.encode_prompt import Call, unedited
+from excise.erasers.hooks.unet_call import Around, Proceed, Run, RunHook, Said
+from excise.erasers.hooks.wrapping import found_on
+from excise.errors import ExciseError
+from excise.sites import encode_prompt
+from excise.sites.blocks import denoiser_of
+from excise.sites.encoding import tensors_of
+from excise.sites.site import tokenizer_of
+
+if TYPE_CHECKING:
+    from excise.erasers.attachment import Attachment
+
+
+@dataclass(frozen=True, eq=False)
+class PermeableEdit(WeightEdit):
+    """W + g ΔW, where g is a prompt's `permeability` for the eraser's words."""
+
+    kind: ClassVar[str] = "weights-by-prompt"
+    deed: ClassVar[str] = "other weights in {count} layers of its U-Net, the more so the nearer a prompt comes"
+
+
+def permeability(states: Tensor, ids: Sequence[int], words: Sequence[tuple[Tensor, frozenset[int]]]) -> float:
+    """How much of the concept is in a prompt: the larger of two likenesses to the nearest of its words.
+
+    The cosine of the text states `[T, d]`, all positions in a row; and the share of the word's tokens that are in the
+    prompt. `words` are each word's states and tokens. (SPM's facilitated transport, eq. 8, as in the authors' code;
+    never below 0.)
+    """
+    own = states.double().flatten()
+    near = [float(F.cosine_similarity(own, other.double().flatten(), dim=0)) for other, _ in words]
+    shared = [len(tokens & set(ids)) / max(1, len(tokens)) for _, tokens in words]
+    return max(0.0, *near, *shared)
+
+
+class Membrane(RunHook):
+    """Around a U-Net's runs: says to an eraser's changes how much of them counts, prompt by prompt."""
+
+    def __init__(self, attachment: Attachment, edit: PermeableEdit) -> None:
+        super().__init__(attachment, edit)
+        with unedited(), torch.no_grad():
+            self._words = [(self._states(word), frozenset(self._ids(word))) for word in attachment.eraser.mentions]
+        if not self._words:
+            raise ExciseError(f"eraser {attachment.eraser.name!r} names no words to tell prompts by; fit it again")
+
+    def _states(self, text: str) -> Tensor:
+        made: Tensor = next(iter(tensors_of(encode_prompt(self.attachment.pipe, text))))[0].detach()
+        return made
+
+    def _ids(self, text: str) -> list[int]:
+        tokenizer: Any = tokenizer_of(self.attachment.pipe, "text_encoder")
+        special = set(tokenizer.all_special_ids)
+        return [token for token in tokenizer(text, truncation=True).input_ids if token not in special]
+
+    @property
+    def share(self) -> float | Tensor:
+        """Of the run that is under way in this thread: of all its pictures, or `[B]` where they differ; 1 outside of
+        one."""
+        share: float | Tensor = getattr(self._here, "share", 1.0)
+        return share
+
+    def begin(self) -> None:
+        super().begin()
+        self._here.shares = dict[str, float]()
+
+    def around(self, run: Run, proceed: Proceed) -> Any:
+        shares = self._shares(self.prompts_of(run))
+        self._here.share = shares[0] if len(set(shares)) == 1 else torch.tensor(shares).to(run.states.device)
+        try:
+            return proceed(run)
+        finally:
+            self._here.share = 1.0
+
+    def _shares(self, prompts: Sequence[Said | None]) -> list[float]:
+        """Of every picture; the unconditional half has those of the prompts it belongs to."""
+        own = [None if prompt is None else self._share(prompt) for prompt in prompts]
+        half, most = len(own) // 2, max((share for share in own if share is not None), default=1.0)
+        beside = [*own[half:], *own[:half]]
+        pairs = zip(own, beside, strict=True)
+        return [share if share is not None else most if other is None else other for share, other in pairs]
+
+    def _share(self, prompt: Said) -> float:
+        shares: dict[str, float] = self._here.shares
+        if prompt.text not in shares:
+            words = [(states.to(prompt.states.device), tokens) for states, tokens in self._words]
+            shares[prompt.text] = round(permeability(prompt.states, self._ids(prompt.text), words), 6)
+        return shares[prompt.text]
+
+
+class PermeableHook(WeightHook):
+    """A change of one layer's weights, as far as the membrane says; the first one of an eraser looks after that."""
+
+    def __init__(self, attachment: Attachment, edit: PermeableEdit, membrane: Membrane, first: bool) -> None:
+        super().__init__(attachment, edit)
+        self.membrane, self._first = membrane, first
+
+    def begin(self) -> None:
+        if self._first:
+            self.membrane.begin()
+
+    def heard(self, call: Call, made: Any) -> None:
+        if self._first:
+            self.membrane.heard(call, made)
+
+    def amount(self) -> float:
+        whole, share = super().amount(), self.membrane.share
+        return 0.0 if isinstance(share, Tensor) else whole * share
+
+    def by_row(self) -> Tensor | None:
+        share = self.membrane.share
+        return self.attachment.strength * share if isinstance(share, Tensor) and self.acts else None
+
+
+def put(attachment: Attachment, edit: PermeableEdit, layer: nn.Module) -> tuple[PermeableHook, Callable[[], None]]:
+    """Put the edit at its layer, the eraser's first one with a membrane; what comes back with its hook takes it off."""
+    unet = denoiser_of(attachment.pipe, edit.site.component)[1]
+    there = found_on(unet, Around)
+    hooks = there.hooks if there is not None else ()
+    membrane = next((own for own in hooks if isinstance(own, Membrane) and own.attachment is attachment), None)
+    first = membrane is None
+    if membrane is None:
+        membrane = Membrane(attachment, edit)
+        there = Around.join(unet, membrane)
+    hook = PermeableHook(attachment, edit, membrane, first)
+    _, off = put_hook(hook, layer)
+
+    def take_off() -> None:
+        off()
+        if first and there is not None:
+            there.leave(unet, membrane)
+
+    return hook, take_off

@@ -1,0 +1,1 @@
+"""An eraser at rest: its files, manifest, card and signature."""

@@ -1,0 +1,174 @@
+"""An eraser on disk: `eraser.json` + `eraser.safetensors` + `manifest.json` with the digest of both. Never pickle."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from excise.erasers.apply.registry import KINDS, Edit
+from excise.erasers.artefact import verdict
+from excise.erasers.artefact.record import FILES as FILES
+from excise.erasers.artefact.record import SCHEMA, as_json
+from excise.erasers.artefact.record import TOP as _TOP
+from excise.erasers.artefact.record import Check as Check
+from excise.erasers.artefact.record import check_manifest as check_manifest
+from excise.erasers.artefact.record import manifest as manifest
+from excise.erasers.artefact.record import read as read
+from excise.errors import ExciseError
+from excise.sites.site import Site
+
+if TYPE_CHECKING:
+    from excise.erasers.eraser import Eraser
+
+T = TypeVar("T")
+_OPTIONAL = {"verdict"}
+"""What erasers of earlier versions do not have."""
+_KINDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+_MALFORMED = (
+    ExciseError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    OverflowError,
+    SafetensorError,
+)
+"""What bytes that were never an eraser make json, safetensors, torch and the constructors raise."""
+_UNNAMED = "sae"
+"""The kind that a saved edit need not name: once there was no other."""
+
+
+def pack(eraser: Eraser) -> dict[str, bytes]:
+    """The three files' bytes; the same eraser always gives the same bytes. Raises ExciseError where it has no edit."""
+    if not eraser.edits:
+        raise ExciseError(f"{eraser.name!r} edits nothing, so there is nothing to save")
+    tensors: dict[str, Tensor] = {}
+    edits = []
+    for n, edit in enumerate(eraser.edits):
+        tensors.update(
+            {
+                f"{n}.{name}": t.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, t in edit.tensors().items()
+            }
+        )
+        site = {"component": edit.site.component, "path": edit.site.path, "width": edit.site.width}
+        kind = {} if edit.kind == _UNNAMED else {"kind": edit.kind}
+        edits.append({"site": site, **kind, **edit.saved})
+    described = {
+        "schema": SCHEMA,
+        "method": eraser.method,
+        "name": eraser.name,
+        "concept": eraser.concept,
+        "mentions": list(eraser.mentions),
+        "edits": edits,
+        "made_for": dict(eraser.made_for),
+        "created": dict(eraser.created),
+        "measured": dict(eraser.measured),
+        "canary": list(eraser.canary),
+        "canary_shift": float(eraser.canary_shift),
+        **({"verdict": dict(eraser.verdict)} if eraser.verdict else {}),
+    }
+    try:
+        text = as_json(described)
+    except (TypeError, ValueError) as error:
+        raise ExciseError(f"the eraser's description cannot be saved as json: {error}; fit it again") from error
+    files = {"eraser.json": text, "eraser.safetensors": save_tensors(tensors)}
+    return {**files, "manifest.json": manifest(files)}
+
+
+def unpack(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The constructor arguments of the Eraser in `files`.
+
+    Raises ExciseError for an unknown schema, a missing or unknown key, or tensors that do not fit.
+    """
+    try:
+        described = json.loads(files["eraser.json"].decode(), parse_constant=_no_constant)
+        schema = described["schema"]
+        if schema == SCHEMA:
+            return _arguments(described, load_tensors(files["eraser.safetensors"]))
+    except _MALFORMED as error:
+        raise ExciseError(f"{folder} is no valid eraser ({reason(error)}); copy or fit it again") from error
+    raise ExciseError(
+        f"{folder} has the format {reprlib.repr(schema)[:60]}, this version reads {SCHEMA!r}; use a matching excise"
+    )
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one short line that is safe to print: it may quote a file that anybody wrote."""
+    said = str(error.strerror or error) if isinstance(error, OSError) else str(error)
+    return "".join(c if c.isprintable() else " " for c in said[:200]).strip() or type(error).__name__
+
+
+def _arguments(described: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    _exactly(described, _TOP | (_OPTIONAL & set(_is(dict, described))), "eraser.json")
+    as_json(described)  # refuses what could not be saved again: 1e999, and halves of surrogate pairs
+    edits = tuple(_edit(n, data, tensors) for n, data in enumerate(_is(list, described["edits"])))
+    if tensors:
+        raise ValueError(f"tensor {next(iter(tensors))!r} belongs to no edit")
+    if not edits:
+        raise ValueError("it edits nothing")
+    return {
+        "edits": edits,
+        **{name: _is(str, described[name]) for name in ("method", "name", "concept")},
+        **{name: tuple(_is(str, text) for text in _is(list, described[name])) for name in ("mentions", "canary")},
+        **{name: _is(dict, described[name]) for name in ("made_for", "created", "measured")},
+        "canary_shift": _number(described["canary_shift"]),
+        "verdict": verdict.checked(described.get("verdict", {})),
+    }
+
+
+def _edit(n: int, data: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
+    named = "kind" in _is(dict, data)
+    known = KINDS.get(data["kind"] if named else _UNNAMED)
+    if known is None or named is (known.edit.kind == _UNNAMED):
+        raise ValueError(f"edit {n} is of kind {reprlib.repr(data['kind'])}")
+    kind = known.edit
+    _exactly(data, {"site", *(["kind"] if named else []), *kind.SAVED}, f"edit {n}")
+    _exactly(data["site"], {"component", "path", "width"}, f"edit {n}'s site")
+    component, path, width = (data["site"][name] for name in ("component", "path", "width"))
+    site = Site(_is(str, component), _is(str, path), _is(int, width))
+
+    def take(name: str) -> Tensor:
+        tensor = tensors.pop(f"{n}.{name}")
+        if tensor.dtype not in ((torch.int64,) if name == "indices" else kind.DTYPES):
+            raise ValueError(f"{n}.{name} is {tensor.dtype}")
+        return tensor
+
+    saved = {name: _number(data[name]) if t is float else _is(t, data[name]) for name, t in kind.SAVED.items()}
+    return kind.restored(site, saved, take)
+
+
+def _exactly(data: Any, keys: set[str], where: str) -> None:
+    if odd := sorted(set(_is(dict, data)) ^ keys):
+        raise ValueError(f"{where}: {odd[0]!r} is {'unknown' if odd[0] in data else 'missing'}")
+
+
+def _is(kind: type[T], value: Any) -> T:
+    if type(value) is not kind:  # by its type: True is an int too
+        raise TypeError(f"{reprlib.repr(value)} should be {_KINDS[kind]}")
+    return value
+
+
+def _number(value: Any) -> float:
+    return float(value if type(value) is int else _is(float, value))
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")

@@ -1,0 +1,1 @@
+"""What is changed: tensors and formulas, in pure torch."""

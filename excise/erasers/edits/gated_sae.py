@@ -1,0 +1,49 @@
+"""An edit of SAE neurons that spares prompts which it would change by little (ItD's classifier)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from excise.erasers.edits.text_sae import Branch, SAEEdit
+from excise.errors import ExciseError
+
+
+@dataclass(frozen=True, eq=False)
+class GatedSAEEdit(SAEEdit):
+    """As SAEEdit, in prompts whose `change` is at least `floor`; others keep every bit."""
+
+    floor: float = 0.0
+
+    kind: ClassVar[str] = "sae-gated"
+    SAVED: ClassVar[Mapping[str, type]] = {**SAEEdit.SAVED, "floor": float}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self.floor) and self.floor >= 0):
+            raise ExciseError(f"floor is {self.floor}; it must be a number of at least 0")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the Site and the tensors, as json."""
+        return {**super().options, "floor": float(self.floor)}
+
+    def change(self, h: Tensor, sae: Any | None = None) -> Tensor:
+        """`[B]`: the square of what is subtracted from states `h` `[B, T, d]` at strength 1, mean over positions."""
+        delta = super().delta(h, sae=sae)
+        return h.new_zeros(len(h)) if delta is None else delta.square().sum(-1).mean(1)
+
+    def delta(
+        self, h: Tensor, strength: float = 1.0, *, branch: Branch = "conditional", sae: Any | None = None
+    ) -> Tensor | None:
+        """As SAEEdit's, 0 in prompts that the gate spares."""
+        delta = super().delta(h, strength, branch=branch, sae=sae)
+        if delta is None:
+            return None
+        opened = self.change(h, sae) >= self.floor
+        return torch.where(opened[:, None, None], delta, torch.zeros_like(delta))

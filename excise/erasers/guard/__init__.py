@@ -1,0 +1,1 @@
+"""What fails closed: checks that every erasure fired."""

@@ -1,0 +1,62 @@
+"""Whether an eraser's edits lie on every way from a prompt to a picture: what is refused before anything is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from excise.errors import ExciseError
+from excise.sites.site import DENOISERS, depth, encoder_of, layer_count, refuse_late, taps_of, to_cover
+
+if TYPE_CHECKING:
+    from excise.erasers.apply.registry import Edit, TextEdit
+    from excise.erasers.eraser import Eraser
+
+
+def absent_from(pipe: Any, eraser: Eraser) -> list[str]:
+    """Text encoders that the eraser edits and the pipeline was built without: SD3 without its T5, or the second of two
+    pipelines, which draws what the first encodes. Nothing is read of them."""
+    edited = dict.fromkeys(edit.site.component for edit in eraser.text_edits)
+    return [name for name in edited if name in vars(pipe) and getattr(pipe, name) is None]
+
+
+def refuse_unless_covered(pipe: Any, eraser: Eraser, edits: Sequence[Edit]) -> None:
+    """Raises ExciseError where the pipeline has a denoiser or a text encoder that the eraser leaves open, or reads an
+    encoder before the layer that is edited. `edits` are those whose component is there."""
+    for edit in edits:
+        if edit.site.part == "text":
+            refuse_late(pipe, edit.site)
+    edited, drawn_with = {edit.site.component for edit in eraser.text_edits}, set(eraser.denoisers)
+    others = {name for name in DENOISERS if isinstance(getattr(pipe, name, None), nn.Module)}
+    if drawn_with and (left := sorted(others - drawn_with)):
+        raise ExciseError(
+            f"{type(pipe).__name__} also draws with {', '.join(left)}, which this eraser does not edit; "
+            "fit one for every denoiser"
+        )
+    if edited and not drawn_with and (open_ones := sorted(set(to_cover(pipe)) - edited)):
+        raise ExciseError(
+            f"{type(pipe).__name__} also reads {', '.join(open_ones)}, which this eraser does not edit; "
+            "the concept would pass through there: fit an eraser for every text encoder"
+        )
+
+
+def refuse_early_tap(pipe: Any, edit: TextEdit, clip_skip: Any, eraser: str) -> None:
+    """clip_skip = s makes the pipeline read layer L - s. Raises ExciseError where that is before the Site."""
+    if not clip_skip:
+        return
+    if not isinstance(clip_skip, Integral):
+        raise ExciseError(f"clip_skip={clip_skip!r} is no whole number; give one as a number, such as 1")
+    if clip_skip < 0:
+        raise ExciseError(
+            f"clip_skip={clip_skip} counts from the first layer, which no eraser reaches; give at least 0"
+        )
+    at, component = depth(pipe, edit.site), edit.site.component
+    taps = taps_of(pipe, component) or [layer_count(encoder_of(pipe, component))]
+    if at is None or at > min(taps) - int(clip_skip):
+        raise ExciseError(
+            f"clip_skip={clip_skip} reads the text encoder before {edit.site.key}, where eraser "
+            f"{eraser!r} acts; use a smaller clip_skip or an eraser for an earlier Site"
+        )

@@ -1,0 +1,327 @@
+"""Witness: stands before the denoiser and knows which text states came out of an edited encoder.
+
+A wrapped encoder layer cannot notice that nobody called it. The witness can: states that no edited encoder made are a
+way round the eraser, whichever pipeline the denoiser and the encoders are shared with.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from excise.erasers.guard.encode_prompt import LEDGER, is_muted
+from excise.erasers.hooks.context import CALL, Call, current_call
+from excise.erasers.hooks.known_vectors import SPARED as SPARED_ROW
+from excise.erasers.hooks.known_vectors import UNKNOWN, Ledger
+from excise.erasers.hooks.wrapping import ERASED, SPARED, EditHook, Passage, Watch, found_on, install, remove
+from excise.sites.blocks import denoisers
+from excise.sites.encoding import tensors_of
+from excise.sites.families import family_of
+from excise.sites.site import shows_from, taps_of, text_encoders
+
+if TYPE_CHECKING:
+    from excise.erasers.attachment import Attachment
+
+READS = (
+    "encoder_hidden_states",
+    "encoder_hidden_states_t5",
+    "encoder_hidden_states_llama3",
+    "encoder_hidden_states_2",
+    "pooled_projections",
+    "cap_feats",
+    "text_embeds",
+)
+"""What denoisers call the text states among their arguments, and among `added_cond_kwargs`."""
+
+
+class Scribe(Watch):
+    """A hook on a text encoder: what it makes while every edit in it runs goes into the ledger.
+
+    So a pipeline of the same components stays usable, although nobody guards its `encode_prompt`.
+    """
+
+    def __init__(self, witness: Witness, component: str, module: nn.Module) -> None:
+        super().__init__()
+        self.witness, self.component, self.module = witness, component, module
+
+    def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().arrive(module, args, kwargs)
+        # Compiled, it is the guard on `encode_prompt` that keeps the ledger.
+        if not torch.compiler.is_compiling():
+            self._prepare()
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # Once more: who calls `forward` itself passes by what was told of the arrival.
+        if not torch.compiler.is_compiling():
+            self._prepare()
+        return super().pre_forward(module, *args, **kwargs)
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            self._write(output)
+        return output
+
+    def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._write(output)
+
+    def _prepare(self) -> None:
+        hooks = self._hooks()
+        self._here.call = current_call(self.module)
+        self._here.before, SPARED.yes = {id(hook): hook.runs for hook in hooks}, False
+        ERASED.prompts = None
+        self._here.epoch = self.witness.epoch
+        looked = call.looked if (call := CALL.get()) is not None else ()
+        for attachment in dict.fromkeys(hook.attachment for hook in hooks):
+            if attachment not in looked:  # the encoder may have been changed through another pipeline
+                attachment.refuse_changed()
+
+    def _write(self, output: Any) -> None:
+        hooks, before = self._hooks(), self._here.before
+        call: Call | None = self._here.call
+        self._here.call = None  # it holds the prompt and the pipeline
+        if not hooks:
+            if self._is_for_glyphs():
+                self.witness.add(list(tensors_of(output)), self._here.epoch)
+            return
+        if not all(hook.runs > before.get(id(hook), 0) for hook in hooks):
+            return
+        taps = taps_of(call.pipe, self.component) or None if call is not None and call.usual else None
+        first = max(shows_from(hook.edit.site) for hook in hooks)
+        states = list(tensors_of(_handed_on(output, first, taps)))
+        if (ledger := LEDGER.get()) is not None:
+            ledger.add(states)
+        else:
+            spared, erased = SPARED.yes, getattr(ERASED, "prompts", None)
+            self.witness.add(states, self._here.epoch, spared=spared)
+            if erased is not None and not spared:
+                parts = [state[erased.to(state.device)] for state in states if len(state) == len(erased)]
+                self.witness.add_erased(parts, self._here.epoch)
+            if call is None:
+                self.witness.ledger.hold(states)
+
+    def _is_for_glyphs(self) -> bool:
+        """Whether the encoder reads nothing but text to be written into the picture, which no eraser has to cover."""
+        live = self.witness.live
+        families = [family_of(attachment.pipe) for attachment in live]
+        entries = [family.encoder(self.component) for family in families if family is not None]
+        return bool(entries) and all(entry is not None and entry.glyphs for entry in entries)
+
+    def _hooks(self) -> list[EditHook]:
+        """The edits of this encoder that should act."""
+        return [hook for a in self.witness.live for hook in a.hooks if hook.edit.site.component == self.component]
+
+
+_NO_STATES = ("logits", "attentions", "cross_attentions", "loss")
+
+
+def _handed_on(output: Any, first: int, taps: Sequence[int] | None) -> Any:
+    """What a pipeline may hand on of an encoder's output: the last state, pooled vectors, and of the hidden states
+    those that at least `first` layers made, since no edit has reached the others; of them `taps` alone where it is
+    known which the pipeline reads."""
+
+    def chosen(states: Any) -> Any:
+        return states[first:] if taps is None else [states[tap] for tap in taps if first <= tap < len(states)]
+
+    if isinstance(output, tuple):
+        return [chosen(part) if isinstance(part, tuple) else part for part in output]
+    parts = {name: part for name, part in dict(output).items() if name not in _NO_STATES}
+    return {name: chosen(part) if name == "hidden_states" and part else part for name, part in parts.items()}
+
+
+_WITNESSES: weakref.WeakSet[Witness] = weakref.WeakSet()
+
+
+class Witness(Passage):
+    """A hook on the denoisers of a pipeline, shared by everything attached to the pipelines they are part of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attachments: list[Attachment] = []
+        self.ledger = Ledger()
+        """What edited encoders made; and marked in it, unconditional prompts that say the concept and were left alone,
+        which may stand beside a prompt in a batch and nowhere else."""
+        self.epoch = 0
+        """Grows whenever the erasers are set otherwise: what was encoded across that counts for neither setting."""
+        self.erased = Ledger(1 / 16)
+        """Prompts among them from which something was erased."""
+        self._lock = threading.RLock()
+        self._posts: dict[nn.Module, Passage] = {}
+        self._watched: dict[int, list[nn.Module]] = {}
+        """By attachment (its id): the modules that are watched for it."""
+        _WITNESSES.add(self)
+
+    @classmethod
+    def of(cls, denoiser: nn.Module | None) -> Witness | None:
+        """The witness at `denoiser`, if there is one."""
+        post = found_on(denoiser, Post)
+        return post.witness if post is not None else None
+
+    @classmethod
+    def encoding(cls, digest: str) -> Attachment | None:
+        """Where the eraser of that digest was attached last to a pipeline with the text encoders that it edits."""
+        there = [a for witness in tuple(_WITNESSES) for a in witness.attachments if a.eraser.digest == digest]
+        return max((a for a in there if a.attached and a.hooks), key=lambda a: a.number, default=None)
+
+    @classmethod
+    def join(cls, pipe: Any, attachment: Attachment, encoding: Attachment | None = None) -> Witness:
+        """Add `attachment` to the witness at the pipeline's denoisers or text encoders, putting one there first where
+        there is none. A pipeline that only draws has the witness of the one that encodes for it (`encoding`), and finds
+        it again when the eraser is attached to that one again."""
+        drawing = cls._left_to_draw(attachment) if encoding is None else []
+        if encoding is not None:
+            witness = next(w for w in tuple(_WITNESSES) if encoding in w.attachments)
+        else:
+            at_denoisers = (found for denoiser in denoisers(pipe) if (found := cls.of(denoiser)))
+            encoders = text_encoders(pipe).items()
+            scribes = (s for name, e in encoders if (s := found_on(e, Scribe)) and s.component == name)
+            there = (*at_denoisers, *(scribe.witness for scribe in scribes), *(w for w, _ in drawing))
+            witness = there[0] if there else cls()
+        witness._watch(pipe, attachment)
+        for before, other in drawing:
+            if before is not witness:
+                before.leave(other)
+                witness._watch(other.pipe, other)
+            other.draw_for(attachment, witness)
+        return witness
+
+    @classmethod
+    def _left_to_draw(cls, attachment: Attachment) -> list[tuple[Witness, Attachment]]:
+        """The attachments of the same eraser that only draw, and whose encoding one is gone; with their witnesses."""
+        if not attachment.edits:
+            return []
+        there = [(witness, a) for witness in tuple(_WITNESSES) for a in witness.attachments]
+        gone = [(witness, a) for witness, a in there if a.encoded_by is not None and not a.encoded_by.attached]
+        return [(witness, a) for witness, a in gone if a.eraser.digest == attachment.eraser.digest]
+
+    def _watch(self, pipe: Any, attachment: Attachment) -> None:
+        """Stand at the pipeline's denoisers and text encoders for `attachment`."""
+        watched, encoders = denoisers(pipe), text_encoders(pipe)
+        for module in watched:
+            self._put(module, Post(self))
+        for name, module in encoders.items():
+            self._put(module, Scribe(self, name, module))
+        self.attachments.append(attachment)
+        self._watched[id(attachment)] = [*watched, *encoders.values()]
+
+    def _put(self, module: nn.Module, hook: Passage) -> None:
+        if module not in self._posts:
+            install(module, hook)
+            self._posts[module] = hook
+
+    def leave(self, attachment: Attachment) -> None:
+        """Take `attachment` off; where it was the last one at a module it leaves no trace there."""
+        if attachment not in self.attachments:
+            return
+        self.attachments.remove(attachment)
+        del self._watched[id(attachment)]
+        still = {module for modules in self._watched.values() for module in modules}
+        for module in [module for module in self._posts if module not in still]:
+            remove(module, self._posts.pop(module))
+
+    @property
+    def live(self) -> list[Attachment]:
+        """The attachments whose edits of text encoders should act in this thread."""
+        return [a for a in self.attachments if a.active and not is_muted(a, "text")]
+
+    def forget(self) -> None:
+        """Nothing that was encoded before counts any more: an eraser was attached, scaled or switched."""
+        with self._lock:
+            self.epoch += 1
+            self.ledger.forget()
+            self.erased.forget()
+
+    def add(self, states: Sequence[Tensor], epoch: int, *, spared: bool = False, erased: bool = False) -> None:
+        """Let `states` through, encoded from `epoch` on; spared ones only beside others.
+
+        None are let through while an eraser is to be drawn under that no longer edits where the prompts are encoded.
+        """
+        if any(a.encoded_by is not None and not a.encoded_by.active for a in self.live):
+            return
+        with self._lock:  # a change of an eraser comes before or after, and not in between
+            if epoch == self.epoch:
+                self.ledger.add(states, spared=spared)
+                if erased:
+                    self.erased.add(states)
+
+    def add_erased(self, states: Sequence[Tensor], epoch: int) -> None:
+        """Remember of `states`, encoded from `epoch` on, that something was erased from them."""
+        with self._lock:
+            if epoch == self.epoch:
+                self.erased.add(states)
+
+    def passed(self, state: Tensor) -> Tensor:
+        """`state` as it is. Raises EraserDidNotFire where it was not made under every eraser that is active."""
+        live = self.live
+        if not live or not state.is_floating_point():
+            return state
+        if not self._known(state):
+            for attachment in live:
+                attachment.bypass(
+                    f"the denoiser was given text states that were not encoded under eraser {attachment.name!r}; pass "
+                    "the prompt as text, to the pipeline that it is attached to"
+                )
+        return state
+
+    def _known(self, state: Tensor) -> bool:
+        """Whether every picture of the batch reads known states, at most half of them spared ones, which may stand only
+        where the batch has its negative prompts. Looked at anew in every step: a tensor can be written to without a
+        trace."""
+        marks = self.ledger.marks(state).reshape(len(state), -1)
+        if bool((marks == UNKNOWN).any()):
+            return False
+        spared = (marks == SPARED_ROW).any(1)
+        if not bool(spared.any()):
+            return True
+        if self._prompts_last() and bool(spared[len(spared) // 2 :].any()):
+            return False
+        # Zeros are no prompt that a spared one could stand beside.
+        own = ~spared & (state != 0).flatten(1).any(1)
+        return int(spared.sum()) <= int(own.sum())
+
+    def _prompts_last(self) -> bool:
+        """Whether every pipeline here is of a family whose denoiser reads negative prompts before the prompts."""
+        return all(family_of(attachment.pipe) is not None for attachment in self.live)
+
+
+class Post(Watch):
+    """The witness's place at one denoiser."""
+
+    def __init__(self, witness: Witness) -> None:
+        super().__init__()
+        self.witness = witness
+
+    def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.pre_forward(module, *args, **kwargs)
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        super().pre_forward(module)
+        names = _parameters(type(module))
+        given = [self._checked(name, value) for name, value in zip(names, args, strict=False)]
+        return (*given, *args[len(given) :]), {name: self._checked(name, value) for name, value in kwargs.items()}
+
+    def _checked(self, name: str, value: Any) -> Any:
+        """The argument with its text states passed by the witness, whatever they are nested in."""
+        if name == "added_cond_kwargs" and isinstance(value, dict):
+            return {key: self._checked(key, part) for key, part in value.items()}
+        if name not in READS:
+            return value
+        if isinstance(value, tuple | list):
+            return type(value)(self._checked(name, part) for part in value)
+        return self.witness.through(value) if isinstance(value, Tensor) else value
+
+
+def is_compiled(pipe: Any) -> bool:
+    """Whether a text encoder of the pipeline is compiled, so that no hook on it keeps the ledger."""
+    parts = [getattr(pipe, name, None) for name in text_encoders(pipe)]
+    return any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None for part in parts)
+
+
+def _parameters(kind: type[nn.Module]) -> list[str]:
+    """Names of `forward`'s positional arguments."""
+    return list(inspect.signature(kind.forward).parameters)[1:]

@@ -1,0 +1,52 @@
+"""By how much attached erasers change what the denoiser reads of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from excise.erasers.guard.canary import conditional
+from excise.erasers.guard.encode_prompt import unedited
+from excise.sites.encoding import encode_prompt
+
+BATCH = 64
+Progress = Callable[[int], Any]
+
+
+@torch.no_grad()
+def text_changes(pipe: Any, prompts: Sequence[str], progress: Progress = lambda done: None) -> list[float]:
+    """By how much the attached erasers change what `encode_prompt` gives the denoiser, a prompt each.
+
+    It is |edited - plain| / |plain| (L2) of the tensor that changes most, exactly 0 where every value is the same.
+    """
+    found: list[float] = []
+    size = _at_once(pipe, prompts)
+    for start in range(0, len(prompts), size):
+        some = list(prompts[start : start + size])
+        edited = _states(pipe, some)
+        with unedited():
+            plain = _states(pipe, some)
+        changes = torch.zeros(len(some), dtype=torch.float64)
+        for new, old in zip(edited, plain, strict=True):
+            moved, norm = (x.flatten(1).norm(dim=1).cpu() for x in (new.double() - old.double(), old.double()))
+            changes = torch.maximum(changes, moved / norm.clamp(min=1e-12))
+        found += changes.tolist()
+        progress(len(some))
+    return found
+
+
+def _at_once(pipe: Any, prompts: Sequence[str]) -> int:
+    """How many prompts to encode at once: one where the pipeline gives a list of their states in place of rows."""
+    some = list(prompts[:3])
+    with unedited():
+        rows = [t for t in conditional(pipe, encode_prompt(pipe, some)) if t.ndim > 1 and len(t) == len(some)]
+    return BATCH if len(some) == 3 and rows else 1
+
+
+def _states(pipe: Any, prompts: list[str]) -> list[Tensor]:
+    """The tensors that hold the prompts' own text, one row a prompt."""
+    made = [t for t in conditional(pipe, encode_prompt(pipe, prompts)) if t.is_floating_point() and t.ndim > 1]
+    return [t[None] for t in made] if len(prompts) == 1 else [t for t in made if len(t) == len(prompts)]

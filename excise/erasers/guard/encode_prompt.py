@@ -1,0 +1,130 @@
+"""The guard on a pipeline's `encode_prompt`: knows the branch of every text-encoder call and closes the ways round."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from excise.erasers.hooks.context import CALL, Call, call_of
+from excise.erasers.hooks.known_vectors import Ledger
+from excise.errors import ExciseError
+from excise.sites.site import Part
+
+__all__ = ["CALL", "LEDGER", "Call", "Guard", "is_muted", "is_proving", "proving", "unedited"]
+
+if TYPE_CHECKING:
+    from excise.erasers.attachment import Attachment
+
+
+_ONLY: ContextVar[object | None] = ContextVar("excise_only", default=None)
+_NOBODY = object()
+_PART: ContextVar[Part | None] = ContextVar("excise_part", default=None)
+LEDGER: ContextVar[Ledger | None] = ContextVar("excise_ledger", default=None)
+"""Where a canary's run is written down, instead of among the states that may be rendered."""
+
+
+@contextmanager
+def proving(attachment: object, part: Part | None = None) -> Iterator[Ledger]:
+    """Within it the attachment edits at full strength and no other one does, in this thread alone: one canary must not
+    be silenced by another eraser of the same concept. With `part` only its edits of that part of the pipeline act.
+    Gives the ledger of what edited encoders make meanwhile."""
+    ledger = Ledger()
+    tokens = _ONLY.set(attachment), _PART.set(part), LEDGER.set(ledger)
+    try:
+        yield ledger
+    finally:
+        _ONLY.reset(tokens[0])
+        _PART.reset(tokens[1])
+        LEDGER.reset(tokens[2])
+
+
+@contextmanager
+def unedited() -> Iterator[None]:
+    """Within it nothing edits: methods read the model itself, whatever is attached to it."""
+    token = _ONLY.set(_NOBODY)
+    try:
+        yield
+    finally:
+        _ONLY.reset(token)
+
+
+def is_proving(attachment: object) -> bool:
+    return _ONLY.get() is attachment
+
+
+def is_muted(attachment: object, part: Part | None = None) -> bool:
+    """Whether an attachment edits nothing now because another one is on trial, or another part of it."""
+    return _ONLY.get() not in (None, attachment) or (part is not None and _PART.get() not in (None, part))
+
+
+class Guard:
+    """Stands in for `pipe.encode_prompt` while anything is attached to `pipe`; one for all its attachments."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.original: Callable[..., Any] = pipe.encode_prompt
+        self.before = vars(pipe).get("encode_prompt")
+        self.signature = inspect.signature(self.original)
+        self.attachments: list[Attachment] = []
+        self.pipe = pipe
+        update_wrapper(self, self.original)
+
+    @classmethod
+    def of(cls, pipe: Any) -> Guard | None:
+        """The guard on `pipe`, if there is one."""
+        guard = getattr(pipe, "__dict__", {}).get("encode_prompt")
+        return guard if isinstance(guard, cls) else None
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise ExciseError(
+            "a pipeline with an eraser attached cannot be copied or pickled; detach it, and attach it to the copy"
+        )
+
+    @classmethod
+    def names(cls, pipe: Any) -> list[str]:
+        """What the erasers attached to `pipe` are called."""
+        guard = cls.of(pipe)
+        return [attachment.name for attachment in guard.attachments] if guard is not None else []
+
+    @classmethod
+    def join(cls, pipe: Any, attachment: Attachment) -> Guard:
+        """Add `attachment` to the pipeline's guard, putting one in place first where there is none."""
+        if not callable(getattr(pipe, "encode_prompt", None)):
+            raise ExciseError(
+                f"{type(pipe).__name__} has no encode_prompt to prove an eraser with; it is not supported"
+            )
+        guard = cls.of(pipe)
+        if guard is None:
+            guard = cls(pipe)
+            pipe.encode_prompt = guard
+        guard.attachments.append(attachment)
+        return guard
+
+    def leave(self, pipe: Any, attachment: Attachment) -> None:
+        """Take `attachment` off; the last one out puts `pipe.encode_prompt` back as it was."""
+        if attachment in self.attachments:
+            self.attachments.remove(attachment)
+        if not self.attachments and vars(pipe).get("encode_prompt") is self:
+            if self.before is None:
+                del pipe.encode_prompt
+            else:
+                pipe.encode_prompt = self.before
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        call = call_of(self.pipe, self.signature, dict(bound.arguments))
+        live = [a for a in self.attachments if a.active and not is_muted(a)]
+        call.looked = tuple(live)
+        epochs = [attachment.before_prompt(call) for attachment in live]
+        token = CALL.set(call)
+        try:
+            made = self.original(*args, **kwargs)
+        finally:
+            CALL.reset(token)
+        for attachment, epoch in zip(live, epochs, strict=True):
+            attachment.after_prompt(call, made, epoch)
+        return made

@@ -1,0 +1,171 @@
+"""Digests of what an eraser was made for: weights of text encoders and denoisers, and the tokenizers' behaviour."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from excise.erasers.guard.weights_watch import kept_elsewhere, named_denoisers
+from excise.errors import ExciseError
+from excise.sites.blocks import denoiser_of
+from excise.sites.locking import own_copy
+from excise.sites.site import text_encoders, tokenizer_of
+
+_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_PROBES = (
+    "a photo of a gun next to a cat on a wooden table",
+    "A Naïve café — 東京, 100% (done) #1 :: \U0001f52b's",
+    "naked nude violence blood knife revolver unbelievably pseudopseudohypoparathyroidism",
+    "",
+)
+"""Strings whose token ids stand for the tokenizer's merges and normalisation, whatever class it is."""
+
+
+def encoder_digests(encoder: nn.Module) -> dict[str, list[str]]:
+    """Digests of the weights by precision, so that an eraser fitted in float32 knows the float16 and bfloat16 model.
+
+    A bfloat16 model may have been rounded from float32 or from float16 files, hence up to two digests.
+    """
+    half = _digest(encoder, (torch.float16,))
+    if next(encoder.parameters()).dtype == torch.bfloat16:
+        return {"bfloat16": [half]}
+    via_half = _digest(encoder, (torch.float16, torch.bfloat16, torch.float16))
+    direct = _digest(encoder, (torch.bfloat16, torch.float16))
+    return {"float16": [half], "bfloat16": sorted({direct, via_half})}
+
+
+def encoder_matches(encoder: nn.Module, digests: dict[str, list[str]]) -> bool:
+    """Whether the live encoder's weights are those of `encoder_digests`, up to rounding to its own dtype."""
+    precision = "bfloat16" if next(encoder.parameters()).dtype == torch.bfloat16 else "float16"
+    known = digests.get(precision, [])
+    return bool(known) and _digest(encoder, (torch.float16,)) in known
+
+
+def model_digests(pipe: Any) -> dict[str, str]:
+    """By component the sha256 of the weights of the text encoders and the denoiser, rounded to float16."""
+    components = {**text_encoders(pipe), **dict([denoiser_of(pipe)])}
+    return {name: _digest(module, (torch.float16,)) for name, module in components.items()}
+
+
+def _digest(encoder: nn.Module, casts: tuple[torch.dtype, ...]) -> str:
+    digest = hashlib.sha256()
+    state = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}
+    originals = {name.removeprefix("text_model."): name for name in encoder.state_dict()}
+    for name in sorted(state):
+        if name.endswith("position_ids"):  # a constant that only some transformers versions keep
+            continue
+        tensor = state[name]
+        if tensor.is_meta:
+            path, _, own = originals[name].rpartition(".")
+            tensor = kept_elsewhere(encoder.get_submodule(path), own)
+        if tensor is None:
+            raise ExciseError(
+                f"the model's weights ({name}) are not in memory; attach the eraser before enabling offload"
+            )
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor.detach(), casts))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor, casts: tuple[torch.dtype, ...]) -> bytes:
+    if tensor.is_floating_point():
+        for dtype in casts:
+            tensor = tensor.to(dtype)
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Digest of the vocabulary, the special ids and the ids of probe strings: any transformers version agrees."""
+    own = own_copy(tokenizer)
+    ids = own(list(_PROBES), truncation=True)["input_ids"]
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length]
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps([vocabulary, special, [list(i) for i in ids]]).encode()).hexdigest()
+
+
+def made_for(pipe: Any, denoisers: Iterable[str] = ()) -> dict[str, Any]:
+    """What an eraser fitted on `pipe` is for: its class, digests of every text encoder and tokenizer, and of the
+    `denoisers` that it edits; where known, its name on the hub and the digests of its text encoders' files.
+
+    Names and files say where it came from; it is the digests of the weights in memory that are compared.
+    """
+    encoders = text_encoders(pipe)
+    source = str(getattr(pipe, "name_or_path", None) or "")
+    edited = {name: encoder_digests(whole) for name, whole in named_denoisers(pipe, denoisers).items()}
+    return {
+        **({"denoisers": edited} if edited else {}),
+        "pipeline": type(pipe).__name__,
+        "model": source if _HUB_NAME.match(source) and not Path(source).exists() else None,
+        "files": _files(source, list(encoders)),
+        "encoders": {name: encoder_digests(encoder) for name, encoder in encoders.items()},
+        "tokenizers": {name: tokenizer_digest(tokenizer_of(pipe, name)) for name in encoders},
+    }
+
+
+def _files(source: str, components: list[str]) -> dict[str, str]:
+    """sha256 of the text encoders' weight files below a pipeline's folder or in the hub's cache; empty where there are
+    none."""
+    if not source:
+        return {}
+    root = Path(source)
+    if not root.is_dir():
+        try:
+            from huggingface_hub import try_to_load_from_cache
+
+            index = try_to_load_from_cache(source, "model_index.json")
+        except Exception:  # no name of the hub
+            return {}
+        if not isinstance(index, str):
+            return {}
+        root = Path(index).parent
+    found = sorted(path for name in components for path in (root / name).glob("*.safetensors"))
+    return {path.relative_to(root).as_posix(): _file_digest(path) for path in found}
+
+
+def _file_digest(path: Path) -> str:
+    """sha256; in the hub's cache large files are stored under it."""
+    stored = path.resolve().name
+    if _SHA256.match(stored):
+        return stored
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def mismatches(pipe: Any, made: dict[str, Any], absent: Collection[str] = ()) -> list[str]:
+    """What differs between `pipe` and what the eraser was made for, one clause each; empty if nothing does.
+
+    Text encoders that are known to be `absent` are no difference.
+    """
+    known, tokenizers = made.get("encoders"), made.get("tokenizers")
+    if not isinstance(known, dict) or not isinstance(tokenizers, dict):
+        return ["it does not say what it was made for"]
+    out = []
+    encoders = text_encoders(pipe)
+    for name in sorted((set(encoders) | set(known)) - set(absent)):
+        if name not in encoders:
+            out.append(f"there is no {name}")
+        elif not isinstance(known.get(name), dict):
+            out.append(f"{name} is one the eraser does not know")
+        else:
+            if not encoder_matches(encoders[name], known[name]):
+                out.append(f"{name}'s weights differ")
+            if tokenizer_digest(tokenizer_of(pipe, name)) != tokenizers.get(name):
+                out.append(f"{name}'s tokenizer differs")
+    edited = made.get("denoisers", {})
+    for name, digests in sorted(edited.items()) if isinstance(edited, dict) else ():
+        if not isinstance(getattr(pipe, name, None), nn.Module):
+            out.append(f"there is no {name}")
+        elif not encoder_matches(denoiser_of(pipe, name)[1], digests):
+            out.append(f"{name}'s weights differ")
+    return out

@@ -1,0 +1,1 @@
+"""How a module of the pipeline is wrapped."""

@@ -1,0 +1,210 @@
+"""Ledger: which text states edited encoders have made, so that any others can be told from them.
+
+A state is one position's vector. What a denoiser reads are such vectors, some of them joined along their width (two
+encoders', or several layers'), filled up with zeros, or cast to its own dtype; in any order and batch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from excise.erasers.hooks.fingerprints import Fingerprints, Flags, Held, Place, Values, hashes
+
+REMEMBERED = 1 << 28
+"""Bytes of hashes that a ledger keeps at most (8 a vector and dtype), beside those of embeddings that a caller holds.
+That is more than 70,000 prompts of Stable Diffusion, or 3,000 of a language model whose pipeline reads three layers of
+512 positions."""
+DTYPES = torch.float16, torch.bfloat16
+"""A pipeline may cast states on their way to the denoiser: they are known in these dtypes too."""
+WAITING = 1 << 26
+"""Bytes of states that a ledger keeps at most until somebody asks."""
+READ_AT_ONCE = 8
+"""How many held embeddings are read with every picture, so that a change of generations need not read them all."""
+UNKNOWN, OWN, SPARED = 0, 1, 2
+"""What a row is made of: something that is not in the ledger, prompts' states, or spared ones among them."""
+
+Parts = tuple[tuple[int, int], ...]
+"""The (start, width) of each vector that a row is joined of."""
+Hashed = list[tuple[tuple[int, bool], Values]]
+"""Hashes by the width of the vectors and whether they were spared."""
+
+
+class Ledger:
+    """Hashes of vectors by their width; those of spared prompts apart.
+
+    Hashed is what was added when somebody asks, which is once a picture, and not while a prompt is encoded. Two
+    generations of hashes are kept: when the young one is full it becomes the old one, and the old one is dropped.
+    A vector that is made or asked for again is young again, and so is every vector of an embedding that is still held
+    (`hold`): only what nobody has made, asked for or kept for a whole generation is forgotten. `share` is how much of
+    the memory it may take that a ledger has by default.
+    """
+
+    def __init__(self, share: float = 1.0) -> None:
+        self._share = share
+        self._young: dict[tuple[int, bool], Fingerprints] = {}
+        self._old: dict[tuple[int, bool], Fingerprints] = {}
+        self._carried = 0
+        self._added: list[tuple[Tensor, bool]] = []
+        self._held = Held()
+        self._lock = threading.RLock()
+
+    @property
+    def widths(self) -> list[int]:
+        """Of the vectors that were added."""
+        self._hash()
+        with self._lock:
+            return sorted({width for width, _ in (*self._young, *self._old)})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of hashes that are kept now."""
+        with self._lock:
+            return 8 * sum(map(len, (*self._young.values(), *self._old.values())))
+
+    def add(self, tensors: Iterable[Tensor], *, spared: bool = False) -> None:
+        """Remember every vector (the last dimension) of floating tensors, as they are now."""
+        with self._lock:
+            for tensor in tensors:
+                if _holds_states(tensor):
+                    self._added.append((tensor.detach().clone(), spared))
+            many = sum(tensor.nbytes for tensor, _ in self._added) > WAITING * self._share
+        if many:
+            self._hash()
+
+    def hold(self, tensors: Iterable[Tensor]) -> None:
+        """Forget nothing of these tensors, as far as they are known, while their memory is in use."""
+        with self._lock:
+            for tensor in tensors:
+                if _holds_states(tensor):
+                    self._held.add(tensor)
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether every vector in it is one that was added and not spared, several of them joined, or zeros."""
+        return bool((self.marks(tensor) == OWN).all())
+
+    def marks(self, tensor: Tensor) -> Tensor:
+        """`[..., D]` to `[...]` int8: UNKNOWN, OWN or SPARED."""
+        rows = tensor.detach().flatten(0, -2)
+        self._hash()
+        marks = torch.full((len(rows),), UNKNOWN, dtype=torch.int8, device=rows.device)
+        for numbers, _, _, spared in self._parsed(rows):
+            marks[numbers] = SPARED if spared else OWN
+        return marks.view(tensor.shape[:-1])
+
+    def pieces(self, rows: Tensor) -> Iterator[tuple[Tensor, Parts, bool]]:
+        """Vectors `rows` `[n, D]` by how they are made up: their numbers, the (start, width) of their known parts, and
+        whether zeros fill them up. Vectors of unknown make-up are left out."""
+        self._hash()
+        for numbers, parts, filled, _ in self._parsed(rows):
+            yield numbers, parts, filled
+
+    def forget(self) -> None:
+        with self._lock:
+            self._added.clear()
+            self._young, self._old, self._carried = {}, {}, 0
+            self._held.clear()
+
+    def _hash(self) -> None:
+        # Locked to the end: what one thread has taken out another one must not miss.
+        with self._lock:
+            if not self._added:
+                return
+            if 8 * (sum(map(len, self._young.values())) - self._carried) > REMEMBERED * self._share // 2:
+                self._grow_old()
+            for tensor, spared in self._added:
+                rows = tensor.flatten(0, -2)
+                self._keep([((rows.shape[1], spared), values) for values in _in_dtypes(rows)])
+            self._added.clear()
+            for place in self._held.stayed(READ_AT_ONCE):
+                self._read(place)
+
+    def _grow_old(self) -> None:
+        self._old, self._young = self._young, {}
+        self._keep([part for place in self._held for part in self._read(place)])
+        self._carried = sum(map(len, self._young.values()))
+
+    def _read(self, place: Place) -> Hashed:
+        """What is known of a held tensor. It is hashed once, unless there are vectors in it that are not known yet."""
+        if place.hashes is not None:
+            return place.hashes
+        if (tensor := place.tensor()) is None:
+            return []
+        found: Hashed = []
+        rows, seen = tensor.flatten(0, -2), 0
+        for numbers, parts, _, _ in self._parsed(rows):
+            seen += len(numbers)
+            for start, width in parts:
+                vectors = rows[numbers, start : start + width]
+                spared = ~self._has((width, False), _values(vectors))
+                for kind in (False, True):
+                    chosen = vectors[torch.from_numpy(spared == kind).to(vectors.device)]
+                    found += [((width, kind), values) for values in _in_dtypes(chosen)]
+        if seen == len(rows):
+            place.hashes = found
+        return found
+
+    def _keep(self, found: Hashed) -> None:
+        by_kind: dict[tuple[int, bool], list[Values]] = {}
+        for kind, values in found:
+            by_kind.setdefault(kind, []).append(values)
+        for kind, several in by_kind.items():
+            self._young.setdefault(kind, Fingerprints()).add(np.concatenate(several))
+
+    def _has(self, kind: tuple[int, bool], values: Values) -> Flags:
+        """Which of these hashes are known. Those that were getting old are young again."""
+        with self._lock:
+            young, old = self._young.get(kind), self._old.get(kind)
+            found = young.has(values) if young is not None else np.zeros(len(values), dtype=bool)
+            if old is not None and not found.all():
+                again = ~found & old.has(values)
+                if again.any():
+                    self._young.setdefault(kind, Fingerprints()).add(values[again])
+                    found |= again
+            return found
+
+    def _parsed(self, rows: Tensor) -> Iterator[tuple[Tensor, Parts, bool, bool]]:
+        """As `pieces`, and whether a spared vector is among the parts."""
+        with self._lock:
+            widths = sorted({width for width, _ in (*self._young, *self._old)}, reverse=True)
+        yield from self._split(rows, widths, torch.arange(len(rows), device=rows.device), 0, (), False)
+
+    def _split(
+        self, rows: Tensor, widths: list[int], numbers: Tensor, start: int, parts: Parts, spared: bool
+    ) -> Iterator[tuple[Tensor, Parts, bool, bool]]:
+        if not len(numbers):
+            return
+        if start == rows.shape[1]:
+            yield numbers, parts, False, spared
+            return
+        for width in widths:
+            if start + width > rows.shape[1] or not len(numbers):
+                continue
+            values = _values(rows[numbers, start : start + width])
+            own = self._has((width, False), values)
+            other = ~own & self._has((width, True), values)
+            for hit, is_spared in ((own, spared), (other, True)):
+                at = torch.from_numpy(hit).to(rows.device)
+                yield from self._split(rows, widths, numbers[at], start + width, (*parts, (start, width)), is_spared)
+            numbers = numbers[torch.from_numpy(~(own | other)).to(rows.device)]
+        zero = (rows[numbers, start:] == 0).all(1)
+        if bool(zero.any()):
+            yield numbers[zero], parts, True, spared
+
+
+def _values(rows: Tensor) -> Values:
+    made: Values = hashes(rows).cpu().numpy()
+    return made
+
+
+def _in_dtypes(rows: Tensor) -> list[Values]:
+    """Hashes of `rows` `[n, D]` as they are, and as they are after a cast."""
+    return [_values(rows.to(dtype)) for dtype in {rows.dtype, *DTYPES}] if len(rows) else []
+
+
+def _holds_states(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.ndim >= 2 and not tensor.is_meta

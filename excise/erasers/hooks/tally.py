@@ -1,0 +1,96 @@
+"""Tally: counts the prompts that reach a text encoder without a guard's knowledge, through siblings for instance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from excise.erasers.guard.encode_prompt import Guard, is_muted, is_proving
+from excise.erasers.hooks.context import CALL, Call, current_call
+from excise.erasers.hooks.wrapping import Watch, found_on, install, remove
+from excise.sites.encoding import tensors_of
+from excise.sites.site import text_encoders
+
+if TYPE_CHECKING:
+    from excise.erasers.attachment import Attachment
+
+
+class Tally(Watch):
+    """A hook on one text encoder, shared by the erasers of all pipelines that it is part of.
+
+    The guard counts what goes through its own pipeline. A pipeline of the same components has no guard, and neither has
+    a prompt weighting that calls the encoder itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attachments: list[Attachment] = []
+
+    @classmethod
+    def join(cls, pipe: Any, attachment: Attachment) -> list[nn.Module]:
+        """Count for `attachment` at the pipeline's text encoders; these are what comes back."""
+        encoders = list(text_encoders(pipe).values())
+        for encoder in encoders:
+            tally = found_on(encoder, cls)
+            if tally is None:
+                tally = cls()
+                install(encoder, tally)
+            tally.attachments.append(attachment)
+        return encoders
+
+    @classmethod
+    def names(cls, pipe: Any) -> list[str]:
+        """Names of the erasers that edit `pipe`, whichever pipeline of its encoders they are attached to."""
+        tallies = [found_on(encoder, cls) for encoder in text_encoders(pipe).values()]
+        there = dict.fromkeys(a for tally in tallies if tally is not None for a in tally.attachments)
+        return [attachment.name for attachment in there if attachment.acts_on(pipe)]
+
+    @classmethod
+    def leave(cls, encoders: list[nn.Module], attachment: Attachment) -> None:
+        """Count for `attachment` no longer; the last one out leaves no trace."""
+        for encoder in encoders:
+            tally = found_on(encoder, cls)
+            if tally is None or attachment not in tally.attachments:
+                continue
+            tally.attachments.remove(attachment)
+            if not tally.attachments:
+                remove(encoder, tally)
+
+    def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().arrive(module, args, kwargs)
+        if not torch.compiler.is_compiling():
+            self._here.call = current_call(module)
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            self._count(module, output)
+        return output
+
+    def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._count(module, output)
+
+    def _count(self, module: nn.Module, output: Any) -> None:
+        guarded = CALL.get()
+        if guarded is not None and guarded.negative:
+            return
+        guard = Guard.of(guarded.pipe) if guarded is not None else None
+        counted = guard.attachments if guard is not None else []  # by the guard itself
+        call: Call | None = getattr(self._here, "call", None)
+        if call is not None and call.counted_by not in (None, id(self)):
+            return  # another encoder of the same pipeline counts
+        if call is not None:
+            call.counted_by = id(self)
+        prompts = next((len(tensor) for tensor in tensors_of(_plain(output)) if tensor.ndim), 0)
+        if call is not None and call.next_branch(self) == "unconditional":
+            prompts = 0
+        for attachment in tuple(self.attachments):
+            if attachment in counted or not attachment.active or is_muted(attachment) or is_proving(attachment):
+                continue
+            first = next(iter(text_encoders(attachment.pipe).values()), None)
+            attachment.count(prompts if call is not None or module is first else 0)
+
+
+def _plain(output: Any) -> Any:
+    return output if isinstance(output, tuple) else dict(output)

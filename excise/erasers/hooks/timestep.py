@@ -1,0 +1,128 @@
+"""Edits of a denoiser's blocks: a clock on the denoiser tells them the timestep and sees that every one of them ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from excise.erasers.edits.block_sae import BlockEdit, Moment, Opened
+from excise.erasers.edits.vectors import DirectionEdit
+from excise.erasers.guard.encode_prompt import is_muted
+from excise.erasers.hooks.wrapping import EditHook, Edits, Passage, Shared, Watch, unrun
+from excise.errors import ExciseError
+from excise.sites.blocks import as_patches, denoiser_of, from_patches, timestep_of
+
+if TYPE_CHECKING:
+    from excise.erasers.attachment import Attachment
+
+
+class BlockHook(EditHook):
+    """An edit of a block, at the timestep of the denoiser that it is part of."""
+
+    edit: BlockEdit | DirectionEdit
+    moved: BlockEdit | DirectionEdit
+    clock: Clock
+
+    def begin(self) -> None:
+        """A picture is about to be drawn in this thread."""
+        self._here.opened = Opened()
+
+    def of(self, state: Tensor) -> Tensor | None:
+        attachment = self.attachment
+        if not hasattr(self._here, "opened"):  # another pipeline's, whose prompts nobody told of
+            self.begin()
+        known = {"sae": attachment.sae, "opened": self._here.opened}
+        return self.moved.delta(state, attachment.strength, moment=self.clock.now, **known)
+
+
+def put(
+    attachment: Attachment, edit: BlockEdit | DirectionEdit, block: nn.Module
+) -> tuple[BlockHook, Callable[[], None]]:
+    """Put the edit at its block; what comes back with its hook takes it off again."""
+    _, denoiser = denoiser_of(attachment.pipe, edit.site.component)
+    hook = BlockHook(attachment, edit)
+    hook.clock = clock = Clock.join(denoiser, hook)
+    edits = BlockEdits.join(block, hook)
+
+    def off() -> None:
+        edits.leave(block, hook)
+        clock.leave(denoiser, hook)
+
+    return hook, off
+
+
+class BlockEdits(Edits):
+    """The edits at one block, of patches whatever shape the block gives them."""
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        patches = as_patches(output)
+        edited = self.through(patches)
+        return output if edited is patches else from_patches(edited, output)
+
+
+class Clock(Shared, Watch):
+    """A hook on a denoiser, shared by all edits within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.end = End(self)
+
+    @property
+    def now(self) -> Moment:
+        """The denoiser's run in this thread. Raises ExciseError outside of one."""
+        moment: Moment | None = getattr(self._here, "moment", None)
+        if moment is None:
+            raise ExciseError("a block of the denoiser ran by itself; its edit needs the timestep of a whole run")
+        return moment
+
+    def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().arrive(module, args, kwargs)
+        if not torch.compiler.is_compiling():
+            self.passed(timestep_of(module, args, kwargs)[1])
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        super().pre_forward(module)
+        at, given = timestep_of(module, args, kwargs)
+        timestep = self.through(given)
+        if isinstance(at, int):
+            return (*args[:at], timestep, *args[at + 1 :]), kwargs
+        return args, {**kwargs, at: timestep}
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        return self.end.through_prediction(output)
+
+    def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.check()
+
+    def passed(self, state: Tensor) -> Tensor:
+        # Of pictures whose parts have each their own (the given frame of a video has 0), the highest counts.
+        timesteps = tuple(state.reshape(len(state) if state.ndim else 1, -1).amax(1).tolist())
+        same = len(set(timesteps)) == 1
+        # No pipeline keeps gradients: nothing is drawn by a run that does.
+        self._here.moment = Moment(timesteps[:1] if same else timesteps, same and not torch.is_grad_enabled())
+        self._here.before = {id(hook): hook.runs for hook in self.hooks}
+        return state
+
+    def check(self) -> None:
+        """Raises EraserDidNotFire where a module that is edited did not run since the denoiser began to."""
+        self._here.moment = None
+        for hook in self.hooks:
+            attachment = hook.attachment
+            ran = hook.runs > self._here.before.get(id(hook), hook.runs)
+            if attachment.active and not is_muted(attachment, "denoiser") and not ran:
+                raise unrun(hook)
+
+
+class End(Passage):
+    """The clock's place behind the denoiser."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def passed(self, state: Tensor) -> Tensor:
+        self.clock.check()
+        return state

@@ -1,0 +1,1 @@
+"""Methods that solve for new weights in closed form."""

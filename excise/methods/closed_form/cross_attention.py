@@ -1,0 +1,73 @@
+"""What methods that change a U-Net's cross-attention share: its keys and values, and the words' states they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from excise.concepts import Concept
+from excise.concepts.concept import check_apart, mentioned
+from excise.erasers.guard.encode_prompt import unedited
+from excise.errors import ExciseError
+from excise.sites import Site, encode_prompt
+from excise.sites.encoding import tensors_of
+from excise.sites.site import tokenizer_of
+
+KEYS_AND_VALUES = (".attn2.to_k", ".attn2.to_v")
+
+
+def keys_and_values(pipe: Any, method: str) -> dict[Site, nn.Linear]:
+    """The layers that turn text states into keys and values, by Site.
+
+    Raises ExciseError where the pipeline has no U-Net with cross-attention.
+    """
+    unet = getattr(pipe, "unet", None)
+    unet = getattr(unet, "_orig_mod", unet)
+    modules = unet.named_modules() if isinstance(unet, nn.Module) else ()
+    found = {
+        Site("unet", path, layer.out_features): layer
+        for path, module in modules
+        if path.endswith(KEYS_AND_VALUES) and isinstance(layer := getattr(module, "base_layer", module), nn.Linear)
+    }
+    if not found:
+        raise ExciseError(
+            f"{method} changes a U-Net's cross-attention (attn2.to_k and to_v), and {type(pipe).__name__} has none; "
+            "choose a method that edits the text encoder, such as snce"
+        )
+    return found
+
+
+@torch.no_grad()
+def word_states(pipe: Any, texts: Sequence[str]) -> Tensor:
+    """`[n, d]` float32: of each text the state of its last token as the denoiser reads it, EOS left out; of the empty
+    text that of the token before EOS, which is BOS."""
+    tokenizer: Any = tokenizer_of(pipe, "text_encoder")
+    rows = []
+    for text, states in zip(texts, text_states(pipe, texts), strict=True):
+        ids = tokenizer(text, truncation=True).input_ids
+        rows.append(states[max(0, len(ids) - 1 - (ids[-1] == tokenizer.eos_token_id))])
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def text_states(pipe: Any, texts: Sequence[str]) -> list[Tensor]:
+    """Of each text the states of all its tokens as the denoiser reads them, `[T, d]` float32."""
+    with unedited():
+        return [next(iter(tensors_of(encode_prompt(pipe, text))))[0].float().cpu() for text in texts]
+
+
+def kept_words(concept: Concept, given: str = "", most: int = 100) -> list[str]:
+    """What must stay as it is: the words of `given`, semicolons between them; where that is empty, what stands in the
+    concept's place in its deconcept prompts.
+
+    Raises ExciseError where the concept is among the words given.
+    """
+    if given:
+        words = [word.strip() for word in given.split(";") if word.strip()]
+        check_apart(words, concept)
+        return words
+    instead = (" ".join(w for w in p.deconcept.split() if w not in p.concept.split()) for p in concept.pairs)
+    return [text for text in dict.fromkeys(instead) if text and not mentioned(text, concept.mentions)][:most]

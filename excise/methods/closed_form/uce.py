@@ -1,0 +1,74 @@
+"""UCE: other keys and values for a concept's words, in closed form (Gandikota et al., Unified Concept Editing in
+Diffusion Models, WACV 2024, section 4).
+
+Every cross-attention's W₀, to_k's and to_v's, becomes the W that solves
+    min Σ_c a |W c - W₀ g|² + Σ_p b |W p - W₀ p|² + λ |W - W₀|²
+for the states c of the concept's words, g of what guides them, p of the words that are kept, each its last token's:
+    W = (λ W₀ + a Σ W₀ g cᵀ + b Σ W₀ p pᵀ) (λ I + a Σ c cᵀ + b Σ p pᵀ)⁻¹
+so that W - W₀ = a Σ W₀ (g - c) cᵀ (...)⁻¹ has no higher rank than there are words. λ = 0.5 and a = b = 1 are those of
+the authors' code (rohitgandikota/unified-concept-editing, MIT).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from excise.concepts import Concept
+from excise.erasers import Eraser, WeightEdit
+from excise.errors import ExciseError
+from excise.methods.base import Fitted
+from excise.methods.build import proved
+from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, word_states
+
+
+@dataclass(frozen=True)
+class UCEConfig:
+    """What the concept's words become, and how hard everything is held to that."""
+
+    guide: str = ""
+    """The words' keys and values become those of this text; the empty prompt's by default."""
+    preserve: str = ""
+    """Words that keep theirs, semicolons between them; by default those that stand for the concept in its pairs."""
+    erase: float = 1.0
+    """a, the weight of the concept's words."""
+    keep: float = 1.0
+    """b, the weight of every word that is kept."""
+    lam: float = 0.5
+    """λ, the weight of the layer's own weights."""
+
+    def __post_init__(self) -> None:
+        if self.lam <= 0 or self.erase <= 0 or self.keep < 0:
+            raise ExciseError("lam and erase must be above 0, keep at least 0")
+
+
+def fit(pipe: Any, concept: Concept, config: UCEConfig | None = None) -> Eraser:
+    """The eraser of `concept` for `pipe`, proved with its canary.
+
+    Raises ExciseError where the pipeline has no cross-attention, or the concept is among the words to be kept.
+    """
+    config = config or UCEConfig()
+    layers = keys_and_values(pipe, "uce")
+    erased, guide = word_states(pipe, concept.mentions), word_states(pipe, [config.guide])
+    kept = kept_words(concept, config.preserve)
+    held = word_states(pipe, kept) if kept else erased[:0]
+    down = solved(erased, held, config.erase, config.keep, config.lam)
+    edits = tuple(
+        WeightEdit(site, up=layer.weight.detach().float().cpu() @ (guide - erased).T, down=down)
+        for site, layer in layers.items()
+    )
+    return proved(pipe, edits, concept, "uce", asdict(config), {"words": len(erased), "kept": len(kept)})
+
+
+def solved(erased: Tensor, kept: Tensor, erase: float, keep: float, lam: float) -> Tensor:
+    """`[n, d]`: a cᵀ (λ I + a Σ c cᵀ + b Σ p pᵀ)⁻¹ for every row c of `erased` `[n, d]`, the rows of `kept` being p."""
+    c, p = erased.double(), kept.double()
+    held = lam * torch.eye(c.shape[1], dtype=c.dtype) + erase * c.T @ c + keep * p.T @ p
+    found: Tensor = torch.linalg.solve(held, erase * c.T)
+    return found.T.float()
+
+
+METHOD = Fitted("uce", UCEConfig, fit)

@@ -1,0 +1,1 @@
+"""Methods that edit neurons of a sparse autoencoder."""

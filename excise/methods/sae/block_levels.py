@@ -1,0 +1,254 @@
+"""What SAEuron and SAEmnesia share: levels of a block's neurons while pictures are drawn, and the edit made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from excise.concepts import Concept
+from excise.erasers import BlockEdit, Eraser
+from excise.erasers.artefact.strength import LEAST_CARRIED
+from excise.erasers.edits.block_sae import BLOCK_CHOICES, BlockGate, Steps
+from excise.erasers.edits.sae_rows import check_choices, preactivations
+from excise.erasers.guard.encode_prompt import unedited
+from excise.errors import ExciseError
+from excise.methods.build import proved
+from excise.neurons.timesteps import Means
+from excise.sae import TopKSAE, card, load
+from excise.sites import Site, block_site, capture_blocks
+
+Units = Literal["deviation", "raw", "concept"]
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """How a block's neurons are measured and edited; saved word for word in the eraser."""
+
+    sae: str = ""
+    """Folder of the SAE."""
+    site: str = ""
+    """Module path in the denoiser, such as `up_blocks.1.attentions.1`; empty: what the SAE's card says."""
+    steps: int = 20
+    """Denoising steps: the levels are measured at each, and pictures have to be drawn with as many."""
+    at_other_steps: Steps = "exact"
+    """What happens at a timestep that was not measured: it is refused, or the "nearest" one's levels count."""
+    gamma: float = -1.0
+    """The multiplier γ of a neuron that is louder than usual."""
+    units: Units = "deviation"
+    """What a level counts in: standard deviations of the block's features; as it comes (the published code's "raw"); or
+    "concept": so much that γ = -1 writes the opposite of all that the concept changes in the features, whatever share
+    of it the neurons carry."""
+    codes: BlockGate = "threshold"
+    """How codes are read: against a calibrated "threshold" patch by patch, or for a picture as a "whole"; or by the
+    exact "topk", which needs the SAE at attach."""
+    margin: float = 0.3
+    """With codes="whole": where the threshold lies between the quiet pictures' maximum (0) and the typical picture of
+    the concept (1)."""
+    compat: bool = False
+    """The published code's error term, of the wrong sign."""
+    pictures: int = 24
+    """Pictures of the concept, and as many of other things, that the levels are measured on."""
+    guidance: float | None = None
+    """Guidance scale to draw them with; empty: the pipeline's own."""
+    seed: int = 0
+    """Of the first of them."""
+    batch_size: int = 24
+    """Pictures drawn at a time."""
+
+    def __post_init__(self) -> None:
+        check_choices(
+            self,
+            {
+                "codes": BLOCK_CHOICES["codes"],
+                "at_other_steps": BLOCK_CHOICES["steps"],
+                "units": get_args(Units),
+            },
+        )
+        if min(self.steps, self.pictures, self.batch_size) < 1:
+            raise ExciseError("steps, pictures and batch_size are whole numbers of at least 1")
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """Means of the codes by step, over every patch of the pictures. S steps, m latents."""
+
+    timesteps: Tensor
+    """`[S]`"""
+    own: Tensor
+    """`[S, m]`: over pictures of the concept."""
+    others: Tensor
+    """`[S, m]`: over pictures of other things."""
+    kinds: int
+    """How many other things they show, which the average over all concepts weighs them by."""
+    kept: Tensor
+    """`[S]`: the mean over the patches of the smallest pre-activation that TopK kept."""
+    loud: Tensor
+    """`[S, P, m]`: the codes' means over the patches of each picture of the concept, TopK left out."""
+    quiet: Tensor
+    """The same of pictures of other things."""
+    variance: float
+    """Of the block's features."""
+    change: Tensor
+    """`[S, d]`: by how much the mean of the features over pictures of the concept differs from that over others."""
+
+    @property
+    def usual(self) -> Tensor:
+        """`[S, m]`: the mean over all concepts of their means, the gate of SAeUron's edit."""
+        return (self.own + self.kinds * self.others) / (self.kinds + 1)
+
+
+def levels(pipe: Any, site: Site, sae: TopKSAE, concept: Concept, config: BlockConfig) -> Levels:
+    """Draw pictures of the concept's prompts, and as many of the same prompts with something else in its place.
+
+    Raises ExciseError where the concept has no pairs.
+    """
+    if not concept.pairs:
+        raise ExciseError(f"concept {concept.name!r} has no prompt pairs; make some with `excise pairs make`")
+    count = config.pictures
+    spread = [concept.pairs[n * len(concept.pairs) // count] for n in range(count)]
+    with unedited():
+        shown = _side(pipe, site, sae, [pair.concept for pair in spread], config, config.seed)
+        others = _side(pipe, site, sae, [pair.deconcept for pair in spread], config, config.seed + count)
+    kinds = len({frozenset(pair.deconcept.split()) - set(pair.concept.split()) for pair in spread})
+    return Levels(
+        shown.timesteps,
+        shown.means,
+        others.means,
+        kinds,
+        shown.kept,
+        shown.pooled,
+        others.pooled,
+        shown.variance,
+        (shown.centre - others.centre).float(),
+    )
+
+
+class _Side(NamedTuple):
+    """What is measured on the pictures of one side."""
+
+    timesteps: Tensor
+    means: Tensor
+    kept: Tensor
+    pooled: Tensor
+    variance: float
+    centre: Tensor
+
+
+def _side(pipe: Any, site: Site, sae: TopKSAE, prompts: Sequence[str], config: BlockConfig, seed: int) -> _Side:
+    means, timesteps = Means(config.steps, sae.config.m), torch.zeros(config.steps, dtype=torch.float64)
+    least, seen = torch.zeros_like(timesteps), torch.zeros_like(timesteps)
+    pooled = torch.zeros(config.steps, len(prompts), sae.config.m)
+    total, squares = (torch.zeros(n, site.width, dtype=torch.float64) for n in (config.steps, 1))
+    stream = capture_blocks(
+        pipe,
+        site,
+        prompts,
+        seeds=range(seed, seed + len(prompts)),
+        steps=config.steps,
+        batch_size=config.batch_size,
+        options={} if config.guidance is None else {"guidance_scale": config.guidance},
+    )
+    for patches in stream:
+        flat = patches.states.flatten(0, 1).to(sae.W_enc)
+        with torch.no_grad():
+            codes = sae.encode(flat)
+            open_ones = preactivations(flat, sae.W_enc, sae.b_enc, sae.b_pre).clamp(min=0)
+        pooled[patches.step, list(patches.numbers)] = open_ones.reshape(*patches.states.shape[:2], -1).mean(1).cpu()
+        means.add(patches.step, codes.values, codes.indices)
+        timesteps[patches.step] = patches.timestep
+        least[patches.step] += codes.values[:, -1].double().sum().cpu()
+        seen[patches.step] += len(flat)
+        total[patches.step] += flat.double().sum(0).cpu()
+        squares += flat.double().square().sum(0).cpu()
+    count = float(seen.sum())
+    variance = float((squares / count - (total.sum(0) / count).square()).mean())
+    return _Side(timesteps, means.means, least / seen, pooled, variance, total / seen[:, None])
+
+
+def edit_of(sae: TopKSAE, site: Site, neurons: list[int], found: Levels, config: BlockConfig) -> BlockEdit:
+    """The edit of these neurons at every step, at the levels found."""
+    if config.codes == "whole":
+        cut = opening(found.loud[..., neurons], found.quiet[..., neurons], config.margin)
+        if not bool((found.loud[0][:, neurons].median(0).values > found.quiet[0][:, neurons].amax(0)).any()):
+            raise ExciseError(
+                f"neuron {neurons[0]} is no louder in pictures of the concept than in others, so none can be opened as "
+                'a whole; use another SAE, or codes="threshold"'
+            )
+    else:
+        cut = found.kept[:, None].expand(-1, len(neurons))
+    if config.units == "concept":
+        codes = found.loud[..., neurons].mean(1) if config.codes == "whole" else found.own[:, neurons]
+        share = carried(codes.float(), sae.W_dec.detach()[neurons].cpu(), found.change)
+        level = 1 / share.clamp(min=LEAST_CARRIED)[:, None].expand(-1, len(neurons))
+    else:
+        level = found.own[:, neurons] / (math.sqrt(found.variance) if config.units == "deviation" else 1.0)
+
+    def table(values: Tensor) -> Tensor:
+        return values.float().contiguous()
+
+    return BlockEdit.from_sae(
+        sae,
+        site,
+        neurons,
+        timesteps=found.timesteps.float(),
+        level=table(level),
+        gate=table(found.usual[:, neurons]),
+        cut=table(cut),
+        gamma=config.gamma,
+        codes=config.codes,
+        steps=config.at_other_steps,
+        compat=config.compat,
+    )
+
+
+def carried(codes: Tensor, W_dec: Tensor, change: Tensor) -> Tensor:
+    """`[S]`: which share of `change` `[S, d]` the neurons' mean codes `[S, k]` write with their rows `W_dec` `[k, d]`:
+    the length of what they write along it, over its own."""
+    return ((codes @ W_dec) * change).sum(1) / change.square().sum(1).clamp(min=1e-12)
+
+
+def opening(loud: Tensor, quiet: Tensor, margin: float) -> Tensor:
+    """`[S, k]`: q + margin (typical - q) at each step, q the maximum over quiet pictures `[S, Q, k]` and typical the
+    median of loud ones `[S, P, k]`; or q, where the typical one is below it."""
+    q, typical = quiet.amax(1), loud.median(1).values
+    return q + margin * (typical - q).clamp(min=0)
+
+
+def proved_at(
+    pipe: Any,
+    edits: tuple[BlockEdit, ...],
+    concept: Concept,
+    method: str,
+    config: BlockConfig,
+    measured: Mapping[str, Any],
+) -> Eraser:
+    """The eraser, attached once to see that it fires."""
+    settings = {**asdict(config), "sae": Path(config.sae).name, "site": edits[0].site.path}
+    sae = block_sae(config.sae) if any(edit.needs_sae for edit in edits) else None
+    return proved(pipe, edits, concept, method, settings, measured, sae=sae)
+
+
+def block_sae(folder: str) -> TopKSAE:
+    """The SAE in a folder. Raises ExciseError where none was named."""
+    if not folder:
+        raise ExciseError("no SAE was named; give the folder of one trained at a block of the denoiser")
+    return load(Path(folder))
+
+
+def trained_at(pipe: Any, folder: str, path: str) -> Site:
+    """The block that an SAE's card names, or the one at `path`. Raises ExciseError where both are missing or differ."""
+    said = card(Path(folder)).get("site") if folder else None
+    if isinstance(said, dict):
+        own = block_site(pipe, str(said.get("path")), str(said.get("component")))
+        if path and path != own.path:
+            raise ExciseError(f"the SAE was trained at {own.key}, not at {path}; use that block or another SAE")
+        return own
+    if not path:
+        raise ExciseError("no block was named and the SAE's card names none; give one such as up_blocks.1.attentions.1")
+    return block_site(pipe, path)

@@ -1,0 +1,75 @@
+"""Concept Steerers: what a k-sparse autoencoder says of the concept's words is subtracted from every prompt, all of its
+features alike (Kim and Ghadiyaram, Concept Steerers: Leveraging K-Sparse Autoencoders for Test-Time Controllable
+Generations, 2025, section 3).
+
+    h ← h - λ W_dec relu(W_enc (h_c - b_pre) + b_enc)
+position by position, h_c being the states of the concept's words and h the prompt's; in the unconditional branch the
+sign is the opposite one. λ = 0.5 for nudity and 0.7 for violence, TopK off, and the sign in the second branch are those
+of the authors' code, which has no licence and is not used. Their SAE is of `encoder.layers.9` of Stable Diffusion 1.4's
+text encoder (m = 3,072, k = 32, all 77 positions); here it is any that is named. Every prompt is changed, whatever it
+asks for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from excise.concepts import Concept
+from excise.erasers import Eraser
+from excise.erasers.edits.sae_rows import check_choices, sae_digest
+from excise.erasers.edits.text_sae import Uncond
+from excise.erasers.edits.vectors import VectorEdit
+from excise.erasers.guard.encode_prompt import unedited
+from excise.errors import ExciseError
+from excise.methods.base import Fitted
+from excise.methods.build import proved
+from excise.methods.sae.snce import SNCEConfig, site_of
+from excise.sae import load
+from excise.sites import capture
+
+
+@dataclass(frozen=True)
+class ConceptSteerersConfig:
+    """Which SAE, and how far it steers."""
+
+    sae: str = ""
+    """Folder of the SAE."""
+    site: str = ""
+    """Module path the SAE was trained at; empty: what its card says."""
+    lam: float = 0.5
+    """λ."""
+    uncond: Uncond = "flip"
+    """The unconditional branch: with the opposite sign ("flip"), left alone ("none"), or as prompts ("same")."""
+    words: str = ""
+    """What is steered away from; by default the concept's words, joined by commas."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, {"uncond": get_args(Uncond)})
+        if self.lam < 0:
+            raise ExciseError(f"lam is {self.lam}; a negative one would steer towards the concept")
+
+
+def fit(pipe: Any, concept: Concept, config: ConceptSteerersConfig | None = None) -> Eraser:
+    """The eraser of `concept` for `pipe`, proved with its canary.
+
+    Raises ExciseError where the SAE is missing or another Site's.
+    """
+    config = config or ConceptSteerersConfig()
+    if not config.sae:
+        raise ExciseError("no SAE was named; give the folder of one trained at the Site to edit")
+    sae = load(Path(config.sae))
+    site = site_of(pipe, sae, SNCEConfig(sae=config.sae, site=config.site))
+    with unedited(), torch.no_grad():
+        (seen,) = capture(pipe, [site], [config.words or ", ".join(concept.mentions)])
+        codes = sae.preactivations(seen.states[site][0].to(sae.W_enc)).clamp(min=0)
+        vectors = (codes @ sae.W_dec).float().cpu()
+    edit = VectorEdit(site, vectors, lam=config.lam, uncond=config.uncond)
+    found = {"sae_digest": sae_digest(sae), "active": float((codes > 0).float().sum(1).mean())}
+    return proved(pipe, [edit], concept, "concept-steerers", asdict(config), found)
+
+
+METHOD = Fitted("concept-steerers", ConceptSteerersConfig, fit)

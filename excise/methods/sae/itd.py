@@ -1,0 +1,125 @@
+"""ItD: a concept's features are turned down, in prompts that a gate takes for the concept's alone (Tian et al.,
+Sparse Autoencoder as a Zero-Shot Classifier for Concept Erasing in Text-to-Image Diffusion Models, 2025: Interpret then
+Deactivate).
+
+After the paper's abstract and its authors' code (no licence, not used), which could be read, with these assumptions:
+- features: the `features` loudest of the SAE over the words of the concept (128 in their code), BOS left out, less
+  those that are among the loudest of any of `retain` prompts that have to stay (50 captions of COCO there, the
+  concept's deconcept prompts here);
+- each is multiplied by `factor`, a negative number, in the prompt's own states; -1 is our choice. The SAE's error stays
+  in them, where the authors put the reconstruction in their place;
+- the gate: the change that this makes of a prompt's states, squared and averaged over positions, must be at least
+  `share` of the least that it makes of a concept prompt that it changes at all (0.99 in their code).
+A saved eraser holds the features' rows only: TopK is replaced by the smallest code that TopK kept of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from excise.concepts import Concept
+from excise.concepts.concept import check_apart
+from excise.erasers import Eraser
+from excise.erasers.edits.gated_sae import GatedSAEEdit
+from excise.erasers.guard.encode_prompt import unedited
+from excise.errors import ExciseError
+from excise.methods.base import Fitted
+from excise.methods.build import proved
+from excise.methods.sae.prompt_codes import prompt_codes
+from excise.methods.sae.snce import SNCEConfig, site_of
+from excise.neurons import PromptCodes
+from excise.sae import load
+from excise.sites import capture
+
+
+@dataclass(frozen=True)
+class ItDConfig:
+    """Which features, how far they are turned down, and in which prompts."""
+
+    sae: str = ""
+    """Folder of the SAE."""
+    site: str = ""
+    """Module path the SAE was trained at; empty: what its card says."""
+    features: int = 128
+    """How many of the loudest are looked at, of the concept's words and of each prompt that stays."""
+    factor: float = -1.0
+    """What a feature's code is multiplied by."""
+    share: float = 0.99
+    """The gate: of the least change of a concept prompt."""
+    retain: int = 50
+    """Prompts that have to stay, of the concept's deconcept prompts."""
+    batch_size: int = 64
+    """Prompts a text-encoder pass."""
+
+    def __post_init__(self) -> None:
+        if min(self.features, self.retain, self.batch_size) < 1 or self.factor >= 1 or self.share < 0:
+            raise ExciseError("features, retain and batch_size are at least 1, factor is below 1 and share at least 0")
+
+
+def fit(pipe: Any, concept: Concept, config: ItDConfig | None = None) -> Eraser:
+    """The eraser of `concept` for `pipe`, proved with its canary.
+
+    Raises ExciseError where the SAE is missing or another Site's, the concept has no pairs, or no feature is its own.
+    """
+    config = config or ItDConfig()
+    if not config.sae:
+        raise ExciseError("no SAE was named; give the folder of one trained at the Site to edit")
+    if not concept.pairs:
+        raise ExciseError(f"concept {concept.name!r} has no prompt pairs; make some with `excise pairs make`")
+    sae = load(Path(config.sae))
+    site = site_of(pipe, sae, SNCEConfig(sae=config.sae, site=config.site))
+    prompts = [pair.concept for pair in concept.pairs]
+    quiet = list(dict.fromkeys(pair.deconcept for pair in concept.pairs))[: config.retain]
+    check_apart(quiet, concept)
+    own, stays = (prompt_codes(pipe, sae, site, texts, config.batch_size)[0] for texts in (concept.mentions, quiet))
+    told, _ = prompt_codes(pipe, sae, site, prompts, config.batch_size)
+    found = own_features(own, stays, config.features)
+    if not found:
+        raise ExciseError(f"no feature of this SAE is {concept.name!r}'s alone; lower features or use another SAE")
+    edit = GatedSAEEdit.from_sae(sae, site, found, gate="threshold", lam=1 - config.factor, floor=0.0)
+    edit = replace(edit, threshold=smallest_kept(told, own, indices=found))
+    with unedited(), torch.no_grad():
+        batches = capture(pipe, [site], prompts, config.batch_size)
+        changes = torch.cat([edit.change(batch.states[site].to(edit.W_enc)).cpu() for batch in batches])
+    if not bool((changes > 0).any()):
+        raise ExciseError(f"the features found change no prompt of {concept.name!r}; raise features or use another SAE")
+    least = float(changes[changes > 0].min())
+    edit = replace(edit, floor=config.share * least)
+    said = {"features": len(found), "floor": edit.floor}
+    return proved(pipe, [edit], concept, "itd", asdict(config), said)
+
+
+def own_features(concept: PromptCodes, stays: PromptCodes, count: int) -> list[int]:
+    """The `count` loudest features of the concept's words, less those among the loudest of any prompt that stays."""
+    kept = {feature for row in loudest(stays) for feature in _first(row, count)}
+    return [feature for feature in _first(loudest(concept).amax(0), count) if feature not in kept]
+
+
+def loudest(codes: PromptCodes) -> Tensor:
+    """`[P, m]`: of every prompt a feature's loudest code, at the positions that count: neither BOS nor padding."""
+    made = torch.zeros(len(codes.values), codes.m)
+    values = codes.values * codes.scored[..., None]
+    return made.scatter_reduce(1, codes.indices.flatten(1), values.flatten(1).to(made), "amax")
+
+
+def _first(row: Tensor, count: int) -> list[int]:
+    """Numbers of the largest values above 0."""
+    order = row.argsort(descending=True)[:count]
+    return [int(i) for i in order if row[i] > 0]
+
+
+def smallest_kept(*codes: PromptCodes, indices: list[int]) -> Tensor:
+    """`[k]`: just below the smallest code above 0 that TopK kept of each feature in any of the prompts."""
+    least = torch.full((codes[0].m,), torch.inf)
+    for some in codes:
+        values = torch.where(some.values > 0, some.values, torch.inf).flatten().to(least)
+        least = least.scatter_reduce(0, some.indices.flatten(), values, "amin")
+    return least[indices] * (1 - 1e-6)
+
+
+METHOD = Fitted("itd", ItDConfig, fit)

@@ -1,0 +1,72 @@
+"""What an eraser's json says of how it was made and what was measured on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from excise.erasers import SAEEdit
+from excise.methods.build import versions
+from excise.methods.sae.calibrate import Calibration
+from excise.methods.sae.prompt_codes import Reading
+from excise.sites import Site
+
+if TYPE_CHECKING:
+    from excise.methods.sae.snce import Found, SNCEConfig
+
+
+def created(config: SNCEConfig, sites: Sequence[Site]) -> dict[str, Any]:
+    """Every setting, and the versions that ran."""
+    settings = {
+        **asdict(config),
+        "neurons": list(config.neurons),
+        "sae": Path(config.sae).name,
+        "site": "+".join(site.path if len(sites) == 1 else site.key for site in sites),
+    }
+    return {"method": "snce", "config": settings, "versions": versions()}
+
+
+def measured(
+    found: Found, edit: SAEEdit, levels: Calibration, loud: Reading, quiet: Reading, pairs: int
+) -> dict[str, Any]:
+    """What the eraser's json says of its own calibration; None where there is no number."""
+    entries = {entry.index: entry for entry in found.ranking.entries}
+    checks = {check.index: check for check in found.validation}
+    neurons = []
+    for n, index in enumerate(edit.indices.tolist()):
+        entry, check = entries.get(index), checks.get(index)
+        figures: dict[str, Any] = {name: _number(getattr(levels, name)[n]) for name in levels._fields}
+        figures["separable"] = bool(levels.separable[n])
+        if entry is not None:
+            figures |= {"score": entry.score, "frequency": entry.frequency, "deconcept_score": entry.deconcept_score}
+        if check is not None:
+            figures |= {
+                "auroc": check.auroc,
+                "p_value": check.p_value,
+                "control_share": check.control_share,
+                "structural": check.structural,
+            }
+        neurons.append({"index": index, **figures})
+
+    def edited(read: Reading, rows: slice) -> float | None:
+        fires = (read.codes(edit)[rows] > 0).flatten(1).any(1)
+        return float(fires.double().mean()) if len(fires) else None
+
+    return {
+        "neurons": neurons,
+        "dominance": _number(found.ranking.dominance),
+        "pairs": pairs,
+        "fires": {
+            "concept": edited(loud, slice(None)),
+            "deconcept": edited(quiet, slice(None, pairs)),
+            "controls": edited(quiet, slice(pairs, None)),
+        },
+    }
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None

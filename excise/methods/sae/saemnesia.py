@@ -1,0 +1,73 @@
+"""SAEmnesia: turn down the one neuron that a supervised SAE on a block of the denoiser gave the concept (2026).
+
+The SAE's card says which neuron is whose, so that nothing has to be searched: γ is the only number, and one serves all
+concepts. Measuring and editing are SAEuron's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from excise.concepts import Concept
+from excise.erasers import Eraser
+from excise.erasers.edits.block_sae import BlockGate
+from excise.errors import ExciseError
+from excise.methods.base import Fitted
+from excise.methods.sae.block_levels import BlockConfig, Units, block_sae, edit_of, levels, proved_at, trained_at
+from excise.neurons.timesteps import score
+from excise.sae import Supervision, card
+
+
+@dataclass(frozen=True)
+class SAEmnesiaConfig(BlockConfig):
+    """BlockConfig; the neuron is the SAE's own for the concept."""
+
+    codes: BlockGate = "whole"
+    """As `BlockConfig.codes`. A neuron that is the concept's alone tells its pictures from all others, which then keep
+    every bit; the paper's edit acts patch by patch in every picture ("threshold", "topk")."""
+    units: Units = "concept"
+    """As `BlockConfig.units`. A neuron that carries half of its concept is turned as far as one that carries all."""
+    gamma: float = -0.7
+    """γ, chosen on Canvas's tuning concepts."""
+
+
+def fit(pipe: Any, concept: Concept, config: SAEmnesiaConfig | None = None) -> Eraser:
+    """The eraser of `concept` for `pipe`, measured and proved with its canary.
+
+    Raises ExciseError where the SAE was not supervised, or not for this concept; EraserDidNotFire where the edit
+    changes nothing that is drawn.
+    """
+    config = config or SAEmnesiaConfig()
+    sae = block_sae(config.sae)
+    neuron = assigned(config.sae, concept)
+    site = trained_at(pipe, config.sae, config.site)
+    found = levels(pipe, site, sae, concept, config)
+    told = score(found.own, found.others).mean(0)
+    rank = int((told > told[neuron]).sum()) + 1
+    edit = edit_of(sae, site, [neuron], found, config)
+    return proved_at(pipe, (edit,), concept, "saemnesia", config, {"neuron": neuron, "rank_by_score": rank})
+
+
+def assigned(folder: str, concept: Concept) -> int:
+    """The neuron that the SAE in `folder` gave the concept, by its name or one of its mentions.
+
+    Raises ExciseError where it was not supervised, or not for that.
+    """
+    said = card(Path(folder)).get("supervision")
+    if said is None:
+        raise ExciseError(f"{folder} was trained without labels, so no neuron is the concept's; use saeuron with it")
+    supervision = Supervision.from_json(said)
+    neurons = dict(zip(supervision.concepts, supervision.assigned, strict=True))
+    for name in (concept.name, *concept.mentions):
+        if name in neurons:
+            return neurons[name]
+    near = get_close_matches(concept.name, neurons, n=3) or sorted(neurons)[:5]
+    raise ExciseError(
+        f"{folder} was not supervised for {concept.name!r}; it knows {len(neurons)} concepts, such as {', '.join(near)}"
+    )
+
+
+METHOD = Fitted("saemnesia", SAEmnesiaConfig, fit)

@@ -1,0 +1,51 @@
+"""SAEuron: turn down the neurons of an unsupervised SAE on a block of the denoiser (Cywiński & Deja 2025).
+
+At every step the neurons that score highest for the concept are multiplied by γ times their mean on it, wherever they
+are louder than usual. Differences from the published code, each of which can be undone: the SAE's error keeps its sign
+(`compat`), levels count in units of the features' standard deviation, so that one γ means the same in every model
+(`units`), and a calibrated threshold stands in for TopK, so that the artefact carries the edited rows alone (`codes`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from excise.concepts import Concept
+from excise.erasers import Eraser
+from excise.methods.base import Fitted
+from excise.methods.sae.block_levels import BlockConfig, block_sae, edit_of, levels, proved_at, trained_at
+from excise.neurons.timesteps import score, select
+
+
+@dataclass(frozen=True)
+class SAEuronConfig(BlockConfig):
+    """BlockConfig, and how many neurons are chosen."""
+
+    percentile: float = 99.0
+    """At each step the neurons are edited whose score lies above this percentile of all: of the bundled SAE's 1280,
+    thirteen. Chosen on Canvas's tuning concepts. The papers' 99.99 and 99.999 are of 20,480 neurons, and leave three
+    and one."""
+
+
+def fit(pipe: Any, concept: Concept, config: SAEuronConfig | None = None) -> Eraser:
+    """The eraser of `concept` for `pipe`, measured and proved with its canary.
+
+    Raises ExciseError where no neuron scores for the concept, or SAE and block do not fit; EraserDidNotFire where the
+    edit changes nothing that is drawn.
+    """
+    config = config or SAEuronConfig()
+    sae = block_sae(config.sae)
+    site = trained_at(pipe, config.sae, config.site)
+    found = levels(pipe, site, sae, concept, config)
+    chosen = select(score(found.own, found.others), config.percentile)
+    neurons = chosen.any(0).nonzero()[:, 0].tolist()
+    edit = edit_of(sae, site, neurons, found, config)
+    edit = replace(edit, gate=torch.where(chosen[:, neurons], edit.gate, torch.inf))
+    told = {"neurons": neurons, "edited_per_step": [int(n) for n in chosen.sum(1)]}
+    return proved_at(pipe, (edit,), concept, "saeuron", config, told)
+
+
+METHOD = Fitted("saeuron", SAEuronConfig, fit)

@@ -1,0 +1,10 @@
+"""ESD-x (`excise.methods.trained.esd`): the cross-attention is trained, for concepts that prompts name."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from excise.methods.base import Fitted
+from excise.methods.trained.esd import ESDConfig, fit
+
+METHOD = Fitted("esd-x", ESDConfig, partial(fit, method="esd-x", attention=True))

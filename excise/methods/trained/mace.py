@@ -1,0 +1,229 @@
+"""MACE: a concept taken out of the other words of its prompts, then out of the U-Net's sight (Lu et al., MACE: Mass
+Concept Erasure in Diffusion Models, CVPR 2024, eqs. 1-5 and 7 as printed; for one concept).
+
+Of every cross-attention both the keys and the values change, as in the authors' code. For W = to_k's or to_v's:
+1. W', closed form, over the words beside the concept (f; end and padding are among them) and the same words of a prompt
+   with something else in its place (g), p being what is kept:
+       min Σ |W' f - W g|² + λ₁ Σ |W' p - W p|²  =>  W' = (Σ W g fᵀ + λ₁ Σ W p pᵀ) (Σ f fᵀ + λ₁ Σ p pᵀ)⁻¹
+2. ΔW = B A of rank 1, trained so that no head of any layer attends to the concept's tokens S where its object is:
+       min Σ_l |A_l[S] ⊙ M|²   at its pictures, noised to t ~ ξ(t) = (σ(γ (t - t₁)) - σ(γ (t - t₂))) / Z
+3. W*, closed form, over all tokens f of the concept's prompts:
+       min Σ |W* f - (W' + ΔW) f|² + λ₂ Σ |W* p - W p|²
+λ |W' - W|² is added in 1 and λ |W* - W|² in 3, so that there is one solution; the authors' code has such terms, the
+second around W'. It also sums norms in 2, where the paper squares them as here.
+
+The masks M are not those of the paper, which has Grounded-SAM find the object: they are the untouched U-Net's own
+attention to the concept's word, averaged over heads, layers and three timesteps from t₁ to t₂, stretched to 0..1 and
+cut at a threshold. A style is everywhere and has none, as in the authors' code. p are all tokens' states of the words
+that are kept and of the concept's controls, where the paper takes MS-COCO's captions.
+
+Rank 1, 8 pictures, 50 steps of Adam at 1e-4 (people, styles), λ = 10 (objects), t₁ = 200, t₂ = 400, γ = 0.05 and the
+end and padding tokens in S are those of the authors' code (Shilin-LU/MACE, not free; nothing of it is here). It has
+1e-5 for objects and nudity, 120 steps for nudity; nothing is kept beside λ for objects; elsewhere λ = 0 and
+λ₁ = λ₂ = 1e-4 (7e-7 for nudity) over all captions of MS-COCO 2014. λ₁ = λ₂ = 10 over some hundred texts, the threshold,
+guidance and steps of the pictures are ours, the first chosen on the bundled model's tuning concepts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from excise.concepts import Concept
+from excise.concepts.concept import check_apart, mentioned, without_mentions
+from excise.erasers import Eraser, WeightEdit
+from excise.errors import ExciseError
+from excise.methods.base import Fitted
+from excise.methods.build import proved
+from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, text_states
+from excise.methods.closed_form.uce import solved
+from excise.methods.trained.attention_maps import attention, beside, of_layer, spoken
+from excise.methods.trained.sampling import Told, drawn, noised, plain, told
+from excise.methods.trained.trainer import LowRank, Student, TuningConfig, training, tune
+from excise.sites import Site
+from excise.sites.blocks import denoiser_of
+
+
+@dataclass(frozen=True)
+class MACEConfig(TuningConfig):
+    """TuningConfig, what stands in for the concept and what is kept, and the pictures that are trained on."""
+
+    iterations: int = 50
+    """Steps of Adam."""
+    lr: float = 1e-4
+    """Its learning rate."""
+    anchor: str = ""
+    """Text in the concept's place in its own prompts; by default the deconcept prompts of its pairs are taken."""
+    preserve: str = ""
+    """Words that keep their keys and values, semicolons between them; by default those that stand for the concept in
+    its pairs. The concept's controls are kept in any case."""
+    keep: float = 10.0
+    """λ₁ and λ₂, the weight of every token that is kept."""
+    lam: float = 10.0
+    """λ, the weight of the layer's own weights."""
+    rank: int = 1
+    """Of ΔW."""
+    pictures: int = 8
+    """How many pictures of the concept are drawn."""
+    steps: int = 20
+    """Steps that each is drawn in."""
+    guidance: float = 7.5
+    """Guidance scale of it."""
+    threshold: float = 0.4
+    """From which share of the strongest attention on a pixel is the object's; 0 for the whole picture."""
+    pooled: bool = True
+    """Whether the end token and the padding behind it, which sum the prompt up, count as the concept's too."""
+    t1: float = 200.0
+    """t₁, out of 1000: where timesteps begin to be drawn."""
+    t2: float = 400.0
+    """t₂: where they cease to be."""
+    gamma: float = 0.05
+    """γ: how sharply."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.rank, self.pictures, self.steps) < 1 or not (0 < self.lam < math.inf and 0 <= self.keep < math.inf):
+            raise ExciseError("rank, pictures and steps are at least 1 and whole, lam is above 0, keep at least 0")
+        if not (0 <= self.t1 < self.t2 <= 1000 and 0 < self.gamma < math.inf and 0 <= self.threshold < 1):
+            raise ExciseError("t1 is below t2, both within 0 and 1000; gamma is above 0, threshold at least 0, below 1")
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One picture of the concept that is trained on."""
+
+    told: Told
+    latents: Tensor
+    """`[1, C, h, w]`."""
+    tokens: Sequence[int]
+    """S, positions in the prompt."""
+    mask: Tensor
+    """M, `[h, w]`: 1 where the concept is, else 0."""
+
+
+def fit(pipe: Any, concept: Concept, config: MACEConfig | None = None) -> Eraser:
+    """The eraser of `concept` for `pipe`, trained and proved.
+
+    Raises ExciseError where the pipeline has no cross-attention or no prompt says the concept, the concept is its own
+    anchor or among the words and controls to be kept, or as `tune` does.
+    """
+    config = config or MACEConfig()
+    layers = keys_and_values(pipe, "mace")
+    before = {site: layer.weight.detach().float().cpu() for site, layer in layers.items()}
+    prompts = anchored(concept, config.anchor)
+    check_apart(concept.controls, concept)
+    kept = [*kept_words(concept, config.preserve), *concept.controls]
+    held = torch.cat(text_states(pipe, kept)) if kept else before[next(iter(before))][:0]
+    said, other = (text_states(pipe, list(texts)) for texts in (prompts, prompts.values()))
+    words, others = beside(pipe, prompts, said, other)
+    down = solved(words, held, 1.0, config.keep, config.lam)
+    refined = {site: weight @ (others - words).T @ down for site, weight in before.items()}
+    weights: Mapping[Site, Any] = {site: layer.weight for site, layer in layers.items()}
+    lottery = torch.Generator().manual_seed(config.seed)
+    student = LowRank(denoiser_of(pipe, "unet")[1], weights, refined, config.rank, lottery)
+    pictures = pictured(pipe, concept, list(prompts), config)
+    chances = density(pipe.scheduler.config.num_train_timesteps, config)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        return objective(pipe, student, pictures, chances, generator, config)
+
+    losses = tune(student, loss, config, training("mace", pipe, concept))
+    all_words = torch.cat(said)
+    fused = all_words.T @ solved(all_words, held, 1.0, config.keep, config.lam)
+    edits = [WeightEdit(site, delta=(student.change(site).detach().cpu() @ fused).half()) for site in layers]
+    found = {
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        "masked": float(torch.stack([picture.mask for picture in pictures]).mean()),
+        "prompts": len(prompts),
+        "kept": len(kept),
+    }
+    return proved(pipe, edits, concept, "mace", config.settings, found)
+
+
+def anchored(concept: Concept, anchor: str) -> dict[str, str]:
+    """Prompts about the concept, and the same ones about something else.
+
+    Raises ExciseError where the anchor is the concept.
+    """
+    if mentioned(anchor, concept.mentions):
+        raise ExciseError(f"the anchor {anchor!r} is {concept.name!r}, which is to be erased; choose another one")
+    if concept.pairs and not anchor:
+        # A prompt's first pair differs in the concept's place alone; it comes last here.
+        first = {pair.concept: pair.deconcept for pair in reversed(concept.pairs)}
+        return dict(reversed(first.items()))
+    said = [pair.concept for pair in concept.pairs] or [f"a picture of {mention}" for mention in concept.mentions]
+    return {text: " ".join(without_mentions(text, concept.mentions, anchor).split()) for text in said}
+
+
+@torch.no_grad()
+def pictured(pipe: Any, concept: Concept, prompts: Sequence[str], config: MACEConfig) -> list[Picture]:
+    """Pictures of the concept by the untouched U-Net. Raises ExciseError where no prompt says it."""
+    spoken_in = [(prompt, *where) for prompt in prompts if (where := spoken(pipe, prompt, concept))[0]]
+    if not spoken_in:
+        raise ExciseError(f"none of the prompts about {concept.name!r} holds one of its mentions; add pairs that do")
+    empty, made = told(pipe, "", "mace"), []
+    for n, (prompt, words, end) in enumerate(spoken_in[: config.pictures]):
+        generator, side = torch.Generator().manual_seed(config.seed * 1_000_003 + n), told(pipe, prompt, "mace")
+        how = {"steps": config.steps, "guidance": config.guidance}
+        latents = drawn(pipe, plain(pipe), [side], empty, generator, **how)  # type: ignore[arg-type]
+        mask = torch.ones(latents.shape[-2:], device=latents.device)
+        if concept.kind != "style" and config.threshold:
+            mask = seen(pipe, side, latents, words, generator, config).ge(config.threshold).float()
+        tokens = [*words, *range(end, side.states.shape[1])] if config.pooled else words
+        made.append(Picture(side, latents, tokens, mask))
+    return made
+
+
+def seen(
+    pipe: Any, side: Told, latents: Tensor, words: Sequence[int], generator: torch.Generator, config: MACEConfig
+) -> Tensor:
+    """`[h, w]` from 0 to 1: how much the untouched U-Net attends to these tokens at each pixel."""
+    times = torch.tensor([config.t1, (config.t1 + config.t2) / 2, config.t2]).to(latents.device)
+    times = (times * (pipe.scheduler.config.num_train_timesteps - 1) / 1000).long()
+    with attention(denoiser_of(pipe, "unet")[1]) as maps:
+        plain(pipe)(noised(pipe, latents.expand(3, -1, -1, -1), times, generator), times, *side.of(3))
+    h, w = latents.shape[-2:]
+    own = [A[..., list(words)].mean((0, 1, 3)).view(1, 1, *of_layer(h, w, A.shape[2])) for A in maps]
+    whole = torch.stack([F.interpolate(A, (h, w), mode="bilinear") for A in own]).mean(0)[0, 0]
+    stretched: Tensor = (whole - whole.min()) / (whole.max() - whole.min()).clamp(min=1e-12)
+    return stretched
+
+
+def density(steps: int, config: MACEConfig) -> Tensor:
+    """ξ of eq. 5, `[steps]`: how likely each timestep is."""
+    t = torch.arange(steps, dtype=torch.float64) * 1000 / steps
+    chances = (config.gamma * (t - config.t1)).sigmoid() - (config.gamma * (t - config.t2)).sigmoid()
+    return chances / chances.sum()
+
+
+def objective(
+    pipe: Any,
+    student: Student,
+    pictures: Sequence[Picture],
+    chances: Tensor,
+    generator: torch.Generator,
+    config: MACEConfig,
+) -> Tensor:
+    """Eq. 3 at one of the pictures, noised `batch` times; the mean over these."""
+    one = pictures[int(torch.randint(len(pictures), (1,), generator=generator))]
+    times = torch.multinomial(chances, config.batch, replacement=True, generator=generator).to(one.latents.device)
+    with attention(student.denoiser) as maps:
+        latents = one.latents.expand(config.batch, -1, -1, -1)
+        student(noised(pipe, latents, times, generator), times, *one.told.of(config.batch))
+    total = torch.zeros((), device=one.latents.device)
+    for A in maps:
+        size = of_layer(*one.mask.shape, A.shape[2])  # type: ignore[call-arg]
+        # A pixel of a coarse layer counts where any of those it stands for does.
+        M = F.adaptive_max_pool2d(one.mask[None], size).view(1, 1, -1, 1)
+        total = total + (A[..., list(one.tokens)] * M).square().sum() / config.batch
+    return total
+
+
+METHOD = Fitted("mace", MACEConfig, fit)

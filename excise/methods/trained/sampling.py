@@ -1,0 +1,182 @@
+"""A pipeline's U-Net called by hand: what it is told beside the picture, and pictures drawn part or all of the way."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from excise.erasers.guard.encode_prompt import unedited
+from excise.errors import ExciseError
+from excise.sites.blocks import check_reads_text, denoiser_of
+from excise.sites.encoding import Enough
+
+Predict = Callable[[Tensor, Any, Tensor, Mapping[str, Any]], Tensor]
+"""Of a noised picture, its timestep, text states and what else there is: what a denoiser makes of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """What a pipeline tells its U-Net of one prompt."""
+
+    states: Tensor
+    """`[1, T, d]`."""
+    more: Mapping[str, Any]
+    """Its other arguments by name, such as SDXL's `added_cond_kwargs`."""
+    shape: tuple[int, ...]
+    """Of the latents of one picture, `[1, C, h, w]`."""
+
+    def of(self, count: int) -> tuple[Tensor, dict[str, Any]]:
+        """The states and other arguments of so many pictures."""
+        return self.states.expand(count, -1, -1), {name: _expanded(value, count) for name, value in self.more.items()}
+
+
+def told(pipe: Any, prompt: str, method: str) -> Told:
+    """What the pipeline tells its U-Net of a prompt, unedited. Raises ExciseError where no U-Net of it hears any."""
+    if not isinstance(getattr(pipe, "unet", None), nn.Module):
+        raise ExciseError(f"{method} trains a U-Net, and {type(pipe).__name__} has none; choose another method")
+    check_reads_text(pipe, method)
+    unet, given = denoiser_of(pipe, "unet")[1], dict[str, Any]()
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given.update(zip(("sample", "timestep", "encoder_hidden_states"), args, strict=False))
+        given.update(kwargs)
+        raise Enough
+
+    handle = unet.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        # Without guidance, the batch is the prompt alone.
+        with suppress(Enough), unedited(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            generator = torch.Generator().manual_seed(0)
+            pipe(prompt, num_inference_steps=1, guidance_scale=1.0, generator=generator, output_type="latent")
+    finally:
+        handle.remove()
+    kept = ("sample", "timestep", "encoder_hidden_states", "return_dict")
+    more = {name: value for name, value in given.items() if name not in kept and value is not None}
+    return Told(given["encoder_hidden_states"].detach(), more, tuple(given["sample"].shape))
+
+
+def _expanded(value: Any, count: int) -> Any:
+    if isinstance(value, Tensor):
+        return value.expand(count, *value.shape[1:]) if value.ndim and len(value) == 1 else value
+    return {name: _expanded(part, count) for name, part in value.items()} if isinstance(value, dict) else value
+
+
+def together(sides: Sequence[Told]) -> tuple[Tensor, dict[str, Any]]:
+    """The states and other arguments of one picture of each prompt."""
+    more = {name: _stacked([side.more[name] for side in sides]) for name in sides[0].more}
+    return torch.cat([side.states for side in sides]), more
+
+
+def _stacked(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(values)) if first.ndim and len(first) == 1 else first
+    return {name: _stacked([value[name] for value in values]) for name in first} if isinstance(first, dict) else first
+
+
+def plain(pipe: Any) -> Predict:
+    """The pipeline's own U-Net, unedited and without gradients."""
+    unet = denoiser_of(pipe, "unet")[1]
+
+    @torch.no_grad()
+    def predict(sample: Tensor, timestep: Any, states: Tensor, more: Mapping[str, Any]) -> Tensor:
+        with unedited():
+            made: Tensor = unet(sample, timestep, encoder_hidden_states=states, return_dict=False, **more)[0]
+        return made
+
+    return predict
+
+
+def noised(pipe: Any, clean: Tensor, times: Tensor, generator: torch.Generator) -> Tensor:
+    """Scaled latents `[n, C, h, w]` noised to the timesteps `times` `[n]`, as the U-Net reads them.
+
+    Raises ExciseError where the pipeline's scheduler has no such timesteps.
+    """
+    if not isinstance(shares := getattr(pipe.scheduler, "alphas_cumprod", None), Tensor):
+        raise ExciseError(f"{type(pipe.scheduler).__name__} does not say how much noise a timestep has; use DDIM's")
+    # By hand, as trained: a multistep scheduler's own add_noise knows the steps of the last sampling only.
+    share = shares.float().to(clean.device)[times.to(clean.device)].reshape(-1, 1, 1, 1)
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    return (share.sqrt() * clean + (1 - share).sqrt() * noise).to(clean.dtype)
+
+
+@torch.no_grad()
+def partly_drawn(
+    pipe: Any,
+    predict: Predict,
+    prompt: Told,
+    empty: Told,
+    generator: torch.Generator,
+    *,
+    count: int,
+    steps: int,
+    done: int,
+    guidance: float,
+) -> tuple[Tensor, Tensor]:
+    """`count` pictures of `prompt` after `done` of `steps` steps, as the U-Net reads them, and the next timestep.
+
+    With classifier-free guidance; the first noise is the generator's.
+    """
+    scheduler, latents = _begun(pipe, prompt, generator, count, steps)
+    sides = together([*[empty] * count, *[prompt] * count])
+    for timestep in scheduler.timesteps[:done]:
+        latents = _step(scheduler, predict, sides, latents, timestep, guidance)
+    timestep = scheduler.timesteps[done]
+    return scheduler.scale_model_input(latents, timestep), timestep
+
+
+@torch.no_grad()
+def drawn(
+    pipe: Any,
+    predict: Predict,
+    prompts: Sequence[Told],
+    empty: Told,
+    generator: torch.Generator,
+    *,
+    steps: int,
+    guidance: float,
+) -> Tensor:
+    """One finished picture of each prompt, as latents `[n, C, h, w]`.
+
+    With classifier-free guidance; all noise is the generator's.
+    """
+    scheduler, latents = _begun(pipe, prompts[0], generator, len(prompts), steps)
+    sides = together([*[empty] * len(prompts), *prompts])
+    # Those that add noise at each step would take it from the global generator.
+    own = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    for timestep in scheduler.timesteps:
+        latents = _step(scheduler, predict, sides, latents, timestep, guidance, **own)
+    return latents
+
+
+def _begun(pipe: Any, prompt: Told, generator: torch.Generator, count: int, steps: int) -> tuple[Any, Tensor]:
+    """A scheduler of its own that is set to so many steps, and the first noise."""
+    scheduler = copy.deepcopy(pipe.scheduler)
+    device, dtype = prompt.states.device, prompt.states.dtype
+    scheduler.set_timesteps(steps, device=device)
+    noise = torch.randn((count, *prompt.shape[1:]), generator=generator).to(device, dtype)
+    return scheduler, noise * scheduler.init_noise_sigma
+
+
+def _step(
+    scheduler: Any,
+    predict: Predict,
+    sides: tuple[Tensor, dict[str, Any]],
+    latents: Tensor,
+    timestep: Tensor,
+    guidance: float,
+    **options: Any,
+) -> Tensor:
+    """The pictures after one step more; `sides` are what is told of each with the empty prompt, then with its own."""
+    given = scheduler.scale_model_input(latents, timestep)
+    without, with_it = predict(torch.cat([given, given]), timestep, *sides).chunk(2)
+    made: Tensor = without + guidance * (with_it - without)
+    after: Tensor = scheduler.step(made, timestep, latents, return_dict=False, **options)[0]
+    return after

@@ -1,0 +1,10 @@
+from .identification import Neuron as Neuron
+from .identification import Ranking as Ranking
+from .identification import identify as identify
+from .scores import SCORES as SCORES
+from .scores import PromptCodes as PromptCodes
+from .scores import Score as Score
+from .scores import modulated_frequency as modulated_frequency
+from .validation import Validation as Validation
+from .validation import top_tokens as top_tokens
+from .validation import validate as validate

@@ -1,0 +1,1 @@
+"""The neuron database: SQLite, full-text search, export."""

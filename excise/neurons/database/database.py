@@ -1,0 +1,291 @@
+"""The neuron database: what is known of every neuron of one SAE, in one SQLite file."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from excise.errors import ExciseError
+from excise.neurons.database import text_index
+from excise.neurons.database.entry import Entry, Explanation, Measured, Provenance, Tag, finite, pack, to_json, unpack
+from excise.neurons.database.export import write
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+SCHEMA = "excise.neurons/1"
+COLUMNS = ("density", "peak", "histogram", "contexts", "spread", "nearest", "near", "patterns")
+_SOME = "neuron IN (SELECT value FROM json_each(?))"
+_TABLES = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    """CREATE TABLE neurons (
+        neuron INTEGER PRIMARY KEY, density REAL, peak REAL, histogram TEXT NOT NULL, contexts TEXT NOT NULL,
+        spread TEXT NOT NULL, nearest TEXT NOT NULL, near TEXT NOT NULL, patterns TEXT NOT NULL,
+        explanation TEXT, explained_by TEXT, explained_at TEXT)""",
+    "CREATE TABLE tags (neuron INTEGER, concept TEXT, score REAL, auroc REAL, PRIMARY KEY (neuron, concept))",
+    "CREATE TABLE scores (neuron INTEGER, name TEXT, value REAL, detail TEXT NOT NULL, PRIMARY KEY (neuron, name))",
+    "CREATE TABLE scratch (number INTEGER PRIMARY KEY, data BLOB NOT NULL)",
+)
+
+
+class NeuronDatabase:
+    """What is known of the neurons of one SAE; use it as a context manager.
+
+    Neurons that were silent on the corpus are not in it. Every change is written at once or not at all. All methods
+    raise ExciseError where the file is damaged, another program holds it, or the disk refuses.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, provenance: Provenance) -> None:
+        self.path, self.provenance, self._connection = path, provenance, connection
+
+    @classmethod
+    def create(cls, path: Path, provenance: Provenance) -> Self:
+        """A new, empty one. Raises ExciseError where there is such a file already."""
+        if path.exists():
+            raise ExciseError(f"{path} exists already; choose another name")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ExciseError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+        with _told(path):
+            connection = sqlite3.connect(path)
+            with connection:
+                connection.execute("BEGIN")
+                for table in _TABLES:
+                    connection.execute(table)
+                meta = {"schema": SCHEMA, "provenance": asdict(provenance)}
+                rows = [(key, to_json(value, key)) for key, value in meta.items()]
+                connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+                text_index.create(connection)
+        return cls(path, connection, provenance)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The one in a file. Raises ExciseError where there is none, or another kind of file."""
+        if not path.is_file():
+            raise ExciseError(f"there is no neuron database {path}; make one with `excise neurons build --out {path}`")
+        connection = None
+        try:
+            connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, timeout=30)
+            meta = {key: json.loads(value) for key, value in connection.execute("SELECT key, value FROM meta")}
+            if meta["schema"] != SCHEMA:
+                raise ExciseError(f"{path} has the unknown format {meta['schema']!r}; build it again with this version")
+            return cls(path, connection, Provenance(**meta["provenance"]))
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
+            if not isinstance(error, (sqlite3.Error, ValueError, KeyError, TypeError)):
+                raise
+            raise ExciseError(f"{path} is no neuron database, or damaged ({error}); build it again") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+    def __len__(self) -> int:
+        """How many neurons are in it."""
+        return int(self._all("SELECT count(*) FROM neurons")[0][0])
+
+    def indices(self) -> list[int]:
+        """Their numbers, rising."""
+        return [int(row[0]) for row in self._all("SELECT neuron FROM neurons ORDER BY neuron")]
+
+    def neuron(self, index: int) -> Entry:
+        """What is known of one. Raises ExciseError for one that is not there."""
+        found = self._entries([index])
+        if not found:
+            raise self._missing(index)
+        return found[0]
+
+    def entries(self) -> Iterator[Entry]:
+        """All, by number."""
+        indices = self.indices()
+        for start in range(0, len(indices), 256):
+            yield from self._entries(indices[start : start + 256])
+
+    def search(self, text: str, limit: int = 50) -> list[Entry]:
+        """Neurons with every word of `text` in explanation, tags, patterns, tokens or contexts, the best first.
+
+        Words may be cut short at the end. A number also finds the neuron that has it.
+        """
+        if not text.strip() or limit < 1:
+            return []
+        with _told(self.path):
+            found = text_index.find(self._connection, text, limit)
+        if re.fullmatch(r"[0-9]{1,9}", text.strip()):
+            found = list(dict.fromkeys([int(text), *found]))
+        known = {entry.index: entry for entry in self._entries(found)}
+        return [known[index] for index in found if index in known][:limit]
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Write neurons; those that are there already stay as they are."""
+        with self._change():
+            for entry in entries:
+                lists = (list(entry.histogram), entry.nearest, entry.near, entry.patterns)
+                histogram, nearest, near, patterns = (to_json(part, f"neuron {entry.index}") for part in lists)
+                figures = (finite(entry.density), finite(entry.peak), histogram, pack(entry.contexts))
+                row = (entry.index, *figures, pack(entry.spread), nearest, near, patterns)
+                added = self._connection.execute(
+                    f"INSERT OR IGNORE INTO neurons (neuron, {', '.join(COLUMNS)}) VALUES (?{', ?' * len(COLUMNS)})",
+                    row,
+                )
+                if not added.rowcount:
+                    continue
+                for tag in entry.tags:
+                    self._tag(entry.index, tag)
+                self._score(entry.index, entry.scores)
+                if entry.explanation:
+                    self._explain(entry.index, entry.explanation)
+                self._index(entry.index)
+
+    def set_explanation(self, index: int, text: str, by: str, at: str | None = None) -> None:
+        """Say what a neuron answers to; `by` is who or what says so, `at` when (default: now)."""
+        said = Explanation(text, by, at or datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"))
+        with self._change(index):
+            self._explain(index, said)
+
+    def set_scores(self, index: int, scores: Mapping[str, Measured]) -> None:
+        """Write scores by name; others that are there stay. What is not finite is kept as None."""
+        with self._change(index):
+            self._score(index, scores)
+
+    def set_patterns(self, index: int, patterns: Sequence[Any]) -> None:
+        """Write the patterns it fires on, each a text or a json object with a `text`."""
+        with self._change(index):
+            said = to_json(list(patterns), "a pattern")
+            self._connection.execute("UPDATE neurons SET patterns = ? WHERE neuron = ?", (said, index))
+
+    def add_tag(self, index: int, tag: Tag) -> None:
+        """Say that it carries a concept; a tag of the same concept is replaced."""
+        with self._change(index):
+            self._tag(index, tag)
+
+    def remove_tags(self, concept: str) -> None:
+        """Take a concept's tag off every neuron."""
+        for (index,) in self._all("SELECT neuron FROM tags WHERE concept = ?", (concept,)):
+            with self._change(index):
+                self._connection.execute("DELETE FROM tags WHERE neuron = ? AND concept = ?", (index, concept))
+
+    def export(self, path: Path) -> None:
+        """Everything as .jsonl, .csv or .parquet (which needs pyarrow). Raises ExciseError for another ending."""
+        write(self.entries(), path)
+
+    def keep(self, number: int, data: bytes) -> None:
+        """Keep an intermediate result, so that work which is interrupted can go on."""
+        with self._change():
+            self._connection.execute("INSERT OR REPLACE INTO scratch VALUES (?, ?)", (number, data))
+
+    def kept(self) -> list[bytes]:
+        """What was kept, by number."""
+        return [row[0] for row in self._all("SELECT data FROM scratch ORDER BY number")]
+
+    def finish(self) -> None:
+        """Drop intermediate results."""
+        with self._change():
+            self._connection.execute("DELETE FROM scratch")
+        with _told(self.path):
+            self._connection.execute("VACUUM")
+
+    def _entries(self, indices: Sequence[int]) -> list[Entry]:
+        some = (json.dumps(list(indices)),)
+        tags: dict[int, list[Tag]] = {}
+        scores: dict[int, dict[str, Measured]] = {}
+        order = "ORDER BY auroc IS NULL, auroc DESC, score DESC, concept"
+        for index, *tag in self._all(f"SELECT neuron, concept, score, auroc FROM tags WHERE {_SOME} {order}", some):
+            tags.setdefault(index, []).append(Tag(*tag))
+        measured = self._all(f"SELECT neuron, name, value, detail FROM scores WHERE {_SOME} ORDER BY name", some)
+        columns = f"neuron, explanation, explained_by, explained_at, {', '.join(COLUMNS)}"
+        rows = self._all(f"SELECT {columns} FROM neurons WHERE {_SOME} ORDER BY neuron", some)
+        try:
+            for index, name, value, detail in measured:
+                scores.setdefault(index, {})[name] = Measured(value, json.loads(detail))
+            return [_entry(row, tags.get(row[0], []), scores.get(row[0], {})) for row in rows]
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(self.path, error) from error
+
+    def _index(self, index: int) -> None:
+        """Bring what is searched up to date with a neuron."""
+        text_index.put(self._connection, index, self._entries([index])[0].searched())
+
+    def _explain(self, index: int, said: Explanation) -> None:
+        self._connection.execute(
+            "UPDATE neurons SET explanation = ?, explained_by = ?, explained_at = ? WHERE neuron = ?",
+            (said.text, said.by, said.at, index),
+        )
+
+    def _tag(self, index: int, tag: Tag) -> None:
+        row = (index, tag.concept, finite(tag.score), finite(tag.auroc))
+        self._connection.execute("INSERT OR REPLACE INTO tags VALUES (?, ?, ?, ?)", row)
+
+    def _score(self, index: int, scores: Mapping[str, Measured]) -> None:
+        rows = [(index, name, finite(s.value), to_json(s.detail, f"score {name!r}")) for name, s in scores.items()]
+        self._connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
+
+    @contextmanager
+    def _change(self, index: int | None = None) -> Iterator[None]:
+        """A change that is made whole or not at all; of one neuron, which is then searched as it has become."""
+        with _told(self.path), self._connection:
+            if index is not None and not self._all(f"SELECT 1 FROM neurons WHERE {_SOME}", (json.dumps([index]),)):
+                raise self._missing(index)
+            yield
+            if index is not None:
+                self._index(index)
+
+    def _missing(self, index: int) -> ExciseError:
+        m = self.provenance.m
+        if m is not None and 0 <= index < m:
+            return ExciseError(f"neuron {index} never fires on the corpus of {self.path}; build one on other prompts")
+        return ExciseError(f"there is no neuron {index} in {self.path}, which describes {len(self)} of them")
+
+    def _all(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        with _told(self.path):
+            return self._connection.execute(query, values).fetchall()
+
+
+def _entry(row: Sequence[Any], tags: list[Tag], scores: dict[str, Measured]) -> Entry:
+    index, text, by, at, density, peak, histogram, contexts, spread, nearest, near, patterns = row
+    return Entry(
+        index,
+        density,
+        peak,
+        tuple(map(int, json.loads(histogram))),
+        tuple(unpack(contexts)),
+        tuple(unpack(spread)),
+        tuple((str(token), float(how)) for token, how in json.loads(nearest)),
+        tuple((int(other), float(how)) for other, how in json.loads(near)),
+        tuple(tags),
+        None if text is None else Explanation(text, by, at),
+        scores,
+        tuple(json.loads(patterns)),
+    )
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turns what sqlite says into one line."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        hint = "is another program writing to it, is the disk full, or is it not yours to write?"
+        raise ExciseError(f"cannot use {path}: {error}; {hint}") from error
+    except sqlite3.DatabaseError as error:
+        if type(error) is not sqlite3.DatabaseError:  # a mistake of ours, not of the file's
+            raise
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ExciseError:
+    return ExciseError(f"{path} is damaged ({error}); build it again with `excise neurons build`")

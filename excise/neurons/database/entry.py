@@ -1,0 +1,172 @@
+"""What is known of one neuron, and of the corpus it was watched on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from excise.errors import ExciseError
+from excise.neurons.context import Context, is_special
+
+NEAREST = 4
+"""How many of the nearest tokens a search looks at, as on the page (search.js): others are too far."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Which SAE a database describes, and by what it was made."""
+
+    sae: str
+    """sha256 of the SAE's parameters (`excise.erasers.edits.sae_rows.sae_digest`); empty where only others have it."""
+    site: str
+    """Where it reads, `text_encoder/encoder.layers.8`."""
+    m: int | None
+    """How many neurons it has, silent ones included; None where nobody said."""
+    corpus: str
+    """What the prompts are, in words."""
+    prompts: int
+    prompts_sha256: str
+    date: str
+    """ISO 8601, in UTC."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def describes_the_same(self, other: Provenance) -> bool:
+        """Whether the same SAE was read on the same prompts in the same way, whenever and by whatever version."""
+        names = ("sae", "site", "m", "prompts_sha256", "settings")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A concept that the neuron carries: its identification score there and held-out AUROC, where measured."""
+
+    concept: str
+    score: float | None = None
+    auroc: float | None = None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the neuron answers to, in words, who or what says so, and when (ISO 8601; empty where nobody knows)."""
+
+    text: str
+    by: str
+    at: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A score of an explanation; None where it is undefined. `detail` is json: counts, seeds, costs."""
+
+    value: float | None
+    detail: Any = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One neuron. Figures are None, and lists empty, where nobody has measured them."""
+
+    index: int
+    density: float | None = None
+    """Share of the corpus's scored tokens at which it fires."""
+    peak: float | None = None
+    """Its largest code."""
+    histogram: tuple[int, ...] = ()
+    """How many of its codes lie in each of equal parts from 0 to the peak."""
+    contexts: tuple[Context, ...] = ()
+    """The prompts in which it fires most, strongest first."""
+    spread: tuple[Context, ...] = ()
+    """Prompts drawn from the whole range of its peaks, strongest first."""
+    nearest: tuple[tuple[str, float], ...] = ()
+    """Tokens whose states lie nearest to its decoder row, and how near."""
+    near: tuple[tuple[int, float], ...] = ()
+    """Neurons whose decoder rows lie nearest, and the cosines."""
+    tags: tuple[Tag, ...] = ()
+    explanation: Explanation | None = None
+    scores: Mapping[str, Measured] = field(default_factory=dict)
+    patterns: tuple[Any, ...] = ()
+    """Each a text, or an object whose `text` is one and whose other values are figures."""
+
+    def top_tokens(self, n: int = 5) -> list[str]:
+        """The tokens at which its codes are largest in the contexts kept here, words before punctuation; special ones
+        only where it fires at nothing else.
+
+        In a causal encoder a neuron also fires at what follows its word.
+        """
+        best: dict[str, float] = {}
+        for context in (*self.contexts, *self.spread):
+            for token, code in zip(context.tokens, context.codes, strict=True):
+                word = token.strip()
+                if code > 0 and word:
+                    best[word] = max(code, best.get(word, 0.0))
+        order = sorted(best, key=lambda word: (not any(map(str.isalnum, word)), -best[word], word))
+        plain = [word for word in order if not is_special(word)]
+        return (plain or order)[:n]
+
+    def searched(self) -> dict[str, str]:
+        """What a search looks at, from what counts most to what counts least."""
+        contexts = dict.fromkeys(context.text for context in (*self.contexts, *self.spread))
+        tokens = dict.fromkeys((*self.top_tokens(8), *(token for token, _ in self.nearest[:NEAREST])))
+        return {
+            "explanation": self.explanation.text if self.explanation else "",
+            "tags": "\n".join(tag.concept for tag in self.tags),
+            "patterns": "\n".join(pattern_text(pattern) for pattern in self.patterns),
+            "tokens": "\n".join(tokens),
+            "contexts": "\n".join(contexts),
+        }
+
+    def row(self) -> dict[str, Any]:
+        """Everything as json."""
+        explanation = self.explanation
+        return {
+            "neuron": self.index,
+            "density": self.density,
+            "peak": self.peak,
+            "tags": [{"concept": t.concept, "score": t.score, "auroc": t.auroc} for t in self.tags],
+            "explanation": explanation and {"text": explanation.text, "by": explanation.by, "at": explanation.at},
+            "scores": {name: {"value": s.value, "detail": s.detail} for name, s in self.scores.items()},
+            "patterns": list(self.patterns),
+            "top_tokens": self.top_tokens(),
+            "contexts": [_context(c) for c in self.contexts],
+            "spread": [_context(c) for c in self.spread],
+            "nearest": [{"token": token, "similarity": how} for token, how in self.nearest],
+            "near": [{"neuron": index, "cosine": how} for index, how in self.near],
+            "histogram": list(self.histogram),
+        }
+
+
+def pattern_text(pattern: Any) -> str:
+    """What a pattern says."""
+    return str(pattern.get("text", "")) if isinstance(pattern, Mapping) else str(pattern)
+
+
+def to_json(value: Any, what: str) -> str:
+    """One line of json. Raises ExciseError, naming `what`, for a value that is none."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise ExciseError(f"{what} cannot be kept as json: {error}") from error
+
+
+def finite(value: float | None) -> float | None:
+    """None for a figure that is undefined."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def pack(contexts: Sequence[Context]) -> str:
+    """Contexts as json."""
+    return to_json([[c.tokens, c.codes] for c in contexts], "a context")
+
+
+def unpack(text: str) -> Iterator[Context]:
+    """What `pack` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+    for tokens, codes in json.loads(text):
+        yield Context(tuple(map(str, tokens)), tuple(map(float, codes)))
+
+
+def _context(context: Context) -> dict[str, Any]:
+    return {"text": context.text, "tokens": list(context.tokens), "codes": list(context.codes)}

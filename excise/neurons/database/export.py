@@ -1,0 +1,83 @@
+"""Neurons as a file for other programs: .jsonl, .csv or .parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from excise.errors import ExciseError
+from excise.files import write_atomic
+from excise.neurons.database.entry import Entry, to_json
+
+FLAT = ("neuron", "density", "peak", "explanation", "explained_by", "explained_at")
+NESTED = ("tags", "scores", "patterns", "top_tokens", "contexts", "spread", "nearest", "near", "histogram")
+"""What a .csv file has as json and a .parquet file as lists."""
+
+
+def write(entries: Iterable[Entry], path: Path) -> None:
+    """Write all of them, at once or not at all. Raises ExciseError for another ending, or parquet without pyarrow."""
+    writers: dict[str, Callable[[Iterable[Entry]], bytes]] = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+    if path.suffix not in writers:
+        raise ExciseError(f"cannot export to '{path.name}': the name must end in {', '.join(writers)}")
+    write_atomic(path, writers[path.suffix](entries))
+
+
+def _jsonl(entries: Iterable[Entry]) -> bytes:
+    return "".join(f"{to_json(entry.row(), 'a neuron')}\n" for entry in entries).encode()
+
+
+def _csv(entries: Iterable[Entry]) -> bytes:
+    out = io.StringIO()
+    table = csv.DictWriter(out, (*FLAT, *NESTED))
+    table.writeheader()
+    for entry in entries:
+        row = _flat(entry)
+        table.writerow({name: to_json(row[name], name) if name in NESTED else row[name] for name in (*FLAT, *NESTED)})
+    return out.getvalue().encode()
+
+
+def _parquet(entries: Iterable[Entry]) -> bytes:
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ExciseError("parquet needs pyarrow; install it with: pip install 'excise[parquet]'") from error
+    number, whole, text = pa.float64(), pa.int64(), pa.string()
+    context = pa.list_(pa.struct({"text": text, "tokens": pa.list_(text), "codes": pa.list_(number)}))
+    kinds = {
+        "neuron": whole,
+        "density": number,
+        "peak": number,
+        **dict.fromkeys(("explanation", "explained_by", "explained_at"), text),
+        "tags": pa.list_(pa.struct({"concept": text, "score": number, "auroc": number})),
+        "scores": pa.list_(pa.struct({"name": text, "value": number, "detail": text})),
+        "patterns": pa.list_(text),
+        "top_tokens": pa.list_(text),
+        "contexts": context,
+        "spread": context,
+        "nearest": pa.list_(pa.struct({"token": text, "similarity": number})),
+        "near": pa.list_(pa.struct({"neuron": whole, "cosine": number})),
+        "histogram": pa.list_(whole),
+    }
+    rows = [_columnar(entry) for entry in entries]
+    out = pa.BufferOutputStream()
+    parquet.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(kinds.items()))), out)
+    return bytes(out.getvalue().to_pybytes())
+
+
+def _flat(entry: Entry) -> dict[str, Any]:
+    said = entry.explanation
+    about = {"explanation": said and said.text, "explained_by": said and said.by, "explained_at": said and said.at}
+    return {**entry.row(), **about}
+
+
+def _columnar(entry: Entry) -> dict[str, Any]:
+    """What differs from neuron to neuron (a score's detail, a pattern's figures) as json, since columns have types."""
+    row = _flat(entry)
+    scores = [{"name": n, "value": s["value"], "detail": json.dumps(s["detail"])} for n, s in row["scores"].items()]
+    patterns = [p if isinstance(p, str) else json.dumps(p, ensure_ascii=False) for p in row["patterns"]]
+    return {**row, "scores": scores, "patterns": patterns}

@@ -1,0 +1,106 @@
+"""Real English for the text encoder: WordNet's words, glosses and examples, emoji's names and keywords, captions."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from excise.errors import ExciseError
+from excise.reference.captions import caption
+from excise.reference.scenes import sample_caption, sample_scene
+from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES, SYNONYMS
+
+WORDNET = Path("/usr/share/wordnet")
+"""Where Debian's package wordnet-base puts the database."""
+EMOJI_WORDS = Path(__file__).parents[1] / "emoji_words.txt"
+"""Name and keywords of every emoji, a line each, from npm's emojilib (MIT)."""
+CONCRETE = {"05", "06", "08", "13", "17", "18", "20"}
+"""WordNet's files of things that can be drawn: animals, artefacts, body parts, food, objects, people, plants."""
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+    kind: str
+    """'gloss', 'example', 'word', 'emoji', 'scene' (a drawable noun in a caption) or 'caption'."""
+
+
+def mentions_synonym(text: str) -> bool:
+    """Whether one of the held-out synonyms stands in the text as a word, singular or plural."""
+    return _SYNONYM.search(text.lower()) is not None
+
+
+_SYNONYM = re.compile(r"\b(" + "|".join(re.escape(w) for ws in SYNONYMS.values() for w in ws) + r")(s|es)?\b")
+
+
+def has_wordnet() -> bool:
+    """Whether WordNet's database is installed on this machine."""
+    return (WORDNET / "data.noun").exists()
+
+
+def synsets(folder: Path | None = None) -> Iterator[tuple[str, list[str], str, list[str]]]:
+    """Lexicographer file, lemmas, definition and examples of every synset.
+
+    Raises ExciseError where WordNet's database is not there.
+    """
+    folder = folder or WORDNET
+    if not (folder / "data.noun").exists():
+        raise ExciseError(f"no WordNet database in {folder}; install Debian's package wordnet-base")
+    for part in ("noun", "verb", "adj", "adv"):
+        for line in (folder / f"data.{part}").read_text(encoding="utf-8").splitlines():
+            if line.startswith("  "):
+                continue
+            head, _, gloss = line.partition(" | ")
+            fields = head.split()
+            count = int(fields[3], 16)
+            lemmas = [re.sub(r"\(\w+\)$", "", w).replace("_", " ") for w in fields[4 : 4 + 2 * count : 2]]
+            examples = re.findall(r'"([^"]{8,})"', gloss)
+            definition = gloss.split('; "')[0].strip()
+            yield fields[1], lemmas, definition, examples
+
+
+def emoji_texts() -> Iterator[str]:
+    """Every emoji's name, and its name with its keywords; none that holds a held-out synonym."""
+    for line in EMOJI_WORDS.read_text(encoding="utf-8").splitlines():
+        if not mentions_synonym(line):
+            yield line.partition(":")[0]
+            yield line
+
+
+def corpus(seed: int = 0, captions: int = 24_000) -> list[Text]:
+    """Every text the encoder is distilled on, in a fixed order.
+
+    WordNet is a dictionary, so it explains "pistol" too; what it never does is put a held-out synonym into a caption.
+    """
+    rng = random.Random(seed)
+    texts: dict[str, Text] = {}
+
+    def add(text: str, kind: str) -> None:
+        if 2 < len(text) < 160:
+            texts.setdefault(text, Text(text, kind))
+
+    for file, lemmas, definition, examples in synsets():
+        concrete = file in CONCRETE
+        if concrete or rng.random() < 0.25:
+            add(definition, "gloss")
+        for example in examples:
+            if rng.random() < 0.4:
+                add(example, "example")
+        for lemma in lemmas:
+            if concrete or rng.random() < 0.5:
+                add(lemma, "word")
+            if concrete and not mentions_synonym(lemma) and lemma.islower():
+                if rng.random() < 0.25:
+                    add(f"{lemma}, {definition}", "gloss")
+                style = rng.choice(STYLES) if rng.random() < 0.5 else None
+                place = rng.choice(BACKGROUNDS) if rng.random() < 0.6 else None
+                things = (lemma,) if rng.random() < 0.7 else tuple(rng.sample((lemma, rng.choice(OBJECTS)), 2))
+                add(caption(rng, things, style, place), "scene")
+    for text in emoji_texts():
+        add(text, "emoji")
+    for _ in range(captions):
+        add(sample_caption(rng, sample_scene(rng)), "caption")
+    return list(texts.values())

@@ -1,0 +1,1 @@
+"""Reading activations at a Site, and keeping them in shards."""

@@ -1,0 +1,163 @@
+"""A denoiser's features with their labels on disk: safetensors shards and a manifest, written batch by batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from excise.errors import ExciseError
+from excise.files import write_atomic
+from excise.sites.activations.shards import narrowed, read_shard, write_shard
+from excise.sites.blocks import capture_blocks
+from excise.sites.site import Site
+
+SCHEMA = "excise.blocks/1"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A prompt and what its picture shows."""
+
+    prompt: str
+    concepts: tuple[str, ...]
+
+
+def label_table(prompts: Sequence[Labelled], concepts: Sequence[str]) -> Tensor:
+    """`[prompts, concepts]` bool. Raises ExciseError for a label that is none of the concepts."""
+    known = {name: n for n, name in enumerate(concepts)}
+    if unknown := [c for p in prompts for c in p.concepts if c not in known]:
+        raise ExciseError(f"{unknown[0]!r} is none of the {len(known)} concepts; name it among them")
+    labels = torch.zeros(len(prompts), len(concepts), dtype=torch.bool)
+    for n, row in enumerate(prompts):
+        labels[n, [known[c] for c in row.concepts]] = True
+    return labels
+
+
+@dataclass(frozen=True, eq=False)
+class BlockShard:
+    """A batch of pictures: their patches at every step, and their labels."""
+
+    states: Tensor
+    """`[n, S, N, C]`, in the dtype they were kept in; in a wider one where a value is beyond that."""
+    labels: Tensor
+    """`[n, concepts]` bool."""
+
+
+@dataclass(frozen=True)
+class BlockShards:
+    """What `capture_blocks_to` wrote."""
+
+    folder: Path
+    site: Site
+    concepts: tuple[str, ...]
+    timesteps: tuple[float, ...]
+    pictures: int
+    files: tuple[tuple[str, str], ...]
+    """Names of the shards and their digests."""
+
+    def __iter__(self) -> Iterator[BlockShard]:
+        """Shard by shard. Raises ExciseError where one is missing or altered."""
+        for name, digest in self.files:
+            with read_shard(self.folder / name, digest) as tensors:
+                yield BlockShard(tensors["states"], tensors["labels"].bool())
+
+
+def capture_blocks_to(
+    folder: Path,
+    pipe: Any,
+    site: Site,
+    prompts: Sequence[Labelled],
+    concepts: Sequence[str],
+    *,
+    steps: int = 20,
+    seed: int = 0,
+    batch_size: int = 32,
+    options: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float16,
+    made_by: Mapping[str, Any] | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> BlockShards:
+    """Draw every prompt, the n-th from seed + n, and write the block's patches at every step with the labels.
+
+    Shards are written as they are drawn, one a batch; called again with the same arguments it goes on where it was
+    interrupted, and a finished folder is read back. `made_by` says, as json, which model it is: another one's features
+    are not gone on with.
+
+    Raises ExciseError for a label that is none of `concepts`, a folder of other features, or where the disk refuses.
+    """
+    if not prompts:
+        raise ExciseError("there are no prompts to draw; check the prompts file")
+    labels = label_table(prompts, concepts)
+    about: dict[str, Any] = {
+        "schema": SCHEMA,
+        "site": asdict(site),
+        "concepts": list(concepts),
+        "steps": steps,
+        "seed": seed,
+        "batch_size": batch_size,
+        "options": dict(options or {}),
+        "dtype": str(dtype),
+        "made_by": dict(made_by or {}),
+        "prompts": len(prompts),
+        "prompts_sha256": hashlib.sha256(json.dumps([asdict(p) for p in prompts]).encode()).hexdigest(),
+    }
+    done = _begun(folder, about)
+    first = len(done["shards"]) * batch_size
+    texts, numbers = [p.prompt for p in prompts[first:]], range(seed + first, seed + len(prompts))
+    parts: list[Tensor] = []
+    stream = capture_blocks(pipe, site, texts, seeds=numbers, steps=steps, batch_size=batch_size, options=options)
+    for patches in stream:
+        parts.append(narrowed(patches.states, dtype))
+        done["timesteps"] = [*done["timesteps"][: patches.step], patches.timestep]
+        if len(parts) < steps:
+            continue
+        rows = slice(first + patches.numbers[0], first + patches.numbers[-1] + 1)
+        data = {"states": torch.stack(parts, 1).contiguous(), "labels": labels[rows].to(torch.uint8)}
+        done["shards"].append(write_shard(folder, len(done["shards"]), data))
+        write_atomic(folder / "manifest.json", json.dumps(done, indent=1) + "\n")
+        parts.clear()
+        if progress is not None:
+            progress(len(patches.numbers))
+    return load_block_shards(folder)
+
+
+def load_block_shards(folder: Path) -> BlockShards:
+    """Read back what `capture_blocks_to` wrote. Raises ExciseError where there is nothing, or it is not finished."""
+    try:
+        told = json.loads((folder / "manifest.json").read_bytes())
+        if told["schema"] != SCHEMA:
+            raise ValueError(f"its format is {told['schema']!r}")
+        missing = -(-told["prompts"] // told["batch_size"]) - len(told["shards"])
+        if missing:
+            raise ValueError(f"{missing} shards are missing")
+        return BlockShards(
+            folder,
+            Site(**told["site"]),
+            tuple(told["concepts"]),
+            tuple(told["timesteps"]),
+            told["prompts"],
+            tuple((name, digest) for name, digest in told["shards"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExciseError(f"{folder} holds no finished features of a block ({error}); capture them") from error
+
+
+def _begun(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The manifest so far. Raises ExciseError where the folder holds something else."""
+    path = folder / "manifest.json"
+    if not folder.exists() or not any(folder.iterdir()):
+        return {**about, "timesteps": [], "shards": []}
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        if {name: found[name] for name in about} == about:
+            return found
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise ExciseError(f"{folder} holds something else; choose another folder, or delete it to capture anew")

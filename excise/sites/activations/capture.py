@@ -1,0 +1,296 @@
+"""Features at Sites from a stream of prompts, tokenised and padded exactly as the pipeline does it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from excise.errors import ExciseError
+from excise.files import temporary_beside, write_atomic
+from excise.sites.activations.shards import read_shard, write_shard
+from excise.sites.encoding import Enough, encode_prompt
+from excise.sites.language import LanguageModel, held
+from excise.sites.site import Site, encoder_of, resolve, tokenizer_of
+from excise.sites.truncation import warn_of_cuts
+
+SCHEMA = "excise.features/1"
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one batch of prompts looked like. All T positions are there (77 for CLIP): the U-Net reads them all.
+
+    Of a language model T is the batch's longest prompt, and padding holds the prompt's last state again (`held`).
+    """
+
+    states: dict[Site, Tensor]
+    """Hidden states `[B, T, d]` by Site, in the encoder's dtype and on its device."""
+    ids: Tensor
+    """Token ids `[B, T]`."""
+    scored: Tensor
+    """`[B, T]` bool: the positions that count when *scoring* neurons: words and EOS, neither BOS nor padding."""
+    kept: Tensor | None = None
+    """`[B, T]` bool, on the processor: the positions an SAE is trained on, or None for all of them. A denoiser reads
+    padding too, but not every prompt's need be read (`capture_by_length`); a language model reads none."""
+
+    def vectors(self, site: Site) -> Tensor:
+        """`[N, d]`: what an SAE is trained on."""
+        states = self.states[site].flatten(0, 1)
+        if self.kept is None:
+            return states
+        # Counted out on the processor: a GPU that had to count would be waited for.
+        rows = self.kept.flatten().nonzero()[:, 0]
+        return states.index_select(0, rows.to(states.device, non_blocking=True))
+
+    def without_bos(self) -> Features:
+        """The same features, with the first position kept only where a word stands there.
+
+        A causal encoder's first state (BOS) is the same in every prompt, never edited, and far from all others: an SAE
+        trained on it spends latents and most of what it measures itself by on one vector.
+        """
+        kept = torch.ones_like(self.scored, device="cpu") if self.kept is None else self.kept.clone()
+        kept[:, 0] &= self.scored[:, 0].cpu()
+        return replace(self, kept=kept)
+
+
+def tokenise(pipe: Any, component: str, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, attention mask and scored mask, each `[B, T]`, padded and cut as the pipeline does."""
+    tokenizer, encoder = tokenizer_of(pipe, component), encoder_of(pipe, component)
+    positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
+    length = min(int(tokenizer.model_max_length), int(positions or tokenizer.model_max_length))
+    if length > 100_000:
+        raise ExciseError(f"{component}'s tokenizer has no maximal length; set tokenizer.model_max_length")
+    # Textual inversion turns one placeholder into several tokens here.
+    convert = getattr(pipe, "maybe_convert_prompt", None)
+    texts = convert(prompts, tokenizer) if convert is not None else prompts
+    batch = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    ids, attention = batch["input_ids"], batch["attention_mask"]
+    scored = attention.bool()
+    if tokenizer.bos_token_id is not None:
+        scored = scored & (ids != tokenizer.bos_token_id)
+    return ids, attention, scored
+
+
+def capture(pipe: Any, sites: Iterable[Site], prompts: Iterable[str], batch_size: int = 64) -> Iterator[Features]:
+    """Features of `prompts` at `sites` (all of one text encoder), batch by batch.
+
+    Raises ExciseError for an unknown Site, a wrong width, or Sites of several encoders at once.
+    """
+    component, modules = located(pipe, sites)
+    stream = iter(prompts)
+    while batch := list(islice(stream, batch_size)):
+        warn_of_cuts(pipe, batch)
+        yield _read(pipe, component, modules, batch)
+
+
+def located(pipe: Any, sites: Iterable[Site]) -> tuple[str, dict[Site, nn.Module]]:
+    """The text encoder of `sites` and their modules. Raises ExciseError as `capture`."""
+    wanted = list(dict.fromkeys(sites))
+    components = sorted({site.component for site in wanted})
+    if len(components) != 1:
+        raise ExciseError(
+            f"capture reads one text encoder at a time, not {components or 'none'}; call it once for each"
+        )
+    return components[0], {site: resolve(pipe, site) for site in wanted}
+
+
+@torch.no_grad()
+def run(pipe: Any, component: str, batch: list[str]) -> tuple[Tensor, Tensor, Any]:
+    """Run one text encoder on prompts as the pipeline does: ids and scored mask `[B, T]`, and the encoder's output,
+    which is None where a hook had `Enough`.
+
+    Raises ExciseError where the pipeline does not reach it or gives it no token ids.
+    """
+    encoder = encoder_of(pipe, component)
+    if isinstance(pipe, LanguageModel):
+        ids, attention = pipe.tokenise(batch, pipe.positions)
+        return ids, pipe.words(ids, attention), pipe.run(ids, attention)
+    if is_clip(encoder):
+        ids, attention, scored = tokenise(pipe, component, batch)
+        return ids, scored, run_clip(encoder, ids, attention)
+    # Templates, padding and masks are the pipeline's own affair.
+    given: dict[str, Any] = {}
+
+    def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        given.update(zip(("input_ids", "attention_mask"), args, strict=False))
+        given.update(kwargs)
+
+    def behind(module: nn.Module, args: Any, output: Any) -> None:
+        given.update(output=output)
+        raise Enough
+
+    handles = [encoder.register_forward_pre_hook(before, with_kwargs=True), encoder.register_forward_hook(behind)]
+    try:
+        with suppress(Enough):
+            encode_prompt(pipe, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    mask = given.get("attention_mask")
+    if not isinstance(given.get("input_ids"), Tensor):
+        raise ExciseError(f"{type(pipe).__name__} gave {component} no token ids; it is not supported")
+    ids = given["input_ids"].cpu()
+    scored = mask.cpu().bool() if isinstance(mask, Tensor) else torch.ones_like(ids).bool()
+    first = tokenizer_of(pipe, component).bos_token_id
+    return ids, scored if first is None else scored & (ids != first), given.get("output")
+
+
+@torch.no_grad()
+def run_clip(encoder: nn.Module, ids: Tensor, attention: Tensor) -> Any:
+    """One of CLIP's text encoders on ids and attention mask `[B, T]`: its output, or None where a hook had `Enough`."""
+    device = next(encoder.parameters()).device
+    use_mask = bool(getattr(getattr(encoder, "config", None), "use_attention_mask", False))
+    with suppress(Enough):
+        return encoder(
+            ids.to(device, non_blocking=True),
+            attention_mask=attention.to(device, non_blocking=True) if use_mask else None,
+        )
+    return None
+
+
+@contextmanager
+def listening(modules: dict[Site, nn.Module]) -> Iterator[dict[Site, Tensor]]:
+    """Within it an encoder that runs leaves its states `[B, T, d]` in what is given, and stops behind the last Site.
+
+    Raises ExciseError where a Site is of another width, or did not run.
+    """
+    states: dict[Site, Tensor] = {}
+
+    def keep(site: Site) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            state = output[0] if isinstance(output, tuple) else output
+            if state.shape[-1] != site.width:
+                raise ExciseError(f"{site.key} gave {state.shape[-1]} values a position, not {site.width}")
+            states[site] = state.detach()
+            if len(states) == len(modules):
+                raise Enough
+
+        return hook
+
+    with ExitStack() as stack:
+        for site, module in modules.items():
+            stack.callback(module.register_forward_hook(keep(site)).remove)
+        yield states
+    missing = [site.key for site in modules if site not in states]
+    if missing:
+        raise ExciseError(f"{missing[0]} did not run when the text encoder did; choose another Site")
+
+
+def _read(pipe: Any, component: str, modules: dict[Site, nn.Module], batch: list[str]) -> Features:
+    """One batch; the encoder stops behind the last of the Sites."""
+    with listening(modules) as states:
+        if not isinstance(pipe, LanguageModel):
+            ids, scored, _ = run(pipe, component, batch)
+            return Features(states, ids, scored)
+        ids, attention = pipe.tokenise(batch, pipe.positions)
+        with suppress(Enough):
+            pipe.run(ids, attention)
+    scored = pipe.words(ids, attention)
+    return Features({site: held(state, attention) for site, state in states.items()}, ids, scored, scored)
+
+
+def is_clip(encoder: nn.Module) -> bool:
+    """Whether every pipeline pads it alike and gives it no template, so that it can be run without the pipeline."""
+    return type(encoder).__name__.startswith("CLIPText")
+
+
+def capture_to(
+    folder: Path,
+    pipe: Any,
+    sites: Iterable[Site],
+    prompts: Iterable[str],
+    *,
+    batch_size: int = 64,
+    shard_prompts: int = 1024,
+    dtype: torch.dtype | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> int:
+    """Write features as safetensors shards with a manifest; returns the number of prompts.
+
+    The folder appears only when everything is in it: an interrupted capture leaves nothing behind.
+    `dtype` is what states are kept in (default: the encoder's own); `progress` is called with the prompts read since
+    the last call. Raises ExciseError where `folder` exists, the disk refuses or there are no prompts.
+    """
+    if folder.exists():
+        raise ExciseError(f"{folder} exists already; choose a new folder for the features")
+    wanted = list(dict.fromkeys(sites))
+    partial = temporary_beside(folder)
+    seen, text = 0, hashlib.sha256()
+    shards: list[dict[str, Any]] = []
+
+    def counted() -> Iterator[str]:
+        for prompt in prompts:
+            text.update(prompt.encode() + b"\0")
+            yield prompt
+
+    def watched(batches: Iterable[Features]) -> Iterator[Features]:
+        for batch in batches:
+            yield batch
+            if progress is not None:
+                progress(len(batch.ids))
+
+    try:
+        stream = watched(capture(pipe, wanted, counted(), min(batch_size, shard_prompts)))
+        per_shard = max(1, shard_prompts // min(batch_size, shard_prompts))
+        while batches := list(islice(stream, per_shard)):
+            name, digest = write_shard(partial, len(shards), _tensors(wanted, batches, dtype))
+            count = sum(len(b.ids) for b in batches)
+            shards.append({"name": name, "prompts": count, "sha256": digest})
+            seen += count
+        if not seen:
+            raise ExciseError("there are no prompts to capture; check the prompts file")
+        manifest = {
+            "schema": SCHEMA,
+            "sites": [asdict(site) for site in wanted],
+            "prompts": seen,
+            "prompts_sha256": text.hexdigest(),
+            "shards": shards,
+        }
+        write_atomic(partial / "manifest.json", json.dumps(manifest, indent=1))
+        try:
+            partial.replace(folder)
+        except OSError as error:
+            raise ExciseError(f"cannot write {folder}: {error.strerror or error}; choose another place") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return seen
+
+
+def _tensors(sites: list[Site], batches: list[Features], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    out = {"ids": torch.cat([b.ids for b in batches]), "scored": torch.cat([b.scored for b in batches])}
+    for site in sites:
+        states = torch.cat([b.states[site].cpu() for b in batches])
+        out[site.key] = (states if dtype is None else states.to(dtype)).contiguous()
+    return out
+
+
+def load_shards(folder: Path) -> Iterator[Features]:
+    """Read back what `capture_to` wrote, shard by shard. Raises ExciseError where anything is missing or altered."""
+    sites, _, shards = _manifest(folder)
+    for name, digest in shards:
+        with read_shard(folder / name, digest) as tensors:
+            states = {site: tensors[site.key] for site in sites}
+            yield Features(states, tensors["ids"], tensors["scored"])
+
+
+def _manifest(folder: Path) -> tuple[list[Site], str, list[tuple[str, str]]]:
+    """The Sites, the prompts' digest, and the shards' names and digests."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest["schema"] != SCHEMA:
+            raise ExciseError(f"{folder} has the unknown format {manifest['schema']!r}; capture the features again")
+        sites = [Site(str(s["component"]), str(s["path"]), int(s["width"])) for s in manifest["sites"]]
+        shards = [(str(s["name"]), str(s["sha256"])) for s in manifest["shards"]]
+        return sites, str(manifest["prompts_sha256"]), shards
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExciseError(f"{folder} holds no complete captured features ({error}); capture them again") from error

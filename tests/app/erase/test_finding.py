@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from excise import reference
+from excise.app.erase.finding import find_neurons, sweep, swept_sites
+from excise.concepts import from_templates
+from excise.errors import ExciseError
+from excise.methods.sae.prompt_codes import remembered
+from excise.methods.sae.snce import SNCEConfig
+
+
+def test_a_sweep_needs_a_text_encoder(tiny_pipe: Any, gun: Any) -> None:
+    assert [site.path for site in swept_sites(tiny_pipe)][:2] == ["embeddings", "encoder.layers.0"]
+    tiny_pipe.text_encoder = None
+    with pytest.raises(ExciseError, match="no text encoder"):
+        sweep(tiny_pipe, gun, ["a gun"], tokens=100)
+
+
+def test_the_tolerance_finds_what_the_papers_rule_drops() -> None:
+    """As docs/architecture.md tells: on the bundled model eq. 6 drops the neuron that carries "dog"."""
+    pipe, dog = reference.load(), from_templates("dog", ("dog",))
+    aurocs = {}
+    with remembered():  # the prompts are read once
+        for tolerance in (0.0, SNCEConfig().tolerance):
+            config = SNCEConfig(sae=str(reference.sae_folder()), tolerance=tolerance, examine=1, permutations=10)
+            aurocs[tolerance] = find_neurons(pipe, dog, config).found.validation[0].auroc or 0.0
+    assert aurocs[0.0] < 0.7
+    assert aurocs[SNCEConfig().tolerance] > 0.99

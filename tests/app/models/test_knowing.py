@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from excise.app.models.knowing import explain_unsplit, not_drawn, parts, refuse_not_drawn
+from excise.concepts import Concept, builtin, names
+from excise.concepts.library import described
+from excise.errors import WeakEraserError
+from excise.reference.world import OBJECTS, STYLES
+
+
+def test_what_the_bundled_model_draws_is_erased_and_what_it_does_not_is_refused() -> None:
+    assert [name for name in (*OBJECTS, *STYLES) if refuse_not_drawn(builtin(name, 5))] == []
+    assert not_drawn(Concept("arms", ("gun", "sniper rifle", "Pistols", "halberd"))) == ["halberd"]
+    for words in (("submarine",), ("halberd", "mace"), ("молоток",)):
+        with pytest.raises(WeakEraserError, match=f"does not draw {words[0]}.*nothing to erase"):
+            refuse_not_drawn(Concept("it", words))
+
+
+@pytest.mark.parametrize(
+    ("text", "several"),
+    [
+        ("gun,knife", ["gun", "knife"]),
+        (" gun , ice cream,", ["gun", "ice cream"]),
+        ("gun", None),
+        ("the look of old photographs, faded and brown", None),
+        ("gun,foo", None),
+        (",", None),
+    ],
+)
+def test_a_text_is_several_concepts_only_where_each_is_known(text: str, several: list[str] | None) -> None:
+    assert parts(text) == several
+
+
+def test_a_text_that_is_only_partly_known_is_explained() -> None:
+    assert "'foo' is none" in str(explain_unsplit("gun,foo"))
+    assert explain_unsplit("old, faded") is None
+    assert explain_unsplit("gun,knife") is None
+
+
+def test_every_known_concept_is_described() -> None:
+    rows = [described(name) for name in names()]
+    assert len(rows) == 66
+    assert {row["kind"] for row in rows} == {"object", "style", "attribute"}
+    assert [row["name"] for row in rows if row["for"] == "the bundled model"] == [*OBJECTS, *STYLES]
+    assert all(row["mentions"] for row in rows)

@@ -1,0 +1,46 @@
+"""The bundled model's settings are those that were chosen on the tuning concepts, in docs/results/peers.json."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from excise.app.models.resolve import TUNED
+from excise.methods import METHODS, method
+from excise.methods.base import parsed
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script that chooses them."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return import_module("peers")
+
+
+@pytest.fixture
+def chosen(peers: Any) -> dict[str, str]:
+    """By method the settings that it takes for the comparison."""
+    told: dict[str, Any] = json.loads((ROOT / "docs/results/peers.json").read_text())
+    return {name: peers.best(rows) for name, rows in told["tuning"].items()}
+
+
+def test_every_peer_s_settings_were_tried(chosen: dict[str, str]) -> None:
+    assert set(chosen) == set(METHODS) - {"none"}
+
+
+def test_what_was_chosen_is_what_the_bundled_model_is_given(chosen: dict[str, str]) -> None:
+    for name, settings in chosen.items():
+        make = method(name).Config
+        assert make(**TUNED.get(name, {})) == make(**parsed(f"{name}:{settings}")[1]), name
+
+
+def test_what_was_tried_does_not_depend_on_what_was_chosen(peers: Any) -> None:
+    for name, own in TUNED.items():
+        for settings in peers.GRIDS[name]:
+            assert set(own) <= set(parsed(f"{name}:{settings}")[1]), f"{name}:{settings}"

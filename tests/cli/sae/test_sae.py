@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMALL = ("--tokens", 2000, "--expansion", 2, "--k", 4, "--batch", 256)
+
+
+def test_train_and_info(ask: Callable[..., Any], model_folder: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a gun\na cat on grass\na dog in the sky\n")
+    out = tmp_path / "sae"
+    common = ("--model", model_folder, "--site", "encoder.layers.1", "--prompts", prompts)
+    made = ask("sae", "train", "--out", out, *common, *SMALL)
+    card = made["card"]
+    assert card["site"] == {"component": "text_encoder", "path": "encoder.layers.1", "width": 64}
+    assert card["prompts"] == 3
+    assert "prompts.txt" in card["corpus"]
+    assert ask("sae", "info", out)["card"] == card
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("empty.txt", b"", "no prompts"),
+        ("latin.txt", "caf\xe9".encode("latin-1"), "UTF-8"),
+        ("columns.csv", b"text,seed\na cat,1\n", "text, seed"),
+        ("prompts.pdf", b"", ".txt, .csv"),
+    ],
+)
+def test_bad_prompt_files(name: str, content: bytes, complaint: str, call: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    result = call("sae", "train", "--out", tmp_path / "sae", "--prompts", tmp_path / name)
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert not (tmp_path / "sae").exists()
+
+
+def test_a_corpus_is_asked_for_exactly_once(call: Callable[..., Any], tmp_path: Path) -> None:
+    assert "--prompts" in call("sae", "train", "--out", tmp_path / "sae").stderr
+    assert "known are" in call("sae", "train", "--out", tmp_path / "sae", "--recipe", "soup").stderr
+
+
+def test_options_that_would_be_ignored_or_misread_are_refused(call: Callable[..., Any], tmp_path: Path) -> None:
+    out, prompts = tmp_path / "sae", tmp_path / "p.txt"
+    prompts.write_text("a cat\n")
+    mixed = call("sae", "train", "--out", out, "--prompts", prompts, "--exclude-eval")
+    assert mixed.exit_code == 2
+    assert "--recipe snce-sd14" in mixed.stderr
+    bundled = call("sae", "train", "--out", out, "--recipe", "snce-sd14", "--exclude-eval")
+    assert bundled.exit_code == 2
+    assert "needs --model" in bundled.stderr
+
+
+def test_a_truncated_sae_is_refused(call: Callable[..., Any], sae_folder: Path) -> None:
+    weights = sae_folder / "sae.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    result = call("sae", "info", sae_folder)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+
+
+def test_the_papers_corpus(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    from excise.app.training.text import recipe_prompts
+
+    names = ["safe", "unsafe", "marked", "shared", "unsafe", "at the bound", "above it"]
+    rows = {"prompt": names, "prompt_nsfw": [0.1, 0.9, 2.0, 0.8, 0.7, 0.5, 0.51]}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "metadata.parquet")
+    (tmp_path / "i2p.csv").write_text("prompt\nshared\nother\n")
+    files = {"diffusiondb": tmp_path / "metadata.parquet", "i2p": tmp_path / "i2p.csv"}
+    prompts, card = recipe_prompts("snce-sd14", **files)
+    assert prompts == ["shared", "other", "unsafe", "above it"]
+    assert card["excludes"] == []
+    prompts, card = recipe_prompts("snce-sd14", exclude_eval=True, **files)
+    assert prompts == ["unsafe", "above it"], "what I2P has is left out of DiffusionDB too"
+    assert card["excludes"] == ["i2p"]

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from excise.sites.activations.block_shards import load_block_shards
+
+SMALL = ("--tokens", 500, "--expansion", 2, "--k", 4, "--batch", 64)
+BLOCK = "up_blocks.0.attentions.0"
+
+
+@pytest.fixture
+def captions(tmp_path: Path) -> Path:
+    path = tmp_path / "captions.csv"
+    rows = [f"a {thing} on {place},{thing},{place}" for thing in ("gun", "cat", "dog") for place in ("grass", "sand")]
+    path.write_text("\n".join(["prompt,object,place", *rows, "a gun and a cat,gun; cat,"]) + "\n")
+    return path
+
+
+def test_a_block_with_labels_and_an_eraser_by_it(
+    ask: Callable[..., Any], model_folder: Path, captions: Path, tmp_path: Path
+) -> None:
+    common = ("--model", model_folder, "--block", BLOCK, "--prompts", captions, "--steps", 2, *SMALL)
+    labels = ("--label", "object", "--label", "place", "--features", tmp_path / "features")
+    made = ask("sae", "train-block", "--out", tmp_path / "sae", *common, *labels)
+    own = made["card"]["supervision"]
+    assert own["concepts"] == ["gun", "cat", "dog", "grass", "sand"]
+    assert own["groups"] == [0, 0, 0, 1, 1]
+    assert made["card"]["site"]["path"] == BLOCK
+    assert load_block_shards(tmp_path / "features").pictures == 7
+    plain = ask("sae", "train-block", "--out", tmp_path / "plain", *common, *labels, "--unsupervised")
+    assert "supervision" not in plain["card"]
+    tuned = ("--start", tmp_path / "plain")
+    assert "supervision" in ask("sae", "train-block", "--out", tmp_path / "tuned", *common, *labels, *tuned)["card"]
+    settings = (
+        "--set",
+        f"sae={tmp_path / 'sae'}",
+        "--set",
+        "steps=2",
+        "--set",
+        "pictures=3",
+        "--set",
+        "codes=threshold",
+    )
+    erased = ask(
+        "erase", "gun", "--out", tmp_path / "gun", "--model", model_folder, "--method", "saemnesia", "--n", 6, *settings
+    )
+    assert erased["neurons"] == [0]
+    assert erased["site"] == f"unet/{BLOCK}"
+
+
+def test_a_block_without_labels(ask: Callable[..., Any], model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a gun\na cat\n")
+    where = ("--model", model_folder, "--block", BLOCK, "--prompts", tmp_path / "prompts.txt", "--steps", 2)
+    made = ask("sae", "train-block", "--out", tmp_path / "sae", *where, *SMALL, "--activation", "batchtopk")
+    assert "supervision" not in made["card"]
+    assert made["card"]["recipe"]["activation"] == "batchtopk"
+    assert not (tmp_path / "sae.features").exists()
+
+
+def test_text_states_with_labels(ask: Callable[..., Any], model_folder: Path, captions: Path, tmp_path: Path) -> None:
+    where = ("--model", model_folder, "--site", "encoder.layers.1", "--prompts", captions, "--label", "object")
+    made = ask("sae", "train-text", "--out", tmp_path / "sae", *where, *SMALL, "--negatives", "assigned")
+    assert made["card"]["supervision"]["pooling"] == "max"
+    assert made["card"]["supervision"]["negatives"] == "assigned"
+    assert made["card"]["site"]["path"] == "encoder.layers.1"
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ((), "give either --prompts FILE or --recipe reference"),
+        (("--recipe", "soup"), "give either --prompts FILE or --recipe reference"),
+        (("--recipe", "reference", "--label", "colour"), "no column 'colour'; they have object and style"),
+        (("--prompts", "captions.csv", "--label", "colour"), "no column 'colour'; the columns found are"),
+        (("--prompts", "empty.csv", "--label", "object"), "column 'object' of"),
+        (("--prompts", "captions.txt", "--label", "object"), "labels need columns"),
+        (("--prompts", "captions.csv", "--label", "object", "--negatives", "some"), "it is none or assigned"),
+        (("--prompts", "captions.csv", "--model", "somewhere"), "--model needs --block"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(
+    options: tuple[str, ...], complaint: str, call: Callable[..., Any], captions: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.csv").write_text("prompt,object\na gun,\n")
+    (tmp_path / "captions.txt").write_text("a gun\n")
+    given = [tmp_path / option if option.endswith((".csv", ".txt")) else option for option in options]
+    result = call("sae", "train-block", "--out", tmp_path / "sae", *given)
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "needs none" in call("sae", "train-text", "--out", tmp_path / "sae", "--recipe", "reference").stderr
+
+
+def test_a_published_sae_is_imported(call: Callable[..., Any], ask: Callable[..., Any], tmp_path: Path) -> None:
+    there, out = tmp_path / "SAEmnesia", tmp_path / "sae"
+    there.mkdir()
+    (there / "cfg.json").write_text(json.dumps({"d_in": 8, "num_latents": 32, "k": 4}))
+    shapes = {"encoder.weight": (32, 8), "encoder.bias": (32,), "W_dec": (32, 8), "b_dec": (8,)}
+    save_file({name: torch.randn(shape) for name, shape in shapes.items()}, there / "sae.safetensors")
+    assert "say where it was trained" in call("sae", "import", there, "--out", out).stderr
+    made = ask("sae", "import", there, "--out", out, "--block", "up_blocks.1.attentions.1")
+    assert made["card"]["site"] == {"component": "unet", "path": "up_blocks.1.attentions.1", "width": 8}
+    assert ask("sae", "info", out) == made
+    again = call("sae", "import", there, "--out", out, "--block", "up_blocks.1.attentions.1")
+    assert again.exit_code == 2
+    assert "choose another" in again.stderr
+    text = ask("sae", "import", there, "--out", tmp_path / "text", "--site", "text_encoder_2/encoder.layers.9")
+    assert text["card"]["site"] == {"component": "text_encoder_2", "path": "encoder.layers.9", "width": 8}

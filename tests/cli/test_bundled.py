@@ -1,0 +1,41 @@
+"""The bundled model through the commands, as every combination of versions in `make matrix` must do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from excise import reference
+from excise.erasers import Eraser
+from excise.erasers.guard.model_digest import encoder_digests, tokenizer_digest
+from excise.reference.world import OBJECTS
+
+
+def test_its_text_encoder_and_tokenizer_are_the_same_on_every_version() -> None:
+    """Wrong weights draw scribble, and other token ids other pictures, neither with an error."""
+    pipe = reference.load()
+    assert encoder_digests(pipe.text_encoder)["float16"][0].startswith("5cce258a"), "weights"
+    assert tokenizer_digest(pipe.tokenizer).startswith("91c5d9a0"), "token ids, odd text among it"
+
+
+def test_a_concept_is_found_erased_verified_and_gone(call: Callable[..., Any], tmp_path: Path) -> None:
+    def ran(*words: Any) -> None:
+        result = call(*words)
+        assert result.exit_code == 0, result.output
+
+    def drawn(eraser: Eraser | None) -> bool:
+        with nullcontext() if eraser is None else eraser.attach(pipe):
+            picture = reference.generate(pipe, ["a gun on grass"], [3], steps=12, batch_size=1)
+        return bool(reference.judge()(picture).objects[0, OBJECTS.index("gun")])
+
+    ran("find", "gun", "--n", 40)
+    ran("erase", "gun", "--n", 40, "--out", tmp_path / "gun")
+    ran("verify", tmp_path / "gun")
+    made = ("--eraser", tmp_path / "gun", "--steps", 4, "--out", tmp_path / "gun.png")
+    ran("generate", "--prompt", "a gun on grass", *made)
+    assert (tmp_path / "gun.png").exists()
+    pipe = reference.load()
+    assert drawn(None)
+    assert not drawn(Eraser.load(tmp_path / "gun"))

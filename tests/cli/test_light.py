@@ -1,0 +1,129 @@
+"""What needs no model answers without importing torch, which takes seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from excise.cli import app
+from excise.erasers.artefact import formats
+from excise.erasers.artefact.record import check_files
+
+GROUPS = [(), *((name,) for name, group in typer.main.get_command(app).commands.items() if hasattr(group, "commands"))]
+_RUN = """
+import sys
+from excise.cli import main
+sys.argv = ["excise", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as end:
+    heavy = sorted({"torch", "transformers", "diffusers"} & set(sys.modules))
+    print("imported", *heavy, file=sys.stderr)
+    raise
+"""
+
+
+def runs_light(*words: Any) -> str:
+    """What a command prints in a process of its own, where it imported nothing heavy."""
+    ran = subprocess.run([sys.executable, "-c", _RUN, *map(str, words)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.splitlines()[-1] == "imported", ran.stderr
+    return ran.stdout
+
+
+@pytest.fixture
+def eraser(gun_eraser: Any, tmp_path: Path) -> Path:
+    gun_eraser.save(tmp_path / "gun")
+    return tmp_path / "gun"
+
+
+def test_a_model_that_is_not_there() -> None:
+    for model in ("/nope", "sd.safetensors", "./models/sd14"):
+        words = ("generate", "--prompt", "a cat", "--model", model)
+        ran = subprocess.run([sys.executable, "-c", _RUN, *words], capture_output=True, text=True)
+        assert ran.returncode == 2
+        told, imported = ran.stderr.splitlines()
+        assert told == f"error: there is no {model} on this machine; name a folder with model_index.json"
+        assert imported == "imported"
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=" ".join)
+def test_the_help_of_every_group(group: tuple[str, ...]) -> None:
+    assert "--help" in runs_light(*group, "--help")
+
+
+def test_the_methods_and_their_papers() -> None:
+    assert "saeuron (inference)" in runs_light("methods")
+    assert "@inproceedings{gandikota2024unified" in runs_light("methods", "cite", "uce")
+    assert runs_light("methods", "cite", "snce+saemnesia").count("  eprint = ") == 2
+
+
+def test_the_concepts() -> None:
+    rows = json.loads(runs_light("concepts", "--json"))
+    assert len(rows) == 66
+    assert rows[0] == {"name": "gun", "kind": "object", "for": "the bundled model", "mentions": ["gun"]}
+
+
+def test_pairs_are_made_and_checked(tmp_path: Path) -> None:
+    runs_light("pairs", "make", "gun", "--out", tmp_path / "gun.csv")
+    assert "0 problems" in runs_light("pairs", "check", tmp_path / "gun.csv", "--mentions", "gun")
+
+
+def test_a_neuron_of_a_database(tmp_path: Path) -> None:
+    from excise.neurons.context import Context
+    from excise.neurons.database.database import NeuronDatabase
+    from excise.neurons.database.entry import Entry, Provenance
+
+    about = Provenance("ab" * 32, "text_encoder/encoder.layers.2", 64, "prompts", 3, "cd" * 32, "2026-01-01T00:00:00")
+    with NeuronDatabase.create(tmp_path / "neurons.db", about) as database:
+        database.add([Entry(5, density=0.25, contexts=(Context((" a", " gun"), (0.0, 3.0)),))])
+    assert "gun" in runs_light("neurons", "show", 5, "--db", tmp_path / "neurons.db")
+    assert "gun" in runs_light("neurons", "search", "gun", "--db", tmp_path / "neurons.db")
+
+
+def test_the_files_of_an_eraser(eraser: Path) -> None:
+    checks = json.loads(runs_light("verify", eraser, "--files-only", "--json"))["checks"]
+    assert [(check["name"], check["passed"]) for check in checks] == [
+        ("files", True),
+        ("manifest", True),
+        ("content", True),
+    ]
+
+
+def _drop(files: dict[str, bytes]) -> None:
+    told = json.loads(files["eraser.json"])
+    del told["canary"]
+    files["eraser.json"] = json.dumps(told).encode()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _drop,
+        lambda files: files.update({"eraser.json": b"[]"}),
+        lambda files: files.update(
+            {"eraser.json": files["eraser.json"].replace(b"excise.eraser/1", b"excise.eraser/9")}
+        ),
+        lambda files: files.update({"eraser.safetensors": files["eraser.safetensors"][:-1]}),
+        lambda files: files.update({"eraser.safetensors": b"\xff" * 40}),
+        lambda files: files.update({"eraser.safetensors": files["eraser.safetensors"].replace(b'"0.', b'"7.')}),
+    ],
+)
+def test_files_that_hold_no_eraser_are_found_out(spoil: Callable[[dict[str, bytes]], None], eraser: Path) -> None:
+    files = {name: (eraser / name).read_bytes() for name in formats.FILES}
+    spoil(files)
+    files["manifest.json"] = formats.manifest(files)
+    for name, data in files.items():
+        (eraser / name).write_bytes(data)
+    assert [(check.name, check.passed) for check in check_files(eraser)] == [
+        ("files", True),
+        ("manifest", True),
+        ("content", False),
+    ]

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers.normalizers import Replace
+
+from excise.erasers.guard.model_digest import encoder_digests, encoder_matches, made_for, mismatches, tokenizer_digest
+from excise.errors import ExciseError
+from tests import tiny
+
+
+def test_a_pipeline_matches_itself_and_no_other(tiny_pipe: Any, build_pipe: Callable[..., Any]) -> None:
+    made = made_for(tiny_pipe)
+    assert made["pipeline"] == "StableDiffusionPipeline"
+    assert mismatches(tiny_pipe, made) == []
+    assert mismatches(build_pipe(), made) == []
+    assert mismatches(build_pipe(seed=1), made) == ["text_encoder's weights differ"]
+    assert mismatches(build_pipe(layers=2), made) == ["text_encoder's weights differ"]
+
+
+def test_one_changed_weight_shows(tiny_pipe: Any) -> None:
+    made = encoder_digests(tiny_pipe.text_encoder)
+    with torch.no_grad():
+        tiny.body(tiny_pipe.text_encoder).get_submodule("encoder.layers.1").mlp.fc1.bias[3] += 0.01
+    assert not encoder_matches(tiny_pipe.text_encoder, made)
+
+
+def test_precisions_of_one_model_know_each_other(tiny_pipe: Any) -> None:
+    full = tiny_pipe.text_encoder
+    half, brain = copy.deepcopy(full).half(), copy.deepcopy(full).bfloat16()
+    brain_of_half = copy.deepcopy(half).bfloat16()
+    made = encoder_digests(full)
+    assert all(encoder_matches(model, made) for model in (full, half, brain, brain_of_half))
+    made = encoder_digests(half)
+    assert all(encoder_matches(model, made) for model in (full, half, brain_of_half))
+    made = encoder_digests(brain)
+    assert encoder_matches(brain, made)
+    assert not encoder_matches(full, made), "bfloat16 alone cannot vouch for the finer weights"
+    assert not encoder_matches(full, {})
+
+
+def test_missing_and_additional_encoders_are_named(tiny_pipe: Any) -> None:
+    made = made_for(tiny_pipe)
+    second = {**made["encoders"], "text_encoder_2": made["encoders"]["text_encoder"]}
+    assert mismatches(tiny_pipe, {**made, "encoders": second}) == ["there is no text_encoder_2"]
+    assert mismatches(tiny_pipe, {}) == ["it does not say what it was made for"]
+    assert mismatches(tiny_pipe, {**made, "encoders": {}}) == ["text_encoder is one the eraser does not know"]
+
+
+def test_the_tokenizers_digest_is_its_behaviour(clip_tokenizer: Any) -> None:
+    plain = tokenizer_digest(clip_tokenizer)
+    other = copy.deepcopy(clip_tokenizer)
+    assert tokenizer_digest(other) == plain
+    other.add_tokens(["<gun-inversion>"])
+    assert tokenizer_digest(other) != plain
+    # The same vocabulary, and other ids for the same text.
+    reading = copy.deepcopy(clip_tokenizer)
+    reading._tokenizer.normalizer = Replace("gun", "cat")
+    assert reading.get_vocab() == clip_tokenizer.get_vocab()
+    assert tokenizer_digest(reading) != plain
+
+
+def test_weights_out_of_memory_are_refused(tiny_pipe: Any) -> None:
+    with pytest.raises(ExciseError, match="before enabling offload"):
+        encoder_digests(copy.deepcopy(tiny_pipe.text_encoder).to("meta"))
+
+
+def test_it_says_which_files_the_text_encoder_came_from(tiny_pipe: Any, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    assert made_for(tiny_pipe)["files"] == {}
+    tiny_pipe.save_pretrained(tmp_path / "model")
+    made = made_for(StableDiffusionPipeline.from_pretrained(tmp_path / "model"))
+    weights = tmp_path / "model/text_encoder/model.safetensors"
+    assert made["files"] == {"text_encoder/model.safetensors": sha256(weights.read_bytes()).hexdigest()}
+    assert made["model"] is None, "a path of somebody's machine is nobody else's business"

@@ -1,0 +1,114 @@
+"""The quick look before every prompt says what a walk through all modules says, whatever was done in between."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from excise.erasers.guard import weights_watch
+from excise.erasers.guard.weights_watch import Live, weights_now
+from tests import tiny
+
+
+def _fc1(pipe: Any) -> Any:
+    return tiny.body(pipe.text_encoder).get_submodule("encoder.layers.1").mlp.fc1
+
+
+def _written_in_place(pipe: Any) -> None:
+    with torch.no_grad():
+        _fc1(pipe).bias[3] += 0.01
+
+
+def _written_behind_the_counter(pipe: Any) -> None:
+    _fc1(pipe).bias.data[0] += 0.01
+
+
+def _given_other_data(pipe: Any) -> None:
+    _fc1(pipe).bias.data = _fc1(pipe).bias.data + 1
+
+
+def _weight_replaced(pipe: Any) -> None:
+    _fc1(pipe).bias = nn.Parameter(torch.zeros_like(_fc1(pipe).bias))
+
+
+def _layer_replaced(pipe: Any) -> None:
+    layers = tiny.body(pipe.text_encoder).get_submodule("encoder.layers")
+    layers[1] = copy.deepcopy(layers[1])
+
+
+def _layer_added(pipe: Any) -> None:
+    _fc1(pipe).add_module("more", nn.Linear(2, 2))
+
+
+def _encoder_replaced(pipe: Any) -> None:
+    pipe.text_encoder = copy.deepcopy(pipe.text_encoder)
+
+
+def _vocabulary_grown(pipe: Any) -> None:
+    pipe.tokenizer = copy.deepcopy(pipe.tokenizer)
+    pipe.tokenizer.add_tokens(["<gun-inversion>"])
+
+
+def _cast(pipe: Any) -> None:
+    pipe.text_encoder.bfloat16()
+
+
+def _denoiser_written(pipe: Any) -> None:
+    with torch.no_grad():
+        pipe.unet.conv_in.bias += 1
+
+
+CHANGES = (
+    _written_in_place, _written_behind_the_counter, _given_other_data, _weight_replaced, _layer_replaced, _layer_added,
+    _encoder_replaced, _vocabulary_grown, _cast, _denoiser_written,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_shows_at_the_next_look(tiny_pipe: Any, change: Callable[[Any], None]) -> None:
+    watched = Live(tiny_pipe, ("unet",))
+    before, _ = watched.now()
+    assert before == weights_now(tiny_pipe, ("unet",))
+    change(tiny_pipe)
+    after, _ = watched.now()
+    assert after != before
+    assert after == weights_now(tiny_pipe, ("unet",))
+    assert watched.now()[0] is after, "and from then on it stands"
+
+
+def test_an_unchanged_pipeline_is_not_walked_through(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Live(tiny_pipe)
+    monkeypatch.setattr(weights_watch, "weights_now", lambda *args: pytest.fail("walked"))
+    watched.now()
+    _written_in_place(tiny_pipe)
+    with pytest.raises(pytest.fail.Exception, match="walked"):
+        watched.now()
+
+
+def test_weights_that_lie_out_of_order_are_looked_at_anew(tiny_pipe: Any) -> None:
+    """Their sample is a copy, which would not show what is written later."""
+    weight = _fc1(tiny_pipe).weight
+    weight.data = weight.data.T.contiguous().T
+    watched = Live(tiny_pipe)
+    before, _ = watched.now()
+    _fc1(tiny_pipe).weight.data[0, 0] += 1
+    assert watched.now()[0] != before
+
+
+def test_a_lora_that_is_switched_shows(tiny_pipe: Any) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"])
+    watched = Live(tiny_pipe)
+    before, none = watched.now()
+    tiny_pipe.text_encoder.add_adapter(config)
+    after, layers = watched.now()
+    assert none == []
+    assert layers
+    assert after != before
+    tiny_pipe.text_encoder.disable_adapters()
+    assert watched.now()[1] != layers

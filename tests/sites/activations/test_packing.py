@@ -1,0 +1,72 @@
+"""Packed rows: every token stands at its own position and hears its own prompt's beginning, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from excise.sites.activations.packing import can_pack, packed, run_packed, unpacked
+
+ROOM = 9
+PROMPTS = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=ROOM), min_size=1, max_size=20)
+
+
+@settings(max_examples=100, deadline=None)
+@given(prompts=PROMPTS)
+def test_a_row_is_a_tree_of_its_prompts(prompts: list[list[int]]) -> None:
+    rows = packed(sorted(prompts), ROOM)
+    beginnings: dict[int, set[tuple[int, ...]]] = {}
+    for prompt, (row, places) in zip(sorted(prompts), rows.places, strict=True):
+        assert rows.ids[row, places].tolist() == prompt
+        assert rows.positions[row, places].tolist() == list(range(len(prompt)))
+        for n, place in enumerate(places):
+            assert rows.heard[row, place].nonzero()[:, 0].tolist() == sorted(places[: n + 1])
+        beginnings.setdefault(row, set()).update(tuple(prompt[: n + 1]) for n in range(len(prompt)))
+    assert rows.heard.any(2).all(), "no place hears nothing"
+    assert max(map(len, beginnings.values())) == rows.ids.shape[1], "each beginning stands once in its row"
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_states_are_those_of_a_row_of_its_own(build_pipe: Any, attention: str) -> None:
+    encoder = build_pipe().text_encoder
+    encoder.set_attn_implementation(attention)
+    assert can_pack(encoder)
+    generator = torch.Generator().manual_seed(0)
+    prompts = sorted(
+        torch.randint(5, (int(n),), generator=generator).tolist()
+        for n in torch.randint(1, 12, (30,), generator=generator)
+    )
+    rows = packed(prompts, 20)
+    assert len(rows.ids) < 12
+    together = unpacked(run_packed(encoder, rows).last_hidden_state, rows)
+    with torch.no_grad():
+        for prompt, own in zip(prompts, together, strict=True):
+            alone = encoder(torch.tensor([prompt])).last_hidden_state[0]
+            assert torch.allclose(own[: len(prompt)], alone, atol=1e-4)
+
+
+def test_an_encoder_that_ignores_the_mask_is_found_out(build_pipe: Any) -> None:
+    encoder = build_pipe().text_encoder
+
+    class Deaf(torch.nn.Module):
+        """Takes what it is given and hears everything before a token."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = encoder
+
+        def forward(self, ids: Any, attention_mask: Any = None, position_ids: Any = None) -> Any:
+            return self.inner(ids, position_ids=position_ids)
+
+    class Refusing(Deaf):
+        def forward(self, ids: Any, attention_mask: Any = None, position_ids: Any = None) -> Any:
+            if attention_mask is not None:
+                raise ValueError("a mask has two dimensions")
+            return self.inner(ids)
+
+    assert not can_pack(Deaf())
+    assert not can_pack(Refusing())
