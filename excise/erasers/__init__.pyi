@@ -1,4 +1,4 @@
-from .apply.weights import WeightEdit as WeightEdit
+from .edits.weights import WeightEdit as WeightEdit
 from .artefact.record import Check as Check
 from .artefact.record import eraser_folders as eraser_folders
 from .artefact.signing import Signer as Signer

@@ -18,20 +18,20 @@ from excise.erasers import telemetry
 from excise.erasers.apply.language_model import Transcript, refuse_unfit
 from excise.erasers.apply.registry import module_of, put
 from excise.erasers.edits.sae_rows import sae_digest
-from excise.erasers.guard.canary import conditional
 from excise.erasers.guard.coverage import absent_from, refuse_early_tap, refuse_unless_covered
 from excise.erasers.guard.denoiser import Witness, is_compiled
-from excise.erasers.guard.encode_prompt import Call, Guard, is_proving
+from excise.erasers.guard.encode_prompt import Call, Guard
 from excise.erasers.guard.model_digest import mismatches
 from excise.erasers.guard.self_test import moved
+from excise.erasers.guard.tally import Tally
 from excise.erasers.guard.weights_watch import Live
-from excise.erasers.hooks.context import has_own_branch
+from excise.erasers.hooks.context import has_own_branch, is_proving
+from excise.erasers.hooks.edit_hook import EditHook, Edits
 from excise.erasers.hooks.known_vectors import UNKNOWN
-from excise.erasers.hooks.tally import Tally
-from excise.erasers.hooks.wrapping import EditHook, Edits, found_on
+from excise.erasers.hooks.wrapping import found_on
 from excise.errors import EraserDidNotFire, ExciseError
-from excise.sites.blocks import denoisers
-from excise.sites.encoding import tensors_of
+from excise.sites.denoiser import denoisers
+from excise.sites.encoding import conditional, tensors_of
 from excise.sites.families import family_of
 from excise.sites.language import LanguageModel
 from excise.sites.locking import lock

@@ -10,11 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from excise.erasers.apply.registry import Edit, TextEdit, module_of
+from excise.erasers.apply.registry import module_of
 from excise.erasers.artefact import formats, hub
 from excise.erasers.artefact.formats import Check
 from excise.erasers.artefact.signing import Signer, check_signature
 from excise.erasers.attachment import Attachment, OnBypass
+from excise.erasers.edits.registry import Edit, TextEdit
 from excise.erasers.guard.coverage import absent_from
 from excise.erasers.guard.model_digest import mismatches
 from excise.errors import ExciseError

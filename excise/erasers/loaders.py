@@ -13,12 +13,14 @@ from excise.erasers.attachment import Attachment
 from excise.erasers.eraser import Eraser
 from excise.erasers.guard.denoiser import Witness
 from excise.erasers.guard.encode_prompt import Guard
+from excise.erasers.guard.tally import Tally
 from excise.erasers.hooks import context
-from excise.erasers.hooks.tally import Tally
-from excise.erasers.hooks.wrapping import ERASED, SPARED, EditHook, found_on
+from excise.erasers.hooks.context import ERASED, SPARED
+from excise.erasers.hooks.edit_hook import EditHook
+from excise.erasers.hooks.wrapping import found_on
 from excise.erasers.several import Attachments, load_erasers
 from excise.errors import EraserDidNotFire, ExciseError
-from excise.sites.blocks import denoisers
+from excise.sites.denoiser import denoisers
 from excise.sites.encoding import encode_prompt, tensors_of
 from excise.sites.site import text_encoders
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from excise.concepts import Concept
 from excise.erasers import Eraser, made_for
-from excise.erasers.apply.registry import Edit
+from excise.erasers.edits.registry import Edit
 from excise.methods.judging import judged
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from excise.sites.activations.blocks import capture_blocks
 from excise.sites.activations.capture import Features, capture, capture_to, load_shards
 from excise.sites.activations.fidelity import final_state_cosine
 from excise.sites.activations.length_buckets import capture_by_length
-from excise.sites.blocks import BLOCKS, block_site, capture_blocks, module_at
+from excise.sites.denoiser import BLOCKS, block_site, module_at
 from excise.sites.encoding import TextEncoding, encode_prompt
 from excise.sites.families import FAMILIES, family_of
 from excise.sites.language import LanguageModel

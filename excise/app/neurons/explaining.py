@@ -10,7 +10,6 @@ from typing import Any
 from excise.app.neurons.corpus import read_corpus, watched
 from excise.app.neurons.database import prompts_sha256
 from excise.chat import Backend, Cache
-from excise.erasers.edits.blocklist import sentence_vectors
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.errors import ExciseError
 from excise.explain import (
@@ -28,6 +27,7 @@ from excise.neurons.contexts import Context, Contexts
 from excise.neurons.database.database import NeuronDatabase
 from excise.neurons.database.entry import Measured
 from excise.sae import TopKSAE, load
+from excise.sentences import sentence_vectors
 from excise.sites import Site, site_at
 from excise.sites.site import encoder_of
 

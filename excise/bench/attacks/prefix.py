@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from excise.bench.attacks.denoising import denoised, noised
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.sites.site import encoder_of, tokenizer_of
 

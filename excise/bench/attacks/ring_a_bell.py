@@ -15,7 +15,7 @@ from torch import Tensor
 
 from excise.concepts import Concept
 from excise.concepts.concept import mentioned
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.sites.site import encoder_of, tokenizer_of
 

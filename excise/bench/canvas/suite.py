@@ -24,7 +24,7 @@ from excise.bench.statistics import Figure
 from excise.bench.suite import Case, Picture
 from excise.concepts import Concept, from_templates
 from excise.drawn import Drawn
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.reference.classifier import JUDGES, Verdicts
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from excise.erasers.edits.blocklist import FilterEdit
+from excise.erasers.edits.projection import ProjectionEdit
 from excise.erasers.guard.denoiser import Witness
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.erasers.hooks.unet_call import Proceed, Run, RunHook, Said
-from excise.sites.blocks import denoiser_of
+from excise.sentences import sentence_vectors
+from excise.sites import encode_prompt
+from excise.sites.denoiser import denoiser_of
+from excise.sites.encoding import tensors_of
+from excise.sites.pooled import eos_without_each
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,3 +78,80 @@ class ConditionHook(RunHook):
         witness = Witness.of(denoiser_of(self.attachment.pipe, self.edit.site.component)[1])
         if witness is not None:
             witness.add([states], witness.epoch)
+
+
+class FilterHook(ConditionHook):
+    """A blocklist at work."""
+
+    edit: FilterEdit
+
+    def instead(self, said: Said) -> Instead | None:
+        near = sentence_vectors([said.text]) @ self.edit.sentences.float().T
+        if float(near.max()) < self.edit.threshold:
+            return None
+        return Instead(next(iter(tensors_of(encode_prompt(self.attachment.pipe, ""))))[0])
+
+
+class ProjectionHook(ConditionHook):
+    """A projection at work."""
+
+    edit: ProjectionEdit
+
+    def instead(self, said: Said) -> Instead | None:
+        without = eos_without_each(self.attachment.pipe, said.text).to(said.states.device)
+        if not len(without):
+            return None
+        concept = self.edit.to(said.states.device)
+        states, hit = concept.projected(said.states.float(), without)
+        return Instead(states, concept.steps(said.states.float(), without)) if bool(hit.any()) else None
+
+    def drawn(self, run: Run, states: Tensor, rows: list[int], proceed: Proceed) -> Any:
+        if self.edit.reattention == 1.0:
+            return super().drawn(run, states, rows, proceed)
+        unet: Any = denoiser_of(self.attachment.pipe, self.edit.site.component)[1]
+        plain: dict[int, tuple[Tensor, ...]] = {}
+
+        def keep(n: int, skips: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            plain[n] = skips
+            return skips
+
+        def attend(n: int, skips: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            changed = tuple(skip.clone() for skip in skips)
+            for skip, before in zip(changed, plain[n], strict=True):
+                skip[rows] = reattended(skip[rows], before[rows], self.edit.reattention)
+            return changed
+
+        with skipping(unet, keep):
+            proceed(run)
+        with skipping(unet, attend):
+            return proceed(run.told(states))
+
+
+def reattended(safe: Tensor, plain: Tensor, share: float) -> Tensor:
+    """Features `[B, C, h, w]` of the projected prompt: low frequencies that are stronger than in `plain`, the prompt's
+    own, times `share` (SAFREE, eqs. 8-10). Low are those next to the constant one, as in FreeU."""
+    own, other = (torch.fft.fft2(features.float()) for features in (safe, plain))
+    # Frequencies 0 and -1 of both axes, where a transform that is not shifted has them.
+    low = torch.zeros(own.shape[-2:], dtype=torch.bool, device=own.device)
+    low[0, 0] = low[0, -1] = low[-1, 0] = low[-1, -1] = True
+    own = torch.where(low & (own.abs() > other.abs()), share * own, own)
+    made: Tensor = torch.fft.ifft2(own).real.to(safe.dtype)
+    return made
+
+
+@contextmanager
+def skipping(unet: Any, change: Callable[[int, tuple[Tensor, ...]], tuple[Tensor, ...]]) -> Iterator[None]:
+    """Within it every up block reads what `change` makes of its number and its skip connections."""
+
+    def before(n: int) -> Any:
+        def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, {**kwargs, "res_hidden_states_tuple": change(n, kwargs["res_hidden_states_tuple"])}
+
+        return hook
+
+    handles = [block.register_forward_pre_hook(before(n), with_kwargs=True) for n, block in enumerate(unet.up_blocks)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

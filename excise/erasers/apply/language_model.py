@@ -26,10 +26,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from excise.erasers.apply.text import TextHook
 from excise.erasers.edits.text_sae import SAEEdit
-from excise.erasers.guard.encode_prompt import CALL, is_muted
+from excise.erasers.guard.encode_prompt import CALL
 from excise.erasers.hooks import wrapping
-from excise.erasers.hooks.wrapping import EditHook, Edits, TextHook, Watch, found_on, install, remove, unrun
+from excise.erasers.hooks.context import is_muted
+from excise.erasers.hooks.edit_hook import EditHook, Edits, unrun
+from excise.erasers.hooks.wrapping import Watch, found_on, install, remove
 from excise.errors import ExciseError
 from excise.sites.language import LanguageModel, stack_of
 

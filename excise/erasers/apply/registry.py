@@ -9,26 +9,25 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from excise.erasers.apply import language_model, skips, weights, weights_by_prompt
-from excise.erasers.apply.guidance import GuidanceEdit, GuidanceHook
-from excise.erasers.apply.skips import CopyEdit, ModulationEdit, modulated_at
-from excise.erasers.apply.weights import WeightEdit
-from excise.erasers.apply.weights_by_prompt import PermeableEdit
+from excise.erasers.apply.conditioning import FilterHook, ProjectionHook
+from excise.erasers.apply.guidance import GuidanceHook
+from excise.erasers.apply.skips import modulated_at
 from excise.erasers.edits.block_sae import BlockEdit
-from excise.erasers.edits.blocklist import FilterEdit, FilterHook
+from excise.erasers.edits.blocklist import FilterEdit
 from excise.erasers.edits.gated_sae import GatedSAEEdit
-from excise.erasers.edits.projection import ProjectionEdit, ProjectionHook
+from excise.erasers.edits.guidance import GuidanceEdit
+from excise.erasers.edits.projection import ProjectionEdit
+from excise.erasers.edits.registry import Edit
+from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.edits.vectors import DirectionEdit, VectorEdit
+from excise.erasers.edits.weights import CopyEdit, PermeableEdit, WeightEdit
 from excise.erasers.hooks import timestep, unet_call, wrapping
-from excise.erasers.hooks.unet_call import unet_at
-from excise.erasers.hooks.wrapping import EditHook
-from excise.sites.blocks import attention_at, layer_at, module_at
+from excise.erasers.hooks.edit_hook import EditHook
+from excise.sites.denoiser import attention_at, layer_at, module_at, unet_at
 
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
-
-TextEdit = SAEEdit | VectorEdit | WeightEdit
-Edit = TextEdit | BlockEdit | DirectionEdit | GuidanceEdit | FilterEdit | ProjectionEdit | ModulationEdit
 
 
 @dataclass(frozen=True)

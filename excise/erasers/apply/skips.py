@@ -12,18 +12,19 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from excise.erasers.apply.weights import WeightEdit, WeightHook, put_hook
-from excise.erasers.edits.base import Tensors
-from excise.erasers.guard.encode_prompt import is_muted
+from excise.erasers.apply.weights import WeightHook, put_hook
+from excise.erasers.edits.skips import ModulationEdit
+from excise.erasers.edits.weights import CopyEdit
+from excise.erasers.hooks.context import is_muted
+from excise.erasers.hooks.edit_hook import EditHook
 from excise.erasers.hooks.timestep import Clock
-from excise.erasers.hooks.unet_call import unet_at
-from excise.erasers.hooks.wrapping import EditHook
 from excise.errors import ExciseError
+from excise.sites.denoiser import unet_at
 from excise.sites.site import Site
 
 if TYPE_CHECKING:
@@ -32,63 +33,6 @@ if TYPE_CHECKING:
 _COPYING: ContextVar[object | None] = ContextVar("excise_copying", default=None)
 """Whose copy of an encoder runs now: an attachment's, or a training's."""
 _PARTS = ("time_proj", "conv_in", "down_blocks", "up_blocks")
-
-
-@dataclass(frozen=True, eq=False)
-class CopyEdit(WeightEdit):
-    """W + ΔW in a copy of a U-Net's encoder, which a ModulationEdit beside it runs; the encoder itself keeps W."""
-
-    kind: ClassVar[str] = "weights-of-copy"
-    deed: ClassVar[str] = "other weights in {count} layers of a copy of its U-Net's encoder"
-
-
-@dataclass(frozen=True, eq=False)
-class ModulationEdit(Tensors):
-    """f_l ← f_l + α[n, l] (g_l - f_l) for skip connection l, n the bin of the timestep that is drawn.
-
-    f_l is what the U-Net's encoder gives, g_l what its copy with other weights does. Raises ExciseError on construction
-    where a coefficient is not between 0 and 1.
-    """
-
-    site: Site
-    """Of the whole U-Net."""
-    alpha: Tensor
-    """α `[bins, l]`: timesteps from 0 on in bins of equal length, skip connections from the picture's side on."""
-    timesteps: int
-    """How many there are in all the bins, as the U-Net was trained with."""
-
-    kind: ClassVar[str] = "modulation"
-    TENSORS: ClassVar[tuple[str, ...]] = ("alpha",)
-    deed: ClassVar[str] = "skip connections that a copy of its U-Net's encoder modulates"
-    SAVED: ClassVar[Mapping[str, type]] = {"timesteps": int}
-    trial_steps: ClassVar[int] = 4
-
-    def __post_init__(self) -> None:
-        self.check_finite()
-        if self.alpha.ndim != 2 or not self.alpha.numel() or self.site.part != "denoiser" or self.timesteps < 1:
-            raise ExciseError(f"{tuple(self.alpha.shape)} at {self.site} are no coefficients [bins, skips] of a U-Net")
-        if float(self.alpha.min()) < 0 or float(self.alpha.max()) > 1:
-            raise ExciseError("coefficients of skip connections are between 0 and 1; fit it again")
-
-    @classmethod
-    def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> ModulationEdit:
-        """The edit whose `saved` options these are; `take` gives its tensors by name."""
-        return cls(site, take("alpha"), **saved)
-
-    @property
-    def coefficient(self) -> tuple[str, float]:
-        """What its strength is called, and how much it is: the mean."""
-        return "alpha", float(self.alpha.float().mean())
-
-    def at(self, timesteps: Tensor) -> Tensor:
-        """`[B, l]`, float32: the coefficients at `timesteps` `[B]`."""
-        alpha = self.alpha.to(timesteps.device).float()
-        return alpha[bins_of(timesteps, len(alpha), self.timesteps)]
-
-
-def bins_of(timesteps: Tensor, count: int, whole: int) -> Tensor:
-    """Of each timestep, from 0 up to `whole`, which of `count` bins of equal length it is in."""
-    return (timesteps.double() * count / whole).long().clamp(0, count - 1)
 
 
 def skips_of(unet: nn.Module) -> int:

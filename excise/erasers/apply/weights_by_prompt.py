@@ -3,46 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from excise.erasers.apply.weights import WeightEdit, WeightHook, put_hook
-from excise.erasers.guard.encode_prompt import Call, unedited
+from excise.erasers.apply.weights import WeightHook, put_hook
+from excise.erasers.edits.weights import PermeableEdit, permeability
+from excise.erasers.guard.encode_prompt import Call
+from excise.erasers.hooks.context import unedited
 from excise.erasers.hooks.unet_call import Around, Proceed, Run, RunHook, Said
 from excise.erasers.hooks.wrapping import found_on
 from excise.errors import ExciseError
 from excise.sites import encode_prompt
-from excise.sites.blocks import denoiser_of
+from excise.sites.denoiser import denoiser_of
 from excise.sites.encoding import tensors_of
 from excise.sites.site import tokenizer_of
 
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
-
-
-@dataclass(frozen=True, eq=False)
-class PermeableEdit(WeightEdit):
-    """W + g ΔW, where g is a prompt's `permeability` for the eraser's words."""
-
-    kind: ClassVar[str] = "weights-by-prompt"
-    deed: ClassVar[str] = "other weights in {count} layers of its U-Net, the more so the nearer a prompt comes"
-
-
-def permeability(states: Tensor, ids: Sequence[int], words: Sequence[tuple[Tensor, frozenset[int]]]) -> float:
-    """How much of the concept is in a prompt: the larger of two likenesses to the nearest of its words.
-
-    The cosine of the text states `[T, d]`, all positions in a row; and the share of the word's tokens that are in the
-    prompt. `words` are each word's states and tokens. (SPM's facilitated transport, eq. 8, as in the authors' code;
-    never below 0.)
-    """
-    own = states.double().flatten()
-    near = [float(F.cosine_similarity(own, other.double().flatten(), dim=0)) for other, _ in words]
-    shared = [len(tokens & set(ids)) / max(1, len(tokens)) for _, tokens in words]
-    return max(0.0, *near, *shared)
 
 
 class Membrane(RunHook):

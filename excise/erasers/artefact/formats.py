@@ -14,7 +14,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from excise.erasers.apply.registry import KINDS, Edit
+from excise.erasers.apply.registry import KINDS
 from excise.erasers.artefact import verdict
 from excise.erasers.artefact.record import FILES as FILES
 from excise.erasers.artefact.record import SCHEMA, as_json
@@ -23,6 +23,7 @@ from excise.erasers.artefact.record import Check as Check
 from excise.erasers.artefact.record import check_manifest as check_manifest
 from excise.erasers.artefact.record import manifest as manifest
 from excise.erasers.artefact.record import read as read
+from excise.erasers.edits.registry import Edit
 from excise.errors import ExciseError
 from excise.sites.site import Site
 

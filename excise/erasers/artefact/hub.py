@@ -18,7 +18,7 @@ from excise.erasers.edits.text_sae import SAEEdit
 from excise.errors import ExciseError
 
 if TYPE_CHECKING:
-    from excise.erasers.apply.registry import Edit
+    from excise.erasers.edits.registry import Edit
     from excise.erasers.eraser import Eraser
 
 CARD = "README.md"

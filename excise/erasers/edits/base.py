@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from excise.errors import ExciseError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -65,3 +68,24 @@ class Tensors:
         for name, value in self.options.items():
             if isinstance(value, float) and not bool(torch.isfinite(torch.tensor(value))):
                 raise ExciseError(f"{name} is {value}; it must be a number")
+
+
+Uncond = Literal["none", "same", "flip"]
+
+
+Branch = Literal["conditional", "unconditional"]
+
+
+def without(h: Tensor, delta: Tensor) -> Tensor:
+    """h less `delta`, computed in delta's dtype; rows where that is all zero keep their bits."""
+    return torch.where((delta != 0).any(-1, keepdim=True), (h.to(delta.dtype) - delta).to(h.dtype), h)
+
+
+class Moment(NamedTuple):
+    """A run of a denoiser."""
+
+    timesteps: tuple[float, ...]
+    """Of every picture of the batch, or one for all of them."""
+    drawing: bool = True
+    """Whether a picture is being drawn by it; where not (training, an attack by gradients) timesteps come as they
+    like, none of them after another."""

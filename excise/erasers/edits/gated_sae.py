@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from excise.erasers.edits.text_sae import Branch, SAEEdit
+from excise.erasers.edits.base import Branch
+from excise.erasers.edits.text_sae import SAEEdit
 from excise.errors import ExciseError
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,12 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from excise.erasers.apply.conditioning import ConditionHook, Instead
 from excise.erasers.edits.base import Tensors
-from excise.erasers.hooks.unet_call import Proceed, Run, Said
 from excise.errors import ExciseError
-from excise.sites.blocks import denoiser_of
-from excise.sites.site import Site, encoder_of, tokenizer_of
+from excise.sites.site import Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,93 +100,3 @@ def projection(rows: Tensor) -> Tensor:
     """`[d, d]`: the orthogonal projection on the span of `rows` `[n, d]`."""
     made: Tensor = torch.linalg.pinv(rows) @ rows
     return made
-
-
-class ProjectionHook(ConditionHook):
-    """A projection at work."""
-
-    edit: ProjectionEdit
-
-    def instead(self, said: Said) -> Instead | None:
-        without = eos_without_each(self.attachment.pipe, said.text).to(said.states.device)
-        if not len(without):
-            return None
-        concept = self.edit.to(said.states.device)
-        states, hit = concept.projected(said.states.float(), without)
-        return Instead(states, concept.steps(said.states.float(), without)) if bool(hit.any()) else None
-
-    def drawn(self, run: Run, states: Tensor, rows: list[int], proceed: Proceed) -> Any:
-        if self.edit.reattention == 1.0:
-            return super().drawn(run, states, rows, proceed)
-        unet: Any = denoiser_of(self.attachment.pipe, self.edit.site.component)[1]
-        plain: dict[int, tuple[Tensor, ...]] = {}
-
-        def keep(n: int, skips: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            plain[n] = skips
-            return skips
-
-        def attend(n: int, skips: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            changed = tuple(skip.clone() for skip in skips)
-            for skip, before in zip(changed, plain[n], strict=True):
-                skip[rows] = reattended(skip[rows], before[rows], self.edit.reattention)
-            return changed
-
-        with skipping(unet, keep):
-            proceed(run)
-        with skipping(unet, attend):
-            return proceed(run.told(states))
-
-
-def reattended(safe: Tensor, plain: Tensor, share: float) -> Tensor:
-    """Features `[B, C, h, w]` of the projected prompt: low frequencies that are stronger than in `plain`, the prompt's
-    own, times `share` (SAFREE, eqs. 8-10). Low are those next to the constant one, as in FreeU."""
-    own, other = (torch.fft.fft2(features.float()) for features in (safe, plain))
-    # Frequencies 0 and -1 of both axes, where a transform that is not shifted has them.
-    low = torch.zeros(own.shape[-2:], dtype=torch.bool, device=own.device)
-    low[0, 0] = low[0, -1] = low[-1, 0] = low[-1, -1] = True
-    own = torch.where(low & (own.abs() > other.abs()), share * own, own)
-    made: Tensor = torch.fft.ifft2(own).real.to(safe.dtype)
-    return made
-
-
-@contextmanager
-def skipping(unet: Any, change: Callable[[int, tuple[Tensor, ...]], tuple[Tensor, ...]]) -> Iterator[None]:
-    """Within it every up block reads what `change` makes of its number and its skip connections."""
-
-    def before(n: int) -> Any:
-        def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            return args, {**kwargs, "res_hidden_states_tuple": change(n, kwargs["res_hidden_states_tuple"])}
-
-        return hook
-
-    handles = [block.register_forward_pre_hook(before(n), with_kwargs=True) for n, block in enumerate(unet.up_blocks)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.no_grad()
-def eos_states(pipe: Any, ids: Tensor) -> Tensor:
-    """`[n, d]` float32: EOS states of token rows `[n, T]`, after the last norm; the encoder's "pooled" output."""
-    encoder: Any = encoder_of(pipe, "text_encoder")
-    states = encoder(ids.to(next(encoder.parameters()).device)).last_hidden_state
-    eos: int = tokenizer_of(pipe, "text_encoder").eos_token_id
-    # The first one: where PAD is EOS too, the others follow it.
-    at = (ids == eos).int().argmax(1).to(states.device)
-    made: Tensor = states[torch.arange(len(ids), device=states.device), at].float()
-    return made
-
-
-def eos_without_each(pipe: Any, text: str) -> Tensor:
-    """`[n, d]`: of a prompt of n words (tokens) the EOS state without the i-th, which id 0 stands in for, as in the
-    authors' code."""
-    tokenizer: Any = tokenizer_of(pipe, "text_encoder")
-    ids = tokenizer(text, truncation=True, return_tensors="pt").input_ids
-    count = ids.shape[1] - 2
-    if count < 1:
-        return torch.zeros(0, 1)
-    each = ids.repeat(count, 1)
-    each[torch.arange(count), torch.arange(count) + 1] = 0
-    return eos_states(pipe, each)

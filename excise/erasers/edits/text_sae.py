@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from excise.erasers.edits.base import Branch, Uncond, without
 from excise.erasers.edits.sae_rows import ROWS, Rows, check_choices, preactivations, topk_codes
 from excise.errors import ExciseError
 from excise.sites.site import Site
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 
 Gate = Literal["whole", "threshold", "relu", "topk"]
 Source = Literal["prompt", "concept"]
-Uncond = Literal["none", "same", "flip"]
 Align = Literal["position", "pooled"]
-Branch = Literal["conditional", "unconditional"]
 
 TENSORS = (*ROWS, "threshold", "typical")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -77,11 +76,6 @@ def subtract(h: Tensor, z: Tensor, W_dec: Tensor, amount: float) -> Tensor:
     returned in h's dtype.
     """
     return without(h, (amount * z) @ W_dec)
-
-
-def without(h: Tensor, delta: Tensor) -> Tensor:
-    """h less `delta`, computed in delta's dtype; rows where that is all zero keep their bits."""
-    return torch.where((delta != 0).any(-1, keepdim=True), (h.to(delta.dtype) - delta).to(h.dtype), h)
 
 
 @dataclass(frozen=True, eq=False)

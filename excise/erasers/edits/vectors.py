@@ -10,10 +10,8 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor
 
-from excise.erasers.edits.base import Tensors
-from excise.erasers.edits.block_sae import Moment
+from excise.erasers.edits.base import Branch, Moment, Tensors, Uncond
 from excise.erasers.edits.sae_rows import check_choices
-from excise.erasers.edits.text_sae import Branch, Uncond
 from excise.errors import ExciseError
 from excise.sites.site import Site
 

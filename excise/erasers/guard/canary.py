@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from excise.erasers.hooks.known_vectors import Ledger
 from excise.erasers.hooks.wrapping import Passage, install, remove
 from excise.errors import ExciseError
-from excise.sites.blocks import denoiser_of
+from excise.sites.denoiser import denoiser_of
 from excise.sites.encoding import Enough, encode_prompt, tensors_of
 
 
@@ -126,16 +126,3 @@ def shift(edited: Tensor, plain: Tensor) -> float:
     a, b = edited.double(), plain.double()
     relative = float((a - b).norm() / b.norm().clamp(min=1e-12))
     return relative if math.isfinite(relative) else 0.0
-
-
-def conditional(pipe: Any, made: Any) -> list[Tensor]:
-    """The prompt's own tensors among `encode_prompt`'s results, without the unconditional ones.
-
-    Those stand behind each of the prompt's, or behind all of them where masks come along.
-    """
-    if not isinstance(made, tuple | list):
-        return list(tensors_of(made))
-    if "do_classifier_free_guidance" in inspect.signature(pipe.encode_prompt).parameters:
-        masks = len(made) > 2 and isinstance(made[1], Tensor) and made[1].ndim < getattr(made[0], "ndim", 0)
-        made = made[: len(made) // 2] if masks else made[::2]
-    return list(tensors_of(made))

@@ -12,7 +12,7 @@ from excise.errors import ExciseError
 from excise.sites.site import DENOISERS, depth, encoder_of, layer_count, refuse_late, taps_of, to_cover
 
 if TYPE_CHECKING:
-    from excise.erasers.apply.registry import Edit, TextEdit
+    from excise.erasers.edits.registry import Edit, TextEdit
     from excise.erasers.eraser import Eraser
 
 

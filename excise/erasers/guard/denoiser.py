@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from excise.erasers.guard.encode_prompt import LEDGER, is_muted
-from excise.erasers.hooks.context import CALL, Call, current_call
+from excise.erasers.hooks.context import CALL, ERASED, LEDGER, SPARED, Call, current_call, is_muted
+from excise.erasers.hooks.edit_hook import EditHook
 from excise.erasers.hooks.known_vectors import SPARED as SPARED_ROW
 from excise.erasers.hooks.known_vectors import UNKNOWN, Ledger
-from excise.erasers.hooks.wrapping import ERASED, SPARED, EditHook, Passage, Watch, found_on, install, remove
-from excise.sites.blocks import denoisers
+from excise.erasers.hooks.wrapping import Passage, Watch, found_on, install, remove
+from excise.sites.denoiser import denoisers
 from excise.sites.encoding import tensors_of
 from excise.sites.families import family_of
 from excise.sites.site import shows_from, taps_of, text_encoders

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from excise.erasers.guard.canary import conditional
-from excise.erasers.guard.encode_prompt import unedited
-from excise.sites.encoding import encode_prompt
+from excise.erasers.hooks.context import unedited
+from excise.sites.encoding import conditional, encode_prompt
 
 BATCH = 64
 Progress = Callable[[int], Any]

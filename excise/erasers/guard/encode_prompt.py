@@ -3,62 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from excise.erasers.hooks.context import CALL, Call, call_of
-from excise.erasers.hooks.known_vectors import Ledger
+from excise.erasers.hooks.context import CALL, Call, call_of, is_muted
 from excise.errors import ExciseError
-from excise.sites.site import Part
 
-__all__ = ["CALL", "LEDGER", "Call", "Guard", "is_muted", "is_proving", "proving", "unedited"]
+
 
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
-
-
-_ONLY: ContextVar[object | None] = ContextVar("excise_only", default=None)
-_NOBODY = object()
-_PART: ContextVar[Part | None] = ContextVar("excise_part", default=None)
-LEDGER: ContextVar[Ledger | None] = ContextVar("excise_ledger", default=None)
-"""Where a canary's run is written down, instead of among the states that may be rendered."""
-
-
-@contextmanager
-def proving(attachment: object, part: Part | None = None) -> Iterator[Ledger]:
-    """Within it the attachment edits at full strength and no other one does, in this thread alone: one canary must not
-    be silenced by another eraser of the same concept. With `part` only its edits of that part of the pipeline act.
-    Gives the ledger of what edited encoders make meanwhile."""
-    ledger = Ledger()
-    tokens = _ONLY.set(attachment), _PART.set(part), LEDGER.set(ledger)
-    try:
-        yield ledger
-    finally:
-        _ONLY.reset(tokens[0])
-        _PART.reset(tokens[1])
-        LEDGER.reset(tokens[2])
-
-
-@contextmanager
-def unedited() -> Iterator[None]:
-    """Within it nothing edits: methods read the model itself, whatever is attached to it."""
-    token = _ONLY.set(_NOBODY)
-    try:
-        yield
-    finally:
-        _ONLY.reset(token)
-
-
-def is_proving(attachment: object) -> bool:
-    return _ONLY.get() is attachment
-
-
-def is_muted(attachment: object, part: Part | None = None) -> bool:
-    """Whether an attachment edits nothing now because another one is on trial, or another part of it."""
-    return _ONLY.get() not in (None, attachment) or (part is not None and _PART.get() not in (None, part))
 
 
 class Guard:

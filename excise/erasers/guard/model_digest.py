@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from excise.erasers.guard.weights_watch import kept_elsewhere, named_denoisers
 from excise.errors import ExciseError
-from excise.sites.blocks import denoiser_of
+from excise.sites.denoiser import denoiser_of
 from excise.sites.locking import own_copy
 from excise.sites.site import text_encoders, tokenizer_of
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from excise.erasers.guard.canary import shift, shifts, text_states, what_denoiser_predicts, what_denoiser_reads
-from excise.erasers.guard.encode_prompt import proving, unedited
+from excise.erasers.hooks.context import proving, unedited
 
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment

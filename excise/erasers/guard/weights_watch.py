@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from excise.sites.blocks import denoiser_of
+from excise.sites.denoiser import denoiser_of
 from excise.sites.site import text_encoders, tokenizer_of
 
 SAMPLES = 16

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from excise.erasers.edits.text_sae import Branch
+from excise.erasers.edits.base import Branch
+from excise.erasers.hooks.known_vectors import Ledger
 from excise.sites.families import family_of
-from excise.sites.site import text_encoders
+from excise.sites.site import Part, text_encoders
+
+if TYPE_CHECKING:
+    pass
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass
@@ -169,3 +176,60 @@ def _branches(arguments: dict[str, Any], separate: bool) -> tuple[Branch, ...]:
     if arguments.get("do_classifier_free_guidance") and arguments.get("negative_prompt_embeds") is None:
         branches.append("unconditional")
     return tuple(branches)
+
+
+_ONLY: ContextVar[object | None] = ContextVar("excise_only", default=None)
+
+
+_NOBODY = object()
+
+
+_PART: ContextVar[Part | None] = ContextVar("excise_part", default=None)
+
+
+LEDGER: ContextVar[Ledger | None] = ContextVar("excise_ledger", default=None)
+"""Where a canary's run is written down, instead of among the states that may be rendered."""
+
+
+@contextmanager
+def proving(attachment: object, part: Part | None = None) -> Iterator[Ledger]:
+    """Within it the attachment edits at full strength and no other one does, in this thread alone: one canary must not
+    be silenced by another eraser of the same concept. With `part` only its edits of that part of the pipeline act.
+    Gives the ledger of what edited encoders make meanwhile."""
+    ledger = Ledger()
+    tokens = _ONLY.set(attachment), _PART.set(part), LEDGER.set(ledger)
+    try:
+        yield ledger
+    finally:
+        _ONLY.reset(tokens[0])
+        _PART.reset(tokens[1])
+        LEDGER.reset(tokens[2])
+
+
+@contextmanager
+def unedited() -> Iterator[None]:
+    """Within it nothing edits: methods read the model itself, whatever is attached to it."""
+    token = _ONLY.set(_NOBODY)
+    try:
+        yield
+    finally:
+        _ONLY.reset(token)
+
+
+def is_proving(attachment: object) -> bool:
+    return _ONLY.get() is attachment
+
+
+def is_muted(attachment: object, part: Part | None = None) -> bool:
+    """Whether an attachment edits nothing now because another one is on trial, or another part of it."""
+    return _ONLY.get() not in (None, attachment) or (part is not None and _PART.get() not in (None, part))
+
+
+SPARED = threading.local()
+"""`SPARED.yes`: in this thread's run of an encoder an unconditional prompt was left alone that says the concept.
+`SPARED.runs`: how many runs in this thread left one alone."""
+
+
+ERASED = threading.local()
+"""`ERASED.runs`: how many runs of an encoder in this thread had something erased from a prompt.
+`ERASED.prompts`: from which of the batch it was in the run under way, `[B]`; None where from none."""

@@ -2,65 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from excise.erasers.edits.block_sae import BlockEdit, Moment, Opened
-from excise.erasers.edits.vectors import DirectionEdit
-from excise.erasers.guard.encode_prompt import is_muted
-from excise.erasers.hooks.wrapping import EditHook, Edits, Passage, Shared, Watch, unrun
+from excise.erasers.edits.base import Moment
+from excise.erasers.hooks.context import is_muted
+from excise.erasers.hooks.edit_hook import Shared, unrun
+from excise.erasers.hooks.wrapping import Passage, Watch
 from excise.errors import ExciseError
-from excise.sites.blocks import as_patches, denoiser_of, from_patches, timestep_of
+from excise.sites.denoiser import timestep_of
 
 if TYPE_CHECKING:
-    from excise.erasers.attachment import Attachment
-
-
-class BlockHook(EditHook):
-    """An edit of a block, at the timestep of the denoiser that it is part of."""
-
-    edit: BlockEdit | DirectionEdit
-    moved: BlockEdit | DirectionEdit
-    clock: Clock
-
-    def begin(self) -> None:
-        """A picture is about to be drawn in this thread."""
-        self._here.opened = Opened()
-
-    def of(self, state: Tensor) -> Tensor | None:
-        attachment = self.attachment
-        if not hasattr(self._here, "opened"):  # another pipeline's, whose prompts nobody told of
-            self.begin()
-        known = {"sae": attachment.sae, "opened": self._here.opened}
-        return self.moved.delta(state, attachment.strength, moment=self.clock.now, **known)
-
-
-def put(
-    attachment: Attachment, edit: BlockEdit | DirectionEdit, block: nn.Module
-) -> tuple[BlockHook, Callable[[], None]]:
-    """Put the edit at its block; what comes back with its hook takes it off again."""
-    _, denoiser = denoiser_of(attachment.pipe, edit.site.component)
-    hook = BlockHook(attachment, edit)
-    hook.clock = clock = Clock.join(denoiser, hook)
-    edits = BlockEdits.join(block, hook)
-
-    def off() -> None:
-        edits.leave(block, hook)
-        clock.leave(denoiser, hook)
-
-    return hook, off
-
-
-class BlockEdits(Edits):
-    """The edits at one block, of patches whatever shape the block gives them."""
-
-    def post_forward(self, module: nn.Module, output: Any) -> Any:
-        patches = as_patches(output)
-        edited = self.through(patches)
-        return output if edited is patches else from_patches(edited, output)
+    pass
 
 
 class Clock(Shared, Watch):

@@ -15,44 +15,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from excise.erasers.guard.canary import conditional
-from excise.erasers.guard.encode_prompt import Call, is_muted
-from excise.erasers.hooks.wrapping import EditHook, Shared, Watch, unrun
-from excise.errors import ExciseError
-from excise.sites.blocks import check_reads_text, denoiser_of
-from excise.sites.encoding import tensors_of
-from excise.sites.site import Site, text_encoders
+from excise.erasers.guard.encode_prompt import Call
+from excise.erasers.hooks.context import is_muted
+from excise.erasers.hooks.edit_hook import EditHook, Shared, unrun
+from excise.erasers.hooks.wrapping import Watch
+from excise.sites.encoding import conditional, tensors_of
 
 if TYPE_CHECKING:
     from excise.erasers.attachment import Attachment
 
 REMEMBERED = 512
 """Prompts whose states are known, the latest ones."""
-
-
-def whole(pipe: Any, method: str) -> Site:
-    """The Site of a pipeline's U-Net as a whole.
-
-    Raises ExciseError where it has none that reads text states, or several text encoders.
-    """
-    name, unet = denoiser_of(pipe)
-    reads = inspect.signature(type(unet).forward).parameters
-    if name != "unet" or "encoder_hidden_states" not in reads or len(text_encoders(pipe)) != 1:
-        raise ExciseError(
-            f"{method} needs a U-Net that reads one text encoder's states, as Stable Diffusion 1 and 2 have it; "
-            f"{type(pipe).__name__} is another kind: choose another method, such as snce"
-        )
-    check_reads_text(pipe, method)
-    config: Any = unet.config
-    return Site("unet", "", int(config.out_channels))
-
-
-def unet_at(pipe: Any, site: Site) -> nn.Module:
-    """The live U-Net of such a Site. Raises ExciseError where there is none, or it is another."""
-    unet = denoiser_of(pipe, site.component)[1]
-    if int(getattr(unet.config, "out_channels", 0)) != site.width:
-        raise ExciseError(f"{site.component} gives another number of channels here than {site.width}; it is another")
-    return unet
 
 
 @dataclass(frozen=True, eq=False)

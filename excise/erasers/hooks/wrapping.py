@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
@@ -16,26 +15,13 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from excise.erasers.edits.text_sae import Branch, SAEEdit, without
-from excise.erasers.guard.encode_prompt import is_muted
-from excise.erasers.hooks.context import Call, last_call
-from excise.errors import EraserDidNotFire, ExciseError
+from excise.errors import ExciseError
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from excise.erasers.apply.registry import Edit
-    from excise.erasers.attachment import Attachment
-    from excise.erasers.edits.vectors import VectorEdit
+    pass
 
 _LIVE: weakref.WeakValueDictionary[int, Passage] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
-SPARED = threading.local()
-"""`SPARED.yes`: in this thread's run of an encoder an unconditional prompt was left alone that says the concept.
-`SPARED.runs`: how many runs in this thread left one alone."""
-ERASED = threading.local()
-"""`ERASED.runs`: how many runs of an encoder in this thread had something erased from a prompt.
-`ERASED.prompts`: from which of the batch it was in the run under way, `[B]`; None where from none."""
 
 
 class Passage(ModelHook):  # type: ignore[misc]
@@ -123,146 +109,6 @@ class Watch(Passage):
     def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """What to do about a run that the wrapped `forward` did not see."""
         raise NotImplementedError
-
-
-class EditHook:
-    """One edit at one module, and what it did."""
-
-    def __init__(self, attachment: Attachment, edit: Edit) -> None:
-        self.attachment, self.edit, self.moved = attachment, edit, edit
-        self._here = threading.local()
-        self._counting = threading.Lock()
-        self.rows, self.norm = 0, 0.0
-        """Rows edited, and the sum over them of the L2 norm of what was subtracted."""
-
-    def begin(self) -> None:
-        """A prompt is about to be encoded in this thread: another picture is drawn from here on."""
-
-    def heard(self, call: Call, made: Any) -> None:
-        """What the pipeline's `encode_prompt` made of a prompt in this thread."""
-
-    @property
-    def runs(self) -> int:
-        """How often it ran in this thread."""
-        return getattr(self._here, "runs", 0)
-
-    @property
-    def acts(self) -> bool:
-        """Whether it edits in this run, which is counted."""
-        self._here.runs = self.runs + 1
-        return self.attachment.active and not is_muted(self.attachment, self.edit.site.part)
-
-    def delta(self, state: Tensor) -> Tensor | None:
-        """What it subtracts from `state` in this run; None where it leaves every bit alone."""
-        if not self.acts:
-            return None
-        if self.moved.device != state.device:
-            self.moved = self.edit.to(state.device)
-        delta = self.of(state)
-        if delta is not None:
-            norms = delta.detach().float().norm(dim=-1)
-            rows, norm = int((norms > 0).sum()), float(norms.sum())
-            with self._counting:
-                self.rows += rows
-                self.norm += norm
-        return delta
-
-    def of(self, state: Tensor) -> Tensor | None:
-        """The edit's own `delta` at this moment."""
-        raise NotImplementedError
-
-
-def unrun(hook: EditHook) -> EraserDidNotFire:
-    """What is raised where a module that is edited did not run."""
-    return EraserDidNotFire(
-        f"eraser {hook.attachment.eraser.name!r} saw no run of {hook.edit.site.key}; something unhooked or by-passed "
-        "it, so nothing is rendered"
-    )
-
-
-class TextHook(EditHook):
-    """An edit of a text encoder, which treats the branches of guidance differently."""
-
-    edit: SAEEdit | VectorEdit
-    moved: SAEEdit | VectorEdit
-
-    def delta(self, state: Tensor) -> Tensor | None:
-        self.branch()
-        return super().delta(state)
-
-    def branch(self) -> Branch:
-        """What this run of the encoder is for."""
-        call = last_call()
-        self._here.branch = "conditional" if call is None else call.next_branch(self)
-        made: Branch = self._here.branch
-        return made
-
-    def of(self, state: Tensor) -> Tensor | None:
-        edit, branch, strength = self.moved, self._here.branch, self.attachment.strength
-        if branch == "unconditional" and edit.uncond != "same":
-            with torch.no_grad():
-                meant = edit.delta(state, strength, sae=self.attachment.sae)
-            if meant is not None and bool((meant != 0).any()):
-                SPARED.yes, SPARED.runs = True, getattr(SPARED, "runs", 0) + 1
-        delta = edit.delta(state, strength, branch=branch, sae=self.attachment.sae)
-        if delta is not None and branch == "conditional" and bool((delta.detach() != 0).any()):
-            ERASED.runs = getattr(ERASED, "runs", 0) + 1
-            moved, before = (delta.detach() != 0).flatten(1).any(1).cpu(), getattr(ERASED, "prompts", None)
-            ERASED.prompts = moved if before is None or len(before) != len(moved) else moved | before
-        return delta
-
-
-class Shared(Passage):
-    """A passage at one module, shared by the edits of everything that is attached to the pipelines it is part of, in
-    the order of their erasers' digests: whichever was attached first, the bits come out the same."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hooks: tuple[EditHook, ...] = ()
-
-    @classmethod
-    def join(cls, module: nn.Module, hook: EditHook) -> Self:
-        """Put an edit at `module`."""
-        shared = found_on(module, cls)
-        if shared is None:
-            shared = cls()
-            install(module, shared)
-        shared.hooks = tuple(sorted((*shared.hooks, hook), key=lambda own: own.attachment.eraser.digest))
-        return shared
-
-    def leave(self, module: nn.Module, hook: EditHook) -> None:
-        """Take an edit off; the last one out leaves no trace."""
-        self.hooks = tuple(own for own in self.hooks if own is not hook)
-        if not self.hooks:
-            remove(module, self)
-
-
-class Edits(Shared):
-    """The edits at one module. All of them read the state as the model made it and are subtracted together."""
-
-    def post_forward(self, module: nn.Module, output: Any) -> Any:
-        """The module's output, edited."""
-        state = output[0] if isinstance(output, tuple) else output
-        edited = self.through(state)
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
-
-    def passed(self, state: Tensor) -> Tensor:
-        hooks = self.hooks
-        deltas = [delta for hook in hooks if (delta := hook.delta(state)) is not None]
-        if not deltas:
-            return state
-        edited = without(state, sum(deltas[1:], deltas[0]))
-        if not bool(torch.isfinite(edited).all()):
-            where = hooks[0].edit.site.key
-            raise ExciseError(f"states at {where} are not finite numbers; nothing is rendered from them")
-        return edited
-
-
-def put(attachment: Attachment, edit: SAEEdit | VectorEdit, module: nn.Module) -> tuple[TextHook, Callable[[], None]]:
-    """Put the edit at its layer; what comes back with its hook takes it off again."""
-    hook = TextHook(attachment, edit)
-    edits = Edits.join(module, hook)
-    return hook, lambda: edits.leave(module, hook)
 
 
 def install(module: nn.Module, hook: Passage) -> None:

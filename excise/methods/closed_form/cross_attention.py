@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from excise.concepts import Concept
 from excise.concepts.concept import check_apart, mentioned
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.sites import Site, encode_prompt
 from excise.sites.encoding import tensors_of

@@ -16,7 +16,7 @@ from excise.erasers import BlockEdit, Eraser
 from excise.erasers.artefact.strength import LEAST_CARRIED
 from excise.erasers.edits.block_sae import BLOCK_CHOICES, BlockGate, Steps
 from excise.erasers.edits.sae_rows import check_choices, preactivations
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.methods.build import proved
 from excise.neurons.timesteps import Means

@@ -20,10 +20,10 @@ import torch
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
+from excise.erasers.edits.base import Uncond
 from excise.erasers.edits.sae_rows import check_choices, sae_digest
-from excise.erasers.edits.text_sae import Uncond
 from excise.erasers.edits.vectors import VectorEdit
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.build import proved

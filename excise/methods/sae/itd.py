@@ -26,7 +26,7 @@ from excise.concepts import Concept
 from excise.concepts.concept import check_apart
 from excise.erasers import Eraser
 from excise.erasers.edits.gated_sae import GatedSAEEdit
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.build import proved

@@ -15,7 +15,7 @@ from excise.concepts import Concept
 from excise.erasers import SAEEdit
 from excise.erasers.edits.sae_rows import preactivations, topk_codes
 from excise.erasers.edits.text_sae import Align
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.neurons import PromptCodes
 from excise.sae import TopKSAE

@@ -14,8 +14,9 @@ from torch import Tensor
 from excise.concepts import Concept
 from excise.erasers import Eraser, SAEEdit, made_for
 from excise.erasers.artefact.strength import LEAST_CARRIED
+from excise.erasers.edits.base import Uncond
 from excise.erasers.edits.sae_rows import check_choices
-from excise.erasers.edits.text_sae import CHOICES, Align, Gate, Source, Uncond
+from excise.erasers.edits.text_sae import CHOICES, Align, Gate, Source
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.judging import Figures, judged, prompts_by_mention, protected

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.erasers.edits.vectors import DirectionEdit
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.sites import Site
-from excise.sites.blocks import attention_at, cross_attentions, denoiser_of, timestep_of
+from excise.sites.denoiser import attention_at, cross_attentions, denoiser_of, timestep_of
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
-from excise.erasers.edits.blocklist import FilterEdit, sentence_vectors
-from excise.erasers.hooks.unet_call import whole
+from excise.erasers.edits.blocklist import FilterEdit
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.build import proved
+from excise.sentences import sentence_vectors
+from excise.sites.denoiser import whole
 
 
 @dataclass(frozen=True)

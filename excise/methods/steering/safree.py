@@ -16,12 +16,13 @@ from typing import Any
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
-from excise.erasers.edits.projection import ProjectionEdit, eos_states
-from excise.erasers.guard.encode_prompt import unedited
-from excise.erasers.hooks.unet_call import whole
+from excise.erasers.edits.projection import ProjectionEdit
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.build import proved
+from excise.sites.denoiser import whole
+from excise.sites.pooled import eos_states
 from excise.sites.site import tokenizer_of
 
 

@@ -20,14 +20,14 @@ from typing import Any, Literal, get_args
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
-from excise.erasers.apply.guidance import GuidanceEdit
+from excise.erasers.edits.guidance import GuidanceEdit
 from excise.erasers.edits.sae_rows import check_choices
-from excise.erasers.guard.encode_prompt import unedited
-from excise.erasers.hooks.unet_call import whole
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.sites import encode_prompt
+from excise.sites.denoiser import whole
 from excise.sites.encoding import tensors_of
 
 Level = Literal["weak", "medium", "strong", "max"]

@@ -24,15 +24,14 @@ from torch import Tensor, nn
 from excise.concepts import Concept
 from excise.concepts.concept import check_apart
 from excise.erasers import Eraser
-from excise.erasers.guard.encode_prompt import unedited
-from excise.erasers.hooks.unet_call import whole
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.trained.sampling import Told, partly_drawn, plain, told
 from excise.methods.trained.trainer import Student, TuningConfig, training, tune
 from excise.sites import Site
-from excise.sites.blocks import denoiser_of
+from excise.sites.denoiser import denoiser_of, whole
 from excise.sites.site import encoder_of, tokenizer_of
 
 

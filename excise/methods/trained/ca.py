@@ -44,7 +44,7 @@ from excise.methods.trained.replay import (
 from excise.methods.trained.sampling import Predict, Told, plain, together
 from excise.methods.trained.trainer import Student, training, tune
 from excise.sites import Site
-from excise.sites.blocks import denoiser_of
+from excise.sites.denoiser import denoiser_of
 
 
 @dataclass(frozen=True)

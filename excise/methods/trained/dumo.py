@@ -37,8 +37,10 @@ from torch import Tensor, nn
 from excise.concepts import Concept
 from excise.concepts.concept import mentioned
 from excise.erasers import Eraser
-from excise.erasers.apply.skips import CopyEdit, ModulationEdit, bins_of, modulating, skips_of
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.apply.skips import modulating, skips_of
+from excise.erasers.edits.skips import ModulationEdit, bins_of
+from excise.erasers.edits.weights import CopyEdit
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.build import proved
@@ -46,7 +48,7 @@ from excise.methods.trained.replay import told_each
 from excise.methods.trained.sampling import Predict, Told, partly_drawn, plain, told
 from excise.methods.trained.trainer import LowRank, Student, TuningConfig, training, tune
 from excise.sites import Site
-from excise.sites.blocks import denoiser_of
+from excise.sites.denoiser import denoiser_of
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from excise.methods.build import proved
 from excise.methods.trained.sampling import Predict, Told, partly_drawn, plain, told
 from excise.methods.trained.trainer import Student, TuningConfig, training, tune
 from excise.sites import Site
-from excise.sites.blocks import denoiser_of
+from excise.sites.denoiser import denoiser_of
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from excise.methods.trained.attention_maps import attention, beside, of_layer, s
 from excise.methods.trained.sampling import Told, drawn, noised, plain, told
 from excise.methods.trained.trainer import LowRank, Student, TuningConfig, training, tune
 from excise.sites import Site
-from excise.sites.blocks import denoiser_of
+from excise.sites.denoiser import denoiser_of
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
-from excise.sites.blocks import check_reads_text, denoiser_of
+from excise.sites.denoiser import check_reads_text, denoiser_of
 from excise.sites.encoding import Enough
 
 Predict = Callable[[Tensor, Any, Tensor, Mapping[str, Any]], Tensor]

@@ -21,15 +21,14 @@ from torch import Tensor, nn
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
-from excise.erasers.apply.weights_by_prompt import PermeableEdit
-from excise.erasers.hooks.unet_call import whole
+from excise.erasers.edits.weights import PermeableEdit
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.trained.sampling import Predict, Told, partly_drawn, plain, told
 from excise.methods.trained.trainer import LowRank, TuningConfig, training, tune
 from excise.sites import Site
-from excise.sites.blocks import denoiser_of
+from excise.sites.denoiser import denoiser_of, whole
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from excise.concepts import Concept
 from excise.erasers import WeightEdit
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.files import write_folder
 from excise.interruption import interruptible

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from excise.errors import ExciseError
 from excise.files import write_atomic
+from excise.sites.activations.blocks import capture_blocks
 from excise.sites.activations.shards import narrowed, read_shard, write_shard
-from excise.sites.blocks import capture_blocks
 from excise.sites.site import Site
 
 SCHEMA = "excise.blocks/1"

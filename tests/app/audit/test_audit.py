@@ -32,7 +32,7 @@ from excise.erasers.artefact.hub import SIGNATURE
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.erasers.guard.canary import shift, what_denoiser_predicts, what_denoiser_reads
 from excise.erasers.guard.effects import text_changes
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.methods import method
 from excise.methods.sae.prompt_codes import prompt_codes

@@ -15,7 +15,7 @@ from excise.concepts import Concept, from_templates
 from excise.erasers import Eraser, SAEEdit, made_for, verify
 from excise.erasers.edits.text_sae import onward_codes, whole_codes
 from excise.erasers.edits.vectors import VectorEdit
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods.sae.snce import SNCEConfig, fit
 from excise.sites import LanguageModel, Site, capture, site_at

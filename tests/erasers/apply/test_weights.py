@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from excise.erasers import Eraser, WeightEdit, made_for, verify
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.sites import Site
 

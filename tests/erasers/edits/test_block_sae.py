@@ -18,7 +18,8 @@ from torch import Tensor
 from excise.bench.attacks.prefix import PrefixConfig, prefix_attack
 from excise.bench.attacks.ring_a_bell import vocabulary
 from excise.erasers import BlockEdit, Eraser, made_for, verify
-from excise.erasers.edits.block_sae import Moment, Opened
+from excise.erasers.edits.base import Moment
+from excise.erasers.edits.block_sae import Opened
 from excise.erasers.edits.sae_rows import preactivations
 from excise.erasers.loaders import encode
 from excise.errors import EraserDidNotFire, ExciseError

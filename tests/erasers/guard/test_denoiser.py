@@ -9,7 +9,7 @@ from torch import Tensor
 
 from excise.erasers import Eraser
 from excise.erasers.guard.denoiser import Witness
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.hooks.context import unedited
 from excise.erasers.hooks.known_vectors import Ledger
 from excise.errors import EraserDidNotFire
 from tests import tiny

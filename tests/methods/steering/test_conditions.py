@@ -12,12 +12,15 @@ import torch
 
 from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, verify
-from excise.erasers.edits.blocklist import FilterEdit, sentence_vectors
-from excise.erasers.edits.projection import ProjectionEdit, eos_without_each, projection, reattended
+from excise.erasers.apply.conditioning import reattended
+from excise.erasers.edits.blocklist import FilterEdit
+from excise.erasers.edits.projection import ProjectionEdit, projection
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods import method
 from excise.methods.steering.safety_filter import best_threshold
+from excise.sentences import sentence_vectors
 from excise.sites import Site
+from excise.sites.pooled import eos_without_each
 from tests import tiny
 
 PAIRS = (

@@ -14,7 +14,7 @@ from diffusers.pipelines.deprecated.stable_diffusion_safe import SafetyConfig
 
 from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, verify
-from excise.erasers.apply.guidance import GuidanceEdit, away
+from excise.erasers.edits.guidance import GuidanceEdit, away
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods import method
 from excise.methods.steering.sld import LEVELS, Level

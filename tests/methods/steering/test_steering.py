@@ -12,7 +12,7 @@ import torch
 
 from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, verify
-from excise.erasers.edits.block_sae import Moment
+from excise.erasers.edits.base import Moment
 from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.edits.vectors import DirectionEdit, VectorEdit
 from excise.errors import ExciseError
@@ -21,7 +21,7 @@ from excise.methods.sae.itd import own_features, smallest_kept
 from excise.methods.steering.casteer import CASteerConfig, mean_outputs
 from excise.neurons import PromptCodes
 from excise.sites import Site, capture
-from excise.sites.blocks import cross_attentions
+from excise.sites.denoiser import cross_attentions
 from tests import tiny
 
 PAIRS = (Pair("a gun on grass", "a cat on grass"), Pair("a photo of a gun", "a photo of a cup"))

@@ -20,8 +20,10 @@ from excise import reference
 from excise.bench.canvas.suite import Canvas
 from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, made_for, verify
-from excise.erasers.apply.skips import CopyEdit, ModulationEdit, bins_of, skips_of
-from excise.erasers.guard.encode_prompt import unedited
+from excise.erasers.apply.skips import skips_of
+from excise.erasers.edits.skips import ModulationEdit, bins_of
+from excise.erasers.edits.weights import CopyEdit
+from excise.erasers.hooks.context import unedited
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods import method
 from excise.methods.trained.dumo import Balanced, Copied, DuMoConfig, objective, prompts, weights

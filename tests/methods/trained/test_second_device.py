@@ -15,9 +15,9 @@ from excise.bench.attacks.prefix import PrefixConfig, prefix_attack
 from excise.bench.attacks.ring_a_bell import RingABellConfig, ring_a_bell, vocabulary
 from excise.concepts import Concept
 from excise.erasers import Eraser
-from excise.erasers.edits.blocklist import sentence_vectors
 from excise.methods import method
 from excise.sae import save
+from excise.sentences import sentence_vectors
 from tests.second_device import DEVICE, There, second_device
 
 PROMPT = "a gun on grass"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, verify
-from excise.erasers.apply.weights_by_prompt import PermeableEdit, permeability
+from excise.erasers.edits.weights import PermeableEdit, permeability
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods import method
 from excise.methods.trained.sampling import plain, told

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from excise.errors import ExciseError
-from excise.sites.blocks import Patches, as_patches, block_site, capture_blocks, from_patches
+from excise.sites.activations.blocks import Patches, capture_blocks
+from excise.sites.denoiser import as_patches, block_site, from_patches
 from tests import tiny
 
 PROMPTS = ("a gun on grass", "a cat on grass", "a dog")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from excise.erasers.guard.encode_prompt import Guard, is_muted, is_proving
-from excise.erasers.hooks.context import CALL, Call, current_call
+from excise.erasers.guard.encode_prompt import Guard
+from excise.erasers.hooks.context import CALL, Call, current_call, is_muted, is_proving
 from excise.erasers.hooks.wrapping import Watch, found_on, install, remove
 from excise.sites.encoding import tensors_of
 from excise.sites.site import text_encoders

@@ -1,0 +1,61 @@
+"""Edits of a denoiser's blocks, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from excise.erasers.edits.block_sae import BlockEdit, Opened
+from excise.erasers.edits.vectors import DirectionEdit
+from excise.erasers.hooks.edit_hook import EditHook, Edits
+from excise.sites.denoiser import as_patches, denoiser_of, from_patches
+
+if TYPE_CHECKING:
+    from excise.erasers.attachment import Attachment
+from excise.erasers.hooks.timestep import Clock
+
+
+class BlockHook(EditHook):
+    """An edit of a block, at the timestep of the denoiser that it is part of."""
+
+    edit: BlockEdit | DirectionEdit
+    moved: BlockEdit | DirectionEdit
+    clock: Clock
+
+    def begin(self) -> None:
+        """A picture is about to be drawn in this thread."""
+        self._here.opened = Opened()
+
+    def of(self, state: Tensor) -> Tensor | None:
+        attachment = self.attachment
+        if not hasattr(self._here, "opened"):  # another pipeline's, whose prompts nobody told of
+            self.begin()
+        known = {"sae": attachment.sae, "opened": self._here.opened}
+        return self.moved.delta(state, attachment.strength, moment=self.clock.now, **known)
+
+
+def put(
+    attachment: Attachment, edit: BlockEdit | DirectionEdit, block: nn.Module
+) -> tuple[BlockHook, Callable[[], None]]:
+    """Put the edit at its block; what comes back with its hook takes it off again."""
+    _, denoiser = denoiser_of(attachment.pipe, edit.site.component)
+    hook = BlockHook(attachment, edit)
+    hook.clock = clock = Clock.join(denoiser, hook)
+    edits = BlockEdits.join(block, hook)
+
+    def off() -> None:
+        edits.leave(block, hook)
+        clock.leave(denoiser, hook)
+
+    return hook, off
+
+
+class BlockEdits(Edits):
+    """The edits at one block, of patches whatever shape the block gives them."""
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        patches = as_patches(output)
+        edited = self.through(patches)
+        return output if edited is patches else from_patches(edited, output)

@@ -1,0 +1,57 @@
+"""Edits of a text encoder's states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from excise.erasers.edits.base import Branch
+from excise.erasers.edits.text_sae import SAEEdit
+from excise.erasers.hooks.context import ERASED, SPARED, last_call
+from excise.erasers.hooks.edit_hook import EditHook, Edits
+
+if TYPE_CHECKING:
+    from excise.erasers.attachment import Attachment
+    from excise.erasers.edits.vectors import VectorEdit
+
+
+class TextHook(EditHook):
+    """An edit of a text encoder, which treats the branches of guidance differently."""
+
+    edit: SAEEdit | VectorEdit
+    moved: SAEEdit | VectorEdit
+
+    def delta(self, state: Tensor) -> Tensor | None:
+        self.branch()
+        return super().delta(state)
+
+    def branch(self) -> Branch:
+        """What this run of the encoder is for."""
+        call = last_call()
+        self._here.branch = "conditional" if call is None else call.next_branch(self)
+        made: Branch = self._here.branch
+        return made
+
+    def of(self, state: Tensor) -> Tensor | None:
+        edit, branch, strength = self.moved, self._here.branch, self.attachment.strength
+        if branch == "unconditional" and edit.uncond != "same":
+            with torch.no_grad():
+                meant = edit.delta(state, strength, sae=self.attachment.sae)
+            if meant is not None and bool((meant != 0).any()):
+                SPARED.yes, SPARED.runs = True, getattr(SPARED, "runs", 0) + 1
+        delta = edit.delta(state, strength, branch=branch, sae=self.attachment.sae)
+        if delta is not None and branch == "conditional" and bool((delta.detach() != 0).any()):
+            ERASED.runs = getattr(ERASED, "runs", 0) + 1
+            moved, before = (delta.detach() != 0).flatten(1).any(1).cpu(), getattr(ERASED, "prompts", None)
+            ERASED.prompts = moved if before is None or len(before) != len(moved) else moved | before
+        return delta
+
+
+def put(attachment: Attachment, edit: SAEEdit | VectorEdit, module: nn.Module) -> tuple[TextHook, Callable[[], None]]:
+    """Put the edit at its layer; what comes back with its hook takes it off again."""
+    hook = TextHook(attachment, edit)
+    edits = Edits.join(module, hook)
+    return hook, lambda: edits.leave(module, hook)

