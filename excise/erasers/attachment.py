@@ -20,12 +20,12 @@ from excise.erasers.apply.registry import module_of, put
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.erasers.guard.coverage import absent_from, refuse_early_tap, refuse_unless_covered
 from excise.erasers.guard.denoiser import Witness, is_compiled
-from excise.erasers.guard.encode_prompt import Call, Guard
+from excise.erasers.guard.encode_prompt import Guard
 from excise.erasers.guard.model_digest import mismatches
 from excise.erasers.guard.self_test import moved
 from excise.erasers.guard.tally import Tally
 from excise.erasers.guard.weights_watch import Live
-from excise.erasers.hooks.context import has_own_branch, is_proving
+from excise.erasers.hooks.context import Call, has_own_branch, is_proving
 from excise.erasers.hooks.edit_hook import EditHook, Edits
 from excise.erasers.hooks.known_vectors import UNKNOWN
 from excise.erasers.hooks.wrapping import found_on
@@ -38,7 +38,7 @@ from excise.sites.locking import lock
 from excise.sites.site import text_encoders, tokenizer_of
 
 if TYPE_CHECKING:
-    from excise.erasers.eraser import Eraser
+    from excise.erasers.artefact.record import Artefact
 
 log = logging.getLogger("excise")
 
@@ -56,7 +56,7 @@ class Attachment:
 
     def __init__(
         self,
-        eraser: Eraser,
+        eraser: Artefact,
         pipe: Any,
         *,
         strength: float = 1.0,
@@ -315,6 +315,7 @@ class Attachment:
                 "the pipeline that encodes the prompts first, encode them there, and then attach it to this one, which "
                 "will draw those embeddings and no others"
             )
+        assert isinstance(found, Attachment)
         return found
 
     def acts_on(self, pipe: Any) -> bool:

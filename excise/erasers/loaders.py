@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from excise.erasers.artefact.record import eraser_folders
+from excise.erasers.artefact.files import eraser_folders
 from excise.erasers.artefact.signing import Signer
 from excise.erasers.attachment import Attachment
 from excise.erasers.eraser import Eraser
@@ -176,7 +176,7 @@ def _loaded(pipe: Any) -> dict[str, Attachment]:
         there = [a for tally in tallies if tally is not None for a in tally.attachments]
         there += [a for d in denoisers(pipe) if (witness := Witness.of(d)) is not None for a in witness.attachments]
         found |= dict.fromkeys(attachment for attachment in there if attachment.acts_on(pipe))
-    return {attachment.name: attachment for attachment in found}
+    return {attachment.name: attachment for attachment in found if isinstance(attachment, Attachment)}
 
 
 def _named(pipe: Any, names: Sequence[str] | None) -> list[Attachment]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
 
-from excise.erasers.artefact.record import eraser_folders
+from excise.erasers.artefact.files import eraser_folders
 from excise.erasers.attachment import Attachment
 from excise.erasers.eraser import Eraser
 from excise.errors import ExciseError

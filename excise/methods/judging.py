@@ -76,6 +76,7 @@ def judged(
     misses a limit is returned too, with the reasons as `eraser.weak` and a WeakEraser warning: the caller decides.
     """
     eraser = attachment.eraser
+    assert isinstance(eraser, Eraser)
     tried = _moves(attachment, concept, prompts or prompts_by_mention(concept))
     canaries = [eraser.canary[0], *(prompt for prompt, by in tried.values() if by >= CAUGHT * attachment.shift)]
     least = min([attachment.shift, *(by for _, by in tried.values() if by >= CAUGHT * attachment.shift)])

@@ -13,8 +13,8 @@ import pytest
 import typer.main
 
 from excise.cli import app
-from excise.erasers.artefact import formats
-from excise.erasers.artefact.record import check_files
+from excise.erasers.artefact import files as saved_files
+from excise.erasers.artefact.files import FILES, check_files
 
 GROUPS = [(), *((name,) for name, group in typer.main.get_command(app).commands.items() if hasattr(group, "commands"))]
 _RUN = """
@@ -117,9 +117,9 @@ def _drop(files: dict[str, bytes]) -> None:
     ],
 )
 def test_files_that_hold_no_eraser_are_found_out(spoil: Callable[[dict[str, bytes]], None], eraser: Path) -> None:
-    files = {name: (eraser / name).read_bytes() for name in formats.FILES}
+    files = {name: (eraser / name).read_bytes() for name in FILES}
     spoil(files)
-    files["manifest.json"] = formats.manifest(files)
+    files["manifest.json"] = saved_files.manifest(files)
     for name, data in files.items():
         (eraser / name).write_bytes(data)
     assert [(check.name, check.passed) for check in check_files(eraser)] == [

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from excise.erasers import Eraser, SAEEdit, verify
-from excise.erasers.artefact import formats
+from excise.erasers.artefact.files import FILES
 from excise.errors import ExciseError
 from excise.sites import Site
 
@@ -26,7 +26,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "gun"
 
 
-@pytest.mark.parametrize("name", formats.FILES)
+@pytest.mark.parametrize("name", FILES)
 def test_a_flipped_byte_fails_load_and_verify(saved: Path, name: str) -> None:
     path = saved / name
     original = path.read_bytes()

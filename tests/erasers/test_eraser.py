@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from excise.erasers import Eraser, verify
-from excise.erasers.artefact import formats
+from excise.erasers.artefact import files as saved_files
+from excise.erasers.artefact.files import FILES
 from excise.erasers.edits.text_sae import CHOICES
 from excise.errors import ExciseError
 
@@ -24,8 +25,8 @@ def saved(gun_eraser: Eraser, tmp_path: Path) -> Path:
 
 def reseal(folder: Path) -> None:
     """Write the manifest anew, as one who alters the files knowingly would."""
-    files = {name: (folder / name).read_bytes() for name in formats.FILES}
-    (folder / "manifest.json").write_bytes(formats.manifest(files))
+    files = {name: (folder / name).read_bytes() for name in FILES}
+    (folder / "manifest.json").write_bytes(saved_files.manifest(files))
 
 
 def test_how_far_the_canary_moved_is_kept(gun_eraser: Eraser, tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_it_comes_back_as_it_was_and_is_kilobytes(gun_eraser: Eraser, saved: Pat
         assert torch.equal(back.edits[0].tensors()[name], tensor)
     assert all(getattr(back.edits[0], name) == getattr(gun_eraser.edits[0], name) for name in (*CHOICES, "lam", "site"))
     assert sum(path.stat().st_size for path in saved.iterdir()) < 10_000
-    assert sorted(path.name for path in saved.iterdir()) == sorted(formats.FILES)
+    assert sorted(path.name for path in saved.iterdir()) == sorted(FILES)
 
 
 def test_concept_codes_are_kept(gun_eraser: Eraser, tmp_path: Path) -> None:
@@ -56,10 +57,10 @@ def test_concept_codes_are_kept(gun_eraser: Eraser, tmp_path: Path) -> None:
 
 def test_saving_twice_gives_the_same_bytes(gun_eraser: Eraser, saved: Path, tmp_path: Path) -> None:
     Eraser.load(saved).save(tmp_path / "again")
-    assert all((tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes() for name in formats.FILES)
+    assert all((tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes() for name in FILES)
 
 
-@pytest.mark.parametrize("name", formats.FILES)
+@pytest.mark.parametrize("name", FILES)
 def test_any_flipped_byte_is_noticed(saved: Path, name: str) -> None:
     """Every byte of the two json files, a sample of the tensors' bytes."""
     path = saved / name
@@ -68,19 +69,19 @@ def test_any_flipped_byte_is_noticed(saved: Path, name: str) -> None:
     if name.endswith(".safetensors"):
         places = sorted({*range(300), *random.Random(0).sample(places, 200)} & set(places))
     rng = random.Random(1)
-    files = formats.read(saved)
+    files = saved_files.read(saved)
     for place in places:
         altered = bytearray(original)
         altered[place] ^= rng.randrange(1, 256)
         with pytest.raises(ExciseError):
-            formats.check_manifest(saved, {**files, name: bytes(altered)})
+            saved_files.check_manifest(saved, {**files, name: bytes(altered)})
     path.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
     with pytest.raises(ExciseError):
         Eraser.load(saved)
     assert not all(check.passed for check in verify(saved))
 
 
-@pytest.mark.parametrize("name", formats.FILES)
+@pytest.mark.parametrize("name", FILES)
 def test_truncated_or_missing_files_are_noticed(saved: Path, name: str) -> None:
     path = saved / name
     original = path.read_bytes()

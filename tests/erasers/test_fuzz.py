@@ -20,13 +20,15 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from excise.erasers import BlockEdit, Eraser, SAEEdit, WeightEdit
+from excise.erasers.artefact import files as saved_files
 from excise.erasers.artefact import formats
+from excise.erasers.artefact.files import FILES
 from excise.erasers.edits.text_sae import CHOICES
 from excise.errors import ExciseError
 from excise.sites import Site
 
 HERE = Path("gun-eraser")
-JSON, TENSORS, MANIFEST = formats.FILES
+JSON, TENSORS, MANIFEST = FILES
 Files = dict[str, bytes]
 
 
@@ -50,11 +52,11 @@ def whole() -> Files:
         WeightEdit(layer, up=torch.randn(2, 1), down=torch.randn(1, 3)),
     )
     edits = (*texts, block, *changes)
-    return formats.pack(Eraser(edits, "gun", "gun", ("gun",), {"a": [1]}, {"b": None}, {"c": 0.5}, ("a gun",), 0.1))
+    return Eraser(edits, "gun", "gun", ("gun",), {"a": [1]}, {"b": None}, {"c": 0.5}, ("a gun",), 0.1).pack()
 
 
 def sealed(files: Files) -> Files:
-    return {**files, MANIFEST: formats.manifest(files)}
+    return {**files, MANIFEST: saved_files.manifest(files)}
 
 
 ODD = (
@@ -127,7 +129,7 @@ def random_bytes() -> st.SearchStrategy[Files]:
     def each(name: str) -> st.SearchStrategy[bytes]:
         return st.just(whole()[name]) | st.binary(max_size=200) | st.binary(max_size=60).map(lambda b: b"{" + b + b"}")
 
-    files = st.fixed_dictionaries({name: each(name) for name in formats.FILES})
+    files = st.fixed_dictionaries({name: each(name) for name in FILES})
     return files | files.map(sealed)
 
 
@@ -157,7 +159,7 @@ INPUTS: dict[str, Callable[[], st.SearchStrategy[Files]]] = {
 
 def load(files: Files) -> Eraser:
     """`Eraser.load` without a disk."""
-    formats.check_manifest(HERE, files)
+    saved_files.check_manifest(HERE, files)
     return Eraser(**formats.unpack(HERE, files))
 
 
@@ -178,8 +180,8 @@ def survives(kind: str, examples: int, run: int = 0) -> tuple[int, int]:
             assert said.isprintable() and len(said) < 500, "one line that a terminal can show"
             return
         taken += 1
-        again = formats.pack(eraser)
-        assert formats.pack(load(again)) == again, "what is taken can be saved, and is then itself"
+        again = eraser.pack()
+        assert load(again).pack() == again, "what is taken can be saved, and is then itself"
 
     attempt()
     return tried, taken
@@ -259,7 +261,7 @@ def erasers(draw: st.DrawFn) -> Eraser:
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(erasers())
 def test_any_eraser_comes_back_as_it_was(eraser: Eraser) -> None:
-    files = formats.pack(eraser)
+    files = eraser.pack()
     back = load(files)
     for name in ("name", "concept", "mentions", "made_for", "created", "measured", "canary", "canary_shift", "method"):
         assert getattr(back, name) == getattr(eraser, name), name
@@ -271,5 +273,5 @@ def test_any_eraser_comes_back_as_it_was(eraser: Eraser) -> None:
         for name, tensor in one.tensors().items():
             assert tensor.dtype == other.tensors()[name].dtype
             assert torch.equal(tensor, other.tensors()[name]), name
-    assert formats.pack(back) == files, "to the byte, so the digest stays"
+    assert back.pack() == files, "to the byte, so the digest stays"
     assert back.digest == eraser.digest

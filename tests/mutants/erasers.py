@@ -98,7 +98,7 @@ MUTANTS = [
         ("!= tokenizers.get(name):", "== tokenizers.get(name):"),
     ),
     *of(
-        "excise/erasers/artefact/record.py",
+        "excise/erasers/artefact/files.py",
         "tests/erasers/test_eraser.py::test_any_flipped_byte_is_noticed"
         " tests/erasers/test_eraser.py::test_truncated_or_missing_files_are_noticed"
         " tests/erasers/test_eraser.py::test_descriptions_that_are_not_json_are_refused"

@@ -17,7 +17,7 @@ from excise.app.audit.neurons import NeuronView, Pool, pool_of, view
 from excise.concepts import Concept
 from excise.concepts.sentences import GroupSentence, group_sentences, sentences
 from excise.erasers import Attachment, Eraser, SAEEdit
-from excise.erasers.artefact.hub import SIGNATURE
+from excise.erasers.artefact.files import SIGNATURE
 from excise.erasers.guard.effects import Progress, text_changes
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.neurons import flags

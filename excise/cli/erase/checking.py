@@ -37,7 +37,7 @@ def sign(
 
     from excise.erasers import eraser_folders
     from excise.erasers import sign as signed
-    from excise.erasers.artefact.record import SIGNATURE
+    from excise.erasers.artefact.files import SIGNATURE
     from excise.errors import ExciseError
 
     if password_env is not None and password_env not in os.environ:
@@ -82,7 +82,7 @@ def verify(
     Exit code 2 where it is incomplete, altered or not signed as asked, 1 where it does not fit, does not work or was
     written as weak (`erase --accept-weak`); --files-only does not look at the last.
     """
-    from excise.erasers.artefact.record import SIGNATURE, check_files, eraser_folders
+    from excise.erasers.artefact.files import SIGNATURE, check_files, eraser_folders
     from excise.errors import ExciseError
 
     folders = eraser_folders(folder)

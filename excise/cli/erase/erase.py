@@ -16,7 +16,7 @@ from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, Pairs
 from excise.cli.outputs import Force, check_folder, check_resumed
 from excise.cli.terminal import complain, emit, note, table, training
 from excise.cli.weights import choosing_weights
-from excise.erasers.artefact.record import FILES
+from excise.erasers.artefact.files import FILES
 
 LAM = (
     "Strength: how far down. 1 takes out all that the concept's word changes, 1.25 (the default) a quarter more; what "

@@ -13,7 +13,7 @@ from excise.erasers.hooks.edit_hook import EditHook, Edits
 from excise.sites.denoiser import as_patches, denoiser_of, from_patches
 
 if TYPE_CHECKING:
-    from excise.erasers.attachment import Attachment
+    from excise.erasers.hooks.host import Host
 from excise.erasers.hooks.timestep import Clock
 
 
@@ -36,9 +36,7 @@ class BlockHook(EditHook):
         return self.moved.delta(state, attachment.strength, moment=self.clock.now, **known)
 
 
-def put(
-    attachment: Attachment, edit: BlockEdit | DirectionEdit, block: nn.Module
-) -> tuple[BlockHook, Callable[[], None]]:
+def put(attachment: Host, edit: BlockEdit | DirectionEdit, block: nn.Module) -> tuple[BlockHook, Callable[[], None]]:
     """Put the edit at its block; what comes back with its hook takes it off again."""
     _, denoiser = denoiser_of(attachment.pipe, edit.site.component)
     hook = BlockHook(attachment, edit)

@@ -26,22 +26,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from excise.erasers.apply import text
 from excise.erasers.apply.text import TextHook
 from excise.erasers.edits.text_sae import SAEEdit
-from excise.erasers.guard.encode_prompt import CALL
-from excise.erasers.hooks import wrapping
-from excise.erasers.hooks.context import is_muted
+from excise.erasers.hooks.context import CALL, is_muted
 from excise.erasers.hooks.edit_hook import EditHook, Edits, unrun
 from excise.erasers.hooks.wrapping import Watch, found_on, install, remove
 from excise.errors import ExciseError
 from excise.sites.language import LanguageModel, stack_of
 
 if TYPE_CHECKING:
-    from excise.erasers.attachment import Attachment
-    from excise.erasers.eraser import Eraser
+    from excise.erasers.artefact.record import Artefact
+    from excise.erasers.hooks.host import Host
 
 
-def refuse_unfit(eraser: Eraser) -> None:
+def refuse_unfit(eraser: Artefact) -> None:
     """Raises ExciseError where an edit does not work on a text that grows."""
     for edit in eraser.edits:
         if type(edit) is not SAEEdit:
@@ -88,7 +87,7 @@ class TokenHook(TextHook):
     edit: SAEEdit
     moved: SAEEdit
 
-    def __init__(self, attachment: Attachment, edit: SAEEdit, transcript: Transcript) -> None:
+    def __init__(self, attachment: Host, edit: SAEEdit, transcript: Transcript) -> None:
         super().__init__(attachment, replace(edit, lead=0))
         self.lead, self.transcript = edit.lead, transcript
 
@@ -104,10 +103,10 @@ class TokenHook(TextHook):
             return (amount * z) @ self.moved.W_dec.to(z.dtype)
 
 
-def put(attachment: Attachment, edit: SAEEdit, module: nn.Module) -> tuple[EditHook, Callable[[], None]]:
+def put(attachment: Host, edit: SAEEdit, module: nn.Module) -> tuple[EditHook, Callable[[], None]]:
     """Put the edit at its layer; what comes back with its hook takes it off again."""
     if attachment.transcript is None:
-        return wrapping.put(attachment, edit, module)
+        return text.put(attachment, edit, module)
     hook = TokenHook(attachment, edit, attachment.transcript)
     edits = Edits.join(module, hook)
     return hook, lambda: edits.leave(module, hook)
@@ -120,14 +119,14 @@ class Transcript(Watch):
         """`special` are the ids of tokens that are no text."""
         super().__init__()
         self.stack, self.special = stack, torch.tensor(sorted(special), dtype=torch.long)
-        self.attachments: list[Attachment] = []
+        self.attachments: list[Host] = []
         self.epoch = 0
         """Grows whenever an eraser is set otherwise: caches that were filled before are refused."""
         self._heard: weakref.WeakKeyDictionary[Any, Mapping[int, Tensor]] = weakref.WeakKeyDictionary()
         """By key-value cache: what each hook remembers of the texts in it."""
 
     @classmethod
-    def join(cls, pipe: LanguageModel, attachment: Attachment) -> Transcript:
+    def join(cls, pipe: LanguageModel, attachment: Host) -> Transcript:
         """Add `attachment` to the model's transcript, putting one there first where there is none."""
         stack = stack_of(pipe.text_encoder)
         transcript = found_on(stack, cls)
@@ -137,7 +136,7 @@ class Transcript(Watch):
         transcript.attachments.append(attachment)
         return transcript
 
-    def leave(self, attachment: Attachment) -> None:
+    def leave(self, attachment: Host) -> None:
         """Take `attachment` off; the last one out leaves no trace."""
         if attachment in self.attachments:
             self.attachments.remove(attachment)
@@ -179,7 +178,7 @@ class Transcript(Watch):
         self._here.arrived = False
         self._end(output)
 
-    def _live(self) -> list[Attachment]:
+    def _live(self) -> list[Host]:
         return [a for a in self.attachments if a.active and not is_muted(a, "text")]
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

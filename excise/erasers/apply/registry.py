@@ -1,14 +1,14 @@
-"""The kinds of edits there are, by the names that saved erasers give them, and putting each at its place."""
+"""Where each class of edit acts, and putting an edit there."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-from excise.erasers.apply import language_model, skips, weights, weights_by_prompt
+from excise.erasers.apply import block, language_model, skips, text, weights, weights_by_prompt
 from excise.erasers.apply.conditioning import FilterHook, ProjectionHook
 from excise.erasers.apply.guidance import GuidanceHook
 from excise.erasers.apply.skips import modulated_at
@@ -22,49 +22,45 @@ from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.edits.vectors import DirectionEdit, VectorEdit
 from excise.erasers.edits.weights import CopyEdit, PermeableEdit, WeightEdit
-from excise.erasers.hooks import timestep, unet_call, wrapping
+from excise.erasers.hooks import unet_call
 from excise.erasers.hooks.edit_hook import EditHook
+from excise.erasers.hooks.host import Host
 from excise.sites.denoiser import attention_at, layer_at, module_at, unet_at
 
-if TYPE_CHECKING:
-    from excise.erasers.attachment import Attachment
+Put = Callable[[Host, Any, Any], tuple[EditHook, Callable[[], None]]]
+"""Puts an edit at its module; what comes back with its hook takes it off again."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """How edits of one class are found a module and put there."""
+class Place:
+    """Where edits of one class act."""
 
-    edit: type[Edit]
     module: Callable[[Any, Any], nn.Module]
-    """The live one that it acts on, of a pipeline and a Site."""
-    put: Callable[[Attachment, Any, Any], tuple[EditHook, Callable[[], None]]]
-    """Puts an edit at that module; what comes back with its hook takes it off again."""
+    """The live module, of a pipeline and a Site."""
+    put: Put
 
 
-KINDS: dict[str, Kind] = {
-    kind.edit.kind: kind
-    for kind in (
-        Kind(SAEEdit, module_at, language_model.put),
-        Kind(GatedSAEEdit, module_at, wrapping.put),
-        Kind(VectorEdit, module_at, wrapping.put),
-        Kind(BlockEdit, module_at, timestep.put),
-        Kind(DirectionEdit, attention_at, timestep.put),
-        Kind(WeightEdit, layer_at, weights.put),
-        Kind(PermeableEdit, layer_at, weights_by_prompt.put),
-        Kind(GuidanceEdit, unet_at, unet_call.put(GuidanceHook)),
-        Kind(FilterEdit, unet_at, unet_call.put(FilterHook)),
-        Kind(ProjectionEdit, unet_at, unet_call.put(ProjectionHook)),
-        Kind(ModulationEdit, modulated_at, skips.put),
-        Kind(CopyEdit, layer_at, skips.put_copy),
-    )
+PLACES: dict[type[Edit], Place] = {
+    SAEEdit: Place(module_at, language_model.put),
+    GatedSAEEdit: Place(module_at, text.put),
+    VectorEdit: Place(module_at, text.put),
+    BlockEdit: Place(module_at, block.put),
+    DirectionEdit: Place(attention_at, block.put),
+    WeightEdit: Place(layer_at, weights.put),
+    PermeableEdit: Place(layer_at, weights_by_prompt.put),
+    GuidanceEdit: Place(unet_at, unet_call.put(GuidanceHook)),
+    FilterEdit: Place(unet_at, unet_call.put(FilterHook)),
+    ProjectionEdit: Place(unet_at, unet_call.put(ProjectionHook)),
+    ModulationEdit: Place(modulated_at, skips.put),
+    CopyEdit: Place(layer_at, skips.put_copy),
 }
 
 
 def module_of(pipe: Any, edit: Edit) -> nn.Module:
     """The live module that the edit acts on. Raises ExciseError where the pipeline lacks it, or its width differs."""
-    return KINDS[edit.kind].module(pipe, edit.site)
+    return PLACES[type(edit)].module(pipe, edit.site)
 
 
-def put(attachment: Attachment, edit: Edit, module: nn.Module) -> tuple[EditHook, Callable[[], None]]:
+def put(attachment: Host, edit: Edit, module: nn.Module) -> tuple[EditHook, Callable[[], None]]:
     """Put the edit at its module; what comes back with its hook takes it off again."""
-    return KINDS[edit.kind].put(attachment, edit, module)
+    return PLACES[type(edit)].put(attachment, edit, module)

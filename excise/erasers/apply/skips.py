@@ -28,7 +28,7 @@ from excise.sites.denoiser import unet_at
 from excise.sites.site import Site
 
 if TYPE_CHECKING:
-    from excise.erasers.attachment import Attachment
+    from excise.erasers.hooks.host import Host
 
 _COPYING: ContextVar[object | None] = ContextVar("excise_copying", default=None)
 """Whose copy of an encoder runs now: an attachment's, or a training's."""
@@ -168,7 +168,7 @@ class ModulationHook(EditHook):
 
     edit: ModulationEdit
 
-    def __init__(self, attachment: Attachment, edit: ModulationEdit, unet: nn.Module) -> None:
+    def __init__(self, attachment: Host, edit: ModulationEdit, unet: nn.Module) -> None:
         super().__init__(attachment, edit)
         self.skips = Skips(unet, attachment, self._coefficients, self._copied, self._done)
 
@@ -187,7 +187,7 @@ class ModulationHook(EditHook):
         self.rows += rows
 
 
-def put(attachment: Attachment, edit: ModulationEdit, unet: nn.Module) -> tuple[ModulationHook, Callable[[], None]]:
+def put(attachment: Host, edit: ModulationEdit, unet: nn.Module) -> tuple[ModulationHook, Callable[[], None]]:
     """Put the edit around its U-Net's skip connections; what comes back with its hook takes it off again."""
     hook = ModulationHook(attachment, edit, unet)
     clock = Clock.join(unet, hook)
@@ -209,6 +209,6 @@ class CopyHook(WeightHook):
         return 1.0
 
 
-def put_copy(attachment: Attachment, edit: CopyEdit, layer: nn.Module) -> tuple[WeightHook, Callable[[], None]]:
+def put_copy(attachment: Host, edit: CopyEdit, layer: nn.Module) -> tuple[WeightHook, Callable[[], None]]:
     """Put the edit at its layer; what comes back with its hook takes it off again."""
     return put_hook(CopyHook(attachment, edit), layer)

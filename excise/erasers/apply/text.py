@@ -14,8 +14,8 @@ from excise.erasers.hooks.context import ERASED, SPARED, last_call
 from excise.erasers.hooks.edit_hook import EditHook, Edits
 
 if TYPE_CHECKING:
-    from excise.erasers.attachment import Attachment
     from excise.erasers.edits.vectors import VectorEdit
+    from excise.erasers.hooks.host import Host
 
 
 class TextHook(EditHook):
@@ -50,7 +50,7 @@ class TextHook(EditHook):
         return delta
 
 
-def put(attachment: Attachment, edit: SAEEdit | VectorEdit, module: nn.Module) -> tuple[TextHook, Callable[[], None]]:
+def put(attachment: Host, edit: SAEEdit | VectorEdit, module: nn.Module) -> tuple[TextHook, Callable[[], None]]:
     """Put the edit at its layer; what comes back with its hook takes it off again."""
     hook = TextHook(attachment, edit)
     edits = Edits.join(module, hook)

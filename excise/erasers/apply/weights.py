@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from excise.erasers.edits.weights import WeightEdit
-from excise.erasers.guard.encode_prompt import CALL
+from excise.erasers.hooks.context import CALL
 from excise.erasers.hooks.edit_hook import EditHook, Edits
 from excise.erasers.hooks.timestep import Clock
 from excise.erasers.hooks.wrapping import found_on
@@ -25,7 +25,7 @@ from excise.sites.denoiser import denoiser_of
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from excise.erasers.attachment import Attachment
+    from excise.erasers.hooks.host import Host
 
 KEPT = 2
 """Sums that a layer keeps: two settings may take turns (a canary's and the pictures')."""
@@ -130,7 +130,7 @@ def added(layer: nn.Module, edit: WeightEdit, state: Tensor) -> Tensor:
     return state
 
 
-def put(attachment: Attachment, edit: WeightEdit, layer: nn.Module) -> tuple[WeightHook, Callable[[], None]]:
+def put(attachment: Host, edit: WeightEdit, layer: nn.Module) -> tuple[WeightHook, Callable[[], None]]:
     """Put the edit at its layer; what comes back with its hook takes it off again."""
     return put_hook((TextWeightHook if edit.site.part == "text" else WeightHook)(attachment, edit), layer)
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from excise.erasers.apply.weights import WeightHook, put_hook
 from excise.erasers.edits.weights import PermeableEdit, permeability
-from excise.erasers.guard.encode_prompt import Call
-from excise.erasers.hooks.context import unedited
+from excise.erasers.hooks.context import Call, unedited
 from excise.erasers.hooks.unet_call import Around, Proceed, Run, RunHook, Said
 from excise.erasers.hooks.wrapping import found_on
 from excise.errors import ExciseError
@@ -21,13 +20,13 @@ from excise.sites.encoding import tensors_of
 from excise.sites.site import tokenizer_of
 
 if TYPE_CHECKING:
-    from excise.erasers.attachment import Attachment
+    from excise.erasers.hooks.host import Host
 
 
 class Membrane(RunHook):
     """Around a U-Net's runs: says to an eraser's changes how much of them counts, prompt by prompt."""
 
-    def __init__(self, attachment: Attachment, edit: PermeableEdit) -> None:
+    def __init__(self, attachment: Host, edit: PermeableEdit) -> None:
         super().__init__(attachment, edit)
         with unedited(), torch.no_grad():
             self._words = [(self._states(word), frozenset(self._ids(word))) for word in attachment.eraser.mentions]
@@ -81,7 +80,7 @@ class Membrane(RunHook):
 class PermeableHook(WeightHook):
     """A change of one layer's weights, as far as the membrane says; the first one of an eraser looks after that."""
 
-    def __init__(self, attachment: Attachment, edit: PermeableEdit, membrane: Membrane, first: bool) -> None:
+    def __init__(self, attachment: Host, edit: PermeableEdit, membrane: Membrane, first: bool) -> None:
         super().__init__(attachment, edit)
         self.membrane, self._first = membrane, first
 
@@ -102,7 +101,7 @@ class PermeableHook(WeightHook):
         return self.attachment.strength * share if isinstance(share, Tensor) and self.acts else None
 
 
-def put(attachment: Attachment, edit: PermeableEdit, layer: nn.Module) -> tuple[PermeableHook, Callable[[], None]]:
+def put(attachment: Host, edit: PermeableEdit, layer: nn.Module) -> tuple[PermeableHook, Callable[[], None]]:
     """Put the edit at its layer, the eraser's first one with a membrane; what comes back with its hook takes it off."""
     unet = denoiser_of(attachment.pipe, edit.site.component)[1]
     there = found_on(unet, Around)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -14,21 +14,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from excise.erasers.apply.registry import KINDS
 from excise.erasers.artefact import verdict
-from excise.erasers.artefact.record import FILES as FILES
-from excise.erasers.artefact.record import SCHEMA, as_json
-from excise.erasers.artefact.record import TOP as _TOP
-from excise.erasers.artefact.record import Check as Check
-from excise.erasers.artefact.record import check_manifest as check_manifest
-from excise.erasers.artefact.record import manifest as manifest
-from excise.erasers.artefact.record import read as read
-from excise.erasers.edits.registry import Edit
+from excise.erasers.artefact.files import SCHEMA, as_json, manifest
+from excise.erasers.artefact.files import TOP as _TOP
+from excise.erasers.edits.registry import KINDS, Edit
 from excise.errors import ExciseError
 from excise.sites.site import Site
-
-if TYPE_CHECKING:
-    from excise.erasers.eraser import Eraser
 
 T = TypeVar("T")
 _OPTIONAL = {"verdict"}
@@ -56,13 +47,14 @@ _UNNAMED = "sae"
 """The kind that a saved edit need not name: once there was no other."""
 
 
-def pack(eraser: Eraser) -> dict[str, bytes]:
-    """The three files' bytes; the same eraser always gives the same bytes. Raises ExciseError where it has no edit."""
-    if not eraser.edits:
-        raise ExciseError(f"{eraser.name!r} edits nothing, so there is nothing to save")
+def pack(edits: Sequence[Edit], about: Mapping[str, Any]) -> dict[str, bytes]:
+    """The three files' bytes, for edits and the other keys of `eraser.json`; the same always give the same bytes.
+
+    Raises ExciseError where `about` cannot be saved as json.
+    """
     tensors: dict[str, Tensor] = {}
-    edits = []
-    for n, edit in enumerate(eraser.edits):
+    saved = []
+    for n, edit in enumerate(edits):
         tensors.update(
             {
                 f"{n}.{name}": t.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -71,21 +63,8 @@ def pack(eraser: Eraser) -> dict[str, bytes]:
         )
         site = {"component": edit.site.component, "path": edit.site.path, "width": edit.site.width}
         kind = {} if edit.kind == _UNNAMED else {"kind": edit.kind}
-        edits.append({"site": site, **kind, **edit.saved})
-    described = {
-        "schema": SCHEMA,
-        "method": eraser.method,
-        "name": eraser.name,
-        "concept": eraser.concept,
-        "mentions": list(eraser.mentions),
-        "edits": edits,
-        "made_for": dict(eraser.made_for),
-        "created": dict(eraser.created),
-        "measured": dict(eraser.measured),
-        "canary": list(eraser.canary),
-        "canary_shift": float(eraser.canary_shift),
-        **({"verdict": dict(eraser.verdict)} if eraser.verdict else {}),
-    }
+        saved.append({"site": site, **kind, **edit.saved})
+    described = {"schema": SCHEMA, **about, "edits": saved}
     try:
         text = as_json(described)
     except (TypeError, ValueError) as error:
@@ -95,7 +74,7 @@ def pack(eraser: Eraser) -> dict[str, bytes]:
 
 
 def unpack(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
-    """The constructor arguments of the Eraser in `files`.
+    """The constructor arguments of the Artefact in `files`.
 
     Raises ExciseError for an unknown schema, a missing or unknown key, or tensors that do not fit.
     """
@@ -137,10 +116,9 @@ def _arguments(described: dict[str, Any], tensors: dict[str, Tensor]) -> dict[st
 
 def _edit(n: int, data: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
     named = "kind" in _is(dict, data)
-    known = KINDS.get(data["kind"] if named else _UNNAMED)
-    if known is None or named is (known.edit.kind == _UNNAMED):
+    kind = KINDS.get(data["kind"] if named else _UNNAMED)
+    if kind is None or named is (kind.kind == _UNNAMED):
         raise ValueError(f"edit {n} is of kind {reprlib.repr(data['kind'])}")
-    kind = known.edit
     _exactly(data, {"site", *(["kind"] if named else []), *kind.SAVED}, f"edit {n}")
     _exactly(data["site"], {"component", "path", "width"}, f"edit {n}'s site")
     component, path, width = (data["site"][name] for name in ("component", "path", "width"))

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from excise.erasers.artefact import files as saved_files
 from excise.erasers.artefact import formats, strength
-from excise.erasers.artefact.record import SIGNATURE as SIGNATURE
+from excise.erasers.artefact.files import CARD, FILES, SIGNATURE
+from excise.erasers.artefact.record import Artefact
 from excise.erasers.artefact.verdict import in_words
 from excise.erasers.edits.base import Tensors
 from excise.erasers.edits.block_sae import BlockEdit
@@ -19,9 +21,7 @@ from excise.errors import ExciseError
 
 if TYPE_CHECKING:
     from excise.erasers.edits.registry import Edit
-    from excise.erasers.eraser import Eraser
 
-CARD = "README.md"
 SOMEWHERE = "owner/name"
 """A repository's name on a card that was written before it has one."""
 _SAE = "sparse-autoencoder"
@@ -49,7 +49,7 @@ def fetched(
             token=token,
             local_files_only=local_files_only,
             cache_dir=cache_dir,
-            allow_patterns=[*formats.FILES, SIGNATURE],
+            allow_patterns=[*FILES, SIGNATURE],
         )
     except _refusals() as error:
         reason = _reason(error)
@@ -58,7 +58,7 @@ def fetched(
 
 
 def push(
-    eraser: Eraser,
+    eraser: Artefact,
     repo_id: str,
     *,
     private: bool | None = None,
@@ -75,7 +75,7 @@ def push(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    files = {**formats.pack(eraser), **(also or {})}
+    files = {**eraser.pack(), **(also or {})}
     check_name(repo_id)
     api = HfApi(token=token, library_name="excise")
     try:
@@ -98,16 +98,14 @@ def push(
     return str(done.commit_url)
 
 
-def push_folder(folder: Path, repo_id: str, **options: Any) -> tuple[Eraser, str]:
+def push_folder(folder: Path, repo_id: str, **options: Any) -> tuple[Artefact, str]:
     """Push a saved eraser as `push` does, with the card and the signature that lie beside it, if any.
 
     Raises ExciseError where it is incomplete or altered, or where the hub refuses.
     """
-    from excise.erasers.eraser import Eraser
-
-    eraser = Eraser.load(folder)
+    eraser = Artefact.load(folder)
     beside = {name: (folder / name).read_bytes() for name in (CARD, SIGNATURE) if (folder / name).is_file()}
-    also = {**formats.read(folder), **beside}
+    also = {**saved_files.read(folder), **beside}
     if also.get(CARD) == card(eraser).encode():
         del also[CARD]  # nobody's words but ours: the new one names the repository
     return eraser, push(eraser, repo_id, also=also, **options)
@@ -159,7 +157,7 @@ def _reason(error: BaseException) -> str:
 _TEXT = "on text, where the text encoder is read, and on nothing else"
 
 
-def _done(eraser: Eraser) -> list[str]:
+def _done(eraser: Artefact) -> list[str]:
     """What is done to the model, by kind of edit."""
     said = []
     for where, kind in (("what its text encoder says of a prompt", SAEEdit), ("a block of its denoiser", BlockEdit)):
@@ -171,7 +169,7 @@ def _done(eraser: Eraser) -> list[str]:
     return said
 
 
-def card(eraser: Eraser, repo_id: str = SOMEWHERE) -> str:
+def card(eraser: Artefact, repo_id: str = SOMEWHERE) -> str:
     """The README.md of an eraser: what it takes out and how, what was measured, and what it does not stop."""
     from huggingface_hub import ModelCardData
 
@@ -213,7 +211,7 @@ def card(eraser: Eraser, repo_id: str = SOMEWHERE) -> str:
     )
 
 
-def _verdict(eraser: Eraser) -> str:
+def _verdict(eraser: Artefact) -> str:
     """What was found when it was tried, and whether that is enough."""
     if not eraser.verdict:
         return "It was not tried."
@@ -222,7 +220,7 @@ def _verdict(eraser: Eraser) -> str:
     return f"{said}\n\n{_listed((_plain(what), _plain(found)) for what, found in in_words(eraser.verdict))}"
 
 
-def _strength(eraser: Eraser, edit: Edit) -> str:
+def _strength(eraser: Artefact, edit: Edit) -> str:
     """An edit's strength: SNCE's in words, another's by its name."""
     if isinstance(edit, SAEEdit) and edit.coefficient[0] == "lambda":
         return strength.in_words(edit.lam, edit.site.key, eraser.created, eraser.measured).removeprefix("strength ")

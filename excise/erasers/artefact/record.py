@@ -1,118 +1,110 @@
-"""An eraser's three files, and what can be checked of them without reading a tensor."""
+"""Artefact: an eraser as data, without a pipeline."""
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from excise.erasers.artefact import files, formats
+from excise.erasers.artefact.signing import Signer, check_signature
+from excise.erasers.edits.registry import Edit, TextEdit
 from excise.errors import ExciseError
-from excise.files import sha256
+from excise.files import sha256, write_folder
 
-SCHEMA = "excise.eraser/1"
-FILES = ("eraser.json", "eraser.safetensors", "manifest.json")
-TOP = {"schema", "method", "name", "concept", "mentions", "edits", "made_for", "created", "measured"} | {
-    "canary",
-    "canary_shift",
-}
-SIGNATURE = "model.sig"
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of a verification."""
+@dataclass(frozen=True, eq=False)
+class Artefact:
+    """What an eraser edits, what it was made for, how it was made and what was measured.
 
+    Raises ExciseError on construction where it edits something but names no canary prompt to prove it with.
+    """
+
+    edits: tuple[Edit, ...]
     name: str
-    passed: bool
-    detail: str
+    concept: str
+    mentions: tuple[str, ...] = ()
+    made_for: Mapping[str, Any] = field(default_factory=dict)
+    """`model_digest.made_for(pipe)` of the pipeline it was fitted on."""
+    created: Mapping[str, Any] = field(default_factory=dict)
+    """The method's configuration, as json."""
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured when it was fitted, as json."""
+    canary: tuple[str, ...] = ()
+    """Prompts on which the edit must visibly change what the denoiser reads."""
+    canary_shift: float = 0.0
+    """The smallest relative L2 change of those states over the canaries, at strength 1, when it was fitted."""
+    method: str = "snce"
+    verdict: Mapping[str, Any] = field(default_factory=dict)
+    """What was found when it was tried, as json (`excise.methods.judging`); empty where it was not."""
 
+    def __post_init__(self) -> None:
+        if self.edits and not any(c.strip() for c in self.canary):
+            raise ExciseError(f"eraser {self.name!r} has no canary prompt, so nothing could prove that it works")
+        if not self.edits and self.method != "none":
+            raise ExciseError(f"eraser {self.name!r} edits nothing; fit it again")
+        if not (math.isfinite(self.canary_shift) and self.canary_shift >= 0):
+            raise ExciseError(f"eraser {self.name!r} has an impossible canary shift of {self.canary_shift}")
 
-def manifest(files: Mapping[str, bytes]) -> bytes:
-    """The manifest's bytes for the two other files: there is exactly one right spelling, so any change shows."""
-    return as_json({"schema": SCHEMA, "sha256": {name: sha256(files[name]) for name in FILES[:2]}})
+    @property
+    def weak(self) -> tuple[str, ...]:
+        """Why it cannot be relied on, a clause each; empty for an eraser that works, and for one that was not tried."""
+        return tuple(self.verdict.get("weak", ()))
 
+    @property
+    def text_edits(self) -> list[TextEdit]:
+        """The edits of text encoders."""
+        return [edit for edit in self.edits if edit.site.part == "text"]  # type: ignore[misc]
 
-def as_json(data: Any) -> bytes:
-    """JSON in the one spelling that erasers are saved in."""
-    return (json.dumps(data, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    @property
+    def denoisers(self) -> list[str]:
+        """Names of the denoisers that are edited."""
+        return sorted({edit.site.component for edit in self.edits if edit.site.part == "denoiser"})
 
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the manifest, which holds the digests of everything else: the artefact's identity."""
+        return sha256(self.pack()["manifest.json"]) if self.edits else sha256(b"none")
 
-def read(folder: Path) -> dict[str, bytes]:
-    """The three files' bytes. Raises ExciseError where one is missing or unreadable."""
-    files = {}
-    for name in FILES:
-        try:
-            files[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise ExciseError(
-                f"{folder} is no complete eraser: {name}: {error.strerror}; copy or fit it again"
-            ) from error
-    return files
+    def pack(self) -> dict[str, bytes]:
+        """The three files' bytes by name. Raises ExciseError where it edits nothing."""
+        if not self.edits:
+            raise ExciseError(f"{self.name!r} edits nothing, so there is nothing to save")
+        about: dict[str, Any] = {
+            "method": self.method,
+            "name": self.name,
+            "concept": self.concept,
+            "mentions": list(self.mentions),
+            "made_for": dict(self.made_for),
+            "created": dict(self.created),
+            "measured": dict(self.measured),
+            "canary": list(self.canary),
+            "canary_shift": float(self.canary_shift),
+        }
+        return formats.pack(self.edits, about | ({"verdict": dict(self.verdict)} if self.verdict else {}))
 
+    def save(self, folder: Path | str) -> None:
+        """Put `eraser.json`, `eraser.safetensors` and `manifest.json` into `folder`, all at once or not at all."""
+        write_folder(Path(folder), self.pack())
 
-def check_manifest(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Raises ExciseError unless the manifest is byte for byte the one that belongs to the files."""
-    if files["manifest.json"] != manifest(files):
-        raise ExciseError(f"{folder} was altered or cut short since it was saved; copy it again from a trusted source")
+    @classmethod
+    def load(cls, folder: Path | str, *, signed_by: Signer | None = None, require_signature: bool = False) -> Self:
+        """Read a saved eraser; with `signed_by`, only if that signer signed it, which is checked before it is parsed.
 
-
-def eraser_folders(folder: Path) -> list[Path]:
-    """The folders of the erasers at `folder`: itself, or, where it is no eraser, those that lie in it, by name.
-
-    A folder with any of an eraser's files counts as one, so that a damaged eraser is reported and never passed over.
-    Without any the list is `folder` alone: reading it says what is missing.
-    """
-    if _is_eraser(folder) or not folder.is_dir():
-        return [folder]
-    return sorted(path for path in folder.iterdir() if path.is_dir() and _is_eraser(path)) or [folder]
-
-
-def _is_eraser(folder: Path) -> bool:
-    return any((folder / name).exists() for name in FILES)
-
-
-def check_files(folder: Path) -> list[Check]:
-    """Check a saved eraser's files: all are there, unaltered, and hold a description and a table of tensors.
-
-    The tensors themselves are left to `excise.erasers.verify`. Nothing is raised for a bad eraser.
-    """
-    checks: list[Check] = []
-    files: dict[str, bytes] = {}
-    steps: tuple[tuple[str, Callable[[], Any], str], ...] = (
-        ("files", lambda: files.update(read(folder)), "all three files are there"),
-        ("manifest", lambda: check_manifest(folder, files), "no byte was altered"),
-        ("content", lambda: _check_content(folder, files), "its description and its table of tensors can be read"),
-    )
-    for name, step, detail in steps:
-        try:
-            step()
-        except ExciseError as error:
-            checks.append(Check(name, False, str(error)))
-            break
-        checks.append(Check(name, True, detail))
-    return checks
-
-
-def _check_content(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Raises ExciseError unless the description has this version's keys, and the tensors are those of its edits."""
-    try:
-        described = json.loads(files["eraser.json"].decode())
-        if described["schema"] != SCHEMA:
-            raise ValueError(f"its format is {str(described['schema'])[:60]!r}, this version reads {SCHEMA!r}")
-        if missing := sorted(TOP - set(described)):
-            raise ValueError(f"{missing[0]} is missing")
-        data = files["eraser.safetensors"]
-        size = struct.unpack("<Q", data[:8])[0]
-        table = json.loads(data[8 : 8 + size].decode())
-        table.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in table.values()), default=0)
-        if 8 + size + end != len(data):
-            raise ValueError("its tensors are not as long as their table says")
-        edits = {str(n) for n in range(len(described["edits"]))}
-        if not edits or not {name.partition(".")[0] for name in table} <= edits:
-            raise ValueError("its tensors belong to other edits")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, struct.error) as error:
-        raise ExciseError(f"{folder} is no valid eraser ({error}); copy or fit it again") from error
+        Raises ExciseError where it is incomplete, altered, cut short, of another format or not signed as asked for, and
+        where a signature is required but nobody named: one by just anybody proves nothing.
+        """
+        path = Path(folder)
+        if require_signature and signed_by is None:
+            raise ExciseError("anybody can sign; name whom you trust: signed_by=Signer(public_key=...)")
+        saved = files.read(path)
+        if signed_by is not None:
+            check_signature(path, saved, signed_by)
+        files.check_manifest(path, saved)
+        return cls(**formats.unpack(path, saved))

@@ -12,8 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from excise.erasers.artefact import files as saved_files
 from excise.erasers.artefact import formats
-from excise.erasers.artefact.hub import CARD, SIGNATURE
+from excise.erasers.artefact.files import CARD, FILES, SIGNATURE
 from excise.errors import ExciseError
 from excise.files import write_atomic
 
@@ -52,8 +53,8 @@ def sign(folder: Path | str, private_key: Path | str, password: str | None = Non
     Raises ExciseError where the eraser is not whole, lies among other files, or the key cannot be used.
     """
     path, target = Path(folder), Path(folder) / SIGNATURE
-    files = formats.read(path)
-    formats.check_manifest(path, files)
+    files = saved_files.read(path)
+    saved_files.check_manifest(path, files)
     formats.unpack(path, files)
     _refuse_strangers(path)
     library = _library()
@@ -80,7 +81,7 @@ def verify_signature(
 ) -> None:
     """Raises ExciseError unless the named signer signed this eraser, all of it, and nothing was added or altered."""
     path = Path(folder)
-    check_signature(path, formats.read(path), Signer(public_key, identity, identity_provider))
+    check_signature(path, saved_files.read(path), Signer(public_key, identity, identity_provider))
 
 
 def check_signature(folder: Path, files: Mapping[str, bytes], signer: Signer) -> None:
@@ -163,7 +164,7 @@ def _alone(folder: Path, files: Mapping[str, bytes]) -> Iterator[tuple[Path, Pat
 
 def _refuse_strangers(folder: Path) -> None:
     try:
-        strangers = sorted({path.name for path in folder.iterdir()} - {*formats.FILES, *BESIDE})
+        strangers = sorted({path.name for path in folder.iterdir()} - {*FILES, *BESIDE})
     except OSError as error:
         raise ExciseError(f"cannot list {folder}: {error.strerror}; copy it again") from error
     if strangers:

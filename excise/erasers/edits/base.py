@@ -14,9 +14,6 @@ from excise.errors import ExciseError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 
 class Tensors:
     """A frozen dataclass's tensors by field name: kept, checked and moved alike."""

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.blocklist import FilterEdit
+from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.edits.guidance import GuidanceEdit
 from excise.erasers.edits.projection import ProjectionEdit
 from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.edits.vectors import DirectionEdit, VectorEdit
-from excise.erasers.edits.weights import WeightEdit
-
-if TYPE_CHECKING:
-    pass
-
+from excise.erasers.edits.weights import CopyEdit, PermeableEdit, WeightEdit
 
 TextEdit = SAEEdit | VectorEdit | WeightEdit
 
 
 Edit = TextEdit | BlockEdit | DirectionEdit | GuidanceEdit | FilterEdit | ProjectionEdit | ModulationEdit
+
+KINDS: dict[str, type[Edit]] = {
+    edit.kind: edit
+    for edit in (
+        SAEEdit,
+        GatedSAEEdit,
+        VectorEdit,
+        BlockEdit,
+        DirectionEdit,
+        WeightEdit,
+        PermeableEdit,
+        GuidanceEdit,
+        FilterEdit,
+        ProjectionEdit,
+        ModulationEdit,
+        CopyEdit,
+    )
+}
+"""The class of an edit by its `kind`."""

@@ -12,18 +12,18 @@ from excise.errors import ExciseError
 from excise.sites.site import DENOISERS, depth, encoder_of, layer_count, refuse_late, taps_of, to_cover
 
 if TYPE_CHECKING:
+    from excise.erasers.artefact.record import Artefact
     from excise.erasers.edits.registry import Edit, TextEdit
-    from excise.erasers.eraser import Eraser
 
 
-def absent_from(pipe: Any, eraser: Eraser) -> list[str]:
+def absent_from(pipe: Any, eraser: Artefact) -> list[str]:
     """Text encoders that the eraser edits and the pipeline was built without: SD3 without its T5, or the second of two
     pipelines, which draws what the first encodes. Nothing is read of them."""
     edited = dict.fromkeys(edit.site.component for edit in eraser.text_edits)
     return [name for name in edited if name in vars(pipe) and getattr(pipe, name) is None]
 
 
-def refuse_unless_covered(pipe: Any, eraser: Eraser, edits: Sequence[Edit]) -> None:
+def refuse_unless_covered(pipe: Any, eraser: Artefact, edits: Sequence[Edit]) -> None:
     """Raises ExciseError where the pipeline has a denoiser or a text encoder that the eraser leaves open, or reads an
     encoder before the layer that is edited. `edits` are those whose component is there."""
     for edit in edits:

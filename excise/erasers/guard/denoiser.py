@@ -10,13 +10,13 @@ import inspect
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from excise.erasers.hooks.context import CALL, ERASED, LEDGER, SPARED, Call, current_call, is_muted
-from excise.erasers.hooks.edit_hook import EditHook
+from excise.erasers.hooks.host import Acting, Host
 from excise.erasers.hooks.known_vectors import SPARED as SPARED_ROW
 from excise.erasers.hooks.known_vectors import UNKNOWN, Ledger
 from excise.erasers.hooks.wrapping import Passage, Watch, found_on, install, remove
@@ -24,9 +24,6 @@ from excise.sites.denoiser import denoisers
 from excise.sites.encoding import tensors_of
 from excise.sites.families import family_of
 from excise.sites.site import shows_from, taps_of, text_encoders
-
-if TYPE_CHECKING:
-    from excise.erasers.attachment import Attachment
 
 READS = (
     "encoder_hidden_states",
@@ -112,7 +109,7 @@ class Scribe(Watch):
         entries = [family.encoder(self.component) for family in families if family is not None]
         return bool(entries) and all(entry is not None and entry.glyphs for entry in entries)
 
-    def _hooks(self) -> list[EditHook]:
+    def _hooks(self) -> list[Acting]:
         """The edits of this encoder that should act."""
         return [hook for a in self.witness.live for hook in a.hooks if hook.edit.site.component == self.component]
 
@@ -142,7 +139,7 @@ class Witness(Passage):
 
     def __init__(self) -> None:
         super().__init__()
-        self.attachments: list[Attachment] = []
+        self.attachments: list[Host] = []
         self.ledger = Ledger()
         """What edited encoders made; and marked in it, unconditional prompts that say the concept and were left alone,
         which may stand beside a prompt in a batch and nowhere else."""
@@ -163,13 +160,13 @@ class Witness(Passage):
         return post.witness if post is not None else None
 
     @classmethod
-    def encoding(cls, digest: str) -> Attachment | None:
+    def encoding(cls, digest: str) -> Host | None:
         """Where the eraser of that digest was attached last to a pipeline with the text encoders that it edits."""
         there = [a for witness in tuple(_WITNESSES) for a in witness.attachments if a.eraser.digest == digest]
         return max((a for a in there if a.attached and a.hooks), key=lambda a: a.number, default=None)
 
     @classmethod
-    def join(cls, pipe: Any, attachment: Attachment, encoding: Attachment | None = None) -> Witness:
+    def join(cls, pipe: Any, attachment: Host, encoding: Host | None = None) -> Witness:
         """Add `attachment` to the witness at the pipeline's denoisers or text encoders, putting one there first where
         there is none. A pipeline that only draws has the witness of the one that encodes for it (`encoding`), and finds
         it again when the eraser is attached to that one again."""
@@ -191,7 +188,7 @@ class Witness(Passage):
         return witness
 
     @classmethod
-    def _left_to_draw(cls, attachment: Attachment) -> list[tuple[Witness, Attachment]]:
+    def _left_to_draw(cls, attachment: Host) -> list[tuple[Witness, Host]]:
         """The attachments of the same eraser that only draw, and whose encoding one is gone; with their witnesses."""
         if not attachment.edits:
             return []
@@ -199,7 +196,7 @@ class Witness(Passage):
         gone = [(witness, a) for witness, a in there if a.encoded_by is not None and not a.encoded_by.attached]
         return [(witness, a) for witness, a in gone if a.eraser.digest == attachment.eraser.digest]
 
-    def _watch(self, pipe: Any, attachment: Attachment) -> None:
+    def _watch(self, pipe: Any, attachment: Host) -> None:
         """Stand at the pipeline's denoisers and text encoders for `attachment`."""
         watched, encoders = denoisers(pipe), text_encoders(pipe)
         for module in watched:
@@ -214,7 +211,7 @@ class Witness(Passage):
             install(module, hook)
             self._posts[module] = hook
 
-    def leave(self, attachment: Attachment) -> None:
+    def leave(self, attachment: Host) -> None:
         """Take `attachment` off; where it was the last one at a module it leaves no trace there."""
         if attachment not in self.attachments:
             return
@@ -225,7 +222,7 @@ class Witness(Passage):
             remove(module, self._posts.pop(module))
 
     @property
-    def live(self) -> list[Attachment]:
+    def live(self) -> list[Host]:
         """The attachments whose edits of text encoders should act in this thread."""
         return [a for a in self.attachments if a.active and not is_muted(a, "text")]
 

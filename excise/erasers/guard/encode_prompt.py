@@ -7,13 +7,11 @@ from collections.abc import Callable
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from excise.erasers.hooks.context import CALL, Call, call_of, is_muted
+from excise.erasers.hooks.context import CALL, call_of, is_muted
 from excise.errors import ExciseError
 
-
-
 if TYPE_CHECKING:
-    from excise.erasers.attachment import Attachment
+    from excise.erasers.hooks.host import Host
 
 
 class Guard:
@@ -23,7 +21,7 @@ class Guard:
         self.original: Callable[..., Any] = pipe.encode_prompt
         self.before = vars(pipe).get("encode_prompt")
         self.signature = inspect.signature(self.original)
-        self.attachments: list[Attachment] = []
+        self.attachments: list[Host] = []
         self.pipe = pipe
         update_wrapper(self, self.original)
 
@@ -45,7 +43,7 @@ class Guard:
         return [attachment.name for attachment in guard.attachments] if guard is not None else []
 
     @classmethod
-    def join(cls, pipe: Any, attachment: Attachment) -> Guard:
+    def join(cls, pipe: Any, attachment: Host) -> Guard:
         """Add `attachment` to the pipeline's guard, putting one in place first where there is none."""
         if not callable(getattr(pipe, "encode_prompt", None)):
             raise ExciseError(
@@ -58,7 +56,7 @@ class Guard:
         guard.attachments.append(attachment)
         return guard
 
-    def leave(self, pipe: Any, attachment: Attachment) -> None:
+    def leave(self, pipe: Any, attachment: Host) -> None:
         """Take `attachment` off; the last one out puts `pipe.encode_prompt` back as it was."""
         if attachment in self.attachments:
             self.attachments.remove(attachment)

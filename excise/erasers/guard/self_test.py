@@ -11,20 +11,20 @@ from excise.erasers.guard.canary import shift, shifts, text_states, what_denoise
 from excise.erasers.hooks.context import proving, unedited
 
 if TYPE_CHECKING:
-    from excise.erasers.attachment import Attachment
+    from excise.erasers.hooks.host import Host
 
 _OTHER = "a plain grey wall"
 """A prompt to tell text states by: what it shares with a canary prompt holds no text."""
 
 
-def moved(attachment: Attachment, prompts: Sequence[str] = ()) -> dict[str, float]:
+def moved(attachment: Host, prompts: Sequence[str] = ()) -> dict[str, float]:
     """By part of what becomes of the prompts, the eraser's canaries unless others are given: the smallest relative
     change over all of them, at strength 1."""
     prompts = prompts or attachment.eraser.canary
     return {**moved_prediction(attachment, prompts), **moved_text(attachment, prompts)}
 
 
-def moved_text(attachment: Attachment, prompts: Sequence[str]) -> dict[str, float]:
+def moved_text(attachment: Host, prompts: Sequence[str]) -> dict[str, float]:
     """By part of what the denoiser reads: the smallest relative change that the edits of text encoders make of it."""
     pipe, eraser = attachment.pipe, attachment.eraser
     moved: dict[str, float] = {}
@@ -39,7 +39,7 @@ def moved_text(attachment: Attachment, prompts: Sequence[str]) -> dict[str, floa
     return moved
 
 
-def moved_prediction(attachment: Attachment, prompts: Sequence[str]) -> dict[str, float]:
+def moved_prediction(attachment: Host, prompts: Sequence[str]) -> dict[str, float]:
     """By how much the edits of a denoiser move its prediction, at the step where that is most."""
     pipe, eraser = attachment.pipe, attachment.eraser
     steps = [getattr(edit, "trial_steps", 1) for edit in eraser.edits if edit.site.part == "denoiser"]

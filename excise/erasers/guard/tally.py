@@ -14,7 +14,7 @@ from excise.sites.encoding import tensors_of
 from excise.sites.site import text_encoders
 
 if TYPE_CHECKING:
-    from excise.erasers.attachment import Attachment
+    from excise.erasers.hooks.host import Host
 
 
 class Tally(Watch):
@@ -26,10 +26,10 @@ class Tally(Watch):
 
     def __init__(self) -> None:
         super().__init__()
-        self.attachments: list[Attachment] = []
+        self.attachments: list[Host] = []
 
     @classmethod
-    def join(cls, pipe: Any, attachment: Attachment) -> list[nn.Module]:
+    def join(cls, pipe: Any, attachment: Host) -> list[nn.Module]:
         """Count for `attachment` at the pipeline's text encoders; these are what comes back."""
         encoders = list(text_encoders(pipe).values())
         for encoder in encoders:
@@ -48,7 +48,7 @@ class Tally(Watch):
         return [attachment.name for attachment in there if attachment.acts_on(pipe)]
 
     @classmethod
-    def leave(cls, encoders: list[nn.Module], attachment: Attachment) -> None:
+    def leave(cls, encoders: list[nn.Module], attachment: Host) -> None:
         """Count for `attachment` no longer; the last one out leaves no trace."""
         for encoder in encoders:
             tally = found_on(encoder, cls)

@@ -15,15 +15,15 @@ from excise.errors import EraserDidNotFire, ExciseError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from excise.erasers.attachment import Attachment
     from excise.erasers.edits.registry import Edit
+    from excise.erasers.hooks.host import Acting, Host
 from excise.erasers.hooks.wrapping import Passage, found_on, install, remove
 
 
 class EditHook:
     """One edit at one module, and what it did."""
 
-    def __init__(self, attachment: Attachment, edit: Edit) -> None:
+    def __init__(self, attachment: Host, edit: Edit) -> None:
         self.attachment, self.edit, self.moved = attachment, edit, edit
         self._here = threading.local()
         self._counting = threading.Lock()
@@ -67,7 +67,7 @@ class EditHook:
         raise NotImplementedError
 
 
-def unrun(hook: EditHook) -> EraserDidNotFire:
+def unrun(hook: Acting) -> EraserDidNotFire:
     """What is raised where a module that is edited did not run."""
     return EraserDidNotFire(
         f"eraser {hook.attachment.eraser.name!r} saw no run of {hook.edit.site.key}; something unhooked or by-passed "

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from excise.erasers.guard.encode_prompt import Call
-from excise.erasers.hooks.context import is_muted
+from excise.erasers.hooks.context import Call, is_muted
 from excise.erasers.hooks.edit_hook import EditHook, Shared, unrun
 from excise.erasers.hooks.wrapping import Watch
 from excise.sites.encoding import conditional, tensors_of
 
 if TYPE_CHECKING:
-    from excise.erasers.attachment import Attachment
+    from excise.erasers.hooks.host import Host
 
 REMEMBERED = 512
 """Prompts whose states are known, the latest ones."""
@@ -217,10 +216,10 @@ def _within(hook: RunHook, proceed: Proceed) -> Proceed:
     return lambda run: hook.act(run, proceed) if hook.acts else proceed(run)
 
 
-def put(kind: type[RunHook]) -> Callable[[Attachment, Any, nn.Module], tuple[RunHook, Callable[[], None]]]:
+def put(kind: type[RunHook]) -> Callable[[Host, Any, nn.Module], tuple[RunHook, Callable[[], None]]]:
     """Puts edits of that kind around their U-Net's runs; what comes back with its hook takes it off again."""
 
-    def at(attachment: Attachment, edit: Any, unet: nn.Module) -> tuple[RunHook, Callable[[], None]]:
+    def at(attachment: Host, edit: Any, unet: nn.Module) -> tuple[RunHook, Callable[[], None]]:
         hook = kind(attachment, edit)
         around = Around.join(unet, hook)
         return hook, lambda: around.leave(unet, hook)

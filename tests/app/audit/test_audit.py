@@ -28,7 +28,7 @@ from excise.concepts import Concept, Pair, from_templates, save_pairs
 from excise.concepts.concept import mentioned
 from excise.concepts.sentences import group_sentences, sentences
 from excise.erasers import Eraser, SAEEdit, made_for
-from excise.erasers.artefact.hub import SIGNATURE
+from excise.erasers.artefact.files import SIGNATURE
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.erasers.guard.canary import shift, what_denoiser_predicts, what_denoiser_reads
 from excise.erasers.guard.effects import text_changes

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from excise.erasers.artefact import formats
+from excise.erasers.artefact import files as saved_files
 
 pytest.importorskip("model_signing")
 
@@ -87,7 +87,7 @@ def test_what_is_wrong_is_one_line(
     files = {name: (folder / name).read_bytes() for name in ("eraser.json", "eraser.safetensors")}
     files["eraser.json"] = files["eraser.json"].replace(b'"lam": 1.0', b'"lam": 0.5')
     (folder / "eraser.json").write_bytes(files["eraser.json"])
-    (folder / "manifest.json").write_bytes(formats.manifest(files))
+    (folder / "manifest.json").write_bytes(saved_files.manifest(files))
     assert call(*asked).exit_code == 0, "a digest that was written anew notices nothing"
     assert "was altered since" in why(call(*asked, "--key", public))
     told = call(*asked, "--key", public, "--json")

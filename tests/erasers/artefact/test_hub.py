@@ -17,7 +17,7 @@ import yaml
 
 import excise
 from excise.erasers import Eraser, Signer, WeightEdit, made_for, sign
-from excise.erasers.artefact import formats
+from excise.erasers.artefact.files import FILES
 from excise.erasers.artefact.hub import card as card_of
 from excise.erasers.artefact.hub import push_folder
 from excise.errors import ExciseError
@@ -39,8 +39,8 @@ def test_an_eraser_comes_back_from_the_hub_as_it_was(hub: Hub, gun_eraser: Erase
     assert url == f"{hub.endpoint}/{NAME}/commit/{repository.branches['main']}"
     assert repository.messages == ["initial commit", "Erase guns"]
     assert not repository.private
-    assert set(hub.files(NAME)) == {".gitattributes", "README.md", *formats.FILES}
-    assert {name: hub.files(NAME)[name] for name in formats.FILES} == formats.pack(gun_eraser)
+    assert set(hub.files(NAME)) == {".gitattributes", "README.md", *FILES}
+    assert {name: hub.files(NAME)[name] for name in FILES} == gun_eraser.pack()
     assert Eraser.from_pretrained(NAME).digest == gun_eraser.digest
 
 
@@ -48,7 +48,7 @@ def test_only_the_erasers_own_files_are_downloaded(pushed: Hub, tmp_path: Path) 
     pushed.alter(NAME, {"pytorch_model.bin": b"a pickle", "eraser.py": b"raise SystemExit", "model.sig": b"signed"})
     Eraser.from_pretrained(NAME)
     (snapshot,) = (tmp_path / "hub-cache").glob("models--someone--gun-eraser/snapshots/*")
-    assert {path.name for path in snapshot.iterdir()} == {*formats.FILES, "model.sig"}
+    assert {path.name for path in snapshot.iterdir()} == {*FILES, "model.sig"}
 
 
 def test_with_the_server_down_the_cache_is_used(pushed: Hub, gun_eraser: Eraser, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_what_cannot_be_had_is_one_clear_line(pushed: Hub, gun_eraser: Eraser) -
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", formats.FILES)
+@pytest.mark.parametrize("name", FILES)
 def test_a_file_that_was_altered_on_the_server_is_refused(pushed: Hub, name: str) -> None:
     data = pushed.files(NAME)[name]
     pushed.alter(NAME, {name: data[:-1] + bytes([data[-1] ^ 1])})
@@ -143,7 +143,7 @@ def test_a_signed_eraser_is_known_again_on_the_hub(hub: Hub, gun_eraser: Eraser,
     push_folder(tmp_path / "gun", NAME)
     assert Eraser.from_pretrained(NAME, signed_by=Signer(public)).digest == gun_eraser.digest
     other = replace(gun_eraser, edits=(replace(gun_eraser.edits[0], lam=0.0),))
-    hub.alter(NAME, dict(formats.pack(other)))
+    hub.alter(NAME, dict(other.pack()))
     assert Eraser.from_pretrained(NAME).digest == other.digest
     with pytest.raises(ExciseError, match="was altered since"):
         Eraser.from_pretrained(NAME, signed_by=Signer(public))
@@ -156,7 +156,7 @@ def test_save_pretrained_puts_a_card_beside_the_eraser(hub: Hub, gun_eraser: Era
     folder = tmp_path / "gun"
     gun_eraser.save(folder)
     assert gun_eraser.save_pretrained(folder) is None
-    assert {path.name for path in folder.iterdir()} == {"README.md", *formats.FILES}
+    assert {path.name for path in folder.iterdir()} == {"README.md", *FILES}
     assert Eraser.from_pretrained(folder).digest == gun_eraser.digest
     assert '"owner/name"' in (folder / "README.md").read_text()
     gun_eraser.save_pretrained(folder, repo_id=NAME, push_to_hub=True, private=True)
@@ -326,4 +326,4 @@ with excise.load_eraser(pipe, "{NAME}") as attachment:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == gun_eraser.digest
-    assert set(formats.FILES) < set(hub.files(NAME))
+    assert set(FILES) < set(hub.files(NAME))

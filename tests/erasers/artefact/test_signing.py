@@ -14,7 +14,9 @@ import torch
 
 import excise
 from excise.erasers import Eraser, SAEEdit, Signer, sign, verify, verify_signature
-from excise.erasers.artefact import formats, signing
+from excise.erasers.artefact import files as saved_files
+from excise.erasers.artefact import signing
+from excise.erasers.artefact.files import FILES
 from excise.errors import ExciseError
 from excise.sites import Site
 
@@ -84,7 +86,7 @@ def test_what_was_signed_is_let_through(signed: Path, public: Path) -> None:
         ("manifest", True),
         ("content", True),
     ]
-    assert sorted(p.name for p in signed.iterdir()) == sorted([*formats.FILES, "model.sig"]), "nothing else is left"
+    assert sorted(p.name for p in signed.iterdir()) == sorted([*FILES, "model.sig"]), "nothing else is left"
 
 
 def test_signing_again_replaces_the_signature(signed: Path, public: Path, tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ def test_signing_again_replaces_the_signature(signed: Path, public: Path, tmp_pa
     assert "not signed by" in refused(signed, public)
 
 
-@pytest.mark.parametrize("name", formats.FILES)
+@pytest.mark.parametrize("name", FILES)
 def test_one_altered_byte_in_any_file_shows(signed: Path, public: Path, name: str) -> None:
     data = bytearray((signed / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -122,8 +124,8 @@ def test_resealing_helps_against_a_digest_and_not_against_a_signature(signed: Pa
     """What the page says of the two: who alters the files can write the manifest anew, but not the signature."""
     described = signed / "eraser.json"
     described.write_text(described.read_text().replace('"lam": 1.0', '"lam": 0.0'))
-    files = formats.read(signed)
-    (signed / "manifest.json").write_bytes(formats.manifest(files))
+    files = saved_files.read(signed)
+    (signed / "manifest.json").write_bytes(saved_files.manifest(files))
     assert Eraser.load(signed).edits[0].lam == 0
     assert all(check.passed for check in verify(signed))
     assert "was altered since" in refused(signed, public)
@@ -189,8 +191,8 @@ def test_a_broken_eraser_is_not_signed(signed: Path, pair: tuple[Path, Path]) ->
     (signed / "eraser.json").write_text("{}")
     with pytest.raises(ExciseError, match="was altered"):
         sign(signed, pair[0])
-    files = formats.read(signed)
-    (signed / "manifest.json").write_bytes(formats.manifest(files))
+    files = saved_files.read(signed)
+    (signed / "manifest.json").write_bytes(saved_files.manifest(files))
     with pytest.raises(ExciseError, match="no valid eraser"):
         sign(signed, pair[0])
     assert not (signed / "model.sig").exists()

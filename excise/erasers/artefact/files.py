@@ -1,0 +1,119 @@
+"""An eraser's three files, and what can be checked of them without reading a tensor."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from excise.errors import ExciseError
+from excise.files import sha256
+
+SCHEMA = "excise.eraser/1"
+FILES = ("eraser.json", "eraser.safetensors", "manifest.json")
+TOP = {"schema", "method", "name", "concept", "mentions", "edits", "made_for", "created", "measured"} | {
+    "canary",
+    "canary_shift",
+}
+SIGNATURE = "model.sig"
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a verification."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def manifest(files: Mapping[str, bytes]) -> bytes:
+    """The manifest's bytes for the two other files: there is exactly one right spelling, so any change shows."""
+    return as_json({"schema": SCHEMA, "sha256": {name: sha256(files[name]) for name in FILES[:2]}})
+
+
+def as_json(data: Any) -> bytes:
+    """JSON in the one spelling that erasers are saved in."""
+    return (json.dumps(data, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    """The three files' bytes. Raises ExciseError where one is missing or unreadable."""
+    files = {}
+    for name in FILES:
+        try:
+            files[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise ExciseError(
+                f"{folder} is no complete eraser: {name}: {error.strerror}; copy or fit it again"
+            ) from error
+    return files
+
+
+def check_manifest(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Raises ExciseError unless the manifest is byte for byte the one that belongs to the files."""
+    if files["manifest.json"] != manifest(files):
+        raise ExciseError(f"{folder} was altered or cut short since it was saved; copy it again from a trusted source")
+
+
+def eraser_folders(folder: Path) -> list[Path]:
+    """The folders of the erasers at `folder`: itself, or, where it is no eraser, those that lie in it, by name.
+
+    A folder with any of an eraser's files counts as one, so that a damaged eraser is reported and never passed over.
+    Without any the list is `folder` alone: reading it says what is missing.
+    """
+    if _is_eraser(folder) or not folder.is_dir():
+        return [folder]
+    return sorted(path for path in folder.iterdir() if path.is_dir() and _is_eraser(path)) or [folder]
+
+
+def _is_eraser(folder: Path) -> bool:
+    return any((folder / name).exists() for name in FILES)
+
+
+def check_files(folder: Path) -> list[Check]:
+    """Check a saved eraser's files: all are there, unaltered, and hold a description and a table of tensors.
+
+    The tensors themselves are left to `excise.erasers.verify`. Nothing is raised for a bad eraser.
+    """
+    checks: list[Check] = []
+    files: dict[str, bytes] = {}
+    steps: tuple[tuple[str, Callable[[], Any], str], ...] = (
+        ("files", lambda: files.update(read(folder)), "all three files are there"),
+        ("manifest", lambda: check_manifest(folder, files), "no byte was altered"),
+        ("content", lambda: _check_content(folder, files), "its description and its table of tensors can be read"),
+    )
+    for name, step, detail in steps:
+        try:
+            step()
+        except ExciseError as error:
+            checks.append(Check(name, False, str(error)))
+            break
+        checks.append(Check(name, True, detail))
+    return checks
+
+
+def _check_content(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Raises ExciseError unless the description has this version's keys, and the tensors are those of its edits."""
+    try:
+        described = json.loads(files["eraser.json"].decode())
+        if described["schema"] != SCHEMA:
+            raise ValueError(f"its format is {str(described['schema'])[:60]!r}, this version reads {SCHEMA!r}")
+        if missing := sorted(TOP - set(described)):
+            raise ValueError(f"{missing[0]} is missing")
+        data = files["eraser.safetensors"]
+        size = struct.unpack("<Q", data[:8])[0]
+        table = json.loads(data[8 : 8 + size].decode())
+        table.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in table.values()), default=0)
+        if 8 + size + end != len(data):
+            raise ValueError("its tensors are not as long as their table says")
+        edits = {str(n) for n in range(len(described["edits"]))}
+        if not edits or not {name.partition(".")[0] for name in table} <= edits:
+            raise ValueError("its tensors belong to other edits")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, struct.error) as error:
+        raise ExciseError(f"{folder} is no valid eraser ({error}); copy or fit it again") from error

@@ -1,0 +1,115 @@
+"""Host: what hooks and guards ask of the attachment they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from excise.erasers.hooks.context import Call
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from excise.erasers.artefact.record import Artefact
+    from excise.erasers.edits.registry import Edit
+
+
+class Acting(Protocol):
+    """One edit at work: `excise.erasers.hooks.edit_hook.EditHook`, seen by its host and the guards."""
+
+    @property
+    def edit(self) -> Any: ...
+    @property
+    def attachment(self) -> Host: ...
+    @property
+    def runs(self) -> int:
+        """How often it ran in this thread."""
+        ...
+
+
+class Host(Protocol):
+    """One eraser on one live pipeline: `excise.erasers.attachment.Attachment`, seen by its hooks and guards."""
+
+    @property
+    def eraser(self) -> Artefact: ...
+    @property
+    def pipe(self) -> Any: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def number(self) -> int:
+        """Grows with every attachment."""
+        ...
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """Those whose component the pipeline has."""
+        ...
+
+    @property
+    def hooks(self) -> Sequence[Acting]:
+        """The hooks that carry its edits."""
+        ...
+
+    @property
+    def sae(self) -> Any | None:
+        """The whole SAE, where an edit needs it."""
+        ...
+
+    @property
+    def transcript(self) -> Any | None:
+        """Of a language model: what follows its texts."""
+        ...
+
+    @property
+    def attached(self) -> bool: ...
+    @property
+    def active(self) -> bool:
+        """Whether prompts are edited now."""
+        ...
+
+    @property
+    def strength(self) -> float: ...
+    @property
+    def shift(self) -> float:
+        """By how much its canary moved when it was attached."""
+        ...
+
+    @property
+    def encoded_by(self) -> Self | None:
+        """For a pipeline that only draws: the attachment where its prompts are encoded."""
+        ...
+
+    def acts_on(self, pipe: Any) -> bool:
+        """Whether one of its edits is at a module of `pipe`."""
+        ...
+
+    def before_prompt(self, call: Call) -> int:
+        """Refuse an `encode_prompt` call whose states would pass its edits by. Returns the epoch."""
+        ...
+
+    def after_prompt(self, call: Call, made: Any, epoch: int) -> None:
+        """Refuse what was encoded while an edited module did not run."""
+        ...
+
+    def refuse_changed(self) -> None:
+        """Refuse other weights, adapters or vocabulary than at attach time."""
+        ...
+
+    def bypass(self, message: str) -> None:
+        """Something goes round the eraser: refuse, warn or let it pass, as `on_bypass` says."""
+        ...
+
+    def count(self, prompts: int) -> None:
+        """Count prompts that a text encoder has read."""
+        ...
+
+    def trust(self, states: Iterable[Tensor], epoch: int, *, spared: bool = False, erased: bool = False) -> None:
+        """Accept states that were encoded under the current edits."""
+        ...
+
+    def draw_for(self, encoding: Any, witness: Any) -> None:
+        """Draw what `encoding` edits from now on, and what `witness` has a record of."""
+        ...
