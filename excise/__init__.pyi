@@ -15,7 +15,7 @@ from .erasers.loaders import unload_eraser as unload_eraser
 from .erasers.telemetry import on_event as on_event
 from .errors import EraserDidNotFire as EraserDidNotFire
 from .errors import ExciseError as ExciseError
-from .methods.sae.snce import SNCEConfig as SNCEConfig
+from .methods.sae.finding import SNCEConfig as SNCEConfig
 from .sae import TopKSAE as TopKSAE
 from .sites import LanguageModel as LanguageModel
 from .sites import Site as Site

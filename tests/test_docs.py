@@ -169,7 +169,7 @@ def test_every_exit_code_is_in_the_help_and_in_the_docs() -> None:
 
     shown = " ".join(CliRunner().invoke(app, ["--help"]).output.replace("│", " ").split())
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-    ends = re.findall(r"Exit\((\d+)\)", "".join(p.read_text() for p in (ROOT / "excise" / "cli").glob("*.py")))
+    ends = re.findall(r"Exit\((\d+)\)", "".join(p.read_text() for p in (ROOT / "excise" / "cli").rglob("*.py")))
     from excise.cli import command
 
     for code in {0, *map(int, ends), command.NOT_PASSED, command.BAD_INPUT, command.INTERRUPTED}:

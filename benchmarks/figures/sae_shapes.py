@@ -29,7 +29,7 @@ from excise.app.demo.demo import machine
 from excise.app.training.text import BUNDLED
 from excise.concepts import from_templates
 from excise.files import write_atomic
-from excise.methods.sae.snce import SNCEConfig, find
+from excise.methods.sae.finding import SNCEConfig, find
 from excise.reference.world import OBJECTS
 from excise.sae import TopKSAE, card, train
 from excise.sites import PRESETS, Site, capture

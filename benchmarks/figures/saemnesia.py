@@ -41,7 +41,7 @@ from excise.erasers.edits.sae_rows import preactivations
 from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.methods import method
-from excise.methods.base import settings_of
+from excise.methods.lookup import settings_of
 from excise.methods.sae.block_levels import carried
 from excise.neurons import plots
 from excise.neurons.splitting import effective_neurons, monosemanticity, own_top

@@ -33,7 +33,8 @@ from excise.erasers import made_for
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.errors import ExciseError
 from excise.files import write_atomic
-from excise.methods.sae.snce import SNCEConfig, find, fit
+from excise.methods.sae.finding import SNCEConfig, find
+from excise.methods.sae.snce import fit
 from excise.sae import load
 
 CONCEPTS = ("gun", "knife", "cat", "rocket")

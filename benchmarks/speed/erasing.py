@@ -29,7 +29,8 @@ from excise.app.models.resolve import bundled_settings
 from excise.concepts import Concept, from_templates
 from excise.files import write_atomic
 from excise.methods import method
-from excise.methods.sae.snce import SNCEConfig, fit
+from excise.methods.sae.finding import SNCEConfig
+from excise.methods.sae.snce import fit
 from excise.sae import SAEConfig, TopKSAE
 from excise.sites import PRESETS, capture
 from excise.sites.activations.capture import run

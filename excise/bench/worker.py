@@ -26,7 +26,7 @@ from excise.erasers import Eraser
 from excise.erasers.artefact.verdict import WeakEraser
 from excise.errors import ExciseError
 from excise.files import sha256, write_atomic, write_once
-from excise.methods.base import method, parsed, settings_of
+from excise.methods.lookup import method, parsed, settings_of
 from excise.sites.truncation import cuts, told_of_cuts
 from excise.step_progress import by_steps
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from excise.methods.base import Method, method
+from excise.methods.base import Method
 from excise.methods.catalogue import METHODS
+from excise.methods.lookup import method
 
 __all__ = ["METHODS", "Method", "method"]

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from excise.errors import ExciseError
 from excise.methods.bounds import check_numbers
-from excise.methods.catalogue import METHODS, MODULES
-from excise.plugins import plugins
 
 if TYPE_CHECKING:
     from excise.concepts import Concept
     from excise.erasers import Eraser
 
-ALSO = {"esd": "esd-x"}
-"""Other names: what a method is called in the papers' tables."""
 AND = "+"
 """Joins the names of methods whose edits go into one eraser: `snce+saemnesia`."""
 
@@ -74,74 +68,3 @@ def _of_memory(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-
-
-def named(name: str) -> str:
-    """A method by its own name where another one was given; of a joined one, every part."""
-    return AND.join(ALSO.get(part, part) for part in name.split(AND))
-
-
-def method(name: str) -> Method:
-    """The method called `name`, ours or a plugin's. Raises ExciseError, naming near ones, where there is none."""
-    name = named(name)
-    if AND in name:
-        from excise.methods.joined import Joined
-
-        return Joined(tuple(method(part) for part in name.split(AND)))
-    check_name(name)
-    found: Method = (
-        import_module(f"excise.methods.{MODULES[name]}").METHOD if name in METHODS else plugins("excise.methods")[name]
-    )
-    return found
-
-
-def check_name(name: str) -> None:
-    """Raises ExciseError, naming near ones, where neither we nor a plugin have a method of that name."""
-    if name in METHODS:
-        return
-    others = plugins("excise.methods")
-    if name not in others:
-        known = [*METHODS, *others]
-        near = get_close_matches(name.lower(), known, n=3) or known
-        raise ExciseError(f"there is no method {name!r}; try {', '.join(near)}")
-
-
-def settings_of(name: str, by_method: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A method's settings among those of all; of a joined one, its parts' under their names and a dot."""
-    name = named(name)
-    if AND not in name:
-        return dict(by_method.get(name, {}))
-    return {f"{part}.{key}": value for part in name.split(AND) for key, value in by_method.get(part, {}).items()}
-
-
-def parsed(text: str) -> tuple[str, dict[str, Any]]:
-    """`snce:k=10,lam=2` as the method's name and its settings.
-
-    Raises ExciseError for an unknown method or setting, or an impossible value.
-    """
-    name, _, given = text.partition(":")
-    name = named(name)
-    known = vars(method(name).Config())
-    settings = {}
-    for part in filter(None, given.split(",")):
-        key, _, value = part.partition("=")
-        if key not in known:
-            raise ExciseError(f"{name} has no setting {key!r}; it has {', '.join(known) or 'none'}")
-        try:
-            settings[key] = _as(known[key], value)
-        except ValueError as error:
-            raise ExciseError(f"{name}: {key} cannot be {value!r} ({error})") from error
-    check_numbers(name, settings)
-    method(name).Config(**settings)
-    return name, settings
-
-
-def _as(default: Any, value: str) -> Any:
-    """The value in its default's type, a number or none where that is None; whole numbers joined by + for a tuple."""
-    if isinstance(default, bool):
-        if value not in ("true", "false"):
-            raise ValueError("it is true or false")
-        return value == "true"
-    if default is None:
-        return None if value == "none" else float(value)
-    return tuple(int(part) for part in value.split("+")) if isinstance(default, tuple) else type(default)(value)

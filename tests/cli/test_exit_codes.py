@@ -17,7 +17,7 @@ FOLDER = Path(cli.__file__).parent
 def used() -> set[int]:
     """Codes in `Exit(...)` and `sys.exit(...)`, names of constants looked up in their modules."""
     found: set[int] = {0}
-    for file in FOLDER.glob("*.py"):
+    for file in FOLDER.rglob("*.py"):
         module: Any = importlib.import_module(f"excise.cli.{file.stem}" if file.stem != "__init__" else "excise.cli")
         for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call) and getattr(call.func, "attr", "").lower() == "exit" and call.args:

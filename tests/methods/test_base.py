@@ -11,9 +11,10 @@ from diffusers import UNet2DConditionModel
 from excise.concepts import Pair
 from excise.errors import ExciseError
 from excise.methods import METHODS, method
-from excise.methods.base import Fitted, parsed, settings_of
+from excise.methods.base import Fitted
 from excise.methods.closed_form.uce import UCEConfig
-from excise.methods.sae.snce import SNCEConfig
+from excise.methods.lookup import parsed, settings_of
+from excise.methods.sae.finding import SNCEConfig
 from excise.methods.trained.esd import ESDConfig
 from excise.sae import save
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from excise.errors import ExciseError
-from excise.methods.base import method, parsed
 from excise.methods.catalogue import METHODS
+from excise.methods.lookup import method, parsed
 
 ABSURD = ("nan", "inf", "-inf", "1e30", "-1e30", str(10**20), str(-(10**20)))
 

@@ -14,7 +14,7 @@ from excise.bench.canvas.families import cases
 from excise.bench.canvas.suite import Canvas
 from excise.erasers import Eraser
 from excise.methods import method
-from excise.methods.base import settings_of
+from excise.methods.lookup import settings_of
 from excise.reference.bundle import SAES
 from excise.reference.world import OBJECTS, STYLES
 from excise.sae import Supervision, card, load

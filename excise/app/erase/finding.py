@@ -19,8 +19,9 @@ from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.erasers.artefact.verdict import WeakEraser
 from excise.errors import ExciseError, WeakEraserError
-from excise.methods.base import method, parsed, settings_of
-from excise.methods.sae.snce import Found, SNCEConfig, find, fit
+from excise.methods.lookup import method, parsed, settings_of
+from excise.methods.sae.finding import Found, SNCEConfig, find
+from excise.methods.sae.snce import fit
 from excise.methods.trained.trainer import watching
 from excise.neurons import Ranking
 from excise.sae import TopKSAE, card, load, saes_in, shape
@@ -78,7 +79,7 @@ def unplaced(model: str | None = None, sae: Path | None = None, **options: Any) 
 
 
 def find_neurons(pipe: Any, concept: Concept, config: SNCEConfig, top: int = 10) -> Findings:
-    """Rank and validate neurons, `top` of them. Raises ExciseError as `excise.methods.sae.snce.find` does."""
+    """Rank and validate neurons, `top` of them. Raises ExciseError as `excise.methods.sae.finding.find` does."""
     config = replace(config, examine=top)
     if several := saes_in(Path(config.sae)):
         raise ExciseError(

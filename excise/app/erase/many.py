@@ -20,7 +20,7 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.app.models.resolve import concept_named, load_pipeline
 from excise.erasers import Eraser
 from excise.errors import ExciseError, WeakEraserError
-from excise.methods.base import named, parsed
+from excise.methods.lookup import named, parsed
 
 State = Literal["made", "kept", "weak", "refused"]
 

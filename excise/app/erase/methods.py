@@ -7,7 +7,8 @@ from typing import Any
 
 from excise.errors import ExciseError
 from excise.methods import METHODS, method
-from excise.methods.base import AND, check_name, named
+from excise.methods.base import AND
+from excise.methods.lookup import check_name, named
 
 
 def describe_methods(defaults: bool = False) -> list[dict[str, Any]]:

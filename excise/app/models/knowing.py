@@ -6,7 +6,8 @@ from excise.concepts import Concept, names
 from excise.concepts.checks import LEAST_PAIRS
 from excise.concepts.concept import mentioned
 from excise.errors import WeakEraserError
-from excise.methods.base import AND, named
+from excise.methods.base import AND
+from excise.methods.lookup import named
 from excise.reference.world import OBJECTS, STYLES, SYNONYMS
 
 

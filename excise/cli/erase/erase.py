@@ -134,7 +134,7 @@ def erase(
     from excise.erasers.artefact import strength
     from excise.erasers.artefact.verdict import in_words
     from excise.errors import ExciseError
-    from excise.methods.base import parsed
+    from excise.methods.lookup import parsed
 
     if unit == "concept" and source == "concept":
         raise ExciseError("--source concept counts λ in codes; leave --unit out, or give --unit code")

@@ -27,7 +27,7 @@ from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.build import proved
-from excise.methods.sae.snce import SNCEConfig, site_of
+from excise.methods.sae.finding import SNCEConfig, site_of
 from excise.sae import load
 from excise.sites import capture
 

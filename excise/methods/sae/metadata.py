@@ -15,7 +15,7 @@ from excise.methods.sae.prompt_codes import Reading
 from excise.sites import Site
 
 if TYPE_CHECKING:
-    from excise.methods.sae.snce import Found, SNCEConfig
+    from excise.methods.sae.finding import Found, SNCEConfig
 
 
 def created(config: SNCEConfig, sites: Sequence[Site]) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from excise.erasers import Eraser
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.sae import snce
+from excise.methods.sae.finding import SNCEConfig
 from excise.methods.sae.saemnesia import assigned
 
 
 @dataclass(frozen=True)
-class SAEmnesiaTextConfig(snce.SNCEConfig):
+class SAEmnesiaTextConfig(SNCEConfig):
     """SNCE's settings; the neuron is the SAE's own for the concept."""
 
 

@@ -11,15 +11,15 @@ import pytest
 
 from excise.app.models.resolve import TUNED
 from excise.methods import METHODS, method
-from excise.methods.base import parsed
+from excise.methods.lookup import parsed
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
 def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The script that chooses them."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "figures")
     return import_module("peers")
 
 

@@ -113,7 +113,7 @@ def test_the_tolerance_is_the_methods_own_unless_given(
 ) -> None:
     from excise.app.erase import finding
     from excise.errors import ExciseError
-    from excise.methods.sae.snce import SNCEConfig
+    from excise.methods.sae.finding import SNCEConfig
 
     seen = []
 

@@ -1,0 +1,192 @@
+"""Finding the neuron that carries a concept: what SNCE reads, and what it is set to."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from excise.concepts import Concept
+from excise.erasers import SAEEdit
+from excise.erasers.edits.base import Uncond
+from excise.erasers.edits.sae_rows import check_choices
+from excise.erasers.edits.text_sae import CHOICES, Align, Gate, Source
+from excise.errors import ExciseError
+from excise.methods.sae.calibrate import calibrate
+from excise.methods.sae.prompt_codes import Reading, prompt_codes
+from excise.neurons import SCORES, PromptCodes, Ranking, Validation, top_tokens
+from excise.neurons.identification import identify
+from excise.neurons.validation import TokenUse, validate
+from excise.sae import TopKSAE, card
+from excise.sites import Site, site_at
+from excise.sites.site import tokenizer_of
+from excise.sites.tokens import pieces
+
+Unit = Literal["code", "concept"]
+
+
+@dataclass(frozen=True)
+class SNCEConfig:
+    """How SNCE finds and edits neurons; saved word for word in the eraser."""
+
+    sae: str = ""
+    """Folder of the SAE."""
+    site: str = ""
+    """Module path the SAE was trained at, such as `encoder.layers.8`; empty: what the SAE's card says."""
+    component: str = "text_encoder"
+    """The text encoder of the pipeline that `site` is a path in."""
+    k: int = 1
+    """How many of the top-ranked neurons to turn down."""
+    neurons: tuple[int, ...] = ()
+    """These neurons instead of the top k, chosen by a person."""
+    lam: float = 1.25
+    """The manipulation coefficient λ, in `unit`s, chosen on Canvas's tuning concepts; the paper has 0.6 to 1.2."""
+    unit: Unit = "concept"
+    """What λ = 1 subtracts: the neuron's "code" (the paper's; source="concept" always means that), or as much as the
+    concept's word changes its own state and the sentence's, whichever the neuron carries less of ("concept"). A neuron
+    that carries half of that change is turned down twice as far, so that one λ does for every concept."""
+    source: Source = "prompt"
+    """Whose codes are subtracted: "prompt" (the user's; unrelated prompts keep every bit) or "concept" (the paper)."""
+    gate: Gate = "whole"
+    """How the prompt's own codes are read: "whole" (a calibrated threshold opens or spares a prompt as a whole),
+    "threshold" (the same state by state), "relu" (TopK off), "topk" (exact, needs the SAE). The concept's own are
+    always the SAE's: TopK, or ReLU with "relu"."""
+    uncond: Uncond = "none"
+    """The unconditional branch: "none" (left alone), "same", or "flip" (the opposite sign)."""
+    align: Align = "position"
+    """For source="concept": the joined tuple's codes position by position, or "pooled", a mean over each mention."""
+    tolerance: float = 0.02
+    """Share of its concept score that a neuron's deconcept score may reach. 0 is eq. 6 to the letter, which drops the
+    concept's own neuron for one stray activation in a hundred deconcept prompts."""
+    score: str = "snce"
+    """A name in `excise.neurons.SCORES`."""
+    margin: float = 0.02
+    """Where the threshold lies between the quiet prompts' maximum (0) and the typical concept prompt (1)."""
+    permutations: int = 1000
+    """Draws of the permutation null in the validation."""
+    examine: int = 10
+    """How many of the first neurons are validated."""
+    batch_size: int = 64
+    """Prompts a text-encoder pass."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, {**CHOICES, "unit": get_args(Unit)})
+        if self.k < 1 or self.examine < 1 or self.batch_size < 1:
+            raise ExciseError("k, examine and batch_size are whole numbers of at least 1")
+        if self.score not in SCORES:
+            raise ExciseError(f"unknown score {self.score!r}; known are {', '.join(SCORES)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What was found for a concept at a Site."""
+
+    site: Site
+    ranking: Ranking
+    validation: tuple[Validation, ...]
+    """Of the first `examine` neurons of the ranking."""
+    tokens: dict[int, tuple[TokenUse, ...]]
+    """By neuron: the tokens of concept prompts at which it fires most."""
+    concept_codes: PromptCodes
+    deconcept_codes: PromptCodes
+    control_codes: PromptCodes | None
+
+    def chosen(self, config: SNCEConfig) -> tuple[int, ...]:
+        """The neurons to edit. Raises ExciseError where the ranking has fewer than k."""
+        return config.neurons or self.ranking.top(config.k)
+
+
+def find(pipe: Any, sae: TopKSAE, concept: Concept, config: SNCEConfig | None = None) -> Found:
+    """Rank and validate the SAE's neurons for `concept` (eqs. 4-7) at the config's Site.
+
+    Raises ExciseError where the concept has no pairs, or Site and SAE do not fit. Warns of a structural top neuron.
+    """
+    config = config or SNCEConfig()
+    site = site_of(pipe, sae, config)
+    if not concept.pairs:
+        raise ExciseError(f"concept {concept.name!r} has no prompt pairs; make some with `excise pairs make`")
+    prompts = [pair.concept for pair in concept.pairs]
+    codes, ids = prompt_codes(pipe, sae, site, prompts, config.batch_size)
+    others, _ = prompt_codes(pipe, sae, site, [pair.deconcept for pair in concept.pairs], config.batch_size)
+    controls = prompt_codes(pipe, sae, site, concept.controls, config.batch_size)[0] if concept.controls else None
+    ranking = identify(codes, others, tolerance=config.tolerance, score=config.score)
+    templates = [pair.template for pair in concept.pairs]
+    if len(set(templates)) < 2:
+        # Nothing to hold out by wording: every pair is then a fold unit of its own.
+        templates = [""] * len(templates)
+    checked: tuple[Validation, ...] = ()
+    if len(templates) > 1 and ranking.entries:
+        checked = validate(
+            codes,
+            others,
+            templates,
+            ranking,
+            controls=controls,
+            groups=prompts,
+            top=config.examine,
+            permutations=config.permutations,
+        )
+    if checked and concept.controls and config.source == "prompt" and config.gate in ("whole", "threshold"):
+        acts = _acts_on_controls(pipe, sae, site, concept, config, [check.index for check in checked])
+        checked = tuple(replace(check, control_share=share) for check, share in zip(checked, acts, strict=True))
+    if checked and checked[0].structural:
+        warnings.warn(
+            f"neuron {checked[0].index} ranks first for {concept.name!r} but an eraser calibrated without the control "
+            f"prompts would change {checked[0].control_share:.0%} of them: it carries the prompts' structure, not the "
+            "concept; mend the pairs or pick another",
+            stacklevel=2,
+        )
+    tokenizer = tokenizer_of(pipe, site.component)
+    words = [[piece.strip() for piece in pieces(tokenizer, row)] for row in ids.tolist()]
+    tokens = {entry.index: top_tokens(codes, words, entry.index) for entry in ranking.entries[: config.examine]}
+    return Found(site, ranking, checked, tokens, codes, others, controls)
+
+
+def site_of(pipe: Any, sae: TopKSAE, config: SNCEConfig) -> Site:
+    """The config's Site, or the one on the SAE's card. Raises ExciseError where both are missing or they differ."""
+    trained = card(Path(config.sae)).get("site") if config.sae else None
+    if isinstance(trained, dict):
+        trained = f"{trained.get('component', config.component)}/{trained.get('path', '')}"
+    component, path = config.component, config.site
+    if isinstance(trained, str) and trained:
+        own, _, tail = trained.rpartition("/")
+        own = own or component
+        if path and (own, tail) != (component, path.removeprefix("text_model.")):
+            raise ExciseError(
+                f"the SAE was trained at {own}/{tail}, not at {component}/{path}; use that Site or another SAE"
+            )
+        component, path = own, tail
+    if not path:
+        raise ExciseError("no Site was named and the SAE's card names none; give one such as encoder.layers.8")
+    site = site_at(pipe, path, component)
+    if site.width != sae.config.d:
+        raise ExciseError(f"the SAE is {sae.config.d} wide, {site.key} {site.width}; use an SAE trained at this Site")
+    return site
+
+
+def _acts_on_controls(
+    pipe: Any, sae: TopKSAE, site: Site, concept: Concept, config: SNCEConfig, neurons: list[int]
+) -> list[float]:
+    """By neuron the share of controls on which an eraser calibrated without them would act."""
+    edit = SAEEdit.from_sae(sae, site, neurons)
+
+    def read(prompts: Sequence[str]) -> Reading:
+        return Reading.of(pipe, sae, edit, prompts, config.batch_size)
+
+    loud, quiet = read([pair.concept for pair in concept.pairs]), read([pair.deconcept for pair in concept.pairs])
+    shares: list[float] = _acts(loud, quiet, read(concept.controls), config.margin).double().mean(0).tolist()
+    return shares
+
+
+def _acts(loud: Reading, quiet: Reading, controls: Reading, margin: float) -> Tensor:
+    """`[C, k]`: on which controls each neuron acts with the threshold of `loud` and `quiet` alone.
+
+    The controls are then prompts that the threshold has not seen.
+    """
+    lead = min(loud.lead, quiet.lead, controls.lead)
+    levels = calibrate(loud.preacts[:, lead:], loud.topk[:, lead:] > 0, quiet.preacts[:, lead:], margin)
+    return (controls.preacts[:, lead:] > levels.threshold).any(1)
