@@ -15,13 +15,17 @@ MUTANTS = [
          "    opened = loudest > threshold.clamp(min=0)\n    gain = typical / loudest.clamp(min=1e-6)\n"),
         ("return torch.where(opened, gain * z,", "return torch.where(opened, z,"),
         ("where(loudest > threshold.clamp(min=0)", "where(loudest >= threshold.clamp(min=0)"),
-        ("torch.where((delta != 0).any(-1, keepdim=True), (h.to(delta.dtype) - delta).to(h.dtype), h)",
-         "(h.to(delta.dtype) - delta).to(h.dtype)"),
         ("amount = strength * self.lam\n", "amount = self.lam\n"),
         ('{"none": 0.0, "same": 1.0, "flip": -1.0}', '{"none": 1.0, "same": 1.0, "flip": -1.0}'),
         ('{"none": 0.0, "same": 1.0, "flip": -1.0}', '{"none": 0.0, "same": 1.0, "flip": 1.0}'),
         ("torch.zeros_like(values[:, : self.lead])", "values[:, : self.lead]"),
         ("self.lam >= 0)", "self.lam >= -9)"),
+    ),
+    *of(
+        "excise/erasers/edits/base.py",
+        "tests/erasers/edits/test_text_sae.py",
+        ("torch.where((delta != 0).any(-1, keepdim=True), (h.to(delta.dtype) - delta).to(h.dtype), h)",
+         "(h.to(delta.dtype) - delta).to(h.dtype)"),
     ),
     *of(
         "excise/erasers/edits/sae_rows.py",
@@ -108,9 +112,9 @@ MUTANTS = [
         ("allow_nan=False", "allow_nan=True"),
     ),
     *of(
-        "excise/erasers/artefact/formats.py",
+        "excise/erasers/artefact/record.py",
         "tests/erasers/test_eraser.py::test_how_far_the_canary_moved_is_kept",
-        ('"canary_shift": float(eraser.canary_shift)', '"canary_shift": 0.0'),
+        ('"canary_shift": float(self.canary_shift)', '"canary_shift": 0.0'),
     ),
     *of(
         "excise/erasers/guard/denoiser.py",
@@ -143,6 +147,10 @@ MUTANTS = [
         ("chosen[1 : 1 + len(hit)] = hit", "chosen[: len(hit)] = hit"),
         ("words = slice(0, count + 2)", "words = slice(0, count)"),
         ("return round(self.most * share) + 1", "return round(self.most * share)"),
+    ),
+    *of(
+        "excise/erasers/apply/conditioning.py",
+        "tests/methods/steering/test_conditions.py::test_low_frequencies_that_grew_are_weakened",
         ("own.abs() > other.abs()", "own.abs() < other.abs()"),
         ("low[0, 0] = low[0, -1] = low[-1, 0] = low[-1, -1] = True", "low[0, 0] = True"),
     ),
@@ -155,7 +163,7 @@ MUTANTS = [
         ("own[prompts] - self.attachment.strength * gamma", "own[prompts] - gamma"),
     ),
     *of(
-        "excise/erasers/apply/weights_by_prompt.py",
+        "excise/erasers/edits/weights.py",
         "tests/methods/trained/test_spm.py::test_permeability_is_the_larger_likeness",
         ("return max(0.0, *near, *shared)", "return max(0.0, *near)"),
         ("return max(0.0, *near, *shared)", "return max(*near, *shared)",

@@ -6,6 +6,13 @@ from tests.mutants import of
 
 MUTANTS = [
     *of(
+        "excise/methods/sae/finding.py",
+        "tests/methods/sae/test_snce.py::test_the_defaults_are_the_measured_ones",
+        ("lam: float = 1.25", "lam: float = 1.0"),
+        ("tolerance: float = 0.02", "tolerance: float = 0.0"),
+        ("margin: float = 0.02", "margin: float = 0.1"),
+    ),
+    *of(
         "excise/methods/sae/snce.py",
         "tests/methods/sae/test_snce.py::test_the_defaults_are_the_measured_ones"
         " tests/methods/sae/test_snce.py::test_a_neuron_that_does_not_carry_the_concept_is_refused"
@@ -14,9 +21,6 @@ MUTANTS = [
         "::test_a_neuron_that_fires_at_the_start_of_every_prompt_is_calibrated_without_it"
         " tests/methods/sae/test_snce.py::test_lambda_one_takes_out_the_whole_mean_change"
         " tests/methods/sae/test_snce.py::test_the_share_that_a_neuron_carries_against_its_definition",
-        ("lam: float = 1.25", "lam: float = 1.0"),
-        ("tolerance: float = 0.02", "tolerance: float = 0.0"),
-        ("margin: float = 0.02", "margin: float = 0.1"),
         ("lead = min(loud.lead, quiet.lead)", "lead = 0"),
         ("quiet = quiet.with_more(controls)", "pass"),
         ("if not bool(levels.separable[0]):", "if False:"),
