@@ -1,29 +1,8 @@
-"""TopK sparse autoencoders over vectors: nothing here knows of prompts or images."""
+"""TopK sparse autoencoders over vectors: nothing here knows of prompts or images.
 
-from excise.sae.config import SAEConfig, TrainConfig
-from excise.sae.data import Samples
-from excise.sae.formats import card, load, saes_in, save, shape, update_card
-from excise.sae.metrics import Metrics, evaluate
-from excise.sae.model import Codes, TopKSAE
-from excise.sae.supervised import Supervision
-from excise.sae.trainer import Progress, check_out, train
+Names are imported when first asked for.
+"""
 
-__all__ = [
-    "Codes",
-    "Metrics",
-    "Progress",
-    "SAEConfig",
-    "Samples",
-    "Supervision",
-    "TopKSAE",
-    "TrainConfig",
-    "card",
-    "check_out",
-    "evaluate",
-    "load",
-    "saes_in",
-    "save",
-    "shape",
-    "train",
-    "update_card",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,39 +1,8 @@
-"""Named places in a pipeline's text encoders, or in a language model, where features are read and written."""
+"""Named places in a pipeline's text encoders, or in a language model, where features are read and written.
 
-from __future__ import annotations
+Names are imported when first asked for.
+"""
 
-from excise.sites.activations.blocks import capture_blocks
-from excise.sites.activations.capture import Features, capture, capture_to, load_shards
-from excise.sites.activations.fidelity import final_state_cosine
-from excise.sites.activations.length_buckets import capture_by_length
-from excise.sites.denoiser import BLOCKS, block_site, module_at
-from excise.sites.encoding import TextEncoding, encode_prompt
-from excise.sites.families import FAMILIES, family_of
-from excise.sites.language import LanguageModel
-from excise.sites.site import PRESETS, Site, default_site, resolve, site_at, sites_of, text_encoders, to_cover
+import lazy_loader
 
-__all__ = [
-    "BLOCKS",
-    "FAMILIES",
-    "PRESETS",
-    "Features",
-    "LanguageModel",
-    "Site",
-    "TextEncoding",
-    "block_site",
-    "capture",
-    "capture_blocks",
-    "capture_by_length",
-    "capture_to",
-    "default_site",
-    "encode_prompt",
-    "family_of",
-    "final_state_cosine",
-    "load_shards",
-    "module_at",
-    "resolve",
-    "site_at",
-    "sites_of",
-    "text_encoders",
-    "to_cover",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

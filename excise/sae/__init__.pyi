@@ -1,0 +1,17 @@
+from .config import SAEConfig as SAEConfig
+from .config import TrainConfig as TrainConfig
+from .data import Samples as Samples
+from .formats import card as card
+from .formats import load as load
+from .formats import saes_in as saes_in
+from .formats import save as save
+from .formats import shape as shape
+from .formats import update_card as update_card
+from .metrics import Metrics as Metrics
+from .metrics import evaluate as evaluate
+from .model import Codes as Codes
+from .model import TopKSAE as TopKSAE
+from .supervised import Supervision as Supervision
+from .trainer import Progress as Progress
+from .trainer import check_out as check_out
+from .trainer import train as train
