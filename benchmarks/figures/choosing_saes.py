@@ -23,11 +23,11 @@ from typing import Any
 
 from excise import reference
 from excise.app.bench.runs import report, resume, start
-from excise.app.demo.demo import machine
 from excise.app.models.resolve import parse_site
 from excise.app.training.comparing import MEASURES, concepts_of
 from excise.app.training.grid_sweep import Cell, grid, sweep
 from excise.app.training.text import BUNDLED, recipe_prompts
+from excise.bench.machine import machine
 from excise.bench.statistics import clustered_spearman
 from excise.files import write_atomic
 

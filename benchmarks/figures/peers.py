@@ -31,10 +31,10 @@ from PIL import Image
 
 from excise.app.bench.figures import plain
 from excise.app.bench.runs import report, resume, start
-from excise.app.demo.demo import machine
 from excise.app.erase.many import stop
 from excise.bench.canvas.families import UNTOUCHED, cases
 from excise.bench.canvas.suite import STANDARD
+from excise.bench.machine import machine
 from excise.bench.results import BASELINE
 from excise.bench.run import Run, Unit
 from excise.bench.suite import Case

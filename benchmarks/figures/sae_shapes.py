@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from excise import reference
-from excise.app.demo.demo import machine
 from excise.app.training.text import BUNDLED
+from excise.bench.machine import machine
 from excise.concepts import from_templates
 from excise.files import write_atomic
 from excise.methods.sae.finding import SNCEConfig, find

@@ -26,7 +26,6 @@ import torch
 
 from excise import reference
 from excise.app.bench.runs import report, resume, start
-from excise.app.demo.demo import machine
 from excise.app.models.resolve import bundled_settings
 from excise.app.training.labelled import BLOCK, CAPTIONS, labelled_captions
 from excise.app.training.supervised import Labels, concept_scores, train_on_block
@@ -34,6 +33,7 @@ from excise.bench.canvas.distances import features
 from excise.bench.canvas.families import cases, is_style
 from excise.bench.canvas.suite import REPORTED, Canvas
 from excise.bench.frechet import frechet
+from excise.bench.machine import machine
 from excise.bench.run import Unit
 from excise.bench.statistics import in_percent, share
 from excise.erasers import Eraser

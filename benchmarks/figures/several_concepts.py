@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from excise import reference
-from excise.app.demo.demo import machine
 from excise.bench.canvas.families import cases
 from excise.bench.canvas.suite import Canvas
+from excise.bench.machine import machine
 from excise.bench.statistics import in_percent, paired_difference, share
 from excise.bench.suite import Case
 from excise.files import write_atomic

@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from excise.app.demo.demo import machine
 from excise.app.models.language import SMOLLM2, generate_text
 from excise.app.models.resolve import load_pipeline
 from excise.app.neurons.corpus import watched
 from excise.app.training.corpora import described, mixed
 from excise.app.training.text import shown, train_sae
+from excise.bench.machine import machine
 from excise.chat import Cache
 from excise.chat.local import TransformersBackend
 from excise.cli.terminal import note, progress
@@ -41,8 +41,8 @@ from excise.concepts.safety import names
 from excise.errors import ExciseError
 from excise.explain import ExplainConfig, explain_all, find_patterns, questions_of
 from excise.files import write_atomic
+from excise.methods.prompt_codes import prompt_codes
 from excise.methods.sae.finding import SNCEConfig
-from excise.methods.sae.prompt_codes import prompt_codes
 from excise.methods.sae.snce import fit
 from excise.neurons.contexts import Context, Contexts
 from excise.neurons.contrast import Contrast, contrast

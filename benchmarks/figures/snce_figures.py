@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 from excise import reference
-from excise.app.demo.demo import machine
-from excise.app.demo.measure import Family, Pictures, drawn, families, figures, further_figures, judged
+from excise.app.demo.measure import Family, drawn, families, figures, further_figures, judged
+from excise.bench.machine import machine
+from excise.bench.pictures import Pictures
 from excise.bench.statistics import in_percent, wilson
 from excise.concepts import from_templates
 from excise.erasers import made_for

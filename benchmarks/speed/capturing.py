@@ -31,8 +31,8 @@ from shapes import clip_l
 from timing import beside, interleaved
 
 from excise import reference
-from excise.app.demo.demo import machine
 from excise.app.training import text
+from excise.bench.machine import machine
 from excise.concepts import from_templates
 from excise.files import write_atomic
 from excise.sae import TrainConfig

@@ -22,7 +22,7 @@ import torch
 from sae_training import BATCHES, LR, K, features_in
 from timing import beside, interleaved
 
-from excise.app.demo.demo import machine
+from excise.bench.machine import machine
 from excise.files import write_atomic
 from excise.sae import SAEConfig, TopKSAE
 from excise.sae.losses import step

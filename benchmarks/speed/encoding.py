@@ -27,8 +27,8 @@ from shapes import clip_l, sd14
 from timing import beside, interleaved
 
 from excise import reference
-from excise.app.demo.demo import machine
 from excise.app.models.resolve import bundled_settings
+from excise.bench.machine import machine
 from excise.concepts import from_templates
 from excise.erasers import Eraser, SAEEdit, made_for
 from excise.erasers.guard.denoiser import Witness

@@ -24,8 +24,8 @@ from shapes import sd14
 from timing import beside, interleaved
 
 from excise import reference
-from excise.app.demo.demo import machine
 from excise.app.models.resolve import bundled_settings
+from excise.bench.machine import machine
 from excise.concepts import Concept, from_templates
 from excise.files import write_atomic
 from excise.methods import method

@@ -24,7 +24,7 @@ from sae_training import BATCHES, features_in
 from shapes import clip_l
 from torch.profiler import ProfilerActivity, profile
 
-from excise.app.demo.demo import machine
+from excise.bench.machine import machine
 from excise.concepts import from_templates
 from excise.files import write_atomic
 from excise.sae import SAEConfig, TopKSAE, TrainConfig, train

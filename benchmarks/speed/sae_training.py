@@ -32,7 +32,7 @@ import torch
 from timing import beside
 
 from excise import reference
-from excise.app.demo.demo import machine
+from excise.bench.machine import machine
 from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.sites import Site, capture

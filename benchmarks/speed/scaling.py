@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from sae_training import features_in
 
-from excise.app.demo.demo import machine
+from excise.bench.machine import machine
 from excise.files import write_atomic
 from excise.sae import TrainConfig, train
 

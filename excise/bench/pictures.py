@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,3 +27,6 @@ def read(path: Path) -> Pixels:
     """The picture of a file, `[height, width, 3]`."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
+
+
+Pictures = np.ndarray[Any, np.dtype[np.uint8]]

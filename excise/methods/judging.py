@@ -22,7 +22,7 @@ from excise.erasers import Attachment, Eraser, SAEEdit
 from excise.erasers.artefact.verdict import WeakEraser
 from excise.erasers.guard.effects import text_changes
 from excise.erasers.guard.self_test import moved
-from excise.methods.sae.prompt_codes import features
+from excise.methods.prompt_codes import features
 from excise.neurons.flags import CAUGHT, percent
 from excise.neurons.validation import STRUCTURAL_SHARE
 from excise.sae import TopKSAE

@@ -179,7 +179,7 @@ def test_nothing_to_find_and_impossible_input():
 
 def test_a_real_encoder_and_a_real_sae(tiny_pipe, tiny_site, word_sae):
     """Neuron 5 of the SAE was made to read "gun" against other nouns."""
-    from excise.methods.sae.prompt_codes import prompt_codes
+    from excise.methods.prompt_codes import prompt_codes
     from excise.neurons.contexts import Contexts
     from excise.sites.tokens import pieces
 

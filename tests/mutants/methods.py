@@ -32,7 +32,7 @@ MUTANTS = [
         ("LEAST_CARRIED = 0.25", "LEAST_CARRIED = 0.0"),
     ),
     *of(
-        "excise/methods/sae/prompt_codes.py",
+        "excise/methods/prompt_codes.py",
         "tests/methods/sae/test_snce.py::test_a_first_state_counts_as_the_same_up_to_rounding"
         " tests/methods/sae/test_snce.py::test_the_share_that_a_neuron_carries_against_its_definition"
         " tests/methods/sae/test_snce.py::test_pooled_alignment_is_one_mean_for_every_position"

@@ -7,8 +7,8 @@ from html import escape
 from typing import Any
 
 from excise.app.bench.figures import COSTS, costs, measured_of, percent, plain
-from excise.app.demo.report import BADGES, legend
 from excise.app.pages import svg
+from excise.app.pages.badges import BADGES, legend
 from excise.bench.bars import CANVAS, Bar
 from excise.bench.results import BASELINE
 from excise.bench.statistics import Figure, behind, from_json

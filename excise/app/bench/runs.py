@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from excise.app.bench.page import render
-from excise.app.demo.demo import machine
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.app.models.resolve import bundled_settings, load_pipeline, sae_folder
 from excise.bench.canvas.suite import Canvas
 from excise.bench.hub import eval_results
+from excise.bench.machine import machine
 from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
 from excise.bench.protocols.unlearncanvas import UnlearnCanvas
 from excise.bench.results import BASELINE, results, table

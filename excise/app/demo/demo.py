@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -12,12 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from excise.app.demo.measure import Family, FamilyName, Pictures, drawn, families, figures, further_figures, judged
+from excise.app.demo.measure import Family, FamilyName, drawn, families, figures, further_figures, judged
+from excise.app.demo.pictures import comparison_png
 from excise.app.demo.report import NeuronView, Report, Strip, render
 from excise.app.erase.finding import Findings, find_neurons, fit_eraser, token_codes
 from excise.app.models.resolve import sae_folder, sae_site
-from excise.app.pages.sheet import comparison_png
 from excise.app.training.text import BUNDLED, shown, train_sae
+from excise.bench.machine import machine
+from excise.bench.pictures import Pictures
 from excise.bench.statistics import Figure
 from excise.concepts import from_templates
 from excise.erasers.artefact import strength
@@ -150,14 +150,6 @@ def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
     write_atomic(config.out / "result.json", json.dumps(result, indent=2) + "\n")
     stage.say(", ".join(str(config.out / name) for name in ("report.html", "grid.png", "result.json", "eraser")))
     return result
-
-
-def machine(device: str = "cpu") -> str:
-    """What the figures were taken on."""
-    import torch
-
-    card = f", {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else ""
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores{card}, torch {torch.__version__}"
 
 
 def _site_and_sae(config: DemoConfig, pipe: Any, stage: Stage) -> tuple[Any, Path]:

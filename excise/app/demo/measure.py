@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from excise.bench.canvas.remains import covered, remains
+from excise.bench.pictures import Pictures
 from excise.bench.statistics import Figure, paired_difference, share
 
 FamilyName = Literal["direct", "synonym", "mixed", "unrelated"]
@@ -20,7 +21,6 @@ TITLES: dict[FamilyName, str] = {
 }
 LEFT = ("other", "empty", "unrecognisable")
 """What a picture without the target may show instead."""
-Pictures = np.ndarray[Any, np.dtype[np.uint8]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from excise.app.demo.measure import TITLES, Outcome, Pictures
+from excise.app.demo.measure import TITLES, Outcome
 from excise.app.pages import svg
+from excise.app.pages.badges import BADGES, legend
 from excise.app.pages.frame import document, image
-from excise.bench.bars import MEANINGS, Bar, Standing
-from excise.bench.pictures import png
+from excise.bench.bars import Bar
+from excise.bench.pictures import Pictures, png
 from excise.bench.statistics import Figure
 
 FIRST = 12
@@ -27,8 +28,6 @@ BARS: dict[str, tuple[str, Bar, tuple[float, float]]] = {
     "others_delta": ("change in how often other objects are recognised", Bar(0.02, "within"), (-0.25, 0.25)),
     "unrelated_identical": ("of unrelated pictures identical, bit for bit", Bar(0.95, "above"), (0, 1)),
 }
-BADGES: dict[Standing | None, str] = {"reached": "good", "point only": "part", "missed": "bad", None: "plain"}
-"""The look of a standing's badge."""
 FURTHER: dict[str, str] = {
     "left_other": "Direct prompts, concept gone: another known object instead (either judge)",
     "left_empty": "Direct prompts, concept gone: an empty scene",
@@ -136,15 +135,6 @@ the paired change, Newcombe's. The green tick is the bar to reach.</p>
 <div class="scroll"><table class="wide"><tr><th>What</th><th>Share</th><th>95 % interval</th><th>n</th></tr>
 {rows}</table></div>
 </details></section>"""
-
-
-def legend() -> str:
-    """What the badges of figures mean."""
-    rows = "".join(
-        f'<li><span class="badge {BADGES[standing]}">{standing}</span> {escape(means)}</li>'
-        for standing, means in MEANINGS.items()
-    )
-    return f'<ul class="legend note">{rows}</ul>'
 
 
 def _family(outcome: Outcome, concept: str) -> str:

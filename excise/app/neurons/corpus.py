@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from excise.erasers.hooks.context import unedited
-from excise.methods.sae.prompt_codes import prompt_codes
+from excise.methods.prompt_codes import prompt_codes
 from excise.neurons import PromptCodes
 from excise.neurons.contexts import Context
 from excise.neurons.database.database import NeuronDatabase

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from excise.app.demo.measure import TITLES, Flags, Outcome, Pictures
 from excise.app.pages.lettering import Lettering
-from excise.bench.pictures import Pixels, png
+from excise.bench.pictures import Pictures, Pixels, png
 
 MARGIN, GAP, APART = 28, 6, 28
 """Pixels around the sheet, between pictures that belong together, and between those that do not."""
@@ -144,27 +143,3 @@ def _strip(label: str, pictures: Pictures, side: int, lettering: Lettering) -> I
     for n, picture in enumerate(shown):
         image.paste(picture, (n * (side + GAP), head))
     return image
-
-
-def comparison_png(outcomes: Sequence[Outcome], columns: int = 4) -> bytes:
-    """Of each family the first `columns` prompts, before and after side by side.
-
-    Of a family that asks for the target, those are shown first in which the unerased model draws it: elsewhere there is
-    nothing to erase.
-    """
-    blocks = []
-    for outcome in outcomes:
-        family = outcome.family
-        order = [*np.flatnonzero(_draws(outcome)), *np.flatnonzero(~_draws(outcome))][:columns]
-        items = [
-            Item([outcome.before[n], outcome.after[n]], [f"{family.prompts[n]}, seed {family.seeds[n]}", "erased"])
-            for n in order
-        ]
-        blocks.append(Block(TITLES[family.name], items))
-    return sheet(blocks, side=184)
-
-
-def _draws(outcome: Outcome) -> Flags:
-    """Which unerased pictures show what their prompts are about: the target, or the unrelated object."""
-    seen = outcome.seen_before
-    return seen.other if outcome.family.name == "unrelated" else seen.target

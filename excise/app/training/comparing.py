@@ -14,7 +14,7 @@ from torch import Tensor
 from excise.app.models.resolve import sae_site
 from excise.concepts import Concept, Pair, builtin, from_templates, read_rows
 from excise.errors import ExciseError
-from excise.methods.sae.prompt_codes import features, stacked
+from excise.methods.prompt_codes import features, stacked
 from excise.neurons import PromptCodes
 from excise.neurons.contrast import contrast
 from excise.neurons.identification import identify
@@ -198,7 +198,7 @@ def _carried(sae: TopKSAE, read: Read, codes_of: Mapping[str, PromptCodes], neur
     """How much of what the concept changes in the last scored state one neuron's code carries, s·Δ / Δ·Δ: 1 is all.
 
     The last state carries the sentence, in a causal encoder. Ours, after
-    `excise.methods.sae.prompt_codes.carried_share`.
+    `excise.methods.prompt_codes.carried_share`.
     """
     changes = []
     for side in ("concept", "deconcept"):

@@ -16,8 +16,8 @@ from excise.erasers.edits.base import Uncond
 from excise.erasers.edits.sae_rows import check_choices
 from excise.erasers.edits.text_sae import CHOICES, Align, Gate, Source
 from excise.errors import ExciseError
+from excise.methods.prompt_codes import Reading, prompt_codes
 from excise.methods.sae.calibrate import calibrate
-from excise.methods.sae.prompt_codes import Reading, prompt_codes
 from excise.neurons import SCORES, PromptCodes, Ranking, Validation, top_tokens
 from excise.neurons.identification import identify
 from excise.neurons.validation import TokenUse, validate

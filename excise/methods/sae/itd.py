@@ -30,8 +30,8 @@ from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.build import proved
+from excise.methods.prompt_codes import prompt_codes
 from excise.methods.sae.finding import SNCEConfig, site_of
-from excise.methods.sae.prompt_codes import prompt_codes
 from excise.neurons import PromptCodes
 from excise.sae import load
 from excise.sites import capture

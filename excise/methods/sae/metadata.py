@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from excise.erasers import SAEEdit
 from excise.methods.build import versions
+from excise.methods.prompt_codes import Reading
 from excise.methods.sae.calibrate import Calibration
-from excise.methods.sae.prompt_codes import Reading
 from excise.sites import Site
 
 if TYPE_CHECKING:

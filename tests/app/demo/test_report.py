@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from excise.app.demo.measure import figures, further_figures
+from excise.app.demo.pictures import comparison_png
 from excise.app.demo.report import BARS, NeuronView, Report, Strip, percent, render
 from excise.app.pages import svg
-from excise.app.pages.sheet import comparison_png
 from excise.bench.statistics import Figure, share
 
 VOID = {"meta", "img", "br", "line", "rect", "circle"}

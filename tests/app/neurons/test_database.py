@@ -16,7 +16,7 @@ from excise.app.neurons.database import Watching, build, tag
 from excise.app.neurons.nearest import near_neurons
 from excise.app.neurons.safe_sail import import_safe_sail
 from excise.errors import ExciseError
-from excise.methods.sae.prompt_codes import prompt_codes
+from excise.methods.prompt_codes import prompt_codes
 from excise.neurons.contexts import Contexts
 from excise.neurons.database.database import NeuronDatabase
 from excise.neurons.database.entry import Entry, Explanation, Measured, Tag

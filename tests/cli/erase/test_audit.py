@@ -91,7 +91,7 @@ def test_the_bundled_gun_stands_and_planted_bad_ones_do_not(
     """Nothing but notes for gun's own neuron; a neuron of "a" and a gate that never shuts are red."""
     from excise import reference
     from excise.app.models.resolve import sae_site
-    from excise.methods.sae.prompt_codes import prompt_codes
+    from excise.methods.prompt_codes import prompt_codes
     from excise.sae import load
 
     ask("erase", "gun", "--out", tmp_path / "gun")

@@ -1,0 +1,113 @@
+"""The shape of the house: which way imports point, how large a room and a file may grow (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from excise.erasers import Eraser
+
+ROOT = Path(__file__).parents[1]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (ROOT / "excise").rglob("*.py")
+}
+FULL = {
+    "excise/concepts": "one file for each way to get pairs, all on one Concept",
+    "excise/methods/trained": "one file a method",
+}
+"""Folders of more than twelve files, and why."""
+LONG = {
+    "excise/bench/worker.py": "one unit of a run from its claim to its record",
+    "excise/cli/neurons/neurons.py": "eight commands; their options are most of the lines",
+    "excise/erasers/artefact/hub.py": "the card's text",
+    "excise/erasers/attachment.py": "what has to be undone together is put on together",
+    "excise/erasers/guard/denoiser.py": "the recorder and the guard share one record",
+    "excise/methods/catalogue.py": "BibTeX",
+    "excise/sae/trainer.py": "one training loop with its checkpoints",
+}
+"""Files of more than 300 lines, and why."""
+
+
+def imports(module: str) -> Iterator[str]:
+    """Modules of ours that a module imports anywhere in its text, under TYPE_CHECKING too."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                if name in MODULES:
+                    yield name
+                elif node.module in MODULES:
+                    yield node.module
+
+
+def circles(graph: dict[str, set[str]]) -> set[str]:
+    """Modules that are left when those without imports, or without importers, are taken away one after another."""
+    left = dict(graph)
+    while True:
+        imported = {name for targets in left.values() for name in targets if name in left}
+        ends = {name for name, targets in left.items() if name not in imported or not targets & set(left)}
+        if not ends:
+            return set(left)
+        left = {name: targets for name, targets in left.items() if name not in ends}
+
+
+def test_no_module_imports_itself_round_a_corner() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {"b", "c"}
+    assert circles({module: set(imports(module)) for module in MODULES}) == set()
+
+
+def test_folders_and_files_stay_small() -> None:
+    folders = {path.parent for path in MODULES.values()}
+    full = {f.relative_to(ROOT).as_posix() for f in folders if len([*f.glob("*.py")]) > 13}  # __init__.py among them
+    assert full == set(FULL)
+    long = {p.relative_to(ROOT).as_posix() for p in MODULES.values() if len(p.read_text().splitlines()) > 300}
+    assert long == set(LONG)
+
+
+LIGHT = """
+import sys
+
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"diffusers", "transformers", "peft", "PIL", "huggingface_hub", "accelerate"}:
+            raise ImportError(f"{name} is not there")
+
+
+sys.meta_path.insert(0, Blocker())
+
+import torch
+
+from excise.erasers.artefact.files import check_files, eraser_folders
+from excise.erasers.artefact.record import Artefact
+
+folder = sys.argv[1]
+eraser = Artefact.load(folder)
+assert all(check.passed for check in check_files(*eraser_folders(__import__("pathlib").Path(folder))))
+assert eraser.digest == sys.argv[2]
+(edit,) = eraser.text_edits
+states = torch.randn(2, 5, edit.site.width, generator=torch.Generator().manual_seed(0))
+print(repr(float(edit.apply(states, 1.0).double().sum())))
+"""
+
+
+def test_an_eraser_is_read_and_its_edit_computed_with_torch_and_safetensors_alone(
+    gun_eraser: Eraser, tmp_path: Path
+) -> None:
+    import torch
+
+    gun_eraser.save(tmp_path / "gun")
+    command = [sys.executable, "-c", LIGHT, str(tmp_path / "gun"), gun_eraser.digest]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (edit,) = gun_eraser.text_edits
+    states = torch.randn(2, 5, edit.site.width, generator=torch.Generator().manual_seed(0))
+    assert float(done.stdout) == pytest.approx(float(edit.apply(states, 1.0).double().sum()), abs=0)  # type: ignore[union-attr]
