@@ -1,9 +1,16 @@
+from .api import erase as erase
+from .api import find_neurons as find_neurons
+from .api import list_methods as list_methods
+from .api import method_config as method_config
+from .api import train_sae as train_sae
 from .concepts import Concept as Concept
 from .concepts import Pair as Pair
 from .erasers import Attachment as Attachment
 from .erasers import Attachments as Attachments
 from .erasers import Eraser as Eraser
 from .erasers import Signer as Signer
+from .erasers import sign as sign
+from .erasers import verify as verify
 from .erasers.loaders import disable_erasers as disable_erasers
 from .erasers.loaders import enable_erasers as enable_erasers
 from .erasers.loaders import encode as encode
@@ -16,6 +23,7 @@ from .erasers.telemetry import on_event as on_event
 from .errors import EraserDidNotFire as EraserDidNotFire
 from .errors import ExciseError as ExciseError
 from .methods.sae.finding import SNCEConfig as SNCEConfig
+from .neurons import Ranking as Ranking
 from .sae import TopKSAE as TopKSAE
 from .sites import LanguageModel as LanguageModel
 from .sites import Site as Site

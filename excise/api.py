@@ -1,0 +1,227 @@
+"""The functions of `import excise` that make something: erasers, rankings of neurons, SAEs.
+
+Loading and switching erasers is in `excise.erasers.loaders`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from excise.concepts import Concept, builtin, from_templates, names
+from excise.errors import ExciseError
+from excise.methods.catalogue import METHODS
+from excise.plugins import plugins
+
+if TYPE_CHECKING:
+    from excise.erasers import Eraser
+    from excise.neurons import Ranking
+    from excise.sae import TopKSAE
+
+StrPath = str | PathLike[str]
+
+
+def erase(
+    pipe: Any,
+    concept: str | Concept,
+    method: str = "snce",
+    *,
+    sae: StrPath | TopKSAE | None = None,
+    **settings: Any,
+) -> Eraser:
+    """Make an eraser of a concept for a pipeline.
+
+    The pipeline is left as it is: attach the eraser with `excise.load_eraser` after saving it, or with
+    `eraser.attach(pipe)`.
+
+    Args:
+        pipe: A diffusers pipeline, or an `excise.LanguageModel`.
+        concept: A built-in concept (`excise concepts` lists them), any other word or phrase, or a Concept with pairs of
+            your own.
+        method: One of `excise.list_methods()`, or several joined by `+`, such as `snce+saemnesia`.
+        sae: Folder of the sparse autoencoder, or the SAE itself (SNCE alone). With the bundled model the bundled one is
+            used where none is given.
+        settings: Settings of the method, by the names of `excise.method_config(method)`; of joined methods
+            `**{"snce.k": 2}`. With the bundled model the defaults are those chosen for it.
+
+    Returns:
+        The eraser. One that misses a stated limit has reasons in `eraser.weak`.
+
+    Raises:
+        ExciseError: for an unknown method or setting, an impossible value, a missing SAE, or a concept that the method
+            cannot erase from this pipeline.
+        EraserDidNotFire: where the edit changes nothing on the concept's canary prompt.
+
+    Warns:
+        WeakEraser: where the eraser cannot be relied on.
+
+    Example:
+        >>> eraser = excise.erase(pipe, "gun")
+        >>> eraser.save_pretrained("erasers/gun")
+    """
+    from excise.app.models.resolve import bundled_settings
+    from excise.methods.lookup import method as by_name
+    from excise.methods.lookup import settings_of
+    from excise.sae import TopKSAE
+
+    chosen = by_name(method)
+    known = settings_of(chosen.name, bundled_settings()) if is_bundled(pipe) else {}
+    own, more = {**known, **settings}, {}
+    if isinstance(sae, TopKSAE):
+        if chosen.name != "snce":
+            raise ExciseError(
+                f"{chosen.name} takes the folder of an SAE, not the SAE itself; save it and give its path"
+            )
+        more["sae"] = sae
+    elif sae is not None:
+        takes = [key for key in vars(chosen.Config()) if key.rpartition(".")[2] == "sae"]
+        if not takes:
+            raise ExciseError(f"{chosen.name} needs no SAE; leave `sae` out")
+        own |= dict.fromkeys(takes, str(Path(sae)))
+    configured = chosen.Config(**_checked(chosen.name, own, vars(chosen.Config())))
+    return chosen.fit(pipe, _concept(concept), configured, **more)
+
+
+def find_neurons(
+    pipe: Any, concept: str | Concept, sae: StrPath | TopKSAE | None = None, *, top: int = 10, **settings: Any
+) -> Ranking:
+    """Rank the neurons of an SAE by how much more they fire on a concept than without it (SNCE, eqs. 4 to 7).
+
+    Args:
+        pipe: A diffusers pipeline, or an `excise.LanguageModel`.
+        concept: As for `excise.erase`.
+        sae: The SAE, or its folder; with the bundled model the bundled one by default.
+        top: How many of the best are validated on held-out pairs, which warns where one does not hold.
+        settings: Settings of SNCE, by the names of `excise.SNCEConfig`.
+
+    Returns:
+        The neurons that fire on the concept's side alone, by falling score.
+
+    Raises:
+        ExciseError: where the SAE does not belong to the pipeline, or a setting is impossible.
+
+    Example:
+        >>> ranking = excise.find_neurons(pipe, "gun")
+        >>> neuron, *_ = ranking.top(1)
+    """
+    from excise.methods.sae.finding import SNCEConfig, find
+    from excise.sae import TopKSAE, load
+
+    if sae is None:
+        sae = _bundled_sae(pipe)
+    folder = "" if isinstance(sae, TopKSAE) else str(Path(sae))
+    config = replace(SNCEConfig(sae=folder, **_checked("snce", settings, vars(SNCEConfig()))), examine=top)
+    whole = sae if isinstance(sae, TopKSAE) else load(Path(folder), device=_device(pipe))
+    return find(pipe, whole, _concept(concept), config).ranking
+
+
+def train_sae(
+    pipe: Any,
+    prompts: Iterable[str],
+    *,
+    site: str | None = None,
+    out: StrPath | None = None,
+    device: str = "cpu",
+    **settings: Any,
+) -> TopKSAE:
+    """Train a sparse autoencoder on what a text encoder makes of prompts.
+
+    Args:
+        pipe: A diffusers pipeline, or an `excise.LanguageModel`.
+        prompts: Texts to train on: tens of thousands for a real model.
+        site: Layer to read, such as `encoder.layers.8` or `text_encoder_2/encoder.layers.24`; by default the family's.
+        out: Folder to keep the SAE and its checkpoints in. The same call goes on where it was interrupted.
+        device: Where to train, such as `cuda`.
+        settings: Settings of `excise.sae.TrainConfig`, such as `tokens=2_000_000` or `k=32`.
+
+    Returns:
+        The trained SAE.
+
+    Raises:
+        ExciseError: where there is no such layer, no prompt, or an impossible setting.
+
+    Example:
+        >>> sae = excise.train_sae(pipe, prompts, out="sae", tokens=2_000_000)
+    """
+    from excise.app.models.resolve import parse_site
+    from excise.app.training import text
+    from excise.sae import TrainConfig
+    from excise.sites import default_site
+
+    place = default_site(pipe) if site is None else parse_site(pipe, site)
+    config = TrainConfig(**_checked("the training", settings, TrainConfig.__dataclass_fields__))
+    texts = list(prompts)
+    card = {"corpus": f"{len(texts)} prompts"}
+    if out is not None:
+        return text.train_sae(pipe, place, texts, config, Path(out), card=card, device=device)
+    with tempfile.TemporaryDirectory() as scratch:
+        return text.train_sae(pipe, place, texts, config, Path(scratch) / "sae", card=card, device=device)
+
+
+def list_methods() -> list[str]:
+    """Names of the methods that make erasers, ours and plugins'.
+
+    Example:
+        >>> "esd-x" in excise.list_methods()
+        True
+    """
+    return [*METHODS, *plugins("excise.methods")]
+
+
+def method_config(method: str, **settings: Any) -> Any:
+    """A method's configuration: the given settings, its defaults for the rest.
+
+    The fields of the frozen dataclass say what each setting means, its unit and where it comes from.
+
+    Raises:
+        ExciseError: for an unknown method or setting, or an impossible value.
+
+    Example:
+        >>> excise.method_config("uce").lam
+        0.5
+    """
+    from excise.methods.bounds import check_numbers
+    from excise.methods.lookup import method as by_name
+
+    chosen = by_name(method)
+    check_numbers(chosen.name, settings)
+    return chosen.Config(**_checked(chosen.name, settings, vars(chosen.Config())))
+
+
+def is_bundled(pipe: Any) -> bool:
+    """Whether that is the model that ships with Excise."""
+    from excise.reference import MODEL
+
+    name = getattr(getattr(pipe, "config", None), "_name_or_path", None)
+    return isinstance(name, str) and Path(name) == MODEL
+
+
+def _checked(what: str, settings: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    if unknown := sorted(set(settings) - set(known)):
+        raise ExciseError(f"{what} has no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    return settings
+
+
+def _concept(concept: str | Concept) -> Concept:
+    if isinstance(concept, Concept):
+        return concept
+    return builtin(concept) if concept in names() else from_templates(concept, (concept,), 100)
+
+
+def _bundled_sae(pipe: Any) -> StrPath:
+    from excise.reference import sae_folder
+
+    if not is_bundled(pipe):
+        raise ExciseError("no SAE was given; train one with excise.train_sae, or give the folder of one")
+    return sae_folder()
+
+
+def _device(pipe: Any) -> Any:
+    from excise.sites import text_encoders
+
+    encoders = list(text_encoders(pipe).values())
+    return next(encoders[0].parameters()).device if encoders else "cpu"
