@@ -87,8 +87,8 @@ def verify(
 
     folders = eraser_folders(folder)
     signer = _signer(key, identity, identity_provider)
-    if files_only and signer is None:
-        found = {own: check_files(own) for own in folders}
+    if files_only:
+        found = {own: check_files(own, signer) for own in folders}
     else:
         from excise.erasers import verify as checks_of
 

@@ -22,6 +22,7 @@ from excise.erasers.artefact import Check as Check
 from excise.erasers.artefact import check_manifest as check_manifest
 from excise.erasers.artefact import manifest as manifest
 from excise.erasers.artefact import read as read
+from excise.erasers.artefact import reason as reason
 from excise.erasers.kinds import KINDS, Edit
 from excise.errors import ExciseError
 from excise.sites.site import Site
@@ -108,12 +109,6 @@ def unpack(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     raise ExciseError(
         f"{folder} has the format {reprlib.repr(schema)[:60]}, this version reads {SCHEMA!r}; use a matching excise"
     )
-
-
-def reason(error: BaseException) -> str:
-    """What an error says, in one short line that is safe to print: it may quote a file that anybody wrote."""
-    said = str(error.strerror or error) if isinstance(error, OSError) else str(error)
-    return "".join(c if c.isprintable() else " " for c in said[:200]).strip() or type(error).__name__
 
 
 def _arguments(described: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:

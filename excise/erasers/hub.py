@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.erasers import formats, strength
+from excise.erasers.artefact import CARD as CARD
 from excise.erasers.artefact import SIGNATURE as SIGNATURE
 from excise.erasers.block import BlockEdit
 from excise.erasers.edit import SAEEdit
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from excise.erasers.eraser import Eraser
     from excise.erasers.kinds import Edit
 
-CARD = "README.md"
 SOMEWHERE = "owner/name"
 """A repository's name on a card that was written before it has one."""
 _SAE = "sparse-autoencoder"

@@ -12,8 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from excise.erasers import formats
-from excise.erasers.hub import CARD, SIGNATURE
+from excise.erasers import artefact
+from excise.erasers.artefact import CARD, SIGNATURE
 from excise.errors import ExciseError
 from excise.files import write_atomic
 
@@ -51,10 +51,12 @@ def sign(folder: Path | str, private_key: Path | str, password: str | None = Non
 
     Raises ExciseError where the eraser is not whole, lies among other files, or the key cannot be used.
     """
+    from excise.erasers.formats import unpack
+
     path, target = Path(folder), Path(folder) / SIGNATURE
-    files = formats.read(path)
-    formats.check_manifest(path, files)
-    formats.unpack(path, files)
+    files = artefact.read(path)
+    artefact.check_manifest(path, files)
+    unpack(path, files)
     _refuse_strangers(path)
     library = _library()
     try:
@@ -63,7 +65,7 @@ def sign(folder: Path | str, private_key: Path | str, password: str | None = Non
         config = library.signing.Config().use_elliptic_key_signer(private_key=private_key, password=secret)
     except Exception as error:
         raise ExciseError(
-            f"cannot sign with {private_key} ({formats.reason(error)}); "
+            f"cannot sign with {private_key} ({artefact.reason(error)}); "
             "give an elliptic-curve private key in PEM, and its password if it has one"
         ) from error
     with _alone(path, files) as (copy, signature):
@@ -80,7 +82,7 @@ def verify_signature(
 ) -> None:
     """Raises ExciseError unless the named signer signed this eraser, all of it, and nothing was added or altered."""
     path = Path(folder)
-    check_signature(path, formats.read(path), Signer(public_key, identity, identity_provider))
+    check_signature(path, artefact.read(path), Signer(public_key, identity, identity_provider))
 
 
 def check_signature(folder: Path, files: Mapping[str, bytes], signer: Signer) -> None:
@@ -107,7 +109,7 @@ def check_signature(folder: Path, files: Mapping[str, bytes], signer: Signer) ->
             if str(error).startswith("Signature mismatch"):
                 what = f"was altered since {signer} signed it"
             else:
-                what = f"was not signed by {signer} ({formats.reason(error)})"
+                what = f"was not signed by {signer} ({artefact.reason(error)})"
             raise ExciseError(f"{folder} {what}; do not use it, and get it again from who made it") from error
 
 
@@ -118,7 +120,7 @@ def _verifier(signer: Signer) -> Any:
             return config.use_elliptic_key_verifier(public_key=signer.public_key)
         return config.use_sigstore_verifier(identity=signer.identity, oidc_issuer=signer.identity_provider)
     except Exception as error:
-        told = formats.reason(error)
+        told = artefact.reason(error)
         if signer.public_key:
             raise ExciseError(
                 f"cannot read the public key {signer.public_key} ({told}); give an elliptic-curve one in PEM"
@@ -158,12 +160,12 @@ def _alone(folder: Path, files: Mapping[str, bytes]) -> Iterator[tuple[Path, Pat
                 (copy / name).write_bytes(data)
             yield copy, Path(parent) / SIGNATURE
     except OSError as error:
-        raise ExciseError(f"cannot copy {folder} to sign or check it: {formats.reason(error)}") from error
+        raise ExciseError(f"cannot copy {folder} to sign or check it: {artefact.reason(error)}") from error
 
 
 def _refuse_strangers(folder: Path) -> None:
     try:
-        strangers = sorted({path.name for path in folder.iterdir()} - {*formats.FILES, *BESIDE})
+        strangers = sorted({path.name for path in folder.iterdir()} - {*artefact.FILES, *BESIDE})
     except OSError as error:
         raise ExciseError(f"cannot list {folder}: {error.strerror}; copy it again") from error
     if strangers:
