@@ -81,7 +81,8 @@ def _is_eraser(folder: Path) -> bool:
 def check_files(folder: Path, signed_by: Signer | None = None) -> list[Check]:
     """Check a saved eraser's files: all are there, unaltered, and hold a description and a table of tensors.
 
-    With `signed_by` that signature is checked before anything is parsed. The tensors themselves are left to `excise.erasers.verify`. Nothing is raised for a bad eraser.
+    With `signed_by` its signature is checked before anything is parsed. The tensors themselves are left to
+    `excise.erasers.verify`. Nothing is raised for a bad eraser.
     """
     checks: list[Check] = []
     files: dict[str, bytes] = {}
