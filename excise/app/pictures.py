@@ -20,7 +20,7 @@ from excise.erasers.integrity import model_digests
 from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.reference import GUIDANCE
-from excise.sites.truncation import Cut, cuts
+from excise.sites.truncation import Cut, cuts, label
 
 BATCH = 8
 """Pictures drawn together."""
@@ -212,8 +212,5 @@ def _blocks(
                 captions[0] = f"{captions[0]}, seed {seed}" if captions[0] else f"seed {seed}"
             items.append(Item([pictures[n] for pictures in sides.values()], captions))
             n += 1
-        heading = one.prompt
-        if tail := lost.get(one.prompt):
-            heading = f"{one.prompt.removesuffix(tail).rstrip()} (not read: {tail.strip()})"
-        blocks.append(Block(heading, items))
+        blocks.append(Block(label(one.prompt, lost.get(one.prompt, "")), items))
     return blocks

@@ -244,7 +244,7 @@ def _report(run: Run, as_json: bool) -> dict[str, Any]:
         rows = [(label, plain(own["figures"].get("frechet")), *costs(own["cost"])) for label, own in methods.items()]
         table("What it moved and what it cost", ("method", "Fréchet distance", *COSTS), rows)
         for label, method in methods.items():
-            if method["cut"]:
+            if method["cut"] or method["unread"]:
                 note(f"{label}: {cut_prompts(method)}")
             what = outside(method) | {"concepts refused": len(method["refused"])}
             if any(what.values()):

@@ -61,6 +61,11 @@ def described(found: list[Cut], of: int) -> str:
     )
 
 
+def label(prompt: str, lost: str = "") -> str:
+    """The prompt as a picture's label gives it: `lost`, the end that the model does not read, stands in brackets."""
+    return f"{prompt.removesuffix(lost).rstrip()} (not read: {lost.strip()})" if lost else prompt
+
+
 def warn_of_cuts(pipe: Any, prompts: list[str]) -> None:
     """Warn of prompts that are cut, once for each pipeline's tokenizer."""
     if isinstance(pipe, LanguageModel):
