@@ -134,6 +134,7 @@ def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
         "lambda": lam,
         "seconds": round(time.monotonic() - began, 1),
         "machine": machine(),
+        "weak": list(eraser.weak),
     }
     report = Report(
         concept=config.concept,
@@ -236,6 +237,7 @@ def _facts(eraser: Any, result: dict[str, Any], config: DemoConfig) -> list[tupl
         ("site", edit.site.key),
         ("source", edit.source),
         ("pictures", f"{config.n} a family, {config.steps} steps"),
+        *[("weak", why) for why in eraser.weak],
         ("took", f"{result['seconds']:.0f} s"),
         ("on", result["machine"]),
     ]

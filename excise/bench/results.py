@@ -28,8 +28,7 @@ def results(run: Run, suite: Suite) -> dict[str, Any]:
     Every case is set beside the same case of the unerased model. Cases that one of the two lacks, on which a detector
     failed, or whose picture is broken on either side, are counted as `missing`, `errors` and `broken` and stand in no
     figure. `cut` is how many prompts are longer than the model reads. Cases whose prompt names the concept only past
-    that, `unread`, count as not erased under every method, the baseline's own among them: nothing was taken out of their
-    pictures, whatever they show.
+    that, `unread`, count as not erased under every method, the baseline among them: nothing was taken out of them.
     """
     records: dict[str, dict[str, Record]] = {}
     for record in run.records():
