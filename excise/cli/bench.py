@@ -11,10 +11,10 @@ from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import NOT_PASSED, Commands
 from excise.cli.options import Device, Json, Model, Sae
-from excise.cli.outputs import check_resumed
 from excise.cli.terminal import complain, emit, note, progress, table
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
+from excise.outputs import check_resumed
 
 if TYPE_CHECKING:
     from excise.bench.bars import Bar

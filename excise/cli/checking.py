@@ -9,10 +9,10 @@ import typer
 
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Device, Json, Model, Sae
-from excise.cli.outputs import Force, check_absent
+from excise.cli.options import Device, Force, Json, Model, Sae
 from excise.cli.terminal import emit, note, table
 from excise.cli.weights import choosing_weights
+from excise.outputs import check_absent
 
 if TYPE_CHECKING:
     from excise.erasers import Signer

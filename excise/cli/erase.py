@@ -12,11 +12,11 @@ from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import NOT_PASSED
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
-from excise.cli.outputs import Force, check_folder, check_resumed
+from excise.cli.options import Count, Device, Force, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
 from excise.cli.terminal import complain, emit, note, table, training
 from excise.cli.weights import choosing_weights
 from excise.erasers.artefact import FILES
+from excise.outputs import check_folder, check_resumed
 
 LAM = (
     "Strength: how far down. 1 takes out all that the concept's word changes, 1.25 (the default) a quarter more; what "

@@ -11,8 +11,7 @@ import typer
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Device, Json, Model
-from excise.cli.outputs import PICTURE, Force, check_file, check_resumed
+from excise.cli.options import Device, Force, Json, Model
 from excise.cli.terminal import emit, note, progress
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
@@ -100,14 +99,8 @@ def generate(
             "there is nothing to draw; give --prompt, or name a file with --prompts; see `excise generate --help`"
         )
 
-    if not all(text.strip() for text in prompt or ()):
-        raise ExciseError("a prompt is empty; say what to draw with --prompt")
     if out is None and out_dir is None and not _writes_text(model):
         out = Path("excise.png")
-    if out is not None:
-        check_file(out, PICTURE, force=force)
-    if out_dir is not None:
-        check_resumed(out_dir, option="--out-dir")
 
     from excise.app.models import load_pipeline, sae_folder
     from excise.app.pictures import Asked, check, counted, denoising_steps, draw_prompts, read_asked
@@ -174,7 +167,8 @@ def generate(
     seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
     data["dropped"] = dropped
     data["cut"] = [{"prompt": one.prompt, "lost": one.lost} for one in cut]
-    emit(json, data, lambda: typer.echo(f"{where}: {data['pictures']} pictures, {seeds}"))
+    there = f" ({data['kept']} of them there already)" if data["kept"] else ""
+    emit(json, data, lambda: typer.echo(f"{where}: {data['pictures']} pictures{there}, {seeds}"))
 
 
 def _writes_text(model: str | None) -> bool:

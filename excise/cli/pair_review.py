@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from excise.cli.keys import Hands, hands
-from excise.cli.options import Json
-from excise.cli.outputs import PAIRS, Force, check_file
+from excise.cli.options import Force, Json
 from excise.cli.terminal import emit, note
 from excise.errors import ExciseError
+from excise.outputs import PAIRS, check_file
 
 if TYPE_CHECKING:
     from excise.app.pair_review import Review

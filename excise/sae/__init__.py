@@ -6,7 +6,7 @@ from excise.sae.formats import card, load, saes_in, save, shape, update_card
 from excise.sae.metrics import Metrics, evaluate
 from excise.sae.model import Codes, TopKSAE
 from excise.sae.supervised import Supervision
-from excise.sae.trainer import Progress, check_out, train
+from excise.sae.trainer import Progress, train
 
 __all__ = [
     "Codes",
@@ -18,7 +18,6 @@ __all__ = [
     "TopKSAE",
     "TrainConfig",
     "card",
-    "check_out",
     "evaluate",
     "load",
     "saes_in",

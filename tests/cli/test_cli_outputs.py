@@ -11,9 +11,9 @@ import typer.main
 
 from excise.app.pair_generation import report_path
 from excise.cli import app
-from excise.cli.outputs import check_extra, check_figure, check_file, check_folder
 from excise.errors import ExciseError
 from excise.files import temporary_beside
+from excise.outputs import check_extra, check_figure, check_file, check_folder
 from tests.cli.test_cli_command import everything
 
 Call = Callable[..., Any]
@@ -159,7 +159,7 @@ def test_a_place_that_cannot_be_written_and_a_missing_extra(monkeypatch: pytest.
         check_folder(Path("file/eraser"), own=())
     with pytest.raises(ExciseError, match=r"pip install 'excise\[plot\]'"):
         check_extra("a_package_that_is_not_there", "plot", "--plot")
-    monkeypatch.setattr("excise.cli.outputs.find_spec", lambda name: None)
+    monkeypatch.setattr("excise.outputs.find_spec", lambda name: None)
     with pytest.raises(ExciseError, match="--plot needs matplotlib, which is not installed"):
         check_figure(Path("gun.svg"), option="--plot")
 
