@@ -63,7 +63,11 @@ def generate(
     ] = None,
     out_dir: Annotated[
         Path | None,
-        typer.Option("--out-dir", help="Write each picture as a numbered PNG into this folder."),
+        typer.Option(
+            "--out-dir",
+            help="Write each picture as a numbered PNG into this folder; called again, the same "
+            "command draws only what is missing.",
+        ),
     ] = None,
     keep_prompt: Annotated[
         bool,
