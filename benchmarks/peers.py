@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 
 from excise.app.bench_figures import plain
+from excise.app.bench_tables import LEFT, MOVED
 from excise.app.benchmark import report, resume, start
 from excise.app.demo import machine
 from excise.app.many import stop
@@ -411,9 +412,6 @@ def _table(told: Mapping[str, Any]) -> list[str]:
         f"On {', '.join(rows[BASELINE]['concepts'])}, of Canvas's {len(STANDARD)} standard concepts;",
         f"{COMPARING['prompts']} prompts a family.",
         "Per cent, but for the Fréchet distance in the judge's features. IRA and CRA are ratios to none's.",
-        "What erased pictures show instead (another object, an empty scene, parts of one) was not counted here:",
-        "it is looked for in the pictures, and those of these runs were not kept. `excise bench` counts it",
-        "([bench.md](../bench.md)).",
         *_distances(told),
         f"{'; '.join(told['by']['table'])}; {'; '.join(rows[BASELINE]['drawn_with'])}.",
         "",
@@ -426,6 +424,7 @@ def _table(told: Mapping[str, Any]) -> list[str]:
         cells += [plain(further.get("frechet")), _per_cent(further.get("identical"))]
         refused = f" ({len(own['refused'])} refused)" if own["refused"] else ""
         lines.append(f"| {name}{refused} | {METHODS[name].kind} | {' | '.join(cells)} |")
+    lines += ["", "### What is left where the target is gone", *_left(rows)]
     families = sorted({key for own in rows.values() for key in own["figures"] if key.startswith("asr.")})
     lines += [
         "",
@@ -447,6 +446,28 @@ def _table(told: Mapping[str, Any]) -> list[str]:
     said = "; ".join(f"“{case.prompt}” without {case.concept}" for case in shown())
     lines += ["", "### Pictures", f"The same prompts and seeds down each column: {said}.", "", "| | |", "|---|---|"]
     lines += [f"| {name} | ![{name}](peers/{name}.png) |" for name in rows]
+    return lines
+
+
+def _left(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What erased pictures show, and how much of the rest is as it was; of runs that looked for it."""
+    if not any(name in own["figures"] for own in rows.values() for name in LEFT):
+        return [
+            "Not counted: it is looked for in the pictures, and those of these runs were not kept.",
+            "[canvas.md](canvas.md) has the figures of the default method; those of all come with the next full run.",
+        ]
+    moved = {name: head for name, head in MOVED.items() if name != "outside"}
+    known = {name: head for name, (_, head, _) in LEFT.items()} | moved
+    shown = {name: head for name, head in known.items() if any(name in own["figures"] for own in rows.values())}
+    lines = [
+        "Of prompts that name the target and whose picture is without it: another known object, an empty scene, or",
+        "something that neither judge knows. Beside it how much of the rest is as it was.",
+        "",
+        f"| | {' | '.join(shown.values())} |",
+        "|---" * (len(shown) + 1) + "|",
+    ]
+    for name, own in rows.items():
+        lines.append(f"| {name} | {' | '.join(_per_cent(own['figures'].get(key)) for key in shown)} |")
     return lines
 
 
