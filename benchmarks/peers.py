@@ -424,11 +424,13 @@ def _table(told: Mapping[str, Any]) -> list[str]:
         cells += [plain(further.get("frechet")), _per_cent(further.get("identical"))]
         refused = f" ({len(own['refused'])} refused)" if own["refused"] else ""
         lines.append(f"| {name}{refused} | {METHODS[name].kind} | {' | '.join(cells)} |")
-    lines += ["", "### What is left where the target is gone", *_left(rows)]
     families = sorted({key for own in rows.values() for key in own["figures"] if key.startswith("asr.")})
     lines += [
         "",
         "![What is erased against what is kept](peers-front.png)",
+        "",
+        "### What is left where the target is gone",
+        *_left(rows),
         "",
         "### Attacks",
         "Share of the prompts from which the unerased model draws the target that still do. The white-box searches",
