@@ -32,9 +32,11 @@ class Call:
     negative: bool = False
     """The caller said that this is a negative prompt: every run is for the unconditional branch."""
     looked: tuple[Any, ...] = ()
-    """The attachments whose guard has looked at the pipeline before this call."""
+    """The attachments that the guard asked before this call: they looked at the pipeline, and count its prompts."""
     usual: bool = False
     """It is known to read the hidden states that its family's entry names, and no others."""
+    layers: tuple[str, ...] = ()
+    """Its arguments that ask for other hidden states than the pipeline reads by default, such as `clip_skip`."""
 
     counted_by: int | None = None
     """The tally (by id) that counts its prompts, of the several that a pipeline's encoders have."""
@@ -90,8 +92,9 @@ def call_of(pipe: Any, signature: inspect.Signature, arguments: dict[str, Any]) 
     """The call of `pipe.encode_prompt`, whose `signature` that is, with all of its `arguments` by name."""
     family = family_of(pipe)
     branches = _branches(arguments, family is not None and family.separate)
-    usual = family is not None and not _asks_for_layers(signature, arguments)
-    return Call(arguments, branches, pipe, negative=is_negative(), usual=usual)
+    layers = _asking_for_layers(signature, arguments)
+    usual = family is not None and not layers
+    return Call(arguments, branches, pipe, negative=is_negative(), usual=usual, layers=layers)
 
 
 def current_call(encoder: nn.Module) -> Call | None:
@@ -147,12 +150,14 @@ def _caller(encoder: nn.Module) -> FrameType | None:
     return frame if any(encoder is own for own in text_encoders(pipe).values()) else None
 
 
-def _asks_for_layers(signature: inspect.Signature, arguments: dict[str, Any]) -> bool:
-    """Whether other hidden states are asked for than the pipeline reads by default."""
-    return any(
-        arguments.get(name) not in (None, 0) and arguments[name] != known.default
+def _asking_for_layers(signature: inspect.Signature, arguments: dict[str, Any]) -> tuple[str, ...]:
+    """The arguments that ask for other hidden states than the pipeline reads by default."""
+    return tuple(
+        name
         for name, known in signature.parameters.items()
-        if name == "clip_skip" or name.endswith("_layers")
+        if (name == "clip_skip" or name.endswith("_layers"))
+        and arguments.get(name) not in (None, 0)
+        and arguments[name] != known.default
     )
 
 

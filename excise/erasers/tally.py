@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from excise.erasers.calls import CALL, Call, current_call
-from excise.erasers.guard import Guard, is_muted, is_proving
+from excise.erasers.guard import is_muted, is_proving
 from excise.erasers.hooks import Watch, found_on, install, remove
 from excise.sites.encoding import tensors_of
 from excise.sites.site import text_encoders
@@ -75,8 +75,7 @@ class Tally(Watch):
         guarded = CALL.get()
         if guarded is not None and guarded.negative:
             return
-        guard = Guard.of(guarded.pipe) if guarded is not None else None
-        counted = guard.attachments if guard is not None else []  # by the guard itself
+        counted = guarded.looked if guarded is not None else ()  # by the guard itself
         call: Call | None = getattr(self._here, "call", None)
         if call is not None and call.counted_by not in (None, id(self)):
             return  # another encoder of the same pipeline counts

@@ -80,6 +80,8 @@ class Scribe(Watch):
         for attachment in dict.fromkeys(hook.attachment for hook in hooks):
             if attachment not in looked:  # the encoder may have been changed through another pipeline
                 attachment.refuse_changed()
+                if (sibling := self._here.call) is not None and attachment.answers_for(sibling.pipe):
+                    attachment.refuse_early(sibling)
 
     def _write(self, output: Any) -> None:
         hooks, before = self._hooks(), self._here.before

@@ -103,6 +103,12 @@ def tokenizer_of(pipe: Any, component: str) -> Any:
     return getattr(tokenizer, "tokenizer", tokenizer)
 
 
+def part_of(pipe: Any, component: str) -> Any:
+    """The pipeline's component of that name, None where it has none; of one that is compiled, the module within."""
+    part = getattr(pipe, component, None)
+    return getattr(part, "_orig_mod", part)
+
+
 def to_cover(pipe: Any) -> list[str]:
     """The text encoders by which a concept reaches the denoiser: all that are there, but one for written text only."""
     family = family_of(pipe)
