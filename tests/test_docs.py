@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,16 @@ def test_snippets_that_need_the_bundled_model_run(
     exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
 
 
+@pytest.mark.parametrize("code", params("python compel"))
+def test_snippets_that_need_a_prompt_weighting_run(
+    code: str, gun_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("compel")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*say what eraser")
+        test_snippets_that_need_the_bundled_model_run(code, gun_folder, tmp_path, monkeypatch)
+
+
 @pytest.mark.parametrize("code", params("python hub"))
 def test_snippets_that_need_a_hub_run_against_one_of_our_own(
     code: str, hub: Any, gun_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -96,7 +107,10 @@ def test_the_readme_shows_both_commands_first() -> None:
 
 def test_every_way_round_has_its_test() -> None:
     ways = re.findall(r"\| `(test_\w+)` \|", (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8"))
-    written = re.findall(r"^def (test_\w+)", (ROOT / "tests/erasers/test_bypasses.py").read_text(), re.MULTILINE)
+    files = [
+        ROOT / "tests" / "erasers" / f"test_{name}.py" for name in ("bypasses", "siblings", "stages", "second_stages")
+    ]
+    written = [name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)]
     assert len(ways) > 20
     assert set(ways) <= set(written)
 

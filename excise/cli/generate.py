@@ -10,7 +10,7 @@ import typer
 
 from excise.app.pipelines import DEFAULT, Weights
 from excise.cli import bounds
-from excise.cli.cutting import note_cuts
+from excise.cli.cutting import note_cuts, note_lost
 from excise.cli.options import Device, Force, Json, Model
 from excise.cli.terminal import emit, note, progress
 from excise.cli.weights import choosing_weights
@@ -137,9 +137,7 @@ def generate(
         _write(pipe, texts, erasers, how, json, compare=compare, chat=chat, max_new_tokens=max_new_tokens)
         return
     cut = note_cuts(pipe, [one.prompt for one in asked])
-    for loaded in erasers.values():
-        if any(one.holds((loaded.concept, *loaded.mentions)) for one in cut):
-            note(f"warning: “{loaded.concept}” stands where the model does not read: it is cut off, not erased")
+    note_lost(cut, erasers.values())
     if allow_amplify or chat:
         raise ExciseError("--allow-amplify and --chat are for language models; leave them out")
     sides = 2 if compare else 1

@@ -361,7 +361,8 @@ class Attachment:
 
     def _has_family_of(self, pipe: Any) -> bool:
         """Whether what `pipe` encodes could be drawn by the pipeline that the eraser is attached to."""
-        return pipe is self.pipe or family_of(pipe) is family_of(self.pipe)
+        one, other = family_of(pipe), family_of(self.pipe)
+        return pipe is self.pipe or (one and one.encoders) == (other and other.encoders)
 
     def _unlike(self, pipe: Any, component: str, done: str) -> str:
         name = self.eraser.name

@@ -80,7 +80,7 @@ def is_negative() -> bool:
 
 def has_own_branch(pipe: Any) -> bool:
     """Whether the pipeline's `encode_prompt` makes the unconditional branch, for a denoiser that reads it in one batch
-    with the prompt."""
+    with the prompt and before it."""
     family = family_of(pipe)
     encode = getattr(pipe, "encode_prompt", None)
     if encode is None or (family is not None and family.separate):
@@ -164,7 +164,7 @@ def _asking_for_layers(signature: inspect.Signature, arguments: dict[str, Any]) 
 def _branches(arguments: dict[str, Any], separate: bool) -> tuple[Branch, ...]:
     """Which text-encoder runs to expect: the prompt's unless embeddings are given, then the unconditional one's.
 
-    Where the denoiser takes the branches in separate runs (`Family.separate`), every one counts as a prompt.
+    Where nobody can tell them apart at the denoiser (`Family.separate`), every one counts as a prompt.
     """
     if separate:
         return ("conditional",) if arguments.get("prompt_embeds") is None else ()

@@ -36,6 +36,8 @@ READS = (
     "pooled_projections",
     "cap_feats",
     "text_embeds",
+    "clip_text",
+    "clip_text_pooled",
 )
 """What denoisers call the text states among their arguments, and among `added_cond_kwargs`."""
 

@@ -20,7 +20,8 @@ _BEYOND = 1 << 20
 _LAYER = re.compile(r"^(?P<stack>(?:.+\.)?(?:layers|block|layer|h))\.(?P<n>\d+)$")
 
 
-DENOISERS = ("unet", "transformer", "transformer_2")
+DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")
+"""What pipelines call what turns text states into a picture, or (a prior) into the states of one."""
 Part = Literal["text", "denoiser"]
 """What of a pipeline a Site lies in: a text encoder or a denoiser."""
 
