@@ -28,15 +28,22 @@ def drawn(pipe: Any, prompt: Any = None, **options: Any) -> Tensor:
     return made
 
 
-def test_an_upscaler_that_only_draws(tiny_pipe: Any, gun_eraser: Eraser) -> None:
-    from diffusers import DDPMScheduler, StableDiffusionUpscalePipeline, UNet2DConditionModel
+def like(unet: Any, **changed: Any) -> Any:
+    """Another U-Net of that configuration, but for what is changed."""
+    torch.manual_seed(1)
+    config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+    return type(unet).from_config({**config, **changed}).eval()
 
-    unet = UNet2DConditionModel.from_config({**tiny_pipe.unet.config, "in_channels": 7, "num_class_embeds": 1000})
+
+def test_an_upscaler_that_only_draws(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    from diffusers import DDPMScheduler, StableDiffusionUpscalePipeline
+
+    unet = like(tiny_pipe.unet, in_channels=7, num_class_embeds=1000)
     upscaler = StableDiffusionUpscalePipeline(
         vae=tiny_pipe.vae,
         text_encoder=None,
         tokenizer=None,
-        unet=unet.eval(),
+        unet=unet,
         low_res_scheduler=DDPMScheduler(),
         scheduler=tiny_pipe.scheduler,
     )
@@ -77,12 +84,12 @@ def sdxl() -> tuple[Any, Eraser]:
 
 def refiner(base: Any, *without: str) -> Any:
     """SDXL's refiner: a U-Net of its own, which reads the second encoder alone."""
-    from diffusers import StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
+    from diffusers import StableDiffusionXLImg2ImgPipeline
 
     width = base.text_encoder_2.config.hidden_size
     pooled = base.unet.config.projection_class_embeddings_input_dim - 8
     changed = {"cross_attention_dim": width, "projection_class_embeddings_input_dim": pooled}
-    unet = UNet2DConditionModel.from_config({**base.unet.config, **changed}).eval()
+    unet = like(base.unet, **changed)
     parts = {**base.components, "unet": unet, **dict.fromkeys(("text_encoder", "tokenizer", *without))}
     return StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True, add_watermarker=False)
 
