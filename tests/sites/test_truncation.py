@@ -50,11 +50,10 @@ def test_the_words_that_are_lost_are_whole() -> None:
     assert Cut("a big gun", "gun", 77).lost_words == "gun"
 
 
-def one_by_one(pipe: Any, prompt: str) -> Cut | None:
+def one_by_one(readers: list[tuple[Any, int]], prompt: str) -> Cut | None:
     """As the encoders' own tokenizers cut a prompt alone: the end that none of them reads."""
     best: tuple[int, int] | None = None
-    for name in text_encoders(pipe):
-        tokenizer, limit = own_copy(tokenizer_of(pipe, name)), _limit(pipe, name) or 0
+    for tokenizer, limit in readers:
         ids = tokenizer(prompt, truncation=True, max_length=limit)["input_ids"]
         if ids == tokenizer(prompt)["input_ids"]:
             return None
@@ -85,7 +84,8 @@ def test_many_prompts_are_read_together_and_cut_as_each_alone(family: str, monke
     found = cuts(pipe, prompts)
     assert 0 < len(asked) <= 2 * len(text_encoders(pipe)), "a tokenizer is asked once for 256 prompts"
     monkeypatch.undo()
-    alone = [one_by_one(pipe, prompt) for prompt in prompts]
+    readers = [(own_copy(tokenizer_of(pipe, name)), _limit(pipe, name) or 0) for name in text_encoders(pipe)]
+    alone = [one_by_one(readers, prompt) for prompt in prompts]
     assert found == [cut for cut in alone if cut is not None]
     assert 20 < len(found) < 280
 
