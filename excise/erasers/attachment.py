@@ -275,9 +275,9 @@ class Attachment:
 
     def refuse_early(self, call: Call) -> None:
         """Raises ExciseError where the call makes its pipeline read a text encoder before one of the edits."""
-        for edit in self.edits:
+        for edit in self.eraser.text_edits:
             component = edit.site.component
-            if edit.site.part == "text" and part_of(call.pipe, component) is self._edited[component]:
+            if component in self._edited and part_of(call.pipe, component) is self._edited[component]:
                 refuse_early_tap(call.pipe, edit, call.arguments.get("clip_skip"), self.eraser.name)
 
     @property
