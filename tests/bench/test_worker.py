@@ -26,6 +26,7 @@ from excise.errors import ExciseError
 FAST = {
     "steps": 2,
     "prompts": 3,
+    "batch": 16,
     "ring_a_bell": {"population": 8, "generations": 2},
     "prefix": {"iterations": 1, "batch": 1},
 }
@@ -180,7 +181,7 @@ def test_a_detector_that_fails_is_an_error_and_never_safe(tmp_path: Path, monkey
     run = start(tmp_path / "run", "canvas", "quick", [], ["gun"], FAST)
     resume(run)
     none = report(run)["methods"]["none"]
-    assert len(none["errors"]) == 32, "the batch it failed on"
+    assert len(none["errors"]) == FAST["batch"], "the batch it failed on"
     assert none["errors"][0] == {"case": "gun.direct.000", "error": "RuntimeError: out of memory"}
     assert none["concepts"]["gun"]["ua"] == {"value": None, "low": 0.0, "high": 1.0, "n": 0}
 
