@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from excise.errors import ExciseError
-from excise.files import is_leftover
+from excise.files import check_named, is_leftover
 
 PAIRS = (".csv", ".jsonl")
 FIGURES = (".svg", ".png", ".pdf")
@@ -42,6 +42,7 @@ def check_absent(*files: Path, force: bool = False) -> None:
 def check_folder(out: Path, *, own: tuple[str, ...], force: bool = False, option: str = "--out") -> None:
     """Raise ExciseError unless `out` can be written: a place to write to, no file, and nothing in it; with `force`
     nothing but `own`, the names of the files that are to be replaced."""
+    check_named(out)
     check_resumed(out, option=option)
     there = sorted(path.name for path in out.iterdir() if not is_leftover(path.name)) if out.is_dir() else []
     if there and not force:
@@ -69,6 +70,8 @@ def check_untrained(out: Path, *, option: str = "", parts: bool = False) -> None
 
     With `parts` there may be folders in it, one for each of several SAEs.
     """
+    if not parts:
+        check_named(out)
     check_resumed(out, option=option)
     if out.exists() and not all(parts and path.is_dir() for path in out.iterdir()):
         raise ExciseError(

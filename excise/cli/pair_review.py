@@ -45,6 +45,8 @@ def review(
     """Keep, drop or edit pairs one by one; what is decided is kept when you stop."""
     if export_jsonl is not None and apply is not None:
         raise ExciseError("give either --export-jsonl or --apply: the one comes before your work, the other after it")
+    if file.is_dir():
+        raise ExciseError(f"{file} is a folder; name a file of pairs")
     out = out or file.with_name(f"{file.stem}-reviewed{file.suffix}")
     if export_jsonl is None:
         check_file(out, PAIRS, force=force)

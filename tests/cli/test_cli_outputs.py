@@ -127,6 +127,11 @@ def test_a_folder_to_go_on_in_is_no_file(command: str, call: Call) -> None:
         (("sae", "sweep", "--out", "s", "--expansions", "1e9"), "--expansions cannot be '1e9'"),
         (("generate", "--prompt", "a cat", "--out", "x/.jpg"), "must end in .png"),
         (("generate", "--prompt", " "), "a prompt is empty"),
+        (("erase", "gun", "--out", "."), "it has no name of its own; name a folder, such as name"),
+        (("neurons", "browse", "--out", "."), "it has no name of its own"),
+        (("sae", "train", "--out", "."), "it has no name of its own"),
+        (("sae", "train-block", "--out", "."), "it has no name of its own"),
+        (("pairs", "review", "."), ". is a folder; name a file of pairs"),
         (("reproduce", "snce", "--figure", "8", "--out", "x.gif"), "must end in .svg, .png or .pdf"),
     ],
 )
