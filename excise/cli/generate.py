@@ -143,7 +143,7 @@ def generate(
     sides = 2 if compare else 1
     pictures, total = sides * sum(len(one.seeds) for one in asked), sides * denoising_steps(asked, steps)
     with (
-        progress(f"drawing {pictures} pictures", total, "steps") as advance,
+        progress(f"drawing {_counted(pictures)}", total, "steps") as advance,
         warnings.catch_warnings(record=True) as said,
     ):
         warnings.simplefilter("always", UserWarning)
@@ -170,7 +170,11 @@ def generate(
     data["dropped"] = dropped
     data["cut"] = [{"prompt": one.prompt, "lost": one.lost} for one in cut]
     there = f" ({data['kept']} of them there already)" if data["kept"] else ""
-    emit(json, data, lambda: typer.echo(f"{where}: {data['pictures']} pictures{there}, {seeds}"))
+    emit(json, data, lambda: typer.echo(f"{where}: {_counted(data['pictures'])}{there}, {seeds}"))
+
+
+def _counted(pictures: int) -> str:
+    return "1 picture" if pictures == 1 else f"{pictures} pictures"
 
 
 def _writes_text(model: str | None) -> bool:

@@ -159,18 +159,6 @@ def train(
     return sae
 
 
-<<<<<<< HEAD
-=======
-def check_out(out: Path) -> None:
-    """Raises ExciseError where no SAE could be saved as the folder `out`: something is there, or the place is bad."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ExciseError(f"{out} is there already and not an empty folder; choose another, or delete it to train anew")
-    place = next(parent for parent in out.absolute().parents if parent.exists())
-    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        raise ExciseError(f"cannot write {out}: {place} is no folder one may write to; choose another place")
-
-
->>>>>>> 5e21c2f (A folder without a name is refused before the work: `erase gun --out .` ended in a traceback after it)
 def learning_rate(config: TrainConfig, done: int, steps: int) -> float:
     """For the step after `done` of `steps`: constant, then falling linearly over the last `decay` of them."""
     falling = config.decay * steps

@@ -129,7 +129,6 @@ def test_a_folder_to_go_on_in_is_no_file(command: str, call: Call) -> None:
         (("generate", "--prompt", " "), "a prompt is empty"),
         (("erase", "gun", "--out", "."), "it has no name of its own; name a folder, such as name"),
         (("neurons", "browse", "--out", "."), "it has no name of its own"),
-        (("sae", "train", "--out", "."), "it has no name of its own"),
         (("sae", "train-block", "--out", "."), "it has no name of its own"),
         (("pairs", "review", "."), ". is a folder; name a file of pairs"),
         (("reproduce", "snce", "--figure", "8", "--out", "x.gif"), "must end in .svg, .png or .pdf"),
