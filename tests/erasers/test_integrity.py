@@ -69,8 +69,8 @@ def test_the_tokenizers_digest_is_its_behaviour(clip_tokenizer: Any) -> None:
 
 def test_the_tokenizers_digest_is_that_of_its_json(clip_tokenizer: Any) -> None:
     """Of the whole vocabulary each time, although a vocabulary that was read before is not sorted again."""
-    changed = copy.deepcopy(clip_tokenizer)
     for added in ([], ["<gun-inversion>"], ["<cat-inversion>"]):
+        changed = copy.deepcopy(clip_tokenizer)
         changed.add_tokens(added)
         ids = changed(list(_PROBES), truncation=True)["input_ids"]
         special = [changed.bos_token_id, changed.eos_token_id, changed.pad_token_id, changed.model_max_length]
