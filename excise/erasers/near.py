@@ -19,8 +19,9 @@ def attachments_near(pipe: Any) -> list[Attachment]:
     """Everything attached to `pipe`, and to any pipeline that has a text encoder or a denoiser in common with it."""
     guard = Guard.of(pipe)
     found = dict.fromkeys(guard.attachments if guard is not None else ())
-    tallies = [found_on(encoder, Tally) for encoder in text_encoders(pipe).values()]
-    found |= dict.fromkeys(a for tally in tallies if tally is not None for a in tally.attachments)
-    witnesses = [Witness.of(denoiser) for denoiser in denoisers(pipe)]
-    found |= dict.fromkeys(a for witness in witnesses if witness is not None for a in witness.attachments)
+    if isinstance(getattr(pipe, "components", None), dict):
+        tallies = [found_on(encoder, Tally) for encoder in text_encoders(pipe).values()]
+        found |= dict.fromkeys(a for tally in tallies if tally is not None for a in tally.attachments)
+        witnesses = [Witness.of(denoiser) for denoiser in denoisers(pipe)]
+        found |= dict.fromkeys(a for witness in witnesses if witness is not None for a in witness.attachments)
     return list(found)
