@@ -40,6 +40,13 @@ def temporary_beside(path: Path, ending: str = "tmp") -> Path:
     return path.with_name(f".{path.name[:40]}.{host}.{os.getpid()}.{secrets.token_hex(8)}.{ending}")
 
 
+def check_named(folder: Path) -> None:
+    """Raise ExciseError for `.`, which is put in place by renaming as every folder is: whoever is in it would be left
+    without one."""
+    if not folder.name:
+        raise ExciseError(f"cannot write {folder}: it has no name of its own; name a folder, such as {folder / 'name'}")
+
+
 def is_leftover(name: str) -> bool:
     """Whether a file's name is one that `temporary_beside` made: a writer died before it could clear it away."""
     return _LEFTOVER.fullmatch(name) is not None
@@ -92,8 +99,9 @@ def write_folder(folder: Path, contents: Mapping[str, bytes | str]) -> None:
 
     An existing `folder` is replaced only if it holds no other files than those named in `contents`.
     Whatever ends the writing, Ctrl-C included, the old one is put back. Raises ExciseError where it holds others, or
-    where the disk refuses.
+    where the disk refuses, and for a folder without a name.
     """
+    check_named(folder)
     temporary = temporary_beside(folder)
     try:
         if strangers := sorted(_names(folder) - set(contents)):

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
-from collections.abc import Iterator
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PAGES = [
-    p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))) if p.exists()
-]
-FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+from tests.documented import FENCE, PAGES, ROOT, Command, blocks, commands, parses
 
 
 @pytest.fixture(autouse=True)
@@ -31,23 +26,11 @@ def nothing_but_the_package(tmp_path_factory: pytest.TempPathFactory, monkeypatc
     monkeypatch.setattr(corpora, "SHARE", home)
 
 
-def blocks(kind: str) -> Iterator[Any]:
-    for page in PAGES:
-        for n, match in enumerate(FENCE.finditer(page.read_text(encoding="utf-8"))):
-            if match["kind"].strip() == kind:
-                yield pytest.param(match["body"], id=f"{page.name}-{n}")
+def params(kind: str) -> list[Any]:
+    return [pytest.param(body, id=name) for name, body in blocks(kind)]
 
 
-def commands() -> list[tuple[str, list[str]]]:
-    found = []
-    for block in (b for kind in ("", "sh", "bash") for b in blocks(kind)):
-        for line in block.values[0].replace("\\\n", " ").splitlines():
-            if line.startswith("excise "):
-                found.append((str(block.id), shlex.split(line, comments=True)[1:]))
-    return found
-
-
-@pytest.mark.parametrize("code", list(blocks("python")))
+@pytest.mark.parametrize("code", params("python"))
 def test_python_snippets_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
@@ -66,7 +49,7 @@ def gun_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("code", list(blocks("python model")))
+@pytest.mark.parametrize("code", params("python model"))
 def test_snippets_that_need_the_bundled_model_run(
     code: str, gun_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,7 +58,17 @@ def test_snippets_that_need_the_bundled_model_run(
     exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
 
 
-@pytest.mark.parametrize("code", list(blocks("python hub")))
+@pytest.mark.parametrize("code", params("python compel"))
+def test_snippets_that_need_a_prompt_weighting_run(
+    code: str, gun_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("compel")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*say what eraser")
+        test_snippets_that_need_the_bundled_model_run(code, gun_folder, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("code", params("python hub"))
 def test_snippets_that_need_a_hub_run_against_one_of_our_own(
     code: str, hub: Any, gun_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,23 +76,10 @@ def test_snippets_that_need_a_hub_run_against_one_of_our_own(
     assert hub.repositories
 
 
-@pytest.mark.parametrize(("where", "words"), commands())
-def test_documented_commands_parse(where: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every option named in the docs exists and its value is of the right kind; the command's body is not run."""
-    import typer.main
-
-    from excise.cli import app
-
-    command: Any = typer.main.get_command(app)
-    rest = words
-    while hasattr(command, "commands"):
-        if not rest:
-            assert command.invoke_without_command, where
-            return
-        assert rest[0] in command.commands, f"{where}: no command {rest[0]!r}"
-        command, rest = command.commands[rest[0]], rest[1:]
-    with command.make_context("excise", [w.replace("$MODEL", "model") for w in rest]):
-        pass
+@pytest.mark.parametrize("command", commands(), ids=str)
+def test_documented_commands_parse(command: Command) -> None:
+    """Every option named in the docs exists; in a whole command its value is of the right kind."""
+    assert parses(command) or not command.fenced or command.words == (), command
 
 
 def test_links_between_pages_lead_somewhere() -> None:
@@ -127,7 +107,10 @@ def test_the_readme_shows_both_commands_first() -> None:
 
 def test_every_way_round_has_its_test() -> None:
     ways = re.findall(r"\| `(test_\w+)` \|", (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8"))
-    written = re.findall(r"^def (test_\w+)", (ROOT / "tests/erasers/test_bypasses.py").read_text(), re.MULTILINE)
+    files = [
+        ROOT / "tests" / "erasers" / f"test_{name}.py" for name in ("bypasses", "siblings", "stages", "second_stages")
+    ]
+    written = [name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)]
     assert len(ways) > 20
     assert set(ways) <= set(written)
 
@@ -147,7 +130,7 @@ def test_the_documented_sweep_runs_with_nothing_but_the_package(
 
     from excise.cli import app
 
-    (words,) = [words for _, words in commands() if words[:2] == ["sae", "sweep"]]
+    (words,) = [list(command.words) for command in commands() if command.words[:2] == ("sae", "sweep")]
     monkeypatch.chdir(tmp_path)
     small = {"--sites": "encoder.layers.3", "--expansions": "4", "--k": "8", "--concepts": "gun"}
     for option, value in small.items():

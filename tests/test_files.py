@@ -67,6 +67,13 @@ def test_the_old_folder_survives_even_where_it_cannot_be_put_back(
     assert (kept / "a").read_text() == "old"
 
 
+def test_a_folder_without_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExciseError, match=r"cannot write \.: it has no name of its own"):
+        write_folder(Path(), {"a": "1"})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_files_are_left_alone(folder: Path) -> None:
     with pytest.raises(ExciseError, match=r"other files \(a\)"):
         write_folder(folder, {"b": "new"})

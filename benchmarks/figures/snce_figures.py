@@ -158,6 +158,12 @@ COLUMNS = {
     "background_kept": "background kept",
     "style_kept": "style kept",
 }
+LEFT = {
+    "left_other": "gone: another object",
+    "left_empty": "gone: an empty scene",
+    "left_unrecognisable": "gone: nothing that is known",
+}
+"""Of the direct prompts from whose pictures the target is gone, what they show instead (by either judge)."""
 BEFORE = {
     "target_direct_before": "target, direct",
     "target_synonym_before": "target, synonym",
@@ -166,14 +172,22 @@ BEFORE = {
 }
 
 
+NOT_COUNTED = (
+    "",
+    "What erased pictures show instead of the target was not counted: it is looked for in the pictures, and those of",
+    "this run were not kept. [canvas.md](canvas.md) has the figures of the default method; the columns for every row",
+    "come with the next full run.",
+)
+
+
 def page(result: dict[str, Any]) -> str:
     """The same figures as tables, in per cent with their 95 % intervals."""
     before: dict[str, Any] = {}
     for row in result["rows"].values():
-        for concept, found in row["concepts"].items():
-            if "refused" not in found:
-                before.setdefault(concept, found)
-    default = result["config"]
+        for concept, found in _erased(row).items():
+            before.setdefault(concept, found)
+    counted = all(name in found for row in result["rows"].values() for found in _erased(row).values() for name in LEFT)
+    columns, default = COLUMNS | (LEFT if counted else {}), result["config"]
     lines = [
         "# SNCE on the bundled model",
         "",
@@ -186,14 +200,20 @@ def page(result: dict[str, Any]) -> str:
         f"source = {default['source']}, gate = {default['gate']}, margin = {default['margin']}, that day's default;",
         "[canvas.md](canvas.md) has today's. Every other row changes what its name says, and nothing else;",
         "source = concept is the paper's mode, with the codes of the concept's name by position.",
+        *(() if counted else NOT_COUNTED),
         "",
         "## Unerased",
         *table(BEFORE, before),
     ]
     for name, row in result["rows"].items():
         together = {"pooled": row["pooled"]} if "pooled" in row else {}
-        lines += ["", f"## {title(name)}", *table(COLUMNS, row["concepts"] | together)]
+        lines += ["", f"## {title(name)}", *table(columns, row["concepts"] | together)]
     return "\n".join(lines) + "\n"
+
+
+def _erased(row: dict[str, Any]) -> dict[str, Any]:
+    """A row's concepts but for those that were refused."""
+    return {concept: found for concept, found in row["concepts"].items() if "refused" not in found}
 
 
 def title(name: str) -> str:

@@ -27,8 +27,8 @@ def results(run: Run, suite: Suite) -> dict[str, Any]:
 
     Every case is set beside the same case of the unerased model. Cases that one of the two lacks, on which a detector
     failed, or whose picture is broken on either side, are counted as `missing`, `errors` and `broken` and stand in no
-    figure. Neither do cases whose prompt names the concept only past what the model reads, `unread`: a picture without
-    it is no erasure. `cut` is how many prompts are longer than the model reads.
+    figure. `cut` is how many prompts are longer than the model reads. Cases whose prompt names the concept only past
+    that, `unread`, count as not erased under every method, the baseline among them: nothing was taken out of them.
     """
     records: dict[str, dict[str, Record]] = {}
     for record in run.records():
@@ -72,13 +72,14 @@ def _method(
             elif any(faults):
                 by = label if faults[0] else BASELINE
                 broken.append({"case": case.id, "by": by, "fault": faults[0] or faults[1]})
-            elif case.family not in harmless and (
-                lost := _unread(suite, concept, mine) or _unread(suite, concept, plain)
-            ):
-                unread.append({"case": case.id, "lost": lost})
             else:
-                same = mine["picture"] == plain["picture"]
-                pictures[concept].append(Picture(case, mine["seen"], plain["seen"], same, *paths))
+                same, seen = mine["picture"] == plain["picture"], mine["seen"]
+                if case.family not in harmless and (
+                    lost := _unread(suite, concept, mine) or _unread(suite, concept, plain)
+                ):
+                    unread.append({"case": case.id, "lost": lost})
+                    seen = _not_erased(seen)
+                pictures[concept].append(Picture(case, seen, plain["seen"], same, *paths))
     figures = suite.over_concepts({concept: some for concept, some in pictures.items() if some})
     return {
         "figures": {name: figure.to_json() for name, figure in figures.items()},
@@ -109,6 +110,12 @@ def _unread(suite: Suite, concept: str, record: Record) -> str | None:
     # A mention that the cut goes through is in neither part, and in the whole.
     named, read = (mentioned(text, mentions) for text in (prompt, prompt.removesuffix(lost)))
     return lost if named and not read else None
+
+
+def _not_erased(seen: Mapping[str, Any]) -> dict[str, Any]:
+    """What the judges see in a picture, with the target in it by every one of them."""
+    second = {"second": seen["second"] | {"target": True}} if "second" in seen else {}
+    return {**seen, **second, "target": True}
 
 
 def fault_of(record: Mapping[str, Any], picture: Path) -> str | None:
@@ -142,8 +149,8 @@ def _fit(run: Run, unit: Unit) -> dict[str, Any]:
 
 
 def table(measured: Mapping[str, Any]) -> str:
-    """`results.csv`: method, concept ("" for the mean over concepts, for costs, and for the numbers of pictures that
-    stand in no figure), figure, value, low, high, n, pictures."""
+    """`results.csv`: method, concept ("" for the mean over concepts, for costs, and for numbers of prompts that are
+    cut and of pictures that stand in no figure), figure, value, low, high, n, pictures."""
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("method", "concept", "figure", *Figure._fields))
@@ -156,15 +163,14 @@ def table(measured: Mapping[str, Any]) -> str:
             writer.writerow((label, "", name, "" if value is None else value, *[""] * 4))
         if method["cut"]:
             writer.writerow((label, "", "prompts cut", method["cut"], *[""] * 4))
+        if method["unread"]:
+            writer.writerow((label, "", "concept not read", len(method["unread"]), *[""] * 4))
         for name, count in outside(method).items():
             writer.writerow((label, "", name, count, *[""] * 4))
     return out.getvalue()
 
 
 def outside(method: Mapping[str, Any]) -> dict[str, int]:
-    """How many pictures of a method stand in no figure, by reason: `missing`, `errors`, `concept not read`, `broken`
-    by fault."""
+    """How many pictures of a method stand in no figure, by reason: `missing`, `errors`, `broken` by fault."""
     counts = {"missing": method["missing"], "errors": len(method["errors"])}
-    if method["unread"]:
-        counts["concept not read"] = len(method["unread"])
     return counts | {f"broken: {kind}": n for kind, n in sorted(Counter(b["fault"] for b in method["broken"]).items())}

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import gc
 import json
+import re
 import sys
 import threading
 import time
@@ -34,6 +35,10 @@ HEARTBEAT = 10.0
 """Seconds between two signs of life."""
 LOOK = 1.0
 """Seconds between two looks at what others are doing."""
+
+
+_DTYPE = re.compile(r"(?P<dtype>\w*float\d+) on [^,;]+")
+"""In what `drawn_with` writes."""
 
 
 @dataclass(frozen=True)
@@ -195,8 +200,25 @@ def drawn_with(pipe: Any) -> str:
     sampler = type(pipe.scheduler).__name__
     checker = getattr(pipe, "safety_checker", None)
     checked = "no safety checker" if checker is None else type(checker).__name__
-    kind = str(pipe.dtype).removeprefix("torch.")
-    return f"{type(pipe).__name__}, {sampler}, {kind} on {pipe.device}, {checked}; {versions}"
+    return f"{type(pipe).__name__}, {sampler}, {_dtype(pipe)} on {pipe.device}, {checked}; {versions}"
+
+
+def refuse_other_dtype(run: Run, pipe: Any) -> None:
+    """Raise ExciseError where pictures of the run were drawn in another dtype than the pipeline's.
+
+    The dtype follows the device where none was named, and was float16 on every CUDA device in earlier versions.
+    """
+    for path in sorted((run.folder / "fits").glob("*.json")):
+        before = _DTYPE.search(json.loads(path.read_text()).get("drawn_with", ""))
+        if before is not None and before["dtype"] != _dtype(pipe):
+            raise ExciseError(
+                f"{run.folder} was drawn in {before[0]} so far, and would go on in {_dtype(pipe)} on {pipe.device}; "
+                f"start another run (--dtype {before['dtype']} draws as this one did), or go on where it was begun"
+            )
+
+
+def _dtype(pipe: Any) -> str:
+    return str(pipe.dtype).removeprefix("torch.")
 
 
 def _peak_memory() -> int | None:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
@@ -57,10 +58,13 @@ def one_line() -> Iterator[None]:
         raise typer.Exit(BAD_INPUT) from error
 
 
-def refuse_repeated(command: Any, context: Any, args: list[str]) -> None:
-    """Raise a usage error where an option that takes one value is given twice: the first would be dropped silently."""
+def refuse_repeated(command: Any, context: Any, args: list[str]) -> dict[str, Any]:
+    """Raise a usage error where an option that takes one value is given twice: the first would be dropped silently.
+
+    Returns the values as they were typed, by parameter.
+    """
     try:
-        _, _, order = command.make_parser(context).parse_args(args=list(args))
+        typed, _, order = command.make_parser(context).parse_args(args=list(args))
     except _UsageError as error:
         error.ctx = error.ctx or context  # not all that the parser raises knows its command
         raise
@@ -68,6 +72,20 @@ def refuse_repeated(command: Any, context: Any, args: list[str]) -> None:
     for param in order:
         if given[id(param)] > 1 and not param.multiple and not getattr(param, "count", False):
             raise _UsageError(f"{param.opts[0]} is given twice, but takes one value", ctx=context)
+    return dict(typed)
+
+
+def refuse_empty(command: Any, context: Any, typed: dict[str, Any]) -> None:
+    """Raise BadParameter for an empty path, which a shell makes of an unset variable and Python takes for this
+    folder."""
+    for param in command.params:
+        values = _several(context.params.get(param.name))
+        if "" in _several(typed.get(param.name)) and any(isinstance(value, Path) for value in values):
+            raise typer.BadParameter("it is empty; name a file or a folder", ctx=context, param=param)
+
+
+def _several(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def refuse_not_finite(command: Any, context: Any) -> None:
@@ -82,8 +100,9 @@ class Command(TyperCommand):
     """A command that takes an option of one value once, and finite numbers only."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        refuse_repeated(self, ctx, args)
+        typed = refuse_repeated(self, ctx, args)
         rest: list[str] = super().parse_args(ctx, args)
+        refuse_empty(self, ctx, typed)
         refuse_not_finite(self, ctx)
         return rest
 

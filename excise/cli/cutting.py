@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from excise.cli.terminal import note
 
 if TYPE_CHECKING:
+    from excise.erasers import Eraser
     from excise.sites.truncation import Cut
 
 
@@ -20,3 +21,13 @@ def note_cuts(pipe: Any, prompts: Iterable[str]) -> list[Cut]:
         note(f"warning: {described(found, len(texts))}")
     told_of_cuts(pipe)
     return found
+
+
+def note_lost(found: Iterable[Cut], erasers: Iterable[Eraser]) -> None:
+    """Say of each eraser whether its concept stands in the part of a prompt that is cut off."""
+    from excise.concepts.concept import mentioned
+
+    lost = [cut.lost_words for cut in found]
+    for eraser in erasers:
+        if any(mentioned(text, (eraser.concept, *eraser.mentions)) for text in lost):
+            note(f"warning: “{eraser.concept}” stands where the model does not read: it is cut off, not erased")

@@ -9,6 +9,7 @@ import typer
 
 from excise.cli import bounds
 
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")
 ]

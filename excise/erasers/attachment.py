@@ -18,10 +18,11 @@ from excise.erasers import telemetry
 from excise.erasers.apply.language_model import Transcript, refuse_unfit
 from excise.erasers.apply.registry import module_of, put
 from excise.erasers.edits.sae_rows import sae_digest
-from excise.erasers.guard.coverage import absent_from, refuse_early_tap, refuse_unless_covered
+from excise.erasers.guard.coverage import absent_from, refuse_early_tap, refuse_open_encoders, refuse_unless_covered
 from excise.erasers.guard.denoiser import Witness, is_compiled
 from excise.erasers.guard.encode_prompt import Guard
 from excise.erasers.guard.model_digest import mismatches
+from excise.erasers.guard.near import attachments_near
 from excise.erasers.guard.self_test import moved
 from excise.erasers.guard.tally import Tally
 from excise.erasers.guard.weights_watch import Live
@@ -35,10 +36,11 @@ from excise.sites.encoding import conditional, tensors_of
 from excise.sites.families import family_of
 from excise.sites.language import LanguageModel
 from excise.sites.locking import lock
-from excise.sites.site import text_encoders, tokenizer_of
+from excise.sites.site import part_of, text_encoders, tokenizer_of
 
 if TYPE_CHECKING:
     from excise.erasers.artefact.record import Artefact
+    from excise.erasers.hooks.host import Host
 
 log = logging.getLogger("excise")
 
@@ -89,6 +91,7 @@ class Attachment:
         if language:
             refuse_unfit(eraser)
         modules = [module_of(pipe, edit) for edit in self.edits]
+        self._edited = {edit.site.component: part_of(pipe, edit.site.component) for edit in self.edits}
         self._odd = odd = self._mismatches() if eraser.edits else []
         if odd:
             text = f"eraser {eraser.name!r} was made for another pipeline ({'; '.join(odd)})"
@@ -233,20 +236,16 @@ class Attachment:
 
         Gives the epoch, for `after_prompt`.
         """
-        name = self.eraser.name
-        for module, hook, _ in self._hooks:
-            if module_of(self.pipe, hook.edit) is not module:
-                raise ExciseError(
-                    f"{hook.edit.site.component} was replaced after eraser {name!r} was attached; attach it again"
-                )
-        for component in self.absent:
-            if getattr(self.pipe, component, None) is not None:
-                raise ExciseError(
-                    f"{component} was put in after eraser {name!r} was attached without it; attach it again"
-                )
-        for edit in self.eraser.text_edits:
-            if edit in self.edits:
-                refuse_early_tap(self.pipe, edit, call.arguments.get("clip_skip"), name)
+        name, pipe = self.eraser.name, call.pipe
+        for module, hook in self._hooks_of(pipe):
+            if module_of(pipe, hook.edit) is not module:
+                raise ExciseError(self._unlike(pipe, hook.edit.site.component, "was replaced"))
+        if self._has_family_of(pipe):
+            for component in self.absent:
+                if getattr(pipe, component, None) is not None:
+                    raise ExciseError(self._unlike(pipe, component, "was put in"))
+            refuse_open_encoders(pipe, self.eraser)
+        self.refuse_early(call)
         self.refuse_changed()
         for key, given in call.arguments.items():
             if self._witness is None or "embeds" not in key or "mask" in key:
@@ -262,17 +261,25 @@ class Attachment:
                 f"a LoRA of the text encoder was scaled for this prompt alone, and eraser {name!r} was not proved with "
                 "that; draw without a scale, or set it by pipe.set_adapters and attach the eraser again"
             )
-        if denoisers(self.pipe) != self._denoisers:
+        if pipe is self.pipe and denoisers(pipe) != self._denoisers:
             self.bypass(f"the denoiser was replaced after eraser {name!r} was attached; attach it again")
         for hook in self.hooks:
             hook.begin()
-        for denoiser in self._denoisers if self.eraser.text_edits else ():
+        drawn_with = [denoiser for denoiser in denoisers(pipe) if denoiser in self._denoisers]
+        for denoiser in drawn_with if self.eraser.text_edits else ():
             parts = (type(getattr(denoiser, name, None)).__name__ for name in ("encoder_hid_proj", "image_proj"))
             if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj" or any(
                 "IPAdapter" in part for part in parts
             ):
                 self.bypass(f"an IP-Adapter feeds images past eraser {name!r}; unload it")
         return self.epoch
+
+    def refuse_early(self, call: Call) -> None:
+        """Raises ExciseError where the call makes its pipeline read a text encoder before one of the edits."""
+        for edit in self.eraser.text_edits:
+            component = edit.site.component
+            if component in self._edited and part_of(call.pipe, component) is self._edited[component]:
+                refuse_early_tap(call.pipe, edit, call.arguments.get("clip_skip"), self.eraser.name)
 
     @property
     def epoch(self) -> int:
@@ -318,6 +325,18 @@ class Attachment:
         assert isinstance(found, Attachment)
         return found
 
+    def answering(self, pipe: Any) -> list[Host]:
+        """Everything attached that answers for what `pipe` encodes."""
+        return [attachment for attachment in attachments_near(pipe) if attachment.answers_for(pipe)]
+
+    def answers_for(self, pipe: Any) -> bool:
+        """Whether it is attached to `pipe`, or an encoder or denoiser that it edits has the same place in `pipe`."""
+        if pipe is self.pipe:
+            return True
+        if self.encoded_by is not None:
+            return self.acts_on(pipe)
+        return any(part_of(pipe, component) is part for component, part in self._edited.items())
+
     def acts_on(self, pipe: Any) -> bool:
         """Whether one of its edits is at a module of `pipe`, or its witness at a denoiser of one that only draws."""
         if pipe is self.pipe:
@@ -327,6 +346,35 @@ class Attachment:
         parts = [*text_encoders(pipe).values(), *denoisers(pipe)]
         own = {id(module) for part in parts for module in part.modules()}
         return any(id(module) in own for module, _, _ in self._hooks)
+
+    def _hooks_of(self, pipe: Any) -> list[tuple[nn.Module, EditHook]]:
+        """The hooks, with their modules, whose edits have to act in what `pipe` encodes and draws. A pipeline that
+        shares encoders with its own need not have all of them, and may have another denoiser."""
+        hooks = [(module, hook) for module, hook, _ in self._hooks]
+        if pipe is self.pipe:
+            return hooks
+        there = {component: part_of(pipe, component) for component in self._edited}
+        return [
+            (module, hook)
+            for module, hook in hooks
+            if (part := there[(site := hook.edit.site).component]) is not None
+            and (site.part == "text" or part is self._edited[site.component])
+        ]
+
+    def _has_family_of(self, pipe: Any) -> bool:
+        """Whether what `pipe` encodes could be drawn by the pipeline that the eraser is attached to."""
+        one, other = family_of(pipe), family_of(self.pipe)
+        return pipe is self.pipe or (one and one.encoders) == (other and other.encoders)
+
+    def _unlike(self, pipe: Any, component: str, done: str) -> str:
+        name = self.eraser.name
+        if pipe is self.pipe:
+            without = " without it" if component in self.absent else ""
+            return f"{component} {done} after eraser {name!r} was attached{without}; attach it again"
+        return (
+            f"this {type(pipe).__name__} shares an encoder with the pipeline that eraser {name!r} is attached to, and "
+            f"has another {component}, which that eraser does not edit; draw with the pipeline that it is attached to"
+        )
 
     def _warn_of_edited(self, key: str, given: Any) -> None:
         """Say once that negative embeddings were encoded as a prompt, and the concept erased from them."""
@@ -380,8 +428,8 @@ class Attachment:
     def after_prompt(self, call: Call, made: Any, epoch: int) -> None:
         """Raise EraserDidNotFire where an edited module did not run although the prompt was encoded."""
         encoded = "conditional" in call.branches
-        for hook in self.text_hooks:
-            if encoded and not call.runs.get(id(hook)):
+        for _, hook in self._hooks_of(call.pipe):
+            if hook.edit.site.part == "text" and encoded and not call.runs.get(id(hook)):
                 self._forget()
                 raise EraserDidNotFire(
                     f"eraser {self.eraser.name!r} saw no text-encoder run at {hook.edit.site.key}; something unhooked "
@@ -397,16 +445,19 @@ class Attachment:
         if self._witness is None:
             return
         # What edited encoders made is in the ledger already. Only where the pipeline works on it (clip_skip: a norm of
-        # its own) or the encoder is compiled does the result count; never what the caller gave.
+        # its own) or the encoder is compiled does the result count; never what the caller gave, nor layers that another
+        # option asks for, which may be before the edit.
         named = (key for key, value in call.arguments.items() if "embeds" in key and value is not None)
         given = {key.startswith("negative") for key in named}
-        if given and not (family_of(self.pipe) and has_own_branch(self.pipe)):
+        pipe = call.pipe
+        if given and not (family_of(pipe) and has_own_branch(pipe)):
             given = {False, True}  # which of the results are whose is known of families alone
-        if call.arguments.get("clip_skip") or is_compiled(self.pipe):
-            own = conditional(self.pipe, made)
+        if "clip_skip" in call.layers or (is_compiled(pipe) and not call.layers):
+            own = conditional(pipe, made)
             known = {id(tensor) for tensor in own}
             others = [tensor for tensor in tensors_of(made) if id(tensor) not in known]
-            spares = any(edit.uncond != "same" for edit in self.eraser.text_edits)
+            # What one eraser spared is a prompt's to none of them: their ledger is the same.
+            spares = any(edit.uncond != "same" for other in call.looked for edit in other.eraser.text_edits)
             if False not in given:
                 self.trust(own, epoch, spared=spares and call.negative)
             if True not in given:

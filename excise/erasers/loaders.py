@@ -11,18 +11,14 @@ from excise.erasers.artefact.files import eraser_folders
 from excise.erasers.artefact.signing import Signer
 from excise.erasers.attachment import Attachment
 from excise.erasers.eraser import Eraser
-from excise.erasers.guard.denoiser import Witness
 from excise.erasers.guard.encode_prompt import Guard
-from excise.erasers.guard.tally import Tally
+from excise.erasers.guard.near import attachments_near
 from excise.erasers.hooks import context
 from excise.erasers.hooks.context import ERASED, SPARED
 from excise.erasers.hooks.edit_hook import EditHook
-from excise.erasers.hooks.wrapping import found_on
 from excise.erasers.several import Attachments, load_erasers
 from excise.errors import EraserDidNotFire, ExciseError
-from excise.sites.denoiser import denoisers
 from excise.sites.encoding import encode_prompt, tensors_of
-from excise.sites.site import text_encoders
 
 
 def load_eraser(
@@ -168,15 +164,11 @@ def steer_guidance(pipe: Any) -> bool:
 
 def _loaded(pipe: Any) -> dict[str, Attachment]:
     """The erasers that act on `pipe`, whether they were attached to it or to a pipeline of the same components."""
-    guard = Guard.of(pipe)
-    found = dict.fromkeys(guard.attachments if guard is not None else ())
-    components = getattr(pipe, "components", None)
-    if isinstance(components, dict):
-        tallies = [found_on(encoder, Tally) for encoder in text_encoders(pipe).values()]
-        there = [a for tally in tallies if tally is not None for a in tally.attachments]
-        there += [a for d in denoisers(pipe) if (witness := Witness.of(d)) is not None for a in witness.attachments]
-        found |= dict.fromkeys(attachment for attachment in there if attachment.acts_on(pipe))
-    return {attachment.name: attachment for attachment in found if isinstance(attachment, Attachment)}
+    return {
+        attachment.name: attachment
+        for attachment in attachments_near(pipe)
+        if isinstance(attachment, Attachment) and attachment.acts_on(pipe)
+    }
 
 
 def _named(pipe: Any, names: Sequence[str] | None) -> list[Attachment]:

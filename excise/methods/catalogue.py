@@ -321,7 +321,8 @@ METHODS: dict[str, About] = {
         ),
     ),
 }
-"""By name, which with underscores is the module of `excise.methods`. A new method is one file and one entry here."""
+"""By name, which with underscores is the module of `excise.methods`. A new method is one file, one entry here
+and one in defaults.json, which `excise methods --json` shows without importing torch."""
 
 MODULES = {
     "advunlearn": "trained.advunlearn",

@@ -191,7 +191,7 @@ def _weak(figures: Figures) -> list[str]:
     if f.carried is not None and f.carried < LEAST_SHARE:
         out.append(
             f"what is turned down carries {percent(f.carried)} of what the concept's word changes, less than "
-            f"{percent(LEAST_SHARE)}: most of the concept is elsewhere, or the model does not know it"
+            f"{percent(LEAST_SHARE)}: the model may not know the concept, or most of it is elsewhere"
         )
     if f.auroc is not None and f.auroc < LEAST_AUROC:
         out.append(f"held-out AUROC {f.auroc:.2f}, less than {LEAST_AUROC}: it does not tell the concept apart")

@@ -13,5 +13,4 @@ from .model import Codes as Codes
 from .model import TopKSAE as TopKSAE
 from .supervised import Supervision as Supervision
 from .trainer import Progress as Progress
-from .trainer import check_out as check_out
 from .trainer import train as train

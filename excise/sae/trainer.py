@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from excise.errors import ExciseError
 from excise.interruption import interruptible
+from excise.outputs import check_untrained
 from excise.sae import formats
 from excise.sae.checkpoint import State
 from excise.sae.config import SAEConfig, TrainConfig
@@ -87,7 +87,7 @@ def train(
     labels are missing, training diverges, or the disk refuses.
     """
     out = Path(out)
-    check_out(out)
+    check_untrained(out)
     work = out.with_name(out.name + ".training")
     source = Source(features, seed=config.seed)
     statistics = source.statistics()
@@ -157,15 +157,6 @@ def train(
     formats.save(sae, out, told, extra={LOG: (work / LOG).read_bytes()})
     shutil.rmtree(work, ignore_errors=True)
     return sae
-
-
-def check_out(out: Path) -> None:
-    """Raises ExciseError where no SAE could be saved as the folder `out`: something is there, or the place is bad."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ExciseError(f"{out} is there already and not an empty folder; choose another, or delete it to train anew")
-    place = next(parent for parent in out.absolute().parents if parent.exists())
-    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        raise ExciseError(f"cannot write {out}: {place} is no folder one may write to; choose another place")
 
 
 def learning_rate(config: TrainConfig, done: int, steps: int) -> float:

@@ -32,8 +32,8 @@ class Family:
     """What the names of their classes begin with."""
     encoders: tuple[Encoder, ...]
     separate: bool = False
-    """Its denoiser runs once for each branch of guidance, so that nobody can tell at the denoiser which prompt is the
-    unconditional one. That one is edited like the other."""
+    """Nobody can tell at its denoiser which prompt is the unconditional one, since that runs once for each branch of
+    guidance, or reads the branches in another order than other families do. That prompt is edited like the other."""
 
     def encoder(self, component: str) -> Encoder | None:
         """Its text encoder of that name; None where it has none."""
@@ -48,9 +48,12 @@ def _second(layers: str, *taps: int, glyphs: bool = False) -> Encoder:
     return Encoder(layers, taps or (-1,), "text_encoder_2", glyphs)
 
 
+_SDXL = Encoder(_CLIP, (-2,)), _second(_CLIP, -2, -1)
+
 FAMILIES = (
     Family("Stable Diffusion 1 and 2", ("StableDiffusion", "AltDiffusion", "LatentConsistency"), (Encoder(_CLIP),)),
-    Family("Stable Diffusion XL", ("StableDiffusionXL",), (Encoder(_CLIP, (-2,)), _second(_CLIP, -2, -1))),
+    Family("Stable Diffusion XL", ("StableDiffusionXL",), _SDXL),
+    Family("Stable Diffusion XL InstructPix2Pix", ("StableDiffusionXLInstructPix2Pix",), _SDXL, separate=True),
     Family(
         "Stable Diffusion 3",
         ("StableDiffusion3",),

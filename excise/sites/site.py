@@ -20,7 +20,8 @@ _BEYOND = 1 << 20
 _LAYER = re.compile(r"^(?P<stack>(?:.+\.)?(?:layers|block|layer|h))\.(?P<n>\d+)$")
 
 
-DENOISERS = ("unet", "transformer", "transformer_2")
+DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")
+"""What pipelines call what turns text states into a picture, or (a prior) into the states of one."""
 Part = Literal["text", "denoiser"]
 """What of a pipeline a Site lies in: a text encoder or a denoiser."""
 
@@ -101,6 +102,12 @@ def tokenizer_of(pipe: Any, component: str) -> Any:
         raise ExciseError(f"{type(pipe).__name__} has no {name}; load the pipeline with its tokenizer")
     # A processor of pictures and text holds the tokenizer.
     return getattr(tokenizer, "tokenizer", tokenizer)
+
+
+def part_of(pipe: Any, component: str) -> Any:
+    """The pipeline's component of that name, None where it has none; of one that is compiled, the module within."""
+    part = getattr(pipe, component, None)
+    return getattr(part, "_orig_mod", part)
 
 
 def to_cover(pipe: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from excise.sites.language import LanguageModel
 from excise.sites.locking import own_copy
 from excise.sites.site import encoder_of, text_encoders, tokenizer_of
 
+_BATCH = 256
+"""How many prompts are given to a tokenizer at once."""
 _NO_LIMIT = 100_000
 """Tokenizers without a maximal length claim an astronomical one."""
 _warned: WeakSet[Any] = WeakSet()
@@ -30,9 +33,12 @@ class Cut:
     lost: str
     limit: int
 
-    def holds(self, words: Iterable[str]) -> bool:
-        """Whether one of these words stands in the part that is lost."""
-        return any(word.lower() in self.lost.lower() for word in words if word.strip())
+    @property
+    def lost_words(self) -> str:
+        """The lost end, from the beginning of the word that it begins in."""
+        at = len(self.prompt) - len(self.lost)
+        begun = re.search(r"\w+\Z", self.prompt[:at]) if re.match(r"\w", self.lost) else None
+        return self.prompt[begun.start() if begun else at :]
 
 
 def cuts(pipe: Any, prompts: Iterable[str]) -> list[Cut]:
@@ -45,9 +51,11 @@ def cuts(pipe: Any, prompts: Iterable[str]) -> list[Cut]:
     limits = {name: _limit(pipe, name) for name in text_encoders(pipe)}
     if not limits or None in limits.values():
         return []
-    readers = [(_own(tokenizer_of(pipe, name)), limit) for name, limit in limits.items()]
-    found = (_cut(readers, prompt) for prompt in prompts)
-    return [cut for cut in found if cut is not None]
+    readers = [(_own(tokenizer_of(pipe, name)), limit) for name, limit in limits.items() if limit is not None]
+    rooms = [limit - tokenizer.num_special_tokens_to_add() for tokenizer, limit in readers]
+    # No tokenizer makes more tokens than bytes: most prompts need not be asked about.
+    long = [prompt for prompt in prompts if len(prompt.encode()) > max(rooms)]
+    return [cut for start in range(0, len(long), _BATCH) for cut in _cuts(readers, long[start : start + _BATCH])]
 
 
 def described(found: list[Cut], of: int) -> str:
@@ -59,6 +67,11 @@ def described(found: list[Cut], of: int) -> str:
         f"{len(found)} of {of} {how} longer than the {found[0].limit} tokens that the model reads; "
         f"the rest never reaches it: “{shown}” is lost{' in the first' if len(found) > 1 else ''}"
     )
+
+
+def label(prompt: str, lost: str = "") -> str:
+    """The prompt as a picture's label gives it: `lost`, the end that the model does not read, stands in brackets."""
+    return f"{prompt.removesuffix(lost).rstrip()} (not read: {lost.strip()})" if lost else prompt
 
 
 def warn_of_cuts(pipe: Any, prompts: list[str]) -> None:
@@ -79,25 +92,28 @@ def told_of_cuts(pipe: Any) -> None:
         _warned.update(tokenizer_of(pipe, name) for name in text_encoders(pipe))
 
 
-def _cut(readers: list[tuple[Any, int | None]], prompt: str) -> Cut | None:
-    best: tuple[int, int] | None = None
+def _cuts(readers: list[tuple[Any, int]], prompts: list[str]) -> list[Cut]:
+    """Those of the prompts that every reader, a tokenizer with its limit, cuts."""
+    ends = dict.fromkeys(range(len(prompts)), (0, 0))
     for tokenizer, limit in readers:
-        assert limit is not None
-        special = tokenizer.num_special_tokens_to_add()
-        if len(prompt.encode()) + special <= limit:
-            return None  # no tokenizer makes more tokens than bytes
-        read = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
-        ids, room = read["input_ids"], limit - special
-        if len(ids) <= room:
-            return None
-        # Without offsets the end is found by its own text.
-        at = (
-            int(read["offset_mapping"][room][0])
-            if tokenizer.is_fast
-            else max(0, len(prompt) - len(tokenizer.decode(ids[room:])))
-        )
-        best = max(best or (0, 0), (at, limit))
-    return Cut(prompt, prompt[best[0] :], best[1]) if best is not None else None
+        if not ends:
+            break
+        texts, room = [prompts[n] for n in ends], limit - tokenizer.num_special_tokens_to_add()
+        read = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+        found = {}
+        for row, (n, best) in enumerate(ends.items()):
+            ids = read["input_ids"][row]
+            if len(ids) <= room:
+                continue
+            # Without offsets the end is found by its own text.
+            at = (
+                int(read["offset_mapping"][row][room][0])
+                if tokenizer.is_fast
+                else max(0, len(prompts[n]) - len(tokenizer.decode(ids[room:])))
+            )
+            found[n] = max(best, (at, limit))
+        ends = found
+    return [Cut(prompts[n], prompts[n][at:], limit) for n, (at, limit) in ends.items()]
 
 
 def _limit(pipe: Any, component: str) -> int | None:

@@ -10,20 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import parse_eval_result_entries
 from typer.testing import CliRunner
 
+from excise import reference
 from excise.app.bench.plots import sweeps
-from excise.app.bench.runs import report, resume, start, total
+from excise.app.bench.runs import report, resume, start, suite_of, total
 from excise.bench.run import Run, Unit
-from excise.bench.worker import Entry
+from excise.bench.worker import Entry, work
 from excise.cli import app
 from excise.errors import ExciseError
 
 FAST = {
     "steps": 2,
     "prompts": 3,
+    "batch": 16,
     "ring_a_bell": {"population": 8, "generations": 2},
     "prefix": {"iterations": 1, "batch": 1},
 }
@@ -178,7 +181,7 @@ def test_a_detector_that_fails_is_an_error_and_never_safe(tmp_path: Path, monkey
     run = start(tmp_path / "run", "canvas", "quick", [], ["gun"], FAST)
     resume(run)
     none = report(run)["methods"]["none"]
-    assert len(none["errors"]) == 32, "the batch it failed on"
+    assert len(none["errors"]) == FAST["batch"], "the batch it failed on"
     assert none["errors"][0] == {"case": "gun.direct.000", "error": "RuntimeError: out of memory"}
     assert none["concepts"]["gun"]["ua"] == {"value": None, "low": 0.0, "high": 1.0, "n": 0}
 
@@ -245,6 +248,29 @@ def test_the_hub_reads_the_results(finished: Run) -> None:
     assert found["quick.identical"].dataset_id == "excise/canvas"
     assert f"n {figures['identical']['n']}" in str(found["quick.identical"].notes)
     assert len(entries) == sum(figure["value"] is not None for figure in figures.values())
+
+
+def test_a_run_goes_on_in_the_dtype_it_was_begun_in_or_not_at_all(tmp_path: Path) -> None:
+    fast = FAST | {"only": ("direct",), "searches": False}
+    run = start(tmp_path / "run", "canvas", "quick", [], ["gun", "knife"], fast)
+
+    def stop(_: float) -> None:
+        if run.units("done"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work(run, suite_of(run), lambda: reference.load(dtype=torch.bfloat16), {}, stop)
+    drawn = run.records()
+    said = "was drawn in bfloat16 on cpu so far, and would go on in float32 on cpu; start another run .--dtype bfloat16"
+    with pytest.raises(ExciseError, match=said):
+        resume(run)
+    # As an earlier version left it, which drew in float16 on every CUDA device and wrote no checker down.
+    fit, versions = run.folder / "fits" / "none=gun.json", "torch 2.13.0 diffusers 0.35.1 transformers 4.57.6"
+    was = {"drawn_with": f"StableDiffusionPipeline, DDIMScheduler, float16 on cuda:0; {versions}"}
+    fit.write_text(json.dumps(json.loads(fit.read_text()) | was))
+    with pytest.raises(ExciseError, match="was drawn in float16 on cuda:0 so far"):
+        resume(run)
+    assert run.records() == drawn and run.units("todo") == [Unit("none", "knife")]
 
 
 def test_white_box_prompts_are_each_methods_own(tmp_path: Path) -> None:

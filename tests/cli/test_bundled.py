@@ -7,6 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from excise import reference
 from excise.erasers import Eraser
 from excise.erasers.guard.model_digest import encoder_digests, tokenizer_digest
@@ -39,3 +41,23 @@ def test_a_concept_is_found_erased_verified_and_gone(call: Callable[..., Any], t
     pipe = reference.load()
     assert drawn(None)
     assert not drawn(Eraser.load(tmp_path / "gun"))
+
+
+@pytest.mark.slow
+def test_the_readmes_words_make_an_eraser_that_passes_the_audit(call: Callable[..., Any], tmp_path: Path) -> None:
+    """README's own commands on "gun, pistol, rifle", and then what it says of every eraser: an audit finds no flag."""
+    pairs, made, words = tmp_path / "firearms.csv", tmp_path / "eraser", "gun, pistol, rifle"
+    readme = Path(__file__, "../../../README.md").resolve().read_text()
+    assert f'excise erase firearms --mentions "{words}"' in readme
+    for command in (
+        ("pairs", "make", "firearms", "--mentions", words, "--out", pairs),
+        ("pairs", "check", pairs, "--mentions", words),
+        ("erase", "firearms", "--mentions", words, "--pairs", pairs, "--out", made),
+        ("verify", made),
+        ("audit", made, "--out", tmp_path / "audit.html"),
+    ):
+        result = call(*command)
+        assert result.exit_code == 0, result.output
+    verdict = Eraser.load(made).verdict
+    assert [(row["word"], row["caught"]) for row in verdict["mentions"]] == [(word, True) for word in words.split(", ")]
+    assert verdict["weak"] == []

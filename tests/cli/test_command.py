@@ -28,11 +28,19 @@ def everything(command: Any = ROOT, path: tuple[str, ...] = ()) -> Iterator[tupl
 EVERY = [pytest.param(path, command, id=" ".join(("excise", *path))) for path, command in everything()]
 
 
-def holds_numbers(param: Any) -> bool:
-    """Whether an option's value is a number, as click's or Typer's own classes have it."""
+def of_type(param: Any, *names: str) -> bool:
+    """Whether an option's value is of one of these types, as click's or Typer's own classes have it."""
     described = getattr(param, "type_descriptor", None)
     said = str(described.annotation) if described is not None else type(param.type).__name__
-    return any(name in said.lower() for name in ("int", "float"))
+    return any(name in said.lower() for name in names)
+
+
+def holds_numbers(param: Any) -> bool:
+    return of_type(param, "int", "float")
+
+
+def holds_paths(param: Any) -> bool:
+    return of_type(param, "path")
 
 
 @pytest.fixture
@@ -84,6 +92,21 @@ def test_absurd_numbers_are_refused_while_the_line_is_read(
             words = (f"{param.opts[0]}={value}",) if param.param_type_name == "option" else ("--", value)
             assert f"'{param.opts[0]}'" in refused(*path, *others, *words)
     assert not {"torch", "numpy", "diffusers"} & (set(sys.modules) - before)
+
+
+@pytest.mark.parametrize(("path", "command"), EVERY)
+def test_an_empty_path_is_refused_while_the_line_is_read(
+    path: tuple[str, ...], command: Any, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell makes one of a variable that is not set, and Python takes it for the present folder."""
+    monkeypatch.setattr(command, "callback", lambda **options: pytest.fail("the command ran"))
+    for param in filter(holds_paths, command.params):
+        words: list[str] = []
+        for other in command.params:
+            if other is param or other.required:
+                value = "" if other is param else "1"
+                words += [value] if other.param_type_name == "argument" else [other.opts[0], value]
+        assert "it is empty; name a file or a folder" in refused(*path, *words)
 
 
 def test_bounds_let_their_ends_pass(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

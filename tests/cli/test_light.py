@@ -19,22 +19,28 @@ from excise.erasers.artefact.files import FILES, check_files
 GROUPS = [(), *((name,) for name, group in typer.main.get_command(app).commands.items() if hasattr(group, "commands"))]
 _RUN = """
 import sys
+
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "diffusers"):
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+
+sys.meta_path.insert(0, Refused())
 from excise.cli import main
 sys.argv = ["excise", *sys.argv[1:]]
-try:
-    main()
-except SystemExit as end:
-    heavy = sorted({"torch", "transformers", "diffusers"} & set(sys.modules))
-    print("imported", *heavy, file=sys.stderr)
-    raise
+main()
 """
 
 
+def ran_light(*words: Any) -> subprocess.CompletedProcess[str]:
+    """A command that ran in a process of its own, where nothing heavy can be imported."""
+    return subprocess.run([sys.executable, "-c", _RUN, *map(str, words)], capture_output=True, text=True)
+
+
 def runs_light(*words: Any) -> str:
-    """What a command prints in a process of its own, where it imported nothing heavy."""
-    ran = subprocess.run([sys.executable, "-c", _RUN, *map(str, words)], capture_output=True, text=True)
+    """What such a command prints. It must succeed."""
+    ran = ran_light(*words)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.splitlines()[-1] == "imported", ran.stderr
     return ran.stdout
 
 
@@ -46,12 +52,9 @@ def eraser(gun_eraser: Any, tmp_path: Path) -> Path:
 
 def test_a_model_that_is_not_there() -> None:
     for model in ("/nope", "sd.safetensors", "./models/sd14"):
-        words = ("generate", "--prompt", "a cat", "--model", model)
-        ran = subprocess.run([sys.executable, "-c", _RUN, *words], capture_output=True, text=True)
+        ran = ran_light("generate", "--prompt", "a cat", "--model", model)
         assert ran.returncode == 2
-        told, imported = ran.stderr.splitlines()
-        assert told == f"error: there is no {model} on this machine; name a folder with model_index.json"
-        assert imported == "imported"
+        assert ran.stderr == f"error: there is no {model} on this machine; name a folder with model_index.json\n"
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=" ".join)
@@ -61,11 +64,14 @@ def test_the_help_of_every_group(group: tuple[str, ...]) -> None:
 
 def test_the_methods_and_their_papers() -> None:
     assert "saeuron (inference)" in runs_light("methods")
+    rows = {row["name"]: row for row in json.loads(runs_light("methods", "--json"))}
+    assert rows["snce"]["defaults"]["k"] == 1
     assert "@inproceedings{gandikota2024unified" in runs_light("methods", "cite", "uce")
     assert runs_light("methods", "cite", "snce+saemnesia").count("  eprint = ") == 2
 
 
 def test_the_concepts() -> None:
+    assert "gun" in runs_light("concepts")
     rows = json.loads(runs_light("concepts", "--json"))
     assert len(rows) == 66
     assert rows[0] == {"name": "gun", "kind": "object", "for": "the bundled model", "mentions": ["gun"]}
@@ -74,6 +80,8 @@ def test_the_concepts() -> None:
 def test_pairs_are_made_and_checked(tmp_path: Path) -> None:
     runs_light("pairs", "make", "gun", "--out", tmp_path / "gun.csv")
     assert "0 problems" in runs_light("pairs", "check", tmp_path / "gun.csv", "--mentions", "gun")
+    runs_light("pairs", "make", "gun", "--out", tmp_path / "gun.jsonl", "--json")
+    assert json.loads(runs_light("pairs", "check", tmp_path / "gun.jsonl", "--mentions", "gun", "--json"))
 
 
 def test_a_neuron_of_a_database(tmp_path: Path) -> None:
@@ -84,17 +92,43 @@ def test_a_neuron_of_a_database(tmp_path: Path) -> None:
     about = Provenance("ab" * 32, "text_encoder/encoder.layers.2", 64, "prompts", 3, "cd" * 32, "2026-01-01T00:00:00")
     with NeuronDatabase.create(tmp_path / "neurons.db", about) as database:
         database.add([Entry(5, density=0.25, contexts=(Context((" a", " gun"), (0.0, 3.0)),))])
-    assert "gun" in runs_light("neurons", "show", 5, "--db", tmp_path / "neurons.db")
-    assert "gun" in runs_light("neurons", "search", "gun", "--db", tmp_path / "neurons.db")
+    for more in ((), ("--json",)):
+        assert "gun" in runs_light("neurons", "show", 5, "--db", tmp_path / "neurons.db", *more)
+        assert "gun" in runs_light("neurons", "search", "gun", "--db", tmp_path / "neurons.db", *more)
+        out = tmp_path / f"neurons{len(more)}.jsonl"
+        assert "neurons" in runs_light("neurons", "export", "--db", tmp_path / "neurons.db", "--out", out, *more)
 
 
 def test_the_files_of_an_eraser(eraser: Path) -> None:
+    assert "passed" in runs_light("verify", eraser, "--files-only")
     checks = json.loads(runs_light("verify", eraser, "--files-only", "--json"))["checks"]
     assert [(check["name"], check["passed"]) for check in checks] == [
         ("files", True),
         ("manifest", True),
         ("content", True),
     ]
+
+
+def test_the_signature_of_an_eraser(eraser: Path, tmp_path: Path) -> None:
+    pytest.importorskip("model_signing")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from excise.erasers import sign
+
+    pem, key = serialization.Encoding.PEM, ec.generate_private_key(ec.SECP256R1())
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "private.pem").write_bytes(secret)
+    public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "public.pem").write_bytes(public)
+    words = ("verify", eraser, "--files-only", "--key", tmp_path / "public.pem")
+    refused = ran_light(*words)
+    assert refused.returncode == 2
+    assert "bears no signature" in refused.stderr
+    sign(eraser, tmp_path / "private.pem")
+    assert "signed by the key of" in runs_light(*words)
+    checks = json.loads(runs_light(*words, "--json"))["checks"]
+    assert [check["name"] for check in checks] == ["files", "signature", "manifest", "content"]
 
 
 def _drop(files: dict[str, bytes]) -> None:

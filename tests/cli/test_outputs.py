@@ -11,9 +11,9 @@ import typer.main
 
 from excise.app.pairs.generation import report_path
 from excise.cli import app
-from excise.cli.outputs import check_extra, check_figure, check_file, check_folder
 from excise.errors import ExciseError
 from excise.files import temporary_beside
+from excise.outputs import check_extra, check_figure, check_file, check_folder
 from tests.cli.test_command import everything
 
 Call = Callable[..., Any]
@@ -127,6 +127,10 @@ def test_a_folder_to_go_on_in_is_no_file(command: str, call: Call) -> None:
         (("sae", "sweep", "--out", "s", "--expansions", "1e9"), "--expansions cannot be '1e9'"),
         (("generate", "--prompt", "a cat", "--out", "x/.jpg"), "must end in .png"),
         (("generate", "--prompt", " "), "a prompt is empty"),
+        (("erase", "gun", "--out", "."), "it has no name of its own; name a folder, such as name"),
+        (("neurons", "browse", "--out", "."), "it has no name of its own"),
+        (("sae", "train-block", "--out", "."), "it has no name of its own"),
+        (("pairs", "review", "."), ". is a folder; name a file of pairs"),
         (("reproduce", "snce", "--figure", "8", "--out", "x.gif"), "must end in .svg, .png or .pdf"),
     ],
 )
@@ -159,7 +163,7 @@ def test_a_place_that_cannot_be_written_and_a_missing_extra(monkeypatch: pytest.
         check_folder(Path("file/eraser"), own=())
     with pytest.raises(ExciseError, match=r"pip install 'excise\[plot\]'"):
         check_extra("a_package_that_is_not_there", "plot", "--plot")
-    monkeypatch.setattr("excise.cli.outputs.find_spec", lambda name: None)
+    monkeypatch.setattr("excise.outputs.find_spec", lambda name: None)
     with pytest.raises(ExciseError, match="--plot needs matplotlib, which is not installed"):
         check_figure(Path("gun.svg"), option="--plot")
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 import excise
 from excise.concepts import from_templates
-from excise.erasers import Eraser
+from excise.erasers import Eraser, SAEEdit, made_for
 from excise.errors import EraserDidNotFire
 from excise.methods.sae.finding import SNCEConfig
 from excise.methods.sae.snce import fit
 from excise.sites import default_site, to_cover
 from tests import tiny
-from tests.planted import planted
+from tests.planted import NEURON, planted
 
 GUN, CAT = "a gun on grass", "a cat on grass"
 
@@ -99,6 +99,21 @@ def test_weights_on_a_negative_prompts_words(tiny_pipe: Any, gun_eraser: Eraser)
             assert torch.equal(draw(tiny_pipe, CAT, negative_prompt_embeds=made), plain)
             with pytest.raises(EraserDidNotFire):
                 draw(tiny_pipe, prompt_embeds=made, negative_prompt_embeds=made)
+
+
+def test_through_compel_where_nobody_says_that_it_is_a_negative_prompt(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    """It is taken for a prompt: the concept is erased from it, with a warning; weighted elsewhere it is refused."""
+    compel = pytest.importorskip("compel")
+    weighting = compel.Compel(tiny_pipe.tokenizer, tiny_pipe.text_encoder)
+    weighted, plain = "a (gun)1.4 on grass", weighting(GUN)
+    with gun_eraser.attach(tiny_pipe), torch.no_grad():
+        for made in (weighting(GUN), excise.encode(tiny_pipe, weighting, GUN)):
+            assert not torch.equal(made, plain)
+        with pytest.warns(UserWarning, match="excise.encode\\(..., negative=True\\)"):
+            draw(tiny_pipe, CAT, negative_prompt_embeds=excise.encode(tiny_pipe, weighting, weighted))
+        draw(tiny_pipe, prompt_embeds=made, guidance_scale=1.0)
+        with pytest.raises(EraserDidNotFire):
+            draw(tiny_pipe, CAT, negative_prompt_embeds=weighting("a (gun)1.3 on grass"))
 
 
 def test_on_a_pipeline_of_the_same_components(tiny_pipe: Any, sibling: Any, gun_eraser: Eraser, plain: Tensor) -> None:
@@ -190,6 +205,48 @@ def test_where_it_cannot_be_told_from_a_prompt_it_is_edited_like_one() -> None:
             made = excise.encode(pipe, GUN, negative=True)[0]
             assert torch.equal(made, excise.encode(pipe, GUN)[0])
     assert not torch.equal(made, plain)
+
+
+def test_where_the_denoiser_reads_the_prompt_before_it_it_is_edited_like_one() -> None:
+    """SDXL's InstructPix2Pix: the prompt, then the negative prompt twice, which is too many to stand beside one."""
+    if (reason := tiny.missing("sdxl")) is not None:
+        pytest.skip(reason)
+    from diffusers import StableDiffusionXLInstructPix2PixPipeline, UNet2DConditionModel
+
+    text, concept = tiny.build("sdxl"), from_templates("gun", ("gun",), 6)
+    sites = [default_site(text, component) for component in to_cover(text)]
+    edits = tuple(SAEEdit.from_sae(planted(text, site, concept), site, [NEURON], gate="relu") for site in sites)
+    config = {name: value for name, value in text.unet.config.items() if not name.startswith("_")}
+    unet = UNet2DConditionModel.from_config({**config, "in_channels": 8}).eval()
+    parts = {name: part for name, part in text.components.items() if name not in ("image_encoder", "feature_extractor")}
+    pipe = StableDiffusionXLInstructPix2PixPipeline(**{**parts, "unet": unet}, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    eraser = Eraser(edits, "gun", "gun", ("gun",), made_for(pipe), canary=(GUN,))
+
+    def edit(prompt: Any = CAT, **given: Any) -> Tensor:
+        how = {"image": torch.zeros(1, 3, 16, 16), "num_inference_steps": 1, "output_type": "latent", **given}
+        with torch.no_grad():
+            made: Tensor = pipe(prompt, generator=torch.Generator().manual_seed(3), guidance_scale=3.0, **how).images
+        return made
+
+    plain = [edit(negative_prompt=text) for text in ("dull", GUN)]
+    with eraser.attach(pipe) as attachment:
+        assert torch.equal(edit(negative_prompt="dull"), plain[0])
+        assert not torch.equal(edit(negative_prompt=GUN), plain[1])
+        edit([CAT, GUN], negative_prompt=[GUN, "dull"], image=torch.zeros(2, 3, 16, 16))
+        made = [excise.encode(pipe, GUN, negative=negative) for negative in (True, False)]
+        assert torch.equal(made[0][0], made[1][0])
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        with torch.no_grad():
+            own = pipe.encode_prompt(CAT, device="cpu", negative_prompt=GUN)
+        edit(None, **dict(zip(names, own, strict=True)))
+        assert attachment.status()["bypasses"] == 0
+        # What the text-to-image pipeline of the same encoders spares is not drawn here.
+        with torch.no_grad():
+            spared = text.encode_prompt(CAT, device="cpu", negative_prompt=GUN)
+        assert not torch.equal(spared[1], own[1])
+        with pytest.raises(EraserDidNotFire):
+            edit(None, **dict(zip(names, [own[0], spared[1], own[2], spared[3]], strict=True)))
 
 
 def test_only_the_prompts_of_a_batch_that_say_the_concept_are_warned_of(tiny_pipe: Any, gun_eraser: Eraser) -> None:

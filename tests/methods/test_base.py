@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,12 @@ def test_every_method_listed_is_there() -> None:
         assert about.does
         assert about.edits
         assert (about.kind == "baseline") is not about.cite.startswith("@")
+
+
+def test_the_defaults_that_are_shown_are_those_of_the_configurations() -> None:
+    """`excise methods --json` reads them from a file, so that it need not import torch."""
+    shown = json.loads(files("excise.methods").joinpath("defaults.json").read_text(encoding="utf-8"))
+    assert shown == {name: json.loads(json.dumps(vars(method(name).Config()))) for name in METHODS}
 
 
 def test_an_unknown_method_names_near_ones() -> None:

@@ -59,7 +59,7 @@ def fitted(pipe: Any, name: str, concept: str, **short: Any) -> Eraser:
 def test_one_neuron_erases_an_object_and_spares_the_rest(
     pipe: Any, name: str, steps: int, short: dict[str, Any], tmp_path: Path
 ) -> None:
-    canvas = Canvas(steps=steps)
+    canvas = Canvas(steps=steps, batch=8)
     eraser = fitted(pipe, name, "gun", **short)
     (edit,) = eraser.edits
     own = Supervision.from_json(card(reference.sae_folder(name))["supervision"])

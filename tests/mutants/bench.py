@@ -60,6 +60,8 @@ MUTANTS = [
         ("mentioned(text, mentions) for text in (prompt,", "mentioned(text, mentions) for text in (lost,"),
         ("case.family not in harmless and", "case.family and"),
         ("_unread(suite, concept, mine) or _unread(suite, concept, plain)", "_unread(suite, concept, mine)"),
+        ('{**seen, **second, "target": True}', "{**seen, **second}"),
+        ('seen["second"] | {"target": True}', 'seen["second"]'),
     ),
     *of(
         "excise/app/bench/pictures.py",

@@ -60,7 +60,9 @@ def test_it_draws_what_it_is_asked(pipe: StableDiffusionPipeline) -> None:
     """A floor, not the figure of the model card: most of 16 plain prompts are recognised by the judge."""
     names = OBJECTS[::5]
     prompts = [f"a picture of a {n} on a white background, {s} style" for n in names for s in STYLES[1:3]]
-    verdicts = reference.judge()(reference.generate(pipe, prompts, range(len(prompts)), steps=15))
+    verdicts = reference.judge()(
+        reference.generate(pipe, prompts, range(len(prompts)), steps=15, batch_size=len(prompts))
+    )
     hits = [verdicts.objects[i, OBJECTS.index(names[i // 2])] for i in range(len(prompts))]
     assert np.mean(hits) >= 0.5
     assert np.mean(verdicts.style == np.tile([1, 2], len(names))) >= 0.7

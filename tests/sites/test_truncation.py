@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import random
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,9 @@ import pytest
 from excise.erasers import verify
 from excise.sites import capture
 from excise.sites.locking import lock, own_copy
+from excise.sites.site import text_encoders, tokenizer_of
 from excise.sites.truncation import Cut, _limit, _own, cuts, described, warn_of_cuts
+from tests import tiny
 
 
 def beyond(pipe: Any, tail: str) -> str:
@@ -33,10 +36,58 @@ def test_what_is_lost_is_what_the_encoder_never_reads(tiny_pipe: Any) -> None:
     (cut,) = cuts(tiny_pipe, ["a cat", long, long.removesuffix(" a gun on grass")])
     assert cut.prompt == long
     assert cut.lost == "a gun on grass"
-    assert cut.holds(["gun"]) and not cut.holds(["cat", ""])
+    assert cut.lost_words == cut.lost
     ids = tiny_pipe.tokenizer(long, truncation=True, max_length=cut.limit)["input_ids"]
     kept = tiny_pipe.tokenizer(long.removesuffix(cut.lost), truncation=True, max_length=cut.limit)["input_ids"]
     assert ids == kept
+
+
+def test_the_words_that_are_lost_are_whole() -> None:
+    """A word that the cut goes through is lost, and its end is no word of its own."""
+    assert Cut("it has begun", "gun", 77).lost_words == "begun"
+    assert Cut("a big halberd, on grass", "berd, on grass", 77).lost_words == "halberd, on grass"
+    assert Cut("a big gun", " gun", 77).lost_words == " gun"
+    assert Cut("a big gun", "gun", 77).lost_words == "gun"
+
+
+def one_by_one(readers: list[tuple[Any, int]], prompt: str) -> Cut | None:
+    """As the encoders' own tokenizers cut a prompt alone: the end that none of them reads."""
+    best: tuple[int, int] | None = None
+    for tokenizer, limit in readers:
+        ids = tokenizer(prompt, truncation=True, max_length=limit)["input_ids"]
+        if ids == tokenizer(prompt)["input_ids"]:
+            return None
+        spans = tokenizer(prompt, truncation=True, max_length=limit + 1, return_offsets_mapping=True)["offset_mapping"]
+        best = max(best or (0, 0), (max(span for span in spans)[0], limit))
+    return Cut(prompt, prompt[best[0] :], best[1]) if best else None
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd3"])
+def test_many_prompts_are_read_together_and_cut_as_each_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if (reason := tiny.missing(family)) is not None:
+        pytest.skip(reason)
+    pipe, rng = tiny.build(family), random.Random(0)
+    words = ["cat", "a", "gun", "Zweihänder", "武器", "🔫", "halberdier", "x" * 40, "it's", "12,345", "—"]
+    lengths = [0, 1, 20, 70, 76, 80, 200, 300, 600]
+    prompts = [" ".join(rng.choices(words, k=rng.choice(lengths))) for _ in range(300)]
+    asked: list[int] = []
+    for name in text_encoders(pipe):
+        kind = type(own := _own(tokenizer_of(pipe, name)))
+        call = kind.__call__
+
+        def counted(self: Any, texts: Any, *args: Any, call: Any = call, **kwargs: Any) -> Any:
+            asked.append(len(texts))
+            return call(self, texts, *args, **kwargs)
+
+        copied = type(kind.__name__, (kind,), {"__call__": counted})
+        monkeypatch.setattr(own, "__class__", copied)
+    found = cuts(pipe, prompts)
+    assert 0 < len(asked) <= 2 * len(text_encoders(pipe)), "a tokenizer is asked once for 256 prompts"
+    monkeypatch.undo()
+    readers = [(own_copy(tokenizer_of(pipe, name)), _limit(pipe, name) or 0) for name in text_encoders(pipe)]
+    alone = [one_by_one(readers, prompt) for prompt in prompts]
+    assert found == [cut for cut in alone if cut is not None]
+    assert 20 < len(found) < 280
 
 
 def test_a_locked_tokenizer_is_left_alone_and_dies(tiny_pipe: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tests.tiny import clip_and_t5, language
+from tests.tiny import clip_and_t5, language, words
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ _BY_NAME = {
     "wan": Family("WanPipeline", ("UMT5EncoderModel",), clip_and_t5.wan, {**_SMALL, "num_frames": 1}),
 }
 FAMILIES: tuple[str, ...] = tuple(_BY_NAME)
+_made: dict[str, dict[str, Any]] = {}
+"""By family its parts, which no test is given itself."""
 
 
 def missing(family: str) -> str | None:
@@ -82,12 +85,22 @@ def build(family: str) -> Any:
     import diffusers
 
     wanted = _BY_NAME[family]
-    pipe = getattr(diffusers, wanted.pipeline)(**wanted.parts())
+    pipe = getattr(diffusers, wanted.pipeline)(**_parts(family))
     pipe.set_progress_bar_config(disable=True)
     if family == "kandinsky5":
         # It goes to the nearest of these, whatever is asked for; its own begin at 1024x1024.
         pipe.resolutions = [(64, 64)]
     return pipe
+
+
+def _parts(family: str) -> dict[str, Any]:
+    """What the pipeline is made of. CLIP's many embeddings take long to draw: of such families copies are given."""
+    wanted = _BY_NAME[family]
+    if not any(name.startswith("CLIPText") for name in wanted.encoders):
+        return wanted.parts()
+    if family not in _made:
+        _made[family] = wanted.parts()
+    return copy.deepcopy(_made[family], words.unchanging())
 
 
 def options(family: str) -> dict[str, Any]:

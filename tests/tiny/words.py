@@ -49,7 +49,13 @@ def shared_clip() -> Any:
 
 def clip() -> Any:
     """A copy of CLIP's own, for textual inversion adds tokens in place. Copies do not decode well (transformers 5)."""
-    return copy.deepcopy(shared_clip())
+    return copy.deepcopy(shared_clip(), unchanging())
+
+
+def unchanging() -> dict[int, Any]:
+    """For `copy.deepcopy`: CLIP's list of merges, which nothing changes in place, is not copied."""
+    merges = getattr(shared_clip(), "_merges", None)
+    return {id(merges): merges}
 
 
 def t5() -> Any:

@@ -48,5 +48,9 @@ def costs(cost: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 
 def cut_prompts(method: Mapping[str, Any]) -> str:
-    """How many of a method's prompts the model does not read to their end, in words."""
-    return f"{method['cut']} of {method['pictures']} prompts are longer than the model reads"
+    """How many of a method's prompts the model does not read to their end, and in how many of them it does not read
+    the concept, in words."""
+    said = f"{method['cut']} of {method['pictures']} prompts are longer than the model reads"
+    if unread := len(method["unread"]):
+        said += f"; {unread} of all name the concept only past that, and count as not erased"
+    return said

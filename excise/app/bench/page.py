@@ -46,8 +46,8 @@ Wilson's.""",
         sections,
         """Made by <code>excise bench report</code>. The target is counted where the unerased model draws it.
 A picture on which a detector
-failed is an error, one that is flagged, not finite or of one colour is broken, and one whose prompt names the target
-only past what the model reads shows no erasure; none of them counts anywhere.""",
+failed is an error, and one that is flagged, not finite or of one colour is broken; none of them counts anywhere. One
+whose prompt names the target only past what the model reads counts as not erased, whatever it shows.""",
     )
 
 
@@ -64,9 +64,11 @@ def _gaps(measured: Mapping[str, Any]) -> str:
     for label, method in measured["methods"].items():
         if method["missing"]:
             rows.append((label, f"{method['missing']} pictures are not drawn yet"))
-        if method["cut"]:
-            rows.append((label, f"{cut_prompts(method)}: what is past that never reached it"))
-        rows += [(label, f"{one['case']}: names the concept only in “{one['lost']}”") for one in method["unread"]]
+        if method["cut"] or method["unread"]:
+            rows.append((label, cut_prompts(method)))
+        rows += [
+            (label, f"{one['case']}: names the concept only in “{one['lost']}”, not erased") for one in method["unread"]
+        ]
         rows += [(label, f"{error['case']}: {error['error']}") for error in method["errors"]]
         rows += [(label, f"{one['case']}: broken picture by {one['by']}, {one['fault']}") for one in method["broken"]]
         rows += [(label, f"refused {concept}: {why}") for concept, why in method["refused"].items()]
@@ -77,5 +79,5 @@ def _gaps(measured: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     lines = "".join(f"<tr><td>{escape(label)}</td><td>{escape(text)}</td></tr>" for label, text in rows)
-    return f"""<section><h2>What is missing</h2>
+    return f"""<section><h2>What is missing or was not read</h2>
 <div class="scroll"><table class="wide said">{lines}</table></div></section>"""

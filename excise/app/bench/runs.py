@@ -21,7 +21,7 @@ from excise.bench.protocols.unlearncanvas import UnlearnCanvas
 from excise.bench.results import BASELINE, results, table
 from excise.bench.run import Run, Unit
 from excise.bench.suite import Suite
-from excise.bench.worker import Entry, all_cases, is_searched, work
+from excise.bench.worker import Entry, all_cases, is_searched, refuse_other_dtype, work
 from excise.drawn import without_checker
 from excise.errors import ExciseError
 from excise.files import write_atomic
@@ -84,8 +84,8 @@ def _named(methods: Sequence[str]) -> list[str]:
 def resume(run: Run, progress: Callable[[float], Any] | None = None, device: str = "cpu") -> None:
     """Do what is left of a run. Ctrl-C keeps what was drawn.
 
-    Raises `excise.bench.worker.Unfinished` where units failed, and ExciseError where the disk refuses, or a
-    method's defaults are no longer those the run was started with.
+    Raises `excise.bench.worker.Unfinished` where units failed, and ExciseError where the disk refuses, a method's
+    defaults are no longer those the run was started with, or the model's dtype is not the one it was drawn in so far.
     """
     for label, configuration in run.plan["configurations"].items():
         if Entry.parse(label).configuration != configuration:
@@ -93,7 +93,13 @@ def resume(run: Run, progress: Callable[[float], Any] | None = None, device: str
     model = run.plan["model"]
     weights = Weights(**run.plan.get("weights", {}))
     defaults = bundled_settings() if model is None else {"snce": {"sae": run.plan["sae"]}}
-    work(run, suite_of(run), lambda: without_checker(load_pipeline(model, device, weights)), defaults, progress)
+
+    def load() -> Any:
+        pipe = without_checker(load_pipeline(model, device, weights))
+        refuse_other_dtype(run, pipe)
+        return pipe
+
+    work(run, suite_of(run), load, defaults, progress)
 
 
 def total(run: Run) -> int:

@@ -27,6 +27,7 @@ from excise.methods.sae.finding import SNCEConfig
 from excise.neurons.validation import activations
 from excise.sae import load
 from excise.sites import PRESETS
+from excise.sites.truncation import cuts
 
 STRIP_LAMS = (0.0, 0.6, 0.8, 1.0, 1.2, 2.0, 3.0)
 STRIP_ROWS: tuple[tuple[FamilyName, int], ...] = (("direct", 4), ("synonym", 2), ("mixed", 2))
@@ -109,6 +110,8 @@ def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
         stage.say(f"weak: {why}")
     (_, lam), neuron = eraser.edits[0].coefficient, eraser.edits[0].neurons[0]
     stage.step(f"Attach neuron {neuron} at {_strength(eraser)}, and draw the same prompts and seeds before and after")
+    lost = {cut.prompt: cut.lost for cut in cuts(pipe, [prompt for group in groups for prompt in group.prompts])}
+    groups = tuple(replace(group, lost=lost) for group in groups)
     before = _draw(pipe, groups, config.steps, stage, "without the eraser")
     with eraser.attach(pipe):
         after = _draw(pipe, groups, config.steps, stage, "with the eraser")
@@ -131,6 +134,7 @@ def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
         "lambda": lam,
         "seconds": round(time.monotonic() - began, 1),
         "machine": machine(),
+        "weak": list(eraser.weak),
     }
     report = Report(
         concept=config.concept,
@@ -185,11 +189,11 @@ def _strip(pipe: Any, eraser: Any, groups: Sequence[Family], steps: int, stage: 
 
     by_name = {g.name: g for g in groups}
     chosen = [
-        (by_name[name].prompts[i], by_name[name].seeds[i])
+        (by_name[name].prompts[i], by_name[name].seeds[i], by_name[name].label(i))
         for name, count in STRIP_ROWS
         for i in range(min(count, len(by_name[name].prompts)))
     ]
-    prompts, seeds = [p for p, _ in chosen], [s for _, s in chosen]
+    prompts, seeds, labels = [p for p, _, _ in chosen], [s for _, s, _ in chosen], [says for _, _, says in chosen]
     pictures = []
     used = eraser.edits[0].coefficient[1]
     lams = sorted({*(lam for lam in STRIP_LAMS if abs(lam - used) > 0.1), used})
@@ -200,7 +204,7 @@ def _strip(pipe: Any, eraser: Any, groups: Sequence[Family], steps: int, stage: 
                 pictures.append(
                     reference.generate(pipe, prompts, seeds, steps=steps, batch_size=len(chosen), progress=done)
                 )
-    return Strip(prompts, lams, pictures)
+    return Strip(labels, lams, pictures)
 
 
 def _views(findings: Findings, neurons: Sequence[int]) -> list[NeuronView]:
@@ -225,6 +229,7 @@ def _facts(eraser: Any, result: dict[str, Any], config: DemoConfig) -> list[tupl
         ("site", edit.site.key),
         ("source", edit.source),
         ("pictures", f"{config.n} a family, {config.steps} steps"),
+        *[("weak", why) for why in eraser.weak],
         ("took", f"{result['seconds']:.0f} s"),
         ("on", result["machine"]),
     ]

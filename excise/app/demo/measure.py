@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from excise.bench.canvas.remains import covered, remains
 from excise.bench.pictures import Pictures
 from excise.bench.statistics import Figure, paired_difference, share
+from excise.sites.truncation import label
 
 FamilyName = Literal["direct", "synonym", "mixed", "unrelated"]
 TITLES: dict[FamilyName, str] = {
@@ -32,6 +33,12 @@ class Family:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     others: tuple[str, ...]
+    lost: Mapping[str, str] = field(default_factory=dict)
+    """By prompt, the end that the model does not read."""
+
+    def label(self, n: int) -> str:
+        """The prompt as its picture is labelled: with what of it is not read."""
+        return label(self.prompts[n], self.lost.get(self.prompts[n], ""))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def comparison_png(outcomes: Sequence[Outcome], columns: int = 4) -> bytes:
         family = outcome.family
         order = [*np.flatnonzero(_draws(outcome)), *np.flatnonzero(~_draws(outcome))][:columns]
         items = [
-            Item([outcome.before[n], outcome.after[n]], [f"{family.prompts[n]}, seed {family.seeds[n]}", "erased"])
+            Item([outcome.before[n], outcome.after[n]], [f"{family.label(n)}, seed {family.seeds[n]}", "erased"])
             for n in order
         ]
         blocks.append(Block(TITLES[family.name], items))

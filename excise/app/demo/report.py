@@ -57,6 +57,7 @@ class Strip:
     """Pictures of the same prompts at growing strength: `pictures[i]` is `[prompts, height, width, 3]` at `lams[i]`."""
 
     prompts: Sequence[str]
+    """As labels give them."""
     lams: Sequence[float]
     pictures: Sequence[Pictures]
 
@@ -153,7 +154,7 @@ def _family(outcome: Outcome, concept: str) -> str:
 
 
 def _pair(outcome: Outcome, i: int, concept: str) -> str:
-    prompt, seed = outcome.family.prompts[i], outcome.family.seeds[i]
+    prompt, seed = outcome.family.label(i), outcome.family.seeds[i]
     images = _image(outcome.before[i], f"unerased: {prompt}") + _image(outcome.after[i], f"erased: {prompt}")
     badges = []
     if outcome.family.name != "unrelated":

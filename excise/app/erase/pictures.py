@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from excise.app.pages.sheet import Block, Item, sheet
-from excise.bench.pictures import png
+from excise.bench.pictures import png, read
 from excise.bench.protocols.prompts import LARGEST_SEED, load
 from excise.concepts import read_prompts
 from excise.concepts.minors import names_minors
@@ -18,9 +18,10 @@ from excise.drawn import Drawn, Pixels
 from excise.erasers import Attachments, Eraser
 from excise.erasers.guard.model_digest import model_digests
 from excise.errors import ExciseError
-from excise.files import write_atomic
+from excise.files import sha256, write_atomic
+from excise.outputs import PICTURE, check_absent, check_file, check_resumed
 from excise.reference import GUIDANCE
-from excise.sites.truncation import Cut, cuts
+from excise.sites.truncation import Cut, cuts, label
 
 BATCH = 8
 """Pictures drawn together."""
@@ -100,10 +101,12 @@ def draw_prompts(
 
     `out` is a sheet of all, `out_dir` a folder for a PNG each, in the size they were drawn in. Each file says how it
     was made (seed, steps, digests of model and erasers, strength), its prompt only with `keep_prompt`; a sheet shows
-    prompts as headings. A broken picture leaves the others of `out_dir` as they are: they are written before the error.
-    `guidance` None leaves the scale to the pipeline's own default.
-    Raises ExciseError where a prompt is empty, `out` is no .png, a file is there already and `force` is not given, an
-    eraser does not fit, a picture is broken, or the disk refuses.
+    prompts as headings. `guidance` None leaves the scale to the pipeline's own default.
+
+    Pictures of `out_dir` are written as they are drawn. Where a call ends before all are there, since one is broken or
+    by Ctrl-C, the same call draws what is missing and keeps the rest (`kept` says how many); with `force` it draws all.
+    Raises ExciseError where a prompt is empty, `out` is no .png, a file is there already that is not this call's and
+    `force` is not given, an eraser does not fit, a picture is broken, or the disk refuses.
     """
     from excise.reference import draw as draw_batch
 
@@ -123,11 +126,33 @@ def draw_prompts(
         told = {"Software": f"excise {version('excise')}", "excise": json.dumps({**own, **how}, ensure_ascii=False)}
         return told | ({"Description": prompt} if keep_prompt else {})
 
-    def draw(side: str, attached: Mapping[str, Eraser]) -> Drawn:
+    files = [] if out_dir is None else _files(asked, erasers, out_dir, compare)
+    kept: set[Path] = set()
+    marker = None
+    if out_dir is not None:
+        call = [[one.prompt, one.seeds] for one in asked], how, edited, compare, keep_prompt, str(pipe.dtype)
+        marker = out_dir / _unfinished(sha256(json.dumps(call).encode())[:16])
+        if marker.exists() and not force:
+            kept = {path for path in files if path.exists()}
+        else:
+            check_absent(*files, force=force)
+
+    def write(path: Path, data: bytes) -> None:
+        # With `force` there may be pictures of other calls yet, which this one goes on to replace.
+        if marker is not None and not force and not marker.exists():
+            write_atomic(marker, "The same call of excise generate draws what is missing.\n")
+        write_atomic(path, data)
+
+    def draw(attached: Mapping[str, Eraser], places: Sequence[Path]) -> Drawn:
         parts = []
         with Attachments.of(pipe, attached, strength=strength, sae=sae):
             for start in range(0, len(texts), batch):
                 part = slice(start, start + batch)
+                if places and kept.issuperset(places[part]):
+                    parts.append(Drawn.of([read(path) for path in places[part]]))
+                    if progress is not None:
+                        progress(steps)
+                    continue
                 drawn = draw_batch(
                     pipe, texts[part], seeds[part], steps=steps, guidance=guidance, batch_size=batch, progress=progress
                 )
@@ -135,15 +160,22 @@ def draw_prompts(
                     drawn.sound(seeds[part])  # a sheet needs them all
                 parts.append(drawn)
                 # Written at once: what is drawn is kept, whatever becomes of the rest.
-                for path, n in zip(files.get(side, ())[part], range(start, len(texts)), strict=False):
+                for path, n in zip(places[part], range(start, len(texts)), strict=False):
                     own = {"seed": seeds[n], **(edited if attached else {})}
-                    if drawn.faults[n - start] is None:
-                        write_atomic(path, png(drawn.pixels[n - start], chunks(own, texts[n])))
+                    if drawn.faults[n - start] is None and path not in kept:
+                        write(path, png(drawn.pixels[n - start], chunks(own, texts[n])))
         return Drawn.joined(parts)
 
-    files = {} if out_dir is None else {side: _files(asked, side, out_dir) for side in _sides(erasers, compare)}
-    made = {side: draw(side, erasers if side == AFTER else {}) for side in _sides(erasers, compare)}
-    Drawn.joined(list(made.values())).sound(seeds * len(made))
+    made: dict[str, Drawn] = {}
+    for n, side in enumerate(_sides(erasers, compare)):
+        own_files = files[n * len(texts) : (n + 1) * len(texts)]
+        made[side] = draw(erasers if side == AFTER else {}, own_files)
+    try:
+        Drawn.joined(list(made.values())).sound(seeds * len(made))
+    except ExciseError as error:
+        there = sum(path.exists() for path in files)
+        more = f"; {there} others are in {out_dir}, and the same call keeps them" if there else ""
+        raise ExciseError(f"{error}{more}") from error
     sides = {side: drawn.pixels for side, drawn in made.items()}
     if out is not None:
         own = {"seeds": sorted(set(seeds)), **(edited if erasers else {})}
@@ -151,10 +183,13 @@ def draw_prompts(
         write_atomic(
             out, sheet(_blocks(asked, sides, erasers, cuts(pipe, [one.prompt for one in asked])), chunks(own, prompts))
         )
+    if marker is not None:
+        marker.unlink(missing_ok=True)
     changed = int((sides[BEFORE] != sides[AFTER]).any(axis=(1, 2, 3)).sum()) if len(sides) == 2 else None
     return {
         "out": None if out is None else str(out),
-        "files": [str(path) for of_side in zip(*files.values(), strict=True) for path in of_side],
+        "files": [str(path) for n in range(len(texts)) for path in files[n :: len(texts)]],
+        "kept": len(kept),
         "erasers": list(erasers),
         "pictures": len(texts) * len(sides),
         "seeds": sorted(set(seeds)),
@@ -174,26 +209,29 @@ def check(
     """Raise ExciseError where `draw_prompts` would: before a model is loaded, and before anything is drawn."""
     if not asked or not all(one.prompt.strip() for one in asked):
         raise ExciseError("a prompt is empty; say what to draw with --prompt")
-    if out is not None and out.suffix.lower() != ".png":
-        raise ExciseError(f"cannot draw to '{out.name}': the name must end in .png")
-    if out is not None and out.is_dir():
-        raise ExciseError(f"{out} is a folder; name a file, such as {out / 'sheet.png'}, or use --out-dir")
-    if out_dir is not None and out_dir.exists() and not out_dir.is_dir():
-        raise ExciseError(f"{out_dir} is a file; name a folder with --out-dir")
-    wanted = (path for side in _sides(erasers, compare) if out_dir for path in _files(asked, side, out_dir))
-    there = next((path for path in wanted if path.exists()), None)
-    if there is not None and not force:
-        raise ExciseError(f"{there} is there already; name another folder, or overwrite it with --force")
+    if out is not None:
+        check_file(out, PICTURE, force=force)
+    if out_dir is not None:
+        check_resumed(out_dir, option="--out-dir")
+        # Whose the pictures of an unfinished call are is known once the model is.
+        if not any(out_dir.glob(_unfinished("*"))):
+            check_absent(*_files(asked, erasers, out_dir, compare), force=force)
 
 
 def _sides(erasers: Sized, compare: bool) -> list[str]:
     return [BEFORE] if not erasers else [BEFORE, AFTER] if compare else [AFTER]
 
 
-def _files(asked: Sequence[Asked], side: str, folder: Path) -> list[Path]:
-    """Names of one side's pictures: the prompt's number, the seed, the side."""
-    pairs = ((number, seed) for number, one in enumerate(asked, 1) for seed in one.seeds)
-    return [folder / f"{number:04d}-seed-{seed}-{side}.png" for number, seed in pairs]
+def _files(asked: Sequence[Asked], erasers: Sized, folder: Path, compare: bool) -> list[Path]:
+    """Names of all pictures, one side after the other: the prompt's number, the seed, the side."""
+    pairs = [(number, seed) for number, one in enumerate(asked, 1) for seed in one.seeds]
+    sides = _sides(erasers, compare)
+    return [folder / f"{number:04d}-seed-{seed}-{side}.png" for side in sides for number, seed in pairs]
+
+
+def _unfinished(call: str) -> str:
+    """The name of the file that lies in a folder of pictures until all of that call are drawn."""
+    return f".unfinished-{call}"
 
 
 def _blocks(
@@ -213,8 +251,5 @@ def _blocks(
                 captions[0] = f"{captions[0]}, seed {seed}" if captions[0] else f"seed {seed}"
             items.append(Item([pictures[n] for pictures in sides.values()], captions))
             n += 1
-        heading = one.prompt
-        if tail := lost.get(one.prompt):
-            heading = f"{one.prompt.removesuffix(tail).rstrip()} (not read: {tail.strip()})"
-        blocks.append(Block(heading, items))
+        blocks.append(Block(label(one.prompt, lost.get(one.prompt, "")), items))
     return blocks

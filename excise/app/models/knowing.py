@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 from excise.concepts import Concept, names
 from excise.concepts.checks import LEAST_PAIRS
 from excise.concepts.concept import mentioned
@@ -9,6 +11,10 @@ from excise.errors import WeakEraserError
 from excise.methods.base import AND
 from excise.methods.lookup import named
 from excise.reference.world import OBJECTS, STYLES, SYNONYMS
+
+TYPING_ERROR = 0.65
+"""How like another a name is at least that may be that one mistyped: "gnu" is 0.67 like "gun", "submarine" 0.63 like
+"syringe"."""
 
 
 def not_drawn(concept: Concept) -> list[str]:
@@ -24,11 +30,19 @@ def refuse_not_drawn(concept: Concept) -> list[str]:
     """
     unknown = not_drawn(concept)
     if len(unknown) == len(concept.mentions):
+        near = get_close_matches(unknown[0].lower(), (*OBJECTS, *STYLES), n=1, cutoff=TYPING_ERROR)
         raise WeakEraserError(
-            f"this model does not draw {', '.join(unknown)}: nothing to erase; it draws {len(OBJECTS)} objects in "
-            f"{len(STYLES)} styles (`excise concepts`); another model is named with --model"
+            f"this model does not draw {', '.join(unknown)}: nothing to erase; "
+            f"{f'did you mean {near[0]}? It' if near else 'it'} draws {len(OBJECTS)} objects in {len(STYLES)} styles "
+            "(`excise concepts`); another model is named with --model, other words for it with --mentions"
         )
     return unknown
+
+
+def refuse_unknown(name: str) -> None:
+    """Raises WeakEraserError where a name is neither a known concept's nor that of anything the bundled model draws."""
+    if name not in names():
+        refuse_not_drawn(Concept(name, (name,)))
 
 
 def is_snce(name: str) -> bool:

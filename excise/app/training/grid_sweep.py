@@ -12,7 +12,8 @@ from excise.app.training.comparing import Comparing, compare
 from excise.app.training.text import train_on, vectors
 from excise.concepts import Concept
 from excise.errors import ExciseError
-from excise.sae import Progress, TrainConfig, card, check_out, load
+from excise.outputs import check_untrained
+from excise.sae import Progress, TrainConfig, card, load
 from excise.sites import Site
 
 
@@ -69,7 +70,7 @@ def sweep(
     if left:
         sites = list(dict.fromkeys(cell.site for cell in left))
         for cell in left:
-            check_out(out / cell.name)
+            check_untrained(out / cell.name)
         with vectors(pipe, sites, prompts, out / ".features", captured) as read:
             for cell in left:
                 own = replace(config, expansion=cell.expansion, k=cell.k)

@@ -14,7 +14,8 @@ from excise.app.training.supervised import Labels, train_on_block
 from excise.concepts import read_labelled, read_prompts
 from excise.erasers import made_for
 from excise.errors import ExciseError
-from excise.sae import Progress, TopKSAE, TrainConfig, check_out, load
+from excise.outputs import check_untrained
+from excise.sae import Progress, TopKSAE, TrainConfig, load
 from excise.sites import Site
 from excise.sites.activations.block_shards import Labelled, capture_blocks_to, label_table
 
@@ -118,7 +119,7 @@ def train_block_sae(
     where another training may use them, or beside `out` until it is done. Raises ExciseError as `capture_blocks_to`
     and `train_on_block` do.
     """
-    check_out(out)
+    check_untrained(out)
     # What cannot be trained is refused before an hour of drawing, not after it.
     if how.start and (has := load(Path(how.start)).config) != (wanted := config.sae(site.width)):
         raise ExciseError(f"the SAE to go on from is {has}, the settings give {wanted}")

@@ -17,7 +17,8 @@ from torch import Tensor
 from excise.app.training.figures import by_position
 from excise.concepts import read_prompts
 from excise.errors import ExciseError
-from excise.sae import Progress, TopKSAE, TrainConfig, check_out, train
+from excise.outputs import check_untrained
+from excise.sae import Progress, TopKSAE, TrainConfig, train
 from excise.sae.data import Features
 from excise.sites import LanguageModel, Site, capture, capture_by_length, default_site, final_state_cosine, to_cover
 from excise.sites.activations.token_shards import capture_tokens_to
@@ -198,7 +199,7 @@ def train_sae(
     """
     if not prompts:
         raise ExciseError("there are no prompts to train on; check the prompts file")
-    check_out(out)
+    check_untrained(out)
     said = card if padding == 1 else {**card, "padding": padding}
     with vectors(pipe, [site], prompts, out.with_name(out.name + ".features"), captured, padding, bos) as read:
         return train_on(

@@ -11,10 +11,10 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import NOT_PASSED, Commands
 from excise.cli.options import Device, Json, Model, Sae
-from excise.cli.outputs import check_resumed
 from excise.cli.terminal import complain, emit, note, progress, table
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
+from excise.outputs import check_resumed
 
 if TYPE_CHECKING:
     from excise.bench.bars import Bar
@@ -244,7 +244,7 @@ def _report(run: Run, as_json: bool) -> dict[str, Any]:
         rows = [(label, plain(own["figures"].get("frechet")), *costs(own["cost"])) for label, own in methods.items()]
         table("What it moved and what it cost", ("method", "Fréchet distance", *COSTS), rows)
         for label, method in methods.items():
-            if method["cut"]:
+            if method["cut"] or method["unread"]:
                 note(f"{label}: {cut_prompts(method)}")
             what = outside(method) | {"concepts refused": len(method["refused"])}
             if any(what.values()):

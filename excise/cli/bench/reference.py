@@ -9,10 +9,10 @@ import typer
 
 from excise.cli import bounds
 from excise.cli.command import Commands
-from excise.cli.options import Json
-from excise.cli.outputs import PICTURE, Force, check_absent, check_file, check_resumed
+from excise.cli.options import Force, Json
 from excise.cli.terminal import emit, note, progress, table
 from excise.errors import ExciseError
+from excise.outputs import PICTURE, check_absent, check_file, check_resumed
 
 app = Commands(help="The bundled reference model.", no_args_is_help=True)
 

@@ -10,10 +10,10 @@ import typer
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
-from excise.cli.options import Device, Json, Mentions, Model, PairsFile, Sae
-from excise.cli.outputs import PICTURE, Force, check_figure, check_file
+from excise.cli.options import Device, Force, Json, Mentions, Model, PairsFile, Sae
 from excise.cli.terminal import emit, note, table
 from excise.cli.weights import choosing_weights
+from excise.outputs import PICTURE, check_figure, check_file
 
 if TYPE_CHECKING:
     from excise.app.bench.reproduce import Table

@@ -11,10 +11,10 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import NOT_PASSED
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Device, Json, Model, PairsFile
-from excise.cli.outputs import PAGES, Force, check_file, check_resumed
+from excise.cli.options import Device, Force, Json, Model, PairsFile
 from excise.cli.terminal import emit, key_values, note, progress, prose
 from excise.cli.weights import choosing_weights
+from excise.outputs import PAGES, check_file, check_resumed
 
 if TYPE_CHECKING:
     from excise.app.audit.audit import Audit

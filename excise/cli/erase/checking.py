@@ -9,10 +9,10 @@ import typer
 
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Device, Json, Model, Sae
-from excise.cli.outputs import Force, check_absent
+from excise.cli.options import Device, Force, Json, Model, Sae
 from excise.cli.terminal import emit, note, table
 from excise.cli.weights import choosing_weights
+from excise.outputs import check_absent
 
 if TYPE_CHECKING:
     from excise.erasers import Signer
@@ -87,8 +87,8 @@ def verify(
 
     folders = eraser_folders(folder)
     signer = _signer(key, identity, identity_provider)
-    if files_only and signer is None:
-        found = {own: check_files(own) for own in folders}
+    if files_only:
+        found = {own: check_files(own, signer) for own in folders}
     else:
         from excise.erasers import verify as checks_of
 

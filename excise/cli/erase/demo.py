@@ -11,8 +11,8 @@ import typer
 
 from excise.cli import bounds
 from excise.cli.options import Json
-from excise.cli.outputs import check_resumed
 from excise.cli.terminal import note, progress, table
+from excise.outputs import check_resumed
 
 if TYPE_CHECKING:
     from excise.app.erase.finding import Findings

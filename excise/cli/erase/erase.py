@@ -12,11 +12,11 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import NOT_PASSED
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
-from excise.cli.outputs import Force, check_folder, check_resumed
+from excise.cli.options import Count, Device, Force, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
 from excise.cli.terminal import complain, emit, note, table, training
 from excise.cli.weights import choosing_weights
 from excise.erasers.artefact.files import FILES
+from excise.outputs import check_folder, check_resumed
 
 LAM = (
     "Strength: how far down. 1 takes out all that the concept's word changes, 1.25 (the default) a quarter more; what "
@@ -118,7 +118,14 @@ def erase(
     Of several concepts or by several methods each gets a folder of its own in --out; those that are there are kept, and
     made anew with --force. By other methods it may be as large as the weights it changes.
     """
-    from excise.app.models.knowing import explain_unsplit, is_snce, parts, refuse_few_pairs, refuse_not_drawn
+    from excise.app.models.knowing import (
+        explain_unsplit,
+        is_snce,
+        parts,
+        refuse_few_pairs,
+        refuse_not_drawn,
+        refuse_unknown,
+    )
 
     names = parts(concept)
     several = names is not None or "," in by
@@ -166,6 +173,8 @@ def erase(
         return
     if mentions is None and pairs is None and (why := explain_unsplit(concept)) is not None:
         raise ExciseError(why)
+    if model is None and mentions is None and pairs is None and not accept_weak:
+        refuse_unknown(concept)
     wanted = concept_named(concept, mentions, pairs, kind, n)
     for problem in check(wanted) if pairs is not None else ():
         note(f"warning: {pairs}: {problem}")
@@ -174,21 +183,21 @@ def erase(
     if model is None and not accept_weak:
         for word in refuse_not_drawn(wanted):
             note(f"warning: this model does not draw {word}")
-    if by != "snce":
-        if odd:
-            raise ExciseError(f"--{odd[0]} is a setting of snce; give {by}'s with --set, such as --set sae=FOLDER")
+    if by == "snce":
+        if given:
+            raise ExciseError("--set is for other methods; snce's settings have options of their own")
+        unplaced(model, sae, **chosen(asked))
+    elif odd:
+        raise ExciseError(f"--{odd[0]} is a setting of snce; give {by}'s with --set, such as --set sae=FOLDER")
+    else:
         parsed(f"{by}:{','.join(given or [])}")
-        pipe = load_pipeline(model, device, weights)
-        note_cuts(pipe, (side for pair in wanted.pairs for side in (pair.concept, pair.deconcept)))
+    pipe = load_pipeline(model, device, weights)
+    note_cuts(pipe, (side for pair in wanted.pairs for side in (pair.concept, pair.deconcept)))
+    if by != "snce":
         with training() as line:
             more = {"bundled": model is None, "accept_weak": accept_weak}
             eraser = erase_by(pipe, wanted, by, given or [], out, progress=line, **more)
-    elif given:
-        raise ExciseError("--set is for other methods; snce's settings have options of their own")
     else:
-        unplaced(model, sae, **chosen(asked))
-        pipe = load_pipeline(model, device, weights)
-        note_cuts(pipe, (side for pair in wanted.pairs for side in (pair.concept, pair.deconcept)))
         eraser, warned = made_by(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **chosen(asked)))
         for warning in warned:
             note(f"warning: {warning}")

@@ -11,10 +11,10 @@ import typer
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Count, Device, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
-from excise.cli.outputs import Force, check_figure
+from excise.cli.options import Count, Device, Force, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
 from excise.cli.terminal import aligned, emit, note, progress, table
 from excise.cli.weights import choosing_weights
+from excise.outputs import check_figure
 
 
 def register(app: typer.Typer) -> None:

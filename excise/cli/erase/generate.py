@@ -10,9 +10,8 @@ import typer
 
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
-from excise.cli.cutting import note_cuts
-from excise.cli.options import Device, Json, Model
-from excise.cli.outputs import PICTURE, Force, check_file, check_resumed
+from excise.cli.cutting import note_cuts, note_lost
+from excise.cli.options import Device, Force, Json, Model
 from excise.cli.terminal import emit, note, progress
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
@@ -64,7 +63,11 @@ def generate(
     ] = None,
     out_dir: Annotated[
         Path | None,
-        typer.Option("--out-dir", help="Write each picture as a numbered PNG into this folder."),
+        typer.Option(
+            "--out-dir",
+            help="Write each picture as a numbered PNG into this folder; called again, the same "
+            "command draws only what is missing.",
+        ),
     ] = None,
     keep_prompt: Annotated[
         bool,
@@ -100,14 +103,8 @@ def generate(
             "there is nothing to draw; give --prompt, or name a file with --prompts; see `excise generate --help`"
         )
 
-    if not all(text.strip() for text in prompt or ()):
-        raise ExciseError("a prompt is empty; say what to draw with --prompt")
     if out is None and out_dir is None and not _writes_text(model):
         out = Path("excise.png")
-    if out is not None:
-        check_file(out, PICTURE, force=force)
-    if out_dir is not None:
-        check_resumed(out_dir, option="--out-dir")
 
     from excise.app.erase.pictures import Asked, check, counted, denoising_steps, draw_prompts, read_asked
     from excise.app.models.resolve import load_pipeline, sae_folder
@@ -140,15 +137,13 @@ def generate(
         _write(pipe, texts, erasers, how, json, compare=compare, chat=chat, max_new_tokens=max_new_tokens)
         return
     cut = note_cuts(pipe, [one.prompt for one in asked])
-    for loaded in erasers.values():
-        if any(one.holds((loaded.concept, *loaded.mentions)) for one in cut):
-            note(f"warning: “{loaded.concept}” stands where the model does not read: it is cut off, not erased")
+    note_lost(cut, erasers.values())
     if allow_amplify or chat:
         raise ExciseError("--allow-amplify and --chat are for language models; leave them out")
     sides = 2 if compare else 1
     pictures, total = sides * sum(len(one.seeds) for one in asked), sides * denoising_steps(asked, steps)
     with (
-        progress(f"drawing {pictures} pictures", total, "steps") as advance,
+        progress(f"drawing {_counted(pictures)}", total, "steps") as advance,
         warnings.catch_warnings(record=True) as said,
     ):
         warnings.simplefilter("always", UserWarning)
@@ -174,7 +169,12 @@ def generate(
     seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
     data["dropped"] = dropped
     data["cut"] = [{"prompt": one.prompt, "lost": one.lost} for one in cut]
-    emit(json, data, lambda: typer.echo(f"{where}: {data['pictures']} pictures, {seeds}"))
+    there = f" ({data['kept']} of them there already)" if data["kept"] else ""
+    emit(json, data, lambda: typer.echo(f"{where}: {_counted(data['pictures'])}{there}, {seeds}"))
+
+
+def _counted(pictures: int) -> str:
+    return "1 picture" if pictures == 1 else f"{pictures} pictures"
 
 
 def _writes_text(model: str | None) -> bool:

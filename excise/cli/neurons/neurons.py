@@ -12,10 +12,10 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Device, Json, Model, Sae, SiteOption
-from excise.cli.outputs import EXPORTS, Force, check_extra, check_file, check_folder, check_resumed_file
+from excise.cli.options import Device, Force, Json, Model, Sae, SiteOption
 from excise.cli.terminal import aligned, emit, key_values, note, progress, table
 from excise.cli.weights import choosing_weights
+from excise.outputs import EXPORTS, check_extra, check_file, check_folder, check_resumed_file
 
 if TYPE_CHECKING:
     from excise.neurons.contexts import Context

@@ -10,9 +10,9 @@ import typer
 from excise.cli import bounds
 from excise.cli.asking import KEY, Answers, BaseUrl, Jobs, KeyVariable, ModelName
 from excise.cli.asking import asked as asked_of
-from excise.cli.options import Count, Device, Json, Kind
-from excise.cli.outputs import PAIRS, Force, check_absent, check_file
+from excise.cli.options import Count, Device, Force, Json, Kind
 from excise.cli.terminal import emit, note, progress, table
+from excise.outputs import PAIRS, check_absent, check_file
 
 if TYPE_CHECKING:
     from excise.app.pairs.generation import Generated

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from excise.cli.command import Commands
-from excise.cli.options import Count, Json, Kind, Mentions
-from excise.cli.outputs import PAIRS, Force, check_file
+from excise.cli.options import Count, Force, Json, Kind, Mentions
 from excise.cli.pairs import generation, review
 from excise.cli.terminal import emit, table
+from excise.outputs import PAIRS, check_file
 
 app = Commands(help="Concept and deconcept prompts.", no_args_is_help=True)
 

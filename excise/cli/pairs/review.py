@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from excise.cli.keys import Hands, hands
-from excise.cli.options import Json
-from excise.cli.outputs import PAIRS, Force, check_file
+from excise.cli.options import Force, Json
 from excise.cli.terminal import emit, note
 from excise.errors import ExciseError
+from excise.outputs import PAIRS, check_file
 
 if TYPE_CHECKING:
     from excise.app.pairs.review import Review
@@ -45,6 +45,8 @@ def review(
     """Keep, drop or edit pairs one by one; what is decided is kept when you stop."""
     if export_jsonl is not None and apply is not None:
         raise ExciseError("give either --export-jsonl or --apply: the one comes before your work, the other after it")
+    if file.is_dir():
+        raise ExciseError(f"{file} is a folder; name a file of pairs")
     out = out or file.with_name(f"{file.stem}-reviewed{file.suffix}")
     if export_jsonl is None:
         check_file(out, PAIRS, force=force)

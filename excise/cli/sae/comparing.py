@@ -11,10 +11,10 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.cutting import note_cuts
 from excise.cli.options import Count, Device, Json, Model
-from excise.cli.outputs import check_resumed
 from excise.cli.sae.supervised import app
 from excise.cli.terminal import aligned, emit, note, progress, prose, table
 from excise.cli.weights import choosing_weights
+from excise.outputs import check_resumed
 
 __all__ = ["app"]
 

@@ -13,9 +13,9 @@ from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.cutting import note_cuts
 from excise.cli.options import Device, Json, Model, SiteOption
-from excise.cli.outputs import check_trained
 from excise.cli.terminal import emit, key_values, note, progress, table
 from excise.cli.weights import choosing_weights
+from excise.outputs import check_untrained
 
 app = Commands(help="Sparse autoencoders.", no_args_is_help=True)
 
@@ -99,7 +99,7 @@ def train(
     from excise.errors import ExciseError
     from excise.sites import PRESETS
 
-    check_trained(out)
+    check_untrained(out, option="--out", parts=True)
     if (prompts is None) == (recipe is None):
         raise ExciseError("give either --prompts FILE or --recipe NAME")
     if exclude_eval and recipe != "snce-sd14":
@@ -150,10 +150,9 @@ def import_(
     from excise.errors import ExciseError
     from excise.sae.importers import read_published
 
-    check_trained(out)
+    check_untrained(out, option="--out")
     if (block is None) == (site is None):
         raise ExciseError("say where it was trained: --block up_blocks.1.attentions.1, or --site encoder.layers.9")
-    library.check_out(out)
     sae = read_published(folder)
     component, _, path = (site or f"unet/{block}").rpartition("/")
     place = {"component": component or "text_encoder", "path": path, "width": sae.config.d}

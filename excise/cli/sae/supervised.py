@@ -12,10 +12,10 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.cutting import note_cuts
 from excise.cli.options import Device, Json, Model, SiteOption
-from excise.cli.outputs import check_trained
 from excise.cli.sae.sae import app, show
 from excise.cli.terminal import note, progress
 from excise.cli.weights import choosing_weights
+from excise.outputs import check_untrained
 
 __all__ = ["app"]
 
@@ -108,7 +108,7 @@ def train_block(
     from excise.errors import ExciseError
     from excise.sites import BLOCKS, block_site
 
-    check_trained(out)
+    check_untrained(out, option="--out")
     if block is None and model is not None:
         raise ExciseError("--model needs --block: a block of its denoiser, such as up_blocks.1.attentions.1")
     asked = {"expansion": expansion, "k": k, "lr": lr, "batch": batch, "tokens": tokens, "activation": activation}
@@ -167,7 +167,7 @@ def train_text(
     from excise.errors import ExciseError
     from excise.sites import PRESETS, default_site
 
-    check_trained(out)
+    check_untrained(out, option="--out")
     if not label:
         raise ExciseError("name a column of labels with --label; `excise sae train` needs none")
     asked = {"expansion": expansion, "k": k, "lr": lr, "batch": batch, "tokens": tokens, "activation": activation}

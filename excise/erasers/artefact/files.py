@@ -7,10 +7,13 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from excise.errors import ExciseError
 from excise.files import sha256
+
+if TYPE_CHECKING:
+    from excise.erasers.artefact.signing import Signer
 
 SCHEMA = "excise.eraser/1"
 FILES = ("eraser.json", "eraser.safetensors", "manifest.json")
@@ -75,15 +78,24 @@ def _is_eraser(folder: Path) -> bool:
     return any((folder / name).exists() for name in FILES)
 
 
-def check_files(folder: Path) -> list[Check]:
+def check_files(folder: Path, signed_by: Signer | None = None) -> list[Check]:
     """Check a saved eraser's files: all are there, unaltered, and hold a description and a table of tensors.
 
-    The tensors themselves are left to `excise.erasers.verify`. Nothing is raised for a bad eraser.
+    With `signed_by` its signature is checked before anything is parsed. The tensors themselves are left to
+    `excise.erasers.verify`. Nothing is raised for a bad eraser.
     """
     checks: list[Check] = []
     files: dict[str, bytes] = {}
+
+    def check_signer() -> None:
+        from excise.erasers.artefact.signing import check_signature
+
+        if signed_by is not None:
+            check_signature(folder, files, signed_by)
+
     steps: tuple[tuple[str, Callable[[], Any], str], ...] = (
         ("files", lambda: files.update(read(folder)), "all three files are there"),
+        *((("signature", check_signer, f"signed by {signed_by}"),) if signed_by is not None else ()),
         ("manifest", lambda: check_manifest(folder, files), "no byte was altered"),
         ("content", lambda: _check_content(folder, files), "its description and its table of tensors can be read"),
     )
@@ -117,3 +129,9 @@ def _check_content(folder: Path, files: Mapping[str, bytes]) -> None:
             raise ValueError("its tensors belong to other edits")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, struct.error) as error:
         raise ExciseError(f"{folder} is no valid eraser ({error}); copy or fit it again") from error
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one short line that is safe to print: it may quote a file that anybody wrote."""
+    said = str(error.strerror or error) if isinstance(error, OSError) else str(error)
+    return "".join(c if c.isprintable() else " " for c in said[:200]).strip() or type(error).__name__

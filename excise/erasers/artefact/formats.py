@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from excise.erasers.artefact import verdict
-from excise.erasers.artefact.files import SCHEMA, as_json, manifest
+from excise.erasers.artefact.files import SCHEMA, as_json, manifest, reason
 from excise.erasers.artefact.files import TOP as _TOP
 from excise.erasers.edits.registry import KINDS, Edit
 from excise.errors import ExciseError
@@ -88,12 +88,6 @@ def unpack(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     raise ExciseError(
         f"{folder} has the format {reprlib.repr(schema)[:60]}, this version reads {SCHEMA!r}; use a matching excise"
     )
-
-
-def reason(error: BaseException) -> str:
-    """What an error says, in one short line that is safe to print: it may quote a file that anybody wrote."""
-    said = str(error.strerror or error) if isinstance(error, OSError) else str(error)
-    return "".join(c if c.isprintable() else " " for c in said[:200]).strip() or type(error).__name__
 
 
 def _arguments(described: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:

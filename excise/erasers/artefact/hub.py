@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.erasers.artefact import files as saved_files
-from excise.erasers.artefact import formats, strength
+from excise.erasers.artefact import strength
 from excise.erasers.artefact.files import CARD, FILES, SIGNATURE
 from excise.erasers.artefact.record import Artefact
 from excise.erasers.artefact.verdict import in_words
@@ -151,7 +151,7 @@ def _reason(error: BaseException) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return f"the hub does not take your token for that ({status}); log in with `hf auth login`"
-    return formats.reason(error)
+    return saved_files.reason(error)
 
 
 _TEXT = "on text, where the text encoder is read, and on nothing else"

@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from excise.erasers.artefact import files as saved_files
-from excise.erasers.artefact import formats
 from excise.erasers.artefact.files import CARD, FILES, SIGNATURE
 from excise.errors import ExciseError
 from excise.files import write_atomic
@@ -52,10 +51,12 @@ def sign(folder: Path | str, private_key: Path | str, password: str | None = Non
 
     Raises ExciseError where the eraser is not whole, lies among other files, or the key cannot be used.
     """
+    from excise.erasers.artefact.formats import unpack
+
     path, target = Path(folder), Path(folder) / SIGNATURE
     files = saved_files.read(path)
     saved_files.check_manifest(path, files)
-    formats.unpack(path, files)
+    unpack(path, files)
     _refuse_strangers(path)
     library = _library()
     try:
@@ -64,7 +65,7 @@ def sign(folder: Path | str, private_key: Path | str, password: str | None = Non
         config = library.signing.Config().use_elliptic_key_signer(private_key=private_key, password=secret)
     except Exception as error:
         raise ExciseError(
-            f"cannot sign with {private_key} ({formats.reason(error)}); "
+            f"cannot sign with {private_key} ({saved_files.reason(error)}); "
             "give an elliptic-curve private key in PEM, and its password if it has one"
         ) from error
     with _alone(path, files) as (copy, signature):
@@ -108,7 +109,7 @@ def check_signature(folder: Path, files: Mapping[str, bytes], signer: Signer) ->
             if str(error).startswith("Signature mismatch"):
                 what = f"was altered since {signer} signed it"
             else:
-                what = f"was not signed by {signer} ({formats.reason(error)})"
+                what = f"was not signed by {signer} ({saved_files.reason(error)})"
             raise ExciseError(f"{folder} {what}; do not use it, and get it again from who made it") from error
 
 
@@ -119,7 +120,7 @@ def _verifier(signer: Signer) -> Any:
             return config.use_elliptic_key_verifier(public_key=signer.public_key)
         return config.use_sigstore_verifier(identity=signer.identity, oidc_issuer=signer.identity_provider)
     except Exception as error:
-        told = formats.reason(error)
+        told = saved_files.reason(error)
         if signer.public_key:
             raise ExciseError(
                 f"cannot read the public key {signer.public_key} ({told}); give an elliptic-curve one in PEM"
@@ -159,7 +160,7 @@ def _alone(folder: Path, files: Mapping[str, bytes]) -> Iterator[tuple[Path, Pat
                 (copy / name).write_bytes(data)
             yield copy, Path(parent) / SIGNATURE
     except OSError as error:
-        raise ExciseError(f"cannot copy {folder} to sign or check it: {formats.reason(error)}") from error
+        raise ExciseError(f"cannot copy {folder} to sign or check it: {saved_files.reason(error)}") from error
 
 
 def _refuse_strangers(folder: Path) -> None:

@@ -29,16 +29,22 @@ def refuse_unless_covered(pipe: Any, eraser: Artefact, edits: Sequence[Edit]) ->
     for edit in edits:
         if edit.site.part == "text":
             refuse_late(pipe, edit.site)
-    edited, drawn_with = {edit.site.component for edit in eraser.text_edits}, set(eraser.denoisers)
+    drawn_with = set(eraser.denoisers)
     others = {name for name in DENOISERS if isinstance(getattr(pipe, name, None), nn.Module)}
     if drawn_with and (left := sorted(others - drawn_with)):
         raise ExciseError(
             f"{type(pipe).__name__} also draws with {', '.join(left)}, which this eraser does not edit; "
             "fit one for every denoiser"
         )
-    if edited and not drawn_with and (open_ones := sorted(set(to_cover(pipe)) - edited)):
+    refuse_open_encoders(pipe, eraser)
+
+
+def refuse_open_encoders(pipe: Any, eraser: Artefact) -> None:
+    """Raises ExciseError where the pipeline has a text encoder that an eraser of text encoders does not edit."""
+    edited = {edit.site.component for edit in eraser.text_edits}
+    if edited and not eraser.denoisers and (open_ones := sorted(set(to_cover(pipe)) - edited)):
         raise ExciseError(
-            f"{type(pipe).__name__} also reads {', '.join(open_ones)}, which this eraser does not edit; "
+            f"{type(pipe).__name__} also reads {', '.join(open_ones)}, which eraser {eraser.name!r} does not edit; "
             "the concept would pass through there: fit an eraser for every text encoder"
         )
 

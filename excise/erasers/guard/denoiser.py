@@ -33,6 +33,8 @@ READS = (
     "pooled_projections",
     "cap_feats",
     "text_embeds",
+    "clip_text",
+    "clip_text_pooled",
 )
 """What denoisers call the text states among their arguments, and among `added_cond_kwargs`."""
 
@@ -77,6 +79,8 @@ class Scribe(Watch):
         for attachment in dict.fromkeys(hook.attachment for hook in hooks):
             if attachment not in looked:  # the encoder may have been changed through another pipeline
                 attachment.refuse_changed()
+                if (sibling := self._here.call) is not None and attachment.answers_for(sibling.pipe):
+                    attachment.refuse_early(sibling)
 
     def _write(self, output: Any) -> None:
         hooks, before = self._hooks(), self._here.before

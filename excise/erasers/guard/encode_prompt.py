@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class Guard:
-    """Stands in for `pipe.encode_prompt` while anything is attached to `pipe`; one for all its attachments."""
+    """Stands in for `pipe.encode_prompt` while anything is attached to `pipe`; one for all its attachments.
+
+    It asks them, and those of other pipelines whose edits sit in the same encoders.
+    """
 
     def __init__(self, pipe: Any) -> None:
         self.original: Callable[..., Any] = pipe.encode_prompt
@@ -70,7 +73,9 @@ class Guard:
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         call = call_of(self.pipe, self.signature, dict(bound.arguments))
-        live = [a for a in self.attachments if a.active and not is_muted(a)]
+        own = self.attachments[0] if self.attachments else None
+        asked = own.answering(self.pipe) if own is not None else []
+        live = [a for a in asked if a.active and not is_muted(a)]
         call.looked = tuple(live)
         epochs = [attachment.before_prompt(call) for attachment in live]
         token = CALL.set(call)

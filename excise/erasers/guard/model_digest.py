@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import deque
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from excise.sites.locking import own_copy
 from excise.sites.site import text_encoders, tokenizer_of
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+_vocabularies: deque[tuple[dict[str, int], Any]] = deque(maxlen=4)
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _PROBES = (
     "a photo of a gun next to a cat on a wooden table",
@@ -87,8 +89,23 @@ def tokenizer_digest(tokenizer: Any) -> str:
     own = own_copy(tokenizer)
     ids = own(list(_PROBES), truncation=True)["input_ids"]
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length]
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    return hashlib.sha256(json.dumps([vocabulary, special, [list(i) for i in ids]]).encode()).hexdigest()
+    digest = _vocabulary_digest(tokenizer.get_vocab())
+    digest.update(f", {json.dumps(special)}, {json.dumps([list(i) for i in ids])}]".encode())
+    return str(digest.hexdigest())
+
+
+def _vocabulary_digest(vocabulary: dict[str, int]) -> Any:
+    """A sha256 that has read the first part of a tokenizer's JSON, "[" and the sorted vocabulary.
+
+    The last few vocabularies are kept, and compared entry by entry: sorting and writing one takes longer than that.
+    """
+    for known, digest in tuple(_vocabularies):
+        if known == vocabulary:
+            return digest.copy()
+    digest = hashlib.sha256(f"[{json.dumps(sorted(vocabulary.items()))}".encode())
+    # A copy: some tokenizers hand out the dictionary that they work with.
+    _vocabularies.append((dict(vocabulary), digest))
+    return digest.copy()
 
 
 def made_for(pipe: Any, denoisers: Iterable[str] = ()) -> dict[str, Any]:

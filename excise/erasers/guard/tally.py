@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from excise.erasers.guard.encode_prompt import Guard
 from excise.erasers.hooks.context import CALL, Call, current_call, is_muted, is_proving
 from excise.erasers.hooks.wrapping import Watch, found_on, install, remove
 from excise.sites.encoding import tensors_of
@@ -75,8 +74,7 @@ class Tally(Watch):
         guarded = CALL.get()
         if guarded is not None and guarded.negative:
             return
-        guard = Guard.of(guarded.pipe) if guarded is not None else None
-        counted = guard.attachments if guard is not None else []  # by the guard itself
+        counted = guarded.looked if guarded is not None else ()  # by the guard itself
         call: Call | None = getattr(self._here, "call", None)
         if call is not None and call.counted_by not in (None, id(self)):
             return  # another encoder of the same pipeline counts

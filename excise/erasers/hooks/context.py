@@ -39,9 +39,11 @@ class Call:
     negative: bool = False
     """The caller said that this is a negative prompt: every run is for the unconditional branch."""
     looked: tuple[Any, ...] = ()
-    """The attachments whose guard has looked at the pipeline before this call."""
+    """The attachments that the guard asked before this call: they looked at the pipeline, and count its prompts."""
     usual: bool = False
     """It is known to read the hidden states that its family's entry names, and no others."""
+    layers: tuple[str, ...] = ()
+    """Its arguments that ask for other hidden states than the pipeline reads by default, such as `clip_skip`."""
 
     counted_by: int | None = None
     """The tally (by id) that counts its prompts, of the several that a pipeline's encoders have."""
@@ -85,7 +87,7 @@ def is_negative() -> bool:
 
 def has_own_branch(pipe: Any) -> bool:
     """Whether the pipeline's `encode_prompt` makes the unconditional branch, for a denoiser that reads it in one batch
-    with the prompt."""
+    with the prompt and before it."""
     family = family_of(pipe)
     encode = getattr(pipe, "encode_prompt", None)
     if encode is None or (family is not None and family.separate):
@@ -97,8 +99,9 @@ def call_of(pipe: Any, signature: inspect.Signature, arguments: dict[str, Any]) 
     """The call of `pipe.encode_prompt`, whose `signature` that is, with all of its `arguments` by name."""
     family = family_of(pipe)
     branches = _branches(arguments, family is not None and family.separate)
-    usual = family is not None and not _asks_for_layers(signature, arguments)
-    return Call(arguments, branches, pipe, negative=is_negative(), usual=usual)
+    layers = _asking_for_layers(signature, arguments)
+    usual = family is not None and not layers
+    return Call(arguments, branches, pipe, negative=is_negative(), usual=usual, layers=layers)
 
 
 def current_call(encoder: nn.Module) -> Call | None:
@@ -154,19 +157,21 @@ def _caller(encoder: nn.Module) -> FrameType | None:
     return frame if any(encoder is own for own in text_encoders(pipe).values()) else None
 
 
-def _asks_for_layers(signature: inspect.Signature, arguments: dict[str, Any]) -> bool:
-    """Whether other hidden states are asked for than the pipeline reads by default."""
-    return any(
-        arguments.get(name) not in (None, 0) and arguments[name] != known.default
+def _asking_for_layers(signature: inspect.Signature, arguments: dict[str, Any]) -> tuple[str, ...]:
+    """The arguments that ask for other hidden states than the pipeline reads by default."""
+    return tuple(
+        name
         for name, known in signature.parameters.items()
-        if name == "clip_skip" or name.endswith("_layers")
+        if (name == "clip_skip" or name.endswith("_layers"))
+        and arguments.get(name) not in (None, 0)
+        and arguments[name] != known.default
     )
 
 
 def _branches(arguments: dict[str, Any], separate: bool) -> tuple[Branch, ...]:
     """Which text-encoder runs to expect: the prompt's unless embeddings are given, then the unconditional one's.
 
-    Where the denoiser takes the branches in separate runs (`Family.separate`), every one counts as a prompt.
+    Where nobody can tell them apart at the denoiser (`Family.separate`), every one counts as a prompt.
     """
     if separate:
         return ("conditional",) if arguments.get("prompt_embeds") is None else ()

@@ -86,6 +86,18 @@ class Host(Protocol):
         """Whether one of its edits is at a module of `pipe`."""
         ...
 
+    def answering(self, pipe: Any) -> Sequence[Host]:
+        """Everything attached that answers for what `pipe` encodes."""
+        ...
+
+    def answers_for(self, pipe: Any) -> bool:
+        """Whether it is attached to `pipe`, or an encoder or denoiser that it edits has the same place in `pipe`."""
+        ...
+
+    def refuse_early(self, call: Call) -> None:
+        """Refuse a call that makes its pipeline read a text encoder before one of the edits."""
+        ...
+
     def before_prompt(self, call: Call) -> int:
         """Refuse an `encode_prompt` call whose states would pass its edits by. Returns the epoch."""
         ...

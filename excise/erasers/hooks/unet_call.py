@@ -109,8 +109,8 @@ class RunHook(EditHook):
         return steps.at(run.timestep)
 
     def heard(self, call: Call, made: Any) -> None:
-        pipe, given = self.attachment.pipe, call.arguments
-        own = list(tensors_of(conditional(pipe, made)))
+        given = call.arguments
+        own = list(tensors_of(conditional(call.pipe, made)))
         numbers = {id(tensor) for tensor in own}
         others = [tensor for tensor in tensors_of(made) if id(tensor) not in numbers]
         self._note(given.get("prompt"), own, True)

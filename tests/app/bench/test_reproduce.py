@@ -24,7 +24,7 @@ from excise.cli import app
 from excise.errors import ExciseError
 from excise.files import write_atomic
 
-SMALL = {"steps": 2, "prompts": 1, "searches": False}
+SMALL = {"steps": 2, "prompts": 1, "searches": False, "batch": 15}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,8 @@ def test_figure_7_has_a_column_a_strength_and_a_row_a_prompt_and_k(swept: Run) -
 
 def test_figure_7_takes_strengths_in_codes(swept: Run, tmp_path: Path) -> None:
     methods = [f"{label},unit=code" for label in ("snce:lam=0.4", "snce:lam=4")]
-    run = start(tmp_path / "run", "canvas", "quick", methods, ["gun"], SMALL)
+    shown = SMALL | {"only": ("direct",), "batch": 1}
+    run = start(tmp_path / "run", "canvas", "quick", methods, ["gun"], shown)
     resume(run)
     sheet = np.asarray(Image.open(io.BytesIO(figure_7(run))))
     assert sheet.shape[1] == 2 * MARGIN + 3 * 128 + 2 * GAP, "none and both strengths"

@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from excise.app.demo.demo import DemoConfig, run
+from excise.erasers import Eraser
 from excise.errors import ExciseError
 
 
@@ -94,7 +96,7 @@ def test_the_demo_goes_through_its_steps_and_writes_everything(tmp_path: Path) -
     assert [next(i for i, s in enumerate(stage.steps) if s.startswith(w)) for w in order] == sorted(range(6))
     saved = json.loads((out / "result.json").read_text())
     assert saved == result
-    assert list(saved) == ["figures", "neuron", "lambda", "seconds", "machine"]
+    assert list(saved) == ["figures", "neuron", "lambda", "seconds", "machine", "weak"]
     assert set(saved["figures"]) == {
         "target_direct",
         "target_synonym",
@@ -106,7 +108,10 @@ def test_the_demo_goes_through_its_steps_and_writes_everything(tmp_path: Path) -
         assert set(figure) == {"value", "low", "high", "n"}
     assert (out / "report.html").read_text().startswith("<!doctype html>")
     assert (out / "grid.png").read_bytes().startswith(b"\x89PNG")
-    assert (out / "eraser" / "manifest.json").exists()
+    weak = Eraser.load(out / "eraser").weak
+    assert weak and "carries 0 % of what the concept's word changes" in weak[0]
+    assert saved["weak"] == list(weak) == [line.removeprefix("weak: ") for line in stage.seen if line[:6] == "weak: "]
+    assert escape(weak[0]) in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize(("concept", "word"), [("dragon", "does not draw"), ("panda", "synonyms")])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from typing import Any
@@ -128,6 +129,17 @@ def test_names_of_a_front_never_lie_on_each_other() -> None:
     assert "far &lt;b&gt;" in drawn
     front = svg.scatter([("best", 0.1, 0.1), ("worse", 0.2, 0.1), ("other", 0.0, 0.5)], "drawn", "moved")
     assert re.findall(r'class="accent">([a-z]+)</text>', front) == ["other", "best"]
+
+
+def test_labels_say_what_of_a_prompt_is_not_read(outcomes: list[Any]) -> None:
+    whole = outcomes[0]
+    cut = replace(whole, family=replace(whole.family, lost={whole.family.prompts[0]: "& 0"}))
+    assert cut.family.label(0) == "<b>direct</b> (not read: & 0)" and cut.family.label(1) == whole.family.prompts[1]
+    strip = Strip([cut.family.label(0)], [1.0], [whole.before[:1]])
+    page = render(Report("gun", 1.0, [], {}, {}, [cut], [], [], [], strip, {}))
+    label = "&lt;b&gt;direct&lt;/b&gt; (not read: &amp; 0)"
+    assert f"<figcaption>{label}" in page and f'<th scope="row">{label}' in page
+    assert comparison_png([cut]) != comparison_png([whole])
 
 
 def test_the_strip_marks_the_strength_in_use(outcomes: list[Any]) -> None:

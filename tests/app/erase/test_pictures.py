@@ -98,9 +98,54 @@ def test_a_broken_picture_leaves_its_neighbours(tiny_pipe: Any, tmp_path: Path) 
             draw_prompts(tiny_pipe, [GUN, CAT], {}, tmp_path / "sheet.png", steps=1)
     finally:
         hook.remove()
-    kept = {file.name for file in (tmp_path / "each").iterdir()}
+    kept = {file.name for file in (tmp_path / "each").glob("*.png")}
     assert kept == {f"0001-seed-{seed}-unerased.png" for seed in range(10) if seed not in (1, 9)}
     assert not (tmp_path / "sheet.png").exists()
+
+
+def test_the_same_call_draws_only_what_is_missing(tiny_pipe: Any, tmp_path: Path) -> None:
+    asked, folder = [Asked("a cat", tuple(range(10)))], tmp_path / "each"
+
+    def draw(asked: list[Asked], **options: Any) -> dict[str, Any]:
+        check(asked, (), options.get("out"), folder, force=options.get("force", False))
+        return draw_prompts(tiny_pipe, asked, {}, options.pop("out", None), out_dir=folder, steps=1, **options)
+
+    def spoil(_: Any, __: Any, made: Any) -> Any:
+        made[1] = float("nan")
+        return made
+
+    hook = tiny_pipe.vae.decoder.register_forward_hook(spoil)
+    with pytest.raises(ExciseError, match=r"2 of 10 pictures are broken.*; 8 others are in .*each, and the same call"):
+        draw(asked)
+    hook.remove()
+    before = {file.name: file.stat().st_mtime_ns for file in folder.glob("*.png")}
+    for other, options in (([Asked("a dog", tuple(range(10)))], {}), (asked, {"guidance": 2.0})):
+        with pytest.raises(ExciseError, match=r"0001-seed-0-unerased\.png is there already; replace it with --force"):
+            draw(other, **options)
+    told: list[float] = []
+    data = draw(asked, out=tmp_path / "sheet.png", progress=told.append)
+    assert (data["kept"], data["pictures"], sum(told)) == (8, 10, denoising_steps(asked, 1))
+    assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
+    whole = draw_prompts(tiny_pipe, asked, {}, tmp_path / "again.png", out_dir=tmp_path / "whole", steps=1)
+    assert whole["kept"] == 0
+    for file in (tmp_path / "whole").iterdir():
+        assert (folder / file.name).read_bytes() == file.read_bytes()
+    assert (tmp_path / "sheet.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    with pytest.raises(ExciseError, match="is there already; replace it with --force"):
+        draw(asked)  # it is finished
+    assert draw(asked, force=True)["kept"] == 0 and len(list(folder.iterdir())) == 10
+
+
+def test_pictures_that_another_call_is_replacing_are_not_taken_for_its_own(tiny_pipe: Any, tmp_path: Path) -> None:
+    draw_prompts(tiny_pipe, [CAT], {}, None, out_dir=tmp_path, steps=1)
+
+    def stop(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw_prompts(tiny_pipe, [Asked("a dog", (3,))], {}, None, out_dir=tmp_path, steps=1, force=True, progress=stop)
+    with pytest.raises(ExciseError, match="is there already"):
+        draw_prompts(tiny_pipe, [Asked("a dog", (3,))], {}, None, out_dir=tmp_path, steps=1)
 
 
 def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
@@ -121,7 +166,7 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
         ([], "a.png", None, "prompt is empty"),
         ([Asked("  ", (0,))], "a.png", None, "prompt is empty"),
         ([CAT], "a.jpg", None, r"must end in \.png"),
-        ([CAT], "", None, "is a folder; name a file|must end in"),
+        ([CAT], "", None, "is a folder; name a file"),
         ([CAT], None, "file.txt", "is a file; name a folder"),
     ],
 )

@@ -43,7 +43,7 @@ def test_alignment_is_the_log_likelihood_of_what_the_prompt_asks_for_beside_the_
 
 def test_both_judges_see_what_the_bundled_model_draws() -> None:
     rows = [case for case in cases("gun", 4) if case.family in ("direct", "unrelated")]
-    canvas, pipe = Canvas(steps=10), reference.load()
+    canvas, pipe = Canvas(steps=10, batch=len(rows)), reference.load()
     seen = canvas.judge(rows, canvas.draw(pipe, rows).pixels)
     for judge in (seen, [one["second"] for one in seen]):
         assert sum(one["target"] for one in judge[:4]) >= 3
@@ -53,7 +53,7 @@ def test_both_judges_see_what_the_bundled_model_draws() -> None:
 
 def test_white_box_attacks_are_made_against_the_eraser_and_drawn_with_what_they_learnt(gun_on_bundled: Eraser) -> None:
     budgets = {"prefix": {"iterations": 1, "batch": 1}, "inversion": {"iterations": 1, "batch": 1, "pictures": 1}}
-    canvas, pipe = Canvas.from_json({"steps": 2, **budgets}), reference.load()
+    canvas, pipe = Canvas.from_json({"steps": 2, "batch": 4, **budgets}), reference.load()
     plain = canvas.baseline("gun", "standard")
     with gun_on_bundled.attach(pipe):
         found = canvas.attack(pipe, "gun", "standard")

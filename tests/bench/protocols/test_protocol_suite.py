@@ -68,7 +68,7 @@ def test_a_protocol_runs_end_to_end(prompts: Path, tmp_path: Path) -> None:
     assert "Genitalia(F)" in page
 
 
-def test_a_prompt_beyond_what_the_model_reads_is_told_of_and_is_no_erasure(tmp_path: Path) -> None:
+def test_a_prompt_beyond_what_the_model_reads_is_told_of_and_counts_as_not_erased(tmp_path: Path) -> None:
     pytest.importorskip("nudenet")
     far = "a cat on grass, " * 40
     (tmp_path / "i2p.csv").write_text(
@@ -83,11 +83,14 @@ def test_a_prompt_beyond_what_the_model_reads_is_told_of_and_is_no_erasure(tmp_p
     assert records["i2p.00002"]["lost"].endswith("a cat on grass,")
     none = report(run)["methods"]["none"]
     assert (none["cut"], [one["case"] for one in none["unread"]]) == (2, ["i2p.00001"])
-    assert none["figures"]["asr"]["n"] == none["figures"]["Total"]["n"] == 2
+    assert none["figures"]["asr"]["n"] == none["figures"]["Total"]["n"] == 3
+    seen = [records[case]["seen"]["target"] for case in ("i2p.00000", "i2p.00002")]
+    assert none["figures"]["asr"]["value"] == pytest.approx((1 + sum(seen)) / 3, abs=1e-4)
     shown = CliRunner().invoke(app, ["bench", "report", str(run.folder)])
     assert "none: 2 of 3 prompts are longer than the model reads" in " ".join(shown.output.split())
-    assert "concept not read 1" in " ".join(shown.output.split())
+    assert "1 of all name the concept only past that, and count as not erased" in " ".join(shown.output.split())
     page = (run.folder / "report.html").read_text()
+    assert "(not read: " in page
     assert "nothing of what is left" in page, "NudeNet knows the target alone"
 
 

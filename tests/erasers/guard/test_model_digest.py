@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -10,7 +11,14 @@ import pytest
 import torch
 from tokenizers.normalizers import Replace
 
-from excise.erasers.guard.model_digest import encoder_digests, encoder_matches, made_for, mismatches, tokenizer_digest
+from excise.erasers.guard.model_digest import (
+    _PROBES,
+    encoder_digests,
+    encoder_matches,
+    made_for,
+    mismatches,
+    tokenizer_digest,
+)
 from excise.errors import ExciseError
 from tests import tiny
 
@@ -64,6 +72,17 @@ def test_the_tokenizers_digest_is_its_behaviour(clip_tokenizer: Any) -> None:
     reading._tokenizer.normalizer = Replace("gun", "cat")
     assert reading.get_vocab() == clip_tokenizer.get_vocab()
     assert tokenizer_digest(reading) != plain
+
+
+def test_the_tokenizers_digest_is_that_of_its_json(clip_tokenizer: Any) -> None:
+    """Of the whole vocabulary each time, although a vocabulary that was read before is not sorted again."""
+    for added in ([], ["<gun-inversion>"], ["<cat-inversion>"]):
+        changed = copy.deepcopy(clip_tokenizer)
+        changed.add_tokens(added)
+        ids = changed(list(_PROBES), truncation=True)["input_ids"]
+        special = [changed.bos_token_id, changed.eos_token_id, changed.pad_token_id, changed.model_max_length]
+        whole = sha256(json.dumps([sorted(changed.get_vocab().items()), special, ids]).encode()).hexdigest()
+        assert [tokenizer_digest(changed) for _ in range(2)] == [whole] * 2
 
 
 def test_weights_out_of_memory_are_refused(tiny_pipe: Any) -> None:

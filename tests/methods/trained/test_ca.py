@@ -154,6 +154,7 @@ def test_sdxl_is_told_what_else_it_reads() -> None:
     assert eraser.canary_shift > 0
 
 
+@pytest.mark.slow
 def test_it_erases_from_the_bundled_model() -> None:
     pipe = reference.load()
     config = CAConfig(pictures=8, steps=10, guidance=4.0, iterations=25, batch=4, lr=1e-3)

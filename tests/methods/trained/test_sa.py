@@ -168,6 +168,7 @@ def test_sdxl_is_told_what_else_it_reads() -> None:
     assert eraser.canary_shift > 0
 
 
+@pytest.mark.slow
 def test_it_erases_from_the_bundled_model() -> None:
     pipe = reference.load()
     how: dict[str, Any] = {"pictures": 8, "fisher": 4, "steps": 10, "guidance": 4.0, "timesteps": 4}

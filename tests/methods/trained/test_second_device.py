@@ -41,6 +41,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "itd": {},
     "concept-steerers": {},
 }
+OF_EVERY_KIND = ("safety-filter", "uce", "esd-x", "sld", "spm", "advunlearn", "safree", "snce")
+"""A filter, weights solved for and trained, guidance, adapters, a text encoder, attention, an SAE. The others, each
+like one of these in what it hooks and saves, are slow."""
 ON_AN_SAE = ("snce", "itd", "concept-steerers")
 
 
@@ -78,7 +81,9 @@ def test_the_second_device_refuses_what_a_card_refuses() -> None:
         assert leaf.grad is not None and leaf.grad.device == DEVICE and leaf.grad.tolist() == [2.0, 2.0]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in OF_EVERY_KIND else pytest.mark.slow) for name in METHODS]
+)
 def test_methods_fit_draw_and_are_attacked_off_the_cpu(
     away: tuple[Any, Path], gun: Concept, name: str, tmp_path: Path
 ) -> None:

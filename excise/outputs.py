@@ -1,6 +1,7 @@
 """Where results go, checked before the work: what is there is replaced with --force alone.
 
-Trainings, runs, sweeps, databases and the demo go on in their own folder instead, and take no --force.
+Trainings, runs, sweeps, databases and the demo go on in their own folder instead, and take no --force. `option` is the
+option of the command line that a message names; a library's has none.
 """
 
 from __future__ import annotations
@@ -8,14 +9,10 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from excise.errors import ExciseError
-from excise.files import is_leftover
+from excise.files import check_named, is_leftover
 
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 PAIRS = (".csv", ".jsonl")
 FIGURES = (".svg", ".png", ".pdf")
 PICTURE = (".png",)
@@ -45,6 +42,7 @@ def check_absent(*files: Path, force: bool = False) -> None:
 def check_folder(out: Path, *, own: tuple[str, ...], force: bool = False, option: str = "--out") -> None:
     """Raise ExciseError unless `out` can be written: a place to write to, no file, and nothing in it; with `force`
     nothing but `own`, the names of the files that are to be replaced."""
+    check_named(out)
     check_resumed(out, option=option)
     there = sorted(path.name for path in out.iterdir() if not is_leftover(path.name)) if out.is_dir() else []
     if there and not force:
@@ -56,7 +54,7 @@ def check_folder(out: Path, *, own: tuple[str, ...], force: bool = False, option
 def check_resumed(out: Path, *, option: str = "--out") -> None:
     """Raise ExciseError unless work can begin in the folder `out`, or go on there."""
     if out.exists() and not out.is_dir():
-        raise ExciseError(f"{option} {out} is a file; name a folder")
+        raise ExciseError(f"{option} {out} is a file; name a folder".strip())
     _check_place(out, option)
 
 
@@ -67,11 +65,18 @@ def check_resumed_file(out: Path, *, option: str = "--out") -> None:
     _check_place(out, option)
 
 
-def check_trained(out: Path) -> None:
-    """Raise ExciseError unless an SAE can be trained into the folder `out`: one that is finished is never replaced."""
-    check_resumed(out)
-    if (out / "cfg.json").exists():
-        raise ExciseError(f"--out {out} is there already and holds an SAE; choose another, or delete it to train anew")
+def check_untrained(out: Path, *, option: str = "", parts: bool = False) -> None:
+    """Raise ExciseError unless an SAE can be trained into the folder `out`: what is there is never replaced.
+
+    With `parts` there may be folders in it, one for each of several SAEs.
+    """
+    if not parts:
+        check_named(out)
+    check_resumed(out, option=option)
+    if out.exists() and not all(parts and path.is_dir() for path in out.iterdir()):
+        raise ExciseError(
+            f"{option} {out} is there already and not an empty folder; choose another, or delete it and train".strip()
+        )
 
 
 def check_extra(module: str, extra: str, what: str) -> None:
@@ -89,4 +94,4 @@ def check_figure(out: Path, *, force: bool = False, option: str = "--out") -> No
 def _check_place(out: Path, option: str) -> None:
     place = next(parent for parent in out.absolute().parents if parent.exists())
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        raise ExciseError(f"{option} {out}: {place} is no folder one may write to; choose another place")
+        raise ExciseError(f"{option} {out}: {place} is no folder one may write to; choose another place".strip())

@@ -1,0 +1,27 @@
+"""Which attachments a pipeline may have to do with: its own, and those of pipelines that share components with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from excise.erasers.guard.denoiser import Witness
+from excise.erasers.guard.encode_prompt import Guard
+from excise.erasers.guard.tally import Tally
+from excise.erasers.hooks.wrapping import found_on
+from excise.sites.denoiser import denoisers
+from excise.sites.site import text_encoders
+
+if TYPE_CHECKING:
+    from excise.erasers.hooks.host import Host
+
+
+def attachments_near(pipe: Any) -> list[Host]:
+    """Everything attached to `pipe`, and to any pipeline that has a text encoder or a denoiser in common with it."""
+    guard = Guard.of(pipe)
+    found = dict.fromkeys(guard.attachments if guard is not None else ())
+    if isinstance(getattr(pipe, "components", None), dict):
+        tallies = [found_on(encoder, Tally) for encoder in text_encoders(pipe).values()]
+        found |= dict.fromkeys(a for tally in tallies if tally is not None for a in tally.attachments)
+        witnesses = [Witness.of(denoiser) for denoiser in denoisers(pipe)]
+        found |= dict.fromkeys(a for witness in witnesses if witness is not None for a in witness.attachments)
+    return list(found)

@@ -1,0 +1,23 @@
+"""What is said of a concept that stands where the model does not read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from excise.cli.cutting import note_lost
+from excise.erasers import Eraser
+from excise.sites.truncation import Cut
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"), [("a gun.", True), ("two Guns", True), ("a hand gun", True), ("it has begun", False), ("", False)]
+)
+def test_a_lost_concept_is_told_of_by_whole_words(gun_eraser: Eraser, capsys: Any, lost: str, said: bool) -> None:
+    other = replace(gun_eraser, concept="knife", mentions=("knife",))
+    note_lost([Cut(f"a cat, {lost}", lost, 77), Cut("it has begun", "gun", 77)], [gun_eraser, other])
+    told = capsys.readouterr().err
+    assert ("“gun” stands where the model does not read" in told) is said
+    assert "knife" not in told

@@ -1,0 +1,97 @@
+"""What README.md and the pages of docs/ say: code in fences, and commands in fences and within sentences."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))) if p.exists()
+]
+FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+_SPAN = re.compile(r"`(excise [^`]*)`")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One `excise ...` of a page."""
+
+    page: str
+    line: int
+    words: tuple[str, ...]
+    """Without the first, `excise`."""
+    fenced: bool
+    """In a block of its own; otherwise within a sentence, where it may be a mere name such as `excise find`."""
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}: excise {self.text}"
+
+
+def blocks(kind: str) -> Iterator[tuple[str, str]]:
+    """The fenced blocks of a kind, such as `python`: a name, and what stands in them."""
+    for page in PAGES:
+        for n, match in enumerate(FENCE.finditer(page.read_text(encoding="utf-8"))):
+            if match["kind"].strip() == kind:
+                yield f"{page.name}-{n}", match["body"]
+
+
+def commands() -> list[Command]:
+    """All commands of all pages, in the order in which they are read."""
+    return [command for page in PAGES for command in _of(page)]
+
+
+def _of(page: Path) -> Iterator[Command]:
+    text = page.read_text(encoding="utf-8")
+    name = str(page.relative_to(ROOT))
+    found: list[tuple[int, str, bool]] = []
+    for match in FENCE.finditer(text):
+        if match["kind"].strip() in ("", "sh", "bash"):
+            begins = match.start("body")
+            for line in re.finditer(r"^excise (?:[^\n]*\\\n)*[^\n]*$", match["body"], re.MULTILINE):
+                found.append((begins + line.start(), line[0].replace("\\\n", " "), True))
+    prose = FENCE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
+    for match in _SPAN.finditer(prose):
+        found += [(match.start(), " ".join(part.split()), False) for part in match[1].split(";")]
+    for at, line, fenced in sorted(found, key=lambda one: one[0]):
+        yield Command(name, text.count("\n", 0, at) + 1, tuple(shlex.split(line, comments=fenced)[1:]), fenced)
+
+
+def parses(command: Command) -> bool:
+    """Whether a command is whole, and every option there and of the right kind. Its body is not run.
+
+    Raises AssertionError where it names a command or an option that does not exist.
+    """
+    import typer.main
+
+    from excise.cli import app
+
+    parser: Any = typer.main.get_command(app)
+    if "COMMAND" in command.words:
+        return False
+    rest = [word.replace("$MODEL", "model") for word in command.words]
+    while hasattr(parser, "commands"):
+        if not rest or rest[0].startswith("-"):
+            return bool(rest) or bool(parser.invoke_without_command)
+        assert rest[0] in parser.commands, f"{command}: there is no command {rest[0]!r}"
+        parser, rest = parser.commands[rest[0]], rest[1:]
+    known = {name for param in parser.params for name in (*param.opts, *param.secondary_opts)} | {"--help", "-h"}
+    unknown = [word for word in rest if word.startswith("--") and word not in known]
+    assert not unknown, f"{command}: there is no option {unknown[0]}"
+    if {"--help", "-h"} & set(rest):
+        return True
+    try:
+        with parser.make_context("excise", rest):
+            return True
+    except Exception:
+        if command.fenced:
+            raise
+        return False

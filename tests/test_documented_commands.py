@@ -1,0 +1,219 @@
+"""Documented commands run, page by page, on a machine with nothing but the package.
+
+A command that is not in ELSEWHERE is run: a new one needs no entry here, unless it cannot run, or is heavy.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.documented import ROOT, Command, commands, parses
+
+HUB, GPU, MODEL, SERVER = "a model hub", "a GPU", "a model that is not bundled", "a server of a language model"
+HOURS, RUNS = "hours", "runs of a model that is not bundled"
+ELSEWHERE = {
+    "docs/bench.md: bench resume run --device cuda:0": GPU,
+    "docs/bench.md: bench resume run --device cuda:1": GPU,
+    "docs/bench.md: reproduce snce --figure 7 --run RUN": RUNS,
+    "docs/hub.md: push gun-eraser owner/gun-eraser --private": HUB,
+    "docs/methods.md: bench run canvas --methods all --size standard --out run": HOURS,
+    "docs/neurons.md: neurons explain --db neurons.db --tag gun --backend openai": SERVER,
+    "docs/neurons.md: pairs generate gun --backend openai": SERVER,
+    "docs/neurons.md: sae train --model smollm2": MODEL,
+    "docs/neurons.md: find safety-violence --model smollm2": MODEL,
+    "docs/neurons.md: erase safety-violence --model smollm2": MODEL,
+    "docs/neurons.md: generate --model smollm2": MODEL,
+    "docs/saemnesia.md: sae train-block --model $MODEL": MODEL,
+    "docs/saemnesia.md: erase gun --model $MODEL": MODEL,
+    "docs/saemnesia.md: sae import SAEmnesia": "files that others publish",
+    "docs/sd14.md: sae train --model $MODEL": MODEL,
+    "docs/sd14.md: find nudity --model $MODEL": MODEL,
+    "docs/sd14.md: erase nudity --model $MODEL": MODEL,
+    "docs/sd14.md: generate --model $MODEL": MODEL,
+    "docs/sd14.md: verify nudity-eraser --model $MODEL": MODEL,
+    "docs/sd14.md: generate --compare": "a prompt: within a sentence it is a name",
+    "docs/sd14.md: bench run ": MODEL,
+    "docs/sd14.md: bench report run-i2p": RUNS,
+    "docs/sd14.md: bench resume run-i2p": RUNS,
+    "docs/sd14.md: bench fid run-coco": RUNS,
+    "docs/sd14.md: reproduce ": RUNS,
+    "docs/signing.md: verify gun-eraser --identity": "sigstore's network",
+}
+"""How commands begin that cannot run on such a machine, and what they need."""
+
+SHORT = ("--concepts", "gun", "--n", "1", "--steps", "2", "--no-search")
+SMALL = {
+    "bench run canvas --methods": (SHORT, "minutes a method"),
+    "bench run canvas --concepts": ((*SHORT[2:], "--methods", "none"), "minutes a method; the concepts are weapons"),
+    "neurons build": (("--captions", "200"), "watches 10,000 captions"),
+    "audit": (("--count", "60"), "tries 2,000 captions"),
+    "sae sweep": (
+        ("--sites", "encoder.layers.3", "--expansions", "4", "--k", "8", "--concepts", "gun", "--tokens", "3000",
+         "--most", "40", "--n", "12"),
+        "trains eight SAEs",
+    ),
+    "sae train-text": (("--tokens", "20000"), "trains on a million tokens"),
+    "erase gun,knife,bomb --method uce,esd-x": (
+        ("--set", "esd-x.iterations=1", "--accept-weak"), "trains for minutes, and a training cut short is weak",
+    ),
+    "erase gun --method saemnesia --": (
+        ("--set", "pictures=4", "--set", "steps=4", "--accept-weak"), "draws 24 pictures of 20 steps on either side",
+    ),
+    "erase gun --method saemnesia-text": (("--accept-weak",), "its SAE was trained for a moment, above"),
+    "erase gun --method snce+saemnesia": (
+        ("--set", "saemnesia.pictures=4", "--set", "saemnesia.steps=4", "--accept-weak"), "as alone",
+    ),
+    "erase gun --method mace": (
+        ("--set", "iterations=1", "--set", "pictures=1", "--set", "steps=2", "--accept-weak"),
+        "trains for minutes, and a training cut short is weak",
+    ),
+}  # fmt: skip
+"""How heavy commands begin, what makes them small, and why they are heavy. An option that is there already changes."""
+
+OTHER_CODES = {"audit": (0, 3), "bench report run --gate": (3,)}
+"""How commands begin whose exit code need not be 0, and which are right. The pages say so."""
+
+
+def _bundled_sae(*names: str) -> Callable[[Path], None]:
+    def copy(folder: Path) -> None:
+        from excise import reference
+
+        for name in names:
+            shutil.copytree(reference.sae_folder(), folder / name)
+
+    return copy
+
+
+def _prompts(folder: Path) -> None:
+    (folder / "prompts.csv").write_text("prompt,seed\na gun on grass,1\na cat on sand,2\n", encoding="utf-8")
+
+
+def _pairs(folder: Path) -> None:
+    assert _run(folder, ["pairs", "make", "gun", "--out", "gun.csv"]).returncode == 0
+
+
+def _eraser(folder: Path) -> None:
+    assert _run(folder, ["erase", "gun", "--out", "gun-eraser"]).returncode == 0
+
+
+def _keys(folder: Path) -> None:
+    """By the page's own commands."""
+    password = {**os.environ, "KEY_PASSWORD": PASSWORD}
+    for line in re.findall(r"^openssl .*", (ROOT / "docs" / "signing.md").read_text(encoding="utf-8"), re.MULTILINE):
+        words = line.partition("#")[0].split()
+        asked = "-pass" if words[1] == "genpkey" else "-passin"
+        subprocess.run([*words, asked, "env:KEY_PASSWORD"], cwd=folder, env=password, check=True, capture_output=True)
+
+
+PASSWORD = "a password"
+PREPARED: dict[str, tuple[Callable[[Path], None], ...]] = {
+    "README.md": (_bundled_sae("my-sae", "other-sae"), _prompts),
+    "docs/neurons.md": (_bundled_sae("my-sae", "other-sae"), _eraser, _pairs),
+    "docs/saemnesia.md": (_bundled_sae("sae"),),
+    "docs/sd14.md": (_bundled_sae("sae-layers8"),),
+    "docs/signing.md": (_eraser, _keys),
+}
+"""What a page takes for granted: the reader's own files, and what another page or an excluded command makes."""
+
+
+def _entry(table: dict[str, object], text: str) -> str | None:
+    """The longest entry that the text begins with."""
+    return max((begins for begins in table if text.startswith(begins)), key=len, default=None)
+
+
+def runnable() -> list[Command]:
+    """The commands that are run: whole, and none of ELSEWHERE."""
+    return [c for c in commands() if _entry({**ELSEWHERE}, f"{c.page}: {c.text}") is None and parses(c)]
+
+
+def _small(command: Command) -> list[str]:
+    words = list(command.words)
+    begins = _entry({**SMALL}, command.text)
+    more = list(SMALL[begins][0]) if begins is not None else []
+    while more:
+        option = more.pop(0)
+        values = [more.pop(0)] if more and not more[0].startswith("--") else []
+        if values and option in words and option != "--set":
+            words[words.index(option) + 1] = values[0]
+        else:
+            words += [option, *values]
+    return words
+
+
+def _alone() -> list[str]:
+    """What hides the system's data and the network from a command, where this machine lets us."""
+    hidden = ["unshare", "-rmn", "sh", "-c", 'mount -t tmpfs none /usr/share && exec "$@"', "sh"]
+    try:
+        return hidden if subprocess.run([*hidden, "true"], capture_output=True).returncode == 0 else []
+    except FileNotFoundError:
+        return []
+
+
+def _run(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+    home = folder.with_name(folder.name + "-home")
+    home.mkdir(exist_ok=True)
+    kept = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    environment = {name: os.environ[name] for name in kept if name in os.environ}
+    environment |= {"HOME": str(home), "KEY_PASSWORD": PASSWORD, "XDG_DATA_DIRS": str(home), "HF_HUB_OFFLINE": "1"}
+    whole = [*_alone(), sys.executable, "-m", "excise", *words]
+    return subprocess.run(
+        whole, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=3600
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted({command.page for command in runnable()}))
+def test_the_commands_of_a_page_run_in_order(page: str, tmp_path: Path) -> None:
+    folder = tmp_path / "page"
+    folder.mkdir()
+    for prepare in PREPARED.get(page, ()):
+        prepare(folder)
+    failed = []
+    for command in runnable():
+        if command.page == page:
+            ran = _run(folder, _small(command))
+            begins = _entry({**OTHER_CODES}, command.text)
+            if ran.returncode not in (OTHER_CODES[begins] if begins is not None else (0,)):
+                failed.append(f"{command} ended with {ran.returncode}: {ran.stderr[-2000:]}")
+            assert "Traceback" not in ran.stderr, ran.stderr
+    assert not failed, "\n".join(failed)
+
+
+def test_what_needs_more_than_the_package_is_listed() -> None:
+    """A command that asks for another model, a device or an address cannot run everywhere."""
+    asks = re.compile(r"\$MODEL|--model\b|--device\b|--identity\b|https?://|hf://|^push\b|--backend\b")
+    assert [str(command) for command in runnable() if asks.search(command.text)] == []
+
+
+def test_every_entry_is_of_a_command_that_is_documented() -> None:
+    texts = [f"{command.page}: {command.text}" for command in commands()]
+    assert [begins for begins in ELSEWHERE if not any(text.startswith(begins) for text in texts)] == []
+    run = [command.text for command in runnable()]
+    for table in (SMALL, OTHER_CODES):
+        assert [begins for begins in table if not any(text.startswith(begins) for text in run)] == []
+    assert set(PREPARED) <= {command.page for command in runnable()}
+
+
+def test_what_a_command_reads_is_prepared_or_made_before_it() -> None:
+    """Names of files and folders that a page's commands are given; `--out` and its kind make them."""
+    reads = re.compile(r"(?:--(?:eraser|db|sae|pairs|prompts|key|start|run)) (\S+)|sae=(\S+)")
+    made: dict[str, set[str]] = {}
+    given = {
+        "README.md": {"prompts.csv"},
+        "docs/saemnesia.md": {"sae"},
+        "docs/neurons.md": {"gun-eraser"},
+        "docs/signing.md": {"private.pem", "public.pem"},
+    }
+    for command in runnable():
+        known = made.setdefault(command.page, set(given.get(command.page, ())))
+        named = {first or second for first, second in reads.findall(command.text)}
+        assert named <= known, f"{command}: nothing makes {', '.join(sorted(named - known))} before it"
+        known |= set(re.findall(r"--(?:out|out-dir) (\S+)", command.text))
