@@ -86,7 +86,8 @@ sys.meta_path.insert(0, Blocker())
 
 import torch
 
-from excise.erasers.artefact.files import check_files, eraser_folders
+from excise.erasers.artefact.checks import check_files
+from excise.erasers.artefact.files import eraser_folders
 from excise.erasers.artefact.record import Artefact
 
 folder = sys.argv[1]

@@ -14,7 +14,8 @@ import typer.main
 
 from excise.cli import app
 from excise.erasers.artefact import files as saved_files
-from excise.erasers.artefact.files import FILES, check_files
+from excise.erasers.artefact.checks import check_files
+from excise.erasers.artefact.files import FILES
 
 GROUPS = [(), *((name,) for name, group in typer.main.get_command(app).commands.items() if hasattr(group, "commands"))]
 _RUN = """

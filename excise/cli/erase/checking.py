@@ -82,7 +82,8 @@ def verify(
     Exit code 2 where it is incomplete, altered or not signed as asked, 1 where it does not fit, does not work or was
     written as weak (`erase --accept-weak`); --files-only does not look at the last.
     """
-    from excise.erasers.artefact.files import SIGNATURE, check_files, eraser_folders
+    from excise.erasers.artefact.checks import check_files
+    from excise.erasers.artefact.files import SIGNATURE, eraser_folders
     from excise.errors import ExciseError
 
     folders = eraser_folders(folder)

@@ -1,0 +1,68 @@
+"""Checks of a saved eraser's files, without reading a tensor."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from excise.errors import ExciseError
+
+if TYPE_CHECKING:
+    from excise.erasers.artefact.signing import Signer
+from excise.erasers.artefact.files import SCHEMA, TOP, Check, check_manifest, read
+
+
+def check_files(folder: Path, signed_by: Signer | None = None) -> list[Check]:
+    """Check a saved eraser's files: all are there, unaltered, and hold a description and a table of tensors.
+
+    With `signed_by` its signature is checked before anything is parsed. The tensors themselves are left to
+    `excise.erasers.verify`. Nothing is raised for a bad eraser.
+    """
+    checks: list[Check] = []
+    files: dict[str, bytes] = {}
+
+    def check_signer() -> None:
+        from excise.erasers.artefact.signing import check_signature
+
+        if signed_by is not None:
+            check_signature(folder, files, signed_by)
+
+    steps: tuple[tuple[str, Callable[[], Any], str], ...] = (
+        ("files", lambda: files.update(read(folder)), "all three files are there"),
+        *((("signature", check_signer, f"signed by {signed_by}"),) if signed_by is not None else ()),
+        ("manifest", lambda: check_manifest(folder, files), "no byte was altered"),
+        ("content", lambda: _check_content(folder, files), "its description and its table of tensors can be read"),
+    )
+    for name, step, detail in steps:
+        try:
+            step()
+        except ExciseError as error:
+            checks.append(Check(name, False, str(error)))
+            break
+        checks.append(Check(name, True, detail))
+    return checks
+
+
+def _check_content(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Raises ExciseError unless the description has this version's keys, and the tensors are those of its edits."""
+    try:
+        described = json.loads(files["eraser.json"].decode())
+        if described["schema"] != SCHEMA:
+            raise ValueError(f"its format is {str(described['schema'])[:60]!r}, this version reads {SCHEMA!r}")
+        if missing := sorted(TOP - set(described)):
+            raise ValueError(f"{missing[0]} is missing")
+        data = files["eraser.safetensors"]
+        size = struct.unpack("<Q", data[:8])[0]
+        table = json.loads(data[8 : 8 + size].decode())
+        table.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in table.values()), default=0)
+        if 8 + size + end != len(data):
+            raise ValueError("its tensors are not as long as their table says")
+        edits = {str(n) for n in range(len(described["edits"]))}
+        if not edits or not {name.partition(".")[0] for name in table} <= edits:
+            raise ValueError("its tensors belong to other edits")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, struct.error) as error:
+        raise ExciseError(f"{folder} is no valid eraser ({error}); copy or fit it again") from error
