@@ -151,12 +151,16 @@ MUTANTS = [
     ),
     *of(
         "excise/bench/canvas/metrics.py",
+        "tests/bench/canvas/test_remains.py",
+        ('or p.seen["second"]["others"])', ")"),
+    ),
+    *of(
+        "excise/bench/canvas/metrics.py",
         CANVAS,
         ("TESTABLE = 0.3", "TESTABLE = 0.6"),
         ('    return not p.seen["target"]\n', '    return p.seen["target"]\n'),
         ('not p.seen["target"] and all(p.seen["kept"]) if', 'all(p.seen["kept"]) if'),
         ('bool(p.seen["target"]) if p.unerased["target"] else None', 'bool(p.seen["target"])'),
-        ('or p.seen["second"]["others"])', ")"),
     ),
     *of(
         "excise/bench/attacks/ring_a_bell.py",
