@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,6 +71,15 @@ def test_folders_and_files_stay_small() -> None:
     assert full == set(FULL)
     long = {p.relative_to(ROOT).as_posix() for p in MODULES.values() if len(p.read_text().splitlines()) > 300}
     assert long == set(LONG)
+
+
+def test_the_architecture_page_names_every_room_and_no_file_that_is_gone() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(excise/[\w/.]+)`", page))
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    rooms = {path.parent.relative_to(ROOT) for path in MODULES.values()}
+    first = {"/".join(room.parts[: 3 if room.parts[:2] == ("excise", "erasers") else 2]) for room in rooms}
+    assert first - {"excise"} - named == set()
 
 
 LIGHT = """

@@ -35,7 +35,7 @@ NSFW = 0.5
 """SNCE's corpus takes DiffusionDB's prompts whose `prompt_nsfw` lies above this."""
 BUNDLED = TrainConfig(expansion=8, k=8, lr=2e-3, batch=2048, tokens=3_000_000, decay=0.2)
 """How the bundled SAE is trained. The paper's k = 32 splits an object over three or four neurons there, and 8 does not:
-docs/architecture.md, the bundled SAE."""
+docs/decisions/0020-wide-sparse-sae.md."""
 HUB = {
     "diffusiondb": ("poloclub/diffusiondb", "metadata.parquet"),
     "i2p": ("AIML-TUDA/i2p", "i2p_benchmark.csv"),
