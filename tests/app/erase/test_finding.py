@@ -20,7 +20,7 @@ def test_a_sweep_needs_a_text_encoder(tiny_pipe: Any, gun: Any) -> None:
 
 
 def test_the_tolerance_finds_what_the_papers_rule_drops() -> None:
-    """As docs/decisions/0019-differential-tolerance.md says: on the bundled model eq. 6 drops the neuron that carries "dog"."""
+    """Eq. 6 drops the bundled neuron that carries "dog" (docs/decisions/0019-differential-tolerance.md)."""
     pipe, dog = reference.load(), from_templates("dog", ("dog",))
     aurocs = {}
     with remembered():  # the prompts are read once
