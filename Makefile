@@ -9,9 +9,9 @@ STAMP := $(VENV)/.excise-installed
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml reference/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e '.[dev]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+	$(BIN)/python -m pip install --quiet -e reference -e '.[dev]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 	touch $@
 
 demo: $(STAMP)
@@ -43,8 +43,8 @@ ARTWORK_PACKAGES := @resvg/resvg-js@2.6.2 $(addprefix @iconify-json/,noto@1.2.9 
 	fluent-emoji@1.2.7 emojione@1.2.3 emojione-v1@1.2.3 noto-v1@1.2.5 fluent-emoji-high-contrast@1.2.6) emojilib@4.0.3
 artwork:
 	npm install --no-save --prefix build/artwork $(ARTWORK_PACKAGES)
-	node scripts/make_artwork.mjs build/artwork/node_modules excise/reference/artwork
-	node scripts/make_emoji_words.mjs build/artwork/node_modules excise/reference/emoji_words.txt
+	node scripts/make_artwork.mjs build/artwork/node_modules reference/src/excise_reference/artwork
+	node scripts/make_emoji_words.mjs build/artwork/node_modules reference/src/excise_reference/emoji_words.txt
 
 clean:
-	rm -rf demo build dist .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf demo build dist reference/dist .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -45,7 +45,7 @@ def attach(session: nox.Session, transformers: str, diffusers: str) -> None:
     pins.write_text("\n".join(line for line in PINS if re.split("[= ]", line)[0] not in VARIED) + "\n")
     wanted = [wish("transformers", transformers), wish("diffusers", diffusers)]
     tools = ["accelerate", "compel>=2.1", "hypothesis", "opentelemetry-sdk", "peft", "pytest"]
-    session.install("-e", ".[otel,sign]", *tools, *wanted, "-c", str(pins))
+    session.install("-e", "reference", "-e", ".[otel,sign]", *tools, *wanted, "-c", str(pins))
     session.run("python", "-m", "pip", "freeze", "--exclude-editable")
     suite = session.posargs or SUITE
     session.run("python", "-m", "pytest", "-rs", *suite, env={"OMP_NUM_THREADS": "1"})

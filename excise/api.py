@@ -194,10 +194,10 @@ def method_config(method: str, **settings: Any) -> Any:
 
 def is_bundled(pipe: Any) -> bool:
     """Whether that is the model that ships with Excise."""
-    from excise.reference import MODEL
+    from excise.reference import data
 
     name = getattr(getattr(pipe, "config", None), "_name_or_path", None)
-    return isinstance(name, str) and Path(name) == MODEL
+    return isinstance(name, str) and data.is_model(Path(name))
 
 
 def _checked(what: str, settings: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:

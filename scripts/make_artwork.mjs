@@ -1,7 +1,7 @@
 // Draws the reference model's artwork: one PNG sheet a style, from the emoji sets of npm's @iconify-json packages.
 //
 //   npm install --no-save @resvg/resvg-js@2.6.2 @iconify-json/{noto@1.2.9,twemoji@1.2.5,openmoji@1.2.29,...}
-//   node scripts/make_artwork.mjs NODE_MODULES excise/reference/artwork
+//   node scripts/make_artwork.mjs NODE_MODULES reference/src/excise_reference/artwork
 //
 // `make artwork` does both. Each sheet holds the 40 objects in the order of artwork.json, 8 a row, CELL pixels each,
 // on a transparent ground. Nothing is redrawn: every cell is the set's own drawing at another size.

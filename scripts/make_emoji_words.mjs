@@ -2,7 +2,7 @@
 // its name, a colon, its keywords. They are emojilib's (MIT), as they stand.
 //
 //   npm install --no-save emojilib@4.0.3
-//   node scripts/make_emoji_words.mjs NODE_MODULES excise/reference/emoji_words.txt
+//   node scripts/make_emoji_words.mjs NODE_MODULES reference/src/excise_reference/emoji_words.txt
 //
 // `make artwork` does both.
 import { readFileSync, writeFileSync } from "node:fs";

@@ -35,13 +35,14 @@ from excise.app.training import text
 from excise.bench.machine import machine
 from excise.concepts import from_templates
 from excise.files import write_atomic
+from excise.reference import data
 from excise.sae import TrainConfig
 from excise.sites import PRESETS, Features, Site, capture, capture_by_length, resolve
 from excise.sites.activations.capture import run, tokenise
 
 MEDIAN, SPREAD = 13, 0.65
 """Of the log-normal number of words, which have 1.3 tokens each."""
-WORDS = Path(reference.__file__).with_name("emoji_words.txt")
+WORDS = data.folder() / "emoji_words.txt"
 MANY, SHARE = 100_000, 0.1
 
 

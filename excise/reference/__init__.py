@@ -1,4 +1,4 @@
-"""The reference model that ships with Excise: a small Stable Diffusion that draws emoji, its judge and its SAE.
+"""The reference model of Excise: a small Stable Diffusion that draws emoji, its judge and its SAE.
 
 Names are imported when first asked for.
 """

@@ -1,5 +1,4 @@
 from .bundle import GUIDANCE as GUIDANCE
-from .bundle import MODEL as MODEL
 from .bundle import STEPS as STEPS
 from .bundle import denoising_steps as denoising_steps
 from .bundle import draw as draw
@@ -8,6 +7,7 @@ from .bundle import judge as judge
 from .bundle import judge_figures as judge_figures
 from .bundle import load as load
 from .bundle import sae_folder as sae_folder
+from .data import MODEL as MODEL
 from .prompts import labelled as labelled
 from .prompts import sae_corpus as sae_corpus
 from .training.text_corpus import has_wordnet as has_wordnet

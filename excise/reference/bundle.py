@@ -19,22 +19,21 @@ from excise import loading
 from excise.drawn import Drawn
 from excise.errors import ExciseError
 from excise.files import put_folder, temporary_beside, write_atomic
-from excise.reference import classifier
+from excise.reference import classifier, data
 from excise.reference.scenes import Pixels
 from excise.step_progress import by_steps
 
 if TYPE_CHECKING:
     from excise.reference.classifier import Verdicts
 
-MODEL = Path(__file__).with_name("model")
 STEPS, GUIDANCE = 20, 4.0
 SAES = {
-    "snce": MODEL / "sae",
-    "saemnesia": MODEL.with_name("saes") / "block",
-    "saeuron": MODEL.with_name("saes") / "block_unsupervised",
-    "saemnesia-text": MODEL.with_name("saes") / "text",
+    "snce": "model/sae",
+    "saemnesia": "saes/block",
+    "saeuron": "saes/block_unsupervised",
+    "saemnesia-text": "saes/text",
 }
-"""Folders of the bundled SAEs by the method that needs them."""
+"""Folders of the bundled SAEs, below `data.folder()`, by the method that needs them."""
 BESIDE = (
     *(f"{name}.{kind}" for name in classifier.JUDGES for kind in ("safetensors", "json")),
     "text_head.safetensors", "text_encoder.json", "training.txt",
@@ -45,15 +44,15 @@ BESIDE = (
 def sae_folder(method: str = "snce") -> Path:
     """Where the bundled SAE that a method needs lies (read it with `excise.sae.load`).
 
-    Raises ExciseError for a method that needs none.
+    Raises ExciseError for a method that needs none, and where the bundled model is not installed.
     """
     if method not in SAES:
         raise ExciseError(f"no SAE is bundled for {method!r}; there is one for {', '.join(SAES)}")
-    return SAES[method]
+    return data.folder() / SAES[method]
 
 
-def assemble(parts: Path, unet: UNet2DConditionModel, out: Path = MODEL) -> None:
-    """Write the bundled model, fp16 safetensors in shards of 18 MB, from the trained `parts`, in one step.
+def assemble(parts: Path, unet: UNet2DConditionModel, out: Path) -> None:
+    """Write the bundled model to `out`, fp16 safetensors in shards of 18 MB, from the trained `parts`, in one step.
 
     (One tensor, the 25 MB of token embeddings, has a shard to itself.) An SAE that lies in `out` already is kept.
     """
@@ -119,27 +118,28 @@ def make_portable(folder: Path) -> None:
         write_atomic(path, json.dumps(shards, indent=2) + "\n")
 
 
-def load(folder: Path = MODEL, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
-    """The bundled reference model on the CPU, without a progress bar.
+def load(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """The bundled reference model, or the one in `folder`, on the CPU, without a progress bar.
 
     Raises ExciseError where the weights are missing or broken, or the versions of diffusers and transformers are not
     among those that the package takes.
     """
     loading.check_versions()
+    folder = data.folder() / "model" if folder is None else folder
     if not (folder / "model_index.json").exists():
         raise ExciseError(
-            f"no reference model in {folder}; reinstall excise, or train one with `excise reference train`"
+            f"no reference model in {folder}; reinstall excise-reference, or train one with `excise reference train`"
         )
     try:
         pipe: StableDiffusionPipeline = loading.load_folder(folder, dtype)
     except (ExciseError, OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ExciseError(f"the reference model in {folder} cannot be read ({error}); reinstall excise") from error
+        raise ExciseError(f"the model in {folder} cannot be read ({error}); reinstall excise-reference") from error
     return pipe
 
 
 @lru_cache
 def _judge(name: str) -> classifier.Judge:
-    return classifier.load(MODEL, name)
+    return classifier.load(data.folder() / "model", name)
 
 
 def judge(name: str = "classifier") -> Callable[[Pixels], Verdicts]:
@@ -150,13 +150,13 @@ def judge(name: str = "classifier") -> Callable[[Pixels], Verdicts]:
     try:
         model = _judge(name)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ExciseError(f"the judge in {MODEL} cannot be read ({error}); reinstall excise") from error
+        raise ExciseError(f"the bundled judge cannot be read ({error}); reinstall excise-reference") from error
     return lambda images: classifier.judge(model, images)
 
 
 def judge_figures(name: str = "classifier") -> dict[str, float]:
     """A bundled judge's own accuracy on real scenes that it was not trained on, and its largest threshold."""
-    figures: dict[str, float] = json.loads((MODEL / f"{name}.json").read_text())
+    figures: dict[str, float] = json.loads((data.folder() / "model" / f"{name}.json").read_text())
     return figures
 
 

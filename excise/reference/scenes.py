@@ -6,12 +6,12 @@ import json
 import random
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from excise.reference import data
 from excise.reference.captions import caption
 from excise.reference.world import BACKGROUNDS, HELD_OUT_PAIRS, HELD_OUT_STYLES, OBJECTS, STYLES
 
@@ -21,7 +21,6 @@ GRID = 8
 ALONE_SIZES = (32, 40)
 PAIRED_SIZE = 32
 """Side of each of two objects: of drawings 24 pixels wide the autoencoder itself spoilt one in ten."""
-ARTWORK = Path(__file__).with_name("artwork")
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -48,12 +47,12 @@ def sprite(name: str, style: str, size: int) -> Pixels:
 
 @lru_cache(maxsize=1)
 def _layout() -> dict[str, Any]:
-    return dict(json.loads((ARTWORK / "artwork.json").read_text()))
+    return dict(json.loads((data.folder() / "artwork" / "artwork.json").read_text()))
 
 
 @cache
 def _sheet(style: str) -> Image.Image:
-    return Image.open(ARTWORK / f"{style}.png").convert("RGBA")
+    return Image.open(data.folder() / "artwork" / f"{style}.png").convert("RGBA")
 
 
 @cache

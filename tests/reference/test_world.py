@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from excise.errors import ExciseError
-from excise.reference import prompts
+from excise.reference import data, prompts
 from excise.reference.captions import FORMS, PLACES, caption
 from excise.reference.evaluate import FAMILIES, requests
-from excise.reference.scenes import ARTWORK, GRID, SIZE, backdrop, render, sample_caption, sample_scene, sprite
+from excise.reference.scenes import GRID, SIZE, backdrop, render, sample_caption, sample_scene, sprite
 from excise.reference.training.text_corpus import emoji_texts, mentions_synonym
 from excise.reference.world import BACKGROUNDS, HELD_OUT_PAIRS, HELD_OUT_STYLES, OBJECTS, STYLES, SYNONYMS
 
 
 def test_forty_objects_in_eight_styles_are_all_drawn() -> None:
-    layout = json.loads((ARTWORK / "artwork.json").read_text())
+    layout = json.loads((data.folder() / "artwork" / "artwork.json").read_text())
     assert tuple(layout["objects"]) == OBJECTS and tuple(layout["styles"]) == STYLES
     drawings = {sprite(o, s, 32).tobytes() for o in OBJECTS for s in STYLES}
     assert len(drawings) == 320, "every object looks different in every style"

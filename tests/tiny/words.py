@@ -6,7 +6,6 @@ import copy
 import json
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from tests.tiny import words4
@@ -42,9 +41,10 @@ def shared_clip() -> Any:
     """CLIP's own. Loading it takes seconds."""
     if FOUR:
         return words4.clip()
+    from excise.reference import data
     from excise.reference.training import text_encoder
 
-    return text_encoder.tokenizer(Path(text_encoder.__file__).parents[1] / "bpe_simple_vocab_16e6.txt.gz")
+    return text_encoder.tokenizer(data.folder() / text_encoder.MERGES)
 
 
 def clip() -> Any:

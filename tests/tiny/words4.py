@@ -16,10 +16,10 @@ def clip() -> Any:
     """The slow one, which Stable Diffusion's pipelines name."""
     from transformers import CLIPTokenizer
 
-    from excise.reference import bundle
+    from excise.reference import data
 
-    merges = bundle.MODEL.with_name("bpe_simple_vocab_16e6.txt.gz")
-    words = json.loads((bundle.MODEL / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
+    merges = data.folder() / "bpe_simple_vocab_16e6.txt.gz"
+    words = json.loads((data.MODEL / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
     with tempfile.TemporaryDirectory() as folder:
         vocab_file, merges_file = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
         vocab_file.write_text(json.dumps(words))

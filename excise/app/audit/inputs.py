@@ -130,9 +130,9 @@ def saes_of(eraser: Eraser, folder: Path, given: Path | None = None, *, bundled:
         said = list(_named(eraser.created))
         places = [base / name for name in said for base in (Path(), folder.parent)]
         if bundled:
-            from excise.reference.bundle import SAES
+            from excise.reference.bundle import SAES, sae_folder
 
-            places += list(SAES.values())
+            places += [sae_folder(method) for method in SAES]
     found: dict[str, TopKSAE] = {}
     for place in dict.fromkeys(places):
         if wanted <= set(found):

@@ -27,6 +27,7 @@ from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.methods import METHODS
 from excise.plugins import plugins
+from excise.reference import data
 
 ALL = "all"
 """In the place of methods' names: every one that `excise methods` lists."""
@@ -49,8 +50,10 @@ def start(
     `suite` is canvas, one of `excise.bench.protocols.suite.PROTOCOLS` or a plugin's; `settings` are its own, such as
     `steps` or an attack's budget, where they are not its defaults. `model` and its `sae` are the bundled ones unless
     named; `weights` go into the plan, so that every worker draws in one precision. Raises ExciseError for an unknown
-    suite, size, method, setting or concept, or where the folder is taken.
+    suite, size, method, setting or concept, where the folder is taken, or where the bundled model is not installed.
     """
+    if model is None:
+        data.folder()  # raises where the bundled model is not installed, before anything is written
     entries = [Entry.parse(text) for text in dict.fromkeys((BASELINE, *_named(methods)))]
     plan: dict[str, Any] = {"suite": suite, "size": size, "settings": dict(settings or {})}
     chosen = _suite(plan)

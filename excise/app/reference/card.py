@@ -135,10 +135,11 @@ real scenes, as shares:
 {judges}
 
 ## Data and licences
-Eight emoji sets, named with their authors and licences in `excise/reference/artwork/ATTRIBUTION.md` (Apache-2.0, MIT,
-CC BY 4.0, CC BY-SA 4.0). WordNet 3 (Princeton's licence), emojilib (MIT), all-MiniLM-L6-v2 (Apache-2.0), CLIP's merges
-file (MIT). The weights are trained on that art and are licensed apart from Excise's code: use them under the terms of
-those sets; what of them is an adaptation of the CC BY-SA sets (OpenMoji, EmojiOne 1.5) is under CC BY-SA 4.0.
+Eight emoji sets, named with their authors and licences in `artwork/ATTRIBUTION.md` beside this folder
+(Apache-2.0, MIT, CC BY 4.0, CC BY-SA 4.0). WordNet 3 (Princeton's licence), emojilib (MIT), all-MiniLM-L6-v2
+(Apache-2.0), CLIP's merges file (MIT). The weights are trained on that art and are licensed apart from Excise's code:
+use them under the terms of those sets; what of them is an adaptation of the CC BY-SA sets (OpenMoji, EmojiOne 1.5) is
+under CC BY-SA 4.0.
 
 {sae}## Training
 `excise reference train --work build/reference --out reference-model` (every part resumes where it stopped), then the

@@ -9,6 +9,7 @@ from typing import Any
 
 from excise.bench.statistics import share
 from excise.errors import ExciseError
+from excise.reference import data
 
 PARTS = ("text", "vae", "classifier", "second_classifier", "unet", "assemble")
 """In the order they need each other."""
@@ -17,7 +18,8 @@ PARTS = ("text", "vae", "classifier", "second_classifier", "unet", "assemble")
 def train_part(name: str, work: Path, out: Path) -> None:
     """Train one part below `work` (`text/`, `vae/`, ...), or assemble them all into `out`.
 
-    Raises ExciseError for an unknown part, or where a part it builds on is not there yet.
+    Raises ExciseError for an unknown part, where a part it builds on is not there yet, or the artwork
+    is not installed.
     """
     steps: dict[str, Callable[[], Any]] = {
         "text": lambda: _text(work / "text"),
@@ -28,6 +30,7 @@ def train_part(name: str, work: Path, out: Path) -> None:
     }
     if name not in steps:
         raise ExciseError(f"unknown part {name!r}; it is one of {', '.join(PARTS)}")
+    data.folder()
     steps[name]()
 
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from excise.errors import ExciseError
+from excise.reference import data
 from excise.reference.captions import caption
 from excise.reference.scenes import sample_caption, sample_scene
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES, SYNONYMS
 
 WORDNET = Path("/usr/share/wordnet")
 """Where Debian's package wordnet-base puts the database."""
-EMOJI_WORDS = Path(__file__).parents[1] / "emoji_words.txt"
-"""Name and keywords of every emoji, a line each, from npm's emojilib (MIT)."""
 CONCRETE = {"05", "06", "08", "13", "17", "18", "20"}
 """WordNet's files of things that can be drawn: animals, artefacts, body parts, food, objects, people, plants."""
 
@@ -63,8 +62,8 @@ def synsets(folder: Path | None = None) -> Iterator[tuple[str, list[str], str, l
 
 
 def emoji_texts() -> Iterator[str]:
-    """Every emoji's name, and its name with its keywords; none that holds a held-out synonym."""
-    for line in EMOJI_WORDS.read_text(encoding="utf-8").splitlines():
+    """Every emoji's name, and its name with its keywords (npm's emojilib); none that holds a held-out synonym."""
+    for line in (data.folder() / "emoji_words.txt").read_text(encoding="utf-8").splitlines():
         if not mentions_synonym(line):
             yield line.partition(":")[0]
             yield line

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, BertModel, CLIPTextConfig, CLIPTextModel
 
 from excise.errors import ExciseError
 from excise.files import write_atomic
+from excise.reference.data import folder
 from excise.reference.training.loop import run
 from excise.reference.training.text_corpus import corpus
 
@@ -31,6 +32,8 @@ TEACHER_WIDTH, POSITIONS = 384, 77
 STEPS, BATCH, PEAK = 8000, 256, 1.5e-3
 REFIT = 70_000
 """Texts on which the head is fitted a last time."""
+MERGES = "bpe_simple_vocab_16e6.txt.gz"
+"""CLIP's byte-pair merges, as OpenAI published them."""
 
 
 def tokenizer(bpe: Path) -> CLIPTokenizer:
@@ -129,7 +132,7 @@ def hash_of(text: str) -> int:
 
 def prepare(out: Path) -> None:
     """Tokenise the corpus and ask the teacher once; both are kept in `out/corpus.pt`."""
-    words = tokenizer(Path(__file__).parents[1] / "bpe_simple_vocab_16e6.txt.gz")
+    words = tokenizer(folder() / MERGES)
     texts = corpus()
     random.Random(1).shuffle(texts)
     ids = words([t.text for t in texts], truncation=True, max_length=POSITIONS)["input_ids"]
@@ -141,7 +144,7 @@ def prepare(out: Path) -> None:
 def train(out: Path, steps: int = STEPS) -> Student:
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    words = tokenizer(Path(__file__).parents[1] / "bpe_simple_vocab_16e6.txt.gz")
+    words = tokenizer(folder() / MERGES)
     if not (out / "corpus.pt").exists():
         prepare(out)
     data = torch.load(out / "corpus.pt", weights_only=True)

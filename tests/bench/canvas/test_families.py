@@ -64,7 +64,7 @@ def test_longer_runs_begin_like_shorter_ones() -> None:
 def test_no_prompt_runs_past_the_77_tokens() -> None:
     from transformers import CLIPTokenizer
 
-    from excise.reference.bundle import MODEL
+    from excise.reference import MODEL
 
     words = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
     longest = max((case for concept in CONCEPTS for case in cases(concept, 4)), key=lambda case: len(case.prompt))

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from excise.reference import classifier
+from excise.reference import classifier, data
 from excise.reference.scenes import Scene, sample_scene
 from excise.reference.training import loop, text_encoder, unet, vae
 from excise.reference.world import OBJECTS
 
-BPE = Path(text_encoder.__file__).parents[1] / "bpe_simple_vocab_16e6.txt.gz"
+BPE = data.folder() / text_encoder.MERGES
 
 
 @pytest.mark.parametrize(
