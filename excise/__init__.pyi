@@ -11,6 +11,7 @@ from .erasers import Eraser as Eraser
 from .erasers import Signer as Signer
 from .erasers import sign as sign
 from .erasers import verify as verify
+from .erasers.loaders import delete_erasers as delete_erasers
 from .erasers.loaders import disable_erasers as disable_erasers
 from .erasers.loaders import enable_erasers as enable_erasers
 from .erasers.loaders import encode as encode
@@ -22,10 +23,17 @@ from .erasers.loaders import unload_eraser as unload_eraser
 from .erasers.telemetry import on_event as on_event
 from .errors import EraserDidNotFire as EraserDidNotFire
 from .errors import ExciseError as ExciseError
+from .errors import InvalidSetting as InvalidSetting
+from .errors import MissingExtra as MissingExtra
+from .errors import NotFound as NotFound
+from .errors import Tampered as Tampered
+from .errors import WeakEraserError as WeakEraserError
+from .errors import WrongModel as WrongModel
 from .methods.sae.finding import SNCEConfig as SNCEConfig
 from .neurons import Ranking as Ranking
 from .sae import TopKSAE as TopKSAE
 from .sites import LanguageModel as LanguageModel
+from .sites import Pipeline as Pipeline
 from .sites import Site as Site
 from .sites import TextEncoding as TextEncoding
 

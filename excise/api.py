@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.concepts import Concept, builtin, from_templates, names
-from excise.errors import ExciseError
+from excise.errors import InvalidSetting, NotFound
 from excise.methods.catalogue import METHODS
 from excise.plugins import plugins
 
 if TYPE_CHECKING:
     from excise.erasers import Eraser
+    from excise.methods.base import Method
     from excise.neurons import Ranking
     from excise.sae import TopKSAE
+    from excise.sites import Pipeline
 
 StrPath = str | PathLike[str]
 
 
 def erase(
-    pipe: Any,
+    pipe: Pipeline,
     concept: str | Concept,
     method: str = "snce",
     *,
@@ -64,30 +65,30 @@ def erase(
         >>> eraser.save_pretrained("erasers/gun")
     """
     from excise.app.models.resolve import bundled_settings
-    from excise.methods.lookup import method as by_name
-    from excise.methods.lookup import settings_of
+    from excise.methods.lookup import configured, settings_of
     from excise.sae import TopKSAE
+    from excise.sites.pipeline import check_pipeline
 
-    chosen = by_name(method)
+    check_pipeline(pipe)
+    chosen = _method(method)
     known = settings_of(chosen.name, bundled_settings()) if is_bundled(pipe) else {}
     own, more = {**known, **settings}, {}
     if isinstance(sae, TopKSAE):
         if chosen.name != "snce":
-            raise ExciseError(
+            raise InvalidSetting(
                 f"{chosen.name} takes the folder of an SAE, not the SAE itself; save it and give its path"
             )
-        more["sae"] = sae
+        more["sae"], own = sae, {**own, "sae": ""}
     elif sae is not None:
         takes = [key for key in vars(chosen.Config()) if key.rpartition(".")[2] == "sae"]
         if not takes:
-            raise ExciseError(f"{chosen.name} needs no SAE; leave `sae` out")
-        own |= dict.fromkeys(takes, str(Path(sae)))
-    configured = chosen.Config(**_checked(chosen.name, own, vars(chosen.Config())))
-    return chosen.fit(pipe, _concept(concept), configured, **more)
+            raise InvalidSetting(f"{chosen.name} needs no SAE; leave `sae` out")
+        own |= dict.fromkeys(takes, _folder(sae))
+    return chosen.fit(pipe, _concept(concept), configured(chosen, own), **more)
 
 
 def find_neurons(
-    pipe: Any, concept: str | Concept, sae: StrPath | TopKSAE | None = None, *, top: int = 10, **settings: Any
+    pipe: Pipeline, concept: str | Concept, sae: StrPath | TopKSAE | None = None, *, top: int = 10, **settings: Any
 ) -> Ranking:
     """Rank the neurons of an SAE by how much more they fire on a concept than without it (SNCE, eqs. 4 to 7).
 
@@ -108,19 +109,26 @@ def find_neurons(
         >>> ranking = excise.find_neurons(pipe, "gun")
         >>> neuron, *_ = ranking.top(1)
     """
-    from excise.methods.sae.finding import SNCEConfig, find
-    from excise.sae import TopKSAE, load
+    from excise.methods.lookup import configured
+    from excise.methods.sae.finding import find
+    from excise.sae import TopKSAE, load, saes_in
+    from excise.sites.pipeline import check_pipeline
 
+    check_pipeline(pipe)
     if sae is None:
         sae = _bundled_sae(pipe)
-    folder = "" if isinstance(sae, TopKSAE) else str(Path(sae))
-    config = replace(SNCEConfig(sae=folder, **_checked("snce", settings, vars(SNCEConfig()))), examine=top)
+    folder = "" if isinstance(sae, TopKSAE) else _folder(sae)
+    config = configured(_method("snce"), {**settings, "sae": folder, "examine": top})
+    if not isinstance(sae, TopKSAE) and (several := saes_in(Path(folder))):
+        raise InvalidSetting(
+            f"{folder} holds SAEs of {', '.join(several)}; name one of them: {Path(folder) / next(iter(several))}"
+        )
     whole = sae if isinstance(sae, TopKSAE) else load(Path(folder), device=_device(pipe))
     return find(pipe, whole, _concept(concept), config).ranking
 
 
 def train_sae(
-    pipe: Any,
+    pipe: Pipeline,
     prompts: Iterable[str],
     *,
     site: str | None = None,
@@ -147,19 +155,28 @@ def train_sae(
     Example:
         >>> sae = excise.train_sae(pipe, prompts, out="sae", tokens=2_000_000)
     """
-    from excise.app.models.resolve import parse_site
+    from excise.app.models.resolve import check_device, parse_site
     from excise.app.training import text
+    from excise.methods.bounds import check_types
     from excise.sae import TrainConfig
+    from excise.sae import card as card_of
     from excise.sites import default_site
+    from excise.sites.pipeline import check_pipeline
 
+    check_pipeline(pipe)
+    known = TrainConfig.__dataclass_fields__
+    if unknown := sorted(set(settings) - set(known)):
+        raise InvalidSetting(f"the training has no setting {unknown[0]!r}; it has {', '.join(known)}")
+    config = TrainConfig(**check_types("the training", settings, TrainConfig))
+    texts = _texts(prompts)
+    check_device(device)
     place = default_site(pipe) if site is None else parse_site(pipe, site)
-    config = TrainConfig(**_checked("the training", settings, TrainConfig.__dataclass_fields__))
-    texts = list(prompts)
     card = {"corpus": f"{len(texts)} prompts"}
-    if out is not None:
-        return text.train_sae(pipe, place, texts, config, Path(out), card=card, device=device)
     with tempfile.TemporaryDirectory() as scratch:
-        return text.train_sae(pipe, place, texts, config, Path(scratch) / "sae", card=card, device=device)
+        folder = Path(scratch) / "sae" if out is None else Path(_folder(out))
+        sae = text.train_sae(pipe, place, texts, config, folder, card=card, device=device)
+        sae.card = card_of(folder)
+    return sae
 
 
 def list_methods() -> list[str]:
@@ -184,43 +201,57 @@ def method_config(method: str, **settings: Any) -> Any:
         >>> excise.method_config("uce").lam
         0.5
     """
-    from excise.methods.bounds import check_numbers
-    from excise.methods.lookup import method as by_name
+    from excise.methods.lookup import configured
 
-    chosen = by_name(method)
-    check_numbers(chosen.name, settings)
-    return chosen.Config(**_checked(chosen.name, settings, vars(chosen.Config())))
+    return configured(_method(method), settings)
 
 
-def is_bundled(pipe: Any) -> bool:
+def is_bundled(pipe: Pipeline) -> bool:
     """Whether that is the model that ships with Excise."""
     from excise.reference import data
 
     name = getattr(getattr(pipe, "config", None), "_name_or_path", None)
-    return isinstance(name, str) and data.is_model(Path(name))
+    return isinstance(name, (str, PathLike)) and data.is_model(Path(name))
 
 
-def _checked(what: str, settings: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
-    if unknown := sorted(set(settings) - set(known)):
-        raise ExciseError(f"{what} has no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-    return settings
+def _method(name: str) -> Method:
+    from excise.methods.lookup import method
+
+    if not isinstance(name, str):
+        raise InvalidSetting(f"a method is named by a text, such as 'snce', not by {name!r}")
+    return method(name)
 
 
 def _concept(concept: str | Concept) -> Concept:
     if isinstance(concept, Concept):
         return concept
+    if not isinstance(concept, str):
+        raise InvalidSetting(f"a concept is a text or an excise.Concept, not {concept!r}")
     return builtin(concept) if concept in names() else from_templates(concept, (concept,), 100)
 
 
-def _bundled_sae(pipe: Any) -> StrPath:
+def _folder(path: StrPath) -> str:
+    if not isinstance(path, (str, PathLike)) or not str(path):
+        raise InvalidSetting(f"{path!r} is not a folder; give its path as a text or a Path")
+    return str(Path(path))
+
+
+def _texts(prompts: Iterable[str]) -> list[str]:
+    texts = [] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else list(prompts)
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise InvalidSetting("prompts are several texts, none of them empty, such as ['a gun', 'a cat on a sofa']")
+    return texts
+
+
+def _bundled_sae(pipe: Pipeline) -> StrPath:
     from excise.reference import sae_folder
 
     if not is_bundled(pipe):
-        raise ExciseError("no SAE was given; train one with excise.train_sae, or give the folder of one")
+        raise NotFound("no SAE was given; train one with excise.train_sae, or give the folder of one")
     return sae_folder()
 
 
-def _device(pipe: Any) -> Any:
+def _device(pipe: Pipeline) -> Any:
     from excise.sites import text_encoders
 
     encoders = list(text_encoders(pipe).values())

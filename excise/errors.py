@@ -1,13 +1,45 @@
-"""The errors a user can act on."""
+"""The errors a user can act on: one tree, with ExciseError at its root.
+
+    ExciseError
+    ├── InvalidSetting     a setting, name, strength or option that is impossible
+    ├── NotFound           a folder, repository, revision, concept, method, layer or neuron that is not there
+    ├── WrongModel         an eraser or SAE on a pipeline it was not made for
+    ├── Tampered           files that were altered, cut short, or not signed as required
+    ├── MissingExtra       an optional package that is not installed
+    ├── WeakEraserError    an eraser that misses a stated limit
+    └── EraserDidNotFire   an attached eraser that changed nothing
+
+Every message is one line: what is wrong, and what to do about it.
+"""
 
 from __future__ import annotations
 
 
 class ExciseError(Exception):
-    """Something the user can mend. The message is one line: what is wrong, and what to do about it.
+    """Base of all errors that Excise raises on purpose. The message is one line: what is wrong, and what to do.
 
     The command line prints it and exits with code 2.
     """
+
+
+class InvalidSetting(ExciseError):
+    """A setting, name, strength or option is unknown, of the wrong type, or out of bounds; nothing was changed."""
+
+
+class NotFound(ExciseError):
+    """A folder, hub repository, revision, concept, method, layer, neuron or loaded eraser is not there."""
+
+
+class WrongModel(ExciseError):
+    """An eraser or SAE does not belong to this pipeline, or the pipeline is of a kind that cannot be edited so."""
+
+
+class Tampered(ExciseError):
+    """Saved files were altered, cut short or damaged, or do not bear the signature that was asked for."""
+
+
+class MissingExtra(ExciseError):
+    """An optional package is not installed. The message gives the `pip install` line."""
 
 
 class WeakEraserError(ExciseError):
@@ -16,3 +48,9 @@ class WeakEraserError(ExciseError):
 
 class EraserDidNotFire(ExciseError):
     """An eraser is attached, but what the denoiser reads did not change: refuse to go on rather than render."""
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one short line that is safe to print: it may quote a file that anybody wrote."""
+    said = str(error.strerror or error) if isinstance(error, OSError) else str(error)
+    return "".join(c if c.isprintable() else " " for c in said[:200]).strip() or type(error).__name__

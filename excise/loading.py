@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, MissingExtra
 
 if TYPE_CHECKING:
     import torch
@@ -49,9 +49,9 @@ def check_versions() -> None:
         try:
             found = version(bound.name)
         except PackageNotFoundError as error:
-            raise ExciseError(f"{bound.name} is not installed; pip install '{bound}'") from error
+            raise MissingExtra(f"{bound.name} is not installed; pip install '{bound}'") from error
         if not bound.specifier.contains(found, prereleases=True):
-            raise ExciseError(f"excise needs {bound}, and {bound.name} {found} is installed; pip install '{bound}'")
+            raise MissingExtra(f"excise needs {bound}, and {bound.name} {found} is installed; pip install '{bound}'")
 
 
 @contextmanager

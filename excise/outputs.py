@@ -10,7 +10,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, MissingExtra
 from excise.files import check_named, is_leftover
 
 PAIRS = (".csv", ".jsonl")
@@ -82,7 +82,7 @@ def check_untrained(out: Path, *, option: str = "", parts: bool = False) -> None
 def check_extra(module: str, extra: str, what: str) -> None:
     """Raise ExciseError where a package is missing that `what` needs: an extra of excise."""
     if find_spec(module) is None:
-        raise ExciseError(f"{what} needs {module}, which is not installed: pip install 'excise[{extra}]'")
+        raise MissingExtra(f"{what} needs {module}, which is not installed: pip install 'excise[{extra}]'")
 
 
 def check_figure(out: Path, *, force: bool = False, option: str = "--out") -> None:

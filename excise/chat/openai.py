@@ -7,7 +7,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from excise.chat.backend import Question, Reply, Unavailable
-from excise.errors import ExciseError
+from excise.errors import ExciseError, MissingExtra
 
 
 class OpenAIBackend:
@@ -35,7 +35,7 @@ class OpenAIBackend:
         try:
             import openai
         except ImportError as error:
-            raise ExciseError("asking a server needs the openai package: pip install 'excise[chat]'") from error
+            raise MissingExtra("asking a server needs the openai package: pip install 'excise[chat]'") from error
         if not model:
             raise ExciseError("name the model that is to answer")
         if timeout <= 0 or retries < 0:

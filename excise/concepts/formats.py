@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from excise.concepts.concept import Pair
-from excise.errors import ExciseError
+from excise.errors import ExciseError, MissingExtra
 from excise.files import write_atomic
 
 COLUMNS = ("concept", "deconcept", "template")
@@ -138,7 +138,7 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise ExciseError(f"reading {path.name} needs pyarrow; install it with: pip install pyarrow") from error
+        raise MissingExtra(f"reading {path.name} needs pyarrow; install it with: pip install pyarrow") from error
     try:
         with parquet.ParquetFile(path) as file:
             if column not in file.schema_arrow.names:

@@ -9,7 +9,7 @@ from typing import Any
 from excise.concepts import paper, safety, words
 from excise.concepts.concept import Concept
 from excise.concepts.templates import from_templates
-from excise.errors import ExciseError
+from excise.errors import NotFound
 
 # Of the paper's tuples, the mentions that fit a template's adjective or phrase. The rest stay mentions.
 _SAID = {
@@ -44,7 +44,7 @@ def builtin(name: str, n: int = 100, seed: int = 0) -> Concept:
         return safety.safety(name, n, seed)
     near = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names()[:5])} and others."
-    raise ExciseError(
+    raise NotFound(
         f"unknown concept '{name}': {hint} `excise concepts` lists them. Another concept needs its words (mentions) "
         "or a file of pairs"
     )

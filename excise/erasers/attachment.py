@@ -9,6 +9,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Iterable
+from numbers import Real
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,12 +31,13 @@ from excise.erasers.hooks.context import Call, has_own_branch, is_proving
 from excise.erasers.hooks.edit_hook import EditHook, Edits
 from excise.erasers.hooks.known_vectors import UNKNOWN
 from excise.erasers.hooks.wrapping import found_on
-from excise.errors import EraserDidNotFire, ExciseError
+from excise.errors import EraserDidNotFire, ExciseError, InvalidSetting, WrongModel
 from excise.sites.denoiser import denoisers
 from excise.sites.encoding import conditional, tensors_of
 from excise.sites.families import family_of
 from excise.sites.language import LanguageModel
 from excise.sites.locking import lock
+from excise.sites.pipeline import check_pipeline
 from excise.sites.site import part_of, text_encoders, tokenizer_of
 
 if TYPE_CHECKING:
@@ -68,6 +70,9 @@ class Attachment:
         on_bypass: OnBypass | None = None,
         allow_amplify: bool = False,
     ) -> None:
+        check_pipeline(pipe)
+        if name is not None and not (isinstance(name, str) and name):
+            raise InvalidSetting(f"an eraser's name is a text, not {name!r}")
         self.eraser, self.pipe, self.strict, self.name = eraser, pipe, strict, name or eraser.name
         self.on_bypass = on_bypass or ("raise" if strict else "allow")
         self.allow_amplify = allow_amplify
@@ -96,20 +101,20 @@ class Attachment:
         if odd:
             text = f"eraser {eraser.name!r} was made for another pipeline ({'; '.join(odd)})"
             if strict:
-                raise ExciseError(f"{text}; fit it for this one, or attach with strict=False if you know why")
+                raise WrongModel(f"{text}; fit it for this one, or attach with strict=False if you know why")
             warnings.warn(text, stacklevel=3)
         with _LOCK:
             there = [hook for module in modules if (edits := found_on(module, Edits)) for hook in edits.hooks]
             self.encoded_by = self._encoded_by() if eraser.edits and not self.edits else None
             if self.encoded_by is not None and strength not in (1, self.encoded_by.strength):
-                raise ExciseError(
+                raise InvalidSetting(
                     f"{type(pipe).__name__} draws what is encoded elsewhere, at strength "
                     f"{self.encoded_by.strength}; set the strength there"
                 )
             if any(hook.attachment.eraser.digest == eraser.digest for hook in there):
-                raise ExciseError(f"eraser {eraser.name!r} is attached to this pipeline already; detach it first")
+                raise InvalidSetting(f"eraser {eraser.name!r} is attached to this pipeline already; detach it first")
             if self.name in (*Guard.names(pipe), *Tally.names(pipe)):
-                raise ExciseError(f"an eraser called {self.name!r} is attached already; give this one another name")
+                raise InvalidSetting(f"an eraser called {self.name!r} is attached already; give this one another name")
             self._guard = Guard.join(pipe, self)
             watched = bool(self.eraser.text_edits)
             self._witness = Witness.join(pipe, self, self.encoded_by) if watched and not language else None
@@ -132,6 +137,11 @@ class Attachment:
         self._audit("attached")
 
     @property
+    def commit(self) -> str | None:
+        """The commit of the hub's repository that the eraser was loaded from: what pins it. None for a folder's."""
+        return self.eraser.commit
+
+    @property
     def strength(self) -> float:
         """Scales λ: 1 is what the eraser was fitted with, 0 leaves every bit alone, below 0 amplifies the concept."""
         return 1.0 if is_proving(self) else self.encoding._strength
@@ -145,10 +155,11 @@ class Attachment:
     def check_strength(self, value: float) -> float:
         """The strength as a number. Raises ExciseError for an impossible one, or one that amplifies where that was not
         asked for."""
-        if not math.isfinite(value):
-            raise ExciseError(f"strength is {value}; it must be a number")
+        given: Any = value
+        if not isinstance(given, Real) or not math.isfinite(given):
+            raise InvalidSetting(f"strength is {value!r}; it must be a number")
         if value < 0 and not self.encoding.allow_amplify:
-            raise ExciseError(
+            raise InvalidSetting(
                 f"strength is {value}, which would amplify {self.eraser.concept!r}; attach with allow_amplify=True if "
                 "that is what you want"
             )
@@ -161,7 +172,7 @@ class Attachment:
     @on_bypass.setter
     def on_bypass(self, value: OnBypass) -> None:
         if value not in ("raise", "warn", "allow"):
-            raise ExciseError(f"on_bypass cannot be {value!r}; it is raise, warn or allow")
+            raise InvalidSetting(f"on_bypass cannot be {value!r}; it is raise, warn or allow")
         self._on_bypass: OnBypass = value
 
     @property
@@ -186,6 +197,7 @@ class Attachment:
             "name": self.name,
             "concept": self.eraser.concept,
             "digest": self.eraser.digest,
+            "commit": self.eraser.commit,
             "attached": self.attached,
             "enabled": self.enabled,
             "active": self.active,
@@ -239,11 +251,11 @@ class Attachment:
         name, pipe = self.eraser.name, call.pipe
         for module, hook in self._hooks_of(pipe):
             if module_of(pipe, hook.edit) is not module:
-                raise ExciseError(self._unlike(pipe, hook.edit.site.component, "was replaced"))
+                raise WrongModel(self._unlike(pipe, hook.edit.site.component, "was replaced"))
         if self._has_family_of(pipe):
             for component in self.absent:
                 if getattr(pipe, component, None) is not None:
-                    raise ExciseError(self._unlike(pipe, component, "was put in"))
+                    raise WrongModel(self._unlike(pipe, component, "was put in"))
             refuse_open_encoders(pipe, self.eraser)
         self.refuse_early(call)
         self.refuse_changed()
@@ -317,7 +329,7 @@ class Attachment:
         that one. Raises ExciseError where it is attached to none."""
         found = Witness.encoding(self.eraser.digest)
         if found is None:
-            raise ExciseError(
+            raise WrongModel(
                 f"{type(self.pipe).__name__} has no text encoder that eraser {self.name!r} edits; attach the eraser to "
                 "the pipeline that encodes the prompts first, encode them there, and then attach it to this one, which "
                 "will draw those embeddings and no others"
@@ -490,9 +502,9 @@ class Attachment:
         if not needing:
             return None
         if sae is None:
-            raise ExciseError('gate="topk" needs the whole SAE; give it as attach(pipe, sae=...)')
+            raise InvalidSetting('gate="topk" needs the whole SAE; give it as attach(pipe, sae=...)')
         if any(edit.sae_digest != sae_digest(sae) for edit in needing):
-            raise ExciseError("this is not the SAE the eraser was made from; give that one")
+            raise WrongModel("this is not the SAE the eraser was made from; give that one")
         # A copy, so that training the caller's SAE on cannot change the attached edit.
         return copy.deepcopy(sae).eval().requires_grad_(False)
 

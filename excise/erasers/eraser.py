@@ -2,28 +2,66 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from excise.erasers.artefact import hub
-from excise.erasers.artefact.files import CARD
+from excise.erasers.artefact.files import CARD, FILES, SIGNATURE
 from excise.erasers.artefact.record import Artefact
 from excise.erasers.artefact.signing import Signer
 from excise.erasers.attachment import Attachment, OnBypass
 from excise.files import write_folder
+from excise.hub import fetch
+
+if TYPE_CHECKING:
+    from excise.sae import TopKSAE
+    from excise.sites import Pipeline
+
+StrPath = str | PathLike[str]
 
 
 class Eraser(Artefact):
-    """A concept's erasure: attach it to a live pipeline with `attach`, save it, push it to the hub."""
+    """The erasure of a concept: attach it to a pipeline, save it, push it to the hub.
+
+    Example:
+        >>> eraser = excise.erase(pipe, "gun")
+        >>> with eraser.attach(pipe):
+        ...     image = pipe("a gun on a table").images[0]
+    """
 
     def save_pretrained(
-        self, folder: Path | str, *, repo_id: str | None = None, push_to_hub: bool = False, **options: Any
+        self,
+        folder: StrPath,
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str = "Push an eraser",
     ) -> str | None:
-        """Like `save`, with a card (README.md) beside the three files. With `push_to_hub` it is pushed too, to
-        `repo_id` or else the folder's name, and the commit's address returned; `options` are those of `push_to_hub`."""
+        """Save the eraser's three files and a card (README.md) in a folder, all at once or not at all.
+
+        Args:
+            folder: A new or empty folder, or that of another eraser, which is replaced.
+            repo_id: Repository named on the card, and pushed to with `push_to_hub`; by default the folder's name.
+            push_to_hub: Push it too.
+            private, token, revision, commit_message: As for `push_to_hub`.
+
+        Returns:
+            The commit's address where it was pushed, else None.
+
+        Raises:
+            ExciseError: where the folder holds other files, the disk refuses, or the hub does.
+        """
         path = Path(folder)
         write_folder(path, {**self.pack(), CARD: hub.card(self, repo_id or hub.SOMEWHERE)})
-        return self.push_to_hub(repo_id or path.name, **options) if push_to_hub else None
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(
+            repo_id or path.name, private=private, token=token, revision=revision, commit_message=commit_message
+        )
 
     def push_to_hub(
         self,
@@ -34,56 +72,104 @@ class Eraser(Artefact):
         revision: str | None = None,
         commit_message: str = "Push an eraser",
     ) -> str:
-        """Put the eraser and its card into a repository on the hub, in one commit, and return the commit's address.
+        """Put the eraser and its card into a repository on the hub, in one commit.
 
-        The repository, and the branch `revision`, are made where there are none. Raises ExciseError where the hub
-        refuses.
+        Args:
+            repo_id: `OWNER/NAME`, made where it does not exist.
+            private: Whether a new repository is private; by default what the account's settings say.
+            token: The hub's access token, by default the one of `hf auth login`.
+            revision: Branch to push to, made where it does not exist; by default `main`.
+            commit_message: First line of the commit's message.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            ExciseError: where the name is impossible, or the hub refuses.
         """
         return hub.push(self, repo_id, private=private, token=token, revision=revision, commit_message=commit_message)
 
     @classmethod
     def from_pretrained(
         cls,
-        source: Path | str,
+        source: StrPath,
         *,
         revision: str | None = None,
+        subfolder: str | None = None,
         token: str | None = None,
         local_files_only: bool = False,
-        cache_dir: Path | str | None = None,
+        cache_dir: StrPath | None = None,
         signed_by: Signer | None = None,
         require_signature: bool = False,
     ) -> Eraser:
-        """The eraser in a folder, or in a repository on the hub (`owner/name`), which is downloaded unless cached.
+        """Load an eraser from a folder, or from a repository on the hub, which is downloaded unless cached.
 
-        `revision` is a branch, a tag, or best a commit; `token`, `local_files_only` and `cache_dir` are the hub's.
-        Raises ExciseError where it cannot be had, and as `load` does.
+        Args:
+            source: A folder, or `OWNER/NAME` on the hub.
+            revision: A branch, a tag, or best a commit, so that a later push cannot change what is loaded.
+            subfolder: Folder within the folder or repository that holds the eraser.
+            token: The hub's access token, by default the one of `hf auth login`.
+            local_files_only: Use the cache alone.
+            cache_dir: The hub's cache, by default its own.
+            signed_by: Whose signature the eraser must bear. It is checked before anything is parsed.
+            require_signature: Refuse where `signed_by` is None.
+
+        Returns:
+            The eraser; `eraser.commit` is the commit it came from, None for a folder.
+
+        Raises:
+            NotFound: where there is no such folder, repository, revision or subfolder.
+            Tampered: where its files are incomplete, altered, or not signed as required.
+            InvalidSetting: for a revision of a folder, or a subfolder that leads out of it.
+
+        Example:
+            >>> eraser = excise.Eraser.from_pretrained("owner/gun-eraser", revision="6ba7b81")
         """
-        folder = Path(source)
-        if not folder.exists():
-            folder = hub.fetched(
-                str(source), revision=revision, token=token, local_files_only=local_files_only, cache_dir=cache_dir
-            )
-        return cls.load(folder, signed_by=signed_by, require_signature=require_signature)
+        found = fetch(
+            source,
+            (*FILES, SIGNATURE),
+            "eraser",
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
+        )
+        eraser = cls.load(found.folder, signed_by=signed_by, require_signature=require_signature)
+        object.__setattr__(eraser, "commit", found.commit)  # of a frozen dataclass that nobody has seen yet
+        return eraser
 
     def attach(
         self,
-        pipe: Any,
+        pipe: Pipeline,
         strength: float = 1.0,
         strict: bool = True,
         *,
-        sae: Any | None = None,
+        sae: TopKSAE | None = None,
         name: str | None = None,
         on_bypass: OnBypass | None = None,
         allow_amplify: bool = False,
     ) -> Attachment:
-        """Attach to `pipe` and prove with the canary that it works; use the result as a context manager.
+        """Attach the eraser to a pipeline, and prove on its canary prompts that it works.
 
-        `sae` is needed by gate="topk" alone, `name` where another attached eraser has this one's. `on_bypass` says what
-        becomes of a prompt whose states go round the eraser (embeddings encoded elsewhere, a text encoder that was
-        changed, an IP-Adapter): "raise" (the default), "warn" or "allow". With `strict=False` another model's weights
-        are let through, and bypasses too unless `on_bypass` says otherwise; an eraser that does not fire never is.
-        A negative strength amplifies the concept and wants `allow_amplify`.
-        Raises ExciseError where the pipeline is not the one it was made for, EraserDidNotFire where nothing changed.
+        Args:
+            pipe: The pipeline it was made for, or another one of the same text encoders (or denoiser).
+            strength: Factor on the eraser's own strength: 1 is as it was made, 0 changes nothing.
+            strict: With False another model's weights are accepted with a warning, and bypasses unless `on_bypass` says
+                otherwise. An eraser that does not fire is refused either way.
+            sae: The SAE it was made from, for gate="topk" alone.
+            name: A name for it on this pipeline, by default its own.
+            on_bypass: What happens to a prompt whose states do not pass through the eraser, such as embeddings encoded
+                elsewhere: "raise" (the default), "warn" or "allow".
+            allow_amplify: Accept a negative strength, which amplifies the concept.
+
+        Returns:
+            The attachment, a context manager that detaches on leaving.
+
+        Raises:
+            WrongModel: where the pipeline is not the one it was made for.
+            EraserDidNotFire: where nothing changed on a canary prompt.
+            InvalidSetting: for an impossible strength or option, or a name that is taken.
         """
         return Attachment(
             self,

@@ -1,56 +1,111 @@
-"""Erasers on a pipeline by name, in the words of diffusers' adapters: load, set, enable, disable, list, unload."""
+"""Erasers on a pipeline by name, in the words of diffusers' adapters: load, set, enable, disable, list, delete."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
-from excise.erasers.artefact.files import eraser_folders
+from excise.erasers.artefact.files import FILES, SIGNATURE, eraser_folders
 from excise.erasers.artefact.signing import Signer
-from excise.erasers.attachment import Attachment
-from excise.erasers.eraser import Eraser
+from excise.erasers.attachment import Attachment, OnBypass
+from excise.erasers.eraser import Eraser, StrPath
 from excise.erasers.guard.encode_prompt import Guard
 from excise.erasers.guard.near import attachments_near
 from excise.erasers.hooks import context
 from excise.erasers.hooks.context import ERASED, SPARED
 from excise.erasers.hooks.edit_hook import EditHook
 from excise.erasers.several import Attachments, load_erasers
-from excise.errors import EraserDidNotFire, ExciseError
+from excise.errors import EraserDidNotFire, InvalidSetting, NotFound
+from excise.hub import fetch
 from excise.sites.encoding import encode_prompt, tensors_of
+from excise.sites.pipeline import check_pipeline
+
+if TYPE_CHECKING:
+    from excise.sae import TopKSAE
+    from excise.sites import Pipeline
 
 
 def load_eraser(
-    pipe: Any,
-    source: Path | str,
+    pipe: Pipeline,
+    source: StrPath,
     name: str | None = None,
     *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | None = None,
+    cache_dir: StrPath | None = None,
+    local_files_only: bool = False,
+    strength: float = 1.0,
+    strict: bool = True,
+    sae: TopKSAE | None = None,
+    on_bypass: OnBypass | None = None,
+    allow_amplify: bool = False,
     signed_by: Signer | None = None,
     require_signature: bool = False,
-    **options: Any,
 ) -> Attachment | Attachments:
-    """Attach the eraser saved at `source`, a folder or a repository on the hub, and call it `name` (else its own name).
+    """Load an eraser and attach it to a pipeline.
 
-    `signed_by` is whose signature it must bear; `options` are those of `Eraser.attach`. What comes back is a context
-    manager too: leaving it unloads the eraser. Of a folder of erasers, such as `excise erase gun,knife --out erasers`
-    makes, all are attached or none, each by its own name.
-    Raises ExciseError where the name is taken, the eraser cannot be read, or does not belong to the pipeline;
-    EraserDidNotFire where it changes nothing.
+    Of a folder of erasers, such as `excise erase gun,knife --out erasers` makes, all are attached or none, each by its
+    own name.
+
+    Args:
+        pipe: The pipeline it was made for.
+        source: A folder, or `OWNER/NAME` on the hub.
+        name: A name for it on this pipeline, by default its own.
+        revision: A branch, a tag, or best a commit of the repository on the hub.
+        subfolder: Folder within the folder or repository that holds the eraser.
+        token: The hub's access token, by default the one of `hf auth login`.
+        cache_dir: The hub's cache, by default its own.
+        local_files_only: Use the hub's cache alone.
+        strength: Factor on the eraser's own strength: 1 is as it was made, 0 changes nothing.
+        strict, sae, on_bypass, allow_amplify: As for `Eraser.attach`.
+        signed_by: Whose signature it must bear.
+        require_signature: Refuse where `signed_by` is None.
+
+    Returns:
+        The attachment (of a folder of erasers, the attachments): a context manager that unloads on leaving. Its
+        `commit` is the commit that a branch or tag was resolved to.
+
+    Raises:
+        NotFound: where there is no such eraser.
+        Tampered: where its files are incomplete, altered, or not signed as required.
+        WrongModel: where it was made for another pipeline.
+        InvalidSetting: where the name is taken, or a setting is impossible.
+        EraserDidNotFire: where it changes nothing.
+
+    Example:
+        >>> excise.load_eraser(pipe, "owner/gun-eraser", name="gun", revision="6ba7b81", strength=0.8)
     """
-    folders = eraser_folders(Path(source))
-    if folders != [Path(source)]:
-        if name is not None and len(folders) > 1:
-            raise ExciseError(f"{source} holds {len(folders)} erasers, which keep their own names; leave `name` out")
-        if len(folders) > 1:
-            loaded = load_erasers(folders, signed_by=signed_by, require_signature=require_signature)
-            return Attachments.of(pipe, loaded, **options)
-        source = folders[0]
-    eraser = Eraser.from_pretrained(source, signed_by=signed_by, require_signature=require_signature)
-    return eraser.attach(pipe, name=name, **options)
+    check_pipeline(pipe)
+    found = fetch(
+        source,
+        (*FILES, SIGNATURE),
+        "eraser",
+        revision=revision,
+        subfolder=subfolder,
+        token=token,
+        local_files_only=local_files_only,
+        cache_dir=cache_dir,
+    )
+    folders = eraser_folders(found.folder)
+    if len(folders) > 1:
+        if name is not None:
+            raise InvalidSetting(f"{source} holds {len(folders)} erasers, which keep their own names; leave `name` out")
+        loaded = load_erasers(folders, signed_by=signed_by, require_signature=require_signature)
+    else:
+        eraser = Eraser.load(folders[0], signed_by=signed_by, require_signature=require_signature)
+        object.__setattr__(eraser, "commit", found.commit)
+        return eraser.attach(
+            pipe, strength, strict, sae=sae, name=name, on_bypass=on_bypass, allow_amplify=allow_amplify
+        )
+    return Attachments.of(
+        pipe, loaded, strength=strength, strict=strict, sae=sae, on_bypass=on_bypass, allow_amplify=allow_amplify
+    )
 
 
-def encode(pipe: Any, how: Callable[..., Any] | str, *args: Any, negative: bool = False, **kwargs: Any) -> Any:
+def encode(pipe: Pipeline, how: Callable[..., Any] | str, *args: Any, negative: bool = False, **kwargs: Any) -> Any:
     """Encode a prompt elsewhere than in `pipe.encode_prompt` (a prompt weighting such as compel's) so that its states
     may be rendered: what `how(*args, **kwargs)` gives comes back, and counts as made under the loaded erasers.
 
@@ -105,53 +160,108 @@ def _refuse_unedited(attachment: Attachment, runs: list[tuple[EditHook, int]], m
         )
 
 
-def unload_eraser(pipe: Any, name: str | None = None) -> None:
-    """Take the eraser off again, or all of them: without one the pipeline draws bit for bit what it drew before.
+def unload_eraser(pipe: Pipeline, name: str | None = None) -> None:
+    """Take an eraser off a pipeline, or all of them. Without one it draws bit for bit what it drew before.
 
-    Raises ExciseError for an unknown name.
+    Args:
+        pipe: The pipeline.
+        name: The eraser's name on it; None for all.
+
+    Raises:
+        NotFound: where no eraser of that name is loaded.
+
+    Example:
+        >>> excise.unload_eraser(pipe, "gun")
     """
-    for attachment in _named(pipe, None if name is None else [name]):
+    for attachment in _named(pipe, None if name is None else _names(name)):
         attachment.detach()
 
 
-def set_erasers(pipe: Any, names: Sequence[str] | str, strengths: Sequence[float] | float = 1.0) -> None:
-    """Make exactly these erasers active, at these strengths; the others stay loaded and edit nothing.
+def delete_erasers(pipe: Pipeline, names: Sequence[str] | str) -> None:
+    """Take these erasers off a pipeline; the others stay as they are.
 
-    Raises ExciseError for an unknown name, an impossible strength, or another number of strengths than names; then
-    nothing is changed.
+    Args:
+        pipe: The pipeline.
+        names: Names of loaded erasers, or one name.
+
+    Raises:
+        NotFound: where no eraser of one of the names is loaded; then none is taken off.
+
+    Example:
+        >>> excise.delete_erasers(pipe, ["gun", "knife"])
     """
-    names = [names] if isinstance(names, str) else list(names)
-    values = [float(strengths)] * len(names) if isinstance(strengths, int | float) else [float(s) for s in strengths]
-    if len(values) != len(names):
-        raise ExciseError(f"{len(names)} erasers but {len(values)} strengths; give one each, or one for all")
-    chosen = _named(pipe, names)
-    for attachment, value in zip(chosen, values, strict=True):
-        attachment.check_strength(value)
+    for attachment in _named(pipe, _names(names)):
+        attachment.detach()
+
+
+def set_erasers(pipe: Pipeline, names: Sequence[str] | str, strengths: Sequence[float] | float = 1.0) -> None:
+    """Make exactly these erasers active, at these strengths. The others stay loaded and change nothing.
+
+    Args:
+        pipe: The pipeline.
+        names: Names of loaded erasers, or one name; none of them for `[]`.
+        strengths: A factor on each eraser's own strength, or one for all.
+
+    Raises:
+        NotFound: where no eraser of one of the names is loaded.
+        InvalidSetting: for an impossible strength, or another number of strengths than names. Either way nothing is
+            changed.
+
+    Example:
+        >>> excise.set_erasers(pipe, ["gun", "knife"], [1.0, 0.5])
+    """
+    wanted = _names(names)
+    given: Any = [strengths] * len(wanted) if isinstance(strengths, Real) else strengths
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise InvalidSetting(f"strengths are numbers, not {strengths!r}")
+    values = list(given)
+    if len(values) != len(wanted):
+        raise InvalidSetting(f"{len(wanted)} erasers but {len(values)} strengths; give one each, or one for all")
+    chosen = _named(pipe, wanted)
+    checked = [attachment.check_strength(value) for attachment, value in zip(chosen, values, strict=True)]
     for attachment in _loaded(pipe).values():
         attachment.enabled = attachment in chosen
-    for attachment, value in zip(chosen, values, strict=True):
+    for attachment, value in zip(chosen, checked, strict=True):
         attachment.strength = value
 
 
-def enable_erasers(pipe: Any) -> None:
-    """Let every loaded eraser edit, at the strength it has."""
+def enable_erasers(pipe: Pipeline) -> None:
+    """Switch every loaded eraser on, at the strength that it has.
+
+    Example:
+        >>> excise.enable_erasers(pipe)
+    """
     for attachment in _loaded(pipe).values():
         attachment.enabled = True
 
 
-def disable_erasers(pipe: Any) -> None:
-    """Let no loaded eraser edit; they stay loaded."""
+def disable_erasers(pipe: Pipeline) -> None:
+    """Switch every loaded eraser off. They stay loaded.
+
+    Example:
+        >>> excise.disable_erasers(pipe)
+    """
     for attachment in _loaded(pipe).values():
         attachment.enabled = False
 
 
-def list_erasers(pipe: Any) -> dict[str, dict[str, Any]]:
-    """Every loaded eraser's status by name, in the order they were loaded."""
+def list_erasers(pipe: Pipeline) -> dict[str, dict[str, Any]]:
+    """Status of every loaded eraser by name, in the order they were loaded (see `Attachment.status`).
+
+    Example:
+        >>> excise.list_erasers(pipe)["gun"]["strength"]
+        1.0
+    """
     return {name: attachment.status() for name, attachment in _loaded(pipe).items()}
 
 
-def get_active_erasers(pipe: Any) -> list[str]:
-    """Names of the erasers that edit prompts now."""
+def get_active_erasers(pipe: Pipeline) -> list[str]:
+    """Names of the erasers that edit prompts now.
+
+    Example:
+        >>> excise.get_active_erasers(pipe)
+        ['gun']
+    """
     return [name for name, attachment in _loaded(pipe).items() if attachment.active]
 
 
@@ -171,9 +281,18 @@ def _loaded(pipe: Any) -> dict[str, Attachment]:
     }
 
 
+def _names(names: Sequence[str] | str) -> list[str]:
+    """Names as a list. Raises InvalidSetting for what is not a name."""
+    given = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
+    for name in given:
+        if not isinstance(name, str):
+            raise InvalidSetting(f"erasers are named by texts, not by {name!r}")
+    return given
+
+
 def _named(pipe: Any, names: Sequence[str] | None) -> list[Attachment]:
     loaded = _loaded(pipe)
     for name in names or ():
         if name not in loaded:
-            raise ExciseError(f"no eraser called {name!r} is loaded; loaded are {', '.join(loaded) or 'none'}")
+            raise NotFound(f"no eraser called {name!r} is loaded; loaded are {', '.join(loaded) or 'none'}")
     return [loaded[name] for name in (loaded if names is None else names)]

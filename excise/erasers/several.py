@@ -11,7 +11,7 @@ from typing import Any, overload
 from excise.erasers.artefact.files import eraser_folders
 from excise.erasers.attachment import Attachment
 from excise.erasers.eraser import Eraser
-from excise.errors import ExciseError
+from excise.errors import InvalidSetting
 
 
 def load_erasers(folders: Sequence[Path], **options: Any) -> dict[str, Eraser]:
@@ -25,7 +25,7 @@ def load_erasers(folders: Sequence[Path], **options: Any) -> dict[str, Eraser]:
     by_digest: dict[str, Path] = {}
     for place, eraser in zip(places, loaded, strict=True):
         if eraser.digest in by_digest:
-            raise ExciseError(f"{by_digest[eraser.digest]} and {place} are the same eraser; name it once")
+            raise InvalidSetting(f"{by_digest[eraser.digest]} and {place} are the same eraser; name it once")
         by_digest[eraser.digest] = place
     return dict(zip(_names(loaded, places), loaded, strict=True))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from excise.errors import ExciseError
+from excise.errors import MissingExtra
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
@@ -100,7 +100,7 @@ def opentelemetry_exporter(meter: Meter | None = None) -> Callable[[], None]:
     try:
         from opentelemetry.metrics import get_meter
     except ImportError as error:
-        raise ExciseError("opentelemetry-api is not installed; `pip install 'excise[otel]'`") from error
+        raise MissingExtra("opentelemetry-api is not installed; `pip install 'excise[otel]'`") from error
     if meter is None:
         from importlib.metadata import version
 

@@ -13,7 +13,7 @@ from excise.erasers.artefact.signing import Signer, check_signature
 from excise.erasers.eraser import Eraser
 from excise.erasers.guard.coverage import absent_from
 from excise.erasers.guard.model_digest import mismatches
-from excise.errors import ExciseError
+from excise.errors import ExciseError, WrongModel
 
 
 def verify(
@@ -52,7 +52,7 @@ def verify(
 
     def same_model() -> None:
         if odd := mismatches(pipe, eraser.made_for, absent):
-            raise ExciseError(f"made for another pipeline: {'; '.join(odd)}")
+            raise WrongModel(f"made for another pipeline: {'; '.join(odd)}")
 
     def fires() -> None:
         with warnings.catch_warnings():

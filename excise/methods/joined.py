@@ -8,7 +8,7 @@ from typing import Any
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
-from excise.errors import ExciseError
+from excise.errors import InvalidSetting
 from excise.methods.base import AND, Method
 from excise.methods.judging import judged
 
@@ -20,7 +20,7 @@ class Joined:
         self.parts, self.name = parts, AND.join(part.name for part in parts)
         names = [part.name for part in parts]
         if len(set(names)) < len(names) or "none" in names:
-            raise ExciseError(f"{self.name!r} cannot be joined; name methods that edit something, each once")
+            raise InvalidSetting(f"{self.name!r} cannot be joined; name methods that edit something, each once")
 
     def Config(self, **settings: Any) -> SimpleNamespace:
         """Every part's settings under its name and a dot: `Config(**{"snce.k": 2, "saemnesia.gamma": -2.0})`.
@@ -29,7 +29,7 @@ class Joined:
         """
         known = {f"{part.name}.{key}": value for part in self.parts for key, value in vars(part.Config()).items()}
         if unknown := sorted(set(settings) - set(known)):
-            raise ExciseError(f"{self.name!r} has no setting {unknown[0]!r}; it has {', '.join(known)}")
+            raise InvalidSetting(f"{self.name!r} has no setting {unknown[0]!r}; it has {', '.join(known)}")
         made = SimpleNamespace(**{**known, **settings})
         for part in self.parts:
             self._own(part, made)

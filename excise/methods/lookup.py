@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from excise.errors import ExciseError
-from excise.methods.bounds import check_numbers
+from excise.errors import InvalidSetting, NotFound
+from excise.methods.base import AND, Method
+from excise.methods.bounds import check_numbers, check_types
 from excise.methods.catalogue import METHODS, MODULES
 from excise.plugins import plugins
-
-if TYPE_CHECKING:
-    pass
-from excise.methods.base import AND, Method
 
 ALSO = {"esd": "esd-x"}
 """Other names: what a method is called in the papers' tables."""
@@ -47,7 +44,7 @@ def check_name(name: str) -> None:
     if name not in others:
         known = [*METHODS, *others]
         near = get_close_matches(name.lower(), known, n=3) or known
-        raise ExciseError(f"there is no method {name!r}; try {', '.join(near)}")
+        raise NotFound(f"there is no method {name!r}; try {', '.join(near)}")
 
 
 def settings_of(name: str, by_method: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -56,6 +53,25 @@ def settings_of(name: str, by_method: Mapping[str, Mapping[str, Any]]) -> dict[s
     if AND not in name:
         return dict(by_method.get(name, {}))
     return {f"{part}.{key}": value for part in name.split(AND) for key, value in by_method.get(part, {}).items()}
+
+
+def configured(chosen: Method, settings: Mapping[str, Any]) -> Any:
+    """The method's configuration: these settings, its defaults for the rest.
+
+    Raises InvalidSetting for a setting that it has not, of another type, or out of bounds.
+    """
+    known = vars(chosen.Config())
+    if unknown := sorted(set(settings) - set(known)):
+        near = get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(known) or 'none'}"
+        raise InvalidSetting(f"{chosen.name} has no setting {unknown[0]!r}{hint}")
+    own = dict(settings)
+    for part in getattr(chosen, "parts", (chosen,)):
+        prefix = f"{part.name}." if part is not chosen else ""
+        given = {key.removeprefix(prefix): value for key, value in own.items() if key.startswith(prefix)}
+        own |= {f"{prefix}{key}": value for key, value in check_types(part.name, given, part.Config).items()}
+    check_numbers(chosen.name, own)
+    return chosen.Config(**own)
 
 
 def parsed(text: str) -> tuple[str, dict[str, Any]]:
@@ -70,11 +86,11 @@ def parsed(text: str) -> tuple[str, dict[str, Any]]:
     for part in filter(None, given.split(",")):
         key, _, value = part.partition("=")
         if key not in known:
-            raise ExciseError(f"{name} has no setting {key!r}; it has {', '.join(known) or 'none'}")
+            raise InvalidSetting(f"{name} has no setting {key!r}; it has {', '.join(known) or 'none'}")
         try:
             settings[key] = _as(known[key], value)
         except ValueError as error:
-            raise ExciseError(f"{name}: {key} cannot be {value!r} ({error})") from error
+            raise InvalidSetting(f"{name}: {key} cannot be {value!r} ({error})") from error
     check_numbers(name, settings)
     method(name).Config(**settings)
     return name, settings

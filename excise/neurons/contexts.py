@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, NotFound
 from excise.neurons.context import Context as Context
 from excise.neurons.context import is_special as is_special
 from excise.neurons.scores import PromptCodes
@@ -99,5 +99,5 @@ class Contexts:
 
     def _rows(self, neuron: int) -> slice:
         if not 0 <= neuron < self.m:
-            raise ExciseError(f"there is no neuron {neuron}; the SAE has {self.m}, from 0 on")
+            raise NotFound(f"there is no neuron {neuron}; the SAE has {self.m}, from 0 on")
         return slice(int(self._starts[neuron]), int(self._starts[neuron + 1]))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
 from excise.neurons.scores import PromptCodes
 from excise.neurons.validation import activations
 
@@ -35,7 +35,7 @@ def distinguishing_frequency(concept: PromptCodes, deconcept: PromptCodes, thres
 def l0_t(frequency: Tensor, t: float) -> int:
     """L0,t: how many neurons distinguish the concept in at least a share `t` of the pairs, 0 < t <= 1."""
     if not 0 < t <= 1:
-        raise ExciseError(f"t is {t}; it is a share of the pairs, above 0 and at most 1")
+        raise InvalidSetting(f"t is {t}; it is a share of the pairs, above 0 and at most 1")
     # A frequency is a count over P: without the margin 0.3 would miss 30 of 100.
     return int((frequency >= t - 1e-9).sum())
 

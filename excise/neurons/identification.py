@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
 from excise.neurons.scores import SCORES, PromptCodes, Scored
 
 
@@ -38,7 +38,7 @@ class Ranking:
     def top(self, k: int = 1) -> tuple[int, ...]:
         """Indices of the first k neurons. Raises ExciseError where there are fewer."""
         if k < 1:
-            raise ExciseError(f"cannot take the top {k} neurons; k is 1 or more")
+            raise InvalidSetting(f"cannot take the top {k} neurons; k is 1 or more")
         if len(self.entries) < k:
             best = f"; neuron {self.near[0].index} comes closest" if self.near else ""
             raise ExciseError(
@@ -69,9 +69,9 @@ def identify(
     Equal scores go by index. Raises ExciseError for a negative tolerance, an unknown score, or sides of unlike widths.
     """
     if tolerance < 0:
-        raise ExciseError(f"the tolerance is {tolerance}; it is a share, 0 or more")
+        raise InvalidSetting(f"the tolerance is {tolerance}; it is a share, 0 or more")
     if score not in SCORES:
-        raise ExciseError(f"unknown score '{score}'; known are {', '.join(SCORES)}")
+        raise InvalidSetting(f"unknown score '{score}'; known are {', '.join(SCORES)}")
     if concept_codes.m != deconcept_codes.m:
         raise ExciseError(
             f"the two sides come from SAEs of {concept_codes.m} and {deconcept_codes.m} neurons; use one SAE"

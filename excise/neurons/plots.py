@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, MissingExtra
 from excise.files import write_atomic
 from excise.neurons.identification import Ranking
 from excise.neurons.scores import Score
@@ -284,6 +284,6 @@ def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ExciseError("drawing needs matplotlib; install it with: pip install 'excise[plot]'") from error
+        raise MissingExtra("drawing needs matplotlib; install it with: pip install 'excise[plot]'") from error
     # Figure itself, not pyplot: no window, no global state, nothing to close.
     return Figure(figsize=(width, height), layout="constrained")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, MissingExtra
 
 
 def own_top(scores: Tensor) -> Tensor:
@@ -71,6 +71,8 @@ def _tree(x: Any, y: Any, depth: int) -> tuple[float, int]:
     try:
         from sklearn.tree import DecisionTreeClassifier
     except ImportError as error:
-        raise ExciseError("monosemanticity needs scikit-learn; install it with: pip install 'excise[trees]'") from error
+        raise MissingExtra(
+            "monosemanticity needs scikit-learn; install it with: pip install 'excise[trees]'"
+        ) from error
     tree = DecisionTreeClassifier(max_depth=depth, random_state=0).fit(x, y)
     return float(tree.score(x, y)), max(0, int(tree.tree_.feature[0]))

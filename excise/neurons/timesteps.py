@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
 
 DELTA = 1e-8
 """Keeps the shares finite where no neuron fires at all."""
@@ -51,7 +51,7 @@ def select(scores: Tensor, percentile: float) -> Tensor:
     99.999 leaves one of 20,480. Raises ExciseError where the percentile is none, or so high that it leaves nothing.
     """
     if not 0 <= percentile < 100:
-        raise ExciseError(f"percentile is {percentile}; it lies from 0 up to, but not at, 100")
+        raise InvalidSetting(f"percentile is {percentile}; it lies from 0 up to, but not at, 100")
     # torch.quantile takes at most 16 million numbers at once; a step has far fewer.
     levels = torch.stack([row.quantile(percentile / 100) for row in scores])
     chosen = scores > levels[:, None]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
 from excise.neurons.identification import Ranking, identify
 from excise.neurons.scores import PromptCodes
 
@@ -109,7 +109,7 @@ def validate(
     if not len(concept.values) == len(deconcept.values) == len(templates) == len(names):
         raise ExciseError("concept, deconcept, templates and groups differ in number; give one of each for every pair")
     if top < 1 or permutations < 1 or n_folds < 2:
-        raise ExciseError("validation needs top and permutations of 1 or more, and 2 folds or more")
+        raise InvalidSetting("validation needs top and permutations of 1 or more, and 2 folds or more")
     fold, c, d = folds(templates, n_folds, seed), activations(concept).cpu(), activations(deconcept).cpu()
     observed, null = permutation_null(c, d, fold, names, permutations, seed)
     held_out = _held_out(concept, deconcept, c, d, fold, ranking, top)

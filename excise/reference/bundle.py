@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from excise import loading
 from excise.drawn import Drawn
-from excise.errors import ExciseError
+from excise.errors import ExciseError, NotFound
 from excise.files import put_folder, temporary_beside, write_atomic
 from excise.reference import classifier, data
 from excise.reference.scenes import Pixels
@@ -47,7 +47,7 @@ def sae_folder(method: str = "snce") -> Path:
     Raises ExciseError for a method that needs none, and where the bundled model is not installed.
     """
     if method not in SAES:
-        raise ExciseError(f"no SAE is bundled for {method!r}; there is one for {', '.join(SAES)}")
+        raise NotFound(f"no SAE is bundled for {method!r}; there is one for {', '.join(SAES)}")
     return data.folder() / SAES[method]
 
 
@@ -127,7 +127,7 @@ def load(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> Stab
     loading.check_versions()
     folder = data.folder() / "model" if folder is None else folder
     if not (folder / "model_index.json").exists():
-        raise ExciseError(
+        raise NotFound(
             f"no reference model in {folder}; reinstall excise-reference, or train one with `excise reference train`"
         )
     try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
 
 T = TypeVar("T", bound="_Json")
 
@@ -26,7 +26,7 @@ class _Json:
             raise ExciseError(f"{cls.__name__} must be a json object, not {type(data).__name__}")
         known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
         if unknown := sorted(set(data) - known):
-            raise ExciseError(f"{cls.__name__} has no setting {unknown[0]!r}; it knows {', '.join(sorted(known))}")
+            raise InvalidSetting(f"{cls.__name__} has no setting {unknown[0]!r}; it knows {', '.join(sorted(known))}")
         try:
             return cls(**data)
         except TypeError as error:
@@ -39,7 +39,7 @@ def _number(name: str, value: object, *, least: float, most: float = math.inf, w
     if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:  # type: ignore[operator]
         kind = "a whole number" if whole else "a number"
         limit = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
-        raise ExciseError(f"{name} must be {kind} {limit}, not {value!r}")
+        raise InvalidSetting(f"{name} must be {kind} {limit}, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,17 @@ class TrainConfig(_Json):
         for name in ("decay", "beta1", "beta2"):
             _number(name, getattr(self, name), least=0, most=1)
         if self.activation not in ("topk", "batchtopk"):
-            raise ExciseError(f"activation must be 'topk' or 'batchtopk', not {self.activation!r}")
+            raise InvalidSetting(f"activation must be 'topk' or 'batchtopk', not {self.activation!r}")
         if self.shortlist and self.activation != "topk":
-            raise ExciseError("a shortlist is of each vector's latents; leave it out, or train with activation 'topk'")
+            raise InvalidSetting(
+                "a shortlist is of each vector's latents; leave it out, or train with activation 'topk'"
+            )
         if self.precision not in ("float32", "bfloat16"):
-            raise ExciseError(f"precision must be 'float32' or 'bfloat16', not {self.precision!r}")
+            raise InvalidSetting(f"precision must be 'float32' or 'bfloat16', not {self.precision!r}")
         if self.shortlist and self.precision == "bfloat16":
-            raise ExciseError("a shortlist is for codes in float32; leave it out, or set precision to 'float32'")
+            raise InvalidSetting("a shortlist is for codes in float32; leave it out, or set precision to 'float32'")
         if self.units not in ("variance", "raw"):
-            raise ExciseError(f"units must be 'variance' or 'raw', not {self.units!r}")
+            raise InvalidSetting(f"units must be 'variance' or 'raw', not {self.units!r}")
 
     def sae(self, d: int) -> SAEConfig:
         """The shape of the SAE for vectors of width `d`."""

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, NotFound
 from excise.sae.config import SAEConfig
 from excise.sae.layouts import FORMATS, Read
 from excise.sae.model import TopKSAE
@@ -86,7 +86,7 @@ def _folder(path: Path) -> Path:
     if path.is_file() and path.name in {form.weights for form in FORMATS}:
         return path.parent
     if not path.exists():
-        raise ExciseError(
+        raise NotFound(
             f"there is no folder {path}; an SAE is read from the disk: fetch one from the hub first, with "
             "`hf download OWNER/NAME --local-dir FOLDER`, and name that folder"
         )

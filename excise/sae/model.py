@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from excise.errors import ExciseError
+from excise.errors import WrongModel
+from excise.files import write_folder
+from excise.hub import fetch, push
+from excise.sae import storage
 from excise.sae.config import SAEConfig
+from excise.sae.storage import StrPath
 
 
 class Codes(NamedTuple):
@@ -104,12 +110,117 @@ class TopKSAE(nn.Module):
         """Random unit directions, encoder and decoder alike; no biases yet."""
         super().__init__()
         self.config = config
+        self.card: dict[str, Any] = {}
+        """What is known of it, as json: corpus, Site, training, figures. Empty unless it was loaded or trained."""
         generator = torch.Generator().manual_seed(seed)
         directions = F.normalize(torch.randn(config.m, config.d, generator=generator), dim=1)
         self.W_enc = nn.Parameter(directions.clone())
         self.W_dec = nn.Parameter(directions)
         self.b_enc = nn.Parameter(torch.zeros(config.m))
         self.b_pre = nn.Parameter(torch.zeros(config.d))
+
+    @classmethod
+    def read(cls, folder: StrPath) -> TopKSAE:
+        """Read an SAE from a folder, on the CPU. Raises NotFound and Tampered as `from_pretrained`."""
+        config, tensors, card = storage.read(folder)
+        sae = cls(config)
+        storage.check_tensors(folder, tensors, sae.state_dict())
+        sae.load_state_dict(tensors)
+        sae.card = card
+        return sae
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: StrPath,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: StrPath | None = None,
+        device: torch.device | str = "cpu",
+    ) -> TopKSAE:
+        """Load an SAE from a folder, or from a repository on the hub, which is downloaded unless cached.
+
+        Args:
+            source: A folder, or `OWNER/NAME` on the hub.
+            revision: A branch, a tag, or best a commit of the repository.
+            subfolder: Folder within the folder or repository that holds the SAE, such as `text_encoder_2`.
+            token: The hub's access token, by default the one of `hf auth login`.
+            local_files_only: Use the cache alone.
+            cache_dir: The hub's cache, by default its own.
+            device: Where to put it.
+
+        Returns:
+            The SAE; `sae.card` says what it was trained on.
+
+        Raises:
+            NotFound: where there is no such folder, repository, revision or subfolder.
+            Tampered: where a file is cut short, changed or of another format.
+
+        Example:
+            >>> sae = excise.TopKSAE.from_pretrained("owner/sae", revision="6ba7b81")
+        """
+        found = fetch(
+            source,
+            (storage.CONFIG, storage.WEIGHTS),
+            "SAE",
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
+        )
+        return cls.read(found.folder).to(device)
+
+    def save_pretrained(self, folder: StrPath, *, card: Mapping[str, Any] | None = None) -> None:
+        """Save the SAE and its card in a folder, all at once or not at all.
+
+        Args:
+            folder: A new or empty folder, or that of another SAE, which is replaced.
+            card: What to say of it, as json; by default what `self.card` says.
+
+        Raises:
+            ExciseError: where the folder holds other files, the card is not json, or the disk refuses.
+        """
+        write_folder(Path(folder), storage.pack(self.config, self.state_dict(), self.card if card is None else card))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: Mapping[str, Any] | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str = "Push a sparse autoencoder",
+    ) -> str:
+        """Put the SAE, its card and a README.md into a repository on the hub, in one commit.
+
+        Args:
+            repo_id: `OWNER/NAME`, made where it does not exist.
+            card: What to say of it, as json; by default what `self.card` says.
+            private: Whether a new repository is private; by default what the account's settings say.
+            token: The hub's access token, by default the one of `hf auth login`.
+            revision: Branch to push to, made where it does not exist; by default `main`.
+            commit_message: First line of the commit's message.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            ExciseError: where the name is impossible, the card is not json, or the hub refuses.
+        """
+        files = storage.pack(self.config, self.state_dict(), self.card if card is None else card)
+        return push(
+            repo_id,
+            lambda name: {storage.README: storage.readme(name, self.config, files[storage.CONFIG]), **files},
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+        )
 
     def preactivations(self, x: Tensor) -> Tensor:
         """(x - b_pre) W_encᵀ + b_enc: [..., d] -> [..., m]. Raises ExciseError where the width is another."""
@@ -168,7 +279,7 @@ class TopKSAE(nn.Module):
 
     def _centred(self, x: Tensor) -> Tensor:
         if x.ndim == 0 or x.shape[-1] != self.config.d:
-            raise ExciseError(
+            raise WrongModel(
                 f"this SAE reads vectors of width {self.config.d}, but got a tensor of shape {tuple(x.shape)}; "
                 "was it trained for another Site or another model?"
             )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, NotFound, WrongModel
 from excise.sites.language import LanguageModel
 from excise.sites.site import DENOISERS, Site, resolve, text_encoders
 
@@ -33,7 +33,7 @@ def block_site(pipe: Any, path: str, component: str | None = None) -> Site:
     modules = dict(denoiser.named_modules())
     if not path or path not in modules:
         near = [n for n, m in modules.items() if _width(denoiser, m) is not None and n]
-        raise ExciseError(f"{name} has no block {path!r}; it has {', '.join(near[:12])}")
+        raise NotFound(f"{name} has no block {path!r}; it has {', '.join(near[:12])}")
     width = _width(denoiser, modules[path])
     if width is None:
         raise ExciseError(f"cannot tell how wide {name}/{path} is; choose an attention block of it")
@@ -51,7 +51,7 @@ def module_at(pipe: Any, site: Site) -> nn.Module:
     module = _submodule(denoiser, site.path)
     if module is None or _width(denoiser, module) != site.width:
         block_site(pipe, site.path, site.component)  # where there is no such block, this says so
-        raise ExciseError(f"{site.key} has another width here than {site.width}; it was named for another model")
+        raise WrongModel(f"{site.key} has another width here than {site.width}; it was named for another model")
     return module
 
 
@@ -77,11 +77,11 @@ def layer_at(pipe: Any, site: Site) -> nn.Module:
         layer = _submodule(denoiser, site.path)
     layer = getattr(layer, "base_layer", layer)
     if getattr(type(layer), "forward", None) not in (nn.Linear.forward, nn.Conv2d.forward):
-        raise ExciseError(
+        raise WrongModel(
             f"{name} has no plain Linear or Conv2d at {site.path!r}; it is another model, or a quantised one"
         )
     if len(layer.weight) != site.width:
-        raise ExciseError(
+        raise WrongModel(
             f"{site.key} is {len(layer.weight)} wide here, not {site.width}; it was named for another model"
         )
     found: nn.Module = layer
@@ -95,9 +95,9 @@ def attention_at(pipe: Any, site: Site) -> nn.Module:
     module = _submodule(denoiser, site.path)
     width: Any = getattr(module, "out_dim", None)
     if module is None or width is None:
-        raise ExciseError(f"{name} has no attention at {site.path!r}; it is another model")
+        raise WrongModel(f"{name} has no attention at {site.path!r}; it is another model")
     if int(width) != site.width:
-        raise ExciseError(f"{site.key} is {width} wide here, not {site.width}; it was named for another model")
+        raise WrongModel(f"{site.key} is {width} wide here, not {site.width}; it was named for another model")
     return module
 
 
@@ -107,7 +107,7 @@ def check_reads_text(pipe: Any, method: str) -> None:
     name, unet = denoiser_of(pipe)
     ways = ("is_cross_attention", "added_kv_proj_dim")
     if not any(getattr(layer, way, None) for layer in unet.modules() for way in ways):
-        raise ExciseError(
+        raise WrongModel(
             f"{method} needs a U-Net that hears the prompt by cross-attention (attn2), and {type(pipe).__name__}'s "
             f"{name} has none; choose a method that edits the text encoder, such as snce"
         )
@@ -124,7 +124,7 @@ def cross_attentions(pipe: Any, method: str) -> list[Site]:
         if path.endswith(".attn2") and hasattr(layer, "out_dim")
     ]
     if not found:
-        raise ExciseError(
+        raise WrongModel(
             f"{method} changes a denoiser's cross-attention (attn2), and {type(pipe).__name__} has none; choose a "
             "method that edits the text encoder, such as snce"
         )
@@ -171,8 +171,8 @@ def denoiser_of(pipe: Any, component: str | None = None) -> tuple[str, nn.Module
         if isinstance(found, nn.Module):
             return name, getattr(found, "_orig_mod", found)
     if isinstance(pipe, LanguageModel):
-        raise ExciseError("a language model draws no pictures; choose what works on text states, such as snce")
-    raise ExciseError(f"{type(pipe).__name__} has no {component or 'denoiser'}; choose another Site")
+        raise WrongModel("a language model draws no pictures; choose what works on text states, such as snce")
+    raise NotFound(f"{type(pipe).__name__} has no {component or 'denoiser'}; choose another Site")
 
 
 def _width(denoiser: nn.Module, module: nn.Module) -> int | None:
@@ -211,7 +211,7 @@ def whole(pipe: Any, method: str) -> Site:
     name, unet = denoiser_of(pipe)
     reads = inspect.signature(type(unet).forward).parameters
     if name != "unet" or "encoder_hidden_states" not in reads or len(text_encoders(pipe)) != 1:
-        raise ExciseError(
+        raise WrongModel(
             f"{method} needs a U-Net that reads one text encoder's states, as Stable Diffusion 1 and 2 have it; "
             f"{type(pipe).__name__} is another kind: choose another method, such as snce"
         )
@@ -224,5 +224,5 @@ def unet_at(pipe: Any, site: Site) -> nn.Module:
     """The live U-Net of such a Site. Raises ExciseError where there is none, or it is another."""
     unet = denoiser_of(pipe, site.component)[1]
     if int(getattr(unet.config, "out_channels", 0)) != site.width:
-        raise ExciseError(f"{site.component} gives another number of channels here than {site.width}; it is another")
+        raise WrongModel(f"{site.component} gives another number of channels here than {site.width}; it is another")
     return unet

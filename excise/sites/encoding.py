@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from excise.errors import ExciseError
+from excise.errors import WrongModel
 
 
 class Enough(Exception):
@@ -22,7 +22,7 @@ def encode_prompt(pipe: Any, prompt: str | list[str], guidance: bool = False) ->
     Raises ExciseError where the pipeline has none.
     """
     if not callable(getattr(pipe, "encode_prompt", None)):
-        raise ExciseError(f"{type(pipe).__name__} has no encode_prompt; wrap its encoder in excise.TextEncoding")
+        raise WrongModel(f"{type(pipe).__name__} has no encode_prompt; wrap its encoder in excise.TextEncoding")
     known = inspect.signature(pipe.encode_prompt).parameters
     wanted: dict[str, Any] = {
         name: None for name, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, WrongModel
 
 POSITIONS = 256
 """Tokens that are read of a text when features are captured; the rest of it is cut off."""
@@ -33,7 +33,7 @@ class LanguageModel:
     def __init__(self, model: Any, tokenizer: Any, *, positions: int = POSITIONS, name: str | None = None) -> None:
         """`positions` is how many tokens of a text are captured; `name` the model's on the hub."""
         if not hasattr(model, "generate") or model.get_output_embeddings() is None:
-            raise ExciseError(f"{type(model).__name__} predicts no next token; load it with AutoModelForCausalLM")
+            raise WrongModel(f"{type(model).__name__} predicts no next token; load it with AutoModelForCausalLM")
         self.text_encoder, self.tokenizer, self.positions, self.name_or_path = model, tokenizer, positions, name
 
     @property
@@ -55,7 +55,7 @@ class LanguageModel:
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise ExciseError("a language model draws no pictures; use its `generate`, or a text-to-image pipeline")
+        raise WrongModel("a language model draws no pictures; use its `generate`, or a text-to-image pipeline")
 
     def tokenise(self, texts: Sequence[str], most: int | None = None) -> tuple[Tensor, Tensor]:
         """Ids and attention mask `[B, T]`, padded on the right to the longest text; each cut after `most` tokens.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting, NotFound, WrongModel
 from excise.sites.families import family_of
 
 _WRAPPER = "text_model."
@@ -99,7 +99,7 @@ def tokenizer_of(pipe: Any, component: str) -> Any:
     name = component.replace("text_encoder", "tokenizer")
     tokenizer = getattr(pipe, name, None)
     if tokenizer is None:
-        raise ExciseError(f"{type(pipe).__name__} has no {name}; load the pipeline with its tokenizer")
+        raise WrongModel(f"{type(pipe).__name__} has no {name}; load the pipeline with its tokenizer")
     # A processor of pictures and text holds the tokenizer.
     return getattr(tokenizer, "tokenizer", tokenizer)
 
@@ -122,9 +122,7 @@ def encoder_of(pipe: Any, component: str) -> nn.Module:
     encoders = text_encoders(pipe)
     if component not in encoders:
         have = ", ".join(encoders) or "none at all"
-        raise ExciseError(
-            f"{type(pipe).__name__} has no text encoder {component!r} (it has {have}); choose another Site"
-        )
+        raise NotFound(f"{type(pipe).__name__} has no text encoder {component!r} (it has {have}); choose another Site")
     return encoders[component]
 
 
@@ -158,7 +156,7 @@ def resolve(pipe: Any, site: Site) -> nn.Module:
     name = _find(encoder, site.component, site.path)
     width = _width(encoder, name)
     if width is not None and width != site.width:
-        raise ExciseError(
+        raise WrongModel(
             f"{site.key} is {width} wide here, but {site.width} was asked for; "
             "the SAE or eraser was made for another model"
         )
@@ -199,7 +197,7 @@ def refuse_late(pipe: Any, site: Site) -> None:
     at = depth(pipe, site)
     for read in taps_of(pipe, site.component):
         if at is not None and at > read:
-            raise ExciseError(
+            raise InvalidSetting(
                 f"{type(pipe).__name__} also reads what {read} layers of {site.component} have made, before "
                 f"{site.key}; the concept would pass there: use a Site up to layer {read - 1}"
             )
@@ -234,7 +232,7 @@ def _find(encoder: nn.Module, component: str, path: str) -> str:
             return name
     stations = [_plain(s) for s in _stations(encoder)]
     near = get_close_matches(_plain(path), stations, n=3, cutoff=0.3) or stations[:1] + stations[-2:]
-    raise ExciseError(f"{component} has no module {path!r}; near ones are {', '.join(near) or 'none'}")
+    raise NotFound(f"{component} has no module {path!r}; near ones are {', '.join(near) or 'none'}")
 
 
 def _stations(encoder: nn.Module) -> list[str]:

@@ -142,3 +142,17 @@ def test_what_becomes_of_a_bypass_is_a_choice_that_shows(tiny_pipe: Any, gun_era
         assert attachment.status()["bypasses"] == 1
     with pytest.raises(ExciseError, match="it is raise, warn or allow"):
         gun_eraser.attach(tiny_pipe, on_bypass="ignore")  # type: ignore[arg-type]
+
+
+def test_deleting_takes_off_the_named_erasers_alone(tiny_pipe: Any, gun_eraser: Eraser, saved: Path) -> None:
+    plain = states(tiny_pipe)
+    excise.load_eraser(tiny_pipe, str(saved), name="gun")
+    second(gun_eraser).attach(tiny_pipe)
+    with pytest.raises(excise.NotFound, match="no eraser called 'knife'"):
+        excise.delete_erasers(tiny_pipe, ["gun", "knife"])
+    assert list(excise.list_erasers(tiny_pipe)) == ["gun", "second"]
+    excise.delete_erasers(tiny_pipe, "gun")
+    assert list(excise.list_erasers(tiny_pipe)) == ["second"]
+    excise.delete_erasers(tiny_pipe, ["second"])
+    assert torch.equal(states(tiny_pipe), plain)
+    excise.delete_erasers(tiny_pipe, [])

@@ -10,7 +10,7 @@ from typing import Any
 from excise.bench.results import BASELINE, fault_of
 from excise.bench.run import Record, Run, Unit
 from excise.bench.worker import picture_of
-from excise.errors import ExciseError
+from excise.errors import ExciseError, MissingExtra
 
 PICTURES = (".png", ".jpg", ".jpeg")
 """Files that torch-fidelity reads."""
@@ -44,7 +44,7 @@ def fid(run: Run, label: str, against: Path | None = None, device: str = "cpu") 
     try:
         torch_fidelity = import_module("torch_fidelity")
     except ImportError as error:
-        raise ExciseError("FID needs torch-fidelity; install it with: pip install 'excise[fid]'") from error
+        raise MissingExtra("FID needs torch-fidelity; install it with: pip install 'excise[fid]'") from error
     with tempfile.TemporaryDirectory() as temporary:
         own, others = (Path(temporary) / name for name in ("own", "others"))
         n = gather(run, label, own)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from excise.erasers import Attachment, Attachments, Eraser
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError
+from excise.errors import ExciseError, MissingExtra
 from excise.sites import LanguageModel
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def find_language_model(model: str) -> tuple[Path, str | None] | None:
     if model == SMOLLM2 and not path.exists():
         spec = find_spec(_PACKAGE)
         if spec is None or not spec.submodule_search_locations:
-            raise ExciseError(f"{SMOLLM2} comes as a package: {_INSTALL}")
+            raise MissingExtra(f"{SMOLLM2} comes as a package: {_INSTALL}")
         path = Path(spec.submodule_search_locations[0])
     if path.suffix == ".gguf" and path.is_file():
         return path.parent, path.name
@@ -79,7 +79,7 @@ def load_language_model(
 
     local = isinstance(source, Path)
     if file is not None and find_spec("gguf") is None:
-        raise ExciseError(f"reading {file} needs another package: pip install gguf")
+        raise MissingExtra(f"reading {file} needs another package: pip install gguf")
     options: dict[str, Any] = {"gguf_file": file} if file is not None else {}
     options["local_files_only"] = local
     if revision is not None:

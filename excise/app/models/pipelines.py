@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting, NotFound
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ class Weights:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise ExciseError(f"--dtype cannot be {self.dtype!r}; it is one of {', '.join(DTYPES)}")
+            raise InvalidSetting(f"--dtype cannot be {self.dtype!r}; it is one of {', '.join(DTYPES)}")
 
     def torch_dtype(self) -> torch.dtype | None:
         """None for "auto"."""
@@ -53,7 +53,7 @@ class Weights:
 DEFAULT = Weights()
 
 
-class Unreachable(ExciseError):
+class Unreachable(NotFound):
     """A model that is not on the disk, while the hub does not answer."""
 
 
@@ -71,7 +71,7 @@ def check_name(model: str | None, weights: Weights) -> None:
         if weights.revision is not None or weights.variant is not None:
             raise ExciseError("--revision and --variant are for another model; name it with --model")
     elif must_be_local(model) and not Path(model).expanduser().exists():
-        raise ExciseError(f"there is no {model} on this machine; name a folder with model_index.json")
+        raise NotFound(f"there is no {model} on this machine; name a folder with model_index.json")
 
 
 def check_path(model: str) -> None:
@@ -91,7 +91,7 @@ def check_path(model: str) -> None:
     if path.is_dir() and not (path / "model_index.json").exists():
         inside = sorted(path.glob("*/model_index.json"))
         hint = f"; did you mean {inside[0].parent}?" if inside else "; name the folder of a whole pipeline"
-        raise ExciseError(f"{path} has no model_index.json{hint}")
+        raise NotFound(f"{path} has no model_index.json{hint}")
 
 
 def load_diffusion_pipeline(model: str, device: str, weights: Weights) -> Any:
@@ -151,9 +151,9 @@ def _fetch(model: str, weights: Weights) -> Path:
         chosen = loading.variant_of(files, loading.components_of(index), variant)
         variant = next(filter(None, chosen.values()), None)
     except errors.RevisionNotFoundError as error:
-        raise ExciseError(f"it has no revision {revision!r} on the hub") from error
+        raise NotFound(f"it has no revision {revision!r} on the hub") from error
     except errors.RepositoryNotFoundError as error:
-        raise ExciseError(
+        raise NotFound(
             "there is no such folder here, and no model of that name on the hub that you may read (for a private one "
             "log in with `hf auth login`)"
         ) from error

@@ -16,7 +16,7 @@ from excise.app.models.pipelines import (
     must_be_local,
 )
 from excise.concepts import Concept, Kind, builtin, from_templates, load_pairs
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting, NotFound
 
 if TYPE_CHECKING:
     from excise.sites import Site
@@ -55,6 +55,16 @@ TUNED: dict[str, dict[str, Any]] = {
 are short: its concepts are learnt and unlearnt in a minute."""
 
 
+def check_device(device: str) -> None:
+    """Raise NotFound for a device that this machine has not."""
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise NotFound(f"no device {device!r} on this machine ({first_line(error)}); try --device cpu") from error
+
+
 def load_pipeline(model: str | None, device: str = "cpu", weights: Weights = DEFAULT) -> Any:
     """The pipeline at a folder or hub name, or the bundled one; of a language model's folder, .gguf file or hub name,
     or of "smollm2", a LanguageModel.
@@ -63,14 +73,9 @@ def load_pipeline(model: str | None, device: str = "cpu", weights: Weights = DEF
     that a launcher starts with the device `cuda`, each takes a card of its own. Raises ExciseError where there is none
     to read.
     """
-    import torch
-
     device = card_of(device, visible_cards(), rank())
     check_name(model, weights)
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ExciseError(f"no device {device!r} on this machine ({first_line(error)}); try --device cpu") from error
+    check_device(device)
     if model is None:
         from excise import reference
 
@@ -179,4 +184,4 @@ def _kind(text: str) -> Kind:
     for known in KINDS:
         if text == known:
             return known
-    raise ExciseError(f"unknown kind {text!r}; it is one of {', '.join(KINDS)}")
+    raise InvalidSetting(f"unknown kind {text!r}; it is one of {', '.join(KINDS)}")

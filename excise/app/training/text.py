@@ -16,7 +16,7 @@ from torch import Tensor
 
 from excise.app.training.figures import by_position
 from excise.concepts import read_prompts
-from excise.errors import ExciseError
+from excise.errors import ExciseError, MissingExtra, NotFound
 from excise.outputs import check_untrained
 from excise.sae import Progress, TopKSAE, TrainConfig, train
 from excise.sae.data import Features
@@ -65,7 +65,7 @@ def recipe_prompts(
             "excludes": ["synonyms"],
         }
     if recipe != "snce-sd14":
-        raise ExciseError(f"unknown recipe {recipe!r}; known are {', '.join(RECIPES)}")
+        raise NotFound(f"unknown recipe {recipe!r}; known are {', '.join(RECIPES)}")
     held_out = list(dict.fromkeys(read_prompts(i2p or _from_hub("i2p"))))
     unsafe = _above(diffusiondb or _from_hub("diffusiondb"))
     own = set(held_out)
@@ -83,7 +83,7 @@ def _above(path: Path) -> Iterator[str]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise ExciseError("reading DiffusionDB's metadata needs pyarrow: pip install 'excise[parquet]'") from error
+        raise MissingExtra("reading DiffusionDB's metadata needs pyarrow: pip install 'excise[parquet]'") from error
     wanted = ["prompt", "prompt_nsfw"]
     try:
         with parquet.ParquetFile(path) as file:

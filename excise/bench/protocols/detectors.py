@@ -17,7 +17,7 @@ from PIL import Image
 from excise.bench.pictures import Pixels
 from excise.bench.protocols import clip, nudenet
 from excise.bench.protocols.nudenet import Detection
-from excise.errors import ExciseError
+from excise.errors import ExciseError, MissingExtra
 from excise.plugins import plugins
 
 
@@ -118,4 +118,4 @@ def _package(module: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise ExciseError(f"{module} is not installed; install it with: pip install 'excise[{extra}]'") from error
+        raise MissingExtra(f"{module} is not installed; install it with: pip install 'excise[{extra}]'") from error

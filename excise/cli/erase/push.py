@@ -37,7 +37,8 @@ def push(
     A README.md or a signature in the folder goes along; the README.md then takes the card's place.
     """
     from excise.erasers import Eraser, eraser_folders
-    from excise.erasers.artefact.hub import check_name, push_folder
+    from excise.erasers.artefact.hub import push_folder
+    from excise.hub import check_name
 
     check_name(repo)
     folders = eraser_folders(folder)

@@ -32,7 +32,7 @@ from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.hooks.context import CALL, is_muted
 from excise.erasers.hooks.edit_hook import EditHook, Edits, unrun
 from excise.erasers.hooks.wrapping import Watch, found_on, install, remove
-from excise.errors import ExciseError
+from excise.errors import ExciseError, WrongModel
 from excise.sites.language import LanguageModel, stack_of
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def refuse_unfit(eraser: Artefact) -> None:
     """Raises ExciseError where an edit does not work on a text that grows."""
     for edit in eraser.edits:
         if type(edit) is not SAEEdit:
-            raise ExciseError(f"eraser {eraser.name!r} was not made for a language model; make one with snce")
+            raise WrongModel(f"eraser {eraser.name!r} was not made for a language model; make one with snce")
         if edit.source == "concept":
-            raise ExciseError('a language model\'s prompts differ in length; fit the eraser with source="prompt"')
+            raise WrongModel('a language model\'s prompts differ in length; fit the eraser with source="prompt"')
 
 
 @dataclass(frozen=True)

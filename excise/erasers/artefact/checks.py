@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, Tampered
 
 if TYPE_CHECKING:
     from excise.erasers.artefact.signing import Signer
@@ -65,4 +65,4 @@ def _check_content(folder: Path, files: Mapping[str, bytes]) -> None:
         if not edits or not {name.partition(".")[0] for name in table} <= edits:
             raise ValueError("its tensors belong to other edits")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, struct.error) as error:
-        raise ExciseError(f"{folder} is no valid eraser ({error}); copy or fit it again") from error
+        raise Tampered(f"{folder} is no valid eraser ({error}); copy or fit it again") from error

@@ -6,13 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from excise.errors import ExciseError
+from excise.errors import NotFound, Tampered
 from excise.files import sha256
-
-if TYPE_CHECKING:
-    pass
 
 SCHEMA = "excise.eraser/1"
 FILES = ("eraser.json", "eraser.safetensors", "manifest.json")
@@ -44,22 +41,21 @@ def as_json(data: Any) -> bytes:
 
 
 def read(folder: Path) -> dict[str, bytes]:
-    """The three files' bytes. Raises ExciseError where one is missing or unreadable."""
+    """The three files' bytes. Raises NotFound where none is there, Tampered where one is missing or unreadable."""
     files = {}
     for name in FILES:
         try:
             files[name] = (folder / name).read_bytes()
         except OSError as error:
-            raise ExciseError(
-                f"{folder} is no complete eraser: {name}: {error.strerror}; copy or fit it again"
-            ) from error
+            kind = Tampered if _is_eraser(folder) else NotFound
+            raise kind(f"{folder} is no complete eraser: {name}: {error.strerror}; copy or fit it again") from error
     return files
 
 
 def check_manifest(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Raises ExciseError unless the manifest is byte for byte the one that belongs to the files."""
+    """Raises Tampered unless the manifest is byte for byte the one that belongs to the files."""
     if files["manifest.json"] != manifest(files):
-        raise ExciseError(f"{folder} was altered or cut short since it was saved; copy it again from a trusted source")
+        raise Tampered(f"{folder} was altered or cut short since it was saved; copy it again from a trusted source")
 
 
 def eraser_folders(folder: Path) -> list[Path]:
@@ -75,9 +71,3 @@ def eraser_folders(folder: Path) -> list[Path]:
 
 def _is_eraser(folder: Path) -> bool:
     return any((folder / name).exists() for name in FILES)
-
-
-def reason(error: BaseException) -> str:
-    """What an error says, in one short line that is safe to print: it may quote a file that anybody wrote."""
-    said = str(error.strerror or error) if isinstance(error, OSError) else str(error)
-    return "".join(c if c.isprintable() else " " for c in said[:200]).strip() or type(error).__name__

@@ -15,10 +15,10 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from excise.erasers.artefact import verdict
-from excise.erasers.artefact.files import SCHEMA, as_json, manifest, reason
+from excise.erasers.artefact.files import SCHEMA, as_json, manifest
 from excise.erasers.artefact.files import TOP as _TOP
 from excise.erasers.edits.registry import KINDS, Edit
-from excise.errors import ExciseError
+from excise.errors import ExciseError, Tampered, reason
 from excise.sites.site import Site
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ def unpack(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
         if schema == SCHEMA:
             return _arguments(described, load_tensors(files["eraser.safetensors"]))
     except _MALFORMED as error:
-        raise ExciseError(f"{folder} is no valid eraser ({reason(error)}); copy or fit it again") from error
+        raise Tampered(f"{folder} is no valid eraser ({reason(error)}); copy or fit it again") from error
     raise ExciseError(
         f"{folder} has the format {reprlib.repr(schema)[:60]}, this version reads {SCHEMA!r}; use a matching excise"
     )

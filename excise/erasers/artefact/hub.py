@@ -1,4 +1,4 @@
-"""Erasers on the Hugging Face hub: fetching one, pushing one, and its card, which tells people what it is."""
+"""Erasers on the Hugging Face hub: pushing one, and its card, which tells people what it is."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from excise import hub
 from excise.erasers.artefact import files as saved_files
 from excise.erasers.artefact import strength
-from excise.erasers.artefact.files import CARD, FILES, SIGNATURE
+from excise.erasers.artefact.files import CARD, SIGNATURE
 from excise.erasers.artefact.record import Artefact
 from excise.erasers.artefact.verdict import in_words
 from excise.erasers.edits.base import Tensors
 from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.text_sae import SAEEdit
-from excise.errors import ExciseError
 
 if TYPE_CHECKING:
     from excise.erasers.edits.registry import Edit
@@ -26,35 +26,6 @@ SOMEWHERE = "owner/name"
 """A repository's name on a card that was written before it has one."""
 _SAE = "sparse-autoencoder"
 TAGS = ("concept-erasure", _SAE, "text-to-image")
-
-
-def fetched(
-    repository: str,
-    *,
-    revision: str | None = None,
-    token: str | None = None,
-    local_files_only: bool = False,
-    cache_dir: Path | str | None = None,
-) -> Path:
-    """The local copy of an eraser's files in a repository on the hub, downloaded unless the cache has them.
-
-    Nothing else of the repository is downloaded. Raises ExciseError where it cannot be had.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        found = snapshot_download(
-            repository,
-            revision=revision,
-            token=token,
-            local_files_only=local_files_only,
-            cache_dir=cache_dir,
-            allow_patterns=[*FILES, SIGNATURE],
-        )
-    except _refusals() as error:
-        reason = _reason(error)
-        raise ExciseError(f"{repository} is no folder, and no eraser on the hub ({reason}); check the name") from error
-    return Path(found)
 
 
 def push(
@@ -73,29 +44,19 @@ def push(
     by name: its signature, the very bytes that were signed, a card (README.md) somebody wrote. A signature of what was
     there before is taken away. Raises ExciseError where the hub refuses.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    files = {**eraser.pack(), **(also or {})}
-    check_name(repo_id)
-    api = HfApi(token=token, library_name="excise")
-    try:
-        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None:
-            api.create_branch(name, branch=revision, exist_ok=True)
-        files = {CARD: card(eraser, name).encode(), **files}
-        changes: list[Any] = [CommitOperationAdd(path, data) for path, data in files.items()]
-        if SIGNATURE not in files and api.file_exists(name, SIGNATURE, revision=revision):
-            changes.append(CommitOperationDelete(SIGNATURE))
-        done = api.create_commit(name, changes, commit_message=commit_message, revision=revision)
-    except _refusals() as error:
-        if _unreached(error):
-            raise ExciseError(
-                f"{repo_id} was not pushed: the hub was not reached ({_reason(error)}); check the network and try again"
-            ) from error
-        raise ExciseError(
-            f"{repo_id} could not be pushed ({_reason(error)}); check the name, and that your token may write there"
-        ) from error
-    return str(done.commit_url)
+    def files(name: str) -> Mapping[str, bytes]:
+        return {CARD: card(eraser, name).encode(), **eraser.pack(), **(also or {})}
+
+    return hub.push(
+        repo_id,
+        files,
+        private=private,
+        token=token,
+        revision=revision,
+        commit_message=commit_message,
+        gone=(SIGNATURE,),
+    )
 
 
 def push_folder(folder: Path, repo_id: str, **options: Any) -> tuple[Artefact, str]:
@@ -109,49 +70,6 @@ def push_folder(folder: Path, repo_id: str, **options: Any) -> tuple[Artefact, s
     if also.get(CARD) == card(eraser).encode():
         del also[CARD]  # nobody's words but ours: the new one names the repository
     return eraser, push(eraser, repo_id, also=also, **options)
-
-
-def _refusals() -> tuple[type[BaseException], ...]:
-    """What huggingface_hub raises: mostly OSError and ValueError; its HTTP client's own errors may be neither."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__)
-
-
-def check_name(repo_id: str) -> None:
-    """Raise ExciseError unless that can be a repository's name on the hub."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ExciseError(f"{repo_id!r} is no name of a repository ({_reason(error)}); give OWNER/NAME") from error
-
-
-def _unreached(error: BaseException) -> bool:
-    """Whether no answer came from the hub at all, as its HTTP client's errors say, whichever client that is."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    return bool(kinds & {"TransportError", "ConnectionError", "Timeout", "OfflineModeIsEnabled"})
-
-
-def _reason(error: BaseException) -> str:
-    """Why the hub refused, in one clause."""
-    from huggingface_hub import errors
-
-    known = {
-        errors.GatedRepoError: "it is gated; ask its owner for access, and log in with `hf auth login`",
-        errors.RepositoryNotFoundError: "no such repository, or a private one and no token that may read it",
-        errors.RevisionNotFoundError: "no such revision",
-        errors.LocalEntryNotFoundError: "not in the cache, and the hub was not reached",
-    }
-    for kind, text in known.items():
-        if isinstance(error, kind):
-            return text
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        return f"the hub does not take your token for that ({status}); log in with `hf auth login`"
-    return saved_files.reason(error)
 
 
 _TEXT = "on text, where the text encoder is read, and on nothing else"

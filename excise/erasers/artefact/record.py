@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from excise.erasers.artefact import files, formats
 from excise.erasers.artefact.signing import Signer, check_signature
 from excise.erasers.edits.registry import Edit, TextEdit
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
 from excise.files import sha256, write_folder
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ class Artefact:
     method: str = "snce"
     verdict: Mapping[str, Any] = field(default_factory=dict)
     """What was found when it was tried, as json (`excise.methods.judging`); empty where it was not."""
+
+    commit: str | None = field(default=None, init=False)
+    """The commit of the hub's repository that it was loaded from; None for one from a folder or just made. Not saved,
+    and an eraser made from this one by `dataclasses.replace` has none."""
 
     def __post_init__(self) -> None:
         if self.edits and not any(c.strip() for c in self.canary):
@@ -102,7 +106,7 @@ class Artefact:
         """
         path = Path(folder)
         if require_signature and signed_by is None:
-            raise ExciseError("anybody can sign; name whom you trust: signed_by=Signer(public_key=...)")
+            raise InvalidSetting("anybody can sign; name whom you trust: signed_by=Signer(public_key=...)")
         saved = files.read(path)
         if signed_by is not None:
             check_signature(path, saved, signed_by)

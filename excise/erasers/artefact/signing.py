@@ -14,7 +14,7 @@ from typing import Any
 
 from excise.erasers.artefact import files as saved_files
 from excise.erasers.artefact.files import CARD, FILES, SIGNATURE
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting, MissingExtra, Tampered, reason
 from excise.files import write_atomic
 
 BESIDE = {SIGNATURE, CARD, ".gitattributes"}
@@ -38,9 +38,9 @@ class Signer:
     def __post_init__(self) -> None:
         # By their truth: sigstore takes an empty provider, such as an unset variable's, for any provider.
         if bool(self.identity) != bool(self.identity_provider):
-            raise ExciseError("an identity is worth what its provider is; give both, or a public key")
+            raise InvalidSetting("an identity is worth what its provider is; give both, or a public key")
         if bool(self.public_key) == bool(self.identity):
-            raise ExciseError("name one signer: a public key, or an identity with its provider")
+            raise InvalidSetting("name one signer: a public key, or an identity with its provider")
 
     def __str__(self) -> str:
         return f"{self.identity} at {self.identity_provider}" if self.identity else f"the key of {self.public_key}"
@@ -64,8 +64,8 @@ def sign(folder: Path | str, private_key: Path | str, password: str | None = Non
         secret: Any = None if password is None else password.encode()
         config = library.signing.Config().use_elliptic_key_signer(private_key=private_key, password=secret)
     except Exception as error:
-        raise ExciseError(
-            f"cannot sign with {private_key} ({saved_files.reason(error)}); "
+        raise InvalidSetting(
+            f"cannot sign with {private_key} ({reason(error)}); "
             "give an elliptic-curve private key in PEM, and its password if it has one"
         ) from error
     with _alone(path, files) as (copy, signature):
@@ -94,7 +94,7 @@ def check_signature(folder: Path, files: Mapping[str, bytes], signer: Signer) ->
     try:
         signature = (folder / SIGNATURE).read_bytes()
     except OSError as error:
-        raise ExciseError(
+        raise Tampered(
             f"{folder} bears no signature ({SIGNATURE}: {error.strerror}); get it signed, or name no signer"
         ) from error
     config = _verifier(signer).set_hashing_config(_everything())
@@ -109,8 +109,8 @@ def check_signature(folder: Path, files: Mapping[str, bytes], signer: Signer) ->
             if str(error).startswith("Signature mismatch"):
                 what = f"was altered since {signer} signed it"
             else:
-                what = f"was not signed by {signer} ({saved_files.reason(error)})"
-            raise ExciseError(f"{folder} {what}; do not use it, and get it again from who made it") from error
+                what = f"was not signed by {signer} ({reason(error)})"
+            raise Tampered(f"{folder} {what}; do not use it, and get it again from who made it") from error
 
 
 def _verifier(signer: Signer) -> Any:
@@ -120,9 +120,9 @@ def _verifier(signer: Signer) -> Any:
             return config.use_elliptic_key_verifier(public_key=signer.public_key)
         return config.use_sigstore_verifier(identity=signer.identity, oidc_issuer=signer.identity_provider)
     except Exception as error:
-        told = saved_files.reason(error)
+        told = reason(error)
         if signer.public_key:
-            raise ExciseError(
+            raise InvalidSetting(
                 f"cannot read the public key {signer.public_key} ({told}); give an elliptic-curve one in PEM"
             ) from error
         raise ExciseError(f"cannot get sigstore's trusted root ({told}); keyless needs its network") from error
@@ -132,7 +132,9 @@ def _library() -> Any:
     try:
         import model_signing
     except ImportError as error:
-        raise ExciseError(f"signatures need the extra: pip install 'excise[sign]' ({error.name} is missing)") from error
+        raise MissingExtra(
+            f"signatures need the extra: pip install 'excise[sign]' ({error.name} is missing)"
+        ) from error
     return model_signing
 
 
@@ -160,7 +162,7 @@ def _alone(folder: Path, files: Mapping[str, bytes]) -> Iterator[tuple[Path, Pat
                 (copy / name).write_bytes(data)
             yield copy, Path(parent) / SIGNATURE
     except OSError as error:
-        raise ExciseError(f"cannot copy {folder} to sign or check it: {saved_files.reason(error)}") from error
+        raise ExciseError(f"cannot copy {folder} to sign or check it: {reason(error)}") from error
 
 
 def _refuse_strangers(folder: Path) -> None:
@@ -169,7 +171,7 @@ def _refuse_strangers(folder: Path) -> None:
     except OSError as error:
         raise ExciseError(f"cannot list {folder}: {error.strerror}; copy it again") from error
     if strangers:
-        raise ExciseError(f"{folder} holds {strangers[0]!r}, which no signature covers; take it out")
+        raise Tampered(f"{folder} holds {strangers[0]!r}, which no signature covers; take it out")
 
 
 def _refuse_respelt(signature: bytes) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from excise.erasers.edits.base import Moment
 from excise.erasers.edits.sae_rows import ROWS, Rows, check_choices, preactivations, topk_codes
 from excise.erasers.edits.text_sae import threshold_codes
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
 from excise.sites.site import DENOISERS, Site
 
 BlockGate = Literal["whole", "threshold", "topk"]
@@ -134,10 +134,10 @@ class BlockEdit(Rows):
 
     def __post_init__(self) -> None:
         if self.site.part != "denoiser":
-            raise ExciseError(f"{self.site.key} is no block of a denoiser; name one of {', '.join(DENOISERS)}")
+            raise InvalidSetting(f"{self.site.key} is no block of a denoiser; name one of {', '.join(DENOISERS)}")
         check_choices(self, BLOCK_CHOICES)
         if not math.isfinite(self.gamma):
-            raise ExciseError(f"γ is {self.gamma}; it must be a number")
+            raise InvalidSetting(f"γ is {self.gamma}; it must be a number")
         k, count = len(self.indices), len(self.timesteps)
         self.check_rows({"timesteps": (count,), **dict.fromkeys(TABLES, (count, k))}, infinite=("gate",))
         if count == 0 or not bool((self.timesteps.diff() < 0).all()):
@@ -247,5 +247,5 @@ class BlockEdit(Rows):
 
     def _whole(self, sae: Any | None) -> Any:
         if sae is None:
-            raise ExciseError("this edit needs the whole SAE; give it as attach(pipe, sae=...)")
+            raise InvalidSetting("this edit needs the whole SAE; give it as attach(pipe, sae=...)")
         return sae

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting, NotFound, WrongModel
 from excise.sites.site import Site
 
 if TYPE_CHECKING:
@@ -93,9 +93,9 @@ class Rows:
         """
         m, d = sae.W_enc.shape
         if d != site.width:
-            raise ExciseError(f"the SAE is {d} wide, {site.key} {site.width}; use the SAE trained at this Site")
+            raise WrongModel(f"the SAE is {d} wide, {site.key} {site.width}; use the SAE trained at this Site")
         if bad := [i for i in indices if not 0 <= i < m]:
-            raise ExciseError(f"the SAE has {m} neurons, numbered from 0; there is no {bad[0]}")
+            raise NotFound(f"the SAE has {m} neurons, numbered from 0; there is no {bad[0]}")
         rows = torch.tensor(indices, dtype=torch.int64)
 
         def own(tensor: Tensor) -> Tensor:
@@ -139,4 +139,4 @@ def check_choices(options: Any, choices: Mapping[str, tuple[str, ...]]) -> None:
     """Raises ExciseError where a named setting of `options` is none of those that exist."""
     for name, allowed in choices.items():
         if getattr(options, name) not in allowed:
-            raise ExciseError(f"{name} cannot be {getattr(options, name)!r}; it is one of {', '.join(allowed)}")
+            raise InvalidSetting(f"{name} cannot be {getattr(options, name)!r}; it is one of {', '.join(allowed)}")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from excise.erasers.edits.base import Branch, Uncond, without
 from excise.erasers.edits.sae_rows import ROWS, Rows, check_choices, preactivations, topk_codes
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
 from excise.sites.site import Site
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class SAEEdit(Rows):
     def __post_init__(self) -> None:
         check_choices(self, CHOICES)
         if not (math.isfinite(self.lam) and self.lam >= 0):
-            raise ExciseError(f"λ is {self.lam}; it must be a number of at least 0 (a negative one would amplify)")
+            raise InvalidSetting(f"λ is {self.lam}; it must be a number of at least 0 (a negative one would amplify)")
         k = len(self.indices)
         codes: dict[str, tuple[int, ...]] = {}
         if (self.source == "concept") != (self.concept_codes is not None):
@@ -186,7 +186,7 @@ class SAEEdit(Rows):
             return self.concept_codes.to(dtype).expand(h.shape[0], -1, -1)
         if self.gate == "topk":
             if sae is None:
-                raise ExciseError('gate="topk" needs the whole SAE; give it as attach(pipe, sae=...)')
+                raise InvalidSetting('gate="topk" needs the whole SAE; give it as attach(pipe, sae=...)')
             z = self._among_the_largest(h.reshape(-1, h.shape[-1]).to(sae.W_enc), sae)
             return self.after_lead(z.reshape(*h.shape[:2], -1).to(h.device, dtype))
         return self.gated(self.preacts(h))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from excise.erasers.hooks.known_vectors import Ledger
 from excise.erasers.hooks.wrapping import Passage, install, remove
-from excise.errors import ExciseError
+from excise.errors import WrongModel
 from excise.sites.denoiser import denoiser_of
 from excise.sites.encoding import Enough, encode_prompt, tensors_of
 
@@ -44,7 +44,7 @@ def what_denoiser_predicts(pipe: Any, prompt: str, steps: int) -> list[Tensor]:
             how = {"num_inference_steps": steps, "generator": generator, "output_type": "latent"}
             pipe(prompt=prompt, **how, **_blank(pipe))
     except (TypeError, ValueError) as error:
-        raise ExciseError(
+        raise WrongModel(
             f"{type(pipe).__name__} cannot draw an eraser's canary prompt ({error}); attach it to the text-to-image "
             "pipeline of the same components, before this one is used"
         ) from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from excise.errors import ExciseError
+from excise.errors import InvalidSetting, WrongModel
 from excise.sites.site import DENOISERS, depth, encoder_of, layer_count, refuse_late, taps_of, to_cover
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def refuse_unless_covered(pipe: Any, eraser: Artefact, edits: Sequence[Edit]) ->
     drawn_with = set(eraser.denoisers)
     others = {name for name in DENOISERS if isinstance(getattr(pipe, name, None), nn.Module)}
     if drawn_with and (left := sorted(others - drawn_with)):
-        raise ExciseError(
+        raise WrongModel(
             f"{type(pipe).__name__} also draws with {', '.join(left)}, which this eraser does not edit; "
             "fit one for every denoiser"
         )
@@ -43,7 +43,7 @@ def refuse_open_encoders(pipe: Any, eraser: Artefact) -> None:
     """Raises ExciseError where the pipeline has a text encoder that an eraser of text encoders does not edit."""
     edited = {edit.site.component for edit in eraser.text_edits}
     if edited and not eraser.denoisers and (open_ones := sorted(set(to_cover(pipe)) - edited)):
-        raise ExciseError(
+        raise WrongModel(
             f"{type(pipe).__name__} also reads {', '.join(open_ones)}, which eraser {eraser.name!r} does not edit; "
             "the concept would pass through there: fit an eraser for every text encoder"
         )
@@ -54,15 +54,15 @@ def refuse_early_tap(pipe: Any, edit: TextEdit, clip_skip: Any, eraser: str) -> 
     if not clip_skip:
         return
     if not isinstance(clip_skip, Integral):
-        raise ExciseError(f"clip_skip={clip_skip!r} is no whole number; give one as a number, such as 1")
+        raise InvalidSetting(f"clip_skip={clip_skip!r} is no whole number; give one as a number, such as 1")
     if clip_skip < 0:
-        raise ExciseError(
+        raise InvalidSetting(
             f"clip_skip={clip_skip} counts from the first layer, which no eraser reaches; give at least 0"
         )
     at, component = depth(pipe, edit.site), edit.site.component
     taps = taps_of(pipe, component) or [layer_count(encoder_of(pipe, component))]
     if at is None or at > min(taps) - int(clip_skip):
-        raise ExciseError(
+        raise InvalidSetting(
             f"clip_skip={clip_skip} reads the text encoder before {edit.site.key}, where eraser "
             f"{eraser!r} acts; use a smaller clip_skip or an eraser for an earlier Site"
         )

@@ -8,7 +8,7 @@ from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from excise.erasers.hooks.context import CALL, call_of, is_muted
-from excise.errors import ExciseError
+from excise.errors import ExciseError, WrongModel
 
 if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
@@ -49,9 +49,7 @@ class Guard:
     def join(cls, pipe: Any, attachment: Host) -> Guard:
         """Add `attachment` to the pipeline's guard, putting one in place first where there is none."""
         if not callable(getattr(pipe, "encode_prompt", None)):
-            raise ExciseError(
-                f"{type(pipe).__name__} has no encode_prompt to prove an eraser with; it is not supported"
-            )
+            raise WrongModel(f"{type(pipe).__name__} has no encode_prompt to prove an eraser with; it is not supported")
         guard = cls.of(pipe)
         if guard is None:
             guard = cls(pipe)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from excise.concepts import Concept
 from excise.concepts.concept import check_apart, mentioned
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError
+from excise.errors import WrongModel
 from excise.sites import Site, encode_prompt
 from excise.sites.encoding import tensors_of
 from excise.sites.site import tokenizer_of
@@ -33,7 +33,7 @@ def keys_and_values(pipe: Any, method: str) -> dict[Site, nn.Linear]:
         if path.endswith(KEYS_AND_VALUES) and isinstance(layer := getattr(module, "base_layer", module), nn.Linear)
     }
     if not found:
-        raise ExciseError(
+        raise WrongModel(
             f"{method} changes a U-Net's cross-attention (attn2.to_k and to_v), and {type(pipe).__name__} has none; "
             "choose a method that edits the text encoder, such as snce"
         )

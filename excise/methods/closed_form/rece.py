@@ -19,7 +19,7 @@ from torch import Tensor
 
 from excise.concepts import Concept
 from excise.erasers import Eraser, WeightEdit
-from excise.errors import ExciseError
+from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, word_states
@@ -42,7 +42,7 @@ class RECEConfig(UCEConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rounds < 1 or self.rho <= 0:
-            raise ExciseError("rounds is a whole number of at least 1, rho above 0")
+            raise InvalidSetting("rounds is a whole number of at least 1, rho above 0")
 
 
 def fit(pipe: Any, concept: Concept, config: RECEConfig | None = None) -> Eraser:

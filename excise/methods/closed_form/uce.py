@@ -19,7 +19,7 @@ from torch import Tensor
 
 from excise.concepts import Concept
 from excise.erasers import Eraser, WeightEdit
-from excise.errors import ExciseError
+from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, word_states
@@ -42,7 +42,7 @@ class UCEConfig:
 
     def __post_init__(self) -> None:
         if self.lam <= 0 or self.erase <= 0 or self.keep < 0:
-            raise ExciseError("lam and erase must be above 0, keep at least 0")
+            raise InvalidSetting("lam and erase must be above 0, keep at least 0")
 
 
 def fit(pipe: Any, concept: Concept, config: UCEConfig | None = None) -> Eraser:

@@ -17,7 +17,7 @@ from excise.erasers.artefact.strength import LEAST_CARRIED
 from excise.erasers.edits.block_sae import BLOCK_CHOICES, BlockGate, Steps
 from excise.erasers.edits.sae_rows import check_choices, preactivations
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting, WrongModel
 from excise.methods.build import proved
 from excise.neurons.timesteps import Means
 from excise.sae import TopKSAE, card, load
@@ -71,7 +71,7 @@ class BlockConfig:
             },
         )
         if min(self.steps, self.pictures, self.batch_size) < 1:
-            raise ExciseError("steps, pictures and batch_size are whole numbers of at least 1")
+            raise InvalidSetting("steps, pictures and batch_size are whole numbers of at least 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +237,7 @@ def proved_at(
 def block_sae(folder: str) -> TopKSAE:
     """The SAE in a folder. Raises ExciseError where none was named."""
     if not folder:
-        raise ExciseError("no SAE was named; give the folder of one trained at a block of the denoiser")
+        raise InvalidSetting("no SAE was named; give the folder of one trained at a block of the denoiser")
     return load(Path(folder))
 
 
@@ -247,8 +247,10 @@ def trained_at(pipe: Any, folder: str, path: str) -> Site:
     if isinstance(said, dict):
         own = block_site(pipe, str(said.get("path")), str(said.get("component")))
         if path and path != own.path:
-            raise ExciseError(f"the SAE was trained at {own.key}, not at {path}; use that block or another SAE")
+            raise WrongModel(f"the SAE was trained at {own.key}, not at {path}; use that block or another SAE")
         return own
     if not path:
-        raise ExciseError("no block was named and the SAE's card names none; give one such as up_blocks.1.attentions.1")
+        raise InvalidSetting(
+            "no block was named and the SAE's card names none; give one such as up_blocks.1.attentions.1"
+        )
     return block_site(pipe, path)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
 
 
 class Calibration(NamedTuple):
@@ -39,7 +39,7 @@ def calibrate(concept: Tensor, kept: Tensor, quiet: Tensor, margin: float = 0.1)
     Raises ExciseError for a margin outside 0..1 or an empty side.
     """
     if not 0 <= margin <= 1:
-        raise ExciseError(f"the threshold's margin is {margin}; it is a share between 0 and 1")
+        raise InvalidSetting(f"the threshold's margin is {margin}; it is a share between 0 and 1")
     if not concept.numel() or not quiet.numel():
         raise ExciseError(
             "a threshold needs concept prompts and deconcept or control prompts; the concept lacks one side"

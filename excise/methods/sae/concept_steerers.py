@@ -24,7 +24,7 @@ from excise.erasers.edits.base import Uncond
 from excise.erasers.edits.sae_rows import check_choices, sae_digest
 from excise.erasers.edits.vectors import VectorEdit
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError
+from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.sae.finding import SNCEConfig, site_of
@@ -50,7 +50,7 @@ class ConceptSteerersConfig:
     def __post_init__(self) -> None:
         check_choices(self, {"uncond": get_args(Uncond)})
         if self.lam < 0:
-            raise ExciseError(f"lam is {self.lam}; a negative one would steer towards the concept")
+            raise InvalidSetting(f"lam is {self.lam}; a negative one would steer towards the concept")
 
 
 def fit(pipe: Any, concept: Concept, config: ConceptSteerersConfig | None = None) -> Eraser:
@@ -60,7 +60,7 @@ def fit(pipe: Any, concept: Concept, config: ConceptSteerersConfig | None = None
     """
     config = config or ConceptSteerersConfig()
     if not config.sae:
-        raise ExciseError("no SAE was named; give the folder of one trained at the Site to edit")
+        raise InvalidSetting("no SAE was named; give the folder of one trained at the Site to edit")
     sae = load(Path(config.sae))
     site = site_of(pipe, sae, SNCEConfig(sae=config.sae, site=config.site))
     with unedited(), torch.no_grad():

@@ -15,7 +15,7 @@ from excise.erasers import SAEEdit
 from excise.erasers.edits.base import Uncond
 from excise.erasers.edits.sae_rows import check_choices
 from excise.erasers.edits.text_sae import CHOICES, Align, Gate, Source
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting, WrongModel
 from excise.methods.prompt_codes import Reading, prompt_codes
 from excise.methods.sae.calibrate import calibrate
 from excise.neurons import SCORES, PromptCodes, Ranking, Validation, top_tokens
@@ -76,9 +76,9 @@ class SNCEConfig:
     def __post_init__(self) -> None:
         check_choices(self, {**CHOICES, "unit": get_args(Unit)})
         if self.k < 1 or self.examine < 1 or self.batch_size < 1:
-            raise ExciseError("k, examine and batch_size are whole numbers of at least 1")
+            raise InvalidSetting("k, examine and batch_size are whole numbers of at least 1")
         if self.score not in SCORES:
-            raise ExciseError(f"unknown score {self.score!r}; known are {', '.join(SCORES)}")
+            raise InvalidSetting(f"unknown score {self.score!r}; known are {', '.join(SCORES)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,19 +152,21 @@ def site_of(pipe: Any, sae: TopKSAE, config: SNCEConfig) -> Site:
     if isinstance(trained, dict):
         trained = f"{trained.get('component', config.component)}/{trained.get('path', '')}"
     component, path = config.component, config.site
+    if not config.sae and not path and isinstance(sae.card.get("site"), dict):
+        component, path = str(sae.card["site"].get("component", component)), str(sae.card["site"].get("path", ""))
     if isinstance(trained, str) and trained:
         own, _, tail = trained.rpartition("/")
         own = own or component
         if path and (own, tail) != (component, path.removeprefix("text_model.")):
-            raise ExciseError(
+            raise WrongModel(
                 f"the SAE was trained at {own}/{tail}, not at {component}/{path}; use that Site or another SAE"
             )
         component, path = own, tail
     if not path:
-        raise ExciseError("no Site was named and the SAE's card names none; give one such as encoder.layers.8")
+        raise InvalidSetting("no Site was named and the SAE's card names none; give one such as encoder.layers.8")
     site = site_at(pipe, path, component)
     if site.width != sae.config.d:
-        raise ExciseError(f"the SAE is {sae.config.d} wide, {site.key} {site.width}; use an SAE trained at this Site")
+        raise WrongModel(f"the SAE is {sae.config.d} wide, {site.key} {site.width}; use an SAE trained at this Site")
     return site
 
 

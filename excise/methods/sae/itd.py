@@ -27,7 +27,7 @@ from excise.concepts.concept import check_apart
 from excise.erasers import Eraser
 from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.prompt_codes import prompt_codes
@@ -58,7 +58,9 @@ class ItDConfig:
 
     def __post_init__(self) -> None:
         if min(self.features, self.retain, self.batch_size) < 1 or self.factor >= 1 or self.share < 0:
-            raise ExciseError("features, retain and batch_size are at least 1, factor is below 1 and share at least 0")
+            raise InvalidSetting(
+                "features, retain and batch_size are at least 1, factor is below 1 and share at least 0"
+            )
 
 
 def fit(pipe: Any, concept: Concept, config: ItDConfig | None = None) -> Eraser:
@@ -68,7 +70,7 @@ def fit(pipe: Any, concept: Concept, config: ItDConfig | None = None) -> Eraser:
     """
     config = config or ItDConfig()
     if not config.sae:
-        raise ExciseError("no SAE was named; give the folder of one trained at the Site to edit")
+        raise InvalidSetting("no SAE was named; give the folder of one trained at the Site to edit")
     if not concept.pairs:
         raise ExciseError(f"concept {concept.name!r} has no prompt pairs; make some with `excise pairs make`")
     sae = load(Path(config.sae))

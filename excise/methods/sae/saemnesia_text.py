@@ -11,7 +11,7 @@ from typing import Any
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
-from excise.errors import ExciseError
+from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.sae import snce
 from excise.methods.sae.finding import SNCEConfig
@@ -30,7 +30,7 @@ def fit(pipe: Any, concept: Concept, config: SAEmnesiaTextConfig | None = None) 
     """
     config = config or SAEmnesiaTextConfig()
     if not config.sae:
-        raise ExciseError("no SAE was named; give the folder of a supervised one on the text encoder")
+        raise InvalidSetting("no SAE was named; give the folder of a supervised one on the text encoder")
     made = snce.fit(pipe, concept, replace(config, neurons=(assigned(config.sae, concept),)))
     name = f"{concept.name}-{METHOD.name}"
     return replace(made, name=name, method=METHOD.name, created={**made.created, "method": METHOD.name})

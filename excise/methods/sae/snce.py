@@ -13,7 +13,7 @@ from torch import Tensor
 from excise.concepts import Concept
 from excise.erasers import Eraser, SAEEdit, made_for
 from excise.erasers.artefact.strength import LEAST_CARRIED
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.judging import Figures, judged, prompts_by_mention, protected
 from excise.methods.prompt_codes import Reading, carried_share, concept_codes, remembered
@@ -114,7 +114,7 @@ def _whole(config: SNCEConfig, parts: list[_Part]) -> TopKSAE | None:
     if not any(part.edit.needs_sae for part in parts):
         return None
     if len(parts) > 1:
-        raise ExciseError('gate="topk" works with one text encoder; use gate="whole" for a pipeline with several')
+        raise InvalidSetting('gate="topk" works with one text encoder; use gate="whole" for a pipeline with several')
     return parts[0].sae
 
 
@@ -198,7 +198,7 @@ def _advice(concept: Concept) -> str:
 
 def _sae_folder(config: SNCEConfig) -> str:
     if not config.sae:
-        raise ExciseError("no SAE was named; give the folder of one trained at the Site to edit")
+        raise InvalidSetting("no SAE was named; give the folder of one trained at the Site to edit")
     return config.sae
 
 

@@ -24,7 +24,7 @@ from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.erasers.edits.vectors import DirectionEdit
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.sites import Site
@@ -50,7 +50,7 @@ class CASteerConfig:
 
     def __post_init__(self) -> None:
         if min(self.pairs, self.steps, self.batch) < 1 or self.beta <= 0:
-            raise ExciseError("pairs, steps and batch are whole numbers of at least 1, beta is above 0")
+            raise InvalidSetting("pairs, steps and batch are whole numbers of at least 1, beta is above 0")
 
 
 def fit(pipe: Any, concept: Concept, config: CASteerConfig | None = None) -> Eraser:

@@ -18,7 +18,7 @@ from torch import Tensor
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.erasers.edits.blocklist import FilterEdit
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.sentences import sentence_vectors
@@ -36,7 +36,7 @@ class SafetyFilterConfig:
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not -1 <= self.threshold <= 1:
-            raise ExciseError(f"threshold is a cosine, between -1 and 1; {self.threshold} is none")
+            raise InvalidSetting(f"threshold is a cosine, between -1 and 1; {self.threshold} is none")
 
 
 def fit(pipe: Any, concept: Concept, config: SafetyFilterConfig | None = None) -> Eraser:

@@ -18,7 +18,7 @@ from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.erasers.edits.projection import ProjectionEdit
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError
+from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.sites.denoiser import whole
@@ -43,7 +43,7 @@ class SAFREEConfig:
 
     def __post_init__(self) -> None:
         if min(self.alpha, self.most, self.reattention) < 0:
-            raise ExciseError("alpha, most and reattention are at least 0")
+            raise InvalidSetting("alpha, most and reattention are at least 0")
 
 
 def fit(pipe: Any, concept: Concept, config: SAFREEConfig | None = None) -> Eraser:

@@ -23,7 +23,7 @@ from excise.erasers import Eraser
 from excise.erasers.edits.guidance import GuidanceEdit
 from excise.erasers.edits.sae_rows import check_choices
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError
+from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.sites import encode_prompt
@@ -56,7 +56,7 @@ class SLDConfig:
     def __post_init__(self) -> None:
         check_choices(self, {"level": get_args(Level)})
         if self.scale < 0 or self.warmup < -1:
-            raise ExciseError("scale is at least 0, warmup at least -1")
+            raise InvalidSetting("scale is at least 0, warmup at least -1")
 
 
 def fit(pipe: Any, concept: Concept, config: SLDConfig | None = None) -> Eraser:

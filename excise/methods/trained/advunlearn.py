@@ -25,7 +25,7 @@ from excise.concepts import Concept
 from excise.concepts.concept import check_apart
 from excise.erasers import Eraser
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting, WrongModel
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.trained.sampling import Told, partly_drawn, plain, told
@@ -63,9 +63,9 @@ class AdvUnlearnConfig(TuningConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.steps, self.retain) < 1 or min(self.eta, self.keep, self.layers, self.attack_steps) < 0:
-            raise ExciseError("steps and retain are at least 1; eta, keep, layers and attack_steps at least 0")
+            raise InvalidSetting("steps and retain are at least 1; eta, keep, layers and attack_steps at least 0")
         if self.attack_lr <= 0:
-            raise ExciseError("attack_lr is above 0")
+            raise InvalidSetting("attack_lr is above 0")
 
 
 def fit(pipe: Any, concept: Concept, config: AdvUnlearnConfig | None = None) -> Eraser:
@@ -181,7 +181,7 @@ def weights(encoder: nn.Module, layers: int) -> dict[Site, nn.Parameter]:
         if type(layer) is nn.Linear and number and (layers == 0 or int(number[1]) < layers):
             found[Site("text_encoder", path.removeprefix("text_model."), layer.out_features)] = layer.weight
     if not found:
-        raise ExciseError(f"{type(encoder).__name__} has no encoder.layers; advunlearn trains a CLIP text encoder")
+        raise WrongModel(f"{type(encoder).__name__} has no encoder.layers; advunlearn trains a CLIP text encoder")
     return found
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
-from excise.errors import ExciseError
+from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.closed_form.cross_attention import keys_and_values
@@ -69,11 +69,11 @@ class CAConfig(ReplayConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.variant not in ("model", "noise"):
-            raise ExciseError(f"variant cannot be {self.variant!r}; it is model or noise")
+            raise InvalidSetting(f"variant cannot be {self.variant!r}; it is model or noise")
         if self.weights not in ("cross-attention", "all"):
-            raise ExciseError(f"weights cannot be {self.weights!r}; they are cross-attention or all")
+            raise InvalidSetting(f"weights cannot be {self.weights!r}; they are cross-attention or all")
         if not 0 <= self.keep < math.inf:
-            raise ExciseError("keep is a number of at least 0")
+            raise InvalidSetting("keep is a number of at least 0")
 
 
 def fit(pipe: Any, concept: Concept, config: CAConfig | None = None) -> Eraser:

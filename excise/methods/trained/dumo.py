@@ -41,7 +41,7 @@ from excise.erasers.apply.skips import modulating, skips_of
 from excise.erasers.edits.skips import ModulationEdit, bins_of
 from excise.erasers.edits.weights import CopyEdit
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError
+from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.trained.replay import told_each
@@ -83,11 +83,11 @@ class DuMoConfig(TuningConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.steps, self.rank, self.pairs, self.bins) < 1 or self.alpha_iterations < 0:
-            raise ExciseError(
+            raise InvalidSetting(
                 "steps, rank, pairs and bins are whole numbers of at least 1, alpha_iterations at least 0"
             )
         if not (self.eta >= 0 and self.keep >= 0 and self.alpha_lr > 0 and 0 < self.alpha_first < 1):
-            raise ExciseError("eta and keep are at least 0, alpha_lr is above 0, alpha_first is between 0 and 1")
+            raise InvalidSetting("eta and keep are at least 0, alpha_lr is above 0, alpha_first is between 0 and 1")
 
     def stage(self, name: str, **settings: Any) -> DuMoConfig:
         """One training's own: the same with other settings, and a folder of its own for its checkpoint."""

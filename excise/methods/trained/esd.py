@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
-from excise.errors import ExciseError
+from excise.errors import InvalidSetting, WrongModel
 from excise.methods.build import proved
 from excise.methods.trained.sampling import Predict, Told, partly_drawn, plain, told
 from excise.methods.trained.trainer import Student, TuningConfig, training, tune
@@ -42,7 +42,7 @@ class ESDConfig(TuningConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps < 1 or self.eta < 0:
-            raise ExciseError("steps is a whole number of at least 1, eta at least 0")
+            raise InvalidSetting("steps is a whole number of at least 1, eta at least 0")
 
 
 def fit(pipe: Any, concept: Concept, config: ESDConfig, method: str, *, attention: bool) -> Eraser:
@@ -92,5 +92,5 @@ def weights(pipe: Any, attention: bool) -> dict[Site, nn.Parameter]:
         if type(layer) in (nn.Linear, nn.Conv2d) and (".attn2." in path) is attention
     }
     if not found:
-        raise ExciseError(f"esd-x trains the layers of attn2, and {type(pipe).__name__} has none; choose esd-u")
+        raise WrongModel(f"esd-x trains the layers of attn2, and {type(pipe).__name__} has none; choose esd-u")
     return found

@@ -38,7 +38,7 @@ from torch import Tensor
 from excise.concepts import Concept
 from excise.concepts.concept import check_apart, mentioned, without_mentions
 from excise.erasers import Eraser, WeightEdit
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, text_states
@@ -89,9 +89,11 @@ class MACEConfig(TuningConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.rank, self.pictures, self.steps) < 1 or not (0 < self.lam < math.inf and 0 <= self.keep < math.inf):
-            raise ExciseError("rank, pictures and steps are at least 1 and whole, lam is above 0, keep at least 0")
+            raise InvalidSetting("rank, pictures and steps are at least 1 and whole, lam is above 0, keep at least 0")
         if not (0 <= self.t1 < self.t2 <= 1000 and 0 < self.gamma < math.inf and 0 <= self.threshold < 1):
-            raise ExciseError("t1 is below t2, both within 0 and 1000; gamma is above 0, threshold at least 0, below 1")
+            raise InvalidSetting(
+                "t1 is below t2, both within 0 and 1000; gamma is above 0, threshold at least 0, below 1"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +155,7 @@ def anchored(concept: Concept, anchor: str) -> dict[str, str]:
     Raises ExciseError where the anchor is the concept.
     """
     if mentioned(anchor, concept.mentions):
-        raise ExciseError(f"the anchor {anchor!r} is {concept.name!r}, which is to be erased; choose another one")
+        raise InvalidSetting(f"the anchor {anchor!r} is {concept.name!r}, which is to be erased; choose another one")
     if concept.pairs and not anchor:
         # A prompt's first pair differs in the concept's place alone; it comes last here.
         first = {pair.concept: pair.deconcept for pair in reversed(concept.pairs)}

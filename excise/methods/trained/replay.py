@@ -13,7 +13,7 @@ from torch import Tensor
 
 from excise.concepts import Concept
 from excise.concepts.concept import mentioned, without_mentions
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
 from excise.methods.trained.sampling import Predict, Told, drawn, plain, together, told
 from excise.methods.trained.trainer import TuningConfig
 
@@ -32,7 +32,7 @@ class ReplayConfig(TuningConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.pictures, self.steps) < 1 or not math.isfinite(self.guidance):
-            raise ExciseError("pictures and steps are whole numbers of at least 1, guidance is a number")
+            raise InvalidSetting("pictures and steps are whole numbers of at least 1, guidance is a number")
 
     def beforehand(self) -> torch.Generator:
         """For what is drawn by lot before the training; none of its steps has this seed."""
@@ -68,7 +68,7 @@ def prompt_pairs(
     """
     mentions = concept.mentions
     if instead and mentioned(instead, mentions):
-        raise ExciseError(f"{setting} {instead!r} is {concept.name!r}, which is to be erased; name something else")
+        raise InvalidSetting(f"{setting} {instead!r} is {concept.name!r}, which is to be erased; name something else")
     if instead:
         said = [pair.concept for pair in concept.pairs if mentioned(pair.concept, mentions)] or mentions
         found = [(text, without_mentions(text, mentions, instead)) for text in dict.fromkeys(said)]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from excise.concepts import Concept
 from excise.concepts.concept import mentioned
 from excise.erasers import Eraser
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.trained.esd import weights
@@ -73,9 +73,9 @@ class SAConfig(ReplayConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.weights not in PARTS:
-            raise ExciseError(f"weights cannot be {self.weights!r}; they are {', '.join(PARTS)}")
+            raise InvalidSetting(f"weights cannot be {self.weights!r}; they are {', '.join(PARTS)}")
         if min(self.fisher, self.timesteps) < 1 or not (0 <= self.lam < math.inf and 0 <= self.keep < math.inf):
-            raise ExciseError("fisher and timesteps are whole numbers of at least 1, lam and keep at least 0")
+            raise InvalidSetting("fisher and timesteps are whole numbers of at least 1, lam and keep at least 0")
 
 
 def fit(pipe: Any, concept: Concept, config: SAConfig | None = None) -> Eraser:

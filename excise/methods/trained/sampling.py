@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError
+from excise.errors import ExciseError, WrongModel
 from excise.sites.denoiser import check_reads_text, denoiser_of
 from excise.sites.encoding import Enough
 
@@ -40,7 +40,7 @@ class Told:
 def told(pipe: Any, prompt: str, method: str) -> Told:
     """What the pipeline tells its U-Net of a prompt, unedited. Raises ExciseError where no U-Net of it hears any."""
     if not isinstance(getattr(pipe, "unet", None), nn.Module):
-        raise ExciseError(f"{method} trains a U-Net, and {type(pipe).__name__} has none; choose another method")
+        raise WrongModel(f"{method} trains a U-Net, and {type(pipe).__name__} has none; choose another method")
     check_reads_text(pipe, method)
     unet, given = denoiser_of(pipe, "unet")[1], dict[str, Any]()
 

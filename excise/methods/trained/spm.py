@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.erasers.edits.weights import PermeableEdit
-from excise.errors import ExciseError
+from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.trained.sampling import Predict, Told, partly_drawn, plain, told
@@ -55,7 +55,9 @@ class SPMConfig(TuningConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.steps, self.rank, self.anchors) < 1 or self.eta < 0 or self.anchoring < 0:
-            raise ExciseError("steps, rank and anchors are whole numbers of at least 1, eta and anchoring at least 0")
+            raise InvalidSetting(
+                "steps, rank and anchors are whole numbers of at least 1, eta and anchoring at least 0"
+            )
 
 
 def fit(pipe: Any, concept: Concept, config: SPMConfig | None = None) -> Eraser:

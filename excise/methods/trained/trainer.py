@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from excise.concepts import Concept
 from excise.erasers import WeightEdit
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
 from excise.files import write_folder
 from excise.interruption import interruptible
 from excise.sites import Site
@@ -49,7 +49,9 @@ class TuningConfig:
 
     def __post_init__(self) -> None:
         if min(self.iterations, self.batch, self.checkpoint_every) < 1 or not 0 < self.lr < math.inf:
-            raise ExciseError("iterations, batch and checkpoint_every are whole numbers of at least 1, lr is above 0")
+            raise InvalidSetting(
+                "iterations, batch and checkpoint_every are whole numbers of at least 1, lr is above 0"
+            )
 
     @property
     def settings(self) -> dict[str, Any]:

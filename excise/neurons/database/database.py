@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, NotFound
 from excise.neurons.database import text_index
 from excise.neurons.database.entry import Entry, Explanation, Measured, Provenance, Tag, finite, pack, to_json, unpack
 from excise.neurons.database.export import write
@@ -70,7 +70,7 @@ class NeuronDatabase:
     def open(cls, path: Path) -> Self:
         """The one in a file. Raises ExciseError where there is none, or another kind of file."""
         if not path.is_file():
-            raise ExciseError(f"there is no neuron database {path}; make one with `excise neurons build --out {path}`")
+            raise NotFound(f"there is no neuron database {path}; make one with `excise neurons build --out {path}`")
         connection = None
         try:
             connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, timeout=30)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, MissingExtra
 from excise.files import write_atomic
 from excise.neurons.database.entry import Entry, to_json
 
@@ -45,7 +45,7 @@ def _parquet(entries: Iterable[Entry]) -> bytes:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
-        raise ExciseError("parquet needs pyarrow; install it with: pip install 'excise[parquet]'") from error
+        raise MissingExtra("parquet needs pyarrow; install it with: pip install 'excise[parquet]'") from error
     number, whole, text = pa.float64(), pa.int64(), pa.string()
     context = pa.list_(pa.struct({"text": text, "tokens": pa.list_(text), "codes": pa.list_(number)}))
     kinds = {

