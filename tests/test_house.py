@@ -19,6 +19,7 @@ MODULES = {
     for path in (ROOT / "excise").rglob("*.py")
 }
 FULL = {
+    "excise": "small modules that every room shares, and the door",
     "excise/concepts": "one file for each way to get pairs, all on one Concept",
     "excise/methods/trained": "one file a method",
 }

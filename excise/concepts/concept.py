@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Literal
 
 from excise.errors import ExciseError
+from excise.notebook import counted, line, listed, quoted
 
 Kind = Literal["object", "style", "attribute"]
 
@@ -31,7 +32,7 @@ class Pair:
                 raise ExciseError(f"a pair's {side} prompt is empty ({self}); give both sides a text")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Concept:
     """A concept C: `mentions` is the paper's concept tuple V_C, `controls` are prompts that erasing must not change.
 
@@ -49,6 +50,11 @@ class Concept:
             raise ExciseError("the concept has no name; name what is to be erased, for instance 'gun'")
         if not self.mentions or not all(m.strip() for m in self.mentions):
             raise ExciseError(f"concept '{self.name}' has an empty mention or none; give at least one word for it")
+
+    def __repr__(self) -> str:
+        sizes = (counted(len(self.pairs), "pair"), counted(len(self.controls), "control"))
+        mentions = f"mentions: {listed([quoted(mention) for mention in self.mentions])}"
+        return line(self, quoted(self.name), mentions, *sizes, f"kind={self.kind!r}")
 
 
 @lru_cache(maxsize=256)

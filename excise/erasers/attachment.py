@@ -32,6 +32,7 @@ from excise.erasers.hooks.edit_hook import EditHook, Edits
 from excise.erasers.hooks.known_vectors import UNKNOWN
 from excise.erasers.hooks.wrapping import found_on
 from excise.errors import EraserDidNotFire, ExciseError, InvalidSetting, WrongModel
+from excise.notebook import line, quoted
 from excise.sites.denoiser import denoisers
 from excise.sites.encoding import conditional, tensors_of
 from excise.sites.families import family_of
@@ -135,6 +136,12 @@ class Attachment:
             self.detach()
             raise
         self._audit("attached")
+
+    def __repr__(self) -> str:
+        state = "detached" if not self.attached else "active" if self.active else "off"
+        return line(
+            self, quoted(self.name), state, f"strength={self.encoding._strength:g}", f"on {type(self.pipe).__name__}"
+        )
 
     @property
     def commit(self) -> str | None:

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
 
 from excise.erasers.artefact.files import eraser_folders
+from excise.erasers.artefact.signing import Signer
 from excise.erasers.attachment import Attachment
 from excise.erasers.eraser import Eraser
 from excise.errors import InvalidSetting
+from excise.notebook import line, listed, quoted
 
 
-def load_erasers(folders: Sequence[Path], **options: Any) -> dict[str, Eraser]:
-    """The erasers in these folders and in folders of erasers, each by a name that no other has.
+def load_erasers(
+    folders: Sequence[str | PathLike[str]], *, signed_by: Signer | None = None, require_signature: bool = False
+) -> dict[str, Eraser]:
+    """Load the erasers in these folders, and in folders of erasers, by unique names.
 
-    The name is the eraser's own, or its folder's where two erasers share theirs; `options` are those of `Eraser.load`.
-    Raises ExciseError where one cannot be read, or two are the same.
+    Args:
+        folders: Folders of erasers, or of folders of erasers.
+        signed_by: Whose signature each must bear.
+        require_signature: Refuse where `signed_by` is None.
+
+    Returns:
+        Erasers by name: an eraser's own, or its folder's where two erasers share theirs.
+
+    Raises:
+        ExciseError: where one cannot be read, or two are the same.
     """
-    places = [place for folder in folders for place in eraser_folders(folder)]
-    loaded = [Eraser.load(place, **options) for place in places]
+    places = [place for folder in folders for place in eraser_folders(Path(folder))]
+    loaded = [Eraser.load(place, signed_by=signed_by, require_signature=require_signature) for place in places]
     by_digest: dict[str, Path] = {}
     for place, eraser in zip(places, loaded, strict=True):
         if eraser.digest in by_digest:
@@ -62,6 +75,9 @@ class Attachments(Sequence[Attachment]):
             cls(made).detach()
             raise
         return cls(made)
+
+    def __repr__(self) -> str:
+        return line(self, listed([quoted(attachment.name) for attachment in self], 5))
 
     @overload
     def __getitem__(self, which: int) -> Attachment: ...

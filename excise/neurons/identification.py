@@ -10,6 +10,7 @@ from torch import Tensor
 
 from excise.errors import ExciseError, InvalidSetting
 from excise.neurons.scores import SCORES, PromptCodes, Scored
+from excise.notebook import counted, line, listed, table
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Neuron:
     deconcept_score: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ranking:
     """The differential neurons N_C by falling score (R_C of eq. 7), and how they were found.
 
@@ -34,6 +35,20 @@ class Ranking:
     near: tuple[Neuron, ...]
     score: str
     tolerance: float
+
+    def __repr__(self) -> str:
+        first = [f"{entry.index} ({entry.score:.3g})" for entry in self.entries]
+        found = f": {listed(first)}" if first else ""
+        return line(
+            self, counted(len(first), "neuron") + found, f"score={self.score!r}", f"tolerance={self.tolerance:g}"
+        )
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: the first ten neurons."""
+        rows = [(e.index, f"{e.score:.4g}", e.frequency, f"{e.deconcept_score:.4g}") for e in self.entries[:10]]
+        columns = ("neuron", "score", "frequency", "score without the concept")
+        shown = f", the first {len(rows)}" if len(self.entries) > len(rows) else ""
+        return table(f"{counted(len(self.entries), 'neuron')} by {self.score}{shown}", columns, rows)
 
     def top(self, k: int = 1) -> tuple[int, ...]:
         """Indices of the first k neurons. Raises ExciseError where there are fewer."""

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from excise.errors import WrongModel
 from excise.files import write_folder
 from excise.hub import fetch, push
+from excise.notebook import line, quoted
 from excise.sae import storage
 from excise.sae.config import SAEConfig
 from excise.sae.storage import StrPath
@@ -118,6 +119,12 @@ class TopKSAE(nn.Module):
         self.W_dec = nn.Parameter(directions)
         self.b_enc = nn.Parameter(torch.zeros(config.m))
         self.b_pre = nn.Parameter(torch.zeros(config.d))
+
+    def __repr__(self) -> str:
+        site = self.card.get("site")
+        where = "/".join(str(site.get(key)) for key in ("component", "path")) if isinstance(site, dict) else ""
+        shape = f"d={self.config.d}, m={self.config.m}, k={self.config.k}"
+        return line(self, shape, f"site={quoted(where)}" if where else "", f"device={str(self.W_enc.device)!r}")
 
     @classmethod
     def read(cls, folder: StrPath) -> TopKSAE:

@@ -14,12 +14,13 @@ from excise.erasers.artefact.signing import Signer, check_signature
 from excise.erasers.edits.registry import Edit, TextEdit
 from excise.errors import ExciseError, InvalidSetting
 from excise.files import sha256, write_folder
+from excise.notebook import counted, line, listed, quoted, table
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Artefact:
     """What an eraser edits, what it was made for, how it was made and what was measured.
 
@@ -55,6 +56,35 @@ class Artefact:
             raise ExciseError(f"eraser {self.name!r} edits nothing; fit it again")
         if not (math.isfinite(self.canary_shift) and self.canary_shift >= 0):
             raise ExciseError(f"eraser {self.name!r} has an impossible canary shift of {self.canary_shift}")
+
+    def __repr__(self) -> str:
+        places = [f"{edit.site.key} {_neurons(edit)}".strip() for edit in self.edits]
+        return line(
+            self,
+            quoted(self.name),
+            f"concept={quoted(self.concept)}",
+            f"method={quoted(self.method)}",
+            f"edits: {listed(places, 2)}" if places else "edits nothing",
+            f"weak: {counted(len(self.weak), 'reason')}" if self.weak else "",
+            f"commit={self.commit[:12]}" if self.commit else "",
+        )
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks."""
+        limits = "; ".join(self.weak) or ("met every limit" if self.verdict else "not tested")
+        edits = [(f"edit at {e.site.key}", f"{_neurons(e)}, {_strength(e)}".removeprefix(", ")) for e in self.edits]
+        rows = [
+            ("concept", self.concept),
+            ("mentions", ", ".join(self.mentions)),
+            ("method", self.method),
+            *edits,
+            ("made for", self.made_for.get("model") or self.made_for.get("pipeline", "not recorded")),
+            ("weaknesses", limits),
+            ("canary", "; ".join(self.canary)),
+            ("digest", self.digest),
+            *((("commit", self.commit),) if self.commit else ()),
+        ]
+        return table(f"Eraser {self.name}", (), rows)
 
     @property
     def weak(self) -> tuple[str, ...]:
@@ -112,3 +142,13 @@ class Artefact:
             check_signature(path, saved, signed_by)
         files.check_manifest(path, saved)
         return cls(**formats.unpack(path, saved))
+
+
+def _neurons(edit: Edit) -> str:
+    """`neuron 5`, `neurons 5, 7`, or nothing for an edit without neurons."""
+    numbers = edit.neurons
+    return f"neuron{'s' * (len(numbers) > 1)} {listed(numbers)}" if numbers else ""
+
+
+def _strength(edit: Edit) -> str:
+    return "{} = {:.4g}".format(*edit.coefficient)
