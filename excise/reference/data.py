@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, MissingExtra
 
 DISTRIBUTION, PACKAGE = "excise-reference", "excise_reference"
 INSTALL = "pip install 'excise[reference]'"
@@ -40,7 +40,7 @@ def folder() -> Path:
     try:
         found = files(PACKAGE)
     except ModuleNotFoundError:
-        raise ExciseError(f"this needs the bundled model, which is not installed; {INSTALL}") from None
+        raise MissingExtra(f"this needs the bundled model, which is not installed; {INSTALL}") from None
     check_version()
     return Path(str(found))
 
@@ -64,4 +64,4 @@ def check_version() -> None:
     for bound in map(Requirement, requires("excise") or ()):
         if bound.name == DISTRIBUTION and not bound.specifier.contains(installed, prereleases=True):
             needed = f"{bound.name}{bound.specifier}"
-            raise ExciseError(f"excise {own} needs {needed}, and {installed} is installed; {INSTALL}")
+            raise MissingExtra(f"excise {own} needs {needed}, and {installed} is installed; {INSTALL}")
