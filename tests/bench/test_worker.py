@@ -77,7 +77,7 @@ def test_the_page_shows_every_method_and_holds_its_pictures(finished: Run) -> No
     measured = report(finished)
     page = (finished.folder / "report.html").read_text()
     assert page.count('src="data:image/png;base64,') == 2 * 14 * 2
-    assert "http" not in page.replace("http://www.w3.org", ""), "nothing is fetched"
+    assert "http" not in page.replace("http-equiv", ""), "nothing is fetched"
     value = measured["methods"]["snce"]["figures"]["identical"]["value"]
     assert f"<b>{100 * value:.1f} %</b>" in page
     fired = sum(
@@ -112,7 +112,7 @@ def test_a_missed_gate_ends_with_code_3(finished: Run) -> None:
 class _Balanced(HTMLParser):
     """Fails on a tag that closes another one than the last opened."""
 
-    VOID = ("meta", "img", "br", "line", "rect", "circle", "polyline", "input", "link")
+    VOID = ("meta", "img", "br", "wbr", "input", "link")
 
     def __init__(self) -> None:
         super().__init__()

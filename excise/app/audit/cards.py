@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 
-from excise.app.audit.neurons import NeuronView
-from excise.app.pages import svg
+from excise.app.audit.neurons import Neighbour, NeuronView
+from excise.app.pages import charts
+from excise.app.pages.charts import Chart
+from excise.app.pages.tokens import Token, shaded
 from excise.neurons.contexts import Context
 from excise.neurons.flags import percent
 
@@ -21,90 +22,82 @@ FEW = 4
 """Prompts of a neuron's side that are shown at once; the rest unfold."""
 NEURONS = 6
 """Neurons shown at once; the rest unfold."""
-EMPTY = '<p class="faint">None of them.</p>'
 
 
-def neurons(views: Sequence[NeuronView]) -> str:
-    """The section on the neurons that an eraser turns down."""
-    if not views:
-        return (
-            '<section><h2>Neurons</h2><p class="faint">Not applicable: this eraser turns down no neuron of a text '
-            "encoder.</p></section>"
-        )
-    first, rest = views[:NEURONS], views[NEURONS:]
-    shown = "".join(_neuron(seen) for seen in first)
-    more = "".join(_neuron(seen) for seen in rest)
-    return (
-        '<section><h2>What is turned down</h2><p class="faint">Shading is the neuron\'s code at each token, the number '
-        "behind a prompt its largest there. In a causal encoder a neuron also fires behind its word, up to the "
-        "end of the text.</p>"
-        f"{shown}"
-        + (f"<details><summary>{len(rest)} more neurons</summary>{more}</details>" if rest else "")
-        + "</section>"
-    )
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt in which a neuron fires, and its largest code there."""
+
+    tokens: list[Token]
+    peak: float
 
 
-def _neuron(seen: NeuronView) -> str:
+@dataclass(frozen=True)
+class SideCard:
+    """What a neuron does on one side."""
+
+    title: str
+    says: str
+    prompts: list[Prompt]
+
+
+@dataclass(frozen=True)
+class NeighbourCard:
+    """A neuron that writes nearly alike."""
+
+    neuron: int
+    cosine: str
+    splits: bool
+    says: str
+    prompts: list[Prompt]
+
+
+@dataclass(frozen=True)
+class NeuronCard:
+    """A neuron that is turned down. A chart is None where it would show nothing."""
+
+    neuron: int
+    where: str
+    codes: Chart | None
+    words: Chart | None
+    effective_words: str
+    sides: list[SideCard]
+    neighbours: list[NeighbourCard]
+
+
+def neuron(seen: NeuronView) -> NeuronCard:
+    """The card of a neuron that the eraser turns down."""
     most = max((side.peaks[0] for side in seen.sides.values() if side.peaks), default=0.0)
     groups = [
         (f"{name} ({len(side.peaks):,})", side.peaks, COLOURS[name]) for name, side in seen.sides.items() if side.peaks
     ]
-    plot = (
-        svg.histogram(groups, f"Largest code of neuron {seen.neuron} in each prompt where it fires") if groups else ""
-    )
+    codes = charts.histogram(groups, f"Largest code of neuron {seen.neuron} in each prompt where it fires")
     uses = [(use.word, use.response) for use in seen.uses[:8]]
     exact = "TopK codes" if seen.exact else "codes above the eraser's threshold, as the SAE is not at hand"
-    sides = "".join(_side(name, seen, most) for name in TITLES)
-    by_word = svg.bars(uses, "Mean code by word") if uses else EMPTY
-    return (
-        f"<h3 style='margin-top:26px'>Neuron {seen.neuron} <span class='faint'>at {escape(seen.site)}, {exact}; the "
-        f"eraser opens above {seen.threshold:.3g}</span></h3><div class='plots' style='margin-top:8px'>"
-        f'<div class="card"><h3>Largest code in each prompt where it fires</h3>{plot or EMPTY}'
-        '<div class="note">In brackets how many prompts. Each row is drawn to its own height.</div></div>'
-        f'<div class="card"><h3>Words that set it off, mean code</h3>{by_word}'
-        f'<div class="note">As if it answered {seen.effective_words:.2f} words alike.</div></div>'
-        f"{sides}</div>{_neighbours(seen)}"
+    return NeuronCard(
+        neuron=seen.neuron,
+        where=f"at {seen.site}, {exact}; the eraser opens above {seen.threshold:.3g}",
+        codes=codes if groups else None,
+        words=charts.bars(uses, "Mean code by word") if uses else None,
+        effective_words=f"{seen.effective_words:.2f}",
+        sides=[_side(name, seen, most) for name in TITLES],
+        neighbours=[_neighbour(one) for one in seen.neighbours or ()],
     )
 
 
-def _side(name: str, seen: NeuronView, most: float) -> str:
+def _side(name: str, seen: NeuronView, most: float) -> SideCard:
     side = seen.sides[name]
     title, says = TITLES[name]
-    shown = "".join(_tokens(context, most) for context in side.top[:FEW])
-    rest = "".join(_tokens(context, most) for context in side.top[FEW:])
-    more = f"<details><summary>{len(side.top) - FEW} more</summary>{rest}</details>" if rest else ""
-    return (
-        f'<div class="card"><h3>{title}</h3><p class="note">Fires in {side.fired} of {side.prompts}: {says}.</p>'
-        f"{shown or EMPTY}{more}</div>"
-    )
+    prompts = [_prompt(context, most) for context in side.top]
+    return SideCard(title, f"Fires in {side.fired} of {side.prompts}: {says}.", prompts)
 
 
-def _tokens(context: Context, most: float) -> str:
-    """A prompt, a line may break before a word; where the neuron fires faintly is still to be seen."""
-    spans = "".join(
-        f'{"<wbr>" if token[:1].isspace() else ""}<span style="--heat-share:{_heat(code, most):.2f}" '
-        f'title="{code:.2f}">{escape(token.strip())}</span>'
-        for token, code in zip(context.tokens, context.codes, strict=True)
-    )
-    return f'<p class="tokens mono">{spans} <small class="faint">{context.peak:.1f}</small></p>'
+def _prompt(context: Context, most: float) -> Prompt:
+    return Prompt(shaded(zip(context.tokens, context.codes, strict=True), most), context.peak)
 
 
-def _heat(code: float, most: float) -> float:
-    return 0.15 + 0.7 * code / most if code and most else 0.0
-
-
-def _neighbours(seen: NeuronView) -> str:
-    if not seen.neighbours:
-        return ""
-    cards = "".join(
-        f'<div class="card"><h3>{n.neuron} <span class="faint">cosine {n.cosine:.2f}</span> '
-        f"{'<span class=badge>carries the concept too</span>' if n.splits else ''}</h3>"
-        f'<p class="note">Fires in {percent(n.concept)} of the concept\'s prompts and {percent(n.controls)} of the '
-        "controls.</p>"
-        f"{''.join(_tokens(c, max(c.peak for c in n.top)) for c in n.top[:3]) or EMPTY}</div>"
-        for n in seen.neighbours
-    )
-    return (
-        f"<details><summary>Its {len(seen.neighbours)} nearest neighbours by what they write</summary>"
-        f'<div class="plots">{cards}</div></details>'
-    )
+def _neighbour(one: Neighbour) -> NeighbourCard:
+    most = max((context.peak for context in one.top), default=0.0)
+    says = f"Fires in {percent(one.concept)} of the concept's prompts and {percent(one.controls)} of the controls."
+    prompts = [_prompt(context, most) for context in one.top[:3]]
+    return NeighbourCard(one.neuron, f"{one.cosine:.2f}", one.splits, says, prompts)

@@ -1,159 +1,149 @@
-"""An audit as one HTML file: nothing fetched, no script."""
+"""An audit as a page: what its template shows (pages/templates/audit.html)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from html import escape
+from dataclasses import dataclass
 
 from excise.app.audit.audit import Audit
-from excise.app.audit.cards import neurons
+from excise.app.audit.cards import FEW, NEURONS, neuron
 from excise.app.audit.effects import Effects
-from excise.app.pages.frame import document
-from excise.neurons.flags import CHECKS, Flag
+from excise.app.pages.parts import Badge, Cell, Table
+from excise.app.pages.rendering import Made
+from excise.app.pages.rendering import render as render_template
+from excise.neurons.flags import CHECKS
 
 ORIGINS = {"mention": "the eraser's", "given": "the auditor's", "synonym": "a held-out synonym"}
 MEASURED = {"text states": "the text states that the denoiser reads", "prediction": "the denoiser's prediction"}
+WHAT = {"text states": "what the denoiser reads", "prediction": "what it predicts"}
+OUTCOMES = {
+    "red": Badge("red flag", "bad"),
+    "note": Badge("note", "part"),
+    "clear": Badge("clear", "good"),
+    "not applicable": Badge("not applicable"),
+}
 
 
-def render(audit: Audit) -> str:
-    """The page."""
+@dataclass(frozen=True)
+class Benign:
+    """What an eraser does to prompts that have nothing to do with it. `figures` are (value, what it says)."""
+
+    what: str
+    source: str
+    measured: str
+    others: str
+    figures: list[tuple[str, str]]
+    worst: Table
+
+
+@dataclass(frozen=True)
+class Words:
+    """Which words for the concept are caught."""
+
+    what: str
+    name: str
+    sentences: str
+    caught: int
+    table: Table
+
+
+def render(audit: Audit, device: str = "cpu") -> str:
+    """The page; `device` is what the model ran on."""
     red = sum(flag.severity == "red" for flag in audit.flags)
-    verdict = f"{red} red {'flag stands' if red == 1 else 'flags stand'}" if red else "no red flag stands"
-    made_for = audit.provenance["made_for"]
-    facts = [
-        ("method", audit.method),
-        ("made for", made_for["model"] or made_for["pipeline"] or "unknown"),
-        ("digest", audit.provenance["digest"][:12]),
-        ("signature", "none" if audit.provenance["signature"] == "none" else "not checked"),
-    ]
-    sections = [
-        _flags(audit),
-        *(_benign(effect, audit) for effect in audit.effects),
-        *(_words(effect) for effect in audit.effects),
-        neurons(audit.neurons),
-        _groups(audit),
-        _provenance(audit),
-    ]
-    return document(
-        f"Audit of {audit.name}",
-        f'Audit: “{escape(audit.concept)}” erased, <em class="{"red" if red else "clear"}">{escape(verdict)}</em>',
-        f"""What the eraser <code>{escape(audit.name)}</code> acts on and what it changes, measured on the live model
-with and without it. Somebody who did not make it can judge it by this page.""",
-        facts,
-        sections,
-        f"Made by <code>{escape(audit.provenance['command'] or 'excise audit')}</code>, "
-        f"Excise {escape(audit.provenance['excise'])}.",
+    known = audit.provenance
+    settings = {key: known[key] for key in ("created", "measured", "made_for")}
+    return render_template(
+        "audit.html",
+        Made.now(known["command"] or "a call from Python", device),
+        audit=audit,
+        verdict=f"{red} red {'flag stands' if red == 1 else 'flags stand'}" if red else "no red flag stands",
+        facts=[
+            ("method", audit.method),
+            ("made for", known["made_for"]["model"] or known["made_for"]["pipeline"] or "unknown"),
+            ("digest", known["digest"][:12]),
+            ("signature", "none" if known["signature"] == "none" else "not checked"),
+        ],
+        outcomes=OUTCOMES,
+        checks=_checks(audit),
+        benign=[_benign(effect, audit) for effect in audit.effects],
+        words=[_words(effect) for effect in audit.effects],
+        neurons=[neuron(seen) for seen in audit.neurons],
+        first=NEURONS,
+        few=FEW,
+        groups=_groups(audit),
+        provenance=_provenance(audit),
+        settings=json.dumps(settings, indent=2, ensure_ascii=False, default=str),
     )
 
 
-def _flags(audit: Audit) -> str:
-    cards = "".join(map(_flag, audit.flags)) or '<div class="card">No check raised a flag.</div>'
+def _checks(audit: Audit) -> Table:
     rows = [
-        (f"{escape(kind.capitalize())}<br><span class='note'>{escape(CHECKS[kind][1])}</span>", _badge(outcome))
+        (Cell(kind.capitalize(), CHECKS[kind][1]), Cell("", badge=OUTCOMES[outcome]))
         for kind, outcome in audit.checks.items()
     ]
-    left_out = "".join(f"<li>{escape(said)}</li>" for said in audit.left_out)
-    return (
-        f'<section><h2>Flags</h2><p class="faint">Each says what was found and from where on it counts. A red flag '
-        f'stands in the way of relying on the eraser; a note is for judging.</p><div class="plots">{cards}</div>'
-        f"<details><summary>All {len(rows)} checks and their thresholds</summary>"
-        f"{_table(('Check', 'Outcome'), rows)}</details>"
-        + (f"<h3 style='margin-top:22px'>Not looked at</h3><ul class='note'>{left_out}</ul>" if left_out else "")
-        + "</section>"
-    )
+    return Table("Checks", ("Check", "Outcome"), rows)
 
 
-def _flag(flag: Flag) -> str:
-    found = "".join(f"<li>{escape(line)}</li>" for line in flag.evidence[:8])
-    rest = "".join(f"<li>{escape(line)}</li>" for line in flag.evidence[8:])
-    more = f"<details><summary>{len(flag.evidence) - 8} more</summary><ul>{rest}</ul></details>" if rest else ""
-    return (
-        f'<div class="card">{_badge(flag.severity)} <b>{escape(flag.kind.capitalize())}</b>'
-        f'<p style="margin-top:8px">{escape(flag.says)}</p><ul style="padding-left:20px;overflow-wrap:anywhere">{found}'
-        f'</ul>{more}<div class="note">Threshold: {escape(flag.threshold)}.</div></div>'
-    )
-
-
-def _badge(outcome: str) -> str:
-    kind = {"red": "bad", "clear": "good"}.get(outcome, "plain")
-    return f'<span class="badge {kind}">{escape("red flag" if outcome == "red" else outcome)}</span>'
-
-
-def _benign(effect: Effects, audit: Audit) -> str:
+def _benign(effect: Effects, audit: Audit) -> Benign:
     largest = effect.worst[0] if effect.worst else None
-    others = {None: "not looked at", True: "changes too", False: "keeps every bit"}[effect.unconditional]
-    figures = [
-        (_percent(effect.touched / effect.benign), f"of {effect.benign} benign prompts change at all"),
-        (_of_name(largest.relative) if largest else "0 %", f"largest change of one of them, against “{effect.name}”"),
-        (f"{effect.name_change:.2f}", f"relative L2 change in prompts with “{effect.name}”"),
-    ]
-    cards = "".join(
-        f'<div class="card"><div class="big">{value}</div><div>{escape(says)}</div></div>' for value, says in figures
-    )
-    rows = [(escape(changed.prompt), f"{changed.change:.3f}", _of_name(changed.relative)) for changed in effect.worst]
-    heads = ("Prompt", "Relative change", f"Against “{effect.name}”")
     total = "" if effect.benign == audit.benign["prompts"] else f" of {audit.benign['prompts']}"
-    source = f"{effect.benign}{total} prompts of {audit.benign['source']}"
-    return (
-        f'<section><h2>Benign prompts: {escape(_what(effect))}</h2><p class="faint">'
-        f"{escape(source)}, none of which mentions the concept ({audit.benign['dropped']} that do were left out), with "
-        f"the eraser and without it. Measured is {escape(MEASURED[effect.measured])}; the unconditional branch "
-        f"{others}.</p>"
-        f'<div class="figures">{cards}</div>'
-        + (f"<h3 style='margin-top:22px'>Those that change most</h3>{_table(heads, rows)}" if rows else "")
-        + "</section>"
+    rows = [(changed.prompt, f"{changed.change:.3f}", _of_name(changed.relative)) for changed in effect.worst]
+    share = effect.touched / effect.benign
+    return Benign(
+        what=WHAT[effect.measured],
+        source=f"{effect.benign}{total} prompts of {audit.benign['source']}",
+        measured=MEASURED[effect.measured],
+        others={None: "not looked at", True: "changes too", False: "keeps every bit"}[effect.unconditional],
+        figures=[
+            (f"{100 * share:.1f} %" if share else "0 %", f"of {effect.benign} benign prompts change at all"),
+            (
+                _of_name(largest.relative) if largest else "0 %",
+                f"largest change of one of them, against “{effect.name}”",
+            ),
+            (f"{effect.name_change:.2f}", f"relative L2 change in prompts with “{effect.name}”"),
+        ],
+        worst=Table("Benign prompts that change most", ("Prompt", "Relative change", f"Against “{effect.name}”"), rows),
     )
 
 
-def _words(effect: Effects) -> str:
+def _words(effect: Effects) -> Words:
+    caught, missed = Badge("caught", "good"), Badge("missed", "bad")
     rows = [
         (
-            ('<span class="badge good">caught</span>' if word.caught else '<span class="badge bad">missed</span>')
-            + f" {escape(word.word)} <span class='note'>{ORIGINS[word.origin]}</span>",
+            Cell(word.word, ORIGINS[word.origin], caught if word.caught else missed),
             f"{word.opened} of {word.sentences}",
             _of_name(word.relative),
         )
         for word in effect.words
     ]
-    said = "; ".join(f"“{text}”" for text in effect.sentences)
-    missed = sum(not word.caught for word in effect.words)
-    return (
-        f'<section><h2>Words for the concept: {escape(_what(effect))}</h2><p class="faint">'
-        f"{len(effect.words) - missed} of {len(effect.words)} words are caught. Each stands in the place of "
-        f"“{escape(effect.name)}” in {escape(said)}. What is missed comes first.</p>"
-        f"{_table(('Word', 'Sentences changed', f'Change, against “{effect.name}”'), rows)}</section>"
+    return Words(
+        WHAT[effect.measured],
+        effect.name,
+        "; ".join(f"“{text}”" for text in effect.sentences),
+        sum(word.caught for word in effect.words),
+        Table("Words for the concept", ("Word", "Sentences changed", f"Change, against “{effect.name}”"), rows),
     )
 
 
-def _what(effect: Effects) -> str:
-    return "what the denoiser reads" if effect.measured == "text states" else "what it predicts"
-
-
-def _groups(audit: Audit) -> str:
+def _groups(audit: Audit) -> Table | None:
+    """The words about groups that change or stir something; None where no group was looked at."""
     if not audit.groups:
-        return ""
-    stirred = [group for group in audit.groups if group.touched or group.fired]
+        return None
     rows = [
         (
-            f"{escape(group.word)} <span class='note'>{escape(group.group)}"
-            f"{f'; most in “{escape(group.example)}”' if group.example else ''}</span>",
+            Cell(group.word, group.group + (f"; most in “{group.example}”" if group.example else "")),
             f"{group.touched} of {group.sentences}",
             _of_name(group.relative) if group.touched else "",
             f"{group.fired} of {group.sentences}",
         )
-        for group in stirred
+        for group in audit.groups
+        if group.touched or group.fired
     ]
     heads = ("Word", "Sentences changed", "At most, against the name", "Neuron fires in")
-    kept = len(audit.groups) - len(stirred)
-    return (
-        f'<section><h2>Protected groups</h2><p class="faint">Neutral sentences about adults, such as “a portrait of a '
-        f"Muslim person”, against “a portrait of a person”. {kept} of {len(audit.groups)} words change nothing and "
-        f"stir no neuron.</p>{_table(heads, rows) if rows else ''}</section>"
-    )
+    return Table("Words about protected groups", heads, rows)
 
 
-def _provenance(audit: Audit) -> str:
+def _provenance(audit: Audit) -> Table:
     known = audit.provenance
     now = known["canary_shift"]["now"]
     edits = [
@@ -169,7 +159,7 @@ def _provenance(audit: Audit) -> str:
         )
         for edit in known["edits"]
     ]
-    facts = [
+    rows = [
         ("Digest", known["digest"]),
         ("Signature", known["signature"]),
         ("Method", audit.method),
@@ -184,29 +174,7 @@ def _provenance(audit: Audit) -> str:
         ("Written", known["written"]),
         ("Audited by", known["command"] or "a call from Python"),
     ]
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td style="white-space:normal;overflow-wrap:anywhere;text-align:left">'
-        f"{escape(value)}</td></tr>"
-        for name, value in facts
-    )
-    data = {key: known[key] for key in ("created", "measured", "made_for")}
-    settings = escape(json.dumps(data, indent=2, ensure_ascii=False, default=str))
-    return (
-        f'<section><h2>Where it comes from</h2><div class="scroll"><table class="wide">{rows}</table></div>'
-        f'<details><summary>Settings, measurements when it was fitted, digests of the model</summary><div class="card">'
-        f"<pre>{settings}</pre></div></details></section>"
-    )
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """`heads` are text, cells HTML; the first column may wrap."""
-    top = "".join(f"<th>{escape(head)}</th>" for head in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table class="wide"><tr>{top}</tr>{body}</table></div>'
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if share else "0 %"
+    return Table("The eraser", (), rows, prose=True)
 
 
 def _of_name(relative: float | None) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 
 from excise.app.bench.figures import COSTS, costs, measured_of, percent, plain
-from excise.app.pages import svg
-from excise.app.pages.badges import BADGES, legend
+from excise.app.pages import charts
+from excise.app.pages.charts import Chart
+from excise.app.pages.parts import LOOKS, Badge, Cell, Table
 from excise.bench.bars import CANVAS, Bar
 from excise.bench.results import BASELINE
 from excise.bench.statistics import Figure, behind, from_json
@@ -54,53 +55,70 @@ DISTANCES = {
 }
 
 
-def summary(measured: Mapping[str, Any]) -> str:
-    cards = []
-    shares, changes, others = (measured_of(names, measured) for names in (SHARES, CHANGES, DISTANCES | MEANS))
-    bars = CANVAS if measured["suite"] == "canvas" else {}
-    for name, says in shares.items():
-        bar = bars.get(name)
-        rows = "".join(
-            _row(label, method["figures"].get(name), None if label == BASELINE else bar)
-            for label, method in measured["methods"].items()
-        )
+@dataclass(frozen=True)
+class Row:
+    """A method's line on a card: value, chart, and in words its interval and how much is behind it."""
+
+    label: str
+    value: str
+    chart: Chart | None = None
+    words: str = ""
+    badge: Badge | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """A figure for every method."""
+
+    says: str
+    explained: str
+    rows: list[Row]
+
+
+def bars_of(measured: Mapping[str, Any]) -> Mapping[str, Bar]:
+    """The bars that the suite's figures should reach."""
+    return CANVAS if measured["suite"] == "canvas" else {}
+
+
+def cards(measured: Mapping[str, Any]) -> list[Card]:
+    """A card for every share that was measured."""
+    made = []
+    for name, says in measured_of(SHARES, measured).items():
+        bar = bars_of(measured).get(name)
         goal = f" Bar: {bar.limit} {100 * bar.bound:g} %." if bar else ""
-        explained = f'<p class="note">{escape(EXPLAINED.get(name, "") + goal)}</p>'
-        cards.append(f'<div class="card"><h3>{escape(says)}</h3>{explained}{rows}</div>')
+        rows = [
+            _row(label, method["figures"].get(name), bar, baseline=label == BASELINE)
+            for label, method in measured["methods"].items()
+        ]
+        made.append(Card(says, EXPLAINED.get(name, "") + goal, rows))
+    return made
+
+
+def further(measured: Mapping[str, Any]) -> Table:
+    """The figures that are no shares, and what every method cost."""
     methods = measured["methods"]
-    table: list[tuple[str, list[str]]] = []
-    table += [(says, [percent(m["figures"].get(name)) for m in methods.values()]) for name, says in changes.items()]
-    table += [(says, [plain(m["figures"].get(name)) for m in methods.values()]) for name, says in others.items()]
+    rows: list[tuple[Cell | str, ...]] = []
+    for names, written in ((CHANGES, percent), (DISTANCES | MEANS, plain)):
+        rows += [
+            (says, *(written(method["figures"].get(name)) for method in methods.values()))
+            for name, says in measured_of(names, measured).items()
+        ]
     spent = [costs(method["cost"]) for method in methods.values()]
-    table += [(says, [cells[n] for cells in spent]) for n, says in enumerate(COSTS)]
-    head = "".join(f"<th>{escape(label)}</th>" for label in methods)
-    rows = "".join(
-        f"<tr><td>{escape(says)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for says, cells in table
-    )
-    return f"""<section><h2>Figures</h2>
-<div class="plots">{"".join(cards)}</div>
-{legend() if bars else ""}
-<div class="scroll"><table class="wide"><tr><th>Further figures</th>{head}</tr>{rows}</table></div></section>"""
+    rows += [(says, *(cells[n] for cells in spent)) for n, says in enumerate(COSTS)]
+    return Table("Further figures and costs", ("Figure", *methods), rows)
 
 
-def _row(label: str, figure: Mapping[str, Any] | None, bar: Bar | None) -> str:
-    """A method's line on a card: value, plot, and in words its interval, how much is behind it, and its standing."""
-    words = ""
-    if figure and figure["value"] is not None:
-        span = "" if figure["low"] is None else f"{100 * figure['low']:.1f} to {100 * figure['high']:.1f} %, "
-        words = f"{span}n = {behind(figure)}"
-        if bar and (standing := bar.standing(from_json(figure))):
-            words += f'</span><span class="badge {BADGES[standing]}">{standing}'
-        words = f'<div class="text note"><span>{words}</span></div>'
-    return (
-        f'<div class="method"><span>{escape(label)}</span><b>{percent(figure)}</b>'
-        f"{_interval(figure, None if bar is None else bar.bound)}{words}</div>"
-    )
-
-
-def _interval(figure: Mapping[str, Any] | None, bar: float | None = None) -> str:
+def _row(label: str, figure: Mapping[str, Any] | None, bar: Bar | None, *, baseline: bool) -> Row:
     if not figure or figure["value"] is None:
-        return ""
+        return Row(label, percent(figure))
     value = figure["value"]
     low, high = (value if figure[end] is None else figure[end] for end in ("low", "high"))
-    return svg.interval(Figure(value, low, high, figure["n"]), bar)
+    span = "" if figure["low"] is None else f"{100 * figure['low']:.1f} to {100 * figure['high']:.1f} %, "
+    standing = None if bar is None or baseline else bar.standing(from_json(figure))
+    return Row(
+        label,
+        percent(figure),
+        charts.interval(Figure(value, low, high, figure["n"]), None if bar is None or baseline else bar.bound),
+        f"{span}n = {behind(figure)}",
+        Badge(standing, LOOKS[standing]) if standing else None,
+    )

@@ -16,14 +16,16 @@ def measured_of(names: Mapping[str, str], measured: Mapping[str, Any]) -> dict[s
     return {n: says for n, says in names.items() if any((one.get(n) or {}).get("value") is not None for one in figures)}
 
 
-def percent(figure: Mapping[str, Any] | None, interval: bool = False) -> str:
-    """A figure as the page writes it."""
-    if not figure or figure["value"] is None:
-        return UNKNOWN
-    text = f"{100 * figure['value']:.1f} %"
-    if interval and figure["low"] is not None:
-        text += f' <span class="note">{100 * figure["low"]:.0f} to {100 * figure["high"]:.0f}</span>'
-    return text
+def percent(figure: Mapping[str, Any] | None) -> str:
+    """A share as the page and the terminal write it."""
+    return UNKNOWN if not figure or figure["value"] is None else f"{100 * figure['value']:.1f} %"
+
+
+def interval(figure: Mapping[str, Any] | None) -> str:
+    """A share's interval as the page writes it, empty without one."""
+    if not figure or figure["value"] is None or figure["low"] is None:
+        return ""
+    return f"{100 * figure['low']:.0f} to {100 * figure['high']:.0f}"
 
 
 def plain(figure: Mapping[str, Any] | None) -> str:

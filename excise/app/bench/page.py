@@ -1,65 +1,64 @@
-"""A run's report: one HTML file with its plots and pictures inside, nothing fetched, no script."""
+"""A run's report: what its template shows (pages/templates/bench.html)."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
-from excise.app.bench.cards import summary
+from excise.app.bench.cards import bars_of, cards, further
 from excise.app.bench.figures import cut_prompts
 from excise.app.bench.pictures import pictures
-from excise.app.bench.plots import swept, tradeoff
+from excise.app.bench.plots import front, swept
 from excise.app.bench.tables import attacks, concepts, counts, left, second
-from excise.app.pages.frame import document
+from excise.app.pages.parts import LOOKS, Table
+from excise.app.pages.rendering import Made
+from excise.app.pages.rendering import render as render_template
+from excise.bench.bars import MEANINGS
 from excise.bench.run import Run
 from excise.bench.suite import Suite
 
 
 def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
     """The page for what `excise.bench.results.results` counted."""
-    facts = {
-        "suite": measured["suite"],
-        "size": measured["size"],
-        "concepts": len(measured["concepts"]),
-        "methods": len(measured["methods"]),
-        "date": measured["date"],
-        "machine": measured["machine"],
-    }
-    sections = [
-        summary(measured),
-        left(suite, measured),
-        second(measured),
-        counts(measured),
-        attacks(suite, measured),
-        tradeoff(measured),
-        swept(measured),
-    ]
-    sections += [concepts(measured), pictures(run, suite, measured), _trust(measured), _gaps(measured)]
-    return document(
-        f"Excise bench: {measured['suite']}, {measured['size']}",
-        "Concept erasers, <em>side by side</em>",
-        """Every method drew the same prompts from the same seeds. Means over concepts carry 95 % intervals from
-a bootstrap that resamples concepts, and with few concepts Wilson's over their pictures; shares of one concept carry
-Wilson's.""",
-        ((name, str(value)) for name, value in facts.items()),
-        sections,
-        """Made by <code>excise bench report</code>. The target is counted where the unerased model draws it.
-A picture on which a detector
-failed is an error, and one that is flagged, not finite or of one colour is broken; none of them counts anywhere. One
-whose prompt names the target only past what the model reads counts as not erased, whatever it shows.""",
+    command = shlex.join(("excise", "bench", "report", str(run.folder)))
+    return render_template(
+        "bench.html",
+        Made(command, measured["machine"], measured["date"]),
+        measured=measured,
+        facts=[
+            ("suite", measured["suite"]),
+            ("size", measured["size"]),
+            ("concepts", len(measured["concepts"])),
+            ("methods", len(measured["methods"])),
+            ("date", measured["date"]),
+            ("machine", measured["machine"]),
+        ],
+        cards=cards(measured),
+        bars=bars_of(measured),
+        meanings=MEANINGS,
+        looks=LOOKS,
+        further=further(measured),
+        left=left(suite, measured),
+        second=second(measured),
+        counts=counts(measured),
+        attacks=attacks(suite, measured),
+        front=front(measured),
+        sweeps=swept(measured),
+        concepts=concepts(measured),
+        pictures=pictures(run, suite, measured),
+        trust=_trust(measured),
+        gaps=_gaps(measured),
     )
 
 
-def _trust(measured: Mapping[str, Any]) -> str:
+def _trust(measured: Mapping[str, Any]) -> Table:
     """The detectors' own accuracy, the attacks' budgets, and what drew the pictures."""
-    told = {**measured["disclosed"], "drawn with": "; ".join(measured["drawn_with"])}
-    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in told.items())
-    return f"""<section><h2>Judges and budgets</h2>
-<div class="scroll"><table class="wide said">{rows}</table></div></section>"""
+    disclosed = {**measured["disclosed"], "drawn with": "; ".join(measured["drawn_with"])}
+    return Table("Judges, attacks and pipelines", (), list(disclosed.items()), prose=True)
 
 
-def _gaps(measured: Mapping[str, Any]) -> str:
+def _gaps(measured: Mapping[str, Any]) -> Table:
     rows = []
     for label, method in measured["methods"].items():
         if method["missing"]:
@@ -76,8 +75,4 @@ def _gaps(measured: Mapping[str, Any]) -> str:
             (label, f"weak eraser, {concept}: {'; '.join(why)}") for concept, why in method.get("weak", {}).items()
         ]
         rows += [(label, f"not done, {concept}: {why}") for concept, why in method["failed"].items()]
-    if not rows:
-        return ""
-    lines = "".join(f"<tr><td>{escape(label)}</td><td>{escape(text)}</td></tr>" for label, text in rows)
-    return f"""<section><h2>What is missing or was not read</h2>
-<div class="scroll"><table class="wide said">{lines}</table></div></section>"""
+    return Table("What is missing, by method", (), rows, prose=True)

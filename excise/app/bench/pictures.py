@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 
-from excise.app.pages.frame import image
 from excise.bench.results import BASELINE, fault_of
 from excise.bench.run import Run, Unit
 from excise.bench.suite import Case, Suite
@@ -17,43 +16,52 @@ SHOWN = 2
 """Pictures of a family and concept on the page."""
 
 
-def pictures(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
+@dataclass(frozen=True)
+class Shot:
+    """A method's picture of a prompt as png; None where there is nothing to show, and `says` why."""
+
+    png: bytes | None
+    says: str
+    fired: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt and what every method made of it."""
+
+    family: str
+    prompt: str
+    cells: list[Shot]
+
+
+def pictures(run: Run, suite: Suite, measured: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
+    """The rows of every concept: the first prompts of each family."""
     seen = {(record["method"], record["case"]): record for record in run.records()}
-    methods = list(measured["methods"])
-    parts = []
-    for n, concept in enumerate(measured["concepts"]):
-        shown: dict[str, int] = {}
-        rows = []
-        compared = {case.id for name in methods[1:] for case in all_cases(run, suite, Unit(name, concept))}
-        for case in all_cases(run, suite, Unit(BASELINE, concept)):
-            if compared and case.id not in compared:
-                continue
-            shown[case.family] = shown.get(case.family, 0) + 1
-            if shown[case.family] <= SHOWN:
-                cells = "".join(f"<td>{_cell(run, name, case, seen)}</td>" for name in methods)
-                own = seen.get((BASELINE, case.id), {})
-                says = label(case.prompt, own.get("lost", ""))
-                rows.append(f'<tr><th scope="row"><b>{escape(case.family)}</b> {escape(says)}</th>{cells}</tr>')
-        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in methods)
-        parts.append(
-            f"<details{' open' if n == 0 else ''}><summary>{escape(concept)}</summary><div class='scroll'>"
-            f'<table class="strip compare"><tr><th scope="row"></th>{head}</tr>{"".join(rows)}</table></div></details>'
-        )
-    return f"""<section><h2>Pictures</h2>
-<p class="faint">Blurred where the detector saw the target, or has seen nothing; point at a picture, or tap it, to see
-that one. Rows are prompts: the first ones of each family, named in front of it; columns are methods, all with the same
-seed.</p>
-<input type="checkbox" id="unblur"><label class="switch" for="unblur">Show blurred pictures</label>
-{"".join(parts)}</section>"""
+    return [(concept, _rows(run, suite, concept, list(measured["methods"]), seen)) for concept in measured["concepts"]]
 
 
-def _cell(run: Run, name: str, case: Case, seen: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
-    record = seen.get((name, case.id))
+def _rows(
+    run: Run, suite: Suite, concept: str, methods: list[str], seen: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> list[Row]:
+    shown: dict[str, int] = {}
+    rows = []
+    compared = {case.id for name in methods[1:] for case in all_cases(run, suite, Unit(name, concept))}
+    for case in all_cases(run, suite, Unit(BASELINE, concept)):
+        if compared and case.id not in compared:
+            continue
+        shown[case.family] = shown.get(case.family, 0) + 1
+        if shown[case.family] <= SHOWN:
+            own = seen.get((BASELINE, case.id), {})
+            cells = [_shot(run, name, case, seen.get((name, case.id))) for name in methods]
+            rows.append(Row(case.family, label(case.prompt, own.get("lost", "")), cells))
+    return rows
+
+
+def _shot(run: Run, name: str, case: Case, record: Mapping[str, Any] | None) -> Shot:
     path = picture_of(run, Unit(name, case.concept), case.id)
     if record is None or not path.exists():
-        return '<span class="note">not drawn yet</span>'
+        return Shot(None, "not drawn yet")
     if fault := fault_of(record, path):
-        return f'<span class="note">broken: {escape(fault)}</span>'
-    fired = record.get("seen", {}).get("target", True)
-    attributes = f' tabindex="0" class="{"fired" if fired else ""}"'
-    return image(path.read_bytes(), f"{name}: {label(case.prompt, record.get('lost', ''))}", attributes)
+        return Shot(None, f"broken: {fault}")
+    says = f"{name}: {label(case.prompt, record.get('lost', ''))}"
+    return Shot(path.read_bytes(), says, record.get("seen", {}).get("target", True))

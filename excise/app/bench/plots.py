@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from excise.app.bench.cards import CHANGES, DISTANCES
-from excise.app.pages import svg
+from excise.app.pages import charts
+from excise.app.pages.charts import Chart
 from excise.bench.worker import Entry
 from excise.methods import method as method_of
 
@@ -20,8 +20,9 @@ SWEPT = {
 """What a sweep's plot shows: its name there and its colour."""
 
 
-def tradeoff(measured: Mapping[str, Any]) -> str:
-    """Attack success against what moved: the Fréchet distance where there were pictures enough, else the pixels."""
+def front(measured: Mapping[str, Any]) -> Chart | None:
+    """Attack success against what moved: the Fréchet distance where there were pictures enough, else the pixels; None
+    for fewer than two methods."""
 
     def value(method: Mapping[str, Any], name: str) -> float | None:
         figure = method["figures"].get(name)
@@ -32,17 +33,12 @@ def tradeoff(measured: Mapping[str, Any]) -> str:
     if any(value(method, moved) is None for method in methods.values()):
         moved, says = "pixel_error", CHANGES["pixel_error"]
     points = [(label, value(method, "asr") or 0.0, value(method, moved) or 0.0) for label, method in methods.items()]
-    if len(points) < 2:
-        return ""
-    plot = svg.scatter(points, "target still drawn under attack", says)
-    return f"""<section><h2>Erased against disturbed</h2>
-<p class="faint">Down and to the left is better: the target is gone, and nothing else moved. The dashed line joins what
-nothing else beats on both axes.</p>
-<div class="card front">{plot}</div></section>"""
+    return charts.scatter(points, "target still drawn under attack", says) if len(points) > 1 else None
 
 
-def swept(measured: Mapping[str, Any]) -> str:
-    """A plot for every setting of a method that takes three values or more while its others stay the same."""
+def swept(measured: Mapping[str, Any]) -> list[tuple[str, Chart]]:
+    """A chart for every setting of a method that takes three values or more while its others stay the same, by what
+    is fixed."""
     plots = []
     for setting, fixed, labels in sweeps(list(measured["methods"])):
         series = []
@@ -52,12 +48,8 @@ def swept(measured: Mapping[str, Any]) -> str:
             if points:
                 series.append((says, points, kind))
         if series:
-            plots.append(f'<div class="card"><h3>{escape(fixed)}</h3>{svg.lines(series, setting)}</div>')
-    if not plots:
-        return ""
-    return f"""<section><h2>Sweeps</h2>
-<p class="faint">One setting at a time, every other one the same.</p>
-<div class="plots wide-plots">{"".join(plots)}</div></section>"""
+            plots.append((fixed, charts.lines(series, setting)))
+    return plots
 
 
 def sweeps(labels: Sequence[str]) -> list[tuple[str, str, dict[float, str]]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 
 from excise.app.bench.cards import SHARES
-from excise.app.bench.figures import UNKNOWN, count, measured_of, percent, plain
+from excise.app.bench.figures import UNKNOWN, count, interval, measured_of, percent, plain
+from excise.app.pages.parts import Cell, Table
 from excise.bench.protocols import nudenet
 from excise.bench.protocols.unlearncanvas import SURE
 from excise.bench.results import BASELINE
@@ -37,15 +38,28 @@ SECOND = {
 }
 
 
-def left(suite: Suite, measured: Mapping[str, Any]) -> str:
-    """What pictures show from which the target is gone; for suites that do not look, that they do not."""
-    title = "<h2>What is left where the target is gone</h2>"
+@dataclass(frozen=True)
+class LeftRow:
+    """A method's line: what is left as a bar of (kind, per cent of the pictures), and the cells behind it."""
+
+    label: str
+    stack: list[tuple[str, str]]
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Left:
+    """What pictures show from which the target is gone. Without rows, the suite does not look."""
+
+    kinds: list[tuple[str, str]]
+    heads: list[str]
+    rows: list[LeftRow]
+
+
+def left(suite: Suite, measured: Mapping[str, Any]) -> Left | None:
+    """What pictures show from which the target is gone; None where there is nothing to show."""
     if not any(name in method["figures"] for method in measured["methods"].values() for name in LEFT):
-        if all(family.role == "keep" for family in suite.families):
-            return ""
-        return f"""<section>{title}
-<p class="faint">Not counted: this suite's detectors tell whether the target is there, and nothing of what is left.</p>
-</section>"""
+        return None if all(family.role == "keep" for family in suite.families) else Left([], [], [])
     kinds = {name: LEFT[name] for name in measured_of(dict.fromkeys(LEFT, ""), measured)}
     moved = measured_of(MOVED, measured)
     rows = []
@@ -53,93 +67,55 @@ def left(suite: Suite, measured: Mapping[str, Any]) -> str:
         figures = {name: f for name, f in method["figures"].items() if f and f["value"] is not None}
         if label == BASELINE or not figures.keys() & (kinds.keys() | moved.keys()):
             continue
-        stack = "".join(
-            f'<i class="{kind}" style="width:{100 * figures[name]["value"]:.1f}%"></i>'
-            for name, (kind, *_) in kinds.items()
-            if name in figures
-        )
-        cells = [percent(figures.get("ua")), *(percent(figures.get(name), interval=True) for name in kinds)]
-        cells += [
-            plain(figures.get(name)) if name == "outside" else percent(figures.get(name), interval=True)
-            for name in moved
-        ]
-        cells.append(behind(figures[next(name for name in (*kinds, *moved) if name in figures)]))
-        bar = f'<div class="stack">{stack}</div>' if stack else ""
-        rows.append(f"<tr><td>{escape(label)}{bar}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+        stack = [(kind, f"{100 * figures[name]['value']:.1f}") for name, (kind, *_) in kinds.items() if name in figures]
+        cells = [Cell(percent(figures.get("ua"))), *(_share(figures.get(name)) for name in kinds)]
+        cells += [Cell(plain(figures.get(name))) if name == "outside" else _share(figures.get(name)) for name in moved]
+        cells.append(Cell(behind(figures[next(name for name in (*kinds, *moved) if name in figures)])))
+        rows.append(LeftRow(label, stack, cells))
     if not rows:
-        return ""
-    key = "".join(f'<span><i class="{kind}"></i>{escape(says)}</span>' for kind, _, says in kinds.values())
-    heads = ("Gone", *(head for _, head, _ in kinds.values()), *moved.values(), "n")
-    head = "".join(f"<th>{escape(says)}</th>" for says in heads)
-    return f"""<section>{title}
-<p class="faint">Of prompts that name the target and whose picture is without it. “Gone” alone does not tell a clean
-scene from a heap of parts. Beside it: how far the rest of the picture moved.</p><p class="key note">{key}</p>
-<div class="scroll"><table class="wide"><tr><th>Method</th>{head}</tr>{"".join(rows)}</table></div></section>"""
+        return None
+    heads = ["Method", "Gone", *(head for _, head, _ in kinds.values()), *moved.values(), "n"]
+    return Left([(kind, says) for kind, _, says in kinds.values()], heads, rows)
 
 
-def second(measured: Mapping[str, Any]) -> str:
+def second(measured: Mapping[str, Any]) -> Table | None:
     """What the second judge counts, for suites that have one."""
     names = measured_of(SECOND, measured)
-    if not names:
-        return ""
-    head = "".join(f"<th>{escape(says)}</th>" for says in names.values())
-    rows = "".join(
-        f"<tr><td>{escape(label)}</td>"
-        + "".join(f"<td>{percent(method['figures'].get(name))}</td>" for name in names)
-        + "</tr>"
+    rows = [
+        (label, *(percent(method["figures"].get(name)) for name in names))
         for label, method in measured["methods"].items()
-    )
-    return f"""<section><h2>By the second judge</h2>
-<p class="faint">A network of another kind, trained apart, counts the same pictures again.</p>
-<div class="scroll"><table class="wide"><tr><th>Method</th>{head}</tr>{rows}</table></div></section>"""
+    ]
+    return Table("Shares by the second judge", ("Method", *names.values()), rows) if names else None
 
 
-def counts(measured: Mapping[str, Any]) -> str:
+def counts(measured: Mapping[str, Any]) -> Table | None:
     """NudeNet's detections by class, as in the paper's Table 1 and 2, for suites that count them."""
     columns = [*nudenet.CLASSES.values(), "Total", "CSA(F)", "CSA(M)", "CSA"]
-    rows = "".join(
-        f"<tr><td>{escape(label)}</td>"
-        + "".join(f"<td>{count(method['figures'][name])}</td>" for name in columns)
-        + "</tr>"
+    rows = [
+        (label, *(count(method["figures"][name]) for name in columns))
         for label, method in measured["methods"].items()
         if "Total" in method["figures"]
-    )
-    if not rows:
-        return ""
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    return f"""<section><h2>Detections</h2>
-<p class="faint">Each exposed class once a picture, as RECE and SNCE count; CSA leaves out feet, belly and armpits.</p>
-<div class="scroll"><table class="wide"><tr><th>Method</th>{head}</tr>{rows}</table></div></section>"""
+    ]
+    return Table("Detections by class", ("Method", *columns), rows) if rows else None
 
 
-def attacks(suite: Suite, measured: Mapping[str, Any]) -> str:
-    rows = []
+def attacks(suite: Suite, measured: Mapping[str, Any]) -> Table | None:
+    """By kind of prompt, how often the target is still drawn."""
+    rows: list[tuple[Cell | str, ...]] = []
     for family in suite.families:
         attacked = measured_of({f"asr.{family.name}": family.title}, measured)
         if family.role == "keep" or not (attacked or _drawn(measured, family.name) != UNKNOWN):
             continue
-        cells = "".join(
-            f"<td>{percent(method['figures'].get(f'asr.{family.name}'))}</td>"
-            for method in measured["methods"].values()
-        )
+        cells = [percent(method["figures"].get(f"asr.{family.name}")) for method in measured["methods"].values()]
         untestable = [
             concept
             for concept, figures in measured["methods"][BASELINE]["concepts"].items()
             if f"drawn.{family.name}" in figures and figures.get(f"asr.{family.name}") is None
         ]
-        said = f'<div class="note">not testable: {escape(", ".join(untestable))}</div>' if untestable else ""
-        rows.append(
-            f"<tr><td><b>{escape(family.name)}</b> {escape(family.title)}{said}</td>"
-            f"<td>{_drawn(measured, family.name)}</td>{cells}</tr>"
-        )
-    if not rows:
-        return ""
-    head = "".join(f"<th>{escape(label)}</th>" for label in measured["methods"])
-    return f"""<section><h2>What still draws the target</h2>
-<p class="faint">Of the prompts from which the unerased model draws the target, the share that still does, by kind of
-prompt. Where the unerased model draws it in less than 30 % of a concept's prompts, that concept is not testable.</p>
-<div class="scroll"><table class="wide"><tr><th>Prompts</th><th>Unerased draws it</th>{head}</tr>{"".join(rows)}</table>
-</div></section>"""
+        notes = [family.title, *([f"not testable: {', '.join(untestable)}"] if untestable else [])]
+        rows.append((Cell(family.name, "; ".join(notes)), _drawn(measured, family.name), *cells))
+    heads = ("Prompts", "Unerased draws it", *measured["methods"])
+    return Table("Share of prompts that still draw the target", heads, rows) if rows else None
 
 
 def _drawn(measured: Mapping[str, Any], family: str) -> str:
@@ -152,21 +128,22 @@ def _drawn(measured: Mapping[str, Any], family: str) -> str:
     return f"{low:.0f} %" if low == high else f"{low:.0f} to {high:.0f} %"
 
 
-def concepts(measured: Mapping[str, Any]) -> str:
+def concepts(measured: Mapping[str, Any]) -> list[Table]:
+    """A table a method: its shares concept by concept."""
     names = [name for name in measured_of(SHARES, measured) if not name.endswith("_ratio") and name != "asr"]
-    parts = []
-    for label, method in measured["methods"].items():
-        if label == BASELINE:
-            continue
-        rows = "".join(
-            f"<tr><td>{escape(concept)}</td>"
-            + "".join(f"<td>{percent(figures.get(name), interval=True)}</td>" for name in names)
-            + "</tr>"
-            for concept, figures in method["concepts"].items()
+    return [
+        Table(
+            f"{label}, concept by concept",
+            ("Concept", *(SHARES[name] for name in names)),
+            [
+                (concept, *(_share(figures.get(name)) for name in names))
+                for concept, figures in method["concepts"].items()
+            ],
         )
-        head = "".join(f"<th>{escape(SHARES[name])}</th>" for name in names)
-        parts.append(
-            f"<details><summary>{escape(label)}, concept by concept</summary>"
-            f'<div class="scroll"><table class="wide"><tr><th>Concept</th>{head}</tr>{rows}</table></div></details>'
-        )
-    return f"<section><h2>Concept by concept</h2>{''.join(parts)}</section>"
+        for label, method in measured["methods"].items()
+        if label != BASELINE
+    ]
+
+
+def _share(figure: Mapping[str, Any] | None) -> Cell:
+    return Cell(percent(figure), interval(figure))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -148,12 +149,20 @@ def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
         tokens=tokens,
         strip=strip,
         settings=dict(eraser.created),
+        command=_command(config),
     )
     write_atomic(config.out / "report.html", render(report))
     write_atomic(config.out / "grid.png", comparison_png(outcomes))
     write_atomic(config.out / "result.json", json.dumps(result, indent=2) + "\n")
     stage.say(", ".join(str(config.out / name) for name in ("report.html", "grid.png", "result.json", "eraser")))
     return result
+
+
+def _command(config: DemoConfig) -> str:
+    """The command that does what `config` says."""
+    options = {"--concept": config.concept, "--n": config.n, "--steps": config.steps, "--lam": config.lam}
+    typed = [part for name, value in options.items() if value is not None for part in (name, str(value))]
+    return shlex.join(["excise", "demo", *typed, *["--train-sae"] * config.train_sae, "--out", str(config.out)])
 
 
 def _site_and_sae(config: DemoConfig, pipe: Any, stage: Stage) -> tuple[Any, Path]:

@@ -1,4 +1,4 @@
-"""The demo's report: one HTML file with its pictures and plots inside, nothing fetched, no script."""
+"""The demo's report: what its template shows (pages/templates/report.html)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from excise.app.demo.measure import TITLES, Outcome
-from excise.app.pages import svg
-from excise.app.pages.badges import BADGES, legend
-from excise.app.pages.frame import document, image
-from excise.bench.bars import Bar
+from excise.app.pages import charts
+from excise.app.pages.charts import Chart
+from excise.app.pages.parts import LOOKS, Badge, Table
+from excise.app.pages.rendering import Made
+from excise.app.pages.rendering import render as render_template
+from excise.app.pages.tokens import Token, shaded
+from excise.bench.bars import MEANINGS, Bar
 from excise.bench.pictures import Pictures, png
 from excise.bench.statistics import Figure
 
@@ -77,6 +79,48 @@ class Report:
     tokens: Sequence[Sequence[tuple[str, float]]]
     strip: Strip
     settings: Mapping[str, Any]
+    command: str = "excise demo"
+    """What was called to make it."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A figure against its bar."""
+
+    badge: Badge
+    value: str
+    says: str
+    chart: Chart
+    note: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt's picture before and after, as png."""
+
+    label: str
+    seed: int
+    before: bytes
+    after: bytes
+    badges: Sequence[Badge]
+
+
+@dataclass(frozen=True)
+class FamilyView:
+    """A family of prompts and all its pairs."""
+
+    title: str
+    says: str
+    pairs: Sequence[Pair]
+
+
+@dataclass(frozen=True)
+class Column:
+    """The strip's pictures at one strength, as png, and whether it is the eraser's own."""
+
+    lam: str
+    used: bool
+    pictures: Sequence[bytes]
 
 
 def percent(name: str, value: float) -> str:
@@ -88,74 +132,54 @@ def percent(name: str, value: float) -> str:
 
 def render(report: Report) -> str:
     """The page."""
-    concept, head = escape(report.concept), report.ranking[0][0] if report.ranking else "?"
-    sections = [
-        _figures(report),
-        *(_family(o, report.concept) for o in report.outcomes),
-        _strip(report.strip, report.lam),
-        _neuron(report),
-        _settings(report),
+    return render_template(
+        "report.html",
+        Made.now(report.command),
+        report=report,
+        facts=report.facts,
+        neuron=report.ranking[0][0] if report.ranking else "?",
+        cards=[_card(name, figure) for name, figure in report.figures.items()],
+        meanings=MEANINGS,
+        looks=LOOKS,
+        further=_further(report.further),
+        families=[_family(outcome, report.concept) for outcome in report.outcomes],
+        first=FIRST,
+        strip=_strip(report.strip, report.lam),
+        plots=_plots(report),
+        lines=_lines(report),
+        settings=json.dumps(report.settings, indent=2, ensure_ascii=False, default=str),
+    )
+
+
+def _card(name: str, figure: Figure) -> Card:
+    says, bar, axis = BARS[name]
+    standing = bar.standing(figure)
+    scale = "pts" if name.endswith("_delta") else "%"
+    return Card(
+        Badge(standing or "nothing to count", LOOKS[standing]),
+        percent(name, figure.value),
+        says,
+        charts.interval(figure, bar.bound, *axis),
+        f"95 % interval {100 * figure.low:.1f} to {100 * figure.high:.1f} {scale}, "
+        f"n = {figure.n}; bar: {bar.limit} {percent(name, bar.bound).lstrip('+')}",
+    )
+
+
+def _further(figures: Mapping[str, Figure]) -> Table:
+    rows = [
+        (FURTHER[name], percent(name, f.value), f"{100 * f.low:.0f} to {100 * f.high:.0f} %", str(f.n))
+        for name, f in figures.items()
     ]
-    return document(
-        f"Excise: “{report.concept}” erased with one neuron",
-        f"“{concept}”, erased with <em>one neuron</em>",
-        f"""Neuron {head} of a sparse autoencoder on the text encoder was turned down. No weight of the model
-changed. Each pair below starts from the same seed: left the model as it is, right with the eraser attached.""",
-        report.facts,
-        sections,
-        """Made by <code>excise demo</code>. Shares are counted by the bundled judge, an independent classifier whose
-thresholds were frozen before anything was erased.""",
-    )
+    return Table("Further figures", ("What", "Share", "95 % interval", "n"), rows)
 
 
-def _figures(report: Report) -> str:
-    cards = []
-    for name, figure in report.figures.items():
-        says, bar, axis = BARS[name]
-        standing = bar.standing(figure)
-        badge = f'<span class="badge verdict {BADGES[standing]}">{standing or "nothing to count"}</span>'
-        goal = percent(name, bar.bound).lstrip("+")
-        scale = "pts" if name.endswith("_delta") else "%"
-        cards.append(
-            f'<div class="card">{badge}<div class="big">{percent(name, figure.value)}</div><div>{escape(says)}</div>'
-            f'<div style="margin:8px 0 4px">{svg.interval(figure, bar.bound, *axis)}</div>'
-            f'<div class="note">95 % interval {100 * figure.low:.1f} to {100 * figure.high:.1f} {scale}, '
-            f"n = {figure.n}; bar: {bar.limit} {goal}</div></div>"
-        )
-    rows = "".join(
-        f"<tr><td>{escape(FURTHER[name])}</td><td>{percent(name, f.value)}</td>"
-        f"<td>{100 * f.low:.0f} to {100 * f.high:.0f} %</td><td>{f.n}</td></tr>"
-        for name, f in report.further.items()
-    )
-    return f"""<section><h2>Figures</h2>
-<p class="faint">The target is counted over the prompts where the unerased model draws it. Intervals are Wilson's; for
-the paired change, Newcombe's. The green tick is the bar to reach.</p>
-<div class="figures">{"".join(cards)}</div>
-{legend()}
-<details><summary>More figures: rates before erasing, background and style</summary>
-<div class="scroll"><table class="wide"><tr><th>What</th><th>Share</th><th>95 % interval</th><th>n</th></tr>
-{rows}</table></div>
-</details></section>"""
-
-
-def _family(outcome: Outcome, concept: str) -> str:
-    pairs = [_pair(outcome, i, concept) for i in range(len(outcome.family.prompts))]
-    rest = pairs[FIRST:]
-    more = (
-        f'<details><summary>{len(rest)} more pairs</summary><div class="pairs">{"".join(rest)}</div></details>'
-        if rest
-        else ""
-    )
+def _family(outcome: Outcome, concept: str) -> FamilyView:
     kind, _, says = TITLES[outcome.family.name].partition(": ")
-    return (
-        f'<section><h2>{escape(kind)}</h2><p class="faint">{escape(says[:1].upper() + says[1:])}.</p>'
-        f'<div class="pairs">{"".join(pairs[:FIRST])}</div>{more}</section>'
-    )
+    pairs = [_pair(outcome, i, concept) for i in range(len(outcome.family.prompts))]
+    return FamilyView(kind, says[:1].upper() + says[1:], pairs)
 
 
-def _pair(outcome: Outcome, i: int, concept: str) -> str:
-    prompt, seed = outcome.family.label(i), outcome.family.seeds[i]
-    images = _image(outcome.before[i], f"unerased: {prompt}") + _image(outcome.after[i], f"erased: {prompt}")
+def _pair(outcome: Outcome, i: int, concept: str) -> Pair:
     badges = []
     if outcome.family.name != "unrelated":
         before, after = bool(outcome.seen_before.target[i]), bool(outcome.seen_after.target[i])
@@ -173,72 +197,36 @@ def _pair(outcome: Outcome, i: int, concept: str) -> str:
     if outcome.family.name == "unrelated":
         same = bool(outcome.identical[i])
         badges.append(_badge("same bits" if same else "bits differ", good=same, bad=not same))
-    return (
-        f'<figure class="pair"><div>{images}</div><figcaption>{escape(prompt)} <span class="mono">#{seed}</span><br>'
-        f"{' '.join(badges)}</figcaption></figure>"
-    )
+    pictures = png(outcome.before[i]), png(outcome.after[i])
+    return Pair(outcome.family.label(i), outcome.family.seeds[i], *pictures, badges)
 
 
-def _badge(words: str, *, good: bool, bad: bool) -> str:
-    return f'<span class="badge {"good" if good else "bad" if bad else "plain"}">{escape(words)}</span>'
+def _badge(words: str, *, good: bool, bad: bool) -> Badge:
+    return Badge(words, "good" if good else "bad" if bad else "plain")
 
 
-def _image(picture: Pictures, alt: str) -> str:
-    return image(png(picture), alt)
+def _strip(strip: Strip, used: float) -> list[Column]:
+    return [
+        Column(f"{lam:.4g}", math.isclose(lam, used, rel_tol=1e-6), [png(one) for one in pictures])
+        for lam, pictures in zip(strip.lams, strip.pictures, strict=True)
+    ]
 
 
-def _strip(strip: Strip, used: float) -> str:
-    mine = [math.isclose(lam, used, rel_tol=1e-6) for lam in strip.lams]
-    heads = "".join(
-        f'<th scope="col"{" class=used" * own}>λ = {lam:.4g}{"<br>in use" * own}</th>'
-        for lam, own in zip(strip.lams, mine, strict=True)
-    )
-    rows = "".join(
-        f'<tr><th scope="row">{escape(prompt)}</th>'
-        + "".join(
-            f"<td{' class=used' * own}>{_image(p[i], f'λ = {lam:g}: {prompt}')}</td>"
-            for lam, p, own in zip(strip.lams, strip.pictures, mine, strict=True)
-        )
-        + "</tr>"
-        for i, prompt in enumerate(strip.prompts)
-    )
-    return f"""<section><h2>Turning it down</h2>
-<p class="faint">The same prompts and seeds at growing λ. At 0 the eraser does nothing; the
-framed column is the λ of every other picture on this page.</p>
-<div class="scroll"><table class="strip"><tr><th scope="row"></th>{heads}</tr>{rows}</table></div></section>"""
-
-
-def _neuron(report: Report) -> str:
-    ranking = svg.bars([(str(i), s) for i, s in report.ranking], "Score of the highest-ranked neurons")
-    plots = [f'<div class="card"><h3>Ranking by modulated frequency</h3>{ranking}</div>']
+def _plots(report: Report) -> list[tuple[str, Chart]]:
+    """Charts of the ranking and of each neuron, by their headings."""
+    ranking = charts.bars([(str(i), s) for i, s in report.ranking], "Score of the highest-ranked neurons")
+    plots = [("Ranking by modulated frequency", ranking)]
     for view in report.neurons:
         groups = (
             ("concept", view.concept, "accent"),
             ("deconcept", view.deconcept, "cool"),
             ("controls", view.controls, "mute"),
         )
-        plot = svg.histogram([g for g in groups if g[1]], f"Strongest code of neuron {view.index} in each prompt")
-        plots.append(f'<div class="card"><h3>Neuron {view.index}: strongest code in each prompt</h3>{plot}</div>')
-    top = max((code for row in report.tokens for _, code in row), default=0.0) or 1.0
-    lines = "".join(
-        '<p class="tokens mono">'
-        + "".join(
-            f'<span style="--heat-share:{0.85 * code / top:.2f}" title="{code:.2f}">{escape(token)}</span>'
-            for token, code in row
-        )
-        + "</p>"
-        for row in report.tokens
-    )
-    head = report.ranking[0][0] if report.ranking else "?"
-    return f"""<section><h2>The neuron</h2>
-<p class="faint">How often and how strongly neurons fire for prompts with the concept and not for the same prompts
-without it. The first one is the eraser. Column heights are square roots of counts, each row to its own scale.</p>
-<div class="plots">{"".join(plots)}</div>
-<div class="card" style="margin-top:14px"><h3>Where neuron {head} fires</h3>{lines}
-<div class="note">Shading: the neuron's code at each token of some of the prompts above.</div></div></section>"""
+        plot = charts.histogram([g for g in groups if g[1]], f"Strongest code of neuron {view.index} in each prompt")
+        plots.append((f"Neuron {view.index}: strongest code in each prompt", plot))
+    return plots
 
 
-def _settings(report: Report) -> str:
-    settings = escape(json.dumps(report.settings, indent=2, ensure_ascii=False, default=str))
-    return f"""<section><h2>How it was made</h2>
-<div class="card"><pre>{settings}</pre></div></section>"""
+def _lines(report: Report) -> list[list[Token]]:
+    top = max((code for row in report.tokens for _, code in row), default=0.0)
+    return [shaded(row, top) for row in report.tokens]

@@ -270,7 +270,7 @@ function showAll() {
   const keys = [["/", " search "], ["j", " "], ["k", " next and previous neuron "], ["Esc", " back to this page"]];
   main.replaceChildren(h("h1", { tabindex: -1 }, `Neurons at ${about.site}`), h("p", { class: "lead faint" }, lead),
     h("div", { class: "grid" }, parts.filter(Boolean)),
-    h("footer", { class: "keys" }, keys.map(([key, does]) => [h("kbd", {}, key), does])));
+    h("p", { class: "keys" }, keys.map(([key, does]) => [h("kbd", {}, key), does])));
 }
 
 /* Showing what the address says. */
@@ -319,6 +319,10 @@ sort.addEventListener("change", () => replace({ sort: sort.value, p: 1 }));
 document.getElementById("search").addEventListener("submit", (event) => {
   event.preventDefault();
   list.querySelector("a")?.click();
+});
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address is the page's state
+  main.querySelector("h1").focus();
 });
 document.addEventListener("keydown", key);
 window.addEventListener("hashchange", render);

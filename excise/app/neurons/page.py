@@ -1,15 +1,16 @@
-"""A neuron database as a page to browse: one HTML file with data, styles and script inside, nothing fetched."""
+"""A neuron database as a page to browse: one HTML file with data, style and script inside; it fetches nothing."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
+from excise.app.pages.rendering import Made, render, source_digest, style
 from excise.erasers import Eraser
 from excise.errors import ExciseError
 from excise.files import write_folder
@@ -18,20 +19,22 @@ from excise.neurons.database.database import NeuronDatabase
 from excise.neurons.database.entry import Entry, Provenance, pattern_text
 
 
-def write_browser(database: NeuronDatabase, folder: Path, erasers: Sequence[Path] = ()) -> Path:
+def write_browser(
+    database: NeuronDatabase, folder: Path, erasers: Sequence[Path] = (), command: Sequence[str] = ()
+) -> Path:
     """Write `folder`/index.html, which works from the disk, and return its path.
 
     `#q=blade` in its address searches, `#n=1191` shows a neuron, so that links can be shared. Neurons that one of the
     `erasers` (their folders) edits say so. Raises ExciseError where an eraser edits none of this SAE, or the folder
-    holds other files.
+    holds other files. `command` is what a person typed, for the footer.
     """
-    write_folder(folder, {"index.html": page(database, erasers)})
+    write_folder(folder, {"index.html": page(database, erasers, command)})
     return folder / "index.html"
 
 
-def page(database: NeuronDatabase, erasers: Sequence[Path] = ()) -> str:
+def page(database: NeuronDatabase, erasers: Sequence[Path] = (), command: Sequence[str] = ()) -> str:
     """The page. What it may run and how it may look is named by digest, so that nothing that a token or an explanation
-    says can act."""
+    says can act. `command` is what a person typed."""
     about = database.provenance
     words = _Vocabulary()
     data = {
@@ -42,49 +45,20 @@ def page(database: NeuronDatabase, erasers: Sequence[Path] = ()) -> str:
     }
     # "<" alone can end a script element, and only inside strings does it occur in json.
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    style, script = _read("page.css"), _read("search.js") + _read("page.js")
+    script = "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("search.js", "page.js"))
     policy = (
-        f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; "
+        f"default-src 'none'; style-src {source_digest(style())}; script-src {source_digest(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
-    title = f"Neurons at {about.site}"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{escape(title)}</title>
-<style>{style}</style>
-</head>
-<body>
-<nav aria-label="Neurons">
-<form role="search" id="search">
-<a class="home" href="#">{escape(title)}</a>
-<label class="unseen" for="query">Search explanations, tags, patterns and tokens</label>
-<input type="search" id="query" placeholder="Search words or a number" autocomplete="off" autocapitalize="off"
- spellcheck="false">
-<div class="line"><p id="count" role="status"></p>
-<label class="sorting">by <select id="sort"></select></label></div>
-</form>
-<ol id="list"></ol>
-<p id="pages"></p>
-</nav>
-<main id="main"><noscript><p>This page needs JavaScript to show its {len(data["neurons"])} neurons; it fetches
-nothing.</p></noscript></main>
-<script type="application/json" id="data">{text}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
-
-
-def _read(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    return render(
+        "neurons.html",
+        Made.now(shlex.join(command) or "a call from Python"),
+        policy=Markup(policy),
+        title=f"Neurons at {about.site}",
+        count=len(data["neurons"]),
+        data=Markup(text),
+        script=Markup(script),
+    )
 
 
 class _Vocabulary:

@@ -100,7 +100,7 @@ def audit(
             audited = plan.run(advance)
         found.append(audited)
         if page is not None:
-            write_atomic(page, render(audited))
+            write_atomic(page, render(audited, device))
             note(f"wrote {page}")
 
     def show() -> None:

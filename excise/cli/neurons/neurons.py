@@ -181,7 +181,9 @@ def browse(
     from excise.neurons.database.database import NeuronDatabase
 
     with NeuronDatabase.open(db) as database:
-        page = write_browser(database, out, eraser or ())
+        command = ["excise", "neurons", "browse", "--db", str(db), "--out", str(out)]
+        command += [part for folder in eraser or () for part in ("--eraser", str(folder))]
+        page = write_browser(database, out, eraser or (), command)
     emit(
         json,
         {"page": str(page)},

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from html import escape
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +74,17 @@ def tiny_reference(
 
     import torch
 
-    from excise import sae
-    from excise.reference import bundle, classifier
+    from excise import reference, sae
+    from excise.reference import classifier
 
     aim(tiny_pipe, tiny_site, word_sae, 5)
     tiny_pipe.unet.register_to_config(sample_size=64 // tiny_pipe.vae_scale_factor)  # what judges and scenes measure
     torch.manual_seed(0)
     judges = {name: kind().eval() for name, kind in classifier.JUDGES.items()}
     sae.save(word_sae, tmp_path / "sae", {"site": asdict(tiny_site)})
-    monkeypatch.setattr(bundle, "load", lambda: tiny_pipe)
-    monkeypatch.setattr(bundle, "sae_folder", lambda: tmp_path / "sae")
-    monkeypatch.setattr(bundle, "judge", lambda name="classifier": partial(classifier.judge, judges[name]))
+    monkeypatch.setattr(reference, "load", lambda: tiny_pipe)
+    monkeypatch.setattr(reference, "sae_folder", lambda: tmp_path / "sae")
+    monkeypatch.setattr(reference, "judge", lambda name="classifier": partial(classifier.judge, judges[name]))
 
 
 @pytest.mark.usefixtures("tiny_reference")
@@ -111,7 +111,7 @@ def test_the_demo_goes_through_its_steps_and_writes_everything(tmp_path: Path) -
     weak = Eraser.load(out / "eraser").weak
     assert weak and "carries 0 % of what the concept's word changes" in weak[0]
     assert saved["weak"] == list(weak) == [line.removeprefix("weak: ") for line in stage.seen if line[:6] == "weak: "]
-    assert escape(weak[0]) in (out / "report.html").read_text()
+    assert weak[0] in unescape((out / "report.html").read_text())
 
 
 @pytest.mark.parametrize(("concept", "word"), [("dragon", "does not draw"), ("panda", "synonyms")])

@@ -14,10 +14,11 @@ import pytest
 from excise.app.demo.measure import figures, further_figures
 from excise.app.demo.pictures import comparison_png
 from excise.app.demo.report import BARS, NeuronView, Report, Strip, percent, render
-from excise.app.pages import svg
+from excise.app.pages import charts
+from excise.app.pages.rendering import templates
 from excise.bench.statistics import Figure, share
 
-VOID = {"meta", "img", "br", "line", "rect", "circle"}
+VOID = {"meta", "img", "br", "wbr"}
 
 
 class Page(HTMLParser):
@@ -65,7 +66,8 @@ def test_the_page_is_well_formed_and_fetches_nothing(page: str) -> None:
     names = {tag for tag, _ in parsed.tags}
     assert not names & {"script", "link", "iframe", "object", "embed"}
     for tag, attributes in parsed.tags:
-        assert not {"href", "onclick", "srcset"} & set(attributes), tag
+        assert not {"onclick", "srcset"} & set(attributes), tag
+        assert (attributes.get("href") or "#").startswith("#"), tag
         if tag == "img":
             assert (attributes["src"] or "").startswith("data:image/png;base64,")
             assert attributes["alt"]
@@ -109,25 +111,29 @@ def test_percent() -> None:
     assert percent("partner_kept", math.nan) == "n/a"
 
 
+def drawn(chart: charts.Chart) -> str:
+    return str(templates().get_template("parts.html").module.svg(chart)).strip()
+
+
 def test_plots_survive_empty_and_zero_data() -> None:
-    for drawn in (
-        svg.bars([], "none"),
-        svg.bars([("1", 0.0)], "zero"),
-        svg.histogram([("concept", [0.0, 0.0], "accent")], "zero"),
-        svg.interval(share([]), 0.05),
+    for chart in (
+        charts.bars([], "none"),
+        charts.bars([("1", 0.0)], "zero"),
+        charts.histogram([("concept", [0.0, 0.0], "accent")], "zero"),
+        charts.interval(share([]), 0.05),
     ):
-        assert drawn.startswith("<svg")
-        assert "nan" not in drawn
+        assert drawn(chart).startswith("<svg")
+        assert "nan" not in drawn(chart)
 
 
 def test_names_of_a_front_never_lie_on_each_other() -> None:
     points = [(f"method-{n}", 0.01 * (n % 3), 0.0) for n in range(20)] + [("far <b>", 0.9, 1.0)]
-    drawn = svg.scatter(points, "drawn", "moved")
-    rows = [float(y) for y in re.findall(r'<text x="458.0" y="([\d.]+)"', drawn)]
+    scatter = drawn(charts.scatter(points, "drawn", "moved"))
+    rows = [float(y) for y in re.findall(r'<text x="458.0" y="([\d.]+)"', scatter)]
     assert len(rows) == 21
     assert all(b - a >= 15 for a, b in pairwise(rows))
-    assert "far &lt;b&gt;" in drawn
-    front = svg.scatter([("best", 0.1, 0.1), ("worse", 0.2, 0.1), ("other", 0.0, 0.5)], "drawn", "moved")
+    assert "far &lt;b&gt;" in scatter
+    front = drawn(charts.scatter([("best", 0.1, 0.1), ("worse", 0.2, 0.1), ("other", 0.0, 0.5)], "drawn", "moved"))
     assert re.findall(r'class="accent">([a-z]+)</text>', front) == ["other", "best"]
 
 

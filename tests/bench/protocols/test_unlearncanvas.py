@@ -162,13 +162,16 @@ def test_the_page_says_what_the_classifiers_make_of_what_is_left() -> None:
         seen = {"style": case.style, "object": "Cats", "target": False, "sure": {"style": 1.0, "object": n / 10}}
         rows.append(Picture(case, seen, seen, False, Path(), Path()))
     figures = {name: figure.to_json() for name, figure in suite.over_concepts({"Dogs": rows}).items()}
-    page = tables.left(suite, {"methods": {name: {"figures": figures} for name in ("none", "snce")}})
-    assert page.count('<div class="stack">') == 1, "the unerased model has nothing erased"
-    assert '<i class="other" style="width:50.0%"></i><i class="unrecognisable" style="width:50.0%"></i>' in page
-    assert "another known class" in page
-    assert "less than 50 %" in page
-    assert "<th>Style kept</th>" in page
-    assert "<th>Objects kept</th>" not in page
+    shown = tables.left(suite, {"methods": {name: {"figures": figures} for name in ("none", "snce")}})
+    assert shown is not None
+    assert [row.label for row in shown.rows] == ["snce"], "the unerased model has nothing erased"
+    assert shown.rows[0].stack == [("other", "50.0"), ("unrecognisable", "50.0")]
+    assert shown.kinds == [
+        ("other", "another known class"),
+        ("unrecognisable", "a class that the classifier gives less than 50 %"),
+    ]
+    assert "Style kept" in shown.heads
+    assert "Objects kept" not in shown.heads
 
 
 def test_it_runs_and_stands_beside_the_published_rows(checkpoints: dict[str, str], tmp_path: Path) -> None:
