@@ -19,27 +19,24 @@ from excise.erasers import telemetry
 from excise.erasers.apply.language_model import Transcript, refuse_unfit
 from excise.erasers.apply.registry import module_of, put
 from excise.erasers.edits.sae_rows import sae_digest
-from excise.erasers.guard.coverage import absent_from, refuse_early_tap, refuse_open_encoders, refuse_unless_covered
-from excise.erasers.guard.denoiser import Witness, is_compiled
+from excise.erasers.guard.coverage import absent_from, refuse_unless_covered
+from excise.erasers.guard.denoiser import Witness
 from excise.erasers.guard.encode_prompt import Guard
-from excise.erasers.guard.model_digest import mismatches
 from excise.erasers.guard.near import attachments_near
 from excise.erasers.guard.self_test import moved
 from excise.erasers.guard.tally import Tally
-from excise.erasers.guard.weights_watch import Live
-from excise.erasers.hooks.context import Call, has_own_branch, is_proving
+from excise.erasers.hooks.context import Call, is_proving
 from excise.erasers.hooks.edit_hook import EditHook, Edits
 from excise.erasers.hooks.known_vectors import UNKNOWN
 from excise.erasers.hooks.wrapping import found_on
+from excise.erasers.prompt_checks import PromptChecks
 from excise.errors import EraserDidNotFire, ExciseError, InvalidSetting, WrongModel
 from excise.notebook import line, quoted
 from excise.sites.denoiser import denoisers
-from excise.sites.encoding import conditional, tensors_of
-from excise.sites.families import family_of
 from excise.sites.language import LanguageModel
 from excise.sites.locking import lock
 from excise.sites.pipeline import check_pipeline
-from excise.sites.site import part_of, text_encoders, tokenizer_of
+from excise.sites.site import text_encoders, tokenizer_of
 
 if TYPE_CHECKING:
     from excise.erasers.artefact.record import Artefact
@@ -87,7 +84,6 @@ class Attachment:
         self._prompts = self._bypasses = 0
         self._told = 0, 0, 0.0
         self._counting = threading.RLock()
-        self._warned = False
         self._counted: list[nn.Module] = []
         self._unlock: list[Callable[[], None]] = []
         self.absent = absent_from(pipe, eraser)
@@ -97,13 +93,7 @@ class Attachment:
         if language:
             refuse_unfit(eraser)
         modules = [module_of(pipe, edit) for edit in self.edits]
-        self._edited = {edit.site.component: part_of(pipe, edit.site.component) for edit in self.edits}
-        self._odd = odd = self._mismatches() if eraser.edits else []
-        if odd:
-            text = f"eraser {eraser.name!r} was made for another pipeline ({'; '.join(odd)})"
-            if strict:
-                raise WrongModel(f"{text}; fit it for this one, or attach with strict=False if you know why")
-            warnings.warn(text, stacklevel=3)
+        self._checks = PromptChecks(self, strict)
         with _LOCK:
             there = [hook for module in modules if (edits := found_on(module, Edits)) for hook in edits.hooks]
             self.encoded_by = self._encoded_by() if eraser.edits and not self.edits else None
@@ -118,7 +108,7 @@ class Attachment:
                 raise InvalidSetting(f"an eraser called {self.name!r} is attached already; give this one another name")
             self._guard = Guard.join(pipe, self)
             watched = bool(self.eraser.text_edits)
-            self._witness = Witness.join(pipe, self, self.encoded_by) if watched and not language else None
+            self.witness = Witness.join(pipe, self, self.encoded_by) if watched and not language else None
             self.transcript = Transcript.join(pipe, self) if watched and language else None
         try:
             with _LOCK:
@@ -127,9 +117,7 @@ class Attachment:
                 for module, edit in zip(modules, self.edits, strict=True):
                     hook, take_off = put(self, edit, module)
                     self._hooks.append((module, hook, take_off))
-            self._denoisers = denoisers(pipe)
-            self._live = Live(pipe, self.eraser.denoisers)
-            self._weights, self._adapters = self._live.now()
+            self._checks.begin()
             self.attached = True
             self.shift = self._prove()
         except BaseException:
@@ -156,7 +144,7 @@ class Attachment:
     @strength.setter
     def strength(self, value: float) -> None:
         self.encoding._strength = self.check_strength(value)
-        self._forget()
+        self.forget()
         self._audit("strength", f"strength {value}")
 
     def check_strength(self, value: float) -> float:
@@ -189,7 +177,7 @@ class Attachment:
     @enabled.setter
     def enabled(self, value: bool) -> None:
         self.encoding._enabled = bool(value)
-        self._forget()
+        self.forget()
         self._audit("strength", "enabled" if value else "disabled")
 
     @property
@@ -229,8 +217,8 @@ class Attachment:
             for _, _, take_off in self._hooks:
                 take_off()
             self._guard.leave(self.pipe, self)
-            if self._witness is not None:
-                self._witness.leave(self)
+            if self.witness is not None:
+                self.witness.leave(self)
             Tally.leave(self._counted, self)
             for unlock in self._unlock:
                 unlock()
@@ -250,86 +238,14 @@ class Attachment:
     ) -> None:
         self.detach()
 
-    def before_prompt(self, call: Call) -> int:
-        """Refuse an `encode_prompt` call whose states would pass the edit by. Raises ExciseError, EraserDidNotFire.
-
-        Gives the epoch, for `after_prompt`.
-        """
-        name, pipe = self.eraser.name, call.pipe
-        for module, hook in self._hooks_of(pipe):
-            if module_of(pipe, hook.edit) is not module:
-                raise WrongModel(self._unlike(pipe, hook.edit.site.component, "was replaced"))
-        if self._has_family_of(pipe):
-            for component in self.absent:
-                if getattr(pipe, component, None) is not None:
-                    raise WrongModel(self._unlike(pipe, component, "was put in"))
-            refuse_open_encoders(pipe, self.eraser)
-        self.refuse_early(call)
-        self.refuse_changed()
-        for key, given in call.arguments.items():
-            if self._witness is None or "embeds" not in key or "mask" in key:
-                continue
-            if key.startswith("negative"):
-                self._warn_of_edited(key, given)
-            elif not all(self._witness.ledger.knows(t) for t in tensors_of(given) if t.is_floating_point()):
-                self.bypass(
-                    f"{key} were not encoded under eraser {name!r}, so it cannot act on them; pass the prompt as text"
-                )
-        if call.arguments.get("lora_scale") not in (None, 1) and self._adapters:
-            self.bypass(
-                f"a LoRA of the text encoder was scaled for this prompt alone, and eraser {name!r} was not proved with "
-                "that; draw without a scale, or set it by pipe.set_adapters and attach the eraser again"
-            )
-        if pipe is self.pipe and denoisers(pipe) != self._denoisers:
-            self.bypass(f"the denoiser was replaced after eraser {name!r} was attached; attach it again")
-        for hook in self.hooks:
-            hook.begin()
-        drawn_with = [denoiser for denoiser in denoisers(pipe) if denoiser in self._denoisers]
-        for denoiser in drawn_with if self.eraser.text_edits else ():
-            parts = (type(getattr(denoiser, name, None)).__name__ for name in ("encoder_hid_proj", "image_proj"))
-            if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj" or any(
-                "IPAdapter" in part for part in parts
-            ):
-                self.bypass(f"an IP-Adapter feeds images past eraser {name!r}; unload it")
-        return self.epoch
-
-    def refuse_early(self, call: Call) -> None:
-        """Raises ExciseError where the call makes its pipeline read a text encoder before one of the edits."""
-        for edit in self.eraser.text_edits:
-            component = edit.site.component
-            if component in self._edited and part_of(call.pipe, component) is self._edited[component]:
-                refuse_early_tap(call.pipe, edit, call.arguments.get("clip_skip"), self.eraser.name)
-
     @property
     def epoch(self) -> int:
         """Grows whenever an eraser of the pipeline is set otherwise."""
-        return self._witness.epoch if self._witness is not None else 0
-
-    def refuse_changed(self) -> None:
-        """Other weights, adapters or vocabulary than at attach time. Weights that were only moved (by an offloading)
-        or cast have the digest that they had, and are let pass from then on."""
-        now, adapters = self._live.now()
-        if now != self._weights:
-            if self._odd or self._mismatches():
-                what = "denoiser" if self._only_denoiser_differs(now) else "text encoder"
-                self.bypass(
-                    f"the {what} changed after eraser {self.name!r} was attached (weights, tokenizer or a LoRA); "
-                    "undo that (pipe.unload_lora_weights() takes a LoRA off), or fit an eraser for the changed pipeline"
-                )
-            else:
-                self._weights = now
-        if adapters != self._adapters:
-            self.bypass(
-                f"a LoRA of the text encoder was switched or scaled after eraser {self.name!r} was attached; set it as "
-                "it was, or attach the eraser again, which proves it anew"
-            )
-
-    def _mismatches(self) -> list[str]:
-        return mismatches(self.pipe, dict(self.eraser.made_for), self.absent)
+        return self.witness.epoch if self.witness is not None else 0
 
     def draw_for(self, encoding: Attachment, witness: Witness) -> None:
         """Draw what `encoding` edits from now on, and what `witness` has a record of."""
-        self.encoded_by, self._witness = encoding, witness
+        self.encoded_by, self.witness = encoding, witness
 
     def _encoded_by(self) -> Attachment:
         """For a pipeline without text encoders, which draws what another one encodes: where this eraser is attached to
@@ -348,14 +264,6 @@ class Attachment:
         """Everything attached that answers for what `pipe` encodes."""
         return [attachment for attachment in attachments_near(pipe) if attachment.answers_for(pipe)]
 
-    def answers_for(self, pipe: Any) -> bool:
-        """Whether it is attached to `pipe`, or an encoder or denoiser that it edits has the same place in `pipe`."""
-        if pipe is self.pipe:
-            return True
-        if self.encoded_by is not None:
-            return self.acts_on(pipe)
-        return any(part_of(pipe, component) is part for component, part in self._edited.items())
-
     def acts_on(self, pipe: Any) -> bool:
         """Whether one of its edits is at a module of `pipe`, or its witness at a denoiser of one that only draws."""
         if pipe is self.pipe:
@@ -366,46 +274,33 @@ class Attachment:
         own = {id(module) for part in parts for module in part.modules()}
         return any(id(module) in own for module, _, _ in self._hooks)
 
-    def _hooks_of(self, pipe: Any) -> list[tuple[nn.Module, EditHook]]:
-        """The hooks, with their modules, whose edits have to act in what `pipe` encodes and draws. A pipeline that
-        shares encoders with its own need not have all of them, and may have another denoiser."""
-        hooks = [(module, hook) for module, hook, _ in self._hooks]
-        if pipe is self.pipe:
-            return hooks
-        there = {component: part_of(pipe, component) for component in self._edited}
-        return [
-            (module, hook)
-            for module, hook in hooks
-            if (part := there[(site := hook.edit.site).component]) is not None
-            and (site.part == "text" or part is self._edited[site.component])
-        ]
+    def before_prompt(self, call: Call) -> int:
+        """Refuse an `encode_prompt` call whose states would pass the edit by. Raises ExciseError, EraserDidNotFire.
 
-    def _has_family_of(self, pipe: Any) -> bool:
-        """Whether what `pipe` encodes could be drawn by the pipeline that the eraser is attached to."""
-        one, other = family_of(pipe), family_of(self.pipe)
-        return pipe is self.pipe or (one and one.encoders) == (other and other.encoders)
+        Gives the epoch, for `after_prompt`.
+        """
+        return self._checks.before(call)
 
-    def _unlike(self, pipe: Any, component: str, done: str) -> str:
-        name = self.eraser.name
-        if pipe is self.pipe:
-            without = " without it" if component in self.absent else ""
-            return f"{component} {done} after eraser {name!r} was attached{without}; attach it again"
-        return (
-            f"this {type(pipe).__name__} shares an encoder with the pipeline that eraser {name!r} is attached to, and "
-            f"has another {component}, which that eraser does not edit; draw with the pipeline that it is attached to"
-        )
+    def after_prompt(self, call: Call, made: Any, epoch: int) -> None:
+        """Raise EraserDidNotFire where an edited module did not run although the prompt was encoded."""
+        self._checks.after(call, made, epoch)
 
-    def _warn_of_edited(self, key: str, given: Any) -> None:
-        """Say once that negative embeddings were encoded as a prompt, and the concept erased from them."""
-        if self._warned or self._witness is None:
-            return
-        if any(self._witness.erased.knows(t) for t in tensors_of(given) if t.is_floating_point() and t.any()):
-            self._warned = True
-            warnings.warn(
-                f"{key} say what eraser {self.name!r} erases and were encoded as a prompt, so it was erased from them "
-                "too; encode a negative prompt with excise.encode(..., negative=True) to leave it as it is",
-                stacklevel=5,
-            )
+    def refuse_early(self, call: Call) -> None:
+        """Raises ExciseError where the call makes its pipeline read a text encoder before one of the edits."""
+        self._checks.refuse_early(call)
+
+    def refuse_changed(self) -> None:
+        """Refuse other weights, adapters or vocabulary than at attach time."""
+        self._checks.refuse_changed()
+
+    def answers_for(self, pipe: Any) -> bool:
+        """Whether it is attached to `pipe`, or an encoder or denoiser that it edits has the same place in `pipe`."""
+        return self._checks.answers_for(pipe)
+
+    @property
+    def placed(self) -> list[tuple[nn.Module, EditHook]]:
+        """The hooks that carry its edits, each with the module that it is at."""
+        return [(module, hook) for module, hook, _ in self._hooks]
 
     @property
     def hooks(self) -> list[EditHook]:
@@ -423,13 +318,9 @@ class Attachment:
         only draws, the one where they are encoded."""
         return self.encoded_by or self
 
-    def _only_denoiser_differs(self, now: list[tuple[str, int, int]]) -> bool:
-        changed = {name.partition(".")[0].partition("'")[0] for name, _, _ in set(now) ^ set(self._weights)}
-        return changed <= set(self.eraser.denoisers)
-
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """What was encoded so far was encoded otherwise than it would be now."""
-        for keeper in (self._witness, self.transcript):
+        for keeper in (self.witness, self.transcript):
             if keeper is not None:
                 keeper.forget()
 
@@ -444,45 +335,6 @@ class Attachment:
             warnings.warn(message, stacklevel=5)
         log.warning("%s", message)
 
-    def after_prompt(self, call: Call, made: Any, epoch: int) -> None:
-        """Raise EraserDidNotFire where an edited module did not run although the prompt was encoded."""
-        encoded = "conditional" in call.branches
-        for _, hook in self._hooks_of(call.pipe):
-            if hook.edit.site.part == "text" and encoded and not call.runs.get(id(hook)):
-                self._forget()
-                raise EraserDidNotFire(
-                    f"eraser {self.eraser.name!r} saw no text-encoder run at {hook.edit.site.key}; something unhooked "
-                    "or by-passed it, so nothing is rendered"
-                )
-        for edited in self.hooks:
-            edited.heard(call, made)
-        if is_proving(self):
-            return
-        prompt = call.arguments.get("prompt")
-        prompts = len(prompt) if isinstance(prompt, list | tuple) else 1
-        self.count(prompts if encoded and not call.negative else 0)
-        if self._witness is None:
-            return
-        # What edited encoders made is in the ledger already. Only where the pipeline works on it (clip_skip: a norm of
-        # its own) or the encoder is compiled does the result count; never what the caller gave, nor layers that another
-        # option asks for, which may be before the edit.
-        named = (key for key, value in call.arguments.items() if "embeds" in key and value is not None)
-        given = {key.startswith("negative") for key in named}
-        pipe = call.pipe
-        if given and not (family_of(pipe) and has_own_branch(pipe)):
-            given = {False, True}  # which of the results are whose is known of families alone
-        if "clip_skip" in call.layers or (is_compiled(pipe) and not call.layers):
-            own = conditional(pipe, made)
-            known = {id(tensor) for tensor in own}
-            others = [tensor for tensor in tensors_of(made) if id(tensor) not in known]
-            # What one eraser spared is a prompt's to none of them: their ledger is the same.
-            spares = any(edit.uncond != "same" for other in call.looked for edit in other.eraser.text_edits)
-            if False not in given:
-                self.trust(own, epoch, spared=spares and call.negative)
-            if True not in given:
-                self.trust(others, epoch, spared=spares and (call.negative or "unconditional" in call.branches))
-        self._witness.ledger.hold(tensors_of(made))
-
     def count(self, prompts: int) -> None:
         """Count prompts that a text encoder has read, and tell whoever listens."""
         with self._counting:
@@ -492,16 +344,16 @@ class Attachment:
     def trust(self, states: Iterable[Tensor], epoch: int, *, spared: bool = False, erased: bool = False) -> None:
         """Let states through that were made while the edits ran, from `epoch` on; spared ones, which an
         edit left alone for being unconditional, only beside prompts."""
-        if self._witness is not None:
+        if self.witness is not None:
             given = list(states)
-            self._witness.add(given, epoch, spared=spared, erased=erased)
-            self._witness.ledger.hold(given)
+            self.witness.add(given, epoch, spared=spared, erased=erased)
+            self.witness.ledger.hold(given)
 
     def knows(self, states: Iterable[Tensor]) -> bool:
         """Whether edited encoders made every vector of these states, for a prompt or for the unconditional branch."""
-        if self._witness is None:
+        if self.witness is None:
             return False
-        ledger = self._witness.ledger
+        ledger = self.witness.ledger
         return all(bool((ledger.marks(t) != UNKNOWN).all()) for t in states if t.is_floating_point() and t.ndim > 1)
 
     def _checked_sae(self, sae: Any | None) -> Any | None:
@@ -525,7 +377,7 @@ class Attachment:
         if self.encoded_by is not None:  # proved where it encodes; what was encoded there so far stays good
             return self.encoded_by.shift
         found = moved(self)
-        self._forget()
+        self.forget()
         for hook in self.hooks:
             hook.rows, hook.norm = 0, 0.0
         least = min(found.values(), default=0.0)

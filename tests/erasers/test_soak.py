@@ -52,8 +52,8 @@ def erased(family: str, concept: Concept) -> tuple[Any, Attachment]:
 
 
 def remembered(attachment: Attachment) -> known_vectors.Ledger:
-    assert attachment._witness is not None
-    return attachment._witness.ledger
+    assert attachment.witness is not None
+    return attachment.witness.ledger
 
 
 def in_batches(texts: list[str], size: int) -> list[list[str]]:
@@ -163,7 +163,7 @@ def test_all_that_is_remembered_stays_bounded(
     monkeypatch.setattr(known_vectors, "REMEMBERED", 1 << 16)
     with gun_eraser.attach(tiny_pipe) as attachment, torch.no_grad():
         negative = tiny_pipe.encode_prompt(CAT, "cpu", 1, False)[0]
-        witness = attachment._witness
+        witness = attachment.witness
         assert witness is not None
         for prompt in prompts(60):
             arguments = {"num_inference_steps": 1, "negative_prompt_embeds": negative, "output_type": "latent"}

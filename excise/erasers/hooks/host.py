@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from excise.erasers.hooks.context import Call
 
@@ -26,6 +26,14 @@ class Acting(Protocol):
     @property
     def runs(self) -> int:
         """How often it ran in this thread."""
+        ...
+
+    def begin(self) -> None:
+        """A prompt is about to be encoded in this thread."""
+        ...
+
+    def heard(self, call: Call, made: Any) -> None:
+        """What the pipeline's `encode_prompt` made of a prompt in this thread."""
         ...
 
 
@@ -51,6 +59,26 @@ class Host(Protocol):
     @property
     def hooks(self) -> Sequence[Acting]:
         """The hooks that carry its edits."""
+        ...
+
+    @property
+    def placed(self) -> Sequence[tuple[nn.Module, Acting]]:
+        """The same hooks, each with the module that it is at."""
+        ...
+
+    @property
+    def absent(self) -> Sequence[str]:
+        """Text encoders that the eraser edits and the pipeline was built without."""
+        ...
+
+    @property
+    def witness(self) -> Any | None:
+        """What stands at its denoisers, with the record of what edited encoders made."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """Grows whenever an eraser of the pipeline is set otherwise."""
         ...
 
     @property
@@ -104,6 +132,10 @@ class Host(Protocol):
 
     def after_prompt(self, call: Call, made: Any, epoch: int) -> None:
         """Refuse what was encoded while an edited module did not run."""
+        ...
+
+    def forget(self) -> None:
+        """Nothing that was encoded so far counts any more."""
         ...
 
     def refuse_changed(self) -> None:

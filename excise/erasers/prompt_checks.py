@@ -1,0 +1,211 @@
+"""What an attachment asks before and after every prompt, so that no states pass its edits by."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import nn
+
+from excise.erasers.apply.registry import module_of
+from excise.erasers.guard.coverage import refuse_early_tap, refuse_open_encoders
+from excise.erasers.guard.denoiser import is_compiled
+from excise.erasers.guard.model_digest import mismatches
+from excise.erasers.guard.weights_watch import Live
+from excise.erasers.hooks.context import Call, has_own_branch, is_proving
+from excise.erasers.hooks.host import Acting, Host
+from excise.errors import EraserDidNotFire, WrongModel
+from excise.sites.denoiser import denoisers
+from excise.sites.encoding import conditional, tensors_of
+from excise.sites.families import family_of
+from excise.sites.site import part_of
+
+
+class PromptChecks:
+    """The checks of one attachment, and what they compare with: the pipeline as it was when the eraser was attached.
+
+    Raises ExciseError on construction where the eraser was made for another pipeline; warns instead without `strict`.
+    """
+
+    def __init__(self, host: Host, strict: bool) -> None:
+        self.host = host
+        self.edited = {edit.site.component: part_of(host.pipe, edit.site.component) for edit in host.edits}
+        """The components that are edited."""
+        self._warned = False
+        self._odd = self.mismatches() if host.eraser.edits else []
+        if self._odd:
+            text = f"eraser {host.eraser.name!r} was made for another pipeline ({'; '.join(self._odd)})"
+            if strict:
+                raise WrongModel(f"{text}; fit it for this one, or attach with strict=False if you know why")
+            warnings.warn(text, stacklevel=4)
+
+    def begin(self) -> None:
+        """Remember the pipeline's denoisers, weights and adapters as they are now, under the eraser."""
+        self._denoisers = denoisers(self.host.pipe)
+        self._live = Live(self.host.pipe, self.host.eraser.denoisers)
+        self._weights, self._adapters = self._live.now()
+
+    def before(self, call: Call) -> int:
+        """Refuse an `encode_prompt` call whose states would pass the edit by. Raises ExciseError, EraserDidNotFire.
+
+        Gives the epoch, for `after`.
+        """
+        name, pipe = self.host.eraser.name, call.pipe
+        for module, hook in self._hooks_of(pipe):
+            if module_of(pipe, hook.edit) is not module:
+                raise WrongModel(self._unlike(pipe, hook.edit.site.component, "was replaced"))
+        if self._has_family_of(pipe):
+            for component in self.host.absent:
+                if getattr(pipe, component, None) is not None:
+                    raise WrongModel(self._unlike(pipe, component, "was put in"))
+            refuse_open_encoders(pipe, self.host.eraser)
+        self.refuse_early(call)
+        self.refuse_changed()
+        for key, given in call.arguments.items():
+            if self.host.witness is None or "embeds" not in key or "mask" in key:
+                continue
+            if key.startswith("negative"):
+                self._warn_of_edited(key, given)
+            elif not all(self.host.witness.ledger.knows(t) for t in tensors_of(given) if t.is_floating_point()):
+                self.host.bypass(
+                    f"{key} were not encoded under eraser {name!r}, so it cannot act on them; pass the prompt as text"
+                )
+        if call.arguments.get("lora_scale") not in (None, 1) and self._adapters:
+            self.host.bypass(
+                f"a LoRA of the text encoder was scaled for this prompt alone, and eraser {name!r} was not proved with "
+                "that; draw without a scale, or set it by pipe.set_adapters and attach the eraser again"
+            )
+        if pipe is self.host.pipe and denoisers(pipe) != self._denoisers:
+            self.host.bypass(f"the denoiser was replaced after eraser {name!r} was attached; attach it again")
+        for hook in self.host.hooks:
+            hook.begin()
+        drawn_with = [denoiser for denoiser in denoisers(pipe) if denoiser in self._denoisers]
+        for denoiser in drawn_with if self.host.eraser.text_edits else ():
+            parts = (type(getattr(denoiser, name, None)).__name__ for name in ("encoder_hid_proj", "image_proj"))
+            if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj" or any(
+                "IPAdapter" in part for part in parts
+            ):
+                self.host.bypass(f"an IP-Adapter feeds images past eraser {name!r}; unload it")
+        return self.host.epoch
+
+    def refuse_early(self, call: Call) -> None:
+        """Raises ExciseError where the call makes its pipeline read a text encoder before one of the edits."""
+        for edit in self.host.eraser.text_edits:
+            component = edit.site.component
+            if component in self.edited and part_of(call.pipe, component) is self.edited[component]:
+                refuse_early_tap(call.pipe, edit, call.arguments.get("clip_skip"), self.host.eraser.name)
+
+    def refuse_changed(self) -> None:
+        """Other weights, adapters or vocabulary than at attach time. Weights that were only moved (by an offloading)
+        or cast have the digest that they had, and are let pass from then on."""
+        now, adapters = self._live.now()
+        if now != self._weights:
+            if self._odd or self.mismatches():
+                what = "denoiser" if self._only_denoiser_differs(now) else "text encoder"
+                self.host.bypass(
+                    f"the {what} changed after eraser {self.host.name!r} was attached (weights, tokenizer or a LoRA); "
+                    "undo that (pipe.unload_lora_weights() takes a LoRA off), or fit an eraser for the changed pipeline"
+                )
+            else:
+                self._weights = now
+        if adapters != self._adapters:
+            self.host.bypass(
+                f"a LoRA of the text encoder was switched or scaled after eraser {self.host.name!r} was attached; "
+                "set it as it was, or attach the eraser again, which proves it anew"
+            )
+
+    def answers_for(self, pipe: Any) -> bool:
+        """Whether it is attached to `pipe`, or an encoder or denoiser that it edits has the same place in `pipe`."""
+        if pipe is self.host.pipe:
+            return True
+        if self.host.encoded_by is not None:
+            return self.host.acts_on(pipe)
+        return any(part_of(pipe, component) is part for component, part in self.edited.items())
+
+    def after(self, call: Call, made: Any, epoch: int) -> None:
+        """Raise EraserDidNotFire where an edited module did not run although the prompt was encoded."""
+        encoded = "conditional" in call.branches
+        for _, hook in self._hooks_of(call.pipe):
+            if hook.edit.site.part == "text" and encoded and not call.runs.get(id(hook)):
+                self.host.forget()
+                raise EraserDidNotFire(
+                    f"eraser {self.host.eraser.name!r} saw no text-encoder run at {hook.edit.site.key}; something "
+                    "unhooked or by-passed it, so nothing is rendered"
+                )
+        for edited in self.host.hooks:
+            edited.heard(call, made)
+        if is_proving(self.host):
+            return
+        prompt = call.arguments.get("prompt")
+        prompts = len(prompt) if isinstance(prompt, list | tuple) else 1
+        self.host.count(prompts if encoded and not call.negative else 0)
+        if self.host.witness is None:
+            return
+        # What edited encoders made is in the ledger already. Only where the pipeline works on it (clip_skip: a norm of
+        # its own) or the encoder is compiled does the result count; never what the caller gave, nor layers that another
+        # option asks for, which may be before the edit.
+        named = (key for key, value in call.arguments.items() if "embeds" in key and value is not None)
+        given = {key.startswith("negative") for key in named}
+        pipe = call.pipe
+        if given and not (family_of(pipe) and has_own_branch(pipe)):
+            given = {False, True}  # which of the results are whose is known of families alone
+        if "clip_skip" in call.layers or (is_compiled(pipe) and not call.layers):
+            own = conditional(pipe, made)
+            known = {id(tensor) for tensor in own}
+            others = [tensor for tensor in tensors_of(made) if id(tensor) not in known]
+            # What one eraser spared is a prompt's to none of them: their ledger is the same.
+            spares = any(edit.uncond != "same" for other in call.looked for edit in other.eraser.text_edits)
+            if False not in given:
+                self.host.trust(own, epoch, spared=spares and call.negative)
+            if True not in given:
+                self.host.trust(others, epoch, spared=spares and (call.negative or "unconditional" in call.branches))
+        self.host.witness.ledger.hold(tensors_of(made))
+
+    def _hooks_of(self, pipe: Any) -> list[tuple[nn.Module, Acting]]:
+        """The hooks, with their modules, whose edits have to act in what `pipe` encodes and draws. A pipeline that
+        shares encoders with its own need not have all of them, and may have another denoiser."""
+        hooks = list(self.host.placed)
+        if pipe is self.host.pipe:
+            return hooks
+        there = {component: part_of(pipe, component) for component in self.edited}
+        return [
+            (module, hook)
+            for module, hook in hooks
+            if (part := there[(site := hook.edit.site).component]) is not None
+            and (site.part == "text" or part is self.edited[site.component])
+        ]
+
+    def _has_family_of(self, pipe: Any) -> bool:
+        """Whether what `pipe` encodes could be drawn by the pipeline that the eraser is attached to."""
+        one, other = family_of(pipe), family_of(self.host.pipe)
+        return pipe is self.host.pipe or (one and one.encoders) == (other and other.encoders)
+
+    def _unlike(self, pipe: Any, component: str, done: str) -> str:
+        name = self.host.eraser.name
+        if pipe is self.host.pipe:
+            without = " without it" if component in self.host.absent else ""
+            return f"{component} {done} after eraser {name!r} was attached{without}; attach it again"
+        return (
+            f"this {type(pipe).__name__} shares an encoder with the pipeline that eraser {name!r} is attached to, and "
+            f"has another {component}, which that eraser does not edit; draw with the pipeline that it is attached to"
+        )
+
+    def _warn_of_edited(self, key: str, given: Any) -> None:
+        """Say once that negative embeddings were encoded as a prompt, and the concept erased from them."""
+        if self._warned or self.host.witness is None:
+            return
+        if any(self.host.witness.erased.knows(t) for t in tensors_of(given) if t.is_floating_point() and t.any()):
+            self._warned = True
+            warnings.warn(
+                f"{key} say what eraser {self.host.name!r} erases and were encoded as a prompt, so it was erased from "
+                "them too; encode a negative prompt with excise.encode(..., negative=True) to leave it as it is",
+                stacklevel=5,
+            )
+
+    def _only_denoiser_differs(self, now: list[tuple[str, int, int]]) -> bool:
+        changed = {name.partition(".")[0].partition("'")[0] for name, _, _ in set(now) ^ set(self._weights)}
+        return changed <= set(self.host.eraser.denoisers)
+
+    def mismatches(self) -> list[str]:
+        """In what the pipeline is another than the eraser was made for."""
+        return mismatches(self.host.pipe, dict(self.host.eraser.made_for), self.host.absent)
