@@ -10,10 +10,11 @@ import typer
 
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
-from excise.cli.command import NOT_PASSED
 from excise.cli.cutting import note_cuts
+from excise.cli.erase.own_sae import sae_of
+from excise.cli.erase.several import erase_several
 from excise.cli.options import Count, Device, Force, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
-from excise.cli.terminal import complain, emit, note, table, training
+from excise.cli.terminal import emit, note, table, training
 from excise.cli.weights import choosing_weights
 from excise.erasers.artefact.files import FILES
 from excise.outputs import check_folder, check_resumed
@@ -94,6 +95,18 @@ def erase(
             help="See `excise methods`; two joined by + make one eraser: snce+saemnesia; several: uce,esd-x.",
         ),
     ] = "snce",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            help="With --model and without --sae: prompts to train the model's SAE on, once. Default: the paper's, "
+            "from the hub.",
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", help="Vectors to train that SAE on; default 10,000,000.", **bounds.TRAINING_VECTORS),
+    ] = None,
     given: Annotated[
         list[str] | None,
         typer.Option("--set", help="A setting of another method: gamma=-2, or saemnesia.gamma=-2 of one of several."),
@@ -137,11 +150,12 @@ def erase(
     from excise.app.erase.finding import chosen, erase_by, save, settings, unplaced
     from excise.app.erase.finding import erase as made_by
     from excise.app.models.resolve import concept_named, load_pipeline
-    from excise.concepts import check
+    from excise.concepts import check, read_prompts
     from excise.erasers.artefact import strength
     from excise.erasers.artefact.verdict import in_words
     from excise.errors import ExciseError
     from excise.methods.lookup import parsed
+    from excise.methods.sae.finding import SNCEConfig
 
     if unit == "concept" and source == "concept":
         raise ExciseError("--source concept counts λ in codes; leave --unit out, or give --unit code")
@@ -161,6 +175,11 @@ def erase(
         "tolerance": tolerance,
     }
     odd = sorted(chosen({**asked, "sae": sae, "site": site}))
+    if (prompts or tokens) and (model is None or sae is not None or by != "snce" or several):
+        raise ExciseError(
+            f"--{'prompts' if prompts else 'tokens'} trains the SAE that snce needs for --model where no --sae is "
+            "given; leave it out"
+        )
     if several:
         if mentions is not None or pairs is not None:
             raise ExciseError("--mentions and --pairs are one concept's; erase it by itself")
@@ -169,7 +188,7 @@ def erase(
                 f"--{odd[0]} is for one eraser; of several give snce's with --set, such as --set snce.{odd[0]}=..."
             )
         tasks = (names or [concept], by, out, given or [], kind, n, accept_weak)
-        _several(*tasks, model, device, weights, jobs, force, json)
+        erase_several(*tasks, model, device, weights, jobs, force, json)
         return
     if mentions is None and pairs is None and (why := explain_unsplit(concept)) is not None:
         raise ExciseError(why)
@@ -186,13 +205,19 @@ def erase(
     if by == "snce":
         if given:
             raise ExciseError("--set is for other methods; snce's settings have options of their own")
-        unplaced(model, sae, **chosen(asked))
+        if model is None or sae is not None:
+            unplaced(model, sae, **chosen(asked))
+        else:
+            SNCEConfig(**chosen(asked))
     elif odd:
         raise ExciseError(f"--{odd[0]} is a setting of snce; give {by}'s with --set, such as --set sae=FOLDER")
     else:
         parsed(f"{by}:{','.join(given or [])}")
+    corpus = None if prompts is None else (prompts.name, list(read_prompts(prompts)))
     pipe = load_pipeline(model, device, weights)
     note_cuts(pipe, (side for pair in wanted.pairs for side in (pair.concept, pair.deconcept)))
+    if model is not None and sae is None and by == "snce":
+        sae = sae_of(pipe, model, site, corpus, tokens, device)
     if by != "snce":
         with training() as line:
             more = {"bundled": model is None, "accept_weak": accept_weak}
@@ -234,53 +259,10 @@ def erase(
             typer.echo(deed.format(count=count))
         table("Verdict", ("what", "found"), list(in_words(eraser.verdict)))
         typer.echo(f"WEAK: {'; '.join(eraser.weak)}" if eraser.weak else "It meets every limit.")
+        where = "" if model is None else f" --model {model}"
+        typer.echo(f"Next: excise generate{where} --eraser {out} --prompt PROMPT --compare --out sheet.png")
 
     emit(json, data, show)
-
-
-def _several(
-    names: list[str],
-    by: str,
-    out: Path,
-    given: list[str],
-    kind: str,
-    n: int,
-    accept_weak: bool,
-    model: str | None,
-    device: str,
-    weights: Weights,
-    jobs: int,
-    anew: bool,
-    json: bool,
-) -> None:
-    """Erasers of several concepts, or by several methods. Exit code 3 where one is too weak, 2 where one is refused."""
-    from excise.app.erase.many import Done, erase_all, plan
-    from excise.errors import ExciseError
-
-    methods = [part.strip() for part in by.split(",") if part.strip()]
-    tasks = plan(names, methods, out, given, kind, n, accept_weak)
-
-    def told(done: Done) -> None:
-        how = {
-            "made": f"{done.seconds:.0f} s, {done.bytes / 1000:.1f} kB",
-            "kept": "there already, kept as it is; --force makes it anew",
-        }
-        weak = f"; WEAK: {done.why}" if done.why and done.state in how else ""
-        note(f"{done.out}: {how.get(done.state, f'{done.state}: {done.why}')}{weak}")
-
-    found = erase_all(tasks, model, device, jobs, told, weights, anew=anew)
-    refused, weak = ([done for done in found if done.state == state] for state in ("refused", "weak"))
-
-    def show() -> None:
-        rows = [(d.concept, d.method, d.state, f"{d.seconds:.0f}", f"{d.bytes / 1000:.1f}") for d in found]
-        table(f"Erasers in {out}", ("concept", "method", "", "s", "kB"), rows)
-
-    emit(json, [done.to_json() for done in found], show)
-    if refused:
-        raise ExciseError(f"{len(refused)} of {len(found)} were refused, first {refused[0].out}: {refused[0].why}")
-    if weak:
-        complain(f"{len(weak)} of {len(found)} are too weak, first {weak[0].out}: {weak[0].why}")
-        raise typer.Exit(NOT_PASSED)
 
 
 SYMBOLS = {"lambda": "λ", "gamma": "γ"}

@@ -57,6 +57,11 @@ def model_digests(pipe: Any) -> dict[str, str]:
     return {name: _digest(module, (torch.float16,)) for name, module in components.items()}
 
 
+def text_encoder_digests(pipe: Any) -> dict[str, str]:
+    """By component the sha256 of the weights of the text encoders, rounded to float16."""
+    return {name: _digest(module, (torch.float16,)) for name, module in text_encoders(pipe).items()}
+
+
 def _digest(encoder: nn.Module, casts: tuple[torch.dtype, ...]) -> str:
     digest = hashlib.sha256()
     state = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}

@@ -1,0 +1,142 @@
+"""SAEs of the models that a person works on, found again by the model's weights, the Site and how they were trained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from excise.app.training.text import features, places_of, train_on, train_sae
+from excise.erasers.guard.model_digest import text_encoder_digests
+from excise.errors import ExciseError
+from excise.sae import Progress, TrainConfig, saes_in
+from excise.sites import LanguageModel, Site
+
+PROBE = 64
+"""Prompts that are read, and trained on for two steps, to estimate what all of them will cost."""
+LONG, SHORT = 16, 12
+"""Digits of the digests that folders are named by."""
+
+
+def cache_folder() -> Path:
+    """Where SAEs are kept: `$EXCISE_CACHE`, else `excise` in `$XDG_CACHE_HOME`, else `~/.cache/excise`."""
+    if given := os.environ.get("EXCISE_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "excise"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: of which model and Sites, on which prompts, how, and the folder that it fills."""
+
+    places: dict[Path, Site]
+    """The folder of every SAE and its Site, as `places_of` gives them."""
+    prompts: list[str]
+    config: TrainConfig
+    card: dict[str, Any]
+    folder: Path
+
+    @property
+    def left(self) -> dict[Path, Site]:
+        """The SAEs that are not there yet."""
+        return {folder: site for folder, site in self.places.items() if not _is_sae(folder)}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training will take, as estimated from a few prompts and two steps of it."""
+
+    prompts: int
+    minutes: float
+    bytes: int
+    """Of the SAEs once they are there."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.prompts:,} prompts, about {max(1, round(self.minutes)):,} min, {self.bytes / 1e6:,.0f} MB on disk"
+        )
+
+
+def cached_sae(pipe: Any, site: Site | None = None) -> Path | None:
+    """The folder of the SAE, or of the SAEs of all text encoders, that was trained last for this model and Site; None
+    where there is none."""
+    folder = _of_model(pipe, site)
+    known = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
+    wanted = len(places_of(pipe, folder, site))
+    whole = [path for path in known if _is_sae(path) or (wanted > 1 and len(saes_in(path)) == wanted)]
+    return whole[-1] if whole else None
+
+
+def planned(
+    pipe: Any, prompts: Sequence[str], config: TrainConfig, card: dict[str, Any], site: Site | None = None
+) -> Training:
+    """The training of an SAE for every text encoder of a pipeline, or at one Site, kept in the cache.
+
+    Its folder is named by the model's weights, the Sites, the prompts and the settings: the same call finds what it
+    finished, and goes on where it was interrupted.
+    """
+    texts = list(prompts)
+    if not texts:
+        raise ExciseError("there are no prompts to train on; check the prompts file")
+    recipe = _sha256([asdict(config), texts])[:SHORT]
+    folder = _of_model(pipe, site) / recipe
+    return Training(places_of(pipe, folder, site), texts, config, card, folder)
+
+
+def cost_of(pipe: Any, training: Training, device: str = "cpu") -> Cost:
+    """Estimate a training by reading `PROBE` of its prompts and training on them for two steps."""
+    few = training.prompts[:: -(-len(training.prompts) // PROBE)]
+    seconds, size = 0.0, 0
+    for site in training.left.values():
+        start = time.perf_counter()
+        read = features(pipe, [site], few)[site]
+        seconds += (time.perf_counter() - start) * len(training.prompts) / len(few)
+        short = replace(training.config, tokens=2 * training.config.batch)
+        with tempfile.TemporaryDirectory() as scratch:
+            start = time.perf_counter()
+            train_on(pipe, site, few, read, short, Path(scratch) / "sae", card={}, device=device)
+            two = time.perf_counter() - start
+            size += sum(file.stat().st_size for file in (Path(scratch) / "sae").iterdir())
+        seconds += two / 2 * training.config.tokens / training.config.batch
+    return Cost(len(training.prompts), seconds / 60, size)
+
+
+def train_planned(
+    pipe: Any,
+    training: Training,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    captured: Callable[[int], Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> None:
+    """Train one of the SAEs that are `left` of a training, that of `folder`.
+
+    Raises ExciseError as `excise.app.training.text.train_sae` does.
+    """
+    how: dict[str, Any] = {"card": training.card, "captured": captured, "progress": progress, "device": device}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    train_sae(pipe, training.places[folder], training.prompts, training.config, folder, **how)
+
+
+def _of_model(pipe: Any, site: Site | None) -> Path:
+    """The folder of everything that was trained for this model's weights and these Sites."""
+    sites = list(places_of(pipe, Path(), site).values())
+    own = text_encoder_digests(pipe)
+    digests = {s.component: own[s.component] for s in sites if s.component in own}
+    kind = type(pipe).__name__ if isinstance(pipe, LanguageModel) else ""
+    return cache_folder() / "saes" / _sha256([kind, digests, [asdict(s) for s in sites]])[:LONG]
+
+
+def _is_sae(folder: Path) -> bool:
+    return folder.is_dir() and bool(saes_in(folder.parent).get(folder.name))
+
+
+def _sha256(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,56 @@
+"""Erasers of several concepts, or by several methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from excise.app.models.pipelines import Weights
+from excise.cli.command import NOT_PASSED
+from excise.cli.terminal import complain, emit, note, table
+
+
+def erase_several(
+    names: list[str],
+    by: str,
+    out: Path,
+    given: list[str],
+    kind: str,
+    n: int,
+    accept_weak: bool,
+    model: str | None,
+    device: str,
+    weights: Weights,
+    jobs: int,
+    anew: bool,
+    json: bool,
+) -> None:
+    """Erasers of several concepts, or by several methods. Exit code 3 where one is too weak, 2 where one is refused."""
+    from excise.app.erase.many import Done, erase_all, plan
+    from excise.errors import ExciseError
+
+    methods = [part.strip() for part in by.split(",") if part.strip()]
+    tasks = plan(names, methods, out, given, kind, n, accept_weak)
+
+    def told(done: Done) -> None:
+        how = {
+            "made": f"{done.seconds:.0f} s, {done.bytes / 1000:.1f} kB",
+            "kept": "there already, kept as it is; --force makes it anew",
+        }
+        weak = f"; WEAK: {done.why}" if done.why and done.state in how else ""
+        note(f"{done.out}: {how.get(done.state, f'{done.state}: {done.why}')}{weak}")
+
+    found = erase_all(tasks, model, device, jobs, told, weights, anew=anew)
+    refused, weak = ([done for done in found if done.state == state] for state in ("refused", "weak"))
+
+    def show() -> None:
+        rows = [(d.concept, d.method, d.state, f"{d.seconds:.0f}", f"{d.bytes / 1000:.1f}") for d in found]
+        table(f"Erasers in {out}", ("concept", "method", "", "s", "kB"), rows)
+
+    emit(json, [done.to_json() for done in found], show)
+    if refused:
+        raise ExciseError(f"{len(refused)} of {len(found)} were refused, first {refused[0].out}: {refused[0].why}")
+    if weak:
+        complain(f"{len(weak)} of {len(found)} are too weak, first {weak[0].out}: {weak[0].why}")
+        raise typer.Exit(NOT_PASSED)
