@@ -105,6 +105,30 @@ def test_the_readme_shows_both_commands_first() -> None:
     assert "make test" in first["body"]
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_the_readmes_figures_are_those_that_were_measured() -> None:
+    """Its peers are the five published methods with the highest mean of UA, IRA, CRA and mixed."""
+    told = {"SNCE (default)": "snce", "MACE": "mace", "UCE": "uce", "CASteer": "casteer", "CA": "ca", "RECE": "rece"}
+    rows = _tables((ROOT / "README.md").read_text(encoding="utf-8"))
+    measured = _tables((ROOT / "docs" / "results" / "peers.md").read_text(encoding="utf-8"))
+    (names,) = [row[1:] for row in measured if "p4d" in row and "inversion" in row]
+    by_kind = {row[0]: row[2:] for row in measured if row[1:2] and row[1] in ("closed form", "fine-tune", "inference")}
+    attacks = {row[0]: dict(zip(names, row[1:], strict=True)) for row in measured if len(row) == len(names) + 1}
+    for title, name in told.items():
+        (row,) = [row[1:] for row in rows if row[0] == title]
+        ua, ira, cra, mixed, _, identical = by_kind[name]
+        assert row == [ua, ira, cra, mixed, identical, attacks[name]["p4d"], attacks[name]["inversion"]], title
+    peers = {name: sum(map(float, row[:4])) for name, row in by_kind.items() if name not in ("snce", "saemnesia-text")}
+    assert set(sorted(peers, key=peers.__getitem__)[-5:]) == set(told.values()) - {"snce"}
+
+
+def _tables(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
 def test_every_way_round_has_its_test() -> None:
     ways = re.findall(r"\| `(test_\w+)` \|", (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8"))
     files = [

@@ -46,6 +46,7 @@ ELSEWHERE = {
     "docs/sd14.md: bench fid run-coco": RUNS,
     "docs/sd14.md: reproduce ": RUNS,
     "docs/signing.md: verify gun-eraser --identity": "sigstore's network",
+    "docs/tutorials/own-model.md: ": MODEL,
 }
 """How commands begin that cannot run on such a machine, and what they need."""
 
@@ -92,10 +93,6 @@ def _bundled_sae(*names: str) -> Callable[[Path], None]:
     return copy
 
 
-def _prompts(folder: Path) -> None:
-    (folder / "prompts.csv").write_text("prompt,seed\na gun on grass,1\na cat on sand,2\n", encoding="utf-8")
-
-
 def _pairs(folder: Path) -> None:
     assert _run(folder, ["pairs", "make", "gun", "--out", "gun.csv"]).returncode == 0
 
@@ -115,7 +112,7 @@ def _keys(folder: Path) -> None:
 
 PASSWORD = "a password"
 PREPARED: dict[str, tuple[Callable[[Path], None], ...]] = {
-    "README.md": (_bundled_sae("my-sae", "other-sae"), _prompts),
+    "docs/architecture.md": (_eraser,),
     "docs/neurons.md": (_bundled_sae("my-sae", "other-sae"), _eraser, _pairs),
     "docs/saemnesia.md": (_bundled_sae("sae"),),
     "docs/sd14.md": (_bundled_sae("sae-layers8"),),
@@ -207,7 +204,7 @@ def test_what_a_command_reads_is_prepared_or_made_before_it() -> None:
     reads = re.compile(r"(?:--(?:eraser|db|sae|pairs|prompts|key|start|run)) (\S+)|sae=(\S+)")
     made: dict[str, set[str]] = {}
     given = {
-        "README.md": {"prompts.csv"},
+        "docs/architecture.md": {"gun-eraser"},
         "docs/saemnesia.md": {"sae"},
         "docs/neurons.md": {"gun-eraser"},
         "docs/signing.md": {"private.pem", "public.pem"},

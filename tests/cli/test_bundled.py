@@ -44,11 +44,11 @@ def test_a_concept_is_found_erased_verified_and_gone(call: Callable[..., Any], t
 
 
 @pytest.mark.slow
-def test_the_readmes_words_make_an_eraser_that_passes_the_audit(call: Callable[..., Any], tmp_path: Path) -> None:
-    """README's own commands on "gun, pistol, rifle", and then what it says of every eraser: an audit finds no flag."""
+def test_the_tutorials_words_make_an_eraser_that_passes_the_audit(call: Callable[..., Any], tmp_path: Path) -> None:
+    """The tutorial's own commands on "gun, pistol, rifle"; then an audit finds no flag."""
     pairs, made, words = tmp_path / "firearms.csv", tmp_path / "eraser", "gun, pistol, rifle"
-    readme = Path(__file__, "../../../README.md").resolve().read_text()
-    assert f'excise erase firearms --mentions "{words}"' in readme
+    page = Path(__file__, "../../../docs/tutorials/own-concept.md").resolve().read_text()
+    assert f'excise erase firearms --mentions "{words}"' in page
     for command in (
         ("pairs", "make", "firearms", "--mentions", words, "--out", pairs),
         ("pairs", "check", pairs, "--mentions", words),
