@@ -14,7 +14,6 @@ from excise.app.pages.charts import Chart
 from excise.app.pages.parts import LOOKS, Badge, Table
 from excise.app.pages.rendering import Made
 from excise.app.pages.rendering import render as render_template
-from excise.app.pages.tokens import Token, shaded
 from excise.bench.bars import MEANINGS, Bar
 from excise.bench.pictures import Pictures, png
 from excise.bench.statistics import Figure
@@ -146,7 +145,7 @@ def render(report: Report) -> str:
         first=FIRST,
         strip=_strip(report.strip, report.lam),
         plots=_plots(report),
-        lines=_lines(report),
+        most=max((code for row in report.tokens for _, code in row), default=0.0),
         settings=json.dumps(report.settings, indent=2, ensure_ascii=False, default=str),
     )
 
@@ -225,8 +224,3 @@ def _plots(report: Report) -> list[tuple[str, Chart]]:
         plot = charts.histogram([g for g in groups if g[1]], f"Strongest code of neuron {view.index} in each prompt")
         plots.append((f"Neuron {view.index}: strongest code in each prompt", plot))
     return plots
-
-
-def _lines(report: Report) -> list[list[Token]]:
-    top = max((code for row in report.tokens for _, code in row), default=0.0)
-    return [shaded(row, top) for row in report.tokens]

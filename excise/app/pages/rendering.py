@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import excise
+from excise.app.pages.tokens import shaded
 from excise.bench.machine import machine
 
 STATIC = Markup("default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'")
@@ -49,7 +50,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["data_url"] = _data_url
+    made.filters |= {"data_url": _data_url, "shaded": shaded, "zip": zip}
     return made
 
 
