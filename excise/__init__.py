@@ -7,6 +7,9 @@ from typing import Any
 
 import lazy_loader
 
+from excise.moved import install as _install
+
+_install()
 _attribute, _names, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 

@@ -4,25 +4,52 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from excise.erasers.apply.registry import module_of
 from excise.erasers.artefact import files, formats
 from excise.erasers.artefact.files import Check
 from excise.erasers.artefact.signing import Signer, check_signature
-from excise.erasers.eraser import Eraser
+from excise.erasers.eraser import Eraser, StrPath
 from excise.erasers.guard.coverage import absent_from
 from excise.erasers.guard.model_digest import mismatches
 from excise.errors import ExciseError, WrongModel
+from excise.sites.pipeline import check_pipeline
+
+if TYPE_CHECKING:
+    from excise.sae import TopKSAE
+    from excise.sites import Pipeline
 
 
 def verify(
-    folder: Path | str, pipe: Any | None = None, *, sae: Any | None = None, signed_by: Signer | None = None
+    folder: StrPath,
+    pipe: Pipeline | None = None,
+    *,
+    sae: TopKSAE | None = None,
+    signed_by: Signer | None = None,
 ) -> list[Check]:
-    """Check a saved eraser, with `signed_by` its signature, and with `pipe` that it fits that pipeline and fires on it.
+    """Check a saved eraser: its files, its signature, and that it fits a pipeline and works on it.
 
-    Stops at the first failure that makes the later checks meaningless; nothing is raised for a bad eraser.
+    Checks stop at the first failure that makes the later ones meaningless. A bad eraser raises nothing.
+
+    Args:
+        folder: Folder of the eraser.
+        pipe: The pipeline to attach it to; None checks the files alone.
+        sae: The SAE it was made from, for gate="topk" alone.
+        signed_by: Whose signature it must bear.
+
+    Returns:
+        A line for each check: `name`, `passed`, `detail`.
+
+    Raises:
+        WrongModel: where `pipe` is not a pipeline.
+
+    Example:
+        >>> all(check.passed for check in excise.verify("erasers/gun", pipe))
+        True
     """
+    if pipe is not None:
+        check_pipeline(pipe)
     path = Path(folder)
     checks: list[Check] = []
 

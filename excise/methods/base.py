@@ -12,6 +12,10 @@ from excise.methods.bounds import check_numbers
 if TYPE_CHECKING:
     from excise.concepts import Concept
     from excise.erasers import Eraser
+else:
+    from excise.moved import forward
+
+    __getattr__ = forward(__name__)
 
 AND = "+"
 """Joins the names of methods whose edits go into one eraser: `snce+saemnesia`."""

@@ -1,1 +1,8 @@
 """The demo: an eraser fitted, measured and reported on the bundled model."""
+
+from typing import TYPE_CHECKING
+
+if not TYPE_CHECKING:
+    from excise.moved import forward
+
+    __getattr__ = forward(__name__)

@@ -47,9 +47,25 @@ class Signer:
 
 
 def sign(folder: Path | str, private_key: Path | str, password: str | None = None) -> Path:
-    """Write `model.sig` beside a saved eraser's files, in place of an older one, and return where.
+    """Sign a saved eraser: write `model.sig` beside its files, in place of an older signature.
 
-    Raises ExciseError where the eraser is not whole, lies among other files, or the key cannot be used.
+    Args:
+        folder: Folder of the eraser, with nothing else in it but its card.
+        private_key: File with an elliptic-curve private key in PEM.
+        password: The key's password, if it has one.
+
+    Returns:
+        Path of the signature.
+
+    Raises:
+        NotFound: where the folder holds no eraser.
+        Tampered: where the eraser is not whole, or lies among other files.
+        InvalidSetting: where the key cannot be used.
+        MissingExtra: where `excise[sign]` is not installed.
+
+    Example:
+        >>> excise.sign("erasers/gun", "key.pem")
+        PosixPath('erasers/gun/model.sig')
     """
     from excise.erasers.artefact.formats import unpack
 

@@ -1,1 +1,8 @@
 """The neuron database: SQLite, full-text search, export."""
+
+from typing import TYPE_CHECKING
+
+if not TYPE_CHECKING:
+    from excise.moved import forward
+
+    __getattr__ = forward(__name__)
