@@ -29,7 +29,7 @@ from .errors import NotFound as NotFound
 from .errors import Tampered as Tampered
 from .errors import WeakEraserError as WeakEraserError
 from .errors import WrongModel as WrongModel
-from .methods.sae.finding import SNCEConfig as SNCEConfig
+from .methods.configs.sae import SNCEConfig as SNCEConfig
 from .neurons import Ranking as Ranking
 from .sae import TopKSAE as TopKSAE
 from .sites import LanguageModel as LanguageModel

@@ -15,6 +15,7 @@ from excise.concepts import Concept, builtin, from_templates, names
 from excise.errors import InvalidSetting, NotFound
 from excise.methods.catalogue import METHODS
 from excise.plugins import plugins
+from excise.settings import check_names
 
 if TYPE_CHECKING:
     from excise.erasers import Eraser
@@ -32,6 +33,7 @@ def erase(
     method: str = "snce",
     *,
     sae: StrPath | TopKSAE | None = None,
+    preset: str | None = None,
     **settings: Any,
 ) -> Eraser:
     """Make an eraser of a concept for a pipeline.
@@ -46,6 +48,7 @@ def erase(
         method: One of `excise.list_methods()`, or several joined by `+`, such as `snce+saemnesia`.
         sae: Folder of the sparse autoencoder, or the SAE itself (SNCE alone). With the bundled model the bundled one is
             used where none is given.
+        preset: `"paper"` for the settings of the method's paper where Excise's defaults depart from it.
         settings: Settings of the method, by the names of `excise.method_config(method)`; of joined methods
             `**{"snce.k": 2}`. With the bundled model the defaults are those chosen for it.
 
@@ -65,14 +68,14 @@ def erase(
         >>> eraser.save_pretrained("erasers/gun")
     """
     from excise.app.models.resolve import bundled_settings
-    from excise.methods.lookup import configured, settings_of
+    from excise.methods.lookup import configured, declared, preset_settings, settings_of
     from excise.sae import TopKSAE
     from excise.sites.pipeline import check_pipeline
 
     check_pipeline(pipe)
     chosen = _method(method)
-    known = settings_of(chosen.name, bundled_settings()) if is_bundled(pipe) else {}
-    own, more = {**known, **settings}, {}
+    known = settings_of(chosen.name, bundled_settings(preset)) if is_bundled(pipe) else {}
+    own, more = {**known, **preset_settings(chosen.name, preset), **settings}, {}
     if isinstance(sae, TopKSAE):
         if chosen.name != "snce":
             raise InvalidSetting(
@@ -80,11 +83,11 @@ def erase(
             )
         more["sae"], own = sae, {**own, "sae": ""}
     elif sae is not None:
-        takes = [key for key in vars(chosen.Config()) if key.rpartition(".")[2] == "sae"]
+        takes = [key for key in declared(chosen.name) if key.rpartition(".")[2] == "sae"]
         if not takes:
             raise InvalidSetting(f"{chosen.name} needs no SAE; leave `sae` out")
         own |= dict.fromkeys(takes, _folder(sae))
-    return chosen.fit(pipe, _concept(concept), configured(chosen, own), **more)
+    return chosen.fit(pipe, _concept(concept), configured(chosen.name, own), **more)
 
 
 def find_neurons(
@@ -118,7 +121,7 @@ def find_neurons(
     if sae is None:
         sae = _bundled_sae(pipe)
     folder = "" if isinstance(sae, TopKSAE) else _folder(sae)
-    config = configured(_method("snce"), {**settings, "sae": folder, "examine": top})
+    config = configured("snce", {**settings, "sae": folder, "examine": top})
     if not isinstance(sae, TopKSAE) and (several := saes_in(Path(folder))):
         raise InvalidSetting(
             f"{folder} holds SAEs of {', '.join(several)}; name one of them: {Path(folder) / next(iter(several))}"
@@ -157,17 +160,14 @@ def train_sae(
     """
     from excise.app.models.resolve import check_device, parse_site
     from excise.app.training import text
-    from excise.methods.bounds import check_types
     from excise.sae import TrainConfig
     from excise.sae import card as card_of
     from excise.sites import default_site
     from excise.sites.pipeline import check_pipeline
 
     check_pipeline(pipe)
-    known = TrainConfig.__dataclass_fields__
-    if unknown := sorted(set(settings) - set(known)):
-        raise InvalidSetting(f"the training has no setting {unknown[0]!r}; it has {', '.join(known)}")
-    config = TrainConfig(**check_types("the training", settings, TrainConfig))
+    check_names("the training", settings, TrainConfig.__dataclass_fields__)
+    config = TrainConfig(**settings)
     texts = _texts(prompts)
     check_device(device)
     place = default_site(pipe) if site is None else parse_site(pipe, site)
@@ -189,13 +189,21 @@ def list_methods() -> list[str]:
     return [*METHODS, *plugins("excise.methods")]
 
 
-def method_config(method: str, **settings: Any) -> Any:
+def method_config(method: str, *, preset: str | None = None, **settings: Any) -> Any:
     """A method's configuration: the given settings, its defaults for the rest.
 
-    The fields of the frozen dataclass say what each setting means, its unit and where it comes from.
+    `help()` of it, and `excise methods show`, say what each setting means and which values it takes.
+
+    Args:
+        method: As for `excise.erase`.
+        preset: `"paper"` for the settings of the method's paper where Excise's defaults depart from it.
+        settings: Settings by name.
+
+    Returns:
+        A frozen dataclass; of joined methods a namespace.
 
     Raises:
-        ExciseError: for an unknown method or setting, or an impossible value.
+        ExciseError: for an unknown method, preset or setting, or an impossible value.
 
     Example:
         >>> excise.method_config("uce").lam
@@ -203,7 +211,7 @@ def method_config(method: str, **settings: Any) -> Any:
     """
     from excise.methods.lookup import configured
 
-    return configured(_method(method), settings)
+    return configured(_method(method).name, settings, preset)
 
 
 def is_bundled(pipe: Pipeline) -> bool:

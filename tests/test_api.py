@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import excise
 from excise import ExciseError, InvalidSetting, NotFound, WrongModel
 from excise.erasers.artefact.files import FILES
-from excise.sae import TopKSAE, TrainConfig, card, save
+from excise.sae import TopKSAE, card, save
 from excise.sites import Site
 
 TRAINING = {"tokens": 4096, "batch": 256, "expansion": 2, "k": 4}
@@ -145,13 +145,3 @@ def test_wrong_input_is_one_clear_error(
         call(tiny_pipe, saved_sae)
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["word-sae"]
-
-
-def test_every_setting_of_every_method_is_of_its_declared_type() -> None:
-    """The defaults themselves, so that a type that the check reads wrongly shows."""
-    from excise.methods.bounds import check_types
-
-    for name in excise.list_methods():
-        config = excise.method_config(name)
-        assert check_types(name, vars(config), type(config)) == vars(config)
-    assert check_types("training", vars(TrainConfig()), TrainConfig) == vars(TrainConfig())

@@ -29,7 +29,8 @@ from excise.app.training.text import BUNDLED
 from excise.bench.machine import machine
 from excise.concepts import from_templates
 from excise.files import write_atomic
-from excise.methods.sae.finding import SNCEConfig, find
+from excise.methods.configs.sae import SNCEConfig
+from excise.methods.sae.finding import find
 from excise.reference.world import OBJECTS
 from excise.sae import TopKSAE, card, train
 from excise.sites import PRESETS, Site, capture

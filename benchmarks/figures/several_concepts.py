@@ -24,7 +24,7 @@ from excise.bench.machine import machine
 from excise.bench.statistics import in_percent, paired_difference, share
 from excise.bench.suite import Case
 from excise.files import write_atomic
-from excise.methods.sae.finding import SNCEConfig
+from excise.methods.configs.sae import SNCEConfig
 from excise.methods.sae.snce import fit
 
 CONCEPTS = ("gun", "knife", "cat", "rocket", "pizza", "tiger", "cigarette", "tree", "guitar", "cow")

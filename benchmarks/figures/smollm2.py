@@ -41,8 +41,8 @@ from excise.concepts.safety import names
 from excise.errors import ExciseError
 from excise.explain import ExplainConfig, explain_all, find_patterns, questions_of
 from excise.files import write_atomic
+from excise.methods.configs.sae import SNCEConfig
 from excise.methods.prompt_codes import prompt_codes
-from excise.methods.sae.finding import SNCEConfig
 from excise.methods.sae.snce import fit
 from excise.neurons.contexts import Context, Contexts
 from excise.neurons.contrast import Contrast, contrast

@@ -34,7 +34,8 @@ from excise.erasers import made_for
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.errors import ExciseError
 from excise.files import write_atomic
-from excise.methods.sae.finding import SNCEConfig, find
+from excise.methods.configs.sae import SNCEConfig
+from excise.methods.sae.finding import find
 from excise.methods.sae.snce import fit
 from excise.sae import load
 

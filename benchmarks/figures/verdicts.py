@@ -9,7 +9,7 @@ import warnings
 from excise import reference
 from excise.concepts import builtin, from_templates
 from excise.errors import ExciseError
-from excise.methods.sae.finding import SNCEConfig
+from excise.methods.configs.sae import SNCEConfig
 from excise.methods.sae.snce import fit
 from excise.reference.world import OBJECTS, STYLES
 from excise.sae import load

@@ -34,7 +34,7 @@ from excise.erasers import Eraser, SAEEdit, made_for
 from excise.erasers.guard.denoiser import Witness
 from excise.files import write_atomic
 from excise.methods import method
-from excise.methods.sae.finding import SNCEConfig
+from excise.methods.configs.sae import SNCEConfig
 from excise.sae import SAEConfig, TopKSAE
 from excise.sites import PRESETS, capture
 

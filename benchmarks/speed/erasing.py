@@ -29,7 +29,7 @@ from excise.bench.machine import machine
 from excise.concepts import Concept, from_templates
 from excise.files import write_atomic
 from excise.methods import method
-from excise.methods.sae.finding import SNCEConfig
+from excise.methods.configs.sae import SNCEConfig
 from excise.methods.sae.snce import fit
 from excise.sae import SAEConfig, TopKSAE
 from excise.sites import PRESETS, capture

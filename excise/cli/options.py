@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from excise.cli import bounds
+from excise.methods.configs.sae import SNCEConfig
+from excise.settings import described
 
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 Json = Annotated[
@@ -43,3 +45,13 @@ PairsFile = Annotated[
 ]
 Kind = Annotated[str, typer.Option("--kind", help="What the mentions are: object, style or attribute.")]
 Count = Annotated[int, typer.Option("--n", help="How many pairs to make.", **bounds.PAIRS)]
+
+
+def snce_option(name: str) -> Any:
+    """The option of a setting of SNCE, with its help and its range."""
+    own = described(SNCEConfig)[name]
+    if own.bare not in (int, float):
+        words = f"{own.help} One of {', '.join(own.choices)}." if own.choices else own.help
+        return typer.Option(f"--{name}", help=words)
+    least, most = own.bounds
+    return typer.Option(f"--{name}", help=own.help, min=least, max=most)

@@ -1,9 +1,5 @@
-"""Ways to make an eraser, one file each."""
+"""Ways to make an eraser, one file each. Names are imported when first asked for."""
 
-from __future__ import annotations
+import lazy_loader
 
-from excise.methods.base import Method
-from excise.methods.catalogue import METHODS
-from excise.methods.lookup import method
-
-__all__ = ["METHODS", "Method", "method"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from excise.errors import ExciseError
-from excise.methods.bounds import check_numbers
 
 if TYPE_CHECKING:
     from excise.concepts import Concept
@@ -45,12 +44,8 @@ class Fitted:
     make: Callable[..., Eraser]
 
     def fit(self, pipe: Any, concept: Concept, config: Any = None, **more: Any) -> Eraser:
-        """As its file's `fit`.
-
-        Raises ExciseError for a setting out of bounds and, saying what to lower, where memory does not suffice.
-        """
+        """As its file's `fit`. Raises ExciseError, saying what to lower, where memory does not suffice."""
         config = self.Config() if config is None else config
-        check_numbers(self.name, vars(config))
         try:
             return self.make(pipe, concept, config, **more)
         except (MemoryError, RuntimeError) as error:

@@ -322,7 +322,7 @@ METHODS: dict[str, About] = {
     ),
 }
 """By name, which with underscores is the module of `excise.methods`. A new method is one file, one entry here
-and one in defaults.json, which `excise methods --json` shows without importing torch."""
+and its settings in excise.methods.configs, which are listed without importing torch."""
 
 MODULES = {
     "advunlearn": "trained.advunlearn",

@@ -11,6 +11,7 @@ from excise.erasers import Eraser
 from excise.errors import InvalidSetting
 from excise.methods.base import AND, Method
 from excise.methods.judging import judged
+from excise.settings import check_names
 
 
 class Joined:
@@ -28,8 +29,7 @@ class Joined:
         Raises ExciseError for a setting that no part has, or an impossible value.
         """
         known = {f"{part.name}.{key}": value for part in self.parts for key, value in vars(part.Config()).items()}
-        if unknown := sorted(set(settings) - set(known)):
-            raise InvalidSetting(f"{self.name!r} has no setting {unknown[0]!r}; it has {', '.join(known)}")
+        check_names(self.name, settings, known)
         made = SimpleNamespace(**{**known, **settings})
         for part in self.parts:
             self._own(part, made)

@@ -1,17 +1,19 @@
-"""Methods by name, ours and plugins', and their settings as text."""
+"""Methods by name, ours and plugins', and their settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
 from excise.errors import InvalidSetting, NotFound
 from excise.methods.base import AND, Method
-from excise.methods.bounds import check_numbers, check_types
 from excise.methods.catalogue import METHODS, MODULES
+from excise.methods.configs.registry import CONFIGS
 from excise.plugins import plugins
+from excise.settings import UNSTATED, Setting, check_names, settings_in
 
 ALSO = {"esd": "esd-x"}
 """Other names: what a method is called in the papers' tables."""
@@ -47,31 +49,65 @@ def check_name(name: str) -> None:
         raise NotFound(f"there is no method {name!r}; try {', '.join(near)}")
 
 
+def declared(name: str) -> dict[str, Setting]:
+    """A method's settings by name; of a joined one, its parts' under their names and a dot.
+
+    Our own methods' are known without importing torch. Raises ExciseError as `method` does.
+    """
+    name = named(name)
+    if AND not in name:
+        check_name(name)
+        return dict(settings_in(CONFIGS[name]() if name in CONFIGS else method(name).Config()))
+    return {
+        f"{part}.{key}": replace(setting, name=f"{part}.{key}")
+        for part in name.split(AND)
+        for key, setting in declared(part).items()
+    }
+
+
+PRESETS = ("paper",)
+"""Named sets of settings: `paper` has those of a method's paper, or of its authors' code."""
+
+
+def preset_settings(name: str, preset: str | None) -> dict[str, Any]:
+    """A method's settings in a preset; none without one.
+
+    Raises ExciseError for an unknown preset, where the method's paper states no settings, and as `method` does.
+    """
+    if preset is None:
+        return {}
+    if preset not in PRESETS:
+        raise InvalidSetting(f"there is no preset {preset!r}; there is {', '.join(PRESETS)}")
+    stated = {key: own.paper for key, own in declared(name).items() if own.paper is not UNSTATED}
+    if not stated:
+        raise InvalidSetting(f"no paper states settings for {named(name)}; leave the preset out")
+    return stated
+
+
+def configured(name: str, settings: Mapping[str, Any], preset: str | None = None) -> Any:
+    """A method's configuration: the given settings, the preset's or the defaults for the rest.
+
+    Raises ExciseError, naming the method, for an unknown setting or an impossible value, and as `method` and
+    `preset_settings` do.
+    """
+    name = named(name)
+    known, settings = declared(name), {**preset_settings(name, preset), **settings}
+    check_names(name, settings, known)
+    make = CONFIGS[name] if name in CONFIGS else method(name).Config
+    try:
+        for key, value in settings.items():
+            known[key].check(value)
+        return make(**settings)
+    except InvalidSetting as error:
+        raise InvalidSetting(f"{name}: {error}") from error
+
+
 def settings_of(name: str, by_method: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """A method's settings among those of all; of a joined one, its parts' under their names and a dot."""
     name = named(name)
     if AND not in name:
         return dict(by_method.get(name, {}))
     return {f"{part}.{key}": value for part in name.split(AND) for key, value in by_method.get(part, {}).items()}
-
-
-def configured(chosen: Method, settings: Mapping[str, Any]) -> Any:
-    """The method's configuration: these settings, its defaults for the rest.
-
-    Raises InvalidSetting for a setting that it has not, of another type, or out of bounds.
-    """
-    known = vars(chosen.Config())
-    if unknown := sorted(set(settings) - set(known)):
-        near = get_close_matches(unknown[0], known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(known) or 'none'}"
-        raise InvalidSetting(f"{chosen.name} has no setting {unknown[0]!r}{hint}")
-    own = dict(settings)
-    for part in getattr(chosen, "parts", (chosen,)):
-        prefix = f"{part.name}." if part is not chosen else ""
-        given = {key.removeprefix(prefix): value for key, value in own.items() if key.startswith(prefix)}
-        own |= {f"{prefix}{key}": value for key, value in check_types(part.name, given, part.Config).items()}
-    check_numbers(chosen.name, own)
-    return chosen.Config(**own)
 
 
 def parsed(text: str) -> tuple[str, dict[str, Any]]:
@@ -81,27 +117,13 @@ def parsed(text: str) -> tuple[str, dict[str, Any]]:
     """
     name, _, given = text.partition(":")
     name = named(name)
-    known = vars(method(name).Config())
-    settings = {}
+    known, settings = declared(name), {}
     for part in filter(None, given.split(",")):
         key, _, value = part.partition("=")
-        if key not in known:
-            raise InvalidSetting(f"{name} has no setting {key!r}; it has {', '.join(known) or 'none'}")
+        check_names(name, [key], known)
         try:
-            settings[key] = _as(known[key], value)
-        except ValueError as error:
-            raise InvalidSetting(f"{name}: {key} cannot be {value!r} ({error})") from error
-    check_numbers(name, settings)
-    method(name).Config(**settings)
+            settings[key] = known[key].parse(value)
+        except InvalidSetting as error:
+            raise InvalidSetting(f"{name}: {error}") from error
+    configured(name, settings)
     return name, settings
-
-
-def _as(default: Any, value: str) -> Any:
-    """The value in its default's type, a number or none where that is None; whole numbers joined by + for a tuple."""
-    if isinstance(default, bool):
-        if value not in ("true", "false"):
-            raise ValueError("it is true or false")
-        return value == "true"
-    if default is None:
-        return None if value == "none" else float(value)
-    return tuple(int(part) for part in value.split("+")) if isinstance(default, tuple) else type(default)(value)

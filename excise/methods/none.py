@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from excise.concepts import Concept
 from excise.erasers import Eraser, made_for
 from excise.methods.base import Fitted
-
-
-@dataclass(frozen=True)
-class NoneConfig:
-    """Nothing to choose."""
+from excise.methods.configs.baselines import NoneConfig
 
 
 def fit(pipe: Any, concept: Concept, config: NoneConfig) -> Eraser:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from excise.concepts import Concept
 from excise.erasers import SAEEdit
+from excise.erasers.choices import Align
 from excise.erasers.edits.sae_rows import preactivations, topk_codes
-from excise.erasers.edits.text_sae import Align
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.neurons import PromptCodes

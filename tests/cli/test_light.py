@@ -71,6 +71,26 @@ def test_the_methods_and_their_papers() -> None:
     assert runs_light("methods", "cite", "snce+saemnesia").count("  eprint = ") == 2
 
 
+def test_the_settings_of_a_method() -> None:
+    said = runs_light("methods", "show", "esd-x")
+    assert "Adam's learning rate." in " ".join(said.split())
+    rows = {row["name"]: row for row in json.loads(runs_light("methods", "show", "esd", "--json"))}
+    assert rows["lr"] == {
+        "name": "lr",
+        "default": 5e-5,
+        "takes": "a number, above 0 and at most 1",
+        "unit": "",
+        "meaning": "Adam's learning rate.",
+        "paper": 5e-5,
+        "bundled": 3e-4,
+    }
+    assert rows["seed"]["paper"] is None and rows["seed"]["bundled"] is None
+    both = [row["name"] for row in json.loads(runs_light("methods", "show", "snce+uce", "--json"))]
+    assert "snce.k" in both and "uce.lam" in both
+    refused = ran_light("methods", "show", "snec")
+    assert refused.returncode == 2 and "there is no method 'snec'; try snce" in refused.stderr
+
+
 def test_the_concepts() -> None:
     assert "gun" in runs_light("concepts")
     rows = json.loads(runs_light("concepts", "--json"))

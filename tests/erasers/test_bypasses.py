@@ -17,7 +17,7 @@ import excise
 from excise.concepts import Concept, from_templates
 from excise.erasers import Eraser, SAEEdit, made_for
 from excise.errors import EraserDidNotFire, ExciseError
-from excise.methods.sae.finding import SNCEConfig
+from excise.methods.configs.sae import SNCEConfig
 from excise.methods.sae.snce import fit
 from excise.sites import Site, default_site, to_cover
 from tests import tiny

@@ -15,7 +15,7 @@ from excise.app.training.text import places_of, train_sae
 from excise.concepts import Concept, from_templates
 from excise.erasers import Eraser
 from excise.errors import EraserDidNotFire, ExciseError
-from excise.methods.sae.finding import SNCEConfig
+from excise.methods.configs.sae import SNCEConfig
 from excise.methods.sae.snce import fit
 from excise.sae import TopKSAE, TrainConfig
 from excise.sites import Site, default_site, encode_prompt, family_of, sites_of, to_cover

@@ -17,7 +17,7 @@ import excise
 from excise.concepts import from_templates
 from excise.erasers import Eraser, SAEEdit, made_for
 from excise.errors import EraserDidNotFire
-from excise.methods.sae.finding import SNCEConfig
+from excise.methods.configs.sae import SNCEConfig
 from excise.methods.sae.snce import fit
 from excise.sites import default_site, to_cover
 from tests import tiny

@@ -16,7 +16,7 @@ from excise.concepts import Concept, from_templates
 from excise.erasers import Attachment, Eraser
 from excise.erasers.hooks import known_vectors
 from excise.errors import EraserDidNotFire
-from excise.methods.sae.finding import SNCEConfig
+from excise.methods.configs.sae import SNCEConfig
 from excise.methods.sae.snce import fit
 from excise.sites import default_site, to_cover
 from tests import tiny

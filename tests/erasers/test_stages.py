@@ -12,7 +12,7 @@ import excise
 from excise.concepts import from_templates
 from excise.erasers import Eraser
 from excise.errors import EraserDidNotFire, ExciseError
-from excise.methods.sae.finding import SNCEConfig
+from excise.methods.configs.sae import SNCEConfig
 from excise.methods.sae.snce import fit
 from excise.sites import default_site, to_cover
 from tests import tiny

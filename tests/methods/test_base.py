@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,11 @@ from excise.concepts import Pair
 from excise.errors import ExciseError
 from excise.methods import METHODS, method
 from excise.methods.base import Fitted
-from excise.methods.closed_form.uce import UCEConfig
+from excise.methods.configs.closed_form import UCEConfig
+from excise.methods.configs.registry import CONFIGS
+from excise.methods.configs.sae import SNCEConfig
+from excise.methods.configs.trained import ESDConfig
 from excise.methods.lookup import parsed, settings_of
-from excise.methods.sae.finding import SNCEConfig
-from excise.methods.trained.esd import ESDConfig
 from excise.sae import save
 
 ELSEWHERE = {"none", "snce", "concept-steerers", "itd", "saemnesia", "saemnesia-text", "saeuron"}
@@ -35,10 +34,8 @@ def test_every_method_listed_is_there() -> None:
         assert (about.kind == "baseline") is not about.cite.startswith("@")
 
 
-def test_the_defaults_that_are_shown_are_those_of_the_configurations() -> None:
-    """`excise methods --json` reads them from a file, so that it need not import torch."""
-    shown = json.loads(files("excise.methods").joinpath("defaults.json").read_text(encoding="utf-8"))
-    assert shown == {name: json.loads(json.dumps(vars(method(name).Config()))) for name in METHODS}
+def test_the_settings_that_are_listed_without_torch_are_the_methods_own() -> None:
+    assert {name: method(name).Config for name in METHODS} == CONFIGS
 
 
 def test_an_unknown_method_names_near_ones() -> None:

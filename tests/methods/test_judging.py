@@ -18,8 +18,9 @@ from excise.erasers.artefact.strength import in_words as strength_in_words
 from excise.erasers.artefact.verdict import WeakEraser, in_words
 from excise.erasers.guard.effects import text_changes
 from excise.errors import EraserDidNotFire, ExciseError
+from excise.methods.configs.sae import SNCEConfig
 from excise.methods.judging import Figures, _weak, judged, prompts_by_mention, protected
-from excise.methods.sae.finding import SNCEConfig, find
+from excise.methods.sae.finding import find
 from excise.methods.sae.snce import fit
 from excise.neurons.validation import STRUCTURAL_SHARE, activations
 from excise.sae import TopKSAE

@@ -14,8 +14,8 @@ from excise.app.training.supervised import Labels
 from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, verify
 from excise.methods import method
-from excise.methods.sae.finding import SNCEConfig, find
-from excise.methods.sae.saemnesia import SAEmnesiaConfig
+from excise.methods.configs.sae import SAEmnesiaConfig, SNCEConfig
+from excise.methods.sae.finding import find
 from excise.methods.sae.snce import fit
 from excise.sae import SAEConfig, Supervision, TopKSAE, TrainConfig, load, save
 from excise.sites import BLOCKS, PRESETS, Site, capture, sites_of

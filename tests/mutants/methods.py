@@ -6,11 +6,11 @@ from tests.mutants import of
 
 MUTANTS = [
     *of(
-        "excise/methods/sae/finding.py",
+        "excise/methods/configs/sae.py",
         "tests/methods/sae/test_snce.py::test_the_defaults_are_the_measured_ones",
-        ("lam: float = 1.25", "lam: float = 1.0"),
-        ("tolerance: float = 0.02", "tolerance: float = 0.0"),
-        ("margin: float = 0.02", "margin: float = 0.1"),
+        ("        1.25,\n", "        1.0,\n"),
+        ("        0.02,\n        \"Share of its concept", "        0.0,\n        \"Share of its concept"),
+        ("        0.02,\n        \"Where the threshold", "        0.1,\n        \"Where the threshold"),
     ),
     *of(
         "excise/methods/sae/snce.py",
@@ -45,12 +45,21 @@ MUTANTS = [
         ("plain = replace(edit, lam=1.0)", "plain = edit"),
     ),
     *of(
+        "excise/methods/configs/closed_form.py",
+        "tests/methods/closed_form/test_closed_form.py::test_the_weights_are_the_authors_own",
+        ("lam: float = setting(0.5,", "lam: float = setting(0.1,"),
+    ),
+    *of(
+        "excise/methods/configs/sae.py",
+        "tests/methods/steering/test_steering.py::test_itd_s_floor_is_a_share_of_the_least_change_of_a_concept_prompt",
+        ("        0.99,\n        \"A prompt is changed", "        0.5,\n        \"A prompt is changed"),
+    ),
+    *of(
         "excise/methods/closed_form/uce.py",
         "tests/methods/closed_form/test_closed_form.py::test_the_weights_are_the_authors_own"
         " tests/methods/closed_form/test_closed_form.py::test_uce_minimises_its_objective"
         " tests/methods/closed_form/test_closed_form.py::test_the_embedding_that_brings_a_word_back_is_the_nearest"
         " tests/methods/closed_form/test_closed_form.py::test_rece_erases_what_brings_the_concept_back_round_by_round",
-        ("lam: float = 0.5", "lam: float = 0.1"),
         ("+ keep * p.T @ p", "+ p.T @ p"),
         ("held = lam * torch.eye", "held = torch.eye"),
         ("torch.linalg.solve(held, erase * c.T)", "torch.linalg.solve(held, c.T)"),
@@ -79,7 +88,6 @@ MUTANTS = [
         ('least = least.scatter_reduce(0, some.indices.flatten(), values, "amin")',
          'least = least.scatter_reduce(0, some.indices.flatten(), values, "amax", include_self=False)'),
         ("return least[indices] * (1 - 1e-6)", "return least[indices] * (1 + 1e-6)"),
-        ("share: float = 0.99", "share: float = 0.5"),
     ),
     *of(
         "excise/methods/sae/block_levels.py",

@@ -17,7 +17,7 @@ from excise.bench.results import BASELINE
 from excise.bench.run import Run, Unit
 from excise.bench.worker import Entry, picture_of
 from excise.errors import ExciseError
-from excise.methods.sae.finding import SNCEConfig
+from excise.methods.configs.sae import SNCEConfig
 
 YOURS = "yours: "
 SUITES = {

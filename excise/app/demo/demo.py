@@ -24,7 +24,7 @@ from excise.concepts import from_templates
 from excise.erasers.artefact import strength
 from excise.errors import ExciseError
 from excise.files import write_atomic
-from excise.methods.sae.finding import SNCEConfig
+from excise.methods.configs.sae import SNCEConfig
 from excise.neurons.validation import activations
 from excise.sae import load
 from excise.sites import PRESETS

@@ -19,8 +19,9 @@ from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.erasers.artefact.verdict import WeakEraser
 from excise.errors import ExciseError, WeakEraserError
-from excise.methods.lookup import method, parsed, settings_of
-from excise.methods.sae.finding import Found, SNCEConfig, find
+from excise.methods.configs.sae import SNCEConfig
+from excise.methods.lookup import configured, declared, method, parsed, preset_settings, settings_of
+from excise.methods.sae.finding import Found, find
 from excise.methods.sae.snce import fit
 from excise.methods.trained.trainer import watching
 from excise.neurons import Ranking
@@ -131,7 +132,7 @@ def erase(pipe: Any, concept: Concept, config: SNCEConfig) -> tuple[Eraser, list
     Raises ExciseError as `excise.methods.sae.snce.fit` does.
     """
     if not saes_in(Path(config.sae)):
-        findings = find_neurons(pipe, concept, config)
+        findings = find_neurons(pipe, concept, config, config.examine)
         return fit_eraser(pipe, findings), findings.warnings
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -148,27 +149,28 @@ def erase_by(
     out: Path,
     *,
     bundled: bool = False,
+    preset: str | None = None,
     accept_weak: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Eraser:
     """The eraser of a concept by any method, with settings such as `gamma=-2`, or `saemnesia.gamma=-2` of a joined one,
     saved as the folder `out`.
 
-    With the `bundled` model, its own SAEs where none is named. A training is kept beside `out` until it is done, so
-    that the same call goes on where it was interrupted; `progress` is told of its steps. Raises ExciseError for an
-    unknown method or setting, an impossible value, and as the method does; WeakEraserError where it is weak and that
-    is not accepted.
+    With the `bundled` model, its own SAEs where none is named, and the values chosen for it unless a preset is given. A
+    training is kept beside `out` until it is done, so that the same call goes on where it was interrupted; `progress`
+    is told of its steps. Raises ExciseError for an unknown method, preset or setting, an impossible value, and as the
+    method does; WeakEraserError where it is weak and that is not accepted.
     """
     _, settings = parsed(f"{name}:{','.join(given)}")
     chosen, kept = method(name), out.with_name(f"{out.name}.training")
-    known = settings_of(name, bundled_settings()) if bundled else {}
-    for key in vars(chosen.Config()):
+    known = settings_of(name, bundled_settings(preset)) if bundled else {}
+    for key in declared(name):
         part, _, setting = key.rpartition(".")
         if setting == "checkpoint":
             known[key] = str(kept / part if part else kept)
     with watching(progress or (lambda *line: None)), warnings.catch_warnings():
         warnings.simplefilter("ignore", WeakEraser)  # it is refused, or the caller says so
-        eraser = chosen.fit(pipe, concept, chosen.Config(**{**known, **settings}))
+        eraser = chosen.fit(pipe, concept, configured(name, {**known, **preset_settings(name, preset), **settings}))
     save(eraser, out, accept_weak=accept_weak)
     shutil.rmtree(kept, ignore_errors=True)
     return eraser

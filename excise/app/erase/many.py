@@ -20,7 +20,7 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.app.models.resolve import concept_named, load_pipeline
 from excise.erasers import Eraser
 from excise.errors import ExciseError, WeakEraserError
-from excise.methods.lookup import named, parsed
+from excise.methods.lookup import named, parsed, preset_settings
 
 State = Literal["made", "kept", "weak", "refused"]
 
@@ -37,6 +37,7 @@ class Task:
     n: int = 100
     """Prompt pairs."""
     accept_weak: bool = False
+    preset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,12 @@ def plan(
     kind: str = "object",
     n: int = 100,
     accept_weak: bool = False,
+    preset: str | None = None,
 ) -> list[Task]:
     """A task for every concept and method, each with a folder of its own in `out`.
 
     A setting such as `uce.lam=0.1` is that method's alone, one without a method's name goes to all of them. Raises
-    ExciseError for an unknown concept, method or setting before anything is begun.
+    ExciseError for an unknown concept, method, preset or setting before anything is begun.
     """
     tasks, methods = [], [named(by) for by in methods]
     given = [_by_own_name(setting) for setting in given]
@@ -77,9 +79,10 @@ def plan(
     for by in methods:
         own = tuple(part.removeprefix(f"{by}.") for part in given if _for(part, by, methods))
         parsed(f"{by}:{','.join(own)}")
+        preset_settings(by, preset)
         for name in concepts:
             folder = out / f"{name}-{by}".replace(" ", "-")
-            tasks.append(Task(name, by, str(folder), own, kind, n, accept_weak))
+            tasks.append(Task(name, by, str(folder), own, kind, n, accept_weak, preset))
     return tasks
 
 
@@ -241,6 +244,7 @@ def _made(pipe: Any, task: Task, bundled: bool) -> Done:
             task.settings,
             Path(task.out),
             bundled=bundled,
+            preset=task.preset,
             accept_weak=task.accept_weak,
         )
     except ExciseError as error:

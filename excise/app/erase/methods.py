@@ -2,24 +2,58 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from importlib.resources import files
 from typing import Any
 
+from excise.app.models.resolve import TUNED
 from excise.errors import ExciseError
 from excise.methods import METHODS
 from excise.methods.base import AND
-from excise.methods.lookup import check_name, named
+from excise.methods.configs.registry import CONFIGS
+from excise.methods.lookup import check_name, declared, named, settings_of
+from excise.settings import UNSTATED
 
 
 def describe_methods(defaults: bool = False) -> list[dict[str, Any]]:
     """Describe the methods; with `defaults`, give the default of every setting as well."""
     rows = [{"name": name, **asdict(about), "paper": about.paper} for name, about in METHODS.items()]
     if defaults:
-        settings = json.loads(files("excise.methods").joinpath("defaults.json").read_text(encoding="utf-8"))
-        rows = [{**row, "defaults": settings[row["name"]]} for row in rows]
+        rows = [{**row, "defaults": vars(CONFIGS[row["name"]]())} for row in rows]
     return rows
+
+
+def describe_settings(name: str) -> list[dict[str, Any]]:
+    """Describe a method's settings, of joined ones all of theirs, as json.
+
+    `paper` is None where the method's paper states no value; `bundled` is None where the bundled model has the default.
+    Raises ExciseError for an unknown method.
+    """
+    chosen = settings_of(name, TUNED)
+    return [
+        {
+            "name": key,
+            "default": own.default,
+            "takes": own.takes,
+            "unit": own.unit,
+            "meaning": own.help,
+            "paper": None if own.paper is UNSTATED else own.paper,
+            "bundled": chosen.get(key),
+        }
+        for key, own in declared(name).items()
+    ]
+
+
+def departures() -> list[tuple[str, str, Any, Any]]:
+    """Every setting whose default is not its paper's: method, setting, default, the paper's value."""
+    return [
+        (name, key, own.default, own.paper) for name in METHODS for key, own in declared(name).items() if own.departs
+    ]
+
+
+def departures_table() -> str:
+    """The departures as the Markdown table of docs/methods.md."""
+    rows = [f"| `{name}` | `{key}` | {default} | {paper} |" for name, key, default, paper in departures()]
+    return "\n".join(["| method | setting | default | the paper's |", "|---|---|---|---|", *rows])
 
 
 def citation(name: str) -> str:

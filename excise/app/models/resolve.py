@@ -143,9 +143,9 @@ def sae_folder(model: str | None, folder: Path | None) -> Path:
     return Path(reference.sae_folder())
 
 
-def bundled_settings() -> dict[str, dict[str, Any]]:
-    """What methods have to be told of the bundled model: where their SAE lies, how its pictures are drawn, and the
-    settings that were chosen for it."""
+def bundled_settings(preset: str | None = None) -> dict[str, dict[str, Any]]:
+    """Settings of methods for the bundled model: where their SAE lies, how its pictures are drawn, and the values that
+    were chosen for it. With a preset, that sets the values instead."""
     from excise import reference
 
     drawn = {"steps": reference.STEPS, "guidance": reference.GUIDANCE}
@@ -159,7 +159,8 @@ def bundled_settings() -> dict[str, dict[str, Any]]:
         "saeuron": {"sae": str(reference.sae_folder("saeuron")), **drawn},
         "casteer": drawn,
     }
-    return {name: own.get(name, {}) | TUNED.get(name, {}) for name in {**own, **TUNED}}
+    chosen = TUNED if preset is None else {}
+    return {name: own.get(name, {}) | chosen.get(name, {}) for name in {**own, **chosen}}
 
 
 def concept_named(

@@ -17,7 +17,8 @@ from excise.concepts import Concept
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.errors import ExciseError
 from excise.methods.build import versions
-from excise.methods.sae.finding import SNCEConfig, find
+from excise.methods.configs.sae import SNCEConfig
+from excise.methods.sae.finding import find
 from excise.neurons.contexts import Contexts
 from excise.neurons.database.database import NeuronDatabase
 from excise.neurons.database.entry import Entry, Provenance, Tag

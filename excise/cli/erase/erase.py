@@ -13,16 +13,23 @@ from excise.cli import bounds
 from excise.cli.cutting import note_cuts
 from excise.cli.erase.own_sae import sae_of
 from excise.cli.erase.several import erase_several
-from excise.cli.options import Count, Device, Force, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
+from excise.cli.options import (
+    Count,
+    Device,
+    Force,
+    Json,
+    Kind,
+    Mentions,
+    Model,
+    PairsFile,
+    Sae,
+    SiteOption,
+    snce_option,
+)
 from excise.cli.terminal import emit, note, table, training
 from excise.cli.weights import choosing_weights
 from excise.erasers.artefact.files import FILES
 from excise.outputs import check_folder, check_resumed
-
-LAM = (
-    "Strength: how far down. 1 takes out all that the concept's word changes, 1.25 (the default) a quarter more; what "
-    "that is in codes depends on how much of the change the neuron carries, and is printed. With --unit code in codes."
-)
 
 
 def register(app: typer.Typer) -> None:
@@ -46,48 +53,19 @@ def erase(
     model: Model = None,
     sae: Sae = None,
     site: SiteOption = None,
-    k: Annotated[int | None, typer.Option("--k", help="How many neurons to turn down.", **bounds.K)] = None,
-    lam: Annotated[float | None, typer.Option("--lam", help=LAM, **bounds.LAMBDA)] = None,
-    unit: Annotated[
-        str | None,
-        typer.Option(
-            "--unit",
-            help="What strength 1 takes out: concept (all that its word changes, the default), or code (the neuron's "
-            "own code: the paper's λ).",
-        ),
-    ] = None,
-    source: Annotated[
-        str | None,
-        typer.Option("--source", help="Whose codes are subtracted: prompt, or concept (the paper's mode)."),
-    ] = None,
-    gate: Annotated[
-        str | None, typer.Option("--gate", help="How codes are read from the states: whole, threshold, relu or topk.")
-    ] = None,
-    uncond: Annotated[
-        str | None, typer.Option("--uncond", help="The unconditional branch: none, same or flip.")
-    ] = None,
-    align: Annotated[
-        str | None,
-        typer.Option("--align", help="For --source concept: its codes by position, or pooled over each mention."),
-    ] = None,
+    k: Annotated[int | None, snce_option("k")] = None,
+    lam: Annotated[float | None, snce_option("lam")] = None,
+    unit: Annotated[str | None, snce_option("unit")] = None,
+    source: Annotated[str | None, snce_option("source")] = None,
+    gate: Annotated[str | None, snce_option("gate")] = None,
+    uncond: Annotated[str | None, snce_option("uncond")] = None,
+    align: Annotated[str | None, snce_option("align")] = None,
     neurons: Annotated[
         str | None, typer.Option("--neurons", help='These neurons instead of the top k: "1,2". See `excise find`.')
     ] = None,
-    score: Annotated[
-        str | None, typer.Option("--score", help="How neurons are ranked; a wrong name lists them.")
-    ] = None,
-    margin: Annotated[
-        float | None,
-        typer.Option(
-            "--margin", help="Where the threshold lies from quiet (0) to typical (1) prompts.", **bounds.SHARE
-        ),
-    ] = None,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            "--tolerance", help="Share of its score a neuron may have without the concept; 0 is eq. 6.", **bounds.SHARE
-        ),
-    ] = None,
+    score: Annotated[str | None, snce_option("score")] = None,
+    margin: Annotated[float | None, snce_option("margin")] = None,
+    tolerance: Annotated[float | None, snce_option("tolerance")] = None,
     by: Annotated[
         str,
         typer.Option(
@@ -109,7 +87,19 @@ def erase(
     ] = None,
     given: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting of another method: gamma=-2, or saemnesia.gamma=-2 of one of several."),
+        typer.Option(
+            "--set",
+            help="A setting of the method: gamma=-2, or saemnesia.gamma=-2 of one of several. `excise methods show "
+            "METHOD` lists them.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            help="paper: the settings of the method's paper where the defaults depart from it; --set and other options "
+            "come on top.",
+        ),
     ] = None,
     jobs: Annotated[
         int, typer.Option("--jobs", help="How many of several erasers to make at once.", **bounds.JOBS)
@@ -154,13 +144,9 @@ def erase(
     from excise.erasers.artefact import strength
     from excise.erasers.artefact.verdict import in_words
     from excise.errors import ExciseError
-    from excise.methods.lookup import parsed
-    from excise.methods.sae.finding import SNCEConfig
+    from excise.methods.configs.sae import SNCEConfig
+    from excise.methods.lookup import parsed, preset_settings
 
-    if unit == "concept" and source == "concept":
-        raise ExciseError("--source concept counts λ in codes; leave --unit out, or give --unit code")
-    if align is not None and source != "concept":
-        raise ExciseError("--align says how the concept's codes are read; add --source concept, or leave it out")
     asked: dict[str, Any] = {
         "k": k,
         "neurons": None if neurons is None else _numbers(neurons),
@@ -187,9 +173,17 @@ def erase(
             raise ExciseError(
                 f"--{odd[0]} is for one eraser; of several give snce's with --set, such as --set snce.{odd[0]}=..."
             )
-        tasks = (names or [concept], by, out, given or [], kind, n, accept_weak)
+        tasks = (names or [concept], by, out, given or [], kind, n, accept_weak, preset)
         erase_several(*tasks, model, device, weights, jobs, force, json)
         return
+    _, own = parsed(f"{by}:{','.join(given or [])}")
+    told = {**preset_settings(by, preset), **own, **chosen(asked)}
+    if twice := sorted(set(own) & set(odd)):
+        raise ExciseError(f"--{twice[0]} and --set {twice[0]} are one setting; give one of them")
+    if unit == "concept" and told.get("source") == "concept":
+        raise ExciseError("--source concept counts λ in codes; leave --unit out, or give --unit code")
+    if align is not None and told.get("source") != "concept":
+        raise ExciseError("--align says how the concept's codes are read; add --source concept, or leave it out")
     if mentions is None and pairs is None and (why := explain_unsplit(concept)) is not None:
         raise ExciseError(why)
     if model is None and mentions is None and pairs is None and not accept_weak:
@@ -203,16 +197,13 @@ def erase(
         for word in refuse_not_drawn(wanted):
             note(f"warning: this model does not draw {word}")
     if by == "snce":
-        if given:
-            raise ExciseError("--set is for other methods; snce's settings have options of their own")
+        sae = Path(told.pop("sae")) if told.get("sae") else sae
         if model is None or sae is not None:
-            unplaced(model, sae, **chosen(asked))
+            unplaced(model, sae, **told)
         else:
-            SNCEConfig(**chosen(asked))
+            SNCEConfig(**told)
     elif odd:
         raise ExciseError(f"--{odd[0]} is a setting of snce; give {by}'s with --set, such as --set sae=FOLDER")
-    else:
-        parsed(f"{by}:{','.join(given or [])}")
     corpus = None if prompts is None else (prompts.name, list(read_prompts(prompts)))
     pipe = load_pipeline(model, device, weights)
     note_cuts(pipe, (side for pair in wanted.pairs for side in (pair.concept, pair.deconcept)))
@@ -220,10 +211,19 @@ def erase(
         sae = sae_of(pipe, model, site, corpus, tokens, device)
     if by != "snce":
         with training() as line:
-            more = {"bundled": model is None, "accept_weak": accept_weak}
-            eraser = erase_by(pipe, wanted, by, given or [], out, progress=line, **more)
+            eraser = erase_by(
+                pipe,
+                wanted,
+                by,
+                given or [],
+                out,
+                bundled=model is None,
+                preset=preset,
+                accept_weak=accept_weak,
+                progress=line,
+            )
     else:
-        eraser, warned = made_by(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **chosen(asked)))
+        eraser, warned = made_by(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **told))
         for warning in warned:
             note(f"warning: {warning}")
         for what, found in in_words(eraser.verdict) if eraser.weak and not accept_weak else ():

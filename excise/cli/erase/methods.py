@@ -8,9 +8,11 @@ import typer
 
 from excise.cli.command import Commands
 from excise.cli.options import Json
-from excise.cli.terminal import emit, prose
+from excise.cli.terminal import emit, prose, table
 
-app = Commands(help="List the erasure methods; `excise methods cite NAME` prints BibTeX.")
+app = Commands(
+    help="List the erasure methods; `excise methods show NAME` explains settings, `cite NAME` prints BibTeX."
+)
 
 
 @app.callback(invoke_without_command=True, epilog="Example: excise methods --json")
@@ -33,6 +35,48 @@ def listed(context: typer.Context, json: Json = False) -> None:
                 prose(row["paper"], indent=4)
 
     emit(json, rows, show)
+
+
+@app.command(epilog="Example: excise methods show esd-x")
+def show(
+    name: Annotated[str, typer.Argument(help="A method's name, or several joined by +.")], json: Json = False
+) -> None:
+    """Show a method's settings: default, the paper's value, the bundled model's, what each takes and means.
+
+    Give them to `excise erase` with --set; `--preset paper` sets all of the paper's.
+    """
+    from excise.app.erase.methods import describe_settings
+
+    rows = describe_settings(name)
+
+    def printed() -> None:
+        if not rows:
+            typer.echo(f"{name} has no settings")
+            return
+        heads = ("setting", "default", "paper", "bundled model", "takes", "meaning")
+        cells = [
+            (
+                row["name"],
+                _plain(row["default"]),
+                "-" if row["paper"] is None else _plain(row["paper"]),
+                "" if row["bundled"] is None else _plain(row["bundled"]),
+                f"{row['takes']} ({row['unit']})" if row["unit"] else row["takes"],
+                row["meaning"],
+            )
+            for row in rows
+        ]
+        table(f"Settings of {name}", heads, cells)
+
+    emit(json, rows, printed)
+
+
+def _plain(value: object) -> str:
+    """A value as --set takes it."""
+    if isinstance(value, tuple):
+        return "+".join(map(str, value)) or "empty"
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return str(value) or "empty"
 
 
 @app.command(epilog="Example: excise methods cite esd-x")

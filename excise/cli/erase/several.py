@@ -19,6 +19,7 @@ def erase_several(
     kind: str,
     n: int,
     accept_weak: bool,
+    preset: str | None,
     model: str | None,
     device: str,
     weights: Weights,
@@ -31,7 +32,7 @@ def erase_several(
     from excise.errors import ExciseError
 
     methods = [part.strip() for part in by.split(",") if part.strip()]
-    tasks = plan(names, methods, out, given, kind, n, accept_weak)
+    tasks = plan(names, methods, out, given, kind, n, accept_weak, preset)
 
     def told(done: Done) -> None:
         how = {

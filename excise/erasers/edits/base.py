@@ -67,9 +67,6 @@ class Tensors:
                 raise ExciseError(f"{name} is {value}; it must be a number")
 
 
-Uncond = Literal["none", "same", "flip"]
-
-
 Branch = Literal["conditional", "unconditional"]
 
 

@@ -10,19 +10,17 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
 
+from excise.erasers.choices import BlockGate, Steps
 from excise.erasers.edits.base import Moment
 from excise.erasers.edits.sae_rows import ROWS, Rows, check_choices, preactivations, topk_codes
 from excise.erasers.edits.text_sae import threshold_codes
 from excise.errors import ExciseError, InvalidSetting
 from excise.sites.site import DENOISERS, Site
-
-BlockGate = Literal["whole", "threshold", "topk"]
-Steps = Literal["exact", "nearest"]
 
 TABLES = ("level", "gate", "cut")
 BLOCK_TENSORS = (*ROWS, "timesteps", *TABLES)

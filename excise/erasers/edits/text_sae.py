@@ -8,22 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
 
-from excise.erasers.edits.base import Branch, Uncond, without
+from excise.erasers.choices import Align, Gate, Source, Uncond
+from excise.erasers.edits.base import Branch, without
 from excise.erasers.edits.sae_rows import ROWS, Rows, check_choices, preactivations, topk_codes
 from excise.errors import ExciseError, InvalidSetting
 from excise.sites.site import Site
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-Gate = Literal["whole", "threshold", "relu", "topk"]
-Source = Literal["prompt", "concept"]
-Align = Literal["position", "pooled"]
 
 TENSORS = (*ROWS, "threshold", "typical")
 CHOICES: dict[str, tuple[str, ...]] = {

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor
 
-from excise.erasers.edits.base import Branch, Moment, Tensors, Uncond
+from excise.erasers.choices import Uncond
+from excise.erasers.edits.base import Branch, Moment, Tensors
 from excise.erasers.edits.sae_rows import check_choices
 from excise.errors import ExciseError
 from excise.sites.site import Site

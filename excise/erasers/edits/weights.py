@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from excise.erasers.edits.base import Tensors, Uncond
+from excise.erasers.choices import Uncond
+from excise.erasers.edits.base import Tensors
 from excise.errors import ExciseError
 from excise.sites.site import Site
 

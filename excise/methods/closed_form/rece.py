@@ -11,7 +11,7 @@ Apache-2.0).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,30 +19,11 @@ from torch import Tensor
 
 from excise.concepts import Concept
 from excise.erasers import Eraser, WeightEdit
-from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, word_states
-from excise.methods.closed_form.uce import UCEConfig, solved
-
-
-@dataclass(frozen=True)
-class RECEConfig(UCEConfig):
-    """UCE's, with the paper's weights."""
-
-    keep: float = 0.1
-    """The weight of every word that is kept."""
-    lam: float = 0.1
-    """λ, the weight of the layers' weights as they are in a round."""
-    rounds: int = 3
-    """How often embeddings that bring the concept back are sought and erased."""
-    rho: float = 0.1
-    """ρ, the weight of such an embedding's own length."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rounds < 1 or self.rho <= 0:
-            raise InvalidSetting("rounds is a whole number of at least 1, rho above 0")
+from excise.methods.closed_form.uce import solved
+from excise.methods.configs.closed_form import RECEConfig
 
 
 def fit(pipe: Any, concept: Concept, config: RECEConfig | None = None) -> Eraser:

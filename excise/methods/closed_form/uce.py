@@ -11,7 +11,7 @@ the authors' code (rohitgandikota/unified-concept-editing, MIT).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,30 +19,10 @@ from torch import Tensor
 
 from excise.concepts import Concept
 from excise.erasers import Eraser, WeightEdit
-from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, word_states
-
-
-@dataclass(frozen=True)
-class UCEConfig:
-    """What the concept's words become, and how hard everything is held to that."""
-
-    guide: str = ""
-    """The words' keys and values become those of this text; the empty prompt's by default."""
-    preserve: str = ""
-    """Words that keep theirs, semicolons between them; by default those that stand for the concept in its pairs."""
-    erase: float = 1.0
-    """a, the weight of the concept's words."""
-    keep: float = 1.0
-    """b, the weight of every word that is kept."""
-    lam: float = 0.5
-    """λ, the weight of the layer's own weights."""
-
-    def __post_init__(self) -> None:
-        if self.lam <= 0 or self.erase <= 0 or self.keep < 0:
-            raise InvalidSetting("lam and erase must be above 0, keep at least 0")
+from excise.methods.configs.closed_form import UCEConfig
 
 
 def fit(pipe: Any, concept: Concept, config: UCEConfig | None = None) -> Eraser:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,64 +14,14 @@ from torch import Tensor
 from excise.concepts import Concept
 from excise.erasers import BlockEdit, Eraser
 from excise.erasers.artefact.strength import LEAST_CARRIED
-from excise.erasers.edits.block_sae import BLOCK_CHOICES, BlockGate, Steps
-from excise.erasers.edits.sae_rows import check_choices, preactivations
+from excise.erasers.edits.sae_rows import preactivations
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError, InvalidSetting, WrongModel
 from excise.methods.build import proved
+from excise.methods.configs.sae import BlockConfig
 from excise.neurons.timesteps import Means
 from excise.sae import TopKSAE, card, load
 from excise.sites import Site, block_site, capture_blocks
-
-Units = Literal["deviation", "raw", "concept"]
-
-
-@dataclass(frozen=True)
-class BlockConfig:
-    """How a block's neurons are measured and edited; saved word for word in the eraser."""
-
-    sae: str = ""
-    """Folder of the SAE."""
-    site: str = ""
-    """Module path in the denoiser, such as `up_blocks.1.attentions.1`; empty: what the SAE's card says."""
-    steps: int = 20
-    """Denoising steps: the levels are measured at each, and pictures have to be drawn with as many."""
-    at_other_steps: Steps = "exact"
-    """What happens at a timestep that was not measured: it is refused, or the "nearest" one's levels count."""
-    gamma: float = -1.0
-    """The multiplier γ of a neuron that is louder than usual."""
-    units: Units = "deviation"
-    """What a level counts in: standard deviations of the block's features; as it comes (the published code's "raw"); or
-    "concept": so much that γ = -1 writes the opposite of all that the concept changes in the features, whatever share
-    of it the neurons carry."""
-    codes: BlockGate = "threshold"
-    """How codes are read: against a calibrated "threshold" patch by patch, or for a picture as a "whole"; or by the
-    exact "topk", which needs the SAE at attach."""
-    margin: float = 0.3
-    """With codes="whole": where the threshold lies between the quiet pictures' maximum (0) and the typical picture of
-    the concept (1)."""
-    compat: bool = False
-    """The published code's error term, of the wrong sign."""
-    pictures: int = 24
-    """Pictures of the concept, and as many of other things, that the levels are measured on."""
-    guidance: float | None = None
-    """Guidance scale to draw them with; empty: the pipeline's own."""
-    seed: int = 0
-    """Of the first of them."""
-    batch_size: int = 24
-    """Pictures drawn at a time."""
-
-    def __post_init__(self) -> None:
-        check_choices(
-            self,
-            {
-                "codes": BLOCK_CHOICES["codes"],
-                "at_other_steps": BLOCK_CHOICES["steps"],
-                "units": get_args(Units),
-            },
-        )
-        if min(self.steps, self.pictures, self.batch_size) < 1:
-            raise InvalidSetting("steps, pictures and batch_size are whole numbers of at least 1")
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,45 +12,25 @@ asks for.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
-from excise.erasers.edits.base import Uncond
-from excise.erasers.edits.sae_rows import check_choices, sae_digest
+from excise.erasers.edits.sae_rows import sae_digest
 from excise.erasers.edits.vectors import VectorEdit
 from excise.erasers.hooks.context import unedited
 from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
-from excise.methods.sae.finding import SNCEConfig, site_of
+from excise.methods.configs.sae import SNCEConfig
+from excise.methods.configs.steering import ConceptSteerersConfig
+from excise.methods.sae.finding import site_of
 from excise.sae import load
 from excise.sites import capture
-
-
-@dataclass(frozen=True)
-class ConceptSteerersConfig:
-    """Which SAE, and how far it steers."""
-
-    sae: str = ""
-    """Folder of the SAE."""
-    site: str = ""
-    """Module path the SAE was trained at; empty: what its card says."""
-    lam: float = 0.5
-    """λ."""
-    uncond: Uncond = "flip"
-    """The unconditional branch: with the opposite sign ("flip"), left alone ("none"), or as prompts ("same")."""
-    words: str = ""
-    """What is steered away from; by default the concept's words, joined by commas."""
-
-    def __post_init__(self) -> None:
-        check_choices(self, {"uncond": get_args(Uncond)})
-        if self.lam < 0:
-            raise InvalidSetting(f"lam is {self.lam}; a negative one would steer towards the concept")
 
 
 def fit(pipe: Any, concept: Concept, config: ConceptSteerersConfig | None = None) -> Eraser:

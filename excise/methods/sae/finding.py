@@ -6,79 +6,23 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import Tensor
 
 from excise.concepts import Concept
 from excise.erasers import SAEEdit
-from excise.erasers.edits.base import Uncond
-from excise.erasers.edits.sae_rows import check_choices
-from excise.erasers.edits.text_sae import CHOICES, Align, Gate, Source
 from excise.errors import ExciseError, InvalidSetting, WrongModel
+from excise.methods.configs.sae import SNCEConfig
 from excise.methods.prompt_codes import Reading, prompt_codes
 from excise.methods.sae.calibrate import calibrate
-from excise.neurons import SCORES, PromptCodes, Ranking, Validation, top_tokens
+from excise.neurons import PromptCodes, Ranking, Validation, top_tokens
 from excise.neurons.identification import identify
 from excise.neurons.validation import TokenUse, validate
 from excise.sae import TopKSAE, card
 from excise.sites import Site, site_at
 from excise.sites.site import tokenizer_of
 from excise.sites.tokens import pieces
-
-Unit = Literal["code", "concept"]
-
-
-@dataclass(frozen=True)
-class SNCEConfig:
-    """How SNCE finds and edits neurons; saved word for word in the eraser."""
-
-    sae: str = ""
-    """Folder of the SAE."""
-    site: str = ""
-    """Module path the SAE was trained at, such as `encoder.layers.8`; empty: what the SAE's card says."""
-    component: str = "text_encoder"
-    """The text encoder of the pipeline that `site` is a path in."""
-    k: int = 1
-    """How many of the top-ranked neurons to turn down."""
-    neurons: tuple[int, ...] = ()
-    """These neurons instead of the top k, chosen by a person."""
-    lam: float = 1.25
-    """The manipulation coefficient λ, in `unit`s, chosen on Canvas's tuning concepts; the paper has 0.6 to 1.2."""
-    unit: Unit = "concept"
-    """What λ = 1 subtracts: the neuron's "code" (the paper's; source="concept" always means that), or as much as the
-    concept's word changes its own state and the sentence's, whichever the neuron carries less of ("concept"). A neuron
-    that carries half of that change is turned down twice as far, so that one λ does for every concept."""
-    source: Source = "prompt"
-    """Whose codes are subtracted: "prompt" (the user's; unrelated prompts keep every bit) or "concept" (the paper)."""
-    gate: Gate = "whole"
-    """How the prompt's own codes are read: "whole" (a calibrated threshold opens or spares a prompt as a whole),
-    "threshold" (the same state by state), "relu" (TopK off), "topk" (exact, needs the SAE). The concept's own are
-    always the SAE's: TopK, or ReLU with "relu"."""
-    uncond: Uncond = "none"
-    """The unconditional branch: "none" (left alone), "same", or "flip" (the opposite sign)."""
-    align: Align = "position"
-    """For source="concept": the joined tuple's codes position by position, or "pooled", a mean over each mention."""
-    tolerance: float = 0.02
-    """Share of its concept score that a neuron's deconcept score may reach. 0 is eq. 6 to the letter, which drops the
-    concept's own neuron for one stray activation in a hundred deconcept prompts."""
-    score: str = "snce"
-    """A name in `excise.neurons.SCORES`."""
-    margin: float = 0.02
-    """Where the threshold lies between the quiet prompts' maximum (0) and the typical concept prompt (1)."""
-    permutations: int = 1000
-    """Draws of the permutation null in the validation."""
-    examine: int = 10
-    """How many of the first neurons are validated."""
-    batch_size: int = 64
-    """Prompts a text-encoder pass."""
-
-    def __post_init__(self) -> None:
-        check_choices(self, {**CHOICES, "unit": get_args(Unit)})
-        if self.k < 1 or self.examine < 1 or self.batch_size < 1:
-            raise InvalidSetting("k, examine and batch_size are whole numbers of at least 1")
-        if self.score not in SCORES:
-            raise InvalidSetting(f"unknown score {self.score!r}; known are {', '.join(SCORES)}")
 
 
 @dataclass(frozen=True, eq=False)

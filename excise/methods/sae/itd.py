@@ -15,7 +15,7 @@ A saved eraser holds the features' rows only: TopK is replaced by the smallest c
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,37 +30,12 @@ from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError, InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
+from excise.methods.configs.sae import ItDConfig, SNCEConfig
 from excise.methods.prompt_codes import prompt_codes
-from excise.methods.sae.finding import SNCEConfig, site_of
+from excise.methods.sae.finding import site_of
 from excise.neurons import PromptCodes
 from excise.sae import load
 from excise.sites import capture
-
-
-@dataclass(frozen=True)
-class ItDConfig:
-    """Which features, how far they are turned down, and in which prompts."""
-
-    sae: str = ""
-    """Folder of the SAE."""
-    site: str = ""
-    """Module path the SAE was trained at; empty: what its card says."""
-    features: int = 128
-    """How many of the loudest are looked at, of the concept's words and of each prompt that stays."""
-    factor: float = -1.0
-    """What a feature's code is multiplied by."""
-    share: float = 0.99
-    """The gate: of the least change of a concept prompt."""
-    retain: int = 50
-    """Prompts that have to stay, of the concept's deconcept prompts."""
-    batch_size: int = 64
-    """Prompts a text-encoder pass."""
-
-    def __post_init__(self) -> None:
-        if min(self.features, self.retain, self.batch_size) < 1 or self.factor >= 1 or self.share < 0:
-            raise InvalidSetting(
-                "features, retain and batch_size are at least 1, factor is below 1 and share at least 0"
-            )
 
 
 def fit(pipe: Any, concept: Concept, config: ItDConfig | None = None) -> Eraser:

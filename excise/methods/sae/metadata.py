@@ -15,7 +15,8 @@ from excise.methods.sae.calibrate import Calibration
 from excise.sites import Site
 
 if TYPE_CHECKING:
-    from excise.methods.sae.finding import Found, SNCEConfig
+    from excise.methods.configs.sae import SNCEConfig
+    from excise.methods.sae.finding import Found
 
 
 def created(config: SNCEConfig, sites: Sequence[Site]) -> dict[str, Any]:

@@ -6,32 +6,18 @@ concepts. Measuring and editing are SAEuron's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
-from excise.erasers.edits.block_sae import BlockGate
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
-from excise.methods.sae.block_levels import BlockConfig, Units, block_sae, edit_of, levels, proved_at, trained_at
+from excise.methods.configs.sae import SAEmnesiaConfig
+from excise.methods.sae.block_levels import block_sae, edit_of, levels, proved_at, trained_at
 from excise.neurons.timesteps import score
 from excise.sae import Supervision, card
-
-
-@dataclass(frozen=True)
-class SAEmnesiaConfig(BlockConfig):
-    """BlockConfig; the neuron is the SAE's own for the concept."""
-
-    codes: BlockGate = "whole"
-    """As `BlockConfig.codes`. A neuron that is the concept's alone tells its pictures from all others, which then keep
-    every bit; the paper's edit acts patch by patch in every picture ("threshold", "topk")."""
-    units: Units = "concept"
-    """As `BlockConfig.units`. A neuron that carries half of its concept is turned as far as one that carries all."""
-    gamma: float = -0.7
-    """γ, chosen on Canvas's tuning concepts."""
 
 
 def fit(pipe: Any, concept: Concept, config: SAEmnesiaConfig | None = None) -> Eraser:

@@ -6,21 +6,16 @@ calibrated and turned down is SNCE's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
+from excise.methods.configs.sae import SAEmnesiaTextConfig
 from excise.methods.sae import snce
-from excise.methods.sae.finding import SNCEConfig
 from excise.methods.sae.saemnesia import assigned
-
-
-@dataclass(frozen=True)
-class SAEmnesiaTextConfig(SNCEConfig):
-    """SNCE's settings; the neuron is the SAE's own for the concept."""
 
 
 def fit(pipe: Any, concept: Concept, config: SAEmnesiaTextConfig | None = None) -> Eraser:

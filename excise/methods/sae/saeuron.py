@@ -8,7 +8,7 @@ are louder than usual. Differences from the published code, each of which can be
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,18 +16,9 @@ import torch
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.methods.base import Fitted
-from excise.methods.sae.block_levels import BlockConfig, block_sae, edit_of, levels, proved_at, trained_at
+from excise.methods.configs.sae import SAEuronConfig
+from excise.methods.sae.block_levels import block_sae, edit_of, levels, proved_at, trained_at
 from excise.neurons.timesteps import score, select
-
-
-@dataclass(frozen=True)
-class SAEuronConfig(BlockConfig):
-    """BlockConfig, and how many neurons are chosen."""
-
-    percentile: float = 99.0
-    """At each step the neurons are edited whose score lies above this percentile of all: of the bundled SAE's 1280,
-    thirteen. Chosen on Canvas's tuning concepts. The papers' 99.99 and 99.999 are of 20,480 neurons, and leave three
-    and one."""
 
 
 def fit(pipe: Any, concept: Concept, config: SAEuronConfig | None = None) -> Eraser:

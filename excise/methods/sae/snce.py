@@ -15,10 +15,11 @@ from excise.erasers import Eraser, SAEEdit, made_for
 from excise.erasers.artefact.strength import LEAST_CARRIED
 from excise.errors import ExciseError, InvalidSetting
 from excise.methods.base import Fitted
+from excise.methods.configs.sae import SNCEConfig
 from excise.methods.judging import Figures, judged, prompts_by_mention, protected
 from excise.methods.prompt_codes import Reading, carried_share, concept_codes, remembered
 from excise.methods.sae.calibrate import Calibration, calibrate
-from excise.methods.sae.finding import Found, SNCEConfig, _acts, find
+from excise.methods.sae.finding import Found, _acts, find
 from excise.methods.sae.metadata import created, measured
 from excise.sae import TopKSAE, load, saes_in
 from excise.sites import LanguageModel, Site

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -24,33 +24,12 @@ from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.erasers.edits.vectors import DirectionEdit
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError, InvalidSetting
+from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.build import proved
+from excise.methods.configs.steering import CASteerConfig
 from excise.sites import Site
 from excise.sites.denoiser import attention_at, cross_attentions, denoiser_of, timestep_of
-
-
-@dataclass(frozen=True)
-class CASteerConfig:
-    """What directions are measured on, and how far they are turned."""
-
-    beta: float = 2.0
-    """β: 1 takes the direction out, 2 turns it round."""
-    pairs: int = 16
-    """Of the concept's prompt pairs, the first so many; each costs two pictures."""
-    steps: int = 50
-    """Steps that they are drawn in."""
-    guidance: float = 7.5
-    """Guidance scale that they are drawn with."""
-    batch: int = 8
-    """Pictures drawn together; lower it where memory does not suffice."""
-    seed: int = 0
-    """Of the pictures: the n-th pair's is this and n."""
-
-    def __post_init__(self) -> None:
-        if min(self.pairs, self.steps, self.batch) < 1 or self.beta <= 0:
-            raise InvalidSetting("pairs, steps and batch are whole numbers of at least 1, beta is above 0")
 
 
 def fit(pipe: Any, concept: Concept, config: CASteerConfig | None = None) -> Eraser:

@@ -9,7 +9,7 @@ concept's prompt pairs apart best.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,25 +18,12 @@ from torch import Tensor
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.erasers.edits.blocklist import FilterEdit
-from excise.errors import ExciseError, InvalidSetting
+from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.build import proved
+from excise.methods.configs.baselines import SafetyFilterConfig
 from excise.sentences import sentence_vectors
 from excise.sites.denoiser import whole
-
-
-@dataclass(frozen=True)
-class SafetyFilterConfig:
-    """What is blocked."""
-
-    threshold: float | None = None
-    """Cosine from which on a prompt is blocked; by default as the concept's pairs are told apart best."""
-    phrases: str = ""
-    """More sentences that are blocked, semicolons between them."""
-
-    def __post_init__(self) -> None:
-        if self.threshold is not None and not -1 <= self.threshold <= 1:
-            raise InvalidSetting(f"threshold is a cosine, between -1 and 1; {self.threshold} is none")
 
 
 def fit(pipe: Any, concept: Concept, config: SafetyFilterConfig | None = None) -> Eraser:

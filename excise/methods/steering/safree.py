@@ -11,39 +11,19 @@ always and which would be a second method.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.erasers.edits.projection import ProjectionEdit
 from excise.erasers.hooks.context import unedited
-from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
+from excise.methods.configs.steering import SAFREEConfig
 from excise.sites.denoiser import whole
 from excise.sites.pooled import eos_states
 from excise.sites.site import tokenizer_of
-
-
-@dataclass(frozen=True)
-class SAFREEConfig:
-    """What counts as the concept, and how long it is kept out."""
-
-    alpha: float = 0.01
-    """α: by which share a prompt has to be farther from the concept without a word for that to be the concept's."""
-    most: int = 10
-    """Steps with the projected states at most; 0: all steps."""
-    reattention: float = 1.0
-    """s: what low frequencies of skip connections are multiplied by where the projection made them stronger; 1: off."""
-    phrases: str = ""
-    """More phrases that span the concept, semicolons between them; its words are among them always."""
-    style: bool = False
-    """The curve that the authors take for styles: later and steeper."""
-
-    def __post_init__(self) -> None:
-        if min(self.alpha, self.most, self.reattention) < 0:
-            raise InvalidSetting("alpha, most and reattention are at least 0")
 
 
 def fit(pipe: Any, concept: Concept, config: SAFREEConfig | None = None) -> Eraser:

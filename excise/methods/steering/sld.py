@@ -15,22 +15,20 @@ takes one text of twenty words for all that is unsafe; here it is the words of t
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict
+from typing import Any
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.erasers.edits.guidance import GuidanceEdit
-from excise.erasers.edits.sae_rows import check_choices
 from excise.erasers.hooks.context import unedited
-from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
+from excise.methods.configs.steering import Level, SLDConfig
 from excise.sites import encode_prompt
 from excise.sites.denoiser import whole
 from excise.sites.encoding import tensors_of
 
-Level = Literal["weak", "medium", "strong", "max"]
 LEVELS: dict[Level, tuple[int, float, float, float, float]] = {
     "weak": (15, 200.0, 0.0, 0.0, 0.0),
     "medium": (10, 1000.0, 0.01, 0.3, 0.4),
@@ -38,25 +36,6 @@ LEVELS: dict[Level, tuple[int, float, float, float, float]] = {
     "max": (0, 5000.0, 1.0, 0.5, 0.7),
 }
 """Warm-up, s, λ, s_m and β_m."""
-
-
-@dataclass(frozen=True)
-class SLDConfig:
-    """How hard guidance leads away, and from what."""
-
-    level: Level = "max"
-    """The paper's: "weak", "medium", "strong" or "max"."""
-    warmup: int = -1
-    """Steps that are left alone; -1: the level's, which are of 50."""
-    scale: float = 0.0
-    """s; 0: the level's."""
-    concept: str = ""
-    """What to lead away from; by default the concept's words, joined by commas."""
-
-    def __post_init__(self) -> None:
-        check_choices(self, {"level": get_args(Level)})
-        if self.scale < 0 or self.warmup < -1:
-            raise InvalidSetting("scale is at least 0, warmup at least -1")
 
 
 def fit(pipe: Any, concept: Concept, config: SLDConfig | None = None) -> Eraser:

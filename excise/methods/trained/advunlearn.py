@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,47 +24,15 @@ from excise.concepts import Concept
 from excise.concepts.concept import check_apart
 from excise.erasers import Eraser
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError, InvalidSetting, WrongModel
+from excise.errors import ExciseError, WrongModel
 from excise.methods.base import Fitted
 from excise.methods.build import proved
+from excise.methods.configs.trained import AdvUnlearnConfig
 from excise.methods.trained.sampling import Told, partly_drawn, plain, told
-from excise.methods.trained.trainer import Student, TuningConfig, training, tune
+from excise.methods.trained.trainer import Student, training, tune
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of, whole
 from excise.sites.site import encoder_of, tokenizer_of
-
-
-@dataclass(frozen=True)
-class AdvUnlearnConfig(TuningConfig):
-    """TuningConfig, what is aimed at, the attack within every step, and what is kept."""
-
-    iterations: int = 1000
-    """Steps of Adam."""
-    lr: float = 1e-5
-    """Its learning rate."""
-    eta: float = 1.0
-    """η: how far beyond the unconditional prediction the aim lies."""
-    attack_steps: int = 30
-    """Steps in which c* is sought; 0: the word as it is."""
-    attack_lr: float = 1e-3
-    """Learning rate of Adam in them."""
-    keep: float = 1.0
-    """γ, the weight of the prompts that have to stay."""
-    retain: int = 5
-    """How many of them a step, of the concept's deconcept prompts."""
-    layers: int = 0
-    """Train the first so many layers of the encoder; 0: all of them."""
-    guidance: float = 3.0
-    """Guidance scale of the pictures that are trained on."""
-    steps: int = 50
-    """Steps that a picture would be drawn in."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.steps, self.retain) < 1 or min(self.eta, self.keep, self.layers, self.attack_steps) < 0:
-            raise InvalidSetting("steps and retain are at least 1; eta, keep, layers and attack_steps at least 0")
-        if self.attack_lr <= 0:
-            raise InvalidSetting("attack_lr is above 0")
 
 
 def fit(pipe: Any, concept: Concept, config: AdvUnlearnConfig | None = None) -> Eraser:

@@ -15,9 +15,7 @@ pictures and for near concepts), and pictures in 50 steps at guidance 7.5 are th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,14 +24,14 @@ from torch import Tensor, nn
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
-from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.closed_form.cross_attention import keys_and_values
+from excise.methods.configs.trained import CAConfig
 from excise.methods.trained.esd import weights
 from excise.methods.trained.replay import (
     Pictures,
-    ReplayConfig,
+    beforehand,
     diffusion_loss,
     draw,
     prompt_pairs,
@@ -47,35 +45,6 @@ from excise.sites import Site
 from excise.sites.denoiser import denoiser_of
 
 
-@dataclass(frozen=True)
-class CAConfig(ReplayConfig):
-    """ReplayConfig, what is drawn instead, and what is aimed at."""
-
-    iterations: int = 100
-    """Steps of Adam."""
-    lr: float = 1.6e-5
-    """Its learning rate: the authors' 2e-6 for each picture of a step."""
-    batch: int = 8
-    """Noised pictures a step; lower it where memory does not suffice."""
-    anchor: str = ""
-    """What is drawn instead of the concept; by default what stands in its place in its deconcept prompts."""
-    variant: str = "model"
-    """What is aimed at: `model`, the untouched model's prediction for the anchor, or `noise`, the noise itself."""
-    keep: float = 0.0
-    """λ, the weight of the model's own loss for the anchor's prompts."""
-    weights: str = "cross-attention"
-    """What is trained: `cross-attention`, its keys and values, or `all` linear and convolutional layers."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.variant not in ("model", "noise"):
-            raise InvalidSetting(f"variant cannot be {self.variant!r}; it is model or noise")
-        if self.weights not in ("cross-attention", "all"):
-            raise InvalidSetting(f"weights cannot be {self.weights!r}; they are cross-attention or all")
-        if not 0 <= self.keep < math.inf:
-            raise InvalidSetting("keep is a number of at least 0")
-
-
 def fit(pipe: Any, concept: Concept, config: CAConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, trained on pictures of its anchor, and proved.
 
@@ -83,7 +52,7 @@ def fit(pipe: Any, concept: Concept, config: CAConfig | None = None) -> Eraser:
     anchor is or it is the concept, or as `tune` does.
     """
     config = config or CAConfig()
-    generator = config.beforehand()
+    generator = beforehand(config)
     pairs = prompt_pairs(concept, config.anchor, config.pictures, generator, "anchor")
     words, instead = (told_each(pipe, side, "ca") for side in zip(*pairs, strict=True))
     trained, schedule = layers(pipe, config), training_schedule(pipe, "ca")

@@ -26,8 +26,6 @@ coefficient for every skip connection, and that the copy adds nothing at the sta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,58 +39,14 @@ from excise.erasers.apply.skips import modulating, skips_of
 from excise.erasers.edits.skips import ModulationEdit, bins_of
 from excise.erasers.edits.weights import CopyEdit
 from excise.erasers.hooks.context import unedited
-from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
+from excise.methods.configs.trained import DuMoConfig
 from excise.methods.trained.replay import told_each
 from excise.methods.trained.sampling import Predict, Told, partly_drawn, plain, told
-from excise.methods.trained.trainer import LowRank, Student, TuningConfig, training, tune
+from excise.methods.trained.trainer import LowRank, Student, training, tune
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of
-
-
-@dataclass(frozen=True)
-class DuMoConfig(TuningConfig):
-    """TuningConfig for the copy of the encoder, what is aimed at and held fast, and how α is trained."""
-
-    iterations: int = 1000
-    """Steps of Adam on the copy."""
-    lr: float = 1e-4
-    """Its learning rate."""
-    rank: int = 4
-    """Of the change of every layer of the copy."""
-    eta: float = 1.0
-    """η: how far beyond the unconditional prediction the aim lies."""
-    keep: float = 1.0
-    """λ, the weight of other prompts."""
-    pairs: int = 32
-    """Of the concept's prompt pairs and of its controls, at most so many are trained on."""
-    guidance: float = 3.0
-    """Guidance scale of the pictures that are trained on."""
-    steps: int = 50
-    """Steps that a picture would be drawn in."""
-    bins: int = 20
-    """Of timesteps: α is the same within each."""
-    alpha_iterations: int = 200
-    """Steps of Adam on α, after the copy's; 0 leaves every α at 1."""
-    alpha_lr: float = 0.05
-    """Their learning rate, of a in α = σ(a)."""
-    alpha_first: float = 0.9
-    """α before that."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.steps, self.rank, self.pairs, self.bins) < 1 or self.alpha_iterations < 0:
-            raise InvalidSetting(
-                "steps, rank, pairs and bins are whole numbers of at least 1, alpha_iterations at least 0"
-            )
-        if not (self.eta >= 0 and self.keep >= 0 and self.alpha_lr > 0 and 0 < self.alpha_first < 1):
-            raise InvalidSetting("eta and keep are at least 0, alpha_lr is above 0, alpha_first is between 0 and 1")
-
-    def stage(self, name: str, **settings: Any) -> DuMoConfig:
-        """One training's own: the same with other settings, and a folder of its own for its checkpoint."""
-        folder = str(Path(self.checkpoint) / name) if self.checkpoint else ""
-        return replace(self, checkpoint=folder, **settings)
 
 
 class Copied(LowRank):

@@ -11,7 +11,6 @@ drawn in. Here the weights of linear and convolutional layers are trained, not t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,29 +19,13 @@ from torch import Tensor, nn
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
-from excise.errors import InvalidSetting, WrongModel
+from excise.errors import WrongModel
 from excise.methods.build import proved
+from excise.methods.configs.trained import ESDConfig
 from excise.methods.trained.sampling import Predict, Told, partly_drawn, plain, told
-from excise.methods.trained.trainer import Student, TuningConfig, training, tune
+from excise.methods.trained.trainer import Student, training, tune
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of
-
-
-@dataclass(frozen=True)
-class ESDConfig(TuningConfig):
-    """TuningConfig, and what is aimed at."""
-
-    eta: float = 2.0
-    """η: how far beyond the unconditional prediction the aim lies."""
-    guidance: float = 3.0
-    """Guidance scale of the pictures that are trained on."""
-    steps: int = 50
-    """Steps that a picture would be drawn in."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps < 1 or self.eta < 0:
-            raise InvalidSetting("steps is a whole number of at least 1, eta at least 0")
 
 
 def fit(pipe: Any, concept: Concept, config: ESDConfig, method: str, *, attention: bool) -> Eraser:

@@ -26,7 +26,6 @@ guidance and steps of the pictures are ours, the first chosen on the bundled mod
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,57 +42,12 @@ from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, text_states
 from excise.methods.closed_form.uce import solved
+from excise.methods.configs.trained import MACEConfig
 from excise.methods.trained.attention_maps import attention, beside, of_layer, spoken
 from excise.methods.trained.sampling import Told, drawn, noised, plain, told
-from excise.methods.trained.trainer import LowRank, Student, TuningConfig, training, tune
+from excise.methods.trained.trainer import LowRank, Student, training, tune
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of
-
-
-@dataclass(frozen=True)
-class MACEConfig(TuningConfig):
-    """TuningConfig, what stands in for the concept and what is kept, and the pictures that are trained on."""
-
-    iterations: int = 50
-    """Steps of Adam."""
-    lr: float = 1e-4
-    """Its learning rate."""
-    anchor: str = ""
-    """Text in the concept's place in its own prompts; by default the deconcept prompts of its pairs are taken."""
-    preserve: str = ""
-    """Words that keep their keys and values, semicolons between them; by default those that stand for the concept in
-    its pairs. The concept's controls are kept in any case."""
-    keep: float = 10.0
-    """λ₁ and λ₂, the weight of every token that is kept."""
-    lam: float = 10.0
-    """λ, the weight of the layer's own weights."""
-    rank: int = 1
-    """Of ΔW."""
-    pictures: int = 8
-    """How many pictures of the concept are drawn."""
-    steps: int = 20
-    """Steps that each is drawn in."""
-    guidance: float = 7.5
-    """Guidance scale of it."""
-    threshold: float = 0.4
-    """From which share of the strongest attention on a pixel is the object's; 0 for the whole picture."""
-    pooled: bool = True
-    """Whether the end token and the padding behind it, which sum the prompt up, count as the concept's too."""
-    t1: float = 200.0
-    """t₁, out of 1000: where timesteps begin to be drawn."""
-    t2: float = 400.0
-    """t₂: where they cease to be."""
-    gamma: float = 0.05
-    """γ: how sharply."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.rank, self.pictures, self.steps) < 1 or not (0 < self.lam < math.inf and 0 <= self.keep < math.inf):
-            raise InvalidSetting("rank, pictures and steps are at least 1 and whole, lam is above 0, keep at least 0")
-        if not (0 <= self.t1 < self.t2 <= 1000 and 0 < self.gamma < math.inf and 0 <= self.threshold < 1):
-            raise InvalidSetting(
-                "t1 is below t2, both within 0 and 1000; gamma is above 0, threshold at least 0, below 1"
-            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,29 +13,8 @@ from torch import Tensor
 from excise.concepts import Concept
 from excise.concepts.concept import mentioned, without_mentions
 from excise.errors import ExciseError, InvalidSetting
+from excise.methods.configs.trained import ReplayConfig
 from excise.methods.trained.sampling import Predict, Told, drawn, plain, together, told
-from excise.methods.trained.trainer import TuningConfig
-
-
-@dataclass(frozen=True)
-class ReplayConfig(TuningConfig):
-    """TuningConfig, and how the pictures are drawn that are trained on."""
-
-    pictures: int = 32
-    """How many are drawn, once, with something else in the concept's place."""
-    steps: int = 50
-    """Steps that each is drawn in."""
-    guidance: float = 7.5
-    """Its guidance scale."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.pictures, self.steps) < 1 or not math.isfinite(self.guidance):
-            raise InvalidSetting("pictures and steps are whole numbers of at least 1, guidance is a number")
-
-    def beforehand(self) -> torch.Generator:
-        """For what is drawn by lot before the training; none of its steps has this seed."""
-        return torch.Generator().manual_seed(self.seed * 1_000_003 - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +34,11 @@ class Noised:
     timesteps: Tensor
     aim: Tensor
     """What the model has learnt to predict of each: the noise, or the velocity."""
+
+
+def beforehand(config: ReplayConfig) -> torch.Generator:
+    """For what is drawn by lot before the training; none of its steps has this seed."""
+    return torch.Generator().manual_seed(config.seed * 1_000_003 - 1)
 
 
 def prompt_pairs(

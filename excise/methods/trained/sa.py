@@ -15,9 +15,7 @@ from some. It trains the whole U-Net for people and all but the cross-attention 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,13 +25,14 @@ from torch import Tensor, nn
 from excise.concepts import Concept
 from excise.concepts.concept import mentioned
 from excise.erasers import Eraser
-from excise.errors import ExciseError, InvalidSetting
+from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.build import proved
+from excise.methods.configs.trained import SAConfig
 from excise.methods.trained.esd import weights
 from excise.methods.trained.replay import (
     Pictures,
-    ReplayConfig,
+    beforehand,
     diffusion_loss,
     draw,
     prompt_pairs,
@@ -49,35 +48,6 @@ from excise.sites.denoiser import denoiser_of
 PARTS = {"cross-attention": (True,), "rest": (False,), "all": (True, False)}
 
 
-@dataclass(frozen=True)
-class SAConfig(ReplayConfig):
-    """ReplayConfig, what is drawn instead, and what holds the rest fast."""
-
-    lr: float = 1e-5
-    """Adam's learning rate."""
-    batch: int = 4
-    """Noised pictures a step, as many of each kind; lower it where memory does not suffice."""
-    surrogate: str = ""
-    """What is drawn instead of the concept; by default what stands in its place in its deconcept prompts."""
-    lam: float = 50.0
-    """λ, the weight of what the Fisher information holds fast."""
-    keep: float = 1.0
-    """γ, the weight of the other prompts' pictures that are replayed."""
-    fisher: int = 32
-    """Pictures of other prompts, which are replayed and from which the Fisher information is estimated."""
-    timesteps: int = 10
-    """Random timesteps at which it is, for each of them."""
-    weights: str = "cross-attention"
-    """What is trained: the `cross-attention`, the `rest`, or `all` linear and convolutional layers."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.weights not in PARTS:
-            raise InvalidSetting(f"weights cannot be {self.weights!r}; they are {', '.join(PARTS)}")
-        if min(self.fisher, self.timesteps) < 1 or not (0 <= self.lam < math.inf and 0 <= self.keep < math.inf):
-            raise InvalidSetting("fisher and timesteps are whole numbers of at least 1, lam and keep at least 0")
-
-
 def fit(pipe: Any, concept: Concept, config: SAConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, trained on its own pictures, and proved.
 
@@ -85,7 +55,7 @@ def fit(pipe: Any, concept: Concept, config: SAConfig | None = None) -> Eraser:
     else is to be drawn or it is the concept, or as `tune` does.
     """
     config = config or SAConfig()
-    generator = config.beforehand()
+    generator = beforehand(config)
     pairs = prompt_pairs(concept, config.surrogate, config.pictures, generator, "surrogate")
     others = other_prompts(concept, config.fisher, generator)
     words, instead = (told_each(pipe, side, "sa") for side in zip(*pairs, strict=True))

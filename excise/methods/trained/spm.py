@@ -12,7 +12,6 @@ Apache-2.0); their learning rate also restarts by a cosine, which is left out he
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,42 +21,13 @@ from torch import Tensor, nn
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.erasers.edits.weights import PermeableEdit
-from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import proved
+from excise.methods.configs.trained import SPMConfig
 from excise.methods.trained.sampling import Predict, Told, partly_drawn, plain, told
-from excise.methods.trained.trainer import LowRank, TuningConfig, training, tune
+from excise.methods.trained.trainer import LowRank, training, tune
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of, whole
-
-
-@dataclass(frozen=True)
-class SPMConfig(TuningConfig):
-    """TuningConfig, and what is aimed at and held fast."""
-
-    iterations: int = 3000
-    """Steps of Adam."""
-    lr: float = 1e-4
-    """Its learning rate."""
-    rank: int = 1
-    """Of every adapter."""
-    eta: float = 1.0
-    """η: how far beyond the unconditional prediction the aim lies."""
-    anchoring: float = 1000.0
-    """λ, the weight of the anchors."""
-    anchors: int = 4
-    """Anchors a step."""
-    guidance: float = 3.0
-    """Guidance scale of the pictures that are trained on."""
-    steps: int = 50
-    """Steps that a picture would be drawn in."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.steps, self.rank, self.anchors) < 1 or self.eta < 0 or self.anchoring < 0:
-            raise InvalidSetting(
-                "steps, rank and anchors are whole numbers of at least 1, eta and anchoring at least 0"
-            )
 
 
 def fit(pipe: Any, concept: Concept, config: SPMConfig | None = None) -> Eraser:

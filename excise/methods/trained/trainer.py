@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +20,15 @@ from torch import Tensor, nn
 from excise.concepts import Concept
 from excise.erasers import WeightEdit
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError, InvalidSetting
+from excise.errors import ExciseError
 from excise.files import write_folder
 from excise.interruption import interruptible
+from excise.methods.configs.trained import TuningConfig
 from excise.sites import Site
 from excise.sites.language import fingerprint
 
 _WATCHING: ContextVar[Callable[[int, int, float], None] | None] = ContextVar("excise_tuning", default=None)
 _STATE, _TENSORS = "state.json", "state.safetensors"
-
-
-@dataclass(frozen=True)
-class TuningConfig:
-    """How long a method trains, and where it may go on; saved with the eraser."""
-
-    iterations: int = 200
-    """Steps of Adam."""
-    lr: float = 5e-5
-    """Its learning rate."""
-    batch: int = 1
-    """Noised pictures a step; lower it where memory does not suffice."""
-    seed: int = 0
-    """Of everything that is drawn by lot."""
-    checkpoint: str = ""
-    """Folder that keeps the training, so that the same call goes on where it was interrupted; empty: it begins anew."""
-    checkpoint_every: int = 50
-    """Steps between two writings of it."""
-
-    def __post_init__(self) -> None:
-        if min(self.iterations, self.batch, self.checkpoint_every) < 1 or not 0 < self.lr < math.inf:
-            raise InvalidSetting(
-                "iterations, batch and checkpoint_every are whole numbers of at least 1, lr is above 0"
-            )
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the result depends on, as json."""
-        return {name: value for name, value in asdict(self).items() if not name.startswith("checkpoint")}
 
 
 @contextmanager

@@ -35,8 +35,8 @@ from excise.erasers.guard.effects import text_changes
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.methods import method
+from excise.methods.configs.sae import SNCEConfig
 from excise.methods.prompt_codes import prompt_codes
-from excise.methods.sae.finding import SNCEConfig
 from excise.methods.sae.snce import fit
 from excise.sae import TopKSAE, save
 from excise.sites import Site

@@ -8,8 +8,8 @@ from excise import reference
 from excise.app.erase.finding import find_neurons, sweep, swept_sites
 from excise.concepts import from_templates
 from excise.errors import ExciseError
+from excise.methods.configs.sae import SNCEConfig
 from excise.methods.prompt_codes import remembered
-from excise.methods.sae.finding import SNCEConfig
 
 
 def test_a_sweep_needs_a_text_encoder(tiny_pipe: Any, gun: Any) -> None:

@@ -15,7 +15,7 @@ from excise.erasers import Eraser
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.methods import method
-from excise.methods.steering.sld import SLDConfig
+from excise.methods.configs.steering import SLDConfig
 
 PROMPT = "a gun on grass"
 CONFIG = PrefixConfig(length=3, iterations=12, batch=4, lr=0.3)

@@ -79,7 +79,7 @@ def test_the_unerased_model_draws_its_unrelated_prompts_from_other_seeds_too() -
 
 @pytest.fixture(scope="module")
 def gun_on_bundled() -> Eraser:
-    from excise.methods.sae.finding import SNCEConfig
+    from excise.methods.configs.sae import SNCEConfig
     from excise.methods.sae.snce import fit
 
     return fit(reference.load(), Canvas().concept("gun"), SNCEConfig(sae=str(reference.sae_folder())))

@@ -44,7 +44,7 @@ def test_from_nothing_to_an_eraser_at_work(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "eraser"
-    words = ("erase", "gun", *common, "--out", out, "--lam", 3, "--unit", "code", "--gate", "relu")
+    words = ("erase", "gun", *common, "--out", out, "--lam", 3, "--set", "unit=code", "--set", "gate=relu")
     made = ask(*words, "--accept-weak")
     assert made["lambda"] == 3
     assert made["bytes"] < 50_000
@@ -113,7 +113,7 @@ def test_the_tolerance_is_the_methods_own_unless_given(
 ) -> None:
     from excise.app.erase import finding
     from excise.errors import ExciseError
-    from excise.methods.sae.finding import SNCEConfig
+    from excise.methods.configs.sae import SNCEConfig
 
     seen = []
 
@@ -252,7 +252,11 @@ def test_an_eraser_by_another_method(
         (("--method", "saemnesia", "--set", "compat=maybe"), "compat cannot be 'maybe'"),
         (("--method", "saemnesia", *small[:1], "--set", "gamma=much"), "gamma cannot be 'much'"),
         (("--method", "saem"), "there is no method 'saem'"),
-        (("--set", "lam=2"), "--set is for other methods"),
+        (("--set", "lam=2", "--lam", "3"), "--lam and --set lam are one setting"),
+        (("--set", "lam=much"), "lam cannot be 'much'; it must be a number"),
+        (("--set", "k=0"), "k is 0; it must be a whole number, at least 1"),
+        (("--set", "unit=word"), "unit cannot be 'word'; it is one of code, concept"),
+        (("--preset", "authors"), "there is no preset 'authors'; there is paper"),
     ):
         result = call("erase", "gun", *model, *words, "--out", tmp_path / "other")
         assert result.exit_code == 2

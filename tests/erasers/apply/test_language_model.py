@@ -17,7 +17,7 @@ from excise.erasers.edits.text_sae import onward_codes, whole_codes
 from excise.erasers.edits.vectors import VectorEdit
 from excise.erasers.hooks.context import unedited
 from excise.errors import EraserDidNotFire, ExciseError
-from excise.methods.sae.finding import SNCEConfig
+from excise.methods.configs.sae import SNCEConfig
 from excise.methods.sae.snce import fit
 from excise.sites import LanguageModel, Site, capture, site_at
 from tests.planted import NEURON, planted

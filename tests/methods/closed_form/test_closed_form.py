@@ -17,8 +17,8 @@ from excise.erasers import Eraser, WeightEdit, verify
 from excise.errors import ExciseError
 from excise.methods import method
 from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, word_states
-from excise.methods.closed_form.rece import RECEConfig, bringing_back
-from excise.methods.closed_form.uce import UCEConfig
+from excise.methods.closed_form.rece import bringing_back
+from excise.methods.configs.closed_form import RECEConfig, UCEConfig
 from tests import tiny
 
 CONCEPT = Concept(

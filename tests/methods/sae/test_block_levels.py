@@ -15,9 +15,8 @@ from excise.concepts import Concept, from_templates
 from excise.erasers import BlockEdit, Eraser, verify
 from excise.errors import ExciseError
 from excise.methods import METHODS, method
+from excise.methods.configs.sae import SAEmnesiaConfig, SAEuronConfig
 from excise.methods.sae.block_levels import edit_of, levels, opening
-from excise.methods.sae.saemnesia import SAEmnesiaConfig
-from excise.methods.sae.saeuron import SAEuronConfig
 from excise.neurons.timesteps import score
 from excise.sae import SAEConfig, Supervision, TopKSAE, save
 from excise.sites import block_site, capture_blocks

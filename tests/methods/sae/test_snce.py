@@ -16,8 +16,9 @@ from excise.erasers.artefact.strength import LEAST_CARRIED
 from excise.erasers.edits.sae_rows import topk_codes
 from excise.errors import ExciseError
 from excise.methods import method
+from excise.methods.configs.sae import SNCEConfig
 from excise.methods.prompt_codes import Reading, _last_of_difference, carried_share, prompt_codes, remembered
-from excise.methods.sae.finding import SNCEConfig, find
+from excise.methods.sae.finding import find
 from excise.methods.sae.snce import fit
 from excise.neurons import PromptCodes
 from excise.sae import TopKSAE, save

@@ -230,7 +230,7 @@ def test_bad_input_is_one_clear_line(tiny_pipe: Any) -> None:
                 method(name).fit(pipe, CONCEPT)
     with pytest.raises(ExciseError, match="no prompt pairs"):
         method("safety-filter").fit(tiny_pipe, Concept("gun", ("gun",)))
-    with pytest.raises(ExciseError, match="between -1 and 1"):
+    with pytest.raises(ExciseError, match="at least -1 and at most 1"):
         method("safety-filter").Config(threshold=2.0)
     with pytest.raises(ExciseError, match="at least 0"):
         method("safree").Config(most=-1)

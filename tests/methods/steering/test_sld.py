@@ -17,7 +17,8 @@ from excise.erasers import Eraser, verify
 from excise.erasers.edits.guidance import GuidanceEdit, away
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods import method
-from excise.methods.steering.sld import LEVELS, Level
+from excise.methods.configs.steering import Level
+from excise.methods.steering.sld import LEVELS
 from excise.sites import Site
 
 CONCEPT = Concept("gun", ("gun", "pistol"), (Pair("a gun on grass", "a cat on grass"),))

@@ -17,8 +17,9 @@ from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.edits.vectors import DirectionEdit, VectorEdit
 from excise.errors import ExciseError
 from excise.methods import method
+from excise.methods.configs.steering import CASteerConfig
 from excise.methods.sae.itd import own_features, smallest_kept
-from excise.methods.steering.casteer import CASteerConfig, mean_outputs
+from excise.methods.steering.casteer import mean_outputs
 from excise.neurons import PromptCodes
 from excise.sites import Site, capture
 from excise.sites.denoiser import cross_attentions

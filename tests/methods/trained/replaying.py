@@ -15,7 +15,8 @@ from excise.bench.canvas.families import cases
 from excise.bench.canvas.suite import Canvas
 from excise.concepts import Concept, Pair
 from excise.erasers import Eraser
-from excise.methods.trained.replay import Pictures, ReplayConfig, draw, told_each
+from excise.methods.configs.trained import ReplayConfig
+from excise.methods.trained.replay import Pictures, draw, told_each
 from excise.methods.trained.trainer import Student
 
 CONCEPT = Concept(

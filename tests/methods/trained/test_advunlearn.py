@@ -16,7 +16,8 @@ from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, WeightEdit, verify
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods import method
-from excise.methods.trained.advunlearn import AdvUnlearnConfig, Task
+from excise.methods.configs.trained import AdvUnlearnConfig
+from excise.methods.trained.advunlearn import Task
 from tests import tiny
 
 PAIRS = (Pair("a gun on grass", "a cat on grass"), Pair("a photo of a gun", "a photo of a cup"))

@@ -18,8 +18,9 @@ from excise.concepts import Concept
 from excise.erasers import Eraser, verify
 from excise.errors import ExciseError
 from excise.methods import method
-from excise.methods.trained.ca import CAConfig, layers, objective
-from excise.methods.trained.replay import ReplayConfig, prompt_pairs, told_each, training_schedule
+from excise.methods.configs.trained import CAConfig, ReplayConfig
+from excise.methods.trained.ca import layers, objective
+from excise.methods.trained.replay import prompt_pairs, told_each, training_schedule
 from excise.methods.trained.sampling import drawn, plain, told
 from excise.methods.trained.trainer import Student, watching
 from tests import tiny
@@ -140,7 +141,7 @@ def test_what_cannot_be_trained_is_refused(tiny_pipe: Any) -> None:
     for values in ({"variant": "both"}, {"weights": "some"}, {"keep": -1.0}, {"pictures": 0}, {"steps": 0}):
         with pytest.raises(ExciseError):
             replace(CONFIG, **values)
-    with pytest.raises(ExciseError, match="guidance is a number"):
+    with pytest.raises(ExciseError, match="guidance is nan; it must be a number"):
         ReplayConfig(guidance=float("nan"))
     if tiny.missing("sd3") is None:
         with pytest.raises(ExciseError, match=r"ca trains a U-Net, and .* has none"):

@@ -19,7 +19,8 @@ from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, WeightEdit, verify
 from excise.errors import ExciseError
 from excise.methods import method
-from excise.methods.trained.esd import ESDConfig, fit, objective, weights
+from excise.methods.configs.trained import ESDConfig
+from excise.methods.trained.esd import fit, objective, weights
 from excise.methods.trained.sampling import partly_drawn, plain, told
 from excise.methods.trained.trainer import Student, watching
 from tests import tiny
@@ -153,8 +154,10 @@ def test_what_is_attached_does_not_teach(tiny_pipe: Any, gun_eraser: Eraser) -> 
 
 
 def test_what_cannot_be_trained_is_refused(tiny_pipe: Any) -> None:
+    beyond = replace(CONFIG)
+    object.__setattr__(beyond, "lr", 1e30)  # past the bounds
     with pytest.raises(ExciseError, match="the loss is no number any more"):
-        fit(tiny_pipe, CONCEPT, replace(CONFIG, lr=1e30), method="esd-x", attention=True)  # past the bounds
+        fit(tiny_pipe, CONCEPT, beyond, method="esd-x", attention=True)
     for values in ({"iterations": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"steps": 0}, {"batch": 0}):
         with pytest.raises(ExciseError):
             replace(CONFIG, **values)

@@ -25,9 +25,10 @@ from excise.erasers import Eraser, WeightEdit, verify
 from excise.errors import ExciseError
 from excise.methods import method
 from excise.methods.closed_form.cross_attention import keys_and_values, text_states
+from excise.methods.configs.trained import MACEConfig
 from excise.methods.trained import mace
 from excise.methods.trained.attention_maps import attention, beside, of_layer, spoken
-from excise.methods.trained.mace import MACEConfig, anchored, density, objective, pictured
+from excise.methods.trained.mace import anchored, density, objective, pictured
 from excise.methods.trained.sampling import noised, plain, told
 from excise.methods.trained.trainer import LowRank, watching
 from tests import tiny

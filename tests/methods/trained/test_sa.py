@@ -17,8 +17,9 @@ from excise.bench.canvas.suite import Canvas
 from excise.erasers import Eraser, verify
 from excise.errors import ExciseError
 from excise.methods import method
+from excise.methods.configs.trained import SAConfig
 from excise.methods.trained.replay import Pictures, told_each, training_schedule
-from excise.methods.trained.sa import SAConfig, fisher, held, layers, objective, other_prompts
+from excise.methods.trained.sa import fisher, held, layers, objective, other_prompts
 from excise.methods.trained.trainer import Student, watching
 from tests import tiny
 from tests.methods.trained.replaying import (

@@ -17,8 +17,9 @@ from excise.erasers import Eraser, verify
 from excise.erasers.edits.weights import PermeableEdit, permeability
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods import method
+from excise.methods.configs.trained import SPMConfig
 from excise.methods.trained.sampling import plain, told
-from excise.methods.trained.spm import SPMConfig, anchors_near, objective, weights
+from excise.methods.trained.spm import anchors_near, objective, weights
 from excise.methods.trained.trainer import LowRank
 from tests import tiny
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from excise.methods.trained.trainer import TuningConfig, tune
+from excise.methods.configs.trained import TuningConfig
+from excise.methods.trained.trainer import tune
 
 
 def test_every_step_draws_from_a_seed_of_its_own() -> None:

@@ -1,0 +1,12 @@
+"""Choices that the edits of an eraser share with the settings of the methods that make them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Uncond = Literal["none", "same", "flip"]
+Gate = Literal["whole", "threshold", "relu", "topk"]
+Source = Literal["prompt", "concept"]
+Align = Literal["position", "pooled"]
+BlockGate = Literal["whole", "threshold", "topk"]
+Steps = Literal["exact", "nearest"]

@@ -1,0 +1,46 @@
+"""Which settings are which method's."""
+
+from __future__ import annotations
+
+from excise.methods.configs.baselines import NoneConfig, SafetyFilterConfig
+from excise.methods.configs.closed_form import RECEConfig, UCEConfig
+from excise.methods.configs.sae import ItDConfig, SAEmnesiaConfig, SAEmnesiaTextConfig, SAEuronConfig, SNCEConfig
+from excise.methods.configs.steering import CASteerConfig, ConceptSteerersConfig, SAFREEConfig, SLDConfig
+from excise.methods.configs.trained import (
+    AdvUnlearnConfig,
+    CAConfig,
+    DuMoConfig,
+    ESDConfig,
+    MACEConfig,
+    SAConfig,
+    SPMConfig,
+)
+from excise.settings import Settings, document
+
+CONFIGS: dict[str, type[Settings]] = {
+    "advunlearn": AdvUnlearnConfig,
+    "ca": CAConfig,
+    "casteer": CASteerConfig,
+    "concept-steerers": ConceptSteerersConfig,
+    "dumo": DuMoConfig,
+    "esd-u": ESDConfig,
+    "esd-x": ESDConfig,
+    "itd": ItDConfig,
+    "mace": MACEConfig,
+    "none": NoneConfig,
+    "rece": RECEConfig,
+    "sa": SAConfig,
+    "saemnesia": SAEmnesiaConfig,
+    "saemnesia-text": SAEmnesiaTextConfig,
+    "saeuron": SAEuronConfig,
+    "safety-filter": SafetyFilterConfig,
+    "safree": SAFREEConfig,
+    "sld": SLDConfig,
+    "snce": SNCEConfig,
+    "spm": SPMConfig,
+    "uce": UCEConfig,
+}
+"""By the method's name."""
+
+for _config in CONFIGS.values():
+    document(_config)
