@@ -130,7 +130,9 @@ def _tables(text: str) -> list[list[str]]:
 
 
 def test_every_way_round_has_its_test() -> None:
-    ways = re.findall(r"\| `(test_\w+)` \|", (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8"))
+    ways = re.findall(
+        r"\| `(test_\w+)` \|", (ROOT / "docs" / "explanation" / "threat-model.md").read_text(encoding="utf-8")
+    )
     files = [
         ROOT / "tests" / "erasers" / f"test_{name}.py" for name in ("bypasses", "siblings", "stages", "second_stages")
     ]
@@ -142,14 +144,14 @@ def test_every_way_round_has_its_test() -> None:
 def test_every_method_has_its_line_in_the_docs() -> None:
     from excise.methods import METHODS
 
-    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "methods.md").read_text(encoding="utf-8")
     assert [name for name in METHODS if f"`{name}`" not in page] == []
 
 
 def test_the_documented_sweep_runs_with_nothing_but_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command of docs/neurons.md, made small."""
+    """The command of docs/how-to/neurons.md, made small."""
     from typer.testing import CliRunner
 
     from excise.cli import app
@@ -175,7 +177,7 @@ def test_every_exit_code_is_in_the_help_and_in_the_docs() -> None:
     from excise.cli import app
 
     shown = " ".join(CliRunner().invoke(app, ["--help"]).output.replace("│", " ").split())
-    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
     ends = re.findall(r"Exit\((\d+)\)", "".join(p.read_text() for p in (ROOT / "excise" / "cli").rglob("*.py")))
     from excise.cli import command
 

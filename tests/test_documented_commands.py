@@ -20,32 +20,32 @@ from tests.documented import ROOT, Command, commands, parses
 HUB, GPU, MODEL, SERVER = "a model hub", "a GPU", "a model that is not bundled", "a server of a language model"
 HOURS, RUNS = "hours", "runs of a model that is not bundled"
 ELSEWHERE = {
-    "docs/bench.md: bench resume run --device cuda:0": GPU,
-    "docs/bench.md: bench resume run --device cuda:1": GPU,
-    "docs/bench.md: reproduce snce --figure 7 --run RUN": RUNS,
-    "docs/hub.md: push gun-eraser owner/gun-eraser --private": HUB,
-    "docs/methods.md: bench run canvas --methods all --size standard --out run": HOURS,
-    "docs/neurons.md: neurons explain --db neurons.db --tag gun --backend openai": SERVER,
-    "docs/neurons.md: pairs generate gun --backend openai": SERVER,
-    "docs/neurons.md: sae train --model smollm2": MODEL,
-    "docs/neurons.md: find safety-violence --model smollm2": MODEL,
-    "docs/neurons.md: erase safety-violence --model smollm2": MODEL,
-    "docs/neurons.md: generate --model smollm2": MODEL,
-    "docs/saemnesia.md: sae train-block --model $MODEL": MODEL,
-    "docs/saemnesia.md: erase gun --model $MODEL": MODEL,
-    "docs/saemnesia.md: sae import SAEmnesia": "files that others publish",
-    "docs/sd14.md: sae train --model $MODEL": MODEL,
-    "docs/sd14.md: find nudity --model $MODEL": MODEL,
-    "docs/sd14.md: erase nudity --model $MODEL": MODEL,
-    "docs/sd14.md: generate --model $MODEL": MODEL,
-    "docs/sd14.md: verify nudity-eraser --model $MODEL": MODEL,
-    "docs/sd14.md: generate --compare": "a prompt: within a sentence it is a name",
-    "docs/sd14.md: bench run ": MODEL,
-    "docs/sd14.md: bench report run-i2p": RUNS,
-    "docs/sd14.md: bench resume run-i2p": RUNS,
-    "docs/sd14.md: bench fid run-coco": RUNS,
-    "docs/sd14.md: reproduce ": RUNS,
-    "docs/signing.md: verify gun-eraser --identity": "sigstore's network",
+    "docs/how-to/bench.md: bench resume run --device cuda:0": GPU,
+    "docs/how-to/bench.md: bench resume run --device cuda:1": GPU,
+    "docs/how-to/bench.md: reproduce snce --figure 7 --run RUN": RUNS,
+    "docs/how-to/hub.md: push gun-eraser owner/gun-eraser --private": HUB,
+    "docs/reference/methods.md: bench run canvas --methods all --size standard --out run": HOURS,
+    "docs/how-to/neurons.md: neurons explain --db neurons.db --tag gun --backend openai": SERVER,
+    "docs/how-to/neurons.md: pairs generate gun --backend openai": SERVER,
+    "docs/how-to/neurons.md: sae train --model smollm2": MODEL,
+    "docs/how-to/neurons.md: find safety-violence --model smollm2": MODEL,
+    "docs/how-to/neurons.md: erase safety-violence --model smollm2": MODEL,
+    "docs/how-to/neurons.md: generate --model smollm2": MODEL,
+    "docs/how-to/saemnesia.md: sae train-block --model $MODEL": MODEL,
+    "docs/how-to/saemnesia.md: erase gun --model $MODEL": MODEL,
+    "docs/how-to/saemnesia.md: sae import SAEmnesia": "files that others publish",
+    "docs/how-to/sd14.md: sae train --model $MODEL": MODEL,
+    "docs/how-to/sd14.md: find nudity --model $MODEL": MODEL,
+    "docs/how-to/sd14.md: erase nudity --model $MODEL": MODEL,
+    "docs/how-to/sd14.md: generate --model $MODEL": MODEL,
+    "docs/how-to/sd14.md: verify nudity-eraser --model $MODEL": MODEL,
+    "docs/how-to/sd14.md: generate --compare": "a prompt: within a sentence it is a name",
+    "docs/how-to/sd14.md: bench run ": MODEL,
+    "docs/how-to/sd14.md: bench report run-i2p": RUNS,
+    "docs/how-to/sd14.md: bench resume run-i2p": RUNS,
+    "docs/how-to/sd14.md: bench fid run-coco": RUNS,
+    "docs/how-to/sd14.md: reproduce ": RUNS,
+    "docs/how-to/signing.md: verify gun-eraser --identity": "sigstore's network",
     "docs/tutorials/own-model.md: ": MODEL,
 }
 """How commands begin that cannot run on such a machine, and what they need."""
@@ -104,7 +104,9 @@ def _eraser(folder: Path) -> None:
 def _keys(folder: Path) -> None:
     """By the page's own commands."""
     password = {**os.environ, "KEY_PASSWORD": PASSWORD}
-    for line in re.findall(r"^openssl .*", (ROOT / "docs" / "signing.md").read_text(encoding="utf-8"), re.MULTILINE):
+    for line in re.findall(
+        r"^openssl .*", (ROOT / "docs" / "how-to" / "signing.md").read_text(encoding="utf-8"), re.MULTILINE
+    ):
         words = line.partition("#")[0].split()
         asked = "-pass" if words[1] == "genpkey" else "-passin"
         subprocess.run([*words, asked, "env:KEY_PASSWORD"], cwd=folder, env=password, check=True, capture_output=True)
@@ -113,10 +115,10 @@ def _keys(folder: Path) -> None:
 PASSWORD = "a password"
 PREPARED: dict[str, tuple[Callable[[Path], None], ...]] = {
     "docs/architecture.md": (_eraser,),
-    "docs/neurons.md": (_bundled_sae("my-sae", "other-sae"), _eraser, _pairs),
-    "docs/saemnesia.md": (_bundled_sae("sae"),),
-    "docs/sd14.md": (_bundled_sae("sae-layers8"),),
-    "docs/signing.md": (_eraser, _keys),
+    "docs/how-to/neurons.md": (_bundled_sae("my-sae", "other-sae"), _eraser, _pairs),
+    "docs/how-to/saemnesia.md": (_bundled_sae("sae"),),
+    "docs/how-to/sd14.md": (_bundled_sae("sae-layers8"),),
+    "docs/how-to/signing.md": (_eraser, _keys),
 }
 """What a page takes for granted: the reader's own files, and what another page or an excluded command makes."""
 
@@ -205,9 +207,9 @@ def test_what_a_command_reads_is_prepared_or_made_before_it() -> None:
     made: dict[str, set[str]] = {}
     given = {
         "docs/architecture.md": {"gun-eraser"},
-        "docs/saemnesia.md": {"sae"},
-        "docs/neurons.md": {"gun-eraser"},
-        "docs/signing.md": {"private.pem", "public.pem"},
+        "docs/how-to/saemnesia.md": {"sae"},
+        "docs/how-to/neurons.md": {"gun-eraser"},
+        "docs/how-to/signing.md": {"private.pem", "public.pem"},
     }
     for command in runnable():
         known = made.setdefault(command.page, set(given.get(command.page, ())))

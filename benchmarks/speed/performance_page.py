@@ -1,4 +1,4 @@
-"""docs/performance.md, from what the benchmarks of speed have written into docs/results.
+"""docs/explanation/performance.md, from what the benchmarks of speed have written into docs/results.
 
 python benchmarks/speed/performance_page.py
 """
@@ -14,7 +14,7 @@ from typing import Any
 from excise.files import write_atomic
 
 RESULTS = Path("docs/results")
-PAGE = Path("docs/performance.md")
+PAGE = Path("docs/explanation/performance.md")
 GOALS = {3072: 2.0, 16_128: 2.2, 65_280: 2.5}
 """Times dense PyTorch that were aimed at, by width."""
 PEERS = ("SAELens", "SAELens, sparse", "sparsify", "overcomplete")
@@ -38,7 +38,7 @@ def told(name: str) -> dict[str, Any]:
 def said(name: str, found: Mapping[str, Any]) -> str:
     """Where the figures below are from."""
     date = f", {found['date']}" if "date" in found else ""
-    return f"`{found['command']}`, {found['machine']}{date}: [{name}.json](results/{name}.json)."
+    return f"`{found['command']}`, {found['machine']}{date}: [{name}.json](../results/{name}.json)."
 
 
 def table(head: str, *rows: list[str]) -> list[str]:

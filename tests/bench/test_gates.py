@@ -74,7 +74,7 @@ def test_anything_else_is_refused(text: str) -> None:
 
 
 def test_the_documents_gate_cannot_be_passed_at_quick_as_they_say() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "bench.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "bench.md").read_text()
     (example,) = re.findall(r"excise bench report run --gate '(.+)'", text)
     perfect = share_over([[1.0] * PROMPTS["quick"] for _ in QUICK])
     assert (perfect.value, perfect.n, perfect.pictures) == (1, 2, 12)

@@ -27,7 +27,7 @@ def used() -> set[int]:
 
 
 def test_exit_codes_are_documented() -> None:
-    docs = (FOLDER.parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
+    docs = (FOLDER.parents[1] / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", docs, re.MULTILINE)} == used()
     epilog = str(app.info.epilog).split("Exit codes: ")[1]
     assert {int(code) for code in re.findall(r"(?:^|; )(\d+) ", epilog)} == used()

@@ -155,7 +155,7 @@ def _made(suite: Callable[..., Suite], name: str, settings: Mapping[str, Any], n
     lacking = sorted(needed - {key for key, value in settings.items() if value is not None})
     if lacking:
         options = ", ".join(f"--{key.replace('_', '-')}" for key in lacking)
-        raise ExciseError(f"{name} needs its published files; name them with {options} (docs/sd14.md)")
+        raise ExciseError(f"{name} needs its published files; name them with {options} (docs/how-to/sd14.md)")
     try:
         return suite(**{key: value for key, value in settings.items() if key != "name"})
     except TypeError as error:

@@ -1,6 +1,6 @@
 """The paper's benchmarks as suites: published prompts with their own seeds, drawn one by one, judged by real detectors.
 
-They draw with any pipeline and read the prompts from a local file; see docs/sd14.md for where the files come from.
+They draw with any pipeline and read the prompts from a local file; see docs/how-to/sd14.md for where the files come from.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ class ProtocolSuite:
         if self.name not in PROTOCOLS:
             raise ExciseError(f"unknown protocol {self.name!r}; it is one of {', '.join(PROTOCOLS)}")
         if self._looks_for == "q16" and not (self.clip and self.q16):
-            raise ExciseError("q16 needs a CLIP ViT-L/14 (--clip) and its soft prompts (--q16, see docs/sd14.md)")
+            raise ExciseError(
+                "q16 needs a CLIP ViT-L/14 (--clip) and its soft prompts (--q16, see docs/how-to/sd14.md)"
+            )
 
     @property
     def protocol(self) -> Protocol:

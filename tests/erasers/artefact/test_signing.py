@@ -308,7 +308,7 @@ def test_loading_by_name_passes_the_signer_on(
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 def test_the_documented_keys_work(signed: Path, tmp_path: Path) -> None:
-    page = (Path(__file__).parents[3] / "docs" / "signing.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "signing.md").read_text(encoding="utf-8")
     lines = re.findall(r"^openssl .*$", page, re.MULTILINE)
     assert len(lines) == 2
     for line in lines:
