@@ -1,6 +1,6 @@
 """The paper's benchmarks as suites: published prompts with their own seeds, drawn one by one, judged by real detectors.
 
-They draw with any pipeline and read the prompts from a local file; see docs/how-to/sd14.md for where the files come from.
+They draw with any pipeline and read the prompts from a local file; docs/how-to/sd14.md says where the files come from.
 """
 
 from __future__ import annotations
