@@ -378,7 +378,7 @@ def page(told: Mapping[str, Any]) -> str:
         f"Four settings of each method on {', '.join(TUNED_ON)}, which stand in no other table, and four more of those",
         "whose best lay at an edge, or whose four told nothing apart (of RECE twice four: what UCE puts in the",
         "concept's place had told most). SNCE's defaults, and the SAEs that it, ItD and",
-        "Concept Steerers share, had been chosen before, on up to ten tuning concepts ([bench.md](../how-to/bench.md)).",
+        "Concept Steerers share, had been chosen before, on up to ten tuning concepts ([bench](../how-to/bench.md)).",
         "The best mean of UA, IRA and CRA, the latter two as ratios to none's, is chosen, in bold. Trained methods are",
         "trained for a minute or two, not for as long as their papers train Stable Diffusion. Seconds are those of",
         f"processes that drew beside each other. {'; '.join(told['by']['tuning'])}.",
