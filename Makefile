@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.excise-installed
 
-.PHONY: setup demo test test-all mutants matrix check artwork clean
+.PHONY: setup demo docs test test-all mutants matrix check artwork clean
 
 setup: $(STAMP)
 
@@ -16,6 +16,11 @@ $(STAMP): pyproject.toml reference/pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/excise demo --out demo
+
+# The documentation site, into build/site: fails on a broken link, and on a public name without a docstring.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[docs]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/build_docs.py
 
 # A process for every core; the slow ones need the memory of all of them.
 test: $(STAMP)

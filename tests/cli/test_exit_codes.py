@@ -18,7 +18,8 @@ def used() -> set[int]:
     """Codes in `Exit(...)` and `sys.exit(...)`, names of constants looked up in their modules."""
     found: set[int] = {0}
     for file in FOLDER.rglob("*.py"):
-        module: Any = importlib.import_module(f"excise.cli.{file.stem}" if file.stem != "__init__" else "excise.cli")
+        name = ".".join(file.relative_to(FOLDER.parents[1]).with_suffix("").parts).removesuffix(".__init__")
+        module: Any = importlib.import_module(name)
         for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call) and getattr(call.func, "attr", "").lower() == "exit" and call.args:
                 code = call.args[0]

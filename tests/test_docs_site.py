@@ -1,0 +1,58 @@
+"""The documentation site: every public name is in its reference, and it builds without a broken link."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.documented import ROOT
+
+
+@pytest.fixture(scope="module")
+def build() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_docs", ROOT / "scripts" / "build_docs.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_public_name_has_a_docstring_and_a_place_in_the_reference(build: ModuleType) -> None:
+    import excise
+
+    names = build.public_names()
+    assert {"erase", "load_eraser", "Eraser"} <= set(names)
+    assert set(names) == set(excise.__all__)
+    assert build.undocumented(names) == []
+    page = build.api_page(names)
+    assert [name for name in names if f"heading: excise.{name}\n" not in page] == []
+
+
+def test_a_name_without_a_docstring_is_found(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    import excise
+
+    monkeypatch.setattr(excise, "bare", lambda: None, raising=False)
+    assert build.undocumented(["bare", "Eraser"]) == ["bare"]
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_a_broken_link_fails(tmp_path: Path) -> None:
+    if importlib.util.find_spec("zensical") is None or importlib.util.find_spec("mkdocstrings") is None:
+        pytest.skip("needs the extra docs")
+    for name in ("docs", "excise", "scripts", "zensical.toml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    command = [sys.executable, "scripts/build_docs.py"]
+    built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    for page in ("index", "reference/api", "reference/cli", "tutorials/first-eraser"):
+        assert (tmp_path / f"build/site/{page}.html").exists()
+    assert "excise.load_eraser" in (tmp_path / "build/site/reference/api.html").read_text(encoding="utf-8")
+    (tmp_path / "docs" / "index.md").write_text("# Excise\n[nowhere](nowhere.md)\n", encoding="utf-8")
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode != 0
