@@ -139,7 +139,7 @@ def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str) ->
 def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]], str]], across: str) -> Chart:
     """Shares over a setting: one line a (name, points (x, share), CSS class), x on a logarithmic axis where all are
     above 0."""
-    width, height, left, bottom, right = 620.0, 260.0, 48.0, 40.0, 150.0
+    width, height, left, bottom, right = 400.0, 230.0, 48.0, 40.0, 146.0
     places = sorted({x for _, points, _ in series for x, _ in points})
     scale = math.log if places[0] > 0 else float
     low, high = scale(places[0]), scale(places[-1])
@@ -157,10 +157,10 @@ def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]], str]], acro
     for name, points, kind in sorted(series, key=lambda one: -one[1][-1][1]):
         shapes.append(_polyline([at(*point) for point in sorted(points)], f"line {kind}"))
         x, y = at(*max(points))
-        labels.append(max(y, labels[-1] + 15) if labels else y)  # names one below the other, never on top
+        labels.append(max(y, labels[-1] + 18) if labels else y)  # names one below the other, never on top
         shapes.append(_text(x + 8, labels[-1] + 4, name))
         shapes += [_circle(*at(*point), 3.5, kind) for point in points]
-    return Chart(width, height, f"shares over {across}", shapes, wide=True)
+    return Chart(width, height, f"shares over {across}", shapes)
 
 
 def _text(x: float, y: float, text: str, kind: str = "") -> Shape:
