@@ -52,4 +52,4 @@ artwork:
 	node scripts/make_emoji_words.mjs build/artwork/node_modules reference/src/excise_reference/emoji_words.txt
 
 clean:
-	rm -rf demo build dist reference/dist .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf demo build dist dist-reference reference/dist .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

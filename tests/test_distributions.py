@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -30,11 +31,14 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def built(project: Path, out: Path, kind: str) -> Path:
-    """Build a wheel or an sdist, and return its path."""
+    """Build a wheel or an sdist, and return its path. A release gives what it has built in EXCISE_DIST."""
+    name, ending = ("excise-[0-9]*" if project == ROOT else "excise_reference-*"), {"wheel": ".whl", "sdist": ".tar.gz"}
+    if ready := os.environ.get("EXCISE_DIST"):
+        (path,) = Path(ready, "dist" if project == ROOT else "dist-reference").glob(name + ending[kind])
+        return path
     command = [sys.executable, "-m", "build", "--no-isolation", f"--{kind}", "--outdir", out / kind, project]
     subprocess.run(command, check=True, capture_output=True, cwd=out)
-    name = "excise-[0-9]*" if project == ROOT else "excise_reference-*"
-    (path,) = (out / kind).glob(name)
+    (path,) = (out / kind).glob(name + ending[kind])
     return path
 
 
@@ -93,7 +97,8 @@ def test_the_first_has_all_of_the_code_and_no_weights(wheel: Path) -> None:
     assert "excise-reference<0.2,>=0.1; extra == 'reference'" in metadata.replace('"', "'")
 
 
-def test_the_two_name_one_version_and_one_licence_text() -> None:
+def test_versions_and_licence_texts_agree() -> None:
+    import yaml
     from packaging.requirements import Requirement
 
     tomllib = pytest.importorskip("tomllib")
@@ -101,6 +106,7 @@ def test_the_two_name_one_version_and_one_licence_text() -> None:
     (needed,) = own["project"]["optional-dependencies"]["reference"]
     assert Requirement(needed).name == data["project"]["name"]
     assert Requirement(needed).specifier.contains(data["project"]["version"])
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == own["project"]["version"]
     assert filecmp.cmp(ROOT / "LICENSE", ROOT / "reference" / "LICENSE", shallow=False)
 
 
@@ -152,6 +158,21 @@ def test_another_version_of_the_second_is_refused(wheel: Path, tmp_path: Path) -
     assert done.returncode == 2 and not (other.work / "made").exists()
     said = done.stderr.strip().splitlines()[-1]
     assert "needs excise-reference<0.2,>=0.1, and 0.3 is installed; pip install 'excise[reference]'" in said
+
+
+def test_a_release_runs_pinned_actions_with_the_least_rights() -> None:
+    import yaml
+
+    flow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
+    jobs = flow["jobs"]
+    assert flow[True] == {"push": {"tags": ["v[0-9]*"]}} and flow["permissions"] == {}  # YAML 1.1 reads `on` as true
+    rights = {name: set(job["permissions"].items()) for name, job in jobs.items()}
+    assert rights.pop("build") == {("contents", "read")}
+    assert rights.pop("attest") == {("id-token", "write"), ("attestations", "write")}
+    assert set(map(frozenset, rights.values())) == {frozenset({("id-token", "write")})}
+    assert all(jobs[name]["environment"] == "pypi" and jobs[name]["needs"] for name in rights)
+    used = [step["uses"] for job in jobs.values() for step in job["steps"] if "uses" in step]
+    assert used and all(re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", name) for name in used)
 
 
 @pytest.mark.slow

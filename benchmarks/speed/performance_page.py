@@ -23,7 +23,7 @@ PEERS = ("SAELens", "SAELens, sparse", "sparsify", "overcomplete")
 def main() -> None:
     measured = {
         "sae_training": training, "compiling": compiled, "capturing": capture, "erasing": erasing, "encoding": adding,
-        "scaling": scaling, "profiling": profiles,
+        "importing": importing, "scaling": scaling, "profiling": profiles,
     }  # fmt: skip
     parts = [write() for name, write in measured.items() if (RESULTS / f"{name}.json").exists()]
     write_atomic(PAGE, "\n".join([INTRODUCTION, *parts, NOT_MEASURED]))
@@ -215,6 +215,31 @@ def adding() -> str:
         f"On the bundled model, whose U-Net is a fortieth of that: {added(found['bundled'])}.",
         "",
         ADDING_LIMITS,
+        "",
+    ])  # fmt: skip
+
+
+def importing() -> str:
+    found = told("importing")
+    clock, processor = found["clock"], found["processor"]
+    cells = (
+        [f"`{what}`", f"{clock[name]:.2f}", f"{processor[name]:.2f}", f"{found['modules'].get(name, '')}"]
+        for name, what in (
+            ("torch", "import torch, safetensors.torch"),
+            ("record", "import excise.erasers.artefact.record"),
+            ("help", "excise --help"),
+            ("python", "python -c pass"),
+        )
+    )
+    return "\n".join([
+        "## Importing",
+        "",
+        "Reading and signing an eraser need torch and safetensors alone; medians of fresh processes in turns.",
+        said("importing", found),
+        "",
+        *table("| | s | s of the processor | modules |", *cells),
+        f"The import takes {spread(clock)} times torch's by the clock, {spread(processor)} of the processor's time",
+        f"(aim: at most {found['goal']}). Other work on the machine lengthens the first and hardly the second.",
         "",
     ])  # fmt: skip
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import lazy_loader
 
+from excise.reference import data as data  # here, lest asking this package for it imports diffusers
+
 _attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
