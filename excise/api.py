@@ -46,8 +46,8 @@ def erase(
         concept: A built-in concept (`excise concepts` lists them), any other word or phrase, or a Concept with pairs of
             your own.
         method: One of `excise.list_methods()`, or several joined by `+`, such as `snce+saemnesia`.
-        sae: Folder of the sparse autoencoder, or the SAE itself (SNCE alone). With the bundled model the bundled one is
-            used where none is given.
+        sae: Folder of the sparse autoencoder, or the SAE itself (SNCE alone). Without one, the bundled model's, or the one
+            that `excise erase --model` trained for this model.
         preset: `"paper"` for the settings of the method's paper where Excise's defaults depart from it.
         settings: Settings of the method, by the names of `excise.method_config(method)`; of joined methods
             `**{"snce.k": 2}`. With the bundled model the defaults are those chosen for it.
@@ -73,7 +73,7 @@ def erase(
     from excise.sites.pipeline import check_pipeline
 
     check_pipeline(pipe)
-    chosen = _method(method)
+    chosen, wanted = _method(method), _concept(concept)
     known = settings_of(chosen.name, bundled_settings(preset)) if is_bundled(pipe) else {}
     own, more = {**known, **preset_settings(chosen.name, preset), **settings}, {}
     if isinstance(sae, TopKSAE):
@@ -87,7 +87,9 @@ def erase(
         if not takes:
             raise InvalidSetting(f"{chosen.name} needs no SAE; leave `sae` out")
         own |= dict.fromkeys(takes, _folder(sae))
-    return chosen.fit(pipe, _concept(concept), configured(chosen.name, own), **more)
+    elif chosen.name == "snce" and not own.get("sae"):
+        own["sae"] = _folder(_known_sae(pipe))
+    return chosen.fit(pipe, wanted, configured(chosen.name, own), **more)
 
 
 def find_neurons(
@@ -98,7 +100,7 @@ def find_neurons(
     Args:
         pipe: A diffusers pipeline, or an `excise.LanguageModel`.
         concept: As for `excise.erase`.
-        sae: The SAE, or its folder; with the bundled model the bundled one by default.
+        sae: The SAE, or its folder; by default as for `excise.erase`.
         top: How many of the best are validated on held-out pairs, which warns where one does not hold.
         settings: Settings of SNCE, by the names of `excise.SNCEConfig`.
 
@@ -119,7 +121,7 @@ def find_neurons(
 
     check_pipeline(pipe)
     if sae is None:
-        sae = _bundled_sae(pipe)
+        sae = _known_sae(pipe)
     folder = "" if isinstance(sae, TopKSAE) else _folder(sae)
     config = configured("snce", {**settings, "sae": folder, "examine": top})
     if not isinstance(sae, TopKSAE) and (several := saes_in(Path(folder))):
@@ -251,12 +253,20 @@ def _texts(prompts: Iterable[str]) -> list[str]:
     return texts
 
 
-def _bundled_sae(pipe: Pipeline) -> StrPath:
+def _known_sae(pipe: Pipeline) -> StrPath:
     from excise.reference import sae_folder
 
-    if not is_bundled(pipe):
-        raise NotFound("no SAE was given; train one with excise.train_sae, or give the folder of one")
-    return sae_folder()
+    if is_bundled(pipe):
+        return sae_folder()
+    from excise.app.training.sae_cache import cached_sae
+
+    found = cached_sae(pipe)
+    if found is None:
+        raise NotFound(
+            "no SAE was given, and none is kept for this model; train one with excise.train_sae and give it, or with "
+            "`excise erase --model`, which keeps it"
+        )
+    return found
 
 
 def _device(pipe: Pipeline) -> Any:

@@ -21,6 +21,14 @@ TRAINING = {"tokens": 4096, "batch": 256, "expansion": 2, "k": 4}
 PROMPTS = [f"a {thing} {place}" for thing in ("gun", "cat", "rose", "bus") for place in ("", "on grass", "on sand")]
 
 
+@pytest.fixture(autouse=True)
+def kept(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where SAEs of models of one's own are kept."""
+    folder = tmp_path_factory.mktemp("kept")
+    monkeypatch.setenv("EXCISE_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture
 def saved_sae(word_sae: TopKSAE, tiny_site: Site, tmp_path: Path) -> Path:
     """The folder of `word_sae`, whose card says where it was trained."""
@@ -48,6 +56,18 @@ def test_erase_makes_the_eraser_that_the_command_writes(tmp_path: Path) -> None:
         excise.erase(pipe, "gun", k="two")
     ranking = excise.find_neurons(pipe, "gun", top=1)
     assert ranking.top(1) == tuple(eraser.edits[0].neurons)
+
+
+def test_the_sae_that_was_kept_for_the_model_is_used(tiny_pipe: Any, gun: Any, word_sae: TopKSAE) -> None:
+    from excise.app.training.sae_cache import planned
+
+    (folder, site), *_ = planned(tiny_pipe, PROMPTS, TrainConfig(), {}).places.items()
+    folder.parent.mkdir(parents=True)
+    save(word_sae, folder, {"site": {"component": site.component, "path": site.path, "width": site.width}})
+    settings = {"gate": "relu", "permutations": 20}
+    found = quietly(lambda: excise.erase(tiny_pipe, gun, **settings))
+    given = quietly(lambda: excise.erase(tiny_pipe, gun, sae=folder, **settings))
+    assert found.pack() == given.pack()
 
 
 def test_an_sae_is_given_as_a_folder_or_as_itself(tiny_pipe: Any, gun: Any, saved_sae: Path) -> None:
@@ -98,7 +118,7 @@ WRONG: list[tuple[type[ExciseError], str, Callable[[Any, Path], Any]]] = [
     (NotFound, "there is no method 'nce'; try snce", lambda pipe, sae: excise.erase(pipe, "gun", "nce")),
     (InvalidSetting, "not by 5", lambda pipe, sae: excise.erase(pipe, "gun", 5)),  # type: ignore[arg-type]
     (NotFound, "no SAE was given", lambda pipe, sae: excise.find_neurons(pipe, "gun")),
-    (InvalidSetting, "no SAE was named", lambda pipe, sae: excise.erase(pipe, "gun")),
+    (NotFound, "no SAE was given", lambda pipe, sae: excise.erase(pipe, "gun")),
     (NotFound, "cannot read", lambda pipe, sae: excise.erase(pipe, "gun", sae="nowhere")),
     (InvalidSetting, "5 is not a folder", lambda pipe, sae: excise.erase(pipe, "gun", sae=5)),  # type: ignore[arg-type]
     (InvalidSetting, "'' is not a folder", lambda pipe, sae: excise.find_neurons(pipe, "gun", "")),
