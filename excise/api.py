@@ -46,8 +46,8 @@ def erase(
         concept: A built-in concept (`excise concepts` lists them), any other word or phrase, or a Concept with pairs of
             your own.
         method: One of `excise.list_methods()`, or several joined by `+`, such as `snce+saemnesia`.
-        sae: Folder of the sparse autoencoder, or the SAE itself (SNCE alone). Without one, the bundled model's, or the one
-            that `excise erase --model` trained for this model.
+        sae: Folder of the sparse autoencoder, or the SAE itself (SNCE alone). Without one, the bundled model's, or
+            the one that `excise erase --model` trained for this model.
         preset: `"paper"` for the settings of the method's paper where Excise's defaults depart from it.
         settings: Settings of the method, by the names of `excise.method_config(method)`; of joined methods
             `**{"snce.k": 2}`. With the bundled model the defaults are those chosen for it.

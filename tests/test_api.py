@@ -60,6 +60,7 @@ def test_erase_makes_the_eraser_that_the_command_writes(tmp_path: Path) -> None:
 
 def test_the_sae_that_was_kept_for_the_model_is_used(tiny_pipe: Any, gun: Any, word_sae: TopKSAE) -> None:
     from excise.app.training.sae_cache import planned
+    from excise.sae import TrainConfig
 
     (folder, site), *_ = planned(tiny_pipe, PROMPTS, TrainConfig(), {}).places.items()
     folder.parent.mkdir(parents=True)
