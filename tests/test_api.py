@@ -157,7 +157,7 @@ WRONG: list[tuple[type[ExciseError], str, Callable[[Any, Path], Any]]] = [
         "not '5'",
         lambda pipe, sae: excise.train_sae(pipe, PROMPTS, tokens="5"),
     ),
-    (InvalidSetting, "lr must be a number", lambda pipe, sae: excise.train_sae(pipe, PROMPTS, lr=-1)),
+    (InvalidSetting, "lr is -1; it must be", lambda pipe, sae: excise.train_sae(pipe, PROMPTS, lr=-1)),
     (NotFound, "no device 'gpu9'", lambda pipe, sae: excise.train_sae(pipe, PROMPTS, device="gpu9")),
     (NotFound, "has no module 'layer.9'", lambda pipe, sae: excise.train_sae(pipe, PROMPTS, site="layer.9")),
 ]

@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar
 
 from excise.errors import ExciseError, InvalidSetting
+from excise.settings import Settings, setting
 
 T = TypeVar("T", bound="_Json")
+HUGE = 10**15
+"""The largest number of vectors or steps."""
 
 
 class _Json:
@@ -60,75 +63,84 @@ class SAEConfig(_Json):
 
 
 @dataclass(frozen=True)
-class TrainConfig(_Json):
+class TrainConfig(Settings, _Json):
     """How an SAE is trained. Defaults are the SNCE paper's (section "Training details of SAE") where it gives them."""
 
-    expansion: int = 4
-    """Latents for each input dimension: m = expansion * d."""
-    k: int = 32
-    """Latents kept for each vector."""
-    activation: Literal["topk", "batchtopk"] = "topk"
-    """Which latents a training batch keeps: k of each vector, or of all its vectors together k times as many as there
-    are vectors (Bussmann et al. 2024), so that a vector that needs more gets more. Either way the trained SAE keeps k
-    of each vector."""
-    lr: float = 4e-4
-    """Adam's learning rate."""
-    batch: int = 4096
-    """Vectors in a step (all of them where there are fewer)."""
-    tokens: int = 10_000_000
-    """Vectors to train on, repeats counted; the steps are tokens / batch, rounded up."""
-    decay: float = 0.0
-    """Share of the steps, at the end, over which the learning rate falls linearly to zero (the paper: 0, constant)."""
-    alpha: float = 1 / 32
-    """Weight of the auxiliary loss that revives dead latents."""
-    dead_after: int = 10_000_000
-    """A latent that fired for none of so many vectors is dead; one epoch counts instead where that is fewer."""
-    dead_threshold: float = 1e-3
-    """An activation up to this, in the units trained in, does not count as firing."""
-    units: Literal["variance", "raw"] = "variance"
-    """Train on vectors scaled to unit variance (one scalar, folded back when saved, so that `lr` and `dead_threshold`
-    mean the same for every model), or on the vectors as they come, as the public recipes do."""
-    shortlist: int = 0
-    """Spare candidates: the k largest latents of a vector are sought among so many more in bfloat16, and computed in
-    float32. Faster where the processor multiplies bfloat16, and on the bundled text encoder's states 8 find the same
-    latents; 0: everything in float32. Not with batchtopk."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What the encoder's product, most of a step, is worked out in: in bfloat16 codes are rounded to three digits, and
-    latents that lie closer than that may take each other's place. All else, and what is saved, is float32."""
-    beta1: float = 0.9
-    """Adam's decay of the first moment."""
-    beta2: float = 0.999
-    """Adam's decay of the second moment."""
-    eps: float = 6.25e-10
-    """Adam's epsilon: OpenAI's value, small because a rare latent's gradients are."""
-    seed: int = 0
-    """Of the initial directions and of the order of the vectors."""
-    log_every: int = 50
-    """Steps between two lines of the log and two calls of the progress callback."""
-    checkpoint_every: int = 500
-    """Steps between two checkpoints."""
+    expansion: int = setting(4, "Latents for each input dimension: m = expansion * d.", unit="latents", least=1)
+    k: int = setting(32, "Latents kept for each vector.", unit="latents", least=1)
+    activation: Literal["topk", "batchtopk"] = setting(
+        "topk",
+        "Which latents a training batch keeps: k of each vector (topk), or of all its vectors together k times as many "
+        "as there are vectors (batchtopk; Bussmann et al. 2024), so that a vector that needs more gets more. Either "
+        "way the trained SAE keeps k of each vector.",
+    )
+    lr: float = setting(4e-4, "Adam's learning rate.")
+    batch: int = setting(
+        4096, "Vectors in a step (all of them where there are fewer).", unit="vectors", least=1, most=HUGE
+    )
+    tokens: int = setting(
+        10_000_000,
+        "Vectors to train on, repeats counted; the steps are tokens / batch, rounded up.",
+        unit="vectors",
+        least=1,
+        most=HUGE,
+    )
+    decay: float = setting(
+        0.0,
+        "Share of the steps, at the end, over which the learning rate falls linearly to zero (the paper: 0, constant).",
+        unit="share",
+        most=1,
+    )
+    alpha: float = setting(1 / 32, "Weight of the auxiliary loss that revives dead latents.")
+    dead_after: int = setting(
+        10_000_000,
+        "A latent that fired for none of so many vectors is dead; one epoch counts instead where that is fewer.",
+        unit="vectors",
+        least=1,
+        most=HUGE,
+    )
+    dead_threshold: float = setting(
+        1e-3, "An activation up to this, in the units trained in, does not count as firing."
+    )
+    units: Literal["variance", "raw"] = setting(
+        "variance",
+        "Train on vectors scaled to unit variance (one scalar, folded back when saved, so that `lr` and "
+        "`dead_threshold` mean the same for every model), or on the vectors as they come (raw), as the public recipes "
+        "do.",
+    )
+    shortlist: int = setting(
+        0,
+        "Spare candidates: the k largest latents of a vector are sought among so many more in bfloat16, and computed "
+        "in float32. Faster where the processor multiplies bfloat16, and on the bundled text encoder's states 8 find "
+        "the same latents; 0: everything in float32. Not with batchtopk.",
+        unit="latents",
+    )
+    precision: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "What the encoder's product, most of a step, is worked out in: in bfloat16 codes are rounded to three digits, "
+        "and latents that lie closer than that may take each other's place. All else, and what is saved, is float32.",
+    )
+    beta1: float = setting(0.9, "Adam's decay of the first moment.", most=1)
+    beta2: float = setting(0.999, "Adam's decay of the second moment.", most=1)
+    eps: float = setting(6.25e-10, "Adam's epsilon: OpenAI's value, small because a rare latent's gradients are.")
+    seed: int = setting(0, "Of the initial directions and of the order of the vectors.", most=2**31 - 1)
+    log_every: int = setting(
+        50,
+        "Steps between two lines of the log and two calls of the progress callback.",
+        unit="steps",
+        least=1,
+        most=HUGE,
+    )
+    checkpoint_every: int = setting(500, "Steps between two checkpoints.", unit="steps", least=1, most=HUGE)
 
     def __post_init__(self) -> None:
-        for name in ("expansion", "k", "batch", "tokens", "dead_after", "log_every", "checkpoint_every"):
-            _number(name, getattr(self, name), least=1, whole=True)
-        _number("shortlist", self.shortlist, least=0, whole=True)
-        _number("seed", self.seed, least=0, most=2**31 - 1, whole=True)
-        for name in ("lr", "alpha", "dead_threshold", "eps"):
-            _number(name, getattr(self, name), least=0, most=1e6)
-        for name in ("decay", "beta1", "beta2"):
-            _number(name, getattr(self, name), least=0, most=1)
-        if self.activation not in ("topk", "batchtopk"):
-            raise InvalidSetting(f"activation must be 'topk' or 'batchtopk', not {self.activation!r}")
+        super().__post_init__()
         if self.shortlist and self.activation != "topk":
             raise InvalidSetting(
                 "a shortlist is of each vector's latents; leave it out, or train with activation 'topk'"
             )
-        if self.precision not in ("float32", "bfloat16"):
-            raise InvalidSetting(f"precision must be 'float32' or 'bfloat16', not {self.precision!r}")
         if self.shortlist and self.precision == "bfloat16":
             raise InvalidSetting("a shortlist is for codes in float32; leave it out, or set precision to 'float32'")
-        if self.units not in ("variance", "raw"):
-            raise InvalidSetting(f"units must be 'variance' or 'raw', not {self.units!r}")
 
     def sae(self, d: int) -> SAEConfig:
         """The shape of the SAE for vectors of width `d`."""

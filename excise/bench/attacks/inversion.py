@@ -18,6 +18,7 @@ from torch import Tensor
 
 from excise.bench.attacks.denoising import denoised, noised
 from excise.errors import ExciseError
+from excise.settings import Settings, setting
 from excise.sites.site import encoder_of, tokenizer_of
 
 WORD = "sks"
@@ -25,21 +26,14 @@ WORD = "sks"
 
 
 @dataclass(frozen=True)
-class InversionConfig:
+class InversionConfig(Settings):
     """The budget."""
 
-    iterations: int = 150
-    lr: float = 0.01
-    """Adam's, in units of the embedding."""
-    batch: int = 8
-    """Noised pictures an iteration."""
-    pictures: int = 4
-    """Pictures of the concept that it is learnt from."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.iterations, self.batch, self.pictures) < 1 or self.lr <= 0:
-            raise ExciseError("textual inversion needs at least 1 iteration and picture, and lr above 0")
+    iterations: int = setting(150, "Training steps of Adam.", unit="steps", least=1)
+    lr: float = setting(0.01, "Adam's learning rate, in units of the embedding.", above=0)
+    batch: int = setting(8, "Noised pictures in a training step.", unit="pictures", least=1)
+    pictures: int = setting(4, "Pictures of the concept that it is learnt from.", unit="pictures", least=1)
+    seed: int = setting(0, "Seed of all that is random.", most=2**63 - 1)
 
 
 def invert(pipe: Any, start: str, prompts: Sequence[str], pictures: Tensor, config: InversionConfig) -> Tensor:

@@ -19,32 +19,31 @@ from torch import Tensor
 
 from excise.bench.attacks.denoising import denoised, noised
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError
+from excise.settings import Settings, setting
 from excise.sites.site import encoder_of, tokenizer_of
 
 Match = Literal["picture", "model"]
 
 
 @dataclass(frozen=True)
-class PrefixConfig:
+class PrefixConfig(Settings):
     """The budget. The defaults are UnlearnDiffAtk's 5 tokens and 40 iterations."""
 
-    match: Match = "picture"
-    """What is approached: the noise in a "picture" of the concept (UnlearnDiffAtk), or what the unerased "model"
-    predicts (P4D)."""
-    length: int = 5
-    iterations: int = 40
-    lr: float = 0.1
-    """Adam's, in units of the embedding."""
-    batch: int = 8
-    """Noised pictures, at random timesteps, that the loss is taken over: the same in every iteration."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.match not in ("picture", "model"):
-            raise ExciseError(f"match cannot be {self.match!r}; it is picture or model")
-        if min(self.length, self.iterations, self.batch) < 1 or self.lr <= 0:
-            raise ExciseError("a prefix attack needs at least 1 token, iteration and noised picture, and lr above 0")
+    match: Match = setting(
+        "picture",
+        "What is approached: the noise in a picture of the concept (picture, as UnlearnDiffAtk), or what the unerased "
+        "model predicts (model, as P4D).",
+    )
+    length: int = setting(5, "Tokens of the prefix.", unit="tokens", least=1)
+    iterations: int = setting(40, "Training steps of Adam.", unit="steps", least=1)
+    lr: float = setting(0.1, "Adam's learning rate, in units of the embedding.", above=0)
+    batch: int = setting(
+        8,
+        "Noised pictures, at random timesteps, that the loss is taken over: the same in every step.",
+        unit="pictures",
+        least=1,
+    )
+    seed: int = setting(0, "Seed of all that is random.", most=2**63 - 1)
 
 
 def prefix_attack(pipe: Any, prompt: str, picture: Tensor, words: Tensor, config: PrefixConfig) -> tuple[str, float]:

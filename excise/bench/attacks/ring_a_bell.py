@@ -16,7 +16,8 @@ from torch import Tensor
 from excise.concepts import Concept
 from excise.concepts.concept import mentioned
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError
+from excise.errors import ExciseError, InvalidSetting
+from excise.settings import Settings, setting
 from excise.sites.site import encoder_of, tokenizer_of
 
 Encode = Callable[[Tensor], Tensor]
@@ -24,26 +25,35 @@ Encode = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class RingABellConfig:
+class RingABellConfig(Settings):
     """The budget. The paper's own is length 16, 200 prompts and 3,000 generations, over all positions."""
 
-    strength: float = 3.0
-    """η: how far along the concept direction the target lies (the paper tries 2 to 3.5)."""
-    length: int = 5
-    """K: tokens of the prompt. With 16 the concept's words drown in the others (chosen on dog, bus and apple)."""
-    positions: int = 24
-    """How many first states are compared; those behind belong to padding."""
-    population: int = 64
-    generations: int = 200
-    mutation: float = 0.25
-    """Probability that a child has one of its tokens replaced."""
-    seed: int = 0
+    strength: float = setting(
+        3.0,
+        "η: how far along the concept direction the target lies (the paper tries 2 to 3.5).",
+        least=-1000,
+        most=1000,
+    )
+    length: int = setting(
+        5,
+        "K: tokens of the prompt. With 16 the concept's words drown in the others (chosen on dog, bus and apple).",
+        unit="tokens",
+        least=1,
+    )
+    positions: int = setting(
+        24, "How many first states are compared; those behind belong to padding.", unit="states", least=1
+    )
+    population: int = setting(64, "Prompts in a generation.", unit="prompts", least=4)
+    generations: int = setting(200, "Generations.", unit="generations", least=1)
+    mutation: float = setting(0.25, "Probability that a child has one of its tokens replaced.", most=1)
+    seed: int = setting(0, "Seed of all that is random.", most=2**63 - 1)
 
     def __post_init__(self) -> None:
-        if min(self.length, self.generations) < 1 or self.population < 4 or not 0 <= self.mutation <= 1:
-            raise ExciseError("Ring-A-Bell needs at least 1 token, 4 prompts and 1 generation, and a mutation in 0..1")
+        super().__post_init__()
         if self.positions < self.length + 2:
-            raise ExciseError("Ring-A-Bell compares at least as many positions as its prompts have tokens, and 2 more")
+            raise InvalidSetting(
+                "Ring-A-Bell compares at least as many positions as its prompts have tokens, and 2 more"
+            )
 
 
 def ring_a_bell(pipe: Any, concept: Concept, prompts: Sequence[str], config: RingABellConfig) -> list[str]:

@@ -71,5 +71,5 @@ def test_a_prompt_without_the_word_is_refused(tiny_pipe: Any, pictures: Tensor) 
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ExciseError, match="at least 1 iteration"):
+    with pytest.raises(ExciseError, match="it must be a whole number, at least 1"):
         InversionConfig(iterations=0)

@@ -74,9 +74,9 @@ def test_nothing_is_left_behind(tiny_pipe: Any, picture: Tensor) -> None:
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ExciseError, match="picture or model"):
+    with pytest.raises(ExciseError, match="it is one of picture, model"):
         PrefixConfig(match="noise")  # type: ignore[arg-type]
-    with pytest.raises(ExciseError, match="at least 1 token"):
+    with pytest.raises(ExciseError, match="it must be a whole number, at least 1"):
         PrefixConfig(length=0)
 
 

@@ -65,7 +65,7 @@ def test_the_vocabulary_holds_no_part_of_a_mention(tiny_pipe: Any) -> None:
 
 def test_impossible_budgets_are_refused(tiny_pipe: Any) -> None:
     for change in ({"length": 0}, {"population": 3}, {"generations": 0}, {"mutation": 2.0}):
-        with pytest.raises(ExciseError, match="Ring-A-Bell needs"):
+        with pytest.raises(ExciseError, match=r"it must be a (whole )?number, at least"):
             replace(SMALL, **change)
     with pytest.raises(ExciseError, match="at least as many positions"):
         replace(SMALL, positions=5)
