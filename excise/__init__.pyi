@@ -1,4 +1,5 @@
 from .api import erase as erase
+from .api import evaluate as evaluate
 from .api import find_neurons as find_neurons
 from .api import list_methods as list_methods
 from .api import method_config as method_config

@@ -6,13 +6,13 @@ Loading and switching erasers is in `excise.erasers.loaders`.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.concepts import Concept, builtin, from_templates, names
-from excise.errors import InvalidSetting, NotFound
+from excise.errors import InvalidSetting, NotFound, WrongModel
 from excise.methods.catalogue import METHODS
 from excise.plugins import plugins
 from excise.settings import check_names
@@ -179,6 +179,63 @@ def train_sae(
         sae = text.train_sae(pipe, place, texts, config, folder, card=card, device=device)
         sae.card = card_of(folder)
     return sae
+
+
+def evaluate(
+    eraser: Eraser,
+    pipe: Pipeline,
+    suite: str = "canvas",
+    *,
+    size: str = "quick",
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measure an eraser on a benchmark suite: pictures with and without it, judged by the suite's detectors.
+
+    It does what `excise bench run` does for one method and one concept, in a temporary folder. Pictures take seconds to
+    minutes each on a CPU; use the command for runs that are to be kept, resumed or shared by workers.
+
+    Args:
+        eraser: An eraser of one of the suite's concepts, such as `excise.erase` returns.
+        pipe: The pipeline it was made for, with no eraser attached; for "canvas" the bundled model.
+        suite: "canvas", or another name that `excise bench run --suite` takes.
+        size: "quick", "standard" or "full": how many pictures.
+        settings: The suite's own settings, such as `{"steps": 20}` denoising steps.
+
+    Returns:
+        The figures, as json: `["methods"][eraser.method]["figures"]` has a value, a 95 % interval and n for each, and
+        `["methods"]["none"]` those of the pipeline without the eraser.
+
+    Raises:
+        WrongModel: where the eraser or the suite does not belong to the pipeline.
+        InvalidSetting: where an eraser is attached already.
+        ExciseError: for an unknown suite, size, setting or concept, or where drawing fails.
+
+    Example:
+        >>> found = excise.evaluate(excise.erase(pipe, "gun"), pipe)
+        >>> found["methods"]["snce"]["figures"]["ira_ratio"]["value"]
+    """
+    from excise.app.bench.runs import measured, start, suite_of
+    from excise.bench.run import Unit
+    from excise.bench.worker import work
+    from excise.drawn import checker_of, restore_checker, without_checker
+    from excise.erasers.loaders import list_erasers
+    from excise.sites.pipeline import check_pipeline
+
+    check_pipeline(pipe)
+    if suite == "canvas" and not is_bundled(pipe):
+        raise WrongModel("canvas is made for the bundled model, excise.reference.load(); name another suite")
+    if loaded := list(list_erasers(pipe)):
+        raise InvalidSetting(f"eraser {loaded[0]!r} is attached; detach it, so that there is something to compare with")
+    eraser.attach(pipe).detach()  # refused before anything is drawn
+    checker = checker_of(pipe)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            run = start(Path(scratch) / "run", suite, size, [eraser.method], [eraser.concept], settings)
+            eraser.save(run.folder / "erasers" / Unit(eraser.method, eraser.concept).file)
+            work(run, suite_of(run), lambda: without_checker(pipe), {})
+            return measured(run)
+    finally:
+        restore_checker(pipe, *checker)
 
 
 def list_methods() -> list[str]:

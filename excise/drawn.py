@@ -93,6 +93,19 @@ def without_checker(pipe: Any) -> Any:
     return pipe
 
 
+def checker_of(pipe: Any) -> tuple[Any, Any]:
+    """A pipeline's safety checker and whether it is required: what `without_checker` changes. None where it has none."""
+    return getattr(pipe, "safety_checker", None), dict(getattr(pipe, "config", {})).get("requires_safety_checker")
+
+
+def restore_checker(pipe: Any, checker: Any, required: Any) -> None:
+    """Undo `without_checker`, with what `checker_of` gave before it."""
+    if checker is not None:
+        pipe.safety_checker = checker
+        if required is not None:
+            pipe.register_to_config(requires_safety_checker=required)
+
+
 def _fault(picture: Pixels, flagged: bool, finite: bool) -> Fault | None:
     if flagged:
         return "flagged"

@@ -71,6 +71,57 @@ def test_the_sae_that_was_kept_for_the_model_is_used(tiny_pipe: Any, gun: Any, w
     assert found.pack() == given.pack()
 
 
+FAST = {
+    "steps": 2,
+    "prompts": 1,
+    "batch": 16,
+    "ring_a_bell": {"population": 4, "generations": 1},
+    "prefix": {"iterations": 1, "batch": 1},
+}
+"""Enough to tell pictures apart; what they show does not matter here."""
+
+
+def test_what_cannot_be_evaluated_is_refused_before_a_picture(tiny_pipe: Any, gun_eraser: excise.Eraser) -> None:
+    from excise import reference
+
+    with pytest.raises(WrongModel, match="canvas is made for the bundled model"):
+        excise.evaluate(gun_eraser, tiny_pipe)
+    pipe = reference.load()
+    with pytest.raises(WrongModel, match="made for another model"):
+        excise.evaluate(gun_eraser, pipe)
+    eraser = excise.erase(pipe, "gun")
+    with eraser.attach(pipe), pytest.raises(InvalidSetting, match="is attached; detach it"):
+        excise.evaluate(eraser, pipe)
+
+
+@pytest.mark.slow
+def test_an_eraser_is_evaluated_on_the_pipeline_itself() -> None:
+    from excise import reference
+
+    pipe = reference.load()
+    eraser = excise.erase(pipe, "gun")
+    found = excise.evaluate(eraser, pipe, settings=FAST)
+    assert excise.list_erasers(pipe) == {}
+    assert set(found["methods"]) == {"none", "snce"}
+    none, snce = found["methods"]["none"], found["methods"]["snce"]
+    assert none["missing"] == snce["missing"] == 0
+    assert none["figures"]["pixel_error"]["value"] == 0
+    assert snce["figures"]["identical"]["value"] == 1  # what it is not made for keeps its bits
+
+
+def test_a_safety_checker_is_put_back(tiny_pipe: Any) -> None:
+    from excise.drawn import checker_of, restore_checker, without_checker
+
+    checker = torch.nn.Identity()
+    tiny_pipe.register_modules(safety_checker=checker)
+    tiny_pipe.register_to_config(requires_safety_checker=True)
+    before = checker_of(tiny_pipe)
+    assert checker_of(without_checker(tiny_pipe)) == (None, False)
+    restore_checker(tiny_pipe, *before)
+    assert checker_of(tiny_pipe) == (checker, True)
+    assert checker_of(object()) == (None, None)
+
+
 def test_an_sae_is_given_as_a_folder_or_as_itself(tiny_pipe: Any, gun: Any, saved_sae: Path) -> None:
     settings = {"gate": "relu", "permutations": 20}
     one = quietly(lambda: excise.erase(tiny_pipe, gun, sae=saved_sae, **settings))
