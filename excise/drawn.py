@@ -94,7 +94,7 @@ def without_checker(pipe: Any) -> Any:
 
 
 def checker_of(pipe: Any) -> tuple[Any, Any]:
-    """A pipeline's safety checker and whether it is required: what `without_checker` changes. None where it has none."""
+    """What `without_checker` changes: the safety checker, and whether the pipeline requires one. None where absent."""
     return getattr(pipe, "safety_checker", None), dict(getattr(pipe, "config", {})).get("requires_safety_checker")
 
 
