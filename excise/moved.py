@@ -45,7 +45,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         pair_review: pairs.review
         pictures: erase.pictures
         pipelines: models.pipelines
-        report: demo.report, pages.badges
+        report: demo.report
         reproduce: bench.reproduce
         safe_sail: neurons.safe_sail
         supervised_training: training.supervised

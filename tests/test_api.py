@@ -205,7 +205,7 @@ WRONG: list[tuple[type[ExciseError], str, Callable[[Any, Path], Any]]] = [
     (InvalidSetting, "no setting 'token'", lambda pipe, sae: excise.train_sae(pipe, PROMPTS, token=5)),
     (
         InvalidSetting,
-        "not '5'",
+        "tokens is '5'",
         lambda pipe, sae: excise.train_sae(pipe, PROMPTS, tokens="5"),
     ),
     (InvalidSetting, "lr is -1; it must be", lambda pipe, sae: excise.train_sae(pipe, PROMPTS, lr=-1)),
