@@ -112,10 +112,10 @@ def test_a_folder_to_go_on_in_is_no_file(command: str, call: Call) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("find", "gun", "--score", "nope"), "unknown score 'nope'; known are snce"),
-        (("erase", "gun", "--score", "nope", "--out", "e"), "unknown score 'nope'; known are snce"),
+        (("find", "gun", "--score", "nope"), "score cannot be 'nope'; it is one of snce"),
+        (("erase", "gun", "--score", "nope", "--out", "e"), "score cannot be 'nope'; it is one of snce"),
         (("find", "gun", "--model", "folder"), "--model needs --sae"),
-        (("erase", "gun", "--model", "folder", "--out", "e"), "--model needs --sae"),
+        (("erase", "gun", "--model", "folder", "--prompts", "nope.txt", "--out", "e"), "nope.txt"),
         (("erase", "gun", "--sae", "nowhere", "--out", "e"), "cannot read nowhere/cfg.json"),
         (("erase", "gun", "--k", "60000", "--out", "e"), "has 2048 neurons; ask for fewer"),
         (("erase", "gun", "--neurons", "2048", "--out", "e"), "there is no neuron 2048"),

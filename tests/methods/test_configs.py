@@ -120,8 +120,8 @@ def test_with_a_preset_the_bundled_models_own_values_are_left_out() -> None:
 
 
 def test_every_departure_from_a_paper_is_in_the_documentation() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert departures_table() in page, f"put this table into docs/methods.md:\n{departures_table()}"
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "methods.md").read_text(encoding="utf-8")
+    assert departures_table() in page, f"put this table into docs/reference/methods.md:\n{departures_table()}"
 
 
 def test_the_signature_is_documented_by_the_declaration() -> None:

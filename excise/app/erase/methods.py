@@ -51,7 +51,7 @@ def departures() -> list[tuple[str, str, Any, Any]]:
 
 
 def departures_table() -> str:
-    """The departures as the Markdown table of docs/methods.md."""
+    """The departures as the Markdown table of docs/reference/methods.md."""
     rows = [f"| `{name}` | `{key}` | {default} | {paper} |" for name, key, default, paper in departures()]
     return "\n".join(["| method | setting | default | the paper's |", "|---|---|---|---|", *rows])
 
