@@ -114,9 +114,10 @@ def find_neurons(
         >>> ranking = excise.find_neurons(pipe, "gun")
         >>> neuron, *_ = ranking.top(1)
     """
+    from excise.app.erase.finding import load_one
     from excise.methods.lookup import configured
     from excise.methods.sae.finding import find
-    from excise.sae import TopKSAE, load, saes_in
+    from excise.sae import TopKSAE
     from excise.sites.pipeline import check_pipeline
 
     check_pipeline(pipe)
@@ -124,11 +125,7 @@ def find_neurons(
         sae = _known_sae(pipe)
     folder = "" if isinstance(sae, TopKSAE) else _folder(sae)
     config = configured("snce", {**settings, "sae": folder, "examine": top})
-    if not isinstance(sae, TopKSAE) and (several := saes_in(Path(folder))):
-        raise InvalidSetting(
-            f"{folder} holds SAEs of {', '.join(several)}; name one of them: {Path(folder) / next(iter(several))}"
-        )
-    whole = sae if isinstance(sae, TopKSAE) else load(Path(folder), device=_device(pipe))
+    whole = sae if isinstance(sae, TopKSAE) else load_one(pipe, Path(folder))
     return find(pipe, whole, _concept(concept), config).ranking
 
 
@@ -324,10 +321,3 @@ def _known_sae(pipe: Pipeline) -> StrPath:
             "`excise erase --model`, which keeps it"
         )
     return found
-
-
-def _device(pipe: Pipeline) -> Any:
-    from excise.sites import text_encoders
-
-    encoders = list(text_encoders(pipe).values())
-    return next(encoders[0].parameters()).device if encoders else "cpu"

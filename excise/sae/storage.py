@@ -56,12 +56,17 @@ def read(folder: StrPath) -> tuple[SAEConfig, dict[str, Tensor], dict[str, Any]]
     return SAEConfig.from_json(content["sae"]), tensors, content["card"]
 
 
+def is_sae(folder: StrPath) -> bool:
+    """Whether a folder holds an SAE."""
+    return (Path(folder) / CONFIG).exists()
+
+
 def saes_in(folder: StrPath) -> dict[str, Path]:
     """The folders of SAEs that lie in a folder which holds none itself, by their names; empty where there are none."""
     folder = Path(folder)
-    if (folder / CONFIG).exists() or not folder.is_dir():
+    if is_sae(folder) or not folder.is_dir():
         return {}
-    return {path.name: path for path in sorted(folder.iterdir()) if (path / CONFIG).exists()}
+    return {path.name: path for path in sorted(folder.iterdir()) if is_sae(path)}
 
 
 def card(folder: StrPath) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from excise.erasers import Eraser, SAEEdit
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.errors import ExciseError
 from excise.sae import TopKSAE, load, saes_in
-from excise.sae.formats import CONFIG
+from excise.sae.storage import is_sae
 
 BENIGN = 2000
 """Benign prompts by default."""
@@ -137,7 +137,7 @@ def saes_of(eraser: Eraser, folder: Path, given: Path | None = None, *, bundled:
     for place in dict.fromkeys(places):
         if wanted <= set(found):
             break
-        if given is None and not (place / CONFIG).exists():
+        if given is None and not is_sae(place):
             continue
         sae = load(place)
         if (digest := sae_digest(sae)) in wanted:

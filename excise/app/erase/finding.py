@@ -18,7 +18,7 @@ from excise.app.training.text import BUNDLED, train_sae
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.erasers.artefact.verdict import WeakEraser
-from excise.errors import ExciseError, WeakEraserError
+from excise.errors import ExciseError, InvalidSetting, WeakEraserError
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.lookup import configured, declared, method, parsed, preset_settings, settings_of
 from excise.methods.sae.finding import Found, find
@@ -79,15 +79,23 @@ def unplaced(model: str | None = None, sae: Path | None = None, **options: Any) 
     return config
 
 
+def load_one(pipe: Any, folder: Path) -> TopKSAE:
+    """The SAE in a folder, on the device of the pipeline's first text encoder.
+
+    Raises InvalidSetting where the folder holds one for each of several text encoders, and as `excise.sae.load` does.
+    """
+    if several := saes_in(folder):
+        raise InvalidSetting(
+            f"{folder} holds SAEs of {', '.join(several)}; name one of them: {folder / next(iter(several))}"
+        )
+    encoders = list(text_encoders(pipe).values())
+    return load(folder, device=next(encoders[0].parameters()).device if encoders else "cpu")
+
+
 def find_neurons(pipe: Any, concept: Concept, config: SNCEConfig, top: int = 10) -> Findings:
     """Rank and validate neurons, `top` of them. Raises ExciseError as `excise.methods.sae.finding.find` does."""
     config = replace(config, examine=top)
-    if several := saes_in(Path(config.sae)):
-        raise ExciseError(
-            f"{config.sae} holds SAEs of {', '.join(several)}; name one of them: {config.sae}/{next(iter(several))}"
-        )
-    encoders = list(text_encoders(pipe).values())
-    sae = load(Path(config.sae), device=next(encoders[0].parameters()).device if encoders else "cpu")
+    sae = load_one(pipe, Path(config.sae))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         found = find(pipe, sae, concept, config)

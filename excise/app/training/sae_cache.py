@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from excise.app.training.text import features, places_of, train_on, train_sae
+from excise.app.training.text import features, no_prompts, places_of, train_on, train_sae
 from excise.erasers.guard.model_digest import text_encoder_digests
-from excise.errors import ExciseError
 from excise.sae import Progress, TrainConfig, saes_in
+from excise.sae.storage import is_sae
 from excise.sites import LanguageModel, Site
 
 PROBE = 64
@@ -45,7 +45,7 @@ class Training:
     @property
     def left(self) -> dict[Path, Site]:
         """The SAEs that are not there yet."""
-        return {folder: site for folder, site in self.places.items() if not _is_sae(folder)}
+        return {folder: site for folder, site in self.places.items() if not is_sae(folder)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def cached_sae(pipe: Any, site: Site | None = None) -> Path | None:
     folder = _of_model(pipe, site)
     known = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
     wanted = len(places_of(pipe, folder, site))
-    whole = [path for path in known if _is_sae(path) or (wanted > 1 and len(saes_in(path)) == wanted)]
+    whole = [path for path in known if is_sae(path) or (wanted > 1 and len(saes_in(path)) == wanted)]
     return whole[-1] if whole else None
 
 
@@ -83,7 +83,7 @@ def planned(
     """
     texts = list(prompts)
     if not texts:
-        raise ExciseError("there are no prompts to train on; check the prompts file")
+        raise no_prompts()
     recipe = _sha256([asdict(config), texts])[:SHORT]
     folder = _of_model(pipe, site) / recipe
     return Training(places_of(pipe, folder, site), texts, config, card, folder)
@@ -132,10 +132,6 @@ def _of_model(pipe: Any, site: Site | None) -> Path:
     digests = {s.component: own[s.component] for s in sites if s.component in own}
     kind = type(pipe).__name__ if isinstance(pipe, LanguageModel) else ""
     return cache_folder() / "saes" / _sha256([kind, digests, [asdict(s) for s in sites]])[:LONG]
-
-
-def _is_sae(folder: Path) -> bool:
-    return folder.is_dir() and bool(saes_in(folder.parent).get(folder.name))
 
 
 def _sha256(data: Any) -> str:

@@ -110,6 +110,11 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
+def no_prompts() -> ExciseError:
+    """What is raised where there is nothing to train on."""
+    return ExciseError("there are no prompts to train on; check the prompts file")
+
+
 def features(
     pipe: Any,
     sites: Sequence[Site],
@@ -129,7 +134,7 @@ def features(
         if progress is not None:
             progress(len(batch.ids))
     if not all(rows.values()):
-        raise ExciseError("there are no prompts to train on; check the prompts file")
+        raise no_prompts()
     return {site: torch.cat(own) for site, own in rows.items()}
 
 
@@ -198,7 +203,7 @@ def train_sae(
     Raises ExciseError as `excise.sae.train` and `excise.sites.activations.capture` do.
     """
     if not prompts:
-        raise ExciseError("there are no prompts to train on; check the prompts file")
+        raise no_prompts()
     check_untrained(out)
     said = card if padding == 1 else {**card, "padding": padding}
     with vectors(pipe, [site], prompts, out.with_name(out.name + ".features"), captured, padding, bos) as read:
