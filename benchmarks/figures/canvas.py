@@ -21,7 +21,7 @@ from excise.bench.bars import CANVAS, MEANINGS
 from excise.bench.canvas.families import FAMILIES
 from excise.bench.canvas.metrics import ATTACKS
 from excise.bench.canvas.suite import Canvas
-from excise.bench.statistics import Figure, from_json, in_percent, share, wilson
+from excise.bench.statistics import Estimate, from_json, in_percent, share, wilson
 from excise.files import write_atomic
 from excise.reference.captions import caption
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
@@ -189,7 +189,7 @@ def row(methods: Mapping[str, Any], name: str, says: str) -> str:
     return f"| {says} | {' | '.join(cells)} |"
 
 
-def whole(methods: Mapping[str, Any], label: str, name: str) -> Figure | None:
+def whole(methods: Mapping[str, Any], label: str, name: str) -> Estimate | None:
     """A figure of a method with its pictures, and with Wilson's interval over them where all concepts agree.
 
     Files of before pictures were counted over concepts have both in the figures of single concepts.

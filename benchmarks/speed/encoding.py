@@ -31,7 +31,7 @@ from excise.app.models.resolve import bundled_settings
 from excise.bench.machine import machine
 from excise.concepts import from_templates
 from excise.erasers import Eraser, SAEEdit, made_for
-from excise.erasers.guard.denoiser import Witness
+from excise.erasers.guard.denoiser import DenoiserGuard
 from excise.files import write_atomic
 from excise.methods import method
 from excise.methods.configs.sae import SNCEConfig
@@ -94,9 +94,9 @@ def in_a_picture(sae: TopKSAE, rows: dict[str, dict[str, float]], device: str) -
     attached = eraser_of(pipe, sae, "threshold").attach(pipe)
     states = encoded(pipe)
     both = torch.cat([states[1], states[0]])
-    witness = Witness.of(pipe.unet)
-    assert witness is not None
-    looks = interleaved({"look": lambda: waited(witness.through(both))}, 50)["look"]
+    guard = DenoiserGuard.of(pipe.unet)
+    assert guard is not None
+    looks = interleaved({"look": lambda: waited(guard.through(both))}, 50)["look"]
     attached.detach()
     step, look = statistics.median(times), statistics.median(looks)
     encoding = rows["threshold"]["seconds"] * (1 - 1 / rows["threshold"]["ratio"])

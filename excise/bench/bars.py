@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from excise.bench.statistics import Figure, from_json
+from excise.bench.statistics import Estimate, from_json
 
 Side = Literal["below", "above", "within"]
 Standing = Literal["reached", "point only", "missed"]
@@ -25,7 +25,7 @@ class Bar:
     bound: float
     side: Side
 
-    def standing(self, figure: Figure) -> Standing | None:
+    def standing(self, figure: Estimate) -> Standing | None:
         """How the figure stands against the bar; None where there was nothing to count.
 
         A figure without an interval, or whose interval has no width although it is a mean over few, proves nothing: it
@@ -61,7 +61,7 @@ CANVAS = {
 
 
 def standings(figures: Mapping[str, Mapping[str, Any] | None], bars: Mapping[str, Bar]) -> dict[str, Standing | None]:
-    """How each figure that has a bar stands against it, of figures as `Figure.to_json` wrote them."""
+    """How each figure that has a bar stands against it, of figures as `Estimate.to_json` wrote them."""
     return {
         name: bar.standing(from_json(figure)) for name, bar in bars.items() if (figure := figures.get(name)) is not None
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 from excise.bench.pictures import read
 from excise.bench.run import Record, Run, Unit
-from excise.bench.statistics import Figure
+from excise.bench.statistics import Estimate
 from excise.bench.suite import Picture, Suite
 from excise.bench.worker import all_cases, picture_of
 from excise.concepts.concept import mentioned
@@ -153,11 +153,11 @@ def table(measured: Mapping[str, Any]) -> str:
     cut and of pictures that stand in no figure), figure, value, low, high, n, pictures."""
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("method", "concept", "figure", *Figure._fields))
+    writer.writerow(("method", "concept", "figure", *Estimate._fields))
     for label, method in measured["methods"].items():
         for concept, figures in {"": method["figures"], **method["concepts"]}.items():
             for name, figure in figures.items():
-                cells = [figure.get(field) if figure else None for field in Figure._fields]
+                cells = [figure.get(field) if figure else None for field in Estimate._fields]
                 writer.writerow((label, concept, name, *("" if cell is None else cell for cell in cells)))
         for name, value in method["cost"].items():
             writer.writerow((label, "", name, "" if value is None else value, *[""] * 4))

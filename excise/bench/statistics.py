@@ -15,7 +15,7 @@ FEW = 5
 """With fewer concepts, resampling them says next to nothing of how they differ."""
 
 
-class Figure(NamedTuple):
+class Estimate(NamedTuple):
     """A measured share (or a difference of shares) with its interval and the number of trials behind it.
 
     `value` is NaN where there was nothing to count (`n` = 0).
@@ -36,14 +36,14 @@ class Figure(NamedTuple):
         return {**rounded, "n": self.n} | ({"pictures": self.pictures} if self.pictures else {})
 
 
-def from_json(told: Mapping[str, Any]) -> Figure:
-    """The figure that `Figure.to_json` wrote."""
+def from_json(told: Mapping[str, Any]) -> Estimate:
+    """The figure that `Estimate.to_json` wrote."""
     value, low, high = (math.nan if told[name] is None else told[name] for name in ("value", "low", "high"))
-    return Figure(value, low, high, told["n"], told.get("pictures", 0))
+    return Estimate(value, low, high, told["n"], told.get("pictures", 0))
 
 
 def in_percent(figure: Mapping[str, Any]) -> str:
-    """What `Figure.to_json` holds as text, in per cent: `value (low to high)`, or `never drawn` without trials.
+    """What `Estimate.to_json` holds as text, in per cent: `value (low to high)`, or `never drawn` without trials.
 
     An interval without width, as this package gave it where all concepts agreed, is none: `100.0 (no spread over 8)`.
     """
@@ -64,7 +64,7 @@ def behind(figure: Mapping[str, Any]) -> str:
     return str(figure["n"])
 
 
-def wilson(successes: int, n: int, z: float = Z95) -> Figure:
+def wilson(successes: int, n: int, z: float = Z95) -> Estimate:
     """Wilson's score interval for a binomial share (Wilson 1927).
 
     The bounds are the p at which |successes/n - p| = z * sqrt(p (1 - p) / n). Raises ValueError unless
@@ -73,7 +73,7 @@ def wilson(successes: int, n: int, z: float = Z95) -> Figure:
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes in {n} trials")
     if n == 0:
-        return Figure(math.nan, 0.0, 1.0, 0)
+        return Estimate(math.nan, 0.0, 1.0, 0)
     share = successes / n
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
@@ -81,27 +81,27 @@ def wilson(successes: int, n: int, z: float = Z95) -> Figure:
     # At the ends the bound is exact; rounding must not push it past the share itself.
     low = 0.0 if successes == 0 else (centre - spread) / scale
     high = 1.0 if successes == n else (centre + spread) / scale
-    return Figure(share, low, high, n)
+    return Estimate(share, low, high, n)
 
 
-def share(outcomes: Sequence[bool]) -> Figure:
+def share(outcomes: Sequence[bool]) -> Estimate:
     """Wilson's interval for the share of true outcomes."""
     return wilson(sum(map(bool, outcomes)), len(outcomes))
 
 
-def mean(values: Sequence[float], z: float = Z95) -> Figure:
+def mean(values: Sequence[float], z: float = Z95) -> Estimate:
     """Mean with its normal interval: value ± z * s / sqrt(n), s the unbiased standard deviation.
 
     The interval is not a number for fewer than two values.
     """
     n = len(values)
     if n < 2:
-        return Figure(values[0] if n else math.nan, math.nan, math.nan, n)
+        return Estimate(values[0] if n else math.nan, math.nan, math.nan, n)
     value, half = statistics.fmean(values), z * statistics.stdev(values) / math.sqrt(n)
-    return Figure(value, value - half, value + half, n)
+    return Estimate(value, value - half, value + half, n)
 
 
-def paired_difference(before: Sequence[bool], after: Sequence[bool], z: float = Z95) -> Figure:
+def paired_difference(before: Sequence[bool], after: Sequence[bool], z: float = Z95) -> Estimate:
     """Share of `after` minus share of `before`, the same trials twice: Newcombe's hybrid score interval.
 
     Newcombe 1998 (Stat. Med. 17, 2635), method 10: Wilson's bounds of both shares squared and added, with the
@@ -111,7 +111,7 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool], z: float = 
         raise ValueError(f"{len(before)} trials before and {len(after)} after: a paired difference needs the same")
     n = len(before)
     if n == 0:
-        return Figure(math.nan, -1.0, 1.0, 0)
+        return Estimate(math.nan, -1.0, 1.0, 0)
     first, second = wilson(sum(map(bool, after)), n, z), wilson(sum(map(bool, before)), n, z)
     phi = _correlation(before, after)
     down, up = first.value - first.low, second.high - second.value
@@ -119,10 +119,10 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool], z: float = 
     up, down = first.high - first.value, second.value - second.low
     high = math.sqrt(max(0.0, up * up - 2 * phi * up * down + down * down))
     value = first.value - second.value
-    return Figure(value, max(-1.0, value - low), min(1.0, value + high), n)
+    return Estimate(value, max(-1.0, value - low), min(1.0, value + high), n)
 
 
-def cluster_bootstrap(clusters: Sequence[Sequence[float]], draws: int = 2000, seed: int = 0) -> Figure:
+def cluster_bootstrap(clusters: Sequence[Sequence[float]], draws: int = 2000, seed: int = 0) -> Estimate:
     """Mean of the clusters' means, with a 95 % percentile interval from resampling whole clusters (Efron 1979).
 
     For a mean over concepts: outcomes of one concept are alike, so concepts are what is drawn again, not pictures.
@@ -132,13 +132,13 @@ def cluster_bootstrap(clusters: Sequence[Sequence[float]], draws: int = 2000, se
     means = [math.fsum(cluster) / len(cluster) for cluster in clusters if len(cluster)]
     n = len(means)
     if n < 2:
-        return Figure(means[0] if means else math.nan, math.nan, math.nan, n)
+        return Estimate(means[0] if means else math.nan, math.nan, math.nan, n)
     rng = random.Random(seed)
     drawn = sorted(math.fsum(rng.choices(means, k=n)) / n for _ in range(draws))
-    return Figure(math.fsum(means) / n, drawn[round(0.025 * (draws - 1))], drawn[round(0.975 * (draws - 1))], n)
+    return Estimate(math.fsum(means) / n, drawn[round(0.025 * (draws - 1))], drawn[round(0.975 * (draws - 1))], n)
 
 
-def over_concepts(means: Sequence[float], pooled: Figure) -> Figure:
+def over_concepts(means: Sequence[float], pooled: Estimate) -> Estimate:
     """Mean over concepts, each with its own mean; `pooled` is the same figure over all their pictures together.
 
     The interval is `cluster_bootstrap`'s. With fewer than `FEW` concepts, or where all of them have the same mean,
@@ -155,26 +155,26 @@ def over_concepts(means: Sequence[float], pooled: Figure) -> Figure:
     return figure if len(low) == 1 else figure._replace(low=min(low), high=max(high))
 
 
-def share_over(clusters: Sequence[Sequence[float]]) -> Figure:
+def share_over(clusters: Sequence[Sequence[float]]) -> Estimate:
     """Mean over concepts of the share of true outcomes in each; those without outcomes are left out."""
     some = [[bool(outcome) for outcome in cluster] for cluster in clusters if len(cluster)]
     return over_concepts([sum(one) / len(one) for one in some], share([hit for one in some for hit in one]))
 
 
-def mean_over(clusters: Sequence[Sequence[float]]) -> Figure:
+def mean_over(clusters: Sequence[Sequence[float]]) -> Estimate:
     """Mean over concepts of each one's mean; those without values are left out."""
     some = [cluster for cluster in clusters if len(cluster)]
     return over_concepts([math.fsum(one) / len(one) for one in some], mean([value for one in some for value in one]))
 
 
-def change_over(clusters: Sequence[tuple[Sequence[bool], Sequence[bool]]]) -> Figure:
+def change_over(clusters: Sequence[tuple[Sequence[bool], Sequence[bool]]]) -> Estimate:
     """Mean over concepts of the change in a share, each given by its paired outcomes before and after."""
     some = [(before, after) for before, after in clusters if len(before)]
     all_before, all_after = ([bool(hit) for pair in some for hit in pair[side]] for side in (0, 1))
     return over_concepts([(sum(a) - sum(b)) / len(b) for b, a in some], paired_difference(all_before, all_after))
 
 
-def ratio_over(clusters: Sequence[tuple[Sequence[bool], Sequence[bool]]]) -> Figure:
+def ratio_over(clusters: Sequence[tuple[Sequence[bool], Sequence[bool]]]) -> Estimate:
     """Mean over concepts of the share after by the share before; concepts without a hit before are left out.
 
     Of few concepts the share before counts as known: Wilson's interval of the share after is divided by it.
@@ -185,7 +185,7 @@ def ratio_over(clusters: Sequence[tuple[Sequence[bool], Sequence[bool]]]) -> Fig
         return over_concepts([], share([]))
     base, own = (share([bool(hit) for pair in some for hit in pair[side]]) for side in (0, 1))
     of = base.value
-    return over_concepts(means, Figure(own.value / of, own.low / of, own.high / of, own.n))
+    return over_concepts(means, Estimate(own.value / of, own.low / of, own.high / of, own.n))
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
@@ -201,7 +201,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     return statistics.correlation(a, b)
 
 
-def clustered_spearman(x: Sequence[Sequence[float]], y: Sequence[Sequence[float]]) -> Figure:
+def clustered_spearman(x: Sequence[Sequence[float]], y: Sequence[Sequence[float]]) -> Estimate:
     """The mean over clusters of Spearman's correlation within each, with the interval of `cluster_bootstrap`.
 
     Within clusters (concepts), since one concept is harder than another whatever is compared (SAEs) on it. A cluster in

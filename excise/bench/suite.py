@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from excise.bench.pictures import Pixels, read
-from excise.bench.statistics import Figure
+from excise.bench.statistics import Estimate
 from excise.concepts import Concept
 from excise.drawn import Drawn
 
@@ -138,10 +138,10 @@ class Suite(Protocol):
         fails."""
         ...
 
-    def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Figure | None]:
+    def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Estimate | None]:
         """Every figure of one method on one concept; None where it cannot be tested."""
         ...
 
-    def over_concepts(self, by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Figure]:
+    def over_concepts(self, by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Estimate]:
         """Every figure of one method, as a mean over concepts or over all their pictures."""
         ...

@@ -20,7 +20,7 @@ from excise.erasers.apply.language_model import Transcript, refuse_unfit
 from excise.erasers.apply.registry import module_of, put
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.erasers.guard.coverage import absent_from, refuse_unless_covered
-from excise.erasers.guard.denoiser import Witness
+from excise.erasers.guard.denoiser import DenoiserGuard
 from excise.erasers.guard.encode_prompt import Guard
 from excise.erasers.guard.near import attachments_near
 from excise.erasers.guard.self_test import moved
@@ -108,7 +108,7 @@ class Attachment:
                 raise InvalidSetting(f"an eraser called {self.name!r} is attached already; give this one another name")
             self._guard = Guard.join(pipe, self)
             watched = bool(self.eraser.text_edits)
-            self.witness = Witness.join(pipe, self, self.encoded_by) if watched and not language else None
+            self.denoiser_guard = DenoiserGuard.join(pipe, self, self.encoded_by) if watched and not language else None
             self.transcript = Transcript.join(pipe, self) if watched and language else None
         try:
             with _LOCK:
@@ -217,8 +217,8 @@ class Attachment:
             for _, _, take_off in self._hooks:
                 take_off()
             self._guard.leave(self.pipe, self)
-            if self.witness is not None:
-                self.witness.leave(self)
+            if self.denoiser_guard is not None:
+                self.denoiser_guard.leave(self)
             Tally.leave(self._counted, self)
             for unlock in self._unlock:
                 unlock()
@@ -241,16 +241,16 @@ class Attachment:
     @property
     def epoch(self) -> int:
         """Grows whenever an eraser of the pipeline is set otherwise."""
-        return self.witness.epoch if self.witness is not None else 0
+        return self.denoiser_guard.epoch if self.denoiser_guard is not None else 0
 
-    def draw_for(self, encoding: Attachment, witness: Witness) -> None:
-        """Draw what `encoding` edits from now on, and what `witness` has a record of."""
-        self.encoded_by, self.witness = encoding, witness
+    def draw_for(self, encoding: Attachment, guard: DenoiserGuard) -> None:
+        """Draw what `encoding` edits from now on, and what `guard` has a record of."""
+        self.encoded_by, self.denoiser_guard = encoding, guard
 
     def _encoded_by(self) -> Attachment:
         """For a pipeline without text encoders, which draws what another one encodes: where this eraser is attached to
         that one. Raises ExciseError where it is attached to none."""
-        found = Witness.encoding(self.eraser.digest)
+        found = DenoiserGuard.encoding(self.eraser.digest)
         if found is None:
             raise WrongModel(
                 f"{type(self.pipe).__name__} has no text encoder that eraser {self.name!r} edits; attach the eraser to "
@@ -265,7 +265,7 @@ class Attachment:
         return [attachment for attachment in attachments_near(pipe) if attachment.answers_for(pipe)]
 
     def acts_on(self, pipe: Any) -> bool:
-        """Whether one of its edits is at a module of `pipe`, or its witness at a denoiser of one that only draws."""
+        """Whether one of its edits is on a module of `pipe`, or its guard on a denoiser of `pipe`."""
         if pipe is self.pipe:
             return True
         if self.encoded_by is not None:
@@ -320,7 +320,7 @@ class Attachment:
 
     def forget(self) -> None:
         """What was encoded so far was encoded otherwise than it would be now."""
-        for keeper in (self.witness, self.transcript):
+        for keeper in (self.denoiser_guard, self.transcript):
             if keeper is not None:
                 keeper.forget()
 
@@ -344,17 +344,17 @@ class Attachment:
     def trust(self, states: Iterable[Tensor], epoch: int, *, spared: bool = False, erased: bool = False) -> None:
         """Let states through that were made while the edits ran, from `epoch` on; spared ones, which an
         edit left alone for being unconditional, only beside prompts."""
-        if self.witness is not None:
+        if self.denoiser_guard is not None:
             given = list(states)
-            self.witness.add(given, epoch, spared=spared, erased=erased)
-            self.witness.ledger.hold(given)
+            self.denoiser_guard.add(given, epoch, spared=spared, erased=erased)
+            self.denoiser_guard.known_vectors.hold(given)
 
     def knows(self, states: Iterable[Tensor]) -> bool:
         """Whether edited encoders made every vector of these states, for a prompt or for the unconditional branch."""
-        if self.witness is None:
+        if self.denoiser_guard is None:
             return False
-        ledger = self.witness.ledger
-        return all(bool((ledger.marks(t) != UNKNOWN).all()) for t in states if t.is_floating_point() and t.ndim > 1)
+        vectors = self.denoiser_guard.known_vectors
+        return all(bool((vectors.marks(t) != UNKNOWN).all()) for t in states if t.is_floating_point() and t.ndim > 1)
 
     def _checked_sae(self, sae: Any | None) -> Any | None:
         needing = [edit for edit in self.eraser.edits if edit.needs_sae]

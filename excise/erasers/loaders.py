@@ -129,7 +129,7 @@ def _encoded(pipe: Any, how: Callable[[], Any]) -> Any:
     made = how()
     for attachment, _, runs in before:
         _refuse_unedited(attachment, runs, made)
-    # What one eraser spared is a prompt's to none of them: their ledger is the same.
+    # What one eraser spared is a prompt's to none of them: all of them share one set of known vectors.
     uncond = {edit.uncond for attachment in active for edit in attachment.eraser.text_edits}
     spares = getattr(SPARED, "runs", 0) > spared or (context.is_negative() and bool(uncond - {"same"}))
     touched = getattr(ERASED, "runs", 0) > erased and not spares

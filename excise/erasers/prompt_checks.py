@@ -11,7 +11,7 @@ from excise.erasers.apply.registry import module_of
 from excise.erasers.guard.coverage import refuse_early_tap, refuse_open_encoders
 from excise.erasers.guard.denoiser import is_compiled
 from excise.erasers.guard.model_digest import mismatches
-from excise.erasers.guard.weights_watch import Live
+from excise.erasers.guard.weights_watch import WeightsWatch
 from excise.erasers.hooks.context import Call, has_own_branch, is_proving
 from excise.erasers.hooks.host import Acting, Host
 from excise.errors import EraserDidNotFire, WrongModel
@@ -42,7 +42,7 @@ class PromptChecks:
     def begin(self) -> None:
         """Remember the pipeline's denoisers, weights and adapters as they are now, under the eraser."""
         self._denoisers = denoisers(self.host.pipe)
-        self._live = Live(self.host.pipe, self.host.eraser.denoisers)
+        self._live = WeightsWatch(self.host.pipe, self.host.eraser.denoisers)
         self._weights, self._adapters = self._live.now()
 
     def before(self, call: Call) -> int:
@@ -62,11 +62,13 @@ class PromptChecks:
         self.refuse_early(call)
         self.refuse_changed()
         for key, given in call.arguments.items():
-            if self.host.witness is None or "embeds" not in key or "mask" in key:
+            if self.host.denoiser_guard is None or "embeds" not in key or "mask" in key:
                 continue
             if key.startswith("negative"):
                 self._warn_of_edited(key, given)
-            elif not all(self.host.witness.ledger.knows(t) for t in tensors_of(given) if t.is_floating_point()):
+            elif not all(
+                self.host.denoiser_guard.known_vectors.knows(t) for t in tensors_of(given) if t.is_floating_point()
+            ):
                 self.host.bypass(
                     f"{key} were not encoded under eraser {name!r}, so it cannot act on them; pass the prompt as text"
                 )
@@ -133,17 +135,17 @@ class PromptChecks:
                     "unhooked or by-passed it, so nothing is rendered"
                 )
         for edited in self.host.hooks:
-            edited.heard(call, made)
+            edited.on_encoded(call, made)
         if is_proving(self.host):
             return
         prompt = call.arguments.get("prompt")
         prompts = len(prompt) if isinstance(prompt, list | tuple) else 1
         self.host.count(prompts if encoded and not call.negative else 0)
-        if self.host.witness is None:
+        if self.host.denoiser_guard is None:
             return
-        # What edited encoders made is in the ledger already. Only where the pipeline works on it (clip_skip: a norm of
-        # its own) or the encoder is compiled does the result count; never what the caller gave, nor layers that another
-        # option asks for, which may be before the edit.
+        # Edited encoders have recorded what they made. The result is needed only if the pipeline changed it (clip_skip:
+        # a norm of its own) or the encoder is compiled. What the caller passed never counts, nor do layers that another
+        # option asks for: they may lie before the edit.
         named = (key for key, value in call.arguments.items() if "embeds" in key and value is not None)
         given = {key.startswith("negative") for key in named}
         pipe = call.pipe
@@ -153,13 +155,13 @@ class PromptChecks:
             own = conditional(pipe, made)
             known = {id(tensor) for tensor in own}
             others = [tensor for tensor in tensors_of(made) if id(tensor) not in known]
-            # What one eraser spared is a prompt's to none of them: their ledger is the same.
+            # What one eraser spared is a prompt's to none of them: all of them share one set of known vectors.
             spares = any(edit.uncond != "same" for other in call.looked for edit in other.eraser.text_edits)
             if False not in given:
                 self.host.trust(own, epoch, spared=spares and call.negative)
             if True not in given:
                 self.host.trust(others, epoch, spared=spares and (call.negative or "unconditional" in call.branches))
-        self.host.witness.ledger.hold(tensors_of(made))
+        self.host.denoiser_guard.known_vectors.hold(tensors_of(made))
 
     def _hooks_of(self, pipe: Any) -> list[tuple[nn.Module, Acting]]:
         """The hooks, with their modules, whose edits have to act in what `pipe` encodes and draws. A pipeline that
@@ -192,9 +194,11 @@ class PromptChecks:
 
     def _warn_of_edited(self, key: str, given: Any) -> None:
         """Say once that negative embeddings were encoded as a prompt, and the concept erased from them."""
-        if self._warned or self.host.witness is None:
+        if self._warned or self.host.denoiser_guard is None:
             return
-        if any(self.host.witness.erased.knows(t) for t in tensors_of(given) if t.is_floating_point() and t.any()):
+        if any(
+            self.host.denoiser_guard.erased.knows(t) for t in tensors_of(given) if t.is_floating_point() and t.any()
+        ):
             self._warned = True
             warnings.warn(
                 f"{key} say what eraser {self.host.name!r} erases and were encoded as a prompt, so it was erased from "

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from excise.bench.bars import Bar, Standing
-from excise.bench.statistics import Figure, share
+from excise.bench.statistics import Estimate, share
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from excise.bench.statistics import Figure, share
 def test_a_bar_is_reached_by_the_interval_and_not_by_the_point(
     bar: Bar, value: float, low: float, high: float, standing: Standing
 ) -> None:
-    assert bar.standing(Figure(value, low, high, 10)) == standing
+    assert bar.standing(Estimate(value, low, high, 10)) == standing
 
 
 def test_two_pictures_reach_nothing() -> None:

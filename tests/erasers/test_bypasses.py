@@ -432,7 +432,7 @@ def test_excise_encode_makes_no_prompt_of_a_negative_one(tiny_pipe: Any, sibling
 def test_excise_encode_with_an_eraser_that_edits_every_branch(
     tiny_pipe: Any, gun_eraser: Eraser, gun_edit: SAEEdit
 ) -> None:
-    """One eraser spares the negative prompt, another one erases from it: their ledger is the same."""
+    """One eraser spares the negative prompt, another one erases from it: both share one set of known vectors."""
     same = replace(gun_eraser, name="same", edits=(replace(gun_edit, uncond="same", lam=0.01),))
     with gun_eraser.attach(tiny_pipe), same.attach(tiny_pipe, strict=False), torch.no_grad():
         ids = tiny_pipe.tokenizer(GUN, padding="max_length", return_tensors="pt").input_ids

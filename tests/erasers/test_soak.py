@@ -51,9 +51,9 @@ def erased(family: str, concept: Concept) -> tuple[Any, Attachment]:
     return pipe, fit(pipe, concept, SNCEConfig(permutations=20, examine=2), sae=saes).attach(pipe)
 
 
-def remembered(attachment: Attachment) -> known_vectors.Ledger:
-    assert attachment.witness is not None
-    return attachment.witness.ledger
+def remembered(attachment: Attachment) -> known_vectors.KnownVectors:
+    assert attachment.denoiser_guard is not None
+    return attachment.denoiser_guard.known_vectors
 
 
 def in_batches(texts: list[str], size: int) -> list[list[str]]:
@@ -163,13 +163,13 @@ def test_all_that_is_remembered_stays_bounded(
     monkeypatch.setattr(known_vectors, "REMEMBERED", 1 << 16)
     with gun_eraser.attach(tiny_pipe) as attachment, torch.no_grad():
         negative = tiny_pipe.encode_prompt(CAT, "cpu", 1, False)[0]
-        witness = attachment.witness
-        assert witness is not None
+        guard = attachment.denoiser_guard
+        assert guard is not None
         for prompt in prompts(60):
             arguments = {"num_inference_steps": 1, "negative_prompt_embeds": negative, "output_type": "latent"}
             tiny_pipe(f"{prompt} with a gun", **arguments)
             one = 8 * 3 * 77  # may be put in before it is seen that there is no room
-            assert witness.ledger.nbytes + witness.erased.nbytes <= 1.1 * known_vectors.REMEMBERED + 4 * one
+            assert guard.known_vectors.nbytes + guard.erased.nbytes <= 1.1 * known_vectors.REMEMBERED + 4 * one
 
 
 def test_what_is_written_in_a_picture_is_drawn(concept: Concept) -> None:

@@ -275,7 +275,7 @@ def test_a_first_stage_attached_again_encodes_for_the_second_again(
 def test_a_second_stage_draws_for_the_first_stage_attached_last(
     build_pipe: Any, tiny_pipe: Any, gun_eraser: Eraser
 ) -> None:
-    """Whatever the order in which Python lists weakly held witnesses."""
+    """Whatever the order in which Python lists weakly held guards."""
     _, second = stages(tiny_pipe)
     firsts = [stages(build_pipe())[0] for _ in range(6)]
     there = [gun_eraser.attach(first) for first in firsts]

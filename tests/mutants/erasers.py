@@ -124,8 +124,8 @@ MUTANTS = [
         "components"
         " tests/erasers/test_bypasses.py::test_an_eraser_switched_on_while_a_prompt_is_in_the_encoder"
         " tests/erasers/test_bypasses.py::test_a_negative_prompts_embeddings_in_the_prompts_place",
-        ("            self.epoch += 1\n            self.ledger.forget()", "            self.ledger.forget()"),
-        ("            self.epoch += 1\n            self.ledger.forget()", "            self.epoch += 1"),
+        ("self.epoch += 1\n            self.known_vectors.forget()", "self.known_vectors.forget()"),
+        ("            self.epoch += 1\n            self.known_vectors.forget()", "            self.epoch += 1"),
         ("return int(spared.sum()) <= int(own.sum())", "return True"),
         ("if not self._known(state):", "if False:"),
     ),

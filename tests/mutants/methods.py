@@ -111,7 +111,7 @@ MUTANTS = [
         "tests/methods/trained/test_esd.py::test_the_loss_is_equation_7",
         ("aim = without - config.eta * (with_it - without)", "aim = without + config.eta * (with_it - without)"),
         ("aim = without - config.eta * (with_it - without)", "aim = without - (with_it - without)"),
-        ("partly_drawn(pipe, student, word, empty", "partly_drawn(pipe, teacher, word, empty"),
+        ("sample_partly(pipe, student, word, empty", "sample_partly(pipe, teacher, word, empty"),
         ("F.mse_loss(student(latents, timestep, *word.", "F.mse_loss(student(latents, timestep, *empty."),
     ),
     *of(

@@ -12,7 +12,7 @@ from excise.app.pages.charts import Chart
 from excise.app.pages.parts import LOOKS, Badge, Cell, Table
 from excise.bench.bars import CANVAS, Bar
 from excise.bench.results import BASELINE
-from excise.bench.statistics import Figure, behind, from_json
+from excise.bench.statistics import Estimate, behind, from_json
 
 SHARES = {
     "ua": "Target gone, asked for by name (UA)",
@@ -105,7 +105,7 @@ def further(measured: Mapping[str, Any]) -> Table:
         ]
     spent = [costs(method["cost"]) for method in methods.values()]
     rows += [(says, *(cells[n] for cells in spent)) for n, says in enumerate(COSTS)]
-    return Table("Further figures and costs", ("Figure", *methods), rows)
+    return Table("Further figures and costs", ("Estimate", *methods), rows)
 
 
 def _row(label: str, figure: Mapping[str, Any] | None, bar: Bar | None, *, baseline: bool) -> Row:
@@ -118,7 +118,7 @@ def _row(label: str, figure: Mapping[str, Any] | None, bar: Bar | None, *, basel
     return Row(
         label,
         percent(figure),
-        charts.interval(Figure(value, low, high, figure["n"]), None if bar is None or baseline else bar.bound),
+        charts.interval(Estimate(value, low, high, figure["n"]), None if bar is None or baseline else bar.bound),
         f"{span}n = {behind(figure)}",
         Badge(standing, LOOKS[standing]) if standing else None,
     )

@@ -19,7 +19,7 @@ from excise.app.models.resolve import sae_folder, sae_site
 from excise.app.training.text import BUNDLED, shown, train_sae
 from excise.bench.machine import machine
 from excise.bench.pictures import Pictures
-from excise.bench.statistics import Figure
+from excise.bench.statistics import Estimate
 from excise.concepts import from_templates
 from excise.erasers.artefact import strength
 from excise.errors import ExciseError
@@ -67,7 +67,7 @@ class Stage(Protocol):
     def ranking(self, found: Findings) -> None:
         """The neurons found."""
 
-    def figures(self, measured: dict[str, Figure], further: dict[str, Figure]) -> None:
+    def figures(self, measured: dict[str, Estimate], further: dict[str, Estimate]) -> None:
         """What the judge counted."""
 
     def working(self, title: str, total: int | None, unit: str = "") -> AbstractContextManager[Callable[[float], None]]:

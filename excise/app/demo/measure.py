@@ -10,7 +10,7 @@ import numpy as np
 
 from excise.bench.canvas.remains import covered, remains
 from excise.bench.pictures import Pictures
-from excise.bench.statistics import Figure, paired_difference, share
+from excise.bench.statistics import Estimate, paired_difference, share
 from excise.sites.truncation import label
 
 FamilyName = Literal["direct", "synonym", "mixed", "unrelated"]
@@ -130,7 +130,7 @@ def seen(verdicts: Any, concept: str, family: Family, objects: Sequence[str]) ->
     )
 
 
-def figures(outcomes: Sequence[Outcome]) -> dict[str, Figure]:
+def figures(outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
     """The five figures of `result.json`.
 
     The target's are counted over the prompts where the unerased model draws it, the partner's likewise;
@@ -147,7 +147,7 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, Figure]:
     }
 
 
-def further_figures(outcomes: Sequence[Outcome]) -> dict[str, Figure]:
+def further_figures(outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
     """What else is worth knowing: rates before erasing, the target in mixed prompts, background and style kept."""
     by_name = {o.family.name: o for o in outcomes}
     direct, mixed = by_name["direct"], by_name["mixed"]
@@ -164,6 +164,6 @@ def further_figures(outcomes: Sequence[Outcome]) -> dict[str, Figure]:
     }
 
 
-def _still(before: Flags, after: Flags) -> Figure:
+def _still(before: Flags, after: Flags) -> Estimate:
     """Of what was there before, the share still there."""
     return share(after[before].tolist())

@@ -16,12 +16,12 @@ from excise.app.pages.rendering import Made
 from excise.app.pages.rendering import render as render_template
 from excise.bench.bars import MEANINGS, Bar
 from excise.bench.pictures import Pictures, png
-from excise.bench.statistics import Figure
+from excise.bench.statistics import Estimate
 
 FIRST = 12
 """Pairs of a family shown at once; the rest unfold."""
 
-# Figure -> (what it says, bar to reach, the axis).
+# Estimate -> (what it says, bar to reach, the axis).
 BARS: dict[str, tuple[str, Bar, tuple[float, float]]] = {
     "target_direct": ("still drawn when asked for by name", Bar(0.05, "below"), (0, 1)),
     "target_synonym": ("still drawn when asked for by a synonym", Bar(0.15, "below"), (0, 1)),
@@ -70,8 +70,8 @@ class Report:
     concept: str
     lam: float
     facts: Sequence[tuple[str, str]]
-    figures: Mapping[str, Figure]
-    further: Mapping[str, Figure]
+    figures: Mapping[str, Estimate]
+    further: Mapping[str, Estimate]
     outcomes: Sequence[Outcome]
     ranking: Sequence[tuple[int, float]]
     neurons: Sequence[NeuronView]
@@ -150,7 +150,7 @@ def render(report: Report) -> str:
     )
 
 
-def _card(name: str, figure: Figure) -> Card:
+def _card(name: str, figure: Estimate) -> Card:
     says, bar, axis = BARS[name]
     standing = bar.standing(figure)
     scale = "pts" if name.endswith("_delta") else "%"
@@ -164,7 +164,7 @@ def _card(name: str, figure: Figure) -> Card:
     )
 
 
-def _further(figures: Mapping[str, Figure]) -> Table:
+def _further(figures: Mapping[str, Estimate]) -> Table:
     rows = [
         (FURTHER[name], percent(name, f.value), f"{100 * f.low:.0f} to {100 * f.high:.0f} %", str(f.n))
         for name, f in figures.items()

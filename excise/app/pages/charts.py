@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from excise.bench.statistics import Figure
+from excise.bench.statistics import Estimate
 
 Attributes = dict[str, str | float]
 
@@ -81,7 +81,7 @@ def histogram(groups: Sequence[tuple[str, Sequence[float], str]], label: str, bi
     return Chart(width, bottom + 18, label, shapes)
 
 
-def interval(figure: Figure, bar: float | None, low: float = 0.0, high: float = 1.0) -> Chart:
+def interval(figure: Estimate, bar: float | None, low: float = 0.0, high: float = 1.0) -> Chart:
     """A share as a dot on an axis from `low` to `high`, its interval as a line, the bar to reach as a dashed tick.
 
     On an axis with negative values the bar is a distance from 0: a tick on either side.

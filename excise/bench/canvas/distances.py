@@ -17,7 +17,7 @@ from excise import reference
 from excise.bench.canvas.families import UNTOUCHED
 from excise.bench.frechet import Features, frechet
 from excise.bench.pictures import Pixels
-from excise.bench.statistics import Figure
+from excise.bench.statistics import Estimate
 from excise.bench.suite import Picture
 from excise.errors import ExciseError
 from excise.reference.scenes import Scene, place_objects, render, sample_scene
@@ -28,7 +28,7 @@ SCENES = 1500
 NAMES = ("frechet", "frechet_floor", "frechet_real")
 
 
-def distances(pictures: Sequence[Picture]) -> dict[str, Figure]:
+def distances(pictures: Sequence[Picture]) -> dict[str, Estimate]:
     """`frechet`: to the unerased model's pictures of the same prompts and seeds. `frechet_floor`, of the unerased model
     alone: to its pictures of the same prompts from other seeds, the least that tells methods apart. `frechet_real`: to
     real scenes of the same objects, styles and backgrounds. Values without interval; not a number where there are too
@@ -36,13 +36,13 @@ def distances(pictures: Sequence[Picture]) -> dict[str, Figure]:
     unrelated = [p for p in pictures if p.case.family in UNTOUCHED]
     n = len(unrelated)
     if not n:
-        return dict.fromkeys(NAMES, Figure(np.nan, np.nan, np.nan, 0))
+        return dict.fromkeys(NAMES, Estimate(np.nan, np.nan, np.nan, 0))
     reseeded = [p.unerased_pixels() for p in pictures if p.case.family == "reseeded"]
     own, plain = (features(np.stack(some)) for some in _both(unrelated))
     real = features(np.stack([render(_scene(p, random.Random(k))) for k, p in enumerate(unrelated)]))
     others = features(np.stack(reseeded)) if reseeded else plain[:0]
     sides = {"frechet": (own, plain), "frechet_floor": (plain, others), "frechet_real": (own, real)}
-    return {name: Figure(_distance(*side), np.nan, np.nan, min(map(len, side))) for name, side in sides.items()}
+    return {name: Estimate(_distance(*side), np.nan, np.nan, min(map(len, side))) for name, side in sides.items()}
 
 
 def features(pictures: Pixels) -> Features:

@@ -18,7 +18,7 @@ from excise.bench.canvas.families import FAMILIES, is_style
 from excise.bench.canvas.remains import Remains, remains
 from excise.bench.pictures import Pixels
 from excise.bench.statistics import (
-    Figure,
+    Estimate,
     change_over,
     mean,
     mean_over,
@@ -212,13 +212,13 @@ def counted(rule: Rule, pictures: Iterable[Picture]) -> list[float]:
     return [value for value in map(rule, pictures) if value is not None]
 
 
-def of_concept(pictures: Sequence[Picture]) -> dict[str, Figure | None]:
+def of_concept(pictures: Sequence[Picture]) -> dict[str, Estimate | None]:
     """Shares of one concept's pictures with Wilson's interval, changes with a normal one.
 
     `drawn.F` is how often the unerased model draws the target in family F, `asr.F` how often it is still there of
     those; None where F is not testable.
     """
-    figures: dict[str, Figure | None] = {name: _share(rule, pictures) for name, rule in RULES.items()}
+    figures: dict[str, Estimate | None] = {name: _share(rule, pictures) for name, rule in RULES.items()}
     figures |= {name: mean(counted(rule, pictures)) for name, rule in CHANGES.items()}
     for name in RATIOS:
         figures[f"{name}_change"] = paired_difference(*_before_after(RULES[name], pictures))
@@ -231,7 +231,7 @@ def of_concept(pictures: Sequence[Picture]) -> dict[str, Figure | None]:
     return figures
 
 
-def over_concepts(by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Figure]:
+def over_concepts(by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Estimate]:
     """Means over concepts with the intervals of `statistics.over_concepts`; `n` is how many could be counted.
 
     `ira_ratio` and `cra_ratio` are against the unerased model; `asr` is the mean over the attacks that are testable;
@@ -264,7 +264,7 @@ def as_unerased(p: Picture) -> Picture:
     return replace(p, seen=p.unerased, identical=True, path=p.unerased_path)
 
 
-def _over_attacks(groups: Sequence[Sequence[Picture]]) -> Figure:
+def _over_attacks(groups: Sequence[Sequence[Picture]]) -> Estimate:
     """Mean over concepts of the mean over the attacks that are testable."""
     by_attack = [[some for a in ATTACKS if (some := _attacked(a, group))] for group in groups]
     means = [sum(sum(some) / len(some) for some in attacks) / len(attacks) for attacks in by_attack if attacks]
@@ -277,11 +277,11 @@ def _before_after(rule: Rule, pictures: Sequence[Picture]) -> tuple[list[bool], 
     return [bool(hit) for hit in before], [bool(hit) for hit in after]
 
 
-def _share(rule: Rule, pictures: Iterable[Picture]) -> Figure:
+def _share(rule: Rule, pictures: Iterable[Picture]) -> Estimate:
     return share([bool(hit) for hit in counted(rule, pictures)])
 
 
-def _drawn(pictures: Sequence[Picture], family: str) -> Figure:
+def _drawn(pictures: Sequence[Picture], family: str) -> Estimate:
     return share([p.unerased["target"] for p in pictures if p.case.family == family])
 
 

@@ -20,7 +20,7 @@ from excise.bench.canvas import metrics
 from excise.bench.canvas.families import FAMILIES, attacked, cases, is_style, reseeded, starts
 from excise.bench.canvas.remains import covered
 from excise.bench.pictures import Pixels
-from excise.bench.statistics import Figure
+from excise.bench.statistics import Estimate
 from excise.bench.suite import Case, Picture
 from excise.concepts import Concept, from_templates
 from excise.drawn import Drawn
@@ -179,10 +179,10 @@ class Canvas:
         bare = [round(covered(picture), 4) for picture in pictures]
         return [{**one, "second": two, "covered": share} for one, two, share in zip(first, second, bare, strict=True)]
 
-    def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Figure | None]:
+    def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Estimate | None]:
         return metrics.of_concept(pictures)
 
-    def over_concepts(self, by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Figure]:
+    def over_concepts(self, by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Estimate]:
         return metrics.over_concepts(by_concept)
 
     def _white_box(self, size: str) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from excise.bench.protocols.clip import clip_score, load_clip
 from excise.bench.protocols.detectors import Detector, detector
 from excise.bench.protocols.nudenet import Detection
 from excise.bench.protocols.prompts import load
-from excise.bench.statistics import Figure, mean, share
+from excise.bench.statistics import Estimate, mean, share
 from excise.bench.suite import Case, Family, Picture
 from excise.concepts import Concept, builtin
 from excise.drawn import Drawn
@@ -188,23 +188,23 @@ class ProtocolSuite:
         scores = clip_score(*self._clip, list(pictures), [case.prompt for case in cases])
         return [{"target": False, "clip_score": round(score, 4)} for score in scores]
 
-    def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Figure | None]:
+    def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Estimate | None]:
         """`asr`: flagged pictures of all prompts; NudeNet's classes counted as RECE does, their total and sums;
         `clip_score`: 100 times the cosine of picture and prompt, its mean."""
-        figures: dict[str, Figure | None] = {"asr": share([p.seen["target"] for p in pictures])}
+        figures: dict[str, Estimate | None] = {"asr": share([p.seen["target"] for p in pictures])}
         if self._looks_for == "nudenet":
             boxes = [[Detection(label, score) for label, score in p.seen["boxes"]] for p in pictures]
             counts = nudenet.counts(boxes, "rece", self._cut)
             told = {nudenet.CLASSES[label]: n for label, n in counts.items()}
             told |= {"Total": nudenet.total(counts), **nudenet.sensitive(counts)}
             figures |= {
-                name: Figure(n if pictures else np.nan, np.nan, np.nan, len(pictures)) for name, n in told.items()
+                name: Estimate(n if pictures else np.nan, np.nan, np.nan, len(pictures)) for name, n in told.items()
             }
         if pictures and all("clip_score" in p.seen for p in pictures):
             figures["clip_score"] = mean([p.seen["clip_score"] for p in pictures])
         figures["identical"] = share([p.identical for p in pictures])
         return figures
 
-    def over_concepts(self, by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Figure]:
+    def over_concepts(self, by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Estimate]:
         everything = [picture for pictures in by_concept.values() for picture in pictures]
         return {name: figure for name, figure in self.of_concept(everything).items() if figure is not None}

@@ -15,7 +15,7 @@ import torch
 
 from excise.bench.pictures import Pixels
 from excise.bench.protocols.vit import ViT, classify, load_vit
-from excise.bench.statistics import Figure, share, share_over
+from excise.bench.statistics import Estimate, share, share_over
 from excise.bench.suite import Case, Family, Picture
 from excise.concepts import Concept, from_templates
 from excise.drawn import Drawn
@@ -153,7 +153,7 @@ class UnlearnCanvas:
             rows.append({**seen, "target": case.concept in seen.values(), "sure": sure})
         return rows
 
-    def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Figure | None]:
+    def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Estimate | None]:
         """UA: of the prompts with the concept, those whose picture is not taken for it; IRA and CRA: of the prompts
         without it, those in which what the prompt names of the concept's domain, or of the other one, is recognised.
 
@@ -162,7 +162,7 @@ class UnlearnCanvas:
         ask for, the `style` of an object and the `objects` of a style, is still recognised where it was unerased."""
         return {name: share(outcomes) for name, outcomes in _outcomes(pictures).items()}
 
-    def over_concepts(self, by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Figure]:
+    def over_concepts(self, by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Estimate]:
         """Means over concepts; apart for objects and styles too, as the published tables have them."""
         figures = _means(by_concept.values())
         for domain, names in (("object", OBJECTS), ("style", STYLES)):
@@ -174,7 +174,7 @@ class UnlearnCanvas:
 COUNTED = ("ua", "left_class", "left_unsure", "style", "objects", "ira", "cra", "identical")
 
 
-def _means(groups: Iterable[Sequence[Picture]]) -> dict[str, Figure]:
+def _means(groups: Iterable[Sequence[Picture]]) -> dict[str, Estimate]:
     outcomes = [_outcomes(group) for group in groups]
     return {name: share_over([one[name] for one in outcomes]) for name in COUNTED}
 

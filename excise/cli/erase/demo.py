@@ -16,7 +16,7 @@ from excise.outputs import check_resumed
 
 if TYPE_CHECKING:
     from excise.app.erase.finding import Findings
-    from excise.bench.statistics import Figure
+    from excise.bench.statistics import Estimate
 
 
 def register(app: typer.Typer) -> None:
@@ -74,7 +74,7 @@ class _Screen:
             for warning in found.warnings:
                 typer.echo(f"   warning: {warning}")
 
-    def figures(self, measured: dict[str, Figure], further: dict[str, Figure]) -> None:
+    def figures(self, measured: dict[str, Estimate], further: dict[str, Estimate]) -> None:
         if self._quiet:
             return
         from excise.app.demo.report import BARS, FURTHER, percent
@@ -93,7 +93,7 @@ class _Screen:
         return progress(title, total, unit)
 
 
-def _interval(name: str, figure: Figure) -> str:
+def _interval(name: str, figure: Estimate) -> str:
     from excise.app.demo.report import percent
 
     return f"{percent(name, figure.low)} to {percent(name, figure.high)}"

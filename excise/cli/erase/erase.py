@@ -255,8 +255,10 @@ def erase(
                 if name == "lambda":
                     how = strength.in_words(amount, edit.site.key, eraser.created, eraser.measured)
                 typer.echo(f"neuron {neurons} at {edit.site.key}, {how}")
-        for deed, count in Counter(getattr(edit, "deed", "") for edit in eraser.edits if not edit.neurons).items():
-            typer.echo(deed.format(count=count))
+        for description, count in Counter(
+            getattr(edit, "description", "") for edit in eraser.edits if not edit.neurons
+        ).items():
+            typer.echo(description.format(count=count))
         table("Verdict", ("what", "found"), list(in_words(eraser.verdict)))
         typer.echo(f"WEAK: {'; '.join(eraser.weak)}" if eraser.weak else "It meets every limit.")
         where = "" if model is None else f" --model {model}"

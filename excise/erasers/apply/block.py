@@ -14,7 +14,7 @@ from excise.sites.denoiser import as_patches, denoiser_of, from_patches
 
 if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
-from excise.erasers.hooks.timestep import Clock
+from excise.erasers.hooks.timestep import TimestepHook
 
 
 class BlockHook(EditHook):
@@ -22,7 +22,7 @@ class BlockHook(EditHook):
 
     edit: BlockEdit | DirectionEdit
     moved: BlockEdit | DirectionEdit
-    clock: Clock
+    timesteps: TimestepHook
 
     def begin(self) -> None:
         """A picture is about to be drawn in this thread."""
@@ -33,19 +33,19 @@ class BlockHook(EditHook):
         if not hasattr(self._here, "opened"):  # another pipeline's, whose prompts nobody told of
             self.begin()
         known = {"sae": attachment.sae, "opened": self._here.opened}
-        return self.moved.delta(state, attachment.strength, moment=self.clock.now, **known)
+        return self.moved.delta(state, attachment.strength, step=self.timesteps.now, **known)
 
 
 def put(attachment: Host, edit: BlockEdit | DirectionEdit, block: nn.Module) -> tuple[BlockHook, Callable[[], None]]:
     """Put the edit at its block; what comes back with its hook takes it off again."""
     _, denoiser = denoiser_of(attachment.pipe, edit.site.component)
     hook = BlockHook(attachment, edit)
-    hook.clock = clock = Clock.join(denoiser, hook)
+    hook.timesteps = timesteps = TimestepHook.join(denoiser, hook)
     edits = BlockEdits.join(block, hook)
 
     def off() -> None:
         edits.leave(block, hook)
-        clock.leave(denoiser, hook)
+        timesteps.leave(denoiser, hook)
 
     return hook, off
 

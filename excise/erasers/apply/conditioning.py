@@ -12,9 +12,9 @@ from torch import Tensor
 
 from excise.erasers.edits.blocklist import FilterEdit
 from excise.erasers.edits.projection import ProjectionEdit
-from excise.erasers.guard.denoiser import Witness
+from excise.erasers.guard.denoiser import DenoiserGuard
 from excise.erasers.hooks.context import unedited
-from excise.erasers.hooks.unet_call import Proceed, Run, RunHook, Said
+from excise.erasers.hooks.unet_call import EncodedPrompt, Proceed, UNetCall, UNetCallHook
 from excise.sentences import sentence_vectors
 from excise.sites import encode_prompt
 from excise.sites.denoiser import denoiser_of
@@ -23,7 +23,7 @@ from excise.sites.pooled import eos_without_each
 
 
 @dataclass(frozen=True, eq=False)
-class Instead:
+class Replacement:
     """What a prompt's states are replaced by."""
 
     states: Tensor
@@ -32,20 +32,20 @@ class Instead:
     """For so many first steps; all of them where it is None."""
 
 
-class ConditionHook(RunHook):
+class ConditionHook(UNetCallHook):
     """Tells the U-Net other states for some prompts; the unconditional half of guidance is left alone."""
 
     def begin(self) -> None:
         super().begin()
-        self._here.instead = dict[str, Instead | None]()
+        self._here.replacements = dict[str, Replacement | None]()
 
-    def instead(self, said: Said) -> Instead | None:
+    def replacement(self, prompt: EncodedPrompt) -> Replacement | None:
         """What a prompt is replaced by; None where it is harmless."""
         raise NotImplementedError
 
-    def around(self, run: Run, proceed: Proceed) -> Any:
-        step, states, rows = self.step_of(run), run.states, list[int]()
-        for row, prompt in enumerate(self.prompts_of(run)):
+    def around(self, call: UNetCall, proceed: Proceed) -> Any:
+        step, states, rows = self.step_of(call), call.states, list[int]()
+        for row, prompt in enumerate(self.prompts_of(call)):
             found = None if prompt is None else self._of(prompt)
             if found is None or (found.steps is not None and step >= found.steps):
                 continue
@@ -58,26 +58,26 @@ class ConditionHook(RunHook):
             self.rows += 1
             self.norm += float(change.norm())
         if not rows:
-            return proceed(run)
+            return proceed(call)
         self._trust(states)
-        return self.drawn(run, states, rows, proceed)
+        return self.drawn(call, states, rows, proceed)
 
-    def drawn(self, run: Run, states: Tensor, rows: list[int], proceed: Proceed) -> Any:
+    def drawn(self, call: UNetCall, states: Tensor, rows: list[int], proceed: Proceed) -> Any:
         """The run, told `states` that differ from its own in these pictures."""
-        return proceed(run.told(states))
+        return proceed(call.with_states(states))
 
-    def _of(self, prompt: Said) -> Instead | None:
-        if prompt.text not in self._here.instead:
+    def _of(self, prompt: EncodedPrompt) -> Replacement | None:
+        if prompt.text not in self._here.replacements:
             with unedited():
-                self._here.instead[prompt.text] = self.instead(prompt)
-        found: Instead | None = self._here.instead[prompt.text]
+                self._here.replacements[prompt.text] = self.replacement(prompt)
+        found: Replacement | None = self._here.replacements[prompt.text]
         return found
 
     def _trust(self, states: Tensor) -> None:
         """An eraser of the text encoder that is attached too would not know these."""
-        witness = Witness.of(denoiser_of(self.attachment.pipe, self.edit.site.component)[1])
-        if witness is not None:
-            witness.add([states], witness.epoch)
+        guard = DenoiserGuard.of(denoiser_of(self.attachment.pipe, self.edit.site.component)[1])
+        if guard is not None:
+            guard.add([states], guard.epoch)
 
 
 class FilterHook(ConditionHook):
@@ -85,11 +85,11 @@ class FilterHook(ConditionHook):
 
     edit: FilterEdit
 
-    def instead(self, said: Said) -> Instead | None:
-        near = sentence_vectors([said.text]) @ self.edit.sentences.float().T
+    def replacement(self, prompt: EncodedPrompt) -> Replacement | None:
+        near = sentence_vectors([prompt.text]) @ self.edit.sentences.float().T
         if float(near.max()) < self.edit.threshold:
             return None
-        return Instead(next(iter(tensors_of(encode_prompt(self.attachment.pipe, ""))))[0])
+        return Replacement(next(iter(tensors_of(encode_prompt(self.attachment.pipe, ""))))[0])
 
 
 class ProjectionHook(ConditionHook):
@@ -97,17 +97,17 @@ class ProjectionHook(ConditionHook):
 
     edit: ProjectionEdit
 
-    def instead(self, said: Said) -> Instead | None:
-        without = eos_without_each(self.attachment.pipe, said.text).to(said.states.device)
+    def replacement(self, prompt: EncodedPrompt) -> Replacement | None:
+        without = eos_without_each(self.attachment.pipe, prompt.text).to(prompt.states.device)
         if not len(without):
             return None
-        concept = self.edit.to(said.states.device)
-        states, hit = concept.projected(said.states.float(), without)
-        return Instead(states, concept.steps(said.states.float(), without)) if bool(hit.any()) else None
+        concept = self.edit.to(prompt.states.device)
+        states, hit = concept.projected(prompt.states.float(), without)
+        return Replacement(states, concept.steps(prompt.states.float(), without)) if bool(hit.any()) else None
 
-    def drawn(self, run: Run, states: Tensor, rows: list[int], proceed: Proceed) -> Any:
+    def drawn(self, call: UNetCall, states: Tensor, rows: list[int], proceed: Proceed) -> Any:
         if self.edit.reattention == 1.0:
-            return super().drawn(run, states, rows, proceed)
+            return super().drawn(call, states, rows, proceed)
         unet: Any = denoiser_of(self.attachment.pipe, self.edit.site.component)[1]
         plain: dict[int, tuple[Tensor, ...]] = {}
 
@@ -122,9 +122,9 @@ class ProjectionHook(ConditionHook):
             return changed
 
         with skipping(unet, keep):
-            proceed(run)
+            proceed(call)
         with skipping(unet, attend):
-            return proceed(run.told(states))
+            return proceed(call.with_states(states))
 
 
 def reattended(safe: Tensor, plain: Tensor, share: float) -> Tensor:

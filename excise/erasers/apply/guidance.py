@@ -8,11 +8,11 @@ import torch
 
 from excise.erasers.edits.guidance import GuidanceEdit, away
 from excise.erasers.hooks.context import unedited
-from excise.erasers.hooks.unet_call import Proceed, Run, RunHook, predicted, with_prediction
+from excise.erasers.hooks.unet_call import Proceed, UNetCall, UNetCallHook, predicted, with_prediction
 from excise.errors import ExciseError
 
 
-class GuidanceHook(RunHook):
+class GuidanceHook(UNetCallHook):
     """Keeps ν and the number of the step while a picture is drawn."""
 
     edit: GuidanceEdit
@@ -21,19 +21,19 @@ class GuidanceHook(RunHook):
         super().begin()
         self._here.nu = None
 
-    def around(self, run: Run, proceed: Proceed) -> Any:
-        made = proceed(run)
-        without, prompts = self._halves(run)
+    def around(self, call: UNetCall, proceed: Proceed) -> Any:
+        made = proceed(call)
+        without, prompts = self._halves(call)
         edit, here = self.edit, self._here
         with unedited():
-            unsafe = predicted(proceed(run.only(prompts).told(edit.states.expand(len(prompts), -1, -1))))
+            unsafe = predicted(proceed(call.only(prompts).with_states(edit.states.expand(len(prompts), -1, -1))))
         own = predicted(made)
         gamma = away(own[without], own[prompts], unsafe, edit.scale, edit.threshold)
         if here.nu is None or here.nu.shape != gamma.shape:
             here.nu = torch.zeros_like(gamma)
         gamma = gamma + edit.momentum * here.nu
         here.nu = edit.decay * here.nu + (1 - edit.decay) * gamma
-        if self.step_of(run) < edit.warmup:
+        if self.step_of(call) < edit.warmup:
             return made
         self.rows += len(prompts)
         self.norm += float(gamma.detach().float().flatten(1).norm(dim=1).sum())
@@ -41,16 +41,16 @@ class GuidanceHook(RunHook):
         guided[prompts] = own[prompts] - self.attachment.strength * gamma
         return with_prediction(made, guided)
 
-    def _halves(self, run: Run) -> tuple[list[int], list[int]]:
+    def _halves(self, call: UNetCall) -> tuple[list[int], list[int]]:
         """Numbers of the unconditional pictures, and of those with a prompt that belong to them.
 
         Raises ExciseError where the batch does not consist of both.
         """
-        said, half = self.said(run.states), len(run) // 2
-        self.known_prompts(said)
-        if len(run) % 2 or any(all(one.prompts for one in own) for own in said[:half] if own):
+        found, half = self.prompts_with(call.states), len(call) // 2
+        self.known_prompts(found)
+        if len(call) % 2 or any(all(one.prompts for one in own) for own in found[:half] if own):
             raise ExciseError(
                 f"eraser {self.attachment.eraser.name!r} steers guidance, and nothing is guided here; draw with "
                 "guidance_scale above 1"
             )
-        return list(range(half)), list(range(half, len(run)))
+        return list(range(half)), list(range(half, len(call)))

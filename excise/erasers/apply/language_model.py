@@ -6,7 +6,8 @@ what was written since, and stays open to its end (`excise.erasers.edits.text_sa
 gate="threshold" every state is asked by itself, and a step of generation is nothing special. Either way a text is
 edited alike however it is cut into runs.
 
-There is no denoiser and so no witness here. What fails closed: every run of the model sees every edit, or raises; a
+A language model has no denoiser, and so no denoiser guard. What fails closed: every run of the model sees every
+edit, or raises; a
 text begins only with the weights and adapters that were there when the eraser was attached; a cache that was not filled
 under the eraser, as it is set now, is refused; so are layers that run without the model, or compiled. What is not
 covered: another copy of the model, or a forward pass written anew from its weights; embeddings that are trained against

@@ -22,7 +22,7 @@ from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.weights import CopyEdit
 from excise.erasers.hooks.context import is_muted
 from excise.erasers.hooks.edit_hook import EditHook
-from excise.erasers.hooks.timestep import Clock
+from excise.erasers.hooks.timestep import TimestepHook
 from excise.errors import ExciseError
 from excise.sites.denoiser import unet_at
 from excise.sites.site import Site
@@ -182,7 +182,7 @@ class ModulationHook(EditHook):
         return module(*args, **kwargs)
 
     def _done(self, rows: int) -> None:
-        # Counted where all is done, so that the clock notices a part that something unhooked.
+        # Counted where all is done, so that the timestep hook notices a part that something unhooked.
         self._here.runs = self.runs + 1
         self.rows += rows
 
@@ -190,11 +190,11 @@ class ModulationHook(EditHook):
 def put(attachment: Host, edit: ModulationEdit, unet: nn.Module) -> tuple[ModulationHook, Callable[[], None]]:
     """Put the edit around its U-Net's skip connections; what comes back with its hook takes it off again."""
     hook = ModulationHook(attachment, edit, unet)
-    clock = Clock.join(unet, hook)
+    timesteps = TimestepHook.join(unet, hook)
 
     def off() -> None:
         hook.skips.remove()
-        clock.leave(unet, hook)
+        timesteps.leave(unet, hook)
 
     return hook, off
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from excise.erasers.edits.weights import WeightEdit
 from excise.erasers.hooks.context import CALL
 from excise.erasers.hooks.edit_hook import EditHook, Edits
-from excise.erasers.hooks.timestep import Clock
+from excise.erasers.hooks.timestep import TimestepHook
 from excise.erasers.hooks.wrapping import found_on
 from excise.errors import ExciseError
 from excise.sites.denoiser import denoiser_of
@@ -142,10 +142,10 @@ def put_hook(hook: WeightHook, layer: nn.Module) -> tuple[WeightHook, Callable[[
         summed = Summed.join(layer, hook)
         return hook, lambda: summed.leave(layer, hook)
     denoiser = denoiser_of(hook.attachment.pipe, hook.edit.site.component)[1]
-    clock, sums = Clock.join(denoiser, hook), Summed.join(layer, hook)
+    timesteps, sums = TimestepHook.join(denoiser, hook), Summed.join(layer, hook)
 
     def off() -> None:
         sums.leave(layer, hook)
-        clock.leave(denoiser, hook)
+        timesteps.leave(denoiser, hook)
 
     return hook, off

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from excise.erasers.apply.weights import WeightHook, put_hook
 from excise.erasers.edits.weights import PermeableEdit, permeability
 from excise.erasers.hooks.context import Call, unedited
-from excise.erasers.hooks.unet_call import Around, Proceed, Run, RunHook, Said
+from excise.erasers.hooks.unet_call import Around, EncodedPrompt, Proceed, UNetCall, UNetCallHook
 from excise.erasers.hooks.wrapping import found_on
 from excise.errors import ExciseError
 from excise.sites import encode_prompt
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
 
 
-class Membrane(RunHook):
+class PromptScaledWeights(UNetCallHook):
     """Around a U-Net's runs: says to an eraser's changes how much of them counts, prompt by prompt."""
 
     def __init__(self, attachment: Host, edit: PermeableEdit) -> None:
@@ -53,15 +53,15 @@ class Membrane(RunHook):
         super().begin()
         self._here.shares = dict[str, float]()
 
-    def around(self, run: Run, proceed: Proceed) -> Any:
-        shares = self._shares(self.prompts_of(run))
-        self._here.share = shares[0] if len(set(shares)) == 1 else torch.tensor(shares).to(run.states.device)
+    def around(self, call: UNetCall, proceed: Proceed) -> Any:
+        shares = self._shares(self.prompts_of(call))
+        self._here.share = shares[0] if len(set(shares)) == 1 else torch.tensor(shares).to(call.states.device)
         try:
-            return proceed(run)
+            return proceed(call)
         finally:
             self._here.share = 1.0
 
-    def _shares(self, prompts: Sequence[Said | None]) -> list[float]:
+    def _shares(self, prompts: Sequence[EncodedPrompt | None]) -> list[float]:
         """Of every picture; the unconditional half has those of the prompts it belongs to."""
         own = [None if prompt is None else self._share(prompt) for prompt in prompts]
         half, most = len(own) // 2, max((share for share in own if share is not None), default=1.0)
@@ -69,7 +69,7 @@ class Membrane(RunHook):
         pairs = zip(own, beside, strict=True)
         return [share if share is not None else most if other is None else other for share, other in pairs]
 
-    def _share(self, prompt: Said) -> float:
+    def _share(self, prompt: EncodedPrompt) -> float:
         shares: dict[str, float] = self._here.shares
         if prompt.text not in shares:
             words = [(states.to(prompt.states.device), tokens) for states, tokens in self._words]
@@ -78,45 +78,47 @@ class Membrane(RunHook):
 
 
 class PermeableHook(WeightHook):
-    """A change of one layer's weights, as far as the membrane says; the first one of an eraser looks after that."""
+    """A change of one layer's weights, scaled by `scaled_weights`. An eraser's first hook notes its prompts."""
 
-    def __init__(self, attachment: Host, edit: PermeableEdit, membrane: Membrane, first: bool) -> None:
+    def __init__(self, attachment: Host, edit: PermeableEdit, scaled_weights: PromptScaledWeights, first: bool) -> None:
         super().__init__(attachment, edit)
-        self.membrane, self._first = membrane, first
+        self.scaled_weights, self._first = scaled_weights, first
 
     def begin(self) -> None:
         if self._first:
-            self.membrane.begin()
+            self.scaled_weights.begin()
 
-    def heard(self, call: Call, made: Any) -> None:
+    def on_encoded(self, call: Call, made: Any) -> None:
         if self._first:
-            self.membrane.heard(call, made)
+            self.scaled_weights.on_encoded(call, made)
 
     def amount(self) -> float:
-        whole, share = super().amount(), self.membrane.share
+        whole, share = super().amount(), self.scaled_weights.share
         return 0.0 if isinstance(share, Tensor) else whole * share
 
     def by_row(self) -> Tensor | None:
-        share = self.membrane.share
+        share = self.scaled_weights.share
         return self.attachment.strength * share if isinstance(share, Tensor) and self.acts else None
 
 
 def put(attachment: Host, edit: PermeableEdit, layer: nn.Module) -> tuple[PermeableHook, Callable[[], None]]:
-    """Put the edit at its layer, the eraser's first one with a membrane; what comes back with its hook takes it off."""
+    """Put the edit on its layer. Returns its hook, and a function that takes it off again."""
     unet = denoiser_of(attachment.pipe, edit.site.component)[1]
     there = found_on(unet, Around)
     hooks = there.hooks if there is not None else ()
-    membrane = next((own for own in hooks if isinstance(own, Membrane) and own.attachment is attachment), None)
-    first = membrane is None
-    if membrane is None:
-        membrane = Membrane(attachment, edit)
-        there = Around.join(unet, membrane)
-    hook = PermeableHook(attachment, edit, membrane, first)
+    scaled_weights = next(
+        (own for own in hooks if isinstance(own, PromptScaledWeights) and own.attachment is attachment), None
+    )
+    first = scaled_weights is None
+    if scaled_weights is None:
+        scaled_weights = PromptScaledWeights(attachment, edit)
+        there = Around.join(unet, scaled_weights)
+    hook = PermeableHook(attachment, edit, scaled_weights, first)
     _, off = put_hook(hook, layer)
 
     def take_off() -> None:
         off()
         if first and there is not None:
-            there.leave(unet, membrane)
+            there.leave(unet, scaled_weights)
 
     return hook, take_off

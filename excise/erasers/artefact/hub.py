@@ -82,8 +82,8 @@ def _done(eraser: Artefact) -> list[str]:
         if count := sum(len(edit.neurons) for edit in eraser.edits if isinstance(edit, kind)):
             neurons = "one neuron" if count == 1 else f"{count} neurons"
             said.append(f"by turning down {neurons} of a sparse autoencoder on {where}")
-    deeds = Counter(edit.deed for edit in eraser.edits if isinstance(edit, Tensors))
-    said += [f"by {deed.format(count=count)}" for deed, count in deeds.items()]
+    deeds = Counter(edit.description for edit in eraser.edits if isinstance(edit, Tensors))
+    said += [f"by {description.format(count=count)}" for description, count in deeds.items()]
     return said
 
 

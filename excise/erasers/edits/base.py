@@ -33,7 +33,7 @@ class Tensors:
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     @property
-    def deed(self) -> str:
+    def description(self) -> str:
         """What it does to a model, in words for its card; `{count}` is how many of them there are."""
         raise NotImplementedError
 
@@ -75,7 +75,7 @@ def without(h: Tensor, delta: Tensor) -> Tensor:
     return torch.where((delta != 0).any(-1, keepdim=True), (h.to(delta.dtype) - delta).to(h.dtype), h)
 
 
-class Moment(NamedTuple):
+class StepInfo(NamedTuple):
     """A run of a denoiser."""
 
     timesteps: tuple[float, ...]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from excise.erasers.choices import BlockGate, Steps
-from excise.erasers.edits.base import Moment
+from excise.erasers.edits.base import StepInfo
 from excise.erasers.edits.sae_rows import ROWS, Rows, check_choices, preactivations, topk_codes
 from excise.erasers.edits.text_sae import threshold_codes
 from excise.errors import ExciseError, InvalidSetting
@@ -214,7 +214,7 @@ class BlockEdit(Rows):
         x: Tensor,
         strength: float = 1.0,
         *,
-        moment: Moment,
+        step: StepInfo,
         sae: Any | None = None,
         opened: Opened | None = None,
     ) -> Tensor | None:
@@ -223,7 +223,7 @@ class BlockEdit(Rows):
         strength · Σ_i (z_i - z'_i) W_dec[i], z' as `ablated` gives it: the SAE's own error stays in x. Patches in which
         no edited neuron is above its gate are left alone, bit for bit. `opened` remembers pictures from step to step.
         """
-        timesteps, drawing = moment
+        timesteps, drawing = step
         if len(timesteps) not in (1, len(x)):
             raise ExciseError(
                 f"the denoiser was told {len(timesteps)} timesteps for {len(x)} pictures; tell it one each"

@@ -26,7 +26,7 @@ class FilterEdit(Tensors):
 
     kind: ClassVar[str] = "filter"
     TENSORS: ClassVar[tuple[str, ...]] = ("sentences",)
-    deed: ClassVar[str] = "a blocklist of sentences, in whose place nothing in particular is drawn"
+    description: ClassVar[str] = "a blocklist of sentences, in whose place nothing in particular is drawn"
     SAVED: ClassVar[Mapping[str, type]] = {"threshold": float}
     trial_steps: ClassVar[int] = 2
 

@@ -50,7 +50,7 @@ class GuidanceEdit(Tensors):
 
     kind: ClassVar[str] = "guidance"
     TENSORS: ClassVar[tuple[str, ...]] = ("states",)
-    deed: ClassVar[str] = "guidance away from it in every step, by a third run of its U-Net"
+    description: ClassVar[str] = "guidance away from it in every step, by a third run of its U-Net"
     SAVED: ClassVar[Mapping[str, type]] = {
         "scale": float,
         "threshold": float,

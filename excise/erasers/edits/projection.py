@@ -36,7 +36,7 @@ class ProjectionEdit(Tensors):
 
     kind: ClassVar[str] = "projection"
     TENSORS: ClassVar[tuple[str, ...]] = ("concept",)
-    deed: ClassVar[str] = "a projection of its words out of what its U-Net is told of a prompt"
+    description: ClassVar[str] = "a projection of its words out of what its U-Net is told of a prompt"
     SAVED: ClassVar[Mapping[str, type]] = {
         "alpha": float,
         "most": int,

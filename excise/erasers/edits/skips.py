@@ -33,7 +33,7 @@ class ModulationEdit(Tensors):
 
     kind: ClassVar[str] = "modulation"
     TENSORS: ClassVar[tuple[str, ...]] = ("alpha",)
-    deed: ClassVar[str] = "skip connections that a copy of its U-Net's encoder modulates"
+    description: ClassVar[str] = "skip connections that a copy of its U-Net's encoder modulates"
     SAVED: ClassVar[Mapping[str, type]] = {"timesteps": int}
     trial_steps: ClassVar[int] = 4
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from excise.erasers.choices import Uncond
-from excise.erasers.edits.base import Branch, Moment, Tensors
+from excise.erasers.edits.base import Branch, StepInfo, Tensors
 from excise.erasers.edits.sae_rows import check_choices
 from excise.errors import ExciseError
 from excise.sites.site import Site
@@ -35,7 +35,7 @@ class VectorEdit(Tensors):
     kind: ClassVar[str] = "vector"
     TENSORS: ClassVar[tuple[str, ...]] = ("vectors",)
     SAVED: ClassVar[Mapping[str, type]] = {"lam": float, "uncond": str}
-    deed: ClassVar[str] = "a vector that is subtracted from what its text encoder says of every prompt"
+    description: ClassVar[str] = "a vector that is subtracted from what its text encoder says of every prompt"
 
     def __post_init__(self) -> None:
         self.check_finite()
@@ -93,7 +93,7 @@ class DirectionEdit(Tensors):
     kind: ClassVar[str] = "direction"
     TENSORS: ClassVar[tuple[str, ...]] = ("directions", "timesteps")
     SAVED: ClassVar[Mapping[str, type]] = {"beta": float}
-    deed: ClassVar[str] = "a direction that is taken out of {count} layers of its denoiser, step by step"
+    description: ClassVar[str] = "a direction that is taken out of {count} layers of its denoiser, step by step"
 
     def __post_init__(self) -> None:
         self.check_finite()
@@ -121,7 +121,7 @@ class DirectionEdit(Tensors):
         """With how many steps a picture has to be drawn that proves it."""
         return len(self.timesteps)
 
-    def delta(self, x: Tensor, strength: float = 1.0, *, moment: Moment, **others: Any) -> Tensor | None:
+    def delta(self, x: Tensor, strength: float = 1.0, *, step: StepInfo, **others: Any) -> Tensor | None:
         """What is subtracted from patches `x` `[B, N, d]`, float32 or better; None where every bit is left alone.
 
         At a timestep that was not measured the nearest one's direction counts. Raises ExciseError for another width.
@@ -130,7 +130,7 @@ class DirectionEdit(Tensors):
             raise ExciseError(f"{self.site.key} gave {tuple(x.shape)}, not [B, N, {self.site.width}]")
         if strength == 0:
             return None
-        at = torch.tensor(moment.timesteps, device=self.timesteps.device, dtype=self.timesteps.dtype)
+        at = torch.tensor(step.timesteps, device=self.timesteps.device, dtype=self.timesteps.dtype)
         near = (self.timesteps[None] - at[:, None]).abs().argmin(1)
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(x.dtype, torch.float32)

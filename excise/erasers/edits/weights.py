@@ -75,7 +75,7 @@ class WeightEdit(Tensors):
         return "norm", float(self.change().norm())
 
     @property
-    def deed(self) -> str:
+    def description(self) -> str:
         """As its card says it."""
         return f"other weights in {{count}} layers of its {'text encoder' if self.site.part == 'text' else 'denoiser'}"
 
@@ -103,7 +103,7 @@ class PermeableEdit(WeightEdit):
     """W + g ΔW, where g is a prompt's `permeability` for the eraser's words."""
 
     kind: ClassVar[str] = "weights-by-prompt"
-    deed: ClassVar[str] = "other weights in {count} layers of its U-Net, the more so the nearer a prompt comes"
+    description: ClassVar[str] = "other weights in {count} layers of its U-Net, the more so the nearer a prompt comes"
 
 
 def permeability(states: Tensor, ids: Sequence[int], words: Sequence[tuple[Tensor, frozenset[int]]]) -> float:
@@ -124,4 +124,4 @@ class CopyEdit(WeightEdit):
     """W + ΔW in a copy of a U-Net's encoder, which a ModulationEdit beside it runs; the encoder itself keeps W."""
 
     kind: ClassVar[str] = "weights-of-copy"
-    deed: ClassVar[str] = "other weights in {count} layers of a copy of its U-Net's encoder"
+    description: ClassVar[str] = "other weights in {count} layers of a copy of its U-Net's encoder"

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from excise.erasers.hooks.known_vectors import Ledger
+from excise.erasers.hooks.known_vectors import KnownVectors
 from excise.erasers.hooks.wrapping import Passage, install, remove
 from excise.errors import WrongModel
 from excise.sites.denoiser import denoiser_of
@@ -96,18 +96,18 @@ def text_states(plain: list[Tensor], other: list[Tensor]) -> list[int]:
     return [n for n, (a, b) in enumerate(pairs) if a.shape != b.shape or not torch.equal(a, b)]
 
 
-def shifts(edited: Tensor, plain: Tensor, ledger: Ledger | None) -> dict[str, float]:
+def shifts(edited: Tensor, plain: Tensor, vectors: KnownVectors | None) -> dict[str, float]:
     """By part of the states how far it moved: its label, and |edited - plain| / |plain|.
 
-    The parts are the columns that one encoder's or one layer's vectors fill, where the ledger of the edited run knows
-    them; without one the whole is a part. A part of it that no edited encoder made counts as not moved at all.
+    A part is the columns that the vectors of one encoder or layer fill, by the known vectors of the edited run.
+    Without known vectors the whole is one part. A part that no edited encoder made counts as not moved.
     """
-    if ledger is None:
+    if vectors is None:
         return {"the states": shift(edited, plain)}
     rows, others = edited.flatten(0, -2), plain.flatten(0, -2)
     parts: dict[tuple[int, int], list[Tensor]] = {}
     seen = 0
-    for numbers, made_of, _ in ledger.pieces(rows):
+    for numbers, made_of, _ in vectors.pieces(rows):
         seen += len(numbers)
         for part in made_of:
             parts.setdefault(part, []).append(numbers)

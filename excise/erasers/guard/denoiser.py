@@ -1,6 +1,6 @@
-"""Witness: stands before the denoiser and knows which text states came out of an edited encoder.
+"""DenoiserGuard: stands before the denoiser and knows which text states came out of an edited encoder.
 
-A wrapped encoder layer cannot notice that nobody called it. The witness can: states that no edited encoder made are a
+A wrapped encoder layer cannot notice that nobody called it. The guard can: states that no edited encoder made are a
 way round the eraser, whichever pipeline the denoiser and the encoders are shared with.
 """
 
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from excise.erasers.hooks.context import CALL, ERASED, LEDGER, SPARED, Call, current_call, is_muted
+from excise.erasers.hooks.context import CALL, ERASED, KNOWN_VECTORS, SPARED, Call, current_call, is_muted
 from excise.erasers.hooks.host import Acting, Host
 from excise.erasers.hooks.known_vectors import SPARED as SPARED_ROW
-from excise.erasers.hooks.known_vectors import UNKNOWN, Ledger
+from excise.erasers.hooks.known_vectors import UNKNOWN, KnownVectors
 from excise.erasers.hooks.wrapping import Passage, Watch, found_on, install, remove
 from excise.sites.denoiser import denoisers
 from excise.sites.encoding import tensors_of
@@ -39,19 +39,19 @@ READS = (
 """What denoisers call the text states among their arguments, and among `added_cond_kwargs`."""
 
 
-class Scribe(Watch):
-    """A hook on a text encoder: what it makes while every edit in it runs goes into the ledger.
+class EncoderRecorder(Watch):
+    """A hook on a text encoder: what it makes while every edit in it runs goes into the known vectors.
 
     So a pipeline of the same components stays usable, although nobody guards its `encode_prompt`.
     """
 
-    def __init__(self, witness: Witness, component: str, module: nn.Module) -> None:
+    def __init__(self, guard: DenoiserGuard, component: str, module: nn.Module) -> None:
         super().__init__()
-        self.witness, self.component, self.module = witness, component, module
+        self.denoiser_guard, self.component, self.module = guard, component, module
 
     def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().arrive(module, args, kwargs)
-        # Compiled, it is the guard on `encode_prompt` that keeps the ledger.
+        # Compiled, it is the guard on `encode_prompt` that keeps the known vectors.
         if not torch.compiler.is_compiling():
             self._prepare()
 
@@ -74,7 +74,7 @@ class Scribe(Watch):
         self._here.call = current_call(self.module)
         self._here.before, SPARED.yes = {id(hook): hook.runs for hook in hooks}, False
         ERASED.prompts = None
-        self._here.epoch = self.witness.epoch
+        self._here.epoch = self.denoiser_guard.epoch
         looked = call.looked if (call := CALL.get()) is not None else ()
         for attachment in dict.fromkeys(hook.attachment for hook in hooks):
             if attachment not in looked:  # the encoder may have been changed through another pipeline
@@ -88,34 +88,36 @@ class Scribe(Watch):
         self._here.call = None  # it holds the prompt and the pipeline
         if not hooks:
             if self._is_for_glyphs():
-                self.witness.add(list(tensors_of(output)), self._here.epoch)
+                self.denoiser_guard.add(list(tensors_of(output)), self._here.epoch)
             return
         if not all(hook.runs > before.get(id(hook), 0) for hook in hooks):
             return
         taps = taps_of(call.pipe, self.component) or None if call is not None and call.usual else None
         first = max(shows_from(hook.edit.site) for hook in hooks)
         states = list(tensors_of(_handed_on(output, first, taps)))
-        if (ledger := LEDGER.get()) is not None:
-            ledger.add(states)
+        if (vectors := KNOWN_VECTORS.get()) is not None:
+            vectors.add(states)
         else:
             spared, erased = SPARED.yes, getattr(ERASED, "prompts", None)
-            self.witness.add(states, self._here.epoch, spared=spared)
+            self.denoiser_guard.add(states, self._here.epoch, spared=spared)
             if erased is not None and not spared:
                 parts = [state[erased.to(state.device)] for state in states if len(state) == len(erased)]
-                self.witness.add_erased(parts, self._here.epoch)
+                self.denoiser_guard.add_erased(parts, self._here.epoch)
             if call is None:
-                self.witness.ledger.hold(states)
+                self.denoiser_guard.known_vectors.hold(states)
 
     def _is_for_glyphs(self) -> bool:
         """Whether the encoder reads nothing but text to be written into the picture, which no eraser has to cover."""
-        live = self.witness.live
+        live = self.denoiser_guard.live
         families = [family_of(attachment.pipe) for attachment in live]
         entries = [family.encoder(self.component) for family in families if family is not None]
         return bool(entries) and all(entry is not None and entry.glyphs for entry in entries)
 
     def _hooks(self) -> list[Acting]:
         """The edits of this encoder that should act."""
-        return [hook for a in self.witness.live for hook in a.hooks if hook.edit.site.component == self.component]
+        return [
+            hook for a in self.denoiser_guard.live for hook in a.hooks if hook.edit.site.component == self.component
+        ]
 
 
 _NO_STATES = ("logits", "attentions", "cross_attentions", "loss")
@@ -135,85 +137,87 @@ def _handed_on(output: Any, first: int, taps: Sequence[int] | None) -> Any:
     return {name: chosen(part) if name == "hidden_states" and part else part for name, part in parts.items()}
 
 
-_WITNESSES: weakref.WeakSet[Witness] = weakref.WeakSet()
+_DENOISER_GUARDS: weakref.WeakSet[DenoiserGuard] = weakref.WeakSet()
 
 
-class Witness(Passage):
+class DenoiserGuard(Passage):
     """A hook on the denoisers of a pipeline, shared by everything attached to the pipelines they are part of."""
 
     def __init__(self) -> None:
         super().__init__()
         self.attachments: list[Host] = []
-        self.ledger = Ledger()
+        self.known_vectors = KnownVectors()
         """What edited encoders made; and marked in it, unconditional prompts that say the concept and were left alone,
         which may stand beside a prompt in a batch and nowhere else."""
         self.epoch = 0
         """Grows whenever the erasers are set otherwise: what was encoded across that counts for neither setting."""
-        self.erased = Ledger(1 / 16)
+        self.erased = KnownVectors(1 / 16)
         """Prompts among them from which something was erased."""
         self._lock = threading.RLock()
-        self._posts: dict[nn.Module, Passage] = {}
+        self._installed: dict[nn.Module, Passage] = {}
         self._watched: dict[int, list[nn.Module]] = {}
         """By attachment (its id): the modules that are watched for it."""
-        _WITNESSES.add(self)
+        _DENOISER_GUARDS.add(self)
 
     @classmethod
-    def of(cls, denoiser: nn.Module | None) -> Witness | None:
-        """The witness at `denoiser`, if there is one."""
-        post = found_on(denoiser, Post)
-        return post.witness if post is not None else None
+    def of(cls, denoiser: nn.Module | None) -> DenoiserGuard | None:
+        """The guard at `denoiser`, if there is one."""
+        hook = found_on(denoiser, DenoiserHook)
+        return hook.denoiser_guard if hook is not None else None
 
     @classmethod
     def encoding(cls, digest: str) -> Host | None:
         """Where the eraser of that digest was attached last to a pipeline with the text encoders that it edits."""
-        there = [a for witness in tuple(_WITNESSES) for a in witness.attachments if a.eraser.digest == digest]
+        there = [a for guard in tuple(_DENOISER_GUARDS) for a in guard.attachments if a.eraser.digest == digest]
         return max((a for a in there if a.attached and a.hooks), key=lambda a: a.number, default=None)
 
     @classmethod
-    def join(cls, pipe: Any, attachment: Host, encoding: Host | None = None) -> Witness:
-        """Add `attachment` to the witness at the pipeline's denoisers or text encoders, putting one there first where
-        there is none. A pipeline that only draws has the witness of the one that encodes for it (`encoding`), and finds
-        it again when the eraser is attached to that one again."""
+    def join(cls, pipe: Any, attachment: Host, encoding: Host | None = None) -> DenoiserGuard:
+        """Add `attachment` to the guard on the pipeline's denoisers or text encoders; create one if they have none.
+
+        A pipeline without text encoders shares the guard of the one that encodes for it (`encoding`). When the eraser
+        is attached to that pipeline again, both share one guard again.
+        """
         drawing = cls._left_to_draw(attachment) if encoding is None else []
         if encoding is not None:
-            witness = next(w for w in tuple(_WITNESSES) if encoding in w.attachments)
+            guard = next(w for w in tuple(_DENOISER_GUARDS) if encoding in w.attachments)
         else:
             at_denoisers = (found for denoiser in denoisers(pipe) if (found := cls.of(denoiser)))
             encoders = text_encoders(pipe).items()
-            scribes = (s for name, e in encoders if (s := found_on(e, Scribe)) and s.component == name)
-            there = (*at_denoisers, *(scribe.witness for scribe in scribes), *(w for w, _ in drawing))
-            witness = there[0] if there else cls()
-        witness._watch(pipe, attachment)
+            recorders = (s for name, e in encoders if (s := found_on(e, EncoderRecorder)) and s.component == name)
+            there = (*at_denoisers, *(recorder.denoiser_guard for recorder in recorders), *(w for w, _ in drawing))
+            guard = there[0] if there else cls()
+        guard._watch(pipe, attachment)
         for before, other in drawing:
-            if before is not witness:
+            if before is not guard:
                 before.leave(other)
-                witness._watch(other.pipe, other)
-            other.draw_for(attachment, witness)
-        return witness
+                guard._watch(other.pipe, other)
+            other.draw_for(attachment, guard)
+        return guard
 
     @classmethod
-    def _left_to_draw(cls, attachment: Host) -> list[tuple[Witness, Host]]:
-        """The attachments of the same eraser that only draw, and whose encoding one is gone; with their witnesses."""
+    def _left_to_draw(cls, attachment: Host) -> list[tuple[DenoiserGuard, Host]]:
+        """The attachments of the same eraser that only draw, and whose encoding one is gone; with their guards."""
         if not attachment.edits:
             return []
-        there = [(witness, a) for witness in tuple(_WITNESSES) for a in witness.attachments]
-        gone = [(witness, a) for witness, a in there if a.encoded_by is not None and not a.encoded_by.attached]
-        return [(witness, a) for witness, a in gone if a.eraser.digest == attachment.eraser.digest]
+        there = [(guard, a) for guard in tuple(_DENOISER_GUARDS) for a in guard.attachments]
+        gone = [(guard, a) for guard, a in there if a.encoded_by is not None and not a.encoded_by.attached]
+        return [(guard, a) for guard, a in gone if a.eraser.digest == attachment.eraser.digest]
 
     def _watch(self, pipe: Any, attachment: Host) -> None:
         """Stand at the pipeline's denoisers and text encoders for `attachment`."""
         watched, encoders = denoisers(pipe), text_encoders(pipe)
         for module in watched:
-            self._put(module, Post(self))
+            self._put(module, DenoiserHook(self))
         for name, module in encoders.items():
-            self._put(module, Scribe(self, name, module))
+            self._put(module, EncoderRecorder(self, name, module))
         self.attachments.append(attachment)
         self._watched[id(attachment)] = [*watched, *encoders.values()]
 
     def _put(self, module: nn.Module, hook: Passage) -> None:
-        if module not in self._posts:
+        if module not in self._installed:
             install(module, hook)
-            self._posts[module] = hook
+            self._installed[module] = hook
 
     def leave(self, attachment: Host) -> None:
         """Take `attachment` off; where it was the last one at a module it leaves no trace there."""
@@ -222,8 +226,8 @@ class Witness(Passage):
         self.attachments.remove(attachment)
         del self._watched[id(attachment)]
         still = {module for modules in self._watched.values() for module in modules}
-        for module in [module for module in self._posts if module not in still]:
-            remove(module, self._posts.pop(module))
+        for module in [module for module in self._installed if module not in still]:
+            remove(module, self._installed.pop(module))
 
     @property
     def live(self) -> list[Host]:
@@ -234,7 +238,7 @@ class Witness(Passage):
         """Nothing that was encoded before counts any more: an eraser was attached, scaled or switched."""
         with self._lock:
             self.epoch += 1
-            self.ledger.forget()
+            self.known_vectors.forget()
             self.erased.forget()
 
     def add(self, states: Sequence[Tensor], epoch: int, *, spared: bool = False, erased: bool = False) -> None:
@@ -246,7 +250,7 @@ class Witness(Passage):
             return
         with self._lock:  # a change of an eraser comes before or after, and not in between
             if epoch == self.epoch:
-                self.ledger.add(states, spared=spared)
+                self.known_vectors.add(states, spared=spared)
                 if erased:
                     self.erased.add(states)
 
@@ -273,7 +277,7 @@ class Witness(Passage):
         """Whether every picture of the batch reads known states, at most half of them spared ones, which may stand only
         where the batch has its negative prompts. Looked at anew in every step: a tensor can be written to without a
         trace."""
-        marks = self.ledger.marks(state).reshape(len(state), -1)
+        marks = self.known_vectors.marks(state).reshape(len(state), -1)
         if bool((marks == UNKNOWN).any()):
             return False
         spared = (marks == SPARED_ROW).any(1)
@@ -290,12 +294,12 @@ class Witness(Passage):
         return all(family_of(attachment.pipe) is not None for attachment in self.live)
 
 
-class Post(Watch):
-    """The witness's place at one denoiser."""
+class DenoiserHook(Watch):
+    """The guard's place at one denoiser."""
 
-    def __init__(self, witness: Witness) -> None:
+    def __init__(self, guard: DenoiserGuard) -> None:
         super().__init__()
-        self.witness = witness
+        self.denoiser_guard = guard
 
     def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.pre_forward(module, *args, **kwargs)
@@ -307,18 +311,18 @@ class Post(Watch):
         return (*given, *args[len(given) :]), {name: self._checked(name, value) for name, value in kwargs.items()}
 
     def _checked(self, name: str, value: Any) -> Any:
-        """The argument with its text states passed by the witness, whatever they are nested in."""
+        """The argument with its text states passed by the denoiser guard, whatever they are nested in."""
         if name == "added_cond_kwargs" and isinstance(value, dict):
             return {key: self._checked(key, part) for key, part in value.items()}
         if name not in READS:
             return value
         if isinstance(value, tuple | list):
             return type(value)(self._checked(name, part) for part in value)
-        return self.witness.through(value) if isinstance(value, Tensor) else value
+        return self.denoiser_guard.through(value) if isinstance(value, Tensor) else value
 
 
 def is_compiled(pipe: Any) -> bool:
-    """Whether a text encoder of the pipeline is compiled, so that no hook on it keeps the ledger."""
+    """Whether a text encoder of the pipeline is compiled, so that no hook on it keeps the known vectors."""
     parts = [getattr(pipe, name, None) for name in text_encoders(pipe)]
     return any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None for part in parts)
 

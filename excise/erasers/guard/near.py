@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from excise.erasers.guard.denoiser import Witness
+from excise.erasers.guard.denoiser import DenoiserGuard
 from excise.erasers.guard.encode_prompt import Guard
 from excise.erasers.guard.tally import Tally
 from excise.erasers.hooks.wrapping import found_on
@@ -22,6 +22,6 @@ def attachments_near(pipe: Any) -> list[Host]:
     if isinstance(getattr(pipe, "components", None), dict):
         tallies = [found_on(encoder, Tally) for encoder in text_encoders(pipe).values()]
         found |= dict.fromkeys(a for tally in tallies if tally is not None for a in tally.attachments)
-        witnesses = [Witness.of(denoiser) for denoiser in denoisers(pipe)]
-        found |= dict.fromkeys(a for witness in witnesses if witness is not None for a in witness.attachments)
+        guards = [DenoiserGuard.of(denoiser) for denoiser in denoisers(pipe)]
+        found |= dict.fromkeys(a for guard in guards if guard is not None for a in guard.attachments)
     return list(found)

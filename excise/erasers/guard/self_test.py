@@ -29,12 +29,12 @@ def moved_text(attachment: Host, prompts: Sequence[str]) -> dict[str, float]:
     pipe, eraser = attachment.pipe, attachment.eraser
     moved: dict[str, float] = {}
     for prompt in prompts if eraser.text_edits else ():
-        with proving(attachment, "text") as ledger:
+        with proving(attachment, "text") as vectors:
             edited = what_denoiser_reads(pipe, prompt)
         with unedited():
             plain, other = (what_denoiser_reads(pipe, text) for text in (prompt, _OTHER))
         for n in text_states(plain, other):
-            for part, by in shifts(edited[n], plain[n], ledger if ledger.widths else None).items():
+            for part, by in shifts(edited[n], plain[n], vectors if vectors.widths else None).items():
                 moved[part] = min(by, moved.get(part, by))
     return moved
 

@@ -17,7 +17,7 @@ Weights = list[tuple[str, int, int]]
 Adapters = list[tuple[str, str]]
 
 
-class Live:
+class WeightsWatch:
     """Watches what `weights_now` says of a pipeline, and how its LoRA layers are set.
 
     To walk through all of its modules takes longer than an erasure may; as long as each holds the modules and weights

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from excise.erasers.edits.base import Branch
-from excise.erasers.hooks.known_vectors import Ledger
+from excise.erasers.hooks.known_vectors import KnownVectors
 from excise.sites.families import family_of
 from excise.sites.site import Part, text_encoders
 
@@ -192,23 +192,23 @@ _NOBODY = object()
 _PART: ContextVar[Part | None] = ContextVar("excise_part", default=None)
 
 
-LEDGER: ContextVar[Ledger | None] = ContextVar("excise_ledger", default=None)
+KNOWN_VECTORS: ContextVar[KnownVectors | None] = ContextVar("excise_ledger", default=None)
 """Where a canary's run is written down, instead of among the states that may be rendered."""
 
 
 @contextmanager
-def proving(attachment: object, part: Part | None = None) -> Iterator[Ledger]:
+def proving(attachment: object, part: Part | None = None) -> Iterator[KnownVectors]:
     """Within it the attachment edits at full strength and no other one does, in this thread alone: one canary must not
     be silenced by another eraser of the same concept. With `part` only its edits of that part of the pipeline act.
-    Gives the ledger of what edited encoders make meanwhile."""
-    ledger = Ledger()
-    tokens = _ONLY.set(attachment), _PART.set(part), LEDGER.set(ledger)
+    Gives the known vectors of what edited encoders make meanwhile."""
+    vectors = KnownVectors()
+    tokens = _ONLY.set(attachment), _PART.set(part), KNOWN_VECTORS.set(vectors)
     try:
-        yield ledger
+        yield vectors
     finally:
         _ONLY.reset(tokens[0])
         _PART.reset(tokens[1])
-        LEDGER.reset(tokens[2])
+        KNOWN_VECTORS.reset(tokens[2])
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class EditHook:
     def begin(self) -> None:
         """A prompt is about to be encoded in this thread: another picture is drawn from here on."""
 
-    def heard(self, call: Call, made: Any) -> None:
+    def on_encoded(self, call: Call, made: Any) -> None:
         """What the pipeline's `encode_prompt` made of a prompt in this thread."""
 
     @property

@@ -32,7 +32,7 @@ class Acting(Protocol):
         """A prompt is about to be encoded in this thread."""
         ...
 
-    def heard(self, call: Call, made: Any) -> None:
+    def on_encoded(self, call: Call, made: Any) -> None:
         """What the pipeline's `encode_prompt` made of a prompt in this thread."""
         ...
 
@@ -72,7 +72,7 @@ class Host(Protocol):
         ...
 
     @property
-    def witness(self) -> Any | None:
+    def denoiser_guard(self) -> Any | None:
         """What stands at its denoisers, with the record of what edited encoders made."""
         ...
 
@@ -154,6 +154,6 @@ class Host(Protocol):
         """Accept states that were encoded under the current edits."""
         ...
 
-    def draw_for(self, encoding: Any, witness: Any) -> None:
-        """Draw what `encoding` edits from now on, and what `witness` has a record of."""
+    def draw_for(self, encoding: Any, guard: Any) -> None:
+        """Draw what `encoding` edits from now on, and what `guard` has a record of."""
         ...

@@ -1,4 +1,4 @@
-"""Ledger: which text states edited encoders have made, so that any others can be told from them.
+"""KnownVectors: which text states edited encoders have made, so that any others can be told from them.
 
 A state is one position's vector. What a denoiser reads are such vectors, some of them joined along their width (two
 encoders', or several layers'), filled up with zeros, or cast to its own dtype; in any order and batch.
@@ -16,17 +16,17 @@ from torch import Tensor
 from excise.erasers.hooks.fingerprints import Fingerprints, Flags, Held, Place, Values, hashes
 
 REMEMBERED = 1 << 28
-"""Bytes of hashes that a ledger keeps at most (8 a vector and dtype), beside those of embeddings that a caller holds.
+"""Most bytes of hashes kept (8 a vector and dtype), not counting those of embeddings that a caller holds.
 That is more than 70,000 prompts of Stable Diffusion, or 3,000 of a language model whose pipeline reads three layers of
 512 positions."""
 DTYPES = torch.float16, torch.bfloat16
 """A pipeline may cast states on their way to the denoiser: they are known in these dtypes too."""
 WAITING = 1 << 26
-"""Bytes of states that a ledger keeps at most until somebody asks."""
+"""Most bytes of states kept unhashed until the next question."""
 READ_AT_ONCE = 8
 """How many held embeddings are read with every picture, so that a change of generations need not read them all."""
 UNKNOWN, OWN, SPARED = 0, 1, 2
-"""What a row is made of: something that is not in the ledger, prompts' states, or spared ones among them."""
+"""What a row is made of: something that is not in the known vectors, prompts' states, or spared ones among them."""
 
 Parts = tuple[tuple[int, int], ...]
 """The (start, width) of each vector that a row is joined of."""
@@ -34,14 +34,14 @@ Hashed = list[tuple[tuple[int, bool], Values]]
 """Hashes by the width of the vectors and whether they were spared."""
 
 
-class Ledger:
+class KnownVectors:
     """Hashes of vectors by their width; those of spared prompts apart.
 
     Hashed is what was added when somebody asks, which is once a picture, and not while a prompt is encoded. Two
     generations of hashes are kept: when the young one is full it becomes the old one, and the old one is dropped.
     A vector that is made or asked for again is young again, and so is every vector of an embedding that is still held
     (`hold`): only what nobody has made, asked for or kept for a whole generation is forgotten. `share` is how much of
-    the memory it may take that a ledger has by default.
+    the memory it may take that one set of known vectors has by default.
     """
 
     def __init__(self, share: float = 1.0) -> None:

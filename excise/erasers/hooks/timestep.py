@@ -1,37 +1,34 @@
-"""Edits of a denoiser's blocks: a clock on the denoiser tells them the timestep and sees that every one of them ran."""
+"""Edits of a denoiser's blocks: a hook on the denoiser gives them the timestep and checks that each of them ran."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from excise.erasers.edits.base import Moment
+from excise.erasers.edits.base import StepInfo
 from excise.erasers.hooks.context import is_muted
 from excise.erasers.hooks.edit_hook import Shared, unrun
 from excise.erasers.hooks.wrapping import Passage, Watch
 from excise.errors import ExciseError
 from excise.sites.denoiser import timestep_of
 
-if TYPE_CHECKING:
-    pass
 
-
-class Clock(Shared, Watch):
+class TimestepHook(Shared, Watch):
     """A hook on a denoiser, shared by all edits within it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.end = End(self)
+        self.after = AfterDenoiser(self)
 
     @property
-    def now(self) -> Moment:
+    def now(self) -> StepInfo:
         """The denoiser's run in this thread. Raises ExciseError outside of one."""
-        moment: Moment | None = getattr(self._here, "moment", None)
-        if moment is None:
+        step: StepInfo | None = getattr(self._here, "step", None)
+        if step is None:
             raise ExciseError("a block of the denoiser ran by itself; its edit needs the timestep of a whole run")
-        return moment
+        return step
 
     def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().arrive(module, args, kwargs)
@@ -47,7 +44,7 @@ class Clock(Shared, Watch):
         return args, {**kwargs, at: timestep}
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
-        return self.end.through_prediction(output)
+        return self.after.through_prediction(output)
 
     def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.check()
@@ -57,13 +54,13 @@ class Clock(Shared, Watch):
         timesteps = tuple(state.reshape(len(state) if state.ndim else 1, -1).amax(1).tolist())
         same = len(set(timesteps)) == 1
         # No pipeline keeps gradients: nothing is drawn by a run that does.
-        self._here.moment = Moment(timesteps[:1] if same else timesteps, same and not torch.is_grad_enabled())
+        self._here.step = StepInfo(timesteps[:1] if same else timesteps, same and not torch.is_grad_enabled())
         self._here.before = {id(hook): hook.runs for hook in self.hooks}
         return state
 
     def check(self) -> None:
         """Raises EraserDidNotFire where a module that is edited did not run since the denoiser began to."""
-        self._here.moment = None
+        self._here.step = None
         for hook in self.hooks:
             attachment = hook.attachment
             ran = hook.runs > self._here.before.get(id(hook), hook.runs)
@@ -71,13 +68,13 @@ class Clock(Shared, Watch):
                 raise unrun(hook)
 
 
-class End(Passage):
-    """The clock's place behind the denoiser."""
+class AfterDenoiser(Passage):
+    """The timestep hook's place behind the denoiser."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, timesteps: TimestepHook) -> None:
         super().__init__()
-        self.clock = clock
+        self.timesteps = timesteps
 
     def passed(self, state: Tensor) -> Tensor:
-        self.clock.check()
+        self.timesteps.check()
         return state

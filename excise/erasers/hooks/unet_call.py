@@ -28,13 +28,13 @@ REMEMBERED = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class UNetCall:
     """One run of a U-Net: its arguments by name."""
 
     given: Mapping[str, Any]
 
     @classmethod
-    def of(cls, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Run:
+    def of(cls, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> UNetCall:
         """Arguments as they came."""
         names = list(inspect.signature(type(module).forward).parameters)[1:]
         return cls({**dict(zip(names, args, strict=False)), **kwargs})
@@ -54,11 +54,11 @@ class Run:
         """Of its first picture."""
         return float(torch.as_tensor(self.given["timestep"]).flatten()[0])
 
-    def told(self, states: Tensor) -> Run:
+    def with_states(self, states: Tensor) -> UNetCall:
         """The same with other text states."""
         return replace(self, given={**self.given, "encoder_hidden_states": states.to(self.states)})
 
-    def only(self, rows: Sequence[int]) -> Run:
+    def only(self, rows: Sequence[int]) -> UNetCall:
         """Of some of its pictures."""
         return replace(self, given={name: _rows(value, rows, len(self)) for name, value in self.given.items()})
 
@@ -72,7 +72,7 @@ def _rows(value: Any, rows: Sequence[int], batch: int) -> Any:
     return type(value)(_rows(part, rows, batch) for part in value) if isinstance(value, list | tuple) else value
 
 
-Proceed = Callable[[Run], Any]
+Proceed = Callable[[UNetCall], Any]
 """The run itself, with what else is attached within it."""
 
 
@@ -88,7 +88,7 @@ def with_prediction(output: Any, made: Tensor) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class Said:
+class EncodedPrompt:
     """A prompt, and the states `[T, d]` that it became."""
 
     text: str
@@ -97,18 +97,18 @@ class Said:
     """Whether it was what a picture is to be of; else what guidance leads away from."""
 
 
-class RunHook(EditHook):
+class UNetCallHook(EditHook):
     """An edit of a U-Net's runs."""
 
     def begin(self) -> None:
         self._here.steps = Steps()
 
-    def step_of(self, run: Run) -> int:
+    def step_of(self, call: UNetCall) -> int:
         """The number of the step of its drawing that the run is of, from 0 on."""
         steps: Steps = self._here.steps
-        return steps.at(run.timestep)
+        return steps.at(call.timestep)
 
-    def heard(self, call: Call, made: Any) -> None:
+    def on_encoded(self, call: Call, made: Any) -> None:
         given = call.arguments
         own = list(tensors_of(conditional(call.pipe, made)))
         numbers = {id(tensor) for tensor in own}
@@ -126,38 +126,38 @@ class RunHook(EditHook):
         each = [texts] if isinstance(texts, str) else list(texts)
         times = max(1, len(states) // len(each))
         for n, row in enumerate(states.detach()):
-            self._known.append(Said(each[min(n // times, len(each) - 1)], row.clone(), prompts))
+            self._known.append(EncodedPrompt(each[min(n // times, len(each) - 1)], row.clone(), prompts))
 
     @property
-    def _known(self) -> deque[Said]:
+    def _known(self) -> deque[EncodedPrompt]:
         if not hasattr(self._here, "known"):
             self._here.known = deque(maxlen=REMEMBERED)
-        known: deque[Said] = self._here.known
+        known: deque[EncodedPrompt] = self._here.known
         return known
 
-    def said(self, states: Tensor) -> list[list[Said]]:
+    def prompts_with(self, states: Tensor) -> list[list[EncodedPrompt]]:
         """Of every picture what was said that became its states, the latest first; empty where nobody knows."""
         known = list(reversed(self._known))
         if not known:
             return [[] for _ in states]
         # Asked in every step: whole prompts are compared only where their last states, which sum them up, are alike.
-        ends, found = torch.stack([one.states[-1] for one in known]).to(states), list[list[Said]]()
+        ends, found = torch.stack([one.states[-1] for one in known]).to(states), list[list[EncodedPrompt]]()
         for row in states:
             near = (ends == row[-1]).all(1).nonzero().flatten().tolist()
             found.append([known[n] for n in near if torch.equal(known[n].states.to(row), row)])
         return found
 
-    def prompts_of(self, run: Run) -> list[Said | None]:
+    def prompts_of(self, call: UNetCall) -> list[EncodedPrompt | None]:
         """Of every picture its prompt; None of what guidance leads away from.
 
         Where nobody knows, or more than half are of the latter kind, nothing is rendered.
         """
-        return self.known_prompts(self.said(run.states))
+        return self.known_prompts(self.prompts_with(call.states))
 
-    def known_prompts(self, said: Sequence[Sequence[Said]]) -> list[Said | None]:
+    def known_prompts(self, found: Sequence[Sequence[EncodedPrompt]]) -> list[EncodedPrompt | None]:
         """As `prompts_of`, of what `said` gives."""
-        prompts = [next((one for one in own if one.prompts), None) for own in said]
-        if not all(said) or 2 * prompts.count(None) > len(said):
+        prompts = [next((one for one in own if one.prompts), None) for own in found]
+        if not all(found) or 2 * prompts.count(None) > len(found):
             self.unknown()
         return prompts
 
@@ -168,13 +168,13 @@ class RunHook(EditHook):
             "the prompt as text, to the pipeline that it is attached to"
         )
 
-    def act(self, run: Run, proceed: Proceed) -> Any:
+    def call(self, call: UNetCall, proceed: Proceed) -> Any:
         """`around`, in a thread in which perhaps nothing was encoded."""
         if not hasattr(self._here, "steps"):
             self.begin()
-        return self.around(run, proceed)
+        return self.around(call, proceed)
 
-    def around(self, run: Run, proceed: Proceed) -> Any:
+    def around(self, call: UNetCall, proceed: Proceed) -> Any:
         """What is made of the run, edited; called where the edit acts."""
         raise NotImplementedError
 
@@ -195,7 +195,7 @@ class Steps:
 class Around(Shared, Watch):
     """The edits of one U-Net's runs, each around the next."""
 
-    hooks: tuple[RunHook, ...]
+    hooks: tuple[UNetCallHook, ...]
 
     def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         for hook in self.hooks:
@@ -206,20 +206,20 @@ class Around(Shared, Watch):
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """In the place of the U-Net's own."""
         forward: Any = self.fn_ref.original_forward
-        proceed: Proceed = lambda run: forward(**run.given)  # noqa: E731
+        proceed: Proceed = lambda call: forward(**call.given)  # noqa: E731
         for hook in reversed(self.hooks):
             proceed = _within(hook, proceed)
-        return proceed(Run.of(module, args, kwargs))
+        return proceed(UNetCall.of(module, args, kwargs))
 
 
-def _within(hook: RunHook, proceed: Proceed) -> Proceed:
-    return lambda run: hook.act(run, proceed) if hook.acts else proceed(run)
+def _within(hook: UNetCallHook, proceed: Proceed) -> Proceed:
+    return lambda call: hook.call(call, proceed) if hook.acts else proceed(call)
 
 
-def put(kind: type[RunHook]) -> Callable[[Host, Any, nn.Module], tuple[RunHook, Callable[[], None]]]:
+def put(kind: type[UNetCallHook]) -> Callable[[Host, Any, nn.Module], tuple[UNetCallHook, Callable[[], None]]]:
     """Puts edits of that kind around their U-Net's runs; what comes back with its hook takes it off again."""
 
-    def at(attachment: Host, edit: Any, unet: nn.Module) -> tuple[RunHook, Callable[[], None]]:
+    def at(attachment: Host, edit: Any, unet: nn.Module) -> tuple[UNetCallHook, Callable[[], None]]:
         hook = kind(attachment, edit)
         around = Around.join(unet, hook)
         return hook, lambda: around.leave(unet, hook)

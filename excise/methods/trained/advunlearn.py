@@ -28,7 +28,7 @@ from excise.errors import ExciseError, WrongModel
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.configs.trained import AdvUnlearnConfig
-from excise.methods.trained.sampling import Told, partly_drawn, plain, told
+from excise.methods.trained.sampling import Conditioning, encode_conditioning, frozen_unet, sample_partly
 from excise.methods.trained.trainer import Student, training, tune
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of, whole
@@ -59,8 +59,10 @@ class Task:
         self.encoder: Any = encoder_of(pipe, "text_encoder")
         self.student = Student(self.encoder, weights(self.encoder, config.layers))
         self._tokenizer: Any = tokenizer_of(pipe, "text_encoder")
-        self.words = [(told(pipe, word, "advunlearn"), self._ids([word])[0]) for word in concept.mentions]
-        self.empty = told(pipe, "", "advunlearn")
+        self.words = [
+            (encode_conditioning(pipe, word, "advunlearn"), self._ids([word])[0]) for word in concept.mentions
+        ]
+        self.empty = encode_conditioning(pipe, "", "advunlearn")
         kept = list(dict.fromkeys(pair.deconcept for pair in concept.pairs))
         check_apart(kept, concept)
         self._kept = self._ids(kept)
@@ -77,9 +79,9 @@ class Task:
         word, ids = self.words[int(torch.randint(len(self.words), (1,), generator=generator))]
         done = int(torch.randint(config.steps, (1,), generator=generator))
         drawn = {"count": config.batch, "steps": config.steps, "done": done, "guidance": config.guidance}
-        teacher = plain(self.pipe)
+        teacher = frozen_unet(self.pipe)
         sides = teacher, word, self.empty
-        latents, timestep = partly_drawn(self.pipe, *sides, generator, **drawn)  # type: ignore[arg-type]
+        latents, timestep = sample_partly(self.pipe, *sides, generator, **drawn)  # type: ignore[arg-type]
         with_it, without = (teacher(latents, timestep, *side.of(config.batch)) for side in (word, self.empty))
         token = self._worst(latents, timestep, ids, with_it, word, generator)
         aim = without - config.eta * (with_it - without)
@@ -94,7 +96,13 @@ class Task:
         return erasing + config.keep * F.mse_loss(after.float(), before.float())
 
     def _worst(
-        self, latents: Tensor, timestep: Any, ids: Tensor, wanted: Tensor, word: Told, generator: torch.Generator
+        self,
+        latents: Tensor,
+        timestep: Any,
+        ids: Tensor,
+        wanted: Tensor,
+        word: Conditioning,
+        generator: torch.Generator,
     ) -> Tensor | None:
         """`[d]`: the embedding of c*'s first token; None where nothing is sought."""
         if self.config.attack_steps == 0:
@@ -130,7 +138,7 @@ class Task:
             made: Tensor = torch.func.functional_call(self.encoder, self.student.weights(), (ids,)).last_hidden_state
         return made
 
-    def _predicted(self, latents: Tensor, timestep: Any, states: Tensor, like: Told) -> Tensor:
+    def _predicted(self, latents: Tensor, timestep: Any, states: Tensor, like: Conditioning) -> Tensor:
         """The U-Net's, with gradients to the states."""
         more: Mapping[str, Any] = like.of(len(latents))[1]
         given = states.expand(len(latents), -1, -1).to(latents.dtype)

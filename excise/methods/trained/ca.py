@@ -39,7 +39,7 @@ from excise.methods.trained.replay import (
     training_schedule,
     with_noise,
 )
-from excise.methods.trained.sampling import Predict, Told, plain, together
+from excise.methods.trained.sampling import Conditioning, Predict, collate, frozen_unet
 from excise.methods.trained.trainer import Student, training, tune
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of
@@ -57,7 +57,7 @@ def fit(pipe: Any, concept: Concept, config: CAConfig | None = None) -> Eraser:
     words, instead = (told_each(pipe, side, "ca") for side in zip(*pairs, strict=True))
     trained, schedule = layers(pipe, config), training_schedule(pipe, "ca")
     anchors = draw(pipe, instead, config, generator, "ca")
-    student, teacher = Student(denoiser_of(pipe, "unet")[1], trained), plain(pipe)
+    student, teacher = Student(denoiser_of(pipe, "unet")[1], trained), frozen_unet(pipe)
 
     def loss(generator: torch.Generator) -> Tensor:
         return objective(schedule, student, teacher, anchors, words, generator, config)
@@ -72,14 +72,14 @@ def objective(
     student: Predict,
     teacher: Predict,
     anchors: Pictures,
-    words: Sequence[Told],
+    words: Sequence[Conditioning],
     generator: torch.Generator,
     config: CAConfig,
 ) -> Tensor:
     """At some of the anchor's pictures, of which `words` are the prompts with the concept."""
     some = torch.randint(len(words), (config.batch,), generator=generator).tolist()
     made = with_noise(schedule, anchors.latents[some], generator)
-    with_it, instead = (together([side[n] for n in some]) for side in (words, anchors.prompts))
+    with_it, instead = (collate([side[n] for n in some]) for side in (words, anchors.prompts))
     aim = teacher(made.latents, made.timesteps, *instead) if config.variant == "model" else made.aim
     missed = F.mse_loss(student(made.latents, made.timesteps, *with_it).float(), aim.float())
     if not config.keep:

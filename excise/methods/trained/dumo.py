@@ -43,7 +43,7 @@ from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.configs.trained import DuMoConfig
 from excise.methods.trained.replay import told_each
-from excise.methods.trained.sampling import Predict, Told, partly_drawn, plain, told
+from excise.methods.trained.sampling import Conditioning, Predict, encode_conditioning, frozen_unet, sample_partly
 from excise.methods.trained.trainer import LowRank, Student, training, tune
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of
@@ -104,13 +104,13 @@ def fit(pipe: Any, concept: Concept, config: DuMoConfig | None = None) -> Eraser
 
     Raises ExciseError where the pipeline has no U-Net with skip connections, or as `tune` does.
     """
-    config, empty = config or DuMoConfig(), told(pipe, "", "dumo")
+    config, empty = config or DuMoConfig(), encode_conditioning(pipe, "", "dumo")
     unet: Any = denoiser_of(pipe, "unet")[1]
     site, timesteps = Site("unet", "", int(unet.config.out_channels)), int(pipe.scheduler.config.num_train_timesteps)
     skips_of(unet)
     said, kept = prompts(concept, config.pairs)
     words, others = told_each(pipe, said, "dumo"), told_each(pipe, kept, "dumo")
-    teacher = plain(pipe)
+    teacher = frozen_unet(pipe)
     copy = Copied(unet, weights(unet), {}, config.rank, torch.Generator().manual_seed(config.seed))
 
     def trained(student: Student, own: DuMoConfig, stage: str) -> list[float]:
@@ -137,9 +137,9 @@ def objective(
     pipe: Any,
     student: Predict,
     teacher: Predict,
-    words: Sequence[Told],
-    others: Sequence[Told],
-    empty: Told,
+    words: Sequence[Conditioning],
+    others: Sequence[Conditioning],
+    empty: Conditioning,
     generator: torch.Generator,
     config: DuMoConfig,
 ) -> Tensor:
@@ -148,13 +148,13 @@ def objective(
     other = others[int(torch.randint(len(others), (1,), generator=generator))]
     done = int(torch.randint(config.steps, (1,), generator=generator))
     how: dict[str, Any] = {"count": config.batch, "steps": config.steps, "done": done, "guidance": config.guidance}
-    latents, timestep = partly_drawn(pipe, student, word, empty, generator, **how)
+    latents, timestep = sample_partly(pipe, student, word, empty, generator, **how)
     with_it, without = (teacher(latents, timestep, *side.of(config.batch)) for side in (word, empty))
     aim = without - config.eta * (with_it - without)
     erasing = F.mse_loss(student(latents, timestep, *word.of(config.batch)).float(), aim.float())
     if not config.keep:
         return erasing
-    latents, timestep = partly_drawn(pipe, teacher, other, empty, generator, **how)
+    latents, timestep = sample_partly(pipe, teacher, other, empty, generator, **how)
     given = latents, timestep, *other.of(config.batch)
     return erasing + config.keep * F.mse_loss(student(*given).float(), teacher(*given).float())
 

@@ -22,7 +22,7 @@ from excise.erasers import Eraser
 from excise.errors import WrongModel
 from excise.methods.build import proved
 from excise.methods.configs.trained import ESDConfig
-from excise.methods.trained.sampling import Predict, Told, partly_drawn, plain, told
+from excise.methods.trained.sampling import Conditioning, Predict, encode_conditioning, frozen_unet, sample_partly
 from excise.methods.trained.trainer import Student, training, tune
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of
@@ -33,8 +33,11 @@ def fit(pipe: Any, concept: Concept, config: ESDConfig, method: str, *, attentio
 
     Raises ExciseError where the pipeline has no U-Net, or as `tune` does.
     """
-    sides, empty = [told(pipe, word, method) for word in concept.mentions], told(pipe, "", method)
-    student, teacher = Student(denoiser_of(pipe, "unet")[1], weights(pipe, attention)), plain(pipe)
+    sides, empty = (
+        [encode_conditioning(pipe, word, method) for word in concept.mentions],
+        encode_conditioning(pipe, "", method),
+    )
+    student, teacher = Student(denoiser_of(pipe, "unet")[1], weights(pipe, attention)), frozen_unet(pipe)
 
     def loss(generator: torch.Generator) -> Tensor:
         return objective(pipe, student, teacher, sides, empty, generator, config)
@@ -48,8 +51,8 @@ def objective(
     pipe: Any,
     student: Predict,
     teacher: Predict,
-    sides: Sequence[Told],
-    empty: Told,
+    sides: Sequence[Conditioning],
+    empty: Conditioning,
     generator: torch.Generator,
     config: ESDConfig,
 ) -> Tensor:
@@ -57,7 +60,7 @@ def objective(
     word = sides[int(torch.randint(len(sides), (1,), generator=generator))]
     done = int(torch.randint(config.steps, (1,), generator=generator))
     drawn = {"count": config.batch, "steps": config.steps, "done": done, "guidance": config.guidance}
-    latents, timestep = partly_drawn(pipe, student, word, empty, generator, **drawn)  # type: ignore[arg-type]
+    latents, timestep = sample_partly(pipe, student, word, empty, generator, **drawn)  # type: ignore[arg-type]
     with_it, without = (teacher(latents, timestep, *side.of(config.batch)) for side in (word, empty))
     aim = without - config.eta * (with_it - without)
     return F.mse_loss(student(latents, timestep, *word.of(config.batch)).float(), aim.float())

@@ -44,7 +44,7 @@ from excise.methods.closed_form.cross_attention import kept_words, keys_and_valu
 from excise.methods.closed_form.uce import solved
 from excise.methods.configs.trained import MACEConfig
 from excise.methods.trained.attention_maps import attention, beside, of_layer, spoken
-from excise.methods.trained.sampling import Told, drawn, noised, plain, told
+from excise.methods.trained.sampling import Conditioning, add_noise, encode_conditioning, frozen_unet, sample
 from excise.methods.trained.trainer import LowRank, Student, training, tune
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of
@@ -54,7 +54,7 @@ from excise.sites.denoiser import denoiser_of
 class Picture:
     """One picture of the concept that is trained on."""
 
-    told: Told
+    told: Conditioning
     latents: Tensor
     """`[1, C, h, w]`."""
     tokens: Sequence[int]
@@ -124,11 +124,14 @@ def pictured(pipe: Any, concept: Concept, prompts: Sequence[str], config: MACECo
     spoken_in = [(prompt, *where) for prompt in prompts if (where := spoken(pipe, prompt, concept))[0]]
     if not spoken_in:
         raise ExciseError(f"none of the prompts about {concept.name!r} holds one of its mentions; add pairs that do")
-    empty, made = told(pipe, "", "mace"), []
+    empty, made = encode_conditioning(pipe, "", "mace"), []
     for n, (prompt, words, end) in enumerate(spoken_in[: config.pictures]):
-        generator, side = torch.Generator().manual_seed(config.seed * 1_000_003 + n), told(pipe, prompt, "mace")
+        generator, side = (
+            torch.Generator().manual_seed(config.seed * 1_000_003 + n),
+            encode_conditioning(pipe, prompt, "mace"),
+        )
         how = {"steps": config.steps, "guidance": config.guidance}
-        latents = drawn(pipe, plain(pipe), [side], empty, generator, **how)  # type: ignore[arg-type]
+        latents = sample(pipe, frozen_unet(pipe), [side], empty, generator, **how)  # type: ignore[arg-type]
         mask = torch.ones(latents.shape[-2:], device=latents.device)
         if concept.kind != "style" and config.threshold:
             mask = seen(pipe, side, latents, words, generator, config).ge(config.threshold).float()
@@ -138,13 +141,13 @@ def pictured(pipe: Any, concept: Concept, prompts: Sequence[str], config: MACECo
 
 
 def seen(
-    pipe: Any, side: Told, latents: Tensor, words: Sequence[int], generator: torch.Generator, config: MACEConfig
+    pipe: Any, side: Conditioning, latents: Tensor, words: Sequence[int], generator: torch.Generator, config: MACEConfig
 ) -> Tensor:
     """`[h, w]` from 0 to 1: how much the untouched U-Net attends to these tokens at each pixel."""
     times = torch.tensor([config.t1, (config.t1 + config.t2) / 2, config.t2]).to(latents.device)
     times = (times * (pipe.scheduler.config.num_train_timesteps - 1) / 1000).long()
     with attention(denoiser_of(pipe, "unet")[1]) as maps:
-        plain(pipe)(noised(pipe, latents.expand(3, -1, -1, -1), times, generator), times, *side.of(3))
+        frozen_unet(pipe)(add_noise(pipe, latents.expand(3, -1, -1, -1), times, generator), times, *side.of(3))
     h, w = latents.shape[-2:]
     own = [A[..., list(words)].mean((0, 1, 3)).view(1, 1, *of_layer(h, w, A.shape[2])) for A in maps]
     whole = torch.stack([F.interpolate(A, (h, w), mode="bilinear") for A in own]).mean(0)[0, 0]
@@ -172,7 +175,7 @@ def objective(
     times = torch.multinomial(chances, config.batch, replacement=True, generator=generator).to(one.latents.device)
     with attention(student.denoiser) as maps:
         latents = one.latents.expand(config.batch, -1, -1, -1)
-        student(noised(pipe, latents, times, generator), times, *one.told.of(config.batch))
+        student(add_noise(pipe, latents, times, generator), times, *one.told.of(config.batch))
     total = torch.zeros((), device=one.latents.device)
     for A in maps:
         size = of_layer(*one.mask.shape, A.shape[2])  # type: ignore[call-arg]

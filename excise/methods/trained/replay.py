@@ -14,7 +14,7 @@ from excise.concepts import Concept
 from excise.concepts.concept import mentioned, without_mentions
 from excise.errors import ExciseError, InvalidSetting
 from excise.methods.configs.trained import ReplayConfig
-from excise.methods.trained.sampling import Predict, Told, drawn, plain, together, told
+from excise.methods.trained.sampling import Conditioning, Predict, collate, encode_conditioning, frozen_unet, sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class Pictures:
 
     latents: Tensor
     """`[n, C, h, w]`."""
-    prompts: tuple[Told, ...]
+    prompts: tuple[Conditioning, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,17 +63,19 @@ def prompt_pairs(
     return [found[order[n % len(found)]] for n in range(count)]
 
 
-def told_each(pipe: Any, prompts: Sequence[str], method: str) -> tuple[Told, ...]:
+def told_each(pipe: Any, prompts: Sequence[str], method: str) -> tuple[Conditioning, ...]:
     """What the pipeline tells its U-Net of each prompt. Raises ExciseError where it has no U-Net."""
-    known = {prompt: told(pipe, prompt, method) for prompt in dict.fromkeys(prompts)}
+    known = {prompt: encode_conditioning(pipe, prompt, method) for prompt in dict.fromkeys(prompts)}
     return tuple(known[prompt] for prompt in prompts)
 
 
-def draw(pipe: Any, prompts: Sequence[Told], config: ReplayConfig, generator: torch.Generator, method: str) -> Pictures:
+def draw(
+    pipe: Any, prompts: Sequence[Conditioning], config: ReplayConfig, generator: torch.Generator, method: str
+) -> Pictures:
     """One picture of each prompt, by the pipeline's own U-Net, a batch at a time."""
-    empty, how = told(pipe, "", method), {"steps": config.steps, "guidance": config.guidance}
+    empty, how = encode_conditioning(pipe, "", method), {"steps": config.steps, "guidance": config.guidance}
     parts = [prompts[start : start + config.batch] for start in range(0, len(prompts), config.batch)]
-    made = [drawn(pipe, plain(pipe), part, empty, generator, **how) for part in parts]  # type: ignore[arg-type]
+    made = [sample(pipe, frozen_unet(pipe), part, empty, generator, **how) for part in parts]  # type: ignore[arg-type]
     return Pictures(torch.cat(made), tuple(prompts))
 
 
@@ -108,5 +110,5 @@ def diffusion_loss(
     """What the model was trained to make small, |ε - ε_θ(x_t, c)|² or the velocity's, at some of the pictures."""
     some = torch.randint(len(pictures.prompts), (batch,), generator=generator).tolist()
     made = with_noise(schedule, pictures.latents[some], generator)
-    told_of = together([pictures.prompts[n] for n in some])
+    told_of = collate([pictures.prompts[n] for n in some])
     return F.mse_loss(predict(made.latents, made.timesteps, *told_of).float(), made.aim.float())

@@ -22,7 +22,7 @@ Predict = Callable[[Tensor, Any, Tensor, Mapping[str, Any]], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Told:
+class Conditioning:
     """What a pipeline tells its U-Net of one prompt."""
 
     states: Tensor
@@ -37,7 +37,7 @@ class Told:
         return self.states.expand(count, -1, -1), {name: _expanded(value, count) for name, value in self.more.items()}
 
 
-def told(pipe: Any, prompt: str, method: str) -> Told:
+def encode_conditioning(pipe: Any, prompt: str, method: str) -> Conditioning:
     """What the pipeline tells its U-Net of a prompt, unedited. Raises ExciseError where no U-Net of it hears any."""
     if not isinstance(getattr(pipe, "unet", None), nn.Module):
         raise WrongModel(f"{method} trains a U-Net, and {type(pipe).__name__} has none; choose another method")
@@ -59,7 +59,7 @@ def told(pipe: Any, prompt: str, method: str) -> Told:
         handle.remove()
     kept = ("sample", "timestep", "encoder_hidden_states", "return_dict")
     more = {name: value for name, value in given.items() if name not in kept and value is not None}
-    return Told(given["encoder_hidden_states"].detach(), more, tuple(given["sample"].shape))
+    return Conditioning(given["encoder_hidden_states"].detach(), more, tuple(given["sample"].shape))
 
 
 def _expanded(value: Any, count: int) -> Any:
@@ -68,7 +68,7 @@ def _expanded(value: Any, count: int) -> Any:
     return {name: _expanded(part, count) for name, part in value.items()} if isinstance(value, dict) else value
 
 
-def together(sides: Sequence[Told]) -> tuple[Tensor, dict[str, Any]]:
+def collate(sides: Sequence[Conditioning]) -> tuple[Tensor, dict[str, Any]]:
     """The states and other arguments of one picture of each prompt."""
     more = {name: _stacked([side.more[name] for side in sides]) for name in sides[0].more}
     return torch.cat([side.states for side in sides]), more
@@ -81,7 +81,7 @@ def _stacked(values: Sequence[Any]) -> Any:
     return {name: _stacked([value[name] for value in values]) for name in first} if isinstance(first, dict) else first
 
 
-def plain(pipe: Any) -> Predict:
+def frozen_unet(pipe: Any) -> Predict:
     """The pipeline's own U-Net, unedited and without gradients."""
     unet = denoiser_of(pipe, "unet")[1]
 
@@ -94,7 +94,7 @@ def plain(pipe: Any) -> Predict:
     return predict
 
 
-def noised(pipe: Any, clean: Tensor, times: Tensor, generator: torch.Generator) -> Tensor:
+def add_noise(pipe: Any, clean: Tensor, times: Tensor, generator: torch.Generator) -> Tensor:
     """Scaled latents `[n, C, h, w]` noised to the timesteps `times` `[n]`, as the U-Net reads them.
 
     Raises ExciseError where the pipeline's scheduler has no such timesteps.
@@ -108,11 +108,11 @@ def noised(pipe: Any, clean: Tensor, times: Tensor, generator: torch.Generator) 
 
 
 @torch.no_grad()
-def partly_drawn(
+def sample_partly(
     pipe: Any,
     predict: Predict,
-    prompt: Told,
-    empty: Told,
+    prompt: Conditioning,
+    empty: Conditioning,
     generator: torch.Generator,
     *,
     count: int,
@@ -125,7 +125,7 @@ def partly_drawn(
     With classifier-free guidance; the first noise is the generator's.
     """
     scheduler, latents = _begun(pipe, prompt, generator, count, steps)
-    sides = together([*[empty] * count, *[prompt] * count])
+    sides = collate([*[empty] * count, *[prompt] * count])
     for timestep in scheduler.timesteps[:done]:
         latents = _step(scheduler, predict, sides, latents, timestep, guidance)
     timestep = scheduler.timesteps[done]
@@ -133,11 +133,11 @@ def partly_drawn(
 
 
 @torch.no_grad()
-def drawn(
+def sample(
     pipe: Any,
     predict: Predict,
-    prompts: Sequence[Told],
-    empty: Told,
+    prompts: Sequence[Conditioning],
+    empty: Conditioning,
     generator: torch.Generator,
     *,
     steps: int,
@@ -148,7 +148,7 @@ def drawn(
     With classifier-free guidance; all noise is the generator's.
     """
     scheduler, latents = _begun(pipe, prompts[0], generator, len(prompts), steps)
-    sides = together([*[empty] * len(prompts), *prompts])
+    sides = collate([*[empty] * len(prompts), *prompts])
     # Those that add noise at each step would take it from the global generator.
     own = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     for timestep in scheduler.timesteps:
@@ -156,7 +156,7 @@ def drawn(
     return latents
 
 
-def _begun(pipe: Any, prompt: Told, generator: torch.Generator, count: int, steps: int) -> tuple[Any, Tensor]:
+def _begun(pipe: Any, prompt: Conditioning, generator: torch.Generator, count: int, steps: int) -> tuple[Any, Tensor]:
     """A scheduler of its own that is set to so many steps, and the first noise."""
     scheduler = copy.deepcopy(pipe.scheduler)
     device, dtype = prompt.states.device, prompt.states.dtype

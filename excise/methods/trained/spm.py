@@ -24,7 +24,7 @@ from excise.erasers.edits.weights import PermeableEdit
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.configs.trained import SPMConfig
-from excise.methods.trained.sampling import Predict, Told, partly_drawn, plain, told
+from excise.methods.trained.sampling import Conditioning, Predict, encode_conditioning, frozen_unet, sample_partly
 from excise.methods.trained.trainer import LowRank, training, tune
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of, whole
@@ -37,10 +37,13 @@ def fit(pipe: Any, concept: Concept, config: SPMConfig | None = None) -> Eraser:
     """
     config = config or SPMConfig()
     whole(pipe, "spm")
-    sides, empty = [told(pipe, word, "spm") for word in concept.mentions], told(pipe, "", "spm")
+    sides, empty = (
+        [encode_conditioning(pipe, word, "spm") for word in concept.mentions],
+        encode_conditioning(pipe, "", "spm"),
+    )
     lot = torch.Generator().manual_seed(config.seed)
     student = LowRank(denoiser_of(pipe, "unet")[1], weights(pipe), {}, config.rank, lot)
-    teacher = plain(pipe)
+    teacher = frozen_unet(pipe)
 
     def loss(generator: torch.Generator) -> Tensor:
         return objective(pipe, student, teacher, sides, empty, generator, config)
@@ -58,8 +61,8 @@ def objective(
     pipe: Any,
     student: Predict,
     teacher: Predict,
-    sides: Sequence[Told],
-    empty: Told,
+    sides: Sequence[Conditioning],
+    empty: Conditioning,
     generator: torch.Generator,
     config: SPMConfig,
 ) -> Tensor:
@@ -67,7 +70,7 @@ def objective(
     word = sides[int(torch.randint(len(sides), (1,), generator=generator))]
     done = int(torch.randint(config.steps, (1,), generator=generator))
     drawn = {"count": config.batch, "steps": config.steps, "done": done, "guidance": config.guidance}
-    latents, timestep = partly_drawn(pipe, student, word, empty, generator, **drawn)  # type: ignore[arg-type]
+    latents, timestep = sample_partly(pipe, student, word, empty, generator, **drawn)  # type: ignore[arg-type]
     with_it, without = (teacher(latents, timestep, *side.of(config.batch)) for side in (word, empty))
     aim = without - config.eta * (with_it - without)
     erasing = F.mse_loss(student(latents, timestep, *word.of(config.batch)).float(), aim.float())

@@ -16,7 +16,7 @@ from excise.app.demo.pictures import comparison_png
 from excise.app.demo.report import BARS, NeuronView, Report, Strip, percent, render
 from excise.app.pages import charts
 from excise.app.pages.rendering import templates
-from excise.bench.statistics import Figure, share
+from excise.bench.statistics import Estimate, share
 
 VOID = {"meta", "img", "br", "wbr"}
 
@@ -102,7 +102,7 @@ def test_a_page_without_findings_still_renders(outcomes: list[Any]) -> None:
     ],
 )
 def test_bars(name: str, value: float, expected: str | None) -> None:
-    assert BARS[name][1].standing(Figure(value, 0, 1, 10)) == expected
+    assert BARS[name][1].standing(Estimate(value, 0, 1, 10)) == expected
 
 
 def test_percent() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from excise.bench.attacks.prefix import PrefixConfig, prefix_attack
 from excise.bench.attacks.ring_a_bell import vocabulary
 from excise.erasers import BlockEdit, Eraser, made_for, verify
-from excise.erasers.edits.base import Moment
+from excise.erasers.edits.base import StepInfo
 from excise.erasers.edits.block_sae import Opened
 from excise.erasers.edits.sae_rows import preactivations
 from excise.erasers.loaders import encode
@@ -107,7 +107,7 @@ def test_the_edit_is_the_papers_formula(
 ) -> None:
     own = replace(edit, codes=codes, compat=compat, gamma=-1.5)
     x = drawn[step].states[:, :6]
-    delta = own.delta(x, 0.7, moment=Moment((drawn[step].timestep,)), sae=sae)
+    delta = own.delta(x, 0.7, step=StepInfo((drawn[step].timestep,)), sae=sae)
     assert delta is not None
     torch.testing.assert_close((x - delta).double(), by_hand(own, sae, x, step, 0.7), atol=2e-5, rtol=1e-5)
 
@@ -115,8 +115,8 @@ def test_the_edit_is_the_papers_formula(
 def test_what_was_published_changes_states_that_it_does_not_edit(edit: BlockEdit, sae: TopKSAE, drawn: Any) -> None:
     """The sign of the error term: 2 x̂ - x instead of x where no neuron is above its gate."""
     x, closed = drawn[0].states, torch.full_like(edit.gate, math.inf)
-    assert replace(edit, gate=closed).delta(x, moment=Moment((drawn[0].timestep,))) is None
-    delta = replace(edit, gate=closed, compat=True).delta(x, moment=Moment((drawn[0].timestep,)), sae=sae)
+    assert replace(edit, gate=closed).delta(x, step=StepInfo((drawn[0].timestep,))) is None
+    delta = replace(edit, gate=closed, compat=True).delta(x, step=StepInfo((drawn[0].timestep,)), sae=sae)
     assert delta is not None
     torch.testing.assert_close(x - delta, (2 * sae(x).reconstruction - x).detach())
 
@@ -125,7 +125,7 @@ def test_patches_below_the_gate_keep_their_bits(edit: BlockEdit, drawn: Any) -> 
     x = drawn[1].states
     z = edit.read(x, [1])
     high = replace(edit, gate=z.amax((0, 1)).expand(STEPS, -1) * torch.tensor([0.5, 2.0]))
-    delta = high.delta(x, moment=Moment((drawn[1].timestep,)))
+    delta = high.delta(x, step=StepInfo((drawn[1].timestep,)))
     assert delta is not None
     above = (z > high.gate[1]).any(-1)
     assert bool(above.any())
@@ -164,7 +164,7 @@ def test_a_live_edit_is_the_formula_at_every_step(tiny_pipe: Any, eraser: Eraser
     for (args, kwargs), edited, timestep in zip(given, made, edit.timesteps.tolist(), strict=True):
         with torch.no_grad():
             patches = block(*args, **kwargs)[0].flatten(2).transpose(1, 2)
-        delta = edit.delta(patches, moment=Moment((timestep,)))
+        delta = edit.delta(patches, step=StepInfo((timestep,)))
         assert delta is not None
         assert len(patches) == 2
         assert bool(delta.any())
@@ -181,14 +181,14 @@ def test_pictures_at_timesteps_of_their_own_are_edited_at_those(tiny_pipe: Any, 
     opened = Opened()
     opened.joined(torch.ones(3, 2, dtype=torch.bool), 999.0)
     for own in (edit, whole, replace(edit, compat=False, gamma=-2.0)):
-        made = own.delta(x, moment=Moment((700.0, 3.0, 420.0), drawing=False), opened=opened)
+        made = own.delta(x, step=StepInfo((700.0, 3.0, 420.0), drawing=False), opened=opened)
         assert made is not None
         for n, row in enumerate(near):
-            alone = own.delta(x[n:][:1], moment=Moment((float(edit.timesteps[row]),)))
+            alone = own.delta(x[n:][:1], step=StepInfo((float(edit.timesteps[row]),)))
             assert alone is not None
             torch.testing.assert_close(made[n], alone[0])
     with pytest.raises(ExciseError, match="2 timesteps for 3 pictures"):
-        edit.delta(x, moment=Moment((700.0, 3.0), drawing=False))
+        edit.delta(x, step=StepInfo((700.0, 3.0), drawing=False))
 
 
 def test_a_white_box_attack_goes_through_it(tiny_pipe: Any, eraser: Eraser) -> None:
@@ -317,10 +317,10 @@ def test_silent_pictures_of_a_batch_keep_their_bits(edit: BlockEdit) -> None:
     whole = replace(whole, cut=means.amax(0, keepdim=True).expand(STEPS, 2) * torch.tensor([0.999, 1.0]))
     loud = int(means[:, 0].argmax())
     timestep = float(edit.timesteps[0])
-    delta = whole.delta(x, moment=Moment((timestep,)))
+    delta = whole.delta(x, step=StepInfo((timestep,)))
     assert delta is not None
     assert [bool((picture != 0).any()) for picture in delta] == [n == loud for n in range(3)]
-    alone = whole.delta(x[loud:][:1], moment=Moment((timestep,)))
+    alone = whole.delta(x[loud:][:1], step=StepInfo((timestep,)))
     assert alone is not None
     torch.testing.assert_close(alone[0], delta[loud])
 
@@ -462,8 +462,8 @@ def test_half_precision(build_pipe: Callable[..., Any], dtype: torch.dtype, draw
     (edit,) = eraser.edits
     assert isinstance(edit, BlockEdit)
     x = drawn[1].states.to(dtype)
-    made = edit.delta(x, moment=Moment((drawn[1].timestep,)))
-    wanted = edit.delta(x.float(), moment=Moment((drawn[1].timestep,)))
+    made = edit.delta(x, step=StepInfo((drawn[1].timestep,)))
+    wanted = edit.delta(x.float(), step=StepInfo((drawn[1].timestep,)))
     assert made is not None
     assert made.dtype == torch.float32
     torch.testing.assert_close(made, wanted)
@@ -575,10 +575,10 @@ def test_a_neuron_is_left_alone_at_a_step_whose_gate_is_infinite(edit: BlockEdit
     gate[0] = math.inf
     gate[1, 0] = math.inf
     own = replace(edit, gate=gate, cut=torch.zeros_like(edit.cut))
-    at = [Moment((patches.timestep,)) for patches in drawn]
-    assert own.delta(drawn[0].states, moment=at[0]) is None
-    both = own.delta(torch.cat([drawn[0].states, drawn[1].states]), moment=Moment(at[0].timesteps + at[1].timesteps))
-    second = own.delta(drawn[1].states, moment=at[1])
+    at = [StepInfo((patches.timestep,)) for patches in drawn]
+    assert own.delta(drawn[0].states, step=at[0]) is None
+    both = own.delta(torch.cat([drawn[0].states, drawn[1].states]), step=StepInfo(at[0].timesteps + at[1].timesteps))
+    second = own.delta(drawn[1].states, step=at[1])
     assert both is not None and second is not None
     assert not both[0].any()
     torch.testing.assert_close(both[1:], second)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from excise.erasers.guard.canary import shift, shifts, text_states
-from excise.erasers.hooks.known_vectors import Ledger
+from excise.erasers.hooks.known_vectors import KnownVectors
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -25,18 +25,18 @@ def test_every_part_that_an_edited_encoder_made_moves_by_itself() -> None:
     plain = torch.cat([random(1, 6, 4), random(1, 6, 8, seed=1)], 2)
     edited = plain.clone()
     edited[..., :4] *= 1.5
-    ledger = Ledger()
-    ledger.add([edited[..., :4], edited[..., 4:]])
-    assert shifts(edited, plain, ledger) == pytest.approx({"columns 0 to 3": 0.5, "columns 4 to 11": 0.0})
+    vectors = KnownVectors()
+    vectors.add([edited[..., :4], edited[..., 4:]])
+    assert shifts(edited, plain, vectors) == pytest.approx({"columns 0 to 3": 0.5, "columns 4 to 11": 0.0})
     assert shifts(edited, plain, None) == {"the states": shift(edited, plain)}
 
 
 def test_positions_that_no_edited_encoder_made_count_as_not_moved_at_all() -> None:
     plain = random(1, 6, 4)
     edited = plain * 2
-    ledger = Ledger()
-    ledger.add([edited[:, :4]])
-    moved = shifts(edited, plain, ledger)
+    vectors = KnownVectors()
+    vectors.add([edited[:, :4]])
+    moved = shifts(edited, plain, vectors)
     assert moved.pop("2 of 6 positions") == 0
     assert moved == pytest.approx({"columns 0 to 3": 1.0})
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from excise.erasers import Eraser
-from excise.erasers.guard.denoiser import Witness
+from excise.erasers.guard.denoiser import DenoiserGuard
 from excise.erasers.hooks.context import unedited
-from excise.erasers.hooks.known_vectors import Ledger
+from excise.erasers.hooks.known_vectors import KnownVectors
 from excise.errors import EraserDidNotFire
 from tests import tiny
 
@@ -105,17 +105,17 @@ def test_a_change_while_states_are_written_down_comes_before_or_after(
     tiny_pipe: Any, gun_eraser: Eraser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another thread changes the eraser just when the states' epoch has been looked at."""
-    add, changes = Ledger.add, list[Thread]()
+    add, changes = KnownVectors.add, list[Thread]()
     with gun_eraser.attach(tiny_pipe) as attachment:
 
-        def interrupted(self: Ledger, *args: Any, **how: Any) -> None:
+        def interrupted(self: KnownVectors, *args: Any, **how: Any) -> None:
             if not changes:
                 changes.append(Thread(target=setattr, args=(attachment, "strength", 0.5)))
                 changes[0].start()
                 changes[0].join(0.5)  # with the epoch locked it has to wait, and outlasts this
             add(self, *args, **how)
 
-        monkeypatch.setattr(Ledger, "add", interrupted)
+        monkeypatch.setattr(KnownVectors, "add", interrupted)
         across = states(tiny_pipe)
         changes[0].join()
         with pytest.raises(EraserDidNotFire):
@@ -150,9 +150,9 @@ def test_two_erasers_share_one_witness_and_leave_no_trace(tiny_pipe: Any, gun_er
 
     other = replace(gun_eraser, name="other", edits=(replace(gun_eraser.edits[0], lam=2.0),))
     first, second = gun_eraser.attach(tiny_pipe), other.attach(tiny_pipe)
-    witness = Witness.of(tiny_pipe.unet)
-    assert witness is not None
-    assert witness.attachments == [first, second]
+    guard = DenoiserGuard.of(tiny_pipe.unet)
+    assert guard is not None
+    assert guard.attachments == [first, second]
     denoise(tiny_pipe, states(tiny_pipe))
     first.detach()
     denoise(tiny_pipe, states(tiny_pipe))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from excise.erasers.guard import weights_watch
-from excise.erasers.guard.weights_watch import Live, weights_now
+from excise.erasers.guard.weights_watch import WeightsWatch, weights_now
 from tests import tiny
 
 
@@ -71,7 +71,7 @@ CHANGES = (
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_change_shows_at_the_next_look(tiny_pipe: Any, change: Callable[[Any], None]) -> None:
-    watched = Live(tiny_pipe, ("unet",))
+    watched = WeightsWatch(tiny_pipe, ("unet",))
     before, _ = watched.now()
     assert before == weights_now(tiny_pipe, ("unet",))
     change(tiny_pipe)
@@ -82,7 +82,7 @@ def test_every_change_shows_at_the_next_look(tiny_pipe: Any, change: Callable[[A
 
 
 def test_an_unchanged_pipeline_is_not_walked_through(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    watched = Live(tiny_pipe)
+    watched = WeightsWatch(tiny_pipe)
     monkeypatch.setattr(weights_watch, "weights_now", lambda *args: pytest.fail("walked"))
     watched.now()
     _written_in_place(tiny_pipe)
@@ -94,7 +94,7 @@ def test_weights_that_lie_out_of_order_are_looked_at_anew(tiny_pipe: Any) -> Non
     """Their sample is a copy, which would not show what is written later."""
     weight = _fc1(tiny_pipe).weight
     weight.data = weight.data.T.contiguous().T
-    watched = Live(tiny_pipe)
+    watched = WeightsWatch(tiny_pipe)
     before, _ = watched.now()
     _fc1(tiny_pipe).weight.data[0, 0] += 1
     assert watched.now()[0] != before
@@ -103,7 +103,7 @@ def test_weights_that_lie_out_of_order_are_looked_at_anew(tiny_pipe: Any) -> Non
 def test_a_lora_that_is_switched_shows(tiny_pipe: Any) -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["q_proj"])
-    watched = Live(tiny_pipe)
+    watched = WeightsWatch(tiny_pipe)
     before, none = watched.now()
     tiny_pipe.text_encoder.add_adapter(config)
     after, layers = watched.now()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from excise.erasers.hooks import known_vectors as module
 from excise.erasers.hooks.fingerprints import Fingerprints, Held, Place, hashes
-from excise.erasers.hooks.known_vectors import OWN, SPARED, UNKNOWN, Ledger
+from excise.erasers.hooks.known_vectors import OWN, SPARED, UNKNOWN, KnownVectors
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -17,9 +17,9 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.fixture
-def ledger() -> Ledger:
+def vectors() -> KnownVectors:
     """Knows ten vectors that are 4 wide and ten that are 6 wide."""
-    made = Ledger()
+    made = KnownVectors()
     made.add([random(2, 5, 4), random(10, 6, seed=1)])
     return made
 
@@ -31,19 +31,19 @@ def made_of(row: list[float], known: list[list[float]]) -> bool:
     return any(row[: len(k)] == k and made_of(row[len(k) :], known) for k in known)
 
 
-def test_known_vectors_joined_filled_up_and_in_any_order_are_known(ledger: Ledger) -> None:
+def test_known_vectors_joined_filled_up_and_in_any_order_are_known(vectors: KnownVectors) -> None:
     narrow, wide = random(2, 5, 4).flatten(0, 1), random(10, 6, seed=1)
-    assert ledger.knows(narrow.flip(0)[None])
-    assert ledger.knows(torch.cat([narrow, wide], 1))
-    assert ledger.knows(torch.cat([wide, narrow, torch.zeros(10, 3)], 1))
-    assert ledger.knows(torch.zeros(2, 7))
-    assert not ledger.knows(torch.cat([narrow, random(10, 6, seed=2)], 1))
-    assert not ledger.knows(torch.cat([torch.zeros(10, 3), wide], 1)), "zeros stand at the end"
-    assert not ledger.knows(narrow + 1e-7)
+    assert vectors.knows(narrow.flip(0)[None])
+    assert vectors.knows(torch.cat([narrow, wide], 1))
+    assert vectors.knows(torch.cat([wide, narrow, torch.zeros(10, 3)], 1))
+    assert vectors.knows(torch.zeros(2, 7))
+    assert not vectors.knows(torch.cat([narrow, random(10, 6, seed=2)], 1))
+    assert not vectors.knows(torch.cat([torch.zeros(10, 3), wide], 1)), "zeros stand at the end"
+    assert not vectors.knows(narrow + 1e-7)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_it_knows_what_brute_force_knows(ledger: Ledger, seed: int) -> None:
+def test_it_knows_what_brute_force_knows(vectors: KnownVectors, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     parts = {4: random(2, 5, 4).flatten(0, 1), 6: random(10, 6, seed=1)}
     known = [row for part in parts.values() for row in part.tolist()]
@@ -52,14 +52,14 @@ def test_it_knows_what_brute_force_knows(ledger: Ledger, seed: int) -> None:
         row = torch.cat(pieces, 1)
         if torch.rand(1, generator=generator) < 0.3:
             row[0, int(torch.randint(row.shape[1], (1,), generator=generator))] += 1
-        assert ledger.knows(row) == made_of(row[0].tolist(), known)
+        assert vectors.knows(row) == made_of(row[0].tolist(), known)
 
 
-def test_pieces_say_what_a_row_is_made_of(ledger: Ledger) -> None:
+def test_pieces_say_what_a_row_is_made_of(vectors: KnownVectors) -> None:
     narrow, wide = random(2, 5, 4).flatten(0, 1), random(10, 6, seed=1)
     joined = torch.cat([wide[:3], narrow[:3], torch.zeros(3, 2)], 1)
     unknown = random(1, 12, seed=3)
-    ((numbers, parts, filled),) = ledger.pieces(torch.cat([joined, unknown]))
+    ((numbers, parts, filled),) = vectors.pieces(torch.cat([joined, unknown]))
     assert numbers.tolist() == [0, 1, 2]
     assert parts == ((0, 6), (6, 4))
     assert filled
@@ -72,22 +72,22 @@ def test_a_hash_is_of_values_whatever_the_dtype() -> None:
 
 
 def test_states_cast_to_the_denoisers_dtype_are_known_too() -> None:
-    ledger, states = Ledger(), random(1, 5, 4)
-    ledger.add([states])
-    assert ledger.knows(states.bfloat16()) and ledger.knows(states.half())
-    ledger.forget()
-    assert not ledger.knows(states)
+    vectors, states = KnownVectors(), random(1, 5, 4)
+    vectors.add([states])
+    assert vectors.knows(states.bfloat16()) and vectors.knows(states.half())
+    vectors.forget()
+    assert not vectors.knows(states)
 
 
 def test_masks_and_flat_tensors_are_no_states() -> None:
-    ledger = Ledger()
-    ledger.add([torch.ones(2, 4, dtype=torch.int64), torch.ones(4)])
-    assert ledger.widths == []
+    vectors = KnownVectors()
+    vectors.add([torch.ones(2, 4, dtype=torch.int64), torch.ones(4)])
+    assert vectors.widths == []
 
 
 def test_what_was_added_is_known_as_it_was_then() -> None:
     """It is hashed when somebody asks; what was written into the tensor meanwhile is not what was made."""
-    made, states = Ledger(), random(3, 4)
+    made, states = KnownVectors(), random(3, 4)
     made.add([states])
     before = states.clone()
     states += 1
@@ -96,7 +96,7 @@ def test_what_was_added_is_known_as_it_was_then() -> None:
 
 
 def test_threads_that_ask_at_once_miss_nothing() -> None:
-    made = Ledger()
+    made = KnownVectors()
 
     def one(seed: int) -> bool:
         states = random(50, 8, seed=seed)
@@ -109,7 +109,7 @@ def test_threads_that_ask_at_once_miss_nothing() -> None:
 
 def test_no_more_waits_than_a_few_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WAITING", 100)
-    made = Ledger()
+    made = KnownVectors()
     for seed in range(10):
         made.add([random(4, 4, seed=seed)])
     assert sum(tensor.nbytes for tensor, _ in made._added) <= 100
@@ -118,7 +118,7 @@ def test_no_more_waits_than_a_few_megabytes(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_is_asked_for_or_made_again_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REMEMBERED", 8 * 3 * 20)
-    made, asked, remade, forgotten = Ledger(), random(2, 4), random(2, 4, seed=1), random(2, 4, seed=2)
+    made, asked, remade, forgotten = KnownVectors(), random(2, 4), random(2, 4, seed=1), random(2, 4, seed=2)
     made.add([asked, remade, forgotten])
     for seed in range(3, 40):
         made.add([random(2, 4, seed=seed), remade])
@@ -131,7 +131,7 @@ def test_what_is_asked_for_or_made_again_is_not_forgotten(monkeypatch: pytest.Mo
 
 def test_joined_tensors_that_are_held_are_known_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REMEMBERED", 8)
-    made = Ledger()
+    made = KnownVectors()
     made.add([random(3, 4)])
     made.add([random(3, 6, seed=1)], spared=True)
     joined = torch.cat([random(3, 4), random(3, 6, seed=1), torch.zeros(3, 2)], 1)
@@ -149,13 +149,13 @@ def test_joined_tensors_that_are_held_are_known_piece_by_piece(monkeypatch: pyte
     assert not made.knows(random(3, 4))
 
 
-def test_spared_vectors_mark_the_rows_that_they_are_in(ledger: Ledger) -> None:
+def test_spared_vectors_mark_the_rows_that_they_are_in(vectors: KnownVectors) -> None:
     narrow, wide, spared = random(2, 5, 4).flatten(0, 1), random(10, 6, seed=1), random(10, 6, seed=5)
-    ledger.add([spared], spared=True)
+    vectors.add([spared], spared=True)
     rows = [torch.cat([narrow, wide], 1), torch.cat([narrow, spared], 1), torch.cat([narrow, random(10, 6, seed=6)], 1)]
-    assert [ledger.marks(row).unique().tolist() for row in rows] == [[OWN], [SPARED], [UNKNOWN]]
-    assert ledger.knows(rows[0])
-    assert not ledger.knows(rows[1])
+    assert [vectors.marks(row).unique().tolist() for row in rows] == [[OWN], [SPARED], [UNKNOWN]]
+    assert vectors.knows(rows[0])
+    assert not vectors.knows(rows[1])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -172,7 +172,7 @@ def test_fingerprints_are_a_set(seed: int) -> None:
 
 def test_a_change_of_generations_reads_no_held_tensor_that_was_read_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is done under a lock, and there may be thousands of them."""
-    made, rows = Ledger(), [0]
+    made, rows = KnownVectors(), [0]
     held = [random(5, 4, seed=seed) for seed in range(30)]
     for tensor in held:
         for _ in range(2):  # the same tensor is held once
@@ -191,7 +191,7 @@ def test_a_change_of_generations_reads_no_held_tensor_that_was_read_before(monke
 
 
 def test_what_is_let_in_after_it_was_read_is_held_too() -> None:
-    made, tensor = Ledger(), random(5, 4)
+    made, tensor = KnownVectors(), random(5, 4)
     made.hold([tensor])
     for seed in range(1, 4):
         made.add([random(5, 4, seed=seed)])
@@ -205,7 +205,7 @@ def test_what_is_let_in_after_it_was_read_is_held_too() -> None:
 
 
 def test_memory_that_was_given_up_is_not_allocated_again() -> None:
-    made, tensor = Ledger(), random(5, 4)
+    made, tensor = KnownVectors(), random(5, 4)
     made.add([tensor])
     made.hold([tensor])
     made.knows(tensor)
@@ -216,7 +216,7 @@ def test_memory_that_was_given_up_is_not_allocated_again() -> None:
 
 def test_a_ledger_with_a_share_keeps_that_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REMEMBERED", 8 * 3 * 16 * 16)
-    made, most = Ledger(1 / 16), 0
+    made, most = KnownVectors(1 / 16), 0
     for seed in range(100):
         made.add([random(2, 4, seed=seed)])
         assert made.knows(random(2, 4, seed=seed))

@@ -195,7 +195,7 @@ def test_the_filter_draws_nothing_in_particular(tiny_pipe: Any, tmp_path: Path) 
 
 
 def test_several_pictures_of_a_prompt_and_an_eraser_of_text_beside_it(tiny_pipe: Any, gun_eraser: Eraser) -> None:
-    """`gun_eraser` edits the text encoder: its witness must know the states that the filter puts in."""
+    """`gun_eraser` edits the text encoder: its denoiser guard must know the states that the filter puts in."""
     filtered = method("safety-filter").fit(tiny_pipe, CONCEPT)
     with gun_eraser.attach(tiny_pipe, name="text"), filtered.attach(tiny_pipe, name="filter"), Told(tiny_pipe) as told:
         made = tiny_pipe("a photo of a gun", num_images_per_prompt=2, num_inference_steps=1, output_type="latent")

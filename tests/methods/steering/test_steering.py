@@ -12,7 +12,7 @@ import torch
 
 from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, verify
-from excise.erasers.edits.base import Moment
+from excise.erasers.edits.base import StepInfo
 from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.edits.vectors import DirectionEdit, VectorEdit
 from excise.errors import ExciseError
@@ -126,17 +126,17 @@ def test_a_direction_is_turned_round_where_it_shows() -> None:
     edit = DirectionEdit(site, directions, torch.tensor([900.0, 100.0]), beta=2.0)
     x = torch.randn(2, 6, 5, generator=generator)
     for timesteps, rows in (((880.0,), (0, 0)), ((120.0, 700.0), (1, 0))):
-        delta = edit.delta(x, 0.5, moment=Moment(timesteps))
+        delta = edit.delta(x, 0.5, step=StepInfo(timesteps))
         assert delta is not None
         for b, n in np.ndindex(2, 6):
             s = directions[rows[b]]
             wanted = 0.5 * 2.0 * max(0.0, float(s @ x[b, n])) * s
             torch.testing.assert_close(delta[b, n], wanted)
-    assert edit.delta(x, 0.0, moment=Moment((900.0,))) is None
-    whole = x - edit.delta(x, moment=Moment((900.0,)))  # type: ignore[operator]
+    assert edit.delta(x, 0.0, step=StepInfo((900.0,))) is None
+    whole = x - edit.delta(x, step=StepInfo((900.0,)))  # type: ignore[operator]
     assert float((whole @ directions[0]).max()) < 1e-5
     with pytest.raises(ExciseError, match="not \\[B, N, 5\\]"):
-        edit.delta(x[0], moment=Moment((900.0,)))
+        edit.delta(x[0], step=StepInfo((900.0,)))
 
 
 def test_casteer_is_saved_and_leaves_no_trace(tiny_pipe: Any, tmp_path: Path) -> None:

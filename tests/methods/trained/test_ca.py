@@ -21,7 +21,7 @@ from excise.methods import method
 from excise.methods.configs.trained import CAConfig, ReplayConfig
 from excise.methods.trained.ca import layers, objective
 from excise.methods.trained.replay import prompt_pairs, told_each, training_schedule
-from excise.methods.trained.sampling import drawn, plain, told
+from excise.methods.trained.sampling import encode_conditioning, frozen_unet, sample
 from excise.methods.trained.trainer import Student, watching
 from tests import tiny
 from tests.methods.trained.replaying import (
@@ -43,9 +43,9 @@ CONFIG = CAConfig(iterations=6, lr=1e-3, batch=2, pictures=3, steps=2)
 def test_finished_pictures_are_the_pipelines(tiny_pipe: Any) -> None:
     how = {"num_inference_steps": 4, "guidance_scale": 2.5, "output_type": "latent"}
     wanted = tiny_pipe(["gun", "a cat"], generator=torch.Generator().manual_seed(5), **how).images
-    prompts, empty = told_each(tiny_pipe, ["gun", "a cat"], "ca"), told(tiny_pipe, "", "ca")
+    prompts, empty = told_each(tiny_pipe, ["gun", "a cat"], "ca"), encode_conditioning(tiny_pipe, "", "ca")
     generator = torch.Generator().manual_seed(5)
-    made = drawn(tiny_pipe, plain(tiny_pipe), prompts, empty, generator, steps=4, guidance=2.5)
+    made = sample(tiny_pipe, frozen_unet(tiny_pipe), prompts, empty, generator, steps=4, guidance=2.5)
     torch.testing.assert_close(made, wanted, atol=1e-3, rtol=1e-3)
 
 
@@ -65,7 +65,7 @@ def test_the_loss_is_the_papers(tiny_pipe: Any, kind: str, variant: str, keep: f
     pictures = some_pictures(pipe, anchors, config)
     student, schedule = Student(pipe.unet, layers(pipe, config)), training_schedule(pipe, "ca")
     written, generator = stirred(student), torch.Generator().manual_seed(7)
-    made = objective(schedule, student, plain(pipe), pictures, told_each(pipe, words, "ca"), generator, config)
+    made = objective(schedule, student, frozen_unet(pipe), pictures, told_each(pipe, words, "ca"), generator, config)
     generator = torch.Generator().manual_seed(7)
     some = torch.randint(2, (4,), generator=generator).tolist()
     wanted = torch.zeros(())

@@ -28,7 +28,7 @@ from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods import method
 from excise.methods.configs.trained import DuMoConfig
 from excise.methods.trained.dumo import Balanced, Copied, objective, prompts, weights
-from excise.methods.trained.sampling import plain, told
+from excise.methods.trained.sampling import encode_conditioning, frozen_unet
 from excise.methods.trained.trainer import watching
 from excise.sites import Site
 from tests import tiny
@@ -99,7 +99,7 @@ def by_hand(
     return made
 
 
-def noised() -> tuple[Tensor, Tensor]:
+def add_noise() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     return torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 77, 64, generator=generator)
 
@@ -111,7 +111,7 @@ def test_timesteps_are_in_bins_of_equal_length() -> None:
 
 
 def test_only_the_skip_connections_change(tiny_pipe: Any) -> None:
-    unet, (sample, text) = tiny_pipe.unet, noised()
+    unet, (sample, text) = tiny_pipe.unet, add_noise()
     assert skips_of(unet) == SKIPS
     alpha = torch.rand(4, SKIPS, generator=torch.Generator().manual_seed(1))
     eraser = stirred(tiny_pipe, alpha)
@@ -145,7 +145,7 @@ def test_only_the_skip_connections_change(tiny_pipe: Any) -> None:
 
 
 def test_gradients_reach_the_text_through_the_copy(tiny_pipe: Any) -> None:
-    sample, text = noised()
+    sample, text = add_noise()
     alpha = torch.full((1, SKIPS), 0.7)
     eraser = stirred(tiny_pipe, alpha)
     other = copy_of(tiny_pipe, eraser)
@@ -159,7 +159,7 @@ def test_gradients_reach_the_text_through_the_copy(tiny_pipe: Any) -> None:
 
 def test_two_at_once_and_one_beside_another_kind(tiny_pipe: Any) -> None:
     """Each adds its own difference, and guidance's third run of the U-Net is the U-Net's own."""
-    sample, text = noised()
+    sample, text = add_noise()
     erasers = [stirred(tiny_pipe, torch.full((1, SKIPS), by)) for by in (0.3, 0.6)]
     erasers[1] = replace(erasers[1], name="other")
     other = copy_of(tiny_pipe, erasers[0])
@@ -176,7 +176,7 @@ def test_two_at_once_and_one_beside_another_kind(tiny_pipe: Any) -> None:
 
 
 def test_what_unhooks_a_part_is_noticed(tiny_pipe: Any) -> None:
-    sample, text = noised()
+    sample, text = add_noise()
     eraser = stirred(tiny_pipe, torch.ones(1, SKIPS))
     with eraser.attach(tiny_pipe):
         tiny_pipe.unet.up_blocks[1]._forward_pre_hooks.clear()
@@ -222,7 +222,7 @@ def loss_by_hand(pipe: Any, predict: Callable[[Tensor, Tensor, Tensor], Tensor])
 
 def test_the_loss_of_both_trainings(tiny_pipe: Any) -> None:
     unet = tiny_pipe.unet
-    word, other, empty = (told(tiny_pipe, text, "dumo") for text in ("gun", "a cat", ""))
+    word, other, empty = (encode_conditioning(tiny_pipe, text, "dumo") for text in ("gun", "a cat", ""))
     student = Copied(unet, weights(unet), {}, 2, torch.Generator().manual_seed(0))
     written = copy.deepcopy(unet)
     with torch.no_grad():
@@ -242,7 +242,7 @@ def test_the_loss_of_both_trainings(tiny_pipe: Any) -> None:
             return by_hand(unet, written, each, x, t.expand(2), states)
 
         generator = torch.Generator().manual_seed(7)
-        made = objective(tiny_pipe, own, plain(tiny_pipe), [word], [other], empty, generator, CONFIG)
+        made = objective(tiny_pipe, own, frozen_unet(tiny_pipe), [word], [other], empty, generator, CONFIG)
         assert float(made.detach()) == pytest.approx(float(loss_by_hand(tiny_pipe, predict)), rel=1e-3)
         slopes = torch.autograd.grad(made, list(own.changes.values()))
         assert all(bool(slope.any()) for slope in slopes)

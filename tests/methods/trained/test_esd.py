@@ -21,7 +21,7 @@ from excise.errors import ExciseError
 from excise.methods import method
 from excise.methods.configs.trained import ESDConfig
 from excise.methods.trained.esd import fit, objective, weights
-from excise.methods.trained.sampling import partly_drawn, plain, told
+from excise.methods.trained.sampling import encode_conditioning, frozen_unet, sample_partly
 from excise.methods.trained.trainer import Student, watching
 from tests import tiny
 
@@ -44,21 +44,28 @@ def test_pictures_are_drawn_as_the_pipeline_draws_them(tiny_pipe: Any) -> None:
     tiny_pipe("gun", num_inference_steps=3, guidance_scale=2.5, generator=generator, output_type="latent")
     handle.remove()
     last = float(tiny_pipe.scheduler.timesteps[2])
-    sides = told(tiny_pipe, "gun", "esd-x"), told(tiny_pipe, "", "esd-x")
-    made, timestep = partly_drawn(
-        tiny_pipe, plain(tiny_pipe), *sides, torch.Generator().manual_seed(5), count=1, steps=3, done=2, guidance=2.5
+    sides = encode_conditioning(tiny_pipe, "gun", "esd-x"), encode_conditioning(tiny_pipe, "", "esd-x")
+    made, timestep = sample_partly(
+        tiny_pipe,
+        frozen_unet(tiny_pipe),
+        *sides,
+        torch.Generator().manual_seed(5),
+        count=1,
+        steps=3,
+        done=2,
+        guidance=2.5,
     )
     torch.testing.assert_close(made, seen[2][:1], atol=1e-3, rtol=1e-3)
     assert float(timestep) == last
 
 
 def test_the_loss_is_equation_7(tiny_pipe: Any) -> None:
-    sides, empty = [told(tiny_pipe, "gun", "esd-x")], told(tiny_pipe, "", "esd-x")
+    sides, empty = [encode_conditioning(tiny_pipe, "gun", "esd-x")], encode_conditioning(tiny_pipe, "", "esd-x")
     student = Student(tiny_pipe.unet, weights(tiny_pipe, attention=True))
     with torch.no_grad():
         for n, change in enumerate(student.changes.values()):
             change.normal_(0, 0.1, generator=torch.Generator().manual_seed(n))
-    made = objective(tiny_pipe, student, plain(tiny_pipe), sides, empty, torch.Generator().manual_seed(7), CONFIG)
+    made = objective(tiny_pipe, student, frozen_unet(tiny_pipe), sides, empty, torch.Generator().manual_seed(7), CONFIG)
     written = copy.deepcopy(tiny_pipe.unet)
     for site, change in student.changes.items():
         written.get_submodule(site.path).weight.data += change.detach()

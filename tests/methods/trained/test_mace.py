@@ -29,7 +29,7 @@ from excise.methods.configs.trained import MACEConfig
 from excise.methods.trained import mace
 from excise.methods.trained.attention_maps import attention, beside, of_layer, spoken
 from excise.methods.trained.mace import anchored, density, objective, pictured
-from excise.methods.trained.sampling import noised, plain, told
+from excise.methods.trained.sampling import add_noise, encode_conditioning, frozen_unet
 from excise.methods.trained.trainer import LowRank, watching
 from tests import tiny
 
@@ -120,7 +120,7 @@ def test_attention_maps_are_the_layers_own(tiny_pipe: Any) -> None:
     student, seen = student_of(tiny_pipe), list[Tensor]()
     layers = [m for path, m in tiny_pipe.unet.named_modules() if path.endswith(".attn2")]
     handles = [layer.register_forward_hook(lambda m, a, k, out: seen.append(out), with_kwargs=True) for layer in layers]
-    side = told(tiny_pipe, PROMPT, "mace")
+    side = encode_conditioning(tiny_pipe, PROMPT, "mace")
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), attention(tiny_pipe.unet) as maps:
         student(x, 300, *side.of(2))
@@ -205,13 +205,13 @@ def test_the_density_is_equation_5() -> None:
 
 def test_noise_is_that_of_the_timestep(tiny_pipe: Any) -> None:
     clean = torch.full((2, 4, 64, 64), 3.0)
-    made = noised(tiny_pipe, clean, torch.tensor([0, 900]), torch.Generator().manual_seed(0))
+    made = add_noise(tiny_pipe, clean, torch.tensor([0, 900]), torch.Generator().manual_seed(0))
     for own, t in zip(made, (0, 900), strict=True):
         share = float(tiny_pipe.scheduler.alphas_cumprod[t])
         assert float(own.mean()) == pytest.approx(3 * math.sqrt(share), abs=0.05)
         assert float(own.std()) == pytest.approx(math.sqrt(1 - share), abs=0.02)
     with pytest.raises(ExciseError, match="does not say how much noise a timestep has"):
-        noised(SimpleNamespace(scheduler=object()), clean, torch.tensor([0, 900]), torch.Generator())
+        add_noise(SimpleNamespace(scheduler=object()), clean, torch.tensor([0, 900]), torch.Generator())
 
 
 def test_a_mask_is_where_the_untouched_model_attends_to_the_word(tiny_pipe: Any) -> None:
@@ -220,9 +220,9 @@ def test_a_mask_is_where_the_untouched_model_attends_to_the_word(tiny_pipe: Any)
     generator = torch.Generator().manual_seed(0)
     torch.randn(1, 4, 8, 8, generator=generator)
     times = torch.tensor([199, 299, 399])
-    x = noised(tiny_pipe, one.latents.expand(3, -1, -1, -1), times, generator)
+    x = add_noise(tiny_pipe, one.latents.expand(3, -1, -1, -1), times, generator)
     with attention(tiny_pipe.unet) as maps:
-        plain(tiny_pipe)(x, times, *told(tiny_pipe, PROMPT, "mace").of(3))
+        frozen_unet(tiny_pipe)(x, times, *encode_conditioning(tiny_pipe, PROMPT, "mace").of(3))
     total = torch.zeros(8, 8)
     for A in maps:
         own = A[..., 2].mean((0, 1)).view(1, 1, *of_layer(8, 8, A.shape[2]))

@@ -18,7 +18,7 @@ from excise.erasers.edits.weights import PermeableEdit, permeability
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods import method
 from excise.methods.configs.trained import SPMConfig
-from excise.methods.trained.sampling import plain, told
+from excise.methods.trained.sampling import encode_conditioning, frozen_unet
 from excise.methods.trained.spm import anchors_near, objective, weights
 from excise.methods.trained.trainer import LowRank
 from tests import tiny
@@ -56,12 +56,12 @@ def test_anchors_have_about_the_length_of_the_concept() -> None:
 
 
 def test_the_loss_is_the_paper_s(tiny_pipe: Any) -> None:
-    sides, empty = [told(tiny_pipe, "gun", "spm")], told(tiny_pipe, "", "spm")
+    sides, empty = [encode_conditioning(tiny_pipe, "gun", "spm")], encode_conditioning(tiny_pipe, "", "spm")
     student = LowRank(tiny_pipe.unet, weights(tiny_pipe), {}, 1, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for n, change in enumerate(student.changes.values()):
             change.add_(0.1 * torch.randn(change.shape, generator=torch.Generator().manual_seed(n)))
-    made = objective(tiny_pipe, student, plain(tiny_pipe), sides, empty, torch.Generator().manual_seed(7), CONFIG)
+    made = objective(tiny_pipe, student, frozen_unet(tiny_pipe), sides, empty, torch.Generator().manual_seed(7), CONFIG)
     written = copy.deepcopy(tiny_pipe.unet)
     for site in student.changes:
         up, down = student.factors(site)
