@@ -32,9 +32,9 @@ from .errors import WeakEraserError as WeakEraserError
 from .errors import WrongModel as WrongModel
 from .methods.configs.sae import SNCEConfig as SNCEConfig
 from .neurons import Ranking as Ranking
+from .pipeline import Pipeline as Pipeline
 from .sae import TopKSAE as TopKSAE
 from .sites import LanguageModel as LanguageModel
-from .sites import Pipeline as Pipeline
 from .sites import Site as Site
 from .sites import TextEncoding as TextEncoding
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from excise.erasers import Eraser
     from excise.methods.base import Method
     from excise.neurons import Ranking
+    from excise.pipeline import Pipeline
     from excise.sae import TopKSAE
-    from excise.sites import Pipeline
 
 StrPath = str | PathLike[str]
 
@@ -69,8 +69,8 @@ def erase(
     """
     from excise.app.models.resolve import bundled_settings
     from excise.methods.lookup import configured, declared, preset_settings, settings_of
+    from excise.pipeline import check_pipeline
     from excise.sae import TopKSAE
-    from excise.sites.pipeline import check_pipeline
 
     check_pipeline(pipe)
     chosen, wanted = _method(method), _concept(concept)
@@ -117,8 +117,8 @@ def find_neurons(
     from excise.app.erase.finding import load_one
     from excise.methods.lookup import configured
     from excise.methods.sae.finding import find
+    from excise.pipeline import check_pipeline
     from excise.sae import TopKSAE
-    from excise.sites.pipeline import check_pipeline
 
     check_pipeline(pipe)
     if sae is None:
@@ -159,10 +159,10 @@ def train_sae(
     """
     from excise.app.models.resolve import check_device, parse_site
     from excise.app.training import text
+    from excise.pipeline import check_pipeline
     from excise.sae import TrainConfig
     from excise.sae import card as card_of
     from excise.sites import default_site
-    from excise.sites.pipeline import check_pipeline
 
     check_pipeline(pipe)
     check_names("the training", settings, TrainConfig.__dataclass_fields__)
@@ -216,7 +216,7 @@ def evaluate(
     from excise.bench.worker import work
     from excise.drawn import checker_of, restore_checker, without_checker
     from excise.erasers.loaders import list_erasers
-    from excise.sites.pipeline import check_pipeline
+    from excise.pipeline import check_pipeline
 
     check_pipeline(pipe)
     if suite == "canvas" and not is_bundled(pipe):

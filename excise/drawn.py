@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from excise.errors import ExciseError
+from excise.pipeline import Pipeline, as_diffusers
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Fault = Literal["flagged", "not finite", "one colour"]
@@ -83,27 +84,30 @@ def fault(picture: Pixels) -> Fault | None:
     return "one colour" if (values.max(0).astype(int) - values.min(0) <= SAME).all() else None
 
 
-def without_checker(pipe: Any) -> Any:
+def without_checker(pipe: Pipeline) -> Any:
     """The pipeline without its safety checker, where it has one that it can do without: what a filter hides cannot be
     counted."""
-    if getattr(pipe, "safety_checker", None) is not None and "safety_checker" in pipe._optional_components:
-        pipe.safety_checker = None
-        if "requires_safety_checker" in pipe.config:
-            pipe.register_to_config(requires_safety_checker=False)
+    if (
+        getattr(pipe, "safety_checker", None) is not None
+        and "safety_checker" in as_diffusers(pipe)._optional_components
+    ):
+        as_diffusers(pipe).safety_checker = None
+        if "requires_safety_checker" in as_diffusers(pipe).config:
+            as_diffusers(pipe).register_to_config(requires_safety_checker=False)
     return pipe
 
 
-def checker_of(pipe: Any) -> tuple[Any, Any]:
+def checker_of(pipe: Pipeline) -> tuple[Any, Any]:
     """What `without_checker` changes: the safety checker, and whether the pipeline requires one. None where absent."""
     return getattr(pipe, "safety_checker", None), dict(getattr(pipe, "config", {})).get("requires_safety_checker")
 
 
-def restore_checker(pipe: Any, checker: Any, required: Any) -> None:
+def restore_checker(pipe: Pipeline, checker: Any, required: Any) -> None:
     """Undo `without_checker`, with what `checker_of` gave before it."""
     if checker is not None:
-        pipe.safety_checker = checker
+        as_diffusers(pipe).safety_checker = checker
         if required is not None:
-            pipe.register_to_config(requires_safety_checker=required)
+            as_diffusers(pipe).register_to_config(requires_safety_checker=required)
 
 
 def _fault(picture: Pixels, flagged: bool, finite: bool) -> Fault | None:

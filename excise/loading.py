@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.errors import ExciseError, MissingExtra
+from excise.pipeline import Pipeline, as_diffusers
 
 if TYPE_CHECKING:
     import torch
@@ -178,10 +179,10 @@ def load_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) ->
             for name, where in components_of(index).items()
             if name in chosen and (kind := _class(*where)) is not None
         }
-        pipe: Any = diffusers.DiffusionPipeline.from_pretrained(
+        pipe: Pipeline = diffusers.DiffusionPipeline.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, **_in(dtype), **models
         )
-    pipe.set_progress_bar_config(disable=True)
+    as_diffusers(pipe).set_progress_bar_config(disable=True)
     return pipe
 
 

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from excise.pipeline import Pipeline, as_diffusers
+
 
 @contextmanager
-def by_steps(pipe: Any, progress: Callable[[float], Any] | None, whole: float) -> Iterator[None]:
+def by_steps(pipe: Pipeline, progress: Callable[[float], Any] | None, whole: float) -> Iterator[None]:
     """Within it, `progress` is called after each denoising step of `pipe` with the step's share of `whole`.
 
     The steps of one call of `pipe` are `whole` together. On leaving, `progress` is called with what is missing: a
@@ -20,13 +22,13 @@ def by_steps(pipe: Any, progress: Callable[[float], Any] | None, whole: float) -
     # Pipelines that bring no such method lose nothing: they never ask for it.
     counter = _Counter(progress, whole)
     own = vars(pipe).get("progress_bar")
-    pipe.progress_bar = counter.bar
+    as_diffusers(pipe).progress_bar = counter.bar
     try:
         yield
     finally:
-        del pipe.progress_bar
+        del as_diffusers(pipe).progress_bar
         if own is not None:
-            pipe.progress_bar = own
+            as_diffusers(pipe).progress_bar = own
     counter.settle()
 
 

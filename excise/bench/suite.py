@@ -11,6 +11,7 @@ from excise.bench.pictures import Pixels, read
 from excise.bench.statistics import Estimate
 from excise.concepts import Concept
 from excise.drawn import Drawn
+from excise.pipeline import Pipeline
 
 Role = Literal["target", "attack", "white-box", "keep", "mixed"]
 """What a family is for: the concept must go (said plainly, by an attack, or by one that knows the eraser), nothing may
@@ -111,11 +112,11 @@ class Suite(Protocol):
         """The pictures to draw for `concept` that need no search. Raises ExciseError for an unknown concept or size."""
         ...
 
-    def search(self, pipe: Any, concept: str, size: str) -> list[Case]:
+    def search(self, pipe: Pipeline, concept: str, size: str) -> list[Case]:
         """Further cases, found by attacks on the unerased `pipe`: the same for every method."""
         ...
 
-    def attack(self, pipe: Any, concept: str, size: str) -> list[Case]:
+    def attack(self, pipe: Pipeline, concept: str, size: str) -> list[Case]:
         """Further cases, found by white-box attacks on `pipe` with its eraser attached: each method has its own."""
         ...
 
@@ -128,7 +129,7 @@ class Suite(Protocol):
         """The concept with the prompt pairs an eraser is fitted on."""
         ...
 
-    def draw(self, pipe: Any, cases: list[Case]) -> Drawn | Pixels:
+    def draw(self, pipe: Pipeline, cases: list[Case]) -> Drawn | Pixels:
         """Pictures `[n, height, width, 3]`; the same bits every time on one machine. Of bare pixels no more can be
         told than whether a picture has one colour."""
         ...

@@ -28,6 +28,7 @@ from excise.erasers.artefact.verdict import WeakEraser
 from excise.errors import ExciseError
 from excise.files import sha256, write_atomic, write_once
 from excise.methods.lookup import method, parsed, settings_of
+from excise.pipeline import Pipeline, as_diffusers
 from excise.sites.truncation import cuts, told_of_cuts
 from excise.step_progress import by_steps
 
@@ -143,7 +144,7 @@ def _disk_refuses(error: Exception) -> bool:
 
 
 def _do(
-    run: Run, claim: Claim, suite: Suite, pipe: Any, defaults: Mapping[str, Mapping[str, Any]], progress: Any
+    run: Run, claim: Claim, suite: Suite, pipe: Pipeline, defaults: Mapping[str, Mapping[str, Any]], progress: Any
 ) -> None:
     unit = claim.unit
     done = {record["case"] for record in run.records(unit)}
@@ -172,7 +173,7 @@ def _do(
             claim.write(_records(run, unit, suite, some, drawn, seconds, lost))
 
 
-def _eraser(run: Run, unit: Unit, suite: Suite, pipe: Any, entry: Entry, defaults: Mapping[str, Any]) -> Eraser:
+def _eraser(run: Run, unit: Unit, suite: Suite, pipe: Pipeline, entry: Entry, defaults: Mapping[str, Any]) -> Eraser:
     """The eraser this run fitted already, or a fresh one with what its fitting cost."""
     folder = run.folder / "erasers" / unit.file
     if (folder / "manifest.json").exists():
@@ -194,16 +195,16 @@ def _eraser(run: Run, unit: Unit, suite: Suite, pipe: Any, entry: Entry, default
     return eraser
 
 
-def drawn_with(pipe: Any) -> str:
+def drawn_with(pipe: Pipeline) -> str:
     """The pipeline, its sampler, dtype and device, its safety checker, and the versions that ran them, in one line."""
     versions = " ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
-    sampler = type(pipe.scheduler).__name__
+    sampler = type(as_diffusers(pipe).scheduler).__name__
     checker = getattr(pipe, "safety_checker", None)
     checked = "no safety checker" if checker is None else type(checker).__name__
-    return f"{type(pipe).__name__}, {sampler}, {_dtype(pipe)} on {pipe.device}, {checked}; {versions}"
+    return f"{type(pipe).__name__}, {sampler}, {_dtype(pipe)} on {as_diffusers(pipe).device}, {checked}; {versions}"
 
 
-def refuse_other_dtype(run: Run, pipe: Any) -> None:
+def refuse_other_dtype(run: Run, pipe: Pipeline) -> None:
     """Raise ExciseError where pictures of the run were drawn in another dtype than the pipeline's.
 
     The dtype follows the device where none was named, and was float16 on every CUDA device in earlier versions.
@@ -212,13 +213,14 @@ def refuse_other_dtype(run: Run, pipe: Any) -> None:
         before = _DTYPE.search(json.loads(path.read_text()).get("drawn_with", ""))
         if before is not None and before["dtype"] != _dtype(pipe):
             raise ExciseError(
-                f"{run.folder} was drawn in {before[0]} so far, and would go on in {_dtype(pipe)} on {pipe.device}; "
-                f"start another run (--dtype {before['dtype']} draws as this one did), or go on where it was begun"
+                f"{run.folder} was drawn in {before[0]} so far, and would go on in {_dtype(pipe)} on "
+                f"{as_diffusers(pipe).device}; start another run (--dtype {before['dtype']} draws as this one did), or "
+                "go on where it was begun"
             )
 
 
-def _dtype(pipe: Any) -> str:
-    return str(pipe.dtype).removeprefix("torch.")
+def _dtype(pipe: Pipeline) -> str:
+    return str(as_diffusers(pipe).dtype).removeprefix("torch.")
 
 
 def _peak_memory() -> int | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from excise.cli.terminal import note
+from excise.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from excise.erasers import Eraser
     from excise.sites.truncation import Cut
 
 
-def note_cuts(pipe: Any, prompts: Iterable[str]) -> list[Cut]:
+def note_cuts(pipe: Pipeline, prompts: Iterable[str]) -> list[Cut]:
     """The prompts that are cut, told of on standard error in one line."""
     from excise.sites.truncation import cuts, described, told_of_cuts
 

@@ -32,10 +32,10 @@ from excise.erasers.hooks.wrapping import found_on
 from excise.erasers.prompt_checks import PromptChecks
 from excise.errors import EraserDidNotFire, ExciseError, InvalidSetting, WrongModel
 from excise.notebook import line, quoted
+from excise.pipeline import Pipeline, check_pipeline
 from excise.sites.denoiser import denoisers
 from excise.sites.language import LanguageModel
 from excise.sites.locking import lock
-from excise.sites.pipeline import check_pipeline
 from excise.sites.site import text_encoders, tokenizer_of
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Attachment:
     def __init__(
         self,
         eraser: Artefact,
-        pipe: Any,
+        pipe: Pipeline,
         *,
         strength: float = 1.0,
         strict: bool = True,
@@ -109,7 +109,7 @@ class Attachment:
             self._guard = Guard.join(pipe, self)
             watched = bool(self.eraser.text_edits)
             self.denoiser_guard = DenoiserGuard.join(pipe, self, self.encoded_by) if watched and not language else None
-            self.transcript = Transcript.join(pipe, self) if watched and language else None
+            self.transcript = Transcript.join(pipe, self) if watched and isinstance(pipe, LanguageModel) else None
         try:
             with _LOCK:
                 self._unlock = [lock(tokenizer_of(pipe, name)) for name in text_encoders(pipe)]
@@ -260,11 +260,11 @@ class Attachment:
         assert isinstance(found, Attachment)
         return found
 
-    def answering(self, pipe: Any) -> list[Host]:
+    def answering(self, pipe: Pipeline) -> list[Host]:
         """Everything attached that answers for what `pipe` encodes."""
         return [attachment for attachment in attachments_near(pipe) if attachment.answers_for(pipe)]
 
-    def acts_on(self, pipe: Any) -> bool:
+    def acts_on(self, pipe: Pipeline) -> bool:
         """Whether one of its edits is on a module of `pipe`, or its guard on a denoiser of `pipe`."""
         if pipe is self.pipe:
             return True
@@ -293,7 +293,7 @@ class Attachment:
         """Refuse other weights, adapters or vocabulary than at attach time."""
         self._checks.refuse_changed()
 
-    def answers_for(self, pipe: Any) -> bool:
+    def answers_for(self, pipe: Pipeline) -> bool:
         """Whether it is attached to `pipe`, or an encoder or denoiser that it edits has the same place in `pipe`."""
         return self._checks.answers_for(pipe)
 

@@ -15,8 +15,8 @@ from excise.files import write_folder
 from excise.hub import fetch
 
 if TYPE_CHECKING:
+    from excise.pipeline import Pipeline
     from excise.sae import TopKSAE
-    from excise.sites import Pipeline
 
 StrPath = str | PathLike[str]
 

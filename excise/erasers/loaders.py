@@ -19,12 +19,12 @@ from excise.erasers.hooks.edit_hook import EditHook
 from excise.erasers.several import Attachments, load_erasers
 from excise.errors import EraserDidNotFire, InvalidSetting, NotFound
 from excise.hub import fetch
+from excise.pipeline import check_pipeline
 from excise.sites.encoding import encode_prompt, tensors_of
-from excise.sites.pipeline import check_pipeline
 
 if TYPE_CHECKING:
+    from excise.pipeline import Pipeline
     from excise.sae import TopKSAE
-    from excise.sites import Pipeline
 
 
 def load_eraser(
@@ -122,7 +122,7 @@ def encode(pipe: Pipeline, how: Callable[..., Any] | str, *args: Any, negative: 
         return _encoded(pipe, lambda: how(*args, **kwargs))
 
 
-def _encoded(pipe: Any, how: Callable[[], Any]) -> Any:
+def _encoded(pipe: Pipeline, how: Callable[[], Any]) -> Any:
     active = [attachment for attachment in _loaded(pipe).values() if attachment.active]
     before = [(a, a.epoch, [(hook, hook.runs) for hook in a.encoding.text_hooks]) for a in active]
     spared, erased = getattr(SPARED, "runs", 0), getattr(ERASED, "runs", 0)
@@ -265,14 +265,14 @@ def get_active_erasers(pipe: Pipeline) -> list[str]:
     return [name for name, attachment in _loaded(pipe).items() if attachment.active]
 
 
-def steer_guidance(pipe: Any) -> bool:
+def steer_guidance(pipe: Pipeline) -> bool:
     """Whether an active eraser works within classifier-free guidance, so that its U-Net runs for a prompt and for
     none in one batch only."""
     active = [attachment for attachment in _loaded(pipe).values() if attachment.active]
     return any(edit.kind == "guidance" for attachment in active for edit in attachment.eraser.edits)
 
 
-def _loaded(pipe: Any) -> dict[str, Attachment]:
+def _loaded(pipe: Pipeline) -> dict[str, Attachment]:
     """The erasers that act on `pipe`, whether they were attached to it or to a pipeline of the same components."""
     return {
         attachment.name: attachment
@@ -290,7 +290,7 @@ def _names(names: Sequence[str] | str) -> list[str]:
     return given
 
 
-def _named(pipe: Any, names: Sequence[str] | None) -> list[Attachment]:
+def _named(pipe: Pipeline, names: Sequence[str] | None) -> list[Attachment]:
     loaded = _loaded(pipe)
     for name in names or ():
         if name not in loaded:

@@ -15,6 +15,7 @@ from excise.erasers.guard.weights_watch import WeightsWatch
 from excise.erasers.hooks.context import Call, has_own_branch, is_proving
 from excise.erasers.hooks.host import Acting, Host
 from excise.errors import EraserDidNotFire, WrongModel
+from excise.pipeline import Pipeline
 from excise.sites.denoiser import denoisers
 from excise.sites.encoding import conditional, tensors_of
 from excise.sites.families import family_of
@@ -116,7 +117,7 @@ class PromptChecks:
                 "set it as it was, or attach the eraser again, which proves it anew"
             )
 
-    def answers_for(self, pipe: Any) -> bool:
+    def answers_for(self, pipe: Pipeline) -> bool:
         """Whether it is attached to `pipe`, or an encoder or denoiser that it edits has the same place in `pipe`."""
         if pipe is self.host.pipe:
             return True
@@ -163,7 +164,7 @@ class PromptChecks:
                 self.host.trust(others, epoch, spared=spares and (call.negative or "unconditional" in call.branches))
         self.host.denoiser_guard.known_vectors.hold(tensors_of(made))
 
-    def _hooks_of(self, pipe: Any) -> list[tuple[nn.Module, Acting]]:
+    def _hooks_of(self, pipe: Pipeline) -> list[tuple[nn.Module, Acting]]:
         """The hooks, with their modules, whose edits have to act in what `pipe` encodes and draws. A pipeline that
         shares encoders with its own need not have all of them, and may have another denoiser."""
         hooks = list(self.host.placed)
@@ -177,12 +178,12 @@ class PromptChecks:
             and (site.part == "text" or part is self.edited[site.component])
         ]
 
-    def _has_family_of(self, pipe: Any) -> bool:
+    def _has_family_of(self, pipe: Pipeline) -> bool:
         """Whether what `pipe` encodes could be drawn by the pipeline that the eraser is attached to."""
         one, other = family_of(pipe), family_of(self.host.pipe)
         return pipe is self.host.pipe or (one and one.encoders) == (other and other.encoders)
 
-    def _unlike(self, pipe: Any, component: str, done: str) -> str:
+    def _unlike(self, pipe: Pipeline, component: str, done: str) -> str:
         name = self.host.eraser.name
         if pipe is self.host.pipe:
             without = " without it" if component in self.host.absent else ""

@@ -15,6 +15,7 @@ from excise.erasers.attachment import Attachment
 from excise.erasers.eraser import Eraser
 from excise.errors import InvalidSetting
 from excise.notebook import line, listed, quoted
+from excise.pipeline import Pipeline
 
 
 def load_erasers(
@@ -62,7 +63,7 @@ class Attachments(Sequence[Attachment]):
         self._attached = tuple(attached)
 
     @classmethod
-    def of(cls, pipe: Any, erasers: Mapping[str, Eraser], **options: Any) -> Attachments:
+    def of(cls, pipe: Pipeline, erasers: Mapping[str, Eraser], **options: Any) -> Attachments:
         """Attach erasers by name, with the options of `Eraser.attach`: all of them, or none where one is refused.
 
         Raises ExciseError and EraserDidNotFire as `Eraser.attach` does.

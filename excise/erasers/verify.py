@@ -14,11 +14,11 @@ from excise.erasers.eraser import Eraser, StrPath
 from excise.erasers.guard.coverage import absent_from
 from excise.erasers.guard.model_digest import mismatches
 from excise.errors import ExciseError, WrongModel
-from excise.sites.pipeline import check_pipeline
+from excise.pipeline import check_pipeline
 
 if TYPE_CHECKING:
+    from excise.pipeline import Pipeline
     from excise.sae import TopKSAE
-    from excise.sites import Pipeline
 
 
 def verify(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from excise.errors import ExciseError
+from excise.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from excise.concepts import Concept
@@ -30,7 +31,7 @@ class Method(Protocol):
         """Settings by name, defaults for the rest. Raises ExciseError for an impossible value."""
         ...
 
-    def fit(self, pipe: Any, concept: Concept, config: Any) -> Eraser:
+    def fit(self, pipe: Pipeline, concept: Concept, config: Any) -> Eraser:
         """Raises ExciseError where the concept cannot be erased so."""
         ...
 
@@ -43,7 +44,7 @@ class Fitted:
     Config: Callable[..., Any]
     make: Callable[..., Eraser]
 
-    def fit(self, pipe: Any, concept: Concept, config: Any = None, **more: Any) -> Eraser:
+    def fit(self, pipe: Pipeline, concept: Concept, config: Any = None, **more: Any) -> Eraser:
         """As its file's `fit`. Raises ExciseError, saying what to lower, where memory does not suffice."""
         config = self.Config() if config is None else config
         try:

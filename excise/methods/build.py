@@ -10,6 +10,7 @@ from excise.concepts import Concept
 from excise.erasers import Eraser, made_for
 from excise.erasers.edits.registry import Edit
 from excise.methods.judging import judged
+from excise.pipeline import Pipeline
 
 
 def versions() -> dict[str, str]:
@@ -18,7 +19,7 @@ def versions() -> dict[str, str]:
 
 
 def proved(
-    pipe: Any,
+    pipe: Pipeline,
     edits: Sequence[Edit],
     concept: Concept,
     method: str,

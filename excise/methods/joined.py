@@ -11,6 +11,7 @@ from excise.erasers import Eraser
 from excise.errors import InvalidSetting
 from excise.methods.base import AND, Method
 from excise.methods.judging import judged
+from excise.pipeline import Pipeline
 from excise.settings import check_names
 
 
@@ -35,7 +36,7 @@ class Joined:
             self._own(part, made)
         return made
 
-    def fit(self, pipe: Any, concept: Concept, config: SimpleNamespace) -> Eraser:
+    def fit(self, pipe: Pipeline, concept: Concept, config: SimpleNamespace) -> Eraser:
         """One eraser with every part's edits, proved with the canary that the first part chose.
 
         Raises ExciseError as the parts do; EraserDidNotFire where either kind of edit does not show on that canary.

@@ -25,6 +25,7 @@ from excise.erasers.guard.self_test import moved
 from excise.methods.prompt_codes import features
 from excise.neurons.flags import CAUGHT, percent
 from excise.neurons.validation import STRUCTURAL_SHARE
+from excise.pipeline import Pipeline
 from excise.sae import TopKSAE
 from excise.sites import text_encoders
 from excise.sites.language import LanguageModel
@@ -104,7 +105,7 @@ def prompts_by_mention(concept: Concept, loudness: Sequence[float] = ()) -> dict
 
 
 @torch.no_grad()
-def protected(pipe: Any, edit: SAEEdit, sae: TopKSAE | None, batch_size: int = 64) -> tuple[tuple[str, ...], int]:
+def protected(pipe: Pipeline, edit: SAEEdit, sae: TopKSAE | None, batch_size: int = 64) -> tuple[tuple[str, ...], int]:
     """Words for groups of people at which the edit acts in a sentence that it leaves alone without them, and how many
     words were tried. One sentence each; an audit tries several."""
     about = list({s.word: s for s in reversed(group_sentences())}.values())[::-1]
@@ -165,7 +166,7 @@ def _said(figures: Figures) -> dict[str, Any]:
     return said
 
 
-def _unread(pipe: Any, concept: Concept) -> list[str]:
+def _unread(pipe: Pipeline, concept: Concept) -> list[str]:
     """Mentions that a tokenizer has no pieces for: they are one and the same to its encoder."""
     out = []
     for component in text_encoders(pipe):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from excise.concepts import Concept
 from excise.erasers import Eraser, made_for
 from excise.methods.base import Fitted
 from excise.methods.configs.baselines import NoneConfig
+from excise.pipeline import Pipeline
 
 
-def fit(pipe: Any, concept: Concept, config: NoneConfig) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: NoneConfig) -> Eraser:
     """An eraser whose attachment leaves every bit alone; it cannot be saved."""
     return Eraser((), "none", concept.name, concept.mentions, made_for=made_for(pipe), method="none")
 

@@ -18,6 +18,7 @@ from excise.erasers.edits.sae_rows import preactivations, topk_codes
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.neurons import PromptCodes
+from excise.pipeline import Pipeline
 from excise.sae import TopKSAE
 from excise.sites import Features, Site, capture
 
@@ -48,7 +49,7 @@ class Reading:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, pipe: Any, sae: TopKSAE, edit: SAEEdit, prompts: Sequence[str], batch_size: int = 64) -> Reading:
+    def of(cls, pipe: Pipeline, sae: TopKSAE, edit: SAEEdit, prompts: Sequence[str], batch_size: int = 64) -> Reading:
         if not prompts:
             raise ExciseError("the concept has no deconcept prompts to calibrate on; give it pairs")
         rows = edit.indices.to(sae.W_enc.device)
@@ -78,7 +79,7 @@ class Reading:
         return int(not self.scored[:, 0].any() and torch.allclose(first, first[:1], atol=1e-3, rtol=1e-3))
 
 
-def features(pipe: Any, site: Site, prompts: Sequence[str], batch_size: int = 64) -> list[Features]:
+def features(pipe: Pipeline, site: Site, prompts: Sequence[str], batch_size: int = 64) -> list[Features]:
     """Batches as the model itself gives them, whatever eraser is attached to it."""
     seen, key = _SEEN.get(), (id(pipe), site, tuple(prompts), batch_size)
     if seen is not None and key in seen.features:
@@ -103,7 +104,7 @@ def remembered() -> Iterator[None]:
 
 @torch.no_grad()
 def prompt_codes(
-    pipe: Any, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_size: int = 64
+    pipe: Pipeline, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_size: int = 64
 ) -> tuple[PromptCodes, Tensor]:
     """TopK codes of whole prompts, and their token ids `[P, T]`."""
     seen, key = _SEEN.get(), (id(pipe), id(sae), site, tuple(prompts), batch_size)
@@ -135,7 +136,7 @@ def stacked(batches: Sequence[Tensor], fill: float = 0) -> Tensor:
 
 
 @torch.no_grad()
-def carried_share(pipe: Any, sae: TopKSAE, edit: SAEEdit, concept: Concept, batch_size: int = 64) -> float:
+def carried_share(pipe: Pipeline, sae: TopKSAE, edit: SAEEdit, concept: Concept, batch_size: int = 64) -> float:
     """How much of what the concept changes in a sentence the edit takes out at λ = 1, where it takes out least.
 
     Looked at in two places: the state of the concept's own word, and the last one that is no padding, which carries the
@@ -180,7 +181,7 @@ def _last_of_difference(one: Sequence[int], other: Sequence[int]) -> tuple[int, 
     return ends if min(ends) >= head else None
 
 
-def concept_codes(pipe: Any, sae: TopKSAE, edit: SAEEdit, mentions: Sequence[str], align: Align) -> Tensor:
+def concept_codes(pipe: Pipeline, sae: TopKSAE, edit: SAEEdit, mentions: Sequence[str], align: Align) -> Tensor:
     """Z_c of eq. 8, `[T, k]`: of the comma-joined tuple by position, or the mean over mentions of their mean code.
 
     The pooled mean goes to every position but the first: a BOS state comes before any word and carries none.

@@ -13,7 +13,6 @@ from .encoding import encode_prompt as encode_prompt
 from .families import FAMILIES as FAMILIES
 from .families import family_of as family_of
 from .language import LanguageModel as LanguageModel
-from .pipeline import Pipeline as Pipeline
 from .site import PRESETS as PRESETS
 from .site import Site as Site
 from .site import default_site as default_site

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from excise.errors import ExciseError, NotFound, WrongModel
+from excise.pipeline import Pipeline
 from excise.sites.language import LanguageModel
 from excise.sites.site import DENOISERS, Site, resolve, text_encoders
 
@@ -27,7 +28,7 @@ BLOCKS: dict[str, tuple[Site, ...]] = {
 """Sites by model: SAEuron's for objects and for styles, which SD 1.4 has too; and the bundled model's, for both."""
 
 
-def block_site(pipe: Any, path: str, component: str | None = None) -> Site:
+def block_site(pipe: Pipeline, path: str, component: str | None = None) -> Site:
     """The Site of a denoiser's block, its width looked up. Raises ExciseError where there is no such block."""
     name, denoiser = denoiser_of(pipe, component)
     modules = dict(denoiser.named_modules())
@@ -40,7 +41,7 @@ def block_site(pipe: Any, path: str, component: str | None = None) -> Site:
     return Site(name, path, width)
 
 
-def module_at(pipe: Any, site: Site) -> nn.Module:
+def module_at(pipe: Pipeline, site: Site) -> nn.Module:
     """The live module of a Site, in a text encoder or in a denoiser.
 
     Raises ExciseError where the pipeline lacks it, or its width differs.
@@ -63,7 +64,7 @@ def _submodule(denoiser: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def layer_at(pipe: Any, site: Site) -> nn.Module:
+def layer_at(pipe: Pipeline, site: Site) -> nn.Module:
     """The live Linear or Conv2d at a Site of a denoiser or a text encoder; of one that a LoRA wraps (PEFT's), that
     within.
 
@@ -88,7 +89,7 @@ def layer_at(pipe: Any, site: Site) -> nn.Module:
     return found
 
 
-def attention_at(pipe: Any, site: Site) -> nn.Module:
+def attention_at(pipe: Pipeline, site: Site) -> nn.Module:
     """The live attention (diffusers' Attention) at a Site of a denoiser. Raises ExciseError where there is none, or its
     width differs."""
     name, denoiser = denoiser_of(pipe, site.component)
@@ -101,7 +102,7 @@ def attention_at(pipe: Any, site: Site) -> nn.Module:
     return module
 
 
-def check_reads_text(pipe: Any, method: str) -> None:
+def check_reads_text(pipe: Pipeline, method: str) -> None:
     """Raises ExciseError, naming the method that needs it, where a pipeline's U-Net hears no text: no attention of it
     looks at anything but the picture itself."""
     name, unet = denoiser_of(pipe)
@@ -113,7 +114,7 @@ def check_reads_text(pipe: Any, method: str) -> None:
         )
 
 
-def cross_attentions(pipe: Any, method: str) -> list[Site]:
+def cross_attentions(pipe: Pipeline, method: str) -> list[Site]:
     """Every cross-attention of a pipeline's U-Net, in its order. Raises ExciseError, naming the method that edits them,
     where it has none."""
     name, denoiser = denoiser_of(pipe)
@@ -152,7 +153,7 @@ def from_patches(patches: Tensor, like: Any) -> Any:
     return type(like)([*like[:at], from_patches(patches, like[at]), *like[at + 1 :]])
 
 
-def denoisers(pipe: Any) -> list[nn.Module]:
+def denoisers(pipe: Pipeline) -> list[nn.Module]:
     """What turns text states into a picture: U-Net or transformer, or the two transformers of some pipelines.
 
     Of one that `torch.compile` wraps, the module within.
@@ -161,7 +162,7 @@ def denoisers(pipe: Any) -> list[nn.Module]:
     return [getattr(module, "_orig_mod", module) for module in found if isinstance(module, nn.Module)]
 
 
-def denoiser_of(pipe: Any, component: str | None = None) -> tuple[str, nn.Module]:
+def denoiser_of(pipe: Pipeline, component: str | None = None) -> tuple[str, nn.Module]:
     """A denoiser and its name, the first one by default; of one that `torch.compile` wraps, the module within.
 
     Raises ExciseError where the pipeline has none.
@@ -203,7 +204,7 @@ def timestep_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
     return at, given if isinstance(given, Tensor) else torch.tensor(given)
 
 
-def whole(pipe: Any, method: str) -> Site:
+def whole(pipe: Pipeline, method: str) -> Site:
     """The Site of a pipeline's U-Net as a whole.
 
     Raises ExciseError where it has none that reads text states, or several text encoders.
@@ -220,7 +221,7 @@ def whole(pipe: Any, method: str) -> Site:
     return Site("unet", "", int(config.out_channels))
 
 
-def unet_at(pipe: Any, site: Site) -> nn.Module:
+def unet_at(pipe: Pipeline, site: Site) -> nn.Module:
     """The live U-Net of such a Site. Raises ExciseError where there is none, or it is another."""
     unet = denoiser_of(pipe, site.component)[1]
     if int(getattr(unet.config, "out_channels", 0)) != site.width:

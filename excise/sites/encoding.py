@@ -10,20 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from excise.errors import WrongModel
+from excise.pipeline import Pipeline, as_diffusers
 
 
 class Enough(Exception):
     """Raised by a hook once it has what it waited for: nothing that the pipeline does after it is needed."""
 
 
-def encode_prompt(pipe: Any, prompt: str | list[str], guidance: bool = False) -> Any:
+def encode_prompt(pipe: Pipeline, prompt: str | list[str], guidance: bool = False) -> Any:
     """What the pipeline's `encode_prompt` makes of a prompt, by default without an unconditional one.
 
     Raises ExciseError where the pipeline has none.
     """
     if not callable(getattr(pipe, "encode_prompt", None)):
         raise WrongModel(f"{type(pipe).__name__} has no encode_prompt; wrap its encoder in excise.TextEncoding")
-    known = inspect.signature(pipe.encode_prompt).parameters
+    known = inspect.signature(as_diffusers(pipe).encode_prompt).parameters
     wanted: dict[str, Any] = {
         name: None for name, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
     }
@@ -32,10 +33,10 @@ def encode_prompt(pipe: Any, prompt: str | list[str], guidance: bool = False) ->
     wanted |= {"prompt": texts, "device": device_of(pipe), "do_classifier_free_guidance": guidance}
     wanted |= {"batch_size": 1 if isinstance(prompt, str) else len(prompt)}
     wanted |= {"num_images_per_prompt": 1, "num_videos_per_prompt": 1}
-    return pipe.encode_prompt(**{name: value for name, value in wanted.items() if name in known})
+    return as_diffusers(pipe).encode_prompt(**{name: value for name, value in wanted.items() if name in known})
 
 
-def device_of(pipe: Any) -> torch.device:
+def device_of(pipe: Pipeline) -> torch.device:
     """Where the pipeline encodes."""
     device = getattr(pipe, "_execution_device", None)
     encoder = getattr(pipe, "text_encoder", None)
@@ -81,14 +82,14 @@ class TextEncoding:
         return states
 
 
-def conditional(pipe: Any, made: Any) -> list[Tensor]:
+def conditional(pipe: Pipeline, made: Any) -> list[Tensor]:
     """The prompt's own tensors among `encode_prompt`'s results, without the unconditional ones.
 
     Those stand behind each of the prompt's, or behind all of them where masks come along.
     """
     if not isinstance(made, tuple | list):
         return list(tensors_of(made))
-    if "do_classifier_free_guidance" in inspect.signature(pipe.encode_prompt).parameters:
+    if "do_classifier_free_guidance" in inspect.signature(as_diffusers(pipe).encode_prompt).parameters:
         masks = len(made) > 2 and isinstance(made[1], Tensor) and made[1].ndim < getattr(made[0], "ndim", 0)
         made = made[: len(made) // 2] if masks else made[::2]
     return list(tensors_of(made))

@@ -7,7 +7,8 @@ state, -2 the one a layer before it. An eraser must act before the earliest tap,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from excise.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ FAMILIES = (
 )
 
 
-def family_of(pipe: Any) -> Family | None:
+def family_of(pipe: Pipeline) -> Family | None:
     """The family whose class names fit the pipeline's best; None where it is in none, and every encoder counts."""
     name = type(pipe).__name__
     fits = [(len(start), family) for family in FAMILIES for start in family.pipelines if name.startswith(start)]

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from excise.pipeline import Pipeline
 from excise.sites.site import encoder_of, tokenizer_of
 
 
 @torch.no_grad()
-def eos_states(pipe: Any, ids: Tensor) -> Tensor:
+def eos_states(pipe: Pipeline, ids: Tensor) -> Tensor:
     """`[n, d]` float32: EOS states of token rows `[n, T]`, after the last norm; the encoder's "pooled" output."""
     encoder: Any = encoder_of(pipe, "text_encoder")
     states = encoder(ids.to(next(encoder.parameters()).device)).last_hidden_state
@@ -22,7 +23,7 @@ def eos_states(pipe: Any, ids: Tensor) -> Tensor:
     return made
 
 
-def eos_without_each(pipe: Any, text: str) -> Tensor:
+def eos_without_each(pipe: Pipeline, text: str) -> Tensor:
     """`[n, d]`: of a prompt of n words (tokens) the EOS state without the i-th, which id 0 stands in for, as in the
     authors' code."""
     tokenizer: Any = tokenizer_of(pipe, "text_encoder")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from excise.errors import ExciseError, InvalidSetting, NotFound, WrongModel
+from excise.pipeline import Pipeline
 from excise.sites.families import family_of
 
 _WRAPPER = "text_model."
@@ -83,7 +84,7 @@ PRESETS: dict[str, tuple[Site, ...]] = {
 Language models' are the residual stream and the MLP's output."""
 
 
-def text_encoders(pipe: Any) -> dict[str, nn.Module]:
+def text_encoders(pipe: Pipeline) -> dict[str, nn.Module]:
     """The pipeline's text encoders by component name (`text_encoder`, `text_encoder_2`, ...), those present only.
 
     Of one that `torch.compile` wraps, the module within.
@@ -94,7 +95,7 @@ def text_encoders(pipe: Any) -> dict[str, nn.Module]:
     return {name: getattr(module, "_orig_mod", module) for name, module in encoders.items()}
 
 
-def tokenizer_of(pipe: Any, component: str) -> Any:
+def tokenizer_of(pipe: Pipeline, component: str) -> Any:
     """The tokenizer that feeds `component`. Raises ExciseError where the pipeline has none."""
     name = component.replace("text_encoder", "tokenizer")
     tokenizer = getattr(pipe, name, None)
@@ -104,20 +105,20 @@ def tokenizer_of(pipe: Any, component: str) -> Any:
     return getattr(tokenizer, "tokenizer", tokenizer)
 
 
-def part_of(pipe: Any, component: str) -> Any:
+def part_of(pipe: Pipeline, component: str) -> Any:
     """The pipeline's component of that name, None where it has none; of one that is compiled, the module within."""
     part = getattr(pipe, component, None)
     return getattr(part, "_orig_mod", part)
 
 
-def to_cover(pipe: Any) -> list[str]:
+def to_cover(pipe: Pipeline) -> list[str]:
     """The text encoders by which a concept reaches the denoiser: all that are there, but one for written text only."""
     family = family_of(pipe)
     known = {name: family.encoder(name) if family else None for name in text_encoders(pipe)}
     return [name for name, encoder in known.items() if encoder is None or not encoder.glyphs]
 
 
-def encoder_of(pipe: Any, component: str) -> nn.Module:
+def encoder_of(pipe: Pipeline, component: str) -> nn.Module:
     """The text encoder named `component`. Raises ExciseError where the pipeline has none of that name."""
     encoders = text_encoders(pipe)
     if component not in encoders:
@@ -126,7 +127,7 @@ def encoder_of(pipe: Any, component: str) -> nn.Module:
     return encoders[component]
 
 
-def sites_of(pipe: Any) -> list[Site]:
+def sites_of(pipe: Pipeline) -> list[Site]:
     """Every Site of every text encoder, first to last: embeddings, each layer, final norm."""
     return [
         Site(component, _plain(path), width)
@@ -136,7 +137,7 @@ def sites_of(pipe: Any) -> list[Site]:
     ]
 
 
-def site_at(pipe: Any, path: str, component: str = "text_encoder") -> Site:
+def site_at(pipe: Pipeline, path: str, component: str = "text_encoder") -> Site:
     """The Site at `path`, its width looked up. Raises ExciseError, with near paths, where there is none."""
     encoder = encoder_of(pipe, component)
     width = _width(encoder, _find(encoder, component, path))
@@ -147,7 +148,7 @@ def site_at(pipe: Any, path: str, component: str = "text_encoder") -> Site:
     return Site(component, _plain(path), width)
 
 
-def resolve(pipe: Any, site: Site) -> nn.Module:
+def resolve(pipe: Pipeline, site: Site) -> nn.Module:
     """The live module of `site`.
 
     Raises ExciseError where the pipeline lacks the encoder or the path (near paths are listed), or the width differs.
@@ -171,7 +172,7 @@ def shows_from(site: Site) -> int:
     return int(inside[1]) + 1 if inside else 0
 
 
-def default_site(pipe: Any, component: str = "text_encoder") -> Site:
+def default_site(pipe: Pipeline, component: str = "text_encoder") -> Site:
     """Three quarters up the encoder, or as far as the pipeline's earliest tap allows.
 
     Raises ExciseError where the encoder is missing or has no stack of layers.
@@ -184,7 +185,7 @@ def default_site(pipe: Any, component: str = "text_encoder") -> Site:
     return layers[max(1, min(round(0.75 * len(layers)), *reads)) - 1]
 
 
-def taps_of(pipe: Any, component: str) -> list[int]:
+def taps_of(pipe: Pipeline, component: str) -> list[int]:
     """By how many layers each hidden state that the pipeline reads was made; empty where its family is unknown."""
     family = family_of(pipe)
     encoder = family.encoder(component) if family is not None else None
@@ -192,7 +193,7 @@ def taps_of(pipe: Any, component: str) -> list[int]:
     return [tap if tap >= 0 else layers + 1 + tap for tap in encoder.taps] if encoder is not None else []
 
 
-def refuse_late(pipe: Any, site: Site) -> None:
+def refuse_late(pipe: Pipeline, site: Site) -> None:
     """Raises ExciseError where the pipeline reads hidden states that are made before `site` is reached."""
     at = depth(pipe, site)
     for read in taps_of(pipe, site.component):
@@ -203,7 +204,7 @@ def refuse_late(pipe: Any, site: Site) -> None:
             )
 
 
-def depth(pipe: Any, site: Site) -> int | None:
+def depth(pipe: Pipeline, site: Site) -> int | None:
     """How many transformer layers have run when `site` is read: 0 embeddings, n+1 layer n. None if unknown."""
     path = _plain(site.path)
     match = _LAYER.match(path)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+from excise.pipeline import Pipeline, as_diffusers
 from excise.sites.language import LanguageModel
 from excise.sites.locking import own_copy
 from excise.sites.site import encoder_of, text_encoders, tokenizer_of
@@ -41,7 +42,7 @@ class Cut:
         return self.prompt[begun.start() if begun else at :]
 
 
-def cuts(pipe: Any, prompts: Iterable[str]) -> list[Cut]:
+def cuts(pipe: Pipeline, prompts: Iterable[str]) -> list[Cut]:
     """Those of `prompts` that are longer than every text encoder of the pipeline reads, in their order.
 
     A language model cuts nothing: it refuses what is too long.
@@ -74,7 +75,7 @@ def label(prompt: str, lost: str = "") -> str:
     return f"{prompt.removesuffix(lost).rstrip()} (not read: {lost.strip()})" if lost else prompt
 
 
-def warn_of_cuts(pipe: Any, prompts: list[str]) -> None:
+def warn_of_cuts(pipe: Pipeline, prompts: list[str]) -> None:
     """Warn of prompts that are cut, once for each pipeline's tokenizer."""
     if isinstance(pipe, LanguageModel):
         return
@@ -86,7 +87,7 @@ def warn_of_cuts(pipe: Any, prompts: list[str]) -> None:
         warnings.warn(f"{described(found, len(prompts))}; shorten such prompts (this is said once)", stacklevel=3)
 
 
-def told_of_cuts(pipe: Any) -> None:
+def told_of_cuts(pipe: Pipeline) -> None:
     """Let no warning follow: the cuts of this pipeline's prompts were told of in another way."""
     if not isinstance(pipe, LanguageModel):
         _warned.update(tokenizer_of(pipe, name) for name in text_encoders(pipe))
@@ -116,7 +117,7 @@ def _cuts(readers: list[tuple[Any, int]], prompts: list[str]) -> list[Cut]:
     return [Cut(prompts[n], prompts[n][at:], limit) for n, (at, limit) in ends.items()]
 
 
-def _limit(pipe: Any, component: str) -> int | None:
+def _limit(pipe: Pipeline, component: str) -> int | None:
     """How many tokens the pipeline has an encoder read; None where that is not known."""
     tokenizer, encoder = tokenizer_of(pipe, component), encoder_of(pipe, component)
     if not callable(getattr(tokenizer, "num_special_tokens_to_add", None)):
@@ -124,7 +125,7 @@ def _limit(pipe: Any, component: str) -> int | None:
     positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
     longest = min(int(tokenizer.model_max_length), int(positions or tokenizer.model_max_length))
     if not type(encoder).__name__.startswith("CLIPText") and callable(getattr(pipe, "encode_prompt", None)):
-        said = inspect.signature(pipe.encode_prompt).parameters.get("max_sequence_length")
+        said = inspect.signature(as_diffusers(pipe).encode_prompt).parameters.get("max_sequence_length")
         if said is not None and isinstance(said.default, int):
             longest = min(longest, said.default)
     return longest if longest < _NO_LIMIT else None

@@ -22,6 +22,7 @@ from excise.erasers.guard.effects import Progress, text_changes
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.neurons import flags
 from excise.neurons.flags import Flag, Group
+from excise.pipeline import Pipeline
 from excise.sae import TopKSAE
 
 SCHEMA = "excise.audit/1"
@@ -65,7 +66,7 @@ class Plan:
     """An audit about to be run. `folder` is where the eraser lies, `command` what a person typed."""
 
     eraser: Eraser
-    pipe: Any
+    pipe: Pipeline
     concept: Concept
     words: Sequence[Word]
     benign: Benign

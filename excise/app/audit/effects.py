@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from excise.app.audit.inputs import Origin, Word
 from excise.app.audit.reading import prediction_changes, unconditional_changes
 from excise.erasers import Eraser
 from excise.erasers.guard.effects import Progress, text_changes
 from excise.neurons.flags import Caught
+from excise.pipeline import Pipeline
 
 WORST = 20
 """Benign prompts shown, those that change most."""
@@ -62,7 +63,7 @@ def size(measured: Measured, spoken: Mapping[Word, Sequence[str]], benign: Seque
 
 
 def measure(
-    pipe: Any,
+    pipe: Pipeline,
     eraser: Eraser,
     measured: Measured,
     spoken: Mapping[Word, Sequence[str]],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from excise.neurons import flags
 from excise.neurons.contexts import Context, Contexts
 from excise.neurons.flags import Flag
 from excise.neurons.wording import Use, effective_words, merged, occurrences, own_words, uses
+from excise.pipeline import Pipeline
 from excise.sae import TopKSAE
 
 SIDES = ("concept", "deconcept", "controls", "benign")
@@ -116,7 +116,12 @@ def pool_of(concept: Concept, words: Sequence[str], benign: Sequence[str], group
 
 
 def view(
-    pipe: Any, edit: SAEEdit, sae: TopKSAE | None, pool: Pool, neighbours: int, progress: Progress = lambda done: None
+    pipe: Pipeline,
+    edit: SAEEdit,
+    sae: TopKSAE | None,
+    pool: Pool,
+    neighbours: int,
+    progress: Progress = lambda done: None,
 ) -> tuple[list[NeuronView], dict[str, bool]]:
     """The edit's neurons, and by sentence about a group whether any of them fires there."""
     contexts = contexts_of(pipe, edit, sae, pool.prompts, progress)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from excise.erasers.guard.effects import BATCH, Progress
 from excise.erasers.hooks.context import unedited
 from excise.neurons import PromptCodes
 from excise.neurons.contexts import Contexts
+from excise.pipeline import Pipeline
 from excise.sae import TopKSAE
 from excise.sites import capture_by_length
 from excise.sites.encoding import conditional, encode_prompt, tensors_of
@@ -26,7 +26,7 @@ from excise.sites.tokens import pieces
 
 @torch.no_grad()
 def contexts_of(
-    pipe: Any, edit: SAEEdit, sae: TopKSAE | None, prompts: Sequence[str], progress: Progress = lambda done: None
+    pipe: Pipeline, edit: SAEEdit, sae: TopKSAE | None, prompts: Sequence[str], progress: Progress = lambda done: None
 ) -> Contexts:
     """The TopK codes of all of the SAE's neurons in `prompts`; without the SAE the edit's own neurons' alone: their
     pre-activations above its threshold."""
@@ -65,7 +65,7 @@ def _own_codes(edit: SAEEdit, h: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def unconditional_changes(pipe: Any, prompt: str) -> bool:
+def unconditional_changes(pipe: Pipeline, prompt: str) -> bool:
     """Whether the attached erasers change anything of the unconditional branch beside `prompt`."""
 
     def others() -> list[Tensor]:
@@ -81,7 +81,7 @@ def unconditional_changes(pipe: Any, prompt: str) -> bool:
 
 @torch.no_grad()
 def prediction_changes(
-    pipe: Any, prompts: Sequence[str], steps: int, progress: Progress = lambda done: None
+    pipe: Pipeline, prompts: Sequence[str], steps: int, progress: Progress = lambda done: None
 ) -> Iterator[float]:
     """By how much the attached erasers change what the denoiser predicts for each prompt, at the step where that is
     most, over the first half of `steps` steps from one noise."""

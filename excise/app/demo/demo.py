@@ -26,6 +26,7 @@ from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.methods.configs.sae import SNCEConfig
 from excise.neurons.validation import activations
+from excise.pipeline import Pipeline
 from excise.sae import load
 from excise.sites import PRESETS
 from excise.sites.truncation import cuts
@@ -165,7 +166,7 @@ def _command(config: DemoConfig) -> str:
     return shlex.join(["excise", "demo", *typed, *["--train-sae"] * config.train_sae, "--out", str(config.out)])
 
 
-def _site_and_sae(config: DemoConfig, pipe: Any, stage: Stage) -> tuple[Any, Path]:
+def _site_and_sae(config: DemoConfig, pipe: Pipeline, stage: Stage) -> tuple[Any, Path]:
     """The Site and the SAE's folder: the bundled one's, or one trained now into the demo's folder."""
     bundled = sae_folder(None, None)
     if not config.train_sae:
@@ -184,7 +185,7 @@ def _site_and_sae(config: DemoConfig, pipe: Any, stage: Stage) -> tuple[Any, Pat
     return site, folder
 
 
-def _draw(pipe: Any, groups: Sequence[Family], steps: int, stage: Stage, how: str) -> list[Pictures]:
+def _draw(pipe: Pipeline, groups: Sequence[Family], steps: int, stage: Stage, how: str) -> list[Pictures]:
     from excise.reference import denoising_steps
 
     pictures = sum(len(g.prompts) for g in groups)
@@ -192,7 +193,7 @@ def _draw(pipe: Any, groups: Sequence[Family], steps: int, stage: Stage, how: st
         return drawn(pipe, groups, steps, done)
 
 
-def _strip(pipe: Any, eraser: Any, groups: Sequence[Family], steps: int, stage: Stage) -> Strip:
+def _strip(pipe: Pipeline, eraser: Any, groups: Sequence[Family], steps: int, stage: Stage) -> Strip:
     """The same few prompts at every λ of the strip."""
     from excise import reference
 

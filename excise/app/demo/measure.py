@@ -11,6 +11,7 @@ import numpy as np
 from excise.bench.canvas.remains import covered, remains
 from excise.bench.pictures import Pictures
 from excise.bench.statistics import Estimate, paired_difference, share
+from excise.pipeline import Pipeline
 from excise.sites.truncation import label
 
 FamilyName = Literal["direct", "synonym", "mixed", "unrelated"]
@@ -85,7 +86,7 @@ def families(concept: str, n: int) -> tuple[Family, ...]:
 
 
 def drawn(
-    pipe: Any, groups: Sequence[Family], steps: int = 20, progress: Callable[[float], Any] | None = None
+    pipe: Pipeline, groups: Sequence[Family], steps: int = 20, progress: Callable[[float], Any] | None = None
 ) -> list[Pictures]:
     """Pictures of every family by the bundled model, drawn as one list so that batches are full."""
     from excise import reference

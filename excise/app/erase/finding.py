@@ -25,6 +25,7 @@ from excise.methods.sae.finding import Found, find
 from excise.methods.sae.snce import fit
 from excise.methods.trained.trainer import watching
 from excise.neurons import Ranking
+from excise.pipeline import Pipeline
 from excise.sae import TopKSAE, card, load, saes_in, shape
 from excise.sites import Site, capture, sites_of, text_encoders
 from excise.sites.site import tokenizer_of
@@ -49,7 +50,7 @@ class Findings:
 
 
 def settings(
-    pipe: Any, *, model: str | None = None, sae: Path | None = None, site: str | None = None, **options: Any
+    pipe: Pipeline, *, model: str | None = None, sae: Path | None = None, site: str | None = None, **options: Any
 ) -> SNCEConfig:
     """The method's configuration from the options given, its defaults for the rest.
 
@@ -79,7 +80,7 @@ def unplaced(model: str | None = None, sae: Path | None = None, **options: Any) 
     return config
 
 
-def load_one(pipe: Any, folder: Path) -> TopKSAE:
+def load_one(pipe: Pipeline, folder: Path) -> TopKSAE:
     """The SAE in a folder, on the device of the pipeline's first text encoder.
 
     Raises InvalidSetting where the folder holds one for each of several text encoders, and as `excise.sae.load` does.
@@ -92,7 +93,7 @@ def load_one(pipe: Any, folder: Path) -> TopKSAE:
     return load(folder, device=next(encoders[0].parameters()).device if encoders else "cpu")
 
 
-def find_neurons(pipe: Any, concept: Concept, config: SNCEConfig, top: int = 10) -> Findings:
+def find_neurons(pipe: Pipeline, concept: Concept, config: SNCEConfig, top: int = 10) -> Findings:
     """Rank and validate neurons, `top` of them. Raises ExciseError as `excise.methods.sae.finding.find` does."""
     config = replace(config, examine=top)
     sae = load_one(pipe, Path(config.sae))
@@ -123,7 +124,7 @@ def find_neurons(pipe: Any, concept: Concept, config: SNCEConfig, top: int = 10)
     return Findings(concept, sae, config, found, rows, said)
 
 
-def fit_eraser(pipe: Any, findings: Findings) -> Eraser:
+def fit_eraser(pipe: Pipeline, findings: Findings) -> Eraser:
     """The eraser of what was found, without a warning that it is weak: its verdict says so.
 
     Raises ExciseError as `excise.methods.sae.snce.fit` does.
@@ -133,7 +134,7 @@ def fit_eraser(pipe: Any, findings: Findings) -> Eraser:
         return fit(pipe, findings.concept, findings.config, sae=findings.sae, found=findings.found)
 
 
-def erase(pipe: Any, concept: Concept, config: SNCEConfig) -> tuple[Eraser, list[str]]:
+def erase(pipe: Pipeline, concept: Concept, config: SNCEConfig) -> tuple[Eraser, list[str]]:
     """The eraser of a concept, by one SAE or by one for every text encoder, and what was warned of on the way, without
     that it is weak: its verdict says so.
 
@@ -150,7 +151,7 @@ def erase(pipe: Any, concept: Concept, config: SNCEConfig) -> tuple[Eraser, list
 
 
 def erase_by(
-    pipe: Any,
+    pipe: Pipeline,
     concept: Concept,
     name: str,
     given: Sequence[str],
@@ -229,7 +230,7 @@ def draw_figure(findings: Findings, number: int, path: Path, top: int = 30) -> N
     plots.save(figure, path)
 
 
-def swept_sites(pipe: Any) -> list[Site]:
+def swept_sites(pipe: Pipeline) -> list[Site]:
     """The Sites a sweep tries: those of the first text encoder. Raises ExciseError where the pipeline has none."""
     sites = sites_of(pipe)
     if not sites:
@@ -238,7 +239,7 @@ def swept_sites(pipe: Any) -> list[Site]:
 
 
 def sweep(
-    pipe: Any,
+    pipe: Pipeline,
     concept: Concept,
     prompts: list[str],
     *,
@@ -274,7 +275,7 @@ def sweep(
 
 
 @torch.no_grad()
-def token_codes(pipe: Any, sae: TopKSAE, site: Site, prompt: str, neuron: int) -> list[tuple[str, float]]:
+def token_codes(pipe: Pipeline, sae: TopKSAE, site: Site, prompt: str, neuron: int) -> list[tuple[str, float]]:
     """A prompt's tokens, up to and with the end of text, and the neuron's code at each."""
     (batch,) = capture(pipe, [site], [prompt])
     values, indices = sae.encode(batch.states[site][0].to(sae.W_enc))

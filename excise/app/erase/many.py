@@ -21,6 +21,7 @@ from excise.app.models.resolve import concept_named, load_pipeline
 from excise.erasers import Eraser
 from excise.errors import ExciseError, WeakEraserError
 from excise.methods.lookup import named, parsed, preset_settings
+from excise.pipeline import Pipeline
 
 State = Literal["made", "kept", "weak", "refused"]
 
@@ -229,7 +230,7 @@ def _another(eraser: Eraser, task: Task) -> str | None:
     return None
 
 
-def _made(pipe: Any, task: Task, bundled: bool) -> Done:
+def _made(pipe: Pipeline, task: Task, bundled: bool) -> Done:
     own, started = (task.concept, task.method, task.out), time.perf_counter()
     try:
         concept = concept_named(task.concept, None, None, task.kind, task.n)

@@ -20,6 +20,7 @@ from excise.erasers.guard.model_digest import model_digests
 from excise.errors import ExciseError
 from excise.files import sha256, write_atomic
 from excise.outputs import PICTURE, check_absent, check_file, check_resumed
+from excise.pipeline import Pipeline, as_diffusers
 from excise.reference import GUIDANCE
 from excise.sites.truncation import Cut, cuts, label
 
@@ -82,7 +83,7 @@ def denoising_steps(asked: Sequence[Asked], steps: int) -> int:
 
 
 def draw_prompts(
-    pipe: Any,
+    pipe: Pipeline,
     asked: Sequence[Asked],
     erasers: Mapping[str, Eraser],
     out: Path | None,
@@ -130,7 +131,14 @@ def draw_prompts(
     kept: set[Path] = set()
     marker = None
     if out_dir is not None:
-        call = [[one.prompt, one.seeds] for one in asked], how, edited, compare, keep_prompt, str(pipe.dtype)
+        call = (
+            [[one.prompt, one.seeds] for one in asked],
+            how,
+            edited,
+            compare,
+            keep_prompt,
+            str(as_diffusers(pipe).dtype),
+        )
         marker = out_dir / _unfinished(sha256(json.dumps(call).encode())[:16])
         if marker.exists() and not force:
             kept = {path for path in files if path.exists()}

@@ -17,6 +17,7 @@ from excise.app.models.pipelines import (
 )
 from excise.concepts import Concept, Kind, builtin, from_templates, load_pairs
 from excise.errors import ExciseError, InvalidSetting, NotFound
+from excise.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from excise.sites import Site
@@ -111,7 +112,7 @@ def _writes(name: str, revision: str | None, cached: bool) -> bool:
     return any(str(kind).endswith("ForCausalLM") for kind in config.architectures or [])
 
 
-def parse_site(pipe: Any, text: str) -> Site:
+def parse_site(pipe: Pipeline, text: str) -> Site:
     """`encoder.layers.8` or `text_encoder_2/encoder.layers.8`. Raises ExciseError where there is no such Site."""
     from excise.sites import site_at
 
@@ -119,7 +120,7 @@ def parse_site(pipe: Any, text: str) -> Site:
     return site_at(pipe, path, component) if slash else site_at(pipe, text)
 
 
-def sae_site(pipe: Any, folder: Path) -> Site:
+def sae_site(pipe: Pipeline, folder: Path) -> Site:
     """The Site an SAE was trained at, by its card. Raises ExciseError where the card is silent or the model differs."""
     from excise import sae
     from excise.sites import Site, resolve

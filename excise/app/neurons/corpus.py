@@ -16,6 +16,7 @@ from excise.methods.prompt_codes import prompt_codes
 from excise.neurons import PromptCodes
 from excise.neurons.contexts import Context
 from excise.neurons.database.database import NeuronDatabase
+from excise.pipeline import Pipeline
 from excise.sae import TopKSAE
 from excise.sites import Site, capture_by_length
 from excise.sites.site import tokenizer_of
@@ -39,7 +40,7 @@ class Corpus:
 
 
 def read_corpus(
-    pipe: Any,
+    pipe: Pipeline,
     sae: TopKSAE,
     site: Site,
     prompts: Sequence[str],
@@ -76,7 +77,7 @@ def read_corpus(
     return Corpus(codes, tokens, seen.long(), (sums / counts[:, None]).float())
 
 
-def watched(pipe: Any, sae: TopKSAE, site: Site, neuron: int, prompts: Sequence[str]) -> list[Context]:
+def watched(pipe: Pipeline, sae: TopKSAE, site: Site, neuron: int, prompts: Sequence[str]) -> list[Context]:
     """What one neuron does in prompts."""
     codes, ids = prompt_codes(pipe, sae, site, prompts)
     tokenizer = tokenizer_of(pipe, site.component)
@@ -90,7 +91,7 @@ def watched(pipe: Any, sae: TopKSAE, site: Site, neuron: int, prompts: Sequence[
 
 
 @torch.no_grad()
-def _read(pipe: Any, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_size: int) -> dict[str, Tensor]:
+def _read(pipe: Pipeline, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_size: int) -> dict[str, Tensor]:
     """One chunk: ids and scored `[P, T]`, values and indices `[P, T, k]`, and sums of states by token."""
     parts: list[dict[str, Tensor]] = []
     order: list[int] = []

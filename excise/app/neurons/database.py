@@ -22,6 +22,7 @@ from excise.methods.sae.finding import find
 from excise.neurons.contexts import Contexts
 from excise.neurons.database.database import NeuronDatabase
 from excise.neurons.database.entry import Entry, Provenance, Tag
+from excise.pipeline import Pipeline
 from excise.sae import TopKSAE, card, load, saes_in
 from excise.sites import Site
 from excise.sites.site import encoder_of
@@ -66,7 +67,7 @@ class Built:
 
 
 def build(
-    pipe: Any,
+    pipe: Pipeline,
     sae_folder: Path,
     prompts: Sequence[str],
     out: Path,
@@ -114,7 +115,7 @@ def build(
     return Built(out, neurons, sae.config.m, len(prompts), True)
 
 
-def _place(pipe: Any, sae_folder: Path, site: Site | None) -> Site:
+def _place(pipe: Pipeline, sae_folder: Path, site: Site | None) -> Site:
     """Where the SAE reads. Raises ExciseError where its card says another Site than the one that was named."""
     if site is None:
         return sae_site(pipe, sae_folder)
@@ -132,7 +133,7 @@ def _there(out: Path) -> NeuronDatabase:
 
 
 def tag(
-    pipe: Any,
+    pipe: Pipeline,
     database: NeuronDatabase,
     sae_folder: Path,
     concepts: Sequence[Concept],
@@ -178,12 +179,12 @@ def tag(
     return rows
 
 
-def _any_encoder(pipe: Any, sae_folder: Path) -> Any:
+def _any_encoder(pipe: Pipeline, sae_folder: Path) -> Any:
     return encoder_of(pipe, sae_site(pipe, sae_folder).component)
 
 
 def _provenance(
-    sae: TopKSAE, site: Site, prompts: Sequence[str], corpus: str, settings: Watching, pipe: Any
+    sae: TopKSAE, site: Site, prompts: Sequence[str], corpus: str, settings: Watching, pipe: Pipeline
 ) -> Provenance:
     by = "logit lens" if head_of(encoder_of(pipe, site.component)) is not None else "mean states"
     return Provenance(
@@ -236,7 +237,7 @@ def _put(finished: Path, out: Path) -> None:
 
 def _fill(
     database: NeuronDatabase,
-    pipe: Any,
+    pipe: Pipeline,
     sae: TopKSAE,
     site: Site,
     corpus: Corpus,

@@ -26,6 +26,7 @@ from excise.explain import (
 from excise.neurons.contexts import Context, Contexts
 from excise.neurons.database.database import NeuronDatabase
 from excise.neurons.database.entry import Measured
+from excise.pipeline import Pipeline
 from excise.sae import TopKSAE, load
 from excise.sentences import sentence_vectors
 from excise.sites import Site, site_at
@@ -43,7 +44,7 @@ class Explaining:
 
     def __init__(
         self,
-        pipe: Any,
+        pipe: Pipeline,
         database: NeuronDatabase,
         sae_folder: Path,
         prompts: Sequence[str],

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from excise.app.neurons.corpus import Corpus
 from excise.neurons.contexts import is_special
+from excise.pipeline import Pipeline
 from excise.sae import TopKSAE
 from excise.sites import Site
 from excise.sites.site import encoder_of, tokenizer_of
@@ -39,7 +40,7 @@ def near_neurons(W_dec: Tensor, live: Tensor, n: int) -> list[tuple[tuple[int, f
 
 @torch.no_grad()
 def nearest_tokens(
-    pipe: Any, sae: TopKSAE, site: Site, corpus: Corpus, live: Tensor, n: int
+    pipe: Pipeline, sae: TopKSAE, site: Site, corpus: Corpus, live: Tensor, n: int
 ) -> list[tuple[tuple[str, float], ...]]:
     """For each of the `live` [L] neurons the `n` tokens nearest to its decoder row, nearest first, each text once.
 

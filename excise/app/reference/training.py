@@ -9,6 +9,7 @@ from typing import Any
 
 from excise.bench.statistics import share
 from excise.errors import ExciseError
+from excise.pipeline import Pipeline
 from excise.reference import data
 
 PARTS = ("text", "vae", "classifier", "second_classifier", "unet", "assemble")
@@ -35,7 +36,7 @@ def train_part(name: str, work: Path, out: Path) -> None:
 
 
 def drawing_figures(
-    pipe: Any, n: int, steps: int, progress: Callable[[float], Any] | None = None
+    pipe: Pipeline, n: int, steps: int, progress: Callable[[float], Any] | None = None
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """What the bundled judge recognises in `n` pictures a family: shares with Wilson's intervals, ready for JSON."""
     from excise.reference.evaluate import evaluate

@@ -20,6 +20,7 @@ from excise.neurons.contrast import contrast
 from excise.neurons.identification import identify
 from excise.neurons.probing import Prompts, perturbation, sparse_probing
 from excise.neurons.validation import activations, folds, validate
+from excise.pipeline import Pipeline
 from excise.sae import TopKSAE, card, load
 from excise.sites import Site
 
@@ -113,7 +114,7 @@ class Read:
     """By "concept", "deconcept" and "controls": states `[P, T, d]`, scored `[P, T]`."""
 
     @classmethod
-    def of(cls, pipe: Any, site: Site, concept: Concept) -> Read:
+    def of(cls, pipe: Pipeline, site: Site, concept: Concept) -> Read:
         prompts = {
             "concept": [pair.concept for pair in concept.pairs],
             "deconcept": [pair.deconcept for pair in concept.pairs],
@@ -131,7 +132,7 @@ class Read:
         return PromptCodes(values.cpu(), indices.cpu(), scored, sae.config.m)
 
 
-def _states(pipe: Any, site: Site, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+def _states(pipe: Pipeline, site: Site, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
     batches = features(pipe, site, prompts)
     states = stacked([batch.states[site].float().cpu() for batch in batches])
     return states, stacked([batch.scored.cpu() for batch in batches])
@@ -213,7 +214,7 @@ def _carried(sae: TopKSAE, read: Read, codes_of: Mapping[str, PromptCodes], neur
 
 
 def compare(
-    pipe: Any,
+    pipe: Pipeline,
     folders: Iterable[Path],
     concepts: Sequence[Concept],
     config: Comparing | None = None,

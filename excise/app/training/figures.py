@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from excise.errors import ExciseError
+from excise.pipeline import Pipeline
 from excise.sae import TopKSAE
 from excise.sae.data import geometric_median
 from excise.sites import Site, capture
@@ -30,7 +31,7 @@ SAMPLED = 80
 
 @torch.no_grad()
 def by_position(
-    pipe: Any, site: Site, sae: TopKSAE, prompts: Sequence[str], batch_size: int = 32
+    pipe: Pipeline, site: Site, sae: TopKSAE, prompts: Sequence[str], batch_size: int = 32
 ) -> dict[str, dict[str, Any]]:
     """Figures of the reconstruction of `prompts` at `site`, for all positions, for all but BOS, and for each kind.
 

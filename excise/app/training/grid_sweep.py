@@ -13,6 +13,7 @@ from excise.app.training.text import train_on, vectors
 from excise.concepts import Concept
 from excise.errors import ExciseError
 from excise.outputs import check_untrained
+from excise.pipeline import Pipeline
 from excise.sae import Progress, TrainConfig, card, load
 from excise.sites import Site
 
@@ -47,7 +48,7 @@ def grid(sites: Sequence[Site], expansions: Sequence[int], ks: Sequence[int]) ->
 
 
 def sweep(
-    pipe: Any,
+    pipe: Pipeline,
     cells: Sequence[Cell],
     prompts: Sequence[str],
     concepts: Sequence[Concept],

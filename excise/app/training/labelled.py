@@ -15,6 +15,7 @@ from excise.concepts import read_labelled, read_prompts
 from excise.erasers import made_for
 from excise.errors import ExciseError
 from excise.outputs import check_untrained
+from excise.pipeline import Pipeline
 from excise.sae import Progress, TopKSAE, TrainConfig, load
 from excise.sites import Site
 from excise.sites.activations.block_shards import Labelled, capture_blocks_to, label_table
@@ -99,7 +100,7 @@ def english() -> list[str]:
 
 
 def train_block_sae(
-    pipe: Any,
+    pipe: Pipeline,
     site: Site,
     prompts: list[Labelled],
     config: TrainConfig,
@@ -136,7 +137,7 @@ def train_block_sae(
     return made
 
 
-def _drawn_by(pipe: Any, site: Site) -> dict[str, Any]:
+def _drawn_by(pipe: Pipeline, site: Site) -> dict[str, Any]:
     """What pictures depend on beside prompts and seeds: weights, tokenizers and the sampler."""
     scheduler = getattr(pipe, "scheduler", None)
     sampler = {"class": type(scheduler).__name__, "config": dict(getattr(scheduler, "config", {}))}

@@ -14,6 +14,7 @@ from typing import Any
 
 from excise.app.training.text import features, no_prompts, places_of, train_on, train_sae
 from excise.erasers.guard.model_digest import text_encoder_digests
+from excise.pipeline import Pipeline
 from excise.sae import Progress, TrainConfig, saes_in
 from excise.sae.storage import is_sae
 from excise.sites import LanguageModel, Site
@@ -63,7 +64,7 @@ class Cost:
         )
 
 
-def cached_sae(pipe: Any, site: Site | None = None) -> Path | None:
+def cached_sae(pipe: Pipeline, site: Site | None = None) -> Path | None:
     """The folder of the SAE, or of the SAEs of all text encoders, that was trained last for this model and Site; None
     where there is none."""
     folder = _of_model(pipe, site)
@@ -74,7 +75,7 @@ def cached_sae(pipe: Any, site: Site | None = None) -> Path | None:
 
 
 def planned(
-    pipe: Any, prompts: Sequence[str], config: TrainConfig, card: dict[str, Any], site: Site | None = None
+    pipe: Pipeline, prompts: Sequence[str], config: TrainConfig, card: dict[str, Any], site: Site | None = None
 ) -> Training:
     """The training of an SAE for every text encoder of a pipeline, or at one Site, kept in the cache.
 
@@ -89,7 +90,7 @@ def planned(
     return Training(places_of(pipe, folder, site), texts, config, card, folder)
 
 
-def cost_of(pipe: Any, training: Training, device: str = "cpu") -> Cost:
+def cost_of(pipe: Pipeline, training: Training, device: str = "cpu") -> Cost:
     """Estimate a training by reading `PROBE` of its prompts and training on them for two steps."""
     few = training.prompts[:: -(-len(training.prompts) // PROBE)]
     seconds, size = 0.0, 0
@@ -108,7 +109,7 @@ def cost_of(pipe: Any, training: Training, device: str = "cpu") -> Cost:
 
 
 def train_planned(
-    pipe: Any,
+    pipe: Pipeline,
     training: Training,
     folder: Path,
     *,
@@ -125,7 +126,7 @@ def train_planned(
     train_sae(pipe, training.places[folder], training.prompts, training.config, folder, **how)
 
 
-def _of_model(pipe: Any, site: Site | None) -> Path:
+def _of_model(pipe: Pipeline, site: Site | None) -> Path:
     """The folder of everything that was trained for this model's weights and these Sites."""
     sites = list(places_of(pipe, Path(), site).values())
     own = text_encoder_digests(pipe)

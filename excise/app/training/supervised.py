@@ -12,6 +12,7 @@ import torch
 
 from excise.errors import ExciseError
 from excise.neurons.timesteps import Means, assign, score
+from excise.pipeline import Pipeline
 from excise.sae import Progress, Samples, Supervision, TopKSAE, TrainConfig, load, train
 from excise.sae.supervised import Negatives, Pooling
 from excise.sites import Site, capture
@@ -97,7 +98,7 @@ def train_on_block(
 
 
 def train_on_text(
-    pipe: Any,
+    pipe: Pipeline,
     site: Site,
     prompts: Sequence[Labelled],
     concepts: Sequence[str],

@@ -18,6 +18,7 @@ from excise.app.training.figures import by_position
 from excise.concepts import read_prompts
 from excise.errors import ExciseError, MissingExtra, NotFound
 from excise.outputs import check_untrained
+from excise.pipeline import Pipeline
 from excise.sae import Progress, TopKSAE, TrainConfig, train
 from excise.sae.data import Features
 from excise.sites import LanguageModel, Site, capture, capture_by_length, default_site, final_state_cosine, to_cover
@@ -116,7 +117,7 @@ def no_prompts() -> ExciseError:
 
 
 def features(
-    pipe: Any,
+    pipe: Pipeline,
     sites: Sequence[Site],
     prompts: Iterable[str],
     progress: Callable[[int], Any] | None = None,
@@ -140,7 +141,7 @@ def features(
 
 @contextmanager
 def vectors(
-    pipe: Any,
+    pipe: Pipeline,
     sites: Sequence[Site],
     prompts: Sequence[str],
     beside: Path,
@@ -167,7 +168,7 @@ def vectors(
     shutil.rmtree(beside, ignore_errors=True)
 
 
-def places_of(pipe: Any, out: Path, site: Site | None = None) -> dict[Path, Site]:
+def places_of(pipe: Pipeline, out: Path, site: Site | None = None) -> dict[Path, Site]:
     """The folder of every SAE that `out` is to hold, and its Site: one at `site`, else one for each text encoder by
     which a concept can reach the denoiser, in a folder of its name where there are several.
 
@@ -180,7 +181,7 @@ def places_of(pipe: Any, out: Path, site: Site | None = None) -> dict[Path, Site
 
 
 def train_sae(
-    pipe: Any,
+    pipe: Pipeline,
     site: Site,
     prompts: list[str],
     config: TrainConfig,
@@ -213,7 +214,7 @@ def train_sae(
 
 
 def train_on(
-    pipe: Any,
+    pipe: Pipeline,
     site: Site,
     prompts: Sequence[str],
     features: Features,

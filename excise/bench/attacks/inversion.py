@@ -18,6 +18,7 @@ from torch import Tensor
 
 from excise.bench.attacks.denoising import denoised, noised
 from excise.errors import ExciseError
+from excise.pipeline import Pipeline
 from excise.settings import Settings, setting
 from excise.sites.site import encoder_of, tokenizer_of
 
@@ -36,7 +37,7 @@ class InversionConfig(Settings):
     seed: int = setting(0, "Seed of all that is random.", most=2**63 - 1)
 
 
-def invert(pipe: Any, start: str, prompts: Sequence[str], pictures: Tensor, config: InversionConfig) -> Tensor:
+def invert(pipe: Pipeline, start: str, prompts: Sequence[str], pictures: Tensor, config: InversionConfig) -> Tensor:
     """The embedding `[d]` learnt for `WORD`, from that of the words `start`, against `pipe` as it is now.
 
     `pictures` are scaled latents `[n, C, h, w]`, `prompts` what each shows, with `WORD` for the concept. Every random
@@ -64,7 +65,7 @@ def invert(pipe: Any, start: str, prompts: Sequence[str], pictures: Tensor, conf
 
 
 @contextmanager
-def embedded(pipe: Any, vector: Tensor) -> Iterator[None]:
+def embedded(pipe: Pipeline, vector: Tensor) -> Iterator[None]:
     """Within it `WORD` has the embedding `vector` `[d]`."""
     word = _token(tokenizer_of(pipe, "text_encoder"))
 

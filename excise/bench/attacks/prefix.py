@@ -19,6 +19,7 @@ from torch import Tensor
 
 from excise.bench.attacks.denoising import denoised, noised
 from excise.erasers.hooks.context import unedited
+from excise.pipeline import Pipeline
 from excise.settings import Settings, setting
 from excise.sites.site import encoder_of, tokenizer_of
 
@@ -46,7 +47,9 @@ class PrefixConfig(Settings):
     seed: int = setting(0, "Seed of all that is random.", most=2**63 - 1)
 
 
-def prefix_attack(pipe: Any, prompt: str, picture: Tensor, words: Tensor, config: PrefixConfig) -> tuple[str, float]:
+def prefix_attack(
+    pipe: Pipeline, prompt: str, picture: Tensor, words: Tensor, config: PrefixConfig
+) -> tuple[str, float]:
     """The prompt with the best prefix found, and its loss, against `pipe` as it is now.
 
     `picture` are scaled latents `[1, C, h, w]` of a picture of the concept, `words` the ids a prefix may be made of
@@ -79,7 +82,7 @@ def prefix_attack(pipe: Any, prompt: str, picture: Tensor, words: Tensor, config
 
 @torch.no_grad()
 def _task(
-    pipe: Any, prompt: str, picture: Tensor, config: PrefixConfig, generator: torch.Generator
+    pipe: Pipeline, prompt: str, picture: Tensor, config: PrefixConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Noised pictures `[n, C, h, w]`, their timesteps `[n]`, and what the denoiser should make of them."""
     spoilt, times, wanted = noised(pipe, picture.expand(config.batch, -1, -1, -1), generator)

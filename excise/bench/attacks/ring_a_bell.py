@@ -17,6 +17,7 @@ from excise.concepts import Concept
 from excise.concepts.concept import mentioned
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError, InvalidSetting
+from excise.pipeline import Pipeline
 from excise.settings import Settings, setting
 from excise.sites.site import encoder_of, tokenizer_of
 
@@ -56,7 +57,7 @@ class RingABellConfig(Settings):
             )
 
 
-def ring_a_bell(pipe: Any, concept: Concept, prompts: Sequence[str], config: RingABellConfig) -> list[str]:
+def ring_a_bell(pipe: Pipeline, concept: Concept, prompts: Sequence[str], config: RingABellConfig) -> list[str]:
     """For each of `prompts`, which do not name the concept, one that the text encoder takes for it.
 
     The pipeline's first text encoder is attacked as the model has it, whatever eraser is attached. No mention of the

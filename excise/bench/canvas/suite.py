@@ -26,6 +26,7 @@ from excise.concepts import Concept, from_templates
 from excise.drawn import Drawn
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
+from excise.pipeline import Pipeline, as_diffusers
 from excise.reference.classifier import JUDGES, Verdicts
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
 
@@ -116,7 +117,7 @@ class Canvas:
             raise ExciseError(f"Canvas has no family {odd.pop()!r}; it has {', '.join(f.name for f in FAMILIES)}")
         return cases(concept, self._prompts(size), tuple(f for f in FAMILIES if not self.only or f.name in self.only))
 
-    def search(self, pipe: Any, concept: str, size: str) -> list[Case]:
+    def search(self, pipe: Pipeline, concept: str, size: str) -> list[Case]:
         starting = starts(concept, SEARCHED[size] if self.searches else 0)
         found = ring_a_bell(pipe, self.concept(concept), [case.prompt for case in starting], self.ring_a_bell)
         # What the words look like is up to the search: no style or background is asked for any more.
@@ -127,9 +128,9 @@ class Canvas:
         plain = [case for family in WHITE_BOX for case in attacked(concept, family, n)]
         return plain + attacked(concept, "inversion", learnt) + reseeded(concept, self._prompts(size))
 
-    def attack(self, pipe: Any, concept: str, size: str) -> list[Case]:
+    def attack(self, pipe: Pipeline, concept: str, size: str) -> list[Case]:
         n, learnt = self._white_box(size)
-        words = vocabulary(pipe.tokenizer, self.concept(concept).mentions)
+        words = vocabulary(as_diffusers(pipe).tokenizer, self.concept(concept).mentions)
         rows = []
         for family, match in WHITE_BOX.items():
             for case in attacked(concept, family, n):
@@ -138,7 +139,7 @@ class Canvas:
                 rows.append(replace(case, prompt=prefixed))
         return rows + self._inverted(pipe, concept, learnt)
 
-    def _inverted(self, pipe: Any, concept: str, n: int) -> list[Case]:
+    def _inverted(self, pipe: Pipeline, concept: str, n: int) -> list[Case]:
         """`n` cases that say the concept by a word learnt from pictures of it, other ones than theirs."""
         if not n:
             return []
@@ -147,20 +148,20 @@ class Canvas:
         learnt = invert(pipe, concept, [case.prompt for case in said[n:]], latents, self.inversion)
         return [replace(case, learnt=tuple(learnt.tolist())) for case in said[:n]]
 
-    def _latents(self, pipe: Any, cases: list[Case]) -> Tensor:
+    def _latents(self, pipe: Pipeline, cases: list[Case]) -> Tensor:
         """Scaled latents `[n, C, h, w]` of the pictures that the unerased model draws."""
         with unedited(), torch.no_grad():
             prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
             drawn = reference.generate(pipe, prompts, seeds, steps=self.steps, batch_size=len(cases))
             pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
-            latents: Tensor = pipe.vae.encode(pixels.to(pipe.device)).latent_dist.mean
-            return latents.mul(pipe.vae.config.scaling_factor)
+            latents: Tensor = as_diffusers(pipe).vae.encode(pixels.to(as_diffusers(pipe).device)).latent_dist.mean
+            return latents.mul(as_diffusers(pipe).vae.config.scaling_factor)
 
     def concept(self, name: str) -> Concept:
         """The concept with the prompt pairs an eraser is fitted on; none of them is a case."""
         return from_templates(name, (name,), kind="style" if is_style(name) else "object")
 
-    def draw(self, pipe: Any, cases: list[Case]) -> Drawn:
+    def draw(self, pipe: Pipeline, cases: list[Case]) -> Drawn:
         """Pictures `[n, 64, 64, 3]`, those with a learnt word apart from the others and from each other."""
         drawn: dict[str, Drawn] = {}
         for learnt, some in groupby(sorted(cases, key=_learnt), _learnt):

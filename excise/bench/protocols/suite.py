@@ -24,6 +24,7 @@ from excise.bench.suite import Case, Family, Picture
 from excise.concepts import Concept, builtin
 from excise.drawn import Drawn
 from excise.errors import ExciseError
+from excise.pipeline import Pipeline, as_diffusers
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,10 @@ class ProtocolSuite:
             for row in self._rows.rows[: self.limit]
         ]
 
-    def search(self, pipe: Any, concept: str, size: str) -> list[Case]:
+    def search(self, pipe: Pipeline, concept: str, size: str) -> list[Case]:
         return []
 
-    def attack(self, pipe: Any, concept: str, size: str) -> list[Case]:
+    def attack(self, pipe: Pipeline, concept: str, size: str) -> list[Case]:
         return []
 
     def baseline(self, concept: str, size: str) -> list[Case]:
@@ -148,12 +149,12 @@ class ProtocolSuite:
     def concept(self, name: str) -> Concept:
         return builtin(name)
 
-    def draw(self, pipe: Any, cases: list[Case]) -> Drawn:
+    def draw(self, pipe: Pipeline, cases: list[Case]) -> Drawn:
         """One picture at a time, with the row's guidance and size where it has them, else the pipeline's."""
         pictures = []
         for case in cases:
             own = {"guidance_scale": case.guidance, "width": case.width, "height": case.height}
-            made = pipe(
+            made = as_diffusers(pipe)(
                 case.prompt,
                 num_inference_steps=self.steps,
                 generator=torch.Generator("cpu").manual_seed(case.seed),

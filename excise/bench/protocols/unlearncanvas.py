@@ -20,6 +20,7 @@ from excise.bench.suite import Case, Family, Picture
 from excise.concepts import Concept, from_templates
 from excise.drawn import Drawn
 from excise.errors import ExciseError
+from excise.pipeline import Pipeline, as_diffusers
 
 # In the classifiers' order.
 STYLES = (
@@ -98,10 +99,10 @@ class UnlearnCanvas:
                 rows.append(Case(name, concept, family, text, self.seed, (thing,), style))
         return rows
 
-    def search(self, pipe: Any, concept: str, size: str) -> list[Case]:
+    def search(self, pipe: Pipeline, concept: str, size: str) -> list[Case]:
         return []
 
-    def attack(self, pipe: Any, concept: str, size: str) -> list[Case]:
+    def attack(self, pipe: Pipeline, concept: str, size: str) -> list[Case]:
         return []
 
     def baseline(self, concept: str, size: str) -> list[Case]:
@@ -111,15 +112,15 @@ class UnlearnCanvas:
         said = name.replace("_", " ").lower()
         return from_templates(name, (said,), kind="object" if name in OBJECTS else "style")
 
-    def draw(self, pipe: Any, cases: list[Case]) -> Drawn:
+    def draw(self, pipe: Pipeline, cases: list[Case]) -> Drawn:
         from diffusers import DDIMScheduler
 
-        own = pipe.scheduler
-        pipe.scheduler = DDIMScheduler.from_config(own.config)
+        own = as_diffusers(pipe).scheduler
+        as_diffusers(pipe).scheduler = DDIMScheduler.from_config(own.config)
         try:
             pictures = [
                 Drawn.by(
-                    pipe(
+                    as_diffusers(pipe)(
                         case.prompt,
                         num_inference_steps=self.steps,
                         guidance_scale=self.guidance,
@@ -130,7 +131,7 @@ class UnlearnCanvas:
                 for case in cases
             ]
         finally:
-            pipe.scheduler = own
+            as_diffusers(pipe).scheduler = own
         return Drawn.joined(pictures)
 
     @cached_property

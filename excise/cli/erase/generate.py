@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from excise.cli.options import Device, Force, Json, Model
 from excise.cli.terminal import emit, note, progress
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
+
+if TYPE_CHECKING:
+    from excise.sites import LanguageModel
 
 
 def register(app: typer.Typer) -> None:
@@ -187,7 +190,7 @@ def _writes_text(model: str | None) -> bool:
 
 
 def _write(
-    pipe: Any, prompts: list[str], erasers: dict[str, Any], how: dict[str, Any], as_json: bool, **options: Any
+    pipe: LanguageModel, prompts: list[str], erasers: dict[str, Any], how: dict[str, Any], as_json: bool, **options: Any
 ) -> None:
     """Print what a language model writes, with the erasers attached as `how` says."""
     from dataclasses import asdict

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from excise.cli.terminal import note, progress
+from excise.pipeline import Pipeline
 
 
 def sae_of(
-    pipe: Any, model: str, site: str | None, prompts: tuple[str, list[str]] | None, tokens: int | None, device: str
+    pipe: Pipeline, model: str, site: str | None, prompts: tuple[str, list[str]] | None, tokens: int | None, device: str
 ) -> Path:
     """The folder of the SAE of a pipeline's text encoders. Says what a training will take before it begins.
 

@@ -25,6 +25,7 @@ from excise.erasers.edits.weights import CopyEdit, PermeableEdit, WeightEdit
 from excise.erasers.hooks import unet_call
 from excise.erasers.hooks.edit_hook import EditHook
 from excise.erasers.hooks.host import Host
+from excise.pipeline import Pipeline
 from excise.sites.denoiser import attention_at, layer_at, module_at, unet_at
 
 Put = Callable[[Host, Any, Any], tuple[EditHook, Callable[[], None]]]
@@ -56,7 +57,7 @@ PLACES: dict[type[Edit], Place] = {
 }
 
 
-def module_of(pipe: Any, edit: Edit) -> nn.Module:
+def module_of(pipe: Pipeline, edit: Edit) -> nn.Module:
     """The live module that the edit acts on. Raises ExciseError where the pipeline lacks it, or its width differs."""
     return PLACES[type(edit)].module(pipe, edit.site)
 

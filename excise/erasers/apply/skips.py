@@ -24,6 +24,7 @@ from excise.erasers.hooks.context import is_muted
 from excise.erasers.hooks.edit_hook import EditHook
 from excise.erasers.hooks.timestep import TimestepHook
 from excise.errors import ExciseError
+from excise.pipeline import Pipeline
 from excise.sites.denoiser import unet_at
 from excise.sites.site import Site
 
@@ -43,7 +44,7 @@ def skips_of(unet: nn.Module) -> int:
     return sum(len(block.resnets) for block in blocks)
 
 
-def modulated_at(pipe: Any, site: Site) -> nn.Module:
+def modulated_at(pipe: Pipeline, site: Site) -> nn.Module:
     """The live U-Net of such a Site. Raises ExciseError where there is none, it is another, or has no skips."""
     unet = unet_at(pipe, site)
     skips_of(unet)

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from excise.erasers.hooks.known_vectors import KnownVectors
 from excise.erasers.hooks.wrapping import Passage, install, remove
 from excise.errors import WrongModel
+from excise.pipeline import Pipeline, as_diffusers
 from excise.sites.denoiser import denoiser_of
 from excise.sites.encoding import Enough, encode_prompt, tensors_of
 
 
 @torch.no_grad()
-def what_denoiser_reads(pipe: Any, prompt: str) -> list[Tensor]:
+def what_denoiser_reads(pipe: Pipeline, prompt: str) -> list[Tensor]:
     """Every floating tensor that the pipeline's own `encode_prompt` gives for `prompt`: states, pooled vectors, and
     whatever else stands beside them.
 
@@ -28,7 +29,7 @@ def what_denoiser_reads(pipe: Any, prompt: str) -> list[Tensor]:
     return [t for t in tensors_of(encode_prompt(pipe, prompt, guidance=True)) if t.is_floating_point()]
 
 
-def what_denoiser_predicts(pipe: Any, prompt: str, steps: int) -> list[Tensor]:
+def what_denoiser_predicts(pipe: Pipeline, prompt: str, steps: int) -> list[Tensor]:
     """What the first denoiser gives at every step of the first half of a picture of `prompt`, always the same one; of
     a grey picture made over, where the pipeline starts from one.
 
@@ -37,12 +38,12 @@ def what_denoiser_predicts(pipe: Any, prompt: str, steps: int) -> list[Tensor]:
     denoiser, peek = denoiser_of(pipe)[1], _Peek(steps // 2 + steps % 2)
     install(denoiser, peek)
     shown = getattr(pipe, "_progress_bar_config", {})
-    pipe.set_progress_bar_config(disable=True)
+    as_diffusers(pipe).set_progress_bar_config(disable=True)
     try:
         with suppress(Enough):
             generator = torch.Generator().manual_seed(0)
             how = {"num_inference_steps": steps, "generator": generator, "output_type": "latent"}
-            pipe(prompt=prompt, **how, **_blank(pipe))
+            as_diffusers(pipe)(prompt=prompt, **how, **_blank(pipe))
     except (TypeError, ValueError) as error:
         raise WrongModel(
             f"{type(pipe).__name__} cannot draw an eraser's canary prompt ({error}); attach it to the text-to-image "
@@ -50,13 +51,13 @@ def what_denoiser_predicts(pipe: Any, prompt: str, steps: int) -> list[Tensor]:
         ) from error
     finally:
         remove(denoiser, peek)
-        pipe._progress_bar_config = shown
+        as_diffusers(pipe)._progress_bar_config = shown
     return peek.made
 
 
-def _blank(pipe: Any) -> dict[str, Any]:
+def _blank(pipe: Pipeline) -> dict[str, Any]:
     """Grey pictures for all that a pipeline wants to see beside the prompt, made over from pure noise on."""
-    takes = inspect.signature(pipe.__call__).parameters
+    takes = inspect.signature(as_diffusers(pipe).__call__).parameters
     config: Any = getattr(denoiser_of(pipe)[1], "config", {})
     side = config.get("sample_size") or 64
     size = (side if isinstance(side, int) else max(side)) * getattr(pipe, "vae_scale_factor", 8)

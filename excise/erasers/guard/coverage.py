@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from excise.errors import InvalidSetting, WrongModel
+from excise.pipeline import Pipeline
 from excise.sites.site import DENOISERS, depth, encoder_of, layer_count, refuse_late, taps_of, to_cover
 
 if TYPE_CHECKING:
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
     from excise.erasers.edits.registry import Edit, TextEdit
 
 
-def absent_from(pipe: Any, eraser: Artefact) -> list[str]:
+def absent_from(pipe: Pipeline, eraser: Artefact) -> list[str]:
     """Text encoders that the eraser edits and the pipeline was built without: SD3 without its T5, or the second of two
     pipelines, which draws what the first encodes. Nothing is read of them."""
     edited = dict.fromkeys(edit.site.component for edit in eraser.text_edits)
     return [name for name in edited if name in vars(pipe) and getattr(pipe, name) is None]
 
 
-def refuse_unless_covered(pipe: Any, eraser: Artefact, edits: Sequence[Edit]) -> None:
+def refuse_unless_covered(pipe: Pipeline, eraser: Artefact, edits: Sequence[Edit]) -> None:
     """Raises ExciseError where the pipeline has a denoiser or a text encoder that the eraser leaves open, or reads an
     encoder before the layer that is edited. `edits` are those whose component is there."""
     for edit in edits:
@@ -39,7 +40,7 @@ def refuse_unless_covered(pipe: Any, eraser: Artefact, edits: Sequence[Edit]) ->
     refuse_open_encoders(pipe, eraser)
 
 
-def refuse_open_encoders(pipe: Any, eraser: Artefact) -> None:
+def refuse_open_encoders(pipe: Pipeline, eraser: Artefact) -> None:
     """Raises ExciseError where the pipeline has a text encoder that an eraser of text encoders does not edit."""
     edited = {edit.site.component for edit in eraser.text_edits}
     if edited and not eraser.denoisers and (open_ones := sorted(set(to_cover(pipe)) - edited)):
@@ -49,7 +50,7 @@ def refuse_open_encoders(pipe: Any, eraser: Artefact) -> None:
         )
 
 
-def refuse_early_tap(pipe: Any, edit: TextEdit, clip_skip: Any, eraser: str) -> None:
+def refuse_early_tap(pipe: Pipeline, edit: TextEdit, clip_skip: Any, eraser: str) -> None:
     """clip_skip = s makes the pipeline read layer L - s. Raises ExciseError where that is before the Site."""
     if not clip_skip:
         return

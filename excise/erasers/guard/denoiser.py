@@ -20,6 +20,7 @@ from excise.erasers.hooks.host import Acting, Host
 from excise.erasers.hooks.known_vectors import SPARED as SPARED_ROW
 from excise.erasers.hooks.known_vectors import UNKNOWN, KnownVectors
 from excise.erasers.hooks.wrapping import Passage, Watch, found_on, install, remove
+from excise.pipeline import Pipeline
 from excise.sites.denoiser import denoisers
 from excise.sites.encoding import tensors_of
 from excise.sites.families import family_of
@@ -172,7 +173,7 @@ class DenoiserGuard(Passage):
         return max((a for a in there if a.attached and a.hooks), key=lambda a: a.number, default=None)
 
     @classmethod
-    def join(cls, pipe: Any, attachment: Host, encoding: Host | None = None) -> DenoiserGuard:
+    def join(cls, pipe: Pipeline, attachment: Host, encoding: Host | None = None) -> DenoiserGuard:
         """Add `attachment` to the guard on the pipeline's denoisers or text encoders; create one if they have none.
 
         A pipeline without text encoders shares the guard of the one that encodes for it (`encoding`). When the eraser
@@ -204,7 +205,7 @@ class DenoiserGuard(Passage):
         gone = [(guard, a) for guard, a in there if a.encoded_by is not None and not a.encoded_by.attached]
         return [(guard, a) for guard, a in gone if a.eraser.digest == attachment.eraser.digest]
 
-    def _watch(self, pipe: Any, attachment: Host) -> None:
+    def _watch(self, pipe: Pipeline, attachment: Host) -> None:
         """Stand at the pipeline's denoisers and text encoders for `attachment`."""
         watched, encoders = denoisers(pipe), text_encoders(pipe)
         for module in watched:
@@ -321,7 +322,7 @@ class DenoiserHook(Watch):
         return self.denoiser_guard.through(value) if isinstance(value, Tensor) else value
 
 
-def is_compiled(pipe: Any) -> bool:
+def is_compiled(pipe: Pipeline) -> bool:
     """Whether a text encoder of the pipeline is compiled, so that no hook on it keeps the known vectors."""
     parts = [getattr(pipe, name, None) for name in text_encoders(pipe)]
     return any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None for part in parts)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from excise.erasers.hooks.context import unedited
+from excise.pipeline import Pipeline
 from excise.sites.encoding import conditional, encode_prompt
 
 BATCH = 64
@@ -16,7 +17,7 @@ Progress = Callable[[int], Any]
 
 
 @torch.no_grad()
-def text_changes(pipe: Any, prompts: Sequence[str], progress: Progress = lambda done: None) -> list[float]:
+def text_changes(pipe: Pipeline, prompts: Sequence[str], progress: Progress = lambda done: None) -> list[float]:
     """By how much the attached erasers change what `encode_prompt` gives the denoiser, a prompt each.
 
     It is |edited - plain| / |plain| (L2) of the tensor that changes most, exactly 0 where every value is the same.
@@ -37,7 +38,7 @@ def text_changes(pipe: Any, prompts: Sequence[str], progress: Progress = lambda 
     return found
 
 
-def _at_once(pipe: Any, prompts: Sequence[str]) -> int:
+def _at_once(pipe: Pipeline, prompts: Sequence[str]) -> int:
     """How many prompts to encode at once: one where the pipeline gives a list of their states in place of rows."""
     some = list(prompts[:3])
     with unedited():
@@ -45,7 +46,7 @@ def _at_once(pipe: Any, prompts: Sequence[str]) -> int:
     return BATCH if len(some) == 3 and rows else 1
 
 
-def _states(pipe: Any, prompts: list[str]) -> list[Tensor]:
+def _states(pipe: Pipeline, prompts: list[str]) -> list[Tensor]:
     """The tensors that hold the prompts' own text, one row a prompt."""
     made = [t for t in conditional(pipe, encode_prompt(pipe, prompts)) if t.is_floating_point() and t.ndim > 1]
     return [t[None] for t in made] if len(prompts) == 1 else [t for t in made if len(t) == len(prompts)]

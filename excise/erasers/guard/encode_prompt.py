@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from excise.erasers.hooks.context import CALL, call_of, is_muted
 from excise.errors import ExciseError, WrongModel
+from excise.pipeline import Pipeline, as_diffusers
 
 if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
@@ -20,8 +21,8 @@ class Guard:
     It asks them, and those of other pipelines whose edits sit in the same encoders.
     """
 
-    def __init__(self, pipe: Any) -> None:
-        self.original: Callable[..., Any] = pipe.encode_prompt
+    def __init__(self, pipe: Pipeline) -> None:
+        self.original: Callable[..., Any] = as_diffusers(pipe).encode_prompt
         self.before = vars(pipe).get("encode_prompt")
         self.signature = inspect.signature(self.original)
         self.attachments: list[Host] = []
@@ -29,7 +30,7 @@ class Guard:
         update_wrapper(self, self.original)
 
     @classmethod
-    def of(cls, pipe: Any) -> Guard | None:
+    def of(cls, pipe: Pipeline) -> Guard | None:
         """The guard on `pipe`, if there is one."""
         guard = getattr(pipe, "__dict__", {}).get("encode_prompt")
         return guard if isinstance(guard, cls) else None
@@ -40,32 +41,32 @@ class Guard:
         )
 
     @classmethod
-    def names(cls, pipe: Any) -> list[str]:
+    def names(cls, pipe: Pipeline) -> list[str]:
         """What the erasers attached to `pipe` are called."""
         guard = cls.of(pipe)
         return [attachment.name for attachment in guard.attachments] if guard is not None else []
 
     @classmethod
-    def join(cls, pipe: Any, attachment: Host) -> Guard:
+    def join(cls, pipe: Pipeline, attachment: Host) -> Guard:
         """Add `attachment` to the pipeline's guard, putting one in place first where there is none."""
         if not callable(getattr(pipe, "encode_prompt", None)):
             raise WrongModel(f"{type(pipe).__name__} has no encode_prompt to prove an eraser with; it is not supported")
         guard = cls.of(pipe)
         if guard is None:
             guard = cls(pipe)
-            pipe.encode_prompt = guard
+            as_diffusers(pipe).encode_prompt = guard
         guard.attachments.append(attachment)
         return guard
 
-    def leave(self, pipe: Any, attachment: Host) -> None:
+    def leave(self, pipe: Pipeline, attachment: Host) -> None:
         """Take `attachment` off; the last one out puts `pipe.encode_prompt` back as it was."""
         if attachment in self.attachments:
             self.attachments.remove(attachment)
         if not self.attachments and vars(pipe).get("encode_prompt") is self:
             if self.before is None:
-                del pipe.encode_prompt
+                del as_diffusers(pipe).encode_prompt
             else:
-                pipe.encode_prompt = self.before
+                as_diffusers(pipe).encode_prompt = self.before
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = self.signature.bind(*args, **kwargs)

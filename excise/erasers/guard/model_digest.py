@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from excise.erasers.guard.weights_watch import kept_elsewhere, named_denoisers
 from excise.errors import ExciseError
+from excise.pipeline import Pipeline
 from excise.sites.denoiser import denoiser_of
 from excise.sites.locking import own_copy
 from excise.sites.site import text_encoders, tokenizer_of
@@ -51,13 +52,13 @@ def encoder_matches(encoder: nn.Module, digests: dict[str, list[str]]) -> bool:
     return bool(known) and _digest(encoder, (torch.float16,)) in known
 
 
-def model_digests(pipe: Any) -> dict[str, str]:
+def model_digests(pipe: Pipeline) -> dict[str, str]:
     """By component the sha256 of the weights of the text encoders and the denoiser, rounded to float16."""
     components = {**text_encoders(pipe), **dict([denoiser_of(pipe)])}
     return {name: _digest(module, (torch.float16,)) for name, module in components.items()}
 
 
-def text_encoder_digests(pipe: Any) -> dict[str, str]:
+def text_encoder_digests(pipe: Pipeline) -> dict[str, str]:
     """By component the sha256 of the weights of the text encoders, rounded to float16."""
     return {name: _digest(module, (torch.float16,)) for name, module in text_encoders(pipe).items()}
 
@@ -113,7 +114,7 @@ def _vocabulary_digest(vocabulary: dict[str, int]) -> Any:
     return digest.copy()
 
 
-def made_for(pipe: Any, denoisers: Iterable[str] = ()) -> dict[str, Any]:
+def made_for(pipe: Pipeline, denoisers: Iterable[str] = ()) -> dict[str, Any]:
     """What an eraser fitted on `pipe` is for: its class, digests of every text encoder and tokenizer, and of the
     `denoisers` that it edits; where known, its name on the hub and the digests of its text encoders' files.
 
@@ -164,7 +165,7 @@ def _file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def mismatches(pipe: Any, made: dict[str, Any], absent: Collection[str] = ()) -> list[str]:
+def mismatches(pipe: Pipeline, made: dict[str, Any], absent: Collection[str] = ()) -> list[str]:
     """What differs between `pipe` and what the eraser was made for, one clause each; empty if nothing does.
 
     Text encoders that are known to be `absent` are no difference.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from excise.erasers.guard.denoiser import DenoiserGuard
 from excise.erasers.guard.encode_prompt import Guard
 from excise.erasers.guard.tally import Tally
 from excise.erasers.hooks.wrapping import found_on
+from excise.pipeline import Pipeline
 from excise.sites.denoiser import denoisers
 from excise.sites.site import text_encoders
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
 
 
-def attachments_near(pipe: Any) -> list[Host]:
+def attachments_near(pipe: Pipeline) -> list[Host]:
     """Everything attached to `pipe`, and to any pipeline that has a text encoder or a denoiser in common with it."""
     guard = Guard.of(pipe)
     found = dict.fromkeys(guard.attachments if guard is not None else ())

@@ -9,6 +9,7 @@ from torch import nn
 
 from excise.erasers.hooks.context import CALL, Call, current_call, is_muted, is_proving
 from excise.erasers.hooks.wrapping import Watch, found_on, install, remove
+from excise.pipeline import Pipeline
 from excise.sites.encoding import tensors_of
 from excise.sites.site import text_encoders
 
@@ -28,7 +29,7 @@ class Tally(Watch):
         self.attachments: list[Host] = []
 
     @classmethod
-    def join(cls, pipe: Any, attachment: Host) -> list[nn.Module]:
+    def join(cls, pipe: Pipeline, attachment: Host) -> list[nn.Module]:
         """Count for `attachment` at the pipeline's text encoders; these are what comes back."""
         encoders = list(text_encoders(pipe).values())
         for encoder in encoders:
@@ -40,7 +41,7 @@ class Tally(Watch):
         return encoders
 
     @classmethod
-    def names(cls, pipe: Any) -> list[str]:
+    def names(cls, pipe: Pipeline) -> list[str]:
         """Names of the erasers that edit `pipe`, whichever pipeline of its encoders they are attached to."""
         tallies = [found_on(encoder, cls) for encoder in text_encoders(pipe).values()]
         there = dict.fromkeys(a for tally in tallies if tally is not None for a in tally.attachments)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from excise.pipeline import Pipeline
 from excise.sites.denoiser import denoiser_of
 from excise.sites.site import text_encoders, tokenizer_of
 
@@ -24,7 +25,7 @@ class WeightsWatch:
     that it held, nobody wrote to them and the sampled values are the same, the last answer stands.
     """
 
-    def __init__(self, pipe: Any, denoisers: Iterable[str] = ()) -> None:
+    def __init__(self, pipe: Pipeline, denoisers: Iterable[str] = ()) -> None:
         self._pipe, self._denoisers = pipe, tuple(denoisers)
         self._look()
 
@@ -77,7 +78,7 @@ class WeightsWatch:
         return [(id(tokenizer), len(tokenizer)) for tokenizer in known]
 
 
-def weights_now(pipe: Any, denoisers: Iterable[str] = ()) -> Weights:
+def weights_now(pipe: Pipeline, denoisers: Iterable[str] = ()) -> Weights:
     """Which weights the text encoders and the `denoisers` named have, how often each was written to and a few of its
     values, which tokenizers there are and how many words they know.
 
@@ -103,7 +104,7 @@ def weights_now(pipe: Any, denoisers: Iterable[str] = ()) -> Weights:
     return found
 
 
-def _adapted(pipe: Any) -> list[tuple[str, Any]]:
+def _adapted(pipe: Pipeline) -> list[tuple[str, Any]]:
     """The LoRA layers of the text encoders, by where they are."""
     return [
         (f"{component}.{path}", module)
@@ -113,7 +114,7 @@ def _adapted(pipe: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def named_denoisers(pipe: Any, names: Iterable[str]) -> dict[str, nn.Module]:
+def named_denoisers(pipe: Pipeline, names: Iterable[str]) -> dict[str, nn.Module]:
     return {name: denoiser_of(pipe, name)[1] for name in names}
 
 
@@ -129,7 +130,7 @@ def version_of(tensor: Any) -> int:
     return -1 if tensor.is_inference() else int(tensor._version)
 
 
-def _looked_at(pipe: Any, denoisers: Iterable[str]) -> dict[str, nn.Module]:
+def _looked_at(pipe: Pipeline, denoisers: Iterable[str]) -> dict[str, nn.Module]:
     return {**text_encoders(pipe), **named_denoisers(pipe, denoisers)}
 
 

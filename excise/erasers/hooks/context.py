@@ -16,6 +16,7 @@ from torch import nn
 
 from excise.erasers.edits.base import Branch
 from excise.erasers.hooks.known_vectors import KnownVectors
+from excise.pipeline import Pipeline
 from excise.sites.families import family_of
 from excise.sites.site import Part, text_encoders
 
@@ -32,7 +33,7 @@ class Call:
     arguments: dict[str, Any]
     branches: tuple[Branch, ...]
     """What the first, second, ... run of each text encoder in this call is for."""
-    pipe: Any = None
+    pipe: Pipeline
     """The pipeline that encodes."""
     runs: dict[int, int] = field(default_factory=dict)
     """How often each hook (by id) ran in this call."""
@@ -66,7 +67,7 @@ locals: it is gone when the frame is, whether that returned or raised."""
 
 
 @contextmanager
-def negative(pipe: Any) -> Iterator[None]:
+def negative(pipe: Pipeline) -> Iterator[None]:
     """Within it every run of `pipe`'s text encoders is for the unconditional branch, where the pipeline has one of its
     own: what is said there is treated as a negative prompt given as text is."""
     if not has_own_branch(pipe):
@@ -85,7 +86,7 @@ def is_negative() -> bool:
     return _NEGATIVE.get()
 
 
-def has_own_branch(pipe: Any) -> bool:
+def has_own_branch(pipe: Pipeline) -> bool:
     """Whether the pipeline's `encode_prompt` makes the unconditional branch, for a denoiser that reads it in one batch
     with the prompt and before it."""
     family = family_of(pipe)
@@ -95,7 +96,7 @@ def has_own_branch(pipe: Any) -> bool:
     return "do_classifier_free_guidance" in inspect.signature(encode).parameters
 
 
-def call_of(pipe: Any, signature: inspect.Signature, arguments: dict[str, Any]) -> Call:
+def call_of(pipe: Pipeline, signature: inspect.Signature, arguments: dict[str, Any]) -> Call:
     """The call of `pipe.encode_prompt`, whose `signature` that is, with all of its `arguments` by name."""
     family = family_of(pipe)
     branches = _branches(arguments, family is not None and family.separate)

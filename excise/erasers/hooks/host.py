@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 
 from excise.erasers.hooks.context import Call
+from excise.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -110,15 +111,15 @@ class Host(Protocol):
         """For a pipeline that only draws: the attachment where its prompts are encoded."""
         ...
 
-    def acts_on(self, pipe: Any) -> bool:
+    def acts_on(self, pipe: Pipeline) -> bool:
         """Whether one of its edits is at a module of `pipe`."""
         ...
 
-    def answering(self, pipe: Any) -> Sequence[Host]:
+    def answering(self, pipe: Pipeline) -> Sequence[Host]:
         """Everything attached that answers for what `pipe` encodes."""
         ...
 
-    def answers_for(self, pipe: Any) -> bool:
+    def answers_for(self, pipe: Pipeline) -> bool:
         """Whether it is attached to `pipe`, or an encoder or denoiser that it edits has the same place in `pipe`."""
         ...
 

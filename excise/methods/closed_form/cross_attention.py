@@ -12,6 +12,7 @@ from excise.concepts import Concept
 from excise.concepts.concept import check_apart, mentioned
 from excise.erasers.hooks.context import unedited
 from excise.errors import WrongModel
+from excise.pipeline import Pipeline
 from excise.sites import Site, encode_prompt
 from excise.sites.encoding import tensors_of
 from excise.sites.site import tokenizer_of
@@ -19,7 +20,7 @@ from excise.sites.site import tokenizer_of
 KEYS_AND_VALUES = (".attn2.to_k", ".attn2.to_v")
 
 
-def keys_and_values(pipe: Any, method: str) -> dict[Site, nn.Linear]:
+def keys_and_values(pipe: Pipeline, method: str) -> dict[Site, nn.Linear]:
     """The layers that turn text states into keys and values, by Site.
 
     Raises ExciseError where the pipeline has no U-Net with cross-attention.
@@ -41,7 +42,7 @@ def keys_and_values(pipe: Any, method: str) -> dict[Site, nn.Linear]:
 
 
 @torch.no_grad()
-def word_states(pipe: Any, texts: Sequence[str]) -> Tensor:
+def word_states(pipe: Pipeline, texts: Sequence[str]) -> Tensor:
     """`[n, d]` float32: of each text the state of its last token as the denoiser reads it, EOS left out; of the empty
     text that of the token before EOS, which is BOS."""
     tokenizer: Any = tokenizer_of(pipe, "text_encoder")
@@ -53,7 +54,7 @@ def word_states(pipe: Any, texts: Sequence[str]) -> Tensor:
 
 
 @torch.no_grad()
-def text_states(pipe: Any, texts: Sequence[str]) -> list[Tensor]:
+def text_states(pipe: Pipeline, texts: Sequence[str]) -> list[Tensor]:
     """Of each text the states of all its tokens as the denoiser reads them, `[T, d]` float32."""
     with unedited():
         return [next(iter(tensors_of(encode_prompt(pipe, text))))[0].float().cpu() for text in texts]

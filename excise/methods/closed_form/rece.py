@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +23,10 @@ from excise.methods.build import proved
 from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, word_states
 from excise.methods.closed_form.uce import solved
 from excise.methods.configs.closed_form import RECEConfig
+from excise.pipeline import Pipeline
 
 
-def fit(pipe: Any, concept: Concept, config: RECEConfig | None = None) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: RECEConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, proved with its canary.
 
     Raises ExciseError where the pipeline has no cross-attention, or the concept is among the words to be kept.

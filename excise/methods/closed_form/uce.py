@@ -12,7 +12,6 @@ the authors' code (rohitgandikota/unified-concept-editing, MIT).
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +22,10 @@ from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, word_states
 from excise.methods.configs.closed_form import UCEConfig
+from excise.pipeline import Pipeline
 
 
-def fit(pipe: Any, concept: Concept, config: UCEConfig | None = None) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: UCEConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, proved with its canary.
 
     Raises ExciseError where the pipeline has no cross-attention, or the concept is among the words to be kept.

@@ -20,6 +20,7 @@ from excise.errors import ExciseError, InvalidSetting, WrongModel
 from excise.methods.build import proved
 from excise.methods.configs.sae import BlockConfig
 from excise.neurons.timesteps import Means
+from excise.pipeline import Pipeline
 from excise.sae import TopKSAE, card, load
 from excise.sites import Site, block_site, capture_blocks
 
@@ -53,7 +54,7 @@ class Levels:
         return (self.own + self.kinds * self.others) / (self.kinds + 1)
 
 
-def levels(pipe: Any, site: Site, sae: TopKSAE, concept: Concept, config: BlockConfig) -> Levels:
+def levels(pipe: Pipeline, site: Site, sae: TopKSAE, concept: Concept, config: BlockConfig) -> Levels:
     """Draw pictures of the concept's prompts, and as many of the same prompts with something else in its place.
 
     Raises ExciseError where the concept has no pairs.
@@ -90,7 +91,7 @@ class _Side(NamedTuple):
     centre: Tensor
 
 
-def _side(pipe: Any, site: Site, sae: TopKSAE, prompts: Sequence[str], config: BlockConfig, seed: int) -> _Side:
+def _side(pipe: Pipeline, site: Site, sae: TopKSAE, prompts: Sequence[str], config: BlockConfig, seed: int) -> _Side:
     means, timesteps = Means(config.steps, sae.config.m), torch.zeros(config.steps, dtype=torch.float64)
     least, seen = torch.zeros_like(timesteps), torch.zeros_like(timesteps)
     pooled = torch.zeros(config.steps, len(prompts), sae.config.m)
@@ -171,7 +172,7 @@ def opening(loud: Tensor, quiet: Tensor, margin: float) -> Tensor:
 
 
 def proved_at(
-    pipe: Any,
+    pipe: Pipeline,
     edits: tuple[BlockEdit, ...],
     concept: Concept,
     method: str,
@@ -191,7 +192,7 @@ def block_sae(folder: str) -> TopKSAE:
     return load(Path(folder))
 
 
-def trained_at(pipe: Any, folder: str, path: str) -> Site:
+def trained_at(pipe: Pipeline, folder: str, path: str) -> Site:
     """The block that an SAE's card names, or the one at `path`. Raises ExciseError where both are missing or differ."""
     said = card(Path(folder)).get("site") if folder else None
     if isinstance(said, dict):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,11 +28,12 @@ from excise.methods.build import proved
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.configs.steering import ConceptSteerersConfig
 from excise.methods.sae.finding import site_of
+from excise.pipeline import Pipeline
 from excise.sae import load
 from excise.sites import capture
 
 
-def fit(pipe: Any, concept: Concept, config: ConceptSteerersConfig | None = None) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: ConceptSteerersConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, proved with its canary.
 
     Raises ExciseError where the SAE is missing or another Site's.

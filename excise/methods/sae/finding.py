@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from excise.methods.sae.calibrate import calibrate
 from excise.neurons import PromptCodes, Ranking, Validation, top_tokens
 from excise.neurons.identification import identify
 from excise.neurons.validation import TokenUse, validate
+from excise.pipeline import Pipeline
 from excise.sae import TopKSAE, card
 from excise.sites import Site, site_at
 from excise.sites.site import tokenizer_of
@@ -44,7 +44,7 @@ class Found:
         return config.neurons or self.ranking.top(config.k)
 
 
-def find(pipe: Any, sae: TopKSAE, concept: Concept, config: SNCEConfig | None = None) -> Found:
+def find(pipe: Pipeline, sae: TopKSAE, concept: Concept, config: SNCEConfig | None = None) -> Found:
     """Rank and validate the SAE's neurons for `concept` (eqs. 4-7) at the config's Site.
 
     Raises ExciseError where the concept has no pairs, or Site and SAE do not fit. Warns of a structural top neuron.
@@ -90,7 +90,7 @@ def find(pipe: Any, sae: TopKSAE, concept: Concept, config: SNCEConfig | None = 
     return Found(site, ranking, checked, tokens, codes, others, controls)
 
 
-def site_of(pipe: Any, sae: TopKSAE, config: SNCEConfig) -> Site:
+def site_of(pipe: Pipeline, sae: TopKSAE, config: SNCEConfig) -> Site:
     """The config's Site, or the one on the SAE's card. Raises ExciseError where both are missing or they differ."""
     trained = card(Path(config.sae)).get("site") if config.sae else None
     if isinstance(trained, dict):
@@ -115,7 +115,7 @@ def site_of(pipe: Any, sae: TopKSAE, config: SNCEConfig) -> Site:
 
 
 def _acts_on_controls(
-    pipe: Any, sae: TopKSAE, site: Site, concept: Concept, config: SNCEConfig, neurons: list[int]
+    pipe: Pipeline, sae: TopKSAE, site: Site, concept: Concept, config: SNCEConfig, neurons: list[int]
 ) -> list[float]:
     """By neuron the share of controls on which an eraser calibrated without them would act."""
     edit = SAEEdit.from_sae(sae, site, neurons)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,11 +33,12 @@ from excise.methods.configs.sae import ItDConfig, SNCEConfig
 from excise.methods.prompt_codes import prompt_codes
 from excise.methods.sae.finding import site_of
 from excise.neurons import PromptCodes
+from excise.pipeline import Pipeline
 from excise.sae import load
 from excise.sites import capture
 
 
-def fit(pipe: Any, concept: Concept, config: ItDConfig | None = None) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: ItDConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, proved with its canary.
 
     Raises ExciseError where the SAE is missing or another Site's, the concept has no pairs, or no feature is its own.

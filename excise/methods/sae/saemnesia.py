@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
@@ -17,10 +16,11 @@ from excise.methods.base import Fitted
 from excise.methods.configs.sae import SAEmnesiaConfig
 from excise.methods.sae.block_levels import block_sae, edit_of, levels, proved_at, trained_at
 from excise.neurons.timesteps import score
+from excise.pipeline import Pipeline
 from excise.sae import Supervision, card
 
 
-def fit(pipe: Any, concept: Concept, config: SAEmnesiaConfig | None = None) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: SAEmnesiaConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, measured and proved with its canary.
 
     Raises ExciseError where the SAE was not supervised, or not for this concept; EraserDidNotFire where the edit

@@ -7,7 +7,6 @@ calibrated and turned down is SNCE's.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
@@ -16,9 +15,10 @@ from excise.methods.base import Fitted
 from excise.methods.configs.sae import SAEmnesiaTextConfig
 from excise.methods.sae import snce
 from excise.methods.sae.saemnesia import assigned
+from excise.pipeline import Pipeline
 
 
-def fit(pipe: Any, concept: Concept, config: SAEmnesiaTextConfig | None = None) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: SAEmnesiaTextConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, calibrated and proved with its canary.
 
     Raises ExciseError where the SAE was not supervised, or not for this concept, and as `excise.methods.sae.snce.fit`.

@@ -9,7 +9,6 @@ are louder than usual. Differences from the published code, each of which can be
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -19,9 +18,10 @@ from excise.methods.base import Fitted
 from excise.methods.configs.sae import SAEuronConfig
 from excise.methods.sae.block_levels import block_sae, edit_of, levels, proved_at, trained_at
 from excise.neurons.timesteps import score, select
+from excise.pipeline import Pipeline
 
 
-def fit(pipe: Any, concept: Concept, config: SAEuronConfig | None = None) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: SAEuronConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, measured and proved with its canary.
 
     Raises ExciseError where no neuron scores for the concept, or SAE and block do not fit; EraserDidNotFire where the

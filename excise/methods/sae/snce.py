@@ -21,12 +21,13 @@ from excise.methods.prompt_codes import Reading, carried_share, concept_codes, r
 from excise.methods.sae.calibrate import Calibration, calibrate
 from excise.methods.sae.finding import Found, _acts, find
 from excise.methods.sae.metadata import created, measured
+from excise.pipeline import Pipeline
 from excise.sae import TopKSAE, load, saes_in
 from excise.sites import LanguageModel, Site
 
 
 def fit(
-    pipe: Any,
+    pipe: Pipeline,
     concept: Concept,
     config: SNCEConfig | None = None,
     *,
@@ -119,7 +120,7 @@ def _whole(config: SNCEConfig, parts: list[_Part]) -> TopKSAE | None:
     return parts[0].sae
 
 
-def _part(pipe: Any, concept: Concept, config: SNCEConfig, sae: TopKSAE, found: Found | None) -> _Part:
+def _part(pipe: Pipeline, concept: Concept, config: SNCEConfig, sae: TopKSAE, found: Found | None) -> _Part:
     """Find, calibrate and scale the edit of one encoder."""
     if found is None:
         found = find(pipe, sae, concept, config)
@@ -153,7 +154,7 @@ def _part(pipe: Any, concept: Concept, config: SNCEConfig, sae: TopKSAE, found: 
 
 
 def _figures(
-    pipe: Any,
+    pipe: Pipeline,
     sae: TopKSAE,
     edit: SAEEdit,
     concept: Concept,

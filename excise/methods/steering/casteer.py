@@ -28,11 +28,12 @@ from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.configs.steering import CASteerConfig
+from excise.pipeline import Pipeline, as_diffusers
 from excise.sites import Site
 from excise.sites.denoiser import attention_at, cross_attentions, denoiser_of, timestep_of
 
 
-def fit(pipe: Any, concept: Concept, config: CASteerConfig | None = None) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: CASteerConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, proved with its canary.
 
     Raises ExciseError where the pipeline has no cross-attention or the concept no pairs.
@@ -51,7 +52,7 @@ def fit(pipe: Any, concept: Concept, config: CASteerConfig | None = None) -> Era
 
 @torch.no_grad()
 def mean_outputs(
-    pipe: Any, sites: Sequence[Site], prompts: Sequence[str], config: CASteerConfig
+    pipe: Pipeline, sites: Sequence[Site], prompts: Sequence[str], config: CASteerConfig
 ) -> tuple[dict[Site, Tensor], Tensor]:
     """`[S, d]` by Site: the mean over pictures and patches of what each gives at every step; and the timesteps `[S]`.
 
@@ -79,7 +80,7 @@ def mean_outputs(
 
 
 def _drawn(
-    pipe: Any,
+    pipe: Pipeline,
     sites: Sequence[Site],
     prompts: list[str],
     seeds: Sequence[int],
@@ -105,7 +106,7 @@ def _drawn(
             stack.callback(attention_at(pipe, site).register_forward_hook(keeper(site)).remove)
         stack.enter_context(unedited())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        pipe(
+        as_diffusers(pipe)(
             prompts,
             num_inference_steps=config.steps,
             guidance_scale=config.guidance,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +21,12 @@ from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.configs.baselines import SafetyFilterConfig
+from excise.pipeline import Pipeline
 from excise.sentences import sentence_vectors
 from excise.sites.denoiser import whole
 
 
-def fit(pipe: Any, concept: Concept, config: SafetyFilterConfig | None = None) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: SafetyFilterConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, proved with its canary.
 
     Raises ExciseError where the pipeline has no U-Net that reads one text encoder, there are no pairs to set the

@@ -21,12 +21,13 @@ from excise.erasers.hooks.context import unedited
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.configs.steering import SAFREEConfig
+from excise.pipeline import Pipeline
 from excise.sites.denoiser import whole
 from excise.sites.pooled import eos_states
 from excise.sites.site import tokenizer_of
 
 
-def fit(pipe: Any, concept: Concept, config: SAFREEConfig | None = None) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: SAFREEConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, proved with its canary.
 
     Raises ExciseError where the pipeline has no U-Net that reads one text encoder.

@@ -16,7 +16,6 @@ takes one text of twenty words for all that is unsafe; here it is the words of t
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
@@ -25,6 +24,7 @@ from excise.erasers.hooks.context import unedited
 from excise.methods.base import Fitted
 from excise.methods.build import proved
 from excise.methods.configs.steering import Level, SLDConfig
+from excise.pipeline import Pipeline
 from excise.sites import encode_prompt
 from excise.sites.denoiser import whole
 from excise.sites.encoding import tensors_of
@@ -38,7 +38,7 @@ LEVELS: dict[Level, tuple[int, float, float, float, float]] = {
 """Warm-up, s, λ, s_m and β_m."""
 
 
-def fit(pipe: Any, concept: Concept, config: SLDConfig | None = None) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: SLDConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, proved with its canary.
 
     Raises ExciseError where the pipeline has no U-Net that reads one text encoder.

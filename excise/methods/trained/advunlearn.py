@@ -30,12 +30,13 @@ from excise.methods.build import proved
 from excise.methods.configs.trained import AdvUnlearnConfig
 from excise.methods.trained.sampling import Conditioning, encode_conditioning, frozen_unet, sample_partly
 from excise.methods.trained.trainer import Student, training, tune
+from excise.pipeline import Pipeline
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of, whole
 from excise.sites.site import encoder_of, tokenizer_of
 
 
-def fit(pipe: Any, concept: Concept, config: AdvUnlearnConfig | None = None) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: AdvUnlearnConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, trained and proved.
 
     Raises ExciseError where the pipeline has no U-Net that reads one text encoder, the concept no pairs or one whose
@@ -54,7 +55,7 @@ def fit(pipe: Any, concept: Concept, config: AdvUnlearnConfig | None = None) -> 
 class Task:
     """The training of one concept's eraser."""
 
-    def __init__(self, pipe: Any, concept: Concept, config: AdvUnlearnConfig) -> None:
+    def __init__(self, pipe: Pipeline, concept: Concept, config: AdvUnlearnConfig) -> None:
         self.pipe, self.config = pipe, config
         self.encoder: Any = encoder_of(pipe, "text_encoder")
         self.student = Student(self.encoder, weights(self.encoder, config.layers))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from excise.concepts import Concept
 from excise.concepts.concept import all_mentioned
+from excise.pipeline import Pipeline
 from excise.sites.site import tokenizer_of
 
 
@@ -43,7 +44,7 @@ def of_layer(h: int, w: int, pixels: int) -> tuple[int, int]:
 
 
 def beside(
-    pipe: Any, prompts: Mapping[str, str], states: Sequence[Tensor], others: Sequence[Tensor]
+    pipe: Pipeline, prompts: Mapping[str, str], states: Sequence[Tensor], others: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """`[n, d]` each: what prompts and their other ones begin and end with alike, of all their tokens' states
     `[T, d]`."""
@@ -65,7 +66,7 @@ def _alike(one: Sequence[int], other: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
-def spoken(pipe: Any, prompt: str, concept: Concept) -> tuple[list[int], int]:
+def spoken(pipe: Pipeline, prompt: str, concept: Concept) -> tuple[list[int], int]:
     """At which positions the prompt's tokens say the concept, and where its end token is."""
     tokenizer = tokenizer_of(pipe, "text_encoder")
     ids, found = list(tokenizer(prompt, truncation=True).input_ids), set[int]()

@@ -41,11 +41,12 @@ from excise.methods.trained.replay import (
 )
 from excise.methods.trained.sampling import Conditioning, Predict, collate, frozen_unet
 from excise.methods.trained.trainer import Student, training, tune
+from excise.pipeline import Pipeline
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of
 
 
-def fit(pipe: Any, concept: Concept, config: CAConfig | None = None) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: CAConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, trained on pictures of its anchor, and proved.
 
     Raises ExciseError where the pipeline has no U-Net or its kind of prediction is unknown, where nothing says what the
@@ -87,7 +88,7 @@ def objective(
     return missed + config.keep * diffusion_loss(student, schedule, anchors, generator, config.batch)
 
 
-def layers(pipe: Any, config: CAConfig) -> dict[Site, nn.Parameter]:
+def layers(pipe: Pipeline, config: CAConfig) -> dict[Site, nn.Parameter]:
     """The weights that are trained."""
     if config.weights == "all":
         return weights(pipe, attention=True) | weights(pipe, attention=False)

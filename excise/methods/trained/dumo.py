@@ -45,6 +45,7 @@ from excise.methods.configs.trained import DuMoConfig
 from excise.methods.trained.replay import told_each
 from excise.methods.trained.sampling import Conditioning, Predict, encode_conditioning, frozen_unet, sample_partly
 from excise.methods.trained.trainer import LowRank, Student, training, tune
+from excise.pipeline import Pipeline, as_diffusers
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of
 
@@ -99,14 +100,17 @@ def modulated(
     return made
 
 
-def fit(pipe: Any, concept: Concept, config: DuMoConfig | None = None) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: DuMoConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, trained and proved.
 
     Raises ExciseError where the pipeline has no U-Net with skip connections, or as `tune` does.
     """
     config, empty = config or DuMoConfig(), encode_conditioning(pipe, "", "dumo")
     unet: Any = denoiser_of(pipe, "unet")[1]
-    site, timesteps = Site("unet", "", int(unet.config.out_channels)), int(pipe.scheduler.config.num_train_timesteps)
+    site, timesteps = (
+        Site("unet", "", int(unet.config.out_channels)),
+        int(as_diffusers(pipe).scheduler.config.num_train_timesteps),
+    )
     skips_of(unet)
     said, kept = prompts(concept, config.pairs)
     words, others = told_each(pipe, said, "dumo"), told_each(pipe, kept, "dumo")
@@ -134,7 +138,7 @@ def fit(pipe: Any, concept: Concept, config: DuMoConfig | None = None) -> Eraser
 
 
 def objective(
-    pipe: Any,
+    pipe: Pipeline,
     student: Predict,
     teacher: Predict,
     words: Sequence[Conditioning],

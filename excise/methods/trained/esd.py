@@ -24,11 +24,12 @@ from excise.methods.build import proved
 from excise.methods.configs.trained import ESDConfig
 from excise.methods.trained.sampling import Conditioning, Predict, encode_conditioning, frozen_unet, sample_partly
 from excise.methods.trained.trainer import Student, training, tune
+from excise.pipeline import Pipeline
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of
 
 
-def fit(pipe: Any, concept: Concept, config: ESDConfig, method: str, *, attention: bool) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: ESDConfig, method: str, *, attention: bool) -> Eraser:
     """The eraser of `concept` for `pipe`, trained in its cross-attention or in all but that, and proved.
 
     Raises ExciseError where the pipeline has no U-Net, or as `tune` does.
@@ -48,7 +49,7 @@ def fit(pipe: Any, concept: Concept, config: ESDConfig, method: str, *, attentio
 
 
 def objective(
-    pipe: Any,
+    pipe: Pipeline,
     student: Predict,
     teacher: Predict,
     sides: Sequence[Conditioning],
@@ -66,7 +67,7 @@ def objective(
     return F.mse_loss(student(latents, timestep, *word.of(config.batch)).float(), aim.float())
 
 
-def weights(pipe: Any, attention: bool) -> dict[Site, nn.Parameter]:
+def weights(pipe: Pipeline, attention: bool) -> dict[Site, nn.Parameter]:
     """Of the linear and convolutional layers within the U-Net's cross-attention, or outside of it.
 
     Raises ExciseError where there are none.

@@ -46,6 +46,7 @@ from excise.methods.configs.trained import MACEConfig
 from excise.methods.trained.attention_maps import attention, beside, of_layer, spoken
 from excise.methods.trained.sampling import Conditioning, add_noise, encode_conditioning, frozen_unet, sample
 from excise.methods.trained.trainer import LowRank, Student, training, tune
+from excise.pipeline import Pipeline, as_diffusers
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of
 
@@ -63,7 +64,7 @@ class Picture:
     """M, `[h, w]`: 1 where the concept is, else 0."""
 
 
-def fit(pipe: Any, concept: Concept, config: MACEConfig | None = None) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: MACEConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, trained and proved.
 
     Raises ExciseError where the pipeline has no cross-attention or no prompt says the concept, the concept is its own
@@ -84,7 +85,7 @@ def fit(pipe: Any, concept: Concept, config: MACEConfig | None = None) -> Eraser
     lottery = torch.Generator().manual_seed(config.seed)
     student = LowRank(denoiser_of(pipe, "unet")[1], weights, refined, config.rank, lottery)
     pictures = pictured(pipe, concept, list(prompts), config)
-    chances = density(pipe.scheduler.config.num_train_timesteps, config)
+    chances = density(as_diffusers(pipe).scheduler.config.num_train_timesteps, config)
 
     def loss(generator: torch.Generator) -> Tensor:
         return objective(pipe, student, pictures, chances, generator, config)
@@ -119,7 +120,7 @@ def anchored(concept: Concept, anchor: str) -> dict[str, str]:
 
 
 @torch.no_grad()
-def pictured(pipe: Any, concept: Concept, prompts: Sequence[str], config: MACEConfig) -> list[Picture]:
+def pictured(pipe: Pipeline, concept: Concept, prompts: Sequence[str], config: MACEConfig) -> list[Picture]:
     """Pictures of the concept by the untouched U-Net. Raises ExciseError where no prompt says it."""
     spoken_in = [(prompt, *where) for prompt in prompts if (where := spoken(pipe, prompt, concept))[0]]
     if not spoken_in:
@@ -141,11 +142,16 @@ def pictured(pipe: Any, concept: Concept, prompts: Sequence[str], config: MACECo
 
 
 def seen(
-    pipe: Any, side: Conditioning, latents: Tensor, words: Sequence[int], generator: torch.Generator, config: MACEConfig
+    pipe: Pipeline,
+    side: Conditioning,
+    latents: Tensor,
+    words: Sequence[int],
+    generator: torch.Generator,
+    config: MACEConfig,
 ) -> Tensor:
     """`[h, w]` from 0 to 1: how much the untouched U-Net attends to these tokens at each pixel."""
     times = torch.tensor([config.t1, (config.t1 + config.t2) / 2, config.t2]).to(latents.device)
-    times = (times * (pipe.scheduler.config.num_train_timesteps - 1) / 1000).long()
+    times = (times * (as_diffusers(pipe).scheduler.config.num_train_timesteps - 1) / 1000).long()
     with attention(denoiser_of(pipe, "unet")[1]) as maps:
         frozen_unet(pipe)(add_noise(pipe, latents.expand(3, -1, -1, -1), times, generator), times, *side.of(3))
     h, w = latents.shape[-2:]
@@ -163,7 +169,7 @@ def density(steps: int, config: MACEConfig) -> Tensor:
 
 
 def objective(
-    pipe: Any,
+    pipe: Pipeline,
     student: Student,
     pictures: Sequence[Picture],
     chances: Tensor,

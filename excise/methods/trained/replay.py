@@ -15,6 +15,7 @@ from excise.concepts.concept import mentioned, without_mentions
 from excise.errors import ExciseError, InvalidSetting
 from excise.methods.configs.trained import ReplayConfig
 from excise.methods.trained.sampling import Conditioning, Predict, collate, encode_conditioning, frozen_unet, sample
+from excise.pipeline import Pipeline, as_diffusers
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,14 +64,14 @@ def prompt_pairs(
     return [found[order[n % len(found)]] for n in range(count)]
 
 
-def told_each(pipe: Any, prompts: Sequence[str], method: str) -> tuple[Conditioning, ...]:
+def told_each(pipe: Pipeline, prompts: Sequence[str], method: str) -> tuple[Conditioning, ...]:
     """What the pipeline tells its U-Net of each prompt. Raises ExciseError where it has no U-Net."""
     known = {prompt: encode_conditioning(pipe, prompt, method) for prompt in dict.fromkeys(prompts)}
     return tuple(known[prompt] for prompt in prompts)
 
 
 def draw(
-    pipe: Any, prompts: Sequence[Conditioning], config: ReplayConfig, generator: torch.Generator, method: str
+    pipe: Pipeline, prompts: Sequence[Conditioning], config: ReplayConfig, generator: torch.Generator, method: str
 ) -> Pictures:
     """One picture of each prompt, by the pipeline's own U-Net, a batch at a time."""
     empty, how = encode_conditioning(pipe, "", method), {"steps": config.steps, "guidance": config.guidance}
@@ -79,19 +80,19 @@ def draw(
     return Pictures(torch.cat(made), tuple(prompts))
 
 
-def training_schedule(pipe: Any, method: str) -> Any:
+def training_schedule(pipe: Pipeline, method: str) -> Any:
     """The noise that the pipeline's model was trained with, whatever scheduler it draws with.
 
     Raises ExciseError for a model that has learnt to predict neither the noise nor the velocity.
     """
     from diffusers import DDPMScheduler
 
-    config = pipe.scheduler.config
+    config = as_diffusers(pipe).scheduler.config
     kind = config.get("prediction_type") if "beta_start" in config else None
     if kind not in ("epsilon", "v_prediction"):
         raise ExciseError(
             f"{method} trains models that predict noise or velocity (epsilon, v_prediction); "
-            f"{type(pipe.scheduler).__name__} says {kind or 'neither'}; choose another method"
+            f"{type(as_diffusers(pipe).scheduler).__name__} says {kind or 'neither'}; choose another method"
         )
     return DDPMScheduler.from_config(config)
 

@@ -42,13 +42,14 @@ from excise.methods.trained.replay import (
 )
 from excise.methods.trained.sampling import Predict
 from excise.methods.trained.trainer import Student, training, tune
+from excise.pipeline import Pipeline
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of
 
 PARTS = {"cross-attention": (True,), "rest": (False,), "all": (True, False)}
 
 
-def fit(pipe: Any, concept: Concept, config: SAConfig | None = None) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: SAConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, trained on its own pictures, and proved.
 
     Raises ExciseError where the pipeline has no U-Net or its kind of prediction is unknown, where nothing says what
@@ -124,7 +125,7 @@ def other_prompts(concept: Concept, count: int, generator: torch.Generator) -> l
     return [found[order[n % len(found)]] for n in range(count)]
 
 
-def layers(pipe: Any, config: SAConfig) -> dict[Site, nn.Parameter]:
+def layers(pipe: Pipeline, config: SAConfig) -> dict[Site, nn.Parameter]:
     """The weights that are trained."""
     return {site: weight for attention in PARTS[config.weights] for site, weight in weights(pipe, attention).items()}
 

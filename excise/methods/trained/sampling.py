@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError, WrongModel
+from excise.pipeline import Pipeline, as_diffusers
 from excise.sites.denoiser import check_reads_text, denoiser_of
 from excise.sites.encoding import Enough
 
@@ -37,7 +38,7 @@ class Conditioning:
         return self.states.expand(count, -1, -1), {name: _expanded(value, count) for name, value in self.more.items()}
 
 
-def encode_conditioning(pipe: Any, prompt: str, method: str) -> Conditioning:
+def encode_conditioning(pipe: Pipeline, prompt: str, method: str) -> Conditioning:
     """What the pipeline tells its U-Net of a prompt, unedited. Raises ExciseError where no U-Net of it hears any."""
     if not isinstance(getattr(pipe, "unet", None), nn.Module):
         raise WrongModel(f"{method} trains a U-Net, and {type(pipe).__name__} has none; choose another method")
@@ -54,7 +55,9 @@ def encode_conditioning(pipe: Any, prompt: str, method: str) -> Conditioning:
         # Without guidance, the batch is the prompt alone.
         with suppress(Enough), unedited(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             generator = torch.Generator().manual_seed(0)
-            pipe(prompt, num_inference_steps=1, guidance_scale=1.0, generator=generator, output_type="latent")
+            as_diffusers(pipe)(
+                prompt, num_inference_steps=1, guidance_scale=1.0, generator=generator, output_type="latent"
+            )
     finally:
         handle.remove()
     kept = ("sample", "timestep", "encoder_hidden_states", "return_dict")
@@ -81,7 +84,7 @@ def _stacked(values: Sequence[Any]) -> Any:
     return {name: _stacked([value[name] for value in values]) for name in first} if isinstance(first, dict) else first
 
 
-def frozen_unet(pipe: Any) -> Predict:
+def frozen_unet(pipe: Pipeline) -> Predict:
     """The pipeline's own U-Net, unedited and without gradients."""
     unet = denoiser_of(pipe, "unet")[1]
 
@@ -94,13 +97,15 @@ def frozen_unet(pipe: Any) -> Predict:
     return predict
 
 
-def add_noise(pipe: Any, clean: Tensor, times: Tensor, generator: torch.Generator) -> Tensor:
+def add_noise(pipe: Pipeline, clean: Tensor, times: Tensor, generator: torch.Generator) -> Tensor:
     """Scaled latents `[n, C, h, w]` noised to the timesteps `times` `[n]`, as the U-Net reads them.
 
     Raises ExciseError where the pipeline's scheduler has no such timesteps.
     """
-    if not isinstance(shares := getattr(pipe.scheduler, "alphas_cumprod", None), Tensor):
-        raise ExciseError(f"{type(pipe.scheduler).__name__} does not say how much noise a timestep has; use DDIM's")
+    if not isinstance(shares := getattr(as_diffusers(pipe).scheduler, "alphas_cumprod", None), Tensor):
+        raise ExciseError(
+            f"{type(as_diffusers(pipe).scheduler).__name__} does not say how much noise a timestep has; use DDIM's"
+        )
     # By hand, as trained: a multistep scheduler's own add_noise knows the steps of the last sampling only.
     share = shares.float().to(clean.device)[times.to(clean.device)].reshape(-1, 1, 1, 1)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
@@ -109,7 +114,7 @@ def add_noise(pipe: Any, clean: Tensor, times: Tensor, generator: torch.Generato
 
 @torch.no_grad()
 def sample_partly(
-    pipe: Any,
+    pipe: Pipeline,
     predict: Predict,
     prompt: Conditioning,
     empty: Conditioning,
@@ -134,7 +139,7 @@ def sample_partly(
 
 @torch.no_grad()
 def sample(
-    pipe: Any,
+    pipe: Pipeline,
     predict: Predict,
     prompts: Sequence[Conditioning],
     empty: Conditioning,
@@ -156,9 +161,11 @@ def sample(
     return latents
 
 
-def _begun(pipe: Any, prompt: Conditioning, generator: torch.Generator, count: int, steps: int) -> tuple[Any, Tensor]:
+def _begun(
+    pipe: Pipeline, prompt: Conditioning, generator: torch.Generator, count: int, steps: int
+) -> tuple[Any, Tensor]:
     """A scheduler of its own that is set to so many steps, and the first noise."""
-    scheduler = copy.deepcopy(pipe.scheduler)
+    scheduler = copy.deepcopy(as_diffusers(pipe).scheduler)
     device, dtype = prompt.states.device, prompt.states.dtype
     scheduler.set_timesteps(steps, device=device)
     noise = torch.randn((count, *prompt.shape[1:]), generator=generator).to(device, dtype)

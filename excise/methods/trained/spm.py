@@ -26,11 +26,12 @@ from excise.methods.build import proved
 from excise.methods.configs.trained import SPMConfig
 from excise.methods.trained.sampling import Conditioning, Predict, encode_conditioning, frozen_unet, sample_partly
 from excise.methods.trained.trainer import LowRank, training, tune
+from excise.pipeline import Pipeline
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of, whole
 
 
-def fit(pipe: Any, concept: Concept, config: SPMConfig | None = None) -> Eraser:
+def fit(pipe: Pipeline, concept: Concept, config: SPMConfig | None = None) -> Eraser:
     """The eraser of `concept` for `pipe`, trained and proved.
 
     Raises ExciseError where the pipeline has no U-Net that reads one text encoder, or as `tune` does.
@@ -58,7 +59,7 @@ def fit(pipe: Any, concept: Concept, config: SPMConfig | None = None) -> Eraser:
 
 
 def objective(
-    pipe: Any,
+    pipe: Pipeline,
     student: Predict,
     teacher: Predict,
     sides: Sequence[Conditioning],
@@ -93,7 +94,7 @@ def anchors_near(states: Tensor, count: int, generator: torch.Generator) -> Tens
     return torch.stack(kept).to(states)
 
 
-def weights(pipe: Any) -> dict[Site, nn.Parameter]:
+def weights(pipe: Pipeline) -> dict[Site, nn.Parameter]:
     """Of the linear and convolutional layers within a U-Net's transformers, residual blocks and samplers."""
     unet = denoiser_of(pipe, "unet")[1]
     inside = ("Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D")

@@ -24,6 +24,7 @@ from excise.errors import ExciseError
 from excise.files import write_folder
 from excise.interruption import interruptible
 from excise.methods.configs.trained import TuningConfig
+from excise.pipeline import Pipeline, as_diffusers
 from excise.sites import Site
 from excise.sites.language import fingerprint
 
@@ -116,12 +117,12 @@ class LowRank(Student):
         return self.changes[site][: site.width], self.changes[site][site.width :].T
 
 
-def training(method: str, pipe: Any, concept: Concept, *more: Any) -> str:
+def training(method: str, pipe: Pipeline, concept: Concept, *more: Any) -> str:
     """Tells one training from another: the method, the whole concept, what else is `more`, the pipeline's scheduler and
     a few values of all of its weights."""
     parts = pipe.components.items()
     models = {name: fingerprint(part) for name, part in parts if isinstance(part, nn.Module)}
-    said = [method, asdict(concept), models, dict(pipe.scheduler.config), more]
+    said = [method, asdict(concept), models, dict(as_diffusers(pipe).scheduler.config), more]
     return hashlib.sha256(json.dumps(said, default=str, sort_keys=True).encode()).hexdigest()
 
 

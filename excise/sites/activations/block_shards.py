@@ -14,6 +14,7 @@ from torch import Tensor
 
 from excise.errors import ExciseError
 from excise.files import write_atomic
+from excise.pipeline import Pipeline
 from excise.sites.activations.blocks import capture_blocks
 from excise.sites.activations.shards import narrowed, read_shard, write_shard
 from excise.sites.site import Site
@@ -71,7 +72,7 @@ class BlockShards:
 
 def capture_blocks_to(
     folder: Path,
-    pipe: Any,
+    pipe: Pipeline,
     site: Site,
     prompts: Sequence[Labelled],
     concepts: Sequence[str],

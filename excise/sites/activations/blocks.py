@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from excise.errors import ExciseError
+from excise.pipeline import Pipeline, as_diffusers
 from excise.sites.denoiser import as_patches, denoiser_of, module_at, timestep_of
 from excise.sites.encoding import Enough
 from excise.sites.site import Site
@@ -33,7 +34,7 @@ class Patches:
 
 
 def capture_blocks(
-    pipe: Any,
+    pipe: Pipeline,
     site: Site,
     prompts: Iterable[str],
     *,
@@ -56,7 +57,7 @@ def capture_blocks(
         raise ExciseError(f"steps {chosen} are not among the {steps} that are drawn")
     _, denoiser = denoiser_of(pipe, site.component)
     block = module_at(pipe, site)
-    if "image" in inspect.signature(pipe.__call__).parameters:
+    if "image" in inspect.signature(as_diffusers(pipe).__call__).parameters:
         raise ExciseError(
             f"{type(pipe).__name__} starts from a picture; capture with the text-to-image pipeline of its components"
         )
@@ -74,7 +75,7 @@ def capture_blocks(
 
 @torch.no_grad()
 def _drawn(
-    pipe: Any,
+    pipe: Pipeline,
     denoiser: nn.Module,
     block: nn.Module,
     site: Site,
@@ -86,35 +87,36 @@ def _drawn(
 ) -> dict[int, tuple[float, Tensor]]:
     """Timestep and conditional patches `[B, N, C]` by step, of one batch."""
     seen: dict[int, tuple[float, Tensor]] = {}
-    told: list[float] = []
+    past: list[float] = []
+    scheduler = as_diffusers(pipe).scheduler
 
     def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         now = float(timestep_of(module, args, kwargs)[1].flatten()[0])
-        if not told and (known := len(set(map(float, getattr(pipe.scheduler, "timesteps", ()))))) > steps:
+        if not past and (known := len(set(map(float, getattr(scheduler, "timesteps", ()))))) > steps:
             raise ExciseError(
-                f"{type(pipe.scheduler).__name__} asks the denoiser at {known} timesteps in {steps} steps; use a "
+                f"{type(scheduler).__name__} asks the denoiser at {known} timesteps in {steps} steps; use a "
                 "scheduler that asks at one a step"
             )
-        if not told or now != told[-1]:
-            told.append(now)
-        elif [float(t) for t in pipe.scheduler.timesteps].count(now) < 2:  # PNDM has one of its timesteps twice
+        if not past or now != past[-1]:
+            past.append(now)
+        elif [float(t) for t in scheduler.timesteps].count(now) < 2:  # PNDM has one of its timesteps twice
             raise ExciseError(
                 f"{type(pipe).__name__} runs its denoiser twice a step, once for each branch of guidance; draw without "
                 "guidance to capture the conditional one"
             )
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        step = len(told) - 1
+        step = len(past) - 1
         if step in chosen and step not in seen:
             patches = as_patches(output)
             if patches.shape[0] not in (len(prompts), 2 * len(prompts)) or patches.shape[-1] != site.width:
                 raise ExciseError(
                     f"{site.key} gave {tuple(patches.shape)}, not one picture a prompt, {site.width} wide"
                 )
-            seen[step] = told[-1], patches[-len(prompts) :].clone()
+            seen[step] = past[-1], patches[-len(prompts) :].clone()
 
     def end(module: nn.Module, args: Any, output: Any) -> None:
-        if len(told) > chosen[-1]:
+        if len(past) > chosen[-1]:
             raise Enough
 
     with ExitStack() as stack:
@@ -123,7 +125,7 @@ def _drawn(
         stack.callback(denoiser.register_forward_hook(end).remove)
         # Compiled code has no place for hooks that were not there when it was compiled.
         with suppress(Enough), torch.compiler.set_stance("force_eager"):
-            pipe(
+            as_diffusers(pipe)(
                 prompts,
                 num_inference_steps=steps,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from excise.errors import ExciseError
 from excise.files import temporary_beside, write_atomic
+from excise.pipeline import Pipeline
 from excise.sites.activations.shards import read_shard, write_shard
 from excise.sites.encoding import Enough, encode_prompt
 from excise.sites.language import LanguageModel, held
@@ -63,7 +64,7 @@ class Features:
         return replace(self, kept=kept)
 
 
-def tokenise(pipe: Any, component: str, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+def tokenise(pipe: Pipeline, component: str, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, attention mask and scored mask, each `[B, T]`, padded and cut as the pipeline does."""
     tokenizer, encoder = tokenizer_of(pipe, component), encoder_of(pipe, component)
     positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
@@ -81,7 +82,7 @@ def tokenise(pipe: Any, component: str, prompts: list[str]) -> tuple[Tensor, Ten
     return ids, attention, scored
 
 
-def capture(pipe: Any, sites: Iterable[Site], prompts: Iterable[str], batch_size: int = 64) -> Iterator[Features]:
+def capture(pipe: Pipeline, sites: Iterable[Site], prompts: Iterable[str], batch_size: int = 64) -> Iterator[Features]:
     """Features of `prompts` at `sites` (all of one text encoder), batch by batch.
 
     Raises ExciseError for an unknown Site, a wrong width, or Sites of several encoders at once.
@@ -93,7 +94,7 @@ def capture(pipe: Any, sites: Iterable[Site], prompts: Iterable[str], batch_size
         yield _read(pipe, component, modules, batch)
 
 
-def located(pipe: Any, sites: Iterable[Site]) -> tuple[str, dict[Site, nn.Module]]:
+def located(pipe: Pipeline, sites: Iterable[Site]) -> tuple[str, dict[Site, nn.Module]]:
     """The text encoder of `sites` and their modules. Raises ExciseError as `capture`."""
     wanted = list(dict.fromkeys(sites))
     components = sorted({site.component for site in wanted})
@@ -105,7 +106,7 @@ def located(pipe: Any, sites: Iterable[Site]) -> tuple[str, dict[Site, nn.Module
 
 
 @torch.no_grad()
-def run(pipe: Any, component: str, batch: list[str]) -> tuple[Tensor, Tensor, Any]:
+def run(pipe: Pipeline, component: str, batch: list[str]) -> tuple[Tensor, Tensor, Any]:
     """Run one text encoder on prompts as the pipeline does: ids and scored mask `[B, T]`, and the encoder's output,
     which is None where a hook had `Enough`.
 
@@ -186,7 +187,7 @@ def listening(modules: dict[Site, nn.Module]) -> Iterator[dict[Site, Tensor]]:
         raise ExciseError(f"{missing[0]} did not run when the text encoder did; choose another Site")
 
 
-def _read(pipe: Any, component: str, modules: dict[Site, nn.Module], batch: list[str]) -> Features:
+def _read(pipe: Pipeline, component: str, modules: dict[Site, nn.Module], batch: list[str]) -> Features:
     """One batch; the encoder stops behind the last of the Sites."""
     with listening(modules) as states:
         if not isinstance(pipe, LanguageModel):
@@ -206,7 +207,7 @@ def is_clip(encoder: nn.Module) -> bool:
 
 def capture_to(
     folder: Path,
-    pipe: Any,
+    pipe: Pipeline,
     sites: Iterable[Site],
     prompts: Iterable[str],
     *,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from excise.pipeline import Pipeline
 from excise.sites.activations.capture import run
 from excise.sites.language import LanguageModel
 from excise.sites.site import Site, resolve
@@ -17,7 +18,7 @@ from excise.sites.site import Site, resolve
 
 @torch.no_grad()
 def final_state_cosine(
-    pipe: Any, site: Site, replace: Callable[[Tensor], Tensor], prompts: Iterable[str], batch_size: int = 64
+    pipe: Pipeline, site: Site, replace: Callable[[Tensor], Tensor], prompts: Iterable[str], batch_size: int = 64
 ) -> float | None:
     """Cosine of the text encoder's `last_hidden_state` with what it is when `replace` acts on the features at `site`.
 
@@ -47,7 +48,7 @@ def final_state_cosine(
     return mean if math.isfinite(mean) else None
 
 
-def _final(pipe: Any, component: str, batch: list[str]) -> Tensor | None:
+def _final(pipe: Pipeline, component: str, batch: list[str]) -> Tensor | None:
     """`[B, T, d]` float64."""
     output = run(pipe, component, batch)[2]
     # A language model's output has the hidden states but names none of them the last.

@@ -11,12 +11,13 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from excise.errors import ExciseError
+from excise.pipeline import Pipeline
 from excise.sites.activations.capture import Features, capture, is_clip, listening, located, run_clip, tokenise
 from excise.sites.activations.packing import Rows, can_pack, packed, run_packed, unpacked
 from excise.sites.encoding import Enough
@@ -39,7 +40,7 @@ class Batch(NamedTuple):
 
 
 def capture_by_length(
-    pipe: Any,
+    pipe: Pipeline,
     sites: Iterable[Site],
     prompts: Iterable[str],
     batch_size: int = 64,
@@ -79,7 +80,7 @@ def capture_by_length(
 
 
 def _causal(
-    pipe: Any,
+    pipe: Pipeline,
     component: str,
     modules: dict[Site, nn.Module],
     prompts: list[str],
@@ -136,7 +137,7 @@ def _causal(
 
 
 def _padded(
-    pipe: Any, sites: list[Site], prompts: list[str], batch_size: int, whole: Callable[[], bool]
+    pipe: Pipeline, sites: list[Site], prompts: list[str], batch_size: int, whole: Callable[[], bool]
 ) -> Iterator[Batch]:
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]), reverse=True)  # as above
     for begin, features in enumerate(capture(pipe, sites, [prompts[number] for number in order], batch_size)):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from excise.errors import ExciseError
 from excise.files import write_atomic
+from excise.pipeline import Pipeline
 from excise.sites.activations.length_buckets import capture_by_length
 from excise.sites.activations.shards import narrowed, read_shard, write_shard
 from excise.sites.language import LanguageModel, fingerprint
@@ -45,7 +46,7 @@ class TokenShards:
 
 def capture_tokens_to(
     folder: Path,
-    pipe: Any,
+    pipe: Pipeline,
     sites: Sequence[Site],
     texts: Sequence[str],
     *,

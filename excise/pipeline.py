@@ -22,6 +22,11 @@ class Pipeline(Protocol):
         ...
 
 
+def as_diffusers(pipe: Pipeline) -> Any:
+    """Return the same object, for what diffusers' pipelines have beyond `components`: a scheduler, a call, settings."""
+    return pipe
+
+
 def check_pipeline(pipe: object) -> None:
     """Raise WrongModel for an object that is not a pipeline, such as a model's name."""
     if not isinstance(getattr(pipe, "components", None), Mapping):
