@@ -159,7 +159,7 @@ MUTANTS = [
         "tests/methods/steering/test_sld.py",
         ("here.nu = edit.decay * here.nu + (1 - edit.decay) * gamma", "here.nu = gamma"),
         ("gamma = gamma + edit.momentum * here.nu", "gamma = gamma"),
-        ("if self.step_of(run) < edit.warmup:", "if self.step_of(run) <= edit.warmup:"),
+        ("if self.step_of(call) < edit.warmup:", "if self.step_of(call) <= edit.warmup:"),
         ("own[prompts] - self.attachment.strength * gamma", "own[prompts] - gamma"),
     ),
     *of(
