@@ -23,11 +23,11 @@ WORDS = {
     r"\bbeside\b": "with, next to, besides, in addition to",
     r"\banew\b": "again",
     r"\bby lot\b": "at random",
-    r"(?<!there )\b(?:is|are|was|were) no (?!longer|more|less|fewer|later|better|worse|bigger|larger|smaller)": "is not a",
+    r"(?<!there )\b(?:is|are|was|were) no (?!longer|more|less|fewer|later|better|worse|larger)": "is not a",
     r"\bwhere there (?:is|are|was|were) none\b": "if there is none, or None if missing",
     r"\bnobody\b": "nothing, no caller, not",
     r"\bof which\b": "whose, from which",
-    r"\bwherefrom\b|\bwhereof\b|\btherein\b|\bthereof\b|\bthereby\b|\bhereby\b|\bforetells?\b": "say it in today's English",
+    r"\bwherefrom\b|\bwhereof\b|\btherein\b|\bthereof\b|\bthereby\b|\bhereby\b|\bforetells?\b": "use today's word",
     r"\bways? round\b": "a way around, a bypass",
     r"\bin the place of\b": "in place of, instead of",
 }

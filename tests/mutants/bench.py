@@ -144,7 +144,7 @@ MUTANTS = [
         ("SEED, STEPS, GUIDANCE = 188, 100, 9.0", "SEED, STEPS, GUIDANCE = 188, 50, 9.0"),
         ("                    guidance_scale=self.guidance,\n", ""),
         ("num_inference_steps=self.steps", "num_inference_steps=STEPS"),
-        ("as_diffusers(pipe).scheduler = DDIMScheduler.from_config(own.config)", "DDIMScheduler.from_config(own.config)"),
+        ("as_diffusers(pipe).scheduler = DDIMScheduler", "_ = DDIMScheduler"),
         ('"ua": [not p.seen["target"] for p in with_it]', '"ua": [p.seen["target"] for p in with_it]'),
         ("own, other = (thing, style) if is_object else (style, thing)",
          "own, other = (style, thing) if is_object else (thing, style)"),
