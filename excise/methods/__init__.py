@@ -1,4 +1,4 @@
-"""Ways to make an eraser, one file each. Names are imported when first asked for."""
+"""Ways to make an eraser, one module each. Names are imported on first use."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What a method is, and the list of them."""
+"""The interface of a method, and the class that our own methods use."""
 
 from __future__ import annotations
 
@@ -22,30 +22,33 @@ AND = "+"
 
 
 class Method(Protocol):
-    """`fit` makes an eraser of a concept for a pipeline; `Config` makes its frozen configuration."""
+    """Protocol of a method: `fit` makes an eraser of a concept for a pipeline, `Config` its frozen configuration."""
 
     name: str
 
     @property
     def Config(self) -> Callable[..., Any]:
-        """Settings by name, defaults for the rest. Raises ExciseError for an impossible value."""
+        """Make a configuration from settings by name, with defaults for the rest.
+
+        Raises ExciseError for an invalid value.
+        """
         ...
 
     def fit(self, pipe: Pipeline, concept: Concept, config: Any) -> Eraser:
-        """Raises ExciseError where the concept cannot be erased so."""
+        """Fit an eraser of `concept` for `pipe`. Raises ExciseError if the method cannot erase it."""
         ...
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A Method of one of our files: its name, its configuration's class and that file's `fit`."""
+    """Method defined by one of our modules: a name, a configuration class and the module's `fit`."""
 
     name: str
     Config: Callable[..., Any]
     make: Callable[..., Eraser]
 
     def fit(self, pipe: Pipeline, concept: Concept, config: Any = None, **more: Any) -> Eraser:
-        """As its file's `fit`. Raises ExciseError, saying what to lower, where memory does not suffice."""
+        """Fit an eraser. On out-of-memory, raises ExciseError that names the settings to reduce."""
         config = self.Config() if config is None else config
         try:
             return self.make(pipe, concept, config, **more)
@@ -56,15 +59,15 @@ class Fitted:
             lower = [name for name in LOWER if name in known and known[name] != 1]
             ways = [f"lower {' or '.join(lower)}"] if lower else []
             ways += ["choose a method that needs less, such as snce"] if self.name != "snce" else ["free some of it"]
-            raise ExciseError(f"memory does not suffice for {self.name}; {', or '.join(ways)}") from error
+            raise ExciseError(f"there is not enough memory for {self.name}; {', or '.join(ways)}") from error
 
 
 LOWER = ("batch", "batch_size", "pictures", "retain", "anchors")
-"""Settings that memory grows with, whichever method has them."""
+"""Settings that increase memory use, for whichever method has them."""
 
 
 def _of_memory(error: BaseException) -> bool:
-    """Whether there was too little of it: torch says so in a class of its own on GPUs, in words on CPUs."""
+    """Return whether memory ran out: torch has an exception class for it on GPUs, only a message on CPUs."""
     import torch
 
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

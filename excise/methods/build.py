@@ -1,4 +1,4 @@
-"""From edits to an eraser: what it was made of and for, and the proof that it bites."""
+"""Building an eraser from edits, with its metadata and a self-test."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from excise.concepts import Concept
 from excise.erasers import Eraser, made_for
 from excise.erasers.edits.registry import Edit
-from excise.methods.judging import judged
+from excise.methods.judging import with_verdict
 from excise.pipeline import Pipeline
 
 
 def versions() -> dict[str, str]:
-    """Of what an eraser's numbers may depend on."""
+    """Return the versions of the libraries that an eraser's numbers may depend on."""
     return {name: version(name) for name in ("torch", "transformers", "diffusers")}
 
 
-def proved(
+def build_eraser(
     pipe: Pipeline,
     edits: Sequence[Edit],
     concept: Concept,
@@ -28,10 +28,10 @@ def proved(
     *,
     sae: Any | None = None,
 ) -> Eraser:
-    """The eraser of these edits, attached once to see that it fires on the concept's first prompt.
+    """Build an eraser of `edits`, and attach it once to check that it fires on the concept's first prompt.
 
-    Its verdict says which of the concept's mentions it moves. `settings` are the method's, as json.
-    Raises EraserDidNotFire where nothing that is drawn changes.
+    Its verdict lists which of the concept's mentions it affects. `settings` are the method's, as json.
+    Raises EraserDidNotFire if no prediction changes.
     """
     eraser = Eraser(
         edits=tuple(edits),
@@ -45,4 +45,4 @@ def proved(
         method=method,
     )
     with eraser.attach(pipe, sae=sae) as attachment:
-        return judged(attachment, concept)
+        return with_verdict(attachment, concept)

@@ -1,4 +1,4 @@
-"""The methods there are: what each does, what it edits, under which licence its authors' code is, and whom to cite."""
+"""Catalogue of methods: what each one does and edits, how it is fitted, its authors' licence, and what to cite."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ Kind = Literal["baseline", "closed form", "fine-tune", "inference"]
 
 @dataclass(frozen=True)
 class About:
-    """One method."""
+    """Description of a method."""
 
     does: str
-    """In one line."""
+    """What it does, in one line."""
     kind: Kind
-    """How it is fitted: not at all; by solving equations; by training the model's weights; or by steering a model whose
-    weights stay as they are."""
+    """How it is fitted: not at all, by solving equations, by training the model's weights, or by steering the model at
+    inference with its weights unchanged."""
     edits: str
     licence: str = ""
-    """Of the code its authors published, none of which is here; "none" where it has none, empty where no code is."""
+    """Licence of the authors' code, which is not included here; "none" if it has none, empty if there is no code."""
     cite: str = ""
     """BibTeX."""
 
     @property
     def paper(self) -> str:
-        """Authors, title, venue and year in one line; empty where there is nothing to cite."""
+        """Authors, title, venue and year in one line; empty if there is nothing to cite."""
         if not self.cite:
             return ""
         fields = dict(re.findall(r"^  (\w+) = \{(.*)\},?$", self.cite, re.MULTILINE))
@@ -42,7 +42,7 @@ ACCENTS = {"'": "\N{COMBINING ACUTE ACCENT}", '"': "\N{COMBINING DIAERESIS}", "`
 
 
 def _letters(text: str) -> str:
-    """BibTeX's accents (`\\'n`) as letters (ń)."""
+    """Replace BibTeX's accents (`\\'n`) by letters (ń)."""
     return unicodedata.normalize("NFC", re.sub(r"\\(['\"`])(\w)", lambda m: m[2] + ACCENTS[m[1]], text))
 
 
@@ -72,7 +72,7 @@ _SAEMNESIA = _bibtex(
 )
 METHODS: dict[str, About] = {
     "advunlearn": About(
-        "trains the text encoder to lead away from the concept, whatever token stands before it",
+        "trains the text encoder to lead away from the concept, whatever token precedes it",
         "fine-tune",
         "the text encoder",
         "MIT",
@@ -87,7 +87,7 @@ METHODS: dict[str, About] = {
         ),
     ),
     "ca": About(
-        "trains the U-Net to predict for the concept what it predicts for another one in its place",
+        "trains the U-Net to predict for the concept what it predicts for another one, the anchor",
         "fine-tune",
         "keys and values of the U-Net's cross-attention, or all of its weights",
         "MIT",
@@ -102,7 +102,7 @@ METHODS: dict[str, About] = {
         ),
     ),
     "casteer": About(
-        "turns round the direction that the concept adds to what the U-Net attends to",
+        "reverses the direction that the concept adds to the U-Net's cross-attention",
         "inference",
         "outputs of the U-Net's cross-attention, step by step",
         "none",
@@ -117,7 +117,7 @@ METHODS: dict[str, About] = {
         ),
     ),
     "concept-steerers": About(
-        "subtracts from every prompt what a sparse autoencoder says of the concept's words",
+        "subtracts a sparse autoencoder's code of the concept's words from every prompt",
         "inference",
         "a layer of the text encoder, in every prompt",
         "none",
@@ -131,7 +131,7 @@ METHODS: dict[str, About] = {
         ),
     ),
     "dumo": About(
-        "trains a copy of the U-Net's encoder to erase the concept by way of the skip connections alone",
+        "trains a copy of the U-Net's encoder to erase the concept through the skip connections alone",
         "fine-tune",
         "the U-Net's skip connections, step by step",
         "none",
@@ -145,21 +145,21 @@ METHODS: dict[str, About] = {
         ),
     ),
     "esd-u": About(
-        "trains the U-Net to predict the opposite of the concept, for what prompts need not name",
+        "trains the U-Net to predict the opposite of the concept, for concepts that prompts need not name",
         "fine-tune",
         "all weights of the U-Net but its cross-attention's",
         "MIT",
         _ESD,
     ),
     "esd-x": About(
-        "trains the U-Net to predict the opposite of the concept, for what prompts name",
+        "trains the U-Net to predict the opposite of the concept, for concepts that prompts name",
         "fine-tune",
         "the U-Net's cross-attention",
         "MIT",
         _ESD,
     ),
     "itd": About(
-        "turns down a sparse autoencoder's features of the concept, where a gate takes the prompt for the concept's",
+        "turns down a sparse autoencoder's neurons of the concept, in prompts that a gate assigns to the concept",
         "inference",
         "a layer of the text encoder",
         "none",
@@ -174,7 +174,7 @@ METHODS: dict[str, About] = {
         ),
     ),
     "mace": About(
-        "takes the concept out of the other words of its prompts, and trains the U-Net not to attend to it",
+        "removes the concept from the other words of its prompts, and trains the U-Net not to attend to it",
         "fine-tune",
         "keys and values of the U-Net's cross-attention",
         "NTU S-Lab-like dual licence, not free",
@@ -189,7 +189,7 @@ METHODS: dict[str, About] = {
     ),
     "none": About("the untouched model, the baseline of every comparison", "baseline", "nothing"),
     "rece": About(
-        "UCE, and the embeddings that would bring the concept back through it",
+        "UCE, then also erases the embeddings that would bring the concept back",
         "closed form",
         "keys and values of the U-Net's cross-attention",
         "Apache-2.0",
@@ -203,7 +203,7 @@ METHODS: dict[str, About] = {
         ),
     ),
     "sa": About(
-        "trains the U-Net to draw others under the concept's prompts, and holds fast what its own pictures rest on",
+        "trains the U-Net to generate other things for the concept's prompts, and protects the rest",
         "fine-tune",
         "the U-Net's cross-attention, all but that, or all",
         "MIT",
@@ -217,21 +217,21 @@ METHODS: dict[str, About] = {
         ),
     ),
     "saemnesia": About(
-        "turns down the neuron that a supervised SAE on a block of the denoiser gave the concept",
+        "turns down the neuron that a supervised SAE on a block of the denoiser assigned to the concept",
         "inference",
         "a block of the denoiser, step by step",
-        "MIT (said, without a licence file)",
+        "MIT (stated, without a licence file)",
         _SAEMNESIA,
     ),
     "saemnesia-text": About(
-        "turns down the neuron that a supervised SAE on the text encoder gave the concept, as SNCE does",
+        "turns down the neuron that a supervised SAE on the text encoder assigned to the concept, as SNCE does",
         "inference",
         "a layer of the text encoder",
         "",
         _SAEMNESIA,
     ),
     "saeuron": About(
-        "turns down neurons of an SAE on a block of the denoiser, other ones at each step",
+        "turns down neurons of an SAE on a block of the denoiser, chosen for each step",
         "inference",
         "a block of the denoiser, step by step",
         "Apache-2.0",
@@ -245,14 +245,14 @@ METHODS: dict[str, About] = {
         ),
     ),
     "safety-filter": About(
-        "draws nothing in particular for prompts that read like the concept, the naive bar of every comparison",
+        "replaces prompts similar to the concept with the empty prompt, the baseline of every comparison",
         "baseline",
         "which prompts reach the U-Net",
     ),
     "safree": About(
         "projects the concept's words out of a prompt, for the first steps",
         "inference",
-        "the text states that the U-Net is told",
+        "the text states that the U-Net reads",
         "none",
         _bibtex(
             "yoon2025safree",
@@ -264,9 +264,9 @@ METHODS: dict[str, About] = {
         ),
     ),
     "sld": About(
-        "guides away from the concept in every step, by a third run of the U-Net",
+        "guides away from the concept in every step, by a third U-Net call",
         "inference",
-        "what guidance makes of the U-Net's predictions",
+        "the guided prediction of the U-Net",
         "MIT",
         _bibtex(
             "schramowski2023safe",
@@ -292,9 +292,9 @@ METHODS: dict[str, About] = {
         ),
     ),
     "spm": About(
-        "trains rank-1 adapters of the U-Net to predict the opposite of the concept, weighed by every prompt",
+        "trains rank-1 adapters of the U-Net to predict the opposite of the concept, weighted for every prompt",
         "fine-tune",
-        "most layers of the U-Net, in proportion to how near a prompt comes",
+        "most layers of the U-Net, in proportion to a prompt's similarity to the concept",
         "Apache-2.0",
         _bibtex(
             "lyu2024one",
@@ -321,8 +321,8 @@ METHODS: dict[str, About] = {
         ),
     ),
 }
-"""By name, which with underscores is the module of `excise.methods`. A new method is one file, one entry here
-and its settings in excise.methods.configs, which are listed without importing torch."""
+"""Methods by name. A new method is one module, one entry here and in MODULES, and its settings in
+excise.methods.configs, which are listed without importing torch."""
 
 MODULES = {
     "advunlearn": "trained.advunlearn",
@@ -347,4 +347,4 @@ MODULES = {
     "spm": "trained.spm",
     "uce": "closed_form.uce",
 }
-"""Where each method is, below excise.methods; a method's module is imported when it is first asked for."""
+"""Each method's module, below excise.methods. It is imported on first use."""

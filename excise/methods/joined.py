@@ -1,4 +1,4 @@
-"""Several methods' edits in one eraser, such as a text encoder's and a block's: `snce+saemnesia`."""
+"""Several methods' edits in one eraser, such as of a text encoder and of a block: `snce+saemnesia`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.errors import InvalidSetting
 from excise.methods.base import AND, Method
-from excise.methods.judging import judged
+from excise.methods.judging import with_verdict
 from excise.pipeline import Pipeline
 from excise.settings import check_names
 
 
 class Joined:
-    """Fits every part by itself and puts their edits together."""
+    """Method that fits several methods separately and combines their edits in one eraser."""
 
     def __init__(self, parts: tuple[Method, ...]) -> None:
         self.parts, self.name = parts, AND.join(part.name for part in parts)
@@ -25,23 +25,23 @@ class Joined:
             raise InvalidSetting(f"{self.name!r} cannot be joined; name methods that edit something, each once")
 
     def Config(self, **settings: Any) -> SimpleNamespace:
-        """Every part's settings under its name and a dot: `Config(**{"snce.k": 2, "saemnesia.gamma": -2.0})`.
+        """Make a configuration of every part's settings, named by method: `{"snce.k": 2, "saemnesia.gamma": -2.0}`.
 
-        Raises ExciseError for a setting that no part has, or an impossible value.
+        Raises ExciseError for a setting that no part has, or an invalid value.
         """
         known = {f"{part.name}.{key}": value for part in self.parts for key, value in vars(part.Config()).items()}
         check_names(self.name, settings, known)
         made = SimpleNamespace(**{**known, **settings})
         for part in self.parts:
-            self._own(part, made)
+            self._part_config(part, made)
         return made
 
     def fit(self, pipe: Pipeline, concept: Concept, config: SimpleNamespace) -> Eraser:
-        """One eraser with every part's edits, proved with the canary that the first part chose.
+        """Fit every part and build one eraser of all edits, self-tested on the first part's canary prompt.
 
-        Raises ExciseError as the parts do; EraserDidNotFire where either kind of edit does not show on that canary.
+        Raises ExciseError as the parts do, and EraserDidNotFire if one kind of edit has no effect on that prompt.
         """
-        made = [part.fit(pipe, concept, self._own(part, config)) for part in self.parts]
+        made = [part.fit(pipe, concept, self._part_config(part, config)) for part in self.parts]
         whole = replace(
             made[0],
             edits=tuple(edit for eraser in made for edit in eraser.edits),
@@ -54,15 +54,15 @@ class Joined:
             canary_shift=0.0,
         )
         with whole.attach(pipe) as attachment:
-            both = judged(attachment, concept)
-        # What the parts found of themselves stands beside what the whole moves.
+            both = with_verdict(attachment, concept)
+        # What each part measured goes into the verdict too, after which the whole eraser's values take precedence.
         found = {key: value for eraser in made for key, value in eraser.verdict.items()}
         weak = [reason for eraser in (both, *made) for reason in eraser.weak]
         return replace(both, verdict={**found, **both.verdict, "weak": list(dict.fromkeys(weak))})
 
     @staticmethod
-    def _own(part: Method, config: SimpleNamespace) -> Any:
-        """The part's own configuration."""
+    def _part_config(part: Method, config: SimpleNamespace) -> Any:
+        """Return the part's own configuration."""
         prefix = f"{part.name}."
         given = {key.removeprefix(prefix): value for key, value in vars(config).items() if key.startswith(prefix)}
         return part.Config(**given)

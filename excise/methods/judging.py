@@ -1,8 +1,9 @@
-"""The verdict on a fitted eraser: which words it catches, how much it carries, whom it touches; and what is too little.
+"""Verdict on a fitted eraser: which words it catches, how much of the concept it carries, which other prompts it
+changes, and which limits it misses.
 
-The limits were set on the bundled model: its 48 objects and styles, each fitted with the defaults, lie above all of
-them, and words that it cannot draw lie below one or more (`benchmarks/figures/verdicts.py`). No limit is met by default
-on another model; where one is missed on a concept that is erased, `excise erase --accept-weak` writes the eraser.
+The limits were set on the bundled model. Its 48 objects and styles, fitted with the defaults, lie above all of them;
+words that the model cannot generate lie below one or more (`benchmarks/figures/verdicts.py`). Other models may differ:
+if a limit is missed on a concept that is erased, `excise erase --accept-weak` writes the eraser.
 """
 
 from __future__ import annotations
@@ -32,28 +33,28 @@ from excise.sites.language import LanguageModel
 from excise.sites.site import tokenizer_of
 
 LEAST_SHARE = 0.2
-"""Of the concept's change, by the edited neurons. Strength 1.25 comes to at most 1.25 / 0.25 = 5 in codes
-(`strength.LEAST_CARRIED`), which with a fifth still takes out all of the change. The bundled model's concepts carry
-0.25 to 0.95, words it cannot draw 0.00 (spider-man) to 0.23 (lamp)."""
+"""Smallest share of the concept's change that the edited neurons carry. Strength 1.25 comes to at most 1.25 / 0.25 = 5
+in codes (`strength.LEAST_CARRIED`), which with a fifth still removes the whole change. The bundled model's concepts
+carry 0.25 to 0.95, words it cannot generate 0.00 (spider-man) to 0.23 (lamp)."""
 LEAST_AUROC = 0.9
-"""Held out by wording. The bundled model's concepts have 1.00; weapons of halberd and mace had 0.77."""
+"""Smallest AUROC, held out by wording. The bundled model's concepts have 1.00; weapons of halberd and mace had 0.77."""
 LEAST_OPENED = 0.9
-"""Of the concept's own prompts, those the eraser acts on. The bundled model's concepts have 1.00; of weapons it was
-0.54."""
+"""Smallest share of the concept's own prompts that the eraser acts on. The bundled model's concepts have 1.00; weapons
+had 0.54."""
 MOST_CONTROLS = STRUCTURAL_SHARE
-"""Of the control prompts, those that an eraser calibrated on the pairs alone would change: above it the neuron is
-structural. Calibrated on the controls too, as it is, it changes none of them."""
+"""Largest share of the control prompts that an eraser calibrated on the pairs alone would change. Above it, the neuron
+is structural. The eraser itself is calibrated on the controls too, and changes none of them."""
 MOST_PROTECTED = 0.5
-"""Of the words for groups of people, those that change a sentence. The bundled model was trained on none of them and
-its concepts touch up to 16 of 59 (flat), so that only an eraser that answers people as such is refused; all that are
-touched are named."""
+"""Largest share of the words for groups of people that change a sentence. The bundled model was trained on none of
+them, and its concepts affect up to 16 of 59 (flat). So only an eraser that responds to people as such is refused; all
+words that it affects are listed."""
 MOST_CANARIES, MOST_STEPS = 12, 20
-"""Canary prompts of an eraser, and how many denoising steps they may take at attaching."""
+"""Largest number of canary prompts of an eraser, and of denoising steps that they may take at attaching."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a fit by SAE neurons measured of itself; None where it was not.
+    """Measurements of a fit by SAE neurons; None if not measured.
 
     `controls` are (changed, all): the control prompts that it would change had it not been calibrated on them.
     """
@@ -65,15 +66,15 @@ class Figures:
     controls: tuple[int, int] | None = None
     protected: tuple[tuple[str, ...], int] | None = None
     spares: bool = True
-    """Whether the edit is to leave other prompts alone: not with gate="relu" or source="concept", which edit all."""
+    """Whether the edit leaves other prompts alone: not with gate="relu" or source="concept", which edit all."""
 
 
-def judged(
+def with_verdict(
     attachment: Attachment, concept: Concept, prompts: Mapping[str, str] | None = None, figures: Figures | None = None
 ) -> Eraser:
-    """The attached eraser with its verdict, its canary's shift, and a canary prompt more for every mention that moves.
+    """Return the attached eraser with its verdict, its canary shift, and one more canary prompt per caught mention.
 
-    `prompts` are the canary prompts to try by mention; by default the first of the pairs' that holds it. An eraser that
+    `prompts` are the canary prompts to try by mention; by default the first pair's that contains it. An eraser that
     misses a limit is returned too, with the reasons as `eraser.weak` and a WeakEraser warning: the caller decides.
     """
     eraser = attachment.eraser
@@ -82,7 +83,7 @@ def judged(
     canaries = [eraser.canary[0], *(prompt for prompt, by in tried.values() if by >= CAUGHT * attachment.shift)]
     least = min([attachment.shift, *(by for _, by in tried.values() if by >= CAUGHT * attachment.shift)])
     mentions = _mentions(attachment, concept, {word: by for word, (_, by) in tried.items()})
-    verdict: dict[str, Any] = {"mentions": mentions, **(_said(figures) if figures else {})}
+    verdict: dict[str, Any] = {"mentions": mentions, **(_as_json(figures) if figures else {})}
     verdict["weak"] = [*_unread(attachment.pipe, concept), *_missed(mentions), *(_weak(figures) if figures else ())]
     if verdict["weak"]:
         warnings.warn(
@@ -94,7 +95,10 @@ def judged(
 
 
 def prompts_by_mention(concept: Concept, loudness: Sequence[float] = ()) -> dict[str, str]:
-    """A prompt for every mention: of the pairs' that hold it the loudest, or the first; else a sentence of our own."""
+    """Return a prompt for every mention: of the pairs' that contain it the loudest, or the first; else one of our own.
+
+    `loudness` holds one value for each pair, such as the codes' sum.
+    """
     loud = list(loudness) or [0.0] * len(concept.pairs)
     found = {}
     for word in concept.mentions:
@@ -106,8 +110,11 @@ def prompts_by_mention(concept: Concept, loudness: Sequence[float] = ()) -> dict
 
 @torch.no_grad()
 def protected(pipe: Pipeline, edit: SAEEdit, sae: TopKSAE | None, batch_size: int = 64) -> tuple[tuple[str, ...], int]:
-    """Words for groups of people at which the edit acts in a sentence that it leaves alone without them, and how many
-    words were tried. One sentence each; an audit tries several."""
+    """Return the words for groups of people that set the edit off, and how many words were tried.
+
+    A word counts if the edit acts on a sentence with it but not on the same sentence without it. One sentence for each;
+    an audit tries several.
+    """
     about = list({s.word: s for s in reversed(group_sentences())}.values())[::-1]
     texts = list(dict.fromkeys([text for s in about for text in (s.text, s.without)]))
     acts: list[bool] = []
@@ -120,7 +127,7 @@ def protected(pipe: Pipeline, edit: SAEEdit, sae: TopKSAE | None, batch_size: in
 
 
 def _moves(attachment: Attachment, concept: Concept, prompts: Mapping[str, str]) -> dict[str, tuple[str, float]]:
-    """By mention its canary prompt and by how much what is read or predicted moves on it; as many as may be tried."""
+    """Return each mention's canary prompt and how far the eraser moves on it, for as many mentions as may be tried."""
     eraser = attachment.eraser
     steps = [getattr(edit, "trial_steps", 1) for edit in eraser.edits if edit.site.part == "denoiser"]
     most = max(1, min(MOST_CANARIES, MOST_STEPS // max(steps, default=1)))
@@ -134,7 +141,7 @@ def _moves(attachment: Attachment, concept: Concept, prompts: Mapping[str, str])
 
 
 def _mentions(attachment: Attachment, concept: Concept, moves: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Every mention that was tried: in sentences of its own where text states are edited, else by its canary."""
+    """Return a row for every mention tried: measured on sentences if text states are edited, else on its canary."""
     pipe, rows = attachment.pipe, list[dict[str, Any]]()
     if not attachment.eraser.text_edits or isinstance(pipe, LanguageModel):
         for word, by in moves.items():
@@ -153,26 +160,26 @@ def _mentions(attachment: Attachment, concept: Concept, moves: Mapping[str, floa
     return rows
 
 
-def _said(figures: Figures) -> dict[str, Any]:
-    """The figures that there are, as json."""
-    said: dict[str, Any] = {"pairs": figures.pairs}
+def _as_json(figures: Figures) -> dict[str, Any]:
+    """Return the figures that were measured, as json."""
+    found: dict[str, Any] = {"pairs": figures.pairs}
     for name in ("carried", "auroc", "opened"):
         if (value := getattr(figures, name)) is not None:
-            said[name] = float(value)
+            found[name] = float(value)
     if figures.controls is not None:
-        said["controls"] = {"touched": figures.controls[0], "of": figures.controls[1]}
+        found["controls"] = {"touched": figures.controls[0], "of": figures.controls[1]}
     if figures.protected is not None:
-        said["protected"] = {"touched": list(figures.protected[0]), "of": figures.protected[1]}
-    return said
+        found["protected"] = {"touched": list(figures.protected[0]), "of": figures.protected[1]}
+    return found
 
 
 def _unread(pipe: Pipeline, concept: Concept) -> list[str]:
-    """Mentions that a tokenizer has no pieces for: they are one and the same to its encoder."""
+    """Return the mentions that a tokenizer maps to its unknown token, which its encoder cannot tell apart."""
     out = []
     for component in text_encoders(pipe):
         tokenizer = tokenizer_of(pipe, component)
         unknown = tokenizer.unk_token_id
-        if unknown is None or unknown == tokenizer.eos_token_id:  # CLIP's: every byte is a piece
+        if unknown is None or unknown == tokenizer.eos_token_id:  # CLIP's tokenizer can encode every byte
             continue
         out += [f"{component} cannot read “{m}”" for m in concept.mentions if unknown in tokenizer(m).input_ids]
     return out
@@ -185,7 +192,7 @@ def _missed(mentions: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _weak(figures: Figures) -> list[str]:
-    """Which limits are missed, a clause each."""
+    """Return one clause for each limit that is missed."""
     f, out = figures, []
     if f.pairs < LEAST_PAIRS:
         out.append(f"only {f.pairs} pair{'s' * (f.pairs != 1)} of prompts; at least {LEAST_PAIRS} are needed")

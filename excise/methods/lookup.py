@@ -1,4 +1,4 @@
-"""Methods by name, ours and plugins', and their settings."""
+"""Lookup of methods by name, ours and plugins', and of their settings."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from excise.plugins import plugins
 from excise.settings import UNSTATED, Setting, check_names, settings_in
 
 ALSO = {"esd": "esd-x"}
-"""Other names: what a method is called in the papers' tables."""
+"""Aliases: a method's name in the papers' tables."""
 
 
 def named(name: str) -> str:
-    """A method by its own name where another one was given; of a joined one, every part."""
+    """Return a method's own name if given an alias; for joined methods, of every part."""
     return AND.join(ALSO.get(part, part) for part in name.split(AND))
 
 
 def method(name: str) -> Method:
-    """The method called `name`, ours or a plugin's. Raises ExciseError, naming near ones, where there is none."""
+    """Return the method called `name`, ours or a plugin's. Raises NotFound, with similar names, if there is none."""
     name = named(name)
     if AND in name:
         from excise.methods.joined import Joined
@@ -39,7 +39,7 @@ def method(name: str) -> Method:
 
 
 def check_name(name: str) -> None:
-    """Raises ExciseError, naming near ones, where neither we nor a plugin have a method of that name."""
+    """Raise NotFound, suggesting similar names, if neither Excise nor a plugin has a method of that name."""
     if name in METHODS:
         return
     others = plugins("excise.methods")
@@ -50,7 +50,7 @@ def check_name(name: str) -> None:
 
 
 def declared(name: str) -> dict[str, Setting]:
-    """A method's settings by name; of a joined one, its parts' under their names and a dot.
+    """Return a method's settings by name; for joined methods, prefixed by the part's name and a dot.
 
     Our own methods' are known without importing torch. Raises ExciseError as `method` does.
     """
@@ -66,13 +66,13 @@ def declared(name: str) -> dict[str, Setting]:
 
 
 PRESETS = ("paper",)
-"""Named sets of settings: `paper` has those of a method's paper, or of its authors' code."""
+"""Named sets of settings. `paper` has those of a method's paper, or of its authors' code."""
 
 
 def preset_settings(name: str, preset: str | None) -> dict[str, Any]:
-    """A method's settings in a preset; none without one.
+    """Return a method's settings in a preset; none if `preset` is None.
 
-    Raises ExciseError for an unknown preset, where the method's paper states no settings, and as `method` does.
+    Raises ExciseError for an unknown preset, if the method's paper states no settings, and as `method` does.
     """
     if preset is None:
         return {}
@@ -85,9 +85,9 @@ def preset_settings(name: str, preset: str | None) -> dict[str, Any]:
 
 
 def configured(name: str, settings: Mapping[str, Any], preset: str | None = None) -> Any:
-    """A method's configuration: the given settings, the preset's or the defaults for the rest.
+    """Return a method's configuration: the given settings, then the preset's, then the defaults.
 
-    Raises ExciseError, naming the method, for an unknown setting or an impossible value, and as `method` and
+    Raises ExciseError, naming the method, for an unknown setting or an invalid value, and as `method` and
     `preset_settings` do.
     """
     name = named(name)
@@ -103,7 +103,7 @@ def configured(name: str, settings: Mapping[str, Any], preset: str | None = None
 
 
 def settings_of(name: str, by_method: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A method's settings among those of all; of a joined one, its parts' under their names and a dot."""
+    """Return one method's settings from those of all; for joined methods, prefixed by the part's name and a dot."""
     name = named(name)
     if AND not in name:
         return dict(by_method.get(name, {}))
@@ -111,9 +111,9 @@ def settings_of(name: str, by_method: Mapping[str, Mapping[str, Any]]) -> dict[s
 
 
 def parsed(text: str) -> tuple[str, dict[str, Any]]:
-    """`snce:k=10,lam=2` as the method's name and its settings.
+    """Parse `snce:k=10,lam=2` into the method's name and its settings.
 
-    Raises ExciseError for an unknown method or setting, or an impossible value.
+    Raises ExciseError for an unknown method or setting, or an invalid value.
     """
     name, _, given = text.partition(":")
     name = named(name)

@@ -1,4 +1,4 @@
-"""The untouched model: an eraser that edits nothing, so that every comparison has its baseline."""
+"""The untouched model: an eraser that edits nothing, the baseline of every comparison."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from excise.pipeline import Pipeline
 
 
 def fit(pipe: Pipeline, concept: Concept, config: NoneConfig) -> Eraser:
-    """An eraser whose attachment leaves every bit alone; it cannot be saved."""
+    """Return an eraser whose attachment leaves every bit alone; it cannot be saved."""
     return Eraser((), "none", concept.name, concept.mentions, made_for=made_for(pipe), method="none")
 
 

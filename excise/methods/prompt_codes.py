@@ -1,4 +1,4 @@
-"""Codes of prompts at a Site: all neurons for scoring, the edited ones at every position for calibrating."""
+"""Codes of prompts at a Site: of all neurons for scoring, of the edited ones at every position for calibration."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from excise.sae import TopKSAE
 from excise.sites import Features, Site, capture
 
 SILENT = -1e4
-"""The pre-activation of a position that a prompt has not got."""
+"""Pre-activation that stands for positions beyond a prompt's end."""
 REMEMBERED = 1024
-"""Prompts whose states are kept in memory: 77 of 768 values each take 240 MB."""
+"""Number of prompts whose states are cached: 77 of 768 values for each take 240 MB."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
-    """What has been read and encoded, by what of."""
+class _Cache:
+    """Cache of features and codes, keyed by their inputs."""
 
     features: dict[Any, list[Features]] = field(default_factory=dict)
     codes: dict[Any, tuple[PromptCodes, Tensor]] = field(default_factory=dict)
 
 
-_SEEN: ContextVar[_Seen | None] = ContextVar("excise_seen", default=None)
+_CACHE: ContextVar[_Cache | None] = ContextVar("excise_cache", default=None)
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """The edited neurons on some prompts, every position: pre-activations and TopK codes `[P, T, k]` on the CPU."""
+    """Pre-activations and TopK codes `[P, T, k]` of the edited neurons at every position of prompts, on the CPU."""
 
     preacts: Tensor
     topk: Tensor
@@ -50,6 +50,7 @@ class Reading:
     @classmethod
     @torch.no_grad()
     def of(cls, pipe: Pipeline, sae: TopKSAE, edit: SAEEdit, prompts: Sequence[str], batch_size: int = 64) -> Reading:
+        """Encode `prompts`. Raises ExciseError if there are none."""
         if not prompts:
             raise ExciseError("the concept has no deconcept prompts to calibrate on; give it pairs")
         rows = edit.indices.to(sae.W_enc.device)
@@ -63,53 +64,55 @@ class Reading:
         return cls(stacked(preacts, SILENT), topk, codes.scored)
 
     def codes(self, edit: SAEEdit) -> Tensor:
-        """Codes `[P, T, k]` as the edit's gate reads them."""
+        """Return codes `[P, T, k]` as the edit's gate reads them."""
         return edit.after_lead(self.topk) if edit.gate == "topk" else edit.gated(self.preacts)
 
     def with_more(self, other: Reading) -> Reading:
-        """Of these prompts, then those."""
+        """Return these prompts' codes followed by the other's."""
         fills = {"preacts": SILENT, "topk": 0, "scored": 0}
         both = {name: stacked([getattr(self, name), getattr(other, name)], fill) for name, fill in fills.items()}
         return Reading(**both)
 
     @property
     def lead(self) -> int:
-        """1 where the first state comes before any word and is the same in every prompt (a causal encoder's BOS)."""
+        """1 if the first state precedes all words and is the same in every prompt (a causal encoder's BOS), else 0."""
         first = self.preacts[:, 0]
         return int(not self.scored[:, 0].any() and torch.allclose(first, first[:1], atol=1e-3, rtol=1e-3))
 
 
 def features(pipe: Pipeline, site: Site, prompts: Sequence[str], batch_size: int = 64) -> list[Features]:
-    """Batches as the model itself gives them, whatever eraser is attached to it."""
-    seen, key = _SEEN.get(), (id(pipe), site, tuple(prompts), batch_size)
-    if seen is not None and key in seen.features:
-        return seen.features[key]
+    """Return batches of the model's own states at a Site, whatever eraser is attached to it."""
+    cache, key = _CACHE.get(), (id(pipe), site, tuple(prompts), batch_size)
+    if cache is not None and key in cache.features:
+        return cache.features[key]
     with unedited():
         read = list(capture(pipe, [site], prompts, batch_size))
-    if seen is not None and sum(len(batch.ids) for own in seen.features.values() for batch in own) < REMEMBERED:
-        seen.features[key] = read
+    if cache is not None and sum(len(batch.ids) for own in cache.features.values() for batch in own) < REMEMBERED:
+        cache.features[key] = read
     return read
 
 
 @contextmanager
-def remembered() -> Iterator[None]:
-    """Within it the same prompts are read once at a Site, up to `REMEMBERED` of them, and encoded once by an SAE, while
-    neither model nor SAE changes."""
-    token = _SEEN.set(_Seen())
+def cached_codes() -> Iterator[None]:
+    """Cache states and codes of prompts within this context, up to `REMEMBERED` prompts.
+
+    Neither the model nor the SAE may change meanwhile.
+    """
+    token = _CACHE.set(_Cache())
     try:
         yield
     finally:
-        _SEEN.reset(token)
+        _CACHE.reset(token)
 
 
 @torch.no_grad()
 def prompt_codes(
     pipe: Pipeline, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_size: int = 64
 ) -> tuple[PromptCodes, Tensor]:
-    """TopK codes of whole prompts, and their token ids `[P, T]`."""
-    seen, key = _SEEN.get(), (id(pipe), id(sae), site, tuple(prompts), batch_size)
-    if seen is not None and key in seen.codes:
-        return seen.codes[key]
+    """Return the TopK codes of whole prompts, and their token ids `[P, T]`."""
+    cache, key = _CACHE.get(), (id(pipe), id(sae), site, tuple(prompts), batch_size)
+    if cache is not None and key in cache.codes:
+        return cache.codes[key]
     values, indices, scored, ids = [], [], [], []
     for batch in features(pipe, site, prompts, batch_size):
         codes = sae.encode(batch.states[site].to(sae.W_enc))
@@ -119,14 +122,16 @@ def prompt_codes(
         ids.append(batch.ids.cpu())
     codes_of = PromptCodes(stacked(values), stacked(indices), stacked(scored), sae.config.m)
     found = codes_of, stacked(ids)
-    if seen is not None:
-        seen.codes[key] = found
+    if cache is not None:
+        cache.codes[key] = found
     return found
 
 
 def stacked(batches: Sequence[Tensor], fill: float = 0) -> Tensor:
-    """Batches `[B, T, ...]` one after the other, shorter ones filled up: some pipelines pad to the longest prompt of a
-    batch."""
+    """Concatenate batches `[B, T, ...]`, padding shorter ones with `fill`.
+
+    Some pipelines pad prompts only to the longest one of a batch.
+    """
     longest = max(batch.shape[1] for batch in batches)
     filled = []
     for batch in batches:
@@ -137,16 +142,16 @@ def stacked(batches: Sequence[Tensor], fill: float = 0) -> Tensor:
 
 @torch.no_grad()
 def carried_share(pipe: Pipeline, sae: TopKSAE, edit: SAEEdit, concept: Concept, batch_size: int = 64) -> float:
-    """How much of what the concept changes in a sentence the edit takes out at λ = 1, where it takes out least.
+    """Return how much of what the concept changes in a sentence the edit removes at λ = 1, where it removes least.
 
-    Looked at in two places: the state of the concept's own word, and the last one that is no padding, which carries the
-    sentence. In each, Δ is the mean over the concept's pairs of the concept prompt's state less the deconcept prompt's,
-    s the mean of what the edit subtracts, and the share is s·Δ / Δ·Δ; 1 is all of it.
+    Measured at two places: the state of the concept's own word, and the last state before padding, which summarises the
+    sentence. At each, Δ is the mean over the concept's pairs of the concept prompt's state minus the deconcept
+    prompt's, and s the mean of what the edit subtracts. The share is s·Δ / Δ·Δ; 1 is all of it.
     """
     plain = replace(edit, lam=1.0)
 
     def read(prompts: Sequence[str]) -> tuple[Tensor, Tensor, list[list[int]]]:
-        """States `[P, T, d]`, what the edit subtracts from them, and every prompt's ids without padding."""
+        """Return states `[P, T, d]`, what the edit subtracts from them, and every prompt's ids without padding."""
         states, taken, ids = [], [], []
         for batch in features(pipe, edit.site, prompts, batch_size):
             h = batch.states[edit.site].float()
@@ -160,7 +165,7 @@ def carried_share(pipe: Pipeline, sae: TopKSAE, edit: SAEEdit, concept: Concept,
     others, _, other_ids = read([pair.deconcept for pair in concept.pairs])
     pairs = range(len(ids))
     places = [[(p, len(ids[p]) - 1, len(other_ids[p]) - 1) for p in pairs]]
-    words = [(p, *ends) for p in pairs if (ends := _last_of_difference(ids[p], other_ids[p])) is not None]
+    words = [(p, *ends) for p in pairs if (ends := _difference_ends(ids[p], other_ids[p])) is not None]
     if words:
         places.append(words)
     shares = []
@@ -172,8 +177,8 @@ def carried_share(pipe: Pipeline, sae: TopKSAE, edit: SAEEdit, concept: Concept,
     return min(shares)
 
 
-def _last_of_difference(one: Sequence[int], other: Sequence[int]) -> tuple[int, int] | None:
-    """Where the stretches end in which two lists of ids differ; None where one of them has nothing there."""
+def _difference_ends(one: Sequence[int], other: Sequence[int]) -> tuple[int, int] | None:
+    """Return where the differing stretch of two lists of ids ends in each; None if it is empty in one of them."""
     length = min(len(one), len(other))
     head = next((n for n in range(length) if one[n] != other[n]), length)
     tail = next((n for n in range(length - head) if one[-1 - n] != other[-1 - n]), length - head)
@@ -182,10 +187,10 @@ def _last_of_difference(one: Sequence[int], other: Sequence[int]) -> tuple[int, 
 
 
 def concept_codes(pipe: Pipeline, sae: TopKSAE, edit: SAEEdit, mentions: Sequence[str], align: Align) -> Tensor:
-    """Z_c of eq. 8, `[T, k]`: of the comma-joined tuple by position, or the mean over mentions of their mean code.
+    """Return Z_c of eq. 8 `[T, k]`: codes of the comma-joined mentions by position, or the mean of mean codes.
 
-    The pooled mean goes to every position but the first: a BOS state comes before any word and carries none.
-    Raises ExciseError where the neurons are silent on the tuple.
+    The pooled mean goes to every position but the first: a BOS state precedes all words and carries none.
+    Raises ExciseError if the neurons are silent on the mentions.
     """
     if align == "position":
         codes = Reading.of(pipe, sae, edit, [", ".join(mentions)]).codes(edit)[0]

@@ -1,6 +1,6 @@
-"""TopK sparse autoencoders over vectors: nothing here knows of prompts or images.
+"""TopK sparse autoencoders over vectors: nothing here depends on prompts or images.
 
-Names are imported when first asked for.
+Names are imported on first use.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""A training run as it stands after a step, on disk: enough to go on as if nothing had happened, to the bit."""
+"""Checkpoint of an SAE training: enough to continue to the same bits as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SCHEMA = "excise.sae.checkpoint/2"
 
 @dataclass
 class State:
-    """Everything that changes during training. What does not is in the config and in the vectors."""
+    """Everything that changes during training. The rest is in the config and the vectors."""
 
     sae: TopKSAE
     optimiser: torch.optim.Adam
@@ -33,15 +33,15 @@ class State:
     """[mse, aux, L0, concept association], summed over the steps since the last line of the log."""
     step: int = 0
     seconds: float = 0.0
-    """Spent training, pauses left out."""
+    """Time spent training, without pauses."""
     best: dict[str, Tensor] = field(default_factory=dict)
-    """With a validation split: the weights that did best on it."""
+    """The weights that did best on the validation split, if there is one."""
     best_loss: float = math.inf
     stale: int = 0
-    """Looks at it since."""
+    """Validation checks since then."""
 
     def save(self, folder: Path, config: TrainConfig, features: str) -> None:
-        """Write into `folder`, the old state or the new at any moment. `features` is the digest of the vectors."""
+        """Write into `folder` atomically. `features` is the digest of the vectors."""
         tensors = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
         for number, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": value for name, value in moments.items()}
@@ -61,13 +61,13 @@ class State:
         files.write_folder(folder, {_STATE: json.dumps(state, indent=2) + "\n", _TENSORS: data})
 
     def restore(self, folder: Path, config: TrainConfig, features: str) -> bool:
-        """Take over what `save` wrote; False where nothing is there.
+        """Load what `save` wrote; return False if there is no checkpoint.
 
-        Raises ExciseError where it is damaged, or belongs to another config or to other vectors.
+        Raises ExciseError if it is damaged, or belongs to another config or to other vectors.
         """
         if not folder.exists():
             return False
-        again = f"delete {folder.parent} to start afresh"
+        again = f"delete {folder.parent} to start again"
         try:
             state = json.loads((folder / _STATE).read_bytes())
             data = (folder / _TENSORS).read_bytes()
@@ -88,11 +88,11 @@ class State:
         if different := [name for name in wanted if saved[name] != wanted[name]]:
             name = different[0]
             raise ExciseError(
-                f"an unfinished training is there with {name}={saved[name]!r}, not {wanted[name]!r}; "
-                f"give the same settings to go on with it, or {again}"
+                f"the unfinished training there has {name}={saved[name]!r}, not {wanted[name]!r}; "
+                f"give the same settings to continue it, or {again}"
             )
         if state["features"] != features:
-            raise ExciseError(f"an unfinished training on other features or labels is there; {again}")
+            raise ExciseError(f"the unfinished training there uses other features or labels; {again}")
 
     def _take(self, tensors: dict[str, Tensor]) -> None:
         device = self.idle.device

@@ -1,4 +1,4 @@
-"""What an SAE is and how it is trained: frozen, saved as json word for word, and refused where a key is unknown."""
+"""Shape and training settings of an SAE: frozen, saved as json as given, and refused if a key is unknown."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ HUGE = 10**15
 
 
 class _Json:
-    """json in and out for the frozen dataclasses below."""
+    """Conversion to and from json for the frozen dataclasses below."""
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as plain json values."""
+        """Return the fields as plain json values."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]
 
     @classmethod
     def from_json(cls: type[T], data: object) -> T:
-        """Rebuild from `to_json()`. Raises ExciseError where a key is unknown or missing, or a value is impossible."""
+        """Rebuild from `to_json()`. Raises ExciseError if a key is unknown or missing, or a value invalid."""
         if not isinstance(data, Mapping):
             raise ExciseError(f"{cls.__name__} must be a json object, not {type(data).__name__}")
         known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
@@ -38,7 +38,7 @@ class _Json:
 
 def _number(name: str, value: object, *, least: float, most: float = math.inf, whole: bool = False) -> None:
     kinds: tuple[type, ...] = (int,) if whole else (int, float)
-    # json's true is a Python int, and NaN compares false with everything: both must fall out here.
+    # json's true is a Python int, and NaN compares false with everything: refuse both.
     if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:  # type: ignore[operator]
         kind = "a whole number" if whole else "a number"
         limit = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
@@ -70,13 +70,13 @@ class TrainConfig(Settings, _Json):
     k: int = setting(32, "Latents kept for each vector.", unit="latents", least=1)
     activation: Literal["topk", "batchtopk"] = setting(
         "topk",
-        "Which latents a training batch keeps: k of each vector (topk), or of all its vectors together k times as many "
-        "as there are vectors (batchtopk; Bussmann et al. 2024), so that a vector that needs more gets more. Either "
-        "way the trained SAE keeps k of each vector.",
+        "Which latents a training batch keeps: k of each vector (topk), or the largest k N of all its N vectors "
+        "together (batchtopk; Bussmann et al. 2024), so that a vector that needs more gets more. Either way the "
+        "trained SAE keeps k of each vector.",
     )
     lr: float = setting(4e-4, "Adam's learning rate.")
     batch: int = setting(
-        4096, "Vectors in a step (all of them where there are fewer).", unit="vectors", least=1, most=HUGE
+        4096, "Vectors in a step (all of them if there are fewer).", unit="vectors", least=1, most=HUGE
     )
     tokens: int = setting(
         10_000_000,
@@ -94,39 +94,37 @@ class TrainConfig(Settings, _Json):
     alpha: float = setting(1 / 32, "Weight of the auxiliary loss that revives dead latents.")
     dead_after: int = setting(
         10_000_000,
-        "A latent that fired for none of so many vectors is dead; one epoch counts instead where that is fewer.",
+        "Vectors without firing after which a latent counts as dead; at most one epoch.",
         unit="vectors",
         least=1,
         most=HUGE,
     )
-    dead_threshold: float = setting(
-        1e-3, "An activation up to this, in the units trained in, does not count as firing."
-    )
+    dead_threshold: float = setting(1e-3, "An activation up to this, in training units, does not count as firing.")
     units: Literal["variance", "raw"] = setting(
         "variance",
         "Train on vectors scaled to unit variance (one scalar, folded back when saved, so that `lr` and "
-        "`dead_threshold` mean the same for every model), or on the vectors as they come (raw), as the public recipes "
+        "`dead_threshold` mean the same for every model), or on the vectors as they are (raw), as the public recipes "
         "do.",
     )
     shortlist: int = setting(
         0,
-        "Spare candidates: the k largest latents of a vector are sought among so many more in bfloat16, and computed "
-        "in float32. Faster where the processor multiplies bfloat16, and on the bundled text encoder's states 8 find "
-        "the same latents; 0: everything in float32. Not with batchtopk.",
+        "Spare candidates: a vector's k largest latents are preselected in bfloat16 with so many more, then computed "
+        "in float32. Faster on processors that multiply bfloat16; on the bundled text encoder's states 8 find the same "
+        "latents; 0: everything in float32. Not with batchtopk.",
         unit="latents",
     )
     precision: Literal["float32", "bfloat16"] = setting(
         "float32",
-        "What the encoder's product, most of a step, is worked out in: in bfloat16 codes are rounded to three digits, "
-        "and latents that lie closer than that may take each other's place. All else, and what is saved, is float32.",
+        "Precision of the encoder's product, most of a step: in bfloat16 codes are rounded to three digits, and "
+        "latents that lie closer than that may swap. Everything else, and what is saved, is float32.",
     )
     beta1: float = setting(0.9, "Adam's decay of the first moment.", most=1)
     beta2: float = setting(0.999, "Adam's decay of the second moment.", most=1)
-    eps: float = setting(6.25e-10, "Adam's epsilon: OpenAI's value, small because a rare latent's gradients are.")
-    seed: int = setting(0, "Of the initial directions and of the order of the vectors.", most=2**31 - 1)
+    eps: float = setting(6.25e-10, "Adam's epsilon: OpenAI's value, small because a rare latent's gradients are small.")
+    seed: int = setting(0, "Seed of the initial directions and of the order of the vectors.", most=2**31 - 1)
     log_every: int = setting(
         50,
-        "Steps between two lines of the log and two calls of the progress callback.",
+        "Steps between two lines of the log, and between two calls of the progress callback.",
         unit="steps",
         least=1,
         most=HUGE,
@@ -136,12 +134,10 @@ class TrainConfig(Settings, _Json):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.shortlist and self.activation != "topk":
-            raise InvalidSetting(
-                "a shortlist is of each vector's latents; leave it out, or train with activation 'topk'"
-            )
+            raise InvalidSetting("shortlist works vector by vector; leave it out, or train with activation 'topk'")
         if self.shortlist and self.precision == "bfloat16":
-            raise InvalidSetting("a shortlist is for codes in float32; leave it out, or set precision to 'float32'")
+            raise InvalidSetting("shortlist needs codes in float32; leave it out, or set precision to 'float32'")
 
     def sae(self, d: int) -> SAEConfig:
-        """The shape of the SAE for vectors of width `d`."""
+        """Return the shape of the SAE for vectors of width `d`."""
         return SAEConfig(d=d, m=self.expansion * d, k=self.k)

@@ -1,4 +1,4 @@
-"""The vectors an SAE trains on, in memory or shard by shard: statistics, and batches in a settled order."""
+"""Training vectors of an SAE, in memory or in shards: statistics, and batches in a reproducible order."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from excise.errors import ExciseError
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Vectors that belong together, such as a picture's patches or a prompt's states, and what each sample shows."""
+    """Vectors grouped by sample, such as a picture's patches or a prompt's states, with each sample's labels."""
 
     states: Tensor
     """[n, N, d]: N vectors of every sample."""
     labels: Tensor
-    """[n, C] bool: which of C concepts it has."""
+    """[n, C] bool: which of C concepts it shows."""
 
     def __post_init__(self) -> None:
         states, labels = self.states, self.labels
@@ -43,7 +43,7 @@ class Samples:
         return self.states.flatten(0, 1)
 
     def float(self) -> Samples:
-        """The same in float32."""
+        """Convert to float32."""
         return Samples(self.states.float(), self.labels)
 
     def detach(self) -> Samples:
@@ -52,18 +52,18 @@ class Samples:
 
 Shard = Tensor | Samples
 Features = Shard | Callable[[], Iterable[Shard]]
-"""Vectors [N, d] or samples, or a function that gives the same shards of one kind in the same order at every call."""
+"""Vectors [N, d] or samples, or a function that returns the same shards of one kind in the same order at every call."""
 
 SAMPLE = 32_768
-"""Vectors the geometric median is taken of (OpenAI's number)."""
+"""Vectors used for the geometric median (OpenAI's number)."""
 BUFFER = 1 << 17
-"""Vectors that are shuffled together, or a shard's where it has more."""
+"""Vectors shuffled together, or one shard's if it has more."""
 _CHUNK = 1 << 24
-"""Numbers turned to float64 at a time (128 MiB)."""
+"""Numbers converted to float64 at a time (128 MiB)."""
 
 
 class Statistics(NamedTuple):
-    """What one pass over the vectors finds out."""
+    """Statistics from one pass over the vectors."""
 
     vectors: int
     mean: Tensor
@@ -71,30 +71,28 @@ class Statistics(NamedTuple):
     variance: float
     """Mean over the d dimensions of the variance (divided by N)."""
     sample: Tensor
-    """[at most SAMPLE, d] float32, drawn without replacement."""
+    """[at most SAMPLE, d] float32, sampled without replacement."""
     each: int = 1
     """Vectors in a sample."""
 
     def digest(self) -> str:
-        """Tells one training set from another; equal vectors in another order may differ in the last bits."""
+        """Return a digest that identifies the training set; another order of the vectors may change it."""
         numbers = torch.cat([self.mean, torch.tensor([self.variance, self.vectors], dtype=torch.float64)])
         return hashlib.sha256(numbers.numpy().tobytes()).hexdigest()
 
 
 class Source:
-    """Vectors to read again and again."""
+    """Vectors that can be read repeatedly."""
 
     def __init__(self, features: Features, *, seed: int) -> None:
-        """`seed` settles the sample and every epoch's order."""
+        """`seed` determines the sample and every epoch's order."""
         if not isinstance(features, Tensor | Samples) and not callable(features):
-            raise ExciseError(
-                "features must be a tensor or Samples, or a function that gives the shards anew at each call"
-            )
+            raise ExciseError("features must be a tensor, Samples, or a function that returns the shards at every call")
         self._features = features
         self._seed = seed
 
     def statistics(self) -> Statistics:
-        """One pass. Raises ExciseError where vectors are missing, not finite, all the same, or differ in width."""
+        """Read everything once. Raises ExciseError if vectors are missing, not finite, all equal or differ in width."""
         origin = total = squares = sample = keys = None
         vectors = 0
         generator = torch.Generator().manual_seed(self._seed)
@@ -105,14 +103,14 @@ class Source:
             for chunk in torch.split(vectors_of, max(1, _CHUNK // vectors_of.shape[1])):
                 x = chunk.cpu().double()
                 if origin is None or total is None or squares is None or sample is None or keys is None:
-                    # Sums about one of the vectors keep their digits where the mean is far from zero.
+                    # Sums relative to one of the vectors keep their precision if the mean is far from zero.
                     origin, total, squares = x[0].clone(), torch.zeros_like(x[0]), torch.zeros_like(x[0])
                     sample, keys = torch.empty(0, x.shape[1]), torch.empty(0)
                 centred = x - origin
                 total += centred.sum(0)
                 squares += centred.square().sum(0)
                 vectors += len(x)
-                # A uniform sample of a stream of unknown length: the vectors with the smallest random keys.
+                # Uniform sampling from a stream of unknown length: keep the vectors with the smallest random keys.
                 keys = torch.cat([keys, torch.rand(len(x), generator=generator)])
                 best = keys.argsort()[:SAMPLE]
                 keys, sample = keys[best], torch.cat([sample, x.float()])[best]
@@ -121,21 +119,21 @@ class Source:
         mean = total / vectors
         variance = float((squares / vectors - mean.square()).mean())
         if not torch.isfinite(squares).all():
-            raise ExciseError("the features hold NaN or infinity; capture them again, in float32")
+            raise ExciseError("the features contain NaN or infinity; capture them again, in float32")
         if variance <= 0:
             raise ExciseError("all feature vectors are the same; an SAE needs different ones")
         return Statistics(vectors, mean + origin, variance, sample, each)
 
     def labels(self) -> Iterator[Tensor]:
-        """The labels [n, C] of every shard of samples; nothing for bare vectors."""
+        """Yield the labels [n, C] of every shard of samples; nothing for bare vectors."""
         yield from (shard.labels for shard in self._shards() if isinstance(shard, Samples))
 
     def batches(self, size: int, *, start: int = 0, device: torch.device | str = "cpu") -> Iterator[Shard]:
-        """Batches of `size` vectors or samples, float32, without end, from number `start` on: on a GPU `device` where
-        half of its free memory holds what is shuffled together, else wherever the features are.
+        """Yield batches of `size` vectors or samples, float32, endlessly, starting with batch number `start`.
 
-        Each epoch shuffles shards together, as many as hold `BUFFER` vectors: what is in memory does not grow with the
-        number of shards. What does not fill a batch is left out of that epoch, and another shuffle leaves out others.
+        They are on a GPU `device` if half of its free memory holds a shuffle buffer, else wherever the features are.
+        Each epoch shuffles together as many shards as hold `BUFFER` vectors: memory does not grow with the number of
+        shards. An incomplete last batch is left out of its epoch; another shuffle leaves out other vectors.
         `size` must not exceed the number of vectors or samples.
         """
         epochs = (self._epoch(epoch, size, torch.device(device)) for epoch in itertools.count())
@@ -145,7 +143,7 @@ class Source:
         rest: Shard | None = None
         for number, buffer in enumerate(self._buffers()):
             shard = _resident(buffer, device)
-            # Hashed, so that no two of (seed, epoch, buffer) share an order.
+            # Hashed, so that no two combinations of seed, epoch and buffer share an order.
             key = hashlib.sha256(f"{self._seed}/{epoch}/{number}".encode()).digest()[:7]
             generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
             order = torch.randperm(len(shard), generator=generator).to(_device(shard))
@@ -162,16 +160,16 @@ class Source:
             rest = shard[order[full:]].float()
 
     def _buffers(self) -> Iterator[Shard]:
-        held: list[Shard] = []
+        buffered: list[Shard] = []
         vectors = 0
         for shard in self._shards():
-            held.append(shard)
+            buffered.append(shard)
             vectors += len(shard) if isinstance(shard, Tensor) else len(shard.vectors)
             if vectors >= BUFFER:
-                yield _joined(held)
-                held, vectors = [], 0
-        if held:
-            yield _joined(held)
+                yield _joined(buffered)
+                buffered, vectors = [], 0
+        if buffered:
+            yield _joined(buffered)
 
     def _shards(self) -> Iterator[Shard]:
         if isinstance(self._features, Tensor | Samples):
@@ -190,14 +188,14 @@ class Source:
                 )
                 raise ExciseError(f"features must be floating-point tensors [vectors, width], not {found}")
             if vectors.shape[1] == 0 or width not in (None, vectors.shape[1]):
-                raise ExciseError(f"feature shards must all have one width, but {width} and {vectors.shape[1]} came")
+                raise ExciseError(f"feature shards must all have one width, not both {width} and {vectors.shape[1]}")
             width = vectors.shape[1]
             if len(shard):
                 yield shard.detach()
 
 
 def _resident(shard: Shard, device: torch.device) -> Shard:
-    """Moved to a GPU that has room for it: one copy in place of one a batch."""
+    """Move a shard to a GPU that has room for it: one copy instead of one for each batch."""
     if device.type != "cuda" or isinstance(shard, Samples) or shard.device.type == "cuda":
         return shard
     free, _ = torch.cuda.mem_get_info(device)
@@ -218,15 +216,15 @@ def _joined(parts: list[Shard]) -> Shard:
 
 
 def geometric_median(sample: Tensor, *, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
-    """The point with the least sum of distances to `sample` [N, d] (Weiszfeld 1937): a mean that outliers barely move.
+    """Return the point [d] float64 with the smallest sum of distances to `sample` [N, d] (Weiszfeld 1937).
 
-    Returns [d] float64. Stops where a step is below `tolerance` of the sample's root mean square distance.
+    Outliers barely move it. Stops when a step is below `tolerance` of the sample's root mean square distance.
     """
     points = sample.double()
     median = points.mean(0)
     scale = float((points - median).norm(dim=1).square().mean().sqrt())
     for _ in range(iterations):
-        # A point the estimate sits on would weigh infinitely much.
+        # A point exactly at the estimate would have infinite weight.
         weights = 1 / (points - median).norm(dim=1).clamp_min(1e-12 * scale + torch.finfo(torch.float64).tiny)
         before, median = median, (weights @ points) / weights.sum()
         if float((median - before).norm()) <= tolerance * scale:

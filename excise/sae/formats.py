@@ -18,13 +18,13 @@ __all__ = ["CARD", "CONFIG", "SCHEMA", "WEIGHTS", "card", "load", "saes_in", "sa
 def save(
     sae: TopKSAE, folder: StrPath, card: Mapping[str, Any], *, extra: Mapping[str, bytes | str] | None = None
 ) -> None:
-    """Write `sae` and its card into `folder` at once, with `extra` files (a log) beside them.
+    """Write `sae` and its card into `folder` atomically, with `extra` files such as a log.
 
-    Raises ExciseError where the folder holds other files, the card is not json, or the disk refuses.
+    Raises ExciseError if the folder holds other files, the card is not json, or the disk refuses.
     """
     write_folder(Path(folder), {**pack(sae.config, sae.state_dict(), card), **(extra or {})})
 
 
 def load(folder: StrPath, *, device: torch.device | str = "cpu") -> TopKSAE:
-    """Read what `save` wrote. Raises ExciseError where it is missing, cut short, changed or of another format."""
+    """Load what `save` wrote. Raises ExciseError if it is missing, truncated, changed or of another format."""
     return TopKSAE.read(folder).to(device)

@@ -1,7 +1,7 @@
-"""SAEs that others published, turned into ours: safetensors stay safetensors, pickles are read for tensors alone.
+"""Import of SAEs that others published: safetensors stay safetensors, pickles are read for tensors alone.
 
-Each format states every setting and every tensor it may hold. What is not stated is refused by name, since an SAE that
-is read without one of its parts gives other codes than it was published with.
+Each format lists every setting and every tensor it may hold. Others are refused by name, since an SAE without one of
+its parts gives other codes than the published one.
 """
 
 from __future__ import annotations
@@ -31,63 +31,63 @@ FOREIGN = {
 
 
 def read_published(folder: Path) -> TopKSAE:
-    """The SAE that lies in `folder` as one of these libraries writes it.
+    """Load the SAE in `folder`, as one of these libraries writes it.
 
     sparsify and its descendants (SAEuron, SAEmnesia): cfg.json, sae.safetensors. The k-sparse autoencoders of SNCE and
     Concept Steerers: config.json, state_dict.pth. SAELens: cfg.json, sae_weights.safetensors. dictionary_learning:
-    config.json, ae.pt. A `.pt` or `.pth` is read as tensors and nothing else (`weights_only`).
+    config.json, ae.pt. A `.pt` or `.pth` is read for tensors alone (`weights_only`).
 
-    Raises ExciseError where a file is missing or broken, a tensor or a setting is unknown or missing, tensors have
-    other shapes than stated, or the SAE computes what a TopK SAE does not.
+    Raises ExciseError if a file is missing or broken, a tensor or a setting is unknown or missing, a tensor's shape is
+    not the stated one, or the SAE computes something that a TopK SAE does not.
     """
     folder = _folder(folder)
     form = next((form for form in FORMATS if (folder / form.weights).is_file()), None)
     if form is None or not (folder / form.config).is_file():
         raise ExciseError(_nothing_there(folder))
-    said = _json(folder / form.config)
-    if "schema" in said and "sha256" in said:
-        raise ExciseError(f"{folder} holds an SAE of Excise's own format already; use it as it is")
+    settings = _json(folder / form.config)
+    if "schema" in settings and "sha256" in settings:
+        raise ExciseError(f"{folder} already holds an SAE of Excise's own format; use it as it is")
     for key, does in FOREIGN.items():
-        if said.get(key):
+        if settings.get(key):
             raise ExciseError(f"the SAE in {folder} {does} ({key}), which ours cannot")
-    if odd := sorted(set(said) - form.settings - set(FOREIGN)):
-        raise ExciseError(f"the SAE in {folder} has the setting {odd[0]}={said[odd[0]]!r}, which Excise does not know")
+    if odd := sorted(set(settings) - form.settings - set(FOREIGN)):
+        raise ExciseError(f"the SAE in {folder} has the unknown setting {odd[0]}={settings[odd[0]]!r}")
     tensors = _tensors(folder / form.weights)
     if odd := sorted(set(tensors) - form.tensors - form.unused):
-        raise ExciseError(f"the SAE in {folder} has the further tensor {odd[0]}, which Excise does not know")
+        raise ExciseError(f"the SAE in {folder} has the unknown tensor {odd[0]}")
     if lacking := sorted(form.tensors - set(tensors)):
         raise ExciseError(f"the SAE in {folder} has no tensor {lacking[0]}; fetch it again")
     for name in sorted(form.tensors):
         if not tensors[name].is_floating_point():
-            raise ExciseError(f"{name} in {folder} holds no floating point numbers; fetch it again")
-    return _sae(folder, form.read(folder, said, tensors))
+            raise ExciseError(f"{name} in {folder} does not hold floating-point numbers; fetch it again")
+    return _sae(folder, form.read(folder, settings, tensors))
 
 
 def _sae(folder: Path, read: Read) -> TopKSAE:
     found, k = read.parameters, read.k
     if k is None:
-        raise ExciseError(f"the SAE's settings in {folder} do not say its k")
+        raise ExciseError(f"the SAE's settings in {folder} do not state its k")
     m, d = found["W_enc"].shape if found["W_enc"].ndim == 2 else (0, 0)
     for name, stated, actual in (("width", read.d, d), ("number of latents", read.m, m)):
         if stated not in (None, actual):
-            raise ExciseError(f"the SAE's settings in {folder} say the {name} {stated}, its tensors {actual}")
-    sae = TopKSAE(SAEConfig(d=int(d), m=int(m), k=k))  # type: ignore[arg-type]  # SAEConfig refuses what is no number
+            raise ExciseError(f"the SAE's settings in {folder} state the {name} {stated}, its tensors have {actual}")
+    sae = TopKSAE(SAEConfig(d=int(d), m=int(m), k=k))  # type: ignore[arg-type]  # SAEConfig refuses other types
     for name, parameter in sae.state_dict().items():
         if found[name].shape != parameter.shape:
             raise ExciseError(f"{name} in {folder} is {tuple(found[name].shape)}, not {tuple(parameter.shape)}")
         if not torch.isfinite(found[name]).all():
-            raise ExciseError(f"{name} in {folder} holds NaN or infinity; fetch it again")
+            raise ExciseError(f"{name} in {folder} contains NaN or infinity; fetch it again")
     sae.load_state_dict(found)
     return sae.eval()
 
 
 def _folder(path: Path) -> Path:
-    """The folder that a path names, itself or by a file of weights in it."""
+    """Return the folder at `path`, or the folder of a weights file at `path`."""
     if path.is_file() and path.name in {form.weights for form in FORMATS}:
         return path.parent
     if not path.exists():
         raise NotFound(
-            f"there is no folder {path}; an SAE is read from the disk: fetch one from the hub first, with "
+            f"there is no folder {path}; an SAE is read from the disk: download it from the hub first, with "
             "`hf download OWNER/NAME --local-dir FOLDER`, and name that folder"
         )
     return path
@@ -99,18 +99,18 @@ def _nothing_there(folder: Path) -> str:
         str(path.parent.relative_to(folder)) for form in FORMATS for path in folder.glob(f"*/**/{form.weights}")
     )
     if inside:
-        return f"{folder} holds {len(inside)} SAEs in folders of their own; name one, such as {folder / inside[0]}"
-    return f"{folder} holds no published SAE; it is one of {layouts}"
+        return f"{folder} holds {len(inside)} SAEs in subfolders; name one, such as {folder / inside[0]}"
+    return f"{folder} does not hold a published SAE; it takes one of {layouts}"
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        said = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ExciseError(f"cannot read {path} ({error}); fetch it again") from error
-    if not isinstance(said, dict):
-        raise ExciseError(f"{path} is no json object; fetch it again")
-    return said
+    if not isinstance(content, dict):
+        raise ExciseError(f"{path} is not a json object; fetch it again")
+    return content
 
 
 def _tensors(path: Path) -> Mapping[str, Tensor]:
@@ -120,8 +120,8 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         saved = saved.get("state_dict", saved)
         if odd := sorted(str(name) for name, tensor in saved.items() if not isinstance(tensor, Tensor)):
-            raise TypeError(f"{odd[0]} is no tensor")
+            raise TypeError(f"{odd[0]} is not a tensor")
         return dict(saved)
-    except Exception as error:  # bytes that were never a file of that kind make torch raise whatever it stumbles over
+    except Exception as error:  # for bytes that are not a file of that kind, torch raises all sorts of exceptions
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ExciseError(f"cannot read {path} as tensors alone ({reason[:120]}); fetch it again") from error

@@ -1,4 +1,4 @@
-"""How each library lays out an SAE: its files, the settings and tensors they may hold, what its codes are made of."""
+"""File layouts of other libraries' SAEs: their files, allowed settings and tensors, and how to read them."""
 
 from __future__ import annotations
 
@@ -14,57 +14,57 @@ from excise.errors import ExciseError
 
 
 class Read(NamedTuple):
-    """What a format's own reader makes of the files: our parameters, and what the settings say of the shape."""
+    """Result of a format's reader: our parameters, and the shape that the settings state."""
 
     parameters: dict[str, Tensor]
     k: object
     d: object
     m: object
-    """None: not stated."""
+    """None if not stated."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """One project's layout."""
+    """Layout of one library."""
 
     config: str
     weights: str
     settings: frozenset[str]
-    """Every setting it may have."""
+    """All settings it may have."""
     tensors: frozenset[str]
-    """Every tensor it has."""
+    """All tensors that it must have."""
     unused: frozenset[str]
-    """Tensors it may have, which its codes do not depend on."""
+    """Tensors that it may have, which its codes do not depend on."""
     read: Callable[[Path, Mapping[str, Any], Mapping[str, Tensor]], Read]
 
 
-def _sparsify(folder: Path, said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Read:
-    # With `batch_topk` and `sample_topk` a batch shares its latents in training. The published code of SAEuron switches
-    # both off before it reads a code, so that each vector keeps its own k.
-    _only(folder, said, "activation", "topk")
+def _sparsify(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Read:
+    # With `batch_topk` and `sample_topk` a batch shares its latents in training. SAEuron's published code switches both
+    # off before it reads a code, so that each vector keeps its own k.
+    _only(folder, settings, "activation", "topk")
     parameters = {
         "W_enc": tensors["encoder.weight"].float(),
         "b_enc": tensors["encoder.bias"].float(),
         "W_dec": tensors["W_dec"].float(),
         "b_pre": tensors["b_dec"].float(),
     }
-    return Read(parameters, said.get("k"), said.get("d_in"), said.get("num_latents") or None)
+    return Read(parameters, settings.get("k"), settings.get("d_in"), settings.get("num_latents") or None)
 
 
-def _k_sparse(folder: Path, said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Read:
+def _k_sparse(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Read:
     parameters = {
         "W_enc": tensors["encoder.weight"].float(),
         "b_enc": tensors["latent_bias"].float(),
         "W_dec": _transposed(tensors["decoder.weight"]),
         "b_pre": tensors["pre_bias"].float(),
     }
-    return Read(parameters, said.get("k"), said.get("d_model"), said.get("n_dirs_local"))
+    return Read(parameters, settings.get("k"), settings.get("d_model"), settings.get("n_dirs_local"))
 
 
-def _dictionary_learning(folder: Path, said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Read:
-    trainer, buffer = said.get("trainer"), said.get("buffer") or {}
+def _dictionary_learning(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Read:
+    trainer, buffer = settings.get("trainer"), settings.get("buffer") or {}
     if not isinstance(trainer, Mapping) or not isinstance(buffer, Mapping):
-        raise ExciseError(f"{folder / 'config.json'} does not say what trained the SAE (trainer); fetch it again")
+        raise ExciseError(f"{folder / 'config.json'} does not state what trained the SAE (trainer); fetch it again")
     kind = trainer.get("dict_class")
     if kind == "BatchTopKSAE":
         raise ExciseError(
@@ -76,12 +76,10 @@ def _dictionary_learning(folder: Path, said: Mapping[str, Any], tensors: Mapping
     if buffer.get("io") == "in_and_out":
         raise ExciseError(f"the SAE in {folder} predicts another layer (buffer.io), which ours cannot")
     if odd := sorted(set(trainer) - DICTIONARY_TRAINER):
-        raise ExciseError(
-            f"the SAE in {folder} has the setting {odd[0]}={trainer[odd[0]]!r}, which Excise does not know"
-        )
+        raise ExciseError(f"the SAE in {folder} has the unknown setting {odd[0]}={trainer[odd[0]]!r}")
     k = trainer.get("k")
     if "k" in tensors and tensors["k"].numel() == 1 and int(tensors["k"]) != k:
-        raise ExciseError(f"the SAE's settings in {folder} say k {k}, its tensors {int(tensors['k'])}")
+        raise ExciseError(f"the SAE's settings in {folder} state k {k}, its tensors {int(tensors['k'])}")
     parameters = {
         "W_enc": tensors["encoder.weight"].float(),
         "b_enc": tensors["encoder.bias"].float(),
@@ -91,39 +89,38 @@ def _dictionary_learning(folder: Path, said: Mapping[str, Any], tensors: Mapping
     return Read(parameters, k, trainer.get("activation_dim"), trainer.get("dict_size"))
 
 
-def _sae_lens(folder: Path, said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Read:
+def _sae_lens(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Read:
     # Version 5 and older wrote a TopK SAE as `standard` with an activation function.
-    activation = said.get("activation_fn", said.get("activation_fn_str"))
-    options = said.get("activation_fn_kwargs") or {}
-    architecture = said.get("architecture", "standard")
+    activation = settings.get("activation_fn", settings.get("activation_fn_str"))
+    options = settings.get("activation_fn_kwargs") or {}
+    architecture = settings.get("architecture", "standard")
     if architecture == "standard" and activation == "topk":
         architecture = "topk"
     if architecture != "topk" or activation not in (None, "topk"):
         what = architecture if activation in (None, "topk") else f"{architecture} with {activation}"
         raise ExciseError(f"the SAE in {folder} is of SAELens's architecture {what}; only topk can be read")
     if odd := sorted(set(options) - {"k"}):
-        raise ExciseError(
-            f"the SAE in {folder} has the setting {odd[0]}={options[odd[0]]!r}, which Excise does not know"
-        )
-    if said.get("normalize_activations") not in (None, False, "none"):
-        kind = said["normalize_activations"]
+        raise ExciseError(f"the SAE in {folder} has the unknown setting {odd[0]}={options[odd[0]]!r}")
+    if settings.get("normalize_activations") not in (None, False, "none"):
+        kind = settings["normalize_activations"]
         raise ExciseError(f"the SAE in {folder} normalises what it reads (normalize_activations={kind}): ours cannot")
-    _only(folder, said, "reshape_activations", "none")
-    if "hook_z" in str(said.get("hook_name", said.get("hook_point", ""))) and "reshape_activations" not in said:
+    _only(folder, settings, "reshape_activations", "none")
+    hook = str(settings.get("hook_name", settings.get("hook_point", "")))
+    if "hook_z" in hook and "reshape_activations" not in settings:
         raise ExciseError(f"the SAE in {folder} reads attention heads side by side (hook_z), which ours cannot")
     encoder, decoder = _transposed(tensors["W_enc"], torch.float64), tensors["W_dec"].double()
     bias, centre = tensors["b_enc"].double(), tensors["b_dec"].double()
     if encoder.shape != decoder.shape or bias.shape != encoder.shape[:1] or centre.shape != encoder.shape[1:]:
         raise ExciseError(f"the tensors in {folder} do not fit each other; fetch it again")
-    if not said.get("apply_b_dec_to_input", True):
-        # Ours subtracts b_pre from what it reads: the encoder's bias gives that back.
+    if not settings.get("apply_b_dec_to_input", True):
+        # Ours subtracts b_pre from its input: compensate in the encoder's bias.
         bias = bias + encoder @ centre
-    if said.get("rescale_acts_by_decoder_norm", False):
-        # Codes are counted in the decoder row's length: fold it into the encoder and out of the decoder.
+    if settings.get("rescale_acts_by_decoder_norm", False):
+        # Codes are scaled by the decoder row's length: fold it into the encoder and out of the decoder.
         length = decoder.norm(dim=1)
         encoder, bias, decoder = encoder * length[:, None], bias * length, decoder / length[:, None]
     parameters = {"W_enc": encoder.float(), "b_enc": bias.float(), "W_dec": decoder.float(), "b_pre": centre.float()}
-    return Read(parameters, said.get("k", options.get("k")), said.get("d_in"), said.get("d_sae"))
+    return Read(parameters, settings.get("k", options.get("k")), settings.get("d_in"), settings.get("d_sae"))
 
 
 def _words(text: str) -> frozenset[str]:
@@ -134,7 +131,7 @@ DICTIONARY_TRAINER = _words(
     "trainer_class dict_class lr steps auxk_alpha warmup_steps decay_start threshold_beta threshold_start_step "
     "top_k_aux seed activation_dim dict_size k device layer lm_name wandb_name submodule_name"
 )
-"""What dictionary_learning's trainers say of a TopK SAE."""
+"""Settings of dictionary_learning's trainers of a TopK SAE."""
 FORMATS = (
     Format(
         "cfg.json",
@@ -159,7 +156,7 @@ FORMATS = (
             # What the codes depend on.
             "architecture d_in d_sae k apply_b_dec_to_input rescale_acts_by_decoder_norm normalize_activations "
             "reshape_activations activation_fn activation_fn_str activation_fn_kwargs "
-            # What was read, and by what.
+            # What it was trained on, and by which version.
             "metadata dtype device model_name hook_name hook_point hook_layer hook_point_layer hook_head_index "
             "hook_point_head_index model_class_name model_from_pretrained_kwargs prepend_bos exclude_special_tokens "
             "neuronpedia_id context_size seqpos_slice dataset_path dataset_trust_remote_code sae_lens_version "
@@ -174,16 +171,16 @@ FORMATS = (
         "ae.pt",
         frozenset({"trainer", "buffer"}),
         frozenset({"encoder.weight", "encoder.bias", "decoder.weight", "b_dec"}),
-        # AutoEncoderTopK carries a threshold along and does not use it; BatchTopKSAE does, and is refused.
+        # AutoEncoderTopK stores a threshold without using it; BatchTopKSAE uses it, and is refused.
         frozenset({"k", "threshold"}),
         _dictionary_learning,
     ),
 )
 
 
-def _only(folder: Path, said: Mapping[str, Any], key: str, value: str) -> None:
-    if said.get(key, value) != value:
-        raise ExciseError(f"the SAE in {folder} has the {key} {said[key]!r}; only {value} can be read")
+def _only(folder: Path, settings: Mapping[str, Any], key: str, value: str) -> None:
+    if settings.get(key, value) != value:
+        raise ExciseError(f"the SAE in {folder} has the {key} {settings[key]!r}; only {value} can be read")
 
 
 def _transposed(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,4 +1,4 @@
-"""The TopK SAE's training objective and the constraints around a step (Gao et al. 2024, sections 2.3 and A.2)."""
+"""Training objective of the TopK SAE, and the constraints around a step (Gao et al. 2024, sections 2.3 and A.2)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ from excise.sae.model import Codes, TopKSAE, selected, weighted_rows
 
 
 class Loss(NamedTuple):
-    """The terms of one batch's loss, each a scalar."""
+    """Terms of one batch's loss, each a scalar."""
 
     total: Tensor
     """mse + alpha * aux."""
     mse: Tensor
     """MSE(x̂, x) / Var(x)."""
     aux: Tensor
-    """MSE(ê, e) / Var(e), zero where no latent is dead."""
+    """MSE(ê, e) / Var(e), zero if no latent is dead."""
 
 
 def loss(sae: TopKSAE, x: Tensor, reconstruction: Tensor, variance: float, dead: Tensor, alpha: float) -> Loss:
-    """L = MSE(x̂, x) / Var(x) + α MSE(ê, e) / Var(e).
+    """Return L = MSE(x̂, x) / Var(x) + α MSE(ê, e) / Var(e).
 
-    `x`, `reconstruction` [N, d]; `variance` the mean over the d dimensions of the training set's variance (a batch's
-    own would weigh batches differently); `dead` [m] bool. With alpha = 0 the auxiliary term is not worked out.
+    Args:
+        sae: The SAE.
+        x: Vectors [N, d].
+        reconstruction: x̂, [N, d].
+        variance: Mean over the d dimensions of the training set's variance; a batch's own would weight batches
+            unequally.
+        dead: [m] bool.
+        alpha: α; with 0 the auxiliary term is not computed.
     """
     mse = F.mse_loss(reconstruction, x) / variance
     aux = aux_loss(sae, x, reconstruction, dead) if alpha else mse.new_zeros(())
@@ -34,9 +40,9 @@ def loss(sae: TopKSAE, x: Tensor, reconstruction: Tensor, variance: float, dead:
 
 
 def aux_loss(sae: TopKSAE, x: Tensor, reconstruction: Tensor, dead: Tensor) -> Tensor:
-    """MSE(ê, e) / Var(e) with e = stopgrad(x - x̂): dead latents learn what the live ones leave. Zero if none is dead.
+    """Return MSE(ê, e) / Var(e) with e = stopgrad(x - x̂): dead latents learn the live ones' error. Zero if none is.
 
-    `x`, `reconstruction` [N, d]; `dead` [m] bool. Var(e) is the batch's, about its mean residual.
+    `x`, `reconstruction` [N, d]; `dead` [m] bool. Var(e) is the batch's, around its mean residual.
     """
     error = (x - reconstruction).detach()
     variance = (error - error.mean(0)).square().mean()
@@ -47,10 +53,10 @@ def aux_loss(sae: TopKSAE, x: Tensor, reconstruction: Tensor, dead: Tensor) -> T
 
 
 def aux_reconstruction(sae: TopKSAE, x: Tensor, dead: Tensor) -> Tensor:
-    """ê [N, d] = W_decᵀ ReLU(the k_aux largest pre-activations of dead latents), without b_pre, which gets no gradient.
+    """Return ê [N, d] = W_decᵀ ReLU(the k_aux largest pre-activations of dead latents), without b_pre.
 
-    Where no more are dead than are kept, their rows are multiplied densely; otherwise only the kept ones are decoded
-    and get a gradient, as in `TopKSAE.encode`.
+    b_pre gets no gradient. If all dead latents are kept, their rows are multiplied densely; otherwise only the kept
+    ones are decoded and get a gradient, as in `TopKSAE.encode`.
     """
     rows = dead.nonzero()[:, 0]
     centred = x - sae.b_pre.detach()
@@ -64,14 +70,15 @@ def aux_reconstruction(sae: TopKSAE, x: Tensor, dead: Tensor) -> Tensor:
 
 
 def aux_k(n_dead: int, d: int) -> int:
-    """min(n_dead, 2^⌊log2(d/2)⌋): a power of two near half the width (Gao et al. 2024, A.2), at least 1."""
+    """Return min(n_dead, 2^⌊log2(d/2)⌋): a power of two near half the width (Gao et al. 2024, A.2), at least 1."""
     return min(n_dead, 1 << max(0, (d // 2).bit_length() - 1))
 
 
 def idle_tokens(idle: Tensor, codes: Codes, threshold: float) -> Tensor:
-    """Vectors since each latent last fired, [m] int64, after one more batch. A latent is dead where this is too many.
+    """Return the vectors since each latent last fired, [m] int64, after one more batch.
 
-    A latent that fired anywhere in the batch starts again at zero; the others are idle for all its vectors.
+    A latent that fired anywhere in the batch starts again at zero; the others are idle for all its vectors. A latent is
+    dead if its number is too large.
     """
     peak = codes.values.new_zeros(len(idle))
     peak.scatter_reduce_(0, codes.indices.flatten(), codes.values.detach().flatten(), "amax")
@@ -81,22 +88,22 @@ def idle_tokens(idle: Tensor, codes: Codes, threshold: float) -> Tensor:
 
 @torch.no_grad()
 def project_gradient(sae: TopKSAE) -> None:
-    """Take from W_dec's gradient what is parallel to each row: the step must turn a unit vector, not stretch it."""
+    """Remove from W_dec's gradient what is parallel to each row: the step must turn a unit vector, not stretch it."""
     gradient = sae.W_dec.grad
     if gradient is not None:
-        # One product a row, and no copies as large as the decoder.
+        # One dot product per row, without copies as large as the decoder.
         along = torch.bmm(gradient.unsqueeze(1), sae.W_dec.unsqueeze(2)).squeeze(2)
         gradient.addcmul_(along, sae.W_dec, value=-1)
 
 
 @torch.no_grad()
 def renormalise(sae: TopKSAE) -> None:
-    """Make W_dec's rows unit vectors again: after the step, so that what is saved is unit norm."""
+    """Make W_dec's rows unit vectors again, after the step, so that the saved rows have unit norm."""
     sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(sae.W_dec.dtype).tiny))
 
 
 def step(sae: TopKSAE, optimiser: torch.optim.Optimizer) -> None:
-    """Project, step, renormalise, in that order; gradients are cleared for the next batch."""
+    """Project, step, renormalise, in this order, and clear the gradients."""
     project_gradient(sae)
     optimiser.step()
     renormalise(sae)

@@ -21,7 +21,7 @@ from excise.sae.storage import StrPath
 
 
 class Codes(NamedTuple):
-    """Sparse codes: for each vector its k largest latents, largest first."""
+    """Sparse codes: the k largest latents of each vector, largest first."""
 
     values: Tensor
     """[..., k], never negative; zero where fewer than k pre-activations are positive."""
@@ -30,7 +30,7 @@ class Codes(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What `TopKSAE.forward` returns."""
+    """Return value of `TopKSAE.forward`."""
 
     reconstruction: Tensor
     """[..., d]."""
@@ -38,11 +38,11 @@ class Output(NamedTuple):
 
 
 class _Select(torch.autograd.Function):
-    """Pre-activations already computed, at k places a row, with the gradient of <x_n, W_i> + b_i at those places only.
+    """Pre-activations computed before, at k indices per row, with the gradient of <x_n, W_i> + b_i at these alone.
 
-    Plain autograd scatters the k gradients into a dense [N, m] and multiplies that by x: at m = 3072, k = 32 nearly all
-    of it is zeros. One `embedding_bag` holds both products instead: its output, sum_j g_nj W[i_nj], is x's gradient,
-    and its own gradient with respect to W for the cotangent x, sum_nj g_nj x_n at row i_nj, is W's.
+    Plain autograd scatters the k gradients into a dense [N, m] and multiplies it by x: at m = 3072, k = 32 nearly all
+    of it is zeros. One `embedding_bag` gives both products instead. Its output, sum_j g_nj W[i_nj], is x's gradient.
+    Its own gradient with respect to W for the cotangent x, sum_nj g_nj x_n at row i_nj, is W's.
     """
 
     @staticmethod
@@ -64,21 +64,22 @@ class _Select(torch.autograd.Function):
 
 
 def selected(x: Tensor, weight: Tensor, bias: Tensor, values: Tensor, indices: Tensor) -> Tensor:
-    """`values` [N, k], which are <x_n, W_i> + b_i at `indices` [N, k], with their gradients by x, W and b."""
+    """Return `values` [N, k], which are <x_n, W_i> + b_i at `indices` [N, k], with their gradients by x, W and b."""
     made: Tensor = _Select.apply(x, weight, bias, values, indices)  # type: ignore[no-untyped-call]
     return made
 
 
 def weighted_rows(weight: Tensor, values: Tensor, indices: Tensor) -> Tensor:
-    """sum_j values_nj W[indices_nj]: [N, k] and [N, k] -> [N, d]."""
+    """Return sum_j values_nj W[indices_nj]: [N, k] and [N, k] -> [N, d]."""
     return F.embedding_bag(indices, weight, per_sample_weights=values, mode="sum")
 
 
 @torch.no_grad()
 def _shortlisted(x: Tensor, weight: Tensor, bias: Tensor, k: int, spare: int) -> tuple[Tensor, Tensor]:
-    """The k largest of <x_n, W_i> + b_i, of the k + `spare` that are largest in bfloat16: values and indices `[N, k]`.
+    """Return values and indices `[N, k]` of the k largest <x_n, W_i> + b_i among k + `spare` candidates.
 
-    Values are float32's. One that the rough product puts behind its k + `spare`th is missed; `spare` bounds how often.
+    The candidates are the largest in bfloat16; their values are computed in float32. A latent that the bfloat16 product
+    ranks behind the candidates is missed; a larger `spare` makes this rarer.
     """
     candidates = _rough(x, weight, bias).topk(min(k + spare, len(weight)), dim=-1, sorted=False).indices
     # The gradient of sum_j s_nj W[i_nj] by its weights s, for the cotangent x, is <x_n, W[i_nj]>.
@@ -91,28 +92,28 @@ def _shortlisted(x: Tensor, weight: Tensor, bias: Tensor, k: int, spare: int) ->
 
 
 def _rough(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """<x_n, W_i> + b_i, `[N, m]` bfloat16."""
+    """Return <x_n, W_i> + b_i, `[N, m]` bfloat16."""
     return F.linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
 
 
 class TopKSAE(nn.Module):
-    """`decode(encode(x))` approximates x from k of m latents.
+    """TopK sparse autoencoder: `decode(encode(x))` approximates x from k of m latents.
 
     Both matrices are [m, d], a latent a row (the paper writes W_dec as d x m). Rows of `W_dec` are unit vectors.
     """
 
     shortlist: int = 0
-    """With so many spare candidates the k largest are sought in bfloat16 first, then computed in float32; 0: in float32
-    at once. For training (`TrainConfig.shortlist`); what is saved is the same."""
+    """Number of spare candidates: the k largest are preselected in bfloat16, then computed in float32; 0: float32 only.
+    For training (`TrainConfig.shortlist`); it is not saved."""
     rough: bool = False
-    """Whether pre-activations are those of a product in bfloat16 (`TrainConfig.precision`), gradients float32's."""
+    """Whether pre-activations come from a product in bfloat16 (`TrainConfig.precision`); gradients are float32."""
 
     def __init__(self, config: SAEConfig, *, seed: int = 0) -> None:
-        """Random unit directions, encoder and decoder alike; no biases yet."""
+        """Initialise with random unit directions, the same for encoder and decoder, and zero biases."""
         super().__init__()
         self.config = config
         self.card: dict[str, Any] = {}
-        """What is known of it, as json: corpus, Site, training, figures. Empty unless it was loaded or trained."""
+        """Metadata, as json: corpus, Site, training, metrics. Empty unless the SAE was loaded or trained."""
         generator = torch.Generator().manual_seed(seed)
         directions = F.normalize(torch.randn(config.m, config.d, generator=generator), dim=1)
         self.W_enc = nn.Parameter(directions.clone())
@@ -128,7 +129,7 @@ class TopKSAE(nn.Module):
 
     @classmethod
     def read(cls, folder: StrPath) -> TopKSAE:
-        """Read an SAE from a folder, on the CPU. Raises NotFound and Tampered as `from_pretrained`."""
+        """Load an SAE from a folder, on the CPU. Raises NotFound and Tampered as `from_pretrained`."""
         config, tensors, card = storage.read(folder)
         sae = cls(config)
         storage.check_tensors(folder, tensors, sae.state_dict())
@@ -152,19 +153,19 @@ class TopKSAE(nn.Module):
 
         Args:
             source: A folder, or `OWNER/NAME` on the hub.
-            revision: A branch, a tag, or best a commit of the repository.
+            revision: A branch, a tag, or, preferably, a commit of the repository.
             subfolder: Folder within the folder or repository that holds the SAE, such as `text_encoder_2`.
             token: The hub's access token, by default the one of `hf auth login`.
             local_files_only: Use the cache alone.
             cache_dir: The hub's cache, by default its own.
-            device: Where to put it.
+            device: Device to load it on.
 
         Returns:
-            The SAE; `sae.card` says what it was trained on.
+            The SAE; `sae.card` describes what it was trained on.
 
         Raises:
-            NotFound: where there is no such folder, repository, revision or subfolder.
-            Tampered: where a file is cut short, changed or of another format.
+            NotFound: if there is no such folder, repository, revision or subfolder.
+            Tampered: if a file is truncated, changed or of another format.
 
         Example:
             >>> sae = excise.TopKSAE.from_pretrained("owner/sae", revision="6ba7b81")
@@ -182,14 +183,14 @@ class TopKSAE(nn.Module):
         return cls.read(found.folder).to(device)
 
     def save_pretrained(self, folder: StrPath, *, card: Mapping[str, Any] | None = None) -> None:
-        """Save the SAE and its card in a folder, all at once or not at all.
+        """Save the SAE and its card in a folder, atomically.
 
         Args:
             folder: A new or empty folder, or that of another SAE, which is replaced.
-            card: What to say of it, as json; by default what `self.card` says.
+            card: Description, as json; by default `self.card`.
 
         Raises:
-            ExciseError: where the folder holds other files, the card is not json, or the disk refuses.
+            ExciseError: if the folder holds other files, the card is not json, or the disk refuses.
         """
         write_folder(Path(folder), storage.pack(self.config, self.state_dict(), self.card if card is None else card))
 
@@ -203,21 +204,21 @@ class TopKSAE(nn.Module):
         revision: str | None = None,
         commit_message: str = "Push a sparse autoencoder",
     ) -> str:
-        """Put the SAE, its card and a README.md into a repository on the hub, in one commit.
+        """Push the SAE, its card and a README.md to a repository on the hub, in one commit.
 
         Args:
-            repo_id: `OWNER/NAME`, made where it does not exist.
-            card: What to say of it, as json; by default what `self.card` says.
-            private: Whether a new repository is private; by default what the account's settings say.
+            repo_id: `OWNER/NAME`, created if it does not exist.
+            card: Description, as json; by default `self.card`.
+            private: Whether a new repository is private; by default as the account's settings say.
             token: The hub's access token, by default the one of `hf auth login`.
-            revision: Branch to push to, made where it does not exist; by default `main`.
+            revision: Branch to push to, created if it does not exist; by default `main`.
             commit_message: First line of the commit's message.
 
         Returns:
-            The commit's address.
+            The commit's URL.
 
         Raises:
-            ExciseError: where the name is impossible, the card is not json, or the hub refuses.
+            ExciseError: if the name is invalid, the card is not json, or the hub refuses.
         """
         files = storage.pack(self.config, self.state_dict(), self.card if card is None else card)
         return push(
@@ -230,11 +231,11 @@ class TopKSAE(nn.Module):
         )
 
     def preactivations(self, x: Tensor) -> Tensor:
-        """(x - b_pre) W_encᵀ + b_enc: [..., d] -> [..., m]. Raises ExciseError where the width is another."""
+        """Return (x - b_pre) W_encᵀ + b_enc: [..., d] -> [..., m]. Raises WrongModel if the width differs."""
         return F.linear(self._centred(x), self.W_enc, self.b_enc)
 
     def encode(self, x: Tensor) -> Codes:
-        """ReLU of the k largest pre-activations: [..., d] -> Codes of [..., k]. Raises as `preactivations`."""
+        """Return ReLU of the k largest pre-activations: [..., d] -> Codes of [..., k]. Raises WrongModel too."""
         centred = self._centred(x)
         flat = centred.reshape(-1, self.config.d)
         with torch.no_grad():
@@ -248,9 +249,10 @@ class TopKSAE(nn.Module):
         return Codes(values.relu().view(shape), indices.view(shape))
 
     def encode_batch(self, x: Tensor) -> Codes:
-        """BatchTopK: ReLU of the k N largest pre-activations of all N vectors [N, d] together (Bussmann et al. 2024).
+        """Return BatchTopK's codes: ReLU of the k N largest pre-activations of all N vectors [N, d] together.
 
-        As many columns come back as the greediest vector needs; what was not kept is zero. Raises as `preactivations`.
+        After Bussmann et al. 2024. The result has as many columns as the vector with the most codes needs; values that
+        were not kept are zero. Raises as `preactivations`.
         """
         centred = self._centred(x)
         with torch.no_grad():
@@ -259,7 +261,7 @@ class TopKSAE(nn.Module):
             while True:
                 values, indices = preacts.topk(width, dim=-1)
                 least = values.flatten().topk(self.config.k * len(x), sorted=False).values.min()
-                # Whose last candidate would be kept may have more to keep.
+                # A vector whose last candidate is kept may have more to keep.
                 if width == self.config.m or not bool((values[:, -1] >= least).any()):
                     break
                 width = min(2 * width, self.config.m)
@@ -270,18 +272,18 @@ class TopKSAE(nn.Module):
         return Codes(values.relu() * kept, indices)
 
     def decode(self, codes: Codes) -> Tensor:
-        """sum_j values_j W_dec[indices_j] + b_pre: Codes of [..., k] -> [..., d]."""
+        """Return sum_j values_j W_dec[indices_j] + b_pre: Codes of [..., k] -> [..., d]."""
         values, indices = (part.reshape(-1, part.shape[-1]) for part in codes)
         summed = weighted_rows(self.W_dec, values, indices)
         return (summed + self.b_pre).view(*codes.values.shape[:-1], self.config.d)
 
     def forward(self, x: Tensor) -> Output:
-        """Codes and reconstruction of x [..., d]."""
+        """Return codes and reconstruction of x [..., d]."""
         codes = self.encode(x)
         return Output(self.decode(codes), codes)
 
     def _product(self, centred: Tensor) -> Tensor:
-        """Pre-activations, in the precision that is trained in."""
+        """Return pre-activations in the training precision."""
         return _rough(centred, self.W_enc, self.b_enc) if self.rough else F.linear(centred, self.W_enc, self.b_enc)
 
     def _centred(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The files of an SAE: `cfg.json` (shape, card, digest) beside `sae.safetensors`. Never pickle."""
+"""Files of an SAE: `cfg.json` (shape, card, digest) and `sae.safetensors`. Never pickle."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ WEIGHTS = "sae.safetensors"
 README = "README.md"
 SCHEMA = "excise.sae/1"
 CARD = ("corpus", "site", "tokens", "recipe", "metrics", "excludes")
-"""What a card always says, null where nobody said: the corpus the features come from, the Site they were read at, the
-vectors trained on, the training recipe, what was measured, and the evaluation prompts kept out of the corpus."""
+"""Entries of every card, null if unknown: the corpus of the features, the Site they were read at, the vectors trained
+on, the training recipe, the metrics, and the evaluation prompts excluded from the corpus."""
 
 
 def pack(config: SAEConfig, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> dict[str, bytes]:
-    """The two files' bytes by name. Raises ExciseError where the card is not json."""
+    """Return the two files' bytes by name. Raises ExciseError if the card is not json."""
     weights = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     content = {
         "schema": SCHEMA,
@@ -40,9 +40,9 @@ def pack(config: SAEConfig, tensors: Mapping[str, Tensor], card: Mapping[str, An
 
 
 def read(folder: StrPath) -> tuple[SAEConfig, dict[str, Tensor], dict[str, Any]]:
-    """Configuration, tensors and card of the SAE in `folder`.
+    """Load configuration, tensors and card of the SAE in `folder`.
 
-    Raises NotFound where a file is missing, Tampered where one is cut short, changed or of another format.
+    Raises NotFound if a file is missing, Tampered if one is truncated, changed or of another format.
     """
     folder = Path(folder)
     content = _config(folder)
@@ -57,12 +57,12 @@ def read(folder: StrPath) -> tuple[SAEConfig, dict[str, Tensor], dict[str, Any]]
 
 
 def is_sae(folder: StrPath) -> bool:
-    """Whether a folder holds an SAE."""
+    """Return whether a folder holds an SAE."""
     return (Path(folder) / CONFIG).exists()
 
 
 def saes_in(folder: StrPath) -> dict[str, Path]:
-    """The folders of SAEs that lie in a folder which holds none itself, by their names; empty where there are none."""
+    """Return the SAEs in the subfolders of a folder, by name; empty if it is an SAE itself or has none."""
     folder = Path(folder)
     if is_sae(folder) or not folder.is_dir():
         return {}
@@ -70,18 +70,18 @@ def saes_in(folder: StrPath) -> dict[str, Path]:
 
 
 def card(folder: StrPath) -> dict[str, Any]:
-    """The card in `folder`, without reading the weights. Raises ExciseError as `load` does."""
+    """Return the card in `folder`, without reading the weights. Raises ExciseError as `load` does."""
     content: dict[str, Any] = _config(Path(folder))["card"]
     return content
 
 
 def shape(folder: StrPath) -> SAEConfig:
-    """The configuration of the SAE in `folder`, without reading the weights. Raises ExciseError as `load` does."""
+    """Return the SAE's configuration in `folder`, without reading the weights. Raises ExciseError as `load` does."""
     return SAEConfig.from_json(_config(Path(folder))["sae"])
 
 
 def update_card(folder: StrPath, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Set these entries of the card in `folder`, whose weights stay as they are; returns the whole card.
+    """Set these entries of the card in `folder`, without touching the weights, and return the whole card.
 
     Raises ExciseError as `load` and `save` do.
     """
@@ -89,12 +89,12 @@ def update_card(folder: StrPath, changes: Mapping[str, Any]) -> dict[str, Any]:
     content = _config(folder)
     content["card"] |= changes
     files.write_atomic(folder / CONFIG, _text(content))
-    told: dict[str, Any] = content["card"]
-    return told
+    card: dict[str, Any] = content["card"]
+    return card
 
 
 def readme(name: str, config: SAEConfig, described: bytes) -> bytes:
-    """The README.md of an SAE in the repository `name`; `described` is its `cfg.json`, quoted as it stands."""
+    """Return the README.md of an SAE in the repository `name`; `described` is its `cfg.json`, which is quoted."""
     quoted = "\n".join(f"    {line}" for line in described.decode().splitlines())
     return f"""---
 library_name: excise
@@ -158,4 +158,4 @@ def check_tensors(folder: StrPath, tensors: Mapping[str, Tensor], expected: Mapp
         if found is None or wanted is None or found.shape != wanted.shape or found.dtype != wanted.dtype:
             raise Tampered(f"{folder / WEIGHTS}: tensor {name} is not what {CONFIG} announces; retrain the SAE")
         if not torch.isfinite(found).all():
-            raise Tampered(f"{folder / WEIGHTS}: tensor {name} holds NaN or infinity; retrain the SAE")
+            raise Tampered(f"{folder / WEIGHTS}: tensor {name} contains NaN or infinity; retrain the SAE")

@@ -1,8 +1,8 @@
-"""The supervised terms that give every concept a latent of its own (SAEmnesia, 2026).
+"""Supervised loss terms that give every concept its own latent (SAEmnesia, 2026).
 
-L = L_SAE + β (L_CA + η L_DC) + λ L_1. The paper's training code is not public; where its text leaves a choice, both
-are here and the docstring says which is the paper's. Shapes: B samples of N vectors, m latents, C concepts, each of
-which has a latent assigned to it; `labels` `[B, C]` says which concepts a sample has.
+L = L_SAE + β (L_CA + η L_DC) + λ L_1. The paper's training code is not public. Where its text leaves a choice, both
+options are here and the docstring says which is the paper's. Shapes: B samples of N vectors, m latents, C concepts,
+each with one assigned latent; `labels` `[B, C]` are the concepts that a sample shows.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ Pooling = Literal["mean", "max"]
 
 @dataclass(frozen=True)
 class Supervision(_Json):
-    """Which latent is whose, and how much that weighs. The weights are those the published model was trained with."""
+    """Assignment of latents to concepts, and loss weights. Default weights are those of the published model."""
 
     concepts: tuple[str, ...]
     groups: tuple[int, ...]
-    """Number of each concept's macro-group (objects, styles)."""
+    """Index of each concept's macro-group (objects, styles)."""
     assigned: tuple[int, ...]
     """Each concept's latent, all different."""
     beta: float = 3.0
     """Weight of concept association and decorrelation."""
     eta: float = 0.1
-    """Weight of decorrelation within that."""
+    """Weight of decorrelation within it."""
     l1: float = 0.01
     """Weight of the mean code."""
     negatives: Negatives = "none"
-    """Of concepts that a sample lacks: nothing is asked ("none", the paper's formula), or that their latents be silent,
-    each as much as those of concepts it has be loud ("assigned"), or all of them together as much ("balanced")."""
+    """Treatment of concepts that a sample lacks. "none", the paper's formula, ignores them. "assigned" pushes their
+    latents down, each as strongly as it pushes up those of present concepts. "balanced" weights all absent ones
+    together like all present ones."""
     pooling: Pooling = "mean"
     """A latent's activity in a sample: its mean over the sample's vectors (the paper's, of patches), or its maximum
-    (for text, where a concept is a word of many)."""
+    (for text, where a concept is one word of many)."""
     check_every: int = 100
-    """Steps between two looks at the validation samples."""
+    """Steps between two checks of the validation samples."""
     patience: int = 10
-    """Training stops after so many looks that found nothing better; the best weights are kept."""
+    """Training stops after so many checks without improvement; the best weights are kept."""
 
     def __post_init__(self) -> None:
         for name in ("concepts", "groups", "assigned"):  # json has lists
@@ -57,22 +58,23 @@ class Supervision(_Json):
         if not self.concepts or not len(self.concepts) == len(self.groups) == len(self.assigned):
             raise ExciseError("every concept needs a group and a latent, and there must be at least one")
         if len(set(self.concepts)) < len(self.concepts) or len(set(self.assigned)) < len(self.assigned):
-            raise ExciseError("two concepts of one name, or with one latent, cannot be told apart")
+            raise ExciseError("two concepts have the same name or the same latent; give each its own")
         if self.negatives not in get_args(Negatives) or self.pooling not in get_args(Pooling):
             raise ExciseError('negatives is "none", "assigned" or "balanced", pooling "mean" or "max"')
 
     def check_labels(self, labels: Tensor, m: int) -> None:
-        """Raises ExciseError where labels [n, C] lack a concept, or a latent is none of the m."""
+        """Raise ExciseError if no label in [n, C] shows a concept, or a latent's index is not below m."""
         if labels.shape[1] != len(self.concepts):
             raise ExciseError(f"the samples have labels for {labels.shape[1]} concepts, not for {len(self.concepts)}")
-        if absent := [name for name, there in zip(self.concepts, labels.any(0).tolist(), strict=True) if not there]:
+        shown = labels.any(0).tolist()
+        if absent := [name for name, present in zip(self.concepts, shown, strict=True) if not present]:
             raise ExciseError(f"no sample shows {absent[0]!r}; add some, or leave the concept out")
         if not 0 <= min(self.assigned) <= max(self.assigned) < m:
             raise ExciseError(f"latent {max(self.assigned)} was assigned, but there are {m}, numbered from 0")
 
 
 class Terms(NamedTuple):
-    """The supervised terms of one batch, each a scalar."""
+    """Supervised terms of one batch, each a scalar."""
 
     total: Tensor
     """β (L_CA + η L_DC) + λ L_1."""
@@ -82,10 +84,10 @@ class Terms(NamedTuple):
 
 
 def terms(own: Tensor, codes: Tensor, labels: Tensor, supervision: Supervision) -> Terms:
-    """All terms, from the assigned latents' pre-activations `own` `[B, N, C]` and the batch's codes, of any shape.
+    """Return all terms, from the assigned latents' pre-activations `own` `[B, N, C]` and the batch's codes.
 
-    L_1 is the mean code: of those that TopK kept, as the trainer has it, where its gradient costs nothing; or of every
-    latent, given all pre-activations after ReLU.
+    L_1 is the mean of `codes`, of any shape. The trainer passes those that TopK kept, whose gradient costs nothing;
+    pass all pre-activations after ReLU for every latent's.
     """
     v = activity(own, supervision.pooling)
     logits = v if supervision.negatives == "none" else pooled(own, supervision.pooling)
@@ -97,37 +99,42 @@ def terms(own: Tensor, codes: Tensor, labels: Tensor, supervision: Supervision) 
 
 
 def activity(own: Tensor, pooling: Pooling = "mean") -> Tensor:
-    """v `[B, C]`: each concept's latent after ReLU, as a mean or maximum over a sample's vectors, from `[B, N, C]`."""
+    """Return v `[B, C]`, each concept's latent after ReLU, pooled over a sample's vectors, from `[B, N, C]`."""
     return pooled(own.relu(), pooling)
 
 
 def pooled(own: Tensor, pooling: Pooling) -> Tensor:
-    """The mean or maximum `[B, C]` over a sample's vectors of `[B, N, C]`."""
+    """Return the mean or maximum `[B, C]` over a sample's vectors of `[B, N, C]`."""
     return own.mean(1) if pooling == "mean" else own.amax(1)
 
 
 def concept_association(v: Tensor, labels: Tensor, negatives: Negatives = "none") -> Tensor:
-    """L_CA. "none", the paper's formula: -mean over the concepts that are present of log σ(v_c), zero where none is.
-    "assigned": binary cross-entropy over all concepts, present or not, which also pushes a latent down where its
-    concept is absent; with 48 concepts of which a sample has two, that is most of what it does. "balanced": the paper's
-    mean over the present ones, and another one, of -log σ(-v_c), over the absent ones. v is then pooled before ReLU: σ
-    of what is never negative never says no."""
+    """Return L_CA of v `[B, C]`.
+
+    "none", the paper's formula: -mean over the present concepts of log σ(v_c), zero if none is present.
+    "assigned": binary cross-entropy over all concepts, which also pushes a latent down if its concept is absent; with
+    48 concepts and two in a sample, that is most of its effect.
+    "balanced": the paper's mean over the present ones, plus one of -log σ(-v_c) over the absent ones. v is then pooled
+    before ReLU, since σ of a value that is never negative cannot express absence.
+    """
     present = labels.to(v.dtype)
     if negatives == "assigned":
         return F.binary_cross_entropy_with_logits(v, present)
-    there = -(F.logsigmoid(v) * present).sum() / present.sum().clamp(min=1)
+    of_present = -(F.logsigmoid(v) * present).sum() / present.sum().clamp(min=1)
     if negatives == "none":
-        return there
+        return of_present
     absent = 1 - present
-    return there - (F.logsigmoid(-v) * absent).sum() / absent.sum().clamp(min=1)
+    return of_present - (F.logsigmoid(-v) * absent).sum() / absent.sum().clamp(min=1)
 
 
 def decorrelation(v: Tensor, groups: Tensor) -> Tensor:
-    """L_DC: the mean of ρ² over pairs of latents of different macro-groups, ρ Pearson's over the batch. A latent that
-    is constant over the batch correlates with nothing. Zero where there is one group."""
+    """Return L_DC: the mean of ρ² over pairs of latents of different macro-groups, ρ being Pearson's over the batch.
+
+    A latent that is constant over the batch has ρ = 0. Zero if there is only one group.
+    """
     centred = v - v.mean(0)
     norms = centred.norm(dim=0)
-    # Where a norm is 0 its column is 0 too; dividing by 1 leaves it, and the gradient, clean.
+    # A norm of 0 has a column of zeros: dividing it by 1 keeps values and gradients finite.
     unit = centred / torch.where(norms > 0, norms, torch.ones_like(norms))
     rho = unit.T @ unit
     apart = groups[:, None] != groups

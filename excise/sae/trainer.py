@@ -1,4 +1,4 @@
-"""Training a TopK SAE: on a CPU in minutes, interruptible at any step and resumable to the bit."""
+"""Training of a TopK SAE: minutes on a CPU, interruptible at any step and resumable to the bit."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ from excise.sae.supervised import Supervision, Terms, terms
 
 LOG = "log.jsonl"
 _LOOK = 64
-"""Validation samples looked at together."""
+"""Validation samples per batch."""
 _LENGTH_OF = 1024
-"""Vectors of the sample that the encoder's length is worked out on."""
+"""Vectors of the sample from which the encoder's length is computed."""
 S = TypeVar("S", Tensor, Samples, Shard)
 
 
 class Progress(NamedTuple):
-    """One line of the log: means over the steps since the line before."""
+    """One line of the log: means over the steps since the previous line."""
 
     step: int
     steps: int
-    """Of the whole run."""
+    """Steps of the whole run."""
     tokens: int
     """Vectors trained on so far."""
     fvu: float
-    """Fraction of variance unexplained, as the weights stood at each step."""
+    """Fraction of variance unexplained, with the weights of each step."""
     aux: float
     """Auxiliary loss, before alpha."""
     l0: float
-    """Positive latents for a vector."""
+    """Positive latents per vector."""
     dead: float
-    """Share of the latents dead now."""
+    """Share of the latents that are dead now."""
     lr: float
     seconds: float
-    """Spent training, pauses left out."""
+    """Time spent training, without pauses."""
     association: float = 0.0
     """Concept association loss of a supervised training."""
 
@@ -72,19 +72,32 @@ def train(
     measure: Callable[[TopKSAE], Mapping[str, Any]] | None = None,
     device: torch.device | str = "cpu",
 ) -> TopKSAE:
-    """Train on `features` ([N, d], Samples, or a function giving shards anew at each call) and save into the folder
-    `out`.
+    """Train an SAE and save it into the folder `out`.
 
-    With `supervision`, on Samples, every concept gets a latent of its own; training then stops early where
-    `validation` (other samples) gets no better. `init` is an SAE to go on from, of the shape that the config gives.
+    Until it is done, `out`.training holds a checkpoint and the log. The same call resumes from there: on a CPU with as
+    many threads, to the same bits as an uninterrupted run. Ctrl-C finishes the step, writes a checkpoint and raises
+    KeyboardInterrupt; a second Ctrl-C raises at once.
 
-    `card` tells the corpus, the Site and what evaluation data the corpus excludes; tokens, recipe and metrics are added
-    (on a sample of the training vectors and, where given, on `held_out` [n, d]; `measure` gives further ones of the
-    finished SAE). Until it is done, `out`.training holds a checkpoint and the log; calling again with the same
-    arguments goes on from there: on a CPU with as many threads, to the very bits of an uninterrupted run. Ctrl-C
-    finishes the step, writes a checkpoint and raises KeyboardInterrupt; a second Ctrl-C raises at once. Raises
-    ExciseError where `out` is not empty, the features are unusable, a checkpoint there belongs to other settings,
-    labels are missing, training diverges, or the disk refuses.
+    Args:
+        features: Vectors [N, d], Samples, or a function that returns shards of them at every call.
+        config: Training settings.
+        out: Folder for the SAE.
+        card: Corpus, Site and the evaluation data that the corpus excludes; tokens, recipe and metrics are added.
+            Metrics are measured on a sample of the training vectors.
+        progress: Called with every line of the log.
+        held_out: Further vectors [n, d] to measure metrics on.
+        supervision: Gives every concept its own latent; needs Samples.
+        validation: Other samples; a supervised training stops early if it no longer improves on them.
+        init: SAE to continue from, of the shape that the config gives.
+        measure: Returns further metrics of the finished SAE.
+        device: Where to train.
+
+    Returns:
+        The trained SAE.
+
+    Raises:
+        ExciseError: if `out` is not empty, the features are unusable, a checkpoint there belongs to other settings,
+            labels are missing, training diverges, or the disk refuses.
     """
     out = Path(out)
     check_untrained(out)
@@ -130,7 +143,7 @@ def train(
         except KeyboardInterrupt:
             checkpoint()
             raise
-        # Measuring and saving may be interrupted or find the disk full: the steps must not have been for nothing.
+        # Measuring and saving may be interrupted or find the disk full: keep the finished training.
         checkpoint()
         if interrupted():
             raise KeyboardInterrupt
@@ -139,48 +152,48 @@ def train(
         state.sae.load_state_dict(state.best)
     sae = _in_data_units(state.sae, unit)
     threshold = config.dead_threshold * unit
-    told = dict(card or {})
-    told["tokens"] = state.step * batch
-    told["recipe"] = {**config.to_json(), "vectors": statistics.vectors}
+    described = dict(card or {})
+    described["tokens"] = state.step * batch
+    described["recipe"] = {**config.to_json(), "vectors": statistics.vectors}
     if supervision is not None:
-        told["supervision"] = supervision.to_json()
-    told["metrics"] = {
+        described["supervision"] = supervision.to_json()
+    described["metrics"] = {
         "train": evaluate(sae, torch.split(statistics.sample, 4096), threshold=threshold)._asdict(),
         "dead_share": float((state.idle >= window).double().mean()),
         "dead_window": window,
         "dead_threshold": threshold,
     }
     if held_out is not None:
-        told["metrics"]["held_out"] = evaluate(sae, torch.split(held_out, 4096), threshold=threshold)._asdict()
+        described["metrics"]["held_out"] = evaluate(sae, torch.split(held_out, 4096), threshold=threshold)._asdict()
     if measure is not None:
-        told["metrics"].update(measure(sae))
-    formats.save(sae, out, told, extra={LOG: (work / LOG).read_bytes()})
+        described["metrics"].update(measure(sae))
+    formats.save(sae, out, described, extra={LOG: (work / LOG).read_bytes()})
     shutil.rmtree(work, ignore_errors=True)
     return sae
 
 
 def learning_rate(config: TrainConfig, done: int, steps: int) -> float:
-    """For the step after `done` of `steps`: constant, then falling linearly over the last `decay` of them."""
+    """Return the learning rate after `done` of `steps`: constant, then linearly falling in the last `decay` of them."""
     falling = config.decay * steps
     return config.lr * min(1.0, (steps - done) / falling) if falling else config.lr
 
 
 def _labels_digest(source: Source, supervision: Supervision, m: int, validation: Samples | None) -> bytes:
-    """Of the labels, and of the samples that early stopping looks at. Raises ExciseError where a concept is in none."""
-    own, there = hashlib.sha256(), None
+    """Return a digest of labels and validation samples. Raises ExciseError if a concept is in no sample."""
+    own, shown = hashlib.sha256(), None
     for labels in source.labels():
         own.update(_bytes(labels))
-        there = labels.any(0) if there is None else there | labels.any(0)
-    if there is None:
+        shown = labels.any(0) if shown is None else shown | labels.any(0)
+    if shown is None:
         raise ExciseError("supervision needs Samples with labels, not bare vectors")
-    supervision.check_labels(there[None], m)
+    supervision.check_labels(shown[None], m)
     for part in (validation.states, validation.labels) if validation is not None else ():
         own.update(_bytes(part))
     return own.digest()
 
 
 def _digest(statistics: Statistics, supervision: Supervision | None, init: TopKSAE | None, asked: bytes) -> str:
-    """Tells one training from another, besides its config."""
+    """Return a digest that, with the config, identifies a training."""
     own = hashlib.sha256(statistics.digest().encode() + asked)
     if supervision is not None:
         own.update(json.dumps(supervision.to_json()).encode())
@@ -194,7 +207,7 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def _scaled(batch: S, unit: float, device: torch.device | str) -> S:
-    """In training units, in float32."""
+    """Convert to training units, in float32."""
     if isinstance(batch, Tensor):
         return batch.to(device) / unit
     return Samples(batch.states.to(device).float() / unit, batch.labels.to(device))
@@ -216,12 +229,12 @@ def _start(
             sae.W_enc.mul_(encoder_length(sae, statistics.sample[:_LENGTH_OF] / unit))
         else:
             if init.config != shape:
-                raise ExciseError(f"the SAE to go on from is {init.config}, the settings give {shape}")
+                raise ExciseError(f"the SAE to continue from is {init.config}, the settings give {shape}")
             sae.load_state_dict(init.state_dict())
             sae.b_pre.div_(unit)
             sae.b_enc.div_(unit)
     sae.to(device)
-    # Fused: on a CPU the per-tensor and foreach kinds take up to 25 times as long.
+    # Fused: on a CPU the per-tensor and foreach implementations take up to 25 times as long.
     optimiser = torch.optim.Adam(
         sae.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
     )
@@ -230,11 +243,11 @@ def _start(
 
 @torch.no_grad()
 def encoder_length(sae: TopKSAE, vectors: Tensor) -> float:
-    """The factor of a fresh SAE's encoder with which it reconstructs the vectors [N, d] best; 1 where nothing fires.
+    """Return the factor of a fresh SAE's encoder that best reconstructs the vectors [N, d]; 1 if nothing fires.
 
-    ReLU and TopK commute with a positive factor, so that this is least squares by one number: <x, y> / <y, y>, of x and
-    its reconstruction y as they stand to `b_pre`. Encoder rows of length 1 overshoot, since the k latents' shares of x
-    overlap. Gao et al. 2024 (appendix A.1) make y as long as x instead, which starts further off.
+    ReLU and TopK commute with a positive factor, so this is least squares in one number: <x, y> / <y, y>, where x and
+    its reconstruction y are taken relative to `b_pre`. Encoder rows of length 1 overshoot, since the k latents' shares
+    of x overlap. Gao et al. 2024 (appendix A.1) make y as long as x instead, which starts further off.
     """
     x, y = vectors - sae.b_pre, sae(vectors).reconstruction - sae.b_pre
     explained = float((x * y).sum())
@@ -250,17 +263,17 @@ def _advance(
     lr: float,
     supervision: Supervision | None,
 ) -> None:
-    """One step on the batch, in training units."""
+    """Take one step on the batch, in training units."""
     x = batch if isinstance(batch, Tensor) else batch.vectors
     codes = state.sae.encode_batch(x) if config.activation == "batchtopk" else state.sae.encode(x)
     reconstruction = state.sae.decode(codes)
-    # Before the loss, as in OpenAI's code: a latent that fired in this very batch is dead no more.
+    # Before the loss, as in OpenAI's code: a latent that fired in this batch is no longer dead.
     state.idle = idle_tokens(state.idle, codes, config.dead_threshold)
     parts = loss(state.sae, x, reconstruction, variance, state.idle >= window, config.alpha)
     total, association = parts.total, torch.zeros((), device=x.device)
     if supervision is not None and isinstance(batch, Samples):
-        told = _terms(state.sae, batch, codes, supervision)
-        total, association = total + told.total, told.association.detach()
+        supervised = _terms(state.sae, batch, codes, supervision)
+        total, association = total + supervised.total, supervised.association.detach()
     total.backward()  # type: ignore[no-untyped-call]
     for group in state.optimiser.param_groups:
         group["lr"] = lr
@@ -278,7 +291,7 @@ def _terms(sae: TopKSAE, batch: Samples, codes: Codes, supervision: Supervision)
 
 @torch.no_grad()
 def _look(state: State, validation: Samples, variance: float, supervision: Supervision) -> None:
-    """Note the loss on the validation samples, and keep the weights where it is the least so far."""
+    """Compute the loss on the validation samples, and keep the weights if it is the smallest so far."""
     losses = []
     for start in range(0, len(validation), _LOOK):
         part = validation[start : start + _LOOK]
@@ -305,7 +318,7 @@ def _line(state: State, config: TrainConfig, steps: int, batch: int, window: int
 
 
 def _open_log(path: Path, step: int) -> None:
-    """Make the folder; leave of an older log what the checkpoint at `step` knows of."""
+    """Create the folder, and truncate an older log to the checkpoint's `step`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
@@ -314,7 +327,7 @@ def _open_log(path: Path, step: int) -> None:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
-                break  # a line cut short by a crash, and nothing after it
+                break  # a line truncated by a crash; nothing follows it
         path.write_text("".join(kept), encoding="utf-8")
     except OSError as error:
         raise ExciseError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
@@ -330,7 +343,7 @@ def _log(path: Path, line: Progress) -> None:
 
 @torch.no_grad()
 def _in_data_units(sae: TopKSAE, unit: float) -> TopKSAE:
-    """The same SAE for vectors not divided by `unit`: ReLU and TopK commute with a positive factor."""
+    """Return the same SAE for vectors not divided by `unit`: ReLU and TopK commute with a positive factor."""
     sae.b_pre.mul_(unit)
     sae.b_enc.mul_(unit)
     sae.shortlist, sae.rough = 0, False

@@ -88,11 +88,11 @@ def test_too_little_memory_says_what_to_lower(tiny_pipe: Any, gun: Any) -> None:
     def greedy(pipe: Any, concept: Any, config: Any) -> Any:
         return torch.empty(1 << 60)
 
-    with pytest.raises(ExciseError, match="memory does not suffice for esd-x; lower batch, or"):
+    with pytest.raises(ExciseError, match="there is not enough memory for esd-x; lower batch, or"):
         Fitted("esd-x", ESDConfig, greedy).fit(tiny_pipe, gun, ESDConfig(batch=2))
-    with pytest.raises(ExciseError, match="memory does not suffice for uce; choose a method that needs less"):
+    with pytest.raises(ExciseError, match="there is not enough memory for uce; choose a method that needs less"):
         Fitted("uce", UCEConfig, greedy).fit(tiny_pipe, gun)
-    with pytest.raises(ExciseError, match="memory does not suffice for snce; lower batch_size, or free some of it"):
+    with pytest.raises(ExciseError, match="there is not enough memory for snce; lower batch_size, or free some of it"):
         Fitted("snce", SNCEConfig, greedy).fit(tiny_pipe, gun)
 
     def broken(pipe: Any, concept: Any, config: Any) -> Any:

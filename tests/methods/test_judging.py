@@ -19,7 +19,7 @@ from excise.erasers.artefact.verdict import WeakEraser, in_words
 from excise.erasers.guard.effects import text_changes
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods.configs.sae import SNCEConfig
-from excise.methods.judging import Figures, _weak, judged, prompts_by_mention, protected
+from excise.methods.judging import Figures, _weak, prompts_by_mention, protected, with_verdict
 from excise.methods.sae.finding import find
 from excise.methods.sae.snce import fit
 from excise.neurons.validation import STRUCTURAL_SHARE, activations
@@ -126,7 +126,7 @@ def test_a_verdict_that_is_none_is_refused(gun_eraser: Eraser, odd: Any, tmp_pat
 
 def test_an_eraser_by_any_method_says_which_mentions_it_moves(tiny_pipe: Any, gun_eraser: Eraser, gun: Concept) -> None:
     with gun_eraser.attach(tiny_pipe) as attachment:
-        found = judged(attachment, gun)
+        found = with_verdict(attachment, gun)
         changes = text_changes(tiny_pipe, sentences("gun", "object"))
     (row,) = found.verdict["mentions"]
     assert (row["word"], row["changed"], row["caught"]) == ("gun", sum(by > 0 for by in changes), all(changes))

@@ -46,7 +46,7 @@ SCHEDULER = {
 LAYERS = {
     "uce": 32, "rece": 32, "esd-x": 64, "esd-u": 218, "ca": 32, "sa": 64, "mace": 32, "casteer": 16, "advunlearn": 72,
 }  # fmt: skip
-"""That a method changes; where none is said here, one."""
+"""Number of layers that a method edits; one unless listed here."""
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ MUTANTS = [
         "excise/methods/configs/sae.py",
         "tests/methods/sae/test_snce.py::test_the_defaults_are_the_measured_ones",
         ("        1.25,\n", "        1.0,\n"),
-        ("        0.02,\n        \"Share of its concept", "        0.0,\n        \"Share of its concept"),
-        ("        0.02,\n        \"Where the threshold", "        0.1,\n        \"Where the threshold"),
+        ("        0.02,\n        \"Largest deconcept", "        0.0,\n        \"Largest deconcept"),
+        ("        0.02,\n        \"Position of the threshold", "        0.1,\n        \"Position of the threshold"),
     ),
     *of(
         "excise/methods/sae/snce.py",
@@ -21,10 +21,10 @@ MUTANTS = [
         "::test_a_neuron_that_fires_at_the_start_of_every_prompt_is_calibrated_without_it"
         " tests/methods/sae/test_snce.py::test_lambda_one_takes_out_the_whole_mean_change"
         " tests/methods/sae/test_snce.py::test_the_share_that_a_neuron_carries_against_its_definition",
-        ("lead = min(loud.lead, quiet.lead)", "lead = 0"),
-        ("quiet = quiet.with_more(controls)", "pass"),
+        ("lead = min(positives.lead, negatives.lead)", "lead = 0"),
+        ("negatives = negatives.with_more(controls)", "pass"),
         ("if not bool(levels.separable[0]):", "if False:"),
-        ("concept.pairs[int(heard.argmax())].concept", "concept.pairs[int(heard.argmin())].concept"),
+        ("concept.pairs[int(loudness.argmax())].concept", "concept.pairs[int(loudness.argmin())].concept"),
     ),
     *of(
         "excise/erasers/artefact/strength.py",
@@ -52,7 +52,7 @@ MUTANTS = [
     *of(
         "excise/methods/configs/sae.py",
         "tests/methods/steering/test_steering.py::test_itd_s_floor_is_a_share_of_the_least_change_of_a_concept_prompt",
-        ("        0.99,\n        \"A prompt is changed", "        0.5,\n        \"A prompt is changed"),
+        ("        0.99,\n        \"A prompt is edited", "        0.5,\n        \"A prompt is edited"),
     ),
     *of(
         "excise/methods/closed_form/uce.py",
@@ -109,8 +109,10 @@ MUTANTS = [
     *of(
         "excise/methods/trained/esd.py",
         "tests/methods/trained/test_esd.py::test_the_loss_is_equation_7",
-        ("aim = without - config.eta * (with_it - without)", "aim = without + config.eta * (with_it - without)"),
-        ("aim = without - config.eta * (with_it - without)", "aim = without - (with_it - without)"),
+        ("return without - eta * (with_it - without)", "return without + eta * (with_it - without)"),
+        ("return without - eta * (with_it - without)", "return without - (with_it - without)"),
+        ("return without - eta * (with_it - without)", "return without - eta * with_it"),
+        ("esd_target(with_it, without, config.eta)", "esd_target(without, with_it, config.eta)"),
         ("sample_partly(pipe, student, word, empty", "sample_partly(pipe, teacher, word, empty"),
         ("F.mse_loss(student(latents, timestep, *word.", "F.mse_loss(student(latents, timestep, *empty."),
     ),
@@ -119,13 +121,13 @@ MUTANTS = [
         "tests/methods/trained/test_spm.py::test_the_loss_is_the_paper_s"
         " tests/methods/trained/test_spm.py::test_anchors_have_about_the_length_of_the_concept",
         ("return erasing + config.anchoring * anchoring", "return erasing + anchoring"),
-        ("aim = without - config.eta * (with_it - without)", "aim = without - config.eta * with_it"),
+        ("erasing_loss(pipe, student, teacher, word, empty", "erasing_loss(pipe, teacher, student, word, empty"),
         ("scale = 0.8 + 0.4 *", "scale = 0.8 + 0.8 *"),
     ),
     *of(
         "excise/methods/trained/ca.py",
         "tests/methods/trained/test_ca.py::test_the_loss_is_the_papers",
-        ('if config.variant == "model" else made.aim', 'if config.variant == "noise" else made.aim'),
+        ('if config.variant == "model" else made.target', 'if config.variant == "noise" else made.target'),
         ("missed + config.keep * diffusion_loss", "missed + diffusion_loss"),
     ),
     *of(
@@ -156,7 +158,7 @@ MUTANTS = [
         " tests/methods/trained/test_dumo.py::test_prompts_without_the_concept_are_kept",
         ("return erasing + config.keep * F.mse_loss", "return erasing + F.mse_loss"),
         ("if not mentioned(text, concept.mentions)", "if text"),
-        ("aim = without - config.eta * (with_it - without)", "aim = without - config.eta * with_it"),
+        ("erasing_loss(pipe, student, teacher, word, empty", "erasing_loss(pipe, teacher, student, word, empty"),
     ),
     *of(
         "excise/methods/trained/advunlearn.py",
@@ -165,7 +167,8 @@ MUTANTS = [
         ("return erasing + config.keep * F.mse_loss", "return erasing + F.mse_loss"),
         ("pushed = torch.cat([ids[:, :1], ids[:, :-1]], 1)", "pushed = ids.clone()"),
         ("            adam.step()\n        return token.detach()", "        return token.detach()"),
-        ("aim = without - config.eta * (with_it - without)", "aim = without"),
+        ("esd_target(with_it, without, config.eta)", "without"),
+        ("esd_target(with_it, without, config.eta)", "esd_target(without, with_it, config.eta)"),
     ),
     *of(
         "excise/methods/steering/sld.py",

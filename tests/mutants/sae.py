@@ -54,8 +54,8 @@ MUTANTS = [
          "supervision.beta * association + supervision.eta * apart"),
         ("+ supervision.l1 * sparsity", ""),
         ("own.mean(1) if pooling == \"mean\"", "own.sum(1) if pooling == \"mean\""),
-        ("there = -(F.logsigmoid(v) * present).sum() / present.sum().clamp(min=1)",
-         "there = -(F.logsigmoid(v) * present).mean()"),
+        ("of_present = -(F.logsigmoid(v) * present).sum() / present.sum().clamp(min=1)",
+         "of_present = -(F.logsigmoid(v) * present).mean()"),
         ("(F.logsigmoid(-v) * absent)", "(F.logsigmoid(v) * absent)"),
         ("rho.square()[apart].mean()", "rho[apart].mean()"),
         ("apart = groups[:, None] != groups", "apart = groups[:, None] == groups"),
@@ -76,7 +76,7 @@ MUTANTS = [
     *of(
         "excise/sae/importers.py",
         "tests/sae/test_importers.py",
-        ("sorted(set(said) - form.settings - set(FOREIGN))", "sorted(set())"),
+        ("sorted(set(settings) - form.settings - set(FOREIGN))", "sorted(set())"),
         ("sorted(set(tensors) - form.tensors - form.unused)", "sorted(set())"),
     ),
     *of(

@@ -99,7 +99,7 @@ def test_unusable_features_are_refused(features, message):
 
 
 def test_a_bare_iterator_is_refused():
-    with pytest.raises(ExciseError, match="anew"):
+    with pytest.raises(ExciseError, match="function that returns the shards at every call"):
         Source(iter([torch.rand(3, 4)]), seed=0)
 
 

@@ -210,7 +210,7 @@ def test_a_damaged_checkpoint_is_said_to_be_damaged(tmp_path, name):
         train(features(), CONFIG, tmp_path / "sae", progress=stop_at(7))
     path = tmp_path / "sae.training" / "checkpoint" / name
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ExciseError, match=r"damaged.*start afresh"):
+    with pytest.raises(ExciseError, match=r"damaged.*start again"):
         train(features(), CONFIG, tmp_path / "sae")
 
 
@@ -323,4 +323,4 @@ def test_a_training_starts_with_the_encoder_at_that_length(tmp_path):
     length = sae.W_enc.detach().norm(dim=1)
     assert float(length[0]) == pytest.approx(encoder_length(fresh, x), rel=0.02)
     torch.testing.assert_close(length, length[:1].expand_as(length))
-    assert abs(float(length[0]) - 1) > 0.05, "else nobody would notice rows of length 1"
+    assert abs(float(length[0]) - 1) > 0.05, "else rows of length 1 would go unnoticed"

@@ -102,8 +102,8 @@ def test_a_maximum_instead_of_a_mean(batch: dict[str, Any]) -> None:
     ("change", "match"),
     [
         ({"assigned": (1, 2, 3)}, "every concept needs a group and a latent"),
-        ({"assigned": (1, 2, 3, 3)}, "with one latent, cannot be told apart"),
-        ({"concepts": ("a", "a", "b", "c")}, "two concepts of one name"),
+        ({"assigned": (1, 2, 3, 3)}, "two concepts have the same name or the same latent"),
+        ({"concepts": ("a", "a", "b", "c")}, "two concepts have the same name"),
         ({"negatives": "some"}, 'negatives is "none", "assigned" or "balanced"'),
         ({"beta": -1}, "beta must be a number of at least 0"),
         ({"patience": 0}, "patience must be a whole number of at least 1"),

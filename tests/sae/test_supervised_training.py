@@ -179,7 +179,7 @@ def test_what_cannot_be_supervised_is_refused(tmp_path: Path) -> None:
     refused("no sample shows 'concept 4'", Samples(samples.states, samples.labels & (torch.arange(5) < 4)))
     refused("labels for 4 concepts, not for 5", Samples(samples.states, samples.labels[:, :4]))
     refused("latent 99 was assigned", supervision=replace(SUPERVISION, assigned=(0, 1, 2, 3, 99)))
-    refused("the SAE to go on from is", init=TopKSAE(CONFIG.sae(7)))
+    refused("the SAE to continue from is", init=TopKSAE(CONFIG.sae(7)))
     refused("one kind", lambda: [samples[:3], samples.vectors[:3]])
     with pytest.raises(ExciseError, match="samples are states"):
         Samples(samples.vectors, samples.labels)

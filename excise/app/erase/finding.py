@@ -23,7 +23,7 @@ from excise.methods.configs.sae import SNCEConfig
 from excise.methods.lookup import configured, declared, method, parsed, preset_settings, settings_of
 from excise.methods.sae.finding import Found, find
 from excise.methods.sae.snce import fit
-from excise.methods.trained.trainer import watching
+from excise.methods.trained.trainer import watch_training
 from excise.neurons import Ranking
 from excise.pipeline import Pipeline
 from excise.sae import TopKSAE, card, load, saes_in, shape
@@ -177,7 +177,7 @@ def erase_by(
         part, _, setting = key.rpartition(".")
         if setting == "checkpoint":
             known[key] = str(kept / part if part else kept)
-    with watching(progress or (lambda *line: None)), warnings.catch_warnings():
+    with watch_training(progress or (lambda *line: None)), warnings.catch_warnings():
         warnings.simplefilter("ignore", WeakEraser)  # it is refused, or the caller says so
         eraser = chosen.fit(pipe, concept, configured(name, {**known, **preset_settings(name, preset), **settings}))
     save(eraser, out, accept_weak=accept_weak)
@@ -197,10 +197,10 @@ def save(eraser: Eraser, out: Path, *, accept_weak: bool = False) -> None:
 
 def draw(findings: Findings, path: Path) -> list[Path]:
     """The rows found as bars at `path`, and the paper's Figure 3 beside it. Raises ExciseError without matplotlib."""
-    beside = path.with_name(f"{path.stem}-activations{path.suffix}")
+    second = path.with_name(f"{path.stem}-activations{path.suffix}")
     draw_figure(findings, 8, path, len(findings.rows))
-    draw_figure(findings, 3, beside)
-    return [path, beside]
+    draw_figure(findings, 3, second)
+    return [path, second]
 
 
 def draw_figure(findings: Findings, number: int, path: Path, top: int = 30) -> None:

@@ -1,4 +1,4 @@
-"""What methods that change a U-Net's cross-attention share: its keys and values, and the words' states they are of."""
+"""A U-Net's cross-attention: its key and value layers, and the text states that they read."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ KEYS_AND_VALUES = (".attn2.to_k", ".attn2.to_v")
 
 
 def keys_and_values(pipe: Pipeline, method: str) -> dict[Site, nn.Linear]:
-    """The layers that turn text states into keys and values, by Site.
+    """Return the layers that turn text states into keys and values, by Site.
 
-    Raises ExciseError where the pipeline has no U-Net with cross-attention.
+    Raises ExciseError if the pipeline has no U-Net with cross-attention.
     """
     unet = getattr(pipe, "unet", None)
     unet = getattr(unet, "_orig_mod", unet)
@@ -43,8 +43,10 @@ def keys_and_values(pipe: Pipeline, method: str) -> dict[Site, nn.Linear]:
 
 @torch.no_grad()
 def word_states(pipe: Pipeline, texts: Sequence[str]) -> Tensor:
-    """`[n, d]` float32: of each text the state of its last token as the denoiser reads it, EOS left out; of the empty
-    text that of the token before EOS, which is BOS."""
+    """Return the state of each text's last token before EOS, as the denoiser reads it, `[n, d]` float32.
+
+    For the empty text, this is BOS.
+    """
     tokenizer: Any = tokenizer_of(pipe, "text_encoder")
     rows = []
     for text, states in zip(texts, text_states(pipe, texts), strict=True):
@@ -55,16 +57,16 @@ def word_states(pipe: Pipeline, texts: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def text_states(pipe: Pipeline, texts: Sequence[str]) -> list[Tensor]:
-    """Of each text the states of all its tokens as the denoiser reads them, `[T, d]` float32."""
+    """Return the states of all tokens of each text, as the denoiser reads them, `[T, d]` float32."""
     with unedited():
         return [next(iter(tensors_of(encode_prompt(pipe, text))))[0].float().cpu() for text in texts]
 
 
 def kept_words(concept: Concept, given: str = "", most: int = 100) -> list[str]:
-    """What must stay as it is: the words of `given`, semicolons between them; where that is empty, what stands in the
-    concept's place in its deconcept prompts.
+    """Return the words to keep: those in `given`, separated by semicolons.
 
-    Raises ExciseError where the concept is among the words given.
+    If it is empty, they are what replaces the concept in its deconcept prompts, `most` at most. Raises ExciseError if a
+    given word mentions the concept.
     """
     if given:
         words = [word.strip() for word in given.split(";") if word.strip()]

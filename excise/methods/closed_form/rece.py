@@ -1,10 +1,10 @@
-"""RECE: UCE, and then the words that would bring the concept back through it, round after round (Gong et al., Reliable
-and Efficient Concept Erasure of Text-to-Image Diffusion Models, ECCV 2024, section 3).
+"""RECE: UCE, then repeatedly erase the embeddings that would bring the concept back (Gong et al., Reliable and
+Efficient Concept Erasure of Text-to-Image Diffusion Models, ECCV 2024, section 3).
 
-After each edit the embedding c' is sought whose edited keys and values come nearest to those the concept had,
+After each edit, find the embedding c' whose edited keys and values come nearest to the concept's original ones,
     c' = argmin Σ_i |W_i c' - W₀_i c|² + ρ |c'|² = (ρ I + Σ_i W_iᵀ W_i)⁻¹ (Σ_i W_iᵀ W₀_i) c,
-over all layers i, and erased as a word is: from the weights as they are now, to what guides them. Three rounds, and
-0.1 for ρ, λ and the weight of what is kept, are the paper's for nudity; for styles ρ is 0.001 (CharlesGong12/RECE,
+over all layers i. It is then erased like a word: starting from the current weights, towards the guide. Three rounds,
+and 0.1 for ρ, λ and the weight of what is kept, are the paper's for nudity; for styles ρ is 0.001 (CharlesGong12/RECE,
 Apache-2.0).
 """
 
@@ -19,17 +19,17 @@ from torch import Tensor
 from excise.concepts import Concept
 from excise.erasers import Eraser, WeightEdit
 from excise.methods.base import Fitted
-from excise.methods.build import proved
+from excise.methods.build import build_eraser
 from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, word_states
-from excise.methods.closed_form.uce import solved
+from excise.methods.closed_form.uce import right_factor
 from excise.methods.configs.closed_form import RECEConfig
 from excise.pipeline import Pipeline
 
 
 def fit(pipe: Pipeline, concept: Concept, config: RECEConfig | None = None) -> Eraser:
-    """The eraser of `concept` for `pipe`, proved with its canary.
+    """Fit and self-test the eraser of `concept` for `pipe`.
 
-    Raises ExciseError where the pipeline has no cross-attention, or the concept is among the words to be kept.
+    Raises ExciseError if the pipeline has no cross-attention, or a word to keep mentions the concept.
     """
     config = config or RECEConfig()
     layers = keys_and_values(pipe, "rece")
@@ -40,18 +40,20 @@ def fit(pipe: Pipeline, concept: Concept, config: RECEConfig | None = None) -> E
     now, ups, downs, erased = list(before), [list[Tensor]() for _ in before], list[Tensor](), words
     for round_ in range(config.rounds + 1):
         if round_:
-            erased = bringing_back(now, before, words, config.rho)
-        downs.append(solved(erased, held, config.erase, config.keep, config.lam))
+            erased = restoring_embeddings(now, before, words, config.rho)
+        downs.append(right_factor(erased, held, config.erase, config.keep, config.lam))
         for n, weight in enumerate(now):
             ups[n].append(weight @ (guide - erased).T)
             now[n] = weight + ups[n][-1] @ downs[-1]
     edits = [WeightEdit(site, up=torch.cat(up, 1), down=torch.cat(downs)) for site, up in zip(layers, ups, strict=True)]
-    return proved(pipe, edits, concept, "rece", asdict(config), {"words": len(words), "kept": len(kept)})
+    return build_eraser(pipe, edits, concept, "rece", asdict(config), {"words": len(words), "kept": len(kept)})
 
 
-def bringing_back(now: Sequence[Tensor], before: Sequence[Tensor], words: Tensor, rho: float) -> Tensor:
-    """`[n, d]`: for each of the `words` `[n, d]` the embedding c' whose keys and values by the weights `now` come
-    nearest to its own by those `before`, each `[out, d]`."""
+def restoring_embeddings(now: Sequence[Tensor], before: Sequence[Tensor], words: Tensor, rho: float) -> Tensor:
+    """Return, for each of `words` `[n, d]`, the c' whose keys and values under `now` are nearest to its own before.
+
+    `now` and `before` hold each layer's weights `[out, d]`.
+    """
     pairs = [(w.double(), w0.double()) for w, w0 in zip(now, before, strict=True)]
     d = words.shape[1]
     left = rho * torch.eye(d, dtype=torch.float64) + torch.stack([w.T @ w for w, _ in pairs]).sum(0)

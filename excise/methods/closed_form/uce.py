@@ -1,12 +1,12 @@
-"""UCE: other keys and values for a concept's words, in closed form (Gandikota et al., Unified Concept Editing in
+"""UCE: new keys and values for a concept's words, in closed form (Gandikota et al., Unified Concept Editing in
 Diffusion Models, WACV 2024, section 4).
 
 Every cross-attention's W₀, to_k's and to_v's, becomes the W that solves
     min Σ_c a |W c - W₀ g|² + Σ_p b |W p - W₀ p|² + λ |W - W₀|²
-for the states c of the concept's words, g of what guides them, p of the words that are kept, each its last token's:
+c are the states of the concept's words, g of the guide and p of the words to keep, each that of its last token:
     W = (λ W₀ + a Σ W₀ g cᵀ + b Σ W₀ p pᵀ) (λ I + a Σ c cᵀ + b Σ p pᵀ)⁻¹
-so that W - W₀ = a Σ W₀ (g - c) cᵀ (...)⁻¹ has no higher rank than there are words. λ = 0.5 and a = b = 1 are those of
-the authors' code (rohitgandikota/unified-concept-editing, MIT).
+So W - W₀ = a Σ W₀ (g - c) cᵀ (...)⁻¹, whose rank is at most the number of words. λ = 0.5 and a = b = 1 are from the
+authors' code (rohitgandikota/unified-concept-editing, MIT).
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from torch import Tensor
 from excise.concepts import Concept
 from excise.erasers import Eraser, WeightEdit
 from excise.methods.base import Fitted
-from excise.methods.build import proved
+from excise.methods.build import build_eraser
 from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, word_states
 from excise.methods.configs.closed_form import UCEConfig
 from excise.pipeline import Pipeline
 
 
 def fit(pipe: Pipeline, concept: Concept, config: UCEConfig | None = None) -> Eraser:
-    """The eraser of `concept` for `pipe`, proved with its canary.
+    """Fit and self-test the eraser of `concept` for `pipe`.
 
-    Raises ExciseError where the pipeline has no cross-attention, or the concept is among the words to be kept.
+    Raises ExciseError if the pipeline has no cross-attention, or a word to keep mentions the concept.
     """
     config = config or UCEConfig()
     layers = keys_and_values(pipe, "uce")
     erased, guide = word_states(pipe, concept.mentions), word_states(pipe, [config.guide])
     kept = kept_words(concept, config.preserve)
     held = word_states(pipe, kept) if kept else erased[:0]
-    down = solved(erased, held, config.erase, config.keep, config.lam)
+    down = right_factor(erased, held, config.erase, config.keep, config.lam)
     edits = tuple(
         WeightEdit(site, up=layer.weight.detach().float().cpu() @ (guide - erased).T, down=down)
         for site, layer in layers.items()
     )
-    return proved(pipe, edits, concept, "uce", asdict(config), {"words": len(erased), "kept": len(kept)})
+    return build_eraser(pipe, edits, concept, "uce", asdict(config), {"words": len(erased), "kept": len(kept)})
 
 
-def solved(erased: Tensor, kept: Tensor, erase: float, keep: float, lam: float) -> Tensor:
-    """`[n, d]`: a cᵀ (λ I + a Σ c cᵀ + b Σ p pᵀ)⁻¹ for every row c of `erased` `[n, d]`, the rows of `kept` being p."""
+def right_factor(erased: Tensor, kept: Tensor, erase: float, keep: float, lam: float) -> Tensor:
+    """Return a cᵀ (λ I + a Σ c cᵀ + b Σ p pᵀ)⁻¹ `[n, d]` for the rows c of `erased` `[n, d]` and p of `kept`."""
     c, p = erased.double(), kept.double()
     held = lam * torch.eye(c.shape[1], dtype=c.dtype) + erase * c.T @ c + keep * p.T @ p
     found: Tensor = torch.linalg.solve(held, erase * c.T)

@@ -1,1 +1,1 @@
-"""Every method's settings, without the method: they are listed and checked without importing torch."""
+"""Every method's settings, apart from the method, so that listing and checking them does not import torch."""

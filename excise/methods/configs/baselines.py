@@ -1,4 +1,4 @@
-"""Settings of the baselines, which every comparison has."""
+"""Settings of the baselines."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from excise.settings import Settings, setting
 
 @dataclass(frozen=True)
 class NoneConfig(Settings):
-    """Nothing to choose."""
+    """No settings."""
 
 
 @dataclass(frozen=True)
 class SafetyFilterConfig(Settings):
-    """What is blocked."""
+    """What to block."""
 
     threshold: float | None = setting(
         None,
-        "From which cosine on a prompt is blocked; none: the one that tells the concept's pairs apart best.",
+        "Cosine from which a prompt is blocked; none: the one that best separates the sides of the concept's pairs.",
         unit="cosine",
         least=-1,
         most=1,

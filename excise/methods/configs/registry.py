@@ -1,4 +1,4 @@
-"""Which settings are which method's."""
+"""Configuration classes by method."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CONFIGS: dict[str, type[Settings]] = {
     "spm": SPMConfig,
     "uce": UCEConfig,
 }
-"""By the method's name."""
+"""Each method's configuration class, by the method's name."""
 
 for _config in CONFIGS.values():
     document(_config)

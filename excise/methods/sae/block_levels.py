@@ -1,4 +1,4 @@
-"""What SAEuron and SAEmnesia share: levels of a block's neurons while pictures are drawn, and the edit made of them."""
+"""Shared by SAEuron and SAEmnesia: measure a block's neuron levels during generation, and build the edit from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from excise.erasers.artefact.strength import LEAST_CARRIED
 from excise.erasers.edits.sae_rows import preactivations
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError, InvalidSetting, WrongModel
-from excise.methods.build import proved
+from excise.methods.build import build_eraser
 from excise.methods.configs.sae import BlockConfig
 from excise.neurons.timesteps import Means
 from excise.pipeline import Pipeline
@@ -27,7 +27,7 @@ from excise.sites import Site, block_site, capture_blocks
 
 @dataclass(frozen=True, eq=False)
 class Levels:
-    """Means of the codes by step, over every patch of the pictures. S steps, m latents."""
+    """Means of the codes by step, over every patch of the pictures. S steps, m neurons."""
 
     timesteps: Tensor
     """`[S]`"""
@@ -36,17 +36,17 @@ class Levels:
     others: Tensor
     """`[S, m]`: over pictures of other things."""
     kinds: int
-    """How many other things they show, which the average over all concepts weighs them by."""
+    """How many different things the others show: their weight in the mean over all concepts."""
     kept: Tensor
     """`[S]`: the mean over the patches of the smallest pre-activation that TopK kept."""
-    loud: Tensor
-    """`[S, P, m]`: the codes' means over the patches of each picture of the concept, TopK left out."""
-    quiet: Tensor
-    """The same of pictures of other things."""
+    positives: Tensor
+    """`[S, P, m]`: means over the patches of each picture of the concept, without TopK."""
+    negatives: Tensor
+    """The same for pictures of other things."""
     variance: float
-    """Of the block's features."""
+    """Variance of the block's features."""
     change: Tensor
-    """`[S, d]`: by how much the mean of the features over pictures of the concept differs from that over others."""
+    """`[S, d]`: mean of the features over pictures of the concept, minus that over others."""
 
     @property
     def usual(self) -> Tensor:
@@ -55,9 +55,9 @@ class Levels:
 
 
 def levels(pipe: Pipeline, site: Site, sae: TopKSAE, concept: Concept, config: BlockConfig) -> Levels:
-    """Draw pictures of the concept's prompts, and as many of the same prompts with something else in its place.
+    """Generate pictures for the concept's prompts and as many for their deconcept prompts, and measure neuron levels.
 
-    Raises ExciseError where the concept has no pairs.
+    Raises ExciseError if the concept has no pairs.
     """
     if not concept.pairs:
         raise ExciseError(f"concept {concept.name!r} has no prompt pairs; make some with `excise pairs make`")
@@ -81,7 +81,7 @@ def levels(pipe: Pipeline, site: Site, sae: TopKSAE, concept: Concept, config: B
 
 
 class _Side(NamedTuple):
-    """What is measured on the pictures of one side."""
+    """Measurements on the pictures of one side."""
 
     timesteps: Tensor
     means: Tensor
@@ -123,18 +123,18 @@ def _side(pipe: Pipeline, site: Site, sae: TopKSAE, prompts: Sequence[str], conf
 
 
 def edit_of(sae: TopKSAE, site: Site, neurons: list[int], found: Levels, config: BlockConfig) -> BlockEdit:
-    """The edit of these neurons at every step, at the levels found."""
+    """Return the edit of these neurons at every step, at the measured levels."""
     if config.codes == "whole":
-        cut = opening(found.loud[..., neurons], found.quiet[..., neurons], config.margin)
-        if not bool((found.loud[0][:, neurons].median(0).values > found.quiet[0][:, neurons].amax(0)).any()):
+        cut = opening(found.positives[..., neurons], found.negatives[..., neurons], config.margin)
+        if not bool((found.positives[0][:, neurons].median(0).values > found.negatives[0][:, neurons].amax(0)).any()):
             raise ExciseError(
-                f"neuron {neurons[0]} is no louder in pictures of the concept than in others, so none can be opened as "
-                'a whole; use another SAE, or codes="threshold"'
+                f"neuron {neurons[0]} is not louder in pictures of the concept than in others, so no threshold can "
+                'separate whole pictures; use another SAE, or codes="threshold"'
             )
     else:
         cut = found.kept[:, None].expand(-1, len(neurons))
     if config.units == "concept":
-        codes = found.loud[..., neurons].mean(1) if config.codes == "whole" else found.own[:, neurons]
+        codes = found.positives[..., neurons].mean(1) if config.codes == "whole" else found.own[:, neurons]
         share = carried(codes.float(), sae.W_dec.detach()[neurons].cpu(), found.change)
         level = 1 / share.clamp(min=LEAST_CARRIED)[:, None].expand(-1, len(neurons))
     else:
@@ -159,19 +159,23 @@ def edit_of(sae: TopKSAE, site: Site, neurons: list[int], found: Levels, config:
 
 
 def carried(codes: Tensor, W_dec: Tensor, change: Tensor) -> Tensor:
-    """`[S]`: which share of `change` `[S, d]` the neurons' mean codes `[S, k]` write with their rows `W_dec` `[k, d]`:
-    the length of what they write along it, over its own."""
+    """Return the share `[S]` of `change` `[S, d]` that the mean codes `[S, k]` write with rows `W_dec` `[k, d]`.
+
+    It is the projection of what they write onto the change, relative to the change's length.
+    """
     return ((codes @ W_dec) * change).sum(1) / change.square().sum(1).clamp(min=1e-12)
 
 
-def opening(loud: Tensor, quiet: Tensor, margin: float) -> Tensor:
-    """`[S, k]`: q + margin (typical - q) at each step, q the maximum over quiet pictures `[S, Q, k]` and typical the
-    median of loud ones `[S, P, k]`; or q, where the typical one is below it."""
-    q, typical = quiet.amax(1), loud.median(1).values
+def opening(positives: Tensor, negatives: Tensor, margin: float) -> Tensor:
+    """Return the threshold `[S, k]` q + margin (typical - q) at each step, or q if typical is below it.
+
+    q is the maximum over `negatives` `[S, Q, k]`, typical the median of `positives` `[S, P, k]`.
+    """
+    q, typical = negatives.amax(1), positives.median(1).values
     return q + margin * (typical - q).clamp(min=0)
 
 
-def proved_at(
+def build_block_eraser(
     pipe: Pipeline,
     edits: tuple[BlockEdit, ...],
     concept: Concept,
@@ -179,24 +183,24 @@ def proved_at(
     config: BlockConfig,
     measured: Mapping[str, Any],
 ) -> Eraser:
-    """The eraser, attached once to see that it fires."""
+    """Build the eraser, and attach it once to check that it fires."""
     settings = {**asdict(config), "sae": Path(config.sae).name, "site": edits[0].site.path}
     sae = block_sae(config.sae) if any(edit.needs_sae for edit in edits) else None
-    return proved(pipe, edits, concept, method, settings, measured, sae=sae)
+    return build_eraser(pipe, edits, concept, method, settings, measured, sae=sae)
 
 
 def block_sae(folder: str) -> TopKSAE:
-    """The SAE in a folder. Raises ExciseError where none was named."""
+    """Load the SAE in a folder. Raises ExciseError if none is named."""
     if not folder:
         raise InvalidSetting("no SAE was named; give the folder of one trained at a block of the denoiser")
     return load(Path(folder))
 
 
 def trained_at(pipe: Pipeline, folder: str, path: str) -> Site:
-    """The block that an SAE's card names, or the one at `path`. Raises ExciseError where both are missing or differ."""
-    said = card(Path(folder)).get("site") if folder else None
-    if isinstance(said, dict):
-        own = block_site(pipe, str(said.get("path")), str(said.get("component")))
+    """Return the block on an SAE's card, or the one at `path`. Raises ExciseError if both are missing or differ."""
+    named = card(Path(folder)).get("site") if folder else None
+    if isinstance(named, dict):
+        own = block_site(pipe, str(named.get("path")), str(named.get("component")))
         if path and path != own.path:
             raise WrongModel(f"the SAE was trained at {own.key}, not at {path}; use that block or another SAE")
         return own

@@ -1,13 +1,12 @@
-"""Concept Steerers: what a k-sparse autoencoder says of the concept's words is subtracted from every prompt, all of its
-features alike (Kim and Ghadiyaram, Concept Steerers: Leveraging K-Sparse Autoencoders for Test-Time Controllable
-Generations, 2025, section 3).
+"""Concept Steerers: subtract a k-sparse autoencoder's code of the concept's words from every prompt, all of its
+features with one factor (Kim and Ghadiyaram, Concept Steerers: Leveraging K-Sparse Autoencoders for Test-Time
+Controllable Generations, 2025, section 3).
 
     h ← h - λ W_dec relu(W_enc (h_c - b_pre) + b_enc)
-position by position, h_c being the states of the concept's words and h the prompt's; in the unconditional branch the
-sign is the opposite one. λ = 0.5 for nudity and 0.7 for violence, TopK off, and the sign in the second branch are those
-of the authors' code, which has no licence and is not used. Their SAE is of `encoder.layers.9` of Stable Diffusion 1.4's
-text encoder (m = 3,072, k = 32, all 77 positions); here it is any that is named. Every prompt is changed, whatever it
-asks for.
+position by position. h_c are the states of the concept's words, h the prompt's; in the unconditional branch the sign is
+reversed. λ = 0.5 for nudity and 0.7 for violence, TopK off, and the sign in the second branch are from the authors'
+code, which has no licence and is not used. Their SAE is of `encoder.layers.9` of Stable Diffusion 1.4's text encoder
+(m = 3,072, k = 32, all 77 positions); here it is whichever is named. Every prompt is changed, whatever it asks for.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from excise.erasers.edits.vectors import VectorEdit
 from excise.erasers.hooks.context import unedited
 from excise.errors import InvalidSetting
 from excise.methods.base import Fitted
-from excise.methods.build import proved
+from excise.methods.build import build_eraser
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.configs.steering import ConceptSteerersConfig
 from excise.methods.sae.finding import site_of
@@ -34,9 +33,9 @@ from excise.sites import capture
 
 
 def fit(pipe: Pipeline, concept: Concept, config: ConceptSteerersConfig | None = None) -> Eraser:
-    """The eraser of `concept` for `pipe`, proved with its canary.
+    """Fit and self-test the eraser of `concept` for `pipe`.
 
-    Raises ExciseError where the SAE is missing or another Site's.
+    Raises ExciseError if the SAE is missing or was trained at another Site.
     """
     config = config or ConceptSteerersConfig()
     if not config.sae:
@@ -49,7 +48,7 @@ def fit(pipe: Pipeline, concept: Concept, config: ConceptSteerersConfig | None =
         vectors = (codes @ sae.W_dec).float().cpu()
     edit = VectorEdit(site, vectors, lam=config.lam, uncond=config.uncond)
     found = {"sae_digest": sae_digest(sae), "active": float((codes > 0).float().sum(1).mean())}
-    return proved(pipe, [edit], concept, "concept-steerers", asdict(config), found)
+    return build_eraser(pipe, [edit], concept, "concept-steerers", asdict(config), found)
 
 
 METHOD = Fitted("concept-steerers", ConceptSteerersConfig, fit)

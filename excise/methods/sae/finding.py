@@ -1,4 +1,4 @@
-"""Finding the neuron that carries a concept: what SNCE reads, and what it is set to."""
+"""Finding the neuron that carries a concept: rank and validate an SAE's neurons."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from excise.sites.tokens import pieces
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What was found for a concept at a Site."""
+    """Ranking and validation of neurons for a concept at a Site."""
 
     site: Site
     ranking: Ranking
@@ -40,14 +40,14 @@ class Found:
     control_codes: PromptCodes | None
 
     def chosen(self, config: SNCEConfig) -> tuple[int, ...]:
-        """The neurons to edit. Raises ExciseError where the ranking has fewer than k."""
+        """Return the neurons to edit. Raises ExciseError if the ranking has fewer than k."""
         return config.neurons or self.ranking.top(config.k)
 
 
 def find(pipe: Pipeline, sae: TopKSAE, concept: Concept, config: SNCEConfig | None = None) -> Found:
     """Rank and validate the SAE's neurons for `concept` (eqs. 4-7) at the config's Site.
 
-    Raises ExciseError where the concept has no pairs, or Site and SAE do not fit. Warns of a structural top neuron.
+    Raises ExciseError if the concept has no pairs, or Site and SAE do not match. Warns of a structural top neuron.
     """
     config = config or SNCEConfig()
     site = site_of(pipe, sae, config)
@@ -60,7 +60,7 @@ def find(pipe: Pipeline, sae: TopKSAE, concept: Concept, config: SNCEConfig | No
     ranking = identify(codes, others, tolerance=config.tolerance, score=config.score)
     templates = [pair.template for pair in concept.pairs]
     if len(set(templates)) < 2:
-        # Nothing to hold out by wording: every pair is then a fold unit of its own.
+        # With one wording only, nothing can be held out by wording: every pair becomes a fold unit.
         templates = [""] * len(templates)
     checked: tuple[Validation, ...] = ()
     if len(templates) > 1 and ranking.entries:
@@ -81,7 +81,7 @@ def find(pipe: Pipeline, sae: TopKSAE, concept: Concept, config: SNCEConfig | No
         warnings.warn(
             f"neuron {checked[0].index} ranks first for {concept.name!r} but an eraser calibrated without the control "
             f"prompts would change {checked[0].control_share:.0%} of them: it carries the prompts' structure, not the "
-            "concept; mend the pairs or pick another",
+            "concept; improve the pairs or choose another neuron",
             stacklevel=2,
         )
     tokenizer = tokenizer_of(pipe, site.component)
@@ -91,7 +91,7 @@ def find(pipe: Pipeline, sae: TopKSAE, concept: Concept, config: SNCEConfig | No
 
 
 def site_of(pipe: Pipeline, sae: TopKSAE, config: SNCEConfig) -> Site:
-    """The config's Site, or the one on the SAE's card. Raises ExciseError where both are missing or they differ."""
+    """Return the config's Site, or the one on the SAE's card. Raises ExciseError if both are missing or they differ."""
     trained = card(Path(config.sae)).get("site") if config.sae else None
     if isinstance(trained, dict):
         trained = f"{trained.get('component', config.component)}/{trained.get('path', '')}"
@@ -117,22 +117,24 @@ def site_of(pipe: Pipeline, sae: TopKSAE, config: SNCEConfig) -> Site:
 def _acts_on_controls(
     pipe: Pipeline, sae: TopKSAE, site: Site, concept: Concept, config: SNCEConfig, neurons: list[int]
 ) -> list[float]:
-    """By neuron the share of controls on which an eraser calibrated without them would act."""
+    """Return, by neuron, the share of controls on which an eraser calibrated without them would act."""
     edit = SAEEdit.from_sae(sae, site, neurons)
 
     def read(prompts: Sequence[str]) -> Reading:
         return Reading.of(pipe, sae, edit, prompts, config.batch_size)
 
-    loud, quiet = read([pair.concept for pair in concept.pairs]), read([pair.deconcept for pair in concept.pairs])
-    shares: list[float] = _acts(loud, quiet, read(concept.controls), config.margin).double().mean(0).tolist()
+    positives = read([pair.concept for pair in concept.pairs])
+    negatives = read([pair.deconcept for pair in concept.pairs])
+    acts = acts_on(positives, negatives, read(concept.controls), config.margin)
+    shares: list[float] = acts.double().mean(0).tolist()
     return shares
 
 
-def _acts(loud: Reading, quiet: Reading, controls: Reading, margin: float) -> Tensor:
-    """`[C, k]`: on which controls each neuron acts with the threshold of `loud` and `quiet` alone.
+def acts_on(positives: Reading, negatives: Reading, controls: Reading, margin: float) -> Tensor:
+    """Return `[C, k]`: on which controls each neuron acts, with a threshold calibrated on the other two alone.
 
     The controls are then prompts that the threshold has not seen.
     """
-    lead = min(loud.lead, quiet.lead, controls.lead)
-    levels = calibrate(loud.preacts[:, lead:], loud.topk[:, lead:] > 0, quiet.preacts[:, lead:], margin)
+    lead = min(positives.lead, negatives.lead, controls.lead)
+    levels = calibrate(positives.preacts[:, lead:], positives.topk[:, lead:] > 0, negatives.preacts[:, lead:], margin)
     return (controls.preacts[:, lead:] > levels.threshold).any(1)

@@ -1,16 +1,16 @@
-"""ItD: a concept's features are turned down, in prompts that a gate takes for the concept's alone (Tian et al.,
-Sparse Autoencoder as a Zero-Shot Classifier for Concept Erasing in Text-to-Image Diffusion Models, 2025: Interpret then
+"""ItD: turn down a concept's features, only in prompts that a gate assigns to the concept (Tian et al., Sparse
+Autoencoder as a Zero-Shot Classifier for Concept Erasing in Text-to-Image Diffusion Models, 2025: Interpret then
 Deactivate).
 
-After the paper's abstract and its authors' code (no licence, not used), which could be read, with these assumptions:
-- features: the `features` loudest of the SAE over the words of the concept (128 in their code), BOS left out, less
-  those that are among the loudest of any of `retain` prompts that have to stay (50 captions of COCO there, the
-  concept's deconcept prompts here);
-- each is multiplied by `factor`, a negative number, in the prompt's own states; -1 is our choice. The SAE's error stays
-  in them, where the authors put the reconstruction in their place;
-- the gate: the change that this makes of a prompt's states, squared and averaged over positions, must be at least
-  `share` of the least that it makes of a concept prompt that it changes at all (0.99 in their code).
-A saved eraser holds the features' rows only: TopK is replaced by the smallest code that TopK kept of each.
+Written from the paper's abstract and its authors' code (no licence, not used), with these assumptions:
+- features: the `features` largest of the SAE over the words of the concept (128 in their code), BOS left out, minus
+  those that are among the largest of any of `retain` prompts to keep (50 captions of COCO there, the concept's
+  deconcept prompts here);
+- each is multiplied by `factor`, a negative number, in the prompt's own states; -1 is our choice. The states keep the
+  SAE's error; the authors use the reconstruction instead;
+- the gate: the resulting change of a prompt's states, squared and averaged over positions, must be at least `share` of
+  the smallest positive one of a concept prompt (0.99 in their code).
+A saved eraser holds the features' rows only: instead of TopK, it uses the smallest code of each that TopK kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError, InvalidSetting
 from excise.methods.base import Fitted
-from excise.methods.build import proved
+from excise.methods.build import build_eraser
 from excise.methods.configs.sae import ItDConfig, SNCEConfig
 from excise.methods.prompt_codes import prompt_codes
 from excise.methods.sae.finding import site_of
@@ -39,9 +39,10 @@ from excise.sites import capture
 
 
 def fit(pipe: Pipeline, concept: Concept, config: ItDConfig | None = None) -> Eraser:
-    """The eraser of `concept` for `pipe`, proved with its canary.
+    """Fit and self-test the eraser of `concept` for `pipe`.
 
-    Raises ExciseError where the SAE is missing or another Site's, the concept has no pairs, or no feature is its own.
+    Raises ExciseError if the SAE is missing or was trained at another Site, the concept has no pairs, or no feature is
+    its own.
     """
     config = config or ItDConfig()
     if not config.sae:
@@ -54,12 +55,12 @@ def fit(pipe: Pipeline, concept: Concept, config: ItDConfig | None = None) -> Er
     quiet = list(dict.fromkeys(pair.deconcept for pair in concept.pairs))[: config.retain]
     check_apart(quiet, concept)
     own, stays = (prompt_codes(pipe, sae, site, texts, config.batch_size)[0] for texts in (concept.mentions, quiet))
-    told, _ = prompt_codes(pipe, sae, site, prompts, config.batch_size)
+    read, _ = prompt_codes(pipe, sae, site, prompts, config.batch_size)
     found = own_features(own, stays, config.features)
     if not found:
         raise ExciseError(f"no feature of this SAE is {concept.name!r}'s alone; lower features or use another SAE")
     edit = GatedSAEEdit.from_sae(sae, site, found, gate="threshold", lam=1 - config.factor, floor=0.0)
-    edit = replace(edit, threshold=smallest_kept(told, own, indices=found))
+    edit = replace(edit, threshold=smallest_kept(read, own, indices=found))
     with unedited(), torch.no_grad():
         batches = capture(pipe, [site], prompts, config.batch_size)
         changes = torch.cat([edit.change(batch.states[site].to(edit.W_enc)).cpu() for batch in batches])
@@ -67,31 +68,31 @@ def fit(pipe: Pipeline, concept: Concept, config: ItDConfig | None = None) -> Er
         raise ExciseError(f"the features found change no prompt of {concept.name!r}; raise features or use another SAE")
     least = float(changes[changes > 0].min())
     edit = replace(edit, floor=config.share * least)
-    said = {"features": len(found), "floor": edit.floor}
-    return proved(pipe, [edit], concept, "itd", asdict(config), said)
+    measured = {"features": len(found), "floor": edit.floor}
+    return build_eraser(pipe, [edit], concept, "itd", asdict(config), measured)
 
 
 def own_features(concept: PromptCodes, stays: PromptCodes, count: int) -> list[int]:
-    """The `count` loudest features of the concept's words, less those among the loudest of any prompt that stays."""
-    kept = {feature for row in loudest(stays) for feature in _first(row, count)}
-    return [feature for feature in _first(loudest(concept).amax(0), count) if feature not in kept]
+    """Return the `count` largest features of the concept's words, minus those among the largest of prompts to keep."""
+    kept = {feature for row in loudest(stays) for feature in _largest(row, count)}
+    return [feature for feature in _largest(loudest(concept).amax(0), count) if feature not in kept]
 
 
 def loudest(codes: PromptCodes) -> Tensor:
-    """`[P, m]`: of every prompt a feature's loudest code, at the positions that count: neither BOS nor padding."""
+    """Return each feature's largest code in every prompt `[P, m]`, at scored positions: neither BOS nor padding."""
     made = torch.zeros(len(codes.values), codes.m)
     values = codes.values * codes.scored[..., None]
     return made.scatter_reduce(1, codes.indices.flatten(1), values.flatten(1).to(made), "amax")
 
 
-def _first(row: Tensor, count: int) -> list[int]:
-    """Numbers of the largest values above 0."""
+def _largest(row: Tensor, count: int) -> list[int]:
+    """Return the indices of the `count` largest values, positive ones only."""
     order = row.argsort(descending=True)[:count]
     return [int(i) for i in order if row[i] > 0]
 
 
 def smallest_kept(*codes: PromptCodes, indices: list[int]) -> Tensor:
-    """`[k]`: just below the smallest code above 0 that TopK kept of each feature in any of the prompts."""
+    """Return just below the smallest positive code of each feature that TopK kept in any of the prompts, `[k]`."""
     least = torch.full((codes[0].m,), torch.inf)
     for some in codes:
         values = torch.where(some.values > 0, some.values, torch.inf).flatten().to(least)

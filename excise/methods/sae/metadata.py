@@ -1,4 +1,4 @@
-"""What an eraser's json says of how it was made and what was measured on the way."""
+"""Metadata of an SNCE eraser: how it was made and what was measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def created(config: SNCEConfig, sites: Sequence[Site]) -> dict[str, Any]:
-    """Every setting, and the versions that ran."""
+    """Return every setting, and the versions of the libraries."""
     settings = {
         **asdict(config),
         "neurons": list(config.neurons),
@@ -31,9 +31,12 @@ def created(config: SNCEConfig, sites: Sequence[Site]) -> dict[str, Any]:
 
 
 def measured(
-    found: Found, edit: SAEEdit, levels: Calibration, loud: Reading, quiet: Reading, pairs: int
+    found: Found, edit: SAEEdit, levels: Calibration, positives: Reading, negatives: Reading, pairs: int
 ) -> dict[str, Any]:
-    """What the eraser's json says of its own calibration; None where there is no number."""
+    """Return the measurements of the eraser's calibration, as json; None if a value is not finite.
+
+    `negatives` are the deconcept prompts of the `pairs`, then the controls.
+    """
     entries = {entry.index: entry for entry in found.ranking.entries}
     checks = {check.index: check for check in found.validation}
     neurons = []
@@ -61,9 +64,9 @@ def measured(
         "dominance": _number(found.ranking.dominance),
         "pairs": pairs,
         "fires": {
-            "concept": edited(loud, slice(None)),
-            "deconcept": edited(quiet, slice(None, pairs)),
-            "controls": edited(quiet, slice(pairs, None)),
+            "concept": edited(positives, slice(None)),
+            "deconcept": edited(negatives, slice(None, pairs)),
+            "controls": edited(negatives, slice(pairs, None)),
         },
     }
 

@@ -1,7 +1,7 @@
-"""SAEmnesia: turn down the one neuron that a supervised SAE on a block of the denoiser gave the concept (2026).
+"""SAEmnesia: turn down the one neuron that a supervised SAE on a block of the denoiser assigned to the concept (2026).
 
-The SAE's card says which neuron is whose, so that nothing has to be searched: γ is the only number, and one serves all
-concepts. Measuring and editing are SAEuron's.
+The SAE's card lists which neuron belongs to which concept, so that no search is needed: γ is the only number, and one
+value serves all concepts. Measuring and editing are SAEuron's.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ from excise.erasers import Eraser
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
 from excise.methods.configs.sae import SAEmnesiaConfig
-from excise.methods.sae.block_levels import block_sae, edit_of, levels, proved_at, trained_at
+from excise.methods.sae.block_levels import block_sae, build_block_eraser, edit_of, levels, trained_at
 from excise.neurons.timesteps import score
 from excise.pipeline import Pipeline
 from excise.sae import Supervision, card
 
 
 def fit(pipe: Pipeline, concept: Concept, config: SAEmnesiaConfig | None = None) -> Eraser:
-    """The eraser of `concept` for `pipe`, measured and proved with its canary.
+    """Fit and self-test the eraser of `concept` for `pipe`.
 
-    Raises ExciseError where the SAE was not supervised, or not for this concept; EraserDidNotFire where the edit
-    changes nothing that is drawn.
+    Raises ExciseError if the SAE was not supervised, or not for this concept; EraserDidNotFire if the edit changes no
+    prediction.
     """
     config = config or SAEmnesiaConfig()
     sae = block_sae(config.sae)
     neuron = assigned(config.sae, concept)
     site = trained_at(pipe, config.sae, config.site)
     found = levels(pipe, site, sae, concept, config)
-    told = score(found.own, found.others).mean(0)
-    rank = int((told > told[neuron]).sum()) + 1
+    scores = score(found.own, found.others).mean(0)
+    rank = int((scores > scores[neuron]).sum()) + 1
     edit = edit_of(sae, site, [neuron], found, config)
-    return proved_at(pipe, (edit,), concept, "saemnesia", config, {"neuron": neuron, "rank_by_score": rank})
+    return build_block_eraser(pipe, (edit,), concept, "saemnesia", config, {"neuron": neuron, "rank_by_score": rank})
 
 
 def assigned(folder: str, concept: Concept) -> int:
-    """The neuron that the SAE in `folder` gave the concept, by its name or one of its mentions.
+    """Return the neuron that the SAE in `folder` assigned to the concept, by its name or one of its mentions.
 
-    Raises ExciseError where it was not supervised, or not for that.
+    Raises ExciseError if the SAE was not supervised, or not for this concept.
     """
-    said = card(Path(folder)).get("supervision")
-    if said is None:
+    described = card(Path(folder)).get("supervision")
+    if described is None:
         raise ExciseError(f"{folder} was trained without labels, so no neuron is the concept's; use saeuron with it")
-    supervision = Supervision.from_json(said)
+    supervision = Supervision.from_json(described)
     neurons = dict(zip(supervision.concepts, supervision.assigned, strict=True))
     for name in (concept.name, *concept.mentions):
         if name in neurons:

@@ -1,7 +1,7 @@
-"""SNCE's edit of the neuron that a supervised SAE on the text encoder gave the concept: SAEmnesia's idea, our place.
+"""SAEmnesia's idea on a text encoder: SNCE's edit of the neuron that a supervised SAE assigned to the concept.
 
-None of the papers has it. Where SNCE searches for the neuron that carries a concept, the SAE's card names it; how it is
-calibrated and turned down is SNCE's.
+None of the papers has it. SNCE searches for the neuron that carries a concept; here the SAE's card names it.
+Calibration and editing are SNCE's.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from excise.pipeline import Pipeline
 
 
 def fit(pipe: Pipeline, concept: Concept, config: SAEmnesiaTextConfig | None = None) -> Eraser:
-    """The eraser of `concept` for `pipe`, calibrated and proved with its canary.
+    """Fit and self-test the eraser of `concept` for `pipe`.
 
-    Raises ExciseError where the SAE was not supervised, or not for this concept, and as `excise.methods.sae.snce.fit`.
+    Raises ExciseError if the SAE was not supervised, or not for this concept, and as `excise.methods.sae.snce.fit`.
     """
     config = config or SAEmnesiaTextConfig()
     if not config.sae:

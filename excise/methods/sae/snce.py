@@ -16,10 +16,10 @@ from excise.erasers.artefact.strength import LEAST_CARRIED
 from excise.errors import ExciseError, InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.configs.sae import SNCEConfig
-from excise.methods.judging import Figures, judged, prompts_by_mention, protected
-from excise.methods.prompt_codes import Reading, carried_share, concept_codes, remembered
+from excise.methods.judging import Figures, prompts_by_mention, protected, with_verdict
+from excise.methods.prompt_codes import Reading, cached_codes, carried_share, concept_codes
 from excise.methods.sae.calibrate import Calibration, calibrate
-from excise.methods.sae.finding import Found, _acts, find
+from excise.methods.sae.finding import Found, acts_on, find
 from excise.methods.sae.metadata import created, measured
 from excise.pipeline import Pipeline
 from excise.sae import TopKSAE, load, saes_in
@@ -34,21 +34,23 @@ def fit(
     sae: TopKSAE | Mapping[Site, TopKSAE] | None = None,
     found: Found | None = None,
 ) -> Eraser:
-    """The eraser of `concept` for `pipe`, calibrated and proved with its canary: an edit for every SAE.
+    """Fit, calibrate and self-test the eraser of `concept` for `pipe`: an edit for every SAE.
 
-    A pipeline with several text encoders needs one for each: the config's folder then holds an SAE's folder by
-    encoder (`text_encoder`, `text_encoder_2`, ...). `sae`, or several by Site, and `found` of a single one may be
-    handed over where they are at hand already. Raises ExciseError where no neuron carries the concept, the threshold
-    cannot tell the sides apart, or an edit does not reach the denoiser (EraserDidNotFire).
+    A pipeline with several text encoders needs one SAE for each: the config's folder then holds a folder for each
+    encoder (`text_encoder`, `text_encoder_2`, ...). Pass `sae`, or several by Site, and the `found` of a single one, to
+    reuse what is loaded already. Raises ExciseError if no neuron carries the concept or the threshold cannot separate
+    the sides, and EraserDidNotFire if an edit does not reach the denoiser.
     """
     config = config or SNCEConfig()
     parts = []
     for own, whole in _by_encoder(config, sae):
-        with remembered():
+        with cached_codes():
             parts.append(_part(pipe, concept, own, whole, found))
-    # The one prompt on which the quietest of the edits is loudest: all of them have to show on it.
-    heard = torch.stack([part.loudness / part.loudness.max().clamp(min=1e-9) for part in parts]).amin(0)
-    canary = ", ".join(concept.mentions) if config.source == "concept" else concept.pairs[int(heard.argmax())].concept
+    # The canary has to show all edits: take the prompt on which the quietest of them is loudest.
+    loudness = torch.stack([part.loudness / part.loudness.max().clamp(min=1e-9) for part in parts]).amin(0)
+    canary = (
+        ", ".join(concept.mentions) if config.source == "concept" else concept.pairs[int(loudness.argmax())].concept
+    )
     eraser = Eraser(
         edits=tuple(part.edit for part in parts),
         name=f"{concept.name}-snce",
@@ -62,12 +64,12 @@ def fit(
         canary=(canary,),
     )
     with eraser.attach(pipe, sae=sae if isinstance(sae, TopKSAE) else _whole(config, parts)) as attachment:
-        return judged(attachment, concept, prompts_by_mention(concept, heard.tolist()), _worst(parts))
+        return with_verdict(attachment, concept, prompts_by_mention(concept, loudness.tolist()), _worst(parts))
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """What is fitted at one encoder."""
+    """Fit for one encoder."""
 
     edit: SAEEdit
     sae: TopKSAE
@@ -78,7 +80,7 @@ class _Part:
 
 
 def _worst(parts: list[_Part]) -> Figures:
-    """The figures of an eraser of several encoders: of each the worst, since the concept passes where it passes one."""
+    """Return the worst of each figure over all encoders, since a concept that passes one encoder passes."""
     figures = [part.figures for part in parts]
 
     def least(values: Iterable[float | None]) -> float | None:
@@ -98,7 +100,7 @@ def _worst(parts: list[_Part]) -> Figures:
 def _by_encoder(
     config: SNCEConfig, sae: TopKSAE | Mapping[Site, TopKSAE] | None
 ) -> Iterator[tuple[SNCEConfig, TopKSAE]]:
-    """A config and an SAE for every encoder that is to be edited."""
+    """Yield a config and an SAE for every encoder to edit."""
     if isinstance(sae, Mapping):
         for site, whole in sae.items():
             yield replace(config, sae="", component=site.component, site=site.path), whole
@@ -112,7 +114,7 @@ def _by_encoder(
 
 
 def _whole(config: SNCEConfig, parts: list[_Part]) -> TopKSAE | None:
-    """The SAE that gate="topk" needs when attaching. Raises ExciseError where that would be several."""
+    """Return the SAE that gate="topk" needs when attaching. Raises ExciseError if there would be several."""
     if not any(part.edit.needs_sae for part in parts):
         return None
     if len(parts) > 1:
@@ -126,17 +128,18 @@ def _part(pipe: Pipeline, concept: Concept, config: SNCEConfig, sae: TopKSAE, fo
         found = find(pipe, sae, concept, config)
     neurons = list(found.chosen(config))
     edit = SAEEdit.from_sae(sae, found.site, neurons, gate=config.gate, lam=config.lam, uncond=config.uncond)
-    loud = Reading.of(pipe, sae, edit, [pair.concept for pair in concept.pairs], config.batch_size)
-    quiet = Reading.of(pipe, sae, edit, [pair.deconcept for pair in concept.pairs], config.batch_size)
+    positives = Reading.of(pipe, sae, edit, [pair.concept for pair in concept.pairs], config.batch_size)
+    negatives = Reading.of(pipe, sae, edit, [pair.deconcept for pair in concept.pairs], config.batch_size)
     acts: Tensor | None = None
     if concept.controls:
         controls = Reading.of(pipe, sae, edit, concept.controls, config.batch_size)
         if config.source == "prompt" and config.gate in ("whole", "threshold"):
-            acts = _acts(loud, quiet, controls, config.margin).any(1)
-        quiet = quiet.with_more(controls)
-    lead = min(loud.lead, quiet.lead)
+            acts = acts_on(positives, negatives, controls, config.margin).any(1)
+        negatives = negatives.with_more(controls)
+    lead = min(positives.lead, negatives.lead)
     carried: float | None = None
-    levels = calibrate(loud.preacts[:, lead:], loud.topk[:, lead:] > 0, quiet.preacts[:, lead:], config.margin)
+    kept = positives.topk[:, lead:] > 0
+    levels = calibrate(positives.preacts[:, lead:], kept, negatives.preacts[:, lead:], config.margin)
     if config.source == "concept":
         edit = replace(edit, gate="relu" if config.gate == "relu" else "topk")
         codes = concept_codes(pipe, sae, edit, concept.mentions, config.align)
@@ -148,9 +151,9 @@ def _part(pipe: Pipeline, concept: Concept, config: SNCEConfig, sae: TopKSAE, fo
         carried = carried_share(pipe, sae, edit, concept, config.batch_size)
         if config.unit == "concept":
             edit = replace(edit, lam=config.lam / max(carried, LEAST_CARRIED))
-    told = {**measured(found, edit, levels, loud, quiet, len(concept.pairs)), "carried": carried}
-    heard = loud.codes(replace(edit, source="prompt", concept_codes=None)).sum((1, 2))
-    return _Part(edit, sae, heard, told, _figures(pipe, sae, edit, concept, config, told, acts))
+    figures = {**measured(found, edit, levels, positives, negatives, len(concept.pairs)), "carried": carried}
+    loudness = positives.codes(replace(edit, source="prompt", concept_codes=None)).sum((1, 2))
+    return _Part(edit, sae, loudness, figures, _figures(pipe, sae, edit, concept, config, figures, acts))
 
 
 def _figures(
@@ -159,22 +162,22 @@ def _figures(
     edit: SAEEdit,
     concept: Concept,
     config: SNCEConfig,
-    told: dict[str, Any],
+    found: dict[str, Any],
     acts: Tensor | None,
 ) -> Figures:
-    """What the verdict is made from: codes that are the prompt's own say what is edited, the concept's do not.
+    """Return what the verdict is based on. Only codes of the prompt itself (source="prompt") say what is edited.
 
-    `acts`: on which controls the edit acts where they are kept out of its calibration; None where it has none.
+    `acts`: on which controls the edit acts if its calibration does not see them; None if there is no calibration.
     """
-    aurocs = [neuron["auroc"] for neuron in told["neurons"] if neuron.get("auroc") is not None]
-    figures = Figures(len(concept.pairs), told["carried"], max(aurocs, default=None))
+    aurocs = [neuron["auroc"] for neuron in found["neurons"] if neuron.get("auroc") is not None]
+    figures = Figures(len(concept.pairs), found["carried"], max(aurocs, default=None))
     if config.source == "concept" or isinstance(pipe, LanguageModel):
         return replace(figures, spares=False)
-    share, number = told["fires"]["controls"], len(concept.controls)
+    share, number = found["fires"]["controls"], len(concept.controls)
     touched = int(acts.sum()) if acts is not None else round(share * number) if share is not None else None
     return replace(
         figures,
-        opened=told["fires"]["concept"],
+        opened=found["fires"]["concept"],
         controls=(touched, number) if touched is not None else None,
         protected=protected(pipe, edit, sae, config.batch_size),
         spares=config.gate != "relu",
@@ -182,20 +185,20 @@ def _figures(
 
 
 def _with_levels(edit: SAEEdit, concept: Concept, levels: Calibration) -> SAEEdit:
-    """The edit with its calibrated levels. Raises ExciseError where the first neuron's cannot tell the sides apart."""
+    """Return the edit with its levels. Raises ExciseError if the first neuron's do not separate the sides."""
     if not bool(levels.separable[0]):
         raise ExciseError(
-            f"no neuron tells {concept.name!r} apart: neuron {int(edit.indices[0])} is no stronger with it "
+            f"no neuron separates {concept.name!r}: neuron {int(edit.indices[0])} is not stronger with it "
             f"({levels.typical[0]:.3g}) than on some prompt without it ({levels.quiet[0]:.3g}); {_advice(concept)}"
         )
     return replace(edit, threshold=levels.threshold.float(), typical=levels.typical.float())
 
 
 def _advice(concept: Concept) -> str:
-    """What to try where no neuron is the concept's."""
+    """Return what to try if no neuron is the concept's."""
     if len(concept.mentions) > 1:
-        return "its words may be different things to the model: erase each by itself, as a concept of its own"
-    return "the model may not know it, or its SAE has no neuron for it: see `excise find`, or try another method"
+        return "the model may treat its words as different things: erase each one as a concept of its own"
+    return "the model may not know it, or its SAE has no neuron for it: run `excise find`, or try another method"
 
 
 def _sae_folder(config: SNCEConfig) -> str:

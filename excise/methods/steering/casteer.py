@@ -1,12 +1,12 @@
-"""CASteer: the direction that a concept adds to every cross-attention's output is turned round wherever it shows
-(Gaintseva et al., CASteer: Steering Diffusion Models for Controllable Generation, ICLR 2026, section 4).
+"""CASteer: reverse the direction that a concept adds to every cross-attention's output, wherever it appears (Gaintseva
+et al., CASteer: Steering Diffusion Models for Controllable Generation, ICLR 2026, section 4).
 
     s = mean over pairs and patches of CA(prompt with the concept) - CA(the same without it), divided by its length
     h ← h - β max(⟨s, h⟩, 0) s
-for every layer and step apart, both prompts of a pair drawn from one seed; β = 2 mirrors h at the plane that s stands
-on. After the paper and its authors' code (which has no licence and is not used): written from the formulas above, on
-the assumption that patches of the conditional branch alone are averaged, and that pictures of both branches of guidance
-are steered. β = 2 and 50 steps are theirs; 10 to 50 pairs suffice there.
+Every layer and step has its own s; both prompts of a pair use the same seed. β = 2 mirrors h at the plane normal to s.
+Written from these formulas; the authors' code has no licence and is not used. Assumptions: s averages patches of the
+conditional branch only, and both branches of guidance are steered. β = 2 and 50 steps are the authors'; 10 to 50 pairs
+suffice there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from excise.erasers.edits.vectors import DirectionEdit
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
-from excise.methods.build import proved
+from excise.methods.build import build_eraser
 from excise.methods.configs.steering import CASteerConfig
 from excise.pipeline import Pipeline, as_diffusers
 from excise.sites import Site
@@ -34,29 +34,30 @@ from excise.sites.denoiser import attention_at, cross_attentions, denoiser_of, t
 
 
 def fit(pipe: Pipeline, concept: Concept, config: CASteerConfig | None = None) -> Eraser:
-    """The eraser of `concept` for `pipe`, proved with its canary.
+    """Fit and self-test the eraser of `concept` for `pipe`.
 
-    Raises ExciseError where the pipeline has no cross-attention or the concept no pairs.
+    Raises ExciseError if the pipeline has no cross-attention or the concept no pairs.
     """
     config = config or CASteerConfig()
     sites, pairs = cross_attentions(pipe, "casteer"), concept.pairs[: config.pairs]
     if not pairs:
         raise ExciseError(f"concept {concept.name!r} has no prompt pairs; make some with `excise pairs make`")
-    loud, timesteps = mean_outputs(pipe, sites, [pair.concept for pair in pairs], config)
-    quiet, _ = mean_outputs(pipe, sites, [pair.deconcept for pair in pairs], config)
+    positive, timesteps = mean_outputs(pipe, sites, [pair.concept for pair in pairs], config)
+    negative, _ = mean_outputs(pipe, sites, [pair.deconcept for pair in pairs], config)
     edits = [
-        DirectionEdit(site, F.normalize(loud[site] - quiet[site], dim=1), timesteps, config.beta) for site in sites
+        DirectionEdit(site, F.normalize(positive[site] - negative[site], dim=1), timesteps, config.beta)
+        for site in sites
     ]
-    return proved(pipe, edits, concept, "casteer", asdict(config), {"pairs": len(pairs)})
+    return build_eraser(pipe, edits, concept, "casteer", asdict(config), {"pairs": len(pairs)})
 
 
 @torch.no_grad()
 def mean_outputs(
     pipe: Pipeline, sites: Sequence[Site], prompts: Sequence[str], config: CASteerConfig
 ) -> tuple[dict[Site, Tensor], Tensor]:
-    """`[S, d]` by Site: the mean over pictures and patches of what each gives at every step; and the timesteps `[S]`.
+    """Return each Site's mean output over pictures and patches at every step, `[S, d]`, and the timesteps `[S]`.
 
-    Of the conditional branch, timesteps falling.
+    Only the conditional branch counts. Timesteps are in falling order.
     """
     sums: dict[Site, list[Tensor]] = {site: [] for site in sites}
     timesteps: list[float] = []
@@ -70,12 +71,12 @@ def mean_outputs(
                 if step == len(kept):
                     kept.append(torch.zeros_like(mean))
                 kept[step] += mean
-    # PNDM asks at one of its timesteps twice: both count there.
-    told = torch.tensor(timesteps)
+    # PNDM calls the U-Net twice at one of its timesteps: both count there.
+    called = torch.tensor(timesteps)
     falling = sorted(set(timesteps), reverse=True)
     by_site = {site: torch.stack(kept) / len(prompts) for site, kept in sums.items()}
     return {
-        site: torch.stack([mean[told == timestep].mean(0) for timestep in falling]) for site, mean in by_site.items()
+        site: torch.stack([mean[called == timestep].mean(0) for timestep in falling]) for site, mean in by_site.items()
     }, torch.tensor(falling)
 
 
@@ -87,7 +88,7 @@ def _drawn(
     config: CASteerConfig,
     timesteps: list[float],
 ) -> Iterator[tuple[Site, list[Tensor]]]:
-    """By Site the sum over these pictures of the mean over patches `[d]`, step by step; fills `timesteps`."""
+    """Yield, by Site, the sum over these pictures of the mean over patches `[d]`, step by step; fill `timesteps`."""
     seen: dict[Site, list[Tensor]] = {site: [] for site in sites}
 
     def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
-"""The naive bar of every table: a blocklist of sentences. A prompt that is near enough to the concept is drawn as if
-nothing had been asked for; everything else keeps every bit.
+"""Safety filter, the baseline of every table: a blocklist of sentences. A prompt that is close enough to the concept is
+replaced by the empty prompt; everything else keeps every bit.
 
-Nearness is the cosine between what all-MiniLM-L6-v2 (Reimers and Gurevych, Sentence-BERT, EMNLP 2019) makes of the
-prompt and of the concept's words, each by itself and in "a picture of ...". The threshold is the one that tells the
-concept's prompt pairs apart best.
+Closeness is the cosine between the embeddings (all-MiniLM-L6-v2; Reimers and Gurevych, Sentence-BERT, EMNLP 2019) of
+the prompt and of the concept's words, each alone and in "a picture of ...". The threshold is the one that best
+separates the two sides of the concept's prompt pairs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from excise.erasers import Eraser
 from excise.erasers.edits.blocklist import FilterEdit
 from excise.errors import ExciseError
 from excise.methods.base import Fitted
-from excise.methods.build import proved
+from excise.methods.build import build_eraser
 from excise.methods.configs.baselines import SafetyFilterConfig
 from excise.pipeline import Pipeline
 from excise.sentences import sentence_vectors
@@ -27,10 +27,10 @@ from excise.sites.denoiser import whole
 
 
 def fit(pipe: Pipeline, concept: Concept, config: SafetyFilterConfig | None = None) -> Eraser:
-    """The eraser of `concept` for `pipe`, proved with its canary.
+    """Fit and self-test the eraser of `concept` for `pipe`.
 
-    Raises ExciseError where the pipeline has no U-Net that reads one text encoder, there are no pairs to set the
-    threshold by, or all-MiniLM-L6-v2 is not installed.
+    Raises ExciseError if the pipeline has no U-Net that reads one text encoder, if there are no pairs to set the
+    threshold by, or if all-MiniLM-L6-v2 is not installed.
     """
     config = config or SafetyFilterConfig()
     more = [text.strip() for text in config.phrases.split(";") if text.strip()]
@@ -39,27 +39,27 @@ def fit(pipe: Pipeline, concept: Concept, config: SafetyFilterConfig | None = No
     if threshold is None:
         if not concept.pairs:
             raise ExciseError(f"concept {concept.name!r} has no prompt pairs to set a threshold by; give threshold=")
-        loud, quiet = (
+        positives, negatives = (
             (sentence_vectors(list(texts)) @ vectors.T).amax(1)
             for texts in zip(*((pair.concept, pair.deconcept) for pair in concept.pairs), strict=True)
         )
-        threshold = best_threshold(loud, quiet)
+        threshold = best_threshold(positives, negatives)
     site = whole(pipe, "safety-filter")
     edit = FilterEdit(site, vectors, threshold)
-    return proved(pipe, [edit], concept, "safety-filter", asdict(config), {"threshold": threshold})
+    return build_eraser(pipe, [edit], concept, "safety-filter", asdict(config), {"threshold": threshold})
 
 
-def best_threshold(loud: Tensor, quiet: Tensor) -> float:
-    """Halfway between two neighbouring values, where most of `loud` `[P]` lie above and of `quiet` `[P]` below it."""
-    values = torch.cat([loud, quiet]).double().sort().values
+def best_threshold(positives: Tensor, negatives: Tensor) -> float:
+    """Return the midpoint of two neighbouring values that best separates `positives` `[P]` from `negatives` `[P]`."""
+    values = torch.cat([positives, negatives]).double().sort().values
     between = (values[1:] + values[:-1]) / 2
 
     def right(at: Tensor) -> float:
-        return float((loud.double() >= at).double().mean() + (quiet.double() < at).double().mean())
+        return float((positives.double() >= at).double().mean() + (negatives.double() < at).double().mean())
 
     scores: Sequence[float] = [right(at) for at in between]
     best = max(scores)
-    # In the middle of all that are as good.
+    # The median of all thresholds that are equally good.
     good = [float(at) for at, score in zip(between, scores, strict=True) if score == best]
     return good[len(good) // 2]
 

@@ -1,16 +1,16 @@
 """SLD: guidance that also leads away from a concept (Schramowski et al., Safe Latent Diffusion, CVPR 2023, section 3).
 
     ε_∅ + g (ε_p - γ - ε_∅),   γ = μ ⊙ (ε_S - ε_∅) + s_m ν
-as `excise.erasers.apply.guidance` computes it; ε_S is the U-Net's prediction for the concept's words. That takes a
-third run of the U-Net in every step. The four levels are the paper's (its table in the appendix;
-diffusers' SafetyConfig, but for `weak`, whose s is 20 there):
+as `excise.erasers.apply.guidance` computes it. ε_S is the U-Net's prediction for the concept's words, which takes a
+third U-Net call in every step. The four levels are the paper's (table in its appendix; also diffusers' SafetyConfig,
+except for `weak`, whose s is 20 there):
     level     warm-up  s     λ      s_m   β_m
     weak      15       200   0.0    0.0   0.0
     medium    10       1000  0.01   0.3   0.4
     strong    7        2000  0.025  0.5   0.7
     max       0        5000  1.0    0.5   0.7
-Warm-up is counted in steps of 50; with another number of steps set `warmup` in proportion. The authors' code (MIT)
-takes one text of twenty words for all that is unsafe; here it is the words of the concept.
+Warm-up is counted in steps of 50; scale `warmup` in proportion for another number of steps. The authors' code (MIT)
+uses one text of twenty words for everything unsafe; here the text is the concept's words.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from excise.erasers import Eraser
 from excise.erasers.edits.guidance import GuidanceEdit
 from excise.erasers.hooks.context import unedited
 from excise.methods.base import Fitted
-from excise.methods.build import proved
+from excise.methods.build import build_eraser
 from excise.methods.configs.steering import Level, SLDConfig
 from excise.pipeline import Pipeline
 from excise.sites import encode_prompt
@@ -39,9 +39,9 @@ LEVELS: dict[Level, tuple[int, float, float, float, float]] = {
 
 
 def fit(pipe: Pipeline, concept: Concept, config: SLDConfig | None = None) -> Eraser:
-    """The eraser of `concept` for `pipe`, proved with its canary.
+    """Fit and self-test the eraser of `concept` for `pipe`.
 
-    Raises ExciseError where the pipeline has no U-Net that reads one text encoder.
+    Raises ExciseError if the pipeline has no U-Net that reads one text encoder.
     """
     config = config or SLDConfig()
     warmup, scale, threshold, momentum, decay = LEVELS[config.level]
@@ -57,7 +57,7 @@ def fit(pipe: Pipeline, concept: Concept, config: SLDConfig | None = None) -> Er
         momentum=momentum,
         decay=decay,
     )
-    return proved(pipe, [edit], concept, "sld", asdict(config), {})
+    return build_eraser(pipe, [edit], concept, "sld", asdict(config), {})
 
 
 METHOD = Fitted("sld", SLDConfig, fit)

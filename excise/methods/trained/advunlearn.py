@@ -1,13 +1,13 @@
-"""AdvUnlearn: a text encoder that is trained against the prompts which would bring the concept back (Zhang et al.,
-Defensive Unlearning with Adversarial Training for Robust Concept Erasure in Diffusion Models, NeurIPS 2024, section 4).
+"""AdvUnlearn: train a text encoder against the prompts that would bring the concept back (Zhang et al., Defensive
+Unlearning with Adversarial Training for Robust Concept Erasure in Diffusion Models, NeurIPS 2024, section 4).
 
     min over θ of |ε(x_t, E_θ(c*)) - (ε(x_t) - η (ε(x_t, c) - ε(x_t)))|² + γ mean_r |ε(x_t, E_θ(r)) - ε(x_t, E(r))|²
-    c* = min over c' of |ε(x_t, E_θ(c')) - ε(x_t, c)|²
-E is the untouched encoder, c' the concept's word with one token before it whose embedding is anything, r prompts that
-have to stay; the U-Net is never changed. lr 1e-5, 1000 steps, η = 1, five kept prompts, 30 steps of Adam at 1e-3 for c*
-and guidance 3 are those of the authors' code (OPTML-Group/AdvUnlearn, MIT). Otherwise here: one picture x_t serves all
-that happens in a step; the token begins anew in every step, as one of the vocabulary's; nothing is warmed up; and of
-the encoder the weights of linear layers are trained.
+    c* = argmin over c' of |ε(x_t, E_θ(c')) - ε(x_t, c)|²
+E is the untouched encoder. c' is the concept's word after one token with a free embedding. r are prompts to preserve.
+The U-Net is never changed. lr 1e-5, 1000 steps, η = 1, five preserved prompts, 30 steps of Adam at 1e-3 for c* and
+guidance 3 are from the authors' code (OPTML-Group/AdvUnlearn, MIT). Differences here: one noised picture x_t serves the
+whole step; every step starts the free token at a random vocabulary token; there is no warm-up; only the weights of the
+encoder's linear layers are trained.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from excise.erasers import Eraser
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError, WrongModel
 from excise.methods.base import Fitted
-from excise.methods.build import proved
 from excise.methods.configs.trained import AdvUnlearnConfig
+from excise.methods.trained.esd import esd_target
 from excise.methods.trained.sampling import Conditioning, encode_conditioning, frozen_unet, sample_partly
-from excise.methods.trained.trainer import Student, training, tune
+from excise.methods.trained.trainer import Student, train_eraser
 from excise.pipeline import Pipeline
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of, whole
@@ -37,23 +37,21 @@ from excise.sites.site import encoder_of, tokenizer_of
 
 
 def fit(pipe: Pipeline, concept: Concept, config: AdvUnlearnConfig | None = None) -> Eraser:
-    """The eraser of `concept` for `pipe`, trained and proved.
+    """Train and self-test the eraser of `concept` for `pipe`.
 
-    Raises ExciseError where the pipeline has no U-Net that reads one text encoder, the concept no pairs or one whose
-    other side says it, or as `tune` does.
+    Raises ExciseError if the pipeline has no U-Net that reads one text encoder, if the concept has no pairs or a
+    deconcept prompt mentions it, or as `tune` does.
     """
     config = config or AdvUnlearnConfig()
     whole(pipe, "advunlearn")
     if not concept.pairs:
         raise ExciseError(f"concept {concept.name!r} has no prompt pairs; make some with `excise pairs make`")
     task = Task(pipe, concept, config)
-    losses = tune(task.student, task.loss, config, training("advunlearn", pipe, concept))
-    found = {"loss_first": losses[0], "loss_last": losses[-1]}
-    return proved(pipe, task.student.edits(), concept, "advunlearn", config.settings, found)
+    return train_eraser(pipe, task.student, task.loss, concept, "advunlearn", config)
 
 
 class Task:
-    """The training of one concept's eraser."""
+    """Training state and loss for one concept."""
 
     def __init__(self, pipe: Pipeline, concept: Concept, config: AdvUnlearnConfig) -> None:
         self.pipe, self.config = pipe, config
@@ -75,7 +73,7 @@ class Task:
         return ids
 
     def loss(self, generator: torch.Generator) -> Tensor:
-        """Of one step: the attack, then what the encoder makes of it and of prompts that have to stay."""
+        """Return the loss of one step: attack first, then compare predictions for the attack and preserved prompts."""
         config = self.config
         word, ids = self.words[int(torch.randint(len(self.words), (1,), generator=generator))]
         done = int(torch.randint(config.steps, (1,), generator=generator))
@@ -85,9 +83,9 @@ class Task:
         latents, timestep = sample_partly(self.pipe, *sides, generator, **drawn)  # type: ignore[arg-type]
         with_it, without = (teacher(latents, timestep, *side.of(config.batch)) for side in (word, self.empty))
         token = self._worst(latents, timestep, ids, with_it, word, generator)
-        aim = without - config.eta * (with_it - without)
+        target = esd_target(with_it, without, config.eta)
         made = self._predicted(latents, timestep, self.states(ids[None], token), word)
-        erasing = F.mse_loss(made.float(), aim.float())
+        erasing = F.mse_loss(made.float(), target.float())
         chosen = torch.randperm(len(self._kept), generator=generator)[: config.retain]
         kept = self._kept[chosen.to(self._kept.device)]
         noisy = latents[:1].expand(len(kept), -1, -1, -1)
@@ -105,7 +103,7 @@ class Task:
         word: Conditioning,
         generator: torch.Generator,
     ) -> Tensor | None:
-        """`[d]`: the embedding of c*'s first token; None where nothing is sought."""
+        """Return the embedding `[d]` of c*'s first token, or None if no attack is configured."""
         if self.config.attack_steps == 0:
             return None
         table = self.encoder.get_input_embeddings().weight.detach()
@@ -119,7 +117,7 @@ class Task:
         return token.detach()
 
     def states(self, ids: Tensor, token: Tensor | None = None) -> Tensor:
-        """E_θ of token rows `[n, T]`, `[n, T, d]`; with `token`, its embedding stands behind BOS, before the others."""
+        """Encode token rows `[n, T]` with E_θ to `[n, T, d]`; `token`'s embedding is inserted right after BOS."""
         if token is None:
             return self._encoded(ids)
         pushed = torch.cat([ids[:, :1], ids[:, :-1]], 1)
@@ -140,7 +138,7 @@ class Task:
         return made
 
     def _predicted(self, latents: Tensor, timestep: Any, states: Tensor, like: Conditioning) -> Tensor:
-        """The U-Net's, with gradients to the states."""
+        """Return the U-Net's prediction, differentiable with respect to `states`."""
         more: Mapping[str, Any] = like.of(len(latents))[1]
         given = states.expand(len(latents), -1, -1).to(latents.dtype)
         with unedited():
@@ -150,7 +148,7 @@ class Task:
 
 
 def weights(encoder: nn.Module, layers: int) -> dict[Site, nn.Parameter]:
-    """Of the linear layers within the first so many layers of a text encoder, or within all of them."""
+    """Return the weights of the linear layers in the first `layers` encoder layers; 0 means all layers."""
     found: dict[Site, Any] = {}
     for path, layer in encoder.named_modules():
         number = re.search(r"encoder\.layers\.(\d+)\.", path)

@@ -1,4 +1,4 @@
-"""What methods share that look at a U-Net's cross-attention: its maps, and which of a prompt's tokens say what."""
+"""Cross-attention helpers: record a U-Net's attention maps, and find which prompt tokens name the concept."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from excise.sites.site import tokenizer_of
 
 @contextmanager
 def attention(unet: nn.Module) -> Iterator[list[Tensor]]:
-    """Within it each run of each cross-attention adds its maps, `[n, heads, pixels, tokens]` float32, to the list."""
+    """Append the map of each cross-attention call, `[n, heads, pixels, tokens]` float32, to the yielded list."""
     maps: list[Tensor] = []
 
     def note(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # Layers compute fused, without maps. Within a Student's run to_k is the student's.
+        # Fused attention computes no maps. While a Student runs, to_k has the student's weights.
         q = layer.to_q(args[0]).unflatten(-1, (layer.heads, -1)).float()
         k = layer.to_k(kwargs["encoder_hidden_states"]).unflatten(-1, (layer.heads, -1)).float()
         maps.append((torch.einsum("bphd,bthd->bhpt", q, k) * layer.scale).softmax(-1))
@@ -36,42 +36,44 @@ def attention(unet: nn.Module) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def of_layer(h: int, w: int, pixels: int) -> tuple[int, int]:
-    """Height and width of a layer with so many pixels; each level of a U-Net halves them, rounding up."""
+def layer_size(h: int, w: int, pixels: int) -> tuple[int, int]:
+    """Return height and width of a layer with `pixels` pixels; each U-Net level halves both, rounding up."""
     while h * w > pixels:
         h, w = (h + 1) // 2, (w + 1) // 2
     return h, w
 
 
-def beside(
+def shared_states(
     pipe: Pipeline, prompts: Mapping[str, str], states: Sequence[Tensor], others: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """`[n, d]` each: what prompts and their other ones begin and end with alike, of all their tokens' states
-    `[T, d]`."""
+    """Return the states `[n, d]` of the tokens that each prompt shares with its counterpart, in both versions.
+
+    Shared tokens are the common beginning and end. `states` and `others` hold the states `[T, d]` of all tokens.
+    """
     tokenizer = tokenizer_of(pipe, "text_encoder")
     here, there = list[Tensor](), list[Tensor]()
     for texts, own, other in zip(prompts.items(), states, others, strict=True):
         a, b = (list(tokenizer(text, truncation=True).input_ids) for text in texts)
-        first = _alike(a, b)
-        last = _alike(a[first:][::-1], b[first:][::-1])
-        # Behind the end token there is padding: as much of it as both have.
+        first = _common_length(a, b)
+        last = _common_length(a[first:][::-1], b[first:][::-1])
+        # Padding follows the end token; keep as much of it as both prompts have.
         count = last + len(own) - max(len(a), len(b))
         here += [own[:first], own[len(a) - last :][:count]]
         there += [other[:first], other[len(b) - last :][:count]]
     return torch.cat(here), torch.cat(there)
 
 
-def _alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many of their first are the same."""
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return the length of the common prefix."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
-def spoken(pipe: Pipeline, prompt: str, concept: Concept) -> tuple[list[int], int]:
-    """At which positions the prompt's tokens say the concept, and where its end token is."""
+def concept_positions(pipe: Pipeline, prompt: str, concept: Concept) -> tuple[list[int], int]:
+    """Return the positions of the tokens that name the concept, and the position of the end token."""
     tokenizer = tokenizer_of(pipe, "text_encoder")
     ids, found = list(tokenizer(prompt, truncation=True).input_ids), set[int]()
-    for said in all_mentioned(prompt, concept.mentions):
-        own = list(tokenizer(said, add_special_tokens=False).input_ids)
+    for mention in all_mentioned(prompt, concept.mentions):
+        own = list(tokenizer(mention, add_special_tokens=False).input_ids)
         starts = [n for n in range(len(ids)) if ids[n : n + len(own)] == own]
         found |= {n + k for n in starts for k in range(len(own))}
     return sorted(found), len(ids) - 1

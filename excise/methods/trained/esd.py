@@ -1,11 +1,11 @@
-"""ESD: a U-Net that is trained to predict the opposite of a concept for its words (Gandikota et al., Erasing Concepts
-from Diffusion Models, ICCV 2023, eq. 7).
+"""ESD: train a U-Net to predict the opposite of a concept for its words (Gandikota et al., Erasing Concepts from
+Diffusion Models, ICCV 2023, eq. 7).
 
     min over θ of |ε_θ(x_t, c) - (ε*(x_t) - η (ε*(x_t, c) - ε*(x_t)))|²
-at pictures x_t that the student itself has drawn of the concept up to a random step; ε* is the untouched U-Net. ESD-x
-trains the cross-attention, for what is named, ESD-u everything else, for what is not. 200 steps of Adam at 5e-5, η = 2
-and guidance 3 are those of the authors' code (rohitgandikota/erasing, MIT), as are the 50 steps that a picture would be
-drawn in. Here the weights of linear and convolutional layers are trained, not their biases nor those of norms.
+x_t are pictures of the concept that the student denoises up to a random step; ε* is the untouched U-Net. ESD-x trains
+the cross-attention, for concepts that prompts name; ESD-u trains everything else, for concepts that they do not. 200
+steps of Adam at 5e-5, η = 2, guidance 3 and the 50 denoising steps are from the authors' code (rohitgandikota/erasing,
+MIT). Here the weights of linear and convolutional layers are trained, not their biases nor normalisation layers.
 """
 
 from __future__ import annotations
@@ -20,32 +20,27 @@ from torch import Tensor, nn
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.errors import WrongModel
-from excise.methods.build import proved
-from excise.methods.configs.trained import ESDConfig
+from excise.methods.configs.trained import DuMoConfig, ESDConfig, SPMConfig
 from excise.methods.trained.sampling import Conditioning, Predict, encode_conditioning, frozen_unet, sample_partly
-from excise.methods.trained.trainer import Student, training, tune
+from excise.methods.trained.trainer import Student, train_eraser
 from excise.pipeline import Pipeline
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of
 
 
 def fit(pipe: Pipeline, concept: Concept, config: ESDConfig, method: str, *, attention: bool) -> Eraser:
-    """The eraser of `concept` for `pipe`, trained in its cross-attention or in all but that, and proved.
+    """Train the eraser of `concept` for `pipe`, in its cross-attention or in everything else, and self-test it.
 
-    Raises ExciseError where the pipeline has no U-Net, or as `tune` does.
+    Raises ExciseError if the pipeline has no U-Net, or as `tune` does.
     """
-    sides, empty = (
-        [encode_conditioning(pipe, word, method) for word in concept.mentions],
-        encode_conditioning(pipe, "", method),
-    )
+    sides = [encode_conditioning(pipe, word, method) for word in concept.mentions]
+    empty = encode_conditioning(pipe, "", method)
     student, teacher = Student(denoiser_of(pipe, "unet")[1], weights(pipe, attention)), frozen_unet(pipe)
 
     def loss(generator: torch.Generator) -> Tensor:
         return objective(pipe, student, teacher, sides, empty, generator, config)
 
-    losses = tune(student, loss, config, training(method, pipe, concept))
-    found = {"loss_first": losses[0], "loss_last": losses[-1]}
-    return proved(pipe, student.edits(), concept, method, config.settings, found)
+    return train_eraser(pipe, student, loss, concept, method, config)
 
 
 def objective(
@@ -57,20 +52,49 @@ def objective(
     generator: torch.Generator,
     config: ESDConfig,
 ) -> Tensor:
-    """Eq. 7 at pictures of one of the concept's words, drawn up to a random step."""
+    """Return eq. 7's loss at pictures of one of the concept's words, denoised up to a random step."""
     word = sides[int(torch.randint(len(sides), (1,), generator=generator))]
     done = int(torch.randint(config.steps, (1,), generator=generator))
+    return erasing_loss(pipe, student, teacher, word, empty, done, generator, config)[0]
+
+
+def erasing_loss(
+    pipe: Pipeline,
+    student: Predict,
+    teacher: Predict,
+    word: Conditioning,
+    empty: Conditioning,
+    done: int,
+    generator: torch.Generator,
+    config: ESDConfig | SPMConfig | DuMoConfig,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return eq. 7's loss at pictures of `word` that the student denoised for `done` steps, with latents and timestep.
+
+    SPM and DuMo use it too, each with a term of its own that keeps other prompts.
+    """
     drawn = {"count": config.batch, "steps": config.steps, "done": done, "guidance": config.guidance}
     latents, timestep = sample_partly(pipe, student, word, empty, generator, **drawn)  # type: ignore[arg-type]
     with_it, without = (teacher(latents, timestep, *side.of(config.batch)) for side in (word, empty))
-    aim = without - config.eta * (with_it - without)
-    return F.mse_loss(student(latents, timestep, *word.of(config.batch)).float(), aim.float())
+    target = esd_target(with_it, without, config.eta)
+    loss = F.mse_loss(student(latents, timestep, *word.of(config.batch)).float(), target.float())
+    return loss, latents, timestep
+
+
+def esd_target(with_it: Tensor, without: Tensor, eta: float) -> Tensor:
+    """Return eq. 7's target: classifier-free guidance of weight `eta` away from the concept.
+
+    Args:
+        with_it: The untouched model's prediction for the concept, ε*(x_t, c).
+        without: Its unconditional prediction ε*(x_t), of the same shape.
+        eta: η, how far the target lies beyond the unconditional prediction.
+    """
+    return without - eta * (with_it - without)
 
 
 def weights(pipe: Pipeline, attention: bool) -> dict[Site, nn.Parameter]:
-    """Of the linear and convolutional layers within the U-Net's cross-attention, or outside of it.
+    """Return the weights of the linear and convolutional layers inside the U-Net's cross-attention, or outside of it.
 
-    Raises ExciseError where there are none.
+    Raises ExciseError if there are none.
     """
     layers: dict[str, Any] = dict(denoiser_of(pipe, "unet")[1].named_modules())
     found = {

@@ -1,4 +1,4 @@
-"""ESD-u (`excise.methods.trained.esd`): all but the cross-attention is trained, for what prompts need not name."""
+"""ESD-u (`excise.methods.trained.esd`): train all but the cross-attention, for concepts that prompts need not name."""
 
 from __future__ import annotations
 

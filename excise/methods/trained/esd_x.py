@@ -1,4 +1,4 @@
-"""ESD-x (`excise.methods.trained.esd`): the cross-attention is trained, for concepts that prompts name."""
+"""ESD-x (`excise.methods.trained.esd`): train the cross-attention, for concepts that prompts name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What methods that train on a model's own pictures share: prompts, pictures drawn once, and the loss it learnt by."""
+"""Training on a model's own pictures, shared by methods: prompts, pictures generated once, and the diffusion loss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from excise.pipeline import Pipeline, as_diffusers
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Pictures that a model has drawn, and a prompt for each."""
+    """Latents that a model generated, with a prompt for each."""
 
     latents: Tensor
     """`[n, C, h, w]`."""
@@ -29,51 +29,52 @@ class Pictures:
 
 @dataclass(frozen=True, eq=False)
 class Noised:
-    """Pictures with noise."""
+    """Latents with noise added."""
 
     latents: Tensor
     timesteps: Tensor
-    aim: Tensor
-    """What the model has learnt to predict of each: the noise, or the velocity."""
+    target: Tensor
+    """What the model was trained to predict for each: the noise, or the velocity."""
 
 
-def beforehand(config: ReplayConfig) -> torch.Generator:
-    """For what is drawn by lot before the training; none of its steps has this seed."""
+def setup_generator(config: ReplayConfig) -> torch.Generator:
+    """Return the generator of everything random before training; its seed differs from every step's."""
     return torch.Generator().manual_seed(config.seed * 1_000_003 - 1)
 
 
 def prompt_pairs(
     concept: Concept, instead: str, count: int, generator: torch.Generator, setting: str
 ) -> list[tuple[str, str]]:
-    """`count` prompts with the concept, each with the same prompt that has `instead` in its place; where that is empty,
-    the sides of the concept's pairs. By lot, all of them once before any comes again.
+    """Return `count` prompts with the concept, each with the same prompt with `instead` in its place.
 
-    Raises ExciseError where `instead`, given as `setting`, is the concept, or there are neither it nor pairs.
+    If `instead` is empty, they are the two sides of the concept's pairs. The order is random; all are used once before
+    any repeats. Raises ExciseError if `instead`, given as `setting`, mentions the concept, or if it is empty and the
+    concept has no pairs.
     """
     mentions = concept.mentions
     if instead and mentioned(instead, mentions):
         raise InvalidSetting(f"{setting} {instead!r} is {concept.name!r}, which is to be erased; name something else")
     if instead:
-        said = [pair.concept for pair in concept.pairs if mentioned(pair.concept, mentions)] or mentions
-        found = [(text, without_mentions(text, mentions, instead)) for text in dict.fromkeys(said)]
+        texts = [pair.concept for pair in concept.pairs if mentioned(pair.concept, mentions)] or mentions
+        found = [(text, without_mentions(text, mentions, instead)) for text in dict.fromkeys(texts)]
     else:
         found = [(pair.concept, pair.deconcept) for pair in concept.pairs if not mentioned(pair.deconcept, mentions)]
     if not found:
-        raise ExciseError(f"{concept.name!r} has no pairs to say what shall be drawn instead; name it with {setting}")
+        raise ExciseError(f"{concept.name!r} has no pairs to say what to generate instead; name it with {setting}")
     order = torch.randperm(len(found), generator=generator).tolist()
     return [found[order[n % len(found)]] for n in range(count)]
 
 
-def told_each(pipe: Pipeline, prompts: Sequence[str], method: str) -> tuple[Conditioning, ...]:
-    """What the pipeline tells its U-Net of each prompt. Raises ExciseError where it has no U-Net."""
+def encode_each(pipe: Pipeline, prompts: Sequence[str], method: str) -> tuple[Conditioning, ...]:
+    """Encode each prompt for the U-Net. Raises ExciseError if the pipeline has no U-Net."""
     known = {prompt: encode_conditioning(pipe, prompt, method) for prompt in dict.fromkeys(prompts)}
     return tuple(known[prompt] for prompt in prompts)
 
 
-def draw(
+def generate_pictures(
     pipe: Pipeline, prompts: Sequence[Conditioning], config: ReplayConfig, generator: torch.Generator, method: str
 ) -> Pictures:
-    """One picture of each prompt, by the pipeline's own U-Net, a batch at a time."""
+    """Generate one picture for each prompt with the pipeline's own U-Net, a batch at a time."""
     empty, how = encode_conditioning(pipe, "", method), {"steps": config.steps, "guidance": config.guidance}
     parts = [prompts[start : start + config.batch] for start in range(0, len(prompts), config.batch)]
     made = [sample(pipe, frozen_unet(pipe), part, empty, generator, **how) for part in parts]  # type: ignore[arg-type]
@@ -81,9 +82,9 @@ def draw(
 
 
 def training_schedule(pipe: Pipeline, method: str) -> Any:
-    """The noise that the pipeline's model was trained with, whatever scheduler it draws with.
+    """Return the noise schedule that the model was trained with, whatever scheduler the pipeline samples with.
 
-    Raises ExciseError for a model that has learnt to predict neither the noise nor the velocity.
+    Raises ExciseError for a model that predicts neither the noise nor the velocity.
     """
     from diffusers import DDPMScheduler
 
@@ -97,19 +98,19 @@ def training_schedule(pipe: Pipeline, method: str) -> Any:
     return DDPMScheduler.from_config(config)
 
 
-def with_noise(schedule: Any, latents: Tensor, generator: torch.Generator) -> Noised:
-    """The pictures, each with noise up to a random timestep of the model's training."""
+def add_training_noise(schedule: Any, latents: Tensor, generator: torch.Generator) -> Noised:
+    """Add noise to each picture, up to a random timestep of the model's training."""
     steps = torch.randint(schedule.config.num_train_timesteps, (len(latents),), generator=generator).to(latents.device)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    aim = noise if schedule.config.prediction_type == "epsilon" else schedule.get_velocity(latents, noise, steps)
-    return Noised(schedule.add_noise(latents, noise, steps), steps, aim)
+    target = noise if schedule.config.prediction_type == "epsilon" else schedule.get_velocity(latents, noise, steps)
+    return Noised(schedule.add_noise(latents, noise, steps), steps, target)
 
 
 def diffusion_loss(
     predict: Predict, schedule: Any, pictures: Pictures, generator: torch.Generator, batch: int
 ) -> Tensor:
-    """What the model was trained to make small, |ε - ε_θ(x_t, c)|² or the velocity's, at some of the pictures."""
+    """Return the model's training loss, |ε - ε_θ(x_t, c)|² or the velocity's, at a random batch of the pictures."""
     some = torch.randint(len(pictures.prompts), (batch,), generator=generator).tolist()
-    made = with_noise(schedule, pictures.latents[some], generator)
-    told_of = collate([pictures.prompts[n] for n in some])
-    return F.mse_loss(predict(made.latents, made.timesteps, *told_of).float(), made.aim.float())
+    made = add_training_noise(schedule, pictures.latents[some], generator)
+    conditioning = collate([pictures.prompts[n] for n in some])
+    return F.mse_loss(predict(made.latents, made.timesteps, *conditioning).float(), made.target.float())

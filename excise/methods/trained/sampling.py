@@ -1,4 +1,4 @@
-"""A pipeline's U-Net called by hand: what it is told beside the picture, and pictures drawn part or all of the way."""
+"""Calls of a pipeline's U-Net outside of the pipeline: encoded prompts, and sampling to the end or up to a step."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from excise.sites.denoiser import check_reads_text, denoiser_of
 from excise.sites.encoding import Enough
 
 Predict = Callable[[Tensor, Any, Tensor, Mapping[str, Any]], Tensor]
-"""Of a noised picture, its timestep, text states and what else there is: what a denoiser makes of it."""
+"""Denoiser: noised latents, timestep, text states and further arguments to a prediction."""
 
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What a pipeline tells its U-Net of one prompt."""
+    """Inputs of a U-Net that come from one prompt."""
 
     states: Tensor
     """`[1, T, d]`."""
     more: Mapping[str, Any]
-    """Its other arguments by name, such as SDXL's `added_cond_kwargs`."""
+    """Further arguments by name, such as SDXL's `added_cond_kwargs`."""
     shape: tuple[int, ...]
-    """Of the latents of one picture, `[1, C, h, w]`."""
+    """Shape of the latents of one picture, `[1, C, h, w]`."""
 
     def of(self, count: int) -> tuple[Tensor, dict[str, Any]]:
-        """The states and other arguments of so many pictures."""
+        """Expand the states and other arguments to `count` pictures."""
         return self.states.expand(count, -1, -1), {name: _expanded(value, count) for name, value in self.more.items()}
 
 
 def encode_conditioning(pipe: Pipeline, prompt: str, method: str) -> Conditioning:
-    """What the pipeline tells its U-Net of a prompt, unedited. Raises ExciseError where no U-Net of it hears any."""
+    """Encode a prompt for the pipeline's U-Net, unedited. Raises ExciseError if no U-Net of it reads text."""
     if not isinstance(getattr(pipe, "unet", None), nn.Module):
         raise WrongModel(f"{method} trains a U-Net, and {type(pipe).__name__} has none; choose another method")
     check_reads_text(pipe, method)
@@ -72,7 +72,7 @@ def _expanded(value: Any, count: int) -> Any:
 
 
 def collate(sides: Sequence[Conditioning]) -> tuple[Tensor, dict[str, Any]]:
-    """The states and other arguments of one picture of each prompt."""
+    """Join the states and other arguments of several prompts into one batch."""
     more = {name: _stacked([side.more[name] for side in sides]) for name in sides[0].more}
     return torch.cat([side.states for side in sides]), more
 
@@ -85,7 +85,7 @@ def _stacked(values: Sequence[Any]) -> Any:
 
 
 def frozen_unet(pipe: Pipeline) -> Predict:
-    """The pipeline's own U-Net, unedited and without gradients."""
+    """Return the pipeline's own U-Net, unedited and without gradients."""
     unet = denoiser_of(pipe, "unet")[1]
 
     @torch.no_grad()
@@ -98,15 +98,15 @@ def frozen_unet(pipe: Pipeline) -> Predict:
 
 
 def add_noise(pipe: Pipeline, clean: Tensor, times: Tensor, generator: torch.Generator) -> Tensor:
-    """Scaled latents `[n, C, h, w]` noised to the timesteps `times` `[n]`, as the U-Net reads them.
+    """Add noise to latents `[n, C, h, w]` up to the timesteps `times` `[n]`, scaled as the U-Net reads them.
 
-    Raises ExciseError where the pipeline's scheduler has no such timesteps.
+    Raises ExciseError if the pipeline's scheduler does not expose its noise levels.
     """
     if not isinstance(shares := getattr(as_diffusers(pipe).scheduler, "alphas_cumprod", None), Tensor):
         raise ExciseError(
             f"{type(as_diffusers(pipe).scheduler).__name__} does not say how much noise a timestep has; use DDIM's"
         )
-    # By hand, as trained: a multistep scheduler's own add_noise knows the steps of the last sampling only.
+    # By hand, as in training: a multistep scheduler's own add_noise only knows the steps of the last sampling.
     share = shares.float().to(clean.device)[times.to(clean.device)].reshape(-1, 1, 1, 1)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     return (share.sqrt() * clean + (1 - share).sqrt() * noise).to(clean.dtype)
@@ -125,9 +125,9 @@ def sample_partly(
     done: int,
     guidance: float,
 ) -> tuple[Tensor, Tensor]:
-    """`count` pictures of `prompt` after `done` of `steps` steps, as the U-Net reads them, and the next timestep.
+    """Denoise `count` pictures of `prompt` for `done` of `steps` steps; return the U-Net's input and the next timestep.
 
-    With classifier-free guidance; the first noise is the generator's.
+    Uses classifier-free guidance. The initial noise comes from `generator`.
     """
     scheduler, latents = _begun(pipe, prompt, generator, count, steps)
     sides = collate([*[empty] * count, *[prompt] * count])
@@ -148,13 +148,13 @@ def sample(
     steps: int,
     guidance: float,
 ) -> Tensor:
-    """One finished picture of each prompt, as latents `[n, C, h, w]`.
+    """Generate one picture for each prompt, as latents `[n, C, h, w]`.
 
-    With classifier-free guidance; all noise is the generator's.
+    Uses classifier-free guidance. All noise comes from `generator`.
     """
     scheduler, latents = _begun(pipe, prompts[0], generator, len(prompts), steps)
     sides = collate([*[empty] * len(prompts), *prompts])
-    # Those that add noise at each step would take it from the global generator.
+    # Schedulers that add noise at each step would take it from the global generator.
     own = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     for timestep in scheduler.timesteps:
         latents = _step(scheduler, predict, sides, latents, timestep, guidance, **own)
@@ -164,7 +164,7 @@ def sample(
 def _begun(
     pipe: Pipeline, prompt: Conditioning, generator: torch.Generator, count: int, steps: int
 ) -> tuple[Any, Tensor]:
-    """A scheduler of its own that is set to so many steps, and the first noise."""
+    """Return a copy of the scheduler, set to `steps` steps, and the initial noise."""
     scheduler = copy.deepcopy(as_diffusers(pipe).scheduler)
     device, dtype = prompt.states.device, prompt.states.dtype
     scheduler.set_timesteps(steps, device=device)
@@ -181,7 +181,7 @@ def _step(
     guidance: float,
     **options: Any,
 ) -> Tensor:
-    """The pictures after one step more; `sides` are what is told of each with the empty prompt, then with its own."""
+    """Denoise by one step. `sides` holds the conditioning of the empty prompts, then of the pictures' own."""
     given = scheduler.scale_model_input(latents, timestep)
     without, with_it = predict(torch.cat([given, given]), timestep, *sides).chunk(2)
     made: Tensor = without + guidance * (with_it - without)

@@ -1,4 +1,4 @@
-"""Training changes of a U-Net's weights, as ESD and its kin do: the student, the loop, and going on after Ctrl-C."""
+"""Training of changes of a model's weights, as in ESD: the student, the training loop, and resuming after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from excise.concepts import Concept
-from excise.erasers import WeightEdit
+from excise.erasers import Eraser, WeightEdit
+from excise.erasers.edits.registry import Edit
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.files import write_folder
 from excise.interruption import interruptible
+from excise.methods.build import build_eraser
 from excise.methods.configs.trained import TuningConfig
 from excise.pipeline import Pipeline, as_diffusers
 from excise.sites import Site
@@ -33,8 +35,8 @@ _STATE, _TENSORS = "state.json", "state.safetensors"
 
 
 @contextmanager
-def watching(progress: Callable[[int, int, float], None]) -> Iterator[None]:
-    """Within it `progress` is told of every step of a training: how many are done, of how many, and the loss."""
+def watch_training(progress: Callable[[int, int, float], None]) -> Iterator[None]:
+    """Call `progress` after every training step in this context, with steps done, all steps and the loss."""
     token = _WATCHING.set(progress)
     try:
         yield
@@ -43,7 +45,7 @@ def watching(progress: Callable[[int, int, float], None]) -> Iterator[None]:
 
 
 class Student:
-    """A denoiser with changes ΔW of some layers' weights, which gradients reach. The denoiser itself is not written."""
+    """Model with trainable changes ΔW of some layers' weights. The model itself is not modified."""
 
     def __init__(self, denoiser: nn.Module, weights: Mapping[Site, nn.Parameter]) -> None:
         self.denoiser = denoiser
@@ -56,7 +58,7 @@ class Student:
         self._made: tuple[list[tuple[int, int]], dict[str, Tensor]] | None = None
 
     def __call__(self, sample: Tensor, timestep: Any, states: Tensor, more: Mapping[str, Any]) -> Tensor:
-        """What it predicts, of `sample`'s shape."""
+        """Return the prediction, of `sample`'s shape."""
         own = self.weights()
         given = {"encoder_hidden_states": states, "return_dict": False, **more}
         with unedited():
@@ -64,14 +66,14 @@ class Student:
         return made
 
     def weights(self) -> dict[str, Tensor]:
-        """W + ΔW by the parameters' names, as `torch.func.functional_call` takes them.
+        """Return W + ΔW by parameter name, as `torch.func.functional_call` takes them.
 
-        Without gradients they are summed once for all steps of a picture: as long as no change was written.
+        Without gradients, they are summed once and cached until a change is written.
         """
         now = [(id(change), change._version) for change in self.changes.values()]
         if self._made is not None and self._made[0] == now and not torch.is_grad_enabled():
             return self._made[1]
-        self._made = None  # before others take its memory
+        self._made = None  # free its memory before allocating the next
         made = {
             name: (self._own[site].float() + self.change(site)).to(self._own[site].dtype)
             for site, name in self._names.items()
@@ -81,16 +83,16 @@ class Student:
         return made
 
     def change(self, site: Site) -> Tensor:
-        """ΔW of a layer as it is now, float32."""
+        """Return ΔW of a layer, float32."""
         return self.changes[site]
 
-    def edits(self) -> list[WeightEdit]:
-        """The changes as they are saved, in half precision."""
+    def edits(self) -> list[Edit]:
+        """Return the edits to save, in half precision."""
         return [WeightEdit(site, delta=self.change(site).detach().half().cpu()) for site in self.changes]
 
 
 class LowRank(Student):
-    """A Student whose ΔW is what a layer was changed by `before`, and a product of two of a small rank."""
+    """Student whose ΔW is a fixed change `before` plus a product of two low-rank factors."""
 
     def __init__(
         self,
@@ -102,7 +104,7 @@ class LowRank(Student):
     ) -> None:
         super().__init__(denoiser, weights)
         for site, weight in weights.items():
-            # B, which begins at nothing, above Aᵀ: the optimiser takes one tensor a layer.
+            # B, initially zero, stacked on Aᵀ: the optimiser takes one tensor per layer.
             down = torch.randn(weight[0].numel(), rank, generator=generator) / rank
             self.changes[site] = torch.cat([torch.zeros(len(weight), rank), down]).to(weight.device).requires_grad_()
         self.before = {site: change.to(weights[site].device) for site, change in before.items()}
@@ -113,30 +115,51 @@ class LowRank(Student):
         return made if (before := self.before.get(site)) is None else before + made
 
     def factors(self, site: Site) -> tuple[Tensor, Tensor]:
-        """B `[out, r]` and A `[r, in]` of a layer; a convolution's kernels are flattened."""
+        """Return B `[out, r]` and A `[r, in]` of a layer; a convolution's kernels are flattened."""
         return self.changes[site][: site.width], self.changes[site][site.width :].T
 
+    def saved_factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
+        """Return B and A of every layer as they are saved, in half precision on the CPU."""
 
-def training(method: str, pipe: Pipeline, concept: Concept, *more: Any) -> str:
-    """Tells one training from another: the method, the whole concept, what else is `more`, the pipeline's scheduler and
-    a few values of all of its weights."""
+        def saved(factor: Tensor) -> Tensor:
+            return factor.detach().half().cpu().contiguous()
+
+        return {site: (saved(up), saved(down)) for site in self.changes for up, down in [self.factors(site)]}
+
+
+def train_eraser(
+    pipe: Pipeline,
+    student: Student,
+    loss: Callable[[torch.Generator], Tensor],
+    concept: Concept,
+    method: str,
+    config: TuningConfig,
+) -> Eraser:
+    """Train the student's changes with `tune`, then build and self-test the eraser that holds them."""
+    losses = tune(student, loss, config, training_digest(method, pipe, concept))
+    found = {"loss_first": losses[0], "loss_last": losses[-1]}
+    return build_eraser(pipe, student.edits(), concept, method, config.settings, found)
+
+
+def training_digest(method: str, pipe: Pipeline, concept: Concept, *more: Any) -> str:
+    """Return a digest that identifies a training: method, concept, `more`, scheduler, some values of each weight."""
     parts = pipe.components.items()
     models = {name: fingerprint(part) for name, part in parts if isinstance(part, nn.Module)}
-    said = [method, asdict(concept), models, dict(as_diffusers(pipe).scheduler.config), more]
-    return hashlib.sha256(json.dumps(said, default=str, sort_keys=True).encode()).hexdigest()
+    described = [method, asdict(concept), models, dict(as_diffusers(pipe).scheduler.config), more]
+    return hashlib.sha256(json.dumps(described, default=str, sort_keys=True).encode()).hexdigest()
 
 
-def tune(student: Student, loss: Callable[[torch.Generator], Tensor], config: TuningConfig, told: str) -> list[float]:
-    """Adam on the student's changes; the losses of all steps.
+def tune(student: Student, loss: Callable[[torch.Generator], Tensor], config: TuningConfig, key: str) -> list[float]:
+    """Train the student's changes with Adam and return the losses of all steps.
 
-    `loss` draws all that it needs from the generator it is given, which is seeded anew for each step; so a training
-    goes on to the same bits. `told` says which one it is, as `training` does. Raises ExciseError where the loss is no
-    number any more or the checkpoint is another training's; KeyboardInterrupt after the step that Ctrl-C fell into, the
-    checkpoint written.
+    `loss` takes all its randomness from the given generator, which is seeded for each step; so a resumed training ends
+    with the same bits. `key` is the training's digest, from `training_digest`. Raises ExciseError if the loss is not
+    finite or the checkpoint belongs to another training. On Ctrl-C, finishes the step, writes the checkpoint and raises
+    KeyboardInterrupt.
     """
     changes = list(student.changes.values())
     adam = torch.optim.Adam(changes, lr=config.lr)
-    which = hashlib.sha256(json.dumps([told, config.settings], default=str).encode()).hexdigest()
+    which = hashlib.sha256(json.dumps([key, config.settings], default=str).encode()).hexdigest()
     folder = Path(config.checkpoint) if config.checkpoint else None
     losses = _restored(folder, which, changes, adam) if folder is not None and folder.exists() else []
     with interruptible() as interrupted:
@@ -144,7 +167,7 @@ def tune(student: Student, loss: Callable[[torch.Generator], Tensor], config: Tu
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + len(losses))
             losses.append(_step(loss, generator, changes, adam))
             if not math.isfinite(losses[-1]):
-                raise ExciseError(f"the loss is no number any more after {len(losses)} steps; lower lr ({config.lr:g})")
+                raise ExciseError(f"the loss is not finite after {len(losses)} steps; lower lr ({config.lr:g})")
             if (watcher := _WATCHING.get()) is not None:
                 watcher(len(losses), config.iterations, losses[-1])
             due = len(losses) % config.checkpoint_every == 0 or len(losses) == config.iterations
@@ -161,14 +184,14 @@ def _step(
     changes: Sequence[Tensor],
     adam: torch.optim.Adam,
 ) -> float:
-    """One of Adam's; the loss before it."""
+    """Take one step of Adam and return the loss before it."""
     value = loss(generator)
-    # A layer that the loss does not depend on, as attention maps do not on the last values, stays as it is.
+    # Layers that the loss does not depend on stay as they are: attention maps do not depend on the last values.
     slopes = torch.autograd.grad(value, changes, allow_unused=True, materialize_grads=True)
     for change, slope in zip(changes, slopes, strict=True):
         change.grad = slope
     adam.step()
-    adam.zero_grad()  # or they would stand beside the next step's
+    adam.zero_grad()  # frees the gradients before the next step allocates its own
     return float(value.detach())
 
 
@@ -181,13 +204,13 @@ def _save(folder: Path, which: str, losses: Sequence[float], changes: Sequence[T
 
 
 def _restored(folder: Path, which: str, changes: Sequence[Tensor], adam: torch.optim.Adam) -> list[float]:
-    """Take over what `_save` wrote; the losses so far."""
-    again = f"delete {folder} to start afresh, or name another"
+    """Load what `_save` wrote and return the losses so far."""
+    again = f"delete {folder} to start again, or name another folder"
     try:
         state = json.loads((folder / _STATE).read_bytes())
         tensors = safetensors.torch.load((folder / _TENSORS).read_bytes())
         if state["training"] != which:
-            raise ExciseError(f"{folder} keeps another training; {again}")
+            raise ExciseError(f"{folder} holds the checkpoint of another training; {again}")
         with torch.no_grad():
             for n, change in enumerate(changes):
                 change.copy_(tensors[f"change.{n}"])

@@ -9,7 +9,7 @@ from excise.app.erase.finding import find_neurons, sweep, swept_sites
 from excise.concepts import from_templates
 from excise.errors import ExciseError
 from excise.methods.configs.sae import SNCEConfig
-from excise.methods.prompt_codes import remembered
+from excise.methods.prompt_codes import cached_codes
 
 
 def test_a_sweep_needs_a_text_encoder(tiny_pipe: Any, gun: Any) -> None:
@@ -23,7 +23,7 @@ def test_the_tolerance_finds_what_the_papers_rule_drops() -> None:
     """Eq. 6 drops the bundled neuron that carries "dog" (docs/decisions/0019-differential-tolerance.md)."""
     pipe, dog = reference.load(), from_templates("dog", ("dog",))
     aurocs = {}
-    with remembered():  # the prompts are read once
+    with cached_codes():  # the prompts are read once
         for tolerance in (0.0, SNCEConfig().tolerance):
             config = SNCEConfig(sae=str(reference.sae_folder()), tolerance=tolerance, examine=1, permutations=10)
             aurocs[tolerance] = find_neurons(pipe, dog, config).found.validation[0].auroc or 0.0

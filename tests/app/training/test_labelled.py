@@ -61,7 +61,7 @@ def test_an_sae_of_another_size_is_refused_before_drawing(build_pipe: Any, tmp_p
     save(TopKSAE(SAEConfig(16, 64, 4)), tmp_path / "start", {})
     pipe, how = build_pipe(), Labels(groups=(("gun",),), start=str(tmp_path / "start"))
     site = block_site(pipe, "up_blocks.0.attentions.0")
-    with pytest.raises(ExciseError, match="the SAE to go on from is"):
+    with pytest.raises(ExciseError, match="the SAE to continue from is"):
         train_block_sae(pipe, site, [Labelled("a gun", ("gun",))], TrainConfig(expansion=2, k=4), tmp_path / "sae", how)
     for prompts in ([Labelled("a gun", ("gun",))], [Labelled("a cat", ()), Labelled("a dog", ())]):
         with pytest.raises(ExciseError, match="no prompt, or every one, shows 'gun'"):

@@ -17,7 +17,7 @@ from excise.erasers import Eraser, WeightEdit, verify
 from excise.errors import ExciseError
 from excise.methods import method
 from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, word_states
-from excise.methods.closed_form.rece import bringing_back
+from excise.methods.closed_form.rece import restoring_embeddings
 from excise.methods.configs.closed_form import RECEConfig, UCEConfig
 from tests import tiny
 
@@ -84,7 +84,7 @@ def test_the_embedding_that_brings_a_word_back_is_the_nearest() -> None:
     generator = torch.Generator().manual_seed(0)
     now, before = ([torch.randn(5, 7, generator=generator) for _ in range(3)] for _ in range(2))
     words = torch.randn(2, 7, generator=generator)
-    for word, made in zip(words.double(), bringing_back(now, before, words, 0.3).double(), strict=True):
+    for word, made in zip(words.double(), restoring_embeddings(now, before, words, 0.3).double(), strict=True):
         made.requires_grad_()
         distance = 0.3 * made.square().sum()
         for W, W0 in zip(now, before, strict=True):

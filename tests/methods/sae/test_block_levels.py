@@ -112,10 +112,10 @@ def test_in_units_of_the_concept_one_gamma_writes_its_opposite(
     """What is left along the concept's change, after an edit of every patch as the typical one: γ times that change."""
     config = SAEmnesiaConfig(sae=folder, **SMALL, gamma=-0.7, units="concept", codes=codes)
     found = levels(tiny_pipe, site, sae, concept, config)
-    found = replace(found, quiet=torch.zeros_like(found.quiet))  # no picture is too loud to be told apart
+    found = replace(found, negatives=torch.zeros_like(found.negatives))  # below all pictures
     neurons = found.own.sum(0).topk(3).indices.tolist()
     edit = edit_of(sae, site, neurons, found, config)
-    typical = found.own if codes == "threshold" else found.loud.mean(1)
+    typical = found.own if codes == "threshold" else found.positives.mean(1)
     for step in range(STEPS):
         change, written = found.change[step].double(), torch.zeros(site.width, dtype=torch.float64)
         for i in neurons:
@@ -155,8 +155,8 @@ def test_what_it_was_fitted_on_is_drawn_without_other_erasers(tiny_pipe: Any, fo
     with (
         method("saeuron").fit(tiny_pipe, concept, SAEuronConfig(sae=folder, percentile=90.0, **SMALL)).attach(tiny_pipe)
     ):
-        beside = method("saemnesia").fit(tiny_pipe, concept, config)
-    assert beside.digest == alone.digest
+        attached = method("saemnesia").fit(tiny_pipe, concept, config)
+    assert attached.digest == alone.digest
 
 
 def test_what_cannot_be_fitted_is_said(
@@ -186,11 +186,11 @@ def test_what_cannot_be_fitted_is_said(
 
 def test_a_picture_opens_between_the_quiet_ones_and_the_typical_one() -> None:
     generator = torch.Generator().manual_seed(0)
-    loud, quiet = torch.rand(3, 5, 2, generator=generator) + 0.4, torch.rand(3, 4, 2, generator=generator)
-    made = opening(loud, quiet, 0.3)
+    positives, negatives = torch.rand(3, 5, 2, generator=generator) + 0.4, torch.rand(3, 4, 2, generator=generator)
+    made = opening(positives, negatives, 0.3)
     for step in range(3):
         for i in range(2):
-            q, typical = max(quiet[step, :, i].tolist()), sorted(loud[step, :, i].tolist())[2]
+            q, typical = max(negatives[step, :, i].tolist()), sorted(positives[step, :, i].tolist())[2]
             assert float(made[step, i]) == pytest.approx(q + 0.3 * max(typical - q, 0.0))
 
 
@@ -203,15 +203,15 @@ def test_saemnesia_opens_pictures_at_levels_read_without_topk(
     prompts = [concept.pairs[n].concept for n in (0, 1, 3, 4)]
     for patches in capture_blocks(tiny_pipe, site, prompts, seeds=range(4), **options):
         dense = ((patches.states - sae.b_pre) @ sae.W_enc.T + sae.b_enc).relu().mean(1).detach()
-        torch.testing.assert_close(found.loud[patches.step, list(patches.numbers)], dense)
-    assert found.loud.shape == found.quiet.shape == (STEPS, 4, 40)
-    apart = found.loud[0].median(0).values > found.quiet[0].amax(0)
+        torch.testing.assert_close(found.positives[patches.step, list(patches.numbers)], dense)
+    assert found.positives.shape == found.negatives.shape == (STEPS, 4, 40)
+    apart = found.positives[0].median(0).values > found.negatives[0].amax(0)
     for neuron in range(40):
         if apart[neuron]:
             edit = edit_of(sae, site, [neuron], found, config)
             assert edit.codes == "whole"
-            torch.testing.assert_close(edit.cut, found.quiet[..., [neuron]].amax(1))
+            torch.testing.assert_close(edit.cut, found.negatives[..., [neuron]].amax(1))
         else:
-            with pytest.raises(ExciseError, match="is no louder in pictures of the concept"):
+            with pytest.raises(ExciseError, match="is not louder in pictures of the concept"):
                 edit_of(sae, site, [neuron], found, config)
     assert 0 < int(apart.sum()) < 40

@@ -17,7 +17,7 @@ from excise.erasers.edits.sae_rows import topk_codes
 from excise.errors import ExciseError
 from excise.methods import method
 from excise.methods.configs.sae import SNCEConfig
-from excise.methods.prompt_codes import Reading, _last_of_difference, carried_share, prompt_codes, remembered
+from excise.methods.prompt_codes import Reading, _difference_ends, cached_codes, carried_share, prompt_codes
 from excise.methods.sae.finding import find
 from excise.methods.sae.snce import fit
 from excise.neurons import PromptCodes
@@ -87,7 +87,7 @@ def test_fit_reads_every_prompt_once(tiny_pipe: Any, word_sae: TopKSAE, gun: Con
     read: list[int] = []
     layer = tiny_pipe.text_encoder.get_submodule(PATH)
     handle = layer.register_forward_hook(lambda module, args, output: read.append(len(args[0])))
-    with remembered():
+    with cached_codes():
         found = find(tiny_pipe, word_sae, gun, CONFIG)
     prompts = 2 * len(gun.pairs) + len(gun.controls)
     groups, mentioned = 1 + len({s.word for s in group_sentences()}), sentences("gun", "object")
@@ -200,7 +200,7 @@ def test_a_neuron_that_does_not_carry_the_concept_is_refused(tiny_pipe: Any, wor
     found = find(tiny_pipe, word_sae, gun, CONFIG)
     with torch.no_grad():
         word_sae.b_enc[9] = 50
-    with pytest.raises(ExciseError, match="no neuron tells 'gun' apart: neuron 9 is no stronger"):
+    with pytest.raises(ExciseError, match="no neuron separates 'gun': neuron 9 is not stronger"):
         fit(tiny_pipe, gun, replace(CONFIG, neurons=(9,)), sae=word_sae, found=found)
 
 
@@ -219,8 +219,8 @@ def test_fitting_reads_the_model_itself_whatever_is_attached(
 ) -> None:
     alone = fit(tiny_pipe, gun, CONFIG, sae=word_sae)
     with gun_eraser.attach(tiny_pipe):
-        beside = fit(tiny_pipe, gun, CONFIG, sae=word_sae)
-    assert beside.digest == alone.digest
+        attached = fit(tiny_pipe, gun, CONFIG, sae=word_sae)
+    assert attached.digest == alone.digest
 
 
 def test_the_share_that_a_neuron_carries_against_its_definition(
@@ -270,7 +270,7 @@ def test_the_share_that_a_neuron_carries_against_its_definition(
     ],
 )
 def test_where_two_prompts_differ(one: list[int], other: list[int], ends: tuple[int, int] | None) -> None:
-    assert _last_of_difference(one, other) == ends
+    assert _difference_ends(one, other) == ends
 
 
 def test_lambda_one_takes_out_the_whole_mean_change(tiny_pipe: Any, word_sae: TopKSAE, gun: Concept) -> None:

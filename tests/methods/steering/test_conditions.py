@@ -1,4 +1,4 @@
-"""The safety filter and SAFREE: what the U-Net is told instead of a prompt that says the concept."""
+"""The safety filter and SAFREE: what the U-Net reads instead of a prompt that mentions the concept."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def test_words_near_the_concept_are_projected_as_the_paper_says() -> None:
     made, hit = edit.projected(states, without)
 
     def onto(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
-        solved = np.linalg.lstsq(rows.T, vector, rcond=None)[0]
-        return rows.T @ solved
+        coefficients = np.linalg.lstsq(rows.T, vector, rcond=None)[0]
+        return rows.T @ coefficients
 
     c, w = concept.double().numpy(), without.double().numpy()
     distance = [np.linalg.norm(row - onto(c, row)) for row in w]

@@ -16,7 +16,7 @@ from excise.bench.canvas.suite import Canvas
 from excise.concepts import Concept, Pair
 from excise.erasers import Eraser
 from excise.methods.configs.trained import ReplayConfig
-from excise.methods.trained.replay import Pictures, draw, told_each
+from excise.methods.trained.replay import Pictures, encode_each, generate_pictures
 from excise.methods.trained.trainer import Student
 
 CONCEPT = Concept(
@@ -50,7 +50,7 @@ def stirred(student: Student) -> Any:
 
 
 def some_pictures(pipe: Any, prompts: list[str], config: ReplayConfig) -> Pictures:
-    return draw(pipe, told_each(pipe, prompts, "test"), config, torch.Generator().manual_seed(1), "test")
+    return generate_pictures(pipe, encode_each(pipe, prompts, "test"), config, torch.Generator().manual_seed(1), "test")
 
 
 def states(pipe: Any, prompt: str) -> Tensor:

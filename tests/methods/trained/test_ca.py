@@ -20,9 +20,9 @@ from excise.errors import ExciseError
 from excise.methods import method
 from excise.methods.configs.trained import CAConfig, ReplayConfig
 from excise.methods.trained.ca import layers, objective
-from excise.methods.trained.replay import prompt_pairs, told_each, training_schedule
+from excise.methods.trained.replay import encode_each, prompt_pairs, training_schedule
 from excise.methods.trained.sampling import encode_conditioning, frozen_unet, sample
-from excise.methods.trained.trainer import Student, watching
+from excise.methods.trained.trainer import Student, watch_training
 from tests import tiny
 from tests.methods.trained.replaying import (
     CONCEPT,
@@ -43,7 +43,7 @@ CONFIG = CAConfig(iterations=6, lr=1e-3, batch=2, pictures=3, steps=2)
 def test_finished_pictures_are_the_pipelines(tiny_pipe: Any) -> None:
     how = {"num_inference_steps": 4, "guidance_scale": 2.5, "output_type": "latent"}
     wanted = tiny_pipe(["gun", "a cat"], generator=torch.Generator().manual_seed(5), **how).images
-    prompts, empty = told_each(tiny_pipe, ["gun", "a cat"], "ca"), encode_conditioning(tiny_pipe, "", "ca")
+    prompts, empty = encode_each(tiny_pipe, ["gun", "a cat"], "ca"), encode_conditioning(tiny_pipe, "", "ca")
     generator = torch.Generator().manual_seed(5)
     made = sample(tiny_pipe, frozen_unet(tiny_pipe), prompts, empty, generator, steps=4, guidance=2.5)
     torch.testing.assert_close(made, wanted, atol=1e-3, rtol=1e-3)
@@ -65,7 +65,7 @@ def test_the_loss_is_the_papers(tiny_pipe: Any, kind: str, variant: str, keep: f
     pictures = some_pictures(pipe, anchors, config)
     student, schedule = Student(pipe.unet, layers(pipe, config)), training_schedule(pipe, "ca")
     written, generator = stirred(student), torch.Generator().manual_seed(7)
-    made = objective(schedule, student, frozen_unet(pipe), pictures, told_each(pipe, words, "ca"), generator, config)
+    made = objective(schedule, student, frozen_unet(pipe), pictures, encode_each(pipe, words, "ca"), generator, config)
     generator = torch.Generator().manual_seed(7)
     some = torch.randint(2, (4,), generator=generator).tolist()
     wanted = torch.zeros(())
@@ -99,7 +99,7 @@ def test_training_lowers_the_loss_and_makes_an_eraser(tiny_pipe: Any, settings: 
     losses: list[float] = []
     before = {key: value.clone() for key, value in tiny_pipe.unet.state_dict().items()}
     config = replace(CONFIG, **{"iterations": 40, "lr": 1e-2, "batch": 8, **settings})
-    with watching(lambda step, steps, loss: losses.append(loss)):
+    with watch_training(lambda step, steps, loss: losses.append(loss)):
         eraser = method("ca").fit(tiny_pipe, CONCEPT, config)
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
     assert all(torch.equal(value, before[key]) for key, value in tiny_pipe.unet.state_dict().items())
@@ -121,13 +121,13 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tiny_pipe: Any, tmp_pa
         if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with watching(stop), pytest.raises(KeyboardInterrupt):
+    with watch_training(stop), pytest.raises(KeyboardInterrupt):
         method("ca").fit(tiny_pipe, CONCEPT, config)
     steps: list[int] = []
-    with watching(lambda step, *_: steps.append(step)):
+    with watch_training(lambda step, *_: steps.append(step)):
         assert method("ca").fit(tiny_pipe, CONCEPT, config).digest == whole.digest
     assert steps == [3, 4, 5, 6]
-    with pytest.raises(ExciseError, match="keeps another training"):
+    with pytest.raises(ExciseError, match="holds the checkpoint of another training"):
         method("ca").fit(tiny_pipe, CONCEPT, replace(config, anchor="cow"))
 
 

@@ -29,7 +29,7 @@ from excise.methods import method
 from excise.methods.configs.trained import DuMoConfig
 from excise.methods.trained.dumo import Balanced, Copied, objective, prompts, weights
 from excise.methods.trained.sampling import encode_conditioning, frozen_unet
-from excise.methods.trained.trainer import watching
+from excise.methods.trained.trainer import watch_training
 from excise.sites import Site
 from tests import tiny
 from tests.methods.trained.replaying import check_erases
@@ -260,7 +260,7 @@ def test_training_lowers_the_loss_and_makes_an_eraser(tiny_pipe: Any, tmp_path: 
     losses: list[tuple[int, int, float]] = []
     before = {key: value.clone() for key, value in tiny_pipe.unet.state_dict().items()}
     plain_ones = draw(tiny_pipe)
-    with watching(lambda *line: losses.append(line)):
+    with watch_training(lambda *line: losses.append(line)):
         config = replace(CONFIG, iterations=40, lr=1e-3, steps=1, alpha_iterations=3)
         eraser = method("dumo").fit(tiny_pipe, Concept("gun", ("gun",)), config)
     assert [line[:2] for line in losses] == [*((n + 1, 40) for n in range(40)), *((n + 1, 3) for n in range(3))]
@@ -297,13 +297,13 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tiny_pipe: Any, tmp_pa
             os.kill(os.getpid(), signal.SIGINT)
 
     for _ in range(2):
-        with watching(stop), pytest.raises(KeyboardInterrupt):
+        with watch_training(stop), pytest.raises(KeyboardInterrupt):
             method("dumo").fit(tiny_pipe, CONCEPT, config)
-    with watching(stop):
+    with watch_training(stop):
         again = method("dumo").fit(tiny_pipe, CONCEPT, config)
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4), (1, 2), (2, 2)]
     assert again.digest == whole.digest
-    with pytest.raises(ExciseError, match="keeps another training"):
+    with pytest.raises(ExciseError, match="holds the checkpoint of another training"):
         method("dumo").fit(tiny_pipe, CONCEPT, replace(config, lr=2e-3))
 
 

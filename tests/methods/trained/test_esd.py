@@ -20,9 +20,9 @@ from excise.erasers import Eraser, WeightEdit, verify
 from excise.errors import ExciseError
 from excise.methods import method
 from excise.methods.configs.trained import ESDConfig
-from excise.methods.trained.esd import fit, objective, weights
+from excise.methods.trained.esd import esd_target, fit, objective, weights
 from excise.methods.trained.sampling import encode_conditioning, frozen_unet, sample_partly
-from excise.methods.trained.trainer import Student, watching
+from excise.methods.trained.trainer import Student, watch_training
 from tests import tiny
 
 CONCEPT = Concept("gun", ("gun",), (Pair("a gun on grass", "a cat on grass"),))
@@ -87,6 +87,12 @@ def test_the_loss_is_equation_7(tiny_pipe: Any) -> None:
     assert float(made.detach()) > 0
 
 
+def test_the_target_lies_eta_beyond_the_unconditional_prediction() -> None:
+    """ε - η (ε_c - ε), worked out by hand: 1 - 2 (4 - 1) = -5, and 2 - 2 (0 - 2) = 6."""
+    target = esd_target(torch.tensor([4.0, 0.0]), torch.tensor([1.0, 2.0]), 2.0)
+    assert target.tolist() == [-5.0, 6.0]
+
+
 def test_changed_weights_are_summed_once_until_they_change(tiny_pipe: Any) -> None:
     own = weights(tiny_pipe, attention=True)
     student = Student(tiny_pipe.unet, own)
@@ -104,7 +110,7 @@ def test_changed_weights_are_summed_once_until_they_change(tiny_pipe: Any) -> No
 def test_training_lowers_the_loss_and_makes_an_eraser(tiny_pipe: Any, name: str, tmp_path: Path) -> None:
     told_of: list[tuple[int, int, float]] = []
     before = {key: value.clone() for key, value in tiny_pipe.unet.state_dict().items()}
-    with watching(lambda *line: told_of.append(line)):
+    with watch_training(lambda *line: told_of.append(line)):
         lr = {"esd-x": 1e-3, "esd-u": 1e-4}[name]
         eraser = method(name).fit(tiny_pipe, CONCEPT, replace(CONFIG, iterations=20, steps=1, lr=lr))
     assert [line[:2] for line in told_of] == [(n + 1, 20) for n in range(20)]
@@ -129,10 +135,10 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tiny_pipe: Any, tmp_pa
         if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with watching(stop), pytest.raises(KeyboardInterrupt):
+    with watch_training(stop), pytest.raises(KeyboardInterrupt):
         method("esd-x").fit(tiny_pipe, CONCEPT, config)
     steps: list[int] = []
-    with watching(lambda step, *_: steps.append(step)):
+    with watch_training(lambda step, *_: steps.append(step)):
         again = method("esd-x").fit(tiny_pipe, CONCEPT, config)
     assert steps == [3, 4, 5, 6]
     assert again.digest == whole.digest
@@ -140,11 +146,11 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tiny_pipe: Any, tmp_pa
         assert isinstance(one, WeightEdit)
         assert isinstance(other, WeightEdit)
         assert torch.equal(one.change(), other.change())
-    with pytest.raises(ExciseError, match="keeps another training"):
+    with pytest.raises(ExciseError, match="holds the checkpoint of another training"):
         method("esd-x").fit(tiny_pipe, CONCEPT, replace(config, lr=2e-3))
     with torch.no_grad():
         tiny_pipe.text_encoder.get_input_embeddings().weight.mul_(1.01)
-    with pytest.raises(ExciseError, match="keeps another training"):
+    with pytest.raises(ExciseError, match="holds the checkpoint of another training"):
         method("esd-x").fit(tiny_pipe, CONCEPT, config)
     with torch.no_grad():
         tiny_pipe.text_encoder.get_input_embeddings().weight.div_(1.01)
@@ -163,7 +169,7 @@ def test_what_is_attached_does_not_teach(tiny_pipe: Any, gun_eraser: Eraser) -> 
 def test_what_cannot_be_trained_is_refused(tiny_pipe: Any) -> None:
     beyond = replace(CONFIG)
     object.__setattr__(beyond, "lr", 1e30)  # past the bounds
-    with pytest.raises(ExciseError, match="the loss is no number any more"):
+    with pytest.raises(ExciseError, match="the loss is not finite"):
         fit(tiny_pipe, CONCEPT, beyond, method="esd-x", attention=True)
     for values in ({"iterations": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"steps": 0}, {"batch": 0}):
         with pytest.raises(ExciseError):

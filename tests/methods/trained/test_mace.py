@@ -27,10 +27,10 @@ from excise.methods import method
 from excise.methods.closed_form.cross_attention import keys_and_values, text_states
 from excise.methods.configs.trained import MACEConfig
 from excise.methods.trained import mace
-from excise.methods.trained.attention_maps import attention, beside, of_layer, spoken
-from excise.methods.trained.mace import anchored, density, objective, pictured
+from excise.methods.trained.attention_maps import attention, concept_positions, layer_size, shared_states
+from excise.methods.trained.mace import anchor_prompts, density, generate_pictures, objective
 from excise.methods.trained.sampling import add_noise, encode_conditioning, frozen_unet
-from excise.methods.trained.trainer import LowRank, watching
+from excise.methods.trained.trainer import LowRank, watch_training
 from tests import tiny
 
 CONCEPT = Concept(
@@ -149,7 +149,7 @@ def test_the_loss_is_equation_3(tiny_pipe: Any) -> None:
     """Head by head, pixel by pixel, token by token, with the softmax written out."""
     student = student_of(tiny_pipe)
     config = replace(CONFIG, threshold=0.5)
-    pictures = pictured(tiny_pipe, CONCEPT, [PROMPT], config)
+    pictures = generate_pictures(tiny_pipe, CONCEPT, [PROMPT], config)
     assert 0 < float(pictures[0].mask.mean()) < 1
     assert list(pictures[0].tokens) == [2, *range(5, 77)]
     chances = density(1000, config)
@@ -216,7 +216,7 @@ def test_noise_is_that_of_the_timestep(tiny_pipe: Any) -> None:
 
 def test_a_mask_is_where_the_untouched_model_attends_to_the_word(tiny_pipe: Any) -> None:
     config = replace(CONFIG, threshold=0.5)
-    (one,) = pictured(tiny_pipe, CONCEPT, [PROMPT], config)
+    (one,) = generate_pictures(tiny_pipe, CONCEPT, [PROMPT], config)
     generator = torch.Generator().manual_seed(0)
     torch.randn(1, 4, 8, 8, generator=generator)
     times = torch.tensor([199, 299, 399])
@@ -225,43 +225,43 @@ def test_a_mask_is_where_the_untouched_model_attends_to_the_word(tiny_pipe: Any)
         frozen_unet(tiny_pipe)(x, times, *encode_conditioning(tiny_pipe, PROMPT, "mace").of(3))
     total = torch.zeros(8, 8)
     for A in maps:
-        own = A[..., 2].mean((0, 1)).view(1, 1, *of_layer(8, 8, A.shape[2]))
+        own = A[..., 2].mean((0, 1)).view(1, 1, *layer_size(8, 8, A.shape[2]))
         total += F.interpolate(own, (8, 8), mode="bilinear")[0, 0]
     wanted = (total - total.min()) / (total.max() - total.min()) >= 0.5
     assert torch.equal(one.mask.bool(), wanted)
-    (style,) = pictured(tiny_pipe, replace(CONCEPT, kind="style"), [PROMPT], config)
-    (whole,) = pictured(tiny_pipe, CONCEPT, [PROMPT], replace(config, threshold=0.0))
+    (style,) = generate_pictures(tiny_pipe, replace(CONCEPT, kind="style"), [PROMPT], config)
+    (whole,) = generate_pictures(tiny_pipe, CONCEPT, [PROMPT], replace(config, threshold=0.0))
     assert style.mask.all() and whole.mask.all()
-    (word,) = pictured(tiny_pipe, CONCEPT, [PROMPT], replace(config, pooled=False))
+    (word,) = generate_pictures(tiny_pipe, CONCEPT, [PROMPT], replace(config, pooled=False))
     assert list(word.tokens) == [2]
-    assert of_layer(65, 33, 33 * 17) == (33, 17)
+    assert layer_size(65, 33, 33 * 17) == (33, 17)
 
 
 def test_words_are_found_where_they_stand(tiny_pipe: Any) -> None:
     cream = replace(CONCEPT, mentions=("ice cream",))
-    assert spoken(tiny_pipe, "an ice cream and two ice creams", cream) == ([2, 3, 6, 7], 8)
-    assert spoken(tiny_pipe, "nice cream", cream) == ([], 3)
-    assert anchored(CONCEPT, "") == {pair.concept: pair.deconcept for pair in CONCEPT.pairs}
+    assert concept_positions(tiny_pipe, "an ice cream and two ice creams", cream) == ([2, 3, 6, 7], 8)
+    assert concept_positions(tiny_pipe, "nice cream", cream) == ([], 3)
+    assert anchor_prompts(CONCEPT, "") == {pair.concept: pair.deconcept for pair in CONCEPT.pairs}
     twice = replace(CONCEPT, pairs=(CONCEPT.pairs[0], Pair("a gun on grass", "grass")))
-    assert anchored(twice, "") == {"a gun on grass": "a cat on grass"}
-    assert anchored(CONCEPT, "tool") == {
+    assert anchor_prompts(twice, "") == {"a gun on grass": "a cat on grass"}
+    assert anchor_prompts(CONCEPT, "tool") == {
         "a gun on grass": "a tool on grass",
         "two guns and a dog": "two tool and a dog",
     }
-    assert anchored(replace(CONCEPT, pairs=()), "") == {
+    assert anchor_prompts(replace(CONCEPT, pairs=()), "") == {
         "a picture of gun": "a picture of",
         "a picture of pistol": "a picture of",
     }
     same = {"a gun": "a gun"}
     states = text_states(tiny_pipe, ["a gun"])
-    f, g = beside(tiny_pipe, same, states, states)
+    f, g = shared_states(tiny_pipe, same, states, states)
     assert torch.equal(f, states[0]) and torch.equal(g, f)
 
 
 def test_training_lowers_the_loss_and_makes_an_eraser(tiny_pipe: Any, tmp_path: Path) -> None:
     told_of: list[tuple[int, int, float]] = []
     before = {key: value.clone() for key, value in tiny_pipe.unet.state_dict().items()}
-    with watching(lambda *line: told_of.append(line)):
+    with watch_training(lambda *line: told_of.append(line)):
         eraser = method("mace").fit(tiny_pipe, CONCEPT, replace(CONFIG, iterations=30, lr=3e-2, pictures=1, t2=201.0))
     assert [line[:2] for line in told_of] == [(n + 1, 30) for n in range(30)]
     assert told_of[-1][2] < 0.8 * told_of[0][2]
@@ -284,16 +284,16 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tiny_pipe: Any, tmp_pa
         if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with watching(stop), pytest.raises(KeyboardInterrupt):
+    with watch_training(stop), pytest.raises(KeyboardInterrupt):
         method("mace").fit(tiny_pipe, CONCEPT, config)
     steps: list[int] = []
-    with watching(lambda step, *_: steps.append(step)):
+    with watch_training(lambda step, *_: steps.append(step)):
         again = method("mace").fit(tiny_pipe, CONCEPT, config)
     assert steps == [3, 4]
     assert again.digest == whole.digest
     for path, change in changed(whole).items():
         assert torch.equal(changed(again)[path], change)
-    with pytest.raises(ExciseError, match="keeps another training"):
+    with pytest.raises(ExciseError, match="holds the checkpoint of another training"):
         method("mace").fit(tiny_pipe, CONCEPT, replace(config, anchor="cat"))
 
 

@@ -18,9 +18,9 @@ from excise.erasers import Eraser, verify
 from excise.errors import ExciseError
 from excise.methods import method
 from excise.methods.configs.trained import SAConfig
-from excise.methods.trained.replay import Pictures, told_each, training_schedule
-from excise.methods.trained.sa import fisher, held, layers, objective, other_prompts
-from excise.methods.trained.trainer import Student, watching
+from excise.methods.trained.replay import Pictures, encode_each, training_schedule
+from excise.methods.trained.sa import fisher, forgetting_penalty, layers, objective, other_prompts
+from excise.methods.trained.trainer import Student, watch_training
 from tests import tiny
 from tests.methods.trained.replaying import (
     CONCEPT,
@@ -44,7 +44,7 @@ def test_the_losses_are_the_papers(tiny_pipe: Any, kind: str) -> None:
     pipe, config = predicting(tiny_pipe, kind), replace(CONFIG, keep=0.7, batch=3)
     words = ["a gun on grass", "two guns"]
     learnt, replayed = (some_pictures(pipe, prompts, config) for prompts in (["a cat on grass", "two dogs"], OTHERS))
-    forgotten = Pictures(learnt.latents, told_each(pipe, words, "sa"))
+    forgotten = Pictures(learnt.latents, encode_each(pipe, words, "sa"))
     student, schedule = Student(pipe.unet, layers(pipe, config)), training_schedule(pipe, "sa")
     written, generator = stirred(student), torch.Generator().manual_seed(7)
     made = objective(schedule, student, forgotten, replayed, generator, config)
@@ -86,7 +86,7 @@ def test_what_is_held_fast_is_weighed_by_it(tiny_pipe: Any) -> None:
     for site, change in student.changes.items():
         for f, moved in zip(importance[site].flatten().tolist(), change.flatten().tolist(), strict=True):
             wanted += 3.0 / 2 * f * moved**2
-    made = held(student.changes, importance, 3.0)
+    made = forgetting_penalty(student.changes, importance, 3.0)
     close(made, torch.tensor(wanted))
     (slope, *_) = torch.autograd.grad(made, list(student.changes.values()))
     site, change = next(iter(student.changes.items()))
@@ -107,7 +107,7 @@ def test_training_lowers_the_loss_and_makes_an_eraser(tiny_pipe: Any, weights: s
     losses: list[float] = []
     before = {key: value.clone() for key, value in tiny_pipe.unet.state_dict().items()}
     config = replace(CONFIG, iterations=40, lr=lr, batch=4, weights=weights, lam=0.0, surrogate="cat")
-    with watching(lambda step, steps, loss: losses.append(loss)):
+    with watch_training(lambda step, steps, loss: losses.append(loss)):
         eraser = method("sa").fit(tiny_pipe, CONCEPT, config)
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
     assert all(torch.equal(value, before[key]) for key, value in tiny_pipe.unet.state_dict().items())
@@ -137,13 +137,13 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tiny_pipe: Any, tmp_pa
         if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with watching(stop), pytest.raises(KeyboardInterrupt):
+    with watch_training(stop), pytest.raises(KeyboardInterrupt):
         method("sa").fit(tiny_pipe, CONCEPT, config)
     steps: list[int] = []
-    with watching(lambda step, *_: steps.append(step)):
+    with watch_training(lambda step, *_: steps.append(step)):
         assert method("sa").fit(tiny_pipe, CONCEPT, config).digest == whole.digest
     assert steps == [3, 4, 5, 6]
-    with pytest.raises(ExciseError, match="keeps another training"):
+    with pytest.raises(ExciseError, match="holds the checkpoint of another training"):
         method("sa").fit(tiny_pipe, replace(CONCEPT, controls=("a house",)), config)
 
 

@@ -21,7 +21,7 @@ def test_every_step_draws_from_a_seed_of_its_own() -> None:
     for seed in (0, 1, 0):
         weight = torch.ones(1, requires_grad=True)
         student: Any = SimpleNamespace(changes={"site": weight})
-        tune(student, loss, TuningConfig(iterations=4, seed=seed, checkpoint=""), "told")
+        tune(student, loss, TuningConfig(iterations=4, seed=seed, checkpoint=""), "key")
     first, other, again = drawn[:4], drawn[4:8], drawn[8:]
     assert len({*first, *other}) == 8, "no two steps, and no two trainings, draw the same"
     assert first == again
