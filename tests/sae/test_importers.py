@@ -111,7 +111,7 @@ def test_every_setting_that_is_not_understood_is_refused_by_name(tmp_path: Path)
             ({"reshape_activations": "hook_z"}, "reshape_activations 'hook_z'"),
             ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor"),
             ({"use_hats": 3}, "unknown setting use_hats=3"),
-            ({"d_sae": 21}, "number of latents 21, its tensors 20"),
+            ({"d_sae": 21}, "number of latents 21, its tensors have 20"),
             ({"d_in": 7}, "width 7, its tensors 6"),
             ({"activation_fn_kwargs": {"k": 3, "power": 2}}, "setting power=2"),
         ]
