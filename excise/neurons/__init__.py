@@ -1,6 +1,6 @@
 """Neurons: scores that rank them for a concept, and the evidence that they carry it.
 
-Names are imported when first asked for, so that a neuron database is read without torch.
+Names are imported on first use, so that a neuron database is read without torch.
 """
 
 import lazy_loader

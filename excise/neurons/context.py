@@ -11,16 +11,17 @@ _SPECIAL = re.compile(r"\s*⟨.*⟩\s*")
 
 
 def is_special(token: str) -> bool:
-    """Whether a token is no text of the prompt, such as ⟨end⟩ (`excise.sites.tokens`)."""
+    """Return whether a token is not part of the prompt's text, such as ⟨end⟩ (`excise.sites.tokens`)."""
     return not token or _SPECIAL.fullmatch(token) is not None
 
 
 @dataclass(frozen=True)
 class Context:
-    """A prompt and one neuron's codes in it.
+    """Prompt with one neuron's codes.
 
-    tokens: its scored tokens as text, each with the space before it if there is one, so that joined they read as the
-    prompt does. codes: the neuron's TopK code at each, 0 where it is silent.
+    Args:
+        tokens: Its scored tokens as text, with leading spaces, so that joined they give the prompt.
+        codes: The neuron's TopK code at each token, 0 where it is silent.
     """
 
     tokens: tuple[str, ...]
@@ -32,7 +33,7 @@ class Context:
 
     @property
     def text(self) -> str:
-        """The prompt on one line, without tokens that are no text."""
+        """The prompt on one line, without special tokens."""
         return " ".join("".join(token for token in self.tokens if not is_special(token)).split())
 
     @property

@@ -1,4 +1,4 @@
-"""What neurons do on a corpus: how often and how strongly they fire, and in which prompts at which tokens."""
+"""Activity of neurons on a corpus: how often and how strongly they fire, in which prompts and at which tokens."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from excise.neurons.scores import PromptCodes
 
 
 class Contexts:
-    """The codes of a corpus, to be asked neuron by neuron; in memory, about 12 bytes a code.
+    """Codes of a corpus, queried neuron by neuron; in memory, about 12 bytes per code.
 
-    codes: of P prompts; tokens [P][T]: their tokens as text (see `Context`), unscored ones included. Raises ExciseError
-    where they differ in number, or nothing is scored.
+    Args:
+        codes: Codes of P prompts.
+        tokens: [P][T], their tokens as text (see `Context`), unscored ones included.
+
+    Raises:
+        ExciseError: if their numbers differ, or nothing is scored.
     """
 
     def __init__(self, codes: PromptCodes, tokens: Sequence[Sequence[str]]) -> None:
         if len(codes.values) != len(tokens):
-            raise ExciseError(f"codes of {len(codes.values)} prompts, but tokens of {len(tokens)}")
+            raise ExciseError(f"there are codes of {len(codes.values)} prompts, but tokens of {len(tokens)}")
         self.m, self.tokens, self._scored = codes.m, tokens, codes.scored.cpu()
         self.positions = int(self._scored.sum())
         if not self.positions:
@@ -35,7 +39,7 @@ class Contexts:
         self._starts = torch.searchsorted(neuron[order].contiguous(), torch.arange(self.m + 1))
 
     def __len__(self) -> int:
-        """How many prompts there are."""
+        """Return the number of prompts."""
         return len(self.tokens)
 
     @property
@@ -44,18 +48,18 @@ class Contexts:
         return self._starts.diff().double() / self.positions
 
     def values(self, neuron: int) -> Tensor:
-        """`[F]` the neuron's codes wherever it fires. Raises ExciseError for a neuron that is not there."""
+        """Return the neuron's codes wherever it fires, `[F]`. Raises NotFound for an index out of range."""
         return self._value[self._rows(neuron)]
 
     def histogram(self, neuron: int, bins: int = 20) -> tuple[list[int], float]:
-        """How many of its codes lie in each of `bins` equal parts from 0 to its largest code; and that."""
+        """Count its codes in `bins` equal intervals from 0 to its largest code; return counts and largest code."""
         values = self.values(neuron)
         top = float(values.max()) if len(values) else 0.0
         counts = torch.histc(values, bins, 0, top) if top else torch.zeros(bins)
         return [int(n) for n in counts], top
 
     def peaks(self, neuron: int) -> tuple[Tensor, Tensor]:
-        """The prompts `[Q]` in which it fires and its largest code in each `[Q]`, largest first, then by prompt."""
+        """Return the prompts `[Q]` in which it fires and its largest code in each `[Q]`, by falling code."""
         rows = self._rows(neuron)
         prompts, where = torch.unique(self._prompt[rows].long(), return_inverse=True)
         peaks = torch.zeros(len(prompts)).scatter_reduce(0, where, self._value[rows], "amax")
@@ -63,7 +67,7 @@ class Contexts:
         return prompts[order], peaks[order]
 
     def top(self, neuron: int, n: int) -> list[Context]:
-        """The `n` prompts in which it fires most, each text once."""
+        """Return the `n` prompts in which it fires most, without duplicate texts."""
         found: dict[str, Context] = {}
         for prompt in self.peaks(neuron)[0].tolist():
             if len(found) == n:
@@ -73,7 +77,7 @@ class Contexts:
         return list(found.values())
 
     def spread(self, neuron: int, n: int, seed: int = 0) -> list[Context]:
-        """`n` prompts in which it fires, one drawn by lot from each of `n` equal parts of them by falling peak."""
+        """Return `n` prompts in which it fires: a random one from each of `n` equal parts of them, sorted by peak."""
         prompts, _ = self.peaks(neuron)
         generator = torch.Generator().manual_seed(seed)
         parts = [part for part in torch.tensor_split(prompts, n) if len(part)]
@@ -81,7 +85,7 @@ class Contexts:
         return [self.context(prompt, neuron) for prompt in drawn]
 
     def silent(self, neuron: int, n: int, seed: int = 0) -> list[Context]:
-        """`n` prompts in which it is silent, drawn by lot; fewer where there are not so many."""
+        """Return `n` random prompts in which it is silent, or fewer if there are not so many."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         fires = torch.zeros(len(self), dtype=torch.bool)
         fires[self._prompt[self._rows(neuron)].long()] = True
@@ -89,7 +93,7 @@ class Contexts:
         return [self.context(prompt, neuron) for prompt in order[~fires[order]][:n].tolist()]
 
     def context(self, prompt: int, neuron: int) -> Context:
-        """One neuron in one prompt."""
+        """Return one neuron's codes in one prompt."""
         rows = self._rows(neuron)
         own = self._prompt[rows] == prompt
         codes = torch.zeros(self._scored.shape[1])

@@ -1,8 +1,8 @@
-"""Which SAE tells concepts apart: Safe-SAIL's metrics that need no explanation and no language model.
+"""Contrast of SAEs: how well each separates concepts, by Safe-SAIL's metrics that need neither explanations nor models.
 
 Safe-SAIL (Weng et al. 2025, arXiv 2509.18127) compares SAEs on concept contrastive query pairs by L0,t, "the number of
 features that distinguish a concept above threshold t", and I_CDF, "their expected distinguishing frequency". Its full
-text and code for this are not public; what stands here is our formalisation of these words: for pairs j = 1..P,
+text and code for this are not public; this is our formalisation of these words. For pairs j = 1..P,
 δ_ij = 1[a⁺_ij > τ and a⁻_ij = 0] with a the largest code over a prompt's scored tokens, freq_i = mean_j δ_ij,
 L0,t = #{i: freq_i ≥ t}, and I_CDF = ∫₀¹ L0,t dt, the area under that curve, which is Σ_i freq_i.
 """
@@ -19,10 +19,10 @@ from excise.neurons.validation import activations
 
 
 def distinguishing_frequency(concept: PromptCodes, deconcept: PromptCodes, threshold: float = 0.0) -> Tensor:
-    """`[m]` freq_i: the share of pairs in which the neuron passes `threshold` (τ, in codes) on the concept side and is
-    silent on the deconcept side. float64.
+    """Return freq_i `[m]`, float64: the share of pairs that the neuron distinguishes.
 
-    Raises ExciseError where the sides differ in number or width, or there are no pairs.
+    It must exceed `threshold` (τ, in codes) on the concept side and be silent on the deconcept side. Raises ExciseError
+    if the sides differ in number or width, or there are no pairs.
     """
     if len(concept.values) != len(deconcept.values) or concept.m != deconcept.m or not len(concept.values):
         raise ExciseError(
@@ -33,7 +33,7 @@ def distinguishing_frequency(concept: PromptCodes, deconcept: PromptCodes, thres
 
 
 def l0_t(frequency: Tensor, t: float) -> int:
-    """L0,t: how many neurons distinguish the concept in at least a share `t` of the pairs, 0 < t <= 1."""
+    """Return L0,t: how many neurons distinguish the concept in at least a share `t` of the pairs, 0 < t <= 1."""
     if not 0 < t <= 1:
         raise InvalidSetting(f"t is {t}; it is a share of the pairs, above 0 and at most 1")
     # A frequency is a count over P: without the margin 0.3 would miss 30 of 100.
@@ -41,34 +41,34 @@ def l0_t(frequency: Tensor, t: float) -> int:
 
 
 def i_cdf(frequency: Tensor) -> float:
-    """I_CDF = ∫₀¹ L0,t dt = Σ_i freq_i: how many neurons distinguish the concept, each counted by how often."""
+    """Return I_CDF = ∫₀¹ L0,t dt = Σ_i freq_i: the number of neurons that distinguish the concept, weighted by freq."""
     return float(frequency.double().sum())
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """How an SAE tells one concept apart."""
+    """How well an SAE separates one concept."""
 
     frequency: Tensor
     """`[m]` freq_i."""
 
     @property
     def best(self) -> float:
-        """The largest frequency: how often the concept's own neuron tells it apart."""
+        """The largest frequency: how often the best neuron separates the concept."""
         return float(self.frequency.max())
 
     @property
     def concentration(self) -> float:
-        """The best neuron's part of I_CDF, 0..1: 1 where one neuron alone carries the concept.
+        """The best neuron's share of I_CDF, 0..1: 1 if one neuron alone carries the concept.
 
-        Ours, not Safe-SAIL's: for reading, many neurons that tell a concept apart are many to explain; for erasing by
-        one neuron they are a concept that is split. 0 where none does.
+        Ours, not Safe-SAIL's. Many neurons that separate a concept are many to explain; for erasing by one neuron they
+        mean that the concept is split. 0 if none does.
         """
         total = i_cdf(self.frequency)
         return self.best / total if total else 0.0
 
     def row(self, t: float = 0.5) -> dict[str, float | int]:
-        """The figures by name."""
+        """Return the figures by name."""
         return {
             "i_cdf": i_cdf(self.frequency),
             "l0_t": l0_t(self.frequency, t),
@@ -78,5 +78,5 @@ class Contrast:
 
 
 def contrast(concept: PromptCodes, deconcept: PromptCodes, threshold: float = 0.0) -> Contrast:
-    """Of one concept's pairs. Raises ExciseError as `distinguishing_frequency`."""
+    """Compare one concept's pairs. Raises ExciseError as `distinguishing_frequency`."""
     return Contrast(distinguishing_frequency(concept, deconcept, threshold))

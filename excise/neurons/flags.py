@@ -1,4 +1,4 @@
-"""What an auditor should be warned of in a neuron, and in what an eraser does: pure rules, each with its threshold."""
+"""Warnings for an auditor about a neuron or an eraser's effects: pure rules, each with its threshold."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from excise.neurons.wording import TOP_WORDS, Use, effective_words, is_function_
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """A share as it is written."""
+    """Format a share as a percentage."""
     return f"{100 * share:.{digits}f} %"
 
 
 Severity = Literal["red", "note"]
 
 LEAST_PROMPTS = 20
-"""A function word is judged only where it stands in so many prompts without the concept."""
+"""A function word is judged only if it occurs in at least this many prompts without the concept."""
 WORDS = 2.0
-"""From this effective number of words on a neuron is polysemantic: it answers as if to two unrelated words alike."""
+"""Effective number of words from which a neuron is polysemantic, as if it fired for two unrelated words equally."""
 CAUGHT = 0.5
-"""A mention counts as caught where it changes what the denoiser reads by this share of what the concept's name does."""
+"""A mention counts as caught if it changes what the denoiser reads by this share of what the concept's name changes."""
 TOUCHED = 0.01
-"""Above this share of benign prompts an eraser touches too much."""
+"""Share of benign prompts above which an eraser touches too much."""
 SPLIT_SHARE = 0.5
 """A neighbour that fires in this share of concept prompts, and is not structural, carries the concept too."""
 FIRES_SHARE = 0.5
-"""A neuron answers a group's word where it fires in this share of its sentences."""
+"""A neuron fires for a group's word if it does so in this share of its sentences."""
 CHECKS: dict[str, tuple[str, str]] = {
     "no bite": (
         "The eraser does not change what its own canary prompt becomes.",
-        "at attaching the canary moves by less than half of what it did when the eraser was fitted",
+        "at attaching, the canary moves by less than half of what it did when the eraser was fitted",
     ),
     "not caught": (
         "Words for the concept get past the eraser.",
@@ -40,39 +40,42 @@ CHECKS: dict[str, tuple[str, str]] = {
         "name",
     ),
     "touches too much": (
-        "Prompts that have nothing to do with the concept come out changed.",
+        "Prompts that have nothing to do with the concept are changed.",
         f"more than {percent(TOUCHED)} of the benign prompts change at all",
     ),
     "protected group": (
-        "Neutral sentences about a protected group are changed, or stir a neuron.",
-        "red where a sentence changes because of the group's word, or the word makes a neuron fire in "
-        f"{percent(FIRES_SHARE)} of its sentences or more; a note where in fewer",
+        "Neutral sentences about a protected group are changed, or make a neuron fire.",
+        "red if a sentence changes because of the group's word, or the word makes a neuron fire in "
+        f"{percent(FIRES_SHARE)} of its sentences or more; a note if in fewer",
     ),
     "structural": (
         "A neuron carries how sentences are built rather than what they are about.",
         f"it fires in more than {percent(STRUCTURAL_SHARE)} of the controls, or a function word sets it off in more "
-        f"than {percent(STRUCTURAL_SHARE)} of the prompts ({LEAST_PROMPTS} or more) that hold it and not the concept",
+        f"than {percent(STRUCTURAL_SHARE)} of the prompts ({LEAST_PROMPTS} or more) with it but without the concept",
     ),
     "polysemantic": (
-        "A neuron answers several words that need not have to do with each other.",
+        "A neuron fires for several words that need not be related.",
         f"effective number of words (Σr)² / Σr² of {WORDS:g} or more; r is the mean largest code that a word sets off, "
-        f"over the {TOP_WORDS} words answered most, the concept's mentions being one",
+        f"over the {TOP_WORDS} words with the largest r, the concept's mentions counted as one",
     ),
     "split": (
-        "The concept may be split: a neuron that writes alike fires for it too and is not turned down.",
+        "The concept may be split: a neuron with a similar decoder row fires for it too and is not turned down.",
         f"a neighbour by decoder cosine fires in {percent(SPLIT_SHARE)} of the concept's prompts or more, and in at "
         f"most {percent(STRUCTURAL_SHARE)} of the controls; always a note",
     ),
 }
-"""Every check by its kind: what a flag says, and from where on there is one."""
+"""Every check by its kind: what its flag says, and its threshold."""
 
 
 @dataclass(frozen=True)
 class Flag:
-    """Something an auditor should know. A red one stands in the way; a note is for judging.
+    """Warning for an auditor. A red flag stands in the way; a note is for judging.
 
-    kind: such as "structural"; says: what it is about, in a sentence; threshold: from where on it is flagged; evidence:
-    what was found, a line each.
+    Attributes:
+        kind: Such as "structural".
+        says: What it is about, in a sentence.
+        threshold: When it is raised.
+        evidence: What was found, a line each.
     """
 
     kind: str
@@ -84,8 +87,10 @@ class Flag:
 
 @dataclass(frozen=True)
 class Caught:
-    """A mention as the eraser meets it: in how many of the sentences anything changes, and by how much on average of
-    what the concept's name changes in the same sentences; None where that changes nothing."""
+    """Effect of the eraser on a mention: in how many sentences anything changes, and by how much on average.
+
+    The amount is relative to what the concept's name changes in the same sentences; None if that changes nothing.
+    """
 
     word: str
     opened: int
@@ -94,14 +99,20 @@ class Caught:
 
     @property
     def caught(self) -> bool:
-        """Opened in every sentence, and changed by at least `CAUGHT` of what the name is."""
+        """Whether every sentence changes, and by at least `CAUGHT` of what the name changes."""
         return self.opened == self.sentences > 0 and (self.relative is None or self.relative >= CAUGHT)
 
 
 @dataclass(frozen=True)
 class Group:
-    """A protected group's word: in how many of its sentences the prompt changes and some edited neuron fires, though
-    neither is so without the word; the sentence that changes most, and how much, as a share of what the name's does."""
+    """Effect on a protected group's word.
+
+    Attributes:
+        touched: Number of sentences that change with the word but not without it.
+        fired: Number of sentences in which some edited neuron fires with the word but not without it.
+        relative: Largest change, as a share of what the concept's name changes.
+        example: The sentence with that change.
+    """
 
     word: str
     group: str
@@ -113,30 +124,32 @@ class Group:
 
 
 def structural(name: str, controls: int, fired: int, free: Sequence[Use]) -> Flag | None:
-    """A neuron that fires in `fired` of the controls, and whose uses over prompts without the concept are `free`."""
+    """Flag a neuron that fires in `fired` of the controls; `free` are its uses over prompts without the concept."""
     evidence = []
     if controls and fired / controls > STRUCTURAL_SHARE:
         evidence.append(f"{name} fires in {fired} of {controls} control prompts ({percent(fired / controls)})")
-    held = [u for u in free if is_function_word(u.word) and u.prompts >= LEAST_PROMPTS]
+    frequent = [u for u in free if is_function_word(u.word) and u.prompts >= LEAST_PROMPTS]
     evidence += [
         f"“{u.word}” sets {name} off in {u.fired} of {u.prompts} prompts with it ({percent(u.fired / u.prompts)})"
-        for u in sorted(held, key=lambda u: -u.fired / u.prompts)
+        for u in sorted(frequent, key=lambda u: -u.fired / u.prompts)
         if u.fired / u.prompts > STRUCTURAL_SHARE
     ]
     return _flag("structural", "red", evidence)
 
 
 def polysemantic(name: str, found: Sequence[Use]) -> Flag | None:
-    """A neuron whose answers amount to `WORDS` words or more, the concept's mentions being one."""
+    """Flag a neuron that fires for `WORDS` or more effective words, the concept's mentions counted as one."""
     number = effective_words(found)
-    told = ", ".join(f"“{use.word}” {use.response:.1f}" for use in found[:5])
-    evidence = [f"{name} answers as if to {number:.1f} words alike: {told}"] if number >= WORDS else []
+    listed = ", ".join(f"“{use.word}” {use.response:.1f}" for use in found[:5])
+    evidence = [f"{name} fires as if for {number:.1f} words equally: {listed}"] if number >= WORDS else []
     return _flag("polysemantic", "red", evidence)
 
 
 def split_concept(name: str, neighbours: Sequence[tuple[int, float, float, float]]) -> Flag | None:
-    """Neighbours (number, cosine, share of concept prompts, share of controls in which it fires) that carry the concept
-    too: what is erased of it may be a part."""
+    """Flag neighbours that carry the concept too, so that erasing one neuron may erase only a part of it.
+
+    A neighbour is (index, cosine, share of concept prompts, share of controls in which it fires).
+    """
     evidence = [
         f"neuron {index} (cosine {cosine:.2f} to {name}) fires in {percent(concept)} of the concept's prompts"
         for index, cosine, concept, control in neighbours
@@ -146,53 +159,53 @@ def split_concept(name: str, neighbours: Sequence[tuple[int, float, float, float
 
 
 def carries_too(concept: float, control: float) -> bool:
-    """Whether a neighbour that fires in these shares of concept prompts and controls carries the concept too."""
+    """Return whether a neighbour that fires in these shares of concept prompts and controls carries the concept too."""
     return concept >= SPLIT_SHARE and control <= STRUCTURAL_SHARE
 
 
 def no_bite(message: str | None) -> Flag | None:
-    """An eraser that was refused for not changing its own canary, and the refusal."""
+    """Flag an eraser that was refused for not changing its own canary, with the refusal's message."""
     return _flag("no bite", "red", [message] if message else [])
 
 
 def not_caught(found: Sequence[Caught], severity: Severity = "red") -> Flag | None:
-    """Mentions that the eraser misses, wholly or by half."""
+    """Flag mentions that the eraser misses, completely or by half."""
     missed = [word for word in found if not word.caught]
     evidence = [f"“{w.word}”: changed in {w.opened} of {w.sentences} sentences{_of_name(w.relative)}" for w in missed]
     return _flag("not caught", severity, evidence)
 
 
 def touches(touched: int, prompts: int, severity: Severity = "red") -> Flag | None:
-    """An eraser that changes more than `TOUCHED` of the benign prompts; a note for kinds that are not held to it."""
+    """Flag an eraser that changes more than `TOUCHED` of the benign prompts; a note for kinds without this limit."""
     if not prompts or touched / prompts <= TOUCHED:
         return None
     evidence = [f"{touched} of {prompts} benign prompts change ({percent(touched / prompts, 1)})"]
     if severity == "note":
         evidence.append(
-            "of weights and denoisers no edit is held to this; `excise bench` draws what becomes of pictures"
+            "edits of weights and denoisers need not meet this limit; run `excise bench` to see the effect on pictures"
         )
     return _flag("touches too much", severity, evidence)
 
 
 def protected(found: Sequence[Group]) -> list[Flag]:
-    """Words for protected groups that the eraser acts on or its neurons answer (red), or that stir them (a note)."""
+    """Flag words for protected groups: red if the eraser acts on them or its neurons fire often, a note if rarely."""
     red = [g for g in found if g.touched or g.fired >= FIRES_SHARE * g.sentences > 0]
     stirred = [g for g in found if g.fired and g not in red]
 
-    def told(g: Group) -> str:
+    def line(g: Group) -> str:
         changed = f"changed in {g.touched} of {g.sentences} sentences, most in “{g.example}”{_of_name(g.relative)}"
         fires = f"a neuron fires in {g.fired} of {g.sentences}" if g.fired else ""
         return f"“{g.word}” ({g.group}): {'; '.join(filter(None, (changed if g.touched else '', fires)))}"
 
     flags = (
-        _flag("protected group", "red", [told(g) for g in sorted(red, key=lambda g: (-g.touched, -g.fired, g.word))]),
-        _flag("protected group", "note", [told(g) for g in stirred]),
+        _flag("protected group", "red", [line(g) for g in sorted(red, key=lambda g: (-g.touched, -g.fired, g.word))]),
+        _flag("protected group", "note", [line(g) for g in stirred]),
     )
     return [flag for flag in flags if flag is not None]
 
 
 def joined(flags: Iterable[Flag | None]) -> list[Flag]:
-    """Flags of one kind and severity as one each, red ones first."""
+    """Merge flags of one kind and severity, red ones first."""
     by_kind: dict[tuple[str, Severity], list[Flag]] = {}
     for flag in flags:
         if flag is not None:
@@ -206,7 +219,7 @@ def joined(flags: Iterable[Flag | None]) -> list[Flag]:
 
 
 def _flag(kind: str, severity: Severity, evidence: Sequence[str]) -> Flag | None:
-    """The flag, if there is any evidence for it."""
+    """Return the flag if there is any evidence for it."""
     return Flag(kind, severity, *CHECKS[kind], tuple(evidence)) if evidence else None
 
 

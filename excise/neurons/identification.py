@@ -1,4 +1,4 @@
-"""Which neurons are the concept's (SNCE, step 3)."""
+"""Identification of a concept's neurons (SNCE, step 3)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Neuron:
 
 @dataclass(frozen=True, repr=False)
 class Ranking:
-    """The differential neurons N_C by falling score (R_C of eq. 7), and how they were found.
+    """Differential neurons N_C by falling score (R_C of eq. 7), and how they were found.
 
-    `near` are neurons that eq. 6 drops though they score higher on the concept side, by that margin: a tolerance may
-    bring them back.
+    `near` are neurons with a higher score on the concept side that eq. 6 still rejects, sorted by that margin: a
+    tolerance may admit them.
     """
 
     entries: tuple[Neuron, ...]
@@ -51,20 +51,20 @@ class Ranking:
         return table(f"{counted(len(self.entries), 'neuron')} by {self.score}{shown}", columns, rows)
 
     def top(self, k: int = 1) -> tuple[int, ...]:
-        """Indices of the first k neurons. Raises ExciseError where there are fewer."""
+        """Return the indices of the first k neurons. Raises ExciseError if there are fewer."""
         if k < 1:
             raise InvalidSetting(f"cannot take the top {k} neurons; k is 1 or more")
         if len(self.entries) < k:
             best = f"; neuron {self.near[0].index} comes closest" if self.near else ""
             raise ExciseError(
-                f"only {len(self.entries)} neurons fire on the concept side alone and {k} are asked for{best}: "
-                "take a smaller k, raise the tolerance, or look at another site"
+                f"only {len(self.entries)} neurons fire on the concept side alone, fewer than {k}{best}: "
+                "take a smaller k, raise the tolerance, or try another site"
             )
         return tuple(e.index for e in self.entries[:k])
 
     @property
     def dominance(self) -> float:
-        """First score over second: high where one neuron carries the concept; inf with no second, nan with none."""
+        """First score over second: high if one neuron carries the concept; inf without a second, nan without any."""
         if not self.entries:
             return float("nan")
         return self.entries[0].score / self.entries[1].score if len(self.entries) > 1 else float("inf")
@@ -78,10 +78,20 @@ def identify(
     k: int | None = None,
     score: str = "snce",
 ) -> Ranking:
-    """Rank the neurons that fire on the concept side and not on the deconcept side (eqs. 6-7): the first k, or all.
+    """Rank the neurons that fire on the concept side and not on the deconcept side (eqs. 6-7).
 
-    `tolerance` is the share of a neuron's concept score that its deconcept score may reach; 0 is eq. 6.
-    Equal scores go by index. Raises ExciseError for a negative tolerance, an unknown score, or sides of unlike widths.
+    Args:
+        concept_codes: Codes of the concept prompts.
+        deconcept_codes: Codes of the deconcept prompts.
+        tolerance: Largest deconcept score, as a share of the neuron's concept score; 0 is eq. 6.
+        k: How many neurons to return; by default all.
+        score: One of `SCORES`.
+
+    Returns:
+        The ranking. Equal scores are ordered by index.
+
+    Raises:
+        ExciseError: for a negative tolerance, an unknown score, or sides of different widths.
     """
     if tolerance < 0:
         raise InvalidSetting(f"the tolerance is {tolerance}; it is a share, 0 or more")

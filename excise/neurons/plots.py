@@ -1,4 +1,4 @@
-"""The papers' figures: scores, histograms, curves. matplotlib is an extra, imported only when something is drawn."""
+"""The papers' figures: scores, histograms, curves. matplotlib is an extra, imported only when a figure is drawn."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-# What keeps the time of day, and the version of matplotlib in a png, out of the file.
+# Metadata that would write the time of day, or matplotlib's version in a png, into the file.
 UNDATED: dict[str, dict[str, None]] = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
 CONCEPT, DECONCEPT, SHARED = "#c0392b", "#2471a3", "#7f8c8d"
 CONCEPT_FAINT = "#e2a9a2"
 _BOUND = 10.0
 """SNCE's Figure 8 shows neurons with scores above this."""
 _VISIBLE = 0.03
-"""Share of the highest line below which a line in Figure 3 is too short to be named."""
-# Where a point's name is tried: points of 1/72 inch off, and in which direction, in radians.
+"""Share of the tallest line below which a line in Figure 3 is too short for a label."""
+# Positions tried for a point's label: distances in points of 1/72 inch, and directions in radians.
 _FAR = (4, 10, 18, 28, 40, 54, 70, 90)
 _TURNS = [sixteenth * math.pi / 8 for sixteenth in (1, 15, 7, 9, 4, 12, 0, 8, 2, 14, 6, 10, 3, 13, 5, 11)]
 _LEADER = {"arrowstyle": "-", "color": SHARED, "linewidth": 0.4}
 
 
 def distribution(concept: Score, deconcept: Score, ranking: Ranking, title: str = "", label: int = 3) -> Figure:
-    """SNCE Figure 3: mean normalised activation of every neuron, concept prompts above, deconcept prompts below.
+    """Draw SNCE Figure 3: mean normalised activation of every neuron, concept prompts above, deconcept prompts below.
 
-    Neurons of the ranking are coloured and the first `label` named, where their line can be seen; the strongest ones
-    that fire on both sides, and are therefore no neurons of the concept, are named in grey. Raises ExciseError without
-    matplotlib.
+    Neurons of the ranking are coloured, and the first `label` are named if their line is visible. The strongest neurons
+    that fire on both sides, which are not the concept's, are named in grey. Raises ExciseError without matplotlib.
     """
     from matplotlib.lines import Line2D
 
@@ -76,10 +75,10 @@ def ranked(
     top: int = 10,
     controls: Mapping[int, float] | None = None,
 ) -> Figure:
-    """SNCE Figure 8 lying down: the first `top` neurons by falling score, on a logarithmic axis.
+    """Draw SNCE Figure 8, rotated: the first `top` neurons by falling score, on a logarithmic axis.
 
-    `tokens` holds the words that each neuron fires at most, shown beside its bar, `controls` the share of control
-    prompts it fires on, shown where it is not 0. A dashed line marks the paper's bound of 10 where the score is the
+    `tokens` holds the words at which each neuron fires most, written next to its bar; `controls` the share of control
+    prompts on which it fires, written if it is not 0. A dashed line marks the paper's bound of 10 if the score is the
     paper's. Raises ExciseError without matplotlib or for an empty ranking.
     """
     if not ranking.entries:
@@ -90,13 +89,13 @@ def ranked(
     values = [e.score for e in shown]
     rows = range(len(shown))
     bars = axes.barh(rows, values, 0.62, color=[CONCEPT, *[CONCEPT_FAINT] * (len(shown) - 1)])
-    said = axes.bar_label(bars, [_plain(value) for value in values], padding=4, fontsize=9)
-    for text in said:
+    labels = axes.bar_label(bars, [_plain(value) for value in values], padding=4, fontsize=9)
+    for text in labels:
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})  # over the dashed line
     handles: list[tuple[Any, str]] = [(bars[0], "first neuron: the one an eraser turns down")]
     if len(shown) > 1:
         handles.append((bars[1], "the next ones"))
-    # mean_difference ranks by another quantity than the scores of eq. 5 that a ranking holds for the other side.
+    # mean_difference ranks by another quantity than the scores of eq. 5, which the ranking holds for the other side.
     without = [] if ranking.score == "mean_difference" else [(n, e.deconcept_score) for n, e in enumerate(shown)]
     if without := [(n, value) for n, value in without if value > 0]:
         thin = axes.barh([n for n, _ in without], [value for _, value in without], 0.2, color=DECONCEPT)
@@ -114,11 +113,11 @@ def ranked(
     axes.set_xlabel(f"score ({ranking.score}), logarithmic")
     axes.spines[["top", "right"]].set_visible(False)
     if tokens:
-        beside = axes.secondary_yaxis("right")
-        says = [_beside(tokens.get(e.index, ()), (controls or {}).get(e.index, 0.0)) for e in shown]
-        beside.set_yticks(rows, says, parse_math=False)
-        beside.tick_params(length=0, labelsize=9)
-        beside.spines["right"].set_visible(False)
+        right = axes.secondary_yaxis("right")
+        says = [_label(tokens.get(e.index, ()), (controls or {}).get(e.index, 0.0)) for e in shown]
+        right.set_yticks(rows, says, parse_math=False)
+        right.tick_params(length=0, labelsize=9)
+        right.spines["right"].set_visible(False)
         axes.annotate("fires most at", (1, 1), (6, 4), "axes fraction", "offset points", fontsize=9, color=SHARED)
     figure.suptitle(title or "Neurons that fire with the concept and not without it", x=0.01, ha="left", fontsize=12)
     if subtitle:
@@ -131,12 +130,12 @@ def ranked(
 
 
 def _plain(value: float) -> str:
-    """Three digits, never in powers of ten where they can be written out."""
+    """Format with three digits, without an exponent for all but tiny values."""
     return f"{value:.3g}" if value >= 1e-4 else f"{value:.1e}"
 
 
-def _beside(tokens: Sequence[str], control: float) -> str:
-    """What stands beside a bar: as many words as fit, and a warning where control prompts wake the neuron too."""
+def _label(tokens: Sequence[str], control: float) -> str:
+    """Return the text next to a bar: as many words as fit, and a warning if control prompts activate the neuron too."""
     words, left = [], 34
     for token in tokens:
         if len(token) > left:
@@ -147,8 +146,11 @@ def _beside(tokens: Sequence[str], control: float) -> str:
 
 
 def histograms(sides: Mapping[str, tuple[Tensor, Tensor]], title: str = "", bins: int = 24) -> Figure:
-    """SAEmnesia's activation histograms: by concept, a neuron's activity `[P]` in samples that show it and `[Q]` in
-    others, each as a share of its side. Raises ExciseError without matplotlib or where there is no concept."""
+    """Draw SAEmnesia's activation histograms, one for each concept.
+
+    `sides` holds a neuron's activity `[P]` in samples that show the concept and `[Q]` in others; each histogram is
+    normalised by its side. Raises ExciseError without matplotlib or without a concept.
+    """
     if not sides:
         raise ExciseError("there is no concept to draw histograms of; name some")
     rows = -(-len(sides) // 3)
@@ -172,9 +174,9 @@ def histograms(sides: Mapping[str, tuple[Tensor, Tensor]], title: str = "", bins
 
 
 def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], across: str, title: str = "") -> Figure:
-    """Side by side a panel for each quantity, in per cent: a line of points (x, share) for each method.
+    """Draw a panel for each quantity, in per cent, with a line of points (x, share) for each method.
 
-    Raises ExciseError without matplotlib or where there is nothing to draw.
+    Raises ExciseError without matplotlib or if there is nothing to draw.
     """
     if not any(panels.values()):
         raise ExciseError("there is no curve to draw; measure something first")
@@ -193,10 +195,9 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], ac
 
 
 def front(points: Mapping[str, tuple[float, float]], across: str, up: str, title: str = "") -> Figure:
-    """Named points (x, y), both shares and the more the better, in per cent; a line joins those that no other one beats
-    in both (the Pareto front).
+    """Draw named points (x, y), both shares in per cent, larger being better, and a line through the Pareto front.
 
-    Raises ExciseError without matplotlib or where there is nothing to draw.
+    Raises ExciseError without matplotlib or if there is nothing to draw.
     """
     if not points:
         raise ExciseError("there is no point to draw; measure something first")
@@ -217,38 +218,38 @@ def front(points: Mapping[str, tuple[float, float]], across: str, up: str, title
 
 
 def _name(axes: Axes, points: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
-    """Write each point's name where it covers no point and no other name; a thin line leads to one that is far off.
+    """Write each point's name where it covers no point and no other name; a thin line leads to a distant one.
 
-    The axes must be as they stay.
+    The axes' limits must be final.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 
     figure: Any = axes.figure
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
-    figure.draw_without_rendering()  # so that everything has its place
+    figure.draw_without_rendering()  # so that everything has its position
     room, unit = axes.get_window_extent(renderer), figure.dpi / 72
     places = axes.transData.transform(list(points.values()))
     taken = [Bbox.from_bounds(x - 3 * unit, y - 3 * unit, 6 * unit, 6 * unit) for x, y in places]
     for (name, at), (x, y) in zip(points.items(), places, strict=True):
-        said = axes.annotate(name, at, (0, 0), textcoords="offset points", va="bottom", fontsize=7, color=colours[name])
-        said.set_in_layout(False)
-        own = said.get_window_extent(renderer)
+        text = axes.annotate(name, at, (0, 0), textcoords="offset points", va="bottom", fontsize=7, color=colours[name])
+        text.set_in_layout(False)
+        own = text.get_window_extent(renderer)
         for far, turn in itertools.product(_FAR, _TURNS):
-            # The middle of the name lies in that direction, and the nearest edge so far off.
+            # The label's centre lies in that direction, with its nearest edge at that distance.
             across, up = (far * unit + own.width / 2) * math.cos(turn), (far * unit + own.height / 2) * math.sin(turn)
             box = Bbox.from_bounds(x + across - own.width / 2, y + up - own.height / 2, own.width, own.height)
             inside = room.x0 < box.x0 and box.x1 < room.x1 and room.y0 < box.y0 and box.y1 < room.y1
             if inside and not any(box.overlaps(other) for other in taken):
                 break
-        said.set_position(((box.x0 - x) / unit, (box.y0 - y) / unit))
+        text.set_position(((box.x0 - x) / unit, (box.y0 - y) / unit))
         if far > _FAR[1]:
             axes.annotate("", at, (across / unit, up / unit), textcoords="offset points", arrowprops=_LEADER, zorder=0)
         taken.append(box)
 
 
 def unbeaten(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Names of the points of which no other one is at least as good in both and better in one."""
+    """Return the names of the points on the Pareto front: no other is at least as good in both and better in one."""
     return [
         name
         for name, (x, y) in points.items()
@@ -257,7 +258,7 @@ def unbeaten(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def render(figure: Figure, form: str = "svg") -> bytes:
-    """A figure as svg, png or pdf bytes; the same figure gives the same bytes."""
+    """Render a figure as svg, png or pdf bytes; the same figure gives the same bytes."""
     import matplotlib
 
     out = io.BytesIO()
@@ -267,7 +268,7 @@ def render(figure: Figure, form: str = "svg") -> bytes:
 
 
 def ending(path: Path) -> str:
-    """What `save` would write there: "svg", "png" or "pdf". Raises ExciseError for another ending."""
+    """Return the format that `save` would write: "svg", "png" or "pdf". Raises ExciseError for another ending."""
     form = path.suffix.lower()[1:]
     if form not in UNDATED:
         raise ExciseError(f"cannot draw to '{path.name}': the name must end in .svg, .png or .pdf")
@@ -275,7 +276,7 @@ def ending(path: Path) -> str:
 
 
 def save(figure: Figure, path: Path | str) -> None:
-    """Write a figure as .svg, .png or .pdf. Raises ExciseError for another ending or where the disk refuses."""
+    """Write a figure as .svg, .png or .pdf. Raises ExciseError for another ending or if the disk refuses."""
     path = Path(path)
     write_atomic(path, render(figure, ending(path)))
 

@@ -1,4 +1,4 @@
-"""What a few neurons know of a concept: sparse probing, and targeted probe perturbation.
+"""What a few neurons encode of a concept: sparse probing, and targeted probe perturbation.
 
 Both as in SAEBench (Karvonen et al. 2025). Neither needs a picture. N prompts, half of them with the concept; m
 neurons; d the width of the states.
@@ -16,12 +16,12 @@ from torch import Tensor
 from excise.errors import ExciseError
 
 RIDGE = 1e-2
-"""Weight of a probe's squared coefficients, over features scaled to unit variance, so that it has an optimum even where
+"""Weight of a probe's squared coefficients, over features scaled to unit variance, so that it has an optimum even if
 the sides are separable."""
 
 
 class Probe(NamedTuple):
-    """A logistic regression: says "with the concept" where (x - mean) / scale · weight + bias > 0."""
+    """Logistic regression: predicts "with the concept" if (x - mean) / scale · weight + bias > 0."""
 
     mean: Tensor
     scale: Tensor
@@ -29,15 +29,15 @@ class Probe(NamedTuple):
     bias: Tensor
 
     def accuracy(self, x: Tensor, present: Tensor) -> float:
-        """Share of `x` `[N, f]` that it tells rightly; `present` `[N]` bool."""
+        """Return the share of `x` `[N, f]` that it classifies correctly; `present` `[N]` bool."""
         logits = (x.double() - self.mean) / self.scale @ self.weight + self.bias
         return float(((logits > 0) == present).double().mean())
 
 
 def probe(x: Tensor, present: Tensor, steps: int = 50) -> Probe:
-    """Fitted to `x` `[N, f]` by Newton's method: mean log loss + RIDGE / 2 |weight|², features standardised.
+    """Fit a probe to `x` `[N, f]` by Newton's method: mean log loss + RIDGE / 2 |weight|², features standardised.
 
-    Raises ExciseError where one side is missing.
+    Raises ExciseError if one side is missing.
     """
     y = present.double()
     if len(y) == 0 or not 0 < float(y.mean()) < 1:
@@ -60,14 +60,15 @@ def probe(x: Tensor, present: Tensor, steps: int = 50) -> Probe:
 
 
 def most_different(z: Tensor, present: Tensor, k: int) -> Tensor:
-    """The k neurons of `z` `[N, m]` whose means with and without the concept differ most, |μ₊ - μ₋|."""
+    """Return the k neurons of `z` `[N, m]` whose means with and without the concept differ most, |μ₊ - μ₋|."""
     return (z[present].double().mean(0) - z[~present].double().mean(0)).abs().topk(min(k, z.shape[1])).indices
 
 
 def sparse_probing(z: Tensor, present: Tensor, fold: Tensor, k: int = 1) -> float:
-    """Accuracy of a probe on the k neurons that differ most, neurons and probe chosen without the fold it is asked on.
+    """Return the cross-validated accuracy of a probe on the k neurons that differ most.
 
-    z: `[N, m]` activations of the prompts; fold: `[N]` which fold each is in. Raises ExciseError as `probe`.
+    Neurons and probe are chosen without the fold that is tested. `z`: `[N, m]` activations of the prompts; `fold`:
+    `[N]`, each prompt's fold. Raises ExciseError as `probe`.
     """
     right = 0.0
     for f in torch.unique(fold).tolist():
@@ -80,8 +81,14 @@ def sparse_probing(z: Tensor, present: Tensor, fold: Tensor, k: int = 1) -> floa
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """A concept's prompts, mean over each one's scored tokens: states x `[N, d]`, codes z `[N, m]`, present `[N]` bool;
-    fold `[N]`: fold 0 is what probes are asked on, the others are what they are fitted to."""
+    """A concept's prompts, as means over each one's scored tokens.
+
+    Attributes:
+        x: States `[N, d]`.
+        z: Codes `[N, m]`.
+        present: `[N]` bool.
+        fold: `[N]`; probes are tested on fold 0 and fitted to the others.
+    """
 
     x: Tensor
     z: Tensor
@@ -94,23 +101,24 @@ class Perturbation:
     """Targeted probe perturbation of one concept."""
 
     target: float
-    """What its own probe loses in accuracy when its neurons are taken out."""
+    """Accuracy that its own probe loses when its neurons are removed."""
     others: float
-    """What the other concepts' probes lose by that, their mean."""
+    """Accuracy that the other concepts' probes then lose, on average."""
 
     @property
     def value(self) -> float:
-        """target - others: 1 would be a probe brought from right to wrong with no other touched; a half is chance."""
+        """target - others. At 1 a probe went from right to wrong with the others untouched; a half is chance level."""
         return self.target - self.others
 
 
 def perturbation(concepts: Sequence[Prompts], decoder: Tensor, n: int = 1) -> list[Perturbation]:
-    """Of each concept: mean_c of `value` is SAEBench's TPP, (A_cc⁰ - A_cc) - mean_{j≠c} (A_jc⁰ - A_jc).
+    """Return each concept's perturbation; the mean of `value` is SAEBench's TPP.
 
-    A_jc is the accuracy of a linear probe for concept j on j's prompts, from whose states the n neurons that differ
-    most for c are taken out, x - Σ z_i W_dec,i, the SAE's error kept. decoder: W_dec `[m, d]`. The mean over a prompt's
-    tokens stands for it, which is linear, so that taking out of the mean is the mean of taking out. Raises ExciseError
-    for fewer than 2 concepts.
+    TPP = mean_c [(A_cc⁰ - A_cc) - mean_{j≠c} (A_jc⁰ - A_jc)].
+    A_jc is the accuracy of a linear probe for concept j on j's prompts, after removing the n neurons that differ most
+    for c from the states, x - Σ z_i W_dec,i, with the SAE's error kept. Prompts are represented by the mean over their
+    tokens: removal is linear, so it commutes with the mean. `decoder`: W_dec `[m, d]`. Raises ExciseError for fewer
+    than 2 concepts.
     """
     if len(concepts) < 2:
         raise ExciseError("targeted probe perturbation needs 2 concepts or more: one to erase, others to spare")

@@ -12,7 +12,7 @@ from excise.errors import ExciseError
 
 
 class PromptCodes(NamedTuple):
-    """TopK codes of P prompts of T tokens, k codes a token.
+    """TopK codes of P prompts of T tokens, k codes per token.
 
     values [P,T,k] >= 0, indices [P,T,k] in 0..m-1 (distinct within a token), scored [P,T] bool: the token positions
     that count, by default all but BOS and padding. m: the SAE's width.
@@ -24,7 +24,7 @@ class PromptCodes(NamedTuple):
     m: int
 
     def rows(self, rows: Tensor) -> PromptCodes:
-        """The codes of some prompts only; rows [R] are prompt numbers or [P] a mask."""
+        """Return the codes of some prompts; rows [R] are prompt indices or [P] a mask."""
         return PromptCodes(self.values[rows], self.indices[rows], self.scored[rows], self.m)
 
 
@@ -37,7 +37,7 @@ class Score(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What a score gives: `rank_by` [m] orders the neurons, `kept` [m] bool are eligible; both sides beside it."""
+    """Result of a score: `rank_by` [m] orders the neurons, `kept` [m] bool are eligible; plus both sides' scores."""
 
     rank_by: Tensor
     kept: Tensor
@@ -46,24 +46,24 @@ class Scored(NamedTuple):
 
 
 def modulated_frequency(values: Tensor, indices: Tensor, mask: Tensor, m: int) -> Score:
-    """Modulated frequency score (SNCE eqs. 4-5) of codes values, indices [P,T,k], pooled over the tokens in mask [P,T].
+    """Return the modulated frequency score (SNCE eqs. 4-5), pooled over the tokens in `mask` [P,T].
 
-    Z_norm: each token's code vector over the m neurons divided by its L2 norm (a token without a code stays zero).
-    f_i = sum_j 1[Z_norm[i,j] > 0], s_i = f_i * (1/N) sum_j Z_norm[i,j], j over the N tokens in the mask.
-    Raises ExciseError where no token is scored, ValueError for shapes that do not fit.
+    `values` and `indices` [P,T,k] are codes. Z_norm: each token's code vector over the m neurons divided by its L2 norm
+    (a token without a code stays zero). f_i = sum_j 1[Z_norm[i,j] > 0], s_i = f_i * (1/N) sum_j Z_norm[i,j], j over the
+    N tokens in the mask. Raises ExciseError if no token is scored, ValueError for shapes that do not match.
     """
     per_prompt = _per_prompt(values, indices, mask, m)
     n = mask.sum()
     if n == 0:
-        raise ExciseError("no token is scored: the prompts are empty, or the mask leaves nothing of them")
+        raise ExciseError("no token is scored: the prompts are empty, or the mask excludes all of them")
     f, total = per_prompt.counts.sum(0), per_prompt.sums.sum(0)
     return Score(f * total / n, f, total / n)
 
 
 def modulated_frequency_per_prompt(values: Tensor, indices: Tensor, mask: Tensor, m: int) -> Score:
-    """Eqs. 4-5 for each prompt by itself, N being its own scored tokens: a Score of [P,m] tensors.
+    """Return eqs. 4-5 for each prompt separately, N being its own scored tokens: a Score of [P,m] tensors.
 
-    A prompt without a scored token scores zero. Raises ValueError for shapes that do not fit.
+    A prompt without a scored token scores zero. Raises ValueError for shapes that do not match.
     """
     per_prompt = _per_prompt(values, indices, mask, m)
     mean = per_prompt.sums / mask.sum(1, keepdim=True).clamp(min=1)
@@ -71,7 +71,7 @@ def modulated_frequency_per_prompt(values: Tensor, indices: Tensor, mask: Tensor
 
 
 def snce(concept: PromptCodes, deconcept: PromptCodes, tolerance: float = 0.0) -> Scored:
-    """SNCE (eqs. 4-7), pooled over pairs: s^c_i, over neurons with s^c_i > 0 and s^d_i <= tolerance * s^c_i.
+    """Score as SNCE (eqs. 4-7), pooled over pairs: s^c_i, for neurons with s^c_i > 0 and s^d_i <= tolerance * s^c_i.
 
     Eq. 6 is tolerance 0. The tolerance is relative because a pooled s grows with the number of prompts.
     """
@@ -80,10 +80,10 @@ def snce(concept: PromptCodes, deconcept: PromptCodes, tolerance: float = 0.0) -
 
 
 def snce_per_pair(concept: PromptCodes, deconcept: PromptCodes, tolerance: float = 0.0) -> Scored:
-    """SNCE (eqs. 4-7) in the other reading, pair by pair: the mean over pairs of s^c_i where eq. 6 holds in that pair.
+    """Score as SNCE (eqs. 4-7) read pair by pair: the mean over pairs of s^c_i where eq. 6 holds in that pair.
 
-    A neuron that one deconcept prompt wakes loses that pair, not its place. The Scores are means over pairs (f: sums).
-    Raises ExciseError where the two sides differ in number.
+    A neuron that fires on one deconcept prompt loses that pair, not its eligibility. The Scores are means over pairs
+    (f: sums). Raises ExciseError if the two sides differ in number.
     """
     if len(concept.values) != len(deconcept.values):
         raise ExciseError(
@@ -96,7 +96,7 @@ def snce_per_pair(concept: PromptCodes, deconcept: PromptCodes, tolerance: float
 
 
 def mean_difference(concept: PromptCodes, deconcept: PromptCodes, tolerance: float = 0.0) -> Scored:
-    """The plain baseline: difference of the mean code over scored tokens, mu^c_i - mu^d_i, where it is positive.
+    """Score by the simple baseline: difference of the mean code over scored tokens, mu^c_i - mu^d_i, if positive.
 
     Codes are not normalised and nothing is filtered by eq. 6: `tolerance` has no effect. The Scores are SNCE's.
     """

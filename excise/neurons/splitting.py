@@ -1,4 +1,4 @@
-"""How a concept is split over neurons: whose its top neuron is, over how many it is spread, and how monosemantic it is.
+"""Splitting of concepts over neurons: whether their top neurons are unique, how many share them, how monosemantic.
 
 Shapes: N samples, m neurons, C concepts.
 """
@@ -15,15 +15,15 @@ from excise.errors import ExciseError, MissingExtra
 
 
 def own_top(scores: Tensor) -> Tensor:
-    """`[C]` bool: whether a concept's highest-scoring neuron, of `scores` `[C, m]`, is no other concept's too."""
+    """Return `[C]` bool: whether a concept's highest-scoring neuron, by `scores` `[C, m]`, is unique to it."""
     top = scores.argmax(1)
     return (top[:, None] == top).sum(1) == 1
 
 
 def effective_neurons(scores: Tensor) -> Tensor:
-    """`[C]`: exp of the entropy of a concept's positive scores as shares, `scores` `[C, m]`.
+    """Return `[C]`: exp of the entropy of a concept's positive scores as shares, from `scores` `[C, m]`.
 
-    1 where one neuron has it all, k where k share it alike; nan where no score is positive.
+    1 if one neuron has everything, k if k neurons share it equally; nan if no score is positive.
     """
     positive = scores.double().clamp(min=0)
     shares = positive / positive.sum(1, keepdim=True)
@@ -32,22 +32,31 @@ def effective_neurons(scores: Tensor) -> Tensor:
 
 
 class Monosemanticity(NamedTuple):
-    """Härle et al. 2025, of one concept."""
+    """Feature monosemanticity score of one concept (Härle et al. 2025)."""
 
     capacity: float
-    """acc_0: how well the best single neuron tells samples with the concept from those without."""
+    """acc_0: how well the best single neuron separates samples with the concept from those without."""
     local: float
-    """2 (acc_0 - acc_p): what is lost when the best p neurons are taken away."""
+    """2 (acc_0 - acc_p): the loss when the best p neurons are removed."""
     overall: float
     """FMS@p = acc_0 (local + global) / 2, global = 1 - A(n)/n, A(n) = Σ_i (acc_i - acc_0) over n more neurons."""
 
 
 def monosemanticity(codes: Tensor, present: Tensor, p: int = 1, n: int = 5, seed: int = 0) -> Monosemanticity:
-    """FMS@p of a concept, from codes `[N, m]` of samples and whether each has it `[N]`, by Gini decision trees.
+    """Return FMS@p of a concept, by Gini decision trees.
 
-    As many samples of either side are taken, so that chance is one half. acc_p is the best single neuron's accuracy
-    without the p that were best before it; acc_i that of a tree i splits deep. Raises ExciseError where a side is
-    empty, or without scikit-learn.
+    Both sides are subsampled to equal size, so that chance is one half. acc_p is the best single neuron's accuracy
+    after the p best ones were removed, acc_i that of a tree with i further splits.
+
+    Args:
+        codes: Codes `[N, m]` of samples.
+        present: `[N]` bool, whether each shows the concept.
+        p: Number of neurons to remove.
+        n: Number of deeper trees.
+        seed: Seed of the subsampling.
+
+    Raises:
+        ExciseError: if a side is empty, or without scikit-learn.
     """
     rng = np.random.default_rng(seed)
     sides = [np.flatnonzero(present.numpy() == side) for side in (True, False)]
@@ -67,7 +76,7 @@ def monosemanticity(codes: Tensor, present: Tensor, p: int = 1, n: int = 5, seed
 
 
 def _tree(x: Any, y: Any, depth: int) -> tuple[float, int]:
-    """Accuracy of a Gini tree on what it was fitted to, and the neuron at its root."""
+    """Return the training accuracy of a Gini tree, and the neuron at its root."""
     try:
         from sklearn.tree import DecisionTreeClassifier
     except ImportError as error:

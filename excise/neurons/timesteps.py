@@ -13,24 +13,24 @@ from torch import Tensor
 from excise.errors import ExciseError, InvalidSetting
 
 DELTA = 1e-8
-"""Keeps the shares finite where no neuron fires at all."""
+"""Keeps the shares finite if no neuron fires at all."""
 
 
 class Means:
-    """Running means of sparse codes by step, summed in float64: nothing but `[S, m]` is held."""
+    """Running means of sparse codes by step, summed in float64, in memory of `[S, m]`."""
 
     def __init__(self, steps: int, m: int) -> None:
         self._sums = torch.zeros(steps, m, dtype=torch.float64)
         self._patches = torch.zeros(steps, dtype=torch.float64)
 
     def add(self, step: int, values: Tensor, indices: Tensor) -> None:
-        """Codes `[..., k]` of patches at a step: their values and the neurons these belong to."""
+        """Add codes `[..., k]` of patches at a step: their values and the neurons that they belong to."""
         self._sums[step].index_add_(0, indices.flatten().cpu(), values.detach().flatten().double().cpu())
         self._patches[step] += values[..., 0].numel()
 
     @property
     def means(self) -> Tensor:
-        """`[S, m]` float64. Raises ExciseError where a step had no patch."""
+        """`[S, m]` float64. Raises ExciseError if a step has no patch."""
         if not bool((self._patches > 0).all()):
             missing = int((self._patches == 0).nonzero()[0, 0])
             raise ExciseError(f"step {missing} has no features; capture every step that is scored")
@@ -38,7 +38,7 @@ class Means:
 
 
 def score(own: Tensor, others: Tensor) -> Tensor:
-    """s_i(t, c) = μ_i(t, D_c) / (Σ_j μ_j(t, D_c) + δ) - μ_i(t, D_¬c) / (Σ_j μ_j(t, D_¬c) + δ), `[S, m]`.
+    """Return s_i(t, c) = μ_i(t, D_c) / (Σ_j μ_j(t, D_c) + δ) - μ_i(t, D_¬c) / (Σ_j μ_j(t, D_¬c) + δ), `[S, m]`.
 
     `own` and `others` are the means over prompts with the concept and over those without it.
     """
@@ -46,9 +46,9 @@ def score(own: Tensor, others: Tensor) -> Tensor:
 
 
 def select(scores: Tensor, percentile: float) -> Tensor:
-    """`[S, m]` bool: at each step the neurons whose score lies above that percentile of its scores.
+    """Return `[S, m]` bool: at each step, the neurons whose score lies above that percentile of its scores.
 
-    99.999 leaves one of 20,480. Raises ExciseError where the percentile is none, or so high that it leaves nothing.
+    99.999 leaves one of 20,480. Raises ExciseError if the percentile is out of range, or too high to leave any.
     """
     if not 0 <= percentile < 100:
         raise InvalidSetting(f"percentile is {percentile}; it lies from 0 up to, but not at, 100")
@@ -61,9 +61,10 @@ def select(scores: Tensor, percentile: float) -> Tensor:
 
 
 def assign(scores: Iterable[Tensor]) -> list[int]:
-    """One neuron a concept: greedy, in the concepts' order, each the neuron with its highest score not yet taken.
+    """Assign one neuron to each concept: greedily, in the concepts' order, the highest-scoring one still free.
 
-    `scores` are one `[m]` a concept, averaged over the steps. Raises ExciseError for more concepts than neurons.
+    `scores` holds one `[m]` for each concept, averaged over the steps. Raises ExciseError for more concepts than
+    neurons.
     """
     taken: list[int] = []
     for own in scores:

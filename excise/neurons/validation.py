@@ -1,4 +1,4 @@
-"""Does a neuron really carry the concept? Held-out AUROC, a permutation null, controls, and the tokens it fires on."""
+"""Validation of a concept's neurons: held-out AUROC, a permutation null, controls, and the tokens they fire on."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from excise.neurons.identification import Ranking, identify
 from excise.neurons.scores import PromptCodes
 
 STRUCTURAL_SHARE = 0.05
-"""Above this share of controls a neuron counts as structural: erasing it would change more images than may change."""
+"""Share of controls above which a neuron counts as structural: erasing it would change too many other images."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """One neuron, examined.
+    """Validation of one neuron.
 
-    auroc: concept against deconcept prompts of held-out templates, over the folds in which the other folds alone put
-    the neuron among the first; None where that never happened. selected: share of folds in which it did.
-    p_value: chance, were concept and deconcept sides alike, that the *best of all m neurons* separates them as well as
-    this one does (over all folds). auroc_controls: concept prompts against controls; control_share: share of controls
-    on which it fires at all, or, where an eraser's threshold is known, on which that eraser would act (both None
-    without controls); structural: that share is above `STRUCTURAL_SHARE`.
+    Attributes:
+        auroc: Concept against deconcept prompts of held-out templates, over the folds in which the other folds alone
+            rank the neuron among the first; None if that never happened.
+        selected: Share of folds in which it did.
+        p_value: Probability, if concept and deconcept sides did not differ, that the *best of all m neurons* separates
+            them as well as this one does (over all folds).
+        auroc_controls: Concept prompts against controls; None without controls.
+        control_share: Share of controls on which it fires at all, or, if an eraser's threshold is known, on which that
+            eraser would act; None without controls.
+        structural: Whether `control_share` is above `STRUCTURAL_SHARE`.
     """
 
     index: int
@@ -43,7 +47,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class TokenUse:
-    """A token and the codes of one neuron at it: how often it fires, and the largest and mean code where it does."""
+    """One neuron's codes at a token: how often it fires, and its largest and mean code there."""
 
     token: str
     count: int
@@ -52,16 +56,17 @@ class TokenUse:
 
 
 def activations(codes: PromptCodes) -> Tensor:
-    """[P,m] largest code of each neuron over a prompt's scored tokens (0 where it is silent), float32."""
+    """Return [P,m] largest code of each neuron over a prompt's scored tokens (0 if it is silent), float32."""
     values = torch.where(codes.scored[..., None], codes.values.float(), 0.0)
     out = torch.zeros(len(values), codes.m, device=values.device)
     return out.scatter_reduce(1, codes.indices.flatten(1).long(), values.flatten(1), "amax")
 
 
 def auroc(positive: Tensor, negative: Tensor) -> Tensor:
-    """AUROC [m] of positive [A,m] against negative [B,m]: the share of couples in order, ties half (Mann-Whitney U/AB).
+    """Return AUROC [m] of positive [A,m] against negative [B,m].
 
-    Raises ExciseError where a side is empty.
+    It is the share of (positive, negative) combinations in the right order, ties counting half (Mann-Whitney U/AB).
+    Raises ExciseError if a side is empty.
     """
     if not len(positive) or not len(negative):
         raise ExciseError("an AUROC needs prompts on both sides; give concept and deconcept (or control) prompts")
@@ -69,10 +74,10 @@ def auroc(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def folds(templates: Sequence[str], n: int = 5, seed: int = 0) -> Tensor:
-    """[P] fold numbers such that pairs of one template share a fold; a pair with template "" stands alone.
+    """Return [P] fold numbers such that pairs of one template share a fold; a pair with template "" stands alone.
 
-    Folds are filled from the largest template down, so that they are near in size; with fewer templates than n there
-    are fewer folds. Raises ExciseError where all pairs have one template.
+    Folds are filled from the largest template down, so that their sizes are similar; with fewer templates than n there
+    are fewer folds. Raises ExciseError if all pairs have one template.
     """
     keys = [t or f"\0{i}" for i, t in enumerate(templates)]
     sizes = {key: keys.count(key) for key in keys}
@@ -100,10 +105,26 @@ def validate(
     permutations: int = 1000,
     seed: int = 0,
 ) -> tuple[Validation, ...]:
-    """Examine the first `top` neurons of a ranking of the same P pairs, whose `templates` [P] divide the folds.
+    """Validate the first `top` neurons of a ranking of P pairs.
 
-    `groups` [P] names pairs that are no independent draws, such as those that share a concept prompt (pass the concept
-    prompts): the permutation null exchanges their sides together. Raises ExciseError where these differ in number.
+    Args:
+        concept: Codes of the concept prompts.
+        deconcept: Codes of the deconcept prompts.
+        templates: [P], each pair's template; they divide the folds.
+        ranking: Ranking of the same pairs.
+        controls: Codes of control prompts.
+        groups: [P], names of groups of pairs that are not independent, such as those that share a concept prompt (pass
+            the concept prompts). The permutation null exchanges the sides of a group together.
+        top: How many neurons to validate.
+        n_folds: Number of folds.
+        permutations: Number of permutations of the null distribution.
+        seed: Seed of folds and permutations.
+
+    Returns:
+        A Validation for each neuron.
+
+    Raises:
+        ExciseError: if the numbers of prompts, templates and groups differ.
     """
     names = list(range(len(templates))) if groups is None else list(groups)
     if not len(concept.values) == len(deconcept.values) == len(templates) == len(names):
@@ -130,10 +151,10 @@ def validate(
 def permutation_null(
     concept: Tensor, deconcept: Tensor, fold: Tensor, groups: Sequence[object], n: int, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """(AUROC [m] of activations concept, deconcept [P,m]; its null [n]), couples taken within folds only.
+    """Return the AUROC [m] of activations `concept` and `deconcept` [P,m], within folds only, and its null [n].
 
-    Null: the sides of each pair change places at random, those of one group together, and the largest AUROC of all m
-    neurons is noted (max statistic, Westfall and Young 1993: the p value allows for the search through m neurons).
+    Null: the sides of each pair are exchanged at random, those of one group together, and the largest AUROC of all m
+    neurons is recorded (max statistic, Westfall and Young 1993: the p value allows for the search through m neurons).
     """
     order = {g: i for i, g in enumerate(dict.fromkeys(groups))}
     group = torch.tensor([order[g] for g in groups])
@@ -152,7 +173,7 @@ def permutation_null(
 
 
 class _HeldOut:
-    """Held-out AUROC and share of folds selected, for one neuron at a time."""
+    """Held-out AUROC and share of folds in which it was selected, for one neuron at a time."""
 
     def __init__(self, n_folds: int) -> None:
         self.n_folds = n_folds
@@ -186,7 +207,7 @@ def _held_out(
 
 
 def top_tokens(codes: PromptCodes, tokens: Sequence[Sequence[str]], neuron: int, n: int = 10) -> tuple[TokenUse, ...]:
-    """The n tokens at which a neuron's codes are largest, scored positions only; tokens [P][T] are the words there.
+    """Return the n tokens at which a neuron's codes are largest, scored positions only; tokens [P][T] are the words.
 
     In a causal encoder a neuron also fires at what follows its word: read the list as "at or after".
     """
@@ -199,7 +220,7 @@ def top_tokens(codes: PromptCodes, tokens: Sequence[Sequence[str]], neuron: int,
 
 
 def _ranks(x: Tensor) -> Tensor:
-    """[N,m] ranks from 1 within each column, ties at their mean rank, float64."""
+    """Return [N,m] ranks from 1 within each column, ties at their mean rank, float64."""
     ordered = x.sort(dim=0).values.T.contiguous()
     columns = x.T.contiguous()
     below = torch.searchsorted(ordered, columns, right=False)

@@ -1,7 +1,7 @@
-"""Which words a neuron answers: what sets it off in each prompt, and how many words that amounts to.
+"""Words that a neuron fires for: what triggers it in each prompt, and how many different words there are.
 
-A word is one or more tokens; what sets a neuron off in a prompt is the word of the first token at which its code
-reaches half of its largest there. In a causal encoder a neuron goes on firing behind its word, which this leaves out.
+A word is one or more tokens. A neuron's trigger in a prompt is the word of the first token at which its code reaches
+half of its largest there. In a causal encoder a neuron keeps firing after its word, which this leaves out.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from excise.neurons.context import Context
 
 ONSET = 0.5
-"""What sets a neuron off is the first token with at least this share of its largest code in the prompt."""
+"""A neuron's trigger is the first token with at least this share of its largest code in the prompt."""
 TOP_WORDS = 10
-"""How many of the words that a neuron answers most are asked whether they are one meaning."""
+"""Number of words, those with the largest responses, that count for whether a neuron has one meaning."""
 
 CONCEPT = "⟨concept⟩"
-"""Stands for every mention among the words that set a neuron off."""
+"""Stands for every mention among a neuron's triggers."""
 FUNCTION_WORDS = frozenset((
     "a", "an", "the", "and", "or", "but", "nor", "so", "yet", "if", "as", "than", "that", "of", "in", "on",
     "at", "by", "for", "from", "to", "into", "onto", "upon", "with", "without", "within", "over", "under",
-    "above", "below", "beside", "besides", "between", "among", "behind", "before", "after", "against", "along",
+    "above", "below", "beside", "besides", "between", "among",  # words: ok
+    "behind", "before", "after", "against", "along",
     "around", "across", "through", "near", "next", "off", "up", "down", "out", "inside", "outside", "is", "are",
     "be", "was", "were", "there", "this", "these", "it", "its",
 ))  # fmt: skip
@@ -32,8 +33,10 @@ FUNCTION_WORDS = frozenset((
 
 @dataclass(frozen=True)
 class Use:
-    """A word and a neuron: in how many prompts it stands, in how many of these it sets the neuron off, and the mean
-    over all of these of the largest code that it sets off (0 where it does not)."""
+    """A word and a neuron: prompts with the word, those in which it triggers the neuron, and the mean response.
+
+    The response in a prompt is the largest code that the word triggers, 0 if it does not.
+    """
 
     word: str
     prompts: int
@@ -42,9 +45,9 @@ class Use:
 
 
 def words(tokens: Sequence[str]) -> list[str]:
-    """`[T]` the word that each token belongs to, in lower case; `tokens` are as `Context` has them.
+    """Return, for each token `[T]`, the word that it belongs to, in lower case; `tokens` are as in `Context`.
 
-    A mark of punctuation is a word of its own, and so is what is no text, such as an end of text.
+    A punctuation mark is a word of its own, and so is a special token, such as an end of text.
     """
     groups: list[list[str]] = []
     for n, token in enumerate(tokens):
@@ -56,7 +59,7 @@ def words(tokens: Sequence[str]) -> list[str]:
 
 
 def trigger(context: Context) -> str | None:
-    """The word that sets the neuron off; None in a prompt where it is silent."""
+    """Return the word that triggers the neuron; None in a prompt where it is silent."""
     if context.peak <= 0:
         return None
     first = next(n for n, code in enumerate(context.codes) if code >= ONSET * context.peak)
@@ -64,23 +67,23 @@ def trigger(context: Context) -> str | None:
 
 
 def own_words(mentions: Iterable[str]) -> frozenset[str]:
-    """Every word of the mentions, and with an s behind it, in lower case."""
+    """Return every word of the mentions, and its plural, in lower case."""
     plain = {word for mention in mentions for word in mention.lower().split()}
     return frozenset(plain | {f"{word}{end}" for word in plain for end in ("s", "es")})
 
 
 def occurrences(prompts: Iterable[Sequence[str]], own: frozenset[str] = frozenset()) -> Counter[str]:
-    """In how many of the prompts, given as tokens, each word stands; those in `own` count as `CONCEPT`."""
+    """Count the prompts, given as tokens, in which each word occurs; those in `own` count as `CONCEPT`."""
     return Counter(
         word for tokens in prompts for word in {CONCEPT if w in own else w for w in words(tokens)} if word.strip()
     )
 
 
 def uses(contexts: Iterable[Context], standing: Counter[str], own: frozenset[str] = frozenset()) -> list[Use]:
-    """What sets a neuron off in the `contexts` in which it fires, by falling response, then by word.
+    """Return the words that trigger a neuron in the `contexts` where it fires, by falling response, then by word.
 
-    standing: `occurrences` over all prompts, those included in which it is silent. Words in `own` are one, `CONCEPT`;
-    so is there what is no text, as it stands behind a mention.
+    `standing` are the `occurrences` over all prompts, including those in which it is silent. Words in `own` count as
+    one, `CONCEPT`, and so do special tokens then, since they follow a mention.
     """
     peaks: dict[str, list[float]] = {}
     for context in contexts:
@@ -97,7 +100,7 @@ def uses(contexts: Iterable[Context], standing: Counter[str], own: frozenset[str
 
 
 def merged(parts: Iterable[Sequence[Use]], standing: Counter[str]) -> list[Use]:
-    """The uses of several groups of prompts as one, `standing` being `occurrences` over all of them."""
+    """Merge the uses of several groups of prompts; `standing` are the `occurrences` over all of them."""
     totals: dict[str, tuple[int, float]] = {}
     for use in (use for part in parts for use in part):
         fired, total = totals.get(use.word, (0, 0.0))
@@ -108,18 +111,21 @@ def merged(parts: Iterable[Sequence[Use]], standing: Counter[str]) -> list[Use]:
 
 
 def effective_words(found: Sequence[Use]) -> float:
-    """(Σr)² / Σr² over the responses r of the `TOP_WORDS` words answered most: 1 where it answers one word alone, n
-    where n alike; 0 where it answers none. Hill's number of order 2, so that many faint answers hardly count."""
+    """Return (Σr)² / Σr² over the responses r of the `TOP_WORDS` words with the largest ones.
+
+    1 if the neuron fires for one word alone, n if for n equally, 0 if for none. It is Hill's number of order 2, so that
+    many faint responses hardly count.
+    """
     responses = sorted((use.response for use in found), reverse=True)[:TOP_WORDS]
     squares = math.fsum(r * r for r in responses)
     return math.fsum(responses) ** 2 / squares if squares else 0.0
 
 
 def is_function_word(word: str) -> bool:
-    """Whether it holds a sentence together: an article, conjunction, preposition or the like, or punctuation."""
+    """Return whether a word only holds a sentence together: an article, conjunction, preposition, or punctuation."""
     return word in FUNCTION_WORDS or (bool(word) and not _is_word(word) and not word.startswith("⟨"))
 
 
 def _is_word(token: str) -> bool:
-    """Whether it is of letters or figures, and text at all."""
+    """Return whether a token has letters or digits, and is not a special one."""
     return not token.startswith("⟨") and any(letter.isalnum() for letter in token)

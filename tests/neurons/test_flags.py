@@ -82,7 +82,7 @@ def test_uses_are_means_over_all_prompts_with_the_word() -> None:
         assert use.prompts == len(with_it)
         assert use.fired == sum(code > 0 for code in set_off) + len(ends)
         assert use.response == pytest.approx((sum(set_off) + sum(ends)) / len(with_it))
-    assert END not in found, "with a concept it is the concept that is said"
+    assert END not in found, "with a concept, the end token counts as the concept"
     assert END in {
         use.word for use in uses((c for c in contexts if c.peak > 0), occurrences(c.tokens for c in contexts))
     }
@@ -114,7 +114,7 @@ def test_effective_words_counts_what_is_answered_alike() -> None:
 
 def test_own_words_and_function_words() -> None:
     assert {"ice", "cream", "creams", "gelato", "gelatos"} <= own_words(["Ice cream", "gelato"])
-    assert all(map(is_function_word, ("and", "a", "the", "on", "beside", ",", "…", "-")))
+    assert all(map(is_function_word, ("and", "a", "the", "on", "beside", ",", "…", "-")))  # words: ok
     assert not any(map(is_function_word, ("gun", "pastel", END, CONCEPT, "")))
 
 
@@ -138,7 +138,7 @@ def test_polysemantic_where_two_words_weigh_alike() -> None:
     assert flags.polysemantic("n", []) is None
     flag = flags.polysemantic("n", [Use(CONCEPT, 9, 9, 50.0), Use("umbrella", 9, 9, 50.0)])
     assert flag is not None and flag.severity == "red"
-    assert flag.evidence[0].startswith("n answers as if to 2.0 words alike: “⟨concept⟩” 50.0, “umbrella” 50.0")
+    assert flag.evidence[0].startswith("n fires as if for 2.0 words equally: “⟨concept⟩” 50.0, “umbrella” 50.0")
 
 
 def test_a_neighbour_splits_the_concept_by_both_shares() -> None:

@@ -1,4 +1,4 @@
-"""The neuron database: what is known of every neuron of one SAE, in one SQLite file."""
+"""The neuron database: what is known about every neuron of one SAE, in one SQLite file."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _TABLES = (
 
 
 class NeuronDatabase:
-    """What is known of the neurons of one SAE; use it as a context manager.
+    """Database of what is known about the neurons of one SAE; use it as a context manager.
 
-    Neurons that were silent on the corpus are not in it. Every change is written at once or not at all. All methods
-    raise ExciseError where the file is damaged, another program holds it, or the disk refuses.
+    It leaves out neurons that were silent on the corpus. Every change is atomic. All methods raise ExciseError if the
+    file is damaged, another program locks it, or the disk refuses.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection, provenance: Provenance) -> None:
@@ -47,14 +47,14 @@ class NeuronDatabase:
 
     @classmethod
     def create(cls, path: Path, provenance: Provenance) -> Self:
-        """A new, empty one. Raises ExciseError where there is such a file already."""
+        """Create an empty database. Raises ExciseError if the file exists."""
         if path.exists():
             raise ExciseError(f"{path} exists already; choose another name")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ExciseError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
-        with _told(path):
+        with _sqlite_errors(path):
             connection = sqlite3.connect(path)
             with connection:
                 connection.execute("BEGIN")
@@ -68,7 +68,7 @@ class NeuronDatabase:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """The one in a file. Raises ExciseError where there is none, or another kind of file."""
+        """Open a database file. Raises ExciseError if it does not exist, or is another kind of file."""
         if not path.is_file():
             raise NotFound(f"there is no neuron database {path}; make one with `excise neurons build --out {path}`")
         connection = None
@@ -83,7 +83,7 @@ class NeuronDatabase:
                 connection.close()
             if not isinstance(error, (sqlite3.Error, ValueError, KeyError, TypeError)):
                 raise
-            raise ExciseError(f"{path} is no neuron database, or damaged ({error}); build it again") from error
+            raise ExciseError(f"{path} is not a neuron database, or damaged ({error}); build it again") from error
 
     def __enter__(self) -> Self:
         return self
@@ -92,38 +92,38 @@ class NeuronDatabase:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._connection.close()
 
     def __len__(self) -> int:
-        """How many neurons are in it."""
+        """Return the number of neurons in it."""
         return int(self._all("SELECT count(*) FROM neurons")[0][0])
 
     def indices(self) -> list[int]:
-        """Their numbers, rising."""
+        """Return the neurons' indices in rising order."""
         return [int(row[0]) for row in self._all("SELECT neuron FROM neurons ORDER BY neuron")]
 
     def neuron(self, index: int) -> Entry:
-        """What is known of one. Raises ExciseError for one that is not there."""
+        """Return one neuron's entry. Raises ExciseError if there is none."""
         found = self._entries([index])
         if not found:
             raise self._missing(index)
         return found[0]
 
     def entries(self) -> Iterator[Entry]:
-        """All, by number."""
+        """Yield all entries by index."""
         indices = self.indices()
         for start in range(0, len(indices), 256):
             yield from self._entries(indices[start : start + 256])
 
     def search(self, text: str, limit: int = 50) -> list[Entry]:
-        """Neurons with every word of `text` in explanation, tags, patterns, tokens or contexts, the best first.
+        """Return neurons with every word of `text` in explanation, tags, patterns, tokens or contexts, best first.
 
-        Words may be cut short at the end. A number also finds the neuron that has it.
+        Words also match as prefixes. A number also finds the neuron with that index.
         """
         if not text.strip() or limit < 1:
             return []
-        with _told(self.path):
+        with _sqlite_errors(self.path):
             found = text_index.find(self._connection, text, limit)
         if re.fullmatch(r"[0-9]{1,9}", text.strip()):
             found = list(dict.fromkeys([int(text), *found]))
@@ -131,7 +131,7 @@ class NeuronDatabase:
         return [known[index] for index in found if index in known][:limit]
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Write neurons; those that are there already stay as they are."""
+        """Add neurons; existing ones stay as they are."""
         with self._change():
             for entry in entries:
                 lists = (list(entry.histogram), entry.nearest, entry.near, entry.patterns)
@@ -152,51 +152,51 @@ class NeuronDatabase:
                 self._index(entry.index)
 
     def set_explanation(self, index: int, text: str, by: str, at: str | None = None) -> None:
-        """Say what a neuron answers to; `by` is who or what says so, `at` when (default: now)."""
-        said = Explanation(text, by, at or datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"))
+        """Set a neuron's explanation; `by` is its author, person or model, `at` its time (default: now)."""
+        made = Explanation(text, by, at or datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"))
         with self._change(index):
-            self._explain(index, said)
+            self._explain(index, made)
 
     def set_scores(self, index: int, scores: Mapping[str, Measured]) -> None:
-        """Write scores by name; others that are there stay. What is not finite is kept as None."""
+        """Set scores by name; others are kept. Values that are not finite become None."""
         with self._change(index):
             self._score(index, scores)
 
     def set_patterns(self, index: int, patterns: Sequence[Any]) -> None:
-        """Write the patterns it fires on, each a text or a json object with a `text`."""
+        """Set the patterns that it fires on, each a text or a json object with a `text`."""
         with self._change(index):
-            said = to_json(list(patterns), "a pattern")
-            self._connection.execute("UPDATE neurons SET patterns = ? WHERE neuron = ?", (said, index))
+            text = to_json(list(patterns), "a pattern")
+            self._connection.execute("UPDATE neurons SET patterns = ? WHERE neuron = ?", (text, index))
 
     def add_tag(self, index: int, tag: Tag) -> None:
-        """Say that it carries a concept; a tag of the same concept is replaced."""
+        """Tag a neuron with a concept; an existing tag of that concept is replaced."""
         with self._change(index):
             self._tag(index, tag)
 
     def remove_tags(self, concept: str) -> None:
-        """Take a concept's tag off every neuron."""
+        """Remove a concept's tag from every neuron."""
         for (index,) in self._all("SELECT neuron FROM tags WHERE concept = ?", (concept,)):
             with self._change(index):
                 self._connection.execute("DELETE FROM tags WHERE neuron = ? AND concept = ?", (index, concept))
 
     def export(self, path: Path) -> None:
-        """Everything as .jsonl, .csv or .parquet (which needs pyarrow). Raises ExciseError for another ending."""
+        """Export all as .jsonl, .csv or .parquet (which needs pyarrow). Raises ExciseError for another ending."""
         write(self.entries(), path)
 
     def keep(self, number: int, data: bytes) -> None:
-        """Keep an intermediate result, so that work which is interrupted can go on."""
+        """Keep an intermediate result, so that interrupted work can be resumed."""
         with self._change():
             self._connection.execute("INSERT OR REPLACE INTO scratch VALUES (?, ?)", (number, data))
 
     def kept(self) -> list[bytes]:
-        """What was kept, by number."""
+        """Return the intermediate results by number."""
         return [row[0] for row in self._all("SELECT data FROM scratch ORDER BY number")]
 
     def finish(self) -> None:
-        """Drop intermediate results."""
+        """Delete intermediate results."""
         with self._change():
             self._connection.execute("DELETE FROM scratch")
-        with _told(self.path):
+        with _sqlite_errors(self.path):
             self._connection.execute("VACUUM")
 
     def _entries(self, indices: Sequence[int]) -> list[Entry]:
@@ -217,13 +217,13 @@ class NeuronDatabase:
             raise _damaged(self.path, error) from error
 
     def _index(self, index: int) -> None:
-        """Bring what is searched up to date with a neuron."""
+        """Update the search index for a neuron."""
         text_index.put(self._connection, index, self._entries([index])[0].searched())
 
-    def _explain(self, index: int, said: Explanation) -> None:
+    def _explain(self, index: int, made: Explanation) -> None:
         self._connection.execute(
             "UPDATE neurons SET explanation = ?, explained_by = ?, explained_at = ? WHERE neuron = ?",
-            (said.text, said.by, said.at, index),
+            (made.text, made.by, made.at, index),
         )
 
     def _tag(self, index: int, tag: Tag) -> None:
@@ -236,8 +236,8 @@ class NeuronDatabase:
 
     @contextmanager
     def _change(self, index: int | None = None) -> Iterator[None]:
-        """A change that is made whole or not at all; of one neuron, which is then searched as it has become."""
-        with _told(self.path), self._connection:
+        """Make an atomic change, and update the search index if it concerns one neuron."""
+        with _sqlite_errors(self.path), self._connection:
             if index is not None and not self._all(f"SELECT 1 FROM neurons WHERE {_SOME}", (json.dumps([index]),)):
                 raise self._missing(index)
             yield
@@ -251,7 +251,7 @@ class NeuronDatabase:
         return ExciseError(f"there is no neuron {index} in {self.path}, which describes {len(self)} of them")
 
     def _all(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        with _told(self.path):
+        with _sqlite_errors(self.path):
             return self._connection.execute(query, values).fetchall()
 
 
@@ -274,15 +274,15 @@ def _entry(row: Sequence[Any], tags: list[Tag], scores: dict[str, Measured]) -> 
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turns what sqlite says into one line."""
+def _sqlite_errors(path: Path) -> Iterator[None]:
+    """Turn sqlite's exceptions into one-line ExciseErrors."""
     try:
         yield
     except sqlite3.OperationalError as error:
-        hint = "is another program writing to it, is the disk full, or is it not yours to write?"
+        hint = "is another program writing to it, is the disk full, or do you lack write access?"
         raise ExciseError(f"cannot use {path}: {error}; {hint}") from error
     except sqlite3.DatabaseError as error:
-        if type(error) is not sqlite3.DatabaseError:  # a mistake of ours, not of the file's
+        if type(error) is not sqlite3.DatabaseError:  # a bug, not a damaged file
             raise
         raise _damaged(path, error) from error
 

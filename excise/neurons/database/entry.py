@@ -1,4 +1,4 @@
-"""What is known of one neuron, and of the corpus it was watched on."""
+"""Data of one neuron in the database, and of the corpus it was recorded on."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from excise.errors import ExciseError
 from excise.neurons.context import Context, is_special
 
 NEAREST = 4
-"""How many of the nearest tokens a search looks at, as on the page (search.js): others are too far."""
+"""How many of the nearest tokens are searched, as on the page (search.js): others are too far."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Which SAE a database describes, and by what it was made."""
+    """Which SAE a database describes, and how it was built."""
 
     sae: str
-    """sha256 of the SAE's parameters (`excise.erasers.edits.sae_rows.sae_digest`); empty where only others have it."""
+    """sha256 of the SAE's parameters (`excise.erasers.edits.sae_rows.sae_digest`); empty if the SAE is not at hand."""
     site: str
-    """Where it reads, `text_encoder/encoder.layers.8`."""
+    """Site that it reads, such as `text_encoder/encoder.layers.8`."""
     m: int | None
-    """How many neurons it has, silent ones included; None where nobody said."""
+    """Number of neurons, silent ones included; None if unknown."""
     corpus: str
-    """What the prompts are, in words."""
+    """Description of the prompts."""
     prompts: int
     prompts_sha256: str
     date: str
@@ -35,14 +35,14 @@ class Provenance:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def describes_the_same(self, other: Provenance) -> bool:
-        """Whether the same SAE was read on the same prompts in the same way, whenever and by whatever version."""
+        """Return whether the same SAE was read on the same prompts with the same settings, at any time or version."""
         names = ("sae", "site", "m", "prompts_sha256", "settings")
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
 @dataclass(frozen=True)
 class Tag:
-    """A concept that the neuron carries: its identification score there and held-out AUROC, where measured."""
+    """Concept that the neuron carries, with its identification score and held-out AUROC, if measured."""
 
     concept: str
     score: float | None = None
@@ -51,7 +51,7 @@ class Tag:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the neuron answers to, in words, who or what says so, and when (ISO 8601; empty where nobody knows)."""
+    """What the neuron fires for, in words, with the author and the time (ISO 8601; empty if unknown)."""
 
     text: str
     by: str
@@ -60,7 +60,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Measured:
-    """A score of an explanation; None where it is undefined. `detail` is json: counts, seeds, costs."""
+    """Score of an explanation; None if undefined. `detail` is json: counts, seeds, costs."""
 
     value: float | None
     detail: Any = None
@@ -68,7 +68,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Entry:
-    """One neuron. Figures are None, and lists empty, where nobody has measured them."""
+    """One neuron. Values that were not measured are None or empty."""
 
     index: int
     density: float | None = None
@@ -76,26 +76,26 @@ class Entry:
     peak: float | None = None
     """Its largest code."""
     histogram: tuple[int, ...] = ()
-    """How many of its codes lie in each of equal parts from 0 to the peak."""
+    """Counts of its codes in equal intervals from 0 to the peak."""
     contexts: tuple[Context, ...] = ()
     """The prompts in which it fires most, strongest first."""
     spread: tuple[Context, ...] = ()
-    """Prompts drawn from the whole range of its peaks, strongest first."""
+    """Prompts sampled from the whole range of its peaks, strongest first."""
     nearest: tuple[tuple[str, float], ...] = ()
-    """Tokens whose states lie nearest to its decoder row, and how near."""
+    """Tokens whose states are nearest to its decoder row, with their similarity."""
     near: tuple[tuple[int, float], ...] = ()
-    """Neurons whose decoder rows lie nearest, and the cosines."""
+    """Neurons whose decoder rows are nearest, with their cosines."""
     tags: tuple[Tag, ...] = ()
     explanation: Explanation | None = None
     scores: Mapping[str, Measured] = field(default_factory=dict)
     patterns: tuple[Any, ...] = ()
-    """Each a text, or an object whose `text` is one and whose other values are figures."""
+    """Each is a text, or an object with a `text` and figures."""
 
     def top_tokens(self, n: int = 5) -> list[str]:
-        """The tokens at which its codes are largest in the contexts kept here, words before punctuation; special ones
-        only where it fires at nothing else.
+        """Return the tokens with its largest codes in the stored contexts, words before punctuation.
 
-        In a causal encoder a neuron also fires at what follows its word.
+        Special tokens are listed only if it fires at nothing else. In a causal encoder a neuron also fires at what
+        follows its word.
         """
         best: dict[str, float] = {}
         for context in (*self.contexts, *self.spread):
@@ -108,7 +108,7 @@ class Entry:
         return (plain or order)[:n]
 
     def searched(self) -> dict[str, str]:
-        """What a search looks at, from what counts most to what counts least."""
+        """Return the searched texts, the most important first."""
         contexts = dict.fromkeys(context.text for context in (*self.contexts, *self.spread))
         tokens = dict.fromkeys((*self.top_tokens(8), *(token for token, _ in self.nearest[:NEAREST])))
         return {
@@ -120,7 +120,7 @@ class Entry:
         }
 
     def row(self) -> dict[str, Any]:
-        """Everything as json."""
+        """Return everything as json."""
         explanation = self.explanation
         return {
             "neuron": self.index,
@@ -140,30 +140,30 @@ class Entry:
 
 
 def pattern_text(pattern: Any) -> str:
-    """What a pattern says."""
+    """Return a pattern's text."""
     return str(pattern.get("text", "")) if isinstance(pattern, Mapping) else str(pattern)
 
 
 def to_json(value: Any, what: str) -> str:
-    """One line of json. Raises ExciseError, naming `what`, for a value that is none."""
+    """Return one line of json. Raises ExciseError, naming `what`, for a value that json cannot hold."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:
-        raise ExciseError(f"{what} cannot be kept as json: {error}") from error
+        raise ExciseError(f"{what} cannot be stored as json: {error}") from error
 
 
 def finite(value: float | None) -> float | None:
-    """None for a figure that is undefined."""
+    """Return a figure as a float, None if undefined."""
     return None if value is None or not math.isfinite(value) else float(value)
 
 
 def pack(contexts: Sequence[Context]) -> str:
-    """Contexts as json."""
+    """Return contexts as json."""
     return to_json([[c.tokens, c.codes] for c in contexts], "a context")
 
 
 def unpack(text: str) -> Iterator[Context]:
-    """What `pack` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+    """Read what `pack` wrote. Raises ValueError, KeyError or TypeError for anything else."""
     for tokens, codes in json.loads(text):
         yield Context(tuple(map(str, tokens)), tuple(map(float, codes)))
 

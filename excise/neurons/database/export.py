@@ -1,4 +1,4 @@
-"""Neurons as a file for other programs: .jsonl, .csv or .parquet."""
+"""Export of neurons to other programs' formats: .jsonl, .csv or .parquet."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from excise.neurons.database.entry import Entry, to_json
 
 FLAT = ("neuron", "density", "peak", "explanation", "explained_by", "explained_at")
 NESTED = ("tags", "scores", "patterns", "top_tokens", "contexts", "spread", "nearest", "near", "histogram")
-"""What a .csv file has as json and a .parquet file as lists."""
+"""Columns that are json in a .csv file and lists in a .parquet file."""
 
 
 def write(entries: Iterable[Entry], path: Path) -> None:
-    """Write all of them, at once or not at all. Raises ExciseError for another ending, or parquet without pyarrow."""
+    """Write all entries atomically. Raises ExciseError for another ending, or parquet without pyarrow."""
     writers: dict[str, Callable[[Iterable[Entry]], bytes]] = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
     if path.suffix not in writers:
         raise ExciseError(f"cannot export to '{path.name}': the name must end in {', '.join(writers)}")
@@ -70,13 +70,13 @@ def _parquet(entries: Iterable[Entry]) -> bytes:
 
 
 def _flat(entry: Entry) -> dict[str, Any]:
-    said = entry.explanation
-    about = {"explanation": said and said.text, "explained_by": said and said.by, "explained_at": said and said.at}
+    made = entry.explanation
+    about = {"explanation": made and made.text, "explained_by": made and made.by, "explained_at": made and made.at}
     return {**entry.row(), **about}
 
 
 def _columnar(entry: Entry) -> dict[str, Any]:
-    """What differs from neuron to neuron (a score's detail, a pattern's figures) as json, since columns have types."""
+    """Return a row for typed columns: what varies between neurons (a score's detail, a pattern's figures) as json."""
     row = _flat(entry)
     scores = [{"name": n, "value": s["value"], "detail": json.dumps(s["detail"])} for n, s in row["scores"].items()]
     patterns = [p if isinstance(p, str) else json.dumps(p, ensure_ascii=False) for p in row["patterns"]]

@@ -1,7 +1,7 @@
-"""Searching what is known of neurons: SQLite's full text index where it has one, plain comparison otherwise.
+"""Search of the neuron database: SQLite's full-text index if it has one, substring comparison otherwise.
 
-The table `texts` holds what is searched. The index over it, `words`, is a virtual table (FTS5) that copies nothing; a
-sqlite without FTS5 leaves it alone, and says in `meta` that it is behind.
+The table `texts` holds what is searched. The index on it, `words`, is a virtual table (FTS5) without a copy of the
+texts; a sqlite without FTS5 does not update it, and marks it in `meta` as out of date.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 
 SEARCHED = ("explanation", "tags", "patterns", "tokens", "contexts")
 WEIGHTS = (16.0, 16.0, 4.0, 4.0, 1.0)
-"""What a hit in each of `SEARCHED` counts in the order of what was found."""
+"""Weight of a match in each of `SEARCHED` when results are sorted."""
 WHOLE, START, INSIDE, FIRST = 3.0, 2.0, 1.0, 0.25
-"""A hit's worth as a word, as the start of one, inside of one; and what is added for standing first in its text."""
+"""Value of a match as a word, at its start, inside of it; and the bonus for standing first in its text."""
 
 _NAMES = ", ".join(SEARCHED)
 _TEXTS = f"CREATE TABLE texts (neuron INTEGER PRIMARY KEY, {', '.join(f'{name} TEXT NOT NULL' for name in SEARCHED)})"
@@ -28,12 +28,12 @@ _ORDER = "ORDER BY neurons.density DESC, texts.neuron"
 
 
 def has_full_text(connection: sqlite3.Connection) -> bool:
-    """Whether this sqlite has FTS5."""
+    """Return whether this sqlite has FTS5."""
     return bool(connection.execute("SELECT sqlite_compileoption_used('ENABLE_FTS5')").fetchone()[0])
 
 
 def create(connection: sqlite3.Connection) -> None:
-    """The tables, in the transaction that is open; `meta` is there already."""
+    """Create the tables, in the open transaction; `meta` exists already."""
     connection.execute(_TEXTS)
     if has_full_text(connection):
         connection.execute(_WORDS)
@@ -41,7 +41,7 @@ def create(connection: sqlite3.Connection) -> None:
 
 
 def put(connection: sqlite3.Connection, neuron: int, texts: Mapping[str, str]) -> None:
-    """What is searched of one neuron, in place of what was."""
+    """Replace what is searched of one neuron."""
     row = [texts[name] for name in SEARCHED]
     before = connection.execute(f"SELECT {_NAMES} FROM texts WHERE neuron = ?", (neuron,)).fetchone()
     marks = ", ?" * len(SEARCHED)
@@ -50,17 +50,16 @@ def put(connection: sqlite3.Connection, neuron: int, texts: Mapping[str, str]) -
         connection.execute("UPDATE meta SET value = 'false' WHERE key = 'indexed'")
     elif _up_to_date(connection):
         if before is not None:
-            # An index that copies nothing has to be told what it knew.
+            # An index without a copy of the texts needs the old ones to delete them.
             forget = f"INSERT INTO words (words, rowid, {_NAMES}) VALUES ('delete', ?{marks})"
             connection.execute(forget, (neuron, *before))
         connection.execute(f"INSERT INTO words (rowid, {_NAMES}) VALUES (?{marks})", (neuron, *row))
 
 
 def find(connection: sqlite3.Connection, text: str, limit: int) -> list[int]:
-    """Neurons whose texts have every word of `text`: whole words, or their beginnings, by the index; where it finds
-    none, anything that contains them.
+    """Return neurons whose texts contain every word of `text`, as whole words or prefixes.
 
-    Ordered by `relevance`; equals by how often they fire.
+    If the index finds none, any substring counts. Sorted by `relevance`, equal ones by how often they fire.
     """
     rows = _matching(connection, text) or _containing(connection, text)
     words = _folded(text).split()
@@ -69,7 +68,7 @@ def find(connection: sqlite3.Connection, text: str, limit: int) -> list[int]:
 
 
 def relevance(words: Sequence[str], fields: Sequence[str]) -> float:
-    """How well a neuron's texts, in the order of `SEARCHED`, match: the sum of each word's best hit in any of them."""
+    """Return how well a neuron's texts, in the order of `SEARCHED`, match: the sum of each word's best match in any."""
     return sum(max(w * _hit(field, word) for w, field in zip(WEIGHTS, fields, strict=True)) for word in words)
 
 
@@ -84,7 +83,7 @@ def _hit(field: str, word: str) -> float:
 
 
 def _folded(text: str) -> str:
-    """Without capitals and accents."""
+    """Return the text without capitals and accents."""
     return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).lower()
 
 
@@ -110,7 +109,7 @@ def _up_to_date(connection: sqlite3.Connection) -> bool:
 
 
 def _brought_up_to_date(connection: sqlite3.Connection) -> bool:
-    """Whether the index holds what the texts say, if need be built anew; False where the file may not be written."""
+    """Rebuild the index if it is out of date; return False if the file is read-only."""
     if _up_to_date(connection):
         return True
     try:

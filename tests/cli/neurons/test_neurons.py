@@ -133,8 +133,8 @@ def test_import_and_show(ask: Callable[..., Any], tmp_path: Path) -> None:
     ("words", "complaint"),
     [
         (("show", "5", "--db", "none.db"), "there is no neuron database none.db"),
-        (("search", "gun", "--db", "text.db"), "is no neuron database"),
-        (("export", "--db", "text.db", "--out", "x.csv"), "is no neuron database"),
+        (("search", "gun", "--db", "text.db"), "is not a neuron database"),
+        (("export", "--db", "text.db", "--out", "x.csv"), "is not a neuron database"),
         (("browse", "--db", "none.db", "--out", "site"), "there is no neuron database"),
         (("import", "none.json", "--out", "n.db"), "cannot read none.json"),
         (("tag", "gun", "--db", "none.db"), "there is no neuron database"),

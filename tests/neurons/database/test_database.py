@@ -161,9 +161,9 @@ def test_scores_stay_beside_each_other_and_what_is_undefined_is_none(database: N
 
 def test_a_change_is_whole_or_not_made(database: NeuronDatabase) -> None:
     database.add([FULL])
-    with pytest.raises(ExciseError, match="score 'bad' cannot be kept as json"):
+    with pytest.raises(ExciseError, match="score 'bad' cannot be stored as json"):
         database.set_scores(5, {"good": Measured(1.0), "bad": Measured(1.0, {"x": object()})})
-    with pytest.raises(ExciseError, match="cannot be kept as json"):
+    with pytest.raises(ExciseError, match="cannot be stored as json"):
         database.add([Entry(6), Entry(7, patterns=(float("nan"),))])
     assert database.indices() == [5]
     assert database.neuron(5) == FULL
