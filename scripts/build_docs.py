@@ -1,4 +1,4 @@
-"""Build the documentation site into build/site: pages of docs/, and a reference generated from docstrings and typer.
+"""Build the documentation site in build/site: the pages of docs/, and a reference from docstrings and typer.
 
     python scripts/build_docs.py
 
@@ -11,21 +11,31 @@ import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
 PAGES = BUILD / "docs"
+MEMBERS = {
+    "Attachment": "commit strength enabled on_bypass active status detach",
+    "Attachments": "strength enabled status detach",
+    "LanguageModel": "device tokenise encode_prompt generate",
+    "TopKSAE": "from_pretrained save_pretrained push_to_hub card preactivations encode encode_batch decode forward",
+}
+"""Members to show of classes whose other public members are for Excise itself."""
+GENERATED = "[Python](reference/api.md), [commands](reference/cli.md), "
+"""Links to the generated pages, which docs/index.md cannot have: they exist on the site only."""
 
 
 def public_names() -> list[str]:
-    """Every name that `excise/__init__.pyi` exports, in its order."""
+    """Return the names that `excise/__init__.pyi` exports, in its order."""
     stub = (ROOT / "excise" / "__init__.pyi").read_text(encoding="utf-8")
     return re.findall(r"^from .* import \w+ as (\w+)$", stub, re.MULTILINE)
 
 
 def undocumented(names: list[str]) -> list[str]:
-    """Those of the names that have no docstring of their own."""
+    """Return the names that lack a docstring."""
     import excise
 
     missing = []
@@ -37,7 +47,7 @@ def undocumented(names: list[str]) -> list[str]:
 
 
 def api_page(names: list[str]) -> str:
-    """The Python reference: functions first, then classes, then errors."""
+    """Return the Python reference: functions first, then classes, then errors."""
     import excise
 
     groups: dict[str, list[str]] = {"Functions": [], "Classes": [], "Modules": [], "Errors": []}
@@ -47,22 +57,38 @@ def api_page(names: list[str]) -> str:
             groups["Errors" if issubclass(value, BaseException) else "Classes"].append(name)
         else:
             groups["Functions" if callable(value) else "Modules"].append(name)
-    lines = ["# Python", "", "Every name of `import excise`. They are imported when first used.", ""]
+    lines = ["# Python", "", "These are the names of `import excise`. Each is imported when it is first used.", ""]
     for title, some in groups.items():
         lines += [f"## {title}", ""] if some else []
         for name in some:
             home = getattr(excise, name)
             where = f"{home.__module__}.{home.__qualname__}" if hasattr(home, "__qualname__") else f"excise.{name}"
-            lines += [f"::: {where}", "    options:", f"      heading: excise.{name}", ""]
+            shown = [f"      members: [{', '.join(MEMBERS[name].split())}]"] if name in MEMBERS else []
+            lines += [f"::: {where}", "    options:", f"      heading: excise.{name}", *shown, ""]
     return "\n".join(lines)
 
 
 def command_line_page() -> str:
-    """The command line reference, as typer writes it."""
+    """Return the command line reference, as typer writes it."""
     command = [sys.executable, "-m", "typer", "excise.cli", "utils", "docs", "--name", "excise", "--title", "Commands"]
     text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    # Placeholders such as <bool> are no tags.
-    return re.sub(r"<(\w+)>(?!`)", r"&lt;\1&gt;", text)
+    # Otherwise placeholders such as <bool> are read as tags.
+    text = re.sub(r"<(\w+)>(?!`)", r"&lt;\1&gt;", text)
+    text = re.sub(r"^Example: (excise .*)$", lambda match: f"Example: `{unescape(match[1])}`", text, flags=re.MULTILINE)
+    return in_full(text)
+
+
+def in_full(text: str) -> str:
+    """Replace the summaries of commands that typer cut short with the whole sentence from the command's own section."""
+    summaries = dict(re.findall(r"^##+ `excise ([^`]+)`\n\n(.+)$", text, re.MULTILINE))
+    lines, group = [], ""
+    for line in text.splitlines():
+        if heading := re.match(r"##+ `excise ([^`]+)`", line):
+            group = f"{heading[1]} "
+        if (item := re.match(r"\* `([\w-]+)`: .*\.\.\.$", line)) and f"{group}{item[1]}" in summaries:
+            line = f"* `{item[1]}`: {summaries[group + item[1]]}"
+        lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -71,8 +97,8 @@ def main() -> None:
         raise SystemExit(f"without a docstring: {', '.join(missing)}")
     shutil.rmtree(PAGES, ignore_errors=True)
     shutil.copytree(ROOT / "docs", PAGES)
-    for page in PAGES.rglob("*.md"):  # what follows the language in a fence is for our tests
-        text = page.read_text(encoding="utf-8")
+    for page in PAGES.rglob("*.md"):  # the word after the language of a fence is for our tests
+        text = page.read_text(encoding="utf-8").replace("<!-- generated -->", GENERATED)
         page.write_text(re.sub(r"^```python \w+$", "```python", text, flags=re.MULTILINE), encoding="utf-8")
     (PAGES / "reference" / "api.md").write_text(api_page(names), encoding="utf-8")
     (PAGES / "reference" / "cli.md").write_text(command_line_page(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Griffe knows the section `Examples:`; our docstrings, like diffusers', say `Example:` where there is one."""
+"""Griffe extension: read the section `Example:`, which our docstrings use like diffusers', as `Examples:`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import griffe
 
 
 class Examples(griffe.Extension):
-    """Let griffe read `Example:` as a section of examples, so that they are shown as code."""
+    """Griffe extension that renders `Example:` as a section of examples, so that it is shown as code."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring is not None:

@@ -130,7 +130,7 @@ def _tables(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
-def test_every_way_round_has_its_test() -> None:
+def test_every_bypass_has_its_test() -> None:
     ways = re.findall(
         r"\| `(test_\w+)` \|", (ROOT / "docs" / "explanation" / "threat-model.md").read_text(encoding="utf-8")
     )
