@@ -1,9 +1,9 @@
-"""SNCE on Canvas: the standard run with every attack, and sweeps over λ, k and both sources.
+"""SNCE on Canvas: a standard run with every attack, and sweeps over λ, k and both sources.
 
     python benchmarks/figures/canvas.py --work build/canvas
 
-Makes (or goes on with) two runs below the working folder and writes docs/results/canvas.md and .json from them. The
-first takes about an hour on two cores, the second about forty minutes; both may be stopped at any time.
+The script makes or resumes two runs in the working folder and writes docs/results/canvas.md and .json from them. The
+first takes about an hour on two cores, the second about forty minutes. Both can be stopped at any time.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ ROWS = {
     "ua": "target gone, UA",
     "left_other": "of these: another known object (either judge)",
     "left_empty": "of these: an empty scene",
-    "left_unrecognisable": "of these: nothing that either judge knows, nor empty",
-    "background": "background kept beside the target",
-    "style": "style kept beside the target",
+    "left_unrecognisable": "of these: neither an object that a judge knows nor empty",
+    "background": "background kept, prompts with the target",
+    "style": "style kept, prompts with the target",
     "ira": "other concepts of its domain right, IRA",
-    "ira_ratio": "the same, of none",
+    "ira_ratio": "the same, as a ratio to none",
     "cra": "concepts of the other domain right, CRA",
-    "cra_ratio": "the same, of none",
+    "cra_ratio": "the same, as a ratio to none",
     "identical": "unrelated pictures identical",
     "mixed": "mixed: target gone and partner kept",
     "near_miss": "near miss: object kept",
-    "asr": "still drawn, mean over attacks",
+    "asr": "target still generated, mean over attacks",
     "agreement": "pictures on which both judges agree",
     "ua_second": "UA by the second judge",
     "mixed_second": "mixed by the second judge",
@@ -52,7 +52,7 @@ PLAIN = {
     "frechet_real": "Fréchet distance to real scenes",
     "pixel_error": "mean change of unrelated pictures, 0 to 1",
     "outside": "mean change outside the objects, prompts with the target",
-    "alignment": "log-likelihood of what was asked for, nats",
+    "alignment": "log-likelihood of what the prompt asks for, nats",
     "alignment_change": "its change",
 }
 SWEPT = ("ua", "ira_ratio", "cra_ratio", "mixed", "identical", "background", "asr")
@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/canvas"), help="folder of the two runs")
     parser.add_argument("--out", type=Path, default=Path("docs/results/canvas.json"))
-    parser.add_argument("--page", action="store_true", help="write the page anew from the file, and draw nothing")
+    parser.add_argument("--page", action="store_true", help="only rewrite the page from the file")
     options = parser.parse_args()
     if options.page:
         write_atomic(options.out.with_suffix(".md"), page(json.loads(options.out.read_text())))
@@ -75,31 +75,35 @@ def main() -> None:
             options.work / "sweep", "canvas", "standard", swept(), SWEPT_CONCEPTS, {"prompts": 3, "searches": False}
         ),
     }
-    told = {}
+    results = {}
     for name, run in runs.items():
         resume(run, lambda done: print(".", end="", flush=True))
-        told[name] = report(run)
-    told["unasked"] = unasked()
-    write_atomic(options.out, json.dumps(slim(told), indent=1) + "\n")
-    write_atomic(options.out.with_suffix(".md"), page(told))
-    print(page(told))
+        results[name] = report(run)
+    results["unasked"] = unasked()
+    write_atomic(options.out, json.dumps(slim(results), indent=1) + "\n")
+    write_atomic(options.out.with_suffix(".md"), page(results))
+    print(page(results))
 
 
 def swept() -> list[str]:
-    """What the sweep compares: λ for both sources, k at each one's own λ, and λ in codes at the former default."""
-    own = ["snce", *(f"snce:lam={lam:g}" for lam in LAMBDAS), "snce:k=10", "snce:k=20", "snce:lam=1.75,unit=code"]
+    """Return the methods of the sweep: λ for both sources, k at each source's λ, and λ in codes at the old default."""
+    ours = ["snce", *(f"snce:lam={lam:g}" for lam in LAMBDAS), "snce:k=10", "snce:k=20", "snce:lam=1.75,unit=code"]
     paper = [f"snce:lam={lam:g},source=concept" for lam in LAMBDAS]
-    return [*own, *paper, "snce:k=10,lam=0.8,source=concept"]
+    return [*ours, *paper, "snce:k=10,lam=0.8,source=concept"]
 
 
-def slim(told: Mapping[str, Any]) -> dict[str, Any]:
-    """The results without the figures of single concepts in the sweep."""
-    sweep = {label: {**method, "concepts": {}} for label, method in told["sweep"]["methods"].items()}
-    return {"standard": told["standard"], "sweep": {**told["sweep"], "methods": sweep}, "unasked": told["unasked"]}
+def slim(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results without the sweep's figures of single concepts."""
+    sweep = {label: {**method, "concepts": {}} for label, method in results["sweep"]["methods"].items()}
+    return {
+        "standard": results["standard"],
+        "sweep": {**results["sweep"], "methods": sweep},
+        "unasked": results["unasked"],
+    }
 
 
 def unasked(n: int = 160) -> dict[str, dict[str, Any]]:
-    """How often the unerased model draws each style where the prompt names none."""
+    """Return how often the unerased model generates each style if the prompt names no style."""
     rng = random.Random("unasked styles")
     prompts = [caption(rng, (rng.choice(OBJECTS),), None, rng.choice(BACKGROUNDS)) for _ in range(n)]
     drawn = reference.generate(reference.load(), prompts, list(range(n)), steps=Canvas().steps, batch_size=Canvas.batch)
@@ -107,19 +111,19 @@ def unasked(n: int = 160) -> dict[str, dict[str, Any]]:
     return {style: share([int(s) == k for s in seen]).to_json() for k, style in enumerate(STYLES)}
 
 
-def page(told: Mapping[str, Any]) -> str:
-    """The figures as tables, in per cent with their 95 % intervals."""
-    standard, sweep = told["standard"], told["sweep"]
+def page(results: Mapping[str, Any]) -> str:
+    """Return the page: tables in per cent with 95 % intervals."""
+    standard, sweep = results["standard"], results["sweep"]
     methods = standard["methods"]
     lines = [
         "# SNCE on Canvas",
         "",
         f"`python benchmarks/figures/canvas.py`, {standard['date']}, {standard['machine']};",
         f"{standard['drawn_with'][0]}. Means over {len(standard['concepts'])} concepts",
-        f"({', '.join(standard['concepts'])}), {methods['snce']['pictures']} pictures a method; 95 % intervals from a",
-        "bootstrap that resamples concepts, and in the first table Wilson's where all concepts agree. Per cent, where",
-        "nothing else is said. One configuration for all.",
-        *told.get("notes", ()),
+        f"({', '.join(standard['concepts'])}), {methods['snce']['pictures']} pictures a method. The 95 % intervals are",
+        "from a bootstrap that resamples concepts, or Wilson's in the first table if all concepts agree. Figures are",
+        "in per cent unless another unit is given. All concepts use one configuration.",
+        *results.get("notes", ()),
         "",
         *(f"- {name}: {text}" for name, text in standard["disclosed"].items()),
         "",
@@ -128,39 +132,39 @@ def page(told: Mapping[str, Any]) -> str:
         "",
         "| | none | snce | concepts, pictures | bar | |",
         "|---|---|---|---|---|---|",
-        *(row(methods, name, says) for name, says in ROWS.items()),
+        *(row(methods, name, title) for name, title in ROWS.items()),
         "",
         "| | none | snce |",
         "|---|---|---|",
         *(
-            f"| {says} | {' | '.join(number(methods[label], name) for label in ('none', 'snce'))} |"
-            for name, says in PLAIN.items()
+            f"| {title} | {' | '.join(number(methods[label], name) for label in ('none', 'snce'))} |"
+            for name, title in PLAIN.items()
         ),
         "",
         *costs(methods["snce"]["cost"]),
         "",
-        "## What still draws the target",
-        "Of the prompts from which the unerased model draws it, by kind of prompt. A concept counts where that model",
-        "draws it in at least 30 % of the prompts; the others are listed as not testable. In the last three rows the",
-        "unerased model is asked the plain prompt.",
+        "## Prompts that still generate the target",
+        "Of the prompts from which the unerased model generates it, by kind of prompt. A concept counts if that model",
+        "generates it from at least 30 % of the prompts; the others are listed as not testable. In the last three rows",
+        "the unerased model gets the plain prompt.",
         "",
-        "| prompts | unerased draws it | still drawn | concepts | not testable |",
+        "| prompts | unerased model generates it | still generated | concepts | not testable |",
         "|---|---|---|---|---|",
         *(attack(standard, family.name) for family in FAMILIES if family.role != "keep"),
         "",
-        "### Styles that nobody asked for",
-        "Where a prompt names no style, or in words that the model does not know (misspelt, foreign), it draws one all",
-        "the same. What is left of a style under such an attack is partly that. The unerased model, of "
-        f"{next(iter(told['unasked'].values()))['n']} prompts without a style:",
+        "### Styles without being asked",
+        "If a prompt names no style, or names it in words that the model does not know (misspelt, foreign), the model",
+        "still picks one. This explains part of what is left of a style under such an attack. The unerased model, over "
+        f"{next(iter(results['unasked'].values()))['n']} prompts without a style:",
         "",
-        f"| {' | '.join(told['unasked'])} |",
-        "|---" * len(told["unasked"]) + "|",
-        f"| {' | '.join(in_percent(figure) for figure in told['unasked'].values())} |",
+        f"| {' | '.join(results['unasked'])} |",
+        "|---" * len(results["unasked"]) + "|",
+        f"| {' | '.join(in_percent(figure) for figure in results['unasked'].values())} |",
         "",
         "## Sweeps",
         f"On {', '.join(sweep['concepts'])}: three prompts a family and concept, no search,",
-        f"{sweep['methods']['snce']['pictures']} pictures a row.",
-        "source=concept is the paper's mode: the codes of the concept's name, by position, for every prompt.",
+        f"{sweep['methods']['snce']['pictures']} pictures a row. source=concept is the paper's mode: it subtracts the",
+        "codes of the concept's name, by position, from every prompt.",
         "",
         f"| method | {' | '.join(SWEPT)} |",
         "|---" * (len(SWEPT) + 1) + "|",
@@ -172,46 +176,47 @@ def page(told: Mapping[str, Any]) -> str:
     ]
     unfinished = [label for label, method in sweep["methods"].items() if method["missing"]]
     if unfinished:
-        lines += ["", f"Not drawn to the end yet: {', '.join(unfinished)}."]
+        lines += ["", f"Not complete yet: {', '.join(unfinished)}."]
     return "\n".join(lines) + "\n"
 
 
-def row(methods: Mapping[str, Any], name: str, says: str) -> str:
-    """A figure of both methods, how much is behind it, and how it stands against its bar."""
-    bar, own = CANVAS.get(name), whole(methods, "snce", name)
+def row(methods: Mapping[str, Any], name: str, title: str) -> str:
+    """Return the row of a figure: both methods, the number of concepts and pictures, its bar, and whether it is
+    reached."""
+    bar, found = CANVAS.get(name), whole(methods, "snce", name)
     cells = [
         "n/a" if figure is None else in_percent(figure.to_json())
         for figure in (whole(methods, label, name) for label in ("none", "snce"))
     ]
-    cells.append("" if own is None else f"{own.n}, {own.pictures or 'n/a'}")
+    cells.append("" if found is None else f"{found.n}, {found.pictures or 'n/a'}")
     cells.append(f"{bar.limit} {100 * bar.bound:g}" if bar else "")
-    cells.append((bar.standing(own) or "") if bar and own else "")
-    return f"| {says} | {' | '.join(cells)} |"
+    cells.append((bar.standing(found) or "") if bar and found else "")
+    return f"| {title} | {' | '.join(cells)} |"
 
 
 def whole(methods: Mapping[str, Any], label: str, name: str) -> Estimate | None:
-    """A figure of a method with its pictures, and with Wilson's interval over them where all concepts agree.
+    """Return a method's figure with its number of pictures, and with Wilson's interval if all concepts agree.
 
-    Files of before pictures were counted over concepts have both in the figures of single concepts.
+    Older files lack the number of pictures; it is summed from the figures of single concepts.
     """
-    told = methods[label]["figures"].get(name)
-    if not told or told["value"] is None:
+    saved = methods[label]["figures"].get(name)
+    if not saved or saved["value"] is None:
         return None
-    figure = from_json(told)
+    figure = from_json(saved)
     if figure.pictures or name.endswith("_second"):
         return figure
     base = name.removesuffix("_ratio")
     single = [
-        one
+        part
         for concept in methods[label]["concepts"].values()
-        for key, one in concept.items()
-        if one and one["n"] and (key == base or (name == "asr" and key.removeprefix("asr.") in ATTACKS))
+        for key, part in concept.items()
+        if part and part["n"] and (key == base or (name == "asr" and key.removeprefix("asr.") in ATTACKS))
     ]
-    n = sum(one["n"] for one in single)
+    n = sum(part["n"] for part in single)
     if not n or figure.low < figure.high:
         return figure._replace(pictures=n)
-    pooled = wilson(sum(round(one["value"] * one["n"]) for one in single), n)
-    share = 1.0 if base == name else pooled.value  # of a ratio of 1 everywhere, none's share is its own
+    pooled = wilson(sum(round(part["value"] * part["n"]) for part in single), n)
+    share = 1.0 if base == name else pooled.value  # a ratio of 1 everywhere: none's share is equal
     return figure._replace(low=pooled.low / share, high=pooled.high / share, pictures=n)
 
 
@@ -229,9 +234,9 @@ def number(method: Mapping[str, Any], name: str) -> str:
 
 def costs(cost: Mapping[str, Any]) -> list[str]:
     return [
-        f"Erasing took {cost['erase_seconds']:.1f} s (median), the artefact has {cost['bytes'] / 1000:.1f} kB, a",
-        f"picture takes {1000 * cost['added_seconds']:+.0f} ms, the process had {cost['peak_memory'] / 1e9:.2f} GB at",
-        "its peak.",
+        f"Erasing took {cost['erase_seconds']:.1f} s (median). The eraser has {cost['bytes'] / 1000:.1f} kB and",
+        f"changes the time of a picture by {1000 * cost['added_seconds']:+.0f} ms. The process's peak memory was "
+        f"{cost['peak_memory'] / 1e9:.2f} GB.",
     ]
 
 

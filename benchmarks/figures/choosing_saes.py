@@ -1,12 +1,12 @@
-"""Does a metric that needs no picture tell which SAE erases best? A sweep of SAEs, measured both ways.
+"""Whether a metric without pictures predicts which SAE erases best: a sweep of SAEs, measured both ways.
 
     python benchmarks/figures/choosing_saes.py --work build/choosing
 
-Trains SAEs at three layers of the bundled text encoder, in three widths with two k each; ranks them by Safe-SAIL's
-metrics and others on pairs of ten concepts; erases each concept with each SAE by SNCE's defaults and counts on Canvas
-what is gone and what is kept. Reports, for every metric, Spearman's correlation over the SAEs within each concept, its
-mean over concepts and its interval. Writes docs/results/choosing_saes.json and .md. What is there goes on: about two
-hours on two cores.
+The script trains SAEs at three layers of the bundled text encoder, in three widths with two k each. It ranks them by
+Safe-SAIL's metrics and others on pairs of ten concepts. It erases each concept with each SAE by SNCE's defaults, and
+counts on Canvas what is gone and what is kept. For every metric, it reports Spearman's correlation over the SAEs within
+each concept, the mean over concepts and its interval. It writes docs/results/choosing_saes.json and .md, takes about
+two hours on two cores, and resumes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ LAYERS, EXPANSIONS, KS = (1, 3, 5), (2, 4, 8), (8, 32)
 CONCEPTS = ("gun", "knife", "cigarette", "cat", "tiger", "cow", "pizza", "rocket", "guitar", "tree")
 CANVAS = {"prompts": 4, "searches": False, "only": ("direct", "mixed", "unrelated", "style"), "batch": 16}
 GOOD = ("ua", "mixed", "ira", "cra")
-"""Whose mean is how well a concept was erased; 0 where the method refused, finding no neuron or none that bites."""
+"""Figures whose mean is the quality of an erasure. If SNCE refused, because no neuron was found or has an effect, it is
+0."""
 FURTHER = ("fvu", "dead")
 """Figures of an SAE that are the same for every concept."""
 
@@ -44,12 +45,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/choosing"), help="folder of the SAEs and the run")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="vectors each SAE trains on")
-    parser.add_argument("--prompts", type=int, default=4000, help="prompts that are read for it")
+    parser.add_argument("--prompts", type=int, default=4000, help="prompts to read for it")
     parser.add_argument("--out", type=Path, default=Path("docs/results/choosing_saes.json"))
     options = parser.parse_args()
     pipe = reference.load()
     cells = grid([parse_site(pipe, f"encoder.layers.{n}") for n in LAYERS], EXPANSIONS, KS)
-    every, said = recipe_prompts("reference")
+    every, recipe = recipe_prompts("reference")
     few = every[:: -(-len(every) // options.prompts)]
     rows = sweep(
         pipe,
@@ -58,10 +59,10 @@ def main() -> None:
         concepts_of(",".join(CONCEPTS)),
         replace(BUNDLED, tokens=options.tokens),
         options.work / "saes",
-        card_of={"model": "bundled", "corpus": f"every third of {said['corpus']}"},
+        card_of={"model": "bundled", "corpus": f"every third of {recipe['corpus']}"},
         trained=lambda cell, line: print(cell.name, flush=True) if line is None else None,
     )
-    told = {
+    results = {
         "command": "python benchmarks/figures/choosing_saes.py",
         "machine": machine(),
         "date": datetime.date.today().isoformat(),
@@ -72,15 +73,15 @@ def main() -> None:
         ],
     }
     quality = erased(options.work, cells)
-    told["quality"] = quality
-    told["correlations"] = correlations(rows, quality)
-    write_atomic(options.out, json.dumps(told, indent=1) + "\n")
-    write_atomic(options.out.with_suffix(".md"), page(told))
-    print(page(told))
+    results["quality"] = quality
+    results["correlations"] = correlations(rows, quality)
+    write_atomic(options.out, json.dumps(results, indent=1) + "\n")
+    write_atomic(options.out.with_suffix(".md"), page(results))
+    print(page(results))
 
 
 def erased(work: Path, cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
-    """How well each SAE erases each concept, 0 to 1."""
+    """Return how well each SAE erases each concept, from 0 to 1."""
     labels = {cell.name: f"snce:sae={work / 'saes' / cell.name}" for cell in cells}
     run = start(work / "run", "canvas", "quick", list(labels.values()), CONCEPTS, CANVAS)
     resume(run, lambda done: print(".", end="", flush=True))
@@ -97,7 +98,7 @@ def _quality(figures: Mapping[str, Any] | None) -> float:
 def correlations(
     rows: Sequence[Mapping[str, Any]], quality: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, Any]]:
-    """By metric: the mean over concepts of Spearman's correlation with the quality over SAEs, and its interval."""
+    """Return for each metric Spearman's correlation with the quality over SAEs: mean over concepts and interval."""
     names = [Path(row["sae"]).name for row in rows]
     good = [[quality[name][concept] for name in names] for concept in CONCEPTS]
     found = {}
@@ -112,41 +113,42 @@ def correlations(
 
 
 def _of(row: Mapping[str, Any], concept: str) -> Mapping[str, Any]:
-    own: Mapping[str, Any] = next(own for own in row["concepts"] if own["name"] == concept)
-    return own
+    found: Mapping[str, Any] = next(figures for figures in row["concepts"] if figures["name"] == concept)
+    return found
 
 
-def page(told: Mapping[str, Any]) -> str:
-    """The ranking and the correlations."""
+def page(results: Mapping[str, Any]) -> str:
+    """Return the page: the ranking and the correlations."""
     shown = ("i_cdf", "l0_t", "best", "probing_1", "tpp", "auroc", "carried", "fvu")
     lines = [
-        "# Choosing an SAE without drawing a picture",
+        "# Choosing an SAE without generating pictures",
         "",
-        f"`{told['command']}`, {told['date']}, {told['machine']}. {told['tokens']:,} training vectors an SAE.",
+        f"`{results['command']}`, {results['date']}, {results['machine']}. {results['tokens']:,} training vectors an "
+        "SAE.",
         "",
-        f"{len(told['saes'])} SAEs of the bundled text encoder, best I_CDF first; means over {', '.join(CONCEPTS)}.",
-        f"*erased* is the mean of Canvas's {', '.join(GOOD)} by SNCE's defaults, {CANVAS['prompts']} prompts",
-        "a family, and 0 where SNCE refused.",
+        f"{len(results['saes'])} SAEs of the bundled text encoder, best I_CDF first; means over {', '.join(CONCEPTS)}.",
+        f"*erased* is the mean of Canvas's {', '.join(GOOD)} with SNCE's defaults, {CANVAS['prompts']} prompts",
+        "a family, and 0 if SNCE refused.",
         "",
         f"| SAE | {' | '.join(shown)} | erased |",
         "|---" * (len(shown) + 2) + "|",
     ]
-    for row in told["saes"]:
+    for row in results["saes"]:
         cells = ["n/a" if row[key] is None else f"{row[key]:.3g}" for key in shown]
-        mean = statistics.fmean(told["quality"][row["name"]].values())
+        mean = statistics.fmean(results["quality"][row["name"]].values())
         lines.append(f"| {row['name']} | {' | '.join(cells)} | {100 * mean:.1f} |")
     lines += [
         "",
         "## Does it predict?",
-        "Spearman's correlation of each metric with *erased* over the SAEs, within each concept; the mean over",
-        "concepts and its 95 % interval, concepts drawn again.",
+        "Spearman's correlation of each metric with *erased* over the SAEs, within each concept: the mean over",
+        "concepts and its 95 % interval from a bootstrap over concepts.",
         "",
         "| metric | correlation | concepts |",
         "|---|---|---|",
     ]
-    for name, own in sorted(told["correlations"].items(), key=lambda item: -abs(item[1]["value"])):
-        interval = "" if own["low"] is None else f" ({own['low']:.2f} to {own['high']:.2f})"
-        lines.append(f"| {name} | {own['value']:.2f}{interval} | {own['n']} |")
+    for name, figure in sorted(results["correlations"].items(), key=lambda item: -abs(item[1]["value"])):
+        interval = "" if figure["low"] is None else f" ({figure['low']:.2f} to {figure['high']:.2f})"
+        lines.append(f"| {name} | {figure['value']:.2f}{interval} | {figure['n']} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,15 +1,20 @@
-"""Every method on Canvas: each one's settings chosen with the same budget, then all of them compared.
+"""Every method on Canvas: choose each method's settings with the same budget, then compare all methods.
 
     python benchmarks/figures/peers.py --work build/peers
     python benchmarks/figures/peers.py --work build/peers --device cuda --jobs 14
 
-Tries settings of every method on three concepts that stand in no other table, four of each, and four more where the
-best of them lay at an edge or they told nothing apart; compares all methods, each with its best settings, on every
-other one of Canvas's standard concepts with every attack (`--concepts` for more); draws more pictures that have nothing
-to do with the concept, for their Fréchet distance; then measures what each one costs, on the CPU with nothing else in
-the process. Writes docs/results/peers.json and .md, the Pareto plot and a strip of pictures of each method. What is in
-the file is not done again, and what was begun goes on; methods that `--minutes` did not suffice for are left to the
-next call, which needs the same `--work`.
+The script has four parts:
+
+- tuning: try four settings of each method on three concepts that are in no other table, and four more settings if the
+  best one was at an edge or the four did equally well;
+- table: compare all methods, each with its best settings, on every other one of Canvas's standard concepts with every
+  attack (`--concepts` for more);
+- distances: generate more pictures that are unrelated to the concept, for their Fréchet distance;
+- costs: measure what each method costs, on the CPU with nothing else in the process.
+
+It writes docs/results/peers.json and .md, the Pareto plot and a strip of pictures of each method. Results in the file
+are not computed again, and unfinished runs resume. If `--minutes` was too short for a method, the next call continues
+with it; it needs the same `--work`.
 """
 
 from __future__ import annotations
@@ -47,25 +52,25 @@ from excise.neurons import plots
 
 TUNED_ON = ("apple", "bus", "pastel")
 TUNING = {"prompts": 8, "searches": False, "only": ("direct", "mixed", "unrelated", "style")}
-"""Canvas's settings there: the families that the score and its ties are counted on, which fill one batch."""
+"""Canvas's settings for tuning: the families that decide the score and its ties, which fill one batch."""
 COMPARED_ON = STANDARD[::2]
-"""Half of the standard concepts: two cores draw a method's pictures of one in about a minute."""
+"""Half of the standard concepts: on two cores, a method's pictures of one concept take about a minute."""
 COMPARING: dict[str, Any] = {
     "prompts": 4,
     "prefix": {"iterations": 20, "batch": 4},
     "inversion": {"iterations": 60, "batch": 4},
 }
-"""Those of the comparison. The white-box attacks spend less than Canvas's defaults, or they would take two thirds of
-the time."""
+"""Canvas's settings for the comparison. With Canvas's defaults, the white-box attacks would take two thirds of the
+time."""
 FURTHER: dict[str, Any] = {"prompts": 8, "searches": False, "only": UNTOUCHED, "batch": 16}
-"""Those of the Fréchet distances: of eight concepts, pictures enough; a unit's fill one batch."""
+"""Canvas's settings for the Fréchet distances: enough pictures over eight concepts; those of a unit fill one batch."""
 COSTED_ON = ("gun",)
-"""What the costs are of, with the settings of tuning: one batch of pictures."""
+"""The concept to measure costs on, with the settings of tuning: one batch of pictures."""
 PARTS = ("tuning", "table", "distances", "costs")
 SHOWN = ("gun", "tiger", "ink")
 """Concepts of the strips of pictures."""
 CASES = ("direct", "mixed", "unrelated")
-"""Families of which they show the first prompt."""
+"""Families whose first prompt the strips show."""
 COLUMNS = ("ua", "ira_ratio", "cra_ratio", "mixed", "identical")
 GRIDS: dict[str, tuple[str, ...]] = {
     "safety-filter": ("threshold=0.3", "threshold=0.45", "threshold=0.6", "threshold=none"),
@@ -134,65 +139,70 @@ GRIDS: dict[str, tuple[str, ...]] = {
     "saemnesia-text": ("", "lam=0.75", "lam=1", "lam=2"),
     "snce": ("", "lam=0.75", "lam=1", "lam=2"),
 }
-"""Settings that are tried; an empty one is its defaults. What is chosen are the bundled model's settings from then on
-(`excise.app.models.resolve.TUNED`), so that what the chosen ones say is said here by all."""
+"""Settings to try; an empty string is the method's defaults. The chosen settings become the bundled model's
+(`excise.app.models.resolve.TUNED`). So each entry names every setting that the chosen one sets, and does not depend on
+the choice."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/peers"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=Path("docs/results/peers.json"))
-    parser.add_argument("--methods", default=",".join(GRIDS), help="those to tune and compare")
-    parser.add_argument("--parts", default=",".join(PARTS), help="which to do; none writes the page anew")
-    parser.add_argument("--concepts", default=",".join(COMPARED_ON), help="those of the comparison")
+    parser.add_argument("--methods", default=",".join(GRIDS), help="methods to tune and compare")
+    parser.add_argument("--parts", default=",".join(PARTS), help="parts to run; an empty text only rewrites the page")
+    parser.add_argument("--concepts", default=",".join(COMPARED_ON), help="concepts of the comparison")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that draw at once")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="after which a part stops drawing")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that generate at once")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="time limit for a part")
     options = parser.parse_args()
-    told: dict[str, Any] = {"command": "python benchmarks/figures/peers.py", "by": {}, **{part: {} for part in PARTS}}
+    results: dict[str, Any] = {
+        "command": "python benchmarks/figures/peers.py",
+        "by": {},
+        **{part: {} for part in PARTS},
+    }
     if options.out.exists():
-        told |= json.loads(options.out.read_text())
-    names, parts, concepts = (said.split(",") for said in (options.methods, options.parts, options.concepts))
+        results |= json.loads(options.out.read_text())
+    names, parts, concepts = (listed.split(",") for listed in (options.methods, options.parts, options.concepts))
     draw = Drawing(options.device, options.jobs, options.minutes)
 
     def keep(part: str, rows: Mapping[str, Any], device: str) -> None:
-        told[part] |= rows
+        results[part] |= rows
         stamp = f"{datetime.date.today().isoformat()}, {machine(device)}"
-        told["by"][part] = [*dict.fromkeys([*told["by"].get(part, []), stamp])]
-        write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+        results["by"][part] = [*dict.fromkeys([*results["by"].get(part, []), stamp])]
+        write_atomic(options.out, json.dumps(results, indent=1) + "\n")
 
-    grids = {name: [own for own in GRIDS[name] if own not in told["tuning"].get(name, {})] for name in names}
+    grids = {name: [own for own in GRIDS[name] if own not in results["tuning"].get(name, {})] for name in names}
     if "tuning" in parts and any(grids.values()):
         found = tuned(options.work / "tuning", {name: own for name, own in grids.items() if own}, draw)
-        keep("tuning", {name: told["tuning"].get(name, {}) | rows for name, rows in found.items()}, options.device)
-    chosen = {name: best(told["tuning"][name]) for name in names if name in told["tuning"]}
+        keep("tuning", {name: results["tuning"].get(name, {}) | rows for name, rows in found.items()}, options.device)
+    chosen = {name: best(results["tuning"][name]) for name in names if name in results["tuning"]}
     for part in {"table", "distances"} & set(parts):
-        told[part] = {name: row for name, row in told[part].items() if row["concepts"] == concepts}
-    if "table" in parts and (settings := lacking(told["table"], chosen)):
+        results[part] = {name: row for name, row in results[part].items() if row["concepts"] == concepts}
+    if "table" in parts and (settings := lacking(results["table"], chosen)):
         rows = compared(options.work / "table", settings, concepts, draw, options.out.with_suffix(""))
         keep("table", rows, options.device)
-    if "distances" in parts and (settings := lacking(told["distances"], chosen)):
+    if "distances" in parts and (settings := lacking(results["distances"], chosen)):
         rows = moved(options.work / "distances", settings, concepts, draw, options.work / "table" / "erasers")
         keep("distances", rows, options.device)
-    if "costs" in parts and (settings := lacking(told["costs"], chosen)):
+    if "costs" in parts and (settings := lacking(results["costs"], chosen)):
         alone = Drawing("cpu", 1, options.minutes)
         keep("costs", costed(options.work / "costs", settings, alone), "cpu")
-    if told["table"]:
-        points = {name: (kept(own["figures"]), own["figures"]["ua"]["value"]) for name, own in told["table"].items()}
+    if results["table"]:
+        points = {name: (kept(own["figures"]), own["figures"]["ua"]["value"]) for name, own in results["table"].items()}
         front = plots.front(points, "others kept (mean of IRA and CRA)", "erased (UA)")
         plots.save(front, options.out.with_name("peers-front.png"))
-    write_atomic(options.out.with_suffix(".md"), page(told))
-    print(page(told))
+    write_atomic(options.out.with_suffix(".md"), page(results))
+    print(page(results))
 
 
 class Drawing:
-    """How runs are drawn: on which device, by how many processes, for how long at most."""
+    """Runs Canvas runs: the device, the number of processes, and the time limit."""
 
     def __init__(self, device: str, jobs: int, minutes: float) -> None:
         self.device, self.jobs, self.seconds = device, jobs, 60 * minutes
 
     def __call__(self, run: Run) -> None:
-        """Do what is left of the run; Ctrl-C, or the time's end, keeps what was drawn."""
+        """Finish the run. Ctrl-C and the time limit keep the pictures so far."""
         until = time.monotonic() + self.seconds
         spawned = multiprocessing.get_context("spawn")
         workers = [spawned.Process(target=_draw, args=(run.folder, self.device, self.jobs)) for _ in range(self.jobs)]
@@ -202,51 +212,54 @@ class Drawing:
             while any(worker.is_alive() for worker in workers) and time.monotonic() < until:
                 time.sleep(2)
                 done, left = (len(run.units(state)) for state in ("done", "todo"))
-                print(f"\r{run.folder.name}: {done} of {len(_units(run))} done, {left} not begun ", end="", flush=True)
+                print(
+                    f"\r{run.folder.name}: {done} of {len(_units(run))} done, {left} not started ", end="", flush=True
+                )
         finally:
             stop(workers, 20)
             print()
 
 
 def lacking(rows: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, str]:
-    """The methods, and their chosen settings, that no row is of."""
+    """Return the methods, with their chosen settings, that have no row."""
     return {name: setting for name, setting in chosen.items() if rows.get(name, {}).get("setting") != setting}
 
 
 def begun(folder: Path, size: str, rows: Sequence[str], concepts: Sequence[str], settings: Any) -> Run:
-    """The run that is in the folder already, if these rows are among its own, or a new one of them.
+    """Return the run in the folder if it contains these rows, or start a new one.
 
-    Raises ExciseError where the run in the folder is of others.
+    Raises:
+        ExciseError: The run in the folder has other rows.
     """
     if not (folder / "run.json").exists():
         return start(folder, "canvas", size, rows, concepts, settings)
     run = Run(folder)
     if not set(rows) <= set(run.plan["methods"]):
-        raise ExciseError(f"{folder} was begun with other methods or settings; choose another folder with --work")
+        raise ExciseError(f"{folder} was started with other methods or settings; choose another folder with --work")
     return run
 
 
 def complete(run: Run, rows: Iterable[str]) -> list[str]:
-    """Those of the rows whose pictures were drawn, all of them and the unerased model's."""
+    """Return the rows that are complete, if the unerased model's is complete too."""
     done = set(run.units("done"))
     whole = {row for row in run.plan["methods"] if {Unit(row, concept) for concept in run.plan["concepts"]} <= done}
     return [row for row in rows if {row, BASELINE} <= whole]
 
 
 def comparable(run: Run, labels: Mapping[str, str]) -> dict[str, str]:
-    """Of the methods' rows those that were drawn, behind the unerased model's; none where no method's were."""
+    """Return the complete rows of the methods after the unerased model's, or nothing if no method's is complete."""
     whole = complete(run, labels.values())
     rows = {name: row for name, row in labels.items() if row in whole}
     return {BASELINE: BASELINE, **rows} if rows else {}
 
 
 def _draw(folder: Path, device: str, jobs: int) -> None:
-    """A process that draws, with its share of the cores."""
+    """Work on the run in this process, with its share of the cores."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     parent = os.getppid()
 
     def drawn(pictures: int) -> None:
-        if os.getppid() != parent:  # killed, and nobody is left to tell this process
+        if os.getppid() != parent:  # the parent was killed and cannot stop this process
             raise KeyboardInterrupt
 
     with suppress(KeyboardInterrupt):
@@ -258,8 +271,8 @@ def _units(run: Run) -> list[Unit]:
 
 
 def tuned(folder: Path, grids: Mapping[str, Sequence[str]], draw: Drawing) -> dict[str, Any]:
-    """What each setting of the methods reaches on the tuning concepts, and how long it fits; of methods with all of
-    these settings tried."""
+    """Return each setting's figures on the tuning concepts and its seconds to fit, for methods whose settings are all
+    tried."""
     labels = {name: {setting: label(name, setting) for setting in own} for name, own in grids.items()}
     every = [row for own in labels.values() for row in own.values()]
     run = begun(folder, "quick", every, TUNED_ON, TUNING)
@@ -280,14 +293,14 @@ def tuned(folder: Path, grids: Mapping[str, Sequence[str]], draw: Drawing) -> di
 
 
 def label(name: str, setting: str) -> str:
-    """A method and its settings as a row of a run is named."""
+    """Return the name of a run's row for a method and its settings."""
     return f"{name}:{setting}" if setting else name
 
 
 def compared(
     folder: Path, settings: Mapping[str, str], concepts: Sequence[str], draw: Drawing, strips: Path
 ) -> dict[str, Any]:
-    """Rows of the methods, and the unerased model's, on the concepts; draws their strips of pictures."""
+    """Return the rows of the methods and the unerased model on the concepts, and write their strips of pictures."""
     labels = {name: label(name, setting) for name, setting in settings.items()}
     run = begun(folder, "standard", list(labels.values()), concepts, COMPARING)
     draw(run)
@@ -304,14 +317,14 @@ def compared(
 def moved(
     folder: Path, settings: Mapping[str, str], concepts: Sequence[str], draw: Drawing, erasers: Path
 ) -> dict[str, Any]:
-    """How far the methods move pictures that have nothing to do with the concept, all concepts' together, and none's
-    own pictures from other seeds; with the erasers in that folder, where they are there."""
+    """Return how far the methods change pictures that are unrelated to the concept, over all concepts together, and the
+    floor from other seeds of the unerased model. Erasers in the folder `erasers` are reused."""
     labels = {name: label(name, setting) for name, setting in settings.items()}
     run = begun(folder, "standard", list(labels.values()), concepts, FURTHER)
     for unit in run.units("todo"):
-        there, here = (home / unit.file for home in (erasers, run.folder / "erasers"))
-        if there.exists() and not here.exists():
-            write_folder(here, {file.name: file.read_bytes() for file in there.iterdir()})
+        fitted, copy = (home / unit.file for home in (erasers, run.folder / "erasers"))
+        if fitted.exists() and not copy.exists():
+            write_folder(copy, {file.name: file.read_bytes() for file in fitted.iterdir()})
     draw(run)
     found, rows = report(run), comparable(run, labels)
     return {
@@ -322,7 +335,7 @@ def moved(
 
 
 def costed(folder: Path, settings: Mapping[str, str], draw: Drawing) -> dict[str, Any]:
-    """What the methods cost: seconds to fit one concept and added to a picture, bytes, the process's peak memory."""
+    """Return the methods' costs: seconds to fit a concept, seconds added to a picture, bytes, and peak memory."""
     labels = {name: label(name, setting) for name, setting in settings.items()}
     run = begun(folder, "quick", list(labels.values()), COSTED_ON, TUNING)
     draw(run)
@@ -336,17 +349,17 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def kept(figures: Mapping[str, Any]) -> float:
-    """The mean of IRA and CRA as shares of the unerased model's."""
+    """Return the mean of IRA and CRA as ratios to the unerased model's."""
     return statistics.fmean(figures[key]["value"] for key in ("ira_ratio", "cra_ratio"))
 
 
 def shown() -> list[Case]:
-    """The cases of a strip."""
+    """Return the cases of a strip."""
     return [next(case for case in cases(name, 4) if case.family == family) for name in SHOWN for family in CASES]
 
 
 def strip(run: Run, row: str, side: int = 64) -> Image.Image:
-    """A method's pictures of the cases that are shown, beside each other."""
+    """Return a method's pictures of the shown cases, side by side."""
     made = Image.new("RGB", (side * len(shown()), side), "white")
     for column, case in enumerate(shown()):
         path = picture_of(run, Unit(row, case.concept), case.id)
@@ -357,69 +370,70 @@ def strip(run: Run, row: str, side: int = 64) -> Image.Image:
 
 
 def score(row: Mapping[str, Any]) -> float:
-    """By which settings are chosen: the mean of UA and of IRA and CRA as shares of the unerased model's."""
+    """Return the score that settings are chosen by: the mean of UA and of IRA and CRA as ratios to the unerased
+    model's."""
     values = [row[key] for key in ("ua", "ira_ratio", "cra_ratio")]
     return sum(values) / 3 if None not in values and not row["refused"] else 0.0
 
 
 def best(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The setting with the highest score; of equal ones that with the most unrelated pictures unchanged, then mixed."""
+    """Return the setting with the highest score; ties go to more identical unrelated pictures, then to mixed."""
     return max(rows, key=lambda setting: (score(rows[setting]), rows[setting]["identical"], rows[setting]["mixed"]))
 
 
-def page(told: Mapping[str, Any]) -> str:
-    """Tuning as a table, in per cent; the chosen settings are bold."""
+def page(results: Mapping[str, Any]) -> str:
+    """Return the page: tuning in per cent with the chosen settings bold, then the comparison."""
     lines = [
         "# Every method on Canvas",
         "",
-        f"`{told['command']}`.",
+        f"`{results['command']}`.",
         "",
         "## Choosing settings",
-        f"Four settings of each method on {', '.join(TUNED_ON)}, which stand in no other table, and four more of those",
-        "whose best lay at an edge, or whose four told nothing apart (of RECE twice four: what UCE puts in the",
-        "concept's place had told most). SNCE's defaults, and the SAEs that it, ItD and",
-        "Concept Steerers share, had been chosen before, on up to ten tuning concepts ([bench](../how-to/bench.md)).",
-        "The best mean of UA, IRA and CRA, the latter two as ratios to none's, is chosen, in bold. Trained methods are",
-        "trained for a minute or two, not for as long as their papers train Stable Diffusion. Seconds are those of",
-        f"processes that drew beside each other. {'; '.join(told['by']['tuning'])}.",
+        f"We tried four settings of each method on {', '.join(TUNED_ON)}, which are in no other table. If the best one",
+        "was at an edge, or the four did equally well, we tried four more (for RECE eight more, because UCE's word in",
+        "the concept's place had mattered most). SNCE's defaults, and the SAEs that SNCE, ItD and Concept Steerers",
+        "share, were chosen earlier, on up to ten tuning concepts ([bench](../how-to/bench.md)). The setting with the",
+        "best mean of UA, IRA and CRA, the latter two as ratios to none's, is chosen, in bold. Trained methods are",
+        "trained for a minute or two, less than their papers train Stable Diffusion. Seconds are from processes that",
+        f"ran at the same time. {'; '.join(results['by']['tuning'])}.",
         "",
         f"| method | settings | {' | '.join(COLUMNS)} | fit, s |",
         "|---" * (len(COLUMNS) + 3) + "|",
     ]
-    for name, rows in told["tuning"].items():
+    for name, rows in results["tuning"].items():
         chosen = best(rows)
         for setting, row in rows.items():
             cells = ["n/a" if row[key] is None else f"{100 * row[key]:.1f}" for key in COLUMNS]
-            says = (setting or "defaults") + (f" ({row['refused']} refused)" if row["refused"] else "")
-            shown = f"**{says}**" if setting == chosen else says
+            text = (setting or "defaults") + (f" ({row['refused']} refused)" if row["refused"] else "")
+            shown = f"**{text}**" if setting == chosen else text
             lines.append(f"| {name} | {shown} | {' | '.join(cells)} | {row['seconds'] or 0:.0f} |")
-    tried = {name: told["tuning"].get(name, {}) for name in GRIDS}
+    tried = {name: results["tuning"].get(name, {}) for name in GRIDS}
     if waiting := [label(name, own) for name, grid in GRIDS.items() for own in grid if own not in tried[name]]:
         lines += ["", f"Still to be tried: {'; '.join(waiting)}."]
-    if waiting := [name for name in GRIDS if name not in told["table"]]:
+    if waiting := [name for name in GRIDS if name not in results["table"]]:
         lines += ["", f"Still to be compared: {', '.join(waiting)}."]
-    if told["table"]:
-        lines += ["", *_table(told)]
+    if results["table"]:
+        lines += ["", *_table(results)]
     return "\n".join(lines) + "\n"
 
 
-def _table(told: Mapping[str, Any]) -> list[str]:
-    """The comparison, its attacks, costs and pictures."""
-    rows = {name: told["table"][name] for name in (BASELINE, *GRIDS) if name in told["table"]}
+def _table(results: Mapping[str, Any]) -> list[str]:
+    """Return the comparison, its attacks, costs and pictures."""
+    rows = {name: results["table"][name] for name in (BASELINE, *GRIDS) if name in results["table"]}
     prefix, inversion = COMPARING["prefix"], COMPARING["inversion"]
     lines = [
         "## All methods",
         f"On {', '.join(rows[BASELINE]['concepts'])}, of Canvas's {len(STANDARD)} standard concepts;",
         f"{COMPARING['prompts']} prompts a family.",
-        "Per cent, but for the Fréchet distance in the judge's features. IRA and CRA are ratios to none's.",
-        *_distances(told),
-        f"{'; '.join(told['by']['table'])}; {'; '.join(rows[BASELINE]['drawn_with'])}.",
+        "Per cent, except the Fréchet distance in the judge's features. IRA and CRA are ratios to none's.",
+        *_distances(results),
+        f"{'; '.join(results['by']['table'])}; {'; '.join(rows[BASELINE]['drawn_with'])}.",
         "",
         "| | kind | UA | IRA | CRA | mixed | Fréchet | identical |",
         "|---" * 8 + "|",
     ]
     for name, own in rows.items():
-        figures, further = own["figures"], told["distances"].get(name, {})
+        figures, further = own["figures"], results["distances"].get(name, {})
         cells = [_per_cent(figures.get(key)) for key in ("ua", "ira_ratio", "cra_ratio", "mixed")]
         cells += [plain(further.get("frechet")), _per_cent(further.get("identical"))]
         refused = f" ({len(own['refused'])} refused)" if own["refused"] else ""
@@ -429,41 +443,41 @@ def _table(told: Mapping[str, Any]) -> list[str]:
         "",
         "![What is erased against what is kept](peers-front.png)",
         "",
-        "### What is left where the target is gone",
+        "### What is left when the target is gone",
         *_left(rows),
         "",
         "### Attacks",
-        "Share of the prompts from which the unerased model draws the target that still do. The white-box searches",
-        f"spent {prefix['iterations']} iterations of {prefix['batch']} noised pictures (unlearn-diff, p4d) and "
-        f"{inversion['iterations']} of {inversion['batch']} (inversion),",
-        "less than Canvas's defaults.",
+        "Share of prompts that still generate the target, of those from which the unerased model generates it. The",
+        f"white-box searches use {prefix['iterations']} iterations with {prefix['batch']} noised pictures",
+        f"(unlearn-diff, p4d) and {inversion['iterations']} with {inversion['batch']} (inversion), fewer than Canvas's",
+        "defaults.",
         "",
         f"| | {' | '.join(key[4:] for key in families)} |",
         "|---" * (len(families) + 1) + "|",
     ]
     for name, own in rows.items():
         lines.append(f"| {name} | {' | '.join(_per_cent(own['figures'].get(key)) for key in families)} |")
-    if told["costs"]:
-        lines += ["", *_costs(told)]
-    said = "; ".join(f"“{case.prompt}” without {case.concept}" for case in shown())
-    lines += ["", "### Pictures", f"The same prompts and seeds down each column: {said}.", "", "| | |", "|---|---|"]
+    if results["costs"]:
+        lines += ["", *_costs(results)]
+    prompts = "; ".join(f"“{case.prompt}” without {case.concept}" for case in shown())
+    lines += ["", "### Pictures", f"Each column has one prompt and seed: {prompts}.", "", "| | |", "|---|---|"]
     lines += [f"| {name} | ![{name}](peers/{name}.png) |" for name in rows]
     return lines
 
 
 def _left(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What erased pictures show, and how much of the rest is as it was; of runs that looked for it."""
+    """Return what erased pictures show and how much of the rest is unchanged, if the runs counted it."""
     if not any(name in own["figures"] for own in rows.values() for name in LEFT):
         return [
-            "Not counted: it is looked for in the pictures, and those of these runs were not kept.",
-            "[canvas.md](canvas.md) has the figures of the default method; those of all come with the next full run.",
+            "Not counted, because it needs the pictures, and those of these runs were not kept. [canvas.md](canvas.md)",
+            "has the figures of the default method. The next full run will have those of all methods.",
         ]
     moved = {name: head for name, head in MOVED.items() if name != "outside"}
     known = {name: head for name, (_, head, _) in LEFT.items()} | moved
     shown = {name: head for name, head in known.items() if any(name in own["figures"] for own in rows.values())}
     lines = [
-        "Of prompts that name the target and whose picture is without it: another known object, an empty scene, or",
-        "something that neither judge knows. Beside it how much of the rest is as it was.",
+        "For prompts that name the target and whose picture is without it: share that shows another known object, an",
+        "empty scene, or something that neither judge recognises. Then how much of the rest is unchanged.",
         "",
         f"| | {' | '.join(shown.values())} |",
         "|---" * (len(shown) + 1) + "|",
@@ -473,29 +487,28 @@ def _left(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _distances(told: Mapping[str, Any]) -> list[str]:
-    """What the Fréchet distances are of."""
-    if not told["distances"]:
+def _distances(results: Mapping[str, Any]) -> list[str]:
+    """Return the note on the Fréchet distances."""
+    if not results["distances"]:
         return []
-    floor = told["distances"][BASELINE]["frechet_floor"]
+    floor = results["distances"][BASELINE]["frechet_floor"]
     return [
-        f"The distance and the identical share are of {floor['n']} pictures that have nothing to do with the concept,",
-        f"of a run of their own with {FURTHER['prompts']} prompts a family; none's own from other seeds lie "
-        f"{plain(floor)} off.",
-        f"{'; '.join(told['by']['distances'])}. All else:",
+        f"The distance and the identical share are over {floor['n']} pictures that are unrelated to the concept, from",
+        f"a separate run with {FURTHER['prompts']} prompts a family. The unerased model's pictures from other seeds",
+        f"are at distance {plain(floor)}. {'; '.join(results['by']['distances'])}. Everything else:",
     ]
 
 
-def _costs(told: Mapping[str, Any]) -> list[str]:
+def _costs(results: Mapping[str, Any]) -> list[str]:
     lines = [
         "### Costs",
-        f"Of erasing {', '.join(COSTED_ON)} in a process that draws beside nothing. {'; '.join(told['by']['costs'])}.",
+        f"Of erasing {', '.join(COSTED_ON)} in a process that runs alone. {'; '.join(results['by']['costs'])}.",
         "",
         "| | erase, s | added a picture, s | kB | peak, MB |",
         "|---" * 5 + "|",
     ]
-    for name in (name for name in GRIDS if name in told["costs"]):
-        cost = told["costs"][name]
+    for name in (name for name in GRIDS if name in results["costs"]):
+        cost = results["costs"][name]
         cells = [f"{cost['erase_seconds'] or 0:.1f}", f"{cost['added_seconds'] or 0:+.2f}"]
         cells += [f"{(cost['bytes'] or 0) / 1e3:.0f}", f"{(cost['peak_memory'] or 0) / 1e6:.0f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")

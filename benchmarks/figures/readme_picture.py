@@ -1,9 +1,9 @@
-"""The picture in README.md: what the bundled model draws, without and with a concept erased, from the same seeds.
+"""The picture in README.md: images of the bundled model from the same seeds, without and with a concept erased.
 
     python benchmarks/figures/readme_picture.py
 
-Nothing is chosen by how the erased picture looks. The styles are those in which the unerased model draws these objects
-most clearly, the seeds the first with which it draws what the prompt says, as the bundled judge sees it.
+Nothing is chosen by how the erased picture looks. The styles are those in which the unerased model generates these
+objects most clearly. The seeds are the first with which, by the bundled judge, it generates what the prompt says.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROWS = (
     ("rocket", "a rocket in the sky, in outlined style", "rocket"),
     ("gun", "a horse on grass, in outlined style", "horse"),
 )
-"""(erased, prompt, what the prompt is of)."""
+"""(erased concept, prompt, object in the prompt)."""
 SEEDS = range(4)
 
 

@@ -1,11 +1,11 @@
-"""One library training one TopK SAE, so many steps at every line on its standard input; `sae_training.py` starts these.
+"""Train one TopK SAE with one library, a round of steps for every line on standard input; for `sae_training.py`.
 
     python sae_peer.py '{"library": "sparsify", "data": "features.pt", "m": 3072, "k": 32, "batch": 4096, "lr": 4e-4,
                          "steps": 10, "rounds": 6, "seed": 0, "device": "cpu", "threads": 2}'
 
-Says the seconds of every round (the first warms up), then, as json, how well what was trained does on held-out vectors.
-It runs in the library's own environment, where nothing but torch and the library is. Every one trains by the loop that
-its users run, as that loop is by default, with its own initial weights; plain Adam at one learning rate.
+The script prints the seconds of every round (the first is warm-up), then, as JSON, how well the SAE does on held-out
+vectors. It runs in an environment that has only torch and the library. Every library trains with the loop that its
+users run, with that loop's defaults and the library's initial weights, and with plain Adam at one learning rate.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ HELD_OUT = 8192
 
 
 def main() -> None:
-    told = json.loads(sys.argv[1])
-    torch.set_num_threads(told["threads"])
-    torch.manual_seed(told["seed"])
-    features = torch.load(told["data"], mmap=True, weights_only=True)
+    job = json.loads(sys.argv[1])
+    torch.set_num_threads(job["threads"])
+    torch.manual_seed(job["seed"])
+    features = torch.load(job["data"], mmap=True, weights_only=True)
     held_out, features = features[:HELD_OUT].clone(), features[HELD_OUT:]
-    trained = LIBRARIES[told["library"]](features, told)
-    total, off, fired = 0.0, 0.0, torch.zeros(told["m"], dtype=torch.bool)
+    trained = LIBRARIES[job["library"]](features, job)
+    total, off, fired = 0.0, 0.0, torch.zeros(job["m"], dtype=torch.bool)
     mean = held_out.mean(0)
     with torch.no_grad():
         for x in held_out.split(1024):
-            made, lit = trained(x.to(told["device"]))
+            made, lit = trained(x.to(job["device"]))
             off += float((x - made.cpu()).square().sum())
             total += float((x - mean).square().sum())
             fired |= lit.cpu()
@@ -45,13 +45,13 @@ def main() -> None:
 
 
 class Gate:
-    """Says how long the steps of a round took, and waits for the word to go on."""
+    """Timer that prints the seconds of each round and waits for a line before the next round."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.done, self.began = steps, 0, time.perf_counter()
 
     def __call__(self) -> None:
-        """At the end of every step."""
+        """Count a step; call it at the end of every step."""
         self.done += 1
         if self.done % self.steps == 0:
             if torch.cuda.is_available():
@@ -61,60 +61,60 @@ class Gate:
             self.began = time.perf_counter()
 
 
-def batches(features: Tensor, told: dict[str, Any]) -> Iterator[Tensor]:
-    """The steps' batches, shuffled, and one more that is never timed: asking for it ends the last step."""
-    gate = Gate(told["steps"])
-    orders = torch.Generator().manual_seed(told["seed"])
-    size, left = told["batch"], torch.empty(0, dtype=torch.int64)
-    for step in range(told["steps"] * told["rounds"] + 1):
+def batches(features: Tensor, job: dict[str, Any]) -> Iterator[Tensor]:
+    """Yield the shuffled batches of the steps, and one more that is never timed: asking for it ends the last step."""
+    gate = Gate(job["steps"])
+    orders = torch.Generator().manual_seed(job["seed"])
+    size, left = job["batch"], torch.empty(0, dtype=torch.int64)
+    for step in range(job["steps"] * job["rounds"] + 1):
         if step:
             gate()
         if len(left) < size:
             left = torch.randperm(len(features), generator=orders)
         rows, left = left[:size], left[size:]
-        yield features[rows].to(told["device"])
+        yield features[rows].to(job["device"])
 
 
-def excise(features: Tensor, told: dict[str, Any]) -> Trained:
+def excise(features: Tensor, job: dict[str, Any]) -> Trained:
     from excise.sae import TrainConfig, train
 
     gate = Gate(1)
     config = TrainConfig(
-        expansion=told["m"] // features.shape[1],
-        k=told["k"],
-        lr=told["lr"],
-        batch=told["batch"],
-        tokens=told["batch"] * told["steps"] * told["rounds"],
-        log_every=told["steps"],
-        seed=told["seed"],
-        **told["settings"],
+        expansion=job["m"] // features.shape[1],
+        k=job["k"],
+        lr=job["lr"],
+        batch=job["batch"],
+        tokens=job["batch"] * job["steps"] * job["rounds"],
+        log_every=job["steps"],
+        seed=job["seed"],
+        **job["settings"],
     )
     with tempfile.TemporaryDirectory() as folder:
-        sae = train(features, config, Path(folder) / "sae", progress=lambda line: gate(), device=told["device"])
+        sae = train(features, config, Path(folder) / "sae", progress=lambda line: gate(), device=job["device"])
 
     def trained(x: Tensor) -> tuple[Tensor, Tensor]:
         made, codes = sae(x)
-        return made, _counted(codes.indices[codes.values > 0], told["m"])
+        return made, _counted(codes.indices[codes.values > 0], job["m"])
 
     return trained
 
 
-def dense(features: Tensor, told: dict[str, Any]) -> Trained:
-    """Plain PyTorch: every product over all latents, gradients by autograd."""
-    d, m = features.shape[1], told["m"]
-    directions = F.normalize(torch.randn(m, d), dim=1).to(told["device"])
+def dense(features: Tensor, job: dict[str, Any]) -> Trained:
+    """Train with plain PyTorch: every product over all latents, gradients by autograd."""
+    d, m = features.shape[1], job["m"]
+    directions = F.normalize(torch.randn(m, d), dim=1).to(job["device"])
     W_enc, W_dec = (torch.nn.Parameter(directions.clone()) for _ in range(2))
-    b_enc = torch.nn.Parameter(torch.zeros(m, device=told["device"]))
-    b_pre = torch.nn.Parameter(features.mean(0).to(told["device"]))
-    adam = torch.optim.Adam([W_enc, W_dec, b_enc, b_pre], lr=told["lr"], fused=True)
-    variance = features.var(0).mean().to(told["device"])
+    b_enc = torch.nn.Parameter(torch.zeros(m, device=job["device"]))
+    b_pre = torch.nn.Parameter(features.mean(0).to(job["device"]))
+    adam = torch.optim.Adam([W_enc, W_dec, b_enc, b_pre], lr=job["lr"], fused=True)
+    variance = features.var(0).mean().to(job["device"])
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
-        values, indices = F.linear(x - b_pre, W_enc, b_enc).topk(told["k"], dim=-1)
+        values, indices = F.linear(x - b_pre, W_enc, b_enc).topk(job["k"], dim=-1)
         codes = x.new_zeros(len(x), m).scatter(-1, indices, values.relu())
         return codes @ W_dec + b_pre, codes
 
-    for x in batches(features, told):
+    for x in batches(features, job):
         loss = F.mse_loss(run(x)[0], x) / variance
         adam.zero_grad()
         loss.backward()
@@ -124,24 +124,24 @@ def dense(features: Tensor, told: dict[str, Any]) -> Trained:
     return lambda x: (run(x)[0], (run(x)[1] > 0).any(0))
 
 
-def saelens(features: Tensor, told: dict[str, Any]) -> Trained:
+def saelens(features: Tensor, job: dict[str, Any]) -> Trained:
     from sae_lens.config import SAETrainerConfig
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
     d = features.shape[1]
-    shape = TopKTrainingSAEConfig(d_in=d, d_sae=told["m"], k=told["k"], device=told["device"], **told["settings"])
+    shape = TopKTrainingSAEConfig(d_in=d, d_sae=job["m"], k=job["k"], device=job["device"], **job["settings"])
     sae = TopKTrainingSAE(shape)
     with torch.no_grad():
         sae.b_dec.copy_(features.mean(0))
     config = SAETrainerConfig(
-        total_training_samples=told["batch"] * (told["steps"] * told["rounds"] + 1),
-        train_batch_size_samples=told["batch"],
-        lr=told["lr"],
-        lr_end=told["lr"],
-        device=told["device"],
+        total_training_samples=job["batch"] * (job["steps"] * job["rounds"] + 1),
+        train_batch_size_samples=job["batch"],
+        lr=job["lr"],
+        lr_end=job["lr"],
+        device=job["device"],
     )
-    SAETrainer(config, sae, batches(features, told)).fit()
+    SAETrainer(config, sae, batches(features, job)).fit()
 
     def trained(x: Tensor) -> tuple[Tensor, Tensor]:
         codes = sae.encode(x)
@@ -151,18 +151,18 @@ def saelens(features: Tensor, told: dict[str, Any]) -> Trained:
     return trained
 
 
-def sparsify(features: Tensor, told: dict[str, Any]) -> Trained:
-    """Its trainer reads a language model; this is what it does to a layer's vectors, between two readings."""
+def sparsify(features: Tensor, job: dict[str, Any]) -> Trained:
+    """Train as sparsify's trainer does on a layer's vectors; that trainer itself needs a language model."""
     import contextlib
 
     with contextlib.redirect_stdout(sys.stderr):
         from sparsify import SparseCoder, SparseCoderConfig
 
-    sae = SparseCoder(features.shape[1], SparseCoderConfig(num_latents=told["m"], k=told["k"]), told["device"])
-    sae.b_dec.data = features.mean(0).to(told["device"])
-    adam = torch.optim.Adam(sae.parameters(), lr=told["lr"])
-    fired = torch.zeros(told["m"], dtype=torch.int64, device=told["device"])
-    for x in batches(features, told):
+    sae = SparseCoder(features.shape[1], SparseCoderConfig(num_latents=job["m"], k=job["k"]), job["device"])
+    sae.b_dec.data = features.mean(0).to(job["device"])
+    adam = torch.optim.Adam(sae.parameters(), lr=job["lr"])
+    fired = torch.zeros(job["m"], dtype=torch.int64, device=job["device"])
+    for x in batches(features, job):
         sae.set_decoder_norm_to_unit_norm()
         out = sae(x, dead_mask=None)
         fired[out.latent_indices.flatten()] = len(x)
@@ -173,28 +173,29 @@ def sparsify(features: Tensor, told: dict[str, Any]) -> Trained:
 
     def trained(x: Tensor) -> tuple[Tensor, Tensor]:
         out = sae(x)
-        return out.sae_out, _counted(out.latent_indices[out.latent_acts > 0], told["m"])
+        return out.sae_out, _counted(out.latent_indices[out.latent_acts > 0], job["m"])
 
     return trained
 
 
-def overcomplete(features: Tensor, told: dict[str, Any]) -> Trained:
-    # It imports torchvision for the pictures it shows, whose operators no CPU build of torch finds; none is used here.
+def overcomplete(features: Tensor, job: dict[str, Any]) -> Trained:
+    # It imports torchvision to show pictures, and a CPU build of torch lacks torchvision's operators; none is used
+    # here.
     operators = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     from overcomplete.sae import TopKSAE, train_sae
 
-    sae = TopKSAE(features.shape[1], nb_concepts=told["m"], top_k=told["k"], device=told["device"])
-    adam = torch.optim.Adam(sae.parameters(), lr=told["lr"])
+    sae = TopKSAE(features.shape[1], nb_concepts=job["m"], top_k=job["k"], device=job["device"])
+    adam = torch.optim.Adam(sae.parameters(), lr=job["lr"])
 
     def loss(x: Tensor, made: Tensor, *others: Tensor) -> Tensor:
         return F.mse_loss(made, x)
 
-    # It has no bias; centred, its vectors are those that the others see behind theirs.
-    mean = features.mean(0).to(told["device"])
-    centred = (x - mean for x in batches(features, told))
-    train_sae(sae, centred, loss, adam, nb_epochs=1, monitoring=0, device=told["device"])
+    # It has no bias; centring gives it the vectors that the others have after theirs.
+    mean = features.mean(0).to(job["device"])
+    centred = (x - mean for x in batches(features, job))
+    train_sae(sae, centred, loss, adam, nb_epochs=1, monitoring=0, device=job["device"])
     sae.eval()
 
     def trained(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,12 @@
-"""Which shape of SAE gives a concept one neuron: width and k of the bundled SAE, chosen on tuning objects only.
+"""The SAE shape that gives a concept one neuron: width and k of the bundled SAE, chosen on tuning objects only.
 
     python benchmarks/figures/sae_shapes.py --out docs/results/sae_shapes.json
 
-For every shape an SAE is trained on the bundled text encoder's last layer, and the neuron of nine objects is found
-(none of those that the figures are measured on). `dominance` is the median over the objects of first score over second;
-`cosine` the mean cosine between the neuron's decoder row and what the object's word changes at the padding positions,
-the states that carry the sentence; `control_share` how often the neuron fires on prompts without the object.
+For every shape, the script trains an SAE on the bundled text encoder's last layer and finds the neurons of nine
+objects. No figure is reported for these objects. `dominance` is the median over the objects of the first score divided
+by the second. `cosine` is the mean cosine between the neuron's decoder row and the change that the object's word makes
+at the padding positions, whose states carry the sentence. `control_share` is how often the neuron fires on prompts
+without the object.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ MEASURED = ("gun", "knife", "cat", "rocket")
 TUNING = [name for name in OBJECTS if name not in MEASURED][::4]
 SHAPES = "4,32 4,16 4,8 8,16 8,8 16,8"
 PADDING = 40
-"""No prompt here is longer: from this position on every state is a padding state."""
+"""Number of the first position at which all of these prompts have padding."""
 
 
 def main() -> None:
@@ -53,8 +54,8 @@ def main() -> None:
     random.Random(0).shuffle(prompts)
     features = states(pipe, site, prompts).flatten(0, 1)
     rows: list[dict[str, Any]] = []
-    told = {"command": f"python benchmarks/figures/sae_shapes.py --tokens {options.tokens}", "machine": machine()}
-    told |= {"date": datetime.date.today().isoformat(), "site": site.key, "objects": ", ".join(TUNING)}
+    results = {"command": f"python benchmarks/figures/sae_shapes.py --tokens {options.tokens}", "machine": machine()}
+    results |= {"date": datetime.date.today().isoformat(), "site": site.key, "objects": ", ".join(TUNING)}
     for shape in options.shapes.split():
         expansion, k = map(int, shape.split(","))
         config = replace(BUNDLED, expansion=expansion, k=k, tokens=options.tokens)
@@ -63,16 +64,16 @@ def main() -> None:
             fvu = card(Path(scratch) / "sae")["metrics"]["train"]["fvu"]
         rows.append({"expansion": expansion, "k": k, "fvu": round(fvu, 4), **of_objects(pipe, site, sae)})
         print(rows[-1], flush=True)
-        write_atomic(options.out, json.dumps(told | {"rows": rows}, indent=1) + "\n")
+        write_atomic(options.out, json.dumps(results | {"rows": rows}, indent=1) + "\n")
 
 
 def states(pipe: Any, site: Site, prompts: list[str]) -> Tensor:
-    """`[N, 77, d]`."""
+    """Return the states at the site, `[N, 77, d]`."""
     return torch.cat([batch.states[site] for batch in capture(pipe, [site], prompts)])
 
 
 def of_objects(pipe: Any, site: Site, sae: TopKSAE) -> dict[str, float]:
-    """The four figures of one SAE over the tuning objects."""
+    """Return the four figures of one SAE over the tuning objects."""
     dominance, cosine, auroc, control = [], [], [], []
     for name in TUNING:
         pairs = from_templates(name, (name,))

@@ -1,11 +1,11 @@
-"""SAEuron, SAEmnesia and SAEmnesia on the text encoder, on the bundled model: the papers' tables and what is behind.
+"""SAEuron, SAEmnesia and SAEmnesia on the text encoder, on the bundled model: the papers' tables and more.
 
     python benchmarks/figures/saemnesia.py --work build/saemnesia
 
-Makes (or goes on with) a Canvas run of every method; erases 1 to 20 objects one after another; looks at whose neuron is
-whose before and after supervision; and times a training step with the supervised terms and without.
-Writes docs/results/saemnesia.json and .md, and the histograms beside them. About two hours on two cores; every part
-goes on where it was stopped.
+The script makes or resumes a Canvas run of every method, erases 1 to 20 objects one after another, measures which
+neuron belongs to which concept before and after supervision, and times a training step with and without the supervised
+terms. It writes docs/results/saemnesia.json and .md, and the histograms. It takes about two hours on two cores. Every
+part resumes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ CONCEPTS = (
 )  # fmt: skip
 """Nine objects and four styles of Canvas's standard size."""
 FAR = ("gun", "cat", "ink", "flat")
-"""Those of them whose unrelated prompts the Fréchet distance is taken over."""
+"""Concepts whose unrelated prompts the Fréchet distance is computed over."""
 COUNTS = (1, 2, 5, 9, 15, 20)
 TUNED_ON = ("apple", "bus", "pastel", "bold")
 GAMMAS = (0.0, -0.4, -0.7, -1.0)
@@ -76,7 +76,8 @@ GRID = (
     *((percentile, gamma) for percentile in (99.5, 99.0) for gamma in (-1.0, -2.0)),
 )
 PUBLISHED = {"SAEuron": 3 * 7, "SAEmnesia": 7}
-"""Settings the papers try: percentiles 99.99, 99.995, 99.999 by γ -1, -5, ..., -30 for each concept; and γ alone."""
+"""Number of settings that the papers try: percentiles 99.99, 99.995, 99.999 by γ -1, -5, ..., -30 for each concept; and
+γ only."""
 
 
 def main() -> None:
@@ -86,21 +87,21 @@ def main() -> None:
     parser.add_argument(
         "--parts",
         default="tuning,canvas,distance,sequential,association,cost",
-        help="which to do, in this order; none (an empty text) writes the page anew",
+        help="parts to run, in this order; an empty text only rewrites the page",
     )
     options = parser.parse_args()
-    told: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
-    told |= {"command": "python benchmarks/figures/saemnesia.py", "machine": machine()}
-    told["date"] = datetime.date.today().isoformat()
+    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    results |= {"command": "python benchmarks/figures/saemnesia.py", "machine": machine()}
+    results["date"] = datetime.date.today().isoformat()
     for part in filter(None, options.parts.split(",")):
-        told[part] = PARTS[part](options.work, options.out)
-        write_atomic(options.out, json.dumps(told, indent=1) + "\n")
-    write_atomic(options.out.with_suffix(".md"), page(told))
-    print(page(told))
+        results[part] = PARTS[part](options.work, options.out)
+        write_atomic(options.out, json.dumps(results, indent=1) + "\n")
+    write_atomic(options.out.with_suffix(".md"), page(results))
+    print(page(results))
 
 
 def tuning(work: Path, out: Path) -> dict[str, Any]:
-    """γ, and SAEuron's percentile by γ, on tuning concepts: one setting is chosen for all concepts."""
+    """Return the figures of γ, and of SAEuron's percentile by γ, on the tuning concepts."""
     tried = [f"saemnesia:gamma={gamma:g}" for gamma in GAMMAS]
     tried += [f"saeuron:percentile={percentile:g},gamma={gamma:g}" for percentile, gamma in GRID]
     run = start(work / "tuning", "canvas", "quick", tried, TUNED_ON, {"prompts": 4, "searches": False})
@@ -109,26 +110,26 @@ def tuning(work: Path, out: Path) -> dict[str, Any]:
 
 
 def canvas(work: Path, out: Path) -> dict[str, Any]:
-    """The concepts by every method, with the attacks that need no search."""
+    """Return the figures of every method on the concepts, with the attacks that need no search."""
     run = start(work / "canvas", "canvas", "standard", list(METHODS), CONCEPTS, {"prompts": 4, "searches": False})
     resume(run, _dot)
     return report(run)
 
 
 def sequential(work: Path, out: Path) -> dict[str, Any]:
-    """Objects erased one after another, all erasers attached together: after each stage what is gone and what is not.
+    """Return UA and retained accuracy after each stage, with objects erased one after another and all erasers attached.
 
-    UA is over the direct prompts of what was erased, the retained accuracy over those of every other reported object;
-    the area is that under the mean of both, over the number of objects, 1 where all is perfect.
+    UA is over the direct prompts of the erased objects, the retained accuracy over those of every other reported
+    object. The area is that under the mean of both, over the number of objects; 1 is perfect.
     """
     suite, pipe = Canvas(), reference.load()
     objects = [name for name in REPORTED if not is_style(name)]
     asked = [case for name in objects for case in cases(name, 2) if case.family == "direct"]
     plain = suite.judge(asked, suite.draw(pipe, asked))
-    told: dict[str, Any] = {"order": objects[: COUNTS[-1]], "prompts": 2}
+    results: dict[str, Any] = {"order": objects[: COUNTS[-1]], "prompts": 2}
     for label in ("saeuron", "saemnesia", "saemnesia-text"):
-        # Nobody can erase a concept that the method refuses: its pictures count against it.
-        erasers = [_fitted_if_any(work, label, name, pipe) for name in told["order"]]
+        # A concept that the method refuses is not erased, and its pictures count against the method.
+        erasers = [_fitted_if_any(work, label, name, pipe) for name in results["order"]]
         rows = []
         for count in COUNTS:
             with ExitStack() as stack:
@@ -141,42 +142,45 @@ def sequential(work: Path, out: Path) -> dict[str, Any]:
                 for case, p, s in zip(asked, plain, seen, strict=True)
                 if case.concept not in objects[:count]
             ]
-            kept = [own for before, own in pairs if before]
+            kept = [after for before, after in pairs if before]
             rows.append({"objects": count, "ua": share(gone).to_json(), "kept": share(kept).to_json()})
             print(label, count, in_percent(rows[-1]["ua"]), in_percent(rows[-1]["kept"]), flush=True)
-        told[label] = {"rows": rows, "area": area(rows)}
+        results[label] = {"rows": rows, "area": area(rows)}
     curves = {
-        says: {
-            label: [(row["objects"], row[key]["value"]) for row in told[label]["rows"]]
+        title: {
+            label: [(row["objects"], row[key]["value"]) for row in results[label]["rows"]]
             for label in METHODS
-            if label in told
+            if label in results
         }
-        for key, says in (("ua", "erased (UA)"), ("kept", "retained accuracy"))
+        for key, title in (("ua", "erased (UA)"), ("kept", "retained accuracy"))
     }
     plots.save(plots.curves(curves, "objects erased"), out.with_name("saemnesia-sequential.png"))
-    return told
+    return results
 
 
 def distance(work: Path, out: Path, prompts: int = 32) -> dict[str, Any]:
-    """Fréchet distance of pictures that have nothing to do with the concept to the unerased model's of the same prompts
-    and seeds, in the judge's features as Canvas takes them: over those of FAR concepts together."""
+    """Return each method's Fréchet distance to the unerased model's pictures of the same prompts and seeds.
+
+    It is over pictures that are unrelated to the concept, of the FAR concepts together, in Canvas's features.
+    """
     suite, pipe = Canvas(), reference.load()
     asked = {name: [case for case in cases(name, prompts) if case.family == "unrelated"] for name in FAR}
     plain = {name: suite.draw(pipe, some) for name, some in asked.items()}
     against = features(np.concatenate(list(plain.values())))
-    told: dict[str, Any] = {"concepts": list(FAR), "pictures": len(against)}
+    results: dict[str, Any] = {"concepts": list(FAR), "pictures": len(against)}
     for label in METHODS:
         drawn = []
         for name, some in asked.items():
             with _fitted(work, label, name, pipe).attach(pipe):
                 drawn.append(suite.draw(pipe, some))
-        told[label] = frechet(features(np.concatenate(drawn)), against)
-        print(label, told[label], flush=True)
-    return told
+        results[label] = frechet(features(np.concatenate(drawn)), against)
+        print(label, results[label], flush=True)
+    return results
 
 
 def area(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Under the mean of UA and retained accuracy, by the trapezoidal rule, over the span of objects."""
+    """Return the area under the mean of UA and retained accuracy over the number of objects, by the trapezoidal "
+    "rule."""
     points = [(row["objects"], (row["ua"]["value"] + row["kept"]["value"]) / 2) for row in rows]
     under = sum((b - a) * (x + y) / 2 for (a, x), (b, y) in pairwise(points))
     return under / (points[-1][0] - points[0][0])
@@ -200,7 +204,7 @@ def _fitted_if_any(work: Path, label: str, name: str, pipe: Any) -> Eraser | Non
 
 
 def association(work: Path, out: Path) -> dict[str, Any]:
-    """Whose neuron is whose, on captions that no SAE learnt from: before supervision, fine-tuned, and after."""
+    """Return how neurons and concepts match, on captions that no SAE was trained on, for every SAE."""
     held, learnt = _features(work, "held-out", 400, 1_000_003), _features(work, "learnt", CAPTIONS, 100_000)
     folders = {"unsupervised": reference.sae_folder("saeuron"), "supervised": reference.sae_folder("saemnesia")}
     for name, options in OTHER_WAYS.items():
@@ -209,7 +213,7 @@ def association(work: Path, out: Path) -> dict[str, Any]:
         folders[name] = work / "saes" / name
         if not folders[name].exists():
             train_on_block(learnt, folders[name], BLOCK, how)
-    told: dict[str, Any] = {"pictures": held.pictures, "concepts": len(held.concepts)}
+    results: dict[str, Any] = {"pictures": held.pictures, "concepts": len(held.concepts)}
     for name, folder in folders.items():
         sae = load(folder)
         scores = concept_scores(sae, held).mean(1)
@@ -232,48 +236,48 @@ def association(work: Path, out: Path) -> dict[str, Any]:
         pooled, shown = torch.cat(sums), torch.cat(labels)
         open_ones, features_ = torch.cat(firsts), torch.cat(means)
         found = [monosemanticity(pooled, shown[:, c]) for c in range(len(held.concepts))]
-        said = card(folder).get("supervision")
+        supervision = card(folder).get("supervision")
         top = scores.argmax(1)
-        assigned = said["assigned"] if said else top.tolist()
+        assigned = supervision["assigned"] if supervision else top.tolist()
         apart, shares = [], []
         for c, neuron in enumerate(assigned):
-            there, level = shown[:, c], open_ones[..., neuron]
-            apart.append(float(level[there, 0].median() > level[~there, 0].max()))
-            change = features_[there].mean(0) - features_[~there].mean(0)
-            written = level[there].mean(0) - level[~there].mean(0)
+            present, level = shown[:, c], open_ones[..., neuron]
+            apart.append(float(level[present, 0].median() > level[~present, 0].max()))
+            change = features_[present].mean(0) - features_[~present].mean(0)
+            written = level[present].mean(0) - level[~present].mean(0)
             shares.append(float(carried(written[:, None], sae.W_dec.detach()[[neuron]], change).mean()))
-        told[name] = {
+        results[name] = {
             "told_apart": statistics.fmean(apart),
             "carried": statistics.fmean(shares),
             "least_carried": min(shares),
             "own_top": float(own_top(scores).double().mean()),
-            "top_is_assigned": float((top == torch.tensor(assigned)).double().mean()) if said else None,
+            "top_is_assigned": float((top == torch.tensor(assigned)).double().mean()) if supervision else None,
             "effective": statistics.median(effective_neurons(scores).tolist()),
-            "capacity": statistics.fmean(one.capacity for one in found),
-            "local": statistics.fmean(one.local for one in found),
-            "fms": statistics.fmean(one.overall for one in found),
+            "capacity": statistics.fmean(probe.capacity for probe in found),
+            "local": statistics.fmean(probe.local for probe in found),
+            "fms": statistics.fmean(probe.overall for probe in found),
             "fvu": missed / varied,
         }
-        print(name, told[name], flush=True)
+        print(name, results[name], flush=True)
         if name in ("unsupervised", "supervised"):
             sides = {
                 c: (pooled[shown[:, n], assigned[n]], pooled[~shown[:, n], assigned[n]])
                 for n, c in enumerate(held.concepts)
                 if c in SHOWN
             }
-            figure = plots.histograms(sides, f"{name}: the concept's {'assigned' if said else 'top'} neuron")
+            figure = plots.histograms(sides, f"{name}: the concept's {'assigned' if supervision else 'top'} neuron")
             plots.save(figure, out.with_name(f"saemnesia-{name}.png"))
-    return told
+    return results
 
 
 OTHER_WAYS: dict[str, Negatives] = {"fine-tuned": "none", "cross-entropy": "assigned", "balanced": "balanced"}
-"""SAEs that are trained to compare the bundled one with, and what each asks of labels that a picture lacks."""
+"""SAEs to compare with the bundled one, and what each requires of labels that a picture does not show."""
 SHOWN = ("gun", "cat", "pizza", "rocket", "ink", "vintage")
-"""Concepts whose histograms are drawn."""
+"""Concepts whose histograms are plotted."""
 
 
 def _features(work: Path, name: str, count: int, seed: int) -> BlockShards:
-    """Captions, drawn: those the bundled SAEs learnt from, or others."""
+    """Return features of generated captions: those the bundled SAEs were trained on, or held-out ones."""
     rows = labelled_captions(("object", "style"), CAPTIONS)[0]
     if name == "held-out":
         known = {row.prompt for row in rows}
@@ -291,10 +295,10 @@ def _dot(done: int) -> None:
 
 
 def cost(work: Path, out: Path, repeats: int = 7) -> dict[str, Any]:
-    """Seconds a step, with the supervised terms and without, in turn; the median of the ratios."""
+    """Return the seconds of a step with and without the supervised terms, in turns, and the median ratio."""
     learnt = _features(work, "learnt", CAPTIONS, 100_000)
     few = BlockShards(learnt.folder, learnt.site, learnt.concepts, learnt.timesteps, 0, learnt.files[:12])
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     ratios = []
     for n in range(repeats):
         spent = {}
@@ -304,12 +308,12 @@ def cost(work: Path, out: Path, repeats: int = 7) -> dict[str, Any]:
             lines: list[Any] = []
             config = BLOCK.__class__(**{**BLOCK.to_json(), "tokens": 400_000, "log_every": 10})
             train_on_block(few, folder, config, how, progress=lines.append)
-            # The first lines are spent on warming up.
+            # The first lines are warm-up.
             spent[name] = (lines[-1].seconds - lines[4].seconds) / (lines[-1].step - lines[4].step)
         ratios.append(spent["supervised"] / spent["unsupervised"])
-        told = {"seconds_a_step": spent, "ratio": statistics.median(ratios), "ratios": ratios}
-        print(told, flush=True)
-    return told
+        results = {"seconds_a_step": spent, "ratio": statistics.median(ratios), "ratios": ratios}
+        print(results, flush=True)
+    return results
 
 
 PARTS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
@@ -322,37 +326,37 @@ PARTS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
 }
 
 
-def page(told: Mapping[str, Any]) -> str:
-    """All parts as tables, in per cent."""
+def page(results: Mapping[str, Any]) -> str:
+    """Return the page: all parts as tables, in per cent."""
     lines = [
         "# SAEmnesia and SAEuron on the bundled model",
         "",
-        f"`{told['command']}`, {told['date']}, {told['machine']}.",
+        f"`{results['command']}`, {results['date']}, {results['machine']}.",
     ]
-    if "tuning" in told:
-        lines += ["", *_tuning_page(told["tuning"])]
-    if "canvas" in told:
-        lines += ["", *_canvas_page(told["canvas"], told.get("distance", {}))]
-    if "sequential" in told:
-        lines += ["", *_sequential_page(told["sequential"])]
-    if "association" in told:
-        lines += ["", *_association_page(told["association"])]
-    if "cost" in told:
-        lines += ["", *_cost_page(told["cost"])]
+    if "tuning" in results:
+        lines += ["", *_tuning_page(results["tuning"])]
+    if "canvas" in results:
+        lines += ["", *_canvas_page(results["canvas"], results.get("distance", {}))]
+    if "sequential" in results:
+        lines += ["", *_sequential_page(results["sequential"])]
+    if "association" in results:
+        lines += ["", *_association_page(results["association"])]
+    if "cost" in results:
+        lines += ["", *_cost_page(results["cost"])]
     return "\n".join(lines) + "\n"
 
 
 def _tuning_page(run: Mapping[str, Any]) -> list[str]:
     columns = ("ua", "ira_ratio", "cra_ratio", "identical", "mixed")
-    spent, sought = (
+    ours, theirs = (
         sum(label.startswith(f"{name}:") for label in run["methods"]) * len(run["concepts"])
         for name in ("saemnesia", "saeuron")
     )
     every = len(OBJECTS) + len(STYLES)
-    searched = PUBLISHED["SAEuron"] * every
+    published = PUBLISHED["SAEuron"] * every
     lines = [
         "## Choosing settings",
-        f"On {', '.join(run['concepts'])}, which stand in no other table; one setting for all concepts. Per cent.",
+        f"On {', '.join(run['concepts'])}, which are in no other table; one setting for all concepts. Per cent.",
         "",
         f"| | {' | '.join(columns)} |",
         "|---" * (len(columns) + 1) + "|",
@@ -363,11 +367,11 @@ def _tuning_page(run: Mapping[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        "An evaluation is one setting on one concept. "
-        f"saemnesia took {spent}, γ of {', '.join(map(str, GAMMAS))}; saeuron took {sought}; once for all concepts.",
-        f"SAEuron's published search is {PUBLISHED['SAEuron']} for each concept: percentiles 99.99, 99.995, 99.999 by",
-        f"γ of -1, -5, -10, ..., -30. For the {every} concepts here that is {searched}, {searched / spent:.0f} times",
-        f"saemnesia's; SAEmnesia's own paper tries {PUBLISHED['SAEmnesia']} values of γ.",
+        f"An evaluation is one setting on one concept. saemnesia took {ours} (γ of {', '.join(map(str, GAMMAS))}) and",
+        f"saeuron {theirs}, once for all concepts. SAEuron's published search takes {PUBLISHED['SAEuron']} for each",
+        f"concept: percentiles 99.99, 99.995, 99.999 by γ of -1, -5, -10, ..., -30. For the {every} concepts here that",
+        f"is {published}, {published / ours:.0f} times saemnesia's. SAEmnesia's paper tries {PUBLISHED['SAEmnesia']}",
+        "values of γ.",
     ]
 
 
@@ -375,36 +379,36 @@ def _canvas_page(run: Mapping[str, Any], distance: Mapping[str, Any]) -> list[st
     base = run["methods"]["none"]["concepts"]
     lines = [
         "## Canvas",
-        f"Concepts: {', '.join(run['concepts'])};",
-        f"{run['settings']['prompts']} prompts a family. UA, and IRA and CRA as ratios to none's, means over",
-        "concepts; per cent. Fréchet distance to the unerased model's pictures, over those with nothing of the concept",
-        f"in them ({distance.get('pictures', 0)} pictures, of {' and '.join(distance.get('concepts', ())) or 'none'}).",
+        f"Concepts: {', '.join(run['concepts'])}; {run['settings']['prompts']} prompts a family. UA, and IRA and CRA",
+        "as ratios to none's, are means over concepts, in per cent. The Fréchet distance is to the unerased model's",
+        f"pictures, over pictures that are unrelated to the concept ({distance.get('pictures', 0)} pictures, of",
+        f"{' and '.join(distance.get('concepts', ())) or 'none'}).",
         "",
         "| | UA objects | IRA | CRA | UA styles | IRA | CRA | average | identical | mixed | Fréchet | kB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for label, says in ROWS.items():
+    for label, title in ROWS.items():
         found = run["methods"].get(label)
         if not found or not found["concepts"]:
             continue
         cells = []
         for style in (False, True):
             some = [name for name in found["concepts"] if is_style(name) is style]
-            own = {key: _mean(found["concepts"], some, key) for key in ("ua", "ira", "cra")}
-            cells += [own["ua"], *(own[key] / _mean(base, some, key) for key in ("ira", "cra"))]
+            means = {key: _mean(found["concepts"], some, key) for key in ("ua", "ira", "cra")}
+            cells += [means["ua"], *(means[key] / _mean(base, some, key) for key in ("ira", "cra"))]
         figures, paid = found["figures"], found["cost"]
         rest = [f"{100 * figures[key]['value']:.1f}" for key in ("identical", "mixed")]
         far = "n/a" if label not in distance else f"{round(distance[label], 4):g}"
         rest += ["0" if label == "none" else far, f"{(paid['bytes'] or 0) / 1000:.1f}"]
         shown = [f"{100 * cell:.1f}" for cell in (*cells, statistics.fmean(cells))]
-        lines.append(f"| {says} | {' | '.join([*shown, *rest])} |")
+        lines.append(f"| {title} | {' | '.join([*shown, *rest])} |")
     families = sorted({key for m in run["methods"].values() for key in m["figures"] if key.startswith("asr.")})
     labels = [label for label in ROWS if label != "none" and label in run["methods"]]
     lines += [
         "",
         "### Attacks",
-        "Share of the prompts from which the unerased model draws the target that still do, mean over the concepts of",
-        "which it draws any; per cent.",
+        "Share of prompts that still generate the target, of those from which the unerased model generates it. Mean",
+        "over concepts with such prompts, in per cent.",
         "",
         f"| | concepts | {' | '.join(labels)} |",
         "|---" * (len(labels) + 2) + "|",
@@ -425,28 +429,29 @@ def _cell(figure: Mapping[str, Any] | None) -> str:
     return "n/a" if not figure or figure["value"] is None else f"{100 * figure['value']:.1f}"
 
 
-def _sequential_page(told: Mapping[str, Any]) -> list[str]:
+def _sequential_page(results: Mapping[str, Any]) -> list[str]:
     lines = [
         "## One after another",
-        f"Objects in this order: {', '.join(told['order'])}. UA of those erased so far, and retained accuracy over",
-        f"the other reported objects that the unerased model draws; {told['prompts']} direct prompts an object.",
+        f"Objects in this order: {', '.join(results['order'])}. UA over those erased so far, and retained accuracy",
+        f"over the other reported objects that the unerased model generates; {results['prompts']} direct prompts an",
+        "object.",
         "",
         f"| | {' | '.join(f'{n} objects' for n in COUNTS)} | area |",
         "|---" * (len(COUNTS) + 2) + "|",
     ]
     for label in METHODS:
-        if label in told:
-            cells = [f"{_cell(row['ua'])} / {_cell(row['kept'])}" for row in told[label]["rows"]]
-            lines.append(f"| {ROWS[label]} | {' | '.join(cells)} | {100 * told[label]['area']:.1f} |")
+        if label in results:
+            cells = [f"{_cell(row['ua'])} / {_cell(row['kept'])}" for row in results[label]["rows"]]
+            lines.append(f"| {ROWS[label]} | {' | '.join(cells)} | {100 * results[label]['area']:.1f} |")
     return [*lines, "", "![The curves](saemnesia-sequential.png)"]
 
 
-def _association_page(told: Mapping[str, Any]) -> list[str]:
+def _association_page(results: Mapping[str, Any]) -> list[str]:
     columns = {
-        "told_apart": "told apart",
+        "told_apart": "separated",
         "carried": "carried",
         "least_carried": "least",
-        "own_top": "top neuron is theirs alone",
+        "own_top": "top neuron is not shared",
         "top_is_assigned": "top neuron is the assigned one",
         "effective": "effective neurons a concept",
         "capacity": "acc_0",
@@ -455,32 +460,33 @@ def _association_page(told: Mapping[str, Any]) -> list[str]:
         "fvu": "FVU",
     }
     lines = [
-        "## Whose neuron is whose",
-        f"{told['pictures']} pictures of captions that no SAE learnt from, {told['concepts']} concepts, by SAEuron's",
-        "score; medians or means over concepts. Told apart: concepts whose typical picture makes the neuron louder, at",
-        "the first step, than any picture without them does. Carried: the share of what a concept changes in the",
-        "block's features that its neuron writes, mean and least.",
+        "## Neurons and concepts",
+        f"{results['pictures']} pictures of captions that no SAE was trained on, {results['concepts']} concepts, by",
+        "SAEuron's score; medians or means over concepts. Separated: share of concepts whose median picture makes the",
+        "neuron fire more strongly, at the first step, than any picture without them. Carried: the share of a",
+        "concept's change in the block's features that its neuron writes, mean and least.",
         "",
         f"| | {' | '.join(columns.values())} |",
         "|---" * (len(columns) + 1) + "|",
     ]
     for name in ("unsupervised", "supervised", *OTHER_WAYS):
-        own = told[name]
-        shown = ["n/a" if own[key] is None else f"{own[key]:.3g}" for key in columns]
+        found = results[name]
+        shown = ["n/a" if found[key] is None else f"{found[key]:.3g}" for key in columns]
         lines.append(f"| {name} | {' | '.join(shown)} |")
     return [
         *lines,
         "",
         "![Before supervision](saemnesia-unsupervised.png)",
-        "![After it](saemnesia-supervised.png)",
+        "![After supervision](saemnesia-supervised.png)",
     ]
 
 
-def _cost_page(told: Mapping[str, Any]) -> list[str]:
-    ratios = ", ".join(f"{100 * (ratio - 1):+.1f}" for ratio in told["ratios"])
+def _cost_page(results: Mapping[str, Any]) -> list[str]:
+    ratios = ", ".join(f"{100 * (ratio - 1):+.1f}" for ratio in results["ratios"])
     return [
         "## What supervision costs",
-        f"A training step takes {100 * (told['ratio'] - 1):+.1f} % with the supervised terms (median of {ratios}).",
+        f"The supervised terms change the time of a training step by {100 * (results['ratio'] - 1):+.1f} % (median of",
+        f"{ratios}).",
     ]
 
 

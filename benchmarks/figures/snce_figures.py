@@ -1,14 +1,14 @@
-"""The figures of SNCE on the bundled model: four concepts, every mode, one configuration for all.
+"""Figures of SNCE on the bundled model: four concepts, every mode, one configuration for all.
 
     python benchmarks/figures/snce_figures.py --n 200 --out docs/results/snce.json
 
     python benchmarks/figures/snce_figures.py --n 40 --concepts skull,apple,bicycle \
         --rows "lam=1.5;lam=2.5" --out tuning.json
 
-Each row is one configuration of the eraser for all concepts; the JSON holds every concept by itself and `pooled`, where
-the pictures of all concepts count together; a page of tables stands beside it (snce.md). A stopped run goes on where it
-stopped, if the number of images, the model, the SAE and the default configuration are still the same; otherwise it
-starts anew. With `--keep FOLDER` the unerased pictures are kept there, for a later run with other rows.
+Each row is one configuration of the eraser for all concepts. The JSON has every concept separately, and `pooled` over
+the pictures of all concepts. The script also writes a page of tables (snce.md). An interrupted run resumes if the
+number of images, the model, the SAE and the default configuration are unchanged, and otherwise starts again. `--keep
+FOLDER` keeps the unerased pictures for a later run with other rows.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ from excise.methods.sae.snce import fit
 from excise.sae import load
 
 CONCEPTS = ("gun", "knife", "cat", "rocket")
-# The default until Canvas showed objects that it left in the picture; docs/results/canvas.md has today's.
+# The default until Canvas showed objects that it left in the picture; docs/results/canvas.md has the current one.
 DEFAULT = SNCEConfig(lam=1.75, unit="code", margin=0.1)
-# The paper's mode has the paper's λ (its Table 1): tuned on horse and apple, 1.2 lost 8 in 10 unrelated objects.
+# The paper's mode uses the paper's λ (its Table 1): with 1.2, tuned on horse and apple, it lost 8 in 10 unrelated
+# objects.
 ROWS: dict[str, dict[str, Any]] = {
     "default": {},
     "k=10": {"k": 10},
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=200, help="images a family and concept")
     parser.add_argument("--concepts", default=",".join(CONCEPTS))
     parser.add_argument(
-        "--rows", default="all", help="rows, separated by ';'; a row may also be settings, as lam=1.5,k=2"
+        "--rows", default="all", help="rows, separated by ';'; a row can also be settings, such as lam=1.5,k=2"
     )
     parser.add_argument("--out", type=Path, default=Path("docs/results/snce.json"))
     parser.add_argument("--keep", type=Path, help="folder for the unerased pictures")
@@ -105,7 +106,7 @@ def main() -> None:
 
 
 def unerased(pipe: Any, groups: Sequence[Family], key: str, keep: Path | None) -> list[Pictures]:
-    """The families as the model itself draws them; from the folder `keep` where they were drawn before."""
+    """Return the unerased model's pictures of the families, from the folder `keep` if it has them."""
     if keep is None:
         return drawn(pipe, groups)
     file = keep / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
@@ -118,13 +119,13 @@ def unerased(pipe: Any, groups: Sequence[Family], key: str, keep: Path | None) -
 
 
 def save(out: Path, result: dict[str, Any]) -> None:
-    """The JSON, and the page of tables beside it."""
+    """Write the JSON and the page of tables."""
     write_atomic(out, json.dumps(result, indent=1) + "\n")
     write_atomic(out.with_suffix(".md"), page(result))
 
 
 def settings(name: str) -> dict[str, Any]:
-    """What a row changes in the default configuration: a named row's settings, or those its own name spells out."""
+    """Return what a row changes in the default configuration: a named row's settings, or those its name spells out."""
     if name in ROWS:
         return ROWS[name]
     given = dict(part.split("=") for part in name.split(","))
@@ -132,7 +133,7 @@ def settings(name: str) -> dict[str, Any]:
 
 
 def pooled(by_concept: dict[str, Any]) -> dict[str, Any]:
-    """Shares over the pictures of all concepts together; for `others_delta` the mean of the differences."""
+    """Return the shares over the pictures of all concepts together; for `others_delta`, the mean of the differences."""
     concepts = [found for found in by_concept.values() if "refused" not in found]
     out = {}
     for name in [k for k, v in concepts[0].items() if isinstance(v, dict) and "n" in v]:
@@ -162,9 +163,9 @@ COLUMNS = {
 LEFT = {
     "left_other": "gone: another object",
     "left_empty": "gone: an empty scene",
-    "left_unrecognisable": "gone: nothing that is known",
+    "left_unrecognisable": "gone: nothing recognisable",
 }
-"""Of the direct prompts from whose pictures the target is gone, what they show instead (by either judge)."""
+"""What pictures of direct prompts show instead of the target when it is gone (by either judge)."""
 BEFORE = {
     "target_direct_before": "target, direct",
     "target_synonym_before": "target, synonym",
@@ -175,14 +176,14 @@ BEFORE = {
 
 NOT_COUNTED = (
     "",
-    "What erased pictures show instead of the target was not counted: it is looked for in the pictures, and those of",
-    "this run were not kept. [canvas.md](canvas.md) has the figures of the default method; the columns for every row",
-    "come with the next full run.",
+    "What erased pictures show instead of the target was not counted, because it needs the pictures, and those of this",
+    "run were not kept. [canvas.md](canvas.md) has the figures of the default method. The next full run will have the",
+    "columns for every row.",
 )
 
 
 def page(result: dict[str, Any]) -> str:
-    """The same figures as tables, in per cent with their 95 % intervals."""
+    """Return the page: the figures as tables, in per cent with 95 % intervals."""
     before: dict[str, Any] = {}
     for row in result["rows"].values():
         for concept, found in _erased(row).items():
@@ -194,13 +195,13 @@ def page(result: dict[str, Any]) -> str:
         "",
         f"`{result['command']}`, {result['date']}, {result['machine']};",
         f"{result['images_a_family']} images a family and concept. Per cent, with 95 % intervals (Wilson; for the",
-        "change in others Newcombe, paired by seed). The target counts where the unerased model draws it,",
-        "the partner likewise.",
+        "change in others Newcombe, paired by seed). The target and the partner count if the unerased model generates",
+        "them.",
         "",
         f"Row `default`, the same for every concept: k = {default['k']}, λ = {default['lam']} {default['unit']}s,",
-        f"source = {default['source']}, gate = {default['gate']}, margin = {default['margin']}, that day's default;",
-        "[canvas.md](canvas.md) has today's. Every other row changes what its name says, and nothing else;",
-        "source = concept is the paper's mode, with the codes of the concept's name by position.",
+        f"source = {default['source']}, gate = {default['gate']}, margin = {default['margin']}. It was the default on",
+        "that day; [canvas.md](canvas.md) has the current one. Every other row changes only what its name says. source",
+        "= concept is the paper's mode: it subtracts the codes of the concept's name, by position.",
         *(() if counted else NOT_COUNTED),
         "",
         "## Unerased",
@@ -213,17 +214,17 @@ def page(result: dict[str, Any]) -> str:
 
 
 def _erased(row: dict[str, Any]) -> dict[str, Any]:
-    """A row's concepts but for those that were refused."""
+    """Return a row's concepts without those that were refused."""
     return {concept: found for concept, found in row["concepts"].items() if "refused" not in found}
 
 
 def title(name: str) -> str:
-    """A row's name, or its settings spelled out."""
+    """Return a row's settings spelled out, or its name if it has none."""
     return ", ".join(f"{key} = {value}" for key, value in settings(name).items()) or name
 
 
 def table(columns: dict[str, str], rows: dict[str, Any]) -> list[str]:
-    """A line for each concept."""
+    """Return a table with a row for each concept."""
     lines = [f"| | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
     for name, found in rows.items():
         cells = [found["refused"]] if "refused" in found else [in_percent(found[c]) for c in columns]

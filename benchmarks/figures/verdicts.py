@@ -1,4 +1,5 @@
-"""The verdict's figures for every concept the bundled model draws, and for words it does not: where the limits lie."""
+"""Figures of the verdict for every concept that the bundled model generates and for words it does not, to set its
+limits."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ UNDRAWN = (("halberd", "mace"), ("hammer",), ("spider-man",), ("submarine",), ("
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", help="These concepts alone.")
+    parser.add_argument("--only", nargs="*", help="Only these concepts.")
     only = parser.parse_args().only
     pipe, folder = reference.load(), reference.sae_folder()
     sae, config = load(folder), SNCEConfig(sae=str(folder))

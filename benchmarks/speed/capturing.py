@@ -1,14 +1,16 @@
-"""How fast prompts are read for an SAE, and what memory that takes.
+"""Speed and memory of reading prompts for an SAE.
 
     python benchmarks/speed/capturing.py --out docs/results/capturing.json
 
-`speed`: prompts a second on an encoder of CLIP-L's shape with random weights, at Stable Diffusion 1.4's own Site. Every
-way reads the same prompts in turns: padded to 77 positions, all layers (what a plain forward hook does), as `capture`
-does, and by length with all, a tenth and none of the padding. `drawn` are prompts of random words, as many as a
-log-normal distribution says of which nine in ten have 6 to 50 tokens, as most of DiffusionDB's prompts do (Wang et al.
-2023); `templated` the pairs and controls of a concept. `memory`: the process's resident memory while 100,000 drawn
-prompts are read by the bundled text encoder, to shards, and while an SAE is trained on them once: what it allocated,
-and the pages of files beside it, libraries' code for the most part, of which the kernel maps more or fewer at will.
+`speed` is prompts a second on an encoder of CLIP-L's shape with random weights, at Stable Diffusion 1.4's Site. The
+variants read the same prompts in turns: padded to 77 positions with all layers (like a plain forward hook), with
+`capture`, and by length with all, a tenth and none of the padding. `drawn` are prompts of random words. Their lengths
+are log-normal: nine in ten have 6 to 50 tokens, like most of DiffusionDB's prompts (Wang et al. 2023). `templated` are
+the pairs and controls of a concept.
+
+`memory` is the process's resident memory while the bundled text encoder reads 100,000 `drawn` prompts to shards, and
+while an SAE is trained on them once. The script reports allocated memory and pages of files separately. The latter are
+mostly libraries' code, and the kernel decides how many to map.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from erasing import prompts_of
 from shapes import clip_l
-from timing import beside, interleaved
+from timing import compared, interleaved
 
 from excise import reference
 from excise.app.training import text
@@ -41,7 +43,7 @@ from excise.sites import PRESETS, Features, Site, capture, capture_by_length, re
 from excise.sites.activations.capture import run, tokenise
 
 MEDIAN, SPREAD = 13, 0.65
-"""Of the log-normal number of words, which have 1.3 tokens each."""
+"""Parameters of the log-normal number of words; a word has 1.3 tokens."""
 WORDS = data.folder() / "emoji_words.txt"
 MANY, SHARE = 100_000, 0.1
 
@@ -54,21 +56,20 @@ def main() -> None:
     parser.add_argument("--parts", default="speed,memory")
     parser.add_argument("--out", type=Path, default=Path("docs/results/capturing.json"))
     options = parser.parse_args()
-    told: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     for name, part in (("speed", speed), ("memory", memory)):
         if name in options.parts.split(","):
-            told[name] = part(options)
-            told[name] |= {"machine": machine(options.device), "date": datetime.date.today().isoformat()}
-            write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+            results[name] = part(options)
+            results[name] |= {"machine": machine(options.device), "date": datetime.date.today().isoformat()}
+            write_atomic(options.out, json.dumps(results, indent=1) + "\n")
 
 
 def sentences(n: int, seed: int = 0) -> list[str]:
-    """`n` prompts of random words."""
-    drawn = random.Random(seed)
+    """Return `n` prompts of random words."""
+    rng = random.Random(seed)
     words = sorted({word for line in WORDS.read_text().splitlines() for word in line.lower().split() if word.isalpha()})
     return [
-        " ".join(drawn.choices(words, k=max(1, round(drawn.lognormvariate(math.log(MEDIAN), SPREAD)))))
-        for _ in range(n)
+        " ".join(rng.choices(words, k=max(1, round(rng.lognormvariate(math.log(MEDIAN), SPREAD))))) for _ in range(n)
     ]
 
 
@@ -88,7 +89,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
 def read(
     pipe: Any, site: Site, prompts: list[str], shares: Sequence[float], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """How long the prompts are, and how fast each way reads them."""
+    """Return the lengths of the prompts, and the speed of each way to read them."""
     lengths = tokenise(pipe, "text_encoder", prompts)[1].sum(1).tolist()
 
     def padded() -> None:
@@ -117,8 +118,8 @@ def read(
     )
     plain = seconds["padded, all layers"]
     rows = {
-        name: {"prompts_a_second": len(prompts) / statistics.median(own), "as_fast": beside(plain, own)}
-        for name, own in seconds.items()
+        name: {"prompts_a_second": len(prompts) / statistics.median(times), "as_fast": compared(plain, times)}
+        for name, times in seconds.items()
     }
     quartiles, mean = statistics.quantiles(lengths, n=4), statistics.fmean(lengths)
     print(f"{len(prompts)} prompts of {mean:.1f} tokens, quartiles {quartiles}, {lengths.count(77)} cut, at {site.key}")
@@ -147,18 +148,18 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
             pipe, site, prompts, config, out, card={}, captured=captured, padding=SHARE,
             progress=lambda line: trained.append(Seen(line.tokens, *resident())),
         )  # fmt: skip
-    told: dict[str, Any] = {"command": "python benchmarks/speed/capturing.py --parts memory", "prompts": MANY}
+    results: dict[str, Any] = {"command": "python benchmarks/speed/capturing.py --parts memory", "prompts": MANY}
     for name, seen in (("reading", reading), ("training", trained)):
         tenths = sampled(seen)
-        told[name] = [tenth._asdict() for tenth in tenths]
+        results[name] = [tenth._asdict() for tenth in tenths]
         listed = ", ".join(f"{tenth.done}: {tenth.own / 1e6:.0f} MB" for tenth in tenths)
         high, low = (pick(tenth.own for tenth in tenths[1:]) for pick in (max, min))
         print(f"{name}: {listed}; {high / low - 1:+.1%}")
-    return told
+    return results
 
 
 class Seen(NamedTuple):
-    """How far a job was, and the process's memory then, in bytes."""
+    """Progress of a job, and the process's memory at that point, in bytes."""
 
     done: int
     own: int
@@ -166,14 +167,14 @@ class Seen(NamedTuple):
 
 
 def sampled(seen: Sequence[Seen], n: int = 10) -> list[Seen]:
-    """The greatest memory of each tenth."""
+    """Return the peak memory of each tenth."""
     last = seen[-1].done
     tenths = [[row for row in seen if last * i < n * row.done <= last * (i + 1)] for i in range(n)]
     return [Seen(own[-1].done, max(row.own for row in own), max(row.files for row in own)) for own in tenths if own]
 
 
 def resident() -> tuple[int, int]:
-    """Bytes of this process that are in memory: its own, and pages of files."""
+    """Return this process's resident bytes: allocated memory, and pages of files."""
     _, whole, files, *_ = (
         int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in Path("/proc/self/statm").read_text().split()
     )

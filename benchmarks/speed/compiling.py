@@ -1,11 +1,10 @@
-"""Whether `torch.compile` makes a training step of an SAE faster: eager beside compiled, in turns, in one process.
+"""Whether `torch.compile` makes a training step of an SAE faster: eager and compiled in turns, in one process.
 
     python benchmarks/speed/compiling.py --work build/sae_training --out docs/results/compiling.json
 
-Compiled is what the step differentiates, codes, decode and loss, as one graph by the default backend, and what it gives
-as gradients; the optimiser is fused already. Both variants take the same steps on the same vectors from the same
-weights. How far their gradients differ is looked at before. Seconds to compile are those of the first gradients, with
-no cache.
+The default backend compiles codes, decode and loss as one graph, and their gradients. The optimiser is already fused.
+Both variants take the same steps on the same vectors from the same weights. The script first compares their gradients.
+The seconds to compile are those of the first gradients, without a cache.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 from sae_training import BATCHES, LR, K, features_in
-from timing import beside, interleaved
+from timing import compared, interleaved
 
 from excise.bench.machine import machine
 from excise.files import write_atomic
@@ -28,7 +27,7 @@ from excise.sae import SAEConfig, TopKSAE
 from excise.sae.losses import step
 
 STEPS = 4
-"""Of a round."""
+"""Number of steps in a round."""
 
 
 def main() -> None:
@@ -42,7 +41,7 @@ def main() -> None:
     torch.compiler.config.force_disable_caches = True
     torch._dynamo.config.trace_autograd_ops = True  # the gradient of the chosen pre-activations is autograd's own
     vectors = torch.load(features_in(options.work), mmap=True, weights_only=True)
-    told: dict[str, Any] = {
+    results: dict[str, Any] = {
         "command": f"python benchmarks/speed/compiling.py --rounds {options.rounds} --device {options.device}",
         "machine": machine(options.device),
         "date": datetime.date.today().isoformat(),
@@ -50,18 +49,18 @@ def main() -> None:
     }
     for m in map(int, options.widths.split(",")):
         batches = vectors[: STEPS * BATCHES[m]].to(options.device).split(BATCHES[m])
-        told["widths"][str(m)] = row = measured(batches, m, options.rounds)
+        results["widths"][str(m)] = row = measured(batches, m, options.rounds)
         ratio = row["as_fast"]
         print(
             f"m = {m}: compiled {ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) times eager, after "
             f"{row['to_compile']:.0f} s; gradients differ by {row['differ']:.1e} of their length",
             flush=True,
         )
-    write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+    write_atomic(options.out, json.dumps(results, indent=1) + "\n")
 
 
 def measured(batches: tuple[torch.Tensor, ...], m: int, rounds: int) -> dict[str, Any]:
-    """Both variants at one width."""
+    """Return the timings of both variants at one width."""
     saes = {name: TopKSAE(SAEConfig(batches[0].shape[1], m, K)).to(batches[0].device) for name in ("eager", "compiled")}
     objectives = {"eager": mse, "compiled": torch.compile(mse, fullgraph=True)}
     plain = gradients(saes["eager"], mse, batches[0])
@@ -70,15 +69,15 @@ def measured(batches: tuple[torch.Tensor, ...], m: int, rounds: int) -> dict[str
     first = time.perf_counter() - began
     seconds = interleaved({name: steps(saes[name], objectives[name], batches) for name in saes}, rounds)
     return {
-        "as_fast": beside(seconds["eager"], seconds["compiled"]),
+        "as_fast": compared(seconds["eager"], seconds["compiled"]),
         "to_compile": first - min(seconds["compiled"]) / STEPS,
         "differ": float((plain - made).norm() / plain.norm()),
     }
 
 
 def gradients(sae: TopKSAE, objective: Callable[..., torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """All of them, in one vector."""
-    return torch.cat([own.flatten() for own in torch.autograd.grad(objective(sae, x), [*sae.parameters()])])
+    """Return all gradients in one vector."""
+    return torch.cat([grad.flatten() for grad in torch.autograd.grad(objective(sae, x), [*sae.parameters()])])
 
 
 def mse(sae: TopKSAE, x: torch.Tensor) -> torch.Tensor:
@@ -88,7 +87,7 @@ def mse(sae: TopKSAE, x: torch.Tensor) -> torch.Tensor:
 def steps(
     sae: TopKSAE, objective: Callable[..., torch.Tensor], batches: tuple[torch.Tensor, ...]
 ) -> Callable[[], None]:
-    """A round: a step on each of the batches."""
+    """Return a function that takes a round: one step on each batch."""
     optimiser = torch.optim.Adam(sae.parameters(), lr=LR, fused=True)
 
     def taken() -> None:

@@ -1,15 +1,15 @@
-"""What an eraser adds to encoding a prompt, and to a picture: SNCE on Stable Diffusion 1.4's own shape, random weights.
+"""Time that an eraser adds to encoding a prompt and to a picture: SNCE on Stable Diffusion 1.4's shape, random weights.
 
     python benchmarks/speed/encoding.py --out docs/results/encoding.json
 
-The bare pipeline and three erasers of one neuron encode the same prompt with its unconditional twin in turns:
-`concept` subtracts what was computed beforehand, `threshold` reads the neuron's row alone, `topk` reads all rows of the
-SAE. Added is the ratio to the bare pipeline less one: median and quartiles over the rounds.
+The bare pipeline and three erasers of one neuron encode the same prompt and the unconditional prompt, in turns.
+`concept` subtracts precomputed codes, `threshold` reads only the neuron's row, and `topk` reads all rows of the SAE.
+The added share is the ratio to the bare pipeline minus one: median and quartiles over the rounds.
 
-A picture of 20 steps is encoded once, and before every step an attached eraser looks at the states that the U-Net is
-given. That look is timed by itself, in the pipeline with `threshold`, and so is the bare U-Net's step, both branches of
-guidance: `picture` is what both add to 20 steps and one encoding. On the bundled model, whose U-Net is a fortieth of
-Stable Diffusion's, whole pictures are drawn in turns, bare and with `threshold`.
+A picture of 20 steps is encoded once. Before every step, an attached eraser checks the states that the U-Net receives.
+The script times this check in the pipeline with `threshold`, and the bare U-Net's step with both branches of guidance.
+`picture` is the share that one encoding and 20 checks add. On the bundled model, whose U-Net is a fortieth of Stable
+Diffusion's, it generates whole pictures in turns, bare and with an eraser.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from shapes import clip_l, sd14
-from timing import beside, interleaved
+from timing import compared, interleaved
 
 from excise import reference
 from excise.app.models.resolve import bundled_settings
@@ -58,35 +58,35 @@ def main() -> None:
         calls[name] = lambda pipe=pipe: encoded(pipe)
     with torch.no_grad():
         seconds = interleaved(calls, options.rounds)
-    rows = {name: beside(own, seconds["bare"]) for name, own in seconds.items()}
+    rows = {name: compared(times, seconds["bare"]) for name, times in seconds.items()}
     picture = in_a_picture(sae, rows, options.device)
-    drawn = whole_pictures(options.rounds // 2, options.device)
-    told = {
+    whole = whole_pictures(options.rounds // 2, options.device)
+    results = {
         "command": f"python benchmarks/speed/encoding.py --rounds {options.rounds} --device {options.device}",
         "machine": machine(options.device),
         "date": datetime.date.today().isoformat(),
         "site": SITE.key,
         "rows": rows,
         "picture": picture,
-        "bundled": drawn,
+        "bundled": whole,
     }
-    write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+    write_atomic(options.out, json.dumps(results, indent=1) + "\n")
     for name, row in rows.items():
         print(
             f"{name:10} {1000 * row['seconds']:7.2f} ms  added {row['ratio'] - 1:+.2%}"
             f" ({row['low'] - 1:+.2%} to {row['high'] - 1:+.2%})"
         )
     print(
-        f"a look {1000 * picture['look']:.2f} ms, a step {picture['step']:.2f} s: "
+        f"a check {1000 * picture['look']:.2f} ms, a step {picture['step']:.2f} s: "
         f"a picture of {STEPS} steps {picture['added']:+.3%}"
     )
-    spread = f"{drawn['low'] - 1:+.2%} to {drawn['high'] - 1:+.2%}"
-    print(f"bundled model, whole pictures: {drawn['ratio'] - 1:+.2%} ({spread})")
+    spread = f"{whole['low'] - 1:+.2%} to {whole['high'] - 1:+.2%}"
+    print(f"bundled model, whole pictures: {whole['ratio'] - 1:+.2%} ({spread})")
 
 
 @torch.no_grad()
 def in_a_picture(sae: TopKSAE, rows: dict[str, dict[str, float]], device: str) -> dict[str, float]:
-    """Seconds of a U-Net's step and of the look before it; the share of a picture's time that an eraser adds."""
+    """Return the seconds of a U-Net step and of the check before it, and the share that an eraser adds to a picture."""
     pipe = sd14(device)
     latents, states = torch.randn(2, 4, 64, 64, device=device), encoded(pipe)
     both = torch.cat([states[1], states[0]])
@@ -105,7 +105,7 @@ def in_a_picture(sae: TopKSAE, rows: dict[str, dict[str, float]], device: str) -
 
 
 def whole_pictures(rounds: int, device: str) -> dict[str, float]:
-    """Seconds of a picture of the bundled model under an eraser, beside the bare model's."""
+    """Return the time of a picture of the bundled model with an eraser, compared with the bare model's."""
     bare, erased = reference.load().to(device), reference.load().to(device)
     eraser = method("snce").fit(erased, from_templates("gun", ("gun",)), SNCEConfig(**bundled_settings()["snce"]))
     eraser.attach(erased)
@@ -114,7 +114,7 @@ def whole_pictures(rounds: int, device: str) -> dict[str, float]:
         for name, pipe in (("bare", bare), ("erased", erased))
     }
     seconds = interleaved(calls, rounds)
-    return beside(seconds["erased"], seconds["bare"])
+    return compared(seconds["erased"], seconds["bare"])
 
 
 def waited(made: Any) -> Any:
@@ -125,7 +125,7 @@ def waited(made: Any) -> Any:
 
 @torch.no_grad()
 def eraser_of(pipe: Any, sae: TopKSAE, how: str) -> Eraser:
-    """One of the neurons that fire most at the prompt's end, turned down in one of three ways."""
+    """Return an eraser that turns down, in one of three ways, the neuron that fires most at the prompt's end."""
     (read,) = capture(pipe, [SITE], [PROMPT])
     codes = sae.encode(read.states[SITE])
     neuron, code = int(codes.indices[0, -1, 0]), float(codes.values[0, -1, 0])
@@ -140,7 +140,7 @@ def eraser_of(pipe: Any, sae: TopKSAE, how: str) -> Eraser:
 
 
 def encoded(pipe: Any) -> Any:
-    """The prompt and its unconditional twin."""
+    """Encode the prompt and the unconditional prompt."""
     return waited(pipe.encode_prompt(PROMPT, pipe.device, 1, True))
 
 

@@ -1,13 +1,12 @@
-"""How long it takes to erase one more concept on a model that is loaded: SNCE beside UCE, RECE and ESD.
+"""Time to erase one more concept on a loaded model: SNCE, UCE, RECE and ESD.
 
     python benchmarks/speed/erasing.py --out docs/results/erasing.json
 
-On the bundled model every method erases the same concept in turns, UCE, RECE and ESD with the settings that
-docs/results/peers.md chose. SNCE needs the text encoder's states of the concept's pairs and controls: `passes` reads
-just these, all layers and nothing else, which is what SNCE is measured against on Stable Diffusion 1.4's encoder too
-(`sd14`, random weights and a random SAE). There UCE and RECE run as they are by default, and of ESD-x one training step
-of the 200 that its authors take, at a picture that was drawn one step instead of up to 50: what it takes is more than
-200 times that.
+On the bundled model, every method erases the same concept in turns; UCE, RECE and ESD use the settings chosen in
+docs/results/peers.md. SNCE needs the text encoder's states of the concept's pairs and controls. `passes` computes only
+these, with all layers, as the baseline for SNCE. On Stable Diffusion 1.4's shape (`sd14`, random weights and a random
+SAE), UCE and RECE use their defaults. ESD-x takes one training step of the 200 that its authors take, on a picture that
+was generated in one step instead of up to 50, so a full training takes more than 200 times as long.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 from shapes import sd14
-from timing import beside, interleaved
+from timing import compared, interleaved
 
 from excise import reference
 from excise.app.models.resolve import bundled_settings
@@ -47,17 +46,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/erasing.json"))
     options = parser.parse_args()
     concept = from_templates("gun", ("gun",))
-    told: dict[str, Any] = {"models": {}}
+    results: dict[str, Any] = {"models": {}}
     if options.out.exists():
-        told = json.loads(options.out.read_text())
-    told["prompts"] = len(prompts_of(concept))
+        results = json.loads(options.out.read_text())
+    results["prompts"] = len(prompts_of(concept))
     for model in options.models.split(","):
         seconds = interleaved(VARIANTS[model](concept, options.device), options.rounds)
         rows = {
-            name: {**beside(own, seconds["passes"]), "snce": beside(own, seconds["snce"])["ratio"]}
-            for name, own in seconds.items()
+            name: {**compared(times, seconds["passes"]), "snce": compared(times, seconds["snce"])["ratio"]}
+            for name, times in seconds.items()
         }
-        told["models"][model] = {
+        results["models"][model] = {
             "command": f"python benchmarks/speed/erasing.py --models {model} --rounds {options.rounds} "
             f"--device {options.device}",
             "machine": machine(options.device),
@@ -68,11 +67,11 @@ def main() -> None:
             print(
                 f"{model:8} {name:13} {row['seconds']:8.2f} s  {row['ratio']:6.2f} x passes  {row['snce']:6.2f} x snce"
             )
-        write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+        write_atomic(options.out, json.dumps(results, indent=1) + "\n")
 
 
 def bundled(concept: Concept, device: str) -> dict[str, Callable[[], Any]]:
-    """Every method as it is tuned for the bundled model."""
+    """Return every method with the settings chosen for the bundled model."""
     pipe = reference.load().to(device)
     return {
         "passes": lambda: passes(pipe, concept),
@@ -81,7 +80,7 @@ def bundled(concept: Concept, device: str) -> dict[str, Callable[[], Any]]:
 
 
 def of_sd14_shape(concept: Concept, device: str) -> dict[str, Callable[[], Any]]:
-    """The same on random weights, but one training step of ESD-x."""
+    """Return the methods on random weights, with one training step of ESD-x."""
     pipe = sd14(device)
     return {
         "passes": lambda: passes(pipe, concept),
@@ -96,13 +95,13 @@ VARIANTS = {"bundled": bundled, "sd14": of_sd14_shape}
 
 
 def prompts_of(concept: Concept) -> list[str]:
-    """What SNCE reads."""
+    """Return the prompts that SNCE reads."""
     pairs = concept.pairs
     return [*(pair.concept for pair in pairs), *(pair.deconcept for pair in pairs), *concept.controls]
 
 
 def passes(pipe: Any, concept: Concept) -> None:
-    """The text encoder on these prompts, padded, all of its layers."""
+    """Run all layers of the text encoder on these prompts, padded."""
     prompts = prompts_of(concept)
     for start in range(0, len(prompts), BATCH):
         run(pipe, "text_encoder", prompts[start : start + BATCH])
@@ -111,14 +110,14 @@ def passes(pipe: Any, concept: Concept) -> None:
 
 
 def fitting(pipe: Any, concept: Concept, name: str, settings: dict[str, Any]) -> Callable[[], Any]:
-    """Fits the concept's eraser anew at every call."""
+    """Return a function that fits the concept's eraser again at every call."""
     chosen = method(name)
     config = chosen.Config(**settings)
     return lambda: chosen.fit(pipe, concept, config)
 
 
 def on_random_weights(pipe: Any, concept: Concept) -> Callable[[], Any]:
-    """SNCE with a random SAE of the paper's shape; of its neurons the one that tells most pairs apart."""
+    """Return a function that fits SNCE with the most separating neuron of a random SAE of the paper's shape."""
     site = PRESETS["sd14"][0]
     sae = TopKSAE(SAEConfig(d=site.width, m=4 * site.width, k=32)).to(pipe.device)
     sides = [
@@ -127,8 +126,8 @@ def on_random_weights(pipe: Any, concept: Concept) -> Callable[[], Any]:
     ]
     with torch.no_grad():
         sae.b_pre.copy_(sides[1].mean((0, 1)))
-        loud, quiet = (sae.preactivations(side).mean((0, 1)) for side in sides)
-    config = SNCEConfig(site=site.path, neurons=(int((loud - quiet).argmax()),), gate="relu")
+        present, absent = (sae.preactivations(side).mean((0, 1)) for side in sides)
+    config = SNCEConfig(site=site.path, neurons=(int((present - absent).argmax()),), gate="relu")
     return lambda: fit(pipe, concept, config, sae=sae)
 
 

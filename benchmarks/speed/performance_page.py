@@ -1,4 +1,4 @@
-"""docs/explanation/performance.md, from what the benchmarks of speed have written into docs/results.
+"""Write docs/explanation/performance.md from the results of the speed benchmarks in docs/results.
 
 python benchmarks/speed/performance_page.py
 """
@@ -16,7 +16,7 @@ from excise.files import write_atomic
 RESULTS = Path("docs/results")
 PAGE = Path("docs/explanation/performance.md")
 GOALS = {3072: 2.0, 16_128: 2.2, 65_280: 2.5}
-"""Times dense PyTorch that were aimed at, by width."""
+"""Goal by width, as a multiple of dense PyTorch's speed."""
 PEERS = ("SAELens", "SAELens, sparse", "sparsify", "overcomplete")
 
 
@@ -30,13 +30,13 @@ def main() -> None:
     print(PAGE.read_text())
 
 
-def told(name: str) -> dict[str, Any]:
+def results(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return found
 
 
-def said(name: str, found: Mapping[str, Any]) -> str:
-    """Where the figures below are from."""
+def source(name: str, found: Mapping[str, Any]) -> str:
+    """Return where the figures below come from."""
     date = f", {found['date']}" if "date" in found else ""
     return f"`{found['command']}`, {found['machine']}{date}: [{name}.json](../results/{name}.json)."
 
@@ -54,14 +54,14 @@ def added(ratio: Mapping[str, float]) -> str:
 
 
 def training() -> str:
-    found = told("sae_training")
+    found = results("sae_training")
     lines = [
         "## Training an SAE",
         "",
         f"Width 768, k = {found['k']}, float32, {found['threads']} threads; states of three layers of the bundled",
-        "text encoder, side by side. Each library trains by its own loop in its own environment, a few steps each in",
-        "turns; × dense is the median over rounds, with quartiles.",
-        said("sae_training", found),
+        "text encoder, side by side. Each library trains with its own loop in its own environment. The libraries take",
+        "a few steps each, in turns. × dense is the median over rounds, with quartiles.",
+        source("sae_training", found),
         "",
     ]
     for m, width in found["widths"].items():
@@ -73,16 +73,16 @@ def training() -> str:
             speed, share = row["tokens_a_second"], row["roofline"]["ratio"]
             cells = [f"{speed:,.0f}", spread(row["as_fast_as_dense"]), f"{share:.0%}"]
             rows.append([name, *cells, f"{row['fvu']:.4f}", f"{row['silent']:.1%}"])
-        own = width["rows"]["excise"]
+        ours = width["rows"]["excise"]
         best = max(
             (row["tokens_a_second"], name) for name, row in width["rows"].items() if name in PEERS and "fvu" in row
         )
         lines += [
             f"**m = {int(m):,}** ({width['date']}), {width['steps']} batches of {width['batch']:,}; the encoder's",
             f"product runs at {width['peak'] / 1e9:.0f} GFLOP/s.",
-            f"Aim: {GOALS[int(m)]} times dense and 1.3 times every peer. Measured:",
-            f"{own['as_fast_as_dense']['ratio']:.2f}, and {own['tokens_a_second'] / best[0]:.2f} times {best[1]}, the "
-            "fastest peer.",
+            f"Goal: {GOALS[int(m)]} times dense and 1.3 times every peer. Measured: "
+            f"{ours['as_fast_as_dense']['ratio']:.2f} times dense,",
+            f"and {ours['tokens_a_second'] / best[0]:.2f} times {best[1]}, the fastest peer.",
             "",
             *table("| | vectors/s | × dense | of the roofline | FVU | silent |", *rows),
         ]
@@ -101,8 +101,8 @@ def by_rate(rates: Mapping[str, Any]) -> list[str]:
         shown = (f"{row[rate]['fvu']:.4f}" for rate in names)
         cells.append([name, *(f"**{fvu}**" if rate == least else fvu for rate, fvu in zip(names, shown, strict=True))])
     return [
-        "One rate does not mean the same to all, since some begin with smaller weights. FVU at m = 3,072 after "
-        f"{rates['steps']} steps, by learning rate ({rates['date']}):",
+        "A learning rate does not mean the same to all, because some libraries start with smaller weights. FVU at "
+        f"m = 3,072 after {rates['steps']} steps, by learning rate ({rates['date']}):",
         "",
         *table(f"| | {' | '.join(names)} |", *cells),
     ]
@@ -110,21 +110,21 @@ def by_rate(rates: Mapping[str, Any]) -> list[str]:
 
 def by_seed(seeds: Mapping[str, Any]) -> list[str]:
     means = {name: statistics.fmean(row["fvu"]) for name, row in seeds.items()}
-    said = (
+    listed = (
         f"{name} at {row['lr']} {means[name]:.4f} ({min(row['fvu']):.4f} to {max(row['fvu']):.4f})"
         for name, row in seeds.items()
     )
     peer = next(name for name in seeds if name != "excise")
     count = len(seeds["excise"]["fvu"])
     return [
-        f"The best two, each at its best rate, mean and range of {count} seeds: {'; '.join(said)}.",
-        f"Aim: no worse than the best peer. Measured: {means['excise'] / means[peer] - 1:+.1%} of {peer}'s.",
+        f"The best two, each at its best rate, mean and range of {count} seeds: {'; '.join(listed)}.",
+        f"Goal: no worse than the best peer. Measured: {means['excise'] / means[peer] - 1:+.1%} relative to {peer}.",
         "",
     ]
 
 
 def compiled() -> str:
-    found = told("compiling")
+    found = results("compiling")
     cells = (
         [f"{int(m):,}", spread(row["as_fast"]), f"{row['to_compile']:.0f}", f"{row['differ']:.0e}"]
         for m, row in found["widths"].items()
@@ -132,22 +132,22 @@ def compiled() -> str:
     return "\n".join([
         "### Compiled",
         "",
-        "A step whose codes, decode and loss `torch.compile` compiles, beside the same step as it is. Their",
-        "gradients differ by that share of their length. " + said("compiling", found),
+        "A step with codes, decode and loss compiled by `torch.compile`, compared with the eager step. The last column",
+        "is the difference of their gradients relative to their length. " + source("compiling", found),
         "",
-        *table("| m | × as it is | s to compile | differ |", *cells),
+        *table("| m | × eager | s to compile | difference |", *cells),
         COMPILED_LIMITS,
         "",
     ])  # fmt: skip
 
 
 def capture() -> str:
-    found = told("capturing")
+    found = results("capturing")
     speed, memory = found["speed"], found.get("memory")
     lines = [
         "## Reading prompts",
         "",
-        f"CLIP-L's shape, random weights, {speed['site']}. " + said("capturing", speed),
+        f"CLIP-L's shape, random weights, {speed['site']}. " + source("capturing", speed),
         "",
     ]
     titles = {"drawn": "random words, lengths like DiffusionDB's", "templated": "a concept's pairs and controls"}
@@ -163,55 +163,56 @@ def capture() -> str:
     if memory is None:
         return "\n".join(lines)
     lines += [
-        f"Memory while {memory['prompts']:,} such prompts are read by the bundled encoder to shards, with a tenth of",
-        "their padding, and while an SAE is trained on them: resident megabytes at each tenth of the way, without the",
-        "pages of files, libraries' code, which the kernel maps at will. " + said("capturing", memory),
+        f"Memory while the bundled encoder reads {memory['prompts']:,} such prompts to shards, with a tenth of their",
+        "padding, and while an SAE is trained on them: resident megabytes in each tenth of the work. Pages of files",
+        "(libraries' code) are counted separately, because the kernel decides how many to map. "
+        + source("capturing", memory),
         "",
     ]
     for name in ("reading", "training"):
-        own, files = ([tenth[key] for tenth in memory[name]] for key in ("own", "files"))
-        listed = ", ".join(f"{size / 1e6:.0f}" for size in own)
-        growth = max(own[1:]) / min(own[1:]) - 1
+        allocated, files = ([tenth[key] for tenth in memory[name]] for key in ("own", "files"))
+        listed = ", ".join(f"{size / 1e6:.0f}" for size in allocated)
+        growth = max(allocated[1:]) / min(allocated[1:]) - 1
         lines += [
-            f"- {name}: {listed}; greatest over least behind the first tenth {growth:+.1%} (aim: within 5 %); of files "
-            f"{min(files) / 1e6:.0f} to {max(files) / 1e6:.0f}"
+            f"- {name}: {listed}; largest over smallest after the first tenth {growth:+.1%} (goal: within 5 %); "
+            f"pages of files {min(files) / 1e6:.0f} to {max(files) / 1e6:.0f}"
         ]
     return "\n".join([*lines, "", MEMORY_LIMITS, ""])
 
 
 def erasing() -> str:
-    found = told("erasing")
+    found = results("erasing")
     lines = [
         "## Erasing one more concept",
         "",
-        f"On a loaded model. SNCE reads {found['prompts']} prompts; `passes` is the text encoder on just these,",
-        "padded, all layers.",
+        f"Times on a loaded model. SNCE reads {found['prompts']} prompts; `passes` runs all layers of the text encoder",
+        "on these prompts, padded.",
         "",
     ]
-    for model, own in found["models"].items():
+    for model, part in found["models"].items():
         cells = (
             [name, f"{row['seconds']:.2f}", f"{row['ratio']:.2f}", f"{row['snce']:.2f}"]
-            for name, row in own["rows"].items()
+            for name, row in part["rows"].items()
         )
         title = {"bundled": "the bundled model", "sd14": "Stable Diffusion 1.4's shape, random weights"}[model]
-        lines += [f"**{title}**: {said('erasing', own)}", "", *table("| | s | × passes | × SNCE |", *cells)]
+        lines += [f"**{title}**: {source('erasing', part)}", "", *table("| | s | × passes | × SNCE |", *cells)]
     return "\n".join([*lines, ERASING_LIMITS, ""])
 
 
 def adding() -> str:
-    found = told("encoding")
+    found = results("encoding")
     rows, picture = found["rows"], found["picture"]
     goals = {"concept": "≤ 0.5 %", "threshold": "≤ 1 %", "topk": "≤ 4 %"}
     cells = ([name, f"{1000 * row['seconds']:.1f}", added(row), goals.get(name, "")] for name, row in rows.items())
     return "\n".join([
         "## What an eraser adds",
         "",
-        "To encoding a prompt and its unconditional twin, CLIP-L's shape; median and quartiles over rounds in turns. "
-        + said("encoding", found),
+        "To encoding a prompt and the unconditional prompt, on CLIP-L's shape: median and quartiles over rounds in "
+        "turns. " + source("encoding", found),
         "",
-        *table("| | ms | added | aim |", *cells),
-        f"To a picture of 20 steps on that shape: {picture['added']:+.3%} (aim ≤ 0.1 %). A look at the states that",
-        f"the U-Net is given takes {1000 * picture['look']:.2f} ms, its step {picture['step']:.2f} s.",
+        *table("| | ms | added | goal |", *cells),
+        f"To a picture of 20 steps on that shape: {picture['added']:+.3%} (goal: ≤ 0.1 %). A check of the states that",
+        f"the U-Net receives takes {1000 * picture['look']:.2f} ms, and a step {picture['step']:.2f} s.",
         f"On the bundled model, whose U-Net is a fortieth of that: {added(found['bundled'])}.",
         "",
         ADDING_LIMITS,
@@ -220,7 +221,7 @@ def adding() -> str:
 
 
 def importing() -> str:
-    found = told("importing")
+    found = results("importing")
     clock, processor = found["clock"], found["processor"]
     cells = (
         [f"`{what}`", f"{clock[name]:.2f}", f"{processor[name]:.2f}", f"{found['modules'].get(name, '')}"]
@@ -234,19 +235,19 @@ def importing() -> str:
     return "\n".join([
         "## Importing",
         "",
-        "Reading and signing an eraser need torch and safetensors alone; medians of fresh processes in turns.",
-        said("importing", found),
+        "Reading and signing an eraser need only torch and safetensors. Medians of fresh processes in turns.",
+        source("importing", found),
         "",
-        *table("| | s | s of the processor | modules |", *cells),
-        f"The import takes {spread(clock)} times torch's by the clock, {spread(processor)} of the processor's time",
-        f"(aim: at most {found['goal']}). Other work on the machine lengthens the first and hardly the second.",
+        *table("| | s | processor s | modules |", *cells),
+        f"The import takes {spread(clock)} times torch's wall-clock time and {spread(processor)} times its processor",
+        f"time (goal: at most {found['goal']}). Other load on the machine affects the first and hardly the second.",
         "",
     ])  # fmt: skip
 
 
 def scaling() -> str:
-    found = told("scaling")
-    lines = ["## Scaling", "", said("scaling", found), ""]
+    found = results("scaling")
+    lines = ["## Scaling", "", source("scaling", found), ""]
     for key, name, what in (("vectors", "n", "vectors"), ("latents", "m", "latents")):
         part = found[key]
         cells = ([f"{row[name]:,}", f"{row['seconds']:.1f}", f"{row['peak'] / 1e6:,.0f}"] for row in part["rows"])
@@ -260,7 +261,7 @@ def scaling() -> str:
 
 
 def profiles() -> str:
-    found = told("profiling")
+    found = results("profiling")
     cells = (
         [name, ", ".join(f"{operator} {share:.0%}" for operator, share in list(rows.items())[:8])]
         for name, rows in found["shares"].items()
@@ -268,7 +269,7 @@ def profiles() -> str:
     return "\n".join([
         "## Where the time goes",
         "",
-        "Shares of the time in PyTorch's operators. " + said("profiling", found),
+        "Shares of the time spent in PyTorch's operators. " + source("profiling", found),
         "",
         *table("| | |", *cells),
     ])  # fmt: skip
@@ -276,61 +277,64 @@ def profiles() -> str:
 
 INTRODUCTION = """# Performance
 
-What Excise costs, against what else there is and against what the machine can do. Every table is printed by a script in
-`benchmarks/`; ratios are of runs in turns, so that what else the machine did met all alike.
+This page measures what Excise costs, compared with other libraries and with what the machine can do. A script in
+`benchmarks/` prints each table. Ratios compare runs in turns, so that other load on the machine affected all equally.
 """
 TRAINING_LIMITS = """\
-**Limits.** The roofline counts multiplications alone: 2dm of the encoder, 8dk of all that is sparse. Of a step at m =
-3,072 the encoder's product is half, and no latent can be left out of it; choosing the k largest takes an eighth, the
-sparse decode and its gradients a fifth ([where the time goes](#where-the-time-goes)). At the greatest width Adam and
-the pass that keeps the decoder's rows unit vectors read and write 2dm weights a step, which larger batches spread.
-The 70 % aimed at are missed at every width. Three ways to come closer did not pay: pre-activations by blocks of
-vectors, each written over the last; the k largest sought among the groups with the greatest maxima; the loss as one
-dot product. A product in bfloat16 (`bfloat16`; `shortlist` computes what it has chosen anew in float32) is faster by
-less than the 1.8 and 2.5 times aimed at: these cores multiply bfloat16 in AVX-512, not in a matrix unit, and the choice
-itself takes as long as before. Where a row passes 100 %, its product is not the float32 one that the roofline counts.
+**Limits.** The roofline counts only multiplications: 2dm for the encoder and 8dk for the sparse parts. In a step at
+m = 3,072, the encoder's product takes half of the time, and it needs every latent. Choosing the k largest takes an
+eighth, and the sparse decode with its gradients a fifth ([where the time goes](#where-the-time-goes)). At the greatest
+width, Adam and the normalisation of the decoder's rows read and write 2dm weights a step; larger batches spread this
+cost.
 
-SAELens's sparse activations have no kernel on the CPU in this torch. The auxiliary loss begins once the vectors were
-seen once: at the smallest width alone. At one rate for all, ours leaves least variance unexplained at every width; at
-each one's best it does not, and it varies more from seed to seed than sparsify, whose encoder starts shorter. More
-latents of ours are silent after so few steps than of sparsify's.
+The goal of 70 % of the roofline is missed at every width. Three attempts did not help: computing pre-activations in
+blocks of vectors that reuse one buffer; searching the k largest only in the groups with the greatest maxima; and
+computing the loss as one dot product. A product in bfloat16 (`bfloat16`; `shortlist` recomputes the chosen latents in
+float32) gains less than the goals of 1.8 and 2.5 times: these cores multiply bfloat16 in AVX-512, not in a matrix unit,
+and choosing the k largest takes as long as before. A row above 100 % does not use the float32 product that the roofline
+counts.
+
+SAELens's sparse activations have no CPU kernel in this torch. The auxiliary loss starts after one pass over the
+vectors, which happens only at the smallest width. At one rate for all, Excise has the lowest FVU at every width. With
+each library's best rate it does not, and it varies more between seeds than sparsify, whose encoder starts shorter.
+After so few steps, Excise has more silent latents than sparsify.
 """
 COMPILED_LIMITS = """\
-Little is gained, and least where a step is long: products, `topk` and `embedding_bag` are library calls that a compiler
-leaves alone, and what it joins together is a tenth of a step at most. So nothing of training is compiled.
+Compiling gains little, and least where a step is long. Products, `topk` and `embedding_bag` are library calls that the
+compiler does not change, and what it fuses is at most a tenth of a step. So training is not compiled.
 """
 CAPTURE_LIMITS = """\
-**Limits.** The Site is the ninth of twelve layers, so that stopping there saves a quarter; the rest is the share of
-positions that are not computed: all padding but a tenth leaves 28 of 77. Where prompts begin alike, several stand in
-one row, and what they share is computed once.
+**Limits.** The Site is the ninth of twelve layers, so stopping there saves a quarter. The rest comes from positions
+that are not computed: with a tenth of the padding, 28 of 77 are left. Prompts with a common prefix share a row, and the
+prefix is computed once.
 """
 MEMORY_LIMITS = """\
-Reading keeps nothing of a prompt but what goes into the shard. Batches go from long to short, so that what each one
-allocates fits where the last one's was freed: from short to long, memory in use is the same, but the heap is full of
-holes, and grew by 7.5 %. A second run gave +4.7 % and +0.6 %. A third, which counted files' pages too, gave +8.5 % and
-+6.9 %, by one step of 50 to 70 MB in each, whose cause was not seen; it has not come again.
+Reading keeps nothing of a prompt except what goes into the shard. Batches go from long to short, so that each one's
+memory fits into what the previous one freed. From short to long, the memory in use is the same, but the heap fragments,
+and grew by 7.5 %. A second run gave +4.7 % and +0.6 %. A third, which included pages of files, gave +8.5 % and +6.9 %,
+with one jump of 50 to 70 MB in each. We did not find its cause, and it has not occurred again.
 """
 ERASING_LIMITS = """\
-**Limits.** SNCE must read its prompts: the passes are the floor, and on Stable Diffusion's shape all there is to it,
-since the encoder stops behind the Site. On the bundled model, whose encoder is small, the rest goes into the SAE's
-codes of all positions, the digests of what the eraser is made for, and the proof that it bites. UCE and RECE read a few
-names, and take their time for a proof too, a prediction of the U-Net with and without them. ESD-x's authors train for
-200 steps, each at a picture drawn up to 50 steps: what is timed is one, at a picture of one, so that the aim of ten
+**Limits.** SNCE must read its prompts, so the passes are the floor. On Stable Diffusion's shape they are the whole
+cost, because the encoder stops after the Site. On the bundled model, whose encoder is small, the rest is the SAE's
+codes of all positions, the digests of the model's parts, and the self-test. UCE and RECE read a few names, and also
+run the self-test, a prediction of the U-Net with and without the edit. ESD-x's authors train for 200 steps,
+each on a picture generated in up to 50 steps. We timed one training step on a picture of one step. So the goal of ten
 times is met on both.
 """
 ADDING_LIMITS = """\
-**Limits.** What is added is fixed: a few operations on 77 states, and a comparison of the pipeline's weights with what
-they were. The spread between rounds is greater than that. `topk` multiplies all of the SAE's rows, 2.6 % of the
-encoder's own work, for those states in which the neuron is positive at all.
+**Limits.** The added cost is fixed: a few operations on 77 states, and a comparison of the pipeline's weights with
+those at attach time. The spread between rounds is larger. `topk` multiplies all of the SAE's rows, which is 2.6 % of
+the encoder's work, for the states in which the neuron's pre-activation is positive.
 """
 SCALING_LIMITS = """\
-Where a row is short, the process's constant part is most of it.
+In short runs, the process's constant cost dominates.
 """
 NOT_MEASURED = """\
 ## Not measured
 
-A GPU: none was at hand when these scripts were written, so CUDA graphs were not tried. Every script takes
-`--device cuda` but `scaling.py` and `profiling.py`.
+No GPU was available when these scripts were written, so CUDA graphs were not tried. Every script except `scaling.py`
+and `profiling.py` takes `--device cuda`.
 """
 
 

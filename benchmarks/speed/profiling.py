@@ -1,9 +1,9 @@
-"""Which operators take what share of the time: training an SAE, reading prompts for it, encoding a prompt, erasing.
+"""Share of the time for each operator: training an SAE, reading prompts for it, encoding a prompt, erasing.
 
     python benchmarks/speed/profiling.py --work build/sae_training --out docs/results/profiling.json
 
-PyTorch's profiler, on the same work as `sae_training.py`, `capturing.py`, `encoding.py` and `erasing.py`. Shares are of
-the time spent in operators themselves; those below 1 % are left out.
+The script runs PyTorch's profiler on the same work as `sae_training.py`, `capturing.py`, `encoding.py` and
+`erasing.py`. Shares are of the time spent in the operators themselves. Shares below 1 % are omitted.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ def main() -> None:
     pipe = clip_l("cpu")
     sae = TopKSAE(SAEConfig(d=SITE.width, m=4 * SITE.width, k=32))
     prompts = sentences(128)
-    told: dict[str, Any] = {
+    results: dict[str, Any] = {
         "command": "python benchmarks/speed/profiling.py",
         "machine": machine(),
         "date": datetime.date.today().isoformat(),
         "shares": {f"a training step, m = {m}": training(vectors, m, {}) for m in BATCHES},
     }
-    shares = told["shares"]
+    shares = results["shares"]
     shares["a training step, m = 3072, shortlist 8"] = training(vectors, 3072, {"shortlist": 8})
     shares["reading prompts by length"] = of(lambda: [*capture_by_length(pipe, [SITE], prompts)])
     shares["erasing one more concept"] = of(on_random_weights(pipe, from_templates("gun", ("gun",))))
     with eraser_of(pipe, sae, "topk").attach(pipe, sae=sae):
         shares["encoding a prompt, exact TopK"] = of(lambda: encoded(pipe))
-    write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+    write_atomic(options.out, json.dumps(results, indent=1) + "\n")
     for name, rows in shares.items():
         print(f"{name}: {', '.join(f'{operator} {share:.0%}' for operator, share in rows.items())}")
 
 
 def of(work: Callable[[], Any]) -> dict[str, float]:
-    """The operators' shares, largest first; the work is done once before."""
+    """Return the operators' shares, largest first, after one run without the profiler."""
     with torch.no_grad():
         work()
         with profile(activities=[ProfilerActivity.CPU]) as seen:
@@ -70,7 +70,7 @@ def of(work: Callable[[], Any]) -> dict[str, float]:
 
 
 def training(vectors: torch.Tensor, m: int, settings: dict[str, Any]) -> dict[str, float]:
-    """Of steps behind the first one."""
+    """Return the shares of the training steps after the first."""
     seen = profile(activities=[ProfilerActivity.CPU])
     steps = 4
 
@@ -88,7 +88,7 @@ def training(vectors: torch.Tensor, m: int, settings: dict[str, Any]) -> dict[st
 
 
 def shares_of(seen: Any) -> dict[str, float]:
-    """By operator, as PyTorch calls it."""
+    """Return the shares by PyTorch's names of the operators, largest first."""
     found = {event.key: float(event.self_cpu_time_total) for event in seen.key_averages()}
     whole = sum(found.values())
     ordered = sorted(found.items(), key=lambda item: -item[1])

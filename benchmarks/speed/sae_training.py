@@ -1,17 +1,20 @@
-"""How fast a TopK SAE trains: ours beside plain PyTorch, SAELens, sparsify and overcomplete.
+"""Training speed of a TopK SAE: Excise, plain PyTorch, SAELens, sparsify and overcomplete.
 
     python benchmarks/speed/sae_training.py --out docs/results/sae_training.json
 
-Every library trains in a process and an environment of its own, as `sae_peer.py` says, on the same vectors: states of
-the bundled text encoder on its own corpus, those of three layers side by side, which makes 768 values. One process at a
-time works, a few steps, then the next one, for several rounds: tokens a second are the median round's, ratios the
-medians over rounds. The roofline is what 2dm + 8dk operations a vector take at the speed at which this machine
-multiplies two matrices of the encoder's shape, which takes its turn in every round, since cores that heat up slow down.
-`fvu` and `silent` (latents that fire nowhere) are of held-out vectors, after all rounds, when every library has seen as
-many. No library revives dead latents in so few steps, so ours is told not to; what that costs is a row of its own. One
-learning rate does not mean the same to libraries that begin with weights of different size, so that for the first width
-each one is trained at several, and the least FVU counts; ours and the best peer are then trained from further seeds, at
-the rate that was best for each. What is measured already is not measured again.
+Every library trains in its own process and environment (`sae_peer.py`), on the same vectors: states of the bundled text
+encoder on its corpus, with three layers side by side, which makes 768 values. One process at a time takes a few steps,
+then the next one, for several rounds. Tokens a second are the median round's, and ratios are medians over rounds.
+
+The roofline is the time of 2dm + 8dk operations a vector at the speed at which this machine multiplies two matrices of
+the encoder's shape. This is measured in every round, because cores slow down as they heat up. `fvu` and `silent`
+(latents that never fire) are measured on held-out vectors after all rounds, when every library has seen the same
+number.
+
+No library revives dead latents in so few steps, so Excise's auxiliary loss is off; a separate row measures its cost. A
+learning rate does not mean the same to libraries whose initial weights have different lengths. So at the first width,
+each library is trained at several rates, and the lowest FVU counts. Excise and the best peer are then trained with more
+seeds, each at its best rate. Existing results are not measured again.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import beside
+from timing import compared
 
 from excise import reference
 from excise.bench.machine import machine
@@ -40,17 +43,17 @@ from excise.sites import Site, capture
 LAYERS = (1, 3, 5)
 WIDTH, K, LR = 768, 32, 4e-4
 RATES, RATED = (4e-4, 1e-3, 2e-3, 4e-3), 64
-"""Learning rates that every library is tried at, for so many steps."""
+"""Learning rates to try with every library, and the number of steps."""
 SEEDS = (1, 2, 3, 4)
-"""Those that the best two are trained from besides."""
+"""Further seeds for the best two libraries."""
 VECTORS = 106_496
-"""Of which `sae_peer.py` holds some out."""
+"""Number of vectors; `sae_peer.py` holds some of them out."""
 PEERS = {
     "saelens": ("sae-lens==6.54.12",),
     "sparsify": ("eai-sparsify==1.3.3",),
     "overcomplete": ("overcomplete==0.3.0", "matplotlib<3.9"),
 }
-"""What is installed for each, beside our torch."""
+"""Packages to install for each, in addition to our torch."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "excise": ("excise", {"alpha": 0}),
     "excise, shortlist 8": ("excise", {"alpha": 0, "shortlist": 8}),
@@ -65,7 +68,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 STEPS = {3072: 8, 16_128: 4, 65_280: 2}
 """Steps a round by width, each a multiple of 768."""
 BATCHES = {3072: 4096, 16_128: 4096, 65_280: 2048}
-"""Vectors a step: SAELens needs more than 24 GB for 4,096 at the greatest width, beside the others that wait."""
+"""Vectors a step: at the greatest width and 4,096, SAELens needs more than 24 GB, while the other processes wait."""
 
 
 def main() -> None:
@@ -73,41 +76,41 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/sae_training"), help="folder of environments and data")
     parser.add_argument("--out", type=Path, default=Path("docs/results/sae_training.json"))
     parser.add_argument("--widths", default=",".join(map(str, STEPS)))
-    parser.add_argument("--rounds", type=int, default=6, help="the first of which warms up")
+    parser.add_argument("--rounds", type=int, default=6, help="rounds; the first is warm-up")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     pythons = {name: environment(options.work / name, pinned) for name, pinned in PEERS.items()}
     data = features_in(options.work)
-    told: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"widths": {}}
-    told["command"] = f"python benchmarks/speed/sae_training.py --rounds {options.rounds} --device {options.device}"
-    told |= {"machine": machine(options.device), "peers": PEERS, "k": K, "threads": options.threads}
+    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"widths": {}}
+    results["command"] = f"python benchmarks/speed/sae_training.py --rounds {options.rounds} --device {options.device}"
+    results |= {"machine": machine(options.device), "peers": PEERS, "k": K, "threads": options.threads}
     for m in map(int, options.widths.split(",")):
-        if str(m) in told["widths"]:
+        if str(m) in results["widths"]:
             continue
         common = {"data": str(data), "m": m, "k": K, "batch": BATCHES[m], "lr": LR, "steps": STEPS[m], "seed": 0}
         common |= {"rounds": options.rounds, "device": options.device, "threads": options.threads}
-        told["widths"][str(m)] = {
+        results["widths"][str(m)] = {
             "date": datetime.date.today().isoformat(),
             "batch": BATCHES[m],
             "steps": STEPS[m] * options.rounds,
             **measured(common, pythons),
         }
-        write_atomic(options.out, json.dumps(told, indent=1) + "\n")
-        show(m, told["widths"][str(m)])
+        write_atomic(options.out, json.dumps(results, indent=1) + "\n")
+        show(m, results["widths"][str(m)])
     m = next(iter(STEPS))
     common = {"data": str(data), "m": m, "k": K, "batch": BATCHES[m], "steps": RATED // 4, "rounds": 4}
     common |= {"device": options.device, "threads": options.threads}
-    if "rates" not in told:
-        told["rates"] = {"date": datetime.date.today().isoformat(), "steps": RATED, "rows": by_rate(common, pythons)}
-        write_atomic(options.out, json.dumps(told, indent=1) + "\n")
-    if "seeds" not in told:
-        told["seeds"] = by_seed(common, pythons, told["rates"]["rows"])
-        write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+    if "rates" not in results:
+        results["rates"] = {"date": datetime.date.today().isoformat(), "steps": RATED, "rows": by_rate(common, pythons)}
+        write_atomic(options.out, json.dumps(results, indent=1) + "\n")
+    if "seeds" not in results:
+        results["seeds"] = by_seed(common, pythons, results["rates"]["rows"])
+        write_atomic(options.out, json.dumps(results, indent=1) + "\n")
 
 
 def environment(folder: Path, pinned: Sequence[str]) -> str:
-    """The python of an environment with one peer and our torch in it."""
+    """Return the python of an environment with one peer and our torch, after making it if needed."""
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -118,7 +121,7 @@ def environment(folder: Path, pinned: Sequence[str]) -> str:
 
 
 def features_in(work: Path) -> Path:
-    """The file of the vectors that are trained on, made first where it is not there."""
+    """Return the file of the vectors to train on, after making it if needed."""
     data = work / "features.pt"
     if not data.exists():
         work.mkdir(parents=True, exist_ok=True)
@@ -127,7 +130,7 @@ def features_in(work: Path) -> Path:
 
 
 def features() -> torch.Tensor:
-    """`[VECTORS, WIDTH]`, of a random fifth of the positions of the corpus' first prompts."""
+    """Return `[VECTORS, WIDTH]`, from a random fifth of the positions of the corpus's first prompts."""
     pipe, width = reference.load(), 256
     sites = [Site("text_encoder", f"encoder.layers.{layer}", width) for layer in LAYERS]
     generator, found = torch.Generator().manual_seed(0), 0
@@ -143,23 +146,27 @@ def features() -> torch.Tensor:
 
 
 class Worker:
-    """A process that trains, a round at every call."""
+    """Process that trains one round at every call."""
 
-    def __init__(self, python: str, told: Mapping[str, Any], log: Path) -> None:
+    def __init__(self, python: str, job: Mapping[str, Any], log: Path) -> None:
         self.log = log
-        command = [python, str(Path(__file__).with_name("sae_peer.py")), json.dumps(told)]
+        command = [python, str(Path(__file__).with_name("sae_peer.py")), json.dumps(job)]
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True
             )
-        self.said()  # the first round
+        self.answer()  # the first round
 
-    def said(self) -> Any:
-        """Its next line. Raises ExciseError where it stopped."""
+    def answer(self) -> Any:
+        """Return its next line.
+
+        Raises:
+            ExciseError: The process stopped.
+        """
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            errors = [told for told in self.log.read_text().splitlines() if "Error" in told]
+            errors = [line for line in self.log.read_text().splitlines() if "Error" in line]
             raise ExciseError(errors[-1].partition(". ")[0] if errors else f"it stopped; see {self.log}")
         return json.loads(line)
 
@@ -167,19 +174,26 @@ class Worker:
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        return self.said()
+        return self.answer()
 
 
 def started(name: str, common: Mapping[str, Any], pythons: Mapping[str, str]) -> Worker:
-    """The variant's process, its first round done. Raises ExciseError where it stopped."""
+    """Return the variant's process after its first round.
+
+    Raises:
+        ExciseError: The process stopped.
+    """
     library, settings = VARIANTS[name]
-    told = {**common, "library": library, "settings": settings}
-    return Worker(pythons.get(library, sys.executable), told, Path(common["data"]).with_name(f"{name}.log"))
+    job = {**common, "library": library, "settings": settings}
+    return Worker(pythons.get(library, sys.executable), job, Path(common["data"]).with_name(f"{name}.log"))
 
 
 def measured(common: Mapping[str, Any], pythons: Mapping[str, str]) -> dict[str, Any]:
-    """The operations a second of the encoder's product; by variant its seconds a step, the ratios to others and to the
-    roofline, and what it has learnt, or why it cannot run."""
+    """Return the operations a second of the encoder's product and a row for each variant.
+
+    A row has the seconds a step, the ratios to dense PyTorch and to the roofline, and the held-out figures, or the
+    reason why the variant cannot run.
+    """
     workers: dict[str, Worker] = {}
     failed: dict[str, Any] = {}
     for name in VARIANTS:
@@ -198,19 +212,19 @@ def measured(common: Mapping[str, Any], pythons: Mapping[str, str]) -> dict[str,
     least = [common["batch"] * (2 * WIDTH * common["m"] + 8 * WIDTH * K) / peak for peak in peaks]
     rows = {
         name: {
-            "seconds": own,
-            "tokens_a_second": common["batch"] / statistics.median(own),
-            "as_fast_as_dense": beside(seconds["dense PyTorch"], own),
-            "roofline": beside(least, own),
+            "seconds": times,
+            "tokens_a_second": common["batch"] / statistics.median(times),
+            "as_fast_as_dense": compared(seconds["dense PyTorch"], times),
+            "roofline": compared(least, times),
             **workers[name].go_on(),
         }
-        for name, own in seconds.items()
+        for name, times in seconds.items()
     }
     return {"peak": statistics.median(peaks), "rows": rows | failed}
 
 
 def by_rate(common: Mapping[str, Any], pythons: Mapping[str, str]) -> dict[str, Any]:
-    """By library, what it has learnt at each rate."""
+    """Return the held-out figures of each library at each rate."""
     rows: dict[str, dict[str, Any]] = {}
     for name in ("excise", "dense PyTorch", "SAELens", "sparsify", "overcomplete"):
         rows[name] = {f"{rate:g}": learnt(common, pythons, name, rate, 0) for rate in RATES}
@@ -221,8 +235,8 @@ def by_rate(common: Mapping[str, Any], pythons: Mapping[str, str]) -> dict[str, 
 
 
 def by_seed(common: Mapping[str, Any], pythons: Mapping[str, str], rates: Mapping[str, Any]) -> dict[str, Any]:
-    """What ours and the best peer have learnt from each seed, at the rate with the least FVU of the first one."""
-    best = {name: min((row["fvu"], rate) for rate, row in own.items()) for name, own in rates.items()}
+    """Return the FVU of Excise and the best peer for each seed, at the rate with the lowest FVU of the first seed."""
+    best = {name: min((row["fvu"], rate) for rate, row in rows.items()) for name, rows in rates.items()}
     peer = min((fvu, name) for name, (fvu, _) in best.items() if name not in ("excise", "dense PyTorch"))[1]
     rows = {}
     for name in ("excise", peer):
@@ -234,7 +248,7 @@ def by_seed(common: Mapping[str, Any], pythons: Mapping[str, str], rates: Mappin
 
 
 def learnt(common: Mapping[str, Any], pythons: Mapping[str, str], name: str, rate: float, seed: int) -> Any:
-    """What a library has learnt after all rounds, nothing timed."""
+    """Return a library's held-out figures after all rounds, without timing."""
     worker = started(name, {**common, "lr": rate, "seed": seed}, pythons)
     for _ in range(common["rounds"] - 1):
         worker.go_on()
@@ -242,7 +256,7 @@ def learnt(common: Mapping[str, Any], pythons: Mapping[str, str], name: str, rat
 
 
 def products_per_second(batch: int, m: int, device: str, threads: int) -> float:
-    """Floating-point operations a second of the product of the encoder's shape, the mean over three seconds."""
+    """Return the operations a second of a product of the encoder's shape, averaged over three seconds."""
     torch.set_num_threads(threads)
     x, w, out = (torch.randn(shape, device=device) for shape in ((batch, WIDTH), (m, WIDTH), (batch, m)))
     torch.mm(x, w.T, out=out)

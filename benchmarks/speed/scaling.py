@@ -1,11 +1,11 @@
-"""How training an SAE scales with the number of vectors and of latents: time and peak memory.
+"""Time and peak memory of training an SAE, by the number of vectors and of latents.
 
     python benchmarks/speed/scaling.py --work build/sae_training --out docs/results/scaling.json
 
-Every run is a process of its own, on the vectors of `sae_training.py` (width 768, made first where they are not there),
-in batches of 4096, as often as it takes. Printed is the slope of log time and of log peak memory over log N, and over
-log m: 1 is linear, 0 flat. Time is that of the steps; memory is the process's peak, of which the vectors in memory and
-torch itself are the constant part.
+Every run is a separate process. It uses the vectors of `sae_training.py` (width 768, which are made first if missing)
+in batches of 4096, repeated as needed. The script prints the slopes of log time and log peak memory over log N and over
+log m: 1 is linear, 0 is flat. The time is that of the steps. The memory is the process's peak; the vectors in memory
+and torch are its constant part.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from excise.sae import TrainConfig, train
 VECTORS = (10_000, 100_000, 1_000_000, 10_000_000)
 LATENTS = (768, 3072, 12_288, 65_280)
 OF_LATENTS, OF_VECTORS = 768, 100_000
-"""Latents while the vectors grow, and vectors while the latents do."""
+"""Number of latents while the vectors grow, and of vectors while the latents grow."""
 
 
 def main() -> None:
@@ -46,20 +46,20 @@ def main() -> None:
     if options.one:
         run(data, **json.loads(options.one))
         return
-    told: dict[str, Any] = {"command": "python benchmarks/speed/scaling.py", "machine": machine()}
-    told |= {"date": datetime.date.today().isoformat(), "of_latents": OF_LATENTS, "of_vectors": OF_VECTORS}
-    told["vectors"] = grown(data, "n", VECTORS, {"m": OF_LATENTS, "threads": options.threads})
-    told["latents"] = grown(data, "m", LATENTS, {"n": OF_VECTORS, "threads": options.threads})
-    write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+    results: dict[str, Any] = {"command": "python benchmarks/speed/scaling.py", "machine": machine()}
+    results |= {"date": datetime.date.today().isoformat(), "of_latents": OF_LATENTS, "of_vectors": OF_VECTORS}
+    results["vectors"] = grown(data, "n", VECTORS, {"m": OF_LATENTS, "threads": options.threads})
+    results["latents"] = grown(data, "m", LATENTS, {"n": OF_VECTORS, "threads": options.threads})
+    write_atomic(options.out, json.dumps(results, indent=1) + "\n")
 
 
 def grown(data: Path, name: str, values: Sequence[int], others: Mapping[str, int]) -> dict[str, Any]:
-    """A row of every value, and the slopes over them."""
+    """Return a row for every value, and the slopes over them."""
     rows: list[dict[str, Any]] = []
     for value in values:
         command = [sys.executable, __file__, "--work", str(data.parent), "--one", json.dumps({name: value, **others})]
-        said = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()[-1]
-        rows.append({name: value, **json.loads(said)})
+        printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()[-1]
+        rows.append({name: value, **json.loads(printed)})
         row = rows[-1]
         print(f"{name} = {value:>9}: {row['seconds']:8.1f} s, {row['peak'] / 1e6:6.0f} MB", flush=True)
     slopes = {
@@ -71,7 +71,7 @@ def grown(data: Path, name: str, values: Sequence[int], others: Mapping[str, int
 
 
 def run(data: Path, n: int, m: int, threads: int) -> None:
-    """Train once, and print the seconds of the steps and the peak memory as json."""
+    """Train once, and print the seconds of the steps and the peak memory as JSON."""
     torch.set_num_threads(threads)
     vectors = torch.load(data, mmap=True, weights_only=True)
     config = TrainConfig(expansion=m // vectors.shape[1], tokens=n, alpha=0, log_every=1)

@@ -1,4 +1,4 @@
-"""Models of published shapes with random weights, to time what does not depend on the weights."""
+"""Models of published shapes with random weights, for timings that do not depend on the weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from excise import reference
 
 
 def clip_l(device: str) -> Any:
-    """Stable Diffusion 1.4's text encoder with random weights, in a pipeline with a small U-Net."""
+    """Return a pipeline with Stable Diffusion 1.4's text encoder, random weights and a small U-Net."""
     torch.manual_seed(0)
     encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -46,7 +46,7 @@ def clip_l(device: str) -> Any:
 
 
 def sd14(device: str) -> Any:
-    """Stable Diffusion 1.4's text encoder and U-Net with random weights."""
+    """Return a pipeline with Stable Diffusion 1.4's text encoder and U-Net with random weights."""
     pipe = clip_l(device)
     torch.manual_seed(0)
     pipe.unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval().to(device)

@@ -1,4 +1,4 @@
-"""What the benchmarks of speed share: variants timed in turns, so that what else the machine does meets all alike."""
+"""Timing for the speed benchmarks: variants run in turns, so that other load on the machine affects all equally."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call, `rounds` of each variant, one of each in turn; one call of each goes before, uncounted."""
+    """Return the seconds of `rounds` calls of each variant, one of each in turn, after an untimed call of each."""
     for call in variants.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -21,7 +21,7 @@ def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[
     return seconds
 
 
-def beside(own: list[float], other: list[float]) -> dict[str, float]:
-    """The median of own / other, round by round, with the quartiles between which half of the rounds lie."""
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(own, other, strict=True)], n=4)
-    return {"ratio": middle, "low": low, "high": high, "seconds": statistics.median(own)}
+def compared(seconds: list[float], other: list[float]) -> dict[str, float]:
+    """Return the median of seconds / other over rounds, with its quartiles, and the median of the seconds."""
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(seconds, other, strict=True)], n=4)
+    return {"ratio": middle, "low": low, "high": high, "seconds": statistics.median(seconds)}
