@@ -1,10 +1,10 @@
-"""What neurons stand for: in words by a language model, with scores that say how right they are; and as patterns."""
+"""Explanations of neurons: in words by a language model, with scores of how right they are; and as word patterns."""
 
 from __future__ import annotations
 
 from excise.explain.explainer import explanation_question, parse_explanation
 from excise.explain.explanation import SCORERS, ExplainConfig, Explanation, explain, explain_all, questions_of
-from excise.explain.patterns import Pattern, find_patterns, foretell, matches, measure
+from excise.explain.patterns import Pattern, find_patterns, matches, measure
 from excise.explain.scores import Counts, Exam, detection, embedding_auroc, fuzzing
 from excise.explain.simulation import Simulated, Simulation, pearson, saving, segments
 
@@ -23,7 +23,6 @@ __all__ = [
     "explain_all",
     "explanation_question",
     "find_patterns",
-    "foretell",
     "fuzzing",
     "matches",
     "measure",

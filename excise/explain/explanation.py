@@ -1,4 +1,4 @@
-"""Neurons explained and scored, any number of them at once, going on from the cache where it was stopped."""
+"""Explain and score any number of neurons at once, resuming from the cache after an interruption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from excise.explain.simulation import LONGEST, Level, Simulated, Simulation, sav
 from excise.neurons.contexts import Context, Contexts
 
 SCORERS = ("detection", "fuzzing", "embedding", "segments", "tokens")
-"""What an explanation can be scored by; embedding asks no language model, segments and tokens are simulations."""
+"""Scores of an explanation. "embedding" asks no language model; "segments" and "tokens" are simulations."""
 
 
 @dataclass(frozen=True)
@@ -24,43 +24,45 @@ class ExplainConfig:
     """How neurons are explained and scored."""
 
     shown: int = 20
-    """Strongest contexts an explanation is asked from."""
+    """Number of strongest contexts shown for an explanation."""
     held_out: int = 20
-    """Other contexts it is scored on: so many in which the neuron fires, over its whole range, and as many silent."""
+    """Number of other contexts to score on in which the neuron fires, over its whole range; as many silent ones."""
     scorers: tuple[str, ...] = ("detection", "fuzzing")
     """Any of `SCORERS`."""
     batch: int = 5
-    """Contexts a question."""
+    """Contexts per question."""
     share: float = 0.3
-    """Tokens with this share of a context's largest code, or more, are marked."""
+    """Tokens with at least this share of a context's largest code are marked."""
     longest: int = LONGEST
-    """Tokens of a segment at most."""
+    """Maximum tokens of a segment."""
     explanation_tokens: int = 128
-    """Tokens an explanation may take."""
+    """Maximum tokens of an explanation's answer."""
     answer_tokens: int = 64
-    """Tokens another answer may take, a simulation's 8 more a part; raise both for a model that thinks aloud."""
+    """Maximum tokens of another answer, 8 more per part for a simulation. Raise both for a model that thinks aloud."""
     jobs: int = 4
-    """Questions asked at a time."""
+    """Questions in parallel."""
     seed: int = 0
-    """What contexts and marks are drawn with, and mixed."""
+    """Seed for sampling and shuffling contexts and marks."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.scorers) - set(SCORERS):
-            raise ExciseError(f"there is no score {min(unknown)!r}; there are {', '.join(SCORERS)}")
+            raise ExciseError(f"there is no score {min(unknown)!r}; choose from {', '.join(SCORERS)}")
         counts = (self.shown, self.held_out, self.batch, self.longest, self.explanation_tokens, self.answer_tokens)
         if min(counts) < 1 or self.jobs < 1:
-            raise ExciseError("contexts, tokens and jobs are 1 or more")
+            raise ExciseError("numbers of contexts, tokens and jobs must be 1 or more")
         if not 0 <= self.share <= 1:
             raise ExciseError(f"the share of the largest code that is marked is from 0 to 1, not {self.share:g}")
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What was said of a neuron, and how right it is.
+    """Explanation of a neuron, with its scores.
 
-    text: None where there is no explanation, and `why` says why. scores: Counts of "detection" and "fuzzing", the AUROC
-    of "embedding", Simulated of "segments" and "tokens". unreadable: questions whose answer is not what was asked for;
-    those without an answer are `cost.unanswered`.
+    Attributes:
+        text: None if there is no explanation; `why` then gives the reason.
+        scores: Counts of "detection" and "fuzzing", the AUROC of "embedding", Simulated of "segments" and "tokens".
+        unreadable: Number of answers that do not have the requested form; questions without an answer are
+            `cost.unanswered`.
     """
 
     neuron: int
@@ -72,7 +74,7 @@ class Explanation:
 
     @property
     def failures(self) -> int:
-        """Questions that came to nothing."""
+        """Number of questions without a usable answer."""
         return self.unreadable + self.cost.unanswered
 
     @property
@@ -108,7 +110,7 @@ def explain(
     *,
     encoder: Encoder | None = None,
 ) -> Explanation:
-    """One neuron explained and scored; see `explain_all`."""
+    """Explain and score one neuron; see `explain_all`."""
     return explain_all(contexts, [neuron], backend, cache, config, encoder=encoder)[0]
 
 
@@ -122,12 +124,25 @@ def explain_all(
     encoder: Encoder | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> list[Explanation]:
-    """Neurons explained and scored, in their order: all explanations are asked for first, then all scores.
+    """Explain and score neurons: first ask for all explanations, then for all scores.
 
-    What fails is counted and loses nothing else; the same call with the same cache asks only what has no reply.
-    `encoder` is the sentence encoder of the score "embedding". progress is told of questions done, of which there are
-    at most `questions_of` in all. Raises ExciseError for a neuron that is not there, where an encoder is missing, and
-    as `ask_all` does.
+    Failures are counted and affect nothing else. The same call with the same cache repeats only questions without a
+    reply.
+
+    Args:
+        contexts: Codes of a corpus.
+        neurons: Indices of the neurons.
+        backend: The language model.
+        cache: Cache of replies.
+        config: Settings.
+        encoder: Sentence encoder for the score "embedding".
+        progress: Called with the number of questions done, of at most `questions_of`.
+
+    Returns:
+        The explanations, in the neurons' order.
+
+    Raises:
+        ExciseError: for an unknown neuron, a missing encoder, and as `ask_all` does.
     """
     config = config or ExplainConfig()
     if "embedding" in config.scorers and encoder is None:
@@ -155,7 +170,7 @@ def explain_all(
 
 
 def questions_of(contexts: Contexts, neurons: Sequence[int], config: ExplainConfig | None = None) -> int:
-    """How many questions `explain_all` asks, if every neuron gets an explanation."""
+    """Return how many questions `explain_all` asks if every neuron gets an explanation."""
     config = config or ExplainConfig()
     drawn = [_draw(contexts, neuron, config) for neuron in neurons]
     tests = [test for d in drawn if d.shown for test in _tests("", d, config).values()]
@@ -164,7 +179,7 @@ def questions_of(contexts: Contexts, neurons: Sequence[int], config: ExplainConf
 
 @dataclass(frozen=True)
 class _Drawn:
-    """The contexts of a neuron: shown for an explanation, and held out to score it."""
+    """Contexts of a neuron: shown for an explanation, and held out to score it."""
 
     neuron: int
     shown: list[Context]
@@ -176,7 +191,7 @@ def _draw(contexts: Contexts, neuron: int, config: ExplainConfig) -> _Drawn:
     shown = contexts.top(neuron, config.shown)
     seen = {context.text for context in shown}
     firing = []
-    # More than are wanted, since those that are shown, and those with the same text, fall out.
+    # More than needed, since those that are shown, and those with the same text, are dropped.
     for context in contexts.spread(neuron, config.shown + config.held_out, config.seed + neuron):
         if context.text not in seen:
             seen.add(context.text)
@@ -189,7 +204,7 @@ def _draw(contexts: Contexts, neuron: int, config: ExplainConfig) -> _Drawn:
 
 
 def _explained(outcomes: Sequence[Outcome]) -> tuple[str | None, str]:
-    """The explanation, or why there is none."""
+    """Return the explanation, or the reason why there is none."""
     if not outcomes:
         return None, "the neuron never fires on these prompts"
     (outcome,) = outcomes
@@ -200,7 +215,7 @@ def _explained(outcomes: Sequence[Outcome]) -> tuple[str | None, str]:
 
 
 def _tests(text: str, drawn: _Drawn, config: ExplainConfig) -> dict[str, Exam | Simulation]:
-    """The questions of each score that asks a language model, in the order of `SCORERS`."""
+    """Return the questions of each score that asks a language model, in the order of `SCORERS`."""
     seed, options = config.seed + drawn.neuron, {"batch": config.batch, "max_tokens": config.answer_tokens}
     tests: dict[str, Exam | Simulation] = {}
     if "detection" in config.scorers:
@@ -223,7 +238,7 @@ def _ask(
     config: ExplainConfig,
     progress: Callable[[int], Any] | None,
 ) -> list[list[Outcome]]:
-    """All questions at once, and the outcomes of each neuron's."""
+    """Ask all questions at once, and return the outcomes by neuron."""
     asked = list(asked)
     outcomes = iter(ask_all(backend, [q for own in asked for q in own], cache, config.jobs, progress))
     return [list(itertools.islice(outcomes, len(own))) for own in asked]

@@ -1,10 +1,10 @@
-"""Patterns of words at which a neuron fires, found by altering prompts and without a language model.
+"""Word patterns at which a neuron fires, found by altering prompts, without a language model.
 
 After Neuron to Graph (N2G; Foote et al. 2023) in the form of Gao et al. 2024: cut a prompt down to what the neuron
-needs, see which words of it can be padding, and gather what is left in a trie. Ours works on whole words, since prompts
-go in as text and a cut word would be read as other tokens; it cuts the end of a prompt too, as an encoder's neuron
-fires at ⟨end⟩, whatever stands between; and words found idle stay replaced while the next are tried, so that the words
-of a pattern suffice together.
+needs, find which of its words can be padding, and collect the rest in a trie. Differences: it works on whole words,
+since prompts are text and a cut word would be tokenised differently; it cuts the end of a prompt too, as an encoder's
+neuron fires at ⟨end⟩ whatever comes before; and words found irrelevant stay replaced while the next are tried, so that
+a pattern's words are sufficient together.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from excise.explain.scores import Counts
 from excise.neurons.contexts import Context, is_special
 
 Activate = Callable[[Sequence[str]], Sequence[Context]]
-"""One neuron's contexts in prompts, one for each, in order."""
+"""Returns one neuron's contexts in the given prompts, in order."""
 Word = str | None
-"""A word of a pattern; None is any one word."""
+"""A word of a pattern; None matches any one word."""
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Words in a row. support: how many contexts it came from; peak: the neuron's largest code in them, cut down to
-    the pattern's length."""
+    """Sequence of words.
+
+    Attributes:
+        words: The words, None being any word.
+        support: Number of contexts that it came from.
+        peak: The neuron's largest code in them, cut down to the pattern's length.
+    """
 
     words: tuple[Word, ...]
     support: int
@@ -33,11 +38,11 @@ class Pattern:
 
     @property
     def text(self) -> str:
-        """As people read it: gun * night."""
+        """Readable form: gun * night."""
         return " ".join("*" if word is None else word for word in self.words)
 
     def covers(self, other: Pattern) -> bool:
-        """Whether everything in which the other is found has this one in it."""
+        """Return whether this pattern occurs in everything in which the other one occurs."""
         lengths = range(len(other.words) - len(self.words) + 1)
         return any(
             all(own is None or own == word for own, word in zip(self.words, other.words[start:], strict=False))
@@ -46,7 +51,7 @@ class Pattern:
 
 
 def words(tokens: Sequence[str]) -> list[str]:
-    """Tokens joined to words; a token without letters or digits is a word of its own, one that is no text is none."""
+    """Join tokens to words; a token without letters or digits is a word of its own, special tokens are left out."""
     found: list[str] = []
     apart = True
     for token in tokens:
@@ -66,15 +71,23 @@ def words(tokens: Sequence[str]) -> list[str]:
 def find_patterns(
     contexts: Sequence[Context], activate: Activate, *, keep: float = 0.5, filler: str = "_"
 ) -> tuple[Pattern, ...]:
-    """Patterns from a neuron's strongest contexts, those with the largest support first, then with the largest peak.
+    """Return patterns from a neuron's strongest contexts, by falling support, then by falling peak.
 
     A prompt loses words from its end, then from its start, as long as the neuron's largest code in it stays at `keep`
-    of what it was in the whole; words for which `filler` can stand, at `keep` of what the cut prompt gives, become any
-    word. Patterns that a more general one covers are counted with it. Raises ExciseError where `keep` is no share, or
-    `activate` does not return a context for each prompt.
+    of what it was in the whole. Words that `filler` can replace, at `keep` of the cut prompt's code, become wildcards.
+    Patterns that a more general one covers are counted with it.
+
+    Args:
+        contexts: The neuron's contexts.
+        activate: Returns the neuron's contexts in new prompts.
+        keep: Share of the code to keep.
+        filler: Word that replaces others.
+
+    Raises:
+        ExciseError: if `keep` is not in (0, 1], or `activate` does not return a context for each prompt.
     """
     if not 0 < keep <= 1:
-        raise ExciseError(f"a share of the peak to keep is more than 0 and at most 1, not {keep:g}")
+        raise ExciseError(f"keep is {keep:g}; it is a share of the peak, above 0 and at most 1")
     rows = [words(context.tokens) for context in contexts if context.peak > 0]
     rows = [row for row in rows if row]
     whole = _peaks(activate, rows)
@@ -101,7 +114,7 @@ def _without_first(row: list[str]) -> list[list[str]]:
 def _cut(
     activate: Activate, rows: list[tuple[list[str], float]], shorter: Callable[[list[str]], list[list[str]]]
 ) -> list[list[str]]:
-    """Each row cut as far as every length on the way keeps its least."""
+    """Cut each row as far as every shorter version on the way keeps its least code."""
     versions = [shorter(row) for row, _ in rows]
     peaks = iter(_peaks(activate, [version for several in versions for version in several]))
     cut = []
@@ -113,7 +126,7 @@ def _cut(
 
 
 def _wildcards(activate: Activate, rows: list[list[str]], least: list[float], filler: str) -> list[tuple[Word, ...]]:
-    """Rows with None for words that can be filler, tried from the first on, in all rows at once."""
+    """Replace words that can be filler by None, from the first word on, in all rows at once."""
     found: list[list[Word]] = [list(row) for row in rows]
     for position in range(max(map(len, rows), default=0)):
         tried = [n for n, row in enumerate(rows) if position < len(row)]
@@ -135,7 +148,7 @@ def _peaks(activate: Activate, rows: Sequence[Sequence[str]]) -> list[float]:
 
 
 def _merged(trie: Trie) -> tuple[Pattern, ...]:
-    """Without those that another covers, which is given their support: the shortest, and of these the freest."""
+    """Merge patterns into the most general one that covers them: the shortest, then the one with most wildcards."""
     general: list[Pattern] = []
     for pattern in sorted(trie, key=lambda p: (len(p.words), -p.words.count(None), p.text)):
         for n, other in enumerate(general):
@@ -150,13 +163,13 @@ def _merged(trie: Trie) -> tuple[Pattern, ...]:
 
 @dataclass
 class Trie:
-    """Patterns by their words from the last to the first, so that those with one ending share it."""
+    """Patterns indexed by their words from the last to the first, so that common endings are shared."""
 
     pattern: Pattern | None = None
     below: dict[Word, Trie] = field(default_factory=dict)
 
     def add(self, pattern: Pattern) -> None:
-        """Put a pattern in; one of the same words is joined with it."""
+        """Add a pattern, merging it with one of the same words."""
         node = self
         for word in reversed(pattern.words):
             node = node.below.setdefault(word, Trie())
@@ -166,14 +179,14 @@ class Trie:
         node.pattern = pattern
 
     def __iter__(self) -> Iterator[Pattern]:
-        """All patterns."""
+        """Yield all patterns."""
         if self.pattern is not None:
             yield self.pattern
         for node in self.below.values():
             yield from node
 
     def ending(self, prompt: Sequence[str]) -> Iterator[Pattern]:
-        """Patterns that the last words of a prompt are."""
+        """Yield the patterns that match the last words of a prompt."""
         if self.pattern is not None:
             yield self.pattern
         if prompt:
@@ -183,7 +196,7 @@ class Trie:
 
 
 def matches(patterns: Sequence[Pattern], tokens: Sequence[str]) -> list[Pattern]:
-    """The patterns that are found anywhere in a prompt's tokens, in their own order."""
+    """Return the patterns that occur anywhere in a prompt's tokens, in the given order."""
     trie = Trie()
     for pattern in patterns:
         trie.add(pattern)
@@ -192,11 +205,6 @@ def matches(patterns: Sequence[Pattern], tokens: Sequence[str]) -> list[Pattern]
     return [pattern for pattern in patterns if pattern.words in found]
 
 
-def foretell(patterns: Sequence[Pattern], tokens: Sequence[str]) -> float:
-    """The largest code that patterns promise in a prompt: the largest peak of those found in it, 0 without any."""
-    return max((pattern.peak for pattern in matches(patterns, tokens)), default=0.0)
-
-
 def measure(patterns: Sequence[Pattern], contexts: Sequence[Context]) -> Counts:
-    """How well patterns tell in which contexts the neuron fires: precision and recall (`tpr`), on held-out contexts."""
+    """Return how well patterns predict in which contexts the neuron fires: precision and recall (`tpr`), held out."""
     return Counts.of([context.peak > 0 for context in contexts], [bool(matches(patterns, c.tokens)) for c in contexts])

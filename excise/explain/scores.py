@@ -1,4 +1,4 @@
-"""Is an explanation right? Detection, fuzzing (Paulo et al. 2024) and ranking by a sentence encoder."""
+"""Scores of an explanation: detection, fuzzing (Paulo et al. 2024) and ranking by a sentence encoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from excise.neurons.contexts import Context, is_special
 from excise.neurons.validation import auroc
 
 Encoder = Callable[[Sequence[str]], Any]
-"""A sentence encoder: texts to vectors `[N, d]`."""
+"""Sentence encoder: texts to vectors `[N, d]`."""
 
 DETECTION = """You judge whether a description fits prompts for pictures. For each numbered prompt answer 1 if \
 something in it fits the description, and 0 if nothing does. Answer with one list such as [1, 0, 1], a number for each \
@@ -29,8 +29,11 @@ FUZZING = """You judge whether the right tokens are marked. In each numbered pro
 
 @dataclass(frozen=True)
 class Counts:
-    """Right and wrong answers about contexts. failed: how many have none, or none that can be read; the shares are of
-    the others, and None where there are none of a kind."""
+    """Right and wrong answers about contexts.
+
+    `failed` counts those without an answer, or with an unreadable one. The shares are of the others, and None if there
+    are none of a kind.
+    """
 
     tp: int
     fp: int
@@ -40,7 +43,7 @@ class Counts:
 
     @classmethod
     def of(cls, truth: Sequence[bool], answers: Sequence[bool | None]) -> Counts:
-        """Counted from truths and answers, None being no answer."""
+        """Count truths and answers; None is a missing answer."""
         pairs = list(zip(truth, answers, strict=True))
         return cls(
             tp=pairs.count((True, True)),
@@ -52,12 +55,12 @@ class Counts:
 
     @property
     def tpr(self) -> float | None:
-        """Share of the contexts in which the neuron fires that are told so: recall."""
+        """Recall: share of the contexts in which the neuron fires that are recognised."""
         return _share(self.tp, self.tp + self.fn)
 
     @property
     def tnr(self) -> float | None:
-        """Share of the contexts in which it is silent that are told so."""
+        """Specificity: share of the contexts in which it is silent that are recognised."""
         return _share(self.tn, self.tn + self.fp)
 
     @property
@@ -85,8 +88,12 @@ def _share(part: int, whole: int) -> float | None:
 
 @dataclass(frozen=True)
 class Exam:
-    """Yes-or-no questions about an explanation, whose right answers are known. shown: contexts as text, `batch` to a
-    question; truth: what is right for each."""
+    """Yes-or-no questions about an explanation, with known answers.
+
+    Attributes:
+        shown: Contexts as text, `batch` per question.
+        truth: The right answer for each.
+    """
 
     system: str
     explanation: str
@@ -97,7 +104,7 @@ class Exam:
 
     @property
     def questions(self) -> list[Question]:
-        """What to ask."""
+        """The questions to ask."""
         return [
             Question(self.system, "\n".join([f"Description: {self.explanation}", "", *numbered]), self.max_tokens)
             for numbered in self._batches()
@@ -109,7 +116,7 @@ class Exam:
         return [[f"Prompt {n}: {text}" for n, text in enumerate(part, 1)] for part in parts]
 
     def answers(self, outcomes: Sequence[Outcome]) -> list[bool | None]:
-        """The answer for each context, None where its question failed or was answered with something else."""
+        """Return the answer for each context, None if its question failed or the answer is unreadable."""
         given: list[bool | None] = []
         for batch, outcome in zip(self._batches(), outcomes, strict=True):
             read = None if isinstance(outcome, Failure) else listed_answers(outcome.text, len(batch))
@@ -117,19 +124,22 @@ class Exam:
         return given
 
     def unreadable(self, outcomes: Sequence[Outcome]) -> int:
-        """How many questions were answered with something that is no answer."""
+        """Count the answers that do not have the requested form."""
         pairs = zip(self._batches(), outcomes, strict=True)
         return sum(not isinstance(o, Failure) and listed_answers(o.text, len(batch)) is None for batch, o in pairs)
 
     def judge(self, outcomes: Sequence[Outcome]) -> Counts:
-        """The counts of what `questions` came to."""
+        """Count right and wrong answers."""
         return Counts.of(self.truth, self.answers(outcomes))
 
 
 def detection(
     explanation: str, firing: Sequence[Context], silent: Sequence[Context], *, seed: int = 0, **options: int
 ) -> Exam:
-    """Does the neuron fire in this context? Contexts in which it does and does not, mixed; options: an Exam's."""
+    """Ask whether the neuron fires in a context, for shuffled contexts in which it does and does not.
+
+    `options` are an Exam's.
+    """
     _check(options)
     cases = [(context.text, True) for context in firing] + [(context.text, False) for context in silent]
     return _exam(DETECTION, explanation, cases, seed, options)
@@ -144,8 +154,11 @@ def fuzzing(
     seed: int = 0,
     **options: int,
 ) -> Exam:
-    """Are the right tokens marked? In contexts in which the neuron fires those with `share` of the largest code are; in
-    silent ones n = ⌈mean number of these⌉ tokens drawn by lot (all, where there are fewer). options: an Exam's."""
+    """Ask whether the right tokens are marked.
+
+    Where the neuron fires, tokens with `share` of the largest code are marked. Silent contexts get n random marks,
+    n = ⌈mean number of these⌉, or fewer if they have fewer tokens. `options` are an Exam's.
+    """
     _check(options)
     draw = random.Random(seed)
     right = [(context, active(context, share)) for context in firing]
@@ -160,7 +173,7 @@ def fuzzing(
 
 def _check(options: dict[str, int]) -> None:
     if options.get("batch", 1) < 1:
-        raise ExciseError("a question shows one context or more")
+        raise ExciseError("batch must be 1 or more contexts per question")
 
 
 def _exam(system: str, explanation: str, cases: list[tuple[str, bool]], seed: int, options: dict[str, int]) -> Exam:
@@ -171,9 +184,9 @@ def _exam(system: str, explanation: str, cases: list[tuple[str, bool]], seed: in
 def embedding_auroc(
     explanation: str, firing: Sequence[Context], silent: Sequence[Context], encoder: Encoder
 ) -> float | None:
-    """How well cosines to the explanation rank contexts in which the neuron fires above silent ones: AUROC.
+    """Return the AUROC with which cosines to the explanation rank firing contexts above silent ones.
 
-    None where there are none of a kind.
+    None if there are none of either kind.
     """
     if not firing or not silent:
         return None

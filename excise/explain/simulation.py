@@ -1,4 +1,4 @@
-"""Can a language model foretell a neuron's activations from an explanation alone? Token by token, or by segments."""
+"""Simulation: predict a neuron's activations from its explanation by a language model, by token or by segment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from excise.neurons.contexts import Context, is_special
 Level = Literal["tokens", "segments"]
 
 LONGEST = 8
-"""Tokens of a segment at most."""
+"""Maximum tokens of a segment."""
 CONJUNCTIONS = frozenset(
     ("and", "or", "nor", "but", "yet", "so", "while", "as", "when", "where", "because", "if", "that")
 )
@@ -28,15 +28,15 @@ nothing else."""
 
 
 def segments(tokens: Sequence[str], longest: int = LONGEST) -> list[range]:
-    """A context's tokens cut into segments: positions, in order, every token in one.
+    """Cut a context's tokens into segments: ranges of positions, in order, covering every token.
 
-    A segment ends after a punctuation mark, before a conjunction, before and after a token that is no text (⟨end⟩), and
-    with its `longest`th token, or before the word which that would cut if there is another before it. The rules are
-    ours: Safe-SAIL (2025) predicts one activation a segment, and does not say how it cuts. Raises ExciseError where
-    longest is below 1.
+    A segment ends after a punctuation mark, before a conjunction, before and after a special token (⟨end⟩), and with
+    its `longest`th token, or before the word that this would cut, unless it is the segment's first. The rules are ours:
+    Safe-SAIL (2025) predicts one activation per segment and does not describe its segmentation. Raises ExciseError if
+    `longest` is below 1.
     """
     if longest < 1:
-        raise ExciseError("a segment has one token or more")
+        raise ExciseError("longest must be 1 token or more")
     cuts = [0]
     for position in range(1, len(tokens)):
         token, before = tokens[position], tokens[position - 1]
@@ -53,18 +53,18 @@ def _closes(token: str) -> bool:
 
 
 def _is_conjunction(tokens: Sequence[str], position: int) -> bool:
-    """Whether a whole word that is a conjunction stands there: its token begins a word and the next does not go on."""
+    """Return whether the word at `position` is a conjunction: its token starts a word, and the next continues none."""
     token, after = tokens[position], tokens[position + 1] if position + 1 < len(tokens) else " "
     return token.startswith(" ") and token.strip().lower() in CONJUNCTIONS and not after[:1].isalnum()
 
 
 def segment_peaks(codes: Sequence[float], parts: Sequence[range]) -> list[float]:
-    """The largest code in each segment."""
+    """Return the largest code in each segment."""
     return [max(codes[t] for t in part) for part in parts]
 
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Pearson's r; None with fewer than two values or where one side does not vary."""
+    """Return Pearson's r; None with fewer than two values or if one side is constant."""
     if len(x) != len(y):
         raise ExciseError(f"{len(x)} values cannot be correlated with {len(y)}")
     try:
@@ -75,8 +75,14 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True)
 class Simulated:
-    """How predictions agree with the truth. r: Pearson's, over the parts of all contexts one after the other; parts:
-    how many were compared; failed: contexts without predictions, which r leaves out; cost: what was asked for it."""
+    """Agreement of predictions with the truth.
+
+    Attributes:
+        r: Pearson's, over the concatenated parts of all contexts.
+        parts: Number of parts compared.
+        failed: Number of contexts without predictions, which r leaves out.
+        cost: Cost of the questions.
+    """
 
     level: Level
     r: float | None
@@ -90,8 +96,13 @@ class Simulated:
 
 @dataclass(frozen=True)
 class Simulation:
-    """Questions that ask for an activation a part. shown, true: each context's parts as text, and their activations;
-    `batch` contexts to a question, whose parts are numbered through."""
+    """Questions that ask for the activation of every part of contexts.
+
+    Attributes:
+        shown: Each context's parts as text.
+        true: Their activations.
+        batch: Contexts per question; parts are numbered through all of them.
+    """
 
     level: Level
     explanation: str
@@ -99,15 +110,15 @@ class Simulation:
     true: tuple[tuple[float, ...], ...]
     batch: int = 5
     max_tokens: int = 64
-    """What an answer may take beside 8 tokens for each part."""
+    """Maximum tokens of an answer, in addition to 8 for each part."""
 
     @classmethod
     def of(
         cls, level: Level, explanation: str, contexts: Sequence[Context], longest: int = LONGEST, **options: int
     ) -> Simulation:
-        """Of contexts, cut at one of the two levels; a segment's activation is its largest. options: a Simulation's."""
+        """Cut contexts at one of the levels; a segment's activation is its largest. `options` are a Simulation's."""
         if options.get("batch", 1) < 1:
-            raise ExciseError("a question shows one context or more")
+            raise ExciseError("batch must be 1 or more contexts per question")
         if level not in ("tokens", "segments"):
             raise ExciseError(f"a simulation is of tokens or of segments, not of {level!r}")
         cut = [segments(c.tokens, 1 if level == "tokens" else longest) for c in contexts]
@@ -117,7 +128,7 @@ class Simulation:
 
     @property
     def questions(self) -> list[Question]:
-        """What to ask."""
+        """The questions to ask."""
         asked = []
         for batch in self._batches():
             number, lines = 0, [f"Description: {self.explanation}"]
@@ -132,7 +143,7 @@ class Simulation:
         return asked
 
     def _batches(self) -> list[range]:
-        """Which contexts are in each question."""
+        """Return the indices of the contexts in each question."""
         n = len(self.shown)
         return [range(start, min(start + self.batch, n)) for start in range(0, n, self.batch)]
 
@@ -142,12 +153,12 @@ class Simulation:
         return numbered_answers(outcome.text, sum(len(self.shown[context]) for context in batch))
 
     def unreadable(self, outcomes: Sequence[Outcome]) -> int:
-        """How many questions were answered with something that is no answer."""
+        """Count the answers that do not have the requested form."""
         pairs = zip(self._batches(), outcomes, strict=True)
         return sum(not isinstance(o, Failure) and self._read(batch, o) is None for batch, o in pairs)
 
     def judge(self, outcomes: Sequence[Outcome]) -> Simulated:
-        """The agreement of what `questions` came to with the truth."""
+        """Compare the answers with the truth."""
         true, predicted, failed = list[float](), list[float](), 0
         for batch, outcome in zip(self._batches(), outcomes, strict=True):
             read = self._read(batch, outcome)
@@ -160,10 +171,10 @@ class Simulation:
 
 
 def _text(context: Context, part: range) -> str:
-    """A part as it is shown, never empty."""
+    """Return a part as it is shown, never empty."""
     return " ".join("".join(written(context.tokens[t]) for t in part).split()) or "␣"
 
 
 def saving(tokens: Cost, segments: Cost) -> float | None:
-    """The share of tokens that asking by segments saves; None where token-level questions cost nothing."""
+    """Return the share of tokens that asking by segments saves; None if token-level questions cost nothing."""
     return 1 - segments.tokens / tokens.tokens if tokens.tokens else None

@@ -92,7 +92,7 @@ def test_detection_shows_every_context_once_without_marks_five_to_a_question():
 def test_failures_and_nonsense_are_counted_and_the_rest_is_judged():
     exam = detection("guns", contexts(12, True), contexts(11, False, 1))
     outcomes = [Reply(right(exam, question)) for question in exam.questions]
-    outcomes[1], outcomes[4] = Failure("nobody there"), Reply("I would rather not say.")
+    outcomes[1], outcomes[4] = Failure("nobody there"), Reply("I would rather not say.")  # words: ok
     counts = exam.judge(outcomes)
     assert counts.failed == 5 + 3 and counts.tp + counts.tn == 15
     assert counts.balanced_accuracy == 1
@@ -130,7 +130,7 @@ def test_fuzzing_never_marks_a_token_that_shows_nothing():
 
 
 def test_one_context_a_question_or_more():
-    with pytest.raises(ExciseError, match="one context or more"):
+    with pytest.raises(ExciseError, match="batch must be 1 or more contexts"):
         detection("guns", [], [], batch=0)
     assert detection("guns", [], []).questions == []
     assert fuzzing("guns", [], contexts(2, False)).judge([Failure("gone")]).failed == 2

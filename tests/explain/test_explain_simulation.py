@@ -34,7 +34,7 @@ def test_long_stretches_are_cut_at_words():
     assert cut(["a", "b", "c", "d", "e"], 2) == ["ab", "cd", "e"]
     assert cut(tokens, 1) == tokens
     assert cut([]) == []
-    with pytest.raises(ExciseError, match="one token or more"):
+    with pytest.raises(ExciseError, match="longest must be 1 token or more"):
         segments(tokens, 0)
 
 
@@ -105,7 +105,7 @@ def test_r_is_over_the_parts_of_all_contexts_that_were_answered():
 
 
 def test_impossible_simulations():
-    with pytest.raises(ExciseError, match="one context or more"):
+    with pytest.raises(ExciseError, match="batch must be 1 or more contexts"):
         Simulation.of("tokens", "guns", CONTEXTS, batch=0)
     with pytest.raises(ExciseError, match="of tokens or of segments"):
         Simulation.of("words", "guns", CONTEXTS)
@@ -141,7 +141,7 @@ def test_segments_rank_explanations_as_tokens_do_and_cost_less(planted_contexts,
         assert 0.2 < saving(tokens.cost, parts.cost) < 1
 
 
-def test_an_explanation_of_another_word_foretells_nothing(planted_contexts):
+def test_an_explanation_of_another_word_predicts_nothing(planted_contexts):
     contexts = planted_contexts()
     shown = [*contexts.spread(0, 10), *contexts.silent(0, 10)]
     for level in ("tokens", "segments"):

@@ -142,7 +142,7 @@ def test_no_server_is_a_failure_of_every_neuron(planted_contexts, chat):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"scorers": ("detection", "luck")}, "there is no score 'luck'; there are detection"),
+        ({"scorers": ("detection", "luck")}, "there is no score 'luck'; choose from detection"),
         ({"held_out": 0}, "1 or more"),
         ({"jobs": 0}, "1 or more"),
         ({"share": 1.5}, "from 0 to 1, not 1.5"),
