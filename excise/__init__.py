@@ -1,6 +1,6 @@
 """Excise erases a concept from a text-to-image diffusion pipeline by turning down one neuron of a sparse autoencoder.
 
-Names are imported when first asked for, so that `import excise` costs nothing.
+Names are imported on first use, so that `import excise` is fast.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""`python -m excise`: the command line where its script is not on the path."""
+"""`python -m excise`: run the command line without its script."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The functions of `import excise` that make something: erasers, rankings of neurons, SAEs.
+"""Functions of `import excise` that make erasers, rankings of neurons and SAEs.
 
-Loading and switching erasers is in `excise.erasers.loaders`.
+`excise.erasers.loaders` loads and switches erasers.
 """
 
 from __future__ import annotations
@@ -38,30 +38,29 @@ def erase(
 ) -> Eraser:
     """Make an eraser of a concept for a pipeline.
 
-    The pipeline is left as it is: attach the eraser with `excise.load_eraser` after saving it, or with
-    `eraser.attach(pipe)`.
-
+    The pipeline is not changed. Attach the eraser with `eraser.attach(pipe)`, or save it and attach it with
+    `excise.load_eraser`.
     Args:
         pipe: A diffusers pipeline, or an `excise.LanguageModel`.
         concept: A built-in concept (`excise concepts` lists them), any other word or phrase, or a Concept with pairs of
             your own.
         method: One of `excise.list_methods()`, or several joined by `+`, such as `snce+saemnesia`.
-        sae: Folder of the sparse autoencoder, or the SAE itself (SNCE alone). Without one, the bundled model's, or
-            the one that `excise erase --model` trained for this model.
+        sae: Folder of the sparse autoencoder, or the SAE itself (SNCE alone). By default the bundled model's, or the
+            one that `excise erase --model` trained for this model.
         preset: `"paper"` for the settings of the method's paper where Excise's defaults depart from it.
         settings: Settings of the method, by the names of `excise.method_config(method)`; of joined methods
-            `**{"snce.k": 2}`. With the bundled model the defaults are those chosen for it.
+            `**{"snce.k": 2}`. With the bundled model, the defaults are those chosen for it.
 
     Returns:
-        The eraser. One that misses a stated limit has reasons in `eraser.weak`.
+        The eraser. If it misses a stated limit, `eraser.weak` lists the reasons.
 
     Raises:
-        ExciseError: for an unknown method or setting, an impossible value, a missing SAE, or a concept that the method
+        ExciseError: for an unknown method or setting, an invalid value, a missing SAE, or a concept that the method
             cannot erase from this pipeline.
-        EraserDidNotFire: where the edit changes nothing on the concept's canary prompt.
+        EraserDidNotFire: if the edit changes nothing on the concept's canary prompt.
 
     Warns:
-        WeakEraser: where the eraser cannot be relied on.
+        WeakEraser: if the eraser cannot be relied on.
 
     Example:
         >>> eraser = excise.erase(pipe, "gun")
@@ -95,20 +94,20 @@ def erase(
 def find_neurons(
     pipe: Pipeline, concept: str | Concept, sae: StrPath | TopKSAE | None = None, *, top: int = 10, **settings: Any
 ) -> Ranking:
-    """Rank the neurons of an SAE by how much more they fire on a concept than without it (SNCE, eqs. 4 to 7).
+    """Rank the neurons of an SAE by how much more they fire with a concept than without it (SNCE, eqs. 4 to 7).
 
     Args:
         pipe: A diffusers pipeline, or an `excise.LanguageModel`.
         concept: As for `excise.erase`.
         sae: The SAE, or its folder; by default as for `excise.erase`.
-        top: How many of the best are validated on held-out pairs, which warns where one does not hold.
+        top: Number of top-ranked neurons to validate on held-out pairs; a structural one causes a warning.
         settings: Settings of SNCE, by the names of `excise.SNCEConfig`.
 
     Returns:
         The neurons that fire on the concept's side alone, by falling score.
 
     Raises:
-        ExciseError: where the SAE does not belong to the pipeline, or a setting is impossible.
+        ExciseError: if the SAE does not belong to the pipeline, or a setting is invalid.
 
     Example:
         >>> ranking = excise.find_neurons(pipe, "gun")
@@ -138,13 +137,13 @@ def train_sae(
     device: str = "cpu",
     **settings: Any,
 ) -> TopKSAE:
-    """Train a sparse autoencoder on what a text encoder makes of prompts.
+    """Train a sparse autoencoder on a text encoder's states of prompts.
 
     Args:
         pipe: A diffusers pipeline, or an `excise.LanguageModel`.
         prompts: Texts to train on: tens of thousands for a real model.
         site: Layer to read, such as `encoder.layers.8` or `text_encoder_2/encoder.layers.24`; by default the family's.
-        out: Folder to keep the SAE and its checkpoints in. The same call goes on where it was interrupted.
+        out: Folder for the SAE and its checkpoints. After an interruption the same call resumes.
         device: Where to train, such as `cuda`.
         settings: Settings of `excise.sae.TrainConfig`, such as `tokens=2_000_000` or `k=32`.
 
@@ -152,7 +151,7 @@ def train_sae(
         The trained SAE.
 
     Raises:
-        ExciseError: where there is no such layer, no prompt, or an impossible setting.
+        ExciseError: if the layer does not exist, there are no prompts, or a setting is invalid.
 
     Example:
         >>> sae = excise.train_sae(pipe, prompts, out="sae", tokens=2_000_000)
@@ -188,24 +187,24 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure an eraser on a benchmark suite: pictures with and without it, judged by the suite's detectors.
 
-    It does what `excise bench run` does for one method and one concept, in a temporary folder. Pictures take seconds to
-    minutes each on a CPU; use the command for runs that are to be kept, resumed or shared by workers.
+    It does what `excise bench run` does for one method and one concept, in a temporary folder. A picture takes seconds
+    to minutes on a CPU. Use the command for runs that are to be kept, resumed or shared by workers.
 
     Args:
         eraser: An eraser of one of the suite's concepts, such as `excise.erase` returns.
         pipe: The pipeline it was made for, with no eraser attached; for "canvas" the bundled model.
         suite: "canvas", or another name that `excise bench run --suite` takes.
         size: "quick", "standard" or "full": how many pictures.
-        settings: The suite's own settings, such as `{"steps": 20}` denoising steps.
+        settings: Settings of the suite, such as `{"steps": 20}` denoising steps.
 
     Returns:
         The figures, as json: `["methods"][eraser.method]["figures"]` has a value, a 95 % interval and n for each, and
         `["methods"]["none"]` those of the pipeline without the eraser.
 
     Raises:
-        WrongModel: where the eraser or the suite does not belong to the pipeline.
-        InvalidSetting: where an eraser is attached already.
-        ExciseError: for an unknown suite, size, setting or concept, or where drawing fails.
+        WrongModel: if the eraser or the suite does not belong to the pipeline.
+        InvalidSetting: if an eraser is attached already.
+        ExciseError: for an unknown suite, size, setting or concept, or if generation fails.
 
     Example:
         >>> found = excise.evaluate(excise.erase(pipe, "gun"), pipe)
@@ -223,7 +222,7 @@ def evaluate(
         raise WrongModel("canvas is made for the bundled model, excise.reference.load(); name another suite")
     if loaded := list(list_erasers(pipe)):
         raise InvalidSetting(f"eraser {loaded[0]!r} is attached; detach it, so that there is something to compare with")
-    eraser.attach(pipe).detach()  # refused before anything is drawn
+    eraser.attach(pipe).detach()  # a refusal comes before any picture is generated
     checker = checker_of(pipe)
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -236,7 +235,7 @@ def evaluate(
 
 
 def list_methods() -> list[str]:
-    """Names of the methods that make erasers, ours and plugins'.
+    """Return the names of the methods that make erasers, ours and plugins'.
 
     Example:
         >>> "esd-x" in excise.list_methods()
@@ -246,9 +245,9 @@ def list_methods() -> list[str]:
 
 
 def method_config(method: str, *, preset: str | None = None, **settings: Any) -> Any:
-    """A method's configuration: the given settings, its defaults for the rest.
+    """Return a method's configuration: the given settings, with its defaults for the rest.
 
-    `help()` of it, and `excise methods show`, say what each setting means and which values it takes.
+    Its `help()`, and `excise methods show`, describe each setting and the values that it takes.
 
     Args:
         method: As for `excise.erase`.
@@ -256,10 +255,10 @@ def method_config(method: str, *, preset: str | None = None, **settings: Any) ->
         settings: Settings by name.
 
     Returns:
-        A frozen dataclass; of joined methods a namespace.
+        A frozen dataclass; for joined methods a namespace.
 
     Raises:
-        ExciseError: for an unknown method, preset or setting, or an impossible value.
+        ExciseError: for an unknown method, preset or setting, or an invalid value.
 
     Example:
         >>> excise.method_config("uce").lam
@@ -271,7 +270,7 @@ def method_config(method: str, *, preset: str | None = None, **settings: Any) ->
 
 
 def is_bundled(pipe: Pipeline) -> bool:
-    """Whether that is the model that ships with Excise."""
+    """Return whether the pipeline is the model that ships with Excise."""
     from excise.reference import data
 
     name = getattr(getattr(pipe, "config", None), "_name_or_path", None)
@@ -317,7 +316,7 @@ def _known_sae(pipe: Pipeline) -> StrPath:
     found = cached_sae(pipe)
     if found is None:
         raise NotFound(
-            "no SAE was given, and none is kept for this model; train one with excise.train_sae and give it, or with "
-            "`excise erase --model`, which keeps it"
+            "no SAE was given, and none is cached for this model; train one with excise.train_sae and pass it, or with "
+            "`excise erase --model`, which caches it"
         )
     return found

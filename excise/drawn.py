@@ -1,4 +1,4 @@
-"""Drawn: pictures as a diffusers pipeline hands them over, and which of them are none."""
+"""Generated pictures as a diffusers pipeline returns them, and detection of broken ones."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from excise.pipeline import Pipeline, as_diffusers
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Fault = Literal["flagged", "not finite", "one colour"]
-"""Why a picture is broken: the pipeline's own safety checker blacked it out, it held values that are not finite
-numbers, or every pixel of it has the same colour. Nothing can be read from such a picture, least of all an erasure."""
+"""Why a picture is broken: the pipeline's own safety checker blacked it out, it has values that are not finite, or all
+of its pixels have the same colour. Nothing can be concluded from such a picture, least of all an erasure."""
 SAME = 2
-"""Steps of 255 by which the values of a channel may differ in a picture of one colour. An empty white scene by the
-bundled model differs by 11."""
+"""Largest difference, in steps of 255, between the values of a channel in a picture of one colour. An empty white scene
+by the bundled model differs by 11."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Drawn:
 
     @classmethod
     def of(cls, images: Any, flagged: Sequence[bool] | None = None) -> Drawn:
-        """Pictures `[n, height, width, 3]`, bytes or floats from 0 to 1, with a safety checker's flags where there are.
+        """Wrap pictures `[n, height, width, 3]`, bytes or floats from 0 to 1, with a safety checker's flags, if any.
 
-        Values that are not finite numbers become black in `pixels`.
+        Values that are not finite become black in `pixels`.
         """
         made = np.asarray(images)
         finite = np.isfinite(made).all(axis=(1, 2, 3))
@@ -42,22 +42,22 @@ class Drawn:
 
     @classmethod
     def by(cls, output: Any) -> Drawn:
-        """What a pipeline returned that was called with `output_type="np"`."""
+        """Wrap the output of a pipeline that was called with `output_type="np"`."""
         return cls.of(output.images, getattr(output, "nsfw_content_detected", None))
 
     @classmethod
     def joined(cls, parts: Sequence[Drawn]) -> Drawn:
-        """Several as one. Their pictures have one size."""
+        """Concatenate pictures of the same size."""
         return cls(np.concatenate([part.pixels for part in parts]), tuple(f for part in parts for f in part.faults))
 
     def __getitem__(self, part: slice) -> Drawn:
         return Drawn(self.pixels[part], self.faults[part])
 
     def sound(self, seeds: Sequence[int]) -> Pixels:
-        """The pixels. Raises ExciseError where a picture is broken, with its seed."""
+        """Return the pixels. Raises ExciseError if a picture is broken, with its seed."""
         broken = [(seed, fault) for seed, fault in zip(seeds, self.faults, strict=True) if fault is not None]
         if broken:
-            which = ", ".join(f"seed {seed}: {SAID[fault]}" for seed, fault in broken[:4])
+            which = ", ".join(f"seed {seed}: {DESCRIPTIONS[fault]}" for seed, fault in broken[:4])
             more = f" and {len(broken) - 4} more" if len(broken) > 4 else ""
             raise ExciseError(
                 f"{len(broken)} of {len(self.faults)} pictures are broken ({which}{more}); nothing is kept of them. "
@@ -66,27 +66,29 @@ class Drawn:
         return self.pixels
 
 
-SAID: dict[Fault, str] = {
+DESCRIPTIONS: dict[Fault, str] = {
     "flagged": "blacked out by the model's own safety checker",
     "not finite": "values that are not finite numbers",
     "one colour": "one colour all over",
 }
 HELP: dict[Fault, str] = {
-    "flagged": "Ask for something else, or take a model that was saved without its checker",
-    "not finite": "Draw with float32, or with a smaller guidance or strength",
-    "one colour": "Draw with a smaller guidance or strength, or with more steps",
+    "flagged": "Ask for something else, or use a model that was saved without its checker",
+    "not finite": "Generate with float32, or with a smaller guidance or strength",
+    "one colour": "Generate with a smaller guidance or strength, or with more steps",
 }
 
 
 def fault(picture: Pixels) -> Fault | None:
-    """What can be told of a picture `[height, width, 3]` by its pixels alone: whether it has one colour."""
+    """Return the fault of a picture `[height, width, 3]` that its pixels alone show: that it has one colour."""
     values = picture.reshape(-1, picture.shape[-1])
     return "one colour" if (values.max(0).astype(int) - values.min(0) <= SAME).all() else None
 
 
 def without_checker(pipe: Pipeline) -> Any:
-    """The pipeline without its safety checker, where it has one that it can do without: what a filter hides cannot be
-    counted."""
+    """Remove the pipeline's safety checker if it has an optional one, and return the pipeline.
+
+    What a filter hides cannot be counted.
+    """
     if (
         getattr(pipe, "safety_checker", None) is not None
         and "safety_checker" in as_diffusers(pipe)._optional_components
@@ -98,12 +100,12 @@ def without_checker(pipe: Pipeline) -> Any:
 
 
 def checker_of(pipe: Pipeline) -> tuple[Any, Any]:
-    """What `without_checker` changes: the safety checker, and whether the pipeline requires one. None where absent."""
+    """Return what `without_checker` changes: the safety checker, and whether it is required. None if absent."""
     return getattr(pipe, "safety_checker", None), dict(getattr(pipe, "config", {})).get("requires_safety_checker")
 
 
 def restore_checker(pipe: Pipeline, checker: Any, required: Any) -> None:
-    """Undo `without_checker`, with what `checker_of` gave before it."""
+    """Undo `without_checker`, with what `checker_of` returned before it."""
     if checker is not None:
         as_diffusers(pipe).safety_checker = checker
         if required is not None:

@@ -1,10 +1,10 @@
-"""The errors a user can act on: one tree, with ExciseError at its root.
+"""Errors that a user can act on: one tree, with ExciseError at its root.
 
     ExciseError
     ├── InvalidSetting     a setting, name, strength or option that is impossible
     ├── NotFound           a folder, repository, revision, concept, method, layer or neuron that is not there
     ├── WrongModel         an eraser or SAE on a pipeline it was not made for
-    ├── Tampered           files that were altered, cut short, or not signed as required
+    ├── Tampered           files that were altered, truncated, or not signed as required
     ├── MissingExtra       an optional package that is not installed
     ├── WeakEraserError    an eraser that misses a stated limit
     └── EraserDidNotFire   an attached eraser that changed nothing
@@ -31,11 +31,11 @@ class NotFound(ExciseError):
 
 
 class WrongModel(ExciseError):
-    """An eraser or SAE does not belong to this pipeline, or the pipeline is of a kind that cannot be edited so."""
+    """An eraser or SAE does not belong to this pipeline, or this kind of pipeline cannot be edited."""
 
 
 class Tampered(ExciseError):
-    """Saved files were altered, cut short or damaged, or do not bear the signature that was asked for."""
+    """Saved files were altered, truncated or damaged, or lack the required signature."""
 
 
 class MissingExtra(ExciseError):
@@ -43,14 +43,14 @@ class MissingExtra(ExciseError):
 
 
 class WeakEraserError(ExciseError):
-    """An eraser was made that misses a stated limit and was not saved; the command line exits with code 3."""
+    """The new eraser misses a stated limit and was not saved; the command line exits with code 3."""
 
 
 class EraserDidNotFire(ExciseError):
-    """An eraser is attached, but what the denoiser reads did not change: refuse to go on rather than render."""
+    """An eraser is attached, but what the denoiser reads did not change. It refuses to generate."""
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one short line that is safe to print: it may quote a file that anybody wrote."""
-    said = str(error.strerror or error) if isinstance(error, OSError) else str(error)
-    return "".join(c if c.isprintable() else " " for c in said[:200]).strip() or type(error).__name__
+    """Return an error's message as one short line that is safe to print: it may quote an untrusted file."""
+    message = str(error.strerror or error) if isinstance(error, OSError) else str(error)
+    return "".join(c if c.isprintable() else " " for c in message[:200]).strip() or type(error).__name__

@@ -1,4 +1,4 @@
-"""Writing so that nothing on disk is ever lost or half written: temporary name, fsync, rename."""
+"""Atomic writing, so that nothing on disk is lost or half written: temporary name, fsync, rename."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from excise.errors import ExciseError
 
 
 def sha256(source: Path | bytes) -> str:
-    """Hexadecimal digest of a file or of bytes."""
+    """Return the hexadecimal digest of a file or of bytes."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     with source.open("rb") as file:
@@ -31,24 +31,23 @@ def _digest(data: bytes) -> str:
 
 
 def temporary_beside(path: Path, ending: str = "tmp") -> Path:
-    """A hidden name in the folder of `path` that no other writer has, on any machine, in any container or thread.
+    """Return a hidden name in the folder of `path` that no other writer has, on any machine, container or thread.
 
-    The random token makes it unique. The host's name and the process's number only tell a person who left it behind;
-    containers share both. Cut, so that it fits where `path` does (255 bytes).
+    The random token makes it unique. The host's name and the process id only tell a person who left it behind;
+    containers share both. It is shortened to fit where `path` does (255 bytes).
     """
     host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname().partition(".")[0])[:24]
     return path.with_name(f".{path.name[:40]}.{host}.{os.getpid()}.{secrets.token_hex(8)}.{ending}")
 
 
 def check_named(folder: Path) -> None:
-    """Raise ExciseError for `.`, which is put in place by renaming as every folder is: whoever is in it would be left
-    without one."""
+    """Raise ExciseError for `.`: folders are replaced by renaming, which would remove the one that others work in."""
     if not folder.name:
         raise ExciseError(f"cannot write {folder}: it has no name of its own; name a folder, such as {folder / 'name'}")
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file's name is one that `temporary_beside` made: a writer died before it could clear it away."""
+    """Return whether a file's name was made by `temporary_beside`: its writer died before removing it."""
     return _LEFTOVER.fullmatch(name) is not None
 
 
@@ -56,12 +55,12 @@ _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp", re.DOTALL)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replace `path` by `data` in one step. Raises ExciseError where the disk refuses (full, read-only, no folder)."""
+    """Replace `path` by `data` atomically. Raises ExciseError if the disk refuses (full, read-only, no folder)."""
     _put(path, data, lambda temporary: temporary.replace(path))
 
 
 def write_once(path: Path, data: bytes | str) -> None:
-    """Write `data` in one step unless `path` is there: of several writers at once the first one's stays.
+    """Write `data` atomically unless `path` exists: of several simultaneous writers, the first one wins.
 
     Raises ExciseError as `write_atomic`.
     """
@@ -71,7 +70,7 @@ def write_once(path: Path, data: bytes | str) -> None:
             os.link(temporary, path)
         except FileExistsError:
             pass
-        except OSError:  # a disk without hard links, where two writers at the same moment cannot be told apart
+        except OSError:  # a disk without hard links, which cannot arbitrate between two writers at the same moment
             if not path.exists():
                 temporary.replace(path)
 
@@ -89,17 +88,17 @@ def _put(path: Path, data: bytes | str, put: Callable[[Path], object]) -> None:
             f"cannot write {path}: {error.strerror or error}; free some space or choose another place"
         ) from error
     finally:
-        # What cannot be cleared away must not hide why nothing was written.
+        # Failing to remove the temporary file must not hide why nothing was written.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes | str]) -> None:
-    """Put a whole folder in place at once: a reader sees the old one or the new one, never a mixture.
+    """Write a whole folder atomically: a reader sees the old one or the new one, never a mixture.
 
-    An existing `folder` is replaced only if it holds no other files than those named in `contents`.
-    Whatever ends the writing, Ctrl-C included, the old one is put back. Raises ExciseError where it holds others, or
-    where the disk refuses, and for a folder without a name.
+    An existing `folder` is replaced only if it holds no other files than those named in `contents`. If writing fails or
+    is interrupted, the old one is restored. Raises ExciseError if it holds other files, if the disk refuses, and for a
+    folder without a name.
     """
     check_named(folder)
     temporary = temporary_beside(folder)
@@ -119,10 +118,10 @@ def write_folder(folder: Path, contents: Mapping[str, bytes | str]) -> None:
 
 
 def put_folder(finished: Path, folder: Path) -> None:
-    """Rename a finished folder into the place of `folder`; whatever ends this half-way, the old one is put back.
+    """Rename a finished folder to `folder`; if this is interrupted, the old one is restored.
 
-    Of several writers at once, each puts a whole folder in place and the last one stays. Raises OSError where the disk
-    refuses.
+    Of several simultaneous writers, each one puts a whole folder in place and the last one stays. Raises OSError if the
+    disk refuses.
     """
     olds: list[Path] = []
     done = False
@@ -136,7 +135,7 @@ def put_folder(finished: Path, folder: Path) -> None:
                 done = True
                 break
             except OSError as error:
-                # Another writer was quicker between the two renames: its folder makes way for this one.
+                # Another writer was quicker between the two renames: replace its folder by this one.
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
     finally:

@@ -1,4 +1,4 @@
-"""Repositories on the Hugging Face hub: fetching a folder's files from one, and pushing files in one commit."""
+"""Repositories on the Hugging Face hub: download a folder's files, and push files in one commit."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def fetch(
     cache_dir: str | PathLike[str] | None = None,
     subfolder: str | None = None,
 ) -> Fetched:
-    """The folder `source`, or else the named `files` of the repository `source` (`owner/name`) on the hub.
+    """Return the folder `source`, or download the named `files` of the repository `source` (`owner/name`).
 
     Files are downloaded unless cached, and nothing else of the repository is. A branch or tag is resolved to its commit
-    once, so that all files are those of one commit. `what` names the thing in error messages, such as "eraser".
+    once, so that all files come from one commit. `what` names the thing in error messages, such as "eraser".
 
-    Raises NotFound where it cannot be had, InvalidSetting for a name that cannot be one.
+    Raises NotFound if it cannot be found or downloaded, InvalidSetting for an invalid name.
     """
     if not isinstance(source, (str, PathLike)) or not str(source):
         raise InvalidSetting(f"{source!r} is neither a folder nor OWNER/NAME on the hub; give one of them as a text")
@@ -55,7 +55,9 @@ def fetch(
             allow_patterns=[str(below / name) for name in files],
         )
     except refusals() as error:
-        raise NotFound(f"{source} is no folder, and no {what} on the hub ({why(error)}); check the name") from error
+        raise NotFound(
+            f"{source} is not a folder, and no {what} was found on the hub ({why(error)}); check the name"
+        ) from error
     return Fetched(Path(found) / below, Path(found).name)
 
 
@@ -69,11 +71,11 @@ def push(
     commit_message: str,
     gone: Iterable[str] = (),
 ) -> str:
-    """Put files into a repository on the hub, in one commit, and return the commit's address.
+    """Push files to a repository on the hub in one commit, and return the commit's URL.
 
-    The repository, and the branch `revision`, are made where they do not exist. `files` gives the files' bytes by path
-    for the repository's whole name, with its owner. What `gone` names and `files` does not give is deleted.
-    Raises ExciseError where the hub refuses.
+    The repository, and the branch `revision`, are created if they do not exist. `files` takes the repository's whole
+    name, with its owner, and returns the files' bytes by path. Files that `gone` names and `files` does not return are
+    deleted. Raises ExciseError if the hub refuses.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -101,31 +103,31 @@ def push(
 
 
 def check_name(repo_id: str) -> None:
-    """Raise ExciseError unless that can be a repository's name on the hub."""
+    """Raise ExciseError unless the hub allows the name for a repository."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise InvalidSetting(f"{repo_id!r} is no name of a repository ({why(error)}); give OWNER/NAME") from error
+        raise InvalidSetting(f"{repo_id!r} is not a repository's name ({why(error)}); give OWNER/NAME") from error
 
 
 def refusals() -> tuple[type[BaseException], ...]:
-    """What huggingface_hub raises: mostly OSError and ValueError; its HTTP client's own errors may be neither."""
+    """Return what huggingface_hub raises: mostly OSError and ValueError; its HTTP client's errors may be neither."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__)
 
 
 def _unreached(error: BaseException) -> bool:
-    """Whether no answer came from the hub at all, as its HTTP client's errors say, whichever client that is."""
+    """Return whether the hub did not answer at all, judging by the names of either HTTP client's errors."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return bool(kinds & {"TransportError", "ConnectionError", "Timeout", "OfflineModeIsEnabled"})
 
 
 def why(error: BaseException) -> str:
-    """Why the hub refused, in one clause."""
+    """Return why the hub refused, in one clause."""
     from huggingface_hub import errors
 
     known = {
@@ -139,12 +141,12 @@ def why(error: BaseException) -> str:
             return text
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return f"the hub does not take your token for that ({status}); log in with `hf auth login`"
+        return f"the hub does not accept your token for this ({status}); log in with `hf auth login`"
     return reason(error)
 
 
 def _below(subfolder: str | None) -> PurePosixPath:
-    """A folder within a repository, as a path. Raises InvalidSetting for one that would lead out of it."""
+    """Return a folder within a repository as a path. Raises InvalidSetting for one that leads out of it."""
     below = PurePosixPath(subfolder or ".") if isinstance(subfolder, str | None) else None
     if below is None or below.is_absolute() or ".." in below.parts or "\\" in str(below):
         raise InvalidSetting(f"subfolder is {subfolder!r}; it is a path within the repository, such as 'erasers/gun'")

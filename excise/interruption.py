@@ -1,4 +1,4 @@
-"""Ctrl-C in long work: asked for between its steps, so that none is left half done."""
+"""Ctrl-C in long work: checked between steps, so that none is left half done."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from types import FrameType
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a question to ask between steps: within one it would leave weights half updated.
+    """Defer the first Ctrl-C: the yielded function returns whether it came, to be checked between steps.
 
-    A second one raises KeyboardInterrupt at once.
+    Within a step it would leave weights half updated. A second Ctrl-C raises KeyboardInterrupt at once.
     """
     asked = False
 

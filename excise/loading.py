@@ -1,6 +1,6 @@
-"""Loading a pipeline's folder in silence, in one dtype, with every weight accounted for.
+"""Silent loading of a pipeline's folder, in one dtype, with every weight accounted for.
 
-A library that finds no tensor of a name fills the gap at random and goes on, so each model says here what it missed.
+A library that finds no tensor of a name fills it at random and continues, so each model's loading report is checked.
 """
 
 from __future__ import annotations
@@ -28,21 +28,18 @@ _FILE = re.compile(
     r"(?:model|diffusion_pytorch_model|pytorch_model)(?:\.(?P<variant>\w+))?(?:-\d{5}-of-\d{5})?(?:\.(?P<old>\w+))?"
     r"\.(?P<format>safetensors|bin)"
 )
-"""A file of weights. `old` is where a variant's name stood in shards of earlier versions of diffusers."""
+"""Name of a file of weights. `old` is where earlier versions of diffusers put the variant in the names of shards."""
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @cache
 def check_versions() -> None:
-    """Refuse versions of diffusers and transformers outside the bounds that the package declares.
-
-    Raises ExciseError.
-    """
+    """Raise ExciseError for versions of diffusers and transformers outside the bounds that the package declares."""
     from packaging.requirements import Requirement
 
     try:
         bounds = [Requirement(line) for line in requires("excise") or ()]
-    except PackageNotFoundError:  # a source tree that was never installed declares nothing
+    except PackageNotFoundError:  # a source tree that was never installed declares no bounds
         return
     for bound in bounds:
         if bound.name not in ("diffusers", "transformers"):
@@ -57,9 +54,9 @@ def check_versions() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep progress bars and advice of diffusers and transformers off the terminal within; their errors come through.
+    """Silence progress bars and advice of diffusers and transformers within this context, but not their errors.
 
-    Both libraries are imported by it. A verbosity that a user chose in the environment stays.
+    It imports both libraries. A verbosity that a user chose in the environment stays.
     """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -80,7 +77,7 @@ def quiet() -> Iterator[None]:
 
 
 class PickledWeights(ExciseError):
-    """Weights that are stored in pickled files alone, of `variant`."""
+    """Weights that are stored only in pickled files, of `variant`."""
 
     def __init__(self, component: str, variant: str | None) -> None:
         super().__init__(f"{component} has its weights as .bin alone, which can run code when it is read")
@@ -88,25 +85,26 @@ class PickledWeights(ExciseError):
 
 
 def variant_of(files: Iterable[str], components: Iterable[str], wanted: str | None = None) -> dict[str, str | None]:
-    """The variant to load of each component that has weights in safetensors: the wanted one where it is there, else
-    the plain weights, else the only variant.
+    """Return the variant to load of each component with weights in safetensors.
 
-    `files` are paths below the pipeline's folder, such as `unet/diffusion_pytorch_model.fp16.safetensors`. Raises
-    ExciseError where a component has weights and none that can be read, or no component has the wanted variant.
+    It is the wanted one if it exists, else the plain weights, else the only variant. `files` are paths below the
+    pipeline's folder, such as `unet/diffusion_pytorch_model.fp16.safetensors`. Raises ExciseError if none of a
+    component's weights can be read, or no component has the wanted variant.
     """
-    there: dict[str, dict[str, set[str | None]]] = {}
+    variants: dict[str, dict[str, set[str | None]]] = {}
     for path in files:
         component, _, name = path.partition("/")
         if found := _FILE.fullmatch(name):
-            kinds = there.setdefault(component, {"safetensors": set(), "bin": set()})
+            kinds = variants.setdefault(component, {"safetensors": set(), "bin": set()})
             kinds[found["format"]].add(found["variant"] or found["old"])
     chosen: dict[str, str | None] = {}
     for component in components:
-        if component not in there:
+        if component not in variants:
             continue
-        safe = there[component]["safetensors"]
+        safe = variants[component]["safetensors"]
         if not safe:
-            raise PickledWeights(component, None if None in (bins := there[component]["bin"]) else min(map(str, bins)))
+            bins = variants[component]["bin"]
+            raise PickledWeights(component, None if None in bins else min(map(str, bins)))
         if wanted in safe:
             chosen[component] = wanted
         elif None in safe or len(safe) == 1:
@@ -114,7 +112,7 @@ def variant_of(files: Iterable[str], components: Iterable[str], wanted: str | No
         else:
             raise ExciseError(f"{component} has the variants {_list(safe)}; choose one with --variant")
     if wanted is not None and wanted not in chosen.values():
-        known = _list({v for c in chosen for v in there[c]["safetensors"] if v is not None})
+        known = _list({v for c in chosen for v in variants[c]["safetensors"] if v is not None})
         raise ExciseError(f"there is no variant {wanted!r}; {f'there is {known}' if known else 'leave out --variant'}")
     return chosen
 
@@ -124,18 +122,18 @@ def _list(variants: Iterable[str | None]) -> str:
 
 
 def components_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Library and class of every component in what a model_index.json says."""
+    """Return library and class of every component in a model_index.json."""
     return {
-        name: (str(said[0]), str(said[1]))
-        for name, said in index.items()
-        if not name.startswith("_") and isinstance(said, list) and len(said) == 2 and said[0] and said[1]
+        name: (str(entry[0]), str(entry[1]))
+        for name, entry in index.items()
+        if not name.startswith("_") and isinstance(entry, list) and len(entry) == 2 and entry[0] and entry[1]
     }
 
 
 def own_dtype(folder: Path, variant: str | None = None) -> torch.dtype:
-    """The dtype that most of the denoiser's weights are stored in, by the headers of its files.
+    """Return the dtype that most of the denoiser's weights are stored in, by the headers of its files.
 
-    float32, float16 or bfloat16, which last also stands for narrower ones. Raises ExciseError as `variant_of` does.
+    float32, float16 or bfloat16, which also stands for narrower ones. Raises ExciseError as `variant_of` does.
     """
     import torch
 
@@ -156,18 +154,18 @@ def own_dtype(folder: Path, variant: str | None = None) -> torch.dtype:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """What a safetensors file says of its tensors."""
+    """Return a safetensors file's entries for its tensors."""
     with path.open("rb") as file:
-        said: dict[str, Any] = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    said.pop("__metadata__", None)
-    return said
+        header: dict[str, Any] = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    header.pop("__metadata__", None)
+    return header
 
 
 def load_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
-    """The diffusers pipeline in a folder, each model loaded in `dtype` on the CPU, without a progress bar.
+    """Load the diffusers pipeline in a folder, each model in `dtype` on the CPU, without a progress bar.
 
-    What a class of transformers keeps in float32 (T5's `wo`) stays there. Raises ExciseError where a model's weights
-    are missing, left over or of another shape, or cannot be read without unpickling them.
+    What a class of transformers keeps in float32 (T5's `wo`) stays so. Raises ExciseError if a model's weights are
+    missing, left over or of another shape, or can only be read by unpickling.
     """
     with quiet():
         import diffusers
@@ -187,8 +185,8 @@ def load_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) ->
 
 
 def _index(folder: Path) -> dict[str, Any]:
-    said: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    return said
+    index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return index
 
 
 def _files(folder: Path) -> list[str]:
@@ -196,15 +194,15 @@ def _files(folder: Path) -> list[str]:
 
 
 def _class(library: str, name: str) -> Any:
-    """The class of a model that can say what it missed when it was loaded; None for all other components."""
+    """Return the class of a model whose loading can be checked; None for all other components."""
     import diffusers
     import transformers
 
     home = {"diffusers": diffusers, "transformers": transformers}.get(library)
     home = getattr(diffusers.pipelines, library, None) if home is None else home
     kind = getattr(home, name, None)
-    told = (diffusers.ModelMixin, transformers.PreTrainedModel)
-    return kind if isinstance(kind, type) and issubclass(kind, told) else None
+    checkable = (diffusers.ModelMixin, transformers.PreTrainedModel)
+    return kind if isinstance(kind, type) and issubclass(kind, checkable) else None
 
 
 def _load_model(kind: Any, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
@@ -212,48 +210,47 @@ def _load_model(kind: Any, folder: Path, dtype: torch.dtype, variant: str | None
 
     options: dict[str, Any] = {"variant": variant, "use_safetensors": True, "local_files_only": True}
     options |= {"dtype": dtype} if issubclass(kind, PreTrainedModel) else _in(dtype)
-    model, told = kind.from_pretrained(folder, output_loading_info=True, **options)
-    refuse_gaps(model, told, folder)
+    model, report = kind.from_pretrained(folder, output_loading_info=True, **options)
+    refuse_gaps(model, report, folder)
     return model.eval()
 
 
 def _in(dtype: torch.dtype) -> dict[str, Any]:
-    """The dtype as the installed diffusers is told of it."""
+    """Return the dtype as an argument of the installed version of diffusers."""
     from packaging.version import Version
 
     return {"dtype" if Version(version("diffusers")) >= Version("0.40") else "torch_dtype": dtype}
 
 
 def load_whole(kind: Any, source: Path | str, **options: Any) -> Any:
-    """A transformers model by `kind.from_pretrained`, in silence.
+    """Load a transformers model by `kind.from_pretrained`, silently.
 
-    Raises ExciseError as `refuse_gaps` does, and what the library raises where there is none to read.
+    Raises ExciseError as `refuse_gaps` does, and whatever the library raises if there is no model.
     """
     with quiet():
-        model, told = kind.from_pretrained(source, output_loading_info=True, **options)
-    refuse_gaps(model, told, Path(source))
+        model, report = kind.from_pretrained(source, output_loading_info=True, **options)
+    refuse_gaps(model, report, Path(source))
     return model.eval()
 
 
-def refuse_gaps(model: Any, told: Mapping[str, Iterable[Any]], folder: Path) -> None:
-    """Raise ExciseError where `told`, a library's loading info, has weights that are missing, of another shape or left
-    over.
+def refuse_gaps(model: Any, report: Mapping[str, Iterable[Any]], folder: Path) -> None:
+    """Raise ExciseError if a library's loading info lists weights that are missing, of another shape or left over.
 
-    A checkpoint of another class, as its configuration says, may have weights left over: its head's. Positions are
-    constants that old checkpoints keep.
+    A checkpoint whose configuration names another class may have weights left over: its head's. Positions are constants
+    that old checkpoints contain.
     """
     for reason, what in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
-        if gap := sorted(str(key if isinstance(key, str) else key[0]) for key in told.get(reason) or ()):
+        if gap := sorted(str(key if isinstance(key, str) else key[0]) for key in report.get(reason) or ()):
             raise ExciseError(
-                f"{folder.name} {what} {_some(gap)} of a {type(model).__name__}: they would be drawn at random. The "
+                f"{folder.name} {what} {_some(gap)} of a {type(model).__name__}: they would be filled at random. The "
                 "folder is incomplete, or was saved by a version of the library that names its weights otherwise"
             )
     made_by = getattr(model.config, "architectures", None) or [type(model).__name__]
-    over = sorted(str(key) for key in told.get("unexpected_keys") or () if not str(key).endswith("position_ids"))
+    over = sorted(str(key) for key in report.get("unexpected_keys") or () if not str(key).endswith("position_ids"))
     if over and type(model).__name__ in made_by:
         raise ExciseError(
-            f"{folder.name} has weights that a {type(model).__name__} has not: {_some(over)}. Its configuration is not "
-            "that of its weights"
+            f"{folder.name} has weights that a {type(model).__name__} does not have: {_some(over)}. Its configuration "
+            "does not match its weights"
         )
 
 

@@ -1,7 +1,7 @@
 """Import paths of earlier versions: each still works for one release, warns once, and gives the same objects.
 
-`MODULES` has the modules that moved, `NAMES` what left a module or package that is still there. docs/migration.md is
-the table for people.
+`MODULES` lists the modules that moved, `NAMES` the names that left a module or package which still exists.
+docs/migration.md has the table for people.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def _all(room: str, moves: str) -> dict[str, tuple[str, ...]]:
-    """`old: new, new` a line: old below `room`, new too unless it starts with `excise.`."""
+    """Parse lines `old: new, new`: old is below `room`, and so is new unless it starts with `excise.`."""
     found = {}
     for line in moves.strip().splitlines():
         old, _, new = line.strip().partition(": ")
@@ -125,7 +125,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         """,
     ),
 }
-"""Old module: where its names are now, the main place first."""
+"""Old module: where its names are now, the main module first."""
 
 NAMES: dict[str, dict[str, str]] = {
     "excise.app.audit": dict.fromkeys(("Audit", "Plan"), "excise.app.audit.audit"),
@@ -146,11 +146,11 @@ NAMES: dict[str, dict[str, str]] = {
     ),
     "excise.neurons.database": {"NeuronDatabase": "excise.neurons.database.database"},
 }
-"""A module or package that is still there: where names that left it are now."""
+"""Existing module or package: where the names that left it are now."""
 
 
 def forward(module: str) -> Callable[[str], Any]:
-    """A `__getattr__` for a module that names have left."""
+    """Return a `__getattr__` for a module that names have left."""
 
     def find(name: str) -> Any:
         if name not in NAMES[module]:
@@ -164,7 +164,7 @@ def forward(module: str) -> Callable[[str], Any]:
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Asked last of all finders, so only for modules that nothing else has."""
+    """Finder of old modules; it comes last, so that it is asked only for modules that nothing else has."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -190,7 +190,7 @@ class _Finder(MetaPathFinder, Loader):
 
             vars(module)["__getattr__"] = find
         else:
-            sys.modules[old] = main  # the import system takes what it finds here
+            sys.modules[old] = main  # the import system uses what it finds here
         package, _, own = old.rpartition(".")
         if own in getattr(sys.modules[package], "__all__", ()):
             getattr(sys.modules[package], own)
@@ -198,7 +198,7 @@ class _Finder(MetaPathFinder, Loader):
 
 
 class _Keeping(ModuleType):
-    """A package whose public names stay what they are when a module of the same name is imported below it."""
+    """Package whose public names are not overwritten when a module of the same name is imported below it."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (isinstance(value, ModuleType) and name in self.__all__ and f"{self.__name__}.{name}" in MODULES):
@@ -214,6 +214,6 @@ def _warn(old: str, new: str, level: int) -> None:
 
 
 def install() -> None:
-    """Answer for the old modules from now on; calling it again changes nothing."""
+    """Install the finder of old modules; calling it again changes nothing."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

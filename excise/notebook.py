@@ -1,4 +1,4 @@
-"""What objects show of themselves: one line in a terminal, a small table in a notebook."""
+"""Representations of objects: one line in a terminal, a small table in a notebook."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ _SHORT.maxstring = 60
 
 
 def line(kind: object, *parts: str) -> str:
-    """`Kind(part, part, ...)`, on one line."""
+    """Return `Kind(part, part, ...)`, on one line."""
     return f"{type(kind).__name__}({', '.join(part for part in parts if part)})"
 
 
 def quoted(text: Any) -> str:
-    """A text from anywhere in quotes: escaped, and cut where it is long."""
+    """Return an untrusted text in quotes, escaped, and shortened if it is long."""
     return _SHORT.repr(str(text))
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 pair`, `2 pairs`."""
+    """Return `1 pair`, `2 pairs`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(items: Sequence[Any], most: int = 3) -> str:
-    """The first few, and how many more there are."""
+    """Return the first items, and how many more there are."""
     more = f", {len(items) - most} more" if len(items) > most else ""
     return ", ".join(map(str, items[:most])) + more
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """An HTML table with a caption; every text is escaped. Without `columns` each row's first cell is its heading."""
+    """Return an HTML table with a caption, texts escaped. Without `columns`, each row's first cell is its heading."""
 
     def cell(tag: str, value: Any) -> str:
         return f'<{tag} style="text-align:left">{escape(str(value))}</{tag}>'

@@ -1,7 +1,7 @@
-"""Where results go, checked before the work: what is there is replaced with --force alone.
+"""Output paths, checked before the work: existing output is replaced only with --force.
 
-Trainings, runs, sweeps, databases and the demo go on in their own folder instead, and take no --force. `option` is the
-option of the command line that a message names; a library's has none.
+Trainings, runs, sweeps, databases and the demo resume in their own folder instead, and take no --force. `option` is the
+command-line option that a message names; libraries pass none.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EXPORTS = (".jsonl", ".csv", ".parquet")
 
 
 def check_file(out: Path, endings: tuple[str, ...], *, force: bool = False, option: str = "--out") -> None:
-    """Raise ExciseError unless `out` can be written: an ending that is known, a place to write to, nothing there."""
+    """Raise ExciseError unless `out` can be written: a known ending, a writable place, and no existing file."""
     if out.is_dir():
         raise ExciseError(f"{option} {out} is a folder; name a file, such as {out / ('name' + endings[0])}")
     if out.suffix.lower() not in endings:
@@ -34,41 +34,43 @@ def check_file(out: Path, endings: tuple[str, ...], *, force: bool = False, opti
 
 
 def check_absent(*files: Path, force: bool = False) -> None:
-    """Raise ExciseError where one of the files is there already, unless it may be replaced."""
+    """Raise ExciseError if one of the files exists, unless it may be replaced."""
     if not force and (there := next((file for file in files if file.exists()), None)) is not None:
         raise ExciseError(f"{there} is there already; replace it with --force")
 
 
 def check_folder(out: Path, *, own: tuple[str, ...], force: bool = False, option: str = "--out") -> None:
-    """Raise ExciseError unless `out` can be written: a place to write to, no file, and nothing in it; with `force`
-    nothing but `own`, the names of the files that are to be replaced."""
+    """Raise ExciseError unless `out` can be written: a writable place, not a file, and empty.
+
+    With `force` it may hold files named in `own`, which are replaced.
+    """
     check_named(out)
     check_resumed(out, option=option)
-    there = sorted(path.name for path in out.iterdir() if not is_leftover(path.name)) if out.is_dir() else []
-    if there and not force:
+    found = sorted(path.name for path in out.iterdir() if not is_leftover(path.name)) if out.is_dir() else []
+    if found and not force:
         raise ExciseError(f"{option} {out} is there already; choose another folder, or replace it with --force")
-    if others := [name for name in there if name not in own]:
+    if others := [name for name in found if name not in own]:
         raise ExciseError(f"{option} {out} holds other files ({', '.join(others[:3])}); choose another folder")
 
 
 def check_resumed(out: Path, *, option: str = "--out") -> None:
-    """Raise ExciseError unless work can begin in the folder `out`, or go on there."""
+    """Raise ExciseError unless work can begin or be resumed in the folder `out`."""
     if out.exists() and not out.is_dir():
         raise ExciseError(f"{option} {out} is a file; name a folder".strip())
     _check_place(out, option)
 
 
 def check_resumed_file(out: Path, *, option: str = "--out") -> None:
-    """Raise ExciseError unless work can begin with the file `out`, or go on with it."""
+    """Raise ExciseError unless work can begin or be resumed with the file `out`."""
     if out.is_dir():
         raise ExciseError(f"{option} {out} is a folder; name a file")
     _check_place(out, option)
 
 
 def check_untrained(out: Path, *, option: str = "", parts: bool = False) -> None:
-    """Raise ExciseError unless an SAE can be trained into the folder `out`: what is there is never replaced.
+    """Raise ExciseError unless an SAE can be trained into the folder `out`: existing files are never replaced.
 
-    With `parts` there may be folders in it, one for each of several SAEs.
+    With `parts` it may contain folders, one for each of several SAEs.
     """
     if not parts:
         check_named(out)
@@ -80,7 +82,7 @@ def check_untrained(out: Path, *, option: str = "", parts: bool = False) -> None
 
 
 def check_extra(module: str, extra: str, what: str) -> None:
-    """Raise ExciseError where a package is missing that `what` needs: an extra of excise."""
+    """Raise MissingExtra if `module`, a package that `what` needs, is missing; `extra` is Excise's extra with it."""
     if find_spec(module) is None:
         raise MissingExtra(f"{what} needs {module}, which is not installed: pip install 'excise[{extra}]'")
 
@@ -94,4 +96,4 @@ def check_figure(out: Path, *, force: bool = False, option: str = "--out") -> No
 def _check_place(out: Path, option: str) -> None:
     place = next(parent for parent in out.absolute().parents if parent.exists())
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        raise ExciseError(f"{option} {out}: {place} is no folder one may write to; choose another place".strip())
+        raise ExciseError(f"{option} {out}: {place} is not a writable folder; choose another place".strip())

@@ -1,4 +1,4 @@
-"""Pipeline: what Excise asks of the object that it edits."""
+"""Pipeline: the protocol of the object that Excise edits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What other packages add to Excise: methods, detectors and suites, found by their entry points.
+"""Plugins of other packages: methods, detectors and suites, found by their entry points.
 
 [project.entry-points."excise.methods"]     # an object with the name, Config and fit of excise.methods.Method
 [project.entry-points."excise.detectors"]   # a class with the name and flag of a Detector, made without arguments
@@ -15,7 +15,7 @@ from excise.errors import ExciseError
 
 
 class Plugins(Mapping[str, Any]):
-    """One group's plugins by name; each is imported when it is asked for, and an import that fails says whose."""
+    """Plugins of one group by name, imported on first use; a failing import's error names the plugin."""
 
     def __init__(self, group: str) -> None:
         self._found: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=group)}
@@ -24,7 +24,7 @@ class Plugins(Mapping[str, Any]):
         point = self._found[name]
         try:
             return point.load()
-        except Exception as error:  # whatever a package does while it is imported
+        except Exception as error:  # a package may raise anything while it is imported
             raise ExciseError(f"the plugin {name!r} ({point.value}) cannot be loaded: {error}") from error
 
     def __iter__(self) -> Iterator[str]:
@@ -35,5 +35,5 @@ class Plugins(Mapping[str, Any]):
 
 
 def plugins(group: str) -> Plugins:
-    """The plugins of a group, such as `excise.methods`."""
+    """Return the plugins of a group, such as `excise.methods`."""
     return Plugins(group)

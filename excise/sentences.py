@@ -1,4 +1,4 @@
-"""Vectors of whole sentences, by all-MiniLM-L6-v2."""
+"""Embeddings of sentences by all-MiniLM-L6-v2."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from excise.errors import MissingExtra
 
 
 def sentence_vectors(texts: list[str]) -> Tensor:
-    """`[n, 384]`, each of length 1: all-MiniLM-L6-v2's of sentences. Raises ExciseError where that is not installed."""
+    """Return the sentences' embeddings `[n, 384]` of length 1. Raises MissingExtra without all-MiniLM-L6-v2."""
     tokenizer, model = _minilm()
     batch = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
     with torch.no_grad():

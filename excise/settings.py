@@ -1,6 +1,6 @@
 """Settings, each declared once: its default, meaning, unit, range and the paper's value.
 
-The declaration is a field of a frozen dataclass. It validates the value, reads it from text, and is the help that
+The declaration is a field of a frozen dataclass. It validates the value, parses it from text, and is the help that
 `excise methods show`, the command line's options and the documentation print.
 """
 
@@ -19,14 +19,14 @@ from excise.errors import InvalidSetting
 
 T = TypeVar("T")
 MOST: Final = 1_000_000
-"""The largest magnitude of a number whose setting states no bound. It stops slips of the keyboard before any work."""
+"""Largest magnitude of a number whose setting states no bound. It catches typing errors before any work."""
 UNSTATED: Final[Any] = object()
-"""The paper's value where the paper gives none."""
+"""Stands for the paper's value if the paper gives none."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting: what it means and which values it takes.
+    """A setting: its meaning and the values that it takes.
 
     Numbers are at least 0 and at most 1,000,000 unless the declaration says otherwise.
     """
@@ -34,37 +34,37 @@ class Setting:
     name: str = ""
     default: Any = None
     kind: Any = str
-    """The type of its values: bool, int, float, str, a Literal, `tuple[int, ...]`, or one of these or None."""
+    """Type of its values: bool, int, float, str, a Literal, `tuple[int, ...]`, or one of these or None."""
     help: str = ""
     unit: str = ""
     least: float | None = None
-    """The smallest value."""
+    """Smallest value."""
     above: float | None = None
-    """Instead of `least`: what every value is above."""
+    """Exclusive lower bound, instead of `least`."""
     most: float | None = None
     below: float | None = None
-    """Instead of `most`: what every value is below."""
+    """Exclusive upper bound, instead of `most`."""
     paper: Any = UNSTATED
-    """The value in the method's paper or in its authors' code."""
+    """Value in the method's paper or in its authors' code."""
 
     @property
     def departs(self) -> bool:
-        """Whether the default is not the paper's value."""
+        """Whether the default differs from the paper's value."""
         return self.paper is not UNSTATED and self.paper != self.default
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values it takes, where it takes only certain words."""
+        """The values it takes, if only certain words are allowed."""
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
     @property
     def optional(self) -> bool:
-        """Whether None is a value of it."""
+        """Whether None is an allowed value."""
         return NoneType in get_args(self.kind)
 
     @property
     def bare(self) -> Any:
-        """The type of its values, None left out, and of a tuple the type of its elements."""
+        """The type of its values without None; for a tuple, of its elements."""
         kind = next(part for part in get_args(self.kind) if part is not NoneType) if self.optional else self.kind
         return get_args(kind)[0] if get_origin(kind) is tuple else kind
 
@@ -75,7 +75,7 @@ class Setting:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The smallest and the largest value, or what lies just outside of them."""
+        """Lower and upper bound, exclusive ones included."""
         low = self.least if self.above is None else self.above
         high = self.most if self.below is None else self.below
         return 0 if low is None else low, MOST if high is None else high
@@ -96,7 +96,7 @@ class Setting:
         return f"{numbers}, {range_}{', or none' if self.optional else ''}"
 
     def check(self, value: Any) -> Any:
-        """The value, a path as text and a list as a tuple. Raises InvalidSetting where the setting does not take it."""
+        """Return the value, a path as text and a list as a tuple. Raises InvalidSetting for an invalid one."""
         if value is None and self.optional:
             return None
         if self.several:
@@ -134,9 +134,9 @@ class Setting:
         raise InvalidSetting(f"{self.name} is {value!r}; it must be {self.takes}")
 
     def parse(self, text: str) -> Any:
-        """The value that a text such as `0.5`, `true`, `none` or `1+2` means, as `check` returns it.
+        """Parse a text such as `0.5`, `true`, `none` or `1+2`, and return the value as `check` does.
 
-        Raises InvalidSetting where the setting does not take it.
+        Raises InvalidSetting for an invalid one.
         """
         value: Any = text
         try:
@@ -169,23 +169,23 @@ def setting(
 ) -> T:
     """Declare a field of a frozen dataclass as a setting, with its default.
 
-    In a subclass that gives a setting another default, what is left out is as the base class says, but for `paper`.
+    A subclass that gives a setting another default inherits what it leaves out, except `paper`.
     """
     declared = Setting("", default, None, help, unit, least, above, most, below, paper)
     return field(default=default, metadata={_KEY: declared})
 
 
 class Settings:
-    """Base of frozen dataclasses of settings: every value is checked when one is made.
+    """Base of frozen dataclasses of settings, which validates every value at construction.
 
-    A rule between two settings is a `__post_init__` of the subclass, which calls this one first.
+    A rule between two settings goes into a subclass's `__post_init__`, which calls this one first.
     """
 
     PAPER: ClassVar[bool] = True
-    """Whether the papers' values of inherited settings are this class's too."""
+    """Whether the paper's values of inherited settings apply to this class."""
 
     def __post_init__(self) -> None:
-        """Raises InvalidSetting for a value that its setting does not take."""
+        """Raise InvalidSetting for an invalid value."""
         for own in described(type(self)).values():
             value = getattr(self, own.name)
             checked = own.check(value)
@@ -194,7 +194,7 @@ class Settings:
 
 
 def described(cls: type[Any]) -> Mapping[str, Setting]:
-    """The settings of a dataclass by name, in its order."""
+    """Return the settings of a dataclass by name, in its order."""
     if cls not in _DESCRIBED:
         hints = get_type_hints(cls)
         _DESCRIBED[cls] = {
@@ -208,7 +208,7 @@ _DESCRIBED: Final[dict[Any, Mapping[str, Setting]]] = {}
 
 
 def _declared(cls: type[Any], name: str) -> Setting:
-    """What a class declares of a setting; what it leaves out is as its bases say, but for the paper's value."""
+    """Return a class's declaration of a setting, completed from its bases except for the paper's value."""
     classes = (base for base in cls.__mro__ if name in get_annotations(base))
     own: list[Setting] = [base.__dict__["__dataclass_fields__"][name].metadata.get(_KEY, Setting()) for base in classes]
     ranged = next((d for d in own if {d.least, d.above, d.most, d.below} != {None}), own[0])
@@ -229,7 +229,7 @@ def document(cls: type[Any]) -> None:
 
 
 def settings_in(made: object) -> Mapping[str, Setting]:
-    """The settings of a configuration that may be of a plugin: ours as declared, others by their values' types."""
+    """Return a configuration's settings: ours as declared, a plugin's by their values' types."""
     if isinstance(made, Settings):
         return described(type(made))
     return {name: Setting(name, value, _kind(value), least=-MOST) for name, value in vars(made).items()}
@@ -242,7 +242,7 @@ def _kind(value: Any) -> Any:
 
 
 def check_names(what: str, names: Iterable[str], known: Collection[str]) -> None:
-    """Raises InvalidSetting for a name that is none of the known settings."""
+    """Raise InvalidSetting for a name that is not among the known settings."""
     if unknown := sorted(set(names) - set(known)):
         near = get_close_matches(unknown[0], known, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(known) or 'none'}"

@@ -1,4 +1,4 @@
-"""Progress of drawing by denoising steps, for any pipeline of diffusers."""
+"""Progress of generation by denoising steps, for any diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from excise.pipeline import Pipeline, as_diffusers
 
 @contextmanager
 def by_steps(pipe: Pipeline, progress: Callable[[float], Any] | None, whole: float) -> Iterator[None]:
-    """Within it, `progress` is called after each denoising step of `pipe` with the step's share of `whole`.
+    """Call `progress` after each denoising step of `pipe` within this context, with the step's share of `whole`.
 
-    The steps of one call of `pipe` are `whole` together. On leaving, `progress` is called with what is missing: a
-    pipeline without diffusers' progress bar counts in one go, and several calls count no more than `whole`.
+    The steps of one call of `pipe` add up to `whole`. On leaving, `progress` is called with the rest: a pipeline
+    without diffusers' progress bar counts in one go, and several calls never count more than `whole`.
     """
     if progress is None:
         yield
         return
-    # Pipelines that bring no such method lose nothing: they never ask for it.
+    # Pipelines without such a method are unaffected: they never call it.
     counter = _Counter(progress, whole)
     own = vars(pipe).get("progress_bar")
     as_diffusers(pipe).progress_bar = counter.bar
@@ -33,7 +33,7 @@ def by_steps(pipe: Pipeline, progress: Callable[[float], Any] | None, whole: flo
 
 
 class _Counter:
-    """Counts what stands in for a pipeline's own progress bar."""
+    """Counter behind the replacement of a pipeline's progress bar."""
 
     def __init__(self, progress: Callable[[float], Any], whole: float) -> None:
         self._progress, self._whole, self._left = progress, whole, whole
@@ -44,7 +44,7 @@ class _Counter:
 
     def step(self, share: float) -> None:
         done = min(share * self._whole, self._left)
-        # The last step takes the rest, so that rounding leaves nothing over.
+        # The last step takes the rest, so that rounding leaves nothing.
         done = self._left if self._left - done < 1e-9 * self._whole else done
         if done > 0:
             self._left -= done
@@ -55,7 +55,7 @@ class _Counter:
 
 
 class _Bar:
-    """As much of tqdm's bar as pipelines use."""
+    """The part of tqdm's interface that pipelines use."""
 
     def __init__(self, counter: _Counter, steps: list[Any] | None, total: int) -> None:
         self._counter, self._steps, self._total = counter, steps, max(1, total)

@@ -1,7 +1,7 @@
 """A small chat server on a local port: OpenAI's chat completions, as far as a client asks for an answer.
 
-It speaks HTTP over a real socket. What it answers is a function of the two texts; it can be told to hold an answer back
-until something has happened, to answer with a status or with bytes that are no JSON, and to drop the connection from
+It speaks HTTP over a real socket. What it answers is a function of the two texts; it can hold an answer back
+until something has happened, to answer with a status or with bytes that are not JSON, and to drop the connection from
 some question on, as a server that dies. Nothing in it waits for a time: tests must not depend on who is faster.
 """
 
@@ -56,7 +56,7 @@ class ChatServer:
             self._server.server_close()
 
     def users(self) -> list[str]:
-        """What the user said in each request."""
+        """The user's message in each request."""
         return [request["messages"][-1]["content"] for request in self.asked]
 
     def wait_for(self, count: int) -> None:

@@ -48,7 +48,7 @@ def test_weights_that_are_missing_are_refused_by_name(folder: Path, component: s
 @pytest.mark.parametrize("component", MODELS)
 def test_weights_that_are_left_over_are_refused_by_name(folder: Path, component: str) -> None:
     change(folder / component, lambda tensors: tensors.update({"something.else.weight": torch.ones(2)}))
-    with pytest.raises(ExciseError, match=rf"{component} has weights that .* has not: something\.else\.weight"):
+    with pytest.raises(ExciseError, match=rf"{component} has weights that .* does not have: something\.else\.weight"):
         loading.load_folder(folder, torch.float32)
 
 

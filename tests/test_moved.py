@@ -26,9 +26,9 @@ for old in MODULES:
         warnings.simplefilter("always")
         for _ in range(2):
             exec(f"import {old}", {})
-    said = [str(w.message) for w in caught if w.category is DeprecationWarning and "has moved to" in str(w.message)]
-    if len(said) != 1 or not said[0].startswith(f"{old} has moved to {MODULES[old][0]} and"):
-        print(old, said)
+    messages = [str(w.message) for w in caught if w.category is DeprecationWarning and "has moved to" in str(w.message)]
+    if len(messages) != 1 or not messages[0].startswith(f"{old} has moved to {MODULES[old][0]} and"):
+        print(old, messages)
     if caught[0].filename != "<string>":
         print(old, "the warning points at", caught[0].filename)
 for module, names in NAMES.items():
@@ -38,9 +38,9 @@ for module, names in NAMES.items():
             for _ in range(2):
                 space = {}
                 exec(f"from {module} import {name}", space)
-        said = [str(w.message) for w in caught if "has moved to" in str(w.message)]
-        if len(said) != 1 or caught[-1].filename != "<string>" or f"{new}.{name} and" not in said[0]:
-            print(module, name, said)
+        messages = [str(w.message) for w in caught if "has moved to" in str(w.message)]
+        if len(messages) != 1 or caught[-1].filename != "<string>" or f"{new}.{name} and" not in messages[0]:
+            print(module, name, messages)
         if space[name] is not getattr(import_module(new), name):
             print(module, name, "is another object")
 """

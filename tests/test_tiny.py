@@ -25,7 +25,7 @@ def test_a_seed_and_a_prompt_make_the_latents(family: str) -> None:
     gun = tiny.call(family, pipe, "a gun on grass")
     assert torch.isfinite(gun).all()
     assert torch.equal(gun, tiny.call(family, pipe, "a gun on grass"))
-    assert torch.equal(gun, tiny.call(family, tiny.build(family), "a gun on grass")), "the weights are the same anew"
+    assert torch.equal(gun, tiny.call(family, tiny.build(family), "a gun on grass")), "the same weights again"
     assert not torch.equal(gun, tiny.call(family, pipe, "a gun on grass", seed=1))
     cat = tiny.call(family, pipe, "a cat on grass")
     assert (gun - cat).abs().max() > 0.01 * gun.std()

@@ -157,9 +157,9 @@ def test_what_a_killed_write_left_does_not_take_the_folder() -> None:
 
 def test_a_place_that_cannot_be_written_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("file").write_text("mine")
-    with pytest.raises(ExciseError, match="file is no folder one may write to"):
+    with pytest.raises(ExciseError, match="file is not a writable folder"):
         check_file(Path("file/gun.csv"), (".csv",))
-    with pytest.raises(ExciseError, match="file is no folder one may write to"):
+    with pytest.raises(ExciseError, match="file is not a writable folder"):
         check_folder(Path("file/eraser"), own=())
     with pytest.raises(ExciseError, match=r"pip install 'excise\[plot\]'"):
         check_extra("a_package_that_is_not_there", "plot", "--plot")

@@ -71,7 +71,7 @@ def test_an_sae_comes_back_from_the_hub_as_it_was(hub: Hub, sae: TopKSAE, tmp_pa
 
 
 def test_what_cannot_be_had_is_one_clear_line(hub: Hub, sae: TopKSAE, tmp_path: Path) -> None:
-    with pytest.raises(excise.NotFound, match=r"^someone/sae is no folder, and no SAE on the hub"):
+    with pytest.raises(excise.NotFound, match=r"^someone/sae is not a folder, and no SAE was found on the hub"):
         TopKSAE.from_pretrained(NAME)
     with pytest.raises(excise.NotFound, match="cannot read"):
         TopKSAE.from_pretrained(tmp_path)

@@ -95,7 +95,7 @@ def test_push_tells_a_bad_name_from_a_hub_that_is_not_reached(
     folder = erasers / "gun"
     bad = call("push", folder, "no/such/name")
     assert bad.exit_code == 2
-    assert "'no/such/name' is no name of a repository" in bad.stderr
+    assert "'no/such/name' is not a repository's name" in bad.stderr
     assert "give OWNER/NAME" in bad.stderr
     assert hub.asked == []
     from huggingface_hub import constants

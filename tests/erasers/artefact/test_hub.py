@@ -70,7 +70,11 @@ def test_with_the_server_down_the_cache_is_used(pushed: Hub, gun_eraser: Eraser,
 
 def test_what_cannot_be_had_is_one_clear_line(pushed: Hub, gun_eraser: Eraser) -> None:
     cases: list[tuple[str, dict[str, Any], str]] = [
-        ("someone/nothing", {}, r"^someone/nothing is no folder, and no eraser on the hub \(no such repository"),
+        (
+            "someone/nothing",
+            {},
+            r"^someone/nothing is not a folder, and no eraser was found .*\(no such repository",
+        ),
         (NAME, {"revision": "v9"}, r"\(no such revision\)"),
         ("not a/name", {}, "no eraser on the hub"),
         ("a/b/c", {}, "no eraser on the hub"),
@@ -81,7 +85,7 @@ def test_what_cannot_be_had_is_one_clear_line(pushed: Hub, gun_eraser: Eraser) -
         assert "\n" not in str(caught.value)
     for name, options, message in [
         (NAME, {"token": "hf_stranger"}, f"^{NAME} could not be pushed .*; check the name, and that your token"),
-        ("not a/name", {}, "^.not a/name. is no name of a repository"),
+        ("not a/name", {}, "^.not a/name. is not a repository's name"),
     ]:
         with pytest.raises(ExciseError, match=message) as caught:
             gun_eraser.push_to_hub(name, **options)
