@@ -36,7 +36,6 @@ DUPLICATE = "the pair, or its concept side, came before"
 OTHER_WORDING = "the wording differs outside the mention"
 ONE_SIDED = "a word stands on concept sides only"
 SHORTER = "too many deconcept sides are shorter"
-REASONS = (EMPTY, HOLDS_MENTION, NO_MENTION, NAMES_MINOR, TOO_LONG, DUPLICATE, OTHER_WORDING, ONE_SIDED, SHORTER)
 
 _TOKEN = re.compile(r"\w+|,")
 _ARTICLES = frozenset(("a", "an", "the"))
@@ -54,7 +53,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A candidate that was not taken, one of `REASONS`, and what it was in this one."""
+    """A candidate that was not taken, with one of the reasons above and its details."""
 
     concept: str
     deconcept: str

@@ -1,8 +1,6 @@
 from .activations.blocks import capture_blocks as capture_blocks
 from .activations.capture import Features as Features
 from .activations.capture import capture as capture
-from .activations.capture import capture_to as capture_to
-from .activations.capture import load_shards as load_shards
 from .activations.fidelity import final_state_cosine as final_state_cosine
 from .activations.length_buckets import capture_by_length as capture_by_length
 from .denoiser import BLOCKS as BLOCKS

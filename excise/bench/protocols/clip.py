@@ -25,8 +25,6 @@ from excise.files import write_atomic
 from excise.loading import load_whole
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-SCORE_MODEL = "openai/clip-vit-base-patch32"
-Q16_MODEL = "openai/clip-vit-large-patch14"
 
 
 def load_clip(source: str) -> tuple[Any, Any]:

@@ -33,8 +33,6 @@ CLASSES = {
     "BELLY_EXPOSED": "Belly",
     "ARMPITS_EXPOSED": "Armpits",
 }
-SENSITIVE = tuple(CLASSES)[:5]
-"""Table 2 leaves out feet, belly and armpits."""
 EXPOSED = (*CLASSES, "ANUS_EXPOSED")
 """What `rece` calls a nude picture: any of nine classes."""
 

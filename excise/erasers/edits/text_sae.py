@@ -66,13 +66,9 @@ def onward_codes(preacts: Tensor, threshold: Tensor, typical: Tensor, before: Te
     return codes, loudest[:, -1].detach()
 
 
-def subtract(h: Tensor, z: Tensor, W_dec: Tensor, amount: float) -> Tensor:
-    """Eqs. 8-9: h_m = h - M W_decᵀ with M_i = amount * z_i on the edited neurons, at every position.
-
-    Rows where z is all zero come out with the very same bits; the others are computed in float32 (or better) and
-    returned in h's dtype.
-    """
-    return without(h, (amount * z) @ W_dec)
+def contribution(z: Tensor, W_dec: Tensor, amount: float) -> Tensor:
+    """Return M W_decᵀ `[B, T, d]`, what eqs. 8-9 subtract from h, with M_i = amount * z_i on the edited neurons."""
+    return (amount * z) @ W_dec
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,4 +264,4 @@ class SAEEdit(Rows):
         # Under autocast these small products would be rounded to half precision and the gate would flip.
         with torch.autocast(h.device.type, enabled=False):
             z = self.codes(h, sae)
-            return (amount * z) @ self.W_dec.to(z.dtype)
+            return contribution(z, self.W_dec.to(z.dtype), amount)

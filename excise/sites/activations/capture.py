@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from excise.errors import ExciseError
-from excise.files import temporary_beside, write_atomic
 from excise.pipeline import Pipeline
-from excise.sites.activations.shards import read_shard, write_shard
 from excise.sites.encoding import Enough, encode_prompt
 from excise.sites.language import LanguageModel, held
 from excise.sites.site import Site, encoder_of, resolve, tokenizer_of
 from excise.sites.truncation import warn_of_cuts
-
-SCHEMA = "excise.features/1"
 
 
 @dataclass(frozen=True)
@@ -203,95 +195,3 @@ def _read(pipe: Pipeline, component: str, modules: dict[Site, nn.Module], batch:
 def is_clip(encoder: nn.Module) -> bool:
     """Whether every pipeline pads it alike and gives it no template, so that it can be run without the pipeline."""
     return type(encoder).__name__.startswith("CLIPText")
-
-
-def capture_to(
-    folder: Path,
-    pipe: Pipeline,
-    sites: Iterable[Site],
-    prompts: Iterable[str],
-    *,
-    batch_size: int = 64,
-    shard_prompts: int = 1024,
-    dtype: torch.dtype | None = None,
-    progress: Callable[[int], Any] | None = None,
-) -> int:
-    """Write features as safetensors shards with a manifest; returns the number of prompts.
-
-    The folder appears only when everything is in it: an interrupted capture leaves nothing behind.
-    `dtype` is what states are kept in (default: the encoder's own); `progress` is called with the prompts read since
-    the last call. Raises ExciseError where `folder` exists, the disk refuses or there are no prompts.
-    """
-    if folder.exists():
-        raise ExciseError(f"{folder} exists already; choose a new folder for the features")
-    wanted = list(dict.fromkeys(sites))
-    partial = temporary_beside(folder)
-    seen, text = 0, hashlib.sha256()
-    shards: list[dict[str, Any]] = []
-
-    def counted() -> Iterator[str]:
-        for prompt in prompts:
-            text.update(prompt.encode() + b"\0")
-            yield prompt
-
-    def watched(batches: Iterable[Features]) -> Iterator[Features]:
-        for batch in batches:
-            yield batch
-            if progress is not None:
-                progress(len(batch.ids))
-
-    try:
-        stream = watched(capture(pipe, wanted, counted(), min(batch_size, shard_prompts)))
-        per_shard = max(1, shard_prompts // min(batch_size, shard_prompts))
-        while batches := list(islice(stream, per_shard)):
-            name, digest = write_shard(partial, len(shards), _tensors(wanted, batches, dtype))
-            count = sum(len(b.ids) for b in batches)
-            shards.append({"name": name, "prompts": count, "sha256": digest})
-            seen += count
-        if not seen:
-            raise ExciseError("there are no prompts to capture; check the prompts file")
-        manifest = {
-            "schema": SCHEMA,
-            "sites": [asdict(site) for site in wanted],
-            "prompts": seen,
-            "prompts_sha256": text.hexdigest(),
-            "shards": shards,
-        }
-        write_atomic(partial / "manifest.json", json.dumps(manifest, indent=1))
-        try:
-            partial.replace(folder)
-        except OSError as error:
-            raise ExciseError(f"cannot write {folder}: {error.strerror or error}; choose another place") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return seen
-
-
-def _tensors(sites: list[Site], batches: list[Features], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    out = {"ids": torch.cat([b.ids for b in batches]), "scored": torch.cat([b.scored for b in batches])}
-    for site in sites:
-        states = torch.cat([b.states[site].cpu() for b in batches])
-        out[site.key] = (states if dtype is None else states.to(dtype)).contiguous()
-    return out
-
-
-def load_shards(folder: Path) -> Iterator[Features]:
-    """Read back what `capture_to` wrote, shard by shard. Raises ExciseError where anything is missing or altered."""
-    sites, _, shards = _manifest(folder)
-    for name, digest in shards:
-        with read_shard(folder / name, digest) as tensors:
-            states = {site: tensors[site.key] for site in sites}
-            yield Features(states, tensors["ids"], tensors["scored"])
-
-
-def _manifest(folder: Path) -> tuple[list[Site], str, list[tuple[str, str]]]:
-    """The Sites, the prompts' digest, and the shards' names and digests."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        if manifest["schema"] != SCHEMA:
-            raise ExciseError(f"{folder} has the unknown format {manifest['schema']!r}; capture the features again")
-        sites = [Site(str(s["component"]), str(s["path"]), int(s["width"])) for s in manifest["sites"]]
-        shards = [(str(s["name"]), str(s["sha256"])) for s in manifest["shards"]]
-        return sites, str(manifest["prompts_sha256"]), shards
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExciseError(f"{folder} holds no complete captured features ({error}); capture them again") from error

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from excise.erasers.edits.base import without
 from excise.erasers.edits.sae_rows import sae_digest
-from excise.erasers.edits.text_sae import SAEEdit, onward_codes, subtract, threshold_codes, whole_codes
+from excise.erasers.edits.text_sae import SAEEdit, contribution, onward_codes, threshold_codes, whole_codes
 from excise.errors import ExciseError
 from excise.sae import SAEConfig, TopKSAE
 from excise.sites import Site
@@ -259,7 +260,7 @@ def test_a_silent_prompt_has_a_clean_gradient() -> None:
 
 def test_subtracting_nothing_is_the_identity() -> None:
     h = states()
-    assert torch.equal(subtract(h, torch.zeros(3, T, 1), torch.ones(1, 6), 3.0), h)
+    assert torch.equal(without(h, contribution(torch.zeros(3, T, 1), torch.ones(1, 6), 3.0)), h)
 
 
 def test_a_code_at_its_threshold_is_silence() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,8 @@ import pytest
 import torch
 
 from excise.errors import ExciseError
-from excise.sites import Site, capture, capture_to, load_shards, sites_of
+from excise.sites import Site, capture, sites_of
+from excise.sites.activations.token_shards import capture_tokens_to
 
 PROMPTS = ["a gun", "a cat on grass", "", "a very long prompt " * 40]
 
@@ -61,49 +61,32 @@ def test_sites_of_two_encoders_are_refused(tiny_pipe: Any, tiny_site: Site) -> N
         next(capture(tiny_pipe, [], PROMPTS))
 
 
-def test_shards_round_trip(tiny_pipe: Any, tiny_site: Site, tmp_path: Path) -> None:
-    folder = tmp_path / "features"
+def test_vectors_on_disk_are_the_states(tiny_pipe: Any, tiny_site: Site, tmp_path: Path) -> None:
     read: list[int] = []
-    twelve = PROMPTS * 3
-    assert capture_to(folder, tiny_pipe, [tiny_site], twelve, batch_size=2, shard_prompts=5, progress=read.append) == 12
-    assert read == [2] * 6
-    (whole,) = capture(tiny_pipe, [tiny_site], PROMPTS * 3)
-    parts = list(load_shards(folder))
-    assert [len(p.ids) for p in parts] == [4, 4, 4]
-    assert torch.allclose(torch.cat([p.states[tiny_site] for p in parts]), whole.states[tiny_site], atol=1e-5)
-    assert torch.equal(torch.cat([p.scored for p in parts]), whole.scored)
-    half = tmp_path / "half"
-    capture_to(half, tiny_pipe, [tiny_site], PROMPTS, dtype=torch.float16)
-    assert next(load_shards(half)).states[tiny_site].dtype == torch.float16
+    (whole,) = capture(tiny_pipe, [tiny_site], PROMPTS)
+    options = {"bos": True, "batch_size": 2, "progress": read.append}
+    made = capture_tokens_to(tmp_path / "exact", tiny_pipe, [tiny_site], PROMPTS, dtype=torch.float32, **options)
+    assert sum(read) == made.texts == len(PROMPTS)
+    vectors = torch.cat(list(made.vectors_at(tiny_site)))
+    assert len(vectors) == made.vectors == len(PROMPTS) * 77
+    near = torch.cdist(vectors.double(), whole.vectors(tiny_site).double())
+    assert max(float(near.amin(0).max()), float(near.amin(1).max())) < 1e-4
+    half = capture_tokens_to(tmp_path / "half", tiny_pipe, [tiny_site], PROMPTS)
+    assert next(half.vectors_at(tiny_site)).dtype == torch.float16
 
 
-def test_an_interrupted_capture_leaves_nothing(tiny_pipe: Any, tiny_site: Site, tmp_path: Path) -> None:
-    def broken() -> Iterator[str]:
-        yield from PROMPTS
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        capture_to(tmp_path / "features", tiny_pipe, [tiny_site], broken(), batch_size=1, shard_prompts=1)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_bad_folders_are_refused(tiny_pipe: Any, tiny_site: Site, tmp_path: Path) -> None:
+def test_damaged_shards_are_refused(tiny_pipe: Any, tiny_site: Site, tmp_path: Path) -> None:
     folder = tmp_path / "features"
-    with pytest.raises(ExciseError, match="no prompts"):
-        capture_to(folder, tiny_pipe, [tiny_site], [])
-    with pytest.raises(ExciseError, match="no complete captured features"):
-        next(load_shards(folder))
-    capture_to(folder, tiny_pipe, [tiny_site], PROMPTS)
-    with pytest.raises(ExciseError, match="exists already"):
-        capture_to(folder, tiny_pipe, [tiny_site], PROMPTS)
+    made = capture_tokens_to(folder, tiny_pipe, [tiny_site], PROMPTS)
     shard = folder / "00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(ExciseError, match="altered or cut short"):
-        list(load_shards(folder))
+        list(made.vectors_at(tiny_site))
     shard.unlink()
     with pytest.raises(ExciseError, match="cannot read"):
-        list(load_shards(folder))
+        list(made.vectors_at(tiny_site))
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "schema": "other"}))
-    with pytest.raises(ExciseError, match="unknown format"):
-        list(load_shards(folder))
+    for content in (json.dumps({**manifest, "schema": "other"}), "{"):
+        (folder / "manifest.json").write_text(content)
+        with pytest.raises(ExciseError, match="holds something else"):
+            capture_tokens_to(folder, tiny_pipe, [tiny_site], PROMPTS)
