@@ -12,7 +12,7 @@ from excise.erasers.guard.coverage import refuse_early_tap, refuse_open_encoders
 from excise.erasers.guard.denoiser import is_compiled
 from excise.erasers.guard.model_digest import mismatches
 from excise.erasers.guard.weights_watch import WeightsWatch
-from excise.erasers.hooks.context import Call, has_own_branch, is_proving
+from excise.erasers.hooks.context import Call, encodes_unconditional, is_proving
 from excise.erasers.hooks.host import Acting, Host
 from excise.errors import EraserDidNotFire, WrongModel
 from excise.pipeline import Pipeline
@@ -133,7 +133,7 @@ class PromptChecks:
                 self.host.forget()
                 raise EraserDidNotFire(
                     f"eraser {self.host.eraser.name!r} saw no text-encoder run at {hook.edit.site.key}; something "
-                    "unhooked or by-passed it, so nothing is rendered"
+                    "unhooked or bypassed it, so nothing is rendered"
                 )
         for edited in self.host.hooks:
             edited.on_encoded(call, made)
@@ -150,7 +150,7 @@ class PromptChecks:
         named = (key for key, value in call.arguments.items() if "embeds" in key and value is not None)
         given = {key.startswith("negative") for key in named}
         pipe = call.pipe
-        if given and not (family_of(pipe) and has_own_branch(pipe)):
+        if given and not (family_of(pipe) and encodes_unconditional(pipe)):
             given = {False, True}  # which of the results are whose is known of families alone
         if "clip_skip" in call.layers or (is_compiled(pipe) and not call.layers):
             own = conditional(pipe, made)

@@ -212,7 +212,7 @@ def test_ways_round_the_edit_are_closed(tiny_pipe: Any, gun_eraser: Eraser) -> N
             tiny_pipe(prompt_embeds=own, num_inference_steps=1)
         with pytest.raises(ExciseError, match="clip_skip=1 reads the text encoder before"):
             tiny_pipe(GUN, clip_skip=1, num_inference_steps=1)
-        with pytest.raises(ExciseError, match="clip_skip='1' is no whole number"):
+        with pytest.raises(ExciseError, match="clip_skip='1' is not a whole number"):
             tiny_pipe(GUN, clip_skip="1", num_inference_steps=1)
         tiny_pipe.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
         with pytest.raises(ExciseError, match="IP-Adapter"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from excise.erasers import SAEEdit
 from excise.erasers.edits.sae_rows import preactivations
 from excise.erasers.edits.text_sae import threshold_codes
-from excise.erasers.guard.canary import shift, what_denoiser_predicts
+from excise.erasers.guard.canary import denoiser_predictions, shift
 from excise.erasers.guard.effects import BATCH, Progress
 from excise.erasers.hooks.context import unedited
 from excise.neurons import PromptCodes
@@ -86,8 +86,8 @@ def prediction_changes(
     """By how much the attached erasers change what the denoiser predicts for each prompt, at the step where that is
     most, over the first half of `steps` steps from one noise."""
     for prompt in prompts:
-        edited = what_denoiser_predicts(pipe, prompt, steps)
+        edited = denoiser_predictions(pipe, prompt, steps)
         with unedited():
-            plain = what_denoiser_predicts(pipe, prompt, steps)
+            plain = denoiser_predictions(pipe, prompt, steps)
         yield max((shift(new, old) for new, old in zip(edited, plain, strict=True)), default=0.0)
         progress(1)

@@ -1,1 +1,1 @@
-"""How each kind of edit is put on a live pipeline."""
+"""How each kind of edit acts on a live pipeline."""

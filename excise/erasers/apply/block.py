@@ -1,4 +1,4 @@
-"""Edits of a denoiser's blocks, step by step."""
+"""Edits of a denoiser's blocks, at every denoising step."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from excise.erasers.hooks.timestep import TimestepHook
 
 
 class BlockHook(EditHook):
-    """An edit of a block, at the timestep of the denoiser that it is part of."""
+    """An edit of a block, which reads the timestep of its denoiser."""
 
     edit: BlockEdit | DirectionEdit
     moved: BlockEdit | DirectionEdit
     timesteps: TimestepHook
 
     def begin(self) -> None:
-        """A picture is about to be drawn in this thread."""
+        """Close all gates for another image."""
         self._here.opened = Opened()
 
     def of(self, state: Tensor) -> Tensor | None:
         attachment = self.attachment
-        if not hasattr(self._here, "opened"):  # another pipeline's, whose prompts nobody told of
+        if not hasattr(self._here, "opened"):  # called by another pipeline, without a prompt encoded here
             self.begin()
         known = {"sae": attachment.sae, "opened": self._here.opened}
         return self.moved.delta(state, attachment.strength, step=self.timesteps.now, **known)
 
 
 def put(attachment: Host, edit: BlockEdit | DirectionEdit, block: nn.Module) -> tuple[BlockHook, Callable[[], None]]:
-    """Put the edit at its block; what comes back with its hook takes it off again."""
+    """Install the edit at its block. Return its hook, and a function that removes it."""
     _, denoiser = denoiser_of(attachment.pipe, edit.site.component)
     hook = BlockHook(attachment, edit)
     hook.timesteps = timesteps = TimestepHook.join(denoiser, hook)
@@ -51,7 +51,7 @@ def put(attachment: Host, edit: BlockEdit | DirectionEdit, block: nn.Module) -> 
 
 
 class BlockEdits(Edits):
-    """The edits at one block, of patches whatever shape the block gives them."""
+    """The edits at one block, which read its output as patches, whatever its shape."""
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         patches = as_patches(output)

@@ -1,4 +1,4 @@
-"""Telling a U-Net other text states than a prompt's own: what blocklists and projections do."""
+"""Replacement of a prompt's text states before the U-Net reads them, for blocklists and projections."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from excise.sites.pooled import eos_without_each
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """What a prompt's states are replaced by."""
+    """Text states that replace a prompt's."""
 
     states: Tensor
     """`[T, d]`."""
     steps: int | None = None
-    """For so many first steps; all of them where it is None."""
+    """Number of first steps to replace them in; None for all."""
 
 
 class ConditionHook(UNetCallHook):
-    """Tells the U-Net other states for some prompts; the unconditional half of guidance is left alone."""
+    """Gives the U-Net other states for some prompts. The unconditional branch is not changed."""
 
     def begin(self) -> None:
         super().begin()
         self._here.replacements = dict[str, Replacement | None]()
 
     def replacement(self, prompt: EncodedPrompt) -> Replacement | None:
-        """What a prompt is replaced by; None where it is harmless."""
+        """Return the replacement of a prompt, or None if it is harmless."""
         raise NotImplementedError
 
     def around(self, call: UNetCall, proceed: Proceed) -> Any:
@@ -60,10 +60,10 @@ class ConditionHook(UNetCallHook):
         if not rows:
             return proceed(call)
         self._trust(states)
-        return self.drawn(call, states, rows, proceed)
+        return self.call_with(call, states, rows, proceed)
 
-    def drawn(self, call: UNetCall, states: Tensor, rows: list[int], proceed: Proceed) -> Any:
-        """The run, told `states` that differ from its own in these pictures."""
+    def call_with(self, call: UNetCall, states: Tensor, rows: list[int], proceed: Proceed) -> Any:
+        """Call the U-Net with `states`, which differ from the call's own in these rows."""
         return proceed(call.with_states(states))
 
     def _of(self, prompt: EncodedPrompt) -> Replacement | None:
@@ -74,14 +74,14 @@ class ConditionHook(UNetCallHook):
         return found
 
     def _trust(self, states: Tensor) -> None:
-        """An eraser of the text encoder that is attached too would not know these."""
+        """Declare the states known to the guard of a text-encoder eraser that is attached too."""
         guard = DenoiserGuard.of(denoiser_of(self.attachment.pipe, self.edit.site.component)[1])
         if guard is not None:
             guard.add([states], guard.epoch)
 
 
 class FilterHook(ConditionHook):
-    """A blocklist at work."""
+    """A blocklist in action."""
 
     edit: FilterEdit
 
@@ -93,7 +93,7 @@ class FilterHook(ConditionHook):
 
 
 class ProjectionHook(ConditionHook):
-    """A projection at work."""
+    """A projection in action."""
 
     edit: ProjectionEdit
 
@@ -105,9 +105,9 @@ class ProjectionHook(ConditionHook):
         states, hit = concept.projected(prompt.states.float(), without)
         return Replacement(states, concept.steps(prompt.states.float(), without)) if bool(hit.any()) else None
 
-    def drawn(self, call: UNetCall, states: Tensor, rows: list[int], proceed: Proceed) -> Any:
+    def call_with(self, call: UNetCall, states: Tensor, rows: list[int], proceed: Proceed) -> Any:
         if self.edit.reattention == 1.0:
-            return super().drawn(call, states, rows, proceed)
+            return super().call_with(call, states, rows, proceed)
         unet: Any = denoiser_of(self.attachment.pipe, self.edit.site.component)[1]
         plain: dict[int, tuple[Tensor, ...]] = {}
 
@@ -128,10 +128,11 @@ class ProjectionHook(ConditionHook):
 
 
 def reattended(safe: Tensor, plain: Tensor, share: float) -> Tensor:
-    """Features `[B, C, h, w]` of the projected prompt: low frequencies that are stronger than in `plain`, the prompt's
-    own, times `share` (SAFREE, eqs. 8-10). Low are those next to the constant one, as in FreeU."""
+    """Return the features `[B, C, h, w]` of the projected prompt with some low frequencies scaled by `share`: those
+    stronger than in `plain`, the features of the prompt itself (SAFREE, eqs. 8-10). Low frequencies are the constant
+    one and its neighbours, as in FreeU."""
     own, other = (torch.fft.fft2(features.float()) for features in (safe, plain))
-    # Frequencies 0 and -1 of both axes, where a transform that is not shifted has them.
+    # Frequencies 0 and -1 of both axes, since the transform is not shifted.
     low = torch.zeros(own.shape[-2:], dtype=torch.bool, device=own.device)
     low[0, 0] = low[0, -1] = low[-1, 0] = low[-1, -1] = True
     own = torch.where(low & (own.abs() > other.abs()), share * own, own)
@@ -141,7 +142,7 @@ def reattended(safe: Tensor, plain: Tensor, share: float) -> Tensor:
 
 @contextmanager
 def skipping(unet: Any, change: Callable[[int, tuple[Tensor, ...]], tuple[Tensor, ...]]) -> Iterator[None]:
-    """Within it every up block reads what `change` makes of its number and its skip connections."""
+    """Replace each up block's skip connections by `change` of its number and skip connections."""
 
     def before(n: int) -> Any:
         def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Guidance away from a concept: a third run of the U-Net in every step, told of what must not be drawn (SLD)."""
+"""Guidance away from a concept (SLD): a third U-Net call in every step, conditioned on what must not be generated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from excise.errors import ExciseError
 
 
 class GuidanceHook(UNetCallHook):
-    """Keeps ν and the number of the step while a picture is drawn."""
+    """Safe guidance in action. It keeps the momentum ν during a generation."""
 
     edit: GuidanceEdit
 
@@ -42,15 +42,17 @@ class GuidanceHook(UNetCallHook):
         return with_prediction(made, guided)
 
     def _halves(self, call: UNetCall) -> tuple[list[int], list[int]]:
-        """Numbers of the unconditional pictures, and of those with a prompt that belong to them.
+        """Return the row numbers of the unconditional and of the conditional half of the batch.
 
-        Raises ExciseError where the batch does not consist of both.
+        Raises ExciseError if the batch does not consist of both.
         """
         found, half = self.prompts_with(call.states), len(call) // 2
         self.known_prompts(found)
-        if len(call) % 2 or any(all(one.prompts for one in own) for own in found[:half] if own):
+        if len(call) % 2 or any(
+            all(prompt.prompts for prompt in candidates) for candidates in found[:half] if candidates
+        ):
             raise ExciseError(
-                f"eraser {self.attachment.eraser.name!r} steers guidance, and nothing is guided here; draw with "
+                f"eraser {self.attachment.eraser.name!r} changes classifier-free guidance, which is off; generate with "
                 "guidance_scale above 1"
             )
         return list(range(half)), list(range(half, len(call)))

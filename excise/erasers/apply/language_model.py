@@ -1,19 +1,21 @@
-"""Edits of a language model while it reads and writes: a transcript on the model tells them what of a text a run is.
+"""Edits of a language model while it reads and generates. A transcript hook on the model follows its texts.
 
-A model reads a prompt in one run, and then each token that it writes in a run of its own, whose key-value cache stands
-for all before it. With gate="whole" a text is opened by the first state that passes the threshold, of the prompt or of
-what was written since, and stays open to its end (`excise.erasers.edits.text_sae.onward_codes`); with
-gate="threshold" every state is asked by itself, and a step of generation is nothing special. Either way a text is
-edited alike however it is cut into runs.
+The model reads a prompt in one forward pass, and each token that it generates in a pass of its own with a key-value
+cache. With gate="whole", the first state that passes the threshold, of the prompt or of a generated token, opens the
+gate until the end of the text (`excise.erasers.edits.text_sae.onward_codes`). With gate="threshold", each state is
+tested by itself. In both cases the edit does not depend on how a text is split into passes.
 
-A language model has no denoiser, and so no denoiser guard. What fails closed: every run of the model sees every
-edit, or raises; a
-text begins only with the weights and adapters that were there when the eraser was attached; a cache that was not filled
-under the eraser, as it is set now, is refused; so are layers that run without the model, or compiled. What is not
-covered: another copy of the model, or a forward pass written anew from its weights; embeddings that are trained against
-the edit (a white-box attack); and beam search, which exchanges the rows of a batch, whose memories of an open text are
-then each other's (all beams of a prompt are open where the prompt is). The canary is what the model predicts next: it
-does not show what a text of several hundred tokens becomes.
+A language model has no denoiser, and so no denoiser guard. These checks fail closed:
+
+- Every pass of the model runs every edit, or raises.
+- A new text is refused if weights or adapters changed since the eraser was attached.
+- A cache is refused if it was not filled under the eraser's current settings.
+- A layer that runs without the model, or compiled, is refused.
+
+Not covered are another copy of the model, a forward pass reimplemented on its weights, and embeddings trained against
+the edit (a white-box attack). Beam search permutes the rows of a batch, so that a beam may continue with another beam's
+gate (if the prompt opens the gate, it is open for all of its beams). The canary measures the next-token prediction. It
+does not show what becomes of a text of several hundred tokens.
 """
 
 from __future__ import annotations
@@ -42,40 +44,41 @@ if TYPE_CHECKING:
 
 
 def refuse_unfit(eraser: Artefact) -> None:
-    """Raises ExciseError where an edit does not work on a text that grows."""
+    """Raise WrongModel if an edit does not work on a text that grows."""
     for edit in eraser.edits:
         if type(edit) is not SAEEdit:
             raise WrongModel(f"eraser {eraser.name!r} was not made for a language model; make one with snce")
         if edit.source == "concept":
-            raise WrongModel('a language model\'s prompts differ in length; fit the eraser with source="prompt"')
+            raise WrongModel('a language model\'s prompts vary in length; fit the eraser with source="prompt"')
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """What one run of the model reads of some texts."""
+    """The part of some texts that the model reads in one forward pass."""
 
     real: Tensor
-    """`[B, T]` bool: no padding."""
+    """`[B, T]` bool: whether a position is not padding."""
     number: Tensor
-    """`[B, T]`: which token of its text it is, from 0."""
+    """`[B, T]`: a token's position in its text, from 0."""
     special: Tensor
-    """`[B, T]` bool: it is no text, as a BOS is none."""
+    """`[B, T]` bool: whether a token is special, such as BOS, and no text."""
     cache: Any
-    """The key-value cache that the run goes on from and fills; None without."""
+    """The key-value cache that the pass continues and fills, if any."""
     before: Mapping[int, Tensor]
-    """By hook: what it remembers of the texts up to here."""
+    """Each hook's memory of the texts before this pass."""
     ran: Mapping[int, int]
-    """By hook: how often it had run."""
+    """Each hook's number of runs before this pass."""
     epoch: int
     after: dict[int, Tensor] = field(default_factory=dict)
-    """By hook: what it remembers of the texts behind this run."""
+    """Each hook's memory of the texts after this pass."""
 
     def words(self, lead: int) -> Tensor:
-        """`[B, T]` bool: what is edited by an edit that leaves `lead` first states alone, where they are no text."""
+        """Return `[B, T]` bool: the positions to edit. Special tokens among the `lead` first ones are left alone."""
         return self.real & ~((self.number < lead) & self.special)
 
     def remembered(self, hook: EditHook) -> Tensor | None:
-        """`[B, k]`; of a batch that has other rows than before, whatever was open anywhere is."""
+        """Return the hook's memory `[B, k]`. If the batch size changed, use the maximum over all rows for each: what
+        was open anywhere is open."""
         loudest, rows = self.before.get(id(hook)), len(self.real)
         if loudest is None or len(loudest) == rows:
             return loudest
@@ -83,7 +86,7 @@ class Stretch:
 
 
 class TokenHook(TextHook):
-    """An edit at a language model's layer, told what it reads by the model's transcript."""
+    """An edit at a language model's layer. The model's transcript tells it what the model reads."""
 
     edit: SAEEdit
     moved: SAEEdit
@@ -105,7 +108,7 @@ class TokenHook(TextHook):
 
 
 def put(attachment: Host, edit: SAEEdit, module: nn.Module) -> tuple[EditHook, Callable[[], None]]:
-    """Put the edit at its layer; what comes back with its hook takes it off again."""
+    """Install the edit at its layer. Return its hook, and a function that removes it."""
     if attachment.transcript is None:
         return text.put(attachment, edit, module)
     hook = TokenHook(attachment, edit, attachment.transcript)
@@ -117,18 +120,18 @@ class Transcript(Watch):
     """A hook on a language model, shared by everything attached to it."""
 
     def __init__(self, stack: nn.Module, special: set[int]) -> None:
-        """`special` are the ids of tokens that are no text."""
+        """Create the hook of a layer stack. `special` are the ids of special tokens."""
         super().__init__()
         self.stack, self.special = stack, torch.tensor(sorted(special), dtype=torch.long)
         self.attachments: list[Host] = []
         self.epoch = 0
-        """Grows whenever an eraser is set otherwise: caches that were filled before are refused."""
-        self._heard: weakref.WeakKeyDictionary[Any, Mapping[int, Tensor]] = weakref.WeakKeyDictionary()
-        """By key-value cache: what each hook remembers of the texts in it."""
+        """Grows whenever an eraser's settings change. Caches filled before are refused."""
+        self._memories: weakref.WeakKeyDictionary[Any, Mapping[int, Tensor]] = weakref.WeakKeyDictionary()
+        """Each hook's memory of the texts in a key-value cache."""
 
     @classmethod
     def join(cls, pipe: LanguageModel, attachment: Host) -> Transcript:
-        """Add `attachment` to the model's transcript, putting one there first where there is none."""
+        """Add `attachment` to the model's transcript. Install the transcript first if it is missing."""
         stack = stack_of(pipe.text_encoder)
         transcript = found_on(stack, cls)
         if transcript is None:
@@ -138,23 +141,25 @@ class Transcript(Watch):
         return transcript
 
     def leave(self, attachment: Host) -> None:
-        """Take `attachment` off; the last one out leaves no trace."""
+        """Remove `attachment`, and with the last one the hook."""
         if attachment in self.attachments:
             self.attachments.remove(attachment)
             if not self.attachments:
                 remove(self.stack, self)
 
     def forget(self) -> None:
-        """No cache that was filled before counts any more."""
+        """Refuse the caches filled so far."""
         self.epoch += 1
-        self._heard.clear()
+        self._memories.clear()
 
     @property
     def now(self) -> Stretch:
-        """The model's run in this thread. Raises ExciseError outside of one."""
+        """What the model reads in this thread. Raises ExciseError outside of a forward pass."""
         stretch: Stretch | None = getattr(self._here, "stretch", None)
         if stretch is None:
-            raise ExciseError("a layer of the language model ran by itself, or compiled; its edit needs a whole run")
+            raise ExciseError(
+                "a layer of the language model ran by itself, or compiled; its edit needs the whole model, uncompiled"
+            )
         return stretch
 
     def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -164,7 +169,7 @@ class Transcript(Watch):
             self._here.arrived = True
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        # Who calls `forward` itself passes by what was told of the arrival.
+        # A direct call of `forward` skips the module hook that calls `arrive`.
         if not torch.compiler.is_compiling() and not getattr(self._here, "arrived", False):
             self._begin(module, args, kwargs)
         self._here.arrived = False
@@ -191,26 +196,26 @@ class Transcript(Watch):
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         cache = given.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else -1
-        before = self._heard.get(cache) if past > 0 else None
+        before = self._memories.get(cache) if past > 0 else None
         for attachment in live:
             if past != 0 and before is None:
                 attachment.bypass(
-                    f"a key-value cache was not filled under eraser {attachment.name!r} as it is set now; give the "
-                    "prompt without a cache"
+                    f"a key-value cache was not filled under the current settings of eraser {attachment.name!r}; give "
+                    "the prompt without a cache"
                 )
-            elif past == 0 and CALL.get() is None:  # no guard has looked
+            elif past == 0 and CALL.get() is None:  # no guard has checked
                 attachment.refuse_changed()
-        read = [hook for attachment in live for hook in attachment.hooks]
+        hooks = [hook for attachment in live for hook in attachment.hooks]
         self._here.stretch = Stretch(
             *self._positions(given, max(past, 0)),
             cache,
             before or {},
-            {id(hook): hook.runs for hook in read},
+            {id(hook): hook.runs for hook in hooks},
             self.epoch,
         )
 
     def _positions(self, given: Mapping[str, Any], past: int) -> tuple[Tensor, Tensor, Tensor]:
-        """`real`, `number` and `special` of a `Stretch`."""
+        """Return `real`, `number` and `special` of a `Stretch`."""
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         rows, length = (ids if isinstance(ids, Tensor) else given["inputs_embeds"]).shape[:2]
         if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == past + length:
@@ -232,4 +237,4 @@ class Transcript(Watch):
                     raise unrun(hook)
         cache = stretch.cache if stretch.cache is not None else getattr(output, "past_key_values", None)
         if cache is not None and stretch.epoch == self.epoch:
-            self._heard[cache] = {**stretch.before, **stretch.after}
+            self._memories[cache] = {**stretch.before, **stretch.after}

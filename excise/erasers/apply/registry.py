@@ -1,4 +1,4 @@
-"""Where each class of edit acts, and putting an edit there."""
+"""Registry of the module that each class of edit acts on, and of how it is installed there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from excise.erasers.edits.registry import Edit
 from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.edits.vectors import DirectionEdit, VectorEdit
-from excise.erasers.edits.weights import CopyEdit, PermeableEdit, WeightEdit
+from excise.erasers.edits.weights import CopyEdit, PromptScaledEdit, WeightEdit
 from excise.erasers.hooks import unet_call
 from excise.erasers.hooks.edit_hook import EditHook
 from excise.erasers.hooks.host import Host
@@ -29,15 +29,15 @@ from excise.pipeline import Pipeline
 from excise.sites.denoiser import attention_at, layer_at, module_at, unet_at
 
 Put = Callable[[Host, Any, Any], tuple[EditHook, Callable[[], None]]]
-"""Puts an edit at its module; what comes back with its hook takes it off again."""
+"""Installs an edit at its module. Returns its hook, and a function that removes it."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where edits of one class act."""
+    """The place where edits of one class act."""
 
     module: Callable[[Any, Any], nn.Module]
-    """The live module, of a pipeline and a Site."""
+    """Finds the live module, given a pipeline and a Site."""
     put: Put
 
 
@@ -48,7 +48,7 @@ PLACES: dict[type[Edit], Place] = {
     BlockEdit: Place(module_at, block.put),
     DirectionEdit: Place(attention_at, block.put),
     WeightEdit: Place(layer_at, weights.put),
-    PermeableEdit: Place(layer_at, weights_by_prompt.put),
+    PromptScaledEdit: Place(layer_at, weights_by_prompt.put),
     GuidanceEdit: Place(unet_at, unet_call.put(GuidanceHook)),
     FilterEdit: Place(unet_at, unet_call.put(FilterHook)),
     ProjectionEdit: Place(unet_at, unet_call.put(ProjectionHook)),
@@ -58,10 +58,10 @@ PLACES: dict[type[Edit], Place] = {
 
 
 def module_of(pipe: Pipeline, edit: Edit) -> nn.Module:
-    """The live module that the edit acts on. Raises ExciseError where the pipeline lacks it, or its width differs."""
+    """Return the live module that the edit acts on. Raise ExciseError if it is missing or has another width."""
     return PLACES[type(edit)].module(pipe, edit.site)
 
 
 def put(attachment: Host, edit: Edit, module: nn.Module) -> tuple[EditHook, Callable[[], None]]:
-    """Put the edit at its module; what comes back with its hook takes it off again."""
+    """Install the edit at its module. Return its hook, and a function that removes it."""
     return PLACES[type(edit)].put(attachment, edit, module)

@@ -1,7 +1,7 @@
-"""Changes of a U-Net's skip connections by what a changed copy of its encoder makes of the same picture (DuMo).
+"""Modulation of a U-Net's skip connections by an edited copy of its encoder, which reads the same input (DuMo).
 
-The copy runs beside the encoder, block by block, within the same run of the U-Net; what goes on from one block to the
-next, and into the middle and the decoder, stays the U-Net's own. Only what skips over to the decoder changes.
+The copy runs in parallel to the encoder, block by block, within the same U-Net call. Only the skip connections to the
+decoder change. The states that pass from block to block, through the middle and into the decoder stay the U-Net's own.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
 
 _COPYING: ContextVar[object | None] = ContextVar("excise_copying", default=None)
-"""Whose copy of an encoder runs now: an attachment's, or a training's."""
+"""Owner of the encoder copy that runs now: an attachment or a training."""
 _PARTS = ("time_proj", "conv_in", "down_blocks", "up_blocks")
 
 
 def skips_of(unet: nn.Module) -> int:
-    """How many skip connections a U-Net has. Raises ExciseError where it is not built as diffusers' are."""
+    """Return the number of skip connections of a U-Net. Raise ExciseError if it is not built like diffusers'."""
     if missing := [part for part in _PARTS if getattr(unet, part, None) is None]:
-        raise ExciseError(f"{type(unet).__name__} has no {missing[0]}, so its encoder cannot be told from the rest")
+        raise ExciseError(f"{type(unet).__name__} has no {missing[0]}, so its encoder is unknown; use diffusers' U-Net")
     blocks: Any = unet.up_blocks
     return sum(len(block.resnets) for block in blocks)
 
 
 def modulated_at(pipe: Pipeline, site: Site) -> nn.Module:
-    """The live U-Net of such a Site. Raises ExciseError where there is none, it is another, or has no skips."""
+    """Return the live U-Net at a Site. Raise ExciseError if it is missing, differs, or has no skip connections."""
     unet = unet_at(pipe, site)
     skips_of(unet)
     return unet
@@ -53,25 +53,25 @@ def modulated_at(pipe: Pipeline, site: Site) -> nn.Module:
 
 @dataclass(eq=False)
 class _Pass:
-    """One run of a U-Net in one thread."""
+    """One call of a U-Net in one thread."""
 
     alpha: Tensor
-    """`[B, l]`."""
+    """Coefficients `[B, l]`."""
     hidden: Tensor | None = None
-    """What the copy has come to."""
+    """The copy's current hidden states."""
     apart: list[Tensor] = field(default_factory=list)
-    """g - f of every skip connection so far, until the decoder takes them off again."""
+    """Differences g - f (copy minus U-Net) of the skip connections that the decoder has not read yet."""
 
 
 CopyOf = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], Any]
-"""Of a part of the encoder, by its path: what its copy gives for these arguments."""
+"""Runs the copy of an encoder part, given its path, the part and its arguments."""
 
 
 class Skips:
-    """Runs its `owner`'s copy of a U-Net's encoder beside it and modulates its skip connections, until it is removed.
+    """Hooks that run its `owner`'s copy of a U-Net's encoder in parallel and modulate the skip connections.
 
-    `coefficients` gives α `[B, l]` at timesteps `[B]`, or None for a run that is to be left alone; `done` is told how
-    many pictures a run was of whose skip connections were all modulated.
+    `coefficients` returns α `[B, l]` at timesteps `[B]`, or None to leave a call alone. `done` is called with the batch
+    size after all skip connections of a call were modulated.
     """
 
     def __init__(
@@ -89,14 +89,14 @@ class Skips:
         self._handles = [
             live.time_proj.register_forward_pre_hook(self._begin),
             *(
-                part.register_forward_hook(partial(self._beside, path), with_kwargs=True)
+                part.register_forward_hook(partial(self._run_copy, path), with_kwargs=True)
                 for path, part in encoder.items()
             ),
             *(block.register_forward_pre_hook(self._modulated, with_kwargs=True) for block in live.up_blocks),
         ]
 
     def remove(self) -> None:
-        """Leave no trace."""
+        """Remove all hooks."""
         for handle in self._handles:
             handle.remove()
 
@@ -106,7 +106,9 @@ class Skips:
         self._here.now = None if alpha is None else _Pass(alpha)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _beside(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _run_copy(
+        self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
         now: _Pass | None = getattr(self._here, "now", None)
         if now is None or _COPYING.get() is not None:
             return
@@ -131,8 +133,8 @@ class Skips:
         skips = kwargs["res_hidden_states_tuple"]
         if now.hidden is not None and (now.alpha.shape[1] != self._count or len(now.apart) != self._count):
             raise ExciseError(
-                f"the U-Net has {self._count} skip connections, of which {len(now.apart)} were seen, and there are "
-                f"{now.alpha.shape[1]} coefficients; they do not belong together"
+                f"the U-Net has {self._count} skip connections, {len(now.apart)} of them were run, and the eraser has "
+                f"{now.alpha.shape[1]} coefficients; use the U-Net that it was fitted on"
             )
         now.hidden, start = None, len(now.apart) - len(skips)
         changed = tuple(
@@ -150,7 +152,7 @@ class Skips:
 def modulating(
     unet: nn.Module, coefficients: Callable[[Tensor], Tensor], weights: Mapping[str, Tensor]
 ) -> Iterator[None]:
-    """Within it the U-Net's runs are modulated; `weights` are the copy's, by the U-Net's names for them."""
+    """Modulate the U-Net's calls. `weights` are the copy's, under the U-Net's parameter names."""
 
     def copied(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         start = f"{path}."
@@ -165,7 +167,7 @@ def modulating(
 
 
 class ModulationHook(EditHook):
-    """A modulation at work."""
+    """A modulation in action."""
 
     edit: ModulationEdit
 
@@ -183,13 +185,13 @@ class ModulationHook(EditHook):
         return module(*args, **kwargs)
 
     def _done(self, rows: int) -> None:
-        # Counted where all is done, so that the timestep hook notices a part that something unhooked.
+        # Counted at the end, so that the timestep hook notices if a hook was removed.
         self._here.runs = self.runs + 1
         self.rows += rows
 
 
 def put(attachment: Host, edit: ModulationEdit, unet: nn.Module) -> tuple[ModulationHook, Callable[[], None]]:
-    """Put the edit around its U-Net's skip connections; what comes back with its hook takes it off again."""
+    """Install the edit at its U-Net's skip connections. Return its hook, and a function that removes it."""
     hook = ModulationHook(attachment, edit, unet)
     timesteps = TimestepHook.join(unet, hook)
 
@@ -201,7 +203,7 @@ def put(attachment: Host, edit: ModulationEdit, unet: nn.Module) -> tuple[Modula
 
 
 class CopyHook(WeightHook):
-    """A change of one layer's weights that counts while its attachment's copy of the encoder runs."""
+    """A change of one layer's weights, active while its attachment's copy of the encoder runs."""
 
     def amount(self) -> float:
         if not self.acts or _COPYING.get() is not self.attachment:
@@ -211,5 +213,5 @@ class CopyHook(WeightHook):
 
 
 def put_copy(attachment: Host, edit: CopyEdit, layer: nn.Module) -> tuple[WeightHook, Callable[[], None]]:
-    """Put the edit at its layer; what comes back with its hook takes it off again."""
+    """Install the edit at its layer. Return its hook, and a function that removes it."""
     return put_hook(CopyHook(attachment, edit), layer)

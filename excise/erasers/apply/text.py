@@ -29,7 +29,7 @@ class TextHook(EditHook):
         return super().delta(state)
 
     def branch(self) -> Branch:
-        """What this run of the encoder is for."""
+        """Return the guidance branch of this encoder run."""
         call = last_call()
         self._here.branch = "conditional" if call is None else call.next_branch(self)
         made: Branch = self._here.branch
@@ -39,8 +39,8 @@ class TextHook(EditHook):
         edit, branch, strength = self.moved, self._here.branch, self.attachment.strength
         if branch == "unconditional" and edit.uncond != "same":
             with torch.no_grad():
-                meant = edit.delta(state, strength, sae=self.attachment.sae)
-            if meant is not None and bool((meant != 0).any()):
+                conditional = edit.delta(state, strength, sae=self.attachment.sae)
+            if conditional is not None and bool((conditional != 0).any()):
                 SPARED.yes, SPARED.runs = True, getattr(SPARED, "runs", 0) + 1
         delta = edit.delta(state, strength, branch=branch, sae=self.attachment.sae)
         if delta is not None and branch == "conditional" and bool((delta.detach() != 0).any()):
@@ -51,7 +51,7 @@ class TextHook(EditHook):
 
 
 def put(attachment: Host, edit: SAEEdit | VectorEdit, module: nn.Module) -> tuple[TextHook, Callable[[], None]]:
-    """Put the edit at its layer; what comes back with its hook takes it off again."""
+    """Install the edit at its layer. Return its hook, and a function that removes it."""
     hook = TextHook(attachment, edit)
     edits = Edits.join(module, hook)
     return hook, lambda: edits.leave(module, hook)

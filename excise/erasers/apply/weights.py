@@ -1,8 +1,7 @@
-"""One change of one layer's weights, in a denoiser or a text encoder: what UCE and RECE solve for, and what ESD and
-its kin train.
+"""Weight changes of single layers in a denoiser or text encoder, as solved for by UCE and RECE or trained by ESD.
 
-The model's own weights are never written. While an eraser is attached the layer computes with a sum that is kept beside
-them, so that taking it off leaves every bit as it was, and drawing with it takes no longer than without.
+The model's own weights are never written. While an eraser is attached, the layer computes with a cached sum of weights
+and change. So detaching restores every bit, and generation takes no longer than without the eraser.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
 
 KEPT = 2
-"""Sums that a layer keeps: two settings may take turns (a canary's and the pictures')."""
+"""Number of sums cached per layer: two settings may alternate, the canary's and the generation's."""
 
 
 class WeightHook(EditHook):
@@ -38,29 +37,29 @@ class WeightHook(EditHook):
     moved: WeightEdit
 
     def amount(self) -> float:
-        """By how much ΔW is added in this run, which is counted; 0 where the layer is to compute as its own."""
+        """Count the run, and return the factor of ΔW in it: 0 leaves the layer as it is."""
         if not self.acts:
             return 0.0
         self.rows += 1
         return self.attachment.strength
 
     def by_row(self) -> Tensor | None:
-        """`[B]`: where ΔW counts in every row of the batch differently, how much; what `amount` says is beside it."""
+        """Return the factors `[B]` of ΔW if they differ between rows of the batch. They add to `amount`."""
         return None
 
 
 class TextWeightHook(WeightHook):
-    """An edit of the weights of a text encoder's layer, in prompts of both branches of guidance."""
+    """An edit of the weights of a text encoder's layer, for both guidance branches."""
 
     def amount(self) -> float:
-        # Which branch this run is of does not matter; that there was a run does.
+        # Only counts the run: the branch does not matter.
         if (call := CALL.get()) is not None:
             call.next_branch(self)
         return super().amount()
 
 
 class Summed(Edits):
-    """The edits of one layer's weights: it computes with their sum."""
+    """The edits of one layer's weights, whose sum the layer computes with."""
 
     keeps = True
 
@@ -72,13 +71,13 @@ class Summed(Edits):
     def join(cls, module: nn.Module, hook: EditHook) -> Self:
         if "forward" in vars(module) and found_on(module, cls) is None:
             raise ExciseError(
-                f"{hook.edit.site.key} is wrapped already, by an offloading or another hook that an edit of weights "
-                "would pass by; attach the eraser first"
+                f"{hook.edit.site.key} is wrapped already, by an offloading or another hook, which an edit of weights "
+                "would bypass; attach the eraser first"
             )
         return super().join(module, hook)
 
     def new_forward(self, module: nn.Module, state: Tensor) -> Tensor:
-        """In the place of the layer's own."""
+        """Replace the layer's `forward`."""
         weight = self.through(module.weight)  # type: ignore[arg-type]
         if isinstance(module, nn.Conv2d):
             made: Tensor = module._conv_forward(state, weight, module.bias)
@@ -99,7 +98,7 @@ class Summed(Edits):
         self._sums.clear()
 
     def passed(self, state: Tensor) -> Tensor:
-        """`state` is the layer's own weight."""
+        """Return the edited weight for the layer's own, `state`."""
         amounts = [(hook, amount) for hook in self.hooks if isinstance(hook, WeightHook) and (amount := hook.amount())]
         if not amounts:
             return state
@@ -111,13 +110,15 @@ class Summed(Edits):
             made = made + amount * hook.edit.to(state.device).of(state)
         made = made.to(state.dtype)
         if not bool(torch.isfinite(made).all()):
-            raise ExciseError(f"the edited weights of {self.hooks[0].edit.site.key} are not finite numbers")
+            raise ExciseError(
+                f"the edited weights of {self.hooks[0].edit.site.key} are not finite; use a smaller strength or float32"
+            )
         self._sums = {**dict(list(self._sums.items())[1 - KEPT :]), which: made}
         return made
 
 
 def added(layer: nn.Module, edit: WeightEdit, state: Tensor) -> Tensor:
-    """What ΔW makes of a layer's input `[B, ...]`, by the two factors where it has them."""
+    """Apply ΔW to a layer's input `[B, ...]`, through its two factors if it has them."""
     if edit.up is None or edit.down is None:
         parts = [edit.of(layer.weight).to(state)]  # type: ignore[arg-type]
     else:
@@ -131,12 +132,12 @@ def added(layer: nn.Module, edit: WeightEdit, state: Tensor) -> Tensor:
 
 
 def put(attachment: Host, edit: WeightEdit, layer: nn.Module) -> tuple[WeightHook, Callable[[], None]]:
-    """Put the edit at its layer; what comes back with its hook takes it off again."""
+    """Install the edit at its layer. Return its hook, and a function that removes it."""
     return put_hook((TextWeightHook if edit.site.part == "text" else WeightHook)(attachment, edit), layer)
 
 
 def put_hook(hook: WeightHook, layer: nn.Module) -> tuple[WeightHook, Callable[[], None]]:
-    """Put the hook of an edit at its layer. Raises ExciseError where that has weights of another shape."""
+    """Install the hook of an edit at its layer. Raise ExciseError if its weights have another shape."""
     hook.edit.of(layer.weight)  # type: ignore[arg-type]
     if hook.edit.site.part == "text":
         summed = Summed.join(layer, hook)

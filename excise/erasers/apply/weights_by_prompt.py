@@ -1,4 +1,4 @@
-"""Changes of a U-Net's weights that let a prompt pass the less, the more of the concept is in it (SPM)."""
+"""Weight changes of a U-Net, scaled by how close each prompt comes to the concept (SPM)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from excise.erasers.apply.weights import WeightHook, put_hook
-from excise.erasers.edits.weights import PermeableEdit, permeability
+from excise.erasers.edits.weights import PromptScaledEdit, permeability
 from excise.erasers.hooks.context import Call, unedited
 from excise.erasers.hooks.unet_call import Around, EncodedPrompt, Proceed, UNetCall, UNetCallHook
 from excise.erasers.hooks.wrapping import found_on
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class PromptScaledWeights(UNetCallHook):
-    """Around a U-Net's runs: says to an eraser's changes how much of them counts, prompt by prompt."""
+    """A hook on a U-Net's calls that computes the scale of an eraser's weight changes for each prompt."""
 
-    def __init__(self, attachment: Host, edit: PermeableEdit) -> None:
+    def __init__(self, attachment: Host, edit: PromptScaledEdit) -> None:
         super().__init__(attachment, edit)
         with unedited(), torch.no_grad():
             self._words = [(self._states(word), frozenset(self._ids(word))) for word in attachment.eraser.mentions]
         if not self._words:
-            raise ExciseError(f"eraser {attachment.eraser.name!r} names no words to tell prompts by; fit it again")
+            raise ExciseError(f"eraser {attachment.eraser.name!r} lists no words to compare prompts with; fit it again")
 
     def _states(self, text: str) -> Tensor:
         made: Tensor = next(iter(tensors_of(encode_prompt(self.attachment.pipe, text))))[0].detach()
@@ -44,8 +44,7 @@ class PromptScaledWeights(UNetCallHook):
 
     @property
     def share(self) -> float | Tensor:
-        """Of the run that is under way in this thread: of all its pictures, or `[B]` where they differ; 1 outside of
-        one."""
+        """Scale in this thread's U-Net call: of the whole batch, or `[B]` if it differs. It is 1 outside a call."""
         share: float | Tensor = getattr(self._here, "share", 1.0)
         return share
 
@@ -62,11 +61,11 @@ class PromptScaledWeights(UNetCallHook):
             self._here.share = 1.0
 
     def _shares(self, prompts: Sequence[EncodedPrompt | None]) -> list[float]:
-        """Of every picture; the unconditional half has those of the prompts it belongs to."""
-        own = [None if prompt is None else self._share(prompt) for prompt in prompts]
-        half, most = len(own) // 2, max((share for share in own if share is not None), default=1.0)
-        beside = [*own[half:], *own[:half]]
-        pairs = zip(own, beside, strict=True)
+        """Return the scale of every image. An unconditional one has that of the prompt in the other half of the
+        batch."""
+        known = [None if prompt is None else self._share(prompt) for prompt in prompts]
+        half, most = len(known) // 2, max((share for share in known if share is not None), default=1.0)
+        pairs = zip(known, [*known[half:], *known[:half]], strict=True)
         return [share if share is not None else most if other is None else other for share, other in pairs]
 
     def _share(self, prompt: EncodedPrompt) -> float:
@@ -77,10 +76,12 @@ class PromptScaledWeights(UNetCallHook):
         return shares[prompt.text]
 
 
-class PermeableHook(WeightHook):
-    """A change of one layer's weights, scaled by `scaled_weights`. An eraser's first hook notes its prompts."""
+class PromptScaledHook(WeightHook):
+    """A change of one layer's weights, scaled by `scaled_weights`. The first hook of an eraser reports prompts to it."""
 
-    def __init__(self, attachment: Host, edit: PermeableEdit, scaled_weights: PromptScaledWeights, first: bool) -> None:
+    def __init__(
+        self, attachment: Host, edit: PromptScaledEdit, scaled_weights: PromptScaledWeights, first: bool
+    ) -> None:
         super().__init__(attachment, edit)
         self.scaled_weights, self._first = scaled_weights, first
 
@@ -101,24 +102,24 @@ class PermeableHook(WeightHook):
         return self.attachment.strength * share if isinstance(share, Tensor) and self.acts else None
 
 
-def put(attachment: Host, edit: PermeableEdit, layer: nn.Module) -> tuple[PermeableHook, Callable[[], None]]:
-    """Put the edit on its layer. Returns its hook, and a function that takes it off again."""
+def put(attachment: Host, edit: PromptScaledEdit, layer: nn.Module) -> tuple[PromptScaledHook, Callable[[], None]]:
+    """Install the edit at its layer. Return its hook, and a function that removes it."""
     unet = denoiser_of(attachment.pipe, edit.site.component)[1]
-    there = found_on(unet, Around)
-    hooks = there.hooks if there is not None else ()
+    around = found_on(unet, Around)
+    hooks = around.hooks if around is not None else ()
     scaled_weights = next(
-        (own for own in hooks if isinstance(own, PromptScaledWeights) and own.attachment is attachment), None
+        (hook for hook in hooks if isinstance(hook, PromptScaledWeights) and hook.attachment is attachment), None
     )
     first = scaled_weights is None
     if scaled_weights is None:
         scaled_weights = PromptScaledWeights(attachment, edit)
-        there = Around.join(unet, scaled_weights)
-    hook = PermeableHook(attachment, edit, scaled_weights, first)
-    _, off = put_hook(hook, layer)
+        around = Around.join(unet, scaled_weights)
+    scaled = PromptScaledHook(attachment, edit, scaled_weights, first)
+    _, off = put_hook(scaled, layer)
 
     def take_off() -> None:
         off()
-        if first and there is not None:
-            there.leave(unet, scaled_weights)
+        if first and around is not None:
+            around.leave(unet, scaled_weights)
 
-    return hook, take_off
+    return scaled, take_off

@@ -10,7 +10,7 @@ from excise.erasers.edits.projection import ProjectionEdit
 from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.edits.vectors import DirectionEdit, VectorEdit
-from excise.erasers.edits.weights import CopyEdit, PermeableEdit, WeightEdit
+from excise.erasers.edits.weights import CopyEdit, PromptScaledEdit, WeightEdit
 
 TextEdit = SAEEdit | VectorEdit | WeightEdit
 
@@ -26,7 +26,7 @@ KINDS: dict[str, type[Edit]] = {
         BlockEdit,
         DirectionEdit,
         WeightEdit,
-        PermeableEdit,
+        PromptScaledEdit,
         GuidanceEdit,
         FilterEdit,
         ProjectionEdit,

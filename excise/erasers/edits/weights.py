@@ -99,7 +99,7 @@ class WeightEdit(Tensors):
 
 
 @dataclass(frozen=True, eq=False)
-class PermeableEdit(WeightEdit):
+class PromptScaledEdit(WeightEdit):
     """W + g ΔW, where g is a prompt's `permeability` for the eraser's words."""
 
     kind: ClassVar[str] = "weights-by-prompt"

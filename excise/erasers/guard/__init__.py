@@ -1,1 +1,1 @@
-"""What fails closed: checks that every erasure fired."""
+"""Checks that every erasure took effect. They fail closed: in doubt, nothing is rendered."""

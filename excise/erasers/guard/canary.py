@@ -1,4 +1,4 @@
-"""The canary: what the denoiser reads for a prompt, and by how much an edit moves every part of it."""
+"""Canary measurements: what the denoiser reads or predicts for a prompt, and how far an edit moves each part of it."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ from excise.sites.encoding import Enough, encode_prompt, tensors_of
 
 
 @torch.no_grad()
-def what_denoiser_reads(pipe: Pipeline, prompt: str) -> list[Tensor]:
-    """Every floating tensor that the pipeline's own `encode_prompt` gives for `prompt`: states, pooled vectors, and
-    whatever else stands beside them.
+def denoiser_inputs(pipe: Pipeline, prompt: str) -> list[Tensor]:
+    """Return every floating-point tensor that the pipeline's `encode_prompt` makes of `prompt` (states, pooled vectors
+    and others).
 
-    With guidance, as pictures are made: a pipeline that encodes the unconditional prompt first must not pass.
+    Guidance is on, as when generating: otherwise a pipeline that encodes the unconditional prompt first would go
+    unnoticed.
     """
     return [t for t in tensors_of(encode_prompt(pipe, prompt, guidance=True)) if t.is_floating_point()]
 
 
-def what_denoiser_predicts(pipe: Pipeline, prompt: str, steps: int) -> list[Tensor]:
-    """What the first denoiser gives at every step of the first half of a picture of `prompt`, always the same one; of
-    a grey picture made over, where the pipeline starts from one.
+def denoiser_predictions(pipe: Pipeline, prompt: str, steps: int) -> list[Tensor]:
+    """Return the first denoiser's predictions over the first half of `steps`, from a fixed seed.
 
-    Raises ExciseError where the pipeline wants something else beside a prompt.
+    A pipeline that starts from an image is given a grey one.
+
+    Raises:
+        WrongModel: if the pipeline needs other inputs than a prompt and images.
     """
     denoiser, peek = denoiser_of(pipe)[1], _Peek(steps // 2 + steps % 2)
     install(denoiser, peek)
@@ -46,8 +49,8 @@ def what_denoiser_predicts(pipe: Pipeline, prompt: str, steps: int) -> list[Tens
             as_diffusers(pipe)(prompt=prompt, **how, **_blank(pipe))
     except (TypeError, ValueError) as error:
         raise WrongModel(
-            f"{type(pipe).__name__} cannot draw an eraser's canary prompt ({error}); attach it to the text-to-image "
-            "pipeline of the same components, before this one is used"
+            f"{type(pipe).__name__} cannot generate from an eraser's canary prompt alone ({error}); attach the eraser "
+            "to the text-to-image pipeline of the same components before using this one"
         ) from error
     finally:
         remove(denoiser, peek)
@@ -56,7 +59,7 @@ def what_denoiser_predicts(pipe: Pipeline, prompt: str, steps: int) -> list[Tens
 
 
 def _blank(pipe: Pipeline) -> dict[str, Any]:
-    """Grey pictures for all that a pipeline wants to see beside the prompt, made over from pure noise on."""
+    """Return grey images for every image argument of the pipeline, at full strength: they start from pure noise."""
     takes = inspect.signature(as_diffusers(pipe).__call__).parameters
     config: Any = getattr(denoiser_of(pipe)[1], "config", {})
     side = config.get("sample_size") or 64
@@ -74,7 +77,8 @@ def _blank(pipe: Pipeline) -> dict[str, Any]:
 
 
 class _Peek(Passage):
-    """Keeps what a denoiser gives, compiled or not, until it is enough."""
+    """Hook that collects a denoiser's predictions, compiled or not, and raises `Enough` when it has `wanted` of
+    them."""
 
     def __init__(self, wanted: int) -> None:
         super().__init__()
@@ -91,17 +95,17 @@ class _Peek(Passage):
 
 
 def text_states(plain: list[Tensor], other: list[Tensor]) -> list[int]:
-    """Numbers of the tensors that differ between two prompts: the others hold no text (position ids, the
-    unconditional states)."""
+    """Return the indices of the tensors that differ between two prompts. The others hold no text: position ids, or the
+    unconditional states."""
     pairs = zip(plain, other, strict=False)
     return [n for n, (a, b) in enumerate(pairs) if a.shape != b.shape or not torch.equal(a, b)]
 
 
 def shifts(edited: Tensor, plain: Tensor, vectors: KnownVectors | None) -> dict[str, float]:
-    """By part of the states how far it moved: its label, and |edited - plain| / |plain|.
+    """Return |edited - plain| / |plain| by part of the states.
 
-    A part is the columns that the vectors of one encoder or layer fill, by the known vectors of the edited run.
-    Without known vectors the whole is one part. A part that no edited encoder made counts as not moved.
+    A part is the columns filled by one encoder's or layer's vectors, found by the known vectors of the edited run.
+    Without known vectors, all states are one part. Positions that no edited encoder made count as not moved.
     """
     if vectors is None:
         return {"the states": shift(edited, plain)}
@@ -123,7 +127,7 @@ def shifts(edited: Tensor, plain: Tensor, vectors: KnownVectors | None) -> dict[
 
 
 def shift(edited: Tensor, plain: Tensor) -> float:
-    """|edited - plain| / |plain|, 0 where nothing changed; NaN counts as no change, since it proves nothing."""
+    """Return |edited - plain| / |plain|. NaN and infinity count as 0, since they prove nothing."""
     a, b = edited.double(), plain.double()
     relative = float((a - b).norm() / b.norm().clamp(min=1e-12))
     return relative if math.isfinite(relative) else 0.0

@@ -1,4 +1,4 @@
-"""Whether an eraser's edits lie on every way from a prompt to a picture: what is refused before anything is drawn."""
+"""Refusals before anything is generated: an eraser must cover every path from a prompt to an image."""
 
 from __future__ import annotations
 
@@ -18,30 +18,32 @@ if TYPE_CHECKING:
 
 
 def absent_from(pipe: Pipeline, eraser: Artefact) -> list[str]:
-    """Text encoders that the eraser edits and the pipeline was built without: SD3 without its T5, or the second of two
-    pipelines, which draws what the first encodes. Nothing is read of them."""
+    """Return the text encoders that the eraser edits and the pipeline was built without.
+
+    For example SD3 without its T5, or the second of two pipelines, which generates from the first one's embeddings.
+    """
     edited = dict.fromkeys(edit.site.component for edit in eraser.text_edits)
     return [name for name in edited if name in vars(pipe) and getattr(pipe, name) is None]
 
 
 def refuse_unless_covered(pipe: Pipeline, eraser: Artefact, edits: Sequence[Edit]) -> None:
-    """Raises ExciseError where the pipeline has a denoiser or a text encoder that the eraser leaves open, or reads an
-    encoder before the layer that is edited. `edits` are those whose component is there."""
+    """Raise ExciseError if the eraser does not cover a denoiser or text encoder of the pipeline, or the pipeline reads
+    an encoder before the edited layer. `edits` are those whose component the pipeline has."""
     for edit in edits:
         if edit.site.part == "text":
             refuse_late(pipe, edit.site)
-    drawn_with = set(eraser.denoisers)
+    edited = set(eraser.denoisers)
     others = {name for name in DENOISERS if isinstance(getattr(pipe, name, None), nn.Module)}
-    if drawn_with and (left := sorted(others - drawn_with)):
+    if edited and (left := sorted(others - edited)):
         raise WrongModel(
-            f"{type(pipe).__name__} also draws with {', '.join(left)}, which this eraser does not edit; "
+            f"{type(pipe).__name__} also generates with {', '.join(left)}, which this eraser does not edit; "
             "fit one for every denoiser"
         )
     refuse_open_encoders(pipe, eraser)
 
 
 def refuse_open_encoders(pipe: Pipeline, eraser: Artefact) -> None:
-    """Raises ExciseError where the pipeline has a text encoder that an eraser of text encoders does not edit."""
+    """Raise WrongModel if the pipeline has a text encoder that an eraser of text encoders does not edit."""
     edited = {edit.site.component for edit in eraser.text_edits}
     if edited and not eraser.denoisers and (open_ones := sorted(set(to_cover(pipe)) - edited)):
         raise WrongModel(
@@ -51,11 +53,12 @@ def refuse_open_encoders(pipe: Pipeline, eraser: Artefact) -> None:
 
 
 def refuse_early_tap(pipe: Pipeline, edit: TextEdit, clip_skip: Any, eraser: str) -> None:
-    """clip_skip = s makes the pipeline read layer L - s. Raises ExciseError where that is before the Site."""
+    """Raise InvalidSetting if `clip_skip` makes the pipeline read a layer before the Site: clip_skip = s reads layer
+    L - s."""
     if not clip_skip:
         return
     if not isinstance(clip_skip, Integral):
-        raise InvalidSetting(f"clip_skip={clip_skip!r} is no whole number; give one as a number, such as 1")
+        raise InvalidSetting(f"clip_skip={clip_skip!r} is not a whole number; give one such as 1")
     if clip_skip < 0:
         raise InvalidSetting(
             f"clip_skip={clip_skip} counts from the first layer, which no eraser reaches; give at least 0"

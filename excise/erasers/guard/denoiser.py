@@ -1,7 +1,7 @@
-"""DenoiserGuard: stands before the denoiser and knows which text states came out of an edited encoder.
+"""DenoiserGuard: checks at the denoiser's input that its text states came from an edited encoder.
 
-A wrapped encoder layer cannot notice that nobody called it. The guard can: states that no edited encoder made are a
-way round the eraser, whichever pipeline the denoiser and the encoders are shared with.
+A wrapped encoder layer cannot notice that it was never called. The guard can: states that no edited encoder made have
+bypassed the eraser, whichever pipelines share the denoiser and the encoders.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ READS = (
     "clip_text",
     "clip_text_pooled",
 )
-"""What denoisers call the text states among their arguments, and among `added_cond_kwargs`."""
+"""Names of the text states among a denoiser's arguments and in `added_cond_kwargs`."""
 
 
 class EncoderRecorder(Watch):
-    """A hook on a text encoder: what it makes while every edit in it runs goes into the known vectors.
+    """A hook on a text encoder that adds its output to the known vectors if every edit in it ran.
 
-    So a pipeline of the same components stays usable, although nobody guards its `encode_prompt`.
+    This keeps other pipelines of the same components usable, although their `encode_prompt` has no guard.
     """
 
     def __init__(self, guard: DenoiserGuard, component: str, module: nn.Module) -> None:
@@ -52,12 +52,12 @@ class EncoderRecorder(Watch):
 
     def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().arrive(module, args, kwargs)
-        # Compiled, it is the guard on `encode_prompt` that keeps the known vectors.
+        # For a compiled encoder the guard on `encode_prompt` keeps the known vectors.
         if not torch.compiler.is_compiling():
             self._prepare()
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        # Once more: who calls `forward` itself passes by what was told of the arrival.
+        # Again, since a direct call of `forward` skips the module hook that calls `arrive`.
         if not torch.compiler.is_compiling():
             self._prepare()
         return super().pre_forward(module, *args, **kwargs)
@@ -78,7 +78,7 @@ class EncoderRecorder(Watch):
         self._here.epoch = self.denoiser_guard.epoch
         looked = call.looked if (call := CALL.get()) is not None else ()
         for attachment in dict.fromkeys(hook.attachment for hook in hooks):
-            if attachment not in looked:  # the encoder may have been changed through another pipeline
+            if attachment not in looked:  # another pipeline may have changed the encoder
                 attachment.refuse_changed()
                 if (sibling := self._here.call) is not None and attachment.answers_for(sibling.pipe):
                     attachment.refuse_early(sibling)
@@ -86,7 +86,7 @@ class EncoderRecorder(Watch):
     def _write(self, output: Any) -> None:
         hooks, before = self._hooks(), self._here.before
         call: Call | None = self._here.call
-        self._here.call = None  # it holds the prompt and the pipeline
+        self._here.call = None  # free the prompt and the pipeline
         if not hooks:
             if self._is_for_glyphs():
                 self.denoiser_guard.add(list(tensors_of(output)), self._here.epoch)
@@ -108,14 +108,14 @@ class EncoderRecorder(Watch):
                 self.denoiser_guard.known_vectors.hold(states)
 
     def _is_for_glyphs(self) -> bool:
-        """Whether the encoder reads nothing but text to be written into the picture, which no eraser has to cover."""
+        """Whether the encoder reads only text to be rendered as letters, which an eraser need not cover."""
         live = self.denoiser_guard.live
         families = [family_of(attachment.pipe) for attachment in live]
         entries = [family.encoder(self.component) for family in families if family is not None]
         return bool(entries) and all(entry is not None and entry.glyphs for entry in entries)
 
     def _hooks(self) -> list[Acting]:
-        """The edits of this encoder that should act."""
+        """Return the hooks whose edits should act in this encoder."""
         return [
             hook for a in self.denoiser_guard.live for hook in a.hooks if hook.edit.site.component == self.component
         ]
@@ -125,9 +125,11 @@ _NO_STATES = ("logits", "attentions", "cross_attentions", "loss")
 
 
 def _handed_on(output: Any, first: int, taps: Sequence[int] | None) -> Any:
-    """What a pipeline may hand on of an encoder's output: the last state, pooled vectors, and of the hidden states
-    those that at least `first` layers made, since no edit has reached the others; of them `taps` alone where it is
-    known which the pipeline reads."""
+    """Return the parts of an encoder's output that a pipeline may pass to the denoiser.
+
+    These are the last state, pooled vectors, and the hidden states after at least `first` layers: earlier ones are not
+    edited. If `taps` are given, the pipeline reads these hidden states only.
+    """
 
     def chosen(states: Any) -> Any:
         return states[first:] if taps is None else [states[tap] for tap in taps if first <= tap < len(states)]
@@ -148,29 +150,29 @@ class DenoiserGuard(Passage):
         super().__init__()
         self.attachments: list[Host] = []
         self.known_vectors = KnownVectors()
-        """What edited encoders made; and marked in it, unconditional prompts that say the concept and were left alone,
-        which may stand beside a prompt in a batch and nowhere else."""
+        """Vectors that edited encoders made. Those marked as spared belong to unconditional prompts that name the
+        concept and were left unedited. They are accepted only in a batch with prompts."""
         self.epoch = 0
-        """Grows whenever the erasers are set otherwise: what was encoded across that counts for neither setting."""
+        """Grows whenever the settings of an eraser change. States encoded across a change count for neither epoch."""
         self.erased = KnownVectors(1 / 16)
-        """Prompts among them from which something was erased."""
+        """Those of prompts from which something was erased."""
         self._lock = threading.RLock()
         self._installed: dict[nn.Module, Passage] = {}
         self._watched: dict[int, list[nn.Module]] = {}
-        """By attachment (its id): the modules that are watched for it."""
+        """The modules hooked for each attachment, by its id."""
         _DENOISER_GUARDS.add(self)
 
     @classmethod
     def of(cls, denoiser: nn.Module | None) -> DenoiserGuard | None:
-        """The guard at `denoiser`, if there is one."""
+        """Return the guard at `denoiser`, if there is one."""
         hook = found_on(denoiser, DenoiserHook)
         return hook.denoiser_guard if hook is not None else None
 
     @classmethod
     def encoding(cls, digest: str) -> Host | None:
-        """Where the eraser of that digest was attached last to a pipeline with the text encoders that it edits."""
-        there = [a for guard in tuple(_DENOISER_GUARDS) for a in guard.attachments if a.eraser.digest == digest]
-        return max((a for a in there if a.attached and a.hooks), key=lambda a: a.number, default=None)
+        """Return the latest attachment of the eraser with that digest to a pipeline that has its text encoders."""
+        same = [a for guard in tuple(_DENOISER_GUARDS) for a in guard.attachments if a.eraser.digest == digest]
+        return max((a for a in same if a.attached and a.hooks), key=lambda a: a.number, default=None)
 
     @classmethod
     def join(cls, pipe: Pipeline, attachment: Host, encoding: Host | None = None) -> DenoiserGuard:
@@ -179,17 +181,17 @@ class DenoiserGuard(Passage):
         A pipeline without text encoders shares the guard of the one that encodes for it (`encoding`). When the eraser
         is attached to that pipeline again, both share one guard again.
         """
-        drawing = cls._left_to_draw(attachment) if encoding is None else []
+        orphans = cls._orphans(attachment) if encoding is None else []
         if encoding is not None:
             guard = next(w for w in tuple(_DENOISER_GUARDS) if encoding in w.attachments)
         else:
-            at_denoisers = (found for denoiser in denoisers(pipe) if (found := cls.of(denoiser)))
+            at_denoisers = (hooked for denoiser in denoisers(pipe) if (hooked := cls.of(denoiser)))
             encoders = text_encoders(pipe).items()
             recorders = (s for name, e in encoders if (s := found_on(e, EncoderRecorder)) and s.component == name)
-            there = (*at_denoisers, *(recorder.denoiser_guard for recorder in recorders), *(w for w, _ in drawing))
-            guard = there[0] if there else cls()
+            found = (*at_denoisers, *(recorder.denoiser_guard for recorder in recorders), *(w for w, _ in orphans))
+            guard = found[0] if found else cls()
         guard._watch(pipe, attachment)
-        for before, other in drawing:
+        for before, other in orphans:
             if before is not guard:
                 before.leave(other)
                 guard._watch(other.pipe, other)
@@ -197,16 +199,17 @@ class DenoiserGuard(Passage):
         return guard
 
     @classmethod
-    def _left_to_draw(cls, attachment: Host) -> list[tuple[DenoiserGuard, Host]]:
-        """The attachments of the same eraser that only draw, and whose encoding one is gone; with their guards."""
+    def _orphans(cls, attachment: Host) -> list[tuple[DenoiserGuard, Host]]:
+        """Return attachments of the same eraser, with their guards, on pipelines without text encoders whose encoding
+        attachment was detached."""
         if not attachment.edits:
             return []
-        there = [(guard, a) for guard in tuple(_DENOISER_GUARDS) for a in guard.attachments]
-        gone = [(guard, a) for guard, a in there if a.encoded_by is not None and not a.encoded_by.attached]
+        pairs = [(guard, a) for guard in tuple(_DENOISER_GUARDS) for a in guard.attachments]
+        gone = [(guard, a) for guard, a in pairs if a.encoded_by is not None and not a.encoded_by.attached]
         return [(guard, a) for guard, a in gone if a.eraser.digest == attachment.eraser.digest]
 
     def _watch(self, pipe: Pipeline, attachment: Host) -> None:
-        """Stand at the pipeline's denoisers and text encoders for `attachment`."""
+        """Hook the pipeline's denoisers and text encoders for `attachment`."""
         watched, encoders = denoisers(pipe), text_encoders(pipe)
         for module in watched:
             self._put(module, DenoiserHook(self))
@@ -221,7 +224,7 @@ class DenoiserGuard(Passage):
             self._installed[module] = hook
 
     def leave(self, attachment: Host) -> None:
-        """Take `attachment` off; where it was the last one at a module it leaves no trace there."""
+        """Remove `attachment`, and every hook that no other attachment needs."""
         if attachment not in self.attachments:
             return
         self.attachments.remove(attachment)
@@ -232,37 +235,38 @@ class DenoiserGuard(Passage):
 
     @property
     def live(self) -> list[Host]:
-        """The attachments whose edits of text encoders should act in this thread."""
+        """Attachments whose text edits should act in this thread."""
         return [a for a in self.attachments if a.active and not is_muted(a, "text")]
 
     def forget(self) -> None:
-        """Nothing that was encoded before counts any more: an eraser was attached, scaled or switched."""
+        """Forget all states encoded so far. Called when an eraser is attached, scaled or switched."""
         with self._lock:
             self.epoch += 1
             self.known_vectors.forget()
             self.erased.forget()
 
     def add(self, states: Sequence[Tensor], epoch: int, *, spared: bool = False, erased: bool = False) -> None:
-        """Let `states` through, encoded from `epoch` on; spared ones only beside others.
+        """Accept states encoded in `epoch` under the current edits.
 
-        None are let through while an eraser is to be drawn under that no longer edits where the prompts are encoded.
+        Spared ones (unedited unconditional states) are accepted only in a batch with prompts. Nothing is accepted while
+        an eraser is active here but not on the pipeline that encodes its prompts.
         """
         if any(a.encoded_by is not None and not a.encoded_by.active for a in self.live):
             return
-        with self._lock:  # a change of an eraser comes before or after, and not in between
+        with self._lock:  # so that an eraser's settings cannot change in between
             if epoch == self.epoch:
                 self.known_vectors.add(states, spared=spared)
                 if erased:
                     self.erased.add(states)
 
     def add_erased(self, states: Sequence[Tensor], epoch: int) -> None:
-        """Remember of `states`, encoded from `epoch` on, that something was erased from them."""
+        """Remember that something was erased from `states`, encoded in `epoch`."""
         with self._lock:
             if epoch == self.epoch:
                 self.erased.add(states)
 
     def passed(self, state: Tensor) -> Tensor:
-        """`state` as it is. Raises EraserDidNotFire where it was not made under every eraser that is active."""
+        """Return `state` unchanged. Raise EraserDidNotFire if it was not made under every active eraser."""
         live = self.live
         if not live or not state.is_floating_point():
             return state
@@ -275,9 +279,10 @@ class DenoiserGuard(Passage):
         return state
 
     def _known(self, state: Tensor) -> bool:
-        """Whether every picture of the batch reads known states, at most half of them spared ones, which may stand only
-        where the batch has its negative prompts. Looked at anew in every step: a tensor can be written to without a
-        trace."""
+        """Whether every image of the batch reads known states, and spared ones only where negative prompts stand.
+
+        At most half may be spared. Checked in every step, because a tensor can be overwritten without a trace.
+        """
         marks = self.known_vectors.marks(state).reshape(len(state), -1)
         if bool((marks == UNKNOWN).any()):
             return False
@@ -286,17 +291,17 @@ class DenoiserGuard(Passage):
             return True
         if self._prompts_last() and bool(spared[len(spared) // 2 :].any()):
             return False
-        # Zeros are no prompt that a spared one could stand beside.
-        own = ~spared & (state != 0).flatten(1).any(1)
-        return int(spared.sum()) <= int(own.sum())
+        # Zeros do not count as a prompt.
+        prompts = ~spared & (state != 0).flatten(1).any(1)
+        return int(spared.sum()) <= int(prompts.sum())
 
     def _prompts_last(self) -> bool:
-        """Whether every pipeline here is of a family whose denoiser reads negative prompts before the prompts."""
+        """Whether every pipeline is of a known family, whose denoiser reads negative prompts before the prompts."""
         return all(family_of(attachment.pipe) is not None for attachment in self.live)
 
 
 class DenoiserHook(Watch):
-    """The guard's place at one denoiser."""
+    """The guard's hook on one denoiser."""
 
     def __init__(self, guard: DenoiserGuard) -> None:
         super().__init__()
@@ -312,7 +317,7 @@ class DenoiserHook(Watch):
         return (*given, *args[len(given) :]), {name: self._checked(name, value) for name, value in kwargs.items()}
 
     def _checked(self, name: str, value: Any) -> Any:
-        """The argument with its text states passed by the denoiser guard, whatever they are nested in."""
+        """Return the argument after passing its text states, however nested, through the denoiser guard."""
         if name == "added_cond_kwargs" and isinstance(value, dict):
             return {key: self._checked(key, part) for key, part in value.items()}
         if name not in READS:
@@ -323,11 +328,11 @@ class DenoiserHook(Watch):
 
 
 def is_compiled(pipe: Pipeline) -> bool:
-    """Whether a text encoder of the pipeline is compiled, so that no hook on it keeps the known vectors."""
+    """Whether a text encoder of the pipeline is compiled, so that its hook cannot record known vectors."""
     parts = [getattr(pipe, name, None) for name in text_encoders(pipe)]
     return any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None for part in parts)
 
 
 def _parameters(kind: type[nn.Module]) -> list[str]:
-    """Names of `forward`'s positional arguments."""
+    """Return the names of `forward`'s positional arguments."""
     return list(inspect.signature(kind.forward).parameters)[1:]

@@ -1,4 +1,4 @@
-"""By how much attached erasers change what the denoiser reads of a prompt."""
+"""How much attached erasers change what the denoiser reads of a prompt."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Progress = Callable[[int], Any]
 
 @torch.no_grad()
 def text_changes(pipe: Pipeline, prompts: Sequence[str], progress: Progress = lambda done: None) -> list[float]:
-    """By how much the attached erasers change what `encode_prompt` gives the denoiser, a prompt each.
+    """Return, for each prompt, how much the attached erasers change what `encode_prompt` gives the denoiser.
 
-    It is |edited - plain| / |plain| (L2) of the tensor that changes most, exactly 0 where every value is the same.
+    The change is |edited - plain| / |plain| (L2) of the tensor that changes most. It is exactly 0 if all values are
+    equal.
     """
     found: list[float] = []
     size = _at_once(pipe, prompts)
@@ -39,7 +40,7 @@ def text_changes(pipe: Pipeline, prompts: Sequence[str], progress: Progress = la
 
 
 def _at_once(pipe: Pipeline, prompts: Sequence[str]) -> int:
-    """How many prompts to encode at once: one where the pipeline gives a list of their states in place of rows."""
+    """Return how many prompts to encode at once: 1 if the pipeline returns a list of states instead of rows."""
     some = list(prompts[:3])
     with unedited():
         rows = [t for t in conditional(pipe, encode_prompt(pipe, some)) if t.ndim > 1 and len(t) == len(some)]
@@ -47,6 +48,6 @@ def _at_once(pipe: Pipeline, prompts: Sequence[str]) -> int:
 
 
 def _states(pipe: Pipeline, prompts: list[str]) -> list[Tensor]:
-    """The tensors that hold the prompts' own text, one row a prompt."""
+    """Return the tensors of the conditional branch, one row a prompt."""
     made = [t for t in conditional(pipe, encode_prompt(pipe, prompts)) if t.is_floating_point() and t.ndim > 1]
     return [t[None] for t in made] if len(prompts) == 1 else [t for t in made if len(t) == len(prompts)]

@@ -1,4 +1,4 @@
-"""The guard on a pipeline's `encode_prompt`: knows the branch of every text-encoder call and closes the ways round."""
+"""The guard on a pipeline's `encode_prompt`: notes the branch of each text-encoder run and refuses bypasses."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class Guard:
-    """Stands in for `pipe.encode_prompt` while anything is attached to `pipe`; one for all its attachments.
+    """Replacement for `pipe.encode_prompt` while anything is attached to `pipe`. All its attachments share it.
 
-    It asks them, and those of other pipelines whose edits sit in the same encoders.
+    It runs their checks, and those of attachments to other pipelines that edit the same encoders.
     """
 
     def __init__(self, pipe: Pipeline) -> None:
@@ -31,7 +31,7 @@ class Guard:
 
     @classmethod
     def of(cls, pipe: Pipeline) -> Guard | None:
-        """The guard on `pipe`, if there is one."""
+        """Return the guard on `pipe`, if there is one."""
         guard = getattr(pipe, "__dict__", {}).get("encode_prompt")
         return guard if isinstance(guard, cls) else None
 
@@ -42,15 +42,15 @@ class Guard:
 
     @classmethod
     def names(cls, pipe: Pipeline) -> list[str]:
-        """What the erasers attached to `pipe` are called."""
+        """Return the names of the erasers attached to `pipe`."""
         guard = cls.of(pipe)
         return [attachment.name for attachment in guard.attachments] if guard is not None else []
 
     @classmethod
     def join(cls, pipe: Pipeline, attachment: Host) -> Guard:
-        """Add `attachment` to the pipeline's guard, putting one in place first where there is none."""
+        """Add `attachment` to the pipeline's guard. Install the guard first if it is missing."""
         if not callable(getattr(pipe, "encode_prompt", None)):
-            raise WrongModel(f"{type(pipe).__name__} has no encode_prompt to prove an eraser with; it is not supported")
+            raise WrongModel(f"{type(pipe).__name__} is not supported: an eraser is proved through its encode_prompt")
         guard = cls.of(pipe)
         if guard is None:
             guard = cls(pipe)
@@ -59,7 +59,7 @@ class Guard:
         return guard
 
     def leave(self, pipe: Pipeline, attachment: Host) -> None:
-        """Take `attachment` off; the last one out puts `pipe.encode_prompt` back as it was."""
+        """Remove `attachment`. After the last one, restore `pipe.encode_prompt`."""
         if attachment in self.attachments:
             self.attachments.remove(attachment)
         if not self.attachments and vars(pipe).get("encode_prompt") is self:
@@ -72,9 +72,9 @@ class Guard:
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         call = call_of(self.pipe, self.signature, dict(bound.arguments))
-        own = self.attachments[0] if self.attachments else None
-        asked = own.answering(self.pipe) if own is not None else []
-        live = [a for a in asked if a.active and not is_muted(a)]
+        first = self.attachments[0] if self.attachments else None
+        answering = first.answering(self.pipe) if first is not None else []
+        live = [a for a in answering if a.active and not is_muted(a)]
         call.looked = tuple(live)
         epochs = [attachment.before_prompt(call) for attachment in live]
         token = CALL.set(call)

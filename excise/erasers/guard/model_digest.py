@@ -1,4 +1,4 @@
-"""Digests of what an eraser was made for: weights of text encoders and denoisers, and the tokenizers' behaviour."""
+"""Digests of the model an eraser was made for: weights of text encoders and denoisers, and tokenizer behaviour."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ _PROBES = (
     "naked nude violence blood knife revolver unbelievably pseudopseudohypoparathyroidism",
     "",
 )
-"""Strings whose token ids stand for the tokenizer's merges and normalisation, whatever class it is."""
+"""Strings whose token ids represent the tokenizer's merges and normalisation, whatever its class."""
 
 
 def encoder_digests(encoder: nn.Module) -> dict[str, list[str]]:
-    """Digests of the weights by precision, so that an eraser fitted in float32 knows the float16 and bfloat16 model.
+    """Return digests of the weights by precision, so that an eraser fitted in float32 recognises the model in float16
+    and bfloat16.
 
     A bfloat16 model may have been rounded from float32 or from float16 files, hence up to two digests.
     """
@@ -46,20 +47,20 @@ def encoder_digests(encoder: nn.Module) -> dict[str, list[str]]:
 
 
 def encoder_matches(encoder: nn.Module, digests: dict[str, list[str]]) -> bool:
-    """Whether the live encoder's weights are those of `encoder_digests`, up to rounding to its own dtype."""
+    """Whether the encoder's weights have these `encoder_digests`, up to rounding to its dtype."""
     precision = "bfloat16" if next(encoder.parameters()).dtype == torch.bfloat16 else "float16"
     known = digests.get(precision, [])
     return bool(known) and _digest(encoder, (torch.float16,)) in known
 
 
 def model_digests(pipe: Pipeline) -> dict[str, str]:
-    """By component the sha256 of the weights of the text encoders and the denoiser, rounded to float16."""
+    """Return the sha256 of each text encoder's and the denoiser's weights, rounded to float16, by component."""
     components = {**text_encoders(pipe), **dict([denoiser_of(pipe)])}
     return {name: _digest(module, (torch.float16,)) for name, module in components.items()}
 
 
 def text_encoder_digests(pipe: Pipeline) -> dict[str, str]:
-    """By component the sha256 of the weights of the text encoders, rounded to float16."""
+    """Return the sha256 of each text encoder's weights, rounded to float16, by component."""
     return {name: _digest(module, (torch.float16,)) for name, module in text_encoders(pipe).items()}
 
 
@@ -68,7 +69,7 @@ def _digest(encoder: nn.Module, casts: tuple[torch.dtype, ...]) -> str:
     state = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}
     originals = {name.removeprefix("text_model."): name for name in encoder.state_dict()}
     for name in sorted(state):
-        if name.endswith("position_ids"):  # a constant that only some transformers versions keep
+        if name.endswith("position_ids"):  # a constant that only some transformers versions store
             continue
         tensor = state[name]
         if tensor.is_meta:
@@ -91,9 +92,10 @@ def _bytes(tensor: Tensor, casts: tuple[torch.dtype, ...]) -> bytes:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Digest of the vocabulary, the special ids and the ids of probe strings: any transformers version agrees."""
-    own = own_copy(tokenizer)
-    ids = own(list(_PROBES), truncation=True)["input_ids"]
+    """Return a digest of the vocabulary, the special ids and the ids of probe strings. It is the same in every
+    transformers version."""
+    copied = own_copy(tokenizer)
+    ids = copied(list(_PROBES), truncation=True)["input_ids"]
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length]
     digest = _vocabulary_digest(tokenizer.get_vocab())
     digest.update(f", {json.dumps(special)}, {json.dumps([list(i) for i in ids])}]".encode())
@@ -101,24 +103,25 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _vocabulary_digest(vocabulary: dict[str, int]) -> Any:
-    """A sha256 that has read the first part of a tokenizer's JSON, "[" and the sorted vocabulary.
+    """Return a sha256 object that has read "[" and the sorted vocabulary as JSON.
 
-    The last few vocabularies are kept, and compared entry by entry: sorting and writing one takes longer than that.
+    The last few vocabularies are cached. Comparing one entry by entry is faster than sorting and writing it.
     """
     for known, digest in tuple(_vocabularies):
         if known == vocabulary:
             return digest.copy()
     digest = hashlib.sha256(f"[{json.dumps(sorted(vocabulary.items()))}".encode())
-    # A copy: some tokenizers hand out the dictionary that they work with.
+    # A copy, since some tokenizers return the dictionary they work with.
     _vocabularies.append((dict(vocabulary), digest))
     return digest.copy()
 
 
 def made_for(pipe: Pipeline, denoisers: Iterable[str] = ()) -> dict[str, Any]:
-    """What an eraser fitted on `pipe` is for: its class, digests of every text encoder and tokenizer, and of the
-    `denoisers` that it edits; where known, its name on the hub and the digests of its text encoders' files.
+    """Describe the pipeline that an eraser is fitted on, for its record.
 
-    Names and files say where it came from; it is the digests of the weights in memory that are compared.
+    It has the pipeline's class and the digests of every text encoder, every tokenizer and the edited `denoisers`. If
+    known, it also has the model's name on the hub and digests of the text encoders' files. Name and files are
+    provenance only: `mismatches` compares the digests of weights in memory.
     """
     encoders = text_encoders(pipe)
     source = str(getattr(pipe, "name_or_path", None) or "")
@@ -134,8 +137,7 @@ def made_for(pipe: Pipeline, denoisers: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def _files(source: str, components: list[str]) -> dict[str, str]:
-    """sha256 of the text encoders' weight files below a pipeline's folder or in the hub's cache; empty where there are
-    none."""
+    """Return the sha256 of the text encoders' weight files in a pipeline's folder or the hub's cache, if any."""
     if not source:
         return {}
     root = Path(source)
@@ -144,7 +146,7 @@ def _files(source: str, components: list[str]) -> dict[str, str]:
             from huggingface_hub import try_to_load_from_cache
 
             index = try_to_load_from_cache(source, "model_index.json")
-        except Exception:  # no name of the hub
+        except Exception:  # not a name on the hub
             return {}
         if not isinstance(index, str):
             return {}
@@ -154,7 +156,7 @@ def _files(source: str, components: list[str]) -> dict[str, str]:
 
 
 def _file_digest(path: Path) -> str:
-    """sha256; in the hub's cache large files are stored under it."""
+    """Return the file's sha256. In the hub's cache it is the name of a large file."""
     stored = path.resolve().name
     if _SHA256.match(stored):
         return stored
@@ -166,20 +168,20 @@ def _file_digest(path: Path) -> str:
 
 
 def mismatches(pipe: Pipeline, made: dict[str, Any], absent: Collection[str] = ()) -> list[str]:
-    """What differs between `pipe` and what the eraser was made for, one clause each; empty if nothing does.
+    """Return the differences between `pipe` and the pipeline the eraser was made for, one clause each.
 
-    Text encoders that are known to be `absent` are no difference.
+    Text encoders known to be `absent` do not count as a difference.
     """
     known, tokenizers = made.get("encoders"), made.get("tokenizers")
     if not isinstance(known, dict) or not isinstance(tokenizers, dict):
-        return ["it does not say what it was made for"]
+        return ["it does not state which model it was made for"]
     out = []
     encoders = text_encoders(pipe)
     for name in sorted((set(encoders) | set(known)) - set(absent)):
         if name not in encoders:
             out.append(f"there is no {name}")
         elif not isinstance(known.get(name), dict):
-            out.append(f"{name} is one the eraser does not know")
+            out.append(f"the eraser does not know {name}")
         else:
             if not encoder_matches(encoders[name], known[name]):
                 out.append(f"{name}'s weights differ")

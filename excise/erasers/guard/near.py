@@ -1,4 +1,4 @@
-"""Which attachments a pipeline may have to do with: its own, and those of pipelines that share components with it."""
+"""The attachments that may concern a pipeline: its own, and those of pipelines that share components with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def attachments_near(pipe: Pipeline) -> list[Host]:
-    """Everything attached to `pipe`, and to any pipeline that has a text encoder or a denoiser in common with it."""
+    """Return everything attached to `pipe` or to any pipeline that shares a text encoder or a denoiser with it."""
     guard = Guard.of(pipe)
     found = dict.fromkeys(guard.attachments if guard is not None else ())
     if isinstance(getattr(pipe, "components", None), dict):

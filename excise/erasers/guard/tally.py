@@ -1,4 +1,4 @@
-"""Tally: counts the prompts that reach a text encoder without a guard's knowledge, through siblings for instance."""
+"""Tally: counts prompts that reach a text encoder without passing a guard, for example through a sibling pipeline."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Tally(Watch):
-    """A hook on one text encoder, shared by the erasers of all pipelines that it is part of.
+    """A hook on one text encoder, shared by the erasers of all pipelines that contain it.
 
-    The guard counts what goes through its own pipeline. A pipeline of the same components has no guard, and neither has
-    a prompt weighting that calls the encoder itself.
+    The guard counts the prompts of its own pipeline. Another pipeline of the same components has no guard, nor has a
+    prompt-weighting library that calls the encoder directly.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Tally(Watch):
 
     @classmethod
     def join(cls, pipe: Pipeline, attachment: Host) -> list[nn.Module]:
-        """Count for `attachment` at the pipeline's text encoders; these are what comes back."""
+        """Count for `attachment` at the pipeline's text encoders, and return them."""
         encoders = list(text_encoders(pipe).values())
         for encoder in encoders:
             tally = found_on(encoder, cls)
@@ -42,14 +42,15 @@ class Tally(Watch):
 
     @classmethod
     def names(cls, pipe: Pipeline) -> list[str]:
-        """Names of the erasers that edit `pipe`, whichever pipeline of its encoders they are attached to."""
+        """Return the names of the erasers that edit `pipe`, including those attached to pipelines that share its
+        encoders."""
         tallies = [found_on(encoder, cls) for encoder in text_encoders(pipe).values()]
-        there = dict.fromkeys(a for tally in tallies if tally is not None for a in tally.attachments)
-        return [attachment.name for attachment in there if attachment.acts_on(pipe)]
+        attachments = dict.fromkeys(a for tally in tallies if tally is not None for a in tally.attachments)
+        return [attachment.name for attachment in attachments if attachment.acts_on(pipe)]
 
     @classmethod
     def leave(cls, encoders: list[nn.Module], attachment: Host) -> None:
-        """Count for `attachment` no longer; the last one out leaves no trace."""
+        """Stop counting for `attachment`. Remove a hook that no attachment needs any longer."""
         for encoder in encoders:
             tally = found_on(encoder, cls)
             if tally is None or attachment not in tally.attachments:
@@ -75,7 +76,7 @@ class Tally(Watch):
         guarded = CALL.get()
         if guarded is not None and guarded.negative:
             return
-        counted = guarded.looked if guarded is not None else ()  # by the guard itself
+        counted = guarded.looked if guarded is not None else ()  # the guard counts for these
         call: Call | None = getattr(self._here, "call", None)
         if call is not None and call.counted_by not in (None, id(self)):
             return  # another encoder of the same pipeline counts

@@ -1,4 +1,4 @@
-"""What a pipeline's weights, adapters and vocabularies are at this moment, as it is asked before every prompt."""
+"""WeightsWatch: notices before every prompt whether a pipeline's weights, adapters or vocabularies have changed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from excise.sites.denoiser import denoiser_of
 from excise.sites.site import text_encoders, tokenizer_of
 
 SAMPLES = 16
-"""Values of every weight that are looked at."""
+"""Number of values sampled from each weight."""
 Weights = list[tuple[str, int, int]]
 Adapters = list[tuple[str, str]]
 
 
 class WeightsWatch:
-    """Watches what `weights_now` says of a pipeline, and how its LoRA layers are set.
+    """Cached `weights_now` of a pipeline, and the settings of its LoRA layers.
 
-    To walk through all of its modules takes longer than an erasure may; as long as each holds the modules and weights
-    that it held, nobody wrote to them and the sampled values are the same, the last answer stands.
+    A walk through all modules is slower than an erasure may be. The cached answer is used while every module holds the
+    same submodules and weights, no write to them was counted and the sampled values are equal.
     """
 
     def __init__(self, pipe: Pipeline, denoisers: Iterable[str] = ()) -> None:
@@ -30,46 +30,47 @@ class WeightsWatch:
         self._look()
 
     def now(self) -> tuple[Weights, Adapters]:
-        """What `weights_now` would say; and of every LoRA layer of the text encoders (PEFT's) what is active, at what
+        """Return `weights_now`, and for every LoRA layer (PEFT) of the text encoders which adapters are active at which
         scale."""
         if not self._is_same():
             self._look()
         return self._weights, _settings(self._layers)
 
     def _look(self) -> None:
-        # What to compare with comes first: what is written to in between then shows at the next look.
+        # Before `weights_now`, so that the next comparison shows a write that happens meanwhile.
         components = getattr(self._pipe, "components", None)
         known = components if isinstance(components, dict) else {}
         self._names = [name for name in known if name.startswith("text_encoder")]
-        self._parts = self._there()
+        self._parts = self._watched_modules()
         modules = [module for part in self._parts.values() for module in part.modules()]
-        self._held = [(module, _children(module), _own(module)) for module in modules]
+        self._held = [(module, _children(module), _weights_of(module)) for module in modules]
         tensors = [tensor for module in modules for tensor in module._parameters.values() if tensor is not None]
         self._all_plain = all(_is_plain(tensor) for tensor in tensors)
         watched = tensors if self._all_plain else []
         self._written = [(tensor, version_of(tensor), tensor.data_ptr()) for tensor in watched]
-        self._samples = _alike([_sample(tensor) for tensor in watched])
+        self._samples = _grouped([_sample(tensor) for tensor in watched])
         self._values = _bytes(self._samples)
         self._vocabularies = self._tokenizers()
         self._weights = weights_now(self._pipe, self._denoisers)
         self._layers = _adapted(self._pipe)
 
     def _is_same(self) -> bool:
-        there = self._there()
+        parts = self._watched_modules()
         return (
             self._all_plain
-            and [*there] == [*self._parts]
-            and all(there[name] is part for name, part in self._parts.items())
-            and all(_children(module) == inner and _own(module) == own for module, inner, own in self._held)
+            and [*parts] == [*self._parts]
+            and all(parts[name] is part for name, part in self._parts.items())
+            and all(_children(module) == inner and _weights_of(module) == own for module, inner, own in self._held)
             and all(version_of(t) == version and t.data_ptr() == place for t, version, place in self._written)
             and self._tokenizers() == self._vocabularies
             and _bytes(self._samples) == self._values
         )
 
-    def _there(self) -> dict[str, nn.Module]:
-        """The modules looked at, by component; `components` itself inspects a signature at every call."""
+    def _watched_modules(self) -> dict[str, nn.Module]:
+        """Return the watched modules by component. Avoid `pipe.components`, which inspects a signature at every
+        call."""
         if not self._names:
-            return _looked_at(self._pipe, self._denoisers)
+            return _watched_modules(self._pipe, self._denoisers)
         found = {name: getattr(self._pipe, name, None) for name in (*self._names, *self._denoisers)}
         return {n: getattr(m, "_orig_mod", m) for n, m in found.items() if isinstance(m, nn.Module)}
 
@@ -79,14 +80,14 @@ class WeightsWatch:
 
 
 def weights_now(pipe: Pipeline, denoisers: Iterable[str] = ()) -> Weights:
-    """Which weights the text encoders and the `denoisers` named have, how often each was written to and a few of its
-    values, which tokenizers there are and how many words they know.
+    """Return the identity, write counter and sampled values of each weight, and each tokenizer's vocabulary size.
 
-    Of those that an offloading keeps elsewhere (accelerate's), the tensors it brings them back from.
+    The weights are those of the text encoders and the `denoisers` named. For weights that accelerate has offloaded,
+    the tensors that it restores them from count.
     """
     found: Weights = []
     encoders = text_encoders(pipe)
-    for component, whole in _looked_at(pipe, denoisers).items():
+    for component, whole in _watched_modules(pipe, denoisers).items():
         samples: list[Tensor] = []
         for path, module in whole.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
@@ -95,9 +96,9 @@ def weights_now(pipe: Pipeline, denoisers: Iterable[str] = ()) -> Weights:
                 found.append((f"{component}.{path}.{name}", id(tensor), version))
                 if tensor is not None:
                     samples.append(_sample(tensor))
-        # Written to behind the counter's back (`.data`, a fused LoRA): a few values of every weight show it.
+        # Writes that the counter misses (`.data`, a fused LoRA) show in the sampled values.
         if samples:
-            found.append((f"{component}'s values", 0, hash(_bytes(_alike(samples)))))
+            found.append((f"{component}'s values", 0, hash(_bytes(_grouped(samples)))))
         if component in encoders:
             tokenizer = tokenizer_of(pipe, component)
             found.append((f"{component}'s tokenizer", id(tokenizer), len(tokenizer)))
@@ -105,7 +106,7 @@ def weights_now(pipe: Pipeline, denoisers: Iterable[str] = ()) -> Weights:
 
 
 def _adapted(pipe: Pipeline) -> list[tuple[str, Any]]:
-    """The LoRA layers of the text encoders, by where they are."""
+    """Return the LoRA layers of the text encoders with their paths."""
     return [
         (f"{component}.{path}", module)
         for component, encoder in text_encoders(pipe).items()
@@ -115,22 +116,23 @@ def _adapted(pipe: Pipeline) -> list[tuple[str, Any]]:
 
 
 def named_denoisers(pipe: Pipeline, names: Iterable[str]) -> dict[str, nn.Module]:
+    """Return the pipeline's denoisers of these names."""
     return {name: denoiser_of(pipe, name)[1] for name in names}
 
 
 def kept_elsewhere(module: nn.Module, name: str) -> Tensor | None:
-    """The weight that accelerate's offloading keeps for a module and brings back when it runs; None without that."""
+    """Return the weight that accelerate's offloading stores for a module and restores when it runs, if any."""
     kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
     found: Tensor | None = kept[name] if kept is not None else None
     return found
 
 
 def version_of(tensor: Any) -> int:
-    """The tensor's write counter; tensors made in inference mode keep none."""
+    """Return the tensor's write counter, or -1 for an inference tensor, which has none."""
     return -1 if tensor.is_inference() else int(tensor._version)
 
 
-def _looked_at(pipe: Pipeline, denoisers: Iterable[str]) -> dict[str, nn.Module]:
+def _watched_modules(pipe: Pipeline, denoisers: Iterable[str]) -> dict[str, nn.Module]:
     return {**text_encoders(pipe), **named_denoisers(pipe, denoisers)}
 
 
@@ -142,24 +144,24 @@ def _children(module: nn.Module) -> list[int]:
     return [id(inner) for inner in module._modules.values()]
 
 
-def _own(module: nn.Module) -> list[int]:
+def _weights_of(module: nn.Module) -> list[int]:
     return [id(tensor) for tensor in module._parameters.values()]
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a sample of it is a view, which shows what is written later. Those that an offloading keeps elsewhere,
-    that are quantised or lie out of order are looked at anew every time."""
+    """Whether a sample of it is a view, which shows later writes. Offloaded, quantised and non-contiguous weights have
+    none, and are read again every time."""
     return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta and tensor.is_contiguous()
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Up to `SAMPLES` values, evenly spread."""
+    """Return up to `SAMPLES` evenly spaced values."""
     flat = tensor.detach().flatten()
     return flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES]
 
 
-def _alike(samples: list[Tensor]) -> list[list[Tensor]]:
-    """Those of one dtype and device together: what one `cat` reads."""
+def _grouped(samples: list[Tensor]) -> list[list[Tensor]]:
+    """Group samples by dtype and device, for one `cat` each."""
     groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for sample in samples:
         groups.setdefault((sample.dtype, sample.device), []).append(sample)

@@ -1,1 +1,1 @@
-"""How a module of the pipeline is wrapped."""
+"""Hooks that wrap modules of a pipeline."""

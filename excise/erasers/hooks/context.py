@@ -1,4 +1,4 @@
-"""Which `encode_prompt` call a run of a text encoder belongs to, and for which branch of guidance it runs."""
+"""The `encode_prompt` call that a text-encoder run belongs to, and the guidance branch that it runs for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -20,37 +20,32 @@ from excise.pipeline import Pipeline
 from excise.sites.families import family_of
 from excise.sites.site import Part, text_encoders
 
-if TYPE_CHECKING:
-    pass
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass
 class Call:
-    """One run of `encode_prompt`."""
+    """One call of `encode_prompt`."""
 
     arguments: dict[str, Any]
     branches: tuple[Branch, ...]
-    """What the first, second, ... run of each text encoder in this call is for."""
+    """The branch of each text encoder's first, second, ... run in this call."""
     pipe: Pipeline
     """The pipeline that encodes."""
     runs: dict[int, int] = field(default_factory=dict)
     """How often each hook (by id) ran in this call."""
     negative: bool = False
-    """The caller said that this is a negative prompt: every run is for the unconditional branch."""
+    """Whether the caller declared a negative prompt: every run is for the unconditional branch."""
     looked: tuple[Any, ...] = ()
-    """The attachments that the guard asked before this call: they looked at the pipeline, and count its prompts."""
+    """Attachments that the guard has asked before this call: they have checked the pipeline, and count its prompts."""
     usual: bool = False
-    """It is known to read the hidden states that its family's entry names, and no others."""
+    """Whether it reads only the hidden states that its family's entry names."""
     layers: tuple[str, ...] = ()
-    """Its arguments that ask for other hidden states than the pipeline reads by default, such as `clip_skip`."""
+    """Arguments that select other hidden states than the pipeline's default, such as `clip_skip`."""
 
     counted_by: int | None = None
-    """The tally (by id) that counts its prompts, of the several that a pipeline's encoders have."""
+    """Id of the tally that counts its prompts. Each of a pipeline's encoders has one."""
 
     def next_branch(self, hook: object) -> Branch:
-        """The branch of the hook's next run; one run too many counts as conditional, so that it is edited."""
+        """Return the branch of the hook's next run. Surplus runs count as conditional, so that they are edited."""
         n = self.runs.get(id(hook), 0)
         self.runs[id(hook)] = n + 1
         if self.negative:
@@ -59,18 +54,18 @@ class Call:
 
 
 CALL: ContextVar[Call | None] = ContextVar("excise_call", default=None)
-"""The guarded `encode_prompt` call under way in this thread or task; None when a text encoder is called otherwise."""
+"""The guarded `encode_prompt` call in progress in this thread or task; None if a text encoder is called otherwise."""
 _NEGATIVE: ContextVar[bool] = ContextVar("excise_negative", default=False)
 _KEY = "excise call"
-"""Under this name, which no variable can have, the frame of an unguarded `encode_prompt` holds its call among its
-locals: it is gone when the frame is, whether that returned or raised."""
+"""Key in the locals of an unguarded `encode_prompt`'s frame, which no variable can have. The call stored there is gone
+with the frame, whether that returned or raised."""
 
 
 @contextmanager
 def negative(pipe: Pipeline) -> Iterator[None]:
-    """Within it every run of `pipe`'s text encoders is for the unconditional branch, where the pipeline has one of its
-    own: what is said there is treated as a negative prompt given as text is."""
-    if not has_own_branch(pipe):
+    """Treat every run of `pipe`'s text encoders within it as for the unconditional branch, if the pipeline encodes that
+    branch itself. Its prompts are then treated like negative prompts given as text."""
+    if not encodes_unconditional(pipe):
         yield
         return
     tokens = _NEGATIVE.set(True), CALL.set(Call({}, (), pipe, negative=True))
@@ -86,9 +81,9 @@ def is_negative() -> bool:
     return _NEGATIVE.get()
 
 
-def has_own_branch(pipe: Pipeline) -> bool:
-    """Whether the pipeline's `encode_prompt` makes the unconditional branch, for a denoiser that reads it in one batch
-    with the prompt and before it."""
+def encodes_unconditional(pipe: Pipeline) -> bool:
+    """Whether the pipeline's `encode_prompt` also encodes the unconditional branch, and the denoiser reads it in one
+    batch with the prompt and before it."""
     family = family_of(pipe)
     encode = getattr(pipe, "encode_prompt", None)
     if encode is None or (family is not None and family.separate):
@@ -97,17 +92,18 @@ def has_own_branch(pipe: Pipeline) -> bool:
 
 
 def call_of(pipe: Pipeline, signature: inspect.Signature, arguments: dict[str, Any]) -> Call:
-    """The call of `pipe.encode_prompt`, whose `signature` that is, with all of its `arguments` by name."""
+    """Describe a call of `pipe.encode_prompt` with this `signature`, given all `arguments` by name."""
     family = family_of(pipe)
     branches = _branches(arguments, family is not None and family.separate)
-    layers = _asking_for_layers(signature, arguments)
+    layers = _layer_arguments(signature, arguments)
     usual = family is not None and not layers
     return Call(arguments, branches, pipe, negative=is_negative(), usual=usual, layers=layers)
 
 
 def current_call(encoder: nn.Module) -> Call | None:
-    """The `encode_prompt` call that `encoder` is running for: the guarded one; else that of a pipeline of diffusers'
-    which nobody guards, such as another one of the same components. None when it was called otherwise.
+    """Return the `encode_prompt` call that `encoder` runs for, or None if something else called it.
+
+    It is the guarded call, or that of an unguarded diffusers pipeline, such as another one of the same components.
     """
     if (call := CALL.get()) is not None:
         return call
@@ -119,14 +115,14 @@ def current_call(encoder: nn.Module) -> Call | None:
         pipe = frame.f_locals["self"]
         signature = inspect.signature(inspect.unwrap(type(pipe).encode_prompt))
         arguments = {name: frame.f_locals.get(name) for name in signature.parameters}
-        if arguments.get("prompt") is not None:  # what it makes of the prompt may be there already
+        if arguments.get("prompt") is not None:  # the local variable may already hold the encoded prompt
             arguments["prompt_embeds"] = None
         found = frame.f_locals[_KEY] = call_of(pipe, signature, arguments)
     return found
 
 
 def last_call() -> Call | None:
-    """As `current_call`, within a run of the encoder that asked for it."""
+    """Return the call that `current_call` found, from within the same run of the encoder."""
     if (call := CALL.get()) is not None:
         return call
     frame = _encode_prompt_above()
@@ -134,7 +130,7 @@ def last_call() -> Call | None:
 
 
 def _encode_prompt_above() -> FrameType | None:
-    """The innermost function of that name that is under way in this thread."""
+    """Return the frame of the innermost function of that name running in this thread."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_name != "encode_prompt":
         frame = frame.f_back
@@ -142,8 +138,11 @@ def _encode_prompt_above() -> FrameType | None:
 
 
 def _caller(encoder: nn.Module) -> FrameType | None:
-    """The frame of the `encode_prompt` that runs `encoder`: diffusers' own code, of a pipeline whose family is known
-    and which has this encoder. In anything else the order of the branches is anybody's guess."""
+    """Return the frame of the `encode_prompt` that runs `encoder`.
+
+    It must be diffusers' own code, on a pipeline of a known family that has this encoder. Otherwise the order of the
+    branches is unknown.
+    """
     frame = _encode_prompt_above()
     if frame is None or not str(frame.f_globals.get("__name__")).startswith("diffusers."):
         return None
@@ -155,11 +154,11 @@ def _caller(encoder: nn.Module) -> FrameType | None:
     encode = getattr(type(pipe), "encode_prompt", None)
     if encode is None or getattr(inspect.unwrap(encode), "__code__", None) is not frame.f_code:
         return None
-    return frame if any(encoder is own for own in text_encoders(pipe).values()) else None
+    return frame if any(encoder is other for other in text_encoders(pipe).values()) else None
 
 
-def _asking_for_layers(signature: inspect.Signature, arguments: dict[str, Any]) -> tuple[str, ...]:
-    """The arguments that ask for other hidden states than the pipeline reads by default."""
+def _layer_arguments(signature: inspect.Signature, arguments: dict[str, Any]) -> tuple[str, ...]:
+    """Return the arguments that select other hidden states than the pipeline's default."""
     return tuple(
         name
         for name, known in signature.parameters.items()
@@ -170,9 +169,9 @@ def _asking_for_layers(signature: inspect.Signature, arguments: dict[str, Any]) 
 
 
 def _branches(arguments: dict[str, Any], separate: bool) -> tuple[Branch, ...]:
-    """Which text-encoder runs to expect: the prompt's unless embeddings are given, then the unconditional one's.
+    """Return the text-encoder runs to expect: the prompt's unless embeddings are given, then the unconditional one's.
 
-    Where nobody can tell them apart at the denoiser (`Family.separate`), every one counts as a prompt.
+    If the denoiser cannot distinguish them (`Family.separate`), every run counts as a prompt's.
     """
     if separate:
         return ("conditional",) if arguments.get("prompt_embeds") is None else ()
@@ -185,23 +184,23 @@ def _branches(arguments: dict[str, Any], separate: bool) -> tuple[Branch, ...]:
 
 
 _ONLY: ContextVar[object | None] = ContextVar("excise_only", default=None)
-
-
+"""The one attachment that acts now; None for all."""
 _NOBODY = object()
-
-
+"""Value of `_ONLY` with which nothing acts."""
 _PART: ContextVar[Part | None] = ContextVar("excise_part", default=None)
-
-
-KNOWN_VECTORS: ContextVar[KnownVectors | None] = ContextVar("excise_ledger", default=None)
-"""Where a canary's run is written down, instead of among the states that may be rendered."""
+"""The one part of the pipeline that is edited now; None for all."""
+KNOWN_VECTORS: ContextVar[KnownVectors | None] = ContextVar("excise_known_vectors", default=None)
+"""Where a canary's vectors are recorded, instead of among the states that may be rendered."""
 
 
 @contextmanager
 def proving(attachment: object, part: Part | None = None) -> Iterator[KnownVectors]:
-    """Within it the attachment edits at full strength and no other one does, in this thread alone: one canary must not
-    be silenced by another eraser of the same concept. With `part` only its edits of that part of the pipeline act.
-    Gives the known vectors of what edited encoders make meanwhile."""
+    """Let only this attachment edit, at full strength, in this thread: another eraser of the same concept must not
+    hide its effect on the canary. With `part`, only its edits of that part of the pipeline act.
+
+    Yields:
+        The known vectors that edited encoders make meanwhile.
+    """
     vectors = KnownVectors()
     tokens = _ONLY.set(attachment), _PART.set(part), KNOWN_VECTORS.set(vectors)
     try:
@@ -214,7 +213,7 @@ def proving(attachment: object, part: Part | None = None) -> Iterator[KnownVecto
 
 @contextmanager
 def unedited() -> Iterator[None]:
-    """Within it nothing edits: methods read the model itself, whatever is attached to it."""
+    """Let nothing edit, so that the model itself can be read, whatever is attached to it."""
     token = _ONLY.set(_NOBODY)
     try:
         yield
@@ -223,19 +222,20 @@ def unedited() -> Iterator[None]:
 
 
 def is_proving(attachment: object) -> bool:
+    """Whether the attachment is being proved in this thread or task."""
     return _ONLY.get() is attachment
 
 
 def is_muted(attachment: object, part: Part | None = None) -> bool:
-    """Whether an attachment edits nothing now because another one is on trial, or another part of it."""
+    """Whether an attachment edits nothing now because another one, or another part of it, is being proved."""
     return _ONLY.get() not in (None, attachment) or (part is not None and _PART.get() not in (None, part))
 
 
 SPARED = threading.local()
-"""`SPARED.yes`: in this thread's run of an encoder an unconditional prompt was left alone that says the concept.
-`SPARED.runs`: how many runs in this thread left one alone."""
+"""`SPARED.yes`: whether this thread's run of an encoder left an unconditional prompt unedited that names the concept.
+`SPARED.runs`: the number of such runs in this thread."""
 
 
 ERASED = threading.local()
-"""`ERASED.runs`: how many runs of an encoder in this thread had something erased from a prompt.
-`ERASED.prompts`: from which of the batch it was in the run under way, `[B]`; None where from none."""
+"""`ERASED.runs`: the number of encoder runs in this thread that erased something from a prompt.
+`ERASED.prompts`: `[B]` bool, the prompts of the current run it was erased from; None if from none."""

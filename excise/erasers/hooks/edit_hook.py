@@ -1,4 +1,4 @@
-"""Edits at work: a hook for each edit, and the passage that the edits of one module share."""
+"""Edits in action: a hook for each edit, and the module hook that all edits of one module share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from excise.erasers.edits.base import without
 from excise.erasers.hooks.context import Call, is_muted
+from excise.erasers.hooks.wrapping import Passage, found_on, install, remove
 from excise.errors import EraserDidNotFire, ExciseError
 
 if TYPE_CHECKING:
@@ -17,38 +18,37 @@ if TYPE_CHECKING:
 
     from excise.erasers.edits.registry import Edit
     from excise.erasers.hooks.host import Acting, Host
-from excise.erasers.hooks.wrapping import Passage, found_on, install, remove
 
 
 class EditHook:
-    """One edit at one module, and what it did."""
+    """One edit at one module, and counts of what it did."""
 
     def __init__(self, attachment: Host, edit: Edit) -> None:
         self.attachment, self.edit, self.moved = attachment, edit, edit
         self._here = threading.local()
         self._counting = threading.Lock()
         self.rows, self.norm = 0, 0.0
-        """Rows edited, and the sum over them of the L2 norm of what was subtracted."""
+        """Rows edited, and the sum of the L2 norms of what was subtracted from them."""
 
     def begin(self) -> None:
-        """A prompt is about to be encoded in this thread: another picture is drawn from here on."""
+        """Prepare for another image: a prompt is about to be encoded in this thread."""
 
     def on_encoded(self, call: Call, made: Any) -> None:
-        """What the pipeline's `encode_prompt` made of a prompt in this thread."""
+        """Take note of `made`, the result of the pipeline's `encode_prompt` in this thread."""
 
     @property
     def runs(self) -> int:
-        """How often it ran in this thread."""
+        """Number of runs in this thread."""
         return getattr(self._here, "runs", 0)
 
     @property
     def acts(self) -> bool:
-        """Whether it edits in this run, which is counted."""
+        """Whether it edits in this run. Reading it counts the run."""
         self._here.runs = self.runs + 1
         return self.attachment.active and not is_muted(self.attachment, self.edit.site.part)
 
     def delta(self, state: Tensor) -> Tensor | None:
-        """What it subtracts from `state` in this run; None where it leaves every bit alone."""
+        """Return what to subtract from `state` in this run, or None to leave every bit as it is."""
         if not self.acts:
             return None
         if self.moved.device != state.device:
@@ -63,21 +63,23 @@ class EditHook:
         return delta
 
     def of(self, state: Tensor) -> Tensor | None:
-        """The edit's own `delta` at this moment."""
+        """Return the edit's `delta` under the current settings."""
         raise NotImplementedError
 
 
 def unrun(hook: Acting) -> EraserDidNotFire:
-    """What is raised where a module that is edited did not run."""
+    """Return the error for an edited module that did not run."""
     return EraserDidNotFire(
-        f"eraser {hook.attachment.eraser.name!r} saw no run of {hook.edit.site.key}; something unhooked or by-passed "
+        f"eraser {hook.attachment.eraser.name!r} saw no run of {hook.edit.site.key}; something unhooked or bypassed "
         "it, so nothing is rendered"
     )
 
 
 class Shared(Passage):
-    """A passage at one module, shared by the edits of everything that is attached to the pipelines it is part of, in
-    the order of their erasers' digests: whichever was attached first, the bits come out the same."""
+    """A module hook shared by the edits of everything attached to pipelines that contain the module.
+
+    The edits are sorted by their erasers' digests, so that the result does not depend on the order of attaching.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,26 +87,26 @@ class Shared(Passage):
 
     @classmethod
     def join(cls, module: nn.Module, hook: EditHook) -> Self:
-        """Put an edit at `module`."""
+        """Add an edit at `module`."""
         shared = found_on(module, cls)
         if shared is None:
             shared = cls()
             install(module, shared)
-        shared.hooks = tuple(sorted((*shared.hooks, hook), key=lambda own: own.attachment.eraser.digest))
+        shared.hooks = tuple(sorted((*shared.hooks, hook), key=lambda each: each.attachment.eraser.digest))
         return shared
 
     def leave(self, module: nn.Module, hook: EditHook) -> None:
-        """Take an edit off; the last one out leaves no trace."""
-        self.hooks = tuple(own for own in self.hooks if own is not hook)
+        """Remove an edit, and with the last one the module hook."""
+        self.hooks = tuple(other for other in self.hooks if other is not hook)
         if not self.hooks:
             remove(module, self)
 
 
 class Edits(Shared):
-    """The edits at one module. All of them read the state as the model made it and are subtracted together."""
+    """The edits at one module. Each of them reads the model's own state. Their deltas are summed and subtracted."""
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
-        """The module's output, edited."""
+        """Edit the module's output."""
         state = output[0] if isinstance(output, tuple) else output
         edited = self.through(state)
         return (edited, *output[1:]) if isinstance(output, tuple) else edited
@@ -117,5 +119,5 @@ class Edits(Shared):
         edited = without(state, sum(deltas[1:], deltas[0]))
         if not bool(torch.isfinite(edited).all()):
             where = hooks[0].edit.site.key
-            raise ExciseError(f"states at {where} are not finite numbers; nothing is rendered from them")
+            raise ExciseError(f"states at {where} are not finite, so nothing is rendered; check dtype and model")
         return edited

@@ -1,4 +1,4 @@
-"""Fingerprints of vectors: 64-bit hashes, kept compactly, and the tensors that a caller still holds."""
+"""Fingerprints of vectors: a compact set of 64-bit hashes, and a record of the tensors that a caller still holds."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _SECRET = secrets.randbits(62)
 
 
 def hashes(rows: Tensor) -> Tensor:
-    """`[n]` int64: a random linear function of the bits of float32 vectors `rows` `[n, d]`, modulo 2^64.
+    """Return a random linear function, modulo 2^64, of the bits of float32 vectors `rows` `[n, d]`, as `[n]` int64.
 
-    The function is secret and differs from process to process, so nobody can aim at a hash.
+    The function is secret and differs between processes, so that a hash cannot be forged.
     """
     factors = _factors(rows.shape[1], rows.device)
     bits = (part.float().contiguous().view(torch.int32).to(torch.int64) for part in _in_chunks(rows))
@@ -39,7 +39,7 @@ def _in_chunks(rows: Tensor) -> Iterator[Tensor]:
 
 @lru_cache(64)
 def _factors(width: int, device: torch.device) -> Tensor:
-    """`[width]` odd numbers, the same on every device and for every width up to the shorter one."""
+    """Return `[width]` odd numbers. They are the same on every device, and shorter widths get a prefix of them."""
     generator = torch.Generator().manual_seed(_SECRET)
     made = torch.randint(-(1 << 62), 1 << 62, (width,), generator=generator, dtype=torch.int64)
     return (made | 1).to(device)
@@ -55,7 +55,7 @@ class Fingerprints:
         return sum(map(len, self._runs))
 
     def has(self, values: Values) -> Flags:
-        """`[n]`: which of `values` `[n]` are in the set."""
+        """Return `[n]` bool: which of `values` `[n]` are in the set."""
         found = np.zeros(len(values), dtype=bool)
         for run in self._runs:
             at = np.searchsorted(run, values)
@@ -63,35 +63,35 @@ class Fingerprints:
         return found
 
     def add(self, values: Values) -> None:
-        """Put `values` `[n]` into the set; those that are in it already cost nothing."""
+        """Add `values` `[n]` to the set. Those already in it take no memory."""
         new = np.unique(values)
         new = new[~self.has(new)]
         if not len(new):
             return
         while self._runs and len(self._runs[-1]) <= 2 * len(new):
-            # Timsort: joining two sorted arrays takes one pass over them.
+            # Timsort merges two sorted arrays in one pass.
             new = np.sort(np.concatenate((self._runs.pop(), new)), kind="stable")
         self._runs.append(new)
 
 
 @dataclass(eq=False)
 class Place:
-    """Where a held tensor's values are, without keeping them alive."""
+    """Location of a held tensor's values, which it does not keep alive."""
 
     storage: Any
-    """A weak reference to the memory."""
+    """Weak reference to the memory."""
     like: Tensor
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     version: int | None
-    """PyTorch's count of the writes to it; None where it does not count them."""
+    """PyTorch's write counter; None if it does not count."""
     hashes: list[tuple[tuple[int, bool], Values]] | None = None
-    """What was found out about the values, by whoever holds them: hashes by the width and kind of vectors."""
+    """Hashes of the values, by the width and kind of vectors, once `KnownVectors` has computed them."""
 
     @classmethod
     def of(cls, tensor: Tensor) -> Place:
-        """Where `tensor` is now."""
+        """Return the location of `tensor`."""
         storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
         like = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         version = None if tensor.is_inference() else tensor._version
@@ -99,19 +99,19 @@ class Place:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """The same for the same memory read in the same way."""
+        """Equal for the same memory read with the same dtype, offset, shape and stride."""
         return self.storage.cdata, self.like.dtype, self.offset, self.shape, self.stride
 
     @property
     def gone(self) -> bool:
-        """Whether the memory is in use no longer."""
+        """Whether the memory is no longer in use."""
         return bool(self.storage.expired())
 
     def tensor(self) -> Tensor | None:
-        """The values that are there now; None where the memory was given up."""
+        """Return the current values, or None if the memory was freed."""
         storage: Any = torch.UntypedStorage._new_with_weak_ptr(self.storage.cdata)
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
-        # Reading memory that was resized to nothing would allocate it again.
+        # Reading memory that was resized to zero would allocate it again.
         if storage is None or storage.nbytes() < (last + 1) * self.like.element_size():
             return None
         made: Tensor = torch.empty_like(self.like).set_(storage, self.offset, self.shape, self.stride)
@@ -119,7 +119,7 @@ class Place:
 
 
 class Held:
-    """Tensors that a caller was given, for as long as their memory is in use: by themselves or by a view of them."""
+    """Tensors given to a caller, for as long as they or a view of them keep their memory in use."""
 
     def __init__(self) -> None:
         self._places: dict[tuple[Any, ...], Place] = {}
@@ -140,11 +140,11 @@ class Held:
             self._prune_at = max(256, 2 * len(self._places))
 
     def __iter__(self) -> Iterator[Place]:
-        """Those that are still in use."""
+        """Iterate over those still in use."""
         return (place for place in tuple(self._places.values()) if not place.gone)
 
     def stayed(self, n: int) -> Iterator[Place]:
-        """The next `n` at most of those that were there when this was called before, and still are. Each comes once."""
+        """Yield up to `n` of those that were held at an earlier call and still are. Each is yielded once."""
         while self._stayed and n:
             place = self._stayed.popleft()
             if not place.gone and self._places.get(place.key) is place:

@@ -1,4 +1,4 @@
-"""Host: what hooks and guards ask of the attachment they belong to."""
+"""Protocols between hooks and guards and the attachment they belong to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Acting(Protocol):
-    """One edit at work: `excise.erasers.hooks.edit_hook.EditHook`, seen by its host and the guards."""
+    """One edit in action: the view of `excise.erasers.hooks.edit_hook.EditHook` that its host and the guards have."""
 
     @property
     def edit(self) -> Any: ...
@@ -26,20 +26,20 @@ class Acting(Protocol):
     def attachment(self) -> Host: ...
     @property
     def runs(self) -> int:
-        """How often it ran in this thread."""
+        """Number of runs in this thread."""
         ...
 
     def begin(self) -> None:
-        """A prompt is about to be encoded in this thread."""
+        """Prepare for another image: a prompt is about to be encoded in this thread."""
         ...
 
     def on_encoded(self, call: Call, made: Any) -> None:
-        """What the pipeline's `encode_prompt` made of a prompt in this thread."""
+        """Take note of `made`, the result of the pipeline's `encode_prompt` in this thread."""
         ...
 
 
 class Host(Protocol):
-    """One eraser on one live pipeline: `excise.erasers.attachment.Attachment`, seen by its hooks and guards."""
+    """One eraser on one pipeline: the view of `excise.erasers.attachment.Attachment` that its hooks and guards have."""
 
     @property
     def eraser(self) -> Artefact: ...
@@ -54,17 +54,17 @@ class Host(Protocol):
 
     @property
     def edits(self) -> tuple[Edit, ...]:
-        """Those whose component the pipeline has."""
+        """The eraser's edits whose component the pipeline has."""
         ...
 
     @property
     def hooks(self) -> Sequence[Acting]:
-        """The hooks that carry its edits."""
+        """The hooks of its edits."""
         ...
 
     @property
     def placed(self) -> Sequence[tuple[nn.Module, Acting]]:
-        """The same hooks, each with the module that it is at."""
+        """The same hooks, each with its module."""
         ...
 
     @property
@@ -74,22 +74,22 @@ class Host(Protocol):
 
     @property
     def denoiser_guard(self) -> Any | None:
-        """What stands at its denoisers, with the record of what edited encoders made."""
+        """The guard at its denoisers, with the vectors that edited encoders made."""
         ...
 
     @property
     def epoch(self) -> int:
-        """Grows whenever an eraser of the pipeline is set otherwise."""
+        """Grows whenever the settings of an eraser on the pipeline change."""
         ...
 
     @property
     def sae(self) -> Any | None:
-        """The whole SAE, where an edit needs it."""
+        """The whole SAE, if an edit needs it."""
         ...
 
     @property
     def transcript(self) -> Any | None:
-        """Of a language model: what follows its texts."""
+        """A language model's hook that follows its texts."""
         ...
 
     @property
@@ -103,12 +103,12 @@ class Host(Protocol):
     def strength(self) -> float: ...
     @property
     def shift(self) -> float:
-        """By how much its canary moved when it was attached."""
+        """How far its canary moved when it was attached."""
         ...
 
     @property
     def encoded_by(self) -> Self | None:
-        """For a pipeline that only draws: the attachment where its prompts are encoded."""
+        """The attachment to the pipeline that encodes the prompts, if this pipeline has no text encoders."""
         ...
 
     def acts_on(self, pipe: Pipeline) -> bool:
@@ -116,11 +116,11 @@ class Host(Protocol):
         ...
 
     def answering(self, pipe: Pipeline) -> Sequence[Host]:
-        """Everything attached that answers for what `pipe` encodes."""
+        """Return all attachments that have to check what `pipe` encodes."""
         ...
 
     def answers_for(self, pipe: Pipeline) -> bool:
-        """Whether it is attached to `pipe`, or an encoder or denoiser that it edits has the same place in `pipe`."""
+        """Whether it is attached to `pipe`, or `pipe` has one of its edited components in the same place."""
         ...
 
     def refuse_early(self, call: Call) -> None:
@@ -128,27 +128,27 @@ class Host(Protocol):
         ...
 
     def before_prompt(self, call: Call) -> int:
-        """Refuse an `encode_prompt` call whose states would pass its edits by. Returns the epoch."""
+        """Refuse an `encode_prompt` call whose states would bypass its edits. Return the epoch."""
         ...
 
     def after_prompt(self, call: Call, made: Any, epoch: int) -> None:
-        """Refuse what was encoded while an edited module did not run."""
+        """Refuse the result if an edited module did not run."""
         ...
 
     def forget(self) -> None:
-        """Nothing that was encoded so far counts any more."""
+        """Stop accepting the states encoded so far."""
         ...
 
     def refuse_changed(self) -> None:
-        """Refuse other weights, adapters or vocabulary than at attach time."""
+        """Refuse weights, adapters or vocabularies that differ from those at attach time."""
         ...
 
     def bypass(self, message: str) -> None:
-        """Something goes round the eraser: refuse, warn or let it pass, as `on_bypass` says."""
+        """Refuse, warn of or allow a bypass of the eraser, as `on_bypass` says."""
         ...
 
     def count(self, prompts: int) -> None:
-        """Count prompts that a text encoder has read."""
+        """Count prompts that a text encoder has encoded."""
         ...
 
     def trust(self, states: Iterable[Tensor], epoch: int, *, spared: bool = False, erased: bool = False) -> None:
@@ -156,5 +156,5 @@ class Host(Protocol):
         ...
 
     def draw_for(self, encoding: Any, guard: Any) -> None:
-        """Draw what `encoding` edits from now on, and what `guard` has a record of."""
+        """Generate from states that the attachment `encoding` edits and `guard` knows, from now on."""
         ...

@@ -1,7 +1,7 @@
-"""KnownVectors: which text states edited encoders have made, so that any others can be told from them.
+"""KnownVectors: the text states that edited encoders have made, to recognise all others.
 
-A state is one position's vector. What a denoiser reads are such vectors, some of them joined along their width (two
-encoders', or several layers'), filled up with zeros, or cast to its own dtype; in any order and batch.
+A state is one position's vector. A denoiser reads such vectors in any order and batch. They may be concatenated along
+their width (two encoders', or several layers'), padded with zeros, or cast to another dtype.
 """
 
 from __future__ import annotations
@@ -16,32 +16,31 @@ from torch import Tensor
 from excise.erasers.hooks.fingerprints import Fingerprints, Flags, Held, Place, Values, hashes
 
 REMEMBERED = 1 << 28
-"""Most bytes of hashes kept (8 a vector and dtype), not counting those of embeddings that a caller holds.
-That is more than 70,000 prompts of Stable Diffusion, or 3,000 of a language model whose pipeline reads three layers of
+"""Maximal bytes of hashes (8 a vector and dtype), not counting those of embeddings that a caller holds.
+It is enough for 70,000 prompts of Stable Diffusion, or 3,000 of a language model whose pipeline reads three layers of
 512 positions."""
 DTYPES = torch.float16, torch.bfloat16
-"""A pipeline may cast states on their way to the denoiser: they are known in these dtypes too."""
+"""Dtypes that a pipeline may cast states to on their way to the denoiser. States are known in these too."""
 WAITING = 1 << 26
-"""Most bytes of states kept unhashed until the next question."""
+"""Maximal bytes of states kept unhashed until the next lookup."""
 READ_AT_ONCE = 8
-"""How many held embeddings are read with every picture, so that a change of generations need not read them all."""
+"""Number of held embeddings read with every image, so that a change of generations need not read them all."""
 UNKNOWN, OWN, SPARED = 0, 1, 2
-"""What a row is made of: something that is not in the known vectors, prompts' states, or spared ones among them."""
+"""Kinds of a row: it contains an unknown vector, only prompts' states, or also spared states."""
 
 Parts = tuple[tuple[int, int], ...]
-"""The (start, width) of each vector that a row is joined of."""
+"""The (start, width) of each vector that a row is concatenated from."""
 Hashed = list[tuple[tuple[int, bool], Values]]
 """Hashes by the width of the vectors and whether they were spared."""
 
 
 class KnownVectors:
-    """Hashes of vectors by their width; those of spared prompts apart.
+    """Hashes of vectors by width, with those of spared prompts kept apart.
 
-    Hashed is what was added when somebody asks, which is once a picture, and not while a prompt is encoded. Two
-    generations of hashes are kept: when the young one is full it becomes the old one, and the old one is dropped.
-    A vector that is made or asked for again is young again, and so is every vector of an embedding that is still held
-    (`hold`): only what nobody has made, asked for or kept for a whole generation is forgotten. `share` is how much of
-    the memory it may take that one set of known vectors has by default.
+    Vectors are hashed at the first lookup (once an image), not while a prompt is encoded. There are two generations of
+    hashes: when the young one is full, it replaces the old one. A vector becomes young again if it is added or looked
+    up again, or belongs to an embedding that is still held (`hold`). So a vector is forgotten only after a whole
+    generation without any of these. `share` scales the memory limits.
     """
 
     def __init__(self, share: float = 1.0) -> None:
@@ -55,19 +54,19 @@ class KnownVectors:
 
     @property
     def widths(self) -> list[int]:
-        """Of the vectors that were added."""
+        """Widths of the vectors that were added."""
         self._hash()
         with self._lock:
             return sorted({width for width, _ in (*self._young, *self._old)})
 
     @property
     def nbytes(self) -> int:
-        """Bytes of hashes that are kept now."""
+        """Bytes of hashes in memory."""
         with self._lock:
             return 8 * sum(map(len, (*self._young.values(), *self._old.values())))
 
     def add(self, tensors: Iterable[Tensor], *, spared: bool = False) -> None:
-        """Remember every vector (the last dimension) of floating tensors, as they are now."""
+        """Remember the current value of every vector (the last dimension) of the floating-point tensors."""
         with self._lock:
             for tensor in tensors:
                 if _holds_states(tensor):
@@ -77,18 +76,18 @@ class KnownVectors:
             self._hash()
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
-        """Forget nothing of these tensors, as far as they are known, while their memory is in use."""
+        """Keep the known vectors of these tensors while their memory is in use."""
         with self._lock:
             for tensor in tensors:
                 if _holds_states(tensor):
                     self._held.add(tensor)
 
     def knows(self, tensor: Tensor) -> bool:
-        """Whether every vector in it is one that was added and not spared, several of them joined, or zeros."""
+        """Whether it consists of vectors that were added and not spared, concatenated or padded with zeros."""
         return bool((self.marks(tensor) == OWN).all())
 
     def marks(self, tensor: Tensor) -> Tensor:
-        """`[..., D]` to `[...]` int8: UNKNOWN, OWN or SPARED."""
+        """Return UNKNOWN, OWN or SPARED for each vector of `[..., D]`, as `[...]` int8."""
         rows = tensor.detach().flatten(0, -2)
         self._hash()
         marks = torch.full((len(rows),), UNKNOWN, dtype=torch.int8, device=rows.device)
@@ -97,20 +96,25 @@ class KnownVectors:
         return marks.view(tensor.shape[:-1])
 
     def pieces(self, rows: Tensor) -> Iterator[tuple[Tensor, Parts, bool]]:
-        """Vectors `rows` `[n, D]` by how they are made up: their numbers, the (start, width) of their known parts, and
-        whether zeros fill them up. Vectors of unknown make-up are left out."""
+        """Group `rows` `[n, D]` by the known vectors they are concatenated from.
+
+        Yields:
+            The row numbers of a group, the (start, width) of its parts, and whether zeros pad it. Rows with unknown
+            parts are left out.
+        """
         self._hash()
         for numbers, parts, filled, _ in self._parsed(rows):
             yield numbers, parts, filled
 
     def forget(self) -> None:
+        """Forget all vectors and held tensors."""
         with self._lock:
             self._added.clear()
             self._young, self._old, self._carried = {}, {}, 0
             self._held.clear()
 
     def _hash(self) -> None:
-        # Locked to the end: what one thread has taken out another one must not miss.
+        # Locked to the end, so that no other thread misses vectors that are being hashed.
         with self._lock:
             if not self._added:
                 return
@@ -129,7 +133,7 @@ class KnownVectors:
         self._carried = sum(map(len, self._young.values()))
 
     def _read(self, place: Place) -> Hashed:
-        """What is known of a held tensor. It is hashed once, unless there are vectors in it that are not known yet."""
+        """Return the hashes of a held tensor's known vectors. They are cached once all of its vectors are known."""
         if place.hashes is not None:
             return place.hashes
         if (tensor := place.tensor()) is None:
@@ -156,7 +160,7 @@ class KnownVectors:
             self._young.setdefault(kind, Fingerprints()).add(np.concatenate(several))
 
     def _has(self, kind: tuple[int, bool], values: Values) -> Flags:
-        """Which of these hashes are known. Those that were getting old are young again."""
+        """Return which of these hashes are known. Move those found in the old generation to the young one."""
         with self._lock:
             young, old = self._young.get(kind), self._old.get(kind)
             found = young.has(values) if young is not None else np.zeros(len(values), dtype=bool)
@@ -168,7 +172,7 @@ class KnownVectors:
             return found
 
     def _parsed(self, rows: Tensor) -> Iterator[tuple[Tensor, Parts, bool, bool]]:
-        """As `pieces`, and whether a spared vector is among the parts."""
+        """Group rows as `pieces` does, and add whether a spared vector is among the parts."""
         with self._lock:
             widths = sorted({width for width, _ in (*self._young, *self._old)}, reverse=True)
         yield from self._split(rows, widths, torch.arange(len(rows), device=rows.device), 0, (), False)
@@ -185,12 +189,12 @@ class KnownVectors:
             if start + width > rows.shape[1] or not len(numbers):
                 continue
             values = _values(rows[numbers, start : start + width])
-            own = self._has((width, False), values)
-            other = ~own & self._has((width, True), values)
-            for hit, is_spared in ((own, spared), (other, True)):
+            prompts = self._has((width, False), values)
+            others = ~prompts & self._has((width, True), values)
+            for hit, is_spared in ((prompts, spared), (others, True)):
                 at = torch.from_numpy(hit).to(rows.device)
                 yield from self._split(rows, widths, numbers[at], start + width, (*parts, (start, width)), is_spared)
-            numbers = numbers[torch.from_numpy(~(own | other)).to(rows.device)]
+            numbers = numbers[torch.from_numpy(~(prompts | others)).to(rows.device)]
         zero = (rows[numbers, start:] == 0).all(1)
         if bool(zero.any()):
             yield numbers[zero], parts, True, spared
@@ -202,7 +206,7 @@ def _values(rows: Tensor) -> Values:
 
 
 def _in_dtypes(rows: Tensor) -> list[Values]:
-    """Hashes of `rows` `[n, D]` as they are, and as they are after a cast."""
+    """Return the hashes of `rows` `[n, D]` in their own dtype and after a cast to each of `DTYPES`."""
     return [_values(rows.to(dtype)) for dtype in {rows.dtype, *DTYPES}] if len(rows) else []
 
 

@@ -1,4 +1,4 @@
-"""Edits of a denoiser's blocks: a hook on the denoiser gives them the timestep and checks that each of them ran."""
+"""TimestepHook: passes the denoiser's timestep to the edits of its blocks, and checks that each of them ran."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ class TimestepHook(Shared, Watch):
 
     @property
     def now(self) -> StepInfo:
-        """The denoiser's run in this thread. Raises ExciseError outside of one."""
+        """The step of the denoiser's call in this thread. Raises ExciseError outside of one."""
         step: StepInfo | None = getattr(self._here, "step", None)
         if step is None:
-            raise ExciseError("a block of the denoiser ran by itself; its edit needs the timestep of a whole run")
+            raise ExciseError(
+                "a block of the denoiser ran by itself; its edit needs the timestep, so call the denoiser"
+            )
         return step
 
     def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -50,16 +52,16 @@ class TimestepHook(Shared, Watch):
         self.check()
 
     def passed(self, state: Tensor) -> Tensor:
-        # Of pictures whose parts have each their own (the given frame of a video has 0), the highest counts.
+        # If the parts of an image have their own timesteps (the given frame of a video has 0), the highest counts.
         timesteps = tuple(state.reshape(len(state) if state.ndim else 1, -1).amax(1).tolist())
         same = len(set(timesteps)) == 1
-        # No pipeline keeps gradients: nothing is drawn by a run that does.
+        # A call with gradients does not belong to a generation, since pipelines disable them.
         self._here.step = StepInfo(timesteps[:1] if same else timesteps, same and not torch.is_grad_enabled())
         self._here.before = {id(hook): hook.runs for hook in self.hooks}
         return state
 
     def check(self) -> None:
-        """Raises EraserDidNotFire where a module that is edited did not run since the denoiser began to."""
+        """Raise EraserDidNotFire if an edited module has not run in this call of the denoiser."""
         self._here.step = None
         for hook in self.hooks:
             attachment = hook.attachment
@@ -69,7 +71,7 @@ class TimestepHook(Shared, Watch):
 
 
 class AfterDenoiser(Passage):
-    """The timestep hook's place behind the denoiser."""
+    """The part of `TimestepHook` that runs after the denoiser."""
 
     def __init__(self, timesteps: TimestepHook) -> None:
         super().__init__()

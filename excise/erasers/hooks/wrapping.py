@@ -1,6 +1,6 @@
-"""Hooks that wrap a module's `forward` (diffusers' HookRegistry), and stay whole under `torch.compile`.
+"""Hooks that wrap a module's `forward` (diffusers' HookRegistry) and keep working under `torch.compile`.
 
-Transformers >= 5 can take `hidden_states` before a plain forward hook has run; a wrapped `forward` it cannot pass by.
+Transformers >= 5 can collect `hidden_states` before a plain forward hook has run. It cannot bypass a wrapped `forward`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
@@ -17,18 +17,15 @@ from torch.utils.hooks import RemovableHandle
 
 from excise.errors import ExciseError
 
-if TYPE_CHECKING:
-    pass
-
 _LIVE: weakref.WeakValueDictionary[int, Passage] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
 
 
 class Passage(ModelHook):  # type: ignore[misc]
-    """A hook through which tensors pass; what happens to them is decided anew at every run, compiled or not."""
+    """A hook through which tensors pass. It decides at every run what to do with them, compiled or not."""
 
     keeps = False
-    """Whether it keeps what it makes, so that nobody else may write to it."""
+    """Whether it caches its results, so that they must not be written to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,19 +36,19 @@ class Passage(ModelHook):  # type: ignore[misc]
         _LIVE[self._number] = self
 
     def passed(self, state: Tensor) -> Tensor:
-        """`state`, or what it is turned into; of the same shape and dtype."""
+        """Return `state` or its replacement, of the same shape and dtype."""
         raise NotImplementedError
 
     def through(self, state: Tensor) -> Tensor:
-        """`passed`, in one operator that a compiler does not look into: its decisions are not traced, so nothing has
-        to be compiled anew when they change."""
+        """Call `passed` within an operator that is opaque to the compiler. Its decisions are not traced, so a change of
+        them needs no recompilation."""
         if torch.compiler.is_compiling():
             made: Tensor = _operator(state, self._number)
             return made
         return self.passed(state)
 
     def through_prediction(self, output: Any) -> Any:
-        """`through` for what a denoiser gives: a tuple's first tensor, or a model output's sample."""
+        """Call `through` on a denoiser's prediction: a tuple's first tensor, or a model output's sample."""
         if isinstance(output, tuple):
             return (self.through(output[0]), *output[1:])
         output.sample = self.through(output.sample)
@@ -76,14 +73,17 @@ def _(state: Tensor, number: int) -> Tensor:
 
 
 class Watch(Passage):
-    """A passage that notices when it is passed by: accelerate, renewing an offloading, restores the `forward` that it
-    found, without what was wrapped around it since. Module hooks stay, and see to it that nothing is missed."""
+    """A passage that notices runs which bypass it.
+
+    When accelerate renews an offloading, it restores the `forward` that it found, and drops later wrappers. Module
+    hooks stay in place, and detect such runs.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._here = threading.local()
 
-    # Taken off by another thread while the module runs, a hook is still called, and without the keyword arguments.
+    # If another thread removes a hook while the module runs, it is still called, but without the keyword arguments.
     def arrived(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         self.arrive(module, args, kwargs or {})
 
@@ -91,7 +91,7 @@ class Watch(Passage):
         self.depart(module, args, rest[0] if len(rest) == 2 else {}, rest[-1])
 
     def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The module is about to run."""
+        """Prepare for a run of the module."""
         if not torch.compiler.is_compiling():
             self._here.met = False
 
@@ -101,18 +101,18 @@ class Watch(Passage):
         return args, kwargs
 
     def depart(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """The module has run."""
+        """Call `passed_by` if the module's run has bypassed the wrapped `forward`."""
         if not torch.compiler.is_compiling() and not getattr(self._here, "met", True):
             self._here.met = True
             self.passed_by(module, args, kwargs, output)
 
     def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """What to do about a run that the wrapped `forward` did not see."""
+        """Handle a run that bypassed the wrapped `forward`."""
         raise NotImplementedError
 
 
 def install(module: nn.Module, hook: Passage) -> None:
-    """Wrap `module.forward` with a hook, remembering whether the registry it needs was there before."""
+    """Wrap `module.forward` with a hook. Note whether its hook registry is ours."""
     fresh = "_diffusers_hook" not in vars(module)
     if fresh:
         module._diffusers_hook = HookRegistry(module)
@@ -127,10 +127,10 @@ def install(module: nn.Module, hook: Passage) -> None:
 
 
 def remove(module: nn.Module, hook: Passage) -> None:
-    """Unhook, and leave no trace where the registry was ours and nobody else uses it now.
+    """Remove a hook, and the registry too if it is ours and now unused.
 
-    Where somebody wrapped `forward` once more since (an offloading of accelerate's), our wrapper stays below it and
-    lets everything pass: taking it out would take theirs along.
+    If `forward` was wrapped again since (by accelerate's offloading), our wrapper stays below it and passes everything
+    through: to remove it would remove the other wrapper too.
     """
     registry: HookRegistry | None = vars(module).get("_diffusers_hook")
     hook.alive = False
@@ -147,8 +147,8 @@ def remove(module: nn.Module, hook: Passage) -> None:
     registry.remove_hook(hook.name, recurse=False)
     if registry.hooks:
         return
-    own = vars(module).get("forward")
-    if getattr(own, "__func__", None) is type(module).forward:
+    forward = vars(module).get("forward")
+    if getattr(forward, "__func__", None) is type(module).forward:
         del module.forward
     if getattr(registry, "excise_made_it", False):
         del module._diffusers_hook
@@ -158,7 +158,7 @@ H = TypeVar("H", bound=Passage)
 
 
 def found_on(module: nn.Module | None, kind: type[H]) -> H | None:
-    """The live hook of that kind on `module`, if there is one."""
+    """Return the live hook of that kind on `module`, if there is one."""
     registry = vars(module).get("_diffusers_hook") if module is not None else None
     hooks = registry.hooks.values() if registry is not None else ()
     return next((hook for hook in hooks if isinstance(hook, kind) and hook.alive), None)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.erasers.edits.registry import Edit
-from excise.erasers.edits.weights import PermeableEdit
+from excise.erasers.edits.weights import PromptScaledEdit
 from excise.methods.base import Fitted
 from excise.methods.configs.trained import SPMConfig
 from excise.methods.trained.esd import erasing_loss
@@ -55,7 +55,7 @@ class Adapters(LowRank):
     """LowRank that is saved as edits weighted by the prompt."""
 
     def edits(self) -> list[Edit]:
-        return [PermeableEdit(site, up=up, down=down) for site, (up, down) in self.saved_factors().items()]
+        return [PromptScaledEdit(site, up=up, down=down) for site, (up, down) in self.saved_factors().items()]
 
 
 def objective(

@@ -30,7 +30,7 @@ from excise.concepts.sentences import group_sentences, sentences
 from excise.erasers import Eraser, SAEEdit, made_for
 from excise.erasers.artefact.files import SIGNATURE
 from excise.erasers.edits.sae_rows import sae_digest
-from excise.erasers.guard.canary import shift, what_denoiser_predicts, what_denoiser_reads
+from excise.erasers.guard.canary import denoiser_inputs, denoiser_predictions, shift
 from excise.erasers.guard.effects import text_changes
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
@@ -121,9 +121,9 @@ def test_changes_are_those_of_the_prompts_alone(tiny_pipe: Any, eraser: Eraser) 
         found = text_changes(tiny_pipe, prompts)
         assert text_changes(tiny_pipe, prompts[:1]) == pytest.approx(found[:1])
         for prompt, change in zip(prompts, found, strict=True):
-            new = what_denoiser_reads(tiny_pipe, prompt)[0]
+            new = denoiser_inputs(tiny_pipe, prompt)[0]
             with unedited():
-                old = what_denoiser_reads(tiny_pipe, prompt)[0]
+                old = denoiser_inputs(tiny_pipe, prompt)[0]
             assert change == pytest.approx(shift(new, old), rel=1e-5)
             assert (change == 0) == ("gun" not in prompt)
     assert text_changes(tiny_pipe, prompts) == [0.0] * len(prompts), "nothing is attached"
@@ -282,9 +282,9 @@ def test_an_eraser_of_weights_is_audited_in_what_applies(
     assert any("not applicable to edits of the denoiser (weights)" in said for said in found.left_out)
     with made.attach(tiny_pipe):
         (change,) = prediction_changes(tiny_pipe, ["a gun"], 2)
-        new = what_denoiser_predicts(tiny_pipe, "a gun", 2)
+        new = denoiser_predictions(tiny_pipe, "a gun", 2)
         with unedited():
-            old = what_denoiser_predicts(tiny_pipe, "a gun", 2)
+            old = denoiser_predictions(tiny_pipe, "a gun", 2)
     assert change == pytest.approx(max(shift(a, b) for a, b in zip(new, old, strict=True)))
     assert change > 0
     assert "Not applicable" in audit_page.render(found)

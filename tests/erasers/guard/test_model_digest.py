@@ -57,8 +57,8 @@ def test_missing_and_additional_encoders_are_named(tiny_pipe: Any) -> None:
     made = made_for(tiny_pipe)
     second = {**made["encoders"], "text_encoder_2": made["encoders"]["text_encoder"]}
     assert mismatches(tiny_pipe, {**made, "encoders": second}) == ["there is no text_encoder_2"]
-    assert mismatches(tiny_pipe, {}) == ["it does not say what it was made for"]
-    assert mismatches(tiny_pipe, {**made, "encoders": {}}) == ["text_encoder is one the eraser does not know"]
+    assert mismatches(tiny_pipe, {}) == ["it does not state which model it was made for"]
+    assert mismatches(tiny_pipe, {**made, "encoders": {}}) == ["the eraser does not know text_encoder"]
 
 
 def test_the_tokenizers_digest_is_its_behaviour(clip_tokenizer: Any) -> None:

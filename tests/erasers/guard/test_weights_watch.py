@@ -90,7 +90,7 @@ def test_an_unchanged_pipeline_is_not_walked_through(tiny_pipe: Any, monkeypatch
         watched.now()
 
 
-def test_weights_that_lie_out_of_order_are_looked_at_anew(tiny_pipe: Any) -> None:
+def test_weights_out_of_order_are_read_again_every_time(tiny_pipe: Any) -> None:
     """Their sample is a copy, which would not show what is written later."""
     weight = _fc1(tiny_pipe).weight
     weight.data = weight.data.T.contiguous().T

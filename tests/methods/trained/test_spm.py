@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, verify
-from excise.erasers.edits.weights import PermeableEdit, permeability
+from excise.erasers.edits.weights import PromptScaledEdit, permeability
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods import method
 from excise.methods.configs.trained import SPMConfig
@@ -118,7 +118,7 @@ def test_every_prompt_weighs_the_adapters_by_itself(tiny_pipe: Any, tmp_path: Pa
     for row, share in enumerate(shares):
         written = copy.deepcopy(tiny_pipe.unet)
         for edit in eraser.edits:
-            assert isinstance(edit, PermeableEdit)
+            assert isinstance(edit, PromptScaledEdit)
             weight = written.get_submodule(edit.site.path).weight
             weight.data = weight.data + round(share, 6) * edit.of(weight)
         own, tiny_pipe.unet = tiny_pipe.unet, written
