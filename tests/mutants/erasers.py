@@ -126,7 +126,7 @@ MUTANTS = [
         " tests/erasers/test_bypasses.py::test_a_negative_prompts_embeddings_in_the_prompts_place",
         ("self.epoch += 1\n            self.known_vectors.forget()", "self.known_vectors.forget()"),
         ("            self.epoch += 1\n            self.known_vectors.forget()", "            self.epoch += 1"),
-        ("return int(spared.sum()) <= int(own.sum())", "return True"),
+        ("return int(spared.sum()) <= int(prompts.sum())", "return True"),
         ("if not self._known(state):", "if False:"),
     ),
     *of(

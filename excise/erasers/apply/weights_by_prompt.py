@@ -77,7 +77,7 @@ class PromptScaledWeights(UNetCallHook):
 
 
 class PromptScaledHook(WeightHook):
-    """A change of one layer's weights, scaled by `scaled_weights`. The first hook of an eraser reports prompts to it."""
+    """A change of one layer's weights, scaled by `scaled_weights`. An eraser's first hook reports prompts to it."""
 
     def __init__(
         self, attachment: Host, edit: PromptScaledEdit, scaled_weights: PromptScaledWeights, first: bool

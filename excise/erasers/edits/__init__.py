@@ -1,1 +1,1 @@
-"""What is changed: tensors and formulas, in pure torch."""
+"""The kinds of edits: tensors and formulas, in pure torch."""

@@ -1,4 +1,4 @@
-"""One change at one block of the denoiser: turn down what a few SAE neurons write, step by step (SAeUron, SAEmnesia).
+"""An edit of one denoiser block: turn down what a few SAE neurons write, at every step (SAeUron, SAEmnesia).
 
 Shapes: a block's patches x `[B, N, d]`, k edited neurons, W_enc and W_dec `[k, d]`, codes z `[B, N, k]`, S steps.
 """
@@ -28,35 +28,35 @@ BLOCK_CHOICES: dict[str, tuple[str, ...]] = {"codes": get_args(BlockGate), "step
 
 
 def ablated(codes: Tensor, level: Tensor, gate: Tensor, gamma: float) -> Tensor:
-    """z_i ← γ μ_i(t, D_c) z_i where z_i > gate_i, else z_i: codes `[..., k]`, `level` μ and `gate` `[..., k]`."""
+    """Return γ μ_i(t, D_c) z_i where z_i > gate_i, else z_i. `codes` z, `level` μ and `gate` are `[..., k]`."""
     return torch.where(codes > gate, gamma * level * codes, codes)
 
 
 class Opened:
-    """Which pictures opened at an earlier step of their drawing, so that they stay open until it ends.
+    """Images whose gate opened at an earlier denoising step. It stays open until the end of the generation.
 
-    At the first step it is the prompt that decides what a block's neurons do; later on the picture does too, and a
-    style that nobody asked for can be as loud as one that was.
+    At the first step only the prompt decides how a block's neurons fire. Later the image does too, and a style that the
+    prompt does not name can fire as strongly as one that it names.
     """
 
     MOST_RUNS = 1024
-    """At one timestep: with more of them it is a timestep that drawings begin and end at."""
+    """Maximal runs at one timestep. With more of them, it is a timestep at which every generation begins and ends."""
 
     def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
-        """Another picture is about to be drawn."""
+        """Close all gates for another generation."""
         self._masks: dict[tuple[int, int], Tensor] = {}
         self._at_first: Counter[int] = Counter()
         self._runs: Counter[int] = Counter()
         self._first = self._now = math.inf
 
     def joined(self, mask: Tensor, timestep: float) -> Tensor:
-        """`mask` `[B, k]` of this step, or'ed with that of the same pictures at the step before.
+        """Return `mask` `[B, k]` of this step, or'ed with that of the same images at the step before.
 
-        A timestep above the last one begins another drawing too. Where a denoiser runs several times a step (branches
-        of guidance, tiles), each run goes on from its own: the n-th of its batch size.
+        A timestep above the last one also begins another generation. If a denoiser runs several times a step (branches
+        of guidance, tiles), each run continues the mask of the n-th run of its batch size.
         """
         if timestep > self._now or self._runs.total() >= self.MOST_RUNS:
             self.begin()
@@ -73,54 +73,56 @@ class Opened:
             self._masks[size, run] = mask
             return mask
         if size in self._at_first:
-            # A sampler may take one timestep twice (PNDM, Heun): then the runs begin anew.
+            # A sampler may use a timestep twice (PNDM, Heun): then the runs start over.
             run %= self._at_first[size]
             self._masks[size, run] = mask = mask | self._masks[size, run]
             return mask
         return self._of_another_size(mask, run)
 
     def _of_another_size(self, mask: Tensor, run: int) -> Tensor:
-        """`mask` of a run whose batch had another size at the first step.
+        """Return the joined `mask` of a run whose batch had another size at the first step.
 
-        Half of it: the unconditional pictures, which come first, are left out from this step on, or for this one run
-        (guidance switched off midway; SD 3's skip-layer guidance). Any other change: what was open anywhere is.
+        If the size is half, the unconditional images, which come first, are left out from this step on or for this one
+        run (guidance switched off midway; SD 3's skip-layer guidance). After any other change, a neuron that was open
+        for some image is open for all.
         """
         size = len(mask)
         if 2 * size in self._at_first:
-            its = 2 * size, run % self._at_first[2 * size]
-            whole = self._masks[its]
+            key = 2 * size, run % self._at_first[2 * size]
+            whole = self._masks[key]
             mask = mask | whole[size:]
-            self._masks[its] = torch.cat([whole[:size], mask])
+            self._masks[key] = torch.cat([whole[:size], mask])
             return mask
         return mask | torch.cat(list(self._masks.values())).any(0)
 
 
 @dataclass(frozen=True, eq=False)
 class BlockEdit(Rows):
-    """Turn down k neurons of an SAE at a denoiser's block. Carries only their rows and their levels at each step.
+    """An edit that turns down k SAE neurons at a denoiser's block. It holds only their rows and their levels by step.
 
     Raises ExciseError on construction for shapes that do not fit, values that are not finite or unknown options.
     """
 
     timesteps: Tensor
-    """`[S]`: what the denoiser was told at each step when the levels were measured, falling."""
+    """`[S]`: the timesteps at which the levels were measured, decreasing."""
     level: Tensor
-    """`[S, k]`: μ_i(t, D_c), a neuron's mean code at that step over pictures of the concept."""
+    """`[S, k]`: μ_i(t, D_c), a neuron's mean code at that step over images of the concept."""
     gate: Tensor
-    """`[S, k]`: a code up to this is left alone; infinity where the neuron is not edited at that step."""
+    """`[S, k]`: a code up to this is left alone. Infinity where the neuron is not edited at that step."""
     cut: Tensor
-    """`[S, k]`, in TopK's stead: codes up to this read as silence, patch by patch ("threshold") or by their mean over a
-    picture's patches ("whole")."""
+    """`[S, k]`: threshold up to which codes count as 0, instead of TopK. It is compared with each patch ("threshold")
+    or with the mean over an image's patches ("whole")."""
     gamma: float = -1.0
     """The paper's multiplier γ."""
     codes: BlockGate = "threshold"
-    """How codes are read from patches: in pictures that are open as a whole, from the step on at which they opened; or
-    patch by patch, against a calibrated threshold or by the exact TopK ("topk"), which needs the SAE at attach."""
+    """How codes are read from patches. "whole" reads them in images whose gate is open, from the step at which it
+    opened. "threshold" compares each patch with a calibrated threshold. "topk" is exact, and needs the SAE at attach
+    time."""
     steps: Steps = "exact"
-    """At a timestep that was not measured: refuse ("exact"), or use the levels of the nearest one ("nearest")."""
+    """At a timestep that was not measured, refuse ("exact") or use the levels of the nearest one ("nearest")."""
     compat: bool = False
-    """Behave as the code that was published with the papers: its error term has the wrong sign, so that what comes out
-    is 2 x̂ - x even where nothing is edited. Needs the whole SAE."""
+    """Whether to behave like the papers' published code. Its error term has the wrong sign, so that the output is
+    2 x̂ - x even where nothing is edited. Needs the whole SAE."""
 
     kind: ClassVar[str] = "block"
     SAVED: ClassVar[Mapping[str, type]] = {
@@ -132,7 +134,7 @@ class BlockEdit(Rows):
 
     def __post_init__(self) -> None:
         if self.site.part != "denoiser":
-            raise InvalidSetting(f"{self.site.key} is no block of a denoiser; name one of {', '.join(DENOISERS)}")
+            raise InvalidSetting(f"{self.site.key} is not a block of a denoiser; name one of {', '.join(DENOISERS)}")
         check_choices(self, BLOCK_CHOICES)
         if not math.isfinite(self.gamma):
             raise InvalidSetting(f"γ is {self.gamma}; it must be a number")
@@ -142,56 +144,57 @@ class BlockEdit(Rows):
             raise ExciseError("an edit needs at least one timestep, each below the one before")
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by field name, as they are saved."""
+        """Return all tensors by field name, as saved."""
         return {name: getattr(self, name) for name in BLOCK_TENSORS}
 
     @classmethod
     def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> BlockEdit:
-        """The edit whose `saved` options these are; `take` gives its tensors by name."""
+        """Restore an edit from its `saved` options. `take` returns its tensors by name."""
         return cls(site, **{**saved, **{name: take(name) for name in BLOCK_TENSORS}})
 
     @property
     def options(self) -> dict[str, Any]:
-        """Everything but the Site and the tensors, as json."""
+        """Options other than the Site and the tensors, as json."""
         return {**{name: getattr(self, name) for name in ("codes", "steps", "compat")}, "gamma": float(self.gamma)}
 
     @property
     def trial_steps(self) -> int:
-        """With how many steps a picture has to be drawn that proves it."""
+        """Number of steps of the generation that proves it."""
         return len(self.timesteps)
 
     @property
     def coefficient(self) -> tuple[str, float]:
-        """What its strength is called, and how much it is."""
+        """Name and value of its strength."""
         return "gamma", self.gamma
 
     @property
     def needs_sae(self) -> bool:
-        """Whether the whole SAE must be given when attaching."""
+        """Whether attaching needs the whole SAE."""
         return self.codes == "topk" or self.compat
 
     def step_of(self, timestep: float, drawing: bool = True) -> int:
-        """The row of the tables that counts at `timestep`. Raises ExciseError where none does (steps="exact"), unless
-        it is no drawing's."""
+        """Return the row of the tables for `timestep`. In a generation with steps="exact", raise ExciseError if there
+        is none."""
         known = self.timesteps.tolist()
         falling = [-t for t in known]
         at = bisect_left(falling, -timestep)
         near = min((n for n in (at - 1, at) if 0 <= n < len(known)), key=lambda n: abs(known[n] - timestep))
         if drawing and self.steps == "exact" and abs(known[near] - timestep) > 1e-3 * max(1.0, abs(timestep)):
             raise ExciseError(
-                f"timestep {timestep:g} is none of the {len(known)} that {self.site.key} was measured at; draw with "
-                f"{len(known)} steps and the same scheduler, or fit the eraser with at_other_steps=nearest"
+                f"timestep {timestep:g} is not among the {len(known)} that {self.site.key} was measured at; generate "
+                f"with {len(known)} steps and the same scheduler, or fit the eraser with at_other_steps=nearest"
             )
         return near
 
     def read(
         self, x: Tensor, steps: list[int], sae: Any | None = None, opened: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """z `[B, N, k]` of patches `x` `[B, N, d]`, float32 or better, at the tables' rows `steps`, of every picture or
-        one for all. `opened` may turn the mask `[B, k]` of pictures that open at this step (codes="whole") into that of
-        all that are open.
+        """Return the codes z `[B, N, k]` of patches `x` `[B, N, d]`, in float32 or better.
 
-        Raises ExciseError where the width is another, or the SAE is missing.
+        `steps` are the rows of the tables, one for each image or one for all. With codes="whole", `opened` turns the
+        mask `[B, k]` of gates that open at this step into that of all open gates.
+
+        Raises ExciseError if the width differs, or the SAE is missing.
         """
         if x.ndim != 3 or x.shape[-1] != self.site.width:
             raise ExciseError(f"{self.site.key} gave patches of shape {tuple(x.shape)}, not [B, N, {self.site.width}]")
@@ -218,15 +221,15 @@ class BlockEdit(Rows):
         sae: Any | None = None,
         opened: Opened | None = None,
     ) -> Tensor | None:
-        """What is subtracted from patches `x` `[B, N, d]`, float32 or better; None where every bit is left alone.
+        """Return what to subtract from patches `x` `[B, N, d]`, in float32 or better, or None to leave every bit alone.
 
-        strength · Σ_i (z_i - z'_i) W_dec[i], z' as `ablated` gives it: the SAE's own error stays in x. Patches in which
-        no edited neuron is above its gate are left alone, bit for bit. `opened` remembers pictures from step to step.
+        It is strength · Σ_i (z_i - z'_i) W_dec[i] with z' = `ablated`, so that the SAE's error stays in x. Patches in
+        which no edited neuron is above its gate keep their bits. `opened` remembers open gates from step to step.
         """
         timesteps, drawing = step
         if len(timesteps) not in (1, len(x)):
             raise ExciseError(
-                f"the denoiser was told {len(timesteps)} timesteps for {len(x)} pictures; tell it one each"
+                f"the denoiser was given {len(timesteps)} timesteps for {len(x)} images; pass one for each or for all"
             )
         steps = [self.step_of(timestep, drawing) for timestep in timesteps]
         if strength == 0 or not (self.compat or bool(self.gate[steps].isfinite().any())):

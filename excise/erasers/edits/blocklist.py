@@ -1,4 +1,4 @@
-"""A blocklist of sentences: prompts that read like one of them are drawn as if nothing had been asked for."""
+"""A blocklist of sentences: prompts similar to one of them are replaced by the empty prompt."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from excise.sites.site import Site
 
 @dataclass(frozen=True, eq=False)
 class FilterEdit(Tensors):
-    """A blocklist: prompts whose sentence is as near to a blocked one as `threshold` are drawn as the empty prompt."""
+    """A blocklist: it replaces prompts whose similarity to a blocked sentence is at least `threshold`."""
 
     site: Site
-    """Of the whole U-Net."""
+    """The Site of the whole U-Net."""
     sentences: Tensor
-    """`[n, 384]`: blocked ones, as `sentence_vectors` gives them."""
+    """`[n, 384]`: the `sentence_vectors` of blocked sentences."""
     threshold: float
-    """Cosine from which on a prompt is blocked."""
+    """Cosine similarity from which a prompt is blocked."""
 
     kind: ClassVar[str] = "filter"
     TENSORS: ClassVar[tuple[str, ...]] = ("sentences",)
-    description: ClassVar[str] = "a blocklist of sentences, in whose place nothing in particular is drawn"
+    description: ClassVar[str] = "a blocklist of sentences, which are replaced by the empty prompt"
     SAVED: ClassVar[Mapping[str, type]] = {"threshold": float}
     trial_steps: ClassVar[int] = 2
 
@@ -37,10 +37,10 @@ class FilterEdit(Tensors):
 
     @classmethod
     def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> FilterEdit:
-        """The edit whose `saved` options these are; `take` gives its tensors by name."""
+        """Restore an edit from its `saved` options. `take` returns its tensors by name."""
         return cls(site, take("sentences"), **saved)
 
     @property
     def coefficient(self) -> tuple[str, float]:
-        """What its strength is called, and how much it is."""
+        """Name and value of its strength."""
         return "threshold", self.threshold

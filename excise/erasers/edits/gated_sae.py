@@ -1,4 +1,4 @@
-"""An edit of SAE neurons that spares prompts which it would change by little (ItD's classifier)."""
+"""An edit of SAE neurons that spares prompts which it would change only slightly (ItD's classifier)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from excise.errors import ExciseError
 
 @dataclass(frozen=True, eq=False)
 class GatedSAEEdit(SAEEdit):
-    """As SAEEdit, in prompts whose `change` is at least `floor`; others keep every bit."""
+    """An `SAEEdit` of prompts whose `change` is at least `floor`. Others keep every bit."""
 
     floor: float = 0.0
 
@@ -31,18 +31,19 @@ class GatedSAEEdit(SAEEdit):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Everything but the Site and the tensors, as json."""
+        """Options other than the Site and the tensors, as json."""
         return {**super().options, "floor": float(self.floor)}
 
     def change(self, h: Tensor, sae: Any | None = None) -> Tensor:
-        """`[B]`: the square of what is subtracted from states `h` `[B, T, d]` at strength 1, mean over positions."""
+        """Return `[B]`: the squared norm of what is subtracted from states `h` `[B, T, d]` at strength 1, averaged over
+        positions."""
         delta = super().delta(h, sae=sae)
         return h.new_zeros(len(h)) if delta is None else delta.square().sum(-1).mean(1)
 
     def delta(
         self, h: Tensor, strength: float = 1.0, *, branch: Branch = "conditional", sae: Any | None = None
     ) -> Tensor | None:
-        """As SAEEdit's, 0 in prompts that the gate spares."""
+        """Return the delta of `SAEEdit`, set to 0 in prompts that the gate spares."""
         delta = super().delta(h, strength, branch=branch, sae=sae)
         if delta is None:
             return None

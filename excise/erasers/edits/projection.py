@@ -1,4 +1,4 @@
-"""Words near a concept, projected out of what a U-Net is told of a prompt (SAFREE)."""
+"""Projection of words near a concept out of the text states that a U-Net reads (SAFREE)."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from excise.sites.site import Site
 
 @dataclass(frozen=True, eq=False)
 class ProjectionEdit(Tensors):
-    """Words near a concept are projected out of its subspace and into that of the prompt's other words (SAFREE)."""
+    """A projection of words near a concept out of its subspace and into the subspace of the prompt (SAFREE)."""
 
     site: Site
-    """Of the whole U-Net."""
+    """The Site of the whole U-Net."""
     concept: Tensor
-    """`[n, d]`: the concept's phrases, each as its EOS state."""
+    """`[n, d]`: the EOS states of the concept's phrases."""
     alpha: float = 0.01
-    """α: a word counts as the concept's where the prompt without it is farther from the concept by this share."""
+    """α: a word counts as near the concept if the prompt without it is farther from the concept by this share."""
     most: int = 10
-    """Steps that the projected states are told at most, of a prompt that is all concept; 0: in all steps, always."""
+    """Maximal number of steps that use the projected states, for a prompt that is all concept. 0 means all steps."""
     reattention: float = 1.0
-    """What low frequencies are multiplied by in skip connections where they grew by the projection; 1: left alone."""
+    """Factor on low frequencies of skip connections that the projection made stronger. 1 leaves them alone."""
     midpoint: float = 5.333
     steepness: float = 2.5
-    """Of the curve from how much a prompt is changed to how many steps."""
+    """Parameters of the sigmoid from the change of a prompt to the number of steps."""
 
     kind: ClassVar[str] = "projection"
     TENSORS: ClassVar[tuple[str, ...]] = ("concept",)
-    description: ClassVar[str] = "a projection of its words out of what its U-Net is told of a prompt"
+    description: ClassVar[str] = "a projection of its words out of the text states that its U-Net reads"
     SAVED: ClassVar[Mapping[str, type]] = {
         "alpha": float,
         "most": int,
@@ -53,19 +53,19 @@ class ProjectionEdit(Tensors):
 
     @classmethod
     def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> ProjectionEdit:
-        """The edit whose `saved` options these are; `take` gives its tensors by name."""
+        """Restore an edit from its `saved` options. `take` returns its tensors by name."""
         return cls(site, take("concept"), **saved)
 
     @property
     def coefficient(self) -> tuple[str, float]:
-        """What its strength is called, and how much it is."""
+        """Name and value of its strength."""
         return "alpha", self.alpha
 
     def projected(self, states: Tensor, without: Tensor) -> tuple[Tensor, Tensor]:
-        """`[T, d]` of a prompt's `states` of that shape, and `[n]` which of its n words were replaced.
+        """Return a prompt's projected `states` `[T, d]`, and `[n]` bool which of its n words were replaced.
 
-        `without` `[n, d]` are EOS states of the prompt without its i-th word. Word i is the concept's where
-        |(I - P_C) without_i| exceeds the mean of the others' by a share α; its state s becomes (I - P_C) P_I s, where
+        `without` `[n, d]` are the EOS states of the prompt without its i-th word. Word i is near the concept if
+        |(I - P_C) without_i| exceeds the mean of the others' by a share α. Its state s becomes (I - P_C) P_I s, where
         P_C projects on the span of the concept's phrases and P_I on that of `without` (eqs. 2-5).
         """
         own, masked = states.double(), without.double()
@@ -80,10 +80,11 @@ class ProjectionEdit(Tensors):
         return torch.where(chosen[:, None], safe, own).to(states.dtype), hit
 
     def steps(self, states: Tensor, without: Tensor) -> int | None:
-        """In how many first steps the projected states are told (self-validating filtering, eq. 7).
+        """Return in how many first steps to use the projected states, or None for all (self-validating filtering,
+        eq. 7).
 
-        round(most · σ(2k (10 z - t))), z one minus the mean cosine between the words' states and what they become
-        where all of them are projected; and the step at which that ends counts too, as in the authors' code.
+        The number is round(most · σ(2k (10 z - t))) + 1. z is one minus the mean cosine between the words' states and
+        their projections, with all of them projected. The step at which it ends counts too, as in the authors' code.
         """
         if self.most == 0:
             return None
@@ -97,6 +98,6 @@ class ProjectionEdit(Tensors):
 
 
 def projection(rows: Tensor) -> Tensor:
-    """`[d, d]`: the orthogonal projection on the span of `rows` `[n, d]`."""
+    """Return the orthogonal projection `[d, d]` on the span of `rows` `[n, d]`."""
     made: Tensor = torch.linalg.pinv(rows) @ rows
     return made

@@ -1,4 +1,4 @@
-"""The kinds of edits there are, by the names that saved erasers give them."""
+"""Registry of the kinds of edits, by their names in saved erasers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every edit of SAE neurons carries, wherever it acts: their rows of the SAE, checked and moved alike."""
+"""Base class of edits of SAE neurons: it holds, checks and moves their rows of the SAE."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ ROWS = ("indices", "W_enc", "b_enc", "b_pre", "W_dec")
 
 
 def preactivations(h: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor) -> Tensor:
-    """`[..., k]`: (h - b_pre) @ W_encᵀ + b_enc, eq. 1 before its ReLU, for the k edited rows only."""
+    """Return `[..., k]`: (h - b_pre) @ W_encᵀ + b_enc, eq. 1 before its ReLU, for the k edited rows only."""
     return (h - b_pre) @ W_enc.T + b_enc
 
 
 def topk_codes(values: Tensor, indices: Tensor, wanted: Tensor) -> Tensor:
-    """`[N, k]`: the codes of the `wanted` `[k]` neurons among TopK codes `values`, `indices` `[N, K]`; 0 if absent."""
+    """Return `[N, k]`: the `wanted` `[k]` neurons' codes among TopK `values` and `indices` `[N, K]`, 0 if absent."""
     return (values[..., None] * (indices[..., None] == wanted)).sum(-2)
 
 
 def sae_digest(sae: Any) -> str:
-    """sha256 over an SAE's float32 parameters and its k: which SAE an edit's rows were taken from."""
+    """Return the sha256 of an SAE's float32 parameters and its k, which identifies the source of an edit's rows."""
     digest = hashlib.sha256(f"k={_k(sae)}".encode())
     for name in ("W_enc", "W_dec", "b_enc", "b_pre"):
         tensor = getattr(sae, name).detach().to("cpu", torch.float32).contiguous()
@@ -50,7 +50,7 @@ class Rows:
 
     site: Site
     indices: Tensor
-    """`[k]` int64: the neurons' numbers in the SAE."""
+    """`[k]` int64: the neurons' indices in the SAE."""
     W_enc: Tensor
     """`[k, d]`"""
     b_enc: Tensor
@@ -61,35 +61,35 @@ class Rows:
     """`[k, d]`"""
 
     DTYPES: ClassVar[tuple[torch.dtype, ...]] = (torch.float32,)
-    """What its tensors, indices apart, may be saved in."""
+    """Dtypes its tensors, except the indices, may be saved in."""
     sae_digest: str = field(default="", kw_only=True)
     """`sae_digest` of the SAE the rows came from."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """Everything but the Site and the tensors, as json."""
+        """Options other than the Site and the tensors, as json."""
         raise NotImplementedError
 
     @property
     def saved(self) -> dict[str, Any]:
-        """What is saved of it beside the Site and the tensors."""
+        """What is saved of it, except the Site and the tensors."""
         return {**self.options, "sae_digest": self.sae_digest}
 
     @property
     def neurons(self) -> list[int]:
-        """Their numbers in the SAE."""
+        """The neurons' indices in the SAE."""
         return self.indices.tolist()
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """The device of its tensors."""
         return self.W_enc.device
 
     @classmethod
     def from_sae(cls, sae: Any, site: Site, indices: list[int], **options: Any) -> Self:
-        """The edit of neurons `indices` of `sae` at `site`; `options` are the class's other fields.
+        """Create an edit of neurons `indices` of `sae` at `site`. `options` are the class's other fields.
 
-        Raises ExciseError where the SAE has no such neuron or another width.
+        Raises ExciseError if the SAE has no such neuron, or another width than the Site.
         """
         m, d = sae.W_enc.shape
         if d != site.width:
@@ -98,34 +98,36 @@ class Rows:
             raise NotFound(f"the SAE has {m} neurons, numbered from 0; there is no {bad[0]}")
         rows = torch.tensor(indices, dtype=torch.int64)
 
-        def own(tensor: Tensor) -> Tensor:
+        def copied(tensor: Tensor) -> Tensor:
             return tensor.detach().to("cpu", torch.float32).clone().contiguous()
 
         parts: dict[str, Any] = {
-            name: own(getattr(sae, name)[rows.to(sae.W_enc.device)]) for name in ("W_enc", "b_enc", "W_dec")
+            name: copied(getattr(sae, name)[rows.to(sae.W_enc.device)]) for name in ("W_enc", "b_enc", "W_dec")
         }
-        parts |= {"b_pre": own(sae.b_pre), "sae_digest": sae_digest(sae)}
+        parts |= {"b_pre": copied(sae.b_pre), "sae_digest": sae_digest(sae)}
         return cls(site=site, indices=rows, **parts, **options)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by field name, as they are saved."""
+        """Return all tensors by field name, as saved."""
         return {name: getattr(self, name) for name in ROWS}
 
     def to(self, device: torch.device) -> Self:
-        """The same edit with its tensors on `device`."""
+        """Return the edit with its tensors on `device`."""
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         return replace(self, **moved)
 
     def check_rows(self, others: Mapping[str, tuple[int, ...]], *, infinite: tuple[str, ...] = ()) -> None:
-        """Raises ExciseError where the rows, or `others` by name, have other shapes than k and d give, neurons are
-        named twice, or values are not finite; in `infinite` ones infinity means never."""
+        """Raise ExciseError if shapes do not fit, a neuron is given twice, or values are not finite.
+
+        `others` are the expected shapes of further tensors. Those in `infinite` may hold infinity, which means never.
+        """
         k, d = len(self.indices), self.site.width
         shapes = {"indices": (k,), "W_enc": (k, d), "b_enc": (k,), "b_pre": (d,), "W_dec": (k, d), **others}
         for name, shape in shapes.items():
             if tuple(getattr(self, name).shape) != shape:
                 raise ExciseError(
                     f"{name} has shape {tuple(getattr(self, name).shape)}, not {shape}, for {k} neurons at "
-                    f"{self.site}; they do not belong together"
+                    f"{self.site}; fit the eraser again"
                 )
         if k == 0 or len(set(self.indices.tolist())) != k or int(self.indices.min()) < 0:
             raise ExciseError("an edit needs at least one neuron, each named once by a number of at least 0")
@@ -136,7 +138,7 @@ class Rows:
 
 
 def check_choices(options: Any, choices: Mapping[str, tuple[str, ...]]) -> None:
-    """Raises ExciseError where a named setting of `options` is none of those that exist."""
+    """Raise InvalidSetting if a setting of `options` is not among its `choices`."""
     for name, allowed in choices.items():
         if getattr(options, name) not in allowed:
             raise InvalidSetting(f"{name} cannot be {getattr(options, name)!r}; it is one of {', '.join(allowed)}")

@@ -1,6 +1,6 @@
-"""One change at one Site: subtract what a few SAE neurons write (SNCE, eqs. 8-9).
+"""An edit of one text-encoder Site: subtract what a few SAE neurons write (SNCE, eqs. 8-9).
 
-Shapes: h `[B, T, d]`, k edited neurons, W_enc and W_dec `[k, d]` (a latent is a row in both), codes z `[B, T, k]`.
+Shapes: h `[B, T, d]`, k edited neurons, W_enc and W_dec `[k, d]` (a neuron is a row in both), codes z `[B, T, k]`.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def threshold_codes(preacts: Tensor, threshold: Tensor) -> Tensor:
-    """z_i = pre-activation where it is above threshold_i (never below 0), else exactly 0."""
+    """Return z_i: the pre-activation where it is above max(threshold_i, 0), else exactly 0."""
     return torch.where(preacts > threshold.clamp(min=0), preacts, torch.zeros_like(preacts))
 
 
 def whole_codes(preacts: Tensor, threshold: Tensor, typical: Tensor) -> Tensor:
-    """`[B, T, k]`: a prompt is silent, or open from its first state to its last.
+    """Return codes `[B, T, k]` of prompts whose gate is open, or closed, for all of their states.
 
-    Neuron i is silent in a prompt (exactly 0) unless some state passes threshold_i. Where one does, every state is read
-    with ReLU, and a prompt whose loudest code is below typical_i is raised until it reaches it: a synonym makes the
-    neuron fire more weakly than the concept's own name, and what is subtracted must not shrink with it.
+    Neuron i is exactly 0 in a prompt unless a state passes threshold_i. If one does, every state is read with ReLU.
+    The codes are then scaled up so that the loudest is at least typical_i: a synonym activates the neuron more weakly
+    than the concept's name, and the edit must not shrink with it.
     """
     z = preacts.clamp(min=0)
     loudest = z.amax(-2, keepdim=True)
@@ -51,11 +51,11 @@ def whole_codes(preacts: Tensor, threshold: Tensor, typical: Tensor) -> Tensor:
 
 
 def onward_codes(preacts: Tensor, threshold: Tensor, typical: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`whole_codes` for text that is read from left to right: codes `[B, T, k]`, and the loudest so far `[B, k]`.
+    """Return `whole_codes` `[B, T, k]` for text that is read from left to right, and the loudest code so far `[B, k]`.
 
-    A text is open from the first state that passes the threshold on, and raised by what was loudest up to each state.
-    `before` `[B, k]` is the loudest of the stretches read before, so that it makes no difference in how many a text is
-    read. A causal model's states before the concept's first word know nothing of it: nothing is lost by sparing them.
+    The gate opens at the first state that passes the threshold, and each state is scaled by the loudest code up to it.
+    `before` `[B, k]` is the loudest code of the parts read before, so that the result does not depend on how a text is
+    split. In a causal model, states before the concept's first word hold nothing of it, so they can be spared.
     """
     z = preacts.clamp(min=0)
     loudest = z.cummax(-2).values
@@ -73,29 +73,29 @@ def contribution(z: Tensor, W_dec: Tensor, amount: float) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class SAEEdit(Rows):
-    """Turn down k neurons of an SAE at one Site. Carries only their rows, so it is kilobytes.
+    """An edit that turns down k SAE neurons at one Site. It holds only their rows, which are kilobytes.
 
     Raises ExciseError on construction for shapes that do not fit, values that are not finite or unknown options.
     """
 
     threshold: Tensor
-    """`[k]`: pre-activations up to this one read as silence, a state at a time ("threshold") or a prompt ("whole")."""
+    """`[k]`: pre-activations up to this count as 0, tested per state ("threshold") or per prompt ("whole")."""
     typical: Tensor
-    """`[k]`: the loudest pre-activation of a usual concept prompt, to which gate="whole" raises quieter prompts."""
+    """`[k]`: the loudest pre-activation of a typical concept prompt. gate="whole" scales quieter prompts up to it."""
     gate: Gate = "threshold"
-    """How codes are read from states: "whole" (`whole_codes`), "threshold" (a calibrated stand-in for TopK), "relu"
-    (TopK off), "topk" (exact; with source="prompt" it needs the whole SAE at attach)."""
+    """How codes are read from states: "whole" (`whole_codes`), "threshold" (a calibrated substitute for TopK), "relu"
+    (without TopK), "topk" (exact; with source="prompt" it needs the whole SAE at attach time)."""
     source: Source = "prompt"
-    """Whose codes are subtracted: the user's prompt's own, or the concept tuple's (the paper's reading)."""
+    """Which codes are subtracted: those of the user's prompt, or those of the concept tuple (as in the paper)."""
     lam: float = 1.0
     """The paper's manipulation coefficient λ."""
     lead: int = 0
-    """With source="prompt": how many first states are left alone. A causal encoder's BOS comes before any word and is
-    the same in every prompt, so a neuron that fires there says nothing of this one."""
+    """Number of first states that are left alone, with source="prompt". A causal encoder's BOS comes before any word
+    and is the same in every prompt, so a neuron that fires there carries no information about the prompt."""
     uncond: Uncond = "none"
-    """The unconditional branch: left alone, edited alike, or edited with the opposite sign."""
+    """How the unconditional branch is edited: "none", "same" (like prompts), or "flip" (with the opposite sign)."""
     align: Align = "position"
-    """How `concept_codes` were made: codes of the joined tuple position by position, or a mean over each mention."""
+    """How `concept_codes` were made: codes of the joined tuple at each position, or a mean over each mention."""
     concept_codes: Tensor | None = None
     """`[T, k]`, for source="concept" only."""
 
@@ -115,21 +115,21 @@ class SAEEdit(Rows):
         k = len(self.indices)
         codes: dict[str, tuple[int, ...]] = {}
         if (self.source == "concept") != (self.concept_codes is not None):
-            raise ExciseError('concept codes go with source="concept" and with nothing else; fit the eraser again')
+            raise ExciseError('only source="concept" has concept codes, and needs them; fit the eraser again')
         if self.concept_codes is not None:
             codes = {"concept_codes": (len(self.concept_codes), k)}
         self.check_rows({"threshold": (k,), "typical": (k,), **codes})
         if self.lead < 0:
-            raise ExciseError(f"lead is {self.lead}; it is a number of states, at least 0")
+            raise ExciseError(f"lead is {self.lead}; it must be a number of states, at least 0")
 
     @classmethod
     def from_sae(cls, sae: Any, site: Site, indices: list[int], **options: Any) -> Self:
-        """As `Rows.from_sae`; levels that are not given are 0."""
+        """Create an edit as `Rows.from_sae` does. `threshold` and `typical` default to 0."""
         levels = {name: torch.zeros(len(indices)) for name in ("threshold", "typical")}
         return super().from_sae(sae, site, indices, **{**levels, **options})
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by field name, as they are saved."""
+        """Return all tensors by field name, as saved."""
         out = {**super().tensors(), "threshold": self.threshold, "typical": self.typical}
         if self.concept_codes is not None:
             out["concept_codes"] = self.concept_codes
@@ -137,35 +137,35 @@ class SAEEdit(Rows):
 
     @classmethod
     def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> Self:
-        """The edit whose `saved` options these are; `take` gives its tensors by name."""
+        """Restore an edit from its `saved` options. `take` returns its tensors by name."""
         names = [*TENSORS, *(["concept_codes"] if saved.pop("concept_codes") else [])]
         return cls(site=site, **{**saved, **{name: take(name) for name in names}})
 
     @property
     def saved(self) -> dict[str, Any]:
-        """As `Rows.saved`, and whether there are concept codes among the tensors."""
+        """`Rows.saved`, and whether the tensors include concept codes."""
         return {**super().saved, "concept_codes": self.concept_codes is not None}
 
     @property
     def options(self) -> dict[str, Any]:
-        """Everything but the Site and the tensors, as json."""
-        # 1 and 1.0 are one number, and have to be one digest.
+        """Options other than the Site and the tensors, as json."""
+        # 1 and 1.0 must give the same digest.
         return {**{name: getattr(self, name) for name in ("lead", *CHOICES)}, "lam": float(self.lam)}
 
     @property
     def coefficient(self) -> tuple[str, float]:
-        """What its strength is called, and how much it is."""
+        """Name and value of its strength."""
         return "lambda", self.lam
 
     @property
     def needs_sae(self) -> bool:
-        """Whether the whole SAE must be given when attaching."""
+        """Whether attaching needs the whole SAE."""
         return self.gate == "topk" and self.source == "prompt"
 
     def codes(self, h: Tensor, sae: Any | None = None) -> Tensor:
-        """z `[B, T, k]` for states `h` `[B, T, d]`, float32 or better. `sae` is read by gate="topk" alone.
+        """Return codes z `[B, T, k]` of states `h` `[B, T, d]`, in float32 or better. Only gate="topk" reads `sae`.
 
-        Raises ExciseError where widths or lengths differ from the artefact's, or the SAE is missing or another one.
+        Raises ExciseError if widths or lengths differ from the artefact's, or the SAE is missing.
         """
         if h.ndim != 3 or h.shape[-1] != self.site.width:
             raise ExciseError(f"{self.site.key} gave states of shape {tuple(h.shape)}, not [B, T, {self.site.width}]")
@@ -185,27 +185,27 @@ class SAEEdit(Rows):
         return self.gated(self.preacts(h))
 
     def _among_the_largest(self, states: Tensor, sae: Any) -> Tensor:
-        """`[N, k]` for states `[N, d]`: the codes of the edited neurons where TopK keeps them.
+        """Return `[N, k]`: the edited neurons' codes in states `[N, d]` where TopK keeps them, else 0.
 
-        All rows of the SAE are only multiplied with states in which one of these neurons is positive; a GPU would wait
-        longer to be told which than the product takes it.
+        On a CPU the whole SAE reads only states in which one of these neurons is positive. On a GPU, finding these
+        would take longer than reading all.
         """
-        own = self.indices.to(states.device)
+        edited = self.indices.to(states.device)
 
         def kept(some: Tensor) -> Tensor:
             values, indices = sae.encode(some)
-            return topk_codes(values, indices, own)
+            return topk_codes(values, indices, edited)
 
         if states.device.type != "cpu":
             return kept(states)
-        fires = (preactivations(states, sae.W_enc[own], sae.b_enc[own], sae.b_pre) > 0).any(-1)
-        z = states.new_zeros(len(states), len(own))
+        fires = (preactivations(states, sae.W_enc[edited], sae.b_enc[edited], sae.b_pre) > 0).any(-1)
+        z = states.new_zeros(len(states), len(edited))
         if bool(fires.any()):
             z[fires] = kept(states[fires])
         return z
 
     def preacts(self, h: Tensor) -> Tensor:
-        """`[B, T, k]`: pre-activations of states `h` `[B, T, d]`, float32 or better."""
+        """Return pre-activations `[B, T, k]` of states `h` `[B, T, d]`, in float32 or better."""
         dtype = torch.promote_types(h.dtype, torch.float32)
         W_enc, b_enc, b_pre = self.W_enc.to(dtype), self.b_enc.to(dtype), self.b_pre.to(dtype)
         return preactivations(h.to(dtype), W_enc, b_enc, b_pre)
@@ -213,22 +213,21 @@ class SAEEdit(Rows):
     def codes_onward(
         self, h: Tensor, words: Tensor, before: Tensor | None, sae: Any | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """As `codes`, for a stretch of text that a language model reads: z `[B, T, k]`, and the loudest code so far
-        `[B, k]` where gate="whole" needs it for the stretch behind.
+        """Return codes z `[B, T, k]` of a part of a text that a language model reads, and its memory for the next part.
 
-        `words` `[B, T]` bool are the positions that are edited, in the place of `lead`; `before` is what came back of
-        the stretch before. Only gate="whole" remembers; the others read every state by itself.
+        Only gate="whole" has a memory, the loudest code so far `[B, k]`. Other gates read every state by itself.
+        `words` `[B, T]` bool are the positions to edit, instead of `lead`. `before` is the memory of the part before.
         """
-        spoken = words[..., None].to(h.device)
+        wanted = words[..., None].to(h.device)
         if self.gate != "whole":
             z = self.codes(h, sae)
-            return torch.where(spoken, z, torch.zeros_like(z)), None
+            return torch.where(wanted, z, torch.zeros_like(z)), None
         preacts = self.preacts(h)
-        preacts = torch.where(spoken, preacts, torch.zeros_like(preacts))
+        preacts = torch.where(wanted, preacts, torch.zeros_like(preacts))
         return onward_codes(preacts, self.threshold.to(preacts), self.typical.to(preacts), before)
 
     def gated(self, preacts: Tensor) -> Tensor:
-        """z `[B, T, k]` for pre-activations of that shape, as the gate reads them; not for gate="topk"."""
+        """Return codes z `[B, T, k]` of pre-activations, as the gate reads them. Not for gate="topk"."""
         preacts = self.after_lead(preacts)
         threshold, typical = self.threshold.to(preacts), self.typical.to(preacts)
         if self.gate == "whole":
@@ -236,7 +235,7 @@ class SAEEdit(Rows):
         return threshold_codes(preacts, threshold if self.gate == "threshold" else torch.zeros_like(threshold))
 
     def after_lead(self, values: Tensor) -> Tensor:
-        """`values` `[B, T, k]` with 0 at the states that are left alone."""
+        """Return `values` `[B, T, k]` with 0 at the first `lead` states."""
         if not self.lead or self.source == "concept":
             return values
         return torch.cat([torch.zeros_like(values[:, : self.lead]), values[:, self.lead :]], 1)
@@ -244,10 +243,10 @@ class SAEEdit(Rows):
     def apply(
         self, h: Tensor, strength: float = 1.0, *, branch: Branch = "conditional", sae: Any | None = None
     ) -> Tensor:
-        """Edited states `[B, T, d]` in h's dtype: h - strength·λ·Σ_i z_i W_dec[i] (eqs. 8-9), at every position.
+        """Return the edited states h - strength·λ·Σ_i z_i W_dec[i] (eqs. 8-9), `[B, T, d]` in h's dtype.
 
-        A row in which every edited neuron is silent is returned bit-identical. Gradients pass, so that a white-box
-        attack is not fooled by the edit but has to get past it.
+        A row in which every edited neuron is 0 is returned bit-identical. Gradients pass through the edit, so that
+        white-box attacks are not weakened by masked gradients.
         """
         delta = self.delta(h, strength, branch=branch, sae=sae)
         return h if delta is None else without(h, delta)
@@ -255,7 +254,7 @@ class SAEEdit(Rows):
     def delta(
         self, h: Tensor, strength: float = 1.0, *, branch: Branch = "conditional", sae: Any | None = None
     ) -> Tensor | None:
-        """What `apply` subtracts, `[B, T, d]` float32 or better; None where it leaves every bit alone."""
+        """Return what `apply` subtracts, `[B, T, d]` in float32 or better, or None to leave every bit alone."""
         amount = strength * self.lam
         if branch == "unconditional":
             amount *= {"none": 0.0, "same": 1.0, "flip": -1.0}[self.uncond]

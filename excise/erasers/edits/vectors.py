@@ -1,5 +1,5 @@
-"""Directions that are added to what a module gives: to a text encoder's states (Concept Steerers), or taken out of the
-features of a denoiser's cross-attention where they point that way (CASteer)."""
+"""Edits by directions: subtracted from a text encoder's states (Concept Steerers), or projected out of the features of
+a denoiser's cross-attention (CASteer)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from excise.sites.site import Site
 
 @dataclass(frozen=True, eq=False)
 class VectorEdit(Tensors):
-    """h ← h - λ v at a layer of a text encoder: one vector a position, the same for every prompt.
+    """An edit h ← h - λ v at a layer of a text encoder. There is one vector for each position, the same for all
+    prompts.
 
-    Raises ExciseError on construction where shapes do not fit or values are impossible.
+    Raises ExciseError on construction if shapes do not fit or values are impossible.
     """
 
     site: Site
@@ -30,35 +31,35 @@ class VectorEdit(Tensors):
     lam: float = 1.0
     """λ."""
     uncond: Uncond = "none"
-    """The unconditional branch: left alone, edited alike, or with the opposite sign."""
+    """How the unconditional branch is edited: "none", "same" (like prompts), or "flip" (with the opposite sign)."""
 
     kind: ClassVar[str] = "vector"
     TENSORS: ClassVar[tuple[str, ...]] = ("vectors",)
     SAVED: ClassVar[Mapping[str, type]] = {"lam": float, "uncond": str}
-    description: ClassVar[str] = "a vector that is subtracted from what its text encoder says of every prompt"
+    description: ClassVar[str] = "a vector that is subtracted from its text encoder's states of every prompt"
 
     def __post_init__(self) -> None:
         self.check_finite()
         check_choices(self, {"uncond": get_args(Uncond)})
         if self.site.part != "text" or self.vectors.ndim != 2 or self.vectors.shape[1] != self.site.width:
-            raise ExciseError(f"{tuple(self.vectors.shape)} are no vectors [T, d] of {self.site}")
+            raise ExciseError(f"{tuple(self.vectors.shape)} are not vectors [T, d] of {self.site}")
 
     @classmethod
     def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> VectorEdit:
-        """The edit whose `saved` options these are; `take` gives its tensors by name."""
+        """Restore an edit from its `saved` options. `take` returns its tensors by name."""
         return cls(site, take("vectors"), **saved)
 
     @property
     def coefficient(self) -> tuple[str, float]:
-        """What its strength is called, and how much it is."""
+        """Name and value of its strength."""
         return "lambda", self.lam
 
     def delta(
         self, h: Tensor, strength: float = 1.0, *, branch: Branch = "conditional", sae: Any | None = None
     ) -> Tensor | None:
-        """What is subtracted from states `h` `[B, T, d]`, of that shape; None where every bit is left alone.
+        """Return what to subtract from states `h` `[B, T, d]`, or None to leave every bit alone.
 
-        Raises ExciseError for prompts of another length than the vectors'.
+        Raises ExciseError if the prompts have another length than the vectors.
         """
         amount = strength * self.lam
         if branch == "unconditional":
@@ -67,64 +68,65 @@ class VectorEdit(Tensors):
             return None
         if h.shape[1:] != self.vectors.shape:
             raise ExciseError(
-                f"the prompt has states {tuple(h.shape[1:])}, the eraser's vectors {tuple(self.vectors.shape)}; it "
-                "works with prompts that are padded to one length only"
+                f"the prompt has states {tuple(h.shape[1:])}, the eraser's vectors {tuple(self.vectors.shape)}; pad "
+                "all prompts to one length"
             )
         return (amount * self.vectors.to(torch.promote_types(h.dtype, torch.float32))).expand(h.shape)
 
 
 @dataclass(frozen=True, eq=False)
 class DirectionEdit(Tensors):
-    """h ← h - β max(⟨s_t, h⟩, 0) s_t for every patch h of a block's output, s_t of length 1 at step t.
+    """An edit h ← h - β max(⟨s_t, h⟩, 0) s_t of every patch h of a block's output, with s_t of length 1 at step t.
 
-    β = 1 takes the direction out, β = 2 turns it round. Raises ExciseError on construction where shapes do not fit or
+    β = 1 removes the direction, β = 2 reverses it. Raises ExciseError on construction if shapes do not fit or
     values are impossible.
     """
 
     site: Site
-    """A module of the denoiser that gives `[B, N, d]`."""
+    """A module of the denoiser that returns `[B, N, d]`."""
     directions: Tensor
     """`[S, d]`."""
     timesteps: Tensor
-    """`[S]`: what the denoiser was told at each step when they were measured, falling."""
+    """`[S]`: the timesteps at which they were measured, decreasing."""
     beta: float = 2.0
     """β."""
 
     kind: ClassVar[str] = "direction"
     TENSORS: ClassVar[tuple[str, ...]] = ("directions", "timesteps")
     SAVED: ClassVar[Mapping[str, type]] = {"beta": float}
-    description: ClassVar[str] = "a direction that is taken out of {count} layers of its denoiser, step by step"
+    description: ClassVar[str] = "a direction that is removed from {count} layers of its denoiser at every step"
 
     def __post_init__(self) -> None:
         self.check_finite()
         steps = len(self.timesteps)
         if self.site.part != "denoiser" or tuple(self.directions.shape) != (steps, self.site.width) or not steps:
             raise ExciseError(
-                f"{tuple(self.directions.shape)} and {tuple(self.timesteps.shape)} are no directions [S, d] with "
+                f"{tuple(self.directions.shape)} and {tuple(self.timesteps.shape)} are not directions [S, d] with "
                 f"their timesteps [S] at {self.site}"
             )
         if not bool((self.timesteps.diff() < 0).all()):
-            raise ExciseError("timesteps have to fall from step to step")
+            raise ExciseError("timesteps must decrease from step to step")
 
     @classmethod
     def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> DirectionEdit:
-        """The edit whose `saved` options these are; `take` gives its tensors by name."""
+        """Restore an edit from its `saved` options. `take` returns its tensors by name."""
         return cls(site, take("directions"), take("timesteps"), **saved)
 
     @property
     def coefficient(self) -> tuple[str, float]:
-        """What its strength is called, and how much it is."""
+        """Name and value of its strength."""
         return "beta", self.beta
 
     @property
     def trial_steps(self) -> int:
-        """With how many steps a picture has to be drawn that proves it."""
+        """Number of steps of the generation that proves it."""
         return len(self.timesteps)
 
     def delta(self, x: Tensor, strength: float = 1.0, *, step: StepInfo, **others: Any) -> Tensor | None:
-        """What is subtracted from patches `x` `[B, N, d]`, float32 or better; None where every bit is left alone.
+        """Return what to subtract from patches `x` `[B, N, d]`, in float32 or better, or None to leave every bit alone.
 
-        At a timestep that was not measured the nearest one's direction counts. Raises ExciseError for another width.
+        At a timestep that was not measured, the nearest one's direction is used. Raises ExciseError if the width
+        differs.
         """
         if x.ndim != 3 or x.shape[-1] != self.site.width:
             raise ExciseError(f"{self.site.key} gave {tuple(x.shape)}, not [B, N, {self.site.width}]")

@@ -244,7 +244,7 @@ def test_the_card_of_other_kinds_of_edits(gun_eraser: Eraser) -> None:
     layer = Site("unet", "up_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", 2)
     change = WeightEdit(layer, up=torch.ones(2, 1), down=torch.ones(1, 3))
     card = card_of(replace(gun_eraser, edits=(change,)), NAME)
-    assert "by other weights in 1 layers of its denoiser. The model's own weights" in card
+    assert "by changed weights in 1 layers of its denoiser. The model's own weights" in card
     assert "sparse-autoencoder" not in card
     assert "acts where it edits" in card
     both = card_of(replace(gun_eraser, edits=(*gun_eraser.edits, change)), NAME)

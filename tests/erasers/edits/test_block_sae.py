@@ -203,7 +203,7 @@ def test_a_white_box_attack_goes_through_it(tiny_pipe: Any, eraser: Eraser) -> N
 
 
 def test_another_number_of_steps_is_refused_in_a_line(tiny_pipe: Any, eraser: Eraser) -> None:
-    with eraser.attach(tiny_pipe), pytest.raises(ExciseError, match=r"is none of the 4 that unet/up_blocks\.0"):
+    with eraser.attach(tiny_pipe), pytest.raises(ExciseError, match=r"is not among the 4 that unet/up_blocks\.0"):
         draw(tiny_pipe, steps=7)
     near = replace(eraser, edits=(replace(eraser.edits[0], steps="nearest"),))
     plain = draw(tiny_pipe, steps=7)
@@ -215,7 +215,7 @@ def test_the_nearest_timestep(edit: BlockEdit) -> None:
     own = replace(edit, steps="nearest", timesteps=torch.tensor([900.0, 600.0, 300.0, 0.0]))
     for timestep, wanted in ((1000, 0), (900, 0), (751, 0), (749, 1), (300, 2), (1, 3), (-5, 3)):
         assert own.step_of(timestep) == wanted
-    with pytest.raises(ExciseError, match="timestep 751 is none of the 4"):
+    with pytest.raises(ExciseError, match="timestep 751 is not among the 4"):
         replace(own, steps="exact").step_of(751)
 
 

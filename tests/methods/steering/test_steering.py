@@ -216,12 +216,12 @@ def test_bad_input_is_one_clear_line(tiny_pipe: Any, sae_folder: Path) -> None:
     for name, wrong in (("itd", {"factor": 1.0}), ("casteer", {"steps": 0}), ("concept-steerers", {"lam": -1.0})):
         with pytest.raises(ExciseError):
             method(name).Config(**wrong)
-    with pytest.raises(ExciseError, match="no vectors"):
+    with pytest.raises(ExciseError, match="not vectors"):
         VectorEdit(Site("text_encoder", "encoder.layers.2", 64), torch.zeros(3, 5))
     edit = VectorEdit(Site("text_encoder", "encoder.layers.2", 64), torch.zeros(3, 64))
-    with pytest.raises(ExciseError, match="padded to one length"):
+    with pytest.raises(ExciseError, match="pad all prompts to one length"):
         edit.delta(torch.zeros(1, 4, 64))
-    with pytest.raises(ExciseError, match="have to fall"):
+    with pytest.raises(ExciseError, match="must decrease"):
         DirectionEdit(Site("unet", "x", 2), torch.zeros(2, 2), torch.tensor([1.0, 2.0]))
 
 
