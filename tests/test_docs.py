@@ -64,7 +64,7 @@ def test_snippets_that_need_a_prompt_weighting_run(
 ) -> None:
     pytest.importorskip("compel")
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*say what eraser")
+        warnings.filterwarnings("error", message=".*name what eraser")
         test_snippets_that_need_the_bundled_model_run(code, gun_folder, tmp_path, monkeypatch)
 
 

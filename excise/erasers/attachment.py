@@ -1,4 +1,4 @@
-"""Attachment: a live Eraser on a live pipeline. It proves itself at attach time; in doubt it refuses."""
+"""Attachment: an eraser on a live pipeline. It is proved at attach time, and refuses in doubt."""
 
 from __future__ import annotations
 
@@ -45,16 +45,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("excise")
 
 _SHIFT_SHARE = 0.5
-"""At a strict attach the canary must move by at least this share of what was measured at fit time."""
+"""Share of the canary shift at fit time that a strict attach must reach."""
 _LOCK = threading.RLock()
-"""Held while hooks are put on and taken off: pipelines in several threads may share their modules."""
+"""Held while hooks are installed and removed: pipelines in several threads may share their modules."""
 _NUMBERS = itertools.count()
 OnBypass = Literal["raise", "warn", "allow"]
-"""What happens to a prompt whose states go round the eraser: nothing is rendered, or a warning is given, or neither."""
+"""What to do with a prompt whose states bypass the eraser: render nothing, warn, or accept it."""
 
 
 class Attachment:
-    """A context manager around an attached eraser; leaving it detaches, and the pipeline is bit-identical again."""
+    """An attached eraser, and a context manager that detaches it on leaving. Then the pipeline is bit-identical to
+    before."""
 
     def __init__(
         self,
@@ -70,19 +71,19 @@ class Attachment:
     ) -> None:
         check_pipeline(pipe)
         if name is not None and not (isinstance(name, str) and name):
-            raise InvalidSetting(f"an eraser's name is a text, not {name!r}")
+            raise InvalidSetting(f"an eraser's name cannot be {name!r}; give a non-empty text")
         self.eraser, self.pipe, self.strict, self.name = eraser, pipe, strict, name or eraser.name
         self.on_bypass = on_bypass or ("raise" if strict else "allow")
         self.allow_amplify = allow_amplify
         self.sae = self._checked_sae(sae)
         self.number = next(_NUMBERS)
-        """Grows with every attachment."""
+        """Serial number of the attachment."""
         self.encoded_by: Attachment | None = None
-        """For a pipeline that only draws: the eraser's attachment where its prompts are encoded."""
+        """The eraser's attachment to the pipeline that encodes the prompts, if this one has no text encoders."""
         self._strength, self._enabled, self.attached = self.check_strength(strength), True, False
         self._hooks: list[tuple[nn.Module, EditHook, Callable[[], None]]] = []
         self._prompts = self._bypasses = 0
-        self._told = 0, 0, 0.0
+        self._reported = 0, 0, 0.0
         self._counting = threading.RLock()
         self._counted: list[nn.Module] = []
         self._unlock: list[Callable[[], None]] = []
@@ -95,14 +96,14 @@ class Attachment:
         modules = [module_of(pipe, edit) for edit in self.edits]
         self._checks = PromptChecks(self, strict)
         with _LOCK:
-            there = [hook for module in modules if (edits := found_on(module, Edits)) for hook in edits.hooks]
+            others = [hook for module in modules if (edits := found_on(module, Edits)) for hook in edits.hooks]
             self.encoded_by = self._encoded_by() if eraser.edits and not self.edits else None
             if self.encoded_by is not None and strength not in (1, self.encoded_by.strength):
                 raise InvalidSetting(
-                    f"{type(pipe).__name__} draws what is encoded elsewhere, at strength "
+                    f"{type(pipe).__name__} generates from embeddings that another pipeline encodes at strength "
                     f"{self.encoded_by.strength}; set the strength there"
                 )
-            if any(hook.attachment.eraser.digest == eraser.digest for hook in there):
+            if any(hook.attachment.eraser.digest == eraser.digest for hook in others):
                 raise InvalidSetting(f"eraser {eraser.name!r} is attached to this pipeline already; detach it first")
             if self.name in (*Guard.names(pipe), *Tally.names(pipe)):
                 raise InvalidSetting(f"an eraser called {self.name!r} is attached already; give this one another name")
@@ -133,12 +134,12 @@ class Attachment:
 
     @property
     def commit(self) -> str | None:
-        """The commit of the hub's repository that the eraser was loaded from: what pins it. None for a folder's."""
+        """The commit of the hub repository that the eraser was loaded from, or None for a local folder."""
         return self.eraser.commit
 
     @property
     def strength(self) -> float:
-        """Scales λ: 1 is what the eraser was fitted with, 0 leaves every bit alone, below 0 amplifies the concept."""
+        """Factor on the fitted strength λ: 0 leaves every bit as it is, and a negative one amplifies the concept."""
         return 1.0 if is_proving(self) else self.encoding._strength
 
     @strength.setter
@@ -148,11 +149,11 @@ class Attachment:
         self._audit("strength", f"strength {value}")
 
     def check_strength(self, value: float) -> float:
-        """The strength as a number. Raises ExciseError for an impossible one, or one that amplifies where that was not
-        asked for."""
+        """Return the strength as a number. Raise InvalidSetting if it is not finite, or negative without
+        `allow_amplify`."""
         given: Any = value
         if not isinstance(given, Real) or not math.isfinite(given):
-            raise InvalidSetting(f"strength is {value!r}; it must be a number")
+            raise InvalidSetting(f"strength is {value!r}; it must be a finite number")
         if value < 0 and not self.encoding.allow_amplify:
             raise InvalidSetting(
                 f"strength is {value}, which would amplify {self.eraser.concept!r}; attach with allow_amplify=True if "
@@ -162,6 +163,7 @@ class Attachment:
 
     @property
     def on_bypass(self) -> OnBypass:
+        """What to do with a prompt whose states bypass the eraser: "raise", "warn" or "allow"."""
         return self._on_bypass
 
     @on_bypass.setter
@@ -172,6 +174,7 @@ class Attachment:
 
     @property
     def enabled(self) -> bool:
+        """Whether the eraser is switched on."""
         return self.encoding._enabled
 
     @enabled.setter
@@ -187,7 +190,7 @@ class Attachment:
         return is_proving(self) or (self.attached and set_to_edit)
 
     def status(self) -> dict[str, Any]:
-        """State and counters for a health check; never any prompt text."""
+        """Return state and counters for a health check. They never include prompt text."""
         return {
             "name": self.name,
             "concept": self.eraser.concept,
@@ -211,7 +214,7 @@ class Attachment:
         }
 
     def detach(self) -> None:
-        """Take every hook off again; the pipeline is as it was before. Calling it twice is harmless."""
+        """Remove every hook, so that the pipeline is as it was before. Calling it twice is harmless."""
         with _LOCK:
             was, self.attached = self.attached, False
             for _, _, take_off in self._hooks:
@@ -230,7 +233,7 @@ class Attachment:
 
     def __enter__(self) -> Attachment:
         if not self.attached:
-            raise ExciseError(f"eraser {self.name!r} was detached; attach it anew")
+            raise ExciseError(f"eraser {self.name!r} was detached; attach it again")
         return self
 
     def __exit__(
@@ -240,28 +243,30 @@ class Attachment:
 
     @property
     def epoch(self) -> int:
-        """Grows whenever an eraser of the pipeline is set otherwise."""
+        """Grows whenever the settings of an eraser on the pipeline change."""
         return self.denoiser_guard.epoch if self.denoiser_guard is not None else 0
 
     def draw_for(self, encoding: Attachment, guard: DenoiserGuard) -> None:
-        """Draw what `encoding` edits from now on, and what `guard` has a record of."""
+        """Generate from states that the attachment `encoding` edits and `guard` knows, from now on."""
         self.encoded_by, self.denoiser_guard = encoding, guard
 
     def _encoded_by(self) -> Attachment:
-        """For a pipeline without text encoders, which draws what another one encodes: where this eraser is attached to
-        that one. Raises ExciseError where it is attached to none."""
+        """Return this eraser's attachment to the pipeline that encodes prompts for this one, which has no text encoder.
+
+        Raises WrongModel if there is none.
+        """
         found = DenoiserGuard.encoding(self.eraser.digest)
         if found is None:
             raise WrongModel(
-                f"{type(self.pipe).__name__} has no text encoder that eraser {self.name!r} edits; attach the eraser to "
-                "the pipeline that encodes the prompts first, encode them there, and then attach it to this one, which "
-                "will draw those embeddings and no others"
+                f"{type(self.pipe).__name__} has no text encoder that eraser {self.name!r} edits; first attach the "
+                "eraser to the pipeline that encodes the prompts, and then to this one, which will generate from its "
+                "embeddings only"
             )
         assert isinstance(found, Attachment)
         return found
 
     def answering(self, pipe: Pipeline) -> list[Host]:
-        """Everything attached that answers for what `pipe` encodes."""
+        """Return all attachments that have to check what `pipe` encodes."""
         return [attachment for attachment in attachments_near(pipe) if attachment.answers_for(pipe)]
 
     def acts_on(self, pipe: Pipeline) -> bool:
@@ -269,66 +274,65 @@ class Attachment:
         if pipe is self.pipe:
             return True
         if self.encoded_by is not None:
-            return any(own is other for own in denoisers(self.pipe) for other in denoisers(pipe))
+            return any(denoiser is other for denoiser in denoisers(self.pipe) for other in denoisers(pipe))
         parts = [*text_encoders(pipe).values(), *denoisers(pipe)]
-        own = {id(module) for part in parts for module in part.modules()}
-        return any(id(module) in own for module, _, _ in self._hooks)
+        modules = {id(module) for part in parts for module in part.modules()}
+        return any(id(module) in modules for module, _, _ in self._hooks)
 
     def before_prompt(self, call: Call) -> int:
-        """Refuse an `encode_prompt` call whose states would pass the edit by. Raises ExciseError, EraserDidNotFire.
+        """Refuse an `encode_prompt` call whose states would bypass the edit. Raises ExciseError, EraserDidNotFire.
 
-        Gives the epoch, for `after_prompt`.
+        Returns the epoch, for `after_prompt`.
         """
         return self._checks.before(call)
 
     def after_prompt(self, call: Call, made: Any, epoch: int) -> None:
-        """Raise EraserDidNotFire where an edited module did not run although the prompt was encoded."""
+        """Raise EraserDidNotFire if an edited module did not run although the prompt was encoded."""
         self._checks.after(call, made, epoch)
 
     def refuse_early(self, call: Call) -> None:
-        """Raises ExciseError where the call makes its pipeline read a text encoder before one of the edits."""
+        """Raise InvalidSetting if the call makes its pipeline read a text encoder before one of the edits."""
         self._checks.refuse_early(call)
 
     def refuse_changed(self) -> None:
-        """Refuse other weights, adapters or vocabulary than at attach time."""
+        """Refuse weights, adapters or vocabularies that differ from those at attach time."""
         self._checks.refuse_changed()
 
     def answers_for(self, pipe: Pipeline) -> bool:
-        """Whether it is attached to `pipe`, or an encoder or denoiser that it edits has the same place in `pipe`."""
+        """Whether it is attached to `pipe`, or `pipe` has one of its edited components in the same place."""
         return self._checks.answers_for(pipe)
 
     @property
     def placed(self) -> list[tuple[nn.Module, EditHook]]:
-        """The hooks that carry its edits, each with the module that it is at."""
+        """The hooks of its edits, each with its module."""
         return [(module, hook) for module, hook, _ in self._hooks]
 
     @property
     def hooks(self) -> list[EditHook]:
-        """The hooks that carry its edits."""
+        """The hooks of its edits."""
         return [hook for _, hook, _ in self._hooks]
 
     @property
     def text_hooks(self) -> list[EditHook]:
-        """Those on text encoders: the ones that have to run when a prompt is encoded."""
+        """The hooks on text encoders, which have to run when a prompt is encoded."""
         return [hook for hook in self.hooks if hook.edit.site.part == "text"]
 
     @property
     def encoding(self) -> Attachment:
-        """The attachment that edits its prompts, and whose strength and switch count: itself, or, where its pipeline
-        only draws, the one where they are encoded."""
+        """The attachment that edits its prompts, whose strength and switch apply: `encoded_by`, or itself."""
         return self.encoded_by or self
 
     def forget(self) -> None:
-        """What was encoded so far was encoded otherwise than it would be now."""
+        """Stop accepting the states encoded so far, since the settings have changed."""
         for keeper in (self.denoiser_guard, self.transcript):
             if keeper is not None:
                 keeper.forget()
 
     def bypass(self, message: str) -> None:
-        """Something goes round the eraser: refuse, warn or let it pass, as `on_bypass` says; it is counted always."""
+        """Count a bypass of the eraser, and refuse, warn of or allow it, as `on_bypass` says."""
         with self._counting:
             self._bypasses += 1
-        self._tell("bypass")
+        self._emit("bypass")
         if self.on_bypass == "raise":
             raise EraserDidNotFire(f"{message}, or attach with on_bypass='warn' or 'allow'")
         if self.on_bypass == "warn":
@@ -336,14 +340,16 @@ class Attachment:
         log.warning("%s", message)
 
     def count(self, prompts: int) -> None:
-        """Count prompts that a text encoder has read, and tell whoever listens."""
+        """Count prompts that a text encoder has encoded, and emit an event."""
         with self._counting:
             self._prompts += prompts
-        self._tell("encoded")
+        self._emit("encoded")
 
     def trust(self, states: Iterable[Tensor], epoch: int, *, spared: bool = False, erased: bool = False) -> None:
-        """Let states through that were made while the edits ran, from `epoch` on; spared ones, which an
-        edit left alone for being unconditional, only beside prompts."""
+        """Accept states encoded in `epoch` under the current edits.
+
+        Spared ones (unedited unconditional states) are accepted only in a batch with prompts.
+        """
         if self.denoiser_guard is not None:
             given = list(states)
             self.denoiser_guard.add(given, epoch, spared=spared, erased=erased)
@@ -363,18 +369,18 @@ class Attachment:
         if sae is None:
             raise InvalidSetting('gate="topk" needs the whole SAE; give it as attach(pipe, sae=...)')
         if any(edit.sae_digest != sae_digest(sae) for edit in needing):
-            raise WrongModel("this is not the SAE the eraser was made from; give that one")
-        # A copy, so that training the caller's SAE on cannot change the attached edit.
+            raise WrongModel("the eraser was made from another SAE; give that one")
+        # A copy, so that further training of the caller's SAE cannot change the attached edit.
         return copy.deepcopy(sae).eval().requires_grad_(False)
 
     def _prove(self) -> float:
-        """The smallest relative change, at strength 1, of any part of what a canary prompt becomes.
+        """Return the smallest relative change, at strength 1, of any part of the canary prompts' states or predictions.
 
-        Raises EraserDidNotFire.
+        Raises EraserDidNotFire if it is too small.
         """
         if not self.eraser.edits:
             return 0.0
-        if self.encoded_by is not None:  # proved where it encodes; what was encoded there so far stays good
+        if self.encoded_by is not None:  # proved on the encoding pipeline, whose embeddings stay valid
             return self.encoded_by.shift
         found = moved(self)
         self.forget()
@@ -384,7 +390,7 @@ class Attachment:
         wanted = _SHIFT_SHARE * self.eraser.canary_shift if self.strict else 0.0
         if not least > 0 or least < wanted:
             part = min(found, key=found.__getitem__, default="the states")
-            what = "what the denoiser reads" if self.transcript is None else "what is predicted next"
+            what = "what the denoiser reads" if self.transcript is None else "the next-token prediction"
             raise EraserDidNotFire(
                 f"eraser {self.eraser.name!r} did not change {what} on its canary prompt ({part}: "
                 f"shift {least:.2g}, {self.eraser.canary_shift:.2g} when it was fitted); it was detached, and "
@@ -394,18 +400,18 @@ class Attachment:
 
     def _audit(self, kind: telemetry.Kind, event: str = "") -> None:
         log.info("eraser %s (%s): %s", self.name, self.eraser.digest[:12], event or kind)
-        self._tell(kind)
+        self._emit(kind)
 
-    def _tell(self, kind: telemetry.Kind) -> None:
-        """Say to whoever listens what was done since the event before."""
+    def _emit(self, kind: telemetry.Kind) -> None:
+        """Emit an event with the counts since the event before."""
         if not telemetry.listening():
             return
         with self._counting:
             now = self._prompts, sum(hook.rows for hook in self.hooks), sum(hook.norm for hook in self.hooks)
-            calls, rows, norm = (max(0, new - old) for new, old in zip(now, self._told, strict=True))
-            self._told = now
+            calls, rows, norm = (max(0, new - old) for new, old in zip(now, self._reported, strict=True))
+            self._reported = now
         strength = self.encoding._strength if self.enabled else 0.0
-        told = telemetry.Event(
+        event = telemetry.Event(
             kind, self.eraser.digest[:12], self.name, int(calls), int(rows), norm / max(rows, 1), strength
         )
-        telemetry.emit(told)
+        telemetry.emit(event)

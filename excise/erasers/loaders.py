@@ -47,33 +47,33 @@ def load_eraser(
 ) -> Attachment | Attachments:
     """Load an eraser and attach it to a pipeline.
 
-    Of a folder of erasers, such as `excise erase gun,knife --out erasers` makes, all are attached or none, each by its
-    own name.
+    A folder of erasers, such as `excise erase gun,knife --out erasers` makes, is attached as a whole or not at all, and
+    each eraser keeps its name.
 
     Args:
         pipe: The pipeline it was made for.
         source: A folder, or `OWNER/NAME` on the hub.
         name: A name for it on this pipeline, by default its own.
-        revision: A branch, a tag, or best a commit of the repository on the hub.
+        revision: A branch, a tag, or (best) a commit of the repository on the hub.
         subfolder: Folder within the folder or repository that holds the eraser.
         token: The hub's access token, by default the one of `hf auth login`.
-        cache_dir: The hub's cache, by default its own.
-        local_files_only: Use the hub's cache alone.
-        strength: Factor on the eraser's own strength: 1 is as it was made, 0 changes nothing.
-        strict, sae, on_bypass, allow_amplify: As for `Eraser.attach`.
-        signed_by: Whose signature it must bear.
-        require_signature: Refuse where `signed_by` is None.
+        cache_dir: The hub's cache folder, by default the standard one.
+        local_files_only: Use only the hub's cache.
+        strength: Factor on the fitted strength: 0 changes nothing.
+        strict, sae, on_bypass, allow_amplify: See `Eraser.attach`.
+        signed_by: The signer whose signature is required.
+        require_signature: Refuse if `signed_by` is None.
 
     Returns:
-        The attachment (of a folder of erasers, the attachments): a context manager that unloads on leaving. Its
+        The attachment, or the attachments of a folder of erasers: a context manager that unloads on leaving. Its
         `commit` is the commit that a branch or tag was resolved to.
 
     Raises:
-        NotFound: where there is no such eraser.
-        Tampered: where its files are incomplete, altered, or not signed as required.
-        WrongModel: where it was made for another pipeline.
-        InvalidSetting: where the name is taken, or a setting is impossible.
-        EraserDidNotFire: where it changes nothing.
+        NotFound: if there is no such eraser.
+        Tampered: if its files are incomplete, altered, or not signed as required.
+        WrongModel: if it was made for another pipeline.
+        InvalidSetting: if the name is taken, or a setting is impossible.
+        EraserDidNotFire: if it changes nothing.
 
     Example:
         >>> excise.load_eraser(pipe, "owner/gun-eraser", name="gun", revision="6ba7b81", strength=0.8)
@@ -106,18 +106,27 @@ def load_eraser(
 
 
 def encode(pipe: Pipeline, how: Callable[..., Any] | str, *args: Any, negative: bool = False, **kwargs: Any) -> Any:
-    """Encode a prompt elsewhere than in `pipe.encode_prompt` (a prompt weighting such as compel's) so that its states
-    may be rendered: what `how(*args, **kwargs)` gives comes back, and counts as made under the loaded erasers.
+    """Encode a prompt with another function than `pipe.encode_prompt`, such as a prompt weighting (compel), under the
+    loaded erasers. Their guards then accept the result.
 
-    `how` must run the pipeline's own text encoders; a text instead of it is what `pipe.encode_prompt` is given. With
-    `negative` it is a negative prompt, and treated as one given as text is: by default nothing is erased from it, and
-    it may be drawn beside a prompt and nowhere else. Raises EraserDidNotFire where an active eraser's edit did not run
-    meanwhile.
+    Args:
+        pipe: The pipeline.
+        how: A function that runs the pipeline's own text encoders, or a prompt for `pipe.encode_prompt`.
+        *args: Arguments of the function.
+        negative: Treat the text as a negative prompt. By default nothing is erased from it, and its states are
+            accepted only in a batch with a prompt.
+        **kwargs: Arguments of the function.
+
+    Returns:
+        The result of `how(*args, **kwargs)`, or of `pipe.encode_prompt`.
+
+    Raises:
+        EraserDidNotFire: if the edit of an active eraser did not run meanwhile.
     """
     with context.negative(pipe) if negative else nullcontext():
         if isinstance(how, str):
             return encode_prompt(pipe, how, *args, **kwargs)
-        if isinstance(how, Guard):  # it knows which of the states are the prompt's
+        if isinstance(how, Guard):  # it knows the branch of every state
             return how(*args, **kwargs)
         return _encoded(pipe, lambda: how(*args, **kwargs))
 
@@ -129,7 +138,7 @@ def _encoded(pipe: Pipeline, how: Callable[[], Any]) -> Any:
     made = how()
     for attachment, _, runs in before:
         _refuse_unedited(attachment, runs, made)
-    # What one eraser spared is a prompt's to none of them: all of them share one set of known vectors.
+    # States that one eraser spared count as spared for all, since they share one set of known vectors.
     uncond = {edit.uncond for attachment in active for edit in attachment.eraser.text_edits}
     spares = getattr(SPARED, "runs", 0) > spared or (context.is_negative() and bool(uncond - {"same"}))
     touched = getattr(ERASED, "runs", 0) > erased and not spares
@@ -139,13 +148,13 @@ def _encoded(pipe: Pipeline, how: Callable[[], Any]) -> Any:
 
 
 def _refuse_unedited(attachment: Attachment, runs: list[tuple[EditHook, int]], made: Any) -> None:
-    """Raises EraserDidNotFire unless every edit of the attachment's text encoders ran again since it had run so often
-    as `runs` says, and nothing in `made` can come from an encoder that it was attached without."""
+    """Raise EraserDidNotFire unless every text edit of the attachment has run since `runs` was counted, and nothing in
+    `made` can come from an encoder that was absent at attach time."""
     name, encoding = attachment.name, attachment.encoding
     if attachment.eraser.text_edits and not (runs and encoding.active):
         raise EraserDidNotFire(
-            f"eraser {name!r} edits no text encoder of this pipeline or of the one that encodes for it; encode where "
-            "it is attached and active"
+            f"eraser {name!r} edits no text encoder of this pipeline or of the one that encodes for it; encode on a "
+            "pipeline where it is attached and active"
         )
     for hook, n in runs:
         if hook.runs == n:
@@ -155,20 +164,20 @@ def _refuse_unedited(attachment: Attachment, runs: list[tuple[EditHook, int]], m
             )
     if encoding.absent and not attachment.knows(tensors_of(made)):
         raise EraserDidNotFire(
-            f"eraser {name!r} is attached without {', '.join(encoding.absent)}, so these states need not come from "
-            "encoders that it edits; only what those give, without weights on words, may be rendered here"
+            f"eraser {name!r} is attached without {', '.join(encoding.absent)}, so these states may come from encoders "
+            "that it does not edit; encode the prompt without weights on words"
         )
 
 
 def unload_eraser(pipe: Pipeline, name: str | None = None) -> None:
-    """Take an eraser off a pipeline, or all of them. Without one it draws bit for bit what it drew before.
+    """Remove an eraser, or all of them, from a pipeline. Afterwards its images are bit-identical to before.
 
     Args:
         pipe: The pipeline.
         name: The eraser's name on it; None for all.
 
     Raises:
-        NotFound: where no eraser of that name is loaded.
+        NotFound: if no eraser of that name is loaded.
 
     Example:
         >>> excise.unload_eraser(pipe, "gun")
@@ -178,14 +187,14 @@ def unload_eraser(pipe: Pipeline, name: str | None = None) -> None:
 
 
 def delete_erasers(pipe: Pipeline, names: Sequence[str] | str) -> None:
-    """Take these erasers off a pipeline; the others stay as they are.
+    """Remove these erasers from a pipeline. The others stay as they are.
 
     Args:
         pipe: The pipeline.
         names: Names of loaded erasers, or one name.
 
     Raises:
-        NotFound: where no eraser of one of the names is loaded; then none is taken off.
+        NotFound: if no eraser of one of the names is loaded. Then none is removed.
 
     Example:
         >>> excise.delete_erasers(pipe, ["gun", "knife"])
@@ -195,16 +204,16 @@ def delete_erasers(pipe: Pipeline, names: Sequence[str] | str) -> None:
 
 
 def set_erasers(pipe: Pipeline, names: Sequence[str] | str, strengths: Sequence[float] | float = 1.0) -> None:
-    """Make exactly these erasers active, at these strengths. The others stay loaded and change nothing.
+    """Activate exactly these erasers, at these strengths. The others stay loaded but inactive.
 
     Args:
         pipe: The pipeline.
-        names: Names of loaded erasers, or one name; none of them for `[]`.
-        strengths: A factor on each eraser's own strength, or one for all.
+        names: Names of loaded erasers, or one name. `[]` deactivates all.
+        strengths: A factor on each eraser's fitted strength, or one for all.
 
     Raises:
-        NotFound: where no eraser of one of the names is loaded.
-        InvalidSetting: for an impossible strength, or another number of strengths than names. Either way nothing is
+        NotFound: if no eraser of one of the names is loaded. Then nothing is changed.
+        InvalidSetting: if a strength is impossible, or there are not as many strengths as names. Then nothing is
             changed.
 
     Example:
@@ -213,7 +222,7 @@ def set_erasers(pipe: Pipeline, names: Sequence[str] | str, strengths: Sequence[
     wanted = _names(names)
     given: Any = [strengths] * len(wanted) if isinstance(strengths, Real) else strengths
     if isinstance(given, str) or not isinstance(given, Iterable):
-        raise InvalidSetting(f"strengths are numbers, not {strengths!r}")
+        raise InvalidSetting(f"strengths cannot be {strengths!r}; give numbers")
     values = list(given)
     if len(values) != len(wanted):
         raise InvalidSetting(f"{len(wanted)} erasers but {len(values)} strengths; give one each, or one for all")
@@ -226,7 +235,7 @@ def set_erasers(pipe: Pipeline, names: Sequence[str] | str, strengths: Sequence[
 
 
 def enable_erasers(pipe: Pipeline) -> None:
-    """Switch every loaded eraser on, at the strength that it has.
+    """Switch every loaded eraser on, at its current strength.
 
     Example:
         >>> excise.enable_erasers(pipe)
@@ -246,7 +255,7 @@ def disable_erasers(pipe: Pipeline) -> None:
 
 
 def list_erasers(pipe: Pipeline) -> dict[str, dict[str, Any]]:
-    """Status of every loaded eraser by name, in the order they were loaded (see `Attachment.status`).
+    """Return the status of every loaded eraser by name, in the order they were loaded (see `Attachment.status`).
 
     Example:
         >>> excise.list_erasers(pipe)["gun"]["strength"]
@@ -256,7 +265,7 @@ def list_erasers(pipe: Pipeline) -> dict[str, dict[str, Any]]:
 
 
 def get_active_erasers(pipe: Pipeline) -> list[str]:
-    """Names of the erasers that edit prompts now.
+    """Return the names of the active erasers.
 
     Example:
         >>> excise.get_active_erasers(pipe)
@@ -266,14 +275,14 @@ def get_active_erasers(pipe: Pipeline) -> list[str]:
 
 
 def steer_guidance(pipe: Pipeline) -> bool:
-    """Whether an active eraser works within classifier-free guidance, so that its U-Net runs for a prompt and for
-    none in one batch only."""
+    """Whether an active eraser changes classifier-free guidance, so that the U-Net must read both branches in one
+    batch."""
     active = [attachment for attachment in _loaded(pipe).values() if attachment.active]
     return any(edit.kind == "guidance" for attachment in active for edit in attachment.eraser.edits)
 
 
 def _loaded(pipe: Pipeline) -> dict[str, Attachment]:
-    """The erasers that act on `pipe`, whether they were attached to it or to a pipeline of the same components."""
+    """Return the erasers that act on `pipe`, including those attached to a pipeline of the same components."""
     return {
         attachment.name: attachment
         for attachment in attachments_near(pipe)
@@ -282,11 +291,11 @@ def _loaded(pipe: Pipeline) -> dict[str, Attachment]:
 
 
 def _names(names: Sequence[str] | str) -> list[str]:
-    """Names as a list. Raises InvalidSetting for what is not a name."""
+    """Return names as a list. Raise InvalidSetting if one is not a text."""
     given = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
     for name in given:
         if not isinstance(name, str):
-            raise InvalidSetting(f"erasers are named by texts, not by {name!r}")
+            raise InvalidSetting(f"an eraser's name cannot be {name!r}; give a text")
     return given
 
 

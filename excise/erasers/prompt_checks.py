@@ -1,4 +1,4 @@
-"""What an attachment asks before and after every prompt, so that no states pass its edits by."""
+"""Checks that an attachment runs before and after every prompt, so that no states bypass its edits."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ from excise.sites.site import part_of
 
 
 class PromptChecks:
-    """The checks of one attachment, and what they compare with: the pipeline as it was when the eraser was attached.
+    """The checks of one attachment, and the pipeline's state at attach time to compare with.
 
-    Raises ExciseError on construction where the eraser was made for another pipeline; warns instead without `strict`.
+    Raises WrongModel on construction if the eraser was made for another pipeline. Without `strict` it warns instead.
     """
 
     def __init__(self, host: Host, strict: bool) -> None:
         self.host = host
         self.edited = {edit.site.component: part_of(host.pipe, edit.site.component) for edit in host.edits}
-        """The components that are edited."""
+        """The edited components."""
         self._warned = False
-        self._odd = self.mismatches() if host.eraser.edits else []
-        if self._odd:
-            text = f"eraser {host.eraser.name!r} was made for another pipeline ({'; '.join(self._odd)})"
+        self._differences = self.mismatches() if host.eraser.edits else []
+        if self._differences:
+            text = f"eraser {host.eraser.name!r} was made for another pipeline ({'; '.join(self._differences)})"
             if strict:
                 raise WrongModel(f"{text}; fit it for this one, or attach with strict=False if you know why")
             warnings.warn(text, stacklevel=4)
 
     def begin(self) -> None:
-        """Remember the pipeline's denoisers, weights and adapters as they are now, under the eraser."""
+        """Remember the pipeline's current denoisers, weights and adapters."""
         self._denoisers = denoisers(self.host.pipe)
-        self._live = WeightsWatch(self.host.pipe, self.host.eraser.denoisers)
-        self._weights, self._adapters = self._live.now()
+        self._watch = WeightsWatch(self.host.pipe, self.host.eraser.denoisers)
+        self._weights, self._adapters = self._watch.now()
 
     def before(self, call: Call) -> int:
-        """Refuse an `encode_prompt` call whose states would pass the edit by. Raises ExciseError, EraserDidNotFire.
+        """Refuse an `encode_prompt` call whose states would bypass the edit. Raises ExciseError, EraserDidNotFire.
 
-        Gives the epoch, for `after`.
+        Returns the epoch, for `after`.
         """
         name, pipe = self.host.eraser.name, call.pipe
         for module, hook in self._hooks_of(pipe):
             if module_of(pipe, hook.edit) is not module:
-                raise WrongModel(self._unlike(pipe, hook.edit.site.component, "was replaced"))
+                raise WrongModel(self._changed(pipe, hook.edit.site.component, "was replaced"))
         if self._has_family_of(pipe):
             for component in self.host.absent:
                 if getattr(pipe, component, None) is not None:
-                    raise WrongModel(self._unlike(pipe, component, "was put in"))
+                    raise WrongModel(self._changed(pipe, component, "was added"))
             refuse_open_encoders(pipe, self.host.eraser)
         self.refuse_early(call)
         self.refuse_changed()
@@ -75,15 +75,15 @@ class PromptChecks:
                 )
         if call.arguments.get("lora_scale") not in (None, 1) and self._adapters:
             self.host.bypass(
-                f"a LoRA of the text encoder was scaled for this prompt alone, and eraser {name!r} was not proved with "
-                "that; draw without a scale, or set it by pipe.set_adapters and attach the eraser again"
+                f"a LoRA of the text encoder was scaled for this prompt only, and eraser {name!r} was not proved with "
+                "that scale; generate without it, or set it with pipe.set_adapters and attach the eraser again"
             )
         if pipe is self.host.pipe and denoisers(pipe) != self._denoisers:
             self.host.bypass(f"the denoiser was replaced after eraser {name!r} was attached; attach it again")
         for hook in self.host.hooks:
             hook.begin()
-        drawn_with = [denoiser for denoiser in denoisers(pipe) if denoiser in self._denoisers]
-        for denoiser in drawn_with if self.host.eraser.text_edits else ():
+        shared = [denoiser for denoiser in denoisers(pipe) if denoiser in self._denoisers]
+        for denoiser in shared if self.host.eraser.text_edits else ():
             parts = (type(getattr(denoiser, name, None)).__name__ for name in ("encoder_hid_proj", "image_proj"))
             if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj" or any(
                 "IPAdapter" in part for part in parts
@@ -92,33 +92,35 @@ class PromptChecks:
         return self.host.epoch
 
     def refuse_early(self, call: Call) -> None:
-        """Raises ExciseError where the call makes its pipeline read a text encoder before one of the edits."""
+        """Raise InvalidSetting if the call makes its pipeline read a text encoder before one of the edits."""
         for edit in self.host.eraser.text_edits:
             component = edit.site.component
             if component in self.edited and part_of(call.pipe, component) is self.edited[component]:
                 refuse_early_tap(call.pipe, edit, call.arguments.get("clip_skip"), self.host.eraser.name)
 
     def refuse_changed(self) -> None:
-        """Other weights, adapters or vocabulary than at attach time. Weights that were only moved (by an offloading)
-        or cast have the digest that they had, and are let pass from then on."""
-        now, adapters = self._live.now()
+        """Refuse weights, adapters or vocabularies that differ from those at attach time.
+
+        Weights that were only cast, or moved by an offloading, keep their digest and are accepted from then on.
+        """
+        now, adapters = self._watch.now()
         if now != self._weights:
-            if self._odd or self.mismatches():
+            if self._differences or self.mismatches():
                 what = "denoiser" if self._only_denoiser_differs(now) else "text encoder"
                 self.host.bypass(
                     f"the {what} changed after eraser {self.host.name!r} was attached (weights, tokenizer or a LoRA); "
-                    "undo that (pipe.unload_lora_weights() takes a LoRA off), or fit an eraser for the changed pipeline"
+                    "undo that (pipe.unload_lora_weights() removes a LoRA), or fit an eraser for the changed pipeline"
                 )
             else:
                 self._weights = now
         if adapters != self._adapters:
             self.host.bypass(
                 f"a LoRA of the text encoder was switched or scaled after eraser {self.host.name!r} was attached; "
-                "set it as it was, or attach the eraser again, which proves it anew"
+                "set it as it was, or attach the eraser again, which proves it again"
             )
 
     def answers_for(self, pipe: Pipeline) -> bool:
-        """Whether it is attached to `pipe`, or an encoder or denoiser that it edits has the same place in `pipe`."""
+        """Whether it is attached to `pipe`, or `pipe` has one of its edited components in the same place."""
         if pipe is self.host.pipe:
             return True
         if self.host.encoded_by is not None:
@@ -126,7 +128,7 @@ class PromptChecks:
         return any(part_of(pipe, component) is part for component, part in self.edited.items())
 
     def after(self, call: Call, made: Any, epoch: int) -> None:
-        """Raise EraserDidNotFire where an edited module did not run although the prompt was encoded."""
+        """Raise EraserDidNotFire if an edited module did not run although the prompt was encoded."""
         encoded = "conditional" in call.branches
         for _, hook in self._hooks_of(call.pipe):
             if hook.edit.site.part == "text" and encoded and not call.runs.get(id(hook)):
@@ -144,19 +146,19 @@ class PromptChecks:
         self.host.count(prompts if encoded and not call.negative else 0)
         if self.host.denoiser_guard is None:
             return
-        # Edited encoders have recorded what they made. The result is needed only if the pipeline changed it (clip_skip:
-        # a norm of its own) or the encoder is compiled. What the caller passed never counts, nor do layers that another
-        # option asks for: they may lie before the edit.
+        # Edited encoders have recorded their output. The result must be added only if the pipeline changed it (with
+        # clip_skip, by a norm of its own) or the encoder is compiled. Embeddings that the caller passed never count,
+        # nor do layers that another option selects, since they may lie before the edit.
         named = (key for key, value in call.arguments.items() if "embeds" in key and value is not None)
         given = {key.startswith("negative") for key in named}
         pipe = call.pipe
         if given and not (family_of(pipe) and encodes_unconditional(pipe)):
-            given = {False, True}  # which of the results are whose is known of families alone
+            given = {False, True}  # only for known families it is known which results belong to which branch
         if "clip_skip" in call.layers or (is_compiled(pipe) and not call.layers):
             own = conditional(pipe, made)
             known = {id(tensor) for tensor in own}
             others = [tensor for tensor in tensors_of(made) if id(tensor) not in known]
-            # What one eraser spared is a prompt's to none of them: all of them share one set of known vectors.
+            # States that one eraser spared count as spared for all, since they share one set of known vectors.
             spares = any(edit.uncond != "same" for other in call.looked for edit in other.eraser.text_edits)
             if False not in given:
                 self.host.trust(own, epoch, spared=spares and call.negative)
@@ -165,36 +167,37 @@ class PromptChecks:
         self.host.denoiser_guard.known_vectors.hold(tensors_of(made))
 
     def _hooks_of(self, pipe: Pipeline) -> list[tuple[nn.Module, Acting]]:
-        """The hooks, with their modules, whose edits have to act in what `pipe` encodes and draws. A pipeline that
-        shares encoders with its own need not have all of them, and may have another denoiser."""
+        """Return the hooks whose edits have to act in `pipe`, with their modules. A pipeline that shares encoders with
+        the eraser's need not have all of them, and may have another denoiser."""
         hooks = list(self.host.placed)
         if pipe is self.host.pipe:
             return hooks
-        there = {component: part_of(pipe, component) for component in self.edited}
+        parts = {component: part_of(pipe, component) for component in self.edited}
         return [
             (module, hook)
             for module, hook in hooks
-            if (part := there[(site := hook.edit.site).component]) is not None
+            if (part := parts[(site := hook.edit.site).component]) is not None
             and (site.part == "text" or part is self.edited[site.component])
         ]
 
     def _has_family_of(self, pipe: Pipeline) -> bool:
-        """Whether what `pipe` encodes could be drawn by the pipeline that the eraser is attached to."""
+        """Whether the eraser's pipeline could generate from what `pipe` encodes."""
         one, other = family_of(pipe), family_of(self.host.pipe)
         return pipe is self.host.pipe or (one and one.encoders) == (other and other.encoders)
 
-    def _unlike(self, pipe: Pipeline, component: str, done: str) -> str:
+    def _changed(self, pipe: Pipeline, component: str, done: str) -> str:
+        """Return the message for a component that differs from the one at attach time."""
         name = self.host.eraser.name
         if pipe is self.host.pipe:
             without = " without it" if component in self.host.absent else ""
             return f"{component} {done} after eraser {name!r} was attached{without}; attach it again"
         return (
-            f"this {type(pipe).__name__} shares an encoder with the pipeline that eraser {name!r} is attached to, and "
-            f"has another {component}, which that eraser does not edit; draw with the pipeline that it is attached to"
+            f"this {type(pipe).__name__} shares an encoder with the pipeline that eraser {name!r} is attached to, but "
+            f"has another {component}, which the eraser does not edit; use the pipeline that it is attached to"
         )
 
     def _warn_of_edited(self, key: str, given: Any) -> None:
-        """Say once that negative embeddings were encoded as a prompt, and the concept erased from them."""
+        """Warn once that negative embeddings were encoded as a prompt, so that the concept was erased from them."""
         if self._warned or self.host.denoiser_guard is None:
             return
         if any(
@@ -202,8 +205,8 @@ class PromptChecks:
         ):
             self._warned = True
             warnings.warn(
-                f"{key} say what eraser {self.host.name!r} erases and were encoded as a prompt, so it was erased from "
-                "them too; encode a negative prompt with excise.encode(..., negative=True) to leave it as it is",
+                f"{key} name what eraser {self.host.name!r} erases and were encoded as a prompt, so it was erased from "
+                "them too; encode a negative prompt with excise.encode(..., negative=True) to keep it as it is",
                 stacklevel=5,
             )
 
@@ -212,5 +215,5 @@ class PromptChecks:
         return changed <= set(self.host.eraser.denoisers)
 
     def mismatches(self) -> list[str]:
-        """In what the pipeline is another than the eraser was made for."""
+        """Return the differences between the pipeline and the one the eraser was made for."""
         return mismatches(self.host.pipe, dict(self.host.eraser.made_for), self.host.absent)

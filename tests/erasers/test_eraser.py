@@ -128,7 +128,7 @@ def _set(path: str, value: Any) -> Any:
         ("edits/0/lam", -2, "λ is -2"),
         ("edits/0/lam", 1e999, "not a number"),
         ("edits/0/gate", "always", "gate cannot be"),
-        ("edits/0/source", "concept", "concept codes go with"),
+        ("edits/0/source", "concept", "has concept codes, and needs them"),
         ("edits/0/unknown", 1, "'unknown' is unknown"),
         ("edits/0/site/width", 63, "has shape"),
         ("edits/0/concept_codes", True, "no valid eraser"),

@@ -253,7 +253,7 @@ def test_only_the_prompts_of_a_batch_that_say_the_concept_are_warned_of(tiny_pip
     with gun_eraser.attach(tiny_pipe), torch.no_grad():
         both = tiny_pipe.encode_prompt(["a gun", "a rose"], "cpu", 1, False)[0]
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*say what eraser")
+            warnings.filterwarnings("error", message=".*name what eraser")
             draw(tiny_pipe, CAT, negative_prompt_embeds=both[1:])
-        with pytest.warns(UserWarning, match="say what eraser 'gun-test' erases"):
+        with pytest.warns(UserWarning, match="name what eraser 'gun-test' erases"):
             draw(tiny_pipe, CAT, negative_prompt_embeds=both[:1])

@@ -57,7 +57,7 @@ def test_an_upscaler_that_only_draws(tiny_pipe: Any, gun_eraser: Eraser) -> None
 
     foreign = states(GUN)
     gun, cat = (drawn(upscaler, prompt_embeds=states(prompt), **small) for prompt in (GUN, CAT))
-    with pytest.raises(ExciseError, match="attach the eraser to the pipeline that encodes the prompts first"):
+    with pytest.raises(ExciseError, match="first attach the eraser to the pipeline that encodes the prompts"):
         gun_eraser.attach(upscaler)
     with gun_eraser.attach(tiny_pipe) as encoding:
         assert not torch.equal(drawn(upscaler, prompt_embeds=states(GUN), **small), gun)
@@ -104,7 +104,7 @@ def test_a_refiner_that_only_draws(sdxl: tuple[Any, Eraser]) -> None:
             return dict(zip(NAMES, shared.encode_prompt(prompt, device="cpu"), strict=True))
 
     foreign, cat = encoded(GUN), drawn(second, **encoded(CAT), **noisy)
-    with pytest.raises(ExciseError, match="attach the eraser to the pipeline that encodes the prompts first"):
+    with pytest.raises(ExciseError, match="first attach the eraser to the pipeline that encodes the prompts"):
         eraser.attach(second)
     with eraser.attach(base), eraser.attach(second) as attachment:
         assert torch.equal(drawn(second, **encoded(CAT), **noisy), cat)

@@ -63,7 +63,7 @@ def test_sd3_without_its_t5(made: tuple[Any, Eraser]) -> None:
         assert not torch.equal(tiny.call("sd3", pipe, GUN), before[GUN])
         assert torch.equal(tiny.call("sd3", pipe, CAT), before[CAT])
         pipe.text_encoder_3, pipe.tokenizer_3 = whole.text_encoder_3, whole.tokenizer_3
-        with pytest.raises(ExciseError, match=r"text_encoder_3 was put in after .*; attach it again"):
+        with pytest.raises(ExciseError, match=r"text_encoder_3 was added after .*; attach it again"):
             tiny.call("sd3", pipe, CAT)
     with eraser.attach(pipe) as attachment:
         assert attachment.status()["absent"] == []
@@ -86,7 +86,7 @@ def test_a_second_stage_draws_what_the_first_encoded(made: tuple[Any, Eraser]) -
     second.vae = whole.vae
     foreign = encoded(first, "a gun on sand")
     plain = tiny.call("sd3", second, None, **encoded(first, CAT, GUN), guidance_scale=3.0)
-    with pytest.raises(ExciseError, match="attach the eraser to the pipeline that encodes the prompts first"):
+    with pytest.raises(ExciseError, match="first attach the eraser to the pipeline that encodes the prompts"):
         eraser.attach(second)
     encoding = eraser.attach(first)
     cat, gun = encoded(first, CAT, GUN), encoded(first, GUN)

@@ -227,13 +227,13 @@ def test_a_cache_that_was_filled_elsewhere_is_refused(llama: tuple[LanguageModel
     with torch.no_grad():
         foreign = pipe.text_encoder(ids[:, :-1], use_cache=True).past_key_values
         with eraser.attach(pipe) as attachment:
-            with pytest.raises(EraserDidNotFire, match="was not filled under eraser"):
+            with pytest.raises(EraserDidNotFire, match="was not filled under the current settings of eraser"):
                 pipe.text_encoder(ids[:, -1:], past_key_values=copy.deepcopy(foreign))
             own = pipe.text_encoder(ids[:, :-1], use_cache=True).past_key_values
             pipe.text_encoder(ids[:, -1:], past_key_values=own)
-            # Set otherwise, the eraser would have edited what is in it otherwise.
+            # At another strength the eraser would have edited its content differently.
             attachment.strength = 0.5
-            with pytest.raises(EraserDidNotFire, match="was not filled under eraser"):
+            with pytest.raises(EraserDidNotFire, match="was not filled under the current settings of eraser"):
                 pipe.text_encoder(ids[:, -1:], past_key_values=own)
             with unedited():
                 pipe.text_encoder(ids[:, -1:], past_key_values=copy.deepcopy(foreign))
@@ -309,7 +309,7 @@ def test_a_negative_strength_writes_the_concept_in_and_has_to_be_allowed(llama: 
 
 def test_an_eraser_that_changes_no_prediction_is_refused(llama: tuple[LanguageModel, Eraser]) -> None:
     pipe, eraser = llama
-    with pytest.raises(EraserDidNotFire, match="did not change what is predicted next"):
+    with pytest.raises(EraserDidNotFire, match="did not change the next-token prediction"):
         replace(eraser, canary=(CAT,)).attach(pipe)
     assert residue(pipe) == []
 

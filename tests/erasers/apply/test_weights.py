@@ -201,8 +201,8 @@ def test_a_lora_within_it_is_let_be(tiny_pipe: Any, eraser: Eraser) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"delta": None}, "give one of these"),
-        ({"up": torch.zeros(64, 1)}, "give one of these"),
+        ({"delta": None}, "give one of them"),
+        ({"up": torch.zeros(64, 1)}, "give one of them"),
         ({"delta": torch.full((3, 3), torch.nan)}, "not finite numbers"),
         ({"delta": torch.zeros(3, 3)}, "does not fit the weights of unet/"),
         ({"delta": None, "up": torch.zeros(16, 2), "down": torch.zeros(3, 4)}, "does not fit the weights of unet/"),

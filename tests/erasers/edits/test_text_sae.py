@@ -199,8 +199,8 @@ def test_an_edit_that_removes_all_codes_leaves_the_residual() -> None:
         ({"indices": torch.tensor([7, 7])}, "has shape"),
         ({"indices": torch.tensor([-7])}, "at least 0"),
         ({"W_dec": torch.full((1, 6), float("nan"))}, "not finite"),
-        ({"source": "concept"}, "concept codes go with"),
-        ({"concept_codes": torch.ones(5, 1)}, "concept codes go with"),
+        ({"source": "concept"}, "has concept codes, and needs them"),
+        ({"concept_codes": torch.ones(5, 1)}, "has concept codes, and needs them"),
         ({"source": "concept", "concept_codes": torch.ones(5, 2)}, "concept_codes has shape"),
     ],
 )

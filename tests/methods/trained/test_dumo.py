@@ -335,7 +335,7 @@ def test_bad_input_is_one_clear_line(tiny_pipe: Any) -> None:
         with pytest.raises(ExciseError, match="between 0 and 1"):
             ModulationEdit(SITE, alpha, 1000)
     for alpha, timesteps in ((torch.ones(3), 1000), (torch.ones(0, 3), 1000), (torch.ones(1, 3), 0)):
-        with pytest.raises(ExciseError, match="no coefficients"):
+        with pytest.raises(ExciseError, match="not coefficients"):
             ModulationEdit(SITE, alpha, timesteps)
     with pytest.raises(ExciseError, match="not finite"):
         ModulationEdit(SITE, torch.full((1, 1), float("nan")), 1000)
