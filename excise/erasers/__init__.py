@@ -1,6 +1,6 @@
 """Edits, the eraser artefact, and its attachment to a live pipeline.
 
-Names are imported when first asked for, so that an eraser's files are checked without torch.
+Names are imported on first use, so that an eraser's files can be checked without torch.
 """
 
 import lazy_loader

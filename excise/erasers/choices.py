@@ -1,4 +1,4 @@
-"""Choices that the edits of an eraser share with the settings of the methods that make them."""
+"""Choices shared by the edits of an eraser and the settings of the methods that make them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Eraser: the artefact. What is edited, what it was made for, how it was made and what was measured."""
+"""Eraser: the saved artefact with its edits, the model it was made for, how it was made and what was measured."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ class Eraser(Artefact):
         revision: str | None = None,
         commit_message: str = "Push an eraser",
     ) -> str | None:
-        """Save the eraser's three files and a card (README.md) in a folder, all at once or not at all.
+        """Save the eraser's three files and a card (README.md) in a folder, atomically.
 
         Args:
-            folder: A new or empty folder, or that of another eraser, which is replaced.
+            folder: A new or empty folder, or one with an eraser, which is replaced.
             repo_id: Repository named on the card, and pushed to with `push_to_hub`; by default the folder's name.
-            push_to_hub: Push it too.
-            private, token, revision, commit_message: As for `push_to_hub`.
+            push_to_hub: Whether to push it too.
+            private, token, revision, commit_message: See `push_to_hub`.
 
         Returns:
-            The commit's address where it was pushed, else None.
+            The commit's address if it was pushed, else None.
 
         Raises:
-            ExciseError: where the folder holds other files, the disk refuses, or the hub does.
+            ExciseError: if the folder holds other files or cannot be written, or the hub refuses.
         """
         path = Path(folder)
         write_folder(path, {**self.pack(), CARD: hub.card(self, repo_id or hub.SOMEWHERE)})
@@ -72,20 +72,20 @@ class Eraser(Artefact):
         revision: str | None = None,
         commit_message: str = "Push an eraser",
     ) -> str:
-        """Put the eraser and its card into a repository on the hub, in one commit.
+        """Push the eraser and its card to a repository on the hub, in one commit.
 
         Args:
-            repo_id: `OWNER/NAME`, made where it does not exist.
-            private: Whether a new repository is private; by default what the account's settings say.
+            repo_id: `OWNER/NAME`, created if missing.
+            private: Whether a new repository is private, by default as in the account's settings.
             token: The hub's access token, by default the one of `hf auth login`.
-            revision: Branch to push to, made where it does not exist; by default `main`.
-            commit_message: First line of the commit's message.
+            revision: Branch to push to, created if missing, by default `main`.
+            commit_message: First line of the commit message.
 
         Returns:
             The commit's address.
 
         Raises:
-            ExciseError: where the name is impossible, or the hub refuses.
+            ExciseError: if the name is impossible, or the hub refuses.
         """
         return hub.push(self, repo_id, private=private, token=token, revision=revision, commit_message=commit_message)
 
@@ -106,21 +106,21 @@ class Eraser(Artefact):
 
         Args:
             source: A folder, or `OWNER/NAME` on the hub.
-            revision: A branch, a tag, or best a commit, so that a later push cannot change what is loaded.
+            revision: A branch, a tag, or (best) a commit, so that a later push cannot change what is loaded.
             subfolder: Folder within the folder or repository that holds the eraser.
             token: The hub's access token, by default the one of `hf auth login`.
-            local_files_only: Use the cache alone.
-            cache_dir: The hub's cache, by default its own.
-            signed_by: Whose signature the eraser must bear. It is checked before anything is parsed.
-            require_signature: Refuse where `signed_by` is None.
+            local_files_only: Use only the cache.
+            cache_dir: The hub's cache folder, by default the standard one.
+            signed_by: The signer whose signature is required. It is checked before anything is parsed.
+            require_signature: Refuse if `signed_by` is None.
 
         Returns:
-            The eraser; `eraser.commit` is the commit it came from, None for a folder.
+            The eraser. Its `commit` is the commit it came from, or None for a local folder.
 
         Raises:
-            NotFound: where there is no such folder, repository, revision or subfolder.
-            Tampered: where its files are incomplete, altered, or not signed as required.
-            InvalidSetting: for a revision of a folder, or a subfolder that leads out of it.
+            NotFound: if there is no such folder, repository, revision or subfolder.
+            Tampered: if its files are incomplete, altered, or not signed as required.
+            InvalidSetting: if a folder is given a revision, or the subfolder leads out of it.
 
         Example:
             >>> eraser = excise.Eraser.from_pretrained("owner/gun-eraser", revision="6ba7b81")
@@ -136,7 +136,7 @@ class Eraser(Artefact):
             cache_dir=cache_dir,
         )
         eraser = cls.load(found.folder, signed_by=signed_by, require_signature=require_signature)
-        object.__setattr__(eraser, "commit", found.commit)  # of a frozen dataclass that nobody has seen yet
+        object.__setattr__(eraser, "commit", found.commit)  # the dataclass is frozen, but not shared yet
         return eraser
 
     def attach(
@@ -153,23 +153,23 @@ class Eraser(Artefact):
         """Attach the eraser to a pipeline, and prove on its canary prompts that it works.
 
         Args:
-            pipe: The pipeline it was made for, or another one of the same text encoders (or denoiser).
-            strength: Factor on the eraser's own strength: 1 is as it was made, 0 changes nothing.
-            strict: With False another model's weights are accepted with a warning, and bypasses unless `on_bypass` says
-                otherwise. An eraser that does not fire is refused either way.
-            sae: The SAE it was made from, for gate="topk" alone.
+            pipe: The pipeline it was made for, or another one with the same text encoders (or denoiser).
+            strength: Factor on the fitted strength: 0 changes nothing.
+            strict: If False, another model's weights are accepted with a warning, and bypasses are allowed unless
+                `on_bypass` is given. An eraser that does not fire is always refused.
+            sae: The SAE it was made from, needed for gate="topk" only.
             name: A name for it on this pipeline, by default its own.
-            on_bypass: What happens to a prompt whose states do not pass through the eraser, such as embeddings encoded
-                elsewhere: "raise" (the default), "warn" or "allow".
+            on_bypass: What to do with a prompt whose states bypass the eraser, such as embeddings encoded elsewhere:
+                "raise" (the default), "warn" or "allow".
             allow_amplify: Accept a negative strength, which amplifies the concept.
 
         Returns:
             The attachment, a context manager that detaches on leaving.
 
         Raises:
-            WrongModel: where the pipeline is not the one it was made for.
-            EraserDidNotFire: where nothing changed on a canary prompt.
-            InvalidSetting: for an impossible strength or option, or a name that is taken.
+            WrongModel: if the eraser was made for another pipeline.
+            EraserDidNotFire: if a canary prompt does not change enough.
+            InvalidSetting: if a strength or option is impossible, or the name is taken.
         """
         return Attachment(
             self,

@@ -1,4 +1,4 @@
-"""Several erasers at once: the folder that holds them, and their attachments on one pipeline."""
+"""Several erasers: loading them from folders, and their attachments to one pipeline."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from excise.pipeline import Pipeline
 def load_erasers(
     folders: Sequence[str | PathLike[str]], *, signed_by: Signer | None = None, require_signature: bool = False
 ) -> dict[str, Eraser]:
-    """Load the erasers in these folders, and in folders of erasers, by unique names.
+    """Load the erasers in these folders, under unique names.
 
     Args:
-        folders: Folders of erasers, or of folders of erasers.
-        signed_by: Whose signature each must bear.
-        require_signature: Refuse where `signed_by` is None.
+        folders: Folders that hold an eraser, or a folder for each of several erasers.
+        signed_by: The signer whose signature each needs.
+        require_signature: Refuse if `signed_by` is None.
 
     Returns:
-        Erasers by name: an eraser's own, or its folder's where two erasers share theirs.
+        Erasers by name: an eraser's own name, or its folder's if two erasers share theirs.
 
     Raises:
-        ExciseError: where one cannot be read, or two are the same.
+        ExciseError: if one cannot be read, or two are the same.
     """
     places = [place for folder in folders for place in eraser_folders(Path(folder))]
     loaded = [Eraser.load(place, signed_by=signed_by, require_signature=require_signature) for place in places]
@@ -45,12 +45,12 @@ def load_erasers(
 
 
 def _names(erasers: Sequence[Eraser], places: Sequence[Path]) -> list[str]:
-    """A name for each, all different."""
-    own = [eraser.name for eraser in erasers]
+    """Return a unique name for each eraser."""
+    names = [eraser.name for eraser in erasers]
     for others in ([place.resolve().name for place in places], [str(place) for place in places]):
-        shared = {name for name, count in Counter(own).items() if count > 1}
-        own = [other if name in shared else name for name, other in zip(own, others, strict=True)]
-    return own
+        shared = {name for name, count in Counter(names).items() if count > 1}
+        names = [other if name in shared else name for name, other in zip(names, others, strict=True)]
+    return names
 
 
 class Attachments(Sequence[Attachment]):
@@ -64,9 +64,9 @@ class Attachments(Sequence[Attachment]):
 
     @classmethod
     def of(cls, pipe: Pipeline, erasers: Mapping[str, Eraser], **options: Any) -> Attachments:
-        """Attach erasers by name, with the options of `Eraser.attach`: all of them, or none where one is refused.
+        """Attach erasers by name, with the options of `Eraser.attach`. If one is refused, none is attached.
 
-        Raises ExciseError and EraserDidNotFire as `Eraser.attach` does.
+        Raises the errors of `Eraser.attach`.
         """
         made: list[Attachment] = []
         try:
@@ -97,7 +97,7 @@ class Attachments(Sequence[Attachment]):
 
     @property
     def strength(self) -> tuple[float, ...]:
-        """The strength of each."""
+        """The strengths of all."""
         return tuple(attachment.strength for attachment in self)
 
     @strength.setter
@@ -118,7 +118,7 @@ class Attachments(Sequence[Attachment]):
             attachment.enabled = value
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """The status of each by its name, as `list_erasers` gives it."""
+        """Return the status of each by name, as `list_erasers` does."""
         return {attachment.name: attachment.status() for attachment in self}
 
     def detach(self) -> None:

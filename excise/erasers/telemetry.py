@@ -1,4 +1,4 @@
-"""Telemetry: what attached erasers do, in counters, for whoever asks to be told. Never a prompt, never a tensor."""
+"""Telemetry: events with counters of what attached erasers do. They never hold a prompt or a tensor."""
 
 from __future__ import annotations
 
@@ -20,52 +20,57 @@ Kind = Literal["attached", "detached", "strength", "encoded", "bypass"]
 
 @dataclass(frozen=True)
 class Event:
-    """Something an attached eraser did. Its counters say what was added since this eraser's event before."""
+    """Something that an attached eraser did. Its counters count from the eraser's event before."""
 
     kind: Kind
-    """"encoded": prompts went through the edit; "bypass": states went round it, whether or not that was allowed."""
+    """"encoded": prompts passed through the edit. "bypass": states bypassed it, whether or not that was allowed."""
     eraser: str
     """The first 12 digits of the eraser's digest."""
     name: str
-    """What it is called on this pipeline."""
+    """Its name on this pipeline."""
     calls: int = 0
     """`encode_prompt` calls."""
     rows_edited: int = 0
-    """Text states that were changed; 0 for a prompt in which the neuron is silent."""
+    """Number of text states changed; 0 for a prompt in which the neuron does not fire."""
     mean_delta_norm: float = 0.0
     """Mean L2 norm of what was subtracted from those states."""
     strength: float = 1.0
-    """The strength it has now; 0 while it is disabled."""
+    """The current strength; 0 while it is disabled."""
 
 
 Callback = Callable[[Event], object]
 
 
 class _Listener:
-    """A callback that was registered once; the same function may be registered again, and removed apart."""
+    """One registration of a callback. The same function may be registered again, and each is removed separately."""
 
     def __init__(self, callback: Callback) -> None:
         self.callback, self.failed = callback, False
 
-    def tell(self, event: Event) -> None:
+    def call(self, event: Event) -> None:
         try:
             self.callback(event)
-        except Exception:  # whatever a stranger's callback raises: watching must not stop what is watched
+        except Exception:  # a failing callback must not stop generation
             if not self.failed:
-                log.warning("a telemetry callback failed; it is called on, and not reported again", exc_info=True)
+                log.warning("a telemetry callback failed; later failures are not reported", exc_info=True)
             self.failed = True
 
 
 _LOCK = threading.Lock()
 _listeners: tuple[_Listener, ...] = ()
-"""Replaced, never changed: pipelines in other threads may be going through it."""
+"""Replaced, never mutated: other threads may be iterating over it."""
 
 
 def on_event(callback: Callback) -> Callable[[], None]:
-    """Call `callback` with every Event of every eraser in this process, in the thread it happens in.
+    """Call `callback` with every Event of every eraser in this process, in the thread where it happens.
 
-    What comes back takes it off again; calling that twice is harmless. A callback that raises is logged once and
-    breaks nothing, but one that is slow slows generation down.
+    A callback that raises is logged once and does no harm, but a slow one slows generation down.
+
+    Args:
+        callback: A function of an Event.
+
+    Returns:
+        A function that removes the callback. Calling it twice is harmless.
     """
     global _listeners
     listener = _Listener(callback)
@@ -81,33 +86,39 @@ def on_event(callback: Callback) -> Callable[[], None]:
 
 
 def listening() -> bool:
-    """Whether anybody is told, for counters that cost something to gather."""
+    """Whether there are callbacks, for counters that are expensive to gather."""
     return bool(_listeners)
 
 
 def emit(event: Event) -> None:
-    """Tell every callback; nearly free where there is none."""
+    """Call every callback. Without any it costs almost nothing."""
     for listener in _listeners:
-        listener.tell(event)
+        listener.call(event)
 
 
 def opentelemetry_exporter(meter: Meter | None = None) -> Callable[[], None]:
-    """Feed OpenTelemetry: `excise.prompts`, `excise.rows_edited`, `excise.bypasses` and `excise.delta_norm`, by eraser.
+    """Export to OpenTelemetry `excise.prompts`, `excise.rows_edited`, `excise.bypasses` and `excise.delta_norm`.
 
-    `meter` is the global provider's unless given. What comes back stops it, as with `on_event`. Raises ExciseError
-    where opentelemetry-api is not installed.
+    Args:
+        meter: An OpenTelemetry meter, by default the global provider's.
+
+    Returns:
+        A function that stops the export.
+
+    Raises:
+        MissingExtra: if opentelemetry-api is not installed.
     """
     try:
         from opentelemetry.metrics import get_meter
     except ImportError as error:
-        raise MissingExtra("opentelemetry-api is not installed; `pip install 'excise[otel]'`") from error
+        raise MissingExtra("opentelemetry-api is not installed; run `pip install 'excise[otel]'`") from error
     if meter is None:
         from importlib.metadata import version
 
         meter = get_meter("excise", version("excise"))
     prompts = meter.create_counter("excise.prompts", "{prompt}", "Prompts encoded under an eraser")
     rows = meter.create_counter("excise.rows_edited", "{row}", "Text states an eraser changed")
-    bypasses = meter.create_counter("excise.bypasses", "{bypass}", "States that went round an eraser")
+    bypasses = meter.create_counter("excise.bypasses", "{bypass}", "Times that states bypassed an eraser")
     norms = meter.create_histogram("excise.delta_norm", "1", "Mean L2 norm of what was subtracted from a changed state")
 
     def count(event: Event) -> None:

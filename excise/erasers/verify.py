@@ -1,4 +1,4 @@
-"""Verification of a saved eraser, line by line."""
+"""Verification of a saved eraser, check by check."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def verify(
 ) -> list[Check]:
     """Check a saved eraser: its files, its signature, and that it fits a pipeline and works on it.
 
-    Checks stop at the first failure that makes the later ones meaningless. A bad eraser raises nothing.
+    Checks stop at a failure that makes the later ones meaningless. A bad eraser raises nothing.
 
     Args:
         folder: Folder of the eraser.
-        pipe: The pipeline to attach it to; None checks the files alone.
-        sae: The SAE it was made from, for gate="topk" alone.
-        signed_by: Whose signature it must bear.
+        pipe: The pipeline to attach it to; None checks only the files.
+        sae: The SAE it was made from, needed for gate="topk" only.
+        signed_by: The signer whose signature it needs.
 
     Returns:
-        A line for each check: `name`, `passed`, `detail`.
+        The result of each check: `name`, `passed`, `detail`.
 
     Raises:
-        WrongModel: where `pipe` is not a pipeline.
+        WrongModel: if `pipe` is not a pipeline.
 
     Example:
         >>> all(check.passed for check in excise.verify("erasers/gun", pipe))
@@ -78,21 +78,21 @@ def verify(
     absent = absent_from(pipe, eraser)
 
     def same_model() -> None:
-        if odd := mismatches(pipe, eraser.made_for, absent):
-            raise WrongModel(f"made for another pipeline: {'; '.join(odd)}")
+        if differences := mismatches(pipe, eraser.made_for, absent):
+            raise WrongModel(f"made for another pipeline: {'; '.join(differences)}")
 
     def fires() -> None:
         with warnings.catch_warnings():
-            # Another model is what the check before this one reports; on the right one the full shift is asked for.
+            # The check before reports another model. On the right model the full canary shift is required.
             warnings.simplefilter("ignore")
             eraser.attach(pipe, strict=same, sae=sae).detach()
 
-    there = [edit for edit in eraser.edits if edit.site.component not in absent]
-    passes("sites", lambda: [module_of(pipe, edit) for edit in there], "every Site exists")
+    present = [edit for edit in eraser.edits if edit.site.component not in absent]
+    passes("sites", lambda: [module_of(pipe, edit) for edit in present], "every Site exists")
     same = passes("model", same_model, "text encoder and tokenizer are those it was made for") is not None
     prompts = "the canary prompt" if len(eraser.canary) == 1 else f"each of {len(eraser.canary)} canary prompts"
     passes("canary", fires, f"what the denoiser reads changes on {prompts}")
     if eraser.verdict:
-        found = "it met every limit when it was made"
-        checks.append(Check("verdict", not eraser.weak, f"weak: {'; '.join(eraser.weak)}" if eraser.weak else found))
+        good = "it met every limit when it was made"
+        checks.append(Check("verdict", not eraser.weak, f"weak: {'; '.join(eraser.weak)}" if eraser.weak else good))
     return checks

@@ -91,7 +91,7 @@ def test_a_failure_is_one_line_and_exit_code_2(call: Callable[..., Any], tmp_pat
     assert "empty mention" in one_line(call("pairs", "make", "x", "--mentions", "a,,b", "--out", out))
     assert "kind" in one_line(call("pairs", "make", "x", "--mentions", "a", "--kind", "smell", "--out", out))
     assert "--eraser" in one_line(call("generate", "--prompt", "a cat", "--compare"))
-    assert "no complete eraser" in one_line(call("generate", "--prompt", "a cat", "--eraser", tmp_path / "none"))
+    assert "not a complete eraser" in one_line(call("generate", "--prompt", "a cat", "--eraser", tmp_path / "none"))
     assert list(tmp_path.iterdir()) == []
 
 

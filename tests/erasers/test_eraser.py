@@ -90,9 +90,9 @@ def test_truncated_or_missing_files_are_noticed(saved: Path, name: str) -> None:
         with pytest.raises(ExciseError):
             Eraser.load(saved)
     path.unlink()
-    with pytest.raises(ExciseError, match=f"no complete eraser: {name}"):
+    with pytest.raises(ExciseError, match=f"not a complete eraser: {name}"):
         Eraser.load(saved)
-    with pytest.raises(ExciseError, match="no complete eraser"):
+    with pytest.raises(ExciseError, match="not a complete eraser"):
         Eraser.load(saved / "nowhere")
 
 
@@ -114,7 +114,7 @@ def _set(path: str, value: Any) -> Any:
     ("path", "value", "message"),
     [
         ("schema", "excise.eraser/2", "this version reads"),
-        ("schema", KeyError, "no valid eraser"),
+        ("schema", KeyError, "not a valid eraser"),
         ("extra", 1, "'extra' is unknown"),
         ("canary", KeyError, "'canary' is missing"),
         ("canary", [], "no canary prompt"),
@@ -123,16 +123,16 @@ def _set(path: str, value: Any) -> Any:
         ("canary_shift", -1, "impossible canary shift"),
         ("name", 3, "should be text"),
         ("edits", [], "belongs to no edit"),
-        ("edits", 3, "no valid eraser"),
-        ("edits/0/lam", "x", "no valid eraser"),
+        ("edits", 3, "not a valid eraser"),
+        ("edits/0/lam", "x", "not a valid eraser"),
         ("edits/0/lam", -2, "λ is -2"),
         ("edits/0/lam", 1e999, "not a number"),
         ("edits/0/gate", "always", "gate cannot be"),
         ("edits/0/source", "concept", "has concept codes, and needs them"),
         ("edits/0/unknown", 1, "'unknown' is unknown"),
         ("edits/0/site/width", 63, "has shape"),
-        ("edits/0/concept_codes", True, "no valid eraser"),
-        ("made_for", 3, "no valid eraser"),
+        ("edits/0/concept_codes", True, "not a valid eraser"),
+        ("made_for", 3, "not a valid eraser"),
     ],
 )
 def test_a_resealed_but_impossible_description_is_refused(saved: Path, path: str, value: Any, message: str) -> None:
@@ -160,7 +160,7 @@ def test_resealed_tensors_that_do_not_fit_are_refused(saved: Path) -> None:
             Eraser.load(saved)
     save_file({name: t for name, t in good.items() if name != "0.b_pre"}, path)
     reseal(saved)
-    with pytest.raises(ExciseError, match="no valid eraser"):
+    with pytest.raises(ExciseError, match="not a valid eraser"):
         Eraser.load(saved)
 
 

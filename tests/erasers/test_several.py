@@ -64,7 +64,7 @@ def test_all_are_attached_or_none(tiny_pipe: Any, gun_eraser: Eraser, erasers: P
 
 def test_a_damaged_eraser_in_the_folder_is_never_passed_over(tiny_pipe: Any, erasers: Path) -> None:
     (erasers / "knife-snce" / "manifest.json").unlink()
-    with pytest.raises(ExciseError, match=r"knife-snce is no complete eraser: manifest\.json"):
+    with pytest.raises(ExciseError, match=r"knife-snce is not a complete eraser: manifest\.json"):
         excise.load_eraser(tiny_pipe, erasers)
     assert excise.list_erasers(tiny_pipe) == {}
 

@@ -65,7 +65,7 @@ def test_a_callback_that_raises_breaks_nothing_and_is_logged_once(caplog: pytest
             emit(ENCODED)
     assert seen == [ENCODED] * 3
     assert [record.message for record in caplog.records] == [
-        "a telemetry callback failed; it is called on, and not reported again"
+        "a telemetry callback failed; later failures are not reported"
     ]
     for remove in removers:
         remove()

@@ -120,7 +120,7 @@ def test_a_verdict_that_is_none_is_refused(gun_eraser: Eraser, odd: Any, tmp_pat
     files["eraser.safetensors"] = (tmp_path / "odd" / "eraser.safetensors").read_bytes()
     for name, data in {**files, "manifest.json": manifest(files)}.items():
         (tmp_path / "odd" / name).write_bytes(data)
-    with pytest.raises(ExciseError, match="no valid eraser"):
+    with pytest.raises(ExciseError, match="not a valid eraser"):
         Eraser.load(tmp_path / "odd")
 
 
@@ -139,7 +139,7 @@ def test_strength_is_one_number_with_what_it_means_in_codes() -> None:
     said = strength_in_words(1.88513, "site", created, {"carried": 0.663})
     assert said == "strength 1.25 (1.89 in codes: the neuron carries 66 % of the change)"
     capped = strength_in_words(5.0, "site", created, {"carried": 0.08})
-    assert capped.endswith("carries 8 % of the change, and is turned down as if by 25 %, the most there is)")
+    assert capped.endswith("carries 8 % of the change, and 25 % are assumed, which limits the strength)")
     several = {"encoders": {"site": {"carried": 0.5}, "other": {"carried": 0.3}}}
     assert "carries 50 %" in strength_in_words(2.5, "site", created, several)
     joined = {"method": "snce+uce", "parts": [{"method": "snce", **created}, {"method": "uce", "config": {"lam": 0.5}}]}

@@ -1,4 +1,4 @@
-"""An eraser at rest: its files, manifest, card and signature."""
+"""An eraser on disk: its files, manifest, card and signature."""
 
 from typing import TYPE_CHECKING
 

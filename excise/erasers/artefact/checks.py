@@ -16,10 +16,14 @@ from excise.erasers.artefact.files import SCHEMA, TOP, Check, check_manifest, re
 
 
 def check_files(folder: Path, signed_by: Signer | None = None) -> list[Check]:
-    """Check a saved eraser's files: all are there, unaltered, and hold a description and a table of tensors.
+    """Check that a saved eraser's files are complete and unaltered, with a description and a table of tensors.
 
-    With `signed_by` its signature is checked before anything is parsed. The tensors themselves are left to
-    `excise.erasers.verify`. Nothing is raised for a bad eraser.
+    Args:
+        folder: Folder of the eraser.
+        signed_by: The signer whose signature is required. It is checked before anything is parsed.
+
+    Returns:
+        The result of each check. A bad eraser raises nothing. `excise.erasers.verify` checks the tensors too.
     """
     checks: list[Check] = []
     files: dict[str, bytes] = {}
@@ -47,11 +51,11 @@ def check_files(folder: Path, signed_by: Signer | None = None) -> list[Check]:
 
 
 def _check_content(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Raises ExciseError unless the description has this version's keys, and the tensors are those of its edits."""
+    """Raise Tampered unless the description has this version's keys, and the tensors are those of its edits."""
     try:
         described = json.loads(files["eraser.json"].decode())
         if described["schema"] != SCHEMA:
-            raise ValueError(f"its format is {str(described['schema'])[:60]!r}, this version reads {SCHEMA!r}")
+            raise ValueError(f"its format is {str(described['schema'])[:60]!r}, but this version reads {SCHEMA!r}")
         if missing := sorted(TOP - set(described)):
             raise ValueError(f"{missing[0]} is missing")
         data = files["eraser.safetensors"]
@@ -65,4 +69,4 @@ def _check_content(folder: Path, files: Mapping[str, bytes]) -> None:
         if not edits or not {name.partition(".")[0] for name in table} <= edits:
             raise ValueError("its tensors belong to other edits")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, struct.error) as error:
-        raise Tampered(f"{folder} is no valid eraser ({error}); copy or fit it again") from error
+        raise Tampered(f"{folder} is not a valid eraser ({error}); copy or fit it again") from error

@@ -1,4 +1,4 @@
-"""An eraser's three files, and what can be checked of them without reading a tensor."""
+"""An eraser's three files, and the checks of them that need no tensor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a verification."""
+    """The result of one check of a verification."""
 
     name: str
     passed: bool
@@ -31,38 +31,39 @@ class Check:
 
 
 def manifest(files: Mapping[str, bytes]) -> bytes:
-    """The manifest's bytes for the two other files: there is exactly one right spelling, so any change shows."""
+    """Return the manifest's bytes for the two other files. They have one valid form, so that any change shows."""
     return as_json({"schema": SCHEMA, "sha256": {name: sha256(files[name]) for name in FILES[:2]}})
 
 
 def as_json(data: Any) -> bytes:
-    """JSON in the one spelling that erasers are saved in."""
+    """Return `data` as JSON in the exact form that erasers are saved in."""
     return (json.dumps(data, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
 def read(folder: Path) -> dict[str, bytes]:
-    """The three files' bytes. Raises NotFound where none is there, Tampered where one is missing or unreadable."""
+    """Return the bytes of the three files. Raise NotFound if all are missing, Tampered if one is missing or
+    unreadable."""
     files = {}
     for name in FILES:
         try:
             files[name] = (folder / name).read_bytes()
         except OSError as error:
             kind = Tampered if _is_eraser(folder) else NotFound
-            raise kind(f"{folder} is no complete eraser: {name}: {error.strerror}; copy or fit it again") from error
+            raise kind(f"{folder} is not a complete eraser: {name}: {error.strerror}; copy or fit it again") from error
     return files
 
 
 def check_manifest(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Raises Tampered unless the manifest is byte for byte the one that belongs to the files."""
+    """Raise Tampered unless the manifest is byte for byte that of the files."""
     if files["manifest.json"] != manifest(files):
         raise Tampered(f"{folder} was altered or cut short since it was saved; copy it again from a trusted source")
 
 
 def eraser_folders(folder: Path) -> list[Path]:
-    """The folders of the erasers at `folder`: itself, or, where it is no eraser, those that lie in it, by name.
+    """Return the folders of the erasers at `folder`: itself if it is an eraser, else its subfolders that are, by name.
 
-    A folder with any of an eraser's files counts as one, so that a damaged eraser is reported and never passed over.
-    Without any the list is `folder` alone: reading it says what is missing.
+    A folder with any of an eraser's files counts as one, so that a damaged eraser is reported and not skipped. If there
+    are none, `folder` itself is returned, and reading it reports what is missing.
     """
     if _is_eraser(folder) or not folder.is_dir():
         return [folder]

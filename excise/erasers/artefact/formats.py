@@ -1,4 +1,4 @@
-"""An eraser on disk: `eraser.json` + `eraser.safetensors` + `manifest.json` with the digest of both. Never pickle."""
+"""The format of an eraser: `eraser.json`, `eraser.safetensors` and a `manifest.json` of their digests. No pickle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from excise.sites.site import Site
 
 T = TypeVar("T")
 _OPTIONAL = {"verdict"}
-"""What erasers of earlier versions do not have."""
+"""Keys that erasers of earlier versions do not have."""
 _KINDS = {
     str: "text",
     int: "a whole number",
@@ -42,15 +42,15 @@ _MALFORMED = (
     OverflowError,
     SafetensorError,
 )
-"""What bytes that were never an eraser make json, safetensors, torch and the constructors raise."""
+"""Errors that json, safetensors, torch and the constructors raise for bytes that are not an eraser."""
 _UNNAMED = "sae"
-"""The kind that a saved edit need not name: once there was no other."""
+"""The default kind of a saved edit. It was once the only one."""
 
 
 def pack(edits: Sequence[Edit], about: Mapping[str, Any]) -> dict[str, bytes]:
-    """The three files' bytes, for edits and the other keys of `eraser.json`; the same always give the same bytes.
+    """Return the bytes of the three files, given edits and the other keys of `eraser.json`. They are deterministic.
 
-    Raises ExciseError where `about` cannot be saved as json.
+    Raises ExciseError if `about` cannot be saved as json.
     """
     tensors: dict[str, Tensor] = {}
     saved = []
@@ -74,9 +74,9 @@ def pack(edits: Sequence[Edit], about: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def unpack(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
-    """The constructor arguments of the Artefact in `files`.
+    """Return the constructor arguments of the Artefact in `files`.
 
-    Raises ExciseError for an unknown schema, a missing or unknown key, or tensors that do not fit.
+    Raises ExciseError if the schema or a key is unknown, a key is missing, or tensors do not fit.
     """
     try:
         described = json.loads(files["eraser.json"].decode(), parse_constant=_no_constant)
@@ -84,15 +84,16 @@ def unpack(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
         if schema == SCHEMA:
             return _arguments(described, load_tensors(files["eraser.safetensors"]))
     except _MALFORMED as error:
-        raise Tampered(f"{folder} is no valid eraser ({reason(error)}); copy or fit it again") from error
+        raise Tampered(f"{folder} is not a valid eraser ({reason(error)}); copy or fit it again") from error
     raise ExciseError(
-        f"{folder} has the format {reprlib.repr(schema)[:60]}, this version reads {SCHEMA!r}; use a matching excise"
+        f"{folder} has the format {reprlib.repr(schema)[:60]}, but this version reads {SCHEMA!r}; use a matching "
+        "version of excise"
     )
 
 
 def _arguments(described: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
     _exactly(described, _TOP | (_OPTIONAL & set(_is(dict, described))), "eraser.json")
-    as_json(described)  # refuses what could not be saved again: 1e999, and halves of surrogate pairs
+    as_json(described)  # refuses values that could not be saved again: 1e999, and lone surrogates
     edits = tuple(_edit(n, data, tensors) for n, data in enumerate(_is(list, described["edits"])))
     if tensors:
         raise ValueError(f"tensor {next(iter(tensors))!r} belongs to no edit")
@@ -134,7 +135,7 @@ def _exactly(data: Any, keys: set[str], where: str) -> None:
 
 
 def _is(kind: type[T], value: Any) -> T:
-    if type(value) is not kind:  # by its type: True is an int too
+    if type(value) is not kind:  # not isinstance, since True is an int too
         raise TypeError(f"{reprlib.repr(value)} should be {_KINDS[kind]}")
     return value
 

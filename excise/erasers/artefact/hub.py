@@ -1,4 +1,4 @@
-"""Erasers on the Hugging Face hub: pushing one, and its card, which tells people what it is."""
+"""Erasers on the Hugging Face hub: pushing one, and its model card."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from excise.erasers.edits.registry import Edit
 
 SOMEWHERE = "owner/name"
-"""A repository's name on a card that was written before it has one."""
+"""Placeholder for a repository's name on a card that is written before there is one."""
 _SAE = "sparse-autoencoder"
 TAGS = ("concept-erasure", _SAE, "text-to-image")
 
@@ -38,11 +38,11 @@ def push(
     commit_message: str = "Push an eraser",
     also: Mapping[str, bytes] | None = None,
 ) -> str:
-    """Put the eraser and its card into a repository on the hub, in one commit, and return the commit's address.
+    """Push the eraser and its card to a repository on the hub, in one commit, and return the commit's address.
 
-    The repository, and the branch `revision`, are made where there are none. `also` are files of it that exist already,
-    by name: its signature, the very bytes that were signed, a card (README.md) somebody wrote. A signature of what was
-    there before is taken away. Raises ExciseError where the hub refuses.
+    The repository and the branch `revision` are created if missing. `also` are existing files of the eraser by name:
+    its signature, the signed bytes, a hand-written card (README.md). An old signature in the repository is removed.
+    Raises ExciseError if the hub refuses.
     """
 
     def files(name: str) -> Mapping[str, bytes]:
@@ -60,35 +60,35 @@ def push(
 
 
 def push_folder(folder: Path, repo_id: str, **options: Any) -> tuple[Artefact, str]:
-    """Push a saved eraser as `push` does, with the card and the signature that lie beside it, if any.
+    """Push a saved eraser as `push` does, with the card and signature in its folder, if any.
 
-    Raises ExciseError where it is incomplete or altered, or where the hub refuses.
+    Raises ExciseError if it is incomplete or altered, or the hub refuses.
     """
     eraser = Artefact.load(folder)
-    beside = {name: (folder / name).read_bytes() for name in (CARD, SIGNATURE) if (folder / name).is_file()}
-    also = {**saved_files.read(folder), **beside}
+    extra = {name: (folder / name).read_bytes() for name in (CARD, SIGNATURE) if (folder / name).is_file()}
+    also = {**saved_files.read(folder), **extra}
     if also.get(CARD) == card(eraser).encode():
-        del also[CARD]  # nobody's words but ours: the new one names the repository
+        del also[CARD]  # unchanged since it was generated: the new one names the repository
     return eraser, push(eraser, repo_id, also=also, **options)
 
 
-_TEXT = "on text, where the text encoder is read, and on nothing else"
+_TEXT = "only on text, in the text encoder"
 
 
-def _done(eraser: Artefact) -> list[str]:
-    """What is done to the model, by kind of edit."""
-    said = []
-    for where, kind in (("what its text encoder says of a prompt", SAEEdit), ("a block of its denoiser", BlockEdit)):
+def _changes(eraser: Artefact) -> list[str]:
+    """Describe the changes of the model, by kind of edit."""
+    changes = []
+    for where, kind in (("its text encoder's states", SAEEdit), ("a block of its denoiser", BlockEdit)):
         if count := sum(len(edit.neurons) for edit in eraser.edits if isinstance(edit, kind)):
             neurons = "one neuron" if count == 1 else f"{count} neurons"
-            said.append(f"by turning down {neurons} of a sparse autoencoder on {where}")
-    deeds = Counter(edit.description for edit in eraser.edits if isinstance(edit, Tensors))
-    said += [f"by {description.format(count=count)}" for description, count in deeds.items()]
-    return said
+            changes.append(f"by turning down {neurons} of a sparse autoencoder on {where}")
+    others = Counter(edit.description for edit in eraser.edits if isinstance(edit, Tensors))
+    changes += [f"by {description.format(count=count)}" for description, count in others.items()]
+    return changes
 
 
 def card(eraser: Artefact, repo_id: str = SOMEWHERE) -> str:
-    """The README.md of an eraser: what it takes out and how, what was measured, and what it does not stop."""
+    """Return an eraser's README.md: what it erases and how, what was measured, and what it does not stop."""
     from huggingface_hub import ModelCardData
 
     model = eraser.made_for.get("model")
@@ -102,11 +102,11 @@ def card(eraser: Artefact, repo_id: str = SOMEWHERE) -> str:
         name=_plain(eraser.name),
         concept=_plain(eraser.concept),
         model=f"{pipeline} (`{model}`)" if base else pipeline,
-        by=" and ".join(_done(eraser)),
-        acts=_TEXT if not eraser.denoisers else "where it edits, and on nothing else",
+        by=" and ".join(_changes(eraser)),
+        acts=_TEXT if not eraser.denoisers else "only on the modules that it edits",
         load=f"excise.load_eraser(pipe, {json.dumps(repo_id)}{', sae=sae' * whole})"
-        + "  # the SAE it comes from" * whole,
-        mentions=", ".join(map(_plain, eraser.mentions)) or "none were named",
+        + "  # the SAE it was made from" * whole,
+        mentions=", ".join(map(_plain, eraser.mentions)) or "none",
         edits=_table(
             ("Site", "neurons", "strength", "settings"),
             [
@@ -130,41 +130,41 @@ def card(eraser: Artefact, repo_id: str = SOMEWHERE) -> str:
 
 
 def _verdict(eraser: Artefact) -> str:
-    """What was found when it was tried, and whether that is enough."""
+    """Return the results of its test, and whether they suffice."""
     if not eraser.verdict:
-        return "It was not tried."
+        return "It was not tested."
     weak = "; ".join(map(_plain, eraser.weak))
-    said = f"**Weak, and accepted as such**: {weak}." if weak else "It met every limit."
-    return f"{said}\n\n{_listed((_plain(what), _plain(found)) for what, found in in_words(eraser.verdict))}"
+    summary = f"**Weak, and accepted as such**: {weak}." if weak else "It met every limit."
+    return f"{summary}\n\n{_listed((_plain(what), _plain(found)) for what, found in in_words(eraser.verdict))}"
 
 
 def _strength(eraser: Artefact, edit: Edit) -> str:
-    """An edit's strength: SNCE's in words, another's by its name."""
+    """Return an edit's strength: SNCE's in words, another's by its name."""
     if isinstance(edit, SAEEdit) and edit.coefficient[0] == "lambda":
         return strength.in_words(edit.lam, edit.site.key, eraser.created, eraser.measured).removeprefix("strength ")
     return "{} = {:.4g}".format(*edit.coefficient)
 
 
 def _is_name(model: Any) -> bool:
-    """Whether it is a repository's name on the hub; a folder's path says nothing to others, and may say too much."""
+    """Whether it is a repository's name on the hub. A local path means nothing to others, and may reveal too much."""
     return isinstance(model, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", model) is not None and model[0] not in "./"
 
 
 def _rows(data: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """Every figure in `data`, however deep it lies, with what it is called; what has no value is left out."""
+    """Yield the label and value of every figure in nested `data`. Empty values are left out."""
     if isinstance(data, Mapping):
         for key, value in data.items():
             yield from _rows(value, (*where, str(key)))
     elif isinstance(data, list | tuple) and any(isinstance(item, Mapping) for item in data):
         for n, item in enumerate(data):
-            own = {key: value for key, value in item.items() if key != "index"} if isinstance(item, Mapping) else item
+            rest = {key: value for key, value in item.items() if key != "index"} if isinstance(item, Mapping) else item
             number = item.get("index", n) if isinstance(item, Mapping) else n
-            yield from _rows(own, (*where[:-1], f"{where[-1].removesuffix('s')} {number}" if where else str(number)))
+            yield from _rows(rest, (*where[:-1], f"{where[-1].removesuffix('s')} {number}" if where else str(number)))
     elif data is not None and data != "" and data != []:
-        yield _called(where), _value(data)
+        yield _label(where), _value(data)
 
 
-def _called(where: tuple[str, ...]) -> str:
+def _label(where: tuple[str, ...]) -> str:
     for n in (2, 1):
         if (label := _LABELS.get(" ".join(where[-n:]))) is not None:
             return ": ".join([*map(_plain, where[:-n]), label])
@@ -190,7 +190,7 @@ def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def _plain(text: Any) -> str:
-    """Text from the artefact as one line that Markdown takes for text, whatever it holds."""
+    """Return text from the artefact as one line, escaped for Markdown."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(str(text).split()))
 
 
@@ -203,14 +203,14 @@ _LABELS = {
     "structural": "carries the prompts' structure rather than the concept",
     "threshold": "threshold, in pre-activations",
     "quiet": "loudest pre-activation without the concept",
-    "typical": "loudest pre-activation of a usual concept prompt",
+    "typical": "loudest pre-activation of a typical concept prompt",
     "floor": "pre-activation that 95 % of the states TopK keeps exceed",
-    "separable": "a threshold tells the sides apart",
+    "separable": "a threshold separates the sides",
     "agreement": "share of states on which threshold and TopK agree",
     "frequency": "activation frequency",
-    "dominance": "first neuron's score to the second's",
+    "dominance": "ratio of the first neuron's score to the second's",
     "pairs": "prompt pairs",
-    "carried": "share of what the concept's word changes that the neuron carries",
+    "carried": "share of the change by the concept's word that the neuron carries",
     "fires concept": "share of concept prompts edited",
     "fires deconcept": "share of the same prompts without the concept edited",
     "fires controls": "share of control prompts edited",
@@ -221,9 +221,9 @@ _CARD = """---
 ---
 # {name}
 
-Takes **{concept}** out of what {model} draws, {by}. The model's own weights
-stay as they are: this is JSON and safetensors that are attached to a pipeline, scaled, and taken off again. Made with
-Excise.
+Erases **{concept}** from the images of {model}, {by}. The model's own weights
+stay as they are: this eraser is JSON and safetensors, and can be attached to a pipeline, scaled, and detached. It was
+made with Excise.
 
 ## Use
 ```python
@@ -234,7 +234,7 @@ import excise
 image = pipe("a prompt", num_inference_steps=20).images[0]
 excise.unload_eraser(pipe)
 ```
-Attaching raises unless what the denoiser reads, or predicts, changes on a canary prompt.
+Attaching raises an error unless what the denoiser reads or predicts changes on a canary prompt.
 `excise.Eraser.from_pretrained` takes `revision="<commit>"`, so that a later push cannot change what you load. Only the
 eraser's own files are downloaded.
 
@@ -243,7 +243,7 @@ Concept: {concept}. Words it was made for: {mentions}.
 
 {edits}
 
-A strength scales all of it: 1 is as it was made, 0 leaves every bit alone.
+A strength scales all edits: 1 is the fitted strength, 0 leaves every bit alone.
 
 ## How it was made
 Method: {method}.
@@ -254,24 +254,24 @@ Method: {method}.
 {verdict}
 
 ## What was measured when it was made
-On the pipeline it was made for, from prompts alone; no picture was judged. Measure on your own prompts.
+On the pipeline it was made for, from prompts only; no image was judged. Measure on your own prompts.
 
 {measured}
 
 ## What it does not stop
 Erasure is a mitigation, not a guarantee. This acts {acts}:
 - images given as input (image-to-image, inpainting, ControlNet, IP-Adapter) can bring the concept back;
-- so can fine-tuning, a LoRA or textual inversion, on this model or on another of its kind;
+- so can fine-tuning, a LoRA or textual inversion, on this model or on a similar one;
 - attacks without text, on latents or on the denoiser's conditioning, do not pass through an edit of the text encoder;
-  Excise refuses text states that no edited encoder made where it can see them, but whoever holds the weights can take
-  the eraser off;
-- prompts can be searched that say the concept in words it does not know.
+  Excise refuses text states that no edited encoder made where it can see them, but whoever holds the weights can remove
+  the eraser;
+- an adversarial prompt can express the concept in words that the eraser does not know.
 
 ## Dual use
-The same edit turned round draws more of the concept, and this file says what to turn. Excise refuses a negative
-strength unless `allow_amplify=True` asks for it; that keeps accidents out, not intent.
+The same edit with the opposite sign amplifies the concept, and this file says what to edit. Excise refuses a negative
+strength unless `allow_amplify=True` is given; that prevents accidents, not intent.
 
 ## Identity
 Digest `{digest}` (SHA-256 of `manifest.json`, which holds those of the other files; this page is not part of it). A
-digest finds damage and careless edits; only a signature says who made it.
+digest reveals damage and careless edits; only a signature proves who made it.
 """

@@ -1,4 +1,4 @@
-"""Artefact: an eraser as data, without a pipeline."""
+"""Artefact: the data of an eraser, without a pipeline."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Artefact:
-    """What an eraser edits, what it was made for, how it was made and what was measured.
+    """The data of an eraser: its edits, the model it was made for, how it was made and what was measured.
 
-    Raises ExciseError on construction where it edits something but names no canary prompt to prove it with.
+    Raises ExciseError on construction if it has edits but no canary prompt to prove them with.
     """
 
     edits: tuple[Edit, ...]
@@ -36,26 +36,26 @@ class Artefact:
     created: Mapping[str, Any] = field(default_factory=dict)
     """The method's configuration, as json."""
     measured: Mapping[str, Any] = field(default_factory=dict)
-    """What was measured when it was fitted, as json."""
+    """Measurements at fit time, as json."""
     canary: tuple[str, ...] = ()
-    """Prompts on which the edit must visibly change what the denoiser reads."""
+    """Prompts for which the edit must change what the denoiser reads."""
     canary_shift: float = 0.0
-    """The smallest relative L2 change of those states over the canaries, at strength 1, when it was fitted."""
+    """The smallest relative L2 change of those states over the canaries, at strength 1, at fit time."""
     method: str = "snce"
     verdict: Mapping[str, Any] = field(default_factory=dict)
-    """What was found when it was tried, as json (`excise.methods.judging`); empty where it was not."""
+    """Results of its test, as json (`excise.methods.judging`); empty if it was not tested."""
 
     commit: str | None = field(default=None, init=False)
-    """The commit of the hub's repository that it was loaded from; None for one from a folder or just made. Not saved,
-    and an eraser made from this one by `dataclasses.replace` has none."""
+    """The commit of the hub repository that it was loaded from, or None. It is not saved, and `dataclasses.replace`
+    drops it."""
 
     def __post_init__(self) -> None:
         if self.edits and not any(c.strip() for c in self.canary):
-            raise ExciseError(f"eraser {self.name!r} has no canary prompt, so nothing could prove that it works")
+            raise ExciseError(f"eraser {self.name!r} has no canary prompt to prove that it works; fit it again")
         if not self.edits and self.method != "none":
             raise ExciseError(f"eraser {self.name!r} edits nothing; fit it again")
         if not (math.isfinite(self.canary_shift) and self.canary_shift >= 0):
-            raise ExciseError(f"eraser {self.name!r} has an impossible canary shift of {self.canary_shift}")
+            raise ExciseError(f"eraser {self.name!r} has an impossible canary shift {self.canary_shift}; fit it again")
 
     def __repr__(self) -> str:
         places = [f"{edit.site.key} {_neurons(edit)}".strip() for edit in self.edits]
@@ -70,7 +70,7 @@ class Artefact:
         )
 
     def _repr_html_(self) -> str:
-        """A table for notebooks."""
+        """Return a table for notebooks."""
         limits = "; ".join(self.weak) or ("met every limit" if self.verdict else "not tested")
         edits = [(f"edit at {e.site.key}", f"{_neurons(e)}, {_strength(e)}".removeprefix(", ")) for e in self.edits]
         rows = [
@@ -88,7 +88,7 @@ class Artefact:
 
     @property
     def weak(self) -> tuple[str, ...]:
-        """Why it cannot be relied on, a clause each; empty for an eraser that works, and for one that was not tried."""
+        """Reasons why it is unreliable, one clause each. Empty for an eraser that works or was not tested."""
         return tuple(self.verdict.get("weak", ()))
 
     @property
@@ -98,16 +98,16 @@ class Artefact:
 
     @property
     def denoisers(self) -> list[str]:
-        """Names of the denoisers that are edited."""
+        """Names of the edited denoisers."""
         return sorted({edit.site.component for edit in self.edits if edit.site.part == "denoiser"})
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the manifest, which holds the digests of everything else: the artefact's identity."""
+        """Identity of the artefact: the sha256 of the manifest, which holds the digests of the other files."""
         return sha256(self.pack()["manifest.json"]) if self.edits else sha256(b"none")
 
     def pack(self) -> dict[str, bytes]:
-        """The three files' bytes by name. Raises ExciseError where it edits nothing."""
+        """Return the bytes of the three files by name. Raise ExciseError if it edits nothing."""
         if not self.edits:
             raise ExciseError(f"{self.name!r} edits nothing, so there is nothing to save")
         about: dict[str, Any] = {
@@ -124,19 +124,24 @@ class Artefact:
         return formats.pack(self.edits, about | ({"verdict": dict(self.verdict)} if self.verdict else {}))
 
     def save(self, folder: Path | str) -> None:
-        """Put `eraser.json`, `eraser.safetensors` and `manifest.json` into `folder`, all at once or not at all."""
+        """Write `eraser.json`, `eraser.safetensors` and `manifest.json` to `folder`, atomically."""
         write_folder(Path(folder), self.pack())
 
     @classmethod
     def load(cls, folder: Path | str, *, signed_by: Signer | None = None, require_signature: bool = False) -> Self:
-        """Read a saved eraser; with `signed_by`, only if that signer signed it, which is checked before it is parsed.
+        """Load a saved eraser.
 
-        Raises ExciseError where it is incomplete, altered, cut short, of another format or not signed as asked for, and
-        where a signature is required but nobody named: one by just anybody proves nothing.
+        Args:
+            folder: Folder of the eraser.
+            signed_by: The signer whose signature is required. It is checked before anything is parsed.
+            require_signature: Refuse if `signed_by` is None, since a signature by anyone proves nothing.
+
+        Raises:
+            ExciseError: if it is incomplete, altered, cut short, of another format, or not signed as required.
         """
         path = Path(folder)
         if require_signature and signed_by is None:
-            raise InvalidSetting("anybody can sign; name whom you trust: signed_by=Signer(public_key=...)")
+            raise InvalidSetting("anybody can sign; name the signer that you trust: signed_by=Signer(public_key=...)")
         saved = files.read(path)
         if signed_by is not None:
             check_signature(path, saved, signed_by)
@@ -145,7 +150,7 @@ class Artefact:
 
 
 def _neurons(edit: Edit) -> str:
-    """`neuron 5`, `neurons 5, 7`, or nothing for an edit without neurons."""
+    """Return `neuron 5`, `neurons 5, 7`, or nothing for an edit without neurons."""
     numbers = edit.neurons
     return f"neuron{'s' * (len(numbers) > 1)} {listed(numbers)}" if numbers else ""
 

@@ -1,4 +1,4 @@
-"""Signatures over an eraser's files (OpenSSF model signing): who made it, where a digest only says that it is whole."""
+"""Signatures of an eraser's files (OpenSSF model signing). They prove who made it; a digest only proves integrity."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from excise.erasers.artefact.files import CARD, FILES, SIGNATURE
 from excise.errors import ExciseError, InvalidSetting, MissingExtra, Tampered, reason
 from excise.files import write_atomic
 
-BESIDE = {SIGNATURE, CARD, ".gitattributes"}
-"""What may lie unsigned beside a signed eraser's files: a repository on the hub has them; nothing here reads them."""
+UNSIGNED = {SIGNATURE, CARD, ".gitattributes"}
+"""Files that a signed eraser's folder may hold unsigned, as hub repositories do. Excise does not read them."""
 
 
 @dataclass(frozen=True)
 class Signer:
-    """Whose signature an eraser must bear: a key's holder, or with sigstore (keyless) who a provider says it was.
+    """The signer of an eraser: the holder of a key, or with sigstore (keyless) an identity vouched for by a provider.
 
-    Raises ExciseError on construction unless it is exactly one of the two, and the identity has its provider.
+    Raises InvalidSetting on construction unless exactly one of the two is given, and the identity has its provider.
     """
 
     public_key: Path | str | None = None
@@ -36,21 +36,21 @@ class Signer:
     """Keyless: the OpenID Connect issuer that vouches for `identity`, such as https://accounts.google.com."""
 
     def __post_init__(self) -> None:
-        # By their truth: sigstore takes an empty provider, such as an unset variable's, for any provider.
+        # Empty texts count as missing: sigstore accepts any provider for an empty one, such as an unset variable.
         if bool(self.identity) != bool(self.identity_provider):
-            raise InvalidSetting("an identity is worth what its provider is; give both, or a public key")
+            raise InvalidSetting("an identity needs its provider; give both, or a public key")
         if bool(self.public_key) == bool(self.identity):
-            raise InvalidSetting("name one signer: a public key, or an identity with its provider")
+            raise InvalidSetting("give exactly one signer: a public key, or an identity with its provider")
 
     def __str__(self) -> str:
         return f"{self.identity} at {self.identity_provider}" if self.identity else f"the key of {self.public_key}"
 
 
 def sign(folder: Path | str, private_key: Path | str, password: str | None = None) -> Path:
-    """Sign a saved eraser: write `model.sig` beside its files, in place of an older signature.
+    """Sign a saved eraser: write `model.sig` to its folder, replacing an older signature.
 
     Args:
-        folder: Folder of the eraser, with nothing else in it but its card.
+        folder: Folder of the eraser, with no other files except its card.
         private_key: File with an elliptic-curve private key in PEM.
         password: The key's password, if it has one.
 
@@ -58,10 +58,10 @@ def sign(folder: Path | str, private_key: Path | str, password: str | None = Non
         Path of the signature.
 
     Raises:
-        NotFound: where the folder holds no eraser.
-        Tampered: where the eraser is not whole, or lies among other files.
-        InvalidSetting: where the key cannot be used.
-        MissingExtra: where `excise[sign]` is not installed.
+        NotFound: if the folder holds no eraser.
+        Tampered: if the eraser is incomplete or altered, or its folder holds other files.
+        InvalidSetting: if the key cannot be used.
+        MissingExtra: if `excise[sign]` is not installed.
 
     Example:
         >>> excise.sign("erasers/gun", "key.pem")
@@ -73,10 +73,10 @@ def sign(folder: Path | str, private_key: Path | str, password: str | None = Non
     files = saved_files.read(path)
     saved_files.check_manifest(path, files)
     unpack(path, files)
-    _refuse_strangers(path)
+    _refuse_other_files(path)
     library = _library()
     try:
-        # The library says str, and hands it on to what takes bytes.
+        # The library declares str, but passes it on to a function of bytes.
         secret: Any = None if password is None else password.encode()
         config = library.signing.Config().use_elliptic_key_signer(private_key=private_key, password=secret)
     except Exception as error:
@@ -84,7 +84,7 @@ def sign(folder: Path | str, private_key: Path | str, password: str | None = Non
             f"cannot sign with {private_key} ({reason(error)}); "
             "give an elliptic-curve private key in PEM, and its password if it has one"
         ) from error
-    with _alone(path, files) as (copy, signature):
+    with _private_copy(path, files) as (copy, signature):
         config.set_hashing_config(_everything()).sign(copy, signature)
         write_atomic(target, signature.read_bytes())
     return target
@@ -96,37 +96,44 @@ def verify_signature(
     identity: str | None = None,
     identity_provider: str | None = None,
 ) -> None:
-    """Raises ExciseError unless the named signer signed this eraser, all of it, and nothing was added or altered."""
+    """Raise ExciseError unless the signer signed all of this eraser, and nothing was added or altered.
+
+    Args:
+        folder: Folder of the eraser.
+        public_key: File with the signer's public key in PEM; or else both of the following.
+        identity: The signer's e-mail address or workflow address (keyless).
+        identity_provider: The OpenID Connect issuer that vouches for the identity.
+    """
     path = Path(folder)
     check_signature(path, saved_files.read(path), Signer(public_key, identity, identity_provider))
 
 
 def check_signature(folder: Path, files: Mapping[str, bytes], signer: Signer) -> None:
-    """Raises ExciseError unless `folder` holds the signer's signature over exactly `files`, and nothing else.
+    """Raise ExciseError unless `folder` holds the signer's signature of exactly `files`, and no other files.
 
-    It is the bytes in memory that are checked, so that nothing can change between this and their being parsed.
+    The bytes in memory are checked, so that nothing can change before they are parsed.
     """
-    _refuse_strangers(folder)
+    _refuse_other_files(folder)
     try:
         signature = (folder / SIGNATURE).read_bytes()
     except OSError as error:
         raise Tampered(
-            f"{folder} bears no signature ({SIGNATURE}: {error.strerror}); get it signed, or name no signer"
+            f"{folder} is not signed ({SIGNATURE}: {error.strerror}); get it signed, or load it without `signed_by`"
         ) from error
     config = _verifier(signer).set_hashing_config(_everything())
-    with _alone(folder, files) as (copy, place):
+    with _private_copy(folder, files) as (copy, place):
         place.write_bytes(signature)
         try:
-            # A signature without a hint at its key makes the library print, which would spoil a json on stdout.
+            # For a signature without a key hint the library prints, which would spoil json on stdout.
             with redirect_stdout(sys.stderr):
                 config.verify(copy, place)
-            _refuse_respelt(signature)
-        except Exception as error:  # its dependencies raise what they like; whatever it is, nothing was proved
+            _refuse_noncanonical(signature)
+        except Exception as error:  # its dependencies raise errors of any kind; in each case nothing was proved
             if str(error).startswith("Signature mismatch"):
                 what = f"was altered since {signer} signed it"
             else:
                 what = f"was not signed by {signer} ({reason(error)})"
-            raise Tampered(f"{folder} {what}; do not use it, and get it again from who made it") from error
+            raise Tampered(f"{folder} {what}; do not use it, and get it again from its author") from error
 
 
 def _verifier(signer: Signer) -> Any:
@@ -136,12 +143,12 @@ def _verifier(signer: Signer) -> Any:
             return config.use_elliptic_key_verifier(public_key=signer.public_key)
         return config.use_sigstore_verifier(identity=signer.identity, oidc_issuer=signer.identity_provider)
     except Exception as error:
-        told = reason(error)
+        why = reason(error)
         if signer.public_key:
             raise InvalidSetting(
-                f"cannot read the public key {signer.public_key} ({told}); give an elliptic-curve one in PEM"
+                f"cannot read the public key {signer.public_key} ({why}); give an elliptic-curve one in PEM"
             ) from error
-        raise ExciseError(f"cannot get sigstore's trusted root ({told}); keyless needs its network") from error
+        raise ExciseError(f"cannot get sigstore's trusted root ({why}); keyless signatures need its network") from error
 
 
 def _library() -> Any:
@@ -155,7 +162,7 @@ def _library() -> Any:
 
 
 def _everything() -> Any:
-    """A hashing configuration that leaves nothing out, whatever a signature says may be left out."""
+    """Return a hashing configuration that ignores no file, even if a signature lists ignored files."""
     from model_signing import hashing
 
     class Everything(hashing.Config):
@@ -165,10 +172,10 @@ def _everything() -> Any:
 
 
 @contextmanager
-def _alone(folder: Path, files: Mapping[str, bytes]) -> Iterator[tuple[Path, Path]]:
-    """The files by themselves in a private folder of the same name, and a place for their signature outside it.
+def _private_copy(folder: Path, files: Mapping[str, bytes]) -> Iterator[tuple[Path, Path]]:
+    """Copy the files to a private folder of the same name, with a path for their signature outside it.
 
-    The library reads paths, and takes no links, of which the hub's cache is made. Raises ExciseError for a full disk.
+    The library reads paths and refuses links, which the hub's cache consists of. Raises ExciseError on a full disk.
     """
     try:
         with TemporaryDirectory(prefix="excise-") as parent:
@@ -181,18 +188,18 @@ def _alone(folder: Path, files: Mapping[str, bytes]) -> Iterator[tuple[Path, Pat
         raise ExciseError(f"cannot copy {folder} to sign or check it: {reason(error)}") from error
 
 
-def _refuse_strangers(folder: Path) -> None:
+def _refuse_other_files(folder: Path) -> None:
     try:
-        strangers = sorted({path.name for path in folder.iterdir()} - {*FILES, *BESIDE})
+        others = sorted({path.name for path in folder.iterdir()} - {*FILES, *UNSIGNED})
     except OSError as error:
         raise ExciseError(f"cannot list {folder}: {error.strerror}; copy it again") from error
-    if strangers:
-        raise Tampered(f"{folder} holds {strangers[0]!r}, which no signature covers; take it out")
+    if others:
+        raise Tampered(f"{folder} holds {others[0]!r}, which no signature covers; remove it")
 
 
-def _refuse_respelt(signature: bytes) -> None:
-    """Raises ValueError where the spare bits at a base64 text's end were altered: no byte of any file may change."""
+def _refuse_noncanonical(signature: bytes) -> None:
+    """Raise ValueError if unused bits at the end of a base64 text were altered: no byte of any file may change."""
     envelope = json.loads(signature)["dsseEnvelope"]
     for text in (envelope["payload"], *(each["sig"] for each in envelope["signatures"])):
         if b64encode(b64decode(text)).decode() != text:
-            raise ValueError("its base64 is not spelt as it was written")
+            raise ValueError("its base64 is not canonical")

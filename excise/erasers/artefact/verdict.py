@@ -1,4 +1,4 @@
-"""The verdict in an eraser's json: what was found when it was tried, and how that is said."""
+"""The verdict in an eraser's json: the results of its test, and their wording."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEYS: dict[str, type] = {
     "protected": dict,
     "weak": list,
 }
-"""Every key that a verdict may have, and its type. What could not be measured is left out."""
+"""Every key that a verdict may have, and its type. Missing keys were not measured."""
 _MENTION: dict[str, type] = {
     "word": str,
     "caught": bool,
@@ -29,19 +29,19 @@ _PROTECTED: dict[str, type] = {"touched": list, "of": int}
 
 
 class WeakEraser(UserWarning):
-    """An eraser was made that cannot be relied on."""
+    """Warning of an eraser that is unreliable."""
 
 
 def checked(data: Any) -> dict[str, Any]:
-    """A verdict as it was read. Raises TypeError or ValueError where it is none."""
+    """Return a verdict after checking it. Raise TypeError or ValueError if it is malformed."""
     found = _typed(data, KEYS)
     for row in found.get("mentions", ()):
         if not {"word", "caught"} <= set(_typed(row, _MENTION)):
-            raise ValueError("verdict: a mention without its word, or without whether it is caught")
+            raise ValueError("verdict: a mention lacks `word` or `caught`")
     for key, types in (("controls", _TOUCHED), ("protected", _PROTECTED)):
         _typed(found.get(key, {}), types)
     if not all(
-        isinstance(said, str) for said in (*found.get("weak", ()), *found.get("protected", {}).get("touched", ()))
+        isinstance(text, str) for text in (*found.get("weak", ()), *found.get("protected", {}).get("touched", ()))
     ):
         raise TypeError("verdict: weak and protected words should be texts")
     return found
@@ -59,7 +59,7 @@ def _typed(data: Any, types: Mapping[str, type]) -> dict[str, Any]:
 
 
 def in_words(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What was looked at, and what was found, in words."""
+    """Yield the name and the result of each test, in words."""
     for row in verdict.get("mentions", ()):
         yield f"“{row['word']}”", _mention(row)
     if "carried" in verdict:
@@ -75,18 +75,18 @@ def in_words(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _mention(row: Mapping[str, Any]) -> str:
-    said = "caught" if row["caught"] else "MISSED"
+    text = "caught" if row["caught"] else "MISSED"
     if row.get("sentences"):
-        said += f": {row.get('changed', 0)} of {row['sentences']} sentences change"
+        text += f": {row.get('changed', 0)} of {row['sentences']} sentences change"
     elif "moved" in row:
-        said += f": moves what is predicted by {row['moved']:.2g}"
+        text += f": moves the prediction by {row['moved']:.2g}"
     relative = row.get("relative")
-    return said if relative is None else f"{said}, {100 * relative:.0f} % as much as the name's"
+    return text if relative is None else f"{text}, {100 * relative:.0f} % as much as the name's"
 
 
 def _touched(found: Mapping[str, Any]) -> str:
     touched = found.get("touched", 0)
     words = touched if isinstance(touched, list) else []
     count = len(words) if isinstance(touched, list) else touched
-    said = f"{count} of {found.get('of', 0)} change"
-    return f"{said}: {', '.join(map(str, words))}" if words else said
+    text = f"{count} of {found.get('of', 0)} change"
+    return f"{text}: {', '.join(map(str, words))}" if words else text

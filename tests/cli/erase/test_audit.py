@@ -74,7 +74,7 @@ def test_what_cannot_be_audited_is_refused_in_one_line(
         ((folder, *model, "--prompts", benign, "--sae", tmp_path / "none"), "cannot read"),
         ((folder, *model, "--prompts", benign, "--out", tmp_path), "is a folder"),
         ((folder, *model, "--prompts", benign, "--out", tmp_path / "audit.pdf"), "such as"),
-        ((tmp_path / "nowhere", *model), "no complete eraser"),
+        ((tmp_path / "nowhere", *model), "not a complete eraser"),
     ):
         refused = call("audit", *words)
         assert refused.exit_code == 2, refused.output

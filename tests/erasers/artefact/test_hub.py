@@ -99,7 +99,7 @@ def test_a_file_that_was_altered_on_the_server_is_refused(pushed: Hub, name: str
     with pytest.raises(ExciseError, match="was altered or cut short"):
         Eraser.from_pretrained(NAME)
     pushed.alter(NAME, {name: None})
-    with pytest.raises(ExciseError, match=f"no complete eraser: {name}"):
+    with pytest.raises(ExciseError, match=f"not a complete eraser: {name}"):
         Eraser.from_pretrained(NAME)
 
 
@@ -152,7 +152,7 @@ def test_a_signed_eraser_is_known_again_on_the_hub(hub: Hub, gun_eraser: Eraser,
     with pytest.raises(ExciseError, match="was altered since"):
         Eraser.from_pretrained(NAME, signed_by=Signer(public))
     other.push_to_hub(NAME)
-    with pytest.raises(ExciseError, match="bears no signature"):
+    with pytest.raises(ExciseError, match="is not signed"):
         Eraser.from_pretrained(NAME, signed_by=Signer(public))
 
 
@@ -215,9 +215,9 @@ def test_the_card_says_what_it_is(gun_eraser: Eraser) -> None:
         "library_name": "excise",
         "tags": ["excise", "concept-erasure", "sparse-autoencoder", "text-to-image"],
     }
-    for said in (
+    for expected in (
         "# gun-test",
-        "Takes **gun** out of what StableDiffusionPipeline draws, by turning down one neuron of a sparse autoencoder",
+        "Erases **gun** from the images of StableDiffusionPipeline, by turning down one neuron of a sparse autoencoder",
         "Words it was made for: gun.",
         "| text\\_encoder/encoder.layers.2 | 5 | 1 in codes | "
         "lead 0, gate relu, source prompt, uncond none, align position |",
@@ -225,8 +225,8 @@ def test_the_card_says_what_it_is(gun_eraser: Eraser) -> None:
         "| neuron 5: AUROC on held-out wordings | 0.9877 |",
         "| neuron 5: carries the prompts' structure rather than the concept | no |",
         "| share of concept prompts edited | 1 |",
-        "| first neuron's score to the second's | 3.25 |",
-        "| encoders: text\\_encoder\\_2: share of what the concept's word changes that the neuron carries | 0.5 |",
+        "| ratio of the first neuron's score to the second's | 3.25 |",
+        "| encoders: text\\_encoder\\_2: share of the change by the concept's word that the neuron carries | 0.5 |",
         "| something new | 1, 2 |",
         "| change of what the denoiser reads on the canary | 0.25 |",
         "## What it does not stop",
@@ -236,7 +236,7 @@ def test_the_card_says_what_it_is(gun_eraser: Eraser) -> None:
         "## Dual use",
         "allow_amplify=True",
     ):
-        assert said in text, said
+        assert expected in text, expected
     assert "p, permutation test" not in text
 
 
@@ -246,9 +246,9 @@ def test_the_card_of_other_kinds_of_edits(gun_eraser: Eraser) -> None:
     card = card_of(replace(gun_eraser, edits=(change,)), NAME)
     assert "by changed weights in 1 layers of its denoiser. The model's own weights" in card
     assert "sparse-autoencoder" not in card
-    assert "acts where it edits" in card
+    assert "acts only on the modules that it edits" in card
     both = card_of(replace(gun_eraser, edits=(*gun_eraser.edits, change)), NAME)
-    assert "by turning down one neuron of a sparse autoencoder on what its text encoder says of a prompt and by" in both
+    assert "by turning down one neuron of a sparse autoencoder on its text encoder's states and by" in both
 
 
 def test_the_card_names_a_base_model_only_if_it_is_one_on_the_hub(gun_eraser: Eraser, tiny_pipe: Any) -> None:
