@@ -29,7 +29,7 @@ from excise.errors import ExciseError
 from excise.files import sha256, write_atomic, write_once
 from excise.methods.lookup import method, parsed, settings_of
 from excise.pipeline import Pipeline, as_diffusers
-from excise.sites.truncation import cuts, told_of_cuts
+from excise.sites.truncation import cuts, suppress_cut_warnings
 from excise.step_progress import by_steps
 
 HEARTBEAT = 10.0
@@ -156,7 +156,7 @@ def _do(
         _write_json(run, "fits", unit, {"refused": str(error)})
         return
     size = run.plan["size"]
-    told_of_cuts(pipe)  # each record says what of its prompt is lost
+    suppress_cut_warnings(pipe)  # each record says what of its prompt is lost
     _search(run, unit.concept, lambda: suite.search(pipe, unit.concept, size))
     with eraser.attach(pipe):
         known = partial(suite.attack, pipe) if eraser.edits else suite.baseline

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 def note_cuts(pipe: Pipeline, prompts: Iterable[str]) -> list[Cut]:
     """The prompts that are cut, told of on standard error in one line."""
-    from excise.sites.truncation import cuts, described, told_of_cuts
+    from excise.sites.truncation import cuts, described, suppress_cut_warnings
 
     texts = list(prompts)
     if found := cuts(pipe, texts):
         note(f"warning: {described(found, len(texts))}")
-    told_of_cuts(pipe)
+    suppress_cut_warnings(pipe)
     return found
 
 

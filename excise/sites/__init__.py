@@ -1,6 +1,6 @@
 """Named places in a pipeline's text encoders, or in a language model, where features are read and written.
 
-Names are imported when first asked for.
+Names are imported on first use.
 """
 
 import lazy_loader

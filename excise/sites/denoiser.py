@@ -1,6 +1,6 @@
-"""Features of a denoiser's blocks while it draws: patches by timestep, of the conditional branch.
+"""Sites in denoisers: blocks, attentions, single layers, and the whole U-Net.
 
-A Site here is a block of the U-Net or transformer whose output is `[B, C, H, W]` or `[B, N, C]`; either way a feature
+The Site of a block is in a U-Net or transformer and has outputs `[B, C, H, W]` or `[B, N, C]`. In both cases a feature
 is one patch's vector `[C]`.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +18,15 @@ from excise.pipeline import Pipeline
 from excise.sites.language import LanguageModel
 from excise.sites.site import DENOISERS, Site, resolve, text_encoders
 
-if TYPE_CHECKING:
-    pass
-
 BLOCKS: dict[str, tuple[Site, ...]] = {
     "sd15": (Site("unet", "up_blocks.1.attentions.1", 1280), Site("unet", "up_blocks.1.attentions.2", 1280)),
     "reference": (Site("unet", "up_blocks.1.attentions.0", 160),),
 }
-"""Sites by model: SAEuron's for objects and for styles, which SD 1.4 has too; and the bundled model's, for both."""
+"""Sites by model: SAEuron's for objects and for styles (also in SD 1.4), and the bundled model's, for both."""
 
 
 def block_site(pipe: Pipeline, path: str, component: str | None = None) -> Site:
-    """The Site of a denoiser's block, its width looked up. Raises ExciseError where there is no such block."""
+    """Return the Site of a denoiser's block, with its width. Raise ExciseError if there is no such block."""
     name, denoiser = denoiser_of(pipe, component)
     modules = dict(denoiser.named_modules())
     if not path or path not in modules:
@@ -37,27 +34,28 @@ def block_site(pipe: Pipeline, path: str, component: str | None = None) -> Site:
         raise NotFound(f"{name} has no block {path!r}; it has {', '.join(near[:12])}")
     width = _width(denoiser, modules[path])
     if width is None:
-        raise ExciseError(f"cannot tell how wide {name}/{path} is; choose an attention block of it")
+        raise ExciseError(f"the width of {name}/{path} is unknown; choose an attention block")
     return Site(name, path, width)
 
 
 def module_at(pipe: Pipeline, site: Site) -> nn.Module:
-    """The live module of a Site, in a text encoder or in a denoiser.
+    """Return the live module of a Site, in a text encoder or a denoiser.
 
-    Raises ExciseError where the pipeline lacks it, or its width differs.
+    Raises ExciseError if it is missing, or its width differs.
     """
     if site.part == "text":
         return resolve(pipe, site)
     denoiser = denoiser_of(pipe, site.component)[1]
     module = _submodule(denoiser, site.path)
     if module is None or _width(denoiser, module) != site.width:
-        block_site(pipe, site.path, site.component)  # where there is no such block, this says so
-        raise WrongModel(f"{site.key} has another width here than {site.width}; it was named for another model")
+        block_site(pipe, site.path, site.component)  # raises if there is no such block
+        raise WrongModel(f"{site.key} has another width here than {site.width}; use a Site of this model")
     return module
 
 
 def _submodule(denoiser: nn.Module, path: str) -> nn.Module | None:
-    """What is at a path. Asked before every prompt for every edit, so it must not list all there is."""
+    """Return the module at a path, if any. Called before every prompt for every edit, so it must not list all
+    modules."""
     try:
         return denoiser.get_submodule(path)
     except AttributeError:
@@ -65,10 +63,9 @@ def _submodule(denoiser: nn.Module, path: str) -> nn.Module | None:
 
 
 def layer_at(pipe: Pipeline, site: Site) -> nn.Module:
-    """The live Linear or Conv2d at a Site of a denoiser or a text encoder; of one that a LoRA wraps (PEFT's), that
-    within.
+    """Return the live Linear or Conv2d at a Site, unwrapped from a LoRA (PEFT).
 
-    Raises ExciseError where there is none, its width differs, or it computes in a way of its own.
+    Raises WrongModel if there is none, its width differs, or it has a custom `forward`.
     """
     layer: Any
     if site.part == "text":
@@ -82,41 +79,38 @@ def layer_at(pipe: Pipeline, site: Site) -> nn.Module:
             f"{name} has no plain Linear or Conv2d at {site.path!r}; it is another model, or a quantised one"
         )
     if len(layer.weight) != site.width:
-        raise WrongModel(
-            f"{site.key} is {len(layer.weight)} wide here, not {site.width}; it was named for another model"
-        )
+        raise WrongModel(f"{site.key} has width {len(layer.weight)} here, not {site.width}; use a Site of this model")
     found: nn.Module = layer
     return found
 
 
 def attention_at(pipe: Pipeline, site: Site) -> nn.Module:
-    """The live attention (diffusers' Attention) at a Site of a denoiser. Raises ExciseError where there is none, or its
-    width differs."""
+    """Return the live attention (diffusers' Attention) at a Site of a denoiser. Raise WrongModel if there is none, or
+    its width differs."""
     name, denoiser = denoiser_of(pipe, site.component)
     module = _submodule(denoiser, site.path)
     width: Any = getattr(module, "out_dim", None)
     if module is None or width is None:
         raise WrongModel(f"{name} has no attention at {site.path!r}; it is another model")
     if int(width) != site.width:
-        raise WrongModel(f"{site.key} is {width} wide here, not {site.width}; it was named for another model")
+        raise WrongModel(f"{site.key} has width {width} here, not {site.width}; use a Site of this model")
     return module
 
 
 def check_reads_text(pipe: Pipeline, method: str) -> None:
-    """Raises ExciseError, naming the method that needs it, where a pipeline's U-Net hears no text: no attention of it
-    looks at anything but the picture itself."""
+    """Raise WrongModel, naming the method, if no attention of a pipeline's U-Net attends to text."""
     name, unet = denoiser_of(pipe)
-    ways = ("is_cross_attention", "added_kv_proj_dim")
-    if not any(getattr(layer, way, None) for layer in unet.modules() for way in ways):
+    signs = ("is_cross_attention", "added_kv_proj_dim")
+    if not any(getattr(layer, sign, None) for layer in unet.modules() for sign in signs):
         raise WrongModel(
-            f"{method} needs a U-Net that hears the prompt by cross-attention (attn2), and {type(pipe).__name__}'s "
+            f"{method} needs a U-Net that reads the prompt by cross-attention (attn2), and {type(pipe).__name__}'s "
             f"{name} has none; choose a method that edits the text encoder, such as snce"
         )
 
 
 def cross_attentions(pipe: Pipeline, method: str) -> list[Site]:
-    """Every cross-attention of a pipeline's U-Net, in its order. Raises ExciseError, naming the method that edits them,
-    where it has none."""
+    """Return every cross-attention of a pipeline's U-Net, in order. Raise WrongModel, naming the method, if it has
+    none."""
     name, denoiser = denoiser_of(pipe)
     layers: dict[str, Any] = dict(denoiser.named_modules())
     found = [
@@ -133,15 +127,18 @@ def cross_attentions(pipe: Pipeline, method: str) -> list[Site]:
 
 
 def as_patches(output: Any) -> Tensor:
-    """A block's output as patches `[B, N, C]`: of `[B, C, H, W]`, `[B, N, C]`, or a tuple or model output whose last
-    tensor is one of those (transformers give their text first)."""
+    """Return a block's output as patches `[B, N, C]`.
+
+    The output is `[B, C, H, W]`, `[B, N, C]`, or a tuple or model output whose last tensor is one of these:
+    transformers return their text first.
+    """
     parts = list(output.values()) if isinstance(output, dict) else output
     state = parts if isinstance(parts, Tensor) else [part for part in parts if isinstance(part, Tensor)][-1]
     return state.flatten(2).transpose(1, 2) if state.ndim == 4 else state
 
 
 def from_patches(patches: Tensor, like: Any) -> Any:
-    """`as_patches` undone: the output `like` with these patches `[B, N, C]` in the place of its own."""
+    """Undo `as_patches`: return the output `like` with these patches `[B, N, C]`."""
     if isinstance(like, Tensor):
         return patches.transpose(1, 2).reshape(like.shape) if like.ndim == 4 else patches
     if isinstance(like, dict):
@@ -154,30 +151,30 @@ def from_patches(patches: Tensor, like: Any) -> Any:
 
 
 def denoisers(pipe: Pipeline) -> list[nn.Module]:
-    """What turns text states into a picture: U-Net or transformer, or the two transformers of some pipelines.
+    """Return the pipeline's denoisers: a U-Net or transformer, or both transformers of some pipelines.
 
-    Of one that `torch.compile` wraps, the module within.
+    Compiled ones are unwrapped.
     """
     found = (getattr(pipe, name, None) for name in DENOISERS)
     return [getattr(module, "_orig_mod", module) for module in found if isinstance(module, nn.Module)]
 
 
 def denoiser_of(pipe: Pipeline, component: str | None = None) -> tuple[str, nn.Module]:
-    """A denoiser and its name, the first one by default; of one that `torch.compile` wraps, the module within.
+    """Return the name of a denoiser and the denoiser, unwrapped if compiled. The default is the first one.
 
-    Raises ExciseError where the pipeline has none.
+    Raises ExciseError if the pipeline has none.
     """
     for name in (component,) if component else DENOISERS:
         found = getattr(pipe, name, None)
         if isinstance(found, nn.Module):
             return name, getattr(found, "_orig_mod", found)
     if isinstance(pipe, LanguageModel):
-        raise WrongModel("a language model draws no pictures; choose what works on text states, such as snce")
+        raise WrongModel("a language model generates no images; choose a method for text states, such as snce")
     raise NotFound(f"{type(pipe).__name__} has no {component or 'denoiser'}; choose another Site")
 
 
 def _width(denoiser: nn.Module, module: nn.Module) -> int | None:
-    """Of a block's patches: a Transformer2DModel's channels, or the one width that a transformer's blocks all have."""
+    """Return the width of a block's patches: a Transformer2DModel's channels, or a transformer's inner width."""
     config: Any = getattr(module, "config", None)
     if type(module).__name__ == "Transformer2DModel":
         return int(config.in_channels)
@@ -190,30 +187,30 @@ def _width(denoiser: nn.Module, module: nn.Module) -> int | None:
 
 
 def timestep_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int | str, Tensor]:
-    """Where a denoiser's timestep is among its arguments, and the timestep as a tensor.
+    """Return the position or name of a denoiser's timestep among its arguments, and the timestep as a tensor.
 
-    Raises ExciseError where it was given none.
+    Raises ExciseError if it is missing.
     """
     at: int | str = "timestep"
     if "timestep" not in kwargs:
         names = list(inspect.signature(type(module).forward).parameters)[1:]
         at = names.index("timestep") if "timestep" in names else len(args)
         if at >= len(args):
-            raise ExciseError(f"{type(module).__name__} was run without a timestep, which its blocks are told apart by")
+            raise ExciseError(f"{type(module).__name__} was called without a timestep; pass one, the edit needs it")
     given = kwargs["timestep"] if isinstance(at, str) else args[at]
     return at, given if isinstance(given, Tensor) else torch.tensor(given)
 
 
 def whole(pipe: Pipeline, method: str) -> Site:
-    """The Site of a pipeline's U-Net as a whole.
+    """Return the Site of a pipeline's whole U-Net.
 
-    Raises ExciseError where it has none that reads text states, or several text encoders.
+    Raises WrongModel if it has no U-Net that reads text states, or several text encoders.
     """
     name, unet = denoiser_of(pipe)
     reads = inspect.signature(type(unet).forward).parameters
     if name != "unet" or "encoder_hidden_states" not in reads or len(text_encoders(pipe)) != 1:
         raise WrongModel(
-            f"{method} needs a U-Net that reads one text encoder's states, as Stable Diffusion 1 and 2 have it; "
+            f"{method} needs a U-Net that reads one text encoder's states, as in Stable Diffusion 1 and 2; "
             f"{type(pipe).__name__} is another kind: choose another method, such as snce"
         )
     check_reads_text(pipe, method)
@@ -222,8 +219,8 @@ def whole(pipe: Pipeline, method: str) -> Site:
 
 
 def unet_at(pipe: Pipeline, site: Site) -> nn.Module:
-    """The live U-Net of such a Site. Raises ExciseError where there is none, or it is another."""
+    """Return the live U-Net of the Site of a whole U-Net. Raise ExciseError if it is missing or differs."""
     unet = denoiser_of(pipe, site.component)[1]
     if int(getattr(unet.config, "out_channels", 0)) != site.width:
-        raise WrongModel(f"{site.component} gives another number of channels here than {site.width}; it is another")
+        raise WrongModel(f"{site.component} has another number of channels here than {site.width}; it is another model")
     return unet

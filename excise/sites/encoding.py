@@ -1,4 +1,4 @@
-"""Running a pipeline's own `encode_prompt`, whatever its signature is, and pipelines that are nothing but encoders."""
+"""Running a pipeline's `encode_prompt`, whatever its signature, and a pipeline for a text encoder alone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from excise.pipeline import Pipeline, as_diffusers
 
 
 class Enough(Exception):
-    """Raised by a hook once it has what it waited for: nothing that the pipeline does after it is needed."""
+    """Raised by a hook that has all it needs, to stop the pipeline early."""
 
 
 def encode_prompt(pipe: Pipeline, prompt: str | list[str], guidance: bool = False) -> Any:
-    """What the pipeline's `encode_prompt` makes of a prompt, by default without an unconditional one.
+    """Return the result of the pipeline's `encode_prompt`, by default without the unconditional branch.
 
-    Raises ExciseError where the pipeline has none.
+    Args:
+        pipe: The pipeline.
+        prompt: A prompt, or several.
+        guidance: Whether to encode the unconditional branch too.
+
+    Raises:
+        WrongModel: if the pipeline has no `encode_prompt`.
     """
     if not callable(getattr(pipe, "encode_prompt", None)):
         raise WrongModel(f"{type(pipe).__name__} has no encode_prompt; wrap its encoder in excise.TextEncoding")
@@ -28,7 +34,7 @@ def encode_prompt(pipe: Pipeline, prompt: str | list[str], guidance: bool = Fals
     wanted: dict[str, Any] = {
         name: None for name, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
     }
-    # A copy: some pipelines write their template into the list they are given.
+    # A copy, since some pipelines write their template into the given list.
     texts = prompt if isinstance(prompt, str) else list(prompt)
     wanted |= {"prompt": texts, "device": device_of(pipe), "do_classifier_free_guidance": guidance}
     wanted |= {"batch_size": 1 if isinstance(prompt, str) else len(prompt)}
@@ -37,14 +43,14 @@ def encode_prompt(pipe: Pipeline, prompt: str | list[str], guidance: bool = Fals
 
 
 def device_of(pipe: Pipeline) -> torch.device:
-    """Where the pipeline encodes."""
+    """Return the device that the pipeline encodes on."""
     device = getattr(pipe, "_execution_device", None)
     encoder = getattr(pipe, "text_encoder", None)
     return torch.device(device if device is not None else getattr(encoder, "device", "cpu"))
 
 
 def tensors_of(made: Any) -> Iterable[Tensor]:
-    """Every tensor in a nest of tuples, lists and dicts."""
+    """Yield every tensor in nested tuples, lists and dicts."""
     if isinstance(made, Tensor):
         yield made
     elif isinstance(made, dict):
@@ -56,9 +62,9 @@ def tensors_of(made: Any) -> Iterable[Tensor]:
 
 
 class TextEncoding:
-    """A text encoder alone (BERT, MiniLM, ...) as a pipeline: what an SAE and an eraser need to work on it.
+    """A text encoder alone (BERT, MiniLM, ...) as a pipeline, so that SAEs and erasers work on it.
 
-    `encode_prompt` gives the last hidden states `[B, T, d]`, which is what is read of it.
+    `encode_prompt` returns the last hidden states `[B, T, d]`.
     """
 
     def __init__(self, encoder: nn.Module, tokenizer: Any) -> None:
@@ -66,11 +72,11 @@ class TextEncoding:
 
     @property
     def components(self) -> dict[str, Any]:
-        """As a pipeline's."""
+        """Components by name, like a pipeline's."""
         return {"text_encoder": self.text_encoder, "tokenizer": self.tokenizer}
 
     def encode_prompt(self, prompt: str | list[str], prompt_embeds: Tensor | None = None) -> Tensor:
-        """`[B, T, d]`; `prompt_embeds` instead, where they are given, as a diffusion pipeline does."""
+        """Return states `[B, T, d]`, or `prompt_embeds` if given, as a diffusion pipeline does."""
         if prompt_embeds is not None:
             return prompt_embeds
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -83,9 +89,9 @@ class TextEncoding:
 
 
 def conditional(pipe: Pipeline, made: Any) -> list[Tensor]:
-    """The prompt's own tensors among `encode_prompt`'s results, without the unconditional ones.
+    """Return the conditional tensors among `encode_prompt`'s results.
 
-    Those stand behind each of the prompt's, or behind all of them where masks come along.
+    An unconditional tensor follows each conditional one, or they follow all conditional ones if there are masks.
     """
     if not isinstance(made, tuple | list):
         return list(tensors_of(made))

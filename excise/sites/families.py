@@ -1,7 +1,7 @@
-"""Pipeline families: which text encoders each reads, where their layers are and which hidden states it takes.
+"""Pipeline families: the text encoders that each reads, where their layers are and which hidden states it reads.
 
-Adding a family is adding one entry. Taps count as `hidden_states` does: n is what n layers have made, -1 the last
-state, -2 the one a layer before it. An eraser must act before the earliest tap, or the concept passes there.
+To add a family, add one entry. Taps are indices of `hidden_states`: n is the state after n layers, -1 the last one, -2
+that one layer before. An eraser must act before the earliest tap, or the concept passes there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Encoder:
     """The hidden states that the pipeline reads, pooled vectors (made from the last) included."""
     component: str = "text_encoder"
     glyphs: bool = False
-    """It reads nothing but text to be written into the picture, in quotes; no eraser has to cover it."""
+    """Whether it reads only quoted text to be rendered as letters. An eraser need not cover it."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Family:
 
     name: str
     pipelines: tuple[str, ...]
-    """What the names of their classes begin with."""
+    """Prefixes of their class names."""
     encoders: tuple[Encoder, ...]
     separate: bool = False
-    """Nobody can tell at its denoiser which prompt is the unconditional one, since that runs once for each branch of
-    guidance, or reads the branches in another order than other families do. That prompt is edited like the other."""
+    """Whether the denoiser's input does not show which prompt is the unconditional one: it runs once for each branch of
+    guidance, or reads the branches in another order than other families. Then that prompt is edited like the other."""
 
     def encoder(self, component: str) -> Encoder | None:
-        """Its text encoder of that name; None where it has none."""
+        """Return its text encoder of that name, if it has one."""
         return next((encoder for encoder in self.encoders if encoder.component == component), None)
 
 
@@ -77,7 +77,7 @@ FAMILIES = (
 
 
 def family_of(pipe: Pipeline) -> Family | None:
-    """The family whose class names fit the pipeline's best; None where it is in none, and every encoder counts."""
+    """Return the pipeline's family, by the longest matching prefix of its class name, or None if it is unknown."""
     name = type(pipe).__name__
     fits = [(len(start), family) for family in FAMILIES for start in family.pipelines if name.startswith(start)]
     return max(fits, key=lambda fit: fit[0])[1] if fits else None

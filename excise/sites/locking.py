@@ -1,4 +1,5 @@
-"""Locks on tokenizers, and copies without one: every call changes a fast tokenizer's settings, and threads share it."""
+"""Locks on tokenizers, and copies without a lock. Every call changes a fast tokenizer's settings, and threads share
+it."""
 
 from __future__ import annotations
 
@@ -12,24 +13,24 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 _METHODS = "_encode_plus", "_batch_encode_plus"
-"""What sets padding and truncation and then encodes: the first in transformers 5, the second in 4."""
+"""Methods that set padding and truncation and then encode: the first in transformers 5, the second in 4."""
 _LOCK = threading.Lock()
 _locks: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
 _holders: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 def lock(tokenizer: Any) -> Callable[[], None]:
-    """Let one thread at a time encode with `tokenizer`, until what comes back is called.
+    """Let only one thread at a time encode with `tokenizer`. Return a function that ends this.
 
-    Between setting a fast tokenizer's padding and truncation and encoding, another thread's call would set them for its
-    own text, and prompts came out cut or filled to the other's length.
+    Otherwise, after a call has set a fast tokenizer's padding and truncation, another thread's call may change them
+    before the first one encodes, so that its prompts get the other's length.
     """
     with _LOCK:
         _holders[tokenizer] = _holders.get(tokenizer, 0) + 1
         if _holders[tokenizer] == 1:
             for name in _METHODS:
                 if callable(getattr(type(tokenizer), name, None)) and name not in vars(tokenizer):
-                    # A bound method: a deep copy or a pickle of the tokenizer has one of its own.
+                    # A bound method, so that a deep copy or pickle of the tokenizer has its own.
                     setattr(tokenizer, name, MethodType(_LOCKED[name], tokenizer))
     once = [None]
 
@@ -48,27 +49,27 @@ def lock(tokenizer: Any) -> Callable[[], None]:
 
 @contextmanager
 def alone(tokenizer: Any) -> Iterator[None]:
-    """Within it no other thread encodes with a locked `tokenizer`."""
+    """Keep other threads from encoding with a locked `tokenizer`."""
     with _LOCK:
-        own = _locks.setdefault(tokenizer, threading.RLock())
-    with own:
+        held = _locks.setdefault(tokenizer, threading.RLock())
+    with held:
         yield
 
 
 def own_copy(tokenizer: Any) -> Any:
-    """A copy whose settings, vocabulary and lock are its own, whatever other threads encode with meanwhile."""
+    """Return a copy with its own settings and vocabulary and without the lock, while other threads may be encoding."""
     with alone(tokenizer):
         if (fast := getattr(tokenizer, "_tokenizer", None)) is None:
             return copy.deepcopy(tokenizer)
-        # Shallow but for what a call changes: a whole copy takes many times as long.
-        own = copy.copy(tokenizer)
-        _unlock(own)
-        own._tokenizer = copy.deepcopy(fast)
-        return own
+        # Shallow, except for the part that a call changes: a deep copy takes many times as long.
+        copied = copy.copy(tokenizer)
+        _unlock(copied)
+        copied._tokenizer = copy.deepcopy(fast)
+        return copied
 
 
 def _after_fork() -> None:
-    """Give a forked process locks of its own: what another thread held is never released there."""
+    """Create new locks in a forked process, where those held by other threads would never be released."""
     global _LOCK
     _LOCK = threading.Lock()
     _locks.clear()
@@ -79,7 +80,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _unlock(tokenizer: Any) -> None:
-    """Take a lock's methods away: a shallow copy has those that are bound to the original."""
+    """Remove the locked methods. A shallow copy has those bound to the original."""
     for name in _METHODS:
         if getattr(vars(tokenizer).get(name), "__func__", None) is _LOCKED[name]:
             delattr(tokenizer, name)
@@ -90,7 +91,7 @@ def _locked(name: str) -> Callable[..., Any]:
         with alone(self):
             return getattr(type(self), name)(self, *args, **kwargs)
 
-    # Pickled by name: unpickled it is the class's own.
+    # It is pickled by name, and unpickled as the class's own method.
     method.__name__ = name
     return method
 

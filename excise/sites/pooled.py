@@ -1,4 +1,4 @@
-"""Pooled text states: a prompt's state at its end-of-text token."""
+"""Pooled text states: the state at a prompt's end-of-text token."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from excise.sites.site import encoder_of, tokenizer_of
 
 @torch.no_grad()
 def eos_states(pipe: Pipeline, ids: Tensor) -> Tensor:
-    """`[n, d]` float32: EOS states of token rows `[n, T]`, after the last norm; the encoder's "pooled" output."""
+    """Return the EOS states `[n, d]`, in float32, of token rows `[n, T]`, after the last norm (the "pooled" output)."""
     encoder: Any = encoder_of(pipe, "text_encoder")
     states = encoder(ids.to(next(encoder.parameters()).device)).last_hidden_state
     eos: int = tokenizer_of(pipe, "text_encoder").eos_token_id
-    # The first one: where PAD is EOS too, the others follow it.
+    # The first one, since PAD may be the same token.
     at = (ids == eos).int().argmax(1).to(states.device)
     made: Tensor = states[torch.arange(len(ids), device=states.device), at].float()
     return made
 
 
 def eos_without_each(pipe: Pipeline, text: str) -> Tensor:
-    """`[n, d]`: of a prompt of n words (tokens) the EOS state without the i-th, which id 0 stands in for, as in the
-    authors' code."""
+    """Return `[n, d]`: EOS states of a prompt of n words (tokens) with the i-th replaced by id 0, as in the authors'
+    code."""
     tokenizer: Any = tokenizer_of(pipe, "text_encoder")
     ids = tokenizer(text, truncation=True, return_tensors="pt").input_ids
     count = ids.shape[1] - 2

@@ -1,4 +1,4 @@
-"""Site: component + module path + width, never an ordinal such as "9th block"."""
+"""Site: a component, a module path and a width, never an ordinal such as "9th block"."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from excise.pipeline import Pipeline
 from excise.sites.families import family_of
 
 _WRAPPER = "text_model."
-"""transformers < 5.6 keeps CLIP's layers under `text_model`, newer ones keep them flat; `resolve` takes either."""
+"""Prefix of CLIP's layers in transformers < 5.6. Newer versions have none; `resolve` accepts both."""
 _SIGHT = re.compile(r"(^|\.)(visual|vision)")
-"""Towers for pictures, in encoders that read both."""
+"""Vision towers, in multimodal encoders."""
 _BEYOND = 1 << 20
 _LAYER = re.compile(r"^(?P<stack>(?:.+\.)?(?:layers|block|layer|h))\.(?P<n>\d+)$")
 
 
 DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")
-"""What pipelines call what turns text states into a picture, or (a prior) into the states of one."""
+"""Component names of models that turn text states into an image, or (a prior) into an image embedding."""
 Part = Literal["text", "denoiser"]
-"""What of a pipeline a Site lies in: a text encoder or a denoiser."""
+"""The part of a pipeline that a Site is in: a text encoder or a denoiser."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """The module at `path` in the pipeline's `component`, and the width of what it gives."""
+    """A module at `path` in the pipeline's `component`, and the width of its output."""
 
     component: str
     path: str
@@ -37,12 +37,12 @@ class Site:
 
     @property
     def part(self) -> Part:
-        """What it lies in."""
+        """The part of the pipeline that it is in."""
         return "denoiser" if self.component in DENOISERS else "text"
 
     @property
     def key(self) -> str:
-        """`text_encoder/encoder.layers.8`: unique in a pipeline, fit for tensor names and messages."""
+        """A name for tensors and messages that is unique in a pipeline, such as `text_encoder/encoder.layers.8`."""
         return f"{self.component}/{self.path}".removesuffix("/")
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ def _layers(width: int, *numbers: int) -> tuple[Site, ...]:
 
 
 def _language(layers: int, width: int, mlp: str = "mlp") -> tuple[Site, ...]:
-    """Of a language model's middle layer: the residual stream behind it, and what its MLP adds to that."""
+    """Return two Sites of a language model's middle layer: the residual stream after it, and its MLP's output."""
     path = f"model.layers.{layers // 2}"
     return Site("text_encoder", path, width), Site("text_encoder", f"{path}.{mlp}", width)
 
@@ -80,14 +80,14 @@ PRESETS: dict[str, tuple[Site, ...]] = {
     "llama3.2-3b": _language(28, 3072),
     "llama3.1-8b": _language(32, 4096),
 }
-"""Sites by model. The SNCE paper's "9th block" is `layers.8` counted from one, `layers.9` in the code it builds on.
-Language models' are the residual stream and the MLP's output."""
+"""Sites by model. The SNCE paper's "9th block" is `layers.8` counted from one, and `layers.9` in the code it builds on.
+For language models they are the residual stream and the MLP's output."""
 
 
 def text_encoders(pipe: Pipeline) -> dict[str, nn.Module]:
-    """The pipeline's text encoders by component name (`text_encoder`, `text_encoder_2`, ...), those present only.
+    """Return the pipeline's text encoders by component name (`text_encoder`, `text_encoder_2`, ...).
 
-    Of one that `torch.compile` wraps, the module within.
+    Missing ones are left out, and ones that `torch.compile` wraps are unwrapped.
     """
     components = getattr(pipe, "components", None)
     found = components if isinstance(components, dict) else vars(pipe)
@@ -96,39 +96,39 @@ def text_encoders(pipe: Pipeline) -> dict[str, nn.Module]:
 
 
 def tokenizer_of(pipe: Pipeline, component: str) -> Any:
-    """The tokenizer that feeds `component`. Raises ExciseError where the pipeline has none."""
+    """Return the tokenizer of the text encoder `component`. Raise WrongModel if there is none."""
     name = component.replace("text_encoder", "tokenizer")
     tokenizer = getattr(pipe, name, None)
     if tokenizer is None:
         raise WrongModel(f"{type(pipe).__name__} has no {name}; load the pipeline with its tokenizer")
-    # A processor of pictures and text holds the tokenizer.
+    # A processor of images and text holds the tokenizer.
     return getattr(tokenizer, "tokenizer", tokenizer)
 
 
 def part_of(pipe: Pipeline, component: str) -> Any:
-    """The pipeline's component of that name, None where it has none; of one that is compiled, the module within."""
+    """Return the pipeline's component of that name, unwrapped if compiled, or None if missing."""
     part = getattr(pipe, component, None)
     return getattr(part, "_orig_mod", part)
 
 
 def to_cover(pipe: Pipeline) -> list[str]:
-    """The text encoders by which a concept reaches the denoiser: all that are there, but one for written text only."""
+    """Return the text encoders by which a concept can reach the denoiser: all except those for rendered letters."""
     family = family_of(pipe)
     known = {name: family.encoder(name) if family else None for name in text_encoders(pipe)}
     return [name for name, encoder in known.items() if encoder is None or not encoder.glyphs]
 
 
 def encoder_of(pipe: Pipeline, component: str) -> nn.Module:
-    """The text encoder named `component`. Raises ExciseError where the pipeline has none of that name."""
+    """Return the text encoder named `component`. Raise NotFound if the pipeline has none of that name."""
     encoders = text_encoders(pipe)
     if component not in encoders:
-        have = ", ".join(encoders) or "none at all"
+        have = ", ".join(encoders) or "none"
         raise NotFound(f"{type(pipe).__name__} has no text encoder {component!r} (it has {have}); choose another Site")
     return encoders[component]
 
 
 def sites_of(pipe: Pipeline) -> list[Site]:
-    """Every Site of every text encoder, first to last: embeddings, each layer, final norm."""
+    """Return every Site of every text encoder, in order: embeddings, each layer, final norm."""
     return [
         Site(component, _plain(path), width)
         for component, encoder in text_encoders(pipe).items()
@@ -138,34 +138,34 @@ def sites_of(pipe: Pipeline) -> list[Site]:
 
 
 def site_at(pipe: Pipeline, path: str, component: str = "text_encoder") -> Site:
-    """The Site at `path`, its width looked up. Raises ExciseError, with near paths, where there is none."""
+    """Return the Site at `path` with its width. Raise ExciseError, listing similar paths, if there is none."""
     encoder = encoder_of(pipe, component)
     width = _width(encoder, _find(encoder, component, path))
     if width is None:
         raise ExciseError(
-            f"cannot tell how wide {component}/{path} is; name it as Site({component!r}, {path!r}, width)"
+            f"the width of {component}/{path} is unknown; give it as Site({component!r}, {path!r}, width)"
         )
     return Site(component, _plain(path), width)
 
 
 def resolve(pipe: Pipeline, site: Site) -> nn.Module:
-    """The live module of `site`.
+    """Return the live module of `site`.
 
-    Raises ExciseError where the pipeline lacks the encoder or the path (near paths are listed), or the width differs.
+    Raises ExciseError if the pipeline lacks the encoder or the path (similar paths are listed), or the width differs.
     """
     encoder = encoder_of(pipe, site.component)
     name = _find(encoder, site.component, site.path)
     width = _width(encoder, name)
     if width is not None and width != site.width:
         raise WrongModel(
-            f"{site.key} is {width} wide here, but {site.width} was asked for; "
-            "the SAE or eraser was made for another model"
+            f"{site.key} has width {width} here, not {site.width}; the SAE or eraser was made for another model, use "
+            "one for this model"
         )
     return encoder.get_submodule(name)
 
 
 def shows_from(site: Site) -> int:
-    """The first entry of an encoder's `hidden_states` that what is done at `site` shows in."""
+    """Return the index of the first of an encoder's `hidden_states` that an edit at `site` changes."""
     if site.path.endswith("norm"):
         return _BEYOND
     inside = re.search(r"(?:layers|block|layer|h)\.(\d+)(?:\.|$)", site.path)
@@ -173,9 +173,9 @@ def shows_from(site: Site) -> int:
 
 
 def default_site(pipe: Pipeline, component: str = "text_encoder") -> Site:
-    """Three quarters up the encoder, or as far as the pipeline's earliest tap allows.
+    """Return the Site at three quarters of the encoder's depth, or as deep as the pipeline's earliest tap allows.
 
-    Raises ExciseError where the encoder is missing or has no stack of layers.
+    Raises ExciseError if the encoder is missing or has no stack of layers.
     """
     layers = [s for s in sites_of(pipe) if s.component == component and _LAYER.match(s.path)]
     if not layers:
@@ -186,7 +186,7 @@ def default_site(pipe: Pipeline, component: str = "text_encoder") -> Site:
 
 
 def taps_of(pipe: Pipeline, component: str) -> list[int]:
-    """By how many layers each hidden state that the pipeline reads was made; empty where its family is unknown."""
+    """Return the depth, in layers, of each hidden state that the pipeline reads; empty if its family is unknown."""
     family = family_of(pipe)
     encoder = family.encoder(component) if family is not None else None
     layers = layer_count(encoder_of(pipe, component))
@@ -194,18 +194,18 @@ def taps_of(pipe: Pipeline, component: str) -> list[int]:
 
 
 def refuse_late(pipe: Pipeline, site: Site) -> None:
-    """Raises ExciseError where the pipeline reads hidden states that are made before `site` is reached."""
+    """Raise InvalidSetting if the pipeline reads hidden states from before `site`."""
     at = depth(pipe, site)
     for read in taps_of(pipe, site.component):
         if at is not None and at > read:
             raise InvalidSetting(
-                f"{type(pipe).__name__} also reads what {read} layers of {site.component} have made, before "
+                f"{type(pipe).__name__} also reads the state after {read} layers of {site.component}, before "
                 f"{site.key}; the concept would pass there: use a Site up to layer {read - 1}"
             )
 
 
 def depth(pipe: Pipeline, site: Site) -> int | None:
-    """How many transformer layers have run when `site` is read: 0 embeddings, n+1 layer n. None if unknown."""
+    """Return how many layers have run at `site`: 0 at the embeddings, n + 1 at layer n, None if unknown."""
     path = _plain(site.path)
     match = _LAYER.match(path)
     if match:
@@ -218,6 +218,7 @@ def depth(pipe: Pipeline, site: Site) -> int | None:
 
 
 def layer_count(encoder: nn.Module) -> int:
+    """Return the number of layers of a text encoder."""
     return sum(1 for path in _stations(encoder) if _LAYER.match(path))
 
 
@@ -226,23 +227,23 @@ def _plain(path: str) -> str:
 
 
 def _find(encoder: nn.Module, component: str, path: str) -> str:
-    """The module name under which `path` exists in this transformers version."""
+    """Return the module name of `path` in this transformers version."""
     names = dict(encoder.named_modules())
     for name in (path, _plain(path), _WRAPPER + _plain(path)):
         if name and name in names:
             return name
     stations = [_plain(s) for s in _stations(encoder)]
     near = get_close_matches(_plain(path), stations, n=3, cutoff=0.3) or stations[:1] + stations[-2:]
-    raise NotFound(f"{component} has no module {path!r}; near ones are {', '.join(near) or 'none'}")
+    raise NotFound(f"{component} has no module {path!r}; similar ones are {', '.join(near) or 'none'}")
 
 
 def _stations(encoder: nn.Module) -> list[str]:
-    """Paths, in order of computation, of the modules whose output is the hidden state."""
+    """Return the paths, in order of computation, of the modules whose output is the hidden state."""
     names = [name for name, _ in encoder.named_modules() if not _SIGHT.search(name)]
     layers = [name for name in names if _LAYER.match(name)]
     if not layers:
         return []
-    # The text stack is the one with the most layers; nested stacks (T5's `block.0.layer.0`) lie inside another's layer.
+    # The text stack is the longest one. Nested stacks (T5's `block.0.layer.0`) are inside another's layer.
     outer = [n for n in layers if not any(n.startswith(other + ".") for other in layers)]
     stacks: dict[str, list[str]] = {}
     for name in outer:
@@ -262,7 +263,7 @@ def _width(encoder: nn.Module, name: str) -> int | None:
         return module.out_features
     if isinstance(module, nn.LayerNorm):
         return int(module.normalized_shape[-1])
-    # Language models' gated MLPs end in this projection; their norms are classes of their own with one weight.
+    # Gated MLPs of language models end in this projection. Their norms are custom classes with one weight.
     if isinstance(projection := getattr(module, "down_proj", None), nn.Linear):
         return projection.out_features
     weight = getattr(module, "weight", None)

@@ -1,4 +1,4 @@
-"""Token ids as pieces of text to show a person, whatever marks the tokenizer writes words with."""
+"""Token ids as readable pieces of text, however the tokenizer marks words."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from functools import cache
 from typing import Any
 
 END = "⟨end⟩"
-"""How a token that is no text, such as CLIP's end of text, is shown."""
+"""Text shown for the end-of-text token."""
 _CLOSES = re.compile(r"[.,;:!?)\]}%’'\"]")
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text of each token, with the space before it if there is one: joined they read as the prompt does.
+    """Return the text of each token, including a space before it. Joined, they read like the prompt.
 
-    Special tokens are "⟨end⟩" at the end of text and empty elsewhere. Bytes that are no whole character are shown as �.
+    End-of-text tokens are shown as "⟨end⟩", other special tokens as an empty text, and incomplete characters as �.
     """
     tokens, special = tokenizer.convert_ids_to_tokens(list(ids)), set(tokenizer.all_special_ids)
     ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
@@ -32,7 +32,7 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 
 def _splitter(tokenizer: Any) -> Callable[[str, str], str]:
-    """What a token says, given the one before it ("" at the start)."""
+    """Return a function that gives a token's text, given the token and the one before it ("" at the start)."""
     probe = tokenizer.convert_ids_to_tokens(tokenizer("a a", add_special_tokens=False).input_ids)
     if any(token.endswith("</w>") for token in probe):
         return _clip
@@ -42,7 +42,7 @@ def _splitter(tokenizer: Any) -> Callable[[str, str], str]:
 
 
 def _clip(token: str, before: str) -> str:
-    """CLIP's: `</w>` ends a word. Where there were spaces is lost; closing marks are set without."""
+    """Return the text of a CLIP token. `</w>` ends a word. Spaces are lost, so closing marks get none before them."""
     text = _bytes(token.removesuffix("</w>"))
     return f" {text}" if before.endswith("</w>") and not _CLOSES.match(text) else text
 
@@ -72,7 +72,7 @@ def _bytes(token: str) -> str:
 
 @cache
 def _alphabet() -> dict[str, int]:
-    """The bytes behind GPT-2's letters: those that can be seen stand for themselves, the others come after them."""
-    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in seen]
-    return {chr(byte): byte for byte in seen} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
+    """Return the byte for each of GPT-2's letters: printable bytes stand for themselves, the others follow from 256."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(hidden)}

@@ -1,4 +1,4 @@
-"""Prompts longer than the text encoders read: which they are, and what of them never reaches the model."""
+"""Prompts that the text encoders truncate, and the part of each that is lost."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from excise.sites.locking import own_copy
 from excise.sites.site import encoder_of, text_encoders, tokenizer_of
 
 _BATCH = 256
-"""How many prompts are given to a tokenizer at once."""
+"""Number of prompts per tokenizer call."""
 _NO_LIMIT = 100_000
-"""Tokenizers without a maximal length claim an astronomical one."""
+"""Tokenizers without a maximal length have an astronomical one."""
 _warned: WeakSet[Any] = WeakSet()
-"""Tokenizers whose cuts were told of already."""
+"""Tokenizers whose truncation was reported already."""
 
 _copies: WeakKeyDictionary[Any, tuple[int, Any]] = WeakKeyDictionary()
-"""Copies of tokenizers, with the size of the vocabulary they were made of: copying one takes a tenth of a second."""
+"""Copies of tokenizers, with the vocabulary size at that time. Copying one takes a tenth of a second."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A prompt that is cut: the end that no text encoder reads, and how many tokens the one that reads most takes."""
+    """A truncated prompt: its end, which no text encoder reads, and the highest token limit of the encoders."""
 
     prompt: str
     lost: str
@@ -36,31 +36,31 @@ class Cut:
 
     @property
     def lost_words(self) -> str:
-        """The lost end, from the beginning of the word that it begins in."""
+        """The lost end, starting with the whole word that it begins in."""
         at = len(self.prompt) - len(self.lost)
         begun = re.search(r"\w+\Z", self.prompt[:at]) if re.match(r"\w", self.lost) else None
         return self.prompt[begun.start() if begun else at :]
 
 
 def cuts(pipe: Pipeline, prompts: Iterable[str]) -> list[Cut]:
-    """Those of `prompts` that are longer than every text encoder of the pipeline reads, in their order.
+    """Return those of `prompts` that every text encoder of the pipeline truncates, in order.
 
-    A language model cuts nothing: it refuses what is too long.
+    A language model refuses prompts that are too long instead.
     """
     if isinstance(pipe, LanguageModel):
         return []
     limits = {name: _limit(pipe, name) for name in text_encoders(pipe)}
     if not limits or None in limits.values():
         return []
-    readers = [(_own(tokenizer_of(pipe, name)), limit) for name, limit in limits.items() if limit is not None]
+    readers = [(_copy_of(tokenizer_of(pipe, name)), limit) for name, limit in limits.items() if limit is not None]
     rooms = [limit - tokenizer.num_special_tokens_to_add() for tokenizer, limit in readers]
-    # No tokenizer makes more tokens than bytes: most prompts need not be asked about.
+    # A prompt never has more tokens than bytes, so most need not be tokenised.
     long = [prompt for prompt in prompts if len(prompt.encode()) > max(rooms)]
     return [cut for start in range(0, len(long), _BATCH) for cut in _cuts(readers, long[start : start + _BATCH])]
 
 
 def described(found: list[Cut], of: int) -> str:
-    """How many prompts are cut and what is lost, in one line."""
+    """Describe in one line how many prompts are truncated and what is lost."""
     first = " ".join(found[0].lost.split())
     shown = first if len(first) <= 60 else first[:59] + "…"
     how = "prompt is" if of == 1 else "prompts are"
@@ -71,12 +71,12 @@ def described(found: list[Cut], of: int) -> str:
 
 
 def label(prompt: str, lost: str = "") -> str:
-    """The prompt as a picture's label gives it: `lost`, the end that the model does not read, stands in brackets."""
+    """Return the prompt as an image's label, with `lost`, the end that the model does not read, in brackets."""
     return f"{prompt.removesuffix(lost).rstrip()} (not read: {lost.strip()})" if lost else prompt
 
 
 def warn_of_cuts(pipe: Pipeline, prompts: list[str]) -> None:
-    """Warn of prompts that are cut, once for each pipeline's tokenizer."""
+    """Warn of truncated prompts, once for each tokenizer."""
     if isinstance(pipe, LanguageModel):
         return
     tokenizers = [tokenizer_of(pipe, name) for name in text_encoders(pipe)]
@@ -84,17 +84,17 @@ def warn_of_cuts(pipe: Pipeline, prompts: list[str]) -> None:
         return
     if found := cuts(pipe, prompts):
         _warned.update(tokenizers)
-        warnings.warn(f"{described(found, len(prompts))}; shorten such prompts (this is said once)", stacklevel=3)
+        warnings.warn(f"{described(found, len(prompts))}; shorten such prompts (shown once)", stacklevel=3)
 
 
-def told_of_cuts(pipe: Pipeline) -> None:
-    """Let no warning follow: the cuts of this pipeline's prompts were told of in another way."""
+def suppress_cut_warnings(pipe: Pipeline) -> None:
+    """Suppress further warnings for this pipeline, whose truncated prompts are reported in another way."""
     if not isinstance(pipe, LanguageModel):
         _warned.update(tokenizer_of(pipe, name) for name in text_encoders(pipe))
 
 
 def _cuts(readers: list[tuple[Any, int]], prompts: list[str]) -> list[Cut]:
-    """Those of the prompts that every reader, a tokenizer with its limit, cuts."""
+    """Return the prompts that every reader (a tokenizer with its limit) truncates."""
     ends = dict.fromkeys(range(len(prompts)), (0, 0))
     for tokenizer, limit in readers:
         if not ends:
@@ -106,7 +106,7 @@ def _cuts(readers: list[tuple[Any, int]], prompts: list[str]) -> list[Cut]:
             ids = read["input_ids"][row]
             if len(ids) <= room:
                 continue
-            # Without offsets the end is found by its own text.
+            # Without offsets, the length of the lost end's text gives its start.
             at = (
                 int(read["offset_mapping"][row][room][0])
                 if tokenizer.is_fast
@@ -118,28 +118,28 @@ def _cuts(readers: list[tuple[Any, int]], prompts: list[str]) -> list[Cut]:
 
 
 def _limit(pipe: Pipeline, component: str) -> int | None:
-    """How many tokens the pipeline has an encoder read; None where that is not known."""
+    """Return how many tokens of a prompt the pipeline passes to an encoder, or None if unknown."""
     tokenizer, encoder = tokenizer_of(pipe, component), encoder_of(pipe, component)
     if not callable(getattr(tokenizer, "num_special_tokens_to_add", None)):
-        return None  # a processor of text and pictures
+        return None  # a processor of text and images
     positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
     longest = min(int(tokenizer.model_max_length), int(positions or tokenizer.model_max_length))
     if not type(encoder).__name__.startswith("CLIPText") and callable(getattr(pipe, "encode_prompt", None)):
-        said = inspect.signature(as_diffusers(pipe).encode_prompt).parameters.get("max_sequence_length")
-        if said is not None and isinstance(said.default, int):
-            longest = min(longest, said.default)
+        limit = inspect.signature(as_diffusers(pipe).encode_prompt).parameters.get("max_sequence_length")
+        if limit is not None and isinstance(limit.default, int):
+            longest = min(longest, limit.default)
     return longest if longest < _NO_LIMIT else None
 
 
-def _own(tokenizer: Any) -> Any:
-    """A copy: a call leaves its padding and truncation in a fast tokenizer, which others may be encoding with."""
+def _copy_of(tokenizer: Any) -> Any:
+    """Return a cached copy. A call changes a fast tokenizer's padding and truncation, while others may be using it."""
     if getattr(tokenizer, "_tokenizer", None) is None:
         return tokenizer
-    size, own = _copies.get(tokenizer, (0, None))
-    if own is None or size != len(tokenizer):
-        own = own_copy(tokenizer)
-        # So that no call changes it from here on: threads may share it without a lock.
-        own._tokenizer.no_truncation()
-        own._tokenizer.no_padding()
-        _copies[tokenizer] = len(tokenizer), own
-    return own
+    size, copied = _copies.get(tokenizer, (0, None))
+    if copied is None or size != len(tokenizer):
+        copied = own_copy(tokenizer)
+        # With these settings no later call changes it, so that threads may share it without a lock.
+        copied._tokenizer.no_truncation()
+        copied._tokenizer.no_padding()
+        _copies[tokenizer] = len(tokenizer), copied
+    return copied

@@ -102,7 +102,7 @@ def test_an_edit_behind_the_earliest_tap_is_refused(family: str, concept: Concep
     if tap == len(layers):
         pytest.skip("it reads the last layer, which nothing lies behind")
     others = {default_site(pipe, c): planted(pipe, default_site(pipe, c), concept) for c in to_cover(pipe)[1:]}
-    with pytest.raises(ExciseError, match=f"also reads what {tap} layers of {component} have made"):
+    with pytest.raises(ExciseError, match=f"also reads the state after {tap} layers of {component}"):
         fit(pipe, concept, FAST, sae={layers[tap]: planted(pipe, layers[tap], concept), **others})
 
 

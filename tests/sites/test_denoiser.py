@@ -125,7 +125,7 @@ def test_a_sampler_that_asks_between_the_steps_is_refused(tiny_pipe: Any, site: 
     assert [p.step for p in made] == [0, 1, 2] * 2
     assert len({p.timestep for p in made}) == 3
     tiny_pipe.scheduler = KDPM2DiscreteScheduler.from_config(tiny_pipe.scheduler.config)
-    with pytest.raises(ExciseError, match="KDPM2DiscreteScheduler asks the denoiser at 5 timesteps in 3 steps"):
+    with pytest.raises(ExciseError, match="KDPM2DiscreteScheduler calls the denoiser at 5 timesteps in 3 steps"):
         captured(tiny_pipe, site)
 
 
@@ -133,7 +133,7 @@ def test_a_pipeline_that_starts_from_a_picture_is_refused(tiny_pipe: Any, site: 
     from diffusers import StableDiffusionImg2ImgPipeline
 
     pipe = StableDiffusionImg2ImgPipeline(**tiny_pipe.components, requires_safety_checker=False)
-    with pytest.raises(ExciseError, match="starts from a picture; capture with the text-to-image pipeline"):
+    with pytest.raises(ExciseError, match="starts from an image; capture with the text-to-image pipeline"):
         captured(pipe, site)
 
 
@@ -152,5 +152,5 @@ def test_what_cannot_be_captured_is_refused(tiny_pipe: Any, site: Any) -> None:
         wan = tiny.build("wan")
         block = block_site(wan, "blocks.0")
         options = tiny.options("wan")
-        with pytest.raises(ExciseError, match="twice a step"):
+        with pytest.raises(ExciseError, match="twice per step"):
             list(capture_blocks(wan, block, ["a gun"], seeds=[0], steps=2, options={"guidance_scale": 5.0, **options}))

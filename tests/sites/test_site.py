@@ -39,16 +39,16 @@ def test_a_missing_path_lists_near_ones(tiny_pipe: Any) -> None:
 
 
 def test_another_width_is_refused(tiny_pipe: Any) -> None:
-    with pytest.raises(ExciseError, match="64 wide here, but 768"):
+    with pytest.raises(ExciseError, match="has width 64 here, not 768"):
         resolve(tiny_pipe, PRESETS["sd14"][0].__class__("text_encoder", "encoder.layers.1", 768))
-    with pytest.raises(ExciseError, match="128 wide here"):
+    with pytest.raises(ExciseError, match="has width 128 here"):
         resolve(tiny_pipe, Site("text_encoder", "encoder.layers.1.mlp.fc1", 64))
 
 
 def test_a_pipeline_without_that_encoder_is_refused(tiny_pipe: Any) -> None:
     with pytest.raises(ExciseError, match=r"no text encoder .text_encoder_2. .it has text_encoder"):
         encoder_of(tiny_pipe, "text_encoder_2")
-    with pytest.raises(ExciseError, match="none at all"):
+    with pytest.raises(ExciseError, match=r"it has none\)"):
         encoder_of(SimpleNamespace(components={}), "text_encoder")
     with pytest.raises(ExciseError, match="no tokenizer_2"):
         tokenizer_of(tiny_pipe, "text_encoder_2")
@@ -56,7 +56,7 @@ def test_a_pipeline_without_that_encoder_is_refused(tiny_pipe: Any) -> None:
 
 def test_site_at_looks_the_width_up(tiny_pipe: Any) -> None:
     assert site_at(tiny_pipe, "text_model.encoder.layers.0") == Site("text_encoder", "encoder.layers.0", 64)
-    with pytest.raises(ExciseError, match="cannot tell how wide"):
+    with pytest.raises(ExciseError, match="the width of .* is unknown"):
         site_at(tiny_pipe, "encoder.layers.0.mlp")
 
 

@@ -162,7 +162,7 @@ def vectors(
         yield dict(features(pipe, sites, prompts, progress, padding, bos))
         return
     # A language model took hours over what is there: it is not deleted because other texts were named this time.
-    how: dict[str, Any] = {"padding": padding, "bos": bos, "anew": not language}
+    how: dict[str, Any] = {"padding": padding, "bos": bos, "overwrite": not language}
     shards = capture_tokens_to(beside, pipe, sites, prompts, **how, progress=progress)
     yield {site: partial(shards.vectors_at, site) for site in sites}
     shutil.rmtree(beside, ignore_errors=True)

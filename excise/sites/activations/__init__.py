@@ -1,1 +1,1 @@
-"""Reading activations at a Site, and keeping them in shards."""
+"""Capture of activations at Sites, and their storage in shards."""

@@ -1,4 +1,4 @@
-"""A denoiser's features with their labels on disk: safetensors shards and a manifest, written batch by batch."""
+"""A denoiser's features and their labels on disk: safetensors shards and a manifest, written batch by batch."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ SCHEMA = "excise.blocks/1"
 
 @dataclass(frozen=True)
 class Labelled:
-    """A prompt and what its picture shows."""
+    """A prompt and the concepts that its image shows."""
 
     prompt: str
     concepts: tuple[str, ...]
 
 
 def label_table(prompts: Sequence[Labelled], concepts: Sequence[str]) -> Tensor:
-    """`[prompts, concepts]` bool. Raises ExciseError for a label that is none of the concepts."""
+    """Return the labels as `[prompts, concepts]` bool. Raise ExciseError if a label is not among the concepts."""
     known = {name: n for n, name in enumerate(concepts)}
     if unknown := [c for p in prompts for c in p.concepts if c not in known]:
-        raise ExciseError(f"{unknown[0]!r} is none of the {len(known)} concepts; name it among them")
+        raise ExciseError(f"{unknown[0]!r} is not among the {len(known)} concepts; add it to them")
     labels = torch.zeros(len(prompts), len(concepts), dtype=torch.bool)
     for n, row in enumerate(prompts):
         labels[n, [known[c] for c in row.concepts]] = True
@@ -43,17 +43,17 @@ def label_table(prompts: Sequence[Labelled], concepts: Sequence[str]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class BlockShard:
-    """A batch of pictures: their patches at every step, and their labels."""
+    """A batch of images: their patches at every step, and their labels."""
 
     states: Tensor
-    """`[n, S, N, C]`, in the dtype they were kept in; in a wider one where a value is beyond that."""
+    """`[n, S, N, C]` in the saved dtype, or a wider one if a value exceeds its range."""
     labels: Tensor
     """`[n, concepts]` bool."""
 
 
 @dataclass(frozen=True)
 class BlockShards:
-    """What `capture_blocks_to` wrote."""
+    """The features that `capture_blocks_to` wrote."""
 
     folder: Path
     site: Site
@@ -64,7 +64,7 @@ class BlockShards:
     """Names of the shards and their digests."""
 
     def __iter__(self) -> Iterator[BlockShard]:
-        """Shard by shard. Raises ExciseError where one is missing or altered."""
+        """Iterate over the shards. Raise ExciseError if one is missing or altered."""
         for name, digest in self.files:
             with read_shard(self.folder / name, digest) as tensors:
                 yield BlockShard(tensors["states"], tensors["labels"].bool())
@@ -85,16 +85,30 @@ def capture_blocks_to(
     made_by: Mapping[str, Any] | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> BlockShards:
-    """Draw every prompt, the n-th from seed + n, and write the block's patches at every step with the labels.
+    """Generate from every prompt, and write the block's patches at every step with the labels.
 
-    Shards are written as they are drawn, one a batch; called again with the same arguments it goes on where it was
-    interrupted, and a finished folder is read back. `made_by` says, as json, which model it is: another one's features
-    are not gone on with.
+    There is one shard for each batch. A second call with the same arguments continues where the first one was
+    interrupted, or loads a finished folder.
 
-    Raises ExciseError for a label that is none of `concepts`, a folder of other features, or where the disk refuses.
+    Args:
+        folder: A new folder, or one to continue.
+        pipe: The pipeline.
+        site: A block of its denoiser.
+        prompts: Prompts with labels. The n-th is generated from `seed + n`.
+        concepts: All concepts, in the order of the labels' columns.
+        steps: Denoising steps.
+        seed: Seed of the first prompt.
+        batch_size: Prompts per batch.
+        options: Further arguments of the pipeline.
+        dtype: Dtype of the saved patches.
+        made_by: Identity of the model, as json. Features of another one are not continued.
+        progress: Called with the number of images since the last call.
+
+    Raises:
+        ExciseError: if a label is not among `concepts`, or the folder holds other features or cannot be written.
     """
     if not prompts:
-        raise ExciseError("there are no prompts to draw; check the prompts file")
+        raise ExciseError("there are no prompts to generate from; check the prompts file")
     labels = label_table(prompts, concepts)
     about: dict[str, Any] = {
         "schema": SCHEMA,
@@ -130,28 +144,28 @@ def capture_blocks_to(
 
 
 def load_block_shards(folder: Path) -> BlockShards:
-    """Read back what `capture_blocks_to` wrote. Raises ExciseError where there is nothing, or it is not finished."""
+    """Load what `capture_blocks_to` wrote. Raise ExciseError if it is missing or unfinished."""
     try:
-        told = json.loads((folder / "manifest.json").read_bytes())
-        if told["schema"] != SCHEMA:
-            raise ValueError(f"its format is {told['schema']!r}")
-        missing = -(-told["prompts"] // told["batch_size"]) - len(told["shards"])
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        if manifest["schema"] != SCHEMA:
+            raise ValueError(f"its format is {manifest['schema']!r}")
+        missing = -(-manifest["prompts"] // manifest["batch_size"]) - len(manifest["shards"])
         if missing:
             raise ValueError(f"{missing} shards are missing")
         return BlockShards(
             folder,
-            Site(**told["site"]),
-            tuple(told["concepts"]),
-            tuple(told["timesteps"]),
-            told["prompts"],
-            tuple((name, digest) for name, digest in told["shards"]),
+            Site(**manifest["site"]),
+            tuple(manifest["concepts"]),
+            tuple(manifest["timesteps"]),
+            manifest["prompts"],
+            tuple((name, digest) for name, digest in manifest["shards"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExciseError(f"{folder} holds no finished features of a block ({error}); capture them") from error
 
 
 def _begun(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """The manifest so far. Raises ExciseError where the folder holds something else."""
+    """Return the manifest so far. Raise ExciseError if the folder holds something else."""
     path = folder / "manifest.json"
     if not folder.exists() or not any(folder.iterdir()):
         return {**about, "timesteps": [], "shards": []}
@@ -161,4 +175,4 @@ def _begun(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
             return found
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise ExciseError(f"{folder} holds something else; choose another folder, or delete it to capture anew")
+    raise ExciseError(f"{folder} holds something else; choose another folder, or delete it to capture again")

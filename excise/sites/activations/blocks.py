@@ -1,4 +1,4 @@
-"""Reading a denoiser's blocks while pictures are generated."""
+"""Capture of features of a denoiser's blocks during generation: patches by step, of the conditional branch."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from excise.sites.site import Site
 
 @dataclass(frozen=True)
 class Patches:
-    """What a block gave for a batch of prompts at one denoising step."""
+    """A block's output for a batch of prompts at one denoising step."""
 
     states: Tensor
-    """`[B, N, C]`: N patches of every picture, on the denoiser's device and in its dtype."""
+    """`[B, N, C]`: N patches of every image, on the denoiser's device and in its dtype."""
     timestep: float
-    """As the denoiser was told."""
+    """The denoiser's timestep."""
     step: int
-    """Counted from 0."""
+    """The denoising step, from 0."""
     numbers: tuple[int, ...]
-    """Which prompts these are, counted from 0 over the whole stream: what their labels belong to."""
+    """Indices of the prompts in the whole stream, from 0."""
 
 
 def capture_blocks(
@@ -44,37 +44,48 @@ def capture_blocks(
     batch_size: int = 8,
     options: Mapping[str, Any] | None = None,
 ) -> Iterator[Patches]:
-    """Draw every prompt from its own seed and give the block's patches, batch by batch and step by step.
+    """Generate from every prompt and yield the block's patches, batch by batch and step by step.
 
-    `wanted` are the steps to give, all of them by default; drawing stops after the last. `options` go to the pipeline
-    (`guidance_scale`, `height`, ...). One batch's patches are held at a time, however many prompts there are. The same
-    arguments give the same bits. Raises ExciseError for an unknown block, steps that are none of those drawn, fewer
-    seeds than prompts, or a pipeline that starts from a picture, whose scheduler has more timesteps than steps, or that
-    encodes both branches of guidance in separate runs.
+    Only one batch's patches are in memory at a time. The same arguments give the same bits.
+
+    Args:
+        pipe: The pipeline.
+        site: A block of its denoiser.
+        prompts: The prompts.
+        seeds: One seed for each prompt.
+        steps: Denoising steps.
+        wanted: The steps to yield, by default all. Generation stops after the last one.
+        batch_size: Prompts per batch.
+        options: Further arguments of the pipeline (`guidance_scale`, `height`, ...).
+
+    Raises:
+        ExciseError: if the block is unknown, `wanted` exceeds `steps`, there are fewer seeds than prompts, or the
+            pipeline is not supported: it starts from an image, its scheduler has more timesteps than steps, or it runs
+            the branches of guidance separately.
     """
     chosen = sorted(set(range(steps) if wanted is None else wanted))
     if not chosen or not 0 <= chosen[0] <= chosen[-1] < steps:
-        raise ExciseError(f"steps {chosen} are not among the {steps} that are drawn")
+        raise ExciseError(f"steps {chosen} are not among the {steps} of the generation; choose from 0 to {steps - 1}")
     _, denoiser = denoiser_of(pipe, site.component)
     block = module_at(pipe, site)
     if "image" in inspect.signature(as_diffusers(pipe).__call__).parameters:
         raise ExciseError(
-            f"{type(pipe).__name__} starts from a picture; capture with the text-to-image pipeline of its components"
+            f"{type(pipe).__name__} starts from an image; capture with the text-to-image pipeline of its components"
         )
     stream, numbers = iter(prompts), iter(seeds)
     first = 0
     while batch := list(islice(stream, batch_size)):
-        own = list(islice(numbers, len(batch)))
-        if len(own) < len(batch):
-            raise ExciseError("there are fewer seeds than prompts; give each prompt its seed")
-        seen = _drawn(pipe, denoiser, block, site, batch, own, steps, chosen, dict(options or {}))
+        given = list(islice(numbers, len(batch)))
+        if len(given) < len(batch):
+            raise ExciseError("there are fewer seeds than prompts; give each prompt a seed")
+        seen = _generate(pipe, denoiser, block, site, batch, given, steps, chosen, dict(options or {}))
         for step, (timestep, states) in seen.items():
             yield Patches(states, timestep, step, tuple(range(first, first + len(batch))))
         first += len(batch)
 
 
 @torch.no_grad()
-def _drawn(
+def _generate(
     pipe: Pipeline,
     denoiser: nn.Module,
     block: nn.Module,
@@ -85,7 +96,7 @@ def _drawn(
     chosen: list[int],
     options: dict[str, Any],
 ) -> dict[int, tuple[float, Tensor]]:
-    """Timestep and conditional patches `[B, N, C]` by step, of one batch."""
+    """Return timestep and conditional patches `[B, N, C]` of one batch, by step."""
     seen: dict[int, tuple[float, Tensor]] = {}
     past: list[float] = []
     scheduler = as_diffusers(pipe).scheduler
@@ -94,15 +105,15 @@ def _drawn(
         now = float(timestep_of(module, args, kwargs)[1].flatten()[0])
         if not past and (known := len(set(map(float, getattr(scheduler, "timesteps", ()))))) > steps:
             raise ExciseError(
-                f"{type(scheduler).__name__} asks the denoiser at {known} timesteps in {steps} steps; use a "
-                "scheduler that asks at one a step"
+                f"{type(scheduler).__name__} calls the denoiser at {known} timesteps in {steps} steps; use a "
+                "scheduler with one timestep per step"
             )
         if not past or now != past[-1]:
             past.append(now)
-        elif [float(t) for t in scheduler.timesteps].count(now) < 2:  # PNDM has one of its timesteps twice
+        elif [float(t) for t in scheduler.timesteps].count(now) < 2:  # PNDM repeats a timestep
             raise ExciseError(
-                f"{type(pipe).__name__} runs its denoiser twice a step, once for each branch of guidance; draw without "
-                "guidance to capture the conditional one"
+                f"{type(pipe).__name__} calls its denoiser twice per step, once for each branch of guidance; generate "
+                "without guidance to capture the conditional branch"
             )
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
@@ -111,7 +122,8 @@ def _drawn(
             patches = as_patches(output)
             if patches.shape[0] not in (len(prompts), 2 * len(prompts)) or patches.shape[-1] != site.width:
                 raise ExciseError(
-                    f"{site.key} gave {tuple(patches.shape)}, not one picture a prompt, {site.width} wide"
+                    f"{site.key} gave {tuple(patches.shape)}, not one image per prompt of width {site.width}; choose "
+                    "another block"
                 )
             seen[step] = past[-1], patches[-len(prompts) :].clone()
 
@@ -123,7 +135,7 @@ def _drawn(
         stack.callback(denoiser.register_forward_pre_hook(begin, with_kwargs=True).remove)
         stack.callback(block.register_forward_hook(keep).remove)
         stack.callback(denoiser.register_forward_hook(end).remove)
-        # Compiled code has no place for hooks that were not there when it was compiled.
+        # Compiled code ignores hooks that were added after compilation.
         with suppress(Enough), torch.compiler.set_stance("force_eager"):
             as_diffusers(pipe)(
                 prompts,

@@ -1,4 +1,4 @@
-"""Features at Sites from a stream of prompts, tokenised and padded exactly as the pipeline does it."""
+"""Features at text-encoder Sites from a stream of prompts, tokenised and padded exactly as the pipeline does."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from excise.sites.truncation import warn_of_cuts
 
 @dataclass(frozen=True)
 class Features:
-    """What one batch of prompts looked like. All T positions are there (77 for CLIP): the U-Net reads them all.
+    """Features of one batch of prompts at all T positions (77 for CLIP), since the U-Net reads them all.
 
-    Of a language model T is the batch's longest prompt, and padding holds the prompt's last state again (`held`).
+    For a language model, T is the length of the batch's longest prompt, and padding repeats a prompt's last state
+    (`held`).
     """
 
     states: dict[Site, Tensor]
@@ -31,25 +32,25 @@ class Features:
     ids: Tensor
     """Token ids `[B, T]`."""
     scored: Tensor
-    """`[B, T]` bool: the positions that count when *scoring* neurons: words and EOS, neither BOS nor padding."""
+    """`[B, T]` bool: the positions that count when scoring neurons: words and EOS, not BOS or padding."""
     kept: Tensor | None = None
-    """`[B, T]` bool, on the processor: the positions an SAE is trained on, or None for all of them. A denoiser reads
-    padding too, but not every prompt's need be read (`capture_by_length`); a language model reads none."""
+    """`[B, T]` bool, on the CPU: the positions an SAE is trained on, or None for all. A denoiser reads padding too, but
+    a sample of it suffices for training (`capture_by_length`). A language model reads none."""
 
     def vectors(self, site: Site) -> Tensor:
-        """`[N, d]`: what an SAE is trained on."""
+        """Return the vectors `[N, d]` that an SAE is trained on."""
         states = self.states[site].flatten(0, 1)
         if self.kept is None:
             return states
-        # Counted out on the processor: a GPU that had to count would be waited for.
+        # Indices are computed on the CPU, since on a GPU `nonzero` would synchronise.
         rows = self.kept.flatten().nonzero()[:, 0]
         return states.index_select(0, rows.to(states.device, non_blocking=True))
 
     def without_bos(self) -> Features:
-        """The same features, with the first position kept only where a word stands there.
+        """Return the features with the first position kept only if it is a word.
 
-        A causal encoder's first state (BOS) is the same in every prompt, never edited, and far from all others: an SAE
-        trained on it spends latents and most of what it measures itself by on one vector.
+        A causal encoder's first state (BOS) is the same in every prompt, is never edited, and is far from all others.
+        An SAE trained on it would spend neurons and most of its loss on this one vector.
         """
         kept = torch.ones_like(self.scored, device="cpu") if self.kept is None else self.kept.clone()
         kept[:, 0] &= self.scored[:, 0].cpu()
@@ -57,13 +58,13 @@ class Features:
 
 
 def tokenise(pipe: Pipeline, component: str, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, attention mask and scored mask, each `[B, T]`, padded and cut as the pipeline does."""
+    """Return token ids, attention mask and scored mask, each `[B, T]`, padded and truncated as the pipeline does."""
     tokenizer, encoder = tokenizer_of(pipe, component), encoder_of(pipe, component)
     positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
     length = min(int(tokenizer.model_max_length), int(positions or tokenizer.model_max_length))
     if length > 100_000:
         raise ExciseError(f"{component}'s tokenizer has no maximal length; set tokenizer.model_max_length")
-    # Textual inversion turns one placeholder into several tokens here.
+    # For textual inversion, which turns one placeholder into several tokens.
     convert = getattr(pipe, "maybe_convert_prompt", None)
     texts = convert(prompts, tokenizer) if convert is not None else prompts
     batch = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
@@ -75,9 +76,9 @@ def tokenise(pipe: Pipeline, component: str, prompts: list[str]) -> tuple[Tensor
 
 
 def capture(pipe: Pipeline, sites: Iterable[Site], prompts: Iterable[str], batch_size: int = 64) -> Iterator[Features]:
-    """Features of `prompts` at `sites` (all of one text encoder), batch by batch.
+    """Yield features of `prompts` at `sites` (all of one text encoder), batch by batch.
 
-    Raises ExciseError for an unknown Site, a wrong width, or Sites of several encoders at once.
+    Raises ExciseError if a Site is unknown, a width differs, or the Sites are in several encoders.
     """
     component, modules = located(pipe, sites)
     stream = iter(prompts)
@@ -87,7 +88,7 @@ def capture(pipe: Pipeline, sites: Iterable[Site], prompts: Iterable[str], batch
 
 
 def located(pipe: Pipeline, sites: Iterable[Site]) -> tuple[str, dict[Site, nn.Module]]:
-    """The text encoder of `sites` and their modules. Raises ExciseError as `capture`."""
+    """Return the name of the text encoder of `sites`, and their modules. Raise ExciseError as `capture` does."""
     wanted = list(dict.fromkeys(sites))
     components = sorted({site.component for site in wanted})
     if len(components) != 1:
@@ -99,10 +100,13 @@ def located(pipe: Pipeline, sites: Iterable[Site]) -> tuple[str, dict[Site, nn.M
 
 @torch.no_grad()
 def run(pipe: Pipeline, component: str, batch: list[str]) -> tuple[Tensor, Tensor, Any]:
-    """Run one text encoder on prompts as the pipeline does: ids and scored mask `[B, T]`, and the encoder's output,
-    which is None where a hook had `Enough`.
+    """Run one text encoder on prompts as the pipeline does.
 
-    Raises ExciseError where the pipeline does not reach it or gives it no token ids.
+    Returns:
+        Token ids and scored mask, each `[B, T]`, and the encoder's output, or None if a hook raised `Enough`.
+
+    Raises:
+        ExciseError: if the pipeline does not run the encoder, or passes it no token ids.
     """
     encoder = encoder_of(pipe, component)
     if isinstance(pipe, LanguageModel):
@@ -111,7 +115,7 @@ def run(pipe: Pipeline, component: str, batch: list[str]) -> tuple[Tensor, Tenso
     if is_clip(encoder):
         ids, attention, scored = tokenise(pipe, component, batch)
         return ids, scored, run_clip(encoder, ids, attention)
-    # Templates, padding and masks are the pipeline's own affair.
+    # The pipeline takes care of templates, padding and masks.
     given: dict[str, Any] = {}
 
     def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -131,7 +135,7 @@ def run(pipe: Pipeline, component: str, batch: list[str]) -> tuple[Tensor, Tenso
             handle.remove()
     mask = given.get("attention_mask")
     if not isinstance(given.get("input_ids"), Tensor):
-        raise ExciseError(f"{type(pipe).__name__} gave {component} no token ids; it is not supported")
+        raise ExciseError(f"{type(pipe).__name__} is not supported: it passes no token ids to {component}")
     ids = given["input_ids"].cpu()
     scored = mask.cpu().bool() if isinstance(mask, Tensor) else torch.ones_like(ids).bool()
     first = tokenizer_of(pipe, component).bos_token_id
@@ -140,7 +144,7 @@ def run(pipe: Pipeline, component: str, batch: list[str]) -> tuple[Tensor, Tenso
 
 @torch.no_grad()
 def run_clip(encoder: nn.Module, ids: Tensor, attention: Tensor) -> Any:
-    """One of CLIP's text encoders on ids and attention mask `[B, T]`: its output, or None where a hook had `Enough`."""
+    """Run a CLIP text encoder on token ids and attention mask `[B, T]`. Return None if a hook raised `Enough`."""
     device = next(encoder.parameters()).device
     use_mask = bool(getattr(getattr(encoder, "config", None), "use_attention_mask", False))
     with suppress(Enough):
@@ -153,9 +157,12 @@ def run_clip(encoder: nn.Module, ids: Tensor, attention: Tensor) -> Any:
 
 @contextmanager
 def listening(modules: dict[Site, nn.Module]) -> Iterator[dict[Site, Tensor]]:
-    """Within it an encoder that runs leaves its states `[B, T, d]` in what is given, and stops behind the last Site.
+    """Collect states `[B, T, d]` at Sites while an encoder runs, and stop it after the last Site.
 
-    Raises ExciseError where a Site is of another width, or did not run.
+    Raises ExciseError if a Site has another width, or did not run.
+
+    Yields:
+        The states by Site, filled by the run.
     """
     states: dict[Site, Tensor] = {}
 
@@ -163,7 +170,9 @@ def listening(modules: dict[Site, nn.Module]) -> Iterator[dict[Site, Tensor]]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             state = output[0] if isinstance(output, tuple) else output
             if state.shape[-1] != site.width:
-                raise ExciseError(f"{site.key} gave {state.shape[-1]} values a position, not {site.width}")
+                raise ExciseError(
+                    f"{site.key} has width {state.shape[-1]} here, not {site.width}; use a Site of this model"
+                )
             states[site] = state.detach()
             if len(states) == len(modules):
                 raise Enough
@@ -176,11 +185,11 @@ def listening(modules: dict[Site, nn.Module]) -> Iterator[dict[Site, Tensor]]:
         yield states
     missing = [site.key for site in modules if site not in states]
     if missing:
-        raise ExciseError(f"{missing[0]} did not run when the text encoder did; choose another Site")
+        raise ExciseError(f"the text encoder ran without {missing[0]}; choose another Site")
 
 
 def _read(pipe: Pipeline, component: str, modules: dict[Site, nn.Module], batch: list[str]) -> Features:
-    """One batch; the encoder stops behind the last of the Sites."""
+    """Return the features of one batch. The encoder stops after the last Site."""
     with listening(modules) as states:
         if not isinstance(pipe, LanguageModel):
             ids, scored, _ = run(pipe, component, batch)
@@ -193,5 +202,5 @@ def _read(pipe: Pipeline, component: str, modules: dict[Site, nn.Module], batch:
 
 
 def is_clip(encoder: nn.Module) -> bool:
-    """Whether every pipeline pads it alike and gives it no template, so that it can be run without the pipeline."""
+    """Whether it is a CLIP text encoder, which every pipeline pads alike and without a template."""
     return type(encoder).__name__.startswith("CLIPText")

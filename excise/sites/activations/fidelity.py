@@ -1,4 +1,4 @@
-"""How much of what the denoiser reads is left when the features at a Site are replaced by others."""
+"""Fidelity of the final text state when the features at a Site are replaced, for example by a reconstruction."""
 
 from __future__ import annotations
 
@@ -20,12 +20,23 @@ from excise.sites.site import Site, resolve
 def final_state_cosine(
     pipe: Pipeline, site: Site, replace: Callable[[Tensor], Tensor], prompts: Iterable[str], batch_size: int = 64
 ) -> float | None:
-    """Cosine of the text encoder's `last_hidden_state` with what it is when `replace` acts on the features at `site`.
+    """Return the mean cosine between the text encoder's `last_hidden_state` with and without `replace` at `site`.
 
-    `replace` maps `[B, T, d]` to the same shape, such as an SAE's reconstruction. The mean over all positions (padding
-    included: the denoiser reads them all) of all prompts; of a language model only words are replaced and looked at.
-    None where the encoder gives no such state, the state is not finite or there are no prompts. Raises ExciseError as
-    `resolve` does.
+    The mean is over all prompts and positions, including padding, since the denoiser reads it too. In a language model
+    only words are replaced and compared.
+
+    Args:
+        pipe: The pipeline.
+        site: A Site of a text encoder.
+        replace: Maps features `[B, T, d]` to the same shape, for example by an SAE's reconstruction.
+        prompts: The prompts.
+        batch_size: Prompts per batch.
+
+    Returns:
+        The mean cosine, or None if the encoder returns no such state, it is not finite, or there are no prompts.
+
+    Raises:
+        ExciseError: if the Site does not exist.
     """
     module = resolve(pipe, site)
     total, rows = 0.0, 0
@@ -49,9 +60,9 @@ def final_state_cosine(
 
 
 def _final(pipe: Pipeline, component: str, batch: list[str]) -> Tensor | None:
-    """`[B, T, d]` float64."""
+    """Return the final states `[B, T, d]` in float64, if the encoder returns them."""
     output = run(pipe, component, batch)[2]
-    # A language model's output has the hidden states but names none of them the last.
+    # A language model's output may have `hidden_states` only.
     states = getattr(output, "hidden_states", None) or (None,)
     state = getattr(output, "last_hidden_state", states[-1])
     return state.cpu().double() if isinstance(state, Tensor) else None

@@ -1,8 +1,8 @@
-"""Features at Sites with no more padding computed than is used.
+"""Features at Sites without needless padding.
 
-CLIP's text encoders are causal: no word hears the padding behind it, which is most of the 77 positions. So prompts are
-read without it: those of like length together, or several in one row (`packing`) where that is less. Only where padding
-itself is wanted is it computed.
+CLIP's text encoders are causal: no word attends to the padding after it, which is most of the 77 positions. So prompts
+are read without padding, in batches of similar length, or several in one row (`packing`) if that is cheaper. Padding is
+computed only for the batches that keep it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from excise.sites.language import LanguageModel
 from excise.sites.site import Site, encoder_of
 
 WINDOW = 1024
-"""Prompts that are looked at to put like lengths together."""
+"""Number of prompts that are sorted by length at a time."""
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -33,10 +33,10 @@ class Batch(NamedTuple):
     """Prompts that were read together."""
 
     numbers: list[int]
-    """Which ones, counted from 0 in the order they came."""
+    """Their indices in the stream, from 0."""
     features: Features
-    """T is the longest one's length, or all positions in a batch whose padding is read; what is behind a prompt's end,
-    where none of its padding is read, means nothing."""
+    """T is the longest prompt's length, or all positions in a batch that keeps padding. In other batches, states after
+    a prompt's end are meaningless."""
 
 
 def capture_by_length(
@@ -48,20 +48,28 @@ def capture_by_length(
     padding: float = 0.0,
     seed: int = 0,
 ) -> Iterator[Batch]:
-    """Features of `prompts` at `sites` of one text encoder, those of like length together.
+    """Yield features of `prompts` at `sites` of one text encoder, in batches of similar length.
 
-    Of a share of `padding` of the batches, drawn by `seed`, all positions are computed and kept, of the others only
-    BOS, words and EOS: padding states of every position and every length are there, as many as the share says. Prompts
-    that are the same are computed once, and so is what prompts begin with alike. An encoder that is not causal computes
-    all positions and keeps as many; a language model has no padding to keep.
+    Equal prompts and shared prefixes are computed once. An encoder that is not causal computes all positions, and keeps
+    the same share of padding. A language model has no padding to keep.
 
-    Raises ExciseError as `capture`, and for a share outside 0 to 1.
+    Args:
+        pipe: The pipeline.
+        sites: Sites of one text encoder.
+        prompts: The prompts.
+        batch_size: Prompts per batch.
+        padding: Share of batches, from 0 to 1, in which all positions are computed and kept. In the others it is only
+            BOS, words and EOS. So padding states of every position and length are sampled at this share.
+        seed: Seed for the choice of these batches.
+
+    Raises:
+        ExciseError: as `capture` does, and if the share is not between 0 and 1.
     """
     if not 0 <= padding <= 1:
-        raise ExciseError(f"padding is a share from 0 to 1, not {padding:g}")
+        raise ExciseError(f"padding is {padding:g}; it must be a share from 0 to 1")
     wanted = list(dict.fromkeys(sites))
     component, modules = located(pipe, wanted)
-    # Multiples of the golden ratio hit every stretch of 0 to 1 evenly, whatever lengths follow one another.
+    # Multiples of the golden ratio modulo 1 are evenly spread, whatever the order of lengths.
     places = (place % 1 for place in itertools.count(random.Random(seed).random(), GOLDEN))
     stream, first = iter(prompts), 0
     causal = not isinstance(pipe, LanguageModel) and is_clip(encoder_of(pipe, component))
@@ -89,21 +97,21 @@ def _causal(
 ) -> Iterator[Batch]:
     encoder = encoder_of(pipe, component)
     ids, attention, scored = tokenise(pipe, component, prompts)
-    # Kinds are in lexicographic order; prompts in the order of their kinds, so that each kind's are a stretch.
+    # A kind is a set of equal prompts. Kinds are in lexicographic order, and `alike` lists prompts in order of kinds.
     _, place, counts = torch.unique(ids, dim=0, return_inverse=True, return_counts=True)
     alike, begins = place.argsort(stable=True), counts.cumsum(0) - counts
     ends = attention.sum(1)
 
     def batch(kinds: Tensor, states: dict[Site, Tensor], kept: bool) -> Batch:
-        """Of these kinds' states `[K, T, d]`, those of all prompts of the kinds."""
+        """Expand these kinds' states `[K, T, d]` to all prompts of the kinds."""
         copies = counts[kinds]
         numbers = torch.cat([alike[begin : begin + n] for begin, n in zip(begins[kinds], copies, strict=True)])
-        again = torch.arange(len(kinds)).repeat_interleave(copies)
-        if len(again) > len(kinds):
-            states = {site: state[again.to(state.device)] for site, state in states.items()}
+        rows = torch.arange(len(kinds)).repeat_interleave(copies)
+        if len(rows) > len(kinds):
+            states = {site: state[rows.to(state.device)] for site, state in states.items()}
         end = next(iter(states.values())).shape[1]
-        own = attention[numbers, :end].bool() if kept else None
-        return Batch(numbers.tolist(), Features(states, ids[numbers, :end], scored[numbers, :end], own))
+        mask = attention[numbers, :end].bool() if kept else None
+        return Batch(numbers.tolist(), Features(states, ids[numbers, :end], scored[numbers, :end], mask))
 
     def run(kinds: Tensor, end: int) -> dict[Site, Tensor]:
         rows = alike[begins[kinds]]
@@ -113,7 +121,7 @@ def _causal(
 
     lengths = ends[alike[begins]]
     rest: list[Tensor] = []
-    # Longest first: what the next batch allocates fits where the last one's was freed, and memory has no holes.
+    # Longest first, so that each batch fits into the memory that the last one freed.
     for kinds in torch.split(lengths.argsort(stable=True, descending=True), batch_size):
         if whole():
             yield batch(kinds, run(kinds, ids.shape[1]), kept=False)
@@ -125,7 +133,7 @@ def _causal(
     for kinds in torch.split(torch.cat(rest).sort().values, 2 * batch_size) if can_pack(encoder) else ():
         firsts = alike[begins[kinds]].tolist()
         together.append((kinds, packed([ids[row, : ends[row]].tolist() for row in firsts], ids.shape[1])))
-    # Rows are seldom full where prompts are long, and pay where many begin alike.
+    # Packing pays if many prompts share prefixes, but long prompts seldom fill a row.
     if together and sum(rows.ids.numel() for _, rows in together) < sum(len(k) * int(lengths[k].max()) for k in rest):
         for kinds, rows in together:
             with listening(modules) as states, suppress(Enough):
@@ -149,5 +157,5 @@ def _padded(
 
 
 def _begun(scored: Tensor) -> Tensor:
-    """`[B, T]` bool: everything up to the last scored position, BOS and templates included."""
+    """Return `[B, T]` bool: all positions up to the last scored one, including BOS and templates."""
     return scored.flip(1).cummax(1).values.flip(1).bool()

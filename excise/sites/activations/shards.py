@@ -16,13 +16,13 @@ from excise.files import sha256, write_atomic
 
 
 def narrowed(states: Tensor, dtype: torch.dtype = torch.float16) -> Tensor:
-    """`states` on the processor in `dtype`, in which features are kept; as they are where a value is beyond it."""
+    """Return `states` on the CPU in `dtype`, or in their own dtype if a value exceeds its range."""
     narrow = states.to("cpu", dtype)
     return narrow if bool(torch.isfinite(narrow).all()) else states.cpu()
 
 
 def write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
-    """Write the tensors as the folder's shard of that number: its name and its digest."""
+    """Write the tensors as the folder's shard of that number. Return its name and digest."""
     name, data = f"{number:05d}.safetensors", save(dict(tensors))
     write_atomic(folder / name, data)
     return name, sha256(data)
@@ -30,7 +30,7 @@ def write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> tup
 
 @contextmanager
 def read_shard(path: Path, digest: str) -> Iterator[dict[str, Tensor]]:
-    """The tensors of a shard. Raises ExciseError where it is missing, was altered, or lacks one that is looked up."""
+    """Read the tensors of a shard. Raise ExciseError if it is missing or altered, or a lookup within fails."""
     try:
         data = path.read_bytes()
         if sha256(data) != digest:

@@ -1,5 +1,4 @@
-"""States on disk that SAEs are trained on, vector by vector and shard by shard, so that reading goes on where it was
-interrupted."""
+"""States on disk that SAEs are trained on, in shards, so that an interrupted capture can continue."""
 
 from __future__ import annotations
 
@@ -24,12 +23,12 @@ from excise.sites.site import Site, encoder_of
 
 SCHEMA = "excise.tokens/1"
 TEXTS = 512
-"""Texts a shard: what is lost at most when reading is interrupted."""
+"""Number of texts per shard, and the most that an interruption loses."""
 
 
 @dataclass(frozen=True)
 class TokenShards:
-    """What `capture_tokens_to` wrote."""
+    """The states that `capture_tokens_to` wrote."""
 
     folder: Path
     texts: int
@@ -38,7 +37,7 @@ class TokenShards:
     """Names of the shards and their digests."""
 
     def vectors_at(self, site: Site) -> Iterator[Tensor]:
-        """Vectors `[n, d]` at a Site, shard by shard. Raises ExciseError where one is missing or altered."""
+        """Yield vectors `[n, d]` at a Site, shard by shard. Raise ExciseError if one is missing or altered."""
         for name, digest in self.files:
             with read_shard(self.folder / name, digest) as tensors:
                 yield tensors[site.key]
@@ -52,20 +51,30 @@ def capture_tokens_to(
     *,
     padding: float = 1.0,
     bos: bool = False,
-    anew: bool = False,
+    overwrite: bool = False,
     batch_size: int = 32,
     dtype: torch.dtype = torch.float16,
     progress: Callable[[int], Any] | None = None,
 ) -> TokenShards:
-    """Write the states of `texts` at every one of `sites` of one text encoder, in one pass: the words' of a language
-    model; words, EOS and padding of any other, or a share of its `padding` as `capture_by_length` draws it, and with
-    `bos` the first position's, where no word stands there.
+    """Write the states of `texts` at all `sites` of one text encoder, in one pass.
 
-    Called again with the same arguments it goes on where it was interrupted, and a finished folder is read back. With
-    `anew` what it wrote in the folder with others is deleted, instead of refused.
-    `dtype` is what vectors are kept in; `progress` is called with the texts read since the last call.
+    Of a language model these are the words' states, of any other encoder those of words, EOS and padding. A second call
+    with the same arguments continues where the first one was interrupted, or loads a finished folder.
 
-    Raises ExciseError for a folder of other features, texts without words, or where the disk refuses.
+    Args:
+        folder: A new folder, or one to continue.
+        pipe: The pipeline.
+        sites: Sites of one text encoder.
+        texts: The texts.
+        padding: Share of padding to keep, see `capture_by_length`.
+        bos: Whether to keep the first position's state even if it is not a word.
+        overwrite: Whether to delete, instead of refuse, states in the folder that were written with other arguments.
+        batch_size: Texts per batch.
+        dtype: Dtype of the saved vectors.
+        progress: Called with the number of texts read since the last call.
+
+    Raises:
+        ExciseError: if the folder holds other features or cannot be written, or the texts have no words.
     """
     if not texts:
         raise ExciseError("there are no texts to read; check the file")
@@ -80,9 +89,9 @@ def capture_tokens_to(
         "texts": len(texts),
         "texts_sha256": _digest(texts),
     }
-    if not isinstance(pipe, LanguageModel):  # of which only words are ever read
+    if not isinstance(pipe, LanguageModel):  # it keeps words only
         about["bos"] = bos
-    done = _begun(folder, about, anew)
+    done = _begun(folder, about, overwrite)
     write_atomic(folder / "manifest.json", json.dumps(done, indent=1) + "\n")
     if progress is not None and done["read"]:
         progress(done["read"])
@@ -94,8 +103,8 @@ def capture_tokens_to(
                 rows[site].append((batch if bos else batch.without_bos()).vectors(site))
             if progress is not None:
                 progress(len(batch.ids))
-        # One copy a shard: a GPU goes on reading meanwhile.
-        vectors = {site.key: narrowed(torch.cat(own), dtype) for site, own in rows.items()}
+        # One copy per shard, so that a GPU does not wait after every batch.
+        vectors = {site.key: narrowed(torch.cat(parts), dtype) for site, parts in rows.items()}
         done["shards"].append(write_shard(folder, len(done["shards"]), vectors))
         done["read"] += len(part)
         done["vectors"] += len(vectors[sites[0].key])
@@ -106,26 +115,26 @@ def capture_tokens_to(
 
 
 def _digest(texts: Sequence[str]) -> str:
-    own = hashlib.sha256()
+    digest = hashlib.sha256()
     for text in texts:
-        own.update(text.encode() + b"\0")
-    return own.hexdigest()
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()
 
 
-def _begun(folder: Path, about: dict[str, Any], anew: bool) -> dict[str, Any]:
-    """The manifest so far. Raises ExciseError where the folder holds something else."""
+def _begun(folder: Path, about: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+    """Return the manifest so far. Raise ExciseError if the folder holds something else."""
     nothing = {**about, "read": 0, "vectors": 0, "shards": []}
     if not folder.exists() or not any(folder.iterdir()):
         return nothing
     try:
         found: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
         if "bos" in about:
-            found.setdefault("bos", True)  # older captures read every position and did not say so
+            found.setdefault("bos", True)  # older captures kept every position without recording it
         if {name: found[name] for name in about} == about:
             return found
-        if anew and found["schema"] == SCHEMA:
+        if overwrite and found["schema"] == SCHEMA:
             shutil.rmtree(folder)
             return nothing
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise ExciseError(f"{folder} holds something else; choose another folder, or delete it to read anew")
+    raise ExciseError(f"{folder} holds something else; choose another folder, or delete it to read again")

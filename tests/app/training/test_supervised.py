@@ -131,7 +131,7 @@ def test_fine_tuning_on_text_takes_the_neurons_that_score(tiny_pipe: Any, tiny_s
 def test_what_cannot_be_learnt_is_said(tiny_pipe: Any, tiny_site: Any, shards: BlockShards, tmp_path: Path) -> None:
     with pytest.raises(ExciseError, match="'grass' is in none of the 1 groups"):
         train_on_block(shards, tmp_path / "sae", CONFIG, Labels(groups=GROUPS[:1]))
-    with pytest.raises(ExciseError, match="'grass' is none of the 2 concepts"):
+    with pytest.raises(ExciseError, match="'grass' is not among the 2 concepts"):
         train_on_text(tiny_pipe, tiny_site, PROMPTS, CONCEPTS[:2], tmp_path / "sae", CONFIG, Labels())
 
 

@@ -76,9 +76,9 @@ def test_what_is_wrong_is_said(tiny_pipe: Any, site: Any, tmp_path: Path) -> Non
     shards = written(tmp_path / "features", tiny_pipe, site)
     with pytest.raises(ExciseError, match="holds something else"):
         written(tmp_path / "features", tiny_pipe, site, seed=6)
-    with pytest.raises(ExciseError, match="'dog' is none of the 1 concepts"):
+    with pytest.raises(ExciseError, match="'dog' is not among the 1 concepts"):
         capture_blocks_to(tmp_path / "other", tiny_pipe, site, [Labelled("a dog", ("dog",))], ["cat"])
-    with pytest.raises(ExciseError, match="no prompts to draw"):
+    with pytest.raises(ExciseError, match="no prompts to generate from"):
         capture_blocks_to(tmp_path / "other", tiny_pipe, site, [], ["cat"])
     with pytest.raises(ExciseError, match="holds no finished features"):
         load_block_shards(tmp_path / "nothing")

@@ -24,9 +24,9 @@ def test_a_row_is_a_tree_of_its_prompts(prompts: list[list[int]]) -> None:
         assert rows.ids[row, places].tolist() == prompt
         assert rows.positions[row, places].tolist() == list(range(len(prompt)))
         for n, place in enumerate(places):
-            assert rows.heard[row, place].nonzero()[:, 0].tolist() == sorted(places[: n + 1])
+            assert rows.attended[row, place].nonzero()[:, 0].tolist() == sorted(places[: n + 1])
         beginnings.setdefault(row, set()).update(tuple(prompt[: n + 1]) for n in range(len(prompt)))
-    assert rows.heard.any(2).all(), "no place hears nothing"
+    assert rows.attended.any(2).all(), "no place hears nothing"
     assert max(map(len, beginnings.values())) == rows.ids.shape[1], "each beginning stands once in its row"
 
 
