@@ -1,4 +1,4 @@
-"""The ways round an eraser, one test each: every one of them is refused, at attach or before anything is rendered."""
+"""Bypasses of an eraser, one test each. Each is refused, at attach time or before anything is rendered."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def states(pipe: Any, prompt: str = GUN) -> Tensor:
 
 @pytest.fixture
 def sibling(tiny_pipe: Any) -> Any:
-    """Another pipeline of the same components, which nobody attached anything to."""
+    """Another pipeline of the same components, without an attached eraser."""
     from diffusers import StableDiffusionPipeline
 
     made = StableDiffusionPipeline(**tiny_pipe.components, requires_safety_checker=False)
@@ -112,7 +112,7 @@ def test_embeddings_of_the_unconditional_branch_given_as_a_prompt(tiny_pipe: Any
 def test_the_unconditional_branchs_embeddings_through_a_pipeline_of_the_same_components(
     tiny_pipe: Any, sibling: Any, gun_eraser: Eraser
 ) -> None:
-    """Beside a prompt in a batch they may pass; as the prompt of a picture they may not."""
+    """They are accepted in a batch with a prompt, and refused as the prompt of a picture."""
     with gun_eraser.attach(tiny_pipe):
         draw(tiny_pipe, "a cat", negative_prompt=GUN)
         with torch.no_grad():
@@ -239,7 +239,7 @@ def test_a_lora_loaded_later(tiny_pipe: Any, gun_eraser: Eraser, gun_edit: SAEEd
         tiny_pipe.unload_lora_weights()
         assert torch.equal(draw(tiny_pipe), drawn)
     tiny_pipe.text_encoder.add_adapter(config)
-    with pytest.raises(ExciseError, match="weights differ"):  # so that attaching it again is no advice
+    with pytest.raises(ExciseError, match="weights differ"):  # so that attaching it again does not help
         gun_eraser.attach(tiny_pipe)
     with Eraser((gun_edit,), "with LoRA", "gun", ("gun",), made_for(tiny_pipe), canary=(GUN,)).attach(tiny_pipe):
         draw(tiny_pipe)
@@ -348,7 +348,7 @@ def test_a_negative_prompts_embeddings_as_a_prompt(tiny_pipe: Any, sibling: Any,
 
 
 def test_a_negative_prompts_embeddings_in_the_prompts_place(tiny_pipe: Any, sibling: Any, gun_eraser: Eraser) -> None:
-    """A prompt or zeros beside them, given as the negative prompt or as another picture's, make no prompt of them."""
+    """They are refused as a prompt also in a batch with a real prompt or zeros in another place."""
     with gun_eraser.attach(tiny_pipe):
         negative, own = excise.encode(tiny_pipe, GUN, negative=True)[0], states(tiny_pipe, "a cat")
         draw(sibling, None, prompt_embeds=own, negative_prompt_embeds=negative)
@@ -386,7 +386,7 @@ def test_a_negative_clip_skip(refused: Any) -> None:
 
 
 def test_weights_on_words_put_on_elsewhere(tiny_pipe: Any, gun_eraser: Eraser) -> None:
-    """What a prompt weighting makes of the states is none of the edited encoder's, unless it goes through encode."""
+    """States changed by a prompt weighting are unknown, unless they are made through `excise.encode`."""
     with gun_eraser.attach(tiny_pipe):
         heavier = states(tiny_pipe) * 1.3
         with pytest.raises(EraserDidNotFire):
@@ -413,7 +413,7 @@ def test_excise_encode_while_another_thread_encodes(tiny_pipe: Any, gun_eraser: 
 
 
 def test_excise_encode_makes_no_prompt_of_a_negative_one(tiny_pipe: Any, sibling: Any, gun_eraser: Eraser) -> None:
-    """What `how` gives is the prompt's states beside those of a negative prompt, which nothing was erased from."""
+    """`how` returns the prompt's states and those of a negative prompt, from which nothing was erased."""
     ways: list[tuple[Any, ...]] = [
         (sibling.encode_prompt, "a cat", "cpu", 1, True, GUN),
         (lambda: tiny_pipe.encode_prompt("a cat", "cpu", 1, True, GUN),),
@@ -443,7 +443,7 @@ def test_excise_encode_with_an_eraser_that_edits_every_branch(
 def test_weights_written_to_and_seen_by_excise_encode(
     tiny_pipe: Any, sibling: Any, gun_eraser: Eraser, way: str
 ) -> None:
-    """A negative prompt on a pipeline that nobody guards is no way to the encoder either."""
+    """A negative prompt on an unguarded pipeline does not bypass the eraser either."""
     ids = tiny_pipe.tokenizer("a cat", padding="max_length", return_tensors="pt").input_ids
     ways: dict[str, tuple[Any, ...]] = {
         "text": ("a cat",),
@@ -458,7 +458,7 @@ def test_weights_written_to_and_seen_by_excise_encode(
 
 
 def test_a_call_that_broke_off_between_the_branches(tiny_pipe: Any, sibling: Any, gun_eraser: Eraser) -> None:
-    """What the encoder runs for next is no negative prompt's."""
+    """The encoder's next run is not for a negative prompt."""
     encoder = tiny_pipe.text_encoder
     ids = tiny_pipe.tokenizer(GUN, padding="max_length", return_tensors="pt").input_ids
 

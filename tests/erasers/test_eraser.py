@@ -24,7 +24,7 @@ def saved(gun_eraser: Eraser, tmp_path: Path) -> Path:
 
 
 def reseal(folder: Path) -> None:
-    """Write the manifest anew, as one who alters the files knowingly would."""
+    """Rewrite the manifest, as an attacker who alters the files would."""
     files = {name: (folder / name).read_bytes() for name in FILES}
     (folder / "manifest.json").write_bytes(saved_files.manifest(files))
 

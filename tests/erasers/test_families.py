@@ -1,4 +1,4 @@
-"""Every family, end to end: an SAE for each encoder, the eraser, the pictures, and no way round it."""
+"""Every family, end to end: an SAE for each encoder, the eraser, the pictures, and its bypasses."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_only_the_concepts_pictures_change_and_detach_restores_all(family: str, 
         status = attachment.status()
         assert status["rows_edited"] > 0
         assert status["bypasses"] == 0
-        if family not in ("kandinsky5", "hunyuan-image"):  # these want masks beside the states
+        if family not in ("kandinsky5", "hunyuan-image"):  # these want masks in addition to the states
             key = "prompt_embeds"
             with pytest.raises((EraserDidNotFire, ValueError)):
                 tiny.call(family, pipe, None, **{key: foreign[0]})

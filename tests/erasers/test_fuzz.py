@@ -1,6 +1,6 @@
 """The loader against bytes that were never an eraser: it loads them or raises ExciseError, and nothing else.
 
-The manifest is written anew for most inputs, as an adversary would, or all of them would end at the digest.
+The manifest is rewritten for most inputs, as an adversary would. Otherwise all of them would fail at the digest.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A negative prompt is treated as one given as text is, in whatever way it reaches an encoder: nothing is erased from
-it, and it may be drawn beside a prompt and nowhere else."""
+"""Negative prompts, in whatever way they reach an encoder: nothing is erased from them, and they are accepted only in a
+batch with a prompt."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_where_it_cannot_be_told_from_a_prompt_it_is_edited_like_one() -> None:
 
 
 def test_where_the_denoiser_reads_the_prompt_before_it_it_is_edited_like_one() -> None:
-    """SDXL's InstructPix2Pix: the prompt, then the negative prompt twice, which is too many to stand beside one."""
+    """SDXL's InstructPix2Pix reads the prompt and then the negative prompt twice, which is more than half the batch."""
     if (reason := tiny.missing("sdxl")) is not None:
         pytest.skip(reason)
     from diffusers import StableDiffusionXLInstructPix2PixPipeline, UNet2DConditionModel

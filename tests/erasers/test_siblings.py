@@ -72,7 +72,7 @@ def test_clip_skip_under_an_eraser_that_it_does_not_pass_by(
 def test_clip_skip_once_the_other_pipelines_eraser_is_off_again(
     tiny_pipe: Any, sibling: Any, gun_eraser: Eraser, early: Eraser
 ) -> None:
-    """The pipeline is nobody's then, and the eraser of its encoder is still on."""
+    """Then nothing guards the pipeline, but the eraser of its encoder is still on."""
     gun, other = gun_eraser.attach(tiny_pipe), early.attach(sibling)
     other.detach()
     for encode in (

@@ -173,7 +173,7 @@ def test_all_that_is_remembered_stays_bounded(
 
 
 def test_what_is_written_in_a_picture_is_drawn(concept: Concept) -> None:
-    """HunyuanImage reads words in quotes with an encoder of their own, which nobody edits."""
+    """HunyuanImage reads words in quotes with a separate encoder, which is not edited."""
     if (reason := tiny.missing("hunyuan-image")) is not None:
         pytest.skip(reason)
     pipe, attachment = erased("hunyuan-image", concept)

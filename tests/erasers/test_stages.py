@@ -70,7 +70,7 @@ def test_sd3_without_its_t5(made: tuple[Any, Eraser]) -> None:
         assert len(attachment.status()["sites"]) == 3
         tiny.call("sd3", pipe, GUN)
     with eraser.attach(variant(whole, *T5)), pytest.raises(EraserDidNotFire, match="the denoiser was given text"):
-        tiny.call("sd3", whole, GUN)  # the same transformer, with a T5 that nobody edits
+        tiny.call("sd3", whole, GUN)  # the same transformer, with a T5 that is not edited
 
 
 def test_a_pipeline_that_never_had_the_encoder_is_another_one(made: tuple[Any, Eraser], tiny_pipe: Any) -> None:

@@ -42,7 +42,7 @@ def plain(build_pipe: Any) -> Tensor:
 def test_weights_that_accelerate_keeps_elsewhere(
     tiny_pipe: Any, gun_eraser: Eraser, erased: Tensor, plain: Tensor
 ) -> None:
-    """What `enable_sequential_cpu_offload` does, with the CPU in the place of the GPU."""
+    """Do what `enable_sequential_cpu_offload` does, with the CPU instead of the GPU."""
     accelerate = pytest.importorskip("accelerate")
     with gun_eraser.attach(tiny_pipe):
         for module in (tiny_pipe.text_encoder, tiny_pipe.unet, tiny_pipe.vae):

@@ -68,7 +68,7 @@ def test_words_count_and_padding_repeats_the_last_state(pipe: LanguageModel) -> 
     (batch,) = capture(pipe, [site], TEXTS)
     lengths = [alone(pipe, text).logits.shape[1] for text in TEXTS]
     assert batch.ids.shape[1] == max(lengths) < 20, "padded to the longest, not to the model's last position"
-    assert not batch.scored[:, 0].any(), "a text begins with a token that is no word"
+    assert not batch.scored[:, 0].any(), "a text begins with a special token"
     assert batch.scored.sum(1).tolist() == [length - 1 for length in lengths]
     vectors = batch.vectors(site)
     assert len(vectors) == sum(lengths) - len(TEXTS)
@@ -151,7 +151,7 @@ def test_a_language_model_is_a_family_and_its_sites_are_listed(pipe: LanguageMod
     with pytest.raises(ExciseError, match=r"similar ones are model\.layers"):
         site_at(pipe, "model.layers.9")
     assert site_at(pipe, "model.layers.0.input_layernorm").width == 32
-    with pytest.raises(ExciseError, match="the width of .* is unknown"):
+    with pytest.raises(ExciseError, match=r"the width of .* is unknown"):
         site_at(pipe, "model.layers.0.self_attn")
 
 

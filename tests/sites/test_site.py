@@ -56,7 +56,7 @@ def test_a_pipeline_without_that_encoder_is_refused(tiny_pipe: Any) -> None:
 
 def test_site_at_looks_the_width_up(tiny_pipe: Any) -> None:
     assert site_at(tiny_pipe, "text_model.encoder.layers.0") == Site("text_encoder", "encoder.layers.0", 64)
-    with pytest.raises(ExciseError, match="the width of .* is unknown"):
+    with pytest.raises(ExciseError, match=r"the width of .* is unknown"):
         site_at(tiny_pipe, "encoder.layers.0.mlp")
 
 

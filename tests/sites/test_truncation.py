@@ -43,7 +43,7 @@ def test_what_is_lost_is_what_the_encoder_never_reads(tiny_pipe: Any) -> None:
 
 
 def test_the_words_that_are_lost_are_whole() -> None:
-    """A word that the cut goes through is lost, and its end is no word of its own."""
+    """A word that the cut splits is lost as a whole, and its end is not shown as a word."""
     assert Cut("it has begun", "gun", 77).lost_words == "begun"
     assert Cut("a big halberd, on grass", "berd, on grass", 77).lost_words == "halberd, on grass"
     assert Cut("a big gun", " gun", 77).lost_words == " gun"

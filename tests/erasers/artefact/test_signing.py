@@ -121,7 +121,7 @@ def test_every_byte_of_the_signature_counts(signed: Path, public: Path) -> None:
 
 
 def test_resealing_helps_against_a_digest_and_not_against_a_signature(signed: Path, public: Path) -> None:
-    """What the page says of the two: who alters the files can write the manifest anew, but not the signature."""
+    """Who alters the files can rewrite the manifest, but not the signature."""
     described = signed / "eraser.json"
     described.write_text(described.read_text().replace('"lam": 1.0', '"lam": 0.0'))
     files = saved_files.read(signed)

@@ -264,7 +264,7 @@ def test_a_pipeline_of_the_same_components_is_erased_too(tiny_pipe: Any, eraser:
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("how", ["wrapped", "in place"])
 def test_compiled_in_one_graph(tiny_pipe: Any, eraser: Eraser, when: str, how: str) -> None:
-    """`fullgraph=True` raises at any graph break: the timestep, the gate and the levels are looked up anew each run."""
+    """`fullgraph=True` raises at any graph break. The timestep, the gate and the levels are looked up in each run."""
     torch._dynamo.reset()
 
     def compiled() -> None:
@@ -382,7 +382,7 @@ def test_open_pictures_stay_open_on_a_live_pipeline(tiny_pipe: Any, eraser: Eras
         wanted = draw(tiny_pipe)
     with latched.attach(tiny_pipe):
         assert np.array_equal(draw(tiny_pipe), wanted)
-        assert np.array_equal(draw(tiny_pipe), wanted), "the second picture begins anew"
+        assert np.array_equal(draw(tiny_pipe), wanted), "the second picture starts with closed gates"
     assert not np.array_equal(wanted, plain)
 
 

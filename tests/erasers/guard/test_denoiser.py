@@ -35,7 +35,7 @@ def denoise(pipe: Any, given: Tensor, **how: Any) -> Any:
 
 @pytest.fixture
 def sibling(tiny_pipe: Any) -> Any:
-    """Another pipeline of the same components, which nobody attached anything to."""
+    """Another pipeline of the same components, without an attached eraser."""
     from diffusers import StableDiffusionImg2ImgPipeline
 
     made = StableDiffusionImg2ImgPipeline(**tiny_pipe.components, requires_safety_checker=False)

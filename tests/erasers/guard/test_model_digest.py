@@ -98,4 +98,4 @@ def test_it_says_which_files_the_text_encoder_came_from(tiny_pipe: Any, tmp_path
     made = made_for(StableDiffusionPipeline.from_pretrained(tmp_path / "model"))
     weights = tmp_path / "model/text_encoder/model.safetensors"
     assert made["files"] == {"text_encoder/model.safetensors": sha256(weights.read_bytes()).hexdigest()}
-    assert made["model"] is None, "a path of somebody's machine is nobody else's business"
+    assert made["model"] is None, "a path on the author's machine is private"

@@ -1,4 +1,4 @@
-"""Packed rows: every token stands at its own position and hears its own prompt's beginning, and nothing else."""
+"""Packed rows: every token keeps its position and attends only to the beginning of its prompt."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_row_is_a_tree_of_its_prompts(prompts: list[list[int]]) -> None:
         for n, place in enumerate(places):
             assert rows.attended[row, place].nonzero()[:, 0].tolist() == sorted(places[: n + 1])
         beginnings.setdefault(row, set()).update(tuple(prompt[: n + 1]) for n in range(len(prompt)))
-    assert rows.attended.any(2).all(), "no place hears nothing"
+    assert rows.attended.any(2).all(), "every place attends to some place"
     assert max(map(len, beginnings.values())) == rows.ids.shape[1], "each beginning stands once in its row"
 
 
@@ -53,7 +53,7 @@ def test_an_encoder_that_ignores_the_mask_is_found_out(build_pipe: Any) -> None:
     encoder = build_pipe().text_encoder
 
     class Deaf(torch.nn.Module):
-        """Takes what it is given and hears everything before a token."""
+        """An encoder that ignores the mask and attends to everything before a token."""
 
         def __init__(self) -> None:
             super().__init__()
