@@ -45,7 +45,7 @@ from excise.methods.configs.trained import DuMoConfig
 from excise.methods.trained.esd import erasing_loss
 from excise.methods.trained.replay import encode_each
 from excise.methods.trained.sampling import Conditioning, Predict, encode_conditioning, frozen_unet, sample_partly
-from excise.methods.trained.trainer import LowRank, Student, training_digest, tune
+from excise.methods.trained.trainer import LowRank, Student, layer_weights, training_digest, tune
 from excise.pipeline import Pipeline, as_diffusers
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of
@@ -178,12 +178,7 @@ def _spread(texts: Sequence[str], most: int) -> list[str]:
 
 def weights(unet: nn.Module) -> dict[Site, nn.Parameter]:
     """Return the weights of the linear and convolutional layers in the U-Net's encoder."""
-    layers: dict[str, Any] = dict(unet.named_modules())
-    return {
-        Site("unet", path, len(layer.weight)): layer.weight
-        for path, layer in layers.items()
-        if type(layer) in (nn.Linear, nn.Conv2d) and path.startswith(("conv_in", "down_blocks."))
-    }
+    return layer_weights(unet, lambda path: path.startswith(("conv_in", "down_blocks.")))
 
 
 METHOD = Fitted("dumo", DuMoConfig, fit)

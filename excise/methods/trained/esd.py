@@ -11,7 +11,6 @@ MIT). Here the weights of linear and convolutional layers are trained, not their
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,7 @@ from excise.erasers import Eraser
 from excise.errors import WrongModel
 from excise.methods.configs.trained import DuMoConfig, ESDConfig, SPMConfig
 from excise.methods.trained.sampling import Conditioning, Predict, encode_conditioning, frozen_unet, sample_partly
-from excise.methods.trained.trainer import Student, train_eraser
+from excise.methods.trained.trainer import Student, layer_weights, train_eraser
 from excise.pipeline import Pipeline
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of
@@ -96,12 +95,7 @@ def weights(pipe: Pipeline, attention: bool) -> dict[Site, nn.Parameter]:
 
     Raises ExciseError if there are none.
     """
-    layers: dict[str, Any] = dict(denoiser_of(pipe, "unet")[1].named_modules())
-    found = {
-        Site("unet", path, len(layer.weight)): layer.weight
-        for path, layer in layers.items()
-        if type(layer) in (nn.Linear, nn.Conv2d) and (".attn2." in path) is attention
-    }
+    found = layer_weights(denoiser_of(pipe, "unet")[1], lambda path: (".attn2." in path) is attention)
     if not found:
         raise WrongModel(f"esd-x trains the layers of attn2, and {type(pipe).__name__} has none; choose esd-u")
     return found

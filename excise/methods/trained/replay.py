@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from excise.errors import ExciseError, InvalidSetting
 from excise.methods.configs.trained import ReplayConfig
 from excise.methods.trained.sampling import Conditioning, Predict, collate, encode_conditioning, frozen_unet, sample
 from excise.pipeline import Pipeline, as_diffusers
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +49,8 @@ def prompt_pairs(
 ) -> list[tuple[str, str]]:
     """Return `count` prompts with the concept, each with the same prompt with `instead` in its place.
 
-    If `instead` is empty, they are the two sides of the concept's pairs. The order is random; all are used once before
-    any repeats. Raises ExciseError if `instead`, given as `setting`, mentions the concept, or if it is empty and the
-    concept has no pairs.
+    If `instead` is empty, they are the two sides of the concept's pairs. The order is that of `shuffled`. Raises
+    ExciseError if `instead`, given as `setting`, mentions the concept, or if it is empty and the concept has no pairs.
     """
     mentions = concept.mentions
     if instead and mentioned(instead, mentions):
@@ -61,8 +62,13 @@ def prompt_pairs(
         found = [(pair.concept, pair.deconcept) for pair in concept.pairs if not mentioned(pair.deconcept, mentions)]
     if not found:
         raise ExciseError(f"{concept.name!r} has no pairs to say what to generate instead; name it with {setting}")
-    order = torch.randperm(len(found), generator=generator).tolist()
-    return [found[order[n % len(found)]] for n in range(count)]
+    return shuffled(found, count, generator)
+
+
+def shuffled(items: Sequence[T], count: int, generator: torch.Generator) -> list[T]:
+    """Return `count` items in random order, all of them once before any repeats."""
+    order = torch.randperm(len(items), generator=generator).tolist()
+    return [items[order[n % len(items)]] for n in range(count)]
 
 
 def encode_each(pipe: Pipeline, prompts: Sequence[str], method: str) -> tuple[Conditioning, ...]:

@@ -37,6 +37,7 @@ from excise.methods.trained.replay import (
     generate_pictures,
     prompt_pairs,
     setup_generator,
+    shuffled,
     training_schedule,
 )
 from excise.methods.trained.sampling import Predict
@@ -114,16 +115,15 @@ def fisher(
 
 
 def other_prompts(concept: Concept, count: int, generator: torch.Generator) -> list[str]:
-    """Return `count` of the concept's controls in random order, or of its deconcept prompts if it has no controls.
+    """Return `count` of the concept's controls, or of its deconcept prompts if it has no controls, `shuffled`.
 
-    All are used once before any repeats. Raises ExciseError if there are neither.
+    Raises ExciseError if there are neither.
     """
     texts = concept.controls or tuple(pair.deconcept for pair in concept.pairs)
     found = [text for text in dict.fromkeys(texts) if not mentioned(text, concept.mentions)]
     if not found:
         raise ExciseError(f"{concept.name!r} has neither controls nor pairs to say which pictures stay; add some")
-    order = torch.randperm(len(found), generator=generator).tolist()
-    return [found[order[n % len(found)]] for n in range(count)]
+    return shuffled(found, count, generator)
 
 
 def layers(pipe: Pipeline, config: SAConfig) -> dict[Site, nn.Parameter]:

@@ -12,7 +12,6 @@ Apache-2.0). Its cosine restarts of the learning rate are left out here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ from excise.methods.base import Fitted
 from excise.methods.configs.trained import SPMConfig
 from excise.methods.trained.esd import erasing_loss
 from excise.methods.trained.sampling import Conditioning, Predict, encode_conditioning, frozen_unet
-from excise.methods.trained.trainer import LowRank, train_eraser
+from excise.methods.trained.trainer import LowRank, layer_weights, train_eraser
 from excise.pipeline import Pipeline
 from excise.sites import Site
 from excise.sites.denoiser import denoiser_of, whole
@@ -96,13 +95,8 @@ def weights(pipe: Pipeline) -> dict[Site, nn.Parameter]:
     """Return the weights of the linear and convolutional layers of a U-Net's transformers, ResNets and samplers."""
     unet = denoiser_of(pipe, "unet")[1]
     inside = ("Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D")
-    homes = [path + "." for path, module in unet.named_modules() if type(module).__name__ in inside]
-    layers: dict[str, Any] = dict(unet.named_modules())
-    return {
-        Site("unet", path, len(layer.weight)): layer.weight
-        for path, layer in layers.items()
-        if type(layer) in (nn.Linear, nn.Conv2d) and any(path.startswith(home) for home in homes)
-    }
+    homes = tuple(path + "." for path, module in unet.named_modules() if type(module).__name__ in inside)
+    return layer_weights(unet, lambda path: path.startswith(homes))
 
 
 METHOD = Fitted("spm", SPMConfig, fit)

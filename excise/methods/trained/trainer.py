@@ -127,6 +127,16 @@ class LowRank(Student):
         return {site: (saved(up), saved(down)) for site in self.changes for up, down in [self.factors(site)]}
 
 
+def layer_weights(unet: nn.Module, wanted: Callable[[str], bool]) -> dict[Site, nn.Parameter]:
+    """Return the weights of a U-Net's linear and convolutional layers whose module paths are `wanted`."""
+    layers: dict[str, Any] = dict(unet.named_modules())
+    return {
+        Site("unet", path, len(layer.weight)): layer.weight
+        for path, layer in layers.items()
+        if type(layer) in (nn.Linear, nn.Conv2d) and wanted(path)
+    }
+
+
 def train_eraser(
     pipe: Pipeline,
     student: Student,
