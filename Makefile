@@ -1,4 +1,4 @@
-# Thin over pip, pytest and the command line. `make demo` and `make test` set themselves up in .venv.
+# Shortcuts for pip, pytest and the command line. `make demo` and `make test` set up .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
@@ -17,23 +17,23 @@ $(STAMP): pyproject.toml reference/pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/excise demo --out demo
 
-# The documentation site, into build/site: fails on a broken link, and on a public name without a docstring.
+# Builds the documentation site in build/site; fails on a broken link or a public name without a docstring.
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[docs]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/build_docs.py
 
-# A process for every core; the slow ones need the memory of all of them.
+# One process for each core. test-all uses one process, because slow tests need all of the memory.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m ""
 
-# Important lines broken one at a time: their tests must notice (tests/mutants/README.md). Part of test-all.
+# Breaks important lines one at a time; their tests must notice (tests/mutants/README.md). Part of test-all.
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutants $(MUTANTS)
 
-# The tests of attaching with several transformers and diffusers, each in an environment of its own (noxfile.py).
+# Runs the tests of attaching with several versions of transformers and diffusers, in separate environments (noxfile.py).
 matrix: $(STAMP)
 	$(BIN)/nox $(NOXFLAGS)
 
@@ -43,7 +43,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Redraws the committed sprites (needs node and npm).
+# Draws the committed sprites again (needs node and npm).
 ARTWORK_PACKAGES := @resvg/resvg-js@2.6.2 $(addprefix @iconify-json/,noto@1.2.9 twemoji@1.2.5 openmoji@1.2.29 \
 	fluent-emoji@1.2.7 emojione@1.2.3 emojione-v1@1.2.3 noto-v1@1.2.5 fluent-emoji-high-contrast@1.2.6) emojilib@4.0.3
 artwork:

@@ -1,9 +1,9 @@
-"""The bundled model's commands and the tests of loading and attaching, with several transformers and diffusers:
-`make matrix`, or `nox -s "attach(...)"` for one.
+"""Test the bundled model's commands, loading and attaching with several versions of transformers and diffusers.
 
-What cannot work is ruled out by the libraries' own requirements of huggingface_hub, so pip refuses to install it:
-transformers 4.57 wants one below 1.0, and diffusers from 0.40 on one from 1.23 up. "newest" is at least what
-constraints.txt has, so that pip cannot quietly go back to an older one to please the other library.
+Run `make matrix`, or `nox -s "attach(...)"` for one combination. Some combinations cannot be installed, because the
+libraries need different versions of huggingface_hub: transformers 4.57 needs one below 1.0, diffusers from 0.40 one
+from 1.23. "newest" is at least the version in constraints.txt, so that pip cannot silently choose an older one for the
+other library.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ PINS = Path(__file__).with_name("constraints.txt").read_text().splitlines()
 VARIED = ("transformers", "diffusers", "huggingface-hub", "tokenizers", "compel")
 COMBINATIONS = (
     ("4.57", "0.38"),
-    ("4.57", "0.39"),  # the newest diffusers that installs beside it
+    ("4.57", "0.39"),  # the newest diffusers that installs with it
     ("5.0", "0.38"),
-    ("5.1", "0.38"),  # the last that takes hidden states by patching `forward`
+    ("5.1", "0.38"),  # the last that gets hidden states by patching `forward`
     ("5.5", "0.38"),  # the last with CLIP's layers under `text_model`
     ("newest", "0.38"),
     ("newest", "newest"),

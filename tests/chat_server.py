@@ -1,8 +1,8 @@
 """A small chat server on a local port: OpenAI's chat completions, as far as a client asks for an answer.
 
-It speaks HTTP over a real socket. What it answers is a function of the two texts; it can hold an answer back
-until something has happened, to answer with a status or with bytes that are not JSON, and to drop the connection from
-some question on, as a server that dies. Nothing in it waits for a time: tests must not depend on who is faster.
+It speaks HTTP over a real socket. The answer is a function of the two texts. Attributes make it hold an answer back
+until something has happened, answer with a status or with bytes that are not JSON, or drop connections after some
+request, like a server that dies. It never waits for a time: tests must not depend on which side is faster.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Answer = Callable[[str, str], str]
-"""From what the system and the user say to what is answered."""
+"""Function from the system's and the user's text to the answer."""
 
 
 class ChatServer:
-    """A context manager: a server is up inside."""
+    """Context manager that runs the server inside its block."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.asked: list[dict[str, Any]] = []
-        """Every request that was answered, slowly or not."""
+        """Every request that was answered."""
         self.keys: list[str | None] = []
         self.hold: Callable[[int, str], Any] = lambda number, user: None
-        """Called before a request is answered, with its number from 0 and what the user says; it may wait."""
+        """Hook called before a request is answered, with its number from 0 and the user's text; it may wait."""
         self.status, self.message = 200, ""
         self.body: bytes | None = None
-        """What comes back in place of a completion."""
+        """Body to send instead of a completion."""
         self.content_type = "application/json"
         self.dies_after: int | None = None
-        """How many requests are answered before every later connection is dropped; None: it is up (again)."""
+        """Number of requests to answer before dropping every later connection; None: the server is up (again)."""
         self.most_at_once = 0
         self._at_once, self._came = 0, threading.Condition()
         handler = type("Handler", (_Handler,), {"chat": self})
@@ -56,16 +56,16 @@ class ChatServer:
             self._server.server_close()
 
     def users(self) -> list[str]:
-        """The user's message in each request."""
+        """Return the user's text of each request."""
         return [request["messages"][-1]["content"] for request in self.asked]
 
     def wait_for(self, count: int) -> None:
-        """Return once so many requests came."""
+        """Wait until so many requests came."""
         with self._came:
             self._came.wait_for(lambda: len(self.asked) >= count)
 
     def admit(self, request: dict[str, Any], key: str | None) -> int | None:
-        """The number of a request that is answered; None where the server has died."""
+        """Return the number of a request to answer, or None if the server has died."""
         with self._came:
             if self.dies_after is not None and len(self.asked) >= self.dies_after:
                 return None
@@ -98,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.chat.hold(number, request["messages"][-1]["content"])
             self._answer(request)
         except ConnectionError:
-            pass  # whoever asked has stopped waiting
+            pass  # the client has stopped waiting
         finally:
             self.chat.done()
 
@@ -110,9 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.chat.body is not None:
             self._send(200, self.chat.body)
         else:
-            said = {message["role"]: message["content"] for message in request["messages"]}
-            text = self.chat.answer(said.get("system", ""), said["user"])
-            read, written = len(" ".join(said.values()).split()), len(text.split())
+            texts = {message["role"]: message["content"] for message in request["messages"]}
+            text = self.chat.answer(texts.get("system", ""), texts["user"])
+            read, written = len(" ".join(texts.values()).split()), len(text.split())
             usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
             message = {"role": "assistant", "content": text}
             self._send(
@@ -137,10 +137,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def planted(system: str, user: str) -> str:
-    """Answers by a rule: what a question is about is the last word of its description, or the one most often marked.
+    """Answer by a rule about one word: the last word of the question's description, or the word most often marked.
 
-    Asked for an explanation, "mentions of WORD". Asked for numbers, 10 for each line with WORD in it and 0 for the
-    others. Asked for a list, 1 for each prompt with WORD in it, within the marks where there are any.
+    A request for an explanation gets "mentions of WORD". One for numbers gets 10 for each line with WORD and 0 for the
+    others. One for a list gets 1 for each prompt with WORD, within the marks if there are any.
     """
     found = re.search(r"^Description: .*?(\S+)$", user, re.MULTILINE)
     if found is None:

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-    # Read when torch is imported, here and in what tests start: processes that fight over cores take many times longer.
+    # Read when torch is imported, here and in programs that tests start: competing processes take many times longer.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # As in a shell script's `make test &`. What tests start would inherit it, and wait for Ctrl-C for ever.
+    # As in a shell script's `make test &`. Programs that tests start would inherit it and ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
-    """Leave out of every later garbage collection what the imports made: millions of objects that stay."""
+    """Exclude the millions of objects made by imports from every later garbage collection."""
     gc.collect()
     gc.freeze()
 
@@ -40,7 +40,7 @@ def clip_tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def build_pipe(clip_tokenizer: Any) -> Callable[..., Any]:
-    """Builds a fresh tiny random pipeline: 64 wide, 3 layers, 16x16 pictures. `build_pipe(seed=0)`."""
+    """Return a function that builds a tiny random pipeline: 64 wide, 3 layers, 16x16 pictures. `build_pipe(seed=0)`."""
     import torch
     from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -60,7 +60,7 @@ def build_pipe(clip_tokenizer: Any) -> Callable[..., Any]:
                 pad_token_id=49407,
             )
         )
-        # CLIP's own initialisation is so small that a random encoder hardly tells one prompt from another.
+        # CLIP's initialisation is so small that a random encoder hardly distinguishes prompts.
         with torch.no_grad():
             encoder.get_input_embeddings().weight.normal_()
             for name, parameter in encoder.named_parameters():
@@ -89,14 +89,14 @@ def build_pipe(clip_tokenizer: Any) -> Callable[..., Any]:
     made: dict[tuple[int, int, int], tuple[dict[str, Any], torch.Tensor]] = {}
 
     def build(seed: int = 0, width: int = 64, layers: int = 3) -> Any:
-        """A copy of what was drawn at random once, with the generator where drawing it left it."""
+        """Return a copy of the parts made once, and restore the random state that making them left."""
         key = (seed, width, layers)
         if key not in made:
             made[key] = parts(*key), torch.get_rng_state()
-        own, state = copy.deepcopy(made[key][0]), made[key][1]
+        components, state = copy.deepcopy(made[key][0]), made[key][1]
         torch.set_rng_state(state)
         pipe = StableDiffusionPipeline(
-            **own,
+            **components,
             tokenizer=clip_tokenizer,
             safety_checker=None,
             feature_extractor=None,
@@ -110,7 +110,7 @@ def build_pipe(clip_tokenizer: Any) -> Callable[..., Any]:
 
 @pytest.fixture
 def tiny_pipe(build_pipe: Callable[..., Any]) -> Any:
-    """A fresh tiny pipeline, the same weights every time."""
+    """Return a new tiny pipeline with the same weights every time."""
     return build_pipe()
 
 
@@ -123,7 +123,7 @@ def tiny_site() -> Any:
 
 @pytest.fixture(scope="session")
 def _made_once(build_pipe: Callable[..., Any]) -> tuple[Any, Any]:
-    """Of `tiny_pipe`'s weights, which are always the same: the SAE of `word_sae`, and what an eraser is made for."""
+    """Return the SAE of `word_sae` and the model digests of `tiny_pipe`, whose weights are always the same."""
     from excise.erasers import made_for
     from excise.sites import Site
 
@@ -133,7 +133,7 @@ def _made_once(build_pipe: Callable[..., Any]) -> tuple[Any, Any]:
 
 @pytest.fixture
 def word_sae(_made_once: tuple[Any, Any]) -> Any:
-    """A random TopK SAE (64 latents, 8 kept) for `tiny_site`, whose latent 5 reads and writes "gun" against "cat"."""
+    """Return a random TopK SAE (64 latents, 8 kept) for `tiny_site`; latent 5 reads and writes "gun" against "cat"."""
     return copy.deepcopy(_made_once[0])
 
 
@@ -150,7 +150,7 @@ def make_word_sae(pipe: Any, site: Any, neuron: int = 5, m: int = 64, k: int = 8
     guns = states([form.format("gun") for form in FORMS])
     cats = states([form.format(noun) for form in FORMS for noun in NOUNS + CONTROLS])
     sae = TopKSAE(SAEConfig(d=site.width, m=m, k=k), seed=1)
-    # Fisher's discriminant: the direction along which "gun" differs, whatever the position.
+    # Fisher's discriminant: the direction in which "gun" differs at every position.
     centre = cats.mean(0)
     within = (cats - centre).T @ (cats - centre) / len(cats)
     direction = torch.linalg.solve(
@@ -161,8 +161,8 @@ def make_word_sae(pipe: Any, site: Any, neuron: int = 5, m: int = 64, k: int = 8
         sae.b_pre.copy_(centre)
         sae.W_enc.mul_(0.5)
         sae.W_enc[neuron] = sae.W_dec[neuron] = direction
-        quiet = (cats - centre) @ direction
-        sae.b_enc[neuron] = -quiet.max()
+        without = (cats - centre) @ direction
+        sae.b_enc[neuron] = -without.max()
         sae.W_enc[neuron] *= 4
         sae.b_enc[neuron] *= 4
     return sae
@@ -170,7 +170,7 @@ def make_word_sae(pipe: Any, site: Any, neuron: int = 5, m: int = 64, k: int = 8
 
 @pytest.fixture(scope="session")
 def gun() -> Any:
-    """A concept of 48 plain pairs: 8 wordings by 6 nouns; controls are other nouns in the same wordings."""
+    """Return a concept of 48 plain pairs, 8 wordings by 6 nouns; controls are other nouns in the same wordings."""
     from excise.concepts import Concept, Pair
 
     pairs = tuple(Pair(form.format("gun"), form.format(noun), form) for form in FORMS for noun in NOUNS)
@@ -180,7 +180,7 @@ def gun() -> Any:
 
 @pytest.fixture
 def gun_edit(word_sae: Any, tiny_site: Any) -> Any:
-    """Turns down latent 5 by the user's own code, TopK off."""
+    """Return an edit that turns down latent 5 by the prompt's code, without TopK."""
     from excise.erasers import SAEEdit
 
     return SAEEdit.from_sae(word_sae, tiny_site, [5], gate="relu")
@@ -188,7 +188,7 @@ def gun_edit(word_sae: Any, tiny_site: Any) -> Any:
 
 @pytest.fixture
 def gun_eraser(_made_once: tuple[Any, Any], gun_edit: Any) -> Any:
-    """An eraser of `gun_edit` for `tiny_pipe`."""
+    """Return an eraser of `gun_edit` for `tiny_pipe`."""
     from excise.erasers import Eraser
 
     return Eraser((gun_edit,), "gun-test", "gun", ("gun",), copy.deepcopy(_made_once[1]), canary=("a gun",))
@@ -196,13 +196,13 @@ def gun_eraser(_made_once: tuple[Any, Any], gun_edit: Any) -> Any:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A running `tests.hub_server.Hub`, to which huggingface_hub is logged in, with an empty cache of its own."""
+    """Yield a running `tests.hub_server.Hub`, with huggingface_hub logged in to it and an empty cache."""
     from huggingface_hub import constants, file_download, hf_api
 
     from tests import hub_server
 
     with hub_server.Hub() as server:
-        # Read from the environment when the package is imported, which may be long ago.
+        # The package reads the environment when it is imported, which may be earlier.
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
         monkeypatch.setattr(hf_api.api, "endpoint", server.endpoint)
         template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"

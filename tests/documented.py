@@ -1,4 +1,4 @@
-"""What README.md and the pages of docs/ say: code in fences, and commands in fences and within sentences."""
+"""Code and commands in README.md and docs/: code in fences, commands in fences and in sentences."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _SPAN = re.compile(r"`(excise [^`]*)`")
 
 @dataclass(frozen=True)
 class Command:
-    """One `excise ...` of a page."""
+    """A command `excise ...` of a page."""
 
     page: str
     line: int
     words: tuple[str, ...]
-    """Without the first, `excise`."""
+    """Its words without the first, `excise`."""
     fenced: bool
-    """In a block of its own; otherwise within a sentence, where it may be a mere name such as `excise find`."""
+    """Whether it is in a fence; in a sentence it may be only a name such as `excise find`."""
 
     @property
     def text(self) -> str:
@@ -37,7 +37,7 @@ class Command:
 
 
 def blocks(kind: str) -> Iterator[tuple[str, str]]:
-    """The fenced blocks of a kind, such as `python`: a name, and what stands in them."""
+    """Yield a name and the text of each fenced block of a kind, such as `python`."""
     for page in PAGES:
         for n, match in enumerate(FENCE.finditer(page.read_text(encoding="utf-8"))):
             if match["kind"].strip() == kind:
@@ -45,7 +45,7 @@ def blocks(kind: str) -> Iterator[tuple[str, str]]:
 
 
 def commands() -> list[Command]:
-    """All commands of all pages, in the order in which they are read."""
+    """Return all commands of all pages, in reading order."""
     return [command for page in PAGES for command in _of(page)]
 
 
@@ -61,14 +61,15 @@ def _of(page: Path) -> Iterator[Command]:
     prose = FENCE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
     for match in _SPAN.finditer(prose):
         found += [(match.start(), " ".join(part.split()), False) for part in match[1].split(";")]
-    for at, line, fenced in sorted(found, key=lambda one: one[0]):
+    for at, line, fenced in sorted(found, key=lambda item: item[0]):
         yield Command(name, text.count("\n", 0, at) + 1, tuple(shlex.split(line, comments=fenced)[1:]), fenced)
 
 
 def parses(command: Command) -> bool:
-    """Whether a command is whole, and every option there and of the right kind. Its body is not run.
+    """Return whether a command is complete and its options are of the right kind, without running it.
 
-    Raises AssertionError where it names a command or an option that does not exist.
+    Raises:
+        AssertionError: It names a command or an option that does not exist.
     """
     import typer.main
 

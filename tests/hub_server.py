@@ -1,7 +1,7 @@
-"""A small model hub on a local port: the endpoints huggingface_hub calls to push files and to fetch them, and no more.
+"""A small model hub on a local port: the endpoints that huggingface_hub calls to push and fetch files.
 
-It speaks HTTP and keeps commits in memory, so that the library's real client does everything it does on the real hub.
-Model repositories only; a token that is not `TOKEN` may not write; binary files go through git LFS, as there.
+It speaks HTTP and keeps commits in memory, so that the library's real client runs as on the real hub. It has only model
+repositories. Only the token `TOKEN` may write. Binary files go through git LFS, as on the real hub.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_for_tests"
 LARGE = (".safetensors", ".sig")
-"""What goes through LFS, as a new repository's .gitattributes has it."""
+"""Suffixes that go through LFS, as in a new repository's .gitattributes."""
 
 
 class Repository:
-    """Branches and commits of one repository; a commit is its files' bytes by path."""
+    """Branches and commits of one repository; a commit maps paths to bytes."""
 
     def __init__(self, private: bool) -> None:
         self.private = private
@@ -33,22 +33,22 @@ class Repository:
         )
 
     def commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
-        """Put `files`, and nothing else, on the branch."""
-        said = json.dumps([len(self.commits), {path: hashlib.sha1(data).hexdigest() for path, data in files.items()}])
-        sha = hashlib.sha1(said.encode()).hexdigest()
+        """Make `files` the contents of the branch."""
+        listed = json.dumps([len(self.commits), {path: hashlib.sha1(data).hexdigest() for path, data in files.items()}])
+        sha = hashlib.sha1(listed.encode()).hexdigest()
         self.commits[sha] = dict(files)
         self.branches[branch] = sha
         self.messages.append(message)
         return sha
 
     def at(self, revision: str) -> str | None:
-        """The commit that a branch or a commit's own number names."""
+        """Return the commit of a branch name or commit hash."""
         sha = self.branches.get(revision, revision)
         return sha if sha in self.commits else None
 
 
 class Hub:
-    """A context manager: a server is up inside, and `stop` takes it down earlier."""
+    """Context manager that runs the server inside its block; `stop` ends it earlier."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -73,12 +73,12 @@ class Hub:
             self._server.server_close()
 
     def files(self, name: str, revision: str = "main") -> dict[str, bytes]:
-        """What a branch of a repository holds."""
+        """Return the files of a branch of a repository."""
         repository = self.repositories[name]
         return repository.commits[repository.branches[revision]]
 
     def alter(self, name: str, changes: dict[str, bytes | None]) -> None:
-        """What somebody with access to the server could do: files replaced, added, or (None) taken away."""
+        """Replace, add or (None) delete files, as someone with access to the server could."""
         kept = {**self.files(name), **changes}
         self.repositories[name].commit("main", {p: d for p, d in kept.items() if d is not None}, "altered")
 
@@ -124,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send({"error": message}, status, headers)
 
     def _repository(self, name: str) -> Repository | None:
-        """The repository, where the asker may see it; the real hub does not say which of the two is wrong either."""
+        """Return the repository if the client may see it. The refusal, like the real hub's, names no reason."""
         found = self.hub.repositories.get(name)
         if found is None or (found.private and self.headers.get("Authorization") != f"Bearer {TOKEN}"):
             self._refuse(404, "RepoNotFound", "Repository not found")
@@ -142,20 +142,20 @@ class _Handler(BaseHTTPRequestHandler):
     def create(self) -> None:
         asked = json.loads(self.body)
         name = f"{asked.get('organization') or 'someone'}/{asked['name']}"
-        there = name in self.hub.repositories
-        if not there:
+        exists = name in self.hub.repositories
+        if not exists:
             self.hub.repositories[name] = Repository(asked.get("visibility") == "private" or bool(asked.get("private")))
-        self._send({"url": f"{self.hub.endpoint}/{name}", "name": name}, 409 if there else 200)
+        self._send({"url": f"{self.hub.endpoint}/{name}", "name": name}, 409 if exists else 200)
 
     def branch(self, name: str, branch: str) -> None:
         if (repository := self._repository(name)) is None:
             return
-        there = branch in repository.branches
+        exists = branch in repository.branches
         repository.branches.setdefault(branch, repository.branches["main"])
-        self._send({}, 409 if there else 200)
+        self._send({}, 409 if exists else 200)
 
     def validate(self) -> None:
-        """The real hub's check of the card's front matter, as far as it must be YAML."""
+        """Check that the card's front matter is YAML, as the real hub does."""
         import yaml
 
         front = json.loads(self.body)["content"].split("---\n")[1]
@@ -212,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def tree(self, name: str, revision: str) -> None:
         at, _, below = revision.partition("/")
-        if below and (own := self._repository(name)) is not None and own.at(revision) is None and own.at(at):
+        if below and (found_at := self._repository(name)) and found_at.at(revision) is None and found_at.at(at):
             self._refuse(404, "EntryNotFound", f"{below} does not exist")  # no repository here has folders
             return
         if (found := self._commit_of(name, revision)) is not None:
@@ -229,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _etag(data: bytes) -> str:
-    """A git blob's number, as the real hub has it."""
+    """Return a git blob's hash, as the real hub does."""
     return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
 
 

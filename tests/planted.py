@@ -1,4 +1,4 @@
-"""An SAE whose one latent is a concept, at a random encoder in which the concept's word is made to stand out."""
+"""An SAE with one latent for a concept, on a random encoder in which the concept's word is made to stand out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEURON = 5
 
 
 def stand_out(pipe: Any, component: str, concept: Concept, site: Site) -> set[int]:
-    """Make the embeddings of the tokens that the concept alone has twenty times as long as others; their ids."""
+    """Make the embeddings of the concept's own tokens twenty times as long as others, and return the tokens' ids."""
     without = [pair.deconcept for pair in concept.pairs] + list(concept.controls)
     common = {i for ids, _ in read(pipe, site, without) for i in ids}
     own = {i for ids, _ in read(pipe, site, [pair.concept for pair in concept.pairs]) for i in ids} - common
@@ -32,7 +32,7 @@ def stand_out(pipe: Any, component: str, concept: Concept, site: Site) -> set[in
 
 
 def planted(pipe: Any, site: Site, concept: Concept) -> TopKSAE:
-    """48 latents, 8 kept; latent `NEURON` reads and writes the direction of the concept's own word."""
+    """Return an SAE of 48 latents, 8 kept; latent `NEURON` reads and writes the direction of the concept's word."""
     own = stand_out(pipe, site.component, concept, site)
     loud, quiet = [], []
     for ids, states in read(pipe, site, [pair.concept for pair in concept.pairs]):
@@ -54,6 +54,6 @@ def planted(pipe: Any, site: Site, concept: Concept) -> TopKSAE:
 
 
 def read(pipe: Any, site: Site, prompts: list[str]) -> list[tuple[list[int], Tensor]]:
-    """Every prompt's token ids `[T]` and states `[T, d]`."""
+    """Return every prompt's token ids `[T]` and states `[T, d]`."""
     batches = capture(pipe, [site], prompts)
     return [(ids, h) for b in batches for ids, h in zip(b.ids.tolist(), b.states[site].float(), strict=True)]

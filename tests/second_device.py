@@ -1,9 +1,9 @@
-"""A second device on a machine that has one: tensors that hold real numbers, say that they lie on `cuda:0`, and refuse,
-as a graphics card's do, to be reckoned together with those of the CPU.
+"""A simulated second device: its tensors hold real numbers, report the device `cuda:0`, and, like those of a GPU, raise
+when an operation mixes them with the CPU's.
 
-Within `second_device()` what is created on `DEVICE` or moved there is `There`. Below, the CPU computes everything.
-What a kernel does on a real card (its rounding, its speed, its memory) this cannot show; a mask or an index that was
-left behind on the other device it does.
+In `second_device()`, a tensor that is created on `DEVICE` or moved there is a `There`. The CPU computes everything.
+This finds a mask or an index that was left on the other device. It cannot show what a kernel does on a real GPU
+(rounding, speed, memory).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 DEVICE = torch.device("cuda", 0)
 aten = torch.ops.aten
 BETWEEN_DEVICES = {aten.copy_.default, aten._to_copy.default, aten.index_put.default}
-"""The last is what the slope of an assignment is reckoned with: torch's own core fills it with zeros of the CPU."""
+"""The last computes the gradient of an assignment: torch's core fills it with zeros of the CPU."""
 INDEXING = {
     aten.index.Tensor,
     aten._unsafe_index.Tensor,
     aten.index_put_.default,
     aten._index_put_impl_.default,
 }
-"""A card's tensor may be indexed by one of the CPU."""
+"""Operations that may index a GPU's tensor with one of the CPU."""
 LIKE_SELF = {aten.new_zeros.default, aten.new_ones.default, aten.new_empty.default, aten.new_full.default}
-"""Made where their first argument is, whatever the device that torch's own core, which sees the CPU, adds."""
+"""Operations whose result is on the first argument's device, whatever device torch's core, which sees the CPU, adds."""
 ATTRIBUTES = {
     torch.Tensor.device.__get__: DEVICE,  # type: ignore[attr-defined]
     torch.Tensor.is_cuda.__get__: True,  # type: ignore[attr-defined]
@@ -39,7 +39,7 @@ ATTRIBUTES = {
 
 
 class There(torch.Tensor):
-    """A tensor of the second device; `held` are its numbers."""
+    """Tensor of the second device; `held` has its numbers."""
 
     held: Tensor
 
@@ -98,14 +98,14 @@ class There(torch.Tensor):
 
 
 class Mode(TorchDispatchMode):
-    """Sees calls in which no tensor of the second device takes part."""
+    """Mode that sees calls without a tensor of the second device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return computed(func, args, kwargs or {})
 
 
 class Back(torch.autograd.Function):
-    """From the second device to the CPU."""
+    """Move from the second device to the CPU."""
 
     @staticmethod
     def forward(ctx: Any, x: Any) -> Tensor:
@@ -118,7 +118,7 @@ class Back(torch.autograd.Function):
 
 
 class Away(torch.autograd.Function):
-    """From the CPU to the second device."""
+    """Move from the CPU to the second device."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> There:
@@ -130,7 +130,7 @@ class Away(torch.autograd.Function):
 
 
 def moved(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """`Tensor.to` where one of the two devices is the second one."""
+    """Do what `Tensor.to` does if one of the two devices is the second one."""
     device, others = kwargs.pop("device", None), []
     for argument in args:
         if isinstance(argument, Tensor):
@@ -152,7 +152,7 @@ def moved(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """What an operation gives, on the device of its arguments. Raises RuntimeError where they lie on two."""
+    """Return an operation's result on the device of its arguments. Raises RuntimeError if they are on two devices."""
     flat, _ = tree_flatten((args, kwargs))
     there = any(isinstance(value, There) for value in flat)
     device = None if there and func in LIKE_SELF else kwargs.get("device")
@@ -172,7 +172,7 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _mixed(func: Any, args: Any, flat: list[Any]) -> bool:
-    """Whether a tensor of the CPU stands among the arguments that may not: one with dimensions, and no index."""
+    """Return whether the arguments contain a forbidden CPU tensor: one with dimensions that is not an index."""
     here = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, There) and x.dim()]
     if func in INDEXING and isinstance(args[0], There):
         return any(x is other for x in here for other in args[2:])
@@ -181,7 +181,7 @@ def _mixed(func: Any, args: Any, flat: list[Any]) -> bool:
 
 @contextmanager
 def second_device() -> Iterator[torch.device]:
-    """Within it the second device is there. Load what is read from files before: loaders look into torch's own core."""
+    """Provide the second device inside the block. Load files before it, because loaders use torch's core."""
     plain, lazy = torch.tensor, torch.cuda._lazy_init
     overwritten = torch.__future__.get_overwrite_module_params_on_conversion()
     torch._C._ensureCUDADeviceGuardSet()  # type: ignore[attr-defined]
@@ -197,6 +197,6 @@ def second_device() -> Iterator[torch.device]:
 
 
 def _tensor(plain: Callable[..., Tensor], data: Any, *, device: Any = None, **options: Any) -> Tensor:
-    """`torch.tensor`, which fills its numbers in below everything that can be watched."""
+    """Replace `torch.tensor`, which fills in its numbers below every hook."""
     made = plain(data, **options)
     return made if device is None else moved(made, device)

@@ -1,4 +1,4 @@
-"""The functions of `import excise`: what they make, and that wrong input is one clear error."""
+"""The functions of `import excise`: what they return, and one clear error for wrong input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROMPTS = [f"a {thing} {place}" for thing in ("gun", "cat", "rose", "bus") for p
 
 @pytest.fixture(autouse=True)
 def kept(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where SAEs of models of one's own are kept."""
+    """Return the cache of SAEs for a user's own models."""
     folder = tmp_path_factory.mktemp("kept")
     monkeypatch.setenv("EXCISE_CACHE", str(folder))
     return folder
@@ -31,7 +31,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def saved_sae(word_sae: TopKSAE, tiny_site: Site, tmp_path: Path) -> Path:
-    """The folder of `word_sae`, whose card says where it was trained."""
+    """Return the folder of `word_sae`, whose card names its Site."""
     save(word_sae, tmp_path / "word-sae", {"site": {"component": "text_encoder", "path": tiny_site.path, "width": 64}})
     return tmp_path / "word-sae"
 
@@ -78,7 +78,7 @@ FAST = {
     "ring_a_bell": {"population": 4, "generations": 1},
     "prefix": {"iterations": 1, "batch": 1},
 }
-"""Enough to tell pictures apart; what they show does not matter here."""
+"""Enough steps to make different pictures; what they show does not matter here."""
 
 
 def test_what_cannot_be_evaluated_is_refused_before_a_picture(tiny_pipe: Any, gun_eraser: excise.Eraser) -> None:
@@ -106,7 +106,7 @@ def test_an_eraser_is_evaluated_on_the_pipeline_itself() -> None:
     none, snce = found["methods"]["none"], found["methods"]["snce"]
     assert none["missing"] == snce["missing"] == 0
     assert none["figures"]["pixel_error"]["value"] == 0
-    assert snce["figures"]["identical"]["value"] == 1  # what it is not made for keeps its bits
+    assert snce["figures"]["identical"]["value"] == 1  # unrelated pictures keep every bit
 
 
 def test_a_safety_checker_is_put_back(tiny_pipe: Any) -> None:

@@ -1,4 +1,4 @@
-"""The two distributions as they are published: what is in them, how large they are, and that each works installed."""
+"""The two distributions as published: contents, sizes, and that each works when installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytest.importorskip("hatchling", reason="pip install build hatchling")
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".npy", ".onnx", ".gguf")
 CODE_MB, DATA_MB = 2, 100
-"""Bars on the wheels. The index takes files of at most 100 MB unless asked for more."""
+"""Size limits of the wheels in MB. The index's default limit is 100 MB."""
 MISSING = "error: this needs the bundled model, which is not installed; pip install 'excise[reference]'"
 
 
@@ -31,7 +31,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def built(project: Path, out: Path, kind: str) -> Path:
-    """Build a wheel or an sdist, and return its path. A release gives what it has built in EXCISE_DIST."""
+    """Build a wheel or an sdist, and return its path. A release passes its files in EXCISE_DIST."""
     name, ending = ("excise-[0-9]*" if project == ROOT else "excise_reference-*"), {"wheel": ".whl", "sdist": ".tar.gz"}
     if ready := os.environ.get("EXCISE_DIST"):
         (path,) = Path(ready, "dist" if project == ROOT else "dist-reference").glob(name + ending[kind])
@@ -53,7 +53,7 @@ def data_wheel(dist: Path) -> Path:
 
 
 class Installed:
-    """A fresh environment. Dependencies are borrowed from this one's; editable installs of it are not."""
+    """Fresh environment that uses this one's dependencies without its editable installs."""
 
     def __init__(self, folder: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
@@ -78,7 +78,7 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def alone(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """The first distribution without the second."""
+    """Return an environment with the first distribution and without the second."""
     made = Installed(tmp_path_factory.mktemp("venv") / "alone")
     made.install(wheel)
     return made
@@ -156,8 +156,8 @@ def test_another_version_of_the_second_is_refused(wheel: Path, tmp_path: Path) -
         path.write_text(text)
     done = other.excise("reference", "train", "--work", "made")
     assert done.returncode == 2 and not (other.work / "made").exists()
-    said = done.stderr.strip().splitlines()[-1]
-    assert "needs excise-reference<0.2,>=0.1, and 0.3 is installed; pip install 'excise[reference]'" in said
+    error = done.stderr.strip().splitlines()[-1]
+    assert "needs excise-reference<0.2,>=0.1, and 0.3 is installed; pip install 'excise[reference]'" in error
 
 
 def test_a_release_runs_pinned_actions_with_the_least_rights() -> None:

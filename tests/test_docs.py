@@ -1,4 +1,4 @@
-"""Snippets in README.md and docs/ are real: Python runs, commands parse, links lead somewhere."""
+"""Snippets in README.md and docs/ are real: Python runs, commands parse, links resolve."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.documented import FENCE, PAGES, ROOT, Command, blocks, commands, pars
 
 @pytest.fixture(autouse=True)
 def nothing_but_the_package(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty home, and none of the data that Debian's packages bring."""
+    """Set an empty home, and hide the data of Debian's packages."""
     from excise.app.training import corpora
     from excise.reference.training import text_corpus
 
@@ -38,7 +38,7 @@ def test_python_snippets_run(code: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="module")
 def gun_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `excise erase gun --out gun-eraser` makes."""
+    """Return the folder that `excise erase gun --out gun-eraser` makes."""
     from typer.testing import CliRunner
 
     from excise.cli import app
@@ -78,11 +78,11 @@ def test_snippets_that_need_a_hub_run_against_one_of_our_own(
 
 @pytest.mark.parametrize("command", commands(), ids=str)
 def test_documented_commands_parse(command: Command) -> None:
-    """Every option named in the docs exists; in a whole command its value is of the right kind."""
+    """Every option in the docs exists; in a complete command its value is of the right kind."""
     assert parses(command) or not command.fenced or command.words == (), command
 
 
-def test_links_between_pages_lead_somewhere() -> None:
+def test_links_between_pages_resolve() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
@@ -90,8 +90,8 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 def test_every_licence_file_that_is_declared_is_there() -> None:
     for folder, count in ((ROOT, 1), (ROOT / "reference", 3)):
-        said = (folder / "pyproject.toml").read_text(encoding="utf-8")
-        listed = re.search(r"^license-files = \[(.*?)\]", said, re.MULTILINE | re.DOTALL)
+        project = (folder / "pyproject.toml").read_text(encoding="utf-8")
+        listed = re.search(r"^license-files = \[(.*?)\]", project, re.MULTILINE | re.DOTALL)
         assert listed is not None
         names = re.findall('"([^"]+)"', listed[1])
         assert len(names) >= count
@@ -111,19 +111,19 @@ def test_the_readme_is_short() -> None:
 
 
 def test_the_readmes_figures_are_those_that_were_measured() -> None:
-    """Its peers are the five published methods with the highest mean of UA, IRA, CRA and mixed."""
-    told = {"SNCE (default)": "snce", "MACE": "mace", "UCE": "uce", "CASteer": "casteer", "CA": "ca", "RECE": "rece"}
+    """The peers are the five published methods with the highest mean of UA, IRA, CRA and mixed."""
+    shown = {"SNCE (default)": "snce", "MACE": "mace", "UCE": "uce", "CASteer": "casteer", "CA": "ca", "RECE": "rece"}
     rows = _tables((ROOT / "README.md").read_text(encoding="utf-8"))
     measured = _tables((ROOT / "docs" / "results" / "peers.md").read_text(encoding="utf-8"))
     (names,) = [row[1:] for row in measured if "p4d" in row and "inversion" in row]
     by_kind = {row[0]: row[2:] for row in measured if row[1:2] and row[1] in ("closed form", "fine-tune", "inference")}
     attacks = {row[0]: dict(zip(names, row[1:], strict=True)) for row in measured if len(row) == len(names) + 1}
-    for title, name in told.items():
+    for title, name in shown.items():
         (row,) = [row[1:] for row in rows if row[0] == title]
         ua, ira, cra, mixed, _, identical = by_kind[name]
         assert row == [ua, ira, cra, mixed, identical, attacks[name]["p4d"], attacks[name]["inversion"]], title
     peers = {name: sum(map(float, row[:4])) for name, row in by_kind.items() if name not in ("snce", "saemnesia-text")}
-    assert set(sorted(peers, key=peers.__getitem__)[-5:]) == set(told.values()) - {"snce"}
+    assert set(sorted(peers, key=peers.__getitem__)[-5:]) == set(shown.values()) - {"snce"}
 
 
 def _tables(text: str) -> list[list[str]]:
@@ -131,15 +131,15 @@ def _tables(text: str) -> list[list[str]]:
 
 
 def test_every_bypass_has_its_test() -> None:
-    ways = re.findall(
+    bypasses = re.findall(
         r"\| `(test_\w+)` \|", (ROOT / "docs" / "explanation" / "threat-model.md").read_text(encoding="utf-8")
     )
     files = [
         ROOT / "tests" / "erasers" / f"test_{name}.py" for name in ("bypasses", "siblings", "stages", "second_stages")
     ]
     written = [name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)]
-    assert len(ways) > 20
-    assert set(ways) <= set(written)
+    assert len(bypasses) > 20
+    assert set(bypasses) <= set(written)
 
 
 def test_every_method_has_its_line_in_the_docs() -> None:
@@ -152,7 +152,7 @@ def test_every_method_has_its_line_in_the_docs() -> None:
 def test_the_documented_sweep_runs_with_nothing_but_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command of docs/how-to/neurons.md, made small."""
+    """Run the command of docs/how-to/neurons.md with a small grid."""
     from typer.testing import CliRunner
 
     from excise.cli import app

@@ -1,4 +1,4 @@
-"""The documentation site: every public name is in its reference, and it builds without a broken link."""
+"""The documentation site: its reference has every public name, and it builds without a broken link."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Documented commands run, page by page, on a machine with nothing but the package.
+"""Documented commands run, page by page, on a machine with only the package.
 
-A command that is not in ELSEWHERE is run: a new one needs no entry here, unless it cannot run, or is heavy.
+Every command that is not in ELSEWHERE runs. A new one needs no entry unless it cannot run or is heavy.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ELSEWHERE = {
     "docs/how-to/sd14.md: erase nudity --model $MODEL": MODEL,
     "docs/how-to/sd14.md: generate --model $MODEL": MODEL,
     "docs/how-to/sd14.md: verify nudity-eraser --model $MODEL": MODEL,
-    "docs/how-to/sd14.md: generate --compare": "a prompt: within a sentence it is a name",
+    "docs/how-to/sd14.md: generate --compare": "a prompt: in a sentence it is a name",
     "docs/how-to/sd14.md: bench run ": MODEL,
     "docs/how-to/sd14.md: bench report run-i2p": RUNS,
     "docs/how-to/sd14.md: bench resume run-i2p": RUNS,
@@ -48,7 +48,7 @@ ELSEWHERE = {
     "docs/how-to/signing.md: verify gun-eraser --identity": "sigstore's network",
     "docs/tutorials/own-model.md: ": MODEL,
 }
-"""How commands begin that cannot run on such a machine, and what they need."""
+"""Prefixes of commands that cannot run on such a machine, and what they need."""
 
 SHORT = ("--concepts", "gun", "--n", "1", "--steps", "2", "--no-search")
 SMALL = {
@@ -66,9 +66,9 @@ SMALL = {
         ("--set", "esd-x.iterations=1", "--accept-weak"), "trains for minutes, and a training cut short is weak",
     ),
     "erase gun --method saemnesia --": (
-        ("--set", "pictures=4", "--set", "steps=4", "--accept-weak"), "draws 24 pictures of 20 steps on either side",
+        ("--set", "pictures=4", "--set", "steps=4", "--accept-weak"), "generates 24 pictures of 20 steps on each side",
     ),
-    "erase gun --method saemnesia-text": (("--accept-weak",), "its SAE was trained for a moment, above"),
+    "erase gun --method saemnesia-text": (("--accept-weak",), "its SAE was trained only briefly, above"),
     "erase gun --method snce+saemnesia": (
         ("--set", "saemnesia.pictures=4", "--set", "saemnesia.steps=4", "--accept-weak"), "as alone",
     ),
@@ -77,10 +77,10 @@ SMALL = {
         "trains for minutes, and a training cut short is weak",
     ),
 }  # fmt: skip
-"""How heavy commands begin, what makes them small, and why they are heavy. An option that is there already changes."""
+"""Prefixes of heavy commands, options that make them small, and why they are heavy. An existing option is replaced."""
 
 OTHER_CODES = {"audit": (0, 3), "bench report run --gate": (3,)}
-"""How commands begin whose exit code need not be 0, and which are right. The pages say so."""
+"""Prefixes of commands whose exit code need not be 0, and the right codes. The pages say so."""
 
 
 def _bundled_sae(*names: str) -> Callable[[Path], None]:
@@ -102,7 +102,7 @@ def _eraser(folder: Path) -> None:
 
 
 def _keys(folder: Path) -> None:
-    """By the page's own commands."""
+    """Make keys with the page's commands."""
     password = {**os.environ, "KEY_PASSWORD": PASSWORD}
     for line in re.findall(
         r"^openssl .*", (ROOT / "docs" / "how-to" / "signing.md").read_text(encoding="utf-8"), re.MULTILINE
@@ -120,16 +120,16 @@ PREPARED: dict[str, tuple[Callable[[Path], None], ...]] = {
     "docs/how-to/sd14.md": (_bundled_sae("sae-layers8"),),
     "docs/how-to/signing.md": (_eraser, _keys),
 }
-"""What a page takes for granted: the reader's own files, and what another page or an excluded command makes."""
+"""Preconditions of a page: the reader's files, and what another page or an excluded command makes."""
 
 
 def _entry(table: dict[str, object], text: str) -> str | None:
-    """The longest entry that the text begins with."""
+    """Return the longest entry that the text begins with."""
     return max((begins for begins in table if text.startswith(begins)), key=len, default=None)
 
 
 def runnable() -> list[Command]:
-    """The commands that are run: whole, and none of ELSEWHERE."""
+    """Return the commands to run: complete, and not in ELSEWHERE."""
     return [c for c in commands() if _entry({**ELSEWHERE}, f"{c.page}: {c.text}") is None and parses(c)]
 
 
@@ -148,7 +148,7 @@ def _small(command: Command) -> list[str]:
 
 
 def _alone() -> list[str]:
-    """What hides the system's data and the network from a command, where this machine lets us."""
+    """Return a prefix that hides the system's data and the network from a command, if this machine permits it."""
     hidden = ["unshare", "-rmn", "sh", "-c", 'mount -t tmpfs none /usr/share && exec "$@"', "sh"]
     try:
         return hidden if subprocess.run([*hidden, "true"], capture_output=True).returncode == 0 else []
@@ -187,7 +187,7 @@ def test_the_commands_of_a_page_run_in_order(page: str, tmp_path: Path) -> None:
 
 
 def test_what_needs_more_than_the_package_is_listed() -> None:
-    """A command that asks for another model, a device or an address cannot run everywhere."""
+    """A command that needs another model, a device or an address cannot run everywhere."""
     asks = re.compile(r"\$MODEL|--model\b|--device\b|--identity\b|https?://|hf://|^push\b|--backend\b")
     assert [str(command) for command in runnable() if asks.search(command.text)] == []
 
@@ -202,7 +202,7 @@ def test_every_entry_is_of_a_command_that_is_documented() -> None:
 
 
 def test_what_a_command_reads_is_prepared_or_made_before_it() -> None:
-    """Names of files and folders that a page's commands are given; `--out` and its kind make them."""
+    """A page's commands get names of files and folders; `--out` and `--out-dir` make them."""
     reads = re.compile(r"(?:--(?:eraser|db|sae|pairs|prompts|key|start|run)) (\S+)|sae=(\S+)")
     made: dict[str, set[str]] = {}
     given = {

@@ -1,4 +1,4 @@
-"""The tree of errors: each is raised where a user would look for it, and documented in one place."""
+"""The tree of errors: each is raised where a user expects it, and documented in one place."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_other_files_are_left_alone(folder: Path) -> None:
     assert [p.name for p in folder.iterdir()] == ["a"]
 
 
-def test_a_file_in_the_way_is_said_in_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_in_the_way_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ExciseError, match="is a file; name an empty or new folder"):
         write_folder(tmp_path / "file", {"a": "new"})
@@ -120,8 +120,8 @@ def test_containers_that_all_call_themselves_pid_1_lose_no_write(tmp_path: Path)
         assert writer.stdin is not None
         writer.stdin.write("go\n")
         writer.stdin.flush()
-    told = [writer.communicate()[1] for writer in writers]
-    assert [writer.returncode for writer in writers] == [0, 0, 0], told
+    errors = [writer.communicate()[1] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0, 0], errors
     assert (tmp_path / "searched.json").read_text() == "149" * 1000
     assert (tmp_path / "eraser" / "a").read_text() == (tmp_path / "eraser" / "b").read_text() == "149"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eraser", "searched.json"]
@@ -134,7 +134,7 @@ def test_threads_of_one_process_lose_no_write(tmp_path: Path, write: Callable[[P
     assert [path.name for path in tmp_path.iterdir()] == ["it"]
 
 
-def test_what_a_dead_writer_left_is_in_nobodys_way(folder: Path) -> None:
+def test_leftovers_of_a_dead_writer_are_ignored(folder: Path) -> None:
     left = temporary_beside(folder / "a")
     left.write_text("half")
     assert is_leftover(left.name)

@@ -1,4 +1,4 @@
-"""The shape of the house: which way imports point, how large a room and a file may grow (docs/architecture.md)."""
+"""The package structure: direction of imports, size of folders and files (docs/architecture.md)."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ MODULES = {
     for path in (ROOT / "excise").rglob("*.py")
 }
 FULL = {
-    "excise": "small modules that every room shares, and the door",
+    "excise": "small modules that every package shares, and the API",
     "excise/concepts": "one file for each way to get pairs, all on one Concept",
     "excise/methods/trained": "one file a method",
 }
-"""Folders of more than twelve files, and why."""
+"""Folders with more than twelve files, and why."""
 LONG = {
-    "excise/api.py": "the door: docstrings are most of its lines",
+    "excise/api.py": "the API: docstrings are most of its lines",
     "excise/bench/worker.py": "one unit of a run from its claim to its record",
     "excise/cli/neurons/neurons.py": "eight commands; their options are most of the lines",
-    "excise/erasers/attachment.py": "what has to be undone together is put on together",
+    "excise/erasers/attachment.py": "everything that is undone together is attached together",
     "excise/erasers/guard/denoiser.py": "the recorder and the guard share one record",
     "excise/methods/catalogue.py": "BibTeX",
     "excise/sae/trainer.py": "one training loop with its checkpoints",
 }
-"""Files of more than 300 lines, and why."""
+"""Files with more than 300 lines, and why."""
 
 
 def imports(module: str) -> Iterator[str]:
-    """Modules of ours that a module imports anywhere in its text, under TYPE_CHECKING too."""
+    """Yield our modules that a module imports anywhere in its text, also under TYPE_CHECKING."""
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
@@ -50,8 +50,8 @@ def imports(module: str) -> Iterator[str]:
                     yield node.module
 
 
-def circles(graph: dict[str, set[str]]) -> set[str]:
-    """Modules that are left when those without imports, or without importers, are taken away one after another."""
+def cycles(graph: dict[str, set[str]]) -> set[str]:
+    """Return the modules left after repeatedly removing those without imports or without importers."""
     left = dict(graph)
     while True:
         imported = {name for targets in left.values() for name in targets if name in left}
@@ -61,9 +61,9 @@ def circles(graph: dict[str, set[str]]) -> set[str]:
         left = {name: targets for name, targets in left.items() if name not in ends}
 
 
-def test_no_module_imports_itself_round_a_corner() -> None:
-    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {"b", "c"}
-    assert circles({module: set(imports(module)) for module in MODULES}) == set()
+def test_there_is_no_import_cycle() -> None:
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {"b", "c"}
+    assert cycles({module: set(imports(module)) for module in MODULES}) == set()
 
 
 def test_folders_and_files_stay_small() -> None:
@@ -74,7 +74,7 @@ def test_folders_and_files_stay_small() -> None:
     assert long == set(LONG)
 
 
-def test_the_architecture_page_names_every_room_and_no_file_that_is_gone() -> None:
+def test_the_architecture_page_names_every_package_and_no_missing_file() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(excise/[\w/.]+)`", page))
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

@@ -1,4 +1,4 @@
-"""A pipeline's folder is loaded whole or not at all, in one dtype, and in silence."""
+"""A pipeline's folder is loaded completely or not at all, in one dtype, and without output."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MODELS = ("text_encoder", "unet", "vae")
 
 @pytest.fixture
 def folder(build_pipe: Callable[..., Any], tmp_path: Path) -> Path:
-    """A tiny pipeline on disk."""
+    """Return the folder of a tiny pipeline."""
     build_pipe().save_pretrained(tmp_path / "tiny")
     return tmp_path / "tiny"
 
 
 def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    """Let `edit` alter the tensors of a component's one file."""
+    """Change the tensors of a component's only file with `edit`."""
     (file,) = folder.glob("*.safetensors")
     tensors = load_file(file)
     edit(tensors)

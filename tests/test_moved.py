@@ -47,7 +47,7 @@ for module, names in NAMES.items():
 
 
 def test_each_old_path_warns_once_and_gives_the_same_objects() -> None:
-    """In a process of its own, since a module is imported once."""
+    """Run in a separate process, since a module is imported once."""
     done = subprocess.run([sys.executable, "-c", WARNING_ONCE], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
@@ -56,7 +56,7 @@ def test_each_old_path_warns_once_and_gives_the_same_objects() -> None:
 @pytest.mark.parametrize("old", moved.MODULES)
 def test_an_old_module_has_every_name_of_the_new_one(old: str) -> None:
     module, expected = import_module(old), {}
-    for new in reversed(moved.MODULES[old]):  # the main place, which is first, has the last word
+    for new in reversed(moved.MODULES[old]):  # the first one is the main place, and wins
         home = vars(import_module(new))
         own = {k for k, v in home.items() if k[0] != "_" and getattr(v, "__module__", None) == new}
         expected |= {k: home[k] for k in own | ({"METHOD"} & set(home))}

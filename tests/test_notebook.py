@@ -1,4 +1,4 @@
-"""What objects show of themselves: one short line, and in notebooks a table in which nothing of theirs is markup."""
+"""How objects are displayed: one short line, and in notebooks a table that escapes all of their text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RANKING = Ranking(tuple(Neuron(n, 10.0 - n, 40 - n, 0.1) for n in range(12)), ()
 
 
 class Cells(HTMLParser):
-    """Texts of the cells by row, and every tag that opens."""
+    """Parser for the texts of the cells by row, and every opening tag."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The notebooks of docs/tutorials run from the first cell to the last, and carry no outputs."""
+"""The notebooks of docs/tutorials run from the first cell to the last, and have no outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the packages that import their names when asked for export."""
+"""Exports of the packages that import their names lazily."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packages that bring methods, detectors and suites, found as Python finds any installed package."""
+"""Plugins: installed packages that add methods, detectors and suites."""
 
 from __future__ import annotations
 

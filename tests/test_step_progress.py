@@ -15,40 +15,40 @@ def draw(pipe: Any, pictures: int = 1, steps: int = 4) -> Any:
 
 def test_every_denoising_step_counts_its_share(tiny_pipe: Any) -> None:
     plain = draw(tiny_pipe)
-    told: list[float] = []
-    with by_steps(tiny_pipe, told.append, 2):
+    shares: list[float] = []
+    with by_steps(tiny_pipe, shares.append, 2):
         counted = draw(tiny_pipe)
-    assert told == [0.5] * 4
+    assert shares == [0.5] * 4
     assert (counted == plain).all()
     assert "progress_bar" not in vars(tiny_pipe)
 
 
 def test_several_draws_count_no_more_than_the_whole(tiny_pipe: Any) -> None:
-    told: list[float] = []
-    with by_steps(tiny_pipe, told.append, 2):
+    shares: list[float] = []
+    with by_steps(tiny_pipe, shares.append, 2):
         draw(tiny_pipe)
         draw(tiny_pipe)
-    assert sum(told) == pytest.approx(2) and len(told) == 4
+    assert sum(shares) == pytest.approx(2) and len(shares) == 4
 
 
 def test_a_pipeline_without_a_bar_counts_at_the_end() -> None:
     class Plain: ...
 
-    told: list[float] = []
-    with by_steps(Plain(), told.append, 3):
-        assert told == []
-    assert told == [3]
+    shares: list[float] = []
+    with by_steps(Plain(), shares.append, 3):
+        assert shares == []
+    assert shares == [3]
 
 
 def test_what_was_interrupted_is_not_counted_as_done(tiny_pipe: Any) -> None:
-    told: list[float] = []
+    shares: list[float] = []
 
     def stop(pipe: Any, step: int, time: Any, given: dict[str, Any]) -> dict[str, Any]:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), by_steps(tiny_pipe, told.append, 4):
+    with pytest.raises(KeyboardInterrupt), by_steps(tiny_pipe, shares.append, 4):
         tiny_pipe("a cat", num_inference_steps=4, callback_on_step_end=stop)
-    assert sum(told) < 4 and "progress_bar" not in vars(tiny_pipe)
+    assert sum(shares) < 4 and "progress_bar" not in vars(tiny_pipe)
 
 
 def test_the_callers_own_bar_is_put_back(tiny_pipe: Any) -> None:
@@ -61,6 +61,6 @@ def test_the_callers_own_bar_is_put_back(tiny_pipe: Any) -> None:
 def test_the_bundled_model_counts_the_steps_of_each_batch() -> None:
     from excise import reference
 
-    told: list[float] = []
-    reference.generate(reference.load(), ["a cat"] * 3, [0, 1, 2], steps=2, batch_size=2, progress=told.append)
-    assert told == [1] * reference.denoising_steps(3, 2, 2) == [1] * 4
+    shares: list[float] = []
+    reference.generate(reference.load(), ["a cat"] * 3, [0, 1, 2], steps=2, batch_size=2, progress=shares.append)
+    assert shares == [1] * reference.denoising_steps(3, 2, 2) == [1] * 4

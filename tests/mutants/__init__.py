@@ -1,4 +1,4 @@
-"""Important lines, each broken in one way that a test must notice: see README.md beside this file."""
+"""Mutants: important lines, each broken in one way that a test must notice (README.md in this folder)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ class Mutant:
     file: str
     """From the repository's root."""
     old: str
-    """What stands there, exactly once."""
+    """Text that occurs in the file exactly once."""
     new: str
     tests: tuple[str, ...]
-    """What pytest is given."""
+    """Arguments for pytest."""
     survives: str = ""
-    """Why no test can notice it; empty where one must."""
+    """Reason why no test can notice the change; empty if one must."""
 
     @property
     def module(self) -> str:
-        """The file's dotted name."""
+        """Return the file's dotted name."""
         return self.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
     def source(self) -> str:
-        """The file's text with the change made. Raises LookupError unless `old` stands there exactly once."""
+        """Return the file's changed text. Raises LookupError unless `old` occurs exactly once."""
         text = (ROOT / self.file).read_text()
         if (found := text.count(self.old)) != 1:
-            raise LookupError(f"{self.file} holds {self.old!r} {found} times, not once; bring the mutant up to date")
+            raise LookupError(f"{self.file} holds {self.old!r} {found} times, not once; update the mutant")
         return text.replace(self.old, self.new)
 
     def __str__(self) -> str:
@@ -40,12 +40,12 @@ class Mutant:
 
 
 def of(file: str, tests: str, *changes: tuple[str, str] | tuple[str, str, str]) -> list[Mutant]:
-    """Mutants of one file, all noticed by `tests` (separated by spaces): (old, new), or (old, new, why it survives)."""
+    """Return mutants of one file, all noticed by `tests` (separated by spaces), from (old, new[, why it survives])."""
     return [Mutant(file, change[0], change[1], tuple(tests.split()), *change[2:]) for change in changes]
 
 
 def all_mutants() -> Sequence[Mutant]:
-    """Of every table in this folder."""
+    """Return the mutants of every table in this folder."""
     from tests.mutants import bench, erasers, methods, neurons, sae
 
     return [mutant for table in (bench, erasers, methods, neurons, sae) for mutant in table.MUTANTS]

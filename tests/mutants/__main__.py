@@ -1,7 +1,7 @@
-"""Run the mutants: `python -m tests.mutants [PART OF A FILE'S NAME ...]`. Exit code 1 where one survives unforeseen.
+"""Run the mutants: `python -m tests.mutants [PART OF A FILE'S NAME ...]`. Exit code 1 if one survives without a reason.
 
-Each mutant runs its tests in a process of its own, forked from one that has imported the libraries already, with the
-changed text in the place of its module. Nothing is written to the tree.
+Each mutant runs its tests in a separate process, forked from one that has imported the libraries, with the changed text
+instead of its module. Nothing is written to the tree.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tests.mutants import ROOT, Mutant, all_mutants
 
 LEAST_KILLED = 0.95
 CPU_SECONDS = 900
-"""A mutant may loop for ever; its process ends after so much computing, whatever else the machine does."""
+"""Limit on a process's computing time, since a mutant may loop for ever; other load on the machine does not count."""
 FAILED, BROKEN_IMPORT = 1, 2
-"""pytest's exit codes for a test that fails, and for one that cannot be collected."""
+"""pytest's exit codes if a test fails, and if one cannot be collected."""
 
 
 class Result(NamedTuple):
-    """What became of a mutant; None for the tests without one."""
+    """Outcome of a mutant, or of the tests without one (None)."""
 
     mutant: Mutant | None
     tests: tuple[str, ...]
@@ -38,7 +38,7 @@ class Result(NamedTuple):
 
 
 class _Changed(SourceFileLoader):
-    """Loads a module from a text in the place of its file's."""
+    """Loader of a module from a text instead of its file."""
 
     def __init__(self, name: str, path: str, text: str) -> None:
         super().__init__(name, path)
@@ -59,7 +59,7 @@ class _Finder(MetaPathFinder):
 
 
 def preload() -> None:
-    """Import what takes long and is not ours, once for all processes."""
+    """Import other libraries, which take long, once for all processes."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import diffusers
     import hypothesis
@@ -72,7 +72,7 @@ def preload() -> None:
 
 
 def _child(mutant: Mutant | None, tests: tuple[str, ...], log: Path) -> int:
-    """pytest's exit code in this forked process."""
+    """Return pytest's exit code in this forked process."""
     import pytest
 
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
@@ -86,7 +86,7 @@ def _child(mutant: Mutant | None, tests: tuple[str, ...], log: Path) -> int:
 
 
 def run(jobs: Iterable[tuple[Mutant | None, tuple[str, ...]]], at_once: int) -> Iterator[Result]:
-    """The results as they come."""
+    """Yield the results as processes end."""
     waiting, running = iter(jobs), dict[int, tuple[Mutant | None, tuple[str, ...], Path]]()
     with tempfile.TemporaryDirectory() as folder:
         count, more = 0, True
@@ -113,7 +113,7 @@ def run(jobs: Iterable[tuple[Mutant | None, tuple[str, ...]]], at_once: int) -> 
 
 
 def main(names: list[str]) -> int:
-    """Run those whose file's name holds one of `names`, or all; print what survives."""
+    """Run the mutants whose file name contains one of `names`, or all, and print the survivors."""
     os.chdir(ROOT)
     mutants = [m for m in all_mutants() if not names or any(name in m.file for name in names)]
     for mutant in mutants:
@@ -143,7 +143,7 @@ def main(names: list[str]) -> int:
             print(f"{'survives' if foreseen else 'SURVIVES'}: {result.mutant}", result.mutant.survives, flush=True)
         elif foreseen:
             wrong += 1
-            print(f"is noticed by now, take out why it would not be: {result.mutant}", flush=True)
+            print(f"is noticed now, so remove the reason: {result.mutant}", flush=True)
     share = killed / len(mutants)
     print(f"{killed} of {len(mutants)} mutants were noticed ({share:.1%})")
     return int(wrong > 0 or share < LEAST_KILLED)

@@ -1,7 +1,7 @@
 """Tiny pipelines with random weights, of the real classes of each family that Excise knows.
 
-`build("sdxl")` makes one, `call("sdxl", pipe, "a gun")` runs all of it; `missing, options` says why a family cannot be
-built here. `body(encoder)` is where a CLIP's layers are.
+`build("sdxl")` makes a pipeline and `call("sdxl", pipe, "a gun")` runs all of it. `missing(family)` is the reason why a
+family cannot be built here, and `options(family)` are its sizes. `body(encoder)` is the module with a CLIP's layers.
 """
 
 from __future__ import annotations

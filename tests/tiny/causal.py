@@ -11,7 +11,8 @@ KINDS = ("llama", "qwen2", "gemma2")
 
 
 def causal(kind: str, layers: int = 4, width: int = 32, **options: Any) -> LanguageModel:
-    """A fresh one, the same weights every time. Qwen2's tokenizer has no BOS, the others' (Gemma's) has."""
+    """Return a new pipeline with the same weights every time. Qwen2's tokenizer has no BOS; the others use Gemma's,
+    which has."""
     import transformers
 
     tokenizer = words.qwen() if kind == "qwen2" else words.gemma()

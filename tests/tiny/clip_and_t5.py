@@ -1,4 +1,4 @@
-"""What the pipelines that read CLIP or T5 are made of."""
+"""Parts of the pipelines that read CLIP or T5."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from tests.tiny.encoders import seeded
 
 
 def kl(latents: int, levels: int = 1) -> Any:
-    """An AutoencoderKL; each level after the first halves the picture. Most pipelines ask for a shift."""
+    """Return an AutoencoderKL; each level after the first halves the picture. Most pipelines need a shift."""
     from diffusers import AutoencoderKL
 
     return seeded(
@@ -41,7 +41,7 @@ def flux2_kl() -> Any:
 
 
 def video(name: str, latents: int) -> Any:
-    """Wan's causal VAE, or Qwen-Image's copy of it: four times smaller each way."""
+    """Return Wan's causal VAE, or Qwen-Image's copy of it, which divides each side by four."""
     import diffusers
 
     shape = {"base_dim": 4, "z_dim": latents, "dim_mult": [1, 1, 1], "num_res_blocks": 1}
@@ -89,7 +89,7 @@ def hunyuan() -> Any:
 
 
 def unet(width: int, pooled: int | None = None) -> Any:
-    """Of Stable Diffusion, or of SDXL where there is a pooled state too, `pooled` wide."""
+    """Return Stable Diffusion's U-Net, or SDXL's if there is also a pooled state of width `pooled`."""
     from diffusers import UNet2DConditionModel
 
     extra: dict[str, Any] = {}
@@ -116,9 +116,9 @@ def unet(width: int, pooled: int | None = None) -> Any:
 
 
 def transformer(name: str, **config: Any) -> Any:
-    """The diffusers transformer `name`, whose matrices are doubled: as they come, text hardly matters.
+    """Return the diffusers transformer `name` with doubled matrices: with the initial ones, text hardly matters.
 
-    Gates that begin at zero, as Kandinsky's do, let nothing through at all, and are drawn like the rest.
+    Gates that start at zero, like Kandinsky's, let nothing through, and are initialised like the rest.
     """
     import diffusers
 
@@ -131,7 +131,7 @@ def transformer(name: str, **config: Any) -> Any:
                         module.reset_parameters()
                     module.weight.mul_(2)
             for path, parameter in model.named_parameters():
-                if path.endswith("pad_token"):  # Z-Image's, which are whatever the memory held
+                if path.endswith("pad_token"):  # Z-Image's are uninitialised
                     parameter.normal_()
         return model
 
@@ -139,7 +139,7 @@ def transformer(name: str, **config: Any) -> Any:
 
 
 def flow() -> Any:
-    """The scheduler of the families that are trained to match flows."""
+    """Return the scheduler of the families trained by flow matching."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler()

@@ -1,4 +1,4 @@
-"""Text encoders of real classes with random weights: a few narrow layers, more where a pipeline taps deeper."""
+"""Text encoders of real classes with random weights: a few narrow layers, more if a pipeline reads deeper ones."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.tiny.words import FOUR
 
 
 def seeded(make: Callable[[], nn.Module]) -> Any:
-    """`make()` in evaluation mode, with the same weights whatever was built before it."""
+    """Return `make()` in evaluation mode, with the same weights whatever was built before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make().eval()
 
 
 def telling(make: Callable[[], nn.Module]) -> Any:
-    """A text encoder whose states differ from prompt to prompt: its own initialisation is too small for that."""
+    """Return a text encoder whose states differ between prompts, for which its own initialisation is too small."""
 
     def made() -> Any:
         encoder: Any = make()
@@ -34,12 +34,12 @@ def telling(make: Callable[[], nn.Module]) -> Any:
 
 
 def body(encoder: Any) -> Any:
-    """Where a CLIP's embeddings, layers and norm are: in transformers < 5.6 one module further in."""
+    """Return the module with a CLIP's embeddings, layers and norm; in transformers < 5.6 it is one level deeper."""
     return getattr(encoder, "text_model", encoder)
 
 
 def clip(width: int, projection: int | None = None) -> Any:
-    """A CLIPTextModel, or, where it projects its pooled state, a CLIPTextModelWithProjection."""
+    """Return a CLIPTextModel, or with `projection` a CLIPTextModelWithProjection."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -63,7 +63,7 @@ def t5(width: int, vocabulary: int, layers: int = 3) -> Any:
 
 
 def umt5(width: int, vocabulary: int, layers: int = 3) -> Any:
-    """T5 with a relative attention bias in every layer."""
+    """Return a T5 with a relative attention bias in every layer."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     return telling(lambda: UMT5EncoderModel(UMT5Config(**_t5(width, vocabulary, layers))))
@@ -82,7 +82,7 @@ def gemma2(width: int, vocabulary: int, layers: int = 4) -> Any:
 
 
 def qwen3(width: int, vocabulary: int, layers: int = 4, head: bool = False) -> Any:
-    """A Qwen3Model (Z-Image), or with the language model's `head` a Qwen3ForCausalLM (FLUX.2 Klein)."""
+    """Return a Qwen3Model (Z-Image), or with `head` a Qwen3ForCausalLM (FLUX.2 Klein)."""
     from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
     config = Qwen3Config(**_decoder(width, vocabulary, layers))

@@ -1,4 +1,4 @@
-"""What each family is made of, and how its pipeline is called at its smallest."""
+"""Parts of each family, and the smallest call of its pipeline."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Family:
     """Its text encoders' classes in transformers."""
     parts: Callable[[], dict[str, Any]]
     options: dict[str, Any] = field(default_factory=dict)
-    """What `call` passes beyond prompt, generator, steps and output type."""
+    """Options that `call` passes in addition to prompt, generator, steps and output type."""
 
 
 _SMALL = {"height": 16, "width": 16}
@@ -62,11 +62,11 @@ _BY_NAME = {
 }
 FAMILIES: tuple[str, ...] = tuple(_BY_NAME)
 _made: dict[str, dict[str, Any]] = {}
-"""By family its parts, which no test is given itself."""
+"""Parts by family; tests get copies."""
 
 
 def missing(family: str) -> str | None:
-    """Which class of `family` the installed diffusers or transformers cannot give, or None."""
+    """Return which class of `family` the installed diffusers or transformers lacks, or None."""
     wanted = _BY_NAME[family]
     for library, names in (("diffusers", (wanted.pipeline,)), ("transformers", wanted.encoders)):
         for name in names:
@@ -74,27 +74,27 @@ def missing(family: str) -> str | None:
                 found = getattr(importlib.import_module(library), name)
             except (AttributeError, ImportError, RuntimeError) as error:
                 return f"{library} has no {name} ({error})"
-            # What stands in for a class whose own requirements are not installed.
+            # A placeholder for a class whose requirements are not installed.
             if backends := getattr(found, "_backends", None):
                 return f"{library}'s {name} needs {', '.join(backends)}"
     return None
 
 
 def build(family: str) -> Any:
-    """A fresh pipeline on the CPU in float32, with the same weights every time."""
+    """Return a new pipeline on the CPU in float32, with the same weights every time."""
     import diffusers
 
     wanted = _BY_NAME[family]
     pipe = getattr(diffusers, wanted.pipeline)(**_parts(family))
     pipe.set_progress_bar_config(disable=True)
     if family == "kandinsky5":
-        # It goes to the nearest of these, whatever is asked for; its own begin at 1024x1024.
+        # The pipeline rounds any size to the nearest of these; its defaults start at 1024x1024.
         pipe.resolutions = [(64, 64)]
     return pipe
 
 
 def _parts(family: str) -> dict[str, Any]:
-    """What the pipeline is made of. CLIP's many embeddings take long to draw: of such families copies are given."""
+    """Return the parts of the pipeline. CLIP's many embeddings take long to initialise, so such families are copied."""
     wanted = _BY_NAME[family]
     if not any(name.startswith("CLIPText") for name in wanted.encoders):
         return wanted.parts()
@@ -104,14 +104,14 @@ def _parts(family: str) -> dict[str, Any]:
 
 
 def options(family: str) -> dict[str, Any]:
-    """What `call` gives the pipeline of this family: sizes that it can draw."""
+    """Return the options of `call` for this family: sizes that it can generate."""
     return dict(_BY_NAME[family].options)
 
 
 def call(family: str, pipe: Any, prompt: Any, seed: int = 0, **options: Any) -> Any:
-    """What two steps of `pipe` give: latents, or pictures where `output_type="np"` asks for them.
+    """Run two steps of `pipe` and return latents, or pictures with `output_type="np"`.
 
-    `options` go to the pipeline in place of this family's own.
+    `options` replace the family's.
     """
     generator = torch.Generator().manual_seed(seed)
     given = {"num_inference_steps": 2, "output_type": "latent", **_BY_NAME[family].options, **options}

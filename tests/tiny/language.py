@@ -1,4 +1,4 @@
-"""What the pipelines that read a language model are made of."""
+"""Parts of the pipelines that read a language model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _flux2(encoder: Any, tokenizer: Any) -> dict[str, Any]:
 
 
 def flux2() -> dict[str, Any]:
-    # The pipeline reads hidden states 10, 20 and 30; as in the real model there are more layers than that.
+    # The pipeline reads hidden states 10, 20 and 30; like the real model, this one has more layers.
     processor = words.mistral_processor()
     return _flux2(encoders.mistral3(16, len(processor.tokenizer), layers=32), processor)
 

@@ -1,4 +1,4 @@
-"""Tokenizers of real classes and real special tokens, over vocabularies made here: nothing is downloaded."""
+"""Tokenizers of real classes with real special tokens, over vocabularies made here: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from tests.tiny import words4
 
 FOUR = version("transformers").startswith("4.")
-# One token a word for these words, letters for all others. The second and third are what Qwen-Image and Kandinsky 5 put
-# around the prompt: they drop the first 34 and 40 states by number, so that here as there each word must be one token
-# for the user's words to be just what is left. The last is FLUX.2's.
+# These words have one token each; all others are split into letters. The second and third lines are the templates of
+# Qwen-Image and Kandinsky 5, which drop the first 34 and 40 states by number. So each word must be one token here, as
+# in the real model, to leave exactly the user's words. The last is FLUX.2's template.
 LINES = (
     "a an the gun knife cat dog rose bus house tree frog star crown picture photo of on in with and grass sand sky",
     "system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships"
@@ -38,7 +38,7 @@ MISTRAL_CHAT = (
 
 @cache
 def shared_clip() -> Any:
-    """CLIP's own. Loading it takes seconds."""
+    """Return CLIP's real tokenizer. Loading it takes seconds."""
     if FOUR:
         return words4.clip()
     from excise.reference import data
@@ -48,12 +48,13 @@ def shared_clip() -> Any:
 
 
 def clip() -> Any:
-    """A copy of CLIP's own, for textual inversion adds tokens in place. Copies do not decode well (transformers 5)."""
+    """Return a copy of CLIP's tokenizer, since textual inversion adds tokens in place. Copies do not decode well
+    (transformers 5)."""
     return copy.deepcopy(shared_clip(), unchanging())
 
 
 def unchanging() -> dict[int, Any]:
-    """For `copy.deepcopy`: CLIP's list of merges, which nothing changes in place, is not copied."""
+    """Return a memo for `copy.deepcopy` that skips CLIP's list of merges, which nothing changes in place."""
     merges = getattr(shared_clip(), "_merges", None)
     return {id(merges): merges}
 
@@ -77,7 +78,7 @@ def byt5() -> Any:
 
 
 def qwen() -> Any:
-    """Of Qwen2, Qwen2.5-VL and Qwen3 alike."""
+    """Return the tokenizer of Qwen2, Qwen2.5-VL and Qwen3."""
     vocabulary, merges = _bpe("bytes", ("<|endoftext|>", *QWEN_SPECIAL))
     options: dict[str, Any] = {
         "eos_token": "<|im_end|>",
@@ -103,10 +104,9 @@ def gemma() -> Any:
 
 
 def qwen_processor() -> Any:
-    """A Qwen2VLProcessor without its picture and video processors: the latter cannot be made without torchvision.
+    """Return a Qwen2VLProcessor without its picture and video processors, since the latter needs torchvision.
 
-    It insists on both when it is made, but does not look at them while it is given text alone. Such a processor cannot
-    be saved.
+    The class requires both when it is built, but does not use them for text. Such a processor cannot be saved.
     """
     from transformers import Qwen2VLProcessor
 
@@ -118,11 +118,11 @@ def qwen_processor() -> Any:
 
 
 def mistral_processor() -> Any:
-    """FLUX.2's Mistral tokenizer in a LlavaProcessor.
+    """Return FLUX.2's Mistral tokenizer in a LlavaProcessor.
 
-    The real PixtralProcessor cannot even be imported without torchvision; LlavaProcessor is of the same shape (an image
-    processor and a tokenizer) and inherits the one method that FLUX.2 calls, ProcessorMixin.apply_chat_template.
-    Padding is on the left, as chat models have it, so that one family exercises that side.
+    The real PixtralProcessor cannot be imported without torchvision. LlavaProcessor has the same parts (an image
+    processor and a tokenizer) and inherits the only method that FLUX.2 calls, ProcessorMixin.apply_chat_template.
+    Padding is on the left, as in chat models, so that one family tests that side.
     """
     from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
     from tokenizers.models import BPE
@@ -130,7 +130,7 @@ def mistral_processor() -> Any:
 
     try:
         from transformers import CLIPImageProcessorPil as Pictures
-    except ImportError:  # transformers < 5.2 or so has one that needs no torchvision under the plain name
+    except ImportError:  # until about transformers 5.2, the plain name needs no torchvision
         from transformers import CLIPImageProcessor as Pictures
 
     vocabulary, merges = _bpe("bytes", ("<unk>", "<s>", "</s>", "<pad>", *MISTRAL_SPECIAL))
@@ -154,7 +154,7 @@ def mistral_processor() -> Any:
 
 @cache
 def _bpe(spaces: str, first: tuple[str, ...]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A vocabulary that begins with `first`, and merges; `spaces` says how text comes apart: "bytes" or by "▁"."""
+    """Return a vocabulary that starts with `first`, and merges. `spaces` is how text is split: "bytes" or by "▁"."""
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import BPE
     from tokenizers.trainers import BpeTrainer

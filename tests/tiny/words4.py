@@ -1,4 +1,4 @@
-"""The tokenizers as transformers 4 has them: they take no vocabulary, but its files or a `tokenizers.Tokenizer`."""
+"""Tokenizers for transformers 4, which take files or a `tokenizers.Tokenizer` instead of a vocabulary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenizers.models import BPE, Unigram
 
 
 def clip() -> Any:
-    """The slow one, which Stable Diffusion's pipelines name."""
+    """Return the slow tokenizer, which Stable Diffusion's pipelines declare."""
     from transformers import CLIPTokenizer
 
     from excise.reference import data

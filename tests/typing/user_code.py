@@ -1,4 +1,4 @@
-"""What a user writes with Excise. It is only ever read by type checkers (tests/typing/test_types.py)."""
+"""Typical user code for Excise, which only type checkers read (tests/typing/test_types.py)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from excise import Attachment, Attachments, Concept, Eraser, Pair, Ranking, Sign
 
 
 class Diffusers:
-    """A pipeline as diffusers declares one: `components` is a property."""
+    """Pipeline as diffusers declares it: `components` is a property."""
 
     @property
     def components(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a type checker must reject: each line marked `wrong` has exactly one error (tests/typing/test_types.py)."""
+"""Code that a type checker must reject: each line marked `wrong` has exactly one error (tests/typing/test_types.py)."""
 
 import excise
 
