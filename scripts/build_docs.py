@@ -15,6 +15,9 @@ from html import unescape
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+from diagram import svg  # noqa: E402
+
 BUILD = ROOT / "build"
 PAGES = BUILD / "docs"
 MEMBERS = {
@@ -99,6 +102,7 @@ def main() -> None:
     shutil.copytree(ROOT / "docs", PAGES)
     for page in PAGES.rglob("*.md"):  # the word after the language of a fence is for our tests
         text = page.read_text(encoding="utf-8").replace("<!-- generated -->", GENERATED)
+        text = re.sub(r"^```mermaid\n(.*?)^```$", lambda match: svg(match[1]), text, flags=re.DOTALL | re.MULTILINE)
         page.write_text(re.sub(r"^```python \w+$", "```python", text, flags=re.MULTILINE), encoding="utf-8")
     (PAGES / "reference" / "api.md").write_text(api_page(names), encoding="utf-8")
     (PAGES / "reference" / "cli.md").write_text(command_line_page(), encoding="utf-8")

@@ -41,6 +41,19 @@ def test_a_name_without_a_docstring_is_found(build: ModuleType, monkeypatch: pyt
     assert build.undocumented(["bare", "Eraser"]) == ["bare"]
 
 
+def test_the_diagram_has_every_package_and_its_arrows(build: ModuleType) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    flowchart = page.partition("```mermaid\n")[2].partition("```")[0]
+    drawn = build.svg(flowchart)
+    assert "\n" not in drawn and drawn.count("<rect ") == 13 and drawn.count("<path d=") == 1 + 23
+    assert "api imports app" in drawn and ">erasers</text>" in drawn and "reference imports chat" in drawn
+
+
+def test_summaries_that_were_cut_short_are_completed(build: ModuleType) -> None:
+    text = "* `sae`: Look...\n\n## `excise sae`\n\nLook inside.\n\n* `info`: Say...\n\n### `excise sae info`\n\nSay it all.\n"
+    assert "* `sae`: Look inside.\n" in build.in_full(text) and "* `info`: Say it all.\n" in build.in_full(text)
+
+
 @pytest.mark.slow
 def test_the_site_builds_and_a_broken_link_fails(tmp_path: Path) -> None:
     if importlib.util.find_spec("zensical") is None or importlib.util.find_spec("mkdocstrings") is None:
