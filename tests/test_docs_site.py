@@ -50,7 +50,8 @@ def test_the_diagram_has_every_package_and_its_arrows(build: ModuleType) -> None
 
 
 def test_summaries_that_were_cut_short_are_completed(build: ModuleType) -> None:
-    text = "* `sae`: Look...\n\n## `excise sae`\n\nLook inside.\n\n* `info`: Say...\n\n### `excise sae info`\n\nSay it all.\n"
+    text = "* `sae`: Look...\n\n## `excise sae`\n\nLook inside.\n\n* `info`: Say...\n\n"
+    text += "### `excise sae info`\n\nSay it all.\n"
     assert "* `sae`: Look inside.\n" in build.in_full(text) and "* `info`: Say it all.\n" in build.in_full(text)
 
 
