@@ -59,8 +59,7 @@ def load_eraser(
         token: The hub's access token, by default the one of `hf auth login`.
         cache_dir: The hub's cache folder, by default the standard one.
         local_files_only: Use only the hub's cache.
-        strength: Factor on the fitted strength: 0 changes nothing.
-        strict, sae, on_bypass, allow_amplify: See `Eraser.attach`.
+        strength, strict, sae, on_bypass, allow_amplify: See `Eraser.attach`.
         signed_by: The signer whose signature is required.
         require_signature: Refuse if `signed_by` is None.
 
@@ -89,36 +88,32 @@ def load_eraser(
         local_files_only=local_files_only,
         cache_dir=cache_dir,
     )
+    options: dict[str, Any] = {"strength": strength, "strict": strict, "sae": sae}
+    options |= {"on_bypass": on_bypass, "allow_amplify": allow_amplify}
     folders = eraser_folders(found.folder)
     if len(folders) > 1:
         if name is not None:
             raise InvalidSetting(f"{source} holds {len(folders)} erasers, which keep their own names; leave `name` out")
         loaded = load_erasers(folders, signed_by=signed_by, require_signature=require_signature)
-    else:
-        eraser = Eraser.load(folders[0], signed_by=signed_by, require_signature=require_signature)
-        object.__setattr__(eraser, "commit", found.commit)
-        return eraser.attach(
-            pipe, strength, strict, sae=sae, name=name, on_bypass=on_bypass, allow_amplify=allow_amplify
-        )
-    return Attachments.of(
-        pipe, loaded, strength=strength, strict=strict, sae=sae, on_bypass=on_bypass, allow_amplify=allow_amplify
-    )
+        return Attachments.of(pipe, loaded, **options)
+    eraser = Eraser.load(folders[0], signed_by=signed_by, require_signature=require_signature)
+    object.__setattr__(eraser, "commit", found.commit)
+    return eraser.attach(pipe, name=name, **options)
 
 
 def encode(pipe: Pipeline, how: Callable[..., Any] | str, *args: Any, negative: bool = False, **kwargs: Any) -> Any:
     """Encode a prompt with another function than `pipe.encode_prompt`, such as a prompt weighting (compel), under the
-    loaded erasers. Their guards then accept the result.
+    loaded erasers, so that their guards accept the result.
 
     Args:
         pipe: The pipeline.
         how: A function that runs the pipeline's own text encoders, or a prompt for `pipe.encode_prompt`.
-        *args: Arguments of the function.
-        negative: Treat the text as a negative prompt. By default nothing is erased from it, and its states are
-            accepted only in a batch with a prompt.
-        **kwargs: Arguments of the function.
+        *args, **kwargs: Arguments of the function.
+        negative: Treat the text as a negative prompt: by default nothing is erased from it, and its states are accepted
+            only in a batch with a prompt.
 
     Returns:
-        The result of `how(*args, **kwargs)`, or of `pipe.encode_prompt`.
+        The function's result.
 
     Raises:
         EraserDidNotFire: if the edit of an active eraser did not run meanwhile.
@@ -148,8 +143,7 @@ def _encoded(pipe: Pipeline, how: Callable[[], Any]) -> Any:
 
 
 def _refuse_unedited(attachment: Attachment, runs: list[tuple[EditHook, int]], made: Any) -> None:
-    """Raise EraserDidNotFire unless every text edit of the attachment has run since `runs` was counted, and nothing in
-    `made` can come from an encoder that was absent at attach time."""
+    """Raise EraserDidNotFire unless all text edits ran since `runs`, and nothing in `made` is of an absent encoder."""
     name, encoding = attachment.name, attachment.encoding
     if attachment.eraser.text_edits and not (runs and encoding.active):
         raise EraserDidNotFire(
@@ -275,8 +269,7 @@ def get_active_erasers(pipe: Pipeline) -> list[str]:
 
 
 def steer_guidance(pipe: Pipeline) -> bool:
-    """Whether an active eraser changes classifier-free guidance, so that the U-Net must read both branches in one
-    batch."""
+    """Whether an active eraser changes classifier-free guidance, and needs both branches in one U-Net batch."""
     active = [attachment for attachment in _loaded(pipe).values() if attachment.active]
     return any(edit.kind == "guidance" for attachment in active for edit in attachment.eraser.edits)
 
