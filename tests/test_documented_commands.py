@@ -41,6 +41,7 @@ ELSEWHERE = {
     "docs/how-to/sd14.md: verify nudity-eraser --model $MODEL": MODEL,
     "docs/how-to/sd14.md: generate --compare": "a prompt: in a sentence it is a name",
     "docs/how-to/sd14.md: bench run ": MODEL,
+    "docs/how-to/sd14.md: bench convert-q16 prompts.p": "files that others publish",
     "docs/how-to/sd14.md: bench report run-i2p": RUNS,
     "docs/how-to/sd14.md: bench resume run-i2p": RUNS,
     "docs/how-to/sd14.md: bench fid run-coco": RUNS,

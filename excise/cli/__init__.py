@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Whatever is heavy is imported inside the commands."""
+"""Command line: parse, call, print. Heavy modules are imported inside the commands."""
 
 from __future__ import annotations
 

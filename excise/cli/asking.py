@@ -13,32 +13,37 @@ if TYPE_CHECKING:
     from excise.chat import Backend
 
 TIMEOUT = 300.0
-"""Seconds for an answer from a server: ten pairs take a small machine longer than a word does."""
+"""Seconds to wait for a server's answer. A small machine needs that long to write ten pairs."""
 
 ModelName = Annotated[
     str | None,
-    typer.Option("--model-name", help="The server's name of the model; for transformers a folder or hub name."),
+    typer.Option("--model-name", help="The model's name on the server; for transformers, a folder or hub name."),
 ]
-BaseUrl = Annotated[str | None, typer.Option("--base-url", help="The server's endpoint. Default: OpenAI's own.")]
-KeyVariable = Annotated[
-    str, typer.Option("--api-key-env", help="The environment variable that holds the server's key.")
-]
+BaseUrl = Annotated[str | None, typer.Option("--base-url", help="The server's endpoint. Default: OpenAI's.")]
+KeyVariable = Annotated[str, typer.Option("--api-key-env", help="Environment variable that holds the API key.")]
 KEY = "OPENAI_API_KEY"
-Jobs = Annotated[int, typer.Option("--jobs", help="Questions asked at a time.", **bounds.JOBS)]
+Jobs = Annotated[int, typer.Option("--jobs", help="How many questions to ask at once.", **bounds.JOBS)]
 Answers = Annotated[
     Path | None,
-    typer.Option("--cache", help="Folder that keeps answers, so that none is paid twice. Default: beside the file."),
+    typer.Option(
+        "--cache", help="Folder that keeps the answers, so that none is paid for twice. Default: next to the file."
+    ),
 ]
 
 
-def asked(kind: str, nobody: str, model: str | None, base_url: str | None, key: str, device: str) -> Backend | None:
-    """The backend named, or None where that is `nobody`. Raises ExciseError for options that are another's."""
+def chosen_backend(
+    kind: str, none: str, model: str | None, base_url: str | None, key: str, device: str
+) -> Backend | None:
+    """Return the backend of this kind, or None if `kind` is `none`.
+
+    Raises ExciseError for options that belong to another backend.
+    """
     from excise.chat import backend
     from excise.errors import ExciseError
 
-    if kind == nobody:
+    if kind == none:
         if model is not None or base_url is not None:
-            raise ExciseError(f"--backend {nobody} needs no model; say --backend openai or transformers as well")
+            raise ExciseError(f"--backend {none} uses no model; add --backend openai or --backend transformers")
         return None
     if kind == "openai":
         if model is None:
@@ -48,4 +53,4 @@ def asked(kind: str, nobody: str, model: str | None, base_url: str | None, key: 
         if model is None or base_url is not None:
             raise ExciseError("transformers needs --model-name, a folder or hub name, and no --base-url")
         return backend(kind, model=model, device=device)
-    raise ExciseError(f"no backend {kind!r}; it is openai, transformers or {nobody}")
+    raise ExciseError(f"unknown backend {kind!r}; choose openai, transformers or {none}")

@@ -1,4 +1,4 @@
-"""Commands and groups of `excise`: how they read their options, and how every failure ends."""
+"""Commands and groups of `excise`: option parsing, and one line for every failure."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from excise.errors import ExciseError, WeakEraserError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 BAD_INPUT = 2
-"""The exit code for what the caller can mend."""
+"""Exit code for an error that the caller can fix."""
 NOT_PASSED = 3
-"""The exit code for a red flag, an eraser that is too weak to be written, or a gate that is missed."""
+"""Exit code for a red flag, an eraser that is too weak to be written, or a missed gate."""
 INTERRUPTED = 130
-"""The exit code after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
+"""Exit code after Ctrl-C: 128 plus the number of SIGINT, as in shells."""
 
 _UsageError: Any = typer.BadParameter.__mro__[1]
-"""The base of the parser's own errors. Typer exports none, and newer versions have it in another place than click."""
+"""Base class of the parser's errors. Typer does not export it, and newer versions no longer take it from click."""
 
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Turn errors into one line on standard error and an exit code: 2 for what the caller can mend, 3 for an eraser
-    that is too weak, 130 for Ctrl-C."""
+    """Turn errors into one line on standard error and an exit code.
+
+    The codes are 2 for an error that the caller can fix, 3 for an eraser that is too weak, and 130 for Ctrl-C.
+    """
     try:
         yield
     except WeakEraserError as error:
@@ -40,7 +42,7 @@ def one_line() -> Iterator[None]:
         complain(str(error))
         raise typer.Exit(BAD_INPUT) from error
     except _UsageError as error:
-        # Its message is the help itself, for a group that was called without a command.
+        # Raised for a group called without a command: its message is the help page.
         if type(error).__name__ == "NoArgsIsHelpError":
             raise
         context = getattr(error, "ctx", None)
@@ -48,7 +50,9 @@ def one_line() -> Iterator[None]:
         complain(f"{error.format_message().rstrip('. ')}{where}")
         raise typer.Exit(BAD_INPUT) from error
     except KeyboardInterrupt as stop:
-        complain("stopped; nothing half written is left, and long work goes on when called again", kind="note")
+        complain(
+            "stopped; no half-written file is left, and long work resumes when you repeat the command", kind="note"
+        )
         raise typer.Exit(INTERRUPTED) from stop
     except BrokenPipeError:
         raise
@@ -59,29 +63,31 @@ def one_line() -> Iterator[None]:
 
 
 def refuse_repeated(command: Any, context: Any, args: list[str]) -> dict[str, Any]:
-    """Raise a usage error where an option that takes one value is given twice: the first would be dropped silently.
+    """Return the values as typed, by parameter.
 
-    Returns the values as they were typed, by parameter.
+    Raises a usage error if an option that takes one value is given twice: the first would be dropped silently.
     """
     try:
         typed, _, order = command.make_parser(context).parse_args(args=list(args))
     except _UsageError as error:
-        error.ctx = error.ctx or context  # not all that the parser raises knows its command
+        error.ctx = error.ctx or context  # some parser errors do not know their command
         raise
     given = Counter(id(param) for param in order)
     for param in order:
         if given[id(param)] > 1 and not param.multiple and not getattr(param, "count", False):
-            raise _UsageError(f"{param.opts[0]} is given twice, but takes one value", ctx=context)
+            raise _UsageError(f"{param.opts[0]} is given twice, but takes only one value", ctx=context)
     return dict(typed)
 
 
 def refuse_empty(command: Any, context: Any, typed: dict[str, Any]) -> None:
-    """Raise BadParameter for an empty path, which a shell makes of an unset variable and Python takes for this
-    folder."""
+    """Raise BadParameter for an empty path.
+
+    A shell makes one of an unset variable, and Python takes it for the current folder.
+    """
     for param in command.params:
         values = _several(context.params.get(param.name))
         if "" in _several(typed.get(param.name)) and any(isinstance(value, Path) for value in values):
-            raise typer.BadParameter("it is empty; name a file or a folder", ctx=context, param=param)
+            raise typer.BadParameter("the path is empty; name a file or a folder", ctx=context, param=param)
 
 
 def _several(value: Any) -> list[Any]:
@@ -89,15 +95,15 @@ def _several(value: Any) -> list[Any]:
 
 
 def refuse_not_finite(command: Any, context: Any) -> None:
-    """Raise BadParameter for nan and infinity: neither is below or above any bound."""
+    """Raise BadParameter for nan and infinity, which pass any check of bounds."""
     for param in command.params:
         value = context.params.get(param.name)
         if isinstance(value, float) and not math.isfinite(value):
-            raise typer.BadParameter(f"{value} is not a number", ctx=context, param=param)
+            raise typer.BadParameter(f"{value} is not a finite number", ctx=context, param=param)
 
 
 class Command(TyperCommand):
-    """A command that takes an option of one value once, and finite numbers only."""
+    """Command that takes single-valued options once, and finite numbers only."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         typed = refuse_repeated(self, ctx, args)
@@ -108,7 +114,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """A group of commands that reads its own options as a command does."""
+    """Group of commands that reads its own options as a command does."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         refuse_repeated(self, ctx, args)
@@ -116,7 +122,7 @@ class Group(TyperGroup):
 
 
 class Root(Group):
-    """The group of all commands: every failure in it ends in one line."""
+    """Group of all commands. Every failure in it ends in one line."""
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         with one_line():
@@ -128,7 +134,7 @@ class Root(Group):
 
 
 class Commands(typer.Typer):
-    """A Typer app whose commands and groups are those of this module."""
+    """Typer app whose commands and groups are those of this module."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"cls": Group, **options})

@@ -1,4 +1,4 @@
-"""Saying which prompts a model does not read to their end."""
+"""Warnings about prompts that are too long for the text encoder and get truncated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def note_cuts(pipe: Pipeline, prompts: Iterable[str]) -> list[Cut]:
-    """The prompts that are cut, told of on standard error in one line."""
+    """Return the prompts that the text encoder truncates, and warn about them in one line on standard error."""
     from excise.sites.truncation import cuts, described, suppress_cut_warnings
 
     texts = list(prompts)
@@ -25,10 +25,10 @@ def note_cuts(pipe: Pipeline, prompts: Iterable[str]) -> list[Cut]:
 
 
 def note_lost(found: Iterable[Cut], erasers: Iterable[Eraser]) -> None:
-    """Say of each eraser whether its concept stands in the part of a prompt that is cut off."""
+    """Warn about each eraser whose concept is mentioned in a truncated part of a prompt."""
     from excise.concepts.concept import mentioned
 
     lost = [cut.lost_words for cut in found]
     for eraser in erasers:
         if any(mentioned(text, (eraser.concept, *eraser.mentions)) for text in lost):
-            note(f"warning: “{eraser.concept}” stands where the model does not read: it is cut off, not erased")
+            note(f"warning: “{eraser.concept}” is in a truncated part of a prompt: the model never reads it there")

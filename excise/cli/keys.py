@@ -1,4 +1,4 @@
-"""Answers typed at a prompt: single keys at a terminal, numbers or letters in lines elsewhere."""
+"""Answers typed by the user: single keys at a terminal, otherwise lines with a number or a letter."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any, Protocol
 from excise.cli.terminal import note
 
 
-class Hands(Protocol):
-    """Whoever answers."""
+class Answers(Protocol):
+    """Source of the user's answers."""
 
     def choose(self, choices: Mapping[str, str]) -> str | None:
-        """One of the keys of `choices`, whose values say what they do; None at the end of the input."""
+        """Return one of the keys of `choices`, whose values describe them. Returns None at the end of the input."""
         ...
 
     def text(self, title: str, now: str) -> str | None:
-        """A line of text in the place of `now`, which an empty one leaves; None at the end of the input."""
+        """Return a line of text, or `now` if the line is empty. Returns None at the end of the input."""
         ...
 
 
 @contextmanager
-def hands() -> Iterator[Hands]:
-    """Keys where standard input is a terminal that gives them, lines otherwise."""
+def typed_answers() -> Iterator[Answers]:
+    """Read single keys if standard input is a terminal that supports them, otherwise lines."""
     try:
         import termios
         import tty
@@ -38,7 +38,7 @@ def hands() -> Iterator[Hands]:
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     try:
-        # For the whole session, and without throwing away what was typed ahead of a question.
+        # Set once for the session, and without discarding what was typed ahead of a question.
         tty.setcbreak(descriptor, termios.TCSADRAIN)
         yield _Keys(descriptor, before)
     finally:
@@ -59,7 +59,7 @@ class _Lines:
         return None
 
     def text(self, title: str, now: str) -> str | None:
-        note(f"{title}; empty leaves it: {now}")
+        note(f"{title}; press Enter to keep: {now}")
         line = sys.stdin.readline()
         return (line.strip() or now) if line else None
 
@@ -93,7 +93,7 @@ class _Keys:
 
 @contextmanager
 def _prefilled(text: str) -> Iterator[None]:
-    """Where there is readline, `input` begins with this text, to be edited."""
+    """Prefill `input` with an editable text, if readline is available."""
     with suppress(ImportError):
         import readline
 

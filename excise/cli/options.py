@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -11,44 +11,96 @@ from excise.cli import bounds
 from excise.methods.configs.sae import SNCEConfig
 from excise.settings import described
 
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")
-]
+# Output
+
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")]
+
+# Model
+
 Model = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="A pipeline's or a language model's folder or hub name, or smollm2. Default: the model that ships with "
-        "excise.",
+        help="Folder or hub name of a pipeline or a language model, or smollm2. Default: the bundled model.",
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1, mps.")]
+Device = Annotated[str, typer.Option("--device", help="Device to run the model on: cpu, cuda, cuda:1, mps.")]
 SiteOption = Annotated[
     str | None,
     typer.Option(
-        "--site", help="Site in the text encoder, such as encoder.layers.8. Default: the one the SAE was made for."
+        "--site",
+        help="Site in the text encoder, such as encoder.layers.8. Default: the SAE's site; in training, three quarters "
+        "up the encoder.",
     ),
 ]
 Sae = Annotated[
-    Path | None, typer.Option("--sae", help="Folder of an SAE. Default, for the bundled model: the bundled SAE.")
+    Path | None, typer.Option("--sae", help="Folder of an SAE. Default: for the bundled model, the bundled SAE.")
 ]
+
+# Concepts and pairs
+
+ConceptName = Annotated[
+    str, typer.Argument(help="A known concept (`excise concepts`), or any name with --mentions or --pairs.")
+]
+ConceptWords = Annotated[str, typer.Argument(help="A known concept (`excise concepts`), or any name with --mentions.")]
 Mentions = Annotated[
-    str | None,
-    typer.Option(
-        "--mentions", help='Words for the concept, separated by commas: "gun, pistol". Makes pairs from templates.'
-    ),
+    str | None, typer.Option("--mentions", help='The concept\'s words, separated by commas: "gun, pistol".')
 ]
 PairsFile = Annotated[
     Path | None,
-    typer.Option("--pairs", help="Pairs from a .csv or .jsonl file (columns concept, deconcept[, template])."),
+    typer.Option(
+        "--pairs",
+        help="File of pairs, .csv or .jsonl with columns concept, deconcept[, template]. Default: pairs from "
+        "templates.",
+    ),
 ]
-Kind = Annotated[str, typer.Option("--kind", help="What the mentions are: object, style or attribute.")]
-Count = Annotated[int, typer.Option("--n", help="How many pairs to make.", **bounds.PAIRS)]
+PairsArgument = Annotated[Path, typer.Argument(help="File of pairs, .csv or .jsonl.")]
+Kind = Annotated[str, typer.Option("--kind", help="What the concept's words name: object, style or attribute.")]
+Count = Annotated[int, typer.Option("--n", help="Number of pairs to make.", **bounds.PAIRS)]
+
+# Erasers and neurons
+
+EraserFolder = Annotated[Path, typer.Argument(help="Folder of one eraser or of several.", metavar="DIR")]
+Top = Annotated[int, typer.Option("--top", help="Number of neurons to show.", **bounds.COUNT)]
+Column = Annotated[str, typer.Option("--column", help="Column that holds the prompts.")]
+
+# Generating pictures
+
+PicturesEach = Annotated[int, typer.Option("--n", help="Pictures per prompt; seeds count up.", **bounds.COUNT)]
+FirstSeed = Annotated[int, typer.Option("--seed", help="First seed.", **bounds.SEED)]
+Steps = Annotated[int, typer.Option("--steps", help="Denoising steps.", **bounds.STEPS)]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance", help="Guidance scale. Default: 4; with --model, the pipeline's default.", **bounds.GUIDANCE
+    ),
+]
+
+# Training an SAE. Each command's help lists the defaults of its own configuration.
+
+SaeOut = Annotated[Path, typer.Option("--out", help="Folder for the SAE.")]
+Tokens = Annotated[
+    int | None,
+    typer.Option("--tokens", help="Vectors to train on, counting repeats.", **bounds.TRAINING_VECTORS),
+]
+Expansion = Annotated[int | None, typer.Option("--expansion", help="Neurons per input dimension.", **bounds.EXPANSION)]
+K = Annotated[int | None, typer.Option("--k", help="Neurons kept per vector.", **bounds.K)]
+Rate = Annotated[float | None, typer.Option("--lr", help="Adam's learning rate.", **bounds.RATE)]
+Batch = Annotated[int | None, typer.Option("--batch", help="Vectors per training step.", **bounds.BATCH)]
+TrainingSeed = Annotated[
+    int, typer.Option("--seed", help="Seed of the initialisation and the data order.", **bounds.TRAINING_SEED)
+]
+Bos = Annotated[
+    bool,
+    typer.Option(
+        "--bos", help="Also train on the first state (BOS), which all prompts share and which erasers leave alone."
+    ),
+]
 
 
 def snce_option(name: str) -> Any:
-    """The option of a setting of SNCE, with its help and its range."""
+    """Return the option for an SNCE setting, with its help text and range."""
     own = described(SNCEConfig)[name]
     if own.bare not in (int, float):
         words = f"{own.help} One of {', '.join(own.choices)}." if own.choices else own.help

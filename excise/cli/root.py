@@ -1,4 +1,4 @@
-"""`excise`: its commands, and how their failures end."""
+"""The `excise` program: all commands, and its entry point."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ app = Commands(
     name="excise",
     cls=Root,
     help="Erase one concept from a text-to-image model by turning down one neuron. Default model: the bundled one.",
-    epilog="Example: excise demo\n\nExit codes: 0 done; 1 looked at and not passed, or nothing found; 2 bad input; "
-    "3 a red flag, an eraser that is too weak, or a gate that is missed; 130 stopped by Ctrl-C.",
+    epilog="Example: excise demo\n\nExit codes: 0 done; 1 check not passed, or nothing found; 2 bad input; "
+    "3 red flag, eraser too weak, or gate missed; 130 stopped by Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,7 +40,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
@@ -58,8 +58,8 @@ app.add_typer(reference.app, name="reference")
 
 
 def main() -> None:
-    """Entry point of the `excise` script."""
-    # What transformers and diffusers advise about their own parts; their errors come through.
+    """Run the `excise` program."""
+    # Hides the libraries' advice about their own internals. Their errors still come through.
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:

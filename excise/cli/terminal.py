@@ -1,4 +1,4 @@
-"""Printing: results on standard output, everything else on standard error."""
+"""Terminal output: results on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 LINE_EVERY, SOON = 30.0, 5.0
-"""Seconds between two lines of progress in a log, and before the first."""
+"""Seconds between two progress lines in a log, and before the first."""
 
 
 def complain(message: str, kind: str = "error") -> None:
-    """One line on standard error, whatever line breaks the message holds."""
+    """Print a message as one line on standard error, without its line breaks."""
     typer.echo(f"{kind}: {' '.join(message.split())}", err=True)
 
 
@@ -36,9 +36,9 @@ def emit(as_json: bool, data: Mapping[str, Any] | Sequence[Any], show: Callable[
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: columns of text left-aligned, columns of numbers right-aligned and never broken.
+    """Print a table. Text columns are left-aligned; number columns are right-aligned and never wrapped.
 
-    Where the terminal is too narrow for that, each row is printed as `key_values` are.
+    If the terminal is too narrow, print each row with `key_values` instead.
     """
     from rich import box
     from rich.console import Console
@@ -57,36 +57,36 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         for row in rows:
             key_values(f"{title}: {row[0]}" if row[0] else title, list(zip(columns, row, strict=True))[1:])
         return
-    # Text, as a plain string's "[...]" would be read as markup, and names and tokens come from anywhere.
+    # A plain string's "[...]" would be read as markup, and names and tokens may contain it.
     console.print(_text(f"\n{title}", "bold"))
-    drawn = Table(box=box.SIMPLE_HEAD)
+    grid = Table(box=box.SIMPLE_HEAD)
     for name, right in zip(heads, numbers, strict=True):
-        drawn.add_column(_text(name), justify="right" if right else "left", no_wrap=right, overflow="fold")
+        grid.add_column(_text(name), justify="right" if right else "left", no_wrap=right, overflow="fold")
     for row in rows:
-        drawn.add_row(*map(_text, row))
-    console.print(drawn)
+        grid.add_row(*map(_text, row))
+    console.print(grid)
 
 
 def key_values(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Print what belongs to one thing: a name a line, its value beside it, those without a value left out."""
+    """Print the properties of one thing, one name and value per line. Empty values are left out."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     console.print(_text(f"\n{title}", "bold"))
-    drawn = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    drawn.add_column(no_wrap=True, style="dim")
-    drawn.add_column(overflow="fold")
+    grid = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="dim")
+    grid.add_column(overflow="fold")
     for name, value in rows:
         if value:
-            drawn.add_row(_text(f"  {name}"), _text(value))
-    console.print(drawn)
+            grid.add_row(_text(f"  {name}"), _text(value))
+    console.print(grid)
 
 
 def prose(text: str, indent: int = 0, hanging: int = 0) -> None:
-    """Print a paragraph on standard output, wrapped at words to the terminal's width where that is one.
+    """Print a paragraph on standard output. On a terminal, wrap it between words to the terminal's width.
 
-    `hanging` is how much further lines after the first are indented.
+    Lines after the first are indented by `indent + hanging` spaces.
     """
     first, rest = " " * indent, " " * (indent + hanging)
     if not sys.stdout.isatty():
@@ -99,9 +99,9 @@ def prose(text: str, indent: int = 0, hanging: int = 0) -> None:
 
 
 def aligned(values: Sequence[float | None], digits: int = 3) -> list[str]:
-    """A column of figures with as many decimals for all, a dash for None.
+    """Format a column of figures with the same number of decimals, and None as a dash.
 
-    The largest shows `digits` digits at least, the smallest that is not 0 one; six decimals are the most.
+    The largest value gets at least `digits` digits and the smallest nonzero one at least one, up to six decimals.
     """
     sizes = [abs(value) for value in values if value]
     if not sizes:
@@ -116,10 +116,10 @@ _UNITS = re.compile(r"%|×|pts|ms|s|min|h|[kMG]i?B|B|/s|to|of|–|-|−|\+|/|\(|
 
 
 def _is_numeric(cells: Sequence[str]) -> bool:
-    """Whether all cells are figures, with units, shares of, or intervals; or say that there is none."""
-    told = [cell.strip() for cell in cells if cell.strip() not in ("", "-", "n/a")]
-    return bool(told) and all(
-        _NUMBER.match(cell) is not None and not _UNITS.sub("", _NUMBER.sub("", cell)) for cell in told
+    """Return whether all nonempty cells are figures: numbers with units, ratios or intervals."""
+    filled = [cell.strip() for cell in cells if cell.strip() not in ("", "-", "n/a")]
+    return bool(filled) and all(
+        _NUMBER.match(cell) is not None and not _UNITS.sub("", _NUMBER.sub("", cell)) for cell in filled
     )
 
 
@@ -130,20 +130,20 @@ def _text(plain: str, style: str = "") -> Text:
 
 
 def _width(cell: str) -> int:
-    """Columns of a terminal that the longest line takes."""
+    """Return how many terminal columns the longest line takes."""
     from rich.cells import cell_len
 
     return max(map(cell_len, cell.split("\n")))
 
 
 def _narrow(name: str, cells: Sequence[str]) -> str:
-    """A heading over as many lines as it takes to be no wider than its figures, where its words allow that."""
+    """Wrap a heading to the width of its figures, as far as its words allow."""
     width = max(map(_width, cells), default=1)
     return "\n".join(textwrap.wrap(name, max(width, *map(len, name.split() or [""])), break_long_words=False))
 
 
 def _room(head: str, cells: Sequence[str], number: bool) -> int:
-    """How narrow a column may become: figures keep their width, text is broken at words, but not below 16."""
+    """Return the least width of a column. Figures keep their width; text wraps between words, at 16 or wider."""
     widths = [_width(cell) for cell in (head, *cells)]
     if number:
         return max(widths)
@@ -153,10 +153,10 @@ def _room(head: str, cells: Sequence[str], number: bool) -> int:
 
 @contextmanager
 def progress(title: str, total: int | None, unit: str = "") -> Iterator[Callable[[float], None]]:
-    """A progress bar on standard error with rate and time left; the value is called with how much was done since.
+    """Show a progress bar on standard error, with rate and time left.
 
-    `unit` says what is counted. Where standard error is no terminal, a line at the start, soon after, and every half
-    minute.
+    Yields a function to call with the amount done since its last call. `unit` names what is counted. If standard error
+    is not a terminal, print a line at the start, one soon after, and then one every half minute.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
@@ -179,7 +179,7 @@ def progress(title: str, total: int | None, unit: str = "") -> Iterator[Callable
 
         def advance(done: float) -> None:
             bar.advance(task, done)
-            # More than was foreseen (attacks find prompts on the way) moves the end, not past it.
+            # Work may grow on the way (attacks find prompts): move the end instead of running past it.
             if total is not None and (now := bar.tasks[0].completed) > total:
                 bar.update(task, total=now)
 
@@ -187,8 +187,8 @@ def progress(title: str, total: int | None, unit: str = "") -> Iterator[Callable
 
 
 def _count(done: float, total: float | None, unit: str, of: str) -> str:
-    """Shares of a step are not counted: "3/24 steps"."""
-    # A sum of shares may lie a hair below what it is.
+    """Format whole steps done: "3/24 steps"."""
+    # A sum of fractions of a step may fall a hair below the whole number.
     return f"{math.floor(done + 1e-6)}{f'{of}{round(total)}' if total else ''}{f' {unit}' if unit else ''}"
 
 
@@ -204,36 +204,39 @@ def _duration(seconds: float) -> str:
 
 @contextmanager
 def training() -> Iterator[Callable[[int, int, float], None]]:
-    """Progress of a training whose length is known once it begins: to be told how many steps are done, of how many."""
+    """Show progress of a training run whose length is known only once it begins.
+
+    Yields a function to call with the steps done, the total steps and the loss.
+    """
     seen = 0
     with ExitStack() as stack:
         bars: list[Callable[[int], None]] = []
 
-        def tell(done: int, of: int, loss: float) -> None:
+        def advance(done: int, of: int, loss: float) -> None:
             nonlocal seen
             if not bars:
                 bars.append(stack.enter_context(progress("training", of)))
             bars[0](done - seen)
             seen = done
 
-        yield tell
+        yield advance
 
 
 def _lines(title: str, total: int | None, unit: str) -> Callable[[float], None]:
-    """Progress for a log: how much is done, how fast, and how long the rest will take."""
+    """Print progress lines for a log: amount done, rate and time left."""
     typer.echo(f"{title}{f', {total} {unit}' if total and unit else ''} ...", err=True)
-    began = told = time.monotonic()
+    began = printed = time.monotonic()
     done = first = 0.0
     every = min(SOON, LINE_EVERY)
 
     def advance(more: float) -> None:
-        nonlocal told, done, first, every
+        nonlocal printed, done, first, every
         now, done = time.monotonic(), done + more
         if now - began < 1:
-            first = done  # what was there before: it says nothing of the rate
-        if now - told < every:
+            first = done  # finished before this call, so it does not count towards the rate
+        if now - printed < every:
             return
-        told, every, rate = now, LINE_EVERY, (done - first) / (now - began)
+        printed, every, rate = now, LINE_EVERY, (done - first) / (now - began)
         end = max(total, done) if total else None
         left = f", {_duration((end - done) / rate)} left" if end and rate else ""
         typer.echo(f"{title}: {_count(done, end, unit, ' of ')}, {_rate(rate)}{left}", err=True)
@@ -242,5 +245,5 @@ def _lines(title: str, total: int | None, unit: str) -> Callable[[float], None]:
 
 
 def note(message: str) -> None:
-    """A line for the person watching, on standard error."""
+    """Print a line for the user on standard error."""
     typer.echo(message, err=True)

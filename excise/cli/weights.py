@@ -1,4 +1,4 @@
-"""The options --dtype, --revision and --variant of every command that loads a model."""
+"""Options --dtype, --revision and --variant of every command that loads a model."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Dtype = Annotated[
     str,
     typer.Option(
         "--dtype",
-        help="Precision of the model: float32, float16 or bfloat16. Default: float32, on cuda the model's own.",
+        help="Precision of the model: float32, float16 or bfloat16. Default: float32; on cuda, the model's own.",
     ),
 ]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a --model on the hub.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of --model on the hub.")]
 Variant = Annotated[
-    str | None, typer.Option("--variant", help="Which of --model's files to load, by a word in their names: fp16.")
+    str | None, typer.Option("--variant", help="Load those of --model's files that have this word in their name: fp16.")
 ]
 _OPTIONS = {"dtype": (Dtype, DEFAULT.dtype), "revision": (Revision, None), "variant": (Variant, None)}
 
 
 def choosing_weights(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the three options in the place of its parameter `weights`, a `Weights`."""
+    """Replace a command's parameter `weights`, a `Weights`, with the three options."""
 
     @functools.wraps(command)
     def called(**given: Any) -> None:

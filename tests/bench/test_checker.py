@@ -93,7 +93,7 @@ def test_what_a_model_breaks_is_an_outcome_of_its_own(tmp_path: Path, monkeypatc
     ]
     assert none["concepts"]["gun"]["ua"]["n"] == none["concepts"]["gun"]["ira"]["n"] == 2
     told = CliRunner().invoke(app, ["bench", "report", str(run.folder)]).output
-    assert "none, in no figure: broken: not finite 1, broken: one colour 1" in told
+    assert "none, left out of the figures: broken: not finite 1, broken: one colour 1" in told
     monkeypatch.setattr("excise.app.models.resolve.load_pipeline", lambda *_, **__: pipe)
     drawn = CliRunner().invoke(app, ["generate", "--prompt", "a gun", "--steps", "2", "--out", str(tmp_path / "a.png")])
     assert drawn.exit_code == 2 and "values that are not finite numbers" in drawn.output

@@ -106,7 +106,7 @@ def test_an_empty_path_is_refused_while_the_line_is_read(
             if other is param or other.required:
                 value = "" if other is param else "1"
                 words += [value] if other.param_type_name == "argument" else [other.opts[0], value]
-        assert "it is empty; name a file or a folder" in refused(*path, *words)
+        assert "the path is empty; name a file or a folder" in refused(*path, *words)
 
 
 def test_bounds_let_their_ends_pass(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What is said of a concept that stands where the model does not read."""
+"""Warnings about concepts in the truncated part of a prompt."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def test_a_lost_concept_is_told_of_by_whole_words(gun_eraser: Eraser, capsys: An
     other = replace(gun_eraser, concept="knife", mentions=("knife",))
     note_lost([Cut(f"a cat, {lost}", lost, 77), Cut("it has begun", "gun", 77)], [gun_eraser, other])
     told = capsys.readouterr().err
-    assert ("“gun” stands where the model does not read" in told) is said
+    assert ("“gun” is in a truncated part of a prompt" in told) is said
     assert "knife" not in told

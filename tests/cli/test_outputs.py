@@ -1,4 +1,4 @@
-"""What is there is replaced with --force alone, and what is wrong is said before a model is loaded."""
+"""Existing files are replaced with --force alone, and bad input is reported before a model is loaded."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ FILES = {
     "pairs review": ("pairs.csv", "--out", "taken.csv"),
     "neurons export": ("--out", "taken.jsonl"),
     "reproduce snce": ("--figure", "8", "--out", "taken.svg"),
+    "bench convert-q16": ("prompts.p", "--out", "taken.safetensors"),
     "reference sample": ("--prompt", "a cat", "--out", "taken.png"),
 }
 FOLDERS = {"erase": ("gun", "--out", "taken"), "neurons browse": ("--out", "taken")}
@@ -119,7 +120,7 @@ def test_a_folder_to_go_on_in_is_no_file(command: str, call: Call) -> None:
         (("erase", "gun", "--sae", "nowhere", "--out", "e"), "cannot read nowhere/cfg.json"),
         (("erase", "gun", "--k", "60000", "--out", "e"), "has 2048 neurons; ask for fewer"),
         (("erase", "gun", "--neurons", "2048", "--out", "e"), "there is no neuron 2048"),
-        (("erase", "gun", "--source", "concept", "--unit", "concept", "--out", "e"), "counts λ in codes"),
+        (("erase", "gun", "--source", "concept", "--unit", "concept", "--out", "e"), "measures λ in codes"),
         (("erase", "gun", "--method", "uce", "--set", "lam=x", "--out", "e"), "uce: lam cannot be 'x'"),
         (("find", "gun", "--sweep-sites", "--model", "folder"), "needs --prompts FILE"),
         (("sae", "compare", "nowhere"), "cannot read nowhere/cfg.json"),

@@ -19,6 +19,7 @@ COMMANDS = (
     ("audit",),
     ("push",),
     *(("neurons", name) for name in ("build", "show", "search", "export", "browse", "import", "tag", "explain")),
+    ("bench", "convert-q16"),
     ("pairs", "make"),
     ("pairs", "check"),
     ("pairs", "generate"),

@@ -1,4 +1,4 @@
-"""Every command that loads a model can be told in which precision, and which of its files."""
+"""Every command that loads a model takes its precision, revision and variant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`excise bench run`, `resume` and `report`."""
+"""`excise bench`: run, resume and report benchmarks; FID; Q16's soft prompts."""
 
 from __future__ import annotations
 
@@ -10,27 +10,32 @@ import typer
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import NOT_PASSED, Commands
-from excise.cli.options import Device, Json, Model, Sae
+from excise.cli.options import Device, Force, Json, Model, Sae
 from excise.cli.terminal import complain, emit, note, progress, table
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
-from excise.outputs import check_resumed
+from excise.outputs import check_file, check_resumed
 
 if TYPE_CHECKING:
     from excise.bench.bars import Bar
     from excise.bench.gates import Gate
     from excise.bench.run import Run
 
-app = Commands(help="Compare erasure methods in one harness.", no_args_is_help=True)
+app = Commands(help="Benchmark erasure methods side by side.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the run.")]
 Gates = Annotated[
     str | None,
-    typer.Option("--gate", help="Exit with code 3 unless every method but none passes: 'asr<0.05,ira_ratio>0.98'."),
+    typer.Option(
+        "--gate",
+        help="Exit with code 3 unless every method but the baseline `none` passes: 'asr<0.05,ira_ratio>0.98'.",
+    ),
 ]
 On = Annotated[
-    str, typer.Option("--gate-on", help="bound: the worse end of the 95 % interval must hold; point: the value alone.")
+    str,
+    typer.Option("--gate-on", help="bound: the worse end of the 95 % interval must pass; point: the value must pass."),
 ]
+Q16 = (".safetensors",)
 COLUMNS = {
     "ua": "UA",
     "ira": "IRA",
@@ -55,36 +60,43 @@ LEFT = {
 @choosing_weights
 def run(
     suite: Annotated[
-        str, typer.Argument(help="canvas, on the bundled model; or i2p, i2p-nudity, p4d, ring-a-bell, mma, coco ...")
+        str,
+        typer.Argument(
+            help="canvas (on the bundled model), or a published protocol: i2p, i2p-nudity, p4d, ring-a-bell, mma, "
+            "coco ..."
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same call goes on where it stopped.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; repeat the command to resume it.")],
     methods: Annotated[
         list[str] | None,
-        typer.Option("--methods", help="A method, one with settings (snce:k=10,lam=2), or all. Give it several times."),
+        typer.Option("--methods", help="A method, a method with settings (snce:k=10,lam=2), or all. Repeatable."),
     ] = None,
-    size: Annotated[str, typer.Option("--size", help="quick, standard or full.")] = "quick",
+    size: Annotated[str, typer.Option("--size", help="Size of the run: quick, standard or full.")] = "quick",
     concepts: Annotated[
-        str | None, typer.Option("--concepts", help='These concepts instead of the size\'s own: "gun, cat".')
+        str | None, typer.Option("--concepts", help='Concepts to erase: "gun, cat". Default: those of --size.')
     ] = None,
     n: Annotated[
-        int | None, typer.Option("--n", help="Prompts a family, instead of the size's number.", **bounds.COUNT)
+        int | None, typer.Option("--n", help="Prompts per family. Default: that of --size.", **bounds.COUNT)
     ] = None,
     search: Annotated[
-        bool, typer.Option("--search/--no-search", help="Whether Canvas's attacks that search take part.")
+        bool, typer.Option("--search/--no-search", help="Whether to run Canvas's attacks that search for prompts.")
     ] = True,
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Denoising steps; default 20, for a protocol 50.", **bounds.STEPS)
+        int | None,
+        typer.Option("--steps", help="Denoising steps. Default: 20; for a protocol, 50.", **bounds.STEPS),
     ] = None,
     prompts: Annotated[
         str | None,
-        typer.Option("--prompts", help="A protocol's published prompts: a file, or hf://datasets/OWNER/NAME/FILE."),
+        typer.Option("--prompts", help="The protocol's published prompts: a file, or hf://datasets/OWNER/NAME/FILE."),
     ] = None,
     clip: Annotated[
-        str | None, typer.Option("--clip", help="A CLIP model for a protocol: Q16's, or the CLIP score's.")
+        str | None, typer.Option("--clip", help="CLIP model for the protocol's Q16 detector or CLIP score.")
     ] = None,
-    q16: Annotated[Path | None, typer.Option("--q16", help="Soft prompts of Q16, as safetensors.")] = None,
+    q16: Annotated[
+        Path | None, typer.Option("--q16", help="Q16's soft prompts, from `excise bench convert-q16`.")
+    ] = None,
     detector: Annotated[
-        str | None, typer.Option("--detector", help="Instead of a protocol's own: nudenet, open-nsfw, q16 ...")
+        str | None, typer.Option("--detector", help="Detector instead of the protocol's: nudenet, open-nsfw, q16 ...")
     ] = None,
     style_classifier: Annotated[
         Path | None, typer.Option("--style-classifier", help="UnlearnCanvas's checkpoint for styles.")
@@ -93,7 +105,7 @@ def run(
         Path | None, typer.Option("--object-classifier", help="UnlearnCanvas's checkpoint for objects.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", help="A protocol's first so many prompts.", **bounds.COUNT)
+        int | None, typer.Option("--limit", help="Use only the protocol's first prompts, this many.", **bounds.COUNT)
     ] = None,
     model: Model = None,
     sae: Sae = None,
@@ -103,7 +115,7 @@ def run(
     gate_on: On = "bound",
     json: Json = False,
 ) -> None:
-    """Draw and judge every prompt with every method, beside the unerased model."""
+    """Generate and judge pictures for every prompt with every method, and with the unerased model."""
     check_resumed(out)
     from excise.app.bench.runs import start
     from excise.app.erase.finding import chosen
@@ -124,7 +136,9 @@ def run(
     opened = start(out, suite, size, methods or ["snce"], names, chosen(asked), model, sae, weights)
     measured = _go_on(opened, json, device)
     if conditions and opened.units("doing"):
-        raise ExciseError(f"gates are judged when all is done; call `excise bench report {out} --gate` then")
+        raise ExciseError(
+            f"gates need a finished run, and other workers are still busy; run `excise bench report {out} --gate` later"
+        )
     _pass(measured, conditions)
 
 
@@ -133,11 +147,12 @@ def resume(
     folder: Folder,
     device: Device = "cpu",
     retry: Annotated[
-        bool, typer.Option("--retry", help="Also what failed so often that it was set aside; every try starts anew.")
+        bool,
+        typer.Option("--retry", help="Also retry what was set aside after failing too often; retry counts start over."),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Go on with a run that was stopped or killed, or help other workers with it."""
+    """Resume a run that was stopped or killed, or join its other workers."""
     from excise.bench.run import Run
 
     run = Run(folder)
@@ -148,7 +163,7 @@ def resume(
 
 @app.command(epilog="Example: excise bench report run")
 def report(folder: Folder, gate: Gates = None, gate_on: On = "bound", json: Json = False) -> None:
-    """Count what a run has measured so far; writes report.html, results.json and results.csv into it."""
+    """Summarise what a run has measured so far, and write report.html, results.json and results.csv into it."""
     from excise.bench import gates
     from excise.bench.run import Run
 
@@ -159,27 +174,46 @@ def report(folder: Folder, gate: Gates = None, gate_on: On = "bound", json: Json
 @app.command(epilog="Example: excise bench fid run-coco --method snce:lam=0.8")
 def fid(
     folder: Folder,
-    method: Annotated[str, typer.Option("--method", help="A method of the run.")],
+    method: Annotated[str, typer.Option("--method", help="Method of the run.")],
     against: Annotated[
-        Path | None, typer.Option("--against", help="Folder of pictures. Default: the unerased model's own.")
+        Path | None,
+        typer.Option("--against", help="Folder of pictures to compare with. Default: the unerased model's."),
     ] = None,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """KID of a method's pictures, and FID from 2,048 on; needs torch-fidelity, the extra `fid`."""
+    """Compute KID of a method's pictures, and FID from 2,048 pictures on. Needs torch-fidelity (extra `fid`)."""
     from excise.app.bench.fid import LEAST, fid
     from excise.bench.run import Run
 
-    told = fid(Run(folder), method, against, device)
+    distances = fid(Run(folder), method, against, device)
     few = f"none (under {LEAST:,} pictures a side)"
-    distance = few if told["fid"] is None else f"{told['fid']:.2f}"
-    counts = f"n {told['pictures']} and {told['others']}"
-    line = f"{method} against {told['against']}: FID {distance}, KID {told['kid']:.5f}, {counts}"
-    emit(json, told, lambda: typer.echo(line))
+    distance = few if distances["fid"] is None else f"{distances['fid']:.2f}"
+    counts = f"n {distances['pictures']} and {distances['others']}"
+    line = f"{method} against {distances['against']}: FID {distance}, KID {distances['kid']:.5f}, {counts}"
+    emit(json, distances, lambda: typer.echo(line))
+
+
+@app.command("convert-q16", epilog="Example: excise bench convert-q16 prompts.p --out q16.safetensors")
+def convert_q16(
+    source: Annotated[Path, typer.Argument(help="Q16's published prompts.p, a pickle.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write, .safetensors.")] = Path("q16.safetensors"),
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Convert Q16's published soft prompts from a pickle to safetensors, for `excise bench run --q16`.
+
+    Reads one NumPy array and runs no code from the pickle. A pickle that holds anything else is refused.
+    """
+    check_file(out, Q16, force=force)
+    from excise.bench.protocols.clip import convert_q16
+
+    convert_q16(source, out)
+    emit(json, {"out": str(out)}, lambda: typer.echo(f"wrote {out}"))
 
 
 def _pass(measured: dict[str, Any], conditions: list[Gate]) -> None:
-    """Name every condition that is missed, and exit with code 3 if there is one."""
+    """Print every missed condition, and exit with code 3 if there is one."""
     from excise.bench.results import BASELINE
 
     missed = [
@@ -210,7 +244,7 @@ def _go_on(run: Run, as_json: bool, device: str) -> dict[str, Any]:
         raise unfinished
     if left := run.units("doing"):
         names = ", ".join(f"{unit.method} on {unit.concept}" for unit in left[:5])
-        note(f"other workers are at {names}{' and more' if len(left) > 5 else ''}; they finish the run")
+        note(f"other workers are busy with {names}{' and more' if len(left) > 5 else ''}; they will finish the run")
     return measured
 
 
@@ -226,38 +260,41 @@ def _report(run: Run, as_json: bool) -> dict[str, Any]:
     def show() -> None:
         methods = measured["methods"]
         title = f"{measured['suite']}, {measured['size']}"
-        for says, columns in (("means over concepts, %", COLUMNS), ("what is left without the target, %", LEFT)):
-            known = {n: column for n, column in columns.items() if any(n in own["figures"] for own in methods.values())}
+        for heading, columns in (
+            ("means over concepts, %", COLUMNS),
+            ("what pictures show when the target is gone, %", LEFT),
+        ):
+            known = {n: column for n, column in columns.items() if any(n in one["figures"] for one in methods.values())}
             if known:
                 shown = columns if columns is COLUMNS else known
-                rows = [(label, *(_cell(own["figures"].get(n)) for n in shown)) for label, own in methods.items()]
-                table(f"{title}: {says}", ("method", *shown.values()), rows)
+                rows = [(label, *(_cell(one["figures"].get(n)) for n in shown)) for label, one in methods.items()]
+                table(f"{title}: {heading}", ("method", *shown.values()), rows)
         bars = CANVAS if measured["suite"] == "canvas" else {}
-        told = {label: standings(own["figures"], bars) for label, own in methods.items() if label != BASELINE}
+        by_method = {label: standings(one["figures"], bars) for label, one in methods.items() if label != BASELINE}
         rows = [
             (label, _bar(name, bars[name]), standing or "n/a", behind(methods[label]["figures"][name]))
-            for label, by in told.items()
-            for name, standing in by.items()
+            for label, by_bar in by_method.items()
+            for name, standing in by_bar.items()
         ]
         if rows:
             table("Bars, by the 95 % interval", ("method", "bar", "", "n"), rows)
-        rows = [(label, plain(own["figures"].get("frechet")), *costs(own["cost"])) for label, own in methods.items()]
-        table("What it moved and what it cost", ("method", "Fréchet distance", *COSTS), rows)
+        rows = [(label, plain(one["figures"].get("frechet")), *costs(one["cost"])) for label, one in methods.items()]
+        table("Distance to the unerased pictures, and cost", ("method", "Fréchet distance", *COSTS), rows)
         for label, method in methods.items():
             if method["cut"] or method["unread"]:
                 note(f"{label}: {cut_prompts(method)}")
             what = outside(method) | {"concepts refused": len(method["refused"])}
             if any(what.values()):
-                note(f"{label}, in no figure: {', '.join(f'{name} {n}' for name, n in what.items() if n)}")
-        note(f"in {run.folder / 'report.html'}, results.json and results.csv")
+                note(f"{label}, left out of the figures: {', '.join(f'{name} {n}' for name, n in what.items() if n)}")
+        note(f"wrote {run.folder / 'report.html'}, results.json and results.csv")
 
     emit(as_json, measured, show)
     return measured
 
 
 def _bar(name: str, bar: Bar) -> str:
-    own = name.removesuffix("_ratio")
-    return f"{COLUMNS.get(own, own)}{', of none,' * (own != name)} {bar.limit} {100 * bar.bound:g} %"
+    plain = name.removesuffix("_ratio")
+    return f"{COLUMNS.get(plain, plain)}{', of none,' * (plain != name)} {bar.limit} {100 * bar.bound:g} %"
 
 
 def _cell(figure: dict[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""`excise reference train|sample|evaluate`: the model that ships with excise."""
+"""`excise reference train|sample|evaluate`: the bundled model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from excise.cli import bounds
 from excise.cli.command import Commands
-from excise.cli.options import Force, Json
+from excise.cli.options import FirstSeed, Force, Json, PicturesEach, Steps
 from excise.cli.terminal import emit, note, progress, table
 from excise.errors import ExciseError
 from excise.outputs import PICTURE, check_absent, check_file, check_resumed
@@ -19,21 +19,24 @@ app = Commands(help="The bundled reference model.", no_args_is_help=True)
 
 @app.command(epilog="Example: excise reference train --work build/reference")
 def train(
-    work: Annotated[Path, typer.Option("--work", help="Folder for checkpoints and parts; a second call goes on.")],
+    work: Annotated[
+        Path, typer.Option("--work", help="Folder for checkpoints and parts; repeat the command to resume.")
+    ],
     part: Annotated[
-        str, typer.Option("--part", help="all, text, vae, classifier, second_classifier, unet or assemble.")
+        str,
+        typer.Option("--part", help="Part to train: all, text, vae, classifier, second_classifier, unet or assemble."),
     ] = "all",
     out: Annotated[Path, typer.Option("--out", help="Folder for the finished pipeline.")] = Path("reference-model"),
     json: Json = False,
 ) -> None:
-    """Train the reference model from its artwork (hours on two cores; needs the extra `train` and WordNet)."""
+    """Train the bundled model from its artwork. Takes hours on two cores; needs the extra `train` and WordNet."""
     check_resumed(work, option="--work")
     check_resumed(out)
     from excise.app.reference.training import PARTS, train_part
     from excise.errors import ExciseError
 
     if part not in ("all", *PARTS):
-        raise ExciseError(f"unknown part {part!r}; it is one of all, {', '.join(PARTS)}")
+        raise ExciseError(f"unknown part {part!r}; choose one of all, {', '.join(PARTS)}")
     parts = PARTS if part == "all" else (part,)
     for name in parts:
         note(f"training: {name}" if name != "assemble" else "assembling")
@@ -43,15 +46,15 @@ def train(
 
 @app.command(epilog='Example: excise reference sample --prompt "a cat on grass" --out cat.png')
 def sample(
-    prompt: Annotated[list[str], typer.Option("--prompt", help="What to draw; may be given several times.")],
-    out: Annotated[Path, typer.Option("--out", help="The PNG to write.")] = Path("sample.png"),
-    n: Annotated[int, typer.Option("--n", help="Pictures a prompt.", **bounds.COUNT)] = 8,
-    seed: Annotated[int, typer.Option("--seed", help="The first seed.", **bounds.SEED)] = 0,
-    steps: Annotated[int, typer.Option("--steps", help="Denoising steps.", **bounds.STEPS)] = 20,
+    prompt: Annotated[list[str], typer.Option("--prompt", help="Prompt. Repeatable.")],
+    out: Annotated[Path, typer.Option("--out", help="PNG to write.")] = Path("sample.png"),
+    n: PicturesEach = 8,
+    seed: FirstSeed = 0,
+    steps: Steps = 20,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Draw prompts with the bundled model."""
+    """Generate pictures with the bundled model."""
     check_file(out, PICTURE, force=force)
     from excise.app.erase.pictures import Asked, check, counted, denoising_steps, draw_prompts
     from excise.app.models.resolve import load_pipeline
@@ -59,24 +62,24 @@ def sample(
     asked = [Asked(text, counted(seed, n)) for text in prompt]
     check(asked, (), out, None)
     pipe = load_pipeline(None)
-    with progress(f"drawing {len(prompt) * n} pictures", denoising_steps(asked, steps), "steps") as advance:
+    with progress(f"generating {len(prompt) * n} pictures", denoising_steps(asked, steps), "steps") as advance:
         data = draw_prompts(pipe, asked, {}, out, steps=steps, progress=advance)
     emit(json, data, lambda: typer.echo(f"{out}: {data['pictures']} pictures"))
 
 
 @app.command(epilog="Example: excise reference evaluate --n 40 --json")
 def evaluate(
-    n: Annotated[int, typer.Option("--n", help="Pictures a family.", **bounds.COUNT)] = 200,
-    steps: Annotated[int, typer.Option("--steps", help="Denoising steps.", **bounds.STEPS)] = 20,
+    n: Annotated[int, typer.Option("--n", help="Pictures per family.", **bounds.COUNT)] = 200,
+    steps: Steps = 20,
     write_card: Annotated[
-        Path | None, typer.Option("--write-card", help="Folder of the model: write README.md and figures.json there.")
+        Path | None, typer.Option("--write-card", help="The model's folder: write README.md and figures.json into it.")
     ] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Measure how well the bundled model draws, by its judge."""
+    """Measure how well the bundled model follows its prompts, as judged by its classifier."""
     if write_card is not None and not write_card.is_dir():
-        raise ExciseError(f"--write-card {write_card} is no folder; name the model's")
+        raise ExciseError(f"--write-card {write_card} is not a folder; name the model's folder")
     from excise.app.reference import card
 
     if write_card is not None:
@@ -89,7 +92,7 @@ def evaluate(
 
     pipe = load_pipeline(None)
     total = len(FAMILIES) * denoising_steps(n, steps)
-    with progress(f"drawing {n * len(FAMILIES)} pictures", total, "steps") as advance:
+    with progress(f"generating {n * len(FAMILIES)} pictures", total, "steps") as advance:
         figures = drawing_figures(pipe, n, steps, advance)
     if write_card is not None:
         card.write(write_card, figures)
@@ -97,7 +100,7 @@ def evaluate(
     def show() -> None:
         rows = [(family, *(in_percent(found[name]) for name in card.ASKED)) for family, found in figures.items()]
         table(
-            f"Bundled model, {n} pictures a family, per cent (95 % interval)",
+            f"Bundled model, {n} pictures per family, % (95 % interval)",
             ("family", "all objects", "any object", "style", "background"),
             rows,
         )

@@ -1,4 +1,4 @@
-"""`excise reproduce`: published tables and figures with your runs beside them."""
+"""`excise reproduce`: published tables and figures, next to your runs."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from excise.outputs import PICTURE, check_figure, check_file
 if TYPE_CHECKING:
     from excise.app.bench.reproduce import Table
 
-app = Commands(help="Published tables and figures, with your runs beside them.", no_args_is_help=True)
+app = Commands(help="Show published tables and figures next to your runs.", no_args_is_help=True)
 
-Runs = Annotated[
-    list[Path] | None, typer.Option("--run", help="Folder of a run of `excise bench run`; give it several times.")
-]
+Runs = Annotated[list[Path] | None, typer.Option("--run", help="Folder of a run of `excise bench run`. Repeatable.")]
 
 
 @app.command(epilog="Example: excise reproduce snce --table 1 --run run-i2p")
 @choosing_weights
 def snce(
-    number: Annotated[int | None, typer.Option("--table", help="1, 2, 3 or 4.", **bounds.TABLE)] = None,
-    figure: Annotated[int | None, typer.Option("--figure", help="3, 7 or 8.", **bounds.FIGURE)] = None,
+    number: Annotated[int | None, typer.Option("--table", help="Table: 1, 2, 3 or 4.", **bounds.TABLE)] = None,
+    figure: Annotated[int | None, typer.Option("--figure", help="Figure: 3, 7 or 8.", **bounds.FIGURE)] = None,
     runs: Runs = None,
-    out: Annotated[Path | None, typer.Option("--out", help="File of the figure.")] = None,
-    concept: Annotated[str, typer.Option("--concept", help="For figures 3 and 8: what neurons are looked for.")] = (
-        "nudity"
-    ),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File for the figure. Default: figure-N.svg, figure 7 as .png.")
+    ] = None,
+    concept: Annotated[
+        str, typer.Option("--concept", help="For figures 3 and 8: concept to find neurons for.")
+    ] = "nudity",
     mentions: Mentions = None,
     pairs: PairsFile = None,
     model: Model = None,
@@ -44,25 +44,25 @@ def snce(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """A table of A Single Neuron Works as printed, with the rows of your runs; or one of its figures, for your runs."""
+    """Show a table of the SNCE paper (A Single Neuron Works) next to your runs, or plot one of its figures."""
     from excise.app.bench.reproduce import snce_table
     from excise.bench.run import Run
     from excise.errors import ExciseError
 
     if (number is None) == (figure is None):
-        raise ExciseError("name one table or one figure: --table 1, 2, 3 or 4, or --figure 3, 7 or 8")
+        raise ExciseError("give either one table (--table 1, 2, 3 or 4) or one figure (--figure 3, 7 or 8)")
     if number is not None:
         _print(snce_table(number, [Run(folder) for folder in runs or ()]), json)
         return
     if figure not in (3, 7, 8):
-        raise ExciseError(f"there is no figure {figure} to reproduce; there are 3, 7 and 8")
+        raise ExciseError(f"figure {figure} cannot be reproduced; choose 3, 7 or 8")
     path = out or Path(f"figure-{figure}.{'png' if figure == 7 else 'svg'}")
     if figure == 7:
         from excise.app.bench.reproduce import figure_7
         from excise.files import write_atomic
 
         if not runs or len(runs) != 1:
-            raise ExciseError("figure 7 is drawn from one run that varies λ; name it with --run")
+            raise ExciseError("figure 7 is plotted from one run that varies λ; name it with --run")
         check_file(path, PICTURE, force=force)
         write_atomic(path, figure_7(Run(runs[0])))
     else:
@@ -74,12 +74,12 @@ def snce(
         unplaced(model, sae)
         pipe = load_pipeline(model, device, weights)
         draw_figure(find_neurons(pipe, wanted, settings(pipe, model=model, sae=sae)), figure, path)
-    emit(json, {"figure": figure, "out": str(path)}, lambda: note(f"drew {path}"))
+    emit(json, {"figure": figure, "out": str(path)}, lambda: note(f"wrote {path}"))
 
 
 @app.command(epilog="Example: excise reproduce saemnesia --run run-unlearncanvas")
 def saemnesia(runs: Runs = None, json: Json = False) -> None:
-    """UnlearnCanvas's accuracies as SAEmnesia prints them, and the same columns for your runs."""
+    """Show the UnlearnCanvas accuracies in the SAEmnesia paper, and the same columns for your runs."""
     from excise.app.bench.reproduce import saemnesia_table
     from excise.bench.run import Run
 

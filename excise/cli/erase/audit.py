@@ -1,4 +1,4 @@
-"""`excise audit`: an eraser looked at by somebody who did not make it."""
+"""`excise audit`: an independent check of an eraser by someone who did not make it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import NOT_PASSED
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Device, Force, Json, Model, PairsFile
+from excise.cli.options import Device, EraserFolder, Force, Json, Model, PairsFile
 from excise.cli.terminal import emit, key_values, note, progress, prose
 from excise.cli.weights import choosing_weights
 from excise.outputs import PAGES, check_file, check_resumed
@@ -26,35 +26,37 @@ def register(app: typer.Typer) -> None:
 
 @choosing_weights
 def audit(
-    folder: Annotated[Path, typer.Argument(help="Folder of an eraser, or of several.", metavar="DIR")],
+    folder: EraserFolder,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write the page here: an HTML file; of several erasers, a folder.")
+        Path | None, typer.Option("--out", help="HTML file for the report; for several erasers, a folder.")
     ] = None,
     model: Model = None,
     sae: Annotated[
         Path | None,
         typer.Option(
-            "--sae", help="Folder of the SAE it was made from. Default: where the eraser says, if it is there."
+            "--sae", help="Folder of the SAE the eraser was made from. Default: the one it names, if that exists."
         ),
     ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
             "--prompts",
-            help="Benign prompts (.txt, .csv, .jsonl, .parquet). Default, for the bundled model: bundled captions.",
+            help="Benign prompts: .txt, .csv, .jsonl or .parquet. Default: for the bundled model, its captions.",
         ),
     ] = None,
     mentions: Annotated[
-        str | None, typer.Option("--mentions", help='More words it has to catch, separated by commas: "rifle, musket".')
+        str | None,
+        typer.Option("--mentions", help='Further words the eraser must catch, separated by commas: "rifle, musket".'),
     ] = None,
     pairs: PairsFile = None,
     kind: Annotated[
         str | None,
         typer.Option(
-            "--kind", help="What the concept is: object, style or attribute. Default: as built in, else object."
+            "--kind",
+            help="Kind of the concept: object, style or attribute. Default: that of the known concept, else object.",
         ),
     ] = None,
-    count: Annotated[int, typer.Option("--count", help="Benign prompts at most.", **bounds.COUNT)] = 2000,
+    count: Annotated[int, typer.Option("--count", help="Benign prompts to try at most.", **bounds.COUNT)] = 2000,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
     force: Force = False,
@@ -62,7 +64,7 @@ def audit(
 ) -> None:
     """Audit an eraser: what its neurons fire on, which benign prompts it changes, which words it misses, and red flags.
 
-    Exit code 3 where a red flag stands. Prompts with the concept come from --pairs or are made as `excise erase` does.
+    Prompts with the concept come from --pairs, or are made as by `excise erase`. Exit code 3 if there is a red flag.
     """
     from excise.app.audit.audit import Plan
     from excise.app.audit.inputs import benign_prompts, concept_of, kind_named, saes_of, words_for
@@ -74,7 +76,7 @@ def audit(
     folders = eraser_folders(folder)
     pages = _pages(out, folders, force)
     bundled = model is None
-    erasers = [Eraser.load(own) for own in folders]
+    erasers = [Eraser.load(one) for one in folders]
     options = {
         "--out": out, "--model": model, "--sae": sae, "--prompts": prompts, "--mentions": mentions, "--pairs": pairs,
         "--kind": kind, "--count": None if count == 2000 else count,
@@ -82,21 +84,21 @@ def audit(
     typed = [part for name, value in options.items() if value is not None for part in (name, str(value))]
     given = [word.strip() for word in (mentions or "").split(",") if word.strip()]
     inputs = []
-    for own, eraser in zip(folders, erasers, strict=True):
+    for one, eraser in zip(folders, erasers, strict=True):
         words = words_for(eraser, given, bundled=bundled)
         concept = concept_of(eraser, pairs, kind_named(kind))
         benign = benign_prompts(words, prompts, bundled=bundled, count=count)
-        saes = saes_of(eraser, own, sae, bundled=bundled)
+        saes = saes_of(eraser, one, sae, bundled=bundled)
         inputs.append((concept, words, benign, saes))
     pipe = load_pipeline(model, device, weights)
-    pairs_of = (pair for given_to in inputs for pair in given_to[0].pairs)
-    sides = [side for pair in pairs_of for side in (pair.concept, pair.deconcept)]
+    all_pairs = (pair for parts in inputs for pair in parts[0].pairs)
+    sides = [side for pair in all_pairs for side in (pair.concept, pair.deconcept)]
     canaries = [text for eraser in erasers for text in eraser.canary]
-    note_cuts(pipe, [*(text for given_to in inputs for text in given_to[2].prompts), *sides, *canaries])
+    note_cuts(pipe, [*(text for parts in inputs for text in parts[2].prompts), *sides, *canaries])
     found = []
-    for own, eraser, given_to, page in zip(folders, erasers, inputs, pages, strict=True):
-        plan = Plan(eraser, pipe, *given_to, own, ("excise", "audit", str(folder), *typed))
-        with progress(f"auditing {own.name}" if len(folders) > 1 else "auditing", plan.steps) as advance:
+    for one, eraser, parts, page in zip(folders, erasers, inputs, pages, strict=True):
+        plan = Plan(eraser, pipe, *parts, one, ("excise", "audit", str(folder), *typed))
+        with progress(f"auditing {one.name}" if len(folders) > 1 else "auditing", plan.steps) as advance:
             audited = plan.run(advance)
         found.append(audited)
         if page is not None:
@@ -107,20 +109,20 @@ def audit(
         for audited in found:
             _show(audited)
 
-    told = [audited.to_json() for audited in found]
-    emit(json, told[0] if len(told) == 1 else told, show)
+    data = [audited.to_json() for audited in found]
+    emit(json, data[0] if len(data) == 1 else data, show)
     if any(audited.red for audited in found):
         raise typer.Exit(NOT_PASSED)
 
 
 def _pages(out: Path | None, folders: list[Path], force: bool) -> list[Path | None]:
-    """Where each eraser's page goes. Raises ExciseError where one cannot be there."""
+    """Return the path of each eraser's page. Raises ExciseError if one cannot be written."""
     if out is None:
         return [None] * len(folders)
     several = len(folders) > 1
     if several:
         check_resumed(out)
-    pages = [out / f"{own.name}.html" for own in folders] if several else [out]
+    pages = [out / f"{one.name}.html" for one in folders] if several else [out]
     for page in pages:
         check_file(page, PAGES, force=force)
     return [*pages]
@@ -139,5 +141,5 @@ def _show(audit: Audit) -> None:
             f"{effect.measured}: {effect.touched} of {effect.benign} benign prompts change, "
             f"{len(effect.words) - missed} of {len(effect.words)} words are caught"
         )
-    for said in audit.left_out:
-        prose(said)
+    for omission in audit.left_out:
+        prose(omission)

@@ -1,4 +1,4 @@
-"""`excise concepts`: the concepts that come with Excise."""
+"""`excise concepts`: the concepts that Excise knows by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def register(app: typer.Typer) -> None:
 
 
 def concepts(json: Json = False) -> None:
-    """List the concepts that are known by name, what each is for, and the words it stands for."""
+    """List the known concepts, the models each is for, and its words."""
     from excise.concepts import names
     from excise.concepts.library import described
 

@@ -1,4 +1,4 @@
-"""`excise demo`: the whole story on the bundled model."""
+"""`excise demo`: erase a concept from the bundled model, start to finish."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from excise.cli import bounds
-from excise.cli.options import Json
+from excise.cli.options import Json, Steps
 from excise.cli.terminal import note, progress, table
 from excise.outputs import check_resumed
 
@@ -24,17 +24,20 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    concept: Annotated[str, typer.Option("--concept", help="An object of the bundled model.")] = "gun",
-    out: Annotated[Path, typer.Option("--out", help="Folder for the report, the grid and the figures.")] = Path("demo"),
-    n: Annotated[int, typer.Option("--n", help="Prompts a family, seeds counting from 0.", **bounds.FAMILY)] = 24,
-    steps: Annotated[int, typer.Option("--steps", help="Denoising steps.", **bounds.STEPS)] = 20,
+    concept: Annotated[str, typer.Option("--concept", help="An object that the bundled model knows.")] = "gun",
+    out: Annotated[Path, typer.Option("--out", help="Folder for the report, the picture grid and the figures.")] = Path(
+        "demo"
+    ),
+    n: Annotated[int, typer.Option("--n", help="Prompts per family; seeds count from 0.", **bounds.FAMILY)] = 24,
+    steps: Steps = 20,
     lam: Annotated[
-        float | None, typer.Option("--lam", help="λ. Default: the method's own.", **bounds.POSITIVE_LAMBDA)
+        float | None,
+        typer.Option("--lam", help="Erasure strength λ. Default: the method's.", **bounds.POSITIVE_LAMBDA),
     ] = None,
     train_sae: Annotated[bool, typer.Option("--train-sae", help="Train the SAE first (under two minutes).")] = False,
     json: Json = False,
 ) -> None:
-    """Erase a concept from the bundled model, measure what happened, and write a report."""
+    """Erase a concept from the bundled model, measure the effect, and write a report."""
     check_resumed(out)
     from excise.app.demo.demo import DemoConfig, run
 
@@ -48,7 +51,7 @@ def demo(
 
 
 class _Screen:
-    """Shows the demo's steps; with `quiet` (JSON) steps go to standard error and tables are left out."""
+    """Terminal output of the demo. With `quiet` (JSON), steps go to standard error and tables are left out."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet, self._steps = quiet, 0
@@ -81,13 +84,13 @@ class _Screen:
 
         rows = []
         for name, figure in measured.items():
-            says, bar, _ = BARS[name]
+            label, bar, _ = BARS[name]
             limit = f"{bar.limit} {percent(name, bar.bound).lstrip('+')}"
             cells = (percent(name, figure.value), _interval(name, figure), str(figure.n), limit)
-            rows.append((says, *cells, bar.standing(figure) or "nothing to count"))
+            rows.append((label, *cells, bar.standing(figure) or "nothing to count"))
         table("Figures", ("share", "value", "95 % interval", "n", "bar", ""), rows)
         more = [(FURTHER[k], percent(k, f.value), _interval(k, f), str(f.n)) for k, f in further.items()]
-        table("Beside them", ("share", "value", "95 % interval", "n"), more)
+        table("Further figures", ("share", "value", "95 % interval", "n"), more)
 
     def working(self, title: str, total: int | None, unit: str = "") -> AbstractContextManager[Callable[[float], None]]:
         return progress(title, total, unit)

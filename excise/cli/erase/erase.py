@@ -1,4 +1,4 @@
-"""`excise erase`: making erasers."""
+"""`excise erase`: make erasers."""
 
 from __future__ import annotations
 
@@ -41,11 +41,13 @@ def erase(
     concept: Annotated[
         str,
         typer.Argument(
-            help="A known concept (`excise concepts`), or any name together with --mentions or --pairs; several known "
-            "ones: gun,knife."
+            help="A known concept (`excise concepts`), several known ones (gun,knife), or any name with --mentions or "
+            "--pairs."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the eraser, or for the folders of several.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the eraser; for several, the folder of their folders.")
+    ],
     mentions: Mentions = None,
     pairs: PairsFile = None,
     kind: Kind = "object",
@@ -61,7 +63,7 @@ def erase(
     uncond: Annotated[str | None, snce_option("uncond")] = None,
     align: Annotated[str | None, snce_option("align")] = None,
     neurons: Annotated[
-        str | None, typer.Option("--neurons", help='These neurons instead of the top k: "1,2". See `excise find`.')
+        str | None, typer.Option("--neurons", help='Neurons to use instead of the top k: "1,2". See `excise find`.')
     ] = None,
     score: Annotated[str | None, snce_option("score")] = None,
     margin: Annotated[float | None, snce_option("margin")] = None,
@@ -70,7 +72,7 @@ def erase(
         str,
         typer.Option(
             "--method",
-            help="See `excise methods`; two joined by + make one eraser: snce+saemnesia; several: uce,esd-x.",
+            help="Method (`excise methods`). Several (uce,esd-x) make one eraser each; joined (snce+saemnesia), one.",
         ),
     ] = "snce",
     prompts: Annotated[
@@ -83,43 +85,45 @@ def erase(
     ] = None,
     tokens: Annotated[
         int | None,
-        typer.Option("--tokens", help="Vectors to train that SAE on; default 10,000,000.", **bounds.TRAINING_VECTORS),
+        typer.Option("--tokens", help="Vectors to train that SAE on. Default: 10,000,000.", **bounds.TRAINING_VECTORS),
     ] = None,
     given: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="A setting of the method: gamma=-2, or saemnesia.gamma=-2 of one of several. `excise methods show "
-            "METHOD` lists them.",
+            help="A setting of the method: gamma=-2; with several methods, saemnesia.gamma=-2. Repeatable. `excise "
+            "methods show METHOD` lists them.",
         ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
             "--preset",
-            help="paper: the settings of the method's paper where the defaults depart from it; --set and other options "
-            "come on top.",
+            help="paper: use the paper's values where the defaults differ. --set and other options take precedence.",
         ),
     ] = None,
     jobs: Annotated[
-        int, typer.Option("--jobs", help="How many of several erasers to make at once.", **bounds.JOBS)
+        int, typer.Option("--jobs", help="With several erasers: how many to make at once.", **bounds.JOBS)
     ] = 1,
     accept_weak: Annotated[
         bool,
-        typer.Option("--accept-weak", help="Write an eraser that misses a limit of the verdict too, marked as weak."),
+        typer.Option(
+            "--accept-weak", help="Write the eraser even if it misses a limit of the verdict, marked as weak."
+        ),
     ] = False,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Make an eraser: by SNCE, a few kilobytes that turn one neuron down. Options left out are the method's defaults.
+    """Make an eraser. The default method, SNCE, writes a few kilobytes that turn one neuron down.
 
-    It is tried before it is written: which words it catches, how much of the concept's change its neuron carries, and
-    which other prompts it touches. Exit code 3 where that is too little; nothing is written then.
+    Before it is written, the eraser is tested: which of the concept's words it catches, how much of the concept's
+    change its neuron carries, and which other prompts it touches. If it is too weak, nothing is written and the exit
+    code is 3.
 
-    Of several concepts or by several methods each gets a folder of its own in --out; those that are there are kept, and
-    made anew with --force. By other methods it may be as large as the weights it changes.
+    With several concepts or methods, each eraser gets its own folder in --out. Existing ones are kept unless --force
+    is given. Erasers of other methods can be as large as the weights they change.
     """
     from excise.app.models.knowing import (
         explain_unsplit,
@@ -163,27 +167,25 @@ def erase(
     odd = sorted(chosen({**asked, "sae": sae, "site": site}))
     if (prompts or tokens) and (model is None or sae is not None or by != "snce" or several):
         raise ExciseError(
-            f"--{'prompts' if prompts else 'tokens'} trains the SAE that snce needs for --model where no --sae is "
-            "given; leave it out"
+            f"--{'prompts' if prompts else 'tokens'} is only for training an SAE: with snce, --model and no --sae; "
+            "leave it out"
         )
     if several:
         if mentions is not None or pairs is not None:
-            raise ExciseError("--mentions and --pairs are one concept's; erase it by itself")
+            raise ExciseError("--mentions and --pairs describe one concept; erase it separately")
         if odd:
-            raise ExciseError(
-                f"--{odd[0]} is for one eraser; of several give snce's with --set, such as --set snce.{odd[0]}=..."
-            )
+            raise ExciseError(f"--{odd[0]} is for one eraser; with several, use --set snce.{odd[0]}=...")
         tasks = (names or [concept], by, out, given or [], kind, n, accept_weak, preset)
         erase_several(*tasks, model, device, weights, jobs, force, json)
         return
-    _, own = parsed(f"{by}:{','.join(given or [])}")
-    told = {**preset_settings(by, preset), **own, **chosen(asked)}
-    if twice := sorted(set(own) & set(odd)):
-        raise ExciseError(f"--{twice[0]} and --set {twice[0]} are one setting; give one of them")
-    if unit == "concept" and told.get("source") == "concept":
-        raise ExciseError("--source concept counts λ in codes; leave --unit out, or give --unit code")
-    if align is not None and told.get("source") != "concept":
-        raise ExciseError("--align says how the concept's codes are read; add --source concept, or leave it out")
+    _, by_set = parsed(f"{by}:{','.join(given or [])}")
+    options = {**preset_settings(by, preset), **by_set, **chosen(asked)}
+    if twice := sorted(set(by_set) & set(odd)):
+        raise ExciseError(f"--{twice[0]} and --set {twice[0]} are the same setting; give only one of them")
+    if unit == "concept" and options.get("source") == "concept":
+        raise ExciseError("--source concept measures λ in codes; leave --unit out, or give --unit code")
+    if align is not None and options.get("source") != "concept":
+        raise ExciseError("--align only applies to --source concept; add that, or leave --align out")
     if mentions is None and pairs is None and (why := explain_unsplit(concept)) is not None:
         raise ExciseError(why)
     if model is None and mentions is None and pairs is None and not accept_weak:
@@ -195,15 +197,15 @@ def erase(
         refuse_few_pairs(wanted)
     if model is None and not accept_weak:
         for word in refuse_not_drawn(wanted):
-            note(f"warning: this model does not draw {word}")
+            note(f"warning: the model cannot generate {word}")
     if by == "snce":
-        sae = Path(told.pop("sae")) if told.get("sae") else sae
+        sae = Path(options.pop("sae")) if options.get("sae") else sae
         if model is None or sae is not None:
-            unplaced(model, sae, **told)
+            unplaced(model, sae, **options)
         else:
-            SNCEConfig(**told)
+            SNCEConfig(**options)
     elif odd:
-        raise ExciseError(f"--{odd[0]} is a setting of snce; give {by}'s with --set, such as --set sae=FOLDER")
+        raise ExciseError(f"--{odd[0]} is a setting of snce; set those of {by} with --set, such as --set sae=FOLDER")
     corpus = None if prompts is None else (prompts.name, list(read_prompts(prompts)))
     pipe = load_pipeline(model, device, weights)
     note_cuts(pipe, (side for pair in wanted.pairs for side in (pair.concept, pair.deconcept)))
@@ -223,7 +225,7 @@ def erase(
                 progress=line,
             )
     else:
-        eraser, warned = made_by(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **told))
+        eraser, warned = made_by(pipe, wanted, settings(pipe, model=model, sae=sae, site=site, **options))
         for warning in warned:
             note(f"warning: {warning}")
         for what, found in in_words(eraser.verdict) if eraser.weak and not accept_weak else ():
@@ -259,8 +261,8 @@ def erase(
             getattr(edit, "description", "") for edit in eraser.edits if not edit.neurons
         ).items():
             typer.echo(description.format(count=count))
-        table("Verdict", ("what", "found"), list(in_words(eraser.verdict)))
-        typer.echo(f"WEAK: {'; '.join(eraser.weak)}" if eraser.weak else "It meets every limit.")
+        table("Verdict", ("check", "found"), list(in_words(eraser.verdict)))
+        typer.echo(f"WEAK: {'; '.join(eraser.weak)}" if eraser.weak else "The eraser meets every limit.")
         where = "" if model is None else f" --model {model}"
         typer.echo(f"Next: excise generate{where} --eraser {out} --prompt PROMPT --compare --out sheet.png")
 
@@ -271,7 +273,7 @@ SYMBOLS = {"lambda": "λ", "gamma": "γ"}
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """The neurons in "1,2". Raises ExciseError for anything but whole numbers, each once."""
+    """Parse neurons such as "1,2". Raises ExciseError for anything but distinct whole numbers."""
     from excise.errors import ExciseError
 
     parts = [part.strip() for part in text.split(",")]

@@ -1,4 +1,4 @@
-"""`excise find`: which neurons carry a concept."""
+"""`excise find`: find the neurons that carry a concept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,20 @@ import typer
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Count, Device, Force, Json, Kind, Mentions, Model, PairsFile, Sae, SiteOption
+from excise.cli.options import (
+    ConceptName,
+    Count,
+    Device,
+    Force,
+    Json,
+    Kind,
+    Mentions,
+    Model,
+    PairsFile,
+    Sae,
+    SiteOption,
+    Top,
+)
 from excise.cli.terminal import aligned, emit, note, progress, table
 from excise.cli.weights import choosing_weights
 from excise.outputs import check_figure
@@ -23,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 @choosing_weights
 def find(
-    concept: Annotated[str, typer.Argument(help="A known concept, or any name together with --mentions or --pairs.")],
+    concept: ConceptName,
     mentions: Mentions = None,
     pairs: PairsFile = None,
     kind: Kind = "object",
@@ -31,38 +44,43 @@ def find(
     model: Model = None,
     sae: Sae = None,
     site: SiteOption = None,
-    top: Annotated[int, typer.Option("--top", help="How many neurons to show.", **bounds.COUNT)] = 10,
+    top: Top = 10,
     tolerance: Annotated[
         float | None,
         typer.Option(
             "--tolerance",
-            help="Share of its score a neuron may have on the deconcept side; 0 is eq. 6. Default: the method's, 0.02.",
+            help="Share of its score that a neuron may have on the deconcept side; 0 is eq. 6. Default: 0.02.",
             **bounds.SHARE,
         ),
     ] = None,
-    score: Annotated[str, typer.Option("--score", help="How neurons are ranked; a wrong name lists them.")] = "snce",
+    score: Annotated[
+        str, typer.Option("--score", help="Score to rank neurons by; an unknown name lists them all.")
+    ] = "snce",
     plot: Annotated[
         Path | None,
         typer.Option(
             "--plot",
-            help="Draw the --top neurons as bars here, all activations beside it (-activations). .svg, .png or .pdf",
+            help="File for a bar chart of the --top neurons: .svg, .png or .pdf. NAME-activations, next to it, shows "
+            "all activations.",
         ),
     ] = None,
     sweep_sites: Annotated[
-        bool, typer.Option("--sweep-sites", help="Train a small SAE at every site and compare them (minutes).")
+        bool, typer.Option("--sweep-sites", help="Train a small SAE at every site and compare the sites (minutes).")
     ] = False,
     sweep_tokens: Annotated[
-        int, typer.Option("--sweep-tokens", help="Vectors each SAE of a sweep trains on.", **bounds.TRAINING_VECTORS)
+        int,
+        typer.Option("--sweep-tokens", help="Vectors to train each SAE of the sweep on.", **bounds.TRAINING_VECTORS),
     ] = 1_000_000,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="Prompts a sweep's SAEs train on. Default: bundled captions.")
+        Path | None,
+        typer.Option("--prompts", help="Prompts to train the sweep's SAEs on. Default: the bundled model's captions."),
     ] = None,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Rank the neurons that fire for a concept and not without it."""
+    """Rank the neurons that fire with a concept and not without it."""
     if plot is not None:
         check_figure(plot, force=force, option="--plot")
         check_figure(plot.with_name(f"{plot.stem}-activations{plot.suffix}"), force=force, option="--plot")
@@ -102,7 +120,7 @@ def find(
     found = find_neurons(pipe, wanted, config, top)
     if plot is not None:
         for path in draw(found, plot):
-            note(f"drew {path}")
+            note(f"wrote {path}")
     for warning in found.warnings:
         note(f"warning: {warning}")
     data = {"concept": wanted.name, "site": found.found.site.key, "neurons": found.rows, "warnings": found.warnings}
@@ -148,5 +166,5 @@ def _show_sweep(name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def number(value: float | None, form: str = "3f") -> str:
-    """A figure for a table's cell; a dash where there is none."""
+    """Format a figure for a table cell; None becomes a dash."""
     return "-" if value is None else f"{value:.{form}}"

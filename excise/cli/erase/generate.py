@@ -1,4 +1,4 @@
-"""`excise generate`: pictures, or a language model's texts, with and without an eraser."""
+"""`excise generate`: generate pictures, or a language model's text, with and without an eraser."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.cutting import note_cuts, note_lost
-from excise.cli.options import Device, Force, Json, Model
+from excise.cli.options import Device, FirstSeed, Force, Guidance, Json, Model, PicturesEach, Steps
 from excise.cli.terminal import emit, note, progress
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
@@ -27,62 +27,59 @@ def register(app: typer.Typer) -> None:
 @choosing_weights
 def generate(
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", help="What to draw, or to go on from; may be given several times.")
+        list[str] | None,
+        typer.Option("--prompt", help="Prompt for a picture, or text for a language model to continue. Repeatable."),
     ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
-            "--prompts", help="A file of prompts: .txt, one a line, or .csv or .jsonl with columns prompt[, seed]."
+            "--prompts", help="File of prompts: .txt with one per line, or .csv or .jsonl with columns prompt[, seed]."
         ),
     ] = None,
     eraser: Annotated[
         list[Path] | None,
-        typer.Option("--eraser", help="Folder of an eraser, or of several, to attach. Give it several times."),
+        typer.Option("--eraser", help="Folder of one eraser or of several, to attach. Repeatable."),
     ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Draw without and with the eraser, side by side.")] = False,
-    strength: Annotated[float, typer.Option("--strength", help="Scales the eraser's λ.", **bounds.STRENGTH)] = 1.0,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Generate without and with the erasers, side by side.")
+    ] = False,
+    strength: Annotated[float, typer.Option("--strength", help="Factor on the eraser's λ.", **bounds.STRENGTH)] = 1.0,
     allow_amplify: Annotated[
         bool,
-        typer.Option("--allow-amplify", help="Texts: let a negative --strength write the concept in, instead of out."),
+        typer.Option("--allow-amplify", help="Text: let a negative --strength amplify the concept."),
     ] = False,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", help="Texts: how many tokens to write.", **bounds.TOKENS)
+        int, typer.Option("--max-new-tokens", help="Text: number of tokens to generate.", **bounds.TOKENS)
     ] = 64,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Texts: ask the prompt as a question, in the model's chat template.")
+        bool, typer.Option("--chat", help="Text: wrap the prompt in the model's chat template, as a user's question.")
     ] = False,
-    n: Annotated[int, typer.Option("--n", help="Pictures a prompt, seeds counting up.", **bounds.COUNT)] = 1,
-    seed: Annotated[int, typer.Option("--seed", help="The first seed.", **bounds.SEED)] = 0,
-    steps: Annotated[int, typer.Option("--steps", help="Denoising steps.", **bounds.STEPS)] = 20,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            "--guidance", help="Guidance scale. Default: 4; with --model, that pipeline's own.", **bounds.GUIDANCE
-        ),
-    ] = None,
+    n: PicturesEach = 1,
+    seed: FirstSeed = 0,
+    steps: Steps = 20,
+    guidance: Guidance = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The sheet to write, a PNG. Default, without --out-dir: excise.png."),
+        typer.Option("--out", help="PNG for a sheet of all pictures. Default, without --out-dir: excise.png."),
     ] = None,
     out_dir: Annotated[
         Path | None,
         typer.Option(
             "--out-dir",
-            help="Write each picture as a numbered PNG into this folder; called again, the same "
-            "command draws only what is missing.",
+            help="Folder for the pictures, one numbered PNG each. Repeat the command to generate only what is missing.",
         ),
     ] = None,
     keep_prompt: Annotated[
         bool,
         typer.Option(
-            "--keep-prompt", help="Note the prompt in the PNG, beside seed, digests and strength, which always are."
+            "--keep-prompt", help="Store the prompt in each PNG. Seed, digests and strength are always stored."
         ),
     ] = False,
     model: Model = None,
     sae: Annotated[
         Path | None,
         typer.Option(
-            "--sae", help="The SAE of an eraser made with --gate topk. Default, for the bundled model: its own."
+            "--sae", help="SAE for an eraser made with --gate topk. Default: for the bundled model, the bundled SAE."
         ),
     ] = None,
     device: Device = "cpu",
@@ -90,20 +87,20 @@ def generate(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Draw prompts, with or without an eraser, into one PNG or a file each.
+    """Generate pictures, with or without erasers, as one PNG sheet or one file each.
 
-    A language model goes on from them, which is printed.
+    With a language model, print the continuations instead.
     """
     if compare and not eraser:
         raise ExciseError("--compare needs --eraser DIR")
     if strength < 0 and not allow_amplify:
         raise ExciseError(
-            f"--strength {strength:g} would write the concept in; give 0 or more (a language model may write it in, "
-            "with --allow-amplify)"
+            f"--strength {strength:g} would amplify the concept; give 0 or more (for a language model, --allow-amplify "
+            "permits it)"
         )
     if not prompt and prompts is None:
         raise ExciseError(
-            "there is nothing to draw; give --prompt, or name a file with --prompts; see `excise generate --help`"
+            "there is no prompt; give --prompt TEXT, or a file with --prompts; see `excise generate --help`"
         )
 
     if out is None and out_dir is None and not _writes_text(model):
@@ -121,9 +118,11 @@ def generate(
         read = read_asked(prompts, seed, n)
         asked, dropped = asked + read.asked, read.dropped
         if dropped:
-            note(f"{prompts}: {dropped} of {dropped + len(read.asked)} prompts name minors and are left out")
+            note(f"{prompts}: left out {dropped} of {dropped + len(read.asked)} prompts, which mention minors")
         if read.unread:
-            note(f"{prompts}: {', '.join(read.unread)} not used; --guidance holds for all, in the model's own size")
+            note(
+                f"{prompts}: ignored {', '.join(read.unread)}; all pictures use --guidance and the model's default size"
+            )
     check(asked, eraser or (), out, out_dir, force=force, compare=compare)
     erasers = load_erasers(eraser or [])
     for name, loaded in erasers.items():
@@ -142,12 +141,12 @@ def generate(
     cut = note_cuts(pipe, [one.prompt for one in asked])
     note_lost(cut, erasers.values())
     if allow_amplify or chat:
-        raise ExciseError("--allow-amplify and --chat are for language models; leave them out")
+        raise ExciseError("--allow-amplify and --chat only apply to language models; leave them out")
     sides = 2 if compare else 1
     pictures, total = sides * sum(len(one.seeds) for one in asked), sides * denoising_steps(asked, steps)
     with (
-        progress(f"drawing {_counted(pictures)}", total, "steps") as advance,
-        warnings.catch_warnings(record=True) as said,
+        progress(f"generating {_counted(pictures)}", total, "steps") as advance,
+        warnings.catch_warnings(record=True) as warned,
     ):
         warnings.simplefilter("always", UserWarning)
         data = draw_prompts(
@@ -165,15 +164,15 @@ def generate(
             sae=whole,
             progress=advance,
         )
-    for message in dict.fromkeys(str(one.message) for one in said if issubclass(one.category, UserWarning)):
+    for message in dict.fromkeys(str(one.message) for one in warned if issubclass(one.category, UserWarning)):
         note(f"warning: {message}")
     where = " and ".join(str(place) for place in (out, out_dir) if place is not None)
     first, last = data["seeds"][0], data["seeds"][-1]
     seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
     data["dropped"] = dropped
     data["cut"] = [{"prompt": one.prompt, "lost": one.lost} for one in cut]
-    there = f" ({data['kept']} of them there already)" if data["kept"] else ""
-    emit(json, data, lambda: typer.echo(f"{where}: {_counted(data['pictures'])}{there}, {seeds}"))
+    kept = f" ({data['kept']} of them there already)" if data["kept"] else ""
+    emit(json, data, lambda: typer.echo(f"{where}: {_counted(data['pictures'])}{kept}, {seeds}"))
 
 
 def _counted(pictures: int) -> str:
@@ -181,7 +180,7 @@ def _counted(pictures: int) -> str:
 
 
 def _writes_text(model: str | None) -> bool:
-    """Whether that is a language model on this machine, whose texts are printed."""
+    """Return whether `model` is a language model on this machine."""
     if model is None:
         return False
     from excise.app.models.language import find_language_model
@@ -192,7 +191,7 @@ def _writes_text(model: str | None) -> bool:
 def _write(
     pipe: LanguageModel, prompts: list[str], erasers: dict[str, Any], how: dict[str, Any], as_json: bool, **options: Any
 ) -> None:
-    """Print what a language model writes, with the erasers attached as `how` says."""
+    """Print a language model's continuations, with the erasers attached with the options `how`."""
     from dataclasses import asdict
 
     from excise.app.models.language import generate_text
@@ -208,7 +207,7 @@ def _write(
         for text in written:
             typer.echo(f"prompt: {text.prompt}")
             for name in ("before", "after"):
-                if (said := getattr(text, name)) is not None:
-                    typer.echo(f"{name + ':':<7} {' '.join(said.split())}")
+                if (reply := getattr(text, name)) is not None:
+                    typer.echo(f"{name + ':':<7} {' '.join(reply.split())}")
 
     emit(as_json, {"texts": [asdict(text) for text in written]}, show)

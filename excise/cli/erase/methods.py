@@ -1,4 +1,4 @@
-"""`excise methods`: the erasure methods, and their papers."""
+"""`excise methods`: the erasure methods, their settings and their papers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from excise.cli.command import Commands
 from excise.cli.options import Json
 from excise.cli.terminal import emit, prose, table
 
+MethodName = Annotated[str, typer.Argument(help="A method's name, or several joined with +.")]
+
 app = Commands(
-    help="List the erasure methods; `excise methods show NAME` explains settings, `cite NAME` prints BibTeX."
+    help="List the erasure methods. `excise methods show NAME` explains settings, `cite NAME` prints BibTeX."
 )
 
 
 @app.callback(invoke_without_command=True, epilog="Example: excise methods --json")
 def listed(context: typer.Context, json: Json = False) -> None:
-    """List the erasure methods: how each is fitted, what it edits, and the licence of its authors' own code."""
+    """List the erasure methods: how each is fitted, what it edits, and the licence of its authors' code."""
     from excise.app.erase.methods import describe_methods
 
     if context.invoked_subcommand is not None:
@@ -38,12 +40,10 @@ def listed(context: typer.Context, json: Json = False) -> None:
 
 
 @app.command(epilog="Example: excise methods show esd-x")
-def show(
-    name: Annotated[str, typer.Argument(help="A method's name, or several joined by +.")], json: Json = False
-) -> None:
-    """Show a method's settings: default, the paper's value, the bundled model's, what each takes and means.
+def show(name: MethodName, json: Json = False) -> None:
+    """Show a method's settings: default, the paper's value, the bundled model's value, allowed values and meaning.
 
-    Give them to `excise erase` with --set; `--preset paper` sets all of the paper's.
+    Change them with `excise erase --set`; `--preset paper` uses all the paper's values.
     """
     from excise.app.erase.methods import describe_settings
 
@@ -71,7 +71,7 @@ def show(
 
 
 def _plain(value: object) -> str:
-    """A value as --set takes it."""
+    """Format a value as --set takes it."""
     if isinstance(value, tuple):
         return "+".join(map(str, value)) or "empty"
     if value is None or isinstance(value, bool):
@@ -80,7 +80,7 @@ def _plain(value: object) -> str:
 
 
 @app.command(epilog="Example: excise methods cite esd-x")
-def cite(name: Annotated[str, typer.Argument(help="A method's name, or several joined by +.")]) -> None:
+def cite(name: MethodName) -> None:
     """Print a method's paper as BibTeX."""
     from excise.app.erase.methods import citation
 

@@ -1,4 +1,4 @@
-"""The SAE of a model of one's own: found in the cache, or trained there once."""
+"""SAE for the user's own model: taken from the cache, or trained into it once."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from excise.pipeline import Pipeline
 def sae_of(
     pipe: Pipeline, model: str, site: str | None, prompts: tuple[str, list[str]] | None, tokens: int | None, device: str
 ) -> Path:
-    """The folder of the SAE of a pipeline's text encoders. Says what a training will take before it begins.
+    """Return the folder of the SAE for a pipeline's text encoders, training it if it is not in the cache.
 
-    `prompts` are the name of their file and the texts.
+    Prints the cost of training before it begins. `prompts` holds the name of their file and the texts.
 
-    Raises ExciseError where there is none in the cache and its prompts cannot be read.
+    Raises ExciseError if the SAE is not in the cache and its training prompts cannot be read.
     """
     from excise.app.models.resolve import parse_site
     from excise.app.training.sae_cache import cached_sae, cost_of, planned, train_planned
@@ -34,20 +34,20 @@ def sae_of(
         card["corpus"] = f"{name}: {len(texts)} prompts"
     else:
         try:
-            texts, said = recipe_prompts("snce-sd14")
+            texts, description = recipe_prompts("snce-sd14")
         except ExciseError as error:
             raise ExciseError(
-                f"{model} has no SAE yet, and the paper's prompts to train one on cannot be had from the hub; give "
-                "--prompts FILE with some tens of thousands, or --sae FOLDER"
+                f"{model} has no SAE yet, and the paper's prompts to train one on cannot be downloaded from the hub; "
+                "give --prompts FILE with tens of thousands of prompts, or --sae FOLDER"
             ) from error
-        card |= said
+        card |= description
     config = recipe_config(None)
     training = planned(pipe, texts, config if tokens is None else replace(config, tokens=tokens), card, place)
     if not training.left:
         note(f"SAE of {model}: {training.folder}")
         return training.folder
-    note(f"{model} has no SAE yet: training one on {cost_of(pipe, training, device)}, once, in {training.folder}")
-    note("Ctrl-C keeps what is done; the same call goes on")
+    note(f"{model} has no SAE yet: training one, once, in {training.folder}: {cost_of(pipe, training, device)}")
+    note("Ctrl-C keeps what is done; repeat the command to resume")
     for folder, layer in training.left.items():
         note(f"training at {layer.key}")
         with shown(progress, len(texts), training.config.tokens) as (captured, line):

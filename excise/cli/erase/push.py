@@ -1,13 +1,12 @@
-"""`excise push`: an eraser to the hub."""
+"""`excise push`: publish an eraser on the hub."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from excise.cli.options import Json
+from excise.cli.options import EraserFolder, Json
 from excise.cli.terminal import emit
 
 
@@ -16,25 +15,25 @@ def register(app: typer.Typer) -> None:
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="Folder of an eraser, or of several.", metavar="DIR")],
+    folder: EraserFolder,
     repo: Annotated[
         str,
         typer.Argument(
-            help="Repository on the hub; made where there is none. Of several erasers each gets one: "
-            "OWNER/NAME-, and its folder's name.",
+            help="Repository on the hub, created if missing. With several erasers, each gets its own: "
+            "OWNER/NAME-FOLDER.",
             metavar="OWNER/NAME",
         ),
     ],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[
-        str | None, typer.Option("--revision", help="Branch to push to; made where there is none. Default: main.")
+        str | None, typer.Option("--revision", help="Branch to push to, created if missing. Default: main.")
     ] = None,
-    message: Annotated[str, typer.Option("--message", help="The commit's message.")] = "Push an eraser",
+    message: Annotated[str, typer.Option("--message", help="Commit message.")] = "Push an eraser",
     json: Json = False,
 ) -> None:
-    """Push an eraser to the Hugging Face hub with a card that says what it is; `hf auth login` comes first.
+    """Push an eraser to the Hugging Face hub, with a model card. Log in first with `hf auth login`.
 
-    A README.md or a signature in the folder goes along; the README.md then takes the card's place.
+    A signature in the folder is pushed too. A README.md in the folder replaces the generated card.
     """
     from excise.erasers import Eraser, eraser_folders
     from excise.erasers.artefact.hub import push_folder
@@ -42,13 +41,13 @@ def push(
 
     check_name(repo)
     folders = eraser_folders(folder)
-    for own in folders:
-        Eraser.load(own)  # before the first is pushed
+    for one in folders:
+        Eraser.load(one)  # check all of them before the first is pushed
     rows = []
-    for own in folders:
-        name = repo if len(folders) == 1 else f"{repo}-{own.name}"
-        eraser, url = push_folder(own, name, private=private or None, revision=revision, commit_message=message)
-        rows.append({"folder": str(own), "repo": name, "url": url, "digest": eraser.digest})
+    for one in folders:
+        name = repo if len(folders) == 1 else f"{repo}-{one.name}"
+        eraser, url = push_folder(one, name, private=private or None, revision=revision, commit_message=message)
+        rows.append({"folder": str(one), "repo": name, "url": url, "digest": eraser.digest})
         if not json:
             typer.echo(f"{url}: “{eraser.concept}”, digest {eraser.digest[:12]}")
     if json:

@@ -1,4 +1,4 @@
-"""Erasers of several concepts, or by several methods."""
+"""`excise erase` with several concepts or methods."""
 
 from __future__ import annotations
 
@@ -24,25 +24,28 @@ def erase_several(
     device: str,
     weights: Weights,
     jobs: int,
-    anew: bool,
+    force: bool,
     json: bool,
 ) -> None:
-    """Erasers of several concepts, or by several methods. Exit code 3 where one is too weak, 2 where one is refused."""
+    """Make erasers of several concepts or by several methods.
+
+    Exits with code 2 if one is refused, else with code 3 if one is too weak.
+    """
     from excise.app.erase.many import Done, erase_all, plan
     from excise.errors import ExciseError
 
     methods = [part.strip() for part in by.split(",") if part.strip()]
     tasks = plan(names, methods, out, given, kind, n, accept_weak, preset)
 
-    def told(done: Done) -> None:
+    def report(done: Done) -> None:
         how = {
             "made": f"{done.seconds:.0f} s, {done.bytes / 1000:.1f} kB",
-            "kept": "there already, kept as it is; --force makes it anew",
+            "kept": "there already and kept; --force makes it again",
         }
         weak = f"; WEAK: {done.why}" if done.why and done.state in how else ""
         note(f"{done.out}: {how.get(done.state, f'{done.state}: {done.why}')}{weak}")
 
-    found = erase_all(tasks, model, device, jobs, told, weights, anew=anew)
+    found = erase_all(tasks, model, device, jobs, report, weights, anew=force)
     refused, weak = ([done for done in found if done.state == state] for state in ("refused", "weak"))
 
     def show() -> None:
@@ -51,7 +54,7 @@ def erase_several(
 
     emit(json, [done.to_json() for done in found], show)
     if refused:
-        raise ExciseError(f"{len(refused)} of {len(found)} were refused, first {refused[0].out}: {refused[0].why}")
+        raise ExciseError(f"{len(refused)} of {len(found)} were refused, the first {refused[0].out}: {refused[0].why}")
     if weak:
-        complain(f"{len(weak)} of {len(found)} are too weak, first {weak[0].out}: {weak[0].why}")
+        complain(f"{len(weak)} of {len(found)} are too weak, the first {weak[0].out}: {weak[0].why}")
         raise typer.Exit(NOT_PASSED)

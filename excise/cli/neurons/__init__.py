@@ -1,1 +1,1 @@
-"""Commands of the neuron database."""
+"""Commands for the neuron database."""

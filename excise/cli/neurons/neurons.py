@@ -1,4 +1,4 @@
-"""`excise neurons`: what every neuron of an SAE answers to, in one file to search, read and share."""
+"""`excise neurons`: one file that records what every neuron of an SAE fires on, to search, read and share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Device, Force, Json, Model, Sae, SiteOption
+from excise.cli.options import Column, Device, Force, Json, Model, Sae, SiteOption, Top
 from excise.cli.terminal import aligned, emit, key_values, note, progress, table
 from excise.cli.weights import choosing_weights
 from excise.outputs import EXPORTS, check_extra, check_file, check_folder, check_resumed_file
@@ -21,33 +21,37 @@ if TYPE_CHECKING:
     from excise.neurons.contexts import Context
     from excise.neurons.database.entry import Entry
 
-app = Commands(help="The neuron database: what each neuron of an SAE answers to.", no_args_is_help=True)
+app = Commands(help="Build and search a database of what each neuron of an SAE fires on.", no_args_is_help=True)
 
-Database = Annotated[Path, typer.Option("--db", help="The neuron database.")]
+Database = Annotated[Path, typer.Option("--db", help="File of the neuron database.")]
 NAME = Path("neurons.db")
 
 
 @app.command(epilog="Example: excise neurons build --out neurons.db")
 @choosing_weights
 def build(
-    out: Annotated[Path, typer.Option("--out", help="The database to write.")] = NAME,
+    out: Annotated[Path, typer.Option("--out", help="File for the database.")] = NAME,
     prompts: Annotated[
         Path | None,
         typer.Option(
-            "--prompts", help="Prompts to watch neurons on: .txt, .csv, .jsonl or .parquet. Default: captions."
+            "--prompts",
+            help="Prompts to run through the SAE: .txt, .csv, .jsonl or .parquet. Default: the bundled model's "
+            "captions.",
         ),
     ] = None,
-    column: Annotated[str, typer.Option("--column", help="Column of the prompts in such a file.")] = "prompt",
+    column: Column = "prompt",
     captions: Annotated[
-        int, typer.Option("--captions", help="Captions of the bundled model, where no file is given.", **bounds.CORPUS)
+        int, typer.Option("--captions", help="Without --prompts: number of captions.", **bounds.CORPUS)
     ] = 10_000,
     english: Annotated[
         int,
         typer.Option(
-            "--english", help="English sentences with them; needs Debian's wordnet-base.", **bounds.CORPUS_OR_NONE
+            "--english",
+            help="Without --prompts: number of English sentences to add; needs Debian's wordnet-base.",
+            **bounds.CORPUS_OR_NONE,
         ),
     ] = 0,
-    contexts: Annotated[int, typer.Option("--contexts", help="Prompts to keep of each neuron.", **bounds.COUNT)] = 10,
+    contexts: Annotated[int, typer.Option("--contexts", help="Prompts to keep per neuron.", **bounds.COUNT)] = 10,
     model: Model = None,
     sae: Sae = None,
     site: SiteOption = None,
@@ -55,7 +59,7 @@ def build(
     weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
-    """Watch every neuron of an SAE on a corpus. The same call goes on where an interrupted one stopped."""
+    """Record where every neuron of an SAE fires on a corpus. Repeat the command to resume it."""
     check_resumed_file(out)
     from excise.app.models.resolve import load_pipeline, parse_site, sae_folder
     from excise.app.neurons.database import Watching
@@ -68,20 +72,20 @@ def build(
     pipe = load_pipeline(model, device, weights)
     note_cuts(pipe, texts)
     place = None if site is None else parse_site(pipe, site)
-    with progress("watching neurons", len(texts) + m) as advance:
+    with progress("recording neurons", len(texts) + m) as advance:
         made = built(pipe, folder, texts, out, advance, corpus=corpus, site=place, watching=Watching(contexts=contexts))
 
-    def told() -> None:
-        was = "saved in" if made.fresh else "there already in"
-        typer.echo(f"{made.neurons:,} of {made.m:,} neurons fire on {corpus}; {was} {out}")
+    def printed() -> None:
+        state = "saved in" if made.fresh else "there already in"
+        typer.echo(f"{made.neurons:,} of {made.m:,} neurons fire on {corpus}; {state} {out}")
 
-    emit(json, made.row(), told)
+    emit(json, made.row(), printed)
 
 
 def corpus_of(
     prompts: Path | None, column: str, captions: int, english: int, model: str | None
 ) -> tuple[list[str], str]:
-    """The prompts that neurons are watched on, and what they are, in words. Raises ExciseError where there are none."""
+    """Return the prompts to run through an SAE, and their description. Raises ExciseError if they are missing."""
     from excise.concepts import read_prompts
     from excise.errors import ExciseError
 
@@ -89,15 +93,17 @@ def corpus_of(
         texts = list(read_prompts(prompts, column))
         return texts, f"{len(texts):,} prompts of {prompts.name}"
     if model is not None:
-        raise ExciseError("--model needs --prompts FILE: a corpus to watch the neurons on")
+        raise ExciseError("--model needs --prompts FILE: a corpus to run through the SAE")
     from excise import reference
 
-    said = f"{captions:,} captions of the bundled model" + (f" and {english:,} sentences of English" if english else "")
-    return list(reference.sae_corpus(captions=captions, english=english)), said
+    # Saved in the database, and parsed by captions_of.
+    description = f"{captions:,} captions of the bundled model"
+    description += f" and {english:,} sentences of English" if english else ""
+    return list(reference.sae_corpus(captions=captions, english=english)), description
 
 
 def captions_of(corpus: str) -> tuple[int, int] | None:
-    """How many captions and English sentences a corpus is of, by what `corpus_of` says of it; None for others."""
+    """Return the numbers of captions and English sentences in a description by `corpus_of`; None for other corpora."""
     found = re.fullmatch(r"([\d,]+) captions of the bundled model(?: and ([\d,]+) sentences of English)?", corpus)
     if found is None:
         return None
@@ -107,14 +113,14 @@ def captions_of(corpus: str) -> tuple[int, int] | None:
 
 @app.command(epilog="Example: excise neurons show 1153 --db neurons.db")
 def show(
-    neuron: Annotated[int, typer.Argument(help="The neuron's number.", **bounds.NEURON)],
+    neuron: Annotated[int, typer.Argument(help="Number of the neuron.", **bounds.NEURON)],
     db: Database = NAME,
     contexts: Annotated[
-        int, typer.Option("--contexts", help="How many of its contexts to show.", **bounds.COUNT_OR_NONE)
+        int, typer.Option("--contexts", help="Number of its contexts to show.", **bounds.COUNT_OR_NONE)
     ] = 10,
     json: Json = False,
 ) -> None:
-    """Show one neuron: where it fires, what it writes, what is said of it."""
+    """Show one neuron: where it fires, what it writes, and its tags and explanations."""
     from excise.neurons.database.database import NeuronDatabase
 
     with NeuronDatabase.open(db) as database:
@@ -127,14 +133,14 @@ def search(
     text: Annotated[
         str,
         typer.Argument(
-            help="Words of an explanation, a tag, a pattern, a context, or a token it fires at or lies near."
+            help="Words of an explanation, tag, pattern or context, or a token that a neuron fires at or lies near."
         ),
     ],
     db: Database = NAME,
-    top: Annotated[int, typer.Option("--top", help="How many neurons to show.", **bounds.COUNT)] = 20,
+    top: Top = 20,
     json: Json = False,
 ) -> None:
-    """Find neurons. Exit code 1 where there is none."""
+    """Search for neurons. Exit code 1 if none matches."""
     from excise.neurons.database.database import NeuronDatabase
 
     with NeuronDatabase.open(db) as database:
@@ -153,7 +159,7 @@ def export(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Write the neurons that fire to a file for other programs."""
+    """Export the neurons that fire to a file for other programs."""
     check_file(out, EXPORTS, force=force)
     if out.suffix == ".parquet":
         check_extra("pyarrow", "parquet", f"--out {out}")
@@ -167,15 +173,16 @@ def export(
 
 @app.command(epilog="Example: excise neurons browse --db neurons.db --out neurons --eraser gun-eraser")
 def browse(
-    out: Annotated[Path, typer.Option("--out", help="Folder to write the page to.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the page.")],
     db: Database = NAME,
     eraser: Annotated[
-        list[Path] | None, typer.Option("--eraser", help="An eraser to link with the neurons it edits; repeatable.")
+        list[Path] | None,
+        typer.Option("--eraser", help="Folder of an eraser to link to the neurons it edits. Repeatable."),
     ] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Write a page to browse the database with: one file that opens from the disk and fetches nothing."""
+    """Write an HTML page for browsing the database: one file that works offline."""
     check_folder(out, own=("index.html",), force=force)
     from excise.app.neurons.page import write_browser
     from excise.neurons.database.database import NeuronDatabase
@@ -195,11 +202,11 @@ def browse(
 def import_(
     file: Annotated[Path, typer.Argument(help="Safe-SAIL's published neuron database, en_db.json or cn_db.json.")],
     out: Annotated[
-        Path, typer.Option("--out", help="The database to write; of several layers, one beside it for each.")
+        Path, typer.Option("--out", help="File for the database; with several layers, one file per layer next to it.")
     ],
     json: Json = False,
 ) -> None:
-    """Turn a neuron database that others published into ours. Words that were masked stay masked."""
+    """Convert a published neuron database to Excise's format. Masked words stay masked."""
     check_resumed_file(out)
     from excise.app.neurons.safe_sail import import_safe_sail
 
@@ -213,13 +220,11 @@ def import_(
 @choosing_weights
 def tag(
     concepts: Annotated[
-        str, typer.Argument(help="Known concepts with commas between them, or a file of concepts or pairs.")
+        str, typer.Argument(help="Known concepts, separated by commas, or a file of concepts or pairs.")
     ],
     db: Database = NAME,
-    top: Annotated[int, typer.Option("--top", help="How many neurons of each concept at most.", **bounds.COUNT)] = 3,
-    least: Annotated[
-        float, typer.Option("--least", help="Held-out AUROC that a neuron must reach.", **bounds.SHARE)
-    ] = 0.9,
+    top: Annotated[int, typer.Option("--top", help="Neurons to tag per concept at most.", **bounds.COUNT)] = 3,
+    least: Annotated[float, typer.Option("--least", help="Least held-out AUROC for a tag.", **bounds.SHARE)] = 0.9,
     model: Model = None,
     sae: Sae = None,
     device: Device = "cpu",
@@ -275,13 +280,16 @@ def print_entries(title: str, entries: list[Entry]) -> None:
 
 
 def print_entry(entry: Entry, contexts: int = 10) -> None:
-    """Print what is known of one neuron."""
+    """Print one neuron's entry."""
     from excise.neurons.database.entry import pattern_text
 
-    said = entry.explanation
-    by = f" ({said.by}{f', {said.at[:10]}' if said.at else ''})" if said else ""
+    explanation = entry.explanation
+    by = f" ({explanation.by}{f', {explanation.at[:10]}' if explanation.at else ''})" if explanation else ""
     rows = [
-        ("explanation", f"{said.text}{by}" if said else "none by a language model; see its patterns and tokens"),
+        (
+            "explanation",
+            f"{explanation.text}{by}" if explanation else "none by a language model; see patterns and tokens",
+        ),
         ("tags", ", ".join(f"{t.concept} (AUROC {figure(t.auroc)})" for t in entry.tags)),
         ("scores", ", ".join(f"{name} {figure(s.value)}" for name, s in entry.scores.items())),
         ("patterns", "; ".join(map(pattern_text, entry.patterns))),
@@ -296,11 +304,11 @@ def print_entry(entry: Entry, contexts: int = 10) -> None:
     if shown:
         codes = aligned([context.peak for context in shown])
         cells = [(code, marked(c, entry.peak or c.peak)) for code, c in zip(codes, shown, strict=True)]
-        table("Strongest contexts, «tokens» it fires at", ("code", "prompt"), cells)
+        table("Strongest contexts, with the «tokens» it fires at", ("code", "prompt"), cells)
 
 
 def marked(context: Context, peak: float) -> str:
-    """A prompt with the tokens at which the code is a quarter of `peak` or more between « and »."""
+    """Return the prompt, with « and » around each token whose code is at least a quarter of `peak`."""
     parts = []
     for token, code in zip(context.tokens, context.codes, strict=True):
         word = token.lstrip()
@@ -309,5 +317,5 @@ def marked(context: Context, peak: float) -> str:
 
 
 def figure(value: float | None) -> str:
-    """A figure for a table's cell; a dash where there is none."""
+    """Format a figure for a table cell; None becomes a dash."""
     return "-" if value is None else f"{value:.3g}"

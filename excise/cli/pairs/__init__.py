@@ -1,1 +1,1 @@
-"""Commands of files of prompt pairs."""
+"""Commands for files of prompt pairs."""

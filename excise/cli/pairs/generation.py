@@ -1,4 +1,4 @@
-"""`excise pairs generate`: pairs that a language model writes."""
+"""`excise pairs generate`: pairs written by a language model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from excise.cli import bounds
-from excise.cli.asking import KEY, Answers, BaseUrl, Jobs, KeyVariable, ModelName
-from excise.cli.asking import asked as asked_of
-from excise.cli.options import Count, Device, Force, Json, Kind
+from excise.cli.asking import KEY, Answers, BaseUrl, Jobs, KeyVariable, ModelName, chosen_backend
+from excise.cli.options import ConceptWords, Count, Device, Force, Json, Kind, Mentions
 from excise.cli.terminal import emit, note, progress, table
 from excise.outputs import PAIRS, check_absent, check_file
 
@@ -28,19 +27,19 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    concept: Annotated[str, typer.Argument(help="A known concept, or any name together with --mentions.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write, .csv or .jsonl; a report is put beside it.")],
-    mentions: Annotated[
-        str | None, typer.Option("--mentions", help='Words for the concept, separated by commas: "gun, pistol".')
-    ] = None,
+    concept: ConceptWords,
+    out: Annotated[
+        Path, typer.Option("--out", help="File for the pairs, .csv or .jsonl; a report is written next to it.")
+    ],
+    mentions: Mentions = None,
     kind: Kind = "object",
     n: Count = 100,
     backend: Annotated[
         str,
         typer.Option(
             "--backend",
-            help="Who writes: openai (any server that speaks chat completions), transformers (in this process) or "
-            "template (no model).",
+            help="Model that writes the pairs: openai (any server with a chat completions API), transformers (in this "
+            "process) or template (no model).",
         ),
     ] = TEMPLATE,
     model_name: ModelName = None,
@@ -50,19 +49,19 @@ def generate(
     questions: Annotated[
         int | None,
         typer.Option(
-            "--questions", help="Ask so many questions at most. Default: four times what would do.", **bounds.COUNT
+            "--questions",
+            help="Questions to ask at most. Default: four times as many as needed if every answer is used.",
+            **bounds.COUNT,
         ),
     ] = None,
     cache: Answers = None,
-    fill: Annotated[bool, typer.Option("--fill", help="Take what is missing in the end from templates.")] = False,
-    seed: Annotated[
-        int, typer.Option("--seed", help="Other questions and templates for another number.", **bounds.SEED)
-    ] = 0,
+    fill: Annotated[bool, typer.Option("--fill", help="Make up a shortfall with pairs from templates.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed that selects questions and templates.", **bounds.SEED)] = 0,
     device: Device = "cpu",
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Have a language model write a concept's pairs, and keep those that fit and balance."""
+    """Have a language model write a concept's pairs, and keep those that pass the checks and balance."""
     check_file(out, PAIRS, force=force)
     from excise.app.pairs import generation
 
@@ -70,13 +69,13 @@ def generate(
     from excise.concepts.generation import recipe
     from excise.errors import ExciseError
 
-    asked = recipe(concept, [m.strip() for m in mentions.split(",")] if mentions is not None else None, kind)
+    order = recipe(concept, [m.strip() for m in mentions.split(",")] if mentions is not None else None, kind)
     report = generation.report_path(out)
-    writer = asked_of(backend, TEMPLATE, model_name, base_url, api_key_env, device)
+    writer = chosen_backend(backend, TEMPLATE, model_name, base_url, api_key_env, device)
     folder = (cache or out.with_suffix(".answers")) if writer is not None else None
     with progress("pairs", n) as advance:
         made = generation.generate(
-            asked, n, writer, folder, advance, fill=fill, seed=seed, jobs=jobs, questions=questions
+            order, n, writer, folder, advance, fill=fill, seed=seed, jobs=jobs, questions=questions
         )
     generation.save(made, out)
     counted = made.report()
@@ -85,28 +84,30 @@ def generate(
     for text in [*made.notes, *counted["failures"]]:
         note(f"warning: {text}")
     if not made.pairs:
-        raise ExciseError(f"not one pair could be kept ({_why(counted)}); see {report}")
+        raise ExciseError(f"no pair could be kept ({_why(counted)}); see {report}")
     if folder is not None:
-        note(f"the answers are kept in {folder}")
+        note(f"answers are kept in {folder}")
     first = [(p.concept, p.deconcept) for p in made.pairs[:5]]
     emit(json, {**counted, "out": str(out), "report": str(report)}, lambda: _show(made, counted, first, out))
 
 
 def _why(counted: dict[str, Any]) -> str:
-    """Where candidates went, in words."""
-    went = [f"{n} ({reason})" for reason, n in counted["rejected"].items()]
-    return ", ".join([*went, *([f"{counted['unparsed']} (no pair to read)"] if counted["unparsed"] else [])]) or "none"
+    """Describe why candidates were rejected."""
+    reasons = [f"{n} ({reason})" for reason, n in counted["rejected"].items()]
+    unparsed = [f"{counted['unparsed']} (not readable as a pair)"] if counted["unparsed"] else []
+    return ", ".join([*reasons, *unparsed]) or "none"
 
 
 def _show(made: Generated, counted: dict[str, Any], first: list[tuple[str, str]], out: Path) -> None:
     table(f"{counted['kept']} pairs for “{counted['concept']}” in {out}", ("concept", "deconcept"), first)
     if made.cost.questions:
         asked = (
-            f"{counted['questions']} questions: {counted['cached']} answered before, {counted['unanswered']} not at all"
+            f"{counted['questions']} questions: {counted['cached']} answered from the cache, {counted['unanswered']} "
+            "unanswered"
         )
         typer.echo(f"{asked}; {counted['tokens']} tokens, {counted['tokens_spent']} of them this time")
-        typer.echo(f"pairs read: {counted['parsed']}")
-    typer.echo(f"not taken: {_why(counted)}" + (f"; {counted['spare']} spare" if counted["spare"] else ""))
+        typer.echo(f"pairs parsed: {counted['parsed']}")
+    typer.echo(f"rejected: {_why(counted)}" + (f"; {counted['spare']} spare" if counted["spare"] else ""))
     if made.cost.questions and counted["from_templates"]:
         typer.echo(f"from templates: {counted['from_templates']}")
     for problem in counted["problems"]:

@@ -1,4 +1,4 @@
-"""`excise pairs make` and `excise pairs check`; generating and reviewing have files of their own."""
+"""`excise pairs make` and `excise pairs check`. `generate` and `review` have their own modules."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Annotated
 import typer
 
 from excise.cli.command import Commands
-from excise.cli.options import Count, Force, Json, Kind, Mentions
+from excise.cli.options import ConceptWords, Count, Force, Json, Kind, Mentions, PairsArgument
 from excise.cli.pairs import generation, review
 from excise.cli.terminal import emit, table
 from excise.outputs import PAIRS, check_file
 
-app = Commands(help="Concept and deconcept prompts.", no_args_is_help=True)
+app = Commands(help="Make, check and review pairs of prompts with and without a concept.", no_args_is_help=True)
 
 
 @app.command(epilog="Example: excise pairs make gun --out gun.csv")
 def make(
-    concept: Annotated[str, typer.Argument(help="A known concept, or any name together with --mentions.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write, .csv or .jsonl.")],
+    concept: ConceptWords,
+    out: Annotated[Path, typer.Option("--out", help="File for the pairs, .csv or .jsonl.")],
     mentions: Mentions = None,
     kind: Kind = "object",
     n: Count = 100,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Write structurally balanced pairs of a concept to a file."""
+    """Make balanced pairs for a concept from templates."""
     check_file(out, PAIRS, force=force)
     from excise.app.models.resolve import concept_named
     from excise.concepts import check as problems
@@ -55,11 +55,11 @@ def make(
 
 @app.command(epilog='Example: excise pairs check gun.csv --mentions "gun"')
 def check(
-    file: Annotated[Path, typer.Argument(help="Pairs, .csv or .jsonl.")],
+    file: PairsArgument,
     mentions: Annotated[str, typer.Option("--mentions", help="The concept's words, separated by commas.")],
     json: Json = False,
 ) -> None:
-    """Look for what would mislead the identification. Exit code 1 where something is found."""
+    """Check pairs for problems that would mislead the search for neurons. Exit code 1 if there are any."""
     from excise.concepts import Concept, load_pairs
     from excise.concepts import check as problems
 

@@ -1,4 +1,4 @@
-"""`excise pairs review`: going through pairs by single keys, by lines, or by a file."""
+"""`excise pairs review`: go through pairs by single keys, by lines, or by a file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from excise.cli.keys import Hands, hands
-from excise.cli.options import Force, Json
+from excise.cli.keys import Answers, typed_answers
+from excise.cli.options import Force, Json, PairsArgument
 from excise.cli.terminal import emit, note
 from excise.errors import ExciseError
 from excise.outputs import PAIRS, check_file
@@ -17,8 +17,8 @@ from excise.outputs import PAIRS, check_file
 if TYPE_CHECKING:
     from excise.app.pairs.review import Review
 
-_CHOICES = {"y": "keep", "n": "drop", "e": "edit", "u": "undo", "q": "stop and keep the place"}
-_LAST = {"w": "write", "u": "undo", "q": "stop and keep the place"}
+_CHOICES = {"y": "keep", "n": "drop", "e": "edit", "u": "undo", "q": "stop and save progress"}
+_LAST = {"w": "write", "u": "undo", "q": "stop and save progress"}
 
 
 def register(app: typer.Typer) -> None:
@@ -26,25 +26,26 @@ def register(app: typer.Typer) -> None:
 
 
 def review(
-    file: Annotated[Path, typer.Argument(help="Pairs, .csv or .jsonl.")],
+    file: PairsArgument,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where kept pairs go. Default: beside FILE, its name and -reviewed.")
+        Path | None, typer.Option("--out", help="File for the kept pairs. Default: FILE's name with -reviewed added.")
     ] = None,
     mentions: Annotated[
-        str | None, typer.Option("--mentions", help="The concept's words, separated by commas: problems are shown.")
+        str | None,
+        typer.Option("--mentions", help="The concept's words, separated by commas; problems are then shown."),
     ] = None,
     export_jsonl: Annotated[
-        Path | None, typer.Option("--export-jsonl", help="Write the pairs here, with a column keep to fill in.")
+        Path | None, typer.Option("--export-jsonl", help="File to export the pairs to, with a column keep to fill in.")
     ] = None,
     apply: Annotated[
-        Path | None, typer.Option("--apply", help="Read that file back, and write the pairs it keeps.")
+        Path | None, typer.Option("--apply", help="The exported file, filled in: write the pairs it keeps.")
     ] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Keep, drop or edit pairs one by one; what is decided is kept when you stop."""
+    """Keep, drop or edit pairs one by one. Your decisions are saved when you stop."""
     if export_jsonl is not None and apply is not None:
-        raise ExciseError("give either --export-jsonl or --apply: the one comes before your work, the other after it")
+        raise ExciseError("give either --export-jsonl or --apply: export first, fill the file in, then apply it")
     if file.is_dir():
         raise ExciseError(f"{file} is a folder; name a file of pairs")
     out = out or file.with_name(f"{file.stem}-reviewed{file.suffix}")
@@ -56,26 +57,26 @@ def review(
     from excise.concepts import Concept, check
 
     words = tuple(m.strip() for m in mentions.split(",")) if mentions is not None else ()
-    going = Review(file)
+    state = Review(file)
     written = False
     if export_jsonl is not None:
-        going.export(export_jsonl)
+        state.export(export_jsonl)
     elif apply is not None:
-        going.apply(apply)
+        state.apply(apply)
         written = True
     else:
-        if going.decisions and going.current is not None:
-            note(f"going on at pair {len(going.decisions) + 1} of {len(going.pairs)}")
-        written = _by_hand(going, words)
+        if state.decisions and state.current is not None:
+            note(f"resuming at pair {len(state.decisions) + 1} of {len(state.pairs)}")
+        written = _by_hand(state, words)
     if written:
-        going.finish(out)
-    problems = check(Concept(words[0], words, going.kept)) if words and written else []
+        state.finish(out)
+    problems = check(Concept(words[0], words, state.kept)) if words and written else []
     data = {
-        "pairs": len(going.pairs),
-        "kept": len(going.kept),
-        "edited": going.edited,
-        "dropped": len(going.decisions) - len(going.kept),
-        "left": len(going.pairs) - len(going.decisions),
+        "pairs": len(state.pairs),
+        "kept": len(state.kept),
+        "edited": state.edited,
+        "dropped": len(state.decisions) - len(state.kept),
+        "left": len(state.pairs) - len(state.decisions),
         "out": str(out) if written else None,
         "exported": str(export_jsonl) if export_jsonl is not None else None,
         "problems": problems,
@@ -84,57 +85,57 @@ def review(
     def show() -> None:
         for problem in problems:
             typer.echo(f"problem: {problem}")
-        where = f"written to {out}" if written else f"exported to {export_jsonl}" if export_jsonl else "go on any time"
-        typer.echo(f"{counts(going)}; {where}")
+        unwritten = f"exported to {export_jsonl}" if export_jsonl else "repeat the command to continue"
+        typer.echo(f"{counts(state)}; {f'written to {out}' if written else unwritten}")
 
     emit(json, data, show)
 
 
-def _by_hand(going: Review, mentions: tuple[str, ...]) -> bool:
-    """Ask for every pair; whether the kept ones are to be written."""
+def _by_hand(state: Review, mentions: tuple[str, ...]) -> bool:
+    """Ask about every pair. Returns whether to write the kept ones."""
     try:
-        with hands() as answers:
+        with typed_answers() as answers:
             while True:
-                _draw(going, mentions)
-                last = going.current is None
+                _show_next(state, mentions)
+                last = state.current is None
                 key = answers.choose(_LAST if last else _CHOICES)
                 if key in ("q", "w", None):
-                    # A list of answers that ends with the pairs has said all there is to say.
+                    # Piped input that ends exactly with the pairs is complete.
                     return key == "w" or (key is None and last)
                 if key == "u":
-                    if not going.undo():
+                    if not state.undo():
                         note("there is nothing to undo")
                 elif key == "e":
-                    _edit(going, answers)
+                    _edit(state, answers)
                 else:
-                    going.decide(key == "y")
+                    state.decide(key == "y")
     except KeyboardInterrupt:
         return False
 
 
-def _edit(going: Review, answers: Hands) -> None:
-    pair = going.current
+def _edit(state: Review, answers: Answers) -> None:
+    pair = state.current
     if pair is None:
         return
     concept = answers.text("concept prompt", pair.concept)
     deconcept = None if concept is None else answers.text("deconcept prompt", pair.deconcept)
     if deconcept is not None:
-        going.decide(True, concept, deconcept)
+        state.decide(True, concept, deconcept)
 
 
-def _draw(going: Review, mentions: tuple[str, ...]) -> None:
-    """The next pair on standard error, where its sides differ in bold, and what is wrong with it."""
+def _show_next(state: Review, mentions: tuple[str, ...]) -> None:
+    """Print the next pair and its problems on standard error, with the words that differ in bold."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from excise.concepts.sifting import faults
 
-    pair = going.current
+    pair = state.current
     if pair is None:
-        note(f"\n{counts(going)}; no pair is left")
+        note(f"\n{counts(state)}; no pair is left")
         return
-    note(f"\npair {len(going.decisions) + 1} of {len(going.pairs)}")
+    note(f"\npair {len(state.decisions) + 1} of {len(state.pairs)}")
     grid = Table.grid(padding=(0, 2))
     ours, theirs = pair.concept.split(), pair.deconcept.split()
     same = SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks()
@@ -146,7 +147,7 @@ def _draw(going: Review, mentions: tuple[str, ...]) -> None:
     Console(stderr=True, highlight=False).print(grid)
 
 
-def counts(going: Review) -> str:
-    """How far a review has come, in words."""
-    kept, left = len(going.kept), len(going.pairs) - len(going.decisions)
-    return f"{kept} kept ({going.edited} edited), {len(going.decisions) - kept} dropped, {left} left"
+def counts(state: Review) -> str:
+    """Describe the progress of a review."""
+    kept, left = len(state.kept), len(state.pairs) - len(state.decisions)
+    return f"{kept} kept ({state.edited} edited), {len(state.decisions) - kept} dropped, {left} left"

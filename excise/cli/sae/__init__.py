@@ -1,1 +1,1 @@
-"""Commands of sparse autoencoders."""
+"""Commands for sparse autoencoders."""

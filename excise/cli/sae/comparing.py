@@ -1,4 +1,4 @@
-"""`excise sae compare` and `excise sae sweep`: which SAE tells concepts apart best."""
+"""`excise sae compare` and `excise sae sweep`: find the SAE that separates concepts best."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Count, Device, Json, Model
+from excise.cli.options import Column, Count, Device, Json, Model
 from excise.cli.sae.supervised import app
 from excise.cli.terminal import aligned, emit, note, progress, prose, table
 from excise.cli.weights import choosing_weights
@@ -22,19 +22,19 @@ Concepts = Annotated[
     str,
     typer.Option(
         "--concepts",
-        help="Names with commas between them; a .txt file with one a line (`weapon: halberd, mace` gives its words); "
-        "or pairs in a .csv or .jsonl file with the columns name, concept, deconcept.",
+        help="Known concepts, separated by commas; a .txt file with one per line (`weapon: halberd, mace` also gives "
+        "its words); or a .csv or .jsonl file of pairs with columns name, concept, deconcept.",
     ),
 ]
-By = Annotated[str, typer.Option("--by", help="What is ranked by, a column's name; a wrong one lists them.")]
+By = Annotated[str, typer.Option("--by", help="Column to rank by; an unknown name lists them all.")]
 Share = Annotated[
     float,
     typer.Option(
-        "--t", help="L0,t counts neurons that tell a concept apart in this share of its pairs.", **bounds.SHARE
+        "--t", help="L0,t counts neurons that detect a concept in at least this share of its pairs.", **bounds.SHARE
     ),
 ]
 Threshold = Annotated[
-    float, typer.Option("--threshold", help="A code up to this does not count as firing.", **bounds.CODE)
+    float, typer.Option("--threshold", help="Largest code that does not count as firing.", **bounds.CODE)
 ]
 COLUMNS = {
     "i_cdf": "I_CDF",
@@ -46,14 +46,15 @@ COLUMNS = {
     "fvu": "FVU",
     "dead": "dead",
 }
-"""What fits a terminal of the figures; the others are in the json."""
+"""Figures that fit a terminal. --json has the others too."""
 NAMED = {name: key for key, name in COLUMNS.items()}
 """Figures by the names of their columns."""
 LEGEND = (
-    "Means over the concepts. I_CDF: neurons that tell a concept apart, each by how often; L0,t: those that do so in "
-    "a share t of the pairs. probe: accuracy on one neuron. TPP: what taking the top neuron out costs its concept's "
-    "probe more than others'. AUROC: of the top neuron, held out. carried: how much of what the concept changes in a "
-    "sentence that neuron writes. --json has more, concept by concept."
+    "Means over the concepts. I_CDF: number of neurons that detect a concept, each weighted by how often it does. "
+    "L0,t: number that do so in at least a share t of the pairs. probe: accuracy of a probe on one neuron. TPP: how "
+    "much more accuracy the concept's own probe loses than others' do when its top neuron is ablated. AUROC: of the "
+    "top neuron, held out. carried: share of the concept's change in a sentence that this neuron writes. --json has "
+    "more figures, and those of each concept."
 )
 
 
@@ -71,7 +72,7 @@ def compare(
     weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
-    """Rank SAEs by how well their neurons tell concepts apart. Needs neither pictures nor a language model."""
+    """Rank SAEs by how well their neurons separate concepts. Needs neither pictures nor a language model."""
     from excise.app.models.resolve import load_pipeline, sae_folder
     from excise.app.training.comparing import Comparing, concepts_of
     from excise.app.training.comparing import compare as compared
@@ -82,10 +83,10 @@ def compare(
     config = Comparing(t=t, threshold=threshold, by=by)
     wanted = concepts_of(concepts, n)
     if model is not None and not saes:
-        raise ExciseError("--model needs the folders of SAEs of that model's text encoder: excise sae compare SAE ...")
+        raise ExciseError("--model needs folders of SAEs of its text encoder: excise sae compare SAE ...")
     folders = saes or [sae_folder(None, None)]
     for folder in folders:
-        card(folder)  # before the model is loaded and the first is measured
+        card(folder)  # fail early: check them all before the model is loaded
     pipe = load_pipeline(model, device, weights)
     note_cuts(pipe, (side for one in wanted for pair in one.pairs for side in (pair.concept, pair.deconcept)))
     with progress("comparing SAEs", len(folders)) as advance:
@@ -98,20 +99,23 @@ def compare(
 )
 @choosing_weights
 def sweep(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the SAEs, one folder each.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the SAEs, with one folder each.")],
     sites: Annotated[
-        str | None, typer.Option("--sites", help="Sites with commas between them. Default: every layer's output.")
+        str | None, typer.Option("--sites", help="Sites, separated by commas. Default: every layer's output.")
     ] = None,
-    expansions: Annotated[str, typer.Option("--expansions", help="Neurons for each input dimension.")] = "4,8",
-    k: Annotated[str, typer.Option("--k", help="Neurons kept for each vector.")] = "8,32",
+    expansions: Annotated[
+        str, typer.Option("--expansions", help="Neurons per input dimension, separated by commas.")
+    ] = "4,8",
+    k: Annotated[str, typer.Option("--k", help="Neurons kept per vector, separated by commas.")] = "8,32",
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="Training prompts. Default, for the bundled model: its captions.")
+        Path | None,
+        typer.Option("--prompts", help="Training prompts. Default: for the bundled model, its captions."),
     ] = None,
-    column: Annotated[str, typer.Option("--column", help="Column of the prompts in such a file.")] = "prompt",
+    column: Column = "prompt",
     tokens: Annotated[
-        int, typer.Option("--tokens", help="Vectors each SAE trains on.", **bounds.TRAINING_VECTORS)
+        int, typer.Option("--tokens", help="Vectors to train each SAE on.", **bounds.TRAINING_VECTORS)
     ] = 1_000_000,
-    most: Annotated[int, typer.Option("--most", help="Prompts read at most.", **bounds.CORPUS)] = 4000,
+    most: Annotated[int, typer.Option("--most", help="Prompts to read at most.", **bounds.CORPUS)] = 4000,
     concepts: Concepts = "gun,knife,cat,rocket,ink",
     by: By = "i_cdf",
     t: Share = 0.5,
@@ -122,7 +126,7 @@ def sweep(
     weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
-    """Train a grid of SAEs on one reading of the prompts, and rank them. The same call goes on where it stopped."""
+    """Train a grid of SAEs on the same prompts, which are encoded once, and rank them. Repeat the command to resume."""
     check_resumed(out)
     from dataclasses import replace
     from itertools import islice
@@ -153,7 +157,7 @@ def sweep(
     places = [parse_site(pipe, text.strip()) for text in sites.split(",")] if sites else swept_sites(pipe)
     cells = grid(places, widths, kept)
     training = replace(recipe_config("reference" if model is None else None), tokens=tokens)
-    with progress("reading the prompts", len(texts)) as read, progress("training SAEs", len(cells)) as advance:
+    with progress("encoding prompts", len(texts)) as read, progress("training SAEs", len(cells)) as advance:
 
         def trained(cell: Cell, line: Progress | None) -> None:
             if line is None:
@@ -177,7 +181,7 @@ def sweep(
 
 
 def show(rows: list[dict[str, Any]], by: str) -> None:
-    """Print SAEs as a table, best first, and what its columns mean."""
+    """Print SAEs as a table, best first, with a legend."""
     titles = ["", *(f"{title}↓" if name == by else title for name, title in COLUMNS.items())]
     figures = zip(*(aligned([row[name] for row in rows]) for name in COLUMNS), strict=True)
     cells = [[str(n), *row] for n, row in enumerate(figures, 1)]
@@ -189,13 +193,13 @@ def show(rows: list[dict[str, Any]], by: str) -> None:
 
 
 def _numbers(option: str, text: str, allowed: bounds.Bounds) -> list[int]:
-    """Whole numbers with commas between them."""
+    """Parse whole numbers separated by commas. Raises ExciseError if one is out of bounds."""
     from excise.errors import ExciseError
 
     parts = [part.strip() for part in text.split(",")]
     low, high = int(allowed["min"]), int(allowed["max"])
     if not all(part.isdecimal() and low <= int(part) <= high for part in parts):
         raise ExciseError(
-            f"{option} cannot be {text!r}; it is whole numbers from {low} to {high} with commas between them: 4,8"
+            f"{option} cannot be {text!r}; give whole numbers from {low} to {high}, separated by commas, such as 4,8"
         )
     return [int(part) for part in parts]

@@ -1,4 +1,4 @@
-"""`excise sae`: training on text states, importing, looking; training with labels is in `supervised.py`."""
+"""`excise sae`: train on text states, import, inspect and measure. Training with labels is in `supervised.py`."""
 
 from __future__ import annotations
 
@@ -12,84 +12,89 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Device, Json, Model, SiteOption
+from excise.cli.options import (
+    Batch,
+    Bos,
+    Column,
+    Device,
+    Expansion,
+    Json,
+    K,
+    Model,
+    Rate,
+    SaeOut,
+    SiteOption,
+    Tokens,
+    TrainingSeed,
+)
 from excise.cli.terminal import emit, key_values, note, progress, table
 from excise.cli.weights import choosing_weights
 from excise.outputs import check_untrained
 
-app = Commands(help="Sparse autoencoders.", no_args_is_help=True)
+app = Commands(help="Train, import, compare and measure sparse autoencoders (SAEs).", no_args_is_help=True)
 
 
 @app.command(epilog="Example: excise sae train --prompts prompts.txt --site encoder.layers.5 --out sae")
 @choosing_weights
 def train(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the SAE.")],
+    out: SaeOut,
     prompts: Annotated[
         Path | None, typer.Option("--prompts", help="Training prompts: .txt, .csv, .jsonl or .parquet.")
     ] = None,
-    column: Annotated[str, typer.Option("--column", help="Column of the prompts in such a file.")] = "prompt",
+    column: Column = "prompt",
     recipe: Annotated[
-        str | None, typer.Option("--recipe", help="A published corpus instead of a file: reference or snce-sd14.")
+        str | None, typer.Option("--recipe", help="Published corpus to train on instead: reference or snce-sd14.")
     ] = None,
     diffusiondb: Annotated[
         Path | None,
-        typer.Option("--diffusiondb", help="snce-sd14: DiffusionDB's metadata.parquet. Default: the hub."),
+        typer.Option("--diffusiondb", help="snce-sd14: DiffusionDB's metadata.parquet. Default: from the hub."),
     ] = None,
-    i2p: Annotated[Path | None, typer.Option("--i2p", help="snce-sd14: I2P's csv. Default: the hub.")] = None,
+    i2p: Annotated[Path | None, typer.Option("--i2p", help="snce-sd14: I2P's csv file. Default: from the hub.")] = None,
     exclude_eval: Annotated[
         bool, typer.Option("--exclude-eval", help="snce-sd14: leave out I2P, which is also the test set.")
     ] = False,
     model: Model = None,
     site: SiteOption = None,
-    tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--tokens", help="Vectors to train on, repeats counted; default 10,000,000.", **bounds.TRAINING_VECTORS
-        ),
-    ] = None,
-    expansion: Annotated[
-        int | None, typer.Option("--expansion", help="Neurons for each input dimension; default 4.", **bounds.EXPANSION)
-    ] = None,
-    k: Annotated[int | None, typer.Option("--k", help="Neurons kept for each vector; default 32.", **bounds.K)] = None,
-    lr: Annotated[
-        float | None, typer.Option("--lr", help="Adam's learning rate; default 0.0004.", **bounds.RATE)
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option("--batch", help="Vectors in a step; default 4096.", **bounds.BATCH)
-    ] = None,
+    tokens: Tokens = None,
+    expansion: Expansion = None,
+    k: K = None,
+    lr: Rate = None,
+    batch: Batch = None,
     decay: Annotated[
         float | None,
-        typer.Option("--decay", help="Last share of the steps with a falling rate; default 0.", **bounds.SHARE),
+        typer.Option(
+            "--decay", help="Share of the steps, at the end, over which the learning rate falls to 0.", **bounds.SHARE
+        ),
     ] = None,
     shortlist: Annotated[
         int | None,
         typer.Option(
             "--shortlist",
-            help="Seek neurons in bfloat16 among so many spare ones (8); default 0, off.",
+            help="Preselect neurons in bfloat16, with this many to spare (such as 8). Default: 0, off.",
             **bounds.SHORTLIST,
         ),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="float32, or bfloat16 where the processor multiplies that faster.")
+        str | None,
+        typer.Option("--precision", help="float32, or bfloat16 if the processor multiplies that faster."),
     ] = None,
     padding: Annotated[
         float,
-        typer.Option("--padding", help="Share of the prompts whose padding is read too; default 1.", **bounds.SHARE),
+        typer.Option("--padding", help="Share of the prompts whose padding is trained on too.", **bounds.SHARE),
     ] = 1.0,
-    bos: Annotated[
-        bool,
-        typer.Option("--bos", help="Train on the first state too, which every prompt shares and no eraser edits."),
-    ] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Of initialisation and order.", **bounds.TRAINING_SEED)] = 0,
+    bos: Bos = False,
+    seed: TrainingSeed = 0,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
-    """Train a TopK SAE on a text encoder's states. The same call goes on where an interrupted one stopped.
+    """Train a TopK SAE on a text encoder's states. Repeat the command to resume it.
 
-    Without --site it is three quarters up the encoder; a pipeline with several text encoders gets an SAE for each.
+    Without --site, the SAE is trained three quarters of the way up the encoder. A pipeline with several text encoders
+    gets one SAE per encoder.
 
-    The defaults are the SNCE paper's; --recipe reference has its own, with which, and --bos, the bundled SAE was made.
+    Defaults are the SNCE paper's: --tokens 10,000,000, --expansion 4, --k 32, --lr 0.0004, --batch 4096, --decay 0.
+    --recipe reference has its own; with it and --bos the bundled SAE was trained.
     """
     from excise import sae as library
     from excise.app.erase.finding import chosen
@@ -103,7 +108,7 @@ def train(
     if (prompts is None) == (recipe is None):
         raise ExciseError("give either --prompts FILE or --recipe NAME")
     if exclude_eval and recipe != "snce-sd14":
-        raise ExciseError("--exclude-eval belongs to --recipe snce-sd14; leave it out")
+        raise ExciseError("--exclude-eval only applies to --recipe snce-sd14; leave it out")
     if recipe == "snce-sd14" and model is None:
         raise ExciseError("--recipe snce-sd14 needs --model: the folder or hub name of Stable Diffusion 1.4")
     asked: dict[str, Any] = {"expansion": expansion, "k": k, "lr": lr, "batch": batch, "tokens": tokens, "decay": decay}
@@ -111,8 +116,8 @@ def train(
     config = replace(recipe_config(recipe), seed=seed, **chosen(asked))
     card: dict[str, Any] = {"model": model or "bundled"}
     if recipe is not None:
-        texts, said = recipe_prompts(recipe, diffusiondb=diffusiondb, i2p=i2p, exclude_eval=exclude_eval)
-        card |= said
+        texts, description = recipe_prompts(recipe, diffusiondb=diffusiondb, i2p=i2p, exclude_eval=exclude_eval)
+        card |= description
     else:
         assert prompts is not None
         texts = list(read_prompts(prompts, column))
@@ -140,19 +145,21 @@ def import_(
             help="Folder of a published TopK SAE: SAEuron's, SAEmnesia's, SNCE's, SAELens's, sparsify's ..."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to make for the SAE.")],
-    block: Annotated[str | None, typer.Option("--block", help="The denoiser's block it was trained at.")] = None,
+    out: SaeOut,
+    block: Annotated[
+        str | None, typer.Option("--block", help="Block of the denoiser that the SAE was trained at.")
+    ] = None,
     site: SiteOption = None,
     json: Json = False,
 ) -> None:
-    """Turn an SAE that others published into ours. Nothing in it is run; what is not understood is refused by name."""
+    """Convert a published SAE to Excise's format. No code in it is run, and unknown contents are refused by name."""
     from excise import sae as library
     from excise.errors import ExciseError
     from excise.sae.importers import read_published
 
     check_untrained(out, option="--out")
     if (block is None) == (site is None):
-        raise ExciseError("say where it was trained: --block up_blocks.1.attentions.1, or --site encoder.layers.9")
+        raise ExciseError("name where it was trained: --block up_blocks.1.attentions.1, or --site encoder.layers.9")
     sae = read_published(folder)
     component, _, path = (site or f"unet/{block}").rpartition("/")
     place = {"component": component or "text_encoder", "path": path, "width": sae.config.d}
@@ -166,7 +173,7 @@ def info(
     folder: Annotated[Path, typer.Argument(help="Folder of an SAE.")],
     json: Json = False,
 ) -> None:
-    """Say what an SAE was trained on and how well it reconstructs."""
+    """Show what an SAE was trained on and how well it reconstructs."""
     from excise import sae as library
 
     folders = list(library.saes_in(folder).values()) or [folder]
@@ -182,10 +189,11 @@ def measure(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            "--prompts", help="Prompts: .txt, .csv, .jsonl or .parquet. Default, bundled model: 256 captions."
+            "--prompts",
+            help="Prompts: .txt, .csv, .jsonl or .parquet. Default: for the bundled model, 256 of its captions.",
         ),
     ] = None,
-    column: Annotated[str, typer.Option("--column", help="Column of the prompts in such a file.")] = "prompt",
+    column: Column = "prompt",
     model: Model = None,
     site: SiteOption = None,
     save: Annotated[bool, typer.Option("--save", help="Write the figures into the SAE's card.")] = False,
@@ -193,7 +201,7 @@ def measure(
     weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
-    """Measure how well an SAE reconstructs words, end of text, padding and the first state (BOS), each apart."""
+    """Measure how well an SAE reconstructs words, end of text, padding and the first state (BOS), separately."""
     from excise import sae as library
     from excise.app.models.resolve import load_pipeline, parse_site, sae_site
     from excise.app.training.figures import by_position, default_prompts
@@ -201,18 +209,18 @@ def measure(
     from excise.errors import ExciseError
 
     if prompts is None and model is not None:
-        raise ExciseError("--model needs --prompts: what the SAE is to be measured on")
+        raise ExciseError("--model needs --prompts FILE: the prompts to measure the SAE on")
     sae = library.load(folder)
     texts = default_prompts() if prompts is None else list(read_prompts(prompts, column))
     pipe = load_pipeline(model, device, weights)
     place = sae_site(pipe, folder) if site is None else parse_site(pipe, site)
     found = by_position(pipe, place, sae.to(device), texts)
-    said = {"positions": found, "positions_on": f"{len(texts)} {'captions' if prompts is None else 'prompts'}"}
-    metrics = {**(library.card(folder)["metrics"] or {}), **said}
+    measured = {"positions": found, "positions_on": f"{len(texts)} {'captions' if prompts is None else 'prompts'}"}
+    metrics = {**(library.card(folder)["metrics"] or {}), **measured}
     if save:
         library.update_card(folder, {"metrics": metrics})
         note(f"saved in {folder}")
-    emit(json, {"folder": str(folder), **said}, lambda: _positions(folder, found))
+    emit(json, {"folder": str(folder), **measured}, lambda: _positions(folder, found))
 
 
 def show(cards: dict[Path, dict[str, Any]], as_json: bool) -> None:
@@ -227,24 +235,24 @@ def show(cards: dict[Path, dict[str, Any]], as_json: bool) -> None:
             if positions:
                 _positions(folder, positions)
 
-    told = [{"folder": str(folder), "card": card} for folder, card in cards.items()]
-    emit(as_json, told[0] if len(told) == 1 else told, printed)
+    data = [{"folder": str(folder), "card": card} for folder, card in cards.items()]
+    emit(as_json, data[0] if len(data) == 1 else data, printed)
 
 
 def _positions(folder: Path, found: dict[str, dict[str, Any]]) -> None:
-    """Print what an SAE leaves unexplained, by kind of position."""
+    """Print the variance that an SAE leaves unexplained, by kind of position."""
     rows = [
         (
             name.replace("_", " "),
-            f"{own['vectors']:,}",
-            _share(own["variance"]),
-            _share(own["fvu"]),
-            _share(own["median"]),
+            f"{figures['vectors']:,}",
+            _share(figures["variance"]),
+            _share(figures["fvu"]),
+            _share(figures["median"]),
         )
-        for name, own in found.items()
+        for name, figures in found.items()
     ]
     columns = ("positions", "vectors", "of the variance %", "FVU %", "median vector %")
-    table(f"What the SAE in {folder} leaves unexplained", columns, rows)
+    table(f"Variance that the SAE in {folder} leaves unexplained", columns, rows)
 
 
 def _share(value: float | None) -> str:

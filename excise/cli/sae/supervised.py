@@ -1,4 +1,4 @@
-"""`excise sae train-block` and `excise sae train-text`: SAEs that give every label a neuron of its own."""
+"""`excise sae train-block` and `excise sae train-text`: SAEs with one neuron per label."""
 
 from __future__ import annotations
 
@@ -11,7 +11,23 @@ import typer
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Device, Json, Model, SiteOption
+from excise.cli.options import (
+    Batch,
+    Bos,
+    Column,
+    Device,
+    Expansion,
+    Guidance,
+    Json,
+    K,
+    Model,
+    Rate,
+    SaeOut,
+    SiteOption,
+    Steps,
+    Tokens,
+    TrainingSeed,
+)
 from excise.cli.sae.sae import app, show
 from excise.cli.terminal import note, progress
 from excise.cli.weights import choosing_weights
@@ -19,40 +35,31 @@ from excise.outputs import check_untrained
 
 __all__ = ["app"]
 
-Out = Annotated[Path, typer.Option("--out", help="Folder to make for the SAE.")]
 Prompts = Annotated[
-    Path | None, typer.Option("--prompts", help="Prompts with their labels: .csv or .jsonl (without labels also .txt).")
+    Path | None, typer.Option("--prompts", help="Prompts with labels: .csv or .jsonl (without labels, also .txt).")
 ]
-Column = Annotated[str, typer.Option("--column", help="Column of the prompts.")]
 Label = Annotated[
     list[str] | None,
-    typer.Option("--label", help="Column of what a prompt shows, semicolons between several. Once for each group."),
+    typer.Option(
+        "--label",
+        help="Column with a prompt's labels, separated by semicolons. Repeatable: one column per group of labels.",
+    ),
 ]
 Recipe = Annotated[
     str | None,
-    typer.Option("--recipe", help="reference instead of a file: the bundled model's captions, by object and style."),
+    typer.Option("--recipe", help="reference: use the bundled model's captions, labelled by object and style."),
 ]
-Start = Annotated[Path | None, typer.Option("--start", help="SAE to fine-tune. Default: from scratch.")]
+Start = Annotated[Path | None, typer.Option("--start", help="SAE to fine-tune. Default: train from scratch.")]
 Negatives = Annotated[
     str,
     typer.Option(
         "--negatives",
-        help="What is asked of labels that a prompt lacks: none (the paper's formula), silence (assigned), or silence "
-        "that weighs as much as all labels it has (balanced).",
+        help="Loss on neurons of labels that a prompt lacks: none (the paper's formula), assigned (they should be "
+        "silent), or balanced (the same, weighing as much as all the labels it has).",
     ),
 ]
 Beta = Annotated[float, typer.Option("--beta", help="Weight of the supervised terms.", **bounds.WEIGHT)]
-Tokens = Annotated[
-    int | None, typer.Option("--tokens", help="Vectors to train on, repeats counted.", **bounds.TRAINING_VECTORS)
-]
-Expansion = Annotated[
-    int | None, typer.Option("--expansion", help="Neurons for each input dimension.", **bounds.EXPANSION)
-]
-K = Annotated[int | None, typer.Option("--k", help="Neurons kept for each vector.", **bounds.K)]
-Rate = Annotated[float | None, typer.Option("--lr", help="Adam's learning rate.", **bounds.RATE)]
-Batch = Annotated[int | None, typer.Option("--batch", help="Vectors in a step.", **bounds.BATCH)]
-Activation = Annotated[str | None, typer.Option("--activation", help="In training: topk or batchtopk.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of initialisation and order.", **bounds.TRAINING_SEED)]
+Activation = Annotated[str | None, typer.Option("--activation", help="Activation in training: topk or batchtopk.")]
 
 
 @app.command(
@@ -61,7 +68,7 @@ Seed = Annotated[int, typer.Option("--seed", help="Of initialisation and order."
 )
 @choosing_weights
 def train_block(
-    out: Out,
+    out: SaeOut,
     prompts: Prompts = None,
     column: Column = "prompt",
     label: Label = None,
@@ -70,18 +77,17 @@ def train_block(
     negatives: Negatives = "none",
     beta: Beta = 3.0,
     unsupervised: Annotated[
-        bool, typer.Option("--unsupervised", help="Keep the labels with the features, but train without them.")
+        bool, typer.Option("--unsupervised", help="Store the labels with the features, but train without them.")
     ] = False,
     features: Annotated[
-        Path | None, typer.Option("--features", help="Folder to keep the block's features in, for another training.")
+        Path | None, typer.Option("--features", help="Folder to keep the block's features in, to train on them again.")
     ] = None,
     block: Annotated[
-        str | None, typer.Option("--block", help="Such as up_blocks.1.attentions.1. The bundled model has a default.")
+        str | None,
+        typer.Option("--block", help="Block of the denoiser, such as up_blocks.1.attentions.1. Required with --model."),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="Denoising steps of every picture.", **bounds.STEPS)] = 20,
-    guidance: Annotated[
-        float | None, typer.Option("--guidance", help="Guidance scale. Default: the pipeline's own.", **bounds.GUIDANCE)
-    ] = None,
+    steps: Steps = 20,
+    guidance: Guidance = None,
     model: Model = None,
     tokens: Tokens = None,
     expansion: Expansion = None,
@@ -89,15 +95,17 @@ def train_block(
     lr: Rate = None,
     batch: Batch = None,
     activation: Activation = None,
-    seed: Seed = 0,
+    seed: TrainingSeed = 0,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
-    """Train an SAE on a block of the denoiser: with --label a neuron for every label (SAEmnesia), else SAEuron's.
+    """Train an SAE on a block of the denoiser: SAEmnesia's with --label (one neuron per label), else SAEuron's.
 
-    Prompts are drawn, and what the block gives at every step is learnt from. The same call goes on where an
-    interrupted one stopped.
+    Pictures are generated for the prompts, and the SAE is trained on the block's output at every step. Repeat the
+    command to resume it.
+
+    Defaults: --tokens 6,000,000, --expansion 8, --k 16, --lr 0.002, --batch 2048.
     """
     from excise import reference
     from excise import sae as library
@@ -110,21 +118,22 @@ def train_block(
 
     check_untrained(out, option="--out")
     if block is None and model is not None:
-        raise ExciseError("--model needs --block: a block of its denoiser, such as up_blocks.1.attentions.1")
+        raise ExciseError("--model needs --block, a block of its denoiser, such as up_blocks.1.attentions.1")
     asked = {"expansion": expansion, "k": k, "lr": lr, "batch": batch, "tokens": tokens, "activation": activation}
-    told: dict[str, Any] = {"negatives": negatives, "beta": beta, "start": str(start or "")}
-    rows, how = labels_of(prompts, column, label, recipe, CAPTIONS, **told, unsupervised=unsupervised)
+    supervision: dict[str, Any] = {"negatives": negatives, "beta": beta, "start": str(start or "")}
+    rows, how = labels_of(prompts, column, label, recipe, CAPTIONS, **supervision, unsupervised=unsupervised)
     config = replace(BLOCK, seed=seed, **chosen(asked))
     pipe = load_pipeline(model, device, weights)
     note_cuts(pipe, (row.prompt for row in rows))
     site = block_site(pipe, block or BLOCKS["reference"][0].path)
     scale = reference.GUIDANCE if guidance is None and model is None else guidance
-    drawn: dict[str, Any] = {"steps": steps, "options": {} if scale is None else {"guidance_scale": scale}}
+    sampling: dict[str, Any] = {"steps": steps, "options": {} if scale is None else {"guidance_scale": scale}}
     note(f"training at {site.key}")
     with shown(progress, len(rows), config.tokens) as (read, line):
         train_block_sae(
-            pipe, site, rows, config, out, how, **drawn, features=features, captured=read, progress=line, device=device
-        )
+            pipe, site, rows, config, out, how, **sampling, features=features, captured=read, progress=line,
+            device=device,
+        )  # fmt: skip
     note(f"saved in {out}")
     show({out: library.card(out)}, json)
 
@@ -132,7 +141,7 @@ def train_block(
 @app.command(epilog="Example: excise sae train-text --prompts captions.csv --label object --out sae")
 @choosing_weights
 def train_text(
-    out: Out,
+    out: SaeOut,
     prompts: Prompts = None,
     column: Column = "prompt",
     label: Label = None,
@@ -148,16 +157,16 @@ def train_text(
     lr: Rate = None,
     batch: Batch = None,
     activation: Activation = None,
-    bos: Annotated[
-        bool,
-        typer.Option("--bos", help="Train on the first state too, which every prompt shares and no eraser edits."),
-    ] = False,
-    seed: Seed = 0,
+    bos: Bos = False,
+    seed: TrainingSeed = 0,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
-    """Train an SAE on a text encoder's states with a neuron for every label, for the method saemnesia-text."""
+    """Train an SAE on a text encoder's states with one neuron per label, for the method saemnesia-text.
+
+    Defaults: --tokens 3,000,000, --expansion 8, --k 8, --lr 0.002, --batch 2048.
+    """
     from excise import sae as library
     from excise.app.erase.finding import chosen
     from excise.app.models.resolve import load_pipeline, parse_site
@@ -169,10 +178,10 @@ def train_text(
 
     check_untrained(out, option="--out")
     if not label:
-        raise ExciseError("name a column of labels with --label; `excise sae train` needs none")
+        raise ExciseError("name a column of labels with --label; `excise sae train` trains without labels")
     asked = {"expansion": expansion, "k": k, "lr": lr, "batch": batch, "tokens": tokens, "activation": activation}
-    told: dict[str, Any] = {"negatives": negatives, "beta": beta, "start": str(start or "")}
-    rows, how = labels_of(prompts, column, label, recipe, TEXT_CAPTIONS, **told)
+    supervision: dict[str, Any] = {"negatives": negatives, "beta": beta, "start": str(start or "")}
+    rows, how = labels_of(prompts, column, label, recipe, TEXT_CAPTIONS, **supervision)
     config = replace(BUNDLED, seed=seed, **chosen(asked))
     pipe = load_pipeline(model, device, weights)
     note_cuts(pipe, (row.prompt for row in rows))
@@ -181,7 +190,7 @@ def train_text(
     note(f"training at {place.key}")
     others = english() if recipe is not None else []
     if recipe is not None and not others:
-        note("training on the captions alone: WordNet's English, which goes with them, is not installed (wordnet-base)")
+        note("training on the captions alone: WordNet's English sentences need Debian's wordnet-base, not installed")
     with shown(progress, len(rows) + len(others), config.tokens) as (_, line):
         train_on_text(
             pipe, place, rows, how.concepts, out, config, how, others=others, bos=bos, progress=line, device=device

@@ -220,7 +220,7 @@ def test_commands_that_need_pictures_refuse_in_one_line(call: Callable[..., Any]
         assert said.exit_code == 2, (command, said.output, said.exception)
         assert said.stderr.strip().splitlines()[-1].startswith("error: ")
     said = call("generate", "--prompt", "a cat", "--chat", "--out", tmp_path / "a.png")
-    assert said.exit_code == 2 and "for language models" in said.stderr
+    assert said.exit_code == 2 and "only apply to language models" in said.stderr
 
 
 def test_paragraphs_are_cut_behind_sentences() -> None:

@@ -52,7 +52,7 @@ def test_the_exit_code_the_page_and_the_json_agree(
     assert shown.exit_code == NOT_PASSED
     assert "RED FLAG: not caught" in shown.stdout
     assert "“zebra”" in shown.stdout
-    assert "--sae FOLDER" in shown.stdout, "what was not looked at is said"
+    assert "--sae FOLDER" in shown.stdout, "what was not checked is named"
 
 
 def test_what_cannot_be_audited_is_refused_in_one_line(

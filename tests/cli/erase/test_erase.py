@@ -252,7 +252,7 @@ def test_an_eraser_by_another_method(
         (("--method", "saemnesia", "--set", "compat=maybe"), "compat cannot be 'maybe'"),
         (("--method", "saemnesia", *small[:1], "--set", "gamma=much"), "gamma cannot be 'much'"),
         (("--method", "saem"), "there is no method 'saem'"),
-        (("--set", "lam=2", "--lam", "3"), "--lam and --set lam are one setting"),
+        (("--set", "lam=2", "--lam", "3"), "--lam and --set lam are the same setting"),
         (("--set", "lam=much"), "lam cannot be 'much'; it must be a number"),
         (("--set", "k=0"), "k is 0; it must be a whole number, at least 1"),
         (("--set", "unit=word"), "unit cannot be 'word'; it is one of code, concept"),
@@ -287,7 +287,7 @@ def test_a_trained_method_goes_on_where_it_was_stopped(
     monkeypatch.setattr(trainer, "_step", stopping)
     stopped = call(*words)
     assert stopped.exit_code == 130
-    assert "long work goes on when called again" in stopped.stderr
+    assert "long work resumes when you repeat the command" in stopped.stderr
     assert not out.exists()
     made = ask(*words)
     assert len(steps) == 3 + 2, "two of four steps were done before"
@@ -322,8 +322,8 @@ def test_several_concepts_by_several_methods(ask: Callable[..., Any], model_fold
         (["gun,nonesuch", "--method", "uce"], "nonesuch"),
         (["gun", "--method", "uce,escape"], "there is no method 'escape'"),
         (["gun,cat", "--method", "uce", "--set", "gamma=1"], "uce has no setting 'gamma'"),
-        (["gun,cat", "--mentions", "pistol"], "one concept's"),
-        (["gun,cat", "--k", "5"], "--k is for one eraser; of several give snce's with --set, such as --set snce.k="),
+        (["gun,cat", "--mentions", "pistol"], "--mentions and --pairs describe one concept"),
+        (["gun,cat", "--k", "5"], "--k is for one eraser; with several, use --set snce.k="),
         (["gun", "--method", "snce,uce", "--sae", "nowhere"], "--sae is for one eraser"),
     ],
 )
@@ -342,7 +342,7 @@ def test_what_is_refused_is_said_after_all_the_rest(
     by = ("--method", "concept-steerers,uce", "--model", model_folder)
     made = call("erase", "gun", *by, "--out", tmp_path / "erasers")
     assert made.exit_code == 2
-    assert "1 of 2 were refused, first" in made.stderr
+    assert "1 of 2 were refused, the first" in made.stderr
     assert "no SAE was named" in made.stderr
     assert (tmp_path / "erasers" / "gun-uce" / "manifest.json").exists()
 

@@ -1,4 +1,4 @@
-"""`excise generate`: prompts from a file, pictures one by one, and what is refused before anything is drawn."""
+"""`excise generate`: prompts from a file, pictures one by one, and what is refused before anything is generated."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def test_prompts_of_a_file_become_numbered_pictures(call: Any, model_folder: Pat
     assert call(*arguments, "--force").exit_code == 0
     file.write_text("prompt,seed,guidance\na cat,7,3\na schoolboy,8,3\n")
     dropped = call(*arguments, "--force")
-    assert dropped.exit_code == 0 and "1 of 2 prompts name minors and are left out" in dropped.stderr
+    assert dropped.exit_code == 0 and "left out 1 of 2 prompts, which mention minors" in dropped.stderr
     assert f"{out}: 1 picture, seed 7" in dropped.stdout
-    assert "guidance not used; --guidance holds for all" in dropped.stderr
+    assert "ignored guidance; all pictures use --guidance" in dropped.stderr
     none = call("generate", "--model", model_folder)
-    assert none.exit_code == 2 and "give --prompt, or name a file with --prompts" in none.stderr
+    assert none.exit_code == 2 and "give --prompt TEXT, or a file with --prompts" in none.stderr

@@ -14,7 +14,7 @@ Call = Callable[..., Any]
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A model of one's own, and a file of prompts."""
+    """A user's own model, and a file of prompts."""
     monkeypatch.setenv("EXCISE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     tiny.build("sd1").save_pretrained(tmp_path / "model")
@@ -44,7 +44,7 @@ def test_without_prompts_or_a_hub_nothing_is_trained(own: tuple[Path, Path], cal
 @pytest.mark.parametrize("options", [("--prompts", "p.txt"), ("--tokens", "4096")])
 def test_the_bundled_models_sae_is_there(options: tuple[str, str], call: Call, tmp_path: Path) -> None:
     result = call("erase", "gun", "--out", tmp_path / "gun", *options)
-    assert result.exit_code == 2 and f"{options[0]} trains the SAE that snce needs for --model" in result.stderr
+    assert result.exit_code == 2 and f"{options[0]} is only for training an SAE" in result.stderr
 
 
 def test_prompts_that_cannot_be_read_are_refused_before_the_model_is_loaded(

@@ -124,6 +124,6 @@ def test_generate_says_which_prompts_the_model_does_not_read_to_their_end(
     told = call("generate", "--prompt", "a cat", "--prompt", "a cat on grass " * 80 + "gun", *drawing, "--json")
     assert told.exit_code == 0, told.output
     assert "warning: 1 of 2 prompts are longer than the" in told.stderr
-    assert "“gun” stands where the model does not read" in told.stderr
+    assert "“gun” is in a truncated part of a prompt" in told.stderr
     (cut,) = json.loads(told.stdout)["cut"]
     assert cut["lost"].endswith("gun")

@@ -52,7 +52,7 @@ def test_sign_and_verify(
     private, public = keys
     assert "is not signed" in why(call("verify", folder, "--key", public))
     assert "give an elliptic-curve private key" in why(call("sign", folder, "--key", private))
-    assert "no environment variable KEY_WORD" in why(
+    assert "the environment variable KEY_WORD is not set" in why(
         call("sign", folder, "--key", private, "--password-env", "KEY_WORD")
     )
     monkeypatch.setenv("KEY_WORD", "hush")
@@ -88,7 +88,7 @@ def test_what_is_wrong_is_one_line(
     files["eraser.json"] = files["eraser.json"].replace(b'"lam": 1.0', b'"lam": 0.5')
     (folder / "eraser.json").write_bytes(files["eraser.json"])
     (folder / "manifest.json").write_bytes(saved_files.manifest(files))
-    assert call(*asked).exit_code == 0, "a digest that was written anew notices nothing"
+    assert call(*asked).exit_code == 0, "a digest that was recomputed notices nothing"
     assert "was altered since" in why(call(*asked, "--key", public))
     told = call(*asked, "--key", public, "--json")
     assert told.exit_code == 2

@@ -34,7 +34,7 @@ def said(system: str, user: str) -> str:
     return str([int("gun" in line) for line in user.splitlines() if line.startswith("Prompt ")])
 
 
-def test_patterns_need_nobody(ask: Callable[..., Any], given: tuple[Any, ...], tmp_path: Path) -> None:
+def test_patterns_need_no_language_model(ask: Callable[..., Any], given: tuple[Any, ...], tmp_path: Path) -> None:
     (row,) = ask("neurons", "explain", 5, *given)
     assert "gun" in row["patterns"]
     assert row["precision"] > 0.8 and row["recall"] > 0.5
@@ -58,7 +58,7 @@ def test_words_come_from_a_server_and_are_kept(
     assert made["text"] == "the word gun"
     assert made["scores"]["detection"]["balanced_accuracy"] > 0.7
     assert made["scores"]["embedding"] > 0.5
-    assert "the word gun" in shown and f"{made['cost']['questions']} answered before" in " ".join(shown.split())
+    assert "the word gun" in shown and f"{made['cost']['questions']} answered from the cache" in " ".join(shown.split())
     with NeuronDatabase.open(tmp_path / "neurons.db") as database:
         entry = database.neuron(5)
         assert [found.index for found in database.search("word gun")][:1] == [5]
@@ -89,13 +89,16 @@ def test_bad_input_is_one_line(call: Callable[..., Any], given: tuple[Any, ...],
     for words, complaint in (
         ((), "name neurons"),
         (("--tag", "halberd"), "is tagged 'halberd' (it has no tags)"),
-        ((5, "--backend", "openai", "--model-name", "q", "--base-url", "http://127.0.0.1:9"), "nothing was explained"),
+        (
+            (5, "--backend", "openai", "--model-name", "q", "--base-url", "http://127.0.0.1:9"),
+            "no neuron was explained",
+        ),
         ((9999,), "no neuron 9999"),
         ((5, "--prompts", other), "give the same prompts again"),
         ((5, "--scores", "beauty"), "no score 'beauty'"),
         ((5, "--backend", "openai"), "--model-name"),
-        ((5, "--backend", "soup"), "no backend 'soup'"),
-        ((5, "--model-name", "reader"), "none needs no model"),
+        ((5, "--backend", "soup"), "unknown backend 'soup'"),
+        ((5, "--model-name", "reader"), "none uses no model"),
     ):
         at = given.index("--prompts")
         common = (*given[:at], *given[at + 2 :]) if "--prompts" in words else given

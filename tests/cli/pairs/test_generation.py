@@ -61,7 +61,7 @@ def test_a_server_writes_pairs_and_the_account_is_printed(server, call, ask, tmp
     }
     assert "sk-mine" not in "".join(p.read_text() for p in tmp_path.rglob("*.*") if p.is_file())
     again = call("pairs", "generate", "gun", "--n", 20, "--out", out, *options(server), "--force")
-    assert again.exit_code == 0 and f"{told['questions']} answered before" in " ".join(again.stdout.split())
+    assert again.exit_code == 0 and f"{report['questions']} answered from the cache" in " ".join(again.stdout.split())
     assert "Here you go" not in again.stdout and "a gun and a cat" in again.stdout
     assert len(server.asked) == told["questions"] and "gun.answers" in again.stderr
 
@@ -94,7 +94,7 @@ def test_without_a_model_pairs_are_templates(ask, tmp_path):
 
 
 def test_a_model_in_this_process_writes_them(call, tmp_path, monkeypatch):
-    """A random Llama writes no pairs; that it was asked, and what it said, is in the report."""
+    """A random Llama writes no pairs; that it was asked, and what it answered, is in the report."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -215,7 +215,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-MENU = "y keep  n drop  e edit  u undo  q stop and keep the place"
+MENU = "y keep  n drop  e edit  u undo  q stop and save progress"
 
 
 def test_single_keys_at_a_terminal_and_the_place_is_kept(file):
@@ -223,25 +223,25 @@ def test_single_keys_at_a_terminal_and_the_place_is_kept(file):
     terminal = Terminal("pairs", "review", file)
     shown = terminal.until(MENU)
     assert "pair 1 of 5" in shown and pairs[0].concept in shown and pairs[0].deconcept in shown
-    terminal.type("yxn")  # x is no key
+    terminal.type("yxn")  # x is not one of the keys
     assert pairs[2].concept in terminal.until("pair 3 of 5") + terminal.until(MENU)
     terminal.type("u")
     terminal.until("pair 2 of 5")
     terminal.until(MENU)
     terminal.type("e")
     assert pairs[1].concept[-9:] in terminal.until("concept prompt:") + terminal.until(pairs[1].concept[-9:])
-    terminal.type("\x15a gun typed anew\r")  # Ctrl-U empties the line
+    terminal.type("\x15a gun typed again\r")  # Ctrl-U empties the line
     terminal.until("deconcept prompt:")
     terminal.until(pairs[1].deconcept[-9:])
     terminal.type(" too\r")  # behind what is there
     terminal.until("pair 3 of 5")
     terminal.until(MENU)
     terminal.type("q")
-    assert "2 kept (1 edited), 0 dropped, 3 left" in terminal.until("go on any time")
+    assert "2 kept (1 edited), 0 dropped, 3 left" in terminal.until("repeat the command to continue")
     assert terminal.end() == 0
 
     terminal = Terminal("pairs", "review", file, "--mentions", "gun")
-    terminal.until("going on at pair 3 of 5\r\n")
+    terminal.until("resuming at pair 3 of 5\r\n")
     terminal.until(MENU)
     terminal.type("\x1b[Dn")  # an arrow does nothing
     terminal.until("pair 4 of 5\r\n")
@@ -252,7 +252,7 @@ def test_single_keys_at_a_terminal_and_the_place_is_kept(file):
     assert "problem: only 4 pairs" in terminal.until("written to")
     assert terminal.end() == 0
     kept = load_pairs(file.with_name("gun-reviewed.csv"))
-    assert [p.concept for p in kept] == [pairs[0].concept, "a gun typed anew", pairs[3].concept, pairs[4].concept]
+    assert [p.concept for p in kept] == [pairs[0].concept, "a gun typed again", pairs[3].concept, pairs[4].concept]
     assert kept[1].deconcept == f"{pairs[1].deconcept} too" and kept[1].template == pairs[1].template
     assert not file.with_name("gun.csv.review.json").exists()
 
@@ -265,7 +265,7 @@ def test_ctrl_c_and_ctrl_d_keep_the_place_too(file, key):
     terminal.until("pair 2 of 5")
     terminal.until(MENU)
     terminal.interrupt() if key == "\x03" else terminal.type(key)
-    assert "0 kept (0 edited), 1 dropped, 4 left" in terminal.until("go on any time")
+    assert "0 kept (0 edited), 1 dropped, 4 left" in terminal.until("repeat the command to continue")
     assert terminal.end() == 0
 
 
@@ -277,7 +277,7 @@ def test_an_edit_that_is_broken_off_decides_nothing(file):
         terminal.until("concept prompt:")
         terminal.until(load_pairs(file)[0].concept[-9:])
         end()
-    assert "0 kept (0 edited), 0 dropped, 5 left" in terminal.until("go on any time")
+    assert "0 kept (0 edited), 0 dropped, 5 left" in terminal.until("repeat the command to continue")
     assert terminal.end() == 0
 
 

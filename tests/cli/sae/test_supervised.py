@@ -95,7 +95,9 @@ def test_what_is_missing_is_said_in_one_line(
     assert result.exit_code == 2
     assert complaint in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
-    assert "needs none" in call("sae", "train-text", "--out", tmp_path / "sae", "--recipe", "reference").stderr
+    assert (
+        "trains without labels" in call("sae", "train-text", "--out", tmp_path / "sae", "--recipe", "reference").stderr
+    )
 
 
 def test_a_published_sae_is_imported(call: Callable[..., Any], ask: Callable[..., Any], tmp_path: Path) -> None:
@@ -104,7 +106,7 @@ def test_a_published_sae_is_imported(call: Callable[..., Any], ask: Callable[...
     (there / "cfg.json").write_text(json.dumps({"d_in": 8, "num_latents": 32, "k": 4}))
     shapes = {"encoder.weight": (32, 8), "encoder.bias": (32,), "W_dec": (32, 8), "b_dec": (8,)}
     save_file({name: torch.randn(shape) for name, shape in shapes.items()}, there / "sae.safetensors")
-    assert "say where it was trained" in call("sae", "import", there, "--out", out).stderr
+    assert "name where it was trained" in call("sae", "import", there, "--out", out).stderr
     made = ask("sae", "import", there, "--out", out, "--block", "up_blocks.1.attentions.1")
     assert made["card"]["site"] == {"component": "unet", "path": "up_blocks.1.attentions.1", "width": 8}
     assert ask("sae", "info", out) == made
