@@ -1,1 +1,1 @@
-"""Measuring erasers: intervals now; suites, runners and reports as they come."""
+"""Benchmarks of erasers: suites, attacks, resumable runs, detectors and statistics."""

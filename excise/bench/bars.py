@@ -1,4 +1,4 @@
-"""Bar: what a figure should reach, and whether it does: by its interval, by the point alone, or not."""
+"""Bars: the value a figure should reach, and whether it does so by its interval, by its value alone, or not."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ Side = Literal["below", "above", "within"]
 Standing = Literal["reached", "point only", "missed"]
 MEANINGS: dict[Standing, str] = {
     "reached": "the whole 95 % interval lies on the right side of the bar",
-    "point only": "the value does, but its interval crosses the bar: too few pictures to tell",
-    "missed": "the value itself lies on the wrong side",
+    "point only": "the value lies on the right side, but its interval crosses the bar: too few pictures to tell",
+    "missed": "the value lies on the wrong side",
 }
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bound and the side of it that a figure should lie on; `within` is a distance from 0."""
+    """Bound, and the side on which a figure should lie. `within` bounds the distance from 0."""
 
     bound: float
     side: Side
 
     def standing(self, figure: Estimate) -> Standing | None:
-        """How the figure stands against the bar; None where there was nothing to count.
+        """Return how the figure compares with the bar; None if there was nothing to count.
 
-        A figure without an interval, or whose interval has no width although it is a mean over few, proves nothing: it
-        never counts as reached.
+        A figure never counts as reached if it has no interval, or an interval of width 0 (a mean over few).
         """
         if math.isnan(figure.value):
             return None
@@ -45,7 +44,7 @@ class Bar:
 
     @property
     def limit(self) -> str:
-        """The side in words: "at most", "at least" or "within"."""
+        """Side in words: "at most", "at least" or "within"."""
         return {"below": "at most", "above": "at least", "within": "within"}[self.side]
 
 
@@ -57,11 +56,11 @@ CANVAS = {
     "mixed": Bar(0.90, "above"),
     "asr": Bar(0.05, "below"),
 }
-"""What an eraser should reach on Canvas, as means over concepts."""
+"""Bars for an eraser on Canvas, for means over concepts."""
 
 
 def standings(figures: Mapping[str, Mapping[str, Any] | None], bars: Mapping[str, Bar]) -> dict[str, Standing | None]:
-    """How each figure that has a bar stands against it, of figures as `Estimate.to_json` wrote them."""
+    """Return how each figure with a bar compares with it. `figures` are as written by `Estimate.to_json`."""
     return {
         name: bar.standing(from_json(figure)) for name, bar in bars.items() if (figure := figures.get(name)) is not None
     }

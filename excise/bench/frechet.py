@@ -10,13 +10,13 @@ from excise.errors import ExciseError
 
 Features = np.ndarray[Any, np.dtype[np.floating[Any]]]
 LEAST = 5
-"""Pictures a feature dimension: with fewer the covariance is too poor for the distance to mean anything."""
+"""Least number of pictures per feature dimension. With fewer, the covariance is too poor for a meaningful distance."""
 
 
 def frechet(first: Features, second: Features) -> float:
-    """Squared Fréchet distance of the Gaussians fitted to features `[n, d]` and `[m, d]`.
+    """Compute the squared Fréchet distance of the Gaussians fitted to features `[n, d]` and `[m, d]`.
 
-    |μ1 - μ2|² + tr(C1 + C2 - 2 (C1 C2)^½), with unbiased covariances. Raises ExciseError where widths differ, a value
+    |μ1 - μ2|² + tr(C1 + C2 - 2 (C1 C2)^½), with unbiased covariances. Raises ExciseError if the widths differ, a value
     is not finite, or a side has fewer than 5 d rows.
     """
     for side in (first, second):
@@ -25,17 +25,17 @@ def frechet(first: Features, second: Features) -> float:
         if len(side) < LEAST * side.shape[1]:
             raise ExciseError(
                 f"a Fréchet distance over {side.shape[1]} features needs {LEAST * side.shape[1]} pictures a side, "
-                f"there are {len(side)}; draw more, or leave it out"
+                f"there are {len(side)}; generate more, or leave it out"
             )
         if not np.isfinite(side).all():
-            raise ExciseError("features hold values that are not finite numbers")
+            raise ExciseError("the features contain values that are not finite numbers")
     a, b = first.astype(np.float64), second.astype(np.float64)
     apart = a.mean(0) - b.mean(0)
     one, two = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     one, two = np.atleast_2d(one), np.atleast_2d(two)
-    # tr (C1 C2)^½ = tr (√C1 C2 √C1)^½, and the latter is symmetric, so that its eigenvalues are real.
+    # tr (C1 C2)^½ = tr (√C1 C2 √C1)^½. The latter is symmetric, so its eigenvalues are real.
     values, vectors = np.linalg.eigh(one)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ two @ root).clip(0)).sum()
     squared = float(apart @ apart + np.trace(one) + np.trace(two) - 2 * cross)
-    return max(0.0, squared)  # below it by rounding alone
+    return max(0.0, squared)  # rounding can push it below 0

@@ -1,4 +1,4 @@
-"""Results as the Hugging Face hub reads them: `.eval_results/*.yaml` beside a model, one file a method."""
+"""Results in the Hugging Face hub's format: `.eval_results/*.yaml` next to a model, one file per method."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import yaml
 from excise.bench.results import BASELINE
 
 DATASETS = {"i2p": "AIML-TUDA/i2p", "i2p-nudity": "AIML-TUDA/i2p", "i2p-violence": "AIML-TUDA/i2p"}
-"""Where a suite's prompts are published on the hub; other suites go by their own name, below `excise/`."""
+"""Hub data sets with a suite's prompts. Other suites are named `excise/SUITE`."""
 
 
 def eval_results(measured: Mapping[str, Any]) -> dict[str, str]:
-    """File name to YAML for each method but the baseline, of what `excise.bench.results.results` counted.
+    """Return YAML by file name for each method but the baseline, from `excise.bench.results.results`.
 
-    Figures that could not be measured are left out. The format is the hub's: a list of `dataset` (`id`, `task_id`),
-    `value`, `date` and `notes`.
+    Each file lists `dataset` (`id`, `task_id`), `value`, `date` and `notes`. Figures that could not be measured are
+    left out.
     """
     suite = measured["suite"]
     files = {}

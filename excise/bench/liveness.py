@@ -1,7 +1,7 @@
-"""Who a worker is, and whether one that ran on this machine still does.
+"""Identity of a worker process, and whether one that ran on this machine is still alive.
 
-A host's name and a process's number are not enough: two containers may share both, and numbers are used again. A
-process is told by where it runs (this boot, this namespace of process numbers), its number and when it was started.
+Host name and process id are not enough: two containers may share both, and ids are reused. A process is identified by
+where it runs (this boot, this PID namespace), its id and its start time.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from pathlib import Path
 
 
 def name() -> str:
-    """This process: `host.place.pid.start`, fit for a file's name. The host's name is for people only."""
+    """Return this process's name, `host.place.pid.start`, valid in a file name. The host part is only for people."""
     host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname().partition(".")[0])[:24]
     return f"{host}.{_place()}.{os.getpid()}.{_started('self') or 0}"
 
 
 def is_dead(worker: str) -> bool:
-    """Whether a worker of that name ran where this process runs and does not any more.
+    """Return whether the worker ran in the same place as this process and has ended.
 
-    False wherever it ran elsewhere, or it cannot be told: then only its signs of life count.
+    Returns False if it ran elsewhere or its state is unknown. Then only its signs of life count.
     """
     parts = worker.split(".")
     if len(parts) != 4 or parts[1] != _place() or not parts[2].isdigit():
         return False
     pid, start = int(parts[2]), parts[3]
-    # /proc may be that of another namespace, where the number is another process's.
+    # /proc may belong to another namespace, where the id is another process's.
     if _own_proc():
         now = _started(str(pid))
         return now is None or (start != "0" and str(now) != start)
@@ -45,10 +45,10 @@ def is_dead(worker: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _place() -> str:
-    """Twelve hexadecimal digits that processes share only where a process's number means the same to all of them."""
+    """Return twelve hexadecimal digits that two processes share only if they share process ids."""
     try:
         where = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
-    except OSError:  # no Linux: the machine by its network card, or where it has none by a random number
+    except OSError:  # not Linux: identify the machine by its network card, or else by a random number
         where = str(uuid.getnode())
     return hashlib.sha256(f"{socket.gethostname()}/{where}".encode()).hexdigest()[:12]
 
@@ -61,9 +61,9 @@ def _own_proc() -> bool:
 
 
 def _started(pid: str) -> int | None:
-    """When a process was started, in the kernel's ticks since boot; None where there is none, or only its remains."""
+    """Return a process's start time in kernel ticks since boot, or None if it does not exist or is a zombie."""
     try:
-        # The command's name, in brackets, may hold anything.
+        # The command's name, in parentheses, may contain any character.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""The machine that a figure was measured on, in words."""
+"""Description of the machine that a figure was measured on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 
 
 def machine(device: str = "cpu") -> str:
-    """What the figures were taken on."""
+    """Describe this machine in one line: system, cores, GPU and torch version."""
     import torch
 
     card = f", {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else ""

@@ -15,7 +15,7 @@ from excise.drawn import Pixels as Pixels
 
 
 def png(picture: Pixels, text: Mapping[str, str] | None = None) -> bytes:
-    """One picture `[height, width, 3]` as a PNG file, with chunks of `text` by keyword."""
+    """Encode a picture `[height, width, 3]` as PNG, with `text` chunks by keyword."""
     buffer, chunks = io.BytesIO(), PngInfo()
     for keyword, value in (text or {}).items():
         chunks.add_text(keyword, value)
@@ -24,7 +24,7 @@ def png(picture: Pixels, text: Mapping[str, str] | None = None) -> bytes:
 
 
 def read(path: Path) -> Pixels:
-    """The picture of a file, `[height, width, 3]`."""
+    """Read a picture `[height, width, 3]` from a file."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 

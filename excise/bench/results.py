@@ -1,4 +1,4 @@
-"""Results: what a run has measured so far, counted anew from its records and pictures every time."""
+"""Results: what a run has measured so far, computed from its records and pictures on every call."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ BASELINE = "none"
 
 
 def results(run: Run, suite: Suite) -> dict[str, Any]:
-    """As json: the plan, and by method its figures over concepts, by concept, cost, failures and what is missing.
+    """Return, as JSON, the plan and each method's figures over concepts and by concept, costs, failures and gaps.
 
-    Every case is set beside the same case of the unerased model. Cases that one of the two lacks, on which a detector
-    failed, or whose picture is broken on either side, are counted as `missing`, `errors` and `broken` and stand in no
-    figure. `cut` is how many prompts are longer than the model reads. Cases whose prompt names the concept only past
-    that, `unread`, count as not erased under every method, the baseline among them: nothing was taken out of them.
+    Every case is compared with the same case of the unerased model. Cases that one of the two lacks, on which a
+    detector failed, or whose picture is broken on either side count as `missing`, `errors` and `broken`, and enter no
+    figure.
+    `cut` is the number of prompts that the text encoder truncates. Cases whose prompt names the concept only in the
+    truncated part (`unread`) count as not erased under every method, the baseline included: nothing was removed.
     """
     records: dict[str, dict[str, Record]] = {}
     for record in run.records():
         records.setdefault(record["method"], {})[record["case"]] = record
     base = records.get(BASELINE, {})
-    told = {key: value for key, value in run.plan.items() if key != "schema"}
+    plan = {key: value for key, value in run.plan.items() if key != "schema"}
     units = [Unit(label, concept) for label in run.plan["methods"] for concept in run.plan["concepts"]]
     return {
-        **told,
+        **plan,
         "disclosed": dict(suite.disclosed),
         "drawn_with": sorted({fit["drawn_with"] for fit in (_fit(run, unit) for unit in units) if "drawn_with" in fit}),
         "methods": {label: _method(run, suite, label, records.get(label, {}), base) for label in run.plan["methods"]},
@@ -97,37 +98,39 @@ def _method(
         "cut": sum("lost" in record for record in own.values()),
         "refused": refused,
         "weak": weak,
-        "failed": {unit.concept: said[-1] for unit, said in run.errors().items() if unit.method == label},
+        "failed": {unit.concept: lines[-1] for unit, lines in run.errors().items() if unit.method == label},
     }
 
 
 def _unread(suite: Suite, concept: str, record: Record) -> str | None:
-    """The lost end of a record's prompt, where the concept is named there and nowhere in what the model reads."""
+    """Return the truncated end of a record's prompt if the concept is named only there, else None."""
     if "lost" not in record:
         return None
     prompt, lost = str(record["prompt"]), str(record["lost"])
     mentions = suite.concept(concept).mentions
-    # A mention that the cut goes through is in neither part, and in the whole.
+    # A mention across the cut is in the whole prompt, but in neither part.
     named, read = (mentioned(text, mentions) for text in (prompt, prompt.removesuffix(lost)))
     return lost if named and not read else None
 
 
 def _not_erased(seen: Mapping[str, Any]) -> dict[str, Any]:
-    """What the judges see in a picture, with the target in it by every one of them."""
+    """Return the judges' verdicts, changed so that every judge sees the target."""
     second = {"second": seen["second"] | {"target": True}} if "second" in seen else {}
     return {**seen, **second, "target": True}
 
 
 def fault_of(record: Mapping[str, Any], picture: Path) -> str | None:
-    """What is wrong with a recorded picture; None where it is sound. Records of before this was written down are
-    judged by the picture's file: whether it has one colour."""
+    """Return what is wrong with a recorded picture, or None if it is sound.
+
+    Records of earlier versions do not state this; then the file is checked for a picture of one colour.
+    """
     if "fault" in record:
         return None if record["fault"] is None else str(record["fault"])
     return fault(read(picture)) if picture.exists() else None
 
 
 def _cost(fits: list[dict[str, Any]], own: Mapping[str, Record], base: Mapping[str, Record]) -> dict[str, Any]:
-    """Seconds to erase a concept, seconds added to a picture, bytes of the artefact, peak memory: medians."""
+    """Return the costs: medians of seconds per concept, seconds added per picture and bytes; the peak memory."""
     both = own.keys() & base.keys()
     added = [own[case]["seconds"] - base[case]["seconds"] for case in both]
     fitted = [fit for fit in fits if fit]
@@ -149,8 +152,10 @@ def _fit(run: Run, unit: Unit) -> dict[str, Any]:
 
 
 def table(measured: Mapping[str, Any]) -> str:
-    """`results.csv`: method, concept ("" for the mean over concepts, for costs, and for numbers of prompts that are
-    cut and of pictures that stand in no figure), figure, value, low, high, n, pictures."""
+    """Return the text of `results.csv`: method, concept, figure, value, low, high, n, pictures.
+
+    The concept is "" for means over concepts, costs, and counts of truncated prompts and pictures left out.
+    """
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("method", "concept", "figure", *Estimate._fields))
@@ -171,6 +176,6 @@ def table(measured: Mapping[str, Any]) -> str:
 
 
 def outside(method: Mapping[str, Any]) -> dict[str, int]:
-    """How many pictures of a method stand in no figure, by reason: `missing`, `errors`, `broken` by fault."""
+    """Count a method's pictures that enter no figure, by reason: `missing`, `errors`, `broken` by fault."""
     counts = {"missing": method["missing"], "errors": len(method["errors"])}
     return counts | {f"broken: {kind}": n for kind, n in sorted(Counter(b["fault"] for b in method["broken"]).items())}

@@ -1,22 +1,22 @@
-"""Run: a suite's resumable results, a plain folder without a database.
+"""Run: the resumable results of a suite, in a plain folder without a database.
 
-    run.json                       what is run: suite, size, concepts, methods with their configurations
-    todo/ doing/ done/ failed/     one file a unit of work, `method=concept`; a worker claims one by renaming it
-    tries/                         one file a try at a unit that failed, with what went wrong
-    .clock                         touched to read the time by the disk's clock
-    records/                       one JSONL file an attempt at a unit, one line a picture
+    run.json                       the plan: suite, size, concepts, methods with their configurations
+    todo/ doing/ done/ failed/     one file per unit of work, `method=concept`; a worker claims one by renaming it
+    tries/                         one file per failed try at a unit, with the error
+    .clock                         touched to read the time of the disk's clock
+    records/                       one JSONL file per attempt at a unit, one line per picture
     pictures/method=concept/       the pictures, PNG
-    erasers/method=concept/        the erasers that were fitted
+    erasers/method=concept/        the fitted erasers
     fits/                          what fitting them cost
-    searched/                      the prompts that attacks found: by concept, and by unit those that knew the eraser
+    searched/                      prompts found by attacks: by concept, and by unit for white-box attacks
 
-A line is written after its picture, so killing a worker at any moment loses at most the pictures it was drawing. Any
-number of workers, on any machines that share the folder, may work on one run: renaming a file is atomic on local and
-network file systems (not on object stores), so only one of them gets it. A worker that died leaves its claim behind; it
-goes back to `todo` at once where its process can be seen to have ended, else when nothing has touched it for `STALE`
-seconds. Should it have been asleep and not dead, both write, each to its own records file, and the first line counts.
+A line is written after its picture, so killing a worker loses at most the pictures it was generating. Any number of
+workers, on any machines that share the folder, may work on one run: renaming a file is atomic on local and network file
+systems (not on object stores), so only one of them gets it. A worker that died leaves its claim behind. The claim goes
+back to `todo` at once if its process has visibly ended, else when nothing has touched it for `STALE` seconds. If the
+worker was only asleep, both write, each to its own records file, and the first line counts.
 
-A unit that failed goes back to `todo` for another worker; after `TRIES` tries it is set aside in `failed`.
+A failed unit goes back to `todo` for another worker; after `TRIES` tries it is set aside in `failed`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from excise.files import is_leftover, write_atomic
 
 SCHEMA = "excise.run/1"
 STALE = 120.0
-"""Seconds without a sign of life after which a claim is taken back; a worker gives one every few seconds."""
+"""Seconds without a sign of life after which a claim is taken back. A worker gives one every few seconds."""
 TRIES = 3
-"""Tries at a unit, by whatever workers, after which it is set aside."""
+"""Number of tries at a unit, by any workers, before it is set aside."""
 Record = dict[str, Any]
 _NAMED, _WRITTEN = ":+/", "+&!"
 _ON_DISK, _AS_NAMED = str.maketrans(_NAMED, _WRITTEN), str.maketrans(_WRITTEN, _NAMED)
@@ -50,14 +50,14 @@ _ON_DISK, _AS_NAMED = str.maketrans(_NAMED, _WRITTEN), str.maketrans(_WRITTEN, _
 
 @dataclass(frozen=True, order=True)
 class Unit:
-    """What a worker claims at a time: one method's pictures of one concept."""
+    """Unit of work that a worker claims: one method's pictures of one concept."""
 
     method: str
     concept: str
 
     @property
     def file(self) -> str:
-        """Its name on disk, where colons and slashes are not welcome."""
+        """Name on disk, without colons and slashes."""
         return f"{self.method.translate(_ON_DISK)}={self.concept}"
 
     @classmethod
@@ -67,24 +67,28 @@ class Unit:
 
 
 class Run:
-    """An opened run. Raises ExciseError where the folder is none, or its plan cannot be read."""
+    """Opened run. Raises ExciseError if the folder is not a run, or its plan cannot be read."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         try:
             self.plan: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
         except OSError as error:
-            raise ExciseError(f"{folder} is no run ({error.strerror}); start one with `excise bench run`") from error
+            why = error.strerror
+            raise ExciseError(f"{folder} is not a run ({why}); start one with `excise bench run`") from error
         except ValueError as error:
             raise ExciseError(f"{self.folder / 'run.json'} is damaged ({error}); start another run") from error
         if self.plan.get("schema") != SCHEMA:
-            raise ExciseError(f"{folder} has the format {self.plan.get('schema')!r}, this version reads {SCHEMA!r}")
+            raise ExciseError(
+                f"{folder} has the format {self.plan.get('schema')!r}, but this version reads {SCHEMA!r}; start "
+                "another run"
+            )
 
     @classmethod
     def create(cls, folder: Path | str, plan: Mapping[str, Any], units: Sequence[Unit]) -> Run:
-        """A new run with everything still to do; the one that is there already where its plan is the same.
+        """Create a run, or open the one in the folder if its plan is the same.
 
-        Raises ExciseError where another run, or anything else, is in the folder.
+        Raises ExciseError if the folder holds another run, or other files.
         """
         folder = Path(folder)
         full = json.loads(json.dumps({"schema": SCHEMA, **plan}))
@@ -98,19 +102,19 @@ class Run:
             raise ExciseError(f"{folder} holds other files; choose an empty or new folder")
         for unit in units:
             write_atomic(folder / "todo" / unit.file, "")
-        # The plan comes last: with it the run exists, and all its units do.
+        # The plan is written last: once it exists, so do all units.
         write_atomic(folder / "run.json", json.dumps(full, indent=1, sort_keys=True) + "\n")
         return cls(folder)
 
     def units(self, state: str) -> list[Unit]:
-        """The units that are "todo", "doing", "done" or "failed"."""
+        """Return the units that are "todo", "doing", "done" or "failed"."""
         return sorted({Unit.of(name.partition("@")[0]) for name in self._names(state)})
 
     def claim(self, tried: Collection[Unit] = ()) -> Claim | None:
-        """One unit for this worker, or None where nothing is left that nobody else is at; never one that it `tried`.
+        """Claim a unit for this worker, never one that it `tried`. Returns None if no free unit is left.
 
-        What nobody failed at comes first, then methods in the plan's order: a run that is cut short has drawn the first
-        ones on all of its concepts.
+        Units with the fewest failures come first, then methods in the plan's order, so that a run that is cut short has
+        finished the first methods on all concepts.
         """
         self._take_back()
         places = {method: place for place, method in enumerate(self.plan.get("methods", ()))}
@@ -124,13 +128,13 @@ class Run:
             mine = self.folder / "doing" / f"{name}@{liveness.name()}"
             mine.parent.mkdir(exist_ok=True)
             with suppress(FileNotFoundError):
-                os.utime(self.folder / "todo" / name)  # before the claim exists, so that it is never stale
+                os.utime(self.folder / "todo" / name)  # touch it before it becomes a claim, so that it is never stale
                 (self.folder / "todo" / name).rename(mine)
                 return Claim(self, Unit.of(name), mine)
         return None
 
     def records(self, unit: Unit | None = None) -> list[Record]:
-        """The lines of every attempt at a unit, or at all of them, one a picture; a torn last line is left out."""
+        """Return one record per picture from all attempts at a unit, or at all units. Torn last lines are left out."""
         found: dict[tuple[str, str], Record] = {}
         for path in sorted((self.folder / "records").glob(f"{unit.file if unit else '*'}@*.jsonl")):
             for record in _lines(path):
@@ -138,7 +142,7 @@ class Run:
         return list(found.values())
 
     def signs(self) -> dict[str, float]:
-        """When each claim last gave a sign of life, by its name."""
+        """Return the time of each claim's last sign of life, by name."""
         found = {}
         for name in self._names("doing"):
             with suppress(FileNotFoundError):
@@ -146,7 +150,7 @@ class Run:
         return found
 
     def errors(self) -> dict[Unit, list[str]]:
-        """What went wrong at each unit that is not done, one line a try."""
+        """Return the errors of each unit that is not done, one line per try."""
         open_units = {*self.units("todo"), *self.units("doing"), *self.units("failed")}
         found: dict[Unit, list[str]] = {}
         for name in self._names("tries"):
@@ -156,7 +160,7 @@ class Run:
         return found
 
     def retry(self) -> list[Unit]:
-        """Forget the tries so far and put back what was set aside; returns that."""
+        """Reset all tries and put back the units that were set aside. Returns those units."""
         for name in self._names("tries"):
             (self.folder / "tries" / name).unlink(missing_ok=True)
         units = self.units("failed")
@@ -166,16 +170,16 @@ class Run:
         return units
 
     def put_back(self, claimed: Path, unit: str, error: Mapping[str, str] | None = None, name: str = "died") -> None:
-        """Move a claim back to `todo`; with an error, which is noted as a try, to `failed` once these are `TRIES`.
+        """Move a claim back to `todo`. With an error, record a try; after `TRIES` of them, move the claim to `failed`.
 
-        `name` tells this claim's tries apart: a worker dies once, however many others find that.
+        `name` distinguishes this claim's tries: a dead worker counts once, however many others find it.
         """
         if error is not None:
             write_atomic(self.folder / "tries" / f"{claimed.name}.{name}.json", json.dumps(error, indent=1) + "\n")
         tries = sum(name.partition("@")[0] == unit for name in self._names("tries"))
         target = self.folder / ("failed" if tries >= TRIES else "todo") / unit
         target.parent.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):  # taken back meanwhile: the other worker will see to it
+        with suppress(FileNotFoundError):  # taken back meanwhile: the other worker handles it
             claimed.rename(target)
 
     def _names(self, state: str) -> list[str]:
@@ -183,7 +187,7 @@ class Run:
         return sorted(name for name in os.listdir(folder) if not is_leftover(name)) if folder.exists() else []
 
     def _take_back(self) -> None:
-        """Put claims of the dead back; one that died before its first picture may have been killed by the unit."""
+        """Put back the claims of dead workers. If one died before its first picture, the unit may be the cause."""
         if not (signs := self.signs()):
             return
         now = self._now()
@@ -192,11 +196,13 @@ class Run:
             if not liveness.is_dead(worker) and now - sign <= STALE:
                 continue
             path, got_on = self.folder / "doing" / name, any((self.folder / "records").glob(f"{glob.escape(name)}.*"))
-            if path.exists():  # nobody else took it back
-                self.put_back(path, unit, None if got_on else {"error": f"its worker ended without a word ({worker})"})
+            if path.exists():  # no other worker took it back
+                self.put_back(
+                    path, unit, None if got_on else {"error": f"its worker ended without an error ({worker})"}
+                )
 
     def _now(self) -> float:
-        """The time by the clock that dates the signs of life: on a network disk its server's."""
+        """Return the time of the clock that stamps signs of life: on a network disk, the server's."""
         clock = self.folder / ".clock"
         try:
             clock.touch()
@@ -206,19 +212,19 @@ class Run:
 
 
 class Claim:
-    """A unit that is this worker's. Records go to a file of its own, line by line."""
+    """Unit claimed by this worker. Its records go to their own file, line by line."""
 
     def __init__(self, run: Run, unit: Unit, path: Path) -> None:
         self.run, self.unit, self._path = run, unit, path
         self._log: IO[str] | None = None
 
     def alive(self) -> None:
-        """Tell the others that somebody is at it."""
+        """Give a sign of life to the other workers."""
         with suppress(FileNotFoundError):
             os.utime(self._path)
 
     def write(self, records: Sequence[Record]) -> None:
-        """Append lines and see them onto the disk. Raises ExciseError where that refuses."""
+        """Append records and flush them to disk. Raises ExciseError if the disk refuses."""
         try:
             if self._log is None:
                 folder = self.run.folder / "records"
@@ -232,24 +238,24 @@ class Claim:
         self.alive()
 
     def finish(self) -> None:
-        """Everything of the unit is recorded."""
+        """Mark the unit as done."""
         self.close()
         target = self.run.folder / "done" / self.unit.file
         target.parent.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):  # taken back meanwhile: the other worker will see to it
+        with suppress(FileNotFoundError):  # taken back meanwhile: the other worker handles it
             self._path.rename(target)
 
     def release(self) -> None:
-        """Leave the rest to whoever claims it next."""
+        """Return the unit to `todo` for the next worker."""
         self.close()
         self.run.put_back(self._path, self.unit.file)
 
     def fail(self, error: BaseException) -> None:
-        """Leave the rest to another worker, or to nobody after `TRIES` tries, and note what went wrong."""
+        """Record the error, and return the unit for another worker, or set it aside after `TRIES` tries."""
         self.close()
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        told = {"error": said, "traceback": "".join(traceback.format_exception(error))}
-        self.run.put_back(self._path, self.unit.file, told, secrets.token_hex(4))
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        entry = {"error": line, "traceback": "".join(traceback.format_exception(error))}
+        self.run.put_back(self._path, self.unit.file, entry, secrets.token_hex(4))
 
     def close(self) -> None:
         if self._log is not None:
@@ -260,6 +266,6 @@ class Claim:
 def _lines(path: Path) -> Iterator[Record]:
     with path.open() as file:
         for line in file:
-            # Only the last line can be torn, by a worker that was killed while writing it.
+            # Only the last line can be torn: its worker was killed while writing it.
             with suppress(ValueError):
                 yield json.loads(line)

@@ -1,4 +1,4 @@
-"""Intervals for shares and for paired differences of shares. Python's own numbers, no array library."""
+"""Intervals for shares, means and paired differences, in plain Python without an array library."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 Z95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
 FEW = 5
-"""With fewer concepts, resampling them says next to nothing of how they differ."""
+"""Number of concepts below which resampling them says almost nothing about their spread."""
 
 
 class Estimate(NamedTuple):
-    """A measured share (or a difference of shares) with its interval and the number of trials behind it.
+    """Measured share, mean or difference of shares, with its interval and number of trials.
 
-    `value` is NaN where there was nothing to count (`n` = 0).
+    `value` is NaN if there was nothing to count (`n` = 0).
     """
 
     value: float
@@ -26,26 +26,26 @@ class Estimate(NamedTuple):
     high: float
     n: int
     pictures: int = 0
-    """How many pictures are behind a mean over `n` concepts; 0 where `n` counts the pictures itself."""
+    """Number of pictures in a mean over `n` concepts; 0 if `n` counts pictures."""
 
     def to_json(self) -> dict[str, Any]:
-        """Rounded to four places; what is not a number becomes null, and `pictures` are left out where there are 0."""
+        """Return a JSON object, rounded to four places. NaN becomes null, and `pictures` is left out if it is 0."""
         rounded = {
             name: None if math.isnan(x) else round(x, 4) for name, x in zip(self._fields, self[:3], strict=False)
         }
         return {**rounded, "n": self.n} | ({"pictures": self.pictures} if self.pictures else {})
 
 
-def from_json(told: Mapping[str, Any]) -> Estimate:
-    """The figure that `Estimate.to_json` wrote."""
-    value, low, high = (math.nan if told[name] is None else told[name] for name in ("value", "low", "high"))
-    return Estimate(value, low, high, told["n"], told.get("pictures", 0))
+def from_json(figure: Mapping[str, Any]) -> Estimate:
+    """Read a figure written by `Estimate.to_json`."""
+    value, low, high = (math.nan if figure[name] is None else figure[name] for name in ("value", "low", "high"))
+    return Estimate(value, low, high, figure["n"], figure.get("pictures", 0))
 
 
 def in_percent(figure: Mapping[str, Any]) -> str:
-    """What `Estimate.to_json` holds as text, in per cent: `value (low to high)`, or `never drawn` without trials.
+    """Format an `Estimate.to_json` in per cent: `value (low to high)`, or `never drawn` without trials.
 
-    An interval without width, as this package gave it where all concepts agreed, is none: `100.0 (no spread over 8)`.
+    Earlier versions gave an interval of width 0 if all concepts agreed; it becomes `100.0 (no spread over 8)`.
     """
     if figure["value"] is None:
         return "never drawn"
@@ -58,14 +58,14 @@ def in_percent(figure: Mapping[str, Any]) -> str:
 
 
 def behind(figure: Mapping[str, Any]) -> str:
-    """How much is behind a figure, as text: `16 concepts, 128 pictures`, or the number of trials alone."""
+    """Format the sample size of a figure: `16 concepts, 128 pictures`, or only the number of trials."""
     if figure.get("pictures"):
         return f"{figure['n']} concept{'s' * (figure['n'] != 1)}, {figure['pictures']} pictures"
     return str(figure["n"])
 
 
 def wilson(successes: int, n: int, z: float = Z95) -> Estimate:
-    """Wilson's score interval for a binomial share (Wilson 1927).
+    """Return Wilson's score interval for a binomial share (Wilson 1927).
 
     The bounds are the p at which |successes/n - p| = z * sqrt(p (1 - p) / n). Raises ValueError unless
     0 <= successes <= n.
@@ -78,21 +78,21 @@ def wilson(successes: int, n: int, z: float = Z95) -> Estimate:
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     centre = share + z * z / (2 * n)
-    # At the ends the bound is exact; rounding must not push it past the share itself.
+    # At the ends the bound is exact; rounding must not push it past the share.
     low = 0.0 if successes == 0 else (centre - spread) / scale
     high = 1.0 if successes == n else (centre + spread) / scale
     return Estimate(share, low, high, n)
 
 
 def share(outcomes: Sequence[bool]) -> Estimate:
-    """Wilson's interval for the share of true outcomes."""
+    """Return the share of true outcomes with Wilson's interval."""
     return wilson(sum(map(bool, outcomes)), len(outcomes))
 
 
 def mean(values: Sequence[float], z: float = Z95) -> Estimate:
-    """Mean with its normal interval: value ± z * s / sqrt(n), s the unbiased standard deviation.
+    """Return the mean with its normal interval: value ± z * s / sqrt(n), s the unbiased standard deviation.
 
-    The interval is not a number for fewer than two values.
+    The interval is NaN for fewer than two values.
     """
     n = len(values)
     if n < 2:
@@ -102,10 +102,10 @@ def mean(values: Sequence[float], z: float = Z95) -> Estimate:
 
 
 def paired_difference(before: Sequence[bool], after: Sequence[bool], z: float = Z95) -> Estimate:
-    """Share of `after` minus share of `before`, the same trials twice: Newcombe's hybrid score interval.
+    """Return the share of `after` minus that of `before`, on the same trials, with Newcombe's hybrid score interval.
 
-    Newcombe 1998 (Stat. Med. 17, 2635), method 10: Wilson's bounds of both shares squared and added, with the
-    continuity-corrected correlation of the two outcomes. Raises ValueError where the lengths differ.
+    Newcombe 1998 (Stat. Med. 17, 2635), method 10: combines Wilson's bounds of both shares with the
+    continuity-corrected correlation of the two outcomes. Raises ValueError if the lengths differ.
     """
     if len(before) != len(after):
         raise ValueError(f"{len(before)} trials before and {len(after)} after: a paired difference needs the same")
@@ -123,11 +123,10 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool], z: float = 
 
 
 def cluster_bootstrap(clusters: Sequence[Sequence[float]], draws: int = 2000, seed: int = 0) -> Estimate:
-    """Mean of the clusters' means, with a 95 % percentile interval from resampling whole clusters (Efron 1979).
+    """Return the mean of the clusters' means, with a 95 % percentile interval from resampling clusters (Efron 1979).
 
-    For a mean over concepts: outcomes of one concept are alike, so concepts are what is drawn again, not pictures.
-    Empty clusters are left out; `n` counts the others. With fewer than two there is no spread to resample, and the
-    interval is not a number.
+    For a mean over concepts: outcomes of one concept are correlated, so concepts are resampled, not pictures. Empty
+    clusters are left out; `n` counts the others. The interval is NaN for fewer than two.
     """
     means = [math.fsum(cluster) / len(cluster) for cluster in clusters if len(cluster)]
     n = len(means)
@@ -139,10 +138,10 @@ def cluster_bootstrap(clusters: Sequence[Sequence[float]], draws: int = 2000, se
 
 
 def over_concepts(means: Sequence[float], pooled: Estimate) -> Estimate:
-    """Mean over concepts, each with its own mean; `pooled` is the same figure over all their pictures together.
+    """Return the mean over concepts' means; `pooled` is the same figure over all their pictures together.
 
-    The interval is `cluster_bootstrap`'s. With fewer than `FEW` concepts, or where all of them have the same mean,
-    resampling has little width or none, and the interval is widened to hold `pooled`'s: Wilson's, for a share.
+    The interval is `cluster_bootstrap`'s. With fewer than `FEW` concepts, or if all have the same mean, resampling
+    gives little or no width, and the interval is widened to contain that of `pooled` (Wilson's, for a share).
     """
     figure = cluster_bootstrap([[value] for value in means])._replace(pictures=pooled.n)
     if not means or (len(means) >= FEW and len(set(means)) > 1):
@@ -151,47 +150,48 @@ def over_concepts(means: Sequence[float], pooled: Estimate) -> Estimate:
         [bound for bound in bounds if not math.isnan(bound)]
         for bounds in ((figure.low, pooled.low, figure.value), (figure.high, pooled.high, figure.value))
     )
-    # A mean of one picture, or of pictures whose values have no interval: nothing is known of its spread.
+    # A mean of one picture, or of pictures whose values have no interval: the spread is unknown.
     return figure if len(low) == 1 else figure._replace(low=min(low), high=max(high))
 
 
 def share_over(clusters: Sequence[Sequence[float]]) -> Estimate:
-    """Mean over concepts of the share of true outcomes in each; those without outcomes are left out."""
+    """Return the mean over concepts of the share of true outcomes. Concepts without outcomes are left out."""
     some = [[bool(outcome) for outcome in cluster] for cluster in clusters if len(cluster)]
     return over_concepts([sum(one) / len(one) for one in some], share([hit for one in some for hit in one]))
 
 
 def mean_over(clusters: Sequence[Sequence[float]]) -> Estimate:
-    """Mean over concepts of each one's mean; those without values are left out."""
+    """Return the mean over concepts of their means. Concepts without values are left out."""
     some = [cluster for cluster in clusters if len(cluster)]
     return over_concepts([math.fsum(one) / len(one) for one in some], mean([value for one in some for value in one]))
 
 
 def change_over(clusters: Sequence[tuple[Sequence[bool], Sequence[bool]]]) -> Estimate:
-    """Mean over concepts of the change in a share, each given by its paired outcomes before and after."""
+    """Return the mean over concepts of the change in a share, from paired outcomes before and after."""
     some = [(before, after) for before, after in clusters if len(before)]
     all_before, all_after = ([bool(hit) for pair in some for hit in pair[side]] for side in (0, 1))
     return over_concepts([(sum(a) - sum(b)) / len(b) for b, a in some], paired_difference(all_before, all_after))
 
 
 def ratio_over(clusters: Sequence[tuple[Sequence[bool], Sequence[bool]]]) -> Estimate:
-    """Mean over concepts of the share after by the share before; concepts without a hit before are left out.
+    """Return the mean over concepts of the share after divided by the share before.
 
-    Of few concepts the share before counts as known: Wilson's interval of the share after is divided by it.
+    Concepts without a hit before are left out. For few concepts, the share before is treated as known: Wilson's
+    interval of the share after is divided by it.
     """
     some = [(before, after) for before, after in clusters if any(before)]
     means = [(sum(after) / len(after)) / (sum(before) / len(before)) for before, after in some]
     if not some:
         return over_concepts([], share([]))
-    base, own = (share([bool(hit) for pair in some for hit in pair[side]]) for side in (0, 1))
-    of = base.value
-    return over_concepts(means, Estimate(own.value / of, own.low / of, own.high / of, own.n))
+    before, after = (share([bool(hit) for pair in some for hit in pair[side]]) for side in (0, 1))
+    base = before.value
+    return over_concepts(means, Estimate(after.value / base, after.low / base, after.high / base, after.n))
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's rank correlation, ties at their mean rank; not a number where one side is constant.
+    """Return Spearman's rank correlation, with ties at their mean rank. NaN if one side is constant.
 
-    Raises ValueError where the lengths differ.
+    Raises ValueError if the lengths differ.
     """
     if len(x) != len(y):
         raise ValueError(f"{len(x)} values against {len(y)}")
@@ -202,13 +202,13 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def clustered_spearman(x: Sequence[Sequence[float]], y: Sequence[Sequence[float]]) -> Estimate:
-    """The mean over clusters of Spearman's correlation within each, with the interval of `cluster_bootstrap`.
+    """Return the mean over clusters of Spearman's correlation within each, with the interval of `cluster_bootstrap`.
 
-    Within clusters (concepts), since one concept is harder than another whatever is compared (SAEs) on it. A cluster in
-    which one side is constant says nothing of an order and is left out.
+    It is computed within clusters (concepts), as some concepts are harder than others for everything compared (SAEs).
+    Clusters with a constant side are left out.
     """
-    own = [spearman(a, b) for a, b in zip(x, y, strict=True)]
-    return cluster_bootstrap([[value] for value in own if not math.isnan(value)])
+    within = [spearman(a, b) for a, b in zip(x, y, strict=True)]
+    return cluster_bootstrap([[value] for value in within if not math.isnan(value)])
 
 
 def _ranks(values: Sequence[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""A worker: claims units of a run and draws, judges and records their pictures until nothing is left."""
+"""Worker: claims units of a run, and generates, judges and records their pictures until nothing is left."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from excise.step_progress import by_steps
 HEARTBEAT = 10.0
 """Seconds between two signs of life."""
 LOOK = 1.0
-"""Seconds between two looks at what others are doing."""
+"""Seconds between two checks of the other workers."""
 
 
 _DTYPE = re.compile(r"(?P<dtype>\w*float\d+) on [^,;]+")
-"""In what `drawn_with` writes."""
+"""Dtype in the text of `drawn_with`."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A method as it takes part in a run: under a label, with settings other than its defaults."""
+    """Method in a run, with its label and its settings other than the defaults."""
 
     label: str
     method: str
@@ -52,16 +52,14 @@ class Entry:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """Every setting of the method, as json: its defaults may differ in another version."""
+        """Every setting of the method as JSON, as its defaults may differ in another version."""
         return dict(json.loads(json.dumps(vars(method(self.method).Config(**self.settings)))))
 
     @classmethod
     def parse(cls, text: str) -> Entry:
-        """`snce` or `snce:k=10,lam=2`. Raises ExciseError for an unknown method or setting, or an impossible value."""
+        """Parse `snce` or `snce:k=10,lam=2`. Raises ExciseError for an unknown method or setting, or a bad value."""
         if odd := set(text) & set("&!@"):
-            raise ExciseError(
-                f"{text} cannot be the name of a row: it has {odd.pop()!r}, which file names are made with"
-            )
+            raise ExciseError(f"{text} cannot be used in a run: {odd.pop()!r} is reserved for file names; leave it out")
         return cls(text, *parsed(text))
 
 
@@ -72,14 +70,17 @@ def work(
     defaults: Mapping[str, Mapping[str, Any]],
     progress: Callable[[float], Any] | None = None,
 ) -> None:
-    """Do what is left of `run`, if there is anything, with the pipeline that `load` gives.
+    """Do the rest of a run.
 
-    `defaults` are settings of a method on this machine (where its SAE lies). `progress` is called after each
-    denoising step with the share of pictures that it drew. Ctrl-C hands the unit back.
+    A failed unit is left to other workers, and this one continues with the next. Ctrl-C hands the current unit back.
+    Returns once every unit is done or held by another live worker.
 
-    A unit that fails is left to other workers, and this one goes on with the next. Returns only where every unit is
-    done, or another worker that is alive is at it. Raises Unfinished where one failed, and ExciseError at once where
-    the disk refuses.
+    Args:
+        load: Returns the pipeline; called only if there is work.
+        defaults: Settings of each method on this machine, such as the path of its SAE.
+        progress: Called after each denoising step with the number of pictures, or fraction of one, that it completed.
+
+    Raises Unfinished if a unit failed, and ExciseError at once if the disk refuses to write.
     """
     pipe = None
     tried: set[Unit] = set()
@@ -105,31 +106,33 @@ def work(
 
 
 class Unfinished(ExciseError):
-    """Units of a run failed, and no worker is at them: the message says which and why."""
+    """Error for failed units that no worker holds. The message lists them with their errors."""
 
     def __init__(self, run: Run, units: Sequence[Unit]) -> None:
         errors = run.errors()
         aside = set(run.units("failed"))
-        told = []
+        lines = []
         for unit in units:
             last = (errors.get(unit) or ["left by its worker"])[-1]
             tries = f"set aside after {TRIES} tries" if unit in aside else f"try {len(errors.get(unit, []))} of {TRIES}"
-            told.append(f"{unit.method} on {unit.concept}: {last} ({tries})")
-        more = f" and {len(told) - 5} more;" if len(told) > 5 else ""
+            lines.append(f"{unit.method} on {unit.concept}: {last} ({tries})")
+        more = f" and {len(lines) - 5} more;" if len(lines) > 5 else ""
         super().__init__(
-            f"{len(told)} units are not done: {'; '.join(told[:5])};{more} details in {run.folder / 'tries'}; "
-            f"`excise bench resume {run.folder}` goes on, with --retry also at what was set aside"
+            f"{len(lines)} units are not done: {'; '.join(lines[:5])};{more} details in {run.folder / 'tries'}; "
+            f"continue with `excise bench resume {run.folder}`, and add --retry for units that were set aside"
         )
 
 
 def _next(run: Run, tried: Collection[Unit]) -> Claim | None:
-    """A unit to work on, or None where there is none to wait for: what others hold is waited for until each has given
-    a sign of life, and taken over where one gives none."""
+    """Claim the next unit. Returns None if there is nothing left to do or to wait for.
+
+    Units held by others are waited for until each holder gives a sign of life; those without one are taken over.
+    """
     watched = run.signs()
     while (claim := run.claim(tried)) is None:
         now = run.signs()
         watched = {name: sign for name, sign in watched.items() if now.get(name) == sign}
-        # What another worker has just put back is there to be claimed.
+        # A unit that another worker has just put back can be claimed.
         if not watched and set(run.units("todo")) <= set(tried):
             return None
         time.sleep(LOOK)
@@ -137,7 +140,7 @@ def _next(run: Run, tried: Collection[Unit]) -> Claim | None:
 
 
 def _disk_refuses(error: Exception) -> bool:
-    """Whether it is the disk's fault, as with every other unit, and not this unit's."""
+    """Return whether the disk caused the error, so that every other unit would fail too."""
     causes = (error, error.__cause__, error.__context__)
     full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
     return any(isinstance(cause, OSError) and cause.errno in full for cause in causes)
@@ -152,11 +155,11 @@ def _do(
     try:
         eraser = _eraser(run, unit, suite, pipe, entry, settings_of(entry.method, defaults))
     except ExciseError as error:
-        # A method that cannot erase this concept is a result too; the report lists it.
+        # That a method cannot erase this concept is a result too, and listed in the report.
         _write_json(run, "fits", unit, {"refused": str(error)})
         return
     size = run.plan["size"]
-    suppress_cut_warnings(pipe)  # each record says what of its prompt is lost
+    suppress_cut_warnings(pipe)  # silences warnings: each record states what part of its prompt is truncated
     _search(run, unit.concept, lambda: suite.search(pipe, unit.concept, size))
     with eraser.attach(pipe):
         known = partial(suite.attack, pipe) if eraser.edits else suite.baseline
@@ -174,7 +177,7 @@ def _do(
 
 
 def _eraser(run: Run, unit: Unit, suite: Suite, pipe: Pipeline, entry: Entry, defaults: Mapping[str, Any]) -> Eraser:
-    """The eraser this run fitted already, or a fresh one with what its fitting cost."""
+    """Load the eraser if this run has fitted it, else fit it and record the cost."""
     folder = run.folder / "erasers" / unit.file
     if (folder / "manifest.json").exists():
         return Eraser.load(folder)
@@ -182,7 +185,7 @@ def _eraser(run: Run, unit: Unit, suite: Suite, pipe: Pipeline, entry: Entry, de
     _forget_peak()
     began = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", WeakEraser)  # the fit's record says so
+        warnings.simplefilter("ignore", WeakEraser)  # recorded below
         eraser = chosen.fit(pipe, suite.concept(unit.concept), chosen.Config(**{**defaults, **entry.settings}))
     cost: dict[str, Any] = {"seconds": time.perf_counter() - began, "bytes": 0}
     if eraser.edits:
@@ -196,7 +199,7 @@ def _eraser(run: Run, unit: Unit, suite: Suite, pipe: Pipeline, entry: Entry, de
 
 
 def drawn_with(pipe: Pipeline) -> str:
-    """The pipeline, its sampler, dtype and device, its safety checker, and the versions that ran them, in one line."""
+    """Describe in one line the pipeline, its sampler, dtype, device and safety checker, and the library versions."""
     versions = " ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
     sampler = type(as_diffusers(pipe).scheduler).__name__
     checker = getattr(pipe, "safety_checker", None)
@@ -205,17 +208,17 @@ def drawn_with(pipe: Pipeline) -> str:
 
 
 def refuse_other_dtype(run: Run, pipe: Pipeline) -> None:
-    """Raise ExciseError where pictures of the run were drawn in another dtype than the pipeline's.
+    """Raise ExciseError if pictures of the run were generated in another dtype than the pipeline's.
 
-    The dtype follows the device where none was named, and was float16 on every CUDA device in earlier versions.
+    By default the dtype depends on the device; in earlier versions it was float16 on every CUDA device.
     """
     for path in sorted((run.folder / "fits").glob("*.json")):
         before = _DTYPE.search(json.loads(path.read_text()).get("drawn_with", ""))
         if before is not None and before["dtype"] != _dtype(pipe):
             raise ExciseError(
-                f"{run.folder} was drawn in {before[0]} so far, and would go on in {_dtype(pipe)} on "
-                f"{as_diffusers(pipe).device}; start another run (--dtype {before['dtype']} draws as this one did), or "
-                "go on where it was begun"
+                f"{run.folder} has pictures in {before[0]}, and would continue in {_dtype(pipe)} on "
+                f"{as_diffusers(pipe).device}; continue on the first device, or start another run (with --dtype "
+                f"{before['dtype']} for the same precision)"
             )
 
 
@@ -224,12 +227,14 @@ def _dtype(pipe: Pipeline) -> str:
 
 
 def _peak_memory() -> int | None:
-    """Bytes, of the whole process since `_forget_peak`, or since it started where the system does not forget: what a
-    machine must have to do this. None where the system does not say."""
+    """Return the process's peak memory in bytes since `_forget_peak`, or since its start if that has no effect.
+
+    Returns None if the system does not report it.
+    """
     try:
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
-    except (OSError, IndexError):  # no Linux
+    except (OSError, IndexError):  # not Linux
         pass
     try:
         import resource
@@ -240,10 +245,9 @@ def _peak_memory() -> int | None:
 
 
 def _forget_peak() -> None:
-    """Have the system count the process's peak anew, without what is free already but not given back, so that a method
-    does not answer for the one before it."""
+    """Reset the process's peak memory and return freed memory to the system, to measure each method separately."""
     gc.collect()
-    with suppress(OSError, AttributeError, TypeError):  # of glibc alone
+    with suppress(OSError, AttributeError, TypeError):  # glibc only
         ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
@@ -258,14 +262,17 @@ def _records(
     seconds: float,
     lost: Mapping[str, str],
 ) -> list[Record]:
-    """Save pictures and say what the detectors see in those that are sound; where one fails, or a picture is broken,
-    the record says that and no verdict. `lost` is, by prompt, the end that the model does not read."""
+    """Save pictures and return their records, with the detectors' verdicts on sound pictures.
+
+    If a detector fails or a picture is broken, the record states that instead. `lost` maps prompts to their truncated
+    ends.
+    """
     sound = [n for n, fault in enumerate(drawn.faults) if fault is None]
     verdicts: list[dict[str, Any]] = [{"fault": fault} for fault in drawn.faults]
     try:
         seen = suite.judge([cases[n] for n in sound], drawn.pixels[sound]) if sound else []
-        for n, said in zip(sound, seen, strict=True):
-            verdicts[n]["seen"] = said
+        for n, verdict in zip(sound, seen, strict=True):
+            verdicts[n]["seen"] = verdict
     except Exception as error:
         for n in sound:
             verdicts[n] = {"fault": None, "error": f"{type(error).__name__}: {error}"}
@@ -291,25 +298,26 @@ def _records(
 
 
 def all_cases(run: Run, suite: Suite, unit: Unit) -> list[Case]:
-    """Every case of a unit that is known so far: the suite's own, and those that attacks have found."""
+    """Return every case of a unit known so far: the suite's, and those found by attacks."""
     return suite.cases(unit.concept, run.plan["size"]) + _found(run, unit.concept) + _found(run, unit.file)
 
 
 def is_searched(run: Run, name: str) -> bool:
-    """Whether the search of that name, a concept's or a unit's, was made."""
+    """Return whether the search of this name, a concept's or a unit's, is done."""
     return _searched(run, name).exists()
 
 
 def _found(run: Run, name: str) -> list[Case]:
-    """The cases that a search left in the run's folder; none where it was not made yet."""
+    """Return the cases that a search saved in the run's folder; none before it is done."""
     path = _searched(run, name)
     return [Case.from_json(row) for row in json.loads(path.read_text())] if path.exists() else []
 
 
 def _search(run: Run, name: str, search: Callable[[], list[Case]]) -> None:
-    """Make a search, and keep what it finds in the run's folder, unless that was done before.
+    """Run a search and save its cases in the run's folder, unless that is done.
 
-    Two workers that search at the same moment go on with what the first one found."""
+    Two workers that search at the same time both continue with what the first one saved.
+    """
     path = _searched(run, name)
     if not path.exists():
         write_once(path, json.dumps([asdict(case) for case in search()], indent=1) + "\n")
@@ -320,7 +328,7 @@ def _searched(run: Run, name: str) -> Path:
 
 
 def picture_of(run: Run, unit: Unit, case: str) -> Path:
-    """Where a case's picture lies."""
+    """Return the path of a case's picture."""
     return run.folder / "pictures" / unit.file / f"{case}.png"
 
 
@@ -330,7 +338,7 @@ def _write_json(run: Run, kind: str, unit: Unit, data: Mapping[str, Any]) -> Non
 
 @contextmanager
 def _signs_of_life(claim: Claim) -> Iterator[None]:
-    """Touch the claim every few seconds, however long a single step takes."""
+    """Touch the claim every few seconds while the context lasts, however long a step takes."""
     over = threading.Event()
 
     def beat() -> None:

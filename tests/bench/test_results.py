@@ -1,4 +1,4 @@
-"""What is counted and what is not, on runs written by hand: every outcome of a picture that is no verdict."""
+"""What is counted and what is not, on runs written by hand: every outcome of a picture other than a verdict."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_detector_that_failed_on_either_side_is_no_erasure(tmp_path: Path, by:
     gun = found["concepts"]["gun"]
     assert (gun["ua"]["n"], gun["asr.direct"]["n"], gun["ira"]["n"]) == (2, 2, 3)
     page = render(run, SUITE, results(run, SUITE) | {"machine": "", "date": ""})
-    assert page.count('class="fired"') == 2 + (by == "snce"), "what nobody has seen is blurred"
+    assert page.count('class="fired"') == 2 + (by == "snce"), "what has not been reviewed is blurred"
 
 
 def test_a_picture_that_no_detector_saw_is_blurred_in_figure_7(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_the_same_plan_opens_the_run_and_another_is_refused(tmp_path: Path) -> N
     (stranger / "thesis.txt").write_text("mine")
     with pytest.raises(ExciseError, match="holds other files"):
         Run.create(stranger, {}, UNITS)
-    with pytest.raises(ExciseError, match="is no run"):
+    with pytest.raises(ExciseError, match="is not a run"):
         Run(stranger)
     (stranger / "run.json").write_text("{")
     with pytest.raises(ExciseError, match="damaged"):
@@ -169,7 +169,7 @@ def test_a_process_is_told_by_its_place_number_and_start() -> None:
     assert int(pid) == os.getpid()
     assert not liveness.is_dead(liveness.name())
     assert liveness.is_dead(f"{host}.{place}.{pid}.{int(start) + 1}"), "another process had the number before"
-    assert not liveness.is_dead(f"{host}.{place[::-1]}.999999.1"), "elsewhere nothing can be told"
+    assert not liveness.is_dead(f"{host}.{place[::-1]}.999999.1"), "elsewhere its state is unknown"
     assert not liveness.is_dead(f"{host}.999999"), "as older versions named it"
     ended = subprocess.run(
         [sys.executable, "-c", "from excise.bench import liveness; print(liveness.name())"],
@@ -187,7 +187,7 @@ def test_a_unit_whose_workers_die_is_set_aside_and_can_be_retried(tmp_path: Path
         os.utime(died, (time.time() - STALE - 1,) * 2)
         run._take_back()
     assert (run.units("todo"), run.units("failed"), run.claim()) == ([], UNITS[:1], None)
-    assert run.errors() == {UNITS[0]: [f"its worker ended without a word (elsewhere.{n})" for n in range(TRIES)]}
+    assert run.errors() == {UNITS[0]: [f"its worker ended without an error (elsewhere.{n})" for n in range(TRIES)]}
     assert run.retry() == UNITS[:1]
     assert (run.units("todo"), run.errors()) == (UNITS[:1], {})
 

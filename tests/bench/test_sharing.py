@@ -101,7 +101,7 @@ worker.work(Run(sys.argv[1]), None, lambda: "pipe", {})
 def test_a_unit_that_kills_its_worker_does_not_kill_them_all(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(TRIES):
         assert subprocess.run([sys.executable, "-c", KILLER, run.folder]).returncode == -9
-    with pytest.raises(Unfinished, match=r"snce on bat: its worker ended without a word .*set aside after 3 tries"):
+    with pytest.raises(Unfinished, match=r"snce on bat: its worker ended without an error .*set aside after 3 tries"):
         at_work(run, monkeypatch, None)
     assert run.units("done") == [unit for unit in UNITS if unit != POISON]
 

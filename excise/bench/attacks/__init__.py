@@ -1,1 +1,1 @@
-"""Attacks that search for a prompt. Each one's budget is in its configuration, and goes into the report."""
+"""Attacks that search for a prompt. The budget of each is in its configuration, and appears in the report."""

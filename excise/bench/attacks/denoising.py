@@ -1,4 +1,4 @@
-"""What white-box attacks share: pictures noised to random timesteps, and what the denoiser should make of them."""
+"""Shared parts of the white-box attacks: noised pictures at random timesteps, and the denoiser's predictions."""
 
 from __future__ import annotations
 
@@ -13,28 +13,35 @@ from excise.pipeline import Pipeline, as_diffusers
 
 
 def noised(pipe: Pipeline, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Noised pictures `[n, C, h, w]`, their timesteps `[n]`, and the noise (or velocity) the denoiser was trained on.
+    """Add noise to pictures at random timesteps, as in training.
 
-    `clean` are scaled latents `[n, C, h, w]`. Raises ExciseError for a scheduler that predicts something else.
+    Args:
+        clean: Scaled latents `[n, C, h, w]`.
+
+    Returns:
+        Noised latents `[n, C, h, w]`, their timesteps `[n]`, and the noise or velocity that the denoiser should
+        predict.
+
+    Raises ExciseError for a scheduler with another prediction type.
     """
     scheduler = as_diffusers(pipe).scheduler
     noise = torch.randn(clean.shape, generator=generator).to(clean)
     times = torch.randint(scheduler.config.num_train_timesteps, (len(clean),), generator=generator).to(clean.device)
-    # By hand, as trained: a multistep scheduler's own add_noise knows the steps of the last sampling only.
+    # Not by add_noise: a multistep scheduler's knows only the timesteps of the last sampling.
     share = scheduler.alphas_cumprod.to(clean)[times].reshape(-1, 1, 1, 1)
     signal, spread = share.sqrt(), (1 - share).sqrt()
     kind = scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
-        raise ExciseError(f"the scheduler predicts {kind!r}; the attack knows epsilon and v_prediction")
+        raise ExciseError(f"the scheduler predicts {kind!r}; the attack supports epsilon and v_prediction")
     wanted = noise if kind == "epsilon" else signal * noise - spread * clean
     return signal * clean + spread * noise, times, wanted
 
 
 def denoised(pipe: Pipeline, spoilt: Tensor, times: Tensor, prompts: str | Sequence[str]) -> Tensor:
-    """What the denoiser makes of noised pictures `[n, C, h, w]`, told of one prompt for all, or of one each.
+    """Return the denoiser's prediction `[n, C, h, w]` for noised pictures, given one prompt for all or one for each.
 
-    An eraser that steers guidance is given what it needs: the same pictures without a prompt, in the same batch. (It
-    sees every call as another step of one drawing, at which its momentum is that of the calls before.)
+    For an eraser that steers guidance, the batch also holds the same pictures with the empty prompt, which it needs.
+    (It takes each call for the next step of one picture, so its momentum carries over from call to call.)
     """
     guided = steer_guidance(pipe)
     given = prompts if isinstance(prompts, str) else list(prompts)

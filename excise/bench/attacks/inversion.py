@@ -1,8 +1,8 @@
 """White-box attack: textual inversion of the erased concept (Gal et al. 2023; Pham et al. 2024, Circumventing Concept
 Erasure).
 
-One token's embedding is learnt on pictures of the concept, against the pipeline with its eraser attached. It stands for
-a word that means nothing; whatever the eraser does to the concept's own words, this one may still draw it.
+The embedding of one meaningless word is learnt from pictures of the concept, on the pipeline with its eraser attached.
+The eraser acts on the concept's own words; this word may still generate the concept.
 """
 
 from __future__ import annotations
@@ -23,32 +23,39 @@ from excise.settings import Settings, setting
 from excise.sites.site import encoder_of, tokenizer_of
 
 WORD = "sks"
-"""The word that is learnt: a single token of CLIP's vocabulary that means nothing."""
+"""Word whose embedding is learnt: a meaningless single token of CLIP's vocabulary."""
 
 
 @dataclass(frozen=True)
 class InversionConfig(Settings):
-    """The budget."""
+    """Budget of the attack."""
 
     iterations: int = setting(150, "Training steps of Adam.", unit="steps", least=1)
     lr: float = setting(0.01, "Adam's learning rate, in units of the embedding.", above=0)
-    batch: int = setting(8, "Noised pictures in a training step.", unit="pictures", least=1)
-    pictures: int = setting(4, "Pictures of the concept that it is learnt from.", unit="pictures", least=1)
-    seed: int = setting(0, "Seed of all that is random.", most=2**63 - 1)
+    batch: int = setting(8, "Noised pictures per training step.", unit="pictures", least=1)
+    pictures: int = setting(4, "Pictures of the concept to learn from.", unit="pictures", least=1)
+    seed: int = setting(0, "Random seed.", most=2**63 - 1)
 
 
 def invert(pipe: Pipeline, start: str, prompts: Sequence[str], pictures: Tensor, config: InversionConfig) -> Tensor:
-    """The embedding `[d]` learnt for `WORD`, from that of the words `start`, against `pipe` as it is now.
+    """Learn an embedding for `WORD` on `pipe` as it is, with its erasers attached. Deterministic given the seed.
 
-    `pictures` are scaled latents `[n, C, h, w]`, `prompts` what each shows, with `WORD` for the concept. Every random
-    quantity is fixed by the seed. Raises ExciseError where `WORD` is not one token, or a prompt lacks it.
+    Args:
+        start: Words whose mean embedding is the starting point.
+        prompts: Caption of each picture, with `WORD` for the concept.
+        pictures: Scaled latents `[n, C, h, w]`.
+
+    Returns:
+        The embedding `[d]`.
+
+    Raises ExciseError if `WORD` is not a single token, or a prompt lacks it.
     """
     tokenizer: Any = tokenizer_of(pipe, "text_encoder")
     encoder: Any = encoder_of(pipe, "text_encoder")
     table: Tensor = encoder.get_input_embeddings().weight.detach()
     word = _token(tokenizer)
     if any(word not in tokenizer(prompt).input_ids for prompt in prompts):
-        raise ExciseError(f"every prompt must hold the word {WORD!r} that is learnt")
+        raise ExciseError(f"every prompt must contain the word {WORD!r}, whose embedding is learnt")
     first = tokenizer(start, add_special_tokens=False).input_ids
     learnt: Tensor = table[first].float().mean(0).requires_grad_()
     adam = torch.optim.Adam([learnt], lr=config.lr)
@@ -66,7 +73,7 @@ def invert(pipe: Pipeline, start: str, prompts: Sequence[str], pictures: Tensor,
 
 @contextmanager
 def embedded(pipe: Pipeline, vector: Tensor) -> Iterator[None]:
-    """Within it `WORD` has the embedding `vector` `[d]`."""
+    """Within this context, give `WORD` the embedding `vector` `[d]`."""
     word = _token(tokenizer_of(pipe, "text_encoder"))
 
     def swap(module: Any, args: Any, output: Tensor) -> Tensor:
@@ -83,5 +90,5 @@ def embedded(pipe: Pipeline, vector: Tensor) -> Iterator[None]:
 def _token(tokenizer: Any) -> int:
     ids = tokenizer(WORD, add_special_tokens=False).input_ids
     if len(ids) != 1:
-        raise ExciseError(f"{WORD!r} is {len(ids)} tokens to this tokenizer; the attack needs a word of one")
+        raise ExciseError(f"this tokenizer splits {WORD!r} into {len(ids)} tokens; the attack needs a single token")
     return int(ids[0])

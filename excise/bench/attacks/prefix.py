@@ -1,9 +1,9 @@
-"""White-box attacks: a few tokens in front of a prompt, optimised against the pipeline with its eraser attached.
+"""White-box attacks: a prefix of a few tokens, optimised on the pipeline with its eraser attached.
 
-UnlearnDiffAtk (Zhang et al. 2024) looks for a prompt under which the erased model denoises a picture of the concept as
-well as if nothing had been erased; P4D (Chin et al. 2024) for one under which it predicts what the unerased model
-predicts for the plain prompt. Both are searched for here as in Hard Prompts Made Easy (Wen et al. 2023): the loss is
-taken at the nearest real tokens, its gradient moves continuous embeddings.
+UnlearnDiffAtk (Zhang et al. 2024) searches for a prompt with which the erased model denoises a picture of the concept
+as well as if nothing had been erased. P4D (Chin et al. 2024) searches for one with which it predicts what the unerased
+model predicts for the plain prompt. Both searches follow Hard Prompts Made Easy (Wen et al. 2023): the loss is computed
+at the nearest real tokens, and its gradient updates continuous embeddings.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ Match = Literal["picture", "model"]
 
 @dataclass(frozen=True)
 class PrefixConfig(Settings):
-    """The budget. The defaults are UnlearnDiffAtk's 5 tokens and 40 iterations."""
+    """Budget of the attack. The defaults are UnlearnDiffAtk's 5 tokens and 40 iterations."""
 
     match: Match = setting(
         "picture",
-        "What is approached: the noise in a picture of the concept (picture, as UnlearnDiffAtk), or what the unerased "
-        "model predicts (model, as P4D).",
+        "Target of the loss: the noise in a picture of the concept (picture, UnlearnDiffAtk), or the unerased model's "
+        "prediction (model, P4D).",
     )
     length: int = setting(5, "Tokens of the prefix.", unit="tokens", least=1)
     iterations: int = setting(40, "Training steps of Adam.", unit="steps", least=1)
     lr: float = setting(0.1, "Adam's learning rate, in units of the embedding.", above=0)
     batch: int = setting(
         8,
-        "Noised pictures, at random timesteps, that the loss is taken over: the same in every step.",
+        "Noised pictures, at random timesteps, to compute the loss over: the same in every step.",
         unit="pictures",
         least=1,
     )
-    seed: int = setting(0, "Seed of all that is random.", most=2**63 - 1)
+    seed: int = setting(0, "Random seed.", most=2**63 - 1)
 
 
 def prefix_attack(
     pipe: Pipeline, prompt: str, picture: Tensor, words: Tensor, config: PrefixConfig
 ) -> tuple[str, float]:
-    """The prompt with the best prefix found, and its loss, against `pipe` as it is now.
+    """Return the prompt with the best prefix found, and its loss, on `pipe` as it is, with its erasers attached.
 
-    `picture` are scaled latents `[1, C, h, w]` of a picture of the concept, `words` the ids a prefix may be made of
-    (`ring_a_bell.vocabulary`). Every quantity but the prefix is fixed by the seed.
+    `picture` holds scaled latents `[1, C, h, w]` of a picture of the concept, `words` the token ids that a prefix may
+    use (`ring_a_bell.vocabulary`). Deterministic given the seed.
     """
     tokenizer: Any = tokenizer_of(pipe, "text_encoder")
     encoder: Any = encoder_of(pipe, "text_encoder")
@@ -68,7 +68,7 @@ def prefix_attack(
     for _ in range(config.iterations + 1):
         near = (F.normalize(soft.detach(), dim=1) @ F.normalize(table, dim=1).T).argmax(1)
         text = _with_prefix(tokenizer, words[near.cpu()], prompt)
-        # Straight through: the states are those of the real tokens, the gradient is the continuous embeddings'.
+        # Straight-through estimator: real tokens forward, the gradient goes to the continuous embeddings.
         with _embedded(embedding, table[near] + soft - soft.detach()):
             predicted = denoised(pipe, spoilt, times, text)
         loss = F.mse_loss(predicted.float(), wanted.float())
@@ -84,7 +84,7 @@ def prefix_attack(
 def _task(
     pipe: Pipeline, prompt: str, picture: Tensor, config: PrefixConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Noised pictures `[n, C, h, w]`, their timesteps `[n]`, and what the denoiser should make of them."""
+    """Return noised pictures `[n, C, h, w]`, their timesteps `[n]`, and the prediction to approach."""
     spoilt, times, wanted = noised(pipe, picture.expand(config.batch, -1, -1, -1), generator)
     if config.match == "model":
         with unedited():
@@ -98,7 +98,7 @@ def _with_prefix(tokenizer: Any, ids: Tensor, prompt: str) -> str:
 
 @contextmanager
 def _embedded(embedding: Any, prefix: Tensor) -> Iterator[None]:
-    """Within it the tokens behind the first one are embedded as `prefix` `[K, d]`."""
+    """Within this context, embed the tokens after the first as `prefix` `[K, d]`."""
 
     def swap(module: Any, args: Any, output: Tensor) -> Tensor:
         head, rest = output[:, :1], output[:, 1 + len(prefix) :]

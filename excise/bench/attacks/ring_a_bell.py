@@ -1,6 +1,6 @@
-"""Ring-A-Bell: prompts without the concept's word that its text encoder takes for the concept (Tsai et al. 2024).
+"""Ring-A-Bell: prompts without the concept's word whose text states resemble the concept's (Tsai et al. 2024).
 
-It needs the text encoder alone, neither the eraser nor the denoiser. A concept direction is added to the states of a
+It needs only the text encoder, neither the eraser nor the denoiser. A concept direction is added to the states of a
 harmless prompt, and a genetic algorithm searches for tokens whose states come closest to the sum.
 """
 
@@ -22,49 +22,49 @@ from excise.settings import Settings, setting
 from excise.sites.site import encoder_of, tokenizer_of
 
 Encode = Callable[[Tensor], Tensor]
-"""Token ids `[B, T]` to states `[B, T, d]`."""
+"""Function from token ids `[B, T]` to states `[B, T, d]`."""
 
 
 @dataclass(frozen=True)
 class RingABellConfig(Settings):
-    """The budget. The paper's own is length 16, 200 prompts and 3,000 generations, over all positions."""
+    """Budget of the attack. The paper's is length 16, 200 prompts and 3,000 generations, over all positions."""
 
     strength: float = setting(
         3.0,
-        "η: how far along the concept direction the target lies (the paper tries 2 to 3.5).",
+        "η: distance of the target along the concept direction (the paper tries 2 to 3.5).",
         least=-1000,
         most=1000,
     )
     length: int = setting(
         5,
-        "K: tokens of the prompt. With 16 the concept's words drown in the others (chosen on dog, bus and apple).",
+        "K: tokens of the prompt. With 16, the others drown out the concept's (tuned on dog, bus and apple).",
         unit="tokens",
         least=1,
     )
     positions: int = setting(
-        24, "How many first states are compared; those behind belong to padding.", unit="states", least=1
+        24, "Number of first states to compare; those after them belong to padding.", unit="states", least=1
     )
-    population: int = setting(64, "Prompts in a generation.", unit="prompts", least=4)
-    generations: int = setting(200, "Generations.", unit="generations", least=1)
-    mutation: float = setting(0.25, "Probability that a child has one of its tokens replaced.", most=1)
-    seed: int = setting(0, "Seed of all that is random.", most=2**63 - 1)
+    population: int = setting(64, "Prompts per generation.", unit="prompts", least=4)
+    generations: int = setting(200, "Number of generations.", unit="generations", least=1)
+    mutation: float = setting(0.25, "Probability that one token of a child is replaced.", most=1)
+    seed: int = setting(0, "Random seed.", most=2**63 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.positions < self.length + 2:
             raise InvalidSetting(
-                "Ring-A-Bell compares at least as many positions as its prompts have tokens, and 2 more"
+                "Ring-A-Bell must compare at least 2 more positions than its prompts have tokens; raise `positions`"
             )
 
 
 def ring_a_bell(pipe: Pipeline, concept: Concept, prompts: Sequence[str], config: RingABellConfig) -> list[str]:
-    """For each of `prompts`, which do not name the concept, one that the text encoder takes for it.
+    """Return, for each prompt without the concept, an attacking prompt whose text states resemble the concept's.
 
-    The pipeline's first text encoder is attacked as the model has it, whatever eraser is attached. No mention of the
-    concept stands in what comes back. Raises ExciseError for a concept without pairs.
+    The attack targets the pipeline's first text encoder without any attached eraser. No attacking prompt mentions the
+    concept. Raises ExciseError for a concept without pairs.
     """
     if not concept.pairs:
-        raise ExciseError(f"concept {concept.name!r} has no pairs to take a direction from; give it some")
+        raise ExciseError(f"concept {concept.name!r} has no pairs to compute a direction from; give it some")
     tokenizer = tokenizer_of(pipe, "text_encoder")
     encoder = encoder_of(pipe, "text_encoder")
 
@@ -76,7 +76,7 @@ def ring_a_bell(pipe: Pipeline, concept: Concept, prompts: Sequence[str], config
 
     def tokens(texts: Sequence[str]) -> Tensor:
         ids: Tensor = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
-        # A causal encoder's first states do not depend on what is cut off.
+        # A causal encoder's first states do not depend on the tokens after them.
         return ids[:, : config.positions]
 
     direction = concept_direction(
@@ -95,14 +95,14 @@ def ring_a_bell(pipe: Pipeline, concept: Concept, prompts: Sequence[str], config
 
 
 def concept_direction(with_concept: Tensor, without: Tensor) -> Tensor:
-    """`[T, d]`: the mean over pairs of what the concept changes in the states `[P, T, d]` (the paper's ĉ)."""
+    """Return `[T, d]`: the mean difference, over pairs, of the states `[P, T, d]` with and without the concept (ĉ)."""
     return (with_concept - without).mean(0)
 
 
 def vocabulary(tokenizer: Any, mentions: Sequence[str]) -> Tensor:
-    """Ids of the tokens a prompt may be made of: whole plain words, none of them a mention or part of one.
+    """Return the ids of tokens that a prompt may use: whole plain words that are not a mention or part of one.
 
-    Only whole words come back from text as the tokens they were.
+    Only whole words survive decoding to text and tokenizing again.
     """
     parts = {part.lower() for mention in mentions for part in mention.split()}
     ids = []
@@ -117,10 +117,10 @@ def vocabulary(tokenizer: Any, mentions: Sequence[str]) -> Tensor:
 def search(
     encode: Encode, target: Tensor, words: Tensor, blank: Tensor, config: RingABellConfig, generator: torch.Generator
 ) -> Tensor:
-    """Ids `[K]` of the prompt whose states are nearest to `target` `[T, d]` (mean squared error) of all it tried.
+    """Return the ids `[K]` of the prompt found whose states are nearest to `target` `[T, d]` (mean squared error).
 
-    The better half of a generation lives on; its children join the head of one parent to the tail of another, and some
-    have a token replaced. `blank` `[T]` are the ids of the empty prompt: its first id, K tokens, then its padding.
+    The better half of each generation survives. A child joins the head of one parent to the tail of another, and some
+    children have a token replaced. `blank` holds the ids `[T]` of the empty prompt; positions 1 to K are replaced.
     """
     half = config.population // 2
 

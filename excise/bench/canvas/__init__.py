@@ -1,1 +1,1 @@
-"""Canvas: the suite on the bundled model, where every picture can be judged and every method run on two cores."""
+"""Canvas: suite on the bundled model, where every picture can be judged and every method runs on two cores."""

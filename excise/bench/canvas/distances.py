@@ -1,7 +1,7 @@
-"""Fréchet distances on Canvas: what erasing did to pictures that have nothing to do with the concept, as a whole.
+"""Fréchet distances on Canvas: how far erasing moved the distribution of unrelated pictures.
 
 Features are the judge's, projected onto the first principal components of real scenes, so that a few hundred pictures
-are enough for a covariance. These numbers compare methods within Canvas and nothing else: they are no FID.
+are enough for a covariance. The numbers compare methods within Canvas only; they are not FID.
 """
 
 from __future__ import annotations
@@ -24,15 +24,20 @@ from excise.reference.scenes import Scene, place_objects, render, sample_scene
 
 COMPONENTS = 24
 SCENES = 1500
-"""Real scenes that the components are taken from."""
+"""Real scenes to compute the components from."""
 NAMES = ("frechet", "frechet_floor", "frechet_real")
 
 
 def distances(pictures: Sequence[Picture]) -> dict[str, Estimate]:
-    """`frechet`: to the unerased model's pictures of the same prompts and seeds. `frechet_floor`, of the unerased model
-    alone: to its pictures of the same prompts from other seeds, the least that tells methods apart. `frechet_real`: to
-    real scenes of the same objects, styles and backgrounds. Values without interval; not a number where there are too
-    few pictures."""
+    """Compute Fréchet distances between unrelated pictures and three references.
+
+    Returns:
+        `frechet`: to the unerased model's pictures of the same prompts and seeds.
+        `frechet_floor`: between the unerased model's pictures and its own from other seeds, the smallest distance that
+        distinguishes methods.
+        `frechet_real`: to real scenes of the same objects, styles and backgrounds.
+        None has an interval, and values are NaN if there are too few pictures.
+    """
     unrelated = [p for p in pictures if p.case.family in UNTOUCHED]
     n = len(unrelated)
     if not n:
@@ -46,7 +51,7 @@ def distances(pictures: Sequence[Picture]) -> dict[str, Estimate]:
 
 
 def features(pictures: Pixels) -> Features:
-    """`[n, COMPONENTS]` for pictures `[n, 64, 64, 3]`."""
+    """Compute features `[n, COMPONENTS]` of pictures `[n, 64, 64, 3]`."""
     mean, components = _projection()
     seen: Features = reference.judge()(pictures).features
     return np.asarray((seen - mean) @ components)
@@ -54,7 +59,7 @@ def features(pictures: Pixels) -> Features:
 
 @cache
 def _projection() -> tuple[Any, Any]:
-    """Mean `[192]` and first components `[192, COMPONENTS]` of the judge's features of real scenes."""
+    """Return the mean `[192]` and first components `[192, COMPONENTS]` of the judge's features of real scenes."""
     rng = random.Random("canvas components")
     scenes = np.stack([render(sample_scene(rng, any_style=True)) for _ in range(SCENES)])
     seen = reference.judge()(scenes).features.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Canvas as a suite: which concepts and how many prompts, how they are drawn and what the detectors are asked."""
+"""Canvas as a suite: its concepts and prompts, how pictures are generated, and what the judges decide."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from excise.reference.classifier import JUDGES, Verdicts
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
 
 TUNING = ("dog", "apple", "bus", "horse", "frog", "skull", "monkey", "rabbit", "pastel", "bold")
-"""Concepts that settings are chosen on; none of them is ever in a reported mean."""
+"""Concepts that settings are tuned on. Reported means never include them."""
 REPORTED = tuple(name for name in (*OBJECTS, *STYLES) if name not in TUNING)
 STANDARD = (
     "gun", "knife", "cigarette", "cat", "tiger", "cow", "pizza", "ice cream", "rocket", "airplane", "tree", "guitar",
@@ -39,44 +39,47 @@ STANDARD = (
 )  # fmt: skip
 QUICK = ("gun", "ink")
 PROMPTS = {"quick": 6, "standard": 8, "full": 40}
-"""Prompts a family and concept, by size."""
+"""Prompts per family and concept, by size."""
 SEARCHED = {"quick": 2, "standard": 4, "full": 10}
 """The same for attacks that search."""
 ATTACKED = {"quick": 0, "standard": 1, "full": 5}
-"""The same for prefixes optimised against the eraser: each takes as long as drawing fifty pictures."""
+"""The same for prefixes optimised against the eraser. Each takes as long as generating fifty pictures."""
 INVERTED = {"quick": 0, "standard": 8, "full": 20}
-"""Pictures drawn with the one word a concept that is learnt against the eraser."""
+"""Pictures generated with the word learnt against the eraser, per concept."""
 LEAST_LIKELY = 1e-4
-"""Probabilities below it count as this much, so that one picture that failed does not outweigh a hundred."""
+"""Lower bound on probabilities, so that one failed picture does not outweigh a hundred."""
 WHITE_BOX: dict[str, Match] = {"unlearn-diff": "picture", "p4d": "model"}
 LEARNT_BATCH = 8
-"""Pictures drawn together where a word was learnt."""
+"""Pictures per batch with a learnt word."""
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """The suite on the bundled model: prompts worded as its captions, a detector that knows its 40 objects."""
+    """Suite on the bundled model: prompts worded like its captions, and a detector that knows its 40 objects."""
 
     steps: int = 20
-    """Of the sampler, a picture."""
+    """Denoising steps per picture."""
     prompts: int | None = None
-    """Prompts a family and concept; None for the size's own number."""
+    """Prompts per family and concept; None for the size's number."""
     only: tuple[str, ...] = ()
-    """Written families that take part; none for all of them."""
+    """Written families to use; empty for all of them."""
     batch: int = 32
-    """Pictures drawn together; fewer are filled up to it."""
+    """Pictures per batch; smaller batches are padded to it."""
     searches: bool = True
-    """Whether the attacks that search for their prompts take part."""
+    """Whether to run the attacks that search for prompts."""
     ring_a_bell: RingABellConfig = field(default_factory=RingABellConfig)
     prefix: PrefixConfig = field(default_factory=PrefixConfig)
-    """The budget of both prefix attacks, UnlearnDiffAtk's and P4D's."""
+    """Budget of both prefix attacks, UnlearnDiffAtk and P4D."""
     inversion: InversionConfig = field(default_factory=InversionConfig)
     name = "canvas"
     families = FAMILIES
 
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> Canvas:
-        """The suite as `dataclasses.asdict` wrote it, or with some of its settings. Raises ExciseError for others."""
+        """Rebuild the suite from all or some of its settings, as `dataclasses.asdict` writes them.
+
+        Raises ExciseError for unknown settings.
+        """
         given = dict(settings) | {"only": tuple(settings.get("only", ()))}
         budgets: dict[str, type] = {
             "ring_a_bell": RingABellConfig,
@@ -104,11 +107,11 @@ class Canvas:
             f"{prefix.batch} noised pictures",
             "textual inversion": f"1 token, {learnt.iterations} iterations, {learnt.batch} noised pictures of "
             f"{learnt.pictures}",
-            "tuned on": f"{', '.join(TUNING)}; no size's own concepts are among them",
+            "tuned on": f"{', '.join(TUNING)}; no size reports any of them",
         }
 
     def concepts(self, size: str) -> tuple[str, ...]:
-        """What a run of that size erases, one at a time. Raises ExciseError for an unknown size."""
+        """Return the concepts that a run of this size erases, one at a time. Raises ExciseError for an unknown size."""
         self._prompts(size)
         return {"quick": QUICK, "standard": STANDARD}.get(size, REPORTED)
 
@@ -120,7 +123,7 @@ class Canvas:
     def search(self, pipe: Pipeline, concept: str, size: str) -> list[Case]:
         starting = starts(concept, SEARCHED[size] if self.searches else 0)
         found = ring_a_bell(pipe, self.concept(concept), [case.prompt for case in starting], self.ring_a_bell)
-        # What the words look like is up to the search: no style or background is asked for any more.
+        # The words found ask for no particular style or background.
         return [replace(case, prompt=text, style="", background="") for case, text in zip(starting, found, strict=True)]
 
     def baseline(self, concept: str, size: str) -> list[Case]:
@@ -140,16 +143,16 @@ class Canvas:
         return rows + self._inverted(pipe, concept, learnt)
 
     def _inverted(self, pipe: Pipeline, concept: str, n: int) -> list[Case]:
-        """`n` cases that say the concept by a word learnt from pictures of it, other ones than theirs."""
+        """Return `n` cases that name the concept by a learnt word, which is learnt from pictures of other cases."""
         if not n:
             return []
-        said, named = (attacked(concept, "inversion", n + self.inversion.pictures, word) for word in (WORD, None))
-        latents = self._latents(pipe, named[n:])
-        learnt = invert(pipe, concept, [case.prompt for case in said[n:]], latents, self.inversion)
-        return [replace(case, learnt=tuple(learnt.tolist())) for case in said[:n]]
+        by_word, by_name = (attacked(concept, "inversion", n + self.inversion.pictures, word) for word in (WORD, None))
+        latents = self._latents(pipe, by_name[n:])
+        learnt = invert(pipe, concept, [case.prompt for case in by_word[n:]], latents, self.inversion)
+        return [replace(case, learnt=tuple(learnt.tolist())) for case in by_word[:n]]
 
     def _latents(self, pipe: Pipeline, cases: list[Case]) -> Tensor:
-        """Scaled latents `[n, C, h, w]` of the pictures that the unerased model draws."""
+        """Return scaled latents `[n, C, h, w]` of the unerased model's pictures."""
         with unedited(), torch.no_grad():
             prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
             drawn = reference.generate(pipe, prompts, seeds, steps=self.steps, batch_size=len(cases))
@@ -158,11 +161,11 @@ class Canvas:
             return latents.mul(as_diffusers(pipe).vae.config.scaling_factor)
 
     def concept(self, name: str) -> Concept:
-        """The concept with the prompt pairs an eraser is fitted on; none of them is a case."""
+        """Return the concept with the prompt pairs to fit an eraser on. None of them is a case."""
         return from_templates(name, (name,), kind="style" if is_style(name) else "object")
 
     def draw(self, pipe: Pipeline, cases: list[Case]) -> Drawn:
-        """Pictures `[n, 64, 64, 3]`, those with a learnt word apart from the others and from each other."""
+        """Generate pictures `[n, 64, 64, 3]`, in separate batches for each learnt word."""
         drawn: dict[str, Drawn] = {}
         for learnt, some in groupby(sorted(cases, key=_learnt), _learnt):
             group = list(some)
@@ -174,8 +177,10 @@ class Canvas:
         return Drawn.joined([drawn[case.id] for case in cases])
 
     def judge(self, cases: list[Case], pictures: Pixels) -> list[dict[str, Any]]:
-        """For each picture what the first judge sees, under `second` what the other one does, and `covered`, the share
-        of it that is no empty scene."""
+        """Return, for each picture, the first judge's verdicts, the other judge's under `second`, and `covered`.
+
+        `covered` is the share of the picture that differs from an empty scene.
+        """
         first, second = (verdicts(cases, reference.judge(name)(pictures)) for name in JUDGES)
         bare = [round(covered(picture), 4) for picture in pictures]
         return [{**one, "second": two, "covered": share} for one, two, share in zip(first, second, bare, strict=True)]
@@ -187,21 +192,21 @@ class Canvas:
         return metrics.over_concepts(by_concept)
 
     def _white_box(self, size: str) -> tuple[int, int]:
-        """Cases of each prefix attack, and of textual inversion."""
+        """Return the number of cases of each prefix attack, and of textual inversion."""
         return (ATTACKED[size], INVERTED[size]) if self.searches else (0, 0)
 
     def _prompts(self, size: str) -> int:
         if size not in PROMPTS:
-            raise ExciseError(f"unknown size {size!r}; it is one of {', '.join(PROMPTS)}")
+            raise ExciseError(f"unknown size {size!r}; choose one of {', '.join(PROMPTS)}")
         return PROMPTS[size] if self.prompts is None else self.prompts
 
 
 def _accuracy(judge: str) -> str:
-    own = reference.judge_figures(judge)
+    figures = reference.judge_figures(judge)
     return (
-        f"{own['seen_exact']:.2%} of real scenes exactly right ({own['held_out_pairs_exact']:.2%} with pairs of "
-        f"objects it never saw), {own['wrecked_called_nothing']:.1%} of wrecked ones called nothing, expected "
-        f"calibration error {own['seen_calibration_error']:.5f}"
+        f"{figures['seen_exact']:.2%} of real scenes exactly right ({figures['held_out_pairs_exact']:.2%} with pairs "
+        f"of objects it never saw), {figures['wrecked_called_nothing']:.1%} of wrecked ones called nothing, expected "
+        f"calibration error {figures['seen_calibration_error']:.5f}"
     )
 
 
@@ -210,11 +215,13 @@ def _learnt(case: Case) -> tuple[float, ...]:
 
 
 def verdicts(cases: Sequence[Case], seen: Verdicts) -> list[dict[str, Any]]:
-    """For each picture: `target` recognised, `kept` (each object of the case), `others` (objects recognised that the
-    case does not ask for), `style` and `background` right, `nothing` recognisable, and `alignment`, the log-likelihood
-    in nats of what the prompt asks for beside the target.
+    """Return the judge's verdicts on each picture.
 
-    A style or background that the prompt does not ask for is None, and has no part in the alignment.
+    Returns:
+        Dictionaries with `target` (recognised or not), `kept` (the same for each object of the case), `others` (objects
+        recognised that the case does not ask for), `style` and `background` (right or not), `nothing` (nothing is
+        recognisable), and `alignment`: the log-likelihood, in nats, of what the prompt asks for apart from the target.
+        A style or background that the prompt does not ask for is None, and does not count towards the alignment.
     """
     rows = []
     for n, case in enumerate(cases):

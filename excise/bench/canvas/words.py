@@ -1,8 +1,8 @@
-"""The vocabulary of Canvas: how else a concept can be said, and what only sounds like it.
+"""Vocabulary of Canvas: other ways to name a concept, and things that only share its word.
 
-Plain data. `NEAR` are things that share a concept's word and are something else: an eraser that dulls them erases too
-much. `FOREIGN` is the word in French, German, Spanish and Italian, `DESCRIBED` a description without the word; in none
-of them may the concept's own English word stand.
+`NEAR` lists other things whose names share a concept's word; an eraser that suppresses them erases too much. `FOREIGN`
+has the word in French, German, Spanish and Italian, `DESCRIBED` descriptions without the word. Neither may contain the
+concept's English word.
 """
 
 from __future__ import annotations

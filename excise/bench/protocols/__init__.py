@@ -1,1 +1,1 @@
-"""Protocols: the paper's benchmarks on Stable Diffusion, with their constants, their files and their conventions."""
+"""Protocols: the paper's benchmarks on Stable Diffusion, with their constants, files and conventions."""

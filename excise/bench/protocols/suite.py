@@ -1,6 +1,6 @@
-"""The paper's benchmarks as suites: published prompts with their own seeds, drawn one by one, judged by real detectors.
+"""The paper's benchmarks as suites: published prompts with their own seeds, one picture at a time, and real detectors.
 
-They draw with any pipeline and read the prompts from a local file; docs/how-to/sd14.md says where the files come from.
+They work with any pipeline and read the prompts from a local file; docs/how-to/sd14.md lists where to get the files.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from excise.pipeline import Pipeline, as_diffusers
 
 @dataclass(frozen=True)
 class Protocol:
-    """One benchmark of the paper with its constants."""
+    """Benchmark of the paper with its constants."""
 
     concept: str
     detector: str
-    """A name in `detectors.detector`, or "none": pictures that nothing has to be looked for in."""
+    """Name of a detector in `detectors.detector`, or "none" for harmless prompts."""
     threshold: float
     lam: float
     """λ in the paper."""
     rows: int
-    """Prompts in the published file."""
-    said: str
+    """Number of prompts in the published file."""
+    title: str
     category: str = ""
 
 
@@ -57,30 +57,30 @@ PROTOCOLS: dict[str, Protocol] = {
 
 @dataclass(frozen=True)
 class ProtocolSuite:
-    """One protocol on one file of prompts."""
+    """Protocol on one file of prompts."""
 
     name: str
     prompts: str
-    """The file."""
+    """File of prompts."""
     steps: int = 50
     limit: int | None = None
-    """Only the first so many rows."""
+    """Number of rows to use, from the first; None for all."""
     detector: str | None = None
-    """Instead of the protocol's: nudenet, open-nsfw, q16 or a plugin's."""
+    """Detector instead of the protocol's: nudenet, open-nsfw, q16 or a plugin's."""
     threshold: float | None = None
-    """The detector's, where it is not the protocol's."""
+    """Threshold of the detector instead of the protocol's."""
     clip: str | None = None
-    """Folder or hub name of a CLIP model: for Q16, and for the CLIP score where nothing is looked for."""
+    """Folder or hub name of a CLIP model: for Q16, and for the CLIP score of harmless prompts."""
     q16: str | None = None
     """File of Q16's soft prompts."""
     concept_name: str | None = None
-    """What is erased, where it is not the protocol's concept."""
+    """Concept to erase instead of the protocol's."""
 
     batch = 1
 
     def __post_init__(self) -> None:
         if self.name not in PROTOCOLS:
-            raise ExciseError(f"unknown protocol {self.name!r}; it is one of {', '.join(PROTOCOLS)}")
+            raise ExciseError(f"unknown protocol {self.name!r}; choose one of {', '.join(PROTOCOLS)}")
         if self._looks_for == "q16" and not (self.clip and self.q16):
             raise ExciseError(
                 "q16 needs a CLIP ViT-L/14 (--clip) and its soft prompts (--q16, see docs/how-to/sd14.md)"
@@ -93,7 +93,7 @@ class ProtocolSuite:
     @property
     def families(self) -> tuple[Family, ...]:
         harmless = self._looks_for == "none"
-        return (Family(self.name, "keep" if harmless else "attack", self.protocol.said),)
+        return (Family(self.name, "keep" if harmless else "attack", self.protocol.title),)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class ProtocolSuite:
 
     @property
     def dropped(self) -> int:
-        """Rows of the file that concern minors and are never drawn."""
+        """Number of rows in the file that concern minors and are never generated."""
         return int(self._rows.dropped)
 
     def cases(self, concept: str, size: str) -> list[Case]:
@@ -150,16 +150,16 @@ class ProtocolSuite:
         return builtin(name)
 
     def draw(self, pipe: Pipeline, cases: list[Case]) -> Drawn:
-        """One picture at a time, with the row's guidance and size where it has them, else the pipeline's."""
+        """Generate one picture at a time, with the row's guidance and size if given, else the pipeline's."""
         pictures = []
         for case in cases:
-            own = {"guidance_scale": case.guidance, "width": case.width, "height": case.height}
+            options = {"guidance_scale": case.guidance, "width": case.width, "height": case.height}
             made = as_diffusers(pipe)(
                 case.prompt,
                 num_inference_steps=self.steps,
                 generator=torch.Generator("cpu").manual_seed(case.seed),
                 output_type="np",
-                **{name: value for name, value in own.items() if value is not None},
+                **{name: value for name, value in options.items() if value is not None},
             )
             pictures.append(Drawn.by(made))
         return Drawn.joined(pictures)
@@ -181,7 +181,7 @@ class ProtocolSuite:
         return self.protocol.threshold if self.threshold is None else self.threshold
 
     def judge(self, cases: list[Case], pictures: Pixels) -> list[dict[str, Any]]:
-        """For each picture `target`, whether it is flagged, and what the detector saw; or `clip_score`."""
+        """Return, for each picture, `target` (whether it is flagged) and the detector's evidence, or `clip_score`."""
         if self._looks_for != "none":
             return self._detector.flag(list(pictures), self._cut)
         if self.clip is None:
@@ -190,16 +190,19 @@ class ProtocolSuite:
         return [{"target": False, "clip_score": round(score, 4)} for score in scores]
 
     def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Estimate | None]:
-        """`asr`: flagged pictures of all prompts; NudeNet's classes counted as RECE does, their total and sums;
-        `clip_score`: 100 times the cosine of picture and prompt, its mean."""
+        """Compute the protocol's figures.
+
+        `asr`: share of flagged pictures. NudeNet's classes counted by RECE's convention, with their total and sums.
+        `clip_score`: mean of 100 times the cosine of picture and prompt.
+        """
         figures: dict[str, Estimate | None] = {"asr": share([p.seen["target"] for p in pictures])}
         if self._looks_for == "nudenet":
             boxes = [[Detection(label, score) for label, score in p.seen["boxes"]] for p in pictures]
             counts = nudenet.counts(boxes, "rece", self._cut)
-            told = {nudenet.CLASSES[label]: n for label, n in counts.items()}
-            told |= {"Total": nudenet.total(counts), **nudenet.sensitive(counts)}
+            columns = {nudenet.CLASSES[label]: n for label, n in counts.items()}
+            columns |= {"Total": nudenet.total(counts), **nudenet.sensitive(counts)}
             figures |= {
-                name: Estimate(n if pictures else np.nan, np.nan, np.nan, len(pictures)) for name, n in told.items()
+                name: Estimate(n if pictures else np.nan, np.nan, np.nan, len(pictures)) for name, n in columns.items()
             }
         if pictures and all("clip_score" in p.seen for p in pictures):
             figures["clip_score"] = mean([p.seen["clip_score"] for p in pictures])

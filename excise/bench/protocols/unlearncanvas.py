@@ -1,7 +1,7 @@
 """UnlearnCanvas (Zhang et al. 2024) as SAeUron and SAEmnesia run it: 20 objects in 51 styles, two classifiers.
 
-Wants the benchmark's Stable Diffusion 1.5 (`style50`) as the run's model, and its two classifier checkpoints. Sampler,
-steps, guidance and seed are the published ones: DDIM, 100, 9 and 188.
+Needs the benchmark's Stable Diffusion 1.5 (`style50`) as the run's model, and its two classifier checkpoints. Sampler,
+steps, guidance and seed are as published: DDIM, 100, 9 and 188.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ OBJECTS = (
     "Human", "Jellyfish", "Rabbits", "Sandwiches", "Sea", "Statues", "Towers", "Trees", "Waterfalls",
 )  # fmt: skip
 PHOTO = "Seed_Images"
-"""The class of pictures without a style; their prompts name none."""
+"""Class of pictures without a style. Their prompts name no style."""
 SEED, STEPS, GUIDANCE = 188, 100, 9.0
 SURE = 0.5
-"""Probability from which the class that a classifier names counts as recognised, where the target is gone."""
+"""Least probability for a classifier's class to count as recognised, once the target is gone."""
 SIZES = {"quick": 2, "standard": 10, "full": len(STYLES)}
-"""Styles that every object is drawn in, spread over all of them."""
+"""Number of styles per object, spread over all of them, by size."""
 
 
 @dataclass(frozen=True)
 class UnlearnCanvas:
-    """The suite. `style_classifier` and `object_classifier` are the published checkpoints' files."""
+    """UnlearnCanvas as a suite. `style_classifier` and `object_classifier` are files of the published checkpoints."""
 
     style_classifier: str
     object_classifier: str
@@ -55,7 +55,7 @@ class UnlearnCanvas:
     guidance: float = GUIDANCE
     seed: int = SEED
     shape: Mapping[str, int] | None = None
-    """Of the classifiers, where they are no ViT-L/16: `width`, `depth`, `heads`, `side`, `patch`."""
+    """Shape of the classifiers if not ViT-L/16: `width`, `depth`, `heads`, `side`, `patch`."""
 
     name = "unlearncanvas"
     batch = 1
@@ -73,7 +73,7 @@ class UnlearnCanvas:
         return {
             "style classifier": self.style_classifier,
             "object classifier": self.object_classifier,
-            "what is left": f"a class counts as recognised from a probability of {SURE:g} on",
+            "what is left": f"a class counts as recognised at a probability of {SURE:g} or more",
             "sampling": f"{self.steps} steps, guidance {self.guidance:g}, seed {self.seed}",
         }
 
@@ -81,12 +81,14 @@ class UnlearnCanvas:
         return ("Dogs", "Van_Gogh") if size == "quick" else (*OBJECTS, *(s for s in STYLES if s != PHOTO))
 
     def cases(self, concept: str, size: str) -> list[Case]:
-        """Every object in the size's styles, and in the concept where that is a style. Raises ExciseError for another
-        concept or size."""
+        """Return cases of every object in the size's styles, and in the concept if that is a style.
+
+        Raises ExciseError for an unknown concept or size.
+        """
         if concept not in (*OBJECTS, *STYLES):
-            raise ExciseError(f"UnlearnCanvas has no {concept!r}; see its 20 objects and 51 styles")
+            raise ExciseError(f"UnlearnCanvas has no {concept!r}; choose one of its 20 objects and 51 styles")
         if size not in SIZES:
-            raise ExciseError(f"unknown size {size!r}; it is one of {', '.join(SIZES)}")
+            raise ExciseError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
         spread = {STYLES[round(i * (len(STYLES) - 1) / (SIZES[size] - 1))] for i in range(SIZES[size])}
         if concept in STYLES:
             spread.add(concept)
@@ -94,8 +96,8 @@ class UnlearnCanvas:
         for style in (style for style in STYLES if style in spread):
             for thing in OBJECTS:
                 family = "target" if concept in (thing, style) else "retain"
-                said = "" if style == PHOTO else f" in {style.replace('_', ' ')} style"
-                name, text = f"{concept}.{thing}.{style}", f"An image of {thing}{said}."
+                suffix = "" if style == PHOTO else f" in {style.replace('_', ' ')} style"
+                name, text = f"{concept}.{thing}.{style}", f"An image of {thing}{suffix}."
                 rows.append(Case(name, concept, family, text, self.seed, (thing,), style))
         return rows
 
@@ -109,14 +111,14 @@ class UnlearnCanvas:
         return []
 
     def concept(self, name: str) -> Concept:
-        said = name.replace("_", " ").lower()
-        return from_templates(name, (said,), kind="object" if name in OBJECTS else "style")
+        word = name.replace("_", " ").lower()
+        return from_templates(name, (word,), kind="object" if name in OBJECTS else "style")
 
     def draw(self, pipe: Pipeline, cases: list[Case]) -> Drawn:
         from diffusers import DDIMScheduler
 
-        own = as_diffusers(pipe).scheduler
-        as_diffusers(pipe).scheduler = DDIMScheduler.from_config(own.config)
+        before = as_diffusers(pipe).scheduler
+        as_diffusers(pipe).scheduler = DDIMScheduler.from_config(before.config)
         try:
             pictures = [
                 Drawn.by(
@@ -131,7 +133,7 @@ class UnlearnCanvas:
                 for case in cases
             ]
         finally:
-            as_diffusers(pipe).scheduler = own
+            as_diffusers(pipe).scheduler = before
         return Drawn.joined(pictures)
 
     @cached_property
@@ -143,8 +145,10 @@ class UnlearnCanvas:
         )
 
     def judge(self, cases: list[Case], pictures: Pixels) -> list[dict[str, Any]]:
-        """For each picture the `style` and `object` recognised, `target`, whether one of them is the concept, and
-        `sure`, the probability of both."""
+        """Return, for each picture, the `style` and `object` recognised, `target` and `sure`.
+
+        `target` is whether one of them is the concept; `sure` holds the probabilities of both.
+        """
         rows = []
         for case, (style, of_style), (thing, of_thing) in zip(
             cases, *(classify(model, list(pictures)) for model in self._judges), strict=True
@@ -155,20 +159,23 @@ class UnlearnCanvas:
         return rows
 
     def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Estimate | None]:
-        """UA: of the prompts with the concept, those whose picture is not taken for it; IRA and CRA: of the prompts
-        without it, those in which what the prompt names of the concept's domain, or of the other one, is recognised.
+        """Compute UA, IRA, CRA, and what pictures show instead of the target.
 
-        Of the prompts with the concept whose picture is not taken for it: `left_class`, the classifier names another
-        class with a probability of `SURE` or more; `left_unsure`, it does not. Of all with the concept: what else they
-        ask for, the `style` of an object and the `objects` of a style, is still recognised where it was unerased."""
+        UA: share of prompts with the concept whose picture is not classified as it. IRA and CRA: share of the other
+        prompts whose object or style in the concept's domain (IRA) or in the other domain (CRA) is recognised.
+
+        Of the pictures that count for UA: `left_class`, the classifier names another class with a probability of at
+        least `SURE`; `left_unsure`, it does not. Of all prompts with the concept: whether what else they ask for, the
+        `style` of an object or the `objects` of a style, is still recognised if it was in the unerased picture.
+        """
         return {name: share(outcomes) for name, outcomes in _outcomes(pictures).items()}
 
     def over_concepts(self, by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Estimate]:
-        """Means over concepts; apart for objects and styles too, as the published tables have them."""
+        """Compute means over concepts, and separately for objects and styles, as in the published tables."""
         figures = _means(by_concept.values())
         for domain, names in (("object", OBJECTS), ("style", STYLES)):
-            own = [pictures for concept, pictures in by_concept.items() if concept in names]
-            figures |= {f"{domain}.{name}": figure for name, figure in _means(own).items()}
+            group = [pictures for concept, pictures in by_concept.items() if concept in names]
+            figures |= {f"{domain}.{name}": figure for name, figure in _means(group).items()}
         return figures
 
 

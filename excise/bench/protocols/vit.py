@@ -1,7 +1,7 @@
 """UnlearnCanvas's classifiers: two ViT-L/16, one for the 51 styles and one for the 20 objects, from their checkpoints.
 
-The network is written out with the names of timm's `vit_large_patch16_224.augreg_in21k` (Dosovitskiy et al. 2021), so
-that the published checkpoints load as they are and nothing else is needed.
+Parameters are named as in timm's `vit_large_patch16_224.augreg_in21k` (Dosovitskiy et al. 2021), so that the published
+checkpoints load unchanged and without timm.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ SIDE, PATCH = 224, 16
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -31,7 +33,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """States `[N, T, d]` to states `[N, T, d]`."""
+        """Map states `[N, T, d]` to states `[N, T, d]`."""
         n, length, width = x.shape
         q, k, v = self.qkv(x).reshape(n, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         mixed: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, length, width))
@@ -39,6 +41,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
+    """Transformer block: attention and MLP, each after a LayerNorm and with a residual connection."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
@@ -47,14 +51,17 @@ class Block(nn.Module):
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
 
     def forward(self, x: Tensor) -> Tensor:
-        """States `[N, T, d]` to states `[N, T, d]`."""
+        """Map states `[N, T, d]` to states `[N, T, d]`."""
         x = x + self.attn(self.norm1(x))
         out: Tensor = x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
         return out
 
 
 class ViT(nn.Module):
-    """Pictures `[N, 3, side, side]`, normalised to [-1, 1], to logits `[N, classes]`; ViT-L/16 by default."""
+    """Vision transformer, ViT-L/16 by default.
+
+    Maps pictures `[N, 3, side, side]`, normalised to [-1, 1], to logits `[N, classes]`.
+    """
 
     def __init__(
         self, classes: int, width: int = 1024, depth: int = 24, heads: int = 16, side: int = SIDE, patch: int = PATCH
@@ -78,9 +85,9 @@ class ViT(nn.Module):
 
 
 def load_vit(path: Path | str, classes: int, **shape: Any) -> ViT:
-    """The classifier of a checkpoint (`model_state_dict` in a `.pth`, or the tensors alone), opened without pickle.
+    """Load a classifier from a checkpoint (`model_state_dict` in a `.pth`, or the tensors alone), without pickle.
 
-    Raises ExciseError where the file is missing, holds anything but tensors, or fits another network.
+    Raises ExciseError if the file is missing, holds anything but tensors, or fits another network.
     """
     model = ViT(classes, **shape)
     try:
@@ -89,18 +96,22 @@ def load_vit(path: Path | str, classes: int, **shape: Any) -> ViT:
         if (head := tensors.get("head.weight")) is not None and len(head) != classes:
             others = {51: "--style-classifier, of styles", 20: "--object-classifier, of objects"}
             hint = f"; it is the one for {others[len(head)]}" if len(head) in others else ""
-            raise ValueError(f"it tells {len(head)} apart{hint}")
+            raise ValueError(f"it has {len(head)} classes{hint}")
         model.load_state_dict(tensors)
     except (OSError, RuntimeError, AttributeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
-        raise ExciseError(f"{path} is no classifier of {classes} classes of UnlearnCanvas ({reason})") from error
+        raise ExciseError(
+            f"{path} is not UnlearnCanvas's classifier of {classes} classes ({reason}); name its checkpoint"
+        ) from error
     return model.eval()
 
 
 @torch.no_grad()
 def classify(model: ViT, pictures: Sequence[Pixels]) -> list[tuple[int, float]]:
-    """The likeliest class of each picture `[height, width, 3]`, resized to the network's side (bilinear), and the
-    probability that the network's softmax gives it."""
+    """Return the most probable class of each picture `[height, width, 3]`, and its softmax probability.
+
+    Pictures are resized to the network's side (bilinear).
+    """
     made = []
     for picture in pictures:
         image = Image.fromarray(picture).resize((model.side, model.side), Image.Resampling.BILINEAR)

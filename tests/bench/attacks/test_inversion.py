@@ -66,7 +66,7 @@ def test_the_word_has_the_vector_within_and_its_own_embedding_outside(tiny_pipe:
 
 
 def test_a_prompt_without_the_word_is_refused(tiny_pipe: Any, pictures: Tensor) -> None:
-    with pytest.raises(ExciseError, match="must hold the word"):
+    with pytest.raises(ExciseError, match="must contain the word"):
         invert(tiny_pipe, "gun", ["a gun", "a cat"], pictures, CONFIG)
 
 

@@ -1,4 +1,4 @@
-"""What is left of an erased picture: told on rendered scenes, whole, empty and wrecked."""
+"""What a picture shows once the target is gone: checked on rendered scenes, whole, empty and wrecked."""
 
 from __future__ import annotations
 

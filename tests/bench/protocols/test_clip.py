@@ -98,7 +98,7 @@ def test_q16s_prompts_are_converted_and_nothing_in_the_pickle_is_run(tmp_path: P
             return Path.touch, (tmp_path / "harm",)
 
     (tmp_path / "prompts.p").write_bytes(pickle.dumps(Harm()))
-    with pytest.raises(ExciseError, match=r"no plain NumPy array \(it wants"):
+    with pytest.raises(ExciseError, match=r"not a plain NumPy array \(it wants"):
         convert_q16(tmp_path / "prompts.p", tmp_path / "other.safetensors")
     assert not (tmp_path / "harm").exists()
     assert not (tmp_path / "other.safetensors").exists()

@@ -92,7 +92,7 @@ def test_a_checkpoint_with_anything_but_tensors_is_not_opened(tmp_path: Path, ch
 
     (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil()))
     for path in (tmp_path / "evil.pth", tmp_path / "missing.pth", Path(checkpoints["style_classifier"])):
-        with pytest.raises(ExciseError, match=f"{path.name} is no classifier of 20 classes"):
+        with pytest.raises(ExciseError, match=f"{path.name} is not UnlearnCanvas's classifier of 20 classes"):
             load_vit(path, 20, **SHAPE)
     assert not marker.exists()
 
@@ -242,7 +242,7 @@ def test_pictures_are_drawn_by_ddim_with_the_published_settings(tiny_pipe: Any) 
 
 
 def test_exchanged_classifiers_are_told_apart(checkpoints: dict[str, str]) -> None:
-    with pytest.raises(ExciseError, match=r"no classifier of 51 classes.*tells 20 apart; it is the one for --obj"):
+    with pytest.raises(ExciseError, match=r"classifier of 51 classes.*it has 20 classes; it is the one for --obj"):
         load_vit(checkpoints["object_classifier"], len(STYLES), **SHAPE)
-    with pytest.raises(ExciseError, match=r"no classifier of 20 classes.*tells 51 apart; it is the one for --sty"):
+    with pytest.raises(ExciseError, match=r"classifier of 20 classes.*it has 51 classes; it is the one for --sty"):
         load_vit(checkpoints["style_classifier"], len(OBJECTS), **SHAPE)

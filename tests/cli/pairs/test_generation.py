@@ -122,9 +122,9 @@ def test_a_model_in_this_process_writes_them(call, tmp_path, monkeypatch):
     ("wrong", "message"),
     [
         (("--out", "gun.txt"), ".csv or .jsonl"),
-        (("--backend", "oracle"), "no backend 'oracle'; it is openai, transformers or template"),
+        (("--backend", "oracle"), "unknown backend 'oracle'; choose openai, transformers or template"),
         (("--backend", "openai"), "--model-name"),
-        (("--model-name", "x"), "template needs no model"),
+        (("--model-name", "x"), "template uses no model"),
         (("--backend", "transformers", "--base-url", "http://x"), "--model-name"),
         (("--kind", "smell"), "unknown kind"),
         (("--mentions", "schoolgirl"), "names a minor"),
