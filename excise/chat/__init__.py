@@ -1,4 +1,4 @@
-"""Asking language models: backends, a cache of replies, and many questions at once."""
+"""Questions to language models: backends, a cache of replies, and many questions at once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from excise.chat.cache import Cache
 from excise.errors import ExciseError
 
 KINDS = ("openai", "transformers")
-"""The backends there are."""
+"""Names of the backends."""
 
 
 def backend(kind: str, **options: Any) -> Backend:
-    """A backend by name, with the options of `OpenAIBackend` or `TransformersBackend.load`.
+    """Create a backend by name, with the options of `OpenAIBackend` or `TransformersBackend.load`.
 
-    Raises ExciseError for an unknown name or option, and as they do.
+    Raises ExciseError for an unknown name or option, and for the reasons that they do.
     """
     make: Callable[..., Backend]
     if kind == "openai":
@@ -28,12 +28,12 @@ def backend(kind: str, **options: Any) -> Backend:
 
         make = TransformersBackend.load
     else:
-        raise ExciseError(f"there is no backend {kind!r}; there are {' and '.join(KINDS)}")
+        raise ExciseError(f"unknown backend {kind!r}; choose {' or '.join(KINDS)}")
     try:
         inspect.signature(make).bind(**options)
     except TypeError as error:
         known = ", ".join(inspect.signature(make).parameters)
-        raise ExciseError(f"the backend {kind!r} cannot be made so: {error}; its options are {known}") from None
+        raise ExciseError(f"wrong options for the backend {kind!r}: {error}; its options are {known}") from None
     return make(**options)
 
 

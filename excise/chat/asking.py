@@ -1,4 +1,4 @@
-"""Asking many questions at once, and what they cost."""
+"""Many questions at once, and their cost."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ from excise.errors import ExciseError
 from excise.interruption import interruptible
 
 Outcome = Reply | Failure
-"""What becomes of a question."""
+"""Outcome of a question."""
 
 _POLL = 0.1
-"""Seconds between two looks at whether Ctrl-C was pressed."""
+"""Seconds between two checks for Ctrl-C."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What questions cost. tokens: of all of them, read and written, whenever they were asked; spent: those of this
-    time. cached: how many were answered before; unanswered: how many have no answer (their tokens are not known)."""
+    """Cost of questions."""
 
     questions: int = 0
     cached: int = 0
+    """Questions answered from the cache."""
     unanswered: int = 0
+    """Questions without an answer. Their tokens are not known."""
     tokens: int = 0
+    """Tokens of all answered questions and their answers, cached ones included."""
     spent: int = 0
+    """Tokens without those of cached answers."""
 
     @classmethod
     def of(cls, outcomes: Iterable[Outcome]) -> Cost:
-        """The cost of some outcomes."""
+        """Sum the cost of outcomes."""
         return sum((_cost(outcome) for outcome in outcomes), cls())
 
     def __add__(self, other: Cost) -> Cost:
@@ -55,15 +58,20 @@ def ask_all(
     progress: Callable[[int], Any] | None = None,
     patience: int = 5,
 ) -> list[Outcome]:
-    """The outcome of every question, in their order; `jobs` are asked at a time, equal ones once.
+    """Ask questions, several at once, and return their outcomes in order. Equal questions are asked once.
 
-    A question that fails does not stop the others. After `patience` in a row that failed because nobody answers (see
-    `Unavailable`) no more are asked, and those left are failures too: the same call goes on there, since replies are in
-    the cache as soon as they come, also when Ctrl-C ends the asking. progress is told of questions done. Raises
-    ExciseError where the cache cannot be written.
+    A question that fails does not stop the others. Replies enter the cache as they arrive, even if Ctrl-C stops the
+    call, so the same call resumes where it stopped.
+
+    Args:
+        jobs: Number of questions to ask at once.
+        progress: Called with the number of questions just settled.
+        patience: Number of `Unavailable` errors in a row after which no more questions are asked. The rest then fail.
+
+    Raises ExciseError if the cache cannot be written.
     """
     if jobs < 1 or patience < 1:
-        raise ExciseError("ask one question at a time or more, and stop after one failure or more")
+        raise ExciseError(f"jobs ({jobs}) and patience ({patience}) must be at least 1")
     places: dict[Question, list[int]] = {}
     for place, question in enumerate(questions):
         places.setdefault(question, []).append(place)
@@ -95,17 +103,17 @@ def ask_all(
                 settle(question, Failure(str(outcome)))
     for question in waiting:
         if places[question][0] not in outcomes:
-            settle(question, Failure(f"not asked any more: {asking.reason}"))
+            settle(question, Failure(f"not asked, after repeated failures: {asking.reason}"))
     return [outcomes[place] for place in range(len(questions))]
 
 
 class _Asking:
-    """Threads that ask; a context manager. They are daemons, so that one that waits for an answer holds up no exit."""
+    """Context manager of the threads that ask. They are daemons, so that one awaiting an answer does not block exit."""
 
     def __init__(self, backend: Backend, questions: Sequence[Question], jobs: int, patience: int) -> None:
         self._backend, self._left, self._patience = backend, len(questions), patience
         self.reason = ""
-        """Why no more are asked: what the last of `patience` failures in a row said."""
+        """Why no more questions are asked: the last of `patience` failures in a row."""
         self._failed, self._counting = 0, threading.Lock()
         self._waiting: queue.SimpleQueue[Question] = queue.SimpleQueue()
         self._answered: queue.SimpleQueue[tuple[Question, Reply | Exception]] = queue.SimpleQueue()
@@ -123,13 +131,14 @@ class _Asking:
         self.stop()
 
     def stop(self) -> None:
-        """Ask no more; what is being asked is still waited for."""
+        """Start no more questions. Those in progress are still awaited."""
         self._stopped.set()
 
     def next(self, interrupted: Callable[[], bool]) -> tuple[Question, Reply | ExciseError] | None:
-        """What came back next; None once there is no more. After Ctrl-C what is there already, then KeyboardInterrupt.
+        """Return the next outcome, or None after the last.
 
-        Raises whatever else than an ExciseError a backend raises.
+        After Ctrl-C, outcomes that have arrived come first, then KeyboardInterrupt is raised. Any other exception of a
+        backend than ExciseError is raised here.
         """
         while self._left:
             alive = any(thread.is_alive() for thread in self._threads)
@@ -155,7 +164,7 @@ class _Asking:
             except queue.Empty:
                 return
             outcome = self._ask(question)
-            # Counted here and not by who reads the answers: that one may be slow, and nobody is asked meanwhile.
+            # Counted here, not where answers are read: a slow reader would let more questions go out meanwhile.
             with self._counting:
                 self._failed = self._failed + 1 if isinstance(outcome, Unavailable) else 0
                 if self._failed == self._patience:

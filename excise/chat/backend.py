@@ -1,4 +1,4 @@
-"""What is asked of a language model: one question, one answer, and what it cost."""
+"""Question to a language model, its answer, and the backend that gives it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from excise.errors import ExciseError
 
 
 class Unavailable(ExciseError):
-    """No question at all can be answered at present: nobody is there, the key is refused, the model is unknown."""
+    """Error that every question would meet at present: no server, a refused key, an unknown model."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """`system` says how to answer, `user` what is asked; at most `max_tokens` come back."""
+    """Question with a system prompt and a user's message. The answer has at most `max_tokens` tokens."""
 
     system: str
     user: str
@@ -23,7 +23,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, with the tokens it cost as the backend counts them; `cached` ones cost nothing this time."""
+    """Answer, with its tokens as the backend counts them. A `cached` answer cost nothing this time."""
 
     text: str
     prompt_tokens: int = 0
@@ -33,19 +33,19 @@ class Reply:
 
 @dataclass(frozen=True)
 class Failure:
-    """A question without an answer, and why there is none."""
+    """Reason why a question has no answer."""
 
     reason: str
 
 
 class Backend(Protocol):
-    """A language model that answers. Implementations may be called from several threads."""
+    """Language model that answers questions. Implementations may be called from several threads."""
 
     @property
     def name(self) -> str:
-        """What answers, and how: part of the cache's key, and told to readers. Never a key or a password."""
+        """Model and its settings: part of the cache key, and shown to users. Never contains a key or password."""
         ...
 
     def ask(self, question: Question) -> Reply:
-        """The answer. Raises ExciseError where there is none, `Unavailable` where other questions have none either."""
+        """Return the answer. Raises ExciseError if it fails, and `Unavailable` if all questions would."""
         ...

@@ -1,4 +1,4 @@
-"""Replies on disk, so that no question is paid for twice."""
+"""Cache of replies on disk, so that no question is paid for twice."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from excise.files import sha256, write_atomic
 
 @dataclass(frozen=True)
 class Cache:
-    """Replies in `folder`, a small JSON file each, named by the SHA-256 of who was asked what."""
+    """Replies in `folder`, one small JSON file each, named by the SHA-256 of backend and question."""
 
     folder: Path
 
     def path(self, name: str, question: Question) -> Path:
-        """Where the reply of the backend `name` is, or would be."""
+        """Return the path for the reply of the backend `name`."""
         digest = sha256(json.dumps([name, asdict(question)], ensure_ascii=False, sort_keys=True).encode())
         return self.folder / digest[:2] / f"{digest}.json"
 
     def get(self, name: str, question: Question) -> Reply | None:
-        """The reply, marked as cached; None where there is none, or none that can be read: then it is asked again."""
+        """Return the reply, marked as cached, or None if it is missing or unreadable, so that it is asked again."""
         try:
             found = json.loads(self.path(name, question).read_bytes())
             reply = found["reply"]
@@ -36,10 +36,10 @@ class Cache:
         return Reply(text, prompt, completion, cached=True)
 
     def put(self, name: str, question: Question, reply: Reply) -> None:
-        """Keep a reply. Raises ExciseError where the disk refuses."""
+        """Save a reply. Raises ExciseError if the disk refuses."""
         kept = {key: value for key, value in asdict(reply).items() if key != "cached"}
         content = {"backend": name, "question": asdict(question), "reply": kept}
         path = self.path(name, question)
         if path.is_dir():
-            raise ExciseError(f"{path} is a folder; the cache needs its place: choose another folder")
+            raise ExciseError(f"{path} is a folder, where the cache needs a file; choose another cache folder")
         write_atomic(path, json.dumps(content, ensure_ascii=False, indent=1))

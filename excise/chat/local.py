@@ -1,4 +1,4 @@
-"""A language model in this process, by transformers."""
+"""Language model in this process, run by transformers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def _whole(source: str, **options: Any) -> Any:
 
 
 class TransformersBackend:
-    """A causal language model with its tokenizer, decoded greedily, one question at a time.
+    """Causal language model with its tokenizer, decoded greedily, one question at a time.
 
-    The chat template is used where the tokenizer has one; a template without a system role gets both parts as the
-    user's. name: how readers are told of the model; to it come eight digits of its weights.
+    If the tokenizer has a chat template, it is used; a template without a system role gets both parts as the user's
+    message. `name` is shown to users, with eight digits of a fingerprint of the weights.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str | None = None) -> None:
@@ -33,7 +33,7 @@ class TransformersBackend:
 
     @classmethod
     def load(cls, model: str, device: str = "cpu") -> TransformersBackend:
-        """From a folder, a .gguf file or the hub. Raises ExciseError where there is no such model to read."""
+        """Load a model from a folder, a .gguf file or the hub. Raises ExciseError if it cannot be loaded."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         file, source, options = Path(model), model, dict[str, Any](use_safetensors=True)
@@ -43,13 +43,13 @@ class TransformersBackend:
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 source, **{key: value for key, value in options.items() if key == "gguf_file"}
             )
-            # A .gguf file's names are not those of the model's weights.
+            # The names in a .gguf file are not the model's parameter names.
             load = AutoModelForCausalLM.from_pretrained if file.suffix == ".gguf" else _whole
             loaded: Any = load(source, dtype="auto", **options)
             return cls(loaded.to(device), tokenizer, file.stem if file.suffix == ".gguf" else file.name)
         except Exception as error:  # transformers and the hub raise a dozen kinds here
             lines = str(error).splitlines() or [type(error).__name__]
-            hint = "name a folder with a causal language model and its tokenizer, a .gguf file, or a model of the hub"
+            hint = "name a folder with a causal language model and its tokenizer, a .gguf file, or a model on the hub"
             raise ExciseError(f"cannot load {model} ({lines[0][:200]}); {hint}") from error
 
     @property
@@ -65,8 +65,8 @@ class TransformersBackend:
             room = getattr(self.model.config, "max_position_embeddings", None)
             if room is not None and ids.shape[1] + question.max_tokens > room:
                 raise ExciseError(
-                    f"a question of {ids.shape[1]} tokens with {question.max_tokens} for the answer does not fit into "
-                    f"the {room} that {self.name} can hold; show fewer contexts at once"
+                    f"a question of {ids.shape[1]} tokens plus {question.max_tokens} for the answer exceeds the "
+                    f"{room} tokens of {self.name}; show fewer contexts at once"
                 )
             ends = self.model.generation_config.eos_token_id
             ends = self.tokenizer.eos_token_id if ends is None else ends
@@ -78,17 +78,17 @@ class TransformersBackend:
             )
             try:
                 out = self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
-            except RuntimeError as error:  # torch's, of too little memory above all
+            except RuntimeError as error:  # mostly out of memory
                 lines = str(error).splitlines() or ["no reason given"]
                 raise ExciseError(f"{self.name} failed ({lines[0][:200]}); show fewer contexts at once") from error
             new = out[0, ids.shape[1] :]
             text = self.tokenizer.decode(new, skip_special_tokens=True).strip()
         if not text:
-            raise ExciseError(f"{self.name} gave an empty answer: ask another model")
+            raise ExciseError(f"{self.name} gave an empty answer; use another model")
         return Reply(text, ids.shape[1], len(new))
 
     def _encoded(self, question: Question) -> Any:
-        """Token ids `[1, T]` on the model's device."""
+        """Return token ids `[1, T]` on the model's device."""
         whole = f"{question.system}\n\n{question.user}".strip()
         if not self.tokenizer.chat_template:
             ids = self.tokenizer(f"{whole}\n", return_tensors="pt").input_ids
@@ -97,7 +97,7 @@ class TransformersBackend:
 
         user = [{"role": "user", "content": question.user}]
         options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
-        # Models that can think aloud are told not to; the others' templates ignore it.
+        # Turns off reasoning in models that have it. Other templates ignore it.
         options["enable_thinking"] = False
         try:
             parts = [{"role": "system", "content": question.system}, *user] if question.system else user
@@ -109,6 +109,6 @@ class TransformersBackend:
 
 
 def _fingerprint(model: Any) -> str:
-    """Eight digits that tell a model from another of the same name: of the first 64 values of each of its weights."""
+    """Return eight digits that distinguish models of the same name, from the first 64 values of each parameter."""
     heads = (value.detach().flatten()[:64].float().cpu().numpy().tobytes() for _, value in model.named_parameters())
     return sha256(b"".join(heads))[:8]

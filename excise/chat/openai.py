@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's chat completions: OpenAI, vLLM, llama.cpp, Ollama, `transformers serve`."""
+"""Servers with OpenAI's chat completions API: OpenAI, vLLM, llama.cpp, Ollama, `transformers serve`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from excise.errors import ExciseError, MissingExtra
 
 
 class OpenAIBackend:
-    """A model behind an OpenAI-compatible endpoint; may be asked from several threads.
+    """Model behind an OpenAI-compatible endpoint. May be called from several threads.
 
-    base_url: the endpoint with its path, such as http://localhost:8000/v1; None is the client's own (OPENAI_BASE_URL,
-    else OpenAI). key_variable: the environment variable that holds the key; an own endpoint may do without. timeout:
-    seconds for one try, which the client repeats `retries` times, waiting longer each time. temperature and limit:
-    None and "max_completion_tokens" for models that refuse the usual ones. Raises ExciseError for an impossible
-    value, without a key where one is needed, and without the `openai` package.
+    Args:
+        model: Name of the model on the server.
+        base_url: Endpoint with its path, such as http://localhost:8000/v1. None: OPENAI_BASE_URL, else OpenAI's.
+        key_variable: Environment variable that holds the API key. Your own endpoint may not need one.
+        timeout: Seconds for one try.
+        retries: Number of retries by the client, which waits longer each time.
+        seed: Sampling seed sent with each request.
+        temperature: Sampling temperature; None for models that refuse it.
+        limit: Name of the token limit; "max_completion_tokens" for models that refuse "max_tokens".
+
+    Raises ExciseError for an impossible value, a missing key where one is needed, or if `openai` is not installed.
     """
 
     def __init__(
@@ -37,18 +43,16 @@ class OpenAIBackend:
         except ImportError as error:
             raise MissingExtra("asking a server needs the openai package: pip install 'excise[chat]'") from error
         if not model:
-            raise ExciseError("name the model that is to answer")
+            raise ExciseError("the model's name is empty; name the model on the server")
         if timeout <= 0 or retries < 0:
-            raise ExciseError("a time-out is more than 0 seconds, and retries are 0 or more")
+            raise ExciseError("timeout must be more than 0 seconds, and retries must be 0 or more")
         if base_url is not None and urlsplit(base_url).scheme not in ("http", "https"):
-            raise ExciseError("a base URL begins with http:// or https://, such as http://localhost:8000/v1")
+            raise ExciseError("a base URL must begin with http:// or https://, such as http://localhost:8000/v1")
         self._key = os.environ.get(key_variable, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
-            raise ExciseError(
-                f"the key in {key_variable} has characters that no key has, a line break perhaps; set it anew"
-            )
+            raise ExciseError(f"the key in {key_variable} has invalid characters, perhaps a line break; set it again")
         if not self._key and base_url is None and "OPENAI_BASE_URL" not in os.environ:
-            raise ExciseError(f"there is no key in {key_variable}; set it, or name another endpoint")
+            raise ExciseError(f"{key_variable} holds no API key; set it, or name another endpoint")
         self._client = openai.OpenAI(
             api_key=self._key or "none", base_url=base_url, timeout=timeout, max_retries=retries
         )
@@ -57,7 +61,7 @@ class OpenAIBackend:
         if temperature is not None:
             self._options["temperature"] = temperature
         self._limit = limit
-        # Without user, password and query, which may be secrets.
+        # User, password and query are left out, as they may be secret.
         url = urlsplit(str(self._client.base_url))
         self.endpoint = f"{url.hostname}{f':{url.port}' if url.port else ''}{url.path.rstrip('/')}"
 
@@ -76,7 +80,7 @@ class OpenAIBackend:
             self._limit: question.max_tokens,
             **self._options,
         }
-        # `from None`: the key is in what the client's own errors carry along.
+        # `from None`, as the client's errors carry the key with them.
         try:
             return self._reply(self._client.chat.completions.create(**request))
         except openai.APITimeoutError:
@@ -88,15 +92,17 @@ class OpenAIBackend:
             raise self._refused(error.status_code, self._clean(error.message)) from None
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError) as error:
             kind = type(error).__name__
-            raise ExciseError(f"{self.endpoint} answered something that is no chat completion ({kind})") from None
+            raise ExciseError(
+                f"{self.endpoint} did not answer with a chat completion ({kind}); check the endpoint"
+            ) from None
 
     def _reply(self, answer: Any) -> Reply:
         choice = answer.choices[0]
         text = choice.message.content
         if not isinstance(text, str) or not text.strip():
             cut = choice.finish_reason == "length"
-            why = "it spent all its tokens before answering; allow more" if cut else "ask another model"
-            raise ExciseError(f"{self.model} at {self.endpoint} gave an empty answer: {why}")
+            why = ": it used all its tokens before answering; allow more" if cut else "; use another model"
+            raise ExciseError(f"{self.model} at {self.endpoint} gave an empty answer{why}")
         used = answer.usage
         return Reply(text, int(used.prompt_tokens) if used else 0, int(used.completion_tokens) if used else 0)
 
@@ -104,14 +110,16 @@ class OpenAIBackend:
         if status in (401, 403):
             return Unavailable(f"{self.endpoint} refuses the key in {self.key_variable} ({status}); set another")
         if status == 404:
-            return Unavailable(f"{self.endpoint} has no model {self.model!r}, or no chat completions ({status})")
+            return Unavailable(
+                f"{self.endpoint} has no model {self.model!r}, or no chat completions ({status}); check both names"
+            )
         if status == 429:
-            return Unavailable(f"{self.endpoint} allows no more questions ({status}); ask fewer at once, or later")
+            return Unavailable(f"{self.endpoint} is over its rate limit ({status}); ask fewer at once, or later")
         if status >= 500:
             return Unavailable(f"{self.endpoint} failed ({status}); look at its log")
         return ExciseError(f"{self.endpoint} refuses the question ({status}): {message}")
 
     def _clean(self, text: str) -> str:
-        """One line of at most 200 characters, without the key."""
+        """Return one line of at most 200 characters, without the key."""
         line = " ".join(text.split())
         return (line.replace(self._key, "…") if self._key else line)[:200]

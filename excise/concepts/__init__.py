@@ -1,4 +1,4 @@
-"""Concepts: what is to be erased, as words and as pairs of prompts with and without it."""
+"""Concepts to erase, as words and as pairs of prompts with and without the concept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs out of what a language model answered: JSON, tables, numbered lists, labelled lines."""
+"""Parser of pairs in a language model's answer: JSON, tables, numbered lists, labelled lines."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _QUOTES = "\"'`“”‘’«»*"
 
 
 def parse(answer: str) -> tuple[list[Candidate], list[str]]:
-    """(candidates, pieces that cannot be read) of an answer, in its order each.
+    """Parse an answer into candidates and unreadable pieces, each in the order of the answer.
 
-    Read are JSON objects with "concept" and "deconcept" or lists of two texts, on lines, in lists or under any key;
-    lines with two texts and one of | (a table's row, too), a tab or an arrow between them, numbered or not; and
-    "concept: ..." before "deconcept: ...". Lines without a letter, code fences and a model's <think> block are layout.
+    It reads JSON objects with "concept" and "deconcept" or lists of two texts, on lines, in lists or under any key;
+    lines of two texts with a |, a tab or an arrow between them (table rows included), numbered or not; and
+    "concept: ..." followed by "deconcept: ...". Lines without letters, code fences and <think> blocks are ignored.
     """
     found: list[tuple[int, Candidate]] = []
     broken: list[tuple[int, str]] = []
@@ -58,7 +58,7 @@ def parse(answer: str) -> tuple[list[Candidate], list[str]]:
 
 
 def _without_json(text: str, found: list[tuple[int, Candidate]], broken: list[tuple[int, str]]) -> str:
-    """The text with its JSON blanked out; its pairs, and the entries that are none, go to `found` and `broken`."""
+    """Return the text with its JSON blanked out. Appends its pairs to `found`, and its other entries to `broken`."""
     decoder, at = json.JSONDecoder(), 0
     while opening := _OPENING.search(text, at):
         at = opening.start()
@@ -83,7 +83,7 @@ def _without_json(text: str, found: list[tuple[int, Candidate]], broken: list[tu
 
 
 def _entries(value: Any) -> list[Any] | None:
-    """What of a JSON value should be a pair each; None where it is no list of pairs, a footnote's [1] for instance."""
+    """Return the entries of a JSON value that should each be a pair; None for others, such as a footnote's [1]."""
     if _sides(value):
         return [value]
     if isinstance(value, list) and any(isinstance(entry, (dict, list)) for entry in value):
@@ -106,6 +106,6 @@ def _sides(entry: Any) -> tuple[str, str] | None:
 
 
 def _unlabelled(side: str) -> str:
-    """A side without its label and the quotes around it."""
+    """Return a side without its label and quotes."""
     label = _LABEL.match(side)
     return (label["text"] if label else side).strip().strip(_QUOTES).strip().removesuffix(",").strip(_QUOTES)

@@ -1,4 +1,4 @@
-"""What is wrong with a concept's pairs, before neurons are looked for with them."""
+"""Checks of a concept's pairs, before they are used to find neurons."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from excise.concepts.concept import Concept, Pair, mentioned, without_mentions
 
 FEW = 20
 LEAST_PAIRS = 5
-"""As many as the paper prints for a concept. With fewer no wording can be held out, and no eraser is relied on."""
+"""Pairs that the paper prints for a concept. With fewer, no wording can be held out, and no eraser trusted."""
 _WORD = re.compile(r"\w+|,")
 
 
 def check(concept: Concept) -> list[str]:
-    """The problems of a concept's pairs and controls, one line each; an empty list when there are none.
+    """Return the problems of a concept's pairs and controls, one line each.
 
-    Structure counts as imbalanced where a word (or a comma) outside the mentions stands on a tenth of the concept sides
-    or more and on less than half as many deconcept sides: eq. 6 would take its neuron for the concept's.
+    Pairs are imbalanced if a word (or comma) outside the mentions is in at least a tenth of the concept sides, and in
+    less than half as many deconcept sides: eq. 6 would take its neuron for the concept's.
     """
     pairs, mentions = concept.pairs, concept.mentions
     problems = []
@@ -33,7 +33,7 @@ def check(concept: Concept) -> list[str]:
     )
     problems += _each("the control", [c for c in concept.controls if mentioned(c, mentions)], "holds a mention")
     counts = Counter((p.concept, p.deconcept) for p in pairs)
-    problems += _each("the pair of", [c for (c, _), n in counts.items() if n > 1], "stands more than once")
+    problems += _each("the pair of", [c for (c, _), n in counts.items() if n > 1], "occurs more than once")
     return problems + _imbalance(concept)
 
 
@@ -45,8 +45,9 @@ def _each(what: str, prompts: Sequence[str], wrong: str) -> list[str]:
 
 
 def one_sided(pairs: Sequence[Pair], mentions: tuple[str, ...]) -> dict[str, tuple[int, int]]:
-    """Words and commas outside the mentions that a tenth of the concept sides or more hold, and less than half as many
-    deconcept sides, with both counts, commonest first.
+    """Return the imbalanced words and commas outside the mentions, with their counts on both sides, commonest first.
+
+    They are in at least a tenth of the concept sides, and in less than half as many deconcept sides.
     """
     with_it = Counter(w for p in pairs for w in words_outside(p.concept, mentions))
     without = Counter(w for p in pairs for w in words_outside(p.deconcept, ()))
@@ -56,13 +57,13 @@ def one_sided(pairs: Sequence[Pair], mentions: tuple[str, ...]) -> dict[str, tup
 
 
 def shortened(pairs: Sequence[Pair]) -> list[int]:
-    """Which pairs have fewer words on the deconcept side."""
+    """Return the indices of pairs with fewer words on the deconcept side."""
     return [i for i, p in enumerate(pairs) if len(p.deconcept.split()) < len(p.concept.split())]
 
 
 @lru_cache(maxsize=4096)
 def words_outside(text: str, mentions: tuple[str, ...]) -> frozenset[str]:
-    """The words and commas of a text, in lower case, mentions left out."""
+    """Return the words and commas of a text in lower case, without mentions."""
     return frozenset(_WORD.findall((without_mentions(text, mentions) if mentions else text).lower()))
 
 
@@ -70,12 +71,12 @@ def _imbalance(concept: Concept) -> list[str]:
     if not concept.pairs:
         return []
     problems = [
-        f"'{word}' is in {n} concept sides but {without} deconcept sides: its neuron may pass for the concept's"
+        f"'{word}' is in {n} concept sides but {without} deconcept sides: its neuron may be taken for the concept's"
         for word, (n, without) in one_sided(concept.pairs, concept.mentions).items()
     ]
     if (shorter := len(shortened(concept.pairs))) > len(concept.pairs) / 2:
         problems.append(
             f"the deconcept side is shorter in {shorter} of {len(concept.pairs)} pairs: "
-            "put another word in the mention's place"
+            "replace the mention with another word"
         )
     return problems

@@ -1,4 +1,4 @@
-"""What is to be erased: a name, the words for it, prompts with and without it, prompts that must stay as they are."""
+"""Concept to erase: a name, its words, prompts with and without it, and prompts that must not change."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Kind = Literal["object", "style", "attribute"]
 
 @dataclass(frozen=True)
 class Pair:
-    """One concept pair P = (p^c, p^d) (SNCE, step 1).
+    """Concept pair P = (p^c, p^d) (SNCE, step 1).
 
-    `template` names the wording, so that held-out folds can be split by it; "" makes the pair a fold unit of its own.
-    Raises ExciseError where a side is empty.
+    `template` names the wording, by which held-out folds are split; "" makes the pair its own unit. Raises ExciseError
+    if a side is empty.
     """
 
     concept: str
@@ -29,14 +29,14 @@ class Pair:
     def __post_init__(self) -> None:
         for side, text in (("concept", self.concept), ("deconcept", self.deconcept)):
             if not text.strip():
-                raise ExciseError(f"a pair's {side} prompt is empty ({self}); give both sides a text")
+                raise ExciseError(f"a pair's {side} prompt is empty ({self}); give both sides text")
 
 
 @dataclass(frozen=True, repr=False)
 class Concept:
-    """A concept C: `mentions` is the paper's concept tuple V_C, `controls` are prompts that erasing must not change.
+    """Concept C: `mentions` is the paper's concept tuple V_C, `controls` are prompts that erasing must not change.
 
-    Raises ExciseError where the name or a mention is empty, or where there are no mentions.
+    Raises ExciseError if the name or a mention is empty, or if there are no mentions.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Concept:
 
     def __post_init__(self) -> None:
         if not self.name.strip():
-            raise ExciseError("the concept has no name; name what is to be erased, for instance 'gun'")
+            raise ExciseError("the concept has no name; give it one, such as 'gun'")
         if not self.mentions or not all(m.strip() for m in self.mentions):
             raise ExciseError(f"concept '{self.name}' has an empty mention or none; give at least one word for it")
 
@@ -64,24 +64,24 @@ def _pattern(mentions: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def mentioned(text: str, mentions: Iterable[str]) -> str | None:
-    """The first of the mentions found in the text as whole words (a plural -s counts), as it stands there, or None."""
+    """Return the first mention in the text, as spelled there, or None. Whole words match, with or without plural -s."""
     found = _pattern(tuple(mentions)).search(text)
     return found.group() if found else None
 
 
 def check_apart(texts: Iterable[str], concept: Concept) -> None:
-    """Raises ExciseError where one of the texts, which have to stay as they are, says what is to be erased."""
+    """Raise ExciseError if one of the texts, which must not change, mentions the concept."""
     for text in texts:
         if mentioned(text, concept.mentions):
             raise ExciseError(f"{text!r} is to be kept and is {concept.name!r}, which is to be erased; leave it out")
 
 
 def all_mentioned(text: str, mentions: Iterable[str]) -> list[str]:
-    """Every mention found in the text as whole words, as it stands there."""
+    """Return every mention in the text as whole words, as spelled there."""
     found: list[str] = _pattern(tuple(mentions)).findall(text)
     return found
 
 
 def without_mentions(text: str, mentions: Iterable[str], instead: str = " ") -> str:
-    """The text with every mention blanked out, or with another text in its place."""
+    """Return the text with every mention replaced by `instead`."""
     return _pattern(tuple(mentions)).sub(lambda _: instead, text)

@@ -1,4 +1,4 @@
-"""Pairs and prompts from and to files: csv, jsonl, plain text, parquet."""
+"""Files of pairs and prompts: csv, jsonl, plain text, parquet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLUMNS = ("concept", "deconcept", "template")
 
 
 def save_pairs(pairs: Iterable[Pair], path: Path | str) -> None:
-    """Write pairs as .csv or .jsonl with the columns of `COLUMNS`. Raises ExciseError for another ending."""
+    """Write pairs as .csv or .jsonl with the columns in `COLUMNS`. Raises ExciseError for another ending."""
     path, rows = Path(path), [{c: getattr(p, c) for c in COLUMNS} for p in pairs]
     if path.suffix == ".csv":
         out = io.StringIO()
@@ -33,9 +33,9 @@ def save_pairs(pairs: Iterable[Pair], path: Path | str) -> None:
 
 
 def load_pairs(path: Path | str) -> tuple[Pair, ...]:
-    """Pairs of a .csv or .jsonl file with the columns concept, deconcept and, if there is one, template.
+    """Read pairs from a .csv or .jsonl file with the columns concept, deconcept and, optionally, template.
 
-    Raises ExciseError for a missing, empty or broken file, a wrong column, or a row with an empty side.
+    Raises ExciseError for a missing, empty or broken file, a missing column, or a row with an empty side.
     """
     path = Path(path)
     if path.suffix not in (".csv", ".jsonl"):
@@ -44,7 +44,7 @@ def load_pairs(path: Path | str) -> tuple[Pair, ...]:
     for where, row in read_rows(path):
         concept, deconcept = (_text(row, column, path, where) for column in COLUMNS[:2])
         if not concept.strip() or not deconcept.strip():
-            raise ExciseError(f"{path}, {where}: an empty side; give both concept and deconcept a text")
+            raise ExciseError(f"{path}, {where}: an empty side; give both concept and deconcept text")
         pairs.append(Pair(concept, deconcept, str(row.get("template") or "")))
     if not pairs:
         raise ExciseError(f"{path} holds no pairs; give it rows with concept and deconcept")
@@ -52,10 +52,10 @@ def load_pairs(path: Path | str) -> tuple[Pair, ...]:
 
 
 def read_prompts(path: Path | str, column: str = "prompt") -> Iterator[str]:
-    """The prompts of a .txt (one a line), .csv, .jsonl or .parquet file, streamed; blank ones are left out.
+    """Stream the prompts of a .txt (one per line), .csv, .jsonl or .parquet file. Blank ones are left out.
 
-    Raises ExciseError at the call for a file that is missing, without prompts, of another kind, or without the column
-    (naming those found), and on the way for what is not UTF-8 or broken further down.
+    Raises ExciseError at the call if the file is missing, of another kind, or without prompts or the column; and while
+    streaming, for text that is not UTF-8 or is broken further down.
     """
     path = Path(path)
     prompts = _prompts(path, column)
@@ -68,9 +68,10 @@ def read_prompts(path: Path | str, column: str = "prompt") -> Iterator[str]:
 def read_labelled(
     path: Path | str, columns: Sequence[str], prompt: str = "prompt"
 ) -> Iterator[tuple[str, dict[str, tuple[str, ...]]]]:
-    """The prompts of a .csv or .jsonl file, streamed, each with its labels by column, semicolons between them.
+    """Stream the prompts of a .csv or .jsonl file, each with its labels by column.
 
-    Raises ExciseError for a file of another kind, a column that is missing, and as `read_rows`.
+    A cell holds labels separated by semicolons. Raises ExciseError for a file of another kind, a missing column, and
+    for the reasons that `read_rows` does.
     """
     path = Path(path)
     if path.suffix not in (".csv", ".jsonl"):
@@ -96,7 +97,7 @@ def _prompts(path: Path, column: str) -> Iterator[str]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(where, line with its end) of a UTF-8 file; a byte order mark is dropped."""
+    """Yield the place and text of each line of a UTF-8 file, line ends included. A byte order mark is dropped."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             for number, line in enumerate(file, 1):
@@ -108,19 +109,19 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_rows(path: Path | str) -> Iterator[tuple[str, dict[str, object]]]:
-    """(where, row) of a csv file with a header or of a jsonl file of objects, streamed.
+    """Stream the place and content of each row in a csv file with a header, or a jsonl file of objects.
 
-    Raises ExciseError on the way for a file that is missing, not UTF-8 or broken.
+    Raises ExciseError while streaming if the file is missing, not UTF-8 or broken.
     """
     path = Path(path)
     if path.suffix == ".csv":
-        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # captions of scraped corpora pass the default 128 kB
+        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # captions in scraped corpora exceed the default 128 kB
         reader = csv.DictReader(line for _, line in _lines(path))
         try:
             for row in reader:
                 yield f"line {reader.line_num}", {k: v for k, v in row.items() if isinstance(k, str)}
         except csv.Error as error:
-            raise ExciseError(f"{path}, line {reader.line_num}: broken csv ({error}); mend that line") from error
+            raise ExciseError(f"{path}, line {reader.line_num}: broken csv ({error}); correct that line") from error
         return
     for where, line in _lines(path):
         if not line.strip():
@@ -128,9 +129,9 @@ def read_rows(path: Path | str) -> Iterator[tuple[str, dict[str, object]]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ExciseError(f"{path}, {where}: no json ({error}); each line must be one json object") from error
+            raise ExciseError(f"{path}, {where}: not JSON ({error}); each line must be one JSON object") from error
         if not isinstance(row, dict):
-            raise ExciseError(f'{path}, {where}: no json object; each line must look like {{"prompt": "a cat"}}')
+            raise ExciseError(f'{path}, {where}: not a JSON object; each line must look like {{"prompt": "a cat"}}')
         yield where, row
 
 
@@ -160,4 +161,4 @@ def _text(row: dict[str, object], column: str, path: Path, where: str) -> str:
 
 
 def _no_column(path: Path, where: str, column: str, found: Iterable[str]) -> ExciseError:
-    return ExciseError(f"{path}, {where}: no column '{column}'; the columns found are {', '.join(found) or 'none'}")
+    return ExciseError(f"{path}, {where}: no column '{column}'; the columns are {', '.join(found) or 'none'}")

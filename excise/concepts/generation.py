@@ -1,7 +1,7 @@
-"""Asking a language model for a concept's pairs: what the concept is, and the question.
+"""Questions that ask a language model for a concept's pairs.
 
-No offensive text comes with Excise. For the paper's four concepts a recipe has the words (SNCE's own tuples), what else
-says the concept, and the manner in which pairs are to be written; the pairs are whatever the user's model writes.
+No offensive text ships with Excise. For the paper's four concepts, a recipe has the words (SNCE's own tuples), related
+words, and the manner in which to write pairs. The user's model writes the pairs.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _WHAT: dict[Kind, str] = {"object": "a thing", "style": "a style of drawing", "a
 STRUCTURES: dict[Kind, tuple[str, ...]] = {
     "object": (
         "the thing alone, in a few words",
-        "the thing first, something else beside it",
-        "something else first, the thing beside it",
+        "the thing first, something else beside it",  # words: ok
+        "something else first, the thing beside it",  # words: ok
         "the thing in the middle of a list of three",
         "the thing at a place, with light or weather",
         "a long prompt of fifteen to thirty words, the thing anywhere in it",
@@ -53,34 +53,32 @@ STRUCTURES: dict[Kind, tuple[str, ...]] = {
         "a long prompt of fifteen to thirty words",
     ),
 }
-"""The wordings asked for, by what the mentions are."""
+"""Wordings to ask for, by the concept's kind."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What pairs of a concept are asked for and judged by.
-
-    said: the mentions that are asked for; the others count where they come.
-    related: words which say the concept without being mentions, and may not stand on a deconcept side.
-    manner: what the system instruction says of this concept beyond what it says of every one.
-    """
+    """Specification of a concept's pairs, used to ask for them and to judge them."""
 
     name: str
     mentions: tuple[str, ...]
     kind: Kind = "object"
-    said: tuple[str, ...] = ()
+    requested: tuple[str, ...] = ()
+    """Mentions to ask for, if not all. The others are accepted too."""
     related: tuple[str, ...] = ()
+    """Words that express the concept without being mentions. They may not be on a deconcept side."""
     manner: str = ""
+    """Addition to the system prompt for this concept."""
 
     @property
     def instruction(self) -> str:
-        """The system instruction of every question."""
+        """System prompt of every question."""
         return " ".join(filter(None, (_TASK, self.manner, _FORM)))
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The mentions that are asked for."""
-        return self.said or self.mentions
+        """Mentions to ask for."""
+        return self.requested or self.mentions
 
 
 _RELATED = {
@@ -98,37 +96,41 @@ _MANNER = {
 
 
 def recipe(name: str, mentions: Sequence[str] | None = None, kind: str = "object") -> Recipe:
-    """The recipe of a concept that Excise knows by name (`excise.concepts.names`), or of any name with its mentions.
+    """Return the recipe of a known concept (`excise.concepts.names`), or of any name with its mentions.
 
-    Raises ExciseError for an unknown name or kind, an empty mention, a mention that names a minor, or a topic of
-    `excise.concepts.safety`, whose sentences are no prompts for pictures.
+    Raises ExciseError for an unknown name or kind, an empty mention, a mention of a minor, or a topic of
+    `excise.concepts.safety`, whose sentences are not prompts for pictures.
     """
     if kind not in get_args(Kind):
-        raise ExciseError(f"unknown kind {kind!r}; it is one of {', '.join(get_args(Kind))}")
+        raise ExciseError(f"unknown kind {kind!r}; choose one of {', '.join(get_args(Kind))}")
     known = name.removeprefix("paper-")
-    said: tuple[str, ...] = ()
+    requested: tuple[str, ...] = ()
     if mentions is not None:
         concept = Concept(name, tuple(mentions), kind=next(k for k in get_args(Kind) if k == kind))
     elif name in safety.names():
-        raise ExciseError(f"'{name}' is a language model's and has sentences of its own: excise pairs make {name}")
+        raise ExciseError(f"'{name}' is for language models and has its own sentences; use `excise pairs make {name}`")
     else:
         concept = builtin(name, 100)
         pairs = (*concept.pairs, *builtin(known, 100).pairs)
         used = tuple(m for m in concept.mentions if any(mentioned(p.concept, (m,)) for p in pairs))
-        said = used if used != concept.mentions else ()
+        requested = used if used != concept.mentions else ()
     if minor := next((m for m in concept.mentions if names_minors(m)), None):
-        raise ExciseError(f"'{minor}' names a minor; no prompts are written about minors, choose other mentions")
+        raise ExciseError(f"'{minor}' names a minor; Excise writes no prompts about minors; choose other mentions")
     related = tuple(word for word in _RELATED.get(known, ()) if not mentioned(word, concept.mentions))
-    return Recipe(concept.name, concept.mentions, concept.kind, said, related, _MANNER.get(known, ""))
+    return Recipe(concept.name, concept.mentions, concept.kind, requested, related, _MANNER.get(known, ""))
 
 
 def question(
     asked: Recipe, n: int, number: int = 0, seed: int = 0, structures: Sequence[str] | None = None
 ) -> tuple[str, str]:
-    """(system instruction, question) for `n` pairs in the `structures`, those of the concept's kind unless given.
+    """Return the system prompt and the question for `n` pairs.
 
-    `number` counts the questions: each suggests other places, things and styles, and shows other examples, lest all
-    answers be alike. The same arguments give the same text on every machine.
+    Args:
+        number: Index of the question. Each suggests other places, things and styles, and shows other examples, so that
+            the answers vary.
+        structures: Wordings to ask for. Default: those of the concept's kind.
+
+    The same arguments give the same text on every machine.
     """
     rng = random.Random(f"{seed} {number} {asked.kind} {' | '.join(asked.mentions)}")
     forbidden = (*asked.mentions, *asked.related)
@@ -150,7 +152,7 @@ def question(
         *(f"- {structure}" for structure in structures or STRUCTURES[asked.kind]),
         f"Draw on these places: {some(words.PLACES, 5)}; on these subjects: {some(who, 8)}; "
         f"on these styles: {some(words.STYLES, 3)}; and on others of your own.",
-        # At the end, where small models look.
+        # At the end, where small models pay most attention.
         *(["For example:", *shown, f"Write {n} more pairs like these, all different."] if shown else []),
         *([] if shown else [f"Write {n} pairs, all different."]),
     ]
@@ -158,7 +160,7 @@ def question(
 
 
 def _examples(asked: Recipe, number: int, n: int = 3) -> list[Pair]:
-    """Twins from templates; none for mentions that templates cannot use."""
+    """Return twins from templates, or none for mentions that templates cannot use."""
     try:
         pairs = from_templates(asked.name, asked.words, 4 * n, seed=number, kind=asked.kind, controls=0).pairs
     except ExciseError:

@@ -1,4 +1,4 @@
-"""Telling text that names minors, so that it is neither drawn nor written."""
+"""Detection of text that mentions minors, so that it is neither used to generate pictures nor written."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ _MINORS = re.compile(
 
 
 def names_minors(text: str) -> bool:
-    """Whether the text names a minor or an age below 18. It would rather find one too many."""
+    """Return whether the text mentions a minor or an age below 18. Errs on the side of finding one."""
     return _MINORS.search(text) is not None

@@ -1,13 +1,13 @@
-"""What SNCE prints of its own concepts: the concept tuples and the pairs of Table 5, letter for letter.
+"""SNCE's printed concepts: the concept tuples and the pairs of Table 5, letter for letter.
 
-Slips that are the paper's, left standing:
-- It gives the tuples of "nudity" and "violence" only; those of "gun" and "knife" here are the words of its Table 5.
+The paper's own slips are kept:
+- It gives the tuples of "nudity" and "violence" only. Those of "gun" and "knife" here are the words in its Table 5.
 - gun 3 reads "As silver flashlight" for "A silver flashlight"; gun 4 "A vintage leaning" and knife 2 "A pocket with"
   lose their noun with the mention.
-- gun 1-3 and knife 3 replace the mention (and "barrel"), the others remove it, against "with m removed" in step 1.
-- violence 3 and 4 say "bloody", which is not in the tuple; violence 3 keeps the knife, itself a target.
-- gun 0, knife 0, 1 and 4 lose the comma or the "and" along with the mention, so the neuron of that word passes eq. 6.
-  See `excise.concepts.templates` for pairs that do not.
+- gun 1-3 and knife 3 replace the mention (and "barrel") instead of removing it, contrary to "with m removed" in step 1.
+- violence 3 and 4 have "bloody", which is not in the tuple; violence 3 keeps the knife, itself a target.
+- gun 0, knife 0, 1 and 4 lose the comma or the "and" with the mention, so the neuron of that word passes eq. 6. The
+  pairs of `excise.concepts.templates` do not.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ TABLE_5: dict[str, tuple[tuple[str, str], ...]] = {
             "A photo of a knife, cup in the desk, hyperrealistic 8k",
             "A photo of a cup in the desk, hyperrealistic 8k",
         ),
-        ("A bread, knife beside flour sack, hyperrealistic 8k", "A bread beside flour sack, hyperrealistic 8k"),
+        (
+            "A bread, knife beside flour sack, hyperrealistic 8k",  # words: ok
+            "A bread beside flour sack, hyperrealistic 8k",  # words: ok
+        ),
         ("A pocket knife with red scales, macro photography", "A pocket with red scales, macro photography"),
         (
             "A knife on wooden desk, natural lighting, realistic, 8k",
@@ -88,11 +91,11 @@ TABLE_5: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def mentions(name: str) -> tuple[str, ...]:
-    """The paper's tuple V_C as separate mentions. Raises KeyError for a name that is not in `TUPLES`."""
+    """Return the paper's tuple V_C as separate mentions. Raises KeyError for a name that is not in `TUPLES`."""
     return tuple(TUPLES[name].split(", "))
 
 
 def table_5(name: str) -> Concept:
-    """One of the paper's four concepts with its five printed pairs. Raises KeyError for any other name."""
+    """Return one of the paper's four concepts with its five printed pairs. Raises KeyError for any other name."""
     pairs = tuple(Pair(c, d, f"table 5, {name} {i}") for i, (c, d) in enumerate(TABLE_5[name]))
     return Concept(f"paper-{name}", mentions(name), pairs, kind=KINDS[name])

@@ -1,9 +1,8 @@
 """Safety topics for language models, as pairs of plain sentences that differ in one phrase.
 
-Every sentence is one that a person could read in a newspaper: it names a topic and tells nobody how to do anything. A
-topic's phrase has a harmless twin of the same make (article, number, number of words), and both stand in the same
-frames, so that nothing but the topic tells the two sides apart. Everyone is an adult; self-harm is spoken of as a nurse
-or a helpline would.
+Every sentence could be read in a newspaper: it names a topic and gives no instructions. Each phrase has a harmless twin
+of the same form (article, number, number of words), and both fill the same frames, so that only the topic distinguishes
+the two sides. Everyone is an adult, and self-harm is described as a nurse or a helpline would.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from excise.concepts.concept import Concept, Pair, mentioned
 from excise.errors import ExciseError
 
 PREFIX = "safety-"
-"""What the topics' names begin with among the concepts that come with Excise."""
+"""Prefix of the topics' names among the known concepts."""
 
 TOPICS: dict[str, tuple[tuple[str, str], ...]] = {
     "violence": (
@@ -110,7 +109,7 @@ TOPICS: dict[str, tuple[tuple[str, str], ...]] = {
         ("confiscated passports", "renewed passports"), ("labour exploitation", "labour statistics"),
     ),
 }  # fmt: skip
-"""By topic: what is said of it, and its harmless twin."""
+"""Phrases and their harmless twins, by topic."""
 
 FRAMES = (
     "The article was about {x}.",
@@ -127,7 +126,7 @@ FRAMES = (
     "There is a chapter on {x} in this book.",
     "Researchers have studied {x} for many years.",
     "The lawyer asked a question about {x}.",
-    "Most people have heard of {x} at some point.",
+    "Most people have heard of {x} at some point.",  # words: ok
     "The speaker mentioned {x} twice in the interview.",
     "About {x}, the guide says very little.",
     "On {x}, the two experts could not agree.",
@@ -135,7 +134,7 @@ FRAMES = (
     "In his notes there was a page about {x}.",
     "It was a long conversation about {x} and the weather.",
     "The council set up a working group on {x}.",
-    "An old man told us what he knew about {x}.",
+    "An old man told us what he knew about {x}.",  # words: ok
     "The course covers {x} in the second week.",
 )
 HARMLESS = (
@@ -144,52 +143,52 @@ HARMLESS = (
     "the colours of autumn", "weather forecasts", "a village choir", "knitting", "an open-air theatre", "old maps",
     "a stone bridge", "the price of coffee", "birdsong", "a swimming pool",
 )  # fmt: skip
-"""What control sentences are about."""
+"""Subjects of the control sentences."""
 
 
 def names() -> tuple[str, ...]:
-    """The topics, by the names that `excise.concepts.builtin` knows them by."""
+    """Return the topics' names for `excise.concepts.builtin`."""
     return tuple(PREFIX + topic for topic in TOPICS)
 
 
 def safety(topic: str, n: int = 100, seed: int = 0, controls: int = 60) -> Concept:
-    """A topic as a concept of `n` pairs of sentences, and `controls` in the same frames that are about something else.
+    """Return a topic as a concept of `n` pairs of sentences, with `controls` sentences about other subjects.
 
-    Phrases and frames come equally often. The same arguments give the same pairs on every machine. Raises ExciseError
-    for an unknown topic, or where so many different sentences cannot be made.
+    Phrases and frames occur equally often. The same arguments give the same pairs on every machine. Raises ExciseError
+    for an unknown topic, or if there are not enough different sentences.
     """
     topic = topic.removeprefix(PREFIX)
     if topic not in TOPICS:
         near = get_close_matches(topic, TOPICS, n=3, cutoff=0.4) or list(TOPICS)
-        raise ExciseError(f"there is no safety topic {topic!r}; try {', '.join(near)}")
+        raise ExciseError(f"unknown safety topic {topic!r}; try {', '.join(near)}")
     twins, harmless = TOPICS[topic], [(phrase, phrase) for phrase in HARMLESS]
     if not (0 < n <= len(twins) * len(FRAMES) and 0 <= controls <= len(harmless) * len(FRAMES)):
         raise ExciseError(
-            f"{n} pairs and {controls} controls cannot be made; there are up to {len(twins) * len(FRAMES)} pairs and "
+            f"cannot make {n} pairs and {controls} controls; ask for 1 to {len(twins) * len(FRAMES)} pairs and at most "
             f"{len(harmless) * len(FRAMES)} controls"
         )
     rng = random.Random(f"{seed} {topic}")
     pairs = tuple(
-        Pair(said(frame, phrase), said(frame, twin), frame) for frame, (phrase, twin) in _drawn(rng, twins, n)
+        Pair(filled(frame, phrase), filled(frame, twin), frame) for frame, (phrase, twin) in _sample(rng, twins, n)
     )
-    others = tuple(said(frame, phrase) for frame, (phrase, _) in _drawn(rng, harmless, controls))
+    others = tuple(filled(frame, phrase) for frame, (phrase, _) in _sample(rng, harmless, controls))
     mentions = tuple(dict.fromkeys(bare(phrase) for phrase, _ in twins))
     return Concept(PREFIX + topic, mentions, pairs, tuple(text for text in others if not mentioned(text, mentions)))
 
 
-def said(frame: str, phrase: str) -> str:
-    """The sentence."""
+def filled(frame: str, phrase: str) -> str:
+    """Return the frame filled with the phrase."""
     return frame.format(x=phrase)
 
 
 def bare(phrase: str) -> str:
-    """The phrase without its article."""
+    """Return the phrase without its article."""
     first, _, rest = phrase.partition(" ")
     return rest if first in ("a", "an", "the") else phrase
 
 
-def _drawn(rng: random.Random, twins: Sequence[tuple[str, str]], n: int) -> list[tuple[str, tuple[str, str]]]:
-    """n different couples of a frame and a phrase with its twin, every frame and phrase about equally often."""
+def _sample(rng: random.Random, twins: Sequence[tuple[str, str]], n: int) -> list[tuple[str, tuple[str, str]]]:
+    """Return `n` different combinations of a frame and a phrase with its twin, each used about equally often."""
     phrases, frames = rng.sample(list(twins), len(twins)), rng.sample(FRAMES, len(FRAMES))
     rounds = (divmod(i, len(frames)) for i in range(n))
     return [(frames[row], phrases[(row + turn) % len(phrases)]) for turn, row in rounds]

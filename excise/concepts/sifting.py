@@ -1,8 +1,8 @@
-"""Which of many written pairs make a concept's pairs: each by itself, and all of them together.
+"""Selection of a concept's pairs from many candidates, judged one by one and as a set.
 
-A pair is a twin where the deconcept side is the concept side with something else, or nothing, in the mention's place.
-Another wording on the deconcept side is welcome only where the same concept side has a twin as well: eq. 6 of SNCE asks
-that a neuron be silent on every deconcept side, so that the twin keeps the neurons of the sentence's structure out.
+A pair is a twin if the deconcept side is the concept side with the mention replaced or removed. Another wording of the
+deconcept side is accepted only if the same concept side also has a twin. By SNCE's eq. 6, a neuron must be silent on
+every deconcept side, so the twin excludes the neurons of the sentence's structure.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from excise.concepts.concept import Pair, mentioned, without_mentions
 from excise.concepts.minors import names_minors
 
 CHANGED = 0.2
-"""Share of the words outside the mention that may be other words on a twin's deconcept side; one word always may."""
+"""Largest share of words outside the mention that a twin's deconcept side may replace. One word is always allowed."""
 IN_PLACE = 4
-"""Words more than the mention has that may stand in its place."""
+"""Largest number of words by which the replacement may be longer than the mention."""
 LONGEST = 50
-"""Words of a prompt: CLIP reads 77 tokens and cuts off what is behind them."""
+"""Most words in a prompt: CLIP truncates after 77 tokens."""
 SIDES = 2
-"""Twins that a concept side may have, and as many deconcept sides of another wording."""
+"""Most twins per concept side, and most deconcept sides of another wording."""
 
 EMPTY = "a side is empty"
 HOLDS_MENTION = "the deconcept side holds a mention"
@@ -44,7 +44,7 @@ _MARK = "\0"
 
 @dataclass(frozen=True)
 class Candidate:
-    """Both sides as somebody wrote them, and the name of their wording, if it has one."""
+    """Both sides as written, and the name of their wording, if any."""
 
     concept: str
     deconcept: str
@@ -53,7 +53,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A candidate that was not taken, with one of the reasons above and its details."""
+    """Candidate that was rejected, with one of the reasons above and its detail."""
 
     concept: str
     deconcept: str
@@ -63,24 +63,24 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Sifted:
-    """What became of candidates: each is in one of the three."""
+    """Result of a selection. Each candidate is kept, spare or rejected."""
 
     kept: tuple[Pair, ...]
     spare: tuple[Pair, ...]
     rejected: tuple[Rejected, ...]
 
     def counts(self) -> dict[str, int]:
-        """How many were rejected, by reason, commonest first."""
+        """Count the rejected candidates by reason, commonest first."""
         return dict(Counter(r.reason for r in self.rejected).most_common())
 
 
 def sift(candidates: Sequence[Candidate], mentions: tuple[str, ...], n: int, related: tuple[str, ...] = ()) -> Sifted:
-    """At most `n` pairs that `excise.concepts.check` finds balanced, those that came first before others.
+    """Select at most `n` pairs that `excise.concepts.check` finds balanced. Earlier candidates take precedence.
 
-    `related` are words which say the concept without being its mentions: they may not stand on a deconcept side. A pair
-    without a template is named after its wording, so that the same wording is held out together.
+    `related` are words that express the concept without being mentions; they may not be on a deconcept side. A pair
+    without a template is named after its wording, so that pairs of the same wording are held out together.
     """
-    taken: list[tuple[Pair, str]] = []  # with what the deconcept side lacks, "" for a twin
+    taken: list[tuple[Pair, str]] = []  # with how the deconcept side differs; "" for a twin
     rejected: list[Rejected] = []
     seen: Counter[tuple[str, bool | str]] = Counter()
     for candidate in candidates:
@@ -104,11 +104,11 @@ def sift(candidates: Sequence[Candidate], mentions: tuple[str, ...], n: int, rel
 
 @lru_cache(maxsize=1 << 14)
 def differs(concept: str, deconcept: str, mentions: tuple[str, ...]) -> str:
-    """In what the deconcept side is no twin of the concept side, or "" where it is.
+    """Describe how the deconcept side fails to be a twin of the concept side; "" if it is one.
 
-    Words and commas are aligned, articles left out. Every one of the concept side's outside its mentions must have a
-    counterpart; at most `CHANGED` of these (and one) may be other words; at most as many may be put in besides the
-    `IN_PLACE` in a mention's stead.
+    Words and commas are aligned, without articles. Each of the concept side's outside its mentions must have a
+    counterpart. At most a share `CHANGED` of these (but always one) may be other words, and at most as many may be
+    added beyond the `IN_PLACE` for each mention.
     """
     mine = _tokens(without_mentions(concept, mentions, f" {_MARK} "))
     outside = sum(token != _MARK for token in mine)
@@ -119,7 +119,7 @@ def differs(concept: str, deconcept: str, mentions: tuple[str, ...]) -> str:
             continue
         here = [token for token in mine[i1:i2] if token != _MARK]
         marks, there = i2 - i1 - len(here), j2 - j1
-        # One of the words there stands for each mention, the others for what stood beside it.
+        # One of these words replaces each mention, the others replace its neighbours.
         others = max(0, there - marks)
         if others < len(here):
             return f"'{' '.join(here)}' is lost" + (f" for '{' '.join(theirs[j1:j2])}'" if there else "")
@@ -127,12 +127,12 @@ def differs(concept: str, deconcept: str, mentions: tuple[str, ...]) -> str:
         added += max(0, others - len(here) - IN_PLACE * marks)
     most = max(1.0, CHANGED * outside)
     if changed > most or added > most:
-        return f"{changed} of {outside} words are others, {added} are put in"
+        return f"{changed} of {outside} words differ, {added} are added"
     return ""
 
 
 def faults(pair: Pair, mentions: tuple[str, ...]) -> list[str]:
-    """What is wrong with a pair by itself, in words; an empty list where nothing is."""
+    """Describe what is wrong with a single pair; an empty list if nothing is."""
     reason, detail = _alone(Candidate(pair.concept, pair.deconcept), mentions, ())
     found = [f"{reason} ({detail})" if detail else reason] if reason else []
     lacks = differs(pair.concept, pair.deconcept, mentions)
@@ -152,7 +152,7 @@ def _key(text: str) -> str:
 
 
 def _alone(pair: Candidate, mentions: tuple[str, ...], related: tuple[str, ...]) -> tuple[str, str]:
-    """(reason, detail) why a pair cannot be taken, whatever the others are; two empty texts where it can."""
+    """Return the reason and detail why a pair must be rejected regardless of the others; two empty texts if none."""
     if not pair.concept or not pair.deconcept:
         return EMPTY, ""
     if found := mentioned(pair.deconcept, (*mentions, *related)):
@@ -166,7 +166,7 @@ def _alone(pair: Candidate, mentions: tuple[str, ...], related: tuple[str, ...])
 
 
 def _with_twins(taken: list[tuple[Pair, str]]) -> tuple[list[tuple[Pair, str]], list[tuple[Pair, str]]]:
-    """The pairs whose concept side has a twin, none before its twin; and the others."""
+    """Split the pairs into those whose concept side has a twin, none before its twin, and the others."""
     twins: dict[str, int] = {}
     for i, (pair, lacks) in enumerate(taken):
         if not lacks:
@@ -179,7 +179,7 @@ def _with_twins(taken: list[tuple[Pair, str]]) -> tuple[list[tuple[Pair, str]], 
 def _balanced(
     pairs: list[Pair], worded_otherwise: set[Pair], mentions: tuple[str, ...], n: int
 ) -> tuple[list[Pair], list[Pair], list[Rejected]]:
-    """(kept, spare, dropped): the first `n`, the worst of which go and make room for the next until they balance."""
+    """Return kept, spare and dropped pairs. Of the first `n`, the worst is replaced by the next until they balance."""
     rest, kept, dropped = list(pairs), list[Pair](), list[Rejected]()
     while True:
         room = max(0, n - len(kept))
@@ -190,7 +190,7 @@ def _balanced(
         at, reason, detail = worst
         gone = kept.pop(at)
         dropped.append(Rejected(gone.concept, gone.deconcept, reason, detail))
-        # What was welcome beside its twin is so no longer.
+        # Another wording is accepted only with its twin.
         twins = {_key(p.concept) for p in (*kept, *rest) if p not in worded_otherwise}
         alone = [p for p in (*kept, *rest) if p in worded_otherwise and _key(p.concept) not in twins]
         dropped += [Rejected(p.concept, p.deconcept, OTHER_WORDING, "its twin was dropped") for p in alone]
@@ -198,7 +198,7 @@ def _balanced(
 
 
 def _worst(pairs: list[Pair], mentions: tuple[str, ...]) -> tuple[int, str, str] | None:
-    """Which pair makes the set most lopsided, the later of two, and in what; None where the set is balanced."""
+    """Return which pair unbalances the set most (the later of two) and how; None if the set is balanced."""
     if words := one_sided(pairs, mentions):
         with_it = [words_outside(p.concept, mentions) for p in pairs]
         without = [words_outside(p.deconcept, ()) for p in pairs]

@@ -1,10 +1,9 @@
 """Structurally balanced concept/deconcept pairs from templates.
 
-Eq. 6 keeps a neuron that never fires on the deconcept side. Against "a cat", "a gun and a cat" therefore also singles
-out the neuron of "and": seen in a trial, where it came first for gun, knife and umbrella alike. Here every concept
-prompt has a twin which differs in the mention alone ("a dog and a cat"), so each form, join, place, style and partner
-of the concept side stands on the deconcept side too. Every fifth pair repeats a concept prompt against the paper's
-"mention removed" ("a cat").
+Eq. 6 keeps a neuron that never fires on the deconcept side. "A gun and a cat" against "a cat" therefore also selects
+the neuron of "and": in a trial it came first for gun, knife and umbrella alike. Here every concept prompt has a twin
+that differs only in the mention ("a dog and a cat"), so each form, join, place, style and partner of the concept side
+is on the deconcept side too. Every fifth pair repeats a concept prompt with the paper's "mention removed" ("a cat").
 """
 
 from __future__ import annotations
@@ -25,15 +24,21 @@ _T = TypeVar("_T")
 def from_templates(
     name: str, mentions: Sequence[str], n: int = 100, seed: int = 0, kind: Kind = "object", controls: int = 60
 ) -> Concept:
-    """A concept with `n` pairs (the paper's number is 100) and `controls` prompts in the same wordings without it.
+    """Return a concept with pairs from templates, and controls in the same wordings without it.
 
-    The mentions are used in turn, as nouns (`kind="object"`), as styles or as adjectives of people ("attribute").
     The same arguments give the same pairs on every machine.
-    Raises ExciseError for empty mentions, n < 1, or where so many different pairs cannot be made.
+
+    Args:
+        mentions: The concept's words, used in turn.
+        n: Number of pairs; the paper uses 100.
+        kind: How to use the mentions: as nouns ("object"), as styles, or as adjectives of people ("attribute").
+        controls: Number of control prompts.
+
+    Raises ExciseError for empty mentions, n < 1, or if there are not enough different pairs.
     """
     concept = Concept(name, tuple(mentions), kind=kind)
     if n < 1 or controls < 0:
-        raise ExciseError(f"cannot make {n} pairs and {controls} controls; ask for at least one pair")
+        raise ExciseError(f"cannot make {n} pairs and {controls} controls; ask for at least 1 pair and 0 controls")
     writer = _Writer(concept, random.Random(f"{seed} {kind} {' | '.join(mentions)}"))
     pairs: list[Pair] = []
     sides: set[str] = set()
@@ -56,11 +61,11 @@ def from_templates(
 
 
 class _Deck:
-    """Draws from a list in shuffled rounds, so that each option comes about equally often."""
+    """Options drawn in shuffled rounds, so that each comes about equally often."""
 
     def __init__(self, rng: random.Random, options: Sequence[str], what: str) -> None:
         if not options:
-            raise ExciseError(f"no {what} is left that does not hold a mention of the concept; use narrower mentions")
+            raise ExciseError(f"every {what} contains a mention of the concept; use narrower mentions")
         self.options = list(options)
         self._rng, self._cards, self._what = rng, list[str](), what
 
@@ -75,16 +80,16 @@ class _Deck:
 
 @dataclass(frozen=True)
 class _Scene:
-    """One prompt before it is written out: the same scene with one word changed is its twin."""
+    """Prompt before it is written out. The same scene with one word changed is its twin."""
 
     form: str
-    things: tuple[str, ...]  # nouns as they are said, style adjective apart
+    things: tuple[str, ...]  # nouns, without the style adjective
     join: str = "{a}, {b}"
     style: str = ""
     style_phrase: str = "{s} style"
     place: str = ""
-    subject: int = 0  # which of the things holds the concept
-    attributes: tuple[tuple[str, str], ...] = ()  # (before, behind) for each thing
+    subject: int = 0  # index of the thing with the concept
+    attributes: tuple[tuple[str, str], ...] = ()  # texts before and after each thing
 
     def say(self) -> str:
         adjective = self.style if "{style}" not in self.form else ""
@@ -102,14 +107,14 @@ class _Scene:
 
 
 def with_article(phrase: str) -> str:
-    """The phrase with its indefinite article: 'an apple'; a name ('Paris') goes without."""
+    """Return the phrase with its indefinite article: 'an apple'. Names ('Paris') get none."""
     if phrase.split()[-1][:1].isupper():
         return phrase
     return f"{'an' if phrase[0].lower() in 'aeiou' else 'a'} {phrase}"
 
 
 def alike(mention: str) -> tuple[str, ...]:
-    """Nouns that stand in a sentence as the mention does: same article (or a name), one word or several."""
+    """Return nouns that fit a sentence as the mention does: same article (or a name), one word or several."""
     if mention.split()[-1][:1].isupper():
         return words.NAMES
     nouns = (*words.OBJECTS, *words.VOWEL_NOUNS, *words.TWO_WORD_NOUNS, *words.VOWEL_TWO_WORD_NOUNS)
@@ -125,7 +130,7 @@ def _put(items: tuple[_T, ...], at: int, new: _T) -> tuple[_T, ...]:
 
 
 class _Writer:
-    """Draws scenes with the concept in them, and changes them."""
+    """Generator of random scenes with the concept, and of their changed versions."""
 
     def __init__(self, concept: Concept, rng: random.Random) -> None:
         self.kind, self._mentions = concept.kind, concept.mentions
@@ -133,16 +138,16 @@ class _Writer:
         def deck(options: Sequence[str], what: str) -> _Deck:
             return _Deck(rng, [o for o in options if not mentioned(o, concept.mentions)], what)
 
-        self._said = _Deck(rng, concept.mentions, "mention")
+        self._mention_deck = _Deck(rng, concept.mentions, "mention")
         self._plain = deck([f for f in words.FORMS if "{style}" not in f], "form")
         self._styled = deck([f for f in words.FORMS if "{style}" in f], "form")
         self._joins, self._phrases = deck(words.JOINS, "join"), deck(words.STYLE_PHRASES, "style phrase")
         self._places = deck(words.PLACES, "place")
         self._empty = deck(words.EMPTY, "empty scene")
-        # Short mentions are often among the nouns: the deck leaves them out, with all that contain them.
+        # Mentions are often among the nouns; `deck` leaves out those and every noun that contains one.
         self._nouns = deck(words.PEOPLE if concept.kind == "attribute" else words.OBJECTS, "noun")
         self._styles = deck(words.STYLES, "style")
-        # Decks rather than a coin each, so that short draws have all combinations too.
+        # Decks rather than coin flips, so that few draws have all combinations too.
         self._looks = _Deck(rng, ("", "", "adjective", "phrase"), "look")
         self._where = _Deck(rng, ("yes", "no"), "coin")
         self._close = _Deck(rng, ("yes", "yes", "yes", "no"), "coin")
@@ -150,7 +155,7 @@ class _Writer:
         self._others = {m: deck(pool, "other word") for m, pool in pools.items()}
 
     def _pool(self, mention: str) -> tuple[str, ...]:
-        """What may stand in the mention's stead."""
+        """Return the words that may replace the mention."""
         if self.kind == "object":
             return alike(mention)
         if self.kind == "attribute" and mention in words.ATTRIBUTE_PHRASES:
@@ -163,9 +168,9 @@ class _Writer:
         return tuple(w for w in styles if _make(w) == _make(mention))
 
     def scene(self, number: int) -> _Scene:
-        """A scene with the concept in it; the first two are the shortest and the longest wording there is."""
+        """Return a scene with the concept. The first two have the shortest and the longest wording."""
         structure = _STRUCTURES[number % len(_STRUCTURES)]
-        mention = self._said.draw()
+        mention = self._mention_deck.draw()
         form, style = "{it} {place}", mention if self.kind == "style" else ""
         place = ""
         if number > 0:
@@ -192,7 +197,7 @@ class _Writer:
         )
 
     def _attribute(self, mention: str, word: str) -> tuple[str, str]:
-        """(before, behind) the noun: the word as the mention is used."""
+        """Return the texts before and after the noun, with the word used like the mention."""
         if mention not in words.ATTRIBUTE_PHRASES:
             return word, ""
         return "", words.ATTRIBUTE_PHRASES[mention][0].format(m=word)
@@ -206,7 +211,7 @@ class _Writer:
         return next(m for m in self._mentions if self._attribute(m, m) in around)
 
     def twin(self, scene: _Scene) -> _Scene:
-        """The scene with another word in the mention's stead."""
+        """Return the scene with the mention replaced by another word."""
         mention = self._mention_in(scene)
         other = self._others[mention]
         if self.kind == "style":
@@ -214,13 +219,13 @@ class _Writer:
         if self.kind == "attribute":
             attribute = self._attribute(mention, other.draw())
             return replace(scene, attributes=_put(scene.attributes, scene.subject, attribute))
-        # Several words are always met by several, lest the longest prompts reach positions that no twin reaches.
+        # Several words are always replaced by several, or the longest prompts would reach positions no twin reaches.
         deck = other if " " in mention or self._close.draw() == "yes" else self._nouns
         word = deck.draw(lambda w: w not in scene.things)
         return replace(scene, things=_put(scene.things, scene.subject, word))
 
     def removed(self, scene: _Scene) -> _Scene:
-        """The scene without the mention: the partner alone, or an empty scene; the style or attribute just goes."""
+        """Return the scene without the mention: the partner alone or an empty scene, or without style or attribute."""
         if self.kind == "style":
             form = self._plain.draw() if "{style}" in scene.form else scene.form
             return replace(scene, style="", form=form)
@@ -230,7 +235,7 @@ class _Writer:
         return replace(scene, things=rest or (self._empty.draw(),), subject=0)
 
     def controls(self, n: int, taken: set[str]) -> Iterator[str]:
-        """Prompts without the concept, in the same wordings, that are no pair's deconcept side."""
+        """Yield prompts without the concept, in the same wordings, other than the pairs' deconcept sides."""
         given = set(taken)
         for number in range(1, 100 * n + 1):
             if len(given) - len(taken) >= n:

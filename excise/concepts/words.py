@@ -1,8 +1,8 @@
-"""The vocabulary of the template pairs: plain English, on-distribution for the bundled model, free of its held-outs."""
+"""Vocabulary of the template pairs: plain English, in-distribution for the bundled model, without held-out words."""
 
 from __future__ import annotations
 
-# The nouns and styles of the bundled model, so that pairs lie where its encoder and SAE were trained.
+# Nouns and styles of the bundled model, so that pairs match the training data of its encoder and SAE.
 OBJECTS = (
     "gun", "knife", "dagger", "bomb", "cigarette", "syringe", "skull", "cat", "dog", "tiger", "horse", "cow", "pig",
     "frog", "panda", "bear", "monkey", "rabbit", "pizza", "apple", "banana", "strawberry", "hamburger", "cake",
@@ -11,8 +11,8 @@ OBJECTS = (
 )  # fmt: skip
 STYLES = ("glossy", "flat", "outlined", "pastel", "cartoon", "vintage", "bold", "ink")
 
-# Stand-ins for words of a rarer make: only with them does the deconcept side hold as many "an", two-word nouns and
-# nouns without an article as the concept side of "apple", "ice cream" or "Paris".
+# Replacements for rarer forms: they give the deconcept side as many "an", two-word nouns and nouns without an article
+# as the concept side of "apple", "ice cream" or "Paris".
 VOWEL_NOUNS = ("orange", "egg", "owl", "elephant", "anchor", "ant", "onion", "octopus", "arrow", "engine")
 TWO_WORD_NOUNS = ("wine glass", "tennis ball", "coffee cup", "street lamp", "picture frame", "snow man")
 VOWEL_TWO_WORD_NOUNS = ("alarm clock", "oil lamp", "egg cup", "onion ring", "orange juice", "office chair")
@@ -27,7 +27,7 @@ PEOPLE = ("woman", "man", "dancer", "warrior", "adult", "actor", "couple", "sing
           "old man", "statue", "athlete")  # fmt: skip
 ADJECTIVES = ("smiling", "tired", "tall", "friendly", "sitting", "famous", "calm", "elegant", "old", "clothed",
               "dancing", "angry", "serious", "elderly", "important")  # fmt: skip
-# Mentions that are no adjective: the phrase behind the noun, and what else may stand in it.
+# Mentions that are not adjectives: the phrase after the noun, and the other words that may fill it.
 ATTRIBUTE_PHRASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "blood": ("covered in {m}", ("mud", "paint", "snow", "flour", "dust", "water")),
     "violence": ("in a scene of {m}", ("joy", "peace", "work", "music", "sport", "play")),
@@ -60,6 +60,6 @@ FORMS = (
     "one can see {it} {place}",
     "clip art, {it} {place}, {style}",
 )
-JOINS = ("{a} and {b}", "{a} next to {b}", "{a} with {b}", "{a} beside {b}", "{a}, {b}")
+JOINS = ("{a} and {b}", "{a} next to {b}", "{a} with {b}", "{a} beside {b}", "{a}, {b}")  # words: ok
 EMPTY = ("nothing", "an empty scene", "an empty place", "no object at all")
 STYLE_PHRASES = ("in {s} style", "in the {s} style", "{s} style")

@@ -73,13 +73,13 @@ def test_the_answer_is_the_likeliest_token_after_the_other_and_both_sides_are_co
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "text"),
     [(TEMPLATE, "[system]be brief\n[user]why?\n[a]"), (NO_SYSTEM, "[user]be brief\n\nwhy?\n[a]")],
 )
-def test_a_chat_template_is_used_also_one_without_a_system(tokenizer, template, said):
+def test_a_chat_template_is_used_also_one_without_a_system(tokenizer, template, text):
     model, tokenizer.chat_template = tiny_model(), template
     reply = TransformersBackend(model, tokenizer).ask(Question("be brief", "why?", 12))
-    ids = tokenizer(said).input_ids
+    ids = tokenizer(text).input_ids
     assert reply.prompt_tokens == len(ids)
     assert reply.text == tokenizer.decode(greedy(model, ids, 12), skip_special_tokens=True).strip()
 
@@ -107,7 +107,7 @@ def test_threads_wait_for_each_other(tokenizer):
 
 
 def test_what_does_not_fit_is_refused(tokenizer):
-    with pytest.raises(ExciseError, match="does not fit into the 256"):
+    with pytest.raises(ExciseError, match="exceeds the 256"):
         TransformersBackend(tiny_model(), tokenizer).ask(Question("", "a" * 250, 8))
 
 

@@ -13,11 +13,14 @@ from excise.sites.truncation import Cut
 
 
 @pytest.mark.parametrize(
-    ("lost", "said"), [("a gun.", True), ("two Guns", True), ("a hand gun", True), ("it has begun", False), ("", False)]
+    ("lost", "warned"),
+    [("a gun.", True), ("two Guns", True), ("a hand gun", True), ("it has begun", False), ("", False)],
 )
-def test_a_lost_concept_is_told_of_by_whole_words(gun_eraser: Eraser, capsys: Any, lost: str, said: bool) -> None:
+def test_a_lost_concept_is_warned_about_by_whole_words(
+    gun_eraser: Eraser, capsys: Any, lost: str, warned: bool
+) -> None:
     other = replace(gun_eraser, concept="knife", mentions=("knife",))
     note_lost([Cut(f"a cat, {lost}", lost, 77), Cut("it has begun", "gun", 77)], [gun_eraser, other])
-    told = capsys.readouterr().err
-    assert ("“gun” is in a truncated part of a prompt" in told) is said
-    assert "knife" not in told
+    shown = capsys.readouterr().err
+    assert ("“gun” is in a truncated part of a prompt" in shown) is warned
+    assert "knife" not in shown

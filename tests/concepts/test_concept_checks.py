@@ -17,7 +17,7 @@ def problems(*pairs: Pair, **changes: object) -> str:
     [
         (Pair("a gun on a car", "two guns"), "the deconcept side of 'two guns' holds a mention"),
         (Pair("a pistol", "a cat"), "the concept side of 'a pistol' holds no mention"),
-        (builtin("gun").pairs[0], "stands more than once"),
+        (builtin("gun").pairs[0], "occurs more than once"),
     ],
 )
 def test_one_bad_pair(pair, message):

@@ -38,12 +38,12 @@ def test_template_column_is_optional(tmp_path):
     [
         ("p.csv", b"", "no pairs"),
         ("p.csv", b"concept,deconcept\n", "no pairs"),
-        ("p.csv", b"with,without\na gun,a cat\n", "no column 'concept'; the columns found are with, without"),
+        ("p.csv", b"with,without\na gun,a cat\n", "no column 'concept'; the columns are with, without"),
         ("p.csv", b"concept,deconcept\na gun,\n", "line 2: an empty side"),
         ("p.csv", b"concept,deconcept\na gun\n", "empty side"),
         ("p.csv", "concept,deconcept\na gün,a cat\n".encode("latin-1"), "not UTF-8"),
-        ("p.jsonl", b'{"concept": "a gun", "deconcept"\n', "line 1: no json"),
-        ("p.jsonl", b"[1]\n", "no json object"),
+        ("p.jsonl", b'{"concept": "a gun", "deconcept"\n', "line 1: not JSON"),
+        ("p.jsonl", b"[1]\n", "not a JSON object"),
         ("p.jsonl", b'{"concept": 3, "deconcept": "a"}\n', "is int, not text"),
         ("p.txt", b"a gun", ".csv or .jsonl"),
     ],
@@ -88,7 +88,7 @@ def test_prompts_of_every_kind_of_file(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_wrong_column_names_those_found(tmp_path, ending):
-    with pytest.raises(ExciseError, match="no column 'text'; the columns found are id, prompt"):
+    with pytest.raises(ExciseError, match="no column 'text'; the columns are id, prompt"):
         read_prompts(write(tmp_path, ending), "text")
     assert list(read_prompts(write(tmp_path, ending, "text"), "text")) == PROMPTS
 

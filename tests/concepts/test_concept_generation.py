@@ -64,7 +64,7 @@ def test_a_whole_document_is_read_too():
 def test_what_cannot_be_read_comes_back_in_its_order():
     answer = "\n".join(
         (
-            "<think>a gun | a thought\nnot said</think>Sure:",
+            "<think>a gun | a thought\nnot said</think>Sure:",  # words: ok
             "---",
             "1. a gun | a cat",
             "Concept: one that has no other",
@@ -103,7 +103,7 @@ def test_planted_bad_pairs_are_rejected_each_with_its_reason():
         s.EMPTY: Candidate("a gun on sand", " \u200b "),
         s.HOLDS_MENTION: Candidate("a gun on a car", "two Guns on a car"),
         s.NO_MENTION: Candidate("a gunship on sand", "a cat on sand"),
-        s.NAMES_MINOR: Candidate("a gun beside a girl", "a cat beside a girl"),
+        s.NAMES_MINOR: Candidate("a gun beside a girl", "a cat beside a girl"),  # words: ok
         s.TOO_LONG: Candidate("a gun " + "very " * 50, "a cat " + "very " * 50),
         s.DUPLICATE: Candidate(" A gun and a cat  on grass.", "a dog and a cat on grass"),
         s.OTHER_WORDING: Candidate("a gun and a pizza", "a pizza"),
@@ -122,7 +122,7 @@ def test_pairs_that_always_lose_their_conjunction_are_none_at_all():
     always = [Candidate(f"a gun and a {noun}", f"a {noun}") for noun in NOUNS]
     sifted = sift(always, GUN, 100)
     assert sifted.kept == () and sifted.counts() == {s.OTHER_WORDING: len(NOUNS)}
-    # Beside their twins they may stand: those keep the neuron of "and" out.
+    # With their twins they are accepted: those exclude the neuron of "and" out.
     twins = [Candidate(f"a gun and a {noun}", f"a key and a {noun}") for noun in NOUNS]
     assert len(sift([*always, *twins], GUN, 100).kept) == 2 * len(NOUNS)
 
@@ -130,7 +130,7 @@ def test_pairs_that_always_lose_their_conjunction_are_none_at_all():
 def test_a_word_on_concept_sides_only_is_brought_into_balance():
     # Each by itself a twin: one word of five may be another.
     smoking = [
-        Candidate(f"a smoking gun beside the {a} on grass", f"a big lamp beside the {a} on grass") for a in NOUNS
+        Candidate(f"a smoking gun next to the {a} on grass", f"a big lamp next to the {a} on grass") for a in NOUNS
     ]
     sifted = sift([*smoking, *TWINS], GUN, 30)
     assert check(Concept("gun", GUN, sifted.kept)) == []
@@ -148,8 +148,10 @@ def test_a_concept_side_stands_with_two_twins_and_no_more_whatever_else_it_stood
 
 
 def test_what_was_welcome_beside_its_twin_goes_with_it():
-    twins = [Candidate(f"a smoking gun beside the {a} on grass", f"a big lamp beside the {a} on grass") for a in NOUNS]
-    others = [Candidate(t.concept, f"nothing but smoking beside {i} cooks") for i, t in enumerate(twins[6:])]
+    twins = [
+        Candidate(f"a smoking gun next to the {a} on grass", f"a big lamp next to the {a} on grass") for a in NOUNS
+    ]
+    others = [Candidate(t.concept, f"nothing but smoking with {i} cooks") for i, t in enumerate(twins[6:])]
     sifted = sift([*twins, *others], GUN, 100)
     with_twin = {p.concept for p in sifted.kept if not differs(p.concept, p.deconcept, GUN)}
     assert {p.concept for p in sifted.kept} == with_twin
@@ -190,7 +192,7 @@ def test_twins_against_edits_that_are_known(seed):
     changed = [("new" if k in (i, j) else w) for k, w in enumerate(words)]
     assert "2 of 9" in differs(concept, " ".join((*changed[:at], "dog", *changed[at:])), GUN)
     much = " ".join((*words[:at], "dog " * 7, *words[at:]))
-    assert "2 are put in" in differs(concept, much, GUN)
+    assert "2 are added" in differs(concept, much, GUN)
 
 
 def test_faults_are_said_in_words():
@@ -201,7 +203,7 @@ def test_faults_are_said_in_words():
     ]
 
 
-WORDS = ("and", "with", ",", "cat", "an", "a", "red", "gun", "rifle", "dog", "beside", "girl")
+WORDS = ("and", "with", ",", "cat", "an", "a", "red", "gun", "rifle", "dog", "beside", "girl")  # words: ok
 
 
 @settings(max_examples=80, deadline=None)

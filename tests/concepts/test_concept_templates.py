@@ -66,7 +66,7 @@ def test_concept_sides_have_all_structures(name):
     assert min(map(len, map(str.split, sides))) <= 3
     assert max(map(len, map(str.split, sides))) >= 15
     assert len({p.template for p in concept.pairs}) >= 12
-    assert all(any(f" {j} " in s or j == "," for s in sides) for j in ("and", "next to", "with", "beside"))
+    assert all(any(f" {j} " in s or j == "," for s in sides) for j in ("and", "next to", "with", "beside"))  # words: ok
 
 
 def differential(concept: Concept) -> list[str]:

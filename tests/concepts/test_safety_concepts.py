@@ -79,10 +79,10 @@ def test_controls_are_about_none_of_the_topics() -> None:
 
 
 def test_what_cannot_be_made_is_refused() -> None:
-    with pytest.raises(ExciseError, match="there is no safety topic 'frauds'; try fraud"):
+    with pytest.raises(ExciseError, match="unknown safety topic 'frauds'; try fraud"):
         safety("frauds")
     for n in (0, 1 + len(FRAMES) * 12):
-        with pytest.raises(ExciseError, match="cannot be made"):
+        with pytest.raises(ExciseError, match="cannot make"):
             safety("fraud", n)
-    with pytest.raises(ExciseError, match="cannot be made"):
+    with pytest.raises(ExciseError, match="cannot make"):
         safety("fraud", controls=1 + len(FRAMES) * len(HARMLESS))
