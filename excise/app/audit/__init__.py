@@ -1,4 +1,4 @@
-"""Audits: what an eraser does to sentences and neurons it should leave alone."""
+"""Audits: what an eraser does to prompts and neurons that it should leave alone."""
 
 from typing import TYPE_CHECKING
 

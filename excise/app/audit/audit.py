@@ -1,4 +1,4 @@
-"""An audit of an eraser by somebody who did not make it: what its neurons fire on, and what it changes."""
+"""An audit of an eraser made by someone else: what its neurons fire on, and what it changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import excise
-from excise.app.audit.effects import DRAWN, Effects, Measured, measure, share, size
+from excise.app.audit.effects import DENOISED, Effects, Measured, measure, share, size
 from excise.app.audit.inputs import Benign, Word
 from excise.app.audit.neurons import NeuronView, Pool, pool_of, view
 from excise.concepts import Concept
@@ -31,39 +31,39 @@ Outcome = Literal["clear", "note", "red", "not applicable"]
 
 @dataclass(frozen=True)
 class Audit:
-    """All that was found."""
+    """The findings."""
 
     concept: str
     name: str
     method: str
     flags: tuple[Flag, ...]
     checks: Mapping[str, Outcome]
-    """By kind, in the order of `flags.CHECKS`, what came of it."""
+    """The outcome of each check, in the order of `flags.CHECKS`."""
     neurons: tuple[NeuronView, ...]
     effects: tuple[Effects, ...]
     groups: tuple[Group, ...]
     benign: Mapping[str, Any]
     left_out: tuple[str, ...]
-    """What was not looked at, and why, a sentence each."""
+    """What was not checked and why, one sentence each."""
     provenance: Mapping[str, Any]
 
     @property
     def red(self) -> bool:
-        """Whether a red flag stands."""
+        """Whether any flag is red."""
         return any(flag.severity == "red" for flag in self.flags)
 
     def to_json(self) -> dict[str, Any]:
-        """As json: the same audit gives the same text."""
+        """Return the audit as JSON data. Equal audits give equal text."""
         data = asdict(self)
-        for effect, told in zip(self.effects, data["effects"], strict=True):
-            for spoken, row in zip(effect.words, told["words"], strict=True):
-                row["caught"] = spoken.caught
+        for effect, effect_json in zip(self.effects, data["effects"], strict=True):
+            for word, row in zip(effect.words, effect_json["words"], strict=True):
+                row["caught"] = word.caught
         return {"schema": SCHEMA, "red": self.red, **data}
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """An audit about to be run. `folder` is where the eraser lies, `command` what a person typed."""
+    """Everything that an audit needs. `folder` holds the eraser; `command` is the command line as typed."""
 
     eraser: Eraser
     pipe: Pipeline
@@ -71,11 +71,11 @@ class Plan:
     words: Sequence[Word]
     benign: Benign
     saes: Mapping[str, TopKSAE]
-    """By digest; those of the eraser's that are at hand."""
+    """The eraser's SAEs that were found, by digest."""
     folder: Path
     command: Sequence[str] = ()
     neighbours: int = 5
-    """How many each neuron is shown with."""
+    """How many neighbours are shown for each neuron."""
 
     @cached_property
     def groups(self) -> tuple[GroupSentence, ...]:
@@ -83,12 +83,12 @@ class Plan:
 
     @property
     def edits(self) -> list[SAEEdit]:
-        """The edits whose neurons can be read in prompts."""
+        """The edits whose neurons can be read on prompts."""
         return [edit for edit in self.eraser.text_edits if isinstance(edit, SAEEdit)]
 
     @property
-    def spoken(self) -> dict[Word, list[str]]:
-        """The words for the concept in their sentences."""
+    def sentences_by_word(self) -> dict[Word, list[str]]:
+        """The sentences that use each word for the concept."""
         return {word: sentences(word.text, self.concept.kind) for word in self.words}
 
     @cached_property
@@ -97,15 +97,21 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """How much `run` has to do, in the units of its progress: prompts read."""
+        """How many prompts `run` reads, the total of its progress."""
         total = len(self.edits) * len(self.pool.prompts)
         if self.eraser.text_edits:
-            total += size("text states", self.spoken, self.benign.prompts) + len(self.pool.groups)
-        return total + (size("prediction", self.spoken, self.benign.prompts) if self.eraser.denoisers else 0)
+            total += size("text states", self.sentences_by_word, self.benign.prompts) + len(self.pool.groups)
+        if self.eraser.denoisers:
+            total += size("prediction", self.sentences_by_word, self.benign.prompts)
+        return total
 
     def run(self, progress: Progress = lambda done: None) -> Audit:
-        """Look at everything. Raises ExciseError where the pipeline is not the one the eraser was made for, or a
-        `gate="topk"` edit's SAE is not at hand."""
+        """Run every check.
+
+        Raises:
+            ExciseError: The pipeline is not the one that the eraser was made for, or an edit with `gate="topk"` lacks
+                its SAE.
+        """
         attachment, refusal = self._attached()
         effects, changes = self._measured(attachment, progress)
         left_out = [] if attachment else ["What the eraser changes was not measured: it could not be attached."]
@@ -119,14 +125,14 @@ class Plan:
             fired = {text: fired.get(text, False) or now for text, now in fires.items()}
             if sae is None:
                 left_out.append(
-                    f"The SAE of {edit.site.key} is not at hand (--sae FOLDER): its neurons are read by the eraser's "
-                    "own threshold, and their neighbours are left out."
+                    f"The SAE for {edit.site.key} was not found (name it with --sae FOLDER). Its neurons are read with "
+                    "the eraser's own threshold, and their neighbours are not shown."
                 )
         left_out += self._not_applicable()
         if unclear := sum(changes.get(g.without, 0) > 0 for g in self.groups):
             left_out.append(
-                f"In {unclear} of {len(self.groups)} sentences about people a group's word could not be judged: they "
-                "change without it too."
+                f"Group words could not be judged in {unclear} of {len(self.groups)} sentences about people: those "
+                "sentences change without the word too."
             )
         groups = self._grouped(changes, fired, effects)
         found += [flag for seen in views for flag in seen.flags(several=len(self.edits) > 1)]
@@ -149,7 +155,7 @@ class Plan:
         )
 
     def _measured(self, attachment: Attachment | None, progress: Progress) -> tuple[list[Effects], dict[str, float]]:
-        """The effects, and by sentence about a group by how much its text states change."""
+        """Return the effects, and by how much the text states of each sentence about a group change."""
         effects, changes = list[Effects](), dict[str, float]()
         if attachment is None:
             return effects, changes
@@ -163,12 +169,12 @@ class Plan:
         return effects, changes
 
     def _effects(self, measured: Measured, progress: Progress) -> Effects:
-        return measure(self.pipe, self.eraser, measured, self.spoken, self.benign.prompts, progress)
+        return measure(self.pipe, self.eraser, measured, self.sentences_by_word, self.benign.prompts, progress)
 
     def _checks(
         self, raised: list[Flag], views: list[NeuronView], effects: list[Effects], changes: Mapping[str, float]
     ) -> dict[str, Outcome]:
-        made = {
+        applies = {
             "no bite": True,
             **dict.fromkeys(("not caught", "touches too much"), bool(effects)),
             "protected group": any(changes.get(g.without) == 0 for g in self.groups),
@@ -176,25 +182,29 @@ class Plan:
             "split": any(seen.neighbours is not None for seen in views),
         }
         worst: dict[str, Outcome] = {flag.kind: flag.severity for flag in reversed(raised)}
-        return {kind: worst.get(kind, "clear" if made[kind] else "not applicable") for kind in flags.CHECKS}
+        return {kind: worst.get(kind, "clear" if applies[kind] else "not applicable") for kind in flags.CHECKS}
 
     def _attached(self) -> tuple[Attachment | None, str | None]:
-        """The live eraser, and why it was refused for changing too little, if it was."""
-        whole = next((self.saes[e.sae_digest] for e in self.edits if e.needs_sae and e.sae_digest in self.saes), None)
-        if whole is None and any(edit.needs_sae for edit in self.edits):
+        """Attach the eraser. Return the attachment, and the message if the eraser was refused for changing too
+        little."""
+        sae = next((self.saes[e.sae_digest] for e in self.edits if e.needs_sae and e.sae_digest in self.saes), None)
+        if sae is None and any(edit.needs_sae for edit in self.edits):
             raise ExciseError('this eraser has gate="topk", which needs the SAE it was made from; name it with --sae')
         try:
-            return self.eraser.attach(self.pipe, sae=whole), None
+            return self.eraser.attach(self.pipe, sae=sae), None
         except EraserDidNotFire as error:
             refusal = str(error)
         try:
-            return self.eraser.attach(self.pipe, sae=whole, strict=False), refusal
+            return self.eraser.attach(self.pipe, sae=sae, strict=False), refusal
         except EraserDidNotFire:
             return None, refusal
 
     def _flagged(self, effect: Effects) -> list[Flag | None]:
-        """Edits of SAE neurons are to spare what is not the concept; others change all by design, and a prediction
-        moves with everything."""
+        """Return the effect's flags.
+
+        Only edits of SAE neurons promise to leave benign text states alone: for other kinds, and for predictions, a
+        flag is a note.
+        """
         spares = effect.measured == "text states" and bool(self.edits)
         return [
             flags.not_caught(effect.words, "red" if effect.measured == "text states" else "note"),
@@ -209,35 +219,35 @@ class Plan:
         for sentence in self.groups:
             by_word.setdefault((sentence.word, sentence.group), []).append(sentence)
         found = []
-        for (word, group), own in by_word.items():
-            touched = [(changes[s.text], s.text) for s in own if changes.get(s.text) and not changes.get(s.without)]
-            fires = [s for s in own if fired.get(s.text) and not fired.get(s.without)]
+        for (word, group), used in by_word.items():
+            touched = [(changes[s.text], s.text) for s in used if changes.get(s.text) and not changes.get(s.without)]
+            fires = [s for s in used if fired.get(s.text) and not fired.get(s.without)]
             most, text = max(touched, default=(0.0, None))
-            found.append(Group(word, group, len(own), len(touched), len(fires), share(most, name), text))
+            found.append(Group(word, group, len(used), len(touched), len(fires), share(most, name), text))
         return sorted(found, key=lambda g: (-g.touched, -g.fired))
 
     def _not_applicable(self) -> list[str]:
-        """What cannot be asked of this kind of eraser."""
-        out = []
+        """Return a sentence for each check that does not apply to this kind of eraser."""
+        skipped = []
         others = [edit for edit in self.eraser.edits if not isinstance(edit, SAEEdit)]
-        for part, of in (("text", "of text encoders"), ("denoiser", "of the denoiser")):
+        for part, where in (("text", "of text encoders"), ("denoiser", "of the denoiser")):
             kinds = sorted({edit.kind for edit in others if edit.site.part == part})
             if not kinds:
                 continue
-            said = f"What fires on prompts: not applicable to edits {of} ({', '.join(kinds)})."
+            text = f"What fires on prompts: not applicable to edits {where} ({', '.join(kinds)})."
             if part == "denoiser":
-                said += (
-                    f" Their effect is measured on the denoiser's prediction for {DRAWN} benign prompts at most; what "
-                    "becomes of pictures is for `excise bench`."
+                text += (
+                    f" Their effect is measured on the denoiser's prediction, for at most {DENOISED} benign prompts; "
+                    "`excise bench` measures what happens to pictures."
                 )
-            out.append(said)
+            skipped.append(text)
         if not self.eraser.text_edits:
-            out.append("Protected groups were not looked at: no text states are edited.")
-        return out
+            skipped.append("Protected groups were not checked: the eraser edits no text states.")
+        return skipped
 
     def _provenance(self, shift: float | None) -> dict[str, Any]:
         made = self.eraser.made_for
-        signed = "bears one, not checked here: excise verify --key" if (self.folder / SIGNATURE).exists() else "none"
+        signed = "present, not checked here (use excise verify --key)" if (self.folder / SIGNATURE).exists() else "none"
         written = (self.folder / "eraser.json").stat().st_mtime
         return {
             "digest": self.eraser.digest,

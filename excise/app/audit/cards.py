@@ -1,4 +1,4 @@
-"""An audited neuron on the audit's page."""
+"""Cards of an audit's page: one for each edited neuron."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from excise.app.pages import charts
 from excise.app.pages.charts import Chart
 
 TITLES = {
-    "concept": ("With the concept", "the concept's pairs"),
-    "deconcept": ("Without it", "the same prompts, something else in its place"),
-    "controls": ("Controls", "other prompts in the same wordings"),
-    "benign": ("Unexpected", "benign prompts that never mention it"),
+    "concept": ("Concept prompts", "prompts with the concept"),
+    "deconcept": ("Counterparts", "the same prompts with something else instead of the concept"),
+    "controls": ("Controls", "prompts about other things, in the same wording"),
+    "benign": ("Benign prompts", "prompts that do not mention the concept"),
 }
 COLOURS = {"concept": "accent", "deconcept": "cool", "controls": "mute", "benign": "good"}
 FEW = 4
-"""Prompts of a neuron's side that are shown at once; the rest unfold."""
+"""Prompts shown on each side of a neuron; the rest unfold."""
 NEURONS = 6
-"""Neurons shown at once; the rest unfold."""
+"""Neurons shown; the rest unfold."""
 
 
 @dataclass(frozen=True)
 class NeuronCard:
-    """A neuron that is turned down, with its charts, which are None where they would show nothing. `most` is its
-    largest code, `sides` are (title, what it says, the side)."""
+    """An edited neuron with its charts. A chart is None if it would be empty.
+
+    `most` is the neuron's largest code. `sides` are (title, description, side).
+    """
 
     seen: NeuronView
     most: float
@@ -34,7 +36,7 @@ class NeuronCard:
 
 
 def neuron(seen: NeuronView) -> NeuronCard:
-    """The card of a neuron that the eraser turns down."""
+    """Return the card of an edited neuron."""
     groups = [
         (f"{name} ({len(side.peaks):,})", side.peaks, COLOURS[name]) for name, side in seen.sides.items() if side.peaks
     ]
@@ -45,5 +47,5 @@ def neuron(seen: NeuronView) -> NeuronCard:
         most=max((side.peaks[0] for side in seen.sides.values() if side.peaks), default=0.0),
         codes=codes if groups else None,
         words=charts.bars(uses, "Mean code by word") if uses else None,
-        sides=[(title, says, seen.sides[name]) for name, (title, says) in TITLES.items()],
+        sides=[(title, description, seen.sides[name]) for name, (title, description) in TITLES.items()],
     )

@@ -1,4 +1,4 @@
-"""What an attached eraser changes: of the concept's words, and of prompts that have nothing to do with it."""
+"""Measurements of what an attached eraser changes, for words for the concept and for benign prompts."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from excise.neurons.flags import Caught
 from excise.pipeline import Pipeline
 
 WORST = 20
-"""Benign prompts shown, those that change most."""
-DRAWN, DRAWN_SENTENCES = 24, 2
-"""An edit of the denoiser is measured on so many benign prompts, and on each word in so many sentences."""
+"""How many benign prompts are shown: the ones that change most."""
+DENOISED, DENOISED_SENTENCES = 24, 2
+"""Limits for edits of the denoiser, which are slow to measure: benign prompts, and sentences for each word."""
 Measured = Literal["text states", "prediction"]
 
 
 @dataclass(frozen=True)
 class Changed:
-    """A prompt, the relative L2 change of what is measured of it, and that by the concept's name's own change."""
+    """A prompt and the relative L2 change of what is measured. `relative` divides it by the concept name's change."""
 
     prompt: str
     change: float
@@ -31,7 +31,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class Spoken(Caught):
-    """A word for the concept as the eraser meets it, and its mean change."""
+    """How the eraser handles a word for the concept, with the word's origin and its mean change."""
 
     origin: Origin
     change: float
@@ -39,10 +39,10 @@ class Spoken(Caught):
 
 @dataclass(frozen=True)
 class Effects:
-    """What the attached eraser changes: of the text states that the denoiser reads, or of its prediction.
+    """Changes by the attached eraser: of the text states that the denoiser reads, or of the denoiser's prediction.
 
-    name: the word that all is compared with; name_change: its mean relative change. unconditional: whether the
-    unconditional branch changes, None where that was not looked at.
+    name: the word that others are compared with; name_change: its mean relative change. unconditional: whether the
+    unconditional branch changes, or None if not measured.
     """
 
     measured: Measured
@@ -56,26 +56,26 @@ class Effects:
     unconditional: bool | None = None
 
 
-def size(measured: Measured, spoken: Mapping[Word, Sequence[str]], benign: Sequence[str]) -> int:
-    """How many prompts `measure` looks at."""
-    said, free = _chosen(measured, spoken, benign)
-    return sum(map(len, said.values())) + len(free)
+def size(measured: Measured, sentences: Mapping[Word, Sequence[str]], benign: Sequence[str]) -> int:
+    """Return how many prompts `measure` reads."""
+    of_words, of_benign = _chosen(measured, sentences, benign)
+    return sum(map(len, of_words.values())) + len(of_benign)
 
 
 def measure(
     pipe: Pipeline,
     eraser: Eraser,
     measured: Measured,
-    spoken: Mapping[Word, Sequence[str]],
+    sentences: Mapping[Word, Sequence[str]],
     benign: Sequence[str],
     progress: Progress = lambda done: None,
 ) -> Effects:
-    """What the eraser, which is attached to `pipe`, changes of every word's sentences and of benign prompts.
+    """Measure what the eraser, which is attached to `pipe`, changes in the words' sentences and in benign prompts.
 
-    spoken: each word's sentences, as many for each; the first word is the concept's name.
+    `sentences` holds equally many for each word. The first word is the concept's name.
     """
-    said, free = _chosen(measured, spoken, benign)
-    words, forms = list(said), list(said.values())
+    chosen, free = _chosen(measured, sentences, benign)
+    words, forms = list(chosen), list(chosen.values())
     texts, each = [text for form in forms for text in form], len(forms[0])
 
     def changes(prompts: Sequence[str]) -> list[float]:
@@ -97,7 +97,7 @@ def measure(
         name=words[0].text,
         name_change=means[0],
         sentences=tuple(forms[0]),
-        words=tuple(sorted(found, key=lambda spoken: spoken.caught)),
+        words=tuple(sorted(found, key=lambda word: word.caught)),
         benign=len(free),
         touched=sum(change > 0 for change in of_benign),
         worst=tuple(Changed(text, change, share(change, means[0])) for change, text in worst[:WORST] if change > 0),
@@ -106,13 +106,13 @@ def measure(
 
 
 def share(change: float, of: float) -> float | None:
-    """change / of; None where that is nothing."""
+    """Return change / of, or None if `of` is 0."""
     return change / of if of else None
 
 
 def _chosen(
-    measured: Measured, spoken: Mapping[Word, Sequence[str]], benign: Sequence[str]
+    measured: Measured, sentences: Mapping[Word, Sequence[str]], benign: Sequence[str]
 ) -> tuple[dict[Word, Sequence[str]], Sequence[str]]:
     if measured == "text states":
-        return dict(spoken), benign
-    return {word: forms[:DRAWN_SENTENCES] for word, forms in spoken.items()}, benign[:DRAWN]
+        return dict(sentences), benign
+    return {word: forms[:DENOISED_SENTENCES] for word, forms in sentences.items()}, benign[:DENOISED]

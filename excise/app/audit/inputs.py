@@ -1,4 +1,4 @@
-"""What an eraser is audited with: its concept's prompts, benign ones, words for the concept, groups, the SAE."""
+"""Inputs of an audit: prompts with the concept, benign prompts, words for the concept, and SAEs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from excise.sae import TopKSAE, load, saes_in
 from excise.sae.storage import is_sae
 
 BENIGN = 2000
-"""Benign prompts by default."""
+"""Default number of benign prompts."""
 SEED = 11
-"""Of the bundled captions; another one than that of the SAE's corpus."""
+"""Seed of the bundled captions, different from that of the SAE's corpus."""
 Origin = Literal["mention", "given", "synonym"]
-"""Where a word for the concept comes from: the eraser, whoever audits it, or the bundled model's held-out synonyms."""
+"""Where a word for the concept comes from: the eraser, the auditor, or the bundled model's held-out synonyms."""
 
 
 @dataclass(frozen=True)
 class Benign:
-    """Prompts that have nothing to do with the concept, each once, and where they come from; `dropped` mention it."""
+    """Distinct prompts that do not mention the concept, and their source. `dropped` counts those that do."""
 
     prompts: tuple[str, ...]
     source: str
@@ -43,7 +43,7 @@ class Word:
 
 
 def kind_named(text: str | None) -> Kind | None:
-    """The kind of concept a person named. Raises ExciseError for an unknown one."""
+    """Return a kind of concept by its name. Raises ExciseError for an unknown kind."""
     for known in SENTENCES:
         if text == known:
             return known
@@ -53,8 +53,12 @@ def kind_named(text: str | None) -> Kind | None:
 
 
 def concept_of(eraser: Eraser, pairs: Path | None = None, kind: Kind | None = None, n: int = 100) -> Concept:
-    """The concept with prompts on either side: from a file of pairs, or as built in, or else from the eraser's mentions
-    by templates. Raises ExciseError where these make none.
+    """Return the eraser's concept with pairs of prompts.
+
+    The pairs come from a file, else from the built-in concept, else from templates with the eraser's mentions.
+
+    Raises:
+        ExciseError: The file cannot be read, or the templates give no pairs.
     """
     own = tuple(m for m in eraser.mentions if m.strip()) or (eraser.concept,)
     if pairs is None and kind is None and eraser.concept in names():
@@ -66,9 +70,9 @@ def concept_of(eraser: Eraser, pairs: Path | None = None, kind: Kind | None = No
 
 
 def words_for(eraser: Eraser, given: Sequence[str] = (), *, bundled: bool = False) -> tuple[Word, ...]:
-    """The eraser's mentions, those given, and for the bundled model its synonyms for the object, each once.
+    """Return the eraser's mentions, the `given` words and, for the bundled model, synonyms of the object, each once.
 
-    The first is the concept's own name where that is a mention.
+    The concept's name comes first if it is a mention.
     """
     own = [m for m in eraser.mentions if m.strip()] or [eraser.concept]
     own.sort(key=lambda mention: mention.lower() != eraser.concept.lower())
@@ -84,19 +88,21 @@ def words_for(eraser: Eraser, given: Sequence[str] = (), *, bundled: bool = Fals
 
 
 def benign_prompts(words: Sequence[Word], prompts: Path | None, *, bundled: bool, count: int = BENIGN) -> Benign:
-    """The first `count` prompts, of a file or of the bundled model's captions, that hold none of the words.
+    """Return the first `count` prompts without any of the words, from a file or from the bundled model's captions.
 
-    Raises ExciseError where the file cannot be read or holds no others, or no file was given for another model.
+    Raises:
+        ExciseError: The file cannot be read, all its prompts hold one of the words, or a model other than the bundled
+            one comes without a file.
     """
     if prompts is not None:
         stream, source = read_prompts(prompts), prompts.name
     elif bundled:
         from excise import reference
 
-        # With `english` 0 they are made on the way and read from nowhere.
+        # With english=0 the captions are generated here and no file is read.
         stream, source = iter(reference.sae_corpus(captions=4 * count, english=0, seed=SEED)), "bundled captions"
     else:
-        raise ExciseError("--model needs --prompts: a file of prompts that have nothing to do with the concept")
+        raise ExciseError("--model needs --prompts: a file of prompts that do not mention the concept")
     mentions, dropped = [word.text for word in words], 0
 
     def free() -> Iterator[str]:
@@ -113,22 +119,25 @@ def benign_prompts(words: Sequence[Word], prompts: Path | None, *, bundled: bool
 
     found = tuple(islice(free(), count))
     if not found:
-        raise ExciseError(f"every prompt of {source} mentions the concept; give benign ones")
+        raise ExciseError(f"every prompt of {source} mentions the concept; give prompts that do not")
     return Benign(found, source, dropped)
 
 
 def saes_of(eraser: Eraser, folder: Path, given: Path | None = None, *, bundled: bool = False) -> dict[str, TopKSAE]:
-    """The SAEs that the eraser's edits of text encoders were made from, by their digests; those that are at hand.
+    """Return the SAEs that the eraser's text edits were made from, as far as they are found, by digest.
 
-    Looked for at `given`; else where the eraser says, from here and from beside its `folder`, and among those that are
-    bundled. What counts is the digest. Raises ExciseError where `given` holds none of them.
+    The search looks in `given` if set. Otherwise it looks in the folders that the eraser names (relative to the current
+    directory and to the parent of its `folder`) and among the bundled SAEs. An SAE is recognised by its digest alone.
+
+    Raises:
+        ExciseError: `given` holds none of the SAEs.
     """
     wanted = {edit.sae_digest for edit in eraser.text_edits if isinstance(edit, SAEEdit)}
     if given is not None:
         places = list(saes_in(given).values()) or [given]
     else:
-        said = list(_named(eraser.created))
-        places = [base / name for name in said for base in (Path(), folder.parent)]
+        named = list(_named(eraser.created))
+        places = [base / name for name in named for base in (Path(), folder.parent)]
         if bundled:
             from excise.reference.bundle import SAES, sae_folder
 
@@ -143,12 +152,12 @@ def saes_of(eraser: Eraser, folder: Path, given: Path | None = None, *, bundled:
         if (digest := sae_digest(sae)) in wanted:
             found[digest] = sae
     if given is not None and wanted and not found:
-        raise ExciseError(f"{given} is not the SAE this eraser was made from; name that one, or leave --sae out")
+        raise ExciseError(f"{given} is not the SAE this eraser was made from; name that SAE, or leave out --sae")
     return found
 
 
 def _named(created: Any) -> Iterator[str]:
-    """Folders that a method's settings name as its SAE's."""
+    """Yield the SAE folders named in a method's settings."""
     if isinstance(created, Mapping):
         for key, value in created.items():
             if isinstance(value, str) and value and str(key).rpartition(".")[2] == "sae":

@@ -1,4 +1,4 @@
-"""An edited neuron as an auditor sees it: what it fires on in and out of the concept, and who stands beside it."""
+"""Views of edited neurons: what they fire on, with the concept and without it, and their nearest neighbours."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from excise.pipeline import Pipeline
 from excise.sae import TopKSAE
 
 SIDES = ("concept", "deconcept", "controls", "benign")
-"""The prompts that a neuron is asked about: with the concept, the same without it, in the same wordings, any others."""
+"""The sets of prompts that a neuron is read on: with the concept, their counterparts without it, controls in the same
+wording, and benign prompts."""
 TOP = 8
-"""Prompts shown a side."""
+"""Prompts shown for each side."""
 USES = 12
-"""Words shown a neuron."""
+"""Words shown for each neuron."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """A neuron on one side: in how many prompts it fires, its largest code in each (falling), the first few."""
+    """A neuron on one side's prompts: how many it fires in, its largest code in each (descending), the top few."""
 
     prompts: int
     fired: int
@@ -41,8 +42,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A neuron that writes in nearly the same direction, and in which shares of concept prompts and controls it fires.
-    splits: whether it carries the concept too."""
+    """A neuron with a similar decoder row, and the shares of concept prompts and controls in which it fires.
+
+    splits: whether it carries the concept too.
+    """
 
     neuron: int
     cosine: float
@@ -56,8 +59,9 @@ class Neighbour:
 class NeuronView:
     """One edited neuron.
 
-    exact: codes are the SAE's TopK codes, else pre-activations above the eraser's threshold. uses: what sets it off,
-    over all sides; free: over prompts without the concept. neighbours: None without the SAE.
+    exact: codes are the SAE's TopK codes; otherwise they are pre-activations above the eraser's threshold. uses: words
+    that make the neuron fire, over all sides; free: the same over prompts without the concept. neighbours: None without
+    the SAE.
     """
 
     site: str
@@ -71,31 +75,31 @@ class NeuronView:
     neighbours: tuple[Neighbour, ...] | None
 
     def flags(self, *, several: bool = False) -> list[Flag | None]:
-        """What to warn of; with `several` Sites the neuron is named with its own."""
+        """Return the neuron's flags. With `several` Sites the neuron's name includes its Site."""
         name = f"neuron {self.neuron}" + (f" at {self.site}" if several else "")
-        beside = [(n.neuron, n.cosine, n.concept, n.controls) for n in self.neighbours or ()]
+        near = [(n.neuron, n.cosine, n.concept, n.controls) for n in self.neighbours or ()]
         return [
             flags.structural(name, self.sides["controls"].prompts, self.sides["controls"].fired, self.free),
             flags.polysemantic(name, self.uses),
-            flags.split_concept(name, beside),
+            flags.split_concept(name, near),
         ]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """All prompts that neurons are read in, each once on its side, and which of them hold a word for the concept."""
+    """All prompts that neurons are read on, each once on its side, and which of them hold a word for the concept."""
 
     prompts: tuple[str, ...]
     sides: Mapping[str, range]
     holds: tuple[bool, ...]
     own: frozenset[str]
     groups: range
-    """Sentences about people, which stand behind all sides."""
+    """Sentences about people, after all sides."""
 
 
 def pool_of(concept: Concept, words: Sequence[str], benign: Sequence[str], groups: Sequence[GroupSentence]) -> Pool:
-    """The prompts of a concept's pairs, its controls, benign ones and sentences about groups."""
-    said = {
+    """Return the prompts of a concept's pairs, its controls, benign prompts and sentences about groups."""
+    sides = {
         "concept": [pair.concept for pair in concept.pairs],
         "deconcept": [pair.deconcept for pair in concept.pairs],
         "controls": list(concept.controls),
@@ -104,15 +108,14 @@ def pool_of(concept: Concept, words: Sequence[str], benign: Sequence[str], group
     }
     prompts: list[str] = []
     ranges: dict[str, range] = {}
-    for side, texts in said.items():
+    for side, texts in sides.items():
         unique = list(dict.fromkeys(texts))
         ranges[side] = range(len(prompts), len(prompts) + len(unique))
         prompts += unique
     mentions = [*concept.mentions, *words]
     within = ranges["concept"]
     holds = tuple(n in within or mentioned(text, mentions) is not None for n, text in enumerate(prompts))
-    sides = {side: ranges[side] for side in SIDES}
-    return Pool(tuple(prompts), sides, holds, own_words(mentions), ranges["groups"])
+    return Pool(tuple(prompts), {side: ranges[side] for side in SIDES}, holds, own_words(mentions), ranges["groups"])
 
 
 def view(
@@ -123,7 +126,7 @@ def view(
     neighbours: int,
     progress: Progress = lambda done: None,
 ) -> tuple[list[NeuronView], dict[str, bool]]:
-    """The edit's neurons, and by sentence about a group whether any of them fires there."""
+    """Return the edit's neurons, and whether any of them fires in each sentence about a group."""
     contexts = contexts_of(pipe, edit, sae, pool.prompts, progress)
     tokens = [contexts.context(n, edit.neurons[0]).tokens for n in range(pool.groups.start)]
     held = [n for n, holds in enumerate(pool.holds[: pool.groups.start]) if holds]
@@ -164,7 +167,7 @@ def _neuron(
         uses=tuple(every[:USES]),
         effective_words=effective_words(every),
         free=tuple(free),
-        neighbours=None if sae is None else tuple(_beside(sae, neuron, contexts, pool, neighbours)),
+        neighbours=None if sae is None else tuple(_nearest(sae, neuron, contexts, pool, neighbours)),
     )
 
 
@@ -175,8 +178,8 @@ def _side(contexts: Contexts, neuron: int, where: range, top: int = TOP) -> Side
     return Side(len(where), len(found), tuple(round(peak, 4) for _, peak in found), shown)
 
 
-def _beside(sae: TopKSAE, neuron: int, contexts: Contexts, pool: Pool, n: int) -> list[Neighbour]:
-    """The `n` neurons whose decoder rows have the largest cosine to this one's."""
+def _nearest(sae: TopKSAE, neuron: int, contexts: Contexts, pool: Pool, n: int) -> list[Neighbour]:
+    """Return the `n` neurons whose decoder rows have the largest cosine with this one's."""
     rows = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1)
     cosines = rows @ rows[neuron]
     cosines[neuron] = -2.0

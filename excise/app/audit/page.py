@@ -1,4 +1,4 @@
-"""An audit as a page: what its template shows (pages/templates/audit.html)."""
+"""Data for an audit's page (pages/templates/audit.html)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from excise.app.pages.rendering import Made
 from excise.app.pages.rendering import render as render_template
 from excise.neurons.flags import CHECKS
 
-ORIGINS = {"mention": "the eraser's", "given": "the auditor's", "synonym": "a held-out synonym"}
+ORIGINS = {"mention": "from the eraser", "given": "from the auditor", "synonym": "a held-out synonym"}
 MEASURED = {"text states": "the text states that the denoiser reads", "prediction": "the denoiser's prediction"}
-WHAT = {"text states": "what the denoiser reads", "prediction": "what it predicts"}
+WHAT = {"text states": "text states", "prediction": "predictions"}
 OUTCOMES = {
     "red": Badge("red flag", "bad"),
     "note": Badge("note", "part"),
@@ -26,7 +26,7 @@ OUTCOMES = {
 
 @dataclass(frozen=True)
 class Benign:
-    """What an eraser does to prompts that have nothing to do with it. `figures` are (value, what it says)."""
+    """The effect on prompts that do not mention the concept. `figures` are (value, description)."""
 
     what: str
     source: str
@@ -38,7 +38,7 @@ class Benign:
 
 @dataclass(frozen=True)
 class Words:
-    """Which words for the concept are caught."""
+    """The words for the concept, caught or missed."""
 
     what: str
     name: str
@@ -48,7 +48,7 @@ class Words:
 
 
 def render(audit: Audit, device: str = "cpu") -> str:
-    """The page; `device` is what the model ran on."""
+    """Return the page as HTML. `device` is what the model ran on."""
     red = sum(flag.severity == "red" for flag in audit.flags)
     known = audit.provenance
     settings = {key: known[key] for key in ("created", "measured", "made_for")}
@@ -56,7 +56,7 @@ def render(audit: Audit, device: str = "cpu") -> str:
         "audit.html",
         Made.now(known["command"] or "a call from Python", device),
         audit=audit,
-        verdict=f"{red} red {'flag stands' if red == 1 else 'flags stand'}" if red else "no red flag stands",
+        verdict=f"{red or 'no'} red {'flag' if red == 1 else 'flags'}",
         facts=[
             ("method", audit.method),
             ("made for", known["made_for"]["model"] or known["made_for"]["pipeline"] or "unknown"),
@@ -91,18 +91,22 @@ def _benign(effect: Effects, audit: Audit) -> Benign:
     share = effect.touched / effect.benign
     return Benign(
         what=WHAT[effect.measured],
-        source=f"{effect.benign}{total} prompts of {audit.benign['source']}",
+        source=f"{effect.benign:,}{total} prompts from {audit.benign['source']}",
         measured=MEASURED[effect.measured],
-        others={None: "not looked at", True: "changes too", False: "keeps every bit"}[effect.unconditional],
+        others={
+            None: "was not measured",
+            True: "changes as well",
+            False: "stays the same, bit for bit",
+        }[effect.unconditional],
         figures=[
-            (f"{100 * share:.1f} %" if share else "0 %", f"of {effect.benign} benign prompts change at all"),
+            (f"{100 * share:.1f} %" if share else "0 %", f"of {effect.benign:,} benign prompts change at all"),
             (
                 _of_name(largest.relative) if largest else "0 %",
-                f"largest change of one of them, against “{effect.name}”",
+                f"largest change of a benign prompt, relative to “{effect.name}”",
             ),
-            (f"{effect.name_change:.2f}", f"relative L2 change in prompts with “{effect.name}”"),
+            (f"{effect.name_change:.2f}", f"mean relative L2 change of prompts with “{effect.name}”"),
         ],
-        worst=Table("Benign prompts that change most", ("Prompt", "Relative change", f"Against “{effect.name}”"), rows),
+        worst=Table("Benign prompts that change most", ("Prompt", "L2 change", f"Relative to “{effect.name}”"), rows),
     )
 
 
@@ -121,12 +125,12 @@ def _words(effect: Effects) -> Words:
         effect.name,
         "; ".join(f"“{text}”" for text in effect.sentences),
         sum(word.caught for word in effect.words),
-        Table("Words for the concept", ("Word", "Sentences changed", f"Change, against “{effect.name}”"), rows),
+        Table("Words for the concept", ("Word", "Sentences changed", f"Change relative to “{effect.name}”"), rows),
     )
 
 
 def _groups(audit: Audit) -> Table | None:
-    """The words about groups that change or stir something; None where no group was looked at."""
+    """Return the group words that change something or make a neuron fire, or None if no group was checked."""
     if not audit.groups:
         return None
     rows = [
@@ -139,7 +143,7 @@ def _groups(audit: Audit) -> Table | None:
         for group in audit.groups
         if group.touched or group.fired
     ]
-    heads = ("Word", "Sentences changed", "At most, against the name", "Neuron fires in")
+    heads = ("Word", "Sentences changed", "Largest change, relative to the name", "Sentences where a neuron fires")
     return Table("Words about protected groups", heads, rows)
 
 
@@ -165,10 +169,10 @@ def _provenance(audit: Audit) -> Table:
         ("Method", audit.method),
         ("Mentions", ", ".join(known["mentions"]) or "none"),
         ("Edits", "; ".join(edits[:4]) + (f"; and {len(edits) - 4} more" if len(edits) > 4 else "")),
-        ("Made for", f"{known['made_for']['pipeline']}, {known['made_for']['model'] or 'no name on the hub'}"),
-        ("Canary", " | ".join(known["canary"])),
+        ("Made for", f"{known['made_for']['pipeline']}, {known['made_for']['model'] or 'not named on the hub'}"),
+        ("Canary prompts", " | ".join(known["canary"])),
         (
-            "Canary's shift",
+            "Canary shift",
             f"{known['canary_shift']['fitted']:.3g} when fitted, {'refused' if now is None else f'{now:.3g}'} now",
         ),
         ("Written", known["written"]),
@@ -178,4 +182,4 @@ def _provenance(audit: Audit) -> Table:
 
 
 def _of_name(relative: float | None) -> str:
-    return "no such change" if relative is None else f"{100 * relative:.0f} %"
+    return "n/a" if relative is None else f"{100 * relative:.0f} %"

@@ -1,4 +1,4 @@
-"""What is read for an audit: neurons' codes in prompts, and what an attached eraser changes of a prompt."""
+"""Readings for an audit: neurons' codes on prompts, and what an attached eraser changes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ from excise.sites.tokens import pieces
 def contexts_of(
     pipe: Pipeline, edit: SAEEdit, sae: TopKSAE | None, prompts: Sequence[str], progress: Progress = lambda done: None
 ) -> Contexts:
-    """The TopK codes of all of the SAE's neurons in `prompts`; without the SAE the edit's own neurons' alone: their
-    pre-activations above its threshold."""
+    """Return the TopK codes of all of the SAE's neurons on `prompts`.
+
+    Without the SAE, return only the edited neurons' pre-activations above the edit's threshold.
+    """
     tokenizer = tokenizer_of(pipe, edit.site.component)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     tokens: list[list[str]] = []
@@ -57,7 +59,7 @@ def contexts_of(
 
 
 def _own_codes(edit: SAEEdit, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Values and numbers `[B, T, k]` of the edit's neurons."""
+    """Return codes and indices `[B, T, k]` of the edit's neurons."""
     here = edit.to(h.device)
     preacts = here.after_lead(preactivations(h.float(), here.W_enc, here.b_enc, here.b_pre))
     values = threshold_codes(preacts, here.threshold)
@@ -66,16 +68,16 @@ def _own_codes(edit: SAEEdit, h: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def unconditional_changes(pipe: Pipeline, prompt: str) -> bool:
-    """Whether the attached erasers change anything of the unconditional branch beside `prompt`."""
+    """Return whether the attached erasers change the unconditional branch that is encoded with `prompt`."""
 
-    def others() -> list[Tensor]:
-        made = encode_prompt(pipe, prompt, guidance=True)
-        own = {id(t) for t in conditional(pipe, made)}
-        return [t for t in tensors_of(made) if t.is_floating_point() and id(t) not in own]
+    def unconditional() -> list[Tensor]:
+        encoded = encode_prompt(pipe, prompt, guidance=True)
+        of_prompt = {id(t) for t in conditional(pipe, encoded)}
+        return [t for t in tensors_of(encoded) if t.is_floating_point() and id(t) not in of_prompt]
 
-    edited = others()
+    edited = unconditional()
     with unedited():
-        plain = others()
+        plain = unconditional()
     return any(not torch.equal(new, old) for new, old in zip(edited, plain, strict=True))
 
 
@@ -83,8 +85,10 @@ def unconditional_changes(pipe: Pipeline, prompt: str) -> bool:
 def prediction_changes(
     pipe: Pipeline, prompts: Sequence[str], steps: int, progress: Progress = lambda done: None
 ) -> Iterator[float]:
-    """By how much the attached erasers change what the denoiser predicts for each prompt, at the step where that is
-    most, over the first half of `steps` steps from one noise."""
+    """Yield by how much the attached erasers change the denoiser's prediction for each prompt.
+
+    This is the largest relative L2 change over the first half of `steps` steps, starting from the same noise.
+    """
     for prompt in prompts:
         edited = denoiser_predictions(pipe, prompt, steps)
         with unedited():

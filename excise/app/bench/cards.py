@@ -1,4 +1,4 @@
-"""Cards of a run's page: a figure each, with interval, bar and a line for every method."""
+"""Cards of a run's page: one for each figure, with its interval and bar and a line for each method."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from excise.bench.results import BASELINE
 from excise.bench.statistics import Estimate, behind, from_json
 
 SHARES = {
-    "ua": "Target gone, asked for by name (UA)",
-    "asr": "Target still drawn under attack, mean over attacks",
-    "ira_ratio": "Other concepts of its domain right, against unerased (IRA)",
-    "cra_ratio": "Concepts of the other domain right, against unerased (CRA)",
+    "ua": "Target gone when named directly (UA)",
+    "asr": "Target still generated under attack, mean over attacks",
+    "ira_ratio": "Accuracy on other concepts of the same domain, relative to unerased (IRA)",
+    "cra_ratio": "Accuracy on concepts of the other domain, relative to unerased (CRA)",
     "mixed": "Target gone and partner kept in mixed prompts",
-    "near_miss": "Object kept beside a near miss",
+    "near_miss": "Object kept in near-miss prompts",
     "background": "Background kept in prompts with the target",
     "style": "Style kept in prompts with the target",
     "identical": "Unrelated pictures identical, bit for bit",
@@ -32,32 +32,33 @@ CHANGES = {
     "outside": "Mean change outside the object, in prompts with the target",
 }
 MEANS = {
-    "alignment": "Log-likelihood of what was asked for, nats",
-    "alignment_change": "Its change",
+    "alignment": "Log-likelihood of the requested content, nats",
+    "alignment_change": "Change of that log-likelihood",
     "clip_score": "CLIP score",
 }
 EXPLAINED = {
-    "ua": "Prompts that name the target; whether its picture shows it. What it shows instead stands below.",
-    "asr": "Of prompts from which the unerased model draws the target: those that still do. Less is better.",
-    "ira_ratio": "Objects where an object is erased, styles where a style is; 100 % is as right as unerased.",
-    "cra_ratio": "Styles where an object is erased, objects where a style is; 100 % is as right as unerased.",
-    "mixed": "The target beside another object, which must stay.",
-    "near_miss": "Prompts that share the target's word and mean something else, as in glue gun.",
-    "background": "Where the unerased model drew the background that was asked for: it still is there.",
-    "style": "The same for the style, where an object is erased.",
-    "identical": "Prompts without the target: not one pixel differs from the unerased picture.",
+    "ua": "Share of the prompts naming the target whose picture does not show it. More is better; what these pictures "
+    "show instead is listed below.",
+    "asr": "Share of the prompts from which the unerased model generates the target that still do. Less is better.",
+    "ira_ratio": "Other objects if an object is erased, other styles if a style is. At 100 %, as accurate as unerased.",
+    "cra_ratio": "Styles if an object is erased, objects if a style is. At 100 %, as accurate as unerased.",
+    "mixed": "Prompts with the target and another object, the partner, which must stay.",
+    "near_miss": "Prompts that share the target's word but mean something else, such as glue gun.",
+    "background": "Of the pictures whose background the unerased model got right, the share that keep it.",
+    "style": "Of the pictures whose style the unerased model got right, the share that keep it. For erased objects only.",
+    "identical": "Share of the prompts without the target whose picture equals the unerased one in every pixel.",
 }
-"""A line below each card's title."""
+"""Explanations below the cards' titles."""
 DISTANCES = {
     "frechet": "Fréchet distance to unerased",
-    "frechet_floor": "Its floor",
+    "frechet_floor": "Floor of that distance",
     "frechet_real": "Fréchet distance to real scenes",
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method's line on a card: value, chart, and in words its interval and how much is behind it."""
+    """A method's line on a card: value, chart, and the interval and sample size in words."""
 
     label: str
     value: str
@@ -76,12 +77,12 @@ class Card:
 
 
 def bars_of(measured: Mapping[str, Any]) -> Mapping[str, Bar]:
-    """The bars that the suite's figures should reach."""
+    """Return the bars that the suite's figures should reach."""
     return CANVAS if measured["suite"] == "canvas" else {}
 
 
 def cards(measured: Mapping[str, Any]) -> list[Card]:
-    """A card for every share that was measured."""
+    """Return a card for every share that was measured."""
     made = []
     for name, says in measured_of(SHARES, measured).items():
         bar = bars_of(measured).get(name)
@@ -95,7 +96,7 @@ def cards(measured: Mapping[str, Any]) -> list[Card]:
 
 
 def further(measured: Mapping[str, Any]) -> Table:
-    """The figures that are no shares, and what every method cost."""
+    """Return the table of figures other than shares and of each method's costs."""
     methods = measured["methods"]
     rows: list[tuple[Cell | str, ...]] = []
     for names, written in ((CHANGES, percent), (DISTANCES | MEANS, plain)):
@@ -105,7 +106,7 @@ def further(measured: Mapping[str, Any]) -> Table:
         ]
     spent = [costs(method["cost"]) for method in methods.values()]
     rows += [(says, *(cells[n] for cells in spent)) for n, says in enumerate(COSTS)]
-    return Table("Further figures and costs", ("Estimate", *methods), rows)
+    return Table("Further figures and costs", ("Figure", *methods), rows)
 
 
 def _row(label: str, figure: Mapping[str, Any] | None, bar: Bar | None, *, baseline: bool) -> Row:

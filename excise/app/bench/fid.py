@@ -1,4 +1,4 @@
-"""FID and KID of a run's pictures through torch-fidelity, where the user has it (it brings torchvision along)."""
+"""FID and KID of a run's pictures, by torch-fidelity (an extra, since it installs torchvision)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from excise.errors import ExciseError, MissingExtra
 PICTURES = (".png", ".jpg", ".jpeg")
 """Files that torch-fidelity reads."""
 LEAST = 2048
-"""Pictures a side below which no FID is given: as many as its features have dimensions, or the covariance it compares
-has no full rank, and what is printed is mostly the number of pictures. KID has no such bias."""
+"""Fewest pictures in either set for FID: the dimension of its features. With fewer, the covariance is rank deficient
+and FID depends mostly on the number of pictures. KID does not have this bias."""
 LEAST_KID = 50
-"""Pictures a side below which KID is not given either."""
+"""Fewest pictures in either set for KID."""
 KID_SUBSET = 1000
-"""Pictures of one of KID's subsets, as Bińkowski et al. 2018 have it; fewer where there are fewer."""
+"""Pictures in each of KID's subsets, as in Bińkowski et al. 2018, or all pictures if there are fewer."""
 
 
 def fid(run: Run, label: str, against: Path | None = None, device: str = "cpu") -> dict[str, Any]:
-    """FID (Heusel et al. 2017) and KID of a method's pictures, and the set they are compared with, by name.
+    """Compute FID (Heusel et al. 2017) and KID between a method's pictures and another set.
 
-    That set is the unerased model's pictures of the same prompts and seeds, as SNCE's Table 1 has it, or the pictures
-    in the folder `against`, such as real photographs. With fewer than 2,048 pictures on a side `fid` is None. Raises
-    ExciseError without torch-fidelity, for a method that is not in the run, or with fewer than 50 pictures on a side.
+    The other set is the unerased model's pictures of the same prompts and seeds, as in SNCE's Table 1, or the pictures
+    in the folder `against`, such as real photographs. `fid` is None with fewer than 2,048 pictures in either set.
+
+    Raises:
+        ExciseError: torch-fidelity is not installed, the method is not in the run, or either set has fewer than 50
+            pictures.
     """
     if label not in run.plan["methods"]:
         raise ExciseError(f"{run.folder} has no method {label!r}; it has {', '.join(run.plan['methods'])}")
@@ -39,7 +42,9 @@ def fid(run: Run, label: str, against: Path | None = None, device: str = "cpu") 
         sides[str(against)] = len(pictures_in(against))
     for name, n in sides.items():
         if n < LEAST_KID:
-            raise ExciseError(f"{name}: {n} pictures; KID needs {LEAST_KID} and FID {LEAST:,} a side; draw more")
+            raise ExciseError(
+                f"{name}: {n} pictures; KID needs {LEAST_KID} and FID {LEAST:,} in each set; generate more"
+            )
     enough = min(sides.values()) >= LEAST
     try:
         torch_fidelity = import_module("torch_fidelity")
@@ -70,7 +75,7 @@ def fid(run: Run, label: str, against: Path | None = None, device: str = "cpu") 
 
 
 def gather(run: Run, label: str, folder: Path) -> int:
-    """Link a method's sound pictures into one new folder; how many."""
+    """Link a method's valid pictures into a new folder. Return how many."""
     folder.mkdir()
     records = sound(run, label)
     for record in records:
@@ -80,15 +85,15 @@ def gather(run: Run, label: str, folder: Path) -> int:
 
 
 def sound(run: Run, label: str) -> list[Record]:
-    """A method's records whose picture is there and not broken."""
-    own = [record for record in run.records() if record["method"] == label]
-    return [r for r in own if _picture(run, r).exists() and fault_of(r, _picture(run, r)) is None]
+    """Return the method's records whose picture exists and is not broken."""
+    records = [record for record in run.records() if record["method"] == label]
+    return [r for r in records if _picture(run, r).exists() and fault_of(r, _picture(run, r)) is None]
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The pictures in a folder, as torch-fidelity finds them. Raises ExciseError where there is no such folder."""
+    """Return the pictures in a folder, as torch-fidelity finds them. Raises ExciseError if it is not a folder."""
     if not folder.is_dir():
-        raise ExciseError(f"{folder} is no folder of pictures; name one with --against")
+        raise ExciseError(f"{folder} is not a folder of pictures; name one with --against")
     return [path for path in folder.iterdir() if path.suffix.lower() in PICTURES]
 
 

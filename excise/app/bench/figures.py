@@ -1,4 +1,4 @@
-"""Figures of a run as its page and the terminal write them."""
+"""Formatting of a run's figures for its page and the terminal."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ from collections.abc import Mapping
 from typing import Any
 
 UNKNOWN = "n/a"
-"""In the place of a figure that was not measured."""
-COSTS = ("Time to erase", "Added to a picture", "Artefact", "Peak memory")
+"""Shown for a figure that was not measured."""
+COSTS = ("Time to erase", "Added time for each picture", "Eraser size", "Peak memory")
 
 
 def measured_of(names: Mapping[str, str], measured: Mapping[str, Any]) -> dict[str, str]:
-    """Those of the figures' names that this run has measured for any method."""
+    """Return those of the figures that this run has measured for any method, with their titles."""
     figures = [method["figures"] for method in measured["methods"].values()]
     return {n: says for n, says in names.items() if any((one.get(n) or {}).get("value") is not None for one in figures)}
 
 
 def percent(figure: Mapping[str, Any] | None) -> str:
-    """A share as the page and the terminal write it."""
+    """Format a share in per cent."""
     return UNKNOWN if not figure or figure["value"] is None else f"{100 * figure['value']:.1f} %"
 
 
 def interval(figure: Mapping[str, Any] | None) -> str:
-    """A share's interval as the page writes it, empty without one."""
+    """Format a share's interval in per cent, or return "" if it has none."""
     if not figure or figure["value"] is None or figure["low"] is None:
         return ""
     return f"{100 * figure['low']:.0f} to {100 * figure['high']:.0f}"
 
 
 def plain(figure: Mapping[str, Any] | None) -> str:
-    """A figure that is no share, as the page writes it."""
+    """Format a figure that is not a share."""
     return UNKNOWN if not figure or figure["value"] is None else f"{figure['value']:.3g}"
 
 
 def count(figure: Mapping[str, Any]) -> str:
-    """A number of detections, as the page writes it."""
+    """Format a number of detections."""
     return UNKNOWN if figure["value"] is None else f"{figure['value']:g}"
 
 
 def costs(cost: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """What a method cost, in `COSTS`' order, as the page writes it."""
+    """Format a method's costs, in the order of `COSTS`."""
     erase, added, size, peak = (cost[name] for name in ("erase_seconds", "added_seconds", "bytes", "peak_memory"))
     return (
         UNKNOWN if erase is None else f"{erase:.1f} s",
@@ -50,9 +50,8 @@ def costs(cost: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 
 def cut_prompts(method: Mapping[str, Any]) -> str:
-    """How many of a method's prompts the model does not read to their end, and in how many of them it does not read
-    the concept, in words."""
-    said = f"{method['cut']} of {method['pictures']} prompts are longer than the model reads"
+    """Describe how many of a method's prompts are truncated, and how many lose the concept's name by that."""
+    text = f"{method['cut']} of {method['pictures']} prompts are longer than the model reads"
     if unread := len(method["unread"]):
-        said += f"; {unread} of all name the concept only past that, and count as not erased"
-    return said
+        text += f"; {unread} name the concept only in the part that is cut off, and count as not erased"
+    return text

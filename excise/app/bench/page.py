@@ -1,4 +1,4 @@
-"""A run's report: what its template shows (pages/templates/bench.html)."""
+"""Data for a run's page (pages/templates/bench.html)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from excise.bench.suite import Suite
 
 
 def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
-    """The page for what `excise.bench.results.results` counted."""
+    """Return the page as HTML, from what `excise.bench.results.results` returned."""
     command = shlex.join(("excise", "bench", "report", str(run.folder)))
     return render_template(
         "bench.html",
@@ -53,8 +53,8 @@ def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
 
 
 def _trust(measured: Mapping[str, Any]) -> Table:
-    """The detectors' own accuracy, the attacks' budgets, and what drew the pictures."""
-    disclosed = {**measured["disclosed"], "drawn with": "; ".join(measured["drawn_with"])}
+    """Return the table of the detectors' accuracy, the attacks' budgets, and the pipelines used."""
+    disclosed = {**measured["disclosed"], "generated with": "; ".join(measured["drawn_with"])}
     return Table("Judges, attacks and pipelines", (), list(disclosed.items()), prose=True)
 
 
@@ -62,11 +62,12 @@ def _gaps(measured: Mapping[str, Any]) -> Table:
     rows = []
     for label, method in measured["methods"].items():
         if method["missing"]:
-            rows.append((label, f"{method['missing']} pictures are not drawn yet"))
+            rows.append((label, f"{method['missing']} pictures are not generated yet"))
         if method["cut"] or method["unread"]:
             rows.append((label, cut_prompts(method)))
         rows += [
-            (label, f"{one['case']}: names the concept only in “{one['lost']}”, not erased") for one in method["unread"]
+            (label, f"{one['case']}: names the concept only in “{one['lost']}”, which is cut off; counts as not erased")
+            for one in method["unread"]
         ]
         rows += [(label, f"{error['case']}: {error['error']}") for error in method["errors"]]
         rows += [(label, f"{one['case']}: broken picture by {one['by']}, {one['fault']}") for one in method["broken"]]
@@ -75,4 +76,4 @@ def _gaps(measured: Mapping[str, Any]) -> Table:
             (label, f"weak eraser, {concept}: {'; '.join(why)}") for concept, why in method.get("weak", {}).items()
         ]
         rows += [(label, f"not done, {concept}: {why}") for concept, why in method["failed"].items()]
-    return Table("What is missing, by method", (), rows, prose=True)
+    return Table("Missing or excluded, by method", (), rows, prose=True)

@@ -1,4 +1,4 @@
-"""Pictures of a run's page, methods side by side."""
+"""Pictures for a run's page, methods side by side."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from excise.bench.worker import all_cases, picture_of
 from excise.sites.truncation import label
 
 SHOWN = 2
-"""Pictures of a family and concept on the page."""
+"""Pictures shown for each family and concept."""
 
 
 @dataclass(frozen=True)
 class Shot:
-    """A method's picture of a prompt as png; None where there is nothing to show, and `says` why."""
+    """A method's picture of a prompt as PNG, with its alt text `says`; without a picture, `says` states why."""
 
     png: bytes | None
     says: str
@@ -27,7 +27,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt and what every method made of it."""
+    """A prompt and each method's picture of it."""
 
     family: str
     prompt: str
@@ -35,7 +35,7 @@ class Row:
 
 
 def pictures(run: Run, suite: Suite, measured: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
-    """The rows of every concept: the first prompts of each family."""
+    """Return the rows of each concept: the first prompts of each family."""
     seen = {(record["method"], record["case"]): record for record in run.records()}
     return [(concept, _rows(run, suite, concept, list(measured["methods"]), seen)) for concept in measured["concepts"]]
 
@@ -51,16 +51,16 @@ def _rows(
             continue
         shown[case.family] = shown.get(case.family, 0) + 1
         if shown[case.family] <= SHOWN:
-            own = seen.get((BASELINE, case.id), {})
+            record = seen.get((BASELINE, case.id), {})
             cells = [_shot(run, name, case, seen.get((name, case.id))) for name in methods]
-            rows.append(Row(case.family, label(case.prompt, own.get("lost", "")), cells))
+            rows.append(Row(case.family, label(case.prompt, record.get("lost", "")), cells))
     return rows
 
 
 def _shot(run: Run, name: str, case: Case, record: Mapping[str, Any] | None) -> Shot:
     path = picture_of(run, Unit(name, case.concept), case.id)
     if record is None or not path.exists():
-        return Shot(None, "not drawn yet")
+        return Shot(None, "not generated yet")
     if fault := fault_of(record, path):
         return Shot(None, f"broken: {fault}")
     says = f"{name}: {label(case.prompt, record.get('lost', ''))}"

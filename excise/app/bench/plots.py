@@ -1,4 +1,4 @@
-"""Plots of a run's page: the front of methods, and the sweeps of their settings."""
+"""Plots for a run's page: the Pareto front of methods, and sweeps of their settings."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ SWEPT = {
     "ua": ("target gone (UA)", "accent"),
     "ira_ratio": ("others kept (IRA)", "cool"),
     "mixed": ("partner kept", "good"),
-    "asr": ("drawn under attack", "mute"),
+    "asr": ("under attack", "mute"),
 }
-"""What a sweep's plot shows: its name there and its colour."""
+"""Figures in a sweep's plot, each with its name and colour."""
 
 
 def front(measured: Mapping[str, Any]) -> Chart | None:
-    """Attack success against what moved: the Fréchet distance where there were pictures enough, else the pixels; None
-    for fewer than two methods."""
+    """Return a scatter plot of attack success and side effects, or None for fewer than two methods.
+
+    Side effects are the Fréchet distance of unrelated pictures, or their pixel change if there are too few for it.
+    """
 
     def value(method: Mapping[str, Any], name: str) -> float | None:
         figure = method["figures"].get(name)
@@ -33,12 +35,11 @@ def front(measured: Mapping[str, Any]) -> Chart | None:
     if any(value(method, moved) is None for method in methods.values()):
         moved, says = "pixel_error", CHANGES["pixel_error"]
     points = [(label, value(method, "asr") or 0.0, value(method, moved) or 0.0) for label, method in methods.items()]
-    return charts.scatter(points, "target still drawn under attack", says) if len(points) > 1 else None
+    return charts.scatter(points, "target still generated under attack", says) if len(points) > 1 else None
 
 
 def swept(measured: Mapping[str, Any]) -> list[tuple[str, Chart]]:
-    """A chart for every setting of a method that takes three values or more while its others stay the same, by what
-    is fixed."""
+    """Return a chart for each setting with three values or more and all else fixed, with what is fixed in words."""
     plots = []
     for setting, fixed, labels in sweeps(list(measured["methods"])):
         series = []
@@ -53,8 +54,11 @@ def swept(measured: Mapping[str, Any]) -> list[tuple[str, Chart]]:
 
 
 def sweeps(labels: Sequence[str]) -> list[tuple[str, str, dict[float, str]]]:
-    """Settings with three values or more among methods that are otherwise the same: the setting, what is fixed, and
-    the label at each value."""
+    """Find settings with three values or more among entries that otherwise agree.
+
+    Returns:
+        For each: the setting, what is fixed in words, and the entry's label at each value.
+    """
     found: dict[tuple[str, str], dict[float, str]] = {}
     for label in labels:
         entry = Entry.parse(label)

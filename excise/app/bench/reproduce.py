@@ -1,4 +1,4 @@
-"""The paper's tables with your runs beside the published rows."""
+"""The papers' tables, with rows of your runs below the published ones."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SUITES = {
     3: ("i2p-nudity", "i2p-violence", "p4d", "ring-a-bell"),
     4: ("i2p-nudity",),
 }
-"""Which runs a table is made of."""
+"""The suites whose runs make up each table."""
 _COLUMN = {"i2p-nudity": "I2P(N)", "i2p-violence": "I2P(V)", "p4d": "P4D", "ring-a-bell": "Ring-A-Bell"}
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper; cells are text, empty where nothing was measured."""
+    """A table of the paper. Cells are text; an empty cell was not measured."""
 
     title: str
     columns: tuple[str, ...]
@@ -41,18 +41,19 @@ class Table:
 
 
 def snce_table(number: int, runs: Sequence[Run]) -> Table:
-    """Table 1, 2, 3 or 4 of the SNCE paper: its rows as printed, then those of `runs`.
+    """Return Table 1, 2, 3 or 4 of the SNCE paper: its rows as printed, then those of `runs`.
 
-    Raises ExciseError for another table, or a run that this table is not made of.
+    Raises:
+        ExciseError: There is no such table, or a run's suite is not part of it.
     """
     if number not in SUITES:
-        raise ExciseError(f"the paper has no table {number} to reproduce; there are 1, 2, 3 and 4")
+        raise ExciseError(f"the paper has no table {number} to reproduce; choose 1, 2, 3 or 4")
     by_suite = {}
     for run in runs:
         suite = run.plan["suite"]
         if suite not in SUITES[number]:
             raise ExciseError(
-                f"{run.folder} is a run of {suite}; table {number} is made of {', '.join(SUITES[number])}"
+                f"{run.folder} is a run of {suite}; table {number} needs runs of {', '.join(SUITES[number])}"
             )
         by_suite[suite] = measured(run)["methods"]
     made: Table = (_table_1, _table_2, _table_3, _table_4)[number - 1](by_suite)
@@ -60,14 +61,15 @@ def snce_table(number: int, runs: Sequence[Run]) -> Table:
 
 
 def saemnesia_table(runs: Sequence[Run]) -> Table:
-    """UnlearnCanvas's accuracies as SAEmnesia's authors print them, then those of `runs`.
+    """Return UnlearnCanvas accuracies: the rows that SAEmnesia's authors print, then those of `runs`.
 
-    Raises ExciseError for a run of another suite.
+    Raises:
+        ExciseError: A run is of another suite.
     """
     own = []
     for run in runs:
         if run.plan["suite"] != "unlearncanvas":
-            raise ExciseError(f"{run.folder} is a run of {run.plan['suite']}; this table is made of unlearncanvas")
+            raise ExciseError(f"{run.folder} is a run of {run.plan['suite']}; this table needs runs of unlearncanvas")
         for label, method in measured(run)["methods"].items():
             names = [column.replace(" ", ".").lower() for column in published.UNLEARNCANVAS_COLUMNS[:6]]
             values = [method["figures"].get(name, {}).get("value") for name in names]
@@ -84,10 +86,13 @@ def saemnesia_table(runs: Sequence[Run]) -> Table:
 
 
 def figure_7(run: Run, prompts: int = 3, blur: bool = True) -> bytes:
-    """The paper's Figure 7 as PNG: pictures over λ, one row for each k and prompt, of a run of `snce` that varies both.
+    """Return the paper's Figure 7 as PNG, from a run of `snce` that varies λ and k: columns by λ, rows by k and prompt.
 
-    The first prompts with the target are shown, λ 0 is the unerased model, and pictures in which the detector saw the
-    target are blurred. Raises ExciseError where the run varies no λ.
+    It shows the first prompts with the target; λ = 0 is the unerased model. With `blur`, pictures in which the detector
+    saw the target are blurred.
+
+    Raises:
+        ExciseError: The run does not vary λ.
     """
     by_k: dict[tuple[int, str], dict[float, str]] = {}
     for label in run.plan["methods"]:
@@ -96,22 +101,24 @@ def figure_7(run: Run, prompts: int = 3, blur: bool = True) -> bytes:
             config = SNCEConfig(**entry.settings)
             by_k.setdefault((config.k, config.unit), {0.0: BASELINE})[config.lam] = label
     if max((len(labels) for labels in by_k.values()), default=0) < 3:
-        raise ExciseError(f"{run.folder} varies no λ; run it with --methods snce:lam=0.4 --methods snce:lam=0.8 ...")
+        raise ExciseError(
+            f"{run.folder} does not vary λ; run it with --methods snce:lam=0.4 --methods snce:lam=0.8 ..."
+        )
     records = {(record["method"], record["case"]): record for record in run.records()}
     target = next(family for family in suite_of(run).families if family.role != "keep").name
     cases = [r for (label, _), r in records.items() if label == BASELINE and r["family"] == target][:prompts]
     rows: list[tuple[str, Pixels]] = []
     for (k, _), labels in sorted(by_k.items()):
-        told = "   ".join(f"{lam:g}" for lam in sorted(labels))
+        lams = "   ".join(f"{lam:g}" for lam in sorted(labels))
         for n, case in enumerate(cases):
             shown = [records.get((labels[lam], case["case"])) for lam in sorted(labels)]
             pictures = [_shown(run, record, blur) for record in shown if record is not None]
-            rows.append((f"Top-{k}, lambda = {told}" if n == 0 else "", np.stack(pictures)))
+            rows.append((f"Top-{k}, lambda = {lams}" if n == 0 else "", np.stack(pictures)))
     return rows_png(rows)
 
 
 def _shown(run: Run, record: Mapping[str, Any], blur: bool) -> Pixels:
-    """A recorded picture, blurred where the detector saw the target or failed."""
+    """Return a recorded picture, blurred if the detector saw the target or failed."""
     picture = read(picture_of(run, Unit(record["method"], record["concept"]), record["case"]))
     if not (blur and record.get("seen", {}).get("target", True)):
         return picture
@@ -120,7 +127,7 @@ def _shown(run: Run, record: Mapping[str, Any], blur: bool) -> Pixels:
 
 
 Measured = Mapping[str, Mapping[str, Any]]
-"""By suite, what was measured of each method."""
+"""What was measured for each method, by suite."""
 
 
 def _table_1(by_suite: Measured) -> Table:
@@ -171,7 +178,7 @@ def _table_4(by_suite: Measured) -> Table:
 
 
 def _labels(by_suite: Measured) -> list[str]:
-    """Every method of the runs, once."""
+    """Return every method of the runs, once."""
     return list(dict.fromkeys(label for methods in by_suite.values() for label in methods))
 
 
@@ -184,7 +191,7 @@ def _number(method: Mapping[str, Any], name: str) -> str:
 
 
 def _attack(method: Mapping[str, Any] | None) -> str:
-    """Attack success with its interval."""
+    """Format attack success with its interval."""
     figure = method["figures"].get("asr") if method else None
     if not figure or figure["value"] is None:
         return ""

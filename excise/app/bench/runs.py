@@ -1,4 +1,4 @@
-"""Starting, resuming and reporting benchmark runs with what a person named."""
+"""Benchmark runs: start, resume and report them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from excise.plugins import plugins
 from excise.reference import data
 
 ALL = "all"
-"""In the place of methods' names: every one that `excise methods` lists."""
+"""Stands for every method that `excise methods` lists."""
 
 
 def start(
@@ -44,21 +44,30 @@ def start(
     sae: Path | None = None,
     weights: Weights = DEFAULT,
 ) -> Run:
-    """A run with everything still to do, or the same one where it was begun before; `none` always takes part, and all
-    that `excise methods` lists in the place of `all`.
+    """Create a run, or open the same run if it was started before. The baseline `none` is always included.
 
-    `suite` is canvas, one of `excise.bench.protocols.suite.PROTOCOLS` or a plugin's; `settings` are its own, such as
-    `steps` or an attack's budget, where they are not its defaults. `model` and its `sae` are the bundled ones unless
-    named; `weights` go into the plan, so that every worker draws in one precision. Raises ExciseError for an unknown
-    suite, size, method, setting or concept, where the folder is taken, or where the bundled model is not installed.
+    Args:
+        folder: Folder of the run.
+        suite: "canvas", one of `excise.bench.protocols.suite.PROTOCOLS`, or a plugin's suite.
+        size: Size of the suite.
+        methods: Methods with their settings; "all" stands for every method that `excise methods` lists.
+        concepts: Concepts to erase; by default all of the suite.
+        settings: The suite's settings that differ from its defaults, such as `steps` or an attack's budget.
+        model: Folder or hub name of a pipeline; by default the bundled model.
+        sae: SAE of that model.
+        weights: How to load the model. They are part of the plan, so that every worker uses one precision.
+
+    Raises:
+        ExciseError: The suite, size, a method, setting or concept is unknown, the folder holds something else, or the
+            bundled model is not installed.
     """
     if model is None:
-        data.folder()  # raises where the bundled model is not installed, before anything is written
+        data.folder()  # fail before anything is written if the bundled model is not installed
     entries = [Entry.parse(text) for text in dict.fromkeys((BASELINE, *_named(methods)))]
     plan: dict[str, Any] = {"suite": suite, "size": size, "settings": dict(settings or {})}
     chosen = _suite(plan)
     if suite == "canvas" and model is not None:
-        raise ExciseError("canvas is made for the bundled model; leave --model out, or run a protocol")
+        raise ExciseError("canvas is made for the bundled model; leave out --model, or run a protocol")
     plan |= {"settings": dict(chosen.settings), "model": model, "sae": str(sae_folder(model, sae)) if model else None}
     names = tuple(concepts or chosen.concepts(size))
     for name in names:
@@ -69,26 +78,28 @@ def start(
     if weights != DEFAULT:
         plan["weights"] = asdict(weights)
     plan["configurations"] = {entry.label: entry.configuration for entry in entries}
-    # The baseline first: without it no other picture counts.
+    # The baseline goes first: other pictures are compared with it.
     units = [Unit(entry.label, name) for entry in entries for name in names]
     return Run.create(folder, plan, units)
 
 
 def _begun_with_checker(folder: Path) -> bool:
-    """Whether the folder's run was begun before runs were drawn without the model's safety checker."""
+    """Return whether the folder's run dates from before runs were generated without the safety checker."""
     return (Path(folder) / "run.json").exists() and "safety_checker" not in Run(folder).plan
 
 
 def _named(methods: Sequence[str]) -> list[str]:
-    """The methods, every one of ours in the place of `all`."""
+    """Return the methods with `all` replaced by the names of all built-in methods."""
     return [name for text in methods for name in (METHODS if text == ALL else (text,))]
 
 
 def resume(run: Run, progress: Callable[[float], Any] | None = None, device: str = "cpu") -> None:
-    """Do what is left of a run. Ctrl-C keeps what was drawn.
+    """Complete a run. Pictures generated before an interruption (Ctrl-C) are kept.
 
-    Raises `excise.bench.worker.Unfinished` where units failed, and ExciseError where the disk refuses, a method's
-    defaults are no longer those the run was started with, or the model's dtype is not the one it was drawn in so far.
+    Raises:
+        excise.bench.worker.Unfinished: Units of the run failed.
+        ExciseError: The disk cannot be written, a method's defaults changed since the run was started, or the model's
+            dtype differs from that of the earlier pictures.
     """
     for label, configuration in run.plan["configurations"].items():
         if Entry.parse(label).configuration != configuration:
@@ -106,32 +117,32 @@ def resume(run: Run, progress: Callable[[float], Any] | None = None, device: str
 
 
 def total(run: Run) -> int:
-    """How many pictures a run has in all, as far as its attacks have been made."""
+    """Return how many pictures the run has in total, as far as its attacks are known."""
     suite = suite_of(run)
     units = [Unit(method, concept) for method in run.plan["methods"] for concept in run.plan["concepts"]]
-    own = (unit for unit in units if unit.method == BASELINE and not is_searched(run, unit.file))
-    foreseen = sum(len(suite.baseline(unit.concept, run.plan["size"])) for unit in own)
+    pending = (unit for unit in units if unit.method == BASELINE and not is_searched(run, unit.file))
+    foreseen = sum(len(suite.baseline(unit.concept, run.plan["size"])) for unit in pending)
     return foreseen + sum(len(all_cases(run, suite, unit)) for unit in units)
 
 
 def measured(run: Run) -> dict[str, Any]:
-    """What a run has measured so far, as `excise.bench.results.results` counts it; nothing is written."""
+    """Return a run's results so far (`excise.bench.results.results`), without writing anything."""
     return results(run, suite_of(run))
 
 
 def report(run: Run) -> dict[str, Any]:
-    """Count a run's figures; writes results.json, results.csv, report.html and .eval_results/ into its folder."""
-    told = measured(run) | {"machine": machine(), "date": datetime.date.today().isoformat()}
-    write_atomic(run.folder / "results.json", json.dumps(told, indent=1) + "\n")
-    write_atomic(run.folder / "results.csv", table(told))
-    for name, text in eval_results(told).items():
+    """Compute a run's results. Write results.json, results.csv, report.html and .eval_results/ into its folder."""
+    found = measured(run) | {"machine": machine(), "date": datetime.date.today().isoformat()}
+    write_atomic(run.folder / "results.json", json.dumps(found, indent=1) + "\n")
+    write_atomic(run.folder / "results.csv", table(found))
+    for name, text in eval_results(found).items():
         write_atomic(run.folder / ".eval_results" / name, text)
-    write_atomic(run.folder / "report.html", render(run, suite_of(run), told))
-    return told
+    write_atomic(run.folder / "report.html", render(run, suite_of(run), found))
+    return found
 
 
 def suite_of(run: Run) -> Suite:
-    """The suite a run was started with."""
+    """Return the suite that the run was started with."""
     return _suite(run.plan)
 
 
@@ -140,23 +151,23 @@ def _suite(plan: Mapping[str, Any]) -> Suite:
     if name == "canvas":
         return Canvas.from_json(settings)
     if name == "unlearncanvas":
-        return _made(UnlearnCanvas, name, settings, {"style_classifier", "object_classifier"})
+        return _build(UnlearnCanvas, name, settings, {"style_classifier", "object_classifier"})
     others = plugins("excise.suites")
     if name in others:
-        made: Suite = others[name](settings)
-        return made
+        suite: Suite = others[name](settings)
+        return suite
     if name not in PROTOCOLS:
         known = ", ".join(("canvas", "unlearncanvas", *PROTOCOLS, *others))
-        raise ExciseError(f"unknown suite {name!r}; it is one of {known}")
-    return _made(partial(ProtocolSuite, name=name), name, settings, {"prompts"})
+        raise ExciseError(f"unknown suite {name!r}; choose from {known}")
+    return _build(partial(ProtocolSuite, name=name), name, settings, {"prompts"})
 
 
-def _made(suite: Callable[..., Suite], name: str, settings: Mapping[str, Any], needed: set[str]) -> Suite:
-    lacking = sorted(needed - {key for key, value in settings.items() if value is not None})
-    if lacking:
-        options = ", ".join(f"--{key.replace('_', '-')}" for key in lacking)
+def _build(suite: Callable[..., Suite], name: str, settings: Mapping[str, Any], needed: set[str]) -> Suite:
+    missing = sorted(needed - {key for key, value in settings.items() if value is not None})
+    if missing:
+        options = ", ".join(f"--{key.replace('_', '-')}" for key in missing)
         raise ExciseError(f"{name} needs its published files; name them with {options} (docs/how-to/sd14.md)")
     try:
         return suite(**{key: value for key, value in settings.items() if key != "name"})
     except TypeError as error:
-        raise ExciseError(f"{name} has no such settings: {error}") from error
+        raise ExciseError(f"{name} does not take these settings: {error}") from error

@@ -1,4 +1,4 @@
-"""Tables of a run's page."""
+"""Tables for a run's page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEFT = {
     "left_class": ("other", "Other class", "another known class"),
     "left_unsure": ("unrecognisable", "Unsure", f"a class that the classifier gives less than {100 * SURE:g} %"),
 }
-"""What a picture without the target shows: its colour, a column's head, and in words."""
+"""What a picture without the target shows: its CSS class, a column head, and a description."""
 MOVED = {
     "background": "Background kept",
     "style": "Style kept",
@@ -32,15 +32,15 @@ MOVED = {
 SECOND = {
     "agreement": "Pictures on which both judges agree",
     "ua_second": "Target gone (UA)",
-    "ira_second": "Other concepts of its domain right (IRA)",
+    "ira_second": "Accuracy on other concepts of the same domain (IRA)",
     "mixed_second": "Target gone and partner kept",
-    "asr_second": "Target still drawn under attack",
+    "asr_second": "Target still generated under attack",
 }
 
 
 @dataclass(frozen=True)
 class LeftRow:
-    """A method's line: what is left as a bar of (kind, per cent of the pictures), and the cells behind it."""
+    """A method's line: a bar of (kind, per cent of the pictures), and the row's cells."""
 
     label: str
     stack: list[tuple[str, str]]
@@ -49,7 +49,7 @@ class LeftRow:
 
 @dataclass(frozen=True)
 class Left:
-    """What pictures show from which the target is gone. Without rows, the suite does not look."""
+    """What pictures without the target show. Without rows, the suite does not measure it."""
 
     kinds: list[tuple[str, str]]
     heads: list[str]
@@ -57,7 +57,7 @@ class Left:
 
 
 def left(suite: Suite, measured: Mapping[str, Any]) -> Left | None:
-    """What pictures show from which the target is gone; None where there is nothing to show."""
+    """Return what pictures without the target show, or None if that does not apply to the run."""
     if not any(name in method["figures"] for method in measured["methods"].values() for name in LEFT):
         return None if all(family.role == "keep" for family in suite.families) else Left([], [], [])
     kinds = {name: LEFT[name] for name in measured_of(dict.fromkeys(LEFT, ""), measured)}
@@ -79,7 +79,7 @@ def left(suite: Suite, measured: Mapping[str, Any]) -> Left | None:
 
 
 def second(measured: Mapping[str, Any]) -> Table | None:
-    """What the second judge counts, for suites that have one."""
+    """Return the second judge's figures, or None for suites without a second judge."""
     names = measured_of(SECOND, measured)
     rows = [
         (label, *(percent(method["figures"].get(name)) for name in names))
@@ -89,7 +89,7 @@ def second(measured: Mapping[str, Any]) -> Table | None:
 
 
 def counts(measured: Mapping[str, Any]) -> Table | None:
-    """NudeNet's detections by class, as in the paper's Table 1 and 2, for suites that count them."""
+    """Return NudeNet's detections by class, as in the paper's Tables 1 and 2, or None for suites without them."""
     columns = [*nudenet.CLASSES.values(), "Total", "CSA(F)", "CSA(M)", "CSA"]
     rows = [
         (label, *(count(method["figures"][name]) for name in columns))
@@ -100,7 +100,7 @@ def counts(measured: Mapping[str, Any]) -> Table | None:
 
 
 def attacks(suite: Suite, measured: Mapping[str, Any]) -> Table | None:
-    """By kind of prompt, how often the target is still drawn."""
+    """Return how often the target is still generated, by family of prompts, or None if nothing was measured."""
     rows: list[tuple[Cell | str, ...]] = []
     for family in suite.families:
         attacked = measured_of({f"asr.{family.name}": family.title}, measured)
@@ -114,12 +114,12 @@ def attacks(suite: Suite, measured: Mapping[str, Any]) -> Table | None:
         ]
         notes = [family.title, *([f"not testable: {', '.join(untestable)}"] if untestable else [])]
         rows.append((Cell(family.name, "; ".join(notes)), _drawn(measured, family.name), *cells))
-    heads = ("Prompts", "Unerased draws it", *measured["methods"])
-    return Table("Share of prompts that still draw the target", heads, rows) if rows else None
+    heads = ("Prompts", "Unerased model", *measured["methods"])
+    return Table("Share of prompts that still generate the target", heads, rows) if rows else None
 
 
 def _drawn(measured: Mapping[str, Any], family: str) -> str:
-    """The range over concepts of how often the unerased model draws the target."""
+    """Format the range over concepts of how often the unerased model generates the target."""
     concepts = measured["methods"][BASELINE]["concepts"].values()
     drawn = [figures[f"drawn.{family}"]["value"] for figures in concepts if f"drawn.{family}" in figures]
     if not drawn:
@@ -129,7 +129,7 @@ def _drawn(measured: Mapping[str, Any], family: str) -> str:
 
 
 def concepts(measured: Mapping[str, Any]) -> list[Table]:
-    """A table a method: its shares concept by concept."""
+    """Return a table for each method with its shares, concept by concept."""
     names = [name for name in measured_of(SHARES, measured) if not name.endswith("_ratio") and name != "asr"]
     return [
         Table(

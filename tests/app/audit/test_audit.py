@@ -1,4 +1,4 @@
-"""An audit of real erasers: a clean one of a planted neuron, and bad ones that have to be seen through."""
+"""Audits of real erasers: a clean one with a planted neuron, and bad ones that must be flagged."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def concept() -> Concept:
 
 @pytest.fixture
 def sae(tiny_pipe: Any, tiny_site: Site, concept: Concept) -> TopKSAE:
-    """Its latent 5 is "gun"."""
+    """An SAE whose neuron 5 is "gun"."""
     return planted(tiny_pipe, tiny_site, concept)
 
 
@@ -65,7 +65,7 @@ def eraser(tiny_pipe: Any, tiny_site: Site, sae: TopKSAE, concept: Concept) -> E
 
 @pytest.fixture
 def run(tiny_pipe: Any, concept: Concept, tmp_path: Path) -> Callable[..., Audit]:
-    """Audits an eraser with a few benign prompts and a few sentences about groups: `run(eraser, sae)`."""
+    """Audit an eraser with a few benign prompts and a few sentences about groups: `run(eraser, sae)`."""
 
     def audited(eraser: Eraser, sae: TopKSAE | None = None, signed: bool = False, **given: Any) -> Audit:
         eraser.save(tmp_path / "eraser")
@@ -151,7 +151,7 @@ def test_codes_are_the_saes_or_the_erasers_own(tiny_pipe: Any, eraser: Eraser, s
         assert own.context(n, NEURON).tokens == exact.context(n, NEURON).tokens
 
 
-def test_without_the_sae_what_needs_it_is_left_out_and_said(
+def test_without_the_sae_what_needs_it_is_left_out_and_reported(
     run: Callable[..., Audit], eraser: Eraser, tiny_pipe: Any
 ) -> None:
     found = run(eraser)
@@ -159,7 +159,7 @@ def test_without_the_sae_what_needs_it_is_left_out_and_said(
     assert not found.neurons[0].exact
     assert found.checks["split"] == "not applicable"
     assert found.checks["structural"] == "clear"
-    assert any("--sae" in said for said in found.left_out)
+    assert any("--sae" in text for text in found.left_out)
     topk = with_edit(eraser, gate="topk")
     with pytest.raises(ExciseError, match="name it with --sae"):
         run(topk)
@@ -173,13 +173,13 @@ def test_neighbours_are_by_cosine_and_a_second_neuron_of_the_concept_is_noted(
         sae.W_enc[twin], sae.b_enc[twin] = sae.W_enc[NEURON], sae.b_enc[NEURON]
         sae.W_dec[twin] = torch.nn.functional.normalize(sae.W_dec[NEURON] + 0.3 * sae.W_dec[twin], dim=0)
     found = run(with_edit(eraser, sae_digest=sae_digest(sae)), sae)
-    beside = found.neurons[0].neighbours
-    assert beside is not None
+    nearest = found.neurons[0].neighbours
+    assert nearest is not None
     cosines = torch.nn.functional.cosine_similarity(sae.W_dec, sae.W_dec[NEURON], dim=1)
     cosines[NEURON] = -2
-    assert [n.neuron for n in beside] == cosines.argsort(descending=True)[:5].tolist()
-    assert beside[0].neuron == twin
-    assert (beside[0].splits, beside[0].concept, beside[0].controls) == (True, 1.0, 0.0)
+    assert [n.neuron for n in nearest] == cosines.argsort(descending=True)[:5].tolist()
+    assert nearest[0].neuron == twin
+    assert (nearest[0].splits, nearest[0].concept, nearest[0].controls) == (True, 1.0, 0.0)
     assert found.checks["split"] == "note"
     assert not found.red
 
@@ -215,7 +215,7 @@ def test_a_threshold_that_is_far_too_low_touches_what_is_benign(
     effect = found.effects[0]
     assert effect.touched == len(BENIGN)
     assert [changed.change for changed in effect.worst] == sorted((c.change for c in effect.worst), reverse=True)
-    assert any("could not be judged" in said for said in found.left_out), "sentences about people change anyway"
+    assert any("could not be judged" in text for text in found.left_out), "sentences about people change anyway"
 
 
 def test_words_that_are_missed_come_first(run: Callable[..., Audit], eraser: Eraser, sae: TopKSAE) -> None:
@@ -246,7 +246,7 @@ def test_an_eraser_that_does_not_bite_is_flagged_and_still_looked_at(
 def test_a_group_whose_word_opens_the_gate_is_red(
     run: Callable[..., Audit], tiny_pipe: Any, tiny_site: Site, concept: Concept
 ) -> None:
-    """The neuron of "Jewish" sold as one of "gun"."""
+    """The neuron is for "Jewish", while the eraser claims "gun"."""
     about = Concept("j", ("jewish",), tuple(Pair(f"a jewish {x}", f"a tall {x}") for x in ("person", "cat", "bus")))
     sae = planted(tiny_pipe, tiny_site, about)
     edit = SAEEdit.from_sae(sae, tiny_site, [NEURON], gate="relu")
@@ -279,7 +279,7 @@ def test_an_eraser_of_weights_is_audited_in_what_applies(
     assert found.checks["structural"] == found.checks["protected group"] == "not applicable"
     assert found.checks["touches too much"] == "note"
     assert not found.red
-    assert any("not applicable to edits of the denoiser (weights)" in said for said in found.left_out)
+    assert any("not applicable to edits of the denoiser (weights)" in text for text in found.left_out)
     with made.attach(tiny_pipe):
         (change,) = prediction_changes(tiny_pipe, ["a gun"], 2)
         new = denoiser_predictions(tiny_pipe, "a gun", 2)
@@ -301,11 +301,11 @@ def test_the_same_audit_gives_the_same_json(run: Callable[..., Audit], eraser: E
     assert data["provenance"]["created"] == json.loads(json.dumps(dict(eraser.created)))
 
 
-def test_a_signature_is_said_to_be_there(run: Callable[..., Audit], eraser: Eraser, sae: TopKSAE) -> None:
+def test_a_signature_is_reported(run: Callable[..., Audit], eraser: Eraser, sae: TopKSAE) -> None:
     assert "not checked" in run(eraser, sae, signed=True).provenance["signature"]
 
 
-def test_the_page_says_it_all_and_lets_no_text_through_as_html(
+def test_the_page_shows_everything_and_escapes_all_text(
     run: Callable[..., Audit], eraser: Eraser, sae: TopKSAE
 ) -> None:
     evil = "<script>alert(1)</script>"
@@ -316,9 +316,9 @@ def test_the_page_says_it_all_and_lets_no_text_through_as_html(
     page = audit_page.render(found)
     assert evil not in page
     assert "<script" not in page
-    for told in ("name", "word", "method", "cat", "file", "concept", "left"):
-        assert f"&lt;script&gt;alert(1)&lt;/script&gt;{told}" in page, told
-    for heading in ("Flags", "Benign prompts", "Words for the concept", "What is turned down", "Where it comes from"):
+    for text in ("name", "word", "method", "cat", "file", "concept", "left"):
+        assert f"&lt;script&gt;alert(1)&lt;/script&gt;{text}" in page, text
+    for heading in ("Flags", "Benign prompts", "Words for the concept", "Neurons turned down", "Provenance"):
         assert f"<h2>{heading}" in page
     assert "http" not in page.replace("http-equiv", ""), "nothing is fetched"
 
@@ -387,10 +387,10 @@ def test_an_sae_is_known_by_its_digest(
     with pytest.raises(ExciseError, match="not the SAE this eraser was made from"):
         saes_of(eraser, tmp_path / "eraser", tmp_path / "wrong")
 
-    def said(name: str) -> Eraser:
+    def naming(name: str) -> Eraser:
         return replace(eraser, created={"parts": [{"config": {"sae": name}}, {"config": {"other.sae": ""}}]})
 
-    assert set(saes_of(said("right"), tmp_path / "eraser")) == {digest}, "beside the eraser"
-    assert saes_of(said("wrong"), tmp_path / "eraser") == {}, "the name alone proves nothing"
+    assert set(saes_of(naming("right"), tmp_path / "eraser")) == {digest}, "next to the eraser"
+    assert saes_of(naming("wrong"), tmp_path / "eraser") == {}, "the name alone proves nothing"
     monkeypatch.chdir(tmp_path)
-    assert set(saes_of(said("right"), Path("/nowhere/eraser"))) == {digest}, "from here"
+    assert set(saes_of(naming("right"), Path("/nowhere/eraser"))) == {digest}, "from here"

@@ -67,7 +67,7 @@ def test_what_was_seen_is_blurred(swept: Run) -> None:
 
 def test_figure_7_needs_a_run_that_varies_the_strength(tmp_path: Path) -> None:
     run = start(tmp_path / "run", "canvas", "quick", ["snce"], ["gun"], SMALL)
-    with pytest.raises(ExciseError, match="varies no λ"):
+    with pytest.raises(ExciseError, match="does not vary λ"):
         figure_7(run)
 
 
@@ -93,12 +93,12 @@ def test_a_methods_pictures_are_gathered_for_a_distance(swept: Run, tmp_path: Pa
     assert np.array_equal(read(path), read(swept.folder / "pictures" / "snce+lam=4=gun" / "gun.direct.000.png"))
     with pytest.raises(ExciseError, match="no method 'esd'; it has none, snce"):
         fid(swept, "esd")
-    with pytest.raises(ExciseError, match=r"snce:lam=4 of .*: 13 pictures; KID needs 50 and FID 2,048 a side"):
+    with pytest.raises(ExciseError, match=r"snce:lam=4 of .*: 13 pictures; KID needs 50 and FID 2,048 in each set"):
         fid(swept, "snce:lam=4")
 
 
 def by_hand(folder: Path, n: int) -> Run:
-    """A run of `n` pictures a method, of which one is broken and one was never written."""
+    """A run with `n` pictures for each method, plus one that is broken and one that was never written."""
     rng = np.random.default_rng(0)
     plan = {"suite": "coco", "methods": ["none", "snce"], "concepts": ["gun"]}
     run = Run.create(folder, plan, [])
@@ -118,20 +118,20 @@ def test_no_fid_is_given_of_few_pictures(tmp_path: Path, monkeypatch: pytest.Mon
     if find_spec("torch_fidelity") is None:
         with pytest.raises(ExciseError, match=r"pip install 'excise\[fid\]'"):
             fid(run, "snce")
-    for other, message in ((tmp_path / "photographs", "is no folder"), (tmp_path, "0 pictures; KID needs 50")):
+    for other, message in ((tmp_path / "photographs", "is not a folder"), (tmp_path, "0 pictures; KID needs 50")):
         with pytest.raises(ExciseError, match=message):
             fid(run, "snce", other)
     asked: list[dict[str, Any]] = []
 
-    class Stands:  # for torch-fidelity, which brings torchvision: only what it is asked for is looked at
+    class FakeFidelity:  # for torch-fidelity, which installs torchvision: only the arguments are checked
         @staticmethod
         def calculate_metrics(**options: Any) -> dict[str, float]:
             asked.append(options | {"files": len(list(Path(options["input1"]).iterdir()))})
             return {"frechet_inception_distance": 9.0, "kernel_inception_distance_mean": 0.1}
 
-    monkeypatch.setitem(sys.modules, "torch_fidelity", Stands)
-    told = fid(run, "snce")
-    assert (told["fid"], told["kid"], told["pictures"], told["others"]) == (None, 0.1, 50, 50)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", FakeFidelity)
+    found = fid(run, "snce")
+    assert (found["fid"], found["kid"], found["pictures"], found["others"]) == (None, 0.1, 50, 50)
     assert (asked[0]["fid"], asked[0]["kid_subset_size"], asked[0]["files"]) == (False, 50, 50)
     shown = CliRunner().invoke(app, ["bench", "fid", str(run.folder), "--method", "snce"]).output
     assert "FID none (under 2,048 pictures a side), KID 0.10000, n 50 and 50" in shown

@@ -60,7 +60,7 @@ def test_a_protocol_runs_end_to_end(prompts: Path, tmp_path: Path) -> None:
     assert table_1.rows[0][:4] == ("SD1.4", "183", "21", "46")
     assert table_1.rows[-1][9] == f"{snce['Total']['value']:g}"
     with pytest.raises(
-        ExciseError, match="is a run of i2p; table 3 is made of i2p-nudity, i2p-violence, p4d, ring-a-bell"
+        ExciseError, match="is a run of i2p; table 3 needs runs of i2p-nudity, i2p-violence, p4d, ring-a-bell"
     ):
         snce_table(3, [run])
     page = (run.folder / "report.html").read_text()
@@ -204,7 +204,7 @@ def test_tables_stand_without_any_run() -> None:
 def test_what_is_missing_is_said(prompts: Path, tmp_path: Path) -> None:
     with pytest.raises(ExciseError, match="i2p needs its published files; name them with --prompts"):
         start(tmp_path / "run", "i2p", "quick", [])
-    with pytest.raises(ExciseError, match=r"no such settings.*taste"):
+    with pytest.raises(ExciseError, match=r"does not take these settings.*taste"):
         start(tmp_path / "run", "i2p", "quick", [], None, {"prompts": str(prompts), "taste": 1})
     with pytest.raises(ExciseError, match="canvas is made for the bundled model"):
         start(tmp_path / "run", "canvas", "quick", [], None, None, "some/model")
