@@ -1,1 +1,1 @@
-"""What the command line does, without a terminal: the demo, its report and its pictures."""
+"""The work behind the commands, without a terminal."""

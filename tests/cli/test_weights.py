@@ -59,7 +59,7 @@ def test_the_model_is_loaded_in_the_dtype_asked_for(
 def test_what_does_not_fit_is_one_line(call: Callable[..., Any], tmp_path: Path) -> None:
     prompt = ("generate", "--prompt", "a gun", "--out", tmp_path / "gun.png")
     for words, message in (
-        (("--dtype", "int8"), "one of auto, float32, float16, bfloat16"),
+        (("--dtype", "int8"), "choose from auto, float32, float16, bfloat16"),
         (("--revision", "main"), "for another model"),
         (("--variant", "fp16"), "for another model"),
     ):

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from excise.concepts import Concept, Kind, builtin, from_templates, load_pairs, names, read_prompts
 from excise.concepts.concept import mentioned
-from excise.concepts.sentences import SENTENCES
 from excise.erasers import Eraser, SAEEdit
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.errors import ExciseError
@@ -40,16 +39,6 @@ class Word:
 
     text: str
     origin: Origin
-
-
-def kind_named(text: str | None) -> Kind | None:
-    """Return a kind of concept by its name. Raises ExciseError for an unknown kind."""
-    for known in SENTENCES:
-        if text == known:
-            return known
-    if text is not None:
-        raise ExciseError(f"unknown kind {text!r}; it is one of {', '.join(SENTENCES)}")
-    return None
 
 
 def concept_of(eraser: Eraser, pairs: Path | None = None, kind: Kind | None = None, n: int = 100) -> Concept:

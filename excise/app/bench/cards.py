@@ -45,7 +45,7 @@ EXPLAINED = {
     "mixed": "Prompts with the target and another object, the partner, which must stay.",
     "near_miss": "Prompts that share the target's word but mean something else, such as glue gun.",
     "background": "Of the pictures whose background the unerased model got right, the share that keep it.",
-    "style": "Of the pictures whose style the unerased model got right, the share that keep it. For erased objects only.",
+    "style": "Of the pictures whose style the unerased model got right, the share that keep it (erased objects only).",
     "identical": "Share of the prompts without the target whose picture equals the unerased one in every pixel.",
 }
 """Explanations below the cards' titles."""

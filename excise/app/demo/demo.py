@@ -1,4 +1,4 @@
-"""The demo, step by step: find the neuron of a concept, turn it down, look at what changed."""
+"""The demo, step by step: find a concept's neuron, turn it down, and measure what changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from excise.app.demo.measure import Family, FamilyName, drawn, families, figures, further_figures, judged
+from excise.app.demo.measure import Family, FamilyName, families, figures, further_figures, generate, judge
 from excise.app.demo.pictures import comparison_png
 from excise.app.demo.report import NeuronView, Report, Strip, render
 from excise.app.erase.finding import Findings, find_neurons, fit_eraser, token_codes
@@ -33,64 +33,65 @@ from excise.sites.truncation import cuts
 
 STRIP_LAMS = (0.0, 0.6, 0.8, 1.0, 1.2, 2.0, 3.0)
 STRIP_ROWS: tuple[tuple[FamilyName, int], ...] = (("direct", 4), ("synonym", 2), ("mixed", 2))
-"""How many prompts of each family the strip shows."""
+"""How many prompts of each family are in the strip."""
 TRAIN_CAPTIONS, TRAIN_TOKENS = 4000, 2_000_000
-"""What `--train-sae` trains on: under two minutes on two cores."""
+"""Corpus of `--train-sae`. Training takes under two minutes on two cores."""
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """What the demo does."""
+    """Options of the demo."""
 
     concept: str = "gun"
-    """An object of the bundled model."""
+    """An object that the bundled model knows."""
     out: Path = Path("demo")
     """Folder for report.html, grid.png, result.json and the eraser."""
     n: int = 24
-    """Prompts a family; seeds are 0 to n - 1."""
+    """Prompts in each family; their seeds are 0 to n - 1."""
     steps: int = 20
     """Denoising steps."""
     lam: float | None = None
-    """λ; None is the method's own."""
+    """Strength λ; None chooses it automatically."""
     train_sae: bool = False
-    """Train the SAE here instead of taking the bundled one."""
+    """Train an SAE instead of using the bundled one."""
 
 
 class Stage(Protocol):
-    """Who shows the demo's progress to a person."""
+    """Display of the demo's progress."""
 
     def step(self, title: str) -> None:
-        """A new step begins."""
+        """Begin a step."""
 
     def say(self, text: str) -> None:
-        """A finding of the current step."""
+        """Show a finding of the current step."""
 
     def ranking(self, found: Findings) -> None:
-        """The neurons found."""
+        """Show the neurons found."""
 
     def figures(self, measured: dict[str, Estimate], further: dict[str, Estimate]) -> None:
-        """What the judge counted."""
+        """Show the figures."""
 
     def working(self, title: str, total: int | None, unit: str = "") -> AbstractContextManager[Callable[[float], None]]:
-        """Long work of `total` parts, `unit`s; the value is called with the parts done since the last call."""
+        """Show progress of long work. The callable takes the `unit`s done since its last call, `total` in all."""
 
 
 def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
-    """Do it all; returns what `result.json` holds.
+    """Run the demo. Return the content of `result.json`.
 
-    Raises ExciseError for an object the bundled model does not know or that has no synonyms, or where the disk refuses.
+    Raises:
+        ExciseError: The bundled model does not know the object or has no synonyms for it, or a file cannot be written.
     """
     from excise import reference
     from excise.reference.world import OBJECTS
 
     began = time.monotonic()
     if config.concept not in OBJECTS:
-        raise ExciseError(f"the bundled model does not draw {config.concept!r}; it draws {', '.join(OBJECTS)}")
+        raise ExciseError(f"the bundled model does not know {config.concept!r}; it knows {', '.join(OBJECTS)}")
     groups = families(config.concept, config.n)
     if config.out.exists() and not config.out.is_dir():
         raise ExciseError(f"{config.out} is a file; name a folder with --out")
 
-    stage.step("Load the bundled model and its SAE" + (" (trained now)" if config.train_sae else ""))
+    stage.step("Load the bundled model and " + ("train an SAE" if config.train_sae else "its SAE"))
     pipe = reference.load()
     site, folder = _site_and_sae(config, pipe, stage)
     shape = load(folder).config
@@ -111,16 +112,16 @@ def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
     for why in eraser.weak:
         stage.say(f"weak: {why}")
     (_, lam), neuron = eraser.edits[0].coefficient, eraser.edits[0].neurons[0]
-    stage.step(f"Attach neuron {neuron} at {_strength(eraser)}, and draw the same prompts and seeds before and after")
+    stage.step(f"Generate the same prompts and seeds without and with neuron {neuron} turned down, {_strength(eraser)}")
     lost = {cut.prompt: cut.lost for cut in cuts(pipe, [prompt for group in groups for prompt in group.prompts])}
     groups = tuple(replace(group, lost=lost) for group in groups)
-    before = _draw(pipe, groups, config.steps, stage, "without the eraser")
+    before = _generate(pipe, groups, config.steps, stage, "without the eraser")
     with eraser.attach(pipe):
-        after = _draw(pipe, groups, config.steps, stage, "with the eraser")
+        after = _generate(pipe, groups, config.steps, stage, "with the eraser")
     strip = _strip(pipe, eraser, groups, config.steps, stage)
 
     stage.step("Judge the pictures")
-    outcomes = judged(config.concept, groups, before, after)
+    outcomes = judge(config.concept, groups, before, after)
     measured, further = figures(outcomes), further_figures(outcomes)
     stage.figures(measured, further)
 
@@ -160,14 +161,14 @@ def run(config: DemoConfig, stage: Stage) -> dict[str, Any]:
 
 
 def _command(config: DemoConfig) -> str:
-    """The command that does what `config` says."""
+    """Return the command line for `config`."""
     options = {"--concept": config.concept, "--n": config.n, "--steps": config.steps, "--lam": config.lam}
     typed = [part for name, value in options.items() if value is not None for part in (name, str(value))]
     return shlex.join(["excise", "demo", *typed, *["--train-sae"] * config.train_sae, "--out", str(config.out)])
 
 
 def _site_and_sae(config: DemoConfig, pipe: Pipeline, stage: Stage) -> tuple[Any, Path]:
-    """The Site and the SAE's folder: the bundled one's, or one trained now into the demo's folder."""
+    """Return the SAE's Site and folder: the bundled one's, or those of one trained into the demo's folder."""
     bundled = sae_folder(None, None)
     if not config.train_sae:
         return sae_site(pipe, bundled), bundled
@@ -175,7 +176,7 @@ def _site_and_sae(config: DemoConfig, pipe: Pipeline, stage: Stage) -> tuple[Any
 
     site, folder = PRESETS["reference"][0], config.out / "sae"
     if (folder / "cfg.json").exists():
-        stage.say(f"{folder} is there already; delete it to train anew")
+        stage.say(f"using the SAE in {folder}; delete it to train again")
         return site, folder
     prompts = list(reference.sae_corpus(captions=TRAIN_CAPTIONS, english=0))
     settings = replace(BUNDLED, tokens=TRAIN_TOKENS)
@@ -185,16 +186,16 @@ def _site_and_sae(config: DemoConfig, pipe: Pipeline, stage: Stage) -> tuple[Any
     return site, folder
 
 
-def _draw(pipe: Pipeline, groups: Sequence[Family], steps: int, stage: Stage, how: str) -> list[Pictures]:
+def _generate(pipe: Pipeline, groups: Sequence[Family], steps: int, stage: Stage, how: str) -> list[Pictures]:
     from excise.reference import denoising_steps
 
     pictures = sum(len(g.prompts) for g in groups)
-    with stage.working(f"drawing {pictures} pictures {how}", denoising_steps(pictures, steps), "steps") as done:
-        return drawn(pipe, groups, steps, done)
+    with stage.working(f"generating {pictures} pictures {how}", denoising_steps(pictures, steps), "steps") as done:
+        return generate(pipe, groups, steps, done)
 
 
 def _strip(pipe: Pipeline, eraser: Any, groups: Sequence[Family], steps: int, stage: Stage) -> Strip:
-    """The same few prompts at every λ of the strip."""
+    """Generate the strip: the same few prompts at each λ."""
     from excise import reference
 
     by_name = {g.name: g for g in groups}
@@ -203,12 +204,12 @@ def _strip(pipe: Pipeline, eraser: Any, groups: Sequence[Family], steps: int, st
         for name, count in STRIP_ROWS
         for i in range(min(count, len(by_name[name].prompts)))
     ]
-    prompts, seeds, labels = [p for p, _, _ in chosen], [s for _, s, _ in chosen], [says for _, _, says in chosen]
+    prompts, seeds, labels = [p for p, _, _ in chosen], [s for _, s, _ in chosen], [text for _, _, text in chosen]
     pictures = []
     used = eraser.edits[0].coefficient[1]
     lams = sorted({*(lam for lam in STRIP_LAMS if abs(lam - used) > 0.1), used})
     total = len(lams) * reference.denoising_steps(len(chosen), steps)
-    with stage.working("drawing the λ strip", total, "steps") as done:
+    with stage.working("generating the λ strip", total, "steps") as done:
         for lam in lams:
             with eraser.attach(pipe, strength=lam / used):
                 pictures.append(
@@ -238,7 +239,7 @@ def _facts(eraser: Any, result: dict[str, Any], config: DemoConfig) -> list[tupl
         ("strength", _strength(eraser).removeprefix("strength ")),
         ("site", edit.site.key),
         ("source", edit.source),
-        ("pictures", f"{config.n} a family, {config.steps} steps"),
+        ("pictures", f"{config.n} in each family, {config.steps} steps"),
         *[("weak", why) for why in eraser.weak],
         ("took", f"{result['seconds']:.0f} s"),
         ("on", result["machine"]),

@@ -1,4 +1,4 @@
-"""What an eraser did, counted: prompt families, the judge's verdicts before and after, and the five figures."""
+"""Measurement of an eraser: prompt families, the judge's verdicts before and after, and the five figures."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from excise.sites.truncation import label
 
 FamilyName = Literal["direct", "synonym", "mixed", "unrelated"]
 TITLES: dict[FamilyName, str] = {
-    "direct": "Direct: the concept by its own name",
-    "synonym": "Synonym: words the eraser was never shown",
-    "mixed": "Mixed: the concept beside something else",
-    "unrelated": "Unrelated: prompts that must not change",
+    "direct": "Direct: prompts that name the concept",
+    "synonym": "Synonym: words that the eraser was not fitted on",
+    "mixed": "Mixed: prompts with the concept and another object",
+    "unrelated": "Unrelated: prompts whose pictures must not change",
 }
 LEFT = ("other", "empty", "unrecognisable")
-"""What a picture without the target may show instead."""
+"""What a picture without the target shows instead."""
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
 class Family:
-    """Prompts of one kind with their seeds. `others` names, a prompt, the object besides the concept ("" for none)."""
+    """Prompts of one kind with their seeds. `others` names each prompt's object besides the concept, or ""."""
 
     name: FamilyName
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     others: tuple[str, ...]
     lost: Mapping[str, str] = field(default_factory=dict)
-    """By prompt, the end that the model does not read."""
+    """The end of each truncated prompt, by prompt."""
 
     def label(self, n: int) -> str:
-        """The prompt as its picture is labelled: with what of it is not read."""
+        """Return the label of the n-th prompt's picture, which marks a truncated end."""
         return label(self.prompts[n], self.lost.get(self.prompts[n], ""))
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The judge's word on one family's pictures, all arrays `[n]`; style and background are indices."""
+    """The judge's verdicts on one family's pictures, all arrays `[n]`. Style and background are indices."""
 
     target: Flags
     other: Flags
@@ -54,7 +54,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One family before and after, pictures `[n, height, width, 3]`."""
+    """One family's pictures `[n, height, width, 3]` and verdicts, before erasing and after."""
 
     family: Family
     before: Pictures
@@ -62,16 +62,16 @@ class Outcome:
     seen_before: Seen
     seen_after: Seen
     left: tuple[str, ...] = ()
-    """What each picture shows afterwards apart from what was asked for (`excise.bench.canvas.remains`)."""
+    """What each picture shows afterwards besides the requested objects (`excise.bench.canvas.remains`)."""
 
     @property
     def identical(self) -> Flags:
-        """Pictures that kept every bit, `[n]`."""
+        """Whether each picture is unchanged, bit for bit, `[n]`."""
         return np.asarray((self.before == self.after).all(axis=(1, 2, 3)))
 
 
 def families(concept: str, n: int) -> tuple[Family, ...]:
-    """The four families for an object of the bundled model: n prompts each, seeds 0 to n - 1."""
+    """Return the four families for an object of the bundled model: n prompts each, with seeds 0 to n - 1."""
     from excise.reference import prompts
 
     seeds = tuple(range(n))
@@ -85,10 +85,10 @@ def families(concept: str, n: int) -> tuple[Family, ...]:
     )
 
 
-def drawn(
+def generate(
     pipe: Pipeline, groups: Sequence[Family], steps: int = 20, progress: Callable[[float], Any] | None = None
 ) -> list[Pictures]:
-    """Pictures of every family by the bundled model, drawn as one list so that batches are full."""
+    """Generate every family's pictures with the bundled model, in one pass so that batches are full."""
     from excise import reference
 
     prompts = [p for g in groups for p in g.prompts]
@@ -97,29 +97,29 @@ def drawn(
     return [np.asarray(part) for part in np.split(pictures, np.cumsum([len(g.prompts) for g in groups])[:-1])]
 
 
-def judged(
+def judge(
     concept: str, groups: Sequence[Family], before: Sequence[Pictures], after: Sequence[Pictures]
 ) -> list[Outcome]:
-    """The families with the bundled judge's word on their pictures before and after."""
+    """Return the families with the bundled judge's verdicts on their pictures before and after."""
     from excise import reference
     from excise.reference.world import OBJECTS
 
-    judge, second = reference.judge(), reference.judge("second_classifier")
+    first, second = reference.judge(), reference.judge("second_classifier")
     outcomes = []
     for g, b, a in zip(groups, before, after, strict=True):
-        verdicts = judge(a)
+        verdicts = first(a)
         recognised = verdicts.objects | second(a).objects
         left = []
         for n, other in enumerate(g.others):
             strangers = [name for k, name in enumerate(OBJECTS) if recognised[n, k] and name not in (concept, other)]
             left.append(remains(bool(strangers), covered(a[n])))
-        seen_before, seen_after = (seen(told, concept, g, OBJECTS) for told in (judge(b), verdicts))
+        seen_before, seen_after = (seen(side, concept, g, OBJECTS) for side in (first(b), verdicts))
         outcomes.append(Outcome(g, b, a, seen_before, seen_after, tuple(left)))
     return outcomes
 
 
 def seen(verdicts: Any, concept: str, family: Family, objects: Sequence[str]) -> Seen:
-    """Verdicts of the bundled judge (`objects [n, 40]`, `style [n]`, `background [n]`), read for one family."""
+    """Reduce the bundled judge's verdicts (`objects [n, 40]`, `style [n]`, `background [n]`) to one family's."""
     rows = np.arange(len(family.prompts))
     columns = np.array([objects.index(o) if o else 0 for o in family.others])
     asked = np.array([bool(o) for o in family.others])
@@ -132,9 +132,9 @@ def seen(verdicts: Any, concept: str, family: Family, objects: Sequence[str]) ->
 
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
-    """The five figures of `result.json`.
+    """Return the five figures of `result.json`.
 
-    The target's are counted over the prompts where the unerased model draws it, the partner's likewise;
+    Figures of the target and of the partner count only prompts for which the unerased model generates it.
     `others_delta` is the change in the share of unrelated prompts whose object is recognised, paired by seed.
     """
     by_name = {o.family.name: o for o in outcomes}
@@ -149,7 +149,7 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
 
 
 def further_figures(outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
-    """What else is worth knowing: rates before erasing, the target in mixed prompts, background and style kept."""
+    """Return further figures: rates before erasing, the target in mixed prompts, background and style kept."""
     by_name = {o.family.name: o for o in outcomes}
     direct, mixed = by_name["direct"], by_name["mixed"]
     gone = [n for n in np.flatnonzero(direct.seen_before.target & ~direct.seen_after.target) if direct.left]
@@ -166,5 +166,5 @@ def further_figures(outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
 
 
 def _still(before: Flags, after: Flags) -> Estimate:
-    """Of what was there before, the share still there."""
+    """Return the share of those present before that are still present after."""
     return share(after[before].tolist())

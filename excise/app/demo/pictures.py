@@ -1,4 +1,4 @@
-"""The demo's sheet: every family of prompts before and after."""
+"""The demo's sheet of pictures, before and after."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from excise.app.pages.sheet import Block, Item, sheet
 
 
 def comparison_png(outcomes: Sequence[Outcome], columns: int = 4) -> bytes:
-    """Of each family the first `columns` prompts, before and after side by side.
+    """Return a PNG with `columns` prompts of each family, before and after side by side.
 
-    Of a family that asks for the target, those are shown first in which the unerased model draws it: elsewhere there is
-    nothing to erase.
+    Prompts whose unerased picture shows the target come first: without it there is nothing to erase.
     """
     blocks = []
     for outcome in outcomes:
         family = outcome.family
-        order = [*np.flatnonzero(_draws(outcome)), *np.flatnonzero(~_draws(outcome))][:columns]
+        order = [*np.flatnonzero(_shows(outcome)), *np.flatnonzero(~_shows(outcome))][:columns]
         items = [
             Item([outcome.before[n], outcome.after[n]], [f"{family.label(n)}, seed {family.seeds[n]}", "erased"])
             for n in order
@@ -28,7 +27,7 @@ def comparison_png(outcomes: Sequence[Outcome], columns: int = 4) -> bytes:
     return sheet(blocks, side=184)
 
 
-def _draws(outcome: Outcome) -> Flags:
-    """Which unerased pictures show what their prompts are about: the target, or the unrelated object."""
+def _shows(outcome: Outcome) -> Flags:
+    """Return which unerased pictures show their prompt's subject: the target, or the unrelated object."""
     seen = outcome.seen_before
     return seen.other if outcome.family.name == "unrelated" else seen.target

@@ -1,4 +1,4 @@
-"""Our erasers as a technique of the package eval-unlearn, found there by its entry point `eval_unlearn.techniques`."""
+"""Erasers as a technique for the package eval-unlearn, registered by the entry point `eval_unlearn.techniques`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,22 @@ from excise.errors import ExciseError
 
 
 class ExciseTechnique:
-    """An eraser attached to its model. The configuration in eval-unlearn's JSON or YAML is this class's arguments.
+    """An eraser attached to its model. The configuration in eval-unlearn's JSON or YAML gives these arguments.
 
-    `eraser` is the eraser's folder; `model_id` a pipeline's folder or hub name, the bundled model where there is none;
-    `dtype`, `revision` and `variant` are those of `excise.app.models.pipelines.Weights`.
-    Raises ExciseError for an eraser that does not fit the model or does not fire, or where `erase_concept`, which
-    eval-unlearn's metrics ask for, is not what the eraser erases.
+    Args:
+        eraser: Folder of the eraser.
+        model_id: Folder or hub name of a pipeline; by default the bundled model.
+        erase_concept: The concept that eval-unlearn's metrics test.
+        strength: Strength of the eraser.
+        device: Device to run on; by default CUDA if available.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Guidance scale; by default the pipeline's own.
+        dtype: As in `excise.app.models.pipelines.Weights`.
+        revision: As in `excise.app.models.pipelines.Weights`.
+        variant: As in `excise.app.models.pipelines.Weights`.
+
+    Raises:
+        ExciseError: The eraser does not fit the model, does not fire, or erases another concept than `erase_concept`.
     """
 
     def __init__(
@@ -43,7 +53,7 @@ class ExciseTechnique:
         if erase_concept is not None and erase_concept.lower() != loaded.concept.lower():
             raise ExciseError(f"{eraser} erases {loaded.concept!r}, not {erase_concept!r}; name the right eraser")
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        # What the eraser does is measured, not what a filter hides.
+        # The eraser is to be measured, not what a safety checker hides.
         self.pipe = without_checker(load_pipeline(model_id, where, Weights(dtype, revision, variant)))
         self.attachment = loaded.attach(self.pipe, strength)
         self.options: dict[str, Any] = {"num_inference_steps": num_inference_steps}
@@ -51,9 +61,10 @@ class ExciseTechnique:
             self.options["guidance_scale"] = guidance_scale
 
     def generate(self, prompts: Sequence[str], seed: int | None = None, **options: Any) -> list[Any]:
-        """One PIL picture a prompt; the n-th is drawn with `seed` + n, from a generator on the CPU.
+        """Generate one PIL picture for each prompt, the n-th with a CPU generator seeded with `seed` + n.
 
-        Raises ExciseError where a picture is broken: eval-unlearn would count it as erased.
+        Raises:
+            ExciseError: A picture is broken; eval-unlearn would count it as erased.
         """
         images = []
         for n, prompt in enumerate(prompts):

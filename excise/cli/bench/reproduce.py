@@ -66,12 +66,12 @@ def snce(
         check_file(path, PICTURE, force=force)
         write_atomic(path, figure_7(Run(runs[0])))
     else:
-        from excise.app.erase.finding import draw_figure, find_neurons, settings, unplaced
+        from excise.app.erase.finding import draw_figure, find_neurons, settings, settings_without_site
         from excise.app.models.resolve import concept_named, load_pipeline
 
         check_figure(path, force=force)
         wanted = concept_named(concept, mentions, pairs, "object", 100)
-        unplaced(model, sae)
+        settings_without_site(model, sae)
         pipe = load_pipeline(model, device, weights)
         draw_figure(find_neurons(pipe, wanted, settings(pipe, model=model, sae=sae)), figure, path)
     emit(json, {"figure": figure, "out": str(path)}, lambda: note(f"wrote {path}"))

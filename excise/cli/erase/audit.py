@@ -67,9 +67,9 @@ def audit(
     Prompts with the concept come from --pairs, or are made as by `excise erase`. Exit code 3 if there is a red flag.
     """
     from excise.app.audit.audit import Plan
-    from excise.app.audit.inputs import benign_prompts, concept_of, kind_named, saes_of, words_for
+    from excise.app.audit.inputs import benign_prompts, concept_of, saes_of, words_for
     from excise.app.audit.page import render
-    from excise.app.models.resolve import load_pipeline
+    from excise.app.models.resolve import kind_of, load_pipeline
     from excise.erasers import Eraser, eraser_folders
     from excise.files import write_atomic
 
@@ -86,7 +86,7 @@ def audit(
     inputs = []
     for one, eraser in zip(folders, erasers, strict=True):
         words = words_for(eraser, given, bundled=bundled)
-        concept = concept_of(eraser, pairs, kind_named(kind))
+        concept = concept_of(eraser, pairs, None if kind is None else kind_of(kind))
         benign = benign_prompts(words, prompts, bundled=bundled, count=count)
         saes = saes_of(eraser, one, sae, bundled=bundled)
         inputs.append((concept, words, benign, saes))

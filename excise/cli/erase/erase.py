@@ -130,7 +130,7 @@ def erase(
         is_snce,
         parts,
         refuse_few_pairs,
-        refuse_not_drawn,
+        refuse_not_known,
         refuse_unknown,
     )
 
@@ -141,7 +141,7 @@ def erase(
     else:
         check_folder(out, force=force, own=FILES)
 
-    from excise.app.erase.finding import chosen, erase_by, save, settings, unplaced
+    from excise.app.erase.finding import chosen, erase_by, save, settings, settings_without_site
     from excise.app.erase.finding import erase as made_by
     from excise.app.models.resolve import concept_named, load_pipeline
     from excise.concepts import check, read_prompts
@@ -196,12 +196,12 @@ def erase(
     if is_snce(by) and not accept_weak:
         refuse_few_pairs(wanted)
     if model is None and not accept_weak:
-        for word in refuse_not_drawn(wanted):
-            note(f"warning: the model cannot generate {word}")
+        for word in refuse_not_known(wanted):
+            note(f"warning: the model does not know {word}")
     if by == "snce":
         sae = Path(options.pop("sae")) if options.get("sae") else sae
         if model is None or sae is not None:
-            unplaced(model, sae, **options)
+            settings_without_site(model, sae, **options)
         else:
             SNCEConfig(**options)
     elif odd:

@@ -90,9 +90,9 @@ def find(
         draw,
         find_neurons,
         settings,
+        settings_without_site,
         sweep,
         swept_sites,
-        unplaced,
     )
     from excise.app.models.resolve import concept_named, load_pipeline
     from excise.concepts import read_prompts
@@ -100,7 +100,7 @@ def find(
 
     wanted = concept_named(concept, mentions, pairs, kind, n)
     if not sweep_sites:
-        unplaced(model, sae, score=score, **chosen({"tolerance": tolerance}))
+        settings_without_site(model, sae, score=score, **chosen({"tolerance": tolerance}))
     elif model is not None and prompts is None:
         raise ExciseError("--sweep-sites on another model needs --prompts FILE to train its SAEs on")
     pipe = load_pipeline(model, device, weights)

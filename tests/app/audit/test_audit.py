@@ -19,11 +19,11 @@ from excise.app.audit.inputs import (
     Word,
     benign_prompts,
     concept_of,
-    kind_named,
     saes_of,
     words_for,
 )
 from excise.app.audit.reading import contexts_of, prediction_changes, unconditional_changes
+from excise.app.models.resolve import kind_of
 from excise.concepts import Concept, Pair, from_templates, save_pairs
 from excise.concepts.concept import mentioned
 from excise.concepts.sentences import group_sentences, sentences
@@ -340,13 +340,13 @@ def test_the_concept_comes_from_the_eraser_or_a_file(eraser: Eraser, tmp_path: P
     assert concept_of(eraser).pairs == from_templates("gun", ("gun",)).pairs
     ink = replace(eraser, concept="ink", mentions=("ink",))
     assert concept_of(ink).kind == "style", "as built in"
-    assert concept_of(ink, kind=kind_named("object")).kind == "object"
+    assert concept_of(ink, kind="object").kind == "object"
     other = replace(eraser, concept="weapons", mentions=("halberd", "mace"))
     assert concept_of(other).mentions == ("halberd", "mace")
     save_pairs([Pair("a halberd", "a cat")], tmp_path / "pairs.csv")
     assert [asdict(pair)["concept"] for pair in concept_of(other, tmp_path / "pairs.csv").pairs] == ["a halberd"]
     with pytest.raises(ExciseError, match="unknown kind 'colour'"):
-        kind_named("colour")
+        kind_of("colour")
 
 
 def test_words_and_their_sentences(eraser: Eraser) -> None:

@@ -91,7 +91,7 @@ def tiny_reference(
 def test_the_demo_goes_through_its_steps_and_writes_everything(tmp_path: Path) -> None:
     stage, out = Recorder(), tmp_path / "demo"
     result = run(DemoConfig("gun", out, n=2, steps=1), stage)
-    order = ["Load", "Build pairs", "Rank", "Attach neuron", "Judge", "Write"]
+    order = ["Load", "Build pairs", "Rank", "Generate the same", "Judge", "Write"]
     assert [any(s.startswith(word) for s in stage.steps) for word in order] == [True] * 6
     assert [next(i for i, s in enumerate(stage.steps) if s.startswith(w)) for w in order] == sorted(range(6))
     saved = json.loads((out / "result.json").read_text())
@@ -114,7 +114,7 @@ def test_the_demo_goes_through_its_steps_and_writes_everything(tmp_path: Path) -
     assert weak[0] in unescape((out / "report.html").read_text())
 
 
-@pytest.mark.parametrize(("concept", "word"), [("dragon", "does not draw"), ("panda", "synonyms")])
+@pytest.mark.parametrize(("concept", "word"), [("dragon", "does not know"), ("panda", "synonyms")])
 def test_concepts_the_demo_cannot_show_are_refused(concept: str, word: str, tmp_path: Path) -> None:
     with pytest.raises(ExciseError, match=word):
         run(DemoConfig(concept, tmp_path), Recorder())

@@ -13,7 +13,7 @@ from excise.reference.world import OBJECTS, SYNONYMS
 def test_the_five_figures_by_hand(outcomes: list[Any]) -> None:
     found = figures(outcomes)
     assert list(found) == ["target_direct", "target_synonym", "partner_kept", "others_delta", "unrelated_identical"]
-    # Only prompts where the unerased model draws it count: of three guns one is left, and one that appeared is no loss.
+    # Only prompts for which the unerased model generates it count: one of three guns is left, and one appeared.
     assert (found["target_direct"].value, found["target_direct"].n) == (pytest.approx(1 / 3), 3)
     assert (found["target_synonym"].value, found["target_synonym"].n) == (0, 2)
     assert (found["partner_kept"].value, found["partner_kept"].n) == (pytest.approx(2 / 3), 3)
@@ -39,7 +39,7 @@ def test_families_have_consecutive_seeds_and_only_the_right_words() -> None:
     assert all("gun" not in p and o in p for p, o in zip(unrelated.prompts, unrelated.others, strict=True))
 
 
-def test_verdicts_are_read_for_the_objects_asked_for() -> None:
+def test_verdicts_are_read_for_the_requested_objects() -> None:
     (_, _, mixed, _) = families("gun", 3)
     objects = np.zeros((3, len(OBJECTS)), bool)
     objects[0, OBJECTS.index("gun")] = True

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from excise.app.models.knowing import explain_unsplit, not_drawn, parts, refuse_not_drawn, refuse_unknown
+from excise.app.models.knowing import explain_unsplit, not_known, parts, refuse_not_known, refuse_unknown
 from excise.concepts import Concept, builtin, names
 from excise.concepts.library import described
 from excise.errors import WeakEraserError
@@ -10,17 +10,17 @@ from excise.reference.world import OBJECTS, STYLES
 
 
 def test_what_the_bundled_model_draws_is_erased_and_what_it_does_not_is_refused() -> None:
-    assert [name for name in (*OBJECTS, *STYLES) if refuse_not_drawn(builtin(name, 5))] == []
-    assert not_drawn(Concept("arms", ("gun", "sniper rifle", "Pistols", "halberd"))) == ["halberd"]
+    assert [name for name in (*OBJECTS, *STYLES) if refuse_not_known(builtin(name, 5))] == []
+    assert not_known(Concept("arms", ("gun", "sniper rifle", "Pistols", "halberd"))) == ["halberd"]
     for words in (("submarine",), ("halberd", "mace"), ("молоток",)):
-        with pytest.raises(WeakEraserError, match=f"does not draw {words[0]}.*nothing to erase"):
-            refuse_not_drawn(Concept("it", words))
+        with pytest.raises(WeakEraserError, match=f"does not know {words[0]}.*nothing to erase"):
+            refuse_not_known(Concept("it", words))
 
 
 def test_a_name_of_nothing_that_the_model_draws_is_told_so_and_a_mistyped_one_is_named() -> None:
-    with pytest.raises(WeakEraserError, match="does not draw submarine: nothing to erase; it draws"):
+    with pytest.raises(WeakEraserError, match="does not know submarine: nothing to erase; it knows"):
         refuse_unknown("submarine")
-    with pytest.raises(WeakEraserError, match=r"does not draw gnu: nothing to erase; did you mean gun\?"):
+    with pytest.raises(WeakEraserError, match=r"does not know gnu: nothing to erase; did you mean gun\?"):
         refuse_unknown("gnu")
     for name in ("gun", "nudity", "paper-gun", "golden pistol"):
         refuse_unknown(name)

@@ -42,7 +42,7 @@ def concept() -> Concept:
 
 @pytest.fixture(scope="module")
 def model(concept: Concept, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny language model's folder; beside it an SAE whose neuron is the concept's, and the concept's pairs."""
+    """A tiny language model's folder, with an SAE whose neuron is the concept's, and the concept's pairs."""
     root = tmp_path_factory.mktemp("language")
     pipe = causal("qwen2")
     site = site_at(pipe, "model.layers.1")

@@ -124,8 +124,8 @@ def test_pickles_on_the_hub_are_refused_before_they_are_fetched(saved: Path, tmp
 
 
 def test_a_name_that_the_hub_does_not_know_is_said_to_be_so(hub: Any) -> None:
-    with pytest.raises(ExciseError, match=r"cannot load someone/nobody: .* no model of that name on the hub"):
-        load_pipeline("someone/nobody")
+    with pytest.raises(ExciseError, match=r"cannot load someone/absent: .* no model of that name on the hub"):
+        load_pipeline("someone/absent")
     hub.stop()
     with pytest.raises(ExciseError, match="no such folder here, and the hub cannot be reached"):
-        load_pipeline("someone/nobody")
+        load_pipeline("someone/absent")

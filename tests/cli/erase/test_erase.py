@@ -405,7 +405,7 @@ def test_what_the_bundled_model_does_not_draw_is_not_erased(call: Callable[..., 
     for words in ((), ("--mentions", "submarine"), ("--mentions", "u-boat, submarine")):
         refused = call("erase", "submarine", *words, "--out", tmp_path / "out")
         assert refused.exit_code == 3
-        assert "this model does not draw " in refused.stderr and "submarine: nothing to erase" in refused.stderr
+        assert "this model does not know " in refused.stderr and "submarine: nothing to erase" in refused.stderr
         assert "syringe" not in refused.stderr
     accepted = call("erase", "submarine", "--accept-weak", "--out", tmp_path / "out")
     assert accepted.exit_code == 2 and "unknown concept 'submarine'" in accepted.stderr, "it has no words yet"
@@ -414,12 +414,15 @@ def test_what_the_bundled_model_does_not_draw_is_not_erased(call: Callable[..., 
 
 def test_a_concept_with_a_comma_is_one_unless_every_part_is_known(call: Callable[..., Any], tmp_path: Path) -> None:
     text = "the look of old photographs, faded and brown"
-    for words, code, says in ((text, 3, f"does not draw {text}: nothing"), ("gun,sword", 2, "'sword' is none")):
+    for words, code, says in (
+        (text, 3, f"does not know {text}: nothing"),
+        ("gun,sword", 2, "'sword' is not a built"),
+    ):
         refused = call("erase", words, "--out", tmp_path / "out")
         assert refused.exit_code == code
         assert says in refused.stderr
     one = call("erase", text, "--mentions", "old photographs", "--out", tmp_path / "out")
-    assert one.exit_code == 3, "one concept, which the bundled model does not draw"
+    assert one.exit_code == 3, "one concept, which the bundled model does not know"
 
 
 def test_a_weak_one_of_several_does_not_stop_the_others(
