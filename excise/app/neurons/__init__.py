@@ -1,1 +1,1 @@
-"""The neuron database, built and shown."""
+"""Neuron databases: building, explaining, importing and browsing."""

@@ -1,4 +1,4 @@
-"""Reading a corpus for a neuron database: codes of whole prompts, and each token's mean state."""
+"""Reading of a corpus for a neuron database: codes on whole prompts, and each token's mean state."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from excise.sites.site import tokenizer_of
 from excise.sites.tokens import pieces
 
 CHUNK = 512
-"""Prompts that are read between two points from which an interrupted reading goes on."""
+"""Prompts between two checkpoints of the reading."""
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """P prompts, read."""
+    """Codes and mean states on a corpus of P prompts."""
 
     codes: PromptCodes
     tokens: list[list[str]]
-    """`[P][T]`: their tokens as text, up to the last one that is scored."""
+    """`[P][T]`: the prompts' tokens as text, up to the last scored one."""
     seen: Tensor
-    """`[U]`: the ids of the scored tokens, each once."""
+    """`[U]`: the distinct ids of scored tokens."""
     means: Tensor
-    """`[U, d]` float32: the mean state at each."""
+    """`[U, d]` float32: the mean state at each of these ids."""
 
 
 def read_corpus(
@@ -48,10 +48,10 @@ def read_corpus(
     batch_size: int = 64,
     progress: Callable[[int], Any] | None = None,
 ) -> Corpus:
-    """Read the prompts as the model itself has them, whatever eraser is attached to it.
+    """Read the prompts with the unedited model, even if erasers are attached.
 
-    What is read is kept in the database from chunk to chunk, and what is there already is not read again. `progress` is
-    called with the prompts done since. Codes are computed at scored positions only; the others are 0.
+    Each chunk is stored in the database, and stored chunks are not read again. `progress` is called with the prompts
+    done since its last call. Codes are computed at scored positions only and are 0 elsewhere.
     """
     kept = [safetensors.torch.load(data) for data in database.kept()]
     for start in range(0, len(prompts), CHUNK):
@@ -77,13 +77,13 @@ def read_corpus(
     return Corpus(codes, tokens, seen.long(), (sums / counts[:, None]).float())
 
 
-def watched(pipe: Pipeline, sae: TopKSAE, site: Site, neuron: int, prompts: Sequence[str]) -> list[Context]:
-    """What one neuron does in prompts."""
+def contexts_of_neuron(pipe: Pipeline, sae: TopKSAE, site: Site, neuron: int, prompts: Sequence[str]) -> list[Context]:
+    """Return one neuron's codes on prompts, as contexts."""
     codes, ids = prompt_codes(pipe, sae, site, prompts)
     tokenizer = tokenizer_of(pipe, site.component)
-    own = (codes.values * (codes.indices == neuron)).sum(-1)
+    of_neuron = (codes.values * (codes.indices == neuron)).sum(-1)
     found = []
-    for row, scored, values in zip(ids.tolist(), codes.scored, own, strict=True):
+    for row, scored, values in zip(ids.tolist(), codes.scored, of_neuron, strict=True):
         kept = scored.nonzero()[:, 0].tolist()
         text = pieces(tokenizer, row)
         found.append(Context(tuple(text[t] for t in kept), tuple(float(values[t]) for t in kept)))
@@ -92,22 +92,22 @@ def watched(pipe: Pipeline, sae: TopKSAE, site: Site, neuron: int, prompts: Sequ
 
 @torch.no_grad()
 def _read(pipe: Pipeline, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_size: int) -> dict[str, Tensor]:
-    """One chunk: ids and scored `[P, T]`, values and indices `[P, T, k]`, and sums of states by token."""
+    """Read one chunk: ids and scored `[P, T]`, values and indices `[P, T, k]`, and sums of states by token."""
     parts: list[dict[str, Tensor]] = []
     order: list[int] = []
     flat, states = [], []
     with unedited():
         for numbers, batch in capture_by_length(pipe, [site], prompts, batch_size):
             ids, scored, h = batch.ids.cpu(), batch.scored.cpu(), batch.states[site]
-            said = h[scored.to(h.device)].to(sae.W_enc)
-            codes = sae.encode(said)
+            kept = h[scored.to(h.device)].to(sae.W_enc)
+            codes = sae.encode(kept)
             values = torch.zeros(*ids.shape, sae.config.k)
             indices = torch.zeros(*ids.shape, sae.config.k, dtype=torch.int32)
             values[scored], indices[scored] = codes.values.cpu().float(), codes.indices.cpu().int()
             parts.append({"ids": ids.int(), "scored": scored, "values": values, "indices": indices})
             order += numbers
             flat.append(ids[scored])
-            states.append(said.float().cpu())
+            states.append(kept.float().cpu())
     longest = max(part["ids"].shape[1] for part in parts)
     back = torch.tensor(order).argsort()
     whole = {name: torch.cat([_padded(part[name], longest) for part in parts])[back] for name in parts[0]}
@@ -117,6 +117,6 @@ def _read(pipe: Pipeline, sae: TopKSAE, site: Site, prompts: Sequence[str], batc
 
 
 def _padded(batch: Tensor, longest: int) -> Tensor:
-    """`[P, T, ...]` with zeros up to `longest`."""
+    """Pad `[P, T, ...]` with zeros to T = `longest`."""
     missing = longest - batch.shape[1]
     return F.pad(batch, (0, 0, 0, missing) if batch.dim() == 3 else (0, missing))

@@ -1,9 +1,8 @@
-"""Making neuron databases: from an SAE and a corpus, by tagging with concepts, and from what others published."""
+"""Neuron databases: building from an SAE and a corpus, and tagging with concepts."""
 
 from __future__ import annotations
 
 import datetime
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from excise.app.neurons.nearest import head_of, near_neurons, nearest_tokens
 from excise.concepts import Concept
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.errors import ExciseError
+from excise.files import sha256
 from excise.methods.build import versions
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.sae.finding import find
@@ -30,39 +30,37 @@ from excise.sites.site import encoder_of
 
 @dataclass(frozen=True)
 class Watching:
-    """What is kept of each neuron."""
+    """How much is stored for each neuron."""
 
     contexts: int = 10
-    """Prompts in which it fires most."""
+    """Prompts in which it fires most strongly."""
     spread: int = 5
-    """Prompts from the whole range of its peaks."""
+    """Prompts from the whole range of its largest codes."""
     nearest: int = 10
     """Tokens nearest to its decoder row."""
     near: int = 10
-    """Neurons nearest to it."""
+    """Neurons whose decoder rows are nearest to its own."""
     bins: int = 24
-    """Parts of the histogram."""
+    """Bins of the histogram."""
 
     def __post_init__(self) -> None:
         if min(asdict(self).values()) < 0 or self.bins < 1 or self.contexts < 1:
-            raise ExciseError(
-                "a neuron database keeps at least 1 context and 1 bin, and no negative number of anything"
-            )
+            raise ExciseError("a neuron database stores at least 1 context and 1 bin, and no number may be negative")
 
 
 @dataclass(frozen=True)
 class Built:
-    """A database that was built: how many of the SAE's `m` neurons fired on how many prompts."""
+    """A database that was built: `neurons` of the SAE's `m` neurons fired on `prompts` prompts."""
 
     path: Path
     neurons: int
     m: int
     prompts: int
     fresh: bool
-    """False where it was there already, made of the same SAE and prompts."""
+    """False if it existed already, built from the same SAE and prompts."""
 
     def row(self) -> dict[str, Any]:
-        """As json."""
+        """Return the fields as JSON data."""
         return {**asdict(self), "path": str(self.path)}
 
 
@@ -78,20 +76,32 @@ def build(
     watching: Watching | None = None,
     batch_size: int = 64,
 ) -> Built:
-    """Watch every neuron of an SAE on a corpus and write `out`.
+    """Build a database of an SAE's neurons on a corpus, and write it to `out`.
 
-    `corpus` says what the prompts are; `site` is where the SAE reads (default: what its card says). What is nearest to
-    a decoder row: for a model with an output head the tokens that head gives the largest logits for it (logit lens,
-    nostalgebraist 2020), after the final norm; for a text encoder, which has none, the tokens whose mean state over the
-    corpus, less the mean over all tokens, has the largest cosine with it, so that only tokens of the corpus are found.
+    The tokens nearest to a decoder row depend on the model. With an output head they are the tokens with the largest
+    logits for the row, after the final norm (logit lens, nostalgebraist 2020). A text encoder has no output head: there
+    they are the tokens whose mean state over the corpus, minus the mean over all tokens, has the largest cosine with
+    the row. Only tokens of the corpus can be found that way.
 
-    The file appears when all is in it. An interrupted build lies beside it, hidden, and goes on when called again; one
-    of the same SAE and prompts that is there already is left alone. `progress` is called with the prompts read and then
-    the neurons written since the last call, len(prompts) + m in all. Raises ExciseError where there are no prompts, the
-    SAE does not fit the model, or `out` describes something else.
+    `out` appears once it is complete. An interrupted build is kept in a hidden file next to it, and the same call
+    resumes it. An existing database of the same SAE and prompts is left unchanged.
+
+    Args:
+        pipe: The pipeline.
+        sae_folder: Folder of the SAE.
+        prompts: The corpus.
+        out: Path of the database.
+        progress: Called with the prompts read, then the neurons written, since its last call: len(prompts) + m in all.
+        corpus: A description of the prompts.
+        site: The SAE's Site; by default the one in its card.
+        watching: How much to store for each neuron.
+        batch_size: Prompts in a batch.
+
+    Raises:
+        ExciseError: There are no prompts, the SAE does not fit the model, or `out` holds something else.
     """
     if not prompts:
-        raise ExciseError("there are no prompts to watch the neurons on; give a corpus")
+        raise ExciseError("there are no prompts to read the neurons on; give a corpus")
     if several := saes_in(sae_folder):
         raise ExciseError(
             f"{sae_folder} holds SAEs of {', '.join(several)}; name one of them: {sae_folder}/{next(iter(several))}"
@@ -99,16 +109,16 @@ def build(
     place, settings = _place(pipe, sae_folder, site), watching or Watching()
     sae = load(sae_folder, device=next(encoder_of(pipe, place.component).parameters()).device)
     wanted = _provenance(sae, place, prompts, corpus, settings, pipe)
-    tell = progress or (lambda done: None)
+    advance = progress or (lambda done: None)
     if out.exists():
-        with _there(out) as there:
-            if not there.provenance.describes_the_same(wanted):
+        with _open_existing(out) as existing:
+            if not existing.provenance.describes_the_same(wanted):
                 raise ExciseError(f"{out} describes another SAE or corpus; choose another name or remove it")
-            tell(len(prompts) + sae.config.m)
-            return Built(out, len(there), sae.config.m, len(prompts), False)
+            advance(len(prompts) + sae.config.m)
+            return Built(out, len(existing), sae.config.m, len(prompts), False)
     with _unfinished(out, wanted) as database:
-        read = read_corpus(pipe, sae, place, prompts, database, batch_size, tell)
-        _fill(database, pipe, sae, place, read, settings, tell)
+        read = read_corpus(pipe, sae, place, prompts, database, batch_size, advance)
+        _fill(database, pipe, sae, place, read, settings, advance)
         database.finish()
         neurons = len(database)
     _put(database.path, out)
@@ -116,20 +126,22 @@ def build(
 
 
 def _place(pipe: Pipeline, sae_folder: Path, site: Site | None) -> Site:
-    """Where the SAE reads. Raises ExciseError where its card says another Site than the one that was named."""
+    """Return the SAE's Site. Raises ExciseError if its card has another Site than the given one."""
     if site is None:
         return sae_site(pipe, sae_folder)
-    if card(sae_folder).get("site") is not None and (own := sae_site(pipe, sae_folder)) != site:
-        raise ExciseError(f"the SAE in {sae_folder} was trained at {own.key}, not at {site.key}; leave the Site out")
+    if card(sae_folder).get("site") is not None and (trained_at := sae_site(pipe, sae_folder)) != site:
+        raise ExciseError(
+            f"the SAE in {sae_folder} was trained at {trained_at.key}, not at {site.key}; leave out the Site"
+        )
     return site
 
 
-def _there(out: Path) -> NeuronDatabase:
-    """The database that is at `out` already. Raises ExciseError where something else is."""
+def _open_existing(out: Path) -> NeuronDatabase:
+    """Open the database at `out`. Raises ExciseError if it is something else."""
     try:
         return NeuronDatabase.open(out)
     except ExciseError as error:
-        raise ExciseError(f"{out} is there already and no neuron database; choose another name or remove it") from error
+        raise ExciseError(f"{out} exists and is not a neuron database; choose another name or remove it") from error
 
 
 def tag(
@@ -142,22 +154,27 @@ def tag(
     least: float = 0.9,
     progress: Callable[[int], Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Identify and validate each concept's neurons as `excise find` does, and tag the first `top` of them.
+    """Identify and validate each concept's neurons as `excise find` does, and tag those of the first `top` that pass.
 
-    A neuron is tagged where its held-out AUROC is `least` or more and it is not structural. Earlier tags of these
-    concepts are dropped. Returns a row for each of the first `top`, with `tagged` and, if not, why. `progress` is
-    called with 1 for every concept. Raises ExciseError where the database is of another SAE, and as `find` does.
+    A neuron is tagged if its held-out AUROC is at least `least` and it is not structural. Earlier tags of these
+    concepts are removed. `progress` is called with 1 after each concept.
+
+    Returns:
+        A row for each of the first `top` neurons, with `tagged` and the reason if it is not.
+
+    Raises:
+        ExciseError: The database is of another SAE, or as `find`.
     """
     sae = load(sae_folder, device=next(_any_encoder(pipe, sae_folder).parameters()).device)
     if sae_digest(sae) != database.provenance.sae:
         raise ExciseError(f"{database.path} describes another SAE than {sae_folder}; name the one it was built from")
-    # The permutation null is what takes long, and its p value is not asked for.
+    # The permutation null takes long, and its p-value is not used here.
     component, _, path = database.provenance.site.partition("/")
     config = SNCEConfig(component=component, site=path, examine=top, permutations=1)
-    there, rows = set(database.indices()), []
+    stored, rows = set(database.indices()), []
     for concept in concepts:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of structural neurons, which are not tagged
+            warnings.simplefilter("ignore", UserWarning)  # about structural neurons, which are not tagged
             found = find(pipe, sae, concept, config)
         scores = {neuron.index: neuron.score for neuron in found.ranking.entries}
         database.remove_tags(concept.name)
@@ -167,8 +184,8 @@ def tag(
                 why = f"fires on {check.control_share:.0%} of the controls"
             elif check.auroc is None or check.auroc < least:
                 why = f"AUROC below {least:g}"
-            elif check.index not in there:
-                why = "silent on the database's corpus"
+            elif check.index not in stored:
+                why = "does not fire on the database's corpus"
             else:
                 database.add_tag(check.index, Tag(concept.name, scores[check.index], check.auroc))
             score, auroc = scores[check.index], check.auroc
@@ -201,15 +218,12 @@ def _provenance(
 
 
 def prompts_sha256(prompts: Sequence[str]) -> str:
-    """Tells one corpus from another."""
-    text = hashlib.sha256()
-    for prompt in prompts:
-        text.update(prompt.encode() + b"\0")
-    return text.hexdigest()
+    """Return a digest that identifies a corpus."""
+    return sha256("".join(f"{prompt}\0" for prompt in prompts).encode())
 
 
 def _unfinished(out: Path, wanted: Provenance) -> NeuronDatabase:
-    """The database to go on with, or a new one."""
+    """Open the unfinished database to resume, or create a new one."""
     path = out.with_name(f".{out.name}.building")
     if path.exists():
         try:
@@ -218,7 +232,7 @@ def _unfinished(out: Path, wanted: Provenance) -> NeuronDatabase:
                 return database
             database.close()
         except ExciseError:
-            pass  # cut short before anything was in it
+            pass  # interrupted before anything was written
         _remove(path)
     return NeuronDatabase.create(path, wanted)
 
@@ -242,16 +256,16 @@ def _fill(
     site: Site,
     corpus: Corpus,
     settings: Watching,
-    tell: Callable[[int], Any],
+    advance: Callable[[int], Any],
 ) -> None:
     contexts = Contexts(corpus.codes, corpus.tokens)
     density = contexts.density
-    live, there = density.nonzero()[:, 0], set(database.indices())
+    live, stored = density.nonzero()[:, 0], set(database.indices())
     nearest = nearest_tokens(pipe, sae, site, corpus, live, settings.nearest)
     near = near_neurons(sae.W_dec.detach().float().cpu(), live, settings.near)
     batch: list[Entry] = []
     for place, index in enumerate(live.tolist()):
-        if index not in there:
+        if index not in stored:
             histogram, peak = contexts.histogram(index, settings.bins)
             spread = contexts.spread(index, settings.spread) if settings.spread else []
             batch.append(
@@ -269,10 +283,10 @@ def _fill(
         if len(batch) == 64 or place == len(live) - 1:
             database.add(batch)
             batch = []
-        tell(1)
-    tell(sae.config.m - len(live))
+        advance(1)
+    advance(sae.config.m - len(live))
 
 
 def now() -> str:
-    """The time, ISO 8601 in UTC."""
+    """Return the time in UTC as ISO 8601."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""Explaining neurons of a database: patterns of words, and words of a language model with scores."""
+"""Explanations of a database's neurons: patterns of words, and a language model's text with scores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from excise.app.neurons.corpus import read_corpus, watched
+from excise.app.neurons.corpus import contexts_of_neuron, read_corpus
 from excise.app.neurons.database import prompts_sha256
 from excise.chat import Backend, Cache
 from excise.erasers.edits.sae_rows import sae_digest
@@ -33,13 +33,14 @@ from excise.sites import Site, site_at
 from excise.sites.site import encoder_of
 
 PATTERN_CONTEXTS = 10
-"""Strongest contexts that patterns are made of."""
+"""Number of strongest contexts from which patterns are made."""
 
 
 class Explaining:
-    """A database's neurons, watched once more on its corpus, ready to be explained.
+    """A database's neurons, with their codes on its corpus, ready to be explained.
 
-    Raises ExciseError where the SAE or the prompts are not those that the database was built from.
+    Raises:
+        ExciseError: The database was built from another SAE or other prompts.
     """
 
     def __init__(
@@ -50,24 +51,26 @@ class Explaining:
         prompts: Sequence[str],
         progress: Callable[[int], Any] | None = None,
     ) -> None:
-        said = database.provenance
-        component, _, path = said.site.partition("/")
+        origin = database.provenance
+        component, _, path = origin.site.partition("/")
         self.pipe, self.database = pipe, database
         self.sae: TopKSAE = load(sae_folder, device=next(encoder_of(pipe, component).parameters()).device)
         self.site: Site = site_at(pipe, path, component)
-        if sae_digest(self.sae) != said.sae:
+        if sae_digest(self.sae) != origin.sae:
             raise ExciseError(
                 f"{database.path} describes another SAE than {sae_folder}; name the one it was built from"
             )
-        if prompts_sha256(prompts) != said.prompts_sha256:
-            raise ExciseError(f"{database.path} was built on {said.corpus}; give the same prompts again")
+        if prompts_sha256(prompts) != origin.prompts_sha256:
+            raise ExciseError(f"{database.path} was built on {origin.corpus}; give the same prompts again")
         corpus = read_corpus(pipe, self.sae, self.site, prompts, database, progress=progress)
         self.contexts = Contexts(corpus.codes, corpus.tokens)
         database.finish()
 
     def patterns(self, neuron: int, config: ExplainConfig) -> tuple[tuple[Pattern, ...], Counts]:
-        """A neuron's patterns of words, and how well they tell in which other contexts it fires; kept in the
-        database."""
+        """Find a neuron's patterns of words and measure how well they predict where else it fires.
+
+        Both are stored in the database.
+        """
         shown = self.contexts.top(neuron, PATTERN_CONTEXTS)
         found = find_patterns(shown, lambda prompts: self.activate(prompts, neuron))
         seen = {context.text for context in shown}
@@ -80,11 +83,11 @@ class Explaining:
         return found, counted
 
     def activate(self, prompts: Sequence[str], neuron: int) -> list[Context]:
-        """What one neuron does in prompts."""
-        return watched(self.pipe, self.sae, self.site, neuron, prompts)
+        """Return one neuron's codes on prompts, as contexts."""
+        return contexts_of_neuron(self.pipe, self.sae, self.site, neuron, prompts)
 
     def questions(self, neurons: Sequence[int], config: ExplainConfig) -> int:
-        """How many questions `explain` asks at most."""
+        """Return the largest number of questions that `explain` asks."""
         return questions_of(self.contexts, neurons, config)
 
     def explain(
@@ -95,21 +98,23 @@ class Explaining:
         config: ExplainConfig,
         progress: Callable[[int], Any] | None = None,
     ) -> list[Explanation]:
-        """Neurons explained by a language model, and scored; what is said is kept in the database.
+        """Explain neurons with a language model and score the explanations. Both are stored in the database.
 
-        Raises ExciseError as `explain_all` does.
+        Raises:
+            ExciseError: As `explain_all`.
         """
         encoder = (lambda texts: sentence_vectors(list(texts))) if "embedding" in config.scorers else None
         found = explain_all(self.contexts, neurons, backend, cache, config, encoder=encoder, progress=progress)
         for made in found:
             if made.text is not None:
                 self.database.set_explanation(made.neuron, made.text, backend.name)
-                self.database.set_scores(made.neuron, {name: _measured(own) for name, own in made.scores.items()})
+                scores = {name: _measured(score) for name, score in made.scores.items()}
+                self.database.set_scores(made.neuron, scores)
         return found
 
 
 def _measured(score: Counts | Simulated | float | None) -> Measured:
-    """A score's one figure, and everything else that belongs to it."""
+    """Return a score as its main figure and the details."""
     if isinstance(score, Counts):
         return Measured(score.balanced_accuracy, score.to_json())
     if isinstance(score, Simulated):

@@ -1,4 +1,4 @@
-"""What lies nearest to a neuron's decoder row: tokens, and other neurons."""
+"""Nearest tokens and nearest neurons of decoder rows."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from excise.sites.site import encoder_of, tokenizer_of
 from excise.sites.tokens import pieces
 
 _NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
-"""What the norm between the last layer and the output head is called."""
+"""Names of the norm between the last layer and the output head."""
 _STACK = re.compile(r"^(?P<above>.*?)\.?(?:layers|blocks?|layer|h)\.\d+")
 
 
 @torch.no_grad()
 def near_neurons(W_dec: Tensor, live: Tensor, n: int) -> list[tuple[tuple[int, float], ...]]:
-    """For each of the `live` [L] neurons the `n` others of them whose decoder rows have the largest cosine with its
-    own, largest first. W_dec [m, d]."""
+    """Return for each of the `live` [L] neurons the `n` other live ones with the largest cosine of decoder rows.
+
+    The largest comes first. W_dec is [m, d].
+    """
     rows = F.normalize(W_dec[live], dim=1)
     out: list[tuple[tuple[int, float], ...]] = []
     for start in range(0, len(live), 512):
         cosine = rows[start : start + 512] @ rows.T
         cosine[torch.arange(len(cosine)), torch.arange(start, start + len(cosine))] = -2
         values, places = cosine.topk(min(n, max(len(live) - 1, 0)))
-        for of, at in zip(values.tolist(), live[places].tolist(), strict=True):
-            out.append(tuple((int(i), round(v, 4)) for i, v in zip(at, of, strict=True)))
+        for cosines, others in zip(values.tolist(), live[places].tolist(), strict=True):
+            out.append(tuple((int(i), round(v, 4)) for i, v in zip(others, cosines, strict=True)))
     return out
 
 
@@ -42,10 +44,11 @@ def near_neurons(W_dec: Tensor, live: Tensor, n: int) -> list[tuple[tuple[int, f
 def nearest_tokens(
     pipe: Pipeline, sae: TopKSAE, site: Site, corpus: Corpus, live: Tensor, n: int
 ) -> list[tuple[tuple[str, float], ...]]:
-    """For each of the `live` [L] neurons the `n` tokens nearest to its decoder row, nearest first, each text once.
+    """Return for each of the `live` [L] neurons the `n` tokens nearest to its decoder row, nearest first.
 
-    With an output head: the largest logits that the head gives the row after the final norm (logit lens, nostalgebraist
-    2020). Without: the largest cosines of the row with the tokens' mean states over the corpus, less the mean of those.
+    With an output head these have the largest logits for the row after the final norm (logit lens, nostalgebraist
+    2020). Otherwise they have the largest cosine of the row with the token's mean state over the corpus, minus the mean
+    of those. Tokens with the same text appear once.
     """
     encoder, tokenizer = encoder_of(pipe, site.component), tokenizer_of(pipe, site.component)
     rows, head = sae.W_dec.detach()[live.to(sae.W_dec.device)], head_of(encoder)
@@ -67,11 +70,11 @@ def nearest_tokens(
     out = []
     for part in torch.split(rows, 64):
         how = part @ states.T if head is None else head(part)[:, : len(ids)].float().cpu()
-        # Some tokens are the same to a person, "gun" in a word and "gun" alone, or cannot be seen at all.
+        # Take more than n: some tokens look the same, such as "gun" alone and within a word, or are invisible.
         values, places = how.topk(min(4 * n, how.shape[1]))
-        for of, at in zip(values.tolist(), ids[places].tolist(), strict=True):
+        for scores, tokens in zip(values.tolist(), ids[places].tolist(), strict=True):
             best: dict[str, float] = {}
-            for token, value in zip(at, of, strict=True):
+            for token, value in zip(tokens, scores, strict=True):
                 if (word := text(token)) and not (head is not None and is_special(word)):
                     best.setdefault(word, round(value, 4))
             out.append(tuple(list(best.items())[:n]))
@@ -79,13 +82,13 @@ def nearest_tokens(
 
 
 def head_of(encoder: Any) -> Any:
-    """The module that turns a state into logits over the vocabulary; None where there is none."""
+    """Return the module that maps states to logits over the vocabulary, or None if the model has none."""
     getter = getattr(encoder, "get_output_embeddings", None)
     return getter() if getter is not None else None
 
 
 def _final_norm(encoder: Any, site: Site) -> Callable[[Tensor], Tensor]:
-    """What the head's input goes through after the last layer."""
+    """Return the norm between the last layer and the output head, or the identity."""
     stack = _STACK.match(site.path)
     above = encoder.get_submodule(stack["above"]) if stack else encoder
     found = [getattr(above, name) for name in _NORMS if hasattr(above, name)]

@@ -2,7 +2,7 @@ const PAGE = 50;
 const [query, sort, list, count, pages, main] =
   ["query", "sort", "list", "count", "pages", "main"].map((id) => document.getElementById(id));
 
-/* Elements. Text is only ever set as text. */
+/* Elements. Text is only ever set as text, never as markup. */
 function set(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name === "share") element.style.setProperty("--share", value);
@@ -19,15 +19,15 @@ const across = (element) => set(element, { class: "card whole" }, []);
 const link = (index, ...children) => h("a", { href: address({ n: index }) }, children);
 const joined = (parts, between) => parts.flatMap((part, at) => (at ? [between, part] : [part]));
 
-/* Figures and tokens as people write them. */
+/* Formatting of figures and tokens. */
 const LETTERS = { lambda: "λ", gamma: "γ" };
 const whole = (value) => value.toLocaleString("en");
 const two = (value) => (value === null ? "–" : value.toFixed(2));
 const three = (value) => (Math.abs(value) >= 100 ? whole(Math.round(value)) : value.toPrecision(3));
 const amount = ([name, value]) => `${LETTERS[name] ?? name} = ${value}`;
 const special = (token) => token.startsWith("⟨") && token.endsWith("⟩");
-const said = (token) => (special(token) ? "end of text" : token);
-const names = (tokens, n) => (tokens ?? []).slice(0, n).map((token) => said(words[token])).join(" · ");
+const shownAs = (token) => (special(token) ? "end of text" : token);
+const names = (tokens, n) => (tokens ?? []).slice(0, n).map((token) => shownAs(words[token])).join(" · ");
 
 function often(density) {
   if (density >= 0.001) return `${(100 * density).toFixed(density >= 0.1 ? 0 : 2)} % of tokens`;
@@ -53,7 +53,7 @@ function spark(counts) {
 
 function row(neuron, current) {
   const name = title(neuron);
-  const nearest = neuron.nearest ? `nearest ${names(neuron.nearest.map(([token]) => token), 5)}` : "";
+  const nearest = neuron.nearest ? `nearest: ${names(neuron.nearest.map(([token]) => token), 5)}` : "";
   const more = neuron.explanation?.[0] ?? (neuron.tags ? names(neuron.tokens, 5) : nearest);
   const leads = { href: address({ n: neuron.i }), "data-n": neuron.i, "aria-current": current ? "page" : null };
   return h("li", {}, h("a", leads,
@@ -118,7 +118,7 @@ function facts(rows) {
   return h("dl", { class: "facts" }, rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
 }
 
-/* A prompt, its tokens the more coloured the larger their codes. */
+/* A prompt, its tokens shaded by their codes. */
 function context([tokens, fires], peak) {
   const codes = new Map();
   for (let at = 0; at < fires.length; at += 2) codes.set(fires[at], fires[at + 1]);
@@ -128,11 +128,11 @@ function context([tokens, fires], peak) {
     const token = words[number].trimStart();
     const value = codes.get(at) ?? 0;
     if (at && token.length < words[number].length) text.append(" ");
-    if (value > largest) [largest, where] = [value, said(token)];
+    if (value > largest) [largest, where] = [value, shownAs(token)];
     const kind = !special(token) ? null : value ? "mark" : "mark silent";
     if (!value && !kind) text.append(token);
     else text.append(h("span", { class: kind, share: ((0.72 * value) / peak).toFixed(3),
-      title: `${said(token)}: ${value ? three(value) : "silent"}` }, kind ? "end" : token));
+      title: `${shownAs(token)}: ${value ? three(value) : "does not fire"}` }, kind ? "end" : token));
   });
   return h("li", {}, text,
     h("span", { class: "peak" }, h("span", { class: "unseen" }, `Largest code at ${where}: `), three(largest)));
@@ -188,16 +188,17 @@ function showNeuron(now) {
   document.title = neuron && title(neuron) ? `Neuron ${now.n}: ${title(neuron)}` : `Neuron ${now.n}`;
   if (!neuron) {
     const silent = about.m !== null && now.n < about.m;
-    const unheard = `It never fires on ${about.corpus}, so nothing is known of it.`;
-    const why = silent ? unheard : "There is no such neuron here.";
+    const why = silent
+      ? `It does not fire on ${about.corpus}, so the database has no data on it.`
+      : "This database does not have that neuron.";
     main.replaceChildren(steps(now), heading, h("p", { class: "lead faint" }, why));
     return;
   }
-  const told = neuron.explanation;
-  const unknown = neuron.tokens ? `No explanation by a language model. It fires at ${names(neuron.tokens, 6)}` : "No explanation by a language model.";
-  const nearest = neuron.nearest && card(about.lens ? "Tokens it makes likelier" : "Tokens with the nearest states",
-    bars(neuron.nearest.map(([token, how]) => [said(words[token]), how]), about.lens ? neuron.nearest[0][1] : 1));
-  const near = neuron.near && card("Neurons that write alike", bars(neuron.near.map(([index, cosine]) => {
+  const explanation = neuron.explanation;
+  const missing = neuron.tokens ? `Not explained yet. It fires most on: ${names(neuron.tokens, 6)}` : "Not explained yet.";
+  const nearest = neuron.nearest && card(about.lens ? "Tokens it promotes" : "Nearest tokens",
+    bars(neuron.nearest.map(([token, how]) => [shownAs(words[token]), how]), about.lens ? neuron.nearest[0][1] : 1));
+  const near = neuron.near && card("Nearest neurons", bars(neuron.near.map(([index, cosine]) => {
     const other = neurons[place.get(index)];
     return [link(index, String(index), other ? h("span", {}, title(other)) : null), cosine];
   }), 1));
@@ -209,14 +210,15 @@ function showNeuron(now) {
     editing.length && across(card("Edited by",
       h("ul", { class: "plain" }, editing.map((eraser) => eraserRow(eraser, now.n))))),
     neuron.contexts && across(card("Strongest contexts", contexts(neuron.contexts, neuron.peak),
-      neuron.spread ? [h("h2", {}, "Across its range"), contexts(neuron.spread, neuron.peak)] : null)),
+      neuron.spread ? [h("h2", {}, "Contexts across its range"), contexts(neuron.spread, neuron.peak)] : null)),
     neuron.patterns && across(card("Patterns", h("ul", { class: "plain" }, neuron.patterns.map(pattern)))),
     proof && nearest,
     near && (proof ? near : across(near)),
   ];
   main.replaceChildren(...[
-    steps(now), heading, h("p", { class: told ? "lead" : "lead faint" }, told ? told[0] : unknown),
-    told && h("p", { class: "note" }, `Explained by ${told[1]}${told[2] ? ` on ${told[2]}` : ""}`),
+    steps(now), heading, h("p", { class: explanation ? "lead" : "lead faint" }, explanation ? explanation[0] : missing),
+    explanation && h("p", { class: "note" },
+      `Explained by ${explanation[1]}${explanation[2] ? ` on ${explanation[2]}` : ""}`),
     neuron.tags && h("p", { class: "chips" },
       neuron.tags.map(([concept]) => h("a", { href: address({ q: concept, p: 1, n: null }) }, concept))),
     h("div", { class: "grid" }, parts.filter(Boolean)),
@@ -225,43 +227,43 @@ function showNeuron(now) {
 
 /* The database as a whole. */
 function frequencies() {
-  const counts = new Array(24).fill(0); // four to a power of ten, from one in a million
+  const counts = new Array(24).fill(0); // four bins for each power of ten, from one in a million
   for (const { density } of neurons) {
     if (density) counts[Math.max(0, Math.min(23, Math.floor(4 * (6 + Math.log10(density)))))] += 1;
   }
   const one = (at) => whole(Number((10 ** (6 - at / 4)).toPrecision(2)));
   const ticks = [[0, "1 in a million"], [0.5, "1 in 1,000 tokens"], [1, "always"]];
-  return card("How often they fire", histogram(counts, ticks,
+  return card("How often neurons fire", histogram(counts, ticks,
     (at, n) => `${whole(n)} neurons at 1 in ${one(at + 1)} to ${one(at)} tokens`,
     "Histogram of the share of tokens at which neurons fire", "quiet"));
 }
 
 function concepts() {
-  const own = new Map();
+  const tagged = new Map();
   for (const { i, tags } of neurons) {
-    for (const [concept] of tags ?? []) own.set(concept, [...(own.get(concept) ?? []), i]);
+    for (const [concept] of tags ?? []) tagged.set(concept, [...(tagged.get(concept) ?? []), i]);
   }
-  if (!own.size) return null;
-  const names = [...own].sort(([a], [b]) => a.localeCompare(b));
-  return across(card("Concepts", h("p", { class: "chips" }, names.map(([concept, of]) => (of.length === 1
-    ? link(of[0], concept)
-    : h("a", { href: address({ q: concept, p: 1, n: null }) }, concept, h("span", {}, ` ${of.length}`)))))));
+  if (!tagged.size) return null;
+  const sorted = [...tagged].sort(([a], [b]) => a.localeCompare(b));
+  return across(card("Concepts", h("p", { class: "chips" }, sorted.map(([concept, numbers]) => (numbers.length === 1
+    ? link(numbers[0], concept)
+    : h("a", { href: address({ q: concept, p: 1, n: null }) }, concept, h("span", {}, ` ${numbers.length}`)))))));
 }
 
 function showAll() {
   const number = (has) => whole(neurons.filter(has).length);
   document.title = `Neurons at ${about.site}`;
   const lead = about.prompts
-    ? `What each neuron of a sparse autoencoder answers to, watched on ${about.corpus}.`
-    : `Neurons as published: ${about.corpus}.`;
+    ? `What each neuron of a sparse autoencoder fires on, measured on ${about.corpus}.`
+    : `Published explanations of neurons: ${about.corpus}.`;
   const parts = [
     neurons.some(({ density }) => density) && frequencies(),
     card("This database", facts([
       ["Neurons", about.m === null ? whole(neurons.length) : `${whole(neurons.length)} of ${whole(about.m)}`],
-      ["Explained in words", number(({ explanation }) => explanation)],
+      ["Explained", number(({ explanation }) => explanation)],
       ["Tagged with a concept", number(({ tags }) => tags)],
       ...(about.sae ? [["SAE", about.sae]] : []),
-      ["Made", about.date],
+      ["Built", about.date],
     ])),
     concepts(),
     erasers.length && across(card("Erasers",
@@ -273,7 +275,7 @@ function showAll() {
     h("p", { class: "keys" }, keys.map(([key, does]) => [h("kbd", {}, key), does])));
 }
 
-/* Showing what the address says. */
+/* Rendering of the state in the address. */
 let shown;
 function render() {
   const now = state();
@@ -321,7 +323,7 @@ document.getElementById("search").addEventListener("submit", (event) => {
   list.querySelector("a")?.click();
 });
 document.querySelector(".skip").addEventListener("click", (event) => {
-  event.preventDefault(); // the address is the page's state
+  event.preventDefault(); // the address holds the page's state
   main.querySelector("h1").focus();
 });
 document.addEventListener("keydown", key);

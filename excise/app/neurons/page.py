@@ -1,4 +1,4 @@
-"""A neuron database as a page to browse: one HTML file with data, style and script inside; it fetches nothing."""
+"""A page for browsing a neuron database: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -22,19 +22,29 @@ from excise.neurons.database.entry import Entry, Provenance, pattern_text
 def write_browser(
     database: NeuronDatabase, folder: Path, erasers: Sequence[Path] = (), command: Sequence[str] = ()
 ) -> Path:
-    """Write `folder`/index.html, which works from the disk, and return its path.
+    """Write `folder`/index.html, which works without a server, and return its path.
 
-    `#q=blade` in its address searches, `#n=1191` shows a neuron, so that links can be shared. Neurons that one of the
-    `erasers` (their folders) edits say so. Raises ExciseError where an eraser edits none of this SAE, or the folder
-    holds other files. `command` is what a person typed, for the footer.
+    Its address can be shared: `#q=blade` searches, `#n=1191` shows a neuron.
+
+    Args:
+        database: The database.
+        folder: Folder of the page.
+        erasers: Folders of erasers to show with the neurons that they edit.
+        command: The command line as typed, for the footer.
+
+    Raises:
+        ExciseError: An eraser edits no neuron of this SAE, or the folder holds other files.
     """
     write_folder(folder, {"index.html": page(database, erasers, command)})
     return folder / "index.html"
 
 
 def page(database: NeuronDatabase, erasers: Sequence[Path] = (), command: Sequence[str] = ()) -> str:
-    """The page. What it may run and how it may look is named by digest, so that nothing that a token or an explanation
-    says can act. `command` is what a person typed."""
+    """Return the page as HTML.
+
+    Its Content-Security-Policy names the script and the style by digest, so that text from tokens or explanations
+    cannot run. `command` is the command line as typed.
+    """
     about = database.provenance
     words = _Vocabulary()
     data = {
@@ -43,7 +53,7 @@ def page(database: NeuronDatabase, erasers: Sequence[Path] = (), command: Sequen
         "erasers": [_eraser(path, about) for path in erasers],
         "words": words.listed,
     }
-    # "<" alone can end a script element, and only inside strings does it occur in json.
+    # Escape "<", which could end the script element. In JSON it only occurs inside strings.
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     script = "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("search.js", "page.js"))
     policy = (
@@ -62,7 +72,7 @@ def page(database: NeuronDatabase, erasers: Sequence[Path] = (), command: Sequen
 
 
 class _Vocabulary:
-    """Tokens by number: most of what is shown repeats the same few thousand."""
+    """Numbers for tokens: the data repeats the same few thousand."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
@@ -89,14 +99,14 @@ def _about(about: Provenance) -> dict[str, Any]:
 
 
 def _neuron(entry: Entry, words: _Vocabulary) -> dict[str, Any]:
-    """One neuron, short: fields that are empty are left out."""
-    said = entry.explanation
+    """Return a neuron's data without empty fields."""
+    explanation = entry.explanation
     full = {
         "density": entry.density,
         "peak": _short(entry.peak),
         "histogram": entry.histogram,
         "tags": [[t.concept, _short(t.score), _short(t.auroc)] for t in entry.tags],
-        "explanation": said and [said.text, said.by, said.at[:10]],
+        "explanation": explanation and [explanation.text, explanation.by, explanation.at[:10]],
         "scores": [[name, _short(s.value), s.detail] for name, s in entry.scores.items()],
         "patterns": [_pattern(pattern) for pattern in entry.patterns],
         "tokens": [words[token] for token in entry.top_tokens(6)],
@@ -109,37 +119,37 @@ def _neuron(entry: Entry, words: _Vocabulary) -> dict[str, Any]:
 
 
 def _pattern(pattern: Any) -> list[Any]:
-    """Its text, and its figures by name."""
+    """Return a pattern's text and its figures by name."""
     figures = pattern if isinstance(pattern, Mapping) else {}
     return [pattern_text(pattern), {name: value for name, value in figures.items() if name != "text"}]
 
 
 def _context(context: Context, words: _Vocabulary) -> list[list[float]]:
-    """Its tokens by number; and position, code, position, code where the neuron fires."""
+    """Return a context's tokens by number, and position and code in turn where the neuron fires."""
     fires = [(at, code) for at, code in enumerate(context.codes) if code > 0]
     return [[words[t] for t in context.tokens], [part for at, code in fires for part in (at, _short(code) or 0.0)]]
 
 
 def _short(value: float | None) -> float | None:
-    """Four digits."""
+    """Round to four significant digits."""
     return None if value is None else float(f"{value:.4g}")
 
 
 def _eraser(folder: Path, about: Provenance) -> dict[str, Any]:
-    """Which neurons an eraser edits, and how far it turns them down."""
+    """Return which neurons an eraser edits, and its strength."""
     eraser = Eraser.load(folder)
     edits = [edit for edit in eraser.edits if _of_this_sae(edit, about)]
     neurons = _sorted(int(i) for edit in edits for i in getattr(edit, "indices"))  # noqa: B009
     if not neurons:
         raise ExciseError(f"{folder} edits no neuron of the SAE at {about.site}; give erasers that were made with it")
-    called, amount = edits[0].coefficient
+    letter, amount = edits[0].coefficient
     return {
         "name": eraser.name,
         "concept": eraser.concept,
         "method": eraser.method,
         "digest": eraser.digest[:12],
         "neurons": neurons,
-        "by": [called, _short(amount)],
+        "by": [letter, _short(amount)],
     }
 
 

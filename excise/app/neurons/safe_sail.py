@@ -1,4 +1,4 @@
-"""Reading the neuron database that Safe-SAIL published (Weng et al. 2025, arXiv 2509.18127)."""
+"""Import of the neuron databases published by Safe-SAIL (Weng et al. 2025, arXiv 2509.18127)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from excise.neurons.database.entry import Entry, Explanation, Measured, Provenan
 
 BY = "Safe-SAIL"
 NAMES = ("neuron", "name", "id", "key")
-"""What a neuron's name may be called in a list of entries."""
+"""Keys of a neuron's name in a list of entries."""
 
 
 def import_safe_sail(source: Path, out: Path) -> list[Path]:
-    """Turn a published `en_db.json` or `cn_db.json` into neuron databases, one a layer, and return their paths.
+    """Convert a published `en_db.json` or `cn_db.json` to neuron databases, one per layer, and return their paths.
 
-    The json is an object, or a list, of entries with `explanation`, `correlation_score` and `tag_list`; an entry's key,
-    or its `neuron`, `name` or `id`, holds the layer and the neuron's number, as `35_10067` does. One layer is written
-    to `out`, several beside it as `NAME-layer35.db`. Words that were masked stay as they are. Activations are not
-    published, so there are neither contexts nor densities. Raises ExciseError where the file is of another kind, or one
-    of the databases is there already.
+    The JSON is an object or a list of entries with `explanation`, `correlation_score` and `tag_list`. An entry's key,
+    or its `neuron`, `name` or `id`, holds the layer and the neuron's number, such as `35_10067`. A single layer is
+    written to `out`, several layers next to it as `NAME-layer35.db`. Masked words stay masked. Activations are not
+    published, so contexts and densities are missing.
+
+    Raises:
+        ExciseError: The file is of another kind, or one of the databases exists.
     """
     try:
         data = source.read_bytes()
@@ -34,7 +36,7 @@ def import_safe_sail(source: Path, out: Path) -> list[Path]:
     except OSError as error:
         raise ExciseError(f"cannot read {source}: {error.strerror or error}; check the name") from error
     except ValueError as error:
-        raise ExciseError(f"{source} is no json ({error}); give Safe-SAIL's en_db.json or cn_db.json") from error
+        raise ExciseError(f"{source} is not JSON ({error}); give Safe-SAIL's en_db.json or cn_db.json") from error
     layers: dict[int, dict[int, Entry]] = {}
     for name, entry in _named(content, source):
         layer, index = _place(name, source)
@@ -66,11 +68,11 @@ def _path(out: Path, layer: int, layers: int) -> Path:
 
 
 def _named(content: Any, source: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(name, entry) of an object of entries, or of a list of entries that name themselves or of such objects."""
+    """Yield (name, entry) from an object of entries, or from a list of named entries or of such objects."""
     if isinstance(content, Mapping):
         for name, entry in content.items():
             if not isinstance(entry, Mapping):
-                raise ExciseError(f"{source}: {name!r} is no entry with an explanation; is it Safe-SAIL's database?")
+                raise ExciseError(f"{source}: {name!r} is not an entry with an explanation; is it Safe-SAIL's file?")
             yield str(name), entry
     elif isinstance(content, list):
         for entry in content:
@@ -85,19 +87,19 @@ def _named(content: Any, source: Path) -> Iterator[tuple[str, Mapping[str, Any]]
 
 
 def _place(name: str, source: Path) -> tuple[int, int]:
-    """Layer and number out of `35_10067`, `layer35/neuron10067` and their like."""
+    """Return layer and number from names such as `35_10067` or `layer35/neuron10067`."""
     numbers = re.findall(r"\d+", name)
     if len(numbers) != 2:
-        raise ExciseError(f"{source}: the name {name!r} holds no layer and neuron, as 35_10067 does")
+        raise ExciseError(f"{source}: the name {name!r} does not hold a layer and a neuron, such as 35_10067")
     return int(numbers[0]), int(numbers[1])
 
 
 def _entry(index: int, entry: Mapping[str, Any], where: str) -> Entry:
     text, score, tags = entry.get("explanation"), entry.get("correlation_score"), entry.get("tag_list") or []
     if not isinstance(text, str) or not isinstance(tags, list):
-        raise ExciseError(f"{where} has no explanation, or no list of tags")
+        raise ExciseError(f"{where} has no explanation, or its tags are not a list")
     if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float))):
-        raise ExciseError(f"{where} has the correlation score {score!r}, which is no number")
+        raise ExciseError(f"{where} has the correlation score {score!r}, which is not a number")
     return Entry(
         index,
         tags=tuple(Tag(str(tag)) for tag in dict.fromkeys(tags)),

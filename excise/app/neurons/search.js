@@ -2,9 +2,9 @@
 
 const { about, neurons, erasers, words } = JSON.parse(document.getElementById("data").textContent);
 const place = new Map(neurons.map((neuron, at) => [neuron.i, at]));
-const NEAREST = 4; // further tokens are too far to be found by
+const NEAREST = 4; // tokens further away are not searched
 
-/* The state of the page is its address, so that it can be shared: words sought, order, page of the list, neuron. */
+/* The address holds the page's state, so that it can be shared: query, order, page of the list, neuron. */
 function state() {
   const given = new URLSearchParams(location.hash.slice(1));
   const number = given.get("n");
@@ -26,7 +26,7 @@ function address(changes) {
   return `#${parts}`;
 }
 
-/* What is searched, and what a hit in it counts. */
+/* Searched texts, with the weight of a hit. */
 const fold = (text) => text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase();
 const listed = (tokens) => fold((tokens ?? []).map((token) => words[token]).join("\n"));
 const texts = neurons.map((neuron) => [
@@ -37,7 +37,7 @@ const texts = neurons.map((neuron) => [
   [1, listed(neuron.nearest?.slice(0, NEAREST).map(([token]) => token))],
 ]);
 
-/* 0 where `word` is not in `text`; more for the start of a word and a whole one, and a little more near the start. */
+/* Scores a hit: 0 if `word` is not in `text`; more at the start of a word and for a whole word, a bit more early on. */
 function hit(text, word) {
   const letter = /[\p{L}\p{N}]/u;
   let best = 0;
@@ -49,7 +49,7 @@ function hit(text, word) {
   return best;
 }
 
-/* Places of the neurons that have every word, with how well they match. */
+/* Positions of the neurons that match every word, with their scores. */
 function matches(q) {
   const asked = fold(q).split(/\s+/).filter(Boolean);
   const found = [];
@@ -72,12 +72,12 @@ const ORDERS = new Map([
   ["", ["relevance", null]],
   ["number", ["number", (neuron) => -neuron.i]],
   ["often", ["fires most often", (neuron) => neuron.density ?? -1]],
-  ["seldom", ["fires most seldom", (neuron) => -(neuron.density ?? 2)]],
+  ["seldom", ["fires least often", (neuron) => -(neuron.density ?? 2)]],
   ["peak", ["largest code", (neuron) => neuron.peak ?? -1]],
   ...scoreNames.map((name) => [`score-${name}`, [`${name} score`, (neuron) => scoreOf(neuron, name)]]),
 ]);
 
-/* Places of the neurons to list, in order. */
+/* Positions of the neurons to list, in order. */
 let memory = { key: null, found: [] };
 function results({ q, sort }) {
   const key = `${sort}\n${q}`;

@@ -1,1 +1,1 @@
-"""What pages and sheets of pictures are made of."""
+"""Building blocks of pages and of sheets of pictures."""

@@ -1,7 +1,7 @@
-"""Small charts as shapes, which templates/parts.html draws as inline SVG.
+"""Small charts as shapes, which templates/parts.html renders as inline SVG.
 
-Colours are the stylesheet's classes, so that charts follow its light and dark schemes. What a colour tells, a label, a
-dash or a hollow point tells too.
+Colours are classes of the stylesheet, so that charts follow its light and dark schemes. Colour is never the only cue:
+labels, dashes or hollow points carry the same information.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Attributes = dict[str, str | float]
 
 @dataclass(frozen=True)
 class Shape:
-    """An SVG element: its attributes, its text, and a title that a pointer shows."""
+    """An SVG element with attributes, text, and a title shown on hover."""
 
     tag: str
     attributes: Attributes
@@ -27,7 +27,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of `width` by `height` units. `label` says in words what it shows; a `wide` one scrolls on a phone."""
+    """A chart of `width` by `height` units. `label` describes it in words; a `wide` chart scrolls on a phone."""
 
     width: float
     height: float
@@ -37,7 +37,7 @@ class Chart:
 
 
 def bars(rows: Sequence[tuple[str, float]], label: str, highlight: int = 1) -> Chart:
-    """Horizontal bars, one a row of (name, value); the first `highlight` stand out."""
+    """Return horizontal bars, one for each (name, value). The first `highlight` bars stand out."""
     height, width = 26, 400
     names = [_short(name, 13) for name, _ in rows]
     left = 16 + 8 * max(map(len, names), default=0)
@@ -55,7 +55,7 @@ def bars(rows: Sequence[tuple[str, float]], label: str, highlight: int = 1) -> C
 
 
 def histogram(groups: Sequence[tuple[str, Sequence[float], str]], label: str, bins: int = 22) -> Chart:
-    """One row of columns a group of (name, values, CSS class), over a common axis that starts at 0.
+    """Return a histogram for each group of (name, values, CSS class), over a shared axis that starts at 0.
 
     Heights are square roots of counts, relative to the row's tallest column, so that rare values stay visible.
     """
@@ -82,9 +82,9 @@ def histogram(groups: Sequence[tuple[str, Sequence[float], str]], label: str, bi
 
 
 def interval(figure: Estimate, bar: float | None, low: float = 0.0, high: float = 1.0) -> Chart:
-    """A share as a dot on an axis from `low` to `high`, its interval as a line, the bar to reach as a dashed tick.
+    """Return a share as a dot on an axis from `low` to `high`, its interval as a line, and its bar as a dashed tick.
 
-    On an axis with negative values the bar is a distance from 0: a tick on either side.
+    On an axis with negative values the bar is a distance from 0, with a tick on each side.
     """
     width = 220.0
 
@@ -101,10 +101,10 @@ def interval(figure: Estimate, bar: float | None, low: float = 0.0, high: float 
 
 
 def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str) -> Chart:
-    """Named points (name, x, y), x a share, each axis from 0 to what holds them all; less is better on both.
+    """Return a scatter plot of (name, x, y), where x is a share and less is better on both axes.
 
-    Those that no other beats on both axes are filled and joined. Names stand in a column on the right, one below the
-    other, each led to its point, so that points on top of each other can still be read.
+    Both axes start at 0. Points on the Pareto front are filled and joined. Names stand in a column on the right, each
+    with a line to its point, so that overlapping points stay readable.
     """
     width, left, bottom, right, line = 680.0, 56.0, 44.0, 240.0, 17.0
     height = max(300.0, bottom + 20 + line * len(points))
@@ -128,7 +128,7 @@ def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str) ->
     shapes.append(_polyline([at(*points[n][1:]) for n in sorted(best, key=lambda n: points[n][1:])], "edge"))
     order = sorted(((n, *at(x, y)) for n, (_, x, y) in enumerate(points)), key=lambda place: (place[2], place[1]))
     rows = _apart([y for _, _, y in order], line, floor)
-    # The leads lie below all points.
+    # Lines to the names lie below all points.
     shapes += [_line(x, y, end + 14, row, "lead") for (_, x, y), row in zip(order, rows, strict=True)]
     for (n, x, y), row in zip(order, rows, strict=True):
         shapes.append(_circle(x, y, 6, "accent" if n in best else "mid"))
@@ -137,8 +137,10 @@ def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str) ->
 
 
 def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]], str]], across: str) -> Chart:
-    """Shares over a setting: one line a (name, points (x, share), CSS class), x on a logarithmic axis where all are
-    above 0."""
+    """Return a line chart of shares over a setting, one line for each (name, points (x, share), CSS class).
+
+    The x axis is logarithmic if all x are above 0.
+    """
     width, height, left, bottom, right = 400.0, 230.0, 48.0, 40.0, 146.0
     places = sorted({x for _, points, _ in series for x, _ in points})
     scale = math.log if places[0] > 0 else float
@@ -157,7 +159,7 @@ def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]], str]], acro
     for name, points, kind in sorted(series, key=lambda one: -one[1][-1][1]):
         shapes.append(_polyline([at(*point) for point in sorted(points)], f"line {kind}"))
         x, y = at(*max(points))
-        labels.append(max(y, labels[-1] + 18) if labels else y)  # names one below the other, never on top
+        labels.append(max(y, labels[-1] + 18) if labels else y)  # names must not overlap
         shapes.append(_text(x + 8, labels[-1] + 4, name))
         shapes += [_circle(*at(*point), 3.5, kind) for point in points]
     return Chart(width, height, f"shares over {across}", shapes)
@@ -188,12 +190,12 @@ def _attributes(kind: str, **numbers: float) -> Attributes:
 
 
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether one point is nowhere worse than the other, and somewhere better."""
+    """Return whether one point dominates the other: nowhere worse, and somewhere better."""
     return all(a <= b for a, b in zip(one, other, strict=True)) and list(one) != list(other)
 
 
 def _apart(places: Sequence[float], least: float, most: float) -> list[float]:
-    """Ascending places moved so that neighbours are `least` apart, the last of them at `most` at the latest."""
+    """Move ascending positions so that neighbours are at least `least` apart and the last is at most `most`."""
     moved: list[float] = []
     for place in places:
         moved.append(max(place, moved[-1] + least) if moved else place)
@@ -203,5 +205,5 @@ def _apart(places: Sequence[float], least: float, most: float) -> list[float]:
 
 
 def _short(name: str, most: int = 32) -> str:
-    """The name, with its middle left out where it is too long for a plot."""
+    """Shorten a name to `most` characters by cutting out its middle."""
     return name if len(name) <= most else f"{name[: most - most // 3 - 1]}…{name[-(most // 3) :]}"

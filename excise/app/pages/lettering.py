@@ -1,8 +1,7 @@
-"""Text on pictures, in whatever script: each character in the first font that has it.
+"""Text on pictures, in any script: each word in the first font that has its characters.
 
-Pillow's own font comes first; then those of the extra `fonts` (Noto, with emoji and CJK), matplotlib's, and the
-system's. A character that no font has is written without its accents or as its code, "U+732B", and warned of: no empty
-box is drawn.
+Pillow's default font comes first, then those of the extra `fonts` (Noto, with emoji and CJK), matplotlib's, and the
+system's. A character that no font has is written without accents, or as its code such as "U+732B", with a warning.
 """
 
 from __future__ import annotations
@@ -23,36 +22,36 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 PACKAGES = (("manimgx_fonts", ""), ("manimgx_fonts_cjk", ""), ("matplotlib", "mpl-data/fonts/ttf"))
-"""Python packages that bring fonts, and the folder within them."""
+"""Python packages with fonts, and the folder within them."""
 FOLDERS = {
     "darwin": ("~/Library/Fonts", "/Library/Fonts", "/System/Library/Fonts"),
     "win32": (r"%LOCALAPPDATA%\Microsoft\Windows\Fonts", r"%WINDIR%\Fonts"),
 }.get(sys.platform, ("~/.local/share/fonts", "~/.fonts", "/usr/local/share/fonts", "/usr/share/fonts"))
-"""Where the system keeps its fonts."""
+"""Folders of the system's fonts."""
 WANTED = (
     "notosans", "dejavusans", "freesans", "arialuni", "segoeui", "seguisym", "applesdgothic", "pingfang", "hiragino",
     "sourcehansans", "msyh", "yugoth", "malgun", "droidsansfallback", "wqy", "ipag", "nanumgothic", "unifont",
     "notoemoji", "symbola", "seguiemj", "notocoloremoji", "applecoloremoji",
 )  # fmt: skip
-"""Fonts that are tried, by what the names of their files begin with, in this order."""
+"""Fonts to try, in this order, by the beginning of their file names."""
 STYLES = re.compile("bold|italic|oblique|light|thin|black|medium|condensed|mono|serif|display")
-"""Names of these are passed over."""
+"""Styles that are skipped, by file name."""
 STRIKES = (109, 160, 136, 128, 96, 64)
-"""Sizes at which fonts of coloured pictures come: Noto Color Emoji's, Apple Color Emoji's."""
+"""Sizes of bitmap fonts: Noto Color Emoji's and Apple Color Emoji's."""
 UNKNOWN = "\U0010ffff"
-"""A code that no font has, to learn what a font draws for such."""
+"""A character that no font has. It shows how a font renders missing characters."""
 Ink = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Face:
-    """A font at one size; where `scale` is not 1, one of coloured pictures that come in another size."""
+    """A font at one size. If `scale` is not 1, it is a bitmap font that comes in another size."""
 
     font: Any
     scale: float = 1.0
 
     def width(self, text: str) -> float:
-        """Pixels across."""
+        """Return the text's width in pixels."""
         return float(self.font.getlength(text)) * self.scale
 
     def write(self, sheet: Image.Image, at: tuple[float, float], text: str, ink: Ink) -> None:
@@ -70,7 +69,7 @@ class Face:
 
 @dataclass
 class Lettering:
-    """Text of one size. `missing` are the characters so far that no font had."""
+    """Text of one size. `missing` collects the characters that no font has."""
 
     size: float
     missing: dict[str, None] = field(default_factory=dict)
@@ -81,7 +80,7 @@ class Lettering:
         return round(1.45 * self.size)
 
     def runs(self, text: str) -> list[tuple[Face, str]]:
-        """The text cut into pieces of one font each; what cannot be shown is written as codes."""
+        """Split the text into pieces of one font each. Characters that no font has become codes."""
         pieces: list[tuple[Face, str]] = []
 
         def add(face: Face, shown: str) -> None:
@@ -91,15 +90,15 @@ class Lettering:
                 pieces.append((face, shown))
 
         for word in re.findall(r"\s+|\S+", _plain(text)):
-            # A word is of one font, if one has all of it; a space goes with what is before it, so that words that are
-            # read from right to left stay in order.
+            # Use one font for a word if possible. A space takes the font of the text before it, so that right-to-left
+            # words stay in order.
             face = face_for(word, self.size)
             if word.isspace() and pieces and pieces[-1][1][-1].isalpha():
                 face = pieces[-1][0]
             if face is not None:
                 add(face, word)
                 continue
-            before = ""  # the letter a mark stands on
+            before = ""  # the letter below a combining mark
             for character in word:
                 mark = unicodedata.category(character)[0] == "M"
                 found = pieces[-1][0] if mark and before else None if mark else face_for(character, self.size)
@@ -110,13 +109,13 @@ class Lettering:
         return pieces
 
     def width(self, text: str) -> float:
-        """Pixels across."""
+        """Return the text's width in pixels."""
         return sum(face.width(piece) for face, piece in self.runs(text))
 
     def wrapped(self, text: str, width: float, most: int | None = None) -> list[str]:
-        """The text in lines no wider than `width`: broken at spaces, within a word where there is none.
+        """Wrap the text into lines of at most `width` pixels, at spaces, or within a word that is too long.
 
-        `most` lines at most, the last one then ending in "…".
+        With more than `most` lines, keep `most` and end the last one in "…".
         """
         lines = [""]
         for word in re.findall(r"\S+", text):
@@ -141,28 +140,28 @@ class Lettering:
         return [*lines[: most - 1], last.rstrip() + "…"]
 
     def write(self, sheet: Image.Image, at: tuple[float, float], text: str, ink: Ink) -> None:
-        """Write one line, its top left corner at `at`; letters of several fonts stand on one baseline."""
+        """Write one line with its top left corner at `at`. Letters of different fonts share a baseline."""
         x, y = at
         for face, piece in self.runs(text):
             face.write(sheet, (x, y + 1.05 * self.size), piece, ink)
             x += face.width(piece)
 
     def warn(self) -> None:
-        """Warn of what no font had, if anything."""
+        """Warn about characters that no font has, if any."""
         if self.missing:
             named = ", ".join(f"{character} (U+{ord(character):04X})" for character in list(self.missing)[:5])
             more = f" and {len(self.missing) - 5} more characters" if len(self.missing) > 5 else ""
             warnings.warn(
-                f"no font here has {named}{more}, so the picture has codes or bare letters instead; get fonts with: "
-                "pip install 'excise[fonts]'",
+                f"no installed font has {named}{more}, so the picture shows codes or plain letters instead; install "
+                "fonts with: pip install 'excise[fonts]'",
                 stacklevel=3,
             )
 
 
 @lru_cache(maxsize=4096)
 def face_for(text: str, size: float) -> Face | None:
-    """The first font that has every character of the text; None where none has."""
-    # Marks are drawn on their letters, and by themselves on a circle that every font has.
+    """Return the first font with every character of the text, or None."""
+    # Combining marks are ignored: they are rendered with their letters.
     letters = [c for c in text if unicodedata.category(c)[0] != "M"]
     if not letters:
         return None
@@ -174,7 +173,7 @@ def face_for(text: str, size: float) -> Face | None:
 
 @lru_cache
 def default(size: float) -> Face:
-    """Pillow's own font."""
+    """Return Pillow's default font."""
     return Face(ImageFont.load_default(size))
 
 
@@ -183,9 +182,9 @@ def _face(file: Path, size: float) -> Face | None:
     for strike in (size, *STRIKES):
         try:
             font = ImageFont.truetype(str(file), strike)
-        except OSError:  # no font, or one with pictures of other sizes
+        except OSError:  # not a font, or a bitmap font of another size
             continue
-        with suppress(OSError, NotImplementedError):  # most fonts have one weight; some that have more begin thin
+        with suppress(OSError, NotImplementedError):  # variable fonts may start at a thin weight; others raise
             axes = font.get_variation_axes()
             font.set_variation_by_axes([400 if a["name"] == b"Weight" else float(a["default"] or 0) for a in axes])
         return Face(font, 1.0 if strike == size else 1.15 * size / strike)
@@ -193,26 +192,26 @@ def _face(file: Path, size: float) -> Face | None:
 
 
 def _has(face: Face, character: str) -> bool:
-    """Whether the font draws the character otherwise than one that it surely lacks."""
+    """Return whether the font has the character: whether it renders it differently from a missing one."""
     if character.isspace():
         return True
     try:
-        own, none = (face.font.getmask(text, mode="L") for text in (character, UNKNOWN))
+        glyph, missing = (face.font.getmask(text, mode="L") for text in (character, UNKNOWN))
     except OSError:
         return False
-    return max(own.size) > 0 and (own.size != none.size or bytes(own) != bytes(none))
+    return max(glyph.size) > 0 and (glyph.size != missing.size or bytes(glyph) != bytes(missing))
 
 
 @cache
 def _files() -> tuple[Path, ...]:
-    """Fonts beside Pillow's own, those of packages first."""
+    """Return the fonts other than Pillow's default, those of packages first."""
     packages = [folder for name, inside in PACKAGES for folder in _package(name, inside)]
     system = [Path(os.path.expandvars(os.path.expanduser(folder))) for folder in FOLDERS]
     return tuple(file for folder in (*packages, *system) for file in sorted(_fonts(folder), key=_place))
 
 
 def _package(name: str, inside: str) -> list[Path]:
-    # Looked up, not imported: importing matplotlib takes a second.
+    # Not imported, because importing matplotlib takes a second.
     spec = find_spec(name)
     return [] if spec is None else [Path(home, inside) for home in spec.submodule_search_locations or ()]
 
@@ -225,14 +224,14 @@ def _fonts(folder: Path) -> Iterator[Path]:
 
 
 def _place(file: Path) -> tuple[int, str]:
-    """Where a font stands among those wanted; behind them all where it does not."""
+    """Return a font's rank in `WANTED`, or one after all if it is not among them, and its name."""
     name = _name(file)
     places = (n for n, wanted in enumerate(WANTED) if name.startswith(wanted))
     return next(places, len(WANTED)), name
 
 
 def _instead(character: str) -> str:
-    """What stands for a character that no font has: its letter without accents, else its code."""
+    """Return the replacement for a character that no font has: its letter without accents, or its code."""
     letter = unicodedata.normalize("NFD", character)[0]
     return letter if letter.isascii() else f"U+{ord(character):04X} "
 
@@ -242,6 +241,6 @@ def _name(file: Path) -> str:
 
 
 def _plain(text: str) -> str:
-    """The text without joiners and selectors, which say nothing by themselves, its letters with their marks in one."""
+    """Return the text in NFC without joiners and variation selectors, which are invisible by themselves."""
     kept = (c for c in text if unicodedata.category(c) not in ("Cf", "Cc") and not 0xFE00 <= ord(c) <= 0xFE0F)
     return unicodedata.normalize("NFC", "".join(kept))

@@ -1,4 +1,4 @@
-"""Parts of pages as plain data: badges and tables. Templates draw them (templates/parts.html)."""
+"""Parts of pages as plain data: badges and tables. templates/parts.html renders them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from excise.bench.bars import Standing
 
 Look = Literal["good", "part", "bad", "plain"]
 LOOKS: dict[Standing | None, Look] = {"reached": "good", "point only": "part", "missed": "bad", None: "plain"}
-"""The look of a standing's badge."""
+"""CSS class of each standing's badge."""
 
 
 @dataclass(frozen=True)
 class Badge:
-    """A word or two that stand out."""
+    """A highlighted word or two."""
 
     text: str
     look: Look = "plain"
@@ -23,7 +23,7 @@ class Badge:
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell: text, a faint note below it, and a badge in front of it."""
+    """A table's cell: text, a note below it, and a badge before it."""
 
     text: str
     note: str = ""
@@ -32,7 +32,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names its rows. `heads` may be empty; `prose` is for cells of running text."""
+    """A table whose first column holds row headers. `heads` may be empty; `prose` is for cells of running text."""
 
     caption: str
     heads: Sequence[str]

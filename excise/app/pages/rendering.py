@@ -1,4 +1,4 @@
-"""Pages from templates: one HTML file with its style and pictures inside; it fetches nothing."""
+"""Rendering of pages from templates. A page is one self-contained HTML file that loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from excise.app.pages.tokens import shaded
 from excise.bench.machine import machine
 
 STATIC = Markup("default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'")
-"""What a page without a script may do: be styled, and show the pictures that are in it."""
+"""Content-Security-Policy of a page without scripts: only its own style and embedded pictures."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """How a page was made, for its footer."""
+    """A page's origin, for its footer."""
 
     command: str
     machine: str
@@ -31,38 +31,38 @@ class Made:
 
     @classmethod
     def now(cls, command: str, device: str = "cpu") -> Made:
-        """Made today, on this machine."""
+        """Return the origin with today's date and this machine."""
         return cls(command, machine(device), datetime.date.today().isoformat())
 
 
 def render(template: str, made: Made, **data: Any) -> str:
-    """The page of `templates/<template>` for plain data. Text is escaped; `policy` is its Content-Security-Policy."""
+    """Render `templates/<template>` with plain data. Text is escaped. `policy` is the Content-Security-Policy."""
     return templates().get_template(template).render({"policy": STATIC, "style": style(), **data, "made": made})
 
 
 @lru_cache(maxsize=1)
 def templates() -> Environment:
-    """The environment of all templates: everything is escaped, and a name that is not there is an error."""
-    made = Environment(
+    """Return the environment of all templates. It escapes all text, and an undefined name is an error."""
+    environment = Environment(
         loader=PackageLoader("excise.app.pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"data_url": _data_url, "shaded": shaded, "zip": zip}
-    return made
+    environment.filters |= {"data_url": _data_url, "shaded": shaded, "zip": zip}
+    return environment
 
 
 def style() -> Markup:
-    """The stylesheet that all pages share."""
+    """Return the stylesheet of all pages."""
     loader = templates().loader
     assert loader is not None
     return Markup(loader.get_source(templates(), "style.css")[0])
 
 
 def source_digest(text: str) -> str:
-    """A style or script as a Content-Security-Policy names it."""
+    """Return a style's or script's digest as a source for a Content-Security-Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 

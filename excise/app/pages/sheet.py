@@ -1,4 +1,4 @@
-"""Sheets: pictures of several prompts in one PNG, before and after side by side, with labels that can be read."""
+"""Sheets: pictures of several prompts in one labelled PNG, before and after side by side."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from excise.app.pages.lettering import Lettering
 from excise.bench.pictures import Pictures, Pixels, png
 
 MARGIN, GAP, APART = 28, 6, 28
-"""Pixels around the sheet, between pictures that belong together, and between those that do not."""
+"""Pixels around the sheet, between pictures of an item, and between items."""
 WIDEST = 1680
-"""How wide a sheet grows before it begins another row."""
+"""Width of a sheet at which a new row begins, in pixels."""
 NARROWEST = 620
-"""How wide a sheet is at least, so that headings have room."""
+"""Least width of a label, so that headings have room, in pixels."""
 SMALLEST, LARGEST = 256, 512
-"""The sides between which pictures are shown: smaller ones are enlarged smoothly, larger ones made smaller."""
+"""Range of picture widths, in pixels. Pictures outside it are scaled."""
 HEADING, CAPTION = 19, 15
-"""Sizes of letters."""
+"""Font sizes."""
 GROUND, INK, FAINT = (246, 246, 248), (24, 24, 32), (104, 108, 122)
 
 
 @dataclass(frozen=True)
 class Item:
-    """Pictures that belong together, each `[height, width, 3]` with its caption."""
+    """Pictures shown side by side, each `[height, width, 3]` with its caption."""
 
     pictures: Sequence[Pixels]
     captions: Sequence[str]
@@ -34,7 +34,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Block:
-    """What belongs to one prompt."""
+    """A prompt's heading and items."""
 
     heading: str
     items: Sequence[Item]
@@ -43,11 +43,15 @@ class Block:
 def sheet(
     blocks: Sequence[Block], text: Mapping[str, str] | None = None, side: int | None = None, widest: int = WIDEST
 ) -> bytes:
-    """A PNG of the blocks, one below the other; narrow ones beside each other where there is room.
+    """Return a PNG of the blocks, one below the other; narrow ones share a row.
 
-    Headings and captions are wrapped, never cut. `side` is the width pictures are shown at, by default between 256 and
-    512 pixels, and `widest` how wide the sheet grows before it begins another row; `text` goes into the file. Warns of
-    characters that no font here has.
+    Headings and captions are wrapped, not truncated. Warns about characters that no installed font has.
+
+    Args:
+        blocks: The blocks.
+        text: Text chunks for the PNG's metadata.
+        side: Width of each picture in pixels; by default between 256 and 512.
+        widest: Width in pixels at which a new row begins.
     """
     heading, caption = Lettering(HEADING), Lettering(CAPTION)
     laid = [_block(block, heading, caption, side, widest) for block in blocks]
@@ -65,7 +69,7 @@ def sheet(
     for row, height in zip(rows, heights, strict=True):
         left = MARGIN
         for made in row:
-            whole.paste(made, (left, top + height - made.height))  # pictures in line, whatever their headings take
+            whole.paste(made, (left, top + height - made.height))  # align pictures under headings of any height
             left += made.width + APART
         top += height + APART
     heading.missing.update(caption.missing)
@@ -74,7 +78,7 @@ def sheet(
 
 
 def _block(block: Block, heading: Lettering, caption: Lettering, side: int | None, widest: int) -> Image.Image:
-    """A heading with its items below it, as many in a row as there is room for."""
+    """Return a heading with its items below it, as many in a row as fit."""
     made = [_item(item, caption, side) for item in block.items]
     columns = max(1, min(len(made), (widest - 2 * MARGIN + APART) // (made[0].width + APART)))
     rows = [made[n : n + columns] for n in range(0, len(made), columns)]
@@ -94,7 +98,7 @@ def _block(block: Block, heading: Lettering, caption: Lettering, side: int | Non
 
 
 def _item(item: Item, caption: Lettering, side: int | None) -> Image.Image:
-    """Its pictures side by side, the captions above them."""
+    """Return the item's pictures side by side, with their captions above them."""
     shown = [_resized(picture, side) for picture in item.pictures]
     lines = [caption.wrapped(text, picture.width) for text, picture in zip(item.captions, shown, strict=True)]
     head = max(map(len, lines)) * caption.line + (2 if any(lines) else 0)
@@ -118,7 +122,7 @@ def _resized(picture: Pixels, side: int | None) -> Image.Image:
 
 
 def rows_png(rows: Sequence[tuple[str, Pictures]], side: int = 128) -> bytes:
-    """A PNG with one row a batch of pictures `[n, height, width, 3]`, its label above; an empty label draws none."""
+    """Return a PNG with one row for each batch of pictures `[n, height, width, 3]`, its label (if any) above."""
     lettering = Lettering(HEADING)
     strips = [_strip(label, pictures, side, lettering) for label, pictures in rows]
     width = max(strip.width for strip in strips)

@@ -1,4 +1,4 @@
-"""Prompts whose tokens are shaded by what a neuron answers to them."""
+"""Prompts whose tokens are shaded by a neuron's code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Token:
-    """A token, the neuron's code at it, how dark it is shaded (0 where the neuron is silent), whether a word starts."""
+    """A token with the neuron's code, its shade (0 if the neuron does not fire), and whether it starts a word."""
 
     text: str
     code: float
@@ -17,7 +17,7 @@ class Token:
 
 
 def shaded(tokens: Iterable[tuple[str, float]], most: float) -> list[Token]:
-    """Tokens with their codes, `most` the largest of all that are compared: a faint code is still to be seen."""
+    """Return tokens with shades relative to the largest code `most`. Even a small code gets a visible shade."""
     return [
         Token(text.strip(), code, 0.15 + 0.7 * code / most if code > 0 and most else 0.0, text[:1].isspace())
         for text, code in tokens

@@ -285,14 +285,14 @@ def test_each_layer_gets_a_database(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("{", "no json"),
+        ("{", "is not JSON"),
         ("{}", "no neurons"),
         ("3", "no entries by neuron"),
-        ('{"17_1": "text"}', "no entry with an explanation"),
+        ('{"17_1": "text"}', "not an entry with an explanation"),
         ('{"17_1": {"explanation": null}}', "neuron 17_1 has no explanation"),
-        ('{"seventeen": {"explanation": "x"}}', "no layer and neuron"),
-        ('{"17_1": {"explanation": "x", "correlation_score": "high"}}', "no number"),
-        ('{"17_1": {"explanation": "x", "tag_list": "politics"}}', "list of tags"),
+        ('{"seventeen": {"explanation": "x"}}', "does not hold a layer and a neuron"),
+        ('{"17_1": {"explanation": "x", "correlation_score": "high"}}', "not a number"),
+        ('{"17_1": {"explanation": "x", "tag_list": "politics"}}', "tags are not a list"),
     ],
 )
 def test_other_json_is_refused(content: str, complaint: str, tmp_path: Path) -> None:

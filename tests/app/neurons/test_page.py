@@ -31,7 +31,7 @@ QUIET = (
 
 
 class Dom(HTMLParser):
-    """Elements as (tag, attributes, text within), in order; what a person reads alone: neither script nor style."""
+    """Elements as (tag, attributes, text within), in order, without the text of scripts and styles."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def about(word_sae: Any) -> Provenance:
 
 @pytest.fixture
 def database(about: Provenance, tmp_path: Path) -> Iterator[NeuronDatabase]:
-    """Neurons 0 to 59: 5 has everything, 6 is hostile, 7 to 9 speak of blades, the others fire the more the higher."""
+    """Neurons 0 to 59: 5 has all fields, 6 is hostile, 7 to 9 are about blades, others fire more with their number."""
     entries = [
         Entry(i, density=(i + 1) / 1000, peak=1.0, histogram=(1, 2), contexts=(Context((" a", f" word{i}"), (0, 1.0)),))
         for i in range(60)
@@ -112,7 +112,7 @@ def database(about: Provenance, tmp_path: Path) -> Iterator[NeuronDatabase]:
 
 @pytest.fixture
 def browse(database: NeuronDatabase, tmp_path: Path) -> Callable[..., Dom]:
-    """What the browser makes of the page at an address: `browse("#n=5")`."""
+    """Return the DOM of the page at an address: `browse("#n=5")`."""
     index = write_browser(database, tmp_path / "site")
 
     def look(address: str = "", file: Path = index) -> Dom:
@@ -170,12 +170,12 @@ def test_the_whole_in_pages_of_fifty(browse: Callable[..., Dom]) -> None:
     assert dom.texts("p", id="pages") == ["‹ Previous51–60"]
     assert dom.texts("h1") == ["Neurons at text_encoder/encoder.layers.2"]
     assert dict(zip(dom.texts("dt"), dom.texts("dd"), strict=True))["Neurons"] == "60 of 64"
-    assert "watched on <b>60</b> prompts." in dom.texts("p", class_="lead faint")[0]
+    assert "measured on <b>60</b> prompts." in dom.texts("p", class_="lead faint")[0]
     assert dom.texts("option") == [
         "relevance",
         "number",
         "fires most often",
-        "fires most seldom",
+        "fires least often",
         "largest code",
         f"{HOSTILE} score",
         "detection score",
@@ -219,8 +219,8 @@ def test_nothing_that_a_token_says_is_done(browse: Callable[..., Dom]) -> None:
 
 @needs_browser
 def test_neurons_that_are_not_there(browse: Callable[..., Dom]) -> None:
-    assert dom_lead(browse("#n=63")) == "It never fires on <b>60</b> prompts, so nothing is known of it."
-    assert dom_lead(browse("#n=64")) == "There is no such neuron here."
+    assert dom_lead(browse("#n=63")) == "It does not fire on <b>60</b> prompts, so the database has no data on it."
+    assert dom_lead(browse("#n=64")) == "This database does not have that neuron."
     assert browse("#n=x&p=none").texts("h1") == ["Neurons at text_encoder/encoder.layers.2"]
 
 
@@ -235,12 +235,12 @@ def test_an_eraser_is_linked_with_what_it_edits(
 ) -> None:
     gun_eraser.save(tmp_path / "gun")
     index = write_browser(database, tmp_path / "site", [tmp_path / "gun"])
-    said = f" · λ = 1 · {gun_eraser.digest[:12]}"
+    shown = f" · λ = 1 · {gun_eraser.digest[:12]}"
     plain = {"class_": "plain"}
-    assert f"gun-test erases gun by snce{said}" in browse("#n=5", index).texts("ul", **plain)[0]
+    assert f"gun-test erases gun by snce{shown}" in browse("#n=5", index).texts("ul", **plain)[0]
     assert browse("#n=7", index).texts("ul", **plain) == []
     dom = browse("", index)
-    assert dom.texts("ul", **plain) == [f"gun-test erases gun through neuron 5{said}"]
+    assert dom.texts("ul", **plain) == [f"gun-test erases gun through neuron 5{shown}"]
     assert "#n=5" in [own["href"] for own, text in dom.all("a") if text == "neuron 5"]
 
 
@@ -301,7 +301,7 @@ ACTS = """
 def test_keys_and_typing_change_the_address(
     browse: Callable[..., Dom], database: NeuronDatabase, tmp_path: Path
 ) -> None:
-    # A script of the test's own must be let in.
+    # Allow the test's own script to run.
     open_ = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page(database))
     file = tmp_path / "acts.html"
     file.write_text(open_.replace("</body>", f"<script>{ACTS}</script></body>"), encoding="utf-8")

@@ -44,7 +44,7 @@ def test_what_no_font_has_is_written_as_its_code_and_said_once() -> None:
     assert [text for _, text in letters.runs("a 猫 on grass")] == ["a U+732B  on grass"]
     assert (drawn("a 猫", letters) == drawn("a U+732B ", letters)).all()
     assert list(letters.missing) == ["猫"]
-    with pytest.warns(UserWarning, match=r"no font here has 猫 \(U\+732B\).*excise\[fonts\]") as told:
+    with pytest.warns(UserWarning, match=r"no installed font has 猫 \(U\+732B\).*excise\[fonts\]") as told:
         letters.warn()
     assert len(told) == 1
     with warnings.catch_warnings():
@@ -68,7 +68,7 @@ def test_an_accent_that_no_font_has_is_left_out_and_said() -> None:
 
 def test_a_word_is_of_one_font() -> None:
     if face_for("Łódź", 17) is None:
-        pytest.skip("no font here has these letters")
+        pytest.skip("no installed font has these letters")
     assert "Łódź" in [text.strip() for _, text in Lettering(17).runs("in Łódź now")]
 
 

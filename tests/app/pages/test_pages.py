@@ -1,4 +1,4 @@
-"""All pages together: what each must be for every reader, whatever hostile text there is in it."""
+"""All pages together: each is accessible, and hostile text in it does nothing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 
 class Page(HTMLParser):
-    """A page's elements as (tag, attributes, text within) in order, and the tags that each stands in."""
+    """A page's elements as (tag, attributes, text within, enclosing tags), in order."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ def pages(outcomes: list[Any], tmp_path: Path) -> dict[str, Callable[[], str]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_page_is_whole_and_for_everybody(name: str, pages: dict[str, Callable[[], str]]) -> None:
+def test_a_page_is_well_formed_and_accessible(name: str, pages: dict[str, Callable[[], str]]) -> None:
     html = pages[name]()
     page = Page(html)
     assert html.startswith("<!doctype html>")
@@ -231,7 +231,7 @@ def test_a_page_is_whole_and_for_everybody(name: str, pages: dict[str, Callable[
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_page_does_and_fetches_nothing_that_a_text_says(name: str, pages: dict[str, Callable[[], str]]) -> None:
+def test_text_in_a_page_cannot_run_or_load_anything(name: str, pages: dict[str, Callable[[], str]]) -> None:
     html = pages[name]()
     page = Page(html)
     assert "{{" in html and "49" not in re.findall(r"owned[^{]{0,20}(49)", html), "no text is a template"
@@ -246,11 +246,11 @@ def test_a_page_does_and_fetches_nothing_that_a_text_says(name: str, pages: dict
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_page_s_footer_says_how_it_was_made(name: str, pages: dict[str, Callable[[], str]]) -> None:
+def test_a_page_s_footer_states_its_origin(name: str, pages: dict[str, Callable[[], str]]) -> None:
     ((_, footer),) = Page(pages[name]()).all("footer")
     command = {"bench": "excise bench report "}.get(name, "excise of ")
-    for said in (f"Excise {excise.__version__}", f"Command {command}", f"Machine {machine()}", "Date 20"):
-        assert said in footer
+    for line in (f"Excise {excise.__version__}", f"Command {command}", f"Machine {machine()}", "Date 20"):
+        assert line in footer
 
 
 def test_markup_is_in_templates_alone() -> None:
@@ -262,7 +262,7 @@ def test_markup_is_in_templates_alone() -> None:
 
 
 MEASURE = """
-const said = [];
+const seen = [];
 const frames = [...document.querySelectorAll("iframe")];
 Promise.all(frames.map((frame) => new Promise((done) => frame.addEventListener("load", done)))).then(() => {
   for (const frame of frames) {
@@ -272,9 +272,9 @@ Promise.all(frames.map((frame) => new Promise((done) => frame.addEventListener("
     const out = [...page.querySelectorAll("body *")].filter((one) =>
       !one.closest(".scroll, nav, .unseen, .skip") && one.getBoundingClientRect().right > clientWidth + 1);
     const names = out.slice(0, 3).map((one) => ` ${one.tagName}.${one.getAttribute("class")}`).join("");
-    said.push(`${frame.name} ${scrollWidth} of ${clientWidth}, h1 ${page.querySelectorAll("h1").length}${names}`);
+    seen.push(`${frame.name} ${scrollWidth} of ${clientWidth}, h1 ${page.querySelectorAll("h1").length}${names}`);
   }
-  document.body.append(Object.assign(document.createElement("pre"), { id: "said", textContent: said.join("\\n") }));
+  document.body.append(Object.assign(document.createElement("pre"), { id: "seen", textContent: seen.join("\\n") }));
 });
 """
 
@@ -303,6 +303,6 @@ def test_no_page_scrolls_sideways_on_a_phone(pages: dict[str, Callable[[], str]]
         check=True,
         env={**os.environ, "HOME": str(tmp_path)},
     )
-    said = re.search(r'<pre id="said">(.*?)</pre>', found.stdout.decode(), re.DOTALL)
-    assert said is not None, found.stdout.decode()[-500:]
-    assert unescape(said[1]).split("\n") == [f"{name} 390 of 390, h1 1" for name in shown]
+    seen = re.search(r'<pre id="seen">(.*?)</pre>', found.stdout.decode(), re.DOTALL)
+    assert seen is not None, found.stdout.decode()[-500:]
+    assert unescape(seen[1]).split("\n") == [f"{name} 390 of 390, h1 1" for name in shown]

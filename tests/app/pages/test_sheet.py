@@ -1,4 +1,4 @@
-"""Sheets: pictures beside each other, labels wrapped, small pictures enlarged smoothly, large ones made smaller."""
+"""Sheets: pictures side by side, labels wrapped, small pictures enlarged smoothly, large ones reduced."""
 
 from __future__ import annotations
 
