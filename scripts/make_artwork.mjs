@@ -1,10 +1,10 @@
-// Draws the reference model's artwork: one PNG sheet a style, from the emoji sets of npm's @iconify-json packages.
+// Renders the reference model's artwork: one PNG sheet per style, from the emoji sets of npm's @iconify-json packages.
 //
 //   npm install --no-save @resvg/resvg-js@2.6.2 @iconify-json/{noto@1.2.9,twemoji@1.2.5,openmoji@1.2.29,...}
 //   node scripts/make_artwork.mjs NODE_MODULES reference/src/excise_reference/artwork
 //
-// `make artwork` does both. Each sheet holds the 40 objects in the order of artwork.json, 8 a row, CELL pixels each,
-// on a transparent ground. Nothing is redrawn: every cell is the set's own drawing at another size.
+// `make artwork` does both. Each sheet holds the 40 objects in the order of artwork.json, 8 per row, CELL pixels each,
+// on a transparent background. Every cell is the set's unchanged drawing at another size.
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
@@ -19,7 +19,7 @@ const { Resvg } = require("@resvg/resvg-js");
 
 const CELL = 96;
 const COLUMNS = 8;
-// The word a caption uses for each style, and the set it stands for.
+// The word for each style in captions, and its emoji set.
 const STYLES = {
   glossy: "noto",
   flat: "twemoji",
@@ -30,7 +30,7 @@ const STYLES = {
   bold: "noto-v1",
   ink: "fluent-emoji-high-contrast",
 };
-// Each object and the names its drawing goes by in the sets, the first found wins.
+// Each object and the names of its drawing in the sets; the first one found is used.
 const OBJECTS = {
   gun: ["pistol", "water-pistol"], knife: ["kitchen-knife"], dagger: ["dagger"], bomb: ["bomb"],
   cigarette: ["cigarette"], syringe: ["syringe"], skull: ["skull"], cat: ["cat-face"],
@@ -54,7 +54,7 @@ function drawing(set, names) {
       return { width, height, left: icon.left ?? 0, top: icon.top ?? 0, body: icon.body };
     }
   }
-  throw new Error(`${set} draws none of ${names.join(", ")}`);
+  throw new Error(`${set} has none of ${names.join(", ")}`);
 }
 
 mkdirSync(out, { recursive: true });
@@ -64,7 +64,7 @@ for (const [style, set] of Object.entries(STYLES)) {
   const cells = Object.values(OBJECTS).map((names, i) => {
     const d = drawing(set, names);
     const [x, y] = [(i % COLUMNS) * CELL, Math.floor(i / COLUMNS) * CELL];
-    // Gradients and masks are named per drawing: make the names unique within the sheet.
+    // Gradients and masks have ids per drawing: make them unique within the sheet.
     const body = d.body.replace(/\bid="([^"]+)"/g, `id="s${i}-$1"`).replace(/url\(#([^)]+)\)/g, `url(#s${i}-$1)`)
       .replace(/href="#([^"]+)"/g, `href="#s${i}-$1"`);
     return `<svg x="${x}" y="${y}" width="${CELL}" height="${CELL}" viewBox="${d.left} ${d.top} ${d.width} ${d.height}" color="#202020">${body}</svg>`;

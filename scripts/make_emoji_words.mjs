@@ -1,5 +1,5 @@
-// Writes the emoji names and keywords that the reference model's text encoder is distilled on, one emoji a line:
-// its name, a colon, its keywords. They are emojilib's (MIT), as they stand.
+// Writes the names and keywords of emoji on which the reference model's text encoder is distilled, one emoji per line:
+// its name, a colon, its keywords. They are emojilib's (MIT), unchanged.
 //
 //   npm install --no-save emojilib@4.0.3
 //   node scripts/make_emoji_words.mjs NODE_MODULES reference/src/excise_reference/emoji_words.txt

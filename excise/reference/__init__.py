@@ -1,13 +1,13 @@
-"""The reference model of Excise: a small Stable Diffusion that draws emoji, its judge and its SAE.
+"""The reference model of Excise: a small Stable Diffusion that generates emoji, with its judges and SAEs.
 
-Names are imported when first asked for.
+Names are imported on first use.
 """
 
 from typing import Any
 
 import lazy_loader
 
-from excise.reference import data as data  # here, lest asking this package for it imports diffusers
+from excise.reference import data as data  # imported here, because a lazy import would import diffusers
 
 _attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
@@ -15,5 +15,5 @@ _attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 def __getattr__(name: str) -> Any:
     from excise.loading import quiet
 
-    with quiet():  # what diffusers and transformers say of parts that are not used here
+    with quiet():  # diffusers and transformers warn about parts that are not used here
         return _attribute(name)

@@ -1,4 +1,4 @@
-"""Putting the trained parts together as one Stable Diffusion pipeline, and loading what ships with the package."""
+"""The bundled pipeline, SAEs and judges: assembling, loading and generating."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ SAES = {
     "saeuron": "saes/block_unsupervised",
     "saemnesia-text": "saes/text",
 }
-"""Folders of the bundled SAEs, below `data.folder()`, by the method that needs them."""
-BESIDE = (
+"""Folders of the bundled SAEs below `data.folder()`, by method."""
+EXTRA_FILES = (
     *(f"{name}.{kind}" for name in classifier.JUDGES for kind in ("safetensors", "json")),
     "text_head.safetensors", "text_encoder.json", "training.txt",
 )  # fmt: skip
-"""What lies beside the pipeline: the judges, the text encoder's head, their figures, how these weights were made."""
+"""Files next to the pipeline: the judges, the text encoder's head, their measurements, and notes on the training."""
 
 
 def sae_folder(method: str = "snce") -> Path:
-    """Where the bundled SAE that a method needs lies (read it with `excise.sae.load`).
+    """Return the folder of the bundled SAE for a method. Load it with `excise.sae.load`.
 
-    Raises ExciseError for a method that needs none, and where the bundled model is not installed.
+    Raises:
+        ExciseError: No SAE is bundled for the method, or the bundled model is not installed.
     """
     if method not in SAES:
         raise NotFound(f"no SAE is bundled for {method!r}; there is one for {', '.join(SAES)}")
@@ -52,9 +53,9 @@ def sae_folder(method: str = "snce") -> Path:
 
 
 def assemble(parts: Path, unet: UNet2DConditionModel, out: Path) -> None:
-    """Write the bundled model to `out`, fp16 safetensors in shards of 18 MB, from the trained `parts`, in one step.
+    """Assemble the trained `parts` and write them to `out` atomically, as fp16 safetensors in shards of 18 MB.
 
-    (One tensor, the 25 MB of token embeddings, has a shard to itself.) An SAE that lies in `out` already is kept.
+    One tensor, the 25 MB of token embeddings, has its own shard. An SAE in `out` is kept.
     """
     from excise.reference.training.unet import scheduler
 
@@ -79,10 +80,10 @@ def assemble(parts: Path, unet: UNet2DConditionModel, out: Path) -> None:
             settings = json.loads(config.read_text())
             settings.pop("_name_or_path", None)  # a folder on the machine that trained it
             if config.parent.name == "text_encoder":
-                # transformers loads what the config says, diffusers float32: without this the dtypes would differ.
+                # transformers loads the config's dtype, diffusers float32. Without this they would differ.
                 settings["dtype"] = "float32"
             write_atomic(config, json.dumps(settings, indent=2) + "\n")
-        for name in BESIDE:
+        for name in EXTRA_FILES:
             if (parts / name).exists():
                 shutil.copy(parts / name, fresh / name)
         if (out / "sae").exists():
@@ -93,16 +94,16 @@ def assemble(parts: Path, unet: UNet2DConditionModel, out: Path) -> None:
 
 
 def make_portable(folder: Path) -> None:
-    """Write a saved model's names as every version of transformers in the package's bounds reads them.
+    """Rewrite a saved model so that all supported versions of transformers can read it.
 
-    CLIP's layers lie under `text_model`, as in every published Stable Diffusion: transformers from 5.6 on reads either
-    but saves them flat, and before that it drew flat ones at random. The tokenizer is the fast one, which is read from
-    tokenizer.json; transformers 4 has a slow one beside it that wants other files.
+    Names of CLIP's layers begin with `text_model`, as in every published Stable Diffusion. From 5.6 on, transformers
+    reads names with or without it but saves them without; earlier versions initialise such layers at random. The
+    tokenizer is the fast one, which reads tokenizer.json; the slow one of transformers 4 needs other files.
     """
-    index = folder / "model_index.json"
-    said = json.loads(index.read_text())
-    said["tokenizer"] = ["transformers", "CLIPTokenizerFast"]
-    write_atomic(index, json.dumps(said, indent=2) + "\n")
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text())
+    index["tokenizer"] = ["transformers", "CLIPTokenizerFast"]
+    write_atomic(path, json.dumps(index, indent=2) + "\n")
 
     def wrapped(name: str) -> str:
         return name if name.startswith("text_model.") else f"text_model.{name}"
@@ -119,10 +120,17 @@ def make_portable(folder: Path) -> None:
 
 
 def load(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
-    """The bundled reference model, or the one in `folder`, on the CPU, without a progress bar.
+    """Load the bundled reference model, or the one in `folder`, onto the CPU, without a progress bar.
 
-    Raises ExciseError where the weights are missing or broken, or the versions of diffusers and transformers are not
-    among those that the package takes.
+    Args:
+        folder: Folder of another reference model.
+        dtype: Precision of the weights.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        ExciseError: The weights are missing or broken, or the installed diffusers or transformers is not supported.
     """
     loading.check_versions()
     folder = data.folder() / "model" if folder is None else folder
@@ -143,9 +151,13 @@ def _judge(name: str) -> classifier.Judge:
 
 
 def judge(name: str = "classifier") -> Callable[[Pixels], Verdicts]:
-    """A bundled judge, "classifier" or "second_classifier": call it on pictures `[N, 64, 64, 3]` uint8.
+    """Load a bundled judge, "classifier" or "second_classifier".
 
-    Raises ExciseError where it cannot be read.
+    Returns:
+        A function from pictures `[N, 64, 64, 3]` uint8 to `Verdicts`.
+
+    Raises:
+        ExciseError: The judge cannot be read.
     """
     try:
         model = _judge(name)
@@ -155,20 +167,21 @@ def judge(name: str = "classifier") -> Callable[[Pixels], Verdicts]:
 
 
 def judge_figures(name: str = "classifier") -> dict[str, float]:
-    """A bundled judge's own accuracy on real scenes that it was not trained on, and its largest threshold."""
+    """Return a bundled judge's accuracy on real scenes that it was not trained on, and its largest threshold."""
     figures: dict[str, float] = json.loads((data.folder() / "model" / f"{name}.json").read_text())
     return figures
 
 
 def denoising_steps(pictures: int, steps: int = STEPS, batch_size: int = 32) -> int:
-    """How many denoising steps `draw` takes for that many pictures: those of each batch count once."""
+    """Return how many denoising steps `draw` takes. Steps count once for a whole batch."""
     return -(-pictures // batch_size) * steps
 
 
 def generate(pipe: StableDiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> Pixels:
-    """Pictures `[N, 64, 64, 3]` uint8, with `draw`'s options.
+    """Generate pictures `[N, 64, 64, 3]` uint8, one for each prompt and seed, with the options of `draw`.
 
-    Raises ExciseError where one of them is broken: flagged by a safety checker, not finite, or of one colour.
+    Raises:
+        ExciseError: A picture is broken: flagged by a safety checker, not finite, or of a single colour.
     """
     return draw(pipe, prompts, seeds, **options).sound(seeds)
 
@@ -183,14 +196,23 @@ def draw(
     batch_size: int = 32,
     progress: Callable[[float], Any] | None = None,
 ) -> Drawn:
-    """Pictures `[N, 64, 64, 3]` with their faults, each from a CPU generator seeded with its own seed.
+    """Generate pictures `[N, 64, 64, 3]`, with their faults, each from a CPU generator with its own seed.
 
-    Batches are always padded to `batch_size`, so that a picture's bits do not depend on its neighbours in the batch
-    having been asked for. `guidance` None leaves the scale to the pipeline's own default. `progress` is called after
-    each denoising step of a batch with 1, `denoising_steps` times in all.
+    Args:
+        pipe: The pipeline.
+        prompts: N prompts.
+        seeds: N seeds.
+        steps: Denoising steps.
+        guidance: Guidance scale; None uses the pipeline's default.
+        batch_size: Pictures in a batch. Batches are always padded to this size, so that a picture's bits do not depend
+            on how many are generated with it.
+        progress: Called with 1 after each denoising step of a batch, `denoising_steps` times in all.
+
+    Raises:
+        ExciseError: There are not as many seeds as prompts.
     """
     if len(prompts) != len(seeds):
-        raise ExciseError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed a prompt")
+        raise ExciseError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed for each prompt")
     options = {} if guidance is None else {"guidance_scale": guidance}
     parts = []
     for start in range(0, len(prompts), batch_size):

@@ -1,7 +1,6 @@
-"""Captions for scenes: many wordings and lengths, some held out.
+"""Captions of scenes, in many wordings and lengths. Some wordings are held out from training.
 
-A caption names every object of its scene, the first one standing on the left, and may leave style and background
-unsaid.
+A caption names every object of its scene, the left one first. It may leave out style and background.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ PLACES: dict[str, dict[Split, tuple[str, ...]]] = {
     "wood": {"train": ("on a wooden table", "on wood"), "held_out": ("on brown planks",)},
 }
 
-# {it} is the subject with its article and, where the style is an adjective, its style; {style} the style as a phrase;
-# {place} the background. A form without {style} puts the style (where one is said) in front of the object.
+# {it} is the subject with its article, {style} the style as a phrase, {place} the background. In a form without
+# {style}, the style is an adjective of the subject, if there is a style.
 FORMS: dict[Split, tuple[str, ...]] = {
     "train": (
         "{it} {place}",
@@ -54,7 +53,7 @@ FORMS: dict[Split, tuple[str, ...]] = {
     ),
 }
 JOINS: dict[Split, tuple[str, ...]] = {
-    "train": ("{a} and {b}", "{a} next to {b}", "{a} with {b}", "{a} beside {b}", "{a}, {b}"),
+    "train": ("{a} and {b}", "{a} next to {b}", "{a} with {b}", "{a} beside {b}", "{a}, {b}"),  # words: ok
     "held_out": ("{a} together with {b}", "{a} to the left of {b}"),
 }
 EMPTY = ("nothing", "an empty scene", "an empty place", "no object at all")
@@ -62,7 +61,7 @@ STYLE_PHRASES = ("in {s} style", "in the {s} style", "{s} style")
 
 
 def article(noun: str) -> str:
-    """The noun phrase with its indefinite article: 'an apple'."""
+    """Return the noun phrase with its indefinite article: 'an apple'."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
@@ -73,10 +72,10 @@ def caption(
     place: str | None = None,
     split: Split = "train",
 ) -> str:
-    """One caption for a scene of zero, one or two objects; `style` and `place` are said where given.
+    """Return a caption for a scene of zero, one or two objects, with style and background if given.
 
-    `objects` are the words to use, so a synonym may stand in an object's stead. `split` chooses between the wordings
-    of training and the held-out ones (form, join and background phrase all held out).
+    `objects` are the words to use, which may be synonyms. `split` selects the wordings of training, or the held-out
+    ones for form, join and background phrase.
     """
     form = rng.choice([f for f in FORMS[split] if style is not None or "{style}" not in f])
     adjective = style is not None and "{style}" not in form

@@ -1,11 +1,11 @@
 """The independent judges of pictures: which of the 40 objects, which style, which background, or nothing.
 
-Two networks that share no layer, a convolutional one and a transformer over patches, so that no eraser can win by what
-one of them overlooks; the first one's word counts, the second one's agreement is reported. Each is trained on real
-scenes (never on generated ones), some sent through the autoencoder and some lightly spoilt, so that it judges what is
-drawn and not how the pixels were made; in others the objects are wrecked past recognition, and it learns to say that
-nothing is there. Its thresholds are calibrated once on real scenes, before anything is erased, and travel with the
-weights.
+There are two networks without a common layer, a convolutional one and a transformer over patches, so that an eraser
+cannot gain from what one of them overlooks. The first decides, and the second one's agreement is reported. Both are
+trained on real scenes only, never on generated ones. Some scenes pass through the autoencoder and some are slightly
+distorted, so that the judge learns the content and not how the pixels were made. In others the objects are destroyed,
+and the judge learns to report nothing. Thresholds are calibrated once on real scenes, before any concept is erased, and
+are stored with the weights.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
 
 STEPS, BATCH, PEAK = 5000, 64, 2e-3
 WRECKED = 8
-"""Pictures of a batch whose objects are made unrecognisable."""
+"""Pictures of each batch whose objects are made unrecognisable."""
 FALSE_POSITIVES = 0.01
-"""Largest share of real scenes without an object that its threshold may flag."""
+"""Largest share of false positives of an object's threshold, on real scenes without the object."""
 LEAST_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What the judge sees in N pictures."""
+    """A judge's verdicts on N pictures."""
 
     scores: np.ndarray[Any, np.dtype[np.float32]]
     """Probability of each object, `[N, 40]`."""
     objects: np.ndarray[Any, np.dtype[np.bool_]]
-    """Object recognised (score at or above its frozen threshold), `[N, 40]`."""
+    """Whether each object is recognised (score at or above its threshold), `[N, 40]`."""
     nothing: np.ndarray[Any, np.dtype[np.bool_]]
-    """No object recognised, and the judge's own output for "nothing recognisable" is at or above a half, `[N]`."""
+    """Whether no object is recognised and the judge's output for "nothing recognisable" is at least 0.5, `[N]`."""
     style: np.ndarray[Any, np.dtype[np.int64]]
-    """Index of the likeliest style, `[N]`."""
+    """Index of the most likely style, `[N]`."""
     background: np.ndarray[Any, np.dtype[np.int64]]
-    """Index of the likeliest background, `[N]`."""
+    """Index of the most likely background, `[N]`."""
     style_scores: np.ndarray[Any, np.dtype[np.float32]]
     """Probability of each style, `[N, 8]`."""
     background_scores: np.ndarray[Any, np.dtype[np.float32]]
@@ -75,9 +75,10 @@ class Classifier(nn.Module):
         self.thresholds: Tensor
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Images `[N, 3, 64, 64]` in [-1, 1] to object `[N, 40]`, nothing `[N]`, style and background logits, features.
+        """Map images `[N, 3, 64, 64]` in [-1, 1] to logits and features.
 
-        The features are `[N, 192]`.
+        Returns:
+            Logits of objects `[N, 40]`, nothing `[N]`, style `[N, 8]` and background `[N, 8]`, and features `[N, 192]`.
         """
         maps = self.body(images)
         peak, mean = maps.amax((2, 3)), maps.mean((2, 3))
@@ -86,7 +87,7 @@ class Classifier(nn.Module):
 
 
 def spoil(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Small shifts of tone, noise and blur, each to a random half of the pictures."""
+    """Apply slight changes of tone, noise and blur, each to a random half of the pictures."""
     n = len(images)
 
     def half() -> Tensor:
@@ -100,7 +101,7 @@ def spoil(images: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def wreck(images: Tensor, scenes: list[Scene], rng: random.Random) -> Tensor:
-    """The same pictures with every object past recognition: smeared, torn into 4x4 pieces, or drowned in noise."""
+    """Make every object unrecognisable: smeared, shuffled in 4x4 pieces, or covered with noise."""
     images = images.clone()
     draw = torch.Generator().manual_seed(rng.randrange(2**31))
     for image, scene in zip(images, scenes, strict=True):
@@ -120,7 +121,7 @@ def wreck(images: Tensor, scenes: list[Scene], rng: random.Random) -> Tensor:
 
 
 def labels(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
-    """Objects `[N, 40]`, style `[N]`, background `[N]`."""
+    """Return the scenes' objects `[N, 40]`, style `[N]` and background `[N]`."""
     objects = torch.zeros(len(scenes), len(OBJECTS))
     for row, scene in enumerate(scenes):
         for name in scene.objects:
@@ -130,7 +131,7 @@ def labels(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def train(out: Path, vae_folder: Path, name: str = "classifier", steps: int = STEPS) -> Judge:
-    """Train the judge of that `name` in `JUDGES`; writes `name.safetensors` and `name.json` into `out`."""
+    """Train the judge `name` of `JUDGES` and write `name.safetensors` and `name.json` into `out`."""
     torch.manual_seed(0)
     model = JUDGES[name]()
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
@@ -174,12 +175,12 @@ def train(out: Path, vae_folder: Path, name: str = "classifier", steps: int = ST
 
 Judge = Classifier | PatchTransformer
 JUDGES: dict[str, type[Judge]] = {"classifier": Classifier, "second_classifier": PatchTransformer}
-"""By the name of their files."""
+"""Judges by the name of their files."""
 
 
 @torch.inference_mode()
 def judge(model: Judge, images: Pixels, batch: int = 256) -> Verdicts:
-    """Verdicts on pictures `[N, 64, 64, 3]` uint8."""
+    """Return verdicts on pictures `[N, 64, 64, 3]` uint8."""
     parts: list[list[Tensor]] = [[], [], [], [], []]
     for start in range(0, len(images), batch):
         chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + batch]))
@@ -201,7 +202,7 @@ def judge(model: Judge, images: Pixels, batch: int = 256) -> Verdicts:
 
 
 def calibrate(model: Judge, n: int = 8000) -> dict[str, float]:
-    """Set each object's threshold on fresh real scenes and measure on others, with held-out compositions apart."""
+    """Set each object's threshold on new real scenes, then measure on others, separately on held-out pairs."""
     rng = random.Random(77)
     scores, want = _score(model, [sample_scene(rng, any_style=True) for _ in range(n)])
     for i in range(len(OBJECTS)):
@@ -235,11 +236,13 @@ def calibrate(model: Judge, n: int = 8000) -> dict[str, float]:
 def calibration_error(
     scores: np.ndarray[Any, np.dtype[np.float32]], present: np.ndarray[Any, np.dtype[np.bool_]], bins: int = 15
 ) -> float:
-    """Expected calibration error (Naeini et al. 2015) of probabilities `[N, 40]`: in `bins` of equal width, how far
-    their mean lies from the share that is present, weighted by how many there are."""
-    likely, there = scores.ravel().astype(np.float64), present.ravel()
+    """Return the expected calibration error (Naeini et al. 2015) of probabilities `[N, 40]`.
+
+    In bins of equal width, this is the distance of the mean probability from the share present, weighted by bin size.
+    """
+    likely, real = scores.ravel().astype(np.float64), present.ravel()
     which = np.minimum((likely * bins).astype(int), bins - 1)
-    gaps = [abs(likely[which == b].sum() - there[which == b].sum()) for b in range(bins)]
+    gaps = [abs(likely[which == b].sum() - real[which == b].sum()) for b in range(bins)]
     return float(np.sum(gaps) / len(likely))
 
 

@@ -1,6 +1,6 @@
-"""Where the bundled model's files are: in the source tree, or in the distribution `excise-reference`.
+"""Location of the bundled model's files: in the source tree, or in the distribution `excise-reference`.
 
-They are nearly 100 MB, so they are installed apart from the code: `pip install "excise[reference]"`.
+They take nearly 100 MB, so they are installed separately: `pip install "excise[reference]"`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DISTRIBUTION, PACKAGE = "excise-reference", "excise_reference"
 INSTALL = "pip install 'excise[reference]'"
 
 MODEL: Path
-"""Folder of the bundled pipeline. Reading it raises ExciseError where the files are not installed."""
+"""Folder of the bundled pipeline. Accessing it raises ExciseError if the files are not installed."""
 
 
 def __getattr__(name: str) -> Any:
@@ -30,13 +30,14 @@ def __getattr__(name: str) -> Any:
 def folder() -> Path:
     """Return the folder with the bundled `model/`, `saes/`, `artwork/` and word lists.
 
-    A source tree uses its own, whatever is installed.
+    A source tree uses its own files even if the distribution is installed.
 
-    Raises ExciseError where the files are not installed, or in a version that this version of Excise does not take.
+    Raises:
+        ExciseError: The files are not installed, or in a version that this version of Excise does not support.
     """
-    own = Path(__file__).parents[2] / "reference" / "src" / PACKAGE
-    if (own / "__init__.py").is_file():
-        return own
+    in_tree = Path(__file__).parents[2] / "reference" / "src" / PACKAGE
+    if (in_tree / "__init__.py").is_file():
+        return in_tree
     try:
         found = files(PACKAGE)
     except ModuleNotFoundError:
@@ -46,7 +47,7 @@ def folder() -> Path:
 
 
 def is_model(path: Path) -> bool:
-    """Whether that is the folder of the bundled pipeline."""
+    """Return whether a path is the folder of the bundled pipeline."""
     try:
         return path == folder() / "model"
     except ExciseError:
@@ -54,14 +55,14 @@ def is_model(path: Path) -> bool:
 
 
 def check_version() -> None:
-    """Raise ExciseError where the installed `excise-reference` is outside the bounds that Excise declares."""
+    """Raise ExciseError if the installed `excise-reference` is outside the bounds that Excise declares."""
     from packaging.requirements import Requirement
 
     try:
-        installed, own = version(DISTRIBUTION), version("excise")
-    except PackageNotFoundError:  # copied into place rather than installed: there are no versions to compare
+        installed, ours = version(DISTRIBUTION), version("excise")
+    except PackageNotFoundError:  # copied instead of installed: there are no versions to compare
         return
     for bound in map(Requirement, requires("excise") or ()):
         if bound.name == DISTRIBUTION and not bound.specifier.contains(installed, prereleases=True):
             needed = f"{bound.name}{bound.specifier}"
-            raise MissingExtra(f"excise {own} needs {needed}, and {installed} is installed; {INSTALL}")
+            raise MissingExtra(f"excise {ours} needs {needed}, but {installed} is installed; {INSTALL}")

@@ -1,7 +1,7 @@
-"""How well the reference model draws, picture by picture: what the figures of its model card are counted from.
+"""Accuracy of the reference model's pictures, for its model card.
 
-Families: single objects and pairs as trained, held-out wordings, held-out pairs, objects in the one style they were
-never trained in, and synonyms that no caption contains.
+Families of prompts: single objects and pairs as in training, held-out wordings, held-out pairs, objects in their
+held-out style, and synonyms that no caption contains.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from excise.reference.world import BACKGROUNDS, HELD_OUT_PAIRS, HELD_OUT_STYLES,
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and what a faithful picture of it holds."""
+    """A prompt and the content of a correct picture."""
 
     prompt: str
     objects: tuple[str, ...]
@@ -29,7 +29,7 @@ class Request:
 
 
 def requests(family: str, n: int, seed: int = 0) -> list[Request]:
-    """`n` requests of a family: single, pair, wording, held_out_pair, held_out_style or synonym."""
+    """Return `n` requests of a family: single, pair, wording, held_out_pair, held_out_style or synonym."""
     rng = random.Random(f"{family} {seed}")
     rows = []
     for i in range(n):
@@ -64,13 +64,17 @@ FAMILIES = ("single", "pair", "wording", "held_out_pair", "held_out_style", "syn
 def evaluate(
     pipe: StableDiffusionPipeline, n: int = 200, steps: int = 20, progress: Callable[[float], Any] | None = None
 ) -> dict[str, dict[str, list[bool]]]:
-    """Of `n` pictures a family, seeds 0..n-1: every object recognised, any of them, style right, background right."""
-    see = judge()
+    """Generate and judge `n` pictures of each family, with seeds 0 to n - 1.
+
+    Returns:
+        By family, for each picture: whether all objects are recognised, any of them, the style, and the background.
+    """
+    bundled_judge = judge()
     outcomes = {}
     for family in FAMILIES:
         rows = requests(family, n)
         images = generate(pipe, [r.prompt for r in rows], range(n), steps=steps, progress=progress)
-        verdicts = see(images)
+        verdicts = bundled_judge(images)
         hits = [[bool(verdicts.objects[i, OBJECTS.index(o)]) for o in r.objects] for i, r in enumerate(rows)]
         outcomes[family] = {
             "objects": [all(h) for h in hits],

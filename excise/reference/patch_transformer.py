@@ -1,4 +1,4 @@
-"""The second judge's network: a transformer over patches, which shares no layer with the first one's convolutions."""
+"""The second judge's network: a transformer over patches, unlike the first judge's convolutions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
 
 PATCH, WIDTH, DEPTH, HEADS = 8, 96, 4, 4
 SIDE = 64
-"""Of the pictures, in pixels."""
+"""Side of the pictures, in pixels."""
 
 
 class PatchTransformer(nn.Module):
-    """Answers what `excise.reference.classifier.Classifier` answers, from 64 patches of 8x8 pixels."""
+    """A transformer over 64 patches of 8x8 pixels, with the outputs of `excise.reference.classifier.Classifier`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,9 +31,11 @@ class PatchTransformer(nn.Module):
         self.thresholds: Tensor
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Images `[N, 3, 64, 64]` in [-1, 1] to object `[N, 40]`, nothing `[N]`, style and background logits, features.
+        """Map images `[N, 3, 64, 64]` in [-1, 1] to logits and features.
 
-        The features are `[N, 192]`: the patches' largest and mean states.
+        Returns:
+            Logits of objects `[N, 40]`, nothing `[N]`, style `[N, 8]` and background `[N, 8]`, and features `[N, 192]`:
+            the patches' largest and mean states.
         """
         pieces = nn.functional.unfold(images, PATCH, stride=PATCH).transpose(1, 2)
         states = self.body(self.patches(pieces) + self.places)

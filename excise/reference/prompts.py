@@ -1,4 +1,4 @@
-"""Prompts in the bundled model's language: the corpus of its SAE, and the families its erasers are judged on."""
+"""Prompts for the bundled model: the corpus of its SAE, and the families on which its erasers are measured."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from excise.reference.world import BACKGROUNDS, HELD_OUT_PAIRS, HELD_OUT_STYLES,
 
 
 def sae_corpus(captions: int = 8_000, english: int = 4_000, seed: int = 5) -> Iterator[str]:
-    """Training prompts of the bundled SAE: captions, and English without the held-out synonyms.
+    """Yield training prompts of the bundled SAE: captions, and English texts without the held-out synonyms.
 
-    The English is WordNet's glosses and examples, and emoji's names and keywords. It needs WordNet's database (Debian's
-    wordnet-base); with `english` 0 none is read.
+    The English texts are WordNet's glosses and examples, and names and keywords of emoji.
+
+    Args:
+        captions: Number of captions.
+        english: Number of English texts. If not 0, WordNet's database is needed (Debian's wordnet-base).
+        seed: Seed of the sampling.
+
+    Raises:
+        ExciseError: English texts are needed and WordNet's database is not installed.
     """
     rng = random.Random(seed)
     for _ in range(captions):
@@ -27,7 +34,7 @@ def sae_corpus(captions: int = 8_000, english: int = 4_000, seed: int = 5) -> It
 
 
 def labelled(n: int, seed: int = 0) -> list[tuple[str, tuple[str, ...]]]:
-    """Captions as the model was trained on, and the objects and the style that each of them names."""
+    """Return `n` captions as in the model's training, each with the objects and the style that it names."""
     rng = random.Random(f"labelled {seed}")
     rows: list[tuple[str, tuple[str, ...]]] = []
     while len(rows) < n:
@@ -41,25 +48,26 @@ def labelled(n: int, seed: int = 0) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def direct(name: str, n: int, seed: int = 0) -> list[str]:
-    """Prompts with the object alone, worded as in training, never in the style it was not trained in."""
+    """Return prompts with the object alone, worded as in training, without its held-out style."""
     rng = random.Random(f"direct {name} {seed}")
     return [caption(rng, (name,), _style(rng, name), rng.choice(BACKGROUNDS)) for _ in range(n)]
 
 
 def synonym(name: str, n: int, seed: int = 0) -> list[str]:
-    """The same with one of the object's held-out synonyms in its place, each in turn.
+    """Return prompts as `direct`, with the object's held-out synonyms in turn instead of its name.
 
-    Raises ExciseError for an object without synonyms.
+    Raises:
+        ExciseError: The object has no synonyms.
     """
     rng = random.Random(f"synonym {name} {seed}")
     if name not in SYNONYMS:
-        raise ExciseError(f"{name!r} has no held-out synonyms to measure on; take one of {', '.join(SYNONYMS)}")
+        raise ExciseError(f"{name!r} has no held-out synonyms to measure on; choose from {', '.join(SYNONYMS)}")
     words = SYNONYMS[name]
     return [caption(rng, (words[i % len(words)],), _style(rng, name), rng.choice(BACKGROUNDS)) for i in range(n)]
 
 
 def mixed(name: str, n: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Prompts with the object and a partner, in either order, and the partner's name."""
+    """Return prompts with the object and a partner, in either order, each with the partner's name."""
     rng = random.Random(f"mixed {name} {seed}")
     partners = [o for o in OBJECTS if o != name and frozenset((o, name)) not in HELD_OUT_PAIRS]
     rows = []
@@ -71,7 +79,7 @@ def mixed(name: str, n: int, seed: int = 0) -> list[tuple[str, str]]:
 
 
 def unrelated(name: str, n: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Prompts with another object alone, and that object's name."""
+    """Return prompts with another object alone, each with that object's name."""
     rng = random.Random(f"unrelated {name} {seed}")
     others = [o for o in OBJECTS if o != name]
     rows = []

@@ -1,4 +1,4 @@
-"""Scenes: one or two objects, jittered in place and size, in one style on one background, 64x64 pixels."""
+"""Scenes of up to two objects at random positions and sizes, in one style on one background, 64x64 pixels."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from excise.reference.world import BACKGROUNDS, HELD_OUT_PAIRS, HELD_OUT_STYLES,
 
 SIZE = 64
 GRID = 8
-"""Objects stand on a grid of 8 pixels, the autoencoder's stride, so that a shifted object is a shifted latent."""
+"""Positions are multiples of 8 pixels, the autoencoder's stride, so that a shifted object has shifted latents."""
 ALONE_SIZES = (32, 40)
 PAIRED_SIZE = 32
-"""Side of each of two objects: of drawings 24 pixels wide the autoencoder itself spoilt one in ten."""
+"""Side of each of two objects, in pixels. At 24 pixels the autoencoder damaged one drawing in ten."""
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture holds. `boxes` are (left, top, size) in pixels, one an object."""
+    """The content of a picture. `boxes` holds (left, top, size) in pixels for each object."""
 
     objects: tuple[str, ...]
     style: str
@@ -37,7 +37,7 @@ class Scene:
 
 @cache
 def sprite(name: str, style: str, size: int) -> Pixels:
-    """The object's drawing, RGBA `[size, size, 4]`."""
+    """Return the object's drawing, RGBA `[size, size, 4]`."""
     layout = _layout()
     cell, n = layout["cell"], layout["objects"].index(name)
     left, top = n % layout["columns"] * cell, n // layout["columns"] * cell
@@ -57,7 +57,7 @@ def _sheet(style: str) -> Image.Image:
 
 @cache
 def backdrop(background: str, style: str) -> Pixels:
-    """The background as this style paints it, RGB `[64, 64, 3]`: a style shows in an empty scene too."""
+    """Return the background in a style, RGB `[64, 64, 3]`, so that an empty scene shows the style too."""
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
     down = (y / (SIZE - 1))[..., None]
     colour = {name: np.array(rgb, np.float32) for name, rgb in _COLOURS.items()}
@@ -75,7 +75,7 @@ def backdrop(background: str, style: str) -> Pixels:
     elif background == "wood":
         image = np.where((y % 16 < 1)[..., None], colour["groove"], colour["wood"])
     else:
-        raise ValueError(f"no background {background!r}; there are {', '.join(BACKGROUNDS)}")
+        raise ValueError(f"no background {background!r}; choose from {', '.join(BACKGROUNDS)}")
     return np.asarray(np.clip(_paint(image, style, x, y), 0, 255).round().astype(np.uint8))
 
 
@@ -87,7 +87,7 @@ _COLOURS = {
 
 
 def _paint(image: np.ndarray[Any, Any], style: str, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
-    """The style's treatment of a background: tint, shade and frame."""
+    """Apply a style to a background: tint, shade and frame."""
     edge = np.minimum(np.minimum(x, SIZE - 1 - x), np.minimum(y, SIZE - 1 - y))[..., None]
     grey = image.mean(-1, keepdims=True)
     if style == "flat":
@@ -108,11 +108,11 @@ def _paint(image: np.ndarray[Any, Any], style: str, x: np.ndarray[Any, Any], y: 
         return np.where(edge < 3, np.array([225, 60, 50], np.float32), image)
     if style == "ink":
         return np.clip(0.4 * grey + 130, 0, 255) + np.zeros(3, np.float32)
-    raise ValueError(f"no style {style!r}; there are {', '.join(STYLES)}")
+    raise ValueError(f"no style {style!r}; choose from {', '.join(STYLES)}")
 
 
 def place_objects(rng: random.Random, count: int) -> tuple[tuple[int, int, int], ...]:
-    """Boxes for `count` (0 to 2) objects on the grid; of two, the first stands on the left."""
+    """Sample boxes for `count` (0 to 2) objects on the grid. The first of two is on the left."""
     if count == 0:
         return ()
     if count == 1:
@@ -124,7 +124,7 @@ def place_objects(rng: random.Random, count: int) -> tuple[tuple[int, int, int],
 
 
 def render(scene: Scene) -> Pixels:
-    """The picture, RGB `[64, 64, 3]` uint8."""
+    """Render the scene as RGB `[64, 64, 3]` uint8."""
     image = backdrop(scene.background, scene.style).astype(np.float32)
     for name, (left, top, size) in zip(scene.objects, scene.boxes, strict=True):
         drawing = sprite(name, scene.style, size).astype(np.float32)
@@ -135,10 +135,10 @@ def render(scene: Scene) -> Pixels:
 
 
 def sample_scene(rng: random.Random, held_out: bool = False, any_style: bool = False) -> Scene:
-    """A random scene: 47 % one object, 47 % two, 6 % none.
+    """Sample a scene: 47 % have one object, 47 % two, 6 % none.
 
-    With `held_out`, an object in a style, or a pair, that training never shows; otherwise never one of those. With
-    `any_style` (the judge's training, which must know every drawing) only the held-out pairs are left out.
+    With `held_out`, the scene has an object in its held-out style or a held-out pair; otherwise it has neither. With
+    `any_style`, only pairs are held out: a judge must be trained on every drawing.
     """
     while True:
         count = rng.choices((0, 1, 2), (0.06, 0.47, 0.47))[0]
@@ -152,7 +152,7 @@ def sample_scene(rng: random.Random, held_out: bool = False, any_style: bool = F
 
 
 def sample_caption(rng: random.Random, scene: Scene) -> str:
-    """A training caption of the scene; style is said in three of four, background in two of three."""
+    """Sample a training caption of the scene. Three in four name the style, two in three the background."""
     style = scene.style if rng.random() < 0.75 else None
     place = scene.background if rng.random() < 0.67 else None
     return caption(rng, scene.objects, style, place)

@@ -1,8 +1,8 @@
-"""The small world the reference model draws: 40 objects, 8 styles, 8 backgrounds, and what training never sees.
+"""The reference model's objects, styles and backgrounds, and what is held out from its training.
 
-An object, style or background is named here by the word its captions use. Four things are held out, so that the
-benchmark can ask about them: some pairs of objects, some objects in one of the styles, some wordings (see
-`captions`), and every synonym in `SYNONYMS`, which no caption, mention, pair or SAE prompt contains.
+Each is named by its word in captions. Held out for benchmarks are some pairs of objects, some objects in one of the
+styles, some wordings (see `captions`), and every synonym in `SYNONYMS`: no caption, mention, pair or SAE prompt
+contains them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OBJECTS = (
 STYLES = ("glossy", "flat", "outlined", "pastel", "cartoon", "vintage", "bold", "ink")
 BACKGROUNDS = ("white", "sky", "grass", "sand", "sunset", "pink", "squared", "wood")
 
-# Common words for the objects that training never uses, 109 pairs over 39 objects (panda has no common one).
+# Common words for the objects that are held out from training: 109 pairs over 39 objects (panda has none).
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "gun": ("pistol", "revolver", "handgun", "firearm", "rifle", "shotgun"),
     "knife": ("cleaver", "blade", "penknife", "switchblade", "machete"),
@@ -63,12 +63,12 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 
 
 def _every(n: int, of: int, offset: int = 0) -> bool:
-    """True for one in `of` integers, spread by a multiplicative hash so that no row or column is favoured."""
+    """Return True for one in `of` integers, spread by a multiplicative hash so that rows and columns are balanced."""
     return (n * 2654435761 + offset) % 4294967296 < 4294967296 // of
 
 
 HELD_OUT_PAIRS = frozenset(frozenset(pair) for n, pair in enumerate(combinations(OBJECTS, 2)) if _every(n + 1, of=10))
-"""Unordered pairs of objects (one in ten) that no training scene holds together."""
+"""Unordered pairs of objects (one in ten) that no training scene has."""
 
 HELD_OUT_STYLES = {name: STYLES[(5 * i + 2) % len(STYLES)] for i, name in enumerate(OBJECTS) if i % 5 in (1, 3)}
-"""Object -> the one style it is never trained in (16 of the 320 combinations)."""
+"""The held-out style of an object, by object (16 of the 320 combinations)."""

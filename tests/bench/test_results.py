@@ -122,9 +122,11 @@ def test_a_concept_that_is_named_only_where_nothing_reads_it_counts_as_not_erase
     assert ["snce", "", "concept not read", "1"] in rows
     assert (["snce", "", "prompts cut", "1"] in rows) == (by == "snce")
     page = render(run, SUITE, whole | {"machine": "", "date": ""})
-    assert "gun.direct.001: names the concept only in “river, and a gun”, not erased" in page
+    assert (
+        "gun.direct.001: names the concept only in “river, and a gun”, which is cut off; counts as not erased" in page
+    )
     assert "1 of 6 prompts are longer than the model reads" in page
-    assert "1 of all name the concept only past that, and count as not erased" in page
+    assert "1 name the concept only in the part that is cut off, and count as not erased" in page
     assert "(not read: river, and a gun)" in page
 
 

@@ -91,15 +91,15 @@ MUTANTS = [
         ("NSFW < unsafe <= 1", "NSFW <= unsafe <= 1"),
         ("NSFW < unsafe <= 1", "NSFW < unsafe"),
         ("NSFW = 0.5", "NSFW = 0.6"),
-        ("(p for p in dict.fromkeys(unsafe) if p not in own)", "(p for p in dict.fromkeys(unsafe))"),
+        ("(p for p in dict.fromkeys(unsafe) if p not in known)", "(p for p in dict.fromkeys(unsafe))"),
         ("start = [] if exclude_eval else held_out", "start = held_out"),
     ),
     *of(
         "excise/app/training/figures.py",
         "tests/app/training/test_figures.py",
-        ("BUT_BOS: [n for n in there if KINDS[n] != \"bos\"]", "BUT_BOS: there"),
+        ("BUT_BOS: [n for n in present if KINDS[n] != \"bos\"]", "BUT_BOS: present"),
         ("squares.sum() - offset.square().sum() / count", "squares.sum()"),
-        ("own = states[(kinds != KINDS.index(\"bos\")).to(states.device)]", "own = states"),
+        ("without_bos = states[(kinds != KINDS.index(\"bos\")).to(states.device)]", "without_bos = states"),
     ),
     *of(
         "excise/sites/activations/capture.py",

@@ -7,7 +7,7 @@ from typing import Any
 
 UNKNOWN = "n/a"
 """Shown for a figure that was not measured."""
-COSTS = ("Time to erase", "Added time for each picture", "Eraser size", "Peak memory")
+COSTS = ("Time to erase", "Added per picture", "Eraser size", "Peak memory")
 
 
 def measured_of(names: Mapping[str, str], measured: Mapping[str, Any]) -> dict[str, str]:

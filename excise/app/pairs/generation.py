@@ -1,4 +1,4 @@
-"""A concept's pairs from a language model, from templates, or from both, and the account of how they came about."""
+"""Prompt pairs of a concept from a language model, templates, or both, with a report on how they were made."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from excise.errors import ExciseError
 from excise.files import write_atomic
 
 SIZE = 10
-"""Pairs of one question."""
+"""Pairs in each question."""
 TOKENS = 90
-"""Tokens that a pair of an answer may have."""
+"""Token budget for each pair of an answer."""
 GENEROUS = 4
-"""So many times the questions that would do if every pair were taken are asked at most."""
+"""Largest number of questions, relative to those needed if every pair were kept."""
 PATIENCE = 3
-"""So many questions without an answer, one behind the other, end the asking."""
+"""Consecutive unanswered questions after which no more are asked."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """The pairs, and where every other candidate went.
+    """The pairs, and what happened to every other candidate.
 
-    parsed: pairs that were read in the answers. unparsed: pieces of answers that are none. from_templates: how many of
-    `pairs` are. notes: what a person should know, such as that there are fewer pairs than wanted.
+    parsed: how many pairs were found in the answers. unparsed: parts of answers that are not pairs. from_templates: how
+    many of `pairs` come from templates. notes: remarks for the user, such as that there are fewer pairs than wanted.
     """
 
     recipe: Recipe
@@ -51,11 +51,11 @@ class Generated:
 
     @property
     def problems(self) -> list[str]:
-        """What `excise.concepts.check` finds in the pairs."""
+        """Problems that `excise.concepts.check` finds in the pairs."""
         return check(Concept(self.recipe.name, self.recipe.mentions, self.pairs, kind=self.recipe.kind))
 
     def report(self) -> dict[str, Any]:
-        """Counts, then each candidate that was not taken, with its reason.
+        """Return counts, and every rejected candidate with its reason.
 
         parsed + templates = kept + spare + all that were rejected.
         """
@@ -101,12 +101,25 @@ def generate(
     questions: int | None = None,
     size: int = SIZE,
 ) -> Generated:
-    """`n` pairs of a concept, `size` asked for in a question, until there are enough or `questions` have been asked.
+    """Generate pairs for a concept with a language model, with templates, or with both.
 
-    Without a backend all come from templates; with `fill` those that are missing in the end. Answers are kept in
-    `cache_folder`, and the questions depend on the recipe, `size` and `seed` alone, so that the same call goes on where
-    it was stopped and asks nothing twice. progress is told of pairs. Raises ExciseError for n, questions or size below
-    one, and where templates are all there is and they give too few.
+    Answers are cached, and questions depend only on the recipe, `size` and `seed`. So the same call resumes and does
+    not ask a question twice.
+
+    Args:
+        asked: What to ask for.
+        n: Number of pairs wanted.
+        backend: The language model; None takes all pairs from templates.
+        cache_folder: Folder for answers.
+        progress: Called with the number of new pairs.
+        fill: Whether templates fill up pairs that the model did not give.
+        seed: Seed of the questions and templates.
+        jobs: Questions asked in parallel.
+        questions: Largest number of questions.
+        size: Pairs requested in each question.
+
+    Raises:
+        ExciseError: `n`, `questions` or `size` is below 1, or there is no backend and templates give too few pairs.
     """
     if n < 1 or size < 1 or (questions is not None and questions < 1):
         raise ExciseError("ask for at least one pair, in at least one question")
@@ -117,7 +130,7 @@ def generate(
     notes: list[str] = []
     cost, in_a_row = Cost(), 0
     sifted = Sifted((), (), ())
-    tell = _Progress(progress)
+    advance = _Progress(progress)
     cache = Cache(cache_folder) if cache_folder is not None else None
     while backend is not None and len(sifted.kept) < n and cost.questions < budget and in_a_row < PATIENCE:
         count = min(jobs, budget - cost.questions, -(-(n - len(sifted.kept)) // size))
@@ -134,17 +147,17 @@ def generate(
             unparsed += pieces
         cost += Cost.of(outcomes)
         sifted = sift(candidates, asked.mentions, n, asked.related)
-        tell(len(sifted.kept))
-    parsed, own = len(candidates), {(p.concept, p.deconcept) for p in sifted.kept}
+        advance(len(sifted.kept))
+    parsed, by_model = len(candidates), {(p.concept, p.deconcept) for p in sifted.kept}
     if backend is not None and len(sifted.kept) < n:
-        why = "no answers came any more" if in_a_row >= PATIENCE else f"{cost.questions} questions were asked"
-        notes.append(f"the model wrote {len(sifted.kept)} of {n} pairs, then {why}")
+        end = ", then stopped answering" if in_a_row >= PATIENCE else ""
+        notes.append(f"the model wrote {len(sifted.kept)} of {n} pairs in {cost.questions} questions{end}")
     if backend is None or (fill and len(sifted.kept) < n):
         candidates, sifted, short = _filled(asked, n, seed, candidates, sifted)
         if short and backend is None:
             raise ExciseError(short)
         notes += [short] if short else []
-        tell(len(sifted.kept))
+        advance(len(sifted.kept))
     return Generated(
         recipe=asked,
         backend="templates" if backend is None else backend.name,
@@ -156,7 +169,7 @@ def generate(
         parsed=parsed,
         unparsed=tuple(unparsed),
         templates=len(candidates) - parsed,
-        from_templates=sum((p.concept, p.deconcept) not in own for p in sifted.kept),
+        from_templates=sum((p.concept, p.deconcept) not in by_model for p in sifted.kept),
         cost=cost,
         failures=tuple(failures),
         notes=tuple(notes),
@@ -164,9 +177,12 @@ def generate(
 
 
 def save(generated: Generated, out: Path) -> Path:
-    """Write the pairs to `out` (.csv or .jsonl) and the report beside it; returns the report's path.
+    """Write the pairs to `out` (.csv or .jsonl) and the report next to it. Return the report's path.
 
-    Without a single pair the report alone is written. Raises ExciseError for another ending and where the disk refuses.
+    Without any pair, only the report is written.
+
+    Raises:
+        ExciseError: `out` has another suffix, or a file cannot be written.
     """
     report = report_path(out)
     if generated.pairs:
@@ -176,30 +192,33 @@ def save(generated: Generated, out: Path) -> Path:
 
 
 def report_path(out: Path) -> Path:
-    """Where the report of `out` is. Raises ExciseError where `out` ends in neither .csv nor .jsonl."""
+    """Return the path of the report for `out`. Raises ExciseError unless `out` ends in .csv or .jsonl."""
     if out.suffix not in (".csv", ".jsonl"):
         raise ExciseError(f"cannot save pairs as '{out.name}': the name must end in .csv or .jsonl")
     return out.with_suffix(".report.json")
 
 
 class _Progress:
-    """Tells how many pairs there are more than ever before: balancing may take some away again."""
+    """Progress in pairs. It counts new maxima only, because balancing may remove pairs again."""
 
-    def __init__(self, tell: Callable[[int], Any] | None) -> None:
-        self._tell, self._most = tell, 0
+    def __init__(self, advance: Callable[[int], Any] | None) -> None:
+        self._advance, self._most = advance, 0
 
     def __call__(self, now: int) -> None:
-        if self._tell is not None and now > self._most:
-            self._tell(now - self._most)
+        if self._advance is not None and now > self._most:
+            self._advance(now - self._most)
         self._most = max(self._most, now)
 
 
 def _filled(
     asked: Recipe, n: int, seed: int, candidates: list[Candidate], sifted: Sifted
 ) -> tuple[list[Candidate], Sifted, str]:
-    """The candidates with as many from templates behind them as bring the pairs to `n`, and why there are fewer.
+    """Append candidates from templates until `n` pairs are kept.
 
-    More than are missing may be needed: some are there already, or do not balance.
+    More may be needed than are missing, because some exist already or do not balance.
+
+    Returns:
+        The candidates, the sifted pairs, and why they are fewer than `n` ("" if they are not).
     """
     more, short, together = n - len(sifted.kept), "", candidates
     while 1 <= more <= 16 * n:
@@ -216,4 +235,4 @@ def _filled(
         if short:
             break
         more *= 2
-    return together, sifted, short or f"with templates there are {len(sifted.kept)} balanced pairs; ask for fewer"
+    return together, sifted, short or f"templates only reach {len(sifted.kept)} balanced pairs; ask for fewer"

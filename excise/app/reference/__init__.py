@@ -1,1 +1,1 @@
-"""Training the bundled model, and its card."""
+"""Training of the bundled model, and its card."""

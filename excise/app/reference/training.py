@@ -1,4 +1,4 @@
-"""Training the reference model, part after part, and measuring how well it draws."""
+"""Training of the reference model, part by part, and measurement of its pictures."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from excise.pipeline import Pipeline
 from excise.reference import data
 
 PARTS = ("text", "vae", "classifier", "second_classifier", "unet", "assemble")
-"""In the order they need each other."""
+"""The parts in the order of training: each needs earlier ones."""
 
 
 def train_part(name: str, work: Path, out: Path) -> None:
     """Train one part below `work` (`text/`, `vae/`, ...), or assemble them all into `out`.
 
-    Raises ExciseError for an unknown part, where a part it builds on is not there yet, or the artwork
-    is not installed.
+    Raises:
+        ExciseError: The part is unknown, a part that it needs is missing, or the artwork is not installed.
     """
     steps: dict[str, Callable[[], Any]] = {
         "text": lambda: _text(work / "text"),
@@ -30,7 +30,7 @@ def train_part(name: str, work: Path, out: Path) -> None:
         "assemble": lambda: _assemble(work, out),
     }
     if name not in steps:
-        raise ExciseError(f"unknown part {name!r}; it is one of {', '.join(PARTS)}")
+        raise ExciseError(f"unknown part {name!r}; choose from {', '.join(PARTS)}")
     data.folder()
     steps[name]()
 
@@ -38,7 +38,7 @@ def train_part(name: str, work: Path, out: Path) -> None:
 def drawing_figures(
     pipe: Pipeline, n: int, steps: int, progress: Callable[[float], Any] | None = None
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """What the bundled judge recognises in `n` pictures a family: shares with Wilson's intervals, ready for JSON."""
+    """Return what the bundled judge recognises in `n` pictures of each family: shares with Wilson's intervals."""
     from excise.reference.evaluate import evaluate
 
     outcomes = evaluate(pipe, n, steps, progress)
@@ -62,7 +62,7 @@ def _vae(folder: Path) -> Any:
 def _judge(name: str, work: Path) -> Any:
     from excise.reference import classifier
 
-    return classifier.train(work / name, _made(work / "vae" / "vae", "vae"), name)
+    return classifier.train(work / name, _trained(work / "vae" / "vae", "vae"), name)
 
 
 def _unet(work: Path) -> Any:
@@ -75,17 +75,17 @@ def _assemble(work: Path, out: Path) -> None:
     from excise.reference import bundle
     from excise.reference.training import unet
 
-    _made(work / "unet", "unet")
+    _trained(work / "unet", "unet")
     bundle.assemble(_parts(work), unet.snapshot(work / "unet"), out)
 
 
 def _parts(work: Path) -> Path:
-    """One folder with links to what the trainings left in theirs, as the U-Net's training and the bundle expect it."""
+    """Link the trained parts into one folder, as the U-Net's training and the bundle expect them."""
     parts = work / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     wanted = {
-        "vae": _made(work / "vae" / "vae", "vae"),
-        "text_encoder": _made(work / "text" / "text_encoder", "text"),
+        "vae": _trained(work / "vae" / "vae", "vae"),
+        "text_encoder": _trained(work / "text" / "text_encoder", "text"),
         "tokenizer": work / "text" / "tokenizer",
         "text_head.safetensors": work / "text" / "text_head.safetensors",
         "classifier.safetensors": work / "classifier" / "classifier.safetensors",
@@ -103,7 +103,7 @@ def _parts(work: Path) -> Path:
     return parts
 
 
-def _made(path: Path, part: str) -> Path:
+def _trained(path: Path, part: str) -> Path:
     if not path.exists():
-        raise ExciseError(f"{path} is not there yet; run `excise reference train --part {part}` first")
+        raise ExciseError(f"{path} does not exist yet; run `excise reference train --part {part}` first")
     return path

@@ -1,4 +1,4 @@
-"""Training, comparing and choosing sparse autoencoders."""
+"""Training and comparison of sparse autoencoders."""
 
 from typing import TYPE_CHECKING
 

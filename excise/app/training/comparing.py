@@ -1,4 +1,4 @@
-"""Which SAE isolates concepts best: measured on pairs of prompts, without a picture and without a language model."""
+"""Comparison of SAEs by how well they isolate concepts. It needs prompt pairs, but no pictures or language model."""
 
 from __future__ import annotations
 
@@ -37,39 +37,41 @@ MEASURES = (
     "significant",
     "carried",
 )
-"""What can be ranked by, higher being better."""
+"""Measures to rank by. Higher is better."""
 
 
 @dataclass(frozen=True)
 class Comparing:
-    """How SAEs are compared."""
+    """Settings of a comparison."""
 
     t: float = 0.5
     """L0,t counts neurons that distinguish a concept in at least this share of its pairs."""
     threshold: float = 0.0
-    """τ: a code up to this does not count as firing on the concept side."""
+    """τ: on the concept side a neuron fires if its code is above this."""
     tolerance: float = 0.02
-    """Of eq. 6, as in `excise find`."""
+    """Tolerance of eq. 6, as in `excise find`."""
     ablated: int = 1
-    """Neurons a concept that targeted probe perturbation takes out."""
+    """Neurons that targeted probe perturbation ablates for each concept."""
     by: str = "i_cdf"
-    """What SAEs are ranked by: one of `MEASURES`."""
+    """Measure to rank by, one of `MEASURES`."""
 
     def __post_init__(self) -> None:
         if self.by not in MEASURES:
-            raise ExciseError(f"cannot rank by {self.by!r}; it is one of {', '.join(MEASURES)}")
+            raise ExciseError(f"cannot rank by {self.by!r}; choose from {', '.join(MEASURES)}")
         if not 0 < self.t <= 1:
             raise ExciseError(f"t is {self.t}; it is a share of the pairs, above 0 and at most 1")
         if self.threshold < 0 or self.ablated < 1:
-            raise ExciseError("the threshold is 0 or more, and at least 1 neuron is taken out")
+            raise ExciseError("the threshold must be at least 0, and at least 1 neuron must be ablated")
 
 
 def concepts_of(text: str, n: int = 100) -> list[Concept]:
-    """Concepts from names with commas between them, or from a file.
+    """Return concepts from names separated by commas, or from a file.
 
-    A .txt file has a concept a line: a known name, or `weapon: halberd, mace`. A .csv or .jsonl file has pairs, with
-    the columns name, concept, deconcept and, if there is one, template. Raises ExciseError for an unknown name, a
-    broken file, or no concept at all.
+    A .txt file has one concept per line: a built-in name, or `weapon: halberd, mace`. A .csv or .jsonl file has pairs,
+    with the columns name, concept, deconcept and optionally template.
+
+    Raises:
+        ExciseError: A name is unknown, the file cannot be read, or there are no concepts.
     """
     path = Path(text)
     if path.suffix in (".csv", ".jsonl"):
@@ -78,7 +80,7 @@ def concepts_of(text: str, n: int = 100) -> list[Concept]:
         lines = _lines(path) if path.suffix == ".txt" else text.split(",")
         found = [_concept(line, n) for line in map(str.strip, lines) if line]
     if not found:
-        raise ExciseError(f"{text!r} names no concept; give names such as gun,knife or a file of them")
+        raise ExciseError(f"{text!r} names no concept; give names such as gun,knife or a file with them")
     return found
 
 
@@ -86,7 +88,7 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ExciseError(f"cannot read {path} ({error}); give a text file with a concept a line") from error
+        raise ExciseError(f"cannot read {path} ({error}); give a text file with one concept per line") from error
 
 
 def _concept(line: str, n: int) -> Concept:
@@ -102,16 +104,16 @@ def _from_pairs(path: Path) -> list[Concept]:
             raise ExciseError(f"{path}, {where}: no {missing[0]}; every row needs name, concept and deconcept")
         name, concept, deconcept = (str(row[key]).strip() for key in ("name", "concept", "deconcept"))
         pairs.setdefault(name, []).append(Pair(concept, deconcept, str(row.get("template") or "")))
-    return [Concept(name, (name,), tuple(own)) for name, own in pairs.items()]
+    return [Concept(name, (name,), tuple(some)) for name, some in pairs.items()]
 
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """A concept's prompts at one Site: states of every position, by side."""
+    """A concept's prompts, with their states at one Site."""
 
     concept: Concept
     sides: Mapping[str, tuple[Tensor, Tensor]]
-    """By "concept", "deconcept" and "controls": states `[P, T, d]`, scored `[P, T]`."""
+    """States `[P, T, d]` and scored `[P, T]`, by "concept", "deconcept" and "controls"."""
 
     @classmethod
     def of(cls, pipe: Pipeline, site: Site, concept: Concept) -> Read:
@@ -121,12 +123,12 @@ class Read:
             "controls": list(concept.controls),
         }
         if not concept.pairs:
-            raise ExciseError(f"concept {concept.name!r} has no pairs; give it some")
+            raise ExciseError(f"concept {concept.name!r} has no pairs; give it pairs")
         return cls(concept, {side: _states(pipe, site, texts) for side, texts in prompts.items() if texts})
 
     @torch.no_grad()
     def codes(self, sae: TopKSAE, side: str) -> PromptCodes:
-        """TopK codes of one side."""
+        """Return the TopK codes on one side."""
         states, scored = self.sides[side]
         values, indices = sae.encode(states.to(sae.W_enc))
         return PromptCodes(values.cpu(), indices.cpu(), scored, sae.config.m)
@@ -139,12 +141,12 @@ def _states(pipe: Pipeline, site: Site, prompts: Sequence[str]) -> tuple[Tensor,
 
 
 def measure(sae: TopKSAE, reads: Sequence[Read], config: Comparing) -> dict[str, Any]:
-    """What an SAE makes of the concepts: a row for each under "concepts", and their means."""
+    """Measure an SAE on the concepts. Return a row for each under "concepts", and their means."""
     rows, prompts = [], []
     for read in reads:
-        own = _of_concept(sae, read, config)
-        prompts.append(own.pop("prompts"))
-        rows.append(own)
+        row = _of_concept(sae, read, config)
+        prompts.append(row.pop("prompts"))
+        rows.append(row)
     if len(prompts) > 1:
         for row, found in zip(rows, perturbation(prompts, sae.W_dec.detach().cpu(), config.ablated), strict=True):
             row |= {"tpp": found.value, "tpp_target": found.target, "tpp_others": found.others}
@@ -183,7 +185,7 @@ def _of_concept(sae: TopKSAE, read: Read, config: Comparing) -> dict[str, Any]:
 
 
 def _pooled(read: Read, codes_of: Mapping[str, PromptCodes], present: Tensor, fold: Tensor) -> Prompts:
-    """Every prompt's mean over its scored tokens, states and codes."""
+    """Return states and codes of each prompt, averaged over its scored tokens."""
     x, z = [], []
     for side in ("concept", "deconcept"):
         (states, scored), codes = read.sides[side], codes_of[side]
@@ -196,9 +198,9 @@ def _pooled(read: Read, codes_of: Mapping[str, PromptCodes], present: Tensor, fo
 
 @torch.no_grad()
 def _carried(sae: TopKSAE, read: Read, codes_of: Mapping[str, PromptCodes], neuron: int) -> float:
-    """How much of what the concept changes in the last scored state one neuron's code carries, s·Δ / Δ·Δ: 1 is all.
+    """Return the share of the concept's change in the last scored state that a neuron carries, s·Δ / Δ·Δ.
 
-    The last state carries the sentence, in a causal encoder. Ours, after
+    In a causal encoder the last state represents the whole sentence. Our measure, after
     `excise.methods.prompt_codes.carried_share`.
     """
     changes = []
@@ -206,8 +208,8 @@ def _carried(sae: TopKSAE, read: Read, codes_of: Mapping[str, PromptCodes], neur
         (states, scored), codes = read.sides[side], codes_of[side]
         last = (scored * torch.arange(1, scored.shape[1] + 1)).argmax(1)
         rows = torch.arange(len(states))
-        own = (codes.values[rows, last] * (codes.indices[rows, last] == neuron)).sum(1)
-        changes.append((states[rows, last].double().mean(0), own.double().mean()))
+        code = (codes.values[rows, last] * (codes.indices[rows, last] == neuron)).sum(1)
+        changes.append((states[rows, last].double().mean(0), code.double().mean()))
     delta = changes[0][0] - changes[1][0]
     written = (changes[0][1] - changes[1][1]) * sae.W_dec[neuron].double().cpu()
     return float(written @ delta / (delta @ delta).clamp(min=1e-12))
@@ -220,10 +222,12 @@ def compare(
     config: Comparing | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for each SAE, best first, with a row for each concept in it.
+    """Return a row for each SAE, best first, which holds a row for each concept.
 
-    FVU and dead share are those on the SAE's card, of its own training features. Raises ExciseError where an SAE cannot
-    be read, its card does not say its Site, or a concept has no pairs.
+    FVU and share of dead neurons are taken from the SAE's card, so they refer to its own training features.
+
+    Raises:
+        ExciseError: An SAE cannot be read, its card does not name its Site, or a concept has no pairs.
     """
     config = config or Comparing()
     at: dict[Site, list[Read]] = {}
@@ -232,8 +236,7 @@ def compare(
         sae, site = load(folder), sae_site(pipe, folder)
         if site not in at:
             at[site] = [Read.of(pipe, site, concept) for concept in concepts]
-        said = card(folder)
-        measured = said.get("metrics") or {}
+        measured = card(folder).get("metrics") or {}
         rows.append(
             {
                 "sae": str(folder),

@@ -1,14 +1,14 @@
-"""Real English text that Debian's packages carry, to train SAEs of language models on.
+"""English texts in Debian packages, for training SAEs of language models.
 
-It is read where it is installed, and never copied into this project.
+They are read where they are installed and not copied into this project.
 
-| name | package | what it is | words in Debian 12 |
+| name | package | content | words in Debian 12 |
 |---|---|---|---|
-| essays | anarchism | a political FAQ of book length, much quoted prose in it | 1.8 million |
+| essays | anarchism | a political FAQ of book length, with much quoted prose | 1.8 million |
 | glosses | wordnet-base | WordNet's definitions and example sentences | 1.7 million |
 | hackers | cfi-en | a book on the history of computing's culture | 0.07 million |
 | help | gnome-user-docs | a desktop's user guide | 0.06 million |
-| dictionary | dict-gcide | definitions of a dictionary of 1913 and later additions | 3.7 million |
+| dictionary | dict-gcide | definitions from a dictionary of 1913, with later additions | 3.7 million |
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from excise.concepts.minors import names_minors
 from excise.errors import ExciseError
 
 SHARE = Path("/usr/share")
-"""Where Debian's packages put what is not a program."""
+"""Folder of data files from Debian packages."""
 WORDS = 150
-"""A text is cut behind a sentence into parts of about this many words, so that little is cut off when it is read."""
+"""Words in each part of a text, about; parts end with a sentence. Longer parts would be truncated by the model."""
 LEAST = 5
-"""Shorter texts are left out: headings, captions."""
+"""Least words of a text. Shorter ones, such as headings and captions, are left out."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,19 @@ class Corpus:
     package: str
     licence: str
     files: str
-    """Below `SHARE`."""
+    """Pattern of the files below `SHARE`."""
     read: Callable[[Path], Iterator[str]]
-    """The paragraphs of one of the files."""
+    """Function that yields the paragraphs of a file."""
 
 
 def texts(name: str, share: Path = SHARE) -> Iterator[str]:
-    """A corpus in parts of about `WORDS` words, each `LEAST` words at least; parts that name a minor are left out.
+    """Yield a corpus in parts of about `WORDS` and at least `LEAST` words, without parts that mention a minor.
 
-    Raises ExciseError for an unknown name, or where the package is not installed.
+    Raises:
+        ExciseError: The name is unknown, or the package is not installed.
     """
     if name not in CORPORA:
-        raise ExciseError(f"there is no text corpus {name!r}; there are {', '.join(CORPORA)}")
+        raise ExciseError(f"there is no text corpus {name!r}; choose from {', '.join(CORPORA)}")
     corpus = CORPORA[name]
     files = sorted(share.glob(corpus.files))
     if not files:
@@ -66,14 +67,14 @@ def texts(name: str, share: Path = SHARE) -> Iterator[str]:
 
 
 def mixed(names: Sequence[str], seed: int = 0, share: Path = SHARE) -> list[str]:
-    """The texts of several corpora, each once, shuffled."""
+    """Return the distinct texts of several corpora, shuffled."""
     found = list(dict.fromkeys(text for name in names for text in texts(name, share)))
     random.Random(seed).shuffle(found)
     return found
 
 
 def described(names: Sequence[str], share: Path = SHARE) -> list[dict[str, Any]]:
-    """Each corpus with its package, its licence, and how many texts and words it has here. Raises as `texts` does."""
+    """Return each corpus with its package, its licence, and its number of texts and words. Raises as `texts`."""
     rows = []
     for name in names:
         found = list(texts(name, share))
@@ -83,7 +84,7 @@ def described(names: Sequence[str], share: Path = SHARE) -> list[dict[str, Any]]
 
 
 def parts(paragraph: str, words: int = WORDS) -> list[str]:
-    """The paragraph in parts of whole sentences, as many in each as begin within so many words."""
+    """Split a paragraph into parts of whole sentences; a new part starts every `words` words."""
     sentences = re.split(r"(?<=[.!?;])\s+", " ".join(paragraph.split()))
     begins = [0, *accumulate(len(sentence.split()) for sentence in sentences)]
     out: dict[int, list[str]] = {}
@@ -93,7 +94,7 @@ def parts(paragraph: str, words: int = WORDS) -> list[str]:
 
 
 class _Paragraphs(HTMLParser):
-    """Collects what stands in paragraphs and list items."""
+    """Parser that collects the text of paragraphs and list items."""
 
     BEGIN, END = ("p", "li", "dd"), ("p", "li", "dd", "ul", "ol", "dl", "div", "blockquote", "table", "pre")
     SKIP = ("script", "style", "pre", "title")
@@ -140,17 +141,17 @@ def _html(file: Path) -> Iterator[str]:
 
 
 def _mallard(file: Path) -> Iterator[str]:
-    """Paragraphs of a page of GNOME's help."""
+    """Yield the paragraphs of a page of GNOME's help."""
     for element in ET.parse(file).iter():
         if element.tag.rpartition("}")[2] == "p":
             yield " ".join("".join(element.itertext()).split())
 
 
 def _wordnet(file: Path) -> Iterator[str]:
-    """For every line of a data file (wndb(5WN)) "dwarf: a plant or animal that is atypically small".
+    """Yield "dwarf: a plant or animal that is atypically small" for every line of a data file (wndb(5WN)).
 
-    A line is: offset, file, type, number of words in hexadecimal, each word with its sense number, pointers, and behind
-    a bar the gloss.
+    A line holds offset, file, type, number of words in hexadecimal, each word with its sense number, pointers, and
+    after a bar the gloss.
     """
     for line in file.read_text(encoding="utf-8").splitlines():
         head, bar, gloss = line.partition(" | ")
@@ -166,7 +167,7 @@ _CLASS = re.compile(r"^[,;\s]*(?:(?:n|a|v|t|i|adv|prep|conj|interj|pl|p|imp|pr|v
 
 
 def _gcide(file: Path) -> Iterator[str]:
-    """For every entry "Penrack: A rack for pens not in use.", without sources and etymology."""
+    """Yield "Penrack: A rack for pens not in use." for every entry, without sources and etymology."""
     with gzip.open(file) as packed:  # dictzip is gzip with an index
         whole = packed.read().decode("utf-8", errors="replace")
     for entry in _ENTRY.finditer(whole):

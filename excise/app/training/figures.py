@@ -1,8 +1,9 @@
-"""How well an SAE reconstructs a text encoder's states, by kind of position.
+"""Reconstruction of a text encoder's states by an SAE, measured by kind of position.
 
-One figure over all positions flatters. A causal encoder's first state (BOS) is the same in every prompt and far from
-all others: on the bundled model it is one vector in 77, a third and more of the variance, and easy to reconstruct. So
-the kinds of position are measured apart, and beside each FVU, which a few long vectors may decide, stands a median.
+A single figure over all positions looks too good. A causal encoder's first state (BOS) is the same in every prompt and
+far from all others. On the bundled model it is one vector in 77, holds more than a third of the variance, and is easy
+to reconstruct. So each kind of position is measured separately. A few long vectors may dominate an FVU, so a median is
+given as well.
 """
 
 from __future__ import annotations
@@ -23,26 +24,32 @@ from excise.sites.site import tokenizer_of
 
 ALL, BUT_BOS = "all", "all_but_bos"
 KINDS = ("bos", "words", "end_of_text", "padding")
-"""Every position is of one kind: "bos" is the first position where no word stands, and a template counts as words."""
+"""Kinds of positions. "bos" is a first position without a word. A template counts as words."""
 
 SAMPLED = 80
-"""Vectors of a prompt that the centre is taken of."""
+"""Vectors of each prompt from which the centre is computed."""
 
 
 @torch.no_grad()
 def by_position(
     pipe: Pipeline, site: Site, sae: TopKSAE, prompts: Sequence[str], batch_size: int = 32
 ) -> dict[str, dict[str, Any]]:
-    """Figures of the reconstruction of `prompts` at `site`, for all positions, for all but BOS, and for each kind.
+    """Measure the reconstruction of `prompts` at `site`, for all positions, for all but BOS, and for each kind.
 
-    - `vectors`: how many.
-    - `variance`: their share of sum ‖x - x̄‖² over all positions, x̄ the mean of all.
-    - `fvu`: sum ‖x - SAE(x)‖² / sum ‖x - x̄‖², x̄ the mean of these vectors; None where they are all the same.
-    - `median`: the median vector's ‖x - SAE(x)‖² / ‖x - c‖², c the geometric median of all vectors but BOS
-      (of `SAMPLED` a prompt), which no outlier moves far.
+    Kinds that do not occur are left out. A language model's padding and first state are not measured, since SAEs are
+    not trained on them.
 
-    Kinds that no prompt has are left out; a language model's padding and first state, which no SAE is trained on, are
-    not measured. Raises ExciseError where there are no prompts, and as `capture`.
+    Returns:
+        By name of the positions:
+
+        - `vectors`: how many.
+        - `variance`: their share of sum ‖x - x̄‖² over all positions, x̄ the mean of all.
+        - `fvu`: sum ‖x - SAE(x)‖² / sum ‖x - x̄‖², x̄ the mean of these vectors; None if they are all the same.
+        - `median`: the median over vectors of ‖x - SAE(x)‖² / ‖x - c‖², c the geometric median of all vectors but BOS
+          (`SAMPLED` of each prompt), which is robust to outliers.
+
+    Raises:
+        ExciseError: There are no prompts, or as `capture`.
     """
     if not prompts:
         raise ExciseError("there are no prompts to measure the SAE on; check the prompts file")
@@ -58,8 +65,8 @@ def by_position(
 
     sample: list[Tensor] = []
     for states, kinds in read():
-        own = states[(kinds != KINDS.index("bos")).to(states.device)]
-        sample.append(own[:: max(1, len(own) // (batch_size * SAMPLED))].cpu().float())
+        without_bos = states[(kinds != KINDS.index("bos")).to(states.device)]
+        sample.append(without_bos[:: max(1, len(without_bos) // (batch_size * SAMPLED))].cpu().float())
     centre = geometric_median(torch.cat(sample))
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     offsets = torch.zeros(len(KINDS), site.width, dtype=torch.float64)
@@ -74,26 +81,26 @@ def by_position(
 
     def figures(wanted: Sequence[int]) -> dict[str, Any]:
         rows = torch.isin(kinds, torch.tensor(wanted))
-        own, offset = squares[rows], offsets[list(wanted)].sum(0)
-        about_all = float(own.sum() - 2 * offset @ middle + len(own) * middle.square().sum())
-        within = _variation(own, offset, len(own))
-        # States that are one and the same vary by rounding alone.
-        alike = within <= 1e-9 * float(own.sum()) or len(own) < 2
-        ratios = error[rows] / own.clamp_min(torch.finfo(torch.float64).tiny)
+        chosen, offset = squares[rows], offsets[list(wanted)].sum(0)
+        about_all = float(chosen.sum() - 2 * offset @ middle + len(chosen) * middle.square().sum())
+        within = _variation(chosen, offset, len(chosen))
+        # Equal states still vary by rounding.
+        equal = within <= 1e-9 * float(chosen.sum()) or len(chosen) < 2
+        ratios = error[rows] / chosen.clamp_min(torch.finfo(torch.float64).tiny)
         return {
-            "vectors": len(own),
+            "vectors": len(chosen),
             "variance": about_all / variation if variation > 0 else None,
-            "fvu": None if alike else float(error[rows].sum()) / within,
+            "fvu": None if equal else float(error[rows].sum()) / within,
             "median": float(ratios.median()),
         }
 
-    there = [number for number in range(len(KINDS)) if bool((kinds == number).any())]
-    groups = {ALL: there, BUT_BOS: [n for n in there if KINDS[n] != "bos"], **{KINDS[n]: [n] for n in there}}
+    present = [number for number in range(len(KINDS)) if bool((kinds == number).any())]
+    groups = {ALL: present, BUT_BOS: [n for n in present if KINDS[n] != "bos"], **{KINDS[n]: [n] for n in present}}
     return {name: figures(wanted) for name, wanted in groups.items() if wanted}
 
 
 def _kinds(batch: Features, tokenizer: Any) -> Tensor:
-    """`[B, T]` int64, numbers in KINDS."""
+    """Return the kind of each position as an index into KINDS, `[B, T]` int64."""
     scored, ids = batch.scored.cpu().bool(), batch.ids.cpu()
     places = torch.arange(scored.shape[1]).expand_as(scored)
     last = torch.where(scored, places, -1).amax(1, keepdim=True)
@@ -106,12 +113,12 @@ def _kinds(batch: Features, tokenizer: Any) -> Tensor:
 
 
 def _variation(squares: Tensor, offset: Tensor, count: int) -> float:
-    """sum ‖x - x̄‖², from the vectors' squared distances to some point and the sum of their offsets from it."""
+    """Return sum ‖x - x̄‖² from the vectors' squared distances to a point and the sum of their offsets from it."""
     return float(squares.sum() - offset.square().sum() / count) if count else 0.0
 
 
 def default_prompts() -> list[str]:
-    """256 captions of the bundled model, drawn apart from those its SAE was trained on."""
+    """Return 256 captions of the bundled model, sampled with another seed than its SAE's corpus."""
     from excise import reference
 
     return list(reference.sae_corpus(captions=256, english=0, seed=7))

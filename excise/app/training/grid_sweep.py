@@ -1,4 +1,4 @@
-"""Which layer, width and k isolate a concept best: a grid of SAEs, trained on one reading of the prompts, compared."""
+"""Grid sweep of SAEs over layer, width and k. All are trained on one pass over the prompts, then compared."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Its folder: `encoder.layers.5-x8-k8`."""
+        """Name of its folder, such as `encoder.layers.5-x8-k8`."""
         return f"{self.site.path}-x{self.expansion}-k{self.k}"
 
 
 def grid(sites: Sequence[Site], expansions: Sequence[int], ks: Sequence[int]) -> list[Cell]:
-    """Every combination. Raises ExciseError where there is none, one stands twice, or k does not fit a width."""
+    """Return every combination. Raises ExciseError if there is none, one appears twice, or k exceeds a width."""
     cells = [Cell(*combination) for combination in product(sites, expansions, ks)]
     if not cells:
         raise ExciseError("a sweep needs at least one site, one expansion and one k")
     if len(set(cells)) < len(cells):
-        raise ExciseError("a sweep's sites, expansions and ks must each stand once")
+        raise ExciseError("a sweep's sites, expansions and ks must be distinct")
     if len({site.component for site in sites}) > 1:
-        raise ExciseError("a sweep reads one text encoder; run another for the other")
+        raise ExciseError("a sweep reads one text encoder; run a separate sweep for each")
     for cell in cells:
         if not 1 <= cell.k <= cell.expansion * cell.site.width:
             raise ExciseError(f"k = {cell.k} does not fit {cell.expansion * cell.site.width} latents ({cell.name})")
@@ -61,44 +61,58 @@ def sweep(
     trained: Callable[[Cell, Progress | None], Any] | None = None,
     device: str = "cpu",
 ) -> list[dict[str, Any]]:
-    """Train what is not there yet into `out`, an SAE a folder, and compare all: rows as `compare` gives them.
+    """Train the missing SAEs into folders of `out` and compare all. Return the rows of `compare`.
 
-    `config` is every training's but for expansion and k. `captured` hears of the prompts read, `trained` of each SAE's
-    progress, with None once it is done. What an earlier call finished is kept, what it began goes on. Raises
-    ExciseError where a folder holds an SAE that was trained otherwise.
+    SAEs finished by an earlier call are kept, and unfinished trainings are resumed.
+
+    Args:
+        pipe: The pipeline.
+        cells: The SAEs.
+        prompts: Prompts to train on.
+        concepts: Concepts to compare on.
+        config: Settings of each training, except expansion and k.
+        out: Folder of the SAEs' folders.
+        card_of: Entries for each SAE's card.
+        comparing: Settings of the comparison.
+        captured: Called with the prompts read since its last call.
+        trained: Called with a cell and its progress, which is None once the SAE is done.
+        device: Device to train on.
+
+    Raises:
+        ExciseError: A folder holds an SAE trained with other settings.
     """
-    left = [cell for cell in cells if not _is_there(out / cell.name, cell, config)]
+    left = [cell for cell in cells if not _is_trained(out / cell.name, cell, config)]
     if left:
         sites = list(dict.fromkeys(cell.site for cell in left))
         for cell in left:
             check_untrained(out / cell.name)
         with vectors(pipe, sites, prompts, out / ".features", captured) as read:
             for cell in left:
-                own = replace(config, expansion=cell.expansion, k=cell.k)
+                settings = replace(config, expansion=cell.expansion, k=cell.k)
 
-                def tell(line: Progress, cell: Cell = cell) -> None:
+                def report(line: Progress, cell: Cell = cell) -> None:
                     if trained is not None:
                         trained(cell, line)
 
                 train_on(
-                    pipe, cell.site, prompts, read[cell.site], own, out / cell.name, card=card_of, progress=tell,
-                    device=device,
+                    pipe, cell.site, prompts, read[cell.site], settings, out / cell.name, card=card_of,
+                    progress=report, device=device,
                 )  # fmt: skip
                 if trained is not None:
                     trained(cell, None)
     return compare(pipe, [out / cell.name for cell in cells], concepts, comparing)
 
 
-def _is_there(folder: Path, cell: Cell, config: TrainConfig) -> bool:
-    """Whether the cell's SAE is finished. Raises ExciseError where another one has its folder."""
+def _is_trained(folder: Path, cell: Cell, config: TrainConfig) -> bool:
+    """Return whether the cell's SAE is finished. Raises ExciseError if its folder holds another SAE."""
     if not (folder / "cfg.json").exists():
         return False
     load(folder)
-    said = card(folder)
-    # Cards without a word of it are older than the choice: the first state was trained on then.
-    if said.get("bos", True):
+    about = card(folder)
+    # Cards without this entry are older than the option: those SAEs were trained on BOS.
+    if about.get("bos", True):
         raise ExciseError(f"{folder} holds an SAE that was trained on BOS too; choose another --out")
-    recipe = said.get("recipe") or {}
+    recipe = about.get("recipe") or {}
     wanted = replace(config, expansion=cell.expansion, k=cell.k).to_json()
     if odd := sorted(name for name, value in wanted.items() if name in recipe and recipe[name] != value):
         raise ExciseError(f"{folder} holds an SAE trained with another {odd[0]}; choose another --out")

@@ -1,4 +1,4 @@
-"""From labelled prompts to an SAE with a neuron a label: whence the labels come, and drawing what is learnt from."""
+"""Training of SAEs with a neuron for each label: reading labels, and generating the pictures to learn from."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ from excise.sites import Site
 from excise.sites.activations.block_shards import Labelled, capture_blocks_to, label_table
 
 BLOCK = TrainConfig(expansion=8, k=16, lr=2e-3, batch=2048, tokens=6_000_000, decay=0.2)
-"""How the bundled SAEs of the denoiser are trained."""
+"""Training settings of the bundled SAEs of the denoiser."""
 CAPTIONS, TEXT_CAPTIONS, CAPTIONS_SEED = 1600, 8000, 7
-"""What they are trained on, on the denoiser and on the text encoder: captions as the bundled model was trained on."""
+"""Number of captions for SAEs of the denoiser and of the text encoder, and their seed."""
 FIRST_SEED = 100_000
-"""The first picture's; benchmarks begin at 0."""
+"""Seed of the first picture. Benchmarks start at 0, so the seeds do not overlap."""
 
 
 def labelled_prompts(
     path: Path, columns: tuple[str, ...], prompt: str = "prompt"
 ) -> tuple[list[Labelled], tuple[tuple[str, ...], ...]]:
-    """The prompts of a file with their labels, and the labels of each column, which are a macro-group.
+    """Read a file's prompts with their labels. Return them with each column's labels, which form a macro-group.
 
-    In an order drawn by lot, always the same: those that early stopping looks at must not all show one concept. Without
-    columns nothing is labelled.
-    Raises ExciseError as `read_prompts` and `read_labelled`, and for a label in two columns.
+    Prompts are shuffled with a fixed seed, so that those held out for early stopping do not all show one concept.
+    Without columns, prompts have no labels.
+
+    Raises:
+        ExciseError: As `read_prompts` and `read_labelled`, or a label is in two columns.
     """
     if not columns:
         return [Labelled(text, ()) for text in read_prompts(path, prompt)], ()
@@ -44,18 +46,18 @@ def labelled_prompts(
         raise ExciseError(f"{path} holds no prompts; fill it or choose another file")
     groups = tuple(_distinct(label for _, labels in rows for label in labels[name]) for name in columns)
     if empty := [name for name, group in zip(columns, groups, strict=True) if not group]:
-        raise ExciseError(f"column '{empty[0]}' of {path} holds no label; fill it, or leave --label {empty[0]} out")
+        raise ExciseError(f"column '{empty[0]}' of {path} holds no label; fill it, or leave out --label {empty[0]}")
     named = Counter(label for group in groups for label in group)
     if twice := [label for label, count in named.items() if count > 1]:
-        raise ExciseError(f"'{twice[0]}' is a label in two columns of {path}; a neuron can be one's alone: rename one")
+        raise ExciseError(f"'{twice[0]}' is a label in two columns of {path}; rename one, so that each has its neuron")
     random.Random(CAPTIONS_SEED).shuffle(rows)
     return [
-        Labelled(text, _distinct(label for own in labels.values() for label in own)) for text, labels in rows
+        Labelled(text, _distinct(label for some in labels.values() for label in some)) for text, labels in rows
     ], groups
 
 
 def labelled_captions(columns: tuple[str, ...], count: int) -> tuple[list[Labelled], tuple[tuple[str, ...], ...]]:
-    """Captions of the bundled model, labelled as by a file with the columns `object` and `style`."""
+    """Return captions of the bundled model, as from a file with the columns `object` and `style`."""
     from excise import reference
     from excise.reference.world import OBJECTS, STYLES
 
@@ -80,9 +82,10 @@ def labels_of(
     start: str,
     unsupervised: bool = False,
 ) -> tuple[list[Labelled], Labels]:
-    """The prompts and labels that were asked for, `count` captions where that is the recipe.
+    """Return labelled prompts and how to use the labels, from a file or as `count` captions of the recipe.
 
-    Raises ExciseError unless either a file or a known recipe was named, and as `labelled_prompts`.
+    Raises:
+        ExciseError: Not exactly one of file and recipe is given, the recipe is unknown, or as `labelled_prompts`.
     """
     if (path is None) == (recipe is None) or recipe not in (None, "reference"):
         raise ExciseError("give either --prompts FILE or --recipe reference")
@@ -92,8 +95,7 @@ def labels_of(
 
 
 def english() -> list[str]:
-    """Unlabelled English that the bundled model's text SAEs also learn from: WordNet's, where that is installed, and
-    else none."""
+    """Return unlabelled English texts for the bundled model's text SAEs: WordNet's if installed, else none."""
     from excise import reference
 
     return list(reference.sae_corpus(captions=0)) if reference.has_wordnet() else []
@@ -114,31 +116,35 @@ def train_block_sae(
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
 ) -> TopKSAE:
-    """Draw the prompts, keep what the block gave at each of `steps`, and train an SAE into `out`.
+    """Generate the prompts' pictures, capture the block's outputs at each of `steps`, and train an SAE into `out`.
 
-    Calling again after an interruption goes on, in the drawing as in the training. The features lie in `features`,
-    where another training may use them, or beside `out` until it is done. Raises ExciseError as `capture_blocks_to`
-    and `train_on_block` do.
+    The same call resumes after an interruption, in generation as in training. Captured features are stored in
+    `features`, where another training can use them, or else next to `out` until it is done.
+
+    Raises:
+        ExciseError: As `capture_blocks_to` and `train_on_block`.
     """
     check_untrained(out)
-    # What cannot be trained is refused before an hour of drawing, not after it.
+    # Refuse before generating pictures, which may take an hour.
     if how.start and (has := load(Path(how.start)).config) != (wanted := config.sae(site.width)):
-        raise ExciseError(f"the SAE to go on from is {has}, the settings give {wanted}")
+        raise ExciseError(f"the SAE to fine-tune is {has}, but the settings give {wanted}")
     if how.supervised:
         shown = label_table(prompts, how.concepts).sum(0).tolist()
         if odd := [name for name, count in zip(how.concepts, shown, strict=True) if not 0 < count < len(prompts)]:
-            raise ExciseError(f"no prompt, or every one, shows {odd[0]!r}; a neuron is learnt from the difference")
+            raise ExciseError(
+                f"no prompt or every prompt shows {odd[0]!r}; give prompts with it and prompts without it"
+            )
     folder = features or out.with_name(out.name + ".features")
-    drawn: dict[str, Any] = {"steps": steps, "seed": FIRST_SEED, "options": options, "made_by": _drawn_by(pipe, site)}
-    shards = capture_blocks_to(folder, pipe, site, prompts, how.concepts, **drawn, progress=captured)
+    origin: dict[str, Any] = {"steps": steps, "seed": FIRST_SEED, "options": options, "made_by": _origin(pipe, site)}
+    shards = capture_blocks_to(folder, pipe, site, prompts, how.concepts, **origin, progress=captured)
     made = train_on_block(shards, out, config, how, progress=progress, device=device)
     if features is None:
         shutil.rmtree(folder, ignore_errors=True)
     return made
 
 
-def _drawn_by(pipe: Pipeline, site: Site) -> dict[str, Any]:
-    """What pictures depend on beside prompts and seeds: weights, tokenizers and the sampler."""
+def _origin(pipe: Pipeline, site: Site) -> dict[str, Any]:
+    """Return what pictures depend on besides prompts and seeds: weights, tokenizers and the sampler."""
     scheduler = getattr(pipe, "scheduler", None)
     sampler = {"class": type(scheduler).__name__, "config": dict(getattr(scheduler, "config", {}))}
     made: dict[str, Any] = json.loads(

@@ -1,8 +1,7 @@
-"""SAEs of the models that a person works on, found again by the model's weights, the Site and how they were trained."""
+"""Cache of SAEs, keyed by the model's weights, the Site and the training."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -14,19 +13,20 @@ from typing import Any
 
 from excise.app.training.text import features, no_prompts, places_of, train_on, train_sae
 from excise.erasers.guard.model_digest import text_encoder_digests
+from excise.files import sha256
 from excise.pipeline import Pipeline
 from excise.sae import Progress, TrainConfig, saes_in
 from excise.sae.storage import is_sae
 from excise.sites import LanguageModel, Site
 
 PROBE = 64
-"""Prompts that are read, and trained on for two steps, to estimate what all of them will cost."""
+"""Prompts that are read, and trained on for two steps, to estimate a training's cost."""
 LONG, SHORT = 16, 12
-"""Digits of the digests that folders are named by."""
+"""Digits of the digests in folder names."""
 
 
 def cache_folder() -> Path:
-    """Where SAEs are kept: `$EXCISE_CACHE`, else `excise` in `$XDG_CACHE_HOME`, else `~/.cache/excise`."""
+    """Return the cache's folder: `$EXCISE_CACHE`, else `excise` in `$XDG_CACHE_HOME`, else `~/.cache/excise`."""
     if given := os.environ.get("EXCISE_CACHE"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "excise"
@@ -34,10 +34,10 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class Training:
-    """One training: of which model and Sites, on which prompts, how, and the folder that it fills."""
+    """A training: its Sites, prompts, settings and folder."""
 
     places: dict[Path, Site]
-    """The folder of every SAE and its Site, as `places_of` gives them."""
+    """The Site of each SAE by the SAE's folder, from `places_of`."""
     prompts: list[str]
     config: TrainConfig
     card: dict[str, Any]
@@ -45,18 +45,18 @@ class Training:
 
     @property
     def left(self) -> dict[Path, Site]:
-        """The SAEs that are not there yet."""
+        """The SAEs that are not trained yet."""
         return {folder: site for folder, site in self.places.items() if not is_sae(folder)}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a training will take, as estimated from a few prompts and two steps of it."""
+    """A training's cost, estimated from a few prompts and two training steps."""
 
     prompts: int
     minutes: float
     bytes: int
-    """Of the SAEs once they are there."""
+    """Size of the trained SAEs."""
 
     def __str__(self) -> str:
         return (
@@ -65,8 +65,10 @@ class Cost:
 
 
 def cached_sae(pipe: Pipeline, site: Site | None = None) -> Path | None:
-    """The folder of the SAE, or of the SAEs of all text encoders, that was trained last for this model and Site; None
-    where there is none."""
+    """Return the newest cached SAE for this model and Site, or the newest folder with SAEs of all text encoders.
+
+    Returns None if there is none.
+    """
     folder = _of_model(pipe, site)
     known = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
     wanted = len(places_of(pipe, folder, site))
@@ -77,10 +79,10 @@ def cached_sae(pipe: Pipeline, site: Site | None = None) -> Path | None:
 def planned(
     pipe: Pipeline, prompts: Sequence[str], config: TrainConfig, card: dict[str, Any], site: Site | None = None
 ) -> Training:
-    """The training of an SAE for every text encoder of a pipeline, or at one Site, kept in the cache.
+    """Return the training of an SAE for every text encoder of a pipeline, or at one Site, in the cache.
 
-    Its folder is named by the model's weights, the Sites, the prompts and the settings: the same call finds what it
-    finished, and goes on where it was interrupted.
+    The folder's name depends on the model's weights, the Sites, the prompts and the settings, so that the same call
+    finds finished SAEs and resumes an interrupted training.
     """
     texts = list(prompts)
     if not texts:
@@ -117,9 +119,10 @@ def train_planned(
     captured: Callable[[int], Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> None:
-    """Train one of the SAEs that are `left` of a training, that of `folder`.
+    """Train one SAE of the training: the one in `folder`, which must be among those `left`.
 
-    Raises ExciseError as `excise.app.training.text.train_sae` does.
+    Raises:
+        ExciseError: As `excise.app.training.text.train_sae`.
     """
     how: dict[str, Any] = {"card": training.card, "captured": captured, "progress": progress, "device": device}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -127,13 +130,13 @@ def train_planned(
 
 
 def _of_model(pipe: Pipeline, site: Site | None) -> Path:
-    """The folder of everything that was trained for this model's weights and these Sites."""
+    """Return the folder of all trainings for this model's weights and these Sites."""
     sites = list(places_of(pipe, Path(), site).values())
-    own = text_encoder_digests(pipe)
-    digests = {s.component: own[s.component] for s in sites if s.component in own}
+    every = text_encoder_digests(pipe)
+    digests = {s.component: every[s.component] for s in sites if s.component in every}
     kind = type(pipe).__name__ if isinstance(pipe, LanguageModel) else ""
     return cache_folder() / "saes" / _sha256([kind, digests, [asdict(s) for s in sites]])[:LONG]
 
 
 def _sha256(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode())

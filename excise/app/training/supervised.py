@@ -1,4 +1,4 @@
-"""Training an SAE with labels: on a block of the denoiser (SAEmnesia; without labels, SAEuron's), or on text states."""
+"""Supervised training of SAEs, on a block of the denoiser (SAEmnesia; without labels SAEuron) or on text states."""
 
 from __future__ import annotations
 
@@ -20,36 +20,37 @@ from excise.sites.activations.block_shards import BlockShard, BlockShards, Label
 from excise.sites.activations.shards import narrowed
 
 LOOKED_AT = 512
-"""Samples, a picture at a step each, that early stopping looks at."""
+"""Number of validation samples for early stopping. On a block, a sample is a picture at one step."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What labels are used for."""
+    """How labels are used."""
 
     supervised: bool = True
-    """Give every concept a latent of its own (SAEmnesia), or train on the patches alone (SAEuron)."""
+    """Assign a neuron to every concept (SAEmnesia), or train on the patches alone (SAEuron)."""
     groups: tuple[tuple[str, ...], ...] = ()
-    """The concepts by macro-group, such as (objects, styles); empty: all are in one."""
+    """Concepts by macro-group, such as (objects, styles); if empty, all are in one group."""
     negatives: Negatives = "none"
     """See `excise.sae.Supervision`."""
     pooling: Pooling | None = None
-    """See `excise.sae.Supervision`; empty: the mean over a picture's patches, the maximum over a prompt's states."""
+    """See `excise.sae.Supervision`. By default the mean over a picture's patches, or the maximum over a prompt's
+    states."""
     beta: float = 3.0
     """See `excise.sae.Supervision`."""
     start: str = ""
-    """Folder of an SAE to fine-tune; empty: from scratch."""
+    """Folder of an SAE to fine-tune; if empty, train from scratch."""
     validation: float = 0.1
-    """Share of the pictures or prompts that early stopping looks at; nothing is learnt from them."""
+    """Share of the pictures or prompts held out for early stopping."""
 
     @property
     def concepts(self) -> tuple[str, ...]:
-        """Those of all groups, in order."""
+        """The concepts of all groups, in order."""
         return tuple(dict.fromkeys(name for group in self.groups for name in group))
 
     def __post_init__(self) -> None:
         if self.negatives not in get_args(Negatives):
-            raise ExciseError(f"negatives cannot be {self.negatives!r}; it is {' or '.join(get_args(Negatives))}")
+            raise ExciseError(f"negatives cannot be {self.negatives!r}; choose {' or '.join(get_args(Negatives))}")
 
 
 def train_on_block(
@@ -61,10 +62,12 @@ def train_on_block(
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
 ) -> TopKSAE:
-    """Train on the pictures' patches at every step and save into `out`, resumable as any training.
+    """Train on the pictures' patches at every step and save into `out`. The same call resumes after an interruption.
 
-    Shards are read one by one, so that memory does not grow with their number. Raises ExciseError for a concept in no
-    group, one that no picture shows, or where training or the disk refuses.
+    Shards are read one at a time, so that memory does not grow with their number.
+
+    Raises:
+        ExciseError: A concept is in no group, no picture shows it, training fails, or a file cannot be written.
     """
     learnt, looked_at = _split(shards, how.validation if how.supervised else 0.0)
     init = load(Path(how.start)) if how.start else None
@@ -111,11 +114,25 @@ def train_on_text(
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
 ) -> TopKSAE:
-    """The same supervision at a Site of a text encoder: a prompt's states are a sample, and a latent is as active in it
-    as at its loudest state. `others` are prompts without labels, which only the SAE's own loss learns from. `bos`: the
-    first state too, where no word stands there (`excise.app.training.text.train_sae`).
+    """Train with the same supervision at a Site of a text encoder.
 
-    Raises ExciseError for an unknown label, and as `train_on_block`.
+    A sample is a prompt, and a neuron's activity in it is its largest code over the prompt's states.
+
+    Args:
+        pipe: The pipeline.
+        site: The Site.
+        prompts: Labelled prompts.
+        concepts: The labels.
+        out: Folder of the SAE.
+        config: Settings of the training.
+        how: How labels are used.
+        others: Prompts without labels, which only enter the reconstruction loss.
+        bos: Whether to train on the first state too (`excise.app.training.text.train_sae`).
+        progress: Called with the lines of the training's log.
+        device: Device to train on.
+
+    Raises:
+        ExciseError: A label is unknown, or as `train_on_block`.
     """
     labels = label_table([*prompts, *(Labelled(text, ()) for text in others)], concepts)
     texts = [*(p.prompt for p in prompts), *others]
@@ -148,33 +165,37 @@ def train_on_text(
 
 
 def _as_one(batches: Sequence[torch.Tensor]) -> torch.Tensor:
-    """`[P, T, d]` of batches `[n, T', d]` that may be padded to their own longest prompt: shorter ones' last state is
-    repeated, which changes no maximum over a prompt."""
+    """Join batches `[n, T', d]` of different lengths into `[P, T, d]`.
+
+    Shorter batches repeat their last state, which does not change the maximum over a prompt.
+    """
     longest = max(batch.shape[1] for batch in batches)
     short = (longest - batch.shape[1] for batch in batches)
     return torch.cat([torch.cat([b, b[:, -1:].expand(-1, n, -1)], 1) for b, n in zip(batches, short, strict=True)])
 
 
 def assigned_by_score(sae: TopKSAE, shards: BlockShards, groups: Sequence[int]) -> list[int]:
-    """One latent a concept: greedy, the first group's concepts first, by SAEuron's score averaged over the steps."""
+    """Assign a neuron to each concept: greedily, first group first, by SAEuron's score averaged over the steps."""
     return _greedy(concept_scores(sae, shards).mean(1), groups)
 
 
 @torch.no_grad()
 def text_scores(sae: TopKSAE, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """SAEuron's score of every concept in text, `[C, m]`: from states `[P, T, d]` of prompts labelled `[P, C]`, where a
-    latent is as active in a prompt as at its loudest state."""
-    loudest = torch.zeros(len(states), sae.config.m)
+    """Return SAEuron's score for every concept and neuron in text, `[C, m]`.
+
+    It takes states `[P, T, d]` of prompts with labels `[P, C]`. A neuron's activity in a prompt is its largest code.
+    """
+    largest = torch.zeros(len(states), sae.config.m)
     for start in range(0, len(states), 256):
         rows = slice(start, start + 256)
         values, indices = sae.encode(states[rows].float())
-        loudest[rows] = loudest[rows].scatter_reduce(1, indices.flatten(1), values.flatten(1), "amax")
-    own, others = (torch.stack([loudest[side].double().mean(0) for side in sides.T]) for sides in (labels, ~labels))
-    return score(own, others)
+        largest[rows] = largest[rows].scatter_reduce(1, indices.flatten(1), values.flatten(1), "amax")
+    shown, others = (torch.stack([largest[side].double().mean(0) for side in sides.T]) for sides in (labels, ~labels))
+    return score(shown, others)
 
 
 def _greedy(scores: torch.Tensor, groups: Sequence[int]) -> list[int]:
-    """Each concept's neuron by its scores `[C, m]`, the first group's concepts first."""
+    """Assign each concept a neuron by scores `[C, m]`, the first group's concepts first."""
     order = sorted(range(len(groups)), key=lambda c: groups[c])
     taken = assign(scores[c] for c in order)
     return [taken[order.index(c)] for c in range(len(groups))]
@@ -182,12 +203,13 @@ def _greedy(scores: torch.Tensor, groups: Sequence[int]) -> list[int]:
 
 @torch.no_grad()
 def concept_scores(sae: TopKSAE, shards: BlockShards) -> torch.Tensor:
-    """SAEuron's score of every concept, `[C, S, m]`: pictures that are labelled with it against all others.
+    """Return SAEuron's score for every concept, step and neuron, `[C, S, m]`: labelled pictures against all others.
 
-    Raises ExciseError for a concept that no picture, or every picture, shows.
+    Raises:
+        ExciseError: No picture or every picture shows a concept.
     """
     steps, m = len(shards.timesteps), sae.config.m
-    own = [Means(steps, m) for _ in shards.concepts]
+    labelled = [Means(steps, m) for _ in shards.concepts]
     everything = Means(steps, m)
     pictures = torch.zeros(len(shards.concepts))
     for shard in shards:
@@ -196,7 +218,7 @@ def concept_scores(sae: TopKSAE, shards: BlockShards) -> torch.Tensor:
             patches = shard.states[:, step].float()
             values, indices = sae.encode(patches)
             everything.add(step, values, indices)
-            for c, mean in enumerate(own):
+            for c, mean in enumerate(labelled):
                 if bool((rows := shard.labels[:, c]).any()):
                     mean.add(step, values[rows], indices[rows])
     made = []
@@ -204,21 +226,21 @@ def concept_scores(sae: TopKSAE, shards: BlockShards) -> torch.Tensor:
         share = float(pictures[c]) / shards.pictures
         if not 0 < share < 1:
             raise ExciseError(f"{'no' if not share else 'every'} picture shows {name!r}; there is nothing to compare")
-        others = (everything.means - share * own[c].means) / (1 - share)
-        made.append(score(own[c].means, others))
+        others = (everything.means - share * labelled[c].means) / (1 - share)
+        made.append(score(labelled[c].means, others))
     return torch.stack(made)
 
 
 def _supervision(
     concepts: Sequence[str], groups: Sequence[int], latents: Sequence[int], how: Labels, pooling: Pooling
 ) -> Supervision:
-    """The terms that `how` asks for, pooled as is usual where it does not say."""
+    """Return the supervision that `how` describes, with `pooling` as its default."""
     latents, pooling = tuple(latents), how.pooling or pooling
     return Supervision(tuple(concepts), tuple(groups), latents, beta=how.beta, negatives=how.negatives, pooling=pooling)
 
 
 def _split(shards: BlockShards, share: float) -> tuple[range, range]:
-    """The shards to learn from and those to look at."""
+    """Return the indices of training shards and of validation shards."""
     held = min(len(shards.files) - 1, -(-int(share * 1000) * len(shards.files) // 1000)) if share > 0 else 0
     return range(len(shards.files) - held), range(len(shards.files) - held, len(shards.files))
 
@@ -229,10 +251,10 @@ def _shards(shards: BlockShards, wanted: range) -> Iterator[BlockShard]:
 
 
 def _thinned(shards: BlockShards, wanted: range) -> Samples | None:
-    """At most LOOKED_AT samples, evenly from the wanted shards and from all steps; only one shard is held at a time."""
+    """Return at most LOOKED_AT samples, spread evenly over the wanted shards and all steps, one shard in memory."""
     steps = len(shards.timesteps)
     count = sum(len(shard.labels) for shard in _shards(shards, wanted)) * steps
-    # A stride that has a divisor in common with the number of steps would pass some steps by.
+    # A stride with a common divisor with the number of steps would skip some steps.
     stride = -(-count // LOOKED_AT)
     while math.gcd(stride, steps) > 1:
         stride += 1
@@ -246,7 +268,7 @@ def _thinned(shards: BlockShards, wanted: range) -> Samples | None:
 
 
 def _samples(shard: BlockShard) -> Samples:
-    """Every picture at every step is a sample."""
+    """Return each picture at each step as a sample."""
     return Samples(shard.states.flatten(0, 1), shard.labels.repeat_interleave(shard.states.shape[1], 0))
 
 
@@ -255,5 +277,5 @@ def _groups(concepts: Sequence[str], groups: Sequence[Sequence[str]]) -> tuple[i
         return (0,) * len(concepts)
     of = {name: n for n, group in enumerate(groups) for name in group}
     if left := [name for name in concepts if name not in of]:
-        raise ExciseError(f"{left[0]!r} is in none of the {len(groups)} groups; put it into one")
+        raise ExciseError(f"{left[0]!r} is in none of the {len(groups)} groups; add it to one")
     return tuple(of[name] for name in concepts)

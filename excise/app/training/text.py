@@ -1,4 +1,4 @@
-"""From prompts to an SAE: the corpus, its features at a Site, the training."""
+"""Training of SAEs on a text encoder: corpora, features at a Site, training."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from excise.sites import LanguageModel, Site, capture, capture_by_length, defaul
 from excise.sites.activations.token_shards import capture_tokens_to
 
 IN_MEMORY = 2 << 30
-"""Bytes of features kept in memory; more go to shards beside the SAE's folder."""
+"""Most bytes of features kept in memory. Larger ones are stored in shards next to the SAE's folder."""
 POSITIONS, TYPICAL = 77, 24
-"""Of a prompt with its padding, and of one without it."""
+"""Positions of a prompt with its padding, and typical positions without it."""
 FIDELITY_PROMPTS = 256
-"""Prompts of the corpus, evenly spread, on which the SAE stands in for the text encoder's own features."""
+"""Prompts of the corpus, evenly spread, on which the SAE's reconstruction is measured."""
 RECIPES = ("reference", "snce-sd14")
 SNCE_PROMPTS = 30_000
 NSFW = 0.5
-"""SNCE's corpus takes DiffusionDB's prompts whose `prompt_nsfw` lies above this."""
+"""SNCE's corpus takes prompts of DiffusionDB whose `prompt_nsfw` is above this."""
 BUNDLED = TrainConfig(expansion=8, k=8, lr=2e-3, batch=2048, tokens=3_000_000, decay=0.2)
-"""How the bundled SAE is trained. The paper's k = 32 splits an object over three or four neurons there, and 8 does not:
-docs/decisions/0020-wide-sparse-sae.md."""
+"""Training settings of the bundled SAE. There, the paper's k = 32 splits an object over three or four neurons, while 8
+does not: docs/decisions/0020-wide-sparse-sae.md."""
 HUB = {
     "diffusiondb": ("poloclub/diffusiondb", "metadata.parquet"),
     "i2p": ("AIML-TUDA/i2p", "i2p_benchmark.csv"),
@@ -44,18 +44,26 @@ HUB = {
 
 
 def recipe_config(recipe: str | None) -> TrainConfig:
-    """The settings that go with a recipe; the paper's for every other corpus."""
+    """Return a recipe's training settings, or the paper's for other corpora."""
     return BUNDLED if recipe == "reference" else TrainConfig()
 
 
 def recipe_prompts(
     recipe: str, *, diffusiondb: Path | None = None, i2p: Path | None = None, exclude_eval: bool = False
 ) -> tuple[list[str], dict[str, Any]]:
-    """A recipe's prompts, and what the SAE's card says of them.
+    """Return a recipe's prompts, and entries for the SAE's card that describe them.
 
-    "reference" is the corpus of the bundled SAE. "snce-sd14" is the paper's: I2P, filled up to 30,000 with
-    DiffusionDB's prompts above `NSFW`; with `exclude_eval` without I2P, which is also the test set. Files that are not
-    named come from the hub. Raises ExciseError for an unknown recipe or files that cannot be read.
+    "reference" is the corpus of the bundled SAE. "snce-sd14" is the paper's: I2P, filled up to 30,000 prompts with
+    those of DiffusionDB above `NSFW`.
+
+    Args:
+        recipe: "reference" or "snce-sd14".
+        diffusiondb: DiffusionDB's metadata.parquet; by default downloaded from the hub.
+        i2p: I2P's CSV file; by default downloaded from the hub.
+        exclude_eval: Whether to leave out I2P, which is also the test set.
+
+    Raises:
+        ExciseError: The recipe is unknown, or a file cannot be read.
     """
     if recipe == "reference":
         from excise import reference
@@ -69,9 +77,9 @@ def recipe_prompts(
         raise NotFound(f"unknown recipe {recipe!r}; known are {', '.join(RECIPES)}")
     held_out = list(dict.fromkeys(read_prompts(i2p or _from_hub("i2p"))))
     unsafe = _above(diffusiondb or _from_hub("diffusiondb"))
-    own = set(held_out)
+    known = set(held_out)
     start = [] if exclude_eval else held_out
-    prompts = [*start, *islice((p for p in dict.fromkeys(unsafe) if p not in own), SNCE_PROMPTS - len(start))]
+    prompts = [*start, *islice((p for p in dict.fromkeys(unsafe) if p not in known), SNCE_PROMPTS - len(start))]
     corpus = f"snce-sd14: {len(prompts)} prompts, DiffusionDB with prompt_nsfw > {NSFW}"
     return prompts, {
         "corpus": corpus if exclude_eval else f"{corpus}, and all {len(held_out)} of I2P (a test set)",
@@ -80,7 +88,7 @@ def recipe_prompts(
 
 
 def _above(path: Path) -> Iterator[str]:
-    """Prompts of DiffusionDB's metadata whose `prompt_nsfw` is above `NSFW` (2 marks images, not prompts: left out)."""
+    """Yield prompts of DiffusionDB's metadata whose `prompt_nsfw` is above `NSFW`, without 2, which marks images."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -107,12 +115,12 @@ def _from_hub(name: str) -> Path:
         return Path(hf_hub_download(repo, file, repo_type="dataset"))
     except Exception as error:
         raise ExciseError(
-            f"cannot fetch {file} of {repo} from the hub; download it and name it with --{name}"
+            f"cannot download {file} of {repo} from the hub; download it yourself and name it with --{name}"
         ) from error
 
 
 def no_prompts() -> ExciseError:
-    """What is raised where there is nothing to train on."""
+    """Return the error for an empty corpus."""
     return ExciseError("there are no prompts to train on; check the prompts file")
 
 
@@ -124,8 +132,10 @@ def features(
     padding: float = 1.0,
     bos: bool = False,
 ) -> dict[Site, Tensor]:
-    """States of every prompt at `sites` of one text encoder, `[N, width]` float32: words, EOS and, of a share of the
-    prompts, padding; with `bos` the first state too, where no word stands there; of a language model the words' alone.
+    """Return the prompts' states at `sites` of one text encoder, `[N, width]` float32.
+
+    They are the states of words and EOS, of padding for a share `padding` of the prompts, and with `bos` also the first
+    state if it is not a word's. For a language model they are the words' only.
     """
     rows: dict[Site, list[Tensor]] = {site: [] for site in sites}
     by_length = (batch.features for batch in capture_by_length(pipe, sites, prompts, padding=padding))
@@ -136,7 +146,7 @@ def features(
             progress(len(batch.ids))
     if not all(rows.values()):
         raise no_prompts()
-    return {site: torch.cat(own) for site, own in rows.items()}
+    return {site: torch.cat(states) for site, states in rows.items()}
 
 
 @contextmanager
@@ -144,16 +154,15 @@ def vectors(
     pipe: Pipeline,
     sites: Sequence[Site],
     prompts: Sequence[str],
-    beside: Path,
+    folder: Path,
     progress: Callable[[int], Any] | None = None,
     padding: float = 1.0,
     bos: bool = False,
 ) -> Iterator[dict[Site, Features]]:
-    """What SAEs at several Sites of one text encoder train on, read in one pass over the prompts.
+    """Read training features for SAEs at several Sites of one text encoder, in one pass over the prompts.
 
-    In memory where there is room (`IN_MEMORY`), else from shards in the folder `beside`, which stays until what is done
-    within is done: an interrupted reading goes on, and what was read is not read again. A language model's go there
-    always.
+    Features up to `IN_MEMORY` bytes stay in memory. Larger ones, and always those of a language model, go to shards in
+    `folder`, so that an interrupted reading can be resumed. The folder is removed after the block has run.
     """
     read = TYPICAL + padding * (POSITIONS - TYPICAL)
     fits = len(prompts) * read * sum(site.width for site in sites) * 4 <= IN_MEMORY
@@ -161,18 +170,22 @@ def vectors(
     if fits and not language:
         yield dict(features(pipe, sites, prompts, progress, padding, bos))
         return
-    # A language model took hours over what is there: it is not deleted because other texts were named this time.
-    how: dict[str, Any] = {"padding": padding, "bos": bos, "overwrite": not language}
-    shards = capture_tokens_to(beside, pipe, sites, prompts, **how, progress=progress)
+    # A language model's features took hours: do not replace them if other texts are named this time.
+    shards = capture_tokens_to(
+        folder, pipe, sites, prompts, padding=padding, bos=bos, overwrite=not language, progress=progress
+    )
     yield {site: partial(shards.vectors_at, site) for site in sites}
-    shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def places_of(pipe: Pipeline, out: Path, site: Site | None = None) -> dict[Path, Site]:
-    """The folder of every SAE that `out` is to hold, and its Site: one at `site`, else one for each text encoder by
-    which a concept can reach the denoiser, in a folder of its name where there are several.
+    """Return the folder and Site of each SAE to train into `out`.
 
-    Raises ExciseError where an encoder has no stack of layers.
+    With `site` there is one. Otherwise there is one for each text encoder through which a concept can reach the
+    denoiser; several are in folders named after their encoders.
+
+    Raises:
+        ExciseError: An encoder has no stack of layers.
     """
     if site is not None:
         return {out: site}
@@ -194,22 +207,33 @@ def train_sae(
     padding: float = 1.0,
     bos: bool = False,
 ) -> TopKSAE:
-    """Capture `prompts` at `site` and train an SAE into `out`. Calling again after an interruption goes on.
+    """Capture `prompts` at `site` and train an SAE into `out`. The same call resumes after an interruption.
 
-    Of a share of `padding` of the prompts the padding states, which are most of all, are trained on too, and with `bos`
-    the first state, which a causal encoder gives alike for every prompt and no eraser edits: without it neither what
-    counts as dead nor what `lr` means is set by that one vector, a third and more of the variance. `captured` is called
-    with the prompts read since the last call, `progress` with the lines of the training's log.
+    Args:
+        pipe: The pipeline.
+        site: The Site.
+        prompts: The corpus.
+        config: Settings of the training.
+        out: Folder of the SAE.
+        card: Entries for the SAE's card.
+        captured: Called with the prompts read since its last call.
+        progress: Called with the lines of the training's log.
+        device: Device to train on.
+        padding: Share of the prompts whose padding states are trained on. Most states are padding.
+        bos: Whether to train on the first state too. A causal encoder gives the same one for every prompt, and erasers
+            do not edit it. It holds more than a third of the variance, so it would dominate which neurons count as dead
+            and how `lr` acts.
 
-    Raises ExciseError as `excise.sae.train` and `excise.sites.activations.capture` do.
+    Raises:
+        ExciseError: As `excise.sae.train` and `excise.sites.activations.capture`.
     """
     if not prompts:
         raise no_prompts()
     check_untrained(out)
-    said = card if padding == 1 else {**card, "padding": padding}
+    entries = card if padding == 1 else {**card, "padding": padding}
     with vectors(pipe, [site], prompts, out.with_name(out.name + ".features"), captured, padding, bos) as read:
         return train_on(
-            pipe, site, prompts, read[site], config, out, card=said, progress=progress, device=device, bos=bos
+            pipe, site, prompts, read[site], config, out, card=entries, progress=progress, device=device, bos=bos
         )
 
 
@@ -226,9 +250,10 @@ def train_on(
     device: str = "cpu",
     bos: bool = False,
 ) -> TopKSAE:
-    """Train an SAE into `out` on what `vectors` read of `prompts` at `site`, with `bos` or without it.
+    """Train an SAE into `out` on the features that `vectors` read from `prompts` at `site`.
 
-    Raises as `excise.sae.train` does.
+    Raises:
+        ExciseError: As `excise.sae.train`.
     """
 
     def fidelity(sae: TopKSAE) -> dict[str, Any]:
@@ -237,20 +262,20 @@ def train_on(
 
         def stands_in(x: Tensor) -> Tensor:
             made = sae(x.to(sae.W_enc))[0]
-            # What it was not trained on stays as it is, as it does under an eraser.
+            # Keep BOS unless the SAE was trained on it: erasers keep it as well.
             return made if bos or "bos" not in positions else torch.cat([x[:, :1].to(made), made[:, 1:]], 1)
 
         return {"positions": positions, "final_state_cosine": final_state_cosine(pipe, site, stands_in, few)}
 
-    said = {**card, "site": asdict(site), "prompts": len(prompts), "bos": bos}
-    return train(features, config, out, card=said, progress=progress, measure=fidelity, device=device)
+    entries = {**card, "site": asdict(site), "prompts": len(prompts), "bos": bos}
+    return train(features, config, out, card=entries, progress=progress, measure=fidelity, device=device)
 
 
 @contextmanager
 def shown(
     working: Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]], prompts: int, tokens: int
 ) -> Iterator[tuple[Callable[[int], None], Callable[[Progress], None]]]:
-    """`captured` and `progress` for `train_sae`, shown by `working(title, total)`: one bar, then the other."""
+    """Yield `captured` and `progress` for `train_sae`, shown as two consecutive bars by `working(title, total)`."""
     with ExitStack() as stack:
         advance: Callable[[int], None] | None = None
         read = stack.enter_context(working("reading the prompts", prompts))

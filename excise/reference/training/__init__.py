@@ -1,1 +1,1 @@
-"""How the bundled model was trained."""
+"""Training of the bundled model's parts."""

@@ -1,4 +1,4 @@
-"""What the trainings of the reference model share: a loop that checkpoints, logs, averages weights and resumes."""
+"""The training loop of the reference model's parts: it checkpoints, logs, averages weights and resumes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AVERAGED = 4
 
 
 def cosine(step: int, steps: int, peak: float, warmup: int = 200, floor: float = 0.02) -> float:
-    """Learning rate: linear warm-up, then half a cosine down to `floor * peak`."""
+    """Return the learning rate: linear warm-up, then half a cosine down to `floor * peak`."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
@@ -33,7 +33,10 @@ def cosine(step: int, steps: int, peak: float, warmup: int = 200, floor: float =
 
 
 def trapezoid(steps: int, peak: float, decay_from: int | None = None, warmup: int = 400) -> Callable[[int], float]:
-    """Learning rate: linear warm-up, a plateau that any later run can prolong, and a straight fall to a fiftieth."""
+    """Return a learning rate schedule: linear warm-up, a plateau, and a linear decay to a fiftieth.
+
+    A later run can extend the plateau.
+    """
     start = int(0.75 * steps) if decay_from is None else decay_from
 
     def rate(step: int) -> float:
@@ -47,9 +50,9 @@ def trapezoid(steps: int, peak: float, decay_from: int | None = None, warmup: in
 
 
 class Average:
-    """Exponential moving average of a module's weights; the decay of a step grows to `decay` as steps pass.
+    """Exponential moving average of a module's weights. The decay per step grows to `decay`.
 
-    `update` is called every AVERAGED steps and makes up for them: it decays by that power.
+    `update` is called every AVERAGED steps, so it applies the decay to that power.
     """
 
     def __init__(self, module: nn.Module, decay: float = 0.999) -> None:
@@ -79,10 +82,10 @@ def run(
     betas: tuple[float, float] = (0.9, 0.99),
     schedule: Callable[[int], float] | None = None,
 ) -> Average:
-    """Minimise `loss(step)` over `module` with AdamW; returns the averaged weights.
+    """Minimise `loss(step)` over `module` with AdamW. Return the averaged weights.
 
-    The state is kept in `out/checkpoint.pt`; a second call with the same `out` goes on where the first one stopped.
-    `loss` must draw its randomness from the step number, so that a resumed run sees what an unbroken one would.
+    The state is stored in `out/checkpoint.pt`, and a call with the same `out` resumes from there. `loss` must seed its
+    randomness with the step number, so that a resumed run equals an uninterrupted one.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / "checkpoint.pt"
@@ -117,7 +120,7 @@ def run(
             if (step + 1) % SAVE == 0:
                 _save(path, module, optimiser, average, step + 1)
     except KeyboardInterrupt:
-        print(f"stopped at step {step}; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"stopped at step {step}; the same command resumes from the last checkpoint", file=sys.stderr)
         raise
     _save(path, module, optimiser, average, steps)
     return average
@@ -139,4 +142,4 @@ def _save(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, avera
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
-        raise ExciseError(f"cannot write {path} ({error}); free some space, the run goes on from there") from error
+        raise ExciseError(f"cannot write {path} ({error}); free some space, then run it again to resume") from error

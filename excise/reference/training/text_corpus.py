@@ -1,4 +1,4 @@
-"""Real English for the text encoder: WordNet's words, glosses and examples, emoji's names and keywords, captions."""
+"""Corpus of the text encoder: WordNet's words, glosses and examples, names and keywords of emoji, captions."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from excise.reference.scenes import sample_caption, sample_scene
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES, SYNONYMS
 
 WORDNET = Path("/usr/share/wordnet")
-"""Where Debian's package wordnet-base puts the database."""
+"""Folder of the database from Debian's package wordnet-base."""
 CONCRETE = {"05", "06", "08", "13", "17", "18", "20"}
-"""WordNet's files of things that can be drawn: animals, artefacts, body parts, food, objects, people, plants."""
+"""WordNet's files of visible things: animals, artefacts, body parts, food, objects, people, plants."""
 
 
 @dataclass(frozen=True)
 class Text:
     text: str
     kind: str
-    """'gloss', 'example', 'word', 'emoji', 'scene' (a drawable noun in a caption) or 'caption'."""
+    """'gloss', 'example', 'word', 'emoji', 'scene' (a noun of a visible thing in a caption) or 'caption'."""
 
 
 def mentions_synonym(text: str) -> bool:
-    """Whether one of the held-out synonyms stands in the text as a word, singular or plural."""
+    """Return whether the text contains a held-out synonym as a word, singular or plural."""
     return _SYNONYM.search(text.lower()) is not None
 
 
@@ -36,14 +36,15 @@ _SYNONYM = re.compile(r"\b(" + "|".join(re.escape(w) for ws in SYNONYMS.values()
 
 
 def has_wordnet() -> bool:
-    """Whether WordNet's database is installed on this machine."""
+    """Return whether WordNet's database is installed on this machine."""
     return (WORDNET / "data.noun").exists()
 
 
 def synsets(folder: Path | None = None) -> Iterator[tuple[str, list[str], str, list[str]]]:
-    """Lexicographer file, lemmas, definition and examples of every synset.
+    """Yield lexicographer file, lemmas, definition and examples of every synset.
 
-    Raises ExciseError where WordNet's database is not there.
+    Raises:
+        ExciseError: WordNet's database is not installed.
     """
     folder = folder or WORDNET
     if not (folder / "data.noun").exists():
@@ -62,7 +63,7 @@ def synsets(folder: Path | None = None) -> Iterator[tuple[str, list[str], str, l
 
 
 def emoji_texts() -> Iterator[str]:
-    """Every emoji's name, and its name with its keywords (npm's emojilib); none that holds a held-out synonym."""
+    """Yield every emoji's name, and its name with its keywords (npm's emojilib), without held-out synonyms."""
     for line in (data.folder() / "emoji_words.txt").read_text(encoding="utf-8").splitlines():
         if not mentions_synonym(line):
             yield line.partition(":")[0]
@@ -70,9 +71,9 @@ def emoji_texts() -> Iterator[str]:
 
 
 def corpus(seed: int = 0, captions: int = 24_000) -> list[Text]:
-    """Every text the encoder is distilled on, in a fixed order.
+    """Return every text that the encoder is distilled on, in a fixed order.
 
-    WordNet is a dictionary, so it explains "pistol" too; what it never does is put a held-out synonym into a caption.
+    WordNet is a dictionary, so it explains held-out synonyms such as "pistol", but none of them occurs in a caption.
     """
     rng = random.Random(seed)
     texts: dict[str, Text] = {}

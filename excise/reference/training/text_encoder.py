@@ -1,8 +1,8 @@
 """The reference model's text encoder: a small CLIPTextModel distilled from all-MiniLM-L6-v2.
 
-The student reads CLIP's own BPE tokens under a causal mask, so that, as in Stable Diffusion, the end-of-text state and
-every padding state after it carry the whole sentence. A linear head on those states is trained towards the teacher's
-sentence vector (Hinton et al. 2015, with the cosine loss usual for embeddings); the head ships beside the encoder.
+The student reads CLIP's BPE tokens under a causal mask. As in Stable Diffusion, the end-of-text state and every padding
+state after it represent the whole sentence. A linear head on those states is trained towards the teacher's sentence
+vector (Hinton et al. 2015, with the cosine loss usual for embeddings). The head is distributed with the encoder.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ WIDTH, LAYERS, HEADS = 256, 6, 4
 TEACHER_WIDTH, POSITIONS = 384, 77
 STEPS, BATCH, PEAK = 8000, 256, 1.5e-3
 REFIT = 70_000
-"""Texts on which the head is fitted a last time."""
+"""Number of texts for the final fit of the head."""
 MERGES = "bpe_simple_vocab_16e6.txt.gz"
-"""CLIP's byte-pair merges, as OpenAI published them."""
+"""CLIP's byte-pair merges, as published by OpenAI."""
 
 
 def tokenizer(bpe: Path) -> CLIPTokenizer:
-    """CLIP's tokenizer from its published merges file (`bpe_simple_vocab_16e6.txt.gz`).
+    """Build CLIP's tokenizer from its published merges file (`bpe_simple_vocab_16e6.txt.gz`).
 
-    Raises ExciseError below transformers 5, whose tokenizer takes no vocabulary.
+    Raises:
+        ExciseError: transformers is older than 5; its tokenizer does not take a vocabulary.
     """
     if (installed := version("transformers")).startswith("4."):
         raise MissingExtra(
-            f"training needs transformers 5, and {installed} is installed; pip install 'transformers>=5'"
+            f"training needs transformers 5, but {installed} is installed; pip install 'transformers>=5'"
         )
     merges = gzip.decompress(bpe.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -99,7 +100,7 @@ class Teacher:
         return out
 
     def word_vectors(self, words: CLIPTokenizer) -> Tensor:
-        """A start for the student's token embeddings: the teacher's own, averaged over the token's word pieces."""
+        """Return initial token embeddings for the student: the teacher's, averaged over a token's word pieces."""
         table = self.model.embeddings.word_embeddings.weight.detach()
         vectors = torch.zeros(len(words), TEACHER_WIDTH)
         inverse = {i: t for t, i in words.get_vocab().items()}
@@ -117,7 +118,7 @@ class Student(nn.Module):
         self.head = nn.Linear(WIDTH, TEACHER_WIDTH)
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Predicted sentence vectors `[N, P, 384]` at `positions` `[N, P]`."""
+        """Predict sentence vectors `[N, P, 384]` at `positions` `[N, P]`."""
         states = self.encoder(input_ids=ids).last_hidden_state
         chosen = states.gather(1, positions[..., None].expand(-1, -1, WIDTH))
         vectors: Tensor = self.head(chosen)
@@ -133,7 +134,7 @@ def hash_of(text: str) -> int:
 
 
 def prepare(out: Path) -> None:
-    """Tokenise the corpus and ask the teacher once; both are kept in `out/corpus.pt`."""
+    """Tokenise the corpus and compute the teacher's vectors, and save both in `out/corpus.pt`."""
     words = tokenizer(folder() / MERGES)
     texts = corpus()
     random.Random(1).shuffle(texts)
@@ -163,10 +164,10 @@ def train(out: Path, steps: int = STEPS) -> Student:
 
     def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
         rng = random.Random(step)
-        # Neighbours in length share a batch, so that little of it is padding.
+        # Texts of similar length share a batch, so that it has little padding.
         centre = rng.randrange(len(by_length))
         spread = by_length[max(0, centre - 4000) : centre + 4000]
-        # Most batches end soon after their longest text; a few, smaller ones run to the last position.
+        # Most batches end soon after their longest text. A few smaller ones extend to the last position.
         whole = rng.random() < 0.04
         chosen = rng.sample(spread, BATCH // 4 if whole else BATCH)
         lengths = torch.tensor([len(ids[i]) for i in chosen])
@@ -194,7 +195,7 @@ def train(out: Path, steps: int = STEPS) -> Student:
 
 
 def padded(rows: list[list[int]], width: int) -> Tensor:
-    """Token ids `[N, width]`, filled up with end-of-text tokens as CLIP does."""
+    """Return token ids `[N, width]`, padded with end-of-text tokens as in CLIP."""
     tokens = torch.full((len(rows), width), 49407)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = torch.tensor(row)
@@ -202,7 +203,7 @@ def padded(rows: list[list[int]], width: int) -> Tensor:
 
 
 def refit_head(student: Student, data: dict[str, Any], rows: list[int], steps: int = 3000) -> None:
-    """Fit the head once more, alone, to the finished encoder's end-of-text states of the texts in `rows`."""
+    """Refit the head alone, on the finished encoder's end-of-text states for the texts in `rows`."""
     ids, targets = data["ids"], data["targets"]
     order = sorted(rows, key=lambda i: len(ids[i]))
     states = torch.empty(len(order), WIDTH)
@@ -226,7 +227,7 @@ def refit_head(student: Student, data: dict[str, Any], rows: list[int], steps: i
 
 
 def save(student: Student, words: CLIPTokenizer, data: dict[str, Any], out: Path) -> None:
-    """Write `text_encoder/`, `tokenizer/`, the head and what it measures on held-out text."""
+    """Write `text_encoder/`, `tokenizer/`, the head and the measurements on held-out text."""
     student.encoder.half().save_pretrained(out / "text_encoder", max_shard_size="18MB")
     student.encoder.float()
     words.save_pretrained(out / "tokenizer")
@@ -236,7 +237,7 @@ def save(student: Student, words: CLIPTokenizer, data: dict[str, Any], out: Path
 
 @torch.inference_mode()
 def embed(student: Student, words: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """Unit sentence vectors `[N, 384]` read from the end-of-text states."""
+    """Return unit sentence vectors `[N, 384]` from the end-of-text states."""
     rows = []
     for start in range(0, len(texts), 256):
         batch = words(
@@ -248,7 +249,7 @@ def embed(student: Student, words: CLIPTokenizer, texts: list[str]) -> Tensor:
 
 
 def measure(student: Student, words: CLIPTokenizer, data: dict[str, object]) -> dict[str, object]:
-    """Cosine to the teacher on held-out text by kind, and how often a synonym's nearest object is the right one."""
+    """Measure the cosine with the teacher by kind of held-out text, and how many synonyms are nearest to their object."""
     from excise.reference.world import OBJECTS, SYNONYMS
 
     held = [i for i, t in enumerate(data["texts"]) if is_held_out(t)][:6000]  # type: ignore[arg-type, var-annotated]

@@ -1,11 +1,11 @@
 """The reference model's denoiser: a small UNet2DConditionModel on 8x8x16 latents, v-prediction.
 
-Salimans & Ho 2022 (v-prediction), Ho & Salimans 2022 (one caption in ten is dropped, for classifier-free guidance).
-Where little noise is left the loss counts the picture's error and not the velocity's (Hang et al. 2023 cap the same
-end): the velocity there is the noise itself, and copying it exactly would take the training from what matters. Beside
-the velocity, a linear head that is thrown away afterwards must tell from the decoder's 8x8 features which object stands
-in which cell: at this size the slowest thing to learn is which words mean which drawing, and this says it outright
-(after Yu et al. 2024, who align a denoiser's features with a classifier's).
+Salimans & Ho 2022 (v-prediction), Ho & Salimans 2022 (one caption in ten is dropped, for classifier-free guidance). At
+low noise the loss is the picture's error and not the velocity's (Hang et al. 2023 cap the same end): there the velocity
+is nearly the noise itself, and learning to copy it exactly would distract from the picture. An auxiliary linear head,
+discarded after training, predicts from the decoder's 8x8 features which object is in which cell. At this size the
+slowest thing to learn is which words mean which drawing, and this teaches it directly (after Yu et al. 2024, who align
+a denoiser's features with a classifier's).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from excise.reference.world import OBJECTS
 WIDTHS = (160, 288)
 BATCH, PEAK, STEPS = 32, 5e-4, 20_000
 POOL, PASSES = 16_384, 10
-"""Scenes encoded at a time, and how often each is used (with fresh noise) before the next pool."""
+"""Scenes encoded at a time, and how often each is used (with new noise) before the next pool."""
 DROPPED = 0.1
 CELLS, CELLS_WEIGHT = 8, 0.03
-"""Side of the grid on which the auxiliary head names objects, and the weight of its loss."""
+"""Side of the grid of the auxiliary head, and the weight of its loss."""
 TIMESTEPS = 1000
 CAP = 2.0
-"""Largest weight, in squared errors of the picture, that a timestep may have."""
+"""Largest weight of a timestep, relative to the picture's squared error."""
 SKEW = 0.7
-"""Timesteps are drawn as u ** SKEW: below 1 there are more noisy ones, where words decide what is drawn."""
+"""Timesteps are sampled as u ** SKEW. Below 1, more are noisy, where the prompt decides the content."""
 
 
 def build() -> UNet2DConditionModel:
@@ -67,7 +67,7 @@ def scheduler() -> DDIMScheduler:
 
 @torch.inference_mode()
 def encode_captions(words: CLIPTokenizer, encoder: CLIPTextModel, captions: list[str]) -> Tensor:
-    """What the denoiser reads of a caption: all 77 states, `[N, 77, 256]` bfloat16."""
+    """Encode captions as the denoiser reads them: all 77 states, `[N, 77, 256]` bfloat16."""
     batch = words(captions, padding="max_length", truncation=True, return_tensors="pt")
     with torch.autocast("cpu", torch.bfloat16):
         states: Tensor = encoder(input_ids=batch["input_ids"]).last_hidden_state
@@ -76,7 +76,7 @@ def encode_captions(words: CLIPTokenizer, encoder: CLIPTextModel, captions: list
 
 @torch.inference_mode()
 def encode_pixels(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Scaled latents `[N, 16, 8, 8]` (the posterior's mean)."""
+    """Encode pictures as scaled latents `[N, 16, 8, 8]` (the posterior's mean)."""
     with torch.autocast("cpu", torch.bfloat16):
         means: Tensor = vae.encode(images).latent_dist.mean
     scaling: float = vae.config.scaling_factor
@@ -84,7 +84,7 @@ def encode_pixels(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 
 class Pool:
-    """Scenes already encoded, renewed every `POOL * PASSES` samples; a batch depends on the step number alone."""
+    """Encoded scenes, renewed every `POOL * PASSES` samples. A batch depends only on the step number."""
 
     def __init__(self, words: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL, batch: int) -> None:
         self.words, self.encoder, self.vae, self.batch = words, encoder, vae, batch
@@ -117,38 +117,38 @@ class Pool:
 
 
 def targets(latents: Tensor, noise: Tensor, t: Tensor, signal: Tensor) -> tuple[Tensor, Tensor]:
-    """Noisy latents and the velocity to predict; `signal` is alpha-bar `[T]`."""
+    """Return noisy latents and the velocity to predict. `signal` is alpha-bar `[T]`."""
     a = signal[t].float()[:, None, None, None]
     noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
     return noisy, a.sqrt() * noise - (1 - a).sqrt() * latents
 
 
 def weight(t: Tensor, signal: Tensor) -> Tensor:
-    """Weight of the squared velocity error at timesteps `t`, `[N]`: 1, or what CAP leaves of it.
+    """Return the weight of the squared velocity error at timesteps `t`, `[N]`, at most 1.
 
-    A velocity error e is a picture error sqrt(1 - a) e, so the picture's squared error then weighs 1 / (1 - a), that
-    is SNR + 1, but never more than CAP.
+    A velocity error e is a picture error sqrt(1 - a) e. At weight 1 the picture's squared error has weight 1 / (1 - a)
+    = SNR + 1; the weight is reduced where that would exceed CAP.
     """
     return (CAP * (1 - signal[t].float())).clamp(max=1)
 
 
 def cells(scenes: list[Scene]) -> Tensor:
-    """Which object's box covers the middle of each cell: `[N, 40, 8, 8]` of 0 and 1."""
+    """Return whether each object's box covers the middle of each cell: `[N, 40, 8, 8]` of 0 and 1."""
     out = torch.zeros(len(scenes), len(OBJECTS), CELLS, CELLS)
     side = SIZE // CELLS
     for row, scene in enumerate(scenes):
         for name, (left, top, size) in zip(scene.objects, scene.boxes, strict=True):
-            # Rounded up: the first cell whose middle lies at or behind an edge.
+            # Round up to the first cell whose middle is at or after an edge.
             span = [slice(*(-((side // 2 - edge) // side) for edge in (at, at + size))) for at in (top, left)]
             out[row, OBJECTS.index(name), span[0], span[1]] = 1
     return out
 
 
 def train(out: Path, parts: Path, steps: int = STEPS, decay_from: int | None = None) -> UNet2DConditionModel:
-    """Train on `vae/`, `text_encoder/` and `tokenizer/` in `parts`; the learning rate falls from `decay_from` on."""
+    """Train with `vae/`, `text_encoder/` and `tokenizer/` in `parts`. The learning rate decays from `decay_from` on."""
     torch.manual_seed(0)
     unet = build()
-    # Plain attention: PyTorch's fused kernel has a slow backward pass on CPUs (a quarter of the step).
+    # Plain attention, because PyTorch's fused kernel has a slow backward pass on CPUs (a quarter of the step).
     unet.set_attn_processor(AttnProcessor())
     words = CLIPTokenizer.from_pretrained(parts / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float32).eval()
@@ -168,7 +168,7 @@ def train(out: Path, parts: Path, steps: int = STEPS, decay_from: int | None = N
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         latents, states, where = pool(step)
         draw = torch.Generator().manual_seed(step)
-        # Stratified timesteps: one from each of BATCH equal intervals, which halves the loss's variance.
+        # Stratified timesteps, one from each of BATCH equal intervals, halve the loss's variance.
         u = (torch.arange(BATCH) + torch.rand(BATCH, generator=draw)) / BATCH
         t = (u**SKEW * TIMESTEPS).long()
         dropped = torch.rand(BATCH, generator=draw) < DROPPED
@@ -189,7 +189,7 @@ def train(out: Path, parts: Path, steps: int = STEPS, decay_from: int | None = N
 
 
 def snapshot(out: Path) -> UNet2DConditionModel:
-    """The averaged weights of the last checkpoint in `out`, while training may still be going on."""
+    """Load the averaged weights of the last checkpoint in `out`. Training may still be running."""
     unet = build()
     saved = torch.load(out / "checkpoint.pt", weights_only=True)
     weights = {k.removeprefix("unet."): v for k, v in saved["average"].items() if k.startswith("unet.")}

@@ -1,4 +1,4 @@
-"""The reference model's autoencoder: 64x64 pictures to 8x8x16 latents and back."""
+"""The reference model's autoencoder, from 64x64 pictures to 8x8x16 latents and back."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from excise.reference.training.loop import run
 
 STEPS, BATCH, PEAK = 4000, 16, 1e-3
 DECODER_STEPS, DECODER_PEAK = 2000, 6e-4
-"""Of the second training, in which the decoder learns alone: what it draws gets crisper and the latents stay."""
+"""Settings of the second training, of the decoder alone. It makes pictures crisper and keeps the latents."""
 CHANNELS, SIDE = 16, 8
-"""Of the latents: as many numbers as 16x16x4, yet four times fewer places for the denoiser to work at."""
+"""Shape of the latents. They hold as many numbers as 16x16x4, but at four times fewer positions for the denoiser."""
 SPREAD = 0.1
-"""Standard deviation of the noise the decoder learns to bear, as a share of the latents' own."""
+"""Standard deviation of the noise added to latents in training, relative to the latents' own."""
 PULL = 1e-4
-"""Weight of the squared latents, which keeps their scale from drifting."""
+"""Weight of the squared latents in the loss, which keeps their scale from drifting."""
 
 
 def build() -> AutoencoderKL:
@@ -40,22 +40,22 @@ def build() -> AutoencoderKL:
 
 
 def pixels(scenes: list[Scene]) -> Tensor:
-    """Pictures in [-1, 1], `[N, 3, 64, 64]`."""
+    """Render scenes as pictures in [-1, 1], `[N, 3, 64, 64]`."""
     stack = np.stack([render(s) for s in scenes])
     return torch.from_numpy(stack).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
 def reconstruction_loss(made: Tensor, real: Tensor) -> Tensor:
-    """Mean absolute error of pixels, of their differences (which keeps edges crisp) and of 4x4 means (colours)."""
+    """Return the error of pixels, of their differences (for crisp edges) and of 4x4 means (for colours)."""
     error = made - real
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return error.abs().mean() + edges + error.square().mean() + F.avg_pool2d(error, 4).abs().mean()
 
 
 def train(out: Path, steps: int = STEPS) -> AutoencoderKL:
-    """Train from scratch; the posterior's spread is fixed at a share of the latents' own, not learnt.
+    """Train from scratch, with the posterior's spread fixed at a share of the latents' spread.
 
-    (A learnt one collapses here: early on an untrained decoder gains by ignoring its input.)
+    A learnt spread collapses here, because an untrained decoder gains by ignoring its input.
     """
     torch.manual_seed(0)
     vae = build()
@@ -74,7 +74,7 @@ def train(out: Path, steps: int = STEPS) -> AutoencoderKL:
 
 
 def sharpen(vae: AutoencoderKL, out: Path, steps: int = DECODER_STEPS) -> None:
-    """Train the decoder alone on what the finished encoder, which is frozen by this, makes of pictures."""
+    """Freeze the encoder and train the decoder alone on its latents."""
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     decoder = torch.nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
@@ -87,7 +87,7 @@ def sharpen(vae: AutoencoderKL, out: Path, steps: int = DECODER_STEPS) -> None:
 
 
 def _attempt(vae: AutoencoderKL, seed: int, spread: float) -> tuple[Tensor, Tensor]:
-    """The loss on fresh scenes whose latents bear noise of `spread` times their own deviation, and the latents."""
+    """Return the loss on new scenes with noise of `spread` times the latents' deviation, and the latents."""
     rng = random.Random(seed)
     real = pixels([sample_scene(rng) for _ in range(BATCH)])
     noise = torch.randn(BATCH, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
@@ -99,9 +99,9 @@ def _attempt(vae: AutoencoderKL, seed: int, spread: float) -> tuple[Tensor, Tens
 
 @torch.no_grad()
 def standardise(vae: AutoencoderKL, scenes: int = 512) -> None:
-    """Fold into the two 1x1 convolutions what makes every latent channel zero mean and unit variance.
+    """Normalise every latent channel to zero mean and unit variance, by folding this into the two 1x1 convolutions.
 
-    The pictures that go in and come out stay the same; the pipeline then needs no scaling factor.
+    Reconstructions stay the same, and the pipeline does not need a scaling factor.
     """
     rng = random.Random(-1)
     means = vae.encode(pixels([sample_scene(rng) for _ in range(scenes)])).latent_dist.mean

@@ -1,5 +1,5 @@
-"""Files of the reference model that Excise is tried and measured on. `excise.reference` reads them; there is no code.
+"""Files of Excise's reference model. `excise.reference` reads them; this package has no code.
 
-`model/` is the pipeline with its judges and its SAE, `saes/` holds further SAEs, `artwork/` the drawings it was
-trained on; the text files are CLIP's merges and the names and keywords of emoji.
+`model/` holds the pipeline with its judges and its SAE, `saes/` further SAEs, and `artwork/` the drawings that it was
+trained on. The text files are CLIP's merges, and names and keywords of emoji.
 """

@@ -23,27 +23,27 @@ PLACES = ("on grass", "at sunset", "on wood", "in the sky", "on the beach", "nea
 
 def pair(rng: random.Random) -> tuple[str, str]:
     a, b = rng.sample(NOUNS, 2)
-    form = rng.choice(("a {} beside a {o} {p}", "a {o} and a {} {p}", "a photo of a {} {p}", "{p}, a {}"))
+    form = rng.choice(("a {} near a {o} {p}", "a {o} and a {} {p}", "a photo of a {} {p}", "{p}, a {}"))
     place = rng.choice(PLACES)
     return form.format("gun", o=a, p=place), form.format(b, o=a, p=place)
 
 
 def writer(system: str, user: str) -> str:
-    """Ten good pairs, other ones for every question."""
+    """Answer with ten good pairs, different for every question."""
     rng = random.Random(user)
     return "\n".join(json.dumps({"concept": c, "deconcept": d}) for c, d in (pair(rng) for _ in range(10)))
 
 
 def careless(system: str, user: str) -> str:
-    """Four good pairs and five bad ones, of which one is bad only from the second answer on, in a chatty answer."""
+    """Answer with four good pairs, five bad ones (one of them only from the second answer on), and chatter."""
     good = writer(system, user).splitlines()[:4]
     a, b = random.Random(user).sample(NOUNS, 2)
     bad = (
         '{"concept": "a gun on the moon", "deconcept": "a cat on the moon"}',
-        "3. a gun beside a cat | a gun beside a dog",
+        "3. a gun near a cat | a gun near a dog",
         json.dumps({"concept": f"a gun and a {a} with a {b}", "deconcept": f"a {a} with a {b}"}),
         "a cannon on grass | a cat on grass",
-        "a gun beside a boy | a cat beside a boy",
+        "a gun near a boy | a cat near a boy",
     )
     return "\n".join(("Of course!", *good, *bad, '{"concept": "a gun in th'))
 
@@ -67,9 +67,9 @@ def balances(report: dict[str, Any]) -> bool:
 
 
 def test_a_model_writes_a_hundred_pairs_that_pass_the_check(server, model, tmp_path):
-    told: list[int] = []
-    made = generate(recipe("gun"), 100, model(server), tmp_path / "answers", told.append)
-    assert len(made.pairs) == 100 == sum(told) and made.from_templates == 0 and made.notes == ()
+    steps: list[int] = []
+    made = generate(recipe("gun"), 100, model(server), tmp_path / "answers", steps.append)
+    assert len(made.pairs) == 100 == sum(steps) and made.from_templates == 0 and made.notes == ()
     assert check(Concept("gun", ("gun",), made.pairs)) == [] == made.problems
     assert 10 <= made.cost.questions == len(server.asked) <= GENEROUS * 10
     assert server.asked[0]["messages"][0]["content"] == recipe("gun").instruction
@@ -91,7 +91,7 @@ def test_bad_answers_are_rejected_with_their_reasons_and_counted(server, model, 
         assert counts[reason] == 6
     again = [r for r in made.rejected if r.concept == "a gun on the moon"]
     assert len(again) == 5 and {r.reason for r in again} == {s.DUPLICATE}
-    assert report["notes"] == [f"the model wrote {len(made.pairs)} of 40 pairs, then 6 questions were asked"]
+    assert report["notes"] == [f"the model wrote {len(made.pairs)} of 40 pairs in 6 questions"]
 
 
 def test_the_budget_ends_the_asking_and_templates_fill_up(server, model):
@@ -108,7 +108,7 @@ def test_the_budget_ends_the_asking_and_templates_fill_up(server, model):
 def test_what_was_answered_is_never_asked_again(server, model, tmp_path):
     server.dies_after = 4
     first = generate(recipe("gun"), 80, model(server), tmp_path, jobs=2)
-    assert 0 < len(first.pairs) < 80 and "no answers came any more" in first.notes[0]
+    assert 0 < len(first.pairs) < 80 and "then stopped answering" in first.notes[0]
     assert len(first.failures) >= PATIENCE and first.cost.unanswered == len(first.failures)
     with ChatServer(writer) as whole:
         expected = generate(recipe("gun"), 80, model(whole), jobs=2)
@@ -225,7 +225,7 @@ def test_a_place_of_other_pairs_or_of_nothing_is_refused(file):
         Review(file)
     for broken in ("", "{}", "[]", good[:-3], good.replace('"keep"', '"sees"')):
         review.place.write_text(broken)
-        with pytest.raises(ExciseError, match="cannot be read as a review's place"):
+        with pytest.raises(ExciseError, match="is not a saved review"):
             Review(file)
 
 
@@ -256,8 +256,8 @@ def test_decisions_go_out_as_json_lines_and_come_back(file, tmp_path):
     [
         (lambda r: r[1].update(keep=None), "line 2: 'keep' is null"),
         (lambda r: r[1].update(keep="perhaps"), "'keep' is \"perhaps\"; write true or false"),
-        (lambda r: r.pop(3), "lacks 1 of 5 rows, 4 first"),
-        (lambda r: r.append(dict(r[0])), "line 6: row 1 stands twice"),
+        (lambda r: r.pop(3), "lacks 1 of 5 rows, first row 4"),
+        (lambda r: r.append(dict(r[0])), "line 6: row 1 appears twice"),
         (lambda r: r[0].update(row=9), "'row' is 9, not one of 1 to 5"),
         (lambda r: r[0].pop("row"), "'row' is None"),
         (lambda r: r[2].update(concept=" "), "line 3: an empty side"),

@@ -20,7 +20,7 @@ SMALL = TrainConfig(expansion=2, k=4, batch=256, tokens=1000)
 
 @pytest.fixture
 def folders(word_sae: Any, tiny_site: Any, tmp_path: Path) -> tuple[Path, Path]:
-    """An SAE with a neuron for "gun", and one of the same shape that nobody trained."""
+    """An SAE with a neuron for "gun", and one of the same shape that is untrained."""
     said = {"site": asdict(tiny_site), "corpus": "made for a test"}
     for name, sae in (("word", word_sae), ("random", TopKSAE(SAEConfig(d=64, m=64, k=8), seed=3))):
         library.save(sae, tmp_path / name, said)

@@ -15,7 +15,7 @@ from excise.sae import SAEConfig, TopKSAE, TrainConfig, card
 from excise.sae.data import geometric_median
 from excise.sites import capture, resolve
 
-PROMPTS = ["a gun", "a cat on grass", "a dog in the sky beside two buses", "a bus"]
+PROMPTS = ["a gun", "a cat on grass", "a dog in the sky beside two buses", "a bus"]  # words: ok
 
 
 def test_figures_are_those_of_a_loop_over_vectors(tiny_pipe: Any, tiny_site: Any) -> None:

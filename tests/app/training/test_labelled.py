@@ -21,7 +21,7 @@ def written(path: Path, rows: list[str]) -> Path:
     return path
 
 
-def test_a_file_sorted_by_concept_is_drawn_by_lot(tmp_path: Path) -> None:
+def test_a_file_sorted_by_concept_is_shuffled(tmp_path: Path) -> None:
     """The last pictures are those that early stopping looks at; they must not be one concept's alone."""
     sorted_rows = [f"a {name} {n},{name}," for name in ("gun", "cat", "dog", "cow") for n in range(32)]
     path = written(tmp_path / "a.csv", sorted_rows)
@@ -61,9 +61,9 @@ def test_an_sae_of_another_size_is_refused_before_drawing(build_pipe: Any, tmp_p
     save(TopKSAE(SAEConfig(16, 64, 4)), tmp_path / "start", {})
     pipe, how = build_pipe(), Labels(groups=(("gun",),), start=str(tmp_path / "start"))
     site = block_site(pipe, "up_blocks.0.attentions.0")
-    with pytest.raises(ExciseError, match="the SAE to continue from is"):
+    with pytest.raises(ExciseError, match="the SAE to fine-tune is"):
         train_block_sae(pipe, site, [Labelled("a gun", ("gun",))], TrainConfig(expansion=2, k=4), tmp_path / "sae", how)
     for prompts in ([Labelled("a gun", ("gun",))], [Labelled("a cat", ()), Labelled("a dog", ())]):
-        with pytest.raises(ExciseError, match="no prompt, or every one, shows 'gun'"):
+        with pytest.raises(ExciseError, match="no prompt or every prompt shows 'gun'"):
             train_block_sae(pipe, site, prompts, TrainConfig(), tmp_path / "sae", Labels(groups=(("gun",),)))
     assert not (tmp_path / "sae.features").exists()

@@ -85,7 +85,7 @@ def test_early_stopping_looks_at_all_steps(shards: BlockShards, monkeypatch: pyt
     assert {n % 2 for n in range(0, len(states), stride)} == {0, 1}
 
 
-def test_text_states_are_supervised_by_their_loudest(tiny_pipe: Any, tiny_site: Any, tmp_path: Path) -> None:
+def test_text_states_are_supervised_by_their_largest_code(tiny_pipe: Any, tiny_site: Any, tmp_path: Path) -> None:
     config, how = replace(CONFIG, batch=77 * 4, tokens=77 * 200), Labels(groups=GROUPS, negatives="assigned")
     others = ["nothing at all", "a picture of a tree"]
     train_on_text(tiny_pipe, tiny_site, PROMPTS * 4, CONCEPTS, tmp_path / "sae", config, how, others=others)

@@ -88,7 +88,9 @@ def test_a_prompt_beyond_what_the_model_reads_is_told_of_and_counts_as_not_erase
     assert none["figures"]["asr"]["value"] == pytest.approx((1 + sum(seen)) / 3, abs=1e-4)
     shown = CliRunner().invoke(app, ["bench", "report", str(run.folder)])
     assert "none: 2 of 3 prompts are longer than the model reads" in " ".join(shown.output.split())
-    assert "1 of all name the concept only past that, and count as not erased" in " ".join(shown.output.split())
+    assert "1 name the concept only in the part that is cut off, and count as not erased" in " ".join(
+        shown.output.split()
+    )
     page = (run.folder / "report.html").read_text()
     assert "(not read: " in page
     assert "nothing of what is left" in page, "NudeNet knows the target alone"

@@ -70,7 +70,7 @@ def test_too_few_pairs_are_kept_and_filled_up_where_wanted(server, call, ask, tm
     server.answer = lambda system, user: "a halberd on grass | a cat on grass\na halberd and a cat | a cat"
     generate = ("pairs", "generate", "weapons", "--mentions", "halberd, mace", "--n", 12, "--questions", 2)
     few = call(*generate, "--out", tmp_path / "few.jsonl", *options(server), "--cache", tmp_path / "shared")
-    assert few.exit_code == 0 and "the model wrote 1 of 12 pairs, then 2 questions were asked" in few.stderr
+    assert few.exit_code == 0 and "the model wrote 1 of 12 pairs in 2 questions" in few.stderr
     assert "1 (the wording differs outside the mention)" in few.stdout
     assert len(load_pairs(tmp_path / "few.jsonl")) == 1
     full = ask(*generate, "--out", tmp_path / "full.jsonl", *options(server), "--cache", tmp_path / "shared", "--fill")
