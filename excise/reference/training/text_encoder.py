@@ -249,7 +249,7 @@ def embed(student: Student, words: CLIPTokenizer, texts: list[str]) -> Tensor:
 
 
 def measure(student: Student, words: CLIPTokenizer, data: dict[str, object]) -> dict[str, object]:
-    """Measure the cosine with the teacher by kind of held-out text, and how many synonyms are nearest to their object."""
+    """Measure the cosine with the teacher on held-out text by kind, and which synonyms are nearest to their object."""
     from excise.reference.world import OBJECTS, SYNONYMS
 
     held = [i for i, t in enumerate(data["texts"]) if is_held_out(t)][:6000]  # type: ignore[arg-type, var-annotated]
