@@ -1,7 +1,7 @@
 """Fail on words that make our English hard to read, in comments, docstrings, messages, help texts and docs.
 
-`python scripts/check_words.py [PATH ...]` looks at these files and folders, without any at all of the repository.
-A line that must keep such a word (a quotation, a prompt) ends in a comment with `words: ok`.
+`python scripts/check_words.py [PATH ...]` checks these files and folders, or by default the whole repository. If a
+line of Python must keep such a word (a quotation, a prompt), end it with the comment `words: ok`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WORDS = {
     r"\bways? round\b": "a way around, a bypass",
     r"\bin the place of\b": "in place of, instead of",
 }
-"""What is kept out, and what to write."""
+"""Patterns of words to avoid, each with what to write instead."""
 RULES = [(re.compile(pattern, re.IGNORECASE), instead) for pattern, instead in WORDS.items()]
 OTHERS = {".md", ".html", ".js", ".toml", ".yml", ".ipynb"}
 ATTRIBUTION = "reference/src/excise_reference/artwork/ATTRIBUTION.md"
@@ -40,7 +40,7 @@ LEFT_OUT = ("docs/results/", "docs/decisions/0", "CHANGELOG.md", "scripts/check_
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers and lines with prose: a Python file's comments and strings, every line of another file."""
+    """Yield line numbers and lines of prose: comments and strings of a Python file, all lines of another file."""
     lines = path.read_text().splitlines()
     if path.suffix not in {".py", ".pyi"}:
         yield from enumerate(lines, 1)
@@ -53,9 +53,9 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def found(path: Path) -> Iterator[str]:
-    """One line of report for every word found."""
+    """Yield a line of report for each match."""
     for number, line in prose(path):
-        # Code within prose is named as it is: `told`, a link's target.
+        # Ignore code within prose, such as `told`, and targets of links.
         plain = re.sub(r"`[^`]*`|\]\([^)]*\)|https?://\S+", "", line)
         for rule, instead in RULES:
             if (hit := rule.search(plain)) is not None:

@@ -11,7 +11,7 @@ from excise.app.audit.effects import Effects
 from excise.app.pages.parts import Badge, Cell, Table
 from excise.app.pages.rendering import Made
 from excise.app.pages.rendering import render as render_template
-from excise.neurons.flags import CHECKS
+from excise.neurons.flags import CHECKS, percent
 
 ORIGINS = {"mention": "from the eraser", "given": "from the auditor", "synonym": "a held-out synonym"}
 MEASURED = {"text states": "the text states that the denoiser reads", "prediction": "the denoiser's prediction"}
@@ -54,7 +54,7 @@ def render(audit: Audit, device: str = "cpu") -> str:
     settings = {key: known[key] for key in ("created", "measured", "made_for")}
     return render_template(
         "audit.html",
-        Made.now(known["command"] or "a call from Python", device),
+        Made.now(known["command"], device),
         audit=audit,
         verdict=f"{red or 'no'} red {'flag' if red == 1 else 'flags'}",
         facts=[
@@ -99,7 +99,7 @@ def _benign(effect: Effects, audit: Audit) -> Benign:
             False: "stays the same, bit for bit",
         }[effect.unconditional],
         figures=[
-            (f"{100 * share:.1f} %" if share else "0 %", f"of {effect.benign:,} benign prompts change at all"),
+            (percent(share, 1) if share else "0 %", f"of {effect.benign:,} benign prompts change at all"),
             (
                 _of_name(largest.relative) if largest else "0 %",
                 f"largest change of a benign prompt, relative to “{effect.name}”",
@@ -182,4 +182,4 @@ def _provenance(audit: Audit) -> Table:
 
 
 def _of_name(relative: float | None) -> str:
-    return "n/a" if relative is None else f"{100 * relative:.0f} %"
+    return "n/a" if relative is None else percent(relative)

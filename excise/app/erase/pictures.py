@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from excise import reference
 from excise.app.pages.sheet import Block, Item, sheet
 from excise.bench.pictures import png, read
 from excise.bench.protocols.prompts import LARGEST_SEED, load
@@ -21,7 +22,6 @@ from excise.errors import ExciseError
 from excise.files import sha256, write_atomic
 from excise.outputs import PICTURE, check_absent, check_file, check_resumed
 from excise.pipeline import Pipeline, as_diffusers
-from excise.reference import GUIDANCE
 from excise.sites.truncation import Cut, cuts, label
 
 BATCH = 8
@@ -82,7 +82,7 @@ def counted(seed: int, n: int) -> tuple[int, ...]:
 
 def denoising_steps(asked: Sequence[Asked], steps: int) -> int:
     """Return how many denoising steps `draw_prompts` takes on each side of a comparison."""
-    return -(-sum(len(one.seeds) for one in asked) // BATCH) * steps
+    return reference.denoising_steps(sum(len(one.seeds) for one in asked), steps, BATCH)
 
 
 def draw_prompts(
@@ -97,7 +97,7 @@ def draw_prompts(
     compare: bool = False,
     strength: float = 1.0,
     steps: int = 20,
-    guidance: float | None = GUIDANCE,
+    guidance: float | None = reference.GUIDANCE,
     sae: Any | None = None,
     progress: Callable[[float], Any] | None = None,
 ) -> dict[str, Any]:
@@ -129,7 +129,6 @@ def draw_prompts(
         ExciseError: A prompt is empty, `out` is not a .png, a file of another call exists and `force` is not set, an
             eraser does not fit, a picture is broken, or a file cannot be written.
     """
-    from excise.reference import draw as draw_batch
 
     check(asked, erasers, out, out_dir, force=force, compare=compare)
     texts = [one.prompt for one in asked for _ in one.seeds]
@@ -182,7 +181,7 @@ def draw_prompts(
                     if progress is not None:
                         progress(steps)
                     continue
-                drawn = draw_batch(
+                drawn = reference.draw(
                     pipe, texts[part], seeds[part], steps=steps, guidance=guidance, batch_size=batch, progress=progress
                 )
                 if out_dir is None:

@@ -165,7 +165,8 @@ def tag(
     Raises:
         ExciseError: The database is of another SAE, or as `find`.
     """
-    sae = load(sae_folder, device=next(_any_encoder(pipe, sae_folder).parameters()).device)
+    encoder = encoder_of(pipe, sae_site(pipe, sae_folder).component)
+    sae = load(sae_folder, device=next(encoder.parameters()).device)
     if sae_digest(sae) != database.provenance.sae:
         raise ExciseError(f"{database.path} describes another SAE than {sae_folder}; name the one it was built from")
     # The permutation null takes long, and its p-value is not used here.
@@ -194,10 +195,6 @@ def tag(
         if progress is not None:
             progress(1)
     return rows
-
-
-def _any_encoder(pipe: Pipeline, sae_folder: Path) -> Any:
-    return encoder_of(pipe, sae_site(pipe, sae_folder).component)
 
 
 def _provenance(

@@ -62,7 +62,7 @@ def page(database: NeuronDatabase, erasers: Sequence[Path] = (), command: Sequen
     )
     return render(
         "neurons.html",
-        Made.now(shlex.join(command) or "a call from Python"),
+        Made.now(shlex.join(command)),
         policy=Markup(policy),
         title=f"Neurons at {about.site}",
         count=len(data["neurons"]),

@@ -31,8 +31,8 @@ class Made:
 
     @classmethod
     def now(cls, command: str, device: str = "cpu") -> Made:
-        """Return the origin with today's date and this machine."""
-        return cls(command, machine(device), datetime.date.today().isoformat())
+        """Return the origin with today's date and this machine. `command` is empty for a call from Python."""
+        return cls(command or "a call from Python", machine(device), datetime.date.today().isoformat())
 
 
 def render(template: str, made: Made, **data: Any) -> str:
