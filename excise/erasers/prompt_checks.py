@@ -155,13 +155,13 @@ class PromptChecks:
         if given and not (family_of(pipe) and encodes_unconditional(pipe)):
             given = {False, True}  # only for known families it is known which results belong to which branch
         if "clip_skip" in call.layers or (is_compiled(pipe) and not call.layers):
-            own = conditional(pipe, made)
-            known = {id(tensor) for tensor in own}
+            states = conditional(pipe, made)
+            known = {id(tensor) for tensor in states}
             others = [tensor for tensor in tensors_of(made) if id(tensor) not in known]
             # States that one eraser spared count as spared for all, since they share one set of known vectors.
             spares = any(edit.uncond != "same" for other in call.looked for edit in other.eraser.text_edits)
             if False not in given:
-                self.host.trust(own, epoch, spared=spares and call.negative)
+                self.host.trust(states, epoch, spared=spares and call.negative)
             if True not in given:
                 self.host.trust(others, epoch, spared=spares and (call.negative or "unconditional" in call.branches))
         self.host.denoiser_guard.known_vectors.hold(tensors_of(made))

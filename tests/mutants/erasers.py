@@ -151,7 +151,7 @@ MUTANTS = [
     *of(
         "excise/erasers/apply/conditioning.py",
         "tests/methods/steering/test_conditions.py::test_low_frequencies_that_grew_are_weakened",
-        ("own.abs() > other.abs()", "own.abs() < other.abs()"),
+        ("changed.abs() > before.abs()", "changed.abs() < before.abs()"),
         ("low[0, 0] = low[0, -1] = low[-1, 0] = low[-1, -1] = True", "low[0, 0] = True"),
     ),
     *of(

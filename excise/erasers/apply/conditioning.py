@@ -131,12 +131,12 @@ def reattended(safe: Tensor, plain: Tensor, share: float) -> Tensor:
     """Return the features `[B, C, h, w]` of the projected prompt with some low frequencies scaled by `share`: those
     stronger than in `plain`, the features of the prompt itself (SAFREE, eqs. 8-10). Low frequencies are the constant
     one and its neighbours, as in FreeU."""
-    own, other = (torch.fft.fft2(features.float()) for features in (safe, plain))
+    changed, before = (torch.fft.fft2(features.float()) for features in (safe, plain))
     # Frequencies 0 and -1 of both axes, since the transform is not shifted.
-    low = torch.zeros(own.shape[-2:], dtype=torch.bool, device=own.device)
+    low = torch.zeros(changed.shape[-2:], dtype=torch.bool, device=changed.device)
     low[0, 0] = low[0, -1] = low[-1, 0] = low[-1, -1] = True
-    own = torch.where(low & (own.abs() > other.abs()), share * own, own)
-    made: Tensor = torch.fft.ifft2(own).real.to(safe.dtype)
+    changed = torch.where(low & (changed.abs() > before.abs()), share * changed, changed)
+    made: Tensor = torch.fft.ifft2(changed).real.to(safe.dtype)
     return made
 
 

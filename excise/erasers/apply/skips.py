@@ -120,8 +120,8 @@ class Skips:
         finally:
             _COPYING.reset(token)
         now.hidden, others = (made, (made,)) if isinstance(made, Tensor) else made
-        own = (output,) if isinstance(output, Tensor) else output[1]
-        now.apart += [other - skip for other, skip in zip(others, own, strict=True)]
+        skips = (output,) if isinstance(output, Tensor) else output[1]
+        now.apart += [other - skip for other, skip in zip(others, skips, strict=True)]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _modulated(

@@ -68,16 +68,16 @@ class ProjectionEdit(Tensors):
         |(I - P_C) without_i| exceeds the mean of the others' by a share α. Its state s becomes (I - P_C) P_I s, where
         P_C projects on the span of the concept's phrases and P_I on that of `without` (eqs. 2-5).
         """
-        own, masked = states.double(), without.double()
+        prompt, masked = states.double(), without.double()
         off = masked - masked @ projection(self.concept.double())
         distance = off.norm(dim=1)
         others = (distance.sum() - distance) / max(1, len(distance) - 1)
         hit = distance >= (1 + self.alpha) * others if len(distance) > 1 else off.new_ones(1, dtype=torch.bool)
-        inside = own @ projection(masked)
+        inside = prompt @ projection(masked)
         safe = inside - inside @ projection(self.concept.double())
-        chosen = own.new_zeros(len(own), dtype=torch.bool)
+        chosen = prompt.new_zeros(len(prompt), dtype=torch.bool)
         chosen[1 : 1 + len(hit)] = hit
-        return torch.where(chosen[:, None], safe, own).to(states.dtype), hit
+        return torch.where(chosen[:, None], safe, prompt).to(states.dtype), hit
 
     def steps(self, states: Tensor, without: Tensor) -> int | None:
         """Return in how many first steps to use the projected states, or None for all (self-validating filtering,
@@ -88,11 +88,11 @@ class ProjectionEdit(Tensors):
         """
         if self.most == 0:
             return None
-        own, count = states.double(), len(without)
-        inside = own @ projection(without.double())
+        prompt, count = states.double(), len(without)
+        inside = prompt @ projection(without.double())
         safe = inside - inside @ projection(self.concept.double())
         words = slice(0, count + 2)  # BOS and EOS among them
-        z = 1 - F.cosine_similarity(own[words], safe[words], dim=1).mean().item()
+        z = 1 - F.cosine_similarity(prompt[words], safe[words], dim=1).mean().item()
         share = 1 / (1 + math.exp(-2 * self.steepness * (10 * z - self.midpoint)))
         return round(self.most * share) + 1
 

@@ -73,8 +73,8 @@ def _digest(encoder: nn.Module, casts: tuple[torch.dtype, ...]) -> str:
             continue
         tensor = state[name]
         if tensor.is_meta:
-            path, _, own = originals[name].rpartition(".")
-            tensor = kept_elsewhere(encoder.get_submodule(path), own)
+            path, _, parameter = originals[name].rpartition(".")
+            tensor = kept_elsewhere(encoder.get_submodule(path), parameter)
         if tensor is None:
             raise ExciseError(
                 f"the model's weights ({name}) are not in memory; attach the eraser before enabling offload"

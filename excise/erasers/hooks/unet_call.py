@@ -110,10 +110,10 @@ class UNetCallHook(EditHook):
 
     def on_encoded(self, call: Call, made: Any) -> None:
         arguments = call.arguments
-        own = list(tensors_of(conditional(call.pipe, made)))
-        numbers = {id(tensor) for tensor in own}
+        prompts = list(tensors_of(conditional(call.pipe, made)))
+        numbers = {id(tensor) for tensor in prompts}
         others = [tensor for tensor in tensors_of(made) if id(tensor) not in numbers]
-        self._note(arguments.get("prompt"), own, True)
+        self._note(arguments.get("prompt"), prompts, True)
         if arguments.get("do_classifier_free_guidance"):
             texts = arguments.get("negative_prompt")
             self._note("" if texts is None else texts, others, False)
