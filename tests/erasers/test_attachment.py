@@ -74,7 +74,7 @@ def test_every_hidden_state_from_the_site_on_changes(tiny_pipe: Any, gun_edit: S
 
 
 def test_concept_energy_left_at_padding(tiny_pipe: Any, gun_eraser: Eraser, tiny_site: Site, word_sae: Any) -> None:
-    """CLIP's padding states carry the concept and the U-Net reads them: what is left there must be next to nothing."""
+    """CLIP's padding states carry the concept and the U-Net reads them, so almost nothing of it may be left there."""
 
     def energy() -> tuple[float, float]:
         features = next(iter(capture(tiny_pipe, [tiny_site], [GUN, "a gun", "a picture of a gun"])))

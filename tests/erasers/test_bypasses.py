@@ -101,7 +101,7 @@ def test_embeddings_encoded_before_the_eraser_was_enabled(tiny_pipe: Any, gun_er
 
 
 def test_embeddings_of_the_unconditional_branch_given_as_a_prompt(tiny_pipe: Any, gun_eraser: Eraser) -> None:
-    """The unconditional prompt is not edited by default, so what it made must not come back as the prompt."""
+    """The unconditional prompt is not edited by default, so its states must not be accepted as a prompt's."""
     with gun_eraser.attach(tiny_pipe):
         with torch.no_grad():
             negative = tiny_pipe.encode_prompt("a cat", "cpu", 1, True, GUN)[1]
@@ -228,7 +228,7 @@ def test_weights_written_to_and_seen_through_another_pipeline(tiny_pipe: Any, si
 
 
 def test_a_lora_loaded_later(tiny_pipe: Any, gun_eraser: Eraser, gun_edit: SAEEdit) -> None:
-    """And what the refusal says to do about it works."""
+    """The advice in the message works too."""
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
     with gun_eraser.attach(tiny_pipe):
@@ -539,7 +539,7 @@ def test_a_second_text_encoder_that_nobody_edits() -> None:
 
 
 def test_a_second_encoder_whose_edit_does_nothing() -> None:
-    """Every part of what the denoiser reads has to move on the canary, not just some of it."""
+    """Every part of what the denoiser reads must move on the canary, not only some parts."""
     pipe, concept, saes = several("sdxl")
     eraser = fit(pipe, concept, SNCEConfig(permutations=20), sae=saes)
     first, second = eraser.edits
@@ -582,7 +582,7 @@ def test_pooled_embeddings_from_elsewhere() -> None:
 
 
 def test_a_negative_prompt_that_is_drawn() -> None:
-    """Wan's denoiser runs once for each branch: guidance below 0 draws the negative prompt, which is edited too."""
+    """Wan's denoiser runs once for each branch. Guidance below 0 generates the negative prompt, which is edited too."""
     pipe, concept, saes = several("wan")
     with torch.no_grad():
         plain = pipe.encode_prompt("a cat", negative_prompt=GUN, do_classifier_free_guidance=True)[1]

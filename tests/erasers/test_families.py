@@ -50,7 +50,7 @@ def saes_for(pipe: Any, concept: Concept) -> dict[Site, TopKSAE]:
 
 
 def residue(pipe: Any) -> list[str]:
-    """The modules that something wraps; a transformer's own cache may be among them."""
+    """Return the wrapped modules, which may include those wrapped by a transformer's cache."""
     modules = (*text_encoders(pipe).values(), *denoisers(pipe))
     return [n for module in modules for n, m in module.named_modules() if {"forward", "_diffusers_hook"} & set(vars(m))]
 
@@ -127,7 +127,7 @@ def test_an_sae_for_every_encoder_is_trained_and_erased_with(family: str, concep
     for folder, site in places.items():
         sizes = TrainConfig(expansion=8, k=8, tokens=20_000, batch=256)
         train_sae(pipe, site, prompts, sizes, folder, card={"corpus": "pairs"})
-    # A random encoder's SAE has no neuron that is silent without the concept; here it is enough that one is there.
+    # In a random encoder's SAE every neuron also fires without the concept. Here any neuron will do.
     config = SNCEConfig(sae=str(tmp_path / "saes"), permutations=20, tolerance=0.5, gate="relu")
     eraser, _ = erase(pipe, concept, config)
     eraser.save(tmp_path / "eraser")

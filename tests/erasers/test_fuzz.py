@@ -176,8 +176,8 @@ def survives(kind: str, examples: int, run: int = 0) -> tuple[int, int]:
         try:
             eraser = load(files)
         except ExciseError as error:
-            said = str(error)
-            assert said.isprintable() and len(said) < 500, "one line that a terminal can show"
+            message = str(error)
+            assert message.isprintable() and len(message) < 500, "one line that a terminal can show"
             return
         taken += 1
         again = eraser.pack()

@@ -102,7 +102,7 @@ def test_weights_on_a_negative_prompts_words(tiny_pipe: Any, gun_eraser: Eraser)
 
 
 def test_through_compel_where_nobody_says_that_it_is_a_negative_prompt(tiny_pipe: Any, gun_eraser: Eraser) -> None:
-    """It is taken for a prompt: the concept is erased from it, with a warning; weighted elsewhere it is refused."""
+    """It counts as a prompt: the concept is erased from it, with a warning. Weighted elsewhere, it is refused."""
     compel = pytest.importorskip("compel")
     weighting = compel.Compel(tiny_pipe.tokenizer, tiny_pipe.text_encoder)
     weighted, plain = "a (gun)1.4 on grass", weighting(GUN)
@@ -172,7 +172,7 @@ def test_one_encoded_as_a_prompt_is_warned_of_once(tiny_pipe: Any, gun_eraser: E
 
 
 def test_a_second_negative_prompt_that_alone_says_the_concept() -> None:
-    """SDXL's second encoder spares it, the first has nothing to spare; both stand in one row."""
+    """SDXL's second encoder spares it, and the first has nothing to spare. A row concatenates both."""
     if (reason := tiny.missing("sdxl")) is not None:
         pytest.skip(reason)
     pipe, concept = tiny.build("sdxl"), from_templates("gun", ("gun",), 12)
@@ -194,7 +194,7 @@ def test_a_second_negative_prompt_that_alone_says_the_concept() -> None:
 
 
 def test_where_it_cannot_be_told_from_a_prompt_it_is_edited_like_one() -> None:
-    """Wan's denoiser runs once for each branch: guidance below 0 would draw what was spared."""
+    """Wan's denoiser runs once for each branch: guidance below 0 would generate a spared prompt."""
     if (reason := tiny.missing("wan")) is not None:
         pytest.skip(reason)
     pipe, concept = tiny.build("wan"), from_templates("gun", ("gun",), 12)
@@ -241,7 +241,7 @@ def test_where_the_denoiser_reads_the_prompt_before_it_it_is_edited_like_one() -
             own = pipe.encode_prompt(CAT, device="cpu", negative_prompt=GUN)
         edit(None, **dict(zip(names, own, strict=True)))
         assert attachment.status()["bypasses"] == 0
-        # What the text-to-image pipeline of the same encoders spares is not drawn here.
+        # States that the text-to-image pipeline of the same encoders spares are refused here.
         with torch.no_grad():
             spared = text.encode_prompt(CAT, device="cpu", negative_prompt=GUN)
         assert not torch.equal(spared[1], own[1])

@@ -29,7 +29,7 @@ def drawn(pipe: Any, prompt: Any = None, **options: Any) -> Tensor:
 
 
 def like(unet: Any, **changed: Any) -> Any:
-    """Another U-Net of that configuration, but for what is changed."""
+    """Another U-Net of that configuration, with these changes."""
     torch.manual_seed(1)
     config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
     return type(unet).from_config({**config, **changed}).eval()
@@ -115,7 +115,7 @@ def test_a_refiner_that_only_draws(sdxl: tuple[Any, Eraser]) -> None:
 
 
 def test_a_refiner_that_shares_an_encoder(sdxl: tuple[Any, Eraser]) -> None:
-    """What it encodes is edited; its own U-Net is watched only where it is given the states (the test above)."""
+    """Its prompts are edited. Its own U-Net is guarded only in the test above, which passes it the states."""
     base, eraser = sdxl
     shared = refiner(base)
     noisy = {"image": torch.zeros(1, 4, 8, 8), "strength": 1.0, "guidance_scale": 3.0}

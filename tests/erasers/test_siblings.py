@@ -29,7 +29,7 @@ def draw(pipe: Any, prompt: Any = GUN, **options: Any) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def clip_skip(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers' clip_skip wants CLIP's layers where transformers < 5.6 keeps them."""
+    """diffusers' clip_skip needs CLIP's layers at their path in transformers < 5.6."""
     if not hasattr(tiny_pipe.text_encoder, "text_model"):
         monkeypatch.setattr(type(tiny_pipe.text_encoder), "text_model", property(lambda own: own), raising=False)
 
@@ -122,7 +122,7 @@ def test_each_counts_a_prompt_once(tiny_pipe: Any, sibling: Any, gun_eraser: Era
 def test_a_negative_prompt_that_one_eraser_spares_and_another_edits(
     tiny_pipe: Any, sibling: Any, early: Eraser
 ) -> None:
-    """With clip_skip it is the guard that lets states through; what was spared makes no prompt there either."""
+    """With clip_skip the guard accepts states. Spared ones do not count as a prompt there either."""
     site = early.edits[0].site
     gun = SAEEdit.from_sae(make_word_sae(tiny_pipe, site), site, [5], gate="relu")
     spares = replace(early, edits=(gun,), name="gun", canary=(GUN,))
@@ -165,7 +165,7 @@ def sd3() -> tuple[Any, tuple[SAEEdit, ...]]:
 
 @pytest.mark.parametrize(("made", "way"), [("without it", "put in"), ("with it", "sibling")])
 def test_an_encoder_that_only_the_other_eraser_edits(sd3: tuple[Any, tuple[SAEEdit, ...]], made: str, way: str) -> None:
-    """SD3's T5, absent where the one eraser was attached (and made), edited by the other one where that is."""
+    """SD3's T5, which was absent when the one eraser was made and attached, and which the other one edits."""
     whole, edits = sd3
     small = type(whole)(**{**whole.components, "text_encoder_3": None, "tokenizer_3": None})
     small.set_progress_bar_config(disable=True)

@@ -61,7 +61,7 @@ def in_batches(texts: list[str], size: int) -> list[list[str]]:
 
 
 def test_a_large_batch_is_drawn(family: str, concept: Concept, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Larger than what is remembered of all prompts."""
+    """More bytes than all remembered prompts take."""
     pipe, attachment = erased(family, concept)
     monkeypatch.setattr(known_vectors, "REMEMBERED", 1024)
     tiny.call(family, pipe, prompts(12), num_inference_steps=1)

@@ -1,4 +1,4 @@
-"""Pipelines that lack text encoders: SD3 without its T5, and a second stage that draws what a first one encodes."""
+"""Pipelines without text encoders: SD3 without its T5, and a second stage that generates from another's embeddings."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_sd3_without_its_t5(made: tuple[Any, Eraser]) -> None:
 
 
 def test_a_pipeline_that_never_had_the_encoder_is_another_one(made: tuple[Any, Eraser], tiny_pipe: Any) -> None:
-    """Absent is what the pipeline has a place for and was built without."""
+    """A component is absent if the pipeline has a place for it and was built without it."""
     _, eraser = made
     with pytest.raises(ExciseError, match="has no text encoder 'text_encoder_2'"):
         eraser.attach(tiny_pipe)
@@ -104,7 +104,7 @@ def test_a_second_stage_draws_what_the_first_encoded(made: tuple[Any, Eraser]) -
         negative["pooled_prompt_embeds"] = cat["negative_pooled_prompt_embeds"]
         with pytest.raises(EraserDidNotFire):
             tiny.call("sd3", second, None, **negative, guidance_scale=1.0)
-        # The encoders are given up, as one does to have room for the denoiser; what they made stays good.
+        # The encoders are deleted to make room for the denoiser. Their embeddings stay valid.
         encoding.detach()
         assert torch.equal(tiny.call("sd3", second, None, **cat, guidance_scale=3.0), plain)
         assert all("forward" not in vars(e) for e in (first.text_encoder, first.text_encoder_2, first.text_encoder_3))
@@ -115,7 +115,7 @@ def test_a_second_stage_draws_what_the_first_encoded(made: tuple[Any, Eraser]) -
 
 
 def test_excise_encode_at_a_second_stage_takes_what_the_first_encodes(tiny_pipe: Any, gun_eraser: Eraser) -> None:
-    """No encoder is there that could have been passed by, so the first stage's has to run."""
+    """There is no encoder that could have been bypassed, so the first stage's has to run."""
     first = variant(tiny_pipe, "unet", "vae", requires_safety_checker=False)
     second = variant(tiny_pipe, "text_encoder", "tokenizer", requires_safety_checker=False)
     how = {"num_inference_steps": 1, "output_type": "latent", "guidance_scale": 1.0}
@@ -194,7 +194,7 @@ def test_a_pipeline_with_another_denoiser_has_the_erasers_of_its_encoder(
 
 
 def stages(pipe: Any) -> tuple[Any, Any]:
-    """Two pipelines of the same components: one that only encodes, and one that only draws."""
+    """Two pipelines of the same components: one that only encodes, and one that only generates."""
     from diffusers import StableDiffusionPipeline
 
     parts = pipe.components

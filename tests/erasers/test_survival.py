@@ -202,7 +202,7 @@ def test_batches_repeats_and_branches(tiny_pipe: Any, gun_eraser: Eraser, plain:
 
 
 def test_attaching_and_detaching_while_others_draw(tiny_pipe: Any, gun_eraser: Eraser, plain: Tensor) -> None:
-    """Three threads draw while a fourth attaches and detaches: every picture is whole, erased or not, or refused."""
+    """Three threads generate while a fourth attaches and detaches: every image is erased, unedited, or refused."""
     other = replace(gun_eraser, name="other", edits=(replace(gun_eraser.edits[0], lam=0.4),))
     with gun_eraser.attach(tiny_pipe):
         erased = draw(tiny_pipe)

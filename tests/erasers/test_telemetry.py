@@ -164,7 +164,7 @@ def metrics_of(reader: Any) -> list[Any]:
 
 
 def test_without_a_meter_the_global_provider_is_fed() -> None:
-    """In a process of its own: a global provider is set once."""
+    """Run in a separate process, since a global provider can be set only once."""
     code = """
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
@@ -188,7 +188,7 @@ def test_without_opentelemetry_one_line_says_what_to_install(monkeypatch: pytest
 
 
 def test_prompts_of_pipelines_of_the_same_components_are_counted(tiny_pipe: Any, gun_eraser: Any) -> None:
-    """As those of the pipeline itself: prompts once, negative ones not; and from threads at once, none is lost."""
+    """Counted like the pipeline's own: prompts once, negative ones not, and with threads none is lost."""
     from diffusers import StableDiffusionPipeline
 
     how = {"num_inference_steps": 1, "output_type": "latent", "guidance_scale": 3.0, "negative_prompt": "dull"}

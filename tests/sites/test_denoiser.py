@@ -60,11 +60,11 @@ def test_a_sampler_that_takes_a_timestep_twice(tiny_pipe: Any, site: Any) -> Non
     handle = block.register_forward_hook(lambda m, a, output: kept.append(as_patches(output).clone()))
     made = captured(tiny_pipe, site)[:3]
     handle.remove()
-    told = [float(t) for t in tiny_pipe.scheduler.timesteps]
-    assert len(told) == 4
-    assert [p.timestep for p in made] == sorted(set(told), reverse=True)
+    timesteps = [float(t) for t in tiny_pipe.scheduler.timesteps]
+    assert len(timesteps) == 4
+    assert [p.timestep for p in made] == sorted(set(timesteps), reverse=True)
     for patches in made:
-        assert torch.equal(patches.states, kept[told.index(patches.timestep)][-2:]), "the first of two runs counts"
+        assert torch.equal(patches.states, kept[timesteps.index(patches.timestep)][-2:]), "the first of two runs counts"
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 3, 4), (2, 12, 6)])

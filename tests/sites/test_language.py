@@ -50,7 +50,7 @@ def test_states_are_what_the_model_computes_without_padding(pipe: LanguageModel)
     for row, text in enumerate(TEXTS):
         expected = alone(pipe, text).hidden_states[2][0]
         assert torch.allclose(batch.states[layer][row, : len(expected)], expected, atol=1e-4, rtol=1e-4)
-        # What the MLP adds is what is there behind it less what was there before, but for Gemma's own norm.
+        # The MLP's output is the difference of the residual stream after and before it, except for Gemma's extra norm.
         if type(pipe.text_encoder).__name__ != "Gemma2ForCausalLM":
             block = pipe.text_encoder.model.layers[1]
             middle: dict[str, Any] = {}
@@ -240,31 +240,31 @@ def test_vectors_on_disk_are_the_words_and_reading_goes_on(tmp_path: Path, monke
     pipe = causal("llama")
     sites = [site_at(pipe, "model.layers.1"), site_at(pipe, "model.layers.2.mlp")]
     texts = [f"{text} {n}" for n in range(3) for text in TEXTS]
-    told: list[int] = []
+    read_so_far: list[int] = []
 
     def stop(read: int) -> None:
-        told.append(read)
-        if sum(told) == 6:
+        read_so_far.append(read)
+        if sum(read_so_far) == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         capture_tokens_to(tmp_path / "shards", pipe, sites, texts, batch_size=2, dtype=torch.float32, progress=stop)
-    told.clear()
+    read_so_far.clear()
     made = capture_tokens_to(
-        tmp_path / "shards", pipe, sites, texts, batch_size=2, dtype=torch.float32, progress=told.append
+        tmp_path / "shards", pipe, sites, texts, batch_size=2, dtype=torch.float32, progress=read_so_far.append
     )
-    assert told[0] == 3, "the first shard is there; the second was not finished"
-    assert sum(told) == len(texts) == made.texts
+    assert read_so_far[0] == 3, "the first shard is there; the second was not finished"
+    assert sum(read_so_far) == len(texts) == made.texts
     for site in sites:
         (whole,) = capture(pipe, [site], texts)
         vectors = torch.cat(list(made.vectors_at(site)))
         assert len(vectors) == made.vectors == whole.scored.sum()
         assert torch.allclose(sorted_rows(vectors), sorted_rows(whole.vectors(site)), atol=1e-4)
-    told.clear()
+    read_so_far.clear()
     again = capture_tokens_to(
-        tmp_path / "shards", pipe, sites, texts, batch_size=2, dtype=torch.float32, progress=told.append
+        tmp_path / "shards", pipe, sites, texts, batch_size=2, dtype=torch.float32, progress=read_so_far.append
     )
-    assert again == made and told == [len(texts)]
+    assert again == made and read_so_far == [len(texts)]
 
 
 def test_other_texts_or_another_model_are_not_gone_on_with(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ LONG = "a cat on grass " * 40
 
 
 def encoded(tokenizer: Any, number: int) -> bool:
-    """Whether a call with settings of its own gives what it asks for, whatever other threads ask meanwhile."""
+    """Whether a call gets its own settings while other threads call with others."""
     length = 8 + number % 5
     kinds = ({"padding": "max_length", "truncation": True, "max_length": length}, {"truncation": False})
     ids = tokenizer([LONG, "a cat"], **kinds[number % 2])["input_ids"]
@@ -84,7 +84,7 @@ def test_a_process_forked_while_a_thread_encodes_can_encode() -> None:
 
 
 def test_a_lock_leaves_no_trace_and_is_not_copied(tiny_pipe: Any, gun_eraser: Eraser) -> None:
-    # One of its own: tests share the other, and an eraser that one left attached holds its lock.
+    # A separate one: tests share the other, and an eraser that a test left attached holds its lock.
     tokenizer = tiny_pipe.tokenizer = own_copy(tiny_pipe.tokenizer)
     before = set(vars(tokenizer))
     with gun_eraser.attach(tiny_pipe):

@@ -23,7 +23,7 @@ from tests import tiny
 
 
 def beyond(pipe: Any, tail: str) -> str:
-    """A prompt whose `tail` begins exactly behind what the encoder reads."""
+    """Return a prompt whose `tail` begins exactly after the part that the encoder reads."""
     tokenizer = _own(pipe.tokenizer)
     room = (_limit(pipe, "text_encoder") or 0) - tokenizer.num_special_tokens_to_add()
     each = len(tokenizer(" cat", add_special_tokens=False)["input_ids"])
@@ -138,6 +138,6 @@ def test_threads_find_the_same_cuts_while_an_eraser_is_attached(tiny_pipe: Any, 
 
 def test_it_is_said_in_one_line() -> None:
     found = [Cut("a", "x\ny " * 40, 77), Cut("b", "z", 77)]
-    said = described(found, 5)
-    assert said.startswith("2 of 5 prompts are longer than the 77 tokens that the model reads")
-    assert "\n" not in said and "…” is lost in the first" in said
+    text = described(found, 5)
+    assert text.startswith("2 of 5 prompts are longer than the 77 tokens that the model reads")
+    assert "\n" not in text and "…” is lost in the first" in text

@@ -48,7 +48,7 @@ def made(kind: str, concept: Concept, config: SNCEConfig = FAST) -> tuple[Langua
 
 @pytest.fixture(scope="module")
 def llama(concept: Concept) -> tuple[LanguageModel, Eraser]:
-    """One for what needs only one kind; tests leave it as it was."""
+    """A Llama for tests that need only one kind of model. Tests leave it as it was."""
     return made("llama", concept)
 
 
@@ -84,14 +84,14 @@ def test_onward_codes_by_brute_force() -> None:
     codes, loudest = onward_codes(preacts, threshold, typical, before)
     for b in range(3):
         for i in range(2):
-            heard = float(before[b, i])
+            level = float(before[b, i])
             for t in range(7):
                 z = max(float(preacts[b, t, i]), 0.0)
-                heard = max(heard, z)
-                gain = max(float(typical[i]) / max(heard, 1e-6), 1.0)
-                expected = gain * z if heard > max(float(threshold[i]), 0.0) else 0.0
+                level = max(level, z)
+                gain = max(float(typical[i]) / max(level, 1e-6), 1.0)
+                expected = gain * z if level > max(float(threshold[i]), 0.0) else 0.0
                 assert float(codes[b, t, i]) == pytest.approx(expected, rel=1e-5)
-            assert float(loudest[b, i]) == pytest.approx(heard)
+            assert float(loudest[b, i]) == pytest.approx(level)
 
 
 def test_onward_codes_are_the_same_in_however_many_stretches() -> None:
@@ -104,7 +104,7 @@ def test_onward_codes_are_the_same_in_however_many_stretches() -> None:
         parts.append(codes)
     assert torch.equal(torch.cat(parts, 1), whole)
     assert before is not None and torch.equal(before, last)
-    # Behind the loudest state it is what the whole text's codes are, and before the first that passes nothing.
+    # After the loudest state the codes are those of the whole text, and before the first that passes they are 0.
     reference = whole_codes(preacts, threshold, typical)
     at = preacts.clamp(min=0).argmax(1, keepdim=True)
     behind = torch.arange(9)[None, :, None] >= at
@@ -320,8 +320,8 @@ def test_edits_that_do_not_suit_a_growing_text_are_refused(llama: tuple[Language
     assert isinstance(edit, SAEEdit)
     fixed = replace(edit, source="concept", gate="relu", concept_codes=torch.ones(3, 1), lead=0)
     vectors = VectorEdit(edit.site, torch.ones(3, 32))
-    for other, said in ((fixed, 'source="prompt"'), (vectors, "make one with snce")):
-        with pytest.raises(ExciseError, match=said):
+    for other, message in ((fixed, 'source="prompt"'), (vectors, "make one with snce")):
+        with pytest.raises(ExciseError, match=message):
             Eraser((other,), "other", "gun", (), made_for(pipe), canary=(GUN,)).attach(pipe)
     assert residue(pipe) == []
 

@@ -48,7 +48,7 @@ def draw(pipe: Any, prompt: str = PROMPT) -> np.ndarray:
 
 
 def with_written_weights(build_pipe: Callable[..., Any], eraser: Eraser, strength: float = 1.0) -> np.ndarray:
-    """What is drawn where the changes are written into a model's own weights, as the papers do it."""
+    """Generate with the changes written into a model's own weights, as the papers do."""
     pipe = build_pipe()
     for edit in eraser.edits:
         assert isinstance(edit, WeightEdit)
@@ -187,7 +187,7 @@ def test_offloading_comes_after_it(tiny_pipe: Any, eraser: Eraser) -> None:
 
 
 def test_a_lora_within_it_is_let_be(tiny_pipe: Any, eraser: Eraser) -> None:
-    """PEFT wraps the layer; the change is of the weight within."""
+    """PEFT wraps the layer. The edit changes the wrapped weight."""
     from peft import LoraConfig
 
     with eraser.attach(tiny_pipe):

@@ -133,7 +133,7 @@ def test_a_signature_goes_along_and_never_outlives_what_it_signs(hub: Hub, gun_e
 
 
 def test_a_signed_eraser_is_known_again_on_the_hub(hub: Hub, gun_eraser: Eraser, tmp_path: Path) -> None:
-    """A real key; whoever may push to the repository has it not."""
+    """A real key, which an intruder with push access does not have."""
     pytest.importorskip("model_signing")
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -288,9 +288,9 @@ def test_excise_push(hub: Hub, gun_eraser: Eraser, tmp_path: Path) -> None:
     gun_eraser.save(tmp_path / "gun")
     done = call("push", tmp_path / "gun", NAME, "--private", "--message", "Erase guns", "--json")
     assert done.exit_code == 0, done.output
-    said = json.loads(done.stdout)
-    assert said["digest"] == gun_eraser.digest
-    assert said["url"].startswith(f"{hub.endpoint}/{NAME}/commit/")
+    pushed = json.loads(done.stdout)
+    assert pushed["digest"] == gun_eraser.digest
+    assert pushed["url"].startswith(f"{hub.endpoint}/{NAME}/commit/")
     assert hub.repositories[NAME].private
     assert hub.repositories[NAME].messages[-1] == "Erase guns"
     assert "gun" in call("push", tmp_path / "gun", NAME, "--revision", "v1").stdout

@@ -66,7 +66,7 @@ def signed(pair: tuple[Path, Path], tmp_path: Path) -> Path:
 
 
 def refused(folder: Path, public: Path) -> str:
-    """Why the signature, `Eraser.load` and `verify` all refuse the folder; it is one line."""
+    """Return the one-line reason why `check_signature`, `Eraser.load` and `verify` all refuse the folder."""
     with pytest.raises(ExciseError) as caught:
         verify_signature(folder, public)
     with pytest.raises(ExciseError):
@@ -107,7 +107,7 @@ def test_one_altered_byte_in_any_file_shows(signed: Path, public: Path, name: st
 def test_every_byte_of_the_signature_counts(signed: Path, public: Path) -> None:
     path = signed / "model.sig"
     original = path.read_bytes()
-    # All of what lies around the signed text, and a sample of that.
+    # All bytes around the signed text, and a sample of the text itself.
     places = {*range(300), *range(300, len(original), 13), *range(len(original) - 220, len(original))}
     for place in places & set(range(len(original))):
         altered = bytearray(original)
@@ -165,7 +165,7 @@ def test_only_a_card_may_lie_beside_it(signed: Path, pair: tuple[Path, Path]) ->
 
 
 def test_a_link_counts_for_what_it_leads_to(signed: Path, public: Path, tmp_path: Path) -> None:
-    """The hub's cache is made of links. What is read through one is what is checked, and what is parsed."""
+    """The hub's cache consists of links. The bytes read through one are those checked and parsed."""
     path = signed / "eraser.safetensors"
     target = path.rename(tmp_path / "elsewhere")
     path.symlink_to(target)
@@ -240,7 +240,7 @@ def test_a_signature_by_just_anybody_is_not_asked_for(signed: Path) -> None:
 
 
 def test_keyless_goes_to_sigstore_with_both(signed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as that can be tested without its network: what it is asked, and that a failure to reach it refuses."""
+    """Tested without sigstore's network: the arguments it gets, and that a failure to reach it refuses."""
     from model_signing import verifying
 
     asked: list[dict[str, Any]] = []
@@ -264,7 +264,7 @@ def test_without_the_extra_it_is_named(signed: Path, pair: tuple[Path, Path], mo
 
 
 def test_a_signature_that_leaves_files_out_is_refused(signed: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """The format lets a signer list paths to ignore; then those files could be anybody's."""
+    """The format lets a signer list paths to ignore. Those files would not be protected."""
     from model_signing import hashing
     from model_signing import signing as library
 

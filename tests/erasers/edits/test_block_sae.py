@@ -172,7 +172,7 @@ def test_a_live_edit_is_the_formula_at_every_step(tiny_pipe: Any, eraser: Eraser
 
 
 def test_pictures_at_timesteps_of_their_own_are_edited_at_those(tiny_pipe: Any, eraser: Eraser) -> None:
-    """White-box attacks run the denoiser so. Nothing is drawn: any timestep goes, and none opens another."""
+    """White-box attacks call the denoiser with timesteps in any order. None keeps gates open for another."""
     (edit,) = eraser.edits
     assert isinstance(edit, BlockEdit)
     whole = replace(edit, codes="whole")
@@ -458,7 +458,7 @@ def test_guidance_switched_off_midway(tiny_pipe: Any, eraser: Eraser) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(build_pipe: Callable[..., Any], dtype: torch.dtype, drawn: list[Any], eraser: Eraser) -> None:
-    """The edit is computed in single precision and subtracted so; the block's output keeps its dtype."""
+    """The edit is computed and subtracted in single precision, and the block's output keeps its dtype."""
     (edit,) = eraser.edits
     assert isinstance(edit, BlockEdit)
     x = drawn[1].states.to(dtype)
@@ -545,7 +545,7 @@ def test_an_impossible_edit_is_refused(edit: BlockEdit, change: dict[str, Any], 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
 def test_a_block_of_another_family(family: str) -> None:
-    """Transformers' blocks give their text first; the edit is of the picture's tokens."""
+    """Transformers' blocks return their text first. The edit is of the image's tokens."""
     if (reason := tiny.missing(family)) is not None:
         pytest.skip(reason)
     pipe = tiny.build(family)

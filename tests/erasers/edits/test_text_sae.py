@@ -180,7 +180,7 @@ def test_all_rows_are_read_only_where_an_edited_neuron_fires(monkeypatch: pytest
 
 
 def test_an_edit_that_removes_all_codes_leaves_the_residual() -> None:
-    """With λ = 1 and every neuron edited, what is left is x minus its reconstruction, plus b_pre."""
+    """With λ = 1 and every neuron edited, the result is x minus its reconstruction, plus b_pre."""
     model, h = sae(), states()
     edit = SAEEdit.from_sae(model, SITE, list(range(12)), gate="topk")
     left = h - (model(h).reconstruction - model.b_pre)
@@ -264,7 +264,7 @@ def test_subtracting_nothing_is_the_identity() -> None:
 
 
 def test_a_code_at_its_threshold_is_silence() -> None:
-    """Equal values hardly occur with real states; a threshold that is a state's own code must spare it all the same."""
+    """A threshold equal to a state's code must spare the state, although real states seldom have equal values."""
     at, just_above = torch.tensor([[1.5]]), torch.tensor([[1.5000001]])
     level = torch.tensor([1.5])
     assert threshold_codes(at, level).item() == 0 < threshold_codes(just_above, level).item()

@@ -91,7 +91,7 @@ def test_an_unchanged_pipeline_is_not_walked_through(tiny_pipe: Any, monkeypatch
 
 
 def test_weights_out_of_order_are_read_again_every_time(tiny_pipe: Any) -> None:
-    """Their sample is a copy, which would not show what is written later."""
+    """Their sample is a copy, which would not show later writes."""
     weight = _fc1(tiny_pipe).weight
     weight.data = weight.data.T.contiguous().T
     watched = WeightsWatch(tiny_pipe)

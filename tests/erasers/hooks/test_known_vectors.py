@@ -86,7 +86,7 @@ def test_masks_and_flat_tensors_are_no_states() -> None:
 
 
 def test_what_was_added_is_known_as_it_was_then() -> None:
-    """It is hashed when somebody asks; what was written into the tensor meanwhile is not what was made."""
+    """Vectors are hashed at the first lookup. What was written into the tensor meanwhile must not count."""
     made, states = KnownVectors(), random(3, 4)
     made.add([states])
     before = states.clone()
