@@ -47,7 +47,10 @@ class Eraser(Artefact):
             folder: A new or empty folder, or one with an eraser, which is replaced.
             repo_id: Repository named on the card, and pushed to with `push_to_hub`; by default the folder's name.
             push_to_hub: Whether to push it too.
-            private, token, revision, commit_message: See `push_to_hub`.
+            private: Whether a new repository is private, by default as in the account's settings.
+            token: The hub's access token, by default the one of `hf auth login`.
+            revision: Branch to push to, created if missing, by default `main`.
+            commit_message: First line of the commit message.
 
         Returns:
             The commit's address if it was pushed, else None.

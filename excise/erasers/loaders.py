@@ -59,7 +59,11 @@ def load_eraser(
         token: The hub's access token, by default the one of `hf auth login`.
         cache_dir: The hub's cache folder, by default the standard one.
         local_files_only: Use only the hub's cache.
-        strength, strict, sae, on_bypass, allow_amplify: See `Eraser.attach`.
+        strength: Factor on the fitted strength: 0 changes nothing.
+        strict: If False, accept another model's weights with a warning, and allow bypasses unless `on_bypass` is given.
+        sae: The SAE it was made from, needed for gate="topk" only.
+        on_bypass: What to do with a prompt whose states bypass the eraser: "raise" (the default), "warn" or "allow".
+        allow_amplify: Accept a negative strength, which amplifies the concept.
         signed_by: The signer whose signature is required.
         require_signature: Refuse if `signed_by` is None.
 
