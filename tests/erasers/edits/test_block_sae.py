@@ -187,7 +187,7 @@ def test_pictures_at_timesteps_of_their_own_are_edited_at_those(tiny_pipe: Any, 
             alone = own.delta(x[n:][:1], step=StepInfo((float(edit.timesteps[row]),)))
             assert alone is not None
             torch.testing.assert_close(made[n], alone[0])
-    with pytest.raises(ExciseError, match="2 timesteps for 3 pictures"):
+    with pytest.raises(ExciseError, match="2 timesteps for 3 images"):
         edit.delta(x, step=StepInfo((700.0, 3.0), drawing=False))
 
 

@@ -125,7 +125,7 @@ def test_impossible_settings_are_refused(tiny_pipe: Any) -> None:
     values = {"scale": 1.0, "threshold": 0.0, "warmup": 0, "momentum": 0.0}
     with pytest.raises(ExciseError, match="decay"):
         GuidanceEdit(site, torch.zeros(3, 4), **values, decay=2.0)
-    with pytest.raises(ExciseError, match="no text states"):
+    with pytest.raises(ExciseError, match="not text states"):
         GuidanceEdit(site, torch.zeros(4), **values, decay=0.0)
     with pytest.raises(ExciseError, match="must be a number"):
         GuidanceEdit(site, torch.zeros(3, 4), **{**values, "scale": float("nan")}, decay=0.0)
