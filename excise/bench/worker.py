@@ -159,7 +159,7 @@ def _do(
         _write_json(run, "fits", unit, {"refused": str(error)})
         return
     size = run.plan["size"]
-    suppress_cut_warnings(pipe)  # silences warnings: each record states what part of its prompt is truncated
+    suppress_cut_warnings(pipe)  # each record states what part of its prompt is truncated
     _search(run, unit.concept, lambda: suite.search(pipe, unit.concept, size))
     with eraser.attach(pipe):
         known = partial(suite.attack, pipe) if eraser.edits else suite.baseline

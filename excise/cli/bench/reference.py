@@ -14,7 +14,7 @@ from excise.cli.terminal import emit, note, progress, table
 from excise.errors import ExciseError
 from excise.outputs import PICTURE, check_absent, check_file, check_resumed
 
-app = Commands(help="The bundled reference model.", no_args_is_help=True)
+app = Commands(help="Train, sample and evaluate the bundled model.", no_args_is_help=True)
 
 
 @app.command(epilog="Example: excise reference train --work build/reference")

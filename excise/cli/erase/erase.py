@@ -118,6 +118,8 @@ def erase(
 ) -> None:
     """Make an eraser. The default method, SNCE, writes a few kilobytes that turn one neuron down.
 
+    Settings that are not given take the method's defaults; `excise methods show METHOD` lists them.
+
     Before it is written, the eraser is tested: which of the concept's words it catches, how much of the concept's
     change its neuron carries, and which other prompts it touches. If it is too weak, nothing is written and the exit
     code is 3.

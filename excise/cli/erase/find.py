@@ -24,6 +24,7 @@ from excise.cli.options import (
     Sae,
     SiteOption,
     Top,
+    snce_option,
 )
 from excise.cli.terminal import aligned, emit, note, progress, table
 from excise.cli.weights import choosing_weights
@@ -45,17 +46,8 @@ def find(
     sae: Sae = None,
     site: SiteOption = None,
     top: Top = 10,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            "--tolerance",
-            help="Share of its score that a neuron may have on the deconcept side; 0 is eq. 6. Default: 0.02.",
-            **bounds.SHARE,
-        ),
-    ] = None,
-    score: Annotated[
-        str, typer.Option("--score", help="Score to rank neurons by; an unknown name lists them all.")
-    ] = "snce",
+    tolerance: Annotated[float | None, snce_option("tolerance")] = None,
+    score: Annotated[str, snce_option("score")] = "snce",
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -80,7 +72,10 @@ def find(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Rank the neurons that fire with a concept and not without it."""
+    """Rank the neurons that fire with a concept and not without it.
+
+    Settings that are not given take the defaults of the method snce; `excise methods show snce` lists them.
+    """
     if plot is not None:
         check_figure(plot, force=force, option="--plot")
         check_figure(plot.with_name(f"{plot.stem}-activations{plot.suffix}"), force=force, option="--plot")
