@@ -101,9 +101,9 @@ Bos = Annotated[
 
 def snce_option(name: str) -> Any:
     """Return the option for an SNCE setting, with its help text and range."""
-    own = described(SNCEConfig)[name]
-    if own.bare not in (int, float):
-        words = f"{own.help} One of {', '.join(own.choices)}." if own.choices else own.help
+    field = described(SNCEConfig)[name]
+    if field.bare not in (int, float):
+        words = f"{field.help} One of {', '.join(field.choices)}." if field.choices else field.help
         return typer.Option(f"--{name}", help=words)
-    least, most = own.bounds
-    return typer.Option(f"--{name}", help=own.help, min=least, max=most)
+    least, most = field.bounds
+    return typer.Option(f"--{name}", help=field.help, min=least, max=most)

@@ -118,11 +118,11 @@ def differs(concept: str, deconcept: str, mentions: tuple[str, ...]) -> str:
         if kind == "equal":
             continue
         here = [token for token in mine[i1:i2] if token != _MARK]
-        marks, there = i2 - i1 - len(here), j2 - j1
+        marks, put_in = i2 - i1 - len(here), j2 - j1
         # One of these words replaces each mention, the others replace its neighbours.
-        others = max(0, there - marks)
+        others = max(0, put_in - marks)
         if others < len(here):
-            return f"'{' '.join(here)}' is lost" + (f" for '{' '.join(theirs[j1:j2])}'" if there else "")
+            return f"'{' '.join(here)}' is lost" + (f" for '{' '.join(theirs[j1:j2])}'" if put_in else "")
         changed += len(here)
         added += max(0, others - len(here) - IN_PLACE * marks)
     most = max(1.0, CHANGED * outside)

@@ -146,8 +146,8 @@ MUTANTS = [
         ("num_inference_steps=self.steps", "num_inference_steps=STEPS"),
         ("as_diffusers(pipe).scheduler = DDIMScheduler", "_ = DDIMScheduler"),
         ('"ua": [not p.seen["target"] for p in with_it]', '"ua": [p.seen["target"] for p in with_it]'),
-        ("own, other = (thing, style) if is_object else (style, thing)",
-         "own, other = (style, thing) if is_object else (thing, style)"),
+        ("in_domain, cross_domain = (thing, style) if is_object else (style, thing)",
+         "in_domain, cross_domain = (style, thing) if is_object else (thing, style)"),
     ),
     *of(
         "excise/bench/canvas/metrics.py",

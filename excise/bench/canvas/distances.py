@@ -43,10 +43,10 @@ def distances(pictures: Sequence[Picture]) -> dict[str, Estimate]:
     if not n:
         return dict.fromkeys(NAMES, Estimate(np.nan, np.nan, np.nan, 0))
     reseeded = [p.unerased_pixels() for p in pictures if p.case.family == "reseeded"]
-    own, plain = (features(np.stack(some)) for some in _both(unrelated))
+    erased, unerased = (features(np.stack(some)) for some in _both(unrelated))
     real = features(np.stack([render(_scene(p, random.Random(k))) for k, p in enumerate(unrelated)]))
-    others = features(np.stack(reseeded)) if reseeded else plain[:0]
-    sides = {"frechet": (own, plain), "frechet_floor": (plain, others), "frechet_real": (own, real)}
+    others = features(np.stack(reseeded)) if reseeded else unerased[:0]
+    sides = {"frechet": (erased, unerased), "frechet_floor": (unerased, others), "frechet_real": (erased, real)}
     return {name: Estimate(_distance(*side), np.nan, np.nan, min(map(len, side))) for name, side in sides.items()}
 
 

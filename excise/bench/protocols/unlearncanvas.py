@@ -193,7 +193,7 @@ def _outcomes(pictures: Sequence[Picture]) -> dict[str, list[bool]]:
     style = [p.seen["style"] == p.case.style for p in others]
     thing = [p.seen["object"] == p.case.keeps[0] for p in others]
     is_object = bool(pictures) and pictures[0].case.concept in OBJECTS
-    own, other = (thing, style) if is_object else (style, thing)
+    in_domain, cross_domain = (thing, style) if is_object else (style, thing)
     gone = [p for p in with_it if not p.seen["target"] and "sure" in p.seen]
     sure = [p.seen["sure"]["object" if is_object else "style"] >= SURE for p in gone]
     styles = [p.seen["style"] == p.case.style for p in with_it if p.unerased["style"] == p.case.style]
@@ -204,7 +204,7 @@ def _outcomes(pictures: Sequence[Picture]) -> dict[str, list[bool]]:
         "left_unsure": [not one for one in sure],
         "style": styles if is_object else [],
         "objects": [] if is_object else things,
-        "ira": own,
-        "cra": other,
+        "ira": in_domain,
+        "cra": cross_domain,
         "identical": [p.identical for p in others],
     }
