@@ -14,7 +14,6 @@ from excise.erasers.eraser import Eraser, StrPath
 from excise.erasers.guard.encode_prompt import Guard
 from excise.erasers.guard.near import attachments_near
 from excise.erasers.hooks import context
-from excise.erasers.hooks.context import ERASED, SPARED
 from excise.erasers.hooks.edit_hook import EditHook
 from excise.erasers.several import Attachments, load_erasers
 from excise.errors import EraserDidNotFire, InvalidSetting, NotFound
@@ -112,7 +111,8 @@ def encode(pipe: Pipeline, how: Callable[..., Any] | str, *args: Any, negative: 
     Args:
         pipe: The pipeline.
         how: A function that runs the pipeline's own text encoders, or a prompt for `pipe.encode_prompt`.
-        *args, **kwargs: Arguments of the function.
+        *args: Arguments of the function.
+        **kwargs: Arguments of the function by name.
         negative: Treat the text as a negative prompt: by default nothing is erased from it, and its states are accepted
             only in a batch with a prompt.
 
@@ -133,14 +133,14 @@ def encode(pipe: Pipeline, how: Callable[..., Any] | str, *args: Any, negative: 
 def _encoded(pipe: Pipeline, how: Callable[[], Any]) -> Any:
     active = [attachment for attachment in _loaded(pipe).values() if attachment.active]
     before = [(a, a.epoch, [(hook, hook.runs) for hook in a.encoding.text_hooks]) for a in active]
-    spared, erased = getattr(SPARED, "runs", 0), getattr(ERASED, "runs", 0)
+    spared, erased = getattr(context.SPARED, "runs", 0), getattr(context.ERASED, "runs", 0)
     made = how()
     for attachment, _, runs in before:
         _refuse_unedited(attachment, runs, made)
     # States that one eraser spared count as spared for all, since they share one set of known vectors.
     uncond = {edit.uncond for attachment in active for edit in attachment.eraser.text_edits}
-    spares = getattr(SPARED, "runs", 0) > spared or (context.is_negative() and bool(uncond - {"same"}))
-    touched = getattr(ERASED, "runs", 0) > erased and not spares
+    spares = getattr(context.SPARED, "runs", 0) > spared or (context.is_negative() and bool(uncond - {"same"}))
+    touched = getattr(context.ERASED, "runs", 0) > erased and not spares
     for attachment, epoch, _ in before:
         attachment.trust(tensors_of(made), epoch, spared=spares, erased=touched)
     return made
@@ -211,8 +211,7 @@ def set_erasers(pipe: Pipeline, names: Sequence[str] | str, strengths: Sequence[
 
     Raises:
         NotFound: if no eraser of one of the names is loaded. Then nothing is changed.
-        InvalidSetting: if a strength is impossible, or there are not as many strengths as names. Then nothing is
-            changed.
+        InvalidSetting: if a strength is impossible, or there is not one for each name. Then nothing is changed.
 
     Example:
         >>> excise.set_erasers(pipe, ["gun", "knife"], [1.0, 0.5])
@@ -280,11 +279,8 @@ def steer_guidance(pipe: Pipeline) -> bool:
 
 def _loaded(pipe: Pipeline) -> dict[str, Attachment]:
     """Return the erasers that act on `pipe`, including those attached to a pipeline of the same components."""
-    return {
-        attachment.name: attachment
-        for attachment in attachments_near(pipe)
-        if isinstance(attachment, Attachment) and attachment.acts_on(pipe)
-    }
+    near = (attachment for attachment in attachments_near(pipe) if isinstance(attachment, Attachment))
+    return {attachment.name: attachment for attachment in near if attachment.acts_on(pipe)}
 
 
 def _names(names: Sequence[str] | str) -> list[str]:
