@@ -84,7 +84,7 @@ MUTANTS = [
         ("least = float(changes[changes > 0].min())", "least = float(changes[changes > 0].max())"),
         ("floor=config.share * least)", "floor=0.0)"),
         ("lam=1 - config.factor, floor=0.0)", "lam=-config.factor, floor=0.0)"),
-        ("if feature not in kept]", "]"),
+        ("if neuron not in kept]", "]"),
         ('least = least.scatter_reduce(0, some.indices.flatten(), values, "amin")',
          'least = least.scatter_reduce(0, some.indices.flatten(), values, "amax", include_self=False)'),
         ("return least[indices] * (1 - 1e-6)", "return least[indices] * (1 + 1e-6)"),

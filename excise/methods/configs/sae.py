@@ -91,12 +91,12 @@ class ItDConfig(Settings):
     site: str = setting("", "Module path that the SAE was trained at; empty: the one on the SAE's card.")
     features: int = setting(
         128,
-        "Largest features to look at, of the concept's words and of each prompt to keep.",
-        unit="features",
+        "Neurons to look at, those with the largest codes for the concept's words and for each prompt to keep.",
+        unit="neurons",
         least=1,
         paper=128,
     )
-    factor: float = setting(-1.0, "Factor of a feature's code.", least=-1000, below=1)
+    factor: float = setting(-1.0, "Factor of a neuron's code.", least=-1000, below=1)
     share: float = setting(
         0.99,
         "A prompt is edited if its change is at least this share of the smallest change of any concept prompt.",

@@ -18,7 +18,7 @@ from excise.erasers.edits.vectors import DirectionEdit, VectorEdit
 from excise.errors import ExciseError
 from excise.methods import method
 from excise.methods.configs.steering import CASteerConfig
-from excise.methods.sae.itd import own_features, smallest_kept
+from excise.methods.sae.itd import own_neurons, smallest_kept
 from excise.methods.steering.casteer import mean_outputs
 from excise.neurons import PromptCodes
 from excise.sites import Site, capture
@@ -161,9 +161,9 @@ def test_itd_s_features_are_the_concept_s_alone() -> None:
 
     concept = codes([(1, 5.0), (2, 4.0), (3, 1.0)], [(4, 3.0), (1, 2.0), (5, 0.0)])
     stays = codes([(2, 9.0), (6, 1.0), (7, 0.5)], [(3, 1.0), (7, 0.9), (0, 0.1)])
-    assert own_features(concept, stays, 3) == [1, 4]
-    assert own_features(concept, stays, 1) == [1]
-    assert own_features(concept, codes([(1, 1.0), (4, 1.0), (2, 0.5)]), 3) == []
+    assert own_neurons(concept, stays, 3) == [1, 4]
+    assert own_neurons(concept, stays, 1) == [1]
+    assert own_neurons(concept, codes([(1, 1.0), (4, 1.0), (2, 0.5)]), 3) == []
     found = smallest_kept(concept, stays, indices=[1, 2])
     torch.testing.assert_close(found, torch.tensor([2.0, 4.0]))
     assert bool((found < torch.tensor([2.0, 4.0])).all())
