@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from excise.erasers.edits.block_sae import BlockEdit, Opened
+from excise.erasers.edits.block_sae import BlockEdit, OpenGates
 from excise.erasers.edits.vectors import DirectionEdit
 from excise.erasers.hooks.edit_hook import EditHook, Edits
 from excise.sites.denoiser import as_patches, denoiser_of, from_patches
@@ -21,19 +21,19 @@ class BlockHook(EditHook):
     """An edit of a block, which reads the timestep of its denoiser."""
 
     edit: BlockEdit | DirectionEdit
-    moved: BlockEdit | DirectionEdit
+    on_device: BlockEdit | DirectionEdit
     timesteps: TimestepHook
 
     def begin(self) -> None:
         """Close all gates for another image."""
-        self._here.opened = Opened()
+        self._here.opened = OpenGates()
 
     def of(self, state: Tensor) -> Tensor | None:
         attachment = self.attachment
         if not hasattr(self._here, "opened"):  # called by another pipeline, without a prompt encoded here
             self.begin()
         known = {"sae": attachment.sae, "opened": self._here.opened}
-        return self.moved.delta(state, attachment.strength, step=self.timesteps.now, **known)
+        return self.on_device.delta(state, attachment.strength, step=self.timesteps.now, **known)
 
 
 def put(attachment: Host, edit: BlockEdit | DirectionEdit, block: nn.Module) -> tuple[BlockHook, Callable[[], None]]:

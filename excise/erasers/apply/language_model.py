@@ -33,7 +33,7 @@ from excise.erasers.apply import text
 from excise.erasers.apply.text import TextHook
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.hooks.context import CALL, is_muted
-from excise.erasers.hooks.edit_hook import EditHook, Edits, unrun
+from excise.erasers.hooks.edit_hook import EditHook, Edits, did_not_run
 from excise.erasers.hooks.wrapping import Watch, found_on, install, remove
 from excise.errors import ExciseError, WrongModel
 from excise.sites.language import LanguageModel, stack_of
@@ -89,22 +89,22 @@ class TokenHook(TextHook):
     """An edit at a language model's layer. The model's transcript tells it what the model reads."""
 
     edit: SAEEdit
-    moved: SAEEdit
+    on_device: SAEEdit
 
     def __init__(self, attachment: Host, edit: SAEEdit, transcript: Transcript) -> None:
         super().__init__(attachment, replace(edit, lead=0))
         self.lead, self.transcript = edit.lead, transcript
 
     def of(self, state: Tensor) -> Tensor | None:
-        stretch, amount = self.transcript.now, self.attachment.strength * self.moved.lam
+        stretch, amount = self.transcript.now, self.attachment.strength * self.on_device.lam
         if amount == 0:
             return None
         with torch.autocast(state.device.type, enabled=False):
             words, before = stretch.words(self.lead), stretch.remembered(self)
-            z, loudest = self.moved.codes_onward(state, words, before, self.attachment.sae)
+            z, loudest = self.on_device.codes_onward(state, words, before, self.attachment.sae)
             if loudest is not None:
                 stretch.after[id(self)] = loudest
-            return (amount * z) @ self.moved.W_dec.to(z.dtype)
+            return (amount * z) @ self.on_device.W_dec.to(z.dtype)
 
 
 def put(attachment: Host, edit: SAEEdit, module: nn.Module) -> tuple[EditHook, Callable[[], None]]:
@@ -234,7 +234,7 @@ class Transcript(Watch):
         for attachment in self._live():
             for hook in attachment.hooks:
                 if hook.runs <= stretch.ran.get(id(hook), 0):
-                    raise unrun(hook)
+                    raise did_not_run(hook)
         cache = stretch.cache if stretch.cache is not None else getattr(output, "past_key_values", None)
         if cache is not None and stretch.epoch == self.epoch:
             self._memories[cache] = {**stretch.before, **stretch.after}

@@ -22,7 +22,7 @@ class TextHook(EditHook):
     """An edit of a text encoder, which treats the branches of guidance differently."""
 
     edit: SAEEdit | VectorEdit
-    moved: SAEEdit | VectorEdit
+    on_device: SAEEdit | VectorEdit
 
     def delta(self, state: Tensor) -> Tensor | None:
         self.branch()
@@ -36,7 +36,7 @@ class TextHook(EditHook):
         return made
 
     def of(self, state: Tensor) -> Tensor | None:
-        edit, branch, strength = self.moved, self._here.branch, self.attachment.strength
+        edit, branch, strength = self.on_device, self._here.branch, self.attachment.strength
         if branch == "unconditional" and edit.uncond != "same":
             with torch.no_grad():
                 conditional = edit.delta(state, strength, sae=self.attachment.sae)

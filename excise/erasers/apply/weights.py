@@ -34,7 +34,7 @@ class WeightHook(EditHook):
     """An edit of a layer's weights."""
 
     edit: WeightEdit
-    moved: WeightEdit
+    on_device: WeightEdit
 
     def amount(self) -> float:
         """Count the run, and return the factor of ΔW in it: 0 leaves the layer as it is."""

@@ -32,7 +32,7 @@ def ablated(codes: Tensor, level: Tensor, gate: Tensor, gamma: float) -> Tensor:
     return torch.where(codes > gate, gamma * level * codes, codes)
 
 
-class Opened:
+class OpenGates:
     """Images whose gate opened at an earlier denoising step. It stays open until the end of the generation.
 
     At the first step only the prompt decides how a block's neurons fire. Later the image does too, and a style that the
@@ -219,7 +219,7 @@ class BlockEdit(Rows):
         *,
         step: StepInfo,
         sae: Any | None = None,
-        opened: Opened | None = None,
+        opened: OpenGates | None = None,
     ) -> Tensor | None:
         """Return what to subtract from patches `x` `[B, N, d]`, in float32 or better, or None to leave every bit alone.
 

@@ -24,7 +24,9 @@ class EditHook:
     """One edit at one module, and counts of what it did."""
 
     def __init__(self, attachment: Host, edit: Edit) -> None:
-        self.attachment, self.edit, self.moved = attachment, edit, edit
+        self.attachment, self.edit = attachment, edit
+        self.on_device = edit
+        """The edit with its tensors on the device of the latest states."""
         self._here = threading.local()
         self._counting = threading.Lock()
         self.rows, self.norm = 0, 0.0
@@ -51,8 +53,8 @@ class EditHook:
         """Return what to subtract from `state` in this run, or None to leave every bit as it is."""
         if not self.acts:
             return None
-        if self.moved.device != state.device:
-            self.moved = self.edit.to(state.device)
+        if self.on_device.device != state.device:
+            self.on_device = self.edit.to(state.device)
         delta = self.of(state)
         if delta is not None:
             norms = delta.detach().float().norm(dim=-1)
@@ -67,7 +69,7 @@ class EditHook:
         raise NotImplementedError
 
 
-def unrun(hook: Acting) -> EraserDidNotFire:
+def did_not_run(hook: Acting) -> EraserDidNotFire:
     """Return the error for an edited module that did not run."""
     return EraserDidNotFire(
         f"eraser {hook.attachment.eraser.name!r} saw no run of {hook.edit.site.key}; something unhooked or bypassed "

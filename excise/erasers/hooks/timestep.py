@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from excise.erasers.edits.base import StepInfo
 from excise.erasers.hooks.context import is_muted
-from excise.erasers.hooks.edit_hook import Shared, unrun
+from excise.erasers.hooks.edit_hook import Shared, did_not_run
 from excise.erasers.hooks.wrapping import Passage, Watch
 from excise.errors import ExciseError
 from excise.sites.denoiser import timestep_of
@@ -67,7 +67,7 @@ class TimestepHook(Shared, Watch):
             attachment = hook.attachment
             ran = hook.runs > self._here.before.get(id(hook), hook.runs)
             if attachment.active and not is_muted(attachment, "denoiser") and not ran:
-                raise unrun(hook)
+                raise did_not_run(hook)
 
 
 class AfterDenoiser(Passage):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from excise.erasers.hooks.context import Call, is_muted
-from excise.erasers.hooks.edit_hook import EditHook, Shared, unrun
+from excise.erasers.hooks.edit_hook import EditHook, Shared, did_not_run
 from excise.erasers.hooks.wrapping import Watch
 from excise.sites.encoding import conditional, tensors_of
 
@@ -201,7 +201,7 @@ class Around(Shared, Watch):
     def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         for hook in self.hooks:
             if hook.attachment.active and not is_muted(hook.attachment, "denoiser"):
-                raise unrun(hook)
+                raise did_not_run(hook)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:

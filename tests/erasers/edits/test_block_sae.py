@@ -19,7 +19,7 @@ from excise.bench.attacks.prefix import PrefixConfig, prefix_attack
 from excise.bench.attacks.ring_a_bell import vocabulary
 from excise.erasers import BlockEdit, Eraser, made_for, verify
 from excise.erasers.edits.base import StepInfo
-from excise.erasers.edits.block_sae import Opened
+from excise.erasers.edits.block_sae import OpenGates
 from excise.erasers.edits.sae_rows import preactivations
 from excise.erasers.loaders import encode
 from excise.errors import EraserDidNotFire, ExciseError
@@ -178,7 +178,7 @@ def test_pictures_at_timesteps_of_their_own_are_edited_at_those(tiny_pipe: Any, 
     whole = replace(edit, codes="whole")
     near = [edit.step_of(t, drawing=False) for t in (700.0, 3.0, 420.0)]
     x = torch.randn(3, 7, edit.site.width, generator=torch.Generator().manual_seed(4)) * 3
-    opened = Opened()
+    opened = OpenGates()
     opened.joined(torch.ones(3, 2, dtype=torch.bool), 999.0)
     for own in (edit, whole, replace(edit, compat=False, gamma=-2.0)):
         made = own.delta(x, step=StepInfo((700.0, 3.0, 420.0), drawing=False), opened=opened)
@@ -330,7 +330,7 @@ def masks(*rows: str) -> list[Tensor]:
 
 
 def test_a_picture_that_opened_stays_open_until_another_is_drawn() -> None:
-    opened = Opened()
+    opened = OpenGates()
     made = [opened.joined(mask, t) for mask, t in zip(masks("010", "001", "000"), (9, 5, 1), strict=True)]
     assert [m[:, 0].tolist() for m in made] == [[0, 1, 0], [0, 1, 1], [0, 1, 1]]
     (again,) = masks("000")
@@ -355,7 +355,7 @@ def test_a_picture_that_opened_stays_open_until_another_is_drawn() -> None:
     ],
 )
 def test_each_run_goes_on_from_its_own(runs: str, wanted: str) -> None:
-    opened = Opened()
+    opened = OpenGates()
     made = []
     for run in runs.split():
         timestep, _, bits = run.partition(":")
@@ -365,10 +365,10 @@ def test_each_run_goes_on_from_its_own(runs: str, wanted: str) -> None:
 
 
 def test_drawings_of_one_step_do_not_pile_up() -> None:
-    opened = Opened()
-    for _ in range(3 * Opened.MOST_RUNS):
+    opened = OpenGates()
+    for _ in range(3 * OpenGates.MOST_RUNS):
         opened.joined(torch.ones(1, 1, dtype=torch.bool), 999.0)
-    assert len(opened._masks) <= Opened.MOST_RUNS
+    assert len(opened._masks) <= OpenGates.MOST_RUNS
 
 
 def test_open_pictures_stay_open_on_a_live_pipeline(tiny_pipe: Any, eraser: Eraser) -> None:
