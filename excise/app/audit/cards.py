@@ -10,7 +10,7 @@ from excise.app.pages.charts import Chart
 
 TITLES = {
     "concept": ("Concept prompts", "prompts with the concept"),
-    "deconcept": ("Counterparts", "the same prompts with something else instead of the concept"),
+    "deconcept": ("Counterparts", "counterparts, which have something else instead of the concept"),
     "controls": ("Controls", "prompts about other things, in the same wording"),
     "benign": ("Benign prompts", "prompts that do not mention the concept"),
 }
@@ -38,7 +38,9 @@ class NeuronCard:
 def neuron(seen: NeuronView) -> NeuronCard:
     """Return the card of an edited neuron."""
     groups = [
-        (f"{name} ({len(side.peaks):,})", side.peaks, COLOURS[name]) for name, side in seen.sides.items() if side.peaks
+        (f"{TITLES[name][0]} ({len(side.peaks):,})", side.peaks, COLOURS[name])
+        for name, side in seen.sides.items()
+        if side.peaks
     ]
     codes = charts.histogram(groups, f"Largest code of neuron {seen.neuron} in each prompt where it fires")
     uses = [(use.word, use.response) for use in seen.uses[:8]]

@@ -135,7 +135,7 @@ def _groups(audit: Audit) -> Table | None:
         return None
     rows = [
         (
-            Cell(group.word, group.group + (f"; most in “{group.example}”" if group.example else "")),
+            Cell(group.word, group.group + (f"; largest change in “{group.example}”" if group.example else "")),
             f"{group.touched} of {group.sentences}",
             _of_name(group.relative) if group.touched else "",
             f"{group.fired} of {group.sentences}",
@@ -143,7 +143,7 @@ def _groups(audit: Audit) -> Table | None:
         for group in audit.groups
         if group.touched or group.fired
     ]
-    heads = ("Word", "Sentences changed", "Largest change, relative to the name", "Sentences where a neuron fires")
+    heads = ("Word", "Sentences changed", "Largest change", "Neuron fires in")
     return Table("Words about protected groups", heads, rows)
 
 

@@ -27,7 +27,7 @@ MOVED = {
     "background": "Background kept",
     "style": "Style kept",
     "objects": "Objects kept",
-    "outside": "Moved outside",
+    "outside": "Change outside",
 }
 SECOND = {
     "agreement": "Pictures on which both judges agree",
