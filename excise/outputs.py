@@ -35,8 +35,8 @@ def check_file(out: Path, endings: tuple[str, ...], *, force: bool = False, opti
 
 def check_absent(*files: Path, force: bool = False) -> None:
     """Raise ExciseError if one of the files exists, unless it may be replaced."""
-    if not force and (there := next((file for file in files if file.exists()), None)) is not None:
-        raise ExciseError(f"{there} is there already; replace it with --force")
+    if not force and (existing := next((file for file in files if file.exists()), None)) is not None:
+        raise ExciseError(f"{existing} is there already; replace it with --force")
 
 
 def check_folder(out: Path, *, own: tuple[str, ...], force: bool = False, option: str = "--out") -> None:

@@ -44,7 +44,7 @@ class Ranking:
         )
 
     def _repr_html_(self) -> str:
-        """A table for notebooks: the first ten neurons."""
+        """Return a table of the first ten neurons, for notebooks."""
         rows = [(e.index, f"{e.score:.4g}", e.frequency, f"{e.deconcept_score:.4g}") for e in self.entries[:10]]
         columns = ("neuron", "score", "frequency", "score without the concept")
         shown = f", the first {len(rows)}" if len(self.entries) > len(rows) else ""

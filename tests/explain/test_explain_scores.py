@@ -44,8 +44,8 @@ def test_counts_against_their_definitions(seed):
         return sum(a is value for a in own) / len(own) if own else None
 
     tpr, tnr = rate(True, True), rate(False, False)
-    told = [t for t, a in pairs if a]
-    precision = sum(told) / len(told) if told else None
+    flagged = [t for t, a in pairs if a]
+    precision = sum(flagged) / len(flagged) if flagged else None
     assert (counts.tpr, counts.tnr, counts.precision) == (tpr, tnr, precision)
     if tpr is not None and tnr is not None:
         assert counts.balanced_accuracy == pytest.approx((tpr + tnr) / 2)

@@ -46,9 +46,9 @@ def test_a_planted_neuron_is_explained_and_every_score_says_so(planted_contexts,
     assert found.cost.tokens == found.cost.spent > sum(len(text.split()) for text in asked)
     assert found.saving == 1 - found.scores["segments"].cost.tokens / found.scores["tokens"].cost.tokens
     assert 0 < found.saving < 1
-    told = found.to_json()
-    assert told["scores"]["detection"]["balanced_accuracy"] == 1 and told["cost"]["questions"] == len(asked)
-    assert list(told["scores"]) == ["detection", "fuzzing", "segments", "tokens", "embedding"]
+    calls = found.to_json()
+    assert calls["scores"]["detection"]["balanced_accuracy"] == 1 and calls["cost"]["questions"] == len(asked)
+    assert list(calls["scores"]) == ["detection", "fuzzing", "segments", "tokens", "embedding"]
 
 
 def test_contexts_that_were_shown_are_not_asked_about(planted_contexts, chat):
@@ -63,12 +63,12 @@ def test_contexts_that_were_shown_are_not_asked_about(planted_contexts, chat):
 
 
 def test_many_neurons_at_once_are_as_one_at_a_time(planted_contexts, chat):
-    contexts, told = planted_contexts(WORDS), list[int]()
+    contexts, calls = planted_contexts(WORDS), list[int]()
     with ChatServer(planted) as server:
-        together = explain_all(contexts, [2, 0, 1], chat(server), config=CONFIG, encoder=letters, progress=told.append)
+        together = explain_all(contexts, [2, 0, 1], chat(server), config=CONFIG, encoder=letters, progress=calls.append)
         assert [found.text for found in together] == ["mentions of bus", "mentions of blade", "mentions of rose"]
         assert together[1] == explain(contexts, 0, chat(server), config=CONFIG, encoder=letters)
-    assert sum(told) == questions_of(contexts, [2, 0, 1], CONFIG)
+    assert sum(calls) == questions_of(contexts, [2, 0, 1], CONFIG)
 
 
 def test_a_server_that_dies_leaves_what_was_done_and_a_second_run_asks_for_the_rest(planted_contexts, chat, tmp_path):

@@ -31,13 +31,13 @@ def test_each_lies_at_its_site_and_knows_every_concept(name: str) -> None:
     folder = reference.sae_folder(name)
     site = BLOCKS["reference"][0] if folder.name.startswith("block") else PRESETS["reference"][0]
     assert load(folder).config.d == site.width
-    said = card(folder)
-    where = said["site"]
+    described = card(folder)
+    where = described["site"]
     assert where in (site.key, {"component": site.component, "path": site.path, "width": site.width})
     if name.startswith("saemnesia"):
-        assert Supervision.from_json(said["supervision"]).concepts == (*OBJECTS, *STYLES)
+        assert Supervision.from_json(described["supervision"]).concepts == (*OBJECTS, *STYLES)
     else:
-        assert "supervision" not in said
+        assert "supervision" not in described
 
 
 def fitted(pipe: Any, name: str, concept: str, **short: Any) -> Eraser:

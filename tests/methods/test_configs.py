@@ -125,8 +125,8 @@ def test_every_departure_from_a_paper_is_in_the_documentation() -> None:
 
 
 def test_the_signature_is_documented_by_the_declaration() -> None:
-    assert "lam: λ, the weight of the layer's own weights. A number, above 0" in str(CONFIGS["uce"].__doc__)
-    assert "rounds: How often embeddings" in str(CONFIGS["rece"].__doc__)
+    assert "lam: λ, the weight of the layer's original weights. A number, above 0" in str(CONFIGS["uce"].__doc__)
+    assert "rounds: Rounds of finding and erasing embeddings" in str(CONFIGS["rece"].__doc__)
 
 
 def test_plain_settings_of_a_plugin_are_listed_and_checked() -> None:

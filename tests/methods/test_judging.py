@@ -90,8 +90,8 @@ def test_words_for_people_are_touched_only_because_of_themselves(
 )
 def test_each_limit(worse: dict[str, Any], says: str) -> None:
     assert _weak(WORKS) == []
-    (said,) = _weak(replace(WORKS, **worse))
-    assert says in said
+    (reason,) = _weak(replace(WORKS, **worse))
+    assert says in reason
 
 
 def test_what_lies_on_a_limit_meets_it_and_what_was_not_measured_is_not_judged() -> None:
@@ -115,8 +115,8 @@ def test_a_verdict_is_saved_and_an_eraser_without_one_still_loads(gun_eraser: Er
 @pytest.mark.parametrize("odd", [[], {"weak": "x"}, {"weak": [1]}, {"mentions": [{"word": "gun"}]}, {"nice": 1}])
 def test_a_verdict_that_is_none_is_refused(gun_eraser: Eraser, odd: Any, tmp_path: Path) -> None:
     gun_eraser.save(tmp_path / "odd")
-    told = json.loads((tmp_path / "odd" / "eraser.json").read_text())
-    files = {"eraser.json": (json.dumps({**told, "verdict": odd}) + "\n").encode()}
+    saved = json.loads((tmp_path / "odd" / "eraser.json").read_text())
+    files = {"eraser.json": (json.dumps({**saved, "verdict": odd}) + "\n").encode()}
     files["eraser.safetensors"] = (tmp_path / "odd" / "eraser.safetensors").read_bytes()
     for name, data in {**files, "manifest.json": manifest(files)}.items():
         (tmp_path / "odd" / name).write_bytes(data)
@@ -136,8 +136,8 @@ def test_an_eraser_by_any_method_says_which_mentions_it_moves(tiny_pipe: Any, gu
 
 def test_strength_is_one_number_with_what_it_means_in_codes() -> None:
     created = {"config": {"lam": 1.25, "unit": "concept", "source": "prompt", "k": 1}}
-    said = strength_in_words(1.88513, "site", created, {"carried": 0.663})
-    assert said == "strength 1.25 (1.89 in codes: the neuron carries 66 % of the change)"
+    reason = strength_in_words(1.88513, "site", created, {"carried": 0.663})
+    assert reason == "strength 1.25 (1.89 in codes: the neuron carries 66 % of the change)"
     capped = strength_in_words(5.0, "site", created, {"carried": 0.08})
     assert capped.endswith("carries 8 % of the change, and 25 % are assumed, which limits the strength)")
     several = {"encoders": {"site": {"carried": 0.5}, "other": {"carried": 0.3}}}

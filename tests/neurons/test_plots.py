@@ -25,8 +25,8 @@ def test_as_many_bars_as_were_asked_for_on_a_logarithmic_axis_with_their_words()
     assert [first, *rest] == [24.0, 0.4, 0.004, 0.002]  # the last one is what neuron 2 scores without the concept
     low, high = axes.get_xlim()
     assert low < 0.002 and high > 24
-    (beside,) = axes.child_axes
-    assert [t.get_text() for t in beside.get_yticklabels()] == ["gun  next", "$a$", ""]
+    (right,) = axes.child_axes
+    assert [t.get_text() for t in right.get_yticklabels()] == ["gun  next", "$a$", ""]
     (legend,) = figure.legends
     assert [t.get_text() for t in legend.get_texts()] == [
         "first neuron: the one an eraser turns down",
@@ -49,8 +49,8 @@ def test_other_scores_have_no_bound_of_the_papers():
 def test_controls_that_wake_a_neuron_are_named_beside_it():
     pytest.importorskip("matplotlib")
     figure = plots.ranked(RANKING, tokens={0: ["gun"], 1: ["a" * 60]}, controls={0: 0.25})
-    (beside,) = figure.axes[0].child_axes
-    assert [t.get_text() for t in beside.get_yticklabels()] == ["gun  (and 25% of controls)", ""]
+    (right,) = figure.axes[0].child_axes
+    assert [t.get_text() for t in right.get_yticklabels()] == ["gun  (and 25% of controls)", ""]
 
 
 def test_distribution_shows_both_sides():

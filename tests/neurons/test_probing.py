@@ -39,9 +39,9 @@ def test_sparse_probing_chooses_without_what_it_is_asked_on() -> None:
     present = torch.arange(80) % 2 == 0
     fold = torch.arange(80) // 2 % 4
     z = torch.rand(80, 30, generator=generator)
-    told = z.clone()
-    told[:, 7] = present * 2.0 + 0.1 * z[:, 7]
-    assert sparse_probing(told, present, fold) == 1
+    planted = z.clone()
+    planted[:, 7] = present * 2.0 + 0.1 * z[:, 7]
+    assert sparse_probing(planted, present, fold) == 1
     # Of noise nothing is known; chosen on the prompts it is asked on, the best of 30 would seem to know something.
     assert sparse_probing(z, present, fold) < 0.65
 

@@ -29,8 +29,8 @@ def fill(module: torch.nn.Module, seed: int) -> None:
 def expected(folder: Path, encode: Callable[[Tensor], Tensor], forward: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(9, D, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        told = {"x": x, "codes": encode(x).contiguous(), "reconstruction": forward(x).contiguous()}
-    save_file(told, folder / "expected.safetensors")
+        expected = {"x": x, "codes": encode(x).contiguous(), "reconstruction": forward(x).contiguous()}
+    save_file(expected, folder / "expected.safetensors")
 
 
 def sae_lens(name: str, **settings: Any) -> None:
@@ -68,8 +68,8 @@ def sparsify(name: str) -> None:
     again = SparseCoder.load_from_disk(OUT / name)
 
     def encode(x: Tensor) -> Tensor:
-        told = again.encode(x)
-        return torch.zeros(len(x), M).scatter(1, told.top_indices, told.top_acts)
+        expected = again.encode(x)
+        return torch.zeros(len(x), M).scatter(1, expected.top_indices, expected.top_acts)
 
     expected(OUT / name, encode, lambda x: again.decode(*again.encode(x)[:2]))
 

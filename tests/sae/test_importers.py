@@ -28,9 +28,9 @@ def parts() -> dict[str, Tensor]:
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def sparsify(folder: Path, parts: dict[str, Tensor], **said: Any) -> Path:
+def sparsify(folder: Path, parts: dict[str, Tensor], **settings: Any) -> Path:
     folder.mkdir()
-    settings = {"d_in": D, "expansion_factor": 16, "num_latents": M, "k": K, "batch_topk": True, **said}
+    settings = {"d_in": D, "expansion_factor": 16, "num_latents": M, "k": K, "batch_topk": True, **settings}
     (folder / "cfg.json").write_text(json.dumps(settings))
     save_file(parts, folder / "sae.safetensors")
     return folder
@@ -78,13 +78,13 @@ PUBLISHED = Path(__file__).parent / "published"
     "name", ["sae_lens", "sae_lens-scaled", "sae_lens-uncentred", "dictionary_learning", "sparsify"]
 )
 def test_what_is_read_gives_the_librarys_own_codes(name: str) -> None:
-    told = load_file(PUBLISHED / name / "expected.safetensors")
+    expected = load_file(PUBLISHED / name / "expected.safetensors")
     sae = read_published(PUBLISHED / name)
     with torch.no_grad():
-        made, codes = sae(told["x"])
-        dense = torch.zeros_like(told["codes"]).scatter(1, codes.indices, codes.values)
-    torch.testing.assert_close(dense, told["codes"], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(made, told["reconstruction"], rtol=1e-5, atol=1e-5)
+        made, codes = sae(expected["x"])
+        dense = torch.zeros_like(expected["codes"]).scatter(1, codes.indices, codes.values)
+    torch.testing.assert_close(dense, expected["codes"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(made, expected["reconstruction"], rtol=1e-5, atol=1e-5)
 
 
 def test_batchtopk_of_dictionary_learning_is_refused_by_name() -> None:
@@ -94,15 +94,15 @@ def test_batchtopk_of_dictionary_learning_is_refused_by_name() -> None:
         read_published(PUBLISHED / "dictionary_learning-batch")
 
 
-def copied(name: str, folder: Path, **said: Any) -> Path:
+def copied(name: str, folder: Path, **settings: Any) -> Path:
     shutil.copytree(PUBLISHED / name, folder)
     (config,) = folder.glob("*.json")
-    config.write_text(json.dumps({**json.loads(config.read_text()), **said}))
+    config.write_text(json.dumps({**json.loads(config.read_text()), **settings}))
     return folder
 
 
 def test_every_setting_that_is_not_understood_is_refused_by_name(tmp_path: Path) -> None:
-    for n, (said, match) in enumerate(
+    for n, (settings, match) in enumerate(
         [
             ({"architecture": "jumprelu"}, "SAELens's architecture jumprelu; only topk"),
             ({"architecture": "standard", "activation_fn_str": "relu"}, "standard with relu"),
@@ -112,12 +112,12 @@ def test_every_setting_that_is_not_understood_is_refused_by_name(tmp_path: Path)
             ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor"),
             ({"use_hats": 3}, "unknown setting use_hats=3"),
             ({"d_sae": 21}, "number of latents 21, its tensors have 20"),
-            ({"d_in": 7}, "width 7, its tensors 6"),
+            ({"d_in": 7}, "width 7, its tensors have 6"),
             ({"activation_fn_kwargs": {"k": 3, "power": 2}}, "setting power=2"),
         ]
     ):
         with pytest.raises(ExciseError, match=match):
-            read_published(copied("sae_lens", tmp_path / f"lens-{n}", **said))
+            read_published(copied("sae_lens", tmp_path / f"lens-{n}", **settings))
     trainer = json.loads((PUBLISHED / "dictionary_learning" / "config.json").read_text())["trainer"]
     for n, (changed, match) in enumerate(
         [
@@ -136,11 +136,11 @@ def test_every_setting_that_is_not_understood_is_refused_by_name(tmp_path: Path)
 
 def test_saelens_of_version_5_said_topk_otherwise(tmp_path: Path) -> None:
     folder = copied("sae_lens", tmp_path / "old", activation_fn_str="topk", activation_fn_kwargs={"k": 3})
-    said = json.loads((folder / "cfg.json").read_text())
-    del said["k"], said["metadata"]
-    (folder / "cfg.json").write_text(json.dumps({**said, "architecture": "standard", "hook_name": "blocks.1.hook"}))
-    told = load_file(folder / "expected.safetensors")
-    torch.testing.assert_close(read_published(folder)(told["x"])[0].detach(), told["reconstruction"])
+    settings = json.loads((folder / "cfg.json").read_text())
+    del settings["k"], settings["metadata"]
+    (folder / "cfg.json").write_text(json.dumps({**settings, "architecture": "standard", "hook_name": "blocks.1.hook"}))
+    expected = load_file(folder / "expected.safetensors")
+    torch.testing.assert_close(read_published(folder)(expected["x"])[0].detach(), expected["reconstruction"])
 
 
 def test_tensors_that_are_not_understood_are_refused_by_name(parts: dict[str, Tensor], tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_any_broken_bytes_are_one_line(parts: dict[str, Tensor], tmp_path: Path)
     folder = k_sparse(tmp_path / "a", parts, nested=False)
     whole, rng = (folder / "state_dict.pth").read_bytes(), random.Random(0)
     pickled = pickle.dumps({"encoder.weight": [1.0, 2.0], "k": "three"})
-    said: list[str] = []
+    messages: list[str] = []
     for n in range(200):
         data = bytearray(whole if n % 2 else pickled)
         for _ in range(rng.randint(1, 8)):
@@ -202,9 +202,9 @@ def test_any_broken_bytes_are_one_line(parts: dict[str, Tensor], tmp_path: Path)
         try:
             read_published(folder)
         except ExciseError as error:
-            said.append(str(error))
-    assert len(said) > 100
-    assert not any("\n" in line for line in said)
+            messages.append(str(error))
+    assert len(messages) > 100
+    assert not any("\n" in line for line in messages)
 
 
 def test_what_is_missing_or_odd_is_named(parts: dict[str, Tensor], tmp_path: Path) -> None:

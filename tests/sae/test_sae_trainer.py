@@ -56,13 +56,13 @@ def test_it_learns_and_saves_what_it_returns(tmp_path):
 
 
 def test_the_card_tells_recipe_tokens_and_metrics(finished):
-    told = card(finished[1])
-    assert told["corpus"] == "toy"
-    assert told["tokens"] == 64 * 60
-    assert told["recipe"] == {**CONFIG.to_json(), "vectors": 500}
-    assert set(told["metrics"]) == {"train", "held_out", "dead_share", "dead_window", "dead_threshold"}
-    assert told["metrics"]["dead_window"] == 300
-    assert told["metrics"]["train"]["vectors"] == 500
+    described = card(finished[1])
+    assert described["corpus"] == "toy"
+    assert described["tokens"] == 64 * 60
+    assert described["recipe"] == {**CONFIG.to_json(), "vectors": 500}
+    assert set(described["metrics"]) == {"train", "held_out", "dead_share", "dead_window", "dead_threshold"}
+    assert described["metrics"]["dead_window"] == 300
+    assert described["metrics"]["train"]["vectors"] == 500
 
 
 def test_the_log_has_a_line_for_each_interval_and_the_end(finished):

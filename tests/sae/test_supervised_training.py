@@ -46,7 +46,7 @@ def fired(sae: TopKSAE, samples: Samples) -> Tensor:
     return dense.view(len(samples), VECTORS, -1).amax(1).detach()
 
 
-def told_apart(sae: TopKSAE, samples: Samples) -> Tensor:
+def separated(sae: TopKSAE, samples: Samples) -> Tensor:
     """`[C, m]`: the probability that a sample of the concept makes a latent fire more than another one does (AUROC)."""
     codes, made = fired(sae, samples), []
     for c in range(CONCEPTS):
@@ -62,7 +62,7 @@ def unsupervised(tmp_path_factory: pytest.TempPathFactory) -> TopKSAE:
 
 
 def test_an_unsupervised_sae_splits_a_concept_into_its_variants(unsupervised: TopKSAE) -> None:
-    assert float(told_apart(unsupervised, planted(300, 2)).amax(1).mean()) < 0.9
+    assert float(separated(unsupervised, planted(300, 2)).amax(1).mean()) < 0.9
 
 
 @pytest.mark.parametrize("start", ["from scratch", "fine-tuned"])
@@ -71,11 +71,11 @@ def test_a_supervised_one_gives_each_concept_the_latent_it_was_assigned(
 ) -> None:
     samples, own, init = planted(3000, 1), SUPERVISION, None
     if start == "fine-tuned":
-        taken = tuple(assign(told_apart(unsupervised, samples[:300])))
+        taken = tuple(assign(separated(unsupervised, samples[:300])))
         # With negatives a latent that begins as one variant's may stay so: where it is silent, ReLU passes no gradient.
         init, own = unsupervised, replace(own, assigned=taken, negatives="none")
     sae = train(samples, CONFIG, tmp_path / "sae", supervision=own, init=init)
-    apart = told_apart(sae, planted(300, 2))
+    apart = separated(sae, planted(300, 2))
     assert apart.argmax(1).tolist() == list(own.assigned)
     assert float(apart.amax(1).min()) > 0.97
     written = card(tmp_path / "sae")
@@ -163,7 +163,7 @@ def test_shards_of_samples_teach_as_much(tmp_path: Path) -> None:
     def shards() -> list[Samples]:
         return [Samples(samples.states[rows], samples.labels[rows]) for rows in (~late, late)]
 
-    apart = told_apart(train(shards, CONFIG, tmp_path / "sae", supervision=SUPERVISION), planted(300, 2))
+    apart = separated(train(shards, CONFIG, tmp_path / "sae", supervision=SUPERVISION), planted(300, 2))
     assert apart.argmax(1).tolist() == list(SUPERVISION.assigned)
     assert float(apart.amax(1).min()) > 0.97
 

@@ -51,16 +51,16 @@ def shared_states(
     Shared tokens are the common beginning and end. `states` and `others` hold the states `[T, d]` of all tokens.
     """
     tokenizer = tokenizer_of(pipe, "text_encoder")
-    here, there = list[Tensor](), list[Tensor]()
+    shared, others_shared = list[Tensor](), list[Tensor]()
     for texts, own, other in zip(prompts.items(), states, others, strict=True):
         a, b = (list(tokenizer(text, truncation=True).input_ids) for text in texts)
         first = _common_length(a, b)
         last = _common_length(a[first:][::-1], b[first:][::-1])
         # Padding follows the end token; keep as much of it as both prompts have.
         count = last + len(own) - max(len(a), len(b))
-        here += [own[:first], own[len(a) - last :][:count]]
-        there += [other[:first], other[len(b) - last :][:count]]
-    return torch.cat(here), torch.cat(there)
+        shared += [own[:first], own[len(a) - last :][:count]]
+        others_shared += [other[:first], other[len(b) - last :][:count]]
+    return torch.cat(shared), torch.cat(others_shared)
 
 
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:

@@ -33,7 +33,7 @@ STEPS = 4
 SITE = Site("unet", "", 4)
 
 
-class Told:
+class UNetStates:
     """Keeps the text states of every run of a U-Net."""
 
     def __init__(self, pipe: Any) -> None:
@@ -131,11 +131,11 @@ def test_safree_tells_the_projected_states_for_the_first_steps(tiny_pipe: Any) -
     safe = [edit.projected(*pair)[0] for pair in zip(plain, without, strict=True)]
     steps = [edit.steps(*pair) for pair in zip(plain, without, strict=True)]
     assert all(count is not None and 1 <= count <= 2 for count in steps)
-    with eraser.attach(tiny_pipe), Told(tiny_pipe) as told:
+    with eraser.attach(tiny_pipe), UNetStates(tiny_pipe) as states_read:
         draw(tiny_pipe, prompts)
     empty = states_of(tiny_pipe, "")
-    assert len(told) == STEPS
-    for step, states in enumerate(told):
+    assert len(states_read) == STEPS
+    for step, states in enumerate(states_read):
         assert torch.equal(states[0], empty)
         assert torch.equal(states[1], empty)
         for row, (own, other, count) in enumerate(zip(plain, safe, steps, strict=True)):
@@ -197,10 +197,14 @@ def test_the_filter_draws_nothing_in_particular(tiny_pipe: Any, tmp_path: Path) 
 def test_several_pictures_of_a_prompt_and_an_eraser_of_text_beside_it(tiny_pipe: Any, gun_eraser: Eraser) -> None:
     """`gun_eraser` edits the text encoder: its denoiser guard must know the states that the filter puts in."""
     filtered = method("safety-filter").fit(tiny_pipe, CONCEPT)
-    with gun_eraser.attach(tiny_pipe, name="text"), filtered.attach(tiny_pipe, name="filter"), Told(tiny_pipe) as told:
+    with (
+        gun_eraser.attach(tiny_pipe, name="text"),
+        filtered.attach(tiny_pipe, name="filter"),
+        UNetStates(tiny_pipe) as states_read,
+    ):
         made = tiny_pipe("a photo of a gun", num_images_per_prompt=2, num_inference_steps=1, output_type="latent")
     assert made.images.shape[0] == 2
-    torch.testing.assert_close(told[0][2:], told[0][:2])
+    torch.testing.assert_close(states_read[0][2:], states_read[0][:2])
 
 
 def test_the_threshold_tells_the_sides_apart_best() -> None:

@@ -108,13 +108,13 @@ def test_changed_weights_are_summed_once_until_they_change(tiny_pipe: Any) -> No
 
 @pytest.mark.parametrize("name", ["esd-x", "esd-u"])
 def test_training_lowers_the_loss_and_makes_an_eraser(tiny_pipe: Any, name: str, tmp_path: Path) -> None:
-    told_of: list[tuple[int, int, float]] = []
+    calls: list[tuple[int, int, float]] = []
     before = {key: value.clone() for key, value in tiny_pipe.unet.state_dict().items()}
-    with watch_training(lambda *line: told_of.append(line)):
+    with watch_training(lambda *line: calls.append(line)):
         lr = {"esd-x": 1e-3, "esd-u": 1e-4}[name]
         eraser = method(name).fit(tiny_pipe, CONCEPT, replace(CONFIG, iterations=20, steps=1, lr=lr))
-    assert [line[:2] for line in told_of] == [(n + 1, 20) for n in range(20)]
-    assert told_of[-1][2] < 0.8 * told_of[0][2]
+    assert [line[:2] for line in calls] == [(n + 1, 20) for n in range(20)]
+    assert calls[-1][2] < 0.8 * calls[0][2]
     assert all(torch.equal(value, before[key]) for key, value in tiny_pipe.unet.state_dict().items())
     paths = {edit.site.path for edit in eraser.edits}
     layers = {n for n, m in tiny_pipe.unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}

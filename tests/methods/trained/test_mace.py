@@ -259,12 +259,12 @@ def test_words_are_found_where_they_stand(tiny_pipe: Any) -> None:
 
 
 def test_training_lowers_the_loss_and_makes_an_eraser(tiny_pipe: Any, tmp_path: Path) -> None:
-    told_of: list[tuple[int, int, float]] = []
+    calls: list[tuple[int, int, float]] = []
     before = {key: value.clone() for key, value in tiny_pipe.unet.state_dict().items()}
-    with watch_training(lambda *line: told_of.append(line)):
+    with watch_training(lambda *line: calls.append(line)):
         eraser = method("mace").fit(tiny_pipe, CONCEPT, replace(CONFIG, iterations=30, lr=3e-2, pictures=1, t2=201.0))
-    assert [line[:2] for line in told_of] == [(n + 1, 30) for n in range(30)]
-    assert told_of[-1][2] < 0.8 * told_of[0][2]
+    assert [line[:2] for line in calls] == [(n + 1, 30) for n in range(30)]
+    assert calls[-1][2] < 0.8 * calls[0][2]
     assert all(torch.equal(value, before[key]) for key, value in tiny_pipe.unet.state_dict().items())
     layers = {n for n, _ in tiny_pipe.unet.named_modules() if n.endswith((".attn2.to_k", ".attn2.to_v"))}
     assert {edit.site.path for edit in eraser.edits} == layers

@@ -97,8 +97,10 @@ def test_what_is_said_counts_more_than_where_it_fires(database: NeuronDatabase) 
 
 
 def test_the_order_of_what_is_found(database: NeuronDatabase) -> None:
-    said = ["a blade", "blade", "Blades", "a blade and more", "blade", "hand and blade"]
-    database.add(Entry(i, density=i / 10, explanation=Explanation(text, "a person", "")) for i, text in enumerate(said))
+    texts = ["a blade", "blade", "Blades", "a blade and more", "blade", "hand and blade"]
+    database.add(
+        Entry(i, density=i / 10, explanation=Explanation(text, "a person", "")) for i, text in enumerate(texts)
+    )
     # Whole words, the nearer to the beginning the better, of equals the one that fires more often; then beginnings.
     assert found(database, "blade") == [4, 1, 3, 0, 5, 2]
     assert text_index.relevance(["cafe", "x"], ["", "a cafe", "", "", "x"]) == 16 * (3 + (1 - 2 / 6) / 4) + 3.25
@@ -107,11 +109,11 @@ def test_the_order_of_what_is_found(database: NeuronDatabase) -> None:
 def test_the_search_against_looking_at_every_word(database: NeuronDatabase) -> None:
     rng = random.Random(0)
     words = ["gun", "gunner", "knife", "knives", "kite", "cat", "category", "dog"]
-    said = {i: " ".join(rng.sample(words, 3)) for i in range(60)}
-    database.add(Entry(i, explanation=Explanation(text, "a person", "")) for i, text in said.items())
+    texts = {i: " ".join(rng.sample(words, 3)) for i in range(60)}
+    database.add(Entry(i, explanation=Explanation(text, "a person", "")) for i, text in texts.items())
     for query in ("gun", "kni", "cat dog", "ca kite gunn", "k", "dogs"):
         expected = {
-            i for i, text in said.items() if all(any(w.startswith(q) for w in text.split()) for q in query.split())
+            i for i, text in texts.items() if all(any(w.startswith(q) for w in text.split()) for q in query.split())
         }
         assert {entry.index for entry in database.search(query, 60)} == expected, query
     assert len(database.search("k", 7)) == 7
