@@ -55,7 +55,7 @@ class Joined:
         )
         with whole.attach(pipe) as attachment:
             both = with_verdict(attachment, concept)
-        # What each part measured goes into the verdict too, after which the whole eraser's values take precedence.
+        # The parts' measurements go into the verdict too; the whole eraser's own values take precedence.
         found = {key: value for eraser in made for key, value in eraser.verdict.items()}
         weak = [reason for eraser in (both, *made) for reason in eraser.weak]
         return replace(both, verdict={**found, **both.verdict, "weak": list(dict.fromkeys(weak))})
