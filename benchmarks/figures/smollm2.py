@@ -28,7 +28,7 @@ from torch import Tensor
 
 from excise.app.models.language import SMOLLM2, generate_text
 from excise.app.models.resolve import load_pipeline
-from excise.app.neurons.corpus import watched
+from excise.app.neurons.corpus import contexts_of_neuron
 from excise.app.training.corpora import described, mixed
 from excise.app.training.text import shown, train_sae
 from excise.bench.machine import machine
@@ -232,7 +232,7 @@ def with_contexts(
         row["contexts"] = [excerpt(context) for context in wanted[row["neuron"]]]
     with progress("looking for patterns", len(rows)) as advance:
         for row in rows:
-            activate = partial(watched, pipe, sae, site, row["neuron"])
+            activate = partial(contexts_of_neuron, pipe, sae, site, row["neuron"])
             found = find_patterns([around(context) for context in wanted[row["neuron"]]], activate)
             row["patterns"] = [{"text": pattern.text, "support": pattern.support} for pattern in found]
             advance(1)

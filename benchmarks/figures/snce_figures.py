@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from excise import reference
-from excise.app.demo.measure import Family, drawn, families, figures, further_figures, judged
+from excise.app.demo.measure import Family, families, figures, further_figures, generate, judge
 from excise.bench.machine import machine
 from excise.bench.pictures import Pictures
 from excise.bench.statistics import in_percent, wilson
@@ -92,8 +92,8 @@ def main() -> None:
                 save(options.out, result)
                 continue
             with eraser.attach(pipe):
-                after = drawn(pipe, groups)
-            outcomes = judged(concept, groups, before, after)
+                after = generate(pipe, groups)
+            outcomes = judge(concept, groups, before, after)
             measured = figures(outcomes) | further_figures(outcomes)
             edit = eraser.edits[0]
             row["concepts"][concept] = {key: figure.to_json() for key, figure in measured.items()} | {
@@ -108,11 +108,11 @@ def main() -> None:
 def unerased(pipe: Any, groups: Sequence[Family], key: str, keep: Path | None) -> list[Pictures]:
     """Return the unerased model's pictures of the families, from the folder `keep` if it has them."""
     if keep is None:
-        return drawn(pipe, groups)
+        return generate(pipe, groups)
     file = keep / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     if file.exists():
         return list(np.load(file))
-    pictures = drawn(pipe, groups)
+    pictures = generate(pipe, groups)
     keep.mkdir(parents=True, exist_ok=True)
     np.save(file, np.stack(pictures))
     return pictures
