@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -140,4 +141,13 @@ class Commands(typer.Typer):
         super().__init__(*args, **{"cls": Group, **options})
 
     def command(self, *args: Any, **options: Any) -> Callable[[Function], Function]:
-        return super().command(*args, **{"cls": Command, **options})
+        def add(function: Function) -> Function:
+            text = {"help": unwrapped(function.__doc__ or "")}
+            return super(Commands, self).command(*args, **{"cls": Command, **text, **options})(function)
+
+        return add
+
+
+def unwrapped(docstring: str) -> str:
+    """Join the lines of each paragraph, so that help wraps at the terminal's width and not where the source does."""
+    return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(docstring).split("\n\n"))

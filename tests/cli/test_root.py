@@ -60,6 +60,17 @@ def test_every_command_has_help_with_an_example_and_json(command: tuple[str, ...
     assert "--json" in result.output
 
 
+def test_help_wraps_at_the_terminals_width_and_not_where_the_source_does(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    paragraph = " ".join(call("erase", "--help").output.split())
+    assert "which of the concept's words it catches, how much of the concept's change its neuron carries" in paragraph
+    lines = [line.strip() for line in call("erase", "--help").output.splitlines()]
+    start = next(n for n, line in enumerate(lines) if line.startswith("Before it is written"))
+    assert all(len(line) > 45 for line in lines[start : start + 3])
+
+
 def test_version(call: Callable[..., Any]) -> None:
     from importlib.metadata import version
 

@@ -93,7 +93,7 @@ def train(
     Without --site, the SAE is trained three quarters of the way up the encoder. A pipeline with several text encoders
     gets one SAE per encoder.
 
-    Defaults are the SNCE paper's: --tokens 10,000,000, --expansion 4, --k 32, --lr 0.0004, --batch 4096, --decay 0.
+    Defaults are the SNCE paper's: --tokens 10000000, --expansion 4, --k 32, --lr 0.0004, --batch 4096, --decay 0.
     --recipe reference has its own; with it and --bos the bundled SAE was trained.
     """
     from excise import sae as library

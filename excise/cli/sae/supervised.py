@@ -105,7 +105,7 @@ def train_block(
     Pictures are generated for the prompts, and the SAE is trained on the block's output at every step. Repeat the
     command to resume it.
 
-    Defaults: --tokens 6,000,000, --expansion 8, --k 16, --lr 0.002, --batch 2048.
+    Defaults: --tokens 6000000, --expansion 8, --k 16, --lr 0.002, --batch 2048.
     """
     from excise import reference
     from excise import sae as library
@@ -165,7 +165,7 @@ def train_text(
 ) -> None:
     """Train an SAE on a text encoder's states with one neuron per label, for the method saemnesia-text.
 
-    Defaults: --tokens 3,000,000, --expansion 8, --k 8, --lr 0.002, --batch 2048.
+    Defaults: --tokens 3000000, --expansion 8, --k 8, --lr 0.002, --batch 2048.
     """
     from excise import sae as library
     from excise.app.erase.finding import chosen
