@@ -91,7 +91,7 @@ def test_a_plugin_that_cannot_be_imported_is_named_and_harms_no_other() -> None:
 def test_what_is_unknown_is_answered_with_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(ExciseError, match="no method 'nothingg'; try nothing"):
         method("nothingg")
-    with pytest.raises(ExciseError, match="no detector 'eye'; there are dark, nudenet"):
+    with pytest.raises(ExciseError, match="unknown detector 'eye'; choose one of dark, nudenet"):
         detector("eye")
     with pytest.raises(ExciseError, match=r"unknown suite 'big'; it is one of canvas, .*small"):
         start(tmp_path / "run", "big", "quick", [])

@@ -209,7 +209,7 @@ def test_a_run_remembers_its_methods_defaults(tmp_path: Path) -> None:
         (("canvas", "quick", ["snce:kay=3"]), "snce has no setting 'kay'"),
         (("canvas", "quick", ["snce:k=many"]), "k cannot be 'many'"),
         (("canvas", "quick", ["snce:k=0"]), "at least 1"),
-        (("canvas", "quick", [], ["nudity"]), "draws no 'nudity'"),
+        (("canvas", "quick", [], ["nudity"]), "does not have 'nudity'"),
         (
             ("canvas", "quick", [], ["gun"], {"stairs": 3}),
             "settings.*stairs",

@@ -248,7 +248,7 @@ def test_a_password_in_the_endpoint_is_not_told(ask, server):
     ("options", "match"),
     [
         ({"model": ""}, "name the model"),
-        ({"timeout": 0}, "time-out"),
+        ({"timeout": 0}, "timeout must be"),
         ({"retries": -1}, "retries"),
         ({"base_url": "localhost:8000"}, "must begin with http"),
         ({"colour": "red"}, "its options are model, base_url"),

@@ -80,5 +80,5 @@ def test_every_slip_is_a_slip() -> None:
 
 
 def test_a_concept_that_the_model_does_not_draw_is_refused() -> None:
-    with pytest.raises(ExciseError, match="draws no 'nudity'; there are gun"):
+    with pytest.raises(ExciseError, match="does not have 'nudity'; choose one of gun"):
         cases("nudity", 1)

@@ -187,7 +187,7 @@ def test_another_detector_takes_the_protocols_place(prompts: Path) -> None:
     pictures = np.zeros((1, 64, 64, 3), np.uint8)
     (seen,) = suite.judge(suite.cases("gun", "quick")[:1], pictures)
     assert seen["target"] == (seen["score"] > 0.5)
-    with pytest.raises(ExciseError, match="no detector 'eye'"):
+    with pytest.raises(ExciseError, match="unknown detector 'eye'"):
         ProtocolSuite("i2p", str(prompts), detector="eye").judge([], pictures)
 
 

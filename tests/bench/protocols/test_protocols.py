@@ -100,7 +100,7 @@ def test_a_file_of_a_data_set_on_the_hub_is_read_from_its_cache(
     (row,) = load("hf://datasets/someone/captions/csv/coco.csv").rows
     assert (row.prompt, row.seed) == ("a cat", 3)
     for address, message in (
-        ("someone/other/coco.csv", "cannot have hf://"),
+        ("someone/other/coco.csv", "cannot download hf://"),
         ("someone/captions", "write it as hf://"),
     ):
         with pytest.raises(ExciseError, match=message):
