@@ -93,5 +93,5 @@ def test_what_is_unknown_is_answered_with_what_there_is(tmp_path: Path) -> None:
         method("nothingg")
     with pytest.raises(ExciseError, match="unknown detector 'eye'; choose one of dark, nudenet"):
         detector("eye")
-    with pytest.raises(ExciseError, match=r"unknown suite 'big'; it is one of canvas, .*small"):
+    with pytest.raises(ExciseError, match=r"unknown suite 'big'; choose from canvas, .*small"):
         start(tmp_path / "run", "big", "quick", [])
