@@ -195,6 +195,15 @@ def gun_eraser(_made_once: tuple[Any, Any], gun_edit: Any) -> Any:
 
 
 @pytest.fixture
+def firm_eraser(gun_eraser: Any) -> Any:
+    """`gun_eraser` twice as strong: it removes most of what "gun" makes of a prompt, so that `verify` accepts it."""
+    from dataclasses import replace
+
+    (edit,) = gun_eraser.edits
+    return replace(gun_eraser, edits=(replace(edit, lam=2.0),))
+
+
+@pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Yield a running `tests.hub_server.Hub`, with huggingface_hub logged in to it and an empty cache."""
     from huggingface_hub import constants, file_download, hf_api

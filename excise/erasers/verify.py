@@ -3,39 +3,61 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from excise.concepts import builtin, names
+from excise.concepts.concept import Kind
+from excise.concepts.words import OBJECTS, STYLES
 from excise.erasers.apply.registry import module_of
 from excise.erasers.artefact import files, formats
 from excise.erasers.artefact.files import Check
 from excise.erasers.artefact.signing import Signer, check_signature
+from excise.erasers.attachment import Attachment
+from excise.erasers.edits.sae_rows import Rows, altered_rows, sae_digest
 from excise.erasers.eraser import Eraser, StrPath
 from excise.erasers.guard.coverage import absent_from
 from excise.erasers.guard.model_digest import mismatches
-from excise.errors import ExciseError, WrongModel
+from excise.erasers.guard.removal import (
+    MOST_MENTIONS,
+    MOST_PREDICTED,
+    Removal,
+    can_measure_prediction,
+    can_measure_text,
+    measured_words,
+    removed_from_prediction,
+    removed_from_text,
+)
+from excise.errors import ExciseError, Tampered, WrongModel
 from excise.pipeline import check_pipeline
+from excise.sae import TopKSAE
 
 if TYPE_CHECKING:
+    from excise.erasers.artefact.record import Artefact
     from excise.pipeline import Pipeline
-    from excise.sae import TopKSAE
+
+TRUSTED = "trusted as signed"
+"""The check that names what only the signer can vouch for."""
 
 
 def verify(
     folder: StrPath,
     pipe: Pipeline | None = None,
     *,
-    sae: TopKSAE | None = None,
+    sae: TopKSAE | Iterable[TopKSAE] | None = None,
     signed_by: Signer | None = None,
 ) -> list[Check]:
-    """Check a saved eraser: its files, its signature, and that it fits a pipeline and works on it.
+    """Check a saved eraser: its files, its signature, that it fits a pipeline, and that it removes its concept there.
 
-    Checks stop at a failure that makes the later ones meaningless. A bad eraser raises nothing.
+    Nothing that decides is taken from the eraser's file: what is removed is measured on the pipeline, and compared with
+    limits of Excise's own (docs/explanation/verify.md). What cannot be measured or compared is named in the line
+    "trusted as signed". Checks stop at a failure that makes the later ones meaningless. A bad eraser raises nothing.
 
     Args:
         folder: Folder of the eraser.
         pipe: The pipeline to attach it to; None checks only the files.
-        sae: The SAE it was made from, needed for gate="topk" only.
+        sae: The SAE or SAEs it was made from, whose rows are compared with the eraser's bit for bit.
         signed_by: The signer whose signature it needs.
 
     Returns:
@@ -75,24 +97,129 @@ def verify(
     if eraser is None or pipe is None:
         return checks
 
+    saes = [sae] if isinstance(sae, TopKSAE) else list(sae or ())
+    by_digest = {sae_digest(each): each for each in saes}
     absent = absent_from(pipe, eraser)
 
     def same_model() -> None:
         if differences := mismatches(pipe, eraser.made_for, absent):
             raise WrongModel(f"made for another pipeline: {'; '.join(differences)}")
 
-    def fires() -> None:
-        with warnings.catch_warnings():
-            # The check before reports another model. On the right model the full canary shift is required.
-            warnings.simplefilter("ignore")
-            eraser.attach(pipe, strict=same, sae=sae).detach()
-
     present = [edit for edit in eraser.edits if edit.site.component not in absent]
     passes("sites", lambda: [module_of(pipe, edit) for edit in present], "every Site exists")
-    same = passes("model", same_model, "text encoder and tokenizer are those it was made for") is not None
+    passes("model", same_model, "text encoder and tokenizer are those it was made for")
+    trusted = [*compared_rows(eraser, by_digest, passes), *_uncompared(eraser)]
     prompts = "the canary prompt" if len(eraser.canary) == 1 else f"each of {len(eraser.canary)} canary prompts"
-    passes("canary", fires, f"what the denoiser reads changes on {prompts}")
+    attachment = passes(
+        "canary", lambda: _attached(eraser, pipe, by_digest), f"what the denoiser reads changes on {prompts}"
+    )
+    if attachment is not None:
+        with attachment:
+            trusted += _removal(attachment, checks)
+    trusted += [f"{name}, which this pipeline was built without" for name in absent]
+    if trusted:
+        checks.append(Check(TRUSTED, True, "; ".join(trusted)))
     if eraser.verdict:
         good = "it met every limit when it was made"
         checks.append(Check("verdict", not eraser.weak, f"weak: {'; '.join(eraser.weak)}" if eraser.weak else good))
     return checks
+
+
+def compared_rows(eraser: Eraser, saes: dict[str, TopKSAE], passes: Any) -> list[str]:
+    """Check that the rows of every edit are its SAE's, and return what could not be compared, a clause each.
+
+    `saes` are those at hand by digest. Where there are some and the eraser was made from none of them, that fails.
+    """
+    edits = [edit for edit in eraser.edits if isinstance(edit, Rows)]
+    at_hand = [edit for edit in edits if edit.sae_digest in saes]
+
+    def same_rows() -> None:
+        if saes and not at_hand:
+            raise WrongModel("the SAE given is not the one this eraser names; give that one")
+        for edit in at_hand:
+            if altered := altered_rows(edit, saes[edit.sae_digest]):
+                raise Tampered(
+                    f"{', '.join(altered)} of {edit.site.key} are not those of the SAE that the eraser names; "
+                    "do not use it"
+                )
+
+    if not edits:
+        return []
+    missing = [edit.site.key for edit in edits if edit not in at_hand]
+    absent = [f"the SAE of {', '.join(missing)} was not at hand (sae=, --sae)"] if missing else []
+    same = f"the rows of {len(at_hand)} of {len(edits)} edits are their SAE's, bit for bit"
+    passes("rows", same_rows, "; ".join([*([same] if at_hand else []), *absent]))
+    return [f"that the rows of {', '.join(missing)} are an SAE's"] if missing else []
+
+
+def _removal(attachment: Attachment, checks: list[Check]) -> list[str]:
+    """Add the check of what is removed, where that can be measured. Return what could not be, a clause each."""
+    try:
+        found, unmeasured = removals(attachment)
+    except ExciseError as error:
+        checks.append(Check("removal", False, str(error)))
+        return []
+    if found:
+        kept = [removal for removal in found if not removal.enough]
+        checks.append(Check("removal", not kept, _kept(kept) if kept else _removed(found)))
+    return unmeasured
+
+
+def removals(attachment: Attachment) -> tuple[list[Removal], list[str]]:
+    """What the attached eraser removes of each of its mentions, and what could not be measured, a clause each."""
+    kind, words = words_of(attachment.eraser)
+    found, unmeasured = list[Removal](), list[str]()
+    ways = (
+        (can_measure_text, removed_from_text, MOST_MENTIONS),
+        (can_measure_prediction, removed_from_prediction, MOST_PREDICTED),
+    )
+    for can_measure, measure, most in ways:
+        if can_measure(attachment):
+            chosen = measured_words(words, most)
+            found += [measure(attachment, word, kind, words) for word in chosen]
+            if len(chosen) < len(measured_words(words, len(words))):
+                unmeasured.append(f"the mentions after “{chosen[-1]}”")
+    if not found:
+        unmeasured.append("what it removes: neither text states nor predictions can be compared in this pipeline")
+    return found, unmeasured
+
+
+def words_of(eraser: Artefact) -> tuple[Kind, tuple[str, ...]]:
+    """The kind of an eraser's concept, and the words it has to remove: its mentions, and a built-in concept's name."""
+    name = eraser.concept
+    kind = builtin(name, n=5).kind if name in names() else "object"
+    own = tuple(mention for mention in eraser.mentions if mention.strip())
+    return kind, (*((name,) if name in (*OBJECTS, *STYLES) or not own else ()), *own)
+
+
+def _attached(eraser: Eraser, pipe: Pipeline, saes: dict[str, TopKSAE]) -> Attachment:
+    """The eraser on the pipeline, whatever shift its file names and whether the pipeline is the one it was made for."""
+    whole = next((saes[edit.sae_digest] for edit in eraser.edits if edit.needs_sae and edit.sae_digest in saes), None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return eraser.attach(pipe, strict=False, sae=whole if whole is not None else next(iter(saes.values()), None))
+
+
+def _kept(kept: list[Removal]) -> str:
+    floor = kept[0].floor
+    return (
+        f"it does not remove {', '.join(map(str, kept))}: the share of the concept's own difference that is removed "
+        f"must be at least {floor.share:g}, and its cosine at least {floor.cosine:g}; do not use it"
+    )
+
+
+def _removed(found: list[Removal]) -> str:
+    floors = dict.fromkeys(f"at least {r.floor.share:g} (cosine {r.floor.cosine:g})" for r in found)
+    shares = ", ".join(map(str, found))
+    return f"share of the concept's own difference that is removed: {shares}; needed: {', '.join(floors)}"
+
+
+def _uncompared(eraser: Eraser) -> Iterator[str]:
+    """Edits whose tensors nothing can be compared with."""
+    kinds: dict[str, int] = {}
+    for edit in eraser.edits:
+        if not isinstance(edit, Rows):
+            kinds[edit.kind] = kinds.get(edit.kind, 0) + 1
+    if kinds:
+        listed = ", ".join(f"{count} of kind {kind}" for kind, count in kinds.items())
+        yield f"the tensors of its edits ({listed}) in every prompt without the concept"

@@ -164,23 +164,36 @@ def test_resealed_tensors_that_do_not_fit_are_refused(saved: Path) -> None:
         Eraser.load(saved)
 
 
-def test_verify_says_what_was_checked(saved: Path, tiny_pipe: Any, build_pipe: Any) -> None:
-    assert all(check.passed for check in verify(saved, tiny_pipe))
-    assert [c.name for c in verify(saved, tiny_pipe)] == ["files", "manifest", "content", "sites", "model", "canary"]
+def test_verify_says_what_was_checked(
+    firm_eraser: Eraser, tmp_path: Path, tiny_pipe: Any, build_pipe: Any, word_sae: Any
+) -> None:
+    saved = tmp_path / "firm"
+    firm_eraser.save(saved)
+    checks = verify(saved, tiny_pipe, sae=word_sae)
+    assert [c.detail for c in checks if not c.passed] == []
+    assert [c.name for c in checks] == ["files", "manifest", "content", "sites", "model", "rows", "canary", "removal"]
+    alone = {check.name: check for check in verify(saved, tiny_pipe)}
+    assert "was not at hand" in alone["rows"].detail
+    assert alone["rows"].passed
+    assert "that the rows of text_encoder/encoder.layers.2 are an SAE's" in alone["trusted as signed"].detail
     other = {check.name: check.passed for check in verify(saved, build_pipe(seed=1))}
     assert not other["model"]
     assert other["sites"]
     narrow = {check.name: check.passed for check in verify(saved, build_pipe(layers=2))}
     assert not narrow["sites"]
     assert not narrow["canary"]
+    assert "removal" not in narrow
 
 
-def test_verify_asks_for_the_full_shift(gun_eraser: Eraser, tiny_pipe: Any, tmp_path: Path) -> None:
-    replace(gun_eraser, canary_shift=1e3).save(tmp_path / "weak")
-    checks = {check.name: check for check in verify(tmp_path / "weak", tiny_pipe)}
-    assert checks["model"].passed
-    assert not checks["canary"].passed
-    assert "when it was fitted" in checks["canary"].detail
+def test_the_shift_in_the_file_decides_nothing(firm_eraser: Eraser, tiny_pipe: Any, tmp_path: Path) -> None:
+    """What is removed is measured: neither a large figure in the file refuses it, nor a small one lets it through."""
+    (edit,) = firm_eraser.edits
+    dud = replace(firm_eraser, edits=(replace(edit, lam=0.001),))  # type: ignore[call-arg]
+    for shift in (0.0, 1e3):
+        replace(firm_eraser, canary_shift=shift).save(tmp_path / "good")
+        assert all(check.passed for check in verify(tmp_path / "good", tiny_pipe))
+        replace(dud, canary_shift=shift).save(tmp_path / "dud")
+        assert [c.name for c in verify(tmp_path / "dud", tiny_pipe) if not c.passed] == ["removal"]
 
 
 def test_descriptions_that_are_not_json_are_refused(gun_eraser: Eraser, tmp_path: Path) -> None:

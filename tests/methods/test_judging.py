@@ -43,7 +43,7 @@ def test_a_fit_says_which_mention_it_misses_and_proves_the_others(
     assert any("gun" in prompt for prompt in eraser.canary)
     assert not any("crown" in prompt for prompt in eraser.canary), "a prompt that does not move proves nothing"
     eraser.save(tmp_path / "both")
-    assert [check.name for check in verify(tmp_path / "both", tiny_pipe) if not check.passed] == ["verdict"]
+    assert [check.name for check in verify(tmp_path / "both", tiny_pipe) if not check.passed] == ["removal", "verdict"]
 
 
 def test_every_mention_that_moves_is_a_canary_and_one_that_stops_moving_is_refused(

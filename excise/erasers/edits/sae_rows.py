@@ -44,6 +44,25 @@ def _k(sae: Any) -> int:
     return int(config.k if config is not None else sae.k)
 
 
+def altered_rows(edit: Rows, sae: Any) -> list[str]:
+    """Names of an edit's tensors that are not, bit for bit, the rows of `sae` that its indices name.
+
+    An index that the SAE does not have makes all of them altered.
+    """
+    m, d = sae.W_enc.shape
+    indices = edit.indices.cpu()
+    if d != edit.site.width or int(indices.max()) >= m:
+        return [*ROWS]
+    rows = {name: getattr(sae, name).detach().to("cpu", torch.float32) for name in ROWS[1:]}
+    wanted = {name: tensor if name == "b_pre" else tensor[indices] for name, tensor in rows.items()}
+    return [name for name, tensor in wanted.items() if not _same_bits(getattr(edit, name).cpu(), tensor)]
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two float32 tensors have the same bits: 0.0 and -0.0 differ."""
+    return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """k neurons of an SAE at a Site of width d."""

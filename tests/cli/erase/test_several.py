@@ -15,9 +15,9 @@ Ask = Callable[..., Any]
 
 
 @pytest.fixture
-def erasers(gun_eraser: Eraser, tmp_path: Path) -> Path:
-    gun_eraser.save(tmp_path / "erasers" / "gun")
-    second = replace(gun_eraser, name="second", concept="pistol", edits=(replace(gun_eraser.edits[0], lam=3.0),))
+def erasers(firm_eraser: Eraser, tmp_path: Path) -> Path:
+    firm_eraser.save(tmp_path / "erasers" / "gun")
+    second = replace(firm_eraser, name="second", concept="pistol", edits=(replace(firm_eraser.edits[0], lam=3.0),))
     second.save(tmp_path / "erasers" / "pistol")
     return tmp_path / "erasers"
 

@@ -29,8 +29,8 @@ def keys(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def folder(gun_eraser: Any, tmp_path: Path) -> Path:
-    gun_eraser.save(tmp_path / "gun-eraser")
+def folder(firm_eraser: Any, tmp_path: Path) -> Path:
+    firm_eraser.save(tmp_path / "gun-eraser")
     return tmp_path / "gun-eraser"
 
 
@@ -85,7 +85,7 @@ def test_what_is_wrong_is_one_line(
     assert "cannot read the public key" in why(call(*asked, "--key", private))
     assert "give an elliptic-curve private key" in why(call("sign", folder, "--key", folder / "none.pem", "--force"))
     files = {name: (folder / name).read_bytes() for name in ("eraser.json", "eraser.safetensors")}
-    files["eraser.json"] = files["eraser.json"].replace(b'"lam": 1.0', b'"lam": 0.5')
+    files["eraser.json"] = files["eraser.json"].replace(b'"lam": 2.0', b'"lam": 0.5')
     (folder / "eraser.json").write_bytes(files["eraser.json"])
     (folder / "manifest.json").write_bytes(saved_files.manifest(files))
     assert call(*asked).exit_code == 0, "a digest that was recomputed notices nothing"

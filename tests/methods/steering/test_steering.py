@@ -51,7 +51,7 @@ def test_concept_steerers_subtracts_the_words_codes_from_every_prompt(
     config = method("concept-steerers").Config(sae=str(sae_folder), lam=0.7)
     eraser = method("concept-steerers").fit(tiny_pipe, CONCEPT, config)
     eraser.save(tmp_path / "gun")
-    assert [c.name for c in verify(tmp_path / "gun", tiny_pipe) if not c.passed] in ([], ["verdict"])
+    assert {c.name for c in verify(tmp_path / "gun", tiny_pipe) if not c.passed} <= {"removal", "verdict"}
     (edit,) = eraser.edits
     prompts = ["a cat on grass", "gun, pistol"]
     (plain,) = capture(tiny_pipe, [tiny_site], prompts)
@@ -144,7 +144,7 @@ def test_casteer_is_saved_and_leaves_no_trace(tiny_pipe: Any, tmp_path: Path) ->
     eraser = method("casteer").fit(tiny_pipe, CONCEPT, config)
     plain = draw(tiny_pipe, ["a gun on grass"])
     eraser.save(tmp_path / "gun")
-    assert [c.name for c in verify(tmp_path / "gun", tiny_pipe) if not c.passed] in ([], ["verdict"])
+    assert {c.name for c in verify(tmp_path / "gun", tiny_pipe) if not c.passed} <= {"removal", "verdict"}
     again = Eraser.load(tmp_path / "gun")
     assert again.digest == eraser.digest
     with again.attach(tiny_pipe):
@@ -194,7 +194,7 @@ def test_itd_spares_prompts_that_it_would_change_by_little(
         torch.testing.assert_close(delta[row], wanted if row == 0 else torch.zeros_like(wanted), atol=1e-4, rtol=1e-4)
     eraser.save(tmp_path / "gun")
     assert Eraser.load(tmp_path / "gun").digest == eraser.digest
-    assert [c.name for c in verify(tmp_path / "gun", tiny_pipe) if not c.passed] in ([], ["verdict"])
+    assert {c.name for c in verify(tmp_path / "gun", tiny_pipe) if not c.passed} <= {"removal", "verdict"}
     plain = draw(tiny_pipe, prompts)
     with eraser.attach(tiny_pipe):
         made = draw(tiny_pipe, prompts)
