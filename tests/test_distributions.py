@@ -157,7 +157,7 @@ def test_another_version_of_the_second_is_refused(wheel: Path, tmp_path: Path) -
     done = other.excise("reference", "train", "--work", "made")
     assert done.returncode == 2 and not (other.work / "made").exists()
     error = done.stderr.strip().splitlines()[-1]
-    assert "needs excise-reference<0.2,>=0.1, and 0.3 is installed; pip install 'excise[reference]'" in error
+    assert "needs excise-reference<0.2,>=0.1, but 0.3 is installed; pip install 'excise[reference]'" in error
 
 
 def test_a_release_runs_pinned_actions_with_the_least_rights() -> None:

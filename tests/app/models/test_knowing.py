@@ -42,7 +42,7 @@ def test_a_text_is_several_concepts_only_where_each_is_known(text: str, several:
 
 
 def test_a_text_that_is_only_partly_known_is_explained() -> None:
-    assert "'foo' is none" in str(explain_unsplit("gun,foo"))
+    assert "'foo' is not a built-in one" in str(explain_unsplit("gun,foo"))
     assert explain_unsplit("old, faded") is None
     assert explain_unsplit("gun,knife") is None
 

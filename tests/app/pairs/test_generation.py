@@ -260,7 +260,7 @@ def test_decisions_go_out_as_json_lines_and_come_back(file, tmp_path):
         (lambda r: r.append(dict(r[0])), "line 6: row 1 appears twice"),
         (lambda r: r[0].update(row=9), "'row' is 9, not one of 1 to 5"),
         (lambda r: r[0].pop("row"), "'row' is None"),
-        (lambda r: r[2].update(concept=" "), "line 3: an empty side"),
+        (lambda r: r[2].update(concept=" "), "line 3: a side is empty"),
     ],
 )
 def test_a_sheet_that_does_not_answer_decides_nothing(file, tmp_path, change, message):

@@ -93,7 +93,7 @@ def test_a_prompt_beyond_what_the_model_reads_is_told_of_and_counts_as_not_erase
     )
     page = (run.folder / "report.html").read_text()
     assert "(not read: " in page
-    assert "nothing of what is left" in page, "NudeNet knows the target alone"
+    assert "only report whether the target is present" in page, "NudeNet knows the target alone"
 
 
 def test_a_category_is_a_protocol_of_its_own(prompts: Path) -> None:
