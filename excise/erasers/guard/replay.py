@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from excise.erasers.edits.block_sae import BlockEdit
-from excise.erasers.guard.canary import what_denoiser_predicts
+from excise.erasers.guard.canary import denoiser_predictions
 from excise.erasers.hooks.wrapping import Passage, install, remove
 from excise.pipeline import Pipeline
 from excise.sites.denoiser import denoiser_of
@@ -39,7 +39,7 @@ class Replay:
         hook = _Latents(self._latents, replay=self._recorded)
         install(denoiser, hook)
         try:
-            predicted = what_denoiser_predicts(self._pipe, prompt, self._steps)
+            predicted = denoiser_predictions(self._pipe, prompt, self._steps)
         finally:
             remove(denoiser, hook)
         self._recorded = True
