@@ -76,8 +76,8 @@ def test_what_cannot_be_had_is_one_clear_line(pushed: Hub, gun_eraser: Eraser) -
             r"^someone/nothing is not a folder, and no eraser was found .*\(no such repository",
         ),
         (NAME, {"revision": "v9"}, r"\(no such revision\)"),
-        ("not a/name", {}, "no eraser on the hub"),
-        ("a/b/c", {}, "no eraser on the hub"),
+        ("not a/name", {}, "no eraser was found on the hub"),
+        ("a/b/c", {}, "no eraser was found on the hub"),
     ]
     for name, options, message in cases:
         with pytest.raises(ExciseError, match=message) as caught:
