@@ -125,7 +125,7 @@ def sequential(work: Path, out: Path) -> dict[str, Any]:
     suite, pipe = Canvas(), reference.load()
     objects = [name for name in REPORTED if not is_style(name)]
     asked = [case for name in objects for case in cases(name, 2) if case.family == "direct"]
-    plain = suite.judge(asked, suite.draw(pipe, asked))
+    plain = suite.judge(asked, suite.draw(pipe, asked).pixels)
     results: dict[str, Any] = {"order": objects[: COUNTS[-1]], "prompts": 2}
     for label in ("saeuron", "saemnesia", "saemnesia-text"):
         # A concept that the method refuses is not erased, and its pictures count against the method.
@@ -135,7 +135,7 @@ def sequential(work: Path, out: Path) -> dict[str, Any]:
             with ExitStack() as stack:
                 for eraser in filter(None, erasers[:count]):
                     stack.enter_context(eraser.attach(pipe))
-                seen = suite.judge(asked, suite.draw(pipe, asked))
+                seen = suite.judge(asked, suite.draw(pipe, asked).pixels)
             gone = [not s["target"] for case, s in zip(asked, seen, strict=True) if case.concept in objects[:count]]
             pairs = [
                 (p["target"], s["target"])
@@ -165,14 +165,14 @@ def distance(work: Path, out: Path, prompts: int = 32) -> dict[str, Any]:
     """
     suite, pipe = Canvas(), reference.load()
     asked = {name: [case for case in cases(name, prompts) if case.family == "unrelated"] for name in FAR}
-    plain = {name: suite.draw(pipe, some) for name, some in asked.items()}
+    plain = {name: suite.draw(pipe, some).pixels for name, some in asked.items()}
     against = features(np.concatenate(list(plain.values())))
     results: dict[str, Any] = {"concepts": list(FAR), "pictures": len(against)}
     for label in METHODS:
         drawn = []
         for name, some in asked.items():
             with _fitted(work, label, name, pipe).attach(pipe):
-                drawn.append(suite.draw(pipe, some))
+                drawn.append(suite.draw(pipe, some).pixels)
         results[label] = frechet(features(np.concatenate(drawn)), against)
         print(label, results[label], flush=True)
     return results

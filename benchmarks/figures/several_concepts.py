@@ -42,7 +42,7 @@ def main() -> None:
     direct = [case for name in CONCEPTS for case in family(name, "direct", options.n)]
     others = unrelated(5 * options.n)
     asked = [*direct, *others]
-    before = canvas.draw(pipe, asked)
+    before = canvas.draw(pipe, asked).pixels
     seen = canvas.judge(asked, before)
     config = SNCEConfig(sae=str(reference.sae_folder()))
     erasers = {name: fit(pipe, canvas.concept(name), config) for name in CONCEPTS}
@@ -54,7 +54,7 @@ def main() -> None:
         with ExitStack() as stack:
             for name in erased:
                 stack.enter_context(erasers[name].attach(pipe))
-            after = canvas.draw(pipe, asked)
+            after = canvas.draw(pipe, asked).pixels
         judged = canvas.judge(asked, after)
         pairs = list(zip(asked, seen, judged, strict=True))
         named = [
