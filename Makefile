@@ -42,6 +42,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_words.py
 
 # Draws the committed sprites again (needs node and npm).
 ARTWORK_PACKAGES := @resvg/resvg-js@2.6.2 $(addprefix @iconify-json/,noto@1.2.9 twemoji@1.2.5 openmoji@1.2.29 \
