@@ -46,7 +46,7 @@ def sae_of(
     if not training.left:
         note(f"SAE of {model}: {training.folder}")
         return training.folder
-    note(f"{model} has no SAE yet: training one, once, in {training.folder}: {cost_of(pipe, training, device)}")
+    note(f"{model} has no SAE yet: training one on {cost_of(pipe, training, device)}; it is kept in {training.folder}")
     note("Ctrl-C keeps what is done; repeat the command to resume")
     for folder, layer in training.left.items():
         note(f"training at {layer.key}")

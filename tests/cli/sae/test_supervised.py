@@ -78,10 +78,10 @@ def test_text_states_with_labels(ask: Callable[..., Any], model_folder: Path, ca
         ((), "give either --prompts FILE or --recipe reference"),
         (("--recipe", "soup"), "give either --prompts FILE or --recipe reference"),
         (("--recipe", "reference", "--label", "colour"), "no column 'colour'; they have object and style"),
-        (("--prompts", "captions.csv", "--label", "colour"), "no column 'colour'; the columns found are"),
+        (("--prompts", "captions.csv", "--label", "colour"), "no column 'colour'; the columns are"),
         (("--prompts", "empty.csv", "--label", "object"), "column 'object' of"),
         (("--prompts", "captions.txt", "--label", "object"), "labels need columns"),
-        (("--prompts", "captions.csv", "--label", "object", "--negatives", "some"), "it is none or assigned"),
+        (("--prompts", "captions.csv", "--label", "object", "--negatives", "some"), "choose none or assigned"),
         (("--prompts", "captions.csv", "--model", "somewhere"), "--model needs --block"),
     ],
 )
