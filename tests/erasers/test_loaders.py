@@ -105,7 +105,7 @@ def test_an_eraser_comes_from_the_hubs_cache(
     saved.rename(repo / "snapshots" / commit)
     with excise.load_eraser(tiny_pipe, "someone/gun") as attachment:
         assert attachment.active
-    with pytest.raises(ExciseError, match="no folder, and no eraser on the hub"):
+    with pytest.raises(ExciseError, match="not a folder, and no eraser was found on the hub"):
         excise.load_eraser(tiny_pipe, "someone/nothing")
 
 
