@@ -25,9 +25,11 @@ from excise.erasers.guard.encode_prompt import Guard
 from excise.erasers.guard.near import attachments_near
 from excise.erasers.guard.self_test import moved
 from excise.erasers.guard.tally import Tally
+from excise.erasers.hooks import setting
 from excise.erasers.hooks.context import Call, is_proving
 from excise.erasers.hooks.edit_hook import EditHook, Edits
 from excise.erasers.hooks.known_vectors import UNKNOWN
+from excise.erasers.hooks.setting import Entrance
 from excise.erasers.hooks.wrapping import found_on
 from excise.erasers.prompt_checks import PromptChecks
 from excise.errors import EraserDidNotFire, ExciseError, InvalidSetting, WrongModel
@@ -46,9 +48,13 @@ log = logging.getLogger("excise")
 
 _SHIFT_SHARE = 0.5
 """Share of the canary shift at fit time that a strict attach must reach."""
-_LOCK = threading.RLock()
-"""Held while hooks are installed and removed: pipelines in several threads may share their modules."""
 _NUMBERS = itertools.count()
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
 OnBypass = Literal["raise", "warn", "allow"]
 """What to do with a prompt whose states bypass the eraser: render nothing, warn, or accept it."""
 
@@ -68,6 +74,7 @@ class Attachment:
         name: str | None = None,
         on_bypass: OnBypass | None = None,
         allow_amplify: bool = False,
+        enabled: bool = True,
     ) -> None:
         check_pipeline(pipe)
         if name is not None and not (isinstance(name, str) and name):
@@ -80,13 +87,19 @@ class Attachment:
         """Serial number of the attachment."""
         self.encoded_by: Attachment | None = None
         """The eraser's attachment to the pipeline that encodes the prompts, if this one has no text encoders."""
-        self._strength, self._enabled, self.attached = self.check_strength(strength), True, False
+        self._strength, self._enabled, self.attached = self.check_strength(strength), enabled, False
         self._hooks: list[tuple[nn.Module, EditHook, Callable[[], None]]] = []
         self._prompts = self._bypasses = 0
         self._reported = 0, 0, 0.0
         self._counting = threading.RLock()
         self._counted: list[nn.Module] = []
         self._unlock: list[Callable[[], None]] = []
+        self._leave_entrances: Callable[[], None] = _nothing
+        self._guard: Guard | None = None
+        self.denoiser_guard: DenoiserGuard | None = None
+        self.transcript: Transcript | None = None
+        self.detached = False
+        """Whether it was detached. Its hooks may remain for images that began before."""
         self.absent = absent_from(pipe, eraser)
         self.edits = tuple(edit for edit in eraser.edits if edit.site.component not in self.absent)
         refuse_unless_covered(pipe, eraser, self.edits)
@@ -95,8 +108,9 @@ class Attachment:
             refuse_unfit(eraser)
         modules = [module_of(pipe, edit) for edit in self.edits]
         self._checks = PromptChecks(self, strict)
-        with _LOCK:
+        with setting.LOCK:
             others = [hook for module in modules if (edits := found_on(module, Edits)) for hook in edits.hooks]
+            others = [hook for hook in others if not hook.attachment.detached]
             self.encoded_by = self._encoded_by() if eraser.edits and not self.edits else None
             if self.encoded_by is not None and strength not in (1, self.encoded_by.strength):
                 raise InvalidSetting(
@@ -107,20 +121,25 @@ class Attachment:
                 raise InvalidSetting(f"eraser {eraser.name!r} is attached to this pipeline already; detach it first")
             if self.name in (*Guard.names(pipe), *Tally.names(pipe)):
                 raise InvalidSetting(f"an eraser called {self.name!r} is attached already; give this one another name")
-            self._guard = Guard.join(pipe, self)
-            watched = bool(self.eraser.text_edits)
-            self.denoiser_guard = DenoiserGuard.join(pipe, self, self.encoded_by) if watched and not language else None
-            self.transcript = Transcript.join(pipe, self) if watched and isinstance(pipe, LanguageModel) else None
         try:
-            with _LOCK:
+            with setting.LOCK:
+                self._leave_entrances = Entrance.add(self, [*text_encoders(pipe).values(), *denoisers(pipe)])
+                self._guard = Guard.join(pipe, self)
+                watched = bool(self.eraser.text_edits)
+                if watched and isinstance(pipe, LanguageModel):
+                    self.transcript = Transcript.join(pipe, self)
+                elif watched:
+                    self.denoiser_guard = DenoiserGuard.join(pipe, self, self.encoded_by)
                 self._unlock = [lock(tokenizer_of(pipe, name)) for name in text_encoders(pipe)]
                 self._counted = Tally.join(pipe, self) if not language else []
                 for module, edit in zip(modules, self.edits, strict=True):
                     hook, take_off = put(self, edit, module)
                     self._hooks.append((module, hook, take_off))
             self._checks.begin()
-            self.attached = True
             self.shift = self._prove()
+            with setting.LOCK:
+                self.attached = True
+                setting.join(self)
         except BaseException:
             self.detach()
             raise
@@ -139,14 +158,25 @@ class Attachment:
 
     @property
     def strength(self) -> float:
-        """Factor on the fitted strength λ: 0 leaves every bit as it is, and a negative one amplifies the concept."""
-        return 1.0 if is_proving(self) else self.encoding._strength
+        """Factor on the fitted strength λ: 0 leaves every bit as it is, and a negative one amplifies the concept.
+
+        Within `excise.using` it is the request's strength. Setting it affects the images that begin afterwards.
+        """
+        if is_proving(self):
+            return 1.0
+        return setting.current(self) or self.encoding._strength
 
     @strength.setter
     def strength(self, value: float) -> None:
-        self.encoding._strength = self.check_strength(value)
-        self.forget()
+        checked = self.check_strength(value)
+        with setting.LOCK:
+            self.encoding._strength = checked
         self._audit("strength", f"strength {value}")
+
+    @property
+    def own_strength(self) -> float:
+        """The strength set for all threads; 0 if the eraser is disabled."""
+        return self.encoding._strength if self.encoding._enabled and self.eraser.edits else 0.0
 
     def check_strength(self, value: float) -> float:
         """Return the strength as a number. Raise InvalidSetting if it is not finite, or negative without
@@ -179,15 +209,17 @@ class Attachment:
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        self.encoding._enabled = bool(value)
-        self.forget()
+        with setting.LOCK:
+            self.encoding._enabled = bool(value)
         self._audit("strength", "enabled" if value else "disabled")
 
     @property
     def active(self) -> bool:
-        """Whether prompts are edited now."""
-        set_to_edit = self.enabled and self.encoding._strength != 0 and bool(self.eraser.edits)
-        return is_proving(self) or (self.attached and set_to_edit)
+        """Whether prompts are edited now: in this image, in this request (`excise.using`), or by default."""
+        if is_proving(self):
+            return True
+        found = setting.current(self)
+        return self.attached and self.own_strength != 0 if found is None else found != 0
 
     def status(self) -> dict[str, Any]:
         """Return state and counters for a health check. They never include prompt text."""
@@ -214,12 +246,25 @@ class Attachment:
         }
 
     def detach(self) -> None:
-        """Remove every hook, so that the pipeline is as it was before. Calling it twice is harmless."""
-        with _LOCK:
-            was, self.attached = self.attached, False
+        """Remove every hook, so that the pipeline is as it was before. Calling it twice is harmless.
+
+        An image that began under the eraser ends under it. The hooks are removed when the last such image is done.
+        """
+        with setting.LOCK:
+            was, self.attached, self.detached = self.attached, False, True
+            if was:
+                setting.leave(self, self._take_off)
+            else:
+                self._take_off()
+        if was:
+            self._audit("detached")
+
+    def _take_off(self) -> None:
+        with setting.LOCK:
             for _, _, take_off in self._hooks:
                 take_off()
-            self._guard.leave(self.pipe, self)
+            if self._guard is not None:
+                self._guard.leave(self.pipe, self)
             if self.denoiser_guard is not None:
                 self.denoiser_guard.leave(self)
             Tally.leave(self._counted, self)
@@ -227,9 +272,9 @@ class Attachment:
                 unlock()
             if self.transcript is not None:
                 self.transcript.leave(self)
-        if was:
-            self._audit("detached")
-        self._hooks.clear()
+            self._leave_entrances()
+            self._hooks.clear()
+            self._leave_entrances, self._unlock, self._counted = _nothing, [], []
 
     def __enter__(self) -> Attachment:
         if not self.attached:
@@ -240,11 +285,6 @@ class Attachment:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
-
-    @property
-    def epoch(self) -> int:
-        """Grows whenever the settings of an eraser on the pipeline change."""
-        return self.denoiser_guard.epoch if self.denoiser_guard is not None else 0
 
     def draw_for(self, encoding: Attachment, guard: DenoiserGuard) -> None:
         """Generate from states that the attachment `encoding` edits and `guard` knows, from now on."""
@@ -279,16 +319,13 @@ class Attachment:
         modules = {id(module) for part in parts for module in part.modules()}
         return any(id(module) in modules for module, _, _ in self._hooks)
 
-    def before_prompt(self, call: Call) -> int:
-        """Refuse an `encode_prompt` call whose states would bypass the edit. Raises ExciseError, EraserDidNotFire.
+    def before_prompt(self, call: Call) -> None:
+        """Refuse an `encode_prompt` call whose states would bypass the edit. Raises ExciseError, EraserDidNotFire."""
+        self._checks.before(call)
 
-        Returns the epoch, for `after_prompt`.
-        """
-        return self._checks.before(call)
-
-    def after_prompt(self, call: Call, made: Any, epoch: int) -> None:
+    def after_prompt(self, call: Call, made: Any) -> None:
         """Raise EraserDidNotFire if an edited module did not run although the prompt was encoded."""
-        self._checks.after(call, made, epoch)
+        self._checks.after(call, made)
 
     def refuse_early(self, call: Call) -> None:
         """Raise InvalidSetting if the call makes its pipeline read a text encoder before one of the edits."""
@@ -323,7 +360,7 @@ class Attachment:
         return self.encoded_by or self
 
     def forget(self) -> None:
-        """Stop accepting the states encoded so far, since the settings have changed."""
+        """Stop accepting the states encoded so far, under any setting."""
         for keeper in (self.denoiser_guard, self.transcript):
             if keeper is not None:
                 keeper.forget()
@@ -345,14 +382,14 @@ class Attachment:
             self._prompts += prompts
         self._emit("encoded")
 
-    def trust(self, states: Iterable[Tensor], epoch: int, *, spared: bool = False, erased: bool = False) -> None:
-        """Accept states encoded in `epoch` under the current edits.
+    def trust(self, states: Iterable[Tensor], *, spared: bool = False, erased: bool = False) -> None:
+        """Accept states encoded under the current setting.
 
         Spared ones (unedited unconditional states) are accepted only in a batch with prompts.
         """
         if self.denoiser_guard is not None:
             given = list(states)
-            self.denoiser_guard.add(given, epoch, spared=spared, erased=erased)
+            self.denoiser_guard.add(given, spared=spared, erased=erased)
             self.denoiser_guard.known_vectors.hold(given)
 
     def knows(self, states: Iterable[Tensor]) -> bool:
@@ -383,7 +420,6 @@ class Attachment:
         if self.encoded_by is not None:  # proved on the encoding pipeline, whose embeddings stay valid
             return self.encoded_by.shift
         found = moved(self)
-        self.forget()
         for hook in self.hooks:
             hook.rows, hook.norm = 0, 0.0
         least = min(found.values(), default=0.0)

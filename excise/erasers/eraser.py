@@ -152,6 +152,7 @@ class Eraser(Artefact):
         name: str | None = None,
         on_bypass: OnBypass | None = None,
         allow_amplify: bool = False,
+        enabled: bool = True,
     ) -> Attachment:
         """Attach the eraser to a pipeline, and prove on its canary prompts that it works.
 
@@ -165,6 +166,7 @@ class Eraser(Artefact):
             on_bypass: What to do with a prompt whose states bypass the eraser, such as embeddings encoded elsewhere:
                 "raise" (the default), "warn" or "allow".
             allow_amplify: Accept a negative strength, which amplifies the concept.
+            enabled: If False, attach and prove the eraser, but leave it inactive until it is enabled.
 
         Returns:
             The attachment, a context manager that detaches on leaving.
@@ -183,4 +185,5 @@ class Eraser(Artefact):
             name=name,
             on_bypass=on_bypass,
             allow_amplify=allow_amplify,
+            enabled=enabled,
         )

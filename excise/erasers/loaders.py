@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
-from numbers import Real
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from excise.erasers.artefact.files import FILES, SIGNATURE, eraser_folders
 from excise.erasers.artefact.signing import Signer
 from excise.erasers.attachment import Attachment, OnBypass
 from excise.erasers.eraser import Eraser, StrPath
-from excise.erasers.guard.encode_prompt import Guard
-from excise.erasers.guard.near import attachments_near
-from excise.erasers.hooks import context
-from excise.erasers.hooks.edit_hook import EditHook
+from excise.erasers.hooks import setting
+from excise.erasers.loaded import as_names, chosen, loaded_on, named
 from excise.erasers.several import Attachments, load_erasers
-from excise.errors import EraserDidNotFire, InvalidSetting, NotFound
+from excise.errors import EraserDidNotFire, InvalidSetting
 from excise.hub import fetch
 from excise.pipeline import check_pipeline
-from excise.sites.encoding import encode_prompt, tensors_of
 
 if TYPE_CHECKING:
     from excise.pipeline import Pipeline
@@ -41,6 +37,7 @@ def load_eraser(
     sae: TopKSAE | None = None,
     on_bypass: OnBypass | None = None,
     allow_amplify: bool = False,
+    enabled: bool = True,
     signed_by: Signer | None = None,
     require_signature: bool = False,
 ) -> Attachment | Attachments:
@@ -63,6 +60,7 @@ def load_eraser(
         sae: The SAE it was made from, needed for gate="topk" only.
         on_bypass: What to do with a prompt whose states bypass the eraser: "raise" (the default), "warn" or "allow".
         allow_amplify: Accept a negative strength, which amplifies the concept.
+        enabled: If False, load and prove the eraser, but leave it inactive until it is enabled.
         signed_by: The signer whose signature is required.
         require_signature: Refuse if `signed_by` is None.
 
@@ -92,7 +90,7 @@ def load_eraser(
         cache_dir=cache_dir,
     )
     options: dict[str, Any] = {"strength": strength, "strict": strict, "sae": sae}
-    options |= {"on_bypass": on_bypass, "allow_amplify": allow_amplify}
+    options |= {"on_bypass": on_bypass, "allow_amplify": allow_amplify, "enabled": enabled}
     folders = eraser_folders(found.folder)
     if len(folders) > 1:
         if name is not None:
@@ -102,69 +100,6 @@ def load_eraser(
     eraser = Eraser.load(folders[0], signed_by=signed_by, require_signature=require_signature)
     object.__setattr__(eraser, "commit", found.commit)
     return eraser.attach(pipe, name=name, **options)
-
-
-def encode(pipe: Pipeline, how: Callable[..., Any] | str, *args: Any, negative: bool = False, **kwargs: Any) -> Any:
-    """Encode a prompt with another function than `pipe.encode_prompt`, such as a prompt weighting (compel), under the
-    loaded erasers, so that their guards accept the result.
-
-    Args:
-        pipe: The pipeline.
-        how: A function that runs the pipeline's own text encoders, or a prompt for `pipe.encode_prompt`.
-        *args: Arguments of the function.
-        **kwargs: Arguments of the function by name.
-        negative: Treat the text as a negative prompt: by default nothing is erased from it, and its states are accepted
-            only in a batch with a prompt.
-
-    Returns:
-        The function's result.
-
-    Raises:
-        EraserDidNotFire: if the edit of an active eraser did not run meanwhile.
-    """
-    with context.negative(pipe) if negative else nullcontext():
-        if isinstance(how, str):
-            return encode_prompt(pipe, how, *args, **kwargs)
-        if isinstance(how, Guard):  # it knows the branch of every state
-            return how(*args, **kwargs)
-        return _encoded(pipe, lambda: how(*args, **kwargs))
-
-
-def _encoded(pipe: Pipeline, how: Callable[[], Any]) -> Any:
-    active = [attachment for attachment in _loaded(pipe).values() if attachment.active]
-    before = [(a, a.epoch, [(hook, hook.runs) for hook in a.encoding.text_hooks]) for a in active]
-    spared, erased = getattr(context.SPARED, "runs", 0), getattr(context.ERASED, "runs", 0)
-    made = how()
-    for attachment, _, runs in before:
-        _refuse_unedited(attachment, runs, made)
-    # States that one eraser spared count as spared for all, since they share one set of known vectors.
-    uncond = {edit.uncond for attachment in active for edit in attachment.eraser.text_edits}
-    spares = getattr(context.SPARED, "runs", 0) > spared or (context.is_negative() and bool(uncond - {"same"}))
-    touched = getattr(context.ERASED, "runs", 0) > erased and not spares
-    for attachment, epoch, _ in before:
-        attachment.trust(tensors_of(made), epoch, spared=spares, erased=touched)
-    return made
-
-
-def _refuse_unedited(attachment: Attachment, runs: list[tuple[EditHook, int]], made: Any) -> None:
-    """Raise EraserDidNotFire unless all text edits ran since `runs`, and nothing in `made` is of an absent encoder."""
-    name, encoding = attachment.name, attachment.encoding
-    if attachment.eraser.text_edits and not (runs and encoding.active):
-        raise EraserDidNotFire(
-            f"eraser {name!r} edits no text encoder of this pipeline or of the one that encodes for it; encode on a "
-            "pipeline where it is attached and active"
-        )
-    for hook, n in runs:
-        if hook.runs == n:
-            raise EraserDidNotFire(
-                f"eraser {name!r} saw no text-encoder run at {hook.edit.site.key}; encode with the pipeline's own text "
-                "encoders, so that it can act"
-            )
-    if encoding.absent and not attachment.knows(tensors_of(made)):
-        raise EraserDidNotFire(
-            f"eraser {name!r} is attached without {', '.join(encoding.absent)}, so these states may come from encoders "
-            "that it does not edit; encode the prompt without weights on words"
-        )
 
 
 def unload_eraser(pipe: Pipeline, name: str | None = None) -> None:
@@ -180,7 +115,7 @@ def unload_eraser(pipe: Pipeline, name: str | None = None) -> None:
     Example:
         >>> excise.unload_eraser(pipe, "gun")
     """
-    for attachment in _named(pipe, None if name is None else _names(name)):
+    for attachment in named(pipe, None if name is None else as_names(name)):
         attachment.detach()
 
 
@@ -197,7 +132,7 @@ def delete_erasers(pipe: Pipeline, names: Sequence[str] | str) -> None:
     Example:
         >>> excise.delete_erasers(pipe, ["gun", "knife"])
     """
-    for attachment in _named(pipe, _names(names)):
+    for attachment in named(pipe, as_names(names)):
         attachment.detach()
 
 
@@ -216,19 +151,100 @@ def set_erasers(pipe: Pipeline, names: Sequence[str] | str, strengths: Sequence[
     Example:
         >>> excise.set_erasers(pipe, ["gun", "knife"], [1.0, 0.5])
     """
-    wanted = _names(names)
-    given: Any = [strengths] * len(wanted) if isinstance(strengths, Real) else strengths
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise InvalidSetting(f"strengths cannot be {strengths!r}; give numbers")
-    values = list(given)
-    if len(values) != len(wanted):
-        raise InvalidSetting(f"{len(wanted)} erasers but {len(values)} strengths; give one each, or one for all")
-    chosen = _named(pipe, wanted)
-    checked = [attachment.check_strength(value) for attachment, value in zip(chosen, values, strict=True)]
-    for attachment in _loaded(pipe).values():
-        attachment.enabled = attachment in chosen
-    for attachment, value in zip(chosen, checked, strict=True):
-        attachment.strength = value
+    wanted = chosen(pipe, names, strengths)
+    with setting.LOCK:
+        for attachment in loaded_on(pipe).values():
+            attachment.enabled = attachment in wanted
+        for attachment, value in wanted.items():
+            attachment.strength = value
+
+
+@contextmanager
+def using(pipe: Pipeline, erasers: Mapping[str, float] | Sequence[str] | str) -> Iterator[None]:
+    """Activate exactly these erasers for one request: within the block, in this thread or asyncio task alone.
+
+    Other threads and tasks keep the default that `set_erasers` sets, or their own request. An image that begins in the
+    block keeps its erasers to the end. `asyncio.to_thread` inherits the request. A `threading.Thread` and
+    `loop.run_in_executor` do not, unless they run in a copy of the context (`contextvars.copy_context`).
+
+    Args:
+        pipe: The pipeline. The request holds for other pipelines of the same components too.
+        erasers: Strengths by the names of loaded erasers, or names alone for strength 1. `{}` activates none.
+
+    Raises:
+        NotFound: if no eraser of one of the names is loaded.
+        InvalidSetting: if a strength is impossible.
+        EraserDidNotFire: when an image begins and one of the erasers has been unloaded since. A replaced eraser
+            (`replace_eraser`) is used under its name.
+
+    Example:
+        >>> with excise.using(pipe, {"gun": 1.0}):
+        ...     image = pipe("a gun on grass").images[0]
+    """
+    strengths = dict(erasers) if isinstance(erasers, Mapping) else dict.fromkeys(as_names(erasers), 1.0)
+    chosen(pipe, list(strengths), list(strengths.values()))
+    seen: tuple[int, dict[int, float]] = (-1, {})
+
+    def wanted() -> dict[int, float]:
+        nonlocal seen
+        if seen[0] != setting.version:
+            with setting.LOCK:
+                seen = setting.version, _requested(pipe, strengths)
+        return seen[1]
+
+    with setting.requested(wanted):
+        yield
+
+
+def _requested(pipe: Pipeline, strengths: Mapping[str, float]) -> dict[int, float]:
+    """Return strengths by number for the attachments that have these names now, and 0 for the others on `pipe`."""
+    loaded = loaded_on(pipe)
+    for name, strength in strengths.items():
+        if strength and name not in loaded:
+            raise EraserDidNotFire(f"eraser {name!r} was unloaded while a request uses it, so nothing is rendered")
+    found = {attachment.number: strengths.get(name, 0.0) for name, attachment in loaded.items()}
+    # Pipelines without text encoders follow the one that encodes for them.
+    for host in setting.hosts():
+        if host.encoded_by is not None and host.encoded_by.number in found:
+            found[host.number] = found[host.encoded_by.number]
+    return found
+
+
+def replace_eraser(pipe: Pipeline, name: str, source: StrPath, **options: Any) -> Attachment:
+    """Replace a loaded eraser by another one. At every moment one of the two is active.
+
+    The new eraser is loaded and proved first. Then it takes over the name, the strength and whether it is enabled.
+    Images that began before end under the old eraser. If the new one is refused, the old one stays.
+
+    Args:
+        pipe: The pipeline.
+        name: Name of the loaded eraser.
+        source: A folder, or `OWNER/NAME` on the hub, of the new one.
+        options: As for `load_eraser`, except `name` and `enabled`. The old eraser's `strength`, `strict`, `on_bypass`
+            and `allow_amplify` are the defaults.
+
+    Returns:
+        The new attachment, under the old name.
+
+    Raises:
+        NotFound: if no eraser of that name is loaded, or none is at `source`.
+        ExciseError: if the new eraser is refused, as by `load_eraser`.
+
+    Example:
+        >>> excise.replace_eraser(pipe, "gun", "erasers/gun-2")
+    """
+    (old,) = named(pipe, [name])
+    keeps: dict[str, Any] = {name: getattr(old, name) for name in ("strict", "on_bypass", "allow_amplify")}
+    keeps |= {"strength": old.encoding._strength, "enabled": False}
+    new = load_eraser(pipe, source, f"{name} (new)", **{**keeps, **options})
+    if not isinstance(new, Attachment):
+        new.detach()
+        raise InvalidSetting(f"{source} holds several erasers; name the folder of one")
+    with setting.LOCK:
+        new.name, new.encoding._enabled = name, old.encoding._enabled
+        old.detach()
+        setting.changed()
+    return new
 
 
 def enable_erasers(pipe: Pipeline) -> None:
@@ -237,8 +253,9 @@ def enable_erasers(pipe: Pipeline) -> None:
     Example:
         >>> excise.enable_erasers(pipe)
     """
-    for attachment in _loaded(pipe).values():
-        attachment.enabled = True
+    with setting.LOCK:
+        for attachment in loaded_on(pipe).values():
+            attachment.enabled = True
 
 
 def disable_erasers(pipe: Pipeline) -> None:
@@ -247,8 +264,9 @@ def disable_erasers(pipe: Pipeline) -> None:
     Example:
         >>> excise.disable_erasers(pipe)
     """
-    for attachment in _loaded(pipe).values():
-        attachment.enabled = False
+    with setting.LOCK:
+        for attachment in loaded_on(pipe).values():
+            attachment.enabled = False
 
 
 def list_erasers(pipe: Pipeline) -> dict[str, dict[str, Any]]:
@@ -258,7 +276,7 @@ def list_erasers(pipe: Pipeline) -> dict[str, dict[str, Any]]:
         >>> excise.list_erasers(pipe)["gun"]["strength"]
         1.0
     """
-    return {name: attachment.status() for name, attachment in _loaded(pipe).items()}
+    return {name: attachment.status() for name, attachment in loaded_on(pipe).items()}
 
 
 def get_active_erasers(pipe: Pipeline) -> list[str]:
@@ -268,33 +286,4 @@ def get_active_erasers(pipe: Pipeline) -> list[str]:
         >>> excise.get_active_erasers(pipe)
         ['gun']
     """
-    return [name for name, attachment in _loaded(pipe).items() if attachment.active]
-
-
-def steer_guidance(pipe: Pipeline) -> bool:
-    """Whether an active eraser changes classifier-free guidance, and needs both branches in one U-Net batch."""
-    active = [attachment for attachment in _loaded(pipe).values() if attachment.active]
-    return any(edit.kind == "guidance" for attachment in active for edit in attachment.eraser.edits)
-
-
-def _loaded(pipe: Pipeline) -> dict[str, Attachment]:
-    """Return the erasers that act on `pipe`, including those attached to a pipeline of the same components."""
-    near = (attachment for attachment in attachments_near(pipe) if isinstance(attachment, Attachment))
-    return {attachment.name: attachment for attachment in near if attachment.acts_on(pipe)}
-
-
-def _names(names: Sequence[str] | str) -> list[str]:
-    """Return names as a list. Raise InvalidSetting if one is not a text."""
-    given = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
-    for name in given:
-        if not isinstance(name, str):
-            raise InvalidSetting(f"an eraser's name cannot be {name!r}; give a text")
-    return given
-
-
-def _named(pipe: Pipeline, names: Sequence[str] | None) -> list[Attachment]:
-    loaded = _loaded(pipe)
-    for name in names or ():
-        if name not in loaded:
-            raise NotFound(f"no eraser called {name!r} is loaded; loaded are {', '.join(loaded) or 'none'}")
-    return [loaded[name] for name in (loaded if names is None else names)]
+    return [name for name, attachment in loaded_on(pipe).items() if attachment.active]

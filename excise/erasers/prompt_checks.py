@@ -46,11 +46,8 @@ class PromptChecks:
         self._watch = WeightsWatch(self.host.pipe, self.host.eraser.denoisers)
         self._weights, self._adapters = self._watch.now()
 
-    def before(self, call: Call) -> int:
-        """Refuse an `encode_prompt` call whose states would bypass the edit. Raises ExciseError, EraserDidNotFire.
-
-        Returns the epoch, for `after`.
-        """
+    def before(self, call: Call) -> None:
+        """Refuse an `encode_prompt` call whose states would bypass the edit. Raises ExciseError, EraserDidNotFire."""
         name, pipe = self.host.eraser.name, call.pipe
         for module, hook in self._hooks_of(pipe):
             if module_of(pipe, hook.edit) is not module:
@@ -89,7 +86,6 @@ class PromptChecks:
                 "IPAdapter" in part for part in parts
             ):
                 self.host.bypass(f"an IP-Adapter feeds images past eraser {name!r}; unload it")
-        return self.host.epoch
 
     def refuse_early(self, call: Call) -> None:
         """Raise InvalidSetting if the call makes its pipeline read a text encoder before one of the edits."""
@@ -127,7 +123,7 @@ class PromptChecks:
             return self.host.acts_on(pipe)
         return any(part_of(pipe, component) is part for component, part in self.edited.items())
 
-    def after(self, call: Call, made: Any, epoch: int) -> None:
+    def after(self, call: Call, made: Any) -> None:
         """Raise EraserDidNotFire if an edited module did not run although the prompt was encoded."""
         encoded = "conditional" in call.branches
         for _, hook in self._hooks_of(call.pipe):
@@ -161,9 +157,9 @@ class PromptChecks:
             # States that one eraser spared count as spared for all, since they share one set of known vectors.
             spares = any(edit.uncond != "same" for other in call.looked for edit in other.eraser.text_edits)
             if False not in given:
-                self.host.trust(states, epoch, spared=spares and call.negative)
+                self.host.trust(states, spared=spares and call.negative)
             if True not in given:
-                self.host.trust(others, epoch, spared=spares and (call.negative or "unconditional" in call.branches))
+                self.host.trust(others, spared=spares and (call.negative or "unconditional" in call.branches))
         self.host.denoiser_guard.known_vectors.hold(tensors_of(made))
 
     def _hooks_of(self, pipe: Pipeline) -> list[tuple[nn.Module, Acting]]:

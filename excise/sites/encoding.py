@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -99,3 +99,20 @@ def conditional(pipe: Pipeline, made: Any) -> list[Tensor]:
         masks = len(made) > 2 and isinstance(made[1], Tensor) and made[1].ndim < getattr(made[0], "ndim", 0)
         made = made[: len(made) // 2] if masks else made[::2]
     return list(tensors_of(made))
+
+
+_NO_STATES = ("logits", "attentions", "cross_attentions", "loss")
+
+
+def handed_on(output: Any, first: int, taps: Sequence[int] | None) -> Any:
+    """What a pipeline may hand on of an encoder's output: the last state, pooled vectors, and of the hidden states
+    those that at least `first` layers made, since no edit has reached the others; of them `taps` alone where it is
+    known which the pipeline reads."""
+
+    def chosen(states: Any) -> Any:
+        return states[first:] if taps is None else [states[tap] for tap in taps if first <= tap < len(states)]
+
+    if isinstance(output, tuple):
+        return [chosen(part) if isinstance(part, tuple) else part for part in output]
+    parts = {name: part for name, part in dict(output).items() if name not in _NO_STATES}
+    return {name: chosen(part) if name == "hidden_states" and part else part for name, part in parts.items()}

@@ -143,10 +143,21 @@ MUTANTS = [
         "components"
         " tests/erasers/test_bypasses.py::test_an_eraser_switched_on_while_a_prompt_is_in_the_encoder"
         " tests/erasers/test_bypasses.py::test_a_negative_prompts_embeddings_in_the_prompts_place",
-        ("self.epoch += 1\n            self.known_vectors.forget()", "self.known_vectors.forget()"),
-        ("            self.epoch += 1\n            self.known_vectors.forget()", "            self.epoch += 1"),
         ("return int(spared.sum()) <= int(prompts.sum())", "return True"),
         ("if not self._known(state):", "if False:"),
+    ),
+    *of(
+        "excise/erasers/hooks/setting.py",
+        "tests/erasers/test_settings.py"
+        " tests/erasers/test_bypasses.py::test_embeddings_encoded_before_the_eraser_was_enabled",
+        ("((host.encoded_by or host).number, host.strength) for", "((host.encoded_by or host).number, 1.0) for"),
+        ("((host.encoded_by or host).number, host.strength) for host in active", "(0, 0.0) for host in ()"),
+        ("return setting.strengths.get(host.number, 0.0)", "return None"),
+        ("found = frame.f_locals[_KEY] = _taken(", "found = _taken("),
+        ("            strengths |= request()\n        setting", "            pass\n        setting"),
+        ("if there is None or number in there}", "}"),
+        ("return (setting := _CURRENT.get()) is not None and setting.in_use", "return _CURRENT.get() is not None"),
+        ("for number in setting.strengths if setting.in_use}", "for number in ()}"),
     ),
     *of(
         "excise/erasers/edits/vectors.py",

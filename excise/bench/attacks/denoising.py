@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from excise.erasers.loaders import steer_guidance
+from excise.erasers.loaded import steer_guidance
 from excise.errors import ExciseError
 from excise.pipeline import Pipeline, as_diffusers
 

@@ -77,7 +77,7 @@ class ConditionHook(UNetCallHook):
         """Declare the states known to the guard of a text-encoder eraser that is attached too."""
         guard = DenoiserGuard.of(denoiser_of(self.attachment.pipe, self.edit.site.component)[1])
         if guard is not None:
-            guard.add([states], guard.epoch)
+            guard.add([states])
 
 
 class FilterHook(ConditionHook):

@@ -34,6 +34,7 @@ from excise.erasers.apply.text import TextHook
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.hooks.context import CALL, is_muted
 from excise.erasers.hooks.edit_hook import EditHook, Edits, did_not_run
+from excise.erasers.hooks.setting import Key, key_of
 from excise.erasers.hooks.wrapping import Watch, found_on, install, remove
 from excise.errors import ExciseError, WrongModel
 from excise.sites.language import LanguageModel, stack_of
@@ -68,7 +69,8 @@ class Stretch:
     """Each hook's memory of the texts before this pass."""
     ran: Mapping[int, int]
     """Each hook's number of runs before this pass."""
-    epoch: int
+    setting: Key
+    """The setting of this pass."""
     after: dict[int, Tensor] = field(default_factory=dict)
     """Each hook's memory of the texts after this pass."""
 
@@ -124,10 +126,8 @@ class Transcript(Watch):
         super().__init__()
         self.stack, self.special = stack, torch.tensor(sorted(special), dtype=torch.long)
         self.attachments: list[Host] = []
-        self.epoch = 0
-        """Grows whenever an eraser's settings change. Caches filled before are refused."""
-        self._memories: weakref.WeakKeyDictionary[Any, Mapping[int, Tensor]] = weakref.WeakKeyDictionary()
-        """Each hook's memory of the texts in a key-value cache."""
+        self._memories: weakref.WeakKeyDictionary[Any, tuple[Key, Mapping[int, Tensor]]] = weakref.WeakKeyDictionary()
+        """For each key-value cache: the setting that it was filled under, and each hook's memory of its texts."""
 
     @classmethod
     def join(cls, pipe: LanguageModel, attachment: Host) -> Transcript:
@@ -149,7 +149,6 @@ class Transcript(Watch):
 
     def forget(self) -> None:
         """Refuse the caches filled so far."""
-        self.epoch += 1
         self._memories.clear()
 
     @property
@@ -196,7 +195,10 @@ class Transcript(Watch):
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         cache = given.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else -1
-        before = self._memories.get(cache) if past > 0 else None
+        setting = key_of(live)
+        filled_under, before = self._memories.get(cache, (None, None)) if past > 0 else (None, None)
+        if filled_under != setting:
+            before = None
         for attachment in live:
             if past != 0 and before is None:
                 attachment.bypass(
@@ -211,7 +213,7 @@ class Transcript(Watch):
             cache,
             before or {},
             {id(hook): hook.runs for hook in hooks},
-            self.epoch,
+            setting,
         )
 
     def _positions(self, given: Mapping[str, Any], past: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -236,5 +238,5 @@ class Transcript(Watch):
                 if hook.runs <= stretch.ran.get(id(hook), 0):
                     raise did_not_run(hook)
         cache = stretch.cache if stretch.cache is not None else getattr(output, "past_key_values", None)
-        if cache is not None and stretch.epoch == self.epoch:
-            self._memories[cache] = {**stretch.before, **stretch.after}
+        if cache is not None and stretch.setting == key_of(self._live()):
+            self._memories[cache] = stretch.setting, {**stretch.before, **stretch.after}

@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,12 +19,13 @@ from torch import Tensor, nn
 
 from excise.erasers.hooks.context import CALL, ERASED, KNOWN_VECTORS, SPARED, Call, current_call, is_muted
 from excise.erasers.hooks.host import Acting, Host
+from excise.erasers.hooks.known_vectors import REMEMBERED, UNKNOWN, KnownVectors
 from excise.erasers.hooks.known_vectors import SPARED as SPARED_ROW
-from excise.erasers.hooks.known_vectors import UNKNOWN, KnownVectors
+from excise.erasers.hooks.setting import Key, key_of
 from excise.erasers.hooks.wrapping import Passage, Watch, found_on, install, remove
 from excise.pipeline import Pipeline
 from excise.sites.denoiser import denoisers
-from excise.sites.encoding import tensors_of
+from excise.sites.encoding import handed_on, tensors_of
 from excise.sites.families import family_of
 from excise.sites.site import shows_from, taps_of, text_encoders
 
@@ -75,7 +78,7 @@ class EncoderRecorder(Watch):
         self._here.call = current_call(self.module)
         self._here.before, SPARED.yes = {id(hook): hook.runs for hook in hooks}, False
         ERASED.prompts = None
-        self._here.epoch = self.denoiser_guard.epoch
+        self._here.setting = self.denoiser_guard.setting
         looked = call.looked if (call := CALL.get()) is not None else ()
         for attachment in dict.fromkeys(hook.attachment for hook in hooks):
             if attachment not in looked:  # another pipeline may have changed the encoder
@@ -89,21 +92,23 @@ class EncoderRecorder(Watch):
         self._here.call = None  # free the prompt and the pipeline
         if not hooks:
             if self._is_for_glyphs():
-                self.denoiser_guard.add(list(tensors_of(output)), self._here.epoch)
+                self.denoiser_guard.add(list(tensors_of(output)))
             return
         if not all(hook.runs > before.get(id(hook), 0) for hook in hooks):
             return
         taps = taps_of(call.pipe, self.component) or None if call is not None and call.usual else None
         first = max(shows_from(hook.edit.site) for hook in hooks)
-        states = list(tensors_of(_handed_on(output, first, taps)))
+        states = list(tensors_of(handed_on(output, first, taps)))
+        if self._here.setting != self.denoiser_guard.setting:
+            return  # the encoder was called by itself, and an eraser was set meanwhile: under neither setting
         if (vectors := KNOWN_VECTORS.get()) is not None:
             vectors.add(states)
         else:
             spared, erased = SPARED.yes, getattr(ERASED, "prompts", None)
-            self.denoiser_guard.add(states, self._here.epoch, spared=spared)
+            self.denoiser_guard.add(states, spared=spared)
             if erased is not None and not spared:
                 parts = [state[erased.to(state.device)] for state in states if len(state) == len(erased)]
-                self.denoiser_guard.add_erased(parts, self._here.epoch)
+                self.denoiser_guard.add_erased(parts)
             if call is None:
                 self.denoiser_guard.known_vectors.hold(states)
 
@@ -121,23 +126,21 @@ class EncoderRecorder(Watch):
         ]
 
 
-_NO_STATES = ("logits", "attentions", "cross_attentions", "loss")
+SETTINGS = 64
+"""Most settings of its erasers for which a guard remembers what was encoded."""
 
 
-def _handed_on(output: Any, first: int, taps: Sequence[int] | None) -> Any:
-    """Return the parts of an encoder's output that a pipeline may pass to the denoiser.
+@dataclass(eq=False)
+class Record:
+    """The states that were encoded under one setting."""
 
-    These are the last state, pooled vectors, and the hidden states after at least `first` layers: earlier ones are not
-    edited. If `taps` are given, the pipeline reads these hidden states only.
-    """
+    known: KnownVectors = field(default_factory=KnownVectors)
+    erased: KnownVectors = field(default_factory=lambda: KnownVectors(1 / 16))
 
-    def chosen(states: Any) -> Any:
-        return states[first:] if taps is None else [states[tap] for tap in taps if first <= tap < len(states)]
-
-    if isinstance(output, tuple):
-        return [chosen(part) if isinstance(part, tuple) else part for part in output]
-    parts = {name: part for name, part in dict(output).items() if name not in _NO_STATES}
-    return {name: chosen(part) if name == "hidden_states" and part else part for name, part in parts.items()}
+    @property
+    def nbytes(self) -> int:
+        """Bytes of hashes."""
+        return self.known.nbytes + self.erased.nbytes
 
 
 _DENOISER_GUARDS: weakref.WeakSet[DenoiserGuard] = weakref.WeakSet()
@@ -149,13 +152,8 @@ class DenoiserGuard(Passage):
     def __init__(self) -> None:
         super().__init__()
         self.attachments: list[Host] = []
-        self.known_vectors = KnownVectors()
-        """Vectors that edited encoders made. Those marked as spared belong to unconditional prompts that name the
-        concept and were left unedited. They are accepted only in a batch with prompts."""
-        self.epoch = 0
-        """Grows whenever the settings of an eraser change. States encoded across a change count for neither epoch."""
-        self.erased = KnownVectors(1 / 16)
-        """Those of prompts from which something was erased."""
+        self._records: OrderedDict[Key, Record] = OrderedDict()
+        """The encoded states by setting, the most recently used last."""
         self._lock = threading.RLock()
         self._installed: dict[nn.Module, Passage] = {}
         self._watched: dict[int, list[nn.Module]] = {}
@@ -228,6 +226,13 @@ class DenoiserGuard(Passage):
         if attachment not in self.attachments:
             return
         self.attachments.remove(attachment)
+        # States encoded under it and others still count for the others, and those that it encoded for a pipeline
+        # without text encoders still count there.
+        draws_on = any(other.encoded_by is attachment for other in self.attachments)
+        with self._lock:
+            gone = None if draws_on else attachment.number
+            others = [frozenset(pair for pair in key if pair[0] != gone) for key in self._records]
+            self._records = OrderedDict(zip(others, self._records.values(), strict=True))
         del self._watched[id(attachment)]
         still = {module for modules in self._watched.values() for module in modules}
         for module in [module for module in self._installed if module not in still]:
@@ -238,32 +243,55 @@ class DenoiserGuard(Passage):
         """Attachments whose text edits should act in this thread."""
         return [a for a in self.attachments if a.active and not is_muted(a, "text")]
 
-    def forget(self) -> None:
-        """Forget all states encoded so far. Called when an eraser is attached, scaled or switched."""
-        with self._lock:
-            self.epoch += 1
-            self.known_vectors.forget()
-            self.erased.forget()
+    @property
+    def setting(self) -> Key:
+        """This image's setting: the active attachments with their strengths."""
+        return key_of(self.live)
 
-    def add(self, states: Sequence[Tensor], epoch: int, *, spared: bool = False, erased: bool = False) -> None:
-        """Accept states encoded in `epoch` under the current edits.
+    @property
+    def known_vectors(self) -> KnownVectors:
+        """Vectors that edited encoders made under this image's setting. Those marked as spared belong to unconditional
+        prompts that name the concept and were left unedited. They are accepted only in a batch with prompts."""
+        return self._record.known
+
+    @property
+    def erased(self) -> KnownVectors:
+        """Those of prompts from which something was erased."""
+        return self._record.erased
+
+    @property
+    def _record(self) -> Record:
+        with self._lock:
+            setting = self.setting
+            record = self._records.setdefault(setting, Record())
+            self._records.move_to_end(setting)
+            while len(self._records) > SETTINGS or (
+                len(self._records) > 1 and sum(one.nbytes for one in self._records.values()) > 2 * REMEMBERED
+            ):
+                self._records.popitem(last=False)
+            return record
+
+    def forget(self) -> None:
+        """Forget all states encoded so far, under any setting."""
+        with self._lock:
+            self._records.clear()
+
+    def add(self, states: Sequence[Tensor], *, spared: bool = False, erased: bool = False) -> None:
+        """Accept states encoded under this image's setting.
 
         Spared ones (unedited unconditional states) are accepted only in a batch with prompts. Nothing is accepted while
         an eraser is active here but not on the pipeline that encodes its prompts.
         """
         if any(a.encoded_by is not None and not a.encoded_by.active for a in self.live):
             return
-        with self._lock:  # so that an eraser's settings cannot change in between
-            if epoch == self.epoch:
-                self.known_vectors.add(states, spared=spared)
-                if erased:
-                    self.erased.add(states)
+        record = self._record
+        record.known.add(states, spared=spared)
+        if erased:
+            record.erased.add(states)
 
-    def add_erased(self, states: Sequence[Tensor], epoch: int) -> None:
-        """Remember that something was erased from `states`, encoded in `epoch`."""
-        with self._lock:
-            if epoch == self.epoch:
-                self.erased.add(states)
+    def add_erased(self, states: Sequence[Tensor]) -> None:
+        """Remember that something was erased from `states`."""
+        self.erased.add(states)
 
     def passed(self, state: Tensor) -> Tensor:
         """Return `state` unchanged. Raise EraserDidNotFire if it was not made under every active eraser."""

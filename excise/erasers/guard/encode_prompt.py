@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from excise.erasers.hooks.context import CALL, call_of, is_muted
-from excise.errors import ExciseError, WrongModel
+from excise.erasers.hooks.setting import Fixed
+from excise.erasers.hooks.wrapping import Bound
+from excise.errors import WrongModel
 from excise.pipeline import Pipeline, as_diffusers
 
 if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
 
 
-class Guard:
+class Guard(Bound):
     """Replacement for `pipe.encode_prompt` while anything is attached to `pipe`. All its attachments share it.
 
     It runs their checks, and those of attachments to other pipelines that edit the same encoders.
@@ -35,16 +37,11 @@ class Guard:
         guard = getattr(pipe, "__dict__", {}).get("encode_prompt")
         return guard if isinstance(guard, cls) else None
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise ExciseError(
-            "a pipeline with an eraser attached cannot be copied or pickled; detach it, and attach it to the copy"
-        )
-
     @classmethod
     def names(cls, pipe: Pipeline) -> list[str]:
         """Return the names of the erasers attached to `pipe`."""
         guard = cls.of(pipe)
-        return [attachment.name for attachment in guard.attachments] if guard is not None else []
+        return [a.name for a in guard.attachments if not a.detached] if guard is not None else []
 
     @classmethod
     def join(cls, pipe: Pipeline, attachment: Host) -> Guard:
@@ -69,6 +66,10 @@ class Guard:
                 as_diffusers(pipe).encode_prompt = self.before
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with Fixed():
+            return self._encode(*args, **kwargs)
+
+    def _encode(self, *args: Any, **kwargs: Any) -> Any:
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         call = call_of(self.pipe, self.signature, dict(bound.arguments))
@@ -76,12 +77,13 @@ class Guard:
         answering = first.answering(self.pipe) if first is not None else []
         live = [a for a in answering if a.active and not is_muted(a)]
         call.looked = tuple(live)
-        epochs = [attachment.before_prompt(call) for attachment in live]
+        for attachment in live:
+            attachment.before_prompt(call)
         token = CALL.set(call)
         try:
             made = self.original(*args, **kwargs)
         finally:
             CALL.reset(token)
-        for attachment, epoch in zip(live, epochs, strict=True):
-            attachment.after_prompt(call, made, epoch)
+        for attachment in live:
+            attachment.after_prompt(call, made)
         return made

@@ -46,7 +46,7 @@ class Tally(Watch):
         encoders."""
         tallies = [found_on(encoder, cls) for encoder in text_encoders(pipe).values()]
         attachments = dict.fromkeys(a for tally in tallies if tally is not None for a in tally.attachments)
-        return [attachment.name for attachment in attachments if attachment.acts_on(pipe)]
+        return [a.name for a in attachments if not a.detached and a.acts_on(pipe)]
 
     @classmethod
     def leave(cls, encoders: list[nn.Module], attachment: Host) -> None:
@@ -82,6 +82,8 @@ class Tally(Watch):
             return  # another encoder of the same pipeline counts
         if call is not None:
             call.counted_by = id(self)
+        if call is not None and guarded is None:
+            self._show(call, module, output)
         prompts = next((len(tensor) for tensor in tensors_of(_plain(output)) if tensor.ndim), 0)
         if call is not None and call.next_branch(self) == "unconditional":
             prompts = 0
@@ -90,6 +92,14 @@ class Tally(Watch):
                 continue
             first = next(iter(text_encoders(attachment.pipe).values()), None)
             attachment.count(prompts if call is not None or module is first else 0)
+
+    def _show(self, call: Call, module: nn.Module, output: Any) -> None:
+        """Pass an encoder's output for a prompt to the edits."""
+        names = [name for name, encoder in text_encoders(call.pipe).items() if encoder is module]
+        for attachment in tuple(self.attachments):
+            if names and attachment.active and not is_muted(attachment):
+                for hook in attachment.hooks:
+                    hook.on_encoder_run(call, names[0], output)
 
 
 def _plain(output: Any) -> Any:

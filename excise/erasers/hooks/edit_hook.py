@@ -38,6 +38,9 @@ class EditHook:
     def on_encoded(self, call: Call, made: Any) -> None:
         """Take note of `made`, the result of the pipeline's `encode_prompt` in this thread."""
 
+    def on_encoder_run(self, call: Call, component: str, output: Any) -> None:
+        """Read a text encoder's output for an `encode_prompt` call without a guard, such as a sibling pipeline's."""
+
     @property
     def runs(self) -> int:
         """Number of runs in this thread."""

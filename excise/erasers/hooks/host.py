@@ -37,6 +37,10 @@ class Acting(Protocol):
         """Take note of `made`, the result of the pipeline's `encode_prompt` in this thread."""
         ...
 
+    def on_encoder_run(self, call: Call, component: str, output: Any) -> None:
+        """Read a text encoder's output for an `encode_prompt` call without a guard."""
+        ...
+
 
 class Host(Protocol):
     """One eraser on one pipeline: the view of `excise.erasers.attachment.Attachment` that its hooks and guards have."""
@@ -78,8 +82,8 @@ class Host(Protocol):
         ...
 
     @property
-    def epoch(self) -> int:
-        """Grows whenever the settings of an eraser on the pipeline change."""
+    def own_strength(self) -> float:
+        """The strength set for all threads; 0 if the eraser is disabled."""
         ...
 
     @property
@@ -94,6 +98,11 @@ class Host(Protocol):
 
     @property
     def attached(self) -> bool: ...
+    @property
+    def detached(self) -> bool:
+        """Whether it acts in no image that begins from now on."""
+        ...
+
     @property
     def active(self) -> bool:
         """Whether prompts are edited now."""
@@ -127,11 +136,11 @@ class Host(Protocol):
         """Refuse a call that makes its pipeline read a text encoder before one of the edits."""
         ...
 
-    def before_prompt(self, call: Call) -> int:
-        """Refuse an `encode_prompt` call whose states would bypass its edits. Return the epoch."""
+    def before_prompt(self, call: Call) -> None:
+        """Refuse an `encode_prompt` call whose states would bypass its edits."""
         ...
 
-    def after_prompt(self, call: Call, made: Any, epoch: int) -> None:
+    def after_prompt(self, call: Call, made: Any) -> None:
         """Refuse the result if an edited module did not run."""
         ...
 
@@ -151,7 +160,7 @@ class Host(Protocol):
         """Count prompts that a text encoder has encoded."""
         ...
 
-    def trust(self, states: Iterable[Tensor], epoch: int, *, spared: bool = False, erased: bool = False) -> None:
+    def trust(self, states: Iterable[Tensor], *, spared: bool = False, erased: bool = False) -> None:
         """Accept states that were encoded under the current edits."""
         ...
 

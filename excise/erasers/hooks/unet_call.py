@@ -7,7 +7,9 @@ right edit is unknown, so nothing is rendered.
 from __future__ import annotations
 
 import inspect
-from collections import deque
+import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,14 +19,18 @@ from torch import Tensor, nn
 
 from excise.erasers.hooks.context import Call, is_muted
 from excise.erasers.hooks.edit_hook import EditHook, Shared, did_not_run
+from excise.erasers.hooks.fingerprints import hashes
+from excise.erasers.hooks.known_vectors import DTYPES
+from excise.erasers.hooks.setting import Setting, image
 from excise.erasers.hooks.wrapping import Watch
-from excise.sites.encoding import conditional, tensors_of
+from excise.sites.encoding import conditional, handed_on, tensors_of
+from excise.sites.site import taps_of
 
 if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
 
-REMEMBERED = 512
-"""Number of latest prompts whose states are kept."""
+REMEMBERED = 1 << 16
+"""Most text states whose prompts an eraser remembers: those of 20,000 prompts in three dtypes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +103,52 @@ class EncodedPrompt:
     """Whether it is for the conditional branch of guidance."""
 
 
+class PromptTexts:
+    """The texts that text states were encoded from, by a hash of the states. All threads share it."""
+
+    def __init__(self) -> None:
+        self._texts: OrderedDict[int, tuple[tuple[str, bool], ...]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, texts: Sequence[str], states: Tensor, prompts: bool) -> None:
+        """Remember the texts of `states` `[B, T, d]`. B may be a multiple of the number of texts."""
+        times = max(1, len(states) // len(texts))
+        for dtype in {states.dtype, *DTYPES}:
+            for n, key in enumerate(_row_hashes(states.detach().to(dtype))):
+                entry = texts[min(n // times, len(texts) - 1)], prompts
+                with self._lock:
+                    others = (other for other in self._texts.pop(key, ()) if other != entry)
+                    self._texts[key] = (entry, *others)
+        with self._lock:
+            while len(self._texts) > REMEMBERED:
+                self._texts.popitem(last=False)
+
+    def find(self, states: Tensor) -> list[list[EncodedPrompt]]:
+        """Return the prompts of each row of `states` `[B, T, d]`, the latest first; an unknown row has none."""
+        with self._lock:
+            texts = [self._texts.get(key, ()) for key in _row_hashes(states)]
+        return [
+            [EncodedPrompt(text, row, prompts) for text, prompts in entries]
+            for row, entries in zip(states, texts, strict=True)
+        ]
+
+
+def _row_hashes(states: Tensor) -> list[int]:
+    """Return one hash for each row `[T, d]`."""
+    made: list[int] = hashes(states.flatten(1)).tolist()
+    return made
+
+
 class UNetCallHook(EditHook):
     """An edit of a U-Net's calls."""
 
+    def __init__(self, attachment: Host, edit: Any) -> None:
+        super().__init__(attachment, edit)
+        self._prompts = PromptTexts()
+
     def begin(self) -> None:
         self._here.steps = Steps()
+        self._here.image = _reference(image())
 
     def step_of(self, call: UNetCall) -> int:
         """Return the denoising step of the call, from 0."""
@@ -118,35 +165,22 @@ class UNetCallHook(EditHook):
             texts = arguments.get("negative_prompt")
             self._note("" if texts is None else texts, others, False)
 
-    def _note(self, texts: Any, tensors: Sequence[Tensor], prompts: bool) -> None:
-        """Remember the states of each text: the first `[B, T, d]` among `tensors`. B may be a multiple of the number of
-        texts."""
-        states = next((tensor for tensor in tensors if tensor.ndim == 3), None)
-        if texts is None or states is None:
-            return
-        each = [texts] if isinstance(texts, str) else list(texts)
-        times = max(1, len(states) // len(each))
-        for n, row in enumerate(states.detach()):
-            self._known.append(EncodedPrompt(each[min(n // times, len(each) - 1)], row.clone(), prompts))
+    def on_encoder_run(self, call: Call, component: str, output: Any) -> None:
+        prompts = call.next_branch(self._prompts) == "conditional"
+        texts = call.arguments.get("prompt" if prompts else "negative_prompt")
+        states = tensors_of(handed_on(output, 0, taps_of(call.pipe, component) or None))
+        for tensor in states:
+            self._note("" if texts is None and not prompts else texts, [tensor], prompts)
 
-    @property
-    def _known(self) -> deque[EncodedPrompt]:
-        if not hasattr(self._here, "known"):
-            self._here.known = deque(maxlen=REMEMBERED)
-        known: deque[EncodedPrompt] = self._here.known
-        return known
+    def _note(self, texts: Any, tensors: Sequence[Tensor], prompts: bool) -> None:
+        """Remember the texts of the first `[B, T, d]` among `tensors`."""
+        states = next((tensor for tensor in tensors if tensor.ndim == 3), None)
+        if texts is not None and states is not None:
+            self._prompts.add([texts] if isinstance(texts, str) else list(texts), states, prompts)
 
     def prompts_with(self, states: Tensor) -> list[list[EncodedPrompt]]:
         """Return for every image the known prompts with its states, the latest first."""
-        known = list(reversed(self._known))
-        if not known:
-            return [[] for _ in states]
-        # Runs in every step, so all states are compared only if the last ones, which depend on the others, are equal.
-        ends, found = torch.stack([prompt.states[-1] for prompt in known]).to(states), list[list[EncodedPrompt]]()
-        for row in states:
-            near = (ends == row[-1]).all(1).nonzero().flatten().tolist()
-            found.append([known[n] for n in near if torch.equal(known[n].states.to(row), row)])
-        return found
+        return self._prompts.find(states)
 
     def prompts_of(self, call: UNetCall) -> list[EncodedPrompt | None]:
         """Return the prompt of every image, None for the unconditional branch.
@@ -170,8 +204,9 @@ class UNetCallHook(EditHook):
         )
 
     def call(self, call: UNetCall, proceed: Proceed) -> Any:
-        """Call `around`. Prepare first if nothing was encoded in this thread."""
-        if not hasattr(self._here, "steps"):
+        """Call `around`. Call `begin` first if another image begins, whose prompt was encoded in another thread."""
+        steps: Steps | None = getattr(self._here, "steps", None)
+        if steps is None or self._here.image() is not (now := image()) or (now is None and call.timestep > steps.last):
             self.begin()
         return self.around(call, proceed)
 
@@ -180,16 +215,21 @@ class UNetCallHook(EditHook):
         raise NotImplementedError
 
 
+def _reference(setting: Setting | None) -> Callable[[], Setting | None]:
+    """Return a weak reference to an image's setting."""
+    return weakref.ref(setting) if setting is not None else lambda: None
+
+
 class Steps:
     """Counter of denoising steps by timestep, from 0. All U-Net calls of a step get the same number."""
 
     def __init__(self) -> None:
-        self.done, self._last = -1, float("nan")
+        self.done, self.last = -1, float("nan")
 
     def at(self, timestep: float) -> int:
         """Return the number of the step at this timestep."""
-        if timestep != self._last:
-            self.done, self._last = self.done + 1, timestep
+        if timestep != self.last:
+            self.done, self.last = self.done + 1, timestep
         return self.done
 
 

@@ -21,7 +21,16 @@ _LIVE: weakref.WeakValueDictionary[int, Passage] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
 
 
-class Passage(ModelHook):  # type: ignore[misc]
+class Bound:
+    """Part of an attached eraser, which belongs to one pipeline: copying or pickling it raises ExciseError."""
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise ExciseError(
+            "a pipeline with an eraser attached cannot be copied or pickled; detach it, and attach it to the copy"
+        )
+
+
+class Passage(Bound, ModelHook):  # type: ignore[misc]
     """A hook through which tensors pass. It decides at every run what to do with them, compiled or not."""
 
     keeps = False
@@ -53,11 +62,6 @@ class Passage(ModelHook):  # type: ignore[misc]
             return (self.through(output[0]), *output[1:])
         output.sample = self.through(output.sample)
         return output
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise ExciseError(
-            "a pipeline with an eraser attached cannot be copied or pickled; detach it, and attach it to the copy"
-        )
 
 
 @torch.library.custom_op("excise::through", mutates_args=())

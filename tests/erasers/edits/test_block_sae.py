@@ -21,7 +21,7 @@ from excise.erasers import BlockEdit, Eraser, made_for, verify
 from excise.erasers.edits.base import StepInfo
 from excise.erasers.edits.block_sae import OpenGates
 from excise.erasers.edits.sae_rows import preactivations
-from excise.erasers.loaders import encode
+from excise.erasers.encoding import encode
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.sae import SAEConfig, TopKSAE
 from excise.sites import block_site, capture_blocks

@@ -1,0 +1,284 @@
+"""Settings: which erasers act in an image, and how strongly, read when the image begins and kept to its end.
+
+Operators switch and scale erasers while other threads generate images. A `Setting` is a snapshot, so that all edits and
+checks of an image read the same strengths.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from excise.erasers.hooks.wrapping import Bound
+from excise.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from excise.erasers.hooks.host import Host
+
+LOCK = threading.RLock()
+"""Held while erasers are attached, detached or set, and for a snapshot, so that no snapshot has half a change."""
+_KEY = "excise setting"
+"""Key of an image's setting among the local variables of its pipeline's `__call__`. It is not a valid variable name.
+The setting is freed with the frame, whether the call returns or raises."""
+_THERE = "excise attachments"
+"""Key, in the same place, of the attachments that existed before the pipeline's first one was attached during the
+call."""
+
+Strengths = Mapping[int, float]
+"""Strengths by the number of the attachment; 0 for one that is off."""
+
+Key = frozenset[tuple[int, float]]
+"""Numbers and strengths of the active attachments. States encoded under one key are accepted under this key only."""
+
+
+class Setting:
+    """The strengths of all attachments in one image."""
+
+    def __init__(self, strengths: Strengths, frame: FrameType) -> None:
+        """`frame` is the function call of this thread that the setting is for."""
+        self.strengths, self.of_pipeline = strengths, _is_pipeline(frame)
+        self._thread, self._frame = threading.get_ident(), id(frame)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether its function call is still running. A frame can outlive its call, in a stored exception's traceback,
+        so the thread's stack is searched."""
+        frame = sys._getframe() if self._thread == threading.get_ident() else sys._current_frames().get(self._thread)
+        while frame is not None and id(frame) != self._frame:
+            frame = frame.f_back
+        return frame is not None
+
+
+_CURRENT: ContextVar[Setting | None] = ContextVar("excise_setting", default=None)
+"""This thread's or task's setting while it encodes a prompt or runs a denoiser."""
+_REQUESTS: ContextVar[tuple[Callable[[], Strengths], ...]] = ContextVar("excise_requests", default=())
+"""Requests of `excise.using` in this thread or task, the outermost first."""
+_HOSTS: weakref.WeakValueDictionary[int, Host] = weakref.WeakValueDictionary()
+"""All attachments, by number."""
+version = 0
+"""Grows whenever an attachment comes, goes or is renamed."""
+_SETTINGS: weakref.WeakSet[Setting] = weakref.WeakSet()
+_LEAVING: list[tuple[int, Callable[[], None]]] = []
+"""Numbers of detached attachments that some image still uses, and functions that remove their hooks."""
+
+
+def key_of(active: Iterable[Host]) -> Key:
+    """Return the key of these attachments under this image's setting.
+
+    An attachment to a pipeline without text encoders counts as the one that encodes for it.
+    """
+    return frozenset(((host.encoded_by or host).number, host.strength) for host in active)
+
+
+def current(host: Host) -> float | None:
+    """Return an attachment's strength in this image or request, or None outside of both."""
+    if (setting := _CURRENT.get()) is not None:
+        return setting.strengths.get(host.number, 0.0)
+    found: float | None = None
+    for request in _REQUESTS.get():
+        found = request().get(host.number, found)
+    return found
+
+
+class Fixed:
+    """Context manager that keeps one setting: the one of this thread's image, or else a snapshot taken on entering."""
+
+    def __enter__(self) -> None:
+        self._opened = not _is_fixed()
+        if self._opened:
+            _CURRENT.set(_of_image(sys._getframe(1)))
+
+    def __exit__(self, *error: object) -> None:
+        if self._opened:
+            _CURRENT.set(None)
+
+
+def _is_fixed() -> bool:
+    """Whether this thread or task has a setting in use. An interrupted call may have left an old one behind."""
+    return (setting := _CURRENT.get()) is not None and setting.in_use
+
+
+def image() -> Setting | None:
+    """Return the setting of this thread's pipeline call, the same object for all of its steps, or None."""
+    setting = _CURRENT.get()
+    return setting if setting is not None and setting.of_pipeline else None
+
+
+@contextmanager
+def requested(strengths: Callable[[], Strengths]) -> Iterator[None]:
+    """Use the result of `strengths()`, called when an image begins, instead of the default strengths."""
+    token = _REQUESTS.set((*_REQUESTS.get(), strengths))
+    try:
+        yield
+    finally:
+        _REQUESTS.reset(token)
+
+
+def join(host: Host) -> None:
+    """Activate an attachment for the images that begin from now on."""
+    with LOCK:
+        _keep_running(host)
+        _HOSTS[host.number] = host
+        changed()
+
+
+def _keep_running(host: Host) -> None:
+    """Exclude the attachment from running pipeline calls, if it brings the first hooks on their pipeline.
+
+    Without hooks nothing has noticed these images begin, and their prompts may be encoded already.
+    """
+    there = frozenset(_HOSTS)
+    for frame in sys._current_frames().values():
+        running: FrameType | None = frame
+        while running is not None:
+            if _is_pipeline(running) and _is_first(host, running.f_locals["self"]):
+                running.f_locals.setdefault(_THERE, there)
+            running = running.f_back
+
+
+def _is_first(host: Host, pipe: Pipeline) -> bool:
+    """Whether this attachment brought all hooks on the pipeline."""
+    found = [_ENTRANCES[part] for part in pipe.components.values() if part in _ENTRANCES]
+    return bool(found) and all(entrance.first == host.number for entrance in found)
+
+
+def hosts() -> list[Host]:
+    """Return all attachments."""
+    return list(_HOSTS.values())
+
+
+def changed() -> None:
+    """Make requests look their names up again, after an attachment came, went or was renamed."""
+    global version
+    version += 1
+
+
+def leave(host: Host, take_off: Callable[[], None]) -> None:
+    """Deactivate an attachment for the images that begin from now on. Call `take_off` when no image uses it."""
+    with LOCK:
+        _HOSTS.pop(host.number, None)
+        changed()
+        _LEAVING.append((host.number, take_off))
+        sweep()
+
+
+def sweep() -> None:
+    """Remove the hooks of detached attachments that no image uses any more."""
+    with LOCK:
+        if not _LEAVING:
+            return
+        used = {number for setting in tuple(_SETTINGS) for number in setting.strengths if setting.in_use}
+        done = [(number, take_off) for number, take_off in _LEAVING if number not in used]
+        _LEAVING[:] = [entry for entry in _LEAVING if entry[0] in used]
+        for _, take_off in done:
+            take_off()
+
+
+def _taken(frame: FrameType, there: Container[int] | None = None) -> Setting:
+    """Return a snapshot for a function call of this thread. Default strengths count only for attachments in `there`."""
+    with LOCK:
+        hosts = tuple(_HOSTS.items())
+        strengths = {number: host.own_strength for number, host in hosts if there is None or number in there}
+        for request in _REQUESTS.get():
+            strengths |= request()
+        setting = Setting({number: value for number, value in strengths.items() if value}, frame)
+        _SETTINGS.add(setting)
+        weakref.finalize(setting, sweep).atexit = False
+        sweep()
+        return setting
+
+
+def _of_image(caller: FrameType) -> Setting:
+    """Return the setting of this thread's pipeline call, or without one a snapshot for the function call `caller`."""
+    frame = _pipeline_frame()
+    if frame is None:
+        return _taken(caller)
+    found: Setting | None = frame.f_locals.get(_KEY)
+    if found is None:
+        found = frame.f_locals[_KEY] = _taken(frame, frame.f_locals.get(_THERE))
+    return found
+
+
+def _pipeline_frame() -> FrameType | None:
+    """Return the frame of this thread's innermost call of a diffusers pipeline."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not _is_pipeline(frame):
+        frame = frame.f_back
+    return frame
+
+
+def _is_pipeline(frame: FrameType) -> bool:
+    if frame.f_code.co_name != "__call__":
+        return False
+    from diffusers import DiffusionPipeline
+
+    return isinstance(frame.f_locals.get("self"), DiffusionPipeline)
+
+
+_ENTRANCES: weakref.WeakKeyDictionary[nn.Module, Entrance] = weakref.WeakKeyDictionary()
+
+
+class Entrance(Bound):
+    """Hooks that keep one setting for each run of a text encoder or denoiser. All attachments share them."""
+
+    def __init__(self, module: nn.Module, first: int) -> None:
+        """`first` is the number of the attachment that brings it."""
+        self.first, self._users, self._here = first, 0, threading.local()
+        # It runs before other hooks, since they read the setting, and also after an error.
+        before = module.register_forward_pre_hook(self._enter, prepend=True)
+        self._handles: tuple[RemovableHandle, ...] = (
+            before,
+            module.register_forward_hook(self._exit, always_call=True),
+        )
+
+    @classmethod
+    def add(cls, host: Host, modules: list[nn.Module]) -> Callable[[], None]:
+        """Install hooks on these modules for an attachment. Return a function that removes them."""
+        with LOCK:
+            for module in modules:
+                if module not in _ENTRANCES:
+                    _ENTRANCES[module] = cls(module, host.number)
+                _ENTRANCES[module]._users += 1
+
+        def off() -> None:
+            with LOCK:
+                for module in modules:
+                    entrance = _ENTRANCES[module]
+                    entrance._users -= 1
+                    if not entrance._users:
+                        del _ENTRANCES[module]
+                        for handle in entrance._handles:
+                            handle.remove()
+
+        return off
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        opened = self._opened
+        opened.append(False)
+        if not _is_fixed():
+            _CURRENT.set(_of_image(sys._getframe(1)))
+            opened[-1] = True
+
+    def _exit(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling() and self._opened and self._opened.pop():
+            _CURRENT.set(None)
+
+    @property
+    def _opened(self) -> list[bool]:
+        """For each of this thread's unfinished runs of the module: whether it took the setting."""
+        if not hasattr(self._here, "opened"):
+            self._here.opened = []
+        opened: list[bool] = self._here.opened
+        return opened

@@ -1,0 +1,58 @@
+"""The erasers on a pipeline, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any
+
+from excise.erasers.attachment import Attachment
+from excise.erasers.guard.near import attachments_near
+from excise.errors import InvalidSetting, NotFound
+from excise.pipeline import Pipeline
+
+
+def steer_guidance(pipe: Pipeline) -> bool:
+    """Whether an active eraser changes classifier-free guidance, and needs both branches in one U-Net batch."""
+    active = [attachment for attachment in loaded_on(pipe).values() if attachment.active]
+    return any(edit.kind == "guidance" for attachment in active for edit in attachment.eraser.edits)
+
+
+def loaded_on(pipe: Pipeline) -> dict[str, Attachment]:
+    """Return the erasers that act on `pipe`, including those attached to a pipeline of the same components."""
+    return {
+        attachment.name: attachment
+        for attachment in attachments_near(pipe)
+        if isinstance(attachment, Attachment) and not attachment.detached and attachment.acts_on(pipe)
+    }
+
+
+def as_names(names: Sequence[str] | str) -> list[str]:
+    """Return names as a list. Raise InvalidSetting if one is not a text."""
+    given = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
+    for name in given:
+        if not isinstance(name, str):
+            raise InvalidSetting(f"an eraser's name cannot be {name!r}; give a text")
+    return given
+
+
+def named(pipe: Pipeline, names: Sequence[str] | None) -> list[Attachment]:
+    """Return the erasers of these names, or all of them for None. Raise NotFound if one is not loaded."""
+    loaded = loaded_on(pipe)
+    for name in names or ():
+        if name not in loaded:
+            raise NotFound(f"no eraser called {name!r} is loaded; loaded are {', '.join(loaded) or 'none'}")
+    return [loaded[name] for name in (loaded if names is None else names)]
+
+
+def chosen(pipe: Pipeline, names: Sequence[str] | str, strengths: Sequence[float] | float) -> dict[Attachment, float]:
+    """Return these erasers with their strengths. Raise NotFound or InvalidSetting as `set_erasers` does."""
+    wanted = as_names(names)
+    given: Any = [strengths] * len(wanted) if isinstance(strengths, Real) else strengths
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise InvalidSetting(f"strengths cannot be {strengths!r}; give numbers")
+    values = list(given)
+    if len(values) != len(wanted):
+        raise InvalidSetting(f"{len(wanted)} erasers but {len(values)} strengths; give one each, or one for all")
+    pairs = zip(named(pipe, wanted), values, strict=True)
+    return {attachment: attachment.check_strength(value) for attachment, value in pairs}
