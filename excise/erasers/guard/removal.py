@@ -123,7 +123,7 @@ def can_measure_prediction(attachment: Host) -> bool:
 
 
 def text_floor(attachment: Host) -> Floor:
-    """The floor for what is removed from texts."""
+    """Return the floor for the removal from text states."""
     text = [edit for edit in attachment.edits if edit.site.part == "text"]
     return NEURONS if all(isinstance(edit, SAEEdit) for edit in text) else OTHER_EDITS
 
@@ -183,7 +183,7 @@ def removed_from_prediction(attachment: Host, mention: str, kind: Kind, mentions
 
 
 def _least(mention: str, parts: dict[str, Sums], floor: Floor) -> Removal:
-    """The part where the least is removed, by whichever of share and cosine is farther below its floor."""
+    """Return the part with the least removal, by the lower of share and cosine relative to their floors."""
     if not parts:
         return Removal(mention, "what is read", 0.0, 0.0, floor)
     part = min(parts, key=lambda name: min(parts[name].share / floor.share, parts[name].cosine / floor.cosine))
@@ -191,9 +191,9 @@ def _least(mention: str, parts: dict[str, Sums], floor: Floor) -> Removal:
 
 
 def _parts(edited: Tensor, vectors: KnownVectors) -> Iterator[tuple[str, Tensor, slice]]:
-    """The parts of a tensor by what made them: a label, the numbers of its rows, and its columns.
+    """Yield the parts of a tensor by the encoder that made them: a label, row numbers and columns.
 
-    Rows that no edited encoder made are a part of their own, in which nothing was removed.
+    Rows that no edited encoder made are a separate part, in which nothing was removed.
     """
     rows = edited.flatten(0, -2)
     if not vectors.widths:
@@ -216,17 +216,17 @@ def _said(form: str, word: str) -> str:
 
 
 def _lengths(pipe: Pipeline, text: str) -> tuple[int, ...]:
-    """How many tokens each of the pipeline's tokenizers makes of a text."""
+    """Return the number of tokens of a text for each of the pipeline's tokenizers."""
     tokenizers = [tokenizer_of(pipe, name) for name in text_encoders(pipe)]
     return tuple(len(tokenizer(text).input_ids) for tokenizer in tokenizers)
 
 
 def _read(pipe: Pipeline, prompt: str) -> list[Tensor]:
-    """The floating tensors with a row dimension among what the denoiser reads of a prompt."""
+    """Return the floating-point tensors with a row dimension that the denoiser reads of a prompt."""
     return [t for t in conditional(pipe, encode_prompt(pipe, prompt)) if t.is_floating_point() and t.ndim > 1]
 
 
 def measured_words(mentions: Sequence[str], most: int) -> tuple[str, ...]:
-    """The mentions that are measured: each once, and not more than `most`."""
+    """Return the mentions to measure: each once, and at most `most`."""
     by_word = {mention.lower(): mention for mention in reversed(mentions) if mention.strip()}
     return tuple(reversed(by_word.values()))[:most]

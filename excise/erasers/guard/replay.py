@@ -15,11 +15,11 @@ from excise.pipeline import Pipeline
 from excise.sites.denoiser import denoiser_of
 
 STEPS = 16
-"""Steps of the picture whose first half is predicted. At pure noise alone a concept hardly shows."""
+"""Number of denoising steps; the first half is predicted. At pure noise alone a concept hardly shows."""
 
 
 def steps_for(edits: Iterable[Any]) -> int:
-    """With how many steps a picture of the eraser is tried: as many as it was measured at, where it refuses others."""
+    """Return the number of denoising steps to test an eraser with: those it was measured at, if it refuses others."""
     denoiser = [edit for edit in edits if edit.site.part == "denoiser"]
     exact = [edit.trial_steps for edit in denoiser if isinstance(edit, BlockEdit) and edit.steps == "exact"]
     return max(exact) if exact else max([STEPS, *(getattr(edit, "trial_steps", 1) for edit in denoiser)])
@@ -34,7 +34,7 @@ class Replay:
         self._recorded = False
 
     def predict(self, prompt: str) -> list[Tensor]:
-        """What the denoiser predicts for `prompt` at every step of the first half."""
+        """Return the denoiser's predictions for `prompt` at every step of the first half."""
         denoiser = denoiser_of(self._pipe)[1]
         hook = _Latents(self._latents, replay=self._recorded)
         install(denoiser, hook)
@@ -47,7 +47,7 @@ class Replay:
 
 
 class _Latents(Passage):
-    """Keeps the latents that a denoiser is given, or gives it those that were kept."""
+    """A hook that records a denoiser's latents, or replays the recorded ones."""
 
     def __init__(self, latents: list[Any], replay: bool) -> None:
         super().__init__()
@@ -65,5 +65,5 @@ class _Latents(Passage):
 
 
 def _copied(latents: Any) -> Any:
-    """A copy of a tensor, or of a list of tensors."""
+    """Return a copy of a tensor, or of a list of tensors."""
     return latents.clone() if isinstance(latents, Tensor) else [part.clone() for part in latents]
