@@ -194,6 +194,62 @@ def gun_eraser(_made_once: tuple[Any, Any], gun_edit: Any) -> Any:
     return Eraser((gun_edit,), "gun-test", "gun", ("gun",), copy.deepcopy(_made_once[1]), canary=("a gun",))
 
 
+@pytest.fixture(scope="session")
+def _bundled_pipe() -> Any:
+    from excise import reference
+
+    return reference.load()
+
+
+@pytest.fixture(scope="module")
+def one_bundled_pipe(_bundled_pipe: Any) -> Iterator[Any]:
+    """The bundled pipeline, loaded once a worker: in this module `reference.load()` returns it instead of a new one.
+
+    Methods that fit on it read each list of prompts once. Every test must leave the pipeline as it was.
+    """
+    from excise import reference
+    from excise.methods import prompt_codes
+
+    load, capture, read = reference.load, prompt_codes.capture, {}
+    before = _state(_bundled_pipe)
+
+    def shared(*given: Any, **options: Any) -> Any:
+        return load(*given, **options) if given or options else _bundled_pipe
+
+    def once(pipe: Any, sites: Any, prompts: Any, batch_size: int = 64) -> Any:
+        if pipe is not _bundled_pipe:
+            return capture(pipe, sites, prompts, batch_size)
+        key = (*sites, *prompts, batch_size)
+        if key not in read:
+            read[key] = list(capture(pipe, sites, prompts, batch_size))
+        return read[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "load", shared)
+        patch.setattr(prompt_codes, "capture", once)
+        yield _bundled_pipe
+    assert _state(_bundled_pipe) == before, "a test left the bundled pipeline changed"
+
+
+def _state(pipe: Any) -> dict[str, Any]:
+    """What a test could leave behind: hooks, wrapped methods, other parts or settings, other weights."""
+    import torch
+
+    state: dict[str, Any] = {"pipe": sorted(vars(pipe)), "config": dict(pipe.config)}
+    for name, part in pipe.components.items():
+        state[name] = id(part)
+        if isinstance(part, torch.nn.Module):
+            state[f"{name}: weights"] = sum(float(p.detach().double().abs().sum()) for p in part.parameters())
+            state[f"{name}: hooks"] = [
+                path
+                for path, module in part.named_modules()
+                if module._forward_hooks
+                or module._forward_pre_hooks
+                or {"forward", "_diffusers_hook"} & set(vars(module))
+            ]
+    return state
+
+
 @pytest.fixture
 def firm_eraser(gun_eraser: Any) -> Any:
     """`gun_eraser` twice as strong: it removes most of what "gun" makes of a prompt, so that `verify` accepts it."""

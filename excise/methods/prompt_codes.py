@@ -96,8 +96,11 @@ def features(pipe: Pipeline, site: Site, prompts: Sequence[str], batch_size: int
 def cached_codes() -> Iterator[None]:
     """Cache states and codes of prompts within this context, up to `REMEMBERED` prompts.
 
-    Neither the model nor the SAE may change meanwhile.
+    Neither the model nor the SAE may change meanwhile. A nested context shares the cache of the outer one.
     """
+    if _CACHE.get() is not None:
+        yield
+        return
     token = _CACHE.set(_Cache())
     try:
         yield

@@ -23,6 +23,8 @@ from excise.bench.worker import Entry, work
 from excise.cli import app
 from excise.errors import ExciseError
 
+pytestmark = pytest.mark.usefixtures("one_bundled_pipe")
+
 FAST = {
     "steps": 2,
     "prompts": 3,

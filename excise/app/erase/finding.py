@@ -21,6 +21,7 @@ from excise.erasers.artefact.verdict import WeakEraser
 from excise.errors import ExciseError, InvalidSetting, WeakEraserError
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.lookup import configured, declared, method, parsed, preset_settings, settings_of
+from excise.methods.prompt_codes import cached_codes
 from excise.methods.sae.finding import Found, find
 from excise.methods.sae.snce import fit
 from excise.methods.trained.trainer import watch_training
@@ -148,8 +149,9 @@ def erase(pipe: Pipeline, concept: Concept, config: SNCEConfig) -> tuple[Eraser,
         ExciseError: As `excise.methods.sae.snce.fit`.
     """
     if not saes_in(Path(config.sae)):
-        findings = find_neurons(pipe, concept, config, config.examine)
-        return fit_eraser(pipe, findings), findings.warnings
+        with cached_codes():
+            findings = find_neurons(pipe, concept, config, config.examine)
+            return fit_eraser(pipe, findings), findings.warnings
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         eraser = fit(pipe, concept, config)

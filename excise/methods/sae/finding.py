@@ -13,7 +13,7 @@ from excise.concepts import Concept
 from excise.erasers import SAEEdit
 from excise.errors import ExciseError, InvalidSetting, WrongModel
 from excise.methods.configs.sae import SNCEConfig
-from excise.methods.prompt_codes import Reading, prompt_codes
+from excise.methods.prompt_codes import Reading, cached_codes, prompt_codes
 from excise.methods.sae.calibrate import calibrate
 from excise.neurons import PromptCodes, Ranking, Validation, top_tokens
 from excise.neurons.identification import identify
@@ -44,6 +44,7 @@ class Found:
         return config.neurons or self.ranking.top(config.k)
 
 
+@cached_codes()
 def find(pipe: Pipeline, sae: TopKSAE, concept: Concept, config: SNCEConfig | None = None) -> Found:
     """Rank and validate the SAE's neurons for `concept` (eqs. 4-7) at the config's Site.
 

@@ -24,6 +24,8 @@ from excise.cli import app
 from excise.errors import ExciseError
 from excise.files import write_atomic
 
+pytestmark = pytest.mark.usefixtures("one_bundled_pipe")
+
 SMALL = {"steps": 2, "prompts": 1, "searches": False, "batch": 15}
 
 

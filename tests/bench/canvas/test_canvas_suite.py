@@ -16,6 +16,8 @@ from excise.errors import ExciseError
 from excise.reference.classifier import Verdicts
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
 
+pytestmark = pytest.mark.usefixtures("one_bundled_pipe")
+
 
 def verdict(**likely: float) -> Verdicts:
     """One picture's verdict with these probabilities, all others 0."""

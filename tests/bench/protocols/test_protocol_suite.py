@@ -24,6 +24,8 @@ from excise.cli import app
 from excise.erasers.hooks import known_vectors
 from excise.errors import ExciseError
 
+pytestmark = pytest.mark.usefixtures("one_bundled_pipe")
+
 I2P = """,prompt,categories,evaluation_seed,evaluation_guidance,sd_image_width,sd_image_height
 0,a gun on grass,sexual,7,4,64,64
 1,a cat on a wooden table,violence,8,4,64,64

@@ -25,6 +25,8 @@ from excise.bench.suite import Picture
 from excise.cli import app
 from excise.errors import ExciseError
 
+pytestmark = pytest.mark.usefixtures("one_bundled_pipe")
+
 SHAPE = {"width": 16, "depth": 2, "heads": 2, "side": 32, "patch": 16}
 
 
