@@ -19,7 +19,7 @@ from excise import reference
 from excise.app.bench.plots import sweeps
 from excise.app.bench.runs import report, resume, start, suite_of, total
 from excise.bench.run import Run, Unit
-from excise.bench.worker import Entry, work
+from excise.bench.worker import Entry, _forget_peak, _peak_memory, work
 from excise.cli import app
 from excise.errors import ExciseError
 
@@ -160,16 +160,13 @@ def test_a_killed_run_goes_on_where_it_was(finished: Run, tmp_path: Path) -> Non
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not forget a process's peak")
 def test_a_methods_peak_memory_leaves_out_what_was_freed_before_it() -> None:
-    words = """
-from excise.bench.worker import _forget_peak, _peak_memory
-freed, held = zip(*[(bytearray(60_000), bytearray(100)) for _ in range(5000)])
-del freed  # and the system has not got it back
-before = _peak_memory()
-_forget_peak()
-print(before - _peak_memory())
-"""
-    said = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True).stdout
-    assert int(said) > 200_000_000
+    _forget_peak()
+    freed, held = zip(*[(bytearray(60_000), bytearray(100)) for _ in range(5000)], strict=True)
+    del freed  # and the system has not got it back
+    before = _peak_memory()
+    _forget_peak()
+    assert before - _peak_memory() > 200_000_000
+    del held
 
 
 def test_a_detector_that_fails_is_an_error_and_never_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

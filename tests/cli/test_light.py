@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from excise.erasers.artefact.files import FILES
 
 GROUPS = [(), *((name,) for name, group in typer.main.get_command(app).commands.items() if hasattr(group, "commands"))]
 _RUN = """
-import sys
+import json, os, sys, traceback
 
 class Refused:
     def find_spec(self, name, path=None, target=None):
@@ -28,21 +28,68 @@ class Refused:
 
 sys.meta_path.insert(0, Refused())
 from excise.cli import main
-sys.argv = ["excise", *sys.argv[1:]]
-main()
+
+def run(words, out, err):
+    for path, stream in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    sys.argv = ["excise", *words]
+    code = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+for line in sys.stdin:
+    if not (child := os.fork()):
+        run(*json.loads(line))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+"""Runs each command that it reads in a process of its own; what all of them import is imported once."""
 
 
-def ran_light(*words: Any) -> subprocess.CompletedProcess[str]:
-    """A command that ran in a process of its own, where nothing heavy can be imported."""
-    return subprocess.run([sys.executable, "-c", _RUN, *map(str, words)], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", _RUN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as running:
+        yield running
+        assert running.stdin is not None
+        running.stdin.close()
 
 
-def runs_light(*words: Any) -> str:
-    """What such a command prints. It must succeed."""
-    ran = ran_light(*words)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
+@pytest.fixture
+def ran_light(
+    server: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command in a process of its own, where nothing heavy can be imported."""
+
+    def ran(*words: Any) -> subprocess.CompletedProcess[str]:
+        folder = tmp_path_factory.mktemp("printed")
+        assert server.stdin is not None and server.stdout is not None
+        server.stdin.write(json.dumps([[str(word) for word in words], f"{folder}/out", f"{folder}/err"]) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        return subprocess.CompletedProcess(words, code, (folder / "out").read_text(), (folder / "err").read_text())
+
+    return ran
+
+
+@pytest.fixture
+def runs_light(ran_light: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., str]:
+    """Returns what such a command prints. It must succeed."""
+
+    def runs(*words: Any) -> str:
+        ran = ran_light(*words)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    return runs
 
 
 @pytest.fixture
@@ -51,7 +98,7 @@ def eraser(gun_eraser: Any, tmp_path: Path) -> Path:
     return tmp_path / "gun"
 
 
-def test_a_model_that_is_not_there() -> None:
+def test_a_model_that_is_not_there(ran_light: Callable[..., Any]) -> None:
     for model in ("/nope", "sd.safetensors", "./models/sd14"):
         ran = ran_light("generate", "--prompt", "a cat", "--model", model)
         assert ran.returncode == 2
@@ -59,11 +106,11 @@ def test_a_model_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=" ".join)
-def test_the_help_of_every_group(group: tuple[str, ...]) -> None:
+def test_the_help_of_every_group(runs_light: Callable[..., str], group: tuple[str, ...]) -> None:
     assert "--help" in runs_light(*group, "--help")
 
 
-def test_the_methods_and_their_papers() -> None:
+def test_the_methods_and_their_papers(runs_light: Callable[..., str]) -> None:
     assert "saeuron (inference)" in runs_light("methods")
     rows = {row["name"]: row for row in json.loads(runs_light("methods", "--json"))}
     assert rows["snce"]["defaults"]["k"] == 1
@@ -71,7 +118,7 @@ def test_the_methods_and_their_papers() -> None:
     assert runs_light("methods", "cite", "snce+saemnesia").count("  eprint = ") == 2
 
 
-def test_the_settings_of_a_method() -> None:
+def test_the_settings_of_a_method(ran_light: Callable[..., Any], runs_light: Callable[..., str]) -> None:
     said = runs_light("methods", "show", "esd-x")
     assert "Adam's learning rate." in " ".join(said.split())
     rows = {row["name"]: row for row in json.loads(runs_light("methods", "show", "esd", "--json"))}
@@ -91,21 +138,21 @@ def test_the_settings_of_a_method() -> None:
     assert refused.returncode == 2 and "there is no method 'snec'; try snce" in refused.stderr
 
 
-def test_the_concepts() -> None:
+def test_the_concepts(runs_light: Callable[..., str]) -> None:
     assert "gun" in runs_light("concepts")
     rows = json.loads(runs_light("concepts", "--json"))
     assert len(rows) == 66
     assert rows[0] == {"name": "gun", "kind": "object", "for": "the bundled model", "mentions": ["gun"]}
 
 
-def test_pairs_are_made_and_checked(tmp_path: Path) -> None:
+def test_pairs_are_made_and_checked(runs_light: Callable[..., str], tmp_path: Path) -> None:
     runs_light("pairs", "make", "gun", "--out", tmp_path / "gun.csv")
     assert "0 problems" in runs_light("pairs", "check", tmp_path / "gun.csv", "--mentions", "gun")
     runs_light("pairs", "make", "gun", "--out", tmp_path / "gun.jsonl", "--json")
     assert json.loads(runs_light("pairs", "check", tmp_path / "gun.jsonl", "--mentions", "gun", "--json"))
 
 
-def test_a_neuron_of_a_database(tmp_path: Path) -> None:
+def test_a_neuron_of_a_database(runs_light: Callable[..., str], tmp_path: Path) -> None:
     from excise.neurons.context import Context
     from excise.neurons.database.database import NeuronDatabase
     from excise.neurons.database.entry import Entry, Provenance
@@ -120,7 +167,7 @@ def test_a_neuron_of_a_database(tmp_path: Path) -> None:
         assert "neurons" in runs_light("neurons", "export", "--db", tmp_path / "neurons.db", "--out", out, *more)
 
 
-def test_the_files_of_an_eraser(eraser: Path) -> None:
+def test_the_files_of_an_eraser(runs_light: Callable[..., str], eraser: Path) -> None:
     assert "passed" in runs_light("verify", eraser, "--files-only")
     checks = json.loads(runs_light("verify", eraser, "--files-only", "--json"))["checks"]
     assert [(check["name"], check["passed"]) for check in checks] == [
@@ -130,7 +177,9 @@ def test_the_files_of_an_eraser(eraser: Path) -> None:
     ]
 
 
-def test_the_signature_of_an_eraser(eraser: Path, tmp_path: Path) -> None:
+def test_the_signature_of_an_eraser(
+    ran_light: Callable[..., Any], runs_light: Callable[..., str], eraser: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("model_signing")
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec

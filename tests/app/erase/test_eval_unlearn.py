@@ -10,13 +10,15 @@ from excise.app.erase.eval_unlearn import ExciseTechnique
 from excise.cli import app
 from excise.errors import ExciseError
 
+pytestmark = pytest.mark.usefixtures("one_bundled_pipe")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from typer.testing import CliRunner
 
     out = tmp_path_factory.mktemp("erasers") / "gun"
-    assert CliRunner().invoke(app, ["erase", "gun", "--out", str(out)]).exit_code == 0
+    assert CliRunner().invoke(app, ["erase", "gun", "--n", "40", "--out", str(out)]).exit_code == 0
     return out
 
 
