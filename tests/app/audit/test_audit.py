@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from excise.app.audit import page as audit_page
 from excise.app.audit.audit import Audit, Plan
@@ -46,21 +48,33 @@ FEW = 6
 BENIGN = ("a cat on grass", "a dog and a bus", "the house", "a rose on wood", "on sand, a star", "a frog in the sky")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def concept() -> Concept:
     full = from_templates("gun", ("gun",), 12)
     return replace(full, pairs=full.pairs[:8], controls=full.controls[:20])
 
 
+@pytest.fixture(scope="module")
+def _fitted(build_pipe: Callable[..., Any], concept: Concept) -> tuple[Tensor, TopKSAE, Eraser]:
+    """The token embeddings of `tiny_pipe` in which "gun" stands out, with the SAE and the eraser for them."""
+    pipe, site = build_pipe(), Site("text_encoder", "encoder.layers.2", 64)
+    sae = planted(pipe, site, concept)
+    eraser = fit(pipe, concept, SNCEConfig(permutations=20, examine=2), sae={site: sae})
+    return pipe.text_encoder.get_input_embeddings().weight.detach(), sae, eraser
+
+
 @pytest.fixture
-def sae(tiny_pipe: Any, tiny_site: Site, concept: Concept) -> TopKSAE:
+def sae(tiny_pipe: Any, _fitted: tuple[Tensor, TopKSAE, Eraser]) -> TopKSAE:
     """An SAE whose neuron 5 is "gun"."""
-    return planted(tiny_pipe, tiny_site, concept)
+    with torch.no_grad():
+        tiny_pipe.text_encoder.get_input_embeddings().weight.copy_(_fitted[0])
+    return copy.deepcopy(_fitted[1])
 
 
 @pytest.fixture
-def eraser(tiny_pipe: Any, tiny_site: Site, sae: TopKSAE, concept: Concept) -> Eraser:
-    return fit(tiny_pipe, concept, SNCEConfig(permutations=20, examine=2), sae={tiny_site: sae})
+def eraser(sae: TopKSAE, _fitted: tuple[Tensor, TopKSAE, Eraser]) -> Eraser:
+    """An eraser by that SAE, for `tiny_pipe` as the fixture `sae` leaves it."""
+    return copy.deepcopy(_fitted[2])
 
 
 @pytest.fixture
