@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import os
 import signal
@@ -24,6 +25,15 @@ def pytest_collection_finish() -> None:
     """Exclude the millions of objects made by imports from every later garbage collection."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _commands_made_once() -> None:
+    """`CliRunner` makes every command of `excise` again at each call, which a process of its own does once."""
+    import typer.testing
+
+    if make := getattr(typer.testing, "_get_command", None):
+        typer.testing._get_command = functools.cache(make)
 
 
 FORMS = ("{}", "a {}", "a {} on grass", "a {} on sand", "a picture of a {}", "{} on wood", "the {}", "a {} in the sky")

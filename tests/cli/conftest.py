@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,22 @@ def ask(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def model_folder(build_pipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random pipeline on disk, the same as `tiny_pipe`."""
+def model_folder(
+    build_pipe: Callable[..., Any], clip_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A tiny random pipeline on disk, the same as `tiny_pipe`. As there, its tokenizer is loaded once a worker."""
+    from transformers import PreTrainedTokenizerBase
+
     folder = tmp_path_factory.mktemp("model") / "tiny"
     build_pipe().save_pretrained(folder)
-    return folder
+    load = PreTrainedTokenizerBase.from_pretrained.__func__
+
+    def once(cls: type[Any], name: Any, *given: Any, **options: Any) -> Any:
+        return clip_tokenizer if Path(name) == folder / "tokenizer" else load(cls, name, *given, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreTrainedTokenizerBase, "from_pretrained", classmethod(once))
+        yield folder
 
 
 @pytest.fixture
