@@ -24,7 +24,7 @@ docs: $(STAMP)
 
 # One process for each core. test-all uses one process, because slow tests need all of the memory.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m ""

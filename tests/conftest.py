@@ -21,6 +21,22 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+HEAVY = (
+    "bench/test_worker.py", "cli/erase/test_erase.py", "erasers/test_families.py", "app/bench/test_reproduce.py",
+    "methods/test_bundled_saes.py", "test_docs.py", "test_api.py", "reference/test_bundle.py",
+    "methods/trained/test_mace.py", "methods/trained/test_second_device.py", "erasers/test_bypasses.py",
+    "bench/protocols/test_protocol_suite.py", "cli/test_bundled.py", "erasers/edits/test_block_sae.py",
+    "test_documented_commands.py", "test_distributions.py", "app/erase/test_eval_unlearn.py",
+    "bench/canvas/test_canvas_suite.py", "methods/test_judging.py", "app/audit/test_audit.py",
+)  # fmt: skip
+"""The files that take longest, which come first: a worker that begins one at the end keeps the others waiting."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {Path(__file__).parent / name: n for n, name in enumerate(HEAVY)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
 def pytest_collection_finish() -> None:
     """Exclude the millions of objects made by imports from every later garbage collection."""
     gc.collect()

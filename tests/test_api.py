@@ -17,6 +17,8 @@ from excise.erasers.artefact.files import FILES
 from excise.sae import TopKSAE, card, save
 from excise.sites import Site
 
+pytestmark = pytest.mark.usefixtures("one_bundled_pipe")
+
 TRAINING = {"tokens": 4096, "batch": 256, "expansion": 2, "k": 4}
 PROMPTS = [f"a {thing} {place}" for thing in ("gun", "cat", "rose", "bus") for place in ("", "on grass", "on sand")]
 

@@ -25,6 +25,8 @@ from excise.methods.sae.snce import fit
 from excise.neurons.validation import STRUCTURAL_SHARE, activations
 from excise.sae import TopKSAE
 
+pytestmark = pytest.mark.usefixtures("one_bundled_pipe")
+
 CONFIG = SNCEConfig(site="encoder.layers.2", tolerance=0.5, permutations=20, examine=3)
 WORKS = Figures(pairs=100, carried=0.66, auroc=1.0, opened=1.0, controls=(0, 60), protected=((), 59))
 

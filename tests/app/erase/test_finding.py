@@ -11,6 +11,8 @@ from excise.errors import ExciseError
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.prompt_codes import cached_codes
 
+pytestmark = pytest.mark.usefixtures("one_bundled_pipe")
+
 
 def test_a_sweep_needs_a_text_encoder(tiny_pipe: Any, gun: Any) -> None:
     assert [site.path for site in swept_sites(tiny_pipe)][:2] == ["embeddings", "encoder.layers.0"]
