@@ -261,7 +261,10 @@ def _state(pipe: Any) -> dict[str, Any]:
     """What a test could leave behind: hooks, wrapped methods, other parts or settings, other weights."""
     import torch
 
-    state: dict[str, Any] = {"pipe": sorted(vars(pipe)), "config": dict(pipe.config)}
+    state: dict[str, Any] = {
+        "pipe": sorted(name for name, value in vars(pipe).items() if callable(value)),
+        "config": dict(pipe.config),
+    }
     for name, part in pipe.components.items():
         state[name] = id(part)
         if isinstance(part, torch.nn.Module):
