@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from excise import reference
-from excise.app.erase.finding import find_neurons, sweep, swept_sites
+from excise.app.erase.finding import erase, find_neurons, sweep, swept_sites
 from excise.concepts import from_templates
 from excise.errors import ExciseError
+from excise.methods import prompt_codes
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.prompt_codes import cached_codes
+from excise.sae import save
 
 pytestmark = pytest.mark.usefixtures("one_bundled_pipe")
 
@@ -31,3 +35,20 @@ def test_the_tolerance_finds_what_the_papers_rule_drops() -> None:
             aurocs[tolerance] = find_neurons(pipe, dog, config).found.validation[0].auroc or 0.0
     assert aurocs[0.0] < 0.7
     assert aurocs[SNCEConfig().tolerance] > 0.99
+
+
+def test_finding_and_fitting_read_each_prompt_once(
+    tiny_pipe: Any, gun: Any, word_sae: Any, tiny_site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(word_sae, tmp_path / "sae", {"site": asdict(tiny_site)})
+    read: list[tuple[str, ...]] = []
+    capture = prompt_codes.capture
+
+    def counting(pipe: Any, sites: Any, prompts: Any, batch_size: int) -> Any:
+        read.append(tuple(prompts))
+        return capture(pipe, sites, prompts, batch_size)
+
+    monkeypatch.setattr(prompt_codes, "capture", counting)
+    config = SNCEConfig(sae=str(tmp_path / "sae"), gate="relu", tolerance=0.9, permutations=1, examine=1)
+    erase(tiny_pipe, gun, config)
+    assert len(read) == len(set(read)) > 3
