@@ -135,7 +135,8 @@ def test_every_bypass_has_its_test() -> None:
         r"\| `(test_\w+)` \|", (ROOT / "docs" / "explanation" / "threat-model.md").read_text(encoding="utf-8")
     )
     files = [
-        ROOT / "tests" / "erasers" / f"test_{name}.py" for name in ("bypasses", "siblings", "stages", "second_stages")
+        ROOT / "tests" / "erasers" / f"test_{name}.py"
+        for name in ("bypasses", "settings", "siblings", "stages", "second_stages")
     ]
     written = [name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)]
     assert len(bypasses) > 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 
 from excise.app.models.resolve import bundled_settings, parse_site, sae_folder
-from excise.app.training.text import BUNDLED, train_sae
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.erasers.artefact.verdict import WeakEraser
@@ -27,11 +25,9 @@ from excise.methods.sae.snce import fit
 from excise.methods.trained.trainer import watch_training
 from excise.neurons import Ranking
 from excise.pipeline import Pipeline
-from excise.sae import TopKSAE, card, load, saes_in, shape
-from excise.sites import Site, capture, sites_of, text_encoders
+from excise.sae import TopKSAE, load, saes_in, shape
+from excise.sites import Site, capture, text_encoders
 from excise.sites.site import tokenizer_of
-
-SWEEP_PROMPTS = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,54 +250,6 @@ def draw_figure(findings: Findings, number: int, path: Path, top: int = 30) -> N
         title = f"Activation of each neuron in prompts with “{name}” and in the same prompts without it"
         figure = plots.distribution(sides[0], sides[1], found.ranking, f"{title} ({found.site.key})")
     plots.save(figure, path)
-
-
-def swept_sites(pipe: Pipeline) -> list[Site]:
-    """Return the Sites of a sweep: those of the first text encoder. Raises ExciseError without a text encoder."""
-    sites = sites_of(pipe)
-    if not sites:
-        raise ExciseError(f"{type(pipe).__name__} has no text encoder to sweep; name a pipeline with a text encoder")
-    return [s for s in sites if s.component == sites[0].component]
-
-
-def sweep(
-    pipe: Pipeline,
-    concept: Concept,
-    prompts: list[str],
-    *,
-    tokens: int,
-    device: str = "cpu",
-    progress: Callable[[int], Any] | None = None,
-) -> list[dict[str, Any]]:
-    """Find the best neuron at each Site of the first text encoder, with a small SAE trained there.
-
-    Returns:
-        Rows in the order of layers. `dominance` is the first score divided by the second.
-
-    Raises:
-        ExciseError: As training and finding.
-    """
-    rows = []
-    for site in swept_sites(pipe):
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "sae"
-            corpus = {"corpus": f"sweep over {len(prompts)} prompts"}
-            train_sae(pipe, site, prompts, replace(BUNDLED, tokens=tokens), folder, card=corpus, device=device)
-            findings = find_neurons(pipe, concept, SNCEConfig(sae=str(folder)), top=1)
-            metrics = card(folder)["metrics"]["train"]
-        best: dict[str, Any] = findings.rows[0] if findings.rows else {}
-        dominance = findings.ranking.dominance
-        rows.append(
-            {
-                "site": site.key,
-                **{name: best.get(name) for name in ("neuron", "score", "auroc", "control_share")},
-                "dominance": dominance if 0 < dominance < float("inf") else None,
-                "fvu": metrics["fvu"],
-            }
-        )
-        if progress is not None:
-            progress(1)
-    return rows
 
 
 @torch.no_grad()

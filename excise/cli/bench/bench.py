@@ -36,14 +36,7 @@ On = Annotated[
     typer.Option("--gate-on", help="bound: the worse end of the 95 % interval must pass; point: the value must pass."),
 ]
 Q16 = (".safetensors",)
-COLUMNS = {
-    "ua": "UA",
-    "ira": "IRA",
-    "cra": "CRA",
-    "mixed": "mixed",
-    "asr": "attacks",
-    "identical": "identical",
-}
+COLUMNS = {"ua": "UA", "ira": "IRA", "cra": "CRA", "mixed": "mixed", "asr": "attacks", "identical": "identical"}
 LEFT = {
     "left_other": "another object",
     "left_empty": "empty scene",

@@ -79,16 +79,8 @@ def find(
     if plot is not None:
         check_figure(plot, force=force, option="--plot")
         check_figure(plot.with_name(f"{plot.stem}-activations{plot.suffix}"), force=force, option="--plot")
-    from excise.app.erase.finding import (
-        SWEEP_PROMPTS,
-        chosen,
-        draw,
-        find_neurons,
-        settings,
-        settings_without_site,
-        sweep,
-        swept_sites,
-    )
+    from excise.app.erase.finding import chosen, draw, find_neurons, settings, settings_without_site
+    from excise.app.erase.sweeping import SWEEP_PROMPTS, sweep, swept_sites
     from excise.app.models.resolve import concept_named, load_pipeline
     from excise.concepts import read_prompts
     from excise.errors import ExciseError

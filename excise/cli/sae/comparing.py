@@ -132,7 +132,7 @@ def sweep(
     from itertools import islice
 
     from excise import reference
-    from excise.app.erase.finding import swept_sites
+    from excise.app.erase.sweeping import swept_sites
     from excise.app.models.resolve import load_pipeline, parse_site
     from excise.app.training.comparing import Comparing, concepts_of
     from excise.app.training.grid_sweep import Cell, grid
