@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from excise import reference
-from excise.app.erase.finding import find_neurons
+from excise.app.erase.finding import erase, find_neurons
 from excise.app.erase.sweeping import sweep, swept_sites
 from excise.concepts import from_templates
 from excise.errors import ExciseError
