@@ -4,6 +4,7 @@ from .api import find_neurons as find_neurons
 from .api import list_methods as list_methods
 from .api import method_config as method_config
 from .api import train_sae as train_sae
+from .api import verify as verify
 from .concepts import Concept as Concept
 from .concepts import Pair as Pair
 from .erasers import Attachment as Attachment
@@ -11,7 +12,6 @@ from .erasers import Attachments as Attachments
 from .erasers import Eraser as Eraser
 from .erasers import Signer as Signer
 from .erasers import sign as sign
-from .erasers import verify as verify
 from .erasers.encoding import encode as encode
 from .erasers.loaders import delete_erasers as delete_erasers
 from .erasers.loaders import disable_erasers as disable_erasers

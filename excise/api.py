@@ -18,7 +18,8 @@ from excise.plugins import plugins
 from excise.settings import check_names
 
 if TYPE_CHECKING:
-    from excise.erasers import Eraser
+    from excise.erasers import Eraser, Signer
+    from excise.erasers.artefact.files import Check
     from excise.methods.base import Method
     from excise.neurons import Ranking
     from excise.pipeline import Pipeline
@@ -267,6 +268,51 @@ def method_config(method: str, *, preset: str | None = None, **settings: Any) ->
     from excise.methods.lookup import configured
 
     return configured(_method(method).name, settings, preset)
+
+
+def verify(
+    folder: StrPath,
+    pipe: Pipeline | None = None,
+    *,
+    sae: TopKSAE | Iterable[TopKSAE] | None = None,
+    signed_by: Signer | None = None,
+    digest: str | None = None,
+    concept: str | None = None,
+) -> list[Check]:
+    """Check a saved eraser: its files, its signature, that it fits a pipeline, and that it removes its concept there.
+
+    What is removed is measured on the pipeline, whatever the eraser's file says (docs/explanation/verify.md). What can
+    be neither measured nor compared is named in the check "trusted as signed". A bad eraser raises nothing.
+
+    Args:
+        folder: Folder of the eraser.
+        pipe: The pipeline to attach it to; None checks only the files.
+        sae: The SAE or SAEs it was made from, whose rows are compared with the eraser's bit for bit. By default the
+            bundled model's, or those that were trained on this machine for this model.
+        signed_by: The signer whose signature it needs.
+        digest, concept: The digest or the concept that it must have: which of the signer's erasers it is.
+
+    Returns:
+        The result of each check: `name`, `passed`, `detail`.
+
+    Raises:
+        WrongModel: if `pipe` is not a pipeline.
+
+    Example:
+        >>> all(check.passed for check in excise.verify("erasers/gun", pipe))
+        True
+    """
+    from excise.app.training.saes_at_hand import saes_at_hand
+    from excise.erasers import Eraser
+    from excise.erasers import verify as check
+    from excise.pipeline import check_pipeline
+
+    if pipe is not None:
+        check_pipeline(pipe)
+    required: dict[str, Any] = {"signed_by": signed_by, "digest": digest, "concept": concept}
+    if pipe is not None and sae is None and all(each.passed for each in check(folder, **required)):
+        sae = saes_at_hand(Eraser.load(Path(folder)), pipe, bundled=is_bundled(pipe))
+    return check(folder, pipe, sae=sae, **required)
 
 
 def is_bundled(pipe: Pipeline) -> bool:

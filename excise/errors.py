@@ -4,7 +4,7 @@
     ├── InvalidSetting     a setting, name, strength or option that is impossible
     ├── NotFound           a folder, repository, revision, concept, method, layer or neuron that is not there
     ├── WrongModel         an eraser or SAE on a pipeline it was not made for
-    ├── Tampered           files that were altered, truncated, or not signed as required
+    ├── Tampered           files that were altered, truncated, or not signed or pinned as required
     ├── MissingExtra       an optional package that is not installed
     ├── WeakEraserError    an eraser that misses a stated limit
     └── EraserDidNotFire   an attached eraser that changed nothing
@@ -35,7 +35,7 @@ class WrongModel(ExciseError):
 
 
 class Tampered(ExciseError):
-    """Saved files were altered, truncated or damaged, or lack the required signature."""
+    """Saved files were altered, truncated or damaged, lack the required signature, or are not the eraser pinned."""
 
 
 class MissingExtra(ExciseError):

@@ -104,6 +104,8 @@ class Eraser(Artefact):
         cache_dir: StrPath | None = None,
         signed_by: Signer | None = None,
         require_signature: bool = False,
+        digest: str | None = None,
+        concept: str | None = None,
     ) -> Eraser:
         """Load an eraser from a folder, or from a repository on the hub, which is downloaded unless cached.
 
@@ -116,13 +118,14 @@ class Eraser(Artefact):
             cache_dir: The hub's cache folder, by default the standard one.
             signed_by: The signer whose signature is required. It is checked before anything is parsed.
             require_signature: Refuse if `signed_by` is None.
+            digest, concept: The digest or the concept that it must have: which of the signer's erasers it is.
 
         Returns:
             The eraser. Its `commit` is the commit it came from, or None for a local folder.
 
         Raises:
             NotFound: if there is no such folder, repository, revision or subfolder.
-            Tampered: if its files are incomplete, altered, or not signed as required.
+            Tampered: if its files are incomplete, altered, or not signed or pinned as required.
             InvalidSetting: if a folder is given a revision, or the subfolder leads out of it.
 
         Example:
@@ -138,7 +141,13 @@ class Eraser(Artefact):
             local_files_only=local_files_only,
             cache_dir=cache_dir,
         )
-        eraser = cls.load(found.folder, signed_by=signed_by, require_signature=require_signature)
+        required = {
+            "signed_by": signed_by,
+            "require_signature": require_signature,
+            "digest": digest,
+            "concept": concept,
+        }
+        eraser = cls.load(found.folder, **required)  # type: ignore[arg-type]
         object.__setattr__(eraser, "commit", found.commit)  # the dataclass is frozen, but not shared yet
         return eraser
 

@@ -40,6 +40,8 @@ def load_eraser(
     enabled: bool = True,
     signed_by: Signer | None = None,
     require_signature: bool = False,
+    digest: str | None = None,
+    concept: str | None = None,
 ) -> Attachment | Attachments:
     """Load an eraser and attach it to a pipeline.
 
@@ -63,6 +65,8 @@ def load_eraser(
         enabled: If False, load and prove the eraser, but leave it inactive until it is enabled.
         signed_by: The signer whose signature is required.
         require_signature: Refuse if `signed_by` is None.
+        digest, concept: The digest or the concept that it must have: which of the signer's erasers it is. A folder of
+            several erasers has no single digest or concept.
 
     Returns:
         The attachment, or the attachments of a folder of erasers: a context manager that unloads on leaving. Its
@@ -70,7 +74,7 @@ def load_eraser(
 
     Raises:
         NotFound: if there is no such eraser.
-        Tampered: if its files are incomplete, altered, or not signed as required.
+        Tampered: if its files are incomplete, altered, or not signed or pinned as required.
         WrongModel: if it was made for another pipeline.
         InvalidSetting: if the name is taken, or a setting is impossible.
         EraserDidNotFire: if it changes nothing.
@@ -95,9 +99,13 @@ def load_eraser(
     if len(folders) > 1:
         if name is not None:
             raise InvalidSetting(f"{source} holds {len(folders)} erasers, which keep their own names; leave `name` out")
+        if digest is not None or concept is not None:
+            raise InvalidSetting(f"{source} holds {len(folders)} erasers; pin one of them, named by its own folder")
         loaded = load_erasers(folders, signed_by=signed_by, require_signature=require_signature)
         return Attachments.of(pipe, loaded, **options)
-    eraser = Eraser.load(folders[0], signed_by=signed_by, require_signature=require_signature)
+    eraser = Eraser.load(
+        folders[0], signed_by=signed_by, require_signature=require_signature, digest=digest, concept=concept
+    )
     object.__setattr__(eraser, "commit", found.commit)
     return eraser.attach(pipe, name=name, **options)
 

@@ -13,6 +13,7 @@ from excise.concepts.words import OBJECTS, STYLES
 from excise.erasers.apply.registry import module_of
 from excise.erasers.artefact import files, formats
 from excise.erasers.artefact.files import Check
+from excise.erasers.artefact.pins import check_pins
 from excise.erasers.artefact.signing import Signer, check_signature
 from excise.erasers.attachment import Attachment
 from excise.erasers.edits.sae_rows import Rows, altered_rows, sae_digest
@@ -47,6 +48,8 @@ def verify(
     *,
     sae: TopKSAE | Iterable[TopKSAE] | None = None,
     signed_by: Signer | None = None,
+    digest: str | None = None,
+    concept: str | None = None,
 ) -> list[Check]:
     """Check a saved eraser: its files, its signature, that it fits a pipeline, and that it removes its concept there.
 
@@ -59,6 +62,7 @@ def verify(
         pipe: The pipeline to attach it to; None checks only the files.
         sae: The SAE or SAEs it was made from, whose rows are compared with the eraser's bit for bit.
         signed_by: The signer whose signature it needs.
+        digest, concept: The digest or the concept that it must have: which of the signer's erasers it is.
 
     Returns:
         The result of each check: `name`, `passed`, `detail`.
@@ -92,6 +96,9 @@ def verify(
     ):
         return checks
     if passes("manifest", lambda: files.check_manifest(path, saved), "no byte was altered") is None:
+        return checks
+    pinned = digest is not None or concept is not None
+    if pinned and not passes("pins", lambda: check_pins(path, saved, digest, concept), "the eraser that was asked for"):
         return checks
     eraser = passes("content", lambda: Eraser(**formats.unpack(path, saved)), "format, shapes and values are valid")
     if eraser is None or pipe is None:

@@ -9,7 +9,7 @@ import typer
 
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Device, EraserFolder, Force, Json, Model, Sae
+from excise.cli.options import Device, EraserFolder, Force, Json, Model
 from excise.cli.terminal import emit, note, table
 from excise.cli.weights import choosing_weights
 from excise.outputs import check_absent
@@ -70,15 +70,26 @@ def verify(
         str | None,
         typer.Option("--identity-provider", help="Keyless: URL of the provider that vouches for --identity."),
     ] = None,
-    sae: Sae = None,
+    digest: Annotated[
+        str | None, typer.Option("--digest", help="The digest it must have: which of the signer's erasers it is.")
+    ] = None,
+    concept: Annotated[str | None, typer.Option("--concept", help="The concept it must be an eraser of.")] = None,
+    sae: Annotated[
+        Path | None,
+        typer.Option(
+            "--sae",
+            help="Folder of the SAE it was made from. Default: the bundled model's, or one trained for the model.",
+        ),
+    ] = None,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
     json: Json = False,
 ) -> None:
-    """Check that an eraser is intact, fits the model and works on it; with --key or --identity, also who signed it.
+    """Check that an eraser is intact, fits the model and removes its concept there, and with --key who signed it.
 
-    Exit code 2 if it is incomplete, altered or not signed as required; 1 if it does not fit, does not work or was
-    written as weak (`erase --accept-weak`). --files-only checks only for exit code 2.
+    Exit code 2 if it is incomplete, altered or not signed or pinned as required; 1 if it does not fit, has other rows
+    than its SAE, does not remove its concept or was written as weak (`erase --accept-weak`). --files-only checks only
+    for exit code 2.
     """
     from excise.erasers.artefact.checks import check_files
     from excise.erasers.artefact.files import SIGNATURE, eraser_folders
@@ -87,23 +98,23 @@ def verify(
     folders = eraser_folders(folder)
     signer = _signer(key, identity, identity_provider)
     if files_only:
-        found = {one: check_files(one, signer) for one in folders}
+        found = {one: check_files(one, signer, digest, concept) for one in folders}
     else:
         from excise.erasers import verify as checks_of
 
-        found = {one: checks_of(one, signed_by=signer) for one in folders}
+        found = {one: checks_of(one, signed_by=signer, digest=digest, concept=concept) for one in folders}
     broken = {one: next((c.detail for c in checks if not c.passed), None) for one, checks in found.items()}
     if not files_only and not all(broken.values()):
         from excise.app.models.resolve import load_pipeline
+        from excise.app.training.saes_at_hand import saes_at_hand
         from excise.erasers import Eraser
-        from excise.sae import load
 
-        whole = load(sae, device=device) if sae is not None else None
         pipe = load_pipeline(model, device, weights)
         note_cuts(pipe, (text for one in folders if broken[one] is None for text in Eraser.load(one).canary))
         for one in folders:
             if broken[one] is None:
-                found[one] = checks_of(one, pipe, sae=whole, signed_by=signer)
+                saes = saes_at_hand(Eraser.load(one), pipe, sae, bundled=model is None)
+                found[one] = checks_of(one, pipe, sae=saes, signed_by=signer, digest=digest, concept=concept)
     for one in folders:
         if signer is None and (one / SIGNATURE).exists():
             note(f"{one} has a signature that was not checked; name the signer with --key or --identity")

@@ -13,14 +13,18 @@ from excise.errors import ExciseError, Tampered
 if TYPE_CHECKING:
     from excise.erasers.artefact.signing import Signer
 from excise.erasers.artefact.files import SCHEMA, TOP, Check, check_manifest, read
+from excise.erasers.artefact.pins import check_pins
 
 
-def check_files(folder: Path, signed_by: Signer | None = None) -> list[Check]:
+def check_files(
+    folder: Path, signed_by: Signer | None = None, digest: str | None = None, concept: str | None = None
+) -> list[Check]:
     """Check that a saved eraser's files are complete and unaltered, with a description and a table of tensors.
 
     Args:
         folder: Folder of the eraser.
         signed_by: The signer whose signature is required. It is checked before anything is parsed.
+        digest, concept: The digest or the concept that it must have.
 
     Returns:
         The result of each check. A bad eraser raises nothing. `excise.erasers.verify` checks the tensors too.
@@ -34,10 +38,16 @@ def check_files(folder: Path, signed_by: Signer | None = None) -> list[Check]:
         if signed_by is not None:
             check_signature(folder, files, signed_by)
 
+    pinned = digest is not None or concept is not None
     steps: tuple[tuple[str, Callable[[], Any], str], ...] = (
         ("files", lambda: files.update(read(folder)), "all three files are there"),
         *((("signature", check_signer, f"signed by {signed_by}"),) if signed_by is not None else ()),
         ("manifest", lambda: check_manifest(folder, files), "no byte was altered"),
+        *(
+            (("pins", lambda: check_pins(folder, files, digest, concept), "the eraser that was asked for"),)
+            if pinned
+            else ()
+        ),
         ("content", lambda: _check_content(folder, files), "its description and its table of tensors can be read"),
     )
     for name, step, detail in steps:

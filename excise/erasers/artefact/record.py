@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.erasers.artefact import files, formats
+from excise.erasers.artefact.pins import check_pins
 from excise.erasers.artefact.signing import Signer, check_signature
 from excise.erasers.edits.registry import Edit, TextEdit
 from excise.errors import ExciseError, InvalidSetting
@@ -128,16 +129,25 @@ class Artefact:
         write_folder(Path(folder), self.pack())
 
     @classmethod
-    def load(cls, folder: Path | str, *, signed_by: Signer | None = None, require_signature: bool = False) -> Self:
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        signed_by: Signer | None = None,
+        require_signature: bool = False,
+        digest: str | None = None,
+        concept: str | None = None,
+    ) -> Self:
         """Load a saved eraser.
 
         Args:
             folder: Folder of the eraser.
             signed_by: The signer whose signature is required. It is checked before anything is parsed.
             require_signature: Refuse if `signed_by` is None, since a signature by anyone proves nothing.
+            digest, concept: The digest or the concept that it must have: which of the signer's erasers it is.
 
         Raises:
-            ExciseError: if it is incomplete, altered, cut short, of another format, or not signed as required.
+            ExciseError: if it is incomplete, altered, of another format, or not signed or pinned as required.
         """
         path = Path(folder)
         if require_signature and signed_by is None:
@@ -146,6 +156,7 @@ class Artefact:
         if signed_by is not None:
             check_signature(path, saved, signed_by)
         files.check_manifest(path, saved)
+        check_pins(path, saved, digest, concept)
         return cls(**formats.unpack(path, saved))
 
 

@@ -13,8 +13,8 @@ from excise.concepts.others import others_like
 from excise.erasers import Eraser, WeightEdit, made_for
 from excise.erasers.guard.removal import (
     NEURONS,
-    OTHER_EDITS,
     OTHERS,
+    PREDICTIONS,
     Floor,
     Removal,
     Sums,
@@ -130,7 +130,7 @@ def test_a_denoiser_that_reads_another_word_removes_all_of_the_difference(tiny_p
     deaf = Eraser(tuple(edits), "deaf", "gun", ("gun",), made_for(tiny_pipe), canary=("a gun",))
     with deaf.attach(tiny_pipe) as attachment:
         found = removed_from_prediction(attachment, "gun", "object", ("gun",))
-    assert found.floor == OTHER_EDITS
+    assert found.floor == PREDICTIONS
     assert found.share > 0.5
     assert found.enough
     louder = replace(deaf, edits=tuple(replace(edit, delta=-edit.delta) for edit in edits))  # type: ignore[operator]

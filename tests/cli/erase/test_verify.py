@@ -1,0 +1,45 @@
+"""`excise verify`: pins, and the SAE that an eraser's rows are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from excise.erasers import Eraser
+
+
+@pytest.fixture
+def folder(firm_eraser: Eraser, tmp_path: Path) -> Path:
+    firm_eraser.save(tmp_path / "gun")
+    return tmp_path / "gun"
+
+
+def test_the_command_line_pins(
+    call: Callable[..., Any], ask: Callable[..., Any], firm_eraser: Eraser, folder: Path
+) -> None:
+    asked = ("verify", folder, "--files-only")
+    assert ask(*asked, "--digest", firm_eraser.digest, "--concept", "gun")["passed"]
+    for pin, message in (
+        (("--digest", "0" * 64), "another eraser than the one pinned"),
+        (("--concept", "cat"), "'cat'"),
+    ):
+        refused = call(*asked, *pin)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert message in refused.stderr
+
+
+def test_rows_are_compared_with_the_sae_that_is_named(
+    call: Callable[..., Any], ask: Callable[..., Any], folder: Path, model_folder: Path, sae_folder: Path
+) -> None:
+    def rows(told: Any) -> tuple[bool, str]:
+        (found,) = [check for check in told["checks"] if check["name"] == "rows"]
+        return found["passed"], found["detail"]
+
+    named = rows(ask("verify", folder, "--model", model_folder, "--sae", sae_folder))
+    assert named == (True, "the rows of 1 of 1 edits are their SAE's, bit for bit")
+    told = ask("verify", folder, "--model", model_folder)
+    assert "was not at hand" in rows(told)[1]
+    assert [check["passed"] for check in told["checks"] if check["name"] == "trusted as signed"] == [True]
