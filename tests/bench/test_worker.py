@@ -101,7 +101,7 @@ def test_a_missed_gate_ends_with_code_3(finished: Run) -> None:
 
     passed = ends("identical>=1", "--gate-on", "point")
     assert passed.exit_code == 0
-    assert all(column in passed.output for column in ("identical", "Fréchet", "Eraser size"))
+    assert all(column in passed.output for column in ("identical", "Fréchet", "Eraser"))
     missed = ends("pixel_error>0.5")
     assert missed.exit_code == 3
     assert "gate: snce: pixel_error>0.5 is missed: the value is 0.0 (n 1 concept, 3 pictures)" in missed.output

@@ -288,7 +288,7 @@ def test_a_second_text_encoder_must_be_covered(tiny_pipe: Any, gun_eraser: Erase
     for strict in (True, False):
         with pytest.raises(ExciseError, match="also reads text_encoder_2"):
             gun_eraser.attach(both, strict=strict)
-    with pytest.raises(ExciseError, match="no encode_prompt"):
+    with pytest.raises(ExciseError, match="proved through its encode_prompt"):
         gun_eraser.attach(SimpleNamespace(components=tiny_pipe.components, tokenizer=tiny_pipe.tokenizer))
 
 

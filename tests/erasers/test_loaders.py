@@ -74,7 +74,7 @@ def test_an_impossible_setting_changes_nothing(tiny_pipe: Any, saved: Path) -> N
         (["gun", "knife"], 1.0, "no eraser called 'knife' is loaded; loaded are gun"),
         (["gun"], [1.0, 2.0], "1 erasers but 2 strengths"),
         (["gun"], -1.0, "would amplify 'gun'"),
-        (["gun"], float("nan"), "must be a number"),
+        (["gun"], float("nan"), "must be a finite number"),
     ]
     for names, strengths, message in cases:
         with pytest.raises(ExciseError, match=message):

@@ -18,13 +18,13 @@ from excise.erasers import verify
 from excise.sites import capture
 from excise.sites.locking import lock, own_copy
 from excise.sites.site import text_encoders, tokenizer_of
-from excise.sites.truncation import Cut, _limit, _own, cuts, described, warn_of_cuts
+from excise.sites.truncation import Cut, _copy_of, _limit, cuts, described, warn_of_cuts
 from tests import tiny
 
 
 def beyond(pipe: Any, tail: str) -> str:
     """Return a prompt whose `tail` begins exactly after the part that the encoder reads."""
-    tokenizer = _own(pipe.tokenizer)
+    tokenizer = _copy_of(pipe.tokenizer)
     room = (_limit(pipe, "text_encoder") or 0) - tokenizer.num_special_tokens_to_add()
     each = len(tokenizer(" cat", add_special_tokens=False)["input_ids"])
     assert room % each == 0
@@ -72,7 +72,7 @@ def test_many_prompts_are_read_together_and_cut_as_each_alone(family: str, monke
     prompts = [" ".join(rng.choices(words, k=rng.choice(lengths))) for _ in range(300)]
     asked: list[int] = []
     for name in text_encoders(pipe):
-        kind = type(own := _own(tokenizer_of(pipe, name)))
+        kind = type(own := _copy_of(tokenizer_of(pipe, name)))
         call = kind.__call__
 
         def counted(self: Any, texts: Any, *args: Any, call: Any = call, **kwargs: Any) -> Any:
@@ -130,7 +130,7 @@ def test_a_canary_that_is_cut_off_is_not_caught(tiny_pipe: Any, gun_eraser: Any,
 def test_threads_find_the_same_cuts_while_an_eraser_is_attached(tiny_pipe: Any, gun_eraser: Any) -> None:
     long = beyond(tiny_pipe, "a gun on grass")
     with gun_eraser.attach(tiny_pipe), ThreadPoolExecutor(8) as pool:
-        own = _own(tiny_pipe.tokenizer)
+        own = _copy_of(tiny_pipe.tokenizer)
         assert all(getattr(method, "__self__", own) is own for method in vars(own).values())  # none of the original's
         found = list(pool.map(lambda n: cuts(tiny_pipe, [f"a cat {n}", long])[0].lost, range(200)))
     assert set(found) == {"a gun on grass"}

@@ -129,7 +129,7 @@ class PromptTexts:
             texts = [self._texts.get(key, ()) for key in _row_hashes(states)]
         return [
             [EncodedPrompt(text, row, prompts) for text, prompts in entries]
-            for row, entries in zip(states, texts, strict=True)
+            for row, entries in zip(states.detach(), texts, strict=True)
         ]
 
 

@@ -13,7 +13,7 @@ def test_compare(ask: Callable[..., Any], call: Callable[..., Any], model_folder
     shown = call(*given, "--by", "TPP").stdout
     assert "TPP↓" in shown and str(sae_folder) in shown.replace("\n", "")
     odd = call(*given, "--by", "beauty")
-    assert odd.exit_code == 2 and "one of i_cdf" in odd.stderr
+    assert odd.exit_code == 2 and "choose from i_cdf" in odd.stderr
 
 
 def test_sweep(ask: Callable[..., Any], call: Callable[..., Any], model_folder: Path, tmp_path: Path) -> None:
