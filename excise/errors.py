@@ -14,6 +14,8 @@ Every message is one line: what is wrong, and what to do about it.
 
 from __future__ import annotations
 
+import re
+
 
 class ExciseError(Exception):
     """Base of all errors that Excise raises on purpose. The message is one line: what is wrong, and what to do.
@@ -48,6 +50,28 @@ class WeakEraserError(ExciseError):
 
 class EraserDidNotFire(ExciseError):
     """An eraser is attached, but what the denoiser reads did not change. It refuses to generate."""
+
+
+_UNSAFE = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
+)
+"""Characters that a terminal obeys or that reorder a line: C0 (except tab and line feed), C1, bidi controls; and
+surrogates, which no stream can encode."""
+
+
+def printable(text: str) -> str:
+    """Return a text that is safe to print on a terminal: an untrusted file or server may have written it."""
+    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def json_printable(text: str) -> str:
+    """Return JSON text of the same meaning that is safe to print on a terminal."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line that is safe to print or log: no text can forge a line of its own."""
+    return printable(" ".join(text.split()))
 
 
 def reason(error: BaseException) -> str:

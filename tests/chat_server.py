@@ -32,6 +32,8 @@ class ChatServer:
         self.body: bytes | None = None
         """Body to send instead of a completion."""
         self.content_type = "application/json"
+        self.write: Callable[[Any], Any] | None = None
+        """Writes the response in the place of a completion, status line and headers included."""
         self.dies_after: int | None = None
         """Number of requests to answer before dropping every later connection; None: the server is up (again)."""
         self.most_at_once = 0
@@ -103,7 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.chat.done()
 
     def _answer(self, request: dict[str, Any]) -> None:
-        if self.path != "/v1/chat/completions":
+        if self.chat.write is not None:
+            self.close_connection = True
+            self.chat.write(self.wfile)
+        elif self.path != "/v1/chat/completions":
             self._send(404, {"error": {"message": "no such endpoint"}})
         elif self.chat.status != 200:
             self._send(self.chat.status, {"error": {"message": self.chat.message}})

@@ -10,7 +10,7 @@ from typing import Any
 
 from excise.chat.backend import Backend, Failure, Question, Reply, Unavailable
 from excise.chat.cache import Cache
-from excise.errors import ExciseError
+from excise.errors import ExciseError, reason
 from excise.interruption import interruptible
 
 Outcome = Reply | Failure
@@ -116,7 +116,7 @@ class _Asking:
         """Why no more questions are asked: the last of `patience` failures in a row."""
         self._failed, self._counting = 0, threading.Lock()
         self._waiting: queue.SimpleQueue[Question] = queue.SimpleQueue()
-        self._answered: queue.SimpleQueue[tuple[Question, Reply | Exception]] = queue.SimpleQueue()
+        self._answered: queue.SimpleQueue[tuple[Question, Reply | ExciseError]] = queue.SimpleQueue()
         self._stopped = threading.Event()
         for question in questions:
             self._waiting.put(question)
@@ -137,8 +137,7 @@ class _Asking:
     def next(self, interrupted: Callable[[], bool]) -> tuple[Question, Reply | ExciseError] | None:
         """Return the next outcome, or None after the last.
 
-        After Ctrl-C, outcomes that have arrived come first, then KeyboardInterrupt is raised. Any other exception of a
-        backend than ExciseError is raised here.
+        After Ctrl-C, outcomes that have arrived come first, then KeyboardInterrupt is raised.
         """
         while self._left:
             alive = any(thread.is_alive() for thread in self._threads)
@@ -152,9 +151,7 @@ class _Asking:
                     return None
                 continue
             self._left -= 1
-            if isinstance(outcome, Reply | ExciseError):
-                return question, outcome
-            raise outcome
+            return question, outcome
         return None
 
     def _work(self) -> None:
@@ -172,8 +169,11 @@ class _Asking:
                     self.stop()
             self._answered.put((question, outcome))
 
-    def _ask(self, question: Question) -> Reply | Exception:
+    def _ask(self, question: Question) -> Reply | ExciseError:
+        """Return the reply, or the failure as one error, whatever a server's answer made the backend raise."""
         try:
             return self._backend.ask(question)
-        except Exception as error:
+        except ExciseError as error:
             return error
+        except Exception as error:
+            return ExciseError(f"{type(error).__name__}: {reason(error)}")

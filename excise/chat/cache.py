@@ -19,7 +19,9 @@ class Cache:
 
     def path(self, name: str, question: Question) -> Path:
         """Return the path for the reply of the backend `name`."""
-        digest = sha256(json.dumps([name, asdict(question)], ensure_ascii=False, sort_keys=True).encode())
+        digest = sha256(
+            json.dumps([name, asdict(question)], ensure_ascii=False, sort_keys=True).encode(errors="surrogatepass")
+        )
         return self.folder / digest[:2] / f"{digest}.json"
 
     def get(self, name: str, question: Question) -> Reply | None:
@@ -28,7 +30,7 @@ class Cache:
             found = json.loads(self.path(name, question).read_bytes())
             reply = found["reply"]
             text, prompt, completion = reply["text"], reply["prompt_tokens"], reply["completion_tokens"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         sound = isinstance(text, str) and isinstance(prompt, int) and isinstance(completion, int)
         if not sound or found.get("backend") != name or found.get("question") != asdict(question):
@@ -42,4 +44,4 @@ class Cache:
         path = self.path(name, question)
         if path.is_dir():
             raise ExciseError(f"{path} is a folder, where the cache needs a file; choose another cache folder")
-        write_atomic(path, json.dumps(content, ensure_ascii=False, indent=1))
+        write_atomic(path, json.dumps(content, ensure_ascii=False, indent=1).encode(errors="surrogatepass"))

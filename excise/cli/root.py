@@ -14,7 +14,7 @@ from excise.cli.erase import audit, checking, concepts, demo, erase, find, gener
 from excise.cli.neurons import explaining
 from excise.cli.pairs import pairs
 from excise.cli.sae import comparing
-from excise.cli.terminal import complain
+from excise.cli.terminal import complain, echo
 
 app = Commands(
     name="excise",
@@ -33,7 +33,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         import excise
 
-        typer.echo(excise.__version__)
+        echo(excise.__version__)
         raise typer.Exit
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from excise.errors import json_printable, one_line, printable
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -22,15 +24,20 @@ LINE_EVERY, SOON = 30.0, 5.0
 """Seconds between two progress lines in a log, and before the first."""
 
 
+def echo(text: str = "", err: bool = False) -> None:
+    """Print a text without what a terminal would obey: files, servers and prompts are not trusted."""
+    typer.echo(printable(text), err=err)
+
+
 def complain(message: str, kind: str = "error") -> None:
     """Print a message as one line on standard error, without its line breaks."""
-    typer.echo(f"{kind}: {' '.join(message.split())}", err=True)
+    echo(f"{kind}: {one_line(message)}", err=True)
 
 
 def emit(as_json: bool, data: Mapping[str, Any] | Sequence[Any], show: Callable[[], None]) -> None:
     """Print `data` as JSON, or call `show`."""
     if as_json:
-        typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+        typer.echo(json_printable(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)))
     else:
         show()
 
@@ -90,12 +97,10 @@ def prose(text: str, indent: int = 0, hanging: int = 0) -> None:
     """
     first, rest = " " * indent, " " * (indent + hanging)
     if not sys.stdout.isatty():
-        typer.echo(first + text)
+        echo(first + text)
         return
     width = max(40, min(100, shutil.get_terminal_size().columns))
-    typer.echo(
-        textwrap.fill(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False) or first
-    )
+    echo(textwrap.fill(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False) or first)
 
 
 def aligned(values: Sequence[float | None], digits: int = 3) -> list[str]:
@@ -126,14 +131,14 @@ def _is_numeric(cells: Sequence[str]) -> bool:
 def _text(plain: str, style: str = "") -> Text:
     from rich.text import Text
 
-    return Text(plain, style=style)
+    return Text(printable(plain), style=style)
 
 
 def _width(cell: str) -> int:
     """Return how many terminal columns the longest line takes."""
     from rich.cells import cell_len
 
-    return max(map(cell_len, cell.split("\n")))
+    return max(map(cell_len, printable(cell).split("\n")))
 
 
 def _narrow(name: str, cells: Sequence[str]) -> str:
@@ -224,7 +229,7 @@ def training() -> Iterator[Callable[[int, int, float], None]]:
 
 def _lines(title: str, total: int | None, unit: str) -> Callable[[float], None]:
     """Print progress lines for a log: amount done, rate and time left."""
-    typer.echo(f"{title}{f', {total} {unit}' if total and unit else ''} ...", err=True)
+    echo(f"{title}{f', {total} {unit}' if total and unit else ''} ...", err=True)
     began = printed = time.monotonic()
     done = first = 0.0
     every = min(SOON, LINE_EVERY)
@@ -239,11 +244,11 @@ def _lines(title: str, total: int | None, unit: str) -> Callable[[float], None]:
         printed, every, rate = now, LINE_EVERY, (done - first) / (now - began)
         end = max(total, done) if total else None
         left = f", {_duration((end - done) / rate)} left" if end and rate else ""
-        typer.echo(f"{title}: {_count(done, end, unit, ' of ')}, {_rate(rate)}{left}", err=True)
+        echo(f"{title}: {_count(done, end, unit, ' of ')}, {_rate(rate)}{left}", err=True)
 
     return advance
 
 
 def note(message: str) -> None:
     """Print a line for the user on standard error."""
-    typer.echo(message, err=True)
+    echo(message, err=True)

@@ -32,7 +32,7 @@ from excise.erasers.hooks.known_vectors import UNKNOWN
 from excise.erasers.hooks.setting import Entrance
 from excise.erasers.hooks.wrapping import found_on
 from excise.erasers.prompt_checks import PromptChecks
-from excise.errors import EraserDidNotFire, ExciseError, InvalidSetting, WrongModel
+from excise.errors import EraserDidNotFire, ExciseError, InvalidSetting, WrongModel, one_line
 from excise.notebook import line, quoted
 from excise.pipeline import Pipeline, check_pipeline
 from excise.sites.denoiser import denoisers
@@ -374,7 +374,7 @@ class Attachment:
             raise EraserDidNotFire(f"{message}, or attach with on_bypass='warn' or 'allow'")
         if self.on_bypass == "warn":
             warnings.warn(message, stacklevel=5)
-        log.warning("%s", message)
+        log.warning("%s", one_line(message))
 
     def count(self, prompts: int) -> None:
         """Count prompts that a text encoder has encoded, and emit an event."""
@@ -435,7 +435,7 @@ class Attachment:
         return least
 
     def _audit(self, kind: telemetry.Kind, event: str = "") -> None:
-        log.info("eraser %s (%s): %s", self.name, self.eraser.digest[:12], event or kind)
+        log.info("eraser %s (%s): %s", one_line(self.name), self.eraser.digest[:12], event or kind)
         self._emit(kind)
 
     def _emit(self, kind: telemetry.Kind) -> None:

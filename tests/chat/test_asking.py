@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -8,8 +9,10 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -239,9 +242,127 @@ def test_the_key_comes_from_the_variable_that_is_named_and_an_own_endpoint_may_d
         backend("openai", model="planted", key_variable="OTHER_KEY")
 
 
-def test_a_password_in_the_endpoint_is_not_told(ask, server):
-    chat = ask(server, base_url=f"http://me:secret@127.0.0.1:{server.port}/v1?token=hidden")
+@pytest.mark.parametrize("user", ["me:geheim@", "geheim@", ":geheim@"])
+def test_a_user_in_the_endpoint_is_refused_and_not_shown(ask, server, monkeypatch, user):
+    url = f"http://{user}127.0.0.1:{server.port}/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    for options in ({"base_url": url}, {"base_url": None}):
+        with pytest.raises(ExciseError, match="holds a user or password") as caught:
+            ask(server, **options)
+        assert "geheim" not in str(caught.value)
+
+
+def test_a_query_in_the_endpoint_is_not_shown(ask, server):
+    chat = ask(server, base_url=f"http://127.0.0.1:{server.port}/v1?token=hidden")
     assert chat.name == f"openai:planted at 127.0.0.1:{server.port}/v1 (seed=0, temperature=0)"
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"])
+def test_a_server_that_sends_a_byte_now_and_then_does_not_hold_a_question(server, ask, monkeypatch, head):
+    monkeypatch.setattr("excise.chat.openai._WAIT", 0.2)
+    over = threading.Event()
+
+    def drip(file: Any) -> None:
+        file.write(head)
+        while not over.wait(0.05):
+            file.write(b" " if head else b"H")
+            file.flush()
+
+    server.write = drip
+    began = time.monotonic()
+    try:
+        (outcome,) = ask_all(ask(server, timeout=0.5), questions(1))
+    finally:
+        over.set()
+    assert isinstance(outcome, Failure) and "did not answer within 0.5 s" in outcome.reason
+    assert time.monotonic() - began < 10
+
+
+def test_a_huge_response_is_not_read(server, ask):
+    sent = 0
+
+    def pour(file: Any) -> None:
+        nonlocal sent
+        file.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
+        for _ in range(300):
+            sent += file.write(b" " * (1 << 20))
+
+    server.write = pour
+    (outcome,) = ask_all(ask(server), questions(1))
+    assert isinstance(outcome, Failure) and "more than 4 MiB" in outcome.reason
+    assert sent < 100 << 20  # what the two sockets hold, and not 300 MiB
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_compressed_response_is_not_unpacked(server, ask, status):
+    body = gzip.compress(b" " * (64 << 20))
+    head = f"HTTP/1.1 {status} X\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
+    server.write = lambda file: file.write(head.encode() + body)
+    (outcome,) = ask_all(ask(server), questions(1))
+    assert isinstance(outcome, Failure) and "compresses its responses" in outcome.reason
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_takes_no_prompt_to_another_server(server, ask, status):
+    with ChatServer(echo) as other:
+        head = f"HTTP/1.1 {status} X\r\nLocation: {other.base_url}/chat/completions\r\nContent-Length: 0\r\n\r\n"
+        server.write = lambda file: file.write(head.encode())
+        with pytest.raises(Unavailable, match=f"redirects elsewhere .{status}., which is not followed"):
+            ask(server).ask(questions(1)[0])
+        assert other.asked == []
+
+
+def completion(content: str = '"an answer"', usage: str = "null") -> bytes:
+    """Return a completion whose parts are given as JSON."""
+    return (
+        '{"id": "1", "object": "chat.completion", "created": 0, "model": "planted", "choices": [{"index": 0, '
+        f'"finish_reason": "stop", "message": {{"role": "assistant", "content": {content}}}}}], "usage": {usage}}}'
+    ).encode()
+
+
+def test_half_a_surrogate_pair_is_replaced_and_saved(server, ask, tmp_path):
+    server.body = completion(r'"cut \ud83d and whole \ud83d\ude80"')
+    cache = Cache(tmp_path)
+    for _ in range(2):
+        outcomes = ask_all(ask(server), questions(2), cache)
+        assert [outcome.text for outcome in outcomes] == ["cut � and whole 🚀"] * 2
+    assert outcomes[0].cached
+
+
+def test_a_question_with_half_a_surrogate_pair_does_not_end_the_others(server, ask, tmp_path):
+    asked = [Question("", "cut \ud83d", 16), *questions(1)]
+    first, second = ask_all(ask(server), asked, Cache(tmp_path))
+    assert isinstance(first, Failure) and isinstance(second, Reply)
+
+
+def test_deep_json_is_a_failure(server, ask):
+    server.body = b'{"choices": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+    (outcome,) = ask_all(ask(server), questions(1))
+    assert isinstance(outcome, Failure) and "did not answer with a chat completion" in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("given", "believed"),
+    [("-1000000000000", 0), ("1" + "0" * 30, 10_000_000), ("null", 0), ("7", 7), ("7.9", 7)],
+)
+def test_counts_of_tokens_are_believed_only_within_what_is_possible(server, ask, given, believed):
+    server.body = completion(usage=f'{{"prompt_tokens": {given}, "completion_tokens": {given}, "total_tokens": 0}}')
+    outcomes = ask_all(ask(server), questions(1))
+    assert Cost.of(outcomes) == Cost(questions=1, tokens=2 * believed, spent=2 * believed)
+
+
+@pytest.mark.parametrize("count", ["1e999", "NaN", '"many"', "[]", "[1]"])
+def test_counts_that_are_no_numbers_are_a_failure_or_nothing(server, ask, count):
+    server.body = completion(usage=f'{{"prompt_tokens": {count}, "completion_tokens": 1, "total_tokens": 0}}')
+    (outcome,) = ask_all(ask(server), questions(1))
+    assert isinstance(outcome, Failure) or outcome.prompt_tokens == 0
+
+
+def test_an_answer_that_quotes_the_key_is_kept_without_it(server, ask, tmp_path):
+    server.answer = lambda system, user: f"your key is {KEY}"
+    (outcome,) = ask_all(ask(server), questions(1), Cache(tmp_path))
+    assert outcome.text == "your key is …"
+    assert KEY not in "".join(path.read_text() for path in tmp_path.rglob("*.json"))
 
 
 @pytest.mark.parametrize(
@@ -272,15 +393,18 @@ def test_unknown_backends_and_amounts(server, ask):
         ask_all(ask(server), questions(1), jobs=0)
 
 
-def test_a_fault_in_a_backend_is_not_hidden():
+def test_a_fault_in_a_backend_costs_one_question_and_is_named():
     class Broken:
         name = "broken"
 
         def ask(self, question: Question) -> Reply:
-            raise ZeroDivisionError
+            if question.user == "question 1":
+                raise RecursionError("too \x1b]52;c;\x07 deep")
+            return Reply("yes")
 
-    with pytest.raises(ZeroDivisionError):
-        ask_all(Broken(), questions(3))
+    first, second, third = ask_all(Broken(), questions(3))
+    assert isinstance(first, Reply) and isinstance(third, Reply)
+    assert second == Failure("RecursionError: too  ]52;c;  deep")
     assert ask_all(Broken(), []) == []
 
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from excise.cli import terminal
-from excise.cli.terminal import aligned, key_values, table
+from excise.cli.terminal import aligned, complain, echo, emit, key_values, note, progress, prose, table
 
 
 def test_a_cell_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,3 +130,49 @@ def test_text_is_not_squeezed_into_a_column_of_single_words(
     shown = lines_of(capsys)
     assert shown[0] == f"Figures: {row[0]}"
     assert [line.split()[0] for line in shown[1:]] == ["value", "95", "n", "bar", "point"]
+
+
+EVIL = "a\x1b]52;c;cHduZWQ=\x07b\x1b[2Jc\x9b31md\x90e\x7ff\rg\u202eh\u2066i\u200fj\ud83dk\u2028l"
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]")
+
+
+def test_no_text_of_a_file_or_server_reaches_the_terminal_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    complain(EVIL)
+    note(EVIL)
+    echo(EVIL)
+    echo(EVIL, err=True)
+    prose(EVIL)
+    table(EVIL, (EVIL, EVIL), [(EVIL, "1")])
+    key_values(EVIL, [(EVIL, EVIL)])
+    emit(False, {}, lambda: echo(EVIL))
+    with progress(EVIL, 3) as advance:
+        advance(1)
+    out, err = capsys.readouterr()
+    assert OBEYED.findall(out) == OBEYED.findall(err) == []
+    assert out.count("]52;c;cHduZWQ=") >= 7 and err.count("]52;c;cHduZWQ=") >= 4
+
+
+def test_json_keeps_every_character_and_obeys_none(capsys: pytest.CaptureFixture[str]) -> None:
+    emit(True, {EVIL: EVIL}, lambda: None)
+    out = capsys.readouterr().out
+    assert OBEYED.findall(out) == []
+    assert json.loads(out) == {EVIL: EVIL}
+
+
+def test_ordinary_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("two\nlines\tand a tab", "déjà vu 猫 हिन्दी", "👩\u200d🚀 🏴󠁧󠁢󠁳󠁣󠁴󠁿 می\u200cخواهم", "a\u00a0b"):
+        echo(text)
+        assert capsys.readouterr().out == f"{text}\n"
+
+
+def test_a_complaint_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    complain("one\ntwo\x0bthree\u2028four\x85error: five")
+    assert capsys.readouterr().err == "error: one two three four error: five\n"
+
+
+def test_every_command_prints_through_the_filter() -> None:
+    folder = Path(terminal.__file__).parent
+    unfiltered = re.compile(r"typer\.(echo|secho)|(?<![\w.])print\(|sys\.std(out|err)\.write")
+    for path in folder.rglob("*.py"):
+        if path.name != "terminal.py":
+            assert not unfiltered.search(path.read_text()), path

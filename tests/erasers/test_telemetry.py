@@ -225,3 +225,14 @@ def test_nobody_listening_costs_next_to_nothing() -> None:
     import timeit
 
     assert min(timeit.repeat(lambda: emit(ENCODED), number=1000, repeat=5)) < 0.01
+
+
+def test_an_erasers_name_forges_no_line_of_a_log(
+    tiny_pipe: Any, gun_eraser: Eraser, caplog: pytest.LogCaptureFixture
+) -> None:
+    evil = replace(gun_eraser, name="gun\nINFO eraser cat: detached\x1b[2J\u2028\x9b31m")
+    with caplog.at_level(logging.INFO, logger="excise"), evil.attach(tiny_pipe):
+        pass
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) >= 2
+    assert all(line.isprintable() and line.splitlines() == [line] for line in lines)

@@ -10,7 +10,7 @@ import typer
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.options import FirstSeed, Force, Json, PicturesEach, Steps
-from excise.cli.terminal import emit, note, progress, table
+from excise.cli.terminal import echo, emit, note, progress, table
 from excise.errors import ExciseError
 from excise.outputs import PICTURE, check_absent, check_file, check_resumed
 
@@ -64,7 +64,7 @@ def sample(
     pipe = load_pipeline(None)
     with progress(f"generating {len(prompt) * n} pictures", denoising_steps(asked, steps), "steps") as advance:
         data = draw_prompts(pipe, asked, {}, out, steps=steps, progress=advance)
-    emit(json, data, lambda: typer.echo(f"{out}: {data['pictures']} pictures"))
+    emit(json, data, lambda: echo(f"{out}: {data['pictures']} pictures"))
 
 
 @app.command(epilog="Example: excise reference evaluate --n 40 --json")

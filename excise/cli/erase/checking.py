@@ -10,7 +10,7 @@ import typer
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli.cutting import note_cuts
 from excise.cli.options import Device, EraserFolder, Force, Json, Model
-from excise.cli.terminal import emit, note, table
+from excise.cli.terminal import echo, emit, note, table
 from excise.cli.weights import choosing_weights
 from excise.outputs import check_absent
 
@@ -49,7 +49,7 @@ def sign(
 
     def show() -> None:
         for row in rows:
-            typer.echo(f"wrote {row['signature']}; give your public key to those who will check it")
+            echo(f"wrote {row['signature']}; give your public key to those who will check it")
 
     emit(json, rows[0] if len(rows) == 1 else rows, show)
 

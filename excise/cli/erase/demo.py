@@ -11,7 +11,8 @@ import typer
 
 from excise.cli import bounds
 from excise.cli.options import Json, Steps
-from excise.cli.terminal import note, progress, table
+from excise.cli.terminal import echo, note, progress, table
+from excise.errors import printable
 from excise.outputs import check_resumed
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ def demo(
     if json:
         from json import dumps
 
-        typer.echo(dumps(result, indent=2))
+        echo(dumps(result, indent=2))
     else:
-        typer.echo(f"\nDone in {result['seconds']:.0f} s. Open {out / 'report.html'}.")
+        echo(f"\nDone in {result['seconds']:.0f} s. Open {out / 'report.html'}.")
 
 
 class _Screen:
@@ -62,12 +63,13 @@ class _Screen:
             note(f"{self._steps}. {title}")
             return
         from rich.console import Console
+        from rich.text import Text
 
-        Console(highlight=False).print(f"\n[bold]{self._steps}. {title}[/bold]")
+        Console(highlight=False).print(Text(printable(f"\n{self._steps}. {title}"), style="bold"))
 
     def say(self, text: str) -> None:
         if not self._quiet:
-            typer.echo(f"   {text}")
+            echo(f"   {text}")
 
     def ranking(self, found: Findings) -> None:
         if not self._quiet:
@@ -75,7 +77,7 @@ class _Screen:
 
             show_ranking(found.concept.name, found.found.site.key, found.rows[:5])
             for warning in found.warnings:
-                typer.echo(f"   warning: {warning}")
+                echo(f"   warning: {warning}")
 
     def figures(self, measured: dict[str, Estimate], further: dict[str, Estimate]) -> None:
         if self._quiet:

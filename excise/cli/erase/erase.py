@@ -26,7 +26,7 @@ from excise.cli.options import (
     SiteOption,
     snce_option,
 )
-from excise.cli.terminal import emit, note, table, training
+from excise.cli.terminal import echo, emit, note, table, training
 from excise.cli.weights import choosing_weights
 from excise.erasers.artefact.files import FILES
 from excise.outputs import check_folder, check_resumed
@@ -250,7 +250,7 @@ def erase(
     }
 
     def show() -> None:
-        typer.echo(f"{out}: “{eraser.concept}”, {size / 1000:.1f} kB, digest {eraser.digest[:12]}")
+        echo(f"{out}: “{eraser.concept}”, {size / 1000:.1f} kB, digest {eraser.digest[:12]}")
         for edit in eraser.edits:
             if edit.neurons:
                 neurons = ", ".join(map(str, edit.neurons))
@@ -258,15 +258,15 @@ def erase(
                 how = f"{SYMBOLS[name]} = {amount:g}"
                 if name == "lambda":
                     how = strength.in_words(amount, edit.site.key, eraser.created, eraser.measured)
-                typer.echo(f"neuron {neurons} at {edit.site.key}, {how}")
+                echo(f"neuron {neurons} at {edit.site.key}, {how}")
         for description, count in Counter(
             getattr(edit, "description", "") for edit in eraser.edits if not edit.neurons
         ).items():
-            typer.echo(description.format(count=count))
+            echo(description.format(count=count))
         table("Verdict", ("check", "found"), list(in_words(eraser.verdict)))
-        typer.echo(f"WEAK: {'; '.join(eraser.weak)}" if eraser.weak else "The eraser meets every limit.")
+        echo(f"WEAK: {'; '.join(eraser.weak)}" if eraser.weak else "The eraser meets every limit.")
         where = "" if model is None else f" --model {model}"
-        typer.echo(f"Next: excise generate{where} --eraser {out} --prompt PROMPT --compare --out sheet.png")
+        echo(f"Next: excise generate{where} --eraser {out} --prompt PROMPT --compare --out sheet.png")
 
     emit(json, data, show)
 

@@ -12,7 +12,7 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.cutting import note_cuts, note_lost
 from excise.cli.options import Device, FirstSeed, Force, Guidance, Json, Model, PicturesEach, Steps
-from excise.cli.terminal import emit, note, progress
+from excise.cli.terminal import echo, emit, note, progress
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
 
@@ -172,7 +172,7 @@ def generate(
     data["dropped"] = dropped
     data["cut"] = [{"prompt": one.prompt, "lost": one.lost} for one in cut]
     kept = f" ({data['kept']} of them there already)" if data["kept"] else ""
-    emit(json, data, lambda: typer.echo(f"{where}: {_counted(data['pictures'])}{kept}, {seeds}"))
+    emit(json, data, lambda: echo(f"{where}: {_counted(data['pictures'])}{kept}, {seeds}"))
 
 
 def _counted(pictures: int) -> str:
@@ -205,9 +205,9 @@ def _write(
 
     def show() -> None:
         for text in written:
-            typer.echo(f"prompt: {text.prompt}")
+            echo(f"prompt: {text.prompt}")
             for name in ("before", "after"):
                 if (reply := getattr(text, name)) is not None:
-                    typer.echo(f"{name + ':':<7} {' '.join(reply.split())}")
+                    echo(f"{name + ':':<7} {' '.join(reply.split())}")
 
     emit(as_json, {"texts": [asdict(text) for text in written]}, show)

@@ -8,7 +8,7 @@ import typer
 
 from excise.cli.command import Commands
 from excise.cli.options import Json
-from excise.cli.terminal import emit, prose, table
+from excise.cli.terminal import echo, emit, prose, table
 
 MethodName = Annotated[str, typer.Argument(help="A method's name, or several joined with +.")]
 
@@ -30,7 +30,7 @@ def listed(context: typer.Context, json: Json = False) -> None:
         for row in rows:
             licence = "without a licence" if row["licence"] == "none" else row["licence"]
             original = f"; its authors' code: {licence}" if licence else ""
-            typer.echo(f"{row['name']} ({row['kind']})")
+            echo(f"{row['name']} ({row['kind']})")
             prose(row["does"], indent=4)
             prose(f"edits {row['edits']}{original}", indent=4)
             if row["paper"]:
@@ -51,7 +51,7 @@ def show(name: MethodName, json: Json = False) -> None:
 
     def printed() -> None:
         if not rows:
-            typer.echo(f"{name} has no settings")
+            echo(f"{name} has no settings")
             return
         heads = ("setting", "default", "paper", "bundled model", "takes", "meaning")
         cells = [
@@ -84,4 +84,4 @@ def cite(name: MethodName) -> None:
     """Print a method's paper as BibTeX."""
     from excise.app.erase.methods import citation
 
-    typer.echo(citation(name))
+    echo(citation(name))

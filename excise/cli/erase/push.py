@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from excise.cli.options import EraserFolder, Json
-from excise.cli.terminal import emit
+from excise.cli.terminal import echo, emit
 
 
 def register(app: typer.Typer) -> None:
@@ -49,6 +49,6 @@ def push(
         eraser, url = push_folder(one, name, private=private or None, revision=revision, commit_message=message)
         rows.append({"folder": str(one), "repo": name, "url": url, "digest": eraser.digest})
         if not json:
-            typer.echo(f"{url}: “{eraser.concept}”, digest {eraser.digest[:12]}")
+            echo(f"{url}: “{eraser.concept}”, digest {eraser.digest[:12]}")
     if json:
         emit(json, rows[0] if len(rows) == 1 else rows, lambda: None)

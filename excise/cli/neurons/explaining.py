@@ -13,7 +13,7 @@ from excise.cli.asking import KEY, Answers, BaseUrl, Jobs, KeyVariable, ModelNam
 from excise.cli.cutting import note_cuts
 from excise.cli.neurons.neurons import NAME, Database, app, figure
 from excise.cli.options import Column, Device, Json, Model, Sae
-from excise.cli.terminal import emit, note, progress, table
+from excise.cli.terminal import echo, emit, note, progress, table
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
 
@@ -142,7 +142,7 @@ def _show(rows: list[dict[str, Any]], explanations: list[Explanation]) -> None:
     table("Explanations", ("neuron", "explanation", "scores", "failed"), cells)
     spent, cached = sum(made.cost.spent for made in explanations), sum(made.cost.cached for made in explanations)
     asked = sum(made.cost.questions for made in explanations)
-    typer.echo(f"{asked} questions, {cached} answered from the cache; {spent} tokens spent this time")
+    echo(f"{asked} questions, {cached} answered from the cache; {spent} tokens spent this time")
 
 
 def _scores(made: Explanation) -> str:

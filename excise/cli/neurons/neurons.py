@@ -13,7 +13,7 @@ from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.cutting import note_cuts
 from excise.cli.options import Column, Device, Force, Json, Model, Sae, SiteOption, Top
-from excise.cli.terminal import aligned, emit, key_values, note, progress, table
+from excise.cli.terminal import aligned, echo, emit, key_values, note, progress, table
 from excise.cli.weights import choosing_weights
 from excise.outputs import EXPORTS, check_extra, check_file, check_folder, check_resumed_file
 
@@ -77,7 +77,7 @@ def build(
 
     def printed() -> None:
         state = "saved in" if made.fresh else "there already in"
-        typer.echo(f"{made.neurons:,} of {made.m:,} neurons fire on {corpus}; {state} {out}")
+        echo(f"{made.neurons:,} of {made.m:,} neurons fire on {corpus}; {state} {out}")
 
     emit(json, made.row(), printed)
 
@@ -168,7 +168,7 @@ def export(
     with NeuronDatabase.open(db) as database:
         database.export(out)
         n = len(database)
-    emit(json, {"neurons": n, "out": str(out)}, lambda: typer.echo(f"wrote {n:,} neurons to {out}"))
+    emit(json, {"neurons": n, "out": str(out)}, lambda: echo(f"wrote {n:,} neurons to {out}"))
 
 
 @app.command(epilog="Example: excise neurons browse --db neurons.db --out neurons --eraser gun-eraser")
@@ -194,7 +194,7 @@ def browse(
     emit(
         json,
         {"page": str(page)},
-        lambda: typer.echo(f"open {page} in a browser; add #q=word or #n=number to share a view"),
+        lambda: echo(f"open {page} in a browser; add #q=word or #n=number to share a view"),
     )
 
 
@@ -211,9 +211,7 @@ def import_(
     from excise.app.neurons.safe_sail import import_safe_sail
 
     paths = import_safe_sail(file, out)
-    emit(
-        json, {"databases": [str(path) for path in paths]}, lambda: typer.echo(f"saved in {', '.join(map(str, paths))}")
-    )
+    emit(json, {"databases": [str(path) for path in paths]}, lambda: echo(f"saved in {', '.join(map(str, paths))}"))
 
 
 @app.command(epilog="Example: excise neurons tag gun,knife --db neurons.db")

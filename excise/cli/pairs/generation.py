@@ -10,7 +10,7 @@ import typer
 from excise.cli import bounds
 from excise.cli.asking import KEY, Answers, BaseUrl, Jobs, KeyVariable, ModelName, chosen_backend
 from excise.cli.options import ConceptWords, Count, Device, Force, Json, Kind, Mentions
-from excise.cli.terminal import emit, note, progress, table
+from excise.cli.terminal import echo, emit, note, progress, table
 from excise.outputs import PAIRS, check_absent, check_file
 
 if TYPE_CHECKING:
@@ -105,10 +105,10 @@ def _show(made: Generated, counted: dict[str, Any], first: list[tuple[str, str]]
             f"{counted['questions']} questions: {counted['cached']} answered from the cache, {counted['unanswered']} "
             "unanswered"
         )
-        typer.echo(f"{asked}; {counted['tokens']} tokens, {counted['tokens_spent']} of them this time")
-        typer.echo(f"pairs parsed: {counted['parsed']}")
-    typer.echo(f"rejected: {_why(counted)}" + (f"; {counted['spare']} spare" if counted["spare"] else ""))
+        echo(f"{asked}; {counted['tokens']} tokens, {counted['tokens_spent']} of them this time")
+        echo(f"pairs parsed: {counted['parsed']}")
+    echo(f"rejected: {_why(counted)}" + (f"; {counted['spare']} spare" if counted["spare"] else ""))
     if made.cost.questions and counted["from_templates"]:
-        typer.echo(f"from templates: {counted['from_templates']}")
+        echo(f"from templates: {counted['from_templates']}")
     for problem in counted["problems"]:
-        typer.echo(f"problem: {problem}")
+        echo(f"problem: {problem}")

@@ -11,7 +11,7 @@ import typer
 from excise.cli.command import Commands
 from excise.cli.options import ConceptWords, Count, Force, Json, Kind, Mentions, PairsArgument
 from excise.cli.pairs import generation, review
-from excise.cli.terminal import emit, table
+from excise.cli.terminal import echo, emit, table
 from excise.outputs import PAIRS, check_file
 
 app = Commands(help="Make, check and review pairs of prompts with and without a concept.", no_args_is_help=True)
@@ -48,7 +48,7 @@ def make(
         rows = [(p.concept, p.deconcept) for p in made.pairs[:5]]
         table(f"{len(made.pairs)} pairs for “{made.name}” in {out}", ("concept", "deconcept"), rows)
         for problem in found:
-            typer.echo(f"problem: {problem}")
+            echo(f"problem: {problem}")
 
     emit(json, data, show)
 
@@ -69,8 +69,8 @@ def check(
 
     def show() -> None:
         for problem in found:
-            typer.echo(f"problem: {problem}")
-        typer.echo(f"{len(concept.pairs)} pairs, {len(found)} problem{'' if len(found) == 1 else 's'}")
+            echo(f"problem: {problem}")
+        echo(f"{len(concept.pairs)} pairs, {len(found)} problem{'' if len(found) == 1 else 's'}")
 
     emit(json, {"pairs": len(concept.pairs), "problems": found, "first": asdict(concept.pairs[0])}, show)
     if found:

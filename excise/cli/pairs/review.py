@@ -10,8 +10,8 @@ import typer
 
 from excise.cli.keys import Answers, typed_answers
 from excise.cli.options import Force, Json, PairsArgument
-from excise.cli.terminal import emit, note
-from excise.errors import ExciseError
+from excise.cli.terminal import echo, emit, note
+from excise.errors import ExciseError, printable
 from excise.outputs import PAIRS, check_file
 
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ def review(
 
     def show() -> None:
         for problem in problems:
-            typer.echo(f"problem: {problem}")
+            echo(f"problem: {problem}")
         unwritten = f"exported to {export_jsonl}" if export_jsonl else "repeat the command to continue"
-        typer.echo(f"{counts(state)}; {f'written to {out}' if written else unwritten}")
+        echo(f"{counts(state)}; {f'written to {out}' if written else unwritten}")
 
     emit(json, data, show)
 
@@ -141,9 +141,11 @@ def _show_next(state: Review, mentions: tuple[str, ...]) -> None:
     same = SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks()
     for n, (name, words) in enumerate((("concept", ours), ("deconcept", theirs))):
         shared = {block[n] + i for block in same for i in range(block.size)}
-        grid.add_row(name, Text(" ").join(Text(w, "" if i in shared else "bold") for i, w in enumerate(words)))
+        grid.add_row(
+            name, Text(" ").join(Text(printable(w), "" if i in shared else "bold") for i, w in enumerate(words))
+        )
     for fault in faults(pair, mentions) if mentions else ():
-        grid.add_row("", Text(fault, "red"))
+        grid.add_row("", Text(printable(fault), "red"))
     Console(stderr=True, highlight=False).print(grid)
 
 

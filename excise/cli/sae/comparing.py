@@ -12,7 +12,7 @@ from excise.cli import bounds
 from excise.cli.cutting import note_cuts
 from excise.cli.options import Column, Count, Device, Json, Model
 from excise.cli.sae.supervised import app
-from excise.cli.terminal import aligned, emit, note, progress, prose, table
+from excise.cli.terminal import aligned, echo, emit, note, progress, prose, table
 from excise.cli.weights import choosing_weights
 from excise.outputs import check_resumed
 
@@ -187,8 +187,8 @@ def show(rows: list[dict[str, Any]], by: str) -> None:
     cells = [[str(n), *row] for n, row in enumerate(figures, 1)]
     table(f"SAEs by {COLUMNS.get(by, by)}", titles, cells)
     for n, row in enumerate(rows, 1):
-        typer.echo(f"{n:3}  {row['sae']}: {row['site']}, {row['m']} neurons, k {row['k']}")
-    typer.echo()
+        echo(f"{n:3}  {row['sae']}: {row['site']}, {row['m']} neurons, k {row['k']}")
+    echo()
     prose(LEGEND)
 
 
