@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -9,9 +10,12 @@ import re
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 from excise.errors import ExciseError
 
@@ -37,7 +41,11 @@ def temporary_beside(path: Path, ending: str = "tmp") -> Path:
     containers share both. It is shortened to fit where `path` does (255 bytes).
     """
     host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname().partition(".")[0])[:24]
-    return path.with_name(f".{path.name[:40]}.{host}.{os.getpid()}.{secrets.token_hex(8)}.{ending}")
+    return path.with_name(f".{path.name[:_KEPT]}.{host}.{os.getpid()}.{secrets.token_hex(8)}.{ending}")
+
+
+_KEPT = 40
+"""Characters of a name that `temporary_beside` keeps."""
 
 
 def check_named(folder: Path) -> None:
@@ -94,21 +102,23 @@ def _put(path: Path, data: bytes | str, put: Callable[[Path], object]) -> None:
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes | str]) -> None:
-    """Write a whole folder atomically: a reader sees the old one or the new one, never a mixture.
+    """Write a whole folder atomically. A reader that uses `unmixed` gets the old files or the new ones.
 
     An existing `folder` is replaced only if it holds no other files than those named in `contents`. If writing fails or
-    is interrupted, the old one is restored. Raises ExciseError if it holds other files, if the disk refuses, and for a
-    folder without a name.
+    is interrupted, the old one is restored. What killed writers of this folder left is removed after an hour. Raises
+    ExciseError if it holds other files, if the disk refuses, and for a folder without a name.
     """
     check_named(folder)
     temporary = temporary_beside(folder)
     try:
+        _restore(folder)
         if strangers := sorted(_names(folder) - set(contents)):
             raise ExciseError(f"{folder} holds other files ({', '.join(strangers[:3])}); choose an empty or new folder")
         temporary.mkdir(parents=True)
         for name, data in contents.items():
             _write(temporary / name, data)
         put_folder(temporary, folder)
+        _remove_abandoned(folder)
     except OSError as error:
         raise ExciseError(
             f"cannot write {folder}: {error.strerror or error}; free some space or choose another place"
@@ -120,9 +130,13 @@ def write_folder(folder: Path, contents: Mapping[str, bytes | str]) -> None:
 def put_folder(finished: Path, folder: Path) -> None:
     """Rename a finished folder to `folder`; if this is interrupted, the old one is restored.
 
-    Of several simultaneous writers, each one puts a whole folder in place and the last one stays. Raises OSError if the
-    disk refuses.
+    Where the system can exchange two names (Linux, on most disks), there is always a folder of that name. Elsewhere
+    there is none for a moment. Of several simultaneous writers, each one puts a whole folder in place and the last one
+    stays. Raises OSError if the disk refuses.
     """
+    if _exchange(finished, folder):
+        _remove(finished)
+        return
     olds: list[Path] = []
     done = False
     try:
@@ -144,7 +158,118 @@ def put_folder(finished: Path, folder: Path) -> None:
                 kept[-1].replace(folder)
             if done or folder.exists():
                 for old in olds:
-                    shutil.rmtree(old, ignore_errors=True)
+                    _remove(old)
+
+
+def cell(value: Any) -> Any:
+    """Return a value for a cell of a .csv: an apostrophe before a text that a spreadsheet would run as a formula.
+
+    Numbers stay numbers, also as text.
+    """
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    return value if _NUMBER.fullmatch(value) else f"'{value}"
+
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+_Read = TypeVar("_Read")
+
+
+def unmixed(folder: Path, read: Callable[[], _Read]) -> _Read:
+    """Return what `read` reads from a folder's files, all of them from before or all from after any `write_folder`.
+
+    Reads again if the folder was replaced meanwhile, and raises what `read` raises if it was not.
+    """
+    for _ in range(_LOOKS):
+        before = _identity(folder)
+        try:
+            found = read()
+        except Exception:
+            if _identity(folder) == before:
+                raise
+            continue
+        if _identity(folder) == before:
+            return found
+    raise ExciseError(f"{folder} is replaced again and again while it is read; read it when its writers are done")
+
+
+_LOOKS = 1000
+_ABANDONED = 3600.0
+"""Seconds after which a writer's temporary folder is taken for that of a killed writer."""
+
+
+def _identity(folder: Path) -> tuple[int, ...] | None:
+    """Return what differs between a folder and the one that replaces it, or None if there is no such folder.
+
+    A new folder may get the number of a removed one, but not its time of change.
+    """
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
+@cache
+def _renameat2() -> Any:
+    try:
+        return ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):  # not Linux, or an old C library
+        return None
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders at once. Returns False if one is missing, or the system or disk cannot."""
+    function, current, exchange = _renameat2(), -100, 2
+    return function is not None and function(current, os.fsencode(one), current, os.fsencode(other), exchange) == 0
+
+
+def _leftovers(folder: Path, ending: str) -> list[Path]:
+    """Return the names that `temporary_beside` made for this folder with one of its endings, the last changed last.
+
+    None for a name that it shortens, as other folders would have the same.
+    """
+    name = folder.name
+    if len(name) > _KEPT:
+        return []
+    made = re.compile(re.escape(f".{name}.") + rf"[A-Za-z0-9_-]*\.\d+\.[0-9a-f]{{16}}\.{ending}")
+    found = []
+    with suppress(OSError):
+        for path in folder.parent.iterdir():
+            if made.fullmatch(path.name):
+                with suppress(OSError):
+                    found.append((_changed(path), path))
+    return [path for _, path in sorted(found)]
+
+
+def _changed(path: Path) -> float:
+    found = path.lstat()
+    return max(found.st_ctime, found.st_mtime)
+
+
+def _restore(folder: Path) -> None:
+    """Put back the old folder if a writer was killed after it had moved that away (where names cannot be exchanged)."""
+    if not folder.exists() and (olds := _leftovers(folder, "old")):
+        with suppress(OSError):
+            olds[-1].replace(folder)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the temporary folders that killed writers of `folder` left. Those of living ones are younger."""
+    for path in (*_leftovers(folder, "tmp"), *_leftovers(folder, "old")):
+        with suppress(OSError):
+            if path.is_dir() and time.time() - _changed(path) > _ABANDONED:
+                _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, or a link to one, as far as the disk allows."""
+    if folder.is_symlink():
+        with suppress(OSError):
+            folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _names(folder: Path) -> set[str]:

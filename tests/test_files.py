@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from excise import files
 from excise.errors import ExciseError
-from excise.files import is_leftover, temporary_beside, write_atomic, write_folder, write_once
+from excise.files import is_leftover, temporary_beside, unmixed, write_atomic, write_folder, write_once
 
 
 @pytest.fixture
@@ -41,8 +44,14 @@ def test_a_folder_is_replaced_whole(folder: Path) -> None:
     assert [p.name for p in folder.parent.iterdir()] == ["it"]
 
 
+def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away renameat2, as on other systems and some disks."""
+    monkeypatch.setattr("excise.files._renameat2", lambda: None)
+
+
 @pytest.mark.parametrize("at", [1, 2])
 def test_ctrl_c_at_either_rename_leaves_the_old_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    no_exchange(monkeypatch)
     break_replace(monkeypatch, KeyboardInterrupt(), at)
     with pytest.raises(KeyboardInterrupt):
         write_folder(folder, {"a": "new"})
@@ -60,6 +69,7 @@ def test_the_old_folder_survives_even_where_it_cannot_be_put_back(
             raise OSError(errno.EIO, "Input/output error")
         return real(self, target)
 
+    no_exchange(monkeypatch)
     monkeypatch.setattr(Path, "replace", only_away)
     with pytest.raises(ExciseError, match="Input/output"):
         write_folder(folder, {"a": "new"})
@@ -162,3 +172,104 @@ def test_of_several_writers_the_first_ones_stays(tmp_path: Path, monkeypatch: py
         list(threads.map(lambda n: write_once(tmp_path / "it", str(n)), range(50)))
     assert (tmp_path / "it").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["it"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from excise.files import write_folder
+n = int(sys.argv[2])
+while True:
+    n += 1
+    write_folder(Path(sys.argv[1]), {name: f"{n}" * 2000 for name in "abc"})
+"""
+
+
+def written(folder: Path) -> list[str]:
+    return [(folder / name).read_text() for name in "abc"]
+
+
+exchanging = pytest.mark.skipif(files._renameat2() is None, reason="names cannot be exchanged on this system")
+
+
+@exchanging
+def test_a_reader_next_to_a_writer_sees_the_old_files_or_the_new_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "it"
+    write_folder(folder, dict.fromkeys("abc", "0" * 2000))
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(folder), "0"])
+    missing, seen = 0, set()
+    try:
+        until = time.monotonic() + 60
+        looks = 0
+        while looks < 4000 or (len(seen) < 20 and time.monotonic() < until):
+            looks += 1
+            missing += not folder.is_dir()
+            a, b, c = unmixed(folder, lambda: written(folder))
+            assert a == b == c
+            seen.add(a)
+    finally:
+        writer.kill()
+        writer.wait()
+    assert missing == 0 and len(seen) >= 20
+
+
+@exchanging
+def test_a_killed_writer_leaves_a_whole_folder_and_the_next_one_cleans_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "it"
+    for n in range(8):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(folder), str(1000 * n)])
+        while not folder.is_dir():
+            time.sleep(0.01)
+        time.sleep(0.15 + 0.0037 * n)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        a, b, c = written(folder)
+        assert a == b == c and len(a) >= 2000
+    (tmp_path / ".it.other").mkdir()
+    (tmp_path / temporary_beside(tmp_path / "its").name).mkdir()
+    other = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".it.") or path.name == ".it.other"}
+    half = temporary_beside(folder)
+    half.mkdir()
+    write_folder(folder, dict.fromkeys("abc", "new"))
+    assert half.is_dir()  # its writer may be alive
+    monkeypatch.setattr(files, "_ABANDONED", -1.0)
+    write_folder(folder, dict.fromkeys("abc", "newer"))
+    assert {path.name for path in tmp_path.iterdir()} == other
+
+
+def test_a_folder_that_a_killed_writer_had_moved_away_comes_back(folder: Path) -> None:
+    folder.rename(temporary_beside(folder, "old"))
+    with pytest.raises(ExciseError, match=r"other files \(a\)"):
+        write_folder(folder, {"b": "new"})
+    assert (folder / "a").read_text() == "old"
+    assert [path.name for path in folder.parent.iterdir()] == ["it"]
+
+
+def test_a_link_to_a_folder_is_replaced_and_its_target_stays(folder: Path) -> None:
+    link = folder.with_name("link")
+    link.symlink_to(folder)
+    write_folder(link, {"a": "new"})
+    assert not link.is_symlink() and (link / "a").read_text() == "new"
+    assert (folder / "a").read_text() == "old"
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["it", "link"]
+
+
+def test_without_an_exchange_threads_lose_no_write_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_exchange(monkeypatch)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda n: write_folder(tmp_path / "it", {"a": str(n)}), range(100)))
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
+
+
+def test_reading_a_folder_that_stays_raises_what_the_reader_raises(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        unmixed(folder, lambda: (folder / "b").read_text())
+    with pytest.raises(FileNotFoundError):
+        unmixed(folder / "none", lambda: (folder / "none" / "b").read_text())
+
+
+def test_a_folder_that_is_replaced_without_end_is_one_line(folder: Path) -> None:
+    with pytest.raises(ExciseError, match="replaced again and again"):
+        unmixed(folder, lambda: write_folder(folder, {"a": "new"}))

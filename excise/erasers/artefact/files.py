@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from excise.errors import NotFound, Tampered
-from excise.files import sha256
+from excise.files import sha256, unmixed
 
 SCHEMA = "excise.eraser/1"
 FILES = ("eraser.json", "eraser.safetensors", "manifest.json")
@@ -41,8 +41,12 @@ def as_json(data: Any) -> bytes:
 
 
 def read(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of the three files. Raise NotFound if all are missing, Tampered if one is missing or
-    unreadable."""
+    """Return the bytes of the three files, as one writer left them. Raise NotFound if all are missing, Tampered if one
+    is missing or unreadable."""
+    return unmixed(folder, lambda: _read(folder))
+
+
+def _read(folder: Path) -> dict[str, bytes]:
     files = {}
     for name in FILES:
         try:
