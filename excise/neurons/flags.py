@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from excise.neurons.validation import STRUCTURAL_SHARE
@@ -36,8 +36,8 @@ CHECKS: dict[str, tuple[str, str]] = {
     ),
     "not caught": (
         "Words for the concept get past the eraser.",
-        f"a word is unchanged in any of its sentences, or changes less than {percent(CAUGHT)} as much as the concept's "
-        "name",
+        "a word is unchanged in any of its sentences, or too little of its own difference is removed "
+        "(docs/explanation/verify.md)",
     ),
     "touches too much": (
         "Prompts that have nothing to do with the concept are changed.",
@@ -90,16 +90,23 @@ class Caught:
     """Effect of the eraser on a mention: in how many sentences anything changes, and by how much on average.
 
     The amount is relative to what the concept's name changes in the same sentences; None if that changes nothing.
+    `removed` and `cosine` are the share of the mention's own difference that is removed, and its cosine; `enough` is
+    whether they reach their limits. They are None if they were not measured.
     """
 
     word: str
     opened: int
     sentences: int
     relative: float | None
+    removed: float | None = field(default=None, kw_only=True)
+    cosine: float | None = field(default=None, kw_only=True)
+    enough: bool | None = field(default=None, kw_only=True)
 
     @property
     def caught(self) -> bool:
-        """Whether every sentence changes, and by at least `CAUGHT` of what the name changes."""
+        """Whether every sentence changes and enough is removed; if that was not measured, changes by `CAUGHT`."""
+        if self.enough is not None:
+            return self.opened == self.sentences > 0 and self.enough
         return self.opened == self.sentences > 0 and (self.relative is None or self.relative >= CAUGHT)
 
 
@@ -171,7 +178,11 @@ def no_bite(message: str | None) -> Flag | None:
 def not_caught(found: Sequence[Caught], severity: Severity = "red") -> Flag | None:
     """Flag mentions that the eraser misses, completely or by half."""
     missed = [word for word in found if not word.caught]
-    evidence = [f"“{w.word}”: changed in {w.opened} of {w.sentences} sentences{_of_name(w.relative)}" for w in missed]
+    evidence = [
+        f"“{w.word}”: changed in {w.opened} of {w.sentences} sentences{_of_name(w.relative)}"
+        + ("" if w.removed is None else f"; removed {w.removed:+.2f} of its own difference, cosine {w.cosine:.2f}")
+        for w in missed
+    ]
     return _flag("not caught", severity, evidence)
 
 

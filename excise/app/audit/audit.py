@@ -19,6 +19,12 @@ from excise.concepts.sentences import GroupSentence, group_sentences, sentences
 from excise.erasers import Attachment, Eraser, SAEEdit
 from excise.erasers.artefact.files import SIGNATURE
 from excise.erasers.guard.effects import Progress, text_changes
+from excise.erasers.guard.removal import (
+    MOST_PREDICTED,
+    can_measure_text,
+    removed_from_prediction,
+    removed_from_text,
+)
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.neurons import flags
 from excise.neurons.flags import Flag, Group
@@ -163,13 +169,21 @@ class Plan:
             if self.eraser.text_edits:
                 about = [self.pool.prompts[n] for n in self.pool.groups]
                 changes = dict(zip(about, text_changes(self.pipe, about, progress), strict=True))
-                effects.append(self._effects("text states", progress))
+                effects.append(self._effects("text states", attachment, progress))
             if self.eraser.denoisers:
-                effects.append(self._effects("prediction", progress))
+                effects.append(self._effects("prediction", attachment, progress))
         return effects, changes
 
-    def _effects(self, measured: Measured, progress: Progress) -> Effects:
-        return measure(self.pipe, self.eraser, measured, self.sentences_by_word, self.benign.prompts, progress)
+    def _effects(self, measured: Measured, attachment: Attachment, progress: Progress) -> Effects:
+        words = [word.text for word in self.words]
+        removals = {}
+        if measured == "text states" and can_measure_text(attachment):
+            removals = {word: removed_from_text(attachment, word, self.concept.kind, words) for word in words}
+        if measured == "prediction":
+            few = words[:MOST_PREDICTED]
+            removals = {word: removed_from_prediction(attachment, word, self.concept.kind, words) for word in few}
+        of = (self.pipe, self.eraser, measured, self.sentences_by_word, self.benign.prompts)
+        return measure(*of, progress, removals)
 
     def _checks(
         self, raised: list[Flag], views: list[NeuronView], effects: list[Effects], changes: Mapping[str, float]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from excise.app.audit.inputs import Origin, Word
 from excise.app.audit.reading import prediction_changes, unconditional_changes
 from excise.erasers import Eraser
 from excise.erasers.guard.effects import Progress, text_changes
+from excise.erasers.guard.removal import Removal
 from excise.neurons.flags import Caught
 from excise.pipeline import Pipeline
 
@@ -69,10 +70,12 @@ def measure(
     sentences: Mapping[Word, Sequence[str]],
     benign: Sequence[str],
     progress: Progress = lambda done: None,
+    removals: Mapping[str, Removal] | None = None,
 ) -> Effects:
     """Measure what the eraser, which is attached to `pipe`, changes in the words' sentences and in benign prompts.
 
-    `sentences` holds equally many for each word. The first word is the concept's name.
+    `sentences` holds equally many for each word. The first word is the concept's name. `removals` says by word how much
+    of its own difference is removed, for the words where that was measured.
     """
     chosen, free = _chosen(measured, sentences, benign)
     words, forms = list(chosen), list(chosen.values())
@@ -88,7 +91,15 @@ def measure(
     rows = [of_words[n * each : (n + 1) * each] for n in range(len(words))]
     means = [sum(row) / each for row in rows]
     found = [
-        Spoken(word.text, sum(change > 0 for change in row), each, share(mean, means[0]), word.origin, mean)
+        Spoken(
+            word.text,
+            sum(change > 0 for change in row),
+            each,
+            share(mean, means[0]),
+            word.origin,
+            mean,
+            **_removed((removals or {}).get(word.text)),
+        )
         for word, row, mean in zip(words, rows, means, strict=True)
     ]
     worst = sorted(zip(of_benign, free, strict=True), key=lambda pair: (-pair[0], pair[1]))
@@ -103,6 +114,12 @@ def measure(
         worst=tuple(Changed(text, change, share(change, means[0])) for change, text in worst[:WORST] if change > 0),
         unconditional=unconditional_changes(pipe, texts[0]) if measured == "text states" else None,
     )
+
+
+def _removed(removal: Removal | None) -> dict[str, Any]:
+    if removal is None:
+        return {}
+    return {"removed": removal.share, "cosine": removal.cosine, "enough": removal.enough}
 
 
 def share(change: float, of: float) -> float | None:
