@@ -243,6 +243,23 @@ def test_words_that_are_missed_come_first(run: Callable[..., Audit], eraser: Era
     assert next(word.opened for word in effect.words if word.word == "zebra") == 0
 
 
+@pytest.mark.parametrize("kind", ["dud", "amplifier"])
+def test_a_word_that_is_changed_and_not_removed_is_not_caught(
+    run: Callable[..., Audit], eraser: Eraser, sae: TopKSAE, kind: str
+) -> None:
+    """A dud changes every sentence, by a five-hundredth. An amplifier subtracts the decoder row turned round."""
+    (edit,) = eraser.edits
+    assert isinstance(edit, SAEEdit)
+    bad = replace(edit, lam=0.002 * edit.lam) if kind == "dud" else replace(edit, W_dec=-edit.W_dec)
+    found = run(replace(eraser, edits=(bad,), canary_shift=0.0), sae=sae)
+    (effect,) = found.effects
+    assert effect.words[0].opened == effect.words[0].sentences > 0
+    assert not effect.words[0].caught
+    assert found.checks["not caught"] == "red"
+    removed = effect.words[0].removed
+    assert removed is not None and (0 < removed < 0.01 if kind == "dud" else removed < 0)
+
+
 def test_an_eraser_that_does_not_bite_is_flagged_and_still_looked_at(
     run: Callable[..., Audit], eraser: Eraser, sae: TopKSAE
 ) -> None:
