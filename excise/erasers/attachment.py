@@ -108,21 +108,10 @@ class Attachment:
             refuse_unfit(eraser)
         modules = [module_of(pipe, edit) for edit in self.edits]
         self._checks = PromptChecks(self, strict)
-        with setting.LOCK:
-            others = [hook for module in modules if (edits := found_on(module, Edits)) for hook in edits.hooks]
-            others = [hook for hook in others if not hook.attachment.detached]
-            self.encoded_by = self._encoded_by() if eraser.edits and not self.edits else None
-            if self.encoded_by is not None and strength not in (1, self.encoded_by.strength):
-                raise InvalidSetting(
-                    f"{type(pipe).__name__} generates from embeddings that another pipeline encodes at strength "
-                    f"{self.encoded_by.strength}; set the strength there"
-                )
-            if any(hook.attachment.eraser.digest == eraser.digest for hook in others):
-                raise InvalidSetting(f"eraser {eraser.name!r} is attached to this pipeline already; detach it first")
-            if self.name in (*Guard.names(pipe), *Tally.names(pipe)):
-                raise InvalidSetting(f"an eraser called {self.name!r} is attached already; give this one another name")
         try:
             with setting.LOCK:
+                self.encoded_by = self._encoded_by() if eraser.edits and not self.edits else None
+                self._refuse_taken(modules, strength)
                 self._leave_entrances = Entrance.add(self, [*text_encoders(pipe).values(), *denoisers(pipe)])
                 self._guard = Guard.join(pipe, self)
                 watched = bool(self.eraser.text_edits)
@@ -150,6 +139,19 @@ class Attachment:
         return line(
             self, quoted(self.name), state, f"strength={self.encoding._strength:g}", f"on {type(self.pipe).__name__}"
         )
+
+    def _refuse_taken(self, modules: list[nn.Module], strength: float) -> None:
+        """Raise InvalidSetting if the eraser or its name is attached already, or its strength is set elsewhere."""
+        if self.encoded_by is not None and strength not in (1, self.encoded_by.strength):
+            raise InvalidSetting(
+                f"{type(self.pipe).__name__} generates from embeddings that another pipeline encodes at strength "
+                f"{self.encoded_by.strength}; set the strength there"
+            )
+        others = [hook.attachment for module in modules if (edits := found_on(module, Edits)) for hook in edits.hooks]
+        if any(other.eraser.digest == self.eraser.digest for other in others if not other.detached):
+            raise InvalidSetting(f"eraser {self.eraser.name!r} is attached to this pipeline already; detach it first")
+        if self.name in (*Guard.names(self.pipe), *Tally.names(self.pipe)):
+            raise InvalidSetting(f"an eraser called {self.name!r} is attached already; give this one another name")
 
     @property
     def commit(self) -> str | None:
@@ -435,8 +437,11 @@ class Attachment:
         return least
 
     def _audit(self, kind: telemetry.Kind, event: str = "") -> None:
-        log.info("eraser %s (%s): %s", one_line(self.name), self.eraser.digest[:12], event or kind)
-        self._emit(kind)
+        def audit() -> None:
+            log.info("eraser %s (%s): %s", one_line(self.name), self.eraser.digest[:12], event or kind)
+            self._emit(kind)
+
+        setting.LOCK.after(audit)
 
     def _emit(self, kind: telemetry.Kind) -> None:
         """Emit an event with the counts since the event before."""

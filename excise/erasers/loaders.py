@@ -13,7 +13,7 @@ from excise.erasers.eraser import Eraser, StrPath
 from excise.erasers.hooks import setting
 from excise.erasers.loaded import as_names, chosen, loaded_on, named
 from excise.erasers.several import Attachments, load_erasers
-from excise.errors import EraserDidNotFire, InvalidSetting
+from excise.errors import EraserDidNotFire, InvalidSetting, NotFound
 from excise.hub import fetch
 from excise.pipeline import check_pipeline
 
@@ -249,6 +249,9 @@ def replace_eraser(pipe: Pipeline, name: str, source: StrPath, **options: Any) -
         new.detach()
         raise InvalidSetting(f"{source} holds several erasers; name the folder of one")
     with setting.LOCK:
+        if old.detached:
+            new.detach()
+            raise NotFound(f"eraser {name!r} was unloaded or replaced meanwhile")
         new.name, new.encoding._enabled = name, old.encoding._enabled
         old.detach()
         setting.changed()

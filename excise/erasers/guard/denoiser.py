@@ -261,8 +261,8 @@ class DenoiserGuard(Passage):
 
     @property
     def _record(self) -> Record:
+        setting = self.setting  # before the lock is taken, since a request may take `setting.LOCK`
         with self._lock:
-            setting = self.setting
             record = self._records.setdefault(setting, Record())
             self._records.move_to_end(setting)
             while len(self._records) > SETTINGS or (

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any
 
+from excise.erasers.hooks.bound import Bound
 from excise.erasers.hooks.context import CALL, call_of, is_muted
 from excise.erasers.hooks.setting import Fixed
-from excise.erasers.hooks.wrapping import Bound
 from excise.errors import WrongModel
 from excise.pipeline import Pipeline, as_diffusers
 

@@ -19,17 +19,19 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from excise.erasers.hooks.wrapping import Bound
+from excise.erasers.hooks.bound import Bound
+from excise.erasers.hooks.deferring import DeferringLock
 from excise.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
 
-LOCK = threading.RLock()
-"""Held while erasers are attached, detached or set, and for a snapshot, so that no snapshot has half a change."""
+LOCK = DeferringLock()
+"""Held while erasers are attached, detached or set, and for a snapshot, so that no snapshot has half a change. Other
+locks are taken after it, never before."""
 _KEY = "excise setting"
-"""Key of an image's setting among the local variables of its pipeline's `__call__`. It is not a valid variable name.
-The setting is freed with the frame, whether the call returns or raises."""
+"""Key of a setting among the local variables of its function call. It is not a valid variable name. The setting is
+freed with the frame, whether the call returns or raises."""
 _THERE = "excise attachments"
 """Key, in the same place, of the attachments that existed before the pipeline's first one was attached during the
 call."""
@@ -48,15 +50,16 @@ class Setting:
         """`frame` is the function call of this thread that the setting is for."""
         self.strengths, self.of_pipeline = strengths, _is_pipeline(frame)
         self._thread, self._frame = threading.get_ident(), id(frame)
+        frame.f_locals[_KEY] = self
 
     @property
     def in_use(self) -> bool:
         """Whether its function call is still running. A frame can outlive its call, in a stored exception's traceback,
-        so the thread's stack is searched."""
+        so the thread's stack is searched. A later frame can have the id of a freed one, but not its setting."""
         frame = sys._getframe() if self._thread == threading.get_ident() else sys._current_frames().get(self._thread)
         while frame is not None and id(frame) != self._frame:
             frame = frame.f_back
-        return frame is not None
+        return frame is not None and frame.f_locals.get(_KEY) is self
 
 
 _CURRENT: ContextVar[Setting | None] = ContextVar("excise_setting", default=None)
@@ -184,6 +187,12 @@ def sweep() -> None:
             take_off()
 
 
+def _ended() -> None:
+    """Remove hooks that the freed setting may have kept."""
+    if _LEAVING:
+        LOCK.after(sweep)
+
+
 def _taken(frame: FrameType, there: Container[int] | None = None) -> Setting:
     """Return a snapshot for a function call of this thread. Default strengths count only for attachments in `there`."""
     with LOCK:
@@ -193,7 +202,7 @@ def _taken(frame: FrameType, there: Container[int] | None = None) -> Setting:
             strengths |= request()
         setting = Setting({number: value for number, value in strengths.items() if value}, frame)
         _SETTINGS.add(setting)
-        weakref.finalize(setting, sweep).atexit = False
+        weakref.finalize(setting, _ended).atexit = False
         sweep()
         return setting
 
@@ -204,9 +213,7 @@ def _of_image(caller: FrameType) -> Setting:
     if frame is None:
         return _taken(caller)
     found: Setting | None = frame.f_locals.get(_KEY)
-    if found is None:
-        found = frame.f_locals[_KEY] = _taken(frame, frame.f_locals.get(_THERE))
-    return found
+    return _taken(frame, frame.f_locals.get(_THERE)) if found is None else found
 
 
 def _pipeline_frame() -> FrameType | None:

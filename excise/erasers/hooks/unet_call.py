@@ -21,7 +21,7 @@ from excise.erasers.hooks.context import Call, is_muted
 from excise.erasers.hooks.edit_hook import EditHook, Shared, did_not_run
 from excise.erasers.hooks.fingerprints import hashes
 from excise.erasers.hooks.known_vectors import DTYPES
-from excise.erasers.hooks.setting import Setting, image
+from excise.erasers.hooks.setting import Fixed, Setting, image
 from excise.erasers.hooks.wrapping import Watch
 from excise.sites.encoding import conditional, handed_on, tensors_of
 from excise.sites.site import taps_of
@@ -125,8 +125,9 @@ class PromptTexts:
 
     def find(self, states: Tensor) -> list[list[EncodedPrompt]]:
         """Return the prompts of each row of `states` `[B, T, d]`, the latest first; an unknown row has none."""
+        keys = _row_hashes(states)
         with self._lock:
-            texts = [self._texts.get(key, ()) for key in _row_hashes(states)]
+            texts = [self._texts.get(key, ()) for key in keys]
         return [
             [EncodedPrompt(text, row, prompts) for text, prompts in entries]
             for row, entries in zip(states.detach(), texts, strict=True)
@@ -250,7 +251,8 @@ class Around(Shared, Watch):
         proceed: Proceed = lambda call: forward(**call.given)  # noqa: E731
         for hook in reversed(self.hooks):
             proceed = _within(hook, proceed)
-        return proceed(UNetCall.of(module, args, kwargs))
+        with Fixed():  # a compiled U-Net has no hook of its own that keeps the setting
+            return proceed(UNetCall.of(module, args, kwargs))
 
 
 def _within(hook: UNetCallHook, proceed: Proceed) -> Proceed:

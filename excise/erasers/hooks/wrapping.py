@@ -8,26 +8,18 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from excise.errors import ExciseError
+from excise.erasers.hooks.bound import Bound
+from excise.erasers.hooks.setting import Fixed
 
 _LIVE: weakref.WeakValueDictionary[int, Passage] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
-
-
-class Bound:
-    """Part of an attached eraser, which belongs to one pipeline: copying or pickling it raises ExciseError."""
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise ExciseError(
-            "a pipeline with an eraser attached cannot be copied or pickled; detach it, and attach it to the copy"
-        )
 
 
 class Passage(Bound, ModelHook):  # type: ignore[misc]
@@ -67,7 +59,9 @@ class Passage(Bound, ModelHook):  # type: ignore[misc]
 @torch.library.custom_op("excise::through", mutates_args=())
 def _operator(state: Tensor, number: int) -> Tensor:
     hook = _LIVE[number]
-    made = hook.passed(state)
+    # The compiled module's own hooks, which keep the setting, run only while it is traced.
+    with Fixed():
+        made = hook.passed(state)
     return made.clone() if made is state or hook.keeps else made
 
 
@@ -108,7 +102,8 @@ class Watch(Passage):
         """Call `passed_by` if the module's run has bypassed the wrapped `forward`."""
         if not torch.compiler.is_compiling() and not getattr(self._here, "met", True):
             self._here.met = True
-            self.passed_by(module, args, kwargs, output)
+            with Fixed():  # the hook that kept the setting during the run has ended it already
+                self.passed_by(module, args, kwargs, output)
 
     def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Handle a run that bypassed the wrapped `forward`."""
@@ -148,7 +143,7 @@ def remove(module: nn.Module, hook: Passage) -> None:
         hook.fn_ref.post_forward = lambda module, output: output
         hook.fn_ref.forward = hook.fn_ref.original_forward or hook.fn_ref.forward
         return
-    registry.remove_hook(hook.name, recurse=False)
+    _remove_from(registry, hook)
     if registry.hooks:
         return
     forward = vars(module).get("forward")
@@ -156,6 +151,16 @@ def remove(module: nn.Module, hook: Passage) -> None:
         del module.forward
     if getattr(registry, "excise_made_it", False):
         del module._diffusers_hook
+
+
+def _remove_from(registry: HookRegistry, hook: Passage) -> None:
+    """Remove a hook from its registry. Keep the `new_forward` of the hook above it, which diffusers' own `remove_hook`
+    replaces by the forward below."""
+    above = registry._fn_refs[registry._hook_order.index(hook.name) + 1 :][:1]
+    replacing = [(ref, ref.forward) for ref in above if ref.original_forward is not None]
+    registry.remove_hook(hook.name, recurse=False)
+    for ref, forward in replacing:
+        ref.original_forward, ref.forward = ref.forward, forward
 
 
 H = TypeVar("H", bound=Passage)

@@ -14,6 +14,7 @@ from excise.concepts import Concept, Pair
 from excise.erasers import Eraser
 from excise.erasers.hooks import unet_call
 from excise.erasers.hooks.unet_call import PromptTexts
+from excise.errors import EraserDidNotFire
 from excise.methods import method
 
 PAIRS = (
@@ -76,6 +77,32 @@ def test_text_is_known_wherever_it_was_encoded(tiny_pipe: Any, eraser: Eraser) -
             assert torch.equal(*two), "two images in a row in one thread"
         assert attachment.status()["bypasses"] == 0
     assert torch.equal(draw(sibling), plain)
+
+
+@pytest.mark.parametrize("below", ["text", "weights"])
+def test_an_edit_stays_when_a_hook_below_it_is_removed(
+    tiny_pipe: Any, gun_eraser: Eraser, eraser: Eraser, below: str
+) -> None:
+    """diffusers drops the `forward` of the hook above the one that it removes."""
+    with eraser.attach(tiny_pipe):
+        alone = draw(tiny_pipe)
+    uce = method("uce").fit(tiny_pipe, CONCEPT)
+    first = (gun_eraser if below == "text" else uce).attach(tiny_pipe)
+    with eraser.attach(tiny_pipe):
+        first.detach()
+        assert torch.equal(draw(tiny_pipe), alone)
+
+
+def test_an_edit_that_is_bypassed_after_it_was_switched_off(tiny_pipe: Any) -> None:
+    """The image began under it, so it is refused, although the eraser is off when the bypass is noticed."""
+
+    def change(pipe: Any, n: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        pipe.unet.forward = type(pipe.unet).forward.__get__(pipe.unet)  # accelerate restores what it found
+        attachment.enabled = False
+        return kwargs
+
+    with method("sld").fit(tiny_pipe, CONCEPT).attach(tiny_pipe) as attachment, pytest.raises(EraserDidNotFire):
+        draw(tiny_pipe, callback_on_step_end=change)
 
 
 def test_text_is_known_after_many_others(tiny_pipe: Any, eraser: Eraser) -> None:
