@@ -18,6 +18,7 @@ from excise.bench.suite import Picture, Suite
 from excise.bench.worker import all_cases, picture_of
 from excise.concepts.concept import mentioned
 from excise.drawn import fault
+from excise.files import cell
 
 BASELINE = "none"
 
@@ -158,20 +159,23 @@ def table(measured: Mapping[str, Any]) -> str:
     """
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("method", "concept", "figure", *Estimate._fields))
+
+    def row(*cells: Any) -> None:
+        writer.writerow([cell("" if value is None else value) for value in cells])
+
+    row("method", "concept", "figure", *Estimate._fields)
     for label, method in measured["methods"].items():
         for concept, figures in {"": method["figures"], **method["concepts"]}.items():
             for name, figure in figures.items():
-                cells = [figure.get(field) if figure else None for field in Estimate._fields]
-                writer.writerow((label, concept, name, *("" if cell is None else cell for cell in cells)))
+                row(label, concept, name, *(figure.get(field) if figure else None for field in Estimate._fields))
         for name, value in method["cost"].items():
-            writer.writerow((label, "", name, "" if value is None else value, *[""] * 4))
+            row(label, "", name, value, *[""] * 4)
         if method["cut"]:
-            writer.writerow((label, "", "prompts cut", method["cut"], *[""] * 4))
+            row(label, "", "prompts cut", method["cut"], *[""] * 4)
         if method["unread"]:
-            writer.writerow((label, "", "concept not read", len(method["unread"]), *[""] * 4))
+            row(label, "", "concept not read", len(method["unread"]), *[""] * 4)
         for name, count in outside(method).items():
-            writer.writerow((label, "", name, count, *[""] * 4))
+            row(label, "", name, count, *[""] * 4)
     return out.getvalue()
 
 

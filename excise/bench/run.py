@@ -44,6 +44,8 @@ STALE = 120.0
 TRIES = 3
 """Number of tries at a unit, by any workers, before it is set aside."""
 Record = dict[str, Any]
+_OUTSIDE = ("prompts", "clip", "q16", "style_classifier", "object_classifier")
+"""Settings of a suite that name files or models. Canvas's `prompts` is a number."""
 _NAMED, _WRITTEN = ":+/", "+&!"
 _ON_DISK, _AS_NAMED = str.maketrans(_NAMED, _WRITTEN), str.maketrans(_WRITTEN, _NAMED)
 
@@ -66,8 +68,18 @@ class Unit:
         return cls(method.translate(_AS_NAMED), concept)
 
 
+def checked_name(name: str) -> str:
+    """Return a unit's or concept's name. Raises ExciseError if it would lead out of the run's folder."""
+    if name.startswith(".") or any(sign in name for sign in ("/", "\\", "\0")):
+        raise ExciseError(f"{name!r} cannot name a file of a run; the run is damaged or not to be trusted")
+    return name
+
+
 class Run:
-    """Opened run. Raises ExciseError if the folder is not a run, or its plan cannot be read."""
+    """Opened run.
+
+    Raises ExciseError if the folder is not a run, its plan cannot be read, or one of both leads out of the folder.
+    """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -83,6 +95,25 @@ class Run:
                 f"{folder} has the format {self.plan.get('schema')!r}, but this version reads {SCHEMA!r}; start "
                 "another run"
             )
+        for concept in self.plan.get("concepts", ()):
+            checked_name(str(concept))
+        with os.scandir(self.folder) as entries:
+            if links := sorted(entry.name for entry in entries if entry.is_symlink()):
+                raise ExciseError(f"{self.folder / links[0]} is a link; a run may hold none, as it would write there")
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Return what the plan names outside the run: its model, SAE, and the suite's files and models."""
+        settings = {
+            key: value
+            for key, value in self.plan.get("settings", {}).items()
+            if key in _OUTSIDE and isinstance(value, str)
+        }
+        return {
+            key: str(value)
+            for key, value in {"model": self.plan.get("model"), "sae": self.plan.get("sae"), **settings}.items()
+            if value is not None
+        }
 
     @classmethod
     def create(cls, folder: Path | str, plan: Mapping[str, Any], units: Sequence[Unit]) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from excise.bench.pictures import Pixels, read
 from excise.bench.statistics import Estimate
 from excise.concepts import Concept
 from excise.drawn import Drawn
+from excise.errors import ExciseError
 from excise.pipeline import Pipeline
 
 Role = Literal["target", "attack", "white-box", "keep", "mixed"]
@@ -26,6 +28,16 @@ class Family:
     role: Role
     title: str
     """One-line description for the report."""
+
+
+_CASE = re.compile(r"(?!\.)[A-Za-z0-9._-]+")
+
+
+def checked_case(name: Any) -> str:
+    """Return the id of a case. Raises ExciseError if it could lead out of the run's folder."""
+    if isinstance(name, str) and _CASE.fullmatch(name):
+        return name
+    raise ExciseError(f"the case id {name!r} is not valid; only letters, digits and ._- may be in it, and no dot first")
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,11 @@ class Case:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Case:
-        """Read a case written by `dataclasses.asdict` as JSON."""
+        """Read a case written by `dataclasses.asdict` as JSON.
+
+        Raises ExciseError if its id is not a valid file name, since it may come from a stranger's run.
+        """
+        checked_case(row["id"])
         return cls(**{**row, "keeps": tuple(row["keeps"]), "learnt": tuple(row.get("learnt", ()))})
 
 

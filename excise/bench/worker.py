@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from excise.bench.pictures import png
-from excise.bench.run import TRIES, Claim, Record, Run, Unit
-from excise.bench.suite import Case, Suite
+from excise.bench.run import TRIES, Claim, Record, Run, Unit, checked_name
+from excise.bench.suite import Case, Suite, checked_case
 from excise.drawn import Drawn
 from excise.erasers import Eraser
 from excise.erasers.artefact.verdict import WeakEraser
@@ -328,8 +328,17 @@ def _searched(run: Run, name: str) -> Path:
 
 
 def picture_of(run: Run, unit: Unit, case: str) -> Path:
-    """Return the path of a case's picture."""
-    return run.folder / "pictures" / unit.file / f"{case}.png"
+    """Return the path of a case's picture.
+
+    Raises ExciseError for a case id that is not the name of a file, and for a link: a run from a stranger could write
+    and read outside its folder.
+    """
+    folder = run.folder / "pictures" / checked_name(unit.file)
+    path = folder / f"{checked_case(case)}.png"
+    for link in (folder, path):
+        if link.is_symlink():
+            raise ExciseError(f"{link} is a link; a run may hold none")
+    return path
 
 
 def _write_json(run: Run, kind: str, unit: Unit, data: Mapping[str, Any]) -> None:

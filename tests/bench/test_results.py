@@ -5,22 +5,26 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from excise.app.bench.page import render
 from excise.app.bench.reproduce import figure_7
 from excise.bench.canvas.suite import Canvas
-from excise.bench.pictures import png
+from excise.bench.pictures import png, read_png
 from excise.bench.results import outside, results, table
 from excise.bench.run import Run, Unit
-from excise.bench.worker import picture_of
+from excise.bench.suite import checked_case
+from excise.bench.worker import all_cases, picture_of
+from excise.cli import app
 from excise.drawn import Drawn, fault
 from excise.errors import ExciseError
-from excise.files import sha256, write_atomic
+from excise.files import cell, sha256, write_atomic
 
 SUITE = Canvas(prompts=3, only=("direct", "unrelated"), searches=False)
 SEEN = {"target": False, "kept": [True], "style": True, "background": True, "nothing": False, "alignment": -0.1}
@@ -214,3 +218,105 @@ def test_one_colour_is_less_than_what_an_empty_scene_has() -> None:
     speck = backdrop("white", "flat").copy()
     speck[3, 3] -= 3
     assert fault(speck) is None
+
+
+OUT = ("../../../../PWNED", "..", ".hidden", "a/b", "/etc/passwd", "a\0b", "a b", "", "ü", "a\n", 3, None)
+
+
+@pytest.mark.parametrize("case", OUT)
+def test_a_case_of_a_stranger_leads_to_no_file_outside_the_run(tmp_path: Path, case: Any) -> None:
+    run = written(tmp_path / "run", {})
+    with pytest.raises(ExciseError, match=r"the case id .* is not valid"):
+        picture_of(run, Unit("none", "gun"), case)
+    row = asdict(SUITE.cases("gun", "quick")[0]) | {"id": case}
+    write_atomic(run.folder / "searched" / "gun.json", json.dumps([row]))
+    with pytest.raises(ExciseError, match=r"the case id .* is not valid"):
+        all_cases(run, SUITE, Unit("none", "gun"))
+
+
+@pytest.mark.parametrize("concept", ["../../x", "a/b", "..", "/tmp/x", "a\\b", "a\0b"])
+def test_a_concept_of_a_stranger_leads_to_no_file_outside_the_run(tmp_path: Path, concept: str) -> None:
+    run = written(tmp_path / "run", {})
+    if not concept.startswith("."):
+        with pytest.raises(ExciseError, match="cannot name a file of a run"):
+            picture_of(run, Unit("none", concept), "gun.direct.001")
+    plan = json.loads((run.folder / "run.json").read_text()) | {"concepts": [concept]}
+    write_atomic(run.folder / "run.json", json.dumps(plan))
+    with pytest.raises(ExciseError, match="cannot name a file of a run"):
+        Run(run.folder)
+
+
+def test_every_case_of_the_suites_has_a_valid_id() -> None:
+    suite = Canvas()
+    for concept in suite.concepts("full"):
+        assert all(checked_case(case.id) for case in suite.cases(concept, "full"))
+
+
+def test_links_in_a_run_are_not_followed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    run = written(tmp_path / "run", {})
+    path = picture_of(run, Unit("snce", "gun"), "gun.direct.001")
+    path.unlink()
+    path.symlink_to(secret)
+    with pytest.raises(ExciseError, match="is a link; a run may hold none"):
+        results(run, SUITE)
+    with pytest.raises(OSError, match="symbolic link"):
+        read_png(path)
+    path.unlink()
+    path.parent.rename(tmp_path / "elsewhere")
+    path.parent.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ExciseError, match="is a link; a run may hold none"):
+        picture_of(run, Unit("snce", "gun"), "gun.direct.001")
+    (run.folder / "pictures").rename(tmp_path / "pictures")
+    (run.folder / "pictures").symlink_to(tmp_path / "pictures")
+    with pytest.raises(ExciseError, match="pictures is a link"):
+        Run(run.folder)
+
+
+def test_only_the_model_that_the_command_names_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Any] = []
+    monkeypatch.setattr("excise.cli.bench.bench._go_on", lambda run, *given: loaded.append(run.plan["model"]))
+    run = written(tmp_path / "run", {})
+    assert CliRunner().invoke(app, ["bench", "resume", str(run.folder)]).exit_code == 0
+    named = CliRunner().invoke(app, ["bench", "resume", str(run.folder), "--model", "other"])
+    plan = json.loads((run.folder / "run.json").read_text()) | {"model": "evil/model"}
+    write_atomic(run.folder / "run.json", json.dumps(plan))
+    silent = CliRunner().invoke(app, ["bench", "resume", str(run.folder)])
+    for result, text in ((named, "the bundled model, not with other; leave out"), (silent, "add --model evil/model")):
+        assert result.exit_code == 2 and text in result.output
+    assert loaded == [None]
+    assert CliRunner().invoke(app, ["bench", "resume", str(run.folder), "--model", "evil/model"]).exit_code == 0
+    assert loaded == [None, "evil/model"]
+
+
+def test_a_run_that_names_files_of_its_own_says_so(tmp_path: Path) -> None:
+    run = written(tmp_path / "run", {})
+    plan = json.loads((run.folder / "run.json").read_text())
+    changed = plan | {"model": "m", "sae": "s", "settings": {"prompts": "p.csv", "clip": "c", "steps": 20}}
+    write_atomic(run.folder / "run.json", json.dumps(changed))
+    assert run.named == {}
+    assert Run(run.folder).named == {"model": "m", "sae": "s", "prompts": "p.csv", "clip": "c"}
+
+
+def test_a_label_is_no_formula_in_results_csv(tmp_path: Path) -> None:
+    whole = results(written(tmp_path / "run", {}), SUITE)
+    whole["methods"]["=cmd|' /C calc'!A0"] = whole["methods"].pop("snce")
+    rows = list(csv.reader(table(whole).splitlines()))
+    assert "'=cmd|' /C calc'!A0" in {row[0] for row in rows}
+    assert not any(text.startswith(("=", "+", "@")) for row in rows for text in row)
+    assert all(float(text) is not None for row in rows[1:] for text in row[3:] if text)
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        *[(f"{sign}SUM(1)", f"'{sign}SUM(1)") for sign in ("=", "+", "-", "@", "\t", "\r")],
+        *[(text, text) for text in ("", "a=b", "-1", "+1.5e-3", "-.5", "1", "'=1", "déjà")],
+        ("-1+cmd|'/C calc'!A0", "'-1+cmd|'/C calc'!A0"),
+        (-1.5, -1.5),
+        (None, None),
+    ],
+)
+def test_a_cell_is_no_formula_and_numbers_stay(value: Any, written: Any) -> None:
+    assert cell(value) == written

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from excise.bench.pictures import read_png
 from excise.bench.results import BASELINE, fault_of
 from excise.bench.run import Run, Unit
 from excise.bench.suite import Case, Suite
@@ -64,4 +65,4 @@ def _shot(run: Run, name: str, case: Case, record: Mapping[str, Any] | None) -> 
     if fault := fault_of(record, path):
         return Shot(None, f"broken: {fault}")
     says = f"{name}: {label(case.prompt, record.get('lost', ''))}"
-    return Shot(path.read_bytes(), says, record.get("seen", {}).get("target", True))
+    return Shot(read_png(path), says, record.get("seen", {}).get("target", True))

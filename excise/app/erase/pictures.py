@@ -177,7 +177,7 @@ def draw_prompts(
             for start in range(0, len(texts), batch):
                 part = slice(start, start + batch)
                 if places and kept.issuperset(places[part]):
-                    parts.append(Drawn.of([read(path) for path in places[part]]))
+                    parts.append(Drawn.of([read(path.resolve()) for path in places[part]]))
                     if progress is not None:
                         progress(steps)
                     continue

@@ -11,7 +11,7 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import NOT_PASSED, Commands
 from excise.cli.options import Device, Force, Json, Model, Sae
-from excise.cli.terminal import complain, emit, note, progress, table
+from excise.cli.terminal import complain, echo, emit, note, progress, table
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
 from excise.outputs import check_file, check_resumed
@@ -143,12 +143,23 @@ def resume(
         bool,
         typer.Option("--retry", help="Also retry what was set aside after failing too often; retry counts start over."),
     ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="The run's model, as given to `excise bench run`. Default: the bundled model."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Resume a run that was stopped or killed, or join its other workers."""
+    """Resume a run that was stopped or killed, or join its other workers.
+
+    A run folder may come from somebody else, so no other model is loaded than the one named here.
+    """
     from excise.bench.run import Run
 
     run = Run(folder)
+    if model != run.plan.get("model"):
+        wanted, given = run.plan.get("model"), "the bundled model" if model is None else model
+        how = "leave out --model" if wanted is None else f"if you trust it, add --model {wanted}"
+        raise ExciseError(f"{folder} was started with {wanted or 'the bundled model'}, not with {given}; {how}")
     if retry:
         run.retry()
     _go_on(run, json, device)
@@ -184,7 +195,7 @@ def fid(
     distance = few if distances["fid"] is None else f"{distances['fid']:.2f}"
     counts = f"n {distances['pictures']} and {distances['others']}"
     line = f"{method} against {distances['against']}: FID {distance}, KID {distances['kid']:.5f}, {counts}"
-    emit(json, distances, lambda: typer.echo(line))
+    emit(json, distances, lambda: echo(line))
 
 
 @app.command("convert-q16", epilog="Example: excise bench convert-q16 prompts.p --out q16.safetensors")
@@ -202,7 +213,7 @@ def convert_q16(
     from excise.bench.protocols.clip import convert_q16
 
     convert_q16(source, out)
-    emit(json, {"out": str(out)}, lambda: typer.echo(f"wrote {out}"))
+    emit(json, {"out": str(out)}, lambda: echo(f"wrote {out}"))
 
 
 def _pass(measured: dict[str, Any], conditions: list[Gate]) -> None:
@@ -248,6 +259,8 @@ def _report(run: Run, as_json: bool) -> dict[str, Any]:
     from excise.bench.results import BASELINE, outside
     from excise.bench.statistics import behind
 
+    if run.named:
+        note(f"{run.folder / 'run.json'} names {', '.join(f'{key} {value}' for key, value in run.named.items())}")
     measured = report(run)
 
     def show() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from excise.errors import ExciseError, MissingExtra
-from excise.files import write_atomic
+from excise.files import cell, write_atomic
 from excise.neurons.database.entry import Entry, to_json
 
 FLAT = ("neuron", "density", "peak", "explanation", "explained_by", "explained_at")
@@ -36,7 +36,8 @@ def _csv(entries: Iterable[Entry]) -> bytes:
     table.writeheader()
     for entry in entries:
         row = _flat(entry)
-        table.writerow({name: to_json(row[name], name) if name in NESTED else row[name] for name in (*FLAT, *NESTED)})
+        cells = {name: to_json(row[name], name) if name in NESTED else row[name] for name in (*FLAT, *NESTED)}
+        table.writerow({name: cell(value) for name, value in cells.items()})
     return out.getvalue().encode()
 
 

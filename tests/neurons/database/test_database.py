@@ -271,6 +271,19 @@ def test_export_as_csv(database: NeuronDatabase, tmp_path: Path) -> None:
     assert json.loads(row["patterns"]) == list(FULL.patterns)
 
 
+def test_an_explanation_is_no_formula_in_a_csv(database: NeuronDatabase, tmp_path: Path) -> None:
+    texts = ["=cmd|' /C calc'!A0", "@SUM(1)", "+1+1", "-2+3", "\tx", "\rx"]
+    database.add([Entry(n, density=0.5) for n in range(100, 100 + len(texts))])
+    for n, text in enumerate(texts, 100):
+        database.set_explanation(n, text, "=by")
+    database.export(tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["neuron"]) >= 100]
+    assert [row["explanation"] for row in rows] == [f"'{text}" for text in texts]
+    assert {row["explained_by"] for row in rows} == {"'=by"}
+    assert all(float(row["density"]) == 0.5 for row in rows)
+
+
 def test_export_as_parquet(database: NeuronDatabase, tmp_path: Path) -> None:
     parquet: Any = pytest.importorskip("pyarrow.parquet", reason="pyarrow is an extra")
     database.add([FULL, Entry(9)])
