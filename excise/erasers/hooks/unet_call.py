@@ -239,6 +239,17 @@ class Around(Shared, Watch):
 
     hooks: tuple[UNetCallHook, ...]
 
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if not torch.compiler.is_compiling():
+            self._here.replaced = False
+        return super().pre_forward(module, *args, **kwargs)
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        # diffusers drops `new_forward` when it removes the hook below, such as an offloading.
+        if not torch.compiler.is_compiling() and not getattr(self._here, "replaced", False):
+            self.passed_by(module, (), {}, output)
+        return output
+
     def passed_by(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         for hook in self.hooks:
             if hook.attachment.active and not is_muted(hook.attachment, "denoiser"):
@@ -247,6 +258,7 @@ class Around(Shared, Watch):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Replace the U-Net's `forward`."""
+        self._here.replaced = True
         forward: Any = self.fn_ref.original_forward
         proceed: Proceed = lambda call: forward(**call.given)  # noqa: E731
         for hook in reversed(self.hooks):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
 from excise.concepts import Concept, Pair
@@ -103,6 +104,16 @@ def test_an_edit_that_is_bypassed_after_it_was_switched_off(tiny_pipe: Any) -> N
 
     with method("sld").fit(tiny_pipe, CONCEPT).attach(tiny_pipe) as attachment, pytest.raises(EraserDidNotFire):
         draw(tiny_pipe, callback_on_step_end=change)
+
+
+def test_an_edit_that_others_drop_is_missed(tiny_pipe: Any) -> None:
+    tiny_pipe.unet._diffusers_hook = registry = HookRegistry(tiny_pipe.unet)
+    registry.register_hook(ModelHook(), "another's")
+    with method("safety-filter").fit(tiny_pipe, CONCEPT).attach(tiny_pipe):
+        draw(tiny_pipe)
+        registry.remove_hook("another's")
+        with pytest.raises(EraserDidNotFire):
+            draw(tiny_pipe)
 
 
 def test_text_is_known_after_many_others(tiny_pipe: Any, eraser: Eraser) -> None:
