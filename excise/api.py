@@ -41,6 +41,7 @@ def erase(
 
     The pipeline is not changed. Attach the eraser with `eraser.attach(pipe)`, or save it and attach it with
     `excise.load_eraser`.
+
     Args:
         pipe: A diffusers pipeline, or an `excise.LanguageModel`.
         concept: A built-in concept (`excise concepts` lists them), any other word or phrase, or a Concept with pairs of
