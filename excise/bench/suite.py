@@ -45,7 +45,7 @@ class Case:
     """One picture to generate, the same for every method."""
 
     id: str
-    """Unique in its suite, and a valid file name: `gun.direct.003`."""
+    """Unique in its suite, of ASCII letters, digits and ._- without a dot first: `gun.direct.003`."""
     concept: str
     family: str
     prompt: str

@@ -14,7 +14,7 @@ from excise.cli.erase import audit, checking, concepts, demo, erase, find, gener
 from excise.cli.neurons import explaining
 from excise.cli.pairs import pairs
 from excise.cli.sae import comparing
-from excise.cli.terminal import complain, echo
+from excise.cli.terminal import complain, echo, filter_warnings
 
 app = Commands(
     name="excise",
@@ -59,6 +59,7 @@ app.add_typer(reference.app, name="reference")
 
 def main() -> None:
     """Run the `excise` program."""
+    filter_warnings()
     # Hides the libraries' advice about their own internals. Their errors still come through.
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")

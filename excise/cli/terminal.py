@@ -9,6 +9,7 @@ import shutil
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,16 @@ LINE_EVERY, SOON = 30.0, 5.0
 def echo(text: str = "", err: bool = False) -> None:
     """Print a text without what a terminal would obey: files, servers and prompts are not trusted."""
     typer.echo(printable(text), err=err)
+
+
+def filter_warnings() -> None:
+    """Print Python's warnings through the filter as well: they name erasers and files."""
+    plain = warnings.formatwarning
+
+    def formatted(*given: Any, **options: Any) -> str:
+        return printable(plain(*given, **options))
+
+    warnings.formatwarning = formatted
 
 
 def complain(message: str, kind: str = "error") -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -163,6 +164,13 @@ def test_ordinary_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -
     for text in ("two\nlines\tand a tab", "déjà vu 猫 हिन्दी", "👩\u200d🚀 🏴󠁧󠁢󠁳󠁣󠁴󠁿 می\u200cخواهم", "a\u00a0b"):
         echo(text)
         assert capsys.readouterr().out == f"{text}\n"
+
+
+def test_a_warning_commands_no_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    terminal.filter_warnings()
+    text = warnings.formatwarning(EVIL, UserWarning, "file.py", 1, "")
+    assert OBEYED.findall(text) == [] and "UserWarning: a\N{REPLACEMENT CHARACTER}]52;c;" in text
 
 
 def test_a_complaint_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
