@@ -27,6 +27,7 @@ FULL = {
 LONG = {
     "excise/api.py": "the API: docstrings are most of its lines",
     "excise/bench/worker.py": "one unit of a run from its claim to its record",
+    "excise/cli/bench/bench.py": "five commands; their options are most of the lines",
     "excise/cli/neurons/neurons.py": "eight commands; their options are most of the lines",
     "excise/erasers/attachment.py": "everything that is undone together is attached together",
     "excise/erasers/guard/denoiser.py": "the recorder and the guard share one record",
