@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import threading
 from collections.abc import Callable
@@ -74,6 +75,27 @@ def test_a_compiled_model_keeps_the_setting_too(
             module.compile(backend="aot_eager")
         erased = draw(tiny_pipe)
         torch.testing.assert_close(draw(tiny_pipe, **at_first_step(lambda: change(attachment))), erased)
+
+
+def test_a_copied_context_brings_no_setting_of_another_thread(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    """A context copied while the denoiser runs is used in another thread, after the eraser was switched off."""
+    plain, other, made = draw(tiny_pipe), own_pipeline(tiny_pipe), list[Tensor]()
+
+    def generate(*run: Any) -> None:
+        if not made:
+            excise.disable_erasers(tiny_pipe)
+            made.append(torch.empty(0))
+            context = contextvars.copy_context()
+            thread = threading.Thread(target=lambda: made.append(context.run(draw, other)))
+            thread.start()
+            thread.join()
+
+    with gun_eraser.attach(tiny_pipe):
+        erased = draw(tiny_pipe)
+        handle = tiny_pipe.unet.conv_in.register_forward_hook(generate)
+        image = draw(tiny_pipe)
+        handle.remove()
+    assert torch.equal(image, erased) and torch.equal(made[1], plain)
 
 
 def test_a_callback_may_wait_for_an_image(tiny_pipe: Any, gun_eraser: Eraser) -> None:

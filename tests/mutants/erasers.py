@@ -149,14 +149,17 @@ MUTANTS = [
     *of(
         "excise/erasers/hooks/setting.py",
         "tests/erasers/test_settings.py"
+        " tests/erasers/test_setting_races.py::test_a_copied_context_brings_no_setting_of_another_thread"
+        " tests/erasers/test_setting_races.py::test_the_setting_of_an_interrupted_run_is_not_taken_for_a_later_one"
         " tests/erasers/test_bypasses.py::test_embeddings_encoded_before_the_eraser_was_enabled",
         ("((host.encoded_by or host).number, host.strength) for", "((host.encoded_by or host).number, 1.0) for"),
         ("((host.encoded_by or host).number, host.strength) for host in active", "(0, 0.0) for host in ()"),
         ("return setting.strengths.get(host.number, 0.0)", "return None"),
-        ("found = frame.f_locals[_KEY] = _taken(", "found = _taken("),
+        ("        frame.f_locals[_KEY] = self\n", ""),
         ("            strengths |= request()\n        setting", "            pass\n        setting"),
         ("if there is None or number in there}", "}"),
-        ("return (setting := _CURRENT.get()) is not None and setting.in_use", "return _CURRENT.get() is not None"),
+        ("setting.is_of_this_thread and setting.in_use", "setting.is_of_this_thread"),
+        ("setting.is_of_this_thread and setting.in_use", "setting.in_use"),
         ("for number in setting.strengths if setting.in_use}", "for number in ()}"),
     ),
     *of(

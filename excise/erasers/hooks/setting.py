@@ -56,7 +56,17 @@ class Setting:
     def in_use(self) -> bool:
         """Whether its function call is still running. A frame can outlive its call, in a stored exception's traceback,
         so the thread's stack is searched. A later frame can have the id of a freed one, but not its setting."""
-        frame = sys._getframe() if self._thread == threading.get_ident() else sys._current_frames().get(self._thread)
+        if self.is_of_this_thread:
+            return self._is_below(sys._getframe())
+        # The other thread goes on meanwhile. The search misses the call if it stands on a function that returns.
+        return any(self._is_below(sys._current_frames().get(self._thread)) for _ in range(3))
+
+    @property
+    def is_of_this_thread(self) -> bool:
+        """Whether its function call was made in this thread."""
+        return self._thread == threading.get_ident()
+
+    def _is_below(self, frame: FrameType | None) -> bool:
         while frame is not None and id(frame) != self._frame:
             frame = frame.f_back
         return frame is not None and frame.f_locals.get(_KEY) is self
@@ -107,8 +117,11 @@ class Fixed:
 
 
 def _is_fixed() -> bool:
-    """Whether this thread or task has a setting in use. An interrupted call may have left an old one behind."""
-    return (setting := _CURRENT.get()) is not None and setting.in_use
+    """Whether this thread or task has a setting in use.
+
+    An interrupted call may have left an old one behind, and a copied context brings one of another thread.
+    """
+    return (setting := _CURRENT.get()) is not None and setting.is_of_this_thread and setting.in_use
 
 
 def image() -> Setting | None:
