@@ -1,23 +1,126 @@
-"""Atomic writing, so that nothing on disk is lost or half written: temporary name, fsync, rename."""
+"""Reading of untrusted files, and atomic writing (temporary name, fsync, rename), so that nothing is half written.
+
+Files may come from strangers. Every reader of them opens them by `open_regular`, `read_file` or `read_json`.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from excise.errors import ExciseError
+
+SMALL = 64 * 2**20
+"""Size in bytes up to which descriptions (JSON), cards and signatures are read."""
+TENSORS = 32 * 2**30
+"""Size in bytes up to which files of tensors are read."""
+STREAMED = 2**40
+"""Size in bytes up to which files are read line by line."""
+LINE = 16 * 2**20
+"""Characters up to which a line is read."""
+
+
+def open_regular(path: Path, limit: int = STREAMED) -> BinaryIO:
+    """Open a regular file of at most `limit` bytes for reading, without ever waiting for a writer.
+
+    Raises OSError for anything else: a FIFO or a device, which need not end, and a large file that is nearly all holes,
+    which takes no space on the disk but all of it in memory.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        if found.st_size > limit:
+            raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, more than the {limit} allowed", str(path))
+        if found.st_size > SMALL and _is_sparse(descriptor, found.st_size):
+            raise OSError(errno.EFBIG, f"it states {found.st_size} bytes, nearly all of them holes", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_file(path: Path, limit: int = SMALL) -> bytes:
+    """Return the bytes of a regular file of at most `limit` bytes. Raises OSError as `open_regular`."""
+    with open_regular(path, limit) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size + 1)
+    if len(data) > size:  # one of /proc, which states no size, or one that is being written
+        raise OSError(errno.EFBIG, "it holds more than its size says", str(path))
+    return data
+
+
+def read_tensors(path: Path, limit: int = TENSORS) -> bytes:
+    """Return the bytes of a safetensors file. Raises OSError as `open_regular`.
+
+    Of a large file the table is read first: one whose tensors do not fill it is refused before the rest is read.
+    """
+    with open_regular(path, limit) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= SMALL:
+            return read_file(path, SMALL)
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            table: Any = parse_json(file.read(length)) if length <= SMALL else None
+            table.pop("__metadata__", None)
+            ends = [entry["data_offsets"][1] for entry in table.values()]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            ends = []
+        if max(ends, default=0) != size - 8 - length:
+            raise OSError(errno.EINVAL, "it is not as long as its table of tensors says", str(path))
+    return read_file(path, limit)
+
+
+def read_json(path: Path, limit: int = SMALL) -> Any:
+    """Return the content of a JSON file. Raises OSError as `open_regular`, and ValueError as `parse_json`."""
+    return parse_json(read_file(path, limit))
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Parse JSON in UTF-8. Raises ValueError if it is not, is nested too deeply, or holds half a surrogate pair."""
+    text = text if isinstance(text, str) else text.decode("utf-8")
+    try:
+        content = json.loads(text)
+        if "\\u" in text:  # only an escape can give text that cannot be encoded again, in an error message for one
+            json.dumps(content, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a surrogate pair") from None
+    return content
+
+
+def _is_sparse(descriptor: int, size: int) -> bool:
+    """Return whether less than an eighth of a file is data, as far as the file system tells."""
+    if not hasattr(os, "SEEK_HOLE"):
+        return False
+    data = end = 0
+    with suppress(OSError):  # ENXIO: no data after `end`
+        for _ in range(1000):
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+            data += end - start
+            if data >= size // 8:
+                break
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return data < size // 8
 
 
 def sha256(source: Path | bytes) -> str:

@@ -5,10 +5,10 @@ A library that finds no tensor of a name fills it at random and continues, so ea
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import struct
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.errors import ExciseError, MissingExtra
+from excise.files import SMALL, open_regular, parse_json, read_json
 from excise.pipeline import Pipeline, as_diffusers
 
 if TYPE_CHECKING:
@@ -153,10 +154,27 @@ def own_dtype(folder: Path, variant: str | None = None) -> torch.dtype:
     return found_dtype
 
 
+def refuse_foreign_modules(index: Mapping[str, Any]) -> None:
+    """Raise ExciseError if a component's class is not in a library that diffusers loads from, or already imported.
+
+    Until 0.42 diffusers imports any module that a model_index.json names, which runs it.
+    """
+    from diffusers import pipelines
+    from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+
+    for name, (library, _) in components_of(index).items():
+        caller_imported = library in sys.modules and library.partition(".")[0] not in sys.stdlib_module_names
+        if not (library in LOADABLE_CLASSES or hasattr(pipelines, library) or caller_imported):
+            raise ExciseError(
+                f"model_index.json takes {name} from the module {library!r}, which importing would run; if you trust "
+                "it, import it before loading, or use a model whose components are diffusers' or transformers'"
+            )
+
+
 def _header(path: Path) -> dict[str, Any]:
     """Return a safetensors file's entries for its tensors."""
-    with path.open("rb") as file:
-        header: dict[str, Any] = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    with open_regular(path) as file:
+        header: dict[str, Any] = parse_json(file.read(min(struct.unpack("<Q", file.read(8))[0], SMALL)))
     header.pop("__metadata__", None)
     return header
 
@@ -171,6 +189,7 @@ def load_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) ->
         import diffusers
 
         index = _index(folder)
+        refuse_foreign_modules(index)
         chosen = variant_of(_files(folder), components_of(index), variant)
         models = {
             name: _load_model(kind, folder / name, dtype, chosen[name])
@@ -185,7 +204,7 @@ def load_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) ->
 
 
 def _index(folder: Path) -> dict[str, Any]:
-    index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index: dict[str, Any] = read_json(folder / "model_index.json")
     return index
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from excise.chat.backend import Question, Reply
 from excise.errors import ExciseError
-from excise.files import sha256, write_atomic
+from excise.files import read_json, sha256, write_atomic
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Cache:
     def get(self, name: str, question: Question) -> Reply | None:
         """Return the reply, marked as cached, or None if it is missing or unreadable, so that it is asked again."""
         try:
-            found = json.loads(self.path(name, question).read_bytes())
+            found = read_json(self.path(name, question))
             reply = found["reply"]
             text, prompt, completion = reply["text"], reply["prompt_tokens"], reply["completion_tokens"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         sound = isinstance(text, str) and isinstance(prompt, int) and isinstance(completion, int)
         if not sound or found.get("backend") != name or found.get("question") != asdict(question):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import excise
 from excise.app.audit.effects import DENOISED, Effects, Measured, measure, share, size
-from excise.app.audit.inputs import Benign, Word
+from excise.app.audit.inputs import Benign, Word, named_saes
 from excise.app.audit.neurons import NeuronView, Pool, pool_of, view
 from excise.concepts import Concept
 from excise.concepts.sentences import GroupSentence, group_sentences, sentences
@@ -130,9 +130,11 @@ class Plan:
             views += some
             fired = {text: fired.get(text, False) or now for text, now in fires.items()}
             if sae is None:
+                names = ", ".join(repr(name[:100]) for name in list(named_saes(self.eraser.created))[:3])
+                named = f"; the eraser names {names}, which is not opened" if names else ""
                 left_out.append(
-                    f"The SAE for {edit.site.key} was not found (name it with --sae FOLDER). Its neurons are read with "
-                    "the eraser's own threshold, and their neighbours are not shown."
+                    f"The SAE for {edit.site.key} was not found (name it with --sae FOLDER{named}). Its neurons are "
+                    "read with the eraser's own threshold, and their neighbours are not shown."
                 )
         left_out += self._not_applicable()
         if unclear := sum(changes.get(g.without, 0) > 0 for g in self.groups):

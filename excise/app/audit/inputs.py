@@ -14,7 +14,6 @@ from excise.erasers import Eraser, SAEEdit
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.errors import ExciseError
 from excise.sae import TopKSAE, load, saes_in
-from excise.sae.storage import is_sae
 
 BENIGN = 2000
 """Default number of benign prompts."""
@@ -112,11 +111,11 @@ def benign_prompts(words: Sequence[Word], prompts: Path | None, *, bundled: bool
     return Benign(found, source, dropped)
 
 
-def saes_of(eraser: Eraser, folder: Path, given: Path | None = None, *, bundled: bool = False) -> dict[str, TopKSAE]:
+def saes_of(eraser: Eraser, given: Path | None = None, *, bundled: bool = False) -> dict[str, TopKSAE]:
     """Return the SAEs that the eraser's text edits were made from, as far as they are found, by digest.
 
-    The search looks in `given` if set. Otherwise it looks in the folders that the eraser names (relative to the current
-    directory and to the parent of its `folder`) and among the bundled SAEs. An SAE is recognised by its digest alone.
+    The search looks in `given` if set, otherwise among the bundled SAEs, and never at a path that the eraser names: its
+    author chose it. An SAE is recognised by its digest alone.
 
     Raises:
         ExciseError: `given` holds none of the SAEs.
@@ -125,18 +124,15 @@ def saes_of(eraser: Eraser, folder: Path, given: Path | None = None, *, bundled:
     if given is not None:
         places = list(saes_in(given).values()) or [given]
     else:
-        named = list(_named(eraser.created))
-        places = [base / name for name in named for base in (Path(), folder.parent)]
+        places = []
         if bundled:
             from excise.reference.bundle import SAES, sae_folder
 
-            places += [sae_folder(method) for method in SAES]
+            places = [sae_folder(method) for method in SAES]
     found: dict[str, TopKSAE] = {}
     for place in dict.fromkeys(places):
         if wanted <= set(found):
             break
-        if given is None and not is_sae(place):
-            continue
         sae = load(place)
         if (digest := sae_digest(sae)) in wanted:
             found[digest] = sae
@@ -145,14 +141,14 @@ def saes_of(eraser: Eraser, folder: Path, given: Path | None = None, *, bundled:
     return found
 
 
-def _named(created: Any) -> Iterator[str]:
+def named_saes(created: Any) -> Iterator[str]:
     """Yield the SAE folders named in a method's settings."""
     if isinstance(created, Mapping):
         for key, value in created.items():
             if isinstance(value, str) and value and str(key).rpartition(".")[2] == "sae":
                 yield value
             else:
-                yield from _named(value)
+                yield from named_saes(value)
     elif isinstance(created, list):
         for value in created:
-            yield from _named(value)
+            yield from named_saes(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from excise.erasers import Attachment, Attachments, Eraser
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError, MissingExtra
+from excise.files import read_json
 from excise.sites import LanguageModel
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def find_language_model(model: str) -> tuple[Path, str | None] | None:
 
 def _is_causal(config: Path) -> bool:
     try:
-        names = json.loads(config.read_text(encoding="utf-8")).get("architectures")
+        names = read_json(config).get("architectures")
     except (OSError, ValueError, AttributeError):
         return False
     return isinstance(names, list) and any(str(name).endswith("ForCausalLM") for name in names)

@@ -10,7 +10,7 @@ from typing import Any
 
 from excise.concepts import Pair, load_pairs, read_rows, save_pairs
 from excise.errors import ExciseError
-from excise.files import sha256, write_atomic
+from excise.files import TENSORS, read_json, sha256, write_atomic
 
 _YES_OR_NO = {"true": True, "yes": True, "y": True, "1": True, "false": False, "no": False, "n": False, "0": False}
 
@@ -127,7 +127,7 @@ class Review:
         if not self.place.exists():
             return []
         try:
-            content: Any = json.loads(self.place.read_text(encoding="utf-8"))
+            content: Any = read_json(self.place, TENSORS)
             same = content["pairs"] == self._digest
             decisions = [Decision(**entry) for entry in content["decisions"]]
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -33,9 +33,7 @@ def audit(
     model: Model = None,
     sae: Annotated[
         Path | None,
-        typer.Option(
-            "--sae", help="Folder of the SAE the eraser was made from. Default: the one it names, if that exists."
-        ),
+        typer.Option("--sae", help="Folder of the SAE the eraser was made from. Default: the bundled ones are tried."),
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -84,11 +82,11 @@ def audit(
     typed = [part for name, value in options.items() if value is not None for part in (name, str(value))]
     given = [word.strip() for word in (mentions or "").split(",") if word.strip()]
     inputs = []
-    for one, eraser in zip(folders, erasers, strict=True):
+    for eraser in erasers:
         words = words_for(eraser, given, bundled=bundled)
         concept = concept_of(eraser, pairs, None if kind is None else kind_of(kind))
         benign = benign_prompts(words, prompts, bundled=bundled, count=count)
-        saes = saes_of(eraser, one, sae, bundled=bundled)
+        saes = saes_of(eraser, sae, bundled=bundled)
         inputs.append((concept, words, benign, saes))
     pipe = load_pipeline(model, device, weights)
     all_pairs = (pair for parts in inputs for pair in parts[0].pairs)

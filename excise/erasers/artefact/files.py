@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from excise.errors import NotFound, Tampered
-from excise.files import sha256, unmixed
+from excise.files import read_file, read_tensors, sha256, unmixed
 
 SCHEMA = "excise.eraser/1"
 FILES = ("eraser.json", "eraser.safetensors", "manifest.json")
@@ -50,7 +50,7 @@ def _read(folder: Path) -> dict[str, bytes]:
     files = {}
     for name in FILES:
         try:
-            files[name] = (folder / name).read_bytes()
+            files[name] = (read_tensors if name.endswith(".safetensors") else read_file)(folder / name)
         except OSError as error:
             kind = Tampered if _is_eraser(folder) else NotFound
             raise kind(f"{folder} is not a complete eraser: {name}: {error.strerror}; copy or fit it again") from error

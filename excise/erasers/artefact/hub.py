@@ -18,6 +18,7 @@ from excise.erasers.artefact.verdict import in_words
 from excise.erasers.edits.base import Tensors
 from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.text_sae import SAEEdit
+from excise.files import read_file
 
 if TYPE_CHECKING:
     from excise.erasers.edits.registry import Edit
@@ -65,7 +66,7 @@ def push_folder(folder: Path, repo_id: str, **options: Any) -> tuple[Artefact, s
     Raises ExciseError if it is incomplete or altered, or the hub refuses.
     """
     eraser = Artefact.load(folder)
-    extra = {name: (folder / name).read_bytes() for name in (CARD, SIGNATURE) if (folder / name).is_file()}
+    extra = {name: read_file(folder / name) for name in (CARD, SIGNATURE) if (folder / name).is_file()}
     also = {**saved_files.read(folder), **extra}
     if also.get(CARD) == card(eraser).encode():
         del also[CARD]  # unchanged since it was generated: the new one names the repository

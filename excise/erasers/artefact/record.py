@@ -20,12 +20,17 @@ from excise.notebook import counted, line, listed, quoted, table
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MOST_CANARIES, LONGEST_CANARY = 13, 2000
+"""Largest number of canary prompts and of characters in one. Attaching generates for each of them, so a file must not
+be able to ask for more than fitting makes: one, and one more for each of 12 mentions."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Artefact:
     """The data of an eraser: its edits, the model it was made for, how it was made and what was measured.
 
-    Raises ExciseError on construction if it has edits but no canary prompt to prove them with.
+    Raises ExciseError on construction if it has edits but no canary prompt to prove them with, or too many or too long
+    ones.
     """
 
     edits: tuple[Edit, ...]
@@ -53,6 +58,11 @@ class Artefact:
     def __post_init__(self) -> None:
         if self.edits and not any(c.strip() for c in self.canary):
             raise ExciseError(f"eraser {self.name!r} has no canary prompt to prove that it works; fit it again")
+        if len(self.canary) > MOST_CANARIES or any(len(text) > LONGEST_CANARY for text in self.canary):
+            raise ExciseError(
+                f"eraser {self.name!r} has {len(self.canary)} canary prompts of up to {max(map(len, self.canary))} "
+                f"characters, but at most {MOST_CANARIES} of {LONGEST_CANARY} are allowed; fit it again"
+            )
         if not self.edits and self.method != "none":
             raise ExciseError(f"eraser {self.name!r} edits nothing; fit it again")
         if not (math.isfinite(self.canary_shift) and self.canary_shift >= 0):

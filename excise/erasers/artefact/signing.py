@@ -15,7 +15,7 @@ from typing import Any
 from excise.erasers.artefact import files as saved_files
 from excise.erasers.artefact.files import CARD, FILES, SIGNATURE
 from excise.errors import ExciseError, InvalidSetting, MissingExtra, Tampered, reason
-from excise.files import write_atomic
+from excise.files import read_file, write_atomic
 
 UNSIGNED = {SIGNATURE, CARD, ".gitattributes"}
 """Files that a signed eraser's folder may hold unsigned, as hub repositories do. Excise does not read them."""
@@ -115,7 +115,7 @@ def check_signature(folder: Path, files: Mapping[str, bytes], signer: Signer) ->
     """
     _refuse_other_files(folder)
     try:
-        signature = (folder / SIGNATURE).read_bytes()
+        signature = read_file(folder / SIGNATURE)
     except OSError as error:
         raise Tampered(
             f"{folder} is not signed ({SIGNATURE}: {error.strerror}); get it signed, or load it without `signed_by`"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from excise.errors import ExciseError
-from excise.files import write_atomic
+from excise.files import read_json, write_atomic
 from excise.pipeline import Pipeline
 from excise.sites.activations.blocks import capture_blocks
 from excise.sites.activations.shards import narrowed, read_shard, write_shard
@@ -146,7 +146,7 @@ def capture_blocks_to(
 def load_block_shards(folder: Path) -> BlockShards:
     """Load what `capture_blocks_to` wrote. Raise ExciseError if it is missing or unfinished."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
+        manifest = read_json(folder / "manifest.json")
         if manifest["schema"] != SCHEMA:
             raise ValueError(f"its format is {manifest['schema']!r}")
         missing = -(-manifest["prompts"] // manifest["batch_size"]) - len(manifest["shards"])
@@ -170,7 +170,7 @@ def _begun(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     if not folder.exists() or not any(folder.iterdir()):
         return {**about, "timesteps": [], "shards": []}
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
+        found: dict[str, Any] = read_json(path)
         if {name: found[name] for name in about} == about:
             return found
     except (OSError, ValueError, KeyError, TypeError):

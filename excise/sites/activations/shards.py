@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from excise.errors import ExciseError
-from excise.files import sha256, write_atomic
+from excise.files import read_tensors, sha256, write_atomic
 
 
 def narrowed(states: Tensor, dtype: torch.dtype = torch.float16) -> Tensor:
@@ -32,7 +32,7 @@ def write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> tup
 def read_shard(path: Path, digest: str) -> Iterator[dict[str, Tensor]]:
     """Read the tensors of a shard. Raise ExciseError if it is missing or altered, or a lookup within fails."""
     try:
-        data = path.read_bytes()
+        data = read_tensors(path)
         if sha256(data) != digest:
             raise ExciseError(f"{path} was altered or cut short; capture the features again")
         yield load(data)

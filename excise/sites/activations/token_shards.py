@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from excise.errors import ExciseError
-from excise.files import write_atomic
+from excise.files import read_json, write_atomic
 from excise.pipeline import Pipeline
 from excise.sites.activations.length_buckets import capture_by_length
 from excise.sites.activations.shards import narrowed, read_shard, write_shard
@@ -127,7 +127,7 @@ def _begun(folder: Path, about: dict[str, Any], overwrite: bool) -> dict[str, An
     if not folder.exists() or not any(folder.iterdir()):
         return nothing
     try:
-        found: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+        found: dict[str, Any] = read_json(folder / "manifest.json")
         if "bos" in about:
             found.setdefault("bos", True)  # older captures kept every position without recording it
         if {name: found[name] for name in about} == about:

@@ -21,6 +21,7 @@ from excise.app.audit.inputs import (
     Word,
     benign_prompts,
     concept_of,
+    named_saes,
     saes_of,
     words_for,
 )
@@ -413,15 +414,15 @@ def test_an_sae_is_known_by_its_digest(
     save(sae, tmp_path / "right", card)
     save(word_sae, tmp_path / "wrong", card)
     digest = sae_digest(sae)
-    assert set(saes_of(eraser, tmp_path / "eraser", tmp_path / "right")) == {digest}
-    assert set(saes_of(eraser, tmp_path / "eraser", tmp_path)) == {digest}, "a folder of several"
+    assert set(saes_of(eraser, tmp_path / "right")) == {digest}
+    assert set(saes_of(eraser, tmp_path)) == {digest}, "a folder of several"
     with pytest.raises(ExciseError, match="not the SAE this eraser was made from"):
-        saes_of(eraser, tmp_path / "eraser", tmp_path / "wrong")
+        saes_of(eraser, tmp_path / "wrong")
 
     def naming(name: str) -> Eraser:
         return replace(eraser, created={"parts": [{"config": {"sae": name}}, {"config": {"other.sae": ""}}]})
 
-    assert set(saes_of(naming("right"), tmp_path / "eraser")) == {digest}, "next to the eraser"
-    assert saes_of(naming("wrong"), tmp_path / "eraser") == {}, "the name alone proves nothing"
     monkeypatch.chdir(tmp_path)
-    assert set(saes_of(naming("right"), Path("/nowhere/eraser"))) == {digest}, "from here"
+    for name in ("right", "wrong", str(tmp_path / "right")):
+        assert saes_of(naming(name)) == {}, "its author chose that path, so it is never opened"
+        assert list(named_saes(naming(name).created)) == [name]
