@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import resource
+import sqlite3
 import struct
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from excise.bench.protocols.clip import convert_q16, load_q16
+from excise.bench.run import Run
+from excise.concepts import load_pairs, read_prompts
 from excise.erasers import Eraser, SAEEdit
 from excise.erasers.artefact.files import manifest
 from excise.errors import ExciseError
 from excise.files import SMALL, open_regular, parse_json, read_file, read_json, read_tensors
 from excise.loading import refuse_foreign_modules
+from excise.neurons.database import database as database_module
+from excise.neurons.database.database import NeuronDatabase
+from excise.neurons.database.entry import Provenance
+from excise.sae import SAEConfig, TopKSAE, load
+from excise.sae.importers import read_published
+from excise.sae.storage import pack
 from excise.sites import Site
 from tests.untrusted import DEEP, FILES, SURROGATE, put
 
@@ -100,6 +113,133 @@ def test_an_eraser_with_more_canaries_than_fitting_makes_is_refused(tmp_path: Pa
             (tmp_path / name).write_bytes(data)
         with pytest.raises(ExciseError, match="canary prompts of up to"):
             Eraser.load(tmp_path)
+
+
+def _an_sae(folder: Path, name: str) -> Path:
+    sae = TopKSAE(SAEConfig(d=3, m=5, k=2))
+    for each, data in pack(sae.config, sae.state_dict(), {}).items():
+        (folder / each).write_bytes(data)
+    return folder / name
+
+
+def _published(folder: Path, name: str) -> Path:
+    (folder / "config.json").write_text('{"d_model": 3, "n_dirs_local": 5, "k": 2}')
+    shapes = {"encoder.weight": (5, 3), "latent_bias": (5,), "decoder.weight": (3, 5), "pre_bias": (3,)}
+    torch.save({each: torch.ones(shape) for each, shape in shapes.items()}, folder / "state_dict.pth")
+    return folder / name
+
+
+def _a_run(folder: Path, name: str) -> Path:
+    (folder / "records").mkdir()
+    (folder / "run.json").write_text('{"schema": "excise.run/1"}')
+    return folder / name
+
+
+def _q16(path: Path) -> None:
+    convert_q16(path, path.with_name("out.safetensors"))
+
+
+READERS: dict[str, tuple[Callable[[Path, str], Path], Callable[[Path], object]]] = {
+    "cfg.json": (_an_sae, lambda path: load(path.parent)),
+    "sae.safetensors": (_an_sae, lambda path: load(path.parent)),
+    "config.json": (_published, lambda path: read_published(path.parent)),
+    "state_dict.pth": (_published, lambda path: read_published(path.parent)),
+    "pairs.jsonl": (Path.joinpath, load_pairs),
+    "pairs.csv": (Path.joinpath, load_pairs),
+    "prompts.txt": (Path.joinpath, lambda path: list(read_prompts(path))),
+    "neurons.db": (Path.joinpath, NeuronDatabase.open),
+    "run.json": (_a_run, lambda path: Run(path.parent)),
+    "records/a@1.jsonl": (_a_run, lambda path: Run(path.parent.parent).records()),
+    "prompts.p": (Path.joinpath, _q16),
+    "q16.safetensors": (Path.joinpath, load_q16),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_takes_plain_files_alone(name: str, kind: str, tmp_path: Path) -> None:
+    make, read = READERS[name]
+    put(kind, make(tmp_path, name))
+    with pytest.raises(ExciseError) as caught:
+        read(tmp_path / name)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("shape", [(5000, 200_000), (3, 10**12), (10**30, 5)])
+def test_an_sae_of_a_shape_its_weights_do_not_have_is_not_allocated(shape: tuple[int, int], tmp_path: Path) -> None:
+    path = _an_sae(tmp_path, "cfg.json")
+    content = json.loads(path.read_bytes())
+    content["sae"] |= {"d": shape[0], "m": shape[1]}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ExciseError, match=r"not what cfg\.json announces"):
+        load(tmp_path)
+
+
+def test_published_tensors_are_dense_and_not_compressed(tmp_path: Path) -> None:
+    path = _published(tmp_path, "state_dict.pth")
+    good = torch.load(path, weights_only=True)
+    for name, odd in (
+        ("repeats its values", torch.ones(1, 1).expand(10**6, 10**6)),
+        ("not a dense tensor", torch.ones(5, 3).to_sparse()),
+    ):
+        torch.save(good | {"encoder.weight": odd}, path)
+        with pytest.raises(ExciseError, match=name):
+            read_published(tmp_path)
+    torch.save(good, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {each: archive.read(each) for each in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for each, data in parts.items():
+            archive.writestr(each, data)
+    with pytest.raises(ExciseError, match="compressed"):
+        read_published(tmp_path)
+
+
+@pytest.mark.parametrize("text", [DEEP, SURROGATE, f'{{"concept": {SURROGATE}, "deconcept": "a"}}', "1e400", "NaN"])
+def test_json_of_strangers_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text(text)
+    with pytest.raises(ExciseError, match=r"not JSON|not a JSON object"):
+        load_pairs(tmp_path / "pairs.jsonl")
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ExciseError, match=r"damaged|has the format"):
+        Run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "CREATE VIEW meta AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT i key, i value FROM n",
+        "CREATE TABLE meta (key, value); CREATE TRIGGER t AFTER INSERT ON meta BEGIN SELECT 1; END",
+        "CREATE VIRTUAL TABLE meta USING fts5(key, value)",
+    ],
+)
+def test_a_database_holds_tables_alone(schema: str, tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "it.db")
+    connection.executescript(schema)
+    connection.close()
+    with pytest.raises(ExciseError, match=r"it holds the (view|trigger|virtual table)"):
+        NeuronDatabase.open(tmp_path / "it.db")
+
+
+def test_a_query_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = Provenance("ab", "text_encoder/it", 64, "some prompts", 3, "cd", "2026-01-01")
+    NeuronDatabase.create(tmp_path / "it.db", about).close()
+    monkeypatch.setattr(database_module, "PATIENCE", 0.05)
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT count(*) FROM n"
+    with NeuronDatabase.open(tmp_path / "it.db") as database, pytest.raises(ExciseError, match="interrupted"):
+        database._all(endless)
+
+
+def test_a_pickle_that_changes_its_dtype_is_only_read(tmp_path: Path) -> None:
+    array = np.arange(6, dtype=np.float64).reshape(2, 3)
+    whole = pickle.dumps(array, 2)
+    (tmp_path / "prompts.p").write_bytes(whole)
+    convert_q16(tmp_path / "prompts.p", tmp_path / "q16.safetensors")
+    assert load_q16(tmp_path / "q16.safetensors").tolist() == array.tolist()
+    for old, new in ((b"f8", b"O8"), (b"f8", b"V8"), (b"K\x03\x86", b"K\x04\x86"), (b"K\x02K\x03", b"K\x02K\xff")):
+        (tmp_path / "prompts.p").write_bytes(whole.replace(old, new))
+        with pytest.raises(ExciseError, match=r"two vectors|plain NumPy"):
+            convert_q16(tmp_path / "prompts.p", tmp_path / "out")
 
 
 def test_a_models_index_names_no_module_that_nobody_imported() -> None:

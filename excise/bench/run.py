@@ -36,7 +36,7 @@ from typing import IO, Any
 
 from excise.bench import liveness
 from excise.errors import ExciseError
-from excise.files import is_leftover, write_atomic
+from excise.files import LINE, is_leftover, open_regular, parse_json, read_json, write_atomic
 
 SCHEMA = "excise.run/1"
 STALE = 120.0
@@ -84,12 +84,14 @@ class Run:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         try:
-            self.plan: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
+            self.plan: dict[str, Any] = read_json(self.folder / "run.json")
         except OSError as error:
             why = error.strerror
             raise ExciseError(f"{folder} is not a run ({why}); start one with `excise bench run`") from error
         except ValueError as error:
             raise ExciseError(f"{self.folder / 'run.json'} is damaged ({error}); start another run") from error
+        if not isinstance(self.plan, dict):
+            raise ExciseError(f"{self.folder / 'run.json'} is damaged (it is not an object); start another run")
         if self.plan.get("schema") != SCHEMA:
             raise ExciseError(
                 f"{folder} has the format {self.plan.get('schema')!r}, but this version reads {SCHEMA!r}; start "
@@ -104,9 +106,16 @@ class Run:
     @property
     def named(self) -> dict[str, str]:
         """Return what the plan names outside the run: its model, SAE, and the suite's files and models."""
-        suite = self.plan.get("settings", {})
-        named = {key: self.plan.get(key) for key in ("model", "sae")} | {key: suite.get(key) for key in _OUTSIDE}
-        return {key: value for key, value in named.items() if isinstance(value, str)}
+        settings = {
+            key: value
+            for key, value in self.plan.get("settings", {}).items()
+            if key in _OUTSIDE and isinstance(value, str)
+        }
+        return {
+            key: str(value)
+            for key, value in {"model": self.plan.get("model"), "sae": self.plan.get("sae"), **settings}.items()
+            if value is not None
+        }
 
     @classmethod
     def create(cls, folder: Path | str, plan: Mapping[str, Any], units: Sequence[Unit]) -> Run:
@@ -179,8 +188,8 @@ class Run:
         found: dict[Unit, list[str]] = {}
         for name in self._names("tries"):
             if (unit := Unit.of(name.partition("@")[0])) in open_units:
-                with suppress(OSError, ValueError, KeyError):
-                    found.setdefault(unit, []).append(json.loads((self.folder / "tries" / name).read_text())["error"])
+                with suppress(OSError, ValueError, KeyError, TypeError):
+                    found.setdefault(unit, []).append(str(read_json(self.folder / "tries" / name)["error"]))
         return found
 
     def retry(self) -> list[Unit]:
@@ -288,8 +297,17 @@ class Claim:
 
 
 def _lines(path: Path) -> Iterator[Record]:
-    with path.open() as file:
-        for line in file:
-            # Only the last line can be torn: its worker was killed while writing it.
-            with suppress(ValueError):
-                yield json.loads(line)
+    try:
+        with open_regular(path) as file:
+            while line := file.readline(LINE + 1):
+                if len(line) > LINE:
+                    raise ExciseError(f"{path} has a line of more than {LINE} bytes; it is not a run's")
+                try:
+                    record = parse_json(line)
+                except ValueError:
+                    continue  # only the last line can be torn: its worker was killed while writing it
+                if not (isinstance(record, dict) and {str} == {type(record.get(k)) for k in ("method", "case")}):
+                    raise ExciseError(f"{path} holds a record without a method or a case; start another run")
+                yield record
+    except OSError as error:
+        raise ExciseError(f"cannot read {path}: {error.strerror or error}; start another run") from error

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 from excise.concepts.concept import Pair
 from excise.errors import ExciseError, MissingExtra
-from excise.files import write_atomic
+from excise.files import LINE, open_regular, parse_json, write_atomic
 
 COLUMNS = ("concept", "deconcept", "template")
 
@@ -99,8 +98,12 @@ def _prompts(path: Path, column: str) -> Iterator[str]:
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """Yield the place and text of each line of a UTF-8 file, line ends included. A byte order mark is dropped."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, line in enumerate(file, 1):
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
+            for number in count(1):
+                if not (line := file.readline(LINE + 1)):
+                    break
+                if len(line) > LINE:
+                    raise ExciseError(f"{path}, line {number}: longer than {LINE} characters; is it a text file?")
                 yield f"line {number}", line
     except UnicodeDecodeError as error:
         raise ExciseError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8 text") from error
@@ -115,7 +118,7 @@ def read_rows(path: Path | str) -> Iterator[tuple[str, dict[str, object]]]:
     """
     path = Path(path)
     if path.suffix == ".csv":
-        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # captions in scraped corpora exceed the default 128 kB
+        csv.field_size_limit(LINE)  # captions in scraped corpora exceed the default 128 kB
         reader = csv.DictReader(line for _, line in _lines(path))
         try:
             for row in reader:
@@ -127,7 +130,7 @@ def read_rows(path: Path | str) -> Iterator[tuple[str, dict[str, object]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise ExciseError(f"{path}, {where}: not JSON ({error}); each line must be one JSON object") from error
         if not isinstance(row, dict):
@@ -141,7 +144,7 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
     except ImportError as error:
         raise MissingExtra(f"reading {path.name} needs pyarrow; install it with: pip install pyarrow") from error
     try:
-        with parquet.ParquetFile(path) as file:
+        with open_regular(path) as opened, parquet.ParquetFile(opened) as file:
             if column not in file.schema_arrow.names:
                 raise _no_column(path, "its schema", column, file.schema_arrow.names)
             for batch in file.iter_batches(columns=[column]):

@@ -69,8 +69,8 @@ class State:
             return False
         again = f"delete {folder.parent} to start again"
         try:
-            state = json.loads((folder / _STATE).read_bytes())
-            data = (folder / _TENSORS).read_bytes()
+            state = files.read_json(folder / _STATE)
+            data = files.read_tensors(folder / _TENSORS)
             if state["schema"] != _SCHEMA or state["sha256"] != files.sha256(data):
                 raise ValueError("its parts do not belong together")
             tensors = safetensors.torch.load(data)

@@ -131,8 +131,8 @@ class TopKSAE(nn.Module):
     def read(cls, folder: StrPath) -> TopKSAE:
         """Load an SAE from a folder, on the CPU. Raises NotFound and Tampered as `from_pretrained`."""
         config, tensors, card = storage.read(folder)
+        storage.check_tensors(folder, tensors, config)
         sae = cls(config)
-        storage.check_tensors(folder, tensors, sae.state_dict())
         sae.load_state_dict(tensors)
         sae.card = card
         return sae

@@ -128,7 +128,7 @@ def _text(content: Mapping[str, Any]) -> str:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        content = json.loads(_read(path).decode("utf-8"))
+        content = files.parse_json(_read(path))
     except ValueError as error:
         raise Tampered(f"{path} is not json ({error}); copy the SAE again or retrain it") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
@@ -144,18 +144,22 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return (files.read_tensors if path.name == WEIGHTS else files.read_file)(path)
     except OSError as error:
         reason = error.strerror or error
         raise NotFound(f"cannot read {path}: {reason}; an SAE is a folder of {CONFIG} and {WEIGHTS}") from error
 
 
-def check_tensors(folder: StrPath, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise Tampered unless the tensors are finite and have the expected names, shapes and dtypes."""
-    folder = Path(folder)
+def check_tensors(folder: StrPath, tensors: Mapping[str, Tensor], config: SAEConfig) -> None:
+    """Raise Tampered unless the tensors are finite float32 and have the names and shapes of an SAE's.
+
+    This comes before an SAE of that shape is allocated: a file of 100 bytes may announce any.
+    """
+    folder, m, d = Path(folder), config.m, config.d
+    expected = {"W_enc": (m, d), "W_dec": (m, d), "b_enc": (m,), "b_pre": (d,)}
     for name in sorted({*tensors, *expected}):
-        found, wanted = tensors.get(name), expected.get(name)
-        if found is None or wanted is None or found.shape != wanted.shape or found.dtype != wanted.dtype:
+        found = tensors.get(name)
+        if found is None or tuple(found.shape) != expected.get(name) or found.dtype != torch.float32:
             raise Tampered(f"{folder / WEIGHTS}: tensor {name} is not what {CONFIG} announces; retrain the SAE")
         if not torch.isfinite(found).all():
             raise Tampered(f"{folder / WEIGHTS}: tensor {name} contains NaN or infinity; retrain the SAE")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from excise.app.neurons.database import now
 from excise.errors import ExciseError
-from excise.files import sha256, temporary_beside
+from excise.files import TENSORS, parse_json, read_file, sha256, temporary_beside
 from excise.neurons.database.database import NeuronDatabase
 from excise.neurons.database.entry import Entry, Explanation, Measured, Provenance, Tag
 
@@ -31,8 +30,8 @@ def import_safe_sail(source: Path, out: Path) -> list[Path]:
         ExciseError: The file is of another kind, or one of the databases exists.
     """
     try:
-        data = source.read_bytes()
-        content = json.loads(data)
+        data = read_file(source, TENSORS)
+        content = parse_json(data)
     except OSError as error:
         raise ExciseError(f"cannot read {source}: {error.strerror or error}; check the name") from error
     except ValueError as error:

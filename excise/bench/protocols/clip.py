@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from excise.bench.pictures import Pixels
 from excise.errors import ExciseError
-from excise.files import write_atomic
+from excise.files import read_file, write_atomic
 from excise.loading import load_whole
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -91,7 +91,7 @@ def q16(model: Any, soft_prompts: Tensor, pictures: Sequence[Pixels]) -> list[bo
 def load_q16(path: Path) -> Tensor:
     """Load soft prompts `[2, d]` written by `convert_q16`. Raises ExciseError for anything else."""
     try:
-        prompts = load_file(path)["soft_prompts"]
+        prompts = load(read_file(path))["soft_prompts"]
     except (OSError, KeyError, SafetensorError) as error:
         raise ExciseError(
             f"{path} holds no soft prompts of Q16 ({error}); make it with `excise bench convert-q16 prompts.p`"
@@ -107,37 +107,77 @@ def convert_q16(source: Path, out: Path) -> None:
     Raises ExciseError for a pickle that holds anything but one NumPy array of two vectors.
     """
     try:
-        array = _Arrays(io.BytesIO(source.read_bytes())).load()
+        array = _vectors(_Arrays(io.BytesIO(read_file(source))).load())
     except OSError as error:
         raise ExciseError(f"cannot read {source}: {error.strerror}; check the name") from error
     except Exception as error:  # unpickling can fail in a dozen ways, which all mean the same
         raise ExciseError(f"{source} is not a plain NumPy array ({error}); it was not opened") from error
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or len(array) != 2 or array.dtype.kind != "f":
+    if array is None:
         raise ExciseError(f"{source} does not hold two vectors; give Q16's published prompts.p")
-    write_atomic(out, save({"soft_prompts": torch.from_numpy(array.astype(np.float32))}))
+    write_atomic(out, save({"soft_prompts": torch.from_numpy(array)}))
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """Encode bytes as old pickles write them."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it wants to encode {encoding}")
-    return text.encode("latin1")
+class _Inert:
+    """Stand-in for a call in a pickle: its arguments and its state are recorded, and nothing is called."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
-_REBUILD = np.empty(0).__reduce__()[0]
-_NEEDED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _REBUILD,
-    ("numpy._core.multiarray", "_reconstruct"): _REBUILD,
-    ("_codecs", "encode"): _latin1,
+class _Array(_Inert): ...
+
+
+class _DType(_Inert): ...
+
+
+class _Text(_Inert): ...
+
+
+class _Reference:
+    """Stand-in for a class that is only an argument."""
+
+
+_STUBS: dict[tuple[str, str], type] = {
+    ("numpy", "ndarray"): _Reference,
+    ("numpy", "dtype"): _DType,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("_codecs", "encode"): _Text,
 }
 
 
 class _Arrays(pickle.Unpickler):
-    """Unpickler that can rebuild NumPy arrays and never looks up any other name."""
+    """Unpickler that makes inert stand-ins of an array's parts and never looks up any other name.
+
+    NumPy's own functions are not called: a dtype that changes after its array was built corrupts memory.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _NEEDED:
+        if (module, name) not in _STUBS:
             raise pickle.UnpicklingError(f"it wants {module}.{name}")
-        return _NEEDED[module, name]
+        return _STUBS[module, name]
+
+
+def _vectors(made: Any) -> np.ndarray[Any, Any] | None:
+    """Return the two vectors that a pickle describes, in float32; None if it describes anything else."""
+    state = made.state if isinstance(made, _Array) else None
+    if not (isinstance(state, tuple) and len(state) == 5):
+        return None
+    _, shape, dtype, transposed, data = state
+    if isinstance(data, _Text):  # how old pickles write bytes
+        text, encoding = data.arguments
+        if encoding != "latin1" or not isinstance(text, str):
+            raise pickle.UnpicklingError("its bytes are not encoded in latin1")
+        data = text.encode("latin1")
+    code = dtype.arguments[0] if isinstance(dtype, _DType) and dtype.arguments else None
+    order = dtype.state[1] if code is not None and isinstance(dtype.state, tuple) and len(dtype.state) > 1 else None
+    whole = isinstance(shape, tuple) and len(shape) == 2 and all(type(n) is int for n in shape)
+    if not whole or code not in ("f2", "f4", "f8") or order not in ("<", ">") or not isinstance(data, bytes):
+        return None
+    if shape[0] != 2 or transposed is not False or len(data) != 2 * shape[1] * int(code[1]):
+        return None
+    return np.frombuffer(data, np.dtype(f"{order}{code}")).reshape(2, -1).astype(np.float32)

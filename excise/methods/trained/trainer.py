@@ -22,7 +22,7 @@ from excise.erasers import Eraser, WeightEdit
 from excise.erasers.edits.registry import Edit
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
-from excise.files import write_folder
+from excise.files import read_json, read_tensors, write_folder
 from excise.interruption import interruptible
 from excise.methods.build import build_eraser
 from excise.methods.configs.trained import TuningConfig
@@ -217,8 +217,8 @@ def _restored(folder: Path, which: str, changes: Sequence[Tensor], adam: torch.o
     """Load what `_save` wrote and return the losses so far."""
     again = f"delete {folder} to start again, or name another folder"
     try:
-        state = json.loads((folder / _STATE).read_bytes())
-        tensors = safetensors.torch.load((folder / _TENSORS).read_bytes())
+        state = read_json(folder / _STATE)
+        tensors = safetensors.torch.load(read_tensors(folder / _TENSORS))
         if state["training"] != which:
             raise ExciseError(f"{folder} holds the checkpoint of another training; {again}")
         with torch.no_grad():

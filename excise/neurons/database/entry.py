@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from excise.errors import ExciseError
+from excise.files import parse_json
 from excise.neurons.context import Context, is_special
 
 NEAREST = 4
@@ -164,7 +165,7 @@ def pack(contexts: Sequence[Context]) -> str:
 
 def unpack(text: str) -> Iterator[Context]:
     """Read what `pack` wrote. Raises ValueError, KeyError or TypeError for anything else."""
-    for tokens, codes in json.loads(text):
+    for tokens, codes in parse_json(text):
         yield Context(tuple(map(str, tokens)), tuple(map(float, codes)))
 
 
