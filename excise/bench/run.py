@@ -106,16 +106,9 @@ class Run:
     @property
     def named(self) -> dict[str, str]:
         """Return what the plan names outside the run: its model, SAE, and the suite's files and models."""
-        settings = {
-            key: value
-            for key, value in self.plan.get("settings", {}).items()
-            if key in _OUTSIDE and isinstance(value, str)
-        }
-        return {
-            key: str(value)
-            for key, value in {"model": self.plan.get("model"), "sae": self.plan.get("sae"), **settings}.items()
-            if value is not None
-        }
+        suite = self.plan.get("settings", {})
+        named = {key: self.plan.get(key) for key in ("model", "sae")} | {key: suite.get(key) for key in _OUTSIDE}
+        return {key: value for key, value in named.items() if isinstance(value, str)}
 
     @classmethod
     def create(cls, folder: Path | str, plan: Mapping[str, Any], units: Sequence[Unit]) -> Run:
