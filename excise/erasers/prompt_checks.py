@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from excise.erasers.apply.registry import module_of
+from excise.erasers.guard.code_watch import same_code
 from excise.erasers.guard.coverage import refuse_early_tap, refuse_open_encoders
-from excise.erasers.guard.denoiser import is_compiled
+from excise.erasers.guard.denoiser import has_ip_adapter, ip_adapter_message, is_compiled
 from excise.erasers.guard.model_digest import mismatches
 from excise.erasers.guard.weights_watch import WeightsWatch
 from excise.erasers.hooks.context import Call, encodes_unconditional, is_proving
@@ -45,6 +46,7 @@ class PromptChecks:
         self._denoisers = denoisers(self.host.pipe)
         self._watch = WeightsWatch(self.host.pipe, self.host.eraser.denoisers)
         self._weights, self._adapters = self._watch.now()
+        self._code = self._watch.code
 
     def before(self, call: Call) -> None:
         """Refuse an `encode_prompt` call whose states would bypass the edit. Raises ExciseError, EraserDidNotFire."""
@@ -81,11 +83,8 @@ class PromptChecks:
             hook.begin()
         shared = [denoiser for denoiser in denoisers(pipe) if denoiser in self._denoisers]
         for denoiser in shared if self.host.eraser.text_edits else ():
-            parts = (type(getattr(denoiser, name, None)).__name__ for name in ("encoder_hid_proj", "image_proj"))
-            if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj" or any(
-                "IPAdapter" in part for part in parts
-            ):
-                self.host.bypass(f"an IP-Adapter feeds images past eraser {name!r}; unload it")
+            if has_ip_adapter(denoiser):
+                self.host.bypass(ip_adapter_message(self.host))
 
     def refuse_early(self, call: Call) -> None:
         """Raise InvalidSetting if the call makes its pipeline read a text encoder before one of the edits."""
@@ -95,13 +94,15 @@ class PromptChecks:
                 refuse_early_tap(call.pipe, edit, call.arguments.get("clip_skip"), self.host.eraser.name)
 
     def refuse_changed(self) -> None:
-        """Refuse weights, adapters or vocabularies that differ from those at attach time.
+        """Refuse weights, code, adapters or vocabularies that differ from those at attach time.
 
         Weights that were only cast, or moved by an offloading, keep their digest and are accepted from then on.
         """
         now, adapters = self._watch.now()
+        other_code = not same_code(self._watch.code, self._code)
         if now != self._weights:
             if self._differences or self.mismatches():
+                other_code = False  # one message is enough
                 what = "denoiser" if self._only_denoiser_differs(now) else "text encoder"
                 self.host.bypass(
                     f"the {what} changed after eraser {self.host.name!r} was attached (weights, tokenizer or a LoRA); "
@@ -109,6 +110,12 @@ class PromptChecks:
                 )
             else:
                 self._weights = now
+        if other_code:
+            self.host.bypass(
+                f"the text encoder's code changed after eraser {self.host.name!r} was attached (a hook, a replaced "
+                "forward, a class, a buffer or a setting such as eps); undo that, or attach the eraser again, which "
+                "proves it again"
+            )
         if adapters != self._adapters:
             self.host.bypass(
                 f"a LoRA of the text encoder was switched or scaled after eraser {self.host.name!r} was attached; "

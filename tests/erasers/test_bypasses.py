@@ -324,7 +324,7 @@ def test_a_remote_text_encoder(tiny_pipe: Any, build_pipe: Any, gun_eraser: Eras
     remote = build_pipe().text_encoder
     with gun_eraser.attach(tiny_pipe):
         tiny_pipe.text_encoder.forward = remote.forward
-        with pytest.raises(EraserDidNotFire, match="saw no text-encoder run"):
+        with pytest.raises(EraserDidNotFire, match="the text encoder's code changed"):
             draw(tiny_pipe)
 
 

@@ -306,6 +306,14 @@ class DenoiserGuard(Passage):
                 )
         return state
 
+    def refuse_images(self, denoiser: nn.Module, arguments: dict[str, Any]) -> None:
+        """Raise EraserDidNotFire if an IP-Adapter of the denoiser reads images, past every edit of the text."""
+        given = (arguments.get(name) for name in ("cross_attention_kwargs", "joint_attention_kwargs"))
+        if has_ip_adapter(denoiser) or any(isinstance(each, dict) and any("ip_" in n for n in each) for each in given):
+            for attachment in self.live:
+                if attachment.eraser.text_edits:
+                    attachment.bypass(ip_adapter_message(attachment))
+
     def _known(self, state: Tensor) -> bool:
         """Whether every image of the batch reads known states, and spared ones only where negative prompts stand.
 
@@ -340,6 +348,8 @@ class DenoiserHook(Watch):
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         super().pre_forward(module)
+        if not torch.compiler.is_compiling():
+            self.denoiser_guard.refuse_images(module, kwargs)
         names = _parameters(type(module))
         given = [self._checked(name, value) for name, value in zip(names, args, strict=False)]
         return (*given, *args[len(given) :]), {name: self._checked(name, value) for name, value in kwargs.items()}
@@ -353,6 +363,19 @@ class DenoiserHook(Watch):
         if isinstance(value, tuple | list):
             return type(value)(self._checked(name, part) for part in value)
         return self.denoiser_guard.through(value) if isinstance(value, Tensor) else value
+
+
+def has_ip_adapter(denoiser: nn.Module) -> bool:
+    """Whether an IP-Adapter is loaded into the denoiser."""
+    if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj":
+        return True
+    parts = (getattr(denoiser, name, None) for name in ("encoder_hid_proj", "image_proj"))
+    return any("IPAdapter" in type(part).__name__ for part in parts)
+
+
+def ip_adapter_message(attachment: Host) -> str:
+    """Return the message for a denoiser with an IP-Adapter."""
+    return f"an IP-Adapter feeds images past eraser {attachment.name!r}; unload it"
 
 
 def is_compiled(pipe: Pipeline) -> bool:

@@ -1,4 +1,4 @@
-"""WeightsWatch: notices before every prompt whether a pipeline's weights, adapters or vocabularies have changed."""
+"""WeightsWatch: notices before every prompt whether a pipeline's weights, code, adapters or vocabularies changed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from excise.erasers.guard.code_watch import Contents, code_now
 from excise.pipeline import Pipeline
 from excise.sites.denoiser import denoiser_of
 from excise.sites.site import text_encoders, tokenizer_of
@@ -22,7 +23,7 @@ class WeightsWatch:
     """Cached `weights_now` of a pipeline, and the settings of its LoRA layers.
 
     A walk through all modules is slower than an erasure may be. The cached answer is used while every module holds the
-    same submodules and weights, no write to them was counted and the sampled values are equal.
+    same submodules, weights, hooks and attributes, no write to them was counted and the sampled values are equal.
     """
 
     def __init__(self, pipe: Pipeline, denoisers: Iterable[str] = ()) -> None:
@@ -37,20 +38,27 @@ class WeightsWatch:
         return self._weights, _settings(self._layers)
 
     def _look(self) -> None:
+        encoders = text_encoders(self._pipe)
+        self._contents = Contents(encoders.values())
         # Before `weights_now`, so that the next comparison shows a write that happens meanwhile.
         components = getattr(self._pipe, "components", None)
         known = components if isinstance(components, dict) else {}
         self._names = [name for name in known if name.startswith("text_encoder")]
         self._parts = self._watched_modules()
         modules = [module for part in self._parts.values() for module in part.modules()]
-        self._held = [(module, _children(module), _weights_of(module)) for module in modules]
-        tensors = [tensor for module in modules for tensor in module._parameters.values() if tensor is not None]
+        denoisers = [module for name in self._denoisers for module in self._parts[name].modules()]
+        self._held = [(module, _children(module), _weights_of(module)) for module in denoisers]
+        buffers = [tensor for encoder in encoders.values() for tensor in encoder.buffers()]
+        parameters = (tensor for module in modules for tensor in module._parameters.values())
+        tensors = [tensor for tensor in parameters if tensor is not None] + buffers
         self._all_plain = all(_is_plain(tensor) for tensor in tensors)
         watched = tensors if self._all_plain else []
         self._written = [(tensor, version_of(tensor), tensor.data_ptr()) for tensor in watched]
         self._samples = _grouped([_sample(tensor) for tensor in watched])
         self._values = _bytes(self._samples)
         self._vocabularies = self._tokenizers()
+        self.code = code_now(encoders)
+        """`code_now` of the text encoders at the last look."""
         self._weights = weights_now(self._pipe, self._denoisers)
         self._layers = _adapted(self._pipe)
 
@@ -60,6 +68,7 @@ class WeightsWatch:
             self._all_plain
             and [*parts] == [*self._parts]
             and all(parts[name] is part for name, part in self._parts.items())
+            and self._contents.is_same()
             and all(_children(module) == inner and _weights_of(module) == own for module, inner, own in self._held)
             and all(version_of(t) == version and t.data_ptr() == place for t, version, place in self._written)
             and self._tokenizers() == self._vocabularies
