@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from excise.erasers.hooks.wrapping import Bound
+from excise.erasers.hooks.bound import Bound
 
 LIBRARIES = ("excise", "accelerate", "diffusers", "transformers")
 """Packages whose hooks do not count: offloading, recorded hidden states, Excise itself."""
