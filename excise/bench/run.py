@@ -36,7 +36,7 @@ from typing import IO, Any
 
 from excise.bench import liveness
 from excise.errors import ExciseError
-from excise.files import LINE, is_leftover, open_regular, parse_json, read_json, write_atomic
+from excise.files import is_leftover, parse_json, read_file, read_json, write_atomic
 
 SCHEMA = "excise.run/1"
 STALE = 120.0
@@ -291,16 +291,12 @@ class Claim:
 
 def _lines(path: Path) -> Iterator[Record]:
     try:
-        with open_regular(path) as file:
-            while line := file.readline(LINE + 1):
-                if len(line) > LINE:
-                    raise ExciseError(f"{path} has a line of more than {LINE} bytes; it is not a run's")
-                try:
-                    record = parse_json(line)
-                except ValueError:
-                    continue  # only the last line can be torn: its worker was killed while writing it
-                if not (isinstance(record, dict) and {str} == {type(record.get(k)) for k in ("method", "case")}):
-                    raise ExciseError(f"{path} holds a record without a method or a case; start another run")
-                yield record
+        lines = read_file(path, 2**30).splitlines()
     except OSError as error:
         raise ExciseError(f"cannot read {path}: {error.strerror or error}; start another run") from error
+    for line in lines:
+        with suppress(ValueError):  # only the last line can be torn: its worker was killed while writing it
+            record = parse_json(line)
+            if not (isinstance(record, dict) and {str} == {type(record.get(k)) for k in ("method", "case")}):
+                raise ExciseError(f"{path} holds a record without a method or a case; start another run")
+            yield record
