@@ -90,12 +90,9 @@ class Run:
             raise ExciseError(f"{folder} is not a run ({why}); start one with `excise bench run`") from error
         except ValueError as error:
             raise ExciseError(f"{self.folder / 'run.json'} is damaged ({error}); start another run") from error
-        if not isinstance(self.plan, dict):
-            raise ExciseError(f"{self.folder / 'run.json'} is damaged (it is not an object); start another run")
-        if self.plan.get("schema") != SCHEMA:
+        if (schema := self.plan.get("schema") if isinstance(self.plan, dict) else None) != SCHEMA:
             raise ExciseError(
-                f"{folder} has the format {self.plan.get('schema')!r}, but this version reads {SCHEMA!r}; start "
-                "another run"
+                f"{folder} has the format {schema!r}, but this version reads {SCHEMA!r}; start another run"
             )
         for concept in self.plan.get("concepts", ()):
             checked_name(str(concept))
