@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -33,6 +35,7 @@ def params(kind: str) -> list[Any]:
 @pytest.mark.parametrize("code", params("python"))
 def test_python_snippets_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "snippet", ModuleType("snippet"))  # dataclasses look their module up
     exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
 
 

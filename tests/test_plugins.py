@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from excise.app.bench.runs import report, resume, start
 from excise.bench.protocols.detectors import detector
 from excise.bench.worker import Entry
+from excise.cli import app
 from excise.errors import ExciseError
 from excise.methods import method
 
@@ -78,6 +81,15 @@ def test_a_package_brings_a_method_a_detector_and_a_suite(tmp_path: Path) -> Non
     measured = report(run)
     assert measured["methods"]["nothing"]["figures"]["identical"]["value"] == 1
     assert measured["methods"]["nothing"]["pictures"] == 15
+
+
+@pytest.mark.usefixtures("installed")
+def test_plugins_are_listed_without_being_imported() -> None:
+    listed = CliRunner().invoke(app, ["methods"])
+    assert "nothing (plugin)" in listed.output and "broken (plugin)" in listed.output
+    rows = json.loads(CliRunner().invoke(app, ["methods", "--json"]).output)
+    assert {"name": "nothing", "kind": "plugin"} in rows
+    assert "theirs" not in sys.modules
 
 
 @pytest.mark.usefixtures("installed")

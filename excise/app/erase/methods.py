@@ -11,6 +11,7 @@ from excise.methods import METHODS
 from excise.methods.base import AND
 from excise.methods.configs.registry import CONFIGS
 from excise.methods.lookup import check_name, declared, named, settings_of
+from excise.plugins import plugins
 from excise.settings import UNSTATED
 
 
@@ -20,6 +21,11 @@ def describe_methods(defaults: bool = False) -> list[dict[str, Any]]:
     if defaults:
         rows = [{**row, "defaults": vars(CONFIGS[row["name"]]())} for row in rows]
     return rows
+
+
+def plugin_names() -> list[str]:
+    """Return the names of the methods that other packages bring. They are not imported."""
+    return list(plugins("excise.methods"))
 
 
 def describe_settings(name: str) -> list[dict[str, Any]]:

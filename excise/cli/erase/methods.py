@@ -20,7 +20,7 @@ app = Commands(
 @app.callback(invoke_without_command=True, epilog="Example: excise methods --json")
 def listed(context: typer.Context, json: Json = False) -> None:
     """List the erasure methods: how each is fitted, what it edits, and the licence of its authors' code."""
-    from excise.app.erase.methods import describe_methods
+    from excise.app.erase.methods import describe_methods, plugin_names
 
     if context.invoked_subcommand is not None:
         return
@@ -35,8 +35,11 @@ def listed(context: typer.Context, json: Json = False) -> None:
             prose(f"edits {row['edits']}{original}", indent=4)
             if row["paper"]:
                 prose(row["paper"], indent=4)
+        for name in plugin_names():
+            echo(f"{name} (plugin)")
+            prose(f"from another package; `excise methods show {name}` lists its settings", indent=4)
 
-    emit(json, rows, show)
+    emit(json, [*rows, *({"name": name, "kind": "plugin"} for name in plugin_names())] if json else rows, show)
 
 
 @app.command(epilog="Example: excise methods show esd-x")
