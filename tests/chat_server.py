@@ -33,7 +33,7 @@ class ChatServer:
         """Body to send instead of a completion."""
         self.content_type = "application/json"
         self.write: Callable[[Any], Any] | None = None
-        """Writes the response in the place of a completion, status line and headers included."""
+        """Writes the response instead of a completion, status line and headers included."""
         self.dies_after: int | None = None
         """Number of requests to answer before dropping every later connection; None: the server is up (again)."""
         self.most_at_once = 0

@@ -70,8 +70,8 @@ class PromptChecks:
                 self.host.denoiser_guard.known_vectors.knows(t) for t in tensors_of(given) if t.is_floating_point()
             ):
                 self.host.bypass(
-                    f"{key} were not encoded under eraser {name!r}, so it cannot act on them; pass the prompt as text, or "
-                    "encode it with excise.encode"
+                    f"{key} were not encoded under eraser {name!r}, so it cannot act on them; pass the prompt as text, "
+                    "or encode it with excise.encode"
                 )
         if call.arguments.get("lora_scale") not in (None, 1) and self._adapters:
             self.host.bypass(
