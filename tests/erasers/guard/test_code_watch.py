@@ -1,4 +1,4 @@
-"""What an operator may do to a text encoder under an eraser is no change of its code."""
+"""What an operator may do to a text encoder under an eraser does not count as a change of its code."""
 
 from __future__ import annotations
 
