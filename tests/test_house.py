@@ -21,10 +21,12 @@ MODULES = {
 FULL = {
     "excise": "small modules that every package shares, and the API",
     "excise/concepts": "one file for each way to get pairs, all on one Concept",
+    "excise/erasers/guard": "what each prompt is asked; effects, removal and replay are what verify measures",
     "excise/methods/trained": "one file a method",
 }
 """Folders with more than twelve files, and why."""
 LONG = {
+    "excise/erasers/hooks/setting.py": "snapshots, requests and the hooks that keep them",
     "excise/api.py": "the API: docstrings are most of its lines",
     "excise/bench/worker.py": "one unit of a run from its claim to its record",
     "excise/cli/bench/bench.py": "five commands; their options are most of the lines",

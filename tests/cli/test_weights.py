@@ -24,7 +24,8 @@ def commands(group: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 LOADING = {
     name: command
     for name, command in commands(typer.main.get_command(app))
-    if any("--model" in parameter.opts for parameter in command.params) and name != "neurons browse"
+    if any("--model" in parameter.opts for parameter in command.params)
+    and name not in ("neurons browse", "bench resume")
 }
 
 

@@ -166,12 +166,12 @@ def test_a_prompt_is_encoded_under_one_setting(tiny_pipe: Any, gun_eraser: Erase
         found: Tensor = excise.encode(tiny_pipe, by_hand, GUN) if encode == "excise.encode" else by_hand(GUN)
         return found
 
-    first = tiny.body(tiny_pipe.text_encoder).encoder.layers[0]
+    first, changes = tiny.body(tiny_pipe.text_encoder).encoder.layers[0], list[Callable[[], Any]]()
+    first.register_forward_hook(lambda *run: changes.pop()() if changes else None)
     with gun_eraser.attach(tiny_pipe) as attachment:
         whole = states()
-        change = first.register_forward_hook(lambda *run: setattr(attachment, "strength", 0.5))
+        changes.append(lambda: setattr(attachment, "strength", 0.5))
         across = states()
-        change.remove()
         assert torch.equal(across, whole)
         with pytest.raises(EraserDidNotFire):
             draw(tiny_pipe, None, prompt_embeds=across, guidance_scale=1.0)
@@ -196,23 +196,29 @@ def test_an_interrupted_image_leaves_no_setting_behind(tiny_pipe: Any, eraser: E
     class Stop(BaseException):
         """As Ctrl-C."""
 
-    def stop(*run: Any) -> None:
-        raise Stop
+    interrupted: list[Any] = []
+
+    def stop(module: Any, *run: Any) -> None:
+        if module in interrupted:
+            raise Stop
 
     errors: list[BaseException] = []
+    handles = [module.register_forward_hook(stop) for module in (tiny_pipe.unet, tiny_pipe.text_encoder)]
     with eraser.attach(tiny_pipe) as attachment:
         for module in (tiny_pipe.unet, tiny_pipe.text_encoder):
-            handle = module.register_forward_hook(stop)
+            interrupted[:] = [module]
             try:
                 draw(tiny_pipe)
             except Stop as error:
                 errors.append(error)  # which keeps the frames of the call alive
-            handle.remove()
+        interrupted.clear()
         erased = draw(tiny_pipe)
         attachment.enabled = False
         assert torch.equal(draw(tiny_pipe), plain)
         attachment.enabled = True
         assert torch.equal(draw(tiny_pipe), erased)
+    for handle in handles:
+        handle.remove()
     assert "_diffusers_hook" not in vars(tiny_pipe.unet), "a kept exception keeps no hook"
     assert len(errors) == 2
 

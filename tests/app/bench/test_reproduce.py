@@ -92,7 +92,9 @@ def test_the_command_draws_figures(swept: Run, tmp_path: Path) -> None:
 def test_a_methods_pictures_are_gathered_for_a_distance(swept: Run, tmp_path: Path) -> None:
     assert gather(swept, "snce:lam=4", tmp_path / "own") == 13
     path = tmp_path / "own" / "gun.gun.direct.000.png"
-    assert np.array_equal(read(path), read(swept.folder / "pictures" / "snce+lam=4=gun" / "gun.direct.000.png"))
+    assert np.array_equal(
+        read(path.resolve()), read(swept.folder / "pictures" / "snce+lam=4=gun" / "gun.direct.000.png")
+    )
     with pytest.raises(ExciseError, match="no method 'esd'; it has none, snce"):
         fid(swept, "esd")
     with pytest.raises(ExciseError, match=r"snce:lam=4 of .*: 13 pictures; KID needs 50 and FID 2,048 in each set"):

@@ -91,11 +91,11 @@ def test_what_was_encoded_before_a_change_does_not_count(tiny_pipe: Any, gun_era
 
 
 def test_what_was_encoded_across_a_change_counts_for_neither_setting(tiny_pipe: Any, gun_eraser: Eraser) -> None:
-    first = tiny.body(tiny_pipe.text_encoder).encoder.layers[0]
+    first, changes = tiny.body(tiny_pipe.text_encoder).encoder.layers[0], list[Any]()
+    first.register_forward_hook(lambda *run: changes.pop()() if changes else None)
     with gun_eraser.attach(tiny_pipe) as attachment:
-        change = first.register_forward_hook(lambda *run: setattr(attachment, "strength", 0.5))
+        changes.append(lambda: setattr(attachment, "strength", 0.5))
         across = tiny_pipe.text_encoder(torch.arange(77)[None]).last_hidden_state.detach()
-        change.remove()
         with pytest.raises(EraserDidNotFire):
             denoise(tiny_pipe, across)
         denoise(tiny_pipe, tiny_pipe.text_encoder(torch.arange(77)[None]).last_hidden_state.detach())

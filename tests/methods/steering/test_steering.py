@@ -63,15 +63,16 @@ def test_concept_steerers_subtracts_the_words_codes_from_every_prompt(
             wanted[t] += code * word_sae.W_dec[i].detach()
     assert isinstance(edit, VectorEdit)
     torch.testing.assert_close(edit.vectors, wanted, atol=1e-4, rtol=1e-4)
+    seen: list[torch.Tensor] = []
+    layer = next(m for n, m in tiny_pipe.text_encoder.named_modules() if n.endswith("final_layer_norm"))
+    handle = layer.register_forward_pre_hook(
+        lambda m, args, kwargs: seen.append((args or tuple(kwargs.values()))[0].detach().clone()), with_kwargs=True
+    )
     with eraser.attach(tiny_pipe):
         (made,) = capture(tiny_pipe, [tiny_site], prompts)
-        seen: list[torch.Tensor] = []
-        layer = next(m for n, m in tiny_pipe.text_encoder.named_modules() if n.endswith("final_layer_norm"))
-        handle = layer.register_forward_pre_hook(
-            lambda m, args, kwargs: seen.append((args or tuple(kwargs.values()))[0].detach().clone()), with_kwargs=True
-        )
+        seen.clear()
         tiny_pipe.encode_prompt("a cat on grass", "cpu", 1, True)
-        handle.remove()
+    handle.remove()
     for row in range(2):
         torch.testing.assert_close(made.states[tiny_site][row], plain.states[tiny_site][row] - 0.7 * edit.vectors)
     (both,) = capture(tiny_pipe, [tiny_site], ["a cat on grass", ""])
