@@ -40,15 +40,11 @@ def encode(pipe: Pipeline, how: Callable[..., Any] | str, *args: Any, negative: 
             return encode_prompt(pipe, how, *args, **kwargs)
         if isinstance(how, Guard):  # it knows the branch of every state
             return how(*args, **kwargs)
-        return _encoded(pipe, lambda: how(*args, **kwargs))
+        with setting.Fixed():
+            return _encoded(pipe, lambda: how(*args, **kwargs))
 
 
 def _encoded(pipe: Pipeline, how: Callable[[], Any]) -> Any:
-    with setting.Fixed():
-        return _encoded_as_set(pipe, how)
-
-
-def _encoded_as_set(pipe: Pipeline, how: Callable[[], Any]) -> Any:
     active = [attachment for attachment in loaded_on(pipe).values() if attachment.active]
     before = [(a, [(hook, hook.runs) for hook in a.encoding.text_hooks]) for a in active]
     spared, erased = getattr(SPARED, "runs", 0), getattr(ERASED, "runs", 0)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import os
 import random
@@ -13,6 +12,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +25,17 @@ import excise
 from excise.erasers import Eraser, WeightEdit, made_for
 from excise.errors import EraserDidNotFire
 from excise.sites import Site
+from tests.erasers import test_settings
+from tests.erasers.test_settings import own_pipeline
 
 PROMPTS = "a gun on grass", "a cat on grass", "a photo of a gun", "two cats in the rain"
 TENANTS: tuple[dict[str, float], ...] = ({"gun": 1.0}, {"gun": 0.5}, {"gun": 1.0, "weights": 1.0}, {})
 
+draw = partial(test_settings.draw, num_inference_steps=2)
+
 
 class Outage(RuntimeError):
     """An error in the middle of an image, as any service has them."""
-
-
-def draw(pipe: Any, prompt: str, **options: Any) -> Tensor:
-    how = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent", **options}
-    made: Tensor = pipe(prompt, generator=torch.Generator().manual_seed(3), **how).images
-    return made
-
-
-def own_pipeline(pipe: Any) -> Any:
-    from diffusers import StableDiffusionPipeline
-
-    made = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
-    made.scheduler = pipe.scheduler.from_config(pipe.scheduler.config)
-    made.tokenizer = copy.deepcopy(pipe.tokenizer)
-    made.set_progress_bar_config(disable=True)
-    return made
 
 
 class Service:

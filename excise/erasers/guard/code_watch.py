@@ -55,8 +55,7 @@ Codes = dict[str, Code]
 
 def code_now(encoders: dict[str, nn.Module]) -> Codes:
     """Return the code of every module of these encoders by path, and the hooks that every module runs."""
-    everywhere = (*torch_module._global_forward_pre_hooks.values(), *torch_module._global_forward_hooks.values())
-    found = {"": Code(nn.Module, tuple(_foreign(everywhere)), (), {})}
+    found = {"": Code(nn.Module, tuple(_foreign(_everywhere())), (), {})}
     for component, encoder in encoders.items():
         for path, module in encoder.named_modules():
             found[f"{component}.{path}"] = _code_of(module)

@@ -265,9 +265,7 @@ class DenoiserGuard(Passage):
         with self._lock:
             record = self._records.setdefault(setting, Record())
             self._records.move_to_end(setting)
-            while len(self._records) > SETTINGS or (
-                len(self._records) > 1 and sum(one.nbytes for one in self._records.values()) > 2 * REMEMBERED
-            ):
+            while len(self._records) > SETTINGS:
                 self._records.popitem(last=False)
             return record
 
@@ -288,6 +286,10 @@ class DenoiserGuard(Passage):
         record.known.add(states, spared=spared)
         if erased:
             record.erased.add(states)
+        # Here, and not where a record is read, which happens in every step.
+        with self._lock:
+            while len(self._records) > 1 and sum(one.nbytes for one in self._records.values()) > 2 * REMEMBERED:
+                self._records.popitem(last=False)
 
     def add_erased(self, states: Sequence[Tensor]) -> None:
         """Remember that something was erased from `states`."""
