@@ -21,7 +21,6 @@ MODULES = {
 FULL = {
     "excise": "small modules that every package shares, and the API",
     "excise/concepts": "one file for each way to get pairs, all on one Concept",
-    "excise/erasers/guard": "what each prompt is asked; effects, removal and replay are what verify measures",
     "excise/methods/trained": "one file a method",
 }
 """Folders with more than twelve files, and why."""

@@ -20,7 +20,7 @@ from excise.erasers.edits.sae_rows import Rows, altered_rows, sae_digest
 from excise.erasers.eraser import Eraser, StrPath
 from excise.erasers.guard.coverage import absent_from
 from excise.erasers.guard.model_digest import mismatches
-from excise.erasers.guard.removal import (
+from excise.erasers.proof.removal import (
     MOST_MENTIONS,
     MOST_PREDICTED,
     Removal,

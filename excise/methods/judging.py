@@ -21,8 +21,8 @@ from excise.concepts.concept import mentioned
 from excise.concepts.sentences import group_sentences, sentences
 from excise.erasers import Attachment, Eraser, SAEEdit
 from excise.erasers.artefact.verdict import WeakEraser
-from excise.erasers.guard.effects import text_changes
 from excise.erasers.guard.self_test import moved
+from excise.erasers.proof.effects import text_changes
 from excise.methods.prompt_codes import features
 from excise.neurons.flags import CAUGHT, percent
 from excise.neurons.validation import STRUCTURAL_SHARE

@@ -16,7 +16,7 @@ from excise.erasers import Eraser, verify
 from excise.erasers.artefact.formats import manifest
 from excise.erasers.artefact.strength import in_words as strength_in_words
 from excise.erasers.artefact.verdict import WeakEraser, in_words
-from excise.erasers.guard.effects import text_changes
+from excise.erasers.proof.effects import text_changes
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.judging import Figures, _weak, prompts_by_mention, protected, with_verdict

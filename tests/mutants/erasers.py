@@ -42,8 +42,8 @@ MUTANTS = [
         ("if d != edit.site.width or int(indices.max()) >= m:", "if d != edit.site.width:"),
     ),
     *of(
-        "excise/erasers/guard/removal.py",
-        "tests/erasers/guard/test_removal.py",
+        "excise/erasers/proof/removal.py",
+        "tests/erasers/proof/test_removal.py",
         ("own - others.double().mean(0), own - edited.double()", "own - others.double()[0], own - edited.double()"),
         ("own - others.double().mean(0), own - edited.double()",
          "own - others.double().mean(0), edited.double() - own"),

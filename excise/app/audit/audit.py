@@ -18,8 +18,8 @@ from excise.concepts import Concept
 from excise.concepts.sentences import GroupSentence, group_sentences, sentences
 from excise.erasers import Attachment, Eraser, SAEEdit
 from excise.erasers.artefact.files import SIGNATURE
-from excise.erasers.guard.effects import Progress, text_changes
-from excise.erasers.guard.removal import (
+from excise.erasers.proof.effects import Progress, text_changes
+from excise.erasers.proof.removal import (
     MOST_PREDICTED,
     can_measure_text,
     removed_from_prediction,

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from excise.app.audit.inputs import Origin, Word
 from excise.app.audit.reading import prediction_changes, unconditional_changes
 from excise.erasers import Eraser
-from excise.erasers.guard.effects import Progress, text_changes
-from excise.erasers.guard.removal import Removal
+from excise.erasers.proof.effects import Progress, text_changes
+from excise.erasers.proof.removal import Removal
 from excise.neurons.flags import Caught
 from excise.pipeline import Pipeline
 

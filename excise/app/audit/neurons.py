@@ -13,7 +13,7 @@ from excise.concepts import Concept
 from excise.concepts.concept import mentioned
 from excise.concepts.sentences import GroupSentence
 from excise.erasers import SAEEdit
-from excise.erasers.guard.effects import Progress
+from excise.erasers.proof.effects import Progress
 from excise.neurons import flags
 from excise.neurons.contexts import Context, Contexts
 from excise.neurons.flags import Flag

@@ -12,8 +12,8 @@ from excise.erasers import SAEEdit
 from excise.erasers.edits.sae_rows import preactivations
 from excise.erasers.edits.text_sae import threshold_codes
 from excise.erasers.guard.canary import denoiser_predictions, shift
-from excise.erasers.guard.effects import BATCH, Progress
 from excise.erasers.hooks.context import unedited
+from excise.erasers.proof.effects import BATCH, Progress
 from excise.neurons import PromptCodes
 from excise.neurons.contexts import Contexts
 from excise.pipeline import Pipeline

@@ -34,8 +34,8 @@ from excise.erasers import Eraser, SAEEdit, made_for
 from excise.erasers.artefact.files import SIGNATURE
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.erasers.guard.canary import denoiser_inputs, denoiser_predictions, shift
-from excise.erasers.guard.effects import text_changes
 from excise.erasers.hooks.context import unedited
+from excise.erasers.proof.effects import text_changes
 from excise.errors import ExciseError
 from excise.methods import method
 from excise.methods.configs.sae import SNCEConfig

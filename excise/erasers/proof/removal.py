@@ -20,9 +20,9 @@ from excise.concepts.others import others_like
 from excise.concepts.sentences import SENTENCES
 from excise.concepts.templates import with_article
 from excise.erasers.edits.text_sae import SAEEdit
-from excise.erasers.guard.replay import Replay, steps_for
 from excise.erasers.hooks.context import proving, unedited
 from excise.erasers.hooks.known_vectors import KnownVectors
+from excise.erasers.proof.replay import Replay, steps_for
 from excise.sites.encoding import conditional, encode_prompt
 from excise.sites.language import LanguageModel
 from excise.sites.site import text_encoders, tokenizer_of

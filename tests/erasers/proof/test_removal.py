@@ -11,7 +11,8 @@ import torch
 
 from excise.concepts.others import others_like
 from excise.erasers import Eraser, WeightEdit, made_for
-from excise.erasers.guard.removal import (
+from excise.erasers.hooks.context import proving, unedited
+from excise.erasers.proof.removal import (
     NEURONS,
     OTHERS,
     PREDICTIONS,
@@ -23,8 +24,7 @@ from excise.erasers.guard.removal import (
     removed_from_text,
     removed_of,
 )
-from excise.erasers.guard.replay import STEPS, Replay, steps_for
-from excise.erasers.hooks.context import proving, unedited
+from excise.erasers.proof.replay import STEPS, Replay, steps_for
 from excise.sites import Site
 from excise.sites.encoding import encode_prompt
 
