@@ -15,13 +15,25 @@ Every message is one line: what is wrong, and what to do about it.
 from __future__ import annotations
 
 import re
+import reprlib
 
 
 class ExciseError(Exception):
     """Base of all errors that Excise raises on purpose. The message is one line: what is wrong, and what to do.
 
-    The command line prints it and exits with code 2.
+    Messages quote untrusted files and servers. Whatever they quote, the line stays one, is safe to print, and is cut in
+    its middle if it is long. The command line prints it and exits with code 2.
     """
+
+    def __init__(self, message: str = "") -> None:
+        line = one_line(message)
+        if len(line) > LONGEST:
+            line = f"{line[: LONGEST - _ENDING]} … {line[-_ENDING:]}"
+        super().__init__(line)
+
+
+LONGEST, _ENDING = 1000, 400
+"""Characters of an error's message, about; and how many of them are its end, which says what to do."""
 
 
 class InvalidSetting(ExciseError):
@@ -71,7 +83,16 @@ def json_printable(text: str) -> str:
 
 def one_line(text: str) -> str:
     """Return a text as one line that is safe to print or log: no text can forge a line of its own."""
-    return printable(" ".join(text.split()))
+    return printable(" ".join(map(str.strip, text.splitlines())))
+
+
+def shown(value: object) -> str:
+    """Return an untrusted value for a message: a text in quotes and escaped, and anything long cut in its middle."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 60
 
 
 def reason(error: BaseException) -> str:

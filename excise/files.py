@@ -9,6 +9,7 @@ import ctypes
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -93,11 +94,14 @@ def read_json(path: Path, limit: int = SMALL) -> Any:
     return parse_json(read_file(path, limit))
 
 
-def parse_json(text: bytes | str) -> Any:
-    """Parse JSON in UTF-8. Raises ValueError if it is not, is nested too deeply, or holds half a surrogate pair."""
+def parse_json(text: bytes | str, *, finite: bool = False) -> Any:
+    """Parse JSON in UTF-8. Raises ValueError if it is not, is nested too deeply, or holds half a surrogate pair.
+
+    With `finite`, NaN and infinity are refused too, which Python accepts, also as 1e400.
+    """
     text = text if isinstance(text, str) else text.decode("utf-8")
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_float=_finite, parse_constant=_finite) if finite else json.loads(text)
         if "\\u" in text:  # only an escape can give text that cannot be encoded again, in an error message for one
             json.dumps(content, ensure_ascii=False).encode()
     except RecursionError:
@@ -105,6 +109,12 @@ def parse_json(text: bytes | str) -> Any:
     except UnicodeEncodeError:
         raise ValueError("it holds half a surrogate pair") from None
     return content
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(figure := float(text)):
+        raise ValueError(f"it holds the figure {text[:20]}")
+    return figure
 
 
 def _is_sparse(descriptor: int, size: int) -> bool:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from reprlib import Repr
 from typing import Any
 
-_SHORT = Repr()
-_SHORT.maxstring = 60
+from excise.errors import shown
 
 
 def line(kind: object, *parts: str) -> str:
@@ -18,7 +16,7 @@ def line(kind: object, *parts: str) -> str:
 
 def quoted(text: Any) -> str:
     """Return an untrusted text in quotes, escaped, and shortened if it is long."""
-    return _SHORT.repr(str(text))
+    return shown(str(text))
 
 
 def counted(number: int, noun: str) -> str:

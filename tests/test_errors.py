@@ -110,3 +110,30 @@ def test_an_eraser_that_changes_nothing_did_not_fire(tiny_pipe: Any, gun_eraser:
     still = replace(gun_eraser, edits=(replace(gun_eraser.edits[0], lam=0.0),))
     with pytest.raises(excise.EraserDidNotFire, match="did not change what the denoiser reads"):
         still.attach(tiny_pipe)
+
+
+@pytest.mark.parametrize("sign", ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\u2028", "\u2029"])
+def test_no_quoted_text_splits_a_message(sign: str) -> None:
+    message = str(errors.NotFound(f"no column 'prompt'; the columns are a{sign}  error: forged"))
+    assert message.splitlines() == [message]
+    assert message == "no column 'prompt'; the columns are a error: forged"
+
+
+@pytest.mark.parametrize("sign", ["\x1b", "\x07", "\x7f", "\x9b", "\u202e", "\u2066", "\ud83d"])
+def test_a_message_holds_nothing_that_a_terminal_obeys_or_a_stream_cannot_encode(sign: str) -> None:
+    assert str(errors.Tampered(f"a{sign}b")) == "a\ufffdb"
+
+
+def test_a_long_message_keeps_its_begin_and_its_end() -> None:
+    message = str(errors.ExciseError(f"columns are {'x' * 10**6}; choose one"))
+    assert len(message) < errors.LONGEST + 5
+    assert message.startswith("columns are x")
+    assert message.endswith("x; choose one")
+    assert str(errors.ExciseError("x" * errors.LONGEST)) == "x" * errors.LONGEST
+
+
+def test_an_untrusted_value_is_shown_short_and_escaped() -> None:
+    assert errors.shown("a\x1b\n") == r"'a\x1b\n'"
+    assert len(errors.shown("x" * 10**6)) <= 60
+    assert len(errors.shown([["x" * 100] * 100] * 100)) < 3000
+    assert errors.shown(3) == "3"

@@ -34,7 +34,6 @@ LONG = {
     "excise/erasers/guard/denoiser.py": "the recorder and the guard share one record",
     "excise/files.py": "reading and writing of files, all in one place",
     "excise/methods/catalogue.py": "BibTeX",
-    "excise/neurons/database/database.py": "every query of the database, and its checks",
     "excise/sae/trainer.py": "one training loop with its checkpoints",
 }
 """Files with more than 300 lines, and why."""

@@ -25,9 +25,10 @@ from excise.erasers.artefact.files import manifest
 from excise.errors import ExciseError
 from excise.files import SMALL, open_regular, parse_json, read_file, read_json, read_tensors
 from excise.loading import refuse_foreign_modules
-from excise.neurons.database import database as database_module
+from excise.neurons.context import Context
+from excise.neurons.database import stored
 from excise.neurons.database.database import NeuronDatabase
-from excise.neurons.database.entry import Provenance
+from excise.neurons.database.entry import Entry, Provenance
 from excise.sae import SAEConfig, TopKSAE, load
 from excise.sae.importers import read_published
 from excise.sae.storage import pack
@@ -221,10 +222,60 @@ def test_a_database_holds_tables_alone(schema: str, tmp_path: Path) -> None:
         NeuronDatabase.open(tmp_path / "it.db")
 
 
+def test_a_database_hides_nothing_behind_many_tables(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "it.db")
+    connection.executescript("".join(f"CREATE TABLE t{n} (a);" for n in range(100)) + "CREATE VIEW meta AS SELECT 1")
+    connection.close()
+    with pytest.raises(ExciseError, match="more than 100 tables"):
+        NeuronDatabase.open(tmp_path / "it.db")
+
+
+@pytest.mark.parametrize("figure", ["1e400", "NaN", "-Infinity", '"nan"', "true", "null", "9" * 400])
+@pytest.mark.parametrize(
+    ("column", "content"),
+    [
+        ("contexts", '[[["a"],[{}]]]'), ("spread", '[[["a"],[{}]]]'), ("nearest", '[["a",{}]]'), ("near", "[[1,{}]]"),
+        ("near", "[[{},0.5]]"), ("histogram", "[{}]"), ("patterns", '[{{"text":"a","share":{}}}]'),
+    ],
+)  # fmt: skip
+def test_a_databases_figures_are_finite(column: str, content: str, figure: str, tmp_path: Path) -> None:
+    about = Provenance("ab", "text_encoder/it", 64, "some prompts", 3, "cd", "2026-01-01")
+    with NeuronDatabase.create(tmp_path / "it.db", about) as database:
+        database.add([Entry(3, contexts=(Context(("a",), (0.5,)),))])
+        assert database.neuron(3).peak is None
+        database._connection.execute(f"UPDATE neurons SET {column} = ?", (content.format(figure),))
+        database._connection.commit()
+    with NeuronDatabase.open(tmp_path / "it.db") as database:
+        if column == "patterns" and figure in ('"nan"', "true", "null", "9" * 400):  # any JSON may describe a pattern
+            assert database.neuron(3).patterns
+            return
+        with pytest.raises(ExciseError, match=r"it\.db is damaged"):
+            database.neuron(3)
+
+
+@pytest.mark.parametrize("sign", ["\x0b", "\x0c", "\x1c", "\x1d", "\x85", "\u2028"])
+def test_a_csv_header_splits_no_message(sign: str, tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text(f"con{sign}cept,other{'x' * 5000}\na,b\n", encoding="utf-8")
+    with pytest.raises(ExciseError, match="no column 'concept'") as caught:
+        load_pairs(tmp_path / "pairs.csv")
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 1010
+
+
+def test_a_long_setting_of_a_published_sae_is_not_printed_whole(tmp_path: Path) -> None:
+    _published(tmp_path, "config.json")
+    for setting in ({"x" * 10**5: 1}, {"hat": "x" * 10**5}, {"hat": [{"x": "y" * 10**5}] * 100}):
+        text = json.dumps({"d_model": 3, "n_dirs_local": 5, "k": 2} | setting)
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ExciseError, match="unknown setting") as caught:
+            read_published(tmp_path)
+        assert len(str(caught.value)) < 600
+
+
 def test_a_query_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     about = Provenance("ab", "text_encoder/it", 64, "some prompts", 3, "cd", "2026-01-01")
     NeuronDatabase.create(tmp_path / "it.db", about).close()
-    monkeypatch.setattr(database_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(stored, "PATIENCE", 0.05)
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT count(*) FROM n"
     with NeuronDatabase.open(tmp_path / "it.db") as database, pytest.raises(ExciseError, match="interrupted"):
         database._all(endless)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar
 
-from excise.errors import ExciseError, InvalidSetting
+from excise.errors import ExciseError, InvalidSetting, shown
 from excise.settings import Settings, setting
 
 T = TypeVar("T", bound="_Json")
@@ -29,7 +29,9 @@ class _Json:
             raise ExciseError(f"{cls.__name__} must be a json object, not {type(data).__name__}")
         known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
         if unknown := sorted(set(data) - known):
-            raise InvalidSetting(f"{cls.__name__} has no setting {unknown[0]!r}; it knows {', '.join(sorted(known))}")
+            raise InvalidSetting(
+                f"{cls.__name__} has no setting {shown(unknown[0])}; it knows {', '.join(sorted(known))}"
+            )
         try:
             return cls(**data)
         except TypeError as error:
@@ -42,7 +44,7 @@ def _number(name: str, value: object, *, least: float, most: float = math.inf, w
     if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:  # type: ignore[operator]
         kind = "a whole number" if whole else "a number"
         limit = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
-        raise InvalidSetting(f"{name} must be {kind} {limit}, not {value!r}")
+        raise InvalidSetting(f"{name} must be {kind} {limit}, not {shown(value)}")
 
 
 @dataclass(frozen=True)

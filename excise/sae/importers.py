@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from excise.errors import ExciseError, NotFound
+from excise.errors import ExciseError, NotFound, shown
 from excise.files import TENSORS, open_regular, read_json, read_tensors
 from excise.sae.config import SAEConfig
 from excise.sae.layouts import FORMATS, Read
@@ -52,10 +52,10 @@ def read_published(folder: Path) -> TopKSAE:
         if settings.get(key):
             raise ExciseError(f"the SAE in {folder} {does} ({key}), which ours cannot")
     if odd := sorted(set(settings) - form.settings - set(FOREIGN)):
-        raise ExciseError(f"the SAE in {folder} has the unknown setting {odd[0]}={settings[odd[0]]!r}")
+        raise ExciseError(f"the SAE in {folder} has the unknown setting {odd[0][:60]}={shown(settings[odd[0]])}")
     tensors = _tensors(folder / form.weights)
     if odd := sorted(set(tensors) - form.tensors - form.unused):
-        raise ExciseError(f"the SAE in {folder} has the unknown tensor {odd[0]}")
+        raise ExciseError(f"the SAE in {folder} has the unknown tensor {odd[0][:60]}")
     if lacking := sorted(form.tensors - set(tensors)):
         raise ExciseError(f"the SAE in {folder} has no tensor {lacking[0]}; fetch it again")
     for name in sorted(form.tensors):
@@ -71,7 +71,9 @@ def _sae(folder: Path, read: Read) -> TopKSAE:
     m, d = found["W_enc"].shape if found["W_enc"].ndim == 2 else (0, 0)
     for name, stated, actual in (("width", read.d, d), ("number of latents", read.m, m)):
         if stated not in (None, actual):
-            raise ExciseError(f"the SAE's settings in {folder} state the {name} {stated}, its tensors have {actual}")
+            raise ExciseError(
+                f"the SAE's settings in {folder} state the {name} {shown(stated)}, its tensors have {actual}"
+            )
     sae = TopKSAE(SAEConfig(d=int(d), m=int(m), k=k))  # type: ignore[arg-type]  # SAEConfig refuses other types
     for name, parameter in sae.state_dict().items():
         if found[name].shape != parameter.shape:

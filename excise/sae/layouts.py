@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from excise.errors import ExciseError
+from excise.errors import ExciseError, shown
 
 
 class Read(NamedTuple):
@@ -76,10 +76,10 @@ def _dictionary_learning(folder: Path, settings: Mapping[str, Any], tensors: Map
     if buffer.get("io") == "in_and_out":
         raise ExciseError(f"the SAE in {folder} predicts another layer (buffer.io), which ours cannot")
     if odd := sorted(set(trainer) - DICTIONARY_TRAINER):
-        raise ExciseError(f"the SAE in {folder} has the unknown setting {odd[0]}={trainer[odd[0]]!r}")
+        raise ExciseError(f"the SAE in {folder} has the unknown setting {odd[0][:60]}={shown(trainer[odd[0]])}")
     k = trainer.get("k")
-    if "k" in tensors and tensors["k"].numel() == 1 and int(tensors["k"]) != k:
-        raise ExciseError(f"the SAE's settings in {folder} state k {k}, its tensors {int(tensors['k'])}")
+    if "k" in tensors and tensors["k"].numel() == 1 and (held := tensors["k"].item()) != k:
+        raise ExciseError(f"the SAE's settings in {folder} state k {shown(k)}, its tensors {held}")
     parameters = {
         "W_enc": tensors["encoder.weight"].float(),
         "b_enc": tensors["encoder.bias"].float(),
@@ -93,6 +93,10 @@ def _sae_lens(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, T
     # Version 5 and older wrote a TopK SAE as `standard` with an activation function.
     activation = settings.get("activation_fn", settings.get("activation_fn_str"))
     options = settings.get("activation_fn_kwargs") or {}
+    if not isinstance(options, Mapping):
+        raise ExciseError(
+            f"the SAE in {folder} has the activation_fn_kwargs {shown(options)}, not an object of settings"
+        )
     architecture = settings.get("architecture", "standard")
     if architecture == "standard" and activation == "topk":
         architecture = "topk"
@@ -100,7 +104,7 @@ def _sae_lens(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, T
         what = architecture if activation in (None, "topk") else f"{architecture} with {activation}"
         raise ExciseError(f"the SAE in {folder} is of SAELens's architecture {what}; only topk can be read")
     if odd := sorted(set(options) - {"k"}):
-        raise ExciseError(f"the SAE in {folder} has the unknown setting {odd[0]}={options[odd[0]]!r}")
+        raise ExciseError(f"the SAE in {folder} has the unknown setting {odd[0][:60]}={shown(options[odd[0]])}")
     if settings.get("normalize_activations") not in (None, False, "none"):
         kind = settings["normalize_activations"]
         raise ExciseError(f"the SAE in {folder} normalises what it reads (normalize_activations={kind}): ours cannot")
@@ -110,7 +114,12 @@ def _sae_lens(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, T
         raise ExciseError(f"the SAE in {folder} reads attention heads side by side (hook_z), which ours cannot")
     encoder, decoder = _transposed(tensors["W_enc"], torch.float64), tensors["W_dec"].double()
     bias, centre = tensors["b_enc"].double(), tensors["b_dec"].double()
-    if encoder.shape != decoder.shape or bias.shape != encoder.shape[:1] or centre.shape != encoder.shape[1:]:
+    if (
+        encoder.ndim != 2
+        or encoder.shape != decoder.shape
+        or bias.shape != encoder.shape[:1]
+        or centre.shape != encoder.shape[1:]
+    ):
         raise ExciseError(f"the tensors in {folder} do not fit each other; fetch it again")
     if not settings.get("apply_b_dec_to_input", True):
         # Ours subtracts b_pre from its input: compensate in the encoder's bias.
@@ -180,7 +189,7 @@ FORMATS = (
 
 def _only(folder: Path, settings: Mapping[str, Any], key: str, value: str) -> None:
     if settings.get(key, value) != value:
-        raise ExciseError(f"the SAE in {folder} has the {key} {settings[key]!r}; only {value} can be read")
+        raise ExciseError(f"the SAE in {folder} has the {key} {shown(settings[key])}; only {value} can be read")
 
 
 def _transposed(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from excise.app.neurons.database import now
-from excise.errors import ExciseError
+from excise.errors import ExciseError, shown
 from excise.files import TENSORS, parse_json, read_file, sha256, temporary_beside
 from excise.neurons.database.database import NeuronDatabase
 from excise.neurons.database.entry import Entry, Explanation, Measured, Provenance, Tag
@@ -16,6 +17,8 @@ from excise.neurons.database.entry import Entry, Explanation, Measured, Provenan
 BY = "Safe-SAIL"
 NAMES = ("neuron", "name", "id", "key")
 """Keys of a neuron's name in a list of entries."""
+_DEPTH, _DIGITS = 9, 18
+"""How deep lists are nested, and how many digits a layer or a neuron's number has, at most."""
 
 
 def import_safe_sail(source: Path, out: Path) -> list[Path]:
@@ -31,7 +34,7 @@ def import_safe_sail(source: Path, out: Path) -> list[Path]:
     """
     try:
         data = read_file(source, TENSORS)
-        content = parse_json(data)
+        content = parse_json(data, finite=True)
     except OSError as error:
         raise ExciseError(f"cannot read {source}: {error.strerror or error}; check the name") from error
     except ValueError as error:
@@ -39,7 +42,7 @@ def import_safe_sail(source: Path, out: Path) -> list[Path]:
     layers: dict[int, dict[int, Entry]] = {}
     for name, entry in _named(content, source):
         layer, index = _place(name, source)
-        layers.setdefault(layer, {})[index] = _entry(index, entry, f"{source}: neuron {name}")
+        layers.setdefault(layer, {})[index] = _entry(index, entry, f"{source}: neuron {name[:60]}")
     if not layers:
         raise ExciseError(f"{source} holds no neurons; give Safe-SAIL's en_db.json or cn_db.json")
     paths = {layer: _path(out, layer, len(layers)) for layer in sorted(layers)}
@@ -66,30 +69,32 @@ def _path(out: Path, layer: int, layers: int) -> Path:
     return out if layers == 1 else out.with_name(f"{out.stem}-layer{layer}{out.suffix}")
 
 
-def _named(content: Any, source: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _named(content: Any, source: Path, depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield (name, entry) from an object of entries, or from a list of named entries or of such objects."""
     if isinstance(content, Mapping):
         for name, entry in content.items():
             if not isinstance(entry, Mapping):
-                raise ExciseError(f"{source}: {name!r} is not an entry with an explanation; is it Safe-SAIL's file?")
+                raise ExciseError(
+                    f"{source}: {shown(name)} is not an entry with an explanation; is it Safe-SAIL's file?"
+                )
             yield str(name), entry
-    elif isinstance(content, list):
+    elif isinstance(content, list) and depth < _DEPTH:
         for entry in content:
             if isinstance(entry, Mapping) and "layer" in entry and "index" in entry:
                 yield f"{entry['layer']}_{entry['index']}", entry
             elif isinstance(entry, Mapping) and (key := next((n for n in NAMES if n in entry), None)):
                 yield str(entry[key]), entry
             else:
-                yield from _named(entry, source)
+                yield from _named(entry, source, depth + 1)
     else:
         raise ExciseError(f"{source} holds no entries by neuron; give Safe-SAIL's en_db.json or cn_db.json")
 
 
 def _place(name: str, source: Path) -> tuple[int, int]:
     """Return layer and number from names such as `35_10067` or `layer35/neuron10067`."""
-    numbers = re.findall(r"\d+", name)
-    if len(numbers) != 2:
-        raise ExciseError(f"{source}: the name {name!r} does not hold a layer and a neuron, such as 35_10067")
+    numbers = re.findall(r"[0-9]+", name)
+    if len(numbers) != 2 or max(map(len, numbers)) > _DIGITS:
+        raise ExciseError(f"{source}: the name {shown(name)} does not hold a layer and a neuron, such as 35_10067")
     return int(numbers[0]), int(numbers[1])
 
 
@@ -97,11 +102,11 @@ def _entry(index: int, entry: Mapping[str, Any], where: str) -> Entry:
     text, score, tags = entry.get("explanation"), entry.get("correlation_score"), entry.get("tag_list") or []
     if not isinstance(text, str) or not isinstance(tags, list):
         raise ExciseError(f"{where} has no explanation, or its tags are not a list")
-    if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float))):
-        raise ExciseError(f"{where} has the correlation score {score!r}, which is not a number")
+    if score is not None and (type(score) not in (int, float) or abs(score) > sys.float_info.max):
+        raise ExciseError(f"{where} has the correlation score {shown(score)}, which is not a number")
     return Entry(
         index,
-        tags=tuple(Tag(str(tag)) for tag in dict.fromkeys(tags)),
+        tags=tuple(map(Tag, dict.fromkeys(map(str, tags)))),
         explanation=Explanation(text.strip(), BY, ""),
         scores={} if score is None else {"correlation": Measured(float(score))},
     )

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import re
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from excise.errors import ExciseError, InvalidSetting, NotFound
-from excise.files import parse_json
+from excise.errors import ExciseError, InvalidSetting, NotFound, shown
 from excise.neurons.database import text_index
-from excise.neurons.database.entry import Entry, Explanation, Measured, Provenance, Tag, finite, pack, to_json, unpack
+from excise.neurons.database.entry import Entry, Explanation, Measured, Provenance, Tag, finite, pack, to_json
 from excise.neurons.database.export import write
+from excise.neurons.database.stored import as_entry, as_json, as_provenance, as_score, refuse_programs
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 SCHEMA = "excise.neurons/1"
-PATIENCE = 60.0
-"""Seconds that a query of a database may take."""
 COLUMNS = ("density", "peak", "histogram", "contexts", "spread", "nearest", "near", "patterns")
 _SOME = "neuron IN (SELECT value FROM json_each(?))"
 _TABLES = (
@@ -79,17 +75,14 @@ class NeuronDatabase:
         connection = None
         try:
             connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, timeout=30)
-            _harmless(connection)
+            refuse_programs(connection)
             meta = dict(connection.execute("SELECT key, value FROM meta LIMIT 100").fetchall())
-            meta = {key: parse_json(value) for key, value in meta.items()}
+            meta = {key: as_json(value) for key, value in meta.items()}
             if meta["schema"] != SCHEMA:
-                raise ExciseError(f"{path} has the unknown format {meta['schema']!r}; build it again with this version")
-            provenance = Provenance(**meta["provenance"])
-            if not (type(provenance.m) in (int, type(None)) and type(provenance.prompts) is int):
-                raise ValueError("its numbers of neurons and prompts are not whole numbers")
-            if any(type(text) is not str for text in (provenance.sae, provenance.site, provenance.corpus)):
-                raise ValueError("its provenance is not text")
-            return cls(path, connection, provenance)
+                raise ExciseError(
+                    f"{path} has the unknown format {shown(meta['schema'])}; build it again with this version"
+                )
+            return cls(path, connection, as_provenance(meta["provenance"]))
         except BaseException as error:
             if connection is not None:
                 connection.close()
@@ -137,8 +130,11 @@ class NeuronDatabase:
             return []
         if any("\ud800" <= sign <= "\udfff" for sign in text):
             raise InvalidSetting("the text to search for holds half a surrogate pair; leave it out")
-        with _sqlite_errors(self.path):
-            found = text_index.find(self._connection, text, limit)
+        try:
+            with _sqlite_errors(self.path):
+                found = text_index.find(self._connection, text, limit)
+        except TypeError as error:  # what is searched is not text
+            raise _damaged(self.path, error) from error
         if re.fullmatch(r"[0-9]{1,9}", text.strip()):
             found = list(dict.fromkeys([int(text), *found]))
         known = {entry.index: entry for entry in self._entries(found)}
@@ -225,9 +221,9 @@ class NeuronDatabase:
         rows = self._all(f"SELECT {columns} FROM neurons WHERE {_SOME} ORDER BY neuron", some)
         try:
             for index, name, value, detail in measured:
-                scores.setdefault(index, {})[name] = Measured(_figure(value), parse_json(detail))
-            return [_entry(row, tags.get(row[0], []), scores.get(row[0], {})) for row in rows]
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+                scores.setdefault(index, {}).update(as_score(name, value, detail))
+            return [as_entry(row, tags.get(row[0], []), scores.get(row[0], {})) for row in rows]
+        except (ValueError, TypeError, OverflowError) as error:
             raise _damaged(self.path, error) from error
 
     def _index(self, index: int) -> None:
@@ -267,65 +263,6 @@ class NeuronDatabase:
     def _all(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         with _sqlite_errors(self.path):
             return self._connection.execute(query, values).fetchall()
-
-
-def _entry(row: Sequence[Any], tags: list[Tag], scores: dict[str, Measured]) -> Entry:
-    index, text, by, at, density, peak, histogram, contexts, spread, nearest, near, patterns = row
-    for told in (text, by, at) if text is not None else ():
-        _text(told)
-    for tag in tags:
-        _text(tag.concept), _figure(tag.score), _figure(tag.auroc)
-    return Entry(
-        index,
-        _figure(density),
-        _figure(peak),
-        tuple(map(int, parse_json(histogram))),
-        tuple(unpack(contexts)),
-        tuple(unpack(spread)),
-        tuple((str(token), float(how)) for token, how in parse_json(nearest)),
-        tuple((int(other), float(how)) for other, how in parse_json(near)),
-        tuple(tags),
-        None if text is None else Explanation(text, by, at),
-        scores,
-        tuple(parse_json(patterns)),
-    )
-
-
-def _figure(value: Any) -> float | None:
-    """Return a stored figure. Raises ValueError for text, which SQLite stores in any column, and infinity."""
-    if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
-        raise ValueError("a figure is not a number")
-    figure: float | None = value
-    return figure
-
-
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise ValueError("a text is not text")
-    return value
-
-
-def _harmless(connection: sqlite3.Connection) -> None:
-    """Keep a file from a stranger from running anything: it may hold tables and our index, no view and no trigger.
-
-    A statement that takes longer than `PATIENCE` is ended.
-    """
-    connection.execute("PRAGMA trusted_schema=OFF")
-    ends = [0.0, 0.0]
-
-    def late() -> bool:
-        # Called often while a statement runs. A pause means that another one began.
-        now = time.monotonic()
-        if now - ends[1] > 1:
-            ends[0] = now + PATIENCE
-        ends[1] = now
-        return now > ends[0]
-
-    connection.set_progress_handler(late, 10_000)
-    for kind, name, sql in connection.execute("SELECT type, name, sql FROM sqlite_master LIMIT 100"):
-        virtual = "virtual" in str(sql).lower().split("(")[0].split()
-        if kind not in ("table", "index") or (virtual and not (name == "words" and "using fts5(" in str(sql).lower())):
-            raise ValueError(f"it holds the {'virtual table' if virtual else kind} {name!r}")
 
 
 @contextmanager

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from excise.errors import ExciseError
-from excise.files import parse_json
 from excise.neurons.context import Context, is_special
 
 NEAREST = 4
@@ -159,14 +158,8 @@ def finite(value: float | None) -> float | None:
 
 
 def pack(contexts: Sequence[Context]) -> str:
-    """Return contexts as json."""
+    """Return contexts as json. `excise.neurons.database.stored` reads them."""
     return to_json([[c.tokens, c.codes] for c in contexts], "a context")
-
-
-def unpack(text: str) -> Iterator[Context]:
-    """Read what `pack` wrote. Raises ValueError, KeyError or TypeError for anything else."""
-    for tokens, codes in parse_json(text):
-        yield Context(tuple(map(str, tokens)), tuple(map(float, codes)))
 
 
 def _context(context: Context) -> dict[str, Any]:
