@@ -113,7 +113,7 @@ MUTANTS = [
         ("return without - eta * (with_it - without)", "return without - (with_it - without)"),
         ("return without - eta * (with_it - without)", "return without - eta * with_it"),
         ("esd_target(with_it, without, config.eta)", "esd_target(without, with_it, config.eta)"),
-        ("sample_partly(pipe, student, word, empty", "sample_partly(pipe, teacher, word, empty"),
+        ("erasing_loss(pipe, student, teacher, teacher, word", "erasing_loss(pipe, student, teacher, student, word"),
         ("F.mse_loss(student(latents, timestep, *word.", "F.mse_loss(student(latents, timestep, *empty."),
     ),
     *of(
@@ -121,7 +121,8 @@ MUTANTS = [
         "tests/methods/trained/test_spm.py::test_the_loss_is_the_paper_s"
         " tests/methods/trained/test_spm.py::test_anchors_have_about_the_length_of_the_concept",
         ("return erasing + config.anchoring * anchoring", "return erasing + anchoring"),
-        ("erasing_loss(pipe, student, teacher, word, empty", "erasing_loss(pipe, teacher, student, word, empty"),
+        ("erasing_loss(pipe, student, teacher, student, word", "erasing_loss(pipe, teacher, student, student, word"),
+        ("erasing_loss(pipe, student, teacher, student, word", "erasing_loss(pipe, student, teacher, teacher, word"),
         ("scale = 0.8 + 0.4 *", "scale = 0.8 + 0.8 *"),
     ),
     *of(
@@ -158,7 +159,8 @@ MUTANTS = [
         " tests/methods/trained/test_dumo.py::test_prompts_without_the_concept_are_kept",
         ("return erasing + config.keep * F.mse_loss", "return erasing + F.mse_loss"),
         ("if not mentioned(text, concept.mentions)", "if text"),
-        ("erasing_loss(pipe, student, teacher, word, empty", "erasing_loss(pipe, teacher, student, word, empty"),
+        ("erasing_loss(pipe, student, teacher, student, word", "erasing_loss(pipe, teacher, student, student, word"),
+        ("erasing_loss(pipe, student, teacher, student, word", "erasing_loss(pipe, student, teacher, teacher, word"),
     ),
     *of(
         "excise/methods/trained/advunlearn.py",

@@ -51,7 +51,12 @@ class ESDConfig(TuningConfig):
 
     iterations: int = setting(200, paper=200)
     lr: float = setting(5e-5, paper=5e-5)
-    eta: float = setting(2.0, "η: how far the target lies beyond the unconditional prediction.", paper=2.0)
+    eta: float = setting(
+        1.0,
+        "η: how far the target lies beyond the unconditional prediction. The authors' code writes 2 for the same "
+        "target, since it counts from the concept's prediction.",
+        paper=1.0,
+    )
     guidance: float = setting(3.0, "Guidance scale of the training pictures.", most=100, paper=3.0)
     steps: int = setting(50, "Denoising steps of a full picture.", unit="steps", least=1, most=1000, paper=50)
 

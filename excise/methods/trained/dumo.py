@@ -148,7 +148,7 @@ def objective(
     word = words[int(torch.randint(len(words), (1,), generator=generator))]
     other = others[int(torch.randint(len(others), (1,), generator=generator))]
     done = int(torch.randint(config.steps, (1,), generator=generator))
-    erasing, _, _ = erasing_loss(pipe, student, teacher, word, empty, done, generator, config)
+    erasing, _, _ = erasing_loss(pipe, student, teacher, student, word, empty, done, generator, config)
     if not config.keep:
         return erasing
     how: dict[str, Any] = {"count": config.batch, "steps": config.steps, "done": done, "guidance": config.guidance}

@@ -2,10 +2,12 @@
 Diffusion Models, ICCV 2023, eq. 7).
 
     min over θ of |ε_θ(x_t, c) - (ε*(x_t) - η (ε*(x_t, c) - ε*(x_t)))|²
-x_t are pictures of the concept that the student denoises up to a random step; ε* is the untouched U-Net. ESD-x trains
-the cross-attention, for concepts that prompts name; ESD-u trains everything else, for concepts that they do not. 200
-steps of Adam at 5e-5, η = 2, guidance 3 and the 50 denoising steps are from the authors' code (rohitgandikota/erasing,
-MIT). Here the weights of linear and convolutional layers are trained, not their biases nor normalisation layers.
+ε* is the untouched U-Net, which also denoises the pictures x_t of the concept up to a random step. ESD-x trains the
+cross-attention, for concepts that prompts name; ESD-u trains everything else, for concepts that they do not. 200 steps
+of Adam at 5e-5, guidance 3, 50 denoising steps, and the untouched U-Net as the one that denoises x_t are from the
+authors' code (rohitgandikota/erasing, MIT). In the paper, the student denoises x_t. The code's `negative_guidance` of 2
+counts from the concept's prediction, so its target is eq. 7's with the paper's η = 1. Here the weights of linear and
+convolutional layers are trained, not their biases nor normalisation layers.
 """
 
 from __future__ import annotations
@@ -54,25 +56,26 @@ def objective(
     """Return eq. 7's loss at pictures of one of the concept's words, denoised up to a random step."""
     word = sides[int(torch.randint(len(sides), (1,), generator=generator))]
     done = int(torch.randint(config.steps, (1,), generator=generator))
-    return erasing_loss(pipe, student, teacher, word, empty, done, generator, config)[0]
+    return erasing_loss(pipe, student, teacher, teacher, word, empty, done, generator, config)[0]
 
 
 def erasing_loss(
     pipe: Pipeline,
     student: Predict,
     teacher: Predict,
+    sampler: Predict,
     word: Conditioning,
     empty: Conditioning,
     done: int,
     generator: torch.Generator,
     config: ESDConfig | SPMConfig | DuMoConfig,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return eq. 7's loss at pictures of `word` that the student denoised for `done` steps, with latents and timestep.
+    """Return eq. 7's loss at pictures of `word` that `sampler` denoised for `done` steps, with latents and timestep.
 
-    SPM and DuMo use it too, each with a term of its own that keeps other prompts.
+    SPM and DuMo use it too, with the student as sampler and a term of their own that keeps other prompts.
     """
     drawn = {"count": config.batch, "steps": config.steps, "done": done, "guidance": config.guidance}
-    latents, timestep = sample_partly(pipe, student, word, empty, generator, **drawn)  # type: ignore[arg-type]
+    latents, timestep = sample_partly(pipe, sampler, word, empty, generator, **drawn)  # type: ignore[arg-type]
     with_it, without = (teacher(latents, timestep, *side.of(config.batch)) for side in (word, empty))
     target = esd_target(with_it, without, config.eta)
     loss = F.mse_loss(student(latents, timestep, *word.of(config.batch)).float(), target.float())

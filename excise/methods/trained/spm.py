@@ -69,7 +69,7 @@ def objective(
     """Return the loss at pictures of one of the concept's words, denoised up to a random step."""
     word = sides[int(torch.randint(len(sides), (1,), generator=generator))]
     done = int(torch.randint(config.steps, (1,), generator=generator))
-    erasing, latents, timestep = erasing_loss(pipe, student, teacher, word, empty, done, generator, config)
+    erasing, latents, timestep = erasing_loss(pipe, student, teacher, student, word, empty, done, generator, config)
     states = anchors_near(word.states[0], config.anchors, generator)
     given = latents[:1].expand(config.anchors, -1, -1, -1), timestep, states, word.of(config.anchors)[1]
     anchoring = F.mse_loss(student(*given).float(), teacher(*given).float())

@@ -26,7 +26,7 @@ from excise.methods.trained.trainer import Student, watch_training
 from tests import tiny
 
 CONCEPT = Concept("gun", ("gun",), (Pair("a gun on grass", "a cat on grass"),))
-CONFIG = ESDConfig(iterations=6, lr=1e-3, steps=3, batch=2)
+CONFIG = ESDConfig(iterations=6, lr=1e-3, steps=3, batch=2, eta=1.5)
 PROMPT = "a gun on grass"
 
 
@@ -78,11 +78,11 @@ def test_the_loss_is_equation_7(tiny_pipe: Any) -> None:
     words, nothing = (tiny_pipe.encode_prompt(t, "cpu", 1, False)[0].repeat(2, 1, 1) for t in ("gun", ""))
     with torch.no_grad():
         for t in scheduler.timesteps[:done]:
-            without = written(x, t, nothing).sample
-            x = scheduler.step(without + 3.0 * (written(x, t, words).sample - without), t, x).prev_sample
+            without = tiny_pipe.unet(x, t, nothing).sample
+            x = scheduler.step(without + 3.0 * (tiny_pipe.unet(x, t, words).sample - without), t, x).prev_sample
         t = scheduler.timesteps[done]
         before, after = tiny_pipe.unet(x, t, nothing).sample, tiny_pipe.unet(x, t, words).sample
-        wanted = F.mse_loss(written(x, t, words).sample, before - 2.0 * (after - before))
+        wanted = F.mse_loss(written(x, t, words).sample, before - 1.5 * (after - before))
     assert float(made.detach()) == pytest.approx(float(wanted), rel=1e-4)
     assert float(made.detach()) > 0
 
@@ -91,6 +91,13 @@ def test_the_target_lies_eta_beyond_the_unconditional_prediction() -> None:
     """ε - η (ε_c - ε), worked out by hand: 1 - 2 (4 - 1) = -5, and 2 - 2 (0 - 2) = 6."""
     target = esd_target(torch.tensor([4.0, 0.0]), torch.tensor([1.0, 2.0]), 2.0)
     assert target.tolist() == [-5.0, 6.0]
+
+
+def test_the_default_target_is_the_authors_code_s() -> None:
+    """esd_sd.py: ε_c - negative_guidance (ε_c - ε), with negative_guidance = 2."""
+    with_it, without = torch.tensor([4.0, 0.0]), torch.tensor([1.0, 2.0])
+    authors = with_it - 2 * (with_it - without)
+    assert torch.equal(esd_target(with_it, without, ESDConfig().eta), authors)
 
 
 def test_changed_weights_are_summed_once_until_they_change(tiny_pipe: Any) -> None:
