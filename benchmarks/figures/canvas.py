@@ -21,10 +21,10 @@ from excise.bench.bars import CANVAS, MEANINGS
 from excise.bench.canvas.families import FAMILIES
 from excise.bench.canvas.metrics import ATTACKS
 from excise.bench.canvas.suite import Canvas
-from excise.bench.statistics import Estimate, from_json, in_percent, share, wilson
 from excise.files import write_atomic
 from excise.reference.captions import caption
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
+from excise.statistics import Estimate, from_json, in_percent, share, wilson
 
 ROWS = {
     "ua": "target gone, UA",

@@ -28,8 +28,8 @@ from excise.app.training.comparing import MEASURES, concepts_of
 from excise.app.training.grid_sweep import Cell, grid, sweep
 from excise.app.training.text import BUNDLED, recipe_prompts
 from excise.bench.machine import machine
-from excise.bench.statistics import clustered_spearman
 from excise.files import write_atomic
+from excise.statistics import clustered_spearman
 
 LAYERS, EXPANSIONS, KS = (1, 3, 5), (2, 4, 8), (8, 32)
 CONCEPTS = ("gun", "knife", "cigarette", "cat", "tiger", "cow", "pizza", "rocket", "guitar", "tree")

@@ -35,7 +35,6 @@ from excise.bench.canvas.suite import REPORTED, Canvas
 from excise.bench.frechet import frechet
 from excise.bench.machine import machine
 from excise.bench.run import Unit
-from excise.bench.statistics import in_percent, share
 from excise.erasers import Eraser
 from excise.erasers.edits.sae_rows import preactivations
 from excise.errors import ExciseError
@@ -50,6 +49,7 @@ from excise.sae import card, load
 from excise.sae.supervised import Negatives
 from excise.sites import BLOCKS
 from excise.sites.activations.block_shards import BlockShards, Labelled, capture_blocks_to
+from excise.statistics import in_percent, share
 
 METHODS = ("saeuron", "saemnesia", "saemnesia-text", "snce", "snce+saemnesia")
 ROWS = {

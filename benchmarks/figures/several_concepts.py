@@ -23,11 +23,11 @@ from excise import reference
 from excise.bench.canvas.families import cases
 from excise.bench.canvas.suite import Canvas
 from excise.bench.machine import machine
-from excise.bench.statistics import in_percent, paired_difference, share
 from excise.bench.suite import Case
 from excise.files import write_atomic
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.sae.snce import fit
+from excise.statistics import in_percent, paired_difference, share
 
 CONCEPTS = ("gun", "knife", "cat", "rocket", "pizza", "tiger", "cigarette", "tree", "guitar", "cow")
 COUNTS = (1, 2, 5, 10)

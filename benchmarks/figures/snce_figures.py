@@ -28,7 +28,6 @@ from excise import reference
 from excise.app.demo.measure import Family, families, figures, further_figures, generate, judge
 from excise.bench.machine import machine
 from excise.bench.pictures import Pictures
-from excise.bench.statistics import in_percent, wilson
 from excise.concepts import from_templates
 from excise.erasers import made_for
 from excise.erasers.edits.sae_rows import sae_digest
@@ -38,6 +37,7 @@ from excise.methods.configs.sae import SNCEConfig
 from excise.methods.sae.finding import find
 from excise.methods.sae.snce import fit
 from excise.sae import load
+from excise.statistics import in_percent, wilson
 
 CONCEPTS = ("gun", "knife", "cat", "rocket")
 # The default until Canvas showed objects that it left in the picture; docs/results/canvas.md has the current one.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from excise.bench.statistics import Estimate, from_json
+from excise.statistics import Estimate, from_json
 
 Side = Literal["below", "above", "within"]
 Standing = Literal["reached", "point only", "missed"]

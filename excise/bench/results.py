@@ -13,12 +13,12 @@ from typing import Any
 
 from excise.bench.pictures import read
 from excise.bench.run import Record, Run, Unit
-from excise.bench.statistics import Estimate
 from excise.bench.suite import Picture, Suite
 from excise.bench.worker import all_cases, picture_of
 from excise.concepts.concept import mentioned
 from excise.drawn import fault
 from excise.files import cell
+from excise.statistics import Estimate
 
 BASELINE = "none"
 

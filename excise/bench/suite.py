@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from excise.bench.pictures import Pixels, read
-from excise.bench.statistics import Estimate
 from excise.concepts import Concept
 from excise.drawn import Drawn
 from excise.errors import ExciseError
 from excise.pipeline import Pipeline
+from excise.statistics import Estimate
 
 Role = Literal["target", "attack", "white-box", "keep", "mixed"]
 """Purpose of a family: the concept must go ("target": plain prompts, "attack", "white-box": attacks that know the

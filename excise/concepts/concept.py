@@ -36,6 +36,9 @@ class Pair:
 class Concept:
     """Concept C: `mentions` is the paper's concept tuple V_C, `controls` are prompts that erasing must not change.
 
+    `controls` have the wordings of the pairs. `benign` are prompts as the model's users write them, of which SNCE
+    calibrates on every second one and measures on the others.
+
     Raises ExciseError if the name or a mention is empty, or if there are no mentions.
     """
 
@@ -44,6 +47,7 @@ class Concept:
     pairs: tuple[Pair, ...] = ()
     controls: tuple[str, ...] = ()
     kind: Kind = "object"
+    benign: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name.strip():

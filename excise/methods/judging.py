@@ -57,6 +57,7 @@ class Figures:
     """Measurements of a fit by SAE neurons; None if not measured.
 
     `controls` are (changed, all): the control prompts that it would change had it not been calibrated on them.
+    `benign` are (changed, all): prompts as users write them, of which the calibration saw none.
     """
 
     pairs: int
@@ -64,6 +65,7 @@ class Figures:
     auroc: float | None = None
     opened: float | None = None
     controls: tuple[int, int] | None = None
+    benign: tuple[int, int] | None = None
     protected: tuple[tuple[str, ...], int] | None = None
     spares: bool = True
     """Whether the edit leaves other prompts alone: not with gate="relu" or source="concept", which edit all."""
@@ -166,8 +168,9 @@ def _as_json(figures: Figures) -> dict[str, Any]:
     for name in ("carried", "auroc", "opened"):
         if (value := getattr(figures, name)) is not None:
             found[name] = float(value)
-    if figures.controls is not None:
-        found["controls"] = {"touched": figures.controls[0], "of": figures.controls[1]}
+    for name, counts in (("controls", figures.controls), ("benign", figures.benign)):
+        if counts is not None:
+            found[name] = {"touched": counts[0], "of": counts[1]}
     if figures.protected is not None:
         found["protected"] = {"touched": list(figures.protected[0]), "of": figures.protected[1]}
     return found

@@ -67,6 +67,10 @@ class Reading:
         """Return codes `[P, T, k]` as the edit's gate reads them."""
         return edit.after_lead(self.topk) if edit.gate == "topk" else edit.gated(self.preacts)
 
+    def acting(self, edit: SAEEdit) -> Tensor:
+        """Return whether the edit acts on each prompt, bool `[P]`."""
+        return (self.codes(edit) > 0).flatten(1).any(1)
+
     def with_more(self, other: Reading) -> Reading:
         """Return these prompts' codes followed by the other's."""
         fills = {"preacts": SILENT, "topk": 0, "scored": 0}

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from excise.bench.bars import Bar, Standing
-from excise.bench.statistics import Estimate, share
+from excise.statistics import Estimate, share
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 
 from excise.bench.canvas.suite import PROMPTS, QUICK
 from excise.bench.gates import Gate, parse
-from excise.bench.statistics import share_over
 from excise.errors import ExciseError
+from excise.statistics import share_over
 
 FIGURES = {
     "asr": {"value": 0.04, "low": 0.01, "high": 0.09, "n": 16, "pictures": 128},

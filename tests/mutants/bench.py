@@ -14,8 +14,8 @@ CANVAS = "tests/bench/canvas/test_metrics.py"
 
 MUTANTS = [
     *of(
-        "excise/bench/statistics.py",
-        "tests/bench/test_statistics.py",
+        "excise/statistics.py",
+        "tests/test_statistics.py",
         ("z * z / (4 * n * n)", "z * z / (2 * n * n)"),
         ("scale = 1 + z * z / n", "scale = 1 + z / n"),
         ("centre = share + z * z / (2 * n)", "centre = share + z * z / n"),

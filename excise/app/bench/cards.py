@@ -12,7 +12,7 @@ from excise.app.pages.charts import Chart
 from excise.app.pages.parts import LOOKS, Badge, Cell, Table
 from excise.bench.bars import CANVAS, Bar
 from excise.bench.results import BASELINE
-from excise.bench.statistics import Estimate, behind, from_json
+from excise.statistics import Estimate, behind, from_json
 
 SHARES = {
     "ua": "Target gone when named directly (UA)",

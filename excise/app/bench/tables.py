@@ -12,8 +12,8 @@ from excise.app.pages.parts import Cell, Table
 from excise.bench.protocols import nudenet
 from excise.bench.protocols.unlearncanvas import SURE
 from excise.bench.results import BASELINE
-from excise.bench.statistics import behind
 from excise.bench.suite import Suite
+from excise.statistics import behind
 
 LEFT = {
     "left_other": ("other", "Other object", "another known object"),

@@ -19,7 +19,6 @@ from excise.app.models.resolve import sae_folder, sae_site
 from excise.app.training.text import BUNDLED, shown, train_sae
 from excise.bench.machine import machine
 from excise.bench.pictures import Pictures
-from excise.bench.statistics import Estimate
 from excise.concepts import from_templates
 from excise.erasers.artefact import strength
 from excise.errors import ExciseError
@@ -30,6 +29,7 @@ from excise.pipeline import Pipeline
 from excise.sae import load
 from excise.sites import PRESETS
 from excise.sites.truncation import cuts
+from excise.statistics import Estimate
 
 STRIP_LAMS = (0.0, 0.6, 0.8, 1.0, 1.2, 2.0, 3.0)
 STRIP_ROWS: tuple[tuple[FamilyName, int], ...] = (("direct", 4), ("synonym", 2), ("mixed", 2))

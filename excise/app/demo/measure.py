@@ -10,9 +10,9 @@ import numpy as np
 
 from excise.bench.canvas.remains import covered, remains
 from excise.bench.pictures import Pictures
-from excise.bench.statistics import Estimate, paired_difference, share
 from excise.pipeline import Pipeline
 from excise.sites.truncation import label
+from excise.statistics import Estimate, paired_difference, share
 
 FamilyName = Literal["direct", "synonym", "mixed", "unrelated"]
 TITLES: dict[FamilyName, str] = {

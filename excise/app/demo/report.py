@@ -16,7 +16,7 @@ from excise.app.pages.rendering import Made
 from excise.app.pages.rendering import render as render_template
 from excise.bench.bars import MEANINGS, Bar
 from excise.bench.pictures import Pictures, png
-from excise.bench.statistics import Estimate
+from excise.statistics import Estimate
 
 FIRST = 12
 """Pairs shown for each family; the rest unfold."""

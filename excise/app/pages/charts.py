@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from excise.bench.statistics import Estimate
+from excise.statistics import Estimate
 
 Attributes = dict[str, str | float]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from excise.bench.statistics import in_percent
 from excise.files import write_atomic
 from excise.reference.classifier import JUDGES
+from excise.statistics import in_percent
 
 FIGURES, README = "figures.json", "README.md"
 FILES = (FIGURES, README)

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from excise.bench.statistics import share
 from excise.errors import ExciseError
 from excise.pipeline import Pipeline
 from excise.reference import data
+from excise.statistics import share
 
 PARTS = ("text", "vae", "classifier", "second_classifier", "unet", "assemble")
 """The parts in the order of training: each needs earlier ones."""

@@ -17,10 +17,10 @@ from excise import reference
 from excise.bench.canvas.families import UNTOUCHED
 from excise.bench.frechet import Features, frechet
 from excise.bench.pictures import Pixels
-from excise.bench.statistics import Estimate
 from excise.bench.suite import Picture
 from excise.errors import ExciseError
 from excise.reference.scenes import Scene, place_objects, render, sample_scene
+from excise.statistics import Estimate
 
 COMPONENTS = 24
 SCENES = 1500

@@ -18,7 +18,9 @@ from excise.bench.canvas.distances import distances
 from excise.bench.canvas.families import FAMILIES, is_style
 from excise.bench.canvas.remains import Remains, remains
 from excise.bench.pictures import Pixels
-from excise.bench.statistics import (
+from excise.bench.suite import Picture
+from excise.reference.scenes import backdrop
+from excise.statistics import (
     Estimate,
     change_over,
     mean,
@@ -28,11 +30,9 @@ from excise.bench.statistics import (
     share,
     share_over,
 )
-from excise.bench.statistics import (
+from excise.statistics import (
     over_concepts as mean_of,
 )
-from excise.bench.suite import Picture
-from excise.reference.scenes import backdrop
 
 TESTABLE = 0.3
 """Least share of a family's prompts for which the unerased model must generate the target; else it is not testable."""

@@ -20,7 +20,6 @@ from excise.bench.canvas import metrics
 from excise.bench.canvas.families import FAMILIES, attacked, cases, is_style, reseeded, starts
 from excise.bench.canvas.remains import covered
 from excise.bench.pictures import Pixels
-from excise.bench.statistics import Estimate
 from excise.bench.suite import Case, Picture
 from excise.concepts import Concept, from_templates
 from excise.drawn import Drawn
@@ -29,6 +28,7 @@ from excise.errors import ExciseError
 from excise.pipeline import Pipeline, as_diffusers
 from excise.reference.classifier import JUDGES, Verdicts
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
+from excise.statistics import Estimate
 
 TUNING = ("dog", "apple", "bus", "horse", "frog", "skull", "monkey", "rabbit", "pastel", "bold")
 """Concepts that settings are tuned on. Reported means never include them."""

@@ -19,12 +19,12 @@ from excise.bench.protocols.clip import clip_score, load_clip
 from excise.bench.protocols.detectors import Detector, detector
 from excise.bench.protocols.nudenet import Detection
 from excise.bench.protocols.prompts import load
-from excise.bench.statistics import Estimate, mean, share
 from excise.bench.suite import Case, Family, Picture
 from excise.concepts import Concept, builtin
 from excise.drawn import Drawn
 from excise.errors import ExciseError
 from excise.pipeline import Pipeline, as_diffusers
+from excise.statistics import Estimate, mean, share
 
 
 @dataclass(frozen=True)

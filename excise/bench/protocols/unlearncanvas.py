@@ -15,12 +15,12 @@ import torch
 
 from excise.bench.pictures import Pixels
 from excise.bench.protocols.vit import ViT, classify, load_vit
-from excise.bench.statistics import Estimate, share, share_over
 from excise.bench.suite import Case, Family, Picture
 from excise.concepts import Concept, from_templates
 from excise.drawn import Drawn
 from excise.errors import ExciseError
 from excise.pipeline import Pipeline, as_diffusers
+from excise.statistics import Estimate, share, share_over
 
 # In the classifiers' order.
 STYLES = (

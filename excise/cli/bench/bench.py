@@ -257,7 +257,7 @@ def _report(run: Run, as_json: bool) -> dict[str, Any]:
     from excise.app.bench.runs import report
     from excise.bench.bars import CANVAS, standings
     from excise.bench.results import BASELINE, outside
-    from excise.bench.statistics import behind
+    from excise.statistics import behind
 
     if run.named:
         note(f"{run.folder / 'run.json'} names {', '.join(f'{key} {value}' for key, value in run.named.items())}")

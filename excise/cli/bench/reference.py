@@ -86,9 +86,9 @@ def evaluate(
         check_absent(*(write_card / name for name in card.FILES), force=force)
     from excise.app.models.resolve import load_pipeline
     from excise.app.reference.training import drawing_figures
-    from excise.bench.statistics import in_percent
     from excise.reference import denoising_steps
     from excise.reference.evaluate import FAMILIES
+    from excise.statistics import in_percent
 
     pipe = load_pipeline(None)
     total = len(FAMILIES) * denoising_steps(n, steps)

@@ -17,7 +17,7 @@ from excise.outputs import check_resumed
 
 if TYPE_CHECKING:
     from excise.app.erase.finding import Findings
-    from excise.bench.statistics import Estimate
+    from excise.statistics import Estimate
 
 
 def register(app: typer.Typer) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from excise.statistics import wilson
+
 KEYS: dict[str, type] = {
     "mentions": list,
     "carried": float,
@@ -12,6 +14,7 @@ KEYS: dict[str, type] = {
     "opened": float,
     "pairs": int,
     "controls": dict,
+    "benign": dict,
     "protected": dict,
     "weak": list,
 }
@@ -38,7 +41,7 @@ def checked(data: Any) -> dict[str, Any]:
     for row in found.get("mentions", ()):
         if not {"word", "caught"} <= set(_typed(row, _MENTION)):
             raise ValueError("verdict: a mention lacks `word` or `caught`")
-    for key, types in (("controls", _TOUCHED), ("protected", _PROTECTED)):
+    for key, types in (("controls", _TOUCHED), ("benign", _TOUCHED), ("protected", _PROTECTED)):
         _typed(found.get(key, {}), types)
     if not all(
         isinstance(text, str) for text in (*found.get("weak", ()), *found.get("protected", {}).get("touched", ()))
@@ -70,6 +73,9 @@ def in_words(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "AUROC", f"{verdict['auroc']:.2f} on held-out wordings"
     if isinstance(found := verdict.get("controls"), Mapping):
         yield "control prompts", f"{_touched(found)} where they are kept out of the calibration"
+    if isinstance(found := verdict.get("benign"), Mapping):
+        most = wilson(found["touched"], found["of"]).high
+        yield "benign prompts", f"{_touched(found)}, held out; up to {100 * most:.1f} % in general (95 %)"
     if isinstance(found := verdict.get("protected"), Mapping):
         yield "words for groups of people", _touched(found)
 

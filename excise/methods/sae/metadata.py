@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +30,10 @@ def created(config: SNCEConfig, sites: Sequence[Site]) -> dict[str, Any]:
     return {"method": "snce", "config": settings, "versions": versions()}
 
 
-def measured(
-    found: Found, edit: SAEEdit, levels: Calibration, positives: Reading, negatives: Reading, pairs: int
-) -> dict[str, Any]:
+def measured(found: Found, edit: SAEEdit, levels: Calibration, sides: Mapping[str, Reading | None]) -> dict[str, Any]:
     """Return the measurements of the eraser's calibration, as json; None if a value is not finite.
 
-    `negatives` are the deconcept prompts of the `pairs`, then the controls.
+    `sides` holds the codes of the prompts by what they are: concept, deconcept, controls, benign.
     """
     entries = {entry.index: entry for entry in found.ranking.entries}
     checks = {check.index: check for check in found.validation}
@@ -55,19 +53,17 @@ def measured(
             }
         neurons.append({"index": index, **figures})
 
-    def edited(read: Reading, rows: slice) -> float | None:
-        fires = (read.codes(edit)[rows] > 0).flatten(1).any(1)
-        return float(fires.double().mean()) if len(fires) else None
-
+    fires = {
+        side: None if read is None else float(read.acting(edit).double().mean())
+        for side, read in sides.items()
+        if read is not None or side != "benign"
+    }
+    positives = sides["concept"]
     return {
         "neurons": neurons,
         "dominance": _number(found.ranking.dominance),
-        "pairs": pairs,
-        "fires": {
-            "concept": edited(positives, slice(None)),
-            "deconcept": edited(negatives, slice(None, pairs)),
-            "controls": edited(negatives, slice(pairs, None)),
-        },
+        "pairs": len(positives.preacts) if positives is not None else 0,
+        "fires": fires,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from excise.concepts import Concept
+from excise.concepts.concept import mentioned
 from excise.erasers import Eraser, SAEEdit, made_for
 from excise.erasers.artefact.strength import LEAST_CARRIED
 from excise.errors import ExciseError, InvalidSetting
@@ -93,6 +94,7 @@ def _worst(parts: list[_Part]) -> Figures:
         auroc=least(f.auroc for f in figures),
         opened=least(f.opened for f in figures),
         controls=max((f.controls for f in figures if f.controls is not None), default=None),
+        benign=max((f.benign for f in figures if f.benign is not None), default=None),
         protected=(tuple({word: None for found, _ in groups for word in found}), groups[0][1]) if groups else None,
     )
 
@@ -128,14 +130,20 @@ def _part(pipe: Pipeline, concept: Concept, config: SNCEConfig, sae: TopKSAE, fo
         found = find(pipe, sae, concept, config)
     neurons = list(found.chosen(config))
     edit = SAEEdit.from_sae(sae, found.site, neurons, gate=config.gate, lam=config.lam, uncond=config.uncond)
+
+    def read(prompts: Sequence[str]) -> Reading | None:
+        return Reading.of(pipe, sae, edit, prompts, config.batch_size) if prompts else None
+
     positives = Reading.of(pipe, sae, edit, [pair.concept for pair in concept.pairs], config.batch_size)
-    negatives = Reading.of(pipe, sae, edit, [pair.deconcept for pair in concept.pairs], config.batch_size)
+    without = Reading.of(pipe, sae, edit, [pair.deconcept for pair in concept.pairs], config.batch_size)
+    others = [text for text in concept.benign if not mentioned(text, concept.mentions)]
+    controls, calibrating, held_out = read(concept.controls), read(others[::2]), read(others[1::2])
     acts: Tensor | None = None
-    if concept.controls:
-        controls = Reading.of(pipe, sae, edit, concept.controls, config.batch_size)
-        if config.source == "prompt" and config.gate in ("whole", "threshold"):
-            acts = acts_on(positives, negatives, controls, config.margin).any(1)
-        negatives = negatives.with_more(controls)
+    if controls is not None and config.source == "prompt" and config.gate in ("whole", "threshold"):
+        acts = acts_on(positives, without, controls, config.margin).any(1)
+    negatives = without
+    for more in filter(None, (controls, calibrating)):
+        negatives = negatives.with_more(more)
     lead = min(positives.lead, negatives.lead)
     carried: float | None = None
     kept = positives.topk[:, lead:] > 0
@@ -151,9 +159,14 @@ def _part(pipe: Pipeline, concept: Concept, config: SNCEConfig, sae: TopKSAE, fo
         carried = carried_share(pipe, sae, edit, concept, config.batch_size)
         if config.unit == "concept":
             edit = replace(edit, lam=config.lam / max(carried, LEAST_CARRIED))
-    figures = {**measured(found, edit, levels, positives, negatives, len(concept.pairs)), "carried": carried}
+    sides = {"concept": positives, "deconcept": without, "controls": controls, "benign": held_out}
+    figures = {**measured(found, edit, levels, sides), "carried": carried}
     loudness = positives.codes(replace(edit, source="prompt", concept_codes=None)).sum((1, 2))
-    return _Part(edit, sae, loudness, figures, _figures(pipe, sae, edit, concept, config, figures, acts))
+    judged = _figures(pipe, sae, edit, concept, config, figures, acts)
+    if held_out is not None and judged.spares:
+        opened = held_out.acting(edit)
+        judged = replace(judged, benign=(int(opened.sum()), len(opened)))
+    return _Part(edit, sae, loudness, figures, judged)
 
 
 def _figures(

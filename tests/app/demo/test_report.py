@@ -16,7 +16,7 @@ from excise.app.demo.pictures import comparison_png
 from excise.app.demo.report import BARS, NeuronView, Report, Strip, percent, render
 from excise.app.pages import charts
 from excise.app.pages.rendering import templates
-from excise.bench.statistics import Estimate, share
+from excise.statistics import Estimate, share
 
 VOID = {"meta", "img", "br", "wbr"}
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from excise.bench.canvas.families import FAMILIES, cases, is_style
 from excise.bench.canvas.metrics import ATTACKS, objects_mask, of_concept, outside, over_concepts, pixel_error
-from excise.bench.statistics import paired_difference, wilson
 from excise.bench.suite import Case, Picture
 from excise.reference.scenes import Scene, backdrop, render
+from excise.statistics import paired_difference, wilson
 
 
 def seen(rng: random.Random, case: Case, target: float) -> dict[str, Any]:

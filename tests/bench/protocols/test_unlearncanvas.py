@@ -20,10 +20,10 @@ from excise.app.bench.runs import report, resume, start
 from excise.bench.protocols import published
 from excise.bench.protocols.unlearncanvas import OBJECTS, STYLES, UnlearnCanvas
 from excise.bench.protocols.vit import ViT, classify, load_vit
-from excise.bench.statistics import wilson
 from excise.bench.suite import Picture
 from excise.cli import app
 from excise.errors import ExciseError
+from excise.statistics import wilson
 
 pytestmark = pytest.mark.usefixtures("one_bundled_pipe")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from excise.bench.statistics import (
+from excise.statistics import (
     Z95,
     behind,
     change_over,
