@@ -68,6 +68,7 @@ def erase(
         >>> eraser = excise.erase(pipe, "gun")
         >>> eraser.save_pretrained("erasers/gun")
     """
+    from excise.app.erase.benign import with_benign
     from excise.app.models.resolve import bundled_settings
     from excise.methods.lookup import configured, declared, preset_settings, settings_of
     from excise.pipeline import check_pipeline
@@ -90,6 +91,8 @@ def erase(
         own |= dict.fromkeys(takes, _folder(sae))
     elif chosen.name == "snce" and not own.get("sae"):
         own["sae"] = _folder(_known_sae(pipe))
+    folder = Path(own["sae"]) if own.get("sae") else None
+    wanted = with_benign(wanted, None if is_bundled(pipe) else pipe, sae=folder)
     return chosen.fit(pipe, wanted, configured(chosen.name, own), **more)
 
 

@@ -55,6 +55,15 @@ PairsFile = Annotated[
         "templates.",
     ),
 ]
+Controls = Annotated[
+    Path | None,
+    typer.Option(
+        "--controls",
+        help="Prompts as the model's users write them, .txt, .csv or .jsonl. SNCE's threshold is calibrated on every "
+        "second one, and the share of the others that the eraser changes is reported. Default with --model: those that "
+        "the SAE's training held out, else everyday prompts in English.",
+    ),
+]
 PairsArgument = Annotated[Path, typer.Argument(help="File of pairs, .csv or .jsonl.")]
 Kind = Annotated[str, typer.Option("--kind", help="What the concept's words name: object, style or attribute.")]
 Count = Annotated[int, typer.Option("--n", help="Number of pairs to make.", **bounds.PAIRS)]

@@ -1,4 +1,4 @@
-"""Everyday prompts: plain English requests for pictures, in the wordings that people use, about no concept in particular.
+"""Everyday prompts: plain English requests for pictures, in the wordings that people use, about many subjects.
 
 A model's own users write such prompts, so a threshold that is to leave them alone is calibrated on some of them. They
 stand in for a sample of the SAE's own corpus, which is better (`excise erase --controls`).
@@ -22,7 +22,7 @@ _SUBJECTS = (
     "a red tram", "a hot air balloon", "a wooden canoe", "a school of fish", "a flock of geese", "a sleeping fox",
     "a white owl", "a humpback whale", "a hummingbird", "a herd of elephants", "a butterfly", "a golden retriever",
     "a bowl of ramen", "a slice of lemon tart", "a basket of bread", "a plate of pasta", "a cup of espresso",
-    "a jar of honey", "a pile of books", "a typewriter", "a grandfather clock", "a leather armchair", "a porcelain vase",
+    "a jar of honey", "a pile of books", "a typewriter", "a grandfather clock", "a leather armchair", "a vase",
     "a ceramic teapot", "a pair of running shoes", "a vinyl record", "a camera on a tripod", "a robot", "a dragon",
     "a wizard", "a mermaid", "a knight in armour", "a portrait of a king", "a map of an island", "a logo for a bakery",
 )  # fmt: skip
@@ -42,10 +42,14 @@ _WAYS = (
 )  # fmt: skip
 _ENDINGS = (
     "", "", "", "", "35mm film", "highly detailed", "soft light", "dramatic lighting", "trending on artstation",
-    "muted colours", "by a dutch master", "shallow depth of field", "8k", "studio lighting", "in the style of the 1970s",
+    "muted colours", "by a dutch master", "shallow depth of field", "8k", "studio lighting", "in 1970s style",
     "vivid colours", "minimalist", "cinematic, volumetric light", "digital painting, sharp focus", "long exposure",
     "award winning photography", "art nouveau", "ukiyo-e", "pastel palette", "very simple, flat design", "bokeh",
 )  # fmt: skip
+
+
+BENIGN = 600
+"""Number of everyday prompts for a concept that has no benign prompts of its own; every second one is measured on."""
 
 
 def everyday(count: int, seed: int = 0) -> list[str]:

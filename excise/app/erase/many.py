@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from excise.app.erase.benign import with_benign
 from excise.app.erase.finding import erase_by
 from excise.app.models.devices import card_of, visible_cards
 from excise.app.models.knowing import is_snce, refuse_few_pairs, refuse_not_known
@@ -39,6 +40,8 @@ class Task:
     """Prompt pairs."""
     accept_weak: bool = False
     preset: str | None = None
+    controls: str = ""
+    """File of prompts as users write them; empty: the default ones."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def plan(
     n: int = 100,
     accept_weak: bool = False,
     preset: str | None = None,
+    controls: Path | None = None,
 ) -> list[Task]:
     """Return a task for every concept and method, each with its own folder in `out`.
 
@@ -80,14 +84,14 @@ def plan(
     tasks, methods = [], [named(by) for by in methods]
     given = [_with_full_name(setting) for setting in given]
     for name in concepts:
-        concept_named(name, None, None, kind, n)
+        with_benign(concept_named(name, None, None, kind, n), None, controls=controls)
     for by in methods:
         chosen = tuple(part.removeprefix(f"{by}.") for part in given if _applies(part, by, methods))
         parsed(f"{by}:{','.join(chosen)}")
         preset_settings(by, preset)
         for name in concepts:
             folder = out / f"{name}-{by}".replace(" ", "-")
-            tasks.append(Task(name, by, str(folder), chosen, kind, n, accept_weak, preset))
+            tasks.append(Task(name, by, str(folder), chosen, kind, n, accept_weak, preset, str(controls or "")))
     return tasks
 
 
@@ -241,6 +245,8 @@ def _make(pipe: Pipeline, task: Task, bundled: bool) -> Done:
             refuse_few_pairs(concept)
         if bundled and not task.accept_weak:
             refuse_not_known(concept)
+        controls = Path(task.controls) if task.controls else None
+        concept = with_benign(concept, None if bundled else pipe, controls=controls)
         eraser = erase_by(
             pipe,
             concept,

@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from excise.app.training.text import features, no_prompts, places_of, train_on, train_sae
+from excise.concepts import read_prompts
 from excise.erasers.guard.model_digest import text_encoder_digests
-from excise.files import sha256
+from excise.files import sha256, write_atomic
 from excise.pipeline import Pipeline
 from excise.sae import Progress, TrainConfig, saes_in
 from excise.sae.storage import is_sae
 from excise.sites import LanguageModel, Site
 
+HELD_OUT = "held_out.txt"
+"""File in a training's folder with prompts that it did not read, one per line."""
+LEAST_CORPUS, MOST_HELD_OUT = 20_000, 1000
+"""Smallest corpus that prompts are held out of, and their number: every hundredth prompt, up to that many."""
 PROBE = 64
 """Prompts that are read, and trained on for two steps, to estimate a training's cost."""
 LONG, SHORT = 16, 12
@@ -42,6 +47,8 @@ class Training:
     config: TrainConfig
     card: dict[str, Any]
     folder: Path
+    held_out: tuple[str, ...] = ()
+    """Prompts of the corpus that are not trained on, for calibrating erasers."""
 
     @property
     def left(self) -> dict[Path, Site]:
@@ -84,12 +91,22 @@ def planned(
     The folder's name depends on the model's weights, the Sites, the prompts and the settings, so that the same call
     finds finished SAEs and resumes an interrupted training.
     """
-    texts = list(prompts)
+    texts, held_out = list(prompts), list[str]()
     if not texts:
         raise no_prompts()
+    if len(texts) >= LEAST_CORPUS:
+        held_out = texts[:: max(100, -(-len(texts) // MOST_HELD_OUT))]
+        kept_out = set(held_out)
+        texts = [text for text in texts if text not in kept_out]
     recipe = _sha256([asdict(config), texts])[:SHORT]
     folder = _of_model(pipe, site) / recipe
-    return Training(places_of(pipe, folder, site), texts, config, card, folder)
+    return Training(places_of(pipe, folder, site), texts, config, card, folder, tuple(held_out))
+
+
+def held_out(folder: Path) -> list[str]:
+    """Return the prompts of its corpus that the SAE in a folder was not trained on; empty if they were not kept."""
+    file = folder / HELD_OUT
+    return list(read_prompts(file)) if file.is_file() else []
 
 
 def cost_of(pipe: Pipeline, training: Training, device: str = "cpu") -> Cost:
@@ -127,6 +144,9 @@ def train_planned(
     how: dict[str, Any] = {"card": training.card, "captured": captured, "progress": progress, "device": device}
     folder.parent.mkdir(parents=True, exist_ok=True)
     train_sae(pipe, training.places[folder], training.prompts, training.config, folder, **how)
+    if training.held_out:
+        lines = "".join(" ".join(text.split()) + "\n" for text in training.held_out)
+        write_atomic(training.folder / HELD_OUT, lines.encode())
 
 
 def _of_model(pipe: Pipeline, site: Site | None) -> Path:

@@ -14,6 +14,7 @@ from excise.cli.cutting import note_cuts
 from excise.cli.erase.own_sae import sae_of
 from excise.cli.erase.several import erase_several
 from excise.cli.options import (
+    Controls,
     Count,
     Device,
     Force,
@@ -50,6 +51,7 @@ def erase(
     ],
     mentions: Mentions = None,
     pairs: PairsFile = None,
+    controls: Controls = None,
     kind: Kind = "object",
     n: Count = 100,
     model: Model = None,
@@ -143,6 +145,7 @@ def erase(
     else:
         check_folder(out, force=force, own=FILES)
 
+    from excise.app.erase.benign import with_benign
     from excise.app.erase.finding import chosen, erase_by, save, settings, settings_without_site
     from excise.app.erase.finding import erase as made_by
     from excise.app.models.resolve import concept_named, load_pipeline
@@ -177,7 +180,7 @@ def erase(
             raise ExciseError("--mentions and --pairs describe one concept; erase it separately")
         if odd:
             raise ExciseError(f"--{odd[0]} is for one eraser; with several, use --set snce.{odd[0]}=...")
-        tasks = (names or [concept], by, out, given or [], kind, n, accept_weak, preset)
+        tasks = (names or [concept], by, out, given or [], kind, n, accept_weak, preset, controls)
         erase_several(*tasks, model, device, weights, jobs, force, json)
         return
     _, by_set = parsed(f"{by}:{','.join(given or [])}")
@@ -208,11 +211,14 @@ def erase(
             SNCEConfig(**options)
     elif odd:
         raise ExciseError(f"--{odd[0]} is a setting of snce; set those of {by} with --set, such as --set sae=FOLDER")
+    if controls is not None:
+        with_benign(wanted, None, controls=controls)
     corpus = None if prompts is None else (prompts.name, list(read_prompts(prompts)))
     pipe = load_pipeline(model, device, weights)
     note_cuts(pipe, (side for pair in wanted.pairs for side in (pair.concept, pair.deconcept)))
     if model is not None and sae is None and by == "snce":
         sae = sae_of(pipe, model, site, corpus, tokens, device)
+    wanted = with_benign(wanted, None if model is None else pipe, sae=sae, controls=controls)
     if by != "snce":
         with training() as line:
             eraser = erase_by(

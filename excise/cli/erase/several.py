@@ -20,6 +20,7 @@ def erase_several(
     n: int,
     accept_weak: bool,
     preset: str | None,
+    controls: Path | None,
     model: str | None,
     device: str,
     weights: Weights,
@@ -35,7 +36,7 @@ def erase_several(
     from excise.errors import ExciseError
 
     methods = [part.strip() for part in by.split(",") if part.strip()]
-    tasks = plan(names, methods, out, given, kind, n, accept_weak, preset)
+    tasks = plan(names, methods, out, given, kind, n, accept_weak, preset, controls)
 
     def report(done: Done) -> None:
         how = {
