@@ -63,6 +63,8 @@ MUTANTS = [
         ("q = loudest.clamp(min=0)", "q = loudest"),
         ("separable = typical > q", "separable = typical < q"),
         ("concept.amax(1).median(0).values", "concept.amax(1).amax(0)"),
+        ("by_prompt[int(BENIGN_SHARE * len(by_prompt))]", "by_prompt[0]"),
+        ("BENIGN_SHARE = 0.01", "BENIGN_SHARE = 0.02"),
     ),
     *of(
         "excise/erasers/edits/gated_sae.py",

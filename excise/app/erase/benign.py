@@ -25,7 +25,7 @@ def with_benign(
 
     Args:
         concept: The concept.
-        own: The user's own model; None for the bundled one, whose pairs and controls are already what it was trained on.
+        own: The user's own model. None for the bundled one, whose controls already resemble its training data.
         sae: Folder of its SAE. Prompts that the training held out are taken, or else everyday prompts.
         controls: File of prompts to take instead, for any model.
 

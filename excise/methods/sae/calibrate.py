@@ -15,7 +15,8 @@ class Calibration(NamedTuple):
 
     threshold: Tensor
     quiet: Tensor
-    """Largest pre-activation over every given position of every deconcept and control prompt."""
+    """Largest pre-activation over every given position of every deconcept and control prompt, and of benign prompts
+    but the loudest hundredth."""
     floor: Tensor
     """Value that 95 % of the concept rows kept by TopK exceed; nan if it keeps none."""
     typical: Tensor
@@ -26,10 +27,18 @@ class Calibration(NamedTuple):
     """Share of concept rows on which threshold and TopK agree that the neuron is active or silent."""
 
 
-def calibrate(concept: Tensor, kept: Tensor, quiet: Tensor, margin: float = 0.1) -> Calibration:
+BENIGN_SHARE = 0.01
+"""Largest share of the benign prompts that may exceed q. Among a corpus's prompts, some show the concept in words that
+are not its mentions."""
+
+
+def calibrate(
+    concept: Tensor, kept: Tensor, quiet: Tensor, margin: float = 0.1, benign: Tensor | None = None
+) -> Calibration:
     """Return thresholds from pre-activations of concept prompts and of deconcept and control prompts.
 
-    The rule, per neuron, with q = max(largest pre-activation in `quiet`, 0):
+    The rule, per neuron, with q = max(largest pre-activation in `quiet`, 0), and at least so large that no more than a
+    hundredth of the `benign` prompts exceeds it:
 
         t = q + margin * (typical - q), but at most (q + floor) / 2 if floor > q, and never below q.
 
@@ -42,6 +51,7 @@ def calibrate(concept: Tensor, kept: Tensor, quiet: Tensor, margin: float = 0.1)
         kept: `[P, T, k]` bool, whether TopK keeps the neuron.
         quiet: Pre-activations of deconcept and control prompts, `[Q, T, k]`.
         margin: Share from 0 to 1.
+        benign: Pre-activations of prompts as users write them, `[B, T, k]`.
 
     Raises:
         ExciseError: for a margin outside 0..1 or an empty side.
@@ -53,6 +63,9 @@ def calibrate(concept: Tensor, kept: Tensor, quiet: Tensor, margin: float = 0.1)
             "a threshold needs concept prompts and deconcept or control prompts; the concept lacks one side, add pairs"
         )
     loudest = quiet.flatten(0, 1).amax(0)
+    if benign is not None:
+        by_prompt = benign.amax(1).sort(0, descending=True).values
+        loudest = torch.maximum(loudest, by_prompt[int(BENIGN_SHARE * len(by_prompt))])
     typical = concept.amax(1).median(0).values
     floor = torch.stack([_low(concept[..., i][kept[..., i]]) for i in range(concept.shape[-1])])
     q = loudest.clamp(min=0)

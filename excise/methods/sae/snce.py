@@ -141,13 +141,12 @@ def _part(pipe: Pipeline, concept: Concept, config: SNCEConfig, sae: TopKSAE, fo
     acts: Tensor | None = None
     if controls is not None and config.source == "prompt" and config.gate in ("whole", "threshold"):
         acts = acts_on(positives, without, controls, config.margin).any(1)
-    negatives = without
-    for more in filter(None, (controls, calibrating)):
-        negatives = negatives.with_more(more)
-    lead = min(positives.lead, negatives.lead)
+    negatives = without if controls is None else without.with_more(controls)
+    lead = min(side.lead for side in (positives, negatives, calibrating) if side is not None)
     carried: float | None = None
     kept = positives.topk[:, lead:] > 0
-    levels = calibrate(positives.preacts[:, lead:], kept, negatives.preacts[:, lead:], config.margin)
+    benign = None if calibrating is None else calibrating.preacts[:, lead:]
+    levels = calibrate(positives.preacts[:, lead:], kept, negatives.preacts[:, lead:], config.margin, benign)
     if config.source == "concept":
         edit = replace(edit, gate="relu" if config.gate == "relu" else "topk")
         codes = concept_codes(pipe, sae, edit, concept.mentions, config.align)

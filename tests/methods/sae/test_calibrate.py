@@ -40,6 +40,19 @@ def test_quiet_prompts_stay_silent_and_it_is_never_negative() -> None:
         assert (found.threshold >= 0).all()
 
 
+def test_at_most_a_hundredth_of_benign_prompts_may_be_louder() -> None:
+    generator = torch.Generator().manual_seed(1)
+    concept, quiet = one([0.0, 50.0]), one([1.0, 2.0])
+    for count in (1, 99, 100, 250, 300):
+        benign = torch.rand(count, 4, 1, generator=generator) * 30
+        found = calibrate(concept, concept > 49, quiet, 0.0, benign)
+        louder = sum(bool((row > found.threshold).any()) for row in benign)
+        assert louder == count // 100
+        assert found.threshold.item() == found.quiet.item()
+        assert found.threshold.item() in benign.amax(1).flatten().tolist(), "no higher than it must be"
+    assert calibrate(concept, concept > 49, quiet, 0.0, benign / 100).threshold.item() == 2
+
+
 def test_silent_prompts_count_as_zero_however_far_below_it_they_are() -> None:
     found = calibrate(one([0.0, 10.0]), one([0.0, 10.0]) > 5, one([-3.0, -2.0]), margin=0.1)
     assert found.quiet.item() == -2
