@@ -36,7 +36,7 @@ class Pair:
 class Concept:
     """Concept C: `mentions` is the paper's concept tuple V_C, `controls` are prompts that erasing must not change.
 
-    `controls` have the wordings of the pairs. `benign` are prompts as the model's users write them, of which SNCE
+    `controls` have the wordings of the pairs. `benign` are prompts as the model's users write them: SNCE
     calibrates on every second one and measures on the others.
 
     Raises ExciseError if the name or a mention is empty, or if there are no mentions.

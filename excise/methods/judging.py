@@ -57,7 +57,7 @@ class Figures:
     """Measurements of a fit by SAE neurons; None if not measured.
 
     `controls` are (changed, all): the control prompts that it would change had it not been calibrated on them.
-    `benign` are (changed, all): prompts as users write them, of which the calibration saw none.
+    `benign` are (changed, all): prompts as users write them, unseen by the calibration.
     """
 
     pairs: int
