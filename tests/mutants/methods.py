@@ -21,8 +21,8 @@ MUTANTS = [
         "::test_a_neuron_that_fires_at_the_start_of_every_prompt_is_calibrated_without_it"
         " tests/methods/sae/test_snce.py::test_lambda_one_takes_out_the_whole_mean_change"
         " tests/methods/sae/test_snce.py::test_the_share_that_a_neuron_carries_against_its_definition",
-        ("lead = min(positives.lead, negatives.lead)", "lead = 0"),
-        ("negatives = negatives.with_more(controls)", "pass"),
+        ("lead = min(side.lead for side in", "lead = 0 * min(side.lead for side in"),
+        ("without if controls is None else without.with_more(controls)", "without"),
         ("if not bool(levels.separable[0]):", "if False:"),
         ("concept.pairs[int(loudness.argmax())].concept", "concept.pairs[int(loudness.argmin())].concept"),
     ),
