@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -65,17 +66,23 @@ def _of(page: Path) -> Iterator[Command]:
         yield Command(name, text.count("\n", 0, at) + 1, tuple(shlex.split(line, comments=fenced)[1:]), fenced)
 
 
+@functools.cache
+def _root() -> Any:
+    """Return the command line, which takes a moment to make."""
+    import typer.main
+
+    from excise.cli import app
+
+    return typer.main.get_command(app)
+
+
 def parses(command: Command) -> bool:
     """Return whether a command is complete and its options are of the right kind, without running it.
 
     Raises:
         AssertionError: It names a command or an option that does not exist.
     """
-    import typer.main
-
-    from excise.cli import app
-
-    parser: Any = typer.main.get_command(app)
+    parser = _root()
     if "COMMAND" in command.words:
         return False
     rest = [word.replace("$MODEL", "model") for word in command.words]

@@ -5,6 +5,7 @@ Every command that is not in ELSEWHERE runs. A new one needs no entry unless it 
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -129,6 +130,7 @@ def _entry(table: dict[str, object], text: str) -> str | None:
     return max((begins for begins in table if text.startswith(begins)), key=len, default=None)
 
 
+@functools.cache
 def runnable() -> list[Command]:
     """Return the commands to run: complete, and not in ELSEWHERE."""
     return [c for c in commands() if _entry({**ELSEWHERE}, f"{c.page}: {c.text}") is None and parses(c)]

@@ -125,7 +125,7 @@ def test_an_sae_for_every_encoder_is_trained_and_erased_with(family: str, concep
     prompts = [text for pair in concept.pairs for text in (pair.concept, pair.deconcept)]
     places = places_of(pipe, tmp_path / "saes")
     for folder, site in places.items():
-        sizes = TrainConfig(expansion=8, k=8, tokens=20_000, batch=256)
+        sizes = TrainConfig(expansion=8, k=8, tokens=4_000, batch=256)
         train_sae(pipe, site, prompts, sizes, folder, card={"corpus": "pairs"})
     # In a random encoder's SAE every neuron also fires without the concept. Here any neuron will do.
     config = SNCEConfig(sae=str(tmp_path / "saes"), permutations=20, tolerance=0.5, gate="relu")

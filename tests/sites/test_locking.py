@@ -26,6 +26,24 @@ def encoded(tokenizer: Any, number: int) -> bool:
     return all(len(row) == length for row in ids) if number % 2 == 0 else len(ids[0]) > 100 and len(ids[1]) < 8
 
 
+@pytest.mark.parametrize("name", ["clip", "t5", "qwen", "gemma"])
+def test_a_copy_has_its_own_settings_and_words(name: str) -> None:
+    tokenizer = getattr(words, name)()
+    fast = tokenizer._tokenizer
+    tokenizer.add_tokens(["sks"])
+    tokenizer(["a cat", LONG], padding="max_length", truncation=True, max_length=9)
+    before = fast.to_str()
+    made = own_copy(tokenizer)
+    assert made._tokenizer.to_str() == before == copy.deepcopy(fast).to_str()
+    made(["a cat"], padding="max_length", truncation=True, max_length=5)
+    made._tokenizer.add_tokens(["zzq"])
+    assert fast.to_str() == before
+    plain = made("zzq")["input_ids"]
+    fast.add_special_tokens(["<q>"])
+    assert made("zzq")["input_ids"] == plain != tokenizer("zzq")["input_ids"]
+    assert made._tokenizer.token_to_id("<q>") is None
+
+
 def test_threads_that_share_a_tokenizer_get_what_they_ask_for() -> None:
     tokenizer = own_copy(words.shared_clip())
     release = lock(tokenizer)

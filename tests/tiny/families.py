@@ -100,7 +100,9 @@ def _parts(family: str) -> dict[str, Any]:
         return wanted.parts()
     if family not in _made:
         _made[family] = wanted.parts()
-    return copy.deepcopy(_made[family], words.unchanging())
+    parts = _made[family]
+    shared = {id(part): words.copied(part) for part in parts.values() if hasattr(part, "_tokenizer")}
+    return copy.deepcopy(parts, shared)
 
 
 def options(family: str) -> dict[str, Any]:

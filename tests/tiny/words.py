@@ -8,6 +8,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
+from excise.sites.locking import own_copy
 from tests.tiny import words4
 
 FOUR = version("transformers").startswith("4.")
@@ -48,15 +49,17 @@ def shared_clip() -> Any:
 
 
 def clip() -> Any:
-    """Return a copy of CLIP's tokenizer, since textual inversion adds tokens in place. Copies do not decode well
-    (transformers 5)."""
-    return copy.deepcopy(shared_clip(), unchanging())
+    """Return a copy of CLIP's tokenizer, since textual inversion adds tokens in place."""
+    return copied(shared_clip())
 
 
-def unchanging() -> dict[int, Any]:
-    """Return a memo for `copy.deepcopy` that skips CLIP's list of merges, which nothing changes in place."""
-    merges = getattr(shared_clip(), "_merges", None)
-    return {id(merges): merges}
+def copied(tokenizer: Any) -> Any:
+    """Return a copy that shares only what nothing changes in place: the model, the vocabulary and the merges."""
+    made = own_copy(tokenizer)
+    for name, value in vars(made).items():
+        if isinstance(value, dict | list | set) and len(value) < 1000:
+            setattr(made, name, copy.deepcopy(value))
+    return made
 
 
 def t5() -> Any:

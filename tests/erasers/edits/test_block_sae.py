@@ -261,8 +261,15 @@ def test_a_pipeline_of_the_same_components_is_erased_too(tiny_pipe: Any, eraser:
         assert not np.array_equal(draw(sibling), plain)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("how", ["wrapped", "in place"])
+@pytest.mark.parametrize(
+    ("how", "when"),
+    [
+        ("wrapped", "before"),
+        ("in place", "after"),
+        pytest.param("wrapped", "after", marks=pytest.mark.slow),
+        pytest.param("in place", "before", marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_in_one_graph(tiny_pipe: Any, eraser: Eraser, when: str, how: str) -> None:
     """`fullgraph=True` raises at any graph break. The timestep, the gate and the levels are looked up in each run."""
     torch._dynamo.reset()
