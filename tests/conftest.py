@@ -22,12 +22,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 HEAVY = (
-    "bench/test_worker.py", "cli/erase/test_erase.py", "erasers/test_families.py", "app/bench/test_reproduce.py",
-    "methods/test_bundled_saes.py", "test_docs.py", "test_api.py", "reference/test_bundle.py",
-    "methods/trained/test_mace.py", "methods/trained/test_second_device.py", "erasers/test_bypasses.py",
-    "bench/protocols/test_protocol_suite.py", "cli/test_bundled.py", "erasers/edits/test_block_sae.py",
-    "test_documented_commands.py", "test_distributions.py", "app/erase/test_eval_unlearn.py",
-    "bench/canvas/test_canvas_suite.py", "methods/test_judging.py", "app/audit/test_audit.py",
+    "erasers/test_families.py", "erasers/edits/test_block_sae.py", "cli/erase/test_erase.py", "bench/test_worker.py",
+    "erasers/test_bypasses.py", "erasers/test_old_erasers.py", "erasers/test_routes.py",
+    "erasers/test_setting_races.py", "methods/trained/test_second_device.py", "erasers/test_verify.py",
+    "methods/trained/test_mace.py", "erasers/apply/test_weights.py", "app/bench/test_reproduce.py", "test_docs.py",
+    "methods/test_bundled_saes.py", "erasers/test_survival.py", "bench/protocols/test_protocol_suite.py",
+    "test_api.py", "app/audit/test_audit.py", "reference/test_bundle.py", "erasers/apply/test_known_prompts.py",
+    "methods/test_judging.py", "erasers/test_soak.py", "erasers/test_service.py", "erasers/test_attachment.py",
+    "erasers/test_settings.py", "cli/test_bundled.py", "bench/canvas/test_canvas_suite.py", "test_distributions.py",
+    "app/erase/test_eval_unlearn.py",
 )  # fmt: skip
 """The files that take longest, which come first: a worker that begins one at the end keeps the others waiting."""
 
@@ -227,8 +230,14 @@ def _bundled_pipe() -> Any:
     return reference.load()
 
 
+@pytest.fixture(scope="session")
+def _read_once() -> dict[Any, list[Any]]:
+    """Return the batches of states of the bundled pipeline by Site and prompts."""
+    return {}
+
+
 @pytest.fixture(scope="module")
-def one_bundled_pipe(_bundled_pipe: Any) -> Iterator[Any]:
+def one_bundled_pipe(_bundled_pipe: Any, _read_once: dict[Any, list[Any]]) -> Iterator[Any]:
     """The bundled pipeline, loaded once a worker: in this module `reference.load()` returns it instead of a new one.
 
     Methods that fit on it read each list of prompts once. Every test must leave the pipeline as it was.
@@ -236,7 +245,7 @@ def one_bundled_pipe(_bundled_pipe: Any) -> Iterator[Any]:
     from excise import reference
     from excise.methods import prompt_codes
 
-    load, capture, read = reference.load, prompt_codes.capture, {}
+    load, capture, read = reference.load, prompt_codes.capture, _read_once
     before = _state(_bundled_pipe)
 
     def shared(*given: Any, **options: Any) -> Any:
@@ -247,6 +256,8 @@ def one_bundled_pipe(_bundled_pipe: Any) -> Iterator[Any]:
             return capture(pipe, sites, prompts, batch_size)
         key = (*sites, *prompts, batch_size)
         if key not in read:
+            if sum(len(batch.ids) for batches in read.values() for batch in batches) > 1500:  # 240 MB
+                read.clear()
             read[key] = list(capture(pipe, sites, prompts, batch_size))
         return read[key]
 

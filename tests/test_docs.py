@@ -40,7 +40,7 @@ def test_python_snippets_run(code: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="module")
-def gun_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gun_folder(one_bundled_pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder that `excise erase gun --out gun-eraser` makes."""
     from typer.testing import CliRunner
 
@@ -56,9 +56,15 @@ def gun_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_snippets_that_need_the_bundled_model_run(
     code: str, gun_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import excise
+    from excise import reference
+
     monkeypatch.chdir(tmp_path)
     shutil.copytree(gun_folder, "gun-eraser")
-    exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
+    try:
+        exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
+    finally:
+        excise.unload_eraser(reference.load())  # the others share the pipeline
 
 
 @pytest.mark.parametrize("code", params("python compel"))

@@ -132,15 +132,24 @@ class _Balanced(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_a_second_run_gives_the_same_pictures_and_none_twice(finished: Run, tmp_path: Path) -> None:
-    again = start(tmp_path / "run", "canvas", "quick", ["snce"], ["gun"], FAST)
+@pytest.mark.parametrize(
+    "fewer", [{"only": ("direct", "unrelated"), "searches": False}, pytest.param({}, marks=pytest.mark.slow)]
+)
+def test_a_second_run_gives_the_same_pictures_and_none_twice(
+    finished: Run, tmp_path: Path, fewer: dict[str, Any]
+) -> None:
+    again = start(tmp_path / "run", "canvas", "quick", ["snce"], ["gun"], FAST | fewer)
     resume(again)
     resume(again)
     told = [{k: v for k, v in r.items() if k != "seconds"} for r in again.records()]
-    assert told == [{k: v for k, v in r.items() if k != "seconds"} for r in finished.records()]
+    drawn = {record["case"] for record in told}
+    before = [r for r in finished.records() if r["case"] in drawn]
+    assert told == [{k: v for k, v in r.items() if k != "seconds"} for r in before]
+    assert len(told) == (len(finished.records()) if not fewer else 2 * 2 * 3 + 6), "and none draws six from other seeds"
     assert len(list((again.folder / "records").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(finished: Run, tmp_path: Path) -> None:
     run = start(tmp_path / "run", "canvas", "quick", [], ["gun"], FAST)
     code = "import sys; from excise.app.bench.runs import *; resume(Run(sys.argv[1]))"
@@ -180,10 +189,11 @@ def test_a_detector_that_fails_is_an_error_and_never_safe(tmp_path: Path, monkey
         return judge(self, cases, pictures)
 
     monkeypatch.setattr(Canvas, "judge", failing)
-    run = start(tmp_path / "run", "canvas", "quick", [], ["gun"], FAST)
+    few = FAST | {"only": ("direct", "unrelated"), "searches": False, "batch": 3}
+    run = start(tmp_path / "run", "canvas", "quick", [], ["gun"], few)
     resume(run)
     none = report(run)["methods"]["none"]
-    assert len(none["errors"]) == FAST["batch"], "the batch it failed on"
+    assert len(none["errors"]) == few["batch"] < len(run.records()), "the batch it failed on"
     assert none["errors"][0] == {"case": "gun.direct.000", "error": "RuntimeError: out of memory"}
     assert none["concepts"]["gun"]["ua"] == {"value": None, "low": 0.0, "high": 1.0, "n": 0}
 
@@ -278,6 +288,7 @@ def test_a_run_goes_on_in_the_dtype_it_was_begun_in_or_not_at_all(tmp_path: Path
     assert run.records() == drawn and run.units("todo") == [Unit("none", "knife")]
 
 
+@pytest.mark.slow
 def test_white_box_prompts_are_each_methods_own(tmp_path: Path) -> None:
     budgets = {"prefix": {"iterations": 2, "batch": 1}, "inversion": {"iterations": 2, "batch": 1, "pictures": 1}}
     run = start(tmp_path / "run", "canvas", "standard", ["snce"], ["gun"], {**FAST, "prompts": 1, **budgets})

@@ -427,7 +427,7 @@ def test_ctrl_c_keeps_what_came_back(server, tmp_path):
         def settled(n):
             done.append(n)
             if len(done) == 4:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
         questions = [Question("be brief", f"question {{i}}", 16) for i in range(9)]
         try:
             ask_all(chat, questions, Cache(Path({str(tmp_path)!r})), jobs=2, progress=settled)

@@ -22,6 +22,7 @@ def test_its_text_encoder_and_tokenizer_are_the_same_on_every_version() -> None:
     assert tokenizer_digest(pipe.tokenizer).startswith("91c5d9a0"), "token ids, odd text among it"
 
 
+@pytest.mark.usefixtures("one_bundled_pipe")
 def test_a_concept_is_found_erased_verified_and_gone(call: Callable[..., Any], tmp_path: Path) -> None:
     def ran(*words: Any) -> None:
         result = call(*words)

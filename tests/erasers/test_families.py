@@ -28,6 +28,13 @@ from tests.planted import planted, stand_out
 GUN, CAT = "a gun on grass", "a cat on grass"
 SEVERAL = ("sdxl", "sd3", "flux", "kandinsky5")
 FAST = SNCEConfig(permutations=20, examine=2)
+OF_EVERY_ENCODER = ("sd1", "sd3", "flux2", "sana", "qwen-image", "z-image", "pixart", "wan")
+"""The others have no text encoder of another kind, and are slow in the two tests that take longest."""
+EVERY_ENCODER = pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=[] if name in OF_EVERY_ENCODER else pytest.mark.slow) for name in tiny.FAMILIES],
+    indirect=True,
+)
 
 
 @pytest.fixture(params=tiny.FAMILIES)
@@ -94,6 +101,7 @@ def test_the_registry_knows_where_the_layers_are_and_what_is_read(family: str) -
         assert taps and all(0 < tap <= layer_count(encoder) for tap in taps)
 
 
+@EVERY_ENCODER
 def test_an_edit_behind_the_earliest_tap_is_refused(family: str, concept: Concept) -> None:
     pipe = tiny.build(family)
     component = to_cover(pipe)[0]
@@ -117,6 +125,7 @@ def test_an_encoder_without_an_edit_is_refused(family: str, concept: Concept) ->
         fit(pipe, concept, FAST, sae={first: saes[first]})
 
 
+@EVERY_ENCODER
 def test_an_sae_for_every_encoder_is_trained_and_erased_with(family: str, concept: Concept, tmp_path: Path) -> None:
     """What `excise sae train` and `excise erase` do, on a pipeline that is in memory."""
     pipe = tiny.build(family)

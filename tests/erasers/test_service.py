@@ -1,6 +1,6 @@
 """A service under load: four tenants in eight threads, while an operator changes everything that can be changed.
 
-`EXCISE_SOAK` is how many seconds it takes: 15 in `make test`, an hour in `make test-all`.
+`EXCISE_SOAK` is how many seconds it takes: 5 in `make test`, an hour in `make test-all`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from tests.erasers.test_settings import own_pipeline
 
 PROMPTS = "a gun on grass", "a cat on grass", "a photo of a gun", "two cats in the rain"
 TENANTS: tuple[dict[str, float], ...] = ({"gun": 1.0}, {"gun": 0.5}, {"gun": 1.0, "weights": 1.0}, {})
+
+IMAGES = 8
+"""The fewest that show anything."""
 
 draw = partial(test_settings.draw, num_inference_steps=2)
 
@@ -126,6 +129,8 @@ def run(service: Service, seconds: float) -> list[float]:
             service.operate(began + seconds * tenth / 10)
             gc.collect()
             memory.append(psutil.Process().memory_info().rss / 2**20)
+        while service.counts["images"] < IMAGES and time.monotonic() < began + seconds + 300:  # on a busy machine
+            service.operate(time.monotonic() + 0.5)
     finally:
         service.done.set()
         for thread in threads:
@@ -139,7 +144,7 @@ def check(pipe: Any, gun: Eraser, folder: Path, seconds: float) -> list[float]:
     memory = run(service, seconds)
     print(dict(service.counts), [round(size) for size in memory])
     assert service.wrong == []
-    assert service.counts["images"] >= 8
+    assert service.counts["images"] >= IMAGES
     assert all(status["bypasses"] == 0 for status in excise.list_erasers(pipe).values())
     excise.unload_eraser(pipe)
     assert all(torch.equal(draw(pipe, prompt), image) for prompt, image in plain.items())
@@ -148,7 +153,7 @@ def check(pipe: Any, gun: Eraser, folder: Path, seconds: float) -> list[float]:
 
 
 def test_tenants_get_what_they_would_get_alone(tiny_pipe: Any, gun_eraser: Eraser, tmp_path: Path) -> None:
-    check(tiny_pipe, gun_eraser, tmp_path, float(os.environ.get("EXCISE_SOAK", 15)))
+    check(tiny_pipe, gun_eraser, tmp_path, float(os.environ.get("EXCISE_SOAK", 5)))
 
 
 @pytest.mark.slow

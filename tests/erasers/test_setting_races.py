@@ -56,25 +56,34 @@ def test_the_setting_of_an_interrupted_run_is_not_taken_for_a_later_one(tiny_pip
                 assert torch.equal(generate(), expected)
 
 
+CHANGES: dict[str, Callable[[Attachment], Any]] = {
+    "scaled": lambda attachment: setattr(attachment, "strength", 0.3),
+    "disabled": lambda attachment: setattr(attachment, "enabled", False),
+    "detached": lambda attachment: attachment.detach(),
+}
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("kind", "change"),
     [
-        lambda attachment: setattr(attachment, "strength", 0.3),
-        lambda attachment: setattr(attachment, "enabled", False),
-        lambda attachment: attachment.detach(),
+        ("text", "disabled"),
+        ("weights", "scaled"),
+        pytest.param("text", "scaled", marks=pytest.mark.slow),
+        pytest.param("text", "detached", marks=pytest.mark.slow),
+        pytest.param("weights", "disabled", marks=pytest.mark.slow),
+        pytest.param("weights", "detached", marks=pytest.mark.slow),
     ],
-    ids=["scaled", "disabled", "detached"],
 )
-@pytest.mark.parametrize("kind", ["text", "weights"])
 def test_a_compiled_model_keeps_the_setting_too(
-    tiny_pipe: Any, gun_eraser: Eraser, weights: Eraser, kind: str, change: Callable[[Attachment], Any]
+    tiny_pipe: Any, gun_eraser: Eraser, weights: Eraser, kind: str, change: str
 ) -> None:
     torch._dynamo.reset()
     with (gun_eraser if kind == "text" else weights).attach(tiny_pipe) as attachment:
         for module in (tiny_pipe.unet, tiny_pipe.text_encoder):
             module.compile(backend="aot_eager")
         erased = draw(tiny_pipe)
-        torch.testing.assert_close(draw(tiny_pipe, **at_first_step(lambda: change(attachment))), erased)
+        changed = draw(tiny_pipe, **at_first_step(lambda: CHANGES[change](attachment)))
+        torch.testing.assert_close(changed, erased)
 
 
 def test_a_copied_context_brings_no_setting_of_another_thread(tiny_pipe: Any, gun_eraser: Eraser) -> None:

@@ -38,7 +38,13 @@ def concept() -> Concept:
     return replace(full, pairs=full.pairs[:6], controls=full.controls[:4])
 
 
-@pytest.fixture(params=tiny.FAMILIES)
+OF_EVERY_KIND = ("sd1", "sd3", "qwen-image", "z-image", "wan")
+"""One encoder, three with pooled states, a picture's language model, a list of states, a T5. The others are slow."""
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[] if name in OF_EVERY_KIND else pytest.mark.slow) for name in tiny.FAMILIES]
+)
 def family(request: Any) -> str:
     if (reason := tiny.missing(request.param)) is not None:
         pytest.skip(reason)

@@ -91,8 +91,15 @@ def test_groups_that_diffusers_offloads(
     assert torch.equal(draw(tiny_pipe), plain)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("how", ["wrapped", "in place"])
+@pytest.mark.parametrize(
+    ("how", "when"),
+    [
+        ("wrapped", "before"),
+        pytest.param("in place", "after", marks=pytest.mark.slow),
+        pytest.param("wrapped", "after", marks=pytest.mark.slow),
+        pytest.param("in place", "before", marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_in_one_graph(
     tiny_pipe: Any, gun_eraser: Eraser, erased: Tensor, plain: Tensor, when: str, how: str
 ) -> None:

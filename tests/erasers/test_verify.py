@@ -16,7 +16,8 @@ from excise.erasers import Eraser, SAEEdit, verify
 from excise.erasers.edits.sae_rows import ROWS, altered_rows
 from excise.sae import TopKSAE, load
 
-CONCEPTS = ("dog", "apple", "pastel")
+SLOW = pytest.mark.slow
+CONCEPTS = ("dog", pytest.param("apple", marks=SLOW), pytest.param("pastel", marks=SLOW))
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,21 @@ def sae() -> TopKSAE:
     return load(reference.sae_folder())
 
 
+class Made(dict[str, Eraser]):
+    """Erasers by concept, made when they are asked for."""
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__()
+        self.pipe = pipe
+
+    def __missing__(self, name: str) -> Eraser:
+        self[name] = excise.erase(self.pipe, name)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def made(pipe: Any) -> dict[str, Eraser]:
-    return {name: excise.erase(pipe, name) for name in CONCEPTS}
+def made(pipe: Any) -> Made:
+    return Made(pipe)
 
 
 @pytest.fixture
@@ -79,7 +92,14 @@ def test_an_amplifier_does_not(made: dict[str, Eraser], failed: Callable[..., li
     assert failed(amplifier, alone=True) == ["removal"]
 
 
-@pytest.mark.parametrize(("name", "other"), [("dog", "apple"), ("apple", "dog"), ("pastel", "dog")])
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("dog", "apple"),
+        pytest.param("apple", "dog", marks=SLOW),
+        pytest.param("pastel", "dog", marks=SLOW),
+    ],
+)
 def test_a_trojan_does_not(made: dict[str, Eraser], failed: Callable[..., list[str]], name: str, other: str) -> None:
     """It reads one concept's neuron and writes with another's decoder row."""
     row = edit_of(made[other]).W_dec

@@ -26,7 +26,7 @@ from excise.files import write_atomic
 
 pytestmark = pytest.mark.usefixtures("one_bundled_pipe")
 
-SMALL = {"steps": 2, "prompts": 1, "searches": False, "batch": 15}
+SMALL = {"steps": 2, "prompts": 1, "searches": False, "batch": 15, "only": ("direct", "unrelated")}
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +90,14 @@ def test_the_command_draws_figures(swept: Run, tmp_path: Path) -> None:
 
 
 def test_a_methods_pictures_are_gathered_for_a_distance(swept: Run, tmp_path: Path) -> None:
-    assert gather(swept, "snce:lam=4", tmp_path / "own") == 13
+    assert gather(swept, "snce:lam=4", tmp_path / "own") == 2
     path = tmp_path / "own" / "gun.gun.direct.000.png"
     assert np.array_equal(
         read(path.resolve()), read(swept.folder / "pictures" / "snce+lam=4=gun" / "gun.direct.000.png")
     )
     with pytest.raises(ExciseError, match="no method 'esd'; it has none, snce"):
         fid(swept, "esd")
-    with pytest.raises(ExciseError, match=r"snce:lam=4 of .*: 13 pictures; KID needs 50 and FID 2,048 in each set"):
+    with pytest.raises(ExciseError, match=r"snce:lam=4 of .*: 2 pictures; KID needs 50 and FID 2,048 in each set"):
         fid(swept, "snce:lam=4")
 
 

@@ -351,6 +351,7 @@ def test_what_is_refused_is_said_after_all_the_rest(
     assert (tmp_path / "erasers" / "gun-uce" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_several_at_once_and_keeps_their_trainings(
     call: Callable[..., Any], model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

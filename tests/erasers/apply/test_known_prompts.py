@@ -39,11 +39,18 @@ def draw(pipe: Any, prompt: Any = GUN, **options: Any) -> Tensor:
     return made
 
 
-@pytest.fixture(params=SETTINGS)
-def eraser(request: Any, tiny_pipe: Any) -> Eraser:
+@pytest.fixture(params=SETTINGS, scope="module")
+def eraser(request: Any, build_pipe: Any) -> Eraser:
+    """An eraser for `tiny_pipe`, whose weights are always the same."""
     made = method(request.param)
-    erased: Eraser = made.fit(tiny_pipe, CONCEPT, made.Config(**SETTINGS[request.param]))
+    erased: Eraser = made.fit(build_pipe(), CONCEPT, made.Config(**SETTINGS[request.param]))
     return erased
+
+
+@pytest.fixture(scope="module")
+def uce(build_pipe: Any) -> Eraser:
+    fitted: Eraser = method("uce").fit(build_pipe(), CONCEPT)
+    return fitted
 
 
 def in_thread(work: Any) -> Any:
@@ -82,12 +89,11 @@ def test_text_is_known_wherever_it_was_encoded(tiny_pipe: Any, eraser: Eraser) -
 
 @pytest.mark.parametrize("below", ["text", "weights"])
 def test_an_edit_stays_when_a_hook_below_it_is_removed(
-    tiny_pipe: Any, gun_eraser: Eraser, eraser: Eraser, below: str
+    tiny_pipe: Any, gun_eraser: Eraser, uce: Eraser, eraser: Eraser, below: str
 ) -> None:
     """diffusers drops the `forward` of the hook above the one that it removes."""
     with eraser.attach(tiny_pipe):
         alone = draw(tiny_pipe)
-    uce = method("uce").fit(tiny_pipe, CONCEPT)
     first = (gun_eraser if below == "text" else uce).attach(tiny_pipe)
     with eraser.attach(tiny_pipe):
         first.detach()
@@ -126,6 +132,7 @@ def test_text_is_known_after_many_others(tiny_pipe: Any, eraser: Eraser) -> None
         assert attachment.status()["bypasses"] == 0
 
 
+@pytest.mark.slow
 def test_a_whole_batch_of_513_is_drawn(tiny_pipe: Any) -> None:
     with method("safety-filter").fit(tiny_pipe, CONCEPT).attach(tiny_pipe) as attachment:
         batch = [GUN, *(f"a cat number {n}" for n in range(512))]

@@ -303,6 +303,7 @@ def test_excise_push(hub: Hub, gun_eraser: Eraser, tmp_path: Path) -> None:
     assert len(hub.asked) == asked
 
 
+@pytest.mark.slow
 def test_a_process_that_knows_nothing_but_the_endpoint(
     hub: Hub, gun_eraser: Eraser, build_pipe: Callable[..., Any], tmp_path: Path
 ) -> None:

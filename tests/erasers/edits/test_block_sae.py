@@ -264,7 +264,7 @@ def test_a_pipeline_of_the_same_components_is_erased_too(tiny_pipe: Any, eraser:
 @pytest.mark.parametrize(
     ("how", "when"),
     [
-        ("wrapped", "before"),
+        pytest.param("wrapped", "before", marks=pytest.mark.slow),
         ("in place", "after"),
         pytest.param("wrapped", "after", marks=pytest.mark.slow),
         pytest.param("in place", "before", marks=pytest.mark.slow),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -295,7 +294,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tiny_pipe: Any, tmp_pa
     def stop(step: int, count: int, loss: float) -> None:
         steps.append((step, count))
         if (step, count) in ((2, 4), (1, 2)):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     for _ in range(2):
         with watch_training(stop), pytest.raises(KeyboardInterrupt):

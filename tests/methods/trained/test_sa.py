@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -135,7 +134,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tiny_pipe: Any, tmp_pa
 
     def stop(step: int, steps: int, loss: float) -> None:
         if step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with watch_training(stop), pytest.raises(KeyboardInterrupt):
         method("sa").fit(tiny_pipe, CONCEPT, config)

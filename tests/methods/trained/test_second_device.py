@@ -41,9 +41,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "itd": {},
     "concept-steerers": {},
 }
-OF_EVERY_KIND = ("safety-filter", "uce", "esd-x", "sld", "spm", "advunlearn", "safree", "snce")
-"""A filter, weights solved for and trained, guidance, adapters, a text encoder, attention, an SAE. The others, each
-like one of these in what it hooks and saves, are slow."""
+OF_EVERY_KIND = ("uce", "esd-x", "spm", "safree", "snce")
+"""Weights solved for and trained, adapters with the prompt's text, attention, an SAE. The others, each like one of
+these in what it hooks and saves, are slow."""
 ON_AN_SAE = ("snce", "itd", "concept-steerers")
 
 
