@@ -246,7 +246,7 @@ def list_methods() -> list[str]:
         >>> "esd-x" in excise.list_methods()
         True
     """
-    return [*METHODS, *plugins("excise.methods")]
+    return list(dict.fromkeys((*METHODS, *plugins("excise.methods"))))
 
 
 def method_config(method: str, *, preset: str | None = None, **settings: Any) -> Any:

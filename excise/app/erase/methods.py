@@ -12,7 +12,7 @@ from excise.methods.base import AND
 from excise.methods.configs.registry import CONFIGS
 from excise.methods.lookup import check_name, declared, named, settings_of
 from excise.plugins import plugins
-from excise.settings import UNSTATED
+from excise.settings import UNSTATED, check_names
 
 
 def describe_methods(defaults: bool = False) -> list[dict[str, Any]]:
@@ -23,9 +23,33 @@ def describe_methods(defaults: bool = False) -> list[dict[str, Any]]:
     return rows
 
 
-def plugin_names() -> list[str]:
-    """Return the names of the methods that other packages bring. They are not imported."""
-    return list(plugins("excise.methods"))
+def describe_plugins() -> list[dict[str, str]]:
+    """Describe the methods that other packages bring, which imports them. `left_out` says why one cannot be used."""
+    others = plugins("excise.methods")
+    rows = []
+    for name in others:
+        row = {"name": name, "kind": "plugin"}
+        try:
+            if name in METHODS:
+                raise ExciseError(f"Excise has a method called {name!r}, which is used instead; rename the plugin")
+            others[name]
+        except ExciseError as error:
+            row["left_out"] = str(error)
+        rows.append(row)
+    return rows
+
+
+def describe_setting(name: str, setting: str) -> dict[str, Any]:
+    """Describe one setting of a method as `describe_settings` does, with the method's `source`, the paper it is from.
+
+    Raises:
+        InvalidSetting: The method has no such setting; similar names are given.
+        ExciseError: The method is unknown.
+    """
+    rows = {row["name"]: row for row in describe_settings(name)}
+    check_names(named(name), [setting], rows)
+    part = setting.partition(".")[0] if AND in name else named(name)
+    return {**rows[setting], "source": METHODS[part].paper if part in METHODS else ""}
 
 
 def describe_settings(name: str) -> list[dict[str, Any]]:
