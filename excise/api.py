@@ -226,7 +226,7 @@ def evaluate(
     if suite == "canvas" and not is_bundled(pipe):
         raise WrongModel("canvas is made for the bundled model, excise.reference.load(); name another suite")
     if loaded := list(list_erasers(pipe)):
-        raise InvalidSetting(f"eraser {loaded[0]!r} is attached; detach it, so that there is something to compare with")
+        raise InvalidSetting(f"eraser {loaded[0]!r} is loaded; unload it, so that there is something to compare with")
     eraser.attach(pipe).detach()  # a refusal comes before any picture is generated
     checker = checker_of(pipe)
     try:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+import sys
 
 
 class ExciseError(Exception):
@@ -93,6 +94,14 @@ def shown(value: object) -> str:
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 60
+
+
+def stacklevel() -> int:
+    """Return the `stacklevel` with which the caller's `warnings.warn` names the first line outside Excise."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "excise":
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def reason(error: BaseException) -> str:

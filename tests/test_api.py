@@ -92,7 +92,7 @@ def test_what_cannot_be_evaluated_is_refused_before_a_picture(tiny_pipe: Any, gu
     with pytest.raises(WrongModel, match="made for another model"):
         excise.evaluate(gun_eraser, pipe)
     eraser = excise.erase(pipe, "gun")
-    with eraser.attach(pipe), pytest.raises(InvalidSetting, match="is attached; detach it"):
+    with eraser.attach(pipe), pytest.raises(InvalidSetting, match="is loaded; unload it"):
         excise.evaluate(eraser, pipe)
 
 

@@ -170,9 +170,9 @@ def test_two_plugins_of_one_name_are_both_named_and_left_out(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("installed")
 def test_a_malformed_detector_or_suite_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExciseError, match="'blind' of theirs 1.0 .* is not a detector"):
+    with pytest.raises(ExciseError, match=r"'blind' of theirs 1.0 .* is not a detector"):
         detector("blind")
-    with pytest.raises(ExciseError, match="'large' of theirs 1.0 .* is not a suite"):
+    with pytest.raises(ExciseError, match=r"'large' of theirs 1.0 .* is not a suite"):
         start(tmp_path / "run", "large", "quick", [])
 
 

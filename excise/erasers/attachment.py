@@ -149,7 +149,7 @@ class Attachment:
             )
         others = [hook.attachment for module in modules if (edits := found_on(module, Edits)) for hook in edits.hooks]
         if any(other.eraser.digest == self.eraser.digest for other in others if not other.detached):
-            raise InvalidSetting(f"eraser {self.eraser.name!r} is attached to this pipeline already; detach it first")
+            raise InvalidSetting(f"eraser {self.eraser.name!r} is attached to this pipeline already; unload it first")
         if self.name in (*Guard.names(self.pipe), *Tally.names(self.pipe)):
             raise InvalidSetting(f"an eraser called {self.name!r} is attached already; give this one another name")
 
@@ -228,6 +228,7 @@ class Attachment:
         return {
             "name": self.name,
             "concept": self.eraser.concept,
+            "weak": list(self.eraser.weak),
             "digest": self.eraser.digest,
             "commit": self.eraser.commit,
             "attached": self.attached,

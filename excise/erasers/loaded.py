@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
+from excise.erasers.artefact.verdict import WeakEraser
 from excise.erasers.attachment import Attachment
+from excise.erasers.eraser import Eraser
 from excise.erasers.guard.near import attachments_near
-from excise.errors import InvalidSetting, NotFound
+from excise.erasers.hooks import setting
+from excise.errors import EraserDidNotFire, InvalidSetting, NotFound, one_line, stacklevel
 from excise.pipeline import Pipeline
 
 
@@ -56,3 +60,28 @@ def chosen(pipe: Pipeline, names: Sequence[str] | str, strengths: Sequence[float
         raise InvalidSetting(f"{len(wanted)} erasers but {len(values)} strengths; give one each, or one for all")
     pairs = zip(named(pipe, wanted), values, strict=True)
     return {attachment: attachment.check_strength(value) for attachment, value in pairs}
+
+
+def requested_by_number(pipe: Pipeline, strengths: Mapping[str, float]) -> dict[int, float]:
+    """Return a request's strengths by attachments' numbers: of those that have these names now, and 0 for others."""
+    loaded = loaded_on(pipe)
+    for name, strength in strengths.items():
+        if strength and name not in loaded:
+            raise EraserDidNotFire(f"eraser {name!r} was unloaded while a request uses it, so nothing is rendered")
+    found = {attachment.number: strengths.get(name, 0.0) for name, attachment in loaded.items()}
+    # Pipelines without text encoders follow the one that encodes for them.
+    for host in setting.hosts():
+        if host.encoded_by is not None and host.encoded_by.number in found:
+            found[host.number] = found[host.encoded_by.number]
+    return found
+
+
+def warn_if_weak(erasers: Iterable[Eraser]) -> None:
+    """Warn once, at the user's line, if erasers were accepted as weak."""
+    if weak := [eraser for eraser in erasers if eraser.weak]:
+        reasons = ". ".join(f"eraser {one_line(eraser.name)!r} is weak: {'; '.join(eraser.weak)}" for eraser in weak)
+        warnings.warn(
+            f"{one_line(reasons)}. It was accepted as such; test it on your own prompts before you rely on it",
+            WeakEraser,
+            stacklevel=stacklevel(),
+        )

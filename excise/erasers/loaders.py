@@ -11,9 +11,9 @@ from excise.erasers.artefact.signing import Signer
 from excise.erasers.attachment import Attachment, OnBypass
 from excise.erasers.eraser import Eraser, StrPath
 from excise.erasers.hooks import setting
-from excise.erasers.loaded import as_names, chosen, loaded_on, named
+from excise.erasers.loaded import as_names, chosen, loaded_on, named, requested_by_number, warn_if_weak
 from excise.erasers.several import Attachments, load_erasers
-from excise.errors import EraserDidNotFire, InvalidSetting, NotFound
+from excise.errors import InvalidSetting, NotFound
 from excise.hub import fetch
 from excise.pipeline import check_pipeline
 
@@ -79,6 +79,9 @@ def load_eraser(
         InvalidSetting: if the name is taken, or a setting is impossible.
         EraserDidNotFire: if it changes nothing.
 
+    Warns:
+        WeakEraser: if it misses a limit, and was accepted as weak when it was made. `status()` gives the reasons.
+
     Example:
         >>> excise.load_eraser(pipe, "owner/gun-eraser", name="gun", revision="6ba7b81", strength=0.8)
     """
@@ -102,12 +105,16 @@ def load_eraser(
         if digest is not None or concept is not None:
             raise InvalidSetting(f"{source} holds {len(folders)} erasers; pin one of them, named by its own folder")
         loaded = load_erasers(folders, signed_by=signed_by, require_signature=require_signature)
-        return Attachments.of(pipe, loaded, **options)
+        several = Attachments.of(pipe, loaded, **options)
+        warn_if_weak(loaded.values())
+        return several
     eraser = Eraser.load(
         folders[0], signed_by=signed_by, require_signature=require_signature, digest=digest, concept=concept
     )
     object.__setattr__(eraser, "commit", found.commit)
-    return eraser.attach(pipe, name=name, **options)
+    attachment = eraser.attach(pipe, name=name, **options)
+    warn_if_weak([eraser])
+    return attachment
 
 
 def unload_eraser(pipe: Pipeline, name: str | None = None) -> None:
@@ -197,25 +204,11 @@ def using(pipe: Pipeline, erasers: Mapping[str, float] | Sequence[str] | str) ->
         nonlocal seen
         if seen[0] != setting.version:
             with setting.LOCK:
-                seen = setting.version, _requested(pipe, strengths)
+                seen = setting.version, requested_by_number(pipe, strengths)
         return seen[1]
 
     with setting.requested(wanted):
         yield
-
-
-def _requested(pipe: Pipeline, strengths: Mapping[str, float]) -> dict[int, float]:
-    """Return strengths by number for the attachments that have these names now, and 0 for the others on `pipe`."""
-    loaded = loaded_on(pipe)
-    for name, strength in strengths.items():
-        if strength and name not in loaded:
-            raise EraserDidNotFire(f"eraser {name!r} was unloaded while a request uses it, so nothing is rendered")
-    found = {attachment.number: strengths.get(name, 0.0) for name, attachment in loaded.items()}
-    # Pipelines without text encoders follow the one that encodes for them.
-    for host in setting.hosts():
-        if host.encoded_by is not None and host.encoded_by.number in found:
-            found[host.number] = found[host.encoded_by.number]
-    return found
 
 
 def replace_eraser(pipe: Pipeline, name: str, source: StrPath, **options: Any) -> Attachment:

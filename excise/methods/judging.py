@@ -23,6 +23,7 @@ from excise.erasers import Attachment, Eraser, SAEEdit
 from excise.erasers.artefact.verdict import WeakEraser
 from excise.erasers.guard.self_test import moved
 from excise.erasers.proof.effects import text_changes
+from excise.errors import stacklevel
 from excise.methods.prompt_codes import features
 from excise.neurons.flags import CAUGHT, percent
 from excise.neurons.validation import STRUCTURAL_SHARE
@@ -91,7 +92,7 @@ def with_verdict(
         warnings.warn(
             f"the eraser of {concept.name!r} cannot be relied on: {'; '.join(verdict['weak'])}",
             WeakEraser,
-            stacklevel=3,
+            stacklevel=stacklevel(),
         )
     return replace(eraser, canary=tuple(dict.fromkeys(canaries)), canary_shift=least, verdict=verdict)
 

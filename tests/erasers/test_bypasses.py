@@ -519,7 +519,7 @@ def test_states_that_are_not_numbers(tiny_pipe: Any, gun_eraser: Eraser) -> None
 
 @pytest.mark.parametrize("way", [copy.deepcopy, pickle.dumps, lambda pipe: copy.deepcopy(pipe.text_encoder)])
 def test_a_copy_of_the_pipeline(tiny_pipe: Any, gun_eraser: Eraser, way: Callable[[Any], Any]) -> None:
-    with gun_eraser.attach(tiny_pipe), pytest.raises(ExciseError, match="cannot be copied or pickled; detach it"):
+    with gun_eraser.attach(tiny_pipe), pytest.raises(ExciseError, match="cannot be copied or pickled; unload it first"):
         way(tiny_pipe)
     way(tiny_pipe)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import linecache
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from huggingface_hub import constants
 
 import excise
 from excise.erasers import Eraser
+from excise.erasers.artefact.verdict import WeakEraser
 from excise.errors import EraserDidNotFire, ExciseError
 
 GUN = "a gun on grass"
@@ -43,6 +46,36 @@ def test_load_and_unload_leave_no_trace(tiny_pipe: Any, saved: Path) -> None:
     with excise.load_eraser(tiny_pipe, saved):
         assert excise.get_active_erasers(tiny_pipe) == ["gun-test"]
     assert torch.equal(states(tiny_pipe), before)
+
+
+def test_a_weak_eraser_warns_once_at_the_users_line_and_its_status_says_why(
+    tiny_pipe: Any, gun_eraser: Eraser, tmp_path: Path
+) -> None:
+    def weak(eraser: Eraser) -> Eraser:
+        return replace(eraser, verdict={"weak": ["“pistol” is missed"]})
+
+    weak(gun_eraser).save(tmp_path / "both" / "gun")
+    weak(second(gun_eraser)).save(tmp_path / "both" / "second")
+    second(gun_eraser).save(tmp_path / "sound")
+    for folder, names in (("both/gun", 1), ("both", 2)):
+        with pytest.warns(WeakEraser) as warned:
+            excise.load_eraser(tiny_pipe, tmp_path / folder)  # this line
+        (warning,) = warned
+        assert warning.filename == __file__
+        assert linecache.getline(__file__, warning.lineno).endswith("# this line\n")
+        assert str(warning.message).count("is weak: “pistol” is missed") == names
+        assert [status["weak"] for status in excise.list_erasers(tiny_pipe).values()] == [
+            ["“pistol” is missed"]
+        ] * names
+        excise.unload_eraser(tiny_pipe)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attached = excise.load_eraser(tiny_pipe, tmp_path / "sound", name="gun")
+    assert attached.status()["weak"] == []
+    with pytest.warns(WeakEraser) as warned:
+        excise.replace_eraser(tiny_pipe, "gun", tmp_path / "both" / "gun")
+    assert [warning.filename for warning in warned] == [__file__]
+    excise.unload_eraser(tiny_pipe)
 
 
 def test_setting_erasers_makes_exactly_those_active(tiny_pipe: Any, gun_eraser: Eraser, saved: Path) -> None:

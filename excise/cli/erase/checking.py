@@ -10,7 +10,7 @@ import typer
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli.cutting import note_cuts
 from excise.cli.options import Device, EraserFolder, Force, Json, Model
-from excise.cli.terminal import echo, emit, note, table
+from excise.cli.terminal import echo, emit, table
 from excise.cli.weights import choosing_weights
 from excise.outputs import check_absent
 
@@ -92,7 +92,7 @@ def verify(
     for exit code 2.
     """
     from excise.erasers.artefact.checks import check_files
-    from excise.erasers.artefact.files import SIGNATURE, eraser_folders
+    from excise.erasers.artefact.files import eraser_folders
     from excise.errors import ExciseError
 
     folders = eraser_folders(folder)
@@ -115,20 +115,20 @@ def verify(
             if broken[one] is None:
                 saes = saes_at_hand(Eraser.load(one), pipe, sae, bundled=model is None)
                 found[one] = checks_of(one, pipe, sae=saes, signed_by=signer, digest=digest, concept=concept)
-    for one in folders:
-        if signer is None and (one / SIGNATURE).exists():
-            note(f"{one} has a signature that was not checked; name the signer with --key or --identity")
 
     def show() -> None:
         for one, checks in found.items():
             if broken[one] is None:
                 rows = [(c.name, "passed" if c.passed else "FAILED", c.detail) for c in checks]
+                if signer is None:
+                    rows.insert(1, ("signature", "not checked", _unchecked(one)))
                 table(f"Eraser {one}", ("check", "", "detail"), rows)
 
     data = [
         {
             "folder": str(one),
             "passed": all(c.passed for c in checks),
+            "signature_checked": signer is not None,
             "checks": [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks],
         }
         for one, checks in found.items()
@@ -139,6 +139,15 @@ def verify(
         raise ExciseError("; ".join(why for why in broken.values() if why is not None))
     if not passed:
         raise typer.Exit(1)
+
+
+def _unchecked(folder: Path) -> str:
+    """Return why an eraser's signature was not checked."""
+    from excise.erasers.artefact.files import SIGNATURE
+
+    if (folder / SIGNATURE).exists():
+        return "it has one, but no signer was named; name one with --key or --identity"
+    return "it has none, and no signer was named with --key or --identity"
 
 
 def _signer(key: Path | None, identity: str | None, identity_provider: str | None) -> Signer | None:

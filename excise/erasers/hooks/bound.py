@@ -12,5 +12,5 @@ class Bound:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise ExciseError(
-            "a pipeline with an eraser attached cannot be copied or pickled; detach it, and attach it to the copy"
+            "a pipeline with an eraser attached cannot be copied or pickled; unload it first (excise.unload_eraser)"
         )

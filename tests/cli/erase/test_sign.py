@@ -62,9 +62,10 @@ def test_sign_and_verify(
     assert checked["passed"]
     assert [c["name"] for c in checked["checks"]][:3] == ["files", "signature", "manifest"]
     assert "canary" in [c["name"] for c in checked["checks"]]
+    assert checked["signature_checked"]
     shown = call("verify", folder, "--key", public, "--files-only")
     assert shown.exit_code == 0
-    assert "signature" in shown.stdout
+    assert "signature" in shown.stdout and "not checked" not in shown.stdout
 
 
 def test_what_is_wrong_is_one_line(
@@ -78,7 +79,9 @@ def test_what_is_wrong_is_one_line(
     asked = ("verify", folder, "--files-only")
     unnamed = call(*asked)
     assert unnamed.exit_code == 0
-    assert "was not checked; name the signer with --key" in unnamed.stderr
+    line = next(line for line in unnamed.stdout.splitlines() if "signature" in line)
+    assert "not checked" in line and "passed" not in line
+    assert "it has one, but no signer was named" in " ".join(unnamed.stdout.split())
     assert "give both" in why(call(*asked, "--identity", "me@example.com"))
     both = ("--identity", "me@example.com", "--identity-provider", "https://accounts.google.com")
     assert "give exactly one signer" in why(call(*asked, "--key", public, *both))

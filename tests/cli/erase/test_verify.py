@@ -31,6 +31,18 @@ def test_the_command_line_pins(
         assert message in refused.stderr
 
 
+def test_an_unsigned_eraser_is_not_shown_as_checked(
+    call: Callable[..., Any], ask: Callable[..., Any], folder: Path, model_folder: Path
+) -> None:
+    for more in (("--files-only",), ("--model", model_folder)):
+        shown = call("verify", folder, *more).stdout
+        line = next(line for line in shown.splitlines() if "signature" in line)
+        assert "not checked" in line and "passed" not in line
+        told = ask("verify", folder, *more)
+        assert told["signature_checked"] is False
+        assert "signature" not in [check["name"] for check in told["checks"]]
+
+
 def test_rows_are_compared_with_the_sae_that_is_named(
     call: Callable[..., Any], ask: Callable[..., Any], folder: Path, model_folder: Path, sae_folder: Path
 ) -> None:
