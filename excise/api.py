@@ -285,8 +285,9 @@ def verify(
 ) -> list[Check]:
     """Check a saved eraser: its files, its signature, that it fits a pipeline, and that it removes its concept there.
 
-    What is removed is measured on the pipeline, whatever the eraser's file says (docs/explanation/verify.md). What can
-    be neither measured nor compared is named in the check "trusted as signed". A bad eraser raises nothing.
+    Nothing that decides is taken from the eraser's file: what is removed is measured on the pipeline, and compared with
+    limits of Excise's own (docs/explanation/verify.md). What cannot be measured or compared is named in the check
+    "trusted as signed". Checks stop at a failure that makes the later ones meaningless. A bad eraser raises nothing.
 
     Args:
         folder: Folder of the eraser.
@@ -307,16 +308,14 @@ def verify(
         True
     """
     from excise.app.training.saes_at_hand import saes_at_hand
-    from excise.erasers import Eraser
     from excise.erasers import verify as check
-    from excise.pipeline import check_pipeline
 
-    if pipe is not None:
-        check_pipeline(pipe)
-    required: dict[str, Any] = {"signed_by": signed_by, "digest": digest, "concept": concept}
-    if pipe is not None and sae is None and all(each.passed for each in check(folder, **required)):
-        sae = saes_at_hand(Eraser.load(Path(folder)), pipe, bundled=is_bundled(pipe))
-    return check(folder, pipe, sae=sae, **required)
+    def found(eraser: Eraser) -> list[TopKSAE]:
+        assert pipe is not None
+        return saes_at_hand(eraser, pipe, bundled=is_bundled(pipe))
+
+    saes = found if sae is None else sae
+    return check(folder, pipe, sae=saes, signed_by=signed_by, digest=digest, concept=concept)
 
 
 def is_bundled(pipe: Pipeline) -> bool:

@@ -111,6 +111,32 @@ def test_an_eraser_is_evaluated_on_the_pipeline_itself() -> None:
     assert snce["figures"]["identical"]["value"] == 1  # unrelated pictures keep every bit
 
 
+def test_verify_reads_the_files_once_and_asks_once_for_saes(
+    tiny_pipe: Any, gun_eraser: excise.Eraser, word_sae: TopKSAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from excise.erasers import verify
+    from excise.erasers.artefact import files
+
+    folder, read = tmp_path / "gun", list[Path]()
+    gun_eraser.save(folder)
+    plain = files.read
+    monkeypatch.setattr(files, "read", lambda place: read.append(place) or plain(place))  # type: ignore[func-returns-value]
+    asked = list[str]()
+
+    def saes(eraser: excise.Eraser) -> list[TopKSAE]:
+        asked.append(eraser.digest)
+        return [word_sae]
+
+    assert verify(folder, tiny_pipe, sae=saes) == verify(folder, tiny_pipe, sae=word_sae)
+    assert (asked, len(read)) == ([gun_eraser.digest], 2)
+    excise.verify(folder, tiny_pipe)
+    assert len(read) == 3
+    verify(folder, sae=saes)  # without a pipeline
+    (folder / "eraser.json").write_bytes(b"{}")
+    assert not verify(folder, tiny_pipe, sae=saes)[-1].passed
+    assert len(asked) == 1
+
+
 def test_a_safety_checker_is_put_back(tiny_pipe: Any) -> None:
     from excise.drawn import checker_of, restore_checker, without_checker
 

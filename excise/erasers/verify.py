@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from excise.erasers.artefact.record import Artefact
     from excise.pipeline import Pipeline
 
+SAEs = TopKSAE | Iterable[TopKSAE] | Callable[[Eraser], Iterable[TopKSAE]] | None
+"""SAEs whose rows an eraser's are compared with, or a function that finds them for an eraser."""
 TRUSTED = "trusted as signed"
 """The check that names what only the signer can vouch for."""
 
@@ -46,33 +48,15 @@ def verify(
     folder: StrPath,
     pipe: Pipeline | None = None,
     *,
-    sae: TopKSAE | Iterable[TopKSAE] | None = None,
+    sae: SAEs = None,
     signed_by: Signer | None = None,
     digest: str | None = None,
     concept: str | None = None,
 ) -> list[Check]:
-    """Check a saved eraser: its files, its signature, that it fits a pipeline, and that it removes its concept there.
+    """Check a saved eraser as `excise.verify` does, except that no SAE is looked for.
 
-    Nothing that decides is taken from the eraser's file: what is removed is measured on the pipeline, and compared with
-    limits of Excise's own (docs/explanation/verify.md). What cannot be measured or compared is named in the line
-    "trusted as signed". Checks stop at a failure that makes the later ones meaningless. A bad eraser raises nothing.
-
-    Args:
-        folder: Folder of the eraser.
-        pipe: The pipeline to attach it to; None checks only the files.
-        sae: The SAE or SAEs it was made from, whose rows are compared with the eraser's bit for bit.
-        signed_by: The signer whose signature it needs.
-        digest, concept: The digest or the concept that it must have: which of the signer's erasers it is.
-
-    Returns:
-        The result of each check: `name`, `passed`, `detail`.
-
-    Raises:
-        WrongModel: if `pipe` is not a pipeline.
-
-    Example:
-        >>> all(check.passed for check in excise.verify("erasers/gun", pipe))
-        True
+    `sae` may also be a function, which gets the eraser as it was read and returns the SAEs. It is called at most once,
+    if the files are sound and there is a pipeline.
     """
     if pipe is not None:
         check_pipeline(pipe)
@@ -104,7 +88,8 @@ def verify(
     if eraser is None or pipe is None:
         return checks
 
-    saes = [sae] if isinstance(sae, TopKSAE) else list(sae or ())
+    given = sae(eraser) if callable(sae) and not isinstance(sae, TopKSAE) else sae
+    saes = [given] if isinstance(given, TopKSAE) else list(given or ())
     by_digest = {sae_digest(each): each for each in saes}
     absent = absent_from(pipe, eraser)
 

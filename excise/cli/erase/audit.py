@@ -11,7 +11,8 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import NOT_PASSED
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Device, EraserFolder, Force, Json, Model, PairsFile
+from excise.cli.options import Device, Force, Json, Model, PairsFile
+from excise.cli.sources import EraserSource, at_hand
 from excise.cli.terminal import emit, key_values, note, progress, prose
 from excise.cli.weights import choosing_weights
 from excise.outputs import PAGES, check_file, check_resumed
@@ -26,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 @choosing_weights
 def audit(
-    folder: EraserFolder,
+    folder: EraserSource,
     out: Annotated[
         Path | None, typer.Option("--out", help="HTML file for the report; for several erasers, a folder.")
     ] = None,
@@ -71,7 +72,7 @@ def audit(
     from excise.erasers import Eraser, eraser_folders
     from excise.files import write_atomic
 
-    folders = eraser_folders(folder)
+    folders = eraser_folders(at_hand(folder))
     pages = _pages(out, folders, force)
     bundled = model is None
     erasers = [Eraser.load(one) for one in folders]

@@ -10,12 +10,14 @@ import typer
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli.cutting import note_cuts
 from excise.cli.options import Device, EraserFolder, Force, Json, Model
+from excise.cli.sources import EraserSource, at_hand
 from excise.cli.terminal import echo, emit, table
 from excise.cli.weights import choosing_weights
 from excise.outputs import check_absent
 
 if TYPE_CHECKING:
-    from excise.erasers import Signer
+    from excise.erasers import Eraser, Signer
+    from excise.sae import TopKSAE
 
 
 def register(app: typer.Typer) -> None:
@@ -56,7 +58,7 @@ def sign(
 
 @choosing_weights
 def verify(
-    folder: EraserFolder,
+    folder: EraserSource,
     model: Model = None,
     files_only: Annotated[
         bool, typer.Option("--files-only", help="Check the files only; load no model and test no canary prompts.")
@@ -95,7 +97,7 @@ def verify(
     from excise.erasers.artefact.files import eraser_folders
     from excise.errors import ExciseError
 
-    folders = eraser_folders(folder)
+    folders = eraser_folders(at_hand(folder))
     signer = _signer(key, identity, identity_provider)
     if files_only:
         found = {one: check_files(one, signer, digest, concept) for one in folders}
@@ -107,14 +109,16 @@ def verify(
     if not files_only and not all(broken.values()):
         from excise.app.models.resolve import load_pipeline
         from excise.app.training.saes_at_hand import saes_at_hand
-        from excise.erasers import Eraser
 
         pipe = load_pipeline(model, device, weights)
-        note_cuts(pipe, (text for one in folders if broken[one] is None for text in Eraser.load(one).canary))
+
+        def at_hand_for(eraser: Eraser) -> list[TopKSAE]:
+            note_cuts(pipe, eraser.canary)
+            return saes_at_hand(eraser, pipe, sae, bundled=model is None)
+
         for one in folders:
             if broken[one] is None:
-                saes = saes_at_hand(Eraser.load(one), pipe, sae, bundled=model is None)
-                found[one] = checks_of(one, pipe, sae=saes, signed_by=signer, digest=digest, concept=concept)
+                found[one] = checks_of(one, pipe, sae=at_hand_for, signed_by=signer, digest=digest, concept=concept)
 
     def show() -> None:
         for one, checks in found.items():

@@ -12,6 +12,7 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.cutting import note_cuts, note_lost
 from excise.cli.options import Device, FirstSeed, Force, Guidance, Json, Model, PicturesEach, Steps
+from excise.cli.sources import EraserSources, at_hand
 from excise.cli.terminal import echo, emit, note, progress
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
@@ -36,10 +37,7 @@ def generate(
             "--prompts", help="File of prompts: .txt with one per line, or .csv or .jsonl with columns prompt[, seed]."
         ),
     ] = None,
-    eraser: Annotated[
-        list[Path] | None,
-        typer.Option("--eraser", help="Folder of one eraser or of several, to attach. Repeatable."),
-    ] = None,
+    eraser: EraserSources = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Generate without and with the erasers, side by side.")
     ] = False,
@@ -124,7 +122,7 @@ def generate(
                 f"{prompts}: ignored {', '.join(read.unread)}; all pictures use --guidance and the model's default size"
             )
     check(asked, eraser or (), out, out_dir, force=force, compare=compare)
-    erasers = load_erasers(eraser or [])
+    erasers = load_erasers([at_hand(one) for one in eraser or ()])
     for name, loaded in erasers.items():
         if loaded.weak:
             note(f"warning: eraser {name} is weak: {'; '.join(loaded.weak)}")

@@ -13,6 +13,7 @@ from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.cutting import note_cuts
 from excise.cli.options import Column, Device, Force, Json, Model, Sae, SiteOption, Top
+from excise.cli.sources import EraserSources, at_hand
 from excise.cli.terminal import aligned, echo, emit, key_values, note, progress, table
 from excise.cli.weights import choosing_weights
 from excise.outputs import EXPORTS, check_extra, check_file, check_folder, check_resumed_file
@@ -175,10 +176,7 @@ def export(
 def browse(
     out: Annotated[Path, typer.Option("--out", help="Folder for the page.")],
     db: Database = NAME,
-    eraser: Annotated[
-        list[Path] | None,
-        typer.Option("--eraser", help="Folder of an eraser to link to the neurons it edits. Repeatable."),
-    ] = None,
+    eraser: EraserSources = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -187,10 +185,11 @@ def browse(
     from excise.app.neurons.page import write_browser
     from excise.neurons.database.database import NeuronDatabase
 
+    erasers = [at_hand(one) for one in eraser or ()]
     with NeuronDatabase.open(db) as database:
         command = ["excise", "neurons", "browse", "--db", str(db), "--out", str(out)]
         command += [part for folder in eraser or () for part in ("--eraser", str(folder))]
-        page = write_browser(database, out, eraser or (), command)
+        page = write_browser(database, out, erasers, command)
     emit(
         json,
         {"page": str(page)},
