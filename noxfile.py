@@ -3,7 +3,8 @@
 Run `make matrix`, or `nox -s "attach(...)"` for one combination. Some combinations cannot be installed, because the
 libraries need different versions of huggingface_hub: transformers 4.57 needs one below 1.0, diffusers from 0.40 one
 from 1.23. "newest" is at least the version in constraints.txt, so that pip cannot silently choose an older one for the
-other library.
+other library. The session `core` runs what an eraser needs before it is attached, next to an older transformers than
+Excise supports.
 """
 
 from __future__ import annotations
@@ -36,19 +37,36 @@ SUITE = (
     "tests/sites",
     "tests/test_tiny.py",
 )
+CORE = ("torch", "safetensors", "lazy_loader", "model-signing", "pyopenssl")
+"""What reading, checking, digesting and signing an eraser, and computing its text edits, need."""
 
 
 @nox.session
 @nox.parametrize("transformers, diffusers", COMBINATIONS, ids=[f"{t}-{d}" for t, d in COMBINATIONS])
 def attach(session: nox.Session, transformers: str, diffusers: str) -> None:
-    pins = Path(session.create_tmp()) / "constraints.txt"
-    pins.write_text("\n".join(line for line in PINS if re.split("[= ]", line)[0] not in VARIED) + "\n")
     wanted = [wish("transformers", transformers), wish("diffusers", diffusers)]
     tools = ["accelerate", "compel>=2.1", "hypothesis", "opentelemetry-sdk", "peft", "pytest"]
-    session.install("-e", "reference", "-e", ".[otel,sign]", *tools, *wanted, "-c", str(pins))
+    session.install("-e", "reference", "-e", ".[otel,sign]", *tools, *wanted, *pinned(session))
     session.run("python", "-m", "pip", "freeze", "--exclude-editable")
     suite = session.posargs or SUITE
     session.run("python", "-m", "pytest", "-rs", *suite, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+@nox.parametrize("transformers", ["4.46"])
+def core(session: nox.Session, transformers: str) -> None:
+    """Read, check, digest and sign erasers, and compute their text edits, where a host pins an old transformers."""
+    session.install(f"transformers=={transformers}.*", *CORE, *pinned(session))
+    session.install("--no-deps", "-e", ".")
+    session.run("python", "-c", f"import transformers; assert transformers.__version__.startswith('{transformers}.')")
+    session.run("python", "tests/core.py", *map(str, sorted(Path("tests/erasers/old").glob("*/"))))
+
+
+def pinned(session: nox.Session) -> tuple[str, str]:
+    """Return pip's option for the versions in constraints.txt, except of the libraries that sessions vary."""
+    pins = Path(session.create_tmp()) / "constraints.txt"
+    pins.write_text("\n".join(line for line in PINS if re.split("[= ]", line)[0] not in VARIED) + "\n")
+    return "-c", str(pins)
 
 
 def wish(library: str, version: str) -> str:

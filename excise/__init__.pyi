@@ -2,7 +2,6 @@ from .api import erase as erase
 from .api import evaluate as evaluate
 from .api import find_neurons as find_neurons
 from .api import list_methods as list_methods
-from .api import method_config as method_config
 from .api import train_sae as train_sae
 from .api import verify as verify
 from .concepts import Concept as Concept
@@ -33,6 +32,8 @@ from .errors import Tampered as Tampered
 from .errors import WeakEraserError as WeakEraserError
 from .errors import WrongModel as WrongModel
 from .methods.configs.sae import SNCEConfig as SNCEConfig
+from .methods.typed import MethodConfig as MethodConfig
+from .methods.typed import method_config as method_config
 from .neurons import Ranking as Ranking
 from .pipeline import Pipeline as Pipeline
 from .sae import TopKSAE as TopKSAE

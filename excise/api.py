@@ -249,31 +249,6 @@ def list_methods() -> list[str]:
     return list(dict.fromkeys((*METHODS, *plugins("excise.methods"))))
 
 
-def method_config(method: str, *, preset: str | None = None, **settings: Any) -> Any:
-    """Return a method's configuration: the given settings, with its defaults for the rest.
-
-    Its `help()`, and `excise methods show`, describe each setting and the values that it takes.
-
-    Args:
-        method: As for `excise.erase`.
-        preset: `"paper"` for the settings of the method's paper where Excise's defaults depart from it.
-        settings: Settings by name.
-
-    Returns:
-        A frozen dataclass; for joined methods a namespace.
-
-    Raises:
-        ExciseError: for an unknown method, preset or setting, or an invalid value.
-
-    Example:
-        >>> excise.method_config("uce").lam
-        0.5
-    """
-    from excise.methods.lookup import configured
-
-    return configured(_method(method).name, settings, preset)
-
-
 def verify(
     folder: StrPath,
     pipe: Pipeline | None = None,

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from excise.erasers import Eraser
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +85,7 @@ def test_the_architecture_page_names_every_package_and_no_missing_file() -> None
 
 
 LIGHT = """
+import runpy
 import sys
 
 
@@ -97,32 +96,16 @@ class Blocker:
 
 
 sys.meta_path.insert(0, Blocker())
-
-import torch
-
-from excise.erasers.artefact.checks import check_files
-from excise.erasers.artefact.files import eraser_folders
-from excise.erasers.artefact.record import Artefact
-
-folder = sys.argv[1]
-eraser = Artefact.load(folder)
-assert all(check.passed for check in check_files(*eraser_folders(__import__("pathlib").Path(folder))))
-assert eraser.digest == sys.argv[2]
-(edit,) = eraser.text_edits
-states = torch.randn(2, 5, edit.site.width, generator=torch.Generator().manual_seed(0))
-print(repr(float(edit.apply(states, 1.0).double().sum())))
+runpy.run_path("tests/core.py", run_name="__main__")
 """
 
 
 def test_an_eraser_is_read_and_its_edit_computed_with_torch_and_safetensors_alone(
     gun_eraser: Eraser, tmp_path: Path
 ) -> None:
-    import torch
-
     gun_eraser.save(tmp_path / "gun")
-    command = [sys.executable, "-c", LIGHT, str(tmp_path / "gun"), gun_eraser.digest]
-    done = subprocess.run(command, capture_output=True, text=True)
+    folders = [tmp_path / "gun", *sorted(path for path in (ROOT / "tests/erasers/old").iterdir() if path.is_dir())]
+    command = [sys.executable, "-c", LIGHT, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    (edit,) = gun_eraser.text_edits
-    states = torch.randn(2, 5, edit.site.width, generator=torch.Generator().manual_seed(0))
-    assert float(done.stdout) == pytest.approx(float(edit.apply(states, 1.0).double().sum()), abs=0)  # type: ignore[union-attr]
+    assert f"gun {gun_eraser.digest[:12]}" in done.stdout.splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import excise
 from excise.app.erase.methods import departures_table
 from excise.app.models.resolve import bundled_settings
 from excise.errors import ExciseError
+from excise.methods import typed
 from excise.methods.catalogue import METHODS
 from excise.methods.configs.registry import CONFIGS
 from excise.methods.configs.sae import SNCEConfig
@@ -141,3 +143,13 @@ def test_plain_settings_of_a_plugin_are_listed_and_checked() -> None:
         share.parse("much")
     with pytest.raises(ExciseError, match="share is nan"):
         share.check(float("nan"))
+
+
+def test_every_methods_configuration_has_its_own_type() -> None:
+    tree = ast.parse(Path(typed.__file__).read_text(encoding="utf-8"))
+    types: dict[str, str] = {}
+    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list):
+        kind = function.args.args[0].annotation
+        named = [leaf.value for leaf in ast.walk(kind) if isinstance(leaf, ast.Constant)] if kind is not None else []
+        types |= {str(name): ast.unparse(function.returns or function) for name in named}
+    assert types == {name: config.__name__ for name, config in CONFIGS.items()} | {"esd": "ESDConfig"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import excise
-from excise import Attachment, Attachments, Concept, Eraser, Pair, Ranking, Signer, TopKSAE
+from excise import Attachment, Attachments, Concept, Eraser, MethodConfig, Pair, Ranking, Signer, SNCEConfig, TopKSAE
 
 
 class Diffusers:
@@ -32,6 +32,13 @@ def make(pipe: Diffusers, folder: Path) -> Eraser:
     digest: str = eraser.digest
     print(address, pushed, names, weak, digest)
     return Eraser.from_pretrained("owner/name", revision="main", subfolder="gun", cache_dir=folder)
+
+
+def choose(method: str) -> tuple[int, float]:
+    config: SNCEConfig = excise.method_config("snce", preset="paper", k=3)
+    some: MethodConfig = excise.method_config(method)
+    print(some.lam, vars(some))
+    return config.k, excise.method_config("uce").lam
 
 
 def find(pipe: Diffusers, folder: Path) -> tuple[int, ...]:

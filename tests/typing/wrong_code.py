@@ -19,4 +19,5 @@ excise.Eraser.from_pretrained("owner/name").attach(object())  # wrong
 excise.TopKSAE.from_pretrained(5)  # wrong
 excise.set_erasers(pipe, "gun", "high")  # wrong
 excise.find_neurons(pipe, "gun").top("one")  # wrong
+print(excise.method_config("uce").gate)  # wrong
 print(excise.no_such_name)  # wrong
