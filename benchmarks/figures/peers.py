@@ -258,7 +258,7 @@ def _draw(folder: Path, device: str, jobs: int) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     parent = os.getppid()
 
-    def drawn(pictures: int) -> None:
+    def drawn(pictures: float) -> None:
         if os.getppid() != parent:  # the parent was killed and cannot stop this process
             raise KeyboardInterrupt
 

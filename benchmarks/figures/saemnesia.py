@@ -143,8 +143,9 @@ def sequential(work: Path, out: Path) -> dict[str, Any]:
                 if case.concept not in objects[:count]
             ]
             kept = [after for before, after in pairs if before]
-            rows.append({"objects": count, "ua": share(gone).to_json(), "kept": share(kept).to_json()})
-            print(label, count, in_percent(rows[-1]["ua"]), in_percent(rows[-1]["kept"]), flush=True)
+            row = {"ua": share(gone).to_json(), "kept": share(kept).to_json()}
+            rows.append({"objects": count, **row})
+            print(label, count, in_percent(row["ua"]), in_percent(row["kept"]), flush=True)
         results[label] = {"rows": rows, "area": area(rows)}
     curves = {
         title: {
@@ -290,7 +291,7 @@ def _features(work: Path, name: str, count: int, seed: int) -> BlockShards:
     )
 
 
-def _dot(done: int) -> None:
+def _dot(done: float) -> None:
     print(".", end="", flush=True)
 
 

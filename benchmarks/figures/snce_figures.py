@@ -29,7 +29,7 @@ from excise.app.demo.measure import Family, families, figures, further_figures, 
 from excise.bench.machine import machine
 from excise.bench.pictures import Pictures
 from excise.concepts import from_templates
-from excise.erasers import made_for
+from excise.erasers import SAEEdit, made_for
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.errors import ExciseError
 from excise.files import write_atomic
@@ -95,7 +95,8 @@ def main() -> None:
                 after = generate(pipe, groups)
             outcomes = judge(concept, groups, before, after)
             measured = figures(outcomes) | further_figures(outcomes)
-            edit = eraser.edits[0]
+            (edit,) = eraser.edits
+            assert isinstance(edit, SAEEdit)
             row["concepts"][concept] = {key: figure.to_json() for key, figure in measured.items()} | {
                 "neurons": edit.indices.tolist(),
                 "settings": {"site": edit.site.key, "lam": edit.lam, "source": edit.source, "gate": edit.gate},

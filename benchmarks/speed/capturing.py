@@ -117,7 +117,7 @@ def read(
         options.rounds,
     )
     plain = seconds["padded, all layers"]
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         name: {"prompts_a_second": len(prompts) / statistics.median(times), "as_fast": compared(plain, times)}
         for name, times in seconds.items()
     }

@@ -19,6 +19,7 @@ import datetime
 import json
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def main() -> None:
         pipe = clip_l(options.device)
         if name != "bare":
             eraser_of(pipe, sae, name).attach(pipe, sae=sae if name == "topk" else None)
-        calls[name] = lambda pipe=pipe: encoded(pipe)
+        calls[name] = partial(encoded, pipe)
     with torch.no_grad():
         seconds = interleaved(calls, options.rounds)
     rows = {name: compared(times, seconds["bare"]) for name, times in seconds.items()}

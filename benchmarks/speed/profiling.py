@@ -80,7 +80,11 @@ def training(vectors: torch.Tensor, m: int, settings: dict[str, Any]) -> dict[st
         elif line.step == steps + 1:
             seen.__exit__(None, None, None)
 
-    shape = {"expansion": m // vectors.shape[1], "batch": BATCHES[m], "tokens": BATCHES[m] * (steps + 1)}
+    shape: dict[str, Any] = {
+        "expansion": m // vectors.shape[1],
+        "batch": BATCHES[m],
+        "tokens": BATCHES[m] * (steps + 1),
+    }
     config = TrainConfig(**shape, alpha=0, log_every=1, **settings)
     with tempfile.TemporaryDirectory() as folder:
         train(vectors, config, Path(folder) / "sae", progress=progress)

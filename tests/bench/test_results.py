@@ -283,8 +283,18 @@ def test_only_the_model_that_the_command_names_is_loaded(tmp_path: Path, monkeyp
     plan = json.loads((run.folder / "run.json").read_text()) | {"model": "evil/model"}
     write_atomic(run.folder / "run.json", json.dumps(plan))
     silent = CliRunner().invoke(app, ["bench", "resume", str(run.folder)])
-    for result, text in ((named, "the bundled model, not with other; leave out"), (silent, "add --model evil/model")):
+    for result, text in (
+        (named, "the bundled model, not with other; leave out --model"),
+        (
+            silent,
+            "was started with --model evil/model, not with the bundled model; if you trust that model, add --model",
+        ),
+    ):
         assert result.exit_code == 2 and text in result.output
+    write_atomic(run.folder / "run.json", json.dumps(plan | {"model": "evil; rm -r ~"}))
+    pasted = CliRunner().invoke(app, ["bench", "resume", str(run.folder)])
+    assert pasted.exit_code == 2 and "add --model 'evil; rm -r ~'\n" in pasted.output
+    write_atomic(run.folder / "run.json", json.dumps(plan))
     assert loaded == [None]
     assert CliRunner().invoke(app, ["bench", "resume", str(run.folder), "--model", "evil/model"]).exit_code == 0
     assert loaded == [None, "evil/model"]

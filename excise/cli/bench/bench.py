@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -157,12 +158,22 @@ def resume(
 
     run = Run(folder)
     if model != run.plan.get("model"):
-        wanted, given = run.plan.get("model"), "the bundled model" if model is None else model
-        how = "leave out --model" if wanted is None else f"if you trust it, add --model {wanted}"
-        raise ExciseError(f"{folder} was started with {wanted or 'the bundled model'}, not with {given}; {how}")
+        raise ExciseError(_other_model(folder, run.plan.get("model"), model))
     if retry:
         run.retry()
     _go_on(run, json, device)
+
+
+def _other_model(folder: Path, started: object, given: str | None) -> str:
+    """Return the message that a run was started with another model, and the exact option to give.
+
+    The name is quoted for a shell, because a stranger may have written it and a user will paste it.
+    """
+    if started is None:
+        return f"{folder} was started with the bundled model, not with {given}; leave out --model"
+    option = f"--model {shlex.quote(str(started))}"
+    instead = "the bundled model" if given is None else given
+    return f"{folder} was started with {option}, not with {instead}; if you trust that model, add {option}"
 
 
 @app.command(epilog="Example: excise bench report run")

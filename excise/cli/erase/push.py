@@ -33,7 +33,7 @@ def push(
 ) -> None:
     """Push an eraser to the Hugging Face hub, with a model card. Log in first with `hf auth login`.
 
-    A signature in the folder is pushed too. A README.md in the folder replaces the generated card.
+    A signature in the folder is pushed too. A README.md that you wrote or edited replaces the generated card.
     """
     from excise.erasers import Eraser, eraser_folders
     from excise.erasers.artefact.hub import push_folder

@@ -18,7 +18,7 @@ from excise.erasers.artefact.verdict import in_words
 from excise.erasers.edits.base import Tensors
 from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.text_sae import SAEEdit
-from excise.files import read_file
+from excise.files import read_file, sha256
 
 if TYPE_CHECKING:
     from excise.erasers.edits.registry import Edit
@@ -68,8 +68,8 @@ def push_folder(folder: Path, repo_id: str, **options: Any) -> tuple[Artefact, s
     eraser = Artefact.load(folder)
     extra = {name: read_file(folder / name) for name in (CARD, SIGNATURE) if (folder / name).is_file()}
     also = {**saved_files.read(folder), **extra}
-    if also.get(CARD) == card(eraser).encode():
-        del also[CARD]  # unchanged since it was generated: the new one names the repository
+    if CARD in also and is_generated(also[CARD], eraser):
+        del also[CARD]  # the new one names the repository, and is in today's words
     return eraser, push(eraser, repo_id, also=also, **options)
 
 
@@ -98,7 +98,7 @@ def card(eraser: Artefact, repo_id: str = SOMEWHERE) -> str:
     whole, neurons = any(edit.needs_sae for edit in eraser.edits), any(edit.neurons for edit in eraser.edits)
     tags = ["excise", *(tag for tag in TAGS if neurons or tag != _SAE)]
     front = ModelCardData(library_name="excise", tags=tags, **base)  # type: ignore[arg-type]
-    return _CARD.format(
+    text = _CARD.format(
         front=front.to_yaml().strip(),
         name=_plain(eraser.name),
         concept=_plain(eraser.concept),
@@ -128,6 +128,21 @@ def card(eraser: Artefact, repo_id: str = SOMEWHERE) -> str:
         verdict=_verdict(eraser),
         digest=eraser.digest,
     )
+    return text + _mark(text.encode()).decode()
+
+
+def is_generated(data: bytes, eraser: Artefact) -> bool:
+    """Return whether a card is as Excise generated it, in this version or an earlier one, and nobody has edited it.
+
+    Cards end with a digest of their text. Earlier ones did not, and are recognised only if their words are today's.
+    """
+    text = data.replace(b"\r\n", b"\n")
+    above, _, mark = text.rpartition(_MARK.partition("{}")[0].encode())
+    return mark.strip() == f"{sha256(above)} -->".encode() or text + _mark(text) == card(eraser).encode()
+
+
+def _mark(text: bytes) -> bytes:
+    return _MARK.format(sha256(text)).encode()
 
 
 def _verdict(eraser: Artefact) -> str:
@@ -216,6 +231,9 @@ _LABELS = {
     "fires deconcept": "share of the same prompts without the concept edited",
     "fires controls": "share of control prompts edited",
 }
+
+_MARK = "\n<!-- Written by Excise. SHA-256 of all above: {} -->\n"
+"""Last line of a card, with the digest of the text before it: who edits the card need not remove it."""
 
 _CARD = """---
 {front}

@@ -19,6 +19,7 @@ from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError, InvalidSetting, WrongModel
 from excise.methods.build import build_eraser
 from excise.methods.configs.sae import BlockConfig
+from excise.methods.sae.metadata import sae_name
 from excise.neurons.timesteps import Means
 from excise.pipeline import Pipeline
 from excise.sae import TopKSAE, card, load
@@ -184,7 +185,7 @@ def build_block_eraser(
     measured: Mapping[str, Any],
 ) -> Eraser:
     """Build the eraser, and attach it once to check that it fires."""
-    settings = {**asdict(config), "sae": Path(config.sae).name, "site": edits[0].site.path}
+    settings = {**asdict(config), "sae": sae_name(config.sae), "site": edits[0].site.path}
     sae = block_sae(config.sae) if any(edit.needs_sae for edit in edits) else None
     return build_eraser(pipe, edits, concept, method, settings, measured, sae=sae)
 

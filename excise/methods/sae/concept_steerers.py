@@ -27,6 +27,7 @@ from excise.methods.build import build_eraser
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.configs.steering import ConceptSteerersConfig
 from excise.methods.sae.finding import site_of
+from excise.methods.sae.metadata import sae_name
 from excise.pipeline import Pipeline
 from excise.sae import load
 from excise.sites import capture
@@ -48,7 +49,9 @@ def fit(pipe: Pipeline, concept: Concept, config: ConceptSteerersConfig | None =
         vectors = (codes @ sae.W_dec).float().cpu()
     edit = VectorEdit(site, vectors, lam=config.lam, uncond=config.uncond)
     found = {"sae_digest": sae_digest(sae), "active": float((codes > 0).float().sum(1).mean())}
-    return build_eraser(pipe, [edit], concept, "concept-steerers", asdict(config), found)
+    return build_eraser(
+        pipe, [edit], concept, "concept-steerers", {**asdict(config), "sae": sae_name(config.sae)}, found
+    )
 
 
 METHOD = Fitted("concept-steerers", ConceptSteerersConfig, fit)

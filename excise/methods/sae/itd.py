@@ -32,6 +32,7 @@ from excise.methods.build import build_eraser
 from excise.methods.configs.sae import ItDConfig, SNCEConfig
 from excise.methods.prompt_codes import prompt_codes
 from excise.methods.sae.finding import site_of
+from excise.methods.sae.metadata import sae_name
 from excise.neurons import PromptCodes
 from excise.pipeline import Pipeline
 from excise.sae import load
@@ -69,7 +70,7 @@ def fit(pipe: Pipeline, concept: Concept, config: ItDConfig | None = None) -> Er
     least = float(changes[changes > 0].min())
     edit = replace(edit, floor=config.share * least)
     measured = {"features": len(found), "floor": edit.floor}
-    return build_eraser(pipe, [edit], concept, "itd", asdict(config), measured)
+    return build_eraser(pipe, [edit], concept, "itd", {**asdict(config), "sae": sae_name(config.sae)}, measured)
 
 
 def own_neurons(concept: PromptCodes, stays: PromptCodes, count: int) -> list[int]:

@@ -24,10 +24,15 @@ def created(config: SNCEConfig, sites: Sequence[Site]) -> dict[str, Any]:
     settings = {
         **asdict(config),
         "neurons": list(config.neurons),
-        "sae": Path(config.sae).name,
+        "sae": sae_name(config.sae),
         "site": "+".join(site.path if len(sites) == 1 else site.key for site in sites),
     }
     return {"method": "snce", "config": settings, "versions": versions()}
+
+
+def sae_name(folder: str) -> str:
+    """Return what an eraser saves of its SAE's folder: the last part, since the rest is about the maker's machine."""
+    return Path(folder).name
 
 
 def measured(found: Found, edit: SAEEdit, levels: Calibration, sides: Mapping[str, Reading | None]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import yaml
 
 import excise
 from excise.erasers import Eraser, Signer, WeightEdit, made_for, sign
+from excise.erasers.artefact import hub as artefact_hub
 from excise.erasers.artefact.files import FILES
 from excise.erasers.artefact.hub import card as card_of
 from excise.erasers.artefact.hub import push_folder
@@ -178,6 +179,26 @@ def test_a_card_somebody_wrote_is_kept_and_our_own_learns_its_name(
     (tmp_path / "gun" / "README.md").write_text("---\nlicense: mit\n---\nMine.\n")
     push_folder(tmp_path / "gun", NAME)
     assert hub.files(NAME)["README.md"].endswith(b"Mine.\n")
+
+
+def test_an_older_versions_card_is_written_anew_unless_somebody_edited_it(
+    hub: Hub, gun_eraser: Eraser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "gun"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(artefact_hub, "_CARD", artefact_hub._CARD.replace("## Dual use", "## Two uses"))
+        gun_eraser.save_pretrained(folder)
+    older = (folder / "README.md").read_bytes()
+    assert b"## Two uses" in older
+    before_marks = card_of(gun_eraser).rpartition("\n<!--")[0].encode()
+    for generated in (older, older.replace(b"\n", b"\r\n"), before_marks):
+        (folder / "README.md").write_bytes(generated)
+        push_folder(folder, NAME)
+        assert hub.files(NAME)["README.md"] == card_of(gun_eraser, NAME).encode()
+    for edited in (older.replace(b"Two uses", b"My uses"), older + b"Mine.\n", b"", b"Mine.\n"):
+        (folder / "README.md").write_bytes(edited)
+        push_folder(folder, NAME)
+        assert hub.files(NAME)["README.md"] == edited
 
 
 def test_load_eraser_by_name_on_a_live_pipeline(pushed: Hub, tiny_pipe: Any) -> None:

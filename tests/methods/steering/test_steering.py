@@ -50,6 +50,7 @@ def test_concept_steerers_subtracts_the_words_codes_from_every_prompt(
 ) -> None:
     config = method("concept-steerers").Config(sae=str(sae_folder), lam=0.7)
     eraser = method("concept-steerers").fit(tiny_pipe, CONCEPT, config)
+    assert eraser.created["config"]["sae"] == sae_folder.name
     eraser.save(tmp_path / "gun")
     assert {c.name for c in verify(tmp_path / "gun", tiny_pipe) if not c.passed} <= {"removal", "verdict"}
     (edit,) = eraser.edits
@@ -175,6 +176,7 @@ def test_itd_spares_prompts_that_it_would_change_by_little(
 ) -> None:
     config = method("itd").Config(sae=str(sae_folder), features=4, factor=-2.0)
     eraser = method("itd").fit(tiny_pipe, gun, config)
+    assert eraser.created["config"]["sae"] == sae_folder.name
     (edit,) = eraser.edits
     assert isinstance(edit, GatedSAEEdit)
     assert 5 in edit.neurons
