@@ -7,6 +7,7 @@ Fails on a broken link and on a public name without a docstring. Works offline. 
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -69,6 +70,18 @@ def api_page(names: list[str]) -> str:
             shown = [f"      members: [{', '.join(MEMBERS[name].split())}]"] if name in MEMBERS else []
             lines += [f"::: {where}", "    options:", f"      heading: excise.{name}", *shown, ""]
     return "\n".join(lines)
+
+
+def names_table(names: list[str]) -> str:
+    """Return the table of docs/reference/python.md: every public name, and the first sentence of its docstring."""
+    import excise
+
+    rows = []
+    for name in sorted(names, key=lambda name: (isinstance(getattr(excise, name), type), name.lower())):
+        text = " ".join(inspect.cleandoc(getattr(excise, name).__doc__).split("\n\n")[0].split())
+        sentence = re.match(r"(.+?[.!?])(?: [A-Z]|$)", text)
+        rows.append(f"| `excise.{name}` | {sentence[1] if sentence else text} |")
+    return "\n".join(["| name | what it is or does |", "|---|---|", *rows])
 
 
 def command_line_page() -> str:

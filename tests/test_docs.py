@@ -115,6 +115,18 @@ def test_the_readme_shows_both_commands_first() -> None:
     assert "make test" in first["body"]
 
 
+def test_the_readme_says_how_to_uninstall_and_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from excise.app.training.sae_cache import cache_folder
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "pip uninstall excise excise-reference" in text and "-c constraints.txt" in text
+    for variable in ("EXCISE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    assert f"`~/{cache_folder().relative_to(Path.home())}` (`$EXCISE_CACHE`" in text
+    monkeypatch.setenv("EXCISE_CACHE", "elsewhere")
+    assert cache_folder() == Path("elsewhere")
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -32,6 +35,22 @@ def test_every_public_name_has_a_docstring_and_a_place_in_the_reference(build: M
     assert build.undocumented(names) == []
     page = build.api_page(names)
     assert [name for name in names if f"heading: excise.{name}\n" not in page] == []
+
+
+def test_the_python_page_has_every_name_option_and_status(build: ModuleType, tiny_pipe: Any, gun_eraser: Any) -> None:
+    page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    assert build.names_table(build.public_names()) in page, "paste the output of names_table (scripts/build_docs.py)"
+    options, status = page.partition("## Options of attaching")[2].split("## Status")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", options, re.MULTILINE))
+    taken = inspect.signature(gun_eraser.attach).parameters
+    assert set(rows) == set(taken) - {"pipe"}
+    stated = {"name": "its own", "on_bypass": '`"raise"`'}
+    for name, default in rows.items():
+        assert default == stated.get(name, str(taken[name].default)) or default == f"`{taken[name].default}`", name
+    with gun_eraser.attach(tiny_pipe) as attached:
+        cells = "".join(re.findall(r"^\| (`.+?) \|", status, re.MULTILINE))
+        assert set(re.findall(r"`(\w+)`", cells)) == set(attached.status())
+        assert attached.status()["strict"] and attached.status()["on_bypass"] == "raise"
 
 
 def test_a_name_without_a_docstring_is_found(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
