@@ -132,7 +132,7 @@ def card(eraser: Artefact, repo_id: str = SOMEWHERE) -> str:
 
 
 def is_generated(data: bytes, eraser: Artefact) -> bool:
-    """Return whether a card is as Excise generated it, in this version or an earlier one, and nobody has edited it.
+    """Return whether a card is as Excise generated it, in this version or an earlier one, and unedited.
 
     Cards end with a digest of their text. Earlier ones did not, and are recognised only if their words are today's.
     """

@@ -41,9 +41,11 @@ def test_a_folder_goes_before_the_hub(call: Callable[..., Any], hub: Hub, firm_e
     firm_eraser.save(NAME)
     assert call("verify", NAME, "--files-only").exit_code == 0
     assert not hub.asked
-    firm_eraser.push_to_hub(NAME)
-    assert f"{NAME}@main is at commit" in call("verify", f"{NAME}@main", "--files-only").stderr
-    absent = call("verify", f"{NAME}@none", "--files-only")
+    refused = call("verify", f"{NAME}@main", "--files-only")
+    assert refused.exit_code == 2 and f"{NAME} is a folder, which has no revisions" in refused.stderr
+    firm_eraser.push_to_hub("someone/other")
+    assert "someone/other@main is at commit" in call("verify", "someone/other@main", "--files-only").stderr
+    absent = call("verify", "someone/other@none", "--files-only")
     assert absent.exit_code == 2 and "no eraser was found on the hub (no such revision)" in absent.stderr
 
 
