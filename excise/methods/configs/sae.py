@@ -71,7 +71,9 @@ class SNCEConfig(Settings):
         "Position of the threshold between the largest code without the concept (0) and the typical one with it (1).",
         most=1,
     )
-    permutations: int = setting(1000, "Permutations for the validation's null distribution.", unit="permutations")
+    permutations: int = setting(
+        1000, "Permutations for the validation's null distribution.", unit="permutations", least=1
+    )
     examine: int = setting(10, "Top-ranked neurons to validate.", unit="neurons", least=1)
     batch_size: int = setting(64, "Prompts per text encoder batch.", unit="prompts", least=1)
 

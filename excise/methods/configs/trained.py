@@ -224,8 +224,10 @@ class MACEConfig(TuningConfig):
         "Whether the end token and the padding after it, which summarise the prompt, count as the concept's too.",
         paper=True,
     )
-    t1: float = setting(200.0, "t₁: lower end of the sampled timesteps.", unit="of 1000", most=1000, paper=200.0)
-    t2: float = setting(400.0, "t₂: upper end of the sampled timesteps.", unit="of 1000", most=1000, paper=400.0)
+    t1: float = setting(200.0, "t₁: lower end of the sampled timesteps.", unit="of 1000", below=1000, paper=200.0)
+    t2: float = setting(
+        400.0, "t₂: upper end of the sampled timesteps.", unit="of 1000", above=0, most=1000, paper=400.0
+    )
     gamma: float = setting(0.05, "γ: how sharp both ends are.", above=0, most=1000, paper=0.05)
 
     def __post_init__(self) -> None:
