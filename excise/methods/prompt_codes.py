@@ -28,6 +28,11 @@ REMEMBERED = 1024
 """Number of prompts whose states are cached: 77 of 768 values for each take 240 MB."""
 
 
+SAME, ROUNDING = 1e-3, 0.01
+"""Differences of a first state's pre-activations between prompts that count as none: in units of the pre-activation,
+and as a share of the spread over words."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Cache:
     """Cache of features and codes, keyed by their inputs."""
@@ -79,9 +84,21 @@ class Reading:
 
     @property
     def lead(self) -> int:
-        """1 if the first state precedes all words and is the same in every prompt (a causal encoder's BOS), else 0."""
-        first = self.preacts[:, 0]
-        return int(not self.scored[:, 0].any() and torch.allclose(first, first[:1], atol=1e-3, rtol=1e-3))
+        """1 if the first token is a special one and its state does not depend on the prompt (a causal encoder's BOS).
+
+        Otherwise 0. Prompts of other batches and half precision give slightly different states, so a spread of up to a
+        hundredth of the words' counts as none.
+        """
+        first, words = self.preacts[:, 0], self.preacts[self.scored]
+        if self.scored[:, 0].any():
+            return 0
+        spread = words.amax(0) - words.amin(0) if len(words) else torch.zeros_like(first[0])
+        return int(bool(((first.amax(0) - first.amin(0)) <= SAME + ROUNDING * spread).all()))
+
+    @property
+    def varying_start(self) -> bool:
+        """Whether the first token is a special one whose state depends on the prompt."""
+        return not self.scored[:, 0].any() and not self.lead
 
 
 def features(pipe: Pipeline, site: Site, prompts: Sequence[str], batch_size: int = 64) -> list[Features]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,6 +154,12 @@ def _part(pipe: Pipeline, concept: Concept, config: SNCEConfig, sae: TopKSAE, fo
         edit = replace(edit, source="concept", align=config.align, concept_codes=codes)
     else:
         edit = replace(edit, lead=lead)
+        if negatives.varying_start:
+            warnings.warn(
+                f"the first state at {edit.site.key} is a special token's but depends on the prompt; it is calibrated "
+                "and edited like a word's",
+                stacklevel=3,
+            )
         if config.gate in ("whole", "threshold"):
             edit = _with_levels(edit, concept, levels)
         carried = carried_share(pipe, sae, edit, concept, config.batch_size)

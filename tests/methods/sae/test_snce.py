@@ -299,3 +299,14 @@ def test_a_first_state_counts_as_the_same_up_to_rounding(moved: float, lead: int
     scored = torch.tensor([False, True, True, False]).expand(3, -1)
     assert Reading(preacts, torch.zeros_like(preacts), scored).lead == lead
     assert Reading(preacts, torch.zeros_like(preacts), torch.ones(3, 4, dtype=torch.bool)).lead == 0
+
+
+def test_a_first_state_in_half_precision_is_the_same_relative_to_the_words() -> None:
+    """Pre-activations of 40 are rounded to 0.03 in half precision, and words differ by tens."""
+    preacts = torch.zeros(3, 4, 1)
+    preacts[:, 1, 0] = torch.tensor([0.0, 20.0, 40.0])
+    scored = torch.tensor([False, True, True, False]).expand(3, -1)
+    for moved, lead in ((0.03, 1), (0.39, 1), (0.42, 0)):
+        preacts[1, 0, 0] = moved
+        read = Reading(preacts, torch.zeros_like(preacts), scored)
+        assert (read.lead, read.varying_start) == (lead, not lead)
