@@ -37,7 +37,8 @@ MUTANTS = [
         " tests/methods/sae/test_snce.py::test_the_share_that_a_neuron_carries_against_its_definition"
         " tests/methods/sae/test_snce.py::test_pooled_alignment_is_one_mean_for_every_position"
         " tests/methods/sae/test_snce.py::test_lambda_one_takes_out_the_whole_mean_change",
-        ("atol=1e-3, rtol=1e-3", "atol=1e-1, rtol=1e-1"),
+        ("SAME, ROUNDING = 1e-3, 0.01", "SAME, ROUNDING = 1e-1, 0.01"),
+        ("SAME, ROUNDING = 1e-3, 0.01", "SAME, ROUNDING = 1e-3, 0.1"),
         ("int(not self.scored[:, 0].any() and", "int("),
         ("return min(shares)", "return max(shares)"),
         ("subtracted @ change / (change @ change)", "subtracted @ change / (change @ change).sqrt()"),
