@@ -34,12 +34,13 @@ MUTANTS = [
     *of(
         "excise/methods/prompt_codes.py",
         "tests/methods/sae/test_snce.py::test_a_first_state_counts_as_the_same_up_to_rounding"
+        " tests/methods/sae/test_snce.py::test_a_first_state_in_half_precision_is_the_same_relative_to_the_words"
         " tests/methods/sae/test_snce.py::test_the_share_that_a_neuron_carries_against_its_definition"
         " tests/methods/sae/test_snce.py::test_pooled_alignment_is_one_mean_for_every_position"
         " tests/methods/sae/test_snce.py::test_lambda_one_takes_out_the_whole_mean_change",
         ("SAME, ROUNDING = 1e-3, 0.01", "SAME, ROUNDING = 1e-1, 0.01"),
         ("SAME, ROUNDING = 1e-3, 0.01", "SAME, ROUNDING = 1e-3, 0.1"),
-        ("int(not self.scored[:, 0].any() and", "int("),
+        ("if self.scored[:, 0].any():\n            return 0", "if False:\n            return 0"),
         ("return min(shares)", "return max(shares)"),
         ("subtracted @ change / (change @ change)", "subtracted @ change / (change @ change).sqrt()"),
         ("        codes[0] = 0\n", ""),
