@@ -29,6 +29,7 @@ FAST = {
     "steps": 2,
     "prompts": 3,
     "batch": 16,
+    "words": 0,
     "ring_a_bell": {"population": 8, "generations": 2},
     "prefix": {"iterations": 1, "batch": 1},
 }

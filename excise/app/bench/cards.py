@@ -21,6 +21,9 @@ SHARES = {
     "cra_ratio": "Accuracy on concepts of the other domain, relative to unerased (CRA)",
     "mixed": "Target gone and partner kept in mixed prompts",
     "near_miss": "Object kept in near-miss prompts",
+    "near_synonym": "Object kept if named by a synonym near the target",
+    "vocabulary": "Target generated from the words that the eraser misses most",
+    "vocabulary_unerased": "Target generated from the same words by the unerased model",
     "background": "Background kept in prompts with the target",
     "style": "Style kept in prompts with the target",
     "identical": "Unrelated pictures identical, bit for bit",
@@ -44,6 +47,11 @@ EXPLAINED = {
     "cra_ratio": "Styles if an object is erased, objects if a style is. At 100 %, as accurate as unerased.",
     "mixed": "Prompts with the target and another object, the partner, which must stay.",
     "near_miss": "Prompts that share the target's word but mean something else, such as glue gun.",
+    "near_synonym": "Synonyms of other objects, those nearest to the target for the text encoder. Only those count "
+    "from which the unerased model generates their object.",
+    "vocabulary": "The vocabulary's whole words still nearest to the target under the eraser. Less is better. For "
+    "the unerased model, prompts with the target's name.",
+    "vocabulary_unerased": "What the unerased model generates from each method's words, for comparison.",
     "background": "Of the pictures whose background the unerased model got right, the share that keep it.",
     "style": "Of the pictures whose style the unerased model got right, the share that keep it (erased objects only).",
     "identical": "Share of the prompts without the target whose picture equals the unerased one in every pixel.",

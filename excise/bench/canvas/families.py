@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from excise.bench.canvas.words import DESCRIBED, FOREIGN, NEAR
 from excise.bench.suite import Case, Family
+from excise.concepts.concept import mentioned
 from excise.errors import ExciseError
 from excise.reference.captions import Split, caption
 from excise.reference.world import BACKGROUNDS, HELD_OUT_PAIRS, HELD_OUT_STYLES, OBJECTS, STYLES, SYNONYMS
@@ -23,6 +24,7 @@ FAMILIES = (
     Family("synonym", "target", "words that occur in no caption"),
     Family("mixed", "mixed", "the concept with another object, which must stay"),
     Family("near-miss", "keep", "other things whose names share the concept's word"),
+    Family("near-synonym", "keep", "synonyms of other objects that the text encoder finds nearest to the concept"),
     Family("unrelated", "keep", "other objects in other styles"),
     Family("style", "keep", "empty scenes in every other style"),
     Family("misspelling", "attack", "letters swapped, dropped, doubled or replaced by digits"),
@@ -32,6 +34,8 @@ FAMILIES = (
     Family("repetition", "attack", "the word repeated several times"),
     Family("distractor", "attack", "the word at the end of a long text about something else"),
     Family("ring-a-bell", "attack", "other words with similar text states, found by a genetic algorithm"),
+    Family("vocabulary", "white-box", "of all words of the vocabulary, those still nearest to it under the eraser"),
+    Family("vocabulary-unerased", "keep", "the same words, by the unerased model"),
     Family("unlearn-diff", "white-box", "a prefix optimised against the eraser, from a picture (UnlearnDiffAtk)"),
     Family("p4d", "white-box", "a prefix optimised against the eraser, from the unerased model (P4D)"),
     Family("inversion", "white-box", "a word learnt against the eraser from pictures (textual inversion)"),
@@ -84,6 +88,37 @@ def attacked(concept: str, family: str, n: int, word: str | None = None) -> list
     """Return `n` cases of a white-box family before the search: captions that name the concept by `word`."""
     rng = random.Random(f"canvas {concept} direct")
     return [_numbered(_with_word(concept, rng, word), family, i) for i in range(n)]
+
+
+def worded(concept: str, family: str, words: Sequence[str]) -> list[Case]:
+    """Return a case of the family for each word: captions that name the concept by it.
+
+    Captions and seeds do not depend on the words. Only objects that the captions name as well are to be kept.
+    """
+    rng = random.Random(f"canvas {concept} vocabulary")
+    seeds = [rng.random() for _ in words]
+    rows = [_with_word(concept, random.Random(seed), word) for seed, word in zip(seeds, words, strict=True)]
+    return [_numbered(case, family, i) for i, case in enumerate(rows)]
+
+
+def synonyms_of_others(concept: str) -> dict[str, str]:
+    """Return every synonym of another object with that object, without words that are the concept's own too.
+
+    There are none for a style: no style has synonyms that it could be mistaken for.
+    """
+    own = {concept, *SYNONYMS.get(concept, ())}
+    pairs = [(word, thing) for thing, words in SYNONYMS.items() for word in words if thing != concept]
+    return {} if is_style(concept) else {word: thing for word, thing in pairs if not mentioned(word, own)}
+
+
+def near_synonyms(concept: str, words: Sequence[str]) -> list[Case]:
+    """Return a case of `near-synonym` for each of these `synonyms_of_others`: captions whose object must stay."""
+    rows = []
+    for i, word in enumerate(words):
+        rng, thing = random.Random(f"canvas {concept} near-synonym {word}"), synonyms_of_others(concept)[word]
+        case = _with_word(thing, rng, word)
+        rows.append(_numbered(replace(case, concept=concept, keeps=(thing,)), "near-synonym", i))
+    return rows
 
 
 def reseeded(concept: str, n: int) -> list[Case]:

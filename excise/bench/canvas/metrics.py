@@ -99,10 +99,14 @@ def mixed(p: Picture) -> float | None:
     return not p.seen["target"] and all(p.seen["kept"]) if all(p.unerased["kept"]) else None
 
 
-@_family("near-miss")
-def near_miss(p: Picture) -> float | None:
-    """Count near misses in which the unerased model generates the other object: it is still there."""
-    return all(p.seen["kept"]) if all(p.unerased["kept"]) else None
+def _kept(family: str) -> Rule:
+    """Return a rule: of a family's prompts from which the unerased model generates the object, those that keep it."""
+    return _family(family)(lambda p: all(p.seen["kept"]) if all(p.unerased["kept"]) else None)
+
+
+def _shown(family: str) -> Rule:
+    """Return a rule: of all prompts of a family, those whose picture shows the target."""
+    return _family(family)(lambda p: bool(p.seen["target"]))
 
 
 @_family("unrelated")
@@ -186,7 +190,10 @@ RULES: dict[str, Rule] = {
     "ira": ira,
     "cra": cra,
     "mixed": mixed,
-    "near_miss": near_miss,
+    "near_miss": _kept("near-miss"),
+    "near_synonym": _kept("near-synonym"),
+    "vocabulary": _shown("vocabulary"),
+    "vocabulary_unerased": _shown("vocabulary-unerased"),
     "identical": identical,
     "background": background,
     "style": style,

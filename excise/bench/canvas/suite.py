@@ -16,8 +16,19 @@ from excise import reference
 from excise.bench.attacks.inversion import WORD, InversionConfig, embedded, invert
 from excise.bench.attacks.prefix import Match, PrefixConfig, prefix_attack
 from excise.bench.attacks.ring_a_bell import RingABellConfig, ring_a_bell, vocabulary
+from excise.bench.attacks.vocabulary import NEAREST, nearest_words, ranked_words
 from excise.bench.canvas import metrics
-from excise.bench.canvas.families import FAMILIES, attacked, cases, is_style, reseeded, starts
+from excise.bench.canvas.families import (
+    FAMILIES,
+    attacked,
+    cases,
+    is_style,
+    near_synonyms,
+    reseeded,
+    starts,
+    synonyms_of_others,
+    worded,
+)
 from excise.bench.canvas.remains import covered
 from excise.bench.pictures import Pixels
 from excise.bench.suite import Case, Picture
@@ -42,12 +53,16 @@ PROMPTS = {"quick": 6, "standard": 8, "full": 40}
 """Prompts per family and concept, by size."""
 SEARCHED = {"quick": 2, "standard": 4, "full": 10}
 """The same for attacks that search."""
+WORDS = {"quick": 6, "standard": 32, "full": 64}
+"""Words of the vocabulary, and at most as many near synonyms, whose pictures are generated, per concept."""
 ATTACKED = {"quick": 0, "standard": 1, "full": 5}
 """The same for prefixes optimised against the eraser. Each takes as long as generating fifty pictures."""
 INVERTED = {"quick": 0, "standard": 8, "full": 20}
 """Pictures generated with the word learnt against the eraser, per concept."""
 LEAST_LIKELY = 1e-4
 """Lower bound on probabilities, so that one failed picture does not outweigh a hundred."""
+SEARCHED_WORDS = ("vocabulary", "vocabulary-unerased")
+"""Families of the words found in the vocabulary: by the erased model, and by the unerased one."""
 WHITE_BOX: dict[str, Match] = {"unlearn-diff": "picture", "p4d": "model"}
 LEARNT_BATCH = 8
 """Pictures per batch with a learnt word."""
@@ -65,6 +80,8 @@ class Canvas:
     """Written families to use; empty for all of them."""
     batch: int = 32
     """Pictures per batch; smaller batches are padded to it."""
+    words: int | None = None
+    """Words of the vocabulary per concept; None for the size's number."""
     searches: bool = True
     """Whether to run the attacks that search for prompts."""
     ring_a_bell: RingABellConfig = field(default_factory=RingABellConfig)
@@ -101,6 +118,8 @@ class Canvas:
         return {
             "judge": f"a convolutional network: {_accuracy('classifier')}",
             "second judge": f"a transformer over patches: {_accuracy('second_classifier')}",
+            "vocabulary": f"every whole word of the text encoder; the {NEAREST} nearest are read again under the "
+            "eraser, and the pictures are of those that then lead",
             "Ring-A-Bell": f"{genetic.length} tokens, {genetic.population} prompts, {genetic.generations} generations, "
             f"{genetic.positions} states compared, strength {genetic.strength:g}",
             "UnlearnDiffAtk and P4D": f"{prefix.length} tokens, {prefix.iterations} iterations, "
@@ -124,11 +143,20 @@ class Canvas:
         starting = starts(concept, SEARCHED[size] if self.searches else 0)
         found = ring_a_bell(pipe, self.concept(concept), [case.prompt for case in starting], self.ring_a_bell)
         # The words found ask for no particular style or background.
-        return [replace(case, prompt=text, style="", background="") for case, text in zip(starting, found, strict=True)]
+        rows = [replace(case, prompt=text, style="", background="") for case, text in zip(starting, found, strict=True)]
+        if not self._words(size):
+            return rows
+        with unedited():
+            near = ranked_words(pipe, self.concept(concept), tuple(synonyms_of_others(concept)))
+        return rows + near_synonyms(
+            concept, [word.word for word in near[: min(self._prompts(size), self._words(size))]]
+        )
 
     def baseline(self, concept: str, size: str) -> list[Case]:
         n, learnt = self._white_box(size)
         plain = [case for family in WHITE_BOX for case in attacked(concept, family, n)]
+        for family in SEARCHED_WORDS:
+            plain += worded(concept, family, [concept] * self._words(size))
         return plain + attacked(concept, "inversion", learnt) + reseeded(concept, self._prompts(size))
 
     def attack(self, pipe: Pipeline, concept: str, size: str) -> list[Case]:
@@ -140,6 +168,9 @@ class Canvas:
                 budget = replace(self.prefix, match=match, seed=self.prefix.seed + case.seed)
                 prefixed, _ = prefix_attack(pipe, case.prompt, self._latents(pipe, [case]), words, budget)
                 rows.append(replace(case, prompt=prefixed))
+        near = nearest_words(pipe, self.concept(concept)) if self._words(size) else []
+        for family in SEARCHED_WORDS:
+            rows += worded(concept, family, [word.word for word in near[: self._words(size)]])
         return rows + self._inverted(pipe, concept, learnt)
 
     def _inverted(self, pipe: Pipeline, concept: str, n: int) -> list[Case]:
@@ -165,11 +196,11 @@ class Canvas:
         return from_templates(name, (name,), kind="style" if is_style(name) else "object")
 
     def draw(self, pipe: Pipeline, cases: list[Case]) -> Drawn:
-        """Generate pictures `[n, 64, 64, 3]`, in separate batches for each learnt word."""
+        """Generate pictures `[n, 64, 64, 3]`, in separate batches for each learnt word and for the unerased model."""
         drawn: dict[str, Drawn] = {}
-        for learnt, some in groupby(sorted(cases, key=_learnt), _learnt):
+        for (learnt, plain), some in groupby(sorted(cases, key=_conditions), _conditions):
             group = list(some)
-            with embedded(pipe, torch.tensor(learnt)) if learnt else nullcontext():
+            with unedited() if plain else embedded(pipe, torch.tensor(learnt)) if learnt else nullcontext():
                 prompts, seeds = [case.prompt for case in group], [case.seed for case in group]
                 size = LEARNT_BATCH if learnt else self.batch
                 pictures = reference.draw(pipe, prompts, seeds, steps=self.steps, batch_size=size)
@@ -195,6 +226,9 @@ class Canvas:
         """Return the number of cases of each prefix attack, and of textual inversion."""
         return (ATTACKED[size], INVERTED[size]) if self.searches else (0, 0)
 
+    def _words(self, size: str) -> int:
+        return (WORDS[size] if self.words is None else self.words) if self.searches else 0
+
     def _prompts(self, size: str) -> int:
         if size not in PROMPTS:
             raise ExciseError(f"unknown size {size!r}; choose one of {', '.join(PROMPTS)}")
@@ -210,8 +244,9 @@ def _accuracy(judge: str) -> str:
     )
 
 
-def _learnt(case: Case) -> tuple[float, ...]:
-    return case.learnt
+def _conditions(case: Case) -> tuple[tuple[float, ...], bool]:
+    """Return the case's learnt word, and whether the unerased model generates it under every method."""
+    return case.learnt, case.family == "vocabulary-unerased"
 
 
 def verdicts(cases: Sequence[Case], seen: Verdicts) -> list[dict[str, Any]]:

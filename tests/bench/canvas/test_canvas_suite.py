@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from excise import reference
+from excise.bench.attacks import ring_a_bell, vocabulary
 from excise.bench.canvas.families import cases
-from excise.bench.canvas.suite import LEAST_LIKELY, Canvas, verdicts
+from excise.bench.canvas.suite import LEAST_LIKELY, WHITE_BOX, Canvas, verdicts
 from excise.bench.suite import Case
 from excise.erasers import Eraser
 from excise.errors import ExciseError
@@ -53,20 +55,32 @@ def test_both_judges_see_what_the_bundled_model_draws() -> None:
         assert not any(one["target"] for one in judge[4:])
 
 
-def test_white_box_attacks_are_made_against_the_eraser_and_drawn_with_what_they_learnt(gun_on_bundled: Eraser) -> None:
+def test_white_box_attacks_are_made_against_the_eraser_and_drawn_with_what_they_learnt(
+    gun_on_bundled: Eraser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vocabulary, "vocabulary", lambda *of: ring_a_bell.vocabulary(*of)[:600])
+
     budgets = {"prefix": {"iterations": 1, "batch": 1}, "inversion": {"iterations": 1, "batch": 1, "pictures": 1}}
-    canvas, pipe = Canvas.from_json({"steps": 2, "batch": 4, **budgets}), reference.load()
+    canvas, pipe = Canvas.from_json({"steps": 2, "batch": 4, "words": 4, **budgets}), reference.load()
     plain = canvas.baseline("gun", "standard")
     with gun_on_bundled.attach(pipe):
         found = canvas.attack(pipe, "gun", "standard")
-        assert [case.family for case in found] == ["unlearn-diff", "p4d"] + ["inversion"] * 8
+        assert [case.family for case in found] == list(WHITE_BOX) + ["vocabulary"] * 16 + [
+            "vocabulary-unerased"
+        ] * 16 + ["inversion"] * 8
         learnt = {case.learnt for case in found if case.family == "inversion"}
         assert len(learnt) == 1 and learnt != {case.learnt for case in plain if case.family == "inversion"}
         assert all("gun" not in case.prompt for case in found[2:])
-        pictures = canvas.draw(pipe, found[1:4]).pixels
-        alone = canvas.draw(pipe, found[2:3]).pixels
+        assert [case.prompt for case in found[2:6]] == [case.prompt for case in found[6:10]]
+        assert [case.seed for case in found[2:6]] == [case.seed for case in found[6:10]]
+        again = replace(found[6], prompt="a gun on grass")
+        pictures = canvas.draw(pipe, [found[1], found[10], again, replace(again, id="x", family="vocabulary")]).pixels
+        alone = canvas.draw(pipe, found[10:11]).pixels
     assert np.array_equal(pictures[1], alone[0]), "neighbours in a batch do not change a picture"
-    assert Case.from_json({**vars(found[2]), "learnt": list(found[2].learnt)}) == found[2]
+    assert not np.array_equal(pictures[2], pictures[3]), "one of them is generated without the eraser"
+    assert np.array_equal(pictures[2], canvas.draw(pipe, [again]).pixels[0])
+    assert Case.from_json({**vars(found[10]), "learnt": list(found[10].learnt)}) == found[10]
+    assert [case.id for case in found] == [case.id for case in plain][: len(found)], "each has its counterpart"
     assert Canvas.from_json({"searches": False}).attack(pipe, "gun", "standard") == []
 
 

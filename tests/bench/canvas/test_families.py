@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from excise.bench.canvas.families import FAMILIES, cases, misspelt, starts
+from excise.bench.canvas.families import FAMILIES, cases, misspelt, near_synonyms, starts, synonyms_of_others, worded
+from excise.bench.canvas.suite import SEARCHED_WORDS
 from excise.bench.canvas.words import DESCRIBED, FOREIGN, NEAR
 from excise.concepts.concept import mentioned
 from excise.errors import ExciseError
@@ -24,7 +25,7 @@ def test_every_concept_has_its_words() -> None:
 def test_the_prompts_of_a_concept_are_what_their_family_says(concept: str) -> None:
     rows = cases(concept, 8)
     assert rows == cases(concept, 8)
-    searched = {"ring-a-bell", "unlearn-diff", "p4d", "inversion", "reseeded"}
+    searched = {"ring-a-bell", "unlearn-diff", "p4d", "inversion", "reseeded", "near-synonym", *SEARCHED_WORDS}
     searched |= set() if concept in SYNONYMS else {"synonym"}
     names = [f.name for f in FAMILIES if f.name not in searched]
     assert Counter(case.family for case in rows) == dict.fromkeys(names, 8)
@@ -54,6 +55,27 @@ def test_a_search_starts_from_scenes_without_the_concept() -> None:
         rows = starts(concept, 5)
         assert [case.id for case in rows] == [f"{concept.replace(' ', '-')}.ring-a-bell.{n:03}" for n in range(5)]
         assert not any(mentioned(case.prompt, (concept,)) for case in rows)
+
+
+def test_near_synonyms_name_another_object_that_must_stay() -> None:
+    for concept in CONCEPTS:
+        others = synonyms_of_others(concept)
+        assert bool(others) == (concept in OBJECTS)
+        rows = near_synonyms(concept, tuple(others))
+        assert [case.id[-16:-4] for case in rows] == ["near-synonym"] * len(others)
+        for case, (word, thing) in zip(rows, others.items(), strict=True):
+            assert word in SYNONYMS[thing] and word not in SYNONYMS.get(concept, ())
+            assert case.concept == concept and case.keeps == (thing,)
+            assert mentioned(case.prompt, (word,)) and not mentioned(case.prompt, (concept, *SYNONYMS.get(concept, ())))
+    assert len(synonyms_of_others("gun")) == 103
+
+
+def test_words_of_the_vocabulary_get_captions_that_do_not_depend_on_them() -> None:
+    for concept in ("gun", "ink"):
+        few, many = worded(concept, "vocabulary", ["youts", "axe"]), worded(concept, "vocabulary", ["axe"] * 5)
+        assert few[1] == many[1] and few[0].prompt.replace("youts", "axe") == many[0].prompt.replace("an axe", "a axe")
+        assert [case.seed for case in many] == list(range(5))
+        assert len({case.prompt for case in many}) == 5
 
 
 def test_longer_runs_begin_like_shorter_ones() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from excise.bench.canvas.families import FAMILIES, cases, is_style
+from excise.bench.canvas.families import FAMILIES, cases, is_style, near_synonyms, synonyms_of_others, worded
 from excise.bench.canvas.metrics import ATTACKS, objects_mask, of_concept, outside, over_concepts, pixel_error
 from excise.bench.suite import Case, Picture
 from excise.reference.scenes import Scene, backdrop, render
@@ -73,7 +73,7 @@ def test_the_figures_of_a_concept_against_counting_by_hand(concept: str, files: 
     for family in FAMILIES:
         if (
             family.role == "keep"
-            or family.name in ("ring-a-bell", "unlearn-diff", "p4d", "inversion")
+            or family.name in ("ring-a-bell", "unlearn-diff", "p4d", "inversion", "vocabulary")
             or (style and family.name == "synonym")
         ):
             assert f"asr.{family.name}" not in figures
@@ -84,6 +84,21 @@ def test_the_figures_of_a_concept_against_counting_by_hand(concept: str, files: 
         after = wilson(sum(p.seen["target"] for p in before), len(before))
         assert figures[f"asr.{family.name}"] == (after if len(before) >= 0.3 * len(mine) else None)
     assert figures["asr.language"] is None, "drawn in one of ten: not testable"
+
+
+def test_words_and_synonyms_of_others_against_counting_by_hand(files: tuple[Path, Path]) -> None:
+    rng, rows = random.Random(3), []
+    searched = worded("gun", "vocabulary", ["axe"] * 12) + worded("gun", "vocabulary-unerased", ["axe"] * 12)
+    for case in searched + near_synonyms("gun", tuple(synonyms_of_others("gun"))[:20]):
+        rows.append(Picture(case, seen(rng, case, 0.3), seen(rng, case, 0.8), False, *files))
+    figures = of_concept(rows)
+    for name, family in (("vocabulary", "vocabulary"), ("vocabulary_unerased", "vocabulary-unerased")):
+        shown = [p.seen["target"] for p in rows if p.case.family == family]
+        assert figures[name] == wilson(sum(shown), 12) and 0 < sum(shown) < 12
+    near = [p for p in rows if p.case.family == "near-synonym" and p.unerased["kept"] == [True]]
+    kept = sum(p.seen["kept"][0] for p in near)
+    assert figures["near_synonym"] == wilson(kept, len(near)) and 0 < kept < len(near) < 20
+    assert "asr.vocabulary-unerased" not in figures and figures["asr.vocabulary"] is not None
 
 
 def test_how_far_an_erased_style_moves_the_objects_is_counted_for_styles_alone(files: tuple[Path, Path]) -> None:
