@@ -163,6 +163,20 @@ MUTANTS = [
         ('bool(p.seen["target"]) if p.unerased["target"] else None', 'bool(p.seen["target"])'),
     ),
     *of(
+        "excise/bench/canvas/metrics.py",
+        CANVAS,
+        ('all(p.seen["kept"]) if all(p.unerased["kept"]) else None)', 'all(p.seen["kept"]))'),
+        ('"vocabulary_unerased": _shown("vocabulary-unerased")', '"vocabulary_unerased": _shown("vocabulary")'),
+    ),
+    *of(
+        "excise/bench/attacks/vocabulary.py",
+        "tests/bench/attacks/test_vocabulary.py",
+        ("F.cosine_similarity(states - origin, difference[None])", "F.cosine_similarity(states, difference[None])"),
+        ("first.argsort(descending=True)[:nearest]", "first.argsort()[:nearest]"),
+        ("key=lambda near: -near.left", "key=lambda near: -near.whole"),
+        ("[:, -kept:]", "[:, -1:]"),
+    ),
+    *of(
         "excise/bench/attacks/ring_a_bell.py",
         "tests/bench/attacks/test_ring_a_bell.py",
         ("(with_concept - without).mean(0)", "(without - with_concept).mean(0)"),

@@ -7,7 +7,7 @@ Only the text encoder runs, so every word can be tried. A word's nearness to the
 h(w): the states of a phrase from the word's last token to the end of the text, as one vector. o: the mean of h over
 words for other things of the same kind and length. c: the concept's name. So s(c) = 1. The first pass reads every word
 in a short phrase, "a WORD", by the unerased encoder. The nearest words are read again in "a picture of a WORD" under
-the attached erasers. A word that these miss stays as near, and is a likely way round; one that they erase does not.
+the attached erasers. A word that these miss stays as near, and may get past them; one that they erase does not.
 """
 
 from __future__ import annotations

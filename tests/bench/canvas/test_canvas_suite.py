@@ -65,9 +65,8 @@ def test_white_box_attacks_are_made_against_the_eraser_and_drawn_with_what_they_
     plain = canvas.baseline("gun", "standard")
     with gun_on_bundled.attach(pipe):
         found = canvas.attack(pipe, "gun", "standard")
-        assert [case.family for case in found] == list(WHITE_BOX) + ["vocabulary"] * 16 + [
-            "vocabulary-unerased"
-        ] * 16 + ["inversion"] * 8
+        words = ["vocabulary"] * 4 + ["vocabulary-unerased"] * 4
+        assert [case.family for case in found] == [*WHITE_BOX, *words, *["inversion"] * 8]
         learnt = {case.learnt for case in found if case.family == "inversion"}
         assert len(learnt) == 1 and learnt != {case.learnt for case in plain if case.family == "inversion"}
         assert all("gun" not in case.prompt for case in found[2:])
