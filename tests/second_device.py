@@ -8,9 +8,11 @@ This finds a mask or an index that was left on the other device. It cannot show 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
@@ -36,6 +38,40 @@ ATTRIBUTES = {
     torch.Tensor.is_cuda.__get__: True,  # type: ignore[attr-defined]
     torch.Tensor.is_cpu.__get__: False,  # type: ignore[attr-defined]
 }
+
+
+ANSWERS = {aten._local_scalar_dense.default, aten.equal.default}
+"""Operations for whose result a program waits until the device has done everything before."""
+_WAITS: list[list[str]] = []
+
+
+@contextmanager
+def waits_of(folder: str) -> Iterator[list[str]]:
+    """Collect what makes the code of a folder of this repository wait for the second device, with file and line.
+
+    A copy from the CPU counts too: it waits for the device's stream.
+    """
+    _FOLDERS.append(folder)
+    _WAITS.append([])
+    try:
+        yield _WAITS[-1]
+    finally:
+        _WAITS.pop()
+        _FOLDERS.pop()
+
+
+_FOLDERS: list[str] = []
+
+
+def _wait(what: str) -> None:
+    if not _WAITS:
+        return
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (frame.f_code.co_filename == __file__ or "/torch/" in frame.f_code.co_filename):
+        frame = frame.f_back
+    if frame is not None and f"/{_FOLDERS[-1]}/" in frame.f_code.co_filename:
+        place = frame.f_code.co_filename.rpartition("/")[2]
+        _WAITS[-1].append(f"{what} at {place}:{frame.f_lineno}")
 
 
 class There(torch.Tensor):
@@ -69,6 +105,7 @@ class There(torch.Tensor):
         return made  # type: ignore[return-value]
 
     def tolist(self) -> Any:
+        _wait("tolist")
         return self.held.tolist()
 
     def untyped_storage(self) -> Any:
@@ -143,6 +180,7 @@ def moved(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if device is not None:
         goes = torch.device(device).type == DEVICE.type
         if goes != isinstance(x, There):
+            _wait("to the CPU" if not goes else "from the CPU")
             x = (Away if goes else Back).apply(x)  # type: ignore[no-untyped-call]
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     if not others and not kwargs:
@@ -162,6 +200,8 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     inner_args, inner_kwargs = tree_map_only(There, lambda x: x.held, (args, kwargs))
     if "device" in kwargs:
         inner_kwargs = {**inner_kwargs, "device": torch.device("cpu")}
+    if there and func in ANSWERS:
+        _wait(str(func))
     made = func(*inner_args, **inner_kwargs)
     if func is aten.copy_.default:
         return args[0]

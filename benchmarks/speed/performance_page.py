@@ -23,7 +23,7 @@ PEERS = ("SAELens", "SAELens, sparse", "sparsify", "overcomplete")
 def main() -> None:
     measured = {
         "sae_training": training, "compiling": compiled, "capturing": capture, "erasing": erasing, "encoding": adding,
-        "importing": importing, "scaling": scaling, "profiling": profiles,
+        "guard_cost": guarding, "importing": importing, "scaling": scaling, "profiling": profiles,
     }  # fmt: skip
     parts = [write() for name, write in measured.items() if (RESULTS / f"{name}.json").exists()]
     write_atomic(PAGE, "\n".join([INTRODUCTION, *parts, NOT_MEASURED]))
@@ -220,6 +220,48 @@ def adding() -> str:
     ])  # fmt: skip
 
 
+def guarding() -> str:
+    found = results("guard_cost")
+    cells = (
+        [
+            name,
+            ", ".join("×".join(map(str, shape)) for shape in row["shapes"]),
+            f"{row['first']:.1f}",
+            f"{row['later']:.2f}",
+            f"{row['step']:,.0f}",
+            f"{row['share']:.4%}",
+            f"{row['picture']:.4%}",
+        ]
+        for name, row in found["families"].items()
+    )
+    pictures = found["pictures"]
+    return "\n".join([
+        "## The denoiser guard",
+        "",
+        "Milliseconds of the guard in a denoiser call, for the states in float32 that each family's denoiser reads, on",
+        "one thread. The step is arithmetic: operations of a forward pass, a lower bound, at the",
+        f"{found['gflops']:.0f} GFLOP/s that a matrix product reaches here. The last column spreads the first look",
+        f"over a picture of {found['steps']} steps. Goal: ≤ 0.5 %.",
+        source("guard_cost", found),
+        "",
+        *table("| | states | first, ms | later, ms | step, s | of a step | of a picture |", *cells),
+        f"Whole pictures of {found['steps']} steps with an eraser, measured in turns with the bare pipeline in "
+        "processor time: median",
+        "ratio with a 95 % interval. Goal: ≤ 0.5 %.",
+        "",
+        *table(
+            "| | s | pairs | added |",
+            *(
+                [PICTURES[name], f"{row['seconds']:.2f}", str(row["rounds"]), f"{row['ratio'] - 1:+.2%} "
+                 f"({row['low'] - 1:+.2%} to {row['high'] - 1:+.2%})"]
+                for name, row in pictures.items()
+            ),
+        ),
+        GUARD_LIMITS,
+        "",
+    ])  # fmt: skip
+
+
 def importing() -> str:
     found = results("importing")
     clock, processor = found["clock"], found["processor"]
@@ -326,6 +368,12 @@ ADDING_LIMITS = """\
 **Limits.** The added cost is fixed: a few operations on 77 states, and a comparison of the pipeline's weights with
 those at attach time. The spread between rounds is larger. `topk` multiplies all of the SAE's rows, which is 2.6 % of
 the encoder's work, for the states in which the neuron's pre-activation is positive.
+"""
+PICTURES = {"bundled": "the bundled model", "clip_l": "CLIP-L's shape, a U-Net of 0.3 of SD 1.4's width, 256 x 256"}
+GUARD_LIMITS = """\
+**Limits.** No step of a large model ran here. On a GPU a step is thousands of times shorter, and the guard waits for
+the device once a step ([decision 44](../decisions/0044-values-in-every-step.md)); this was counted on a simulated
+device, not timed on a real one.
 """
 SCALING_LIMITS = """\
 In short runs, the process's constant cost dominates.

@@ -125,6 +125,8 @@ class Attachment:
                     hook, take_off = put(self, edit, module)
                     self._hooks.append((module, hook, take_off))
             self._checks.begin()
+            for hook in self.hooks:
+                hook.prepare()
             self.shift = self._prove()
             with setting.LOCK:
                 self.attached = True
@@ -245,7 +247,7 @@ class Attachment:
             "neurons": [edit.neurons for edit in self.edits],
             "canary_shift": self.shift,
             "prompts_encoded": self._prompts,
-            "rows_edited": sum(hook.rows for hook in self.hooks),
+            "rows_edited": sum(hook.counters.total()[0] for hook in self.hooks),
         }
 
     def detach(self) -> None:
@@ -424,7 +426,7 @@ class Attachment:
             return self.encoded_by.shift
         found = moved(self)
         for hook in self.hooks:
-            hook.rows, hook.norm = 0, 0.0
+            hook.counters.clear()
         least = min(found.values(), default=0.0)
         wanted = _SHIFT_SHARE * self.eraser.canary_shift if self.strict else 0.0
         if not least > 0 or least < wanted:
@@ -449,7 +451,8 @@ class Attachment:
         if not telemetry.listening():
             return
         with self._counting:
-            now = self._prompts, sum(hook.rows for hook in self.hooks), sum(hook.norm for hook in self.hooks)
+            totals = [hook.counters.total() for hook in self.hooks]
+            now = self._prompts, sum(rows for rows, _ in totals), sum(norm for _, norm in totals)
             calls, rows, norm = (max(0, new - old) for new, old in zip(now, self._reported, strict=True))
             self._reported = now
         strength = self.encoding._strength if self.enabled else 0.0

@@ -23,11 +23,12 @@ def steer_guidance(pipe: Pipeline) -> bool:
 
 
 def loaded_on(pipe: Pipeline) -> dict[str, Attachment]:
-    """Return the erasers that act on `pipe`, including those attached to a pipeline of the same components."""
+    """Return the erasers that act on `pipe`, including those attached to a pipeline of the same components, but not one
+    that is being proved."""
     return {
         attachment.name: attachment
         for attachment in attachments_near(pipe)
-        if isinstance(attachment, Attachment) and not attachment.detached and attachment.acts_on(pipe)
+        if isinstance(attachment, Attachment) and attachment.attached and attachment.acts_on(pipe)
     }
 
 

@@ -189,3 +189,20 @@ def test_deleting_takes_off_the_named_erasers_alone(tiny_pipe: Any, gun_eraser: 
     excise.delete_erasers(tiny_pipe, ["second"])
     assert torch.equal(states(tiny_pipe), plain)
     excise.delete_erasers(tiny_pipe, [])
+
+
+def test_an_eraser_that_is_being_proved_is_not_listed(
+    tiny_pipe: Any, gun_eraser: Eraser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from excise.erasers import attachment as module
+
+    seen, moved = list[Any](), module.moved
+
+    def proving(attachment: Any) -> Any:
+        seen.append((excise.get_active_erasers(tiny_pipe), excise.list_erasers(tiny_pipe)))
+        return moved(attachment)
+
+    monkeypatch.setattr(module, "moved", proving)
+    with gun_eraser.attach(tiny_pipe, name="gun"):
+        assert excise.get_active_erasers(tiny_pipe) == ["gun"]
+    assert seen == [([], {})]

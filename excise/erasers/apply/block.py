@@ -57,3 +57,7 @@ class BlockEdits(Edits):
         patches = as_patches(output)
         edited = self.through(patches)
         return output if edited is patches else from_patches(edited, output)
+
+    def require(self, finite: Tensor, hook: EditHook) -> None:
+        assert isinstance(hook, BlockHook)
+        hook.timesteps.ask_later(hook, finite)

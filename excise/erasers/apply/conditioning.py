@@ -55,8 +55,7 @@ class ConditionHook(UNetCallHook):
             change = (found.states.to(before) - before) * self.attachment.strength
             states[row] = (before + change).to(states.dtype)
             rows.append(row)
-            self.rows += 1
-            self.norm += float(change.norm())
+            self.counters.add(1, change.norm())
         if not rows:
             return proceed(call)
         self._trust(states)

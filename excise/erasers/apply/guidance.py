@@ -16,6 +16,7 @@ class GuidanceHook(UNetCallHook):
     """Safe guidance in action. It keeps the momentum ν during a generation."""
 
     edit: GuidanceEdit
+    on_device: GuidanceEdit
 
     def begin(self) -> None:
         super().begin()
@@ -24,7 +25,8 @@ class GuidanceHook(UNetCallHook):
     def around(self, call: UNetCall, proceed: Proceed) -> Any:
         made = proceed(call)
         without, prompts = self._halves(call)
-        edit, here = self.edit, self._here
+        self.move(call.states.device)
+        edit, here = self.on_device, self._here
         with unedited():
             unsafe = predicted(proceed(call.only(prompts).with_states(edit.states.expand(len(prompts), -1, -1))))
         own = predicted(made)
@@ -35,8 +37,7 @@ class GuidanceHook(UNetCallHook):
         here.nu = edit.decay * here.nu + (1 - edit.decay) * gamma
         if self.step_of(call) < edit.warmup:
             return made
-        self.rows += len(prompts)
-        self.norm += float(gamma.detach().float().flatten(1).norm(dim=1).sum())
+        self.counters.add(len(prompts), gamma.detach().float().flatten(1).norm(dim=1))
         guided = own.clone()
         guided[prompts] = own[prompts] - self.attachment.strength * gamma
         return with_prediction(made, guided)

@@ -170,6 +170,7 @@ class ModulationHook(EditHook):
     """A modulation in action."""
 
     edit: ModulationEdit
+    on_device: ModulationEdit
 
     def __init__(self, attachment: Host, edit: ModulationEdit, unet: nn.Module) -> None:
         super().__init__(attachment, edit)
@@ -179,7 +180,8 @@ class ModulationHook(EditHook):
         attachment = self.attachment
         if not attachment.active or is_muted(attachment, self.edit.site.part):
             return None
-        return self.edit.at(timesteps) * attachment.strength
+        self.move(timesteps.device)
+        return self.on_device.at(timesteps) * attachment.strength
 
     def _copied(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return module(*args, **kwargs)
@@ -187,7 +189,7 @@ class ModulationHook(EditHook):
     def _done(self, rows: int) -> None:
         # Counted at the end, so that the timestep hook notices if a hook was removed.
         self._here.runs = self.runs + 1
-        self.rows += rows
+        self.counters.add(rows)
 
 
 def put(attachment: Host, edit: ModulationEdit, unet: nn.Module) -> tuple[ModulationHook, Callable[[], None]]:
@@ -208,7 +210,7 @@ class CopyHook(WeightHook):
     def amount(self) -> float:
         if not self.acts or _COPYING.get() is not self.attachment:
             return 0.0
-        self.rows += 1
+        self.counters.add(1)
         return 1.0
 
 

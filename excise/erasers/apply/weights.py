@@ -6,16 +6,22 @@ and change. So detaching restores every bit, and generation takes no longer than
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from excise.erasers.edits.weights import WeightEdit
+from excise.erasers.guard.weights_watch import version_of
 from excise.erasers.hooks.context import CALL
 from excise.erasers.hooks.edit_hook import EditHook, Edits
+from excise.erasers.hooks.setting import Setting, image
 from excise.erasers.hooks.timestep import TimestepHook
 from excise.erasers.hooks.wrapping import found_on
 from excise.errors import ExciseError
@@ -27,7 +33,8 @@ if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
 
 KEPT = 2
-"""Number of sums cached per layer: two settings may alternate, the canary's and the generation's."""
+"""Number of sums cached per layer, not counting those of images in progress: two settings may alternate, the canary's
+and the generation's."""
 
 
 class WeightHook(EditHook):
@@ -40,7 +47,7 @@ class WeightHook(EditHook):
         """Count the run, and return the factor of ΔW in it: 0 leaves the layer as it is."""
         if not self.acts:
             return 0.0
-        self.rows += 1
+        self.counters.add(1)
         return self.attachment.strength
 
     def by_row(self) -> Tensor | None:
@@ -58,6 +65,18 @@ class TextWeightHook(WeightHook):
         return super().amount()
 
 
+@dataclass(eq=False)
+class Sum:
+    """Weights with their changes added."""
+
+    made: Tensor
+    source: Any
+    """Weak reference to the memory of the weights without the changes. While it exists, no other memory can have the
+    same key."""
+    images: weakref.WeakSet[Setting] = field(default_factory=weakref.WeakSet)
+    """Images in progress that use it."""
+
+
 class Summed(Edits):
     """The edits of one layer's weights, whose sum the layer computes with."""
 
@@ -65,7 +84,9 @@ class Summed(Edits):
 
     def __init__(self) -> None:
         super().__init__()
-        self._sums: dict[Any, Tensor] = {}
+        self._sums: dict[Any, Sum] = {}
+        """The most recently used last."""
+        self._lock = threading.Lock()
 
     @classmethod
     def join(cls, module: nn.Module, hook: EditHook) -> Self:
@@ -85,7 +106,8 @@ class Summed(Edits):
             made = F.linear(state, weight, module.bias)  # type: ignore[arg-type]
         for hook in self.hooks:
             if isinstance(hook, WeightHook) and (amounts := hook.by_row()) is not None:
-                more = added(module, hook.edit, state)
+                hook.move(state.device)
+                more = added(module, hook.on_device, state)
                 amounts = amounts.to(more).repeat_interleave(len(more) // len(amounts))
                 made = made + amounts.view(-1, *[1] * (more.ndim - 1)) * more
         return made
@@ -95,16 +117,40 @@ class Summed(Edits):
 
     def leave(self, module: nn.Module, hook: EditHook) -> None:
         super().leave(module, hook)
-        self._sums.clear()
+        with self._lock:
+            self._sums.clear()
 
     def passed(self, state: Tensor) -> Tensor:
         """Return the edited weight for the layer's own, `state`."""
         amounts = [(hook, amount) for hook in self.hooks if isinstance(hook, WeightHook) and (amount := hook.amount())]
         if not amounts:
             return state
-        which = (state.data_ptr(), state.device, state.dtype, *((id(hook), amount) for hook, amount in amounts))
-        if (known := self._sums.get(which)) is not None:
-            return known
+        # An address alone does not name a weight: it may have been written to, or freed and used again.
+        source = StorageWeakRef(state.untyped_storage())  # type: ignore[no-untyped-call]
+        weight = source.cdata, state.storage_offset(), version_of(state), state.device, state.dtype
+        which = (*weight, *((hook.attachment.number, id(hook.edit), amount) for hook, amount in amounts))
+        with self._lock:
+            known = self._sums.get(which)
+        if known is None:
+            known = Sum(self._summed(state, amounts), source)
+        if (now := image()) is not None:
+            known.images.add(now)
+        with self._lock:
+            self._sums.pop(which, None)
+            self._sums[which] = known
+            if len(self._sums) > KEPT:
+                self._prune()
+        return known.made
+
+    def _prune(self) -> None:
+        """Drop sums that no image uses, except the latest. Call it with the lock held."""
+        sums = {key: known for key, known in self._sums.items() if not known.source.expired()}
+        idle = [key for key, known in sums.items() if not known.images]
+        dropped = set(idle[:-KEPT])
+        self._sums = {key: known for key, known in sums.items() if key not in dropped}
+
+    def _summed(self, state: Tensor, amounts: Sequence[tuple[WeightHook, float]]) -> Tensor:
+        """Return the weights `state` with these changes."""
         made = state.detach().float()
         for hook, amount in amounts:
             made = made + amount * hook.edit.to(state.device).of(state)
@@ -113,7 +159,6 @@ class Summed(Edits):
             raise ExciseError(
                 f"the edited weights of {self.hooks[0].edit.site.key} are not finite; use a smaller strength or float32"
             )
-        self._sums = {**dict(list(self._sums.items())[1 - KEPT :]), which: made}
         return made
 
 

@@ -28,10 +28,14 @@ class PromptScaledWeights(UNetCallHook):
 
     def __init__(self, attachment: Host, edit: PromptScaledEdit) -> None:
         super().__init__(attachment, edit)
-        with unedited(), torch.no_grad():
-            self._words = [(self._states(word), frozenset(self._ids(word))) for word in attachment.eraser.mentions]
-        if not self._words:
+        if not attachment.eraser.mentions:
             raise ExciseError(f"eraser {attachment.eraser.name!r} lists no words to compare prompts with; fit it again")
+        self._words: list[tuple[Tensor, frozenset[int]]] = []
+
+    def prepare(self) -> None:
+        """Encode the words that prompts are compared with."""
+        with unedited(), torch.no_grad():
+            self._words = [(self._states(word), frozenset(self._ids(word))) for word in self.attachment.eraser.mentions]
 
     def _states(self, text: str) -> Tensor:
         made: Tensor = next(iter(tensors_of(encode_prompt(self.attachment.pipe, text))))[0].detach()
@@ -54,11 +58,18 @@ class PromptScaledWeights(UNetCallHook):
 
     def around(self, call: UNetCall, proceed: Proceed) -> Any:
         shares = self._shares(self.prompts_of(call))
-        self._here.share = shares[0] if len(set(shares)) == 1 else torch.tensor(shares).to(call.states.device)
+        self._here.share = shares[0] if len(set(shares)) == 1 else self._by_row(shares, call.states.device)
         try:
             return proceed(call)
         finally:
             self._here.share = 1.0
+
+    def _by_row(self, shares: Sequence[float], device: torch.device) -> Tensor:
+        """Return the shares `[B]` on the device, where they stay for the next steps."""
+        known: tuple[Sequence[float], Tensor] | None = getattr(self._here, "by_row", None)
+        if known is None or known[0] != shares or known[1].device != device:
+            self._here.by_row = known = shares, torch.tensor(shares).to(device)
+        return known[1]
 
     def _shares(self, prompts: Sequence[EncodedPrompt | None]) -> list[float]:
         """Return the scale of every image. An unconditional one has that of the prompt in the other half of the
@@ -84,6 +95,10 @@ class PromptScaledHook(WeightHook):
     ) -> None:
         super().__init__(attachment, edit)
         self.scaled_weights, self._first = scaled_weights, first
+
+    def prepare(self) -> None:
+        if self._first:
+            self.scaled_weights.prepare()
 
     def begin(self) -> None:
         if self._first:

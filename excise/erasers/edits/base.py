@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -73,6 +73,11 @@ Branch = Literal["conditional", "unconditional"]
 def without(h: Tensor, delta: Tensor) -> Tensor:
     """Return h - `delta`, computed in delta's dtype. Rows in which it is all zero keep their bits."""
     return torch.where((delta != 0).any(-1, keepdim=True), (h.to(delta.dtype) - delta).to(h.dtype), h)
+
+
+def rows_at(table: Tensor, steps: Sequence[int]) -> Tensor:
+    """Return the rows `[n, ...]` of `table` `[S, ...]` at n steps. For a single one nothing is copied to the device."""
+    return table[steps[0] : steps[0] + 1] if len(steps) == 1 else table[list(steps)]
 
 
 class StepInfo(NamedTuple):

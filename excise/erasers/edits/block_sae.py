@@ -10,13 +10,14 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from excise.erasers.choices import BlockGate, Steps
-from excise.erasers.edits.base import StepInfo
+from excise.erasers.edits.base import StepInfo, rows_at
 from excise.erasers.edits.sae_rows import ROWS, Rows, check_choices, preactivations, topk_codes
 from excise.erasers.edits.text_sae import threshold_codes
 from excise.errors import ExciseError, InvalidSetting
@@ -172,12 +173,23 @@ class BlockEdit(Rows):
         """Whether attaching needs the whole SAE."""
         return self.codes == "topk" or self.compat
 
+    @cached_property
+    def known_timesteps(self) -> list[float]:
+        """Its timesteps as numbers, read from the device once."""
+        found: list[float] = self.timesteps.tolist()
+        return found
+
+    @cached_property
+    def _edited(self) -> list[bool]:
+        """Whether a neuron is edited at each of the steps."""
+        found: list[bool] = self.gate.isfinite().any(1).tolist()
+        return found
+
     def step_of(self, timestep: float, drawing: bool = True) -> int:
         """Return the row of the tables for `timestep`. In a generation with steps="exact", raise ExciseError if there
         is none."""
-        known = self.timesteps.tolist()
-        falling = [-t for t in known]
-        at = bisect_left(falling, -timestep)
+        known = self.known_timesteps
+        at = bisect_left(known, -timestep, key=lambda t: -t)
         near = min((n for n in (at - 1, at) if 0 <= n < len(known)), key=lambda n: abs(known[n] - timestep))
         if drawing and self.steps == "exact" and abs(known[near] - timestep) > 1e-3 * max(1.0, abs(timestep)):
             raise ExciseError(
@@ -204,7 +216,7 @@ class BlockEdit(Rows):
             z = topk_codes(values, indices, self.indices.to(indices.device))
             return z.reshape(*x.shape[:2], -1).to(x.device, dtype)
         preacts = preactivations(x.to(dtype), self.W_enc.to(dtype), self.b_enc.to(dtype), self.b_pre.to(dtype))
-        cut = self.cut[steps].to(preacts).clamp(min=0)
+        cut = rows_at(self.cut, steps).to(preacts).clamp(min=0)
         if self.codes == "threshold":
             return threshold_codes(preacts, cut[:, None])
         z = preacts.clamp(min=0)
@@ -232,12 +244,12 @@ class BlockEdit(Rows):
                 f"the denoiser was given {len(timesteps)} timesteps for {len(x)} images; pass one for each or for all"
             )
         steps = [self.step_of(timestep, drawing) for timestep in timesteps]
-        if strength == 0 or not (self.compat or bool(self.gate[steps].isfinite().any())):
+        if strength == 0 or not (self.compat or any(self._edited[step] for step in steps)):
             return None
         latch = None if opened is None or not drawing else lambda mask: opened.joined(mask, timesteps[0])
         with torch.autocast(x.device.type, enabled=False):
             z = self.read(x, steps, sae, latch)
-            level, gate = (table[steps][:, None].to(z) for table in (self.level, self.gate))
+            level, gate = (rows_at(table, steps)[:, None].to(z) for table in (self.level, self.gate))
             turned = ablated(z, level, gate, self.gamma)
             delta = (strength * (z - turned)) @ self.W_dec.to(z.dtype)
             if self.compat:

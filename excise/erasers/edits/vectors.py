@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from excise.erasers.choices import Uncond
-from excise.erasers.edits.base import Branch, StepInfo, Tensors
+from excise.erasers.edits.base import Branch, StepInfo, Tensors, rows_at
 from excise.erasers.edits.sae_rows import check_choices
 from excise.errors import ExciseError
 from excise.sites.site import Site
@@ -122,6 +123,12 @@ class DirectionEdit(Tensors):
         """Number of steps of the generation that proves it."""
         return len(self.timesteps)
 
+    @cached_property
+    def known_timesteps(self) -> list[float]:
+        """Its timesteps as numbers, read from the device once."""
+        found: list[float] = self.timesteps.tolist()
+        return found
+
     def delta(self, x: Tensor, strength: float = 1.0, *, step: StepInfo, **others: Any) -> Tensor | None:
         """Return what to subtract from patches `x` `[B, N, d]`, in float32 or better, or None to leave every bit alone.
 
@@ -132,10 +139,10 @@ class DirectionEdit(Tensors):
             raise ExciseError(f"{self.site.key} gave {tuple(x.shape)}, not [B, N, {self.site.width}]")
         if strength == 0:
             return None
-        at = torch.tensor(step.timesteps, device=self.timesteps.device, dtype=self.timesteps.dtype)
-        near = (self.timesteps[None] - at[:, None]).abs().argmin(1)
+        known = self.known_timesteps
+        near = [min(range(len(known)), key=lambda n: abs(known[n] - timestep)) for timestep in step.timesteps]
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(x.dtype, torch.float32)
-            s = self.directions[near].to(dtype)[:, None]  # [B or 1, 1, d]
+            s = rows_at(self.directions, near).to(dtype)[:, None]  # [B or 1, 1, d]
             along = (x.to(dtype) * s).sum(-1, keepdim=True).clamp(min=0)
             return strength * self.beta * along * s

@@ -10,18 +10,20 @@ import inspect
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from excise.erasers.guard.accepted import Accepted, Look
 from excise.erasers.hooks.context import CALL, ERASED, KNOWN_VECTORS, SPARED, Call, current_call, is_muted
 from excise.erasers.hooks.host import Acting, Host
 from excise.erasers.hooks.known_vectors import REMEMBERED, UNKNOWN, KnownVectors
 from excise.erasers.hooks.known_vectors import SPARED as SPARED_ROW
-from excise.erasers.hooks.setting import Key, key_of
+from excise.erasers.hooks.setting import Key, image, key_in, key_of, strengths_in_use
 from excise.erasers.hooks.wrapping import Passage, Watch, found_on, install, remove
 from excise.pipeline import Pipeline
 from excise.sites.denoiser import denoisers
@@ -127,7 +129,8 @@ class EncoderRecorder(Watch):
 
 
 SETTINGS = 64
-"""Most settings of its erasers for which a guard remembers what was encoded."""
+"""Most settings of its erasers for which a guard remembers what was encoded, not counting those of images in
+progress."""
 
 
 @dataclass(eq=False)
@@ -155,6 +158,7 @@ class DenoiserGuard(Passage):
         self._records: OrderedDict[Key, Record] = OrderedDict()
         """The encoded states by setting, the most recently used last."""
         self._lock = threading.RLock()
+        self._accepted = Accepted()
         self._installed: dict[nn.Module, Passage] = {}
         self._watched: dict[int, list[nn.Module]] = {}
         """The modules hooked for each attachment, by its id."""
@@ -252,27 +256,40 @@ class DenoiserGuard(Passage):
     def known_vectors(self) -> KnownVectors:
         """Vectors that edited encoders made under this image's setting. Those marked as spared belong to unconditional
         prompts that name the concept and were left unedited. They are accepted only in a batch with prompts."""
-        return self._record.known
+        return self._record_of(self.setting).known
 
     @property
     def erased(self) -> KnownVectors:
         """Those of prompts from which something was erased."""
-        return self._record.erased
+        return self._record_of(self.setting).erased
 
-    @property
-    def _record(self) -> Record:
-        setting = self.setting  # before the lock is taken, since a request may take `setting.LOCK`
+    def _record_of(self, setting: Key) -> Record:
+        """Return the record of a setting, which was read before the lock is taken, since a request may take
+        `setting.LOCK`."""
         with self._lock:
-            record = self._records.setdefault(setting, Record())
+            record = self._records.get(setting)
+            if record is None:
+                record = self._records[setting] = Record()
+                self._drop(lambda: len(self._records) > SETTINGS, but=(setting, *self._in_use()))
             self._records.move_to_end(setting)
-            while len(self._records) > SETTINGS:
-                self._records.popitem(last=False)
             return record
+
+    def _in_use(self) -> set[Key]:
+        """Return the settings of all images in progress."""
+        return {key_in(strengths, self.attachments) for strengths in strengths_in_use()}
+
+    def _drop(self, over: Callable[[], bool], but: Collection[Key]) -> None:
+        """Drop records, the least recently used first, while `over()`. Call it with the lock held."""
+        for key in [key for key in self._records if key not in but]:
+            if not over():
+                return
+            del self._records[key]
 
     def forget(self) -> None:
         """Forget all states encoded so far, under any setting."""
         with self._lock:
             self._records.clear()
+        self._accepted.clear()
 
     def add(self, states: Sequence[Tensor], *, spared: bool = False, erased: bool = False) -> None:
         """Accept states encoded under this image's setting.
@@ -282,14 +299,19 @@ class DenoiserGuard(Passage):
         """
         if any(a.encoded_by is not None and not a.encoded_by.active for a in self.live):
             return
-        record = self._record
+        setting = self.setting
+        record = self._record_of(setting)
         record.known.add(states, spared=spared)
         if erased:
             record.erased.add(states)
         # Here, and not where a record is read, which happens in every step.
         with self._lock:
-            while len(self._records) > 1 and sum(one.nbytes for one in self._records.values()) > 2 * REMEMBERED:
-                self._records.popitem(last=False)
+            if self._too_large():
+                self._drop(self._too_large, but=(setting, *self._in_use()))
+                self._drop(self._too_large, but=(setting,))
+
+    def _too_large(self) -> bool:
+        return sum(record.nbytes for record in self._records.values()) > 2 * REMEMBERED
 
     def add_erased(self, states: Sequence[Tensor]) -> None:
         """Remember that something was erased from `states`."""
@@ -297,16 +319,39 @@ class DenoiserGuard(Passage):
 
     def passed(self, state: Tensor) -> Tensor:
         """Return `state` unchanged. Raise EraserDidNotFire if it was not made under every active eraser."""
-        live = self.live
-        if not live or not state.is_floating_point():
-            return state
-        if not self._known(state):
+        self.check([state])
+        return state
+
+    def check(self, states: Sequence[Tensor]) -> None:
+        """Raise EraserDidNotFire if some of a call's text states were not made under every active eraser.
+
+        The vectors are looked up once an image. In later steps the states are compared with copies of accepted ones,
+        on their device.
+        """
+        live, given = self.live, [state.detach() for state in states if state.is_floating_point()]
+        if not live or not given:
+            return
+        record = self._record_of(key_of(live))
+        under, where = (record, *(attachment.number for attachment in live)), image() or self
+        before, generation = self._accepted.find(where, under, given), record.known.generation
+        if before is not None:
+            if before.generation != generation:  # looked up again, so that they are not forgotten during the image
+                before.generation = generation
+                for state in given:
+                    record.known.marks(state)
+            return
+        copies, accepted = [state.clone() for state in given], True
+        for state in copies:
+            if self._known(state, record):
+                continue
+            accepted = False
             for attachment in live:
                 attachment.bypass(
                     f"the denoiser was given text states that were not encoded under eraser {attachment.name!r}; pass "
                     "the prompt as text, to the pipeline that it is attached to"
                 )
-        return state
+        if accepted:
+            self._accepted.add(where, Look(under, tuple(copies), generation))
 
     def refuse_images(self, denoiser: nn.Module, arguments: dict[str, Any]) -> None:
         """Raise EraserDidNotFire if an IP-Adapter of the denoiser reads images, past every edit of the text."""
@@ -316,12 +361,12 @@ class DenoiserGuard(Passage):
                 if attachment.eraser.text_edits:
                     attachment.bypass(ip_adapter_message(attachment))
 
-    def _known(self, state: Tensor) -> bool:
+    def _known(self, state: Tensor, record: Record) -> bool:
         """Whether every image of the batch reads known states, and spared ones only where negative prompts stand.
 
-        At most half may be spared. Checked in every step, because a tensor can be overwritten without a trace.
+        At most half may be spared.
         """
-        marks = self.known_vectors.marks(state).reshape(len(state), -1)
+        marks = record.known.marks(state).reshape(len(state), -1)
         if bool((marks == UNKNOWN).any()):
             return False
         spared = (marks == SPARED_ROW).any(1)
@@ -350,11 +395,14 @@ class DenoiserHook(Watch):
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         super().pre_forward(module)
+        names = _parameters(type(module).forward)
         if not torch.compiler.is_compiling():
             self.denoiser_guard.refuse_images(module, kwargs)
-        names = _parameters(type(module))
-        given = [self._checked(name, value) for name, value in zip(names, args, strict=False)]
-        return (*given, *args[len(given) :]), {name: self._checked(name, value) for name, value in kwargs.items()}
+            given = (*zip(names, args, strict=False), *kwargs.items())
+            self.denoiser_guard.check([state for name, value in given for state in _text_states(name, value)])
+            return args, kwargs
+        checked = [self._checked(name, value) for name, value in zip(names, args, strict=False)]
+        return (*checked, *args[len(checked) :]), {name: self._checked(name, value) for name, value in kwargs.items()}
 
     def _checked(self, name: str, value: Any) -> Any:
         """Return the argument after passing its text states, however nested, through the denoiser guard."""
@@ -365,6 +413,18 @@ class DenoiserHook(Watch):
         if isinstance(value, tuple | list):
             return type(value)(self._checked(name, part) for part in value)
         return self.denoiser_guard.through(value) if isinstance(value, Tensor) else value
+
+
+def _text_states(name: str, value: Any) -> Iterator[Tensor]:
+    """Yield the text states of an argument, however nested."""
+    if name == "added_cond_kwargs" and isinstance(value, dict):
+        for key, part in value.items():
+            yield from _text_states(key, part)
+    elif name in READS and isinstance(value, tuple | list):
+        for part in value:
+            yield from _text_states(name, part)
+    elif name in READS and isinstance(value, Tensor):
+        yield value
 
 
 def has_ip_adapter(denoiser: nn.Module) -> bool:
@@ -386,6 +446,7 @@ def is_compiled(pipe: Pipeline) -> bool:
     return any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None for part in parts)
 
 
-def _parameters(kind: type[nn.Module]) -> list[str]:
-    """Return the names of `forward`'s positional arguments."""
-    return list(inspect.signature(kind.forward).parameters)[1:]
+@lru_cache(64)
+def _parameters(forward: Callable[..., Any]) -> list[str]:
+    """Return the names of the positional arguments of a class's `forward`."""
+    return list(inspect.signature(forward).parameters)[1:]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from excise.erasers.edits.base import without
 from excise.erasers.hooks.context import Call, is_muted
+from excise.erasers.hooks.counters import Counters
 from excise.erasers.hooks.wrapping import Passage, found_on, install, remove
 from excise.errors import EraserDidNotFire, ExciseError
 
@@ -27,10 +28,11 @@ class EditHook:
         self.attachment, self.edit = attachment, edit
         self.on_device = edit
         """The edit with its tensors on the device of the latest states."""
+        self.counters = Counters()
         self._here = threading.local()
-        self._counting = threading.Lock()
-        self.rows, self.norm = 0, 0.0
-        """Rows edited, and the sum of the L2 norms of what was subtracted from them."""
+
+    def prepare(self) -> None:
+        """Prepare for all images: read what the edit needs of the pipeline. No lock is held."""
 
     def begin(self) -> None:
         """Prepare for another image: a prompt is about to be encoded in this thread."""
@@ -56,16 +58,16 @@ class EditHook:
         """Return what to subtract from `state` in this run, or None to leave every bit as it is."""
         if not self.acts:
             return None
-        if self.on_device.device != state.device:
-            self.on_device = self.edit.to(state.device)
+        self.move(state.device)
         delta = self.of(state)
         if delta is not None:
-            norms = delta.detach().float().norm(dim=-1)
-            rows, norm = int((norms > 0).sum()), float(norms.sum())
-            with self._counting:
-                self.rows += rows
-                self.norm += norm
+            self.counters.add_delta(delta)
         return delta
+
+    def move(self, device: torch.device) -> None:
+        """Have `on_device` on this device."""
+        if self.on_device.device != device:
+            self.on_device = self.edit.to(device)
 
     def of(self, state: Tensor) -> Tensor | None:
         """Return the edit's `delta` under the current settings."""
@@ -122,7 +124,15 @@ class Edits(Shared):
         if not deltas:
             return state
         edited = without(state, sum(deltas[1:], deltas[0]))
-        if not bool(torch.isfinite(edited).all()):
-            where = hooks[0].edit.site.key
-            raise ExciseError(f"states at {where} are not finite, so nothing is rendered; check dtype and model")
+        self.require(torch.isfinite(edited).all(), hooks[0])
         return edited
+
+    def require(self, finite: Tensor, hook: EditHook) -> None:
+        """Raise ExciseError, now or before the denoiser's prediction is used, if edited states are not finite."""
+        if not bool(finite):
+            raise not_finite(hook)
+
+
+def not_finite(hook: Acting) -> ExciseError:
+    """Return the error for edited states that are not finite."""
+    return ExciseError(f"states at {hook.edit.site.key} are not finite, so nothing is rendered; check dtype and model")

@@ -18,7 +18,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 Values = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-_CHUNK = 4096
+_CHUNK, _CHUNK_ELSEWHERE = 1 << 17, 1 << 24
+"""Number of values hashed at a time. On a CPU the intermediate integers stay in its cache."""
 _SECRET = secrets.randbits(62)
 
 
@@ -34,7 +35,8 @@ def hashes(rows: Tensor) -> Tensor:
 
 
 def _in_chunks(rows: Tensor) -> Iterator[Tensor]:
-    yield from (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK))
+    step = max(1, (_CHUNK if rows.device.type == "cpu" else _CHUNK_ELSEWHERE) // max(1, rows.shape[1]))
+    yield from (rows[start : start + step] for start in range(0, len(rows), step))
 
 
 @lru_cache(64)

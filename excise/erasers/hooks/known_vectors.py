@@ -47,7 +47,8 @@ class KnownVectors:
         self._share = share
         self._young: dict[tuple[int, bool], Fingerprints] = {}
         self._old: dict[tuple[int, bool], Fingerprints] = {}
-        self._carried = 0
+        self._carried = self.generation = 0
+        """`generation` counts the changes of generations."""
         self._added: list[tuple[Tensor, bool]] = []
         self._held = Held()
         self._lock = threading.RLock()
@@ -129,6 +130,7 @@ class KnownVectors:
 
     def _grow_old(self) -> None:
         self._old, self._young = self._young, {}
+        self.generation += 1
         self._keep([part for place in self._held for part in self._read(place)])
         self._carried = sum(map(len, self._young.values()))
 

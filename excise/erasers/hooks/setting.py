@@ -93,6 +93,17 @@ def key_of(active: Iterable[Host]) -> Key:
     return frozenset(((host.encoded_by or host).number, host.strength) for host in active)
 
 
+def key_in(strengths: Strengths, hosts: Iterable[Host]) -> Key:
+    """Return the key that `key_of` returns in an image with these strengths, given all attachments of a guard."""
+    active = ((host, strengths[host.number]) for host in hosts if strengths.get(host.number))
+    return frozenset(((host.encoded_by or host).number, strength) for host, strength in active)
+
+
+def strengths_in_use() -> list[Strengths]:
+    """Return the strengths of every setting whose function call is still running, in any thread."""
+    return [setting.strengths for setting in tuple(_SETTINGS) if setting.in_use]
+
+
 def current(host: Host) -> float | None:
     """Return an attachment's strength in this image or request, or None outside of both."""
     if (setting := _CURRENT.get()) is not None:

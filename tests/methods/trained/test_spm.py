@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import torch.nn.functional as F
 
 from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, verify
+from excise.erasers.apply.weights_by_prompt import PromptScaledWeights
 from excise.erasers.edits.weights import PromptScaledEdit, permeability
+from excise.erasers.hooks.setting import LOCK
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods import method
 from excise.methods.configs.trained import SPMConfig
@@ -143,3 +146,24 @@ def test_bad_input_is_one_clear_line() -> None:
         method("spm").fit(tiny.build("sd3"), CONCEPT, CONFIG)
     with pytest.raises(ExciseError, match="at least 1"):
         replace(CONFIG, rank=0)
+
+
+def test_attaching_holds_no_lock_while_it_encodes_words(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may begin an image meanwhile, for which it takes the lock."""
+    eraser = method("spm").fit(tiny_pipe, CONCEPT, CONFIG)
+    encoded, states = list[bool](), PromptScaledWeights._states
+
+    def watched(self: PromptScaledWeights, text: str) -> torch.Tensor:
+        begun = threading.Event()
+
+        def begin() -> None:
+            with LOCK:
+                begun.set()
+
+        threading.Thread(target=begin, daemon=True).start()
+        encoded.append(begun.wait(20))
+        return states(self, text)
+
+    monkeypatch.setattr(PromptScaledWeights, "_states", watched)
+    with eraser.attach(tiny_pipe):
+        assert encoded == [True, True]
