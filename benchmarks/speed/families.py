@@ -124,5 +124,5 @@ def states_of(case: Case, device: str) -> tuple[dict[str, Any], list[Tensor]]:
         tensors = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
         given[name] = tensors[0] if len(tensors) == 1 else tensors
         widths = case.pieces.get(name, (shapes[0][-1],))
-        made += [part for tensor in tensors for part in tensor.split(widths, dim=-1)]
+        made += [part for tensor in tensors for part in torch.split(tensor, list(widths), dim=-1)]
     return given, made
