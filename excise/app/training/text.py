@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def recipe_prompts(
     """Return a recipe's prompts, and entries for the SAE's card that describe them.
 
     "reference" is the corpus of the bundled SAE. "snce-sd14" is the paper's: I2P, filled up to 30,000 prompts with
-    those of DiffusionDB above `NSFW`.
+    a random sample, always the same, of those of DiffusionDB above `NSFW`. The paper does not say which ones it took.
 
     Args:
         recipe: "reference" or "snce-sd14".
@@ -76,11 +76,13 @@ def recipe_prompts(
     if recipe != "snce-sd14":
         raise NotFound(f"unknown recipe {recipe!r}; known are {', '.join(RECIPES)}")
     held_out = list(dict.fromkeys(read_prompts(i2p or _from_hub("i2p"))))
-    unsafe = _above(diffusiondb or _from_hub("diffusiondb"))
     known = set(held_out)
+    unsafe = [p for p in dict.fromkeys(_above(diffusiondb or _from_hub("diffusiondb"))) if p not in known]
     start = [] if exclude_eval else held_out
-    prompts = [*start, *islice((p for p in dict.fromkeys(unsafe) if p not in known), SNCE_PROMPTS - len(start))]
-    corpus = f"snce-sd14: {len(prompts)} prompts, DiffusionDB with prompt_nsfw > {NSFW}"
+    # Neighbouring rows of the metadata are one user's variations of a prompt.
+    sample = random.Random(0).sample(unsafe, min(len(unsafe), max(0, SNCE_PROMPTS - len(start))))
+    prompts = [*start, *sample]
+    corpus = f"snce-sd14: {len(prompts)} prompts, a sample of DiffusionDB with prompt_nsfw > {NSFW}"
     return prompts, {
         "corpus": corpus if exclude_eval else f"{corpus}, and all {len(held_out)} of I2P (a test set)",
         "excludes": ["i2p"] if exclude_eval else [],

@@ -75,8 +75,27 @@ def test_the_papers_corpus(tmp_path: Path) -> None:
     (tmp_path / "i2p.csv").write_text("prompt\nshared\nother\n")
     files = {"diffusiondb": tmp_path / "metadata.parquet", "i2p": tmp_path / "i2p.csv"}
     prompts, card = recipe_prompts("snce-sd14", **files)
-    assert prompts == ["shared", "other", "unsafe", "above it"]
+    assert prompts[:2] == ["shared", "other"] and sorted(prompts[2:]) == ["above it", "unsafe"]
     assert card["excludes"] == []
     prompts, card = recipe_prompts("snce-sd14", exclude_eval=True, **files)
-    assert prompts == ["unsafe", "above it"], "what I2P has is left out of DiffusionDB too"
+    assert sorted(prompts) == ["above it", "unsafe"], "what I2P has is left out of DiffusionDB too"
     assert card["excludes"] == ["i2p"]
+
+
+def test_the_papers_corpus_is_a_sample_from_all_of_diffusiondb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    from excise.app.training import text
+
+    monkeypatch.setattr(text, "SNCE_PROMPTS", 40)
+    rows = {"prompt": [f"prompt {n}" for n in range(400)], "prompt_nsfw": [0.9] * 400}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "metadata.parquet")
+    (tmp_path / "i2p.csv").write_text("prompt\nprompt 7\n")
+    files = {"diffusiondb": tmp_path / "metadata.parquet", "i2p": tmp_path / "i2p.csv"}
+    prompts, _ = text.recipe_prompts("snce-sd14", exclude_eval=True, **files)
+    assert len(set(prompts)) == 40 and "prompt 7" not in prompts
+    assert max(int(prompt.split()[1]) for prompt in prompts) > 300, "not its first rows"
+    assert text.recipe_prompts("snce-sd14", exclude_eval=True, **files)[0] == prompts
