@@ -113,17 +113,22 @@ def settings_of(name: str, by_method: Mapping[str, Mapping[str, Any]]) -> dict[s
 def parsed(text: str) -> tuple[str, dict[str, Any]]:
     """Parse `snce:k=10,lam=2` into the method's name and its settings.
 
-    Raises ExciseError for an unknown method or setting, or an invalid value.
+    `preset=paper` stands for the preset's settings; those given take precedence. Raises ExciseError for an
+    unknown method, preset or setting, or an invalid value.
     """
     name, _, given = text.partition(":")
     name = named(name)
-    known, settings = declared(name), {}
+    known, settings, preset = declared(name), {}, None
     for part in filter(None, given.split(",")):
         key, _, value = part.partition("=")
+        if key == "preset":
+            preset = value
+            continue
         check_names(name, [key], known)
         try:
             settings[key] = known[key].parse(value)
         except InvalidSetting as error:
             raise InvalidSetting(f"{name}: {error}") from error
+    settings = {**preset_settings(name, preset), **settings}
     configured(name, settings)
     return name, settings

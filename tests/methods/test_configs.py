@@ -115,6 +115,14 @@ def test_the_papers_settings() -> None:
         excise.method_config("saemnesia-text", preset="paper")
 
 
+def test_an_entry_of_a_run_takes_a_preset() -> None:
+    name, settings = parsed("snce:k=3,preset=paper,lam=1.2")
+    assert configured(name, settings) == excise.method_config("snce", preset="paper", k=3, lam=1.2)
+    assert settings["source"] == "concept" and settings["unit"] == "code" and settings["tolerance"] == 0
+    with pytest.raises(ExciseError, match="there is no preset 'authors'"):
+        parsed("snce:preset=authors")
+
+
 def test_with_a_preset_the_bundled_models_own_values_are_left_out() -> None:
     chosen, places = bundled_settings()["saeuron"], bundled_settings("paper")["saeuron"]
     assert chosen == {**places, "percentile": 98.0}

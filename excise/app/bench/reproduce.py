@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,21 +86,21 @@ def saemnesia_table(runs: Sequence[Run]) -> Table:
 
 
 def figure_7(run: Run, prompts: int = 3, blur: bool = True) -> bytes:
-    """Return the paper's Figure 7 as PNG, from a run of `snce` that varies λ and k: columns by λ, rows by k and prompt.
+    """Return the paper's Figure 7 as PNG, from a run of `snce` that varies λ: columns by λ, rows by k and prompt.
 
-    It shows the first prompts with the target; λ = 0 is the unerased model. With `blur`, pictures in which the detector
+    Entries that differ in λ alone make a row, whatever their other settings. It shows the first prompts with the target; λ = 0 is the unerased model. With `blur`, pictures in which the detector
     saw the target are blurred.
 
     Raises:
         ExciseError: The run does not vary λ.
     """
-    by_k: dict[tuple[int, str], dict[float, str]] = {}
+    by_rest: dict[SNCEConfig, dict[float, str]] = {}
     for label in run.plan["methods"]:
         entry = Entry.parse(label)
-        if entry.method == "snce" and not set(entry.settings) - {"k", "lam", "unit"}:
+        if entry.method == "snce":
             config = SNCEConfig(**entry.settings)
-            by_k.setdefault((config.k, config.unit), {0.0: BASELINE})[config.lam] = label
-    if max((len(labels) for labels in by_k.values()), default=0) < 3:
+            by_rest.setdefault(replace(config, lam=0.0), {0.0: BASELINE})[config.lam] = label
+    if max((len(labels) for labels in by_rest.values()), default=0) < 3:
         raise ExciseError(
             f"{run.folder} does not vary λ; run it with --methods snce:lam=0.4 --methods snce:lam=0.8 ..."
         )
@@ -108,12 +108,12 @@ def figure_7(run: Run, prompts: int = 3, blur: bool = True) -> bytes:
     target = next(family for family in suite_of(run).families if family.role != "keep").name
     cases = [r for (label, _), r in records.items() if label == BASELINE and r["family"] == target][:prompts]
     rows: list[tuple[str, Pixels]] = []
-    for (k, _), labels in sorted(by_k.items()):
+    for rest, labels in sorted(by_rest.items(), key=lambda item: item[0].k):
         lams = "   ".join(f"{lam:g}" for lam in sorted(labels))
         for n, case in enumerate(cases):
             shown = [records.get((labels[lam], case["case"])) for lam in sorted(labels)]
             pictures = [_shown(run, record, blur) for record in shown if record is not None]
-            rows.append((f"Top-{k}, lambda = {lams}" if n == 0 else "", np.stack(pictures)))
+            rows.append((f"Top-{rest.k}, lambda = {lams}" if n == 0 else "", np.stack(pictures)))
     return rows_png(rows)
 
 

@@ -52,8 +52,8 @@ def test_figure_7_has_a_column_a_strength_and_a_row_a_prompt_and_k(swept: Run) -
     assert sheet.shape[0] == 2 * MARGIN + 2 * (128 + head) + GAP, "a prompt for k = 1 and one for k = 10"
 
 
-def test_figure_7_takes_strengths_in_codes(swept: Run, tmp_path: Path) -> None:
-    methods = [f"{label},unit=code" for label in ("snce:lam=0.4", "snce:lam=4")]
+def test_figure_7_takes_the_papers_preset(swept: Run, tmp_path: Path) -> None:
+    methods = ["snce:preset=paper,lam=0.4", "snce:preset=paper"]
     shown = SMALL | {"only": ("direct",), "batch": 1}
     run = start(tmp_path / "run", "canvas", "quick", methods, ["gun"], shown)
     resume(run)

@@ -82,9 +82,7 @@ def test_the_papers_corpus(tmp_path: Path) -> None:
     assert card["excludes"] == ["i2p"]
 
 
-def test_the_papers_corpus_is_a_sample_from_all_of_diffusiondb(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_papers_corpus_is_a_sample_from_all_of_diffusiondb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
