@@ -88,8 +88,8 @@ def saemnesia_table(runs: Sequence[Run]) -> Table:
 def figure_7(run: Run, prompts: int = 3, blur: bool = True) -> bytes:
     """Return the paper's Figure 7 as PNG, from a run of `snce` that varies λ: columns by λ, rows by k and prompt.
 
-    Entries that differ in λ alone make a row, whatever their other settings. It shows the first prompts with the target; λ = 0 is the unerased model. With `blur`, pictures in which the detector
-    saw the target are blurred.
+    Entries that differ in λ alone make a row, whatever their other settings. The first prompts with the target are
+    shown; λ = 0 is the unerased model. With `blur`, pictures in which the detector saw the target are blurred.
 
     Raises:
         ExciseError: The run does not vary λ.
