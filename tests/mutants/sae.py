@@ -91,7 +91,7 @@ MUTANTS = [
         ("NSFW < unsafe <= 1", "NSFW <= unsafe <= 1"),
         ("NSFW < unsafe <= 1", "NSFW < unsafe"),
         ("NSFW = 0.5", "NSFW = 0.6"),
-        ("(p for p in dict.fromkeys(unsafe) if p not in known)", "(p for p in dict.fromkeys(unsafe))"),
+        ("if p not in known]", "]"),
         ("start = [] if exclude_eval else held_out", "start = held_out"),
     ),
     *of(
