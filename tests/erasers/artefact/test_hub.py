@@ -195,7 +195,7 @@ def test_an_older_versions_card_is_written_anew_unless_somebody_edited_it(
         (folder / "README.md").write_bytes(generated)
         push_folder(folder, NAME)
         assert hub.files(NAME)["README.md"] == card_of(gun_eraser, NAME).encode()
-    for edited in (older.replace(b"Two uses", b"My uses"), older + b"Mine.\n", b"Mine.\n"):
+    for edited in (older.replace(b"Two uses", b"My uses"), older + b"Mine.\n", b"---\nlicense: mit\n---\nMine.\n"):
         (folder / "README.md").write_bytes(edited)
         push_folder(folder, NAME)
         assert hub.files(NAME)["README.md"] == edited
