@@ -21,6 +21,8 @@ def others_like(
 ) -> list[str]:
     """Return up to `most` words or phrases that can stand where `mention` stands and are not the concept.
 
+    They are spread evenly over the words that fit, so that those of every sort are among them.
+
     Args:
         mention: The word whose place they take.
         kind: What the concept is.
@@ -31,7 +33,7 @@ def others_like(
     """
     wanted = length(mention)
     free = [word for word in _like(mention, kind) if not mentioned(word, (*mentions, mention))]
-    found = list(islice((word for word in free if length(word) == wanted), most))
+    found = _spread([word for word in free if length(word) == wanted], most)
     if len(found) < FEWEST:
         joined = (phrase for phrase in islice(_joined(free), TRIED) if length(phrase) == wanted)
         found += islice((phrase for phrase in joined if phrase not in found), FEWEST - len(found))
@@ -49,6 +51,12 @@ def _like(mention: str, kind: Kind) -> tuple[str, ...]:
     if kind == "attribute":
         return words.ADJECTIVES
     return tuple(dict.fromkeys((*alike(mention), *words.OBJECTS)))
+
+
+def _spread(fitting: list[str], most: int) -> list[str]:
+    """Return `most` of the words at even distances, or all of them if there are fewer."""
+    count = min(most, len(fitting))
+    return [fitting[n * len(fitting) // count] for n in range(count)]
 
 
 def _joined(free: list[str]) -> Iterator[str]:

@@ -23,6 +23,7 @@ from excise.erasers.guard.model_digest import mismatches
 from excise.erasers.proof.removal import (
     MOST_MENTIONS,
     MOST_PREDICTED,
+    Floor,
     Removal,
     can_measure_prediction,
     can_measure_text,
@@ -171,6 +172,8 @@ def removals(attachment: Attachment) -> tuple[list[Removal], list[str]]:
             found += [measure(attachment, word, kind, words) for word in chosen]
             if len(chosen) < len(measured_words(words, len(words))):
                 unmeasured.append(f"the mentions after “{chosen[-1]}”")
+    if any(removal.floor.lead is None for removal in found):
+        unmeasured.append("that it removes more of its concept than of other words")
     if not found:
         unmeasured.append("what it removes: neither text states nor predictions can be compared in this pipeline")
     return found, unmeasured
@@ -193,17 +196,21 @@ def _attached(eraser: Eraser, pipe: Pipeline, saes: dict[str, TopKSAE]) -> Attac
 
 
 def _kept(kept: list[Removal]) -> str:
-    floor = kept[0].floor
     return (
         f"it does not remove {', '.join(map(str, kept))}: the share of the concept's own difference that is removed "
-        f"must be at least {floor.share:g}, and its cosine at least {floor.cosine:g}; do not use it"
+        f"must be {_needed(kept[0].floor)}; do not use it"
     )
 
 
 def _removed(found: list[Removal]) -> str:
-    floors = dict.fromkeys(f"at least {r.floor.share:g} (cosine {r.floor.cosine:g})" for r in found)
+    floors = dict.fromkeys(_needed(r.floor) for r in found)
     shares = ", ".join(map(str, found))
     return f"share of the concept's own difference that is removed: {shares}; needed: {', '.join(floors)}"
+
+
+def _needed(floor: Floor) -> str:
+    lead = "" if floor.lead is None else f", lead {floor.lead:g}"
+    return f"at least {floor.share:g} (cosine {floor.cosine:g}{lead})"
 
 
 def _uncompared(eraser: Eraser) -> Iterator[str]:

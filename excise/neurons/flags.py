@@ -90,8 +90,8 @@ class Caught:
     """Effect of the eraser on a mention: in how many sentences anything changes, and by how much on average.
 
     The amount is relative to what the concept's name changes in the same sentences; None if that changes nothing.
-    `removed` and `cosine` are the share of the mention's own difference that is removed, and its cosine; `enough` is
-    whether they reach their limits. They are None if they were not measured.
+    `removed`, `cosine` and `lead` are the share of the mention's own difference that is removed, its cosine, and its
+    lead over other words; `enough` is whether they reach their limits. They are None if they were not measured.
     """
 
     word: str
@@ -100,6 +100,7 @@ class Caught:
     relative: float | None
     removed: float | None = field(default=None, kw_only=True)
     cosine: float | None = field(default=None, kw_only=True)
+    lead: float | None = field(default=None, kw_only=True)
     enough: bool | None = field(default=None, kw_only=True)
 
     @property
@@ -175,12 +176,17 @@ def no_bite(message: str | None) -> Flag | None:
     return _flag("no bite", "red", [message] if message else [])
 
 
+def _of_difference(word: Caught) -> str:
+    if word.removed is None:
+        return ""
+    return f"; removed {word.removed:+.2f} of its own difference, cosine {word.cosine:.2f}, lead {word.lead:.2f}"
+
+
 def not_caught(found: Sequence[Caught], severity: Severity = "red") -> Flag | None:
     """Flag mentions that the eraser misses, completely or by half."""
     missed = [word for word in found if not word.caught]
     evidence = [
-        f"“{w.word}”: changed in {w.opened} of {w.sentences} sentences{_of_name(w.relative)}"
-        + ("" if w.removed is None else f"; removed {w.removed:+.2f} of its own difference, cosine {w.cosine:.2f}")
+        f"“{w.word}”: changed in {w.opened} of {w.sentences} sentences{_of_name(w.relative)}" + _of_difference(w)
         for w in missed
     ]
     return _flag("not caught", severity, evidence)

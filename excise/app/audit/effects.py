@@ -119,7 +119,8 @@ def measure(
 def _removed(removal: Removal | None) -> dict[str, Any]:
     if removal is None:
         return {}
-    return {"removed": removal.share, "cosine": removal.cosine, "enough": removal.enough}
+    figures = {"removed": removal.share, "cosine": removal.cosine, "lead": removal.lead}
+    return {**figures, "enough": removal.enough}
 
 
 def share(change: float, of: float) -> float | None:

@@ -3,14 +3,16 @@
 The concept's own difference D is what becomes of a prompt with a mention, less the mean of what becomes of the same
 prompt with other words in the mention's place. R is what the eraser takes away from the first of these. The removed
 share is ⟨R, D⟩ / ⟨D, D⟩: 1 removes the difference exactly, 0 leaves it, and a negative share amplifies the concept. The
-cosine between R and D is low where something else is written in the concept's place.
+cosine between R and D is low where something else is written in the concept's place. The lead compares the share with
+those of the other words' own differences: 1 if the eraser removes nothing of them, 0 if as much as of the concept's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from excise.concepts.others import others_like
 from excise.concepts.sentences import SENTENCES
 from excise.concepts.templates import with_article
 from excise.erasers.edits.text_sae import SAEEdit
+from excise.erasers.edits.weights import CopyEdit, WeightEdit
 from excise.erasers.hooks.context import proving, unedited
 from excise.erasers.hooks.known_vectors import KnownVectors
 from excise.erasers.proof.replay import Replay, steps_for
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
     from excise.pipeline import Pipeline
 
-OTHERS, OTHERS_PREDICTED = 8, 4
+OTHERS, OTHERS_PREDICTED = 12, 4
 """Other words that a mention is compared with: where texts are read, and where a denoiser runs for each."""
 PREDICTED_FORMS = slice(1, 3)
 """Of a kind's `SENTENCES`, those that a denoiser is tried on."""
@@ -40,22 +43,21 @@ MOST_MENTIONS, MOST_PREDICTED = 24, 3
 
 
 class Floor(NamedTuple):
-    """The least that an eraser has to remove."""
+    """The least that an eraser has to reach. Without a number for the lead, the lead is not asked."""
 
     share: float
     cosine: float
+    lead: float | None
 
 
-NEURONS = Floor(0.5, 0.35)
-"""For neurons of a text encoder's SAE. Honest erasers of the bundled model remove 1.2 to 2.0 at cosines of 0.76 to 0.9.
-A decoder row of another concept reaches 0.3 at a cosine of 0.25, λ times 0.002 reaches 0.002, and a row turned round is
-negative. The floors stand about halfway between, on a scale of ratios."""
-OTHER_TEXT_EDITS = Floor(0.16, 0.28)
-"""For vectors and weights of a text encoder. Honest erasers remove 0.19 (Concept Steerers) to 0.83, at cosines from
-0.37. Another concept's vector reaches 0.13 at 0.21; AdvUnlearn's weights change every concept, so another's pass."""
-PREDICTIONS = Floor(0.05, 0.2)
-"""For edits of a denoiser. Honest erasers remove 0.07 (SAFREE) to 1.3, at cosines from 0.26; λ times 0.002 would remove
-0.002. Another concept's eraser mostly reaches 0.03, but up to 0.13 where a method changes every prompt (RECE)."""
+NEURONS = Floor(0.65, 0.4, 0.5)
+"""For neurons of a text encoder's SAE."""
+OTHER_TEXT_EDITS = Floor(0.1, 0.19, 0.42)
+"""For vectors and weights of a text encoder."""
+PREDICTIONS = Floor(0.038, 0.15, 0.33)
+"""For edits of a denoiser. All floors are half of the least value of honest erasers (benchmarks/figures/floors.py)."""
+WHOLE_DENOISER = PREDICTIONS._replace(lead=None)
+"""For weights of a denoiser outside cross-attention. Honest ones (ESD-u) weaken other words more than their own."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,30 @@ class Removal:
     share: float
     cosine: float
     floor: Floor
+    others: tuple[float, ...]
+    """Shares that are removed of other words' own differences."""
+
+    @property
+    def lead(self) -> float:
+        """1 - mean share of the other words / share; 0 if the share is not above 0 or there are no other words."""
+        if not self.others or not self.share > 0:
+            return 0.0
+        return 1 - sum(self.others) / len(self.others) / self.share
 
     @property
     def enough(self) -> bool:
-        """Whether share and cosine reach their floors. Values that are not numbers do not."""
-        return self.share >= self.floor.share and self.cosine >= self.floor.cosine
+        """Whether share, cosine and lead reach their floors. Values that are not numbers do not."""
+        return self.margin >= 1
+
+    @property
+    def margin(self) -> float:
+        """The lowest of share, cosine and lead, each relative to its floor; -∞ if one is not a number."""
+        values = zip((self.share, self.cosine, self.lead), self.floor, strict=True)
+        found = [value / floor for value, floor in values if floor is not None]
+        return min(found) if all(map(math.isfinite, found)) else -math.inf
 
     def __str__(self) -> str:
-        return f"“{self.mention}” {self.share:+.2f} (cosine {self.cosine:.2f})"
+        return f"“{self.mention}” {self.share:+.2f} (cosine {self.cosine:.2f}, lead {self.lead:.2f})"
 
 
 def removed_of(plain: Tensor, edited: Tensor, others: Tensor) -> Sums:
@@ -113,6 +131,19 @@ def removed_of(plain: Tensor, edited: Tensor, others: Tensor) -> Sums:
     return Sums(float((removed * difference).sum()), float(difference.square().sum()), float(removed.square().sum()))
 
 
+def removed_of_each(plain: Tensor, edited: Tensor) -> tuple[Sums, ...]:
+    """Return the sums for a mention and for each other word, in prompts that differ only in that word.
+
+    The mention is compared with the mean of all others, and each other word with the mean of the remaining ones.
+
+    Args:
+        plain: `[1 + n, ...]`, n at least 2: what becomes of the prompts without the eraser, the mention's first.
+        edited: The same with it.
+    """
+    others = range(1, len(plain))
+    return tuple(removed_of(plain[w], edited[w], plain[[v for v in others if v != w]]) for w in range(len(plain)))
+
+
 def can_measure_text(attachment: Host) -> bool:
     """Whether what is removed from texts can be measured: not in a language model, and not where another pipeline
     encodes."""
@@ -123,6 +154,17 @@ def can_measure_text(attachment: Host) -> bool:
 def can_measure_prediction(attachment: Host) -> bool:
     """Whether the eraser edits a denoiser of this pipeline."""
     return any(edit.site.part == "denoiser" for edit in attachment.edits)
+
+
+def prediction_floor(attachment: Host) -> Floor:
+    """Return the floor for the removal from predictions."""
+    edits = [edit for edit in attachment.edits if edit.site.part == "denoiser"]
+    whole = any(edit.kind == CopyEdit.kind or _outside_cross_attention(edit) for edit in edits)
+    return WHOLE_DENOISER if whole else PREDICTIONS
+
+
+def _outside_cross_attention(edit: Any) -> bool:
+    return edit.kind == WeightEdit.kind and ".attn2." not in f".{edit.site.path}."
 
 
 def text_floor(attachment: Host) -> Floor:
@@ -138,24 +180,22 @@ def removed_from_text(attachment: Host, mention: str, kind: Kind, mentions: Iter
     Each part of what it reads, by tensor and by the encoder that made it, is measured by itself over all sentences.
     """
     pipe = attachment.pipe
-    others = others_like(mention, kind, lambda text: _lengths(pipe, text), OTHERS, tuple(mentions))
-    parts: dict[str, Sums] = {}
+    words = [mention, *others_like(mention, kind, lambda text: _lengths(pipe, text), OTHERS, tuple(mentions))]
+    parts: dict[str, dict[int, Sums]] = {}
     for form in SENTENCES[kind]:
-        said = _said(form, mention)
+        texts = [_said(form, word) for word in words]
         with proving(attachment, "text") as vectors:
-            edited = _read(pipe, said)
+            edited = _read(pipe, texts)
         with unedited():
-            plain = _read(pipe, said)
-            without = [_read(pipe, _said(form, other)) for other in others]
-        for n, states in enumerate(plain):
-            alike = [read[n] for read in without if read[n].shape == states.shape]
-            if not alike or all(torch.equal(read, states) for read in alike):
+            plain = _read(pipe, texts)
+        for n, states in enumerate(plain[0]):
+            alike = [w for w, read in enumerate(plain) if read[n].shape == states.shape]
+            before, after = (torch.stack([read[w][n] for w in alike]) for read in (plain, edited))
+            if len(alike) < 3 or bool((before == before[:1]).all()):
                 continue  # it holds no text: position ids, or an unconditional prompt's states
-            for part, rows, columns in _parts(edited[n], vectors):
-                chosen = [t.flatten(0, -2)[rows, columns] for t in (states, edited[n], *alike)]
-                name = f"tensor {n + 1}{part}"
-                sums = removed_of(chosen[0], chosen[1], torch.stack(chosen[2:]))
-                parts[name] = parts[name] + sums if name in parts else sums
+            for part, rows, columns in _parts(edited[0][n], vectors):
+                chosen = (t.flatten(1, -2)[:, rows, columns] for t in (before, after))
+                _add(parts.setdefault(f"tensor {n + 1}{part}", {}), alike, removed_of_each(*chosen))
     return _least(mention, parts, text_floor(attachment))
 
 
@@ -167,30 +207,37 @@ def removed_from_prediction(attachment: Host, mention: str, kind: Kind, mentions
     first half. Otherwise the pictures would drift apart, and their difference would be one of drawing.
     """
     pipe = attachment.pipe
-    others = others_like(mention, kind, lambda text: _lengths(pipe, text), OTHERS_PREDICTED, tuple(mentions))
+    words = [mention, *others_like(mention, kind, lambda text: _lengths(pipe, text), OTHERS_PREDICTED, tuple(mentions))]
     steps = steps_for(attachment.edits)
-    total = Sums(0.0, 0.0, 0.0)
+    total: dict[int, Sums] = {}
     for form in SENTENCES[kind][PREDICTED_FORMS]:
-        said, replay = _said(form, mention), Replay(pipe, steps)
+        texts, replay = [_said(form, word) for word in words], Replay(pipe, steps)
         with unedited():
-            plain = replay.predict(said)
-            without = [replay.predict(_said(form, other)) for other in others]
+            plain = [replay.predict(text) for text in texts]
         with proving(attachment, "denoiser"):
-            edited = replay.predict(said)
-        for n, prediction in enumerate(plain):
-            alike = torch.stack([predicted[n] for predicted in without])
+            edited = [replay.predict(text) for text in texts]
+        for n in range(len(plain[0])):
+            before, after = (torch.stack([predicted[n] for predicted in of]) for of in (plain, edited))
             # The unconditional half of guidance is the same for every prompt.
-            rows = (alike != prediction).flatten(2).any(2).any(0)
-            total += removed_of(prediction[rows], edited[n][rows], alike[:, rows])
-    return _least(mention, {"the prediction": total}, PREDICTIONS)
+            rows = (before != before[:1]).flatten(2).any(2).any(0)
+            _add(total, range(len(words)), removed_of_each(before[:, rows], after[:, rows]))
+    return _least(mention, {"the prediction": total}, prediction_floor(attachment))
 
 
-def _least(mention: str, parts: dict[str, Sums], floor: Floor) -> Removal:
-    """Return the part with the least removal, by the lower of share and cosine relative to their floors."""
-    if not parts:
-        return Removal(mention, "what is read", 0.0, 0.0, floor)
-    part = min(parts, key=lambda name: min(parts[name].share / floor.share, parts[name].cosine / floor.cosine))
-    return Removal(mention, part, parts[part].share, parts[part].cosine, floor)
+def _add(total: dict[int, Sums], words: Iterable[int], sums: Iterable[Sums]) -> None:
+    """Add one prompt's sums to the total of each word."""
+    for word, own in zip(words, sums, strict=True):
+        total[word] = total[word] + own if word in total else own
+
+
+def _least(mention: str, parts: Mapping[str, Mapping[int, Sums]], floor: Floor) -> Removal:
+    """Return the part with the least removal, relative to the floors."""
+    found = [
+        Removal(mention, part, own.share, own.cosine, floor, tuple(other.share for other in others))
+        for part, (own, *others) in ((part, by_word.values()) for part, by_word in parts.items())
+    ]
+    nothing = Removal(mention, "what is read", 0.0, 0.0, floor, ())
+    return min(found, key=lambda removal: removal.margin, default=nothing)
 
 
 def _parts(edited: Tensor, vectors: KnownVectors) -> Iterator[tuple[str, Tensor, slice]]:
@@ -224,9 +271,20 @@ def _lengths(pipe: Pipeline, text: str) -> tuple[int, ...]:
     return tuple(len(tokenizer(text).input_ids) for tokenizer in tokenizers)
 
 
-def _read(pipe: Pipeline, prompt: str) -> list[Tensor]:
-    """Return the floating-point tensors with a row dimension that the denoiser reads of a prompt."""
-    return [t for t in conditional(pipe, encode_prompt(pipe, prompt)) if t.is_floating_point() and t.ndim > 1]
+def _read(pipe: Pipeline, prompts: list[str]) -> list[list[Tensor]]:
+    """Return the floating-point tensors with a row dimension that the denoiser reads of each prompt.
+
+    They are encoded at once, unless the pipeline then returns a list of states instead of rows.
+    """
+    alone, made = _floating(pipe, prompts[:1]), _floating(pipe, prompts)
+    if len(made) == len(alone):
+        rows = [tensor for tensor in made if len(tensor) == len(prompts)]
+        return [[tensor[n : n + 1] for tensor in rows] for n in range(len(prompts))]
+    return [alone, *(_floating(pipe, [prompt]) for prompt in prompts[1:])]
+
+
+def _floating(pipe: Pipeline, prompts: list[str]) -> list[Tensor]:
+    return [t for t in conditional(pipe, encode_prompt(pipe, prompts)) if t.is_floating_point() and t.ndim > 1]
 
 
 def measured_words(mentions: Sequence[str], most: int) -> tuple[str, ...]:

@@ -34,9 +34,13 @@ def test_find_ranks_neurons_and_draws(ask: Callable[..., Any], common: tuple[Any
     assert (tmp_path / "gun-activations.svg").exists()
 
 
-def refused_checks(verified: Any) -> list[str]:
-    """The checks that failed. What was fitted in a few steps to a random model need not remove its concept."""
-    return [check["name"] for check in json.loads(verified.stdout)["checks"] if not check["passed"]]
+FITS = {"files", "manifest", "content", "sites", "model", "canary"}
+"""Checks that a tiny model's eraser passes. Its weights are random: `removal` is tested on the bundled model, in
+tests/erasers/test_verify.py."""
+
+
+def passed_checks(verified: Any) -> set[str]:
+    return {check["name"] for check in json.loads(verified.stdout)["checks"] if check["passed"]}
 
 
 def test_from_nothing_to_an_eraser_at_work(
@@ -52,9 +56,9 @@ def test_from_nothing_to_an_eraser_at_work(
     made = ask(*words, "--accept-weak")
     assert made["lambda"] == 3
     assert made["bytes"] < 50_000
-    checked = json.loads(call("verify", out, "--model", model_folder, "--json").stdout)
-    assert {"verdict"} <= {c["name"] for c in checked["checks"] if not c["passed"]} <= {"removal", "verdict"}, "as made"
-    assert "canary" in [c["name"] for c in checked["checks"]]
+    passed = passed_checks(call("verify", out, "--model", model_folder, "--json"))
+    assert passed >= FITS
+    assert "verdict" not in passed, "as made"
     build_pipe(seed=1).save_pretrained(tmp_path / "other")
     assert call("verify", out, "--model", tmp_path / "other").exit_code == 1
     picture = tmp_path / "compare.png"
@@ -244,7 +248,7 @@ def test_an_eraser_by_another_method(
     ]
     made = ask("erase", "gun", *model, "--method", "saemnesia", *small, "--out", out)
     assert (made["gamma"], made["neurons"], made["site"]) == (-30, [11], "unet/up_blocks.0.attentions.0")
-    assert refused_checks(call("verify", out, "--model", model_folder, "--json")) in ([], ["removal"])
+    assert passed_checks(call("verify", out, "--model", model_folder, "--json")) >= FITS
     shown = ("--prompt", "a gun", "--eraser", out, "--model", model_folder, "--out", tmp_path / "gun.png")
     assert call("generate", *shown, "--steps", 3).exit_code == 0
     refused = call("generate", *shown, "--force", "--steps", 4)
@@ -298,7 +302,7 @@ def test_a_trained_method_goes_on_where_it_was_stopped(
     assert made["neurons"] == []
     assert {edit["site"].split(".")[-1] for edit in made["edits"]} >= {"to_k", "to_q"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eraser"]
-    assert refused_checks(call("verify", out, "--model", model_folder, "--json")) in ([], ["removal"])
+    assert passed_checks(call("verify", out, "--model", model_folder, "--json")) >= FITS
     assert "changed weights in" in call(*words[:-1], tmp_path / "again").stdout
 
 

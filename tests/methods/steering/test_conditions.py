@@ -167,7 +167,7 @@ def test_re_attention_leaves_other_pictures_and_the_model_alone(tiny_pipe: Any, 
         config = method("safree").Config(most=0, alpha=0.0, reattention=reattention)
         eraser = method("safree").fit(tiny_pipe, CONCEPT, config)
         eraser.save(tmp_path / f"gun-{reattention}")
-        assert [c.name for c in verify(tmp_path / f"gun-{reattention}", tiny_pipe) if not c.passed] in ([], ["removal"])
+        assert all(check.passed for check in verify(tmp_path / f"gun-{reattention}"))
         with Eraser.load(tmp_path / f"gun-{reattention}").attach(tiny_pipe):
             made[reattention] = draw(tiny_pipe, prompts)
     assert not np.array_equal(made[0.2][0], made[1.0][0])
@@ -180,7 +180,7 @@ def test_the_filter_draws_nothing_in_particular(tiny_pipe: Any, tmp_path: Path) 
     prompts = ["a soldier with a gun", "a bowl of soup"]
     plain, empty = draw(tiny_pipe, prompts), draw(tiny_pipe, ["", ""])
     eraser.save(tmp_path / "gun")
-    assert [c.name for c in verify(tmp_path / "gun", tiny_pipe) if not c.passed] in ([], ["removal"])
+    assert all(check.passed for check in verify(tmp_path / "gun"))
     with Eraser.load(tmp_path / "gun").attach(tiny_pipe) as attachment:
         made = draw(tiny_pipe, prompts)
         np.testing.assert_allclose(made[0], empty[0], atol=1e-5)

@@ -52,7 +52,7 @@ def test_concept_steerers_subtracts_the_words_codes_from_every_prompt(
     eraser = method("concept-steerers").fit(tiny_pipe, CONCEPT, config)
     assert eraser.created["config"]["sae"] == sae_folder.name
     eraser.save(tmp_path / "gun")
-    assert {c.name for c in verify(tmp_path / "gun", tiny_pipe) if not c.passed} <= {"removal", "verdict"}
+    assert all(check.passed for check in verify(tmp_path / "gun"))
     (edit,) = eraser.edits
     prompts = ["a cat on grass", "gun, pistol"]
     (plain,) = capture(tiny_pipe, [tiny_site], prompts)
@@ -146,7 +146,7 @@ def test_casteer_is_saved_and_leaves_no_trace(tiny_pipe: Any, tmp_path: Path) ->
     eraser = method("casteer").fit(tiny_pipe, CONCEPT, config)
     plain = draw(tiny_pipe, ["a gun on grass"])
     eraser.save(tmp_path / "gun")
-    assert {c.name for c in verify(tmp_path / "gun", tiny_pipe) if not c.passed} <= {"removal", "verdict"}
+    assert all(check.passed for check in verify(tmp_path / "gun"))
     again = Eraser.load(tmp_path / "gun")
     assert again.digest == eraser.digest
     with again.attach(tiny_pipe):
@@ -197,7 +197,7 @@ def test_itd_spares_prompts_that_it_would_change_by_little(
         torch.testing.assert_close(delta[row], wanted if row == 0 else torch.zeros_like(wanted), atol=1e-4, rtol=1e-4)
     eraser.save(tmp_path / "gun")
     assert Eraser.load(tmp_path / "gun").digest == eraser.digest
-    assert {c.name for c in verify(tmp_path / "gun", tiny_pipe) if not c.passed} <= {"removal", "verdict"}
+    assert all(check.passed for check in verify(tmp_path / "gun"))
     plain = draw(tiny_pipe, prompts)
     with eraser.attach(tiny_pipe):
         made = draw(tiny_pipe, prompts)

@@ -124,7 +124,7 @@ def test_it_is_an_eraser_of_the_text_encoder(tiny_pipe: Any, tmp_path: Path) -> 
     eraser.save(tmp_path / "gun")
     again = Eraser.load(tmp_path / "gun")
     assert again.digest == eraser.digest
-    assert [c.name for c in verify(tmp_path / "gun", tiny_pipe) if not c.passed] in ([], ["removal"])
+    assert all(check.passed for check in verify(tmp_path / "gun"))
     written = copy.deepcopy(tiny_pipe.text_encoder)
     body = getattr(written, "text_model", written)
     for edit in eraser.edits:

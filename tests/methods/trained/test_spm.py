@@ -102,7 +102,7 @@ def test_every_prompt_weighs_the_adapters_by_itself(tiny_pipe: Any, tmp_path: Pa
     eraser.save(tmp_path / "gun")
     again = Eraser.load(tmp_path / "gun")
     assert again.digest == eraser.digest
-    assert [c.name for c in verify(tmp_path / "gun", tiny_pipe) if not c.passed] in ([], ["removal"])
+    assert all(check.passed for check in verify(tmp_path / "gun"))
     shares = []
     for text in PROMPTS:
         states = tiny_pipe.encode_prompt(text, "cpu", 1, False)[0][0]
