@@ -198,8 +198,8 @@ def page(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for group, floor in floors(results["tune"]).items():
-        row = [" | ".join("not asked" if v is None else f"{v:g}" for v in of) for of in (floor, GROUPS[group])]
-        lines.append(f"| {group} | {row[0]} | {row[1]} |")
+        cells = [" | ".join("not asked" if v is None else f"{v:g}" for v in of) for of in (floor, GROUPS[group])]
+        lines.append(f"| {group} | {' | '.join(cells)} |")
     for part, title in (("tune", "Tuning concepts"), ("confirm", f"Confirmed once on {CONFIRMED_ON}")):
         if not results[part]:
             continue
