@@ -20,8 +20,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from excise.errors import ExciseError
 
@@ -35,13 +36,14 @@ LINE = 16 * 2**20
 """Characters up to which a line is read."""
 
 
-def open_regular(path: Path, limit: int = STREAMED) -> BinaryIO:
+def open_regular(path: Path, limit: int = STREAMED, *, follow: bool = True) -> BufferedReader:
     """Open a regular file of at most `limit` bytes for reading, without ever waiting for a writer.
 
     Raises OSError for anything else: a FIFO or a device, which need not end, and a large file that is nearly all holes,
-    which takes no space on the disk but all of it in memory.
+    which takes no space on the disk but all of it in memory; and for a link unless links are to `follow`.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    ways = ("O_NONBLOCK", "O_BINARY") if follow else ("O_NONBLOCK", "O_BINARY", "O_NOFOLLOW")
+    descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, way, 0) for way in ways))
     try:
         found = os.fstat(descriptor)
         if stat.S_ISDIR(found.st_mode):
@@ -58,9 +60,9 @@ def open_regular(path: Path, limit: int = STREAMED) -> BinaryIO:
         raise
 
 
-def read_file(path: Path, limit: int = SMALL) -> bytes:
+def read_file(path: Path, limit: int = SMALL, *, follow: bool = True) -> bytes:
     """Return the bytes of a regular file of at most `limit` bytes. Raises OSError as `open_regular`."""
-    with open_regular(path, limit) as file:
+    with open_regular(path, limit, follow=follow) as file:
         size = os.fstat(file.fileno()).st_size
         data = file.read(size + 1)
     if len(data) > size:  # one of /proc, which states no size, or one that is being written
@@ -92,6 +94,11 @@ def read_tensors(path: Path, limit: int = TENSORS) -> bytes:
 def read_json(path: Path, limit: int = SMALL) -> Any:
     """Return the content of a JSON file. Raises OSError as `open_regular`, and ValueError as `parse_json`."""
     return parse_json(read_file(path, limit))
+
+
+def read_text(path: Path, limit: int = SMALL) -> str:
+    """Return the content of a text file in UTF-8. Raises OSError as `open_regular`, and ValueError if it is not."""
+    return read_file(path, limit).decode("utf-8")
 
 
 def parse_json(text: bytes | str, *, finite: bool = False) -> Any:
@@ -137,7 +144,7 @@ def sha256(source: Path | bytes) -> str:
     """Return the hexadecimal digest of a file or of bytes."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
-    with source.open("rb") as file:
+    with open_regular(source) as file:
         return (
             hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file.read())
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from excise.drawn import Pixels as Pixels
+from excise.errors import reason
+from excise.files import read_file
 
 
 def png(picture: Pixels, text: Mapping[str, str] | None = None) -> bytes:
@@ -25,16 +27,20 @@ def png(picture: Pixels, text: Mapping[str, str] | None = None) -> bytes:
 
 
 def read_png(path: Path) -> bytes:
-    """Return a picture file's bytes. Raises OSError for a link: in a run from a stranger it may lead anywhere."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
-    with open(descriptor, "rb") as file:
-        return file.read()
+    """Return a picture file's bytes.
+
+    Raises OSError as `read_file`, and for a link: in a run from a stranger it may lead anywhere.
+    """
+    return read_file(path, follow=False)
 
 
 def read(path: Path) -> Pixels:
     """Read a picture `[height, width, 3]` from a file that is not a link."""
-    with Image.open(io.BytesIO(read_png(path))) as image:
-        return np.asarray(image.convert("RGB"))
+    try:
+        with Image.open(io.BytesIO(read_png(path)), formats=["PNG"]) as image:
+            return np.asarray(image.convert("RGB"))
+    except (Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise OSError(errno.EINVAL, f"it is not a picture ({reason(error)})", str(path)) from error
 
 
 Pictures = np.ndarray[Any, np.dtype[np.uint8]]

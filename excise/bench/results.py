@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 from excise.bench.pictures import read
 from excise.bench.run import Record, Run, Unit
-from excise.bench.suite import Picture, Suite
+from excise.bench.suite import Picture, Suite, read_saved
 from excise.bench.worker import all_cases, picture_of
 from excise.concepts.concept import mentioned
 from excise.drawn import fault
@@ -149,7 +148,7 @@ def _median(values: list[float]) -> float | None:
 
 def _fit(run: Run, unit: Unit) -> dict[str, Any]:
     path = run.folder / "fits" / f"{unit.file}.json"
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    return read_saved(path, dict) if path.exists() else {}
 
 
 def table(measured: Mapping[str, Any]) -> str:

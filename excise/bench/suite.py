@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from excise.bench.pictures import Pixels, read
 from excise.concepts import Concept
 from excise.drawn import Drawn
-from excise.errors import ExciseError
+from excise.errors import ExciseError, reason, shown
+from excise.files import read_json
 from excise.pipeline import Pipeline
 from excise.statistics import Estimate
 
@@ -37,7 +38,23 @@ def checked_case(name: Any) -> str:
     """Return the id of a case. Raises ExciseError if it could lead out of the run's folder."""
     if isinstance(name, str) and _CASE.fullmatch(name):
         return name
-    raise ExciseError(f"the case id {name!r} is not valid; only letters, digits and ._- may be in it, and no dot first")
+    raise ExciseError(
+        f"the case id {shown(name)} is not valid; only letters, digits and ._- may be in it, and no dot first"
+    )
+
+
+_Kind = TypeVar("_Kind", dict[str, Any], list[Any])
+
+
+def read_saved(path: Path, kind: type[_Kind]) -> _Kind:
+    """Return the object or the list in a JSON file of a run. Raises ExciseError if the file holds anything else."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ExciseError(f"cannot read {path} ({reason(error)}); start another run") from error
+    if not isinstance(content, kind):
+        raise ExciseError(f"{path} holds another thing than a {kind.__name__}; start another run")
+    return content
 
 
 @dataclass(frozen=True)
@@ -65,13 +82,23 @@ class Case:
     """Embedding `[d]` of `inversion.WORD`, for prompts of the attack that learnt it."""
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Case:
+    def from_json(cls, row: Any) -> Case:
         """Read a case written by `dataclasses.asdict` as JSON.
 
-        Raises ExciseError if its id is not a valid file name, since it may come from a stranger's run.
+        Raises ExciseError for anything else, and if its id is not a valid file name: it may come from a stranger's run.
         """
-        checked_case(row["id"])
-        return cls(**{**row, "keeps": tuple(row["keeps"]), "learnt": tuple(row.get("learnt", ()))})
+        try:
+            checked_case(row["id"])
+            case = cls(**{**row, "keeps": tuple(row["keeps"]), "learnt": tuple(map(float, row.get("learnt", ())))})
+            texts = (case.concept, case.family, case.prompt, case.style, case.background, *case.keeps)
+            sizes = (case.seed, *(size for size in (case.width, case.height) if size is not None))
+            if not all(isinstance(text, str) for text in texts) or any(type(size) is not int for size in sizes):
+                raise TypeError("a value is of another kind")
+            if case.guidance is not None and type(case.guidance) not in (int, float):
+                raise TypeError("the guidance is not a number")
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
+            raise ExciseError(f"a run's case is damaged ({reason(error)}); start another run") from error
+        return case
 
 
 @dataclass(frozen=True)

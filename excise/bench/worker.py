@@ -21,7 +21,7 @@ from typing import Any
 
 from excise.bench.pictures import png
 from excise.bench.run import TRIES, Claim, Record, Run, Unit, checked_name
-from excise.bench.suite import Case, Suite, checked_case
+from excise.bench.suite import Case, Suite, checked_case, read_saved
 from excise.drawn import Drawn
 from excise.erasers import Eraser
 from excise.erasers.artefact.verdict import WeakEraser
@@ -213,7 +213,7 @@ def refuse_other_dtype(run: Run, pipe: Pipeline) -> None:
     By default the dtype depends on the device; in earlier versions it was float16 on every CUDA device.
     """
     for path in sorted((run.folder / "fits").glob("*.json")):
-        before = _DTYPE.search(json.loads(path.read_text()).get("drawn_with", ""))
+        before = _DTYPE.search(str(read_saved(path, dict).get("drawn_with", "")))
         if before is not None and before["dtype"] != _dtype(pipe):
             raise ExciseError(
                 f"{run.folder} has pictures in {before[0]}, and would continue in {_dtype(pipe)} on "
@@ -310,7 +310,7 @@ def is_searched(run: Run, name: str) -> bool:
 def _found(run: Run, name: str) -> list[Case]:
     """Return the cases that a search saved in the run's folder; none before it is done."""
     path = _searched(run, name)
-    return [Case.from_json(row) for row in json.loads(path.read_text())] if path.exists() else []
+    return [Case.from_json(row) for row in read_saved(path, list)] if path.exists() else []
 
 
 def _search(run: Run, name: str, search: Callable[[], list[Case]]) -> None:

@@ -70,6 +70,14 @@ Count = Annotated[int, typer.Option("--n", help="Number of pairs to make.", **bo
 
 # Erasers and neurons
 
+Digests = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--digest",
+        help="Digest that the eraser must have. Repeatable: one for each eraser in their order, or NAME=DIGEST by the "
+        "name of its folder.",
+    ),
+]
 EraserFolder = Annotated[Path, typer.Argument(help="Folder of one eraser or of several.", metavar="DIR")]
 Top = Annotated[int, typer.Option("--top", help="Number of neurons to show.", **bounds.COUNT)]
 Column = Annotated[str, typer.Option("--column", help="Column that holds the prompts.")]

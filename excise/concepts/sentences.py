@@ -11,6 +11,7 @@ import yaml
 
 from excise.concepts.concept import Kind
 from excise.concepts.templates import with_article
+from excise.files import read_text
 
 # {it} is the word with its article; {m} the word alone.
 SENTENCES: dict[Kind, tuple[str, ...]] = {
@@ -39,7 +40,7 @@ def sentences(word: str, kind: Kind) -> list[str]:
 
 def group_sentences(path: Path = GROUPS) -> tuple[GroupSentence, ...]:
     """Return every word of the file in each of its sentences, adjectives first."""
-    content: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content: Mapping[str, Any] = yaml.safe_load(read_text(path))
     people = [(word, group, f"{word} person") for group, found in content["adjectives"].items() for word in found]
     people += [(word, group, word) for group, found in content["nouns"].items() for word in found]
     return tuple(

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, overload
 
 from excise.erasers.artefact.files import eraser_folders
+from excise.erasers.artefact.pins import pinned_digests
 from excise.erasers.artefact.signing import Signer
 from excise.erasers.attachment import Attachment
 from excise.erasers.eraser import Eraser
@@ -19,7 +20,11 @@ from excise.pipeline import Pipeline
 
 
 def load_erasers(
-    folders: Sequence[str | PathLike[str]], *, signed_by: Signer | None = None, require_signature: bool = False
+    folders: Sequence[str | PathLike[str]],
+    *,
+    signed_by: Signer | None = None,
+    require_signature: bool = False,
+    digests: Sequence[str] = (),
 ) -> dict[str, Eraser]:
     """Load the erasers in these folders, under unique names.
 
@@ -27,15 +32,20 @@ def load_erasers(
         folders: Folders that hold an eraser, or a folder for each of several erasers.
         signed_by: The signer whose signature each needs.
         require_signature: Refuse if `signed_by` is None.
+        digests: The digest that each eraser must have, in their order, or NAME=DIGEST by a folder's name.
 
     Returns:
         Erasers by name: an eraser's own name, or its folder's if two erasers share theirs.
 
     Raises:
-        ExciseError: if one cannot be read, or two are the same.
+        ExciseError: if one cannot be read or is not the one pinned, or two are the same.
     """
     places = [place for folder in folders for place in eraser_folders(Path(folder))]
-    loaded = [Eraser.load(place, signed_by=signed_by, require_signature=require_signature) for place in places]
+    signed = {"signed_by": signed_by, "require_signature": require_signature}
+    loaded = [
+        Eraser.load(place, digest=digest, **signed)  # type: ignore[arg-type]
+        for place, digest in zip(places, pinned_digests(places, digests), strict=True)
+    ]
     by_digest: dict[str, Path] = {}
     for place, eraser in zip(places, loaded, strict=True):
         if eraser.digest in by_digest:

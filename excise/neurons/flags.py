@@ -34,6 +34,10 @@ CHECKS: dict[str, tuple[str, str]] = {
         "The eraser does not change what its own canary prompt becomes.",
         "at attaching, the canary moves by less than half of what it did when the eraser was fitted",
     ),
+    "altered rows": (
+        "The eraser's rows are not those of the SAE that it names.",
+        "a row differs from the SAE's in any bit, where that SAE is at hand",
+    ),
     "not caught": (
         "Words for the concept get past the eraser.",
         "a word is unchanged in any of its sentences, or too little of its own difference is removed "
@@ -180,6 +184,11 @@ def _of_difference(word: Caught) -> str:
     if word.removed is None:
         return ""
     return f"; removed {word.removed:+.2f} of its own difference, cosine {word.cosine:.2f}, lead {word.lead:.2f}"
+
+
+def altered_rows(found: Iterable[Sequence[str]]) -> Flag | None:
+    """Flag tensors that are not those of the SAE that the eraser names: a Site and their names each."""
+    return _flag("altered rows", "red", [f"{where}: {', '.join(names)}" for where, *names in found])
 
 
 def not_caught(found: Sequence[Caught], severity: Severity = "red") -> Flag | None:

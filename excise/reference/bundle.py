@@ -18,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from excise import loading
 from excise.drawn import Drawn
 from excise.errors import ExciseError, NotFound
-from excise.files import put_folder, temporary_beside, write_atomic
+from excise.files import put_folder, read_json, temporary_beside, write_atomic
 from excise.reference import classifier, data
 from excise.reference.scenes import Pixels
 from excise.step_progress import by_steps
@@ -77,7 +77,7 @@ def assemble(parts: Path, unet: UNet2DConditionModel, out: Path) -> None:
         pipe.save_pretrained(fresh, max_shard_size="18MB")
         make_portable(fresh)
         for config in fresh.glob("*/config.json"):
-            settings = json.loads(config.read_text())
+            settings = read_json(config)
             settings.pop("_name_or_path", None)  # a folder on the machine that trained it
             if config.parent.name == "text_encoder":
                 # transformers loads the config's dtype, diffusers float32. Without this they would differ.
@@ -101,7 +101,7 @@ def make_portable(folder: Path) -> None:
     tokenizer is the fast one, which reads tokenizer.json; the slow one of transformers 4 needs other files.
     """
     path = folder / "model_index.json"
-    index = json.loads(path.read_text())
+    index = read_json(path)
     index["tokenizer"] = ["transformers", "CLIPTokenizerFast"]
     write_atomic(path, json.dumps(index, indent=2) + "\n")
 
@@ -114,7 +114,7 @@ def make_portable(folder: Path) -> None:
             metadata = file.metadata()
         save_file(tensors, path, metadata)
     for path in (folder / "text_encoder").glob("*.index.json"):
-        shards = json.loads(path.read_text())
+        shards = read_json(path)
         shards["weight_map"] = {wrapped(name): shard for name, shard in shards["weight_map"].items()}
         write_atomic(path, json.dumps(shards, indent=2) + "\n")
 
@@ -168,7 +168,7 @@ def judge(name: str = "classifier") -> Callable[[Pixels], Verdicts]:
 
 def judge_figures(name: str = "classifier") -> dict[str, float]:
     """Return a bundled judge's accuracy on real scenes that it was not trained on, and its largest threshold."""
-    figures: dict[str, float] = json.loads((data.folder() / "model" / f"{name}.json").read_text())
+    figures: dict[str, float] = read_json(data.folder() / "model" / f"{name}.json")
     return figures
 
 

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from excise.files import write_atomic
+from excise.files import read_tensors, write_atomic
 from excise.reference.patch_transformer import PatchTransformer
 from excise.reference.scenes import Pixels, Scene, render, sample_scene
 from excise.reference.training.loop import run
@@ -254,5 +255,5 @@ def _score(model: Judge, scenes: list[Scene]) -> tuple[Verdicts, tuple[Any, Any,
 
 def load(folder: Path, name: str = "classifier") -> Judge:
     model = JUDGES[name]()
-    model.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    model.load_state_dict(load_tensors(read_tensors(folder / f"{name}.safetensors")))
     return model.eval()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from excise.files import read_file, read_json
 from excise.reference import data
 from excise.reference.captions import caption
 from excise.reference.world import BACKGROUNDS, HELD_OUT_PAIRS, HELD_OUT_STYLES, OBJECTS, STYLES
@@ -47,12 +48,13 @@ def sprite(name: str, style: str, size: int) -> Pixels:
 
 @lru_cache(maxsize=1)
 def _layout() -> dict[str, Any]:
-    return dict(json.loads((data.folder() / "artwork" / "artwork.json").read_text()))
+    return dict(read_json(data.folder() / "artwork" / "artwork.json"))
 
 
 @cache
 def _sheet(style: str) -> Image.Image:
-    return Image.open(data.folder() / "artwork" / f"{style}.png").convert("RGBA")
+    with Image.open(BytesIO(read_file(data.folder() / "artwork" / f"{style}.png"))) as sheet:
+        return sheet.convert("RGBA")
 
 
 @cache

@@ -6,17 +6,17 @@ its parts gives other codes than the published one.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import load
 from torch import Tensor
 
 from excise.errors import ExciseError, NotFound, shown
-from excise.files import TENSORS, open_regular, read_json, read_tensors
+from excise.files import read_json, read_tensors
+from excise.pickled import read_checkpoint
 from excise.sae.config import SAEConfig
 from excise.sae.layouts import FORMATS, Read
 from excise.sae.model import TopKSAE
@@ -120,27 +120,7 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load(read_tensors(path))
-        with open_regular(path, TENSORS) as file:
-            _refuse_packed(file)
-            saved = torch.load(file, map_location="cpu", weights_only=True)
-        saved = saved.get("state_dict", saved)
-        if odd := sorted(str(name) for name, tensor in saved.items() if not isinstance(tensor, Tensor)):
-            raise TypeError(f"{odd[0]} is not a tensor")
-        for name, tensor in saved.items():
-            if tensor.layout is not torch.strided or tensor.is_nested or tensor.device.type != "cpu":
-                raise TypeError(f"{name} is not a dense tensor")
-            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-                raise TypeError(f"{name} repeats its values by strides")
-        return dict(saved)
+        return read_checkpoint(path, "state_dict")
     except Exception as error:  # for bytes that are not a file of that kind, torch raises all sorts of exceptions
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ExciseError(f"cannot read {path} as tensors alone ({reason[:120]}); fetch it again") from error
-
-
-def _refuse_packed(file: BinaryIO) -> None:
-    """Raise TypeError for a compressed file, which torch never writes: a megabyte may unpack to a gigabyte."""
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise TypeError("it is compressed")
-    file.seek(0)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from excise import files
 from excise.errors import ExciseError
 from excise.interruption import interruptible
 from excise.outputs import check_untrained
@@ -167,7 +168,7 @@ def train(
         described["metrics"]["held_out"] = evaluate(sae, torch.split(held_out, 4096), threshold=threshold)._asdict()
     if measure is not None:
         described["metrics"].update(measure(sae))
-    formats.save(sae, out, described, extra={LOG: (work / LOG).read_bytes()})
+    formats.save(sae, out, described, extra={LOG: files.read_file(work / LOG, files.TENSORS)})
     shutil.rmtree(work, ignore_errors=True)
     return sae
 
@@ -322,9 +323,9 @@ def _open_log(path: Path, step: int) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        for line in files.read_text(path, files.TENSORS).splitlines() if path.exists() else []:
             try:
-                if json.loads(line)["step"] <= step:
+                if files.parse_json(line)["step"] <= step:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 break  # a line truncated by a crash; nothing follows it

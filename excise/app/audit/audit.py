@@ -18,13 +18,9 @@ from excise.concepts import Concept
 from excise.concepts.sentences import GroupSentence, group_sentences, sentences
 from excise.erasers import Attachment, Eraser, SAEEdit
 from excise.erasers.artefact.files import SIGNATURE
+from excise.erasers.edits.sae_rows import Rows, altered_rows
 from excise.erasers.proof.effects import Progress, text_changes
-from excise.erasers.proof.removal import (
-    MOST_PREDICTED,
-    can_measure_text,
-    removed_from_prediction,
-    removed_from_text,
-)
+from excise.erasers.proof.removal import MOST_PREDICTED, can_measure_text, removed_from_prediction, removed_from_text
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.neurons import flags
 from excise.neurons.flags import Flag, Group
@@ -121,15 +117,21 @@ class Plan:
         attachment, refusal = self._attached()
         effects, changes = self._measured(attachment, progress)
         left_out = [] if attachment else ["What the eraser changes was not measured: it could not be attached."]
-        found = [flags.no_bite(refusal)]
+        rows = [edit for edit in self.eraser.edits if isinstance(edit, Rows) and edit.sae_digest in self.saes]
+        altered = {edit: odd for edit in rows if (odd := altered_rows(edit, self.saes[edit.sae_digest]))}
+        found = [flags.no_bite(refusal), flags.altered_rows((edit.site.key, *odd) for edit, odd in altered.items())]
         views: list[NeuronView] = []
         fired: dict[str, bool] = {}
         for edit in self.edits:
-            sae = self.saes.get(edit.sae_digest)
+            sae = self.saes.get(edit.sae_digest) if edit not in altered else None
             some, fires = view(self.pipe, edit, sae, self.pool, self.neighbours, progress)
             views += some
             fired = {text: fired.get(text, False) or now for text, now in fires.items()}
-            if sae is None:
+            if edit in altered:
+                left_out.append(
+                    f"The neurons of {edit.site.key} are read by the eraser's own rows, which were altered."
+                )
+            elif sae is None:
                 names = ", ".join(repr(name[:100]) for name in list(named_saes(self.eraser.created))[:3])
                 named = f"; the eraser names {names}, which is not opened" if names else ""
                 left_out.append(
@@ -153,7 +155,7 @@ class Plan:
             name=self.eraser.name,
             method=self.eraser.method,
             flags=tuple(raised),
-            checks=self._checks(raised, views, effects, changes),
+            checks=self._checks(raised, views, effects, changes, bool(rows)),
             neurons=tuple(views),
             effects=tuple(effects),
             groups=tuple(groups),
@@ -188,10 +190,11 @@ class Plan:
         return measure(*of, progress, removals)
 
     def _checks(
-        self, raised: list[Flag], views: list[NeuronView], effects: list[Effects], changes: Mapping[str, float]
+        self, raised: list[Flag], views: list[NeuronView], effects: list[Effects], changes: Any, compared: bool
     ) -> dict[str, Outcome]:
         applies = {
             "no bite": True,
+            "altered rows": compared,
             **dict.fromkeys(("not caught", "touches too much"), bool(effects)),
             "protected group": any(changes.get(g.without) == 0 for g in self.groups),
             **dict.fromkeys(("structural", "polysemantic"), bool(views)),

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from excise.concepts import Concept, Kind, builtin, from_templates, load_pairs, names, read_prompts
 from excise.concepts.concept import mentioned
-from excise.erasers import Eraser, SAEEdit
-from excise.erasers.edits.sae_rows import sae_digest
+from excise.erasers import Eraser
+from excise.erasers.edits.sae_rows import Rows, sae_digest
 from excise.errors import ExciseError
 from excise.sae import TopKSAE, load, saes_in
 
@@ -112,7 +112,7 @@ def benign_prompts(words: Sequence[Word], prompts: Path | None, *, bundled: bool
 
 
 def saes_of(eraser: Eraser, given: Path | None = None, *, bundled: bool = False) -> dict[str, TopKSAE]:
-    """Return the SAEs that the eraser's text edits were made from, as far as they are found, by digest.
+    """Return the SAEs that the eraser's edits were made from, as far as they are found, by digest.
 
     The search looks in `given` if set, otherwise among the bundled SAEs, and never at a path that the eraser names: its
     author chose it. An SAE is recognised by its digest alone.
@@ -120,7 +120,7 @@ def saes_of(eraser: Eraser, given: Path | None = None, *, bundled: bool = False)
     Raises:
         ExciseError: `given` holds none of the SAEs.
     """
-    wanted = {edit.sae_digest for edit in eraser.text_edits if isinstance(edit, SAEEdit)}
+    wanted = {edit.sae_digest for edit in eraser.edits if isinstance(edit, Rows)}
     if given is not None:
         places = list(saes_in(given).values()) or [given]
     else:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.errors import ExciseError, InvalidSetting, NotFound
+from excise.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -152,7 +152,7 @@ def _fetch(model: str, weights: Weights) -> Path:
     unreachable: Exception | None = None
     try:
         files = [sibling.rfilename for sibling in model_info(model, revision=revision).siblings or ()]
-        index = json.loads(Path(hf_hub_download(model, "model_index.json", revision=revision)).read_text("utf-8"))
+        index = read_json(Path(hf_hub_download(model, "model_index.json", revision=revision)))
         chosen = loading.variant_of(files, loading.components_of(index), variant)
         variant = next(filter(None, chosen.values()), None)
     except errors.RevisionNotFoundError as error:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from excise.app.pages.rendering import Made, render, source_digest, style
 from excise.erasers import Eraser
 from excise.errors import ExciseError
-from excise.files import write_folder
+from excise.files import read_text, write_folder
 from excise.neurons.contexts import Context
 from excise.neurons.database.database import NeuronDatabase
 from excise.neurons.database.entry import Entry, Provenance, pattern_text
@@ -55,7 +55,7 @@ def page(database: NeuronDatabase, erasers: Sequence[Path] = (), command: Sequen
     }
     # Escape "<", which could end the script element. In JSON it only occurs inside strings.
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    script = "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("search.js", "page.js"))
+    script = "".join(read_text(Path(__file__).with_name(name)) for name in ("search.js", "page.js"))
     policy = (
         f"default-src 'none'; style-src {source_digest(style())}; script-src {source_digest(script)}; "
         "base-uri 'none'; form-action 'none'"

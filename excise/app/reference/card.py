@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from excise.files import write_atomic
+from excise.files import read_json, read_text, write_atomic
 from excise.reference.classifier import JUDGES
 from excise.statistics import in_percent
 
@@ -58,7 +58,7 @@ def write(folder: Path, drawing: Drawing) -> None:
                 for asked in judges["classifier"]
             ),
             sae=sae_paragraph(_read(folder / "sae" / "cfg.json").get("card", {})),
-            story=story.read_text().strip() if story.exists() else "",
+            story=read_text(story).strip() if story.exists() else "",
         ),
     )
 
@@ -88,7 +88,7 @@ def sae_paragraph(card: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    return dict(read_json(path)) if path.exists() else {}
 
 
 _CARD = """---

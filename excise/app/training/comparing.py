@@ -14,6 +14,7 @@ from torch import Tensor
 from excise.app.models.resolve import sae_site
 from excise.concepts import Concept, Pair, builtin, from_templates, read_rows
 from excise.errors import ExciseError
+from excise.files import read_text
 from excise.methods.prompt_codes import features, stacked
 from excise.neurons import PromptCodes
 from excise.neurons.contrast import contrast
@@ -86,8 +87,8 @@ def concepts_of(text: str, n: int = 100) -> list[Concept]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path).splitlines()
+    except (OSError, ValueError) as error:
         raise ExciseError(f"cannot read {path} ({error}); give a text file with one concept per line") from error
 
 

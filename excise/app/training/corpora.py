@@ -26,6 +26,7 @@ from typing import Any
 
 from excise.concepts.minors import names_minors
 from excise.errors import ExciseError
+from excise.files import open_regular, read_file, read_text
 
 SHARE = Path("/usr/share")
 """Folder of data files from Debian packages."""
@@ -135,14 +136,14 @@ class _Paragraphs(HTMLParser):
 
 def _html(file: Path) -> Iterator[str]:
     page = _Paragraphs()
-    page.feed(file.read_text(encoding="utf-8", errors="replace"))
+    page.feed(read_file(file).decode("utf-8", errors="replace"))
     page.close()
     yield from page.found
 
 
 def _mallard(file: Path) -> Iterator[str]:
     """Yield the paragraphs of a page of GNOME's help."""
-    for element in ET.parse(file).iter():
+    for element in ET.fromstring(read_file(file)).iter():
         if element.tag.rpartition("}")[2] == "p":
             yield " ".join("".join(element.itertext()).split())
 
@@ -153,7 +154,7 @@ def _wordnet(file: Path) -> Iterator[str]:
     A line holds offset, file, type, number of words in hexadecimal, each word with its sense number, pointers, and
     after a bar the gloss.
     """
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in read_text(file).splitlines():
         head, bar, gloss = line.partition(" | ")
         if not bar or line.startswith("  "):  # the licence
             continue
@@ -168,7 +169,7 @@ _CLASS = re.compile(r"^[,;\s]*(?:(?:n|a|v|t|i|adv|prep|conj|interj|pl|p|imp|pr|v
 
 def _gcide(file: Path) -> Iterator[str]:
     """Yield "Penrack: A rack for pens not in use." for every entry, without sources and etymology."""
-    with gzip.open(file) as packed:  # dictzip is gzip with an index
+    with open_regular(file) as opened, gzip.open(opened) as packed:  # dictzip is gzip with an index
         whole = packed.read().decode("utf-8", errors="replace")
     for entry in _ENTRY.finditer(whole):
         senses = " ".join(re.sub(r"\[[^\]]*\]|\([A-Z][^)]{0,20}\.\)|--[A-Z][^\n]*|[{}]", " ", entry["rest"]).split())

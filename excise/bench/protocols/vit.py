@@ -6,7 +6,6 @@ checkpoints load unchanged and without timm.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from excise.bench.pictures import Pixels
-from excise.errors import ExciseError
+from excise.errors import ExciseError, reason
+from excise.pickled import read_checkpoint
 
 SIDE, PATCH = 224, 16
 
@@ -91,17 +91,15 @@ def load_vit(path: Path | str, classes: int, **shape: Any) -> ViT:
     """
     model = ViT(classes, **shape)
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = saved.get("model_state_dict", saved)
+        tensors = read_checkpoint(Path(path), "model_state_dict")
         if (head := tensors.get("head.weight")) is not None and len(head) != classes:
             others = {51: "--style-classifier, of styles", 20: "--object-classifier, of objects"}
             hint = f"; it is the one for {others[len(head)]}" if len(head) in others else ""
             raise ValueError(f"it has {len(head)} classes{hint}")
         model.load_state_dict(tensors)
-    except (OSError, RuntimeError, AttributeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # for bytes that are not a checkpoint, torch raises all sorts of exceptions
         raise ExciseError(
-            f"{path} is not UnlearnCanvas's classifier of {classes} classes ({reason}); name its checkpoint"
+            f"{path} is not UnlearnCanvas's classifier of {classes} classes ({reason(error)}); name its checkpoint"
         ) from error
     return model.eval()
 

@@ -11,7 +11,7 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import NOT_PASSED
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Device, Force, Json, Model, PairsFile
+from excise.cli.options import Device, Digests, Force, Json, Model, PairsFile
 from excise.cli.sources import EraserSource, at_hand
 from excise.cli.terminal import emit, key_values, note, progress, prose
 from excise.cli.weights import choosing_weights
@@ -56,6 +56,7 @@ def audit(
         ),
     ] = None,
     count: Annotated[int, typer.Option("--count", help="Benign prompts to try at most.", **bounds.COUNT)] = 2000,
+    digest: Digests = None,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
     force: Force = False,
@@ -70,17 +71,20 @@ def audit(
     from excise.app.audit.page import render
     from excise.app.models.resolve import kind_of, load_pipeline
     from excise.erasers import Eraser, eraser_folders
+    from excise.erasers.artefact.pins import pinned_digests
     from excise.files import write_atomic
 
     folders = eraser_folders(at_hand(folder))
     pages = _pages(out, folders, force)
     bundled = model is None
-    erasers = [Eraser.load(one) for one in folders]
+    pins = pinned_digests(folders, digest or ())
+    erasers = [Eraser.load(one, digest=pin) for one, pin in zip(folders, pins, strict=True)]
     options = {
         "--out": out, "--model": model, "--sae": sae, "--prompts": prompts, "--mentions": mentions, "--pairs": pairs,
         "--kind": kind, "--count": None if count == 2000 else count,
     }  # fmt: skip
     typed = [part for name, value in options.items() if value is not None for part in (name, str(value))]
+    typed += [part for pin in digest or () for part in ("--digest", pin)]
     given = [word.strip() for word in (mentions or "").split(",") if word.strip()]
     inputs = []
     for eraser in erasers:

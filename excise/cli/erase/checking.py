@@ -9,7 +9,7 @@ import typer
 
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Device, EraserFolder, Force, Json, Model
+from excise.cli.options import Device, Digests, EraserFolder, Force, Json, Model
 from excise.cli.sources import EraserSource, at_hand
 from excise.cli.terminal import echo, emit, table
 from excise.cli.weights import choosing_weights
@@ -72,9 +72,7 @@ def verify(
         str | None,
         typer.Option("--identity-provider", help="Keyless: URL of the provider that vouches for --identity."),
     ] = None,
-    digest: Annotated[
-        str | None, typer.Option("--digest", help="The digest it must have: which of the signer's erasers it is.")
-    ] = None,
+    digest: Digests = None,
     concept: Annotated[str | None, typer.Option("--concept", help="The concept it must be an eraser of.")] = None,
     sae: Annotated[
         Path | None,
@@ -95,16 +93,18 @@ def verify(
     """
     from excise.erasers.artefact.checks import check_files
     from excise.erasers.artefact.files import eraser_folders
+    from excise.erasers.artefact.pins import pinned_digests
     from excise.errors import ExciseError
 
     folders = eraser_folders(at_hand(folder))
+    pins = dict(zip(folders, pinned_digests(folders, digest or ()), strict=True))
     signer = _signer(key, identity, identity_provider)
     if files_only:
-        found = {one: check_files(one, signer, digest, concept) for one in folders}
+        found = {one: check_files(one, signer, pin, concept) for one, pin in pins.items()}
     else:
         from excise.erasers import verify as checks_of
 
-        found = {one: checks_of(one, signed_by=signer, digest=digest, concept=concept) for one in folders}
+        found = {one: checks_of(one, signed_by=signer, digest=pin, concept=concept) for one, pin in pins.items()}
     broken = {one: next((c.detail for c in checks if not c.passed), None) for one, checks in found.items()}
     if not files_only and not all(broken.values()):
         from excise.app.models.resolve import load_pipeline
@@ -116,9 +116,9 @@ def verify(
             note_cuts(pipe, eraser.canary)
             return saes_at_hand(eraser, pipe, sae, bundled=model is None)
 
-        for one in folders:
+        for one, pin in pins.items():
             if broken[one] is None:
-                found[one] = checks_of(one, pipe, sae=at_hand_for, signed_by=signer, digest=digest, concept=concept)
+                found[one] = checks_of(one, pipe, sae=at_hand_for, signed_by=signer, digest=pin, concept=concept)
 
     def show() -> None:
         for one, checks in found.items():

@@ -11,7 +11,7 @@ import typer
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.cutting import note_cuts, note_lost
-from excise.cli.options import Device, FirstSeed, Force, Guidance, Json, Model, PicturesEach, Steps
+from excise.cli.options import Device, Digests, FirstSeed, Force, Guidance, Json, Model, PicturesEach, Steps
 from excise.cli.sources import EraserSources, at_hand
 from excise.cli.terminal import echo, emit, note, progress
 from excise.cli.weights import choosing_weights
@@ -38,6 +38,7 @@ def generate(
         ),
     ] = None,
     eraser: EraserSources = None,
+    digest: Digests = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Generate without and with the erasers, side by side.")
     ] = False,
@@ -91,6 +92,8 @@ def generate(
     """
     if compare and not eraser:
         raise ExciseError("--compare needs --eraser DIR")
+    if digest and not eraser:
+        raise ExciseError("--digest needs --eraser DIR")
     if strength < 0 and not allow_amplify:
         raise ExciseError(
             f"--strength {strength:g} would amplify the concept; give 0 or more (for a language model, --allow-amplify "
@@ -122,7 +125,7 @@ def generate(
                 f"{prompts}: ignored {', '.join(read.unread)}; all pictures use --guidance and the model's default size"
             )
     check(asked, eraser or (), out, out_dir, force=force, compare=compare)
-    erasers = load_erasers([at_hand(one) for one in eraser or ()])
+    erasers = load_erasers([at_hand(one) for one in eraser or ()], digests=digest or ())
     for name, loaded in erasers.items():
         if loaded.weak:
             note(f"warning: eraser {name} is weak: {'; '.join(loaded.weak)}")

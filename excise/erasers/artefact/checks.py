@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from excise.errors import ExciseError, Tampered
+from excise.errors import ExciseError, Tampered, reason
+from excise.files import parse_json
 
 if TYPE_CHECKING:
     from excise.erasers.artefact.signing import Signer
@@ -63,14 +63,14 @@ def check_files(
 def _check_content(folder: Path, files: Mapping[str, bytes]) -> None:
     """Raise Tampered unless the description has this version's keys, and the tensors are those of its edits."""
     try:
-        described = json.loads(files["eraser.json"].decode())
+        described = parse_json(files["eraser.json"])
         if described["schema"] != SCHEMA:
             raise ValueError(f"its format is {str(described['schema'])[:60]!r}, but this version reads {SCHEMA!r}")
         if missing := sorted(TOP - set(described)):
             raise ValueError(f"{missing[0]} is missing")
         data = files["eraser.safetensors"]
         size = struct.unpack("<Q", data[:8])[0]
-        table = json.loads(data[8 : 8 + size].decode())
+        table = parse_json(data[8 : 8 + size])
         table.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in table.values()), default=0)
         if 8 + size + end != len(data):
@@ -78,5 +78,5 @@ def _check_content(folder: Path, files: Mapping[str, bytes]) -> None:
         edits = {str(n) for n in range(len(described["edits"]))}
         if not edits or not {name.partition(".")[0] for name in table} <= edits:
             raise ValueError("its tensors belong to other edits")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, struct.error) as error:
-        raise Tampered(f"{folder} is not a valid eraser ({error}); copy or fit it again") from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, struct.error) as error:
+        raise Tampered(f"{folder} is not a valid eraser ({reason(error)}); copy or fit it again") from error

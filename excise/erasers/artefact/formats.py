@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +16,8 @@ from excise.erasers.artefact import verdict
 from excise.erasers.artefact.files import SCHEMA, as_json, manifest
 from excise.erasers.artefact.files import TOP as _TOP
 from excise.erasers.edits.registry import KINDS, Edit
-from excise.errors import ExciseError, Tampered, reason
+from excise.errors import ExciseError, Tampered, reason, shown
+from excise.files import parse_json
 from excise.sites.site import Site
 
 T = TypeVar("T")
@@ -79,15 +78,14 @@ def unpack(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     Raises ExciseError if the schema or a key is unknown, a key is missing, or tensors do not fit.
     """
     try:
-        described = json.loads(files["eraser.json"].decode(), parse_constant=_no_constant)
+        described = parse_json(files["eraser.json"], finite=True)
         schema = described["schema"]
         if schema == SCHEMA:
             return _arguments(described, load_tensors(files["eraser.safetensors"]))
     except _MALFORMED as error:
         raise Tampered(f"{folder} is not a valid eraser ({reason(error)}); copy or fit it again") from error
     raise ExciseError(
-        f"{folder} has the format {reprlib.repr(schema)[:60]}, but this version reads {SCHEMA!r}; use a matching "
-        "version of excise"
+        f"{folder} has the format {shown(schema)}, but this version reads {SCHEMA!r}; use a matching version of excise"
     )
 
 
@@ -113,7 +111,7 @@ def _edit(n: int, data: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
     named = "kind" in _is(dict, data)
     kind = KINDS.get(data["kind"] if named else _UNNAMED)
     if kind is None or named is (kind.kind == _UNNAMED):
-        raise ValueError(f"edit {n} is of kind {reprlib.repr(data['kind'])}")
+        raise ValueError(f"edit {n} is of kind {shown(data['kind'])}")
     _exactly(data, {"site", *(["kind"] if named else []), *kind.SAVED}, f"edit {n}")
     _exactly(data["site"], {"component", "path", "width"}, f"edit {n}'s site")
     component, path, width = (data["site"][name] for name in ("component", "path", "width"))
@@ -136,13 +134,9 @@ def _exactly(data: Any, keys: set[str], where: str) -> None:
 
 def _is(kind: type[T], value: Any) -> T:
     if type(value) is not kind:  # not isinstance, since True is an int too
-        raise TypeError(f"{reprlib.repr(value)} should be {_KINDS[kind]}")
+        raise TypeError(f"{shown(value)} should be {_KINDS[kind]}")
     return value
 
 
 def _number(value: Any) -> float:
     return float(value if type(value) is int else _is(float, value))
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")

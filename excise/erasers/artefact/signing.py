@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 from excise.erasers.artefact import files as saved_files
 from excise.erasers.artefact.files import CARD, FILES, SIGNATURE
 from excise.errors import ExciseError, InvalidSetting, MissingExtra, Tampered, reason
-from excise.files import read_file, write_atomic
+from excise.files import parse_json, read_file, write_atomic
 
 UNSIGNED = {SIGNATURE, CARD, ".gitattributes"}
 """Files that a signed eraser's folder may hold unsigned, as hub repositories do. Excise does not read them."""
@@ -86,7 +85,7 @@ def sign(folder: Path | str, private_key: Path | str, password: str | None = Non
         ) from error
     with _private_copy(path, files) as (copy, signature):
         config.set_hashing_config(_everything()).sign(copy, signature)
-        write_atomic(target, signature.read_bytes())
+        write_atomic(target, read_file(signature))
     return target
 
 
@@ -199,7 +198,7 @@ def _refuse_other_files(folder: Path) -> None:
 
 def _refuse_noncanonical(signature: bytes) -> None:
     """Raise ValueError if unused bits at the end of a base64 text were altered: no byte of any file may change."""
-    envelope = json.loads(signature)["dsseEnvelope"]
+    envelope = parse_json(signature)["dsseEnvelope"]
     for text in (envelope["payload"], *(each["sig"] for each in envelope["signatures"])):
         if b64encode(b64decode(text)).decode() != text:
             raise ValueError("its base64 is not canonical")

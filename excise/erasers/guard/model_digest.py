@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from excise.erasers.guard.weights_watch import kept_elsewhere, named_denoisers
 from excise.errors import ExciseError
+from excise.files import open_regular
 from excise.pipeline import Pipeline
 from excise.sites.denoiser import denoiser_of
 from excise.sites.locking import own_copy
@@ -161,7 +162,7 @@ def _file_digest(path: Path) -> str:
     if _SHA256.match(stored):
         return stored
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

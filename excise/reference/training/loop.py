@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from excise.errors import ExciseError
-from excise.files import temporary_beside
+from excise.files import open_regular, temporary_beside
 
 EVERY = 200
 """Steps between log lines."""
@@ -92,7 +92,8 @@ def run(
     optimiser = torch.optim.AdamW(module.parameters(), lr=peak, betas=betas, weight_decay=weight_decay, fused=True)
     average, first = Average(module, decay), 0
     if path.exists():
-        saved = torch.load(path, weights_only=True)
+        with open_regular(path) as file:
+            saved = torch.load(file, weights_only=True)
         module.load_state_dict(saved["module"])
         optimiser.load_state_dict(saved["optimiser"])
         average.weights, first = saved["average"], saved["step"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from excise.errors import ExciseError
+from excise.files import read_text
 from excise.reference import data
 from excise.reference.captions import caption
 from excise.reference.scenes import sample_caption, sample_scene
@@ -50,7 +51,7 @@ def synsets(folder: Path | None = None) -> Iterator[tuple[str, list[str], str, l
     if not (folder / "data.noun").exists():
         raise ExciseError(f"no WordNet database in {folder}; install Debian's package wordnet-base")
     for part in ("noun", "verb", "adj", "adv"):
-        for line in (folder / f"data.{part}").read_text(encoding="utf-8").splitlines():
+        for line in read_text(folder / f"data.{part}").splitlines():
             if line.startswith("  "):
                 continue
             head, _, gloss = line.partition(" | ")
@@ -64,7 +65,7 @@ def synsets(folder: Path | None = None) -> Iterator[tuple[str, list[str], str, l
 
 def emoji_texts() -> Iterator[str]:
     """Yield every emoji's name, and its name with its keywords (npm's emojilib), without held-out synonyms."""
-    for line in (data.folder() / "emoji_words.txt").read_text(encoding="utf-8").splitlines():
+    for line in read_text(data.folder() / "emoji_words.txt").splitlines():
         if not mentions_synonym(line):
             yield line.partition(":")[0]
             yield line

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BertModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from excise.errors import MissingExtra
-from excise.files import write_atomic
+from excise.files import open_regular, read_file, write_atomic
 from excise.reference.data import folder
 from excise.reference.training.loop import run
 from excise.reference.training.text_corpus import corpus
@@ -46,7 +46,7 @@ def tokenizer(bpe: Path) -> CLIPTokenizer:
         raise MissingExtra(
             f"training needs transformers 5, but {installed} is installed; pip install 'transformers>=5'"
         )
-    merges = gzip.decompress(bpe.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    merges = gzip.decompress(read_file(bpe)).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     letters = [chr(b) for b in visible] + [chr(256 + n) for n in range(256 - len(visible))]
     words = letters + [c + "</w>" for c in letters] + ["".join(m.split()) for m in merges]
@@ -150,7 +150,8 @@ def train(out: Path, steps: int = STEPS) -> Student:
     words = tokenizer(folder() / MERGES)
     if not (out / "corpus.pt").exists():
         prepare(out)
-    data = torch.load(out / "corpus.pt", weights_only=True)
+    with open_regular(out / "corpus.pt") as file:
+        data = torch.load(file, weights_only=True)
     ids, targets = data["ids"], data["targets"]
     student = Student()
     start = Teacher().word_vectors(words)

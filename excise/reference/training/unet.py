@@ -20,6 +20,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from excise.files import open_regular
 from excise.reference.scenes import SIZE, Scene, sample_caption, sample_scene
 from excise.reference.training.loop import Average, run, trapezoid
 from excise.reference.training.vae import CHANNELS, SIDE, pixels
@@ -191,7 +192,8 @@ def train(out: Path, parts: Path, steps: int = STEPS, decay_from: int | None = N
 def snapshot(out: Path) -> UNet2DConditionModel:
     """Load the averaged weights of the last checkpoint in `out`. Training may still be running."""
     unet = build()
-    saved = torch.load(out / "checkpoint.pt", weights_only=True)
+    with open_regular(out / "checkpoint.pt") as file:
+        saved = torch.load(file, weights_only=True)
     weights = {k.removeprefix("unet."): v for k, v in saved["average"].items() if k.startswith("unet.")}
     unet.load_state_dict(weights)
     return unet.eval()

@@ -261,6 +261,22 @@ def test_a_word_that_is_changed_and_not_removed_is_not_caught(
     assert removed is not None and (0 < removed < 0.01 if kind == "dud" else removed < 0)
 
 
+def test_rows_that_are_not_the_saes_are_a_red_flag(run: Callable[..., Audit], eraser: Eraser, sae: TopKSAE) -> None:
+    (edit,) = eraser.edits
+    assert isinstance(edit, SAEEdit)
+    nudged = edit.W_enc.clone()
+    nudged[0, 0] = torch.nextafter(nudged[0, 0], torch.tensor(9.0))
+    for changes, names in (
+        ({"W_enc": nudged}, "W_enc"),
+        ({"indices": edit.indices + sae.config.m}, "indices, W_enc, b_enc, b_pre, W_dec"),
+    ):
+        found = run(with_edit(eraser, **changes), sae)
+        (flag,) = [flag for flag in found.flags if flag.kind == "altered rows"]
+        assert (flag.severity, flag.evidence) == ("red", (f"{edit.site.key}: {names}",))
+        assert found.red
+        assert any("which were altered" in line for line in found.left_out)
+
+
 def test_an_eraser_that_does_not_bite_is_flagged_and_still_looked_at(
     run: Callable[..., Audit], eraser: Eraser, sae: TopKSAE
 ) -> None:

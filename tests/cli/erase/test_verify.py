@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +56,31 @@ def test_rows_are_compared_with_the_sae_that_is_named(
     told = ask("verify", folder, "--model", model_folder)
     assert "was not at hand" in rows(told)[1]
     assert [check["passed"] for check in told["checks"] if check["name"] == "trusted as signed"] == [True]
+
+
+def test_every_command_that_takes_an_eraser_pins_it_before_it_loads_a_model(
+    call: Callable[..., Any], firm_eraser: Eraser, folder: Path, tmp_path: Path
+) -> None:
+    replace(firm_eraser, name="other").save(tmp_path / "all" / "other")
+    firm_eraser.save(tmp_path / "all" / "gun")
+    both, right, wrong = tmp_path / "all", firm_eraser.digest, "0" * 64
+    model = ("--model", tmp_path / "there-is-none")
+    generate = ("generate", "--prompt", "a gun", *model)
+    for command in (
+        (*generate, "--eraser", folder, "--digest", wrong),
+        (*generate, "--eraser", both, "--digest", f"other={right}"),
+        (*generate, "--eraser", folder, "--eraser", both / "other", "--digest", right, "--digest", right),
+        ("audit", folder, *model, "--digest", wrong),
+        ("audit", both, *model, "--digest", f"gun={wrong}"),
+        ("verify", folder, *model, "--digest", wrong),
+        ("verify", both, "--files-only", "--digest", f"gun={wrong}"),
+    ):
+        refused = call(*command)
+        assert (refused.exit_code, refused.stdout) == (2, ""), command
+        assert "another eraser than the one pinned" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+    for command in ((*generate, "--digest", right), (*generate, "--eraser", both, "--digest", right)):
+        refused = call(*command)
+        assert refused.exit_code == 2 and "digest" in refused.stderr and "pinned" not in refused.stderr
+    found = call(*generate, "--eraser", both, "--digest", f"gun={right}")
+    assert found.exit_code == 2 and "there-is-none" in found.stderr, "the right digest passes"

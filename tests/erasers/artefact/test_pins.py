@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import excise
-from excise.erasers import Eraser, verify
+from excise.erasers import Eraser, load_erasers, verify
 from excise.erasers.artefact.checks import check_files
 from excise.errors import ExciseError, InvalidSetting, Tampered
 
@@ -65,3 +65,25 @@ def test_a_file_without_a_concept_is_refused(folder: Path) -> None:
     for text in (b"[]", b"{}", b"nonsense", b'{"concept": 3}'):
         with pytest.raises(ExciseError):
             check_pins(folder, {"eraser.json": text}, concept="gun")
+
+
+def test_several_erasers_are_pinned_in_their_order_or_by_name(gun_eraser: Eraser, tmp_path: Path) -> None:
+    erasers = {name: replace(gun_eraser, name=name) for name in ("a", "b", "c")}
+    for name, eraser in erasers.items():
+        eraser.save(tmp_path / ("all" if name != "c" else "one") / name)
+    places = [tmp_path / "all", tmp_path / "one" / "c"]
+    whole = [eraser.digest for eraser in erasers.values()]
+    for good in (whole, [f"c={whole[2]}"], [f"{places[1]}={whole[2].upper()}", f"a={whole[0]}"], []):
+        assert list(load_erasers(places, digests=good)) == ["a", "b", "c"]
+    for swapped in (whole[::-1], [f"b={whole[0]}"]):
+        with pytest.raises(Tampered, match="another eraser than the one pinned"):
+            load_erasers(places, digests=swapped)
+    for bad, message in (
+        (whole[:2], "3 erasers but 2 digests"),
+        ([f"d={whole[0]}"], "'d' is the name of 0 of the erasers' folders"),
+        ([f"a={whole[0]}"] * 2, "'a' is pinned twice"),
+        ([f"a={whole[0]}", whole[1]], "'' is the name of 0"),
+        ([f"a={whole[0][:60]}"], "all 64"),
+    ):
+        with pytest.raises(InvalidSetting, match=message):
+            load_erasers(places, digests=bad)
