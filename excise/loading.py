@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from excise.errors import ExciseError, MissingExtra
+from excise.errors import ExciseError, MissingExtra, shown
 from excise.files import SMALL, open_regular, parse_json, read_json
 from excise.pipeline import Pipeline, as_diffusers
 
@@ -154,19 +154,27 @@ def own_dtype(folder: Path, variant: str | None = None) -> torch.dtype:
     return found_dtype
 
 
-def refuse_foreign_modules(index: Mapping[str, Any]) -> None:
+def refuse_foreign_modules(index: Mapping[str, Any], folder: Path | None = None) -> None:
     """Raise ExciseError if a component's class is not in a library that diffusers loads from, or already imported.
 
-    Until 0.42 diffusers imports any module that a model_index.json names, which runs it.
+    Until 0.42 diffusers imports any module that a model_index.json names, which runs it. It also runs a pipeline's own
+    file, and a component's in `folder`, which some versions ask leave for.
     """
     from diffusers import pipelines
     from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
+    if not isinstance(index, Mapping) or not isinstance(index.get("_class_name"), (str, type(None))):
+        raise ExciseError(
+            "model_index.json takes its pipeline from a file of code, which is not run; use another model"
+        )
+    for name, (library, _) in components_of(index).items():
+        if folder is not None and (folder / name / f"{library}.py").exists():
+            raise ExciseError(f"{name} holds code, {shown(library + '.py')}, which is not run; use another model")
     for name, (library, _) in components_of(index).items():
         caller_imported = library in sys.modules and library.partition(".")[0] not in sys.stdlib_module_names
         if not (library in LOADABLE_CLASSES or hasattr(pipelines, library) or caller_imported):
             raise ExciseError(
-                f"model_index.json takes {name} from the module {library!r}, which importing would run; if you trust "
+                f"model_index.json takes {name} from the module {shown(library)}, which importing would run; if you trust "
                 "it, import it before loading, or use a model whose components are diffusers' or transformers'"
             )
 
@@ -189,7 +197,7 @@ def load_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) ->
         import diffusers
 
         index = _index(folder)
-        refuse_foreign_modules(index)
+        refuse_foreign_modules(index, folder)
         chosen = variant_of(_files(folder), components_of(index), variant)
         models = {
             name: _load_model(kind, folder / name, dtype, chosen[name])

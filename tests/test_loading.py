@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +17,10 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from excise import loading
+from excise.app.models.pipelines import Weights
+from excise.app.models.resolve import load_pipeline
 from excise.errors import ExciseError
+from excise.reference import bundle
 from tests import tiny
 
 MODELS = ("text_encoder", "unet", "vae")
@@ -147,3 +152,51 @@ def test_the_libraries_verbosity_is_its_users_own(folder: Path) -> None:
         assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
     finally:
         logging.set_verbosity(before[0])
+
+
+def evil(folder: Path, how: str) -> Path:
+    """Make a pipeline's folder run a file of its own when it is loaded. Return what that file writes."""
+    ran = folder / "ran"
+    code = f"open({str(ran)!r}, 'w').close()\nfrom diffusers import *\n"
+    index = json.loads((folder / "model_index.json").read_text())
+    if how == "module":
+        (folder / "evil_module.py").write_text(code)
+        index["vae"] = ["evil_module", "AutoencoderKL"]
+    elif how == "pipeline":
+        (folder / "evil_module.py").write_text(code)
+        index["_class_name"] = ["evil_module", "StableDiffusionPipeline"]
+    else:
+        (folder / "vae" / "diffusers.py").write_text(code)
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return ran
+
+
+@pytest.mark.parametrize("how", ["module", "pipeline", "component"])
+def test_no_way_to_load_a_model_runs_its_code(folder: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = evil(folder, how)
+    monkeypatch.syspath_prepend(folder)
+    ways: dict[str, Callable[[], Any]] = {
+        "the loader": lambda: loading.load_folder(folder, torch.float32),
+        "commands and a run's workers": lambda: load_pipeline(str(folder), "cpu", Weights()),
+        "the bundled model's": lambda: bundle.load(folder),
+    }
+    for name, load in ways.items():
+        with pytest.raises(ExciseError, match=r"model_index\.json takes|holds code"):
+            load()
+        assert not ran.exists(), name
+
+
+def test_pipelines_are_loaded_in_one_place_where_the_index_is_checked() -> None:
+    """A download is elsewhere, and is checked too."""
+    package = Path(loading.__file__).parent
+    loads = re.compile(r"Pipeline\w*\.(from_pretrained|from_single_file|download)$")
+    found = {
+        (path.relative_to(package).as_posix(), called)
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and loads.search(called := ast.unparse(node.func))
+    }
+    assert found == {
+        ("loading.py", "diffusers.DiffusionPipeline.from_pretrained"),
+        ("app/models/pipelines.py", "DiffusionPipeline.download"),
+    }

@@ -84,7 +84,8 @@ def test_every_read_is_bounded_or_has_its_reason() -> None:
     [
         "open(p)", "p.open()", "p.open('rb')", "open(p, 'rb')", "p.read_text()", "(a / b).read_bytes()",
         "json.loads(t)", "json.load(f)", "torch.load(p)", "np.load(p)", "Image.open(p)", "safe_open(p, 'pt')",
-        "load_file(p)", "yaml.safe_load(f)", "ET.parse(p)", "gzip.open(p, 'rb')", "pickle.load(f)", "os.open(p, os.O_RDONLY)",
+        "load_file(p)", "yaml.safe_load(f)", "ET.parse(p)", "gzip.open(p, 'rb')", "pickle.load(f)",
+        "os.open(p, os.O_RDONLY)",
     ],
 )  # fmt: skip
 def test_a_plain_read_is_found(code: str) -> None:

@@ -153,6 +153,7 @@ def _fetch(model: str, weights: Weights) -> Path:
     try:
         files = [sibling.rfilename for sibling in model_info(model, revision=revision).siblings or ()]
         index = read_json(Path(hf_hub_download(model, "model_index.json", revision=revision)))
+        loading.refuse_foreign_modules(index)
         chosen = loading.variant_of(files, loading.components_of(index), variant)
         variant = next(filter(None, chosen.values()), None)
     except errors.RevisionNotFoundError as error:
