@@ -174,8 +174,8 @@ def refuse_foreign_modules(index: Mapping[str, Any], folder: Path | None = None)
         caller_imported = library in sys.modules and library.partition(".")[0] not in sys.stdlib_module_names
         if not (library in LOADABLE_CLASSES or hasattr(pipelines, library) or caller_imported):
             raise ExciseError(
-                f"model_index.json takes {name} from the module {shown(library)}, which importing would run; if you trust "
-                "it, import it before loading, or use a model whose components are diffusers' or transformers'"
+                f"model_index.json takes {name} from the module {shown(library)}, which importing would run; if you "
+                "trust it, import it before loading, or use a model whose components are diffusers' or transformers'"
             )
 
 
