@@ -15,6 +15,8 @@ _LABEL = re.compile(rf"^\W*{_NAME}[\W\d]*?[:=]\s*(?P<text>.*)$", re.IGNORECASE)
 _KEY = re.compile(rf"^{_NAME}$", re.IGNORECASE)
 _OPENING = re.compile(r"[{\[]")
 _BETWEEN = re.compile(r"\s*(?:\||\t|→|⇒|->|=>)\s*")
+LONGEST = 200_000
+"""Characters of an answer that are read."""
 _QUOTES = "\"'`“”‘’«»*"
 
 
@@ -27,7 +29,7 @@ def parse(answer: str) -> tuple[list[Candidate], list[str]]:
     """
     found: list[tuple[int, Candidate]] = []
     broken: list[tuple[int, str]] = []
-    text = _THOUGHTS.sub(lambda m: "\n" * m.group().count("\n"), answer)
+    text = _THOUGHTS.sub(lambda m: "\n" * m.group().count("\n"), answer[:LONGEST])
     text = _without_json(text, found, broken)
     pending: tuple[int, str] | None = None
     at = 0
@@ -64,9 +66,11 @@ def _without_json(text: str, found: list[tuple[int, Candidate]], broken: list[tu
         at = opening.start()
         try:
             value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
+        except ValueError:
             at += 1
             continue
+        except RecursionError:  # nested too deeply for any pair
+            return text
         entries = _entries(value)
         if entries is None:
             at += 1
@@ -74,9 +78,9 @@ def _without_json(text: str, found: list[tuple[int, Candidate]], broken: list[tu
         for entry in entries:
             sides = _sides(entry)
             if sides:
-                found.append((at, Candidate(*sides)))
+                found.append((at, Candidate(*map(_whole, sides))))
             else:
-                broken.append((at, json.dumps(entry, ensure_ascii=False)))
+                broken.append((at, _whole(json.dumps(entry, ensure_ascii=False))))
         text = text[:at] + re.sub(r"[^\n]", " ", text[at:end]) + text[end:]
         at = end
     return text
@@ -103,6 +107,11 @@ def _sides(entry: Any) -> tuple[str, str] | None:
         if isinstance(concept, str) and isinstance(deconcept, str):
             return concept, deconcept
     return None
+
+
+def _whole(text: str) -> str:
+    """Return a text without halves of surrogate pairs, which JSON may escape: they can be neither saved nor printed."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _unlabelled(side: str) -> str:
