@@ -18,6 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from excise.bench import suite
 from excise.bench.run import Run, Unit
 from excise.concepts import load_pairs, save_pairs
 from excise.concepts.answers import parse
@@ -95,7 +96,9 @@ def sae(folder: Path, rng: random.Random) -> None:
 
 
 def run(folder: Path, rng: random.Random) -> None:
-    plan = {"schema": "excise.run/1", "suite": "canvas", "size": "small", "methods": {"none": {}}}
+    plan = {"schema": "excise.run/1", "suite": "canvas", "size": "small", "methods": ["none"], "concepts": ["gun"]}
+    plan |= {"settings": {"steps": 3}, "model": None, "sae": None, "configurations": {"none": {}}}
+    found = {"id": "gun-1", "concept": "gun", "family": "direct", "prompt": "a gun", "seed": 3, "keeps": ["a"]}
     record = {"method": "none", "case": "gun-1", "concept": "gun", "seen": {"target": True}}
     (folder / "records").mkdir(exist_ok=True)
     (folder / "tries").mkdir(exist_ok=True)
@@ -108,6 +111,9 @@ def run(folder: Path, rng: random.Random) -> None:
     opened.records()
     opened.records(Unit("none", "gun"))
     opened.errors()
+    assert all(isinstance(value, str) for value in opened.named.values())
+    (folder / "searched.json").write_bytes(some([found], rng))
+    [suite.Case.from_json(row) for row in suite.read_saved(folder / "searched.json", list)]
 
 
 @cache

@@ -35,7 +35,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from excise.bench import liveness
-from excise.errors import ExciseError
+from excise.bench.suite import check_plan
+from excise.errors import ExciseError, shown
 from excise.files import is_leftover, parse_json, read_file, read_json, write_atomic
 
 SCHEMA = "excise.run/1"
@@ -91,11 +92,10 @@ class Run:
         except ValueError as error:
             raise ExciseError(f"{self.folder / 'run.json'} is damaged ({error}); start another run") from error
         if (schema := self.plan.get("schema") if isinstance(self.plan, dict) else None) != SCHEMA:
-            raise ExciseError(
-                f"{folder} has the format {schema!r}, but this version reads {SCHEMA!r}; start another run"
-            )
+            raise ExciseError(f"{folder} has the format {shown(schema)}, not {SCHEMA!r}; start another run")
+        check_plan(self.plan, self.folder / "run.json")
         for concept in self.plan.get("concepts", ()):
-            checked_name(str(concept))
+            checked_name(concept)
         with os.scandir(self.folder) as entries:
             if links := sorted(entry.name for entry in entries if entry.is_symlink()):
                 raise ExciseError(f"{self.folder / links[0]} is a link; a run may hold none, as it would write there")

@@ -57,6 +57,21 @@ def read_saved(path: Path, kind: type[_Kind]) -> _Kind:
     return content
 
 
+_PARTS: dict[str, type | tuple[type, ...]] = {
+    "suite": str, "size": str, "settings": dict, "configurations": dict, "weights": dict, "concepts": list,
+    "methods": list, "model": (str, type(None)), "sae": (str, type(None)),
+}  # fmt: skip
+"""Parts of a run's plan, and their kinds."""
+
+
+def check_plan(plan: Mapping[str, Any], path: Path) -> None:
+    """Raise ExciseError if a part of the plan in `path` is of another kind than `Run.create` writes."""
+    for name, kind in _PARTS.items():
+        texts = plan[name] if name in plan and kind is list else ()
+        if name in plan and not (isinstance(plan[name], kind) and all(isinstance(text, str) for text in texts)):
+            raise ExciseError(f"{path} is damaged ({name} is {shown(plan[name])}); start another run")
+
+
 @dataclass(frozen=True)
 class Case:
     """One picture to generate, the same for every method."""
