@@ -52,6 +52,8 @@ def spliced(data: bytes, rng: random.Random) -> bytes:
 
 def altered(content: Any, rng: random.Random) -> Any:
     """A copy of json content with one value replaced or one key removed."""
+    if not content or not isinstance(content, dict | list):
+        return rng.choice(ODD)
     content = json.loads(json.dumps(content))
     places = []
 
@@ -260,7 +262,8 @@ def odd_tensors(tensors: Mapping[str, torch.Tensor], rng: random.Random) -> dict
     name = rng.choice(sorted(changed))
     whole = changed[name]
     ways: tuple[Callable[[], torch.Tensor], ...] = (
-        lambda: whole.reshape(-1), lambda: whole[..., :1], lambda: whole.T if whole.ndim == 2 else whole[None],
+        lambda: whole.reshape(-1), lambda: whole[..., :1] if whole.ndim else whole[None],
+        lambda: whole.T if whole.ndim == 2 else whole[None],
         lambda: torch.tensor(1.0), lambda: torch.empty(0), whole.int, whole.half, whole.bool,
         lambda: torch.full_like(whole, float("nan") if whole.is_floating_point() else 7),
         lambda: torch.zeros_like(whole), lambda: whole.double() * 1e300,
