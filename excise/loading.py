@@ -163,7 +163,9 @@ def refuse_foreign_modules(index: Mapping[str, Any], folder: Path | None = None)
     from diffusers import pipelines
     from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
-    if not isinstance(index, Mapping) or not isinstance(index.get("_class_name"), (str, type(None))):
+    if not isinstance(index, Mapping) or index.get("_class_name") is None:
+        raise ExciseError("model_index.json names no pipeline class; copy or download the model again")
+    if not isinstance(index["_class_name"], str):
         raise ExciseError(
             "model_index.json takes its pipeline from a file of code, which is not run; use another model"
         )

@@ -186,6 +186,15 @@ def test_no_way_to_load_a_model_runs_its_code(folder: Path, how: str, monkeypatc
         assert not ran.exists(), name
 
 
+@pytest.mark.parametrize(
+    "index", ["{}", "[]", '{"_class_name": null}', '{"_class_name": "Nope", "vae": ["diffusers", 3]}']
+)
+def test_an_index_that_names_no_pipeline_is_refused(folder: Path, index: str) -> None:
+    (folder / "model_index.json").write_text(index)
+    with pytest.raises(ExciseError, match=r"names no pipeline class|Nope"):
+        load_pipeline(str(folder), "cpu", Weights())
+
+
 def test_pipelines_are_loaded_in_one_place_where_the_index_is_checked() -> None:
     """A download is elsewhere, and is checked too."""
     package = Path(loading.__file__).parent
