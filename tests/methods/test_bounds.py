@@ -13,7 +13,7 @@ import pytest
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
-from excise.errors import EraserDidNotFire
+from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods import method
 from excise.methods.lookup import declared
 from excise.sae import save
@@ -64,7 +64,7 @@ def cases() -> Iterator[Any]:
                     yield pytest.param(name, key, given, marks=marks, id=f"{name}-{key}={value}")
 
 
-@pytest.mark.parametrize(("name", "key", "value"), cases())
+@pytest.mark.parametrize(("name", "key", "value"), list(cases()))
 def test_a_method_takes_the_bounds_of_its_settings(
     tiny_pipe: Any, word_sae: Any, tiny_site: Any, gun: Concept, tmp_path: Path, name: str, key: str, value: Any
 ) -> None:
@@ -79,4 +79,7 @@ def test_a_method_takes_the_bounds_of_its_settings(
             made = chosen.fit(tiny_pipe, gun, chosen.Config(**settings))
         except EraserDidNotFire:
             return  # it was taken, and changes nothing
+        except ExciseError as error:  # it was taken, and chose a neuron that does not tell the concept apart
+            assert str(error).startswith("no neuron separates")
+            return
     assert isinstance(made, Eraser)
