@@ -80,6 +80,7 @@ def test_a_method_takes_the_bounds_of_its_settings(
         except EraserDidNotFire:
             return  # it was taken, and changes nothing
         except ExciseError as error:  # it was taken, and chose a neuron that does not tell the concept apart
-            assert str(error).startswith("no neuron separates")
+            if not str(error).startswith("no neuron separates"):
+                raise
             return
     assert isinstance(made, Eraser)
