@@ -54,6 +54,7 @@ class EncoderRecorder(Watch):
     def __init__(self, guard: DenoiserGuard, component: str, module: nn.Module) -> None:
         super().__init__()
         self.denoiser_guard, self.component, self.module = guard, component, module
+        self._taps: dict[type, list[int]] = {}
 
     def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().arrive(module, args, kwargs)
@@ -98,7 +99,7 @@ class EncoderRecorder(Watch):
             return
         if not all(hook.runs > before.get(id(hook), 0) for hook in hooks):
             return
-        taps = taps_of(call.pipe, self.component) or None if call is not None and call.usual else None
+        taps = self._taps_of(call.pipe) or None if call is not None and call.usual else None
         first = max(shows_from(hook.edit.site) for hook in hooks)
         states = list(tensors_of(handed_on(output, first, taps)))
         if self._here.setting != self.denoiser_guard.setting:
@@ -113,6 +114,15 @@ class EncoderRecorder(Watch):
                 self.denoiser_guard.add_erased(parts)
             if call is None:
                 self.denoiser_guard.known_vectors.hold(states)
+
+    def _taps_of(self, pipe: Pipeline) -> list[int]:
+        """Return `taps_of` this encoder. Its layers are counted once, since the prompt guard refuses a changed one."""
+        kind = type(pipe)
+        if getattr(pipe, self.component, None) is not self.module:
+            return taps_of(pipe, self.component)
+        if kind not in self._taps:
+            self._taps[kind] = taps_of(pipe, self.component)
+        return self._taps[kind]
 
     def _is_for_glyphs(self) -> bool:
         """Whether the encoder reads only text to be rendered as letters, which an eraser need not cover."""
@@ -395,12 +405,13 @@ class DenoiserHook(Watch):
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         super().pre_forward(module)
-        names = _parameters(type(module).forward)
         if not torch.compiler.is_compiling():
+            names = _cached_parameters(type(module).forward)
             self.denoiser_guard.refuse_images(module, kwargs)
             given = (*zip(names, args, strict=False), *kwargs.items())
             self.denoiser_guard.check([state for name, value in given for state in _text_states(name, value)])
             return args, kwargs
+        names = _parameters(type(module).forward)
         checked = [self._checked(name, value) for name, value in zip(names, args, strict=False)]
         return (*checked, *args[len(checked) :]), {name: self._checked(name, value) for name, value in kwargs.items()}
 
@@ -446,7 +457,10 @@ def is_compiled(pipe: Pipeline) -> bool:
     return any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None for part in parts)
 
 
-@lru_cache(64)
 def _parameters(forward: Callable[..., Any]) -> list[str]:
     """Return the names of the positional arguments of a class's `forward`."""
     return list(inspect.signature(forward).parameters)[1:]
+
+
+_cached_parameters = lru_cache(64)(_parameters)
+"""The same, not to be traced by the compiler, which warns of caches."""

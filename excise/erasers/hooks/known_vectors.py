@@ -50,6 +50,8 @@ class KnownVectors:
         self._carried = self.generation = 0
         """`generation` counts the changes of generations."""
         self._added: list[tuple[Tensor, bool]] = []
+        self._waiting = 0
+        """Bytes of `_added`."""
         self._held = Held()
         self._lock = threading.RLock()
 
@@ -72,7 +74,8 @@ class KnownVectors:
             for tensor in tensors:
                 if _holds_states(tensor):
                     self._added.append((tensor.detach().clone(), spared))
-            many = sum(tensor.nbytes for tensor, _ in self._added) > WAITING * self._share
+                    self._waiting += tensor.nbytes
+            many = self._waiting > WAITING * self._share
         if many:
             self._hash()
 
@@ -111,6 +114,7 @@ class KnownVectors:
         """Forget all vectors and held tensors."""
         with self._lock:
             self._added.clear()
+            self._waiting = 0
             self._young, self._old, self._carried = {}, {}, 0
             self._held.clear()
 
@@ -125,6 +129,7 @@ class KnownVectors:
                 rows = tensor.flatten(0, -2)
                 self._keep([((rows.shape[1], spared), values) for values in _in_dtypes(rows)])
             self._added.clear()
+            self._waiting = 0
             for place in self._held.stayed(READ_AT_ONCE):
                 self._read(place)
 
