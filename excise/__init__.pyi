@@ -1,6 +1,7 @@
 from .api import erase as erase
 from .api import evaluate as evaluate
 from .api import find_neurons as find_neurons
+from .api import harden as harden
 from .api import list_methods as list_methods
 from .api import train_sae as train_sae
 from .api import verify as verify

@@ -249,6 +249,47 @@ def list_methods() -> list[str]:
     return list(dict.fromkeys((*METHODS, *plugins("excise.methods"))))
 
 
+def harden(
+    eraser: Eraser, pipe: Pipeline, *, gate: float = 0.05, rounds: int = 4, words: int = 32, steps: int = 20
+) -> Eraser:
+    """Harden an eraser of the bundled model: find words that get past it, and make it again with them as mentions.
+
+    Each round searches the text encoder's whole vocabulary under the eraser, generates pictures from the words nearest
+    to the concept, and takes the words whose pictures show it. Words of the benchmark's own prompts are left out.
+
+    Args:
+        eraser: An eraser by SNCE. It is not changed.
+        pipe: The bundled model's pipeline, whose judges decide what a picture shows.
+        gate: Share of the pictures that may show the concept; once reached, no further round is made.
+        rounds: Most erasers to try, the first one included.
+        words: Words to try in a round, with two pictures each.
+        steps: Denoising steps of a picture.
+
+    Returns:
+        The eraser of the best round, in which the smallest share of the pictures shows the concept.
+        `measured["hardening"]` has the figures of all rounds.
+
+    Raises:
+        InvalidSetting: if the pipeline, the eraser or its concept cannot be hardened, or a value is out of range.
+
+    Example:
+        >>> hardened = excise.harden(excise.erase(pipe, "car"), pipe)
+        >>> hardened.measured["hardening"]["best"]
+        1
+    """
+    from excise.app.erase.hardening import harden as hardened
+    from excise.pipeline import check_pipeline
+
+    check_pipeline(pipe)
+    if not is_bundled(pipe):
+        raise InvalidSetting("only erasers of the bundled model can be hardened; other models have no judges")
+    if not 0 <= gate <= 1:
+        raise InvalidSetting(f"gate is {gate}; it is a share from 0 to 1")
+    if least := [name for name, value in (("rounds", rounds), ("words", words), ("steps", steps)) if value < 1]:
+        raise InvalidSetting(f"{least[0]} must be at least 1")
+    return hardened(pipe, eraser, gate=gate, rounds=rounds, words=words, steps=steps).eraser
+
+
 def verify(
     folder: StrPath,
     pipe: Pipeline | None = None,

@@ -22,6 +22,7 @@ HUB, GPU, MODEL, SERVER = "a model hub", "a GPU", "a model that is not bundled",
 HOURS, RUNS = "hours", "runs of a model that is not bundled"
 ELSEWHERE = {
     "docs/how-to/bench.md: bench resume run --device cuda:0": GPU,
+    "docs/how-to/harden.md: harden car-eraser": "minutes: it reads the whole vocabulary",
     "docs/how-to/bench.md: bench resume run --device cuda:1": GPU,
     "docs/how-to/bench.md: reproduce snce --figure 7 --run RUN": RUNS,
     "docs/how-to/hub.md: push gun-eraser owner/gun-eraser --private": HUB,

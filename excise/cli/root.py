@@ -10,7 +10,7 @@ import typer
 
 from excise.cli.bench import bench, reference, reproduce
 from excise.cli.command import INTERRUPTED, Commands, Root
-from excise.cli.erase import audit, checking, concepts, demo, erase, find, generate, methods, push
+from excise.cli.erase import audit, checking, concepts, demo, erase, find, generate, harden, methods, push
 from excise.cli.neurons import explaining
 from excise.cli.pairs import pairs
 from excise.cli.sae import comparing
@@ -46,7 +46,7 @@ def _root(
     pass
 
 
-for part in (demo, concepts, find, erase, checking, generate, audit, push):
+for part in (demo, concepts, find, erase, checking, generate, audit, harden, push):
     part.register(app)
 app.add_typer(methods.app, name="methods")
 app.add_typer(pairs.app, name="pairs")
