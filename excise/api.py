@@ -252,7 +252,7 @@ def list_methods() -> list[str]:
 def harden(
     eraser: Eraser, pipe: Pipeline, *, gate: float = 0.05, rounds: int = 4, words: int = 32, steps: int = 20
 ) -> Eraser:
-    """Harden an eraser of the bundled model: find words that get past it, and make it again with them as mentions.
+    """Harden an eraser of the bundled model: find words that get past it, and give each an edit of its own.
 
     Each round searches the text encoder's whole vocabulary under the eraser, generates pictures from the words nearest
     to the concept, and takes the words whose pictures show it. Words of the benchmark's own prompts are left out.

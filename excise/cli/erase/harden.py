@@ -1,4 +1,4 @@
-"""`excise harden`: search for words that get past an eraser, and make it again with them."""
+"""`excise harden`: search for words that get past an eraser, and give each an edit."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def harden(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Harden an eraser of the bundled model: find words that get past it, and make it again with them as mentions.
+    """Harden an eraser of the bundled model: find words that get past it, and give each an edit of its own.
 
     Each round searches the text encoder's whole vocabulary and generates pictures from the words nearest to the
     concept. It ends at the gate, or if a round wins nothing. Words of the benchmark's prompts are left out. The best

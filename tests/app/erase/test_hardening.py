@@ -41,7 +41,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         def attack(pipe: Any, eraser: Eraser, concept: Any, words: int, steps: int) -> Round:
             shown, leaks = rounds[len(made)]
-            neurons = tuple(eraser.edits[0].neurons)
+            neurons = tuple(neuron for edit in eraser.edits for neuron in edit.neurons)
             made.append(Round(concept.mentions, neurons, leaks, 10, shown, leaks, 0.0))
             return made[-1]
 
