@@ -106,6 +106,7 @@ def naked() -> Concept:
     return Concept("nudity", ("naked", "nude", "bare"), tuple(pairs), ("a cat on grass", "a red car"), "attribute")
 
 
+@pytest.mark.usefixtures("short_removal")
 @pytest.mark.slow
 def test_snce_end_to_end_on_sd14s_anatomy(sd14: Any, naked: Concept, tmp_path: Path) -> None:
     assert sum(p.numel() for p in sd14.unet.parameters()) == 859_520_964
@@ -141,6 +142,7 @@ def test_snce_end_to_end_on_sd14s_anatomy(sd14: Any, naked: Concept, tmp_path: P
     assert torch.equal(draw(prompt), before)
 
 
+@pytest.mark.usefixtures("short_removal")
 @pytest.mark.slow
 @pytest.mark.parametrize("site", BLOCKS["sd15"], ids=lambda site: site.path)
 def test_saemnesia_end_to_end_on_sd15s_blocks(sd14: Any, naked: Concept, site: Site, tmp_path: Path) -> None:

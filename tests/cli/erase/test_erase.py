@@ -233,6 +233,7 @@ def test_methods(ask: Callable[..., Any], call: Callable[..., Any]) -> None:
         assert message in refused.stderr
 
 
+@pytest.mark.usefixtures("short_removal")
 def test_an_eraser_by_another_method(
     ask: Callable[..., Any], call: Callable[..., Any], common: tuple[Any, ...], model_folder: Path, tmp_path: Path
 ) -> None:
@@ -272,6 +273,7 @@ def test_an_eraser_by_another_method(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.usefixtures("short_removal")
 def test_a_trained_method_goes_on_where_it_was_stopped(
     ask: Callable[..., Any],
     call: Callable[..., Any],

@@ -112,6 +112,7 @@ def test_another_thread_may_draw_without_it(tiny_pipe: Any, eraser: Eraser) -> N
     assert np.array_equal(seen[0], plain)
 
 
+@pytest.mark.usefixtures("short_removal")
 def test_it_is_saved_and_verified_as_any_other(tiny_pipe: Any, eraser: Eraser, tmp_path: Path) -> None:
     with eraser.attach(tiny_pipe) as attachment:
         whole, wanted = replace(eraser, canary_shift=attachment.shift), draw(tiny_pipe)

@@ -510,6 +510,7 @@ def test_two_erasers_at_one_block_in_either_order(tiny_pipe: Any, eraser: Eraser
     assert np.array_equal(*made)
 
 
+@pytest.mark.usefixtures("short_removal")
 def test_it_is_saved_and_verified_as_any_other(tiny_pipe: Any, eraser: Eraser, tmp_path: Path) -> None:
     with eraser.attach(tiny_pipe) as attachment:
         whole = replace(eraser, canary_shift=attachment.shift)

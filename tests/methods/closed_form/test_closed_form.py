@@ -114,6 +114,7 @@ def test_rece_erases_what_brings_the_concept_back_round_by_round(tiny_pipe: Any)
         torch.testing.assert_close(made[path], W - before[path], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.usefixtures("short_removal")
 @pytest.mark.parametrize("name", ["uce", "rece"])
 def test_it_is_an_eraser_as_any_other(tiny_pipe: Any, name: str, tmp_path: Path) -> None:
     def draw() -> np.ndarray:

@@ -83,6 +83,7 @@ def test_levels_are_means_over_every_patch(tiny_pipe: Any, site: Any, sae: TopKS
     torch.testing.assert_close(found.kept, torch.where(full, positive, 0.0).mean((1, 2)))
 
 
+@pytest.mark.usefixtures("short_removal")
 def test_saeuron_edits_at_each_step_what_scores_there(
     tiny_pipe: Any, site: Any, sae: TopKSAE, folder: str, concept: Concept, tmp_path: Path
 ) -> None:

@@ -160,6 +160,7 @@ def test_low_frequencies_that_grew_are_weakened() -> None:
     torch.testing.assert_close(reattended(safe, plain, 1.0), safe, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("short_removal")
 def test_re_attention_leaves_other_pictures_and_the_model_alone(tiny_pipe: Any, tmp_path: Path) -> None:
     prompts = ["a gun on grass", "soup"]
     plain, made = draw(tiny_pipe, prompts), {}
@@ -175,6 +176,7 @@ def test_re_attention_leaves_other_pictures_and_the_model_alone(tiny_pipe: Any, 
     assert not [n for n, m in tiny_pipe.unet.named_modules() if m._forward_pre_hooks]
 
 
+@pytest.mark.usefixtures("short_removal")
 def test_the_filter_draws_nothing_in_particular(tiny_pipe: Any, tmp_path: Path) -> None:
     eraser = method("safety-filter").fit(tiny_pipe, CONCEPT)
     prompts = ["a soldier with a gun", "a bowl of soup"]

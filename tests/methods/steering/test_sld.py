@@ -78,6 +78,7 @@ def test_it_draws_as_diffusers_does(tiny_pipe: Any, level: Level) -> None:
     assert np.array_equal(draw(tiny_pipe), plain)
 
 
+@pytest.mark.usefixtures("short_removal")
 def test_it_is_saved_and_scaled_as_any_other(tiny_pipe: Any, tmp_path: Path) -> None:
     assert method("sld").fit(tiny_pipe, CONCEPT, method("sld").Config(level="max", scale=300)).edits[0].scale == 300
     eraser = method("sld").fit(tiny_pipe, CONCEPT, method("sld").Config(level="max"))

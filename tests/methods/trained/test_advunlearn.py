@@ -115,6 +115,7 @@ def test_the_attack_brings_the_concept_back(tiny_pipe: Any) -> None:
     assert far[40] < far[1]
 
 
+@pytest.mark.usefixtures("short_removal")
 def test_it_is_an_eraser_of_the_text_encoder(tiny_pipe: Any, tmp_path: Path) -> None:
     plain = draw(tiny_pipe)
     before = {name: p.detach().clone() for name, p in tiny_pipe.text_encoder.named_parameters()}

@@ -93,6 +93,7 @@ def test_the_anchor_is_what_stands_in_the_concepts_place() -> None:
     assert set(prompt_pairs(alone, "cat", 2, generator, "anchor")) == {("gun", "cat"), ("pistol", "cat")}
 
 
+@pytest.mark.usefixtures("short_removal")
 @pytest.mark.parametrize("settings", [{}, {"variant": "noise", "weights": "all", "lr": 3e-3, "anchor": "cat"}])
 def test_training_lowers_the_loss_and_makes_an_eraser(tiny_pipe: Any, settings: dict[str, Any], tmp_path: Path) -> None:
     losses: list[float] = []

@@ -256,6 +256,7 @@ def test_prompts_without_the_concept_are_kept() -> None:
     assert prompts(many, 2) == (["gun", "gun 0", "gun 4"], ["", "cat 0", "cat 4"])
 
 
+@pytest.mark.usefixtures("short_removal")
 def test_training_lowers_the_loss_and_makes_an_eraser(tiny_pipe: Any, tmp_path: Path) -> None:
     losses: list[tuple[int, int, float]] = []
     before = {key: value.clone() for key, value in tiny_pipe.unet.state_dict().items()}

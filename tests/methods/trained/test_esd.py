@@ -112,6 +112,7 @@ def test_changed_weights_are_summed_once_until_they_change(tiny_pipe: Any) -> No
     assert student.weights()[name].requires_grad  # where gradients are asked for, they reach the changes
 
 
+@pytest.mark.usefixtures("short_removal")
 @pytest.mark.parametrize("name", ["esd-x", "esd-u"])
 def test_training_lowers_the_loss_and_makes_an_eraser(tiny_pipe: Any, name: str, tmp_path: Path) -> None:
     calls: list[tuple[int, int, float]] = []

@@ -258,6 +258,7 @@ def test_words_are_found_where_they_stand(tiny_pipe: Any) -> None:
     assert torch.equal(f, states[0]) and torch.equal(g, f)
 
 
+@pytest.mark.usefixtures("short_removal")
 def test_training_lowers_the_loss_and_makes_an_eraser(tiny_pipe: Any, tmp_path: Path) -> None:
     calls: list[tuple[int, int, float]] = []
     before = {key: value.clone() for key, value in tiny_pipe.unet.state_dict().items()}

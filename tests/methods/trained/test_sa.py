@@ -101,6 +101,7 @@ def test_other_prompts_are_the_controls() -> None:
     assert set(other_prompts(without, 3, generator)) == {"a cat on grass", "two dogs", "the rose"}
 
 
+@pytest.mark.usefixtures("short_removal")
 @pytest.mark.parametrize(("weights", "lr"), [("cross-attention", 0.1), ("rest", 3e-3)])
 def test_training_lowers_the_loss_and_makes_an_eraser(tiny_pipe: Any, weights: str, lr: float, tmp_path: Path) -> None:
     losses: list[float] = []

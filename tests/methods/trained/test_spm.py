@@ -96,6 +96,7 @@ def test_the_loss_is_the_paper_s(tiny_pipe: Any) -> None:
     assert held > 0
 
 
+@pytest.mark.usefixtures("short_removal")
 def test_every_prompt_weighs_the_adapters_by_itself(tiny_pipe: Any, tmp_path: Path) -> None:
     eraser = method("spm").fit(tiny_pipe, CONCEPT, CONFIG)
     plain_ones = draw(tiny_pipe)
