@@ -397,7 +397,7 @@ def page(results: Mapping[str, Any]) -> str:
         "trained for a minute or two, less than their papers train Stable Diffusion. Seconds are from processes that",
         f"ran at the same time. {'; '.join(results['by']['tuning'])}.",
         "",
-        "esd-x and esd-u were trained with η = 2 and pictures that the student denoises, twice as strong as their authors'",
+        "esd-x and esd-u were trained with η = 2, twice as strong as in their authors'",
         "code (2026-11-29). Their rows on this page are to be made again.",
         "",
         f"| method | settings | {' | '.join(COLUMNS)} | fit, s |",
