@@ -45,7 +45,8 @@ def main() -> None:
         if not is_style(name):
             found["near"] = {"before": near(pipe, eraser, name), "after": near(pipe, hardened.eraser, name)}
         results["concepts"][name] = found
-        results |= {"machine": machine(), "date": datetime.date.today().isoformat()}
+        results |= {"options": f"--rounds {options.rounds} --words {options.words}", "machine": machine()}
+        results |= {"date": datetime.date.today().isoformat()}
         write_atomic(options.out, json.dumps(results, indent=1) + "\n")
         write_atomic(options.out.with_suffix(".md"), page(results))
         print(page(results), flush=True)
@@ -94,7 +95,7 @@ def page(results: Mapping[str, Any]) -> str:
         [
             "# Hardening",
             "",
-            f"`{COMMAND} {','.join(results['concepts'])}`, {results['date']}, {results['machine']}.",
+            f"`{COMMAND} {','.join(results['concepts'])} {results['options']}`, {results['date']}, {results['machine']}.",
             f"{' or '.join(map(str, sorted(words)))} pictures a round, from the words of the whole vocabulary that are",
             "nearest to the concept under the eraser; either judge counts. Per cent, with Wilson's 95 % intervals. The",
             "last columns count synonyms of all other objects, one picture each, under the first eraser and the",
