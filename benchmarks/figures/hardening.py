@@ -95,7 +95,8 @@ def page(results: Mapping[str, Any]) -> str:
         [
             "# Hardening",
             "",
-            f"`{COMMAND} {','.join(results['concepts'])} {results['options']}`, {results['date']}, {results['machine']}.",
+            f"`{COMMAND} {','.join(results['concepts'])} {results['options']}`,",
+            f"{results['date']}, {results['machine']}.",
             f"{' or '.join(map(str, sorted(words)))} pictures a round, from the words of the whole vocabulary that are",
             "nearest to the concept under the eraser; either judge counts. Per cent, with Wilson's 95 % intervals. The",
             "last columns count synonyms of all other objects, one picture each, under the first eraser and the",
