@@ -22,7 +22,8 @@ from .erasers.loaders import load_eraser as load_eraser
 from .erasers.loaders import replace_eraser as replace_eraser
 from .erasers.loaders import set_erasers as set_erasers
 from .erasers.loaders import unload_eraser as unload_eraser
-from .erasers.loaders import using as using
+from .erasers.requests import generating as generating
+from .erasers.requests import using as using
 from .erasers.telemetry import on_event as on_event
 from .errors import EraserDidNotFire as EraserDidNotFire
 from .errors import ExciseError as ExciseError

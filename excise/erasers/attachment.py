@@ -173,6 +173,7 @@ class Attachment:
     @strength.setter
     def strength(self, value: float) -> None:
         checked = self.check_strength(value)
+        setting.forget_ended()
         with setting.LOCK:
             self.encoding._strength = checked
         self._audit("strength", f"strength {value}")
@@ -213,6 +214,7 @@ class Attachment:
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
+        setting.forget_ended()
         with setting.LOCK:
             self.encoding._enabled = bool(value)
         self._audit("strength", "enabled" if value else "disabled")
@@ -227,6 +229,7 @@ class Attachment:
 
     def status(self) -> dict[str, Any]:
         """Return state and counters for a health check. They never include prompt text."""
+        setting.forget_ended()
         return {
             "name": self.name,
             "concept": self.eraser.concept,
@@ -256,10 +259,10 @@ class Attachment:
         An image that began under the eraser ends under it. The hooks are removed when the last such image is done.
         """
         with setting.LOCK:
-            was, self.attached, self.detached = self.attached, False, True
+            was, again, self.attached, self.detached = self.attached, self.detached, False, True
             if was:
                 setting.leave(self, self._take_off)
-            else:
+            elif not again:
                 self._take_off()
         if was:
             self._audit("detached")

@@ -8,10 +8,10 @@ from typing import Any
 
 from excise.erasers.attachment import Attachment
 from excise.erasers.guard.encode_prompt import Guard
+from excise.erasers.guard.near import attachments_near
 from excise.erasers.hooks import context, setting
 from excise.erasers.hooks.context import ERASED, SPARED
 from excise.erasers.hooks.edit_hook import EditHook
-from excise.erasers.loaded import loaded_on
 from excise.errors import EraserDidNotFire
 from excise.pipeline import Pipeline
 from excise.sites.encoding import encode_prompt, tensors_of
@@ -45,7 +45,8 @@ def encode(pipe: Pipeline, how: Callable[..., Any] | str, *args: Any, negative: 
 
 
 def _encoded(pipe: Pipeline, how: Callable[[], Any]) -> Any:
-    active = [attachment for attachment in loaded_on(pipe).values() if attachment.active]
+    near = [a for a in attachments_near(pipe) if isinstance(a, Attachment) and a.acts_on(pipe)]
+    active = [attachment for attachment in near if attachment.active]  # detached ones too, if this image keeps them
     before = [(a, [(hook, hook.runs) for hook in a.encoding.text_hooks]) for a in active]
     spared, erased = getattr(SPARED, "runs", 0), getattr(ERASED, "runs", 0)
     made = how()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from excise.erasers.artefact.files import FILES, SIGNATURE, eraser_folders
@@ -11,7 +10,7 @@ from excise.erasers.artefact.signing import Signer
 from excise.erasers.attachment import Attachment, OnBypass
 from excise.erasers.eraser import Eraser, StrPath
 from excise.erasers.hooks import setting
-from excise.erasers.loaded import as_names, chosen, loaded_on, named, requested_by_number, warn_if_weak
+from excise.erasers.loaded import as_names, chosen, loaded_on, named, warn_if_weak
 from excise.erasers.several import Attachments, load_erasers
 from excise.errors import InvalidSetting, NotFound
 from excise.hub import fetch
@@ -172,43 +171,6 @@ def set_erasers(pipe: Pipeline, names: Sequence[str] | str, strengths: Sequence[
             attachment.enabled = attachment in wanted
         for attachment, value in wanted.items():
             attachment.strength = value
-
-
-@contextmanager
-def using(pipe: Pipeline, erasers: Mapping[str, float] | Sequence[str] | str) -> Iterator[None]:
-    """Activate exactly these erasers for one request: within the block, in this thread or asyncio task alone.
-
-    Other threads and tasks keep the default that `set_erasers` sets, or their own request. An image that begins in the
-    block keeps its erasers to the end. `asyncio.to_thread` inherits the request. A `threading.Thread` and
-    `loop.run_in_executor` do not, unless they run in a copy of the context (`contextvars.copy_context`).
-
-    Args:
-        pipe: The pipeline. The request holds for other pipelines of the same components too.
-        erasers: Strengths by the names of loaded erasers, or names alone for strength 1. `{}` activates none.
-
-    Raises:
-        NotFound: if no eraser of one of the names is loaded.
-        InvalidSetting: if a strength is impossible.
-        EraserDidNotFire: when an image begins and one of the erasers has been unloaded since. A replaced eraser
-            (`replace_eraser`) is used under its name.
-
-    Example:
-        >>> with excise.using(pipe, {"gun": 1.0}):
-        ...     image = pipe("a gun on grass").images[0]
-    """
-    strengths = dict(erasers) if isinstance(erasers, Mapping) else dict.fromkeys(as_names(erasers), 1.0)
-    chosen(pipe, list(strengths), list(strengths.values()))
-    seen: tuple[int, dict[int, float]] = (-1, {})
-
-    def wanted() -> dict[int, float]:
-        nonlocal seen
-        if seen[0] != setting.version:
-            with setting.LOCK:
-                seen = setting.version, requested_by_number(pipe, strengths)
-        return seen[1]
-
-    with setting.requested(wanted):
-        yield
 
 
 def replace_eraser(pipe: Pipeline, name: str, source: StrPath, **options: Any) -> Attachment:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextvars
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from excise.erasers.hooks import setting
 from excise.errors import InvalidSetting, NotFound
 from excise.methods import method
 from tests.erasers.apply.test_known_prompts import CONCEPT
+from tests.erasers.test_generating import loop, steps
 from tests.erasers.test_settings import at_first_step, draw, own_pipeline
 
 
@@ -213,3 +215,98 @@ def test_one_eraser_is_attached_once_by_two_threads(
     monkeypatch.setattr(setting, "LOCK", Lock())
     attach("first")
     assert len(refused) == 1 and len(excise.list_erasers(tiny_pipe)) == 1
+
+
+def test_an_interrupted_image_does_not_answer_for_the_strength(tiny_pipe: Any, weights: Eraser) -> None:
+    class Stop(BaseException):
+        """As Ctrl-C."""
+
+    def stop(*run: Any) -> None:
+        raise Stop
+
+    with weights.attach(tiny_pipe) as attachment:
+        handle = tiny_pipe.unet.conv_in.register_forward_hook(stop)
+        with pytest.raises(Stop) as kept:
+            draw(tiny_pipe)
+        handle.remove()
+        attachment.strength = 0.3
+        assert attachment.strength == 0.3
+        assert kept.tb is not None
+        left = setting._ENTRANCES[tiny_pipe.unet]._opened
+        draw(tiny_pipe)
+        assert left == [], "the interrupted run leaves nothing on the list of open ones"
+
+
+def test_a_second_detach_takes_no_hook_from_an_image(tiny_pipe: Any, weights: Eraser) -> None:
+    """Another thread unloads the eraser, and the `with` block ends."""
+    attachment = weights.attach(tiny_pipe)
+    erased = draw(tiny_pipe)
+    twice = lambda: [attachment.detach(), attachment.detach()]  # noqa: E731
+    assert torch.equal(draw(tiny_pipe, **at_first_step(twice)), erased)
+    assert "_diffusers_hook" not in vars(tiny_pipe.unet)
+
+
+def streaming(pipe: Any) -> Any:
+    """Return a pipeline of the same modules whose call yields the latents of every step."""
+    from diffusers import StableDiffusionPipeline
+
+    class Streaming(StableDiffusionPipeline):  # type: ignore[misc]
+        def __call__(self) -> Iterator[Tensor]:
+            yield from steps(self)
+
+    return Streaming(**pipe.components, requires_safety_checker=False)
+
+
+@pytest.mark.parametrize("kind", ["text", "weights"])
+def test_a_pipeline_call_that_yields_keeps_its_setting(
+    tiny_pipe: Any, gun_eraser: Eraser, weights: Eraser, kind: str
+) -> None:
+    """A server may run every step in another thread."""
+    pipe, plain = streaming(tiny_pipe), loop(tiny_pipe)
+    attachment = (gun_eraser if kind == "text" else weights).attach(tiny_pipe)
+    erased = loop(tiny_pipe)
+    with ThreadPoolExecutor(3) as pool:
+        stream = pipe()
+        made = [pool.submit(next, stream).result()]
+        attachment.detach()
+        assert torch.equal(loop(tiny_pipe), plain), "an image of its own, which begins later"
+        made += [pool.submit(next, stream).result() for _ in range(2)]
+    assert torch.equal(made[-1], erased)
+    del stream
+    assert "_diffusers_hook" not in vars(tiny_pipe.unet)
+
+
+def test_an_abandoned_call_keeps_its_setting_until_it_is_freed(tiny_pipe: Any, weights: Eraser) -> None:
+    attachment = weights.attach(tiny_pipe)
+    stream = streaming(tiny_pipe)()
+    next(stream)
+    attachment.detach()
+    assert "_diffusers_hook" in vars(tiny_pipe.unet)
+    del stream
+    assert "_diffusers_hook" not in vars(tiny_pipe.unet)
+    assert not setting._LEAVING
+
+
+def test_images_in_greenlets_take_turns(tiny_pipe: Any, weights: Eraser) -> None:
+    """A greenlet that waits, as gevent's do, is on no thread's stack."""
+    greenlet = pytest.importorskip("greenlet")
+    plain, (one, other) = draw(tiny_pipe), (own_pipeline(tiny_pipe), own_pipeline(tiny_pipe))
+    attachment = weights.attach(tiny_pipe, name="cat")
+    erased, here = draw(tiny_pipe), greenlet.getcurrent()
+
+    def waits() -> dict[str, Any]:
+        return {"callback_on_step_end": lambda pipe, n, timestep, kwargs: here.switch() or kwargs}
+
+    def bare() -> Tensor:
+        with excise.using(tiny_pipe, {}):
+            return draw(other, **waits())
+
+    first, second = greenlet.greenlet(lambda: draw(one, **waits())), greenlet.greenlet(bare)
+    first.switch()
+    second.switch()
+    attachment.detach()
+    for green, expected in ((first, erased), (second, plain)):
+        while not green.dead:
+            image = green.switch()
+        assert torch.equal(image, expected)
+    assert "_diffusers_hook" not in vars(tiny_pipe.unet)

@@ -11,7 +11,8 @@ _COLLECTING = threading.local()
 
 
 def _note_collection(phase: str, info: object) -> None:
-    _COLLECTING.now = phase == "start"
+    with suppress(RuntimeError):  # the interpreter ends, and gevent's greenlets with it
+        _COLLECTING.now = phase == "start"
 
 
 gc.callbacks.append(_note_collection)

@@ -6,11 +6,12 @@ checks of an image read the same strengths.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from excise.erasers.hooks.bound import Bound
 from excise.erasers.hooks.deferring import DeferringLock
+from excise.errors import InvalidSetting
 from excise.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -46,30 +48,86 @@ Key = frozenset[tuple[int, float]]
 class Setting:
     """The strengths of all attachments in one image."""
 
-    def __init__(self, strengths: Strengths, frame: FrameType) -> None:
-        """`frame` is the function call of this thread that the setting is for."""
-        self.strengths, self.of_pipeline = strengths, _is_pipeline(frame)
-        self._thread, self._frame = threading.get_ident(), id(frame)
-        frame.f_locals[_KEY] = self
+    of_pipeline = ended = False
+
+    def __init__(self, strengths: Strengths) -> None:
+        self.strengths = strengths
+        _SETTINGS.add(self)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it applies to this thread or task."""
+        raise NotImplementedError
 
     @property
     def in_use(self) -> bool:
-        """Whether its function call is still running. A frame can outlive its call, in a stored exception's traceback,
-        so the thread's stack is searched. A later frame can have the id of a freed one, but not its setting."""
-        if self.is_of_this_thread:
-            return self._is_below(sys._getframe())
-        # The other thread goes on meanwhile. The search misses the call if it stands on a function that returns.
-        return any(self._is_below(sys._current_frames().get(self._thread)) for _ in range(3))
+        """Whether the image is unfinished, in any thread or task."""
+        raise NotImplementedError
+
+
+class OfCall(Setting):
+    """The setting of a function call. It is freed with the call's frame."""
+
+    def __init__(self, strengths: Strengths, frame: FrameType) -> None:
+        """`frame` is a function call of this thread."""
+        super().__init__(strengths)
+        self.of_pipeline = _is_pipeline(frame)
+        self._frame = id(frame)
+        self._pauses = bool(frame.f_code.co_flags & _PAUSING)
+        self._greenlet = _greenlet()
+        frame.f_locals[_KEY] = self
 
     @property
-    def is_of_this_thread(self) -> bool:
-        """Whether its function call was made in this thread."""
-        return self._thread == threading.get_ident()
+    def is_here(self) -> bool:
+        """Whether its function call is on this thread's stack.
+
+        An interrupted call may have left it behind, and a copied context brings it to another thread.
+        """
+        return self._is_below(sys._getframe())
+
+    @property
+    def in_use(self) -> bool:
+        """Whether its function call is unfinished.
+
+        A frame can outlive its call, in a stored exception's traceback, so all stacks are searched. A call that pauses
+        is not on a stack: a generator's or coroutine's counts as long as its frame exists.
+        """
+        return self._pauses or self.is_here or any(self._is_elsewhere() for _ in range(3))
+
+    def _is_elsewhere(self) -> bool:
+        """Whether its call is on another stack. The search can miss it, if it stands on a function that returns
+        meanwhile."""
+        paused: FrameType | None = getattr(self._greenlet(), "gr_frame", None)
+        return any(self._is_below(frame) for frame in (*sys._current_frames().values(), paused))
 
     def _is_below(self, frame: FrameType | None) -> bool:
         while frame is not None and id(frame) != self._frame:
             frame = frame.f_back
+        # A later frame can have the id of a freed one, but not its setting.
         return frame is not None and frame.f_locals.get(_KEY) is self
+
+
+_PAUSING = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+"""Flags of functions whose calls can pause."""
+
+
+def _greenlet() -> Callable[[], Any]:
+    """Return a weak reference to the running greenlet, if any are used: gevent's are not on the stack while they
+    wait."""
+    module = sys.modules.get("greenlet")
+    return weakref.ref(module.getcurrent()) if module is not None else lambda: None
+
+
+class OfBlock(Setting):
+    """The setting of a `with` block, which copies of its context inherit."""
+
+    @property
+    def is_here(self) -> bool:
+        return not self.ended
+
+    @property
+    def in_use(self) -> bool:
+        return not self.ended
 
 
 _CURRENT: ContextVar[Setting | None] = ContextVar("excise_setting", default=None)
@@ -106,7 +164,7 @@ def strengths_in_use() -> list[Strengths]:
 
 def current(host: Host) -> float | None:
     """Return an attachment's strength in this image or request, or None outside of both."""
-    if (setting := _CURRENT.get()) is not None:
+    if (setting := _CURRENT.get()) is not None and not setting.ended:
         return setting.strengths.get(host.number, 0.0)
     found: float | None = None
     for request in _REQUESTS.get():
@@ -128,11 +186,33 @@ class Fixed:
 
 
 def _is_fixed() -> bool:
-    """Whether this thread or task has a setting in use.
+    """Whether this thread or task has a setting in use."""
+    return (setting := _CURRENT.get()) is not None and setting.is_here
 
-    An interrupted call may have left an old one behind, and a copied context brings one of another thread.
-    """
-    return (setting := _CURRENT.get()) is not None and setting.is_of_this_thread and setting.in_use
+
+def forget_ended() -> None:
+    """Drop a setting that an interrupted call has left behind, so that it is not read any more."""
+    if not _is_fixed():
+        _CURRENT.set(None)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Keep one setting in this thread or task: the one in use, or else a snapshot taken on entering."""
+    if _is_fixed():
+        yield
+        return
+    with LOCK:
+        block = OfBlock(_strengths())
+        sweep()
+    token = _CURRENT.set(block)
+    try:
+        yield
+    finally:
+        block.ended = True
+        with suppress(ValueError):  # an abandoned generator may be closed in another context
+            _CURRENT.reset(token)
+        _ended()
 
 
 def image() -> Setting | None:
@@ -143,7 +223,12 @@ def image() -> Setting | None:
 
 @contextmanager
 def requested(strengths: Callable[[], Strengths]) -> Iterator[None]:
-    """Use the result of `strengths()`, called when an image begins, instead of the default strengths."""
+    """Use the result of `strengths()`, called when an image begins, instead of the default strengths.
+
+    Raises InvalidSetting within `kept`, where it would have no effect.
+    """
+    if isinstance(setting := _CURRENT.get(), OfBlock) and not setting.ended:
+        raise InvalidSetting("excise.generating keeps the erasers of its entry; enter excise.using before it")
     token = _REQUESTS.set((*_REQUESTS.get(), strengths))
     try:
         yield
@@ -212,7 +297,7 @@ def sweep() -> None:
 
 
 def _ended() -> None:
-    """Remove hooks that the freed setting may have kept."""
+    """Remove hooks that an ended setting may have kept."""
     if _LEAVING:
         LOCK.after(sweep)
 
@@ -220,15 +305,19 @@ def _ended() -> None:
 def _taken(frame: FrameType, there: Container[int] | None = None) -> Setting:
     """Return a snapshot for a function call of this thread. Default strengths count only for attachments in `there`."""
     with LOCK:
-        hosts = tuple(_HOSTS.items())
-        strengths = {number: host.own_strength for number, host in hosts if there is None or number in there}
-        for request in _REQUESTS.get():
-            strengths |= request()
-        setting = Setting({number: value for number, value in strengths.items() if value}, frame)
-        _SETTINGS.add(setting)
+        setting = OfCall(_strengths(there), frame)
         weakref.finalize(setting, _ended).atexit = False
         sweep()
         return setting
+
+
+def _strengths(there: Container[int] | None = None) -> Strengths:
+    """Return the strengths of the active attachments now."""
+    hosts = tuple(_HOSTS.items())
+    strengths = {number: host.own_strength for number, host in hosts if there is None or number in there}
+    for request in _REQUESTS.get():
+        strengths |= request()
+    return {number: value for number, value in strengths.items() if value}
 
 
 def _of_image(caller: FrameType) -> Setting:
@@ -296,11 +385,11 @@ class Entrance(Bound):
     def _enter(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        opened = self._opened
-        opened.append(False)
-        if not _is_fixed():
+        opens = not _is_fixed()
+        if opens:
+            self._opened.clear()  # interrupted runs may have left some
             _CURRENT.set(_of_image(sys._getframe(1)))
-            opened[-1] = True
+        self._opened.append(opens)
 
     def _exit(self, module: nn.Module, args: Any, output: Any) -> None:
         if not torch.compiler.is_compiling() and self._opened and self._opened.pop():
