@@ -281,6 +281,7 @@ class Attachment:
             if self.transcript is not None:
                 self.transcript.leave(self)
             self._leave_entrances()
+            self._checks.end()
             self._hooks.clear()
             self._leave_entrances, self._unlock, self._counted = _nothing, [], []
 

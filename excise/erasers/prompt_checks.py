@@ -44,9 +44,14 @@ class PromptChecks:
     def begin(self) -> None:
         """Remember the pipeline's current denoisers, weights and adapters."""
         self._denoisers = denoisers(self.host.pipe)
-        self._watch = WeightsWatch(self.host.pipe, self.host.eraser.denoisers)
+        self._watch = WeightsWatch(self.host.pipe, self.host.eraser.denoisers, self.host)
         self._weights, self._adapters = self._watch.now()
         self._code = self._watch.code
+
+    def end(self) -> None:
+        """Undo what the watch has put on the pipeline."""
+        if hasattr(self, "_watch"):
+            self._watch.end()
 
     def before(self, call: Call) -> None:
         """Refuse an `encode_prompt` call whose states would bypass the edit. Raises ExciseError, EraserDidNotFire."""
@@ -113,9 +118,9 @@ class PromptChecks:
                 self._weights = now
         if other_code:
             self.host.bypass(
-                f"the text encoder's code changed after eraser {self.host.name!r} was attached (a hook, a replaced "
-                "forward, a class, a buffer or a setting such as eps); undo that, or attach the eraser again, which "
-                "proves it again"
+                f"the text encoder's code changed after eraser {self.host.name!r} was attached (a replaced forward, a "
+                "hook removed or on every module, a class, a buffer or a setting such as eps); undo that, or attach "
+                "the eraser again, which proves it again"
             )
         if adapters != self._adapters:
             self.host.bypass(

@@ -179,12 +179,35 @@ def _written(pipe: Any) -> None:
         _layer(pipe, 0).mlp.fc1.weight.add_(1e-3)
 
 
-def _hooked(module: Any) -> None:
-    module.register_forward_hook(lambda module, given, made: made)
+def _hooked(module: Any, change: Callable[[Any], Any] = lambda made: 1.01 * made) -> None:
+    def hook(module: Any, given: Any, made: Any) -> Any:
+        if isinstance(made, tuple):
+            changed = change(made[0])
+            return None if changed is None else (changed, *made[1:])
+        return change(made)
+
+    module.register_forward_hook(hook)
 
 
-def _pre_hooked(module: Any) -> None:
-    module.register_forward_pre_hook(lambda module, given: None)
+def _pre_hooked(module: Any, prepend: bool = False, *, of: Callable[[Any], Any] = lambda x: 1.01 * x) -> None:
+    def hook(module: Any, args: Any, kwargs: Any) -> Any:
+        name, value = next(((n, v) for n, v in [*enumerate(args), *kwargs.items()] if isinstance(v, Tensor)))
+        args = tuple(of(value) if n == name else v for n, v in enumerate(args))
+        return args, {n: of(value) if n == name else v for n, v in kwargs.items()}
+
+    module.register_forward_pre_hook(hook, prepend=prepend, with_kwargs=True)
+
+
+def _in_place(made: Tensor) -> None:
+    made.mul_(1.01)
+
+
+def _behind_the_counter(made: Tensor) -> None:
+    made.data.mul_(1.01)
+
+
+def _skipped(module: Any) -> None:
+    module.register_forward_hook(lambda module, given, made: given[0])
 
 
 def _last(pipe: Any) -> Any:
@@ -206,7 +229,12 @@ CODE: dict[str, Callable[[Any], Any]] = {
     "the Site's forward": _at_the_site,
     "a forward hook behind the Site": lambda pipe: _hooked(_last(pipe)),
     "a forward hook before the Site": lambda pipe: _hooked(_layer(pipe, 0)),
+    "a forward hook that writes": lambda pipe: _hooked(_layer(pipe, 0), _in_place),
+    "a forward hook that writes behind the counter": lambda pipe: _hooked(_layer(pipe, 0), _behind_the_counter),
+    "a forward hook that skips a layer": lambda pipe: _skipped(_last(pipe)),
     "a pre-hook": lambda pipe: _pre_hooked(_last(pipe)),
+    "a pre-hook on the encoder": lambda pipe: _pre_hooked(pipe.text_encoder, of=lambda ids: ids.flip(1)),
+    "the first pre-hook on the encoder": lambda pipe: _pre_hooked(pipe.text_encoder, True, of=lambda ids: ids.flip(1)),
     "an activation": lambda pipe: setattr(_layer(pipe, 0).mlp, "activation_fn", Silent()),
     "eps": lambda pipe: setattr(_last(pipe), "eps", 0.5),
     "position_ids": lambda pipe: setattr(_embeddings(pipe), "position_ids", _embeddings(pipe).position_ids.flip(1)),
@@ -264,8 +292,8 @@ def test_image_embeddings_given_to_the_denoiser(tiny_pipe: Any, gun_eraser: Eras
 def test_code_put_back_is_accepted_again(tiny_pipe: Any, gun_eraser: Eraser) -> None:
     with gun_eraser.attach(tiny_pipe):
         before = draw(tiny_pipe, prompt=CAT)
-        handle = _last(tiny_pipe).register_forward_hook(lambda module, given, made: made)
-        with pytest.raises(EraserDidNotFire, match="undo that, or attach the eraser again"):
+        handle = _last(tiny_pipe).register_forward_hook(lambda module, given, made: 1.01 * made)
+        with pytest.raises(EraserDidNotFire, match="remove it, or attach the eraser again"):
             draw(tiny_pipe, prompt=CAT)
         handle.remove()
         assert torch.equal(draw(tiny_pipe, prompt=CAT), before)

@@ -193,6 +193,8 @@ MUTANTS = [
         "excise/erasers/hooks/setting.py",
         "tests/erasers/test_settings.py"
         " tests/erasers/test_setting_races.py::test_a_copied_context_brings_no_setting_of_another_thread"
+        " tests/erasers/test_setting_races.py::test_a_pipeline_call_that_yields_keeps_its_setting"
+        " tests/erasers/test_generating.py"
         " tests/erasers/test_setting_races.py::test_the_setting_of_an_interrupted_run_is_not_taken_for_a_later_one"
         " tests/erasers/test_bypasses.py::test_embeddings_encoded_before_the_eraser_was_enabled",
         ("((host.encoded_by or host).number, host.strength) for", "((host.encoded_by or host).number, 1.0) for"),
@@ -205,6 +207,17 @@ MUTANTS = [
         ("is not None and setting.is_here", "is not None and setting.in_use"),
         ("is not None and not setting.ended:\n        return", "is not None:\n        return"),
         ("for number in setting.strengths if setting.in_use}", "for number in ()}"),
+        ("return self._pauses or self.is_here", "return self.is_here"),
+    ),
+    *of(
+        "excise/erasers/hooks/observers.py",
+        "tests/erasers/hooks/test_observers.py tests/erasers/test_routes.py",
+        ("copies = copied(given)", "copies = given"),
+        ("if returned and same(copies, given):", "if returned:"),
+        ("if returned and same(copies, given):", "if same(copies, given):"),
+        ("if not same(self._given, (args, kwargs)):", "if False:"),
+        ("new.pop(number).refuse()", "new.pop(number)"),
+        ("if not hook.hosts and number in hooks:", "if False:"),
     ),
     *of(
         "excise/erasers/edits/vectors.py",

@@ -2,12 +2,12 @@
 
 A LoRA can replace `Linear.forward` (kohya's does), a hook can return other states, an activation or `eps` can be set.
 None of these shows in the weights. Wrappers of accelerate and diffusers and Excise's own hooks come and go, and do not
-count.
+count. Later hooks of others become observers (`excise.erasers.hooks.observers`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from operator import is_
@@ -18,10 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from excise.erasers.hooks.bound import Bound
+from excise.erasers.hooks.observers import Key, Observer, is_of_library
 
-LIBRARIES = ("excise", "accelerate", "diffusers", "transformers")
-"""Packages whose hooks do not count: offloading, recorded hidden states, Excise itself."""
 _PASSING = {"training", "gradient_checkpointing", "forward", "to", "cuda", "npu", "xpu", "mlu", "musa", "sdaa"}
 """Attributes that an offloading or a change of mode sets."""
 _ROPE = {"max_seq_len_cached", "attention_scaling"}
@@ -53,12 +51,15 @@ class Code(NamedTuple):
 Codes = dict[str, Code]
 
 
-def code_now(encoders: dict[str, nn.Module]) -> Codes:
-    """Return the code of every module of these encoders by path, and the hooks that every module runs."""
+def code_now(encoders: dict[str, nn.Module], hooks: Container[Key] | None = None) -> Codes:
+    """Return the code of every module of these encoders by path, and the hooks that every module runs.
+
+    Of the modules' own hooks only these `hooks` count, or all.
+    """
     found = {"": Code(nn.Module, tuple(_foreign(_everywhere())), (), {})}
     for component, encoder in encoders.items():
         for path, module in encoder.named_modules():
-            found[f"{component}.{path}"] = _code_of(module)
+            found[f"{component}.{path}"] = _code_of(module, hooks)
     return found
 
 
@@ -106,13 +107,15 @@ def _are(found: Iterator[Any], held: tuple[Any, ...]) -> bool:
     return len(now) == len(held) and all(map(is_, now, held))
 
 
-def _code_of(module: nn.Module) -> Code:
+def _code_of(module: nn.Module, counting: Container[Key] | None) -> Code:
     held = list(vars(module).items())
     growing = any(word in str(vars(module).get("rope_type")) for word in ("dynamic", "longrope"))
     names = [(name, value) for name, value in held if not (name.startswith("_") or name in _PASSING)]
     settings = [(n, v) for n, v in names if _is_scalar(v) and not (growing and n in _ROPE)]
     functions = [value for _, value in names if isinstance(value, _FUNCTIONS)]
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    numbered = (*module._forward_pre_hooks.items(), *module._forward_hooks.items())
+    counted = [hook for number, hook in numbered if counting is None or (id(module), number) in counting]
+    hooks = [hook.hook if isinstance(hook, Observer) else hook for hook in counted]
     buffers = {} if growing else {name: _values(module, name) for name in list(module._buffers)}
     own = (type(module).forward, *_replacements(module), *_foreign(hooks), *functions)
     return Code(type(module), own, tuple(sorted(settings, key=lambda each: each[0])), buffers)
@@ -124,16 +127,7 @@ def _is_scalar(value: Any) -> bool:
 
 def _foreign(hooks: Iterable[Any]) -> list[Any]:
     """Return the hooks that no library set."""
-    return [hook for hook in hooks if not _is_of_library(hook)]
-
-
-def _is_of_library(function: Any) -> bool:
-    if isinstance(getattr(function, "__self__", None), Bound):
-        return True
-    while isinstance(function, partial):
-        function = function.func
-    name = str(getattr(function, "__module__", None))
-    return name.partition(".")[0] in LIBRARIES or name.startswith("torch.utils.")
+    return [hook for hook in hooks if not is_of_library(hook)]
 
 
 def _replacements(module: nn.Module) -> Iterator[Any]:
@@ -143,7 +137,7 @@ def _replacements(module: nn.Module) -> Iterator[Any]:
         origin = str(forward.func.__globals__.get("__name__"))
         if origin == "accelerate.hooks":
             hook = vars(module).get("_hf_hook")
-            if hook is not None and not _is_of_library(type(hook)):
+            if hook is not None and not is_of_library(type(hook)):
                 yield hook
             forward = vars(module).get("_old_forward")
         elif origin == "diffusers.hooks.hooks" and (wrapped := _reference(forward.func)) is not None:

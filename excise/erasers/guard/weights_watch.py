@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from excise.erasers.guard.code_watch import Contents, code_now
+from excise.erasers.hooks.observers import hooks_now, observe, release
 from excise.pipeline import Pipeline
 from excise.sites.denoiser import denoiser_of
 from excise.sites.site import text_encoders, tokenizer_of
+
+if TYPE_CHECKING:
+    from excise.erasers.hooks.host import Host
 
 SAMPLES = 16
 """Number of values sampled from each weight."""
@@ -26,8 +30,10 @@ class WeightsWatch:
     same submodules, weights, hooks and attributes, no write to them was counted and the sampled values are equal.
     """
 
-    def __init__(self, pipe: Pipeline, denoisers: Iterable[str] = ()) -> None:
-        self._pipe, self._denoisers = pipe, tuple(denoisers)
+    def __init__(self, pipe: Pipeline, denoisers: Iterable[str] = (), host: Host | None = None) -> None:
+        """With `host`, later hooks on the text encoders become its observers."""
+        self._pipe, self._denoisers, self._host = pipe, tuple(denoisers), host
+        self._proved = hooks_now(text_encoders(pipe).items())
         self._look()
 
     def now(self) -> tuple[Weights, Adapters]:
@@ -37,9 +43,16 @@ class WeightsWatch:
             self._look()
         return self._weights, _settings(self._layers)
 
+    def end(self) -> None:
+        """Put the observers' hooks back."""
+        if self._host is not None:
+            release(self._host, text_encoders(self._pipe).items())
+
     def _look(self) -> None:
         encoders = text_encoders(self._pipe)
         self._contents = Contents(encoders.values())
+        while self._host is not None and observe(self._host, encoders.items(), self._proved):
+            self._contents = Contents(encoders.values())
         # Before `weights_now`, so that the next comparison shows a write that happens meanwhile.
         components = getattr(self._pipe, "components", None)
         known = components if isinstance(components, dict) else {}
@@ -57,7 +70,7 @@ class WeightsWatch:
         self._samples = _grouped([_sample(tensor) for tensor in watched])
         self._values = _bytes(self._samples)
         self._vocabularies = self._tokenizers()
-        self.code = code_now(encoders)
+        self.code = code_now(encoders, self._proved if self._host is not None else None)
         """`code_now` of the text encoders at the last look."""
         self._weights = weights_now(self._pipe, self._denoisers)
         self._layers = _adapted(self._pipe)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from excise.erasers.hooks.bound import Bound
+from excise.erasers.hooks.observers import LatePreHooks
 from excise.erasers.hooks.setting import Fixed
 
 _LIVE: weakref.WeakValueDictionary[int, Passage] = weakref.WeakValueDictionary()
@@ -83,7 +84,9 @@ class Watch(Passage):
 
     # If another thread removes a hook while the module runs, it is still called, but without the keyword arguments.
     def arrived(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        late = LatePreHooks(module)
         self.arrive(module, args, kwargs or {})
+        self._here.late = late if self.handles and late.found(args, kwargs or {}, self.handles[0].id) else None
 
     def departed(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
         self.depart(module, args, rest[0] if len(rest) == 2 else {}, rest[-1])
@@ -96,6 +99,9 @@ class Watch(Passage):
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if not torch.compiler.is_compiling():
             self._here.met = True
+            if (late := getattr(self._here, "late", None)) is not None:
+                self._here.late = None
+                late.check(args, kwargs)
         return args, kwargs
 
     def depart(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
