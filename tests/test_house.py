@@ -19,6 +19,7 @@ MODULES = {
 FULL = {
     "excise": "small modules that every package shares, and the API",
     "excise/concepts": "one file for each way to get pairs, all on one Concept",
+    "excise/erasers/hooks": "one file for each thing that a hook knows: its image, its prompt, its step, its observers",
     "excise/methods/trained": "one file a method",
 }
 """Folders with more than twelve files, and why."""
