@@ -10,7 +10,9 @@ A step of most of these models is too long here, so its time is arithmetic: the 
 
 Whole pictures are measured: on the bundled model, and on Stable Diffusion 1.4's text encoder with a smaller U-Net.
 The bare and the erased pipeline run in turns. Times are seconds of the thread's processor, which other load affects
-less. The interval is a bootstrap of the median ratio.
+less. The interval is a bootstrap of the median ratio. What an eraser adds is less than a picture's time varies, so its
+parts are measured too: encoding a prompt in turns with the bare pipeline, and the guard's looks in a picture.
+`--only parts` measures these again and keeps the other figures.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from families import CASES, Case, flops, states_of
@@ -66,8 +69,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="pairs of pictures")
     parser.add_argument("--looks", type=int, default=20, help="calls of the guard for each family")
     parser.add_argument("--out", type=Path, default=Path("docs/results/guard_cost.json"))
+    parser.add_argument("--only", choices=["parts"])
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.only == "parts":
+        results = json.loads(options.out.read_text())
+        for name, pipes in (("bundled", bundled()), ("clip_l", clip_shape())):
+            results["pictures"][name]["parts"] = row = parts(*pipes, results["pictures"][name]["seconds"])
+            print(name, row)
+        write_atomic(options.out, json.dumps(results, indent=1) + "\n")
+        return
     speed = matmul_speed()
     pipe = clip_l("cpu")
     with clip_eraser(pipe).attach(pipe):
@@ -76,13 +87,13 @@ def main() -> None:
         print(f"{name:24} first {row['first']:8.3f} ms, later {row['later']:8.3f} ms, a step {row['step']:9.1f} s:")
         print(f"{'':24} {row['share']:.4%} of it, with the first in {STEPS} steps {row['picture']:.4%}", flush=True)
     pictures = {
-        "bundled": whole(*bundled(), options.rounds),
-        "clip_l": whole(*clip_shape(), options.rounds // 2),
+        "bundled": measured(*bundled(), options.rounds),
+        "clip_l": measured(*clip_shape(), options.rounds // 2),
     }
     for name, row in pictures.items():
         print(f"{name}: {row['ratio'] - 1:+.2%} ({row['low'] - 1:+.2%} to {row['high'] - 1:+.2%})")
     results = {
-        "command": f"python benchmarks/speed/guard_cost.py --rounds {options.rounds} --looks {options.looks}",
+        "command": f"python benchmarks/speed/guard_cost.py --rounds {options.rounds}",
         "machine": machine(),
         "date": datetime.date.today().isoformat(),
         "gflops": speed / 1e9,
@@ -136,6 +147,50 @@ def looked(pipe: Any, case: Case, looks: int, speed: float) -> dict[str, Any]:
 Draw = Callable[[], Any]
 
 
+def measured(bare: Any, erased: Any, rounds: int) -> dict[str, Any]:
+    """Return the figures of whole pictures of two pipelines, and of the parts that an eraser adds to one."""
+    row = whole(lambda: draw(bare), lambda: draw(erased), rounds)
+    return {**row, "parts": parts(bare, erased, row["seconds"])}
+
+
+@torch.no_grad()
+def parts(bare: Any, erased: Any, seconds: float, rounds: int = 60) -> dict[str, float]:
+    """Return the milliseconds that an eraser adds to encoding, those of the first and of later looks, and their sum in
+    a picture as a share of the bare picture's `seconds`."""
+    looks: list[list[float]] = []
+    check = DenoiserGuard.check
+
+    def timed(guard: DenoiserGuard, states: Any) -> None:
+        looks[-1].append(clocked(lambda: check(guard, states)))
+
+    with mock.patch.object(DenoiserGuard, "check", timed):
+        for _ in range(4):
+            looks.append([])
+            draw(erased)
+    differences = []
+    for n in range(rounds):
+        calls = {"bare": lambda: encoded(bare), "erased": lambda: encoded(erased)}
+        times = {name: clocked(call) for name, call in _in_turns(calls, n)}
+        differences.append(times["erased"] - times["bare"])
+    encoding = statistics.median(differences)
+    first = statistics.median(each[0] for each in looks[1:])
+    later = statistics.median(each for picture in looks[1:] for each in picture[1:])
+    added = (encoding + first + (STEPS - 1) * later) / seconds
+    return {"encoding": 1000 * encoding, "first": 1000 * first, "later": 1000 * later, "added": added}
+
+
+def encoded(pipe: Any) -> Any:
+    """Encode the prompt and the unconditional prompt."""
+    return pipe.encode_prompt(PROMPT, pipe.device, 1, True)
+
+
+def draw(pipe: Any) -> Any:
+    """Generate the latents of a picture."""
+    return pipe(
+        PROMPT, num_inference_steps=STEPS, output_type="latent", generator=torch.Generator().manual_seed(0)
+    ).images
+
+
 def whole(bare: Draw, erased: Draw, rounds: int) -> dict[str, float]:
     """Return the ratio of the times of pictures with and without an eraser, in turns, with a 95 % interval."""
     bare(), erased()
@@ -160,17 +215,17 @@ def _in_turns(calls: Mapping[str, Draw], n: int) -> list[tuple[str, Draw]]:
     return list(calls.items())[:: -1 if n % 2 else 1]
 
 
-def bundled() -> tuple[Draw, Draw]:
-    """Return calls that generate a picture with the bundled model, bare and under an eraser."""
+def bundled() -> tuple[Any, Any]:
+    """Return the bundled model twice, bare and under an eraser."""
     bare, erased = reference.load(), reference.load()
     eraser = method("snce").fit(erased, from_templates("gun", ("gun",)), SNCEConfig(**bundled_settings()["snce"]))
     eraser.attach(erased)
-    return tuple(  # type: ignore[return-value]
-        lambda pipe=pipe: reference.generate(pipe, [PROMPT], [0], steps=STEPS, batch_size=1) for pipe in (bare, erased)
-    )
+    for pipe in (bare, erased):
+        pipe.set_progress_bar_config(disable=True)
+    return bare, erased
 
 
-def clip_shape() -> tuple[Draw, Draw]:
+def clip_shape() -> tuple[Any, Any]:
     """Return the same for CLIP-L's shape with a U-Net of 0.3 of Stable Diffusion 1.4's width, on 32 x 32 latents."""
     from diffusers import UNet2DConditionModel
 
@@ -182,11 +237,7 @@ def clip_shape() -> tuple[Draw, Draw]:
         ).eval()
     clip_eraser(pipes[1]).attach(pipes[1])
 
-    def draw(pipe: Any) -> Any:
-        size = 32 * pipe.vae_scale_factor
-        return pipe(PROMPT, num_inference_steps=STEPS, height=size, width=size, output_type="latent")
-
-    return tuple(lambda pipe=pipe: draw(pipe) for pipe in pipes)  # type: ignore[return-value]
+    return pipes[0], pipes[1]
 
 
 @torch.no_grad()
