@@ -23,7 +23,7 @@ from excise.bench.run import Run, Unit
 from excise.concepts import load_pairs, save_pairs
 from excise.concepts.answers import parse
 from excise.concepts.formats import COLUMNS, read_labelled
-from excise.errors import ExciseError
+from excise.errors import ExciseError, one_line
 from excise.files import sha256
 from excise.neurons.context import Context
 from excise.neurons.database.database import NeuronDatabase
@@ -311,7 +311,7 @@ def fuzz_one(case: Case, folder: Path, number: int, seed: int) -> bool:
         case(folder, random.Random(f"{seed} {number}"))
     except ExciseError as error:
         message = str(error)
-        assert message.isprintable() and len(message) < 1100, (number, message)
+        assert message == one_line(message) and len(message) < 1100, (number, message)
         return True
     except Exception as error:
         raise AssertionError(f"input {number} of seed {seed}") from error
