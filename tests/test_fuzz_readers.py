@@ -183,7 +183,7 @@ def database(folder: Path, rng: random.Random) -> None:
                 column, value = rng.choice(columns)[1], rng.choice(CELLS)
                 held = connection.execute(f'SELECT "{column}" FROM "{table}" LIMIT 1').fetchone()
                 if held and isinstance(held[0], str) and rng.random() < 0.5:
-                    with suppress(ValueError, IndexError):  # not JSON, or a value with no place to alter
+                    with suppress(ValueError, IndexError, RecursionError):  # not JSON, or without a place to alter
                         value = some(json.loads(held[0]), rng).decode("utf-8", "replace")
                 connection.execute(f'UPDATE "{table}" SET "{column}" = ?', (value,))
             connection.commit()
