@@ -106,7 +106,10 @@ class NeuronDatabase:
 
     def indices(self) -> list[int]:
         """Return the neurons' indices in rising order."""
-        return [int(row[0]) for row in self._all("SELECT neuron FROM neurons ORDER BY neuron")]
+        found = [row[0] for row in self._all("SELECT neuron FROM neurons ORDER BY neuron")]
+        if not all(type(index) is int for index in found):
+            raise _damaged(self.path, ValueError("a neuron's index is not a whole number"))
+        return found
 
     def neuron(self, index: int) -> Entry:
         """Return one neuron's entry. Raises ExciseError if there is none."""

@@ -252,6 +252,15 @@ def test_a_damaged_database_says_so_in_one_line(database: NeuronDatabase) -> Non
             spoilt.neuron(3)
 
 
+def test_an_index_that_a_damaged_page_lost_is_refused(
+    database: NeuronDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQL writes no NULL into a primary key, but SQLite reads one from a damaged page."""
+    monkeypatch.setattr(database, "_all", lambda query: [(3,), (None,)])
+    with pytest.raises(ExciseError, match="damaged .a neuron's index is not a whole number"):
+        list(database.entries())
+
+
 def test_export_as_jsonl(database: NeuronDatabase, tmp_path: Path) -> None:
     database.add([FULL, Entry(9)])
     database.export(tmp_path / "out.jsonl")
