@@ -257,7 +257,7 @@ def test_an_index_that_a_damaged_page_lost_is_refused(
 ) -> None:
     """SQL writes no NULL into a primary key, but SQLite reads one from a damaged page."""
     monkeypatch.setattr(database, "_all", lambda query: [(3,), (None,)])
-    with pytest.raises(ExciseError, match="damaged .a neuron's index is not a whole number"):
+    with pytest.raises(ExciseError, match=r"damaged .a neuron's index is not a whole number"):
         list(database.entries())
 
 
