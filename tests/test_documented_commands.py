@@ -27,7 +27,7 @@ ELSEWHERE = {
     "docs/how-to/bench.md: reproduce snce --figure 7 --run RUN": RUNS,
     "docs/how-to/hub.md: push gun-eraser owner/gun-eraser --private": HUB,
     "docs/how-to/hub.md: verify owner/gun-eraser": HUB,
-    'docs/how-to/hub.md: generate --prompt "a gun on grass" --eraser owner/gun-eraser': HUB,
+    "docs/how-to/hub.md: generate --prompt a gun on grass --eraser owner/gun-eraser": HUB,
     "docs/reference/methods.md: bench run canvas --methods all --size standard --out run": HOURS,
     "docs/how-to/neurons.md: neurons explain --db neurons.db --tag gun --backend openai": SERVER,
     "docs/how-to/neurons.md: pairs generate gun --backend openai": SERVER,

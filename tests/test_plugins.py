@@ -181,7 +181,7 @@ def test_one_setting_is_shown_in_full() -> None:
     assert (row["default"], row["paper"], row["unit"]) == (0.02, 0.0, "share")
     assert "at least 0 and at most 1" in row["takes"] and "A Single Neuron Works" in row["source"]
     shown = " ".join(CliRunner().invoke(app, ["methods", "show", "snce+esd-x", "esd-x.eta"]).stdout.split())
-    for part in ("default 2.0", "paper 2.0", "takes a number", "Erasing Concepts", "--set esd-x.eta=VALUE"):
+    for part in ("default 1.0", "paper 1.0", "takes a number", "Erasing Concepts", "--set esd-x.eta=VALUE"):
         assert part in shown
     unknown = CliRunner().invoke(app, ["methods", "show", "snce", "gat"])
     assert (unknown.exit_code, unknown.stderr) == (2, "error: snce has no setting 'gat'; did you mean gate?\n")

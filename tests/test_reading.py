@@ -294,8 +294,10 @@ def test_a_pickle_that_changes_its_dtype_is_only_read(tmp_path: Path) -> None:
 
 
 def test_a_models_index_names_no_module_that_nobody_imported() -> None:
-    refuse_foreign_modules({"unet": ["diffusers", "UNet2DConditionModel"], "checker": ["stable_diffusion", "Any"]})
+    name = {"_class_name": "StableDiffusionPipeline"}
+    known = {"unet": ["diffusers", "UNet2DConditionModel"], "checker": ["stable_diffusion", "Any"]}
+    refuse_foreign_modules({**name, **known})
     for module in ("this", "antigravity", "os", "os.path", "subprocess", "nowhere"):
         with pytest.raises(ExciseError, match=f"takes unet from the module '{module}'"):
-            refuse_foreign_modules({"unet": [module, "system"]})
+            refuse_foreign_modules({**name, "unet": [module, "system"]})
     assert "antigravity" not in sys.modules

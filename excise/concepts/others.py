@@ -21,7 +21,8 @@ def others_like(
 ) -> list[str]:
     """Return up to `most` words or phrases that can stand where `mention` stands and are not the concept.
 
-    They are spread evenly over the words that fit, so that those of every sort are among them.
+    They are spread evenly over the words that fit, so that those of every sort are among them; for a name, other names
+    come first.
 
     Args:
         mention: The word whose place they take.
@@ -33,7 +34,10 @@ def others_like(
     """
     wanted = length(mention)
     free = [word for word in _like(mention, kind) if not mentioned(word, (*mentions, mention))]
-    found = _spread([word for word in free if length(word) == wanted], most)
+    fitting = [word for word in free if length(word) == wanted]
+    names = [word for word in fitting if is_name(word)] if is_name(mention) else []
+    found = _spread(names, most)
+    found += _spread([word for word in fitting if word not in names], most - len(found))
     if len(found) < FEWEST:
         joined = (phrase for phrase in islice(_joined(free), TRIED) if length(phrase) == wanted)
         found += islice((phrase for phrase in joined if phrase not in found), FEWEST - len(found))
@@ -45,17 +49,21 @@ def others_like(
 def _like(mention: str, kind: Kind) -> tuple[str, ...]:
     """Words that stand in a sentence as the mention does, those most like it first."""
     if kind == "style":
-        named = mention.split()[-1][:1].isupper()
-        own = words.NAMED_STYLES if named else (*words.STYLES, *words.MORE_STYLES, *words.TWO_WORD_STYLES)
+        own = words.NAMED_STYLES if is_name(mention) else (*words.STYLES, *words.MORE_STYLES, *words.TWO_WORD_STYLES)
         return tuple(dict.fromkeys((*own, *words.STYLES)))
     if kind == "attribute":
         return words.ADJECTIVES
     return tuple(dict.fromkeys((*alike(mention), *words.OBJECTS)))
 
 
+def is_name(phrase: str) -> bool:
+    """Return whether a phrase is a name, such as "Paris"."""
+    return phrase.split()[-1][:1].isupper()
+
+
 def _spread(fitting: list[str], most: int) -> list[str]:
     """Return `most` of the words at even distances, or all of them if there are fewer."""
-    count = min(most, len(fitting))
+    count = max(0, min(most, len(fitting)))
     return [fitting[n * len(fitting) // count] for n in range(count)]
 
 

@@ -35,7 +35,11 @@ FILES = {
     "bench convert-q16": ("prompts.p", "--out", "taken.safetensors"),
     "reference sample": ("--prompt", "a cat", "--out", "taken.png"),
 }
-FOLDERS = {"erase": ("gun", "--out", "taken"), "neurons browse": ("--out", "taken")}
+FOLDERS = {
+    "erase": ("gun", "--out", "taken"),
+    "harden": ("eraser", "--out", "taken"),
+    "neurons browse": ("--out", "taken"),
+}
 
 
 @pytest.fixture(autouse=True)

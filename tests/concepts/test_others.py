@@ -16,7 +16,11 @@ def test_others_are_as_long_as_the_mention_and_never_the_concept() -> None:
 
 def test_each_kind_has_words_of_its_own() -> None:
     constant = lambda text: 1  # noqa: E731
-    assert set(others_like("ink", "style", constant, 5, ("ink",))) <= {*words.STYLES, *words.MORE_STYLES}
+    assert set(others_like("ink", "style", constant, 5, ("ink",))) <= {
+        *words.STYLES,
+        *words.MORE_STYLES,
+        *words.TWO_WORD_STYLES,
+    }
     assert set(others_like("Van Gogh", "style", constant, 5, ("Van Gogh",))) <= set(words.NAMED_STYLES)
     assert set(others_like("naked", "attribute", constant, 5, ("naked",))) <= set(words.ADJECTIVES)
     assert set(others_like("Paris", "object", constant, 5, ("Paris",))) <= set(words.NAMES)

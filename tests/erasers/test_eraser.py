@@ -126,7 +126,7 @@ def _set(path: str, value: Any) -> Any:
         ("edits", 3, "not a valid eraser"),
         ("edits/0/lam", "x", "not a valid eraser"),
         ("edits/0/lam", -2, "λ is -2"),
-        ("edits/0/lam", 1e999, "not a number"),
+        ("edits/0/lam", 1e999, "the figure Infinity"),
         ("edits/0/gate", "always", "gate cannot be"),
         ("edits/0/source", "concept", "has concept codes, and needs them"),
         ("edits/0/unknown", 1, "'unknown' is unknown"),

@@ -84,6 +84,9 @@ class Watch(Passage):
 
     # If another thread removes a hook while the module runs, it is still called, but without the keyword arguments.
     def arrived(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if torch.compiler.is_compiling():
+            self.arrive(module, args, kwargs or {})
+            return
         late = LatePreHooks(module)
         self.arrive(module, args, kwargs or {})
         self._here.late = late if self.handles and late.found(args, kwargs or {}, self.handles[0].id) else None
