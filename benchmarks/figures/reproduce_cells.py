@@ -514,7 +514,12 @@ def page(chosen: Sequence[tuple[Cell, Part]], skipped: Sequence[tuple[Cell, str]
     return "\n".join(lines) + "\n"
 
 
-NOTES: dict[str, str] = {}
+NOTES: dict[str, str] = {
+    "choosing_saes.md, Choosing an SAE without generating pictures: encoder.layers.5-x8-k8, i_cdf": (
+        "this page's SAEs were trained with the first state of every prompt (BOS), which has been left out since "
+        "2026-11-28 ([decision 2](../decisions/0002-bos-not-trained.md))."
+    ),
+}
 """By cell: why it differs."""
 
 

@@ -302,11 +302,14 @@ def test_images_in_greenlets_take_turns(tiny_pipe: Any, weights: Eraser) -> None
             return draw(other, **waits())
 
     first, second = greenlet.greenlet(lambda: draw(one, **waits())), greenlet.greenlet(bare)
-    first.switch()
-    second.switch()
-    attachment.detach()
-    for green, expected in ((first, erased), (second, plain)):
-        while not green.dead:
-            image = green.switch()
-        assert torch.equal(image, expected)
+    try:
+        first.switch()
+        second.switch()
+        attachment.detach()
+        for green, expected in ((first, erased), (second, plain)):
+            while not green.dead:
+                image = green.switch()
+            assert torch.equal(image, expected)
+    finally:
+        torch.set_grad_enabled(True)  # PyTorch keeps it by thread, so that one greenlet's no_grad ends in another's
     assert "_diffusers_hook" not in vars(tiny_pipe.unet)
