@@ -517,7 +517,8 @@ def page(chosen: Sequence[tuple[Cell, Part]], skipped: Sequence[tuple[Cell, str]
 NOTES: dict[str, str] = {
     "choosing_saes.md, Choosing an SAE without generating pictures: encoder.layers.5-x8-k8, i_cdf": (
         "this page's SAEs were trained with the first state of every prompt (BOS), which has been left out since "
-        "2026-11-28 ([decision 2](../decisions/0002-bos-not-trained.md))."
+        "2026-11-28 ([decision 2](../decisions/0002-bos-not-trained.md)). With it, today's code gives 8.625, and what "
+        "makes up the rest has not been found."
     ),
 }
 """By cell: why it differs."""
