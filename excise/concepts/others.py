@@ -8,7 +8,7 @@ from typing import Any
 
 from excise.concepts import words
 from excise.concepts.concept import Kind, mentioned
-from excise.concepts.templates import alike
+from excise.concepts.templates import alike, is_name
 
 FEWEST = 3
 """Fewer words of the mention's own length than this are filled up by words of other lengths."""
@@ -54,11 +54,6 @@ def _like(mention: str, kind: Kind) -> tuple[str, ...]:
     if kind == "attribute":
         return words.ADJECTIVES
     return tuple(dict.fromkeys((*alike(mention), *words.OBJECTS)))
-
-
-def is_name(phrase: str) -> bool:
-    """Return whether a phrase is a name, such as "Paris"."""
-    return phrase.split()[-1][:1].isupper()
 
 
 def _spread(fitting: list[str], most: int) -> list[str]:

@@ -106,16 +106,21 @@ class _Scene:
         return " ".join(text.replace(" ,", ",").split()).strip(", ")
 
 
+def is_name(phrase: str) -> bool:
+    """Return whether a phrase is a name, such as "Paris"."""
+    return phrase.split()[-1][:1].isupper()
+
+
 def with_article(phrase: str) -> str:
     """Return the phrase with its indefinite article: 'an apple'. Names ('Paris') get none."""
-    if phrase.split()[-1][:1].isupper():
+    if is_name(phrase):
         return phrase
     return f"{'an' if phrase[0].lower() in 'aeiou' else 'a'} {phrase}"
 
 
 def alike(mention: str) -> tuple[str, ...]:
     """Return nouns that fit a sentence as the mention does: same article (or a name), one word or several."""
-    if mention.split()[-1][:1].isupper():
+    if is_name(mention):
         return words.NAMES
     nouns = (*words.OBJECTS, *words.VOWEL_NOUNS, *words.TWO_WORD_NOUNS, *words.VOWEL_TWO_WORD_NOUNS)
     return tuple(n for n in nouns if _make(n) == _make(mention))

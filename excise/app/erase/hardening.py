@@ -14,8 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from excise import reference
 from excise.app.erase.finding import erase
 from excise.app.models.resolve import sae_folder
@@ -27,14 +25,13 @@ from excise.concepts import Concept, Kind, builtin, from_templates
 from excise.concepts.sentences import sentences
 from excise.erasers import Eraser
 from excise.erasers.artefact.verdict import WeakEraser
-from excise.erasers.hooks.context import unedited
+from excise.erasers.proof.effects import text_changes
 from excise.errors import ExciseError, InvalidSetting
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.judging import with_verdict
 from excise.pipeline import Pipeline
 from excise.reference.classifier import JUDGES
 from excise.reference.world import OBJECTS, STYLES, SYNONYMS
-from excise.sites.site import encoder_of, tokenizer_of
 
 FIRST_SEED = 50_000
 """Seed of a round's first picture. No benchmark uses these."""
@@ -170,7 +167,7 @@ def _attack(pipe: Pipeline, eraser: Eraser, concept: Concept, words: int, steps:
         near = [word.word for word in nearest_words(pipe, concept) if word.word not in kept][:words]
         prompts = [(word, text) for word in near for text in sentences(word, concept.kind)[1:3]]
         texts = [text for _, text in prompts]
-        changed = _changed(pipe, concept.controls)
+        changes = text_changes(pipe, concept.controls)
         drawn = reference.draw(pipe, texts, [FIRST_SEED + n for n in range(len(texts))], steps=steps)
     shown = [
         any(judged) for judged in zip(*(_shows(concept.name, judge, drawn.pixels) for judge in JUDGES), strict=True)
@@ -183,22 +180,8 @@ def _attack(pipe: Pipeline, eraser: Eraser, concept: Concept, words: int, steps:
         len(texts),
         sum(shown),
         tuple(leaks),
-        changed,
+        sum(change > 0 for change in changes) / len(changes),
     )
-
-
-@torch.no_grad()
-def _changed(pipe: Pipeline, prompts: Sequence[str]) -> float:
-    """Return the share of the prompts whose text states the attached eraser changes."""
-    tokenizer: Any = tokenizer_of(pipe, "text_encoder")
-    encoder: Any = encoder_of(pipe, "text_encoder")
-    changed = 0
-    for text in prompts:
-        ids = tokenizer(text, truncation=True, return_tensors="pt").input_ids.to(encoder.device)
-        with unedited():
-            plain = encoder(ids)[0]
-        changed += not torch.equal(plain, encoder(ids)[0])
-    return changed / len(prompts)
 
 
 def _shows(concept: str, judge: str, pixels: Any) -> list[bool]:

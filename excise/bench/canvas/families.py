@@ -113,9 +113,9 @@ def synonyms_of_others(concept: str) -> dict[str, str]:
 
 def near_synonyms(concept: str, words: Sequence[str]) -> list[Case]:
     """Return a case of `near-synonym` for each of these `synonyms_of_others`: captions whose object must stay."""
-    rows = []
+    rows, things = [], synonyms_of_others(concept)
     for i, word in enumerate(words):
-        rng, thing = random.Random(f"canvas {concept} near-synonym {word}"), synonyms_of_others(concept)[word]
+        rng, thing = random.Random(f"canvas {concept} near-synonym {word}"), things[word]
         case = _with_word(thing, rng, word)
         rows.append(_numbered(replace(case, concept=concept, keeps=(thing,)), "near-synonym", i))
     return rows

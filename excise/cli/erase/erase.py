@@ -211,14 +211,13 @@ def erase(
             SNCEConfig(**options)
     elif odd:
         raise ExciseError(f"--{odd[0]} is a setting of snce; set those of {by} with --set, such as --set sae=FOLDER")
-    if controls is not None:
-        with_benign(wanted, None, controls=controls)
+    wanted = with_benign(wanted, None, controls=controls)
     corpus = None if prompts is None else (prompts.name, list(read_prompts(prompts)))
     pipe = load_pipeline(model, device, weights)
     note_cuts(pipe, (side for pair in wanted.pairs for side in (pair.concept, pair.deconcept)))
     if model is not None and sae is None and by == "snce":
         sae = sae_of(pipe, model, site, corpus, tokens, device)
-    wanted = with_benign(wanted, None if model is None else pipe, sae=sae, controls=controls)
+    wanted = with_benign(wanted, None if model is None else pipe, sae=sae)
     if by != "snce":
         with training() as line:
             eraser = erase_by(

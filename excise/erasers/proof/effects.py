@@ -47,7 +47,12 @@ def _at_once(pipe: Pipeline, prompts: Sequence[str]) -> int:
     return BATCH if len(some) == 3 and rows else 1
 
 
+def conditional_states(pipe: Pipeline, prompts: list[str]) -> list[Tensor]:
+    """Return the floating-point tensors of the conditional branch, of all prompts or of parts of them."""
+    return [t for t in conditional(pipe, encode_prompt(pipe, prompts)) if t.is_floating_point() and t.ndim > 1]
+
+
 def _states(pipe: Pipeline, prompts: list[str]) -> list[Tensor]:
     """Return the tensors of the conditional branch, one row a prompt."""
-    made = [t for t in conditional(pipe, encode_prompt(pipe, prompts)) if t.is_floating_point() and t.ndim > 1]
+    made = conditional_states(pipe, prompts)
     return [t[None] for t in made] if len(prompts) == 1 else [t for t in made if len(t) == len(prompts)]

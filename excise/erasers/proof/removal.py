@@ -25,8 +25,8 @@ from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.edits.weights import CopyEdit, WeightEdit
 from excise.erasers.hooks.context import proving, unedited
 from excise.erasers.hooks.known_vectors import KnownVectors
+from excise.erasers.proof.effects import conditional_states
 from excise.erasers.proof.replay import Replay, steps_for
-from excise.sites.encoding import conditional, encode_prompt
 from excise.sites.language import LanguageModel
 from excise.sites.site import text_encoders, tokenizer_of
 
@@ -276,15 +276,11 @@ def _read(pipe: Pipeline, prompts: list[str]) -> list[list[Tensor]]:
 
     They are encoded at once, unless the pipeline then returns a list of states instead of rows.
     """
-    alone, made = _floating(pipe, prompts[:1]), _floating(pipe, prompts)
+    alone, made = conditional_states(pipe, prompts[:1]), conditional_states(pipe, prompts)
     if len(made) == len(alone):
         rows = [tensor for tensor in made if len(tensor) == len(prompts)]
         return [[tensor[n : n + 1] for tensor in rows] for n in range(len(prompts))]
-    return [alone, *(_floating(pipe, [prompt]) for prompt in prompts[1:])]
-
-
-def _floating(pipe: Pipeline, prompts: list[str]) -> list[Tensor]:
-    return [t for t in conditional(pipe, encode_prompt(pipe, prompts)) if t.is_floating_point() and t.ndim > 1]
+    return [alone, *(conditional_states(pipe, [prompt]) for prompt in prompts[1:])]
 
 
 def measured_words(mentions: Sequence[str], most: int) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from excise.concepts import Concept
 from excise.concepts.concept import mentioned
 from excise.erasers import Eraser, SAEEdit, made_for
 from excise.erasers.artefact.strength import LEAST_CARRIED
-from excise.errors import ExciseError, InvalidSetting
+from excise.errors import ExciseError, InvalidSetting, stacklevel
 from excise.methods.base import Fitted
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.judging import Figures, prompts_by_mention, protected, with_verdict
@@ -158,7 +158,7 @@ def _part(pipe: Pipeline, concept: Concept, config: SNCEConfig, sae: TopKSAE, fo
             warnings.warn(
                 f"the first state at {edit.site.key} is a special token's but depends on the prompt; it is calibrated "
                 "and edited like a word's",
-                stacklevel=3,
+                stacklevel=stacklevel(),
             )
         if config.gate in ("whole", "threshold"):
             edit = _with_levels(edit, concept, levels)
