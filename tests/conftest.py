@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from tests.outside import nothing_is_read_outside, pytest_make_collect_report, pytest_runtest_makereport
+
+__all__ = ["nothing_is_read_outside", "pytest_make_collect_report", "pytest_runtest_makereport"]
+
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # Read when torch is imported, here and in programs that tests start: competing processes take many times longer.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))

@@ -154,7 +154,8 @@ def _fit(run: Run, unit: Unit) -> dict[str, Any]:
 def table(measured: Mapping[str, Any]) -> str:
     """Return the text of `results.csv`: method, concept, figure, value, low, high, n, pictures.
 
-    The concept is "" for means over concepts, costs, and counts of truncated prompts and pictures left out.
+    The concept is "" for means over concepts, costs, and counts of truncated prompts, of pictures left out and of
+    concepts that the method refused.
     """
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -173,7 +174,7 @@ def table(measured: Mapping[str, Any]) -> str:
             row(label, "", "prompts cut", method["cut"], *[""] * 4)
         if method["unread"]:
             row(label, "", "concept not read", len(method["unread"]), *[""] * 4)
-        for name, count in outside(method).items():
+        for name, count in (outside(method) | {"concepts refused": len(method["refused"])}).items():
             row(label, "", name, count, *[""] * 4)
     return out.getvalue()
 

@@ -1,12 +1,8 @@
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
+import hashlib
 
 from excise.concepts import builtin, paper
-
-PAPER = Path(__file__).parents[3] / "shared" / "papers" / "snce-paper.txt"
 
 
 def test_sizes_and_tuples():
@@ -22,11 +18,14 @@ def test_slips_are_left_standing():
     assert builtin("paper-knife").pairs[2].deconcept == "A pocket with red scales, macro photography"
 
 
-@pytest.mark.skipif(not PAPER.exists(), reason="the paper's text does not come with the package")
 def test_verbatim():
-    text = PAPER.read_text(encoding="utf-8")
-    for name, pairs in paper.TABLE_5.items():
-        for i, (concept, deconcept) in enumerate(pairs):
-            assert f"{name}\t{i}\t{concept}\t{deconcept}\n" in text
-    for name in ("nudity", "violence"):
-        assert f"“{paper.TUPLES[name]}”" in text
+    """The digest is of the paper's own text: the rows of its Table 5 and both concept tuples, read from the paper."""
+    rows = [
+        f"{name}\t{i}\t{concept}\t{deconcept}\n"
+        for name, pairs in paper.TABLE_5.items()
+        for i, (concept, deconcept) in enumerate(pairs)
+    ]
+    tuples = [f"“{paper.TUPLES[name]}”\n" for name in ("nudity", "violence")]
+    assert hashlib.sha256("".join([*rows, *tuples]).encode()).hexdigest() == (
+        "1df4460f19be4edf600832230e14a3bf20830cdba04120c7d1dec656d37fb2f4"
+    )

@@ -228,7 +228,7 @@ def convert_q16(
 
 
 def _pass(measured: dict[str, Any], conditions: list[Gate]) -> None:
-    """Print every missed condition, and exit with code 3 if there is one."""
+    """Print every missed condition and every method that refused a concept, and exit with code 3 if there is one."""
     from excise.bench.results import BASELINE
 
     missed = [
@@ -237,6 +237,12 @@ def _pass(measured: dict[str, Any], conditions: list[Gate]) -> None:
         for condition in conditions
         if label != BASELINE and not condition.holds(method["figures"])
     ]
+    concepts = len(measured["concepts"])
+    for label, method in measured["methods"].items() if conditions else ():
+        if refused := method["refused"]:
+            missed.append(
+                f"{label}: refused {len(refused)} of {concepts} concepts ({', '.join(refused)}), and a gate needs all"
+            )
     for line in missed:
         complain(line, kind="gate")
     if missed:
