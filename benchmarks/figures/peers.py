@@ -132,8 +132,8 @@ GRIDS: dict[str, tuple[str, ...]] = {
         f"steps=20,iterations=40,attack_steps=5,retain=3,lr={lr}" for lr in ("3e-5", "1e-4", "3e-4", "1e-3")
     ),
     "saeuron": (
-        *("percentile=99.8,gamma=-1", "percentile=99.8,gamma=-4", "percentile=99.5,gamma=-1", "percentile=99"),
-        *("percentile=98", "percentile=95", "percentile=99,gamma=-2", "percentile=98,gamma=-2"),
+        *("k=3,gamma=-1", "k=3,gamma=-4", "k=7,gamma=-1", "k=13"),
+        *("k=26", "k=64", "k=13,gamma=-2", "k=26,gamma=-2"),
     ),
     "saemnesia": ("gamma=0", "gamma=-0.4", "gamma=-0.7", "gamma=-1"),
     "saemnesia-text": ("", "lam=0.75", "lam=1", "lam=2"),

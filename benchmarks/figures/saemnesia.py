@@ -71,9 +71,9 @@ COUNTS = (1, 2, 5, 9, 15, 20)
 TUNED_ON = ("apple", "bus", "pastel", "bold")
 GAMMAS = (0.0, -0.4, -0.7, -1.0)
 GRID = (
-    *((99.9, gamma) for gamma in (-0.3, -1.0)),
-    *((99.8, gamma) for gamma in (-0.3, -1.0, -2.0, -4.0)),
-    *((percentile, gamma) for percentile in (99.5, 99.0) for gamma in (-1.0, -2.0)),
+    *((2, gamma) for gamma in (-0.3, -1.0)),
+    *((3, gamma) for gamma in (-0.3, -1.0, -2.0, -4.0)),
+    *((k, gamma) for k in (7, 13) for gamma in (-1.0, -2.0)),
 )
 PUBLISHED = {"SAEuron": 3 * 7, "SAEmnesia": 7}
 """Number of settings that the papers try: percentiles 99.99, 99.995, 99.999 by γ -1, -5, ..., -30 for each concept; and
@@ -101,9 +101,9 @@ def main() -> None:
 
 
 def tuning(work: Path, out: Path) -> dict[str, Any]:
-    """Return the figures of γ, and of SAEuron's percentile by γ, on the tuning concepts."""
+    """Return the figures of γ, and of SAEuron's k by γ, on the tuning concepts."""
     tried = [f"saemnesia:gamma={gamma:g}" for gamma in GAMMAS]
-    tried += [f"saeuron:percentile={percentile:g},gamma={gamma:g}" for percentile, gamma in GRID]
+    tried += [f"saeuron:k={k},gamma={gamma:g}" for k, gamma in GRID]
     run = start(work / "tuning", "canvas", "quick", tried, TUNED_ON, {"prompts": 4, "searches": False})
     resume(run, _dot)
     return report(run)

@@ -45,18 +45,20 @@ def score(own: Tensor, others: Tensor) -> Tensor:
     return own / (own.sum(1, keepdim=True) + DELTA) - others / (others.sum(1, keepdim=True) + DELTA)
 
 
-def select(scores: Tensor, percentile: float) -> Tensor:
-    """Return `[S, m]` bool: at each step, the neurons whose score lies above that percentile of its scores.
+def select(scores: Tensor, k: int) -> Tensor:
+    """Return `[S, m]` bool: at each step, the k neurons that score highest.
 
-    99.999 leaves one of 20,480. Raises ExciseError if the percentile is out of range, or too high to leave any.
+    A percentile p, as in the paper, leaves m - 1 - floor(p (m - 1) / 100) of m neurons, which depends on the SAE's
+    width. Neurons that score the same as the next one are left out, as by
+    the percentile. Raises ExciseError if k is out of range, or if no neuron scores higher than the others.
     """
-    if not 0 <= percentile < 100:
-        raise InvalidSetting(f"percentile is {percentile}; it lies from 0 up to, but not at, 100")
-    # torch.quantile takes at most 16 million numbers at once; a step has far fewer.
-    levels = torch.stack([row.quantile(percentile / 100) for row in scores])
+    m = scores.shape[1]
+    if not 1 <= k < m:
+        raise InvalidSetting(f"k is {k}; it lies from 1 to {m - 1}, as the SAE has {m} neurons")
+    levels = scores.kthvalue(m - k, dim=1).values
     chosen = scores > levels[:, None]
     if not bool(chosen.any()):
-        raise ExciseError(f"no neuron scores above percentile {percentile}; lower it, or there is none for the concept")
+        raise ExciseError(f"no {k} neurons score higher than the others; lower k, or there is none for the concept")
     return chosen
 
 

@@ -125,8 +125,8 @@ def test_an_entry_of_a_run_takes_a_preset() -> None:
 
 def test_with_a_preset_the_bundled_models_own_values_are_left_out() -> None:
     chosen, places = bundled_settings()["saeuron"], bundled_settings("paper")["saeuron"]
-    assert chosen == {**places, "percentile": 98.0}
-    assert "percentile" not in places
+    assert chosen == {**places, "k": 26}
+    assert "k" not in places
 
 
 def test_every_departure_from_a_paper_is_in_the_documentation() -> None:

@@ -58,6 +58,7 @@ MUTANTS = [
         ("self._sums / self._patches[:, None]", "self._sums / self._patches.sum()"),
         ("- others / (others.sum(1, keepdim=True) + DELTA)", "- others / (own.sum(1, keepdim=True) + DELTA)"),
         ("chosen = scores > levels[:, None]", "chosen = scores < levels[:, None]"),
+        ("scores.kthvalue(m - k, dim=1)", "scores.kthvalue(m - k - 1, dim=1)"),
         ("free[taken] = -torch.inf", "free[taken] = free[taken]"),
     ),
     *of(

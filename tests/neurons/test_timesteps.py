@@ -33,15 +33,35 @@ def test_the_score_by_hand() -> None:
     assert score(torch.zeros(1, 3), torch.zeros(1, 3)).tolist() == [[0, 0, 0]]
 
 
-def test_the_papers_percentiles_leave_one_and_three_of_its_neurons() -> None:
-    scores = torch.stack([torch.randperm(20480, generator=torch.Generator().manual_seed(s)).double() for s in range(2)])
-    assert select(scores, 99.999).sum(1).tolist() == [1, 1]
-    assert select(scores, 99.99).sum(1).tolist() == [3, 3]
-    assert bool(select(scores, 99.999)[0, int(scores[0].argmax())])
-    with pytest.raises(ExciseError, match="percentile is 100"):
-        select(scores, 100)
-    with pytest.raises(ExciseError, match="no neuron scores above"):
-        select(torch.zeros(1, 5), 50)
+def of_percentile(scores: torch.Tensor, percentile: float) -> torch.Tensor:
+    """SAEuron's published selection: scores above a percentile of the step's scores."""
+    return torch.stack([row > row.quantile(percentile / 100) for row in scores])
+
+
+@pytest.mark.parametrize(
+    ("m", "percentile", "k"),
+    [(20480, 99.999, 1), (20480, 99.995, 2), (20480, 99.99, 3), (20480, 99.0, 205), (1280, 99.0, 13), (1280, 98.0, 26),
+     (1280, 95.0, 64), (1280, 99.5, 7), (1280, 99.8, 3), (1280, 99.9, 2)],
+)  # fmt: skip
+def test_a_count_is_what_a_percentile_leaves_of_an_saes_neurons(m: int, percentile: float, k: int) -> None:
+    scores = torch.stack([torch.randperm(m, generator=torch.Generator().manual_seed(s)).double() for s in range(2)])
+    assert torch.equal(select(scores, k), of_percentile(scores, percentile))
+    for row, chosen in zip(scores, select(scores, k), strict=True):
+        assert sorted(row[chosen].tolist()) == sorted(row.tolist())[-k:]
+
+
+def test_neurons_that_score_the_same_as_the_next_are_left_out() -> None:
+    scores = torch.tensor([[0.0, 3, 1, 2, 0], [0, 3, 1, 1, 0]])
+    assert select(scores, 2).tolist() == [[False, True, False, True, False], [False, True, False, False, False]]
+    assert torch.equal(select(scores, 2), of_percentile(scores, 70))
+
+
+def test_a_count_must_leave_some_neurons_and_find_some() -> None:
+    for k in (0, 5, 6):
+        with pytest.raises(ExciseError, match=f"k is {k}; it lies from 1 to 4"):
+            select(torch.rand(2, 5), k)
+    with pytest.raises(ExciseError, match="no 2 neurons score higher"):
+        select(torch.zeros(1, 5), 2)
 
 
 def test_each_concept_gets_a_neuron_of_its_own() -> None:

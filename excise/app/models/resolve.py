@@ -29,7 +29,7 @@ TUNED: dict[str, dict[str, Any]] = {
     "uce": {"guide": "thing"},
     "rece": {"guide": "thing", "lam": 0.5, "rounds": 5},
     "sld": {"level": "strong", "warmup": 1, "scale": 5000.0},
-    "saeuron": {"percentile": 98.0},
+    "saeuron": {"k": 26},
     "esd-x": {"steps": 20, "iterations": 60, "lr": 3e-4},
     "esd-u": {"steps": 20, "iterations": 200, "lr": 1e-5},
     "ca": {"steps": 20, "guidance": 4, "pictures": 16, "batch": 4, "iterations": 40, "lr": 1e-3},

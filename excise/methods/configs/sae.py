@@ -172,14 +172,13 @@ class SAEuronConfig(BlockConfig):
     )
     units: Units = setting("deviation", paper="raw")
     codes: BlockGate = setting("threshold", paper="topk")
-    percentile: float = setting(
-        99.0,
-        "At each step, neurons are edited whose score lies above this percentile of all: thirteen of the bundled SAE's "
-        "1280. Chosen on Canvas's tuning concepts. The paper's 99.99 to 99.999 are of 20,480 neurons, and leave "
-        "three to one.",
-        unit="%",
-        most=100,
-        paper=99.999,
+    k: int = setting(
+        13,
+        "Neurons edited at each step: those that score highest. Chosen on Canvas's tuning concepts, in the bundled "
+        "SAE's 1280. The paper's percentiles 99.99 to 99.999 leave three to one of its 20,480.",
+        unit="neurons",
+        least=1,
+        paper=1,
     )
 
 

@@ -1,9 +1,10 @@
 """SAEuron: turn down the neurons of an unsupervised SAE on a block of the denoiser (Cywiński & Deja 2025).
 
 At every step, the neurons that score highest for the concept are multiplied by γ times their mean on it, wherever they
-are louder than usual. Differences from the published code, each with a setting that reverts it: the SAE's error keeps
-its sign (`compat`); levels count in units of the features' standard deviation, so that one γ means the same in every
-model (`units`); a calibrated threshold replaces TopK, so that the eraser holds the edited rows alone (`codes`).
+are louder than usual. Differences from the published code, each with a setting that reverts it: a number of neurons
+instead of a percentile, so that the SAE's width does not change how many are edited (`k`); the SAE's error keeps its
+sign (`compat`); levels count in units of the features' standard deviation, so that one γ means the same in every model
+(`units`); a calibrated threshold replaces TopK, so that the eraser holds the edited rows alone (`codes`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def fit(pipe: Pipeline, concept: Concept, config: SAEuronConfig | None = None) -
     sae = block_sae(config.sae)
     site = trained_at(pipe, config.sae, config.site)
     found = levels(pipe, site, sae, concept, config)
-    chosen = select(score(found.own, found.others), config.percentile)
+    chosen = select(score(found.own, found.others), config.k)
     neurons = chosen.any(0).nonzero()[:, 0].tolist()
     edit = edit_of(sae, site, neurons, found, config)
     edit = replace(edit, gate=torch.where(chosen[:, neurons], edit.gate, torch.inf))

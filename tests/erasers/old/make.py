@@ -64,7 +64,7 @@ ERASERS = {
     ),
     "saemnesia": Made("saemnesia", BLOCK, saes={"sae": "saemnesia"}),
     "saemnesia-text": Made("saemnesia-text", saes={"sae": "saemnesia-text"}),
-    "saeuron": Made("saeuron", {**BLOCK, "percentile": 98.0}, saes={"sae": "saeuron"}),
+    "saeuron": Made("saeuron", {**BLOCK, "k": 26}, saes={"sae": "saeuron"}),
     "snce+saemnesia": Made(
         "snce+saemnesia",
         {f"saemnesia.{key}": value for key, value in BLOCK.items()},

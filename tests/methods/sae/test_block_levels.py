@@ -87,7 +87,7 @@ def test_levels_are_means_over_every_patch(tiny_pipe: Any, site: Any, sae: TopKS
 def test_saeuron_edits_at_each_step_what_scores_there(
     tiny_pipe: Any, site: Any, sae: TopKSAE, folder: str, concept: Concept, tmp_path: Path
 ) -> None:
-    config = SAEuronConfig(sae=folder, percentile=94.0, gamma=-2.0, **SMALL)
+    config = SAEuronConfig(sae=folder, k=3, gamma=-2.0, **SMALL)
     eraser = method("saeuron").fit(tiny_pipe, concept, config)
     (edit,) = eraser.edits
     assert isinstance(edit, BlockEdit)
@@ -156,9 +156,7 @@ def test_saemnesia_edits_the_neuron_that_was_assigned(
 def test_what_it_was_fitted_on_is_drawn_without_other_erasers(tiny_pipe: Any, folder: str, concept: Concept) -> None:
     config = SAEmnesiaConfig(sae=folder, **SMALL, gamma=-30.0, codes="threshold")
     alone = method("saemnesia").fit(tiny_pipe, concept, config)
-    with (
-        method("saeuron").fit(tiny_pipe, concept, SAEuronConfig(sae=folder, percentile=90.0, **SMALL)).attach(tiny_pipe)
-    ):
+    with method("saeuron").fit(tiny_pipe, concept, SAEuronConfig(sae=folder, k=4, **SMALL)).attach(tiny_pipe):
         attached = method("saemnesia").fit(tiny_pipe, concept, config)
     assert attached.digest == alone.digest
 
@@ -181,7 +179,7 @@ def test_what_cannot_be_fitted_is_said(
     refused("saeuron", "no block was named", SAEuronConfig(sae=plain, **SMALL))
     refused("saeuron", "no SAE was named", SAEuronConfig(**SMALL))
     refused("saeuron", "trained at unet/up_blocks.0", SAEuronConfig(sae=folder, site="mid_block.attentions.0", **SMALL))
-    refused("saeuron", "percentile is 100", SAEuronConfig(sae=folder, percentile=100, **SMALL))
+    refused("saeuron", "k is 40; it lies from 1 to 39", SAEuronConfig(sae=folder, k=40, **SMALL))
     refused("saeuron", "has no prompt pairs", SAEuronConfig(sae=folder, **SMALL), Concept("gun", ("gun",), (), ()))
     for wrong in ({"codes": "some"}, {"at_other_steps": "some"}, {"units": "some"}, {"pictures": 0}):
         with pytest.raises(ExciseError, match=r"cannot be 'some'|at least 1"):
