@@ -199,7 +199,7 @@ def evaluate(
         eraser: An eraser of one of the suite's concepts, such as `excise.erase` returns.
         pipe: The pipeline it was made for, with no eraser attached; for "canvas" the bundled model.
         suite: "canvas", or another name that `excise bench run --suite` takes.
-        size: "quick", "standard" or "full": how many pictures.
+        size: "quick", "standard", "full" or "frozen" (the test set): how many pictures.
         settings: Settings of the suite, such as `{"steps": 20}` denoising steps.
 
     Returns:

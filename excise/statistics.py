@@ -188,6 +188,41 @@ def ratio_over(clusters: Sequence[tuple[Sequence[bool], Sequence[bool]]]) -> Est
     return over_concepts(means, Estimate(after.value / base, after.low / base, after.high / base, after.n))
 
 
+def sign_flip(differences: Sequence[float]) -> float:
+    """Return the two-sided p-value that paired differences have mean 0, by flipping all signs (Fisher 1935).
+
+    Every assignment of signs is counted up to 2**16, for more than 16 differences 2**16 random ones. Differences that
+    are 0 change nothing and are left out; without others, p is 1. For a comparison over concepts: one difference for
+    each concept, since pictures of one concept are correlated.
+    """
+    some = [abs(value) for value in differences if value]
+    total, n = abs(math.fsum(differences)), len(some)
+    if n <= 16:
+        sums = [0.0]
+        for value in some:
+            sums = [s + sign for s in sums for sign in (value, -value)]
+        extreme, every = sum(abs(s) >= total - 1e-12 for s in sums), len(sums)
+    else:
+        rng, every = random.Random(0), 2**16
+        drawn = (math.fsum(value if rng.random() < 0.5 else -value for value in some) for _ in range(every))
+        # The observed assignment is one of those possible, so p is never 0.
+        extreme, every = 1 + sum(abs(s) >= total - 1e-12 for s in drawn), every + 1
+    return extreme / every
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number, in the given order (Holm 1979).
+
+    The i-th smallest of n is multiplied by n - i + 1, is at least the adjusted one before it, and at most 1.
+    """
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    adjusted, least = [0.0] * len(values), 0.0
+    for rank, i in enumerate(order):
+        least = max(least, min(1.0, (len(values) - rank) * values[i]))
+        adjusted[i] = least
+    return adjusted
+
+
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     """Return Spearman's rank correlation, with ties at their mean rank. NaN if one side is constant.
 

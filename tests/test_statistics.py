@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -14,6 +15,7 @@ from excise.statistics import (
     change_over,
     cluster_bootstrap,
     clustered_spearman,
+    holm,
     in_percent,
     mean,
     mean_over,
@@ -21,6 +23,7 @@ from excise.statistics import (
     ratio_over,
     share,
     share_over,
+    sign_flip,
     spearman,
     wilson,
 )
@@ -242,3 +245,36 @@ def test_the_bootstrap_draws_as_many_clusters_as_there_are() -> None:
     # The mean of 20 draws from ten ones and ten zeros is binomial: its quantiles of 2.5 and 97.5 % are 6 and 14 of 20.
     figure = cluster_bootstrap([[float(i % 2)] for i in range(20)], draws=20_000)
     assert (figure.low, figure.high) == (0.3, 0.7)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 8])
+def test_a_sign_flip_test_counts_every_assignment_of_signs(n: int) -> None:
+    rng = random.Random(n)
+    differences = [rng.choice([-0.5, 0.0, 0.25, 0.5, 1.0]) for _ in range(n)]
+    total = abs(sum(differences))
+    flips = list(itertools.product((1, -1), repeat=n))
+    extreme = sum(abs(sum(s * d for s, d in zip(flip, differences, strict=True))) >= total - 1e-12 for flip in flips)
+    assert sign_flip(differences) == pytest.approx(extreme / len(flips))
+
+
+def test_a_sign_flip_test_of_many_differences_samples_the_signs_and_is_never_0() -> None:
+    assert sign_flip([1.0] * 16) == 2 / 2**16
+    assert 0 < sign_flip([1.0] * 30) < 1e-4
+    balanced = [1.0, -1.0] * 10 + [0.5]
+    assert sign_flip(balanced) == pytest.approx(1, abs=0.05)
+
+
+def test_holms_rule_against_its_definition() -> None:
+    """The i-th smallest p is rejected at level a if every smaller one is, and p <= a / (n - i + 1)."""
+    rng = random.Random(1)
+    for n in (1, 2, 5, 9):
+        values = [rng.random() ** 3 for _ in range(n)]
+        adjusted = holm(values)
+        for level in (0.01, 0.05, 0.2, 0.6):
+            ordered = sorted(range(n), key=lambda i: values[i])
+            rejected = set()
+            for rank, i in enumerate(ordered):
+                if values[i] > level / (n - rank):
+                    break
+                rejected.add(i)
+            assert {i for i in range(n) if adjusted[i] <= level} == rejected

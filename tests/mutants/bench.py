@@ -41,6 +41,12 @@ MUTANTS = [
         ("(len(means) >= FEW and len(set(means)) > 1)", "len(means) >= FEW"),
         ("(len(means) >= FEW and len(set(means)) > 1)", "len(set(means)) > 1"),
         ("(figure.low, pooled.low, figure.value)", "(figure.low, figure.value)"),
+        ("sum(abs(s) >= total - 1e-12 for s in sums), len(sums)", "sum(s >= total - 1e-12 for s in sums), len(sums)"),
+        ("sum(abs(s) >= total - 1e-12 for s in sums), len(sums)", "sum(abs(s) > total for s in sums), len(sums)"),
+        ("extreme, every = 1 + sum(", "extreme, every = sum("),
+        ("(len(values) - rank) * values[i]", "len(values) * values[i]"),
+        ("(len(values) - rank) * values[i]", "(len(values) - rank - 1) * values[i]"),
+        ("least = max(least, min(", "least = max(0.0, min("),
     ),
     *of(
         "excise/bench/bars.py",

@@ -65,7 +65,9 @@ def run(
         list[str] | None,
         typer.Option("--methods", help="A method, a method with settings (snce:k=10,lam=2), or all. Repeatable."),
     ] = None,
-    size: Annotated[str, typer.Option("--size", help="Size of the run: quick, standard or full.")] = "quick",
+    size: Annotated[
+        str, typer.Option("--size", help="Size of the run: quick, standard, full, or frozen (the test set).")
+    ] = "quick",
     concepts: Annotated[
         str | None, typer.Option("--concepts", help='Concepts to erase: "gun, cat". Default: those of --size.')
     ] = None,
