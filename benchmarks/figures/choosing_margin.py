@@ -137,8 +137,8 @@ def page(results: Mapping[str, Any]) -> str:
         f"On the tuning concepts ({', '.join(results['concepts'])}), which no other page reports.",
         "Per cent, with Wilson's 95 % intervals, of the prompts from which the unerased model generates the concept",
         "(near synonyms: their own object, which is lost if it is no longer recognised). `captions` are prompts with",
-        "the concept's name, or a description of it. `words` are those of the vocabulary that come nearest to the concept",
-        f"under an eraser of margin {max(results['margins']):g}, {WORDS} a concept. `nearest` are the",
+        "the concept's name, or a description of it. `words` are those of the vocabulary that come nearest to the",
+        f"concept under an eraser of margin {max(results['margins']):g}, {WORDS} a concept. `nearest` are the",
         f"{NEAREST} synonyms of other objects that the text encoder finds nearest to the concept.",
         "",
         "| margin | threshold, of the typical code | captions | own synonyms | words | nearest lost | all near "
