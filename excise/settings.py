@@ -46,6 +46,8 @@ class Setting:
     """Exclusive upper bound, instead of `most`."""
     paper: Any = UNSTATED
     """Value in the method's paper or in its authors' code."""
+    tuned: bool = False
+    """Whether the default was chosen by measuring on the bundled model, and may not be the best for another."""
 
     @property
     def departs(self) -> bool:
@@ -166,12 +168,13 @@ def setting(
     most: float | None = None,
     below: float | None = None,
     paper: Any = UNSTATED,
+    tuned: bool = False,
 ) -> T:
     """Declare a field of a frozen dataclass as a setting, with its default.
 
-    A subclass that gives a setting another default inherits what it leaves out, except `paper`.
+    A subclass that gives a setting another default inherits what it leaves out, except `paper` and `tuned`.
     """
-    declared = Setting("", default, None, help, unit, least, above, most, below, paper)
+    declared = Setting("", default, None, help, unit, least, above, most, below, paper, tuned)
     return field(default=default, metadata={_KEY: declared})
 
 
@@ -217,6 +220,7 @@ def _declared(cls: type[Any], name: str) -> Setting:
         help=next((d.help for d in own if d.help), ""),
         unit=next((d.unit for d in own if d.unit), ""),
         paper=own[0].paper if getattr(cls, "PAPER", True) else UNSTATED,
+        tuned=own[0].tuned,
     )
 
 

@@ -102,6 +102,25 @@ def _method(
     }
 
 
+def baseline_on_same_cases(run: Run, suite: Suite, label: str, measured: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the unerased model's figures over the cases that count for a method, or None if those are all of its own.
+
+    `measured` is `results`' of the run: a case that failed or is broken with the method counts for neither there.
+    """
+
+    def counted(name: str) -> set[str]:
+        method = measured["methods"][name]
+        odd = {one["case"] for one in (*method["errors"], *method["broken"])}
+        return {record["case"] for record in run.records() if record["method"] == name} - odd
+
+    both = counted(label) & counted(BASELINE)
+    if both == counted(BASELINE):
+        return None
+    records = {r["case"]: r for r in run.records() if r["method"] == BASELINE and r["case"] in both}
+    figures: dict[str, Any] = _method(run, suite, BASELINE, records, records)["figures"]
+    return figures
+
+
 def _unread(suite: Suite, concept: str, record: Record) -> str | None:
     """Return the truncated end of a record's prompt if the concept is named only there, else None."""
     if "lost" not in record:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import excise
-from excise.app.erase.methods import departures_table
+from excise.app.erase.methods import chosen_on_the_bundled_model, departures_table
 from excise.app.models.resolve import bundled_settings
 from excise.errors import ExciseError
 from excise.methods import typed
@@ -127,6 +127,27 @@ def test_with_a_preset_the_bundled_models_own_values_are_left_out() -> None:
     chosen, places = bundled_settings()["saeuron"], bundled_settings("paper")["saeuron"]
     assert chosen == {**places, "k": 26}
     assert "k" not in places
+
+
+def test_defaults_that_were_chosen_on_the_bundled_model_are_named_with_the_papers() -> None:
+    chosen = "were chosen on the bundled model, and may not be the best for another"
+    assert chosen_on_the_bundled_model("snce", {}) == (
+        f"lam 1.25 (the paper: 0.8), tolerance 0.02 (the paper: 0), "
+        f"margin {SNCEConfig().margin:g} (the paper states none) {chosen}"
+    )
+    paper = excise.method_config("snce", preset="paper")
+    assert chosen_on_the_bundled_model("snce", vars(paper)) == (
+        f"margin {SNCEConfig().margin:g} (the paper states none) {chosen.replace('were', 'was')}"
+    )
+    assert chosen_on_the_bundled_model("snce", {"lam": 1.0, "tolerance": 0.1, "margin": 0.9}) is None
+    assert (
+        chosen_on_the_bundled_model("saeuron", {"margin": 0.1})
+        == f"k 13 (the paper: 1) {chosen.replace('were', 'was')}"
+    )
+    assert "snce.lam 1.25 (the paper: 0.8)" in (chosen_on_the_bundled_model("snce+uce", {}) or "")
+    for name in METHODS:
+        for key, own in declared(name).items():
+            assert "hosen on Canvas" not in own.help or own.tuned, f"{name}: {key}"
 
 
 def test_every_departure_from_a_paper_is_in_the_documentation() -> None:

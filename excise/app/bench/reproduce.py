@@ -13,11 +13,14 @@ from excise.app.bench.runs import measured, suite_of
 from excise.app.pages.sheet import rows_png
 from excise.bench.pictures import Pixels, read
 from excise.bench.protocols import published
-from excise.bench.results import BASELINE
+from excise.bench.protocols.suite import PROTOCOLS
+from excise.bench.results import BASELINE, baseline_on_same_cases
 from excise.bench.run import Run, Unit
 from excise.bench.worker import Entry, picture_of
+from excise.erasers import Eraser
 from excise.errors import ExciseError
 from excise.methods.configs.sae import SNCEConfig
+from excise.statistics import behind
 
 YOURS = "yours: "
 SUITES = {
@@ -43,6 +46,10 @@ class Table:
 def snce_table(number: int, runs: Sequence[Run]) -> Table:
     """Return Table 1, 2, 3 or 4 of the SNCE paper: its rows as printed, then those of `runs`.
 
+    A row of yours has λ in codes, the number of prompts behind it and how many of the file's were dropped. If some
+    prompts do not count for a method, such as those on which a detector failed, the unerased model's row on the same
+    prompts follows it.
+
     Raises:
         ExciseError: There is no such table, or a run's suite is not part of it.
     """
@@ -55,9 +62,29 @@ def snce_table(number: int, runs: Sequence[Run]) -> Table:
             raise ExciseError(
                 f"{run.folder} is a run of {suite}; table {number} needs runs of {', '.join(SUITES[number])}"
             )
-        by_suite[suite] = measured(run)["methods"]
+        by_suite[suite] = _rows(run)
     made: Table = (_table_1, _table_2, _table_3, _table_4)[number - 1](by_suite)
     return made
+
+
+def _rows(run: Run) -> dict[str, dict[str, Any]]:
+    """Return what was measured for each method, with `lam` and `dropped`, and the baseline's rows on fewer prompts."""
+    suite, found = suite_of(run), measured(run)
+    about = {"dropped": int(getattr(suite, "dropped", 0))}
+    rows: dict[str, dict[str, Any]] = {}
+    for label, method in found["methods"].items():
+        rows[label] = {**method, **about, "lam": _lam(run, label)}
+        if label != BASELINE and (figures := baseline_on_same_cases(run, suite, label, found)) is not None:
+            rows[f"{BASELINE}, on the prompts of {label}"] = {"figures": figures, **about, "lam": ""}
+    return rows
+
+
+def _lam(run: Run, label: str) -> str:
+    """Return λ of a method's erasers in codes, as saved: one number, or the least and largest of several."""
+    folders = [run.folder / "erasers" / Unit(label, concept).file for concept in run.plan["concepts"]]
+    edits = [edit for folder in folders if (folder / "manifest.json").exists() for edit in Eraser.load(folder).edits]
+    found = sorted({round(value, 4) for name, value in (edit.coefficient for edit in edits) if name == "lambda"})
+    return " to ".join(f"{value:.3g}" for value in (found if len(found) < 2 else (found[0], found[-1])))
 
 
 def saemnesia_table(runs: Sequence[Run]) -> Table:
@@ -75,11 +102,12 @@ def saemnesia_table(runs: Sequence[Run]) -> Table:
             values = [method["figures"].get(name, {}).get("value") for name in names]
             known = [value for value in values if value is not None]
             mean = f"{100 * sum(known) / 6:.2f}" if len(known) == 6 else ""
-            own.append((f"{YOURS}{label}", *("" if v is None else f"{100 * v:.2f}" for v in values), mean))
-    rows = [(name, *map(_cell, row)) for name, row in published.UNLEARNCANVAS.items()]
+            n = behind(method["figures"]["ua"]) if "ua" in method["figures"] else ""
+            own.append((f"{YOURS}{label}", *("" if v is None else f"{100 * v:.2f}" for v in values), mean, n))
+    rows = [(name, *map(_cell, row), "") for name, row in published.UNLEARNCANVAS.items()]
     return Table(
         "UnlearnCanvas: accuracies, %",
-        ("Method", *published.UNLEARNCANVAS_COLUMNS),
+        ("Method", *published.UNLEARNCANVAS_COLUMNS, "prompts with the concept"),
         (*rows, *own),
         published.UNLEARNCANVAS_SLIPS,
     )
@@ -130,22 +158,23 @@ Measured = Mapping[str, Mapping[str, Any]]
 """What was measured for each method, by suite."""
 
 
+ABOUT = ("λ in codes", "n", "dropped")
+"""Last columns of every table: how strong, on how many prompts, and how many of the file's concern minors."""
+
+
 def _table_1(by_suite: Measured) -> Table:
     own = []
     for label in _labels(by_suite):
         counts, scores = (by_suite.get(suite, {}).get(label, {"figures": {}}) for suite in SUITES[1])
-        own.append(
-            (
-                f"{YOURS}{label}",
-                *(_number(counts, name) for name in published.TABLE_1_COLUMNS[:9]),
-                _number(scores, "clip_score"),
-                "",
-            )
-        )
-    rows = [(name, *map(_cell, row)) for name, row in published.TABLE_1.items()]
+        cells = (_counted(counts, name) for name in published.TABLE_1_COLUMNS[:9])
+        own.append((f"{YOURS}{label}", *cells, _number(scores, "clip_score"), "", *_about(label, by_suite, SUITES[1])))
+    rows = [
+        (name, *(_rated(value) for value in row[:9]), *map(_cell, row[9:]), *_published(name))
+        for name, row in published.TABLE_1.items()
+    ]
     return Table(
-        "Table 1: NudeNet above 0.6 on I2P; CLIP score and FID on captions",
-        ("Method", *published.TABLE_1_COLUMNS),
+        "Table 1: NudeNet above 0.6 on I2P, (per 100 pictures); CLIP score and FID on captions",
+        ("Method", *published.TABLE_1_COLUMNS, *ABOUT),
         (*rows, *own),
         (published.SLIPS[0],),
     )
@@ -154,11 +183,15 @@ def _table_1(by_suite: Measured) -> Table:
 def _table_2(by_suite: Measured) -> Table:
     columns = ("CSA(F)", "CSA(M)", "CSA")
     own = [
-        (f"{YOURS}{label}", *(_number(method, name) for name in columns))
+        (f"{YOURS}{label}", *(_counted(method, name) for name in columns), *_about(label, by_suite, SUITES[2]))
         for label, method in by_suite.get("i2p", {}).items()
     ]
-    rows = [(name, *(_cell(row[column]) for column in columns)) for name, row in published.TABLE_2.items()]
-    return Table("Table 2: detections without feet, belly and armpits", ("Method", *columns), (*rows, *own), ())
+    rows = [
+        (name, *(_rated(row[column]) for column in columns), *_published(name))
+        for name, row in published.TABLE_2.items()
+    ]
+    title = "Table 2: detections without feet, belly and armpits, (per 100 pictures)"
+    return Table(title, ("Method", *columns, *ABOUT), (*rows, *own), ())
 
 
 def _table_3(by_suite: Measured) -> Table:
@@ -166,15 +199,43 @@ def _table_3(by_suite: Measured) -> Table:
     own = []
     for label in _labels(by_suite):
         by_column = {_COLUMN[suite]: methods[label] for suite, methods in by_suite.items() if label in methods}
-        own.append((f"{YOURS}{label}", *(_attack(by_column.get(column)) for column in columns)))
-    rows = [(name, *(_cell(row[column]) for column in columns)) for name, row in published.TABLE_3.items()]
-    return Table("Table 3: attack success, %", ("Method", *columns), (*rows, *own), (published.SLIPS[1],))
+        cells = (_attack(by_column.get(column)) for column in columns)
+        own.append((f"{YOURS}{label}", *cells, *_about(label, by_suite, SUITES[3])))
+    sizes = " / ".join(str(PROTOCOLS[suite].rows) for suite in SUITES[3])
+    lams = " / ".join(f"{PROTOCOLS[suite].lam:g}" for suite in SUITES[3])
+    rows = [
+        (name, *(_cell(row[column]) for column in columns), lams if name == "SNCE" else "", sizes, "")
+        for name, row in published.TABLE_3.items()
+    ]
+    title = "Table 3: attack success, % (95 % interval), flagged of n"
+    return Table(title, ("Method", *columns, *ABOUT), (*rows, *own), (published.SLIPS[1],))
 
 
 def _table_4(by_suite: Measured) -> Table:
-    own = [(f"{YOURS}{label}", _attack(method)) for label, method in by_suite.get("i2p-nudity", {}).items()]
-    rows = [(f"λ = {lam:g}", _cell(value)) for lam, value in published.TABLE_4.items()]
-    return Table("Table 4: attack success on I2P by λ, %", ("λ", "ASR"), (*rows, *own), (published.SLIPS[2],))
+    own = [
+        (f"{YOURS}{label}", _attack(method), *_about(label, by_suite, SUITES[4]))
+        for label, method in by_suite.get("i2p-nudity", {}).items()
+    ]
+    rows = [
+        (f"λ = {lam:g}", _cell(value), f"{lam:g}", str(PROTOCOLS["i2p-nudity"].rows), "")
+        for lam, value in published.TABLE_4.items()
+    ]
+    title = "Table 4: attack success on I2P by λ, % (95 % interval), flagged of n"
+    return Table(title, ("λ", "ASR", *ABOUT), (*rows, *own), (published.SLIPS[2],))
+
+
+def _about(label: str, by_suite: Measured, suites: Sequence[str]) -> tuple[str, str, str]:
+    """Return a row's λ, n and dropped prompts, each by suite if there are several: `4700 / 3000`."""
+    found = [by_suite[suite][label] for suite in suites if label in by_suite.get(suite, {})]
+    lams = list(dict.fromkeys(one["lam"] for one in found))
+    sizes = [_cell((one["figures"].get("asr") or {}).get("n")) for one in found]
+    return " / ".join(lams), " / ".join(sizes), " / ".join(str(one["dropped"]) for one in found)
+
+
+def _published(name: str) -> tuple[str, str, str]:
+    """Return λ, n and dropped prompts of a printed row of Table 1 or 2."""
+    protocol = PROTOCOLS["i2p"]
+    return f"{protocol.lam:g}" if name.startswith("SNCE") else "", str(protocol.rows), ""
 
 
 def _labels(by_suite: Measured) -> list[str]:
@@ -190,9 +251,20 @@ def _number(method: Mapping[str, Any], name: str) -> str:
     return _cell(method["figures"].get(name, {}).get("value"))
 
 
+def _counted(method: Mapping[str, Any], name: str) -> str:
+    """Format a number of detections, and how many that is per 100 pictures."""
+    figure = method["figures"].get(name) or {}
+    return _rated(figure.get("value"), figure.get("n", 0))
+
+
+def _rated(count: float | None, n: int = PROTOCOLS["i2p"].rows) -> str:
+    return "" if count is None else f"{count:g} ({100 * count / n:.2f})"
+
+
 def _attack(method: Mapping[str, Any] | None) -> str:
-    """Format attack success with its interval."""
+    """Format attack success with its interval and counts."""
     figure = method["figures"].get("asr") if method else None
     if not figure or figure["value"] is None:
         return ""
-    return f"{100 * figure['value']:.2f} ({100 * figure['low']:.1f}-{100 * figure['high']:.1f})"
+    n, share = figure["n"], 100 * figure["value"]
+    return f"{share:.2f} ({100 * figure['low']:.1f}-{100 * figure['high']:.1f}), {figure['value'] * n:.0f} of {n}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +13,7 @@ from excise.methods.base import AND
 from excise.methods.configs.registry import CONFIGS
 from excise.methods.lookup import check_name, declared, named, settings_of
 from excise.plugins import plugins
-from excise.settings import UNSTATED, check_names
+from excise.settings import UNSTATED, Setting, check_names
 
 
 def describe_methods(defaults: bool = False) -> list[dict[str, Any]]:
@@ -73,6 +74,25 @@ def describe_settings(name: str) -> list[dict[str, Any]]:
         }
         for key, own in declared(name).items()
     ]
+
+
+def chosen_on_the_bundled_model(name: str, given: Mapping[str, Any]) -> str | None:
+    """Say which of a method's defaults in use were chosen on the bundled model, with the paper's; None if none was.
+
+    `given` holds the settings that were chosen otherwise.
+    """
+    tuned = {
+        key: own for key, own in declared(name).items() if own.tuned and given.get(key, own.default) == own.default
+    }
+    if not tuned:
+        return None
+    listed = [f"{key} {own.default:g} ({_papers(own)})" for key, own in tuned.items()]
+    were = "was" if len(listed) == 1 else "were"
+    return f"{', '.join(listed)} {were} chosen on the bundled model, and may not be the best for another"
+
+
+def _papers(own: Setting) -> str:
+    return "the paper states none" if own.paper is UNSTATED else f"the paper: {own.paper:g}"
 
 
 def departures() -> list[tuple[str, str, Any, Any]]:

@@ -148,6 +148,7 @@ def erase(
     from excise.app.erase.benign import with_benign
     from excise.app.erase.finding import chosen, erase_by, save, settings, settings_without_site
     from excise.app.erase.finding import erase as made_by
+    from excise.app.erase.methods import chosen_on_the_bundled_model
     from excise.app.models.resolve import concept_named, load_pipeline
     from excise.concepts import check, read_prompts
     from excise.erasers.artefact import strength
@@ -254,6 +255,8 @@ def erase(
         "verdict": dict(eraser.verdict),
     }
 
+    tuned = None if model is None else chosen_on_the_bundled_model(by, options)
+
     def show() -> None:
         echo(f"{out}: “{eraser.concept}”, {size / 1000:.1f} kB, digest {eraser.digest[:12]}")
         for edit in eraser.edits:
@@ -269,6 +272,8 @@ def erase(
         ).items():
             echo(description.format(count=count))
         table("Verdict", ("check", "found"), list(in_words(eraser.verdict)))
+        if tuned is not None:
+            echo(tuned)
         echo(f"WEAK: {'; '.join(eraser.weak)}" if eraser.weak else "The eraser meets every limit.")
         where = "" if model is None else f" --model {model}"
         echo(f"Next: excise generate{where} --eraser {out} --prompt PROMPT --compare --out sheet.png")

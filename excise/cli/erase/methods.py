@@ -53,7 +53,7 @@ def show(
 
     Change them with `excise erase --set`; `--preset paper` uses all the paper's values.
     """
-    from excise.app.erase.methods import describe_setting, describe_settings
+    from excise.app.erase.methods import chosen_on_the_bundled_model, describe_setting, describe_settings
 
     if setting is not None:
         row = describe_setting(name, setting)
@@ -80,6 +80,8 @@ def show(
         table(f"Settings of {name}", heads, cells)
         if any(row["paper"] is None for row in rows):
             prose("A - under paper: the paper states no value, and --preset paper keeps the default.")
+        if (tuned := chosen_on_the_bundled_model(name, {})) is not None:
+            prose(f"{tuned}.")
 
     emit(json, rows, printed)
 

@@ -83,6 +83,9 @@ def train(
         typer.Option("--padding", help="Share of the prompts whose padding is trained on too.", **bounds.SHARE),
     ] = 1.0,
     bos: Bos = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Train on the states as they are, not scaled to unit variance.")
+    ] = False,
     seed: TrainingSeed = 0,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
@@ -94,6 +97,7 @@ def train(
     gets one SAE per encoder.
 
     Defaults are the SNCE paper's: --tokens 10000000, --expansion 4, --k 32, --lr 0.0004, --batch 4096, --decay 0.
+    The public code that the paper builds on trains on states as they are: --raw.
     --recipe reference has its own; with it and --bos the bundled SAE was trained.
     """
     from excise import sae as library
@@ -112,7 +116,7 @@ def train(
     if recipe == "snce-sd14" and model is None:
         raise ExciseError("--recipe snce-sd14 needs --model: the folder or hub name of Stable Diffusion 1.4")
     asked: dict[str, Any] = {"expansion": expansion, "k": k, "lr": lr, "batch": batch, "tokens": tokens, "decay": decay}
-    asked |= {"shortlist": shortlist, "precision": precision}
+    asked |= {"shortlist": shortlist, "precision": precision, "units": "raw" if raw else None}
     config = replace(recipe_config(recipe), seed=seed, **chosen(asked))
     card: dict[str, Any] = {"model": model or "bundled"}
     if recipe is not None:

@@ -29,6 +29,7 @@ class SNCEConfig(Settings):
         "Strength λ, in `unit`s: 1 removes all that the concept's word changes, 1.25 a quarter more. Chosen on "
         "Canvas's tuning concepts. The paper has 0.6 to 1.2, in codes.",
         paper=0.8,
+        tuned=True,
     )
     unit: Unit = setting(
         "concept",
@@ -64,12 +65,14 @@ class SNCEConfig(Settings):
         unit="share",
         most=1,
         paper=0.0,
+        tuned=True,
     )
     score: Score = setting("snce", "Formula that ranks the neurons.", paper="snce")
     margin: float = setting(
         0.02,
         "Position of the threshold between the largest code without the concept (0) and the typical one with it (1).",
         most=1,
+        tuned=True,
     )
     permutations: int = setting(
         1000, "Permutations for the validation's null distribution.", unit="permutations", least=1
@@ -151,6 +154,7 @@ class BlockConfig(Settings):
         "one with it (1).",
         least=-10,
         most=10,
+        tuned=True,
     )
     compat: bool = setting(False, "Use the error term of the papers' published code, whose sign is wrong.")
     pictures: int = setting(
@@ -179,6 +183,7 @@ class SAEuronConfig(BlockConfig):
         unit="neurons",
         least=1,
         paper=1,
+        tuned=True,
     )
 
 
@@ -194,5 +199,8 @@ class SAEmnesiaConfig(BlockConfig):
     )
     units: Units = setting("concept", paper="raw")
     gamma: float = setting(
-        -0.7, "γ, the factor of a neuron that is louder than usual. Chosen on Canvas's tuning concepts.", paper=-1.0
+        -0.7,
+        "γ, the factor of a neuron that is louder than usual. Chosen on Canvas's tuning concepts.",
+        paper=-1.0,
+        tuned=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,17 @@ from typer.testing import CliRunner
 
 from excise import reference
 from excise.app.bench.reproduce import snce_table
-from excise.app.bench.runs import report, resume, start
+from excise.app.bench.runs import report, resume, start, suite_of
 from excise.bench.pictures import read
 from excise.bench.protocols import published
 from excise.bench.protocols.clip import clip_score, load_clip, q16
 from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
 from excise.bench.suite import Picture
 from excise.cli import app
+from excise.erasers import Eraser
 from excise.erasers.hooks import known_vectors
 from excise.errors import ExciseError
+from excise.files import write_atomic
 
 pytestmark = pytest.mark.usefixtures("one_bundled_pipe")
 
@@ -59,8 +62,11 @@ def test_a_protocol_runs_end_to_end(prompts: Path, tmp_path: Path) -> None:
     assert snce["Total"]["value"] == sum(snce[name]["value"] for name in columns - {"Total"})
     table_1 = snce_table(1, [run])
     assert [row[0] for row in table_1.rows[-2:]] == ["yours: none", "yours: snce"]
-    assert table_1.rows[0][:4] == ("SD1.4", "183", "21", "46")
-    assert table_1.rows[-1][9] == f"{snce['Total']['value']:g}"
+    assert table_1.rows[0][:4] == ("SD1.4", "183 (3.89)", "21 (0.45)", "46 (0.98)")
+    assert table_1.rows[-1][9] == f"{snce['Total']['value']:g} ({100 * snce['Total']['value'] / 3:.2f})"
+    (edit,) = Eraser.load(run.folder / "erasers" / "snce=gun").edits
+    assert [row[-3:] for row in table_1.rows[-2:]] == [("", "3", "1"), (f"{edit.coefficient[1]:.3g}", "3", "1")]
+    assert table_1.rows[-3][-3:] == ("0.8", "4703", "")
     with pytest.raises(
         ExciseError, match="is a run of i2p; table 3 needs runs of i2p-nudity, i2p-violence, p4d, ring-a-bell"
     ):
@@ -152,6 +158,26 @@ def test_captions_get_a_clip_score_that_stands_in_table_1(tiny_clip: Path, tmp_p
     figure = report(run)["methods"]["snce"]["figures"]["clip_score"]
     assert (figure["n"], figure["value"]) == (2, pytest.approx(sum(wanted) / 2, abs=1e-3))
     assert snce_table(1, [run]).rows[-1][10] == f"{figure['value']:g}"
+
+
+def test_a_row_stands_beside_the_unerased_model_on_the_same_prompts(prompts: Path, tmp_path: Path) -> None:
+    run = start(tmp_path / "run", "i2p-nudity", "quick", ["snce"], ["gun"], {"prompts": str(prompts), "steps": 1})
+    for method, flagged, odd in (("none", {0: True, 3: True}, None), ("snce", {0: False, 3: False}, 3)):
+        lines = []
+        for case in suite_of(run).cases("gun", "quick"):
+            number = int(case.id[-5:])
+            verdict: dict[str, Any] = {"seen": {"target": flagged[number], "boxes": []}}
+            verdict = {"error": "out of memory"} if number == odd else verdict
+            record = {"method": method, "concept": "gun", "case": case.id, "family": case.family, "fault": None}
+            lines.append({**record, "prompt": case.prompt, "seed": 0, "seconds": 1.0, "picture": method, **verdict})
+        text = "".join(f"{json.dumps(line)}\n" for line in lines)
+        write_atomic(run.folder / "records" / f"{method}=gun@by.hand.jsonl", text)
+    rows = {row[0]: row for row in snce_table(4, [run]).rows[5:]}
+    assert {name: (row[1].split(", ")[1], row[3]) for name, row in rows.items()} == {
+        "yours: none": ("2 of 2", "2"),
+        "yours: snce": ("0 of 1", "1"),
+        "yours: none, on the prompts of snce": ("1 of 1", "1"),
+    }
 
 
 def test_more_captions_are_drawn_than_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,8 @@ def test_from_nothing_to_an_eraser_at_work(
     made = ask(*words, "--accept-weak")
     assert made["lambda"] == 3
     assert made["bytes"] < 50_000
+    said = " ".join(call(*words, "--accept-weak", "--force").stdout.split())
+    assert "(the paper states none) was chosen on the bundled model, and may not be the best" in said
     passed = passed_checks(call("verify", out, "--model", model_folder, "--json"))
     assert passed >= FITS
     assert "verdict" not in passed, "as made"

@@ -20,6 +20,8 @@ def test_train_and_info(ask: Callable[..., Any], model_folder: Path, tmp_path: P
     assert card["prompts"] == 3
     assert "prompts.txt" in card["corpus"]
     assert ask("sae", "info", out)["card"] == card
+    raw = ask("sae", "train", "--out", tmp_path / "raw", *common, *SMALL, "--raw")["card"]
+    assert [one["recipe"]["units"] for one in (card, raw)] == ["variance", "raw"]
 
 
 @pytest.mark.parametrize(
