@@ -19,6 +19,7 @@ import pytest
 from tests.documented import ROOT, Command, commands, parses
 
 HUB, GPU, MODEL, SERVER = "a model hub", "a GPU", "a model that is not bundled", "a server of a language model"
+PLUGIN = "the page's package: tests/test_plugins.py installs one like it"
 HOURS, RUNS = "hours", "runs of a model that is not bundled"
 ELSEWHERE = {
     "docs/how-to/bench.md: bench resume run --device cuda:0": GPU,
@@ -35,6 +36,8 @@ ELSEWHERE = {
     "docs/how-to/neurons.md: find safety-violence --model smollm2": MODEL,
     "docs/how-to/neurons.md: erase safety-violence --model smollm2": MODEL,
     "docs/how-to/neurons.md: generate --model smollm2": MODEL,
+    "docs/how-to/plugin.md: methods show mine": PLUGIN,
+    "docs/how-to/plugin.md: erase gun --method mine": PLUGIN,
     "docs/how-to/saemnesia.md: sae train-block --model $MODEL": MODEL,
     "docs/how-to/saemnesia.md: erase gun --model $MODEL": MODEL,
     "docs/how-to/saemnesia.md: sae import SAEmnesia": "files that others publish",

@@ -62,7 +62,8 @@ def main() -> None:
 
 
 def measured(pipe: Any, sae: Any, name: str) -> dict[str, Any]:
-    """Return the threshold at each margin, and for each prompt its loudest pre-activation and what is generated."""
+    """Return the threshold at each margin, and for each prompt from which the unerased model generates what it asks for,
+    its loudest pre-activation and what is generated with an open gate."""
     canvas = Canvas()
     concept = canvas.concept(name)
     config = SNCEConfig(sae=str(reference.sae_folder()))
@@ -95,10 +96,10 @@ def measured(pipe: Any, sae: Any, name: str) -> dict[str, Any]:
                 "rank": nearest.get(case.prompt),
                 "prompt": case.prompt,
                 "loudest": round(code, 5),
-                "before": seen(case, before[case.id]),
                 "erased": seen(case, after[case.id]) if case.id in after else None,
             }
             for case, code in zip(rows, loudest, strict=True)
+            if seen(case, before[case.id])
         ],
     }
 
@@ -122,7 +123,7 @@ def seen(case: Case, verdicts: Mapping[str, Any]) -> bool:
 def counted(found: Mapping[str, Any], margin: float, families: Sequence[str], nearest: int | None = None) -> list[bool]:
     """Return what is seen under the eraser of this margin, of prompts that the unerased model generates."""
     threshold = found["thresholds"][str(margin)]
-    drawn = [row for row in found["prompts"] if row["family"] in families and row["before"]]
+    drawn = [row for row in found["prompts"] if row["family"] in families]
     if nearest is not None:
         drawn = [row for row in drawn if row["rank"] < nearest]
     return [row["erased"] if row["loudest"] > threshold else True for row in drawn]
