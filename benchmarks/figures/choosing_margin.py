@@ -62,8 +62,10 @@ def main() -> None:
 
 
 def measured(pipe: Any, sae: Any, name: str) -> dict[str, Any]:
-    """Return the threshold at each margin, and for each prompt from which the unerased model generates what it asks for,
-    its loudest pre-activation and what is generated with an open gate."""
+    """Return the threshold at each margin, and for each prompt its loudest pre-activation and what an open gate leaves.
+
+    Prompts from which the unerased model does not generate what they ask for are left out.
+    """
     canvas = Canvas()
     concept = canvas.concept(name)
     config = SNCEConfig(sae=str(reference.sae_folder()))

@@ -3,10 +3,10 @@
     python benchmarks/figures/sae_shapes.py --out docs/results/sae_shapes.json
 
 For every shape, the script trains an SAE on the bundled text encoder's last layer and finds the neurons of nine
-objects. One of them, cow, is among Canvas's standard concepts; none is in the frozen test set. `dominance` is the median over the objects of the first score divided
-by the second. `cosine` is the mean cosine between the neuron's decoder row and the change that the object's word makes
-at the padding positions, whose states carry the sentence. `control_share` is how often the neuron fires on prompts
-without the object.
+objects. One of them, cow, is among Canvas's standard concepts; none is in the frozen test set. `dominance` is the
+median over the objects of the first score divided by the second. `cosine` is the mean cosine between the neuron's
+decoder row and the change that the object's word makes at the padding positions, whose states carry the sentence.
+`control_share` is how often the neuron fires on prompts without the object.
 """
 
 from __future__ import annotations
