@@ -21,7 +21,7 @@ def test_snce_erases_with_its_defaults(one_bundled_pipe: Any, concept: str) -> N
 
     def generated() -> Any:
         prompts = [form.format(it) for form in FORMS]
-        return np.asarray(reference.generate(one_bundled_pipe, prompts, SEEDS, steps=8))
+        return np.asarray(reference.generate(one_bundled_pipe, prompts, SEEDS, steps=8, batch_size=len(prompts)))
 
     plain = generated()
     with excise.erase(one_bundled_pipe, concept).attach(one_bundled_pipe):
