@@ -45,9 +45,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exclude the millions of objects made by imports from every later garbage collection."""
+    """Exclude the millions of objects made by imports from garbage collection, and collect less often."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,6 +58,26 @@ def _commands_made_once() -> None:
 
     if make := getattr(typer.testing, "_get_command", None):
         typer.testing._get_command = functools.cache(make)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _vocabularies_read_once() -> None:
+    """A fast tokenizer makes a dictionary of its 49,408 words at each attaching. It is kept while no word is added."""
+    from transformers import PreTrainedTokenizerFast
+
+    owner = next(c for c in PreTrainedTokenizerFast.__mro__ if "get_vocab" in vars(c))
+    read, kept = owner.get_vocab, dict[int, tuple[Any, int, dict[str, int]]]()
+
+    def once(self: Any) -> dict[str, int]:
+        fast = self._tokenizer
+        size = fast.get_vocab_size(with_added_tokens=True)
+        if id(fast) not in kept or kept[id(fast)][1] != size:
+            if len(kept) > 8:
+                kept.clear()
+            kept[id(fast)] = fast, size, read(self)
+        return dict(kept[id(fast)][2])
+
+    owner.get_vocab = once
 
 
 FORMS = ("{}", "a {}", "a {} on grass", "a {} on sand", "a picture of a {}", "{} on wood", "the {}", "a {} in the sky")
@@ -77,6 +98,8 @@ def build_pipe(clip_tokenizer: Any) -> Callable[..., Any]:
     import torch
     from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
+
+    from tests.tiny.copies import Copies
 
     def parts(seed: int, width: int, layers: int) -> dict[str, Any]:
         torch.manual_seed(seed)
@@ -119,17 +142,17 @@ def build_pipe(clip_tokenizer: Any) -> Callable[..., Any]:
         scheduler = DPMSolverMultistepScheduler(steps_offset=1)
         return {"vae": vae.eval(), "text_encoder": encoder.eval(), "unet": unet.eval(), "scheduler": scheduler}
 
-    made: dict[tuple[int, int, int], tuple[dict[str, Any], torch.Tensor]] = {}
+    made: dict[tuple[int, int, int], tuple[Copies, torch.Tensor]] = {}
 
     def build(seed: int = 0, width: int = 64, layers: int = 3) -> Any:
         """Return a copy of the parts made once, and restore the random state that making them left."""
         key = (seed, width, layers)
         if key not in made:
-            made[key] = parts(*key), torch.get_rng_state()
-        components, state = copy.deepcopy(made[key][0]), made[key][1]
+            made[key] = Copies(parts(*key)), torch.get_rng_state()
+        copies, state = made[key]
         torch.set_rng_state(state)
         pipe = StableDiffusionPipeline(
-            **components,
+            **copies(),
             tokenizer=clip_tokenizer,
             safety_checker=None,
             feature_extractor=None,
@@ -244,12 +267,16 @@ def _read_once() -> dict[Any, list[Any]]:
 def one_bundled_pipe(_bundled_pipe: Any, _read_once: dict[Any, list[Any]]) -> Iterator[Any]:
     """The bundled pipeline, loaded once a worker: in this module `reference.load()` returns it instead of a new one.
 
-    Methods that fit on it read each list of prompts once. Every test must leave the pipeline as it was.
+    Methods that fit on it read each list of prompts once, and so does `verify` what it reads unedited. Every test must
+    leave the pipeline as it was.
     """
     from excise import reference
+    from excise.erasers.hooks import context
+    from excise.erasers.proof import removal
     from excise.methods import prompt_codes
 
-    load, capture, read = reference.load, prompt_codes.capture, _read_once
+    load, capture, states, read = reference.load, prompt_codes.capture, removal.conditional_states, _read_once
+    plain: dict[tuple[str, ...], Any] = {}
     before = _state(_bundled_pipe)
 
     def shared(*given: Any, **options: Any) -> Any:
@@ -259,15 +286,22 @@ def one_bundled_pipe(_bundled_pipe: Any, _read_once: dict[Any, list[Any]]) -> It
         if pipe is not _bundled_pipe:
             return capture(pipe, sites, prompts, batch_size)
         key = (*sites, *prompts, batch_size)
-        if key not in read:
-            if sum(len(batch.ids) for batches in read.values() for batch in batches) > 1500:  # 240 MB
-                read.clear()
-            read[key] = list(capture(pipe, sites, prompts, batch_size))
-        return read[key]
+        read[key] = found = read.pop(key, None) or list(capture(pipe, sites, prompts, batch_size))
+        while sum(len(batch.ids) for batches in read.values() for batch in batches) > max(3000, len(prompts)):  # 480 MB
+            read.pop(next(iter(read)))  # the one that was not asked for longest
+        return found
+
+    def unedited_once(pipe: Any, prompts: list[str]) -> Any:
+        if pipe is not _bundled_pipe or context._ONLY.get() is not context._NOBODY:
+            return states(pipe, prompts)
+        if tuple(prompts) not in plain:
+            plain[tuple(prompts)] = states(pipe, prompts)
+        return plain[tuple(prompts)]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "load", shared)
         patch.setattr(prompt_codes, "capture", once)
+        patch.setattr(removal, "conditional_states", unedited_once)
         yield _bundled_pipe
     assert _state(_bundled_pipe) == before, "a test left the bundled pipeline changed"
 
@@ -301,6 +335,16 @@ def firm_eraser(gun_eraser: Any) -> Any:
 
     (edit,) = gun_eraser.edits
     return replace(gun_eraser, edits=(replace(edit, lam=2.0),))
+
+
+@pytest.fixture
+def few_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit judges only 4 words for groups of people, which takes a quarter of its time on tiny models."""
+    from excise.methods import judging
+
+    every = judging.group_sentences()
+    few = list(dict.fromkeys(sentence.word for sentence in every))[:4]
+    monkeypatch.setattr(judging, "group_sentences", lambda: [s for s in every if s.word in few])
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,12 +131,6 @@ def test_a_version_outside_the_declared_bounds_is_one_line(monkeypatch: pytest.M
     monkeypatch.undo()
     loading.check_versions.cache_clear()
     loading.check_versions()
-
-
-def test_the_first_lines_in_python_are_silent() -> None:
-    lines = "from excise import list_erasers, load_eraser, reference, set_erasers; reference.load()"
-    ran = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
-    assert ran.stderr == ""
 
 
 def test_the_libraries_verbosity_is_its_users_own(folder: Path) -> None:

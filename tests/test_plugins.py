@@ -70,7 +70,7 @@ NAMELESS = Nameless()
 
 
 def small(settings):
-    return Canvas.from_json({"steps": 2, "prompts": 1, "searches": False, **settings})
+    return Canvas.from_json({"steps": 2, "prompts": 1, "batch": 5, "searches": False, **settings})
 """
 POINTS = """[excise.methods]
 nothing = theirs:METHOD

@@ -70,7 +70,7 @@ def test_generate_refuses_to_write_what_the_checker_blacked_out(checked: Path, t
 
 
 def test_what_a_model_breaks_is_an_outcome_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = {"steps": 2, "prompts": 3, "searches": False, "only": ("direct", "unrelated"), "batch": 16}
+    fast = {"steps": 2, "prompts": 3, "searches": False, "only": ("direct", "unrelated"), "batch": 12}
     run = start(tmp_path / "run", "canvas", "quick", [], ["gun"], fast)
     pipe = reference.load()
 

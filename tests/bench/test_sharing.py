@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from excise.bench import worker
 from excise.bench.run import TRIES, Run, Unit
 from excise.bench.worker import Unfinished, work
 from excise.errors import ExciseError
+from tests.processes import processes
 
 UNITS = [Unit("snce", name) for name in ("axe", "bat", "cat", "dog")]
 POISON = UNITS[1]
@@ -85,26 +85,22 @@ def test_a_model_that_cannot_be_loaded_leaves_no_claim_behind(run: Run) -> None:
     assert (run.units("todo"), run.units("doing"), run.errors()) == (UNITS, [], {})
 
 
-KILLER = """
-import os, sys
-from excise.bench import worker
-from excise.bench.run import Run
-def do(run, claim, *rest):
-    if claim.unit.concept == "bat":
-        os.kill(os.getpid(), 9)
-    claim.write([{"method": "snce", "case": claim.unit.concept}])
-worker._do = do
-for _ in range(int(sys.argv[2])):  # each worker is a process of its own; the imports are made once
-    if not (child := os.fork()):
-        worker.work(Run(sys.argv[1]), None, lambda: "pipe", {})
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
+def die_at_the_poisonous_one(folder: Path) -> None:
+    def do(run: Run, claim: Any, *rest: Any) -> None:
+        if claim.unit == POISON:
+            os.kill(os.getpid(), signal.SIGKILL)
+        claim.write([{"method": claim.unit.method, "case": claim.unit.concept}])
+
+    worker._do = do
+    work(Run(folder), None, lambda: "pipe", {})  # type: ignore[arg-type]
 
 
 def test_a_unit_that_kills_its_worker_does_not_kill_them_all(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    killed = subprocess.run([sys.executable, "-c", KILLER, run.folder, str(TRIES)], capture_output=True, text=True)
-    assert killed.stdout.split() == ["-9"] * TRIES, killed.stderr
+    for _ in range(TRIES):
+        process = processes().Process(target=die_at_the_poisonous_one, args=(run.folder,))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     with pytest.raises(Unfinished, match=r"snce on bat: its worker ended without an error .*set aside after 3 tries"):
         at_work(run, monkeypatch, None)
     assert run.units("done") == [unit for unit in UNITS if unit != POISON]

@@ -25,6 +25,8 @@ from excise.sites.site import layer_count, taps_of, text_encoders
 from tests import tiny
 from tests.planted import planted, stand_out
 
+pytestmark = pytest.mark.usefixtures("few_groups")
+
 GUN, CAT = "a gun on grass", "a cat on grass"
 SEVERAL = ("sdxl", "sd3", "flux", "kandinsky5")
 FAST = SNCEConfig(permutations=20, examine=2)

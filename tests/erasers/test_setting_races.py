@@ -68,8 +68,8 @@ CHANGES: dict[str, Callable[[Attachment], Any]] = {
 @pytest.mark.parametrize(
     ("kind", "change"),
     [
-        ("text", "disabled"),
         ("weights", "scaled"),
+        pytest.param("text", "disabled", marks=pytest.mark.slow),
         pytest.param("text", "scaled", marks=pytest.mark.slow),
         pytest.param("text", "detached", marks=pytest.mark.slow),
         pytest.param("weights", "disabled", marks=pytest.mark.slow),

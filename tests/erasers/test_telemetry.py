@@ -169,7 +169,7 @@ def test_without_a_meter_the_global_provider_is_fed() -> None:
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from excise.erasers import Eraser, telemetry
+from excise.erasers import telemetry
 reader = InMemoryMetricReader()
 metrics.set_meter_provider(MeterProvider([reader]))
 telemetry.opentelemetry_exporter()

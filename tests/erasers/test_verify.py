@@ -21,8 +21,8 @@ CONCEPTS = ("dog", pytest.param("apple", marks=SLOW), pytest.param("pastel", mar
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Any:
-    return reference.load()
+def pipe(one_bundled_pipe: Any) -> Any:
+    return one_bundled_pipe
 
 
 @pytest.fixture(scope="module")

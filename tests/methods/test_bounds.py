@@ -13,6 +13,7 @@ import pytest
 
 from excise.concepts import Concept
 from excise.erasers import Eraser
+from excise.erasers.edits.guidance import GuidanceEdit
 from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods import method
 from excise.methods.lookup import declared
@@ -40,6 +41,8 @@ SHORT: dict[str, dict[str, Any]] = {
 }
 QUICK = ("uce", "rece", "sld", "safree", "safety-filter", "itd", "concept-steerers")
 ON_AN_SAE = ("snce", "itd", "concept-steerers")
+TRIED_LONG = ("sld", "warmup", 1000)
+"""Its trial takes 1,002 steps, so that it is slow; `test_a_long_warm_up_is_taken` is its sibling."""
 LONG = ("steps", "k", "neurons")
 """Settings whose upper bound takes too long, or depends on the SAE."""
 TOGETHER = {("mace", "t1"): {"t2": 1000.0}, ("mace", "t2"): {"t1": 0.0}}
@@ -59,9 +62,18 @@ def cases() -> Iterator[Any]:
         for key, own in declared(name).items():
             if own.bare in (int, float):
                 for value in bounds(own):
-                    marks = [] if name in QUICK else [pytest.mark.slow]
+                    marks = [] if name in QUICK and (name, key, value) != TRIED_LONG else [pytest.mark.slow]
                     given = (int(value),) if own.several else int(value) if own.bare is int else value
                     yield pytest.param(name, key, given, marks=marks, id=f"{name}-{key}={value}")
+
+
+def test_a_long_warm_up_is_taken(tiny_pipe: Any, gun: Concept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest that its setting declares. Only the trial is cut short, in which nothing is steered yet."""
+    name, key, most = TRIED_LONG
+    assert declared(name)[key].bounds[1] == most
+    monkeypatch.setattr(GuidanceEdit, "trial_steps", 4)
+    with pytest.raises(EraserDidNotFire):
+        method(name).fit(tiny_pipe, gun, method(name).Config(warmup=most, **SHORT[name]))
 
 
 @pytest.mark.parametrize(("name", "key", "value"), list(cases()))

@@ -24,8 +24,8 @@ from excise.sites import BLOCKS, PRESETS
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Any:
-    return reference.load()
+def pipe(one_bundled_pipe: Any) -> Any:
+    return one_bundled_pipe
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,8 @@ def fitted(pipe: Any, name: str, concept: str, **short: Any) -> Eraser:
 @pytest.mark.parametrize(
     ("name", "steps", "short"),
     [
-        ("saemnesia", 8, {"steps": 8, "pictures": 6}),
-        ("saemnesia-text", 8, {}),
+        ("saemnesia", 5, {"steps": 5, "pictures": 6}),
+        ("saemnesia-text", 5, {}),
         # As they ship; minutes each.
         pytest.param("saemnesia", 20, {}, marks=pytest.mark.slow),
         pytest.param("saemnesia-text", 20, {}, marks=pytest.mark.slow),

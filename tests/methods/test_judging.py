@@ -153,7 +153,7 @@ def test_strength_is_one_number_with_what_it_means_in_codes() -> None:
         assert strength_in_words(3.0, "site", {"config": config}, {"carried": 0.5}) == "strength 3 in codes"
 
 
-def test_a_neuron_is_structural_by_the_erasers_threshold_not_by_stray_codes() -> None:
+def test_a_neuron_is_structural_by_the_erasers_threshold_not_by_stray_codes(one_bundled_pipe: Any) -> None:
     """vintage's neuron has some TopK code in a fifth of the controls; its eraser acts on none of them."""
     from excise import reference
     from excise.sae import load
@@ -162,19 +162,19 @@ def test_a_neuron_is_structural_by_the_erasers_threshold_not_by_stray_codes() ->
     config = SNCEConfig(sae=str(folder), permutations=1, examine=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        found = find(reference.load(), load(Path(folder)), builtin("vintage", 40), config)
+        found = find(one_bundled_pipe, load(Path(folder)), builtin("vintage", 40), config)
     assert found.control_codes is not None
     first = found.validation[0]
     assert not first.structural
     assert (activations(found.control_codes)[:, first.index] > 0).double().mean() > STRUCTURAL_SHARE
 
 
-def test_controls_are_judged_by_an_eraser_that_has_not_seen_them() -> None:
+def test_controls_are_judged_by_an_eraser_that_has_not_seen_them(one_bundled_pipe: Any) -> None:
     """Calibrated on the controls it changes none of them: a limit on those could not be missed."""
     from excise import reference
     from excise.sae import load
 
-    folder, pipe = reference.sae_folder(), reference.load()
+    folder, pipe = reference.sae_folder(), one_bundled_pipe
     sae, config = load(folder), SNCEConfig(sae=str(folder), permutations=1, examine=1)
     few = builtin("gun", 4)
     with pytest.warns(UserWarning, match="calibrated without the control prompts would change") as warned:

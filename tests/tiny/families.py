@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +9,8 @@ from typing import Any
 
 import torch
 
-from tests.tiny import clip_and_t5, language, words
+from tests.tiny import clip_and_t5, language
+from tests.tiny.copies import Copies
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ _BY_NAME = {
     "wan": Family("WanPipeline", ("UMT5EncoderModel",), clip_and_t5.wan, {**_SMALL, "num_frames": 1}),
 }
 FAMILIES: tuple[str, ...] = tuple(_BY_NAME)
-_made: dict[str, dict[str, Any]] = {}
+_made: dict[str, Copies] = {}
 """Parts by family; tests get copies."""
 
 
@@ -94,15 +94,10 @@ def build(family: str) -> Any:
 
 
 def _parts(family: str) -> dict[str, Any]:
-    """Return the parts of the pipeline. CLIP's many embeddings take long to initialise, so such families are copied."""
-    wanted = _BY_NAME[family]
-    if not any(name.startswith("CLIPText") for name in wanted.encoders):
-        return wanted.parts()
+    """Return a copy of the pipeline's parts, which are made once."""
     if family not in _made:
-        _made[family] = wanted.parts()
-    parts = _made[family]
-    shared = {id(part): words.copied(part) for part in parts.values() if hasattr(part, "_tokenizer")}
-    return copy.deepcopy(parts, shared)
+        _made[family] = Copies(_BY_NAME[family].parts())
+    return _made[family]()
 
 
 def options(family: str) -> dict[str, Any]:

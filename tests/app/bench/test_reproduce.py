@@ -26,7 +26,7 @@ from excise.files import write_atomic
 
 pytestmark = pytest.mark.usefixtures("one_bundled_pipe")
 
-SMALL = {"steps": 2, "prompts": 1, "searches": False, "batch": 15, "only": ("direct", "unrelated")}
+SMALL = {"steps": 2, "prompts": 1, "searches": False, "batch": 2, "only": ("direct", "unrelated")}
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pytest
 
 from excise.erasers import Eraser
 from excise.erasers.artefact.hub import card
+from tests.processes import processes
 
 
 @pytest.fixture
@@ -310,8 +311,12 @@ def test_a_trained_method_goes_on_where_it_was_stopped(
     assert "changed weights in" in call(*words[:-1], tmp_path / "again").stdout
 
 
-def test_several_concepts_by_several_methods(ask: Callable[..., Any], model_folder: Path, tmp_path: Path) -> None:
+def test_several_concepts_by_several_methods(
+    ask: Callable[..., Any], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As two processes; the second call keeps what is there and makes what is not."""
+    context = processes()
+    monkeypatch.setattr("excise.app.erase.many.multiprocessing.get_context", lambda _: context)
     words = ["erase", "gun,cat", "--method", "rece,uce", "--set", "uce.lam=0.2", "--out", tmp_path / "erasers"]
     words += ["--model", model_folder]
     rows = ask(*words, "--jobs", 2)

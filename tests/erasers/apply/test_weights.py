@@ -149,7 +149,7 @@ def test_a_torn_off_hook_renders_nothing(tiny_pipe: Any, eraser: Eraser) -> None
             draw(tiny_pipe)
 
 
-@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.slow), "after"])
 def test_compiled_in_one_graph(tiny_pipe: Any, eraser: Eraser, when: str) -> None:
     torch._dynamo.reset()
     plain = draw(tiny_pipe)

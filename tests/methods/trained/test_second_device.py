@@ -56,6 +56,12 @@ def away(tiny_pipe: Any, word_sae: Any, tiny_site: Any, tmp_path: Path) -> Itera
         yield tiny_pipe.to(device), tmp_path / "sae"
 
 
+@pytest.fixture(scope="module")
+def words(clip_tokenizer: Any) -> torch.Tensor:
+    """The tokens that an attack may use."""
+    return vocabulary(clip_tokenizer, ("gun",))
+
+
 def draw(pipe: Any, prompt: str) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     made: torch.Tensor = pipe(prompt, num_inference_steps=2, generator=generator, output_type="latent").images
@@ -85,14 +91,13 @@ def test_the_second_device_refuses_what_a_card_refuses() -> None:
     "name", [pytest.param(name, marks=[] if name in OF_EVERY_KIND else pytest.mark.slow) for name in METHODS]
 )
 def test_methods_fit_draw_and_are_attacked_off_the_cpu(
-    away: tuple[Any, Path], gun: Concept, name: str, tmp_path: Path
+    away: tuple[Any, Path], words: torch.Tensor, gun: Concept, name: str, tmp_path: Path
 ) -> None:
     pipe, sae = away
     before = draw(pipe, PROMPT)
     chosen = method(name)
     settings = METHODS[name] | ({"sae": str(sae)} if name in ON_AN_SAE else {})
     chosen.fit(pipe, gun, chosen.Config(**settings)).save(tmp_path / "gun")
-    words = vocabulary(pipe.tokenizer, ("gun",))
     picture = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     with Eraser.load(tmp_path / "gun").attach(pipe):
         assert not torch.equal(draw(pipe, PROMPT), before)
