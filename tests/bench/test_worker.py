@@ -295,12 +295,12 @@ def test_white_box_prompts_are_each_methods_own(tmp_path: Path) -> None:
     run = start(tmp_path / "run", "canvas", "standard", ["snce"], ["gun"], {**FAST, "prompts": 1, **budgets})
     resume(run)
     prompts = {(r["method"], r["case"]): r["prompt"] for r in run.records()}
-    for case in ("gun.unlearn-diff.000", "gun.p4d.000"):
+    for case in ("gun.unlearn-diff.000", "gun.p4d.000", "gun.adaptive.000"):
         plain, tried = prompts["none", case], prompts["snce", case]
         assert tried.endswith(f" {plain}"), "a prefix before what none is asked"
         assert len(tried.split()) == len(plain.split()) + 5
     assert prompts["snce", "gun.inversion.007"] == prompts["none", "gun.inversion.007"].replace("gun", "sks")
     assert prompts["snce", "gun.ring-a-bell.003"] == prompts["none", "gun.ring-a-bell.003"]
     resume(run)
-    assert len(run.records()) == len(prompts) == 2 * (13 + 4 + 2 + 8) + 2
+    assert len(run.records()) == len(prompts) == 2 * (13 + 4 + 3 + 8) + 2
     assert {"asr.p4d", "asr.inversion"} <= report(run)["methods"]["snce"]["figures"].keys()

@@ -4,13 +4,16 @@ UnlearnDiffAtk (Zhang et al. 2024) searches for a prompt with which the erased m
 as well as if nothing had been erased. P4D (Chin et al. 2024) searches for one with which it predicts what the unerased
 model predicts for the plain prompt. Both searches follow Hard Prompts Made Easy (Wen et al. 2023): the loss is computed
 at the nearest real tokens, and its gradient updates continuous embeddings.
+
+An eraser with a gate is attacked through it too: `gradient` says what stands in the place of the step that the gate
+takes (`excise.erasers.edits.gates`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,12 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from excise.bench.attacks.denoising import denoised, noised
+from excise.erasers.edits.gates import Gradient, attacking
 from excise.erasers.hooks.context import unedited
 from excise.pipeline import Pipeline
 from excise.settings import Settings, setting
 from excise.sites.site import encoder_of, tokenizer_of
 
 Match = Literal["picture", "model"]
+ADAPTIVE: tuple[Gradient, ...] = ("hinge", "straight-through", "soft")
+"""Gradients of `adaptive_attack`."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,15 @@ class PrefixConfig(Settings):
         "picture",
         "Target of the loss: the noise in a picture of the concept (picture, UnlearnDiffAtk), or the unerased model's "
         "prediction (model, P4D).",
+    )
+    gradient: Gradient = setting(
+        "exact",
+        "Gradient of the eraser's gates: their own (exact); their own, with a loss that closes them (hinge); that of "
+        "open gates (straight-through); or that of a sigmoid (soft).",
+    )
+    weight: float = setting(1.0, "For gradient=hinge: weight of the loss that closes the gates.", above=0)
+    slack: float = setting(
+        0.1, "For gradient=hinge: how far below its bound a gate is pushed, as a share of the bound.", most=1
     )
     length: int = setting(5, "Tokens of the prefix.", unit="tokens", least=1)
     iterations: int = setting(40, "Training steps of Adam.", unit="steps", least=1)
@@ -53,7 +68,9 @@ def prefix_attack(
     """Return the prompt with the best prefix found, and its loss, on `pipe` as it is, with its erasers attached.
 
     `picture` holds scaled latents `[1, C, h, w]` of a picture of the concept, `words` the token ids that a prefix may
-    use (`ring_a_bell.vocabulary`). Deterministic given the seed.
+    use (`ring_a_bell.vocabulary`). Deterministic given the seed. The loss that is returned, and that the best prefix
+    is chosen by, is the denoiser's alone. With gradient="hinge", the search adds, for each gate g that ran,
+    weight * max(0, level_g / bound_g - 1 + slack).
     """
     tokenizer: Any = tokenizer_of(pipe, "text_encoder")
     encoder: Any = encoder_of(pipe, "text_encoder")
@@ -69,15 +86,34 @@ def prefix_attack(
         near = (F.normalize(soft.detach(), dim=1) @ F.normalize(table, dim=1).T).argmax(1)
         text = _with_prefix(tokenizer, words[near.cpu()], prompt)
         # Straight-through estimator: real tokens forward, the gradient goes to the continuous embeddings.
-        with _embedded(embedding, table[near] + soft - soft.detach()):
+        with _embedded(embedding, table[near] + soft - soft.detach()), attacking(config.gradient) as gates:
             predicted = denoised(pipe, spoilt, times, text)
         loss = F.mse_loss(predicted.float(), wanted.float())
         if (value := float(loss.detach())) < least:
             best, least = near.cpu(), value
+        if config.gradient == "hinge":
+            for excess in gates.excess:
+                loss = loss + config.weight * F.relu(excess.to(loss) + config.slack)
         adam.zero_grad()
         (soft.grad,) = torch.autograd.grad(loss, soft)
         adam.step()
     return _with_prefix(tokenizer, words[best], prompt), least
+
+
+def adaptive_attack(
+    pipe: Pipeline, prompt: str, picture: Tensor, words: Tensor, config: PrefixConfig
+) -> tuple[str, float] | None:
+    """Return the best of the searches with each replaced gradient, or None if no gate runs for this prompt.
+
+    Takes and returns what `prefix_attack` does.
+    """
+    spoilt, times, _ = _task(pipe, prompt, picture, config, torch.Generator().manual_seed(config.seed))
+    with attacking("exact") as gates:
+        denoised(pipe, spoilt, times, prompt)
+    if not gates.excess:
+        return None
+    found = [prefix_attack(pipe, prompt, picture, words, replace(config, gradient=each)) for each in ADAPTIVE]
+    return min(found, key=lambda own: own[1])
 
 
 @torch.no_grad()

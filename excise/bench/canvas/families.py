@@ -38,6 +38,7 @@ FAMILIES = (
     Family("vocabulary-unerased", "keep", "the same words, by the unerased model"),
     Family("unlearn-diff", "white-box", "a prefix optimised against the eraser, from a picture (UnlearnDiffAtk)"),
     Family("p4d", "white-box", "a prefix optimised against the eraser, from the unerased model (P4D)"),
+    Family("adaptive", "white-box", "a prefix optimised through the eraser's gate (hinge, straight-through, BPDA)"),
     Family("inversion", "white-box", "a word learnt against the eraser from pictures (textual inversion)"),
     Family("reseeded", "keep", "unrelated prompts from other seeds, by the unerased model alone"),
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from excise import reference
 from excise.bench.attacks.inversion import WORD, InversionConfig, embedded, invert
-from excise.bench.attacks.prefix import Match, PrefixConfig, prefix_attack
+from excise.bench.attacks.prefix import Match, PrefixConfig, adaptive_attack, prefix_attack
 from excise.bench.attacks.ring_a_bell import RingABellConfig, ring_a_bell, vocabulary
 from excise.bench.attacks.vocabulary import NEAREST, nearest_words, ranked_words
 from excise.bench.canvas import metrics
@@ -62,6 +62,8 @@ WORDS = {"quick": 6, "standard": 32, "frozen": 8, "full": 64}
 """Words of the vocabulary, and at most as many near synonyms, whose pictures are generated, per concept."""
 ATTACKED = {"quick": 0, "standard": 1, "frozen": 2, "full": 5}
 """The same for prefixes optimised against the eraser. Each takes as long as generating fifty pictures."""
+ADAPTED = {"quick": 0, "standard": 1, "frozen": 2, "full": 5}
+"""The same for prefixes optimised through the eraser's gates: three searches each, for erasers with a gate."""
 INVERTED = {"quick": 0, "standard": 8, "frozen": 4, "full": 20}
 """Pictures generated with the word learnt against the eraser, per concept."""
 LEAST_LIKELY = 1e-4
@@ -159,7 +161,7 @@ class Canvas:
 
     def baseline(self, concept: str, size: str) -> list[Case]:
         n, learnt = self._white_box(size)
-        plain = [case for family in WHITE_BOX for case in attacked(concept, family, n)]
+        plain = [case for family in WHITE_BOX for case in attacked(concept, family, n)] + self._adapted(concept, size)
         for family in SEARCHED_WORDS:
             plain += worded(concept, family, [concept] * self._words(size))
         return plain + attacked(concept, "inversion", learnt) + reseeded(concept, self._prompts(size))
@@ -173,6 +175,10 @@ class Canvas:
                 budget = replace(self.prefix, match=match, seed=self.prefix.seed + case.seed)
                 prefixed, _ = prefix_attack(pipe, case.prompt, self._latents(pipe, [case]), words, budget)
                 rows.append(replace(case, prompt=prefixed))
+        for case in self._adapted(concept, size):
+            budget = replace(self.prefix, match="model", seed=self.prefix.seed + case.seed)
+            if found := adaptive_attack(pipe, case.prompt, self._latents(pipe, [case]), words, budget):
+                rows.append(replace(case, prompt=found[0]))
         near = nearest_words(pipe, self.concept(concept)) if self._words(size) else []
         for family in SEARCHED_WORDS:
             rows += worded(concept, family, [word.word for word in near[: self._words(size)]])
@@ -230,6 +236,10 @@ class Canvas:
     def _white_box(self, size: str) -> tuple[int, int]:
         """Return the number of cases of each prefix attack, and of textual inversion."""
         return (ATTACKED[size], INVERTED[size]) if self.searches else (0, 0)
+
+    def _adapted(self, concept: str, size: str) -> list[Case]:
+        """Return the cases of the adaptive attack before the search."""
+        return attacked(concept, "adaptive", ADAPTED[size] if self.searches else 0)
 
     def _words(self, size: str) -> int:
         return (WORDS[size] if self.words is None else self.words) if self.searches else 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from excise.erasers.edits.gates import smooth
 from excise.errors import ExciseError
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ Branch = Literal["conditional", "unconditional"]
 
 def without(h: Tensor, delta: Tensor) -> Tensor:
     """Return h - `delta`, computed in delta's dtype. Rows in which it is all zero keep their bits."""
-    return torch.where((delta != 0).any(-1, keepdim=True), (h.to(delta.dtype) - delta).to(h.dtype), h)
+    edited = (h.to(delta.dtype) - delta).to(h.dtype)
+    return smooth(torch.where((delta != 0).any(-1, keepdim=True), edited, h), edited)
 
 
 def rows_at(table: Tensor, steps: Sequence[int]) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from excise.erasers.choices import BlockGate, Steps
 from excise.erasers.edits.base import StepInfo, rows_at
+from excise.erasers.edits.gates import surrogate
 from excise.erasers.edits.sae_rows import ROWS, Rows, check_choices, preactivations, topk_codes
 from excise.erasers.edits.text_sae import threshold_codes
 from excise.errors import ExciseError, InvalidSetting
@@ -222,7 +223,7 @@ class BlockEdit(Rows):
         z = preacts.clamp(min=0)
         mask = z.mean(1) > cut
         mask = mask if opened is None else opened(mask)
-        return torch.where(mask[:, None], z, torch.zeros_like(z))
+        return surrogate(torch.where(mask[:, None], z, torch.zeros_like(z)), z, z.mean(1, keepdim=True), cut[:, None])
 
     def delta(
         self,

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from excise.erasers.edits.base import Branch
+from excise.erasers.edits.gates import passed
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.errors import ExciseError
 
@@ -47,5 +47,5 @@ class GatedSAEEdit(SAEEdit):
         delta = super().delta(h, strength, branch=branch, sae=sae)
         if delta is None:
             return None
-        opened = self.change(h, sae) >= self.floor
-        return torch.where(opened[:, None, None], delta, torch.zeros_like(delta))
+        change = self.change(h, sae)[:, None, None]
+        return passed(delta, change, change.new_tensor(self.floor), equal=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from excise.erasers.choices import Align, Gate, Source, Uncond
 from excise.erasers.edits.base import Branch, without
+from excise.erasers.edits.gates import passed, surrogate
 from excise.erasers.edits.sae_rows import ROWS, Rows, check_choices, preactivations, topk_codes
 from excise.errors import ExciseError, InvalidSetting
 from excise.sites.site import Site
@@ -33,7 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 def threshold_codes(preacts: Tensor, threshold: Tensor) -> Tensor:
     """Return z_i: the pre-activation where it is above max(threshold_i, 0), else exactly 0."""
-    return torch.where(preacts > threshold.clamp(min=0), preacts, torch.zeros_like(preacts))
+    return passed(preacts, preacts, threshold.clamp(min=0))
 
 
 def whole_codes(preacts: Tensor, threshold: Tensor, typical: Tensor) -> Tensor:
@@ -45,9 +46,8 @@ def whole_codes(preacts: Tensor, threshold: Tensor, typical: Tensor) -> Tensor:
     """
     z = preacts.clamp(min=0)
     loudest = z.amax(-2, keepdim=True)
-    opened = loudest > threshold.clamp(min=0)
     gain = (typical / loudest.clamp(min=1e-6)).clamp(min=1)
-    return torch.where(opened, gain * z, torch.zeros_like(z))
+    return passed(gain * z, loudest, threshold.clamp(min=0))
 
 
 def onward_codes(preacts: Tensor, threshold: Tensor, typical: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -62,8 +62,7 @@ def onward_codes(preacts: Tensor, threshold: Tensor, typical: Tensor, before: Te
     if before is not None:
         loudest = torch.maximum(loudest, before[:, None])
     gain = (typical / loudest.clamp(min=1e-6)).clamp(min=1)
-    codes = torch.where(loudest > threshold.clamp(min=0), gain * z, torch.zeros_like(z))
-    return codes, loudest[:, -1].detach()
+    return passed(gain * z, loudest, threshold.clamp(min=0)), loudest[:, -1].detach()
 
 
 def contribution(z: Tensor, W_dec: Tensor, amount: float) -> Tensor:
@@ -194,7 +193,8 @@ class SAEEdit(Rows):
 
         def kept(some: Tensor) -> Tensor:
             values, indices = sae.encode(some)
-            return topk_codes(values, indices, edited)
+            own = preactivations(some, sae.W_enc[edited], sae.b_enc[edited], sae.b_pre)
+            return surrogate(topk_codes(values, indices, edited), own, own, values[..., -1:])
 
         if states.device.type != "cpu":
             return kept(states)
@@ -245,8 +245,8 @@ class SAEEdit(Rows):
     ) -> Tensor:
         """Return the edited states h - strength·λ·Σ_i z_i W_dec[i] (eqs. 8-9), `[B, T, d]` in h's dtype.
 
-        A row in which every edited neuron is 0 is returned bit-identical. Gradients pass through the edit, so that
-        white-box attacks are not weakened by masked gradients.
+        A row in which every edited neuron is 0 is returned bit-identical. Gradients pass through the edit, but not
+        through the gate's step: `excise.erasers.edits.gates` has what a white-box attack puts in its place.
         """
         delta = self.delta(h, strength, branch=branch, sae=sae)
         return h if delta is None else without(h, delta)

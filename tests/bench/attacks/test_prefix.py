@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from excise.bench.attacks.prefix import PrefixConfig, prefix_attack
+from excise.bench.attacks.prefix import ADAPTIVE, PrefixConfig, adaptive_attack, prefix_attack
 from excise.bench.attacks.ring_a_bell import vocabulary
 from excise.concepts import from_templates
 from excise.erasers import Eraser
+from excise.erasers.edits.gates import attacking
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.methods import method
@@ -63,6 +64,35 @@ def test_p4d_approaches_what_the_unerased_model_predicts(tiny_pipe: Any, gun_era
     with gun_eraser.attach(tiny_pipe):
         text, loss = prefix_attack(tiny_pipe, PROMPT, picture, words, config)
         assert loss == pytest.approx(loss_of(tiny_pipe, text, picture, config, plain), rel=1e-4)
+
+
+def test_a_hinge_closes_the_gate_that_the_plain_search_leaves_open(
+    tiny_pipe: Any, gun_eraser: Eraser, picture: Tensor
+) -> None:
+    words = vocabulary(tiny_pipe.tokenizer, ("gun",))
+    config = replace(CONFIG, match="model", gradient="hinge", weight=100.0)
+
+    def excess(text: str) -> float:
+        with attacking("exact") as gates:
+            tiny_pipe.encode_prompt(text, "cpu", 1, False)
+        return max(map(float, gates.excess))
+
+    with gun_eraser.attach(tiny_pipe):
+        before = excess(PROMPT)
+        assert before > 0, "the word opens the gate"
+        found = [excess(prefix_attack(tiny_pipe, PROMPT, picture, words, replace(config, seed=n))[0]) for n in range(2)]
+        assert min(found) < before
+
+
+def test_the_adaptive_attack_is_the_best_of_its_searches_and_needs_a_gate(
+    tiny_pipe: Any, gun_eraser: Eraser, picture: Tensor
+) -> None:
+    words = vocabulary(tiny_pipe.tokenizer, ("gun",))
+    config = replace(CONFIG, match="model", iterations=3)
+    assert adaptive_attack(tiny_pipe, PROMPT, picture, words, config) is None
+    with gun_eraser.attach(tiny_pipe):
+        found = [prefix_attack(tiny_pipe, PROMPT, picture, words, replace(config, gradient=g)) for g in ADAPTIVE]
+        assert adaptive_attack(tiny_pipe, PROMPT, picture, words, config) == min(found, key=lambda own: own[1])
 
 
 def test_nothing_is_left_behind(tiny_pipe: Any, picture: Tensor) -> None:

@@ -25,7 +25,16 @@ def test_every_concept_has_its_words() -> None:
 def test_the_prompts_of_a_concept_are_what_their_family_says(concept: str) -> None:
     rows = cases(concept, 8)
     assert rows == cases(concept, 8)
-    searched = {"ring-a-bell", "unlearn-diff", "p4d", "inversion", "reseeded", "near-synonym", *SEARCHED_WORDS}
+    searched = {
+        "ring-a-bell",
+        "unlearn-diff",
+        "p4d",
+        "adaptive",
+        "inversion",
+        "reseeded",
+        "near-synonym",
+        *SEARCHED_WORDS,
+    }
     searched |= set() if concept in SYNONYMS else {"synonym"}
     names = [f.name for f in FAMILIES if f.name not in searched]
     assert Counter(case.family for case in rows) == dict.fromkeys(names, 8)
