@@ -87,7 +87,7 @@ def page(results: Mapping[str, Any]) -> str:
         f"SNCE's defaults on {', '.join(results['concepts'])}; {PROMPTS} prompts each. P4D's search",
         f"({BUDGET.length} tokens, {BUDGET.iterations} iterations, {BUDGET.batch} noised pictures) with the gate's own",
         "gradient (exact), with a loss that closes the gate (hinge), with the gradient of an open gate",
-        "(straight-through), and with that of a sigmoid in the place of its step (soft, BPDA). Per cent, with Wilson's",
+        "(straight-through), and with that of a sigmoid instead of its step (soft, BPDA). Per cent, with Wilson's",
         "95 % intervals. The last row takes, for each prompt, the search with the smallest loss of the three: it is",
         "Canvas's family `adaptive`. The unerased model generates the concept from nearly every one of the prompts.",
         "",

@@ -5,8 +5,8 @@ as well as if nothing had been erased. P4D (Chin et al. 2024) searches for one w
 model predicts for the plain prompt. Both searches follow Hard Prompts Made Easy (Wen et al. 2023): the loss is computed
 at the nearest real tokens, and its gradient updates continuous embeddings.
 
-An eraser with a gate is attacked through it too: `gradient` says what stands in the place of the step that the gate
-takes (`excise.erasers.edits.gates`).
+An eraser with a gate is attacked through it too: `gradient` chooses the gradient of the gate's step
+(`excise.erasers.edits.gates`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The step at which a gate opens, and what a white-box attack may put in the place of its gradient.
+"""The step at which a gate opens, and the gradients that a white-box attack may use instead of its own.
 
 A gate passes a value where a level is above a bound. That step has no gradient: a search that follows gradients does
 not learn how to close the gate, and an eraser that is only never asked looks robust (Athalye et al. 2018, Obfuscated
