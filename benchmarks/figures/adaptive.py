@@ -23,7 +23,7 @@ from excise.bench.attacks.ring_a_bell import vocabulary
 from excise.bench.canvas.families import attacked
 from excise.bench.canvas.suite import STANDARD, Canvas
 from excise.bench.machine import machine
-from excise.erasers.edits.gates import attacking
+from excise.erasers.gates import attacking
 from excise.files import write_atomic
 from excise.statistics import in_percent, share
 

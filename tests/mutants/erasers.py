@@ -26,8 +26,8 @@ MUTANTS = [
         ("self.lam >= 0)", "self.lam >= -9)"),
     ),
     *of(
-        "excise/erasers/edits/gates.py",
-        "tests/erasers/edits/test_gates.py",
+        "excise/erasers/gates.py",
+        "tests/erasers/test_gates.py",
         ("level >= bound if equal else level > bound", "level > bound if equal else level >= bound"),
         ("(level - bound) / (WIDTH * scale)", "(bound - level) / (WIDTH * scale)"),
         ("(level - bound) / (WIDTH * scale)", "(level - bound) / scale"),

@@ -6,7 +6,7 @@ model predicts for the plain prompt. Both searches follow Hard Prompts Made Easy
 at the nearest real tokens, and its gradient updates continuous embeddings.
 
 An eraser with a gate is attacked through it too: `gradient` chooses the gradient of the gate's step
-(`excise.erasers.edits.gates`).
+(`excise.erasers.gates`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from excise.bench.attacks.denoising import denoised, noised
-from excise.erasers.edits.gates import Gradient, attacking
+from excise.erasers.gates import Gradient, attacking
 from excise.erasers.hooks.context import unedited
 from excise.pipeline import Pipeline
 from excise.settings import Settings, setting

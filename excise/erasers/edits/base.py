@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from excise.erasers.edits.gates import smooth
+from excise.erasers.gates import smooth
 from excise.errors import ExciseError
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from excise.erasers.choices import BlockGate, Steps
 from excise.erasers.edits.base import StepInfo, rows_at
-from excise.erasers.edits.gates import surrogate
 from excise.erasers.edits.sae_rows import ROWS, Rows, check_choices, preactivations, topk_codes
 from excise.erasers.edits.text_sae import threshold_codes
+from excise.erasers.gates import surrogate
 from excise.errors import ExciseError, InvalidSetting
 from excise.sites.site import DENOISERS, Site
 

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from excise.erasers.edits.base import Branch
-from excise.erasers.edits.gates import passed
 from excise.erasers.edits.text_sae import SAEEdit
+from excise.erasers.gates import passed
 from excise.errors import ExciseError
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from excise.erasers.choices import Align, Gate, Source, Uncond
 from excise.erasers.edits.base import Branch, without
-from excise.erasers.edits.gates import passed, surrogate
 from excise.erasers.edits.sae_rows import ROWS, Rows, check_choices, preactivations, topk_codes
+from excise.erasers.gates import passed, surrogate
 from excise.errors import ExciseError, InvalidSetting
 from excise.sites.site import Site
 
@@ -246,7 +246,7 @@ class SAEEdit(Rows):
         """Return the edited states h - strength·λ·Σ_i z_i W_dec[i] (eqs. 8-9), `[B, T, d]` in h's dtype.
 
         A row in which every edited neuron is 0 is returned bit-identical. Gradients pass through the edit, but not
-        through the gate's step: `excise.erasers.edits.gates` has what a white-box attack puts in its place.
+        through the gate's step: `excise.erasers.gates` has what a white-box attack puts in its place.
         """
         delta = self.delta(h, strength, branch=branch, sae=sae)
         return h if delta is None else without(h, delta)

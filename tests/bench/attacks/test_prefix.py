@@ -12,7 +12,7 @@ from excise.bench.attacks.prefix import ADAPTIVE, PrefixConfig, adaptive_attack,
 from excise.bench.attacks.ring_a_bell import vocabulary
 from excise.concepts import from_templates
 from excise.erasers import Eraser
-from excise.erasers.edits.gates import attacking
+from excise.erasers.gates import attacking
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.methods import method

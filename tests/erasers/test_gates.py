@@ -9,7 +9,7 @@ from torch import Tensor
 
 from excise.erasers import Eraser, SAEEdit
 from excise.erasers.edits.gated_sae import GatedSAEEdit
-from excise.erasers.edits.gates import WIDTH, attacking, passed
+from excise.erasers.gates import WIDTH, attacking, passed
 from excise.sae import SAEConfig, TopKSAE
 from excise.sites import Site
 
