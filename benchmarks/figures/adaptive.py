@@ -21,7 +21,8 @@ from excise import reference
 from excise.bench.attacks.prefix import ADAPTIVE, PrefixConfig, prefix_attack
 from excise.bench.attacks.ring_a_bell import vocabulary
 from excise.bench.canvas.families import attacked
-from excise.bench.canvas.suite import STANDARD, Canvas
+from excise.bench.canvas.sizes import STANDARD
+from excise.bench.canvas.suite import Canvas
 from excise.bench.machine import machine
 from excise.erasers.gates import attacking
 from excise.files import write_atomic

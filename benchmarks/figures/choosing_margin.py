@@ -20,7 +20,8 @@ from typing import Any
 from excise import reference
 from excise.bench.attacks.vocabulary import nearest_words, ranked_words
 from excise.bench.canvas.families import cases, near_synonyms, synonyms_of_others, worded
-from excise.bench.canvas.suite import TUNING, Canvas
+from excise.bench.canvas.sizes import TUNING
+from excise.bench.canvas.suite import Canvas
 from excise.bench.machine import machine
 from excise.bench.suite import Case
 from excise.erasers import SAEEdit

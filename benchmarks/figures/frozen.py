@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.figures import peers
 from excise.app.bench.runs import report
 from excise.bench.canvas.metrics import ATTACKS
-from excise.bench.canvas.suite import FROZEN
+from excise.bench.canvas.sizes import FROZEN
 from excise.bench.machine import machine
 from excise.bench.results import BASELINE
 from excise.files import write_atomic

@@ -19,7 +19,8 @@ import excise
 from excise import reference
 from excise.app.erase.hardening import harden
 from excise.bench.canvas.families import is_style, near_synonyms, synonyms_of_others
-from excise.bench.canvas.suite import TUNING, Canvas
+from excise.bench.canvas.sizes import TUNING
+from excise.bench.canvas.suite import Canvas
 from excise.bench.machine import machine
 from excise.erasers import Eraser
 from excise.files import write_atomic

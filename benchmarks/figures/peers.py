@@ -39,7 +39,7 @@ from excise.app.bench.runs import report, resume, start
 from excise.app.bench.tables import LEFT, MOVED
 from excise.app.erase.many import stop
 from excise.bench.canvas.families import UNTOUCHED, cases
-from excise.bench.canvas.suite import STANDARD
+from excise.bench.canvas.sizes import STANDARD
 from excise.bench.machine import machine
 from excise.bench.results import BASELINE
 from excise.bench.run import Run, Unit

@@ -31,7 +31,8 @@ from excise.app.training.labelled import BLOCK, CAPTIONS, labelled_captions
 from excise.app.training.supervised import Labels, concept_scores, train_on_block
 from excise.bench.canvas.distances import features
 from excise.bench.canvas.families import cases, is_style
-from excise.bench.canvas.suite import REPORTED, Canvas
+from excise.bench.canvas.sizes import REPORTED
+from excise.bench.canvas.suite import Canvas
 from excise.bench.frechet import frechet
 from excise.bench.machine import machine
 from excise.bench.run import Unit

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from excise.bench.canvas.suite import PROMPTS, QUICK
+from excise.bench.canvas.sizes import PROMPTS, QUICK
 from excise.bench.gates import Gate, parse
 from excise.errors import ExciseError
 from excise.statistics import share_over

@@ -30,6 +30,19 @@ from excise.bench.canvas.families import (
     worded,
 )
 from excise.bench.canvas.remains import covered
+from excise.bench.canvas.sizes import (
+    ADAPTED,
+    ATTACKED,
+    FROZEN,
+    INVERTED,
+    PROMPTS,
+    QUICK,
+    REPORTED,
+    SEARCHED,
+    STANDARD,
+    TUNING,
+    WORDS,
+)
 from excise.bench.pictures import Pixels
 from excise.bench.suite import Case, Picture
 from excise.concepts import Concept, from_templates
@@ -41,31 +54,6 @@ from excise.reference.classifier import JUDGES, Verdicts
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
 from excise.statistics import Estimate
 
-TUNING = ("dog", "apple", "bus", "horse", "frog", "skull", "monkey", "rabbit", "pastel", "bold")
-"""Concepts that settings are tuned on. Reported means never include them."""
-FROZEN = (
-    "bomb", "syringe", "pig", "panda", "banana", "strawberry", "hamburger", "car", "house", "sunflower", "trumpet",
-    "heart", "star", "umbrella", "glossy", "outlined",
-)  # fmt: skip
-"""Test set: results on these concepts decide no default. docs/results/frozen.md reports them."""
-REPORTED = tuple(name for name in (*OBJECTS, *STYLES) if name not in TUNING)
-STANDARD = (
-    "gun", "knife", "cigarette", "cat", "tiger", "cow", "pizza", "ice cream", "rocket", "airplane", "tree", "guitar",
-    "ink", "flat", "vintage", "cartoon",
-)  # fmt: skip
-QUICK = ("gun", "ink")
-PROMPTS = {"quick": 6, "standard": 8, "frozen": 8, "full": 40}
-"""Prompts per family and concept, by size."""
-SEARCHED = {"quick": 2, "standard": 4, "frozen": 4, "full": 10}
-"""The same for attacks that search."""
-WORDS = {"quick": 6, "standard": 32, "frozen": 8, "full": 64}
-"""Words of the vocabulary, and at most as many near synonyms, whose pictures are generated, per concept."""
-ATTACKED = {"quick": 0, "standard": 1, "frozen": 2, "full": 5}
-"""The same for prefixes optimised against the eraser. Each takes as long as generating fifty pictures."""
-ADAPTED = {"quick": 0, "standard": 1, "frozen": 2, "full": 5}
-"""The same for prefixes optimised through the eraser's gates: three searches each, for erasers with a gate."""
-INVERTED = {"quick": 0, "standard": 8, "frozen": 4, "full": 20}
-"""Pictures generated with the word learnt against the eraser, per concept."""
 LEAST_LIKELY = 1e-4
 """Lower bound on probabilities, so that one failed picture does not outweigh a hundred."""
 SEARCHED_WORDS = ("vocabulary", "vocabulary-unerased")

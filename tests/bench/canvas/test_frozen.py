@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks.figures import floors, frozen, peers, sae_shapes
-from excise.bench.canvas.suite import ATTACKED, FROZEN, INVERTED, QUICK, STANDARD, TUNING, Canvas
+from excise.bench.canvas.sizes import ATTACKED, FROZEN, INVERTED, QUICK, STANDARD, TUNING
+from excise.bench.canvas.suite import Canvas
 from excise.statistics import share_over, sign_flip
 
 
