@@ -26,7 +26,7 @@ from excise.errors import ExciseError
 pytestmark = pytest.mark.usefixtures("one_bundled_pipe")
 
 FAST = {
-    "steps": 2,
+    "steps": 1,
     "prompts": 3,
     "batch": 16,
     "words": 0,

@@ -125,8 +125,11 @@ def test_compiled_in_one_graph(
         torch.testing.assert_close(draw(tiny_pipe), plain)
         attachment.strength = 1.0
         torch.testing.assert_close(draw(tiny_pipe), erased)
+        # As the pipeline calls it: anything else would be compiled once more.
+        nothing = {"timestep_cond": None, "cross_attention_kwargs": None, "added_cond_kwargs": None}
+        given = {"encoder_hidden_states": torch.randn(2, 77, 64), "return_dict": False, **nothing}
         with pytest.raises(EraserDidNotFire), torch.no_grad():
-            tiny_pipe.unet(torch.zeros(1, 4, 8, 8), 10, encoder_hidden_states=torch.randn(1, 77, 64))
+            tiny_pipe.unet(torch.zeros(2, 4, 8, 8), torch.tensor(10), **given)
     torch.testing.assert_close(draw(tiny_pipe), plain)
 
 
