@@ -63,7 +63,7 @@ def _commands_made_once() -> None:
         typer.testing._get_command = functools.cache(make)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def _vocabularies_read_once() -> None:
     """A fast tokenizer makes a dictionary of its 49,408 words at each attaching. It is kept while no word is added."""
     from transformers import PreTrainedTokenizerFast
@@ -89,7 +89,7 @@ CONTROLS = ("tree", "crown")
 
 
 @pytest.fixture(scope="session")
-def clip_tokenizer() -> Any:
+def clip_tokenizer(_vocabularies_read_once: None) -> Any:
     from tests.tiny import words
 
     return words.shared_clip()
@@ -254,7 +254,7 @@ def gun_eraser(_made_once: tuple[Any, Any], gun_edit: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def _bundled_pipe() -> Any:
+def _bundled_pipe(_vocabularies_read_once: None) -> Any:
     from excise import reference
 
     return reference.load()
