@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from excise import reference
+from excise.app.bench.provenance import in_words, provenance
 from excise.app.bench.runs import report, resume, start
 from excise.bench.bars import CANVAS, MEANINGS
 from excise.bench.canvas.families import FAMILIES
@@ -78,7 +79,7 @@ def main() -> None:
             options.work / "sweep", "canvas", "standard", swept(), SWEPT_CONCEPTS, {"prompts": 3, "searches": False}
         ),
     }
-    results = {}
+    results = provenance("python benchmarks/figures/canvas.py", ["snce"])
     for name, run in runs.items():
         resume(run, lambda done: print(".", end="", flush=True))
         results[name] = report(run)
@@ -99,6 +100,7 @@ def slim(results: Mapping[str, Any]) -> dict[str, Any]:
     """Return the results without the sweep's figures of single concepts."""
     sweep = {label: {**method, "concepts": {}} for label, method in results["sweep"]["methods"].items()}
     return {
+        **results,
         "standard": results["standard"],
         "sweep": {**results["sweep"], "methods": sweep},
         "unasked": results["unasked"],
@@ -121,7 +123,7 @@ def page(results: Mapping[str, Any]) -> str:
     lines = [
         "# SNCE on Canvas",
         "",
-        f"`python benchmarks/figures/canvas.py`, {standard['date']}, {standard['machine']};",
+        f"{in_words({**standard, **results}, 'python benchmarks/figures/canvas.py')};",
         f"{standard['drawn_with'][0]}. Means over {len(standard['concepts'])} concepts",
         f"({', '.join(standard['concepts'])}), {methods['snce']['pictures']} pictures a method. The 95 % intervals are",
         "from a bootstrap that resamples concepts, or Wilson's in the first table if all concepts agree. Figures are",
@@ -135,7 +137,7 @@ def page(results: Mapping[str, Any]) -> str:
         "",
         "| | none | snce | concepts, pictures | bar | |",
         "|---|---|---|---|---|---|",
-        *(row(methods, name, title) for name, title in ROWS.items()),
+        *(row(methods, name, title) for name, title in ROWS.items() if name in methods["snce"]["figures"]),
         "",
         "| | none | snce |",
         "|---|---|---|",
@@ -153,7 +155,7 @@ def page(results: Mapping[str, Any]) -> str:
         "",
         "| prompts | unerased model generates it | still generated | concepts | not testable |",
         "|---|---|---|---|---|",
-        *(attack(standard, family.name) for family in FAMILIES if family.role != "keep"),
+        *(attack(standard, family.name) for family in FAMILIES if f"asr.{family.name}" in methods["snce"]["figures"]),
         "",
         "### Styles without being asked",
         "If a prompt names no style, or names it in words that the model does not know (misspelt, foreign), the model",

@@ -10,7 +10,6 @@ prompt is read and generated once, and every margin's figures are counted from t
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from excise import reference
+from excise.app.bench.provenance import in_words, provenance
 from excise.bench.attacks.vocabulary import nearest_words, ranked_words
 from excise.bench.canvas.families import cases, near_synonyms, synonyms_of_others, worded
 from excise.bench.canvas.sizes import TUNING
 from excise.bench.canvas.suite import Canvas
-from excise.bench.machine import machine
 from excise.bench.suite import Case
 from excise.erasers import SAEEdit
 from excise.erasers.hooks.context import unedited
@@ -56,7 +55,7 @@ def main() -> None:
     for name in options.concepts.split(","):
         if name not in results["concepts"]:
             results["concepts"][name] = measured(pipe, sae, name)
-            results |= {"margins": MARGINS, "machine": machine(), "date": datetime.date.today().isoformat()}
+            results |= {"margins": MARGINS, **provenance(COMMAND, ["snce"])}
             write_atomic(options.out, json.dumps(results, indent=1) + "\n")
             write_atomic(options.out.with_suffix(".md"), page(results))
     print(page(results))
@@ -137,7 +136,7 @@ def page(results: Mapping[str, Any]) -> str:
     lines = [
         "# Choosing SNCE's margin",
         "",
-        f"`{COMMAND}`, {results['date']}, {results['machine']}.",
+        f"{in_words(results, COMMAND)}.",
         f"On the tuning concepts ({', '.join(results['concepts'])}), which no other page reports.",
         "Per cent, with Wilson's 95 % intervals, of the prompts from which the unerased model generates the concept",
         "(near synonyms: their own object, which is lost if it is no longer recognised). `captions` are prompts with",

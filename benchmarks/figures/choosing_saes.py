@@ -12,7 +12,6 @@ two hours on two cores, and resumes.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
 import statistics
@@ -22,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from excise import reference
+from excise.app.bench.provenance import in_words, provenance
 from excise.app.bench.runs import report, resume, start
 from excise.app.models.resolve import parse_site
 from excise.app.training.comparing import MEASURES, concepts_of
 from excise.app.training.grid_sweep import Cell, grid, sweep
 from excise.app.training.text import BUNDLED, recipe_prompts
-from excise.bench.machine import machine
 from excise.files import write_atomic
 from excise.statistics import clustered_spearman
 
@@ -63,9 +62,7 @@ def main() -> None:
         trained=lambda cell, line: print(cell.name, flush=True) if line is None else None,
     )
     results = {
-        "command": "python benchmarks/figures/choosing_saes.py",
-        "machine": machine(),
-        "date": datetime.date.today().isoformat(),
+        **provenance("python benchmarks/figures/choosing_saes.py", ["snce"]),
         "tokens": options.tokens,
         "saes": [
             {**{key: row[key] for key in ("m", "k", "site", *FURTHER, *MEASURES)}, "name": Path(row["sae"]).name}
@@ -123,8 +120,7 @@ def page(results: Mapping[str, Any]) -> str:
     lines = [
         "# Choosing an SAE without generating pictures",
         "",
-        f"`{results['command']}`, {results['date']}, {results['machine']}. {results['tokens']:,} training vectors an "
-        "SAE.",
+        f"{in_words(results)}. {results['tokens']:,} training vectors an SAE.",
         "",
         f"{len(results['saes'])} SAEs of the bundled text encoder, best I_CDF first; means over {', '.join(CONCEPTS)}.",
         f"*erased* is the mean of Canvas's {', '.join(GOOD)} with SNCE's defaults, {CANVAS['prompts']} prompts",

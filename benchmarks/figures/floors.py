@@ -30,6 +30,7 @@ from torch import Tensor
 
 import excise
 from excise import reference
+from excise.app.bench.provenance import NOT_RECORDED, in_words, provenance
 from excise.erasers import Eraser
 from excise.erasers.proof.removal import (
     NEURONS,
@@ -45,6 +46,7 @@ from excise.erasers.proof.removal import (
 from excise.errors import ExciseError
 from excise.files import write_atomic
 
+COMMAND = "python benchmarks/figures/floors.py"
 TUNED_ON = ("dog", "frog")
 """Tuning concepts (docs/how-to/bench.md). Both are animals, so that another concept's eraser is a hard case."""
 CONFIRMED_ON = "tiger"
@@ -78,7 +80,7 @@ def main() -> None:
     parser.add_argument("--part", choices=("tune", "confirm"), default="tune")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    results: dict[str, list[dict[str, Any]]] = {"tune": [], "confirm": []}
+    results: dict[str, Any] = {"tune": [], "confirm": []}
     if options.out.exists():
         results |= json.loads(options.out.read_text())
     rows = results[options.part]
@@ -89,6 +91,7 @@ def main() -> None:
         for concept, kind, eraser in tried(pipe, method, options.part, options.work):
             if (method, kind, concept) not in measured:
                 rows += [{"method": method, "kind": kind, **row} for row in figures(pipe, eraser, concept)]
+                results |= provenance(COMMAND, sorted(SHORT))
                 write_atomic(options.out, json.dumps(results, indent=1) + "\n")
     write_atomic(options.out.with_suffix(".md"), page(results))
     print(page(results))
@@ -186,13 +189,17 @@ def reaches(row: Mapping[str, Any], floor: Floor) -> bool:
     return all(row[name] >= least for name, least in asked if least is not None)
 
 
-def page(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def drawn_by(results: Mapping[str, Any]) -> str:
+    return in_words(results) if "commit" in results else f"`{COMMAND}` ({NOT_RECORDED})"
+
+
+def page(results: Mapping[str, Any]) -> str:
     """Return the page: the floors, and every eraser's figures with whether it passes."""
     lines = [
-        *("# Floors of verify", "", "`python benchmarks/figures/floors.py`, then with `--part confirm`.", ""),
+        *("# Floors of verify", "", f"{drawn_by(results)}, then with `--part confirm`.", ""),
         f"Floors are half of the least value of honest erasers of {' and '.join(TUNED_ON)}. Share, cosine and lead",
         "are explained in [what verify proves](../explanation/verify.md). An eraser passes if all three reach them.",
-        f"{sum(map(len, results.values()))} erasers are measured; another call measures what is missing.",
+        f"{len(results['tune']) + len(results['confirm'])} erasers are measured; another call measures what is missing.",
         "",
         "| edits | share | cosine | lead | share in use | cosine in use | lead in use |",
         "|---|---|---|---|---|---|---|",

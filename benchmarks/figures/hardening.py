@@ -9,7 +9,6 @@ name more to add them.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Any
 
 import excise
 from excise import reference
+from excise.app.bench.provenance import in_words, provenance
 from excise.app.erase.hardening import harden
 from excise.bench.canvas.families import is_style, near_synonyms, synonyms_of_others
 from excise.bench.canvas.sizes import TUNING
 from excise.bench.canvas.suite import Canvas
-from excise.bench.machine import machine
 from excise.erasers import Eraser
 from excise.files import write_atomic
 from excise.sites.site import encoder_of, tokenizer_of
@@ -46,8 +45,8 @@ def main() -> None:
         if not is_style(name):
             found["near"] = {"before": near(pipe, eraser, name), "after": near(pipe, hardened.eraser, name)}
         results["concepts"][name] = found
-        results |= {"options": f"--rounds {options.rounds} --words {options.words}", "machine": machine()}
-        results |= {"date": datetime.date.today().isoformat()}
+        asked = f"--rounds {options.rounds} --words {options.words}"
+        results |= {"options": asked, **provenance(f"{COMMAND} {','.join(results['concepts'])} {asked}", ["snce"])}
         write_atomic(options.out, json.dumps(results, indent=1) + "\n")
         write_atomic(options.out.with_suffix(".md"), page(results))
         print(page(results), flush=True)
@@ -96,8 +95,7 @@ def page(results: Mapping[str, Any]) -> str:
         [
             "# Hardening",
             "",
-            f"`{COMMAND} {','.join(results['concepts'])} {results['options']}`,",
-            f"{results['date']}, {results['machine']}.",
+            f"{in_words(results, f'{COMMAND} ' + ','.join(results['concepts']) + ' ' + results['options'])}.",
             f"{' or '.join(map(str, sorted(words)))} pictures a round, from the words of the whole vocabulary that are",
             "nearest to the concept under the eraser; either judge counts. Per cent, with Wilson's 95 % intervals. The",
             "last columns count synonyms of all other objects, one picture each, under the first eraser and the",

@@ -20,7 +20,6 @@ with it; it needs the same `--work`.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import multiprocessing
 import os
@@ -35,6 +34,7 @@ import torch
 from PIL import Image
 
 from excise.app.bench.figures import plain
+from excise.app.bench.provenance import provenance
 from excise.app.bench.runs import report, resume, start
 from excise.app.bench.tables import LEFT, MOVED
 from excise.app.erase.many import stop
@@ -167,7 +167,9 @@ def main() -> None:
 
     def keep(part: str, rows: Mapping[str, Any], device: str) -> None:
         results[part] |= rows
-        stamp = f"{datetime.date.today().isoformat()}, {machine(device)}"
+        origin = provenance(results["command"], METHODS, device=device)
+        results["origins"] = {**results.get("origins", {}), part: origin}
+        stamp = f"{origin['date']}, {machine(device)}, commit {origin['commit'][:12]}"
         results["by"][part] = [*dict.fromkeys([*results["by"].get(part, []), stamp])]
         write_atomic(options.out, json.dumps(results, indent=1) + "\n")
 

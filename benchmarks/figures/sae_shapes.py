@@ -12,7 +12,6 @@ decoder row and the change that the object's word makes at the padding positions
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import random
 import statistics
@@ -26,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from excise import reference
+from excise.app.bench.provenance import provenance
 from excise.app.training.text import BUNDLED
-from excise.bench.machine import machine
 from excise.concepts import from_templates
 from excise.files import write_atomic
 from excise.methods.configs.sae import SNCEConfig
@@ -54,8 +53,8 @@ def main() -> None:
     random.Random(0).shuffle(prompts)
     features = states(pipe, site, prompts).flatten(0, 1)
     rows: list[dict[str, Any]] = []
-    results = {"command": f"python benchmarks/figures/sae_shapes.py --tokens {options.tokens}", "machine": machine()}
-    results |= {"date": datetime.date.today().isoformat(), "site": site.key, "objects": ", ".join(TUNING)}
+    results = provenance(f"python benchmarks/figures/sae_shapes.py --tokens {options.tokens}")
+    results |= {"site": site.key, "objects": ", ".join(TUNING)}
     for shape in options.shapes.split():
         expansion, k = map(int, shape.split(","))
         config = replace(BUNDLED, expansion=expansion, k=k, tokens=options.tokens)

@@ -11,7 +11,6 @@ part resumes.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import time
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 
 from excise import reference
+from excise.app.bench.provenance import in_words, provenance
 from excise.app.bench.runs import report, resume, start
 from excise.app.models.resolve import bundled_settings
 from excise.app.training.labelled import BLOCK, CAPTIONS, labelled_captions
@@ -34,7 +34,6 @@ from excise.bench.canvas.families import cases, is_style
 from excise.bench.canvas.sizes import REPORTED
 from excise.bench.canvas.suite import Canvas
 from excise.bench.frechet import frechet
-from excise.bench.machine import machine
 from excise.bench.run import Unit
 from excise.erasers import Eraser
 from excise.erasers.edits.sae_rows import preactivations
@@ -92,8 +91,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
-    results |= {"command": "python benchmarks/figures/saemnesia.py", "machine": machine()}
-    results["date"] = datetime.date.today().isoformat()
+    results |= provenance("python benchmarks/figures/saemnesia.py", ["saemnesia", "saemnesia-text", "saeuron", "snce"])
     for part in filter(None, options.parts.split(",")):
         results[part] = PARTS[part](options.work, options.out)
         write_atomic(options.out, json.dumps(results, indent=1) + "\n")
@@ -333,7 +331,7 @@ def page(results: Mapping[str, Any]) -> str:
     lines = [
         "# SAEmnesia and SAEuron on the bundled model",
         "",
-        f"`{results['command']}`, {results['date']}, {results['machine']}.",
+        f"{in_words(results)}.",
     ]
     if "tuning" in results:
         lines += ["", *_tuning_page(results["tuning"])]

@@ -12,7 +12,6 @@ The script measures 1, 2, 5 and 10 concepts with Canvas's prompts and seeds:
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from excise import reference
+from excise.app.bench.provenance import in_words, provenance
 from excise.bench.canvas.families import cases
 from excise.bench.canvas.suite import Canvas
-from excise.bench.machine import machine
 from excise.bench.suite import Case
 from excise.files import write_atomic
 from excise.methods.configs.sae import SNCEConfig
@@ -46,8 +45,7 @@ def main() -> None:
     seen = canvas.judge(asked, before)
     config = SNCEConfig(sae=str(reference.sae_folder()))
     erasers = {name: fit(pipe, canvas.concept(name), config) for name in CONCEPTS}
-    results = {"command": f"python benchmarks/figures/several_concepts.py --n {options.n}", "machine": machine()}
-    results |= {"date": datetime.date.today().isoformat()}
+    results = provenance(f"python benchmarks/figures/several_concepts.py --n {options.n}", ["snce"])
     rows: list[dict[str, Any]] = []
     for count in COUNTS:
         erased = CONCEPTS[:count]
@@ -87,12 +85,12 @@ COLUMNS = {
 }
 
 
-def page(results: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
+def page(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the page: the figures as a table, in per cent with 95 % intervals."""
     lines = [
         "# Several concepts at once",
         "",
-        f"`{results['command']}`, {results['date']}, {results['machine']}. One SNCE eraser for each concept, with "
+        f"{in_words(results)}. One SNCE eraser for each concept, with "
         "defaults, all attached together to the bundled model. Per cent, 95 % intervals (Wilson; for the change",
         "Newcombe, paired by seed).",
         "",

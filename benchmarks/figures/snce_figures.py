@@ -14,7 +14,6 @@ FOLDER` keeps the unerased pictures for a later run with other rows.
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import json
 from collections.abc import Sequence
@@ -25,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from excise import reference
+from excise.app.bench.provenance import in_words, provenance
 from excise.app.demo.measure import Family, families, figures, further_figures, generate, judge
-from excise.bench.machine import machine
 from excise.bench.pictures import Pictures
 from excise.concepts import from_templates
 from excise.erasers import SAEEdit, made_for
@@ -72,8 +71,7 @@ def main() -> None:
     result = json.loads(options.out.read_text()) if options.out.exists() else {}
     if any(result.get(name) != value for name, value in same.items()):
         result = {**same, "rows": {}}
-    result |= {"command": f"python benchmarks/figures/snce_figures.py --n {options.n}", "machine": machine()}
-    result["date"] = datetime.date.today().isoformat()
+    result |= provenance(f"python benchmarks/figures/snce_figures.py --n {options.n}", ["snce"])
     for concept in options.concepts.split(","):
         missing = [name for name in names if concept not in result["rows"].get(name, {}).get("concepts", {})]
         if not missing:
@@ -194,7 +192,7 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         "# SNCE on the bundled model",
         "",
-        f"`{result['command']}`, {result['date']}, {result['machine']};",
+        f"{in_words(result)};",
         f"{result['images_a_family']} images a family and concept. Per cent, with 95 % intervals (Wilson; for the",
         "change in others Newcombe, paired by seed). The target and the partner count if the unerased model generates",
         "them.",

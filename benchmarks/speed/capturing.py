@@ -16,7 +16,6 @@ mostly libraries' code, and the kernel decides how many to map.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
 import os
@@ -33,8 +32,8 @@ from shapes import clip_l
 from timing import compared, interleaved
 
 from excise import reference
+from excise.app.bench.provenance import provenance
 from excise.app.training import text
-from excise.bench.machine import machine
 from excise.concepts import from_templates
 from excise.files import write_atomic
 from excise.reference import data
@@ -60,7 +59,7 @@ def main() -> None:
     for name, part in (("speed", speed), ("memory", memory)):
         if name in options.parts.split(","):
             results[name] = part(options)
-            results[name] |= {"machine": machine(options.device), "date": datetime.date.today().isoformat()}
+            results[name] |= provenance(results[name]["command"], bundled=False, device=options.device)
             write_atomic(options.out, json.dumps(results, indent=1) + "\n")
 
 

@@ -10,7 +10,6 @@ The seconds to compile are those of the first gradients, without a cache.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ import torch
 from sae_training import BATCHES, LR, K, features_in
 from timing import compared, interleaved
 
-from excise.bench.machine import machine
+from excise.app.bench.provenance import provenance
 from excise.files import write_atomic
 from excise.sae import SAEConfig, TopKSAE
 from excise.sae.losses import step
@@ -42,9 +41,11 @@ def main() -> None:
     torch._dynamo.config.trace_autograd_ops = True  # the gradient of the chosen pre-activations is autograd's own
     vectors = torch.load(features_in(options.work), mmap=True, weights_only=True)
     results: dict[str, Any] = {
-        "command": f"python benchmarks/speed/compiling.py --rounds {options.rounds} --device {options.device}",
-        "machine": machine(options.device),
-        "date": datetime.date.today().isoformat(),
+        **provenance(
+            f"python benchmarks/speed/compiling.py --rounds {options.rounds} --device {options.device}",
+            bundled=False,
+            device=options.device,
+        ),
         "widths": {},
     }
     for m in map(int, options.widths.split(",")):

@@ -15,7 +15,6 @@ Diffusion's, it generates whole pictures in turns, bare and with an eraser.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 from collections.abc import Callable
@@ -28,8 +27,8 @@ from shapes import clip_l, sd14
 from timing import compared, interleaved
 
 from excise import reference
+from excise.app.bench.provenance import provenance
 from excise.app.models.resolve import bundled_settings
-from excise.bench.machine import machine
 from excise.concepts import from_templates
 from excise.erasers import Eraser, SAEEdit, made_for
 from excise.erasers.guard.denoiser import DenoiserGuard
@@ -63,9 +62,10 @@ def main() -> None:
     picture = in_a_picture(sae, rows, options.device)
     whole = whole_pictures(options.rounds // 2, options.device)
     results = {
-        "command": f"python benchmarks/speed/encoding.py --rounds {options.rounds} --device {options.device}",
-        "machine": machine(options.device),
-        "date": datetime.date.today().isoformat(),
+        **provenance(
+            f"python benchmarks/speed/encoding.py --rounds {options.rounds} --device {options.device}",
+            device=options.device,
+        ),
         "site": SITE.key,
         "rows": rows,
         "picture": picture,

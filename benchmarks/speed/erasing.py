@@ -12,7 +12,6 @@ was generated in one step instead of up to 50, so a full training takes more tha
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +22,8 @@ from shapes import sd14
 from timing import compared, interleaved
 
 from excise import reference
+from excise.app.bench.provenance import provenance
 from excise.app.models.resolve import bundled_settings
-from excise.bench.machine import machine
 from excise.concepts import Concept, from_templates
 from excise.files import write_atomic
 from excise.methods import method
@@ -57,10 +56,12 @@ def main() -> None:
             for name, times in seconds.items()
         }
         results["models"][model] = {
-            "command": f"python benchmarks/speed/erasing.py --models {model} --rounds {options.rounds} "
-            f"--device {options.device}",
-            "machine": machine(options.device),
-            "date": datetime.date.today().isoformat(),
+            **provenance(
+                f"python benchmarks/speed/erasing.py --models {model} --rounds {options.rounds} "
+                f"--device {options.device}",
+                bundled=False,
+                device=options.device,
+            ),
             "rows": rows,
         }
         for name, row in rows.items():

@@ -18,7 +18,6 @@ parts are measured too: encoding a prompt in turns with the bare pipeline, and t
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import random
 import statistics
@@ -34,8 +33,8 @@ from shapes import clip_l
 from torch import nn
 
 from excise import reference
+from excise.app.bench.provenance import provenance
 from excise.app.models.resolve import bundled_settings
-from excise.bench.machine import machine
 from excise.concepts import from_templates
 from excise.erasers import Eraser, SAEEdit, made_for
 from excise.erasers.guard.denoiser import DenoiserGuard, DenoiserHook
@@ -93,9 +92,7 @@ def main() -> None:
     for name, row in pictures.items():
         print(f"{name}: {row['ratio'] - 1:+.2%} ({row['low'] - 1:+.2%} to {row['high'] - 1:+.2%})")
     results = {
-        "command": f"python benchmarks/speed/guard_cost.py --rounds {options.rounds}",
-        "machine": machine(),
-        "date": datetime.date.today().isoformat(),
+        **provenance(f"python benchmarks/speed/guard_cost.py --rounds {options.rounds}"),
         "gflops": speed / 1e9,
         "steps": STEPS,
         "families": families,

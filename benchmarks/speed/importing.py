@@ -10,7 +10,6 @@ processes. The script reports wall-clock and processor seconds; other load on th
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import statistics
@@ -22,7 +21,7 @@ from typing import Any
 
 from timing import compared
 
-from excise.bench.machine import machine
+from excise.app.bench.provenance import provenance
 from excise.files import write_atomic
 
 BASE, OURS = "import torch, safetensors.torch", "import excise.erasers.artefact.record"
@@ -39,9 +38,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/importing.json"))
     options = parser.parse_args()
     results: dict[str, Any] = {
-        "command": f"python benchmarks/speed/importing.py --rounds {options.rounds}",
-        "machine": machine(),
-        "date": datetime.date.today().isoformat(),
+        **provenance(f"python benchmarks/speed/importing.py --rounds {options.rounds}", bundled=False),
         **measured(options.rounds),
     }
     write_atomic(options.out, json.dumps(results, indent=1) + "\n")

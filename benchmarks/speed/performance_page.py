@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from excise.app.bench.provenance import in_words
 from excise.files import write_atomic
 
 RESULTS = Path("docs/results")
@@ -21,13 +22,18 @@ PEERS = ("SAELens", "SAELens, sparse", "sparsify", "overcomplete")
 
 
 def main() -> None:
+    write_atomic(PAGE, page())
+    print(PAGE.read_text())
+
+
+def page() -> str:
+    """Return the page, from the files of results that exist."""
     measured = {
         "sae_training": training, "compiling": compiled, "capturing": capture, "erasing": erasing, "encoding": adding,
         "guard_cost": guarding, "importing": importing, "scaling": scaling, "profiling": profiles,
     }  # fmt: skip
     parts = [write() for name, write in measured.items() if (RESULTS / f"{name}.json").exists()]
-    write_atomic(PAGE, "\n".join([INTRODUCTION, *parts, NOT_MEASURED]))
-    print(PAGE.read_text())
+    return "\n".join([INTRODUCTION, *parts, NOT_MEASURED])
 
 
 def results(name: str) -> dict[str, Any]:
@@ -37,8 +43,7 @@ def results(name: str) -> dict[str, Any]:
 
 def source(name: str, found: Mapping[str, Any]) -> str:
     """Return where the figures below come from."""
-    date = f", {found['date']}" if "date" in found else ""
-    return f"`{found['command']}`, {found['machine']}{date}: [{name}.json](../results/{name}.json)."
+    return f"{in_words(found)}: [{name}.json](../results/{name}.json)."
 
 
 def table(head: str, *rows: list[str]) -> list[str]:

@@ -9,7 +9,6 @@ The script runs PyTorch's profiler on the same work as `sae_training.py`, `captu
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import tempfile
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from sae_training import BATCHES, features_in
 from shapes import clip_l
 from torch.profiler import ProfilerActivity, profile
 
-from excise.bench.machine import machine
+from excise.app.bench.provenance import provenance
 from excise.concepts import from_templates
 from excise.files import write_atomic
 from excise.sae import SAEConfig, TopKSAE, TrainConfig, train
@@ -44,9 +43,7 @@ def main() -> None:
     sae = TopKSAE(SAEConfig(d=SITE.width, m=4 * SITE.width, k=32))
     prompts = sentences(128)
     results: dict[str, Any] = {
-        "command": "python benchmarks/speed/profiling.py",
-        "machine": machine(),
-        "date": datetime.date.today().isoformat(),
+        **provenance("python benchmarks/speed/profiling.py", bundled=False),
         "shares": {f"a training step, m = {m}": training(vectors, m, {}) for m in BATCHES},
     }
     shares = results["shares"]

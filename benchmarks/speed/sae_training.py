@@ -35,7 +35,7 @@ import torch
 from timing import compared
 
 from excise import reference
-from excise.bench.machine import machine
+from excise.app.bench.provenance import provenance
 from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.sites import Site, capture
@@ -83,8 +83,9 @@ def main() -> None:
     pythons = {name: environment(options.work / name, pinned) for name, pinned in PEERS.items()}
     data = features_in(options.work)
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"widths": {}}
-    results["command"] = f"python benchmarks/speed/sae_training.py --rounds {options.rounds} --device {options.device}"
-    results |= {"machine": machine(options.device), "peers": PEERS, "k": K, "threads": options.threads}
+    command = f"python benchmarks/speed/sae_training.py --rounds {options.rounds} --device {options.device}"
+    results |= provenance(command, bundled=False, device=options.device)
+    results |= {"peers": PEERS, "k": K, "threads": options.threads}
     for m in map(int, options.widths.split(",")):
         if str(m) in results["widths"]:
             continue

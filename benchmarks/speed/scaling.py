@@ -11,7 +11,6 @@ and torch are its constant part.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from sae_training import features_in
 
-from excise.bench.machine import machine
+from excise.app.bench.provenance import provenance
 from excise.files import write_atomic
 from excise.sae import TrainConfig, train
 
@@ -46,8 +45,8 @@ def main() -> None:
     if options.one:
         run(data, **json.loads(options.one))
         return
-    results: dict[str, Any] = {"command": "python benchmarks/speed/scaling.py", "machine": machine()}
-    results |= {"date": datetime.date.today().isoformat(), "of_latents": OF_LATENTS, "of_vectors": OF_VECTORS}
+    results = provenance("python benchmarks/speed/scaling.py", bundled=False)
+    results |= {"of_latents": OF_LATENTS, "of_vectors": OF_VECTORS}
     results["vectors"] = grown(data, "n", VECTORS, {"m": OF_LATENTS, "threads": options.threads})
     results["latents"] = grown(data, "m", LATENTS, {"n": OF_VECTORS, "threads": options.threads})
     write_atomic(options.out, json.dumps(results, indent=1) + "\n")

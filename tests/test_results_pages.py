@@ -1,0 +1,93 @@
+"""Every page of figures is what its script makes of its file, and says where the figures come from."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+
+from excise.app.bench.provenance import NOT_RECORDED, commit, folder_digest, in_words, provenance
+from excise.files import sha256
+from tests.test_house import ROOT
+
+RESULTS = ROOT / "docs" / "results"
+SCRIPTS = {"snce": "snce_figures"}
+"""Scripts in benchmarks/figures with another name than their page."""
+WITHOUT = {
+    "reproduced": "its script compares other files' figures with new ones, and saves the comparison alone",
+    "frozen": "until the frozen test set is drawn",
+}
+"""Pages without a file of results, and why."""
+PER_PART = {
+    "peers": "by part, under `origins`",
+    "frozen": "by method, with its commit",
+}
+"""Pages whose file has its origin elsewhere, or none."""
+PAGES = sorted(path.stem for path in RESULTS.glob("*.md") if path.with_suffix(".json").exists())
+
+
+def read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_what_its_script_makes_of_its_file(name: str) -> None:
+    script, results = import_module(f"benchmarks.figures.{SCRIPTS.get(name, name)}"), read(name)
+    made = script.page(results, results["rows"]) if name == "several_concepts" else script.page(results)
+    assert made == (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_every_other_page_is_listed() -> None:
+    assert {path.stem for path in RESULTS.glob("*.md")} - set(PAGES) <= set(WITHOUT)
+
+
+def test_the_page_of_performance_is_made_of_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    script = import_module("benchmarks.speed.performance_page")
+    assert script.page() == Path(script.PAGE).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name not in PER_PART])
+def test_a_page_names_commit_and_digests_or_says_that_they_are_missing(name: str) -> None:
+    results, page = read(name), (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    if "commit" not in results:
+        assert NOT_RECORDED in page
+        return
+    assert {"command", "commit", "machine", "date", "model", "saes", "settings"} <= set(results)
+    assert in_words(results) in " ".join(page.split())
+
+
+def test_an_origin_is_complete() -> None:
+    made = provenance("python x.py", ["snce", "uce"])
+    assert made == json.loads(json.dumps(made))
+    assert in_words(made).startswith(f"`python x.py`, {made['date']}, {made['machine']}, commit {made['commit'][:12]}")
+    assert set(made["model"]) == {"bundled"} and set(made["saes"]) == {"snce"}
+    assert made["settings"]["snce"]["lam"] == 1.25 and made["settings"]["snce"]["sae"] == "sae"
+    assert made["settings"]["uce"]["guide"] == "thing", "as on the bundled model"
+    assert commit() == made["commit"]
+    assert in_words({"date": "2026-11-01", "machine": "m"}, "python x.py") == (
+        f"`python x.py`, 2026-11-01, m ({NOT_RECORDED})"
+    )
+
+
+def test_digests_follow_the_files(tmp_path: Path) -> None:
+    import torch
+
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "sae").mkdir()
+    save_file({"w": torch.ones(2)}, tmp_path / "unet" / "a.safetensors")
+    (tmp_path / "unet" / "config.json").write_text("{}")
+    before = folder_digest(tmp_path)
+    save_file({"w": torch.zeros(2)}, tmp_path / "sae" / "sae.safetensors")
+    assert folder_digest(tmp_path) == before, "an SAE has a digest of its own"
+    own = provenance("x", bundled=False, mine=tmp_path / "sae")
+    assert own["saes"] == {"mine": sha256(tmp_path / "sae" / "sae.safetensors")}
+    assert own["model"] == {}
+    save_file({"w": torch.zeros(2)}, tmp_path / "unet" / "a.safetensors")
+    changed = folder_digest(tmp_path)
+    (tmp_path / "unet" / "config.json").write_text('{"a": 1}')
+    assert len({before, changed, folder_digest(tmp_path)}) == 3
