@@ -9,7 +9,6 @@ About a minute a concept on one core; concepts that are done are kept.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,12 +17,12 @@ from typing import Any
 
 import excise
 from excise import reference
+from excise.app.bench.provenance import in_words, provenance
 from excise.bench.attacks.prefix import ADAPTIVE, PrefixConfig, prefix_attack
 from excise.bench.attacks.ring_a_bell import vocabulary
 from excise.bench.canvas.families import attacked
 from excise.bench.canvas.sizes import STANDARD
 from excise.bench.canvas.suite import Canvas
-from excise.bench.machine import machine
 from excise.erasers.gates import attacking
 from excise.files import write_atomic
 from excise.statistics import in_percent, share
@@ -45,7 +44,7 @@ def main() -> None:
     for name in options.concepts.split(","):
         if name not in results["concepts"]:
             results["concepts"][name] = measured(pipe, name)
-            results |= {"machine": machine(), "date": datetime.date.today().isoformat()}
+            results |= provenance(COMMAND, ["snce"])
             write_atomic(options.out, json.dumps(results, indent=1) + "\n")
             write_atomic(options.out.with_suffix(".md"), page(results))
     print(page(results))
@@ -84,7 +83,7 @@ def page(results: Mapping[str, Any]) -> str:
     lines = [
         "# The gate under attack",
         "",
-        f"`{COMMAND}`, {results['date']}, {results['machine']}.",
+        f"{in_words(results, COMMAND)}.",
         f"SNCE's defaults on {', '.join(results['concepts'])}; {PROMPTS} prompts each. P4D's search",
         f"({BUDGET.length} tokens, {BUDGET.iterations} iterations, {BUDGET.batch} noised pictures) with the gate's own",
         "gradient (exact), with a loss that closes the gate (hinge), with the gradient of an open gate",

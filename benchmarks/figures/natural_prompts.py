@@ -130,7 +130,7 @@ def page(results: Mapping[str, Any]) -> str:
             "",
             f"{results['prompts']:,} of {results['source']}, a random sample; {results['left_out']:,} that mention",
             "minors are left out. Each SNCE eraser of the bundled model, with its defaults, is attached, and every",
-            "sentence is encoded with and without it. *Changed* are sentences without the concept's words of which any",
+            "sentence is encoded with and without it. *Changed* are sentences without the concept's words if any",
             "value that the U-Net reads differs; all others give the same picture bit by bit. In brackets: Wilson's",
             "95 % interval of the share. *Controls* is the share of the eraser's own control prompts that it changes,",
             "which are sentences of the bundled model's world and what its threshold was calibrated on.",

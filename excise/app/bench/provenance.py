@@ -73,7 +73,7 @@ def _git(*words: str) -> str:
 
 
 NOT_RECORDED = "commit and digests were not recorded then"
-"""Said of files that were drawn before this module."""
+"""Note on files that were drawn before this module."""
 
 
 def in_words(results: Mapping[str, Any], command: str = "") -> str:
