@@ -135,6 +135,11 @@ def page(results: Mapping[str, Any]) -> str:
         lines.append(f"| {row['name']} | {' | '.join(cells)} | {100 * mean:.1f} |")
     lines += [
         "",
+        "The bundled SAE's shape is encoder.layers.5-x8-k8. It is the second worst here by *erased*, and was chosen",
+        "before these figures, on other objects ([decision 20](../decisions/0020-wide-sparse-sae.md)). Most of these",
+        "concepts are reported elsewhere, so they may not choose another one. *erased* counts few pictures: a concept has",
+        f"{CANVAS['prompts']} prompts a family.",
+        "",
         "## Does it predict?",
         "Spearman's correlation of each metric with *erased* over the SAEs, within each concept: the mean over",
         "concepts and its 95 % interval from a bootstrap over concepts.",
