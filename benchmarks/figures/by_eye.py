@@ -99,8 +99,8 @@ def page(results: Mapping[str, Any]) -> str:
         f"`python benchmarks/figures/by_eye.py`, {results['date']}. {len(rows)} pictures of prompts that ask for the",
         "concept and from which the unerased model generates it, by SNCE's defaults, from the run of",
         "[the frozen test set](frozen.md), as many of each concept, at random. They were looked at three times",
-        f"enlarged, without the judges' verdicts, {results.get('by', 'by nobody yet')}. `half` is a part of the concept, or",
-        "something that could pass for it.",
+        f"enlarged, without the judges' verdicts, {results.get('by', 'by nobody yet')}. `half` is a part of the concept,",
+        "or something that could pass for it.",
         "",
     ]
     if not looked:
