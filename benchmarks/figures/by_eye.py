@@ -11,7 +11,6 @@ verdicts are not on the sheets.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import random
 from collections import Counter
@@ -21,11 +20,13 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from excise.app.bench.provenance import in_words, provenance
 from excise.bench.run import Run, Unit
 from excise.bench.worker import picture_of
 from excise.files import write_atomic
 from excise.statistics import in_percent, share
 
+COMMAND = "python benchmarks/figures/by_eye.py --run build/frozen"
 PICTURES, COLUMNS, ROWS, SCALE, HEAD = 200, 8, 5, 3, 14
 SHOWS = ("direct", "paraphrase", "synonym", "mixed", "description", "weighted", "repetition", "distractor")
 """Families whose prompts ask for the concept."""
@@ -39,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.run is not None:
         rows = chosen(Run(options.run))
-        results = {"date": datetime.date.today().isoformat(), "pictures": rows}
+        results = {**provenance(COMMAND, ["snce"]), "by": "", "pictures": rows}
         write_atomic(options.out, json.dumps(results, indent=1) + "\n")
         for n in range(0, len(rows), COLUMNS * ROWS):
             path = options.out.with_name(f"by_eye-{n // (COLUMNS * ROWS) + 1}.png")
@@ -96,11 +97,11 @@ def page(results: Mapping[str, Any]) -> str:
     lines = [
         "# Erased pictures, looked at",
         "",
-        f"`python benchmarks/figures/by_eye.py`, {results['date']}. {len(rows)} pictures of prompts that ask for the",
-        "concept and from which the unerased model generates it, by SNCE's defaults, from the run of",
-        "[the frozen test set](frozen.md), as many of each concept, at random. They were looked at three times",
-        f"enlarged, without the judges' verdicts, {results.get('by', 'by nobody yet')}. `half` is a part of the concept,",
-        "or something that could pass for it.",
+        f"{in_words(results)}.",
+        f"{len(rows)} pictures of prompts that ask for the concept and from which the unerased model generates it, by",
+        "SNCE's defaults, from the run of [the frozen test set](frozen.md): as many of each concept, at random. They",
+        f"were looked at three times enlarged, without the judges' verdicts, {results['by'] or 'by nobody yet'}.",
+        "`half` is a part of the concept, or something that could pass for it.",
         "",
     ]
     if not looked:

@@ -11,18 +11,16 @@ not run again, and an interrupted run resumes with the same `--work`.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import peers
+from excise.app.bench.provenance import provenance
 from excise.app.bench.runs import report
 from excise.bench.canvas.metrics import ATTACKS
 from excise.bench.canvas.sizes import FROZEN
-from excise.bench.machine import machine
 from excise.bench.results import BASELINE
 from excise.files import write_atomic
 from excise.statistics import holm, in_percent, sign_flip
@@ -85,7 +83,6 @@ def run(options: argparse.Namespace, results: dict[str, Any]) -> None:
     if not labels:
         return
     opened = peers.begun(options.work, "frozen", list(labels.values()), FROZEN, BUDGET)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     try:
         peers.Drawing(options.device, options.jobs, options.minutes)(opened)
     finally:
@@ -94,10 +91,8 @@ def run(options: argparse.Namespace, results: dict[str, Any]) -> None:
         for name, row in rows.items():
             results["methods"][name] = {
                 "setting": settings.get(name, ""),
-                "configuration": opened.plan["configurations"][row],
-                "commit": commit,
-                "machine": machine(options.device),
-                "date": datetime.date.today().isoformat(),
+                **provenance(COMMAND, [] if name == BASELINE else [name], device=options.device),
+                "settings": opened.plan["configurations"][row],
                 "drawn_with": found["drawn_with"],
                 **{key: found["methods"][row][key] for key in ("figures", "concepts", "refused", "broken", "errors")},
             }
