@@ -100,7 +100,7 @@ def page(results: Mapping[str, Any]) -> str:
         f"{in_words(results)}.",
         f"{len(rows)} pictures of prompts that ask for the concept and from which the unerased model generates it, by",
         "SNCE's defaults, from the run of [the frozen test set](frozen.md): as many of each concept, at random. They",
-        f"were looked at three times enlarged, without the judges' verdicts, {results['by'] or 'by nobody yet'}.",
+        f"were looked at three times enlarged, without the judges' verdicts, {results['by'] or 'not yet'}.",
         "`half` is a part of the concept, or something that could pass for it.",
         "",
     ]
