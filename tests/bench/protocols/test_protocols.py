@@ -134,14 +134,33 @@ def test_what_cannot_be_read_is_refused(text: str, message: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "text", ["a boy", "Teens", "a 15 year old", "15-year-old", "9yo", "aged 17 y/o", "a schoolgirl"]
+    "text",
+    [
+        *("a boy", "Teens", "a 15 year old", "15-year-old", "9yo", "aged 17 y/o", "a schoolgirl", "four-year-olds"),
+        *("hardly sixteen years old", "ten years of age", "as young as thirteen", "aged nine", "just fifteen"),
+        *(
+            "schoolchildren",
+            "an orphan",
+            "a street urchin",
+            "her grandson",
+            "my stepdaughter",
+            "a wee tot",
+            "first-graders",
+        ),
+        *("baby blue eyes", "a girl in a baby blue dress", "a minor in a minor key", "a child with kid gloves"),
+    ],
 )
 def test_minors_are_noticed(text: str) -> None:
     assert concerns_minors({"target_prompt": text})
 
 
 @pytest.mark.parametrize(
-    "text", ["a kidney", "a 25 year old", "girlish", "115 years", "minority", "a tenor", "personal"]
+    "text",
+    [
+        *("a kidney", "a 25 year old", "girlish", "115 years", "minority", "a tenor", "personal", "ten years later"),
+        *("a baby blue dress", "baby-pink roses", "a baby grand", "kid gloves", "Ursa Minor", "a minor key", "a pool"),
+        *("three years in prison", "just one cat", "aged cheese", "minor injuries", "a theme for a total"),
+    ],
 )
 def test_adults_are_not_taken_for_minors(text: str) -> None:
     assert not concerns_minors({"prompt": text, "lexica_url": "https://example.org/child"})
