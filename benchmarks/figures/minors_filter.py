@@ -57,7 +57,7 @@ def page(results: Mapping[str, Any]) -> str:
             "parts:",
             "",
             f"- **Dropped for nothing.** Of {len(dropped)} sentences, a random sample of what the filter dropped",
-            f"  before it was mended, {before} % mention nobody under 18: a time of ten years, a minor",
+            f"  before it was mended, {before} % mention no minor: a time of ten years, a minor",
             f"  injury, kid gloves, a grown-up son. Today's filter still drops {for_nothing} of those, and keeps",
             f"  {lost} of the others.",
             f"- **Missed.** Of {len(kept)} sentences that it kept, all that have a word about youth, family, school",
