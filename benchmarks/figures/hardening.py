@@ -85,7 +85,7 @@ def page(results: Mapping[str, Any]) -> str:
             ", ".join(first["leaks"]) or "none",
             *(in_percent(shown(each).to_json()) for each in (first, best)),
             str(found["best"]),
-            f"{100 * first['controls']:.1f}, {100 * best['controls']:.1f}",
+            *(", ".join(f"{100 * each[name]:.1f}" for each in (first, best)) for name in ("controls", "others")),
             *(lost(found["near"].get(side)) for side in ("before", "after")),
             found["why"],
         ]
@@ -98,12 +98,14 @@ def page(results: Mapping[str, Any]) -> str:
             f"{in_words(results, f'{COMMAND} ' + ','.join(results['concepts']) + ' ' + results['options'])}.",
             f"{' or '.join(map(str, sorted(words)))} pictures a round, from the words of the whole vocabulary that are",
             "nearest to the concept under the eraser; either judge counts. Per cent, with Wilson's 95 % intervals. The",
-            "last columns count synonyms of all other objects, one picture each, under the first eraser and the",
-            "hardened one: lost of those that the unerased model generates and whose text states the eraser changes.",
+            "columns of changed prompts have the first eraser's share and the hardened one's: of the concept's control",
+            "prompts, and of prompts about other things (objects' names, everyday English). The last columns count",
+            "synonyms of all other objects, one picture each, under both: lost of those that the unerased model",
+            "generates and whose text states the eraser changes.",
             "",
-            "| concept | words that got through | shown before | shown after | round | controls changed | near "
-            "synonyms lost before | after | ended because |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| concept | words that got through | shown before | shown after | round | controls changed | others "
+            "changed | near synonyms lost before | after | ended because |",
+            "|---|---|---|---|---|---|---|---|---|---|",
             *rows,
             "",
         ]

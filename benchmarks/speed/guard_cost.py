@@ -10,9 +10,9 @@ A step of most of these models is too long here, so its time is arithmetic: the 
 
 Whole pictures are measured: on the bundled model, and on Stable Diffusion 1.4's text encoder with a smaller U-Net.
 The bare and the erased pipeline run in turns. Times are seconds of the thread's processor, which other load affects
-less. The interval is a bootstrap of the median ratio. What an eraser adds is less than a picture's time varies, so its
-parts are measured too: encoding a prompt in turns with the bare pipeline, and the guard's looks in a picture.
-`--only parts` measures these again and keeps the other figures.
+less. The interval is a bootstrap of the median ratio. What an eraser adds is less than the U-Net's time varies, and an
+eraser of the text does nothing inside the U-Net's own `forward`. So what it adds is also measured without that: the
+rest of both pictures, in turns.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
+from diffusers import UNet2DConditionModel
 from families import CASES, Case, flops, states_of
 from shapes import clip_l
 from torch import nn
@@ -68,16 +69,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="pairs of pictures")
     parser.add_argument("--looks", type=int, default=20, help="calls of the guard for each family")
     parser.add_argument("--out", type=Path, default=Path("docs/results/guard_cost.json"))
-    parser.add_argument("--only", choices=["parts"])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.only == "parts":
-        results = json.loads(options.out.read_text())
-        for name, pipes in (("bundled", bundled()), ("clip_l", clip_shape())):
-            results["pictures"][name]["parts"] = row = parts(*pipes, results["pictures"][name]["seconds"])
-            print(name, row)
-        write_atomic(options.out, json.dumps(results, indent=1) + "\n")
-        return
+    clock_forwards()
     speed = matmul_speed()
     pipe = clip_l("cpu")
     with clip_eraser(pipe).attach(pipe):
@@ -85,12 +79,11 @@ def main() -> None:
     for name, row in families.items():
         print(f"{name:24} first {row['first']:8.3f} ms, later {row['later']:8.3f} ms, a step {row['step']:9.1f} s:")
         print(f"{'':24} {row['share']:.4%} of it, with the first in {STEPS} steps {row['picture']:.4%}", flush=True)
-    pictures = {
-        "bundled": measured(*bundled(), options.rounds),
-        "clip_l": measured(*clip_shape(), options.rounds // 2),
-    }
+    pictures = {"bundled": whole(*bundled(), options.rounds), "clip_l": whole(*clip_shape(), options.rounds // 2)}
     for name, row in pictures.items():
         print(f"{name}: {row['ratio'] - 1:+.2%} ({row['low'] - 1:+.2%} to {row['high'] - 1:+.2%})")
+        added = row["added"]
+        print(f"{'':10}{added['share']:+.2%} ({added['low']:+.2%} to {added['high']:+.2%}), {added['ms']:.2f} ms")
     results = {
         **provenance(f"python benchmarks/speed/guard_cost.py --rounds {options.rounds}"),
         "gflops": speed / 1e9,
@@ -141,44 +134,22 @@ def looked(pipe: Any, case: Case, looks: int, speed: float) -> dict[str, Any]:
     }
 
 
-Draw = Callable[[], Any]
+_INSIDE: list[float] = []
+"""Seconds of each `forward` of a U-Net."""
 
 
-def measured(bare: Any, erased: Any, rounds: int) -> dict[str, Any]:
-    """Return the figures of whole pictures of two pipelines, and of the parts that an eraser adds to one."""
-    row = whole(lambda: draw(bare), lambda: draw(erased), rounds)
-    return {**row, "parts": parts(bare, erased, row["seconds"])}
+def clock_forwards() -> None:
+    """Note the time of each `forward` of the U-Nets that are hooked from now on."""
+    forward = UNet2DConditionModel.forward
 
+    @wraps(forward)
+    def clocked_forward(*args: Any, **kwargs: Any) -> Any:
+        began = time.thread_time()
+        made = forward(*args, **kwargs)
+        _INSIDE.append(time.thread_time() - began)
+        return made
 
-@torch.no_grad()
-def parts(bare: Any, erased: Any, seconds: float, rounds: int = 60) -> dict[str, float]:
-    """Return the milliseconds that an eraser adds to encoding, those of the first and of later looks, and their sum in
-    a picture as a share of the bare picture's `seconds`."""
-    looks: list[list[float]] = []
-    check = DenoiserGuard.check
-
-    def timed(guard: DenoiserGuard, states: Any) -> None:
-        looks[-1].append(clocked(lambda: check(guard, states)))
-
-    with mock.patch.object(DenoiserGuard, "check", timed):
-        for _ in range(4):
-            looks.append([])
-            draw(erased)
-    differences = []
-    for n in range(rounds):
-        calls = {"bare": lambda: encoded(bare), "erased": lambda: encoded(erased)}
-        times = {name: clocked(call) for name, call in _in_turns(calls, n)}
-        differences.append(times["erased"] - times["bare"])
-    encoding = statistics.median(differences)
-    first = statistics.median(each[0] for each in looks[1:])
-    later = statistics.median(each for picture in looks[1:] for each in picture[1:])
-    added = (encoding + first + (STEPS - 1) * later) / seconds
-    return {"encoding": 1000 * encoding, "first": 1000 * first, "later": 1000 * later, "added": added}
-
-
-def encoded(pipe: Any) -> Any:
-    """Encode the prompt and the unconditional prompt."""
-    return pipe.encode_prompt(PROMPT, pipe.device, 1, True)
+    UNet2DConditionModel.forward = clocked_forward
 
 
 def draw(pipe: Any) -> Any:
@@ -188,28 +159,36 @@ def draw(pipe: Any) -> Any:
     ).images
 
 
-def whole(bare: Draw, erased: Draw, rounds: int) -> dict[str, float]:
-    """Return the ratio of the times of pictures with and without an eraser, in turns, with a 95 % interval."""
-    bare(), erased()
-    ratios, seconds = list[float](), list[float]()
+def whole(bare: Any, erased: Any, rounds: int) -> dict[str, Any]:
+    """Return the ratio of the times of pictures with and without an eraser, in turns, and what the eraser adds outside
+    of the U-Net, as a share of a bare picture, each with a 95 % interval."""
+    draw(bare), draw(erased)
+    ratios, seconds, added = list[float](), list[float](), list[float]()
     for n in range(rounds):
-        times = {name: clocked(call) for name, call in _in_turns({"bare": bare, "erased": erased}, n)}
+        times, outside = {}, {}
+        for name, pipe in (("bare", bare), ("erased", erased))[:: -1 if n % 2 else 1]:
+            _INSIDE.clear()
+            times[name] = clocked(lambda pipe=pipe: draw(pipe))
+            outside[name] = times[name] - sum(_INSIDE)
         ratios.append(times["erased"] / times["bare"])
         seconds.append(times["bare"])
-    rng = random.Random(0)
-    medians = sorted(statistics.median(rng.choices(ratios, k=rounds)) for _ in range(2000))
+        added.append(outside["erased"] - outside["bare"])
+    (ratio, *ends), (more, *bounds) = median_of(ratios), median_of(added)
+    picture = statistics.median(seconds)
+    shares = dict(zip(("share", "low", "high"), (each / picture for each in (more, *bounds)), strict=True))
     return {
-        "ratio": statistics.median(ratios),
-        "low": medians[50],
-        "high": medians[-51],
-        "seconds": statistics.median(seconds),
+        **dict(zip(("ratio", "low", "high"), (ratio, *ends), strict=True)),
+        "seconds": picture,
         "rounds": rounds,
+        "added": {"ms": 1000 * more, **shares},
     }
 
 
-def _in_turns(calls: Mapping[str, Draw], n: int) -> list[tuple[str, Draw]]:
-    """Return the calls in an order that changes from round to round."""
-    return list(calls.items())[:: -1 if n % 2 else 1]
+def median_of(values: list[float]) -> tuple[float, float, float]:
+    """Return the median and its 95 % interval by bootstrap."""
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(2000))
+    return statistics.median(values), medians[50], medians[-51]
 
 
 def bundled() -> tuple[Any, Any]:
@@ -224,8 +203,6 @@ def bundled() -> tuple[Any, Any]:
 
 def clip_shape() -> tuple[Any, Any]:
     """Return the same for CLIP-L's shape with a U-Net of 0.3 of Stable Diffusion 1.4's width, on 32 x 32 latents."""
-    from diffusers import UNet2DConditionModel
-
     pipes = [clip_l("cpu"), clip_l("cpu")]
     for pipe in pipes:
         torch.manual_seed(0)

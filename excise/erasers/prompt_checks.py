@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from excise.erasers.apply.registry import module_of
+from excise.erasers.apply.registry import is_in_place
 from excise.erasers.guard.code_watch import same_code
 from excise.erasers.guard.coverage import refuse_early_tap, refuse_open_encoders
 from excise.erasers.guard.denoiser import has_ip_adapter, ip_adapter_message, is_compiled
@@ -57,7 +57,7 @@ class PromptChecks:
         """Refuse an `encode_prompt` call whose states would bypass the edit. Raises ExciseError, EraserDidNotFire."""
         name, pipe = self.host.eraser.name, call.pipe
         for module, hook in self._hooks_of(pipe):
-            if module_of(pipe, hook.edit) is not module:
+            if not is_in_place(pipe, hook.edit, module):
                 raise WrongModel(self._changed(pipe, hook.edit.site.component, "was replaced"))
         if self._has_family_of(pipe):
             for component in self.host.absent:

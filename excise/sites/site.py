@@ -89,10 +89,20 @@ def text_encoders(pipe: Pipeline) -> dict[str, nn.Module]:
 
     Missing ones are left out, and ones that `torch.compile` wraps are unwrapped.
     """
+    found = _named(pipe, "text_encoder")
+    return {n: getattr(m, "_orig_mod", m) for n, m in found.items() if isinstance(m, nn.Module)}
+
+
+def _named(pipe: Pipeline, start: str) -> dict[str, Any]:
+    """Return the components whose names begin with `start`."""
+    origin = getattr(getattr(type(pipe), "components", None), "fget", None)
+    config = vars(pipe).get("_internal_dict")
+    if config is not None and getattr(origin, "__module__", None) == "diffusers.pipelines.pipeline_utils":
+        # As diffusers' property does, which also inspects a signature, before every prompt.
+        return {name: getattr(pipe, name) for name in config if name.startswith(start)}
     components = getattr(pipe, "components", None)
     found = components if isinstance(components, dict) else vars(pipe)
-    encoders = {n: m for n, m in found.items() if n.startswith("text_encoder") and isinstance(m, nn.Module)}
-    return {name: getattr(module, "_orig_mod", module) for name, module in encoders.items()}
+    return {name: part for name, part in found.items() if name.startswith(start)}
 
 
 def tokenizer_of(pipe: Pipeline, component: str) -> Any:
@@ -162,6 +172,18 @@ def resolve(pipe: Pipeline, site: Site) -> nn.Module:
             "one for this model"
         )
     return encoder.get_submodule(name)
+
+
+def is_at(pipe: Pipeline, site: Site, module: nn.Module) -> bool:
+    """Whether `resolve` finds `module`, which it found before: it is still where it was. This lists no modules."""
+    encoder = part_of(pipe, site.component)
+    for path in (site.path, _WRAPPER + site.path):
+        try:
+            if encoder.get_submodule(path) is module:
+                return True
+        except AttributeError:
+            pass
+    return False
 
 
 def shows_from(site: Site) -> int:

@@ -2,7 +2,8 @@
 
 Each round searches the text encoder's whole vocabulary under the eraser (`excise.bench.attacks.vocabulary`), generates
 pictures from the words that are still nearest to the concept, and takes the words whose pictures show it. The eraser's
-own neuron is silent in them, so SNCE is fitted on each word by itself, and its edit joins the eraser's.
+own neuron is silent in them, so SNCE is fitted on each word by itself, and its edit joins the eraser's if it leaves
+prompts about other things alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from excise.bench.canvas.families import synonyms_of_others
 from excise.bench.canvas.suite import Canvas
 from excise.bench.canvas.words import DESCRIBED, FOREIGN, NEAR
 from excise.concepts import Concept, Kind, builtin, from_templates
+from excise.concepts.concept import mentioned
+from excise.concepts.everyday import everyday
 from excise.concepts.sentences import sentences
 from excise.erasers import Eraser
 from excise.erasers.artefact.verdict import WeakEraser
@@ -36,8 +39,12 @@ from excise.reference.world import OBJECTS, STYLES, SYNONYMS
 FIRST_SEED = 50_000
 """Seed of a round's first picture. No benchmark uses these."""
 OPENED, TOUCHED = 0.9, 0.02
-"""Least share of a word's own prompts on which its edit acts, and the largest of control prompts."""
+"""Least share of a word's own prompts on which its edit acts, and the largest share of its control prompts and of
+prompts about other things. A round may change at most the latter share of either more than the first eraser does."""
+EVERYDAY = 300
+"""Everyday prompts among those about other things."""
 LAST = "the last round was reached"
+COSTLY = "the last round changed too many prompts about other things"
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,12 @@ class Round:
     """Words of these pictures, which the next eraser gets as mentions if a neuron carries them."""
     controls: float
     """Share of the concept's control prompts, which must not change, whose text states it changes."""
+    others: float
+    """The same share of prompts about other things (`about_others`)."""
+
+    def spares(self, first: Round) -> bool:
+        """Whether it changes hardly more prompts than the `first` round's eraser that must not change."""
+        return self.controls <= first.controls + TOUCHED and self.others <= first.others + TOUCHED
 
     @property
     def share(self) -> float:
@@ -105,11 +118,15 @@ def harden(
             model's judges know.
     """
     concept, config = checked(eraser)
-    best, why, erasers, tried = 0, LAST, [eraser], []
+    others = about_others(concept)
+    best, why, erasers, tried = 0, LAST, [eraser], list[Round]()
     while True:
-        tried.append(_attack(pipe, erasers[-1], concept, words, steps))
+        tried.append(_attack(pipe, erasers[-1], concept, words, steps, others))
         if progress is not None:
             progress(tried[-1])
+        if not tried[-1].spares(tried[0]):
+            why = COSTLY
+            break
         if tried[-1].share < tried[best].share:
             best = len(tried) - 1
         if tried[-1].share <= gate:
@@ -120,9 +137,9 @@ def harden(
             break
         if len(tried) == rounds:
             break
-        more = {word: made for word in tried[-1].leaks if (made := _edits(pipe, word, concept.kind, config))}
+        more = {word: made for word in tried[-1].leaks if (made := _edits(pipe, word, concept.kind, config, others))}
         if not more:
-            why = "no neuron carries the words that were found"
+            why = "no neuron carries the words that were found and leaves other things alone"
             break
         concept = replace(concept, mentions=(*concept.mentions, *more))
         erasers.append(_joined(pipe, erasers[-1], concept, [edit for edits in more.values() for edit in edits]))
@@ -131,17 +148,32 @@ def harden(
     return Hardened(chosen, tuple(tried), best, why)
 
 
-def _edits(pipe: Pipeline, word: str, kind: Kind, config: SNCEConfig) -> tuple[Any, ...]:
-    """Return SNCE's edits of a word by itself; none if no neuron fires with it, or one that control prompts set off.
+def _edits(pipe: Pipeline, word: str, kind: Kind, config: SNCEConfig, others: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return SNCE's edits of a word by itself; none if no neuron fires with it, or one that control prompts or prompts
+    about other things set off.
 
-    The neuron may carry little of what the word changes: whether it is enough is what the next round's pictures show.
+    The threshold is calibrated on every second prompt of `others`, and the rest are looked at. The neuron may carry
+    little of what the word changes: whether it is enough is what the next round's pictures show.
     """
     try:
-        made, _ = erase(pipe, from_templates(word, (word,), kind=kind), config)
+        made, _ = erase(pipe, replace(from_templates(word, (word,), kind=kind), benign=others), config)
     except ExciseError:
         return ()
     fires = made.measured["fires"]
-    return tuple(made.edits) if fires["concept"] >= OPENED and fires["controls"] <= TOUCHED else ()
+    spares = fires["controls"] <= TOUCHED and fires["benign"] <= TOUCHED
+    return tuple(made.edits) if fires["concept"] >= OPENED and spares else ()
+
+
+def about_others(concept: Concept) -> tuple[str, ...]:
+    """Return prompts about other things than the concept: other objects by their names, and everyday prompts.
+
+    None has a synonym of an object, since the benchmark counts what an eraser does to those.
+    """
+    names = [name for name in OBJECTS if not mentioned(name, concept.mentions)]
+    named = [text for name in names for text in sentences(name, "object")[1:3]]
+    tested = [word for words in SYNONYMS.values() for word in words]
+    plain = [text for text in everyday(EVERYDAY) if not mentioned(text, (*concept.mentions, *tested))]
+    return (*named, *plain)
 
 
 def _joined(pipe: Pipeline, eraser: Eraser, concept: Concept, edits: Sequence[Any]) -> Eraser:
@@ -160,14 +192,14 @@ def held_out(concept: str) -> frozenset[str]:
     return frozenset(word for text in texts for word in re.findall(r"\w+", text.lower()))
 
 
-def _attack(pipe: Pipeline, eraser: Eraser, concept: Concept, words: int, steps: int) -> Round:
+def _attack(pipe: Pipeline, eraser: Eraser, concept: Concept, words: int, steps: int, others: tuple[str, ...]) -> Round:
     """Generate pictures from the words nearest to the concept under the eraser, and count those that show it."""
     kept = held_out(concept.name)
     with eraser.attach(pipe):
         near = [word.word for word in nearest_words(pipe, concept) if word.word not in kept][:words]
         prompts = [(word, text) for word in near for text in sentences(word, concept.kind)[1:3]]
         texts = [text for _, text in prompts]
-        changes = text_changes(pipe, concept.controls)
+        controls, changed = _changed(pipe, concept.controls), _changed(pipe, others)
         drawn = reference.draw(pipe, texts, [FIRST_SEED + n for n in range(len(texts))], steps=steps)
     shown = [
         any(judged) for judged in zip(*(_shows(concept.name, judge, drawn.pixels) for judge in JUDGES), strict=True)
@@ -180,8 +212,15 @@ def _attack(pipe: Pipeline, eraser: Eraser, concept: Concept, words: int, steps:
         len(texts),
         sum(shown),
         tuple(leaks),
-        sum(change > 0 for change in changes) / len(changes),
+        controls,
+        changed,
     )
+
+
+def _changed(pipe: Pipeline, prompts: Sequence[str]) -> float:
+    """Return the share of prompts whose text states the attached eraser changes."""
+    changes = text_changes(pipe, prompts)
+    return sum(change > 0 for change in changes) / len(changes)
 
 
 def _shows(concept: str, judge: str, pixels: Any) -> list[bool]:

@@ -27,6 +27,7 @@ from excise.erasers.hooks.edit_hook import EditHook
 from excise.erasers.hooks.host import Host
 from excise.pipeline import Pipeline
 from excise.sites.denoiser import attention_at, layer_at, module_at, unet_at
+from excise.sites.site import is_at
 
 Put = Callable[[Host, Any, Any], tuple[EditHook, Callable[[], None]]]
 """Installs an edit at its module. Returns its hook, and a function that removes it."""
@@ -60,6 +61,13 @@ PLACES: dict[type[Edit], Place] = {
 def module_of(pipe: Pipeline, edit: Edit) -> nn.Module:
     """Return the live module that the edit acts on. Raise ExciseError if it is missing or has another width."""
     return PLACES[type(edit)].module(pipe, edit.site)
+
+
+def is_in_place(pipe: Pipeline, edit: Edit, module: nn.Module) -> bool:
+    """Whether `module_of` still returns `module`, which it returned before. Asked before every prompt."""
+    if edit.site.part == "text" and PLACES[type(edit)].module is module_at and is_at(pipe, edit.site, module):
+        return True
+    return module_of(pipe, edit) is module
 
 
 def put(attachment: Host, edit: Edit, module: nn.Module) -> tuple[EditHook, Callable[[], None]]:

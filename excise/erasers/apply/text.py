@@ -40,13 +40,14 @@ class TextHook(EditHook):
         if branch == "unconditional" and edit.uncond != "same":
             with torch.no_grad():
                 conditional = edit.delta(state, strength, sae=self.attachment.sae)
-            if conditional is not None and bool((conditional != 0).any()):
+            if conditional is not None and bool(conditional.any()):
                 SPARED.yes, SPARED.runs = True, getattr(SPARED, "runs", 0) + 1
         delta = edit.delta(state, strength, branch=branch, sae=self.attachment.sae)
-        if delta is not None and branch == "conditional" and bool((delta.detach() != 0).any()):
-            ERASED.runs = getattr(ERASED, "runs", 0) + 1
-            moved, before = (delta.detach() != 0).flatten(1).any(1).cpu(), getattr(ERASED, "prompts", None)
-            ERASED.prompts = moved if before is None or len(before) != len(moved) else moved | before
+        if delta is not None and branch == "conditional":
+            moved, before = delta.detach().flatten(1).any(1).cpu(), getattr(ERASED, "prompts", None)
+            if bool(moved.any()):
+                ERASED.runs = getattr(ERASED, "runs", 0) + 1
+                ERASED.prompts = moved if before is None or len(before) != len(moved) else moved | before
         return delta
 
 

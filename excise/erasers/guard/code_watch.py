@@ -7,7 +7,7 @@ count. Later hooks of others become observers (`excise.erasers.hooks.observers`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, ValuesView
 from functools import partial
 from itertools import chain
 from operator import is_
@@ -72,9 +72,11 @@ class Contents:
     """Everything that encoders' modules hold, to see quickly that nothing was put in, removed or replaced."""
 
     def __init__(self, encoders: Iterable[nn.Module]) -> None:
-        modules = [module for encoder in encoders for module in encoder.modules()]
-        self._held = [(module, type(module), tuple(_contents(module))) for module in modules]
-        self._forwards = [(kind, kind.forward) for kind in {type(module) for module in modules}]
+        self._modules = [module for encoder in encoders for module in encoder.modules()]
+        self._kinds, self._dicts = [*map(type, self._modules)], [*map(vars, self._modules)]
+        self._views = [view for held in self._dicts for view in _views(held)]
+        self._lengths, self._held = [*map(len, self._views)], [*chain.from_iterable(self._views)]
+        self._forwards = [(kind, kind.forward) for kind in set(self._kinds)]
         self._everywhere = tuple(_everywhere())
 
     def is_same(self) -> bool:
@@ -82,7 +84,11 @@ class Contents:
         return (
             self._everywhere == tuple(_everywhere())
             and all(kind.forward is forward for kind, forward in self._forwards)
-            and all(type(module) is kind and _are(_contents(module), held) for module, kind, held in self._held)
+            and all(map(is_, map(type, self._modules), self._kinds))
+            and all(map(is_, map(vars, self._modules), self._dicts))
+            and [*map(len, self._views)] == self._lengths
+            # The views are of the dictionaries that were there, and among what they hold are these dictionaries.
+            and all(map(is_, chain.from_iterable(self._views), self._held))
         )
 
 
@@ -90,21 +96,10 @@ def _everywhere() -> Iterator[Any]:
     return chain(torch_module._global_forward_pre_hooks.values(), torch_module._global_forward_hooks.values())
 
 
-def _contents(module: nn.Module) -> Iterator[Any]:
-    held = vars(module)
-    return chain(
-        held.values(),
-        held["_forward_hooks"].values(),
-        held["_forward_pre_hooks"].values(),
-        held["_modules"].values(),
-        held["_parameters"].values(),
-        held["_buffers"].values(),
-    )
-
-
-def _are(found: Iterator[Any], held: tuple[Any, ...]) -> bool:
-    now = tuple(found)
-    return len(now) == len(held) and all(map(is_, now, held))
+def _views(held: dict[str, Any]) -> list[ValuesView[Any]]:
+    """Return live views of what a module's dictionary holds."""
+    inner = ("_forward_hooks", "_forward_pre_hooks", "_modules", "_parameters", "_buffers")
+    return [held.values(), *(held[name].values() for name in inner)]
 
 
 def _code_of(module: nn.Module, counting: Container[Key] | None) -> Code:

@@ -43,6 +43,7 @@ READS = (
     "clip_text_pooled",
 )
 """Names of the text states among a denoiser's arguments and in `added_cond_kwargs`."""
+_WITH_TEXT = frozenset((*READS, "added_cond_kwargs"))
 
 
 class EncoderRecorder(Watch):
@@ -396,6 +397,8 @@ class DenoiserGuard(Passage):
 class DenoiserHook(Watch):
     """The guard's hook on one denoiser."""
 
+    observed = False
+
     def __init__(self, guard: DenoiserGuard) -> None:
         super().__init__()
         self.denoiser_guard = guard
@@ -406,10 +409,11 @@ class DenoiserHook(Watch):
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         super().pre_forward(module)
         if not torch.compiler.is_compiling():
-            names = _cached_parameters(type(module).forward)
             self.denoiser_guard.refuse_images(module, kwargs)
+            names = _cached_parameters(type(module).forward) if args else ()
             given = (*zip(names, args, strict=False), *kwargs.items())
-            self.denoiser_guard.check([state for name, value in given for state in _text_states(name, value)])
+            texts = [pair for pair in given if pair[0] in _WITH_TEXT]
+            self.denoiser_guard.check([state for name, value in texts for state in _text_states(name, value)])
             return args, kwargs
         names = _parameters(type(module).forward)
         checked = [self._checked(name, value) for name, value in zip(names, args, strict=False)]
@@ -442,8 +446,15 @@ def has_ip_adapter(denoiser: nn.Module) -> bool:
     """Whether an IP-Adapter is loaded into the denoiser."""
     if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj":
         return True
-    parts = (getattr(denoiser, name, None) for name in ("encoder_hid_proj", "image_proj"))
+    parts = (_attribute(denoiser, name) for name in ("encoder_hid_proj", "image_proj"))
     return any("IPAdapter" in type(part).__name__ for part in parts)
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    """Return an attribute or part of a module, or None. A missing one takes `getattr` long, at every step."""
+    if name in vars(module) or hasattr(type(module), name):
+        return getattr(module, name, None)
+    return module._modules.get(name)
 
 
 def ip_adapter_message(attachment: Host) -> str:

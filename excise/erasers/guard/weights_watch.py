@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,7 +67,8 @@ class WeightsWatch:
         tensors = [tensor for tensor in parameters if tensor is not None] + buffers
         self._all_plain = all(_is_plain(tensor) for tensor in tensors)
         watched = tensors if self._all_plain else []
-        self._written = [(tensor, version_of(tensor), tensor.data_ptr()) for tensor in watched]
+        self._watched = watched
+        self._written = _written(watched)
         self._samples = _grouped([_sample(tensor) for tensor in watched])
         self._values = _bytes(self._samples)
         self._vocabularies = self._tokenizers()
@@ -83,7 +85,7 @@ class WeightsWatch:
             and all(parts[name] is part for name, part in self._parts.items())
             and self._contents.is_same()
             and all(_children(module) == inner and _weights_of(module) == own for module, inner, own in self._held)
-            and all(version_of(t) == version and t.data_ptr() == place for t, version, place in self._written)
+            and _written(self._watched) == self._written
             and self._tokenizers() == self._vocabularies
             and _bytes(self._samples) == self._values
         )
@@ -152,6 +154,14 @@ def kept_elsewhere(module: nn.Module, name: str) -> Tensor | None:
 def version_of(tensor: Any) -> int:
     """Return the tensor's write counter, or -1 for an inference tensor, which has none."""
     return -1 if tensor.is_inference() else int(tensor._version)
+
+
+def _written(tensors: list[Tensor]) -> tuple[list[int], list[int]]:
+    """Return where the tensors' values are, and the write counters of those that have one (`version_of`)."""
+    counting = [
+        tensor for tensor, has_none in zip(tensors, map(Tensor.is_inference, tensors), strict=True) if not has_none
+    ]
+    return [*map(Tensor.data_ptr, tensors)], [*map(attrgetter("_version"), counting)]
 
 
 def _watched_modules(pipe: Pipeline, denoisers: Iterable[str]) -> dict[str, nn.Module]:

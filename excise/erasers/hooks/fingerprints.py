@@ -30,7 +30,9 @@ def hashes(rows: Tensor) -> Tensor:
     """
     factors = _factors(rows.shape[1], rows.device)
     bits = (part.float().contiguous().view(torch.int32).to(torch.int64) for part in _in_chunks(rows))
-    made = [(part * factors).sum(1) for part in bits]
+    made = [part.mul_(factors).sum(1) for part in bits]
+    if len(made) == 1:
+        return made[0]
     return torch.cat(made) if made else torch.zeros(0, dtype=torch.int64, device=rows.device)
 
 

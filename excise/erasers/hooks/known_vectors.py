@@ -125,9 +125,12 @@ class KnownVectors:
                 return
             if 8 * (sum(map(len, self._young.values())) - self._carried) > REMEMBERED * self._share // 2:
                 self._grow_old()
+            alike: dict[tuple[int, bool, torch.dtype, torch.device], list[Tensor]] = {}
             for tensor, spared in self._added:
-                rows = tensor.flatten(0, -2)
-                self._keep([((rows.shape[1], spared), values) for values in _in_dtypes(rows)])
+                kind = tensor.shape[-1], spared, tensor.dtype, tensor.device
+                alike.setdefault(kind, []).append(tensor.flatten(0, -2))
+            for (width, is_spared, _, _), several in alike.items():
+                self._keep([((width, is_spared), values) for values in _in_dtypes(torch.cat(several))])
             self._added.clear()
             self._waiting = 0
             for place in self._held.stayed(READ_AT_ONCE):
@@ -196,12 +199,18 @@ class KnownVectors:
             if start + width > rows.shape[1] or not len(numbers):
                 continue
             values = _values(rows[numbers, start : start + width])
+            found, onward = (*parts, (start, width)), start + width
             prompts = self._has((width, False), values)
+            if prompts.all():
+                yield from self._split(rows, widths, numbers, onward, found, spared)
+                return
             others = ~prompts & self._has((width, True), values)
             for hit, is_spared in ((prompts, spared), (others, True)):
                 at = torch.from_numpy(hit).to(rows.device)
-                yield from self._split(rows, widths, numbers[at], start + width, (*parts, (start, width)), is_spared)
+                yield from self._split(rows, widths, numbers[at], onward, found, is_spared)
             numbers = numbers[torch.from_numpy(~(prompts | others)).to(rows.device)]
+        if not len(numbers):
+            return
         zero = (rows[numbers, start:] == 0).all(1)
         if bool(zero.any()):
             yield numbers[zero], parts, True, spared

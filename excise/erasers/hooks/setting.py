@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -322,27 +323,30 @@ def _strengths(there: Container[int] | None = None) -> Strengths:
 
 def _of_image(caller: FrameType) -> Setting:
     """Return the setting of this thread's pipeline call, or without one a snapshot for the function call `caller`."""
-    frame = _pipeline_frame()
-    if frame is None:
-        return _taken(caller)
-    found: Setting | None = frame.f_locals.get(_KEY)
-    return _taken(frame, frame.f_locals.get(_THERE)) if found is None else found
-
-
-def _pipeline_frame() -> FrameType | None:
-    """Return the frame of this thread's innermost call of a diffusers pipeline."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not _is_pipeline(frame):
+    # The innermost call of a diffusers pipeline. Reading a frame's variables copies them all, so they are read once.
+    frame: FrameType | None = caller
+    while frame is not None:
+        if frame.f_code.co_name == "__call__" and _is_of_pipeline(variables := frame.f_locals):
+            found: Setting | None = variables.get(_KEY)
+            return _taken(frame, variables.get(_THERE)) if found is None else found
         frame = frame.f_back
-    return frame
+    return _taken(caller)
 
 
 def _is_pipeline(frame: FrameType) -> bool:
-    if frame.f_code.co_name != "__call__":
-        return False
+    return frame.f_code.co_name == "__call__" and _is_of_pipeline(frame.f_locals)
+
+
+def _is_of_pipeline(variables: Mapping[str, Any]) -> bool:
+    return isinstance(variables.get("self"), _pipelines())
+
+
+@cache
+def _pipelines() -> type:
+    """Return the class of all diffusers pipelines. Importing it takes long, and long enough the second time."""
     from diffusers import DiffusionPipeline
 
-    return isinstance(frame.f_locals.get("self"), DiffusionPipeline)
+    return DiffusionPipeline
 
 
 _ENTRANCES: weakref.WeakKeyDictionary[nn.Module, Entrance] = weakref.WeakKeyDictionary()
@@ -385,20 +389,20 @@ class Entrance(Bound):
     def _enter(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        opens = not _is_fixed()
+        opens, opened = not _is_fixed(), self._opened
         if opens:
-            self._opened.clear()  # interrupted runs may have left some
+            opened.clear()  # interrupted runs may have left some
             _CURRENT.set(_of_image(sys._getframe(1)))
-        self._opened.append(opens)
+        opened.append(opens)
 
     def _exit(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling() and self._opened and self._opened.pop():
+        if not torch.compiler.is_compiling() and (opened := self._opened) and opened.pop():
             _CURRENT.set(None)
 
     @property
     def _opened(self) -> list[bool]:
         """For each of this thread's unfinished runs of the module: whether it took the setting."""
-        if not hasattr(self._here, "opened"):
-            self._here.opened = []
-        opened: list[bool] = self._here.opened
+        opened: list[bool] | None = getattr(self._here, "opened", None)
+        if opened is None:
+            opened = self._here.opened = []
         return opened

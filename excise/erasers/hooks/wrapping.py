@@ -78,6 +78,9 @@ class Watch(Passage):
     hooks stay in place, and detect such runs.
     """
 
+    observed = True
+    """Whether it is on a text encoder, whose later hooks become observers."""
+
     def __init__(self) -> None:
         super().__init__()
         self._here = threading.local()
@@ -87,9 +90,10 @@ class Watch(Passage):
         if torch.compiler.is_compiling():
             self.arrive(module, args, kwargs or {})
             return
-        late = LatePreHooks(module)
+        late = LatePreHooks(module) if self.observed else None
         self.arrive(module, args, kwargs or {})
-        self._here.late = late if self.handles and late.found(args, kwargs or {}, self.handles[0].id) else None
+        is_late = late is not None and self.handles and late.found(args, kwargs or {}, self.handles[0].id)
+        self._here.late = late if is_late else None
 
     def departed(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
         self.depart(module, args, rest[0] if len(rest) == 2 else {}, rest[-1])

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 import excise
 from excise import reference
 from excise.app.erase import hardening
-from excise.app.erase.hardening import LAST, Round, checked, harden, held_out
+from excise.app.erase.hardening import COSTLY, LAST, Round, about_others, checked, harden, held_out
 from excise.bench.canvas.families import cases, synonyms_of_others
 from excise.bench.canvas.words import DESCRIBED, FOREIGN
 from excise.cli import app
 from excise.concepts import builtin
+from excise.concepts.concept import mentioned
 from excise.erasers import Eraser
 from excise.errors import InvalidSetting
 from excise.methods.configs.sae import SNCEConfig
@@ -34,19 +35,21 @@ def car() -> Eraser:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that sets what each round lets through: (pictures with the concept of 10, its words)."""
+    """Return a function that sets what each round lets through: (pictures with the concept of 10, its words), and
+    which shares of controls and of prompts about other things it changes."""
 
-    def script(rounds: Sequence[tuple[int, tuple[str, ...]]]) -> list[Round]:
+    def script(rounds: Sequence[tuple[Any, ...]]) -> list[Round]:
         made: list[Round] = []
 
-        def attack(pipe: Any, eraser: Eraser, concept: Any, words: int, steps: int) -> Round:
-            shown, leaks = rounds[len(made)]
+        def attack(pipe: Any, eraser: Eraser, concept: Any, words: int, steps: int, others: Any) -> Round:
+            shown, leaks, *changed = rounds[len(made)]
             neurons = tuple(neuron for edit in eraser.edits for neuron in edit.neurons)
-            made.append(Round(concept.mentions, neurons, leaks, 10, shown, leaks, 0.0))
+            made.append(Round(concept.mentions, neurons, leaks, 10, shown, leaks, *(changed or (0.0, 0.0))))
             return made[-1]
 
         monkeypatch.setattr(hardening, "_attack", attack)
         monkeypatch.setattr(hardening, "from_templates", _fewer)
+        monkeypatch.setattr(hardening, "EVERYDAY", 40)
         return made
 
     return script
@@ -89,6 +92,37 @@ def test_a_round_that_wins_nothing_is_thrown_away(car: Eraser, scripted: Any) ->
     assert harden(reference.load(), car, rounds=1).why == LAST
     scripted([(1, ("transported",))])
     assert harden(reference.load(), car, gate=0.1).why == "the gate was reached"
+
+
+def test_a_round_that_changes_other_prompts_is_thrown_away(car: Eraser, scripted: Any) -> None:
+    for changed in ((0.06, 0.05), (0.03, 0.08)):
+        scripted([(6, ("transported",), 0.03, 0.05), (0, (), *changed)])
+        hardened = harden(reference.load(), car)
+        assert len(hardened.rounds) == 2 and hardened.best == 0 and hardened.why == COSTLY
+        assert hardened.eraser.edits == car.edits
+    scripted([(6, ("transported",), 0.03, 0.05), (0, (), 0.05, 0.07)])
+    assert harden(reference.load(), car).best == 1
+
+
+def test_a_words_edit_joins_only_if_it_leaves_prompts_about_other_things_alone(car: Eraser) -> None:
+    pipe = reference.load()
+    concept, config = checked(car)
+    config, others = replace(config, permutations=10), about_others(concept)
+    assert hardening._edits(pipe, "transported", "object", config, others)
+    # The same word, if what it sets off is among the other things.
+    for share, joins in ((0.01, True), (0.05, False)):
+        more = [f"a transported load, {n}" for n in range(round(share * len(others)))]
+        # Looked at are the prompts at odd places; the calibration sees those at even ones.
+        mixed = [*others]
+        mixed[1 : 2 * len(more) : 2] = more
+        assert bool(hardening._edits(pipe, "transported", "object", config, tuple(mixed))) == joins
+
+
+def test_prompts_about_other_things_have_no_word_that_the_benchmark_tests_with() -> None:
+    others = about_others(builtin("dog"))
+    assert len(others) == len(set(others)) > 2 * (len(OBJECTS) - 1) + hardening.EVERYDAY // 2
+    assert not mentioned(" ".join(others), ("dog", *(word for words in SYNONYMS.values() for word in words)))
+    assert all(any(mentioned(text, (name,)) for text in others) for name in OBJECTS if name != "dog")
 
 
 def test_words_of_the_benchmarks_prompts_are_never_tried() -> None:
@@ -156,10 +190,11 @@ def test_a_round_generates_pictures_from_the_nearest_words_that_are_not_held_out
     monkeypatch.setattr(vocabulary, "vocabulary", fewer)
     vocabulary._READ.clear()
     try:
-        found = hardening._attack(pipe, car, builtin("car", 20), 3, 2)
+        found = hardening._attack(pipe, car, builtin("car", 20), 3, 2, ("a dog on grass", "a picture of a car"))
     finally:
         vocabulary._READ.clear()
     assert found.words[0] == "transported" and len(found.words) == 3 and found.pictures == 6
+    assert found.others == 0.5
     assert set(found.leaks) <= set(found.words) and (found.shown > 0) == bool(found.leaks)
 
 
