@@ -30,7 +30,7 @@ LONG = {
     "excise/cli/bench/bench.py": "five commands; their options are most of the lines",
     "excise/cli/neurons/neurons.py": "eight commands; their options are most of the lines",
     "excise/erasers/attachment.py": "everything that is undone together is attached together",
-    "excise/erasers/guard/denoiser.py": "the recorder and the guard share one record",
+    "excise/erasers/guard/denoiser.py": "the guard, what it has accepted, and its hook on a denoiser",
     "excise/files.py": "reading and writing of files, all in one place",
     "excise/methods/catalogue.py": "BibTeX",
     "excise/sae/trainer.py": "one training loop with its checkpoints",

@@ -23,7 +23,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ def whole(bare: Any, erased: Any, rounds: int) -> dict[str, Any]:
         times, outside = {}, {}
         for name, pipe in (("bare", bare), ("erased", erased))[:: -1 if n % 2 else 1]:
             _INSIDE.clear()
-            times[name] = clocked(lambda pipe=pipe: draw(pipe))
+            times[name] = clocked(partial(draw, pipe))
             outside[name] = times[name] - sum(_INSIDE)
         ratios.append(times["erased"] / times["bare"])
         seconds.append(times["bare"])

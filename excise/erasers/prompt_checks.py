@@ -9,9 +9,14 @@ from torch import nn
 
 from excise.erasers.apply.registry import is_in_place
 from excise.erasers.guard.code_watch import same_code
-from excise.erasers.guard.coverage import refuse_early_tap, refuse_open_encoders
-from excise.erasers.guard.denoiser import has_ip_adapter, ip_adapter_message, is_compiled
+from excise.erasers.guard.coverage import (
+    has_ip_adapter,
+    ip_adapter_message,
+    refuse_early_tap,
+    refuse_open_encoders,
+)
 from excise.erasers.guard.model_digest import mismatches
+from excise.erasers.guard.recorder import is_compiled
 from excise.erasers.guard.weights_watch import WeightsWatch
 from excise.erasers.hooks.context import Call, encodes_unconditional, is_proving
 from excise.erasers.hooks.host import Acting, Host

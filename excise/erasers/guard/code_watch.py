@@ -73,7 +73,8 @@ class Contents:
 
     def __init__(self, encoders: Iterable[nn.Module]) -> None:
         self._modules = [module for encoder in encoders for module in encoder.modules()]
-        self._kinds, self._dicts = [*map(type, self._modules)], [*map(vars, self._modules)]
+        self._kinds: list[type[nn.Module]] = [*map(type, self._modules)]
+        self._dicts = [*map(vars, self._modules)]
         self._views = [view for held in self._dicts for view in _views(held)]
         self._lengths, self._held = [*map(len, self._views)], [*chain.from_iterable(self._views)]
         self._forwards = [(kind, kind.forward) for kind in set(self._kinds)]

@@ -15,6 +15,7 @@ from excise.sites.site import DENOISERS, depth, encoder_of, layer_count, refuse_
 if TYPE_CHECKING:
     from excise.erasers.artefact.record import Artefact
     from excise.erasers.edits.registry import Edit, TextEdit
+    from excise.erasers.hooks.host import Host
 
 
 def absent_from(pipe: Pipeline, eraser: Artefact) -> list[str]:
@@ -70,3 +71,23 @@ def refuse_early_tap(pipe: Pipeline, edit: TextEdit, clip_skip: Any, eraser: str
             f"clip_skip={clip_skip} reads the text encoder before {edit.site.key}, where eraser "
             f"{eraser!r} acts; use a smaller clip_skip or an eraser for an earlier Site"
         )
+
+
+def has_ip_adapter(denoiser: nn.Module) -> bool:
+    """Whether an IP-Adapter is loaded into the denoiser."""
+    if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj":
+        return True
+    parts = (_attribute(denoiser, name) for name in ("encoder_hid_proj", "image_proj"))
+    return any("IPAdapter" in type(part).__name__ for part in parts)
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    """Return an attribute or part of a module, or None. A missing one takes `getattr` long, at every step."""
+    if name in vars(module) or hasattr(type(module), name):
+        return getattr(module, name, None)
+    return module._modules.get(name)
+
+
+def ip_adapter_message(attachment: Host) -> str:
+    """Return the message for a denoiser with an IP-Adapter."""
+    return f"an IP-Adapter feeds images past eraser {attachment.name!r}; unload it"

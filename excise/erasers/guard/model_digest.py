@@ -120,7 +120,8 @@ def _digest_of_words(tokenizer: Any) -> Any:
         return known.digest.copy()
     words: dict[str, int] = tokenizer.get_vocab()
     digest = _vocabulary_digest(words)
-    if (fast := getattr(tokenizer, "_tokenizer", None)) is not None:
+    fast: Any = getattr(tokenizer, "_tokenizer", None)
+    if fast is not None:
         sample = tuple(random.SystemRandom().sample([*words.items()], min(SAMPLED, len(words))))
         _read[tokenizer] = _Vocabulary(fast, len(tokenizer), fast.get_added_tokens_decoder(), sample, digest.copy())
     return digest
@@ -138,11 +139,12 @@ class _Vocabulary(NamedTuple):
 
     def is_still_of(self, tokenizer: Any) -> bool:
         """Whether the tokenizer is as it was then."""
+        now: Any = getattr(tokenizer, "_tokenizer", None)
         return (
-            getattr(tokenizer, "_tokenizer", None) is self.fast
+            now is self.fast
             and len(tokenizer) == self.length
-            and self.fast.get_added_tokens_decoder() == self.added
-            and all(self.fast.token_to_id(word) == number for word, number in self.sample)
+            and now.get_added_tokens_decoder() == self.added
+            and all(now.token_to_id(word) == number for word, number in self.sample)
         )
 
 

@@ -346,7 +346,8 @@ def _pipelines() -> type:
     """Return the class of all diffusers pipelines. Importing it takes long, and long enough the second time."""
     from diffusers import DiffusionPipeline
 
-    return DiffusionPipeline
+    kind: type = DiffusionPipeline
+    return kind
 
 
 _ENTRANCES: weakref.WeakKeyDictionary[nn.Module, Entrance] = weakref.WeakKeyDictionary()

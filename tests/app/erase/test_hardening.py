@@ -104,18 +104,19 @@ def test_a_round_that_changes_other_prompts_is_thrown_away(car: Eraser, scripted
     assert harden(reference.load(), car).best == 1
 
 
-def test_a_words_edit_joins_only_if_it_leaves_prompts_about_other_things_alone(car: Eraser) -> None:
-    pipe = reference.load()
+def test_a_words_edit_joins_only_if_it_leaves_prompts_about_other_things_alone(
+    car: Eraser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardening, "EVERYDAY", 40)
+    monkeypatch.setattr(hardening, "from_templates", _fewer)
     concept, config = checked(car)
-    config, others = replace(config, permutations=10), about_others(concept)
-    assert hardening._edits(pipe, "transported", "object", config, others)
-    # The same word, if what it sets off is among the other things.
-    for share, joins in ((0.01, True), (0.05, False)):
-        more = [f"a transported load, {n}" for n in range(round(share * len(others)))]
-        # Looked at are the prompts at odd places; the calibration sees those at even ones.
+    others = about_others(concept)
+    # The neuron also fires with "sedan". Looked at are prompts at odd places; the calibration sees those at even ones.
+    for acting, joins in ((0, True), (1, True), (2, False)):
         mixed = [*others]
-        mixed[1 : 2 * len(more) : 2] = more
-        assert bool(hardening._edits(pipe, "transported", "object", config, tuple(mixed))) == joins
+        mixed[1 : 2 * acting : 2] = [f"{n} sedan on grass" for n in ("a", "the")][:acting]
+        assert acting / (len(mixed) // 2) <= hardening.TOUCHED or not joins
+        assert bool(hardening._edits(reference.load(), "car", "object", config, tuple(mixed))) == joins
 
 
 def test_prompts_about_other_things_have_no_word_that_the_benchmark_tests_with() -> None:
