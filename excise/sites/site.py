@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -89,20 +90,15 @@ def text_encoders(pipe: Pipeline) -> dict[str, nn.Module]:
 
     Missing ones are left out, and ones that `torch.compile` wraps are unwrapped.
     """
-    found = _named(pipe, "text_encoder")
-    return {n: getattr(m, "_orig_mod", m) for n, m in found.items() if isinstance(m, nn.Module)}
-
-
-def _named(pipe: Pipeline, start: str) -> dict[str, Any]:
-    """Return the components whose names begin with `start`."""
-    origin = getattr(getattr(type(pipe), "components", None), "fget", None)
-    config = vars(pipe).get("_internal_dict")
-    if config is not None and getattr(origin, "__module__", None) == "diffusers.pipelines.pipeline_utils":
-        # As diffusers' property does, which also inspects a signature, before every prompt.
-        return {name: getattr(pipe, name) for name in config if name.startswith(start)}
-    components = getattr(pipe, "components", None)
-    found = components if isinstance(components, dict) else vars(pipe)
-    return {name: part for name, part in found.items() if name.startswith(start)}
+    named = vars(pipe).get("_internal_dict")
+    getter = getattr(getattr(type(pipe), "components", None), "fget", None)
+    if named is None or getattr(getter, "__module__", None) != "diffusers.pipelines.pipeline_utils":
+        components = getattr(pipe, "components", None)
+        named = components if isinstance(components, dict) else vars(pipe)
+        parts = {name: part for name, part in named.items() if name.startswith("text_encoder")}
+    else:  # as diffusers' property does, which also inspects a signature, before every prompt
+        parts = {name: getattr(pipe, name) for name in named if name.startswith("text_encoder")}
+    return {name: getattr(part, "_orig_mod", part) for name, part in parts.items() if isinstance(part, nn.Module)}
 
 
 def tokenizer_of(pipe: Pipeline, component: str) -> Any:
@@ -176,13 +172,10 @@ def resolve(pipe: Pipeline, site: Site) -> nn.Module:
 
 def is_at(pipe: Pipeline, site: Site, module: nn.Module) -> bool:
     """Whether `resolve` finds `module`, which it found before: it is still where it was. This lists no modules."""
-    encoder = part_of(pipe, site.component)
     for path in (site.path, _WRAPPER + site.path):
-        try:
-            if encoder.get_submodule(path) is module:
+        with suppress(AttributeError):
+            if part_of(pipe, site.component).get_submodule(path) is module:
                 return True
-        except AttributeError:
-            pass
     return False
 
 

@@ -87,7 +87,9 @@ def test_a_round_that_wins_nothing_is_thrown_away(car: Eraser, scripted: Any) ->
     assert len(hardened.rounds) == 2 and hardened.best == 0 and hardened.why == "the last round won nothing"
     assert hardened.eraser.edits == car.edits and hardened.eraser.mentions == ("car",)
     scripted([(6, ())])
-    assert harden(reference.load(), car).why == "no neuron carries the words that were found"
+    assert (
+        harden(reference.load(), car).why == "no neuron carries the words that were found and leaves other things alone"
+    )
     scripted([(6, ("transported",))])
     assert harden(reference.load(), car, rounds=1).why == LAST
     scripted([(1, ("transported",))])
