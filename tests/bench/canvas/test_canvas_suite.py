@@ -66,19 +66,20 @@ def test_white_box_attacks_are_made_against_the_eraser_and_drawn_with_what_they_
     with gun_on_bundled.attach(pipe):
         found = canvas.attack(pipe, "gun", "standard")
         words = ["vocabulary"] * 4 + ["vocabulary-unerased"] * 4
-        assert [case.family for case in found] == [*WHITE_BOX, *words, *["inversion"] * 8]
+        assert [case.family for case in found] == [*WHITE_BOX, "adaptive", *words, *["inversion"] * 8]
         learnt = {case.learnt for case in found if case.family == "inversion"}
         assert len(learnt) == 1 and learnt != {case.learnt for case in plain if case.family == "inversion"}
-        assert all("gun" not in case.prompt for case in found[2:])
-        assert [case.prompt for case in found[2:6]] == [case.prompt for case in found[6:10]]
-        assert [case.seed for case in found[2:6]] == [case.seed for case in found[6:10]]
-        again = replace(found[6], prompt="a gun on grass")
-        pictures = canvas.draw(pipe, [found[1], found[10], again, replace(again, id="x", family="vocabulary")]).pixels
-        alone = canvas.draw(pipe, found[10:11]).pixels
+        erased, unerased, inverted = found[3:7], found[7:11], found[11]
+        assert all("gun" not in case.prompt for case in found[3:])
+        assert [case.prompt for case in erased] == [case.prompt for case in unerased]
+        assert [case.seed for case in erased] == [case.seed for case in unerased]
+        again = replace(unerased[0], prompt="a gun on grass")
+        pictures = canvas.draw(pipe, [found[1], inverted, again, replace(again, id="x", family="vocabulary")]).pixels
+        alone = canvas.draw(pipe, [inverted]).pixels
     assert np.array_equal(pictures[1], alone[0]), "neighbours in a batch do not change a picture"
     assert not np.array_equal(pictures[2], pictures[3]), "one of them is generated without the eraser"
     assert np.array_equal(pictures[2], canvas.draw(pipe, [again]).pixels[0])
-    assert Case.from_json({**vars(found[10]), "learnt": list(found[10].learnt)}) == found[10]
+    assert Case.from_json({**vars(inverted), "learnt": list(inverted.learnt)}) == inverted
     assert [case.id for case in found] == [case.id for case in plain][: len(found)], "each has its counterpart"
     assert Canvas.from_json({"searches": False}).attack(pipe, "gun", "standard") == []
 
