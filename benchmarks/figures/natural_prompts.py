@@ -149,7 +149,7 @@ def page(results: Mapping[str, Any]) -> str:
         rows.append(f"| {name} | {one['changed']} of {one['others']:,} | {changed} | {named} | {controls} |")
     shares = {name: one["changed"] / one["others"] for name, one in found.items()}
     worst, best = max(shares, key=lambda name: shares[name]), min(shares, key=lambda name: shares[name])
-    middle = sorted(shares.values())[len(shares) // 2]
+    middle = sorted(shares.values())[(len(shares) - 1) // 2]
     weak = [name for name, one in found.items() if one["weak"]]
     return "\n".join(
         [
