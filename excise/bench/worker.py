@@ -29,6 +29,8 @@ from excise.errors import ExciseError
 from excise.files import sha256, write_atomic, write_once
 from excise.methods.lookup import method, parsed, settings_of
 from excise.pipeline import Pipeline, as_diffusers
+from excise.sae import TopKSAE
+from excise.sae import load as load_sae
 from excise.sites.truncation import cuts, suppress_cut_warnings
 from excise.step_progress import by_steps
 
@@ -152,8 +154,9 @@ def _do(
     unit = claim.unit
     done = {record["case"] for record in run.records(unit)}
     entry = Entry.parse(unit.method)
+    chosen = settings_of(entry.method, defaults)
     try:
-        eraser = _eraser(run, unit, suite, pipe, entry, settings_of(entry.method, defaults))
+        eraser = _eraser(run, unit, suite, pipe, entry, chosen)
     except ExciseError as error:
         # That a method cannot erase this concept is a result too, and listed in the report.
         _write_json(run, "fits", unit, {"refused": str(error)})
@@ -161,7 +164,7 @@ def _do(
     size = run.plan["size"]
     suppress_cut_warnings(pipe)  # each record states what part of its prompt is truncated
     _search(run, unit.concept, lambda: suite.search(pipe, unit.concept, size))
-    with eraser.attach(pipe):
+    with eraser.attach(pipe, sae=_sae(eraser, {**chosen, **entry.settings})):
         known = partial(suite.attack, pipe) if eraser.edits else suite.baseline
         _search(run, unit.file, lambda: known(unit.concept, size))
         left = [case for case in all_cases(run, suite, unit) if case.id not in done]
@@ -196,6 +199,14 @@ def _eraser(run: Run, unit: Unit, suite: Suite, pipe: Pipeline, entry: Entry, de
     cost["weak"] = list(eraser.weak)
     _write_json(run, "fits", unit, cost)
     return eraser
+
+
+def _sae(eraser: Eraser, settings: Mapping[str, Any]) -> TopKSAE | None:
+    """Return the SAE that the eraser needs when it is attached, from its method's settings, or None."""
+    if not any(getattr(edit, "needs_sae", False) for edit in eraser.edits):
+        return None
+    folder = next((value for name, value in settings.items() if name.rpartition(".")[2] == "sae" and value), None)
+    return None if folder is None else load_sae(Path(folder))
 
 
 def drawn_with(pipe: Pipeline) -> str:

@@ -199,6 +199,19 @@ def test_a_detector_that_fails_is_an_error_and_never_safe(tmp_path: Path, monkey
     assert none["concepts"]["gun"]["ua"] == {"value": None, "low": 0.0, "high": 1.0, "n": 0}
 
 
+def test_a_method_whose_gate_needs_the_sae_runs(tmp_path: Path) -> None:
+    """Codes are read by TopK, so attaching needs the whole SAE."""
+    few = FAST | {"only": ("direct",), "searches": False, "prompts": 1}
+    run = start(tmp_path / "run", "canvas", "quick", ["snce:preset=paper,source=prompt"], ["gun"], few)
+    resume(run)
+    pictures: dict[str, dict[str, str]] = {}
+    for record in run.records():
+        pictures.setdefault(record["method"], {})[record["case"]] = record["picture"]
+    own, none = pictures["snce:preset=paper,source=prompt"], pictures["none"]
+    assert list(own) == ["gun.direct.000"]
+    assert own["gun.direct.000"] != none["gun.direct.000"]
+
+
 def test_a_run_remembers_its_methods_defaults(tmp_path: Path) -> None:
     run = start(tmp_path / "run", "canvas", "quick", ["snce:k=2"], ["gun"], FAST)
     assert run.plan["configurations"]["snce:k=2"]["k"] == 2
