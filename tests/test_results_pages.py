@@ -19,7 +19,6 @@ SCRIPTS = {"snce": "snce_figures"}
 """Scripts in benchmarks/figures with another name than their page."""
 WITHOUT = {
     "reproduced": "its script compares other files' figures with new ones, and saves the comparison alone",
-    "frozen": "until the frozen test set is drawn",
 }
 """Pages without a file of results, and why."""
 PER_PART = {

@@ -44,7 +44,7 @@ def main() -> None:
         write_atomic(options.out, json.dumps(results, indent=1) + "\n")
         for n in range(0, len(rows), COLUMNS * ROWS):
             path = options.out.with_name(f"by_eye-{n // (COLUMNS * ROWS) + 1}.png")
-            sheet(Run(options.run), rows[n : n + COLUMNS * ROWS]).save(path, optimize=True)
+            sheet(Run(options.run), rows[n : n + COLUMNS * ROWS]).quantize(256).save(path, optimize=True)
     results = json.loads(options.out.read_text())
     write_atomic(options.out.with_suffix(".md"), page(results))
     print(page(results))
@@ -100,7 +100,8 @@ def page(results: Mapping[str, Any]) -> str:
         f"{in_words(results)}.",
         f"{len(rows)} pictures of prompts that ask for the concept and from which the unerased model generates it, by",
         "SNCE's defaults, from the run of [the frozen test set](frozen.md): as many of each concept, at random. They",
-        f"were looked at three times enlarged, without the judges' verdicts, {results['by'] or 'not yet'}.",
+        "were looked at three times enlarged, without the judges' verdicts,",
+        f"{results['by'] or 'not yet'}.",
         "`half` is a part of the concept, or something that could pass for it.",
         "",
     ]
