@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import re
 from collections import deque
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +23,6 @@ from excise.sites.site import text_encoders, tokenizer_of
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _vocabularies: deque[tuple[dict[str, int], Any]] = deque(maxlen=4)
-_read: WeakKeyDictionary[Any, _Vocabulary] = WeakKeyDictionary()
-"""The vocabularies of fast tokenizers that were read."""
-SAMPLED = 256
-"""Words looked up in a vocabulary that was read before."""
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _PROBES = (
     "a photo of a gun next to a cat on a wooden table",
@@ -104,48 +98,9 @@ def tokenizer_digest(tokenizer: Any) -> str:
     copied = own_copy(tokenizer)
     ids = copied(list(_PROBES), truncation=True)["input_ids"]
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length]
-    digest = _digest_of_words(tokenizer)
+    digest = _vocabulary_digest(tokenizer.get_vocab())
     digest.update(f", {json.dumps(special)}, {json.dumps([list(i) for i in ids])}]".encode())
     return str(digest.hexdigest())
-
-
-def _digest_of_words(tokenizer: Any) -> Any:
-    """Return `_vocabulary_digest` of a tokenizer's vocabulary.
-
-    Reading takes 24 ms. A fast tokenizer's is read once, and again when words were added, what it encodes with was
-    replaced, or one of a few random words has another id. A slow one's is a dictionary that can change without a trace,
-    so it is read every time.
-    """
-    if (known := _read.get(tokenizer)) is not None and known.is_still_of(tokenizer):
-        return known.digest.copy()
-    words: dict[str, int] = tokenizer.get_vocab()
-    digest = _vocabulary_digest(words)
-    fast: Any = getattr(tokenizer, "_tokenizer", None)
-    if fast is not None:
-        sample = tuple(random.SystemRandom().sample([*words.items()], min(SAMPLED, len(words))))
-        _read[tokenizer] = _Vocabulary(fast, len(tokenizer), fast.get_added_tokens_decoder(), sample, digest.copy())
-    return digest
-
-
-class _Vocabulary(NamedTuple):
-    """What was read of a fast tokenizer."""
-
-    fast: Any
-    """What it encodes with (`tokenizers.Tokenizer`)."""
-    length: int
-    added: Any
-    sample: tuple[tuple[str, int], ...]
-    digest: Any
-
-    def is_still_of(self, tokenizer: Any) -> bool:
-        """Whether the tokenizer is as it was then."""
-        now: Any = getattr(tokenizer, "_tokenizer", None)
-        return (
-            now is self.fast
-            and len(tokenizer) == self.length
-            and now.get_added_tokens_decoder() == self.added
-            and all(now.token_to_id(word) == number for word, number in self.sample)
-        )
 
 
 def _vocabulary_digest(vocabulary: dict[str, int]) -> Any:
