@@ -382,12 +382,11 @@ the encoder's work, for the states in which the neuron's pre-activation is posit
 PICTURES = {"bundled": "the bundled model", "clip_l": "CLIP-L's shape, a U-Net of 0.3 of SD 1.4's width, 256 x 256"}
 GUARD_LIMITS = """\
 **Limits.** Pictures vary by more than an eraser adds, because the U-Net does, so the column without it says more. On
-the bundled model the goal is missed. It is a fortieth of Stable Diffusion's size. Half of what is added there are the
-20 steps: hooks run after a U-Net has emptied the processor's caches, so that each takes three times as long as by
-itself. A quarter is the edit, and the rest checks of the encoder's weights and code before a prompt, and the first
-look. No step of a large model ran here. On a GPU a step is thousands of times shorter, and the guard waits for the
-device once a step ([decision 44](../decisions/0044-values-in-every-step.md)). This was counted on a simulated device,
-not timed on a real one.
+the bundled model the goal of 0.5 % is missed. Its U-Net is a fortieth of Stable Diffusion's, and what is added does not
+grow with it: hooks in each of the 20 steps, the edit, and checks of the encoder before a prompt. No step of a large
+model ran here. On a GPU a step is thousands of times shorter, and the guard waits for the device once a step
+([decision 44](../decisions/0044-values-in-every-step.md)). This was counted on a simulated device, not timed on a real
+one.
 """
 SCALING_LIMITS = """\
 In short runs, the process's constant cost dominates.
