@@ -35,6 +35,7 @@ def like(unet: Any, **changed: Any) -> Any:
     return type(unet).from_config({**config, **changed}).eval()
 
 
+@pytest.mark.usefixtures("no_dropped_pipelines")
 def test_an_upscaler_that_only_draws(tiny_pipe: Any, gun_eraser: Eraser) -> None:
     from diffusers import DDPMScheduler, StableDiffusionUpscalePipeline
 
@@ -94,6 +95,7 @@ def refiner(base: Any, *without: str) -> Any:
     return StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True, add_watermarker=False)
 
 
+@pytest.mark.usefixtures("no_dropped_pipelines")
 def test_a_refiner_that_only_draws(sdxl: tuple[Any, Eraser]) -> None:
     base, eraser = sdxl
     shared, second = refiner(base), refiner(base, "text_encoder_2", "tokenizer_2")

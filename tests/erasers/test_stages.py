@@ -80,6 +80,7 @@ def test_a_pipeline_that_never_had_the_encoder_is_another_one(made: tuple[Any, E
         eraser.attach(tiny_pipe)
 
 
+@pytest.mark.usefixtures("no_dropped_pipelines")
 def test_a_second_stage_draws_what_the_first_encoded(made: tuple[Any, Eraser]) -> None:
     whole, eraser = made
     first, second = variant(whole, *NO_DENOISER), variant(whole, *T5, *CLIPS)
