@@ -9,22 +9,21 @@ About a minute a concept on one core; concepts that are done are kept.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import excise
 from excise import reference
-from excise.app.bench.provenance import in_words, provenance
+from excise.app.bench.provenance import by_concept, in_words, provenance
 from excise.bench.attacks.prefix import ADAPTIVE, PrefixConfig, prefix_attack
 from excise.bench.attacks.ring_a_bell import vocabulary
 from excise.bench.canvas.families import attacked
 from excise.bench.canvas.sizes import STANDARD
 from excise.bench.canvas.suite import Canvas
 from excise.erasers.gates import attacking
-from excise.files import write_atomic
 from excise.statistics import in_percent, share
 
 COMMAND = "python benchmarks/figures/adaptive.py"
@@ -39,15 +38,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/adaptive.json"))
     parser.add_argument("--concepts", default=",".join(STANDARD))
     options = parser.parse_args()
-    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"concepts": {}}
-    pipe = reference.load()
-    for name in options.concepts.split(","):
-        if name not in results["concepts"]:
-            results["concepts"][name] = measured(pipe, name)
-            results |= provenance(COMMAND, ["snce"])
-            write_atomic(options.out, json.dumps(results, indent=1) + "\n")
-            write_atomic(options.out.with_suffix(".md"), page(results))
-    print(page(results))
+    pipe, names = reference.load(), options.concepts.split(",")
+    origin = partial(provenance, COMMAND, ["snce"])
+    print(page(by_concept(options.out, names, partial(measured, pipe), page, origin)))
 
 
 def measured(pipe: Any, name: str) -> list[dict[str, Any]]:
@@ -56,7 +49,7 @@ def measured(pipe: Any, name: str) -> list[dict[str, Any]]:
     words, rows = vocabulary(pipe.tokenizer, concept.mentions), []
     with excise.erase(pipe, concept).attach(pipe):
         for case in attacked(name, "adaptive", PROMPTS):
-            latents = canvas._latents(pipe, [case])
+            latents = canvas.latents(pipe, [case])
             for gradient in ("exact", *ADAPTIVE):
                 budget = replace(BUDGET, gradient=gradient, seed=case.seed)
                 prompt, loss = prefix_attack(pipe, case.prompt, latents, words, budget)

@@ -10,14 +10,14 @@ prompt is read and generated once, and every margin's figures are counted from t
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from excise import reference
-from excise.app.bench.provenance import in_words, provenance
+from excise.app.bench.provenance import by_concept, in_words, provenance
 from excise.bench.attacks.vocabulary import nearest_words, ranked_words
 from excise.bench.canvas.families import cases, near_synonyms, synonyms_of_others, worded
 from excise.bench.canvas.sizes import TUNING
@@ -25,7 +25,6 @@ from excise.bench.canvas.suite import Canvas
 from excise.bench.suite import Case
 from excise.erasers import SAEEdit
 from excise.erasers.hooks.context import unedited
-from excise.files import write_atomic
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.prompt_codes import Reading
 from excise.methods.sae.finding import find
@@ -50,15 +49,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/choosing_margin.json"))
     parser.add_argument("--concepts", default=",".join(TUNING))
     options = parser.parse_args()
-    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"concepts": {}}
-    pipe, sae = reference.load(), load(reference.sae_folder())
-    for name in options.concepts.split(","):
-        if name not in results["concepts"]:
-            results["concepts"][name] = measured(pipe, sae, name)
-            results |= {"margins": MARGINS, **provenance(COMMAND, ["snce"])}
-            write_atomic(options.out, json.dumps(results, indent=1) + "\n")
-            write_atomic(options.out.with_suffix(".md"), page(results))
-    print(page(results))
+    pipe, sae, names = reference.load(), load(reference.sae_folder()), options.concepts.split(",")
+
+    def origin() -> dict[str, Any]:
+        return {"margins": MARGINS, **provenance(COMMAND, ["snce"])}
+
+    print(page(by_concept(options.out, names, partial(measured, pipe, sae), page, origin)))
 
 
 def measured(pipe: Any, sae: Any, name: str) -> dict[str, Any]:

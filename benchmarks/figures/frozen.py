@@ -133,8 +133,8 @@ def page(results: Mapping[str, Any]) -> str:
         refused = f" ({len(own['refused'])} refused)" if own["refused"] else ""
         lines.append(f"| {name}{refused} | {' | '.join(cell(own, key) for key in MAIN)} |")
     lines += ["", *verdict(rows, MAIN), "", "## Attacks"]
-    families = sorted({key for own in rows.values() for key in own["figures"] if key.startswith("asr.")})
-    families = ["asr", *families, "vocabulary", "vocabulary_unerased"]
+    found = {key for own in rows.values() for key in own["figures"] if key.startswith("asr.")} - {"asr.vocabulary"}
+    families = ["asr", *sorted(found), "vocabulary", "vocabulary_unerased"]
     prefix, inversion = results["settings"]["prefix"], results["settings"]["inversion"]
     lines += [
         "Share of prompts that still generate the target, of those from which the unerased model generates it; `asr`",

@@ -107,16 +107,18 @@ def baseline_on_same_cases(run: Run, suite: Suite, label: str, measured: Mapping
 
     `measured` is `results`' of the run: a case that failed or is broken with the method counts for neither there.
     """
+    rows = run.records()
 
     def counted(name: str) -> set[str]:
         method = measured["methods"][name]
         odd = {one["case"] for one in (*method["errors"], *method["broken"])}
-        return {record["case"] for record in run.records() if record["method"] == name} - odd
+        return {row["case"] for row in rows if row["method"] == name} - odd
 
-    both = counted(label) & counted(BASELINE)
-    if both == counted(BASELINE):
+    base = counted(BASELINE)
+    both = counted(label) & base
+    if both == base:
         return None
-    records = {r["case"]: r for r in run.records() if r["method"] == BASELINE and r["case"] in both}
+    records = {row["case"]: row for row in rows if row["method"] == BASELINE and row["case"] in both}
     figures: dict[str, Any] = _method(run, suite, BASELINE, records, records)["figures"]
     return figures
 

@@ -203,7 +203,7 @@ def _eraser(run: Run, unit: Unit, suite: Suite, pipe: Pipeline, entry: Entry, de
 
 def _sae(eraser: Eraser, settings: Mapping[str, Any]) -> TopKSAE | None:
     """Return the SAE that the eraser needs when it is attached, from its method's settings, or None."""
-    if not any(getattr(edit, "needs_sae", False) for edit in eraser.edits):
+    if not any(edit.needs_sae for edit in eraser.edits):
         return None
     folder = next((value for name, value in settings.items() if name.rpartition(".")[2] == "sae" and value), None)
     return None if folder is None else load_sae(Path(folder))

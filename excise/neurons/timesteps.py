@@ -49,8 +49,8 @@ def select(scores: Tensor, k: int) -> Tensor:
     """Return `[S, m]` bool: at each step, the k neurons that score highest.
 
     A percentile p, as in the paper, leaves m - 1 - floor(p (m - 1) / 100) of m neurons, which depends on the SAE's
-    width. Neurons that score the same as the next one are left out, as by
-    the percentile. Raises ExciseError if k is out of range, or if no neuron scores higher than the others.
+    width. Neurons that score the same as the next one are left out, as by the percentile. Raises ExciseError if k is
+    out of range, or if no neuron scores higher than the others.
     """
     m = scores.shape[1]
     if not 1 <= k < m:

@@ -113,7 +113,7 @@ MUTANTS = [
         ("strength * (z - turned)", "strength * (turned - z)"),
         ("delta = delta + strength * 2 * (x.to(z.dtype) - made)", "delta = delta + strength * (x.to(z.dtype) - made)"),
         ("rows_at(self.cut, steps).to(preacts).clamp(min=0)", "rows_at(self.cut, steps).to(preacts)"),
-        ("mask = z.mean(1) > cut", "mask = z.amax(1) > cut"),
+        ("level = z.mean(1)\n", "level = z.amax(1)\n"),
         ("abs(known[near] - timestep) > 1e-3", "abs(known[near] - timestep) > 1e9"),
         ("self._masks[size, run] = mask = mask | self._masks[size, run]", "self._masks[size, run] = mask"),
         ("if timestep > self._now or", "if"),

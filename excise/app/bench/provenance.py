@@ -6,13 +6,13 @@ import datetime
 import hashlib
 import json
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from excise.app.models.resolve import bundled_settings
 from excise.bench.machine import machine
-from excise.files import sha256
+from excise.files import sha256, write_atomic
 from excise.methods.lookup import configured
 from excise.reference import data
 
@@ -48,6 +48,34 @@ def provenance(
             )
         ),
     }
+
+
+def by_concept(
+    out: Path,
+    concepts: Iterable[str],
+    measure: Callable[[str], Any],
+    page: Callable[[Mapping[str, Any]], str],
+    origin: Callable[[], Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Measure the concepts that a file of results lacks, and return the results.
+
+    The file and its page are written after each concept, so that an interrupted call can go on.
+
+    Args:
+        out: File of results, JSON. Its page has the same name, with the suffix .md.
+        concepts: Concepts to have, by name.
+        measure: Returns what is saved of one, as JSON.
+        page: Renders the page.
+        origin: Returns what the file says of its origin and settings, such as `provenance`.
+    """
+    results: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"concepts": {}}
+    for name in concepts:
+        if name not in results["concepts"]:
+            results["concepts"][name] = measure(name)
+            results |= origin()
+            write_atomic(out, json.dumps(results, indent=1) + "\n")
+            write_atomic(out.with_suffix(".md"), page(results))
+    return results
 
 
 def folder_digest(folder: Path) -> str:

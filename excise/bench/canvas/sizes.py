@@ -24,8 +24,7 @@ SEARCHED = {"quick": 2, "standard": 4, "frozen": 4, "full": 10}
 WORDS = {"quick": 6, "standard": 32, "frozen": 8, "full": 64}
 """Words of the vocabulary, and at most as many near synonyms, whose pictures are generated, per concept."""
 ATTACKED = {"quick": 0, "standard": 1, "frozen": 2, "full": 5}
-"""The same for prefixes optimised against the eraser. Each takes as long as generating fifty pictures."""
-ADAPTED = {"quick": 0, "standard": 1, "frozen": 2, "full": 5}
-"""The same for prefixes optimised through the eraser's gates: three searches each, for erasers with a gate."""
+"""The same for prefixes optimised against the eraser. Each search takes as long as generating fifty pictures, and the
+adaptive attack on an eraser with a gate is three searches."""
 INVERTED = {"quick": 0, "standard": 8, "frozen": 4, "full": 20}
 """Pictures generated with the word learnt against the eraser, per concept."""

@@ -31,7 +31,6 @@ from excise.bench.canvas.families import (
 )
 from excise.bench.canvas.remains import covered
 from excise.bench.canvas.sizes import (
-    ADAPTED,
     ATTACKED,
     FROZEN,
     INVERTED,
@@ -58,7 +57,9 @@ LEAST_LIKELY = 1e-4
 """Lower bound on probabilities, so that one failed picture does not outweigh a hundred."""
 SEARCHED_WORDS = ("vocabulary", "vocabulary-unerased")
 """Families of the words found in the vocabulary: by the erased model, and by the unerased one."""
-WHITE_BOX: dict[str, Match] = {"unlearn-diff": "picture", "p4d": "model"}
+ADAPTIVE = "adaptive"
+WHITE_BOX: dict[str, Match] = {"unlearn-diff": "picture", "p4d": "model", ADAPTIVE: "model"}
+"""Families of optimised prefixes, and what each approaches."""
 LEARNT_BATCH = 8
 """Pictures per batch with a learnt word."""
 
@@ -149,7 +150,7 @@ class Canvas:
 
     def baseline(self, concept: str, size: str) -> list[Case]:
         n, learnt = self._white_box(size)
-        plain = [case for family in WHITE_BOX for case in attacked(concept, family, n)] + self._adapted(concept, size)
+        plain = [case for family in WHITE_BOX for case in attacked(concept, family, n)]
         for family in SEARCHED_WORDS:
             plain += worded(concept, family, [concept] * self._words(size))
         return plain + attacked(concept, "inversion", learnt) + reseeded(concept, self._prompts(size))
@@ -158,15 +159,14 @@ class Canvas:
         n, learnt = self._white_box(size)
         words = vocabulary(as_diffusers(pipe).tokenizer, self.concept(concept).mentions)
         rows = []
+        # The families have the same prompts and seeds, so they start from the same pictures.
+        pictures = [self.latents(pipe, [case]) for case in attacked(concept, ADAPTIVE, n)]
         for family, match in WHITE_BOX.items():
-            for case in attacked(concept, family, n):
+            search = adaptive_attack if family == ADAPTIVE else prefix_attack
+            for case, picture in zip(attacked(concept, family, n), pictures, strict=True):
                 budget = replace(self.prefix, match=match, seed=self.prefix.seed + case.seed)
-                prefixed, _ = prefix_attack(pipe, case.prompt, self._latents(pipe, [case]), words, budget)
-                rows.append(replace(case, prompt=prefixed))
-        for case in self._adapted(concept, size):
-            budget = replace(self.prefix, match="model", seed=self.prefix.seed + case.seed)
-            if found := adaptive_attack(pipe, case.prompt, self._latents(pipe, [case]), words, budget):
-                rows.append(replace(case, prompt=found[0]))
+                if found := search(pipe, case.prompt, picture, words, budget):
+                    rows.append(replace(case, prompt=found[0]))
         near = nearest_words(pipe, self.concept(concept)) if self._words(size) else []
         for family in SEARCHED_WORDS:
             rows += worded(concept, family, [word.word for word in near[: self._words(size)]])
@@ -177,11 +177,11 @@ class Canvas:
         if not n:
             return []
         by_word, by_name = (attacked(concept, "inversion", n + self.inversion.pictures, word) for word in (WORD, None))
-        latents = self._latents(pipe, by_name[n:])
+        latents = self.latents(pipe, by_name[n:])
         learnt = invert(pipe, concept, [case.prompt for case in by_word[n:]], latents, self.inversion)
         return [replace(case, learnt=tuple(learnt.tolist())) for case in by_word[:n]]
 
-    def _latents(self, pipe: Pipeline, cases: list[Case]) -> Tensor:
+    def latents(self, pipe: Pipeline, cases: list[Case]) -> Tensor:
         """Return scaled latents `[n, C, h, w]` of the unerased model's pictures."""
         with unedited(), torch.no_grad():
             prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
@@ -224,10 +224,6 @@ class Canvas:
     def _white_box(self, size: str) -> tuple[int, int]:
         """Return the number of cases of each prefix attack, and of textual inversion."""
         return (ATTACKED[size], INVERTED[size]) if self.searches else (0, 0)
-
-    def _adapted(self, concept: str, size: str) -> list[Case]:
-        """Return the cases of the adaptive attack before the search."""
-        return attacked(concept, "adaptive", ADAPTED[size] if self.searches else 0)
 
     def _words(self, size: str) -> int:
         return (WORDS[size] if self.words is None else self.words) if self.searches else 0

@@ -221,9 +221,10 @@ class BlockEdit(Rows):
         if self.codes == "threshold":
             return threshold_codes(preacts, cut[:, None])
         z = preacts.clamp(min=0)
-        mask = z.mean(1) > cut
+        level = z.mean(1)
+        mask = level > cut
         mask = mask if opened is None else opened(mask)
-        return surrogate(torch.where(mask[:, None], z, torch.zeros_like(z)), z, z.mean(1, keepdim=True), cut[:, None])
+        return surrogate(torch.where(mask[:, None], z, torch.zeros_like(z)), z, level[:, None], cut[:, None])
 
     def delta(
         self,

@@ -190,18 +190,18 @@ class SAEEdit(Rows):
         would take longer than reading all.
         """
         edited = self.indices.to(states.device)
+        preacts = preactivations(states, sae.W_enc[edited], sae.b_enc[edited], sae.b_pre)
 
-        def kept(some: Tensor) -> Tensor:
+        def kept(some: Tensor, own: Tensor) -> Tensor:
             values, indices = sae.encode(some)
-            own = preactivations(some, sae.W_enc[edited], sae.b_enc[edited], sae.b_pre)
             return surrogate(topk_codes(values, indices, edited), own, own, values[..., -1:])
 
         if states.device.type != "cpu":
-            return kept(states)
-        fires = (preactivations(states, sae.W_enc[edited], sae.b_enc[edited], sae.b_pre) > 0).any(-1)
+            return kept(states, preacts)
+        fires = (preacts > 0).any(-1)
         z = states.new_zeros(len(states), len(edited))
         if bool(fires.any()):
-            z[fires] = kept(states[fires])
+            z[fires] = kept(states[fires], preacts[fires])
         return z
 
     def preacts(self, h: Tensor) -> Tensor:

@@ -343,7 +343,7 @@ def _is_of_pipeline(variables: Mapping[str, Any]) -> bool:
 
 @cache
 def _pipelines() -> type:
-    """Return the class of all diffusers pipelines. Importing it takes long, and long enough the second time."""
+    """Return the class of all diffusers pipelines, imported once: even a second import statement costs time here."""
     from diffusers import DiffusionPipeline
 
     kind: type = DiffusionPipeline

@@ -66,7 +66,7 @@ def test_white_box_attacks_are_made_against_the_eraser_and_drawn_with_what_they_
     with gun_on_bundled.attach(pipe):
         found = canvas.attack(pipe, "gun", "standard")
         words = ["vocabulary"] * 4 + ["vocabulary-unerased"] * 4
-        assert [case.family for case in found] == [*WHITE_BOX, "adaptive", *words, *["inversion"] * 8]
+        assert [case.family for case in found] == [*WHITE_BOX, *words, *["inversion"] * 8]
         learnt = {case.learnt for case in found if case.family == "inversion"}
         assert len(learnt) == 1 and learnt != {case.learnt for case in plain if case.family == "inversion"}
         erased, unerased, inverted = found[3:7], found[7:11], found[11]
