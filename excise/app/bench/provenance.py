@@ -12,7 +12,7 @@ from typing import Any
 
 from excise.app.models.resolve import bundled_settings
 from excise.bench.machine import machine
-from excise.files import sha256, write_atomic
+from excise.files import read_json, sha256, write_atomic
 from excise.methods.lookup import configured
 from excise.reference import data
 
@@ -68,7 +68,7 @@ def by_concept(
         page: Renders the page.
         origin: Returns what the file says of its origin and settings, such as `provenance`.
     """
-    results: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"concepts": {}}
+    results: dict[str, Any] = read_json(out) if out.exists() else {"concepts": {}}
     for name in concepts:
         if name not in results["concepts"]:
             results["concepts"][name] = measure(name)
