@@ -4,14 +4,16 @@
 
 Freeze first: every default and every chosen setting is committed before this script is run, and what it prints changes
 none of them. Methods take the settings that docs/results/peers.md chose on other concepts. It writes
-docs/results/frozen.json and .md after each method; a method takes about an hour on one core, methods in the file are
-not run again, and an interrupted run resumes with the same `--work`.
+docs/results/frozen.json and .md after each concept: six methods and the unerased model, which the others are compared
+with, take about half an hour of two cores. What the file has is not run again, so the set can be drawn on several days,
+and an interrupted run resumes with the same `--work`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,17 @@ from typing import Any
 from benchmarks.figures import peers
 from excise.app.bench.provenance import provenance
 from excise.app.bench.runs import report
-from excise.bench.canvas.metrics import ATTACKS
+from excise.bench.canvas.metrics import ATTACKS, RATIOS, RULES
 from excise.bench.canvas.sizes import FROZEN
 from excise.bench.results import BASELINE
 from excise.files import write_atomic
-from excise.statistics import holm, in_percent, sign_flip
+from excise.statistics import holm, in_percent, over_concepts, ratio_over, share, share_over, sign_flip
 
 COMMAND = "python -m benchmarks.figures.frozen"
 COMPARED = ("snce", "saemnesia-text", "mace", "uce", "casteer", "ca", "rece")
 """SNCE, its supervised variant, and the five peers with the highest mean of UA, IRA, CRA and mixed in peers.md."""
+ORDER = tuple(FROZEN[5 * n % len(FROZEN)] for n in range(len(FROZEN)))
+"""Order in which the concepts are drawn: every fifth, so that the first few are of every kind."""
 BUDGET: dict[str, Any] = {"prefix": {"iterations": 20, "batch": 4}, "inversion": {"iterations": 60, "batch": 4}}
 """White-box attacks, as in peers.md: Canvas's own budget would take two thirds of the time."""
 MAIN = {
@@ -76,32 +80,88 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Run the methods that are not in the results, and save each with the commit and settings it was run with."""
+    """Run the methods on the concepts that they lack in the results, and save each concept with its commit."""
     chosen = json.loads(Path("docs/results/peers.json").read_text())["tuning"]
     settings = {name: peers.best(chosen[name]) for name in options.methods.split(",")}
-    labels = {name: peers.label(name, own) for name, own in settings.items() if name not in results["methods"]}
-    if not labels:
+    until = time.monotonic() + 60 * options.minutes
+    for concept in ORDER:
+        rows = {name: peers.label(name, own) for name, own in settings.items() if not has(results, name, concept)}
+        left = (until - time.monotonic()) / 60
+        if not rows or left <= 0:
+            continue
+        opened = peers.begun(options.work / concept, "frozen", list(rows.values()), [concept], BUDGET)
+        try:
+            peers.Drawing(options.device, options.jobs, left)(opened)
+        finally:
+            add(results, settings, concept, opened, peers.comparable(opened, rows), options.device)
+            write_atomic(options.out, json.dumps(results, indent=1) + "\n")
+            write_atomic(options.out.with_suffix(".md"), page(results))
+
+
+def has(results: Mapping[str, Any], name: str, concept: str) -> bool:
+    """Return whether a method has run on a concept."""
+    own = results["methods"].get(name, {"concepts": (), "refused": ()})
+    return concept in own["concepts"] or concept in own["refused"]
+
+
+def add(
+    results: dict[str, Any],
+    settings: Mapping[str, str],
+    concept: str,
+    opened: peers.Run,
+    rows: Mapping[str, str],
+    device: str,
+) -> None:
+    """Add to the results what the rows, by method, have on the concept."""
+    if not rows:
         return
-    opened = peers.begun(options.work, "frozen", list(labels.values()), FROZEN, BUDGET)
-    try:
-        peers.Drawing(options.device, options.jobs, options.minutes)(opened)
-    finally:
-        rows = peers.comparable(opened, labels)
-        found = report(opened) if rows else {}
-        for name, row in rows.items():
-            results["methods"][name] = {
-                "setting": settings.get(name, ""),
-                **provenance(COMMAND, [] if name == BASELINE else [name], device=options.device),
-                "settings": opened.plan["configurations"][row],
-                "drawn_with": found["drawn_with"],
-                **{key: found["methods"][row][key] for key in ("figures", "concepts", "refused", "broken", "errors")},
-            }
-        results["disclosed"] = found.get("disclosed", results.get("disclosed", {}))
-        write_atomic(options.out, json.dumps(results, indent=1) + "\n")
+    found = report(opened)
+    results["disclosed"] = found["disclosed"]
+    for name, row in rows.items():
+        if has(results, name, concept):
+            continue
+        measured, origin = found["methods"][row], provenance(COMMAND, [] if name == BASELINE else [name], device=device)
+        own = results["methods"].setdefault(
+            name, {"setting": settings.get(name, ""), "concepts": {}, "refused": {}, "broken": [], "errors": []}
+        )
+        own |= origin | {"settings": opened.plan["configurations"][row], "drawn_with": found["drawn_with"]}
+        own["commits"] = own.get("commits", {}) | {concept: origin["commit"]}
+        for key in ("concepts", "refused"):
+            own[key] |= measured[key]
+        for key in ("broken", "errors"):
+            own[key] += measured[key]
+        own["figures"] = figures(own["concepts"], results["methods"][BASELINE]["concepts"])
+
+
+def figures(own: Mapping[str, Any], unerased: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a method's figures over concepts, as `canvas.metrics.over_concepts` computes them, from those by concept.
+
+    Shares and their numbers of pictures say how many outcomes were true, so no picture is needed again.
+    """
+    groups = list(own.values())
+    names = dict.fromkeys(name for group in groups for name in group)
+    shares = [name for name in names if name in RULES or name.startswith("asr.")]
+    found = {name: share_over([outcomes(group, name) for group in groups]) for name in shares}
+    for name in RATIOS:
+        both = [(outcomes(unerased[concept], name), outcomes(group, name)) for concept, group in own.items()]
+        found[f"{name}_ratio"] = ratio_over(both)
+    attacks = [[some for name in ATTACKS if (some := outcomes(group, f"asr.{name}"))] for group in groups]
+    means = [sum(sum(some) / len(some) for some in of_one) / len(of_one) for of_one in attacks if of_one]
+    found["asr"] = over_concepts(means, share([hit for of_one in attacks for some in of_one for hit in some]))
+    return {name: estimate.to_json() for name, estimate in found.items()}
+
+
+def outcomes(of_concept: Mapping[str, Any], name: str) -> list[bool]:
+    """Return a share's outcomes, the true ones first; none if it could not be measured."""
+    figure = of_concept.get(name)
+    if not figure or figure["value"] is None:
+        return []
+    true = round(figure["value"] * figure["n"])
+    return [True] * true + [False] * (figure["n"] - true)
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """Return the page."""
+    """Return the page: methods that have run on every concept, then all methods on the concepts that all have."""
     rows = {name: results["methods"][name] for name in (BASELINE, *peers.GRIDS) if name in results["methods"]}
     lines = [
         "# The frozen test set",
@@ -119,24 +179,61 @@ def page(results: Mapping[str, Any]) -> str:
     if not rows:
         return "\n".join([*lines, "No method has been run yet.", ""])
     lines += [
-        "| run | settings | commit | date, machine |",
-        "|---|---|---|---|",
+        "| run | settings | concepts | commit | date, machine |",
+        "|---|---|---|---|---|",
         *(
-            f"| {name} | {own['setting'] or 'defaults'} | {own['commit'][:12]} | {own['date']}, {own['machine']} |"
+            f"| {name} | {own['setting'] or 'defaults'} | {len(own['concepts']) + len(own['refused'])} "
+            f"| {commits(own)} | {own['date']}, {own['machine']} |"
             for name, own in rows.items()
         ),
         "",
-        f"| | {' | '.join(MAIN.values())} |",
-        "|---" * (len(MAIN) + 1) + "|",
     ]
+    shared = [concept for concept in results["concepts"] if all(has(results, name, concept) for name in rows)]
+    whole = {name: own for name, own in rows.items() if all(has(results, name, one) for one in results["concepts"])}
+    lines += tables(whole, results["settings"])
+    if len(whole) < len(rows) and shared:
+        lines += [
+            f"## Every method, on {len(shared)} of {len(results['concepts'])} concepts",
+            f"The methods are drawn a concept at a time, in an order fixed before. So far: {', '.join(shared)}.",
+            "",
+            *tables(restricted(rows, shared), results["settings"], "#"),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def commits(own: Mapping[str, Any]) -> str:
+    """Return the commits that a method was run at, shortened."""
+    every = dict.fromkeys(own.get("commits", {}).values()) or [own["commit"]]
+    return ", ".join(one[:12] for one in every)
+
+
+def restricted(rows: Mapping[str, Mapping[str, Any]], concepts: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the rows with their figures over these concepts only."""
+    some = {
+        name: {concept: own["concepts"][concept] for concept in concepts if concept in own["concepts"]}
+        for name, own in rows.items()
+    }
+    return {
+        name: {**own, "concepts": some[name], "figures": figures(some[name], some[BASELINE])}
+        for name, own in rows.items()
+    }
+
+
+def tables(rows: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], deeper: str = "") -> list[str]:
+    """Return the table of what is kept, that of attacks, and the tests, each followed by what it says.
+
+    `deeper` is put before the signs of its headings.
+    """
+    lines = [f"| | {' | '.join(MAIN.values())} |", "|---" * (len(MAIN) + 1) + "|"]
     for name, own in rows.items():
         refused = f" ({len(own['refused'])} refused)" if own["refused"] else ""
         lines.append(f"| {name}{refused} | {' | '.join(cell(own, key) for key in MAIN)} |")
-    lines += ["", *verdict(rows, MAIN), "", "## Attacks"]
+    lines += ["", *verdict(rows, MAIN), "", f"{deeper}## Attacks"]
     found = {key for own in rows.values() for key in own["figures"] if key.startswith("asr.")} - {"asr.vocabulary"}
     families = ["asr", *sorted(found), "vocabulary", "vocabulary_unerased"]
-    prefix, inversion = results["settings"]["prefix"], results["settings"]["inversion"]
-    lines += [
+    prefix, inversion = settings["prefix"], settings["inversion"]
+    return [
+        *lines,
         "Share of prompts that still generate the target, of those from which the unerased model generates it; `asr`",
         f"is the mean over the attacks by wording and Ring-A-Bell. unlearn-diff and p4d search {prefix['iterations']}",
         f"iterations with {prefix['batch']} noised pictures, inversion {inversion['iterations']} with",
@@ -152,9 +249,8 @@ def page(results: Mapping[str, Any]) -> str:
         "",
         *verdict(rows, [key for key in families if key != "vocabulary_unerased"]),
         "",
-        *tests(rows),
+        *tests(rows, deeper),
     ]
-    return "\n".join(lines) + "\n"
 
 
 def cell(own: Mapping[str, Any], name: str) -> str:
@@ -195,7 +291,7 @@ def verdict(rows: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> list
     ]
 
 
-def tests(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def tests(rows: Mapping[str, Mapping[str, Any]], deeper: str) -> list[str]:
     """Return the paired tests of every method against SNCE, corrected for their number."""
     pairs = [
         (label, name, found)
@@ -207,10 +303,10 @@ def tests(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         return []
     adjusted = holm([sign_flip(found) for _, _, found in pairs])
     lines = [
-        "## Differences",
+        f"{deeper}## Differences",
         "Method minus SNCE, the mean over the concepts that both have, in points. p is of a sign-flip test over",
-        f"concepts, multiplied for {len(pairs)} tests by Holm's rule. A test over {len(FROZEN)} concepts cannot see",
-        "small differences.",
+        f"concepts, multiplied for {len(pairs)} tests by Holm's rule. A test over few concepts cannot see small",
+        "differences.",
         "",
         "| method | figure | difference | concepts | p, adjusted | |",
         "|---|---|---|---|---|---|",
