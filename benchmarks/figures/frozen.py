@@ -18,14 +18,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import peers
+from benchmarks.figures import comparison, peers
 from excise.app.bench.provenance import provenance
 from excise.app.bench.runs import report
 from excise.bench.canvas.metrics import ATTACKS, RATIOS, RULES
 from excise.bench.canvas.sizes import FROZEN
 from excise.bench.results import BASELINE
 from excise.files import write_atomic
-from excise.statistics import holm, in_percent, over_concepts, ratio_over, share, share_over, sign_flip
+from excise.statistics import over_concepts, ratio_over, share, share_over
 
 COMMAND = "python -m benchmarks.figures.frozen"
 COMPARED = ("snce", "saemnesia-text", "mace", "uce", "casteer", "ca", "rece")
@@ -56,8 +56,6 @@ TESTED = (
     "asr.inversion",
 )
 """Figures whose difference from SNCE's is tested."""
-LESS = ("asr", "vocabulary")
-"""Beginnings of the names of figures that are better if they are smaller."""
 
 
 def main() -> None:
@@ -227,11 +225,12 @@ def tables(rows: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], d
     lines = [f"| | {' | '.join(MAIN.values())} |", "|---" * (len(MAIN) + 1) + "|"]
     for name, own in rows.items():
         refused = f" ({len(own['refused'])} refused)" if own["refused"] else ""
-        lines.append(f"| {name}{refused} | {' | '.join(cell(own, key) for key in MAIN)} |")
-    lines += ["", *verdict(rows, MAIN), "", f"{deeper}## Attacks"]
+        lines.append(f"| {name}{refused} | {' | '.join(comparison.cell(own, key) for key in MAIN)} |")
+    lines += [*comparison.verdict(rows, MAIN, MAIN), "", f"{deeper}## Attacks"]
     found = {key for own in rows.values() for key in own["figures"] if key.startswith("asr.")} - {"asr.vocabulary"}
     families = ["asr", *sorted(found), "vocabulary", "vocabulary_unerased"]
     prefix, inversion = settings["prefix"], settings["inversion"]
+    differences = comparison.differences(rows, TESTED, MAIN)
     return [
         *lines,
         "Share of prompts that still generate the target, of those from which the unerased model generates it; `asr`",
@@ -243,104 +242,12 @@ def tables(rows: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], d
         f"| | {' | '.join(rows)} |",
         "|---" * (len(rows) + 1) + "|",
         *(
-            f"| {key.removeprefix('asr.')} | {' | '.join(cell(own, key) for own in rows.values())} |"
+            f"| {key.removeprefix('asr.')} | {' | '.join(comparison.cell(own, key) for own in rows.values())} |"
             for key in families
         ),
-        "",
-        *verdict(rows, [key for key in families if key != "vocabulary_unerased"]),
-        "",
-        *tests(rows, deeper),
+        *comparison.verdict(rows, [key for key in families if key != "vocabulary_unerased"], MAIN),
+        *(["", f"{deeper}## Differences", *differences] if differences else []),
     ]
-
-
-def cell(own: Mapping[str, Any], name: str) -> str:
-    """Return a figure with its interval and number of pictures."""
-    figure = own["figures"].get(name)
-    if not figure or figure["value"] is None:
-        return "n/a"
-    return f"{in_percent(figure)}, {figure.get('pictures', figure['n'])}"
-
-
-def verdict(rows: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> list[str]:
-    """Return two sentences: where SNCE is the best of all methods, and where another is, with that method."""
-    heads: dict[str, list[str]] = {"alone": [], "shared": [], "other": []}
-    for name in names:
-        values = {
-            label: own["figures"][name]["value"]
-            for label, own in rows.items()
-            if label != BASELINE and own["figures"].get(name, {}).get("value") is not None
-        }
-        if "snce" not in values or len(values) < 2:
-            continue
-        top = (min if name.startswith(LESS) else max)(values.values())
-        leads = [label for label, value in values.items() if value == top]
-        head = MAIN.get(name, name.removeprefix("asr."))
-        if leads == ["snce"]:
-            heads["alone"].append(head)
-        elif "snce" in leads:
-            heads["shared"].append(head)
-        else:
-            heads["other"].append(f"{head} ({', '.join(leads)})")
-    if not any(heads.values()):
-        return []
-    return [
-        f"SNCE is alone in front in: {', '.join(heads['alone']) or 'none'}; shares the front in: "
-        f"{', '.join(heads['shared']) or 'none'}.",
-        f"Others are in front in: {', '.join(heads['other']) or 'none'}. [Differences](#differences) says which of "
-        "these are more than chance.",
-    ]
-
-
-def tests(rows: Mapping[str, Mapping[str, Any]], deeper: str) -> list[str]:
-    """Return the paired tests of every method against SNCE, corrected for their number."""
-    pairs = [
-        (label, name, found)
-        for label, own in rows.items()
-        for name in TESTED
-        if label not in (BASELINE, "snce") and (found := differences(rows["snce"], own, name))
-    ]
-    if not pairs:
-        return []
-    adjusted = holm([sign_flip(found) for _, _, found in pairs])
-    lines = [
-        f"{deeper}## Differences",
-        "Method minus SNCE, the mean over the concepts that both have, in points. p is of a sign-flip test over",
-        f"concepts, multiplied for {len(pairs)} tests by Holm's rule. A test over few concepts cannot see small",
-        "differences.",
-        "",
-        "| method | figure | difference | concepts | p, adjusted | |",
-        "|---|---|---|---|---|---|",
-    ]
-    for (label, name, found), p in zip(pairs, adjusted, strict=True):
-        mean = 100 * sum(found) / len(found)
-        better = mean < 0 if name.startswith(LESS) else mean > 0
-        word = "" if p > 0.05 else f"{label} is better" if better else "snce is better"
-        head = MAIN.get(name, name.removeprefix("asr."))
-        lines.append(f"| {label} | {head} | {mean:+.1f} | {len(found)} | {p:.2g} | {word} |")
-    return lines
-
-
-def differences(ours: Mapping[str, Any], own: Mapping[str, Any], name: str) -> list[float]:
-    """Return a method's figure minus SNCE's for each concept that has both."""
-    first, second = (
-        {
-            concept: value
-            for concept, figures in each["concepts"].items()
-            if (value := of_concept(figures, name)) is not None
-        }
-        for each in (ours, own)
-    )
-    return [second[concept] - first[concept] for concept in first if concept in second]
-
-
-def of_concept(figures: Mapping[str, Any], name: str) -> float | None:
-    """Return a concept's value of a figure; `asr` is its mean over the attacks that are testable."""
-    if name == "asr":
-        attacks = [key for key in figures if key.removeprefix("asr.") in ATTACKS and key.startswith("asr.")]
-        values = [figures[key]["value"] for key in attacks if figures[key] and figures[key]["value"] is not None]
-        return sum(values) / len(values) if values else None
-    found = figures.get(name)
-    return found["value"] if found else None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,80 @@
+"""Markdown of comparisons: a figure with its interval and number, who is in front, and which differences are real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from excise.bench.comparison import compared, less_is_better
+from excise.bench.results import BASELINE
+from excise.statistics import in_percent
+
+Rows = Mapping[str, Mapping[str, Any]]
+"""Results by method, with `figures`, and `concepts` if those of single concepts were kept."""
+
+
+def cell(own: Mapping[str, Any], name: str) -> str:
+    """Return a figure with its interval and number of pictures."""
+    figure = own["figures"].get(name)
+    if not figure or figure["value"] is None:
+        return "n/a"
+    return f"{in_percent(figure)}, {figure.get('pictures', figure['n'])}"
+
+
+def head(name: str, heads: Mapping[str, str]) -> str:
+    """Return a figure's name in words; for an attack, that of its family."""
+    return heads.get(name, name.removeprefix("asr."))
+
+
+def verdict(rows: Rows, names: Iterable[str], heads: Mapping[str, str], ours: str = "snce") -> list[str]:
+    """Return a paragraph of two sentences: where `ours` is the best of all methods, and where another is, and which.
+
+    Nothing if there is no other method.
+    """
+    found: dict[str, list[str]] = {"alone": [], "shared": [], "other": []}
+    for name in names:
+        values = {
+            label: own["figures"][name]["value"]
+            for label, own in rows.items()
+            if label != BASELINE and (own["figures"].get(name) or {}).get("value") is not None
+        }
+        if ours not in values or len(values) < 2:
+            continue
+        top = (min if less_is_better(name) else max)(values.values())
+        leads = [label for label, value in values.items() if value == top]
+        title = head(name, heads)
+        if leads == [ours]:
+            found["alone"].append(title)
+        elif ours in leads:
+            found["shared"].append(title)
+        else:
+            found["other"].append(f"{title} ({', '.join(leads)})")
+    if not any(found.values()):
+        return []
+    alone, shared, other = (", ".join(titles) or "none" for titles in found.values())
+    return [
+        "",
+        f"{ours} is alone in front in: {alone}; shares the front in: {shared}.",
+        f"Others are in front in: {other}.",
+    ]
+
+
+def differences(rows: Rows, names: Iterable[str], heads: Mapping[str, str], against: str = "snce") -> list[str]:
+    """Return the table of paired tests of every method against one, corrected for their number; [] if none can be."""
+    found = compared(rows, names, against)
+    if not found:
+        return []
+    concepts = max(one.concepts for one in found)
+    lines = [
+        f"Method minus {against}, the mean over the concepts that both have, in points. p is of a sign-flip test over",
+        f"concepts, multiplied for {len(found)} tests by Holm's rule. A test over {concepts} concepts cannot see",
+        "small differences.",
+        "",
+        "| method | figure | difference | concepts | p, adjusted | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        word = "" if one.better is None else f"{one.method if one.better else against} is better"
+        cells = (one.method, head(one.figure, heads), f"{100 * one.mean:+.1f}", one.concepts, f"{one.p:.2g}", word)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
