@@ -7,7 +7,7 @@ from typing import Any
 
 from excise.bench.comparison import compared, less_is_better
 from excise.bench.results import BASELINE
-from excise.statistics import in_percent
+from excise.statistics import in_percent, wilson
 
 Rows = Mapping[str, Mapping[str, Any]]
 """Results by method, with `figures`, and `concepts` if those of single concepts were kept."""
@@ -78,3 +78,22 @@ def differences(rows: Rows, names: Iterable[str], heads: Mapping[str, str], agai
         cells = (one.method, head(one.figure, heads), f"{100 * one.mean:+.1f}", one.concepts, f"{one.p:.2g}", word)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
+
+
+def widened(figure: Mapping[str, Any], pictures: int, base: float = 1.0) -> dict[str, Any]:
+    """Return a figure of a file that lacks the number of pictures, with that number and an interval that respects it.
+
+    If all concepts agree, or there is only one, the bootstrap has no width: the interval is Wilson's over all pictures.
+
+    Args:
+        figure: Share, or for a ratio the share divided by `base`.
+        pictures: Number of pictures behind it.
+        base: The unerased model's share.
+    """
+    if figure["value"] is None or not pictures:
+        return dict(figure)
+    found = {**figure, "pictures": pictures}
+    if figure["low"] is None or figure["low"] == figure["high"]:
+        pooled = wilson(min(pictures, round(figure["value"] * base * pictures)), pictures)
+        found |= {"low": round(pooled.low / base, 4), "high": round(pooled.high / base, 4)}
+    return found

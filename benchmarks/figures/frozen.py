@@ -18,12 +18,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import comparison, peers
+from benchmarks.figures import comparison, drawing
+from benchmarks.figures import peers_plan as plan
 from excise.app.bench.provenance import provenance
 from excise.app.bench.runs import report
 from excise.bench.canvas.metrics import ATTACKS, RATIOS, RULES
 from excise.bench.canvas.sizes import FROZEN
 from excise.bench.results import BASELINE
+from excise.bench.run import Run
 from excise.files import write_atomic
 from excise.statistics import over_concepts, ratio_over, share, share_over
 
@@ -80,18 +82,18 @@ def main() -> None:
 def run(options: argparse.Namespace, results: dict[str, Any]) -> None:
     """Run the methods on the concepts that they lack in the results, and save each concept with its commit."""
     chosen = json.loads(Path("docs/results/peers.json").read_text())["tuning"]
-    settings = {name: peers.best(chosen[name]) for name in options.methods.split(",")}
+    settings = {name: plan.best(chosen[name]) for name in options.methods.split(",")}
     until = time.monotonic() + 60 * options.minutes
     for concept in ORDER:
-        rows = {name: peers.label(name, own) for name, own in settings.items() if not has(results, name, concept)}
+        rows = {name: plan.label(name, own) for name, own in settings.items() if not has(results, name, concept)}
         left = (until - time.monotonic()) / 60
         if not rows or left <= 0:
             continue
-        opened = peers.begun(options.work / concept, "frozen", list(rows.values()), [concept], BUDGET)
+        opened = drawing.begun(options.work / concept, "frozen", list(rows.values()), [concept], BUDGET)
         try:
-            peers.Drawing(options.device, options.jobs, left)(opened)
+            drawing.Drawing(options.device, options.jobs, left)(opened)
         finally:
-            add(results, settings, concept, opened, peers.comparable(opened, rows), options.device)
+            add(results, settings, concept, opened, drawing.comparable(opened, rows), options.device)
             write_atomic(options.out, json.dumps(results, indent=1) + "\n")
             write_atomic(options.out.with_suffix(".md"), page(results))
 
@@ -106,7 +108,7 @@ def add(
     results: dict[str, Any],
     settings: Mapping[str, str],
     concept: str,
-    opened: peers.Run,
+    opened: Run,
     rows: Mapping[str, str],
     device: str,
 ) -> None:
@@ -160,7 +162,7 @@ def outcomes(of_concept: Mapping[str, Any], name: str) -> list[bool]:
 
 def page(results: Mapping[str, Any]) -> str:
     """Return the page: methods that have run on every concept, then all methods on the concepts that all have."""
-    rows = {name: results["methods"][name] for name in (BASELINE, *peers.GRIDS) if name in results["methods"]}
+    rows = {name: results["methods"][name] for name in (BASELINE, *plan.GRIDS) if name in results["methods"]}
     lines = [
         "# The frozen test set",
         "",

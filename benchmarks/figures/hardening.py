@@ -9,20 +9,20 @@ name more to add them.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import excise
 from excise import reference
-from excise.app.bench.provenance import in_words, provenance
+from excise.app.bench.provenance import by_concept, in_words, provenance
 from excise.app.erase.hardening import harden
 from excise.bench.canvas.families import is_style, near_synonyms, synonyms_of_others
 from excise.bench.canvas.sizes import TUNING
 from excise.bench.canvas.suite import Canvas
 from excise.erasers import Eraser
-from excise.files import write_atomic
+from excise.files import read_json
 from excise.sites.site import encoder_of, tokenizer_of
 from excise.statistics import in_percent, share
 
@@ -36,20 +36,28 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=32)
     parser.add_argument("--out", type=Path, default=Path("docs/results/hardening.json"))
     options = parser.parse_args()
-    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"concepts": {}}
-    pipe = reference.load()
-    for name in options.concepts.split(","):
-        eraser = excise.erase(pipe, name)
-        hardened = harden(pipe, eraser, rounds=options.rounds, words=options.words)
-        found = {**hardened.eraser.measured["hardening"], "near": {}}
-        if not is_style(name):
-            found["near"] = {"before": near(pipe, eraser, name), "after": near(pipe, hardened.eraser, name)}
-        results["concepts"][name] = found
-        asked = f"--rounds {options.rounds} --words {options.words}"
-        results |= {"options": asked, **provenance(f"{COMMAND} {','.join(results['concepts'])} {asked}", ["snce"])}
-        write_atomic(options.out, json.dumps(results, indent=1) + "\n")
-        write_atomic(options.out.with_suffix(".md"), page(results))
-        print(page(results), flush=True)
+    pipe, names = reference.load(), options.concepts.split(",")
+    asked = f"--rounds {options.rounds} --words {options.words}"
+    known = read_json(options.out) if options.out.exists() else {"concepts": {}, "options": asked}
+    if known["options"] != asked:
+        parser.error(f"{options.out} was measured with {known['options']}; give these, or another --out")
+
+    def origin() -> dict[str, Any]:
+        done = [*known["concepts"], *(name for name in names if name not in known["concepts"])]
+        return {"options": asked, **provenance(f"{COMMAND} {','.join(done)} {asked}", ["snce"])}
+
+    measure = partial(measured, pipe, options.rounds, options.words)
+    print(page(by_concept(options.out, names, measure, page, origin)))
+
+
+def measured(pipe: Any, rounds: int, words: int, name: str) -> dict[str, Any]:
+    """Return what hardening found, and the near synonyms lost before and after."""
+    eraser = excise.erase(pipe, name)
+    hardened = harden(pipe, eraser, rounds=rounds, words=words)
+    found = {**hardened.eraser.measured["hardening"], "near": {}}
+    if not is_style(name):
+        found["near"] = {"before": near(pipe, eraser, name), "after": near(pipe, hardened.eraser, name)}
+    return found
 
 
 def near(pipe: Any, eraser: Eraser, concept: str) -> dict[str, Any]:

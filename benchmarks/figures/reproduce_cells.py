@@ -9,13 +9,12 @@ its prompts, or the images that are shown of it. A cell without such a part, a t
 that needs weights that do not ship with Excise give way to the next one drawn, and the page says why.
 
 `--only 3,4` computes some of the cells. What was computed is kept in the working folder, and
-docs/results/reproduced.md is written from it.
+docs/results/reproduced.json and .md are written from it.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import random
 import re
@@ -29,19 +28,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.figures import canvas, choosing_saes, peers, saemnesia, several_concepts, snce_figures
+from benchmarks.figures import canvas, canvas_page, choosing_saes, peers, saemnesia, several_concepts, snce_figures
+from benchmarks.figures import peers_plan as plan
 from excise import reference
+from excise.app.bench.provenance import in_words, provenance
 from excise.app.bench.runs import report, resume, start
 from excise.app.demo.measure import Family, families, figures, further_figures, generate, judge
+from excise.bench.canvas.families import UNTOUCHED
 from excise.bench.canvas.metrics import ATTACKS, WITH_TARGET
 from excise.bench.canvas.suite import Canvas
-from excise.bench.machine import machine
 from excise.concepts import from_templates
 from excise.files import write_atomic
 from excise.methods import METHODS
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.sae.snce import fit
+from excise.statistics import in_percent, wilson
 
+COMMAND = "python -m benchmarks.figures.reproduce_cells"
 RESULTS = Path("docs/results")
 DRAWN = {"peers": 6, "canvas": 4, "saemnesia": 3, "snce": 3, "choosing_saes": 2, "several_concepts": 2}
 """How many cells of each page. smollm2.md is left out: SmolLM2's weights do not ship with Excise."""
@@ -96,7 +99,7 @@ class TooLong(Exception):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/reproduced"))
-    parser.add_argument("--out", type=Path, default=RESULTS / "reproduced.md")
+    parser.add_argument("--out", type=Path, default=RESULTS / "reproduced.json")
     parser.add_argument("--list", action="store_true", help="say which cells are drawn, and compute none")
     parser.add_argument("--only", default="", help="numbers of the cells to compute, with commas; by default all")
     options = parser.parse_args()
@@ -119,7 +122,9 @@ def main() -> None:
         found[str(cell)] = {"now": now, "equal": equal, "seconds": round(time.process_time() - began)}
         print(f"{n}. {cell}: committed {part.committed}, now {now}, {'equal' if equal else 'DIFFERENT'}", flush=True)
         write_atomic(kept, json.dumps(found, indent=1) + "\n")
-    write_atomic(options.out, page(chosen, skipped, found))
+    results = outcome(chosen, skipped, found)
+    write_atomic(options.out, json.dumps(results, indent=1) + "\n")
+    write_atomic(options.out.with_suffix(".md"), page(results))
 
 
 def draw() -> tuple[list[tuple[Cell, Part]], list[tuple[Cell, str]]]:
@@ -151,7 +156,7 @@ def cells(name: str) -> Iterator[Cell]:
         elif not line.startswith("|"):
             head = None
         elif head is None:
-            head = [cell.strip() for cell in line.strip("|").split("|")]
+            head = [re.sub(r" \(\d+\)$", "", cell.strip()) for cell in line.strip("|").split("|")]
         elif set(line) - set("|-"):
             row = [cell.strip().strip("*") for cell in line.strip("|").split("|")]
             named = 2 if head[:2] == ["method", "settings"] else 1
@@ -210,28 +215,28 @@ def of_peers(cell: Cell, results: Mapping[str, Any]) -> Part:
     trained = method in METHODS and METHODS[method].kind == "fine-tune"
     if cell.table == "Choosing settings":
         setting = "" if setting == "defaults" else setting
-        row, committed = peers.label(method, setting), results["tuning"][method][setting][cell.column]
+        row, committed = plan.label(method, setting), results["tuning"][method][setting][cell.column]
         only = NEEDED[cell.column.removesuffix("_ratio")]
-        concepts, what = list(peers.TUNED_ON), "whole cell"
+        concepts, what = list(plan.TUNED_ON), "whole cell"
         if trained:
             if not whole(committed) or cell.column.endswith("_ratio"):
                 raise TooLong("trains for minutes on each of three concepts, and no part of it is committed")
             concepts = [one_of(cell, concepts)]
             what = f"every prompt of {concepts[0]}"
-        shared = {**peers.TUNING, "only": only, "batch": 8}
+        shared = {**plan.TUNING, "only": only, "batch": 8}
 
         def tuned(work: Path) -> Any:
             return bench(work, "quick", row, concepts, **shared)["figures"][cell.column]["value"]
 
         return Part(what, committed, tuned)
-    row = peers.label(method, results["table"][method]["setting"])
+    row = plan.label(method, results["table"][method]["setting"])
     key = {"UA": "ua", "IRA": "ira_ratio", "CRA": "cra_ratio"}.get(cell.column, cell.column)
     if key == "Fréchet" or (key == "identical" and not whole(results["distances"][method]["identical"]["value"])):
         raise TooLong("of 128 images twice, and no part of it is committed")
     concepts = list(results["table"][method]["concepts"])
     if key == "identical":
         name = one_of(cell, concepts)
-        far = {**peers.FURTHER, "only": peers.UNTOUCHED}
+        far = {**plan.FURTHER, "only": UNTOUCHED}
 
         def identical(work: Path) -> Any:
             return bench(work, "standard", row, [name], **far)["figures"]["identical"]["value"]
@@ -254,7 +259,7 @@ def of_peers(cell: Cell, results: Mapping[str, Any]) -> Part:
     if trained or key == "cra_ratio":
         if cell.table == "Attacks":
             raise TooLong("trains for minutes on each of eight concepts, and no part of it is committed")
-        name = one_of(cell, peers.SHOWN)
+        name = one_of(cell, plan.SHOWN)
         return Part(f"its three images of {name} in the page's strip, bit by bit", True, lambda w: strip(w, row, name))
 
     def every(work: Path) -> Any:
@@ -267,14 +272,14 @@ def of_peers(cell: Cell, results: Mapping[str, Any]) -> Part:
 def strip(work: Path, row: str, concept: str) -> Any:
     """Return whether a method's images of a concept are those of its committed strip, or how far off they are."""
     folder = work / "strips" / f"{row.partition(':')[0]}-{concept}"
-    settings = {"prompts": 4, "searches": False, "only": peers.CASES}
+    settings = {"prompts": 4, "searches": False, "only": plan.CASES}
     run = start(folder, "canvas", "standard", [row], [concept], settings)
     resume(run)
     now = np.asarray(peers.strip(run, row)).astype(int)
     with Image.open(RESULTS / "peers" / f"{row.partition(':')[0]}.png") as image:
         committed = np.asarray(image.convert("RGB")).astype(int)
-    side, first = 64, len(peers.CASES) * peers.SHOWN.index(concept)
-    tiles = slice(side * first, side * (first + len(peers.CASES)))
+    side, first = 64, len(plan.CASES) * plan.SHOWN.index(concept)
+    tiles = slice(side * first, side * (first + len(plan.CASES)))
     off = int(np.abs(now[:, tiles] - committed[:, tiles]).max())
     return True if off == 0 else f"largest difference {off} of 255"
 
@@ -284,11 +289,11 @@ def of_canvas(cell: Cell, results: Mapping[str, Any]) -> Part:
     if cell.table == "The default":
         if cell.column not in ("none", "snce"):
             raise TooLong("a count or a bar")
-        keys = [key for key, says in {**canvas.ROWS, **canvas.PLAIN}.items() if says == cell.row]
+        keys = [key for key, says in {**canvas_page.ROWS, **canvas_page.PLAIN}.items() if says == cell.row]
         key = keys[0].removesuffix("_ratio")
         if cell.row == "the same, as a ratio to none":  # IRA's and CRA's have one name
             of_ira = standard["methods"][cell.column]["figures"]["ira_ratio"]
-            key = "ira" if canvas.in_percent(of_ira) == cell.text else "cra"
+            key = "ira" if in_percent(of_ira) == cell.text else "cra"
         if key == "asr":
             return attacked(cell, standard)
         if key not in NEEDED:
@@ -307,7 +312,7 @@ def of_canvas(cell: Cell, results: Mapping[str, Any]) -> Part:
         )
     row, figure = cell.row, results["sweep"]["methods"][cell.row]["figures"][cell.column]
     only = NEEDED.get(cell.column.removesuffix("_ratio"), WRITTEN)
-    concepts, what = list(canvas.SWEPT_CONCEPTS), "whole cell"
+    concepts, what = list(canvas_page.SWEPT_CONCEPTS), "whole cell"
     if len(only) > 2:
         if cell.column.endswith("_ratio") or not whole(figure["value"]):
             raise TooLong("of six concepts and several families, and no part of it is committed")
@@ -484,33 +489,59 @@ PARTS: dict[str, Callable[[Cell, Mapping[str, Any]], Part]] = {
 }
 
 
-def page(chosen: Sequence[tuple[Cell, Part]], skipped: Sequence[tuple[Cell, str]], found: Mapping[str, Any]) -> str:
+def outcome(
+    chosen: Sequence[tuple[Cell, Part]], skipped: Sequence[tuple[Cell, str]], found: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return, as JSON, the cells computed so far and those left out, with where they come from."""
+    return {
+        **provenance(COMMAND),
+        "drawn": len(chosen),
+        "cells": [
+            {
+                "cell": str(cell),
+                "text": cell.text,
+                "what": part.what,
+                "committed": shortened(part.committed),
+                **found[str(cell)],
+                "now": shortened(found[str(cell)]["now"]),
+                "note": NOTES.get(str(cell), ""),
+            }
+            for cell, part in chosen
+            if str(cell) in found
+        ],
+        "pages": DRAWN,
+        "left_out": [{"cell": str(cell), "text": cell.text, "why": why} for cell, why in skipped],
+    }
+
+
+def page(results: Mapping[str, Any]) -> str:
     """Return the table of the cells computed so far, and the list of those left out."""
-    done = [(cell, part, found[str(cell)]) for cell, part in chosen if str(cell) in found]
-    equal = sum(one["equal"] for _, _, one in done)
+    cells_ = results["cells"]
+    equal = wilson(sum(one["equal"] for one in cells_), len(cells_)).to_json()
     lines = [
         "# Committed figures, computed again",
         "",
-        f"`python -m benchmarks.figures.reproduce_cells`, {datetime.date.today().isoformat()}, {machine()}.",
-        f"{len(done)} of {len(chosen)} cells computed, {equal} of them equal. Shares are between 0 and 1;",
-        "`[share, n]` is a share with the number of prompts behind it. What is compared is every digit in the json",
-        "files of this folder, or every bit of an image.",
+        f"{in_words(results)}.",
+        f"{len(cells_)} of {results['drawn']} cells computed. Equal are {in_percent(equal)} % of them, with Wilson's",
+        "95 % interval. The cells are as the pages had them then. Shares are between 0 and 1; `[share, n]` is a share",
+        "with the number of prompts behind it. What is compared is every digit in the json files of this folder, or",
+        "every bit of an image.",
         "",
         "| | cell | as printed | what was computed | committed | now | equal | s |",
         "|---" * 8 + "|",
     ]
-    for n, (cell, part, one) in enumerate(done, 1):
-        cells_ = (cell, cell.text, part.what, _short(part.committed), _short(one["now"]))
-        lines.append(f"| {n} | {' | '.join(map(str, cells_))} | {'yes' if one['equal'] else 'no'} | {one['seconds']} |")
-    for cell, _, _ in done:
-        if note := NOTES.get(str(cell)):
-            lines += ["", f"{cell}: {note}"]
+    for n, one in enumerate(cells_, 1):
+        texts = (one["cell"], one["text"], one["what"], json.dumps(one["committed"]), json.dumps(one["now"]))
+        lines.append(f"| {n} | {' | '.join(texts)} | {'yes' if one['equal'] else 'no'} | {one['seconds']} |")
+    for one in cells_:
+        if one["note"]:
+            lines += ["", f"{one['cell']}: {one['note']}"]
     lines += ["", "## How the cells were chosen"]
-    counts = ", ".join(f"{count} of {name}.md" for name, count in DRAWN.items())
+    counts = ", ".join(f"{count} of {name}.md" for name, count in results["pages"].items())
     lines += [f"{counts}, each page's by a generator of its own seed. smollm2.md needs SmolLM2's weights,"]
     lines += ["which do not ship with Excise, so none of its cells was drawn. The other json files hold times."]
     lines += ["These cells were drawn and gave way to the next:", ""]
-    lines += [f"- {cell} ({cell.text}): {why}." for cell, why in skipped]
+    lines += [f"- {one['cell']} ({one['text']}): {one['why']}." for one in results["left_out"]]
     return "\n".join(lines) + "\n"
 
 
@@ -524,8 +555,9 @@ NOTES: dict[str, str] = {
 """By cell: why it differs."""
 
 
-def _short(value: Any) -> str:
-    return json.dumps(round(value, 6) if isinstance(value, float) else value)
+def shortened(value: Any) -> Any:
+    """Return the value, rounded to six digits."""
+    return round(value, 6) if isinstance(value, float) else value
 
 
 if __name__ == "__main__":
