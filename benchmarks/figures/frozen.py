@@ -193,6 +193,7 @@ def page(results: Mapping[str, Any]) -> str:
     lines += tables(whole, results["settings"])
     if len(whole) < len(rows) and shared:
         lines += [
+            "",
             f"## Every method, on {len(shared)} of {len(results['concepts'])} concepts",
             f"The methods are drawn a concept at a time, in an order fixed before. So far: {', '.join(shared)}.",
             "",
