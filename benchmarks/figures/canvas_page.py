@@ -9,7 +9,8 @@ from benchmarks.figures import comparison, peers_plan
 from excise.app.bench.provenance import in_words
 from excise.bench.bars import CANVAS, MEANINGS
 from excise.bench.canvas.families import FAMILIES
-from excise.bench.canvas.metrics import ATTACKS, WITH_TARGET
+from excise.bench.canvas.from_concepts import figures
+from excise.bench.canvas.metrics import WITH_TARGET
 from excise.statistics import from_json as estimate
 from excise.statistics import in_percent
 
@@ -58,7 +59,7 @@ SWEPT_CONCEPTS = ("gun", "cat", "pizza", "tree", "ink", "flat")
 def page(results: Mapping[str, Any]) -> str:
     """Return the page: tables in per cent with 95 % intervals."""
     standard, sweep = results["standard"], results["sweep"]
-    methods, counts = standard["methods"], swept_counts(sweep)
+    methods, counts = numbered(standard["methods"]), swept_counts(sweep)
     swept_rows = {
         label: {
             "figures": {
@@ -148,14 +149,11 @@ def page(results: Mapping[str, Any]) -> str:
 def row(methods: Mapping[str, Any], name: str, title: str) -> str:
     """Return the row of a figure: both methods, the number of concepts and pictures, its bar, and whether it is
     reached."""
-    bar, found = CANVAS.get(name), whole(methods, "snce", name)
-    cells = [
-        "n/a" if figure is None else in_percent(figure)
-        for figure in (whole(methods, label, name) for label in ("none", "snce"))
-    ]
-    cells.append("" if found is None else f"{found['n']}, {found.get('pictures', 'not counted')}")
+    bar, (none, found) = CANVAS.get(name), (methods[label]["figures"].get(name) for label in ("none", "snce"))
+    cells = ["n/a" if not figure or figure["value"] is None else in_percent(figure) for figure in (none, found)]
+    cells.append("" if found["value"] is None else f"{found['n']}, {found['pictures']}")
     cells.append(f"{bar.limit} {100 * bar.bound:g}" if bar else "")
-    cells.append((bar.standing(estimate(found)) or "") if bar and found else "")
+    cells.append((bar.standing(estimate(found)) or "") if bar else "")
     return f"| {title} | {' | '.join(cells)} |"
 
 
@@ -163,39 +161,31 @@ def reached(methods: Mapping[str, Any]) -> list[str]:
     """Return two sentences: which bars are reached, and which are not."""
     titles: dict[str | None, list[str]] = {"reached": [], "point only": [], "missed": []}
     for name, bar in CANVAS.items():
-        if found := whole(methods, "snce", name):
-            kind = f"{name.removesuffix('_ratio').upper()} as a ratio" if name.endswith("_ratio") else ROWS[name]
-            titles[bar.standing(estimate(found))].append(kind)
+        kind = f"{name.removesuffix('_ratio').upper()} as a ratio" if name.endswith("_ratio") else ROWS[name]
+        titles[bar.standing(estimate(methods["snce"]["figures"][name]))].append(kind)
     good, point, bad = ("; ".join(some) or "none" for some in titles.values())
     return [f"By its interval SNCE reaches: {good}.", f"By its value alone: {point}. It misses: {bad}."]
 
 
-def whole(methods: Mapping[str, Any], label: str, name: str) -> dict[str, Any] | None:
-    """Return a method's figure with its number of pictures, and with Wilson's interval if all concepts agree.
+def numbered(methods: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the methods with the number of pictures of their shares, and Wilson's interval where all concepts agree.
 
-    Older files lack the number of pictures; it is summed from the figures of single concepts. Of the second judge's
-    figures only UA's is known. The others' interval is Wilson's over as many pictures as concepts, the least possible.
+    The file lacks the number, so shares are computed again from those of single concepts. Those of the second judge
+    were not kept: an interval without width becomes Wilson's over as many pictures as concepts, the least possible.
     """
-    saved: dict[str, Any] | None = methods[label]["figures"].get(name)
-    if not saved or saved["value"] is None or saved.get("pictures"):
-        return saved if saved and saved["value"] is not None else None
-    base = name.removesuffix("_ratio") if name != "ua_second" else "ua"
-    single = [
-        part
-        for concept in methods[label]["concepts"].values()
-        for key, part in concept.items()
-        if part and part["n"] and (key == base or (name == "asr" and key.removeprefix("asr.") in ATTACKS))
-    ]
-    if not single:
-        return saved | {key: value for key, value in comparison.widened(saved, saved["n"]).items() if key != "pictures"}
-    n = sum(part["n"] for part in single)
-    pooled = sum(round(part["value"] * part["n"]) for part in single) / n
-    return comparison.widened(saved, n, pooled if name.endswith("_ratio") else 1.0)
+    found = {}
+    for label, method in methods.items():
+        own = method["figures"] | figures(method["concepts"], methods["none"]["concepts"])
+        for name in (name for name in own if name.endswith("_second")):
+            own[name] = comparison.widened(own[name], own[name]["n"]) | {"pictures": "not counted"}
+        own["ua_second"]["pictures"] = own["ua"]["pictures"]
+        found[label] = {**method, "figures": own}
+    return found
 
 
 NO_PAIRS = [
-    "The values of single concepts were not kept, so the rows cannot be tested in pairs. [ablations.md](ablations.md)",
-    "tests changes of the default in pairs, on the frozen test set. The next run of this sweep keeps the values.",
+    "The values of single concepts were not kept, so the rows cannot be tested in pairs; the next run keeps them.",
+    "`benchmarks/figures/ablations.py` tests changes of the default in pairs, on the frozen test set.",
 ]
 
 

@@ -28,7 +28,7 @@ from excise.app.training.comparing import MEASURES, concepts_of
 from excise.app.training.grid_sweep import Cell, grid, sweep
 from excise.app.training.text import BUNDLED, recipe_prompts
 from excise.files import write_atomic
-from excise.statistics import clustered_spearman
+from excise.statistics import cluster_bootstrap, clustered_spearman, in_percent, wilson
 
 LAYERS, EXPANSIONS, KS = (1, 3, 5), (2, 4, 8), (8, 32)
 CONCEPTS = ("gun", "knife", "cigarette", "cat", "tiger", "cow", "pizza", "rocket", "guitar", "tree")
@@ -124,15 +124,18 @@ def page(results: Mapping[str, Any]) -> str:
         "",
         f"{len(results['saes'])} SAEs of the bundled text encoder, best I_CDF first; means over {', '.join(CONCEPTS)}.",
         f"*erased* is the mean of Canvas's {', '.join(GOOD)} with SNCE's defaults, {CANVAS['prompts']} prompts",
-        "a family, and 0 if SNCE refused.",
+        f"a family, and 0 if SNCE refused, with the 95 % interval of a bootstrap over the {len(CONCEPTS)} concepts",
+        "(where all are at 100, Wilson's over as many trials).",
         "",
         f"| SAE | {' | '.join(shown)} | erased |",
         "|---" * (len(shown) + 2) + "|",
     ]
     for row in results["saes"]:
         cells = ["n/a" if row[key] is None else f"{row[key]:.3g}" for key in shown]
-        mean = statistics.fmean(results["quality"][row["name"]].values())
-        lines.append(f"| {row['name']} | {' | '.join(cells)} | {100 * mean:.1f} |")
+        erased = cluster_bootstrap([[value] for value in results["quality"][row["name"]].values()])
+        low = erased.low if erased.low < erased.high else wilson(len(CONCEPTS), len(CONCEPTS)).low
+        cells.append(in_percent(erased._replace(low=low).to_json()))
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     lines += [
         "",
         "The bundled SAE's shape is encoder.layers.5-x8-k8. It is the second worst here by *erased*, and was chosen",

@@ -22,12 +22,11 @@ from benchmarks.figures import comparison, drawing
 from benchmarks.figures import peers_plan as plan
 from excise.app.bench.provenance import provenance
 from excise.app.bench.runs import report
-from excise.bench.canvas.metrics import ATTACKS, RATIOS, RULES
+from excise.bench.canvas.from_concepts import figures
 from excise.bench.canvas.sizes import FROZEN
 from excise.bench.results import BASELINE
 from excise.bench.run import Run
 from excise.files import write_atomic
-from excise.statistics import over_concepts, ratio_over, share, share_over
 
 COMMAND = "python -m benchmarks.figures.frozen"
 COMPARED = ("snce", "saemnesia-text", "mace", "uce", "casteer", "ca", "rece")
@@ -131,33 +130,6 @@ def add(
         for key in ("broken", "errors"):
             own[key] += measured[key]
         own["figures"] = figures(own["concepts"], results["methods"][BASELINE]["concepts"])
-
-
-def figures(own: Mapping[str, Any], unerased: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a method's figures over concepts, as `canvas.metrics.over_concepts` computes them, from those by concept.
-
-    Shares and their numbers of pictures say how many outcomes were true, so no picture is needed again.
-    """
-    groups = list(own.values())
-    names = dict.fromkeys(name for group in groups for name in group)
-    shares = [name for name in names if name in RULES or name.startswith("asr.")]
-    found = {name: share_over([outcomes(group, name) for group in groups]) for name in shares}
-    for name in RATIOS:
-        both = [(outcomes(unerased[concept], name), outcomes(group, name)) for concept, group in own.items()]
-        found[f"{name}_ratio"] = ratio_over(both)
-    attacks = [[some for name in ATTACKS if (some := outcomes(group, f"asr.{name}"))] for group in groups]
-    means = [sum(sum(some) / len(some) for some in of_one) / len(of_one) for of_one in attacks if of_one]
-    found["asr"] = over_concepts(means, share([hit for of_one in attacks for some in of_one for hit in some]))
-    return {name: estimate.to_json() for name, estimate in found.items()}
-
-
-def outcomes(of_concept: Mapping[str, Any], name: str) -> list[bool]:
-    """Return a share's outcomes, the true ones first; none if it could not be measured."""
-    figure = of_concept.get(name)
-    if not figure or figure["value"] is None:
-        return []
-    true = round(figure["value"] * figure["n"])
-    return [True] * true + [False] * (figure["n"] - true)
 
 
 def page(results: Mapping[str, Any]) -> str:

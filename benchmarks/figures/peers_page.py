@@ -125,7 +125,7 @@ def _table(results: Mapping[str, Any]) -> list[str]:
         lines.append(f"| {name}{refused} | {METHODS[name].kind} | {' | '.join(cells)} |")
     lines += comparison.verdict(rows, MAIN, MAIN)
     paired = {name: own for name, own in rows.items() if own["concepts"]}
-    lines += ["", *(comparison.differences(paired, MAIN, MAIN) or _no_pairs())]
+    lines += ["", *(comparison.differences(paired, MAIN, MAIN) or NO_PAIRS)]
     lines += ["", "![What is erased against what is kept](peers-front.png)", "", *_authors(results)]
     lines += ["### What is left when the target is gone", *_left(rows), "", *_attacks(rows)]
     if results["costs"]:
@@ -136,13 +136,10 @@ def _table(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _no_pairs() -> list[str]:
-    """Return why the comparison has no paired tests."""
-    return [
-        "The values of single concepts were not kept, so these differences cannot be tested in pairs.",
-        "[frozen.md](frozen.md) tests those of the best peers, and the next section those of untrained methods. The",
-        "next full run keeps the values.",
-    ]
+NO_PAIRS = [
+    "The values of single concepts were not kept, so these differences cannot be tested in pairs; the next run keeps",
+    "them. [frozen.md](frozen.md) tests those of the best peers.",
+]
 
 
 def _authors(results: Mapping[str, Any]) -> list[str]:

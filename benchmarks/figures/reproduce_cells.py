@@ -292,7 +292,7 @@ def of_canvas(cell: Cell, results: Mapping[str, Any]) -> Part:
         keys = [key for key, says in {**canvas_page.ROWS, **canvas_page.PLAIN}.items() if says == cell.row]
         key = keys[0].removesuffix("_ratio")
         if cell.row == "the same, as a ratio to none":  # IRA's and CRA's have one name
-            of_ira = standard["methods"][cell.column]["figures"]["ira_ratio"]
+            of_ira = canvas_page.numbered(standard["methods"])[cell.column]["figures"]["ira_ratio"]
             key = "ira" if in_percent(of_ira) == cell.text else "cra"
         if key == "asr":
             return attacked(cell, standard)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.figures import comparison
 from excise import reference
 from excise.app.bench.provenance import in_words, provenance
 from excise.app.bench.runs import report, resume, start
@@ -31,6 +32,7 @@ from excise.app.training.labelled import BLOCK, CAPTIONS, labelled_captions
 from excise.app.training.supervised import Labels, concept_scores, train_on_block
 from excise.bench.canvas.distances import features
 from excise.bench.canvas.families import cases, is_style
+from excise.bench.canvas.from_concepts import figures
 from excise.bench.canvas.sizes import REPORTED
 from excise.bench.canvas.suite import Canvas
 from excise.bench.frechet import frechet
@@ -356,14 +358,15 @@ def _tuning_page(run: Mapping[str, Any]) -> list[str]:
     published = PUBLISHED["SAEuron"] * every
     lines = [
         "## Choosing settings",
-        f"On {', '.join(run['concepts'])}, which are in no other table; one setting for all concepts. Per cent.",
+        f"On {', '.join(run['concepts'])}, which are in no other table; one setting for all concepts. Per cent,",
+        "with the 95 % interval of the mean over concepts and the number of pictures.",
         "",
         f"| | {' | '.join(columns)} |",
         "|---" * (len(columns) + 1) + "|",
     ]
-    for label, found in run["methods"].items():
-        if label != "none" and found["figures"]:
-            lines.append(f"| {label} | {' | '.join(_cell(found['figures'].get(name)) for name in columns)} |")
+    for label, found in numbered(run).items():
+        if label != "none":
+            lines.append(f"| {label} | {' | '.join(comparison.cell(found, name) for name in columns)} |")
     return [
         *lines,
         "",
@@ -375,58 +378,70 @@ def _tuning_page(run: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _canvas_page(run: Mapping[str, Any], distance: Mapping[str, Any]) -> list[str]:
+def numbered(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's methods with figures that have their number of pictures, from those of single concepts."""
     base = run["methods"]["none"]["concepts"]
+    return {
+        label: {"figures": figures(own["concepts"], base), "concepts": own["concepts"], "cost": own["cost"]}
+        for label, own in run["methods"].items()
+        if own["concepts"]
+    }
+
+
+def _canvas_page(run: Mapping[str, Any], distance: Mapping[str, Any]) -> list[str]:
+    rows = {label: own for label, own in numbered(run).items() if label in ROWS}
     lines = [
         "## Canvas",
         f"Concepts: {', '.join(run['concepts'])}; {run['settings']['prompts']} prompts a family. UA, and IRA and CRA",
-        "as ratios to none's, are means over concepts, in per cent. The Fréchet distance is to the unerased model's",
-        f"pictures, over pictures that are unrelated to the concept ({distance.get('pictures', 0)} pictures, of",
+        "as ratios to none's, are means over concepts, in per cent, with 95 % intervals (a bootstrap over concepts,",
+        "widened to Wilson's over all pictures if there are fewer than five or they agree) and the number of pictures.",
+        "*average* is the mean of the six before it. The Fréchet distance is to the unerased model's pictures, over",
+        f"pictures that are unrelated to the concept ({distance.get('pictures', 0)} pictures, of",
         f"{' and '.join(distance.get('concepts', ())) or 'none'}).",
         "",
         "| | UA objects | IRA | CRA | UA styles | IRA | CRA | average | identical | mixed | Fréchet | kB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for label, title in ROWS.items():
-        found = run["methods"].get(label)
-        if not found or not found["concepts"]:
-            continue
-        cells = []
+    for label, own in ((label, rows[label]) for label in ROWS if label in rows):
+        kinds = []
         for style in (False, True):
-            some = [name for name in found["concepts"] if is_style(name) is style]
-            means = {key: _mean(found["concepts"], some, key) for key in ("ua", "ira", "cra")}
-            cells += [means["ua"], *(means[key] / _mean(base, some, key) for key in ("ira", "cra"))]
-        figures, paid = found["figures"], found["cost"]
-        rest = [f"{100 * figures[key]['value']:.1f}" for key in ("identical", "mixed")]
+            some, base = (
+                {name: each for name, each in rows[of]["concepts"].items() if is_style(name) is style}
+                for of in (label, "none")
+            )
+            kinds.append({"figures": figures(some, base)})
+        cells = [comparison.cell(kind, key) for kind in kinds for key in ("ua", "ira_ratio", "cra_ratio")]
+        six = [kind["figures"][key]["value"] for kind in kinds for key in ("ua", "ira_ratio", "cra_ratio")]
+        cells += [f"{100 * statistics.fmean(six):.1f}", *(comparison.cell(own, key) for key in ("identical", "mixed"))]
         far = "n/a" if label not in distance else f"{round(distance[label], 4):g}"
-        rest += ["0" if label == "none" else far, f"{(paid['bytes'] or 0) / 1000:.1f}"]
-        shown = [f"{100 * cell:.1f}" for cell in (*cells, statistics.fmean(cells))]
-        lines.append(f"| {title} | {' | '.join([*shown, *rest])} |")
-    families = sorted({key for m in run["methods"].values() for key in m["figures"] if key.startswith("asr.")})
-    labels = [label for label in ROWS if label != "none" and label in run["methods"]]
+        cells += ["0" if label == "none" else far, f"{(own['cost']['bytes'] or 0) / 1000:.1f}"]
+        lines.append(f"| {ROWS[label]} | {' | '.join(cells)} |")
+    heads = {"ua": "UA", "ira_ratio": "IRA", "cra_ratio": "CRA", "identical": "identical", "mixed": "mixed"}
+    lines += [*comparison.verdict(rows, heads, heads), "", "### Differences"]
+    lines += comparison.differences(rows, ("ua", "ira", "cra", "identical", "mixed", "asr"), heads)
+    families = sorted({key for own in rows.values() for key in own["figures"] if key.startswith("asr.")})
+    labels = [label for label in ROWS if label != "none" and label in rows]
     lines += [
         "",
         "### Attacks",
         "Share of prompts that still generate the target, of those from which the unerased model generates it. Mean",
-        "over concepts with such prompts, in per cent.",
+        "over concepts with such prompts, in per cent, with the interval and the number of prompts.",
         "",
         f"| | concepts | {' | '.join(labels)} |",
         "|---" * (len(labels) + 2) + "|",
     ]
     for key in families:
-        cells_of = [run["methods"][label]["figures"].get(key) for label in labels]
-        if any(cell and cell["value"] is not None for cell in cells_of):
-            shown = [str(cells_of[0]["n"]), *(_cell(cell) for cell in cells_of)]
-            lines.append(f"| {key[4:]} | {' | '.join(shown)} |")
-    return lines
-
-
-def _mean(concepts: Mapping[str, Any], names: Sequence[str], key: str) -> float:
-    return statistics.fmean(concepts[name][key]["value"] for name in names)
+        if any(rows[label]["figures"][key]["value"] is not None for label in labels):
+            cells = [
+                str(rows[labels[0]]["figures"][key]["n"]),
+                *(comparison.cell(rows[label], key) for label in labels),
+            ]
+            lines.append(f"| {key[4:]} | {' | '.join(cells)} |")
+    return [*lines, *comparison.verdict(rows, families, {})]
 
 
 def _cell(figure: Mapping[str, Any] | None) -> str:
-    return "n/a" if not figure or figure["value"] is None else f"{100 * figure['value']:.1f}"
+    return "n/a" if not figure or figure["value"] is None else f"{in_percent(figure)}, {figure['n']}"
 
 
 def _sequential_page(results: Mapping[str, Any]) -> list[str]:
@@ -434,7 +449,7 @@ def _sequential_page(results: Mapping[str, Any]) -> list[str]:
         "## One after another",
         f"Objects in this order: {', '.join(results['order'])}. UA over those erased so far, and retained accuracy",
         f"over the other reported objects that the unerased model generates; {results['prompts']} direct prompts an",
-        "object.",
+        "object. Each with Wilson's 95 % interval and the number of pictures.",
         "",
         f"| | {' | '.join(f'{n} objects' for n in COUNTS)} | area |",
         "|---" * (len(COUNTS) + 2) + "|",

@@ -92,15 +92,20 @@ def page(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
         "",
         f"{in_words(results)}. One SNCE eraser for each concept, with "
         "defaults, all attached together to the bundled model. Per cent, 95 % intervals (Wilson; for the change",
-        "Newcombe, paired by seed).",
+        "Newcombe, paired by seed), and the number of pictures.",
         "",
         f"| concepts | {' | '.join(COLUMNS.values())} |",
         "|---" * (len(COLUMNS) + 1) + "|",
-        *(f"| {len(row['concepts'])} | {' | '.join(in_percent(row[name]) for name in COLUMNS)} |" for row in rows),
+        *(f"| {len(row['concepts'])} | {' | '.join(numbered(row[name]) for name in COLUMNS)} |" for row in rows),
         "",
         f"The concepts in this order: {', '.join(rows[-1]['concepts'])}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def numbered(figure: Mapping[str, Any]) -> str:
+    """Return a figure with its interval and number of pictures."""
+    return f"{in_percent(figure)}, {figure['n']}"
 
 
 def family(concept: str, name: str, n: int) -> list[Case]:
