@@ -10,7 +10,7 @@ from excise.app.bench.cards import bars_of, cards, further
 from excise.app.bench.figures import cut_prompts
 from excise.app.bench.pictures import pictures
 from excise.app.bench.plots import front, swept
-from excise.app.bench.tables import attacks, concepts, counts, left, second
+from excise.app.bench.tables import attacks, concepts, counts, differences, left, second
 from excise.app.pages.parts import LOOKS, Table
 from excise.app.pages.rendering import Made
 from excise.app.pages.rendering import render as render_template
@@ -43,6 +43,7 @@ def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
         second=second(measured),
         counts=counts(measured),
         attacks=attacks(suite, measured),
+        differences=differences(measured),
         front=front(measured),
         sweeps=swept(measured),
         concepts=concepts(measured),

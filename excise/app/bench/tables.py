@@ -8,7 +8,8 @@ from typing import Any
 
 from excise.app.bench.cards import SHARES
 from excise.app.bench.figures import UNKNOWN, count, interval, measured_of, percent, plain
-from excise.app.pages.parts import Cell, Table
+from excise.app.pages.parts import Badge, Cell, Table
+from excise.bench.comparison import compared
 from excise.bench.protocols import nudenet
 from excise.bench.protocols.unlearncanvas import SURE
 from excise.bench.results import BASELINE
@@ -36,6 +37,14 @@ SECOND = {
     "mixed_second": "Target gone and partner kept",
     "asr_second": "Target still generated under attack",
 }
+
+TESTED = {
+    "ua": SHARES["ua"],
+    "ira": "Accuracy on other concepts of the same domain (IRA)",
+    "cra": "Accuracy on concepts of the other domain (CRA)",
+    **{name: SHARES[name] for name in ("mixed", "near_synonym", "background", "identical", "asr")},
+}
+"""Figures whose differences between methods are tested."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,18 @@ def attacks(suite: Suite, measured: Mapping[str, Any]) -> Table | None:
         rows.append((Cell(family.name, "; ".join(notes)), _drawn(measured, family.name), *cells))
     heads = ("Prompts", "Unerased model", *measured["methods"])
     return Table("Share of prompts that still generate the target", heads, rows) if rows else None
+
+
+def differences(measured: Mapping[str, Any]) -> Table | None:
+    """Return the paired tests of every method against the run's first one, or None if there is nothing to compare."""
+    first = next((label for label in measured["methods"] if label != BASELINE), "")
+    rows: list[tuple[Cell | str, ...]] = []
+    for one in compared(measured["methods"], TESTED, first):
+        points = f"{100 * one.mean:+.1f} points"
+        badge = {None: None, True: Badge("better", "good"), False: Badge("worse", "bad")}[one.better]
+        rows.append((one.method, TESTED[one.figure], Cell(points, badge=badge), str(one.concepts), f"{one.p:.2g}"))
+    heads = ("Method", "Figure", f"Minus {first}", "Concepts", "p, adjusted")
+    return Table(f"Differences from {first}, concept by concept", heads, rows) if rows else None
 
 
 def _drawn(measured: Mapping[str, Any], family: str) -> str:
