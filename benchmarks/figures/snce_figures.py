@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.figures import comparison
 from excise import reference
 from excise.app.bench.provenance import in_words, provenance
 from excise.app.demo.measure import Family, families, figures, further_figures, generate, judge
@@ -194,8 +195,8 @@ def page(result: dict[str, Any]) -> str:
         "",
         f"{in_words(result)};",
         f"{result['images_a_family']} images a family and concept. Per cent, with 95 % intervals (Wilson; for the",
-        "change in others Newcombe, paired by seed). The target and the partner count if the unerased model generates",
-        "them.",
+        "change in others Newcombe, paired by seed) and the number of images. The target and the partner count if the",
+        "unerased model generates them.",
         "",
         f"Row `default`, the same for every concept: k = {default['k']}, λ = {default['lam']} {default['unit']}s,",
         f"source = {default['source']}, gate = {default['gate']}, margin = {default['margin']}. It was the default on",
@@ -209,6 +210,9 @@ def page(result: dict[str, Any]) -> str:
     for name, row in result["rows"].items():
         together = {"pooled": row["pooled"]} if "pooled" in row else {}
         lines += ["", f"## {title(name)}", *table(columns, row["concepts"] | together)]
+    pooled = {name: {"figures": row["pooled"]} for name, row in result["rows"].items() if "pooled" in row}
+    heads = {name: head for name, head in COLUMNS.items() if not name.endswith("_delta")}
+    lines += ["", "## All rows, pooled", *comparison.verdict(pooled, heads, heads, "default")[1:]]
     return "\n".join(lines) + "\n"
 
 
@@ -226,9 +230,14 @@ def table(columns: dict[str, str], rows: dict[str, Any]) -> list[str]:
     """Return a table with a row for each concept."""
     lines = [f"| | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
     for name, found in rows.items():
-        cells = [found["refused"]] if "refused" in found else [in_percent(found[c]) for c in columns]
+        cells = [found["refused"]] if "refused" in found else [number(found[c]) for c in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def number(figure: dict[str, Any]) -> str:
+    """Return a figure with its interval and number of images."""
+    return f"{in_percent(figure)}, {figure['n']}"
 
 
 if __name__ == "__main__":
