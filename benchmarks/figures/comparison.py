@@ -27,7 +27,7 @@ def head(name: str, heads: Mapping[str, str]) -> str:
 
 
 def verdict(rows: Rows, names: Iterable[str], heads: Mapping[str, str], ours: str = "snce") -> list[str]:
-    """Return a paragraph of two sentences: where `ours` is the best of all methods, and where another is, and which.
+    """Return a paragraph: where `ours` is the best of all methods, and where another is, and which.
 
     Nothing if there is no other method.
     """
@@ -51,10 +51,10 @@ def verdict(rows: Rows, names: Iterable[str], heads: Mapping[str, str], ours: st
             found["other"].append(f"{title} ({', '.join(leads)})")
     if not any(found.values()):
         return []
-    alone, shared, other = (", ".join(titles) or "none" for titles in found.values())
+    alone, shared, other = ("; ".join(titles) or "none" for titles in found.values())
     return [
         "",
-        f"{ours} is alone in front in: {alone}; shares the front in: {shared}.",
+        f"{ours} is alone in front in: {alone}. It shares the front in: {shared}.",
         f"Others are in front in: {other}.",
     ]
 

@@ -89,7 +89,7 @@ def test_the_markdown_says_who_is_in_front() -> None:
     heads = {"ua": "gone", "asr": "attacked"}
     assert markdown.verdict(rows, heads, heads) == [
         "",
-        "snce is alone in front in: none; shares the front in: gone.",
+        "snce is alone in front in: none. It shares the front in: gone.",
         "Others are in front in: attacked (b).",
     ]
     assert markdown.verdict({"none": rows["none"], "snce": rows["snce"]}, heads, heads) == []
