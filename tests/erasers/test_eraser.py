@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from excise.erasers import Eraser, verify
 from excise.erasers.artefact import files as saved_files
+from excise.erasers.artefact.checks import check_files
 from excise.erasers.artefact.files import FILES
 from excise.erasers.edits.text_sae import CHOICES
-from excise.errors import ExciseError
+from excise.errors import ExciseError, Tampered
 
 
 @pytest.fixture
@@ -44,6 +45,24 @@ def test_it_comes_back_as_it_was_and_is_kilobytes(gun_eraser: Eraser, saved: Pat
     assert all(getattr(back.edits[0], name) == getattr(gun_eraser.edits[0], name) for name in (*CHOICES, "lam", "site"))
     assert sum(path.stat().st_size for path in saved.iterdir()) < 10_000
     assert sorted(path.name for path in saved.iterdir()) == sorted(FILES)
+
+
+def test_the_format_follows_the_names_of_the_digests(gun_eraser: Eraser, tmp_path: Path) -> None:
+    renamed = replace(gun_eraser, made_for={**gun_eraser.made_for, "names": "canonical", "lengths": {}})
+    for eraser, schema in ((gun_eraser, "excise.eraser/1"), (renamed, "excise.eraser/2")):
+        folder = tmp_path / schema
+        eraser.save(folder)
+        assert {json.loads((folder / name).read_text())["schema"] for name in (FILES[0], FILES[2])} == {schema}
+        assert Eraser.load(folder).digest == eraser.digest
+        assert all(check.passed for check in check_files(folder))
+        files = {name: (folder / name).read_bytes() for name in FILES}
+        other = {"excise.eraser/1": "excise.eraser/2", "excise.eraser/2": "excise.eraser/1"}[schema]
+        (folder / FILES[0]).write_bytes(files[FILES[0]].replace(schema.encode(), other.encode()))
+        for named in (schema, other):
+            changed = {name: (folder / name).read_bytes() for name in FILES}
+            (folder / FILES[2]).write_bytes(saved_files.manifest(changed, named))
+            with pytest.raises(Tampered, match="different formats"):
+                Eraser.load(folder)
 
 
 def test_concept_codes_are_kept(gun_eraser: Eraser, tmp_path: Path) -> None:

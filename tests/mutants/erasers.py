@@ -148,7 +148,7 @@ MUTANTS = [
         " tests/erasers/test_eraser.py::test_truncated_or_missing_files_are_noticed"
         " tests/erasers/test_eraser.py::test_descriptions_that_are_not_json_are_refused"
         " tests/erasers/test_eraser.py::test_it_comes_back_as_it_was_and_is_kilobytes",
-        ('if files["manifest.json"] != manifest(files):', "if False:"),
+        ('if files["manifest.json"] not in [', 'if False and files["manifest.json"] not in ['),
         ("{name: sha256(files[name]) for name in FILES[:2]}", "{name: sha256(files[name]) for name in FILES[:1]}"),
         ("allow_nan=False", "allow_nan=True"),
     ),

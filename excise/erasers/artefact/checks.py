@@ -12,7 +12,7 @@ from excise.files import parse_json
 
 if TYPE_CHECKING:
     from excise.erasers.artefact.signing import Signer
-from excise.erasers.artefact.files import SCHEMA, TOP, Check, check_manifest, read
+from excise.erasers.artefact.files import READS, SCHEMAS, TOP, Check, check_manifest, read
 from excise.erasers.artefact.pins import check_pins
 
 
@@ -64,8 +64,8 @@ def _check_content(folder: Path, files: Mapping[str, bytes]) -> None:
     """Raise Tampered unless the description has this version's keys, and the tensors are those of its edits."""
     try:
         described = parse_json(files["eraser.json"])
-        if described["schema"] != SCHEMA:
-            raise ValueError(f"its format is {str(described['schema'])[:60]!r}, but this version reads {SCHEMA!r}")
+        if described["schema"] not in SCHEMAS:
+            raise ValueError(f"its format is {str(described['schema'])[:60]!r}, but this version reads {READS}")
         if missing := sorted(TOP - set(described)):
             raise ValueError(f"{missing[0]} is missing")
         data = files["eraser.safetensors"]

@@ -12,6 +12,12 @@ from excise.errors import NotFound, Tampered
 from excise.files import read_file, read_tensors, sha256, unmixed
 
 SCHEMA = "excise.eraser/1"
+RENAMED = "excise.eraser/2"
+"""Format of erasers whose digests are of canonical names: those for T5 and language models. Others keep the format 1,
+which earlier versions read too."""
+SCHEMAS = (SCHEMA, RENAMED)
+READS = f"{SCHEMA!r} and {RENAMED!r}"
+"""The formats that this version reads, for messages."""
 FILES = ("eraser.json", "eraser.safetensors", "manifest.json")
 TOP = {"schema", "method", "name", "concept", "mentions", "edits", "made_for", "created", "measured"} | {
     "canary",
@@ -30,9 +36,14 @@ class Check:
     detail: str
 
 
-def manifest(files: Mapping[str, bytes]) -> bytes:
+def schema_of(made_for: Mapping[str, Any]) -> str:
+    """Return the format of an eraser, given what it was made for."""
+    return RENAMED if "names" in made_for else SCHEMA
+
+
+def manifest(files: Mapping[str, bytes], schema: str = SCHEMA) -> bytes:
     """Return the manifest's bytes for the two other files. They have one valid form, so that any change shows."""
-    return as_json({"schema": SCHEMA, "sha256": {name: sha256(files[name]) for name in FILES[:2]}})
+    return as_json({"schema": schema, "sha256": {name: sha256(files[name]) for name in FILES[:2]}})
 
 
 def as_json(data: Any) -> bytes:
@@ -59,7 +70,7 @@ def _read(folder: Path) -> dict[str, bytes]:
 
 def check_manifest(folder: Path, files: Mapping[str, bytes]) -> None:
     """Raise Tampered unless the manifest is byte for byte that of the files."""
-    if files["manifest.json"] != manifest(files):
+    if files["manifest.json"] not in [manifest(files, schema) for schema in SCHEMAS]:
         raise Tampered(f"{folder} was altered or cut short since it was saved; copy it again from a trusted source")
 
 

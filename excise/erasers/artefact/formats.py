@@ -13,7 +13,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from excise.erasers.artefact import verdict
-from excise.erasers.artefact.files import SCHEMA, as_json, manifest
+from excise.erasers.artefact.files import READS, SCHEMAS, as_json, manifest, schema_of
 from excise.erasers.artefact.files import TOP as _TOP
 from excise.erasers.edits.registry import KINDS, Edit
 from excise.errors import ExciseError, Tampered, reason, shown
@@ -63,13 +63,14 @@ def pack(edits: Sequence[Edit], about: Mapping[str, Any]) -> dict[str, bytes]:
         site = {"component": edit.site.component, "path": edit.site.path, "width": edit.site.width}
         kind = {} if edit.kind == _UNNAMED else {"kind": edit.kind}
         saved.append({"site": site, **kind, **edit.saved})
-    described = {"schema": SCHEMA, **about, "edits": saved}
+    schema = schema_of(about["made_for"])
+    described = {"schema": schema, **about, "edits": saved}
     try:
         text = as_json(described)
     except (TypeError, ValueError) as error:
         raise ExciseError(f"the eraser's description cannot be saved as json: {error}; fit it again") from error
     files = {"eraser.json": text, "eraser.safetensors": save_tensors(tensors)}
-    return {**files, "manifest.json": manifest(files)}
+    return {**files, "manifest.json": manifest(files, schema)}
 
 
 def unpack(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -80,12 +81,16 @@ def unpack(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     try:
         described = parse_json(files["eraser.json"], finite=True)
         schema = described["schema"]
-        if schema == SCHEMA:
+        if schema in SCHEMAS:
+            if schema != schema_of(_is(dict, described["made_for"])) or files["manifest.json"] != manifest(
+                files, schema
+            ):
+                raise ValueError("its files state different formats")
             return _arguments(described, load_tensors(files["eraser.safetensors"]))
     except _MALFORMED as error:
         raise Tampered(f"{folder} is not a valid eraser ({reason(error)}); copy or fit it again") from error
     raise ExciseError(
-        f"{folder} has the format {shown(schema)}, but this version reads {SCHEMA!r}; use a matching version of excise"
+        f"{folder} has the format {shown(schema)}, but this version reads {READS}; use a matching version of excise"
     )
 
 

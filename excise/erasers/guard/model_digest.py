@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from excise.erasers.artefact.weight_digest import CANONICAL, DIRECT, HALF, VIA_HALF, canonical, plain, weights_digest
 from excise.erasers.guard.weights_watch import kept_elsewhere, named_denoisers
 from excise.errors import ExciseError
 from excise.files import open_regular
-from excise.pipeline import Pipeline
+from excise.pipeline import Pipeline, as_diffusers
 from excise.sites.denoiser import denoiser_of
 from excise.sites.locking import own_copy
 from excise.sites.site import text_encoders, tokenizer_of
 
+Naming = Callable[[Iterable[str]], dict[str, str]]
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _vocabularies: deque[tuple[dict[str, int], Any]] = deque(maxlen=4)
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
@@ -33,63 +36,52 @@ _PROBES = (
 """Strings whose token ids represent the tokenizer's merges and normalisation, whatever its class."""
 
 
-def encoder_digests(encoder: nn.Module) -> dict[str, list[str]]:
+def encoder_digests(encoder: nn.Module, naming: Naming = plain) -> dict[str, list[str]]:
     """Return digests of the weights by precision, so that an eraser fitted in float32 recognises the model in float16
     and bfloat16.
 
     A bfloat16 model may have been rounded from float32 or from float16 files, hence up to two digests.
     """
-    half = _digest(encoder, (torch.float16,))
+    half = _digest(encoder, HALF, naming)
     if next(encoder.parameters()).dtype == torch.bfloat16:
         return {"bfloat16": [half]}
-    via_half = _digest(encoder, (torch.float16, torch.bfloat16, torch.float16))
-    direct = _digest(encoder, (torch.bfloat16, torch.float16))
+    via_half, direct = _digest(encoder, VIA_HALF, naming), _digest(encoder, DIRECT, naming)
     return {"float16": [half], "bfloat16": sorted({direct, via_half})}
 
 
-def encoder_matches(encoder: nn.Module, digests: dict[str, list[str]]) -> bool:
+def encoder_matches(encoder: nn.Module, digests: dict[str, list[str]], naming: Naming = plain) -> bool:
     """Whether the encoder's weights have these `encoder_digests`, up to rounding to its dtype."""
     precision = "bfloat16" if next(encoder.parameters()).dtype == torch.bfloat16 else "float16"
     known = digests.get(precision, [])
-    return bool(known) and _digest(encoder, (torch.float16,)) in known
+    return bool(known) and _digest(encoder, HALF, naming) in known
 
 
 def model_digests(pipe: Pipeline) -> dict[str, str]:
     """Return the sha256 of each text encoder's and the denoiser's weights, rounded to float16, by component."""
     components = {**text_encoders(pipe), **dict([denoiser_of(pipe)])}
-    return {name: _digest(module, (torch.float16,)) for name, module in components.items()}
+    return {name: _digest(module, HALF) for name, module in components.items()}
 
 
 def text_encoder_digests(pipe: Pipeline) -> dict[str, str]:
     """Return the sha256 of each text encoder's weights, rounded to float16, by component."""
-    return {name: _digest(module, (torch.float16,)) for name, module in text_encoders(pipe).items()}
+    return {name: _digest(module, HALF) for name, module in text_encoders(pipe).items()}
 
 
-def _digest(encoder: nn.Module, casts: tuple[torch.dtype, ...]) -> str:
-    digest = hashlib.sha256()
-    state = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}
-    originals = {name.removeprefix("text_model."): name for name in encoder.state_dict()}
-    for name in sorted(state):
-        if name.endswith("position_ids"):  # a constant that only some transformers versions store
-            continue
-        tensor = state[name]
-        if tensor.is_meta:
-            path, _, parameter = originals[name].rpartition(".")
+def _digest(encoder: nn.Module, casts: tuple[torch.dtype, ...], naming: Naming = plain) -> str:
+    state = encoder.state_dict()
+
+    def weight(name: str) -> Tensor:
+        tensor: Tensor | None = state[name]
+        if tensor is not None and tensor.is_meta:
+            path, _, parameter = name.rpartition(".")
             tensor = kept_elsewhere(encoder.get_submodule(path), parameter)
         if tensor is None:
             raise ExciseError(
                 f"the model's weights ({name}) are not in memory; attach the eraser before enabling offload"
             )
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor.detach(), casts))
-    return digest.hexdigest()
+        return tensor
 
-
-def _bytes(tensor: Tensor, casts: tuple[torch.dtype, ...]) -> bytes:
-    if tensor.is_floating_point():
-        for dtype in casts:
-            tensor = tensor.to(dtype)
-    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return weights_digest(naming(state), weight, casts)
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -125,16 +117,31 @@ def made_for(pipe: Pipeline, denoisers: Iterable[str] = ()) -> dict[str, Any]:
     provenance only: `mismatches` compares the digests of weights in memory.
     """
     encoders = text_encoders(pipe)
+    states = [encoder.state_dict() for encoder in encoders.values()]
+    renamed = any(canonical(state) != plain(state) for state in states)
+    naming = canonical if renamed else plain
     source = str(getattr(pipe, "name_or_path", None) or "")
     edited = {name: encoder_digests(whole) for name, whole in named_denoisers(pipe, denoisers).items()}
     return {
         **({"denoisers": edited} if edited else {}),
+        **({"names": CANONICAL, "lengths": _lengths(pipe, encoders)} if renamed else {}),
         "pipeline": type(pipe).__name__,
         "model": source if _HUB_NAME.match(source) and not Path(source).exists() else None,
         "files": _files(source, list(encoders)),
-        "encoders": {name: encoder_digests(encoder) for name, encoder in encoders.items()},
+        "encoders": {name: encoder_digests(encoder, naming) for name, encoder in encoders.items()},
         "tokenizers": {name: tokenizer_digest(tokenizer_of(pipe, name)) for name in encoders},
     }
+
+
+def _lengths(pipe: Pipeline, encoders: dict[str, nn.Module]) -> dict[str, int]:
+    """Return the number of tokens that the pipeline pads prompts to, by T5 encoder.
+
+    T5 reads in both directions and most pipelines do not mask the padding, so every state depends on this number.
+    """
+    default = inspect.signature(as_diffusers(pipe).encode_prompt).parameters.get("max_sequence_length")
+    if default is None or type(default.default) is not int:
+        return {}
+    return {name: default.default for name, encoder in encoders.items() if "shared.weight" in encoder.state_dict()}
 
 
 def _files(source: str, components: list[str]) -> dict[str, str]:
@@ -178,13 +185,14 @@ def mismatches(pipe: Pipeline, made: dict[str, Any], absent: Collection[str] = (
         return ["it does not state which model it was made for"]
     out = []
     encoders = text_encoders(pipe)
+    naming = canonical if made.get("names") == CANONICAL else plain
     for name in sorted((set(encoders) | set(known)) - set(absent)):
         if name not in encoders:
             out.append(f"there is no {name}")
         elif not isinstance(known.get(name), dict):
             out.append(f"the eraser does not know {name}")
         else:
-            if not encoder_matches(encoders[name], known[name]):
+            if not encoder_matches(encoders[name], known[name], naming):
                 out.append(f"{name}'s weights differ")
             if tokenizer_digest(tokenizer_of(pipe, name)) != tokenizers.get(name):
                 out.append(f"{name}'s tokenizer differs")

@@ -20,6 +20,7 @@ from excise.erasers.guard.model_digest import (
     tokenizer_digest,
 )
 from excise.errors import ExciseError
+from excise.sites.site import text_encoders
 from tests import tiny
 
 
@@ -99,3 +100,48 @@ def test_it_says_which_files_the_text_encoder_came_from(tiny_pipe: Any, tmp_path
     weights = tmp_path / "model/text_encoder/model.safetensors"
     assert made["files"] == {"text_encoder/model.safetensors": sha256(weights.read_bytes()).hexdigest()}
     assert made["model"] is None, "a path on the author's machine is private"
+
+
+@pytest.mark.parametrize("family", ["sdxl", "flux", "wan", "qwen-image", "flux2", "flux2-klein", "lumina2", "z-image"])
+def test_digests_are_of_names_that_no_program_adds_to(family: str) -> None:
+    if reason := tiny.missing(family):
+        pytest.skip(reason)
+    pipe = tiny.build(family)
+    made = made_for(pipe)
+    assert mismatches(pipe, made) == []
+    for component, encoder in text_encoders(pipe).items():
+        state = {name: tensor for name, tensor in encoder.state_dict().items() if "visual" not in name}
+        by_hand = sha256()
+        seen = set()
+        for name, tensor in sorted((canonical_by_hand(name), tensor) for name, tensor in state.items()):
+            if name and name not in seen:
+                seen.add(name)
+                by_hand.update(f"{name}{tuple(tensor.shape)}".encode())
+                by_hand.update(tensor.half().contiguous().numpy().tobytes())
+        assert made["encoders"][component]["float16"] == [by_hand.hexdigest()], component
+
+
+def canonical_by_hand(name: str) -> str:
+    """Return the name of a weight of a text tower, or nothing for another part of the model."""
+    if "position_ids" in name or any(part in name for part in ("vision", "projector", "lm_head")):
+        return ""
+    if name in ("encoder.embed_tokens.weight", "shared.weight"):
+        return "shared.weight"
+    for prefix in ("text_model.", "model.language_model.", "model."):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def test_erasers_say_which_names_their_digests_are_of() -> None:
+    for family, lengths in {"sdxl": None, "flux": {"text_encoder_2": 512}, "sd3": {"text_encoder_3": 256}}.items():
+        made = made_for(tiny.build(family))
+        assert made.get("lengths") == lengths
+        assert ("names" in made) is (lengths is not None)
+    pipe = tiny.build("flux")
+    made = made_for(pipe)
+    old = {name: encoder_digests(encoder) for name, encoder in text_encoders(pipe).items()}
+    assert old["text_encoder_2"] != made["encoders"]["text_encoder_2"], "T5 lists its embeddings twice"
+    assert old["text_encoder"] == made["encoders"]["text_encoder"], "CLIP's names stay"
+    former = {name: value for name, value in made.items() if name not in ("names", "lengths")} | {"encoders": old}
+    assert mismatches(pipe, former) == [], "erasers of the format 1 are recognised"
+    assert mismatches(pipe, {**former, "names": "canonical"}) == ["text_encoder_2's weights differ"]
