@@ -51,7 +51,8 @@ def applied(clip: Any, eraser: Artefact, strength: float = 1.0, strict: bool = T
         log.warning("%s", message)
     each = Applied(eraser, strength, strict)
     if strength:
-        prove(*(_with(clip, (replace(each, strength=amount),)) for amount in (1.0, 0.0)), each)
+        erased, plain = (_with(clip, (replace(each, strength=amount),)) for amount in (1.0, 0.0))
+        prove(erased, plain, each)
     before = clip.patcher.get_attachment(KEY)
     others = before.items if before is not None else ()
     if any(other.eraser.digest == eraser.digest for other in others):
@@ -128,11 +129,12 @@ def _change_weights(patcher: Any, items: tuple[Applied, ...], before: Injection 
         for edit in each.eraser.text_edits:
             if not isinstance(edit, WeightEdit) or (part := layout_of(patcher.model)[edit.site.component]) is None:
                 continue
-            name, module = module_at(part, edit.site.path)
+            name, _ = module_at(part, edit.site.path)
             key = f"{name_of(patcher.model, part)}.{name}.weight"
+            weight = patcher.model.state_dict()[key]
             counted[key] = counted.get(key, 0) + 1
             if (each.eraser.digest, each.strength) not in there:
-                patcher.add_patches({key: ("diff", (edit.of(module.weight),))}, each.strength)
+                patcher.add_patches({key: ("diff", (edit.of(weight),))}, each.strength)
     return counted
 
 

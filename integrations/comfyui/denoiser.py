@@ -101,7 +101,8 @@ def matches(model: Any, eraser: Artefact, names: dict[str, str]) -> bool:
 
     def weight(name: str) -> Tensor:
         kept = model.backup.get(names[name])
-        return state[names[name]] if kept is None else kept.weight
+        own: Tensor = state[names[name]] if kept is None else kept.weight
+        return own
 
     half = weight(next(iter(names))).dtype == torch.bfloat16
     return weights_digest(plain(names), weight) in known.get("bfloat16" if half else "float16", [])

@@ -55,7 +55,7 @@ def parts_of(model: Any) -> dict[str, Any]:
     return {component: part for component, part in layout_of(model).items() if part is not None}
 
 
-def name_of(model: Any, part: Any) -> str:
+def name_of(model: nn.Module, part: Any) -> str:
     """Return the attribute of `model` that holds `part`."""
     return next(name for name, held in model._modules.items() if held is part)
 

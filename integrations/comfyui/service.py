@@ -113,6 +113,7 @@ def start(value: str) -> None:
     if server is None:  # imported by a tool, without a server
         return
 
-    @server.routes.get("/excise/status")
-    async def status(_: web.Request) -> web.Response:
+    async def status(_: web.Request) -> Any:
         return web.json_response({"enforced": None if enforced is None else enforced.status()})
+
+    server.routes.get("/excise/status")(status)

@@ -44,8 +44,12 @@ def differences(patcher: Any, eraser: Artefact) -> list[str]:
 
 def _read(part: Any) -> int:
     """Return the number of layers that a part runs for the states it returns, unless clip skip is set."""
-    layer, index, *_ = getattr(part, "options_default", ("last", None))
-    return part.num_layers if layer != "hidden" else index + 1 + (part.num_layers if index < 0 else 0)  # type: ignore[no-any-return]
+    options: tuple[Any, ...] = getattr(part, "options_default", ("last", None))
+    layers: int = part.num_layers
+    if options[0] != "hidden":
+        return layers
+    index: int = options[1]
+    return index + 1 + (layers if index < 0 else 0)
 
 
 def digest(patcher: Any, part: Any, naming: Any, projected: bool, layers: int | None = None) -> str:
@@ -65,7 +69,8 @@ def digest(patcher: Any, part: Any, naming: Any, projected: bool, layers: int | 
 
     def weight(name: str) -> Tensor:
         kept = patcher.backup.get(prefix + name)
-        return state[name] if kept is None else kept.weight
+        own: Tensor = state[name] if kept is None else kept.weight
+        return own
 
     names = {name: short for name, short in naming(state).items() if projected or short != _PROJECTION}
     if layers is not None:
