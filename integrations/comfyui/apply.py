@@ -88,7 +88,7 @@ def _with(clip: Any, items: tuple[Applied, ...], shared: Any = ()) -> Any:
     patcher, injection = made.patcher, Injection(items, shared=tuple(dict.fromkeys(shared)))
     before = patcher.get_attachment(KEY)
     injection.own_patches.update(_change_weights(patcher, items, before))
-    # ComfyUI takes clones with the same keys for the same: a key of its own makes it load this one anew.
+    # ComfyUI takes clones with the same keys for the same: with a key of its own, this one is loaded.
     for key in [key for key in patcher.injections if key == KEY or key.startswith(f"{KEY}.")]:
         patcher.remove_injections(key)
     patcher.set_attachments(KEY, injection)

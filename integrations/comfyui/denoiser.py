@@ -80,7 +80,7 @@ def refuse_kinds(eraser: Artefact) -> None:
 
 
 def names_of(model: Any) -> dict[str, str]:
-    """Return the names of a U-Net's weights in ComfyUI, by those in diffusers. Raise WrongModel if it is no U-Net."""
+    """Return the names of a U-Net's weights in ComfyUI, by those in diffusers. Raise WrongModel for others."""
     prefix = "diffusion_model."
     inner = getattr(model.diffusion_model, "inner", None)  # the demo model
     if inner is not None:
@@ -88,7 +88,7 @@ def names_of(model: Any) -> dict[str, str]:
     found = comfy.utils.unet_to_diffusers(model.model_config.unet_config)
     there = model.state_dict()
     if not found:
-        raise WrongModel("this MODEL is no U-Net of Stable Diffusion; in ComfyUI, no eraser edits other denoisers")
+        raise WrongModel("this MODEL is not a U-Net of Stable Diffusion; other denoisers cannot be edited in ComfyUI")
     return {name: prefix + key for name, key in found.items() if prefix + key in there}
 
 

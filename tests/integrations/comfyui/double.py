@@ -320,7 +320,7 @@ class Routes:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, erasers: Any) -> None:
-    """Put the double in the place of ComfyUI's modules. `erasers` is the folder models/erasers."""
+    """Put the double in place of ComfyUI's modules. `erasers` is the folder models/erasers."""
 
     def module(name: str, **names: Any) -> None:
         made = ModuleType(name)
