@@ -68,7 +68,7 @@ def test_every_clip_has_the_enforced_erasers(enforced: SimpleNamespace) -> None:
     told = status()["enforced"]
     assert {eraser["concept"] for eraser in told["erasers"]} == {"gun", "pistol"}
     assert (told["clips"], told["samplings"], told["refused"]) == (1, 2, 1)
-    assert "grass" not in json.dumps(told), "no prompt is told"
+    assert "grass" not in json.dumps(told), "it holds no prompt"
 
 
 def test_a_clip_that_no_enforced_eraser_fits_is_not_made(enforced: SimpleNamespace) -> None:
