@@ -57,10 +57,10 @@ def test_the_format_follows_the_names_of_the_digests(gun_eraser: Eraser, tmp_pat
         assert all(check.passed for check in check_files(folder))
         files = {name: (folder / name).read_bytes() for name in FILES}
         other = {"excise.eraser/1": "excise.eraser/2", "excise.eraser/2": "excise.eraser/1"}[schema]
-        (folder / FILES[0]).write_bytes(files[FILES[0]].replace(schema.encode(), other.encode()))
-        for named in (schema, other):
-            changed = {name: (folder / name).read_bytes() for name in FILES}
-            (folder / FILES[2]).write_bytes(saved_files.manifest(changed, named))
+        changed = {**files, FILES[0]: files[FILES[0]].replace(schema.encode(), other.encode())}
+        for described, stated in ((changed, schema), (changed, other), (files, other)):
+            (folder / FILES[0]).write_bytes(described[FILES[0]])
+            (folder / FILES[2]).write_bytes(saved_files.manifest(described, stated))
             with pytest.raises(Tampered, match="different formats"):
                 Eraser.load(folder)
 

@@ -131,8 +131,8 @@ MUTANTS = [
     *of(
         "excise/erasers/guard/model_digest.py",
         "tests/erasers/guard/test_model_digest.py",
-        ("return bool(known) and _digest(encoder, (torch.float16,)) in known", "return bool(known)"),
-        ('digest.update(_bytes(tensor.detach(), casts))', "pass"),
+        ("return bool(known) and _digest(encoder, HALF, naming) in known", "return bool(known)"),
+        ("naming = canonical if made.get", "naming = plain if made.get"),
         ("sorted({direct, via_half})", "[direct]"),
         ("sorted({direct, via_half})", "[via_half]"),
         ("json.dumps([list(i) for i in ids])", "json.dumps([])"),
@@ -141,6 +141,21 @@ MUTANTS = [
         ('out.append(f"there is no {name}")\n        elif not isinstance(known.get(name), dict)',
          'pass\n        elif not isinstance(known.get(name), dict)'),
         ("!= tokenizers.get(name):", "== tokenizers.get(name):"),
+    ),
+    *of(
+        "excise/erasers/artefact/weight_digest.py",
+        "tests/erasers/guard/test_model_digest.py",
+        ("digest.update(tensor.cpu()", "(tensor.cpu()"),
+        ('digest.update(f"{short}{tuple(tensor.shape)}".encode())', "pass"),
+        ('if short != "encoder.embed_tokens.weight"', "if short"),
+        ('_LANGUAGE.sub("", short)', "short"),
+        ("if not _OTHERS.match(name)", "if name"),
+    ),
+    *of(
+        "excise/erasers/artefact/formats.py",
+        "tests/erasers/test_eraser.py::test_the_format_follows_the_names_of_the_digests",
+        ("if schema != stated or", "if"),
+        ('or files["manifest.json"] != manifest(files, schema):', ":"),
     ),
     *of(
         "excise/erasers/artefact/files.py",
