@@ -82,9 +82,8 @@ def unpack(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
         described = parse_json(files["eraser.json"], finite=True)
         schema = described["schema"]
         if schema in SCHEMAS:
-            if schema != schema_of(_is(dict, described["made_for"])) or files["manifest.json"] != manifest(
-                files, schema
-            ):
+            stated = schema_of(_is(dict, described["made_for"]))
+            if schema != stated or files["manifest.json"] != manifest(files, schema):
                 raise ValueError("its files state different formats")
             return _arguments(described, load_tensors(files["eraser.safetensors"]))
     except _MALFORMED as error:
