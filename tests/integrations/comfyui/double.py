@@ -272,11 +272,13 @@ class CFGGuider:
         run: Any = self.outer_sample
         for wrappers in self.model.wrappers.get("outer_sample", {}).values():
             for wrapper in wrappers:
-                run = partial(wrapper, _Executor(run, self))
+                run = partial(wrapper, Executor(run, self))
         return run()
 
 
-class _Executor:
+class Executor:
+    """What a wrapper is given: the function that it wraps, and whose method that is."""
+
     def __init__(self, inner: Any, class_obj: Any) -> None:
         self.inner, self.class_obj = inner, class_obj
 
