@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=32)
     parser.add_argument("--out", type=Path, default=Path("docs/results/hardening.json"))
     options = parser.parse_args()
-    pipe, names = reference.load(), options.concepts.split(",")
+    names = options.concepts.split(",")
     asked = f"--rounds {options.rounds} --words {options.words}"
     known = read_json(options.out) if options.out.exists() else {"concepts": {}, "options": asked}
     if known["options"] != asked:
@@ -46,7 +46,7 @@ def main() -> None:
         done = [*known["concepts"], *(name for name in names if name not in known["concepts"])]
         return {"options": asked, **provenance(f"{COMMAND} {','.join(done)} {asked}", ["snce"])}
 
-    measure = partial(measured, pipe, options.rounds, options.words)
+    measure = partial(measured, reference.load(), options.rounds, options.words)
     print(page(by_concept(options.out, names, measure, page, origin)))
 
 

@@ -1,0 +1,87 @@
+"""What the scripts of results pages ask for and count (benchmarks/figures)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.figures import ablations, hardening, peers_plan
+from excise.app.training.text import BUNDLED
+from excise.bench.canvas.families import cases
+from excise.bench.canvas.metrics import RULES, counted
+from excise.bench.canvas.sizes import FROZEN
+from excise.bench.suite import Picture
+from excise.methods.configs.sae import SNCEConfig
+from excise.methods.lookup import configured, preset_settings
+from excise.methods.prompt_codes import Reading
+from excise.statistics import share_over
+
+
+def test_as_many_prompts_are_asked_as_the_rules_of_canvas_count() -> None:
+    names = ("gun", "ink")
+    pictures = []
+    for case in (case for name in names for case in cases(name, 3)):
+        seen = {"target": False, "kept": [True] * len(case.keeps), "style": True, "background": True}
+        pictures.append(Picture(case, seen, seen, True, Path(), Path()))
+    asked = peers_plan.asked(names, 3)
+    for figure in ("ua", "ira", "cra", "mixed", "identical"):
+        assert asked[figure] == len(counted(RULES[figure], pictures)), figure
+    assert asked["asr.language"] == sum(picture.case.family == "language" for picture in pictures)
+
+
+def test_a_papers_settings_are_compared_if_they_differ_from_the_chosen_ones() -> None:
+    assert peers_plan.of_paper("uce", "guide=thing") == "preset=paper"
+    assert preset_settings("uce", "paper")["guide"] == "", "which the chosen setting replaces"
+    assert peers_plan.of_paper("casteer", "beta=2") is None, "chosen are the paper's"
+    assert peers_plan.of_paper("saemnesia-text", "") is None, "its paper has no settings for it"
+
+
+def test_every_variant_is_the_default_but_for_one_thing() -> None:
+    default = vars(SNCEConfig())
+    for label, variant in ablations.VARIANTS.items():
+        own = vars(configured("snce", variant.settings))
+        changed = {name for name in own if own[name] != default[name]} - {"lam"}
+        things = [*changed, *(["sae"] if variant.sae else []), *(["lead"] if not variant.lead else [])]
+        assert len(things) == (label not in ("snce", "lam=1")), label
+    assert len({*map(repr, ablations.SAES.values()), repr(BUNDLED)}) == len(ablations.SAES) + 1
+
+
+def test_a_variants_figures_leave_out_the_concepts_that_it_refuses() -> None:
+    hits = {"neurons": [1], "weak": []} | {key: [1, 1, 0, 1] for key in ablations.HEADS}
+    none = hits | {"ua": [0, 0, 0, 0], "near_synonym": []}
+    found = {"pig": hits, "car": none, "star": {"refused": "no neuron separates it"}}
+    made = ablations.figures(found)
+    assert made["refused"] == {"star": "no neuron separates it"} and set(made["concepts"]) == {"pig", "car"}
+    assert made["figures"]["ua"] == share_over([[True, True, False, True], [False] * 4]).to_json()
+    assert made["concepts"]["pig"]["ua"] == {"value": 0.75} and made["concepts"]["car"]["near_synonym"] is None
+
+
+def test_the_page_of_ablations_says_what_is_missing() -> None:
+    hits: dict[str, Any] = {key: [1, 1, 1, 1] for key in ablations.HEADS}
+    concepts = {name: {"snce": hits, "k=10": hits | {"ua": [0, 0, 0, 0]}} for name in FROZEN[:10]}
+    origin = {"command": ablations.COMMAND, "machine": "here", "commit": "0" * 40, "model": {}, "saes": {}}
+    page = ablations.page({"concepts": concepts, **origin})
+    assert "Not measured yet: gate=threshold;" in page and "10 of 16 concepts" in page
+    assert "| k=10 | target gone | -100.0 | 10 | " in page and "snce is better" in page
+
+
+def test_the_first_state_is_calibrated_like_a_words_only_within_the_context() -> None:
+    plain = vars(Reading)["lead"]
+    with ablations.leading(True):
+        assert vars(Reading)["lead"] is plain
+    with ablations.leading(False):
+        assert vars(Reading)["lead"].fget(None) == 0
+    assert vars(Reading)["lead"] is plain
+
+
+def test_hardening_mixes_no_settings_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "hardening.json"
+    out.write_text(json.dumps({"concepts": {}, "options": "--rounds 1 --words 4"}))
+    monkeypatch.setattr(sys, "argv", ["hardening.py", "dog", "--out", str(out)])
+    with pytest.raises(SystemExit) as stopped:
+        hardening.main()
+    assert stopped.value.code == 2
