@@ -325,13 +325,14 @@ def verify(
     """
     from excise.app.training.saes_at_hand import saes_at_hand
     from excise.erasers import verify as check
+    from excise.methods.solving import solve_again
 
     def found(eraser: Eraser) -> list[TopKSAE]:
         assert pipe is not None
         return saes_at_hand(eraser, pipe, bundled=is_bundled(pipe))
 
     saes = found if sae is None else sae
-    return check(folder, pipe, sae=saes, signed_by=signed_by, digest=digest, concept=concept)
+    return check(folder, pipe, sae=saes, solve=solve_again, signed_by=signed_by, digest=digest, concept=concept)
 
 
 def is_bundled(pipe: Pipeline) -> bool:

@@ -31,6 +31,7 @@ from excise.erasers.proof.removal import (
     removed_from_prediction,
     removed_from_text,
 )
+from excise.erasers.proof.solved import Solved, altered_weights
 from excise.errors import ExciseError, Tampered, WrongModel
 from excise.pipeline import check_pipeline
 from excise.sae import TopKSAE
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 SAEs = TopKSAE | Iterable[TopKSAE] | Callable[[Eraser], Iterable[TopKSAE]] | None
 """SAEs whose rows an eraser's are compared with, or a function that finds them for an eraser."""
+Solve = Callable[["Pipeline", Eraser], Solved | None]
+"""Function that solves again for an eraser's edits on a pipeline (`excise.methods.solving`)."""
 TRUSTED = "trusted as signed"
 """The check that names what only the signer can vouch for."""
 
@@ -50,6 +53,7 @@ def verify(
     pipe: Pipeline | None = None,
     *,
     sae: SAEs = None,
+    solve: Solve | None = None,
     signed_by: Signer | None = None,
     digest: str | None = None,
     concept: str | None = None,
@@ -57,7 +61,8 @@ def verify(
     """Check a saved eraser as `excise.verify` does, except that no SAE is looked for.
 
     `sae` may also be a function, which gets the eraser as it was read and returns the SAEs. It is called at most once,
-    if the files are sound and there is a pipeline.
+    if the files are sound and there is a pipeline. `solve` solves again for an eraser's weights; without it they are
+    not compared.
     """
     if pipe is not None:
         check_pipeline(pipe)
@@ -100,8 +105,9 @@ def verify(
 
     present = [edit for edit in eraser.edits if edit.site.component not in absent]
     passes("sites", lambda: [module_of(pipe, edit) for edit in present], "every Site exists")
-    passes("model", same_model, "text encoder and tokenizer are those it was made for")
-    trusted = [*compared_rows(eraser, by_digest, passes), *_uncompared(eraser)]
+    fits = passes("model", same_model, "text encoder and tokenizer are those it was made for")
+    trusted = compared_rows(eraser, by_digest, passes)
+    trusted += compared_weights(eraser, lambda: solve(pipe, eraser) if solve is not None and fits else None, passes)
     prompts = "the canary prompt" if len(eraser.canary) == 1 else f"each of {len(eraser.canary)} canary prompts"
     attachment = passes(
         "canary", lambda: _attached(eraser, pipe, by_digest), f"what the denoiser reads changes on {prompts}"
@@ -139,10 +145,31 @@ def compared_rows(eraser: Eraser, saes: dict[str, TopKSAE], passes: Any) -> list
     if not edits:
         return []
     missing = [edit.site.key for edit in edits if edit not in at_hand]
-    absent = [f"the SAE of {', '.join(missing)} was not at hand (sae=, --sae)"] if missing else []
+    absent = [f"not compared, since the SAE of {', '.join(missing)} was not at hand (sae=, --sae)"] if missing else []
     same = f"the rows of {len(at_hand)} of {len(edits)} edits are their SAE's, bit for bit"
     passes("rows", same_rows, "; ".join([*([same] if at_hand else []), *absent]))
     return [f"that the rows of {', '.join(missing)} are an SAE's"] if missing else []
+
+
+def compared_weights(eraser: Eraser, solve: Callable[[], Solved | None], passes: Any) -> list[str]:
+    """Check that weights are what their method gives again, and return what was taken from the file, a clause each."""
+    try:
+        solved = solve()
+    except ExciseError:  # a model without such weights; the check of Sites says so
+        solved = None
+    if solved is None:
+        return [*_uncompared(eraser)]
+    edits = solved.edits
+
+    def same_weights() -> None:
+        if altered := altered_weights(eraser.edits, edits):
+            raise Tampered(
+                f"{', '.join(altered)} are not what {eraser.method} gives with the settings that the eraser states; "
+                "do not use it"
+            )
+
+    passes("weights", same_weights, f"{eraser.method}, solved again, changes the {len(edits)} layers in the same way")
+    return [f"the settings that its weights follow from ({solved.stated})"]
 
 
 def _removal(attachment: Attachment, checks: list[Check]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -46,6 +46,9 @@ class Fitted:
     name: str
     Config: Callable[..., Any]
     make: Callable[..., Eraser]
+    solve: Callable[..., Sequence[Any]] | None = None
+    """For a method in closed form: return its edits, given a pipeline, the concept's mentions, the words to keep and a
+    configuration. `excise verify` compares them with an eraser's."""
 
     def fit(self, pipe: Pipeline, concept: Concept, config: Any = None, **more: Any) -> Eraser:
         """Fit an eraser. On out-of-memory, raises ExciseError that names the settings to reduce."""

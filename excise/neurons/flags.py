@@ -38,6 +38,10 @@ CHECKS: dict[str, tuple[str, str]] = {
         "The eraser's rows are not those of the SAE that it names.",
         "a row differs from the SAE's in any bit, where that SAE is at hand",
     ),
+    "altered weights": (
+        "The eraser's weights are not those that its method gives with the settings that it states.",
+        "a layer's change differs by more than 5 % from what the method gives again, where it is in closed form",
+    ),
     "not caught": (
         "Words for the concept get past the eraser.",
         "a word is unchanged in any of its sentences, or too little of its own difference is removed "
@@ -189,6 +193,11 @@ def _of_difference(word: Caught) -> str:
 def altered_rows(found: Iterable[Sequence[str]]) -> Flag | None:
     """Flag tensors that are not those of the SAE that the eraser names: a Site and their names each."""
     return _flag("altered rows", "red", [f"{where}: {', '.join(names)}" for where, *names in found])
+
+
+def altered_weights(sites: Iterable[str]) -> Flag | None:
+    """Flag Sites whose changed weights are not what the eraser's method gives again."""
+    return _flag("altered weights", "red", list(sites))
 
 
 def not_caught(found: Sequence[Caught], severity: Severity = "red") -> Flag | None:

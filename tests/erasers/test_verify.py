@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,10 @@ import torch
 import excise
 from excise import reference
 from excise.erasers import Eraser, SAEEdit, verify
+from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.sae_rows import ROWS, altered_rows
+from excise.erasers.edits.weights import WeightEdit
+from excise.erasers.verify import TRUSTED
 from excise.sae import TopKSAE, load
 
 SLOW = pytest.mark.slow
@@ -156,3 +160,33 @@ def test_other_methods_erasers_pass_and_another_concepts_do_not(
     own, other = (excise.erase(pipe, name, method) for name in ("dog", "frog"))
     assert failed(own, alone=True) in ([], ["verdict"])
     assert "removal" in failed(replace(other, concept="dog", mentions=("dog",)), alone=True)
+
+
+@pytest.mark.slow
+def test_weights_of_a_closed_form_that_pass_for_removal_are_solved_again(pipe: Any, tmp_path: Path) -> None:
+    """UCE's weights turned round remove the dog too, and nobody asked for them."""
+    honest = excise.erase(pipe, "dog", "uce")
+    turned = tuple(WeightEdit(edit.site, delta=-edit.change()) for edit in honest.edits if isinstance(edit, WeightEdit))
+    for eraser, failed in ((honest, []), (replace(honest, edits=turned, canary_shift=0.0), ["weights"])):
+        eraser.save(tmp_path / "eraser")
+        checks = excise.verify(tmp_path / "eraser", pipe)
+        assert [check.name for check in checks if not check.passed] == failed
+
+
+def test_random_rows_of_a_block_are_refused_where_the_sae_is_at_hand(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SAEuron's decoder rows at random remove what they write over (docs/results/floors.md). Only its SAE tells."""
+    monkeypatch.setattr(sys.modules["excise.erasers.verify"], "_removal", lambda *_: [])  # it takes 100 predictions
+    old = Eraser.load(Path(__file__).parent / "old" / "saeuron")
+    (edit,) = old.edits
+    assert isinstance(edit, BlockEdit)
+    rows = torch.randn(edit.W_dec.shape, generator=torch.Generator().manual_seed(0))
+    rows *= edit.W_dec.norm(dim=1, keepdim=True) / rows.norm(dim=1, keepdim=True)
+    dud = replace(old, edits=(replace(edit, W_dec=rows),), canary_shift=0.0)
+    dud.save(tmp_path / "dud")
+    found = {check.name: check for check in excise.verify(tmp_path / "dud", pipe)}
+    assert not found["rows"].passed and "W_dec" in found["rows"].detail
+    alone = {check.name: check for check in verify(tmp_path / "dud", pipe)}
+    assert alone["rows"].passed and "was not at hand" in alone["rows"].detail
+    assert f"that the rows of {edit.site.key} are an SAE's" in alone[TRUSTED].detail

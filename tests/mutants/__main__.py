@@ -114,10 +114,12 @@ def run(jobs: Iterable[tuple[Mutant | None, tuple[str, ...]]], at_once: int) -> 
 
 def main(names: list[str]) -> int:
     """Run the mutants whose file name contains one of `names`, or all, and print the survivors."""
-    os.chdir(ROOT)
     mutants = [m for m in all_mutants() if not names or any(name in m.file for name in names)]
+    if not mutants:
+        sys.exit(f"no mutated file has {' or '.join(map(repr, names))} in its name; see the tables in tests/mutants")
     for mutant in mutants:
         mutant.source()
+    os.chdir(ROOT)
     at_once = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     at_once = int(os.environ.get("EXCISE_MUTANTS_AT_ONCE", at_once))
     preload()

@@ -55,6 +55,15 @@ MUTANTS = [
         ("if d != edit.site.width or int(indices.max()) >= m:", "if d != edit.site.width:"),
     ),
     *of(
+        "excise/erasers/proof/solved.py",
+        "tests/erasers/proof/test_solved.py",
+        ("<= TOLERANCE * wanted.norm()", "<= 2 * TOLERANCE * wanted.norm()"),
+        ("ours.count(key) != 1 or theirs", "theirs"),
+        ("or theirs.count(key) != 1}", "}"),
+        ("type(edit) is type(solved) is WeightEdit", "isinstance(edit, WeightEdit)"),
+        ("saved.shape == wanted.shape and ", ""),
+    ),
+    *of(
         "excise/erasers/proof/removal.py",
         "tests/erasers/proof/test_removal.py",
         ("own - others.double().mean(0), own - edited.double()", "own - others.double()[0], own - edited.double()"),
@@ -204,7 +213,7 @@ MUTANTS = [
     ),
     *of(
         "excise/erasers/hooks/counters.py",
-        "tests/erasers/guard/test_waits.py::test_a_listener_gets_the_counts_that_status_gives",
+        "tests/erasers/hooks/test_counters.py",
         ("(before[0] + rows, before[1] + norm)", "(rows, norm)"),
         ("self._rows += int(rows)", "self._rows = int(rows)"),
     ),

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.mutants import ROOT, all_mutants
+from tests.mutants.__main__ import main
 
 MUTANTS = all_mutants()
 
@@ -24,6 +25,11 @@ def test_every_mutant_is_up_to_date(mutant) -> None:
 
 def test_no_mutant_is_there_twice() -> None:
     assert len({(mutant.file, mutant.old, mutant.new) for mutant in MUTANTS}) == len(MUTANTS) >= 150
+
+
+def test_a_name_of_no_file_is_one_clear_line() -> None:
+    with pytest.raises(SystemExit, match=r"^no mutated file has 'nosuch' or 'other' in its name; see the tables in"):
+        main(["nosuch", "other"])
 
 
 @pytest.mark.slow

@@ -21,7 +21,9 @@ from excise.erasers.artefact.files import SIGNATURE
 from excise.erasers.edits.sae_rows import Rows, altered_rows
 from excise.erasers.proof.effects import Progress, text_changes
 from excise.erasers.proof.removal import MOST_PREDICTED, can_measure_text, removed_from_prediction, removed_from_text
+from excise.erasers.proof.solved import altered_weights
 from excise.errors import EraserDidNotFire, ExciseError
+from excise.methods.solving import solve_again
 from excise.neurons import flags
 from excise.neurons.flags import Flag, Group
 from excise.pipeline import Pipeline
@@ -114,12 +116,16 @@ class Plan:
             ExciseError: The pipeline is not the one that the eraser was made for, or an edit with `gate="topk"` lacks
                 its SAE.
         """
+        solved = solve_again(self.pipe, self.eraser)
+        weights = altered_weights(self.eraser.edits, solved.edits) if solved is not None else []
         attachment, refusal = self._attached()
         effects, changes = self._measured(attachment, progress)
         left_out = [] if attachment else ["What the eraser changes was not measured: it could not be attached."]
         rows = [edit for edit in self.eraser.edits if isinstance(edit, Rows) and edit.sae_digest in self.saes]
         altered = {edit: odd for edit in rows if (odd := altered_rows(edit, self.saes[edit.sae_digest]))}
         found = [flags.no_bite(refusal), flags.altered_rows((edit.site.key, *odd) for edit, odd in altered.items())]
+        found.append(flags.altered_weights(weights))
+        compared = {"altered rows": bool(rows), "altered weights": solved is not None}
         views: list[NeuronView] = []
         fired: dict[str, bool] = {}
         for edit in self.edits:
@@ -155,7 +161,7 @@ class Plan:
             name=self.eraser.name,
             method=self.eraser.method,
             flags=tuple(raised),
-            checks=self._checks(raised, views, effects, changes, bool(rows)),
+            checks=self._checks(raised, views, effects, changes, compared),
             neurons=tuple(views),
             effects=tuple(effects),
             groups=tuple(groups),
@@ -190,11 +196,11 @@ class Plan:
         return measure(*of, progress, removals)
 
     def _checks(
-        self, raised: list[Flag], views: list[NeuronView], effects: list[Effects], changes: Any, compared: bool
+        self, raised: list[Flag], views: list[NeuronView], effects: list[Effects], changes: Any, compared: Any
     ) -> dict[str, Outcome]:
         applies = {
             "no bite": True,
-            "altered rows": compared,
+            **compared,
             **dict.fromkeys(("not caught", "touches too much"), bool(effects)),
             "protected group": any(changes.get(g.without) == 0 for g in self.groups),
             **dict.fromkeys(("structural", "polysemantic"), bool(views)),

@@ -109,6 +109,7 @@ def verify(
     if not files_only and not all(broken.values()):
         from excise.app.models.resolve import load_pipeline
         from excise.app.training.saes_at_hand import saes_at_hand
+        from excise.methods.solving import solve_again
 
         pipe = load_pipeline(model, device, weights)
 
@@ -118,7 +119,8 @@ def verify(
 
         for one, pin in pins.items():
             if broken[one] is None:
-                found[one] = checks_of(one, pipe, sae=at_hand_for, signed_by=signer, digest=pin, concept=concept)
+                how = {"sae": at_hand_for, "solve": solve_again, "signed_by": signer, "digest": pin}
+                found[one] = checks_of(one, pipe, **how, concept=concept)
 
     def show() -> None:
         for one, checks in found.items():

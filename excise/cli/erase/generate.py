@@ -99,6 +99,8 @@ def generate(
             f"--strength {strength:g} would amplify the concept; give 0 or more (for a language model, --allow-amplify "
             "permits it)"
         )
+    if strength == 0 and eraser:
+        note("warning: --strength 0 erases nothing")
     if not prompt and prompts is None:
         raise ExciseError(
             "there is no prompt; give --prompt TEXT, or a file with --prompts; see `excise generate --help`"

@@ -11,7 +11,6 @@ Apache-2.0).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -19,8 +18,8 @@ from torch import Tensor
 from excise.concepts import Concept
 from excise.erasers import Eraser, WeightEdit
 from excise.methods.base import Fitted
-from excise.methods.build import build_eraser
-from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, word_states
+from excise.methods.closed_form.cross_attention import keys_and_values, word_states
+from excise.methods.closed_form.solved import fit_solved
 from excise.methods.closed_form.uce import right_factor
 from excise.methods.configs.closed_form import RECEConfig
 from excise.pipeline import Pipeline
@@ -31,22 +30,24 @@ def fit(pipe: Pipeline, concept: Concept, config: RECEConfig | None = None) -> E
 
     Raises ExciseError if the pipeline has no cross-attention, or a word to keep mentions the concept.
     """
-    config = config or RECEConfig()
+    return fit_solved(pipe, concept, METHOD, config or RECEConfig())
+
+
+def solve(pipe: Pipeline, words: Sequence[str], kept: Sequence[str], config: RECEConfig) -> list[WeightEdit]:
+    """Return the edits that erase `words` and hold `kept`. Raises ExciseError if there is no cross-attention."""
     layers = keys_and_values(pipe, "rece")
     before = [layer.weight.detach().float().cpu() for layer in layers.values()]
-    words, guide = word_states(pipe, concept.mentions), word_states(pipe, [config.guide])
-    kept = kept_words(concept, config.preserve)
-    held = word_states(pipe, kept) if kept else words[:0]
-    now, ups, downs, erased = list(before), [list[Tensor]() for _ in before], list[Tensor](), words
+    own, guide = word_states(pipe, words), word_states(pipe, [config.guide])
+    held = word_states(pipe, kept) if kept else own[:0]
+    now, ups, downs, erased = list(before), [list[Tensor]() for _ in before], list[Tensor](), own
     for round_ in range(config.rounds + 1):
         if round_:
-            erased = restoring_embeddings(now, before, words, config.rho)
+            erased = restoring_embeddings(now, before, own, config.rho)
         downs.append(right_factor(erased, held, config.erase, config.keep, config.lam))
         for n, weight in enumerate(now):
             ups[n].append(weight @ (guide - erased).T)
             now[n] = weight + ups[n][-1] @ downs[-1]
-    edits = [WeightEdit(site, up=torch.cat(up, 1), down=torch.cat(downs)) for site, up in zip(layers, ups, strict=True)]
-    return build_eraser(pipe, edits, concept, "rece", asdict(config), {"words": len(words), "kept": len(kept)})
+    return [WeightEdit(site, up=torch.cat(up, 1), down=torch.cat(downs)) for site, up in zip(layers, ups, strict=True)]
 
 
 def restoring_embeddings(now: Sequence[Tensor], before: Sequence[Tensor], words: Tensor, rho: float) -> Tensor:
@@ -62,4 +63,4 @@ def restoring_embeddings(now: Sequence[Tensor], before: Sequence[Tensor], words:
     return found.T.float()
 
 
-METHOD = Fitted("rece", RECEConfig, fit)
+METHOD = Fitted("rece", RECEConfig, fit, solve)

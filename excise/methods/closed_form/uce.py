@@ -11,7 +11,7 @@ authors' code (rohitgandikota/unified-concept-editing, MIT).
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from torch import Tensor
 from excise.concepts import Concept
 from excise.erasers import Eraser, WeightEdit
 from excise.methods.base import Fitted
-from excise.methods.build import build_eraser
-from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, word_states
+from excise.methods.closed_form.cross_attention import keys_and_values, word_states
+from excise.methods.closed_form.solved import fit_solved
 from excise.methods.configs.closed_form import UCEConfig
 from excise.pipeline import Pipeline
 
@@ -30,17 +30,19 @@ def fit(pipe: Pipeline, concept: Concept, config: UCEConfig | None = None) -> Er
 
     Raises ExciseError if the pipeline has no cross-attention, or a word to keep mentions the concept.
     """
-    config = config or UCEConfig()
+    return fit_solved(pipe, concept, METHOD, config or UCEConfig())
+
+
+def solve(pipe: Pipeline, words: Sequence[str], kept: Sequence[str], config: UCEConfig) -> list[WeightEdit]:
+    """Return the edits that erase `words` and hold `kept`. Raises ExciseError if there is no cross-attention."""
     layers = keys_and_values(pipe, "uce")
-    erased, guide = word_states(pipe, concept.mentions), word_states(pipe, [config.guide])
-    kept = kept_words(concept, config.preserve)
+    erased, guide = word_states(pipe, words), word_states(pipe, [config.guide])
     held = word_states(pipe, kept) if kept else erased[:0]
     down = right_factor(erased, held, config.erase, config.keep, config.lam)
-    edits = tuple(
+    return [
         WeightEdit(site, up=layer.weight.detach().float().cpu() @ (guide - erased).T, down=down)
         for site, layer in layers.items()
-    )
-    return build_eraser(pipe, edits, concept, "uce", asdict(config), {"words": len(erased), "kept": len(kept)})
+    ]
 
 
 def right_factor(erased: Tensor, kept: Tensor, erase: float, keep: float, lam: float) -> Tensor:
@@ -51,4 +53,4 @@ def right_factor(erased: Tensor, kept: Tensor, erase: float, keep: float, lam: f
     return found.T.float()
 
 
-METHOD = Fitted("uce", UCEConfig, fit)
+METHOD = Fitted("uce", UCEConfig, fit, solve)

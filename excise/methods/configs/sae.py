@@ -27,7 +27,8 @@ class SNCEConfig(Settings):
     lam: float = setting(
         1.25,
         "Strength λ, in `unit`s: 1 removes all that the concept's word changes, 1.25 a quarter more. Chosen on "
-        "Canvas's tuning concepts. The paper has 0.6 to 1.2, in codes.",
+        "Canvas's tuning concepts. The paper has 0.6 to 1.2, in codes. 0 would erase nothing.",
+        above=0,
         paper=0.8,
         tuned=True,
     )

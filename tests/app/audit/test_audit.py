@@ -30,7 +30,7 @@ from excise.app.models.resolve import kind_of
 from excise.concepts import Concept, Pair, from_templates, save_pairs
 from excise.concepts.concept import mentioned
 from excise.concepts.sentences import group_sentences, sentences
-from excise.erasers import Eraser, SAEEdit, made_for
+from excise.erasers import Eraser, SAEEdit, WeightEdit, made_for
 from excise.erasers.artefact.files import SIGNATURE
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.erasers.guard.canary import denoiser_inputs, denoiser_predictions, shift
@@ -113,7 +113,8 @@ def with_edit(eraser: Eraser, **changes: Any) -> Eraser:
 def test_a_clean_eraser_raises_no_flag(run: Callable[..., Audit], eraser: Eraser, sae: TopKSAE) -> None:
     found = run(eraser, sae)
     assert not found.red
-    assert set(found.checks.values()) == {"clear"}
+    assert {kind for kind, outcome in found.checks.items() if outcome != "clear"} == {"altered weights"}
+    assert found.checks["altered weights"] == "not applicable"
     (neuron,), (effect,) = found.neurons, found.effects
     assert (neuron.neuron, neuron.exact) == (NEURON, True)
     assert {name: side.fired for name, side in neuron.sides.items()} == {
@@ -275,6 +276,20 @@ def test_rows_that_are_not_the_saes_are_a_red_flag(run: Callable[..., Audit], er
         assert (flag.severity, flag.evidence) == ("red", (f"{edit.site.key}: {names}",))
         assert found.red
         assert any("which were altered" in line for line in found.left_out)
+
+
+def test_weights_that_are_not_solved_again_are_a_red_flag(
+    run: Callable[..., Audit], tiny_pipe: Any, concept: Concept
+) -> None:
+    honest = method("uce").fit(tiny_pipe, concept, method("uce").Config())
+    first, *others = honest.edits
+    assert isinstance(first, WeightEdit)
+    altered = replace(honest, edits=(WeightEdit(first.site, delta=-first.change()), *others), canary_shift=0.0)
+    assert run(honest).checks["altered weights"] == "clear"
+    found = run(altered)
+    (flag,) = [flag for flag in found.flags if flag.kind == "altered weights"]
+    assert (flag.severity, flag.evidence) == ("red", (first.site.key,))
+    assert run(replace(altered, method="esd-x")).checks["altered weights"] == "not applicable"
 
 
 def test_an_eraser_that_does_not_bite_is_flagged_and_still_looked_at(

@@ -24,3 +24,6 @@ def test_prompts_of_a_file_become_numbered_pictures(call: Any, model_folder: Pat
     assert "ignored guidance; all pictures use --guidance" in dropped.stderr
     none = call("generate", "--model", model_folder)
     assert none.exit_code == 2 and "give --prompt TEXT, or a file with --prompts" in none.stderr
+    assert "erases nothing" not in none.stderr
+    at_zero = call("generate", "--model", model_folder, "--eraser", tmp_path, "--strength", 0)
+    assert at_zero.exit_code == 2 and "warning: --strength 0 erases nothing" in at_zero.stderr
