@@ -119,8 +119,9 @@ def verify(
 
         for one, pin in pins.items():
             if broken[one] is None:
-                how = {"sae": at_hand_for, "solve": solve_again, "signed_by": signer, "digest": pin}
-                found[one] = checks_of(one, pipe, **how, concept=concept)
+                found[one] = checks_of(
+                    one, pipe, sae=at_hand_for, solve=solve_again, signed_by=signer, digest=pin, concept=concept
+                )
 
     def show() -> None:
         for one, checks in found.items():
