@@ -164,7 +164,7 @@ def test_other_methods_erasers_pass_and_another_concepts_do_not(
 
 @pytest.mark.slow
 def test_weights_of_a_closed_form_that_pass_for_removal_are_solved_again(pipe: Any, tmp_path: Path) -> None:
-    """UCE's weights turned round remove the dog too, and nobody asked for them."""
+    """UCE's weights turned round remove the dog too, but they are not UCE's."""
     honest = excise.erase(pipe, "dog", "uce")
     turned = tuple(WeightEdit(edit.site, delta=-edit.change()) for edit in honest.edits if isinstance(edit, WeightEdit))
     for eraser, failed in ((honest, []), (replace(honest, edits=turned, canary_shift=0.0), ["weights"])):

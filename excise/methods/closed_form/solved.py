@@ -1,4 +1,4 @@
-"""Fitting by solving: the edits follow from the model, the words and the settings, all of which the eraser records."""
+"""Fitting by solving: the edits follow from the model, the words and the settings, and the eraser records all three."""
 
 from __future__ import annotations
 
