@@ -127,7 +127,7 @@ class Attachment:
             self._checks.begin()
             for hook in self.hooks:
                 hook.prepare()
-            self.shift = self._prove()
+            self.shift = self.prove()
             with setting.LOCK:
                 self.attached = True
                 setting.join(self)
@@ -344,6 +344,13 @@ class Attachment:
         """Refuse weights, adapters or vocabularies that differ from those at attach time."""
         self._checks.refuse_changed()
 
+    def changes(self) -> list[str]:
+        """Return what differs in its pipeline from attach time, one message each, without counting a bypass."""
+        found = self._checks.moved_parts()
+        if self._guard is not None and Guard.of(self.pipe) is not self._guard:
+            found.append(f"encode_prompt was replaced after eraser {self.name!r} was attached; attach it again")
+        return found or list(self._checks.changes())
+
     def answers_for(self, pipe: Pipeline) -> bool:
         """Whether it is attached to `pipe`, or `pipe` has one of its edited components in the same place."""
         return self._checks.answers_for(pipe)
@@ -419,7 +426,7 @@ class Attachment:
         # A copy, so that further training of the caller's SAE cannot change the attached edit.
         return copy.deepcopy(sae).eval().requires_grad_(False)
 
-    def _prove(self) -> float:
+    def prove(self) -> float:
         """Return the smallest relative change, at strength 1, of any part of the canary prompts' states or predictions.
 
         Raises EraserDidNotFire if it is too small.
@@ -429,8 +436,6 @@ class Attachment:
         if self.encoded_by is not None:  # proved on the encoding pipeline, whose embeddings stay valid
             return self.encoded_by.shift
         found = moved(self)
-        for hook in self.hooks:
-            hook.counters.clear()
         least = min(found.values(), default=0.0)
         wanted = _SHIFT_SHARE * self.eraser.canary_shift if self.strict else 0.0
         if not least > 0 or least < wanted:
@@ -438,7 +443,7 @@ class Attachment:
             what = "what the denoiser reads" if self.transcript is None else "the next-token prediction"
             raise EraserDidNotFire(
                 f"eraser {self.eraser.name!r} did not change {what} on its canary prompt ({part}: "
-                f"shift {least:.2g}, {self.eraser.canary_shift:.2g} when it was fitted); it was detached, and "
+                f"shift {least:.2g}, {self.eraser.canary_shift:.2g} when it was fitted), so "
                 "nothing is safe to render: check Site, λ and model"
             )
         return least

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -109,26 +110,39 @@ class PromptChecks:
 
         Weights that were only cast, or moved by an offloading, keep their digest and are accepted from then on.
         """
+        for change in self.changes():
+            self.host.bypass(change)
+
+    def moved_parts(self) -> list[str]:
+        """Return a message for each component of the attachment's own pipeline whose edited module was replaced."""
+        pipe = self.host.pipe
+        gone = (
+            hook.edit.site.component for module, hook in self.host.placed if not is_in_place(pipe, hook.edit, module)
+        )
+        return [self._changed(pipe, component, "was replaced") for component in dict.fromkeys(gone)]
+
+    def changes(self) -> Iterator[str]:
+        """Yield what differs from the pipeline at attach time, one message each. It counts no bypass."""
         now, adapters = self._watch.now()
         other_code = not same_code(self._watch.code, self._code)
         if now != self._weights:
             if self._differences or self.mismatches():
                 other_code = False  # one message is enough
                 what = "denoiser" if self._only_denoiser_differs(now) else "text encoder"
-                self.host.bypass(
+                yield (
                     f"the {what} changed after eraser {self.host.name!r} was attached (weights, tokenizer or a LoRA); "
                     "undo that (pipe.unload_lora_weights() removes a LoRA), or fit an eraser for the changed pipeline"
                 )
             else:
                 self._weights = now
         if other_code:
-            self.host.bypass(
+            yield (
                 f"the text encoder's code changed after eraser {self.host.name!r} was attached (a replaced forward, a "
                 "hook removed or on every module, a class, a buffer or a setting such as eps); undo that, or attach "
                 "the eraser again, which proves it again"
             )
         if adapters != self._adapters:
-            self.host.bypass(
+            yield (
                 f"a LoRA of the text encoder was switched or scaled after eraser {self.host.name!r} was attached; "
                 "set it as it was, or attach the eraser again, which proves it again"
             )

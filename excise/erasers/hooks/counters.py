@@ -51,12 +51,6 @@ class Counters:
             self._read()
             return self._rows, self._norm
 
-    def clear(self) -> None:
-        """Start again at 0."""
-        with self._lock:
-            self._sums.clear()
-            self._rows, self._norm = 0, 0.0
-
     def _read(self) -> None:
         if torch.cuda.is_available() and any(device.type == "cuda" for _, device in self._sums):
             torch.cuda.synchronize()  # other threads' streams too

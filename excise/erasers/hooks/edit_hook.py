@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from excise.erasers.edits.base import without
-from excise.erasers.hooks.context import Call, is_muted
+from excise.erasers.hooks.context import Call, is_muted, is_proving
 from excise.erasers.hooks.counters import Counters
 from excise.erasers.hooks.wrapping import Passage, found_on, install, remove
 from excise.errors import EraserDidNotFire, ExciseError
@@ -28,8 +28,13 @@ class EditHook:
         self.attachment, self.edit = attachment, edit
         self.on_device = edit
         """The edit with its tensors on the device of the latest states."""
-        self.counters = Counters()
+        self._counters, self._of_canaries = Counters(), Counters()
         self._here = threading.local()
+
+    @property
+    def counters(self) -> Counters:
+        """Counts of what it did to prompts. While it is being proved, a separate count of canaries."""
+        return self._of_canaries if is_proving(self.attachment) else self._counters
 
     def prepare(self) -> None:
         """Prepare for all images: read what the edit needs of the pipeline. No lock is held."""
