@@ -21,7 +21,9 @@ from tests.documented import ROOT, Command, commands, parses
 HUB, GPU, MODEL, SERVER = "a model hub", "a GPU", "a model that is not bundled", "a server of a language model"
 PLUGIN = "the page's package: tests/test_plugins.py installs one like it"
 HOURS, RUNS = "hours", "runs of a model that is not bundled"
+UNTIL_STOPPED = "it serves until it is stopped: tests/app/serve/test_process.py"
 ELSEWHERE = {
+    "docs/how-to/http-service.md: serve policy.yaml --port 8000": UNTIL_STOPPED,
     "docs/how-to/bench.md: bench resume run --device cuda:0": GPU,
     "docs/how-to/harden.md: harden car-eraser": "minutes: it reads the whole vocabulary",
     "docs/how-to/bench.md: bench resume run --device cuda:1": GPU,
@@ -109,6 +111,12 @@ def _eraser(folder: Path) -> None:
     assert _run(folder, ["erase", "gun", "--out", "gun-eraser"]).returncode == 0
 
 
+def _policy(folder: Path) -> None:
+    """Write the page's policy."""
+    text = (ROOT / "docs" / "how-to" / "http-service.md").read_text(encoding="utf-8")
+    (folder / "policy.yaml").write_text(re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[0])
+
+
 def _keys(folder: Path) -> None:
     """Make keys with the page's commands."""
     password = {**os.environ, "KEY_PASSWORD": PASSWORD}
@@ -123,6 +131,7 @@ def _keys(folder: Path) -> None:
 PASSWORD = "a password"
 PREPARED: dict[str, tuple[Callable[[Path], None], ...]] = {
     "docs/architecture.md": (_eraser,),
+    "docs/how-to/http-service.md": (_eraser, _policy),
     "docs/how-to/neurons.md": (_bundled_sae("my-sae", "other-sae"), _eraser, _pairs),
     "docs/how-to/saemnesia.md": (_bundled_sae("sae"),),
     "docs/how-to/sd14.md": (_bundled_sae("sae-layers8"),),

@@ -30,6 +30,7 @@ ALLOWED = {
     ("pickled.py", "torch.load"): "tensors alone, from what open_regular opened",
     ("pickled.py", "zipfile.ZipFile"): "the table of what open_regular opened",
     ("app/training/corpora.py", "gzip.open"): "a dictionary of Debian, opened by open_regular",
+    ("app/serve/policy.py", "yaml.load"): "by a SafeLoader, of what read_text read",
     ("bench/liveness.py", "Path('/proc/sys/kernel/random/boot_id').read_text"): "a file of the kernel",
     ("bench/liveness.py", "Path(f'/proc/{pid}/stat').read_text"): "a file of the kernel",
     ("bench/worker.py", "Path('/proc/self/status').read_text"): "a file of the kernel",

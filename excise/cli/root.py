@@ -10,6 +10,7 @@ import typer
 
 from excise.cli.bench import bench, reference, reproduce
 from excise.cli.command import INTERRUPTED, Commands, Root
+from excise.cli.deploy import export, serve
 from excise.cli.erase import audit, checking, concepts, demo, erase, find, generate, harden, methods, push
 from excise.cli.neurons import explaining
 from excise.cli.pairs import pairs
@@ -46,9 +47,10 @@ def _root(
     pass
 
 
-for part in (demo, concepts, find, erase, checking, generate, audit, harden, push):
+for part in (demo, concepts, find, erase, checking, generate, audit, harden, push, serve):
     part.register(app)
 app.add_typer(methods.app, name="methods")
+app.add_typer(export.app, name="export")
 app.add_typer(pairs.app, name="pairs")
 app.add_typer(comparing.app, name="sae")
 app.add_typer(explaining.app, name="neurons")

@@ -1,0 +1,1 @@
+"""Commands that bring erasers into service: `serve` and `export`."""
