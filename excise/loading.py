@@ -207,7 +207,7 @@ def load_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) ->
             if name in chosen and (kind := _class(*where)) is not None
         }
         pipe: Pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, **_in(dtype), **models
+            folder, use_safetensors=True, local_files_only=True, **in_dtype(dtype), **models
         )
     as_diffusers(pipe).set_progress_bar_config(disable=True)
     return pipe
@@ -238,13 +238,13 @@ def _load_model(kind: Any, folder: Path, dtype: torch.dtype, variant: str | None
     from transformers import PreTrainedModel
 
     options: dict[str, Any] = {"variant": variant, "use_safetensors": True, "local_files_only": True}
-    options |= {"dtype": dtype} if issubclass(kind, PreTrainedModel) else _in(dtype)
+    options |= {"dtype": dtype} if issubclass(kind, PreTrainedModel) else in_dtype(dtype)
     model, report = kind.from_pretrained(folder, output_loading_info=True, **options)
     refuse_gaps(model, report, folder)
     return model.eval()
 
 
-def _in(dtype: torch.dtype) -> dict[str, Any]:
+def in_dtype(dtype: torch.dtype) -> dict[str, Any]:
     """Return the dtype as an argument of the installed version of diffusers."""
     from packaging.version import Version
 

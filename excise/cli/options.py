@@ -22,7 +22,8 @@ Model = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="Folder or hub name of a pipeline or a language model, or smollm2. Default: the bundled model.",
+        help="Folder, .safetensors checkpoint or hub name of a pipeline, or a language model, or smollm2. Default: the "
+        "bundled model.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="Device to run the model on: cpu, cuda, cuda:1, mps.")]

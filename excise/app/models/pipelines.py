@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from excise.app.models.single_file import load_single_file
 from excise.errors import ExciseError, InvalidSetting, NotFound
 from excise.files import read_json
 
@@ -21,9 +22,6 @@ _TO_FOLDER = (
     "P.from_pretrained('{0}'{1}, use_safetensors=False).save_pretrained('{2}')\""
 )
 """Command that converts a folder or a model of the hub with .bin weights to a folder of safetensors."""
-_FROM_ONE_FILE = (
-    "python -c \"from diffusers import StableDiffusionPipeline as P; P.from_single_file('{0}').save_pretrained('{1}')\""
-)
 
 
 @dataclass(frozen=True)
@@ -76,20 +74,19 @@ def check_name(model: str | None, weights: Weights) -> None:
 
 
 def check_path(model: str) -> None:
-    """Check that a path on the disk, if it is one, is a pipeline's folder.
+    """Check that a path on the disk, if it is one, is a pipeline's folder or a safetensors file.
 
     Raises:
-        ExciseError: It is a file, or a folder of something else.
+        ExciseError: It is another file, or a folder of something else.
     """
     path = Path(model).expanduser()
-    if path.is_file():
+    if path.is_file() and path.suffix != ".safetensors":
         if path.suffix in _CHECKPOINTS:
-            folder = path.with_suffix("")
             raise ExciseError(
-                f"{path} is a checkpoint in one file, without the configuration that a pipeline needs; convert it to a "
-                f"folder once, with the pipeline class of that model: {_FROM_ONE_FILE.format(path, folder)}"
+                f"{path} is a pickle, which can run code when it is read; take the model's .safetensors file, or a "
+                "folder with model_index.json"
             )
-        raise ExciseError(f"{path} is a file; name the folder with model_index.json")
+        raise ExciseError(f"{path} is a file; name the folder with model_index.json, or a .safetensors checkpoint")
     if path.is_dir() and not (path / "model_index.json").exists():
         inside = sorted(path.glob("*/model_index.json"))
         hint = f"; did you mean {inside[0].parent}?" if inside else "; name the folder of a whole pipeline"
@@ -110,10 +107,15 @@ def load_diffusion_pipeline(model: str, device: str, weights: Weights) -> Any:
     loading.check_versions()
     check_path(model)
     path = Path(model).expanduser()
-    local = path.is_dir()
+    local = path.exists()
     if local and weights.revision is not None:
-        raise ExciseError(f"{model} is a folder; --revision is for a model of the hub")
+        what = "a folder" if path.is_dir() else "one file"
+        raise ExciseError(f"{model} is {what}; --revision is for a model of the hub")
+    if path.is_file() and weights.variant is not None:
+        raise ExciseError(f"{model} is one file, which has no variants; leave out --variant")
     try:
+        if path.is_file():
+            return load_single_file(path, weights.torch_dtype(), device).to(device)
         folder = path if local else _fetch(model, weights)
         dtype = weights.torch_dtype()
         if dtype is None:

@@ -145,10 +145,15 @@ def _lengths(pipe: Pipeline, encoders: dict[str, nn.Module]) -> dict[str, int]:
 
 
 def _files(source: str, components: list[str]) -> dict[str, str]:
-    """Return the sha256 of the text encoders' weight files in a pipeline's folder or the hub's cache, if any."""
+    """Return the sha256 of the text encoders' weight files in a pipeline's folder or the hub's cache, if any.
+
+    For a checkpoint in one file it is that file's.
+    """
     if not source:
         return {}
     root = Path(source)
+    if root.is_file():
+        return {root.name: _file_digest(root)}
     if not root.is_dir():
         try:
             from huggingface_hub import try_to_load_from_cache
