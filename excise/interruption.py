@@ -32,3 +32,14 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: asked
     finally:
         signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
+
+
+@contextmanager
+def surviving(*numbers: signal.Signals) -> Iterator[None]:
+    """Ignore these signals, which a server raises again after it has closed, so that what follows is done too."""
+    before = [signal.signal(number, lambda *_: None) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

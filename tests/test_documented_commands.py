@@ -20,6 +20,7 @@ from tests.documented import ROOT, Command, commands, parses
 
 HUB, GPU, MODEL, SERVER = "a model hub", "a GPU", "a model that is not bundled", "a server of a language model"
 PLUGIN = "the page's package: tests/test_plugins.py installs one like it"
+BROWSER = "a person at a browser: tests/app/studio/test_page.py visits it"
 HOURS, RUNS = "hours", "runs of a model that is not bundled"
 UNTIL_STOPPED = "it serves until it is stopped: tests/app/serve/test_process.py"
 ELSEWHERE = {
@@ -38,6 +39,7 @@ ELSEWHERE = {
     "docs/how-to/neurons.md: find safety-violence --model smollm2": MODEL,
     "docs/how-to/neurons.md: erase safety-violence --model smollm2": MODEL,
     "docs/how-to/neurons.md: generate --model smollm2": MODEL,
+    "docs/how-to/studio.md: app ": BROWSER,
     "docs/how-to/plugin.md: methods show mine": PLUGIN,
     "docs/how-to/plugin.md: erase gun --method mine": PLUGIN,
     "docs/how-to/saemnesia.md: sae train-block --model $MODEL": MODEL,

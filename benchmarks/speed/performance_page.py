@@ -30,7 +30,7 @@ def page() -> str:
     """Return the page, from the files of results that exist."""
     measured = {
         "sae_training": training, "compiling": compiled, "capturing": capture, "erasing": erasing, "encoding": adding,
-        "guard_cost": guarding, "importing": importing, "scaling": scaling, "profiling": profiles,
+        "guard_cost": guarding, "studio": changing, "importing": importing, "scaling": scaling, "profiling": profiles,
     }  # fmt: skip
     parts = [write() for name, write in measured.items() if (RESULTS / f"{name}.json").exists()]
     return "\n".join([INTRODUCTION, *parts, NOT_MEASURED])
@@ -221,6 +221,22 @@ def adding() -> str:
         f"On the bundled model, whose U-Net is a fortieth of that: {added(found['bundled'])}.",
         "",
         ADDING_LIMITS,
+        "",
+    ])  # fmt: skip
+
+
+def changing() -> str:
+    found = results("studio")
+    seconds = {name: f"{value:.2f}" for name, value in found["seconds"].items()}
+    return "\n".join([
+        "## What a change of the strength costs in the studio",
+        "",
+        "On the bundled model, 20 steps, one thread: seconds of its processor, medians. " + source("studio", found),
+        "",
+        f"A first answer (two pictures, and what the neuron does) takes {seconds['first']} s. A change of the strength",
+        f"takes {seconds['change']} s, because the picture without the eraser is kept:",
+        f"{spread(found['change_to_first'])} of a first answer. The bare pipeline's picture takes {seconds['bare']} s;",
+        f"a change is {spread(found['change_to_bare'])} of that.",
         "",
     ])  # fmt: skip
 

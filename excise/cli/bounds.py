@@ -59,3 +59,4 @@ JOBS: Bounds = {"min": 1, "max": 1024}
 """Processes, or questions asked at once."""
 TABLE: Bounds = {"min": 1, "max": 4}
 FIGURE: Bounds = {"min": 3, "max": 8}
+PORT: Bounds = {"min": 0, "max": 65_535}

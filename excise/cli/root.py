@@ -15,6 +15,7 @@ from excise.cli.erase import audit, checking, concepts, demo, erase, find, gener
 from excise.cli.neurons import explaining
 from excise.cli.pairs import pairs
 from excise.cli.sae import comparing
+from excise.cli.studio import app as studio
 from excise.cli.terminal import complain, echo, filter_warnings
 
 app = Commands(
@@ -47,7 +48,7 @@ def _root(
     pass
 
 
-for part in (demo, concepts, find, erase, checking, generate, audit, harden, push, serve):
+for part in (demo, concepts, find, erase, checking, generate, audit, studio, harden, push, serve):
     part.register(app)
 app.add_typer(methods.app, name="methods")
 app.add_typer(export.app, name="export")

@@ -17,6 +17,7 @@ COMMANDS = (
     ("verify",),
     ("methods",),
     ("audit",),
+    ("app",),
     ("push",),
     *(("neurons", name) for name in ("build", "show", "search", "export", "browse", "import", "tag", "explain")),
     ("bench", "convert-q16"),

@@ -56,9 +56,14 @@ def templates() -> Environment:
 
 def style() -> Markup:
     """Return the stylesheet of all pages."""
+    return Markup(stylesheet("colours.css", "style.css"))
+
+
+def stylesheet(*names: str) -> str:
+    """Return stylesheets of the templates' folder, joined."""
     loader = templates().loader
     assert loader is not None
-    return Markup(loader.get_source(templates(), "style.css")[0])
+    return "".join(loader.get_source(templates(), name)[0] for name in names)
 
 
 def source_digest(text: str) -> str:
