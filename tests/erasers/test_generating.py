@@ -165,7 +165,8 @@ def test_copies_of_the_context_inherit_it_until_it_ends(tiny_pipe: Any, gun_eras
                 return contextvars.copy_context()
 
         context = asyncio.run(both())
-        assert torch.equal(context.run(loop, tiny_pipe), plain), "the block has ended"
+        assert not context.run(lambda: attachment.active), "the block has ended"
+        assert torch.equal(context.run(loop, tiny_pipe), plain)
         assert not context.run(lambda: attachment.active)
 
 
