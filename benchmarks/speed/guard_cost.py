@@ -134,19 +134,19 @@ def looked(pipe: Any, case: Case, looks: int, speed: float) -> dict[str, Any]:
     }
 
 
-_INSIDE: list[float] = []
+INSIDE: list[float] = []
 """Seconds of each `forward` of a U-Net."""
 
 
-def clock_forwards() -> None:
-    """Note the time of each `forward` of the U-Nets that are hooked from now on."""
+def clock_forwards(instead: Callable[..., Any] | None = None) -> None:
+    """Note the time of each `forward` of the U-Nets that are hooked from now on, or of what runs `instead`."""
     forward = UNet2DConditionModel.forward
 
     @wraps(forward)
     def clocked_forward(*args: Any, **kwargs: Any) -> Any:
         began = time.thread_time()
-        made = forward(*args, **kwargs)
-        _INSIDE.append(time.thread_time() - began)
+        made = (instead or forward)(*args, **kwargs)
+        INSIDE.append(time.thread_time() - began)
         return made
 
     UNet2DConditionModel.forward = clocked_forward
@@ -167,9 +167,9 @@ def whole(bare: Any, erased: Any, rounds: int) -> dict[str, Any]:
     for n in range(rounds):
         times, outside = {}, {}
         for name, pipe in (("bare", bare), ("erased", erased))[:: -1 if n % 2 else 1]:
-            _INSIDE.clear()
+            INSIDE.clear()
             times[name] = clocked(partial(draw, pipe))
-            outside[name] = times[name] - sum(_INSIDE)
+            outside[name] = times[name] - sum(INSIDE)
         ratios.append(times["erased"] / times["bare"])
         seconds.append(times["bare"])
         added.append(outside["erased"] - outside["bare"])
