@@ -3,14 +3,21 @@
 It needs ComfyUI's tree as the current folder. It prints a JSON object: for each family its `measured`.
 """
 
+# ruff: noqa: E402  ComfyUI reads its settings while it is imported.
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 sys.path.insert(0, ".")
+
+from comfy.cli_args import args
+
+args.cpu = True  # read when the modules below are imported
 
 import comfy.model_patcher
 import comfy.sd1_clip
@@ -24,6 +31,11 @@ import comfy.text_encoders.wan
 import comfy.text_encoders.z_image
 import torch
 from torch import Tensor
+
+sys.path.remove(".")  # its package `tests` would hide ours
+package = ModuleType("integrations.comfyui")  # without its `__init__`, which needs a server
+package.__path__ = [str(Path(__file__).parents[3] / "integrations" / "comfyui")]
+sys.modules["integrations.comfyui"] = package
 
 from excise.erasers.artefact.record import Artefact
 from excise.erasers.artefact.weight_digest import canonical
