@@ -31,6 +31,7 @@ LIMITS = (
 PASSED = {
     "no bite": "It changes what its concept becomes",
     "altered rows": "Its rows are those of the SAE that it names",
+    "altered weights": "Its weights are what its method gives",
     "not caught": "It catches the words for the concept",
     "touches too much": "It leaves prompts about other things alone",
     "protected group": "It leaves neutral sentences about groups of people alone",
