@@ -49,7 +49,8 @@ def look() -> dict[str, Any]:
     for name, value in _VARIABLES.items():
         setattr(theme, name, value)
         setattr(theme, f"{name}_dark", value)  # the stylesheet's colours know the dark mode themselves
-    return {"theme": theme, "css": stylesheet("colours.css", "studio.css")}
+    colours = f"<style>{stylesheet('colours.css')}</style>"
+    return {"theme": theme, "head": colours, "css": stylesheet("studio.css")}
 
 
 _VARIABLES = {
