@@ -113,7 +113,7 @@ def test_digests_are_of_names_that_no_program_adds_to(family: str) -> None:
         state = {name: tensor for name, tensor in encoder.state_dict().items() if "visual" not in name}
         by_hand = sha256()
         seen = set()
-        for name, tensor in sorted((canonical_by_hand(name), tensor) for name, tensor in state.items()):
+        for name, tensor in sorted(((canonical_by_hand(name), t) for name, t in state.items()), key=lambda at: at[0]):
             if name and name not in seen:
                 seen.add(name)
                 by_hand.update(f"{name}{tuple(tensor.shape)}".encode())
