@@ -236,7 +236,7 @@ def changing() -> str:
         f"A first answer (two pictures, and what the neuron does) takes {seconds['first']} s. A change of the strength",
         f"takes {seconds['change']} s, because the picture without the eraser is kept:",
         f"{spread(found['change_to_first'])} of a first answer. The bare pipeline's picture takes {seconds['bare']} s;",
-        f"a change is {spread(found['change_to_bare'])} of that.",
+        f"a change is {spread(found['change_to_bare'])} of that. Other work ran on the machine: read the ratios.",
         "",
     ])  # fmt: skip
 
