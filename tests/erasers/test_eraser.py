@@ -132,7 +132,7 @@ def _set(path: str, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("schema", "excise.eraser/2", "this version reads"),
+        ("schema", "excise.eraser/9", "this version reads"),
         ("schema", KeyError, "not a valid eraser"),
         ("extra", 1, "'extra' is unknown"),
         ("canary", KeyError, "'canary' is missing"),
