@@ -1,0 +1,65 @@
+"""What goes into service: readiness, the policy, the engine, LoRA files and checkpoints in one file."""
+
+from __future__ import annotations
+
+from tests.mutants import of
+
+HTTP = "tests/app/serve/test_http.py tests/app/serve/test_faults.py"
+MUTANTS = [
+    *of(
+        "excise/health.py",
+        "tests/test_health.py",
+        ('if not status["digest"].startswith(digest):', 'if digest not in status["digest"][:1]:'),
+        ('if not status["strength"] >= least:', 'if status["strength"] > least:'),
+        ("        if canary and not changes:\n            attachment.prove()\n", ""),
+        ('return ["no eraser is loaded"]', "return []"),
+        ("changes = attachment.changes()", "changes: list[str] = []"),
+    ),
+    *of(
+        "excise/app/serve/policy.py",
+        "tests/app/serve/test_policy.py",
+        ("if not low <= strength <= high:", "if not strength <= high:"),
+        ("if not 0 <= low <= self.strength <= high <= MOST_STRENGTH:", "if not low <= high:"),
+        ("if require_signature and signed_by is None:", "if False:"),
+        ("if self.check_event(yaml.AliasEvent):", "if False:"),
+    ),
+    *of(
+        "excise/app/serve/engine.py",
+        HTTP,
+        ("rows = {name: count - before[name] for", "rows = {name: count for"),
+        ('        if acted["refuse"]:\n            raise Refused(acted["refuse"])\n', ""),
+        ("with excise.using(self.pipe, now):", "with excise.using(self.pipe, usual):"),
+        ("with loading.quiet():  # diffusers", "if True:  # diffusers"),
+        ("(pixels,) = drawn.sound([seed])", "(pixels,) = drawn.pixels"),
+    ),
+    *of(
+        "excise/app/serve/erasers.py",
+        HTTP,
+        ("            attachment.detach()\n        raise\n", "            pass\n        raise\n"),
+        ("attachment.strength, attachment.enabled = policy.erasers[name].strength, True",
+         "attachment.strength = policy.erasers[name].strength"),
+    ),
+    *of(
+        "excise/app/serve/http.py",
+        HTTP,
+        ("if self.allowed and not (any(found)", "if self.allowed and not (found"),
+        ("if size > asking.MOST_BYTES:", "if size > 100 * asking.MOST_BYTES:"),
+        ("if engine.waiting >= engine.policy.limits.waiting:", "if engine.waiting > engine.policy.limits.waiting:"),
+        ("reasons = reasons or self._proved[1]", "reasons = list(reasons)"),
+    ),
+    *of(
+        "excise/erasers/artefact/lora.py",
+        "tests/erasers/artefact/test_lora.py",
+        ("torch.tensor(float(edit.rank))", "torch.tensor(1.0)"),
+        ("    if edit.up is None:\n", "    if False:\n"),
+        ("    if not _LINEAR.fullmatch(edit.site.path):\n", "    if False:\n"),
+    ),
+    *of(
+        "excise/app/models/single_file.py",
+        "tests/app/models/test_single_file.py",
+        ("if there < wanted or any(", "if any("),
+        ("pipe.register_to_config(_name_or_path=", "pipe.register_to_config(_name="),
+        ("    if _FIRST not in header.shapes:\n", "    if False:\n"),
+        ("pad_token=pad)", "pad_token='!')"),
+    ),
+]  # fmt: skip
