@@ -33,6 +33,8 @@ def test_the_image_is_offline_without_root_and_requires_signatures() -> None:
 def test_what_is_copied_is_there_and_every_extra_exists() -> None:
     copied = [shlex.split(line)[1:-1] for line in re.findall(r"^COPY (?!--from).*$", DOCKERFILE, re.MULTILINE)]
     assert copied and all((ROOT / name).exists() for names in copied for name in names)
+    kept = (FOLDER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {f"!{name}" for names in copied for name in names} == {line for line in kept if line.startswith("!")}
     extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     (wanted,) = re.findall(r"'\.\[(.*?)\]'", DOCKERFILE)
     assert set(wanted.split(",")) <= set(extras)

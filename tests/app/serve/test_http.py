@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,9 @@ def test_a_policy_is_exchanged_as_a_whole_or_not_at_all(
 ) -> None:
     both = "erasers: {gun: {folder: gun-2}, other: {folder: gun}}"
     second = Eraser.load(folder / "gun-2")
+    other_model = {**gun_eraser.made_for, "tokenizers": {"text_encoder": "0" * 64}}
+    foreign = replace(gun_eraser, edits=(replace(gun_eraser.edits[0], lam=0.4),), made_for=other_model)  # type: ignore[type-var]
+    foreign.save_pretrained(folder / "foreign")
     with serving(engine) as client:
 
         def erasers() -> Any:
@@ -247,6 +251,7 @@ def test_a_policy_is_exchanged_as_a_whole_or_not_at_all(
             "erasers: {gun: {folder: gun-2}, knife: {folder: knife}}": "knife",
             f"erasers: {{gun: {{folder: gun-2, digest: {gun_eraser.digest}}}}}": "digest",
             "erasers: {gun: {folder: gun-2}, other: {folder: gun-2}}": "are the same",
+            "erasers: {gun: {folder: gun-2}, other: {folder: foreign}}": "made for another pipeline",
             "erasers: {}": "erasers",
             "erasers: {gun: {folder: gun-2}}\nsigned_by: {public_key: none.pem}": "gun",
         }
