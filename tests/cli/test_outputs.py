@@ -34,6 +34,7 @@ FILES = {
     "reproduce snce": ("--figure", "8", "--out", "taken.svg"),
     "bench convert-q16": ("prompts.p", "--out", "taken.safetensors"),
     "reference sample": ("--prompt", "a cat", "--out", "taken.png"),
+    "export lora": ("eraser", "--out", "taken.safetensors"),
 }
 FOLDERS = {
     "erase": ("gun", "--out", "taken"),

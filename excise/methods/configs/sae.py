@@ -27,8 +27,7 @@ class SNCEConfig(Settings):
     lam: float = setting(
         1.25,
         "Strength λ, in `unit`s: 1 removes all that the concept's word changes, 1.25 a quarter more. Chosen on "
-        "Canvas's tuning concepts. The paper has 0.6 to 1.2, in codes. 0 would erase nothing.",
-        above=0,
+        "Canvas's tuning concepts. The paper has 0.6 to 1.2, in codes. 0 is the unerased model, for figures.",
         paper=0.8,
         tuned=True,
     )

@@ -64,10 +64,7 @@ class ConceptSteerersConfig(Settings):
     sae: str = setting("", "Folder of the SAE.")
     site: str = setting("", "Module path that the SAE was trained at; empty: the one on the SAE's card.")
     lam: float = setting(
-        0.5,
-        "λ, how far prompts are steered away; the paper has 0.5 for nudity, 0.7 for violence. 0 would erase nothing.",
-        above=0,
-        paper=0.5,
+        0.5, "λ, how far prompts are steered away; the paper has 0.5 for nudity, 0.7 for violence.", paper=0.5
     )
     uncond: Uncond = setting(
         "flip",
