@@ -42,6 +42,8 @@ def engine_of(tiny_pipe: Any, folder: Path) -> Iterator[Callable[..., Engine]]:
     yield start
     for engine in started:
         engine.stop()
+        for attachment in engine.served.attachments.values() if engine.served else ():
+            attachment.detach()  # a test that draws alone must not find an eraser that acts elsewhere
 
 
 @pytest.fixture
