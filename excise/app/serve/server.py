@@ -6,8 +6,6 @@ import asyncio
 import ipaddress
 import logging
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -17,6 +15,7 @@ from excise.app.serve import http
 from excise.app.serve.engine import Engine
 from excise.app.serve.logs import log
 from excise.errors import ExciseError, InvalidSetting
+from excise.interruption import surviving
 
 
 def is_loopback(host: str) -> bool:
@@ -50,7 +49,7 @@ def serve(engine: Engine, *, name: str, host: str, port: int, drain: int) -> Non
         )
     try:
         engine.submit(engine.start).result()
-        with _surviving(signal.SIGTERM, signal.SIGINT):
+        with surviving(signal.SIGTERM, signal.SIGINT):
             asyncio.run(_run(http.Service(engine, name, allowed), host, port, drain))
     finally:
         engine.stop()
@@ -104,14 +103,3 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._engine.stopping = True
         super().handle_exit(sig, frame)
-
-
-@contextmanager
-def _surviving(*numbers: signal.Signals) -> Iterator[None]:
-    """Ignore these signals, which uvicorn raises again after it has drained, so that the exit code is 0."""
-    before = [signal.signal(number, lambda *_: None) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
