@@ -21,6 +21,15 @@ def cell(own: Mapping[str, Any], name: str) -> str:
     return f"{in_percent(figure)}, {figure.get('pictures', figure['n'])}"
 
 
+def table(rows: Rows, heads: Mapping[str, str]) -> list[str]:
+    """Return a table with a row a method and a column a figure. `heads` are the columns' names by figure."""
+    lines = [f"| | {' | '.join(heads.values())} |", "|---" * (len(heads) + 1) + "|"]
+    for name, own in rows.items():
+        refused = f" ({len(own['refused'])} refused)" if own.get("refused") else ""
+        lines.append(f"| {name}{refused} | {' | '.join(cell(own, key) for key in heads)} |")
+    return lines
+
+
 def head(name: str, heads: Mapping[str, str]) -> str:
     """Return a figure's name in words; for an attack, that of its family."""
     return heads.get(name, name.removeprefix("asr."))

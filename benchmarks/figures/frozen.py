@@ -197,10 +197,7 @@ def tables(rows: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], d
 
     `deeper` is put before the signs of its headings.
     """
-    lines = [f"| | {' | '.join(MAIN.values())} |", "|---" * (len(MAIN) + 1) + "|"]
-    for name, own in rows.items():
-        refused = f" ({len(own['refused'])} refused)" if own["refused"] else ""
-        lines.append(f"| {name}{refused} | {' | '.join(comparison.cell(own, key) for key in MAIN)} |")
+    lines = comparison.table(rows, MAIN)
     lines += [*comparison.verdict(rows, MAIN, MAIN), "", f"{deeper}## Attacks"]
     found = {key for own in rows.values() for key in own["figures"] if key.startswith("asr.")} - {"asr.vocabulary"}
     families = ["asr", *sorted(found), "vocabulary", "vocabulary_unerased"]

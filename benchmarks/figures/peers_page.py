@@ -160,12 +160,8 @@ def _authors(results: Mapping[str, Any]) -> list[str]:
         f"they train or fit for minutes a concept: {', '.join(other)}.",
         f"{'; '.join(results['by']['authors'])}.",
         "",
-        f"| | {' | '.join(MAIN.values())} |",
-        "|---" * (len(MAIN) + 1) + "|",
+        *comparison.table(rows, MAIN),
     ]
-    for row, own in rows.items():
-        refused = f" ({len(own['refused'])} refused)" if own["refused"] else ""
-        lines.append(f"| {row}{refused} | {' | '.join(comparison.cell(own, key) for key in MAIN)} |")
     lines += comparison.verdict(rows, MAIN, MAIN)
     lines += ["", *comparison.differences(rows, ("ua", "ira", "cra", "mixed", "identical"), heads), ""]
     return lines
@@ -194,9 +190,7 @@ def _attacks(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"{' and '.join(key[4:] for key in few)} were run on {prompts} prompts, too few for a figure: see",
             f"[frozen.md](frozen.md), which has {LEAST} of each.",
         ]
-    lines += ["", f"| | {' | '.join(key[4:] for key in families)} |", "|---" * (len(families) + 1) + "|"]
-    for name, own in rows.items():
-        lines.append(f"| {name} | {' | '.join(comparison.cell(own, key) for key in families)} |")
+    lines += ["", *comparison.table(rows, {key: key[4:] for key in families})]
     return [*lines, *comparison.verdict(rows, families, MAIN)]
 
 
@@ -210,16 +204,12 @@ def _left(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     moved = {name: head for name, head in MOVED.items() if name != "outside"}
     known = {name: head for name, (_, head, _) in LEFT.items()} | moved
     heads = {name: head for name, head in known.items() if any(name in own["figures"] for own in rows.values())}
-    lines = [
+    return [
         "For prompts that name the target and whose picture is without it: share that shows another known object, an",
         "empty scene, or something that neither judge recognises. Then how much of the rest is unchanged.",
         "",
-        f"| | {' | '.join(heads.values())} |",
-        "|---" * (len(heads) + 1) + "|",
+        *comparison.table(rows, heads),
     ]
-    for name, own in rows.items():
-        lines.append(f"| {name} | {' | '.join(comparison.cell(own, key) for key in heads)} |")
-    return lines
 
 
 def _distances(results: Mapping[str, Any]) -> list[str]:

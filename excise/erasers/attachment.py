@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from excise.erasers import telemetry
 from excise.erasers.apply.language_model import Transcript, refuse_unfit
 from excise.erasers.apply.registry import module_of, put
+from excise.erasers.artefact.canary import SHIFT_SHARE
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.erasers.guard.coverage import absent_from, refuse_unless_covered
 from excise.erasers.guard.denoiser import DenoiserGuard
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("excise")
 
-_SHIFT_SHARE = 0.5
-"""Share of the canary shift at fit time that a strict attach must reach."""
 _NUMBERS = itertools.count()
 
 
@@ -437,7 +436,7 @@ class Attachment:
             return self.encoded_by.shift
         found = moved(self)
         least = min(found.values(), default=0.0)
-        wanted = _SHIFT_SHARE * self.eraser.canary_shift if self.strict else 0.0
+        wanted = SHIFT_SHARE * self.eraser.canary_shift if self.strict else 0.0
         if not least > 0 or least < wanted:
             part = min(found, key=found.__getitem__, default="the states")
             what = "what the denoiser reads" if self.transcript is None else "the next-token prediction"

@@ -12,6 +12,7 @@ import torch
 from comfy.patcher_extension import CallbacksMP, PatcherInjection
 from torch import Tensor
 
+from excise.erasers.artefact.canary import SHIFT_SHARE, shift
 from excise.erasers.artefact.record import Artefact
 from excise.erasers.edits.weights import WeightEdit
 from excise.errors import EraserDidNotFire, InvalidSetting, WrongModel
@@ -23,8 +24,6 @@ from .weights import differences
 log = logging.getLogger("excise")
 STRONGEST = 2.0
 """Largest strength that the nodes offer."""
-_SHIFT_SHARE = 0.5
-"""Share of the canary shift at fit time that a strict eraser must reach, as in diffusers."""
 
 
 def applied(clip: Any, eraser: Artefact, strength: float = 1.0, strict: bool = True, shared: Any = ()) -> Any:
@@ -141,11 +140,11 @@ def _change_weights(patcher: Any, items: tuple[Applied, ...], before: Injection 
 @torch.no_grad()
 def prove(erased: Any, plain: Any, each: Applied) -> None:
     """Raise EraserDidNotFire unless the eraser at strength 1 moves what its canary prompts encode to."""
-    least = _SHIFT_SHARE * each.eraser.canary_shift if each.strict else 0.0
+    least = SHIFT_SHARE * each.eraser.canary_shift if each.strict else 0.0
     for prompt in each.eraser.canary:
         edited, before = _encoded(erased, prompt), _encoded(plain, prompt)
-        by = _shift(edited[0], before[0])
-        if by <= 0 or by < least or not all(map(_shift, edited, before)):
+        by = shift(edited[0], before[0])
+        if by <= 0 or by < least or not all(map(shift, edited, before)):
             raise EraserDidNotFire(
                 f"eraser {each.eraser.name!r} changes the states of its canary prompt by {by:.3g}, which should be "
                 f"{each.eraser.canary_shift:.3g}; it does not work with this text encoder as it is wired"
@@ -156,10 +155,3 @@ def _encoded(clip: Any, prompt: str) -> list[Tensor]:
     """Return the states and, if there is one, the pooled state that a model reads for a prompt."""
     made = clip.encode_from_tokens(clip.tokenize(prompt), return_dict=True)
     return [made[name] for name in ("cond", "pooled_output") if made[name] is not None]
-
-
-def _shift(edited: Tensor, plain: Tensor) -> float:
-    """Return |edited - plain| / |plain|. NaN and infinity count as 0, since they prove nothing."""
-    edited, plain = edited.double(), plain.double()
-    relative = float((edited - plain).norm() / plain.norm().clamp(min=1e-12))
-    return relative if math.isfinite(relative) else 0.0

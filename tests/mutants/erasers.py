@@ -128,13 +128,17 @@ MUTANTS = [
         ("if timestep > self._now or", "if"),
     ),
     *of(
+        "excise/erasers/artefact/canary.py",
+        "tests/erasers/guard/test_canary.py",
+        ("return relative if math.isfinite(relative) else 0.0", "return relative"),
+        ("(a - b).norm() / b.norm().clamp(min=1e-12)", "(a - b).norm()"),
+    ),
+    *of(
         "excise/erasers/guard/canary.py",
         "tests/erasers/guard/test_canary.py",
         ('moved[f"{len(rows) - seen} of {len(rows)} positions"] = 0.0',
          'moved[f"{len(rows) - seen} of {len(rows)} positions"] = 1.0'),
         ("if seen < len(rows):", "if False:"),
-        ("return relative if math.isfinite(relative) else 0.0", "return relative"),
-        ("(a - b).norm() / b.norm().clamp(min=1e-12)", "(a - b).norm()"),
         ("if a.shape != b.shape or not torch.equal(a, b)]", "]"),
     ),
     *of(

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from excise.erasers import SAEEdit
+from excise.erasers.artefact.canary import shift
 from excise.erasers.edits.sae_rows import preactivations
 from excise.erasers.edits.text_sae import threshold_codes
-from excise.erasers.guard.canary import denoiser_predictions, shift
+from excise.erasers.guard.canary import denoiser_predictions
 from excise.erasers.hooks.context import unedited
 from excise.erasers.proof.effects import BATCH, Progress
 from excise.neurons import PromptCodes

@@ -113,7 +113,7 @@ def read(path: Path, require_signature: bool = False) -> Policy:
         found = yaml.load(read_text(path), _Loader)
         policy = Policy.model_validate(found)
     except FileNotFoundError as error:
-        raise NotFound(f"there is no policy {path}; write one as docs/how-to/serving.md shows") from error
+        raise NotFound(f"there is no policy {path}; write one as docs/how-to/http-service.md shows") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -20,6 +20,8 @@ WIDTH = 384
 """Pixels that a small picture is enlarged to, at least, by a whole factor."""
 Answer = Mapping[Any, Any]
 """Values by component."""
+ON_MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+"""Options of an event that uses the model: one at a time, of all visitors."""
 
 
 def html(macro: str, *args: Any, **options: Any) -> str:

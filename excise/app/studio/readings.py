@@ -40,6 +40,16 @@ class Comparison:
         """Whether the pictures are equal, bit for bit."""
         return bool((self.before == self.after).all())
 
+    @property
+    def words(self) -> str:
+        """What the second picture is, as the end of a sentence."""
+        return "identical, bit for bit" if self.identical else "different"
+
+    @property
+    def badge(self) -> Badge:
+        """The same as a badge."""
+        return Badge("picture identical", "good") if self.identical else Badge("picture changed", "part")
+
 
 @dataclass(frozen=True)
 class TokenCode:
@@ -112,14 +122,10 @@ class Verdict:
 
 def verdict(eraser: Eraser, readings: Sequence[NeuronReading], seen: Comparison, strength: float = 1.0) -> Verdict:
     """Say whether the eraser's neuron fires, how much was edited, and whether the picture is identical."""
-    same = "identical, bit for bit" if seen.identical else "different"
-    outcome = Badge("picture identical", "good") if seen.identical else Badge("picture changed", "part")
     if not readings:
         edited = f"Its edits changed {_states(seen.rows)}. " if seen.rows else ""
-        return Verdict(
-            (outcome,),
-            f"This eraser ({eraser.method}) has no neuron in a text encoder to read. {edited}The picture is {same}.",
-        )
+        text = f"This eraser ({eraser.method}) has no neuron in a text encoder to read. {edited}"
+        return Verdict((seen.badge,), f"{text}The picture is {seen.words}.")
     loudest = max(readings, key=lambda one: (one.fires, one.peak / (one.threshold or 1.0)))
     fires = any(one.fires for one in readings)
     names = (
@@ -138,8 +144,8 @@ def verdict(eraser: Eraser, readings: Sequence[NeuronReading], seen: Comparison,
         text += "At strength 0 nothing is edited, "
     else:
         text += f"{_states(seen.rows).capitalize()} edited, "
-    text += f"and the picture is {same}."
-    return Verdict((Badge("neuron fires", "bad") if fires else Badge("neuron silent", "good"), outcome), text)
+    text += f"and the picture is {seen.words}."
+    return Verdict((Badge("neuron fires", "bad") if fires else Badge("neuron silent", "good"), seen.badge), text)
 
 
 def _states(rows: int) -> str:

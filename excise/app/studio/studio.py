@@ -161,8 +161,7 @@ class Studio:
         key = eraser.digest, prompt
         with self.lock:
             if (found := self._readings.pop(key, None)) is None:
-                needs = any(edit.needs_sae for edit in eraser.edits)
-                found = read_neurons(self.pipe, eraser, prompt, self.sae if needs else None)
+                found = read_neurons(self.pipe, eraser, prompt, self._whole_sae(eraser))
             self._readings[key] = found
             while len(self._readings) > KEPT_READINGS:
                 self._readings.popitem(last=False)
@@ -192,18 +191,21 @@ class Studio:
         picture: Pixels = made[0]
         return picture
 
+    def _whole_sae(self, eraser: Eraser) -> TopKSAE | None:
+        """Return the SAE if the eraser's gate reads all of its neurons. Raises InvalidSetting if there is none."""
+        return self.sae if any(edit.needs_sae for edit in eraser.edits) else None
+
     def _attachment(self, eraser: Eraser, *, amplify: bool = False) -> Attachment:
         found = self._attached.pop(eraser.digest, None)
         if found is None:
             while len(self._attached) >= MOST_ATTACHED:
                 self._attached.popitem(last=False)[1].detach()
-            needs = any(edit.needs_sae for edit in eraser.edits)
             found = eraser.attach(
                 self.pipe,
                 name=eraser.digest,
                 enabled=False,
                 allow_amplify=amplify,
-                sae=self.sae if needs else None,
+                sae=self._whole_sae(eraser),
             )
         self._attached[eraser.digest] = found
         return found

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from excise.app.models.pipelines import DEFAULT, Weights
+from excise.cli import bounds
 from excise.cli.options import Device, Guidance, Json, Model, Steps
 from excise.cli.terminal import emit, key_values
 from excise.cli.weights import choosing_weights
@@ -23,7 +24,7 @@ def serve(
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on. One that others can reach needs API keys.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port; 0 chooses a free one.", min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option("--port", help="Port; 0 chooses a free one.", **bounds.PORT)] = 8000,
     steps: Steps = 20,
     guidance: Guidance = None,
     check: Annotated[

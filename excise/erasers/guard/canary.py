@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from contextlib import suppress
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from excise.erasers.artefact.canary import shift
 from excise.erasers.hooks.known_vectors import KnownVectors
 from excise.erasers.hooks.wrapping import Passage, install, remove
 from excise.errors import WrongModel
@@ -124,10 +124,3 @@ def shifts(edited: Tensor, plain: Tensor, vectors: KnownVectors | None) -> dict[
     if seen < len(rows):
         moved[f"{len(rows) - seen} of {len(rows)} positions"] = 0.0
     return moved
-
-
-def shift(edited: Tensor, plain: Tensor) -> float:
-    """Return |edited - plain| / |plain|. NaN and infinity count as 0, since they prove nothing."""
-    a, b = edited.double(), plain.double()
-    relative = float((a - b).norm() / b.norm().clamp(min=1e-12))
-    return relative if math.isfinite(relative) else 0.0

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from excise.erasers.guard.canary import denoiser_inputs, denoiser_predictions, shift, shifts, text_states
+from excise.erasers.artefact.canary import shift
+from excise.erasers.guard.canary import denoiser_inputs, denoiser_predictions, shifts, text_states
 from excise.erasers.hooks.context import proving, unedited
 
 if TYPE_CHECKING:

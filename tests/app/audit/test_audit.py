@@ -31,9 +31,10 @@ from excise.concepts import Concept, Pair, from_templates, save_pairs
 from excise.concepts.concept import mentioned
 from excise.concepts.sentences import group_sentences, sentences
 from excise.erasers import Eraser, SAEEdit, WeightEdit, made_for
+from excise.erasers.artefact.canary import shift
 from excise.erasers.artefact.files import SIGNATURE
 from excise.erasers.edits.sae_rows import sae_digest
-from excise.erasers.guard.canary import denoiser_inputs, denoiser_predictions, shift
+from excise.erasers.guard.canary import denoiser_inputs, denoiser_predictions
 from excise.erasers.hooks.context import unedited
 from excise.erasers.proof.effects import text_changes
 from excise.errors import ExciseError

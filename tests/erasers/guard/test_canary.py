@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from excise.erasers.guard.canary import shift, shifts, text_states
+from excise.erasers.artefact.canary import shift
+from excise.erasers.guard.canary import shifts, text_states
 from excise.erasers.hooks.known_vectors import KnownVectors
 
 

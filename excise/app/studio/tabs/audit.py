@@ -12,7 +12,7 @@ from excise.app.audit.audit import Plan
 from excise.app.audit.inputs import benign_prompts, concept_of, saes_of, words_for
 from excise.app.audit.page import OUTCOMES
 from excise.app.audit.page import render as render_page
-from excise.app.studio.answers import Answer, guarded, html
+from excise.app.studio.answers import ON_MODEL, Answer, guarded, html
 from excise.app.studio.choosing import Choice
 from excise.app.studio.studio import Studio
 from excise.errors import InvalidSetting
@@ -112,7 +112,6 @@ def tab(studio: Studio, choice: Choice, page: gr.Blocks) -> None:
         guarded(audit, notice, [flags]),
         [eraser, given, count, choice.made],
         [flags, whole, notice],
-        concurrency_limit=1,
-        concurrency_id="model",
+        **ON_MODEL,
         api_name="audit",
     )

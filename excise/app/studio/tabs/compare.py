@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from excise.app.studio.answers import Answer, guarded, html, png_of
+from excise.app.studio.answers import ON_MODEL, Answer, guarded, html, png_of
 from excise.app.studio.choosing import Choice
 from excise.app.studio.studio import Studio, checked_lines, checked_seed
 from excise.drawn import Pixels
@@ -101,8 +101,7 @@ def tab(studio: Studio, choice: Choice, page: gr.Blocks) -> None:
         guarded(compare, notice, [table]),
         [erasers, prompts, count, seed, choice.made],
         [table, notice],
-        concurrency_limit=1,
-        concurrency_id="model",
+        **ON_MODEL,
         show_progress="minimal",
         api_name="compare",
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from excise.app.studio.answers import Answer, enlarged, guarded, html
+from excise.app.studio.answers import ON_MODEL, Answer, enlarged, guarded, html
 from excise.app.studio.choosing import Choice
 from excise.app.studio.readings import cut_note, verdict
 from excise.app.studio.studio import STRONGEST, Studio, checked_prompt, checked_seed, checked_strength
@@ -70,8 +70,7 @@ def tab(studio: Studio, choice: Choice, page: gr.Blocks) -> None:
         "fn": guarded(erase, notice, shown),
         "inputs": [prompt, seed, eraser, strength, choice.made],
         "outputs": [*shown, notice],
-        "concurrency_limit": 1,
-        "concurrency_id": "model",
+        **ON_MODEL,
     }
     go.click(**how, api_name="erase")
     prompt.submit(**how, api_visibility="private")

@@ -12,7 +12,7 @@ import gradio as gr
 
 from excise.app.erase.finding import Findings, find_neurons, fit_eraser, settings
 from excise.app.models.resolve import KINDS, concept_named
-from excise.app.studio.answers import Answer, guarded, html
+from excise.app.studio.answers import ON_MODEL, Answer, guarded, html
 from excise.app.studio.choosing import Choice
 from excise.app.studio.studio import Candidate, Studio, checked_prompt
 from excise.concepts import names as known_concepts
@@ -91,12 +91,11 @@ def tab(studio: Studio, choice: Choice, page: gr.Blocks) -> None:
             **choice.updated(everyone, name),
         }
 
-    shared: Any = {"concurrency_limit": 1, "concurrency_id": "model"}
     how: Any = {
         "fn": guarded(find, notice, [ranking, result]),
         "inputs": [words, kind],
         "outputs": [ranking, result, notice],
-        **shared,
+        **ON_MODEL,
     }
     go.click(**how, api_name="find")
     words.submit(**how, api_visibility="private")
@@ -105,7 +104,7 @@ def tab(studio: Studio, choice: Choice, page: gr.Blocks) -> None:
             guarded(erase, notice, [result]),
             [words, kind, weak, choice.made],
             [ranking, result, download, choice.made, *others, notice],
-            **shared,
+            **ON_MODEL,
             api_name="make",
         )
     )

@@ -7,8 +7,7 @@ from typing import Any
 import gradio as gr
 
 from excise.app.erase.finding import token_codes
-from excise.app.pages.parts import Badge
-from excise.app.studio.answers import Answer, enlarged, guarded, html
+from excise.app.studio.answers import ON_MODEL, Answer, enlarged, guarded, html
 from excise.app.studio.choosing import Choice
 from excise.app.studio.readings import Comparison, NeuronReading, TokenCode, Verdict, cut_note
 from excise.app.studio.steering import CONTEXTS, checked_neuron, known, site_of, turn_down, turn_up
@@ -97,20 +96,19 @@ def tab(studio: Studio, choice: Choice, page: gr.Blocks) -> None:
             about: _about(studio, number),
         }
 
-    shared: Any = {"concurrency_limit": 1, "concurrency_id": "model"}
     shown = [pictures, outcome, codes]
     how: Any = {
         "fn": guarded(turn, notice, shown),
         "inputs": [neuron, prompt, amount, seed],
         "outputs": [*shown, about, notice],
-        **shared,
+        **ON_MODEL,
     }
     go.click(**how, api_name="turn")
     prompt.submit(**how, api_visibility="private")
     amount.change(**how, trigger_mode="always_last", show_progress="minimal", api_visibility="private")
     words.submit(guarded(search, notice, [listed]), [words], [listed, notice], api_name="search")
     listed.input(lambda chosen: chosen, [listed], [neuron], api_visibility="private").then(
-        guarded(show, notice, [about]), [neuron], [about, notice], **shared, api_name="neuron"
+        guarded(show, notice, [about]), [neuron], [about, notice], **ON_MODEL, api_name="neuron"
     )
 
 
@@ -138,7 +136,6 @@ def _reading(studio: Studio, prompt: str, neuron: int) -> NeuronReading:
 
 
 def _verdict(neuron: int, by: float, seen: Comparison, reading: NeuronReading) -> Verdict:
-    same = "identical, bit for bit" if seen.identical else "different"
     fires = f"It fires in this prompt, up to {reading.peak:.2f}." if reading.fires else "It is silent in this prompt."
     if by == 0:
         did = f"Neuron {neuron} is as it was."
@@ -148,5 +145,4 @@ def _verdict(neuron: int, by: float, seen: Comparison, reading: NeuronReading) -
         did = f"Neuron {neuron} is turned down: {-by:.0%} of what it writes in this prompt is removed."
     else:
         did = f"There is nothing of neuron {neuron} to turn down."
-    outcome = Badge("picture identical", "good") if seen.identical else Badge("picture changed", "part")
-    return Verdict((outcome,), f"{fires} {did} The picture is {same}.")
+    return Verdict((seen.badge,), f"{fires} {did} The picture is {seen.words}.")

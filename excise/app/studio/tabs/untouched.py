@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from excise.app.audit.inputs import benign_prompts, concept_of, words_for
-from excise.app.studio.answers import Answer, guarded, html, png_of
+from excise.app.studio.answers import ON_MODEL, Answer, guarded, html, png_of
 from excise.app.studio.choosing import Choice
 from excise.app.studio.studio import Studio, checked_lines, checked_seed
 from excise.concepts.concept import mentioned
@@ -130,8 +130,7 @@ def tab(studio: Studio, choice: Choice, page: gr.Blocks) -> None:
         guarded(untouched, notice, [gallery]),
         [eraser, own, seed, choice.made],
         [gallery, notice],
-        concurrency_limit=1,
-        concurrency_id="model",
+        **ON_MODEL,
         show_progress="minimal",
         api_name="untouched",
     )
