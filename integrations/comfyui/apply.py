@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
-import uuid
 from dataclasses import replace
 from typing import Any
 
 import torch
-from comfy.patcher_extension import CallbacksMP, PatcherInjection
 from torch import Tensor
 
 from excise.erasers.artefact.canary import SHIFT_SHARE, shift
@@ -17,13 +14,11 @@ from excise.erasers.artefact.record import Artefact
 from excise.erasers.edits.weights import WeightEdit
 from excise.errors import EraserDidNotFire, InvalidSetting, WrongModel
 
-from .injection import KEY, Applied, Injection
+from .injection import KEY, Applied, Injection, add_to, check_strength
 from .layouts import PADDED, layout_of, module_at, name_of, parts_of
 from .weights import differences
 
 log = logging.getLogger("excise")
-STRONGEST = 2.0
-"""Largest strength that the nodes offer."""
 
 
 def applied(clip: Any, eraser: Artefact, strength: float = 1.0, strict: bool = True, shared: Any = ()) -> Any:
@@ -40,8 +35,7 @@ def applied(clip: Any, eraser: Artefact, strength: float = 1.0, strict: bool = T
     Raises:
         ExciseError: The eraser does not fit, or one of the above.
     """
-    if not (math.isfinite(strength) and 0 <= strength <= STRONGEST):
-        raise InvalidSetting(f"the strength is {strength}; it must be from 0 to {STRONGEST:g}")
+    check_strength(strength)
     refuse_unfit(clip.patcher.model, eraser)
     if different := differences(clip.patcher, eraser):
         message = f"eraser {eraser.name!r} was made for another model: {'; '.join(different)}"
@@ -87,22 +81,13 @@ def _with(clip: Any, items: tuple[Applied, ...], shared: Any = ()) -> Any:
     patcher, injection = made.patcher, Injection(items, shared=tuple(dict.fromkeys(shared)))
     before = patcher.get_attachment(KEY)
     injection.own_patches.update(_change_weights(patcher, items, before))
-    # ComfyUI takes clones with the same keys for the same: with a key of its own, this one is loaded.
     for key in [key for key in patcher.injections if key == KEY or key.startswith(f"{KEY}.")]:
         patcher.remove_injections(key)
     patcher.set_attachments(KEY, injection)
-    patcher.set_injections(f"{KEY}.{uuid.uuid4().hex}", [PatcherInjection(injection.inject, injection.eject)])
-    # A clone says that it is injected if its original is, although it is not.
-    patcher.is_injected = False
-    patcher.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
-    patcher.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _not_injected)
+    add_to(patcher, injection)
     for component, length in _lengths(made.patcher.model, items).items():
         made.set_tokenizer_option(f"{component}_min_length", length)
     return made
-
-
-def _not_injected(_: Any, clone: Any) -> None:
-    clone.is_injected = False
 
 
 def _lengths(model: Any, items: tuple[Applied, ...]) -> dict[str, int]:

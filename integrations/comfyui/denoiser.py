@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
-import uuid
 from collections.abc import Callable
 from typing import Any
 
 import comfy.utils
 import torch
-from comfy.patcher_extension import CallbacksMP, PatcherInjection, WrappersMP
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from excise.erasers.artefact.record import Artefact
@@ -22,8 +20,8 @@ from excise.erasers.edits.weights import CopyEdit, PromptScaledEdit, WeightEdit
 from excise.errors import EraserDidNotFire, InvalidSetting, WrongModel
 from excise.sites.denoiser import as_patches, from_patches
 
-from .apply import STRONGEST
-from .injection import KEY, Wrapped
+from .injection import Wrapped, add_to, check_strength
+from .weights import own_weight
 
 log = logging.getLogger("excise")
 _ENDINGS = (".norm.weight", ".to_q.weight", ".norm1.weight", ".weight")
@@ -42,8 +40,7 @@ def applied_to_model(model: Any, eraser: Artefact, strength: float = 1.0, strict
     Raises:
         ExciseError: The eraser is of another kind, or does not fit the model.
     """
-    if not (math.isfinite(strength) and 0 <= strength <= STRONGEST):
-        raise InvalidSetting(f"the strength is {strength}; it must be from 0 to {STRONGEST:g}")
+    check_strength(strength)
     refuse_kinds(eraser)
     names = names_of(model.model)
     if not matches(model, eraser, names):
@@ -100,9 +97,7 @@ def matches(model: Any, eraser: Artefact, names: dict[str, str]) -> bool:
     state = model.model.state_dict()
 
     def weight(name: str) -> Tensor:
-        kept = model.backup.get(names[name])
-        own: Tensor = state[names[name]] if kept is None else kept.weight
-        return own
+        return own_weight(model, names[name], state[names[name]])
 
     half = weight(next(iter(names))).dtype == torch.bfloat16
     return weights_digest(plain(names), weight) in known.get("bfloat16" if half else "float16", [])
@@ -179,15 +174,6 @@ class Blocks:
 
 
 def _inject(model: Any, blocks: Blocks) -> None:
-    # A key of its own: ComfyUI takes clones with the same keys for the same.
-    key = f"{KEY}.{uuid.uuid4().hex}"
-    model.set_injections(key, [PatcherInjection(blocks.inject, blocks.eject)])
+    key = add_to(model, blocks)
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, blocks.at_step)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, blocks.at_start)
-    model.is_injected = False
-    model.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
-    model.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _not_injected)
-
-
-def _not_injected(_: Any, clone: Any) -> None:
-    clone.is_injected = False

@@ -6,12 +6,15 @@ is loaded. It holds no module: a copy of the encoder for another device gets the
 
 from __future__ import annotations
 
+import math
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from comfy.patcher_extension import CallbacksMP, PatcherInjection
 from torch import Tensor
 
 from excise.erasers.artefact.record import Artefact
@@ -25,6 +28,33 @@ from .layouts import PADDED, module_at, name_of, parts_of, refuse_early
 
 KEY = "excise"
 """Key of the attachment, and of what is added to a conditioning."""
+
+STRONGEST = 2.0
+"""Largest strength that the nodes offer."""
+
+
+def check_strength(strength: float) -> None:
+    """Raise InvalidSetting unless the strength is one that the nodes offer."""
+    if not (math.isfinite(strength) and 0 <= strength <= STRONGEST):
+        raise InvalidSetting(f"the strength is {strength}; it must be from 0 to {STRONGEST:g}")
+
+
+def add_to(patcher: Any, work: Any) -> str:
+    """Have ComfyUI call the `inject` and `eject` of `work` for this patcher. Return the key that it has there.
+
+    ComfyUI takes clones with the same keys for the same: with a key of its own, this one is loaded.
+    """
+    key = f"{KEY}.{uuid.uuid4().hex}"
+    patcher.set_injections(key, [PatcherInjection(work.inject, work.eject)])
+    # A clone says that it is injected if its original is, although it is not.
+    patcher.is_injected = False
+    patcher.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
+    patcher.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _not_injected)
+    return key
+
+
+def _not_injected(_: Any, clone: Any) -> None:
+    clone.is_injected = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,9 +6,10 @@ from typing import Any
 
 from . import folders
 from .api import ComfyExtension, io
-from .apply import STRONGEST, applied
+from .apply import applied
 from .denoiser import applied_to_model
 from .guard import guarded
+from .injection import STRONGEST
 from .report import report
 
 CATEGORY = "excise"

@@ -68,9 +68,7 @@ def digest(patcher: Any, part: Any, naming: Any, projected: bool, layers: int | 
         state["shared.weight"] = state["encoder.embed_tokens.weight"]
 
     def weight(name: str) -> Tensor:
-        kept = patcher.backup.get(prefix + name)
-        own: Tensor = state[name] if kept is None else kept.weight
-        return own
+        return own_weight(patcher, prefix + name, state[name])
 
     names = {name: short for name, short in naming(state).items() if projected or short != _PROJECTION}
     if layers is not None:
@@ -81,6 +79,13 @@ def digest(patcher: Any, part: Any, naming: Any, projected: bool, layers: int | 
     if key not in memory or memory[key][0] != stamp:
         memory[key] = stamp, weights_digest(names, weight)
     return memory[key][1]
+
+
+def own_weight(patcher: Any, key: str, now: Tensor) -> Tensor:
+    """Return a weight without LoRAs: ComfyUI keeps a copy of what it changed in place, and `now` is that."""
+    kept = patcher.backup.get(key)
+    own: Tensor = now if kept is None else kept.weight
+    return own
 
 
 def _stamp(tensor: Tensor) -> tuple[int, int, bytes]:
