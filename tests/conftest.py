@@ -84,13 +84,6 @@ def _vocabularies_read_once() -> None:
     owner.get_vocab = once
 
 
-@pytest.fixture
-def no_dropped_pipelines() -> None:
-    """Collect pipelines that earlier tests dropped with an eraser on them: an attachment lives as long as its pipeline,
-    and one that only draws takes the states of any that encodes under the same eraser."""
-    gc.collect()
-
-
 FORMS = ("{}", "a {}", "a {} on grass", "a {} on sand", "a picture of a {}", "{} on wood", "the {}", "a {} in the sky")
 NOUNS = ("cat", "rose", "bus", "house", "frog", "star")
 CONTROLS = ("tree", "crown")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,10 +36,10 @@ def like(unet: Any, **changed: Any) -> Any:
     return type(unet).from_config({**config, **changed}).eval()
 
 
-@pytest.mark.usefixtures("no_dropped_pipelines")
 def test_an_upscaler_that_only_draws(tiny_pipe: Any, gun_eraser: Eraser) -> None:
     from diffusers import DDPMScheduler, StableDiffusionUpscalePipeline
 
+    eraser = replace(gun_eraser, name="upscaled")  # another test's attachment would encode for `gun_eraser`
     unet = like(tiny_pipe.unet, in_channels=7, num_class_embeds=1000)
     upscaler = StableDiffusionUpscalePipeline(
         vae=tiny_pipe.vae,
@@ -59,10 +60,10 @@ def test_an_upscaler_that_only_draws(tiny_pipe: Any, gun_eraser: Eraser) -> None
     foreign = states(GUN)
     gun, cat = (drawn(upscaler, prompt_embeds=states(prompt), **small) for prompt in (GUN, CAT))
     with pytest.raises(ExciseError, match="first attach the eraser to the pipeline that encodes the prompts"):
-        gun_eraser.attach(upscaler)
-    with gun_eraser.attach(tiny_pipe) as encoding:
+        eraser.attach(upscaler)
+    with eraser.attach(tiny_pipe) as encoding:
         assert not torch.equal(drawn(upscaler, prompt_embeds=states(GUN), **small), gun)
-        with gun_eraser.attach(upscaler):
+        with eraser.attach(upscaler):
             assert torch.equal(drawn(upscaler, prompt_embeds=states(CAT), **small), cat)
             drawn(upscaler, prompt_embeds=states(GUN), **small)
             for pipe in (upscaler, sibling):
@@ -80,7 +81,7 @@ def sdxl() -> tuple[Any, Eraser]:
     pipe, concept = tiny.build("sdxl"), from_templates("gun", ("gun",), 6)
     sites = [default_site(pipe, component) for component in to_cover(pipe)]
     edits = tuple(SAEEdit.from_sae(planted(pipe, site, concept), site, [NEURON], gate="relu") for site in sites)
-    return pipe, Eraser(edits, "gun", "gun", ("gun",), made_for(pipe), canary=(GUN,))
+    return pipe, Eraser(edits, "refined", "gun", ("gun",), made_for(pipe), canary=(GUN,))
 
 
 def refiner(base: Any, *without: str) -> Any:
@@ -95,7 +96,6 @@ def refiner(base: Any, *without: str) -> Any:
     return StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True, add_watermarker=False)
 
 
-@pytest.mark.usefixtures("no_dropped_pipelines")
 def test_a_refiner_that_only_draws(sdxl: tuple[Any, Eraser]) -> None:
     base, eraser = sdxl
     shared, second = refiner(base), refiner(base, "text_encoder_2", "tokenizer_2")
@@ -123,7 +123,7 @@ def test_a_refiner_that_shares_an_encoder(sdxl: tuple[Any, Eraser]) -> None:
     noisy = {"image": torch.zeros(1, 4, 8, 8), "strength": 1.0, "guidance_scale": 3.0}
     before = {prompt: drawn(shared, prompt, **noisy) for prompt in (GUN, CAT)}
     with eraser.attach(base):
-        assert list(excise.list_erasers(shared)) == ["gun"]
+        assert list(excise.list_erasers(shared)) == ["refined"]
         assert not torch.equal(drawn(shared, GUN, **noisy), before[GUN])
         assert torch.equal(drawn(shared, CAT, **noisy), before[CAT])
         with pytest.raises(ExciseError, match="attached to this pipeline already"):

@@ -28,7 +28,7 @@ def made() -> tuple[Any, Eraser]:
         pytest.skip(reason)
     pipe, concept = tiny.build("sd3"), from_templates("gun", ("gun",), 12)
     saes = {s: planted(pipe, s, concept) for s in (default_site(pipe, c) for c in to_cover(pipe))}
-    return pipe, fit(pipe, concept, SNCEConfig(permutations=20), sae=saes)
+    return pipe, replace(fit(pipe, concept, SNCEConfig(permutations=20), sae=saes), name="staged")
 
 
 def variant(pipe: Any, *without: str, **options: Any) -> Any:
@@ -80,7 +80,6 @@ def test_a_pipeline_that_never_had_the_encoder_is_another_one(made: tuple[Any, E
         eraser.attach(tiny_pipe)
 
 
-@pytest.mark.usefixtures("no_dropped_pipelines")
 def test_a_second_stage_draws_what_the_first_encoded(made: tuple[Any, Eraser]) -> None:
     whole, eraser = made
     first, second = variant(whole, *NO_DENOISER), variant(whole, *T5, *CLIPS)
