@@ -70,6 +70,15 @@ _SAEMNESIA = _bibtex(
     2026,
     "2509.21379",
 )
+_CASTEER = _bibtex(
+    "gaintseva2026casteer",
+    "CASteer: Steering Diffusion Models for Controllable Generation",
+    "Gaintseva, Tatiana and Oncescu, Andreea-Maria and Ma, Chengcheng and Liu, Ziquan and Benning, Martin and "
+    "Slabaugh, Gregory and Deng, Jiankang and Elezi, Ismail",
+    "International Conference on Learning Representations (ICLR)",
+    2026,
+    "2503.09630",
+)
 METHODS: dict[str, About] = {
     "advunlearn": About(
         "trains the text encoder to lead away from the concept, whatever token precedes it",
@@ -106,15 +115,14 @@ METHODS: dict[str, About] = {
         "inference",
         "outputs of the U-Net's cross-attention, step by step",
         "none",
-        _bibtex(
-            "gaintseva2026casteer",
-            "CASteer: Steering Diffusion Models for Controllable Generation",
-            "Gaintseva, Tatiana and Oncescu, Andreea-Maria and Ma, Chengcheng and Liu, Ziquan and Benning, Martin and "
-            "Slabaugh, Gregory and Deng, Jiankang and Elezi, Ismail",
-            "International Conference on Learning Representations (ICLR)",
-            2026,
-            "2503.09630",
-        ),
+        _CASTEER,
+    ),
+    "casteer-gated": About(
+        "reverses CASteer's direction only in pictures that show the concept",
+        "inference",
+        "outputs of the U-Net's cross-attention, step by step",
+        "",
+        _CASTEER,
     ),
     "concept-steerers": About(
         "subtracts a sparse autoencoder's code of the concept's words from every prompt",
@@ -328,6 +336,7 @@ MODULES = {
     "advunlearn": "trained.advunlearn",
     "ca": "trained.ca",
     "casteer": "steering.casteer",
+    "casteer-gated": "steering.casteer_gated",
     "concept-steerers": "sae.concept_steerers",
     "dumo": "trained.dumo",
     "esd-u": "trained.esd_u",

@@ -10,7 +10,13 @@ if TYPE_CHECKING:
     from excise.methods.configs.baselines import NoneConfig, SafetyFilterConfig
     from excise.methods.configs.closed_form import RECEConfig, UCEConfig
     from excise.methods.configs.sae import ItDConfig, SAEmnesiaConfig, SAEmnesiaTextConfig, SAEuronConfig, SNCEConfig
-    from excise.methods.configs.steering import CASteerConfig, ConceptSteerersConfig, SAFREEConfig, SLDConfig
+    from excise.methods.configs.steering import (
+        CASteerConfig,
+        CASteerGatedConfig,
+        ConceptSteerersConfig,
+        SAFREEConfig,
+        SLDConfig,
+    )
     from excise.methods.configs.trained import (
         AdvUnlearnConfig,
         CAConfig,
@@ -38,6 +44,10 @@ def method_config(method: Literal["advunlearn"], *, preset: str | None = ..., **
 def method_config(method: Literal["ca"], *, preset: str | None = ..., **settings: Any) -> CAConfig: ...
 @overload
 def method_config(method: Literal["casteer"], *, preset: str | None = ..., **settings: Any) -> CASteerConfig: ...
+@overload
+def method_config(
+    method: Literal["casteer-gated"], *, preset: str | None = ..., **settings: Any
+) -> CASteerGatedConfig: ...
 @overload
 def method_config(
     method: Literal["concept-steerers"], *, preset: str | None = ..., **settings: Any

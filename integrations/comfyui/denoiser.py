@@ -15,7 +15,7 @@ from excise.erasers.artefact.record import Artefact
 from excise.erasers.artefact.weight_digest import plain, weights_digest
 from excise.erasers.edits.base import StepInfo, without
 from excise.erasers.edits.block_sae import BlockEdit, OpenGates
-from excise.erasers.edits.vectors import DirectionEdit
+from excise.erasers.edits.vectors import DirectionEdit, GatedDirectionEdit
 from excise.erasers.edits.weights import CopyEdit, PromptScaledEdit, WeightEdit
 from excise.errors import EraserDidNotFire, InvalidSetting, WrongModel
 from excise.sites.denoiser import as_patches, from_patches
@@ -119,7 +119,8 @@ class Blocks:
 
     def __init__(self, eraser: Artefact, edits: list[tuple[str, BlockEdit | DirectionEdit]], strength: float) -> None:
         self.eraser, self.edits, self.strength = eraser, edits, strength
-        self.opened = {key: OpenGates() for key, _ in edits}
+        joint = OpenGates()
+        self.opened = {key: joint if isinstance(edit, GatedDirectionEdit) else OpenGates() for key, edit in edits}
         self.step: StepInfo | None = None
         self.ran: set[str] = set()
         self.made: dict[int, list[Wrapped]] = {}

@@ -165,6 +165,7 @@ def bundled_settings(preset: str | None = None) -> dict[str, dict[str, Any]]:
         "saemnesia-text": {"sae": str(reference.sae_folder("saemnesia-text"))},
         "saeuron": {"sae": str(reference.sae_folder("saeuron")), **sampling},
         "casteer": sampling,
+        "casteer-gated": sampling,
     }
     tuned = TUNED if preset is None else {}
     return {name: needed.get(name, {}) | tuned.get(name, {}) for name in {**needed, **tuned}}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from excise.erasers.edits.block_sae import BlockEdit, OpenGates
-from excise.erasers.edits.vectors import DirectionEdit
+from excise.erasers.edits.vectors import DirectionEdit, GatedDirectionEdit
 from excise.erasers.hooks.edit_hook import EditHook, Edits
 from excise.sites.denoiser import as_patches, denoiser_of, from_patches
 
@@ -26,7 +26,11 @@ class BlockHook(EditHook):
 
     def begin(self) -> None:
         """Close all gates for another image."""
-        self._here.opened = OpenGates()
+        if isinstance(self.edit, GatedDirectionEdit):
+            self._here.opened = self.timesteps.gates_of(self.attachment)
+            self._here.opened.begin()
+        else:
+            self._here.opened = OpenGates()
 
     def of(self, state: Tensor) -> Tensor | None:
         attachment = self.attachment

@@ -20,7 +20,7 @@ from excise.erasers.edits.projection import ProjectionEdit
 from excise.erasers.edits.registry import Edit
 from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
-from excise.erasers.edits.vectors import DirectionEdit, VectorEdit
+from excise.erasers.edits.vectors import DirectionEdit, GatedDirectionEdit, VectorEdit
 from excise.erasers.edits.weights import CopyEdit, PromptScaledEdit, WeightEdit
 from excise.erasers.hooks import unet_call
 from excise.erasers.hooks.edit_hook import EditHook
@@ -48,6 +48,7 @@ PLACES: dict[type[Edit], Place] = {
     VectorEdit: Place(module_at, text.put),
     BlockEdit: Place(module_at, block.put),
     DirectionEdit: Place(attention_at, block.put),
+    GatedDirectionEdit: Place(attention_at, block.put),
     WeightEdit: Place(layer_at, weights.put),
     PromptScaledEdit: Place(layer_at, weights_by_prompt.put),
     GuidanceEdit: Place(unet_at, unet_call.put(GuidanceHook)),

@@ -53,12 +53,22 @@ class OpenGates:
         self._at_first: Counter[int] = Counter()
         self._runs: Counter[int] = Counter()
         self._first = self._now = math.inf
+        self._call: StepInfo | None = None
 
-    def joined(self, mask: Tensor, timestep: float) -> Tensor:
+    def across(self, mask: Tensor, step: StepInfo) -> Tensor:
+        """Return `joined`, or'ed with the masks of the blocks that ran before this one in the same denoiser call.
+
+        `step` is the call's own object, the same for all its blocks.
+        """
+        again, self._call = step is self._call, step
+        return self.joined(mask, step.timesteps[0], again=again)
+
+    def joined(self, mask: Tensor, timestep: float, *, again: bool = False) -> Tensor:
         """Return `mask` `[B, k]` of this step, or'ed with that of the same images at the step before.
 
         A timestep above the last one also begins another generation. If a denoiser runs several times a step (branches
-        of guidance, tiles), each run continues the mask of the n-th run of its batch size.
+        of guidance, tiles), each run continues the mask of the n-th run of its batch size. With `again`, this is still
+        the run before, in another block.
         """
         if timestep > self._now or self._runs.total() >= self.MOST_RUNS:
             self.begin()
@@ -68,10 +78,12 @@ class OpenGates:
             self._first = timestep
         self._now = timestep
         size = len(mask)
-        run = self._runs[size]
-        self._runs[size] += 1
+        run = self._runs[size] - again
+        self._runs[size] = run + 1
         if timestep == self._first:
-            self._at_first[size] += 1
+            self._at_first[size] = run + 1
+            if again:
+                mask = mask | self._masks[size, run]
             self._masks[size, run] = mask
             return mask
         if size in self._at_first:

@@ -9,7 +9,7 @@ from excise.erasers.edits.guidance import GuidanceEdit
 from excise.erasers.edits.projection import ProjectionEdit
 from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
-from excise.erasers.edits.vectors import DirectionEdit, VectorEdit
+from excise.erasers.edits.vectors import DirectionEdit, GatedDirectionEdit, VectorEdit
 from excise.erasers.edits.weights import CopyEdit, PromptScaledEdit, WeightEdit
 
 TextEdit = SAEEdit | VectorEdit | WeightEdit
@@ -25,6 +25,7 @@ KINDS: dict[str, type[Edit]] = {
         VectorEdit,
         BlockEdit,
         DirectionEdit,
+        GatedDirectionEdit,
         WeightEdit,
         PromptScaledEdit,
         GuidanceEdit,

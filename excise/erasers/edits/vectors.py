@@ -1,10 +1,10 @@
 """Edits by directions: subtracted from a text encoder's states (Concept Steerers), or projected out of the features of
-a denoiser's cross-attention (CASteer)."""
+a denoiser's cross-attention, always (CASteer) or in images that show the concept (the same behind a gate)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, get_args
 
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from excise.erasers.choices import Uncond
 from excise.erasers.edits.base import Branch, StepInfo, Tensors, rows_at
+from excise.erasers.edits.block_sae import OpenGates
 from excise.erasers.edits.sae_rows import check_choices
+from excise.erasers.gates import surrogate
 from excise.errors import ExciseError
 from excise.sites.site import Site
 
@@ -135,14 +137,73 @@ class DirectionEdit(Tensors):
         At a timestep that was not measured, the nearest one's direction is used. Raises ExciseError if the width
         differs.
         """
-        if x.ndim != 3 or x.shape[-1] != self.site.width:
-            raise ExciseError(f"{self.site.key} gave {tuple(x.shape)}, not [B, N, {self.site.width}]")
         if strength == 0:
             return None
+        with torch.autocast(x.device.type, enabled=False):
+            along, s, _ = self.read(x, step)
+            return strength * self.beta * along.clamp(min=0) * s
+
+    def read(self, x: Tensor, step: StepInfo) -> tuple[Tensor, Tensor, list[int]]:
+        """Return ⟨s, x⟩ `[B, N, 1]` and s `[B or 1, 1, d]` in float32 or better, and the rows of the tables.
+
+        Raises ExciseError if the width differs.
+        """
+        if x.ndim != 3 or x.shape[-1] != self.site.width:
+            raise ExciseError(f"{self.site.key} gave {tuple(x.shape)}, not [B, N, {self.site.width}]")
         known = self.known_timesteps
         near = [min(range(len(known)), key=lambda n: abs(known[n] - timestep)) for timestep in step.timesteps]
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        s = rows_at(self.directions, near).to(dtype)[:, None]
+        return (x.to(dtype) * s).sum(-1, keepdim=True), s, near
+
+
+@dataclass(frozen=True, eq=False)
+class GatedDirectionEdit(DirectionEdit):
+    """A `DirectionEdit` of those images only in which the direction was above its threshold at one of the blocks.
+
+    An image's gate opens at the first block and step where some patch has ⟨s_t, h⟩ > τ_t. It then stays open, at this
+    block and the later ones, until the image is finished. An image whose gate never opens keeps every bit. Raises
+    ExciseError on construction if shapes do not fit or values are impossible.
+    """
+
+    thresholds: Tensor = field(kw_only=True)
+    """`[S]`: τ, positive."""
+
+    kind: ClassVar[str] = "gated-direction"
+    TENSORS: ClassVar[tuple[str, ...]] = (*DirectionEdit.TENSORS, "thresholds")
+    description: ClassVar[str] = (
+        "a direction that is removed from {count} layers of its denoiser, in images that show the concept"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.thresholds.shape != self.timesteps.shape or not bool((self.thresholds > 0).all()):
+            raise ExciseError(f"thresholds must be {len(self.timesteps)} positive numbers, one for each step")
+
+    @classmethod
+    def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> GatedDirectionEdit:
+        """Restore an edit from its `saved` options. `take` returns its tensors by name."""
+        return cls(site, take("directions"), take("timesteps"), thresholds=take("thresholds"), **saved)
+
+    def delta(
+        self, x: Tensor, strength: float = 1.0, *, step: StepInfo, opened: OpenGates | None = None, **others: Any
+    ) -> Tensor | None:
+        """Return what to subtract from patches `x` `[B, N, d]`, in float32 or better, or None to leave every bit alone.
+
+        `opened` remembers the open gates from block to block and from step to step. It is not used in a call that does
+        not belong to a generation. Raises ExciseError if the width differs.
+        """
+        if strength == 0:
+            return None
         with torch.autocast(x.device.type, enabled=False):
-            dtype = torch.promote_types(x.dtype, torch.float32)
-            s = rows_at(self.directions, near).to(dtype)[:, None]  # [B or 1, 1, d]
-            along = (x.to(dtype) * s).sum(-1, keepdim=True).clamp(min=0)
-            return strength * self.beta * along * s
+            along, s, near = self.read(x, step)
+            bound = rows_at(self.thresholds, near).to(along)[:, None, None]
+            level = along.amax(1, keepdim=True)
+            mask = (level > bound)[:, 0]
+            if opened is not None and step.drawing:
+                mask = opened.across(mask, step)
+            removed = along.clamp(min=0)
+            shut = torch.zeros_like(removed)
+            return (
+                strength * self.beta * surrogate(torch.where(mask[:, None], removed, shut), removed, level, bound) * s
+            )

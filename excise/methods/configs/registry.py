@@ -5,7 +5,13 @@ from __future__ import annotations
 from excise.methods.configs.baselines import NoneConfig, SafetyFilterConfig
 from excise.methods.configs.closed_form import RECEConfig, UCEConfig
 from excise.methods.configs.sae import ItDConfig, SAEmnesiaConfig, SAEmnesiaTextConfig, SAEuronConfig, SNCEConfig
-from excise.methods.configs.steering import CASteerConfig, ConceptSteerersConfig, SAFREEConfig, SLDConfig
+from excise.methods.configs.steering import (
+    CASteerConfig,
+    CASteerGatedConfig,
+    ConceptSteerersConfig,
+    SAFREEConfig,
+    SLDConfig,
+)
 from excise.methods.configs.trained import (
     AdvUnlearnConfig,
     CAConfig,
@@ -21,6 +27,7 @@ CONFIGS: dict[str, type[Settings]] = {
     "advunlearn": AdvUnlearnConfig,
     "ca": CAConfig,
     "casteer": CASteerConfig,
+    "casteer-gated": CASteerGatedConfig,
     "concept-steerers": ConceptSteerersConfig,
     "dumo": DuMoConfig,
     "esd-u": ESDConfig,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from excise.erasers.choices import Uncond
 from excise.settings import Settings, setting
 
+LEAST_CONTROLS = 40
+"""Prompts without the concept that a threshold on pictures is calibrated on at least."""
 Level = Literal["weak", "medium", "strong", "max"]
 
 
@@ -21,6 +23,23 @@ class CASteerConfig(Settings):
     guidance: float = setting(7.5, "Guidance scale of these pictures.", most=100)
     batch: int = setting(8, "Pictures generated per batch; lower it if memory runs out.", unit="pictures", least=1)
     seed: int = setting(0, "Seed of the first pair's pictures; each further pair's is one higher.", most=2**32 - 1)
+
+
+@dataclass(frozen=True)
+class CASteerGatedConfig(CASteerConfig):
+    """CASteer's settings, and what its gate is calibrated on."""
+
+    PAPER: ClassVar[bool] = False
+    steps: int = setting(20, "Denoising steps of these pictures.", unit="steps", least=1, most=1000)
+    controls: int = setting(
+        160,
+        "Prompts without the concept whose pictures must stay; each costs a picture.",
+        unit="prompts",
+        least=LEAST_CONTROLS,
+    )
+    false_openings: float = setting(
+        0.005, "Share of pictures without the concept that may be changed.", unit="share", above=0, most=0.1
+    )
 
 
 @dataclass(frozen=True)

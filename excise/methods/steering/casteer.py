@@ -11,7 +11,7 @@ suffice there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -39,19 +39,29 @@ def fit(pipe: Pipeline, concept: Concept, config: CASteerConfig | None = None) -
     Raises ExciseError if the pipeline has no cross-attention or the concept no pairs.
     """
     config = config or CASteerConfig()
+    found, timesteps = directions(pipe, concept, config)
+    edits = [DirectionEdit(site, s, timesteps, config.beta) for site, s in found.items()]
+    return build_eraser(pipe, edits, concept, "casteer", asdict(config), {"pairs": used_pairs(concept, config)})
+
+
+def used_pairs(concept: Concept, config: CASteerConfig) -> int:
+    """Return the number of pairs that the directions are measured on."""
+    return len(concept.pairs[: config.pairs])
+
+
+def directions(pipe: Pipeline, concept: Concept, config: CASteerConfig) -> tuple[dict[Site, Tensor], Tensor]:
+    """Return s of every cross-attention and step `[S, d]`, of length 1, and the timesteps `[S]` in falling order.
+
+    Raises ExciseError if the pipeline has no cross-attention or the concept no pairs.
+    """
     sites, pairs = cross_attentions(pipe, "casteer"), concept.pairs[: config.pairs]
     if not pairs:
         raise ExciseError(f"concept {concept.name!r} has no prompt pairs; make some with `excise pairs make`")
     positive, timesteps = mean_outputs(pipe, sites, [pair.concept for pair in pairs], config)
     negative, _ = mean_outputs(pipe, sites, [pair.deconcept for pair in pairs], config)
-    edits = [
-        DirectionEdit(site, F.normalize(positive[site] - negative[site], dim=1), timesteps, config.beta)
-        for site in sites
-    ]
-    return build_eraser(pipe, edits, concept, "casteer", asdict(config), {"pairs": len(pairs)})
+    return {site: F.normalize(positive[site] - negative[site], dim=1) for site in sites}, timesteps
 
 
-@torch.no_grad()
 def mean_outputs(
     pipe: Pipeline, sites: Sequence[Site], prompts: Sequence[str], config: CASteerConfig
 ) -> tuple[dict[Site, Tensor], Tensor]:
@@ -59,25 +69,42 @@ def mean_outputs(
 
     Only the conditional branch counts. Timesteps are in falling order.
     """
-    sums: dict[Site, list[Tensor]] = {site: [] for site in sites}
+
+    def summed(_: Site, output: Tensor, pictures: int, __: float) -> Tensor:
+        return output[-pictures:].float().mean(1).sum(0, keepdim=True)
+
+    read, called = outputs(pipe, sites, prompts, config, summed)
+    # PNDM calls the U-Net twice at one of its timesteps: both count there.
+    falling = sorted(set(called.tolist()), reverse=True)
+    return {
+        site: torch.stack([sums.sum(0)[called == timestep].mean(0) for timestep in falling]) / len(prompts)
+        for site, sums in read.items()
+    }, torch.tensor(falling)
+
+
+Reader = Callable[[Site, Tensor, int, float], Tensor]
+"""Reads a Site's output `[B, N, d]` for a number of pictures, whose conditional rows are the last ones, at a timestep.
+It returns `[rows, ...]`."""
+
+
+@torch.no_grad()
+def outputs(
+    pipe: Pipeline, sites: Sequence[Site], prompts: Sequence[str], config: CASteerConfig, read: Reader
+) -> tuple[dict[Site, Tensor], Tensor]:
+    """Generate a picture of every prompt, unedited, and read its cross-attentions at every call of the U-Net.
+
+    Returns:
+        What `read` made of each Site's outputs, `[rows, calls, ...]` over all batches, and the timesteps `[calls]`.
+    """
+    batches: dict[Site, list[Tensor]] = {site: [] for site in sites}
     timesteps: list[float] = []
     for start in range(0, len(prompts), config.batch):
         batch = list(prompts[start : start + config.batch])
         seeds = range(config.seed + start, config.seed + start + len(batch))
         timesteps.clear()
-        for site, means in _drawn(pipe, sites, batch, seeds, config, timesteps):
-            kept = sums[site]
-            for step, mean in enumerate(means):
-                if step == len(kept):
-                    kept.append(torch.zeros_like(mean))
-                kept[step] += mean
-    # PNDM calls the U-Net twice at one of its timesteps: both count there.
-    called = torch.tensor(timesteps)
-    falling = sorted(set(timesteps), reverse=True)
-    by_site = {site: torch.stack(kept) / len(prompts) for site, kept in sums.items()}
-    return {
-        site: torch.stack([mean[called == timestep].mean(0) for timestep in falling]) for site, mean in by_site.items()
-    }, torch.tensor(falling)
+        for site, calls in _drawn(pipe, sites, batch, seeds, config, timesteps, read):
+            batches[site].append(torch.stack(calls, dim=1))
+    return {site: torch.cat(parts) for site, parts in batches.items()}, torch.tensor(timesteps)
 
 
 def _drawn(
@@ -87,8 +114,9 @@ def _drawn(
     seeds: Sequence[int],
     config: CASteerConfig,
     timesteps: list[float],
+    read: Reader,
 ) -> Iterator[tuple[Site, list[Tensor]]]:
-    """Yield, by Site, the sum over these pictures of the mean over patches `[d]`, step by step; fill `timesteps`."""
+    """Yield, by Site, what `read` made of its outputs, call by call; fill `timesteps`."""
     seen: dict[Site, list[Tensor]] = {site: [] for site in sites}
 
     def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -96,7 +124,7 @@ def _drawn(
 
     def keeper(site: Site) -> Any:
         def keep(module: nn.Module, args: Any, output: Tensor) -> None:
-            seen[site].append(output[-len(prompts) :].float().mean(1).sum(0).cpu())
+            seen[site].append(read(site, output, len(prompts), timesteps[-1]).cpu())
 
         return keep
 
