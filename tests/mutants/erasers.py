@@ -26,6 +26,24 @@ MUTANTS = [
         ("self.lam >= 0)", "self.lam >= -9)"),
     ),
     *of(
+        "excise/erasers/edits/vectors.py",
+        "tests/methods/steering/test_casteer_gated.py",
+        ("(self.thresholds > 0)", "(self.thresholds >= 0)"),
+        ("level > bound", "level >= 0"),
+        ("if opened is not None and step.drawing", "if opened is not None"),
+        ("mask = opened.across(mask, step)", "pass"),
+        ("removed = along.clamp(min=0)", "removed = along"),
+        ("beta * surrogate(gated, removed, level, bound)", "beta * gated"),
+        ("strength * self.beta * surrogate(", "strength * surrogate("),
+    ),
+    *of(
+        "excise/erasers/edits/block_sae.py",
+        "tests/methods/steering/test_casteer_gated.py",
+        ("again, self._call = step is self._call, step", "again, self._call = False, step"),
+        ("self._runs[size] - again", "self._runs[size]"),
+        ("mask = mask | self._masks[size, run]\n            self", "pass\n            self"),
+    ),
+    *of(
         "excise/erasers/gates.py",
         "tests/erasers/test_gates.py",
         ("level >= bound if equal else level > bound", "level > bound if equal else level >= bound"),
@@ -263,8 +281,8 @@ MUTANTS = [
     *of(
         "excise/erasers/edits/vectors.py",
         "tests/methods/steering/test_steering.py",
-        (".clamp(min=0)\n            return strength", "\n            return strength"),
-        ("return strength * self.beta * along * s", "return self.beta * along * s"),
+        ("return strength * self.beta * along.clamp(min=0) * s", "return strength * self.beta * along * s"),
+        ("* self.beta * along.clamp(min=0) * s", "* along.clamp(min=0) * s"),
         ('{"none": 0.0, "same": 1.0, "flip": -1.0}', '{"none": 0.0, "same": 1.0, "flip": 1.0}'),
     ),
     *of(

@@ -206,4 +206,17 @@ MUTANTS = [
         ("config.seed * 1_000_003 + len(losses)", "config.seed * 1_000_003"),
         ("config.seed * 1_000_003 + len(losses)", "len(losses)"),
     ),
+    *of(
+        "excise/methods/steering/casteer_gated.py",
+        "tests/methods/steering/test_casteer_gated.py",
+        ("QUANTILE, TAIL, FOLDS, LEAST = 0.99, 0.2, 10, 0.25", "QUANTILE, TAIL, FOLDS, LEAST = 0.95, 0.2, 10, 0.25"),
+        ("QUANTILE, TAIL, FOLDS, LEAST = 0.99, 0.2, 10, 0.25", "QUANTILE, TAIL, FOLDS, LEAST = 0.99, 0.3, 10, 0.25"),
+        ("QUANTILE, TAIL, FOLDS, LEAST = 0.99, 0.2, 10, 0.25", "QUANTILE, TAIL, FOLDS, LEAST = 0.99, 0.2, 5, 0.25"),
+        ("QUANTILE, TAIL, FOLDS, LEAST = 0.99, 0.2, 10, 0.25", "QUANTILE, TAIL, FOLDS, LEAST = 0.99, 0.2, 10, 0.1"),
+        ("scales(seen[fold != part])", "scales(seen)"),
+        ("excess * math.log(TAIL / share)", "excess * math.log(1 / share)"),
+        ("excess = float((ratios[ratios > start] - start).mean())", "excess = float((ratios - start).mean())"),
+        (".amax(1).reshape(-1, pictures).amax(0)", ".amax(1).reshape(-1, pictures)[-1]"),
+        ("if not mentioned(prompt, concept.mentions)", "if prompt not in concept.mentions"),
+    ),
 ]  # fmt: skip

@@ -39,7 +39,7 @@ def fit(pipe: Pipeline, concept: Concept, config: CASteerConfig | None = None) -
     Raises ExciseError if the pipeline has no cross-attention or the concept no pairs.
     """
     config = config or CASteerConfig()
-    found, timesteps = directions(pipe, concept, config)
+    found, timesteps = directions(pipe, concept, config, "casteer")
     edits = [DirectionEdit(site, s, timesteps, config.beta) for site, s in found.items()]
     return build_eraser(pipe, edits, concept, "casteer", asdict(config), {"pairs": used_pairs(concept, config)})
 
@@ -49,12 +49,14 @@ def used_pairs(concept: Concept, config: CASteerConfig) -> int:
     return len(concept.pairs[: config.pairs])
 
 
-def directions(pipe: Pipeline, concept: Concept, config: CASteerConfig) -> tuple[dict[Site, Tensor], Tensor]:
+def directions(
+    pipe: Pipeline, concept: Concept, config: CASteerConfig, method: str
+) -> tuple[dict[Site, Tensor], Tensor]:
     """Return s of every cross-attention and step `[S, d]`, of length 1, and the timesteps `[S]` in falling order.
 
-    Raises ExciseError if the pipeline has no cross-attention or the concept no pairs.
+    Raises ExciseError, which names the method, if the pipeline has no cross-attention or the concept no pairs.
     """
-    sites, pairs = cross_attentions(pipe, "casteer"), concept.pairs[: config.pairs]
+    sites, pairs = cross_attentions(pipe, method), concept.pairs[: config.pairs]
     if not pairs:
         raise ExciseError(f"concept {concept.name!r} has no prompt pairs; make some with `excise pairs make`")
     positive, timesteps = mean_outputs(pipe, sites, [pair.concept for pair in pairs], config)

@@ -50,7 +50,7 @@ def fit(pipe: Pipeline, concept: Concept, config: CASteerGatedConfig | None = No
     """
     config = config or CASteerGatedConfig()
     prompts = controls(concept, config.controls)
-    found, timesteps = directions(pipe, concept, config)
+    found, timesteps = directions(pipe, concept, config, "casteer-gated")
     seen = peaks(pipe, found, timesteps, prompts, config)
     scale = scales(seen)
     ratios = cross_fitted(seen)

@@ -157,7 +157,7 @@ def test_controls_come_from_every_source_in_turn() -> None:
 def measured(build_pipe: Any) -> tuple[Any, dict[Site, Tensor], Tensor]:
     """A random pipeline, and the directions and timesteps measured on it."""
     pipe = build_pipe()
-    return pipe, *directions(pipe, CONCEPT, CONFIG)
+    return pipe, *directions(pipe, CONCEPT, CONFIG, "casteer-gated")
 
 
 def test_peaks_are_those_of_the_pictures(measured: tuple[Any, dict[Site, Tensor], Tensor]) -> None:
