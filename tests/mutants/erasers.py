@@ -33,7 +33,7 @@ MUTANTS = [
         ("if opened is not None and step.drawing", "if opened is not None"),
         ("mask = opened.across(mask, step)", "pass"),
         ("removed = along.clamp(min=0)", "removed = along"),
-        ("beta * surrogate(gated, removed, level, bound)", "beta * gated"),
+        ("surrogate(gated, removed, level, bound) * s", "gated * s"),
         ("strength * self.beta * surrogate(", "strength * surrogate("),
     ),
     *of(
