@@ -203,7 +203,5 @@ class GatedDirectionEdit(DirectionEdit):
             if opened is not None and step.drawing:
                 mask = opened.across(mask, step)
             removed = along.clamp(min=0)
-            shut = torch.zeros_like(removed)
-            return (
-                strength * self.beta * surrogate(torch.where(mask[:, None], removed, shut), removed, level, bound) * s
-            )
+            gated = torch.where(mask[:, None], removed, torch.zeros_like(removed))
+            return strength * self.beta * surrogate(gated, removed, level, bound) * s
