@@ -5,8 +5,8 @@
 Freeze first: every default and every chosen setting is committed before this script is run, and what it prints changes
 none of them. Methods take the settings that docs/results/peers.md chose on other concepts. It writes
 docs/results/frozen.json and .md after each concept: eight methods and the unerased model, which the others are compared
-with, take about forty minutes of two cores. What the file has is not run again, so the set can be drawn on several days,
-and an interrupted run resumes with the same `--work`.
+with, take about forty minutes of two cores. What the file has is not run again, so the set can be drawn on several
+days, and an interrupted run resumes with the same `--work`.
 """
 
 from __future__ import annotations
@@ -144,9 +144,9 @@ def page(results: Mapping[str, Any]) -> str:
         "while the gate was designed; words that get past car's eraser, and what hardening it cost, which led to the",
         "limits of `excise harden` and to looking at the margin, which stayed; and SAEmnesia's own page",
         "([saemnesia.md](saemnesia.md)), which decided nothing.",
-        "Settings are those that [peers.md](peers.md) chose on apple, bus and pastel, or the defaults of methods that are",
-        "not there. Per cent, with the 95 % interval of the mean over concepts (a bootstrap over concepts, widened to",
-        "Wilson's over all pictures if they agree), and the number of pictures.",
+        "Settings are those that [peers.md](peers.md) chose on apple, bus and pastel, or the defaults of methods that",
+        "are not there. Per cent, with the 95 % interval of the mean over concepts (a bootstrap over concepts, widened",
+        "to Wilson's over all pictures if they agree), and the number of pictures.",
         "",
     ]
     if not rows:
