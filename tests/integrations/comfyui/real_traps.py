@@ -45,19 +45,25 @@ def sampled(model: Any, clip: Any, plain: Any) -> str:
     )
     noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     try:
-        comfy.sample.sample(
-            model, noise, 2, 4.0, "ddim", "simple", positive, negative, torch.zeros_like(noise), disable_pbar=True
-        )
+        comfy.sample.sample(model, noise, 2, 4.0, "ddim", "simple", positive, negative, torch.zeros_like(noise), seed=0)
     except EraserDidNotFire as error:
         return str(error)
     return "a picture"
+
+
+def elsewhere(clip: Any) -> Any:
+    """Return what the node makes of a CLIP for a second GPU. A CPU with a number is another device to it."""
+    made = clip.clone()
+    made.patcher = nodes_multigpu._retarget_patcher(made.patcher, torch.device("cpu", 0), torch.device("cpu"))
+    return made
 
 
 def devices() -> dict[str, str]:
     """Return what a CLIP with an eraser encodes as, on this device and on another."""
     model, clip, _ = demo_model.load()
     clip.patcher.cached_patcher_init = (lambda: demo_model.load()[1].patcher, ())  # as ComfyUI's own loaders do
-    erased = applied(clip, Artefact.load(ROOT / "tests" / "erasers" / "old" / "snce"))
+    eraser = Artefact.load(ROOT / "tests" / "erasers" / "old" / "snce")
+    erased = applied(clip, eraser)
 
     def states(each: Any) -> torch.Tensor:
         made: torch.Tensor = each.encode_from_tokens(each.tokenize(GUN))
@@ -69,14 +75,16 @@ def devices() -> dict[str, str]:
         made = states(each)
         return next((name for name, wanted in kinds.items() if torch.equal(made, wanted)), "neither")
 
-    same = nodes_multigpu.SelectCLIPDeviceNode.execute(erased, "cpu").args[0]
-    # What the node does for a second GPU. A CPU with a number is another device to it.
-    moved = erased.clone()
-    moved.patcher = nodes_multigpu._retarget_patcher(moved.patcher, torch.device("cpu", 0), torch.device("cpu"))
+    found = {"the node, same device": kind(nodes_multigpu.SelectCLIPDeviceNode.execute(erased, "cpu").args[0])}
+    moved, behind = elsewhere(erased), elsewhere(clip)
     assert moved.patcher.model is not moved.cond_stage_model
-    found = {"the node, same device": kind(same), "another device": kind(moved)}
+    found["another device"] = kind(moved)
     guard = guarded(model, erased)
     found |= {"sampled, erased": sampled(guard, erased, clip), "sampled, another device": sampled(guard, moved, clip)}
+    try:
+        applied(behind, eraser)
+    except EraserDidNotFire as error:
+        found["applied on another device"] = str(error)
     moved.cond_stage_model = moved.patcher.model  # as the node for VAEs does
     return {**found, "another device, wired": kind(moved)}
 

@@ -388,6 +388,7 @@ def test_2_in_comfyui_a_clip_on_another_device_is_plain_and_the_guard_sees_it(re
     found = real["devices"]
     assert found["the node, same device"] == "erased"
     assert found["another device"] == "plain", "ComfyUI loads the copy's weights and encodes with the old model"
+    assert "changes the states of its canary prompt by 0" in found["applied on another device"]
     assert found["another device, wired"] == "erased"
     assert found["sampled, erased"] == "a picture"
     assert "not made by a CLIP with eraser" in found["sampled, another device"]
