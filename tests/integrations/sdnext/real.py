@@ -23,6 +23,7 @@ from torch import Tensor
 
 import excise
 from excise import reference
+from excise.reference.world import OBJECTS
 from tests.integrations.sdnext.double import load_script
 
 STEPS = 4
@@ -95,8 +96,8 @@ def install(tree: Path, pipe: Any) -> SimpleNamespace:
 
 def draw(
     there: SimpleNamespace, pipe: Any, prompt: Any, negative: str = "", attention: str = "native", clip_skip: int = 1,
-    zeros: bool = False,
-) -> Tensor:  # fmt: skip
+    zeros: bool = False, steps: int = STEPS, output: str = "latent",
+) -> Any:  # fmt: skip
     """Draw as `process_base` does: SD.Next sets the arguments of the prompt, and swaps scheduled ones in a callback."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     there.opts.prompt_attention, there.opts.diffusers_zeros_prompt_pad = attention, zeros
@@ -106,15 +107,14 @@ def draw(
     possible = list(inspect.signature(type(pipe).__call__).parameters)
     args: dict[str, Any] = {"clip_skip": clip_skip - 1} if clip_skip > 1 else {}
     _, args = there.prompt.set_prompt(
-        p, args, possible, type(pipe).__name__, attention, STEPS, clip_skip, prompts, [negative] * len(prompts), None,
+        p, args, possible, type(pipe).__name__, attention, steps, clip_skip, prompts, [negative] * len(prompts), None,
         None,
     )  # fmt: skip
-    how: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "output_type": "latent"}
+    how: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": 3.0, "output_type": output}
     seeds = [torch.Generator().manual_seed(n) for n in range(len(prompts))]
     how |= {"callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds", "negative_prompt_embeds"]}
     swap = lambda _, step, t, given: there.steps.prompt_callback(step, given)  # noqa: E731
-    made: Tensor = pipe(**args, **how, generator=seeds, callback_on_step_end=swap).images
-    return made
+    return pipe(**args, **how, generator=seeds, callback_on_step_end=swap).images
 
 
 def attempt(there: SimpleNamespace, pipe: Any, case: dict[str, Any]) -> Tensor | str:
@@ -132,19 +132,27 @@ def compared(one: Tensor | str, other: Tensor | str) -> str:
     return ", ".join("the same" if each else "another" for each in same)
 
 
+@torch.no_grad()
+def guns(there: SimpleNamespace, pipe: Any) -> int:
+    """Return in how many of eight pictures of a gun with a weight the bundled judge sees one."""
+    drawn = draw(there, pipe, ["a (gun:1.3) on grass"] * 8, steps=20, output="np")
+    return int(reference.judge()((drawn * 255).round().astype("uint8")).objects[:, OBJECTS.index("gun")].sum())
+
+
 def main(tree: str, erasers: str) -> None:
     pipe = reference.load()
     pipe.set_progress_bar_config(disable=True)
     there = install(Path(tree), pipe)
     plain = {name: [attempt(there, pipe, case) for _ in range(2)] for name, case in CASES.items()}
+    seen = guns(there, pipe)
     os.environ["EXCISE_ERASERS"] = erasers
     load_script()
     there.callbacks.model_loaded_callback(pipe)
-    found = {"erasers": excise.get_active_erasers(pipe)}
+    found: dict[str, Any] = {"erasers": excise.get_active_erasers(pipe)}
     for name, case in CASES.items():
         erased = [attempt(there, pipe, case) for _ in range(2)]  # the second time from SD.Next's cache
         found[name] = [compared(*pair) for pair in zip(plain[name], erased, strict=True)]
-    print(json.dumps(found))
+    print(json.dumps(found | {"guns": [seen, guns(there, pipe)]}))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ def test_pictures_by_sdnexts_own_embedder() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found.pop("erasers") == ["gun-snce"]
+    before, after = found.pop("guns")
+    assert before >= 7 and after == 0
     assert set(found) == set(EXPECTED)
     for name, pair in found.items():
         assert [each[: len(EXPECTED[name])] for each in pair] == [EXPECTED[name]] * 2, name
