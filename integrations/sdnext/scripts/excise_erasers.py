@@ -54,7 +54,8 @@ def block(pipe: Any, why: str) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError(why)
 
-    for part in getattr(pipe, "components", {}).values():
+    inner = vars(pipe).get("pipe")  # SD.Next has wrappers of pipelines
+    for part in (*vars(pipe).values(), *(vars(inner).values() if hasattr(inner, "__dict__") else ())):
         if isinstance(part, torch.nn.Module):
             part.register_forward_pre_hook(refuse)
     kind = type(pipe)

@@ -1,9 +1,10 @@
 """Run the extension on SD.Next's own prompt parser, embedder and callbacks; the other modules of SD.Next are stubs.
 
-    python -m tests.integrations.sdnext.real TREE ERASERS
+    python -m tests.integrations.sdnext.real TREE MODEL ERASERS
 
-`TREE` is a checkout of SD.Next, `ERASERS` a folder of erasers of the bundled model. What it prints last is JSON: for
-each case, how the picture drawn with the extension compares to the one without it, twice.
+`TREE` is a checkout of SD.Next. `MODEL` is `bundled`, and `ERASERS` a folder of erasers of it; or `sdxl`, a tiny random
+SDXL, for which an eraser is written into `ERASERS`. What it prints last is JSON: for each case, how the picture drawn
+with the extension compares to the one without it, twice.
 """
 
 from __future__ import annotations
@@ -23,8 +24,14 @@ from torch import Tensor
 
 import excise
 from excise import reference
+from excise.concepts import from_templates
+from excise.methods.configs.sae import SNCEConfig
+from excise.methods.sae.snce import fit
 from excise.reference.world import OBJECTS
+from excise.sites import default_site, to_cover
 from tests.integrations.sdnext.double import load_script
+from tests.planted import planted
+from tests.tiny import clip_and_t5, denoisers, encoders
 
 STEPS = 4
 LONG = ", ".join(["a cat on grass"] * 20)
@@ -50,6 +57,13 @@ CASES: dict[str, dict[str, Any]] = {
     "cat, xhinker": {"prompt": "a (cat:1.3) on grass", "attention": "xhinker"},
     "gun, xhinker": {"prompt": "a (gun:1.3) on grass", "attention": "xhinker"},
 }
+TWO: dict[str, dict[str, Any]] = {
+    "cat, weighted pool": {"prompt": "a (cat:1.3) on grass", "pooled": True},
+    "gun, weighted pool": {"prompt": "a (gun:1.3) on grass", "pooled": True},
+    "cat, then gun": {"prompt": "a (cat:1.3) TE2: a (gun:1.3)"},
+    "cat, then cat": {"prompt": "a (cat:1.3) TE2: a picture of a cat"},
+}
+"""Cases of a model with two text encoders; `TE2:` begins the prompt of the second one."""
 
 
 def install(tree: Path, pipe: Any) -> SimpleNamespace:
@@ -96,11 +110,12 @@ def install(tree: Path, pipe: Any) -> SimpleNamespace:
 
 def draw(
     there: SimpleNamespace, pipe: Any, prompt: Any, negative: str = "", attention: str = "native", clip_skip: int = 1,
-    zeros: bool = False, steps: int = STEPS, output: str = "latent",
+    zeros: bool = False, pooled: bool = False, steps: int = STEPS, output: str = "latent",
 ) -> Any:  # fmt: skip
     """Draw as `process_base` does: SD.Next sets the arguments of the prompt, and swaps scheduled ones in a callback."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     there.opts.prompt_attention, there.opts.diffusers_zeros_prompt_pad = attention, zeros
+    there.opts.te_pooled_embeds = pooled
     p = SimpleNamespace(network_data={}, task_args={}, batch_size=len(prompts), init_images=None, cfg_scale=3.0)
     there.callbacks.before_process_callback(p)
     there.steps.set_callbacks_p(p)
@@ -111,8 +126,10 @@ def draw(
         None,
     )  # fmt: skip
     how: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": 3.0, "output_type": output}
+    if type(pipe).__name__ == "StableDiffusionXLPipeline":
+        how |= {"height": 16, "width": 16}
     seeds = [torch.Generator().manual_seed(n) for n in range(len(prompts))]
-    how |= {"callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds", "negative_prompt_embeds"]}
+    how |= {"callback_on_step_end_tensor_inputs": pipe._callback_tensor_inputs}
     swap = lambda _, step, t, given: there.steps.prompt_callback(step, given)  # noqa: E731
     return pipe(**args, **how, generator=seeds, callback_on_step_end=swap).images
 
@@ -139,20 +156,37 @@ def guns(there: SimpleNamespace, pipe: Any) -> int:
     return int(reference.judge()((drawn * 255).round().astype("uint8")).objects[:, OBJECTS.index("gun")].sum())
 
 
-def main(tree: str, erasers: str) -> None:
-    pipe = reference.load()
+def tiny_sdxl(folder: Path) -> Any:
+    """Return a random SDXL, and write an eraser for it. SD.Next makes pooled embeddings from more than 768 columns."""
+    from diffusers import StableDiffusionXLPipeline
+
+    parts = clip_and_t5.sdxl()
+    parts |= {"text_encoder_2": encoders.clip(784, projection=24), "unet": denoisers.unet(32 + 784, pooled=24)}
+    pipe = StableDiffusionXLPipeline(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    concept = from_templates("gun", ("gun",), 12)
+    saes = {site: planted(pipe, site, concept) for site in (default_site(pipe, each) for each in to_cover(pipe))}
+    fit(pipe, concept, SNCEConfig(permutations=20), sae=saes).save(folder / "gun")
+    return pipe
+
+
+def main(tree: str, model: str, erasers: str) -> None:
+    pipe = reference.load() if model == "bundled" else tiny_sdxl(Path(erasers))
     pipe.set_progress_bar_config(disable=True)
     there = install(Path(tree), pipe)
-    plain = {name: [attempt(there, pipe, case) for _ in range(2)] for name, case in CASES.items()}
-    seen = guns(there, pipe)
+    cases = CASES if model == "bundled" else {name: case for name, case in CASES.items() if "xhinker" not in name} | TWO
+    plain = {name: [attempt(there, pipe, case) for _ in range(2)] for name, case in cases.items()}
+    seen = guns(there, pipe) if model == "bundled" else None
     os.environ["EXCISE_ERASERS"] = erasers
     load_script()
     there.callbacks.model_loaded_callback(pipe)
     found: dict[str, Any] = {"erasers": excise.get_active_erasers(pipe)}
-    for name, case in CASES.items():
+    for name, case in cases.items():
         erased = [attempt(there, pipe, case) for _ in range(2)]  # the second time from SD.Next's cache
         found[name] = [compared(*pair) for pair in zip(plain[name], erased, strict=True)]
-    print(json.dumps(found | {"guns": [seen, guns(there, pipe)]}))
+    if model == "bundled":
+        found["guns"] = [seen, guns(there, pipe)]
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -159,3 +159,26 @@ def test_without_its_erasers_a_model_draws_nothing(
     sibling = type(there.pipe).__mro__[1](**there.pipe.components)
     with pytest.raises(RuntimeError, match="lets nothing be drawn"):
         draw(sibling, {"prompt": "a gun"})
+
+
+class Wrapper:
+    """An object around a pipeline, as SD.Next has some."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+
+
+@torch.no_grad()
+def test_parts_of_odd_pipelines_are_blocked_too(there: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def odd(pipe: Any) -> Any:
+        raise ValueError("the components do not fit the configuration")
+
+    script = load_script()
+    with monkeypatch.context() as patched:
+        patched.setattr(type(there.pipe), "components", property(odd))
+        for pipe in (Wrapper(there.pipe), there.pipe):
+            script.attach(pipe)
+            with pytest.raises(RuntimeError, match="lets nothing be drawn"):
+                there.pipe.unet(torch.zeros(1))
+        with pytest.raises(RuntimeError, match="lets nothing be drawn"):
+            there.pipe("a gun")
