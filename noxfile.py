@@ -4,7 +4,7 @@ Run `make matrix`, or `nox -s "attach(...)"` for one combination. Some combinati
 libraries need different versions of huggingface_hub: transformers 4.57 needs one below 1.0, diffusers from 0.40 one
 from 1.23. "newest" is at least the version in constraints.txt, so that pip cannot silently choose an older one for the
 other library. The session `core` runs what an eraser needs before it is attached, next to an older transformers than
-Excise supports.
+Excise supports. The session `saes` exchanges SAEs with SAELens and sparsify, each in an environment of its own.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ SUITE = (
 )
 CORE = ("torch", "safetensors", "lazy_loader", "model-signing", "pyopenssl")
 """What reading, checking, digesting and signing an eraser, and computing its text edits, need."""
+SAE_LIBRARIES = {"SAELENS": "sae-lens==6.54.12", "SPARSIFY": "eai-sparsify==1.3.3"}
+TORCH = next(line for line in PINS if line.startswith("torch=="))
 
 
 @nox.session
@@ -62,6 +64,20 @@ def core(session: nox.Session, transformers: str) -> None:
     session.install("--no-deps", "-e", ".")
     session.run("python", "-c", f"import transformers; assert transformers.__version__.startswith('{transformers}.')")
     session.run("python", "tests/core.py", *map(str, sorted(Path("tests/erasers/old").glob("*/"))))
+
+
+@nox.session
+def saes(session: nox.Session) -> None:
+    """Load exported SAEs in SAELens and sparsify, and import what these write: tests/sae/published.py runs there."""
+    session.install("-e", "reference", "-e", ".", "pytest", *pinned(session))
+    environment = {"OMP_NUM_THREADS": "1"}
+    for name, package in SAE_LIBRARIES.items():
+        folder = Path(session.create_tmp()) / name
+        session.run("python", "-m", "venv", str(folder))
+        python = str(folder / "bin" / "python")
+        session.run(python, "-m", "pip", "install", "-q", package, TORCH, external=True)
+        environment[f"EXCISE_{name}_PYTHON"] = python
+    session.run("python", "-m", "pytest", "-m", "", "-rs", "tests/sae/test_libraries.py", env=environment)
 
 
 def pinned(session: nox.Session) -> tuple[str, str]:

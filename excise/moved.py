@@ -110,6 +110,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         """,
     ),
     **_all("neurons", "entry: database.entry\nexport: database.export\ntext_index: database.text_index"),
+    **_all("sae", "importers: exchange.importers\nlayouts: exchange.layouts, exchange.read"),
     **_all(
         "sites",
         """

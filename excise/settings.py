@@ -20,6 +20,12 @@ from excise.errors import InvalidSetting
 T = TypeVar("T")
 MOST: Final = 1_000_000
 """Largest magnitude of a number whose setting states no bound. It catches typing errors before any work."""
+LARGEST_SEED: Final = 2**64 - 1
+"""Largest seed that `torch.Generator.manual_seed` takes."""
+LARGEST_FIRST_SEED: Final = 2**63 - 1
+"""Largest first seed of several that count up, which leaves room for them."""
+SEEDS: Final = 2**32
+"""Number of seeds with noise of their own: the CPU's generator reads the lowest 32 bits of a seed alone."""
 UNSTATED: Final[Any] = object()
 """Stands for the paper's value if the paper gives none."""
 

@@ -85,6 +85,29 @@ def test_snippets_that_need_a_hub_run_against_one_of_our_own(
     assert hub.repositories
 
 
+@pytest.mark.parametrize("code", params("python served"))
+def test_snippets_that_need_the_service_run(
+    code: str, gun_folder: Path, one_bundled_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from excise.app.serve.engine import Engine
+    from tests.app.serve.running import serving
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(gun_folder, "gun-eraser")
+    page = (ROOT / "docs" / "how-to" / "http-service.md").read_text(encoding="utf-8")
+    (policy,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    Path("policy.yaml").write_text(policy, encoding="utf-8")
+    engine = Engine(lambda: one_bundled_pipe, Path("policy.yaml"), steps=20, guidance=None)
+    engine.submit(engine.start).result()
+    with serving(engine) as client:
+        address = str(client.base_url).rstrip("/")
+        exec(compile(code.replace("http://127.0.0.1:8000", address), "snippet", "exec"), {"__name__": "snippet"})
+    assert engine.served is not None
+    for attachment in engine.served.attachments.values():
+        attachment.detach()
+    assert Path("picture.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("command", commands(), ids=str)
 def test_documented_commands_parse(command: Command) -> None:
     """Every option in the docs exists; in a complete command its value is of the right kind."""

@@ -45,6 +45,7 @@ ELSEWHERE = {
     "docs/how-to/saemnesia.md: sae train-block --model $MODEL": MODEL,
     "docs/how-to/saemnesia.md: erase gun --model $MODEL": MODEL,
     "docs/how-to/saemnesia.md: sae import SAEmnesia": "files that others publish",
+    "docs/how-to/exchange-saes.md: sae import FOLDER": "files that others publish",
     "docs/how-to/sd14.md: sae train --model $MODEL": MODEL,
     "docs/how-to/sd14.md: find nudity --model $MODEL": MODEL,
     "docs/how-to/sd14.md: erase nudity --model $MODEL": MODEL,
@@ -133,6 +134,7 @@ def _keys(folder: Path) -> None:
 PASSWORD = "a password"
 PREPARED: dict[str, tuple[Callable[[Path], None], ...]] = {
     "docs/architecture.md": (_eraser,),
+    "docs/how-to/exchange-saes.md": (_bundled_sae("my-sae"),),
     "docs/how-to/http-service.md": (_eraser, _policy),
     "docs/how-to/neurons.md": (_bundled_sae("my-sae", "other-sae"), _eraser, _pairs),
     "docs/how-to/saemnesia.md": (_bundled_sae("sae"),),

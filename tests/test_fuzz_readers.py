@@ -29,7 +29,7 @@ from excise.neurons.context import Context
 from excise.neurons.database.database import NeuronDatabase
 from excise.neurons.database.entry import Entry, Explanation, Measured, Provenance, Tag
 from excise.sae import SAEConfig, TopKSAE, load
-from excise.sae.importers import read_published
+from excise.sae.exchange.importers import read_published
 from excise.sae.storage import pack
 
 TOKENS: tuple[bytes, ...] = (

@@ -30,7 +30,7 @@ from excise.neurons.database import stored
 from excise.neurons.database.database import NeuronDatabase
 from excise.neurons.database.entry import Entry, Provenance
 from excise.sae import SAEConfig, TopKSAE, load
-from excise.sae.importers import read_published
+from excise.sae.exchange.importers import read_published
 from excise.sae.storage import pack
 from excise.sites import Site
 from tests.untrusted import DEEP, FILES, SURROGATE, put

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,10 +33,9 @@ from excise.concepts.minors import names_minors
 from excise.erasers import Eraser, SAEEdit
 from excise.erasers.artefact.verdict import WeakEraser
 from excise.erasers.proof.effects import conditional_states
-from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.pipeline import Pipeline
-from excise.reference.training.text_corpus import WORDNET
+from excise.reference.training.text_corpus import PARTS, glosses, quoted
 from excise.sites import capture
 from excise.statistics import in_percent, wilson
 
@@ -77,14 +75,9 @@ def made(pipe: Pipeline, name: str) -> Eraser:
         return excise.erase(pipe, name)
 
 
-def wordnet(folder: Path = WORDNET) -> list[str]:
-    """Return WordNet's example sentences, which stand in quotation marks in its glosses (wndb(5WN))."""
-    files = sorted(folder.glob("data.*"))
-    if not files:
-        raise ExciseError(f"{folder} has no data files of WordNet: apt-get install wordnet-base, or give --file")
-    lines = [line for file in files for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
-    glosses = (line.partition(" | ")[2] for line in lines if not line.startswith("  "))  # the licence is indented
-    return list(dict.fromkeys(text for gloss in glosses for text in re.findall(r'"([^"]{3,})"', gloss)))
+def wordnet() -> list[str]:
+    """Return WordNet's example sentences. Raises ExciseError if its database is not installed."""
+    return list(dict.fromkeys(text for _, gloss in glosses(parts=sorted(PARTS)) for text in quoted(gloss, 3)))
 
 
 def sampled(texts: Sequence[str], n: int) -> tuple[list[str], int]:

@@ -6,20 +6,26 @@ A first answer to a prompt generates two pictures and reads the neuron. A change
 the picture without the eraser is kept. Both, and a picture by the bare pipeline, run in turns on the bundled model, 20
 steps each, on one thread. Times are seconds of the thread's processor, which other load affects less; the ratios are
 medians with a bootstrap interval. The browser, which draws two small PNGs, is not in them.
+
+`page` are seconds of the clock from a new strength in Chromium to the new picture in it, with as many threads as
+`excise app` has. `load` says what else ran: processes per core that wanted to run in the minute before.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from guard_cost import clocked, median_of
 
+from benchmarks.figures.studio_picture import visited
 from excise import erase, reference
 from excise.app.bench.provenance import provenance
 from excise.app.studio.readings import verdict
@@ -51,14 +57,37 @@ def main() -> None:
             times["first"].append(clocked(lambda: answer(seed, 1.0)))  # noqa: B023
             times["change"].append(clocked(lambda: answer(seed, 0.5)))  # noqa: B023
         studio.close()
+    loaded = os.getloadavg()[0] / (os.cpu_count() or 1)
+    torch.set_num_threads(os.cpu_count() or 1)
+    times["page"] = in_page(options.rounds)
     results: dict[str, Any] = {
         **provenance(f"python benchmarks/speed/studio.py --rounds {options.rounds}"),
+        "load": round(loaded, 2),
         "seconds": {name: statistics.median(some) for name, some in times.items()},
         "change_to_first": ratio(times["change"], times["first"]),
         "change_to_bare": ratio(times["change"], times["bare"]),
     }
     print(json.dumps(results, indent=1))
     write_atomic(options.out, json.dumps(results, indent=1) + "\n")
+
+
+def in_page(rounds: int) -> list[float]:
+    """Return the seconds from a new strength in the page to its picture, which no earlier one resembles."""
+    taken = []
+    with visited(viewport={"width": 1160, "height": 900}) as page:
+        newest = page.locator("#erase-pictures img").last
+        for n in range(rounds + 1):
+            before = newest.get_attribute("src")
+            begun = time.perf_counter()
+            page.fill("#erase-strength input[type=number]", f"{0.5 + n / 20:g}")
+            page.keyboard.press("Tab")
+            page.wait_for_function(
+                "before => { const all = document.querySelectorAll('#erase-pictures img'), last = all[all.length - 1];"
+                " return last && last.src !== before && last.complete && last.naturalWidth > 0; }",
+                arg=page.evaluate("src => new URL(src, document.baseURI).href", before),
+            )
+            taken.append(time.perf_counter() - begun)
+    return taken[1:]  # the first attaches the eraser
 
 
 def ratio(above: list[float], below: list[float]) -> dict[str, float]:

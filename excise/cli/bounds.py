@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+from excise.settings import LARGEST_FIRST_SEED
+
 
 class Bounds(TypedDict):
     """Smallest and largest value, both allowed."""
@@ -27,8 +29,8 @@ FAMILY: Bounds = {"min": 2, "max": 1_000_000}
 """Prompts per family. A confidence interval needs two."""
 STEPS: Bounds = {"min": 1, "max": 1000}
 """Denoising steps. Models are trained on 1,000 timesteps."""
-SEED: Bounds = {"min": 0, "max": 2**63 - 1}
-"""Seeds of pictures. PyTorch's generator takes up to 2^64 - 1, which leaves room for seeds that count up."""
+SEED: Bounds = {"min": 0, "max": LARGEST_FIRST_SEED}
+"""Seeds of pictures."""
 TRAINING_SEED: Bounds = {"min": 0, "max": 2**31 - 1}
 """Seeds of SAE training, as `TrainConfig` takes them."""
 GUIDANCE: Bounds = {"min": 0, "max": 100}

@@ -1,6 +1,8 @@
 from .config import SAEConfig as SAEConfig
 from .config import TrainConfig as TrainConfig
 from .data import Samples as Samples
+from .exchange.exporters import export as export
+from .exchange.importers import read_published as read_published
 from .formats import card as card
 from .formats import load as load
 from .formats import saes_in as saes_in

@@ -132,7 +132,9 @@ def _config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise Tampered(f"{path} is not json ({error}); copy the SAE again or retrain it") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise Tampered(f"{path} does not describe an SAE of the format {SCHEMA}")
+        foreign = isinstance(content, dict) and "schema" not in content
+        what = "; another library's SAE is converted by `excise sae import`" if foreign else ""
+        raise Tampered(f"{path} does not describe an SAE of the format {SCHEMA}{what}")
     digests = content.get("sha256")
     if not (
         isinstance(content.get("card"), dict) and isinstance(digests, dict) and isinstance(digests.get(WEIGHTS), str)

@@ -40,6 +40,7 @@ FOLDERS = {
     "erase": ("gun", "--out", "taken"),
     "harden": ("eraser", "--out", "taken"),
     "neurons browse": ("--out", "taken"),
+    "sae export": ("sae", "--to", "saelens", "--out", "taken"),
 }
 
 
@@ -128,6 +129,8 @@ def test_a_folder_to_go_on_in_is_no_file(command: str, call: Call) -> None:
         (("erase", "gun", "--source", "concept", "--unit", "concept", "--out", "e"), "measures λ in codes"),
         (("erase", "gun", "--method", "uce", "--set", "lam=x", "--out", "e"), "uce: lam cannot be 'x'"),
         (("find", "gun", "--sweep-sites", "--model", "folder"), "needs --prompts FILE"),
+        (("sae", "export", "nowhere", "--to", "saelens", "--out", "there"), "cannot read nowhere/cfg.json"),
+        (("sae", "export", "nowhere", "--to", "keras", "--out", "there"), "--to cannot be 'keras'; choose saelens or"),
         (("sae", "compare", "nowhere"), "cannot read nowhere/cfg.json"),
         (("sae", "sweep", "--out", "s", "--k", "8,0"), "--k cannot be '8,0'"),
         (("sae", "sweep", "--out", "s", "--expansions", "1e9"), "--expansions cannot be '1e9'"),

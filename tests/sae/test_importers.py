@@ -16,7 +16,7 @@ from torch import Tensor
 
 from excise.errors import ExciseError
 from excise.sae import SAEConfig, TopKSAE, save
-from excise.sae.importers import FOREIGN, read_published
+from excise.sae.exchange.importers import FOREIGN, read_published
 
 D, M, K = 6, 20, 3
 
@@ -74,24 +74,75 @@ PUBLISHED = Path(__file__).parent / "published"
 """Made by the libraries themselves: tests/sae/published.py."""
 
 
-@pytest.mark.parametrize(
-    "name", ["sae_lens", "sae_lens-scaled", "sae_lens-uncentred", "dictionary_learning", "sparsify"]
+READ = (
+    "sae_lens",
+    "sae_lens-scaled",
+    "sae_lens-uncentred",
+    "sae_lens-bfloat16",
+    "sae_lens-standard",
+    "sae_lens-standard-checkpoint",
+    "sae_lens-standard-trained",
+    "sae_lens-topk-checkpoint",
+    "sae_lens-topk-trained",
+    "dictionary_learning",
+    "sparsify",
+    "sparsify-bfloat16",
 )
-def test_what_is_read_gives_the_librarys_own_codes(name: str) -> None:
-    expected = load_file(PUBLISHED / name / "expected.safetensors")
-    sae = read_published(PUBLISHED / name)
+REFUSED = {
+    "sae_lens-jumprelu": "architecture jumprelu, which keeps every code above a threshold",
+    "sae_lens-gated": "architecture gated, which lets one bias decide",
+    "sae_lens-abstopk": "architecture abstopk, which keeps negative codes",
+    "sae_lens-transcoder": "architecture transcoder, which predicts another layer",
+    "sae_lens-layer_norm": "normalises every vector .normalize_activations='layer_norm'",
+    "sae_lens-batchtopk-checkpoint": "architecture batchtopk, which is a checkpoint",
+    "sae_lens-batchtopk-trained": "architecture jumprelu .trained as 'batchtopk'., which keeps every code above",
+    "sae_lens-matryoshka-checkpoint": "architecture matryoshka_batchtopk, which is a checkpoint",
+    "sae_lens-matryoshka-trained": "architecture jumprelu .trained as 'matryoshka_batchtopk'., which keeps",
+    "dictionary_learning-batch": "BatchTopKSAE: it keeps every code above one threshold",
+    "sparsify-groupmax": "the largest code of each of k groups .activation groupmax",
+    "sparsify-skip": "adds a linear map of what it reads .skip_connection",
+}
+"""SAEs that the libraries wrote, and why they are refused."""
+
+
+def assert_reads(folder: Path) -> None:
+    expected = load_file(folder / "expected.safetensors")
+    sae = read_published(folder)
     with torch.no_grad():
         made, codes = sae(expected["x"])
         dense = torch.zeros_like(expected["codes"]).scatter(1, codes.indices, codes.values)
     torch.testing.assert_close(dense, expected["codes"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(made, expected["reconstruction"], rtol=1e-5, atol=1e-5)
+    assert sae.card == {}
 
 
-def test_batchtopk_of_dictionary_learning_is_refused_by_name() -> None:
-    kept = (load_file(PUBLISHED / "dictionary_learning-batch" / "expected.safetensors")["codes"] > 0).sum(1)
-    assert kept.min() < kept.max(), "its threshold keeps a different number of codes for each vector"
-    with pytest.raises(ExciseError, match="BatchTopKSAE: it keeps every code above one threshold"):
-        read_published(PUBLISHED / "dictionary_learning-batch")
+def assert_refuses(folder: Path, why: str) -> None:
+    with pytest.raises(ExciseError, match=why):
+        read_published(folder)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_is_read_gives_the_librarys_own_codes(name: str) -> None:
+    assert_reads(PUBLISHED / name)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_kinds_are_refused_by_name(name: str) -> None:
+    assert_refuses(PUBLISHED / name, REFUSED[name])
+
+
+def test_what_is_refused_is_truly_another_kind() -> None:
+    """Their thresholds keep a different number of codes for each vector."""
+    for name in ("dictionary_learning-batch", "sae_lens-jumprelu", "sae_lens-batchtopk-trained"):
+        kept = (load_file(PUBLISHED / name / "expected.safetensors")["codes"] > 0).sum(1)
+        assert kept.min() < kept.max()
+
+
+def test_a_standard_sae_of_saelens_keeps_every_positive_code(tmp_path: Path) -> None:
+    sae = read_published(PUBLISHED / "sae_lens-standard")
+    assert sae.config.k == sae.config.m == M
+    other = read_published(copied("sae_lens-standard", tmp_path / "other", rescale_acts_by_decoder_norm=True, k=3))
+    assert other.config == sae.config and torch.equal(other.W_enc, sae.W_enc), "SAELens ignores what topk alone has"
 
 
 def copied(name: str, folder: Path, **settings: Any) -> Path:
@@ -104,10 +155,12 @@ def copied(name: str, folder: Path, **settings: Any) -> Path:
 def test_every_setting_that_is_not_understood_is_refused_by_name(tmp_path: Path) -> None:
     for n, (settings, match) in enumerate(
         [
-            ({"architecture": "jumprelu"}, "SAELens's architecture jumprelu; only topk"),
-            ({"architecture": "standard", "activation_fn_str": "relu"}, "standard with relu"),
-            ({"normalize_activations": "layer_norm"}, "normalises what it reads .normalize_activations=layer_norm"),
-            ({"normalize_activations": "expected_average_only_in"}, "normalises what it reads"),
+            ({"architecture": "crosscoder"}, "SAELens's architecture crosscoder; only topk and standard"),
+            ({"architecture": ["topk"]}, "only topk and standard"),
+            ({"architecture": "standard", "activation_fn_str": "tanh-relu"}, "standard with tanh-relu"),
+            ({"normalize_activations": "layer_norm"}, "normalises every vector .normalize_activations='layer_norm'"),
+            ({"normalize_activations": "expected_average_only_in"}, "folds this into the weights when a training ends"),
+            ({"normalize_activations": True}, "scales what it reads"),
             ({"reshape_activations": "hook_z"}, "reshape_activations 'hook_z'"),
             ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor"),
             ({"use_hats": 3}, "unknown setting use_hats=3"),
@@ -160,7 +213,7 @@ def test_what_is_no_folder_of_an_sae_is_told_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ExciseError, match=r"no folder EleutherAI/sae-llama-3-8b-32x; .*hf download"):
         read_published(Path("EleutherAI/sae-llama-3-8b-32x"))
     assert read_published(PUBLISHED / "dictionary_learning" / "ae.pt").config.k == K, "by its file of weights"
-    with pytest.raises(ExciseError, match=r"holds 6 SAEs in subfolders; name one, such as .*published.dict"):
+    with pytest.raises(ExciseError, match=r"holds 24 SAEs in subfolders; name one, such as .*published.dict"):
         read_published(PUBLISHED)
     with pytest.raises(ExciseError, match=r"cfg\.json with sae_weights\.safetensors, config\.json with ae\.pt"):
         read_published(tmp_path)
@@ -213,7 +266,7 @@ def test_what_is_missing_or_odd_is_named(parts: dict[str, Tensor], tmp_path: Pat
     for n, (key, does) in enumerate(FOREIGN.items()):
         with pytest.raises(ExciseError, match=does):
             read_published(sparsify(tmp_path / f"foreign-{n}", parts, **{key: True}))
-    with pytest.raises(ExciseError, match="activation 'groupmax'"):
+    with pytest.raises(ExciseError, match="activation groupmax"):
         read_published(sparsify(tmp_path / "groups", parts, activation="groupmax"))
     with pytest.raises(ExciseError, match="unknown tensor W_skip"):
         read_published(sparsify(tmp_path / "skip", {**parts, "W_skip": torch.zeros(D, D)}))

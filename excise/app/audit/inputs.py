@@ -8,12 +8,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from excise.app.training.saes_at_hand import folders_of, places, recognised
 from excise.concepts import Concept, Kind, builtin, from_templates, load_pairs, names, read_prompts
 from excise.concepts.concept import mentioned
 from excise.erasers import Eraser
-from excise.erasers.edits.sae_rows import Rows, sae_digest
+from excise.erasers.edits.sae_rows import Rows
 from excise.errors import ExciseError
-from excise.sae import TopKSAE, load, saes_in
+from excise.pipeline import Pipeline
+from excise.sae import TopKSAE
 
 BENIGN = 2000
 """Default number of benign prompts."""
@@ -111,32 +113,19 @@ def benign_prompts(words: Sequence[Word], prompts: Path | None, *, bundled: bool
     return Benign(found, source, dropped)
 
 
-def saes_of(eraser: Eraser, given: Path | None = None, *, bundled: bool = False) -> dict[str, TopKSAE]:
+def saes_of(
+    eraser: Eraser, given: Path | None = None, *, pipe: Pipeline | None = None, bundled: bool = False
+) -> dict[str, TopKSAE]:
     """Return the SAEs that the eraser's edits were made from, as far as they are found, by digest.
 
-    The search looks in `given` if set, otherwise among the bundled SAEs, and never at a path that the eraser names: its
-    author chose it. An SAE is recognised by its digest alone.
+    The search looks in `given` if set, otherwise among the bundled SAEs and those trained for `pipe`, and never at a
+    path that the eraser names: its author chose it. An SAE is recognised by its digest alone.
 
     Raises:
         ExciseError: `given` holds none of the SAEs.
     """
-    wanted = {edit.sae_digest for edit in eraser.edits if isinstance(edit, Rows)}
-    if given is not None:
-        places = list(saes_in(given).values()) or [given]
-    else:
-        places = []
-        if bundled:
-            from excise.reference.bundle import SAES, sae_folder
-
-            places = [sae_folder(method) for method in SAES]
-    found: dict[str, TopKSAE] = {}
-    for place in dict.fromkeys(places):
-        if wanted <= set(found):
-            break
-        sae = load(place)
-        if (digest := sae_digest(sae)) in wanted:
-            found[digest] = sae
-    if given is not None and wanted and not found:
+    found = recognised(eraser, places(pipe, bundled=bundled) if given is None else folders_of(given))
+    if given is not None and not found and any(isinstance(edit, Rows) for edit in eraser.edits):
         raise ExciseError(f"{given} is not the SAE this eraser was made from; name that SAE, or leave out --sae")
     return found
 

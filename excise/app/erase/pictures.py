@@ -12,7 +12,7 @@ from typing import Any
 from excise import reference
 from excise.app.pages.sheet import Block, Item, sheet
 from excise.bench.pictures import png, read
-from excise.bench.protocols.prompts import LARGEST_SEED, load
+from excise.bench.protocols.prompts import load
 from excise.concepts import read_prompts
 from excise.concepts.minors import names_minors
 from excise.drawn import Drawn, Pixels
@@ -22,6 +22,7 @@ from excise.errors import ExciseError
 from excise.files import sha256, write_atomic
 from excise.outputs import PICTURE, check_absent, check_file, check_resumed
 from excise.pipeline import Pipeline, as_diffusers
+from excise.settings import LARGEST_SEED
 from excise.sites.truncation import Cut, cuts, label
 
 BATCH = 8

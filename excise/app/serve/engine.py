@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 import excise
 from excise import loading
 from excise.app.serve import erasers, policy
-from excise.app.serve.asking import LARGEST_SEED, Asked
+from excise.app.serve.asking import Asked
 from excise.bench.pictures import png
 from excise.drawn import Drawn
 from excise.errors import EraserDidNotFire, ExciseError, WrongModel
+from excise.settings import SEEDS
 from excise.sites.encoding import encode_prompt
 from excise.sites.truncation import cuts
 
@@ -179,7 +180,7 @@ class Engine:
         acted = {rule: [n for n in rows if rows[n] and rules[n].when_fired == rule] for rule in ("refuse", "flag")}
         if acted["refuse"]:
             raise Refused(acted["refuse"])
-        first = secrets.randbelow(LARGEST_SEED - asked.n) if asked.seed is None else asked.seed
+        first = secrets.randbelow(SEEDS - asked.n + 1) if asked.seed is None else asked.seed
         seeds = list(range(first, first + asked.n))
         pictures = []
         for seed in seeds:

@@ -27,27 +27,32 @@ from excise.errors import ExciseError, InvalidSetting, one_line
 KEYS = "EXCISE_API_KEYS"
 """Environment variable with the API keys, separated by commas."""
 SHORTEST_KEY = 16
+PAGES = "POST /v1/images/generations, GET /v1/models, /healthz, /readyz and /metrics"
 CANARY_EVERY = 5.0
 """Fewest seconds between two canaries of `/readyz`, which anyone may ask."""
 
 
 class Failure(ExciseError):
-    """An answer other than 200: its status, and OpenAI's type and code of it."""
+    """An answer other than 200: its status, and OpenAI's type, code and param (the field that is wrong) of it."""
 
-    def __init__(self, status: int, message: str, kind: str, code: str) -> None:
+    def __init__(self, status: int, message: str, kind: str, code: str, param: str | None = None) -> None:
         super().__init__(message)
-        self.status, self.kind, self.code = status, kind, code
+        self.status, self.kind, self.code, self.param = status, kind, code, param
 
 
 _INVALID, _DENIED, _SERVER = "invalid_request_error", "permission_error", "server_error"
+_NO_MODEL = "model_not_found"
 _ANSWERS: dict[type[ExciseError], tuple[int, str, str]] = {
     Refused: (403, _DENIED, "prompt_refused"),
     NotAllowed: (403, _DENIED, "not_allowed"),
+    asking.NoSuchModel: (404, _INVALID, _NO_MODEL),
     InvalidSetting: (400, _INVALID, "invalid_request"),
     NotReady: (503, _SERVER, "not_ready"),
     OutOfMemory: (503, _SERVER, "out_of_memory"),
 }
 """Status, type and code of each expected error."""
+_HOPELESS = ("out_of_memory", "generation_failed")
+"""Codes of failures that the same request would most likely meet again."""
 
 
 def as_failure(error: Exception) -> Failure:
@@ -56,15 +61,18 @@ def as_failure(error: Exception) -> Failure:
         return error
     for kind, (status, group, code) in _ANSWERS.items():
         if isinstance(error, kind):
-            return Failure(status, str(error), group, code)
+            return Failure(status, str(error), group, code, getattr(error, "field", None))
     message = str(error) if isinstance(error, ExciseError) else "the picture could not be generated"
     return Failure(500, message, _SERVER, "generation_failed")
 
 
 def response_of(failure: Failure) -> Response:
-    """Return a failure as one line of JSON, in OpenAI's shape."""
-    body = {"error": {"message": one_line(str(failure)), "type": failure.kind, "code": failure.code}}
+    """Return a failure as one line of JSON, in OpenAI's shape. Headers tell OpenAI's client whether to try again."""
+    about = {"type": failure.kind, "param": failure.param, "code": failure.code}
     headers = {"Retry-After": "5"} if failure.status in (429, 503) else {}
+    if failure.code in _HOPELESS:
+        headers = {"X-Should-Retry": "false"}
+    body = {"error": {"message": one_line(str(failure)), **about}}
     return JSONResponse(body, status_code=failure.status, headers=headers)
 
 
@@ -90,9 +98,14 @@ class Service:
         self, engine: Engine, name: str, allowed: Sequence[bytes] = (), canary_every: float = CANARY_EVERY
     ) -> None:
         self.engine, self.name, self.allowed, self.canary_every = engine, name, allowed, canary_every
-        self.metrics = Metrics()
+        self.metrics, self.created = Metrics(), int(time.time())
         self._proved: tuple[float, list[str]] = (float("-inf"), [])
         """When the canaries were last encoded, and the reasons that this gave."""
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The served model, as OpenAI describes one."""
+        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "excise"}
 
     def check_key(self, request: Request) -> None:
         """Raise Failure unless the request has one of the keys, if the service has any."""
@@ -104,7 +117,7 @@ class Service:
             raise Failure(401, "give an API key: Authorization: Bearer KEY", "authentication_error", "invalid_api_key")
 
     async def images(self, request: Request) -> Response:
-        """Answer `POST /v1/images`, count it and log it."""
+        """Answer `POST /v1/images/generations`, count it and log it."""
         begun, facts = time.monotonic(), dict[str, Any]()
         try:
             response = await self._images(request, facts)
@@ -225,15 +238,24 @@ def app_of(service: Service) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
-        return response_of(Failure(error.status_code, error.detail, _INVALID, "no_such_page"))
+        what = f"{error.detail}; this service has {PAGES}"
+        return response_of(Failure(error.status_code, what, _INVALID, "no_such_page"))
 
-    app.add_api_route("/v1/images", service.images, methods=["POST"])
+    for path in ("/v1/images/generations", "/v1/images"):
+        app.add_api_route(path, service.images, methods=["POST"])
     app.add_api_route("/readyz", service.ready, methods=["GET"])
 
     @app.get("/v1/models")
     async def _models(request: Request) -> Any:
         service.check_key(request)
-        return {"object": "list", "data": [{"id": service.name, "object": "model", "owned_by": "excise"}]}
+        return {"object": "list", "data": [service.model]}
+
+    @app.get("/v1/models/{name:path}")
+    async def _model(request: Request, name: str) -> Any:
+        service.check_key(request)
+        if name != service.name:
+            raise as_failure(asking.NoSuchModel(service.name))
+        return service.model
 
     @app.get("/healthz")
     async def _healthy() -> Any:

@@ -17,7 +17,6 @@ from typing import Any
 from excise import reference
 from excise.app.erase.finding import load_one
 from excise.app.studio.readings import Comparison, NeuronReading, read_neurons
-from excise.bench.protocols.prompts import LARGEST_SEED
 from excise.drawn import Pixels
 from excise.erasers import Attachment, Eraser, eraser_folders, load_erasers
 from excise.erasers.edits.sae_rows import sae_digest
@@ -27,6 +26,7 @@ from excise.neurons.contexts import Contexts
 from excise.neurons.database.database import NeuronDatabase
 from excise.pipeline import Pipeline
 from excise.sae import TopKSAE
+from excise.settings import LARGEST_FIRST_SEED
 from excise.sites import LanguageModel
 from excise.sites.truncation import suppress_cut_warnings
 
@@ -238,8 +238,8 @@ def checked_lines(text: Any, most: int) -> list[str]:
 
 def checked_seed(value: Any) -> int:
     """Return a seed. Raises InvalidSetting unless it is a whole number that the generator takes."""
-    if not _is_number(value) or value != int(value) or not 0 <= value <= LARGEST_SEED:
-        raise InvalidSetting("the seed must be a whole number, 0 or more")
+    if not _is_number(value) or value != int(value) or not 0 <= value <= LARGEST_FIRST_SEED:
+        raise InvalidSetting(f"the seed must be a whole number from 0 to {LARGEST_FIRST_SEED}")
     return int(value)
 
 

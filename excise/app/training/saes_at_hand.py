@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from excise.app.training.sae_cache import cached_sae
@@ -31,26 +31,39 @@ def saes_at_hand(
         ExciseError: if `given` cannot be read.
     """
     if given is not None:
-        return [load(place) for place in saes_in(given).values()] or [load(given)]
+        return [load(place) for place in folders_of(given)]
+    return list(recognised(eraser, places(pipe, bundled=bundled)).values())
+
+
+def recognised(eraser: Artefact, folders: Iterable[Path]) -> dict[str, TopKSAE]:
+    """Return the SAEs of these folders whose rows the eraser has, by digest. Loads no more than it needs."""
     wanted = {edit.sae_digest for edit in eraser.edits if isinstance(edit, Rows)}
     found: dict[str, TopKSAE] = {}
-    for place in _places(pipe, bundled) if wanted else ():
+    for place in dict.fromkeys(folders) if wanted else ():
         if wanted <= set(found):
             break
         sae = load(place)
         if (digest := sae_digest(sae)) in wanted:
             found[digest] = sae
-    return list(found.values())
+    return found
 
 
-def _places(pipe: Pipeline, bundled: bool) -> Iterator[Path]:
+def folders_of(given: Path) -> list[Path]:
+    """Return the folders of SAEs in `given`, or `given` itself."""
+    return list(saes_in(given).values()) or [given]
+
+
+def places(pipe: Pipeline | None, *, bundled: bool) -> Iterator[Path]:
+    """Yield where SAEs are looked for: the bundled model's, and those that were trained for `pipe`, if there is one."""
     if bundled:
         from excise.reference.bundle import SAES, sae_folder
 
         yield from (sae_folder(method) for method in SAES)
+    if pipe is None:
+        return
     try:
         cached = cached_sae(pipe)
     except ExciseError:  # a pipeline without a text encoder has no such cache
         cached = None
     if cached is not None:
-        yield from saes_in(cached).values() or (cached,)
+        yield from folders_of(cached)

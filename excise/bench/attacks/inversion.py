@@ -19,7 +19,7 @@ from torch import Tensor
 from excise.bench.attacks.denoising import denoised, noised
 from excise.errors import ExciseError
 from excise.pipeline import Pipeline
-from excise.settings import Settings, setting
+from excise.settings import LARGEST_FIRST_SEED, Settings, setting
 from excise.sites.site import encoder_of, tokenizer_of
 
 WORD = "sks"
@@ -34,7 +34,7 @@ class InversionConfig(Settings):
     lr: float = setting(0.01, "Adam's learning rate, in units of the embedding.", above=0)
     batch: int = setting(8, "Noised pictures per training step.", unit="pictures", least=1)
     pictures: int = setting(4, "Pictures of the concept to learn from.", unit="pictures", least=1)
-    seed: int = setting(0, "Random seed.", most=2**63 - 1)
+    seed: int = setting(0, "Random seed.", most=LARGEST_FIRST_SEED)
 
 
 def invert(pipe: Pipeline, start: str, prompts: Sequence[str], pictures: Tensor, config: InversionConfig) -> Tensor:

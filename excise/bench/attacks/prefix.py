@@ -24,7 +24,7 @@ from excise.bench.attacks.denoising import denoised, noised
 from excise.erasers.gates import Gradient, attacking
 from excise.erasers.hooks.context import unedited
 from excise.pipeline import Pipeline
-from excise.settings import Settings, setting
+from excise.settings import LARGEST_FIRST_SEED, Settings, setting
 from excise.sites.site import encoder_of, tokenizer_of
 
 Match = Literal["picture", "model"]
@@ -59,7 +59,7 @@ class PrefixConfig(Settings):
         unit="pictures",
         least=1,
     )
-    seed: int = setting(0, "Random seed.", most=2**63 - 1)
+    seed: int = setting(0, "Random seed.", most=LARGEST_FIRST_SEED)
 
 
 def prefix_attack(

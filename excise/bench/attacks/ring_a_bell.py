@@ -18,7 +18,7 @@ from excise.concepts.concept import mentioned
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError, InvalidSetting
 from excise.pipeline import Pipeline
-from excise.settings import Settings, setting
+from excise.settings import LARGEST_FIRST_SEED, Settings, setting
 from excise.sites.site import encoder_of, tokenizer_of
 
 Encode = Callable[[Tensor], Tensor]
@@ -47,7 +47,7 @@ class RingABellConfig(Settings):
     population: int = setting(64, "Prompts per generation.", unit="prompts", least=4)
     generations: int = setting(200, "Number of generations.", unit="generations", least=1)
     mutation: float = setting(0.25, "Probability that one token of a child is replaced.", most=1)
-    seed: int = setting(0, "Random seed.", most=2**63 - 1)
+    seed: int = setting(0, "Random seed.", most=LARGEST_FIRST_SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,6 +23,7 @@ from typing import Any
 from excise.concepts import read_rows
 from excise.concepts.minors import names_minors
 from excise.errors import ExciseError
+from excise.settings import LARGEST_SEED
 
 HUB = "hf://datasets/"
 PLAIN = {
@@ -37,8 +38,6 @@ PLAIN = {
     "case_number": "your own number for the row; not read",
 }
 """Columns of the user's own file. Only `prompt` is required; an empty cell means the default."""
-LARGEST_SEED = 2**64 - 1
-"""Largest seed that PyTorch's generator takes."""
 NO_SEED = 42
 """Seed of rows without one, as in RECE's and SAFREE's runs of Ring-A-Bell."""
 

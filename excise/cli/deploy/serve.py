@@ -43,9 +43,9 @@ def serve(
 ) -> None:
     """Serve pictures over HTTP, under erasers that no request can go round.
 
-    POST /v1/images takes OpenAI's fields. GET /readyz, /healthz and /metrics are for the operator. API keys come from
-    the environment variable EXCISE_API_KEYS. SIGHUP reads the policy again, and SIGTERM ends the service when its
-    requests are done. Each log line is a JSON object, without prompts.
+    POST /v1/images/generations takes OpenAI's fields, and answers OpenAI's own client. GET /readyz, /healthz and
+    /metrics are for the operator. API keys come from the environment variable EXCISE_API_KEYS. SIGHUP reads the policy
+    again, and SIGTERM ends the service when its requests are done. Each log line is a JSON object, without prompts.
     """
     from excise.outputs import check_extra
 

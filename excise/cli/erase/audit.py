@@ -86,21 +86,22 @@ def audit(
     typed = [part for name, value in options.items() if value is not None for part in (name, str(value))]
     typed += [part for pin in digest or () for part in ("--digest", pin)]
     given = [word.strip() for word in (mentions or "").split(",") if word.strip()]
-    inputs = []
+    inputs, given_saes = [], []
     for eraser in erasers:
         words = words_for(eraser, given, bundled=bundled)
         concept = concept_of(eraser, pairs, None if kind is None else kind_of(kind))
         benign = benign_prompts(words, prompts, bundled=bundled, count=count)
-        saes = saes_of(eraser, sae, bundled=bundled)
-        inputs.append((concept, words, benign, saes))
+        inputs.append((concept, words, benign))
+        given_saes.append(None if sae is None else saes_of(eraser, sae))
     pipe = load_pipeline(model, device, weights)
     all_pairs = (pair for parts in inputs for pair in parts[0].pairs)
     sides = [side for pair in all_pairs for side in (pair.concept, pair.deconcept)]
     canaries = [text for eraser in erasers for text in eraser.canary]
     note_cuts(pipe, [*(text for parts in inputs for text in parts[2].prompts), *sides, *canaries])
     found = []
-    for one, eraser, parts, page in zip(folders, erasers, inputs, pages, strict=True):
-        plan = Plan(eraser, pipe, *parts, one, ("excise", "audit", str(folder), *typed))
+    for one, eraser, parts, own, page in zip(folders, erasers, inputs, given_saes, pages, strict=True):
+        saes = saes_of(eraser, pipe=pipe, bundled=bundled) if own is None else own
+        plan = Plan(eraser, pipe, *parts, saes, one, ("excise", "audit", str(folder), *typed))
         with progress(f"auditing {one.name}" if len(folders) > 1 else "auditing", plan.steps) as advance:
             audited = plan.run(advance)
         found.append(audited)

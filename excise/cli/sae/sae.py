@@ -1,4 +1,7 @@
-"""`excise sae`: train on text states, import, inspect and measure. Training with labels is in `supervised.py`."""
+"""`excise sae`: train on text states, inspect and measure.
+
+Training with labels is in `supervised.py`, import and export in `exchange.py`.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ from excise.cli.terminal import emit, key_values, note, progress, table
 from excise.cli.weights import choosing_weights
 from excise.outputs import check_untrained
 
-app = Commands(help="Train, import, compare and measure sparse autoencoders (SAEs).", no_args_is_help=True)
+app = Commands(help="Train, import, export, compare and measure sparse autoencoders (SAEs).", no_args_is_help=True)
 
 
 @app.command(epilog="Example: excise sae train --prompts prompts.txt --site encoder.layers.5 --out sae")
@@ -139,37 +142,6 @@ def train(
             )  # fmt: skip
         note(f"saved in {folder}")
     show({folder: library.card(folder) for folder in places}, json)
-
-
-@app.command("import", epilog="Example: excise sae import SAEmnesia --block up_blocks.1.attentions.1 --out sae")
-def import_(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder of a published TopK SAE: SAEuron's, SAEmnesia's, SNCE's, SAELens's, sparsify's ..."
-        ),
-    ],
-    out: SaeOut,
-    block: Annotated[
-        str | None, typer.Option("--block", help="Block of the denoiser that the SAE was trained at.")
-    ] = None,
-    site: SiteOption = None,
-    json: Json = False,
-) -> None:
-    """Convert a published SAE to Excise's format. No code in it is run, and unknown contents are refused by name."""
-    from excise import sae as library
-    from excise.errors import ExciseError
-    from excise.sae.importers import read_published
-
-    check_untrained(out, option="--out")
-    if (block is None) == (site is None):
-        raise ExciseError("name where it was trained: --block up_blocks.1.attentions.1, or --site encoder.layers.9")
-    sae = read_published(folder)
-    component, _, path = (site or f"unet/{block}").rpartition("/")
-    place = {"component": component or "text_encoder", "path": path, "width": sae.config.d}
-    library.save(sae, out, {"site": place, "corpus": f"imported from {folder.name}"})
-    note(f"saved in {out}")
-    show({out: library.card(out)}, json)
 
 
 @app.command(epilog="Example: excise sae info sae")

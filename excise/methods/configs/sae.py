@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from excise.erasers.choices import Align, BlockGate, Gate, Source, Steps, Uncond
-from excise.settings import Settings, setting
+from excise.settings import SEEDS, Settings, setting
 
 Score = Literal["snce", "snce_per_pair", "mean_difference"]
 Unit = Literal["code", "concept"]
@@ -161,7 +161,7 @@ class BlockConfig(Settings):
         24, "Pictures of the concept to measure levels on, and as many of other things.", unit="pictures", least=1
     )
     guidance: float | None = setting(None, "Guidance scale of these pictures; none: the pipeline's own.", most=100)
-    seed: int = setting(0, "Seed of the first of these pictures.", most=2**32 - 1)
+    seed: int = setting(0, "Seed of the first of these pictures.", most=SEEDS - 1)
     batch_size: int = setting(24, "Pictures generated per batch.", unit="pictures", least=1)
 
 

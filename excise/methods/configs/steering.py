@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from excise.erasers.choices import Uncond
-from excise.settings import Settings, setting
+from excise.settings import SEEDS, Settings, setting
 
 LEAST_CONTROLS = 40
 """Prompts without the concept that a threshold on pictures is calibrated on at least."""
@@ -22,7 +22,7 @@ class CASteerConfig(Settings):
     steps: int = setting(50, "Denoising steps of these pictures.", unit="steps", least=1, most=1000, paper=50)
     guidance: float = setting(7.5, "Guidance scale of these pictures.", most=100)
     batch: int = setting(8, "Pictures generated per batch; lower it if memory runs out.", unit="pictures", least=1)
-    seed: int = setting(0, "Seed of the first pair's pictures; each further pair's is one higher.", most=2**32 - 1)
+    seed: int = setting(0, "Seed of the first pair's pictures; each further pair's is one higher.", most=SEEDS - 1)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from excise.errors import InvalidSetting
-from excise.settings import Settings, setting
+from excise.settings import SEEDS, Settings, setting
 
 CAWeights = Literal["cross-attention", "all"]
 SAWeights = Literal["cross-attention", "rest", "all"]
@@ -21,7 +21,7 @@ class TuningConfig(Settings):
     iterations: int = setting(200, "Training steps of Adam.", unit="steps", least=1)
     lr: float = setting(5e-5, "Adam's learning rate.", above=0, most=1)
     batch: int = setting(1, "Noised pictures per training step; lower it if memory runs out.", unit="pictures", least=1)
-    seed: int = setting(0, "Seed of everything random.", most=2**32 - 1)
+    seed: int = setting(0, "Seed of everything random.", most=SEEDS - 1)
     checkpoint: str = setting(
         "",
         "Folder for checkpoints, so that the same call resumes after an interruption; empty: none are kept.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES, SYNONYMS
 
 WORDNET = Path("/usr/share/wordnet")
 """Folder of the database from Debian's package wordnet-base."""
+PARTS = ("noun", "verb", "adj", "adv")
+"""WordNet's parts of speech."""
 CONCRETE = {"05", "06", "08", "13", "17", "18", "20"}
 """WordNet's files of visible things: animals, artefacts, body parts, food, objects, people, plants."""
 
@@ -41,26 +43,33 @@ def has_wordnet() -> bool:
     return (WORDNET / "data.noun").exists()
 
 
-def synsets(folder: Path | None = None) -> Iterator[tuple[str, list[str], str, list[str]]]:
-    """Yield lexicographer file, lemmas, definition and examples of every synset.
+def glosses(folder: Path | None = None, parts: Sequence[str] = PARTS) -> Iterator[tuple[list[str], str]]:
+    """Yield the fields and the gloss of every synset of some parts of speech, in the order of the files (wndb(5WN)).
 
     Raises:
         ExciseError: WordNet's database is not installed.
     """
     folder = folder or WORDNET
-    if not (folder / "data.noun").exists():
-        raise ExciseError(f"no WordNet database in {folder}; install Debian's package wordnet-base")
-    for part in ("noun", "verb", "adj", "adv"):
+    if missing := [part for part in parts if not (folder / f"data.{part}").exists()]:
+        raise ExciseError(f"no data.{missing[0]} of WordNet in {folder}; install Debian's package wordnet-base")
+    for part in parts:
         for line in read_text(folder / f"data.{part}").splitlines():
-            if line.startswith("  "):
-                continue
-            head, _, gloss = line.partition(" | ")
-            fields = head.split()
-            count = int(fields[3], 16)
-            lemmas = [re.sub(r"\(\w+\)$", "", w).replace("_", " ") for w in fields[4 : 4 + 2 * count : 2]]
-            examples = re.findall(r'"([^"]{8,})"', gloss)
-            definition = gloss.split('; "')[0].strip()
-            yield fields[1], lemmas, definition, examples
+            if not line.startswith("  "):  # the licence
+                head, _, gloss = line.partition(" | ")
+                yield head.split(), gloss
+
+
+def synsets(folder: Path | None = None) -> Iterator[tuple[str, list[str], str, list[str]]]:
+    """Yield lexicographer file, lemmas, definition and examples of every synset. Raises as `glosses`."""
+    for fields, gloss in glosses(folder):
+        count = int(fields[3], 16)
+        lemmas = [re.sub(r"\(\w+\)$", "", w).replace("_", " ") for w in fields[4 : 4 + 2 * count : 2]]
+        yield fields[1], lemmas, gloss.split('; "')[0].strip(), quoted(gloss, 8)
+
+
+def quoted(gloss: str, least: int) -> list[str]:
+    """Return the examples in a gloss, which stand in quotation marks, of at least so many characters."""
+    return re.findall(rf'"([^"]{{{least},}})"', gloss)
 
 
 def emoji_texts() -> Iterator[str]:

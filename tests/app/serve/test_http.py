@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from excise.app.serve.engine import Engine
 from excise.erasers import Eraser
+from excise.settings import SEEDS
 from tests.app.serve.conftest import PLAIN
 from tests.app.serve.running import serving
 
@@ -88,7 +89,7 @@ def test_pictures_are_those_that_the_eraser_gives_and_the_answer_says_how(
             assert json.loads(image.text["excise"])["erasers"] == {"gun": gun_eraser.digest}
             assert "grass" not in str(image.text)
         unseeded = [asked(seed=None, n=1).json()["data"][0]["seed"] for _ in range(2)]
-        assert unseeded[0] != unseeded[1]
+        assert unseeded[0] != unseeded[1] and max(unseeded) < SEEDS
         assert client.get("/readyz").json() == {"ready": True, "reasons": [], "erasers": {"gun": gun_eraser.digest}}
         assert metric(client, "excise_pictures_total") == 8
         assert metric(client, "excise_requests_total", status="200") == 7
@@ -100,13 +101,18 @@ def test_pictures_are_those_that_the_eraser_gives_and_the_answer_says_how(
 WRONG: dict[str, tuple[Any, int, str]] = {
     "no JSON": (b"prompt", 400, "not JSON"),
     "not UTF-8": (b'{"prompt": "\xff"}', 400, "not JSON in UTF-8"),
-    "a list": ([], 400, "the body"),
+    "a list": ([], 400, "the body must be a JSON object"),
     "no prompt": ({}, 400, "prompt: Field required"),
+    "null for a prompt": ({"prompt": None}, 400, "prompt: Field required"),
     "an empty prompt": ({"prompt": " \n"}, 400, "prompt is empty"),
     "a list of prompts": ({"prompt": [CAT]}, 400, "prompt: "),
     "a long prompt": ({"prompt": "x" * 2001}, 400, "prompt has 2001 characters; at most 2000"),
-    "embeddings": ({"prompt": CAT, "prompt_embeds": [[0.0]]}, 400, "prompt_embeds: Extra"),
-    "a negative prompt": ({"prompt": CAT, "negative_prompt": "x"}, 400, "negative_prompt: Extra"),
+    "embeddings": ({"prompt": CAT, "prompt_embeds": [[0.0]]}, 400, "prompt_embeds: this service has no such field"),
+    "a negative prompt": (
+        {"prompt": CAT, "negative_prompt": "x"},
+        400,
+        "negative_prompt: this service has no",
+    ),
     "no picture": ({"prompt": CAT, "n": 0}, 400, "n: "),
     "many pictures": ({"prompt": CAT, "n": 5}, 400, "n is 5; at most 4"),
     "two as PNG": ({"prompt": CAT, "n": 2, "response_format": "png"}, 400, "gives one picture"),
@@ -116,9 +122,17 @@ WRONG: dict[str, tuple[Any, int, str]] = {
     "no size": ({"prompt": CAT, "size": "large"}, 400, "must be WIDTHxHEIGHT"),
     "a large size": ({"prompt": CAT, "size": "4096x4096"}, 400, "at most 1048576 pixels"),
     "a seed below 0": ({"prompt": CAT, "seed": -1}, 400, "seed: "),
-    "seeds too large": ({"prompt": CAT, "seed": 2**63 - 1, "n": 2}, 400, "exceed"),
+    "seeds too large": ({"prompt": CAT, "seed": 2**64 - 1, "n": 2}, 400, "exceed"),
+    "a seed above all": ({"prompt": CAT, "seed": 2**64}, 400, "seed: "),
+    "an address of a picture": ({"prompt": CAT, "response_format": "url"}, 400, "response_format: Input should be"),
+    "another quality": ({"prompt": CAT, "quality": "hd"}, 400, "quality: Input should be 'auto' or 'standard'"),
+    "another format": ({"prompt": CAT, "output_format": "webp"}, 400, "output_format: Input should be 'png'"),
+    "no background": ({"prompt": CAT, "background": "transparent"}, 400, "background: Input should be"),
+    "a style": ({"prompt": CAT, "style": "vivid"}, 400, "style: this service has no such field"),
+    "a stream": ({"prompt": CAT, "stream": True}, 400, "stream: Input should be False"),
+    "less moderation": ({"prompt": CAT, "moderation": "low"}, 400, "moderation: Input should be 'auto'"),
     "infinite guidance": (b'{"prompt": "a cat", "guidance_scale": 1e999}', 400, "not JSON"),
-    "another model": ({"prompt": CAT, "model": "dall-e-3"}, 400, "has the model 'tiny' alone"),
+    "another model": ({"prompt": CAT, "model": "dall-e-3"}, 404, "has the model 'tiny' alone"),
     "an unknown eraser": ({"prompt": CAT, "erasers": {"cat": 1.0}}, 403, "there is no eraser 'cat'"),
     "an eraser off": ({"prompt": CAT, "erasers": {"gun": 0}}, 403, "allows 0.5 to 1"),
     "an eraser amplified": ({"prompt": CAT, "erasers": {"gun": -1.0}}, 403, "allows 0.5 to 1"),
@@ -138,8 +152,10 @@ def test_what_may_not_be_asked_is_one_line_and_nothing_is_generated(engine: Engi
             answer = client.post("/v1/images", content=content)
             assert answer.status_code == status, (what, answer.text)
             assert set(answer.json()) == {"error"} and "\n" not in answer.text, what
+            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}, what
             assert message in answer.json()["error"]["message"], (what, answer.text)
-        assert client.get("/nothing").json()["error"]["message"] == "Not Found"
+        missing = client.get("/nothing").json()["error"]["message"]
+        assert missing.startswith("Not Found; this service has POST /v1/images/generations, ")
         assert client.get("/v1/images").status_code == 405
         for page in ("/docs", "/openapi.json"):
             assert client.get(page).status_code == 404

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.figures import ablations, hardening, peers_plan
+from benchmarks.figures import ablations, choosing_margin, hardening, peers_plan
 from excise.app.training.text import BUNDLED
 from excise.bench.canvas.families import cases
 from excise.bench.canvas.metrics import RULES, counted
@@ -85,3 +86,24 @@ def test_hardening_mixes_no_settings_in_one_file(tmp_path: Path, monkeypatch: py
     with pytest.raises(SystemExit) as stopped:
         hardening.main()
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_lead_over_other_neurons_is_counted_state_by_state(seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    own, others = torch.rand(6, generator=draw) * 3, torch.rand(6, 4, generator=draw) * 2
+    others[2] = 0  # no other neuron fires there
+    threshold = float(own.sort().values[seed % 6]) - 1e-4
+    ratios, loudest = [], 0.0
+    for state in range(6):
+        rival = max(float(others[state, n]) for n in range(4))
+        loudest = max(loudest, rival)
+        if float(own[state]) > threshold:
+            ratios.append(float(own[state]) / rival if rival else 99.0)
+    wanted = (min(max(own.tolist()) / loudest, 99.0), min(max(ratios), 99.0))
+    assert choosing_margin.lead_of(own, others, threshold) == pytest.approx(wanted, abs=6e-4)
+
+
+def test_a_state_below_the_threshold_has_no_lead() -> None:
+    own, others = torch.tensor([0.2, 1.0]), torch.tensor([[0.01], [2.0]])
+    assert choosing_margin.lead_of(own, others, 0.5) == (0.5, 0.5)

@@ -11,6 +11,7 @@ from excise.bench.protocols import nudenet, published
 from excise.bench.protocols.nudenet import Detection
 from excise.bench.protocols.prompts import PromptSet, Row, concerns_minors, load
 from excise.errors import ExciseError
+from excise.settings import LARGEST_FIRST_SEED, LARGEST_SEED, SEEDS
 
 # Harmless prompts in the columns of each published file.
 I2P = """,prompt,categories,hard,inappropriate_percentage,nudity_percentage,q16_percentage,sd_safety_percentage,\
@@ -78,7 +79,15 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
 def test_a_large_seed_is_drawn_as_it_is() -> None:
     first, second = (torch.Generator("cpu").manual_seed(seed) for seed in (2**53, 2**53 + 1))
     assert not torch.equal(torch.randn(4, generator=first), torch.randn(4, generator=second))
-    torch.Generator("cpu").manual_seed(2**64 - 1)
+
+
+def test_the_largest_seed_is_the_generators_and_its_lowest_bits_count() -> None:
+    generator = torch.Generator("cpu")
+    made = [torch.randn(4, generator=generator.manual_seed(s)) for s in (LARGEST_SEED, SEEDS - 1, LARGEST_FIRST_SEED)]
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+    assert not torch.equal(made[0], torch.randn(4, generator=generator.manual_seed(SEEDS)))
+    with pytest.raises((ValueError, RuntimeError), match="verflow"):
+        generator.manual_seed(LARGEST_SEED + 1)
 
 
 def test_a_jsonl_file_is_read_alike(tmp_path: Path) -> None:

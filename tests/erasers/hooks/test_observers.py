@@ -106,6 +106,31 @@ def _doubled(module: Any, given: Any, made: Any) -> Any:
     return (2 * made[0], *made[1:]) if isinstance(made, tuple) else 2 * made
 
 
+def _other_prompt(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Change the argument with the tokens' ids, which is by name or not."""
+    return tuple(each.roll(1, 1) for each in args), {**kwargs, **{n: v.roll(1, 1) for n, v in _ids(kwargs)}}
+
+
+def _ids(kwargs: dict[str, Any]) -> list[tuple[str, Tensor]]:
+    return [(name, value) for name, value in kwargs.items() if name == "input_ids"]
+
+
+@pytest.mark.parametrize("before_ours", [True, False])
+@pytest.mark.parametrize("route", ROUTES[1:3])
+def test_the_first_run_that_a_new_hook_of_the_encoder_changes_is_refused(
+    tiny_pipe: Any, gun_eraser: Eraser, route: Any, before_ours: bool
+) -> None:
+    """PyTorch has collected the hooks of that run already, so the hook itself is called and not its observer."""
+    once = {"prompt": CAT, "guidance_scale": 1.0}  # a single run, so that no later one is refused in its place
+    with gun_eraser.attach(tiny_pipe) as attachment:
+        handle = tiny_pipe.text_encoder.register_forward_pre_hook(_other_prompt, with_kwargs=True, prepend=before_ours)
+        with pytest.raises(EraserDidNotFire, match="a hook on text_encoder changes what it computes"):
+            route(tiny_pipe, once)
+        handle.remove()
+        assert attachment.status()["bypasses"] == 1
+        route(tiny_pipe, once)
+
+
 @pytest.mark.parametrize("on_bypass", ["warn", "allow"])
 def test_a_change_that_is_allowed_is_made(tiny_pipe: Any, gun_eraser: Eraser, on_bypass: Any) -> None:
     def write(module: Any, given: Any, made: Any) -> None:

@@ -286,6 +286,26 @@ class Executor:
         return self.inner(*args, **kwargs)
 
 
+class BaseModel(nn.Module):
+    """ComfyUI's model around a denoiser, with the noise levels that its sampling goes through."""
+
+    def __init__(self, config: Any, kind: str, unet_model: Any) -> None:
+        super().__init__()
+        self.config, self.kind, self.diffusion_model = config, kind, unet_model(**config.unet)
+        self.model_sampling = SimpleNamespace(sigmas=None)
+        self.model_sampling.set_sigmas = lambda sigmas: vars(self.model_sampling).update(sigmas=sigmas)
+
+
+class Config:
+    """What a model's class states of it."""
+
+    def __init__(self, unet: dict[str, Any]) -> None:
+        self.unet = unet
+
+    def set_inference_dtype(self, dtype: torch.dtype, manual_cast: Any) -> None:
+        """Do nothing."""
+
+
 class _Recorded(SimpleNamespace):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(args=args, **kwargs)
@@ -343,6 +363,12 @@ def install(monkeypatch: pytest.MonkeyPatch, erasers: Any) -> None:
     module("comfy.utils", unet_to_diffusers=lambda config: config, get_attr=lambda m, key: m.state_dict()[key])
     module("comfy.samplers", CFGGuider=type("CFGGuider", (CFGGuider,), {}))
     module("comfy.sd", CLIP=type("CLIP", (CLIP,), {}))
+    module("comfy.sd1_clip")
+    module("comfy.latent_formats", LatentFormat=object)
+    module("comfy.model_base", BaseModel=BaseModel, ModelType=SimpleNamespace(V_PREDICTION="v"))
+    module("comfy.model_management", get_torch_device=lambda: "cpu", unet_offload_device=lambda: "cpu")
+    module("comfy.model_patcher", ModelPatcher=lambda model, load_device, offload_device: Patcher(model))
+    module("comfy.supported_models_base", BASE=Config)
     module("comfy_api")
     module("comfy_api.latest", io=_Kinds(), ComfyExtension=_Extension)
     folders: dict[str, list[str]] = {}

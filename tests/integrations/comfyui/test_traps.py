@@ -1,10 +1,15 @@
-"""What ComfyUI does that could take an eraser away, one test for each trap."""
+"""What ComfyUI does that could take an eraser away, one test for each trap. `real_traps.py` tries some in ComfyUI."""
 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
+import math
 import shutil
+import subprocess
+import sys
+import urllib.error
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +19,9 @@ import torch
 
 from excise.errors import EraserDidNotFire, ExciseError, InvalidSetting, NotFound, WrongModel
 from tests.integrations.comfyui import double
-from tests.integrations.comfyui.conftest import Make, eraser_of, make_clip
+from tests.integrations.comfyui.conftest import PACK, Make, eraser_of, forget, make_clip
+from tests.integrations.comfyui.server import PYTHON, ROOT, STUB, TREE, Server, environment, needs_comfyui
+from tests.integrations.comfyui.test_server import simple
 
 GUN, CAT = "a gun on grass", "a cat on grass"
 
@@ -305,3 +312,89 @@ def test_16_codes_of_a_fixed_length_refuse_another_length(pack: SimpleNamespace,
     erased.set_tokenizer_option("clip_l_min_length", 12)  # as an encoder with more positions does
     with pytest.raises(ExciseError, match="12 positions, the eraser's concept codes 8"):
         erased.encode(GUN)
+
+
+def test_17_a_pack_that_cannot_be_imported_answers_no_health_check(
+    monkeypatch: pytest.MonkeyPatch, erasers: Path, pack: SimpleNamespace
+) -> None:
+    # ComfyUI only logs the error and starts without the pack.
+    monkeypatch.setitem(sys.modules, "excise.erasers.artefact.record", None)  # as where Excise is not installed
+    double.install(monkeypatch, erasers)
+    forget()
+    import server
+
+    with pytest.raises(ImportError):
+        importlib.import_module(PACK)
+    assert server.PromptServer.instance.routes.by_path == {}  # type: ignore[attr-defined]
+    monkeypatch.setenv("EXCISE_ENFORCE", str(erasers))
+    forget()
+    with pytest.raises(SystemExit, match="EXCISE_ENFORCE is set, but Excise did not start: "):
+        importlib.import_module(PACK)
+    assert server.PromptServer.instance.routes.by_path == {}  # type: ignore[attr-defined]
+
+
+@needs_comfyui
+def test_17_comfyui_starts_without_a_pack_that_cannot_be_imported(tmp_path: Path) -> None:
+    (tmp_path / "excise").mkdir()
+    (tmp_path / "excise" / "__init__.py").write_text("raise ImportError('not installed')")
+    path = ":".join(map(str, (STUB, tmp_path, ROOT)))
+    server = Server(tmp_path / "comfyui", PYTHONPATH=path)
+    try:
+        server.wait()
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            server.get("/excise/status")
+        assert server.run(simple(GUN)).status == "HTTP 400", "a workflow with its nodes is refused"
+    finally:
+        server.stop()
+    server = Server(tmp_path / "comfyui", PYTHONPATH=path, EXCISE_ENFORCE=str(tmp_path))
+    try:
+        assert server.process.wait(300) != 0
+    except subprocess.TimeoutExpired:
+        server.stop()
+        raise
+    assert "EXCISE_ENFORCE is set, but Excise did not start: not installed" in server.log.read_text()
+
+
+def cosine(steps: int = 1000) -> list[float]:
+    """Return σ_t of the cosine schedule: Nichol & Dhariwal (2021), eq. 17, with β of at most 0.999."""
+
+    def kept(t: int) -> float:
+        return math.cos((t / steps + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    alphas, made = 1.0, []
+    for t in range(steps):
+        alphas *= 1 - min(1 - kept(t + 1) / kept(t), 0.999)
+        made.append(math.sqrt((1 - alphas) / alphas))
+    return made
+
+
+def test_18_the_demo_model_brings_the_noise_levels_of_its_schedule(pack: SimpleNamespace) -> None:
+    model = importlib.import_module(f"{PACK}.demo_model")._model().model
+    assert model.kind == "v"
+    torch.testing.assert_close(model.model_sampling.sigmas, torch.tensor(cosine()), atol=0, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def real() -> Any:
+    """Return what `real_traps.py` finds in ComfyUI."""
+    program = Path(__file__).parent / "real_traps.py"
+    done = subprocess.run([PYTHON, "-s", str(program)], cwd=TREE, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@needs_comfyui
+def test_2_in_comfyui_a_clip_on_another_device_is_plain_and_the_guard_sees_it(real: Any) -> None:
+    found = real["devices"]
+    assert found["the node, same device"] == "erased"
+    assert found["another device"] == "plain", "ComfyUI loads the copy's weights and encodes with the old model"
+    assert "changes the states of its canary prompt by 0" in found["applied on another device"]
+    assert found["another device, wired"] == "erased"
+    assert found["sampled, erased"] == "a picture"
+    assert "not made by a CLIP with eraser" in found["sampled, another device"]
+
+
+@needs_comfyui
+def test_18_comfyui_has_no_such_schedule_but_the_demo_models_levels(real: Any) -> None:
+    assert real["own schedule"] == "TypeError", "if ComfyUI can do it now, demo_model.sigmas may go"
+    torch.testing.assert_close(torch.tensor(real["sigmas"]), torch.tensor(cosine()), atol=0, rtol=1e-3)

@@ -80,7 +80,8 @@ def tab(studio: Studio, choice: Choice, page: gr.Blocks) -> None:
             bundled=studio.bundled,
         )  # fmt: skip
         benign = benign_prompts(words, studio.benign, bundled=studio.bundled, count=COUNTS[count])
-        saes = saes_of(candidate.eraser, None if studio.bundled else studio.sae_folder, bundled=studio.bundled)
+        named = None if studio.bundled else studio.sae_folder
+        saes = saes_of(candidate.eraser, named, pipe=studio.pipe, bundled=studio.bundled)
         done = 0
 
         def advance(more: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from excise.app.studio.answers import ON_MODEL, Answer, guarded, html, png_of
 from excise.app.studio.choosing import Choice
+from excise.app.studio.controls import seed_box
 from excise.app.studio.studio import Studio, checked_lines, checked_seed
 from excise.drawn import Pixels
 from excise.errors import InvalidSetting
@@ -64,7 +65,7 @@ def tab(studio: Studio, choice: Choice, page: gr.Blocks) -> None:
                 elem_id="compare-prompts",
             )
             count = gr.Slider(1, SEEDS, 2, step=1, label="Pictures of each prompt", buttons=[], elem_id="compare-count")
-            seed = gr.Number(7, label="First seed", precision=0, minimum=0, elem_id="compare-seed")
+            seed = seed_box("compare", "First seed")
             go = gr.Button("Compare", variant="primary", elem_id="compare-go")
             stop = gr.Button("Stop", elem_id="compare-stop")
         with gr.Column(scale=3, min_width=300):

@@ -8,6 +8,7 @@ import gradio as gr
 
 from excise.app.studio.answers import ON_MODEL, Answer, enlarged, guarded, html
 from excise.app.studio.choosing import Choice
+from excise.app.studio.controls import amount_slider, generates, prompt_box, seed_box, two_pictures
 from excise.app.studio.readings import cut_note, verdict
 from excise.app.studio.studio import STRONGEST, Studio, checked_prompt, checked_seed, checked_strength
 
@@ -21,36 +22,16 @@ def tab(studio: Studio, choice: Choice, page: gr.Blocks) -> None:
     )
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
-            prompt = gr.Textbox(
-                "" if first is None else f"a {first.eraser.concept} on grass",
-                label="Prompt",
-                info="Press Enter to generate.",
-                lines=1,
-                max_lines=6,
-                elem_id="erase-prompt",
-            )
+            prompt = prompt_box("erase", "" if first is None else f"a {first.eraser.concept} on grass")
             eraser = choice.dropdown("erase-eraser")
-            strength = gr.Slider(
-                0,
-                STRONGEST,
-                1,
-                step=0.05,
-                label="Strength",
-                info="1 is the fitted strength, 0 changes nothing.",
-                buttons=[],
-                elem_id="erase-strength",
+            strength = amount_slider(
+                "erase-strength", 0, STRONGEST, 0.05, "Strength", "1 is the fitted strength, 0 changes nothing."
             )
-            seed = gr.Number(7, label="Seed", precision=0, minimum=0, elem_id="erase-seed")
+            seed = seed_box("erase")
             go = gr.Button("Generate", variant="primary", elem_id="erase-go")
         with gr.Column(scale=3, min_width=300):
             notice = gr.HTML(elem_id="erase-notice")
-            pictures = gr.ImageSlider(
-                label="Without | with the eraser",
-                format="png",
-                buttons=["fullscreen"],
-                interactive=False,
-                elem_id="erase-pictures",
-            )
+            pictures = two_pictures("erase", "Without | with the eraser")
             outcome = gr.HTML(elem_id="erase-verdict")
             codes = gr.HTML(elem_id="erase-codes")
 
@@ -72,9 +53,6 @@ def tab(studio: Studio, choice: Choice, page: gr.Blocks) -> None:
         "outputs": [*shown, notice],
         **ON_MODEL,
     }
-    go.click(**how, api_name="erase")
-    prompt.submit(**how, api_visibility="private")
-    for changed in (strength.change, eraser.input):
-        changed(**how, trigger_mode="always_last", show_progress="minimal", api_visibility="private")
+    generates(how, "erase", go, prompt, (strength.change, eraser.input))
     if first is not None:
         page.load(**how, show_progress="minimal", api_visibility="private")

@@ -9,6 +9,7 @@ import gradio as gr
 from excise.app.erase.finding import token_codes
 from excise.app.studio.answers import ON_MODEL, Answer, enlarged, guarded, html
 from excise.app.studio.choosing import Choice
+from excise.app.studio.controls import amount_slider, generates, prompt_box, seed_box, two_pictures
 from excise.app.studio.readings import Comparison, NeuronReading, TokenCode, Verdict, cut_note
 from excise.app.studio.steering import CONTEXTS, checked_neuron, known, site_of, turn_down, turn_up
 from excise.app.studio.studio import Studio, checked_prompt, checked_seed, checked_strength
@@ -39,28 +40,20 @@ def tab(studio: Studio, choice: Choice, page: gr.Blocks) -> None:
             )
             listed = gr.Radio([], label="Neurons found", visible=False, elem_id="neurons-found")
             neuron = gr.Number(first, label="Neuron", precision=0, minimum=0, elem_id="neurons-number")
-            prompt = gr.Textbox("a cat on grass", label="Prompt", lines=1, max_lines=6, elem_id="neurons-prompt")
-            amount = gr.Slider(
+            prompt = prompt_box("neurons", "a cat on grass")
+            amount = amount_slider(
+                "neurons-amount",
                 LEAST,
                 MOST,
-                1,
-                step=0.1,
-                label="Down or up",
-                info="-1 removes what it writes in this prompt. 1 adds its usual peak everywhere.",
-                buttons=[],
-                elem_id="neurons-amount",
+                0.1,
+                "Down or up",
+                "-1 removes what it writes in this prompt. 1 adds its usual peak everywhere.",
             )
-            seed = gr.Number(7, label="Seed", precision=0, minimum=0, elem_id="neurons-seed")
+            seed = seed_box("neurons")
             go = gr.Button("Turn it", variant="primary", elem_id="neurons-go")
         with gr.Column(scale=3, min_width=300):
             notice = gr.HTML(elem_id="neurons-notice")
-            pictures = gr.ImageSlider(
-                label="As it is | turned",
-                format="png",
-                buttons=["fullscreen"],
-                interactive=False,
-                elem_id="neurons-pictures",
-            )
+            pictures = two_pictures("neurons", "As it is | turned")
             outcome = gr.HTML(elem_id="neurons-verdict")
             codes = gr.HTML(elem_id="neurons-codes")
             about = gr.HTML(elem_id="neurons-about")
@@ -103,9 +96,7 @@ def tab(studio: Studio, choice: Choice, page: gr.Blocks) -> None:
         "outputs": [*shown, about, notice],
         **ON_MODEL,
     }
-    go.click(**how, api_name="turn")
-    prompt.submit(**how, api_visibility="private")
-    amount.change(**how, trigger_mode="always_last", show_progress="minimal", api_visibility="private")
+    generates(how, "turn", go, prompt, (amount.change,))
     words.submit(guarded(search, notice, [listed]), [words], [listed, notice], api_name="search")
     listed.input(lambda chosen: chosen, [listed], [neuron], api_visibility="private").then(
         guarded(show, notice, [about]), [neuron], [about, notice], **ON_MODEL, api_name="neuron"

@@ -12,6 +12,7 @@ import gradio as gr
 from excise.app.audit.inputs import benign_prompts, concept_of, words_for
 from excise.app.studio.answers import ON_MODEL, Answer, guarded, html, png_of
 from excise.app.studio.choosing import Choice
+from excise.app.studio.controls import seed_box
 from excise.app.studio.studio import Studio, checked_lines, checked_seed
 from excise.concepts.concept import mentioned
 from excise.concepts.everyday import everyday
@@ -103,7 +104,7 @@ def tab(studio: Studio, choice: Choice, page: gr.Blocks) -> None:
                 max_lines=OWN,
                 elem_id="untouched-own",
             )
-            seed = gr.Number(7, label="Seed", precision=0, minimum=0, elem_id="untouched-seed")
+            seed = seed_box("untouched")
             go = gr.Button("Try them", variant="primary", elem_id="untouched-go")
             stop = gr.Button("Stop", elem_id="untouched-stop")
         with gr.Column(scale=3, min_width=300):

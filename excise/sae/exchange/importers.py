@@ -18,8 +18,10 @@ from excise.errors import ExciseError, NotFound, shown
 from excise.files import read_json, read_tensors
 from excise.pickled import read_checkpoint
 from excise.sae.config import SAEConfig
-from excise.sae.layouts import FORMATS, Read
+from excise.sae.exchange.layouts import FORMATS
+from excise.sae.exchange.read import CARD, Read, digest
 from excise.sae.model import TopKSAE
+from excise.sae.storage import StrPath
 
 FOREIGN = {
     "input_unit_norm": "normalises every vector it reads",
@@ -31,17 +33,29 @@ FOREIGN = {
 """Settings under which an SAE computes something that ours cannot."""
 
 
-def read_published(folder: Path) -> TopKSAE:
+def read_published(folder: StrPath) -> TopKSAE:
     """Load the SAE in `folder`, as one of these libraries writes it.
 
     sparsify and its descendants (SAEuron, SAEmnesia): cfg.json, sae.safetensors. The k-sparse autoencoders of SNCE and
     Concept Steerers: config.json, state_dict.pth. SAELens: cfg.json, sae_weights.safetensors. dictionary_learning:
     config.json, ae.pt. A `.pt` or `.pth` is read for tensors alone (`weights_only`).
 
-    Raises ExciseError if a file is missing or broken, a tensor or a setting is unknown or missing, a tensor's shape is
-    not the stated one, or the SAE computes something that a TopK SAE does not.
+    The SAE's codes and reconstructions are those of the library in float32, up to rounding. SAELens's `standard` SAEs
+    keep every positive code and are read with k = m. `card` is that of an SAE which `export` wrote (of one that
+    was changed since, its Site alone), and empty for others.
+
+    Args:
+        folder: A folder on the disk, or the file of weights in it.
+
+    Raises:
+        NotFound: if there is no such folder.
+        ExciseError: if a file is missing or broken, a tensor or a setting is unknown or missing, a tensor's shape is
+            not the stated one, or the SAE computes something that a TopK SAE does not.
+
+    Example:
+        >>> sae = excise.sae.read_published("gemma-sae/layer_12")
     """
-    folder = _folder(folder)
+    folder = _folder(Path(folder))
     form = next((form for form in FORMATS if (folder / form.weights).is_file()), None)
     if form is None or not (folder / form.config).is_file():
         raise ExciseError(_nothing_there(folder))
@@ -51,6 +65,8 @@ def read_published(folder: Path) -> TopKSAE:
     for key, does in FOREIGN.items():
         if settings.get(key):
             raise ExciseError(f"the SAE in {folder} {does} ({key}), which ours cannot")
+    if form.check is not None:
+        form.check(folder, settings)
     if odd := sorted(set(settings) - form.settings - set(FOREIGN)):
         raise ExciseError(f"the SAE in {folder} has the unknown setting {odd[0][:60]}={shown(settings[odd[0]])}")
     tensors = _tensors(folder / form.weights)
@@ -61,7 +77,28 @@ def read_published(folder: Path) -> TopKSAE:
     for name in sorted(form.tensors):
         if not tensors[name].is_floating_point():
             raise ExciseError(f"{name} in {folder} does not hold floating-point numbers; fetch it again")
-    return _sae(folder, form.read(folder, settings, tensors))
+    sae = _sae(folder, form.read(folder, settings, tensors))
+    sae.card = _card(folder, settings, sae)
+    return sae
+
+
+def _card(folder: Path, settings: Mapping[str, Any], sae: TopKSAE) -> dict[str, Any]:
+    """Return the card of an SAE that Excise exported, only its Site if its weights have changed; empty for others."""
+    metadata = settings.get("metadata")
+    kept = settings.get(CARD) or (metadata.get(CARD) if isinstance(metadata, Mapping) else None)
+    if not kept:
+        return {}
+    card = kept.get("card") if isinstance(kept, dict) else None
+    site = card.get("site") if isinstance(card, dict) else None
+    if not isinstance(card, dict) or not (site is None or _is_site(site, sae.config.d)):
+        raise ExciseError(f"the SAE in {folder} has an unknown {CARD} {shown(kept)}; export it again")
+    return card if kept.get("sha256") == digest(sae) else {"site": site}
+
+
+def _is_site(site: object, width: int) -> bool:
+    if not isinstance(site, dict) or set(site) != {"component", "path", "width"} or site["width"] != width:
+        return False
+    return isinstance(site["component"], str) and isinstance(site["path"], str)
 
 
 def _sae(folder: Path, read: Read) -> TopKSAE:
