@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -93,9 +94,9 @@ def test_two_calls_at_one_step_are_two_images() -> None:
 def test_a_call_outside_of_a_generation_opens_no_gate_for_later() -> None:
     (edit,) = edits(1.0)
     gates = OpenGates()
-    loud, faint = 3 * edit.directions[0].expand(1, 2, DIM), 0.5 * edit.directions[0].expand(1, 2, DIM)
+    loud, faint = 3 * edit.directions[0].expand(1, 2, DIM), 0.5 * edit.directions[1].expand(1, 2, DIM)
     assert edit.delta(loud, step=StepInfo((900.0,), drawing=False), opened=gates).any()  # type: ignore[union-attr]
-    assert not edit.delta(faint, step=StepInfo((900.0,)), opened=gates).any()  # type: ignore[union-attr]
+    assert not edit.delta(faint, step=StepInfo((100.0,)), opened=gates).any()  # type: ignore[union-attr]
 
 
 def test_an_attack_can_learn_how_to_shut_the_gate() -> None:
@@ -164,17 +165,19 @@ def test_peaks_are_those_of_the_pictures(measured: tuple[Any, dict[Site, Tensor]
     pipe, found, timesteps = measured
     prompts = controls(CONCEPT, 40)[:3]
     read = peaks(pipe, found, timesteps, prompts, CONFIG)
-    site, s = list(found.items())[1]
-    module = pipe.unet.get_submodule(site.path)
-    for n, prompt in enumerate(prompts):
+    branches = set()
+    for (n, prompt), (k, (site, s)) in product(enumerate(prompts), enumerate(found.items())):
         outputs: list[Tensor] = []
+        module = pipe.unet.get_submodule(site.path)
         handle = module.register_forward_hook(lambda m, args, out, to=outputs: to.append(out.detach().clone()))
         how = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "output_type": "latent"}
         pipe(prompt, generator=torch.Generator().manual_seed(n), **how)
         handle.remove()
         for step, out in enumerate(outputs):
-            wanted = max(float(s[step] @ patch) for row in out for patch in row)
-            assert float(read[n, 1, step]) == pytest.approx(wanted, rel=1e-3, abs=1e-4)
+            by_branch = [max(float(s[step] @ patch) for patch in row) for row in out]
+            branches.add(by_branch.index(max(by_branch)))
+            assert float(read[n, k, step]) == pytest.approx(max(by_branch), rel=1e-3, abs=1e-4)
+    assert branches == {0, 1}, "each branch has to have the maximum somewhere"
 
 
 def test_a_concept_that_no_picture_shows_is_refused(build_pipe: Any) -> None:
