@@ -32,6 +32,8 @@ OF_EVERY_KIND = (
     "esd-x",
 )
 """The others, each like one of these in what it saves and hooks, are slow."""
+NEW_KINDS, NEW_METHODS = {"gated-direction"}, {"casteer-gated"}
+"""Those that came after the redesign, which no code before it could make."""
 PIXELS = 2
 STATES = 1e-4
 
@@ -79,12 +81,12 @@ def same(now: Tensor, then: Tensor, exact: bool) -> None:
 
 
 def test_every_kind_and_method_is_there() -> None:
-    assert {kind for eraser in RECORDED["erasers"].values() for kind in eraser["kinds"]} == set(KINDS)
-    assert {made.method for made in make.ERASERS.values()} == {*METHODS, "snce+saemnesia"} - {"none"}
+    assert {kind for eraser in RECORDED["erasers"].values() for kind in eraser["kinds"]} == set(KINDS) - NEW_KINDS
+    assert {made.method for made in make.ERASERS.values()} == {*METHODS, "snce+saemnesia"} - {"none", *NEW_METHODS}
     assert {path.name for path in OLD.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(make.ERASERS)
     assert set(RECORDED["erasers"]) == set(make.ERASERS)
     fast = {kind for name in OF_EVERY_KIND for kind in RECORDED["erasers"][name]["kinds"]}
-    assert fast == set(KINDS)
+    assert fast == set(KINDS) - NEW_KINDS
     assert sum(path.stat().st_size for path in OLD.rglob("*") if path.is_file()) < 3_000_000
 
 
