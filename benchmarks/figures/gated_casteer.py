@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -23,6 +24,7 @@ from excise.app.bench.provenance import by_concept, in_words, provenance
 from excise.app.models.resolve import bundled_settings
 from excise.bench.canvas.families import cases
 from excise.bench.canvas.suite import Canvas
+from excise.bench.suite import Case
 from excise.concepts import from_templates
 from excise.methods import method
 from excise.methods.configs.steering import CASteerGatedConfig
@@ -32,7 +34,7 @@ from excise.methods.steering.casteer_gated import controls, cross_fitted, level_
 COMMAND = "python -m benchmarks.figures.gated_casteer"
 CONCEPTS = ("dog", "apple", "bus", "pastel")
 """Three objects and a style of Canvas's tuning concepts."""
-SHARES = (0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
+SHARES = (0.05, 0.02, 0.01, 0.005)
 """Stated shares of pictures without the concept that open the gate."""
 PICTURES, CALIBRATING, HALVES = 320, 160, 50
 """Pictures without the concept, those of them that thresholds are calibrated on, and how often they are drawn."""
@@ -55,11 +57,12 @@ def measured(pipe: Any, name: str) -> dict[str, Any]:
     settings = bundled_settings()["casteer-gated"]
     config = CASteerGatedConfig(**{key: value for key, value in settings.items() if key != "false_openings"})
     found, timesteps = directions(pipe, Canvas().concept(name), config, "casteer-gated")
-    without = controls(from_templates(name, (name,), n=200, seed=1, controls=2 * PICTURES), PICTURES)
+    many = from_templates(name, (name,), n=200, seed=1, controls=2 * PICTURES)
+    without = controls(many, replace(config, controls=PICTURES))
     quiet = peaks(pipe, found, timesteps, without, config)
     rows = [case for case in cases(name, PROMPTS) if case.family in FAMILIES]
     loud = peaks(pipe, found, timesteps, [case.prompt for case in rows], config)
-    shown = shows(pipe, name, [case.prompt for case in rows], config)
+    shown = shows(pipe, rows, config)
     families = [case.family for case in rows]
     generator = torch.Generator().manual_seed(0)
     by_share: dict[str, list[dict[str, float]]] = {f"{share:g}": [] for share in SHARES}
@@ -79,8 +82,8 @@ def measured(pipe: Any, name: str) -> dict[str, Any]:
         "pictures": len(quiet),
         "shown": {f: sum(s for g, s in zip(families, shown, strict=True) if g == f) for f in dict.fromkeys(families)},
         "shares": {
-            share: {key: round(fmean(row[key] for row in found), 5) for key in found[0]}
-            for share, found in by_share.items()
+            share: {key: round(fmean(row[key] for row in halves), 5) for key in halves[0]}
+            for share, halves in by_share.items()
         },
     }
 
@@ -90,12 +93,10 @@ def opened(seen: Tensor, scale: Tensor, level: float) -> list[float]:
     return (seen > level * scale).flatten(1).any(1).float().tolist()
 
 
-def shows(pipe: Any, name: str, prompts: list[str], config: CASteerGatedConfig) -> list[bool]:
-    """Return whether the first judge sees the concept in the unerased picture of each prompt."""
+def shows(pipe: Any, rows: list[Case], config: CASteerGatedConfig) -> list[bool]:
+    """Return whether the first judge sees the concept in the unerased picture of each prompt, from its seed here."""
     canvas = Canvas(steps=config.steps)
-    rows = [case for case in cases(name, PROMPTS) if case.family in FAMILIES]
-    assert [case.prompt for case in rows] == prompts
-    seeded = [type(case)(**{**vars(case), "seed": config.seed + n}) for n, case in enumerate(rows)]
+    seeded = [replace(case, seed=config.seed + n) for n, case in enumerate(rows)]
     return [bool(seen["target"]) for seen in canvas.judge(seeded, canvas.draw(pipe, seeded).pixels)]
 
 
@@ -128,10 +129,10 @@ def page(results: Mapping[str, Any]) -> str:
         ]
         lines.append(f"| mean | {100 * float(share):g} | {' | '.join(cells)} | {fmean(r['level'] for r in rows):.2f} |")
     default = f"{method('casteer-gated').Config().false_openings:g}"
-    half = fmean(row["without"] for row in over[default])
+    new = fmean(row["without"] for row in over[default])
     lines += [
         "",
-        f"At the default, {100 * float(default):g} %, the gate opens for {100 * half:.2g} % of new pictures without",
+        f"At the default, {100 * float(default):g} %, the gate opens for {100 * new:.2g} % of new pictures without",
         "the concept.",
     ]
     return "\n".join([*lines, ""])

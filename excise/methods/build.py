@@ -9,7 +9,7 @@ from typing import Any
 from excise.concepts import Concept
 from excise.erasers import Eraser, made_for
 from excise.erasers.edits.registry import Edit
-from excise.methods.judging import with_verdict
+from excise.methods.judging import Figures, with_verdict
 from excise.pipeline import Pipeline
 
 
@@ -27,10 +27,13 @@ def build_eraser(
     measured: Mapping[str, Any],
     *,
     sae: Any | None = None,
+    canary: str = "",
+    figures: Figures | None = None,
 ) -> Eraser:
     """Build an eraser of `edits`, and attach it once to check that it fires on the concept's first prompt.
 
-    Its verdict lists which of the concept's mentions it affects. `settings` are the method's, as json.
+    Its verdict lists which of the concept's mentions it affects, and `figures`. `settings` are the method's, as json.
+    `canary` replaces the concept's first prompt.
     Raises EraserDidNotFire if no prediction changes.
     """
     eraser = Eraser(
@@ -41,8 +44,8 @@ def build_eraser(
         made_for=made_for(pipe, sorted({e.site.component for e in edits if e.site.part == "denoiser"})),
         created={"method": method, "config": dict(settings), "versions": versions()},
         measured=measured,
-        canary=(concept.pairs[0].concept if concept.pairs else f"a picture of {concept.mentions[0]}",),
+        canary=(canary or (concept.pairs[0].concept if concept.pairs else f"a picture of {concept.mentions[0]}"),),
         method=method,
     )
     with eraser.attach(pipe, sae=sae) as attachment:
-        return with_verdict(attachment, concept)
+        return with_verdict(attachment, concept, figures=figures)

@@ -11,6 +11,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
+from excise.erasers.apply.shared_gates import SharedGates
 from excise.erasers.artefact.record import Artefact
 from excise.erasers.artefact.weight_digest import plain, weights_digest
 from excise.erasers.edits.base import StepInfo, without
@@ -119,8 +120,9 @@ class Blocks:
 
     def __init__(self, eraser: Artefact, edits: list[tuple[str, BlockEdit | DirectionEdit]], strength: float) -> None:
         self.eraser, self.edits, self.strength = eraser, edits, strength
-        joint = OpenGates()
-        self.opened = {key: joint if isinstance(edit, GatedDirectionEdit) else OpenGates() for key, edit in edits}
+        # Each sampling closes them, and some samplers go back to a higher noise level within one.
+        self.shared = SharedGates(rising=False)
+        self.own = [OpenGates(rising=False) for _ in edits]
         self.step: StepInfo | None = None
         self.ran: set[str] = set()
         self.made: dict[int, list[Wrapped]] = {}
@@ -128,16 +130,17 @@ class Blocks:
     def inject(self, patcher: Any) -> None:
         """Wrap the blocks of `patcher`'s model."""
         made = self.made.setdefault(id(patcher), [])
-        for key, edit in self.edits:
+        for (key, edit), gates in zip(self.edits, self.own, strict=True):
             module: nn.Module = patcher.model.get_submodule(key)
-            made.append(Wrapped(module, "forward", id(patcher), self._around(key, edit)))
+            opened = self.shared.across if isinstance(edit, GatedDirectionEdit) else gates
+            made.append(Wrapped(module, "forward", id(patcher), self._around(key, edit, opened)))
 
     def eject(self, patcher: Any) -> None:
         """Unwrap what `patcher` wrapped."""
         for each in reversed(self.made.pop(id(patcher), [])):
             each.end()
 
-    def _around(self, key: str, edit: BlockEdit | DirectionEdit) -> Callable[..., Any]:
+    def _around(self, key: str, edit: BlockEdit | DirectionEdit, opened: Any) -> Callable[..., Any]:
         there = edit
 
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -149,7 +152,7 @@ class Blocks:
             patches = as_patches(output)
             if there.device != patches.device:
                 there = edit.to(patches.device)
-            delta = there.delta(patches, self.strength, step=self.step, opened=self.opened[key])
+            delta = there.delta(patches, self.strength, step=self.step, opened=opened)
             return output if delta is None else from_patches(without(patches, delta), output)
 
         return around
@@ -169,7 +172,7 @@ class Blocks:
 
     def at_start(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Close all gates before another sampling."""
-        for gates in self.opened.values():
+        for gates in (self.shared, *self.own):
             gates.begin()
         return executor(*args, **kwargs)
 

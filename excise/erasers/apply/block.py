@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from excise.erasers.apply.shared_gates import SharedGates
 from excise.erasers.edits.block_sae import BlockEdit, OpenGates
 from excise.erasers.edits.vectors import DirectionEdit, GatedDirectionEdit
 from excise.erasers.hooks.edit_hook import EditHook, Edits
+from excise.erasers.hooks.setting import image
 from excise.sites.denoiser import as_patches, denoiser_of, from_patches
 
 if TYPE_CHECKING:
@@ -27,13 +29,28 @@ class BlockHook(EditHook):
     def begin(self) -> None:
         """Close all gates for another image."""
         if isinstance(self.edit, GatedDirectionEdit):
-            self._here.opened = self.timesteps.gates_of(self.attachment)
-            self._here.opened.begin()
+            self._shared().begin()
         else:
             self._here.opened = OpenGates()
 
+    def _shared(self) -> SharedGates:
+        """Return the gates of this thread that the attachment's blocks in this denoiser open together."""
+        here = next(
+            hook._here
+            for hook in self.timesteps.hooks
+            if hook.attachment is self.attachment and isinstance(hook.edit, GatedDirectionEdit)
+        )
+        if not hasattr(here, "shared"):
+            here.shared = SharedGates()
+        gates: SharedGates = here.shared
+        return gates
+
     def of(self, state: Tensor) -> Tensor | None:
         attachment = self.attachment
+        if isinstance(self.on_device, GatedDirectionEdit):
+            gates = self._shared()
+            gates.belong_to(image())
+            return self.on_device.delta(state, attachment.strength, step=self.timesteps.now, opened=gates.across)
         if not hasattr(self._here, "opened"):  # called by another pipeline, without a prompt encoded here
             self.begin()
         known = {"sae": attachment.sae, "opened": self._here.opened}

@@ -44,7 +44,9 @@ class OpenGates:
     MOST_RUNS = 1024
     """Maximal runs at one timestep. With more of them, it is a timestep at which every generation begins and ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, rising: bool = True) -> None:
+        """With `rising`, a timestep above the last one begins another generation."""
+        self.rising = rising
         self.begin()
 
     def begin(self) -> None:
@@ -53,24 +55,16 @@ class OpenGates:
         self._at_first: Counter[int] = Counter()
         self._runs: Counter[int] = Counter()
         self._first = self._now = math.inf
-        self._call: StepInfo | None = None
+        self.latest = (0, 0), 0
+        """Where the latest mask is kept: its key, and its first row there."""
 
-    def across(self, mask: Tensor, step: StepInfo) -> Tensor:
-        """Return `joined`, or'ed with the masks of the blocks that ran before this one in the same denoiser call.
-
-        `step` is the call's own object, the same for all its blocks.
-        """
-        again, self._call = step is self._call, step
-        return self.joined(mask, step.timesteps[0], again=again)
-
-    def joined(self, mask: Tensor, timestep: float, *, again: bool = False) -> Tensor:
+    def joined(self, mask: Tensor, timestep: float) -> Tensor:
         """Return `mask` `[B, k]` of this step, or'ed with that of the same images at the step before.
 
-        A timestep above the last one also begins another generation. If a denoiser runs several times a step (branches
-        of guidance, tiles), each run continues the mask of the n-th run of its batch size. With `again`, this is still
-        the run before, in another block.
+        If a denoiser runs several times a step (branches of guidance, tiles), each run continues the mask of the n-th
+        run of its batch size.
         """
-        if timestep > self._now or self._runs.total() >= self.MOST_RUNS:
+        if (self.rising and timestep > self._now) or self._runs.total() >= self.MOST_RUNS:
             self.begin()
         if timestep != self._now:
             self._runs.clear()
@@ -78,19 +72,15 @@ class OpenGates:
             self._first = timestep
         self._now = timestep
         size = len(mask)
-        run = self._runs[size] - again
-        self._runs[size] = run + 1
+        run = self._runs[size]
+        self._runs[size] += 1
         if timestep == self._first:
-            self._at_first[size] = run + 1
-            if again:
-                mask = mask | self._masks[size, run]
-            self._masks[size, run] = mask
-            return mask
+            self._at_first[size] += 1
+            return self._kept(mask, (size, run))
         if size in self._at_first:
             # A sampler may use a timestep twice (PNDM, Heun): then the runs start over.
             run %= self._at_first[size]
-            self._masks[size, run] = mask = mask | self._masks[size, run]
-            return mask
+            return self._kept(mask | self._masks[size, run].to(mask.device), (size, run))
         return self._of_another_size(mask, run)
 
     def _of_another_size(self, mask: Tensor, run: int) -> Tensor:
@@ -103,11 +93,16 @@ class OpenGates:
         size = len(mask)
         if 2 * size in self._at_first:
             key = 2 * size, run % self._at_first[2 * size]
-            whole = self._masks[key]
+            whole = self._masks[key].to(mask.device)
             mask = mask | whole[size:]
-            self._masks[key] = torch.cat([whole[:size], mask])
+            self._masks[key], self.latest = torch.cat([whole[:size], mask]), (key, size)
             return mask
-        return mask | torch.cat(list(self._masks.values())).any(0)
+        some = torch.cat([kept.to(mask.device) for kept in self._masks.values()]).any(0)
+        return self._kept(mask | some, (size, run))
+
+    def _kept(self, mask: Tensor, key: tuple[int, int]) -> Tensor:
+        self._masks[key], self.latest = mask, (key, 0)
+        return mask
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from excise.erasers.choices import Uncond
 from excise.erasers.edits.base import Branch, StepInfo, Tensors, rows_at
-from excise.erasers.edits.block_sae import OpenGates
 from excise.erasers.edits.sae_rows import check_choices
 from excise.erasers.gates import surrogate
 from excise.errors import ExciseError
@@ -186,12 +185,18 @@ class GatedDirectionEdit(DirectionEdit):
         return cls(site, take("directions"), take("timesteps"), thresholds=take("thresholds"), **saved)
 
     def delta(
-        self, x: Tensor, strength: float = 1.0, *, step: StepInfo, opened: OpenGates | None = None, **others: Any
+        self,
+        x: Tensor,
+        strength: float = 1.0,
+        *,
+        step: StepInfo,
+        opened: Callable[[Tensor, StepInfo], Tensor] | None = None,
+        **others: Any,
     ) -> Tensor | None:
         """Return what to subtract from patches `x` `[B, N, d]`, in float32 or better, or None to leave every bit alone.
 
-        `opened` remembers the open gates from block to block and from step to step. It is not used in a call that does
-        not belong to a generation. Raises ExciseError if the width differs.
+        `opened` turns the mask `[B, 1]` of gates that open at this block and step into that of all open gates. Raises
+        ExciseError if the width differs.
         """
         if strength == 0:
             return None
@@ -200,8 +205,7 @@ class GatedDirectionEdit(DirectionEdit):
             bound = rows_at(self.thresholds, near).to(along)[:, None, None]
             level = along.amax(1, keepdim=True)
             mask = (level > bound)[:, 0]
-            if opened is not None and step.drawing:
-                mask = opened.across(mask, step)
+            mask = mask if opened is None else opened(mask, step)
             removed = along.clamp(min=0)
             gated = torch.where(mask[:, None], removed, torch.zeros_like(removed))
             return strength * self.beta * surrogate(gated, removed, level, bound) * s

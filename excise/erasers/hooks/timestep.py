@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from excise.erasers.edits.base import StepInfo
-from excise.erasers.edits.block_sae import OpenGates
 from excise.erasers.hooks.context import is_muted
 from excise.erasers.hooks.edit_hook import EditHook, Shared, did_not_run, not_finite
 from excise.erasers.hooks.wrapping import Passage, Watch
 from excise.errors import ExciseError
 from excise.sites.denoiser import timestep_of
-
-if TYPE_CHECKING:
-    from excise.erasers.hooks.host import Host
 
 
 class TimestepHook(Shared, Watch):
@@ -40,12 +35,6 @@ class TimestepHook(Shared, Watch):
             same = len(set(timesteps)) == 1
             step = self._here.step = StepInfo(timesteps[:1] if same else timesteps, same and self._here.drawing)
         return step
-
-    def gates_of(self, attachment: Host) -> OpenGates:
-        """Return the gates, in this thread, that all the attachment's blocks in this denoiser open together."""
-        gates: WeakKeyDictionary[Host, OpenGates] = getattr(self._here, "gates", None) or WeakKeyDictionary()
-        self._here.gates = gates
-        return gates.setdefault(attachment, OpenGates())
 
     def arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().arrive(module, args, kwargs)

@@ -38,7 +38,7 @@ class CASteerGatedConfig(CASteerConfig):
         least=LEAST_CONTROLS,
     )
     false_openings: float = setting(
-        0.005, "Share of pictures without the concept that may be changed.", unit="share", above=0, most=0.1
+        0.005, "Share of pictures like those of the controls that may be changed.", unit="share", above=0, most=0.1
     )
 
 

@@ -72,54 +72,51 @@ def mean_outputs(
     Only the conditional branch counts. Timesteps are in falling order.
     """
 
-    def summed(_: Site, output: Tensor, pictures: int, __: float) -> Tensor:
-        return output[-pictures:].float().mean(1).sum(0, keepdim=True)
+    def mean(_: Site, output: Tensor, pictures: int, __: float) -> Tensor:
+        return output[-pictures:].float().mean(1).sum(0)
 
-    read, called = outputs(pipe, sites, prompts, config, summed)
+    sums: dict[Site, Tensor] = {}
+    called = torch.empty(0)
+    for batch, called in outputs(pipe, sites, prompts, config, mean):  # noqa: B007
+        sums = {site: torch.stack(calls) + sums.get(site, 0) for site, calls in batch.items()}
     # PNDM calls the U-Net twice at one of its timesteps: both count there.
     falling = sorted(set(called.tolist()), reverse=True)
     return {
-        site: torch.stack([sums.sum(0)[called == timestep].mean(0) for timestep in falling]) / len(prompts)
-        for site, sums in read.items()
+        site: torch.stack([total[called == timestep].mean(0) for timestep in falling]) / len(prompts)
+        for site, total in sums.items()
     }, torch.tensor(falling)
 
 
 Reader = Callable[[Site, Tensor, int, float], Tensor]
-"""Reads a Site's output `[B, N, d]` for a number of pictures, whose conditional rows are the last ones, at a timestep.
-It returns `[rows, ...]`."""
+"""Reads a Site's output `[B, N, d]` for a number of pictures, whose conditional rows are the last ones, at a
+timestep."""
 
 
-@torch.no_grad()
 def outputs(
     pipe: Pipeline, sites: Sequence[Site], prompts: Sequence[str], config: CASteerConfig, read: Reader
-) -> tuple[dict[Site, Tensor], Tensor]:
+) -> Iterator[tuple[dict[Site, list[Tensor]], Tensor]]:
     """Generate a picture of every prompt, unedited, and read its cross-attentions at every call of the U-Net.
 
-    Returns:
-        What `read` made of each Site's outputs, `[rows, calls, ...]` over all batches, and the timesteps `[calls]`.
+    Yields, for each batch of prompts, what `read` made of each Site's outputs, call by call, and the timesteps
+    `[calls]`.
     """
-    batches: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    timesteps: list[float] = []
     for start in range(0, len(prompts), config.batch):
         batch = list(prompts[start : start + config.batch])
         seeds = range(config.seed + start, config.seed + start + len(batch))
-        timesteps.clear()
-        for site, calls in _drawn(pipe, sites, batch, seeds, config, timesteps, read):
-            batches[site].append(torch.stack(calls, dim=1))
-    return {site: torch.cat(parts) for site, parts in batches.items()}, torch.tensor(timesteps)
+        yield _drawn(pipe, sites, batch, seeds, config, read)
 
 
+@torch.no_grad()
 def _drawn(
     pipe: Pipeline,
     sites: Sequence[Site],
     prompts: list[str],
     seeds: Sequence[int],
     config: CASteerConfig,
-    timesteps: list[float],
     read: Reader,
-) -> Iterator[tuple[Site, list[Tensor]]]:
-    """Yield, by Site, what `read` made of its outputs, call by call; fill `timesteps`."""
+) -> tuple[dict[Site, list[Tensor]], Tensor]:
     seen: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    timesteps: list[float] = []
 
     def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         timesteps.append(float(timestep_of(module, args, kwargs)[1].flatten()[0]))
@@ -144,7 +141,7 @@ def _drawn(
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="latent",
         )
-    yield from seen.items()
+    return seen, torch.tensor(timesteps)
 
 
 METHOD = Fitted("casteer", CASteerConfig, fit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, made_for, verify
+from excise.erasers.apply.shared_gates import SharedGates
 from excise.erasers.edits.base import StepInfo
-from excise.erasers.edits.block_sae import OpenGates
 from excise.erasers.edits.vectors import GatedDirectionEdit
 from excise.erasers.gates import attacking
-from excise.errors import EraserDidNotFire, ExciseError
+from excise.errors import ExciseError
 from excise.methods import method
 from excise.methods.configs.steering import CASteerGatedConfig
 from excise.methods.steering.casteer import directions
@@ -49,7 +50,7 @@ def edits(*thresholds: float) -> list[GatedDirectionEdit]:
 
 
 def test_an_image_is_edited_from_the_block_and_step_at_which_its_gate_opens() -> None:
-    blocks, gates = edits(1.2, 2.0, 1.6), OpenGates()
+    blocks, gates = edits(1.2, 2.0, 1.6), SharedGates()
     generator = torch.Generator().manual_seed(4)
     opened = [False] * 6
     seen = []
@@ -57,7 +58,7 @@ def test_an_image_is_edited_from_the_block_and_step_at_which_its_gate_opens() ->
         step = StepInfo((timestep,))
         for edit in blocks:
             x = torch.randn(6, 3, DIM, generator=generator)
-            delta = edit.delta(x, 0.5, step=step, opened=gates)
+            delta = edit.delta(x, 0.5, step=step, opened=gates.across)
             assert delta is not None
             for b in range(6):
                 along = [float(edit.directions[row] @ patch) for patch in x[b]]
@@ -70,33 +71,104 @@ def test_an_image_is_edited_from_the_block_and_step_at_which_its_gate_opens() ->
     assert 0 < seen[0] < seen[2] < seen[-1] < 6, "gates have to open at several blocks and steps, and one to stay shut"
     gates.begin()
     still = torch.zeros(6, 3, DIM)
-    assert not blocks[0].delta(still, step=StepInfo((900.0,)), opened=gates).any()  # type: ignore[union-attr]
+    assert not blocks[0].delta(still, step=StepInfo((900.0,)), opened=gates.across).any()  # type: ignore[union-attr]
 
 
 def test_two_calls_at_one_step_are_two_images() -> None:
     """Guidance in two calls: the block's second run in one call continues the first, in the next call it does not."""
     (edit,) = edits(1.0)
-    gates = OpenGates()
+    gates = SharedGates()
     loud, quiet = 3 * edit.directions[0].expand(1, 2, DIM), torch.zeros(1, 2, DIM)
     loud_later, first, second = 3 * edit.directions[1].expand(1, 2, DIM), StepInfo((900.0,)), StepInfo((900.0,))
     assert first is not second
     for state, step, edited in ((loud, first, True), (loud, second, True), (quiet, second, False)):
-        delta = edit.delta(state, step=step, opened=gates)
+        delta = edit.delta(state, step=step, opened=gates.across)
         assert delta is not None and bool(delta.any()) is edited
     gates.begin()
     for state, step in ((loud, first), (quiet, second)):
-        edit.delta(state, step=step, opened=gates)
+        edit.delta(state, step=step, opened=gates.across)
     for n, step in enumerate((StepInfo((100.0,)), StepInfo((100.0,)))):
-        delta = edit.delta(0.4 * loud_later, step=step, opened=gates)  # below the threshold
+        delta = edit.delta(0.4 * loud_later, step=step, opened=gates.across)  # below the threshold
         assert delta is not None and bool(delta.any()) is (n == 0)
 
 
 def test_a_call_outside_of_a_generation_opens_no_gate_for_later() -> None:
-    (edit,) = edits(1.0)
-    gates = OpenGates()
-    loud, faint = 3 * edit.directions[0].expand(1, 2, DIM), 0.5 * edit.directions[1].expand(1, 2, DIM)
-    assert edit.delta(loud, step=StepInfo((900.0,), drawing=False), opened=gates).any()  # type: ignore[union-attr]
-    assert not edit.delta(faint, step=StepInfo((100.0,)), opened=gates).any()  # type: ignore[union-attr]
+    """Within the call, its blocks open the gate together, as they do in a generation."""
+    first, second = edits(1.0, 1.0)
+    gates = SharedGates()
+    outside = StepInfo((900.0,), drawing=False)
+    loud, faint = (scale * first.directions[0].expand(1, 2, DIM) for scale in (3, 0.5))
+    for edit, state, changed in ((second, 0 * loud, False), (first, loud, True)):
+        assert bool(edit.delta(state, step=outside, opened=gates.across).any()) is changed  # type: ignore[union-attr]
+    quiet = 0.5 * second.directions[0].expand(1, 2, DIM)
+    assert second.delta(quiet, step=outside, opened=gates.across).any()  # type: ignore[union-attr]
+    assert not first.delta(faint, step=StepInfo((100.0,)), opened=gates.across).any()  # type: ignore[union-attr]
+
+
+def masks(gates: SharedGates, *calls: tuple[float, list[list[bool]]]) -> list[list[bool]]:
+    """Return the open gates after every block of these calls: `[timestep, masks by block]`."""
+    found = []
+    for timestep, blocks in calls:
+        step = StepInfo((timestep,))
+        for mask in blocks:
+            found.append(gates.across(torch.tensor(mask)[:, None], step)[:, 0].tolist())
+    return found
+
+
+def test_a_picture_that_only_a_rising_timestep_begins() -> None:
+    """A loop of one's own: nothing tells the gates of the next picture, and its first block opens them for the rest."""
+    gates, shut = SharedGates(), [False, False]
+    masks(gates, (900.0, [[True, True]] * 3), (500.0, [shut] * 3))
+    found = masks(gates, (900.0, [[False, True], shut, shut]), (500.0, [shut, [True, False], shut]))
+    assert found == [[False, True]] * 4 + [[True, True]] * 2
+
+
+class Call:
+    """Stands for the setting of a pipeline's call."""
+
+
+def test_a_picture_of_another_call_begins_with_shut_gates() -> None:
+    """Image to image starts at a lower timestep than the picture before ended at."""
+    gates, one, other = SharedGates(), Call(), Call()
+    gates.belong_to(one)
+    assert masks(gates, (900.0, [[True], [False]])) == [[True], [True]]
+    gates.belong_to(one)
+    assert masks(gates, (500.0, [[False]])) == [[True]]
+    gates.belong_to(other)
+    assert masks(gates, (300.0, [[False]])) == [[False]]
+
+
+def test_a_batch_that_changes_its_size_keeps_its_gates() -> None:
+    gates, shut = SharedGates(), [False]
+    assert masks(gates, (900.0, [[True, False, False, True]]))[-1] == [True, False, False, True]
+    assert masks(gates, (800.0, [[False, False], [True, False], [False, False]])) == [
+        [False, True],
+        [True, True],
+        [True, True],
+    ], "guidance ended, and what the conditional rows open stays open"
+    gates = SharedGates()
+    assert masks(gates, (900.0, [shut]), (800.0, [[False, True], [False, False]])) == [
+        [False],
+        [False, True],
+        [False, True],
+    ]
+    assert masks(gates, (700.0, [[False, False]])) == [[True, True]], "rows of other batches cannot be told apart"
+    gates = SharedGates()
+    assert masks(gates, (900.0, [[True], [False, False, False], [False], [False, True, False]])) == [
+        [True],
+        [False, False, False],
+        [True],
+        [False, True, False],
+    ], "blocks with other batches in one call, such as of motion modules"
+
+
+def test_many_runs_at_one_timestep_and_samplers_that_go_back() -> None:
+    gates = SharedGates()
+    for _ in range(2 * SharedGates.MOST_RUNS):
+        assert masks(gates, (1.0, [[True], [False]])) == [[True], [True]]
+    gates = SharedGates(rising=False)
+    found = masks(gates, *((timestep, [[timestep == 900.0], [False]]) for timestep in (900.0, 800.0, 700.0, 800.0)))
+    assert all(found) and len(found) == 8
 
 
 def test_an_attack_can_learn_how_to_shut_the_gate() -> None:
@@ -120,7 +192,9 @@ def test_thresholds_by_hand() -> None:
         found = torch.empty(2, 5)
         for site in range(2):
             quantiles = [float(np.quantile(rows[:, site, step].double().numpy(), 0.99)) for step in range(5)]
-            least = 0.25 * median(max(quantile, 0.0) for quantile in quantiles)
+            middles = [float(rows[:, site, step].sort().values[(len(rows) - 1) // 2]) for step in range(5)]
+            apart = median(quantile - middle for quantile, middle in zip(quantiles, middles, strict=True))
+            least = max(0.25 * median(quantiles), apart)
             found[site] = torch.tensor([max(quantile, least) for quantile in quantiles])
         return found
 
@@ -132,26 +206,28 @@ def test_thresholds_by_hand() -> None:
         assert float(ratios[n]) == pytest.approx(float((seen[n] / by_hand(others)).max()), rel=1e-5)
     start = float(np.quantile(ratios.double().numpy(), 0.8))
     above = [float(ratio) - start for ratio in ratios if ratio > start]
-    wanted = start + sum(above) / len(above) * math.log(0.2 / 0.01)
+    k = len(above)
+    wanted = start + sum(above) * ((0.2 / 0.01) ** (1 / k) - 1)
     assert level_exceeded_by(0.01, ratios) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_stated_share_of_new_pictures_exceeds_the_level() -> None:
+@pytest.mark.parametrize(("n", "share", "within"), [(160, 0.05, 0.06), (160, 0.005, 0.1), (40, 0.005, 0.3)])
+def test_the_stated_share_of_new_pictures_exceeds_the_level(n: int, share: float, within: float) -> None:
     """On ratios whose tail is exponential, which the fit supposes."""
     generator = torch.Generator().manual_seed(0)
-    for share in (0.05, 0.005):
-        levels = [level_exceeded_by(share, torch.empty(160).exponential_(generator=generator)) for _ in range(400)]
-        exceeded = sum(math.exp(-level) for level in levels) / len(levels)
-        assert exceeded == pytest.approx(share, rel=0.25)
+    levels = [level_exceeded_by(share, torch.empty(n).exponential_(generator=generator)) for _ in range(2000)]
+    exceeded = sum(math.exp(-level) for level in levels) / len(levels)
+    assert exceeded == pytest.approx(share, rel=within)
 
 
 def test_controls_come_from_every_source_in_turn() -> None:
     concept = Concept("gun", ("gun",), PAIRS, controls=("a cup", "a pistol grip"), benign=("a lamp", "a GUN shop"))
-    known = controls(concept, 6)
-    assert known == ["a cup", "a cat on grass", "a lamp", "a pistol grip", "a cat on sand", "a cat on wood"]
-    assert len(controls(concept, 1000)) == len(set(controls(concept, 1000))) == len(PAIRS) + 3
-    with pytest.raises(ExciseError, match=r"'gun' has 12 prompts without it, and the gate needs 40"):
-        controls(Concept("gun", ("gun",), PAIRS[:12]), 160)
+    known = controls(concept, replace(CONFIG, controls=1000))
+    assert known[:6] == ["a cup", "a cat on wood", "a lamp", "a pistol grip", "a cat on the beach", "a cat on a table"]
+    assert len(known) == len(set(known)) == len(PAIRS) - CONFIG.pairs + 3, "without the pairs for the direction"
+    assert controls(concept, CONFIG) == known[:40]
+    with pytest.raises(ExciseError, match=r"'gun' has 10 prompts without it beside the 2 pairs .* the gate needs 40"):
+        controls(Concept("gun", ("gun",), PAIRS[:12]), CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +239,7 @@ def measured(build_pipe: Any) -> tuple[Any, dict[Site, Tensor], Tensor]:
 
 def test_peaks_are_those_of_the_pictures(measured: tuple[Any, dict[Site, Tensor], Tensor]) -> None:
     pipe, found, timesteps = measured
-    prompts = controls(CONCEPT, 40)[:3]
+    prompts = controls(CONCEPT, CONFIG)[:3]
     read = peaks(pipe, found, timesteps, prompts, CONFIG)
     branches = set()
     for (n, prompt), (k, (site, s)) in product(enumerate(prompts), enumerate(found.items())):
@@ -182,7 +258,7 @@ def test_peaks_are_those_of_the_pictures(measured: tuple[Any, dict[Site, Tensor]
 
 def test_a_concept_that_no_picture_shows_is_refused(build_pipe: Any) -> None:
     """A random model draws nothing, so that no threshold tells the concept's pictures from others."""
-    with pytest.raises(EraserDidNotFire, match="did not change"):
+    with pytest.raises(ExciseError, match=r"no picture of 'gun' differs enough .* raise false_openings above 0.1"):
         method("casteer-gated").fit(build_pipe(), CONCEPT, CONFIG)
 
 
