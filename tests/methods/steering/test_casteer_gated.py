@@ -97,11 +97,13 @@ def test_a_call_outside_of_a_generation_opens_no_gate_for_later() -> None:
     first, second = edits(1.0, 1.0)
     gates = SharedGates()
     outside = StepInfo((900.0,), drawing=False)
-    loud, faint = (scale * first.directions[0].expand(1, 2, DIM) for scale in (3, 0.5))
+    loud, faint = 3 * first.directions[0].expand(1, 2, DIM), 0.5 * first.directions[1].expand(1, 2, DIM)
     for edit, state, changed in ((second, 0 * loud, False), (first, loud, True)):
         assert bool(edit.delta(state, step=outside, opened=gates.across).any()) is changed  # type: ignore[union-attr]
     quiet = 0.5 * second.directions[0].expand(1, 2, DIM)
     assert second.delta(quiet, step=outside, opened=gates.across).any()  # type: ignore[union-attr]
+    later = StepInfo((900.0,), drawing=False)
+    assert not second.delta(quiet, step=later, opened=gates.across).any()  # type: ignore[union-attr]
     assert not first.delta(faint, step=StepInfo((100.0,)), opened=gates.across).any()  # type: ignore[union-attr]
 
 
@@ -187,6 +189,7 @@ def test_thresholds_by_hand() -> None:
     generator = torch.Generator().manual_seed(0)
     seen = torch.rand(30, 2, 5, generator=generator) + torch.rand(30, 1, 1, generator=generator)
     seen[:, 1, 3] -= 5  # a step at which no picture comes near the direction
+    seen[:, 0, [0, 1, 3, 4]] += 10  # and one at which they come less near than at the others
 
     def by_hand(rows: Tensor) -> Tensor:
         found = torch.empty(2, 5)
@@ -199,7 +202,7 @@ def test_thresholds_by_hand() -> None:
         return found
 
     torch.testing.assert_close(scales(seen), by_hand(seen))
-    assert float(scales(seen)[1, 3]) > 0.2
+    assert float(scales(seen)[1, 3]) > 0.2 and float(scales(seen)[0, 2]) > 2.5
     ratios = cross_fitted(seen)
     for n in range(30):
         others = seen[[k for k in range(30) if k % 10 != n % 10]]
