@@ -239,8 +239,8 @@ def changing() -> str:
         f"a change is {spread(found['change_to_bare'])} of that. Other work ran on the machine: read the ratios.",
         "",
         f"In Chromium, a new strength is a new picture {seconds['page']} s later by the clock, with as many threads as",
-        f"cores. {found['load']:g} processes a core wanted to run at that time; the change itself takes",
-        f"{seconds['page_processor']} s of the processor.",
+        f"cores. The studio's process computes {seconds['page_processor']} s for it. Just before, {found['load']:g}",
+        "processes per core wanted to run. The clock was not read on an idle machine.",
         "",
     ])  # fmt: skip
 
