@@ -36,7 +36,8 @@ def audit(
         Path | None,
         typer.Option(
             "--sae",
-            help="Folder of the SAE the eraser was made from. Default: the bundled ones are tried, or those trained for the model.",
+            help="Folder of the SAE the eraser was made from. Default: the bundled ones are tried, or those trained "
+            "for the model.",
         ),
     ] = None,
     prompts: Annotated[
