@@ -39,7 +39,7 @@ def test_synsets_have_their_lemmas_definition_and_longer_examples(folder: Path) 
 
 def test_natural_prompts_are_the_examples_in_the_order_of_the_files_names(folder: Path) -> None:
     wanted = ["able to swim", "he saw the entity", "I can breathe", "The patient is respiring"]
-    assert wordnet() == wanted, "“go” is too short; the licence is no example"
+    assert wordnet() == wanted, "neither two letters nor the licence"
 
 
 def test_a_missing_part_of_speech_is_one_line(folder: Path) -> None:
