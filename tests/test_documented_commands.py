@@ -135,7 +135,7 @@ PASSWORD = "a password"
 PREPARED: dict[str, tuple[Callable[[Path], None], ...]] = {
     "docs/architecture.md": (_eraser,),
     "docs/how-to/exchange-saes.md": (_bundled_sae("my-sae"),),
-    "docs/how-to/http-service.md": (_eraser, _policy),
+    "docs/how-to/http-service.md": (_policy,),
     "docs/how-to/neurons.md": (_bundled_sae("my-sae", "other-sae"), _eraser, _pairs),
     "docs/how-to/saemnesia.md": (_bundled_sae("sae"),),
     "docs/how-to/sd14.md": (_bundled_sae("sae-layers8"),),

@@ -31,12 +31,10 @@ from excise.files import write_atomic
 DONE = {
     "Erase": ("erase", "#erase-verdict .says"),
     "What it leaves alone": ("untouched", "#untouched-gallery figure:nth-of-type(8)"),
-    "Compare": ("compare", "#compare-table tbody tr"),
     "Audit": ("audit", "#audit-flags .score"),
-    "Find": ("find", "#find-ranking tbody tr"),
     "Neurons": ("neurons", "#neurons-verdict .says"),
 }
-"""What the ids of each tab begin with, and what is there once its button has been answered."""
+"""What the ids of each tab begin with, and what is there once its button was answered. The other tabs ask first."""
 MILLISECONDS = 600_000
 """Longest wait for an answer."""
 FADED = 1500
@@ -68,7 +66,7 @@ def visited(**options: Any) -> Iterator[Any]:
     pipe = reference.load()
     with tempfile.TemporaryDirectory() as folder, closing(listening(0)) as listener:
         erase(pipe, "gun").save(Path(folder) / "gun-snce")
-        studio = Studio(pipe, load_candidates([Path(folder) / "gun-snce"]), sae=reference.sae_folder())
+        studio = Studio(pipe, load_candidates([Path(folder) / "gun-snce"]), model="bundled", sae=reference.sae_folder())
         running = server_of(studio)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -87,11 +85,20 @@ def visited(**options: Any) -> Iterator[Any]:
             studio.close()
 
 
+def open_tab(page: Any, tab: str) -> None:
+    """Open a tab of the page. On a narrow page it may be in the menu of those that have no room."""
+    button = page.get_by_role("tab", name=tab, exact=True)
+    if not button.count():
+        page.get_by_role("button", name="More tabs").click()
+        button = page.locator(".overflow-dropdown").get_by_role("button", name=tab, exact=True)
+    button.click()
+
+
 def picture(page: Any, tab: str) -> bytes:
     """Return a PNG of a tab, once its button has been answered."""
     name, done = DONE[tab]
     if tab != "Erase":
-        page.locator(f"#tab-{tab.lower().replace(' ', '-')}-button").click()
+        open_tab(page, tab)
         page.click(f"#{name}-go")
         page.wait_for_selector(done)
     page.mouse.move(0, 0)

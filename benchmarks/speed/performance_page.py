@@ -238,6 +238,10 @@ def changing() -> str:
         f"{spread(found['change_to_first'])} of a first answer. The bare pipeline's picture takes {seconds['bare']} s;",
         f"a change is {spread(found['change_to_bare'])} of that. Other work ran on the machine: read the ratios.",
         "",
+        f"In Chromium, a new strength is a new picture {seconds['page']} s later by the clock, with as many threads as",
+        f"cores. The studio's process computes {seconds['page_processor']} s for it. Just before, {found['load']:g}",
+        "processes per core wanted to run. The clock was not read on an idle machine.",
+        "",
     ])  # fmt: skip
 
 

@@ -8,7 +8,8 @@ steps each, on one thread. Times are seconds of the thread's processor, which ot
 medians with a bootstrap interval. The browser, which draws two small PNGs, is not in them.
 
 `page` are seconds of the clock from a new strength in Chromium to the new picture in it, with as many threads as
-`excise app` has. `load` says what else ran: processes per core that wanted to run in the minute before.
+`excise app` has, and `page_processor` are the processor's seconds that this process took for it. `load` says what else
+ran: the processes per core that wanted to run in the minute before.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def main() -> None:
         studio.close()
     loaded = os.getloadavg()[0] / (os.cpu_count() or 1)
     torch.set_num_threads(os.cpu_count() or 1)
-    times["page"] = in_page(options.rounds)
+    times["page"], times["page_processor"] = in_page(options.rounds)
     results: dict[str, Any] = {
         **provenance(f"python benchmarks/speed/studio.py --rounds {options.rounds}"),
         "load": round(loaded, 2),
@@ -71,23 +72,25 @@ def main() -> None:
     write_atomic(options.out, json.dumps(results, indent=1) + "\n")
 
 
-def in_page(rounds: int) -> list[float]:
-    """Return the seconds from a new strength in the page to its picture, which no earlier one resembles."""
-    taken = []
+def in_page(rounds: int) -> tuple[list[float], list[float]]:
+    """Return the seconds from each new strength in the page to its picture: of the clock, and of the processor."""
+    taken, computed = list[float](), list[float]()
     with visited(viewport={"width": 1160, "height": 900}) as page:
-        newest = page.locator("#erase-pictures img").last
+        shown = "[...document.querySelectorAll('#erase-pictures img')].map(img => img.src).join(' ')"
         for n in range(rounds + 1):
-            before = newest.get_attribute("src")
-            begun = time.perf_counter()
+            before = page.evaluate(shown)
+            begun, used = time.perf_counter(), time.process_time()
             page.fill("#erase-strength input[type=number]", f"{0.5 + n / 20:g}")
             page.keyboard.press("Tab")
             page.wait_for_function(
-                "before => { const all = document.querySelectorAll('#erase-pictures img'), last = all[all.length - 1];"
-                " return last && last.src !== before && last.complete && last.naturalWidth > 0; }",
-                arg=page.evaluate("src => new URL(src, document.baseURI).href", before),
+                "before => { const all = [...document.querySelectorAll('#erase-pictures img')];"
+                " return all.length == 2 && all.map(img => img.src).join(' ') !== before"
+                " && all.every(img => img.complete && img.naturalWidth > 0); }",
+                arg=before,
             )
             taken.append(time.perf_counter() - begun)
-    return taken[1:]  # the first attaches the eraser
+            computed.append(time.process_time() - used)
+    return taken[1:], computed[1:]  # the first attaches the eraser
 
 
 def ratio(above: list[float], below: list[float]) -> dict[str, float]:

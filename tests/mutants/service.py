@@ -24,6 +24,19 @@ MUTANTS = [
         ("if self.check_event(yaml.AliasEvent):", "if False:"),
     ),
     *of(
+        "excise/app/serve/asking.py",
+        "tests/app/serve/test_openai.py tests/app/serve/test_http.py",
+        ("for name, value in found.items() if value is not None}", "for name, value in found.items()}"),
+        ('    if text == "auto":\n        return None\n', ""),
+        ("given.seed + given.n - 1 > LARGEST_SEED", "given.seed > LARGEST_SEED"),
+    ),
+    *of(
+        "excise/app/serve/http.py",
+        "tests/app/serve/test_openai.py",
+        ("if failure.code in _HOPELESS:", "if False:"),
+        ('group, code, getattr(error, "field", None))', "group, code)"),
+    ),
+    *of(
         "excise/app/serve/engine.py",
         HTTP,
         ("rows = {name: count - before[name] for", "rows = {name: count for"),

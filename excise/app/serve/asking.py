@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from excise.app.serve.policy import Policy, strengths
+from excise.app.serve.policy import Policy, first_mistake, strengths
 from excise.errors import InvalidSetting, one_line
 from excise.files import parse_json
 from excise.settings import LARGEST_SEED
@@ -135,12 +135,10 @@ def read(body: bytes, policy: Policy, *, model: str, steps: int, multiple: int) 
 
 def _first(error: ValidationError) -> InvalidSetting:
     """Return the first mistake that a check of the fields found."""
-    first = error.errors()[0]
-    if not first["loc"]:
+    where, what = first_mistake(error)
+    if not where:
         return InvalidSetting('the body must be a JSON object, such as {"prompt": "a cat"}')
-    where = ".".join(map(str, first["loc"]))[:100]
-    what = "this service has no such field; leave it out" if first["type"] == "extra_forbidden" else first["msg"]
-    return BadField(str(first["loc"][0])[:100], one_line(f"{where}: {what}"))
+    return BadField(where[0], one_line(f"{'.'.join(where)}: {what}"))
 
 
 def _size(text: str, most: int, multiple: int) -> tuple[int, int] | None:

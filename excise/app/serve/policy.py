@@ -115,10 +115,8 @@ def read(path: Path, require_signature: bool = False) -> Policy:
     except FileNotFoundError as error:
         raise NotFound(f"there is no policy {path}; write one as docs/how-to/http-service.md shows") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        what = first["msg"].removeprefix("Value error, ")
-        raise InvalidSetting(one_line(f"policy {path}: {where}: {what}")) from error
+        where, what = first_mistake(error)
+        raise InvalidSetting(one_line(f"policy {path}: {'.'.join(where) or 'the file'}: {what}")) from error
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise InvalidSetting(f"policy {path} cannot be read: {reason(error)}") from error
     home = path.absolute().parent
@@ -129,6 +127,18 @@ def read(path: Path, require_signature: bool = False) -> Policy:
     if signed_by is not None and signed_by.public_key is not None:
         signed_by = signed_by.model_copy(update={"public_key": str(home / signed_by.public_key)})
     return policy.model_copy(update={"erasers": rules, "signed_by": signed_by})
+
+
+def first_mistake(error: ValidationError) -> tuple[tuple[str, ...], str]:
+    """Return where the first mistake is, from the outside in, and what it is."""
+    first = error.errors()[0]
+    plain = {
+        "extra_forbidden": "there is no such key; leave it out, or correct its name",
+        "missing": "it is missing",
+        "model_type": "it must have keys with values; docs/how-to/http-service.md shows an example",
+    }
+    where = tuple(str(part)[:100] for part in first["loc"])
+    return where, plain.get(first["type"], first["msg"].removeprefix("Value error, "))
 
 
 def signer(policy: Policy) -> Signer | None:

@@ -35,7 +35,7 @@ def two_pictures(tab: str, label: str) -> gr.ImageSlider:
 def generates(
     how: dict[str, Any], name: str, go: gr.Button, prompt: gr.Textbox, changes: Sequence[Callable[..., Any]]
 ) -> None:
-    """Run a handler for a button, for Enter in the prompt, and for changes, of which only the last one counts.
+    """Run a handler for a button, for Enter in the prompt, and for changes: only the last of them counts.
 
     Args:
         how: Options of the events: the handler, its inputs and outputs.

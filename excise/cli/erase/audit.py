@@ -34,7 +34,11 @@ def audit(
     model: Model = None,
     sae: Annotated[
         Path | None,
-        typer.Option("--sae", help="Folder of the SAE the eraser was made from. Default: the bundled ones are tried."),
+        typer.Option(
+            "--sae",
+            help="Folder of the SAE the eraser was made from. Default: the bundled ones are tried, or those trained "
+            "for the model.",
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,

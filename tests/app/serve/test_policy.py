@@ -49,12 +49,12 @@ def test_paths_are_relative_to_the_file_and_the_rest_has_defaults(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the file"),
+        ("", "the file: it must have keys with values"),
         ("erasers: {}", "erasers"),
         ("erasers: [gun]", "erasers"),
-        ("erasers: {gun: {}}", "erasers.gun.folder"),
+        ("erasers: {gun: {}}", "erasers.gun.folder: it is missing"),
         ("erasers: {gun: {folder: ''}}", "erasers.gun.folder"),
-        ("erasers: {gun: {folder: gun, strenght: 1}}", "erasers.gun.strenght"),
+        ("erasers: {gun: {folder: gun, strenght: 1}}", "erasers.gun.strenght: there is no such key"),
         ("erasers: {gun: {folder: gun, strength: 0}}", "erasers.gun.strength"),
         ("erasers: {gun: {folder: gun, strength: .nan}}", "erasers.gun.strength"),
         ("erasers: {gun: {folder: gun, strength: '1'}}", "erasers.gun.strength"),

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from excise import sae
+from excise.app.audit.inputs import saes_of
 from excise.app.training.sae_cache import cached_sae, cost_of, planned, train_planned
+from excise.erasers import Eraser, SAEEdit
+from excise.erasers.edits.sae_rows import sae_digest
 from excise.errors import ExciseError
 from excise.sae import TrainConfig
 from excise.sites import Site
@@ -52,6 +55,17 @@ def test_what_was_trained_is_found_again_by_weights_sites_and_recipe(pipe: Any, 
     place = Site("text_encoder", "encoder.layers.0", 64)
     assert cached_sae(pipe, place) is None
     assert cached_sae(tiny.build("sd1")) is None
+
+
+def test_an_audit_of_ones_own_model_finds_the_sae_that_was_trained_for_it(pipe: Any) -> None:
+    own = [sae.load(place) for place in sae.saes_in(trained(pipe)).values()]
+    site = Site("text_encoder", "encoder.layers.1", len(own[0].b_pre))
+    edit = SAEEdit.from_sae(own[0], site, [1])
+    eraser = Eraser((edit,), "gun", "gun", canary=("a gun",))
+    assert set(saes_of(eraser, pipe=pipe)) == {sae_digest(own[0])} == {edit.sae_digest}
+    assert saes_of(eraser) == {}, "without the model it is not known which SAEs are its own"
+    trained(pipe, seed=1)
+    assert saes_of(eraser, pipe=pipe) == {}, "the newest is another SAE"
 
 
 def test_the_last_of_several_trainings_is_taken(pipe: Any) -> None:

@@ -106,6 +106,7 @@ def test_a_model_that_was_loaded_earlier_and_a_second_run_of_the_script(there: S
     hooked = there.parser.get_weighted_text_embeddings
     load_script()
     assert there.parser.get_weighted_text_embeddings is hooked
+    model_loaded(there)
     assert excise.get_active_erasers(there.pipe) == ["gun-test"]
     draw(there.pipe, arguments(there, GUN))
 
