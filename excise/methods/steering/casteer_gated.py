@@ -106,8 +106,8 @@ def controls(concept: Concept, config: CASteerGatedConfig) -> list[str]:
     known = [prompt for prompt in dict.fromkeys(turns) if not mentioned(prompt, concept.mentions)]
     if len(known) < LEAST_CONTROLS:
         raise ExciseError(
-            f"concept {concept.name!r} has {len(known)} prompts without it beside the {config.pairs} pairs for the "
-            f"direction, and the gate needs {LEAST_CONTROLS}; give it more pairs or controls"
+            f"concept {concept.name!r} has {len(known)} prompts without it (pairs that measure the direction do "
+            f"not count), and the gate needs {LEAST_CONTROLS}; give it more pairs or controls"
         )
     return known[: config.controls]
 

@@ -154,7 +154,7 @@ def test_a_batch_that_changes_its_size_keeps_its_gates() -> None:
         [False, True],
         [False, True],
     ]
-    assert masks(gates, (700.0, [[False, False]])) == [[True, True]], "rows of other batches cannot be told apart"
+    assert masks(gates, (700.0, [[False, False]])) == [[True, True]], "rows of other batches are not known"
     gates = SharedGates()
     assert masks(gates, (900.0, [[True], [False, False, False], [False], [False, True, False]])) == [
         [True],
@@ -229,7 +229,7 @@ def test_controls_come_from_every_source_in_turn() -> None:
     assert known[:6] == ["a cup", "a cat on wood", "a lamp", "a pistol grip", "a cat on the beach", "a cat on a table"]
     assert len(known) == len(set(known)) == len(PAIRS) - CONFIG.pairs + 3, "without the pairs for the direction"
     assert controls(concept, CONFIG) == known[:40]
-    with pytest.raises(ExciseError, match=r"'gun' has 10 prompts without it beside the 2 pairs .* the gate needs 40"):
+    with pytest.raises(ExciseError, match=r"'gun' has 10 prompts without it .* the gate needs 40"):
         controls(Concept("gun", ("gun",), PAIRS[:12]), CONFIG)
 
 
