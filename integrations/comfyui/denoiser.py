@@ -121,8 +121,8 @@ class Blocks:
     def __init__(self, eraser: Artefact, edits: list[tuple[str, BlockEdit | DirectionEdit]], strength: float) -> None:
         self.eraser, self.edits, self.strength = eraser, edits, strength
         # Each sampling closes them, and some samplers go back to a higher noise level within one.
-        self.shared = SharedGates(rising=False)
-        self.own = [OpenGates(rising=False) for _ in edits]
+        shared = SharedGates(rising=False)
+        self.gates = [shared if isinstance(e, GatedDirectionEdit) else OpenGates(rising=False) for _, e in edits]
         self.step: StepInfo | None = None
         self.ran: set[str] = set()
         self.made: dict[int, list[Wrapped]] = {}
@@ -130,17 +130,16 @@ class Blocks:
     def inject(self, patcher: Any) -> None:
         """Wrap the blocks of `patcher`'s model."""
         made = self.made.setdefault(id(patcher), [])
-        for (key, edit), gates in zip(self.edits, self.own, strict=True):
+        for (key, edit), gates in zip(self.edits, self.gates, strict=True):
             module: nn.Module = patcher.model.get_submodule(key)
-            opened = self.shared.across if isinstance(edit, GatedDirectionEdit) else gates
-            made.append(Wrapped(module, "forward", id(patcher), self._around(key, edit, opened)))
+            made.append(Wrapped(module, "forward", id(patcher), self._around(key, edit, gates)))
 
     def eject(self, patcher: Any) -> None:
         """Unwrap what `patcher` wrapped."""
         for each in reversed(self.made.pop(id(patcher), [])):
             each.end()
 
-    def _around(self, key: str, edit: BlockEdit | DirectionEdit, opened: Any) -> Callable[..., Any]:
+    def _around(self, key: str, edit: BlockEdit | DirectionEdit, gates: OpenGates) -> Callable[..., Any]:
         there = edit
 
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -152,7 +151,7 @@ class Blocks:
             patches = as_patches(output)
             if there.device != patches.device:
                 there = edit.to(patches.device)
-            delta = there.delta(patches, self.strength, step=self.step, opened=opened)
+            delta = there.delta(patches, self.strength, step=self.step, opened=gates)
             return output if delta is None else from_patches(without(patches, delta), output)
 
         return around
@@ -172,7 +171,7 @@ class Blocks:
 
     def at_start(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Close all gates before another sampling."""
-        for gates in (self.shared, *self.own):
+        for gates in self.gates:
             gates.begin()
         return executor(*args, **kwargs)
 

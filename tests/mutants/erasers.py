@@ -30,7 +30,7 @@ MUTANTS = [
         "tests/methods/steering/test_casteer_gated.py",
         ("(self.thresholds > 0)", "(self.thresholds >= 0)"),
         ("level > bound", "level >= 0"),
-        ("mask if opened is None else opened(mask, step)", "mask"),
+        ("mask if opened is None else opened.across(mask, step)", "mask"),
         ("removed = along.clamp(min=0)", "removed = along"),
         ("surrogate(gated, removed, level, bound) * s", "gated * s"),
         ("strength * self.beta * surrogate(", "strength * surrogate("),

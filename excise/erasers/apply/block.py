@@ -28,32 +28,25 @@ class BlockHook(EditHook):
 
     def begin(self) -> None:
         """Close all gates for another image."""
-        if isinstance(self.edit, GatedDirectionEdit):
-            self._shared().begin()
-        else:
-            self._here.opened = OpenGates()
+        self._gates().begin()
 
-    def _shared(self) -> SharedGates:
-        """Return the gates of this thread that the attachment's blocks in this denoiser open together."""
-        here = next(
-            hook._here
-            for hook in self.timesteps.hooks
-            if hook.attachment is self.attachment and isinstance(hook.edit, GatedDirectionEdit)
-        )
-        if not hasattr(here, "shared"):
-            here.shared = SharedGates()
-        gates: SharedGates = here.shared
+    def _gates(self) -> OpenGates:
+        """Return the gates of this thread: this block's own, or those that all blocks of a gated direction share."""
+        if not isinstance(self.edit, GatedDirectionEdit):
+            here, kind = self._here, OpenGates
+        else:
+            blocks = (hook for hook in self.timesteps.hooks if hook.attachment is self.attachment)
+            here, kind = next(hook for hook in blocks if isinstance(hook.edit, GatedDirectionEdit))._here, SharedGates
+        if not hasattr(here, "opened"):
+            here.opened = kind()
+        gates: OpenGates = here.opened
         return gates
 
     def of(self, state: Tensor) -> Tensor | None:
-        attachment = self.attachment
-        if isinstance(self.on_device, GatedDirectionEdit):
-            gates = self._shared()
+        attachment, gates = self.attachment, self._gates()
+        if isinstance(gates, SharedGates):
             gates.belong_to(image())
-            return self.on_device.delta(state, attachment.strength, step=self.timesteps.now, opened=gates.across)
-        if not hasattr(self._here, "opened"):  # called by another pipeline, without a prompt encoded here
-            self.begin()
-        known = {"sae": attachment.sae, "opened": self._here.opened}
+        known = {"sae": attachment.sae, "opened": gates}
         return self.on_device.delta(state, attachment.strength, step=self.timesteps.now, **known)
 
 

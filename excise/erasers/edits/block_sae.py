@@ -58,6 +58,10 @@ class OpenGates:
         self.latest = (0, 0), 0
         """Where the latest mask is kept: its key, and its first row there."""
 
+    def across(self, mask: Tensor, step: StepInfo) -> Tensor:
+        """Return `joined`. A call that does not belong to a generation keeps its mask, and opens no gate for later."""
+        return self.joined(mask, step.timesteps[0]) if step.drawing else mask
+
     def joined(self, mask: Tensor, timestep: float) -> Tensor:
         """Return `mask` `[B, k]` of this step, or'ed with that of the same images at the step before.
 
@@ -255,7 +259,7 @@ class BlockEdit(Rows):
         steps = [self.step_of(timestep, drawing) for timestep in timesteps]
         if strength == 0 or not (self.compat or any(self._edited[step] for step in steps)):
             return None
-        latch = None if opened is None or not drawing else lambda mask: opened.joined(mask, timesteps[0])
+        latch = None if opened is None else lambda mask: opened.across(mask, step)
         with torch.autocast(x.device.type, enabled=False):
             z = self.read(x, steps, sae, latch)
             level, gate = (rows_at(table, steps)[:, None].to(z) for table in (self.level, self.gate))

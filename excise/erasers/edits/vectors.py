@@ -13,6 +13,7 @@ from torch import Tensor
 
 from excise.erasers.choices import Uncond
 from excise.erasers.edits.base import Branch, StepInfo, Tensors, rows_at
+from excise.erasers.edits.block_sae import OpenGates
 from excise.erasers.edits.sae_rows import check_choices
 from excise.erasers.gates import surrogate
 from excise.errors import ExciseError
@@ -190,13 +191,13 @@ class GatedDirectionEdit(DirectionEdit):
         strength: float = 1.0,
         *,
         step: StepInfo,
-        opened: Callable[[Tensor, StepInfo], Tensor] | None = None,
+        opened: OpenGates | None = None,
         **others: Any,
     ) -> Tensor | None:
         """Return what to subtract from patches `x` `[B, N, d]`, in float32 or better, or None to leave every bit alone.
 
-        `opened` turns the mask `[B, 1]` of gates that open at this block and step into that of all open gates. Raises
-        ExciseError if the width differs.
+        `opened` remembers open gates from block to block and from step to step. Raises ExciseError if the width
+        differs.
         """
         if strength == 0:
             return None
@@ -205,7 +206,7 @@ class GatedDirectionEdit(DirectionEdit):
             bound = rows_at(self.thresholds, near).to(along)[:, None, None]
             level = along.amax(1, keepdim=True)
             mask = (level > bound)[:, 0]
-            mask = mask if opened is None else opened(mask, step)
+            mask = mask if opened is None else opened.across(mask, step)
             removed = along.clamp(min=0)
             gated = torch.where(mask[:, None], removed, torch.zeros_like(removed))
             return strength * self.beta * surrogate(gated, removed, level, bound) * s

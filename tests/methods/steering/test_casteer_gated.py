@@ -58,7 +58,7 @@ def test_an_image_is_edited_from_the_block_and_step_at_which_its_gate_opens() ->
         step = StepInfo((timestep,))
         for edit in blocks:
             x = torch.randn(6, 3, DIM, generator=generator)
-            delta = edit.delta(x, 0.5, step=step, opened=gates.across)
+            delta = edit.delta(x, 0.5, step=step, opened=gates)
             assert delta is not None
             for b in range(6):
                 along = [float(edit.directions[row] @ patch) for patch in x[b]]
@@ -71,7 +71,7 @@ def test_an_image_is_edited_from_the_block_and_step_at_which_its_gate_opens() ->
     assert 0 < seen[0] < seen[2] < seen[-1] < 6, "gates have to open at several blocks and steps, and one to stay shut"
     gates.begin()
     still = torch.zeros(6, 3, DIM)
-    assert not blocks[0].delta(still, step=StepInfo((900.0,)), opened=gates.across).any()  # type: ignore[union-attr]
+    assert not blocks[0].delta(still, step=StepInfo((900.0,)), opened=gates).any()  # type: ignore[union-attr]
 
 
 def test_two_calls_at_one_step_are_two_images() -> None:
@@ -82,13 +82,13 @@ def test_two_calls_at_one_step_are_two_images() -> None:
     loud_later, first, second = 3 * edit.directions[1].expand(1, 2, DIM), StepInfo((900.0,)), StepInfo((900.0,))
     assert first is not second
     for state, step, edited in ((loud, first, True), (loud, second, True), (quiet, second, False)):
-        delta = edit.delta(state, step=step, opened=gates.across)
+        delta = edit.delta(state, step=step, opened=gates)
         assert delta is not None and bool(delta.any()) is edited
     gates.begin()
     for state, step in ((loud, first), (quiet, second)):
-        edit.delta(state, step=step, opened=gates.across)
+        edit.delta(state, step=step, opened=gates)
     for n, step in enumerate((StepInfo((100.0,)), StepInfo((100.0,)))):
-        delta = edit.delta(0.4 * loud_later, step=step, opened=gates.across)  # below the threshold
+        delta = edit.delta(0.4 * loud_later, step=step, opened=gates)  # below the threshold
         assert delta is not None and bool(delta.any()) is (n == 0)
 
 
@@ -99,12 +99,12 @@ def test_a_call_outside_of_a_generation_opens_no_gate_for_later() -> None:
     outside = StepInfo((900.0,), drawing=False)
     loud, faint = 3 * first.directions[0].expand(1, 2, DIM), 0.5 * first.directions[1].expand(1, 2, DIM)
     for edit, state, changed in ((second, 0 * loud, False), (first, loud, True)):
-        assert bool(edit.delta(state, step=outside, opened=gates.across).any()) is changed  # type: ignore[union-attr]
+        assert bool(edit.delta(state, step=outside, opened=gates).any()) is changed  # type: ignore[union-attr]
     quiet = 0.5 * second.directions[0].expand(1, 2, DIM)
-    assert second.delta(quiet, step=outside, opened=gates.across).any()  # type: ignore[union-attr]
+    assert second.delta(quiet, step=outside, opened=gates).any()  # type: ignore[union-attr]
     later = StepInfo((900.0,), drawing=False)
-    assert not second.delta(quiet, step=later, opened=gates.across).any()  # type: ignore[union-attr]
-    assert not first.delta(faint, step=StepInfo((100.0,)), opened=gates.across).any()  # type: ignore[union-attr]
+    assert not second.delta(quiet, step=later, opened=gates).any()  # type: ignore[union-attr]
+    assert not first.delta(faint, step=StepInfo((100.0,)), opened=gates).any()  # type: ignore[union-attr]
 
 
 def masks(gates: SharedGates, *calls: tuple[float, list[list[bool]]]) -> list[list[bool]]:
