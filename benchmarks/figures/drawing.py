@@ -14,6 +14,7 @@ import torch
 
 from excise.app.bench.runs import resume, start
 from excise.app.erase.many import stop
+from excise.app.models.pipelines import Weights
 from excise.bench.results import BASELINE
 from excise.bench.run import Run, Unit
 from excise.errors import ExciseError
@@ -44,14 +45,16 @@ class Drawing:
             print()
 
 
-def begun(folder: Path, size: str, rows: Sequence[str], concepts: Sequence[str], settings: Any) -> Run:
-    """Return the run in the folder if it contains these rows, or start a new one.
+def begun(
+    folder: Path, size: str, rows: Sequence[str], concepts: Sequence[str], settings: Any, dtype: str = "auto"
+) -> Run:
+    """Return the run in the folder if it contains these rows, or start a new one, in this precision.
 
     Raises:
         ExciseError: The run in the folder has other rows.
     """
     if not (folder / "run.json").exists():
-        return start(folder, "canvas", size, rows, concepts, settings)
+        return start(folder, "canvas", size, rows, concepts, settings, weights=Weights(dtype))
     run = Run(folder)
     if not set(rows) <= set(run.plan["methods"]):
         raise ExciseError(f"{folder} was started with other methods or settings; choose another folder with --work")
