@@ -19,22 +19,23 @@ def noised(pipe: Pipeline, clean: Tensor, generator: torch.Generator) -> tuple[T
         clean: Scaled latents `[n, C, h, w]`.
 
     Returns:
-        Noised latents `[n, C, h, w]`, their timesteps `[n]`, and the noise or velocity that the denoiser should
-        predict.
+        Noised latents `[n, C, h, w]` in the dtype of `clean`, their timesteps `[n]`, and the noise or velocity that the
+        denoiser should predict, float32.
 
     Raises ExciseError for a scheduler with another prediction type.
     """
     scheduler = as_diffusers(pipe).scheduler
-    noise = torch.randn(clean.shape, generator=generator).to(clean)
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     times = torch.randint(scheduler.config.num_train_timesteps, (len(clean),), generator=generator).to(clean.device)
     # Not by add_noise: a multistep scheduler's knows only the timesteps of the last sampling.
-    share = scheduler.alphas_cumprod.to(clean)[times].reshape(-1, 1, 1, 1)
+    # In float32: half precision rounds the first timesteps' noise away.
+    share = scheduler.alphas_cumprod.float().to(clean.device)[times].reshape(-1, 1, 1, 1)
     signal, spread = share.sqrt(), (1 - share).sqrt()
     kind = scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise ExciseError(f"the scheduler predicts {kind!r}; the attack supports epsilon and v_prediction")
     wanted = noise if kind == "epsilon" else signal * noise - spread * clean
-    return signal * clean + spread * noise, times, wanted
+    return (signal * clean + spread * noise).to(clean.dtype), times, wanted
 
 
 def denoised(pipe: Pipeline, spoilt: Tensor, times: Tensor, prompts: str | Sequence[str]) -> Tensor:

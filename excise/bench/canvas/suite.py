@@ -187,8 +187,9 @@ class Canvas:
             prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
             drawn = reference.generate(pipe, prompts, seeds, steps=self.steps, batch_size=len(cases))
             pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
-            latents: Tensor = as_diffusers(pipe).vae.encode(pixels.to(as_diffusers(pipe).device)).latent_dist.mean
-            return latents.mul(as_diffusers(pipe).vae.config.scaling_factor)
+            vae = as_diffusers(pipe).vae
+            latents: Tensor = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean
+            return latents.mul(vae.config.scaling_factor)
 
     def concept(self, name: str) -> Concept:
         """Return the concept with the prompt pairs to fit an eraser on. None of them is a case."""
