@@ -95,6 +95,8 @@ class Case:
     height: int | None = None
     learnt: tuple[float, ...] = ()
     """Embedding `[d]` of `inversion.WORD`, for prompts of the attack that learnt it."""
+    constants: tuple[float, ...] = ()
+    """Constants of a probe, such as a sampler's η."""
 
     @classmethod
     def from_json(cls, row: Any) -> Case:
@@ -104,7 +106,8 @@ class Case:
         """
         try:
             checked_case(row["id"])
-            case = cls(**{**row, "keeps": tuple(row["keeps"]), "learnt": tuple(map(float, row.get("learnt", ())))})
+            numbers = {name: tuple(map(float, row.get(name, ()))) for name in ("learnt", "constants")}
+            case = cls(**{**row, "keeps": tuple(row["keeps"]), **numbers})
             texts = (case.concept, case.family, case.prompt, case.style, case.background, *case.keeps)
             sizes = (case.seed, *(size for size in (case.width, case.height) if size is not None))
             if not all(isinstance(text, str) for text in texts) or any(type(size) is not int for size in sizes):

@@ -27,6 +27,7 @@ FILES = {
     "find": ("gun", "--plot", "taken.svg"),
     "generate": ("--prompt", "a cat", "--out", "taken.png"),
     "audit": ("eraser", "--out", "taken.html"),
+    "probe": ("eraser", "--out", "taken.json"),
     "pairs make": ("gun", "--out", "taken.csv"),
     "pairs generate": ("gun", "--out", "taken.csv"),
     "pairs review": ("pairs.csv", "--out", "taken.csv"),

@@ -16,6 +16,7 @@ from excise.app.models.resolve import bundled_settings, load_pipeline, sae_folde
 from excise.bench.canvas.suite import Canvas
 from excise.bench.hub import eval_results
 from excise.bench.machine import machine
+from excise.bench.probes.suite import Probes
 from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
 from excise.bench.protocols.unlearncanvas import UnlearnCanvas
 from excise.bench.results import BASELINE, results, table
@@ -48,7 +49,7 @@ def start(
 
     Args:
         folder: Folder of the run.
-        suite: "canvas", one of `excise.bench.protocols.suite.PROTOCOLS`, or a plugin's suite.
+        suite: "canvas", "probes", one of `excise.bench.protocols.suite.PROTOCOLS`, or a plugin's suite.
         size: Size of the suite.
         methods: Methods with their settings; "all" stands for every method that `excise methods` lists.
         concepts: Concepts to erase; by default all of the suite.
@@ -66,8 +67,8 @@ def start(
     entries = [Entry.parse(text) for text in dict.fromkeys((BASELINE, *_named(methods)))]
     plan: dict[str, Any] = {"suite": suite, "size": size, "settings": dict(settings or {})}
     chosen = _suite(plan)
-    if suite == "canvas" and model is not None:
-        raise ExciseError("canvas is made for the bundled model; leave out --model, or run a protocol")
+    if suite in ("canvas", "probes") and model is not None:
+        raise ExciseError(f"{suite} is made for the bundled model; leave out --model, or run a protocol")
     plan |= {"settings": dict(chosen.settings), "model": model, "sae": str(sae_folder(model, sae)) if model else None}
     names = tuple(concepts or chosen.concepts(size))
     for name in names:
@@ -150,6 +151,8 @@ def _suite(plan: Mapping[str, Any]) -> Suite:
     name, settings = plan["suite"], plan["settings"]
     if name == "canvas":
         return Canvas.from_json(settings)
+    if name == "probes":
+        return _build(Probes, name, settings, set())
     if name == "unlearncanvas":
         return _build(UnlearnCanvas, name, settings, {"style_classifier", "object_classifier"})
     others = plugins("excise.suites")
@@ -157,7 +160,7 @@ def _suite(plan: Mapping[str, Any]) -> Suite:
         suite: Suite = others[name](settings)
         return suite
     if name not in PROTOCOLS:
-        known = ", ".join(("canvas", "unlearncanvas", *PROTOCOLS, *others))
+        known = ", ".join(("canvas", "probes", "unlearncanvas", *PROTOCOLS, *others))
         raise ExciseError(f"unknown suite {name!r}; choose from {known}")
     return _build(partial(ProtocolSuite, name=name), name, settings, {"prompts"})
 

@@ -42,6 +42,7 @@ from excise.bench.canvas.sizes import (
     TUNING,
     WORDS,
 )
+from excise.bench.latents import encoded
 from excise.bench.pictures import Pixels
 from excise.bench.suite import Case, Picture
 from excise.concepts import Concept, from_templates
@@ -186,10 +187,7 @@ class Canvas:
         with unedited(), torch.no_grad():
             prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
             drawn = reference.generate(pipe, prompts, seeds, steps=self.steps, batch_size=len(cases))
-            pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
-            vae = as_diffusers(pipe).vae
-            latents: Tensor = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean
-            return latents.mul(vae.config.scaling_factor)
+            return encoded(pipe, drawn)
 
     def concept(self, name: str) -> Concept:
         """Return the concept with the prompt pairs to fit an eraser on. None of them is a case."""

@@ -56,8 +56,8 @@ def run(
     suite: Annotated[
         str,
         typer.Argument(
-            help="canvas (on the bundled model), or a published protocol: i2p, i2p-nudity, p4d, ring-a-bell, mma, "
-            "coco ..."
+            help="canvas or probes (on the bundled model), or a published protocol: i2p, i2p-nudity, p4d, "
+            "ring-a-bell, mma, coco ..."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; repeat the command to resume it.")],
@@ -121,7 +121,7 @@ def run(
     names = [name.strip() for name in concepts.split(",") if name.strip()] if concepts else None
     asked: dict[str, Any] = {
         "steps": steps,
-        "prompts": n if suite == "canvas" else prompts,
+        "prompts": n if suite in ("canvas", "probes") else prompts,
         "limit": limit,
         "clip": clip,
     }

@@ -1,0 +1,174 @@
+"""The probes as a suite: `excise bench run probes`, and what `excise probe` prints.
+
+A prompt of a probe is drawn with each of the probe's constants, and counts as generated if any of these pictures shows
+the target: the best of all, as the published probes count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from excise.bench.canvas.families import attacked
+from excise.bench.canvas.metrics import TESTABLE
+from excise.bench.canvas.sizes import FROZEN, QUICK, REPORTED, STANDARD
+from excise.bench.canvas.suite import Canvas
+from excise.bench.latents import decoded
+from excise.bench.probes.probes import PROBES, Work
+from excise.bench.suite import Case, Picture
+from excise.concepts import Concept
+from excise.drawn import Drawn, Pixels
+from excise.erasers.requests import generating
+from excise.errors import ExciseError
+from excise.pipeline import Pipeline
+from excise.statistics import Estimate, over_concepts, share, share_over
+
+PROMPTS = {"quick": 2, "standard": 8, "frozen": 8, "full": 24}
+"""Prompts per probe and concept, by size."""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Suite on the bundled model: what it can still draw of a concept, other than by the wording of a prompt."""
+
+    steps: int = 20
+    """Denoising steps per picture."""
+    prompts: int | None = None
+    """Prompts per probe and concept; None for the size's number."""
+    only: tuple[str, ...] = ()
+    """Probes to run; empty for all of them."""
+    batch: int = 8
+    """Pictures per batch; smaller batches are padded to it."""
+    name = "probes"
+    families = tuple(probe.family for probe in PROBES.values())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "only", tuple(self.only))
+        if odd := set(self.only) - PROBES.keys():
+            raise ExciseError(f"there is no probe {odd.pop()!r}; choose from {', '.join(PROBES)}")
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"steps": self.steps, "prompts": self.prompts, "only": list(self.only), "batch": self.batch}
+
+    @property
+    def disclosed(self) -> Mapping[str, str]:
+        judges = {name: says for name, says in Canvas().disclosed.items() if "judge" in name}
+        tried = "; ".join(
+            f"{name}: {', '.join('/'.join(f'{value:g}' for value in one) for one in probe.constants)}"
+            for name, probe in PROBES.items()
+            if probe.constants != ((),)
+        )
+        return {**judges, "constants, of which the best counts": tried}
+
+    def concepts(self, size: str) -> tuple[str, ...]:
+        self._prompts(size)
+        return {"quick": QUICK, "standard": STANDARD, "frozen": FROZEN}.get(size, REPORTED)
+
+    def cases(self, concept: str, size: str) -> list[Case]:
+        rows: list[Case] = []
+        for name in self.only or PROBES:
+            plain = attacked(Canvas().concept(concept).name, name, self._prompts(size))
+            rows += [
+                replace(case, id=f"{case.id}.{n}", constants=constants)
+                for n, constants in enumerate(PROBES[name].constants)
+                for case in plain
+            ]
+        return rows
+
+    def search(self, pipe: Pipeline, concept: str, size: str) -> list[Case]:
+        return []
+
+    def attack(self, pipe: Pipeline, concept: str, size: str) -> list[Case]:
+        return []
+
+    def baseline(self, concept: str, size: str) -> list[Case]:
+        return []
+
+    def concept(self, name: str) -> Concept:
+        """Return the concept with the prompt pairs to fit an eraser on."""
+        return Canvas().concept(name)
+
+    def draw(self, pipe: Pipeline, cases: list[Case]) -> Drawn:
+        """Generate pictures `[n, 64, 64, 3]`, in batches of one probe with the same constants."""
+        drawn: dict[str, Drawn] = {}
+        for (name, constants), some in groupby(sorted(cases, key=_kind), _kind):
+            group = list(some)
+            for start in range(0, len(group), self.batch):
+                part = group[start : start + self.batch]
+                padded = part + part[-1:] * (self.batch - len(part))
+                with generating(), torch.no_grad():
+                    made = PROBES[name].draw(Work.of(pipe, padded, self.steps), *constants)
+                    pixels = decoded(pipe, made).add(1).div(2).permute(0, 2, 3, 1).cpu().numpy()
+                pictures = Drawn.of(pixels)
+                drawn |= {case.id: pictures[n : n + 1] for n, case in enumerate(part)}
+        return Drawn.joined([drawn[case.id] for case in cases])
+
+    def judge(self, cases: list[Case], pictures: Pixels) -> list[dict[str, Any]]:
+        """Return both judges' verdicts, as Canvas does."""
+        return Canvas().judge(cases, pictures)
+
+    def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Estimate | None]:
+        """Return `drawn.P`, how often the unerased model generates the target by probe P, and `asr.P`, how often it is
+        still there of those; None if the unerased model generates it too rarely."""
+        figures: dict[str, Estimate | None] = {}
+        for family in self.families:
+            prompts = by_prompt(pictures, family.name)
+            if not prompts:
+                continue
+            drawn = share([before for before, _ in prompts])
+            figures[f"drawn.{family.name}"] = drawn
+            kept = still(prompts)
+            figures[f"asr.{family.name}"] = share(kept) if drawn.value >= TESTABLE else None
+        return figures
+
+    def over_concepts(self, by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Estimate]:
+        groups = [
+            {family.name: testable(by_prompt(own, family.name)) for family in self.families}
+            for own in by_concept.values()
+        ]
+        figures = {f"asr.{family.name}": share_over([own[family.name] for own in groups]) for family in self.families}
+        means = [sum(sum(some) / len(some) for some in kinds) / len(kinds) for own in groups if (kinds := _some(own))]
+        every = [hit for own in groups for some in _some(own) for hit in some]
+        return figures | {"asr": over_concepts(means, share(every))}
+
+    def _prompts(self, size: str) -> int:
+        if size not in PROMPTS:
+            raise ExciseError(f"unknown size {size!r}; choose one of {', '.join(PROMPTS)}")
+        return PROMPTS[size] if self.prompts is None else self.prompts
+
+
+def _kind(case: Case) -> tuple[str, tuple[float, ...]]:
+    return case.family, case.constants
+
+
+def _some(groups: Mapping[str, list[bool]]) -> list[list[bool]]:
+    """Return the groups that have an outcome."""
+    return [some for some in groups.values() if some]
+
+
+def by_prompt(pictures: Iterable[Picture], probe: str) -> list[tuple[bool, bool]]:
+    """Return, for each prompt of a probe, whether any picture of it shows the target: the unerased model's, and the
+    method's."""
+    found: dict[int, tuple[bool, bool]] = {}
+    for picture in pictures:
+        if picture.case.family == probe:
+            before, after = found.get(picture.case.seed, (False, False))
+            seen, unerased = bool(picture.seen["target"]), bool(picture.unerased["target"])
+            found[picture.case.seed] = before or unerased, after or seen
+    return list(found.values())
+
+
+def still(prompts: Iterable[tuple[bool, bool]]) -> list[bool]:
+    """Return, for each prompt from which the unerased model generates the target, whether the method does."""
+    return [after for before, after in prompts if before]
+
+
+def testable(prompts: Sequence[tuple[bool, bool]]) -> list[bool]:
+    """Return `still`, or nothing if the unerased model generates the target from too few of the prompts."""
+    enough = prompts and sum(before for before, _ in prompts) >= TESTABLE * len(prompts)
+    return still(prompts) if enough else []
