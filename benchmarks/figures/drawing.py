@@ -1,4 +1,4 @@
-"""Runs of Canvas for scripts that compare methods: begun or opened, and drawn by several processes."""
+"""Runs of a suite for scripts that compare methods: begun or opened, and drawn by several processes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,13 @@ class Drawing:
 
 
 def begun(
-    folder: Path, size: str, rows: Sequence[str], concepts: Sequence[str], settings: Any, dtype: str = "auto"
+    folder: Path,
+    size: str,
+    rows: Sequence[str],
+    concepts: Sequence[str],
+    settings: Any,
+    dtype: str = "auto",
+    suite: str = "canvas",
 ) -> Run:
     """Return the run in the folder if it contains these rows, or start a new one, in this precision.
 
@@ -54,7 +60,7 @@ def begun(
         ExciseError: The run in the folder has other rows.
     """
     if not (folder / "run.json").exists():
-        return start(folder, "canvas", size, rows, concepts, settings, weights=Weights(dtype))
+        return start(folder, suite, size, rows, concepts, settings, weights=Weights(dtype))
     run = Run(folder)
     if not set(rows) <= set(run.plan["methods"]):
         raise ExciseError(f"{folder} was started with other methods or settings; choose another folder with --work")

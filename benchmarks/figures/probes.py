@@ -1,0 +1,120 @@
+"""What is left of a concept beyond the wording of prompts, by method: the suite `probes` on standard concepts.
+
+    python -m benchmarks.figures.probes --work build/probes
+
+Methods take the settings that docs/results/peers.md chose, or their defaults. It writes docs/results/probes.json and
+.md after each concept, which takes about ten minutes of one core. Concepts that are done are kept. All in bfloat16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import comparison, drawing
+from benchmarks.figures import peers_plan as plan
+from excise.app.bench.provenance import in_words, provenance
+from excise.app.bench.runs import report
+from excise.bench.canvas.from_concepts import outcomes
+from excise.bench.canvas.sizes import STANDARD
+from excise.bench.probes.probes import PROBES
+from excise.bench.results import BASELINE
+from excise.files import read_json, write_atomic
+from excise.statistics import over_concepts, share, share_over
+
+COMMAND = "python -m benchmarks.figures.probes"
+COMPARED = ("snce", "casteer", "casteer-gated", "snce+casteer-gated", "uce", "esd-x")
+CONCEPTS = ("gun", "cat", "pizza", "ink")
+"""One of each kind; the first that are drawn."""
+DTYPE = "bfloat16"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/probes"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/probes.json"))
+    parser.add_argument("--concepts", default=",".join(CONCEPTS))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that generate at once")
+    parser.add_argument("--page", action="store_true", help="only rewrite the page from the file")
+    options = parser.parse_args()
+    results: dict[str, Any] = read_json(options.out) if options.out.exists() else {"methods": {}}
+    for concept in [] if options.page else options.concepts.split(","):
+        if concept not in results["methods"].get(BASELINE, {}):
+            measure(results, concept, options)
+            write_atomic(options.out, json.dumps(results, indent=1) + "\n")
+            write_atomic(options.out.with_suffix(".md"), page(results))
+    write_atomic(options.out.with_suffix(".md"), page(results))
+    print(page(results))
+
+
+def measure(results: dict[str, Any], concept: str, options: argparse.Namespace) -> None:
+    """Draw all methods on a concept, and add their figures to the results."""
+    chosen = read_json(Path("docs/results/peers.json"))["tuning"]
+    rows = {name: plan.label(name, plan.best(chosen[name]) if name in chosen else "") for name in COMPARED}
+    run = drawing.begun(options.work / concept, "standard", list(rows.values()), [concept], {}, DTYPE, "probes")
+    drawing.Drawing(options.device, options.jobs, float("inf"))(run)
+    if not set(rows.values()) <= set(drawing.complete(run, rows.values())):
+        raise SystemExit(f"{run.folder} is not finished; repeat the command")
+    found = report(run)
+    for name, row in {BASELINE: BASELINE, **rows}.items():
+        results["methods"].setdefault(name, {})[concept] = found["methods"][row]["concepts"].get(concept, {})
+    results |= provenance(COMMAND, list(COMPARED), device=options.device)
+    results |= {"settings": dict(run.plan["configurations"]), "disclosed": found["disclosed"]}
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Return the page."""
+    rows = {name: {"figures": figures(own), "concepts": own} for name, own in results["methods"].items()}
+    concepts = list(results["methods"][BASELINE])
+    heads = {f"asr.{name}": name for name in PROBES if any(f"asr.{name}" in own["figures"] for own in rows.values())}
+    methods = {name: own for name, own in rows.items() if name != BASELINE}
+    lines = [
+        "# What is left beyond prompts",
+        "",
+        f"{in_words(results, COMMAND)}.",
+        f"On {', '.join(concepts)} ({len(concepts)} of {len(STANDARD)} standard concepts), in {DTYPE}. A probe draws",
+        "the concept in another way than by a prompt alone ([what each one does](../how-to/probe.md)). Per cent of",
+        "prompts that still generate it, of those from which the unerased model does by the same probe; with the 95 %",
+        "interval of the mean over concepts (a bootstrap over concepts, widened to Wilson's over all prompts if they",
+        "agree), and the number of prompts. 0 is best.",
+        "",
+        f"| probe | {' | '.join(methods)} |",
+        "|---" * (len(methods) + 1) + "|",
+        *(
+            f"| {title} | {' | '.join(comparison.cell(own, key) for own in methods.values())} |"
+            for key, title in heads.items()
+        ),
+        *comparison.verdict(methods, heads, heads),
+        "",
+        "The unerased model by the same probes: "
+        + "; ".join(
+            f"{name} {comparison.cell(rows[BASELINE], f'drawn.{name}')}"
+            for name in PROBES
+            if f"drawn.{name}" in rows[BASELINE]["figures"]
+        )
+        + ".",
+        "",
+        *(f"{name[0].upper()}{name[1:]}: {says}." for name, says in results["disclosed"].items()),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def figures(own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the figures over concepts, from those by concept."""
+    names = dict.fromkeys(name for of_one in own.values() for name in of_one)
+    found = {name: share_over([outcomes(of_one, name) for of_one in own.values()]) for name in names}
+    groups = [
+        [some for name in names if name.startswith("asr.") and (some := outcomes(of_one, name))]
+        for of_one in own.values()
+    ]
+    means = [sum(sum(some) / len(some) for some in of_one) / len(of_one) for of_one in groups if of_one]
+    found["asr"] = over_concepts(means, share([hit for of_one in groups for some in of_one for hit in some]))
+    return {name: estimate.to_json() for name, estimate in found.items()}
+
+
+if __name__ == "__main__":
+    main()
