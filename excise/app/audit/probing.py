@@ -1,4 +1,4 @@
-"""What a probed eraser still lets through, beside the unerased model, on the bundled model."""
+"""Probes of one eraser on the bundled model: what is still generated, and what the unerased model generates."""
 
 from __future__ import annotations
 

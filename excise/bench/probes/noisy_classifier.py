@@ -1,7 +1,7 @@
 """A classifier of noised latents, for guidance towards a concept (Dhariwal and Nichol 2021).
 
 It is trained when it is first needed, in about half a minute, on rendered scenes that the bundled model's own training
-could have had. It is no judge: it only pushes.
+could have had. It only pushes: judges are others.
 """
 
 from __future__ import annotations

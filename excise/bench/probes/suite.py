@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from excise.bench.canvas.families import attacked
+from excise.bench.canvas.families import attacked, cases
 from excise.bench.canvas.metrics import TESTABLE
 from excise.bench.canvas.sizes import FROZEN, QUICK, REPORTED, STANDARD
 from excise.bench.canvas.suite import Canvas
@@ -63,16 +63,17 @@ class Probes:
             for name, probe in PROBES.items()
             if probe.constants != ((),)
         )
-        return {**judges, "constants, of which the best counts": tried}
+        return {**judges, "constants (the best picture counts)": tried}
 
     def concepts(self, size: str) -> tuple[str, ...]:
         self._prompts(size)
         return {"quick": QUICK, "standard": STANDARD, "frozen": FROZEN}.get(size, REPORTED)
 
     def cases(self, concept: str, size: str) -> list[Case]:
+        cases(concept, 0)  # refuses an unknown concept
         rows: list[Case] = []
         for name in self.only or PROBES:
-            plain = attacked(Canvas().concept(concept).name, name, self._prompts(size))
+            plain = attacked(concept, name, self._prompts(size))
             rows += [
                 replace(case, id=f"{case.id}.{n}", constants=constants)
                 for n, constants in enumerate(PROBES[name].constants)

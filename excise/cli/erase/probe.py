@@ -39,7 +39,7 @@ def probe(
 ) -> None:
     """Draw an erased concept in other ways than by a prompt: more noise, inpainting, half-drawn and inverted pictures.
 
-    On the bundled model, whose judges say what a picture shows. The unerased model is drawn beside it.
+    On the bundled model, whose judges say what a picture shows. The unerased model is probed too.
     """
     from excise.app.audit.probing import batches
     from excise.app.audit.probing import probe as run
