@@ -21,6 +21,8 @@ BAD_INPUT = 2
 """Exit code for an error that the caller can fix."""
 NOT_PASSED = 3
 """Exit code for a red flag, an eraser that is too weak to be written, or a missed gate."""
+FAILED = 4
+"""Exit code if items of a long command failed: they raised an error, or their workers died."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 plus the number of SIGINT, as in shells."""
 

@@ -146,7 +146,7 @@ class _Run:
             answer = Answer("raised", answer.seconds, "NotWritten", why)
         if answer.kind == "made":
             self._failures.forget(name)
-            yield Outcome(item, "made", answer.seconds, self._tried[name])
+            yield Outcome(item, "made", answer.seconds, self._tried[name], why=answer.why)
         elif answer.kind == "lost" and answer.others and together:
             self._tried[name] -= 1
             self._alone.append(item)

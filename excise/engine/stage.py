@@ -18,7 +18,8 @@ class Stage(Protocol[Taken]):
         """Load what the items need, once in each worker. The function returned makes one item.
 
         That function must depend on the item alone, and end by writing `path` atomically: after a worker was lost, or
-        where two engines work in one folder, it runs more than once.
+        where two engines work in one folder, it runs more than once. A text that it returns becomes the outcome's
+        `why`.
         """
         ...
 
@@ -55,7 +56,7 @@ class Outcome(Generic[Item]):
     error: str = ""
     """Class of the error. "Lost" if its workers died."""
     why: str = ""
-    """The error in one line."""
+    """The error in one line. Of an item that was made, the text that the stage's function returned, if any."""
     aside: bool = False
     """Whether the item is set aside in `failures` until a call with `retry`. False for errors that a user can fix."""
 

@@ -18,10 +18,11 @@ def attempt(make: Callable[[Any], object], item: Any) -> Answer:
     """Make one item. An exception becomes an answer; Ctrl-C and SystemExit pass through."""
     began = time.perf_counter()
     try:
-        make(item)
+        returned = make(item)
     except Exception as error:
         return failed(error, "raised", time.perf_counter() - began)
-    return Answer("made", time.perf_counter() - began)
+    why = one_line(returned) if isinstance(returned, str) else ""
+    return Answer("made", time.perf_counter() - began, why=why)
 
 
 def failed(error: BaseException, kind: Any, seconds: float = 0.0) -> Answer:

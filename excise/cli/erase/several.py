@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from excise.app.models.pipelines import Weights
-from excise.cli.command import NOT_PASSED
+from excise.cli.command import FAILED, NOT_PASSED
 from excise.cli.terminal import complain, emit, note, table
 
 
@@ -24,16 +24,21 @@ def erase_several(
     model: str | None,
     device: str,
     weights: Weights,
-    jobs: int,
+    workers: int,
+    engine: str | None,
+    retry_failed: bool,
     force: bool,
     json: bool,
 ) -> None:
     """Make erasers of several concepts or by several methods.
 
-    Exits with code 2 if one is refused, else with code 3 if one is too weak.
+    Exits with code 4 if one failed, else with code 2 if one is refused, else with code 3 if one is too weak.
     """
     from excise.app.erase.many import Done, erase_all, plan
+    from excise.engine import check_engine
     from excise.errors import ExciseError
+
+    check_engine(engine, workers)
 
     methods = [part.strip() for part in by.split(",") if part.strip()]
     tasks = plan(names, methods, out, given, kind, n, accept_weak, preset, controls)
@@ -46,14 +51,22 @@ def erase_several(
         weak = f"; WEAK: {done.why}" if done.why and done.state in how else ""
         note(f"{done.out}: {how.get(done.state, f'{done.state}: {done.why}')}{weak}")
 
-    found = erase_all(tasks, model, device, jobs, report, weights, anew=force)
-    refused, weak = ([done for done in found if done.state == state] for state in ("refused", "weak"))
+    failures = out / "failures"
+    options = {"engine": engine, "failures": failures, "retry": retry_failed, "anew": force}
+    found = erase_all(tasks, model, device, workers, report, weights, **options)
+    failed, refused, weak = ([d for d in found if d.state == state] for state in ("failed", "refused", "weak"))
 
     def show() -> None:
         rows = [(d.concept, d.method, d.state, f"{d.seconds:.0f}", f"{d.bytes / 1000:.1f}") for d in found]
         table(f"Erasers in {out}", ("concept", "method", "", "s", "kB"), rows)
 
     emit(json, [done.to_json() for done in found], show)
+    if failed:
+        complain(
+            f"{len(failed)} of {len(found)} failed, the first {failed[0].out}: {failed[0].why}; details are in "
+            f"{failures}; repeat the command with --retry-failed to try them again"
+        )
+        raise typer.Exit(FAILED)
     if refused:
         raise ExciseError(f"{len(refused)} of {len(found)} were refused, the first {refused[0].out}: {refused[0].why}")
     if weak:
