@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from excise.engine.stage import Answer, Needs, Stage
@@ -21,63 +21,72 @@ LOOK = 1.0
 """Seconds that one `wait` lasts at most, so that Ctrl-C is noticed."""
 
 
-@dataclass(eq=False)
-class _Worker:
-    actor: Any
-    opening: Any
-    """Reference to the actor's call of `open`."""
-
-
 class Actors:
-    """Pool of `workers` actors on the cluster at `address`, or else on the one that Ray finds, or starts here."""
+    """Pool of `workers` actors on the cluster at `address`, or else on the one that Ray finds, or starts here.
+
+    An item waits here, and not at an actor that may never find room: when nodes are lost, the others take it.
+    """
 
     def __init__(self, stage: Stage[Any], needs: Needs, workers: int, address: str) -> None:
         self._stage, self._needs, self._workers, self._address = pickle.dumps(stage), needs, workers, address
         self._ray = _ray()
         self._started = False
-        self._idle: list[_Worker] = []
-        self._busy: dict[Any, tuple[_Worker, Any]] = {}
+        self._waiting: deque[Any] = deque()
+        self._idle: list[Any] = []
+        self._opening: dict[Any, Any] = {}
+        """Actors by the reference to their `open`."""
+        self._busy: dict[Any, tuple[Any, Any]] = {}
+        """Actors and their items by the reference to their `one`."""
 
     def __enter__(self) -> Actors:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
-        for worker in (*self._idle, *(worker for worker, _ in self._busy.values())):
-            self._ray.kill(worker.actor)
+        for actor in (*self._idle, *self._opening.values(), *(actor for actor, _ in self._busy.values())):
+            self._ray.kill(actor)
         if self._started:
             self._ray.shutdown()
 
     def free(self) -> bool:
-        return len(self._busy) < self._workers
+        return len(self._waiting) + len(self._busy) < self._workers
 
     def submit(self, item: Any) -> None:
-        worker = self._idle.pop() if self._idle else self._start()
-        self._busy[worker.actor.one.remote(item)] = worker, item
+        self._waiting.append(item)
+        self._distribute()
+        for _ in range(len(self._waiting) - len(self._opening)):
+            actor = self._start()
+            self._opening[actor.open.remote()] = actor
 
     def wait(self) -> list[tuple[Any, Answer]]:
         answers = []
-        for reference in self._ray.wait(list(self._busy), timeout=LOOK)[0]:
-            worker, item = self._busy.pop(reference)
+        references = [*self._opening, *self._busy]
+        for reference in (
+            self._ray.wait(references, num_returns=len(references), timeout=0)[0]
+            or (self._ray.wait(references, timeout=LOOK)[0])
+        ):
+            actor, item = self._busy.pop(reference, (None, None))
+            opening = actor is None
+            actor = self._opening.pop(reference) if opening else actor
             try:
-                answer: Answer = self._ray.get(reference)
-            except Exception as error:  # `one` raises nothing: the actor, its node or the cluster was lost
+                answer: Answer | None = self._ray.get(reference)
+            except Exception as error:  # the methods raise nothing: the actor, its node or the cluster was lost
                 why = f"its worker was lost ({one_line(str(error).strip())[:300]})"
-                answer = Answer("lost" if self._is_open(worker) else "unopened", error="Lost", why=why)
-            if answer.kind in ("made", "raised"):
-                self._idle.append(worker)
-            answers.append((item, answer))
+                answer = Answer("unopened" if opening else "lost", error="Lost", why=why)
+            if answer is None or answer.kind in ("made", "raised"):
+                self._idle.append(actor)
+            if not opening and answer is not None:
+                answers.append((item, answer))
+            elif answer is not None and self._waiting:
+                answers.append((self._waiting.popleft(), answer))
+        self._distribute()
         return answers
 
-    def _is_open(self, worker: _Worker) -> bool:
-        """Return whether the actor had opened the stage before it died."""
-        if not self._ray.wait([worker.opening], timeout=0)[0]:
-            return False
-        try:
-            return self._ray.get(worker.opening) is None
-        except Exception:
-            return False
+    def _distribute(self) -> None:
+        while self._waiting and self._idle:
+            actor, item = self._idle.pop(), self._waiting.popleft()
+            self._busy[actor.one.remote(item)] = actor, item
 
-    def _start(self) -> _Worker:
+    def _start(self) -> Any:
         if not self._ray.is_initialized():
             self._connect()
         needs = self._needs
@@ -89,8 +98,7 @@ class Actors:
             max_task_retries=0,
             scheduling_strategy="SPREAD",
         )
-        worker = actor.remote(self._stage, needs.cpus or 1, os.getcwd())
-        return _Worker(worker, worker.open.remote())
+        return actor.remote(self._stage, needs.cpus or 1, os.getcwd())
 
     def _connect(self) -> None:
         """Connect to the cluster. Raises ExciseError if it cannot be reached."""
@@ -112,27 +120,23 @@ class _Actor:
     def __init__(self, stage: bytes, threads: int, folder: str) -> None:
         self._arguments, self._folder = (stage, threads, 1), folder
         self._make: Callable[[Any], object] | None = None
-        self._failure: Answer | None = None
 
     def open(self) -> Answer | None:
         """Open the stage in the driver's folder, so that paths mean the same. Returns the failure, if it fails."""
         try:
             os.chdir(self._folder)
+        except OSError:
+            text = f"a node of the cluster has no folder {self._folder}; work in a folder that all nodes share"
+            return failed(ExciseError(text), "unopened")
+        try:
             self._make = opened(*self._arguments)
-        except OSError as error:
-            if error.filename == self._folder:
-                text = f"a node of the cluster has no folder {self._folder}; work in a folder that all nodes share"
-                self._failure = failed(ExciseError(text), "unopened")
-            else:
-                self._failure = failed(error, "unopened")
         except Exception as error:
-            self._failure = failed(error, "unopened")
-        return self._failure
+            return failed(error, "unopened")
+        return None
 
     def one(self, item: Any) -> Answer:
         """Make one item."""
-        if self._failure is not None or self._make is None:
-            return self._failure or Answer("unopened", error="Lost", why="its worker had not opened the stage")
+        assert self._make is not None
         return attempt(self._make, item)
 
 

@@ -77,6 +77,17 @@ def check_engine(engine: str | None, workers: int = 1) -> None:
     chosen(engine, workers)
 
 
+def is_here(engine: str | None, workers: int = 1) -> bool:
+    """Return whether items are made in this process, with what it has loaded."""
+    return chosen(engine, workers).kind == "local"
+
+
+def is_first(engine: str | None, workers: int = 1) -> bool:
+    """Return whether this process ends the work: all do but the second and later slices."""
+    part = chosen(engine, workers).part
+    return part is None or part.index == 0
+
+
 def _number(text: str, workers: int, engine: str) -> int:
     """Return the N of `processes:N`, or `workers` without one."""
     if not text:

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from excise.engine.stage import Answer
+from excise.engine.stage import Answer, Outcome
+from excise.errors import ExciseError, ItemsFailed
 from excise.files import read_json, write_atomic
+
+
+def failed_in_words(failed: int, of: int, first: str, why: str, folder: Path) -> str:
+    """Return the line that ends a command whose items failed."""
+    return (
+        f"{failed} of {of} failed, the first {first}: {why}; details are in {folder}; repeat the command with "
+        "--retry-failed to try them again"
+    )
+
+
+def check_made(outcomes: Sequence[Outcome[Any]], names: Callable[[Any], str], folder: Path) -> None:
+    """Raise ItemsFailed if an item was set aside, or ExciseError if one failed for a reason that a user can fix."""
+    if failed := [outcome for outcome in outcomes if outcome.state == "failed"]:
+        aside = [outcome for outcome in failed if outcome.aside]
+        if not aside:
+            raise ExciseError(f"{names(failed[0].item)}: {failed[0].why}")
+        first = aside[0]
+        raise ItemsFailed(failed_in_words(len(failed), len(outcomes), names(first.item), first.why, folder))
 
 
 class Failures:

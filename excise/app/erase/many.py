@@ -12,9 +12,10 @@ from typing import Any, Literal
 from excise.app.erase.benign import with_benign
 from excise.app.erase.finding import erase_by
 from excise.app.models.knowing import is_snce, refuse_few_pairs, refuse_not_known
+from excise.app.models.loader import Loader
 from excise.app.models.pipelines import DEFAULT, Weights
-from excise.app.models.resolve import concept_named, load_pipeline
-from excise.engine import Needs, Outcome, run
+from excise.app.models.resolve import concept_named
+from excise.engine import Outcome, run
 from excise.erasers import Eraser
 from excise.errors import ExciseError
 from excise.methods.lookup import named, parsed, preset_settings
@@ -136,9 +137,9 @@ def erase_all(
     Raises:
         ExciseError: The engine cannot be used, or no worker can load the model.
     """
-    stage, by_out = Making(model, device, weights), dict[str, Done]()
-    needs = Needs(gpus=1 if device == "cuda" else 0)
-    made = run(engine, stage, tasks, needs=needs, workers=workers, failures=failures, retry=retry or anew, again=anew)
+    load, by_out = Loader(model, device, weights), dict[str, Done]()
+    how: dict[str, Any] = {"failures": failures, "retry": retry or anew, "again": anew}
+    made = run(engine, Making(load), tasks, needs=load.needs, workers=workers, **how)
     with closing(made) as outcomes:
         for outcome in outcomes:
             by_out[outcome.item.out] = _done(outcome)
@@ -150,13 +151,10 @@ def erase_all(
 class Making:
     """Stage that makes erasers on one model. A task is done if its folder has an eraser's manifest."""
 
-    model: str | None
-    device: str
-    weights: Weights
+    load: Loader
 
     def open(self) -> Callable[[Task], str]:
-        pipe = load_pipeline(self.model, self.device, self.weights)
-        return partial(_make, pipe, self.model is None)
+        return partial(_make, self.load(), self.load.model is None)
 
     def path(self, item: Task) -> Path:
         return Path(item.out) / "manifest.json"

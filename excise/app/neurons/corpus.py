@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
+from excise.app.models.loader import Loader
 from excise.erasers.hooks.context import unedited
+from excise.errors import ExciseError
+from excise.files import read_tensors, write_atomic
 from excise.methods.prompt_codes import prompt_codes
 from excise.neurons import PromptCodes
 from excise.neurons.contexts import Context
 from excise.neurons.database.database import NeuronDatabase
 from excise.pipeline import Pipeline
-from excise.sae import TopKSAE
+from excise.sae import SAEConfig, TopKSAE, load
 from excise.sites import Site, capture_by_length
-from excise.sites.site import tokenizer_of
+from excise.sites.site import encoder_of, tokenizer_of
 from excise.sites.tokens import pieces
 
 CHUNK = 512
@@ -61,19 +67,87 @@ def read_corpus(
             kept.append(chunk)
         if progress is not None:
             progress(len(kept[start // CHUNK]["ids"]))
+    return combined(pipe, sae.config, site, kept)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Part of a corpus, an item of `Reading`."""
+
+    number: int
+    prompts: tuple[str, ...]
+
+
+def chunks_of(prompts: Sequence[str]) -> list[Chunk]:
+    """Return the chunks of a corpus, `CHUNK` prompts each."""
+    starts = range(0, len(prompts), CHUNK)
+    return [Chunk(number, tuple(prompts[start : start + CHUNK])) for number, start in enumerate(starts)]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Stage that reads chunks of a corpus on an SAE's neurons, with the model that each worker loads.
+
+    A chunk is done if its file is there, or `out`, whose maker removes these files.
+    """
+
+    load: Loader
+    sae: str
+    """Folder of the SAE."""
+    site: Site
+    folder: str
+    key: str
+    """Text that differs for other prompts, SAEs and settings."""
+    out: str
+    batch_size: int = 64
+    loaded: tuple[Pipeline, TopKSAE] | None = None
+    """The model and the SAE, if they are in this process; they are not pickled."""
+
+    def open(self) -> Callable[[Chunk], None]:
+        if self.loaded is not None:
+            return partial(self._make, *self.loaded)
+        pipe = self.load()
+        device = next(encoder_of(pipe, self.site.component).parameters()).device
+        return partial(self._make, pipe, load(Path(self.sae), device=device))
+
+    def file(self, number: int) -> Path:
+        """Return the file of a chunk."""
+        return Path(self.folder) / f"{self.key}-{number:05d}.safetensors"
+
+    def path(self, item: Chunk) -> Path:
+        return out if (out := Path(self.out)).exists() else self.file(item.number)
+
+    def name(self, item: Chunk) -> str:
+        return f"chunk-{item.number:05d}"
+
+    def combined(self, pipe: Pipeline, config: SAEConfig, n: int) -> Corpus:
+        """Return the corpus of the first n chunks, which must be done. Raises ExciseError if one cannot be read."""
+        try:
+            read = [safetensors.torch.load(read_tensors(self.file(number))) for number in range(n)]
+        except (OSError, SafetensorError) as error:
+            raise ExciseError(f"cannot read {self.folder} ({error}); delete it and repeat the command") from error
+        return combined(pipe, config, self.site, read)
+
+    def _make(self, pipe: Pipeline, sae: TopKSAE, item: Chunk) -> None:
+        chunk = _read(pipe, sae, self.site, item.prompts, self.batch_size)
+        write_atomic(self.file(item.number), safetensors.torch.save(chunk))
+
+
+def combined(pipe: Pipeline, config: SAEConfig, site: Site, kept: Sequence[Mapping[str, Tensor]]) -> Corpus:
+    """Return the corpus of all chunks."""
     longest = max(chunk["ids"].shape[1] for chunk in kept)
     ids, scored, values, indices = (
         torch.cat([_padded(chunk[name], longest) for chunk in kept]) for name in ("ids", "scored", "values", "indices")
     )
     seen, place = torch.unique(torch.cat([chunk["seen"] for chunk in kept]), return_inverse=True)
-    sums = torch.zeros(len(seen), sae.config.d, dtype=torch.float64)
+    sums = torch.zeros(len(seen), config.d, dtype=torch.float64)
     sums.index_add_(0, place, torch.cat([chunk["sums"] for chunk in kept]).double())
     counts = torch.zeros(len(seen), dtype=torch.float64)
     counts.index_add_(0, place, torch.cat([chunk["counts"] for chunk in kept]).double())
     tokenizer = tokenizer_of(pipe, site.component)
     ends = (scored * torch.arange(1, longest + 1)).amax(1).tolist()
     tokens = [pieces(tokenizer, row[:end]) for row, end in zip(ids.tolist(), ends, strict=True)]
-    codes = PromptCodes(values, indices, scored, sae.config.m)
+    codes = PromptCodes(values, indices, scored, config.m)
     return Corpus(codes, tokens, seen.long(), (sums / counts[:, None]).float())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from excise.app.models.pipelines import Weights
-from excise.cli.command import FAILED, NOT_PASSED
+from excise.cli.command import NOT_PASSED
 from excise.cli.terminal import complain, emit, note, table
 
 
@@ -35,8 +35,8 @@ def erase_several(
     Exits with code 4 if one failed, else with code 2 if one is refused, else with code 3 if one is too weak.
     """
     from excise.app.erase.many import Done, erase_all, plan
-    from excise.engine import check_engine
-    from excise.errors import ExciseError
+    from excise.engine import check_engine, failed_in_words
+    from excise.errors import ExciseError, ItemsFailed
 
     check_engine(engine, workers)
 
@@ -62,11 +62,7 @@ def erase_several(
 
     emit(json, [done.to_json() for done in found], show)
     if failed:
-        complain(
-            f"{len(failed)} of {len(found)} failed, the first {failed[0].out}: {failed[0].why}; details are in "
-            f"{failures}; repeat the command with --retry-failed to try them again"
-        )
-        raise typer.Exit(FAILED)
+        raise ItemsFailed(failed_in_words(len(failed), len(found), failed[0].out, failed[0].why, failures))
     if refused:
         raise ExciseError(f"{len(refused)} of {len(found)} were refused, the first {refused[0].out}: {refused[0].why}")
     if weak:

@@ -12,6 +12,7 @@ import pytest
 
 from excise.app.erase import many
 from excise.app.erase.many import Task, erase_all
+from excise.app.models import loader
 from excise.errors import ExciseError
 
 
@@ -24,7 +25,7 @@ def test_a_task_that_fails_in_an_unforeseen_way_ends_no_other(tmp_path: Path, mo
         return SimpleNamespace(weak=())
 
     monkeypatch.setattr(many, "erase_by", erase)
-    monkeypatch.setattr(many, "load_pipeline", lambda *named: None)
+    monkeypatch.setattr(loader, "load_pipeline", lambda *named: None)
     tasks = [Task(name, "uce", str(tmp_path / name)) for name in ("gun", "cat")]
     gun, cat = erase_all(tasks, None, failures=tmp_path / "failures")
     assert json.loads((tmp_path / "failures" / "gun.json").read_text())["error"] == "RuntimeError"
@@ -36,7 +37,7 @@ def test_every_worker_of_several_loads_the_model_onto_its_own_card(monkeypatch: 
     asked: list[Any] = []
 
     def run(engine: Any, stage: Any, tasks: Any, **options: Any) -> Iterator[Any]:
-        asked.append((stage.device, options["needs"].gpus))
+        asked.append((stage.load.device, options["needs"].gpus))
         yield from ()
 
     monkeypatch.setattr(many, "run", run)
@@ -54,7 +55,7 @@ def test_too_few_pairs_are_refused_before_the_fit_and_only_for_snce(
         begun.append(name)
         raise ExciseError("enough")
 
-    monkeypatch.setattr(many, "load_pipeline", lambda *which: None)
+    monkeypatch.setattr(loader, "load_pipeline", lambda *which: None)
     monkeypatch.setattr(many, "erase_by", fitted)
     tasks = [Task("gun", by, str(tmp_path / by), (), n=4) for by in ("snce", "uce", "uce+snce")]
     done = erase_all([*tasks, Task("gun", "snce", str(tmp_path / "weak"), (), n=4, accept_weak=True)], None)

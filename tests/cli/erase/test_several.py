@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from excise.app.erase import many
+from excise.app.models import loader
 
 WORDS = ("erase", "gun,cat,dog", "--method", "uce")
 
@@ -29,7 +30,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         return SimpleNamespace(weak=())
 
     monkeypatch.setattr(many, "erase_by", erase)
-    monkeypatch.setattr(many, "load_pipeline", lambda *named: None)
+    monkeypatch.setattr(loader, "load_pipeline", lambda *named: None)
     return names
 
 
