@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def run(
     failures: Path | None = None,
     retry: bool = False,
     again: bool = False,
-) -> Iterator[Outcome[Item]]:
+) -> Generator[Outcome[Item], None, None]:
     """Make the items whose file does not exist, and yield one outcome for each item, as it is known.
 
     An item that raises an error has failed at once. An item whose worker dies is tried again behind all others, up to
@@ -88,7 +88,7 @@ class _Run:
         self._unopened = 0
         self._pool = engine.pool(stage, needs, len(items))
 
-    def outcomes(self) -> Iterator[Outcome[Any]]:
+    def outcomes(self) -> Generator[Outcome[Any], None, None]:
         for name in map(self._stage.name, self._todo):
             failure = None if name in self._others else self._failures.read(name)
             if failure is not None and (self._retry or failure.get("expected")):

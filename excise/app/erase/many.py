@@ -116,9 +116,9 @@ def erase_all(
     engine: str | None = None,
     failures: Path | None = None,
     retry: bool = False,
-    anew: bool = False,
+    again: bool = False,
 ) -> list[Done]:
-    """Make every task's eraser on an engine (`excise.engine.run`). Existing erasers are kept unless `anew` is set.
+    """Make every task's eraser on an engine (`excise.engine.run`). Existing erasers are kept unless `again` is set.
 
     After Ctrl-C finished erasers remain, and the same call resumes trainings from their last checkpoint.
 
@@ -132,13 +132,13 @@ def erase_all(
         engine: Name of the engine; by default this process, or `workers` processes.
         failures: Folder for tasks that failed for a reason that no user can fix. Later calls leave them out.
         retry: Whether to try those tasks again.
-        anew: Whether to make existing erasers again.
+        again: Whether to make existing erasers again.
 
     Raises:
         ExciseError: The engine cannot be used, or no worker can load the model.
     """
     load, by_out = Loader(model, device, weights), dict[str, Done]()
-    how: dict[str, Any] = {"failures": failures, "retry": retry or anew, "again": anew}
+    how: dict[str, Any] = {"failures": failures, "retry": retry or again, "again": again}
     made = run(engine, Making(load), tasks, needs=load.needs, workers=workers, **how)
     with closing(made) as outcomes:
         for outcome in outcomes:

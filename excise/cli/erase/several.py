@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -52,7 +53,7 @@ def erase_several(
         note(f"{done.out}: {how.get(done.state, f'{done.state}: {done.why}')}{weak}")
 
     failures = out / "failures"
-    options = {"engine": engine, "failures": failures, "retry": retry_failed, "anew": force}
+    options: dict[str, Any] = {"engine": engine, "failures": failures, "retry": retry_failed, "again": force}
     found = erase_all(tasks, model, device, workers, report, weights, **options)
     failed, refused, weak = ([d for d in found if d.state == state] for state in ("failed", "refused", "weak"))
 
