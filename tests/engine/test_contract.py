@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from excise.engine import Needs, Outcome, run
+from excise.engine import Needs, Outcome, check_made, run
 from excise.engine import engines as names
-from excise.errors import ExciseError, InvalidSetting
+from excise.errors import ExciseError, InvalidSetting, ItemsFailed
 from tests.engine.stages import Arrays, expected
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +159,35 @@ def test_two_drivers_at_once_give_the_same_bytes(engines: tuple[str, ...], tmp_p
     assert sorted(path.name for path in (tmp_path / "made").iterdir() if path.name.startswith(".")) == []
     if engines[0].startswith("slice"):
         assert len(stage.begun()) <= N + 1, "they meet: at most one item is made twice"
+
+
+def test_slices_report_what_another_could_not_make_and_do_not_repeat_it(tmp_path: Path) -> None:
+    failures = tmp_path / "failures"
+    stage = Arrays(str(tmp_path / "made"), raising=1, refusing=3)
+    for index, state in ((1, "made"), (0, "kept")):
+        made = by_item(list(run(f"slice:{index}/2", stage, range(N), failures=failures)))
+        assert {item: outcome.state for item, outcome in made.items() if outcome.state == "failed"} == {
+            1: "failed",
+            3: "failed",
+        }
+        assert (made[1].aside, made[3].aside) == (True, False)
+        assert made[5].state == state
+    assert sorted(stage.begun()) == list(range(N))
+    cured = Arrays(str(tmp_path / "made"))
+    assert by_item(list(run("slice:0/2", cured, range(N), failures=failures, retry=True)))[1].state == "failed"
+    again = by_item(list(run("slice:1/2", cured, range(N), failures=failures)))
+    assert (again[1].state, again[3].state) == ("failed", "made"), "an owner tries what a user can fix"
+    assert by_item(list(run("slice:1/2", cured, range(N), failures=failures, retry=True)))[1].state == "made"
+
+
+def test_the_line_at_the_end_names_what_failed(tmp_path: Path) -> None:
+    refused = Outcome(1, "failed", why="give 10 pairs", error="ExciseError")
+    lost = Outcome(2, "failed", why="its worker was killed by SIGKILL", error="Lost", aside=True)
+    check_made([Outcome(0, "kept"), Outcome(3, "made")], str, tmp_path)
+    with pytest.raises(ExciseError, match="^1: give 10 pairs$"):
+        check_made([Outcome(0, "kept"), refused], str, tmp_path)
+    with pytest.raises(ItemsFailed, match=r"^2 of 3 failed, the first 2: its worker was killed by SIGKILL; details"):
+        check_made([Outcome(0, "kept"), refused, lost], str, tmp_path)
 
 
 def test_an_item_that_writes_nothing_has_failed(tmp_path: Path) -> None:

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 
-from excise.app.models.loader import Loader
 from excise.erasers.hooks.context import unedited
-from excise.errors import ExciseError
-from excise.files import read_tensors, write_atomic
 from excise.methods.prompt_codes import prompt_codes
 from excise.neurons import PromptCodes
 from excise.neurons.contexts import Context
 from excise.neurons.database.database import NeuronDatabase
 from excise.pipeline import Pipeline
-from excise.sae import SAEConfig, TopKSAE, load
+from excise.sae import SAEConfig, TopKSAE
 from excise.sites import Site, capture_by_length
-from excise.sites.site import encoder_of, tokenizer_of
+from excise.sites.site import tokenizer_of
 from excise.sites.tokens import pieces
 
 CHUNK = 512
@@ -62,75 +56,12 @@ def read_corpus(
     kept = [safetensors.torch.load(data) for data in database.kept()]
     for start in range(0, len(prompts), CHUNK):
         if start // CHUNK >= len(kept):
-            chunk = _read(pipe, sae, site, prompts[start : start + CHUNK], batch_size)
+            chunk = read_chunk(pipe, sae, site, prompts[start : start + CHUNK], batch_size)
             database.keep(start // CHUNK, safetensors.torch.save(chunk))
             kept.append(chunk)
         if progress is not None:
             progress(len(kept[start // CHUNK]["ids"]))
     return combined(pipe, sae.config, site, kept)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Part of a corpus, an item of `Reading`."""
-
-    number: int
-    prompts: tuple[str, ...]
-
-
-def chunks_of(prompts: Sequence[str]) -> list[Chunk]:
-    """Return the chunks of a corpus, `CHUNK` prompts each."""
-    starts = range(0, len(prompts), CHUNK)
-    return [Chunk(number, tuple(prompts[start : start + CHUNK])) for number, start in enumerate(starts)]
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """Stage that reads chunks of a corpus on an SAE's neurons, with the model that each worker loads.
-
-    A chunk is done if its file is there, or `out`, whose maker removes these files.
-    """
-
-    load: Loader
-    sae: str
-    """Folder of the SAE."""
-    site: Site
-    folder: str
-    key: str
-    """Text that differs for other prompts, SAEs and settings."""
-    out: str
-    batch_size: int = 64
-    loaded: tuple[Pipeline, TopKSAE] | None = None
-    """The model and the SAE, if they are in this process; they are not pickled."""
-
-    def open(self) -> Callable[[Chunk], None]:
-        if self.loaded is not None:
-            return partial(self._make, *self.loaded)
-        pipe = self.load()
-        device = next(encoder_of(pipe, self.site.component).parameters()).device
-        return partial(self._make, pipe, load(Path(self.sae), device=device))
-
-    def file(self, number: int) -> Path:
-        """Return the file of a chunk."""
-        return Path(self.folder) / f"{self.key}-{number:05d}.safetensors"
-
-    def path(self, item: Chunk) -> Path:
-        return out if (out := Path(self.out)).exists() else self.file(item.number)
-
-    def name(self, item: Chunk) -> str:
-        return f"chunk-{item.number:05d}"
-
-    def combined(self, pipe: Pipeline, config: SAEConfig, n: int) -> Corpus:
-        """Return the corpus of the first n chunks, which must be done. Raises ExciseError if one cannot be read."""
-        try:
-            read = [safetensors.torch.load(read_tensors(self.file(number))) for number in range(n)]
-        except (OSError, SafetensorError) as error:
-            raise ExciseError(f"cannot read {self.folder} ({error}); delete it and repeat the command") from error
-        return combined(pipe, config, self.site, read)
-
-    def _make(self, pipe: Pipeline, sae: TopKSAE, item: Chunk) -> None:
-        chunk = _read(pipe, sae, self.site, item.prompts, self.batch_size)
-        write_atomic(self.file(item.number), safetensors.torch.save(chunk))
 
 
 def combined(pipe: Pipeline, config: SAEConfig, site: Site, kept: Sequence[Mapping[str, Tensor]]) -> Corpus:
@@ -165,7 +96,7 @@ def contexts_of_neuron(pipe: Pipeline, sae: TopKSAE, site: Site, neuron: int, pr
 
 
 @torch.no_grad()
-def _read(pipe: Pipeline, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_size: int) -> dict[str, Tensor]:
+def read_chunk(pipe: Pipeline, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_size: int) -> dict[str, Tensor]:
     """Read one chunk: ids and scored `[P, T]`, values and indices `[P, T, k]`, and sums of states by token."""
     parts: list[dict[str, Tensor]] = []
     order: list[int] = []

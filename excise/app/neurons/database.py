@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from excise.app.models.loader import Loader
 from excise.app.models.resolve import sae_site
-from excise.app.neurons.corpus import Corpus, Reading, chunks_of
+from excise.app.neurons.corpus import Corpus
 from excise.app.neurons.nearest import head_of, near_neurons, nearest_tokens
+from excise.app.neurons.reading import Reader, Reading
 from excise.concepts import Concept
-from excise.engine import check_made, is_first, is_here, run
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.errors import ExciseError
 from excise.files import sha256
@@ -63,7 +60,7 @@ class Built:
     fresh: bool
     """False if it existed already, built from the same SAE and prompts."""
     written: bool = True
-    """False in a slice that only read its part: the first slice writes the database."""
+    """False in a later slice, which only reads: the first one writes the database."""
 
     def row(self) -> dict[str, Any]:
         """Return the fields as JSON data."""
@@ -81,10 +78,7 @@ def build(
     site: Site | None = None,
     watching: Watching | None = None,
     batch_size: int = 64,
-    loader: Loader | None = None,
-    engine: str | None = None,
-    workers: int = 1,
-    retry: bool = False,
+    reader: Reader | None = None,
 ) -> Built:
     """Build a database of an SAE's neurons on a corpus, and write it to `out`.
 
@@ -106,14 +100,10 @@ def build(
         site: The SAE's Site; by default the one in its card.
         watching: How much to store for each neuron.
         batch_size: Prompts in a batch.
-        loader: How the workers of an engine load the model of `pipe`.
-        engine: Where the corpus is read (`excise.engine.run`); by default in this process, or in `workers` processes.
-        workers: Number of workers.
-        retry: Whether to read chunks again that failed before.
+        reader: Where the corpus is read; by default in this process.
 
     Raises:
-        ExciseError: There are no prompts, the SAE does not fit the model, `out` holds something else, or the engine
-            cannot be used.
+        ExciseError: There are no prompts, the SAE does not fit, `out` holds something else, or as `excise.engine.run`.
         ItemsFailed: A chunk of the corpus cannot be read.
     """
     if not prompts:
@@ -122,7 +112,7 @@ def build(
         raise ExciseError(
             f"{sae_folder} holds SAEs of {', '.join(several)}; name one of them: {sae_folder}/{next(iter(several))}"
         )
-    place, settings = _place(pipe, sae_folder, site), watching or Watching()
+    place, settings, reader = _place(pipe, sae_folder, site), watching or Watching(), reader or Reader()
     sae = load(sae_folder, device=next(encoder_of(pipe, place.component).parameters()).device)
     wanted = _provenance(sae, place, prompts, corpus, settings, pipe)
     advance = progress or (lambda done: None)
@@ -132,28 +122,17 @@ def build(
                 raise ExciseError(f"{out} describes another SAE or corpus; choose another name or remove it")
             advance(len(prompts) + sae.config.m)
             return Built(out, len(existing), sae.config.m, len(prompts), False)
-    scratch = out.with_name(f".{out.name}.chunks")
-    chunks = chunks_of(prompts)
-    key = sha256(f"{wanted.sae} {place.key} {wanted.prompts_sha256} {len(chunks)} {batch_size}".encode())[:16]
-    here = (pipe, sae) if is_here(engine, workers) else None
-    load_model = loader or Loader()
-    stage = Reading(load_model, str(sae_folder), place, str(scratch), key, str(out), batch_size, here)
-    failures, outcomes = out.with_name(f"{out.name}.failures"), []
-    how: dict[str, Any] = {"workers": workers, "failures": failures, "retry": retry}
-    with closing(run(engine, stage, chunks, needs=load_model.needs, **how)) as making:
-        for outcome in making:
-            outcomes.append(outcome)
-            advance(len(outcome.item.prompts))
-    check_made(outcomes, stage.name, failures)
-    if not is_first(engine, workers):
+    stage = Reading(reader.load, str(sae_folder), place, f"{wanted.sae} {wanted.prompts_sha256}", str(out), batch_size)
+    reader.read(pipe, sae, stage, prompts, advance)
+    if not reader.is_first:
         return Built(out, 0, sae.config.m, len(prompts), False, written=False)
-    read = stage.combined(pipe, sae.config, len(chunks))
+    read = stage.combined(pipe, sae.config, prompts)
     with _unfinished(out, wanted) as database:
         _fill(database, pipe, sae, place, read, settings, advance)
         database.finish()
         neurons = len(database)
     _put(database.path, out)
-    shutil.rmtree(scratch, ignore_errors=True)
+    stage.remove()
     return Built(out, neurons, sae.config.m, len(prompts), True)
 
 

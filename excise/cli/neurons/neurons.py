@@ -82,6 +82,7 @@ def build(
     from excise.app.models.resolve import parse_site, sae_folder
     from excise.app.neurons.database import Watching
     from excise.app.neurons.database import build as built
+    from excise.app.neurons.reading import Reader
     from excise.engine import check_engine, is_here
     from excise.sae import load
 
@@ -93,7 +94,7 @@ def build(
     # Workers have the device; this process only writes what they found.
     pipe = loader() if is_here(engine, workers) else replace(loader, device="cpu")()
     note_cuts(pipe, texts)
-    how: dict[str, Any] = {"loader": loader, "engine": engine, "workers": workers, "retry": retry_failed}
+    how: dict[str, Any] = {"reader": Reader(loader, engine, workers, retry_failed)}
     how |= {"site": None if site is None else parse_site(pipe, site), "watching": Watching(contexts=contexts)}
     with progress("recording neurons", len(texts) + m) as advance:
         made = built(pipe, folder, texts, out, advance, corpus=corpus, **how)
