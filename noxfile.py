@@ -4,7 +4,8 @@ Run `make matrix`, or `nox -s "attach(...)"` for one combination. Some combinati
 libraries need different versions of huggingface_hub: transformers 4.57 needs one below 1.0, diffusers from 0.40 one
 from 1.23. "newest" is at least the version in constraints.txt, so that pip cannot silently choose an older one for the
 other library. The session `core` runs what an eraser needs before it is attached, next to an older transformers than
-Excise supports. The session `saes` exchanges SAEs with SAELens and sparsify, each in an environment of its own.
+Excise supports. The session `saes` exchanges SAEs with SAELens and sparsify, each in an environment of its own. The
+session `ray` runs the engine for clusters on one of this machine.
 """
 
 from __future__ import annotations
@@ -78,6 +79,13 @@ def saes(session: nox.Session) -> None:
         session.run(python, "-m", "pip", "install", "-q", package, TORCH, external=True)
         environment[f"EXCISE_{name}_PYTHON"] = python
     session.run("python", "-m", "pytest", "-m", "", "-rs", "tests/sae/test_libraries.py", env=environment)
+
+
+@nox.session
+def ray(session: nox.Session) -> None:
+    """Run the engine `ray` on a cluster of three nodes on this machine."""
+    session.install("-e", ".[ray]", "numpy", "psutil", "pytest", *pinned(session))
+    session.run("python", "-m", "pytest", "-m", "", "-rs", "tests/engine/test_ray.py")
 
 
 def pinned(session: nox.Session) -> tuple[str, str]:

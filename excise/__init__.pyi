@@ -28,6 +28,7 @@ from .erasers.telemetry import on_event as on_event
 from .errors import EraserDidNotFire as EraserDidNotFire
 from .errors import ExciseError as ExciseError
 from .errors import InvalidSetting as InvalidSetting
+from .errors import ItemsFailed as ItemsFailed
 from .errors import MissingExtra as MissingExtra
 from .errors import NotFound as NotFound
 from .errors import Tampered as Tampered

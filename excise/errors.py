@@ -7,6 +7,7 @@
     ├── Tampered           files that were altered, truncated, or not signed or pinned as required
     ├── MissingExtra       an optional package that is not installed
     ├── WeakEraserError    an eraser that misses a stated limit
+    ├── ItemsFailed        items of a long command that failed and were set aside
     └── EraserDidNotFire   an attached eraser that changed nothing
 
 Every message is one line: what is wrong, and what to do about it.
@@ -59,6 +60,10 @@ class MissingExtra(ExciseError):
 
 class WeakEraserError(ExciseError):
     """The new eraser misses a stated limit and was not saved; the command line exits with code 3."""
+
+
+class ItemsFailed(ExciseError):
+    """Some items of a long command raised an error or cost their workers; the command line exits with code 4."""
 
 
 class EraserDidNotFire(ExciseError):

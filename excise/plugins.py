@@ -1,8 +1,9 @@
-"""Plugins of other packages: methods, detectors and suites, found by their entry points.
+"""Plugins of other packages: methods, detectors, suites and engines, found by their entry points.
 
 [project.entry-points."excise.methods"]     # an object with the name, Config and fit of excise.methods.Method
 [project.entry-points."excise.detectors"]   # a class with the name and flag of a Detector, made without arguments
 [project.entry-points."excise.suites"]      # a function from settings (a dict) to an excise.bench Suite
+[project.entry-points."excise.engines"]     # a function from (address, workers, needs) to a concurrent.futures.Executor
 """
 
 from __future__ import annotations
@@ -100,9 +101,15 @@ def _suite_fault(name: str, loaded: Any) -> str:
     return "" if callable(loaded) else "is not a suite: its entry point must name a function"
 
 
+def _engine_fault(name: str, loaded: Any) -> str:
+    """Return what is wrong with the function of an engine, or nothing."""
+    return "" if callable(loaded) else "is not an engine: its entry point must name a function"
+
+
 _FAULTS: Final[dict[str, Callable[[str, Any], str]]] = {
     "excise.methods": _method_fault,
     "excise.detectors": _detector_fault,
     "excise.suites": _suite_fault,
+    "excise.engines": _engine_fault,
 }
 """What is wrong with a plugin of each group."""

@@ -21,11 +21,13 @@ from tests.documented import ROOT, Command, commands, parses
 HUB, GPU, MODEL, SERVER = "a model hub", "a GPU", "a model that is not bundled", "a server of a language model"
 PLUGIN = "the page's package: tests/test_plugins.py installs one like it"
 BROWSER = "a person at a browser: tests/app/studio/test_page.py visits it"
+CLUSTER = "a cluster: tests/engine has what every engine promises"
 HOURS, RUNS = "hours", "runs of a model that is not bundled"
 UNTIL_STOPPED = "it serves until it is stopped: tests/app/serve/test_process.py"
 ELSEWHERE = {
     "docs/how-to/http-service.md: serve policy.yaml --port 8000": UNTIL_STOPPED,
     "docs/how-to/bench.md: bench resume run --device cuda:0": GPU,
+    "docs/how-to/scale.md: erase gun,cat,rocket --method esd-x,mace": CLUSTER,
     "docs/how-to/harden.md: harden car-eraser": "minutes: it reads the whole vocabulary",
     "docs/how-to/bench.md: bench resume run --device cuda:1": GPU,
     "docs/how-to/bench.md: reproduce snce --figure 7 --run RUN": RUNS,

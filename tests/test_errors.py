@@ -20,7 +20,7 @@ TREE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
 
 
 def test_every_error_is_exported_and_named_in_the_tree() -> None:
-    assert len(TREE) == 8
+    assert len(TREE) == 9
     for kind in TREE:
         assert issubclass(kind, excise.ExciseError)
         assert getattr(excise, kind.__name__) is kind

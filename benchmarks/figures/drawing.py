@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +14,6 @@ from typing import Any
 import torch
 
 from excise.app.bench.runs import resume, start
-from excise.app.erase.many import stop
 from excise.app.models.pipelines import Weights
 from excise.bench.results import BASELINE
 from excise.bench.run import Run, Unit
@@ -41,7 +41,7 @@ class Drawing:
                     f"\r{run.folder.name}: {done} of {len(_units(run))} done, {left} not started ", end="", flush=True
                 )
         finally:
-            stop(workers, 20)
+            _stop(workers, 20)
             print()
 
 
@@ -79,6 +79,18 @@ def comparable(run: Run, labels: Mapping[str, str]) -> dict[str, str]:
     whole = complete(run, labels.values())
     rows = {name: row for name, row in labels.items() if row in whole}
     return {BASELINE: BASELINE, **rows} if rows else {}
+
+
+def _stop(workers: Sequence[Any], patience: float) -> None:
+    """End the workers. Each gets `patience` seconds to finish its step."""
+    for worker in workers:
+        if worker.is_alive():
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGINT)
+    for worker in workers:
+        if worker.pid is not None:
+            worker.join(patience)
+            worker.kill()
 
 
 def _draw(folder: Path, device: str, jobs: int) -> None:

@@ -14,13 +14,15 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from excise.cli.terminal import complain
-from excise.errors import ExciseError, WeakEraserError
+from excise.errors import ExciseError, ItemsFailed, WeakEraserError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 BAD_INPUT = 2
 """Exit code for an error that the caller can fix."""
 NOT_PASSED = 3
 """Exit code for a red flag, an eraser that is too weak to be written, or a missed gate."""
+FAILED = 4
+"""Exit code if items of a long command failed: they raised an error, or their workers died."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 plus the number of SIGINT, as in shells."""
 
@@ -32,13 +34,17 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 def one_line() -> Iterator[None]:
     """Turn errors into one line on standard error and an exit code.
 
-    The codes are 2 for an error that the caller can fix, 3 for an eraser that is too weak, and 130 for Ctrl-C.
+    The codes are 2 for an error that the caller can fix, 3 for an eraser that is too weak, 4 for items that failed, and
+    130 for Ctrl-C.
     """
     try:
         yield
     except WeakEraserError as error:
         complain(str(error))
         raise typer.Exit(NOT_PASSED) from error
+    except ItemsFailed as error:
+        complain(str(error))
+        raise typer.Exit(FAILED) from error
     except ExciseError as error:
         complain(str(error))
         raise typer.Exit(BAD_INPUT) from error

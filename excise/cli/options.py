@@ -27,6 +27,22 @@ Model = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="Device to run the model on: cpu, cuda, cuda:1, mps.")]
+Workers = Annotated[
+    int,
+    typer.Option("--workers", "--jobs", help="How many to work on at once; each loads the model.", **bounds.JOBS),
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        envvar="EXCISE_ENGINE",
+        help="Where to work: local, processes:N, slice:I/N in an array job, ray, or ray://HOST:PORT. Default: this "
+        "process, or --workers processes.",
+    ),
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Try again what failed before and was set aside in `failures`.")
+]
 SiteOption = Annotated[
     str | None,
     typer.Option(

@@ -23,7 +23,7 @@ app = Commands(
     cls=Root,
     help="Erase one concept from a text-to-image model by turning down one neuron. Default model: the bundled one.",
     epilog="Example: excise demo\n\nExit codes: 0 done; 1 check not passed, or nothing found; 2 bad input; "
-    "3 red flag, eraser too weak, or gate missed; 130 stopped by Ctrl-C.",
+    "3 red flag, eraser too weak, or gate missed; 4 items failed and set aside; 130 stopped by Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -46,6 +46,6 @@ def of(file: str, tests: str, *changes: tuple[str, str] | tuple[str, str, str]) 
 
 def all_mutants() -> Sequence[Mutant]:
     """Return the mutants of every table in this folder."""
-    from tests.mutants import bench, erasers, methods, neurons, sae, service
+    from tests.mutants import bench, engine, erasers, methods, neurons, sae, service
 
-    return [mutant for table in (bench, erasers, methods, neurons, sae, service) for mutant in table.MUTANTS]
+    return [mutant for table in (bench, engine, erasers, methods, neurons, sae, service) for mutant in table.MUTANTS]

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import queue
-import signal
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from excise.app.erase.benign import with_benign
 from excise.app.erase.finding import erase_by
-from excise.app.models.devices import card_of, visible_cards
 from excise.app.models.knowing import is_snce, refuse_few_pairs, refuse_not_known
+from excise.app.models.loader import Loader
 from excise.app.models.pipelines import DEFAULT, Weights
-from excise.app.models.resolve import concept_named, load_pipeline
+from excise.app.models.resolve import concept_named
+from excise.engine import Outcome, run
 from excise.erasers import Eraser
-from excise.errors import ExciseError, WeakEraserError
+from excise.errors import ExciseError
 from excise.methods.lookup import named, parsed, preset_settings
 from excise.pipeline import Pipeline
 
-State = Literal["made", "kept", "weak", "refused"]
+State = Literal["made", "kept", "weak", "refused", "failed"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Done:
-    """A task's outcome: made, kept because it existed, too weak to be written, or refused.
+    """A task's outcome: made, kept because it existed, too weak to be written, refused, or failed.
 
-    `why` gives the reason. For an eraser that was made or kept it states in what it is weak.
+    A task that a user can change was refused. One that failed raised another error, or its workers died. `why` gives
+    the reason. For an eraser that was made or kept it states in what it is weak.
     """
 
     concept: str
@@ -111,109 +109,73 @@ def erase_all(
     tasks: Sequence[Task],
     model: str | None,
     device: str = "cpu",
-    jobs: int = 1,
+    workers: int = 1,
     report: Callable[[Done], None] = lambda done: None,
     weights: Weights = DEFAULT,
     *,
-    anew: bool = False,
+    engine: str | None = None,
+    failures: Path | None = None,
+    retry: bool = False,
+    again: bool = False,
 ) -> list[Done]:
-    """Make every task's eraser with `jobs` processes. Existing erasers are kept unless `anew` is set.
+    """Make every task's eraser on an engine (`excise.engine.run`). Existing erasers are kept unless `again` is set.
 
-    `report` is called with each outcome. After Ctrl-C finished erasers remain, and the same call resumes trainings from
-    their last checkpoint.
+    After Ctrl-C finished erasers remain, and the same call resumes trainings from their last checkpoint.
+
+    Args:
+        tasks: The erasers to make.
+        model: Folder or hub name of a pipeline; None for the bundled model. Every worker loads it.
+        device: Device of each worker. With `cuda`, workers take turns over the GPUs.
+        workers: Number of workers.
+        report: Called with each outcome.
+        weights: How to load the model.
+        engine: Name of the engine; by default this process, or `workers` processes.
+        failures: Folder for tasks that failed for a reason that no user can fix. Later calls leave them out.
+        retry: Whether to try those tasks again.
+        again: Whether to make existing erasers again.
+
+    Raises:
+        ExciseError: The engine cannot be used, or no worker can load the model.
     """
-    by_number: dict[int, Done] = {}
-
-    def note(number: int, done: Done) -> None:
-        by_number[number] = done
-        report(done)
-
-    todo = []
-    for number, task in enumerate(tasks):
-        if not anew and (existing := _existing(task)) is not None:
-            note(number, existing)
-        else:
-            todo.append((number, task))
-    if len(todo) > 1 and jobs > 1:
-        _distribute(todo, min(jobs, len(todo)), note, (model, device, weights))
-    elif todo:
-        pipe = load_pipeline(model, device, weights)
-        for number, task in todo:
-            note(number, _make(pipe, task, model is None))
-    return [by_number[number] for number in range(len(tasks))]
+    load, by_out = Loader(model, device, weights), dict[str, Done]()
+    how: dict[str, Any] = {"failures": failures, "retry": retry or again, "again": again}
+    made = run(engine, Making(load), tasks, needs=load.needs, workers=workers, **how)
+    with closing(made) as outcomes:
+        for outcome in outcomes:
+            by_out[outcome.item.out] = _done(outcome)
+            report(by_out[outcome.item.out])
+    return [by_out[task.out] for task in tasks]
 
 
-def _distribute(
-    todo: Sequence[tuple[int, Task]],
-    jobs: int,
-    note: Callable[[int, Done], None],
-    model: tuple[str | None, str, Weights],
-) -> None:
-    """Make the erasers with `jobs` processes, which each load the model. `note` is called with each outcome."""
-    spawned = multiprocessing.get_context("spawn")
-    waiting, results = spawned.Queue(), spawned.Queue()
-    workers = [spawned.Process(target=_work, args=(waiting, results, model, jobs, n), daemon=True) for n in range(jobs)]
-    for numbered in (*todo, *[None] * jobs):
-        waiting.put(numbered)
-    left = len(todo)
-    try:
-        for worker in workers:
-            worker.start()
-        while left:
-            alive = any(worker.is_alive() for worker in workers)
-            try:
-                made = results.get(timeout=0.5)
-            except queue.Empty:
-                if not alive:
-                    raise ExciseError(
-                        f"all processes ended early ({left} of {len(todo)} erasers are left), perhaps for lack of "
-                        "memory; run it again with a smaller --jobs"
-                    ) from None
-            else:
-                left -= 1
-                note(*made)
-    except BaseException:
-        stop(workers)
-        raise
-    for worker in workers:
-        worker.join()
+@dataclass(frozen=True)
+class Making:
+    """Stage that makes erasers on one model. A task is done if its folder has an eraser's manifest."""
+
+    load: Loader
+
+    def open(self) -> Callable[[Task], str]:
+        return partial(_make, self.load(), self.load.model is None)
+
+    def path(self, item: Task) -> Path:
+        return Path(item.out) / "manifest.json"
+
+    def name(self, item: Task) -> str:
+        return Path(item.out).name
 
 
-def _work(waiting: Any, results: Any, model: tuple[str | None, str, Weights], jobs: int, number: int) -> None:
-    """Make erasers in worker `number`, with its share of the CPU cores, and its own GPU if there are enough."""
-    parent = os.getppid()
-    # In its own session the worker does not receive Ctrl-C from the terminal: the parent passes it on, once.
-    with suppress(OSError):
-        os.setsid()
-    import torch
-
-    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
-    name, device, weights = model
-    try:
-        pipe = load_pipeline(name, card_of(device, visible_cards(), number), weights)
-        while (numbered := waiting.get()) is not None and os.getppid() == parent:
-            place, task = numbered
-            results.put((place, _make(pipe, task, name is None)))
-    except KeyboardInterrupt:
-        pass
+def _done(outcome: Outcome[Task]) -> Done:
+    task = outcome.item
+    named = (task.concept, task.method, task.out)
+    if outcome.state == "kept":
+        return _existing(task)
+    if outcome.state == "made":
+        return Done(*named, state="made", seconds=outcome.seconds, bytes=_size(task.out), why=outcome.why)
+    state: State = "failed" if outcome.aside else "weak" if outcome.error == "WeakEraserError" else "refused"
+    return Done(*named, state=state, seconds=outcome.seconds, why=outcome.why)
 
 
-def stop(workers: Sequence[Any], patience: float = 60.0) -> None:
-    """End the workers. A training gets `patience` seconds to write its checkpoint."""
-    for worker in workers:
-        if worker.is_alive():
-            with suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGINT)
-    for worker in workers:
-        if worker.pid is not None:
-            worker.join(patience)
-            worker.kill()
-
-
-def _existing(task: Task) -> Done | None:
+def _existing(task: Task) -> Done:
     """Return the outcome of a task whose folder holds an eraser: kept, or refused if it is damaged or another's."""
-    if not (Path(task.out) / "manifest.json").exists():
-        return None
     named = (task.concept, task.method, task.out)
     try:
         eraser = Eraser.load(task.out)
@@ -237,34 +199,26 @@ def _difference(eraser: Eraser, task: Task) -> str | None:
     return None
 
 
-def _make(pipe: Pipeline, task: Task, bundled: bool) -> Done:
-    named, started = (task.concept, task.method, task.out), time.perf_counter()
-    try:
-        concept = concept_named(task.concept, None, None, task.kind, task.n)
-        if is_snce(task.method) and not task.accept_weak:
-            refuse_few_pairs(concept)
-        if bundled and not task.accept_weak:
-            refuse_not_known(concept)
-        controls = Path(task.controls) if task.controls else None
-        concept = with_benign(concept, None if bundled else pipe, controls=controls)
-        eraser = erase_by(
-            pipe,
-            concept,
-            task.method,
-            task.settings,
-            Path(task.out),
-            bundled=bundled,
-            preset=task.preset,
-            accept_weak=task.accept_weak,
-        )
-    except ExciseError as error:
-        state: State = "weak" if isinstance(error, WeakEraserError) else "refused"
-        return Done(*named, state=state, seconds=time.perf_counter() - started, why=str(error))
-    except Exception as error:  # a failed task must not end the worker, which has other tasks
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        return Done(*named, state="refused", why=f"failed with {message}")
-    why = "; ".join(eraser.weak)
-    return Done(*named, state="made", seconds=time.perf_counter() - started, bytes=_size(task.out), why=why)
+def _make(pipe: Pipeline, bundled: bool, task: Task) -> str:
+    """Make a task's eraser, and return in what it is weak. Raises ExciseError if it is refused or too weak."""
+    concept = concept_named(task.concept, None, None, task.kind, task.n)
+    if is_snce(task.method) and not task.accept_weak:
+        refuse_few_pairs(concept)
+    if bundled and not task.accept_weak:
+        refuse_not_known(concept)
+    controls = Path(task.controls) if task.controls else None
+    concept = with_benign(concept, None if bundled else pipe, controls=controls)
+    eraser = erase_by(
+        pipe,
+        concept,
+        task.method,
+        task.settings,
+        Path(task.out),
+        bundled=bundled,
+        preset=task.preset,
+        accept_weak=task.accept_weak,
+    )
+    return "; ".join(eraser.weak)
 
 
 def _size(folder: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from excise.neurons import PromptCodes
 from excise.neurons.contexts import Context
 from excise.neurons.database.database import NeuronDatabase
 from excise.pipeline import Pipeline
-from excise.sae import TopKSAE
+from excise.sae import SAEConfig, TopKSAE
 from excise.sites import Site, capture_by_length
 from excise.sites.site import tokenizer_of
 from excise.sites.tokens import pieces
@@ -56,24 +56,29 @@ def read_corpus(
     kept = [safetensors.torch.load(data) for data in database.kept()]
     for start in range(0, len(prompts), CHUNK):
         if start // CHUNK >= len(kept):
-            chunk = _read(pipe, sae, site, prompts[start : start + CHUNK], batch_size)
+            chunk = read_chunk(pipe, sae, site, prompts[start : start + CHUNK], batch_size)
             database.keep(start // CHUNK, safetensors.torch.save(chunk))
             kept.append(chunk)
         if progress is not None:
             progress(len(kept[start // CHUNK]["ids"]))
+    return combined(pipe, sae.config, site, kept)
+
+
+def combined(pipe: Pipeline, config: SAEConfig, site: Site, kept: Sequence[Mapping[str, Tensor]]) -> Corpus:
+    """Return the corpus of all chunks."""
     longest = max(chunk["ids"].shape[1] for chunk in kept)
     ids, scored, values, indices = (
         torch.cat([_padded(chunk[name], longest) for chunk in kept]) for name in ("ids", "scored", "values", "indices")
     )
     seen, place = torch.unique(torch.cat([chunk["seen"] for chunk in kept]), return_inverse=True)
-    sums = torch.zeros(len(seen), sae.config.d, dtype=torch.float64)
+    sums = torch.zeros(len(seen), config.d, dtype=torch.float64)
     sums.index_add_(0, place, torch.cat([chunk["sums"] for chunk in kept]).double())
     counts = torch.zeros(len(seen), dtype=torch.float64)
     counts.index_add_(0, place, torch.cat([chunk["counts"] for chunk in kept]).double())
     tokenizer = tokenizer_of(pipe, site.component)
     ends = (scored * torch.arange(1, longest + 1)).amax(1).tolist()
     tokens = [pieces(tokenizer, row[:end]) for row, end in zip(ids.tolist(), ends, strict=True)]
-    codes = PromptCodes(values, indices, scored, sae.config.m)
+    codes = PromptCodes(values, indices, scored, config.m)
     return Corpus(codes, tokens, seen.long(), (sums / counts[:, None]).float())
 
 
@@ -91,7 +96,7 @@ def contexts_of_neuron(pipe: Pipeline, sae: TopKSAE, site: Site, neuron: int, pr
 
 
 @torch.no_grad()
-def _read(pipe: Pipeline, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_size: int) -> dict[str, Tensor]:
+def read_chunk(pipe: Pipeline, sae: TopKSAE, site: Site, prompts: Sequence[str], batch_size: int) -> dict[str, Tensor]:
     """Read one chunk: ids and scored `[P, T]`, values and indices `[P, T, k]`, and sums of states by token."""
     parts: list[dict[str, Tensor]] = []
     order: list[int] = []

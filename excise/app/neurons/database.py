@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from excise.app.models.resolve import sae_site
-from excise.app.neurons.corpus import Corpus, read_corpus
+from excise.app.neurons.corpus import Corpus
 from excise.app.neurons.nearest import head_of, near_neurons, nearest_tokens
+from excise.app.neurons.reading import Reader, Reading
 from excise.concepts import Concept
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.errors import ExciseError
@@ -58,6 +59,8 @@ class Built:
     prompts: int
     fresh: bool
     """False if it existed already, built from the same SAE and prompts."""
+    written: bool = True
+    """False in a later slice, which only reads: the first one writes the database."""
 
     def row(self) -> dict[str, Any]:
         """Return the fields as JSON data."""
@@ -75,6 +78,7 @@ def build(
     site: Site | None = None,
     watching: Watching | None = None,
     batch_size: int = 64,
+    reader: Reader | None = None,
 ) -> Built:
     """Build a database of an SAE's neurons on a corpus, and write it to `out`.
 
@@ -96,9 +100,11 @@ def build(
         site: The SAE's Site; by default the one in its card.
         watching: How much to store for each neuron.
         batch_size: Prompts in a batch.
+        reader: Where the corpus is read; by default in this process.
 
     Raises:
-        ExciseError: There are no prompts, the SAE does not fit the model, or `out` holds something else.
+        ExciseError: There are no prompts, the SAE does not fit, `out` holds something else, or as `excise.engine.run`.
+        ItemsFailed: A chunk of the corpus cannot be read.
     """
     if not prompts:
         raise ExciseError("there are no prompts to read the neurons on; give a corpus")
@@ -106,7 +112,7 @@ def build(
         raise ExciseError(
             f"{sae_folder} holds SAEs of {', '.join(several)}; name one of them: {sae_folder}/{next(iter(several))}"
         )
-    place, settings = _place(pipe, sae_folder, site), watching or Watching()
+    place, settings, reader = _place(pipe, sae_folder, site), watching or Watching(), reader or Reader()
     sae = load(sae_folder, device=next(encoder_of(pipe, place.component).parameters()).device)
     wanted = _provenance(sae, place, prompts, corpus, settings, pipe)
     advance = progress or (lambda done: None)
@@ -116,12 +122,17 @@ def build(
                 raise ExciseError(f"{out} describes another SAE or corpus; choose another name or remove it")
             advance(len(prompts) + sae.config.m)
             return Built(out, len(existing), sae.config.m, len(prompts), False)
+    stage = Reading(reader.load, str(sae_folder), place, f"{wanted.sae} {wanted.prompts_sha256}", str(out), batch_size)
+    reader.read(pipe, sae, stage, prompts, advance)
+    if not reader.is_first:
+        return Built(out, 0, sae.config.m, len(prompts), False, written=False)
+    read = stage.combined(pipe, sae.config, prompts)
     with _unfinished(out, wanted) as database:
-        read = read_corpus(pipe, sae, place, prompts, database, batch_size, advance)
         _fill(database, pipe, sae, place, read, settings, advance)
         database.finish()
         neurons = len(database)
     _put(database.path, out)
+    stage.remove()
     return Built(out, neurons, sae.config.m, len(prompts), True)
 
 

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from excise.app.models.loader import Loader
 from excise.app.training.comparing import Comparing, compare
 from excise.app.training.text import train_on, vectors
 from excise.concepts import Concept
+from excise.engine import check_made, is_here, run
 from excise.errors import ExciseError
+from excise.files import read_tensors, temporary_beside, write_atomic
 from excise.outputs import check_untrained
 from excise.pipeline import Pipeline
 from excise.sae import Progress, TrainConfig, card, load
+from excise.sae.data import Features
 from excise.sites import Site
 
 
@@ -60,6 +71,10 @@ def sweep(
     captured: Callable[[int], Any] | None = None,
     trained: Callable[[Cell, Progress | None], Any] | None = None,
     device: str = "cpu",
+    loader: Loader | None = None,
+    engine: str | None = None,
+    workers: int = 1,
+    retry: bool = False,
 ) -> list[dict[str, Any]]:
     """Train the missing SAEs into folders of `out` and compare all. Return the rows of `compare`.
 
@@ -75,32 +90,95 @@ def sweep(
         card_of: Entries for each SAE's card.
         comparing: Settings of the comparison.
         captured: Called with the prompts read since its last call.
-        trained: Called with a cell and its progress, which is None once the SAE is done.
+        trained: Called with a cell and its progress, which is None once the SAE is done. Only trainings in this process
+            report progress before that.
         device: Device to train on.
+        loader: How the workers of an engine load the model of `pipe`.
+        engine: Where to train (`excise.engine.run`); by default in this process, or in `workers` processes.
+        workers: Number of workers.
+        retry: Whether to train SAEs again whose training failed before.
 
     Raises:
-        ExciseError: A folder holds an SAE trained with other settings.
+        ExciseError: A folder holds an SAE trained with other settings, or the engine cannot be used.
+        ItemsFailed: A training failed for a reason that no user can fix.
     """
+    here = is_here(engine, workers)
+    load_model = loader or Loader()
     left = [cell for cell in cells if not _is_trained(out / cell.name, cell, config)]
-    if left:
-        sites = list(dict.fromkeys(cell.site for cell in left))
-        for cell in left:
-            check_untrained(out / cell.name)
-        with vectors(pipe, sites, prompts, out / ".features", captured) as read:
-            for cell in left:
-                settings = replace(config, expansion=cell.expansion, k=cell.k)
-
-                def report(line: Progress, cell: Cell = cell) -> None:
-                    if trained is not None:
-                        trained(cell, line)
-
-                train_on(
-                    pipe, cell.site, prompts, read[cell.site], settings, out / cell.name, card=card_of,
-                    progress=report, device=device,
-                )  # fmt: skip
-                if trained is not None:
-                    trained(cell, None)
+    for cell in left:
+        check_untrained(out / cell.name)
+    stage = Training(load_model, out, tuple(prompts), config, dict(card_of), device, {})
+    outcomes = []
+    with ExitStack() as stack:
+        if left:
+            sites = list(dict.fromkeys(cell.site for cell in left))
+            # Workers read the features from files. Several drivers in one folder have each their own.
+            folder = out / ".features" if here else temporary_beside(out / "features")
+            read = stack.enter_context(vectors(pipe, sites, prompts, folder, captured))
+            found = read if here else stack.enter_context(_saved(read, folder))
+            stage = replace(stage, features=found, pipe=pipe if here else None, report=trained if here else None)
+        how: dict[str, Any] = {"workers": workers, "failures": out / "failures", "retry": retry}
+        for outcome in stack.enter_context(closing(run(engine, stage, cells, needs=load_model.needs, **how))):
+            outcomes.append(outcome)
+            if trained is not None and outcome.item in left and outcome.state != "failed":
+                trained(outcome.item, None)
+    check_made(outcomes, stage.name, out / "failures")
     return compare(pipe, [out / cell.name for cell in cells], concepts, comparing)
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """Stage that trains the SAEs of a grid. A cell is done if its folder has a configuration."""
+
+    load: Loader
+    out: Path
+    prompts: tuple[str, ...]
+    config: TrainConfig
+    card: Mapping[str, Any]
+    device: str
+    features: Mapping[Site, Features | Path]
+    """Features at each Site, or the file with them."""
+    pipe: Pipeline | None = None
+    report: Callable[[Cell, Progress], Any] | None = None
+    """Called with the lines of a training's log. Both are for trainings in this process alone."""
+
+    def open(self) -> Callable[[Cell], None]:
+        return partial(self._make, self.load() if self.pipe is None else self.pipe)
+
+    def path(self, item: Cell) -> Path:
+        return self.out / item.name / "cfg.json"
+
+    def name(self, item: Cell) -> str:
+        return item.name
+
+    def _make(self, pipe: Pipeline, item: Cell) -> None:
+        found = self.features[item.site]
+        features = load_tensors(read_tensors(found))["features"] if isinstance(found, Path) else found
+        settings = replace(self.config, expansion=item.expansion, k=item.k)
+
+        def report(line: Progress) -> None:
+            if self.report is not None:
+                self.report(item, line)
+
+        folder = self.out / item.name
+        train_on(
+            pipe, item.site, self.prompts, features, settings, folder, card=self.card, progress=report,
+            device=self.device,
+        )  # fmt: skip
+
+
+@contextmanager
+def _saved(read: Mapping[Site, Features], folder: Path) -> Iterator[dict[Site, Features | Path]]:
+    """Write features that are in memory to files, bit for bit. Those in shards are read from there by every worker."""
+    found: dict[Site, Features | Path] = dict(read)
+    try:
+        for number, (site, features) in enumerate(read.items()):
+            if isinstance(features, Tensor):
+                found[site] = path = folder / f"{number}.safetensors"
+                write_atomic(path, save_tensors({"features": features}))
+        yield found
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_trained(folder: Path, cell: Cell, config: TrainConfig) -> bool:

@@ -17,14 +17,17 @@ from excise.cli.options import (
     Controls,
     Count,
     Device,
+    Engine,
     Force,
     Json,
     Kind,
     Mentions,
     Model,
     PairsFile,
+    RetryFailed,
     Sae,
     SiteOption,
+    Workers,
     snce_option,
 )
 from excise.cli.terminal import echo, emit, note, table, training
@@ -104,9 +107,9 @@ def erase(
             help="paper: use the paper's values where the defaults differ. --set and other options take precedence.",
         ),
     ] = None,
-    jobs: Annotated[
-        int, typer.Option("--jobs", help="With several erasers: how many to make at once.", **bounds.JOBS)
-    ] = 1,
+    workers: Workers = 1,
+    engine: Engine = None,
+    retry_failed: RetryFailed = False,
     accept_weak: Annotated[
         bool,
         typer.Option(
@@ -127,7 +130,8 @@ def erase(
     code is 3.
 
     With several concepts or methods, each eraser gets its own folder in --out. Existing ones are kept unless --force
-    is given. Erasers of other methods can be as large as the weights they change.
+    is given. --workers and --engine are for several. Erasers of other methods can be as large as the weights they
+    change.
     """
     from excise.app.models.knowing import (
         explain_unsplit,
@@ -182,7 +186,7 @@ def erase(
         if odd:
             raise ExciseError(f"--{odd[0]} is for one eraser; with several, use --set snce.{odd[0]}=...")
         tasks = (names or [concept], by, out, given or [], kind, n, accept_weak, preset, controls)
-        erase_several(*tasks, model, device, weights, jobs, force, json)
+        erase_several(*tasks, model, device, weights, workers, engine, retry_failed, force, json)
         return
     _, by_set = parsed(f"{by}:{','.join(given or [])}")
     options = {**preset_settings(by, preset), **by_set, **chosen(asked)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -24,16 +25,21 @@ def erase_several(
     model: str | None,
     device: str,
     weights: Weights,
-    jobs: int,
+    workers: int,
+    engine: str | None,
+    retry_failed: bool,
     force: bool,
     json: bool,
 ) -> None:
     """Make erasers of several concepts or by several methods.
 
-    Exits with code 2 if one is refused, else with code 3 if one is too weak.
+    Exits with code 4 if one failed, else with code 2 if one is refused, else with code 3 if one is too weak.
     """
     from excise.app.erase.many import Done, erase_all, plan
-    from excise.errors import ExciseError
+    from excise.engine import check_engine, failed_in_words
+    from excise.errors import ExciseError, ItemsFailed
+
+    check_engine(engine, workers)
 
     methods = [part.strip() for part in by.split(",") if part.strip()]
     tasks = plan(names, methods, out, given, kind, n, accept_weak, preset, controls)
@@ -46,14 +52,18 @@ def erase_several(
         weak = f"; WEAK: {done.why}" if done.why and done.state in how else ""
         note(f"{done.out}: {how.get(done.state, f'{done.state}: {done.why}')}{weak}")
 
-    found = erase_all(tasks, model, device, jobs, report, weights, anew=force)
-    refused, weak = ([done for done in found if done.state == state] for state in ("refused", "weak"))
+    failures = out / "failures"
+    options: dict[str, Any] = {"engine": engine, "failures": failures, "retry": retry_failed, "again": force}
+    found = erase_all(tasks, model, device, workers, report, weights, **options)
+    failed, refused, weak = ([d for d in found if d.state == state] for state in ("failed", "refused", "weak"))
 
     def show() -> None:
         rows = [(d.concept, d.method, d.state, f"{d.seconds:.0f}", f"{d.bytes / 1000:.1f}") for d in found]
         table(f"Erasers in {out}", ("concept", "method", "", "s", "kB"), rows)
 
     emit(json, [done.to_json() for done in found], show)
+    if failed:
+        raise ItemsFailed(failed_in_words(len(failed), len(found), failed[0].out, failed[0].why, failures))
     if refused:
         raise ExciseError(f"{len(refused)} of {len(found)} were refused, the first {refused[0].out}: {refused[0].why}")
     if weak:

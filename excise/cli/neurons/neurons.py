@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,19 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import Commands
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Column, Device, Force, Json, Model, Sae, SiteOption, Top
+from excise.cli.options import (
+    Column,
+    Device,
+    Engine,
+    Force,
+    Json,
+    Model,
+    RetryFailed,
+    Sae,
+    SiteOption,
+    Top,
+    Workers,
+)
 from excise.cli.sources import EraserSources, at_hand
 from excise.cli.terminal import aligned, echo, emit, key_values, note, progress, table
 from excise.cli.weights import choosing_weights
@@ -58,25 +71,38 @@ def build(
     site: SiteOption = None,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
+    workers: Workers = 1,
+    engine: Engine = None,
+    retry_failed: RetryFailed = False,
     json: Json = False,
 ) -> None:
     """Record where every neuron of an SAE fires on a corpus. Repeat the command to resume it."""
     check_resumed_file(out)
-    from excise.app.models.resolve import load_pipeline, parse_site, sae_folder
+    from excise.app.models.loader import Loader
+    from excise.app.models.resolve import parse_site, sae_folder
     from excise.app.neurons.database import Watching
     from excise.app.neurons.database import build as built
+    from excise.app.neurons.reading import Reader
+    from excise.engine import check_engine, is_here
     from excise.sae import load
 
+    check_engine(engine, workers)
     folder = sae_folder(model, sae)
     m = load(folder).config.m
     texts, corpus = corpus_of(prompts, column, captions, english, model)
-    pipe = load_pipeline(model, device, weights)
+    loader = Loader(model, device, weights)
+    # Workers have the device; this process only writes what they found.
+    pipe = loader() if is_here(engine, workers) else replace(loader, device="cpu")()
     note_cuts(pipe, texts)
-    place = None if site is None else parse_site(pipe, site)
+    how: dict[str, Any] = {"reader": Reader(loader, engine, workers, retry_failed)}
+    how |= {"site": None if site is None else parse_site(pipe, site), "watching": Watching(contexts=contexts)}
     with progress("recording neurons", len(texts) + m) as advance:
-        made = built(pipe, folder, texts, out, advance, corpus=corpus, site=place, watching=Watching(contexts=contexts))
+        made = built(pipe, folder, texts, out, advance, corpus=corpus, **how)
 
     def printed() -> None:
+        if not made.written:
+            echo(f"this part of {corpus} is read; the first slice writes {out}")
+            return
         state = "saved in" if made.fresh else "there already in"
         echo(f"{made.neurons:,} of {made.m:,} neurons fire on {corpus}; {state} {out}")
 

@@ -10,7 +10,7 @@ import typer
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Column, Count, Device, Json, Model
+from excise.cli.options import Column, Count, Device, Engine, Json, Model, RetryFailed, Workers
 from excise.cli.sae.supervised import app
 from excise.cli.terminal import aligned, echo, emit, note, progress, prose, table
 from excise.cli.weights import choosing_weights
@@ -124,6 +124,9 @@ def sweep(
     model: Model = None,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
+    workers: Workers = 1,
+    engine: Engine = None,
+    retry_failed: RetryFailed = False,
     json: Json = False,
 ) -> None:
     """Train a grid of SAEs on the same prompts, which are encoded once, and rank them. Repeat the command to resume."""
@@ -133,15 +136,18 @@ def sweep(
 
     from excise import reference
     from excise.app.erase.sweeping import swept_sites
+    from excise.app.models.loader import Loader
     from excise.app.models.resolve import load_pipeline, parse_site
     from excise.app.training.comparing import Comparing, concepts_of
     from excise.app.training.grid_sweep import Cell, grid
     from excise.app.training.grid_sweep import sweep as swept
     from excise.app.training.text import recipe_config
     from excise.concepts import read_prompts
+    from excise.engine import check_engine
     from excise.errors import ExciseError
     from excise.sae import Progress
 
+    check_engine(engine, workers)
     by = NAMED.get(by, by)
     config = Comparing(t=t, threshold=threshold, by=by)
     wanted = concepts_of(concepts, n)
@@ -176,6 +182,10 @@ def sweep(
             captured=read,
             trained=trained,
             device=device,
+            loader=Loader(model, device, weights),
+            engine=engine,
+            workers=workers,
+            retry=retry_failed,
         )
     emit(json, {"by": by, "concepts": [concept.name for concept in wanted], "saes": rows}, lambda: show(rows, by))
 

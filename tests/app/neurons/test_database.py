@@ -11,11 +11,15 @@ import torch
 import torch.nn.functional as F
 
 from excise import sae as saes
+from excise.app.models import loader
 from excise.app.neurons import corpus
 from excise.app.neurons.database import Watching, build, tag
 from excise.app.neurons.nearest import near_neurons
+from excise.app.neurons.reading import Reader
 from excise.app.neurons.safe_sail import import_safe_sail
-from excise.errors import ExciseError
+from excise.engine import engines
+from excise.engine.local import Local
+from excise.errors import ExciseError, ItemsFailed
 from excise.methods.prompt_codes import prompt_codes
 from excise.neurons.contexts import Contexts
 from excise.neurons.database.database import NeuronDatabase
@@ -112,7 +116,7 @@ def test_clip_is_read_without_padding_and_to_the_same_effect(
 ) -> None:
     long = [*prompts, "a cat and " * 60]
     whole, ids = prompt_codes(tiny_pipe, word_sae, tiny_site, long)
-    chunk = corpus._read(tiny_pipe, word_sae, tiny_site, long, batch_size=7)
+    chunk = corpus.read_chunk(tiny_pipe, word_sae, tiny_site, long, batch_size=7)
     scored = chunk["scored"]
     assert torch.equal(scored, whole.scored[:, : scored.shape[1]])
     assert torch.equal(chunk["ids"][scored], ids[whole.scored].int())
@@ -151,6 +155,43 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
         assert list(resumed.entries()) == list(whole.entries())
         assert resumed.kept() == []
     assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_slices_read_their_parts_and_the_first_writes_the_same_database(
+    made: Any, tiny_pipe: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
+) -> None:
+    monkeypatch.setattr(corpus, "CHUNK", 5)
+    monkeypatch.setattr(engines, "Processes", lambda stage, needs, workers: Local(stage))
+    monkeypatch.setattr(loader, "load_pipeline", lambda *named: tiny_pipe)
+    n = -(-len(prompts) // 5)
+    built = build(tiny_pipe, folder, prompts, tmp_path / "sliced.db", watching=SMALL, reader=Reader(engine="slice:1/2"))
+    assert not built.written
+    assert len(list((tmp_path / ".sliced.db.chunks").iterdir())) == n, "it helps where the first slice is late"
+    with made("sliced.db", reader=Reader(engine="slice:0/2")) as sliced, made("whole.db") as whole:
+        assert list(sliced.entries()) == list(whole.entries())
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_chunk_that_fails_is_set_aside(
+    made: Any, monkeypatch: pytest.MonkeyPatch, prompts: list[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(corpus, "CHUNK", 5)
+    read = corpus.read_chunk
+
+    def failing(pipe: Any, sae: Any, site: Any, texts: Any, batch_size: int) -> Any:
+        if texts[0] == prompts[5]:
+            raise RuntimeError("out of memory")
+        return read(pipe, sae, site, texts, batch_size)
+
+    monkeypatch.setattr(corpus, "read_chunk", failing)
+    with pytest.raises(ItemsFailed, match=r"1 of \d+ failed, the first chunk-00001: failed with RuntimeError: out of"):
+        made()
+    monkeypatch.setattr(corpus, "read_chunk", read)
+    with pytest.raises(ItemsFailed):
+        made()
+    with made(reader=Reader(retry=True)) as database:
+        assert len(database)
+    assert not (tmp_path / "neurons.db.failures").exists()
 
 
 def test_a_broken_or_other_beginning_is_begun_again(made: Any, tmp_path: Path) -> None:

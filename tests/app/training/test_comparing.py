@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from excise import sae as library
+from excise.app.models.loader import Loader
 from excise.app.training.comparing import Comparing, compare, concepts_of
 from excise.app.training.grid_sweep import grid, sweep
+from excise.engine import engines
+from excise.engine.local import Local
 from excise.errors import ExciseError
 from excise.sae import SAEConfig, TopKSAE, TrainConfig
 from excise.sites import Site
@@ -101,6 +104,24 @@ def test_a_sweep_trains_a_grid_once_and_goes_on(tiny_pipe: Any, gun: Any, tmp_pa
     assert [row["i_cdf"] for row in rows] == sorted((row["i_cdf"] for row in rows), reverse=True)
     with pytest.raises(ExciseError, match="trained with another tokens"):
         sweep(tiny_pipe, cells, prompts, [gun], TrainConfig(expansion=2, k=4, batch=256, tokens=2000), out, card_of={})
+
+
+@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_sweep_on_an_engine_trains_the_same_bits(
+    apart: bool, tiny_pipe: Any, gun: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers load a saved pipeline, and the features that this process read."""
+    if not apart:
+        monkeypatch.setattr(engines, "Processes", lambda stage, needs, workers: Local(stage))
+    prompts = [pair.concept for pair in gun.pairs] + [pair.deconcept for pair in gun.pairs]
+    cells = grid([Site("text_encoder", "encoder.layers.1", 64)], [2], [4, 8])
+    tiny_pipe.save_pretrained(tmp_path / "model")
+    made = []
+    for out, options in (("here", {}), ("there", {"engine": "processes:2", "loader": Loader(str(tmp_path / "model"))})):
+        sweep(tiny_pipe, cells, prompts, [gun], SMALL, tmp_path / out, card_of={"corpus": "pairs"}, **options)
+        made.append([(tmp_path / out / cell.name / "sae.safetensors").read_bytes() for cell in cells])
+        assert sorted(path.name for path in (tmp_path / out).iterdir()) == sorted(cell.name for cell in cells)
+    assert made[0] == made[1]
 
 
 def test_impossible_grids_are_refused() -> None:

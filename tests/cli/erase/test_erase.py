@@ -316,7 +316,7 @@ def test_several_concepts_by_several_methods(
 ) -> None:
     """As two processes; the second call keeps what is there and makes what is not."""
     context = processes()
-    monkeypatch.setattr("excise.app.erase.many.multiprocessing.get_context", lambda _: context)
+    monkeypatch.setattr("excise.engine.processes.multiprocessing.get_context", lambda _: context)
     words = ["erase", "gun,cat", "--method", "rece,uce", "--set", "uce.lam=0.2", "--out", tmp_path / "erasers"]
     words += ["--model", model_folder]
     rows = ask(*words, "--jobs", 2)

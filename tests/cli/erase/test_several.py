@@ -1,129 +1,98 @@
-"""Several erasers named at once: --eraser again and again, and a folder of erasers in every command that takes one."""
+"""`excise erase` with several erasers: its engine, and what is set aside."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from excise.erasers import Eraser
+from excise.app.erase import many
+from excise.app.models import loader
 
-Ask = Callable[..., Any]
+WORDS = ("erase", "gun,cat,dog", "--method", "uce")
 
 
 @pytest.fixture
-def erasers(firm_eraser: Eraser, tmp_path: Path) -> Path:
-    firm_eraser.save(tmp_path / "erasers" / "gun")
-    second = replace(firm_eraser, name="second", concept="pistol", edits=(replace(firm_eraser.edits[0], lam=3.0),))
-    second.save(tmp_path / "erasers" / "pistol")
-    return tmp_path / "erasers"
+def failing(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of the concepts that fail: for the others, an empty eraser is made at once."""
+    names = {"cat"}
+
+    def erase(pipe: Any, concept: Any, method: str, settings: Any, out: Path, **how: Any) -> Any:
+        if concept.name in names:
+            raise RuntimeError("out of memory")
+        out.mkdir(parents=True)
+        (out / "manifest.json").write_text("{}")
+        return SimpleNamespace(weak=())
+
+    monkeypatch.setattr(many, "erase_by", erase)
+    monkeypatch.setattr(loader, "load_pipeline", lambda *named: None)
+    return names
 
 
-def test_generate_attaches_every_eraser_that_is_named(
-    ask: Ask, call: Ask, erasers: Path, model_folder: Path, tiny_pipe: Any, tmp_path: Path
+def test_what_fails_is_set_aside_with_4_until_it_is_retried(
+    call: Callable[..., Any], failing: set[str], tmp_path: Path
 ) -> None:
-    drawing = ("--prompt", "a gun", "--model", model_folder, "--steps", 1)
-    pictures = {}
-    for name, given in {
-        "first": ("--eraser", erasers / "gun"),
-        "second": ("--eraser", erasers / "pistol"),
-        "both": ("--eraser", erasers / "gun", "--eraser", erasers / "pistol"),
-        "folder": ("--eraser", erasers),
-    }.items():
-        out = tmp_path / f"{name}.png"
-        told = ask("generate", *drawing, *given, "--out", out)
-        assert len(told["erasers"]) == (1 if name in ("first", "second") else 2)
-        pictures[name] = out.read_bytes()
-    assert pictures["both"] == pictures["folder"]
-    assert len(set(pictures.values())) == 3
-    twice = call("generate", *drawing, "--eraser", erasers / "gun", "--eraser", erasers, "--out", tmp_path / "no.png")
-    assert twice.exit_code == 2
-    assert "are the same eraser" in twice.stderr
-    assert not (tmp_path / "no.png").exists()
+    words = (*WORDS, "--out", tmp_path / "erasers")
+    made = call(*words)
+    assert made.exit_code == 4, made.output
+    assert "1 of 3 failed, the first" in made.stderr and "--retry-failed" in made.stderr
+    assert "cat-uce: failed: failed with RuntimeError: out of memory" in made.stderr
+    assert sorted(path.name for path in (tmp_path / "erasers").iterdir()) == ["dog-uce", "failures", "gun-uce"]
+    failing.clear()
+    assert call(*words).exit_code == 4
+    assert not (tmp_path / "erasers" / "cat-uce").exists()
+    call(*words, "--retry-failed")
+    assert (tmp_path / "erasers" / "cat-uce").exists()
+    assert not (tmp_path / "erasers" / "failures").exists()
 
 
-def test_verify_checks_every_eraser_of_a_folder(ask: Ask, call: Ask, erasers: Path, model_folder: Path) -> None:
-    told = ask("verify", erasers, "--model", model_folder)
-    assert told["passed"]
-    assert [Path(one["folder"]).name for one in told["erasers"]] == ["gun", "pistol"]
-    assert all("canary" in [check["name"] for check in one["checks"]] for one in told["erasers"])
-    weights = erasers / "pistol" / "eraser.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    broken = call("verify", erasers, "--model", model_folder)
-    assert broken.exit_code == 2
-    assert "pistol was altered" in broken.stderr
-
-
-def test_audit_writes_a_page_for_every_eraser_of_a_folder(
-    call: Ask, erasers: Path, model_folder: Path, tmp_path: Path
+def test_two_slices_make_all_of_them(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, failing: set[str], tmp_path: Path
 ) -> None:
-    benign = tmp_path / "benign.txt"
-    benign.write_text("a cat on grass\na dog\n")
-    common = ("--model", model_folder, "--prompts", benign)
-    result = call("audit", erasers, "--out", tmp_path / "pages", *common)
-    assert result.exit_code in (0, 3), result.output
-    assert sorted(page.name for page in (tmp_path / "pages").iterdir()) == ["gun.html", "pistol.html"]
-    (tmp_path / "taken").write_text("mine")
-    refused = call("audit", erasers, "--out", tmp_path / "taken", *common)
-    assert refused.exit_code == 2
-    assert "is a file; name a folder" in refused.stderr
+    """The second slice finds what the first one made, and what it could not make."""
+    from excise.engine import engines
+    from excise.engine.local import Local
+
+    monkeypatch.setattr(engines, "Processes", lambda stage, needs, workers: Local(stage))
+    monkeypatch.setenv("EXCISE_ENGINE", "slice:2")
+    outputs = []
+    for index in (0, 1):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(index))
+        outputs.append(call(*WORDS, "--out", tmp_path / "erasers"))
+    assert [output.exit_code for output in outputs] == [4, 4]
+    assert "gun-uce: 0 s" in outputs[0].stderr and "gun-uce: 0 s" not in outputs[1].stderr
+    assert "cat-uce: failed" in outputs[1].stderr
 
 
-def test_push_gives_every_eraser_of_a_folder_a_repository(ask: Ask, call: Ask, erasers: Path, hub: Any) -> None:
-    told = ask("push", erasers, "someone/weapons")
-    assert [row["repo"] for row in told] == ["someone/weapons-gun", "someone/weapons-pistol"]
-    assert {"someone/weapons-gun", "someone/weapons-pistol"} <= set(hub.repositories)
-    (erasers / "pistol" / "manifest.json").unlink()
-    before = dict(hub.repositories)
-    assert call("push", erasers, "someone/other").exit_code == 2
-    assert set(hub.repositories) == set(before)
-
-
-def test_a_negative_strength_is_refused_in_the_commands_own_words(call: Ask, erasers: Path) -> None:
-    refused = call("generate", "--prompt", "a gun", "--eraser", erasers, "--strength", -1)
-    assert refused.exit_code == 2
-    assert "--allow-amplify" in refused.stderr
-    assert "allow_amplify" not in refused.stderr
-
-
-def test_push_tells_a_bad_name_from_a_hub_that_is_not_reached(
-    call: Ask, erasers: Path, hub: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--engine", "procesess"), "there is no engine 'procesess'"),
+        (("--engine", "processes:2", "--jobs", "3"), "disagree"),
+        (("--engine", "slice:4/4"), "slice:4/4 is not a part"),
+        (("--engine", "slice:1/4", "--force"), "a slice cannot make existing files again"),
+    ],
+)
+def test_an_impossible_engine_is_refused_before_any_work(
+    call: Callable[..., Any], failing: set[str], options: tuple[str, ...], says: str, tmp_path: Path
 ) -> None:
-    folder = erasers / "gun"
-    bad = call("push", folder, "no/such/name")
-    assert bad.exit_code == 2
-    assert "'no/such/name' is not a repository's name" in bad.stderr
-    assert "give OWNER/NAME" in bad.stderr
-    assert hub.asked == []
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9")
-    alone = call("push", folder, "someone/gun")
-    assert alone.exit_code == 2
-    assert "was not pushed: the hub was not reached" in alone.stderr
-    assert "check the network" in alone.stderr
+    made = call(*WORDS, "--out", tmp_path / "erasers", *options)
+    assert made.exit_code == 2
+    assert says in made.stderr
+    assert not (tmp_path / "erasers").exists()
 
 
-def test_papers_are_cited_in_letters(call: Ask) -> None:
-    shown = call("methods").stdout
-    assert "Cywiński" in shown
-    assert "\\'" not in shown
-    assert "Cywi\\'nski" in call("methods", "cite", "saeuron").stdout
-
-
-def test_generate_says_which_prompts_the_model_does_not_read_to_their_end(
-    call: Ask, erasers: Path, model_folder: Path, tmp_path: Path
+@pytest.mark.skipif("ray" in sys.modules, reason="another test has imported ray")
+def test_without_ray_the_line_says_how_to_get_it(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, failing: set[str], tmp_path: Path
 ) -> None:
-    import json
-
-    drawing = ("--model", model_folder, "--steps", 1, "--eraser", erasers / "gun", "--out", tmp_path / "a.png")
-    told = call("generate", "--prompt", "a cat", "--prompt", "a cat on grass " * 80 + "gun", *drawing, "--json")
-    assert told.exit_code == 0, told.output
-    assert "warning: 1 of 2 prompts are longer than the" in told.stderr
-    assert "“gun” is in a truncated part of a prompt" in told.stderr
-    (cut,) = json.loads(told.stdout)["cut"]
-    assert cut["lost"].endswith("gun")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    made = call(*WORDS, "--out", tmp_path / "erasers", "--engine", "ray")
+    assert made.exit_code == 2
+    assert "pip install 'excise[ray]'" in made.stderr
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"

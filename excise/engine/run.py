@@ -1,0 +1,163 @@
+"""The seam: `run` makes every item of a stage on one of the engines."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from excise.engine.engines import Chosen, chosen
+from excise.engine.failures import Failures
+from excise.engine.stage import Answer, Item, Needs, Outcome, Pool, Stage
+from excise.errors import ExciseError, InvalidSetting
+
+NEEDS = Needs()
+
+
+def run(
+    engine: str | None,
+    stage: Stage[Item],
+    items: Sequence[Item],
+    *,
+    needs: Needs = NEEDS,
+    workers: int = 1,
+    tries: int = 3,
+    failures: Path | None = None,
+    retry: bool = False,
+    again: bool = False,
+) -> Generator[Outcome[Item], None, None]:
+    """Make the items whose file does not exist, and yield one outcome for each item, as it is known.
+
+    An item that raises an error has failed at once. An item whose worker dies is tried again behind all others, up to
+    `tries` times: it cannot take the others along. Both are set aside: written to `failures`, and not tried by later
+    calls without `retry`. Errors that a user can fix (ExciseError) are not set aside.
+
+    Close the iterator to end the workers early (`contextlib.closing`).
+
+    Args:
+        engine: `local`, `processes[:N]`, `slice[:I/N]`, `ray[://HOST:PORT]`, or a plugin's. None: `local` with one
+            worker, else `processes`.
+        stage: What is done to each item.
+        items: The items.
+        needs: What each worker needs.
+        workers: Number of workers; of a slice, those of this slice.
+        tries: How many workers an item may cost.
+        failures: Folder for failed items; None keeps no record.
+        retry: Try items that were set aside before.
+        again: Make items whose file exists too.
+
+    Raises:
+        InvalidSetting: The engine is unknown or its numbers are impossible, or `again` is set for a slice.
+        ExciseError: Two items have one name; while iterating also: no worker could open the stage, or the disk refuses.
+        Exception: Whatever opening the stage raises in the engine `local`.
+    """
+    engine_ = chosen(engine, workers)
+    if engine_.part is not None and again:
+        raise InvalidSetting("a slice cannot make existing files again: it would take the others' old ones for new")
+    if tries < 1:
+        raise InvalidSetting(f"{tries} tries cannot be made; give 1 or more")
+    if twice := [name for name, n in Counter(map(stage.name, items)).items() if n > 1]:
+        raise ExciseError(f"two items are called {twice[0]!r}; leave one of them out")
+    return _Run(engine_, stage, items, needs, tries, Failures(failures), retry, again).outcomes()
+
+
+class _Run:
+    """State of one call: what is left to do, what is being done, and how often each item was tried."""
+
+    def __init__(
+        self,
+        engine: Chosen,
+        stage: Stage[Any],
+        items: Sequence[Any],
+        needs: Needs,
+        tries: int,
+        failures: Failures,
+        retry: bool,
+        again: bool,
+    ) -> None:
+        self._stage, self._tries, self._failures = stage, tries, failures
+        self._retry, self._again = retry, again
+        mine, others = engine.part.divided(items) if engine.part is not None else (list(items), [])
+        self._sliced, self._others = engine.part is not None, {stage.name(item) for item in others}
+        self._todo = deque([*mine, *others])
+        self._alone: deque[Any] = deque()
+        """Items that were lost together. Each is tried while nothing else runs, to find the one that kills workers."""
+        self._busy: set[str] = set()
+        self._tried: Counter[str] = Counter()
+        self._unopened = 0
+        self._pool = engine.pool(stage, needs, len(items))
+
+    def outcomes(self) -> Generator[Outcome[Any], None, None]:
+        for name in map(self._stage.name, self._todo):
+            failure = None if name in self._others else self._failures.read(name)
+            if failure is not None and (self._retry or failure.get("expected")):
+                self._failures.forget(name)
+        with self._pool as pool:
+            while self._todo or self._alone or self._busy:
+                yield from self._submit(pool)
+                if self._busy:
+                    together = len(self._busy) > 1
+                    for item, answer in pool.wait():
+                        yield from self._settle(item, answer, together)
+
+    def _submit(self, pool: Pool) -> Iterator[Outcome[Any]]:
+        """Give items to free workers, and yield the outcomes of those that need none."""
+        while pool.free():
+            # Wait for what runs, if an item must run alone, or if workers start and die.
+            if self._busy and (self._unopened >= self._tries or (self._alone and not self._todo)):
+                return
+            queue = self._todo or self._alone
+            if not queue:
+                return
+            item = queue.popleft()
+            if (outcome := self._known(item)) is not None:
+                yield outcome
+                continue
+            name = self._stage.name(item)
+            self._busy.add(name)
+            self._tried[name] += 1
+            pool.submit(item)
+
+    def _known(self, item: Any) -> Outcome[Any] | None:
+        """Return the outcome of an item that is done or set aside, as of now: another call may have made it."""
+        name = self._stage.name(item)
+        if not self._again and self._stage.path(item).exists():
+            return Outcome(item, "kept", tries=self._tried[name])
+        if (failure := self._failures.read(name)) is None:
+            return None
+        error, why = str(failure.get("error", "")), str(failure.get("why", ""))
+        return Outcome(item, "failed", error=error, why=why, aside=not failure.get("expected"))
+
+    def _settle(self, item: Any, answer: Answer, together: bool) -> Iterator[Outcome[Any]]:
+        """Yield the outcome of a try, unless the item is tried again."""
+        name = self._stage.name(item)
+        self._busy.discard(name)
+        if answer.kind == "unopened":
+            self._tried[name] -= 1
+            self._todo.appendleft(item)
+            self._unopened += 1
+            if answer.error != "Lost" or (self._unopened >= self._tries and not self._busy):
+                raise ExciseError(answer.why if answer.expected else f"no worker could start: {answer.why}")
+            return
+        self._unopened = 0
+        if answer.kind == "made" and not self._stage.path(item).exists():
+            why = f"it ended without an error, but did not write {self._stage.path(item)}"
+            answer = Answer("raised", answer.seconds, "NotWritten", why)
+        if answer.kind == "made":
+            self._failures.forget(name)
+            yield Outcome(item, "made", answer.seconds, self._tried[name], why=answer.why)
+        elif answer.kind == "lost" and answer.others and together:
+            self._tried[name] -= 1
+            self._alone.append(item)
+        elif answer.kind == "lost" and self._tried[name] < self._tries:
+            (self._alone if answer.others else self._todo).append(item)
+        else:
+            yield self._failed(item, name, answer)
+
+    def _failed(self, item: Any, name: str, answer: Answer) -> Outcome[Any]:
+        tries = self._tried[name]
+        # Slices read each other's failures, so that they do not repeat them when they help out.
+        if self._sliced or not answer.expected:
+            self._failures.write(name, answer, tries)
+        return Outcome(item, "failed", answer.seconds, tries, answer.error, answer.why, aside=not answer.expected)

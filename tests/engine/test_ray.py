@@ -1,0 +1,167 @@
+"""The engine `ray` on a cluster of this machine: what every engine promises, and the loss of a whole node.
+
+`nox -s ray` runs it. Every socket stays on 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from excise.engine import Outcome, run
+from excise.errors import ExciseError
+from tests.engine.stages import Arrays, expected
+
+if find_spec("ray") is None:
+    pytest.skip("ray is not installed: it is in the extra ray", allow_module_level=True)
+
+ROOT = Path(__file__).parents[2]
+N = 6
+SETTINGS = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keep 127.0.0.1, which Ray replaces by the machine's address
+    "RAY_AUTH_MODE": "disabled",  # write no token into the home folder
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+    "PYTHONPATH": str(ROOT),
+}
+
+
+@contextmanager
+def short_folder() -> Iterator[str]:
+    """A folder for Ray's sockets, whose names may have 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        (Path(folder) / "ray").mkdir()
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without workers and two nodes of one core."""
+    with pytest.MonkeyPatch.context() as patch, short_folder() as folder:
+        for name, value in {**SETTINGS, "RAY_TMPDIR": folder}.items():
+            patch.setenv(name, value)
+        import ray  # it reads these settings when it is imported
+        from ray.cluster_utils import Cluster
+
+        made = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "node_ip_address": "127.0.0.1", "include_dashboard": False},
+        )
+        try:
+            # The driver connects while the head is alone: it would end with any other node.
+            ray.init(address=made.address, log_to_driver=False, logging_level="error")
+            for _ in range(2):
+                made.add_node(num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=100 << 20)
+            yield made
+        finally:
+            ray.shutdown()
+            made.shutdown()
+
+
+def by_item(outcomes: list[Outcome[int]]) -> dict[int, Outcome[int]]:
+    assert sorted(outcome.item for outcome in outcomes) == list(range(N))
+    return {outcome.item: outcome for outcome in outcomes}
+
+
+@pytest.mark.usefixtures("cluster")
+class TestOnACluster:
+    def test_the_same_bytes_and_a_second_call_makes_nothing(self, tmp_path: Path) -> None:
+        stage = Arrays(str(tmp_path), sleeping=0.2)
+        made = by_item(list(run("ray", stage, range(N), workers=2)))
+        assert {outcome.state for outcome in made.values()} == {"made"}
+        assert stage.contents(N) == expected(N)
+        assert len(stage.opened()) in (1, 2), "each worker opens the stage once, if it is in time"
+        assert {threads for _, threads, _ in stage.opened()} == {"1"}
+        assert {outcome.state for outcome in run("ray", stage, range(N))} == {"kept"}
+        assert len(stage.begun()) == N
+        assert sys.modules["ray"].is_initialized(), "a connection that was there stays"
+
+    def test_items_that_raise_end_or_lose_their_worker(self, tmp_path: Path) -> None:
+        stage = Arrays(str(tmp_path / "made"), raising=1, ending=3, killed_once=2, refusing=4)
+        made = by_item(list(run("ray", stage, range(N), workers=2, failures=tmp_path / "failures")))
+        assert {item: (o.state, o.tries) for item, o in made.items()} == {
+            0: ("made", 1),
+            1: ("failed", 1),
+            2: ("made", 2),
+            3: ("failed", 3),
+            4: ("failed", 1),
+            5: ("made", 1),
+        }
+        assert [made[item].error for item in (1, 3, 4)] == ["RuntimeError", "Lost", "ExciseError"]
+        assert made[1].why == "failed with RuntimeError: CUDA error: out of memory"
+        assert stage.contents(N) == expected(N, without=(1, 3, 4))
+        assert sorted(path.name for path in (tmp_path / "failures").iterdir()) == ["item-1.json", "item-3.json"]
+
+    @pytest.mark.parametrize(
+        ("how", "says"),
+        [("refused", "^the model is not there"), ("raised", "^no worker could start"), ("killed", "lost")],
+    )
+    def test_workers_that_cannot_open_the_stage_blame_no_item(self, how: str, says: str, tmp_path: Path) -> None:
+        stage = Arrays(str(tmp_path), unopened=how)
+        with pytest.raises(ExciseError, match=says):
+            list(run("ray", stage, range(N), workers=2, failures=tmp_path / "failures"))
+        assert stage.begun() == []
+
+    def test_every_socket_is_on_loopback(self) -> None:
+        psutil = pytest.importorskip("psutil")
+        own = {process.pid for process in psutil.Process().children(recursive=True)}
+        assert own
+        listening = [c for c in psutil.net_connections("inet") if c.status == "LISTEN" and c.pid in own]
+        assert listening
+        assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} <= {"127.0.0.1", "::1"}
+
+    def test_another_node_makes_what_a_lost_node_had(self, cluster: Any, tmp_path: Path) -> None:
+        node = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=100 << 20)
+        stage = Arrays(str(tmp_path), sleeping=1.0)
+
+        def lose() -> None:
+            while len(stage.begun()) < 3:
+                time.sleep(0.05)
+            cluster.remove_node(node, allow_graceful=False)
+
+        losing = threading.Thread(target=lose)
+        losing.start()
+        made = by_item(list(run("ray", stage, range(N), workers=3)))
+        losing.join()
+        assert {outcome.state for outcome in made.values()} <= {"made", "kept"}
+        assert sorted(outcome.tries for outcome in made.values()) == [1, 1, 1, 1, 1, 2]
+        assert stage.contents(N) == expected(N)
+
+
+DRIVER = """
+import os, sys
+from excise.engine import run
+from tests.engine.stages import Arrays
+
+if __name__ == "__main__":
+    os.chdir(sys.argv[1])
+    print(*sorted(outcome.state for outcome in run("ray", Arrays("made"), range(6), workers=2)))
+    import ray
+    print(ray.is_initialized(), os.environ["RAY_USAGE_STATS_ENABLED"])
+"""
+
+
+@pytest.mark.slow
+def test_without_an_address_it_starts_a_cluster_here_and_ends_it(tmp_path: Path) -> None:
+    settings = {name: value for name, value in SETTINGS.items() if name != "RAY_USAGE_STATS_ENABLED"}
+    command = [sys.executable, "-c", DRIVER, str(tmp_path)]
+    with short_folder() as folder:
+        environment = {**os.environ, **settings, "RAY_TMPDIR": folder}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == [" ".join(["made"] * 6), "False 0"], done.stderr[-2000:]
+    assert Arrays(str(tmp_path / "made")).contents(N) == expected(N)

@@ -1,0 +1,51 @@
+"""What is tried again, what is set aside, and which part of an array job a process makes."""
+
+from __future__ import annotations
+
+from tests.mutants import of
+
+MUTANTS = [
+    *of(
+        "excise/engine/run.py",
+        "tests/engine/test_contract.py",
+        ("self._tried[name] < self._tries:", "self._tried[name] <= self._tries:"),
+        ("if not self._again and self._stage.path(item).exists():", "if self._stage.path(item).exists():"),
+        ("if self._sliced or not answer.expected:", "if not answer.expected:"),
+        ("if self._sliced or not answer.expected:", "if True:"),
+        ('(self._retry or failure.get("expected"))', "self._retry"),
+        ('(self._retry or failure.get("expected"))', 'failure.get("expected")'),
+        ("None if name in self._others else self._failures.read(name)", "self._failures.read(name)"),
+        ('answer.kind == "made" and not self._stage.path(item).exists()', 'answer.kind == "never"'),
+        ('if answer.error != "Lost" or (', "if ("),
+        ("aside=not answer.expected)", "aside=True)"),
+        ("if engine_.part is not None and again:", "if False:"),
+    ),
+    *of(
+        "excise/engine/slices.py",
+        "tests/engine/test_slices.py",
+        ("key=lambda row: (-row[0], row[1])", "key=lambda row: (row[0], row[1])"),
+        ("key=lambda row: (-row[0], row[1])", "key=lambda row: row[1]"),
+        ("(n - self.index) % self.count", "n % self.count"),
+        ("found = (found - int(first)) // int(step)", "found = found - int(first)"),
+        ("found % int(text)", "found"),
+        ("if not 0 <= index < count:", "if not 0 <= index <= count:"),
+    ),
+    *of(
+        "excise/engine/processes.py",
+        "tests/engine/test_contract.py",
+        ("self._cards[number % len(self._cards)]", "self._cards[0]"),
+        ('Answer("lost" if worker.opened else "unopened"', 'Answer("lost"'),
+        ("visible_cards() if needs.gpus else []", "visible_cards()"),
+    ),
+    *of(
+        "excise/engine/engines.py",
+        "tests/app/neurons/test_database.py",
+        ("return part is None or part.index == 0", "return True"),
+    ),
+    *of(
+        "excise/engine/failures.py",
+        "tests/engine/test_contract.py",
+        ("[outcome for outcome in failed if outcome.aside]", "failed"),
+        ('if outcome.state == "failed"]', 'if outcome.state != "made"]'),
+    ),
+]
