@@ -1,0 +1,58 @@
+"""Ranks for tests: processes on this machine that talk over loopback, joined by a file instead of a port."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from excise.sae.parallel import Mesh
+from tests.processes import processes
+
+DEADLINE = 120
+"""Seconds after which a rank that does not answer counts as hanging."""
+
+
+def _rank(work: Callable[..., Any], rank: int, sizes: tuple[int, int], store: Path, pipe: Any, given: Any) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    number = sizes[0] * sizes[1]
+    try:
+        dist.init_process_group("gloo", store=dist.FileStore(str(store), number), rank=rank, world_size=number)
+        answer = (True, work(Mesh.join(*sizes), *given))
+    except BaseException as error:
+        answer = (False, (type(error).__name__, str(error), traceback.format_exc()))
+    pipe.send_bytes(pickle.dumps(answer))
+    pipe.close()
+    os._exit(0)  # without the handlers of the process that forked this one
+
+
+def answers(sizes: tuple[int, int], work: Callable[..., Any], store: Path, *given: Any) -> list[tuple[bool, Any]]:
+    """Run `work(mesh, *given)` on data x latents ranks. Return for each whether it ended, and its answer or error."""
+    context = processes()
+    running = []
+    for rank in range(sizes[0] * sizes[1]):
+        here, there = context.Pipe(duplex=False)
+        process = context.Process(target=_rank, args=(work, rank, sizes, store, there, given))
+        process.start()
+        there.close()
+        running.append((process, here))
+    try:
+        return [pickle.loads(here.recv_bytes()) if here.poll(DEADLINE) else (False, "it hangs") for _, here in running]
+    finally:
+        for process, _ in running:
+            process.kill()
+            process.join()
+
+
+def on_ranks(sizes: tuple[int, int], work: Callable[..., Any], store: Path, *given: Any) -> list[Any]:
+    """Return every rank's answer to `work(mesh, *given)`; a rank that raised fails the test with its traceback."""
+    found = answers(sizes, work, store, *given)
+    assert all(ended for ended, _ in found), "\n".join(answer[-1] for ended, answer in found if not ended)
+    return [answer for _, answer in found]
