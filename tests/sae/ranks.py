@@ -44,11 +44,18 @@ def answers(sizes: tuple[int, int], work: Callable[..., Any], store: Path, *give
         there.close()
         running.append((process, here))
     try:
-        return [pickle.loads(here.recv_bytes()) if here.poll(DEADLINE) else (False, "it hangs") for _, here in running]
+        return [_answer(here) for _, here in running]
     finally:
         for process, _ in running:
             process.kill()
             process.join()
+
+
+def _answer(pipe: Any) -> tuple[bool, Any]:
+    try:
+        return pickle.loads(pipe.recv_bytes()) if pipe.poll(DEADLINE) else (False, ("it hangs",))
+    except EOFError:
+        return False, ("it was killed",)
 
 
 def on_ranks(sizes: tuple[int, int], work: Callable[..., Any], store: Path, *given: Any) -> list[Any]:
