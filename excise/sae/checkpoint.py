@@ -98,7 +98,7 @@ class State:
         return tensors | {f"best.{name}": value for name, value in self.best.items()}
 
     def restore(self, folder: Path, config: TrainConfig, features: str) -> bool:
-        """Load what `save` wrote, of which a rank takes its own latents; return False if there is no checkpoint.
+        """Load what `save` wrote, this rank's latents alone; return False if there is no checkpoint.
 
         Raises ExciseError if it is damaged, or belongs to another config or to other vectors.
         """

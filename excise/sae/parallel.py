@@ -7,10 +7,8 @@ single process communicates with none, and trains to the same bits as it would w
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,25 +16,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from excise.errors import ExciseError, InvalidSetting
+from excise.launched import PATIENCE, connect, processes
 
 T = TypeVar("T")
-_PATIENCE = timedelta(days=1)
-"""How long a rank waits for the others. One that dies is noticed at once; one that reads prompts takes its time."""
 _MESSAGE = 512
 """Bytes of a message to the other ranks."""
 _DTYPES = (torch.float32, torch.float64, torch.int64, torch.float16, torch.bfloat16, torch.bool)
 
 
-def processes() -> int:
-    """Return the number of ranks that were started with this one; 1 if this process was started alone."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_world_size()
-    number = os.environ.get("WORLD_SIZE", "1")
-    return int(number) if number.isascii() and number.isdigit() else 1
-
-
 class _Summed(torch.autograd.Function):
-    """Sum over ranks, each of which then has the whole sum's gradient."""
+    """Sum over ranks; every part gets the whole sum's gradient."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, group: Any) -> Tensor:
@@ -102,15 +91,13 @@ class Mesh:
         if size == 1:
             return cls()
         try:
-            if not dist.is_initialized():
-                cuda = torch.cuda.is_available() and dist.is_nccl_available()
-                dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
+            connect()
             # Every rank must make every group, in one order.
             rows = [[row * latents + column for column in range(latents)] for row in range(data)]
             columns = [list(column) for column in zip(*rows, strict=True)]
-            of_row = [dist.new_group(ranks, timeout=_PATIENCE) for ranks in rows]
-            of_column = [dist.new_group(ranks, timeout=_PATIENCE) for ranks in columns]
-            everyone = dist.new_group(timeout=_PATIENCE, backend="gloo")
+            of_row = [dist.new_group(ranks, timeout=PATIENCE) for ranks in rows]
+            of_column = [dist.new_group(ranks, timeout=PATIENCE) for ranks in columns]
+            everyone = dist.new_group(timeout=PATIENCE, backend="gloo")
         except (ValueError, RuntimeError) as error:
             raise ExciseError(f"cannot find the other processes ({error}); start all of them with torchrun") from error
         rank = dist.get_rank()
@@ -289,7 +276,7 @@ class Mesh:
 
     @staticmethod
     def _reduced(own: Tensor, group: Any, by: Any = None) -> Tensor:
-        """Reduce in place and return; a sum unless said otherwise."""
+        """Reduce in place, by default to the sum, and return it."""
         dist.all_reduce(own, dist.ReduceOp.SUM if by is None else by, group=group)
         return own
 

@@ -99,7 +99,7 @@ def train(
         init: SAE to continue from, of the shape that the config gives.
         measure: Returns further metrics of the finished SAE.
         device: Where to train.
-        mesh: Ranks that train the SAE together, each of which calls this with the same arguments. They need a disk that
+        mesh: Ranks that train the SAE together: each one calls this with the same arguments. They need a disk that
             all of them see. Rank 0 measures, calls `progress` and `measure`, and saves. Not with `supervision`.
 
     Returns:

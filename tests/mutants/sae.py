@@ -130,12 +130,16 @@ MUTANTS = [
         ("order = sorted(range(len(groups)), key=lambda c: groups[c])", "order = list(range(len(groups)))"),
     ),
     *of(
-        "excise/app/training/text.py",
+        "excise/app/training/diffusiondb.py",
         "tests/cli/sae/test_sae.py::test_the_papers_corpus",
         ("NSFW < unsafe <= 1", "unsafe <= 1"),
         ("NSFW < unsafe <= 1", "NSFW <= unsafe <= 1"),
         ("NSFW < unsafe <= 1", "NSFW < unsafe"),
         ("NSFW = 0.5", "NSFW = 0.6"),
+    ),
+    *of(
+        "excise/app/training/text.py",
+        "tests/cli/sae/test_sae.py::test_the_papers_corpus",
         ("if p not in known]", "]"),
         ("start = [] if exclude_eval else held_out", "start = held_out"),
     ),

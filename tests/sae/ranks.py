@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +18,8 @@ import torch.distributed as dist
 from excise.sae.parallel import Mesh
 from tests.processes import processes
 
-DEADLINE = 120
-"""Seconds after which a rank that does not answer counts as hanging."""
+DEADLINE = 240
+"""Seconds after which ranks that have not answered count as hanging."""
 
 
 def _rank(work: Callable[..., Any], rank: int, sizes: tuple[int, int], store: Path, pipe: Any, given: Any) -> None:
@@ -43,17 +46,18 @@ def answers(sizes: tuple[int, int], work: Callable[..., Any], store: Path, *give
         process.start()
         there.close()
         running.append((process, here))
+    end = time.monotonic() + DEADLINE
     try:
-        return [_answer(here) for _, here in running]
+        return [_answer(here, max(0.0, end - time.monotonic())) for _, here in running]
     finally:
         for process, _ in running:
             process.kill()
             process.join()
 
 
-def _answer(pipe: Any) -> tuple[bool, Any]:
+def _answer(pipe: Any, seconds: float) -> tuple[bool, Any]:
     try:
-        return pickle.loads(pipe.recv_bytes()) if pipe.poll(DEADLINE) else (False, ("it hangs",))
+        return pickle.loads(pipe.recv_bytes()) if pipe.poll(seconds) else (False, ("it hangs",))
     except EOFError:
         return False, ("it was killed",)
 
@@ -63,3 +67,13 @@ def on_ranks(sizes: tuple[int, int], work: Callable[..., Any], store: Path, *giv
     found = answers(sizes, work, store, *given)
     assert all(ended for ended, _ in found), "\n".join(answer[-1] for ended, answer in found if not ended)
     return [answer for _, answer in found]
+
+
+def torchrun(*words: object, number: int, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """Start so many processes by torchrun, which talk over loopback alone, and return what they printed."""
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    head = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", number]
+    command = [*head, "--max-restarts", restarts, *words]
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment, check=False)

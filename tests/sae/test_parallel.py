@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ CONFIG = TrainConfig(
 
 
 def features() -> torch.Tensor:
-    """Sums of few of 60 directions, some of which are rare."""
+    """Sums of a few of 60 directions, from rare to frequent."""
     generator = torch.Generator().manual_seed(1)
     directions = F.normalize(torch.randn(60, D, generator=torch.Generator().manual_seed(0)), dim=1)
     on = torch.rand(900, 60, generator=generator) < torch.linspace(0.002, 0.15, 60)
@@ -156,3 +157,20 @@ def test_the_rows_of_all_ranks_are_all_rows() -> None:
         assert [n for cut in cuts for n in range(m)[cut]] == list(range(m))
     with pytest.raises(ExciseError, match="3 latents cannot be divided among 4 ranks"):
         Mesh(1, 4).rows(3)
+
+
+def peak(mesh: Mesh, out: Path) -> int:
+    """Train 2^20 latents for two steps, and return the most memory that this rank held, in bytes."""
+    config = TrainConfig(expansion=1 << 16, k=8, batch=400, tokens=800, log_every=1, dead_after=1)
+    train(torch.randn(450, 16, generator=torch.Generator().manual_seed(2)), config, out, mesh=mesh)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@pytest.mark.slow
+def test_two_ranks_hold_less_than_sixty_percent_each_of_a_million_latents(tmp_path: Path) -> None:
+    """A fork's peak begins with what this process holds, so both are measured by forks of it."""
+    whole = on_ranks((1, 1), peak, tmp_path / "store", tmp_path / "one")[0]
+    halves = on_ranks((1, 2), peak, tmp_path / "store2", tmp_path / "two")
+    print("peak bytes", whole, halves)
+    assert max(halves) < 0.6 * whole
+    assert load(tmp_path / "two").config.m == 1 << 20

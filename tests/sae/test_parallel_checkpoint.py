@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from excise.sae.checkpoint import State
 from excise.sae.data import Source
 from excise.sae.parallel import ALONE, Mesh
 from excise.sae.trainer import _digest, _start, _statistics
-from tests.sae.ranks import answers, on_ranks
+from tests.sae.ranks import answers, on_ranks, torchrun
 from tests.sae.test_parallel import CONFIG as BASE
 from tests.sae.test_parallel import D, features
 
@@ -230,3 +231,46 @@ def test_a_checkpoint_of_the_version_before_continues(tmp_path: Path) -> None:
     continued = finished(ALONE, tmp_path / "sae")
     assert same(continued, finished(ALONE, tmp_path / "whole"))
     assert same(continued, dict(load(tmp_path / "sae").state_dict()))
+
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from excise.sae import Mesh, train
+from tests.sae.test_parallel_checkpoint import CONFIG, features
+
+out, how = Path(sys.argv[1]), sys.argv[2]
+mesh = Mesh.join(data=2)
+pids = mesh.texts(str(os.getpid()))
+
+def progress(line):
+    if how == "kill" and line.step == 24 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(int(pids[1]), signal.SIGKILL)
+    if how == "stop" and line.step == 15:
+        os.kill(os.getppid(), signal.SIGINT)
+
+print("began", os.environ["TORCHELASTIC_RESTART_COUNT"], flush=True)
+train(features(), CONFIG, out, mesh=mesh, progress=progress)
+mesh.leave()
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_what_was_killed_and_passes_ctrl_c_on(tmp_path: Path) -> None:
+    """Killed in step 24 of 30 with a checkpoint of step 20: the weights are those of an undisturbed run, to the bit."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def run(name: str, how: str, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+        return torchrun(tmp_path / "script.py", tmp_path / name, how, number=2, restarts=restarts)
+
+    assert run("whole", "").returncode == 0
+    killed = run("killed", "kill", restarts=1)
+    assert killed.returncode == 0, killed.stderr
+    assert killed.stdout.split().count("began") == 4, "both ranks began twice"
+    stopped = run("stopped", "stop")
+    assert stopped.returncode != 0
+    step = files.read_json(tmp_path / "stopped.training" / "checkpoint" / "state.json")["step"]
+    assert (step > 10 and step % 10) or step == 20, "a checkpoint of its own"
+    assert run("stopped", "").returncode == 0
+    weights = [(tmp_path / name / "sae.safetensors").read_bytes() for name in ("whole", "killed", "stopped")]
+    assert weights[0] == weights[1] == weights[2]

@@ -1,11 +1,15 @@
-"""Ranks on the command line: how a training is divided among them, and which GPU each takes."""
+"""Ranks on the command line: how they divide a training and the reading of its prompts."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
-from excise.errors import InvalidSetting, shown
-from excise.sae.parallel import processes
+from excise.errors import ExciseError, InvalidSetting, shown
+from excise.launched import processes
+from excise.sae.parallel import ALONE, Mesh
+from excise.sites.activations.token_shards import TokenShards, joined
 
 _AXES = ("data", "latents")
 
@@ -32,7 +36,26 @@ def parse(text: str) -> tuple[int, int]:
     return sizes["data"], sizes["latents"]
 
 
-def local_device(device: str) -> str:
-    """Return this rank's own GPU for `cuda`, by LOCAL_RANK, and any other device as it is."""
-    number = os.environ.get("LOCAL_RANK", "")
-    return f"cuda:{number}" if device == "cuda" and processes() > 1 and number.isdigit() else device
+def join(parallel: str | None) -> Mesh:
+    """Return this process's mesh from the text of `--parallel`.
+
+    Raises:
+        ExciseError: The text is invalid, or other processes were started than it says.
+    """
+    if parallel is not None:
+        return Mesh.join(*parse(parallel))
+    if (number := processes()) > 1:
+        raise ExciseError(
+            f"this is one of {number} processes, which would all train the same; say how they divide the training: "
+            f"--parallel data={number}"
+        )
+    return ALONE
+
+
+def divided(folder: Path, mesh: Mesh, capture: Callable[..., TokenShards]) -> TokenShards:
+    """Return the shards that ranks wrote into `folder`, each its share, by `capture(folder, share=...)`."""
+    if mesh.size == 1:
+        return capture(folder)
+    parts = [f"part-{rank}-of-{mesh.size}" for rank in range(mesh.size)]
+    mesh.together(partial(capture, folder / parts[mesh.rank], share=(mesh.rank, mesh.size)))
+    return mesh.together(partial(joined, folder, parts))
