@@ -1,4 +1,4 @@
-"""Processes that torchrun, srun or Ray Train started together, each of which knows its number from the environment."""
+"""Processes that torchrun, srun or Ray Train started together; each knows its number from the environment."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _again() -> dict[str, Any]:
     """Return where processes that torchrun started again find each other; nothing the first time.
 
     Its store still has the addresses of those before, and who reads one of these is refused. On several machines the
-    counts of restarts may differ, so they are told apart by TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 instead.
+    counts of restarts may differ; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives each restart a store of its own.
     """
     names = ("TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT", "GROUP_WORLD_SIZE")
     shared, count, machines = (os.environ.get(name, "") for name in names)

@@ -71,7 +71,7 @@ def test_ranks_read_their_shares_to_the_bits_of_one_process(
 
 
 def made(mesh: Mesh, out: Path, pipe: Any, site: Any) -> list[int]:
-    """Train, and return what the progress bar was told of the prompts read."""
+    """Train, and return the numbers of prompts that the progress bar got."""
     captured: list[int] = []
     train_sae(pipe, site, PROMPTS, CONFIG, out, card={"corpus": "five"}, captured=captured.append, mesh=mesh)
     return captured
