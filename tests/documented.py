@@ -15,6 +15,7 @@ PAGES = [
     p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))) if p.exists()
 ]
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+_COMMAND = re.compile(r"^(?:torchrun (?:[^\n]*\\\n)?[^\n]*-m )?excise (?:[^\n]*\\\n)*[^\n]*$", re.MULTILINE)
 _SPAN = re.compile(r"`(excise [^`]*)`")
 
 
@@ -57,9 +58,7 @@ def _of(page: Path) -> Iterator[Command]:
     for match in FENCE.finditer(text):
         if match["kind"].strip() in ("", "sh", "bash"):
             begins = match.start("body")
-            for line in re.finditer(
-                r"^(?:torchrun (?:[^\n]*\\\n)?[^\n]*-m )?excise (?:[^\n]*\\\n)*[^\n]*$", match["body"], re.MULTILINE
-            ):
+            for line in _COMMAND.finditer(match["body"]):
                 found.append((begins + line.start(), line[0].replace("\\\n", " "), True))
     prose = FENCE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
     for match in _SPAN.finditer(prose):
