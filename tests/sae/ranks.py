@@ -18,7 +18,7 @@ import torch.distributed as dist
 from excise.sae.parallel import Mesh
 from tests.processes import processes
 
-DEADLINE = 240
+DEADLINE = 60
 """Seconds after which ranks that have not answered count as hanging."""
 
 
@@ -36,7 +36,9 @@ def _rank(work: Callable[..., Any], rank: int, sizes: tuple[int, int], store: Pa
     os._exit(0)  # without the handlers of the process that forked this one
 
 
-def answers(sizes: tuple[int, int], work: Callable[..., Any], store: Path, *given: Any) -> list[tuple[bool, Any]]:
+def answers(
+    sizes: tuple[int, int], work: Callable[..., Any], store: Path, *given: Any, deadline: float = DEADLINE
+) -> list[tuple[bool, Any]]:
     """Run `work(mesh, *given)` on data x latents ranks. Return for each whether it ended, and its answer or error."""
     context = processes()
     running = []
@@ -46,7 +48,7 @@ def answers(sizes: tuple[int, int], work: Callable[..., Any], store: Path, *give
         process.start()
         there.close()
         running.append((process, here))
-    end = time.monotonic() + DEADLINE
+    end = time.monotonic() + deadline
     try:
         return [_answer(here, max(0.0, end - time.monotonic())) for _, here in running]
     finally:
@@ -62,9 +64,11 @@ def _answer(pipe: Any, seconds: float) -> tuple[bool, Any]:
         return False, ("it was killed",)
 
 
-def on_ranks(sizes: tuple[int, int], work: Callable[..., Any], store: Path, *given: Any) -> list[Any]:
+def on_ranks(
+    sizes: tuple[int, int], work: Callable[..., Any], store: Path, *given: Any, deadline: float = DEADLINE
+) -> list[Any]:
     """Return every rank's answer to `work(mesh, *given)`; a rank that raised fails the test with its traceback."""
-    found = answers(sizes, work, store, *given)
+    found = answers(sizes, work, store, *given, deadline=deadline)
     assert all(ended for ended, _ in found), "\n".join(answer[-1] for ended, answer in found if not ended)
     return [answer for _, answer in found]
 
