@@ -15,17 +15,18 @@ PAGES = [
     p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))) if p.exists()
 ]
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+_COMMAND = re.compile(r"^(?:torchrun (?:[^\n]*\\\n)?[^\n]*-m )?excise (?:[^\n]*\\\n)*[^\n]*$", re.MULTILINE)
 _SPAN = re.compile(r"`(excise [^`]*)`")
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command `excise ...` of a page."""
+    """A command `excise ...` of a page, which torchrun may start."""
 
     page: str
     line: int
     words: tuple[str, ...]
-    """Its words without the first, `excise`."""
+    """Its words after `excise`."""
     fenced: bool
     """Whether it is in a fence; in a sentence it may be only a name such as `excise find`."""
 
@@ -57,13 +58,14 @@ def _of(page: Path) -> Iterator[Command]:
     for match in FENCE.finditer(text):
         if match["kind"].strip() in ("", "sh", "bash"):
             begins = match.start("body")
-            for line in re.finditer(r"^excise (?:[^\n]*\\\n)*[^\n]*$", match["body"], re.MULTILINE):
+            for line in _COMMAND.finditer(match["body"]):
                 found.append((begins + line.start(), line[0].replace("\\\n", " "), True))
     prose = FENCE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
     for match in _SPAN.finditer(prose):
         found += [(match.start(), " ".join(part.split()), False) for part in match[1].split(";")]
     for at, line, fenced in sorted(found, key=lambda item: item[0]):
-        yield Command(name, text.count("\n", 0, at) + 1, tuple(shlex.split(line, comments=fenced)[1:]), fenced)
+        words = shlex.split(line, comments=fenced)
+        yield Command(name, text.count("\n", 0, at) + 1, tuple(words[words.index("excise") + 1 :]), fenced)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -75,6 +76,19 @@ def test_snippets_that_need_a_prompt_weighting_run(
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*name what eraser")
         test_snippets_that_need_the_bundled_model_run(code, gun_folder, tmp_path, monkeypatch)
+
+
+def run_on_rank(mesh: Any, code: str, folder: Path) -> None:
+    os.chdir(folder)
+    exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
+
+
+@pytest.mark.parametrize("code", params("python ranks"))
+def test_snippets_for_several_processes_run(code: str, tmp_path: Path) -> None:
+    from tests.sae.ranks import on_ranks
+
+    on_ranks((1, 2), run_on_rank, tmp_path / "store", code, tmp_path)
+    assert (tmp_path / "sae" / "cfg.json").exists()
 
 
 @pytest.mark.parametrize("code", params("python hub"))

@@ -39,7 +39,8 @@ from excise.files import write_atomic
 from excise.reference import data
 from excise.sae import TrainConfig
 from excise.sites import PRESETS, Features, Site, capture, capture_by_length, resolve
-from excise.sites.activations.capture import run, tokenise
+from excise.sites.activations.capture import run
+from excise.sites.activations.tokenising import tokenise
 
 MEDIAN, SPREAD = 13, 0.65
 """Parameters of the log-normal number of words; a word has 1.3 tokens."""

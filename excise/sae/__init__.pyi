@@ -13,6 +13,7 @@ from .metrics import Metrics as Metrics
 from .metrics import evaluate as evaluate
 from .model import Codes as Codes
 from .model import TopKSAE as TopKSAE
+from .parallel import Mesh as Mesh
 from .supervised import Supervision as Supervision
 from .trainer import Progress as Progress
 from .trainer import train as train

@@ -1,24 +1,29 @@
-"""Checkpoint of an SAE training: enough to continue to the same bits as an uninterrupted run."""
+"""Checkpoint of an SAE training: enough to continue to the same bits as an uninterrupted run.
+
+Ranks that divide the latents write a file each, and state.json lists these. Any number of ranks continues from it.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from excise import files
 from excise.errors import ExciseError
 from excise.sae.config import TrainConfig
-from excise.sae.model import TopKSAE
+from excise.sae.model import DIVIDED, TopKSAE
 
-_STATE, _TENSORS = "state.json", "state.safetensors"
-_SCHEMA = "excise.sae.checkpoint/2"
+_STATE = "state.json"
+_SCHEMA, _OLD = "excise.sae.checkpoint/3", "excise.sae.checkpoint/2"
 
 
 @dataclass
@@ -41,13 +46,27 @@ class State:
     """Validation checks since then."""
 
     def save(self, folder: Path, config: TrainConfig, features: str) -> None:
-        """Write into `folder` atomically. `features` is the digest of the vectors."""
-        tensors = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
-        for number, moments in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"adam.{number}.{name}": value for name, value in moments.items()}
-        tensors |= {"idle": self.idle, "window": self.window}
-        tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        data = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+        """Write into `folder` atomically, together with the other ranks. `features` is the digest of the vectors.
+
+        Raises ExciseError if a rank cannot write.
+        """
+        mesh, staged = self.sae.mesh, folder.with_name(folder.name + ".next")
+        own = self.sae.mesh.rows(self.sae.config.m)
+        name = f"state-{mesh.column}-of-{mesh.latents}.safetensors" if mesh.latents > 1 else "state.safetensors"
+
+        def begin() -> None:
+            if mesh.rank == 0:
+                shutil.rmtree(staged, ignore_errors=True)
+
+        def write() -> str:
+            if not mesh.writes:
+                return ""
+            data = safetensors.torch.save({n: t.detach().cpu().contiguous() for n, t in self._tensors().items()})
+            files.write_atomic(staged / name, data)
+            return json.dumps({"file": name, "rows": [own.start, own.stop], "sha256": files.sha256(data)})
+
+        mesh.together(begin)
+        parts = [files.parse_json(text) for text in mesh.texts(mesh.together(write)) if text]
         state = {
             "schema": _SCHEMA,
             "step": self.step,
@@ -56,12 +75,30 @@ class State:
             "stale": self.stale,
             "config": config.to_json(),
             "features": features,
-            "sha256": files.sha256(data),
+            "ranks": {"data": mesh.data, "latents": mesh.latents},
+            "parts": parts,
         }
-        files.write_folder(folder, {_STATE: json.dumps(state, indent=2) + "\n", _TENSORS: data})
+
+        def put() -> None:
+            if mesh.rank:
+                return
+            files.write_atomic(staged / _STATE, json.dumps(state, indent=2) + "\n")
+            try:
+                files.put_folder(staged, folder)
+            except OSError as error:
+                raise ExciseError(f"cannot write {folder}: {error.strerror or error}; free some space") from error
+
+        mesh.together(put)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
+        for number, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"adam.{number}.{name}": value for name, value in moments.items()}
+        tensors |= {"idle": self.idle, "window": self.window}
+        return tensors | {f"best.{name}": value for name, value in self.best.items()}
 
     def restore(self, folder: Path, config: TrainConfig, features: str) -> bool:
-        """Load what `save` wrote; return False if there is no checkpoint.
+        """Load what `save` wrote, this rank's latents alone; return False if there is no checkpoint.
 
         Raises ExciseError if it is damaged, or belongs to another config or to other vectors.
         """
@@ -70,17 +107,44 @@ class State:
         again = f"delete {folder.parent} to start again"
         try:
             state = files.read_json(folder / _STATE)
-            data = files.read_tensors(folder / _TENSORS)
-            if state["schema"] != _SCHEMA or state["sha256"] != files.sha256(data):
-                raise ValueError("its parts do not belong together")
-            tensors = safetensors.torch.load(data)
+            if state["schema"] == _OLD:
+                state["parts"] = [
+                    {"file": "state.safetensors", "rows": [0, self.sae.config.m], "sha256": state["sha256"]}
+                ]
+            elif state["schema"] != _SCHEMA:
+                raise ValueError("its format is unknown")
             self._agree(state, config, features, again)
-            self._take(tensors)
+            self._take(self._read(folder, state["parts"]))
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
             self.best_loss, self.stale = float(state["best_loss"] or math.inf), int(state["stale"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ExciseError(f"the checkpoint in {folder} is damaged ({error}); {again}") from error
         return True
+
+    def _read(self, folder: Path, parts: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return this rank's tensors from the files of any number of ranks."""
+        own = self.sae.mesh.rows(self.sae.config.m)
+        number = {str(n): name for n, (name, _) in enumerate(self.sae.named_parameters())}
+        found: dict[str, list[Tensor]] = {}
+        end = 0
+        for part in parts:
+            path, (first, last) = folder / Path(part["file"]).name, part["rows"]
+            if first != end or files.sha256(path) != part["sha256"]:
+                raise ValueError("its parts do not belong together")
+            end = last
+            rows = slice(max(own.start, first) - first, min(own.stop, last) - first)
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    kind, _, rest = name.partition(".")
+                    column, _, moment = rest.partition(".")
+                    owner = number.get(column) if kind == "adam" and moment != "step" else rest
+                    if name != "idle" and owner not in DIVIDED:
+                        found.setdefault(name, [file.get_tensor(name)])
+                    elif rows.start < rows.stop:
+                        found.setdefault(name, []).append(file.get_slice(name)[rows.start : rows.stop])
+        if end != self.sae.config.m:
+            raise ValueError("some of its parts are missing")
+        return {name: torch.cat(pieces) if len(pieces) > 1 else pieces[0] for name, pieces in found.items()}
 
     @staticmethod
     def _agree(state: dict[str, object], config: TrainConfig, features: str, again: str) -> None:

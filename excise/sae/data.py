@@ -128,18 +128,21 @@ class Source:
         """Yield the labels [n, C] of every shard of samples; nothing for bare vectors."""
         yield from (shard.labels for shard in self._shards() if isinstance(shard, Samples))
 
-    def batches(self, size: int, *, start: int = 0, device: torch.device | str = "cpu") -> Iterator[Shard]:
+    def batches(
+        self, size: int, *, start: int = 0, device: torch.device | str = "cpu", part: slice = slice(None)
+    ) -> Iterator[Shard]:
         """Yield batches of `size` vectors or samples, float32, endlessly, starting with batch number `start`.
 
+        Of each batch only `part` is yielded, where ranks divide it.
         They are on a GPU `device` if half of its free memory holds a shuffle buffer, else wherever the features are.
         Each epoch shuffles together as many shards as hold `BUFFER` vectors: memory does not grow with the number of
         shards. An incomplete last batch is left out of its epoch; another shuffle leaves out other vectors.
         `size` must not exceed the number of vectors or samples.
         """
-        epochs = (self._epoch(epoch, size, torch.device(device)) for epoch in itertools.count())
+        epochs = (self._epoch(epoch, size, torch.device(device), part) for epoch in itertools.count())
         return itertools.islice(itertools.chain.from_iterable(epochs), start, None)
 
-    def _epoch(self, epoch: int, size: int, device: torch.device) -> Iterator[Shard]:
+    def _epoch(self, epoch: int, size: int, device: torch.device, part: slice) -> Iterator[Shard]:
         rest: Shard | None = None
         for number, buffer in enumerate(self._buffers()):
             shard = _resident(buffer, device)
@@ -153,10 +156,10 @@ class Source:
                 rest = _joined([rest, shard[order[:at]].float()])
                 if len(rest) < size:
                     continue
-                yield rest
+                yield rest[part]
             full = at + (len(shard) - at) // size * size
             for begin in range(at, full, size):
-                yield shard[order[begin : begin + size]].float()
+                yield shard[order[begin : begin + size][part]].float()
             rest = shard[order[full:]].float()
 
     def _buffers(self) -> Iterator[Shard]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from excise.errors import WrongModel
 from excise.files import write_folder
@@ -17,7 +16,12 @@ from excise.hub import fetch, push
 from excise.notebook import line, quoted
 from excise.sae import storage
 from excise.sae.config import SAEConfig
+from excise.sae.parallel import ALONE, Mesh
+from excise.sae.sparse import drawn, rough, selected, shortlisted, weighted_rows
 from excise.sae.storage import StrPath
+
+DIVIDED = ("W_enc", "W_dec", "b_enc")
+"""Parameters with a row for each latent, which ranks divide among themselves; all of them have `b_pre`."""
 
 
 class Codes(NamedTuple):
@@ -37,65 +41,6 @@ class Output(NamedTuple):
     codes: Codes
 
 
-class _Select(torch.autograd.Function):
-    """Pre-activations computed before, at k indices per row, with the gradient of <x_n, W_i> + b_i at these alone.
-
-    Plain autograd scatters the k gradients into a dense [N, m] and multiplies it by x: at m = 3072, k = 32 nearly all
-    of it is zeros. One `embedding_bag` gives both products instead. Its output, sum_j g_nj W[i_nj], is x's gradient.
-    Its own gradient with respect to W for the cotangent x, sum_nj g_nj x_n at row i_nj, is W's.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, values: Tensor, indices: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, indices)
-        return values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        x, weight, indices = ctx.saved_tensors
-        grad = grad.contiguous()
-        with torch.enable_grad():
-            rows = weight.detach().requires_grad_()
-            grad_x = F.embedding_bag(indices, rows, per_sample_weights=grad, mode="sum")
-            (grad_weight,) = torch.autograd.grad(grad_x, rows, x)
-        grad_bias = grad.new_zeros(len(weight)).index_add_(0, indices.flatten(), grad.flatten())
-        return grad_x.detach(), grad_weight, grad_bias, None, None
-
-
-def selected(x: Tensor, weight: Tensor, bias: Tensor, values: Tensor, indices: Tensor) -> Tensor:
-    """Return `values` [N, k], which are <x_n, W_i> + b_i at `indices` [N, k], with their gradients by x, W and b."""
-    made: Tensor = _Select.apply(x, weight, bias, values, indices)  # type: ignore[no-untyped-call]
-    return made
-
-
-def weighted_rows(weight: Tensor, values: Tensor, indices: Tensor) -> Tensor:
-    """Return sum_j values_nj W[indices_nj]: [N, k] and [N, k] -> [N, d]."""
-    return F.embedding_bag(indices, weight, per_sample_weights=values, mode="sum")
-
-
-@torch.no_grad()
-def _shortlisted(x: Tensor, weight: Tensor, bias: Tensor, k: int, spare: int) -> tuple[Tensor, Tensor]:
-    """Return values and indices `[N, k]` of the k largest <x_n, W_i> + b_i among k + `spare` candidates.
-
-    The candidates are the largest in bfloat16; their values are computed in float32. A latent that the bfloat16 product
-    ranks behind the candidates is missed; a larger `spare` makes this rarer.
-    """
-    candidates = _rough(x, weight, bias).topk(min(k + spare, len(weight)), dim=-1, sorted=False).indices
-    # The gradient of sum_j s_nj W[i_nj] by its weights s, for the cotangent x, is <x_n, W[i_nj]>.
-    with torch.enable_grad():
-        shares = x.new_zeros(candidates.shape).requires_grad_()
-        summed = F.embedding_bag(candidates, weight.detach(), per_sample_weights=shares, mode="sum")
-        (exact,) = torch.autograd.grad(summed, shares, x)
-    values, places = (exact + bias[candidates]).topk(k, dim=-1)
-    return values, candidates.gather(1, places)
-
-
-def _rough(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return <x_n, W_i> + b_i, `[N, m]` bfloat16."""
-    return F.linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
-
-
 class TopKSAE(nn.Module):
     """TopK sparse autoencoder: `decode(encode(x))` approximates x from k of m latents.
 
@@ -108,17 +53,22 @@ class TopKSAE(nn.Module):
     rough: bool = False
     """Whether pre-activations come from a product in bfloat16 (`TrainConfig.precision`); gradients are float32."""
 
-    def __init__(self, config: SAEConfig, *, seed: int = 0) -> None:
-        """Initialise with random unit directions, the same for encoder and decoder, and zero biases."""
+    def __init__(self, config: SAEConfig, *, seed: int = 0, mesh: Mesh = ALONE) -> None:
+        """Initialise with random unit directions, the same for encoder and decoder, and zero biases.
+
+        In a mesh this rank has its own rows of the same SAE: `encode` returns its latents' codes, numbered from 0, and
+        `decode` the whole reconstruction, for which all ranks call them together.
+        """
         super().__init__()
         self.config = config
+        self.mesh = mesh
         self.card: dict[str, Any] = {}
         """Metadata, as json: corpus, Site, training, metrics. Empty unless the SAE was loaded or trained."""
-        generator = torch.Generator().manual_seed(seed)
-        directions = F.normalize(torch.randn(config.m, config.d, generator=generator), dim=1)
+        rows = mesh.rows(config.m)
+        directions = F.normalize(drawn(config.m, config.d, seed, rows), dim=1)
         self.W_enc = nn.Parameter(directions.clone())
         self.W_dec = nn.Parameter(directions)
-        self.b_enc = nn.Parameter(torch.zeros(config.m))
+        self.b_enc = nn.Parameter(torch.zeros(rows.stop - rows.start))
         self.b_pre = nn.Parameter(torch.zeros(config.d))
 
     def __repr__(self) -> str:
@@ -238,35 +188,40 @@ class TopKSAE(nn.Module):
         """Return ReLU of the k largest pre-activations: [..., d] -> Codes of [..., k]. Raises WrongModel too."""
         centred = self._centred(x)
         flat = centred.reshape(-1, self.config.d)
+        k = min(self.config.k, len(self.W_enc))
         with torch.no_grad():
             if self.shortlist:
-                values, indices = _shortlisted(flat, self.W_enc, self.b_enc, self.config.k, self.shortlist)
+                values, indices = shortlisted(flat, self.W_enc, self.b_enc, k, self.shortlist)
             else:
-                values, indices = self._product(flat).topk(self.config.k, dim=-1)
+                values, indices = self._product(flat).topk(k, dim=-1)
                 values = values.to(flat)
+            kept = self.mesh.kept(values, self.config.k) if self.mesh.latents > 1 else None
         values = selected(flat, self.W_enc, self.b_enc, values, indices)
-        shape = (*centred.shape[:-1], self.config.k)
-        return Codes(values.relu().view(shape), indices.view(shape))
+        shape = (*centred.shape[:-1], k)
+        codes = Codes(values.relu().view(shape), indices.view(shape))
+        return codes if kept is None else Codes(codes.values * kept.view(shape), codes.indices)
 
-    def encode_batch(self, x: Tensor) -> Codes:
+    def encode_batch(self, x: Tensor, vectors: int | None = None) -> Codes:
         """Return BatchTopK's codes: ReLU of the k N largest pre-activations of all N vectors [N, d] together.
 
         After Bussmann et al. 2024. The result has as many columns as the vector with the most codes needs; values that
-        were not kept are zero. Raises as `preactivations`.
+        were not kept are zero. N is `vectors` if ranks divide them, who then keep the largest of all. Raises as
+        `preactivations`.
         """
         centred = self._centred(x)
         with torch.no_grad():
             preacts = self._product(centred).to(centred)
-            width = min(2 * self.config.k, self.config.m)
+            m = len(self.W_enc)
+            width = min(2 * self.config.k, m)
             while True:
                 values, indices = preacts.topk(width, dim=-1)
-                least = values.flatten().topk(self.config.k * len(x), sorted=False).values.min()
+                least = self.mesh.least(values.flatten(), self.config.k * (len(x) if vectors is None else vectors))
                 # A vector whose last candidate is kept may have more to keep.
-                if width == self.config.m or not bool((values[:, -1] >= least).any()):
+                if not self.mesh.any(width < m and bool((values[:, -1] >= least).any())):
                     break
-                width = min(2 * width, self.config.m)
+                width = min(2 * width, m)
             kept = values >= least
-            columns = int(kept.sum(1).max())
+            columns = max(1, int(kept.sum(1).max()))
             values, indices, kept = values[:, :columns], indices[:, :columns].contiguous(), kept[:, :columns]
         values = selected(centred, self.W_enc, self.b_enc, values, indices)
         return Codes(values.relu() * kept, indices)
@@ -274,7 +229,7 @@ class TopKSAE(nn.Module):
     def decode(self, codes: Codes) -> Tensor:
         """Return sum_j values_j W_dec[indices_j] + b_pre: Codes of [..., k] -> [..., d]."""
         values, indices = (part.reshape(-1, part.shape[-1]) for part in codes)
-        summed = weighted_rows(self.W_dec, values, indices)
+        summed = self.mesh.summed(weighted_rows(self.W_dec, values, indices))
         return (summed + self.b_pre).view(*codes.values.shape[:-1], self.config.d)
 
     def forward(self, x: Tensor) -> Output:
@@ -284,7 +239,7 @@ class TopKSAE(nn.Module):
 
     def _product(self, centred: Tensor) -> Tensor:
         """Return pre-activations in the training precision."""
-        return _rough(centred, self.W_enc, self.b_enc) if self.rough else F.linear(centred, self.W_enc, self.b_enc)
+        return rough(centred, self.W_enc, self.b_enc) if self.rough else F.linear(centred, self.W_enc, self.b_enc)
 
     def _centred(self, x: Tensor) -> Tensor:
         if x.ndim == 0 or x.shape[-1] != self.config.d:
@@ -292,4 +247,4 @@ class TopKSAE(nn.Module):
                 f"this SAE reads vectors of width {self.config.d}, but got a tensor of shape {tuple(x.shape)}; "
                 "was it trained for another Site or another model?"
             )
-        return x - self.b_pre
+        return x - self.mesh.spread(self.b_pre)

@@ -8,6 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,7 +26,8 @@ from excise.sae.config import SAEConfig, TrainConfig
 from excise.sae.data import Features, Samples, Shard, Source, Statistics, geometric_median
 from excise.sae.losses import idle_tokens, loss, step
 from excise.sae.metrics import evaluate
-from excise.sae.model import Codes, TopKSAE
+from excise.sae.model import DIVIDED, Codes, TopKSAE
+from excise.sae.parallel import ALONE, Mesh
 from excise.sae.supervised import Supervision, Terms, terms
 
 LOG = "log.jsonl"
@@ -33,6 +35,10 @@ _LOOK = 64
 """Validation samples per batch."""
 _LENGTH_OF = 1024
 """Vectors of the sample from which the encoder's length is computed."""
+_MEASURED = 4096
+"""Vectors measured at a time."""
+_PREACTIVATIONS = 1 << 26
+"""Pre-activations computed at a time (256 MiB) outside of training, where fewer vectors have so many."""
 S = TypeVar("S", Tensor, Samples, Shard)
 
 
@@ -72,6 +78,7 @@ def train(
     init: TopKSAE | None = None,
     measure: Callable[[TopKSAE], Mapping[str, Any]] | None = None,
     device: torch.device | str = "cpu",
+    mesh: Mesh = ALONE,
 ) -> TopKSAE:
     """Train an SAE and save it into the folder `out`.
 
@@ -92,91 +99,129 @@ def train(
         init: SAE to continue from, of the shape that the config gives.
         measure: Returns further metrics of the finished SAE.
         device: Where to train.
+        mesh: Ranks that train the SAE together: each one calls this with the same arguments. They need a disk that
+            all of them see. Rank 0 measures, calls `progress` and `measure`, and saves. Not with `supervision`.
 
     Returns:
-        The trained SAE.
+        The trained SAE; on a rank other than 0 as it was saved.
 
     Raises:
         ExciseError: if `out` is not empty, the features are unusable, a checkpoint there belongs to other settings,
-            labels are missing, training diverges, or the disk refuses.
+            labels are missing, training diverges, the disk refuses, or another rank failed.
     """
     out = Path(out)
-    check_untrained(out)
+    if supervision is not None and mesh.size > 1:
+        raise ExciseError("an SAE with labels is trained by one process; leave out the mesh")
+    mesh.together(lambda: check_untrained(out))
     work = out.with_name(out.name + ".training")
     source = Source(features, seed=config.seed)
-    statistics = source.statistics()
+    statistics = _statistics(source, mesh)
     shape = config.sae(len(statistics.mean))
     rows = max(1, min(config.batch, statistics.vectors) // statistics.each)
     batch = rows * statistics.each
+    if rows < mesh.data:
+        raise ExciseError(f"a batch of {rows} cannot be divided among {mesh.data} ranks; give fewer ranks")
     steps = math.ceil(config.tokens / batch)
     unit = math.sqrt(statistics.variance) if config.units == "variance" else 1.0
     window = min(config.dead_after, statistics.vectors)
 
     asked = b"" if supervision is None else _labels_digest(source, supervision, shape.m, validation)
     digest = _digest(statistics, supervision, init, asked)
-    state = _start(shape, config, statistics, unit, torch.device(device), init)
-    resumed = state.restore(work / "checkpoint", config, digest)
-    _open_log(work / LOG, state.step if resumed else 0)
+    state = _start(shape, config, statistics, unit, torch.device(device), init, mesh)
+    resumed = mesh.together(lambda: state.restore(work / "checkpoint", config, digest))
+    if len(set(mesh.texts(str(state.step)))) > 1:
+        raise ExciseError(f"not all ranks see {work}; train into a folder on a disk that all of them share")
+    mesh.together(lambda: None if mesh.rank else _open_log(work / LOG, state.step if resumed else 0))
     variance = statistics.variance / unit**2
+    stopped = False
 
     def checkpoint() -> None:
         state.save(work / "checkpoint", config, digest)
 
+    def report(line: Progress) -> None:
+        nonlocal stopped
+        if mesh.rank:
+            return
+        _log(work / LOG, line)
+        try:
+            if progress is not None:
+                progress(line)
+        except KeyboardInterrupt:  # for all ranks, after this step
+            stopped = True
+
     with interruptible() as interrupted:
         began = time.monotonic() - state.seconds
-        batches = source.batches(rows, start=state.step, device=device)
-        try:
-            while state.step < steps and not (supervision and state.stale >= supervision.patience):
-                if interrupted():
-                    raise KeyboardInterrupt
-                lr = learning_rate(config, state.step, steps)
-                _advance(state, _scaled(next(batches), unit, device), config, variance, window, lr, supervision)
-                if supervision and validation and state.step % supervision.check_every == 0:
-                    _look(state, _scaled(validation, unit, device), variance, supervision)
-                state.seconds = time.monotonic() - began
-                if state.step % config.log_every == 0 or state.step == steps:
-                    line = _line(state, config, steps, batch, window, lr)
-                    _log(work / LOG, line)
-                    if progress is not None:
-                        progress(line)
-                if state.step % config.checkpoint_every == 0 and state.step < steps:
-                    checkpoint()
-        except KeyboardInterrupt:
-            checkpoint()
-            raise
+        batches = source.batches(rows, start=state.step, device=device, part=mesh.dealt)
+        while state.step < steps and not (supervision and state.stale >= supervision.patience):
+            if mesh.any(stopped or interrupted()):
+                checkpoint()
+                raise KeyboardInterrupt
+            lr = learning_rate(config, state.step, steps)
+            _advance(state, _scaled(next(batches), unit, device), batch, config, variance, window, lr, supervision)
+            if supervision and validation and state.step % supervision.check_every == 0:
+                _look(state, _scaled(validation, unit, device), variance, supervision)
+            state.seconds = time.monotonic() - began
+            if state.step % config.log_every == 0 or state.step == steps:
+                mesh.together(partial(report, _line(state, config, steps, batch, window, lr)))
+            if state.step % config.checkpoint_every == 0 and state.step < steps:
+                checkpoint()
         # Measuring and saving may be interrupted or find the disk full: keep the finished training.
         checkpoint()
-        if interrupted():
+        if mesh.any(stopped or interrupted()):
             raise KeyboardInterrupt
 
     if state.best:
         state.sae.load_state_dict(state.best)
-    sae = _in_data_units(state.sae, unit)
-    threshold = config.dead_threshold * unit
-    described = dict(card or {})
-    described["tokens"] = state.step * batch
-    described["recipe"] = {**config.to_json(), "vectors": statistics.vectors}
-    if supervision is not None:
-        described["supervision"] = supervision.to_json()
-    described["metrics"] = {
-        "train": evaluate(sae, torch.split(statistics.sample, 4096), threshold=threshold)._asdict(),
-        "dead_share": float((state.idle >= window).double().mean()),
-        "dead_window": window,
-        "dead_threshold": threshold,
-    }
-    if held_out is not None:
-        described["metrics"]["held_out"] = evaluate(sae, torch.split(held_out, 4096), threshold=threshold)._asdict()
-    if measure is not None:
-        described["metrics"].update(measure(sae))
-    formats.save(sae, out, described, extra={LOG: files.read_file(work / LOG, files.TENSORS)})
-    shutil.rmtree(work, ignore_errors=True)
-    return sae
+    whole = _whole(state)
+
+    def finish() -> TopKSAE | None:
+        if whole is None:
+            return None
+        sae, idle = _in_data_units(whole[0], unit), whole[1]
+        threshold = config.dead_threshold * unit
+        described = dict(card or {})
+        described["tokens"] = state.step * batch
+        described["recipe"] = {**config.to_json(), "vectors": statistics.vectors}
+        if supervision is not None:
+            described["supervision"] = supervision.to_json()
+        parts = torch.split(statistics.sample, _fitting(_MEASURED, shape.m))
+        described["metrics"] = {
+            "train": evaluate(sae, parts, threshold=threshold)._asdict(),
+            "dead_share": float((idle >= window).double().mean()),
+            "dead_window": window,
+            "dead_threshold": threshold,
+        }
+        if held_out is not None:
+            parts = torch.split(held_out, _fitting(_MEASURED, shape.m))
+            described["metrics"]["held_out"] = evaluate(sae, parts, threshold=threshold)._asdict()
+        if measure is not None:
+            described["metrics"].update(measure(sae))
+        formats.save(sae, out, described, extra={LOG: files.read_file(work / LOG, files.TENSORS)})
+        shutil.rmtree(work, ignore_errors=True)
+        return sae
+
+    saved = mesh.together(finish)
+    return formats.load(out, device=device) if saved is None else saved
 
 
 def learning_rate(config: TrainConfig, done: int, steps: int) -> float:
     """Return the learning rate after `done` of `steps`: constant, then linearly falling in the last `decay` of them."""
     falling = config.decay * steps
     return config.lr * min(1.0, (steps - done) / falling) if falling else config.lr
+
+
+def _fitting(vectors: int, m: int) -> int:
+    """Return how many of these vectors to encode at a time."""
+    return max(1, min(vectors, _PREACTIVATIONS // m))
+
+
+def _statistics(source: Source, mesh: Mesh) -> Statistics:
+    """Return the vectors' statistics, read by rank 0 alone, so that they are the same bits on every rank."""
+    found = mesh.together(lambda: source.statistics() if mesh.rank == 0 else None)
+    numbers = None if found is None else torch.tensor([found.vectors, found.variance, found.each], dtype=torch.float64)
+    vectors, variance, each = mesh.sent(numbers).tolist()
+    mean, sample = (mesh.sent(tensor) for tensor in ((found.mean, found.sample) if found is not None else (None, None)))
+    return Statistics(int(vectors), mean, variance, sample, int(each))
 
 
 def _labels_digest(source: Source, supervision: Supervision, m: int, validation: Samples | None) -> bytes:
@@ -221,8 +266,9 @@ def _start(
     unit: float,
     device: torch.device,
     init: TopKSAE | None,
+    mesh: Mesh,
 ) -> State:
-    sae = TopKSAE(shape, seed=config.seed)
+    sae = TopKSAE(shape, seed=config.seed, mesh=mesh)
     sae.shortlist, sae.rough = config.shortlist, config.precision == "bfloat16"
     with torch.no_grad():
         if init is None:
@@ -231,15 +277,18 @@ def _start(
         else:
             if init.config != shape:
                 raise ExciseError(f"the SAE to continue from is {init.config}, the settings give {shape}")
-            sae.load_state_dict(init.state_dict())
+            rows = mesh.rows(shape.m)
+            sae.load_state_dict({n: t[rows] if n in DIVIDED else t for n, t in init.state_dict().items()})
             sae.b_pre.div_(unit)
             sae.b_enc.div_(unit)
     sae.to(device)
+    # Hosts may round differently, by their number of threads.
+    mesh.equalise(sae, DIVIDED)
     # Fused: on a CPU the per-tensor and foreach implementations take up to 25 times as long.
     optimiser = torch.optim.Adam(
         sae.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
     )
-    return State(sae, optimiser, torch.zeros(shape.m, dtype=torch.int64, device=device))
+    return State(sae, optimiser, torch.zeros(len(sae.W_enc), dtype=torch.int64, device=device))
 
 
 @torch.no_grad()
@@ -250,37 +299,46 @@ def encoder_length(sae: TopKSAE, vectors: Tensor) -> float:
     its reconstruction y are taken relative to `b_pre`. Encoder rows of length 1 overshoot, since the k latents' shares
     of x overlap. Gao et al. 2024 (appendix A.1) make y as long as x instead, which starts further off.
     """
-    x, y = vectors - sae.b_pre, sae(vectors).reconstruction - sae.b_pre
-    explained = float((x * y).sum())
-    return explained / float(y.square().sum()) if explained > 0 else 1.0
+    explained = squares = 0.0
+    for part in torch.split(vectors, _fitting(len(vectors), sae.config.m)):
+        x, y = part - sae.b_pre, sae(part).reconstruction - sae.b_pre
+        explained += float((x * y).sum())
+        squares += float(y.square().sum())
+    return explained / squares if explained > 0 else 1.0
 
 
 def _advance(
     state: State,
     batch: Shard,
+    vectors: int,
     config: TrainConfig,
     variance: float,
     window: int,
     lr: float,
     supervision: Supervision | None,
 ) -> None:
-    """Take one step on the batch, in training units."""
+    """Take one step on this rank's part of a batch of so many vectors, in training units."""
+    sae, mesh = state.sae, state.sae.mesh
     x = batch if isinstance(batch, Tensor) else batch.vectors
-    codes = state.sae.encode_batch(x) if config.activation == "batchtopk" else state.sae.encode(x)
-    reconstruction = state.sae.decode(codes)
+    share = len(x) / vectors
+    codes = sae.encode_batch(x, vectors) if config.activation == "batchtopk" else sae.encode(x)
+    reconstruction = sae.decode(codes)
     # Before the loss, as in OpenAI's code: a latent that fired in this batch is no longer dead.
-    state.idle = idle_tokens(state.idle, codes, config.dead_threshold)
-    parts = loss(state.sae, x, reconstruction, variance, state.idle >= window, config.alpha)
+    state.idle = idle_tokens(state.idle, codes, config.dead_threshold, vectors, mesh)
+    parts = loss(sae, x, reconstruction, variance, state.idle >= window, config.alpha, share)
     total, association = parts.total, torch.zeros((), device=x.device)
     if supervision is not None and isinstance(batch, Samples):
-        supervised = _terms(state.sae, batch, codes, supervision)
+        supervised = _terms(sae, batch, codes, supervision)
         total, association = total + supervised.total, supervised.association.detach()
     total.backward()  # type: ignore[no-untyped-call]
+    mesh.add_gradients(sae)
     for group in state.optimiser.param_groups:
         group["lr"] = lr
-    step(state.sae, state.optimiser)
-    l0 = (codes.values > 0).sum() / len(x)
-    state.window += torch.stack([parts.mse.detach(), parts.aux.detach(), l0, association]).double().cpu()
+    step(sae, state.optimiser)
+    l0 = (codes.values > 0).sum() / vectors
+    figures = torch.stack([parts.mse.detach(), parts.aux.detach(), l0, association]).double().cpu()
+    # Ranks with the same vectors have the same losses, but each one its own latents.
+    state.window += mesh.total(figures if mesh.column == 0 else figures * torch.tensor([0, 0, 1, 0]))
     state.step += 1
 
 
@@ -314,7 +372,7 @@ def _line(state: State, config: TrainConfig, steps: int, batch: int, window: int
             f"training diverged before step {state.step}; lower lr (it is {config.lr:g}), or train in units='variance'"
         )
     state.window = torch.zeros_like(state.window)
-    dead = float((state.idle >= window).double().mean())
+    dead = state.sae.mesh.count((state.idle >= window).sum()) / state.sae.config.m
     return Progress(state.step, steps, state.step * batch, mse, aux, l0, dead, lr, round(state.seconds, 3), association)
 
 
@@ -342,11 +400,30 @@ def _log(path: Path, line: Progress) -> None:
         raise ExciseError(f"cannot write {path}: {error.strerror or error}; free some space and go on") from error
 
 
+def _whole(state: State) -> tuple[TopKSAE, Tensor] | None:
+    """Return the SAE and each latent's idle vectors on rank 0, None on the others."""
+    sae, mesh = state.sae, state.sae.mesh
+    if mesh.latents == 1:
+        return (sae, state.idle) if mesh.rank == 0 else None
+    # What it was trained with would double the memory.
+    state.optimiser.state.clear()
+    sae.zero_grad(set_to_none=True)
+    if not mesh.writes:
+        return None
+    found = {n: mesh.gathered(t, sae.config.m) if n in DIVIDED else t for n, t in sae.state_dict().items()}
+    idle = mesh.gathered(state.idle, sae.config.m)
+    if mesh.rank or idle is None:
+        return None
+    whole = TopKSAE(sae.config)
+    whole.load_state_dict(found)
+    return whole.to(sae.b_pre.device), idle
+
+
 @torch.no_grad()
 def _in_data_units(sae: TopKSAE, unit: float) -> TopKSAE:
     """Return the same SAE for vectors not divided by `unit`: ReLU and TopK commute with a positive factor."""
     sae.b_pre.mul_(unit)
     sae.b_enc.mul_(unit)
-    sae.shortlist, sae.rough = 0, False
+    sae.shortlist, sae.rough, sae.mesh = 0, False, ALONE
     sae.zero_grad(set_to_none=True)
     return sae.eval()

@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from excise.app.training.diffusiondb import NSFW, above, from_hub
 from excise.app.training.figures import by_position
+from excise.app.training.ranks import divided
 from excise.concepts import read_prompts
-from excise.errors import ExciseError, MissingExtra, NotFound
+from excise.errors import ExciseError, NotFound
 from excise.outputs import check_untrained
 from excise.pipeline import Pipeline
 from excise.sae import Progress, TopKSAE, TrainConfig, train
 from excise.sae.data import Features
+from excise.sae.parallel import ALONE, Mesh
 from excise.sites import LanguageModel, Site, capture, capture_by_length, default_site, final_state_cosine, to_cover
 from excise.sites.activations.token_shards import capture_tokens_to
 
@@ -32,15 +35,9 @@ FIDELITY_PROMPTS = 256
 """Prompts of the corpus, evenly spread, on which the SAE's reconstruction is measured."""
 RECIPES = ("reference", "snce-sd14")
 SNCE_PROMPTS = 30_000
-NSFW = 0.5
-"""SNCE's corpus takes prompts of DiffusionDB whose `prompt_nsfw` is above this."""
 BUNDLED = TrainConfig(expansion=8, k=8, lr=2e-3, batch=2048, tokens=3_000_000, decay=0.2)
 """Training settings of the bundled SAE. There, the paper's k = 32 splits an object over three or four neurons, while 8
 does not: docs/decisions/0020-wide-sparse-sae.md."""
-HUB = {
-    "diffusiondb": ("poloclub/diffusiondb", "metadata.parquet"),
-    "i2p": ("AIML-TUDA/i2p", "i2p_benchmark.csv"),
-}
 
 
 def recipe_config(recipe: str | None) -> TrainConfig:
@@ -75,9 +72,9 @@ def recipe_prompts(
         }
     if recipe != "snce-sd14":
         raise NotFound(f"unknown recipe {recipe!r}; known are {', '.join(RECIPES)}")
-    held_out = list(dict.fromkeys(read_prompts(i2p or _from_hub("i2p"))))
+    held_out = list(dict.fromkeys(read_prompts(i2p or from_hub("i2p"))))
     known = set(held_out)
-    unsafe = [p for p in dict.fromkeys(_above(diffusiondb or _from_hub("diffusiondb"))) if p not in known]
+    unsafe = [p for p in dict.fromkeys(above(diffusiondb or from_hub("diffusiondb"))) if p not in known]
     start = [] if exclude_eval else held_out
     # Neighbouring rows of the metadata are one user's variations of a prompt.
     sample = random.Random(0).sample(unsafe, min(len(unsafe), max(0, SNCE_PROMPTS - len(start))))
@@ -87,38 +84,6 @@ def recipe_prompts(
         "corpus": corpus if exclude_eval else f"{corpus}, and all {len(held_out)} of I2P (a test set)",
         "excludes": ["i2p"] if exclude_eval else [],
     }
-
-
-def _above(path: Path) -> Iterator[str]:
-    """Yield prompts of DiffusionDB's metadata whose `prompt_nsfw` is above `NSFW`, without 2, which marks images."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise MissingExtra("reading DiffusionDB's metadata needs pyarrow: pip install 'excise[parquet]'") from error
-    wanted = ["prompt", "prompt_nsfw"]
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if missing := [w for w in wanted if w not in names]:
-                raise ExciseError(f"{path} has no column '{missing[0]}'; the columns found are {', '.join(names)}")
-            for batch in file.iter_batches(columns=wanted):
-                for prompt, unsafe in zip(*(batch.column(c).to_pylist() for c in wanted), strict=True):
-                    if prompt and prompt.strip() and unsafe is not None and NSFW < unsafe <= 1:
-                        yield prompt.strip()
-    except (OSError, ArrowException) as error:
-        raise ExciseError(f"cannot read {path}: {error}; is it DiffusionDB's metadata.parquet?") from error
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    repo, file = HUB[name]
-    try:
-        return Path(hf_hub_download(repo, file, repo_type="dataset"))
-    except Exception as error:
-        raise ExciseError(
-            f"cannot download {file} of {repo} from the hub; download it yourself and name it with --{name}"
-        ) from error
 
 
 def no_prompts() -> ExciseError:
@@ -134,10 +99,10 @@ def features(
     padding: float = 1.0,
     bos: bool = False,
 ) -> dict[Site, Tensor]:
-    """Return the prompts' states at `sites` of one text encoder, `[N, width]` float32.
+    """Return the states of words and EOS at `sites` of one text encoder, `[N, width]` float32.
 
-    They are the states of words and EOS, of padding for a share `padding` of the prompts, and with `bos` also the first
-    state if it is not a word's. For a language model they are the words' only.
+    For a share `padding` of the prompts also those of padding, and with `bos` the first state, if it is not a word's.
+    For a language model they are the words' only.
     """
     rows: dict[Site, list[Tensor]] = {site: [] for site in sites}
     by_length = (batch.features for batch in capture_by_length(pipe, sites, prompts, padding=padding))
@@ -160,24 +125,31 @@ def vectors(
     progress: Callable[[int], Any] | None = None,
     padding: float = 1.0,
     bos: bool = False,
+    mesh: Mesh = ALONE,
 ) -> Iterator[dict[Site, Features]]:
     """Read training features for SAEs at several Sites of one text encoder, in one pass over the prompts.
 
     Features up to `IN_MEMORY` bytes stay in memory. Larger ones, and always those of a language model, go to shards in
-    `folder`, so that an interrupted reading can be resumed. The folder is removed after the block has run.
+    `folder`, so that an interrupted reading can be resumed. The folder is removed after the block has run. Ranks get
+    what rank 0 has read, or divide the shards among themselves.
     """
     read = TYPICAL + padding * (POSITIONS - TYPICAL)
     fits = len(prompts) * read * sum(site.width for site in sites) * 4 <= IN_MEMORY
     language = isinstance(pipe, LanguageModel)
     if fits and not language:
-        yield dict(features(pipe, sites, prompts, progress, padding, bos))
+        own = mesh.together(lambda: {} if mesh.rank else features(pipe, sites, prompts, progress, padding, bos))
+        yield {site: mesh.sent(own.get(site)) for site in sites}
         return
+
     # A language model's features took hours: do not replace them if other texts are named this time.
-    shards = capture_tokens_to(
-        folder, pipe, sites, prompts, padding=padding, bos=bos, overwrite=not language, progress=progress
-    )
+    capture = partial(
+        capture_tokens_to, pipe=pipe, sites=sites, texts=prompts, padding=padding, bos=bos, overwrite=not language,
+        progress=progress,
+    )  # fmt: skip
+    shards = divided(folder, mesh, capture)
     yield {site: partial(shards.vectors_at, site) for site in sites}
-    shutil.rmtree(folder, ignore_errors=True)
+    if mesh.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def places_of(pipe: Pipeline, out: Path, site: Site | None = None) -> dict[Path, Site]:
@@ -208,6 +180,7 @@ def train_sae(
     device: str = "cpu",
     padding: float = 1.0,
     bos: bool = False,
+    mesh: Mesh = ALONE,
 ) -> TopKSAE:
     """Capture `prompts` at `site` and train an SAE into `out`. The same call resumes after an interruption.
 
@@ -225,18 +198,20 @@ def train_sae(
         bos: Whether to train on the first state too. A causal encoder gives the same one for every prompt, and erasers
             do not edit it. It holds more than a third of the variance, so it would dominate which neurons count as dead
             and how `lr` acts.
+        mesh: Ranks that train the SAE together, as in `excise.sae.train`.
 
     Raises:
         ExciseError: As `excise.sae.train` and `excise.sites.activations.capture`.
     """
     if not prompts:
         raise no_prompts()
-    check_untrained(out)
+    mesh.together(lambda: check_untrained(out))
     entries = card if padding == 1 else {**card, "padding": padding}
-    with vectors(pipe, [site], prompts, out.with_name(out.name + ".features"), captured, padding, bos) as read:
+    with vectors(pipe, [site], prompts, out.with_name(out.name + ".features"), captured, padding, bos, mesh) as read:
         return train_on(
-            pipe, site, prompts, read[site], config, out, card=entries, progress=progress, device=device, bos=bos
-        )
+            pipe, site, prompts, read[site], config, out, card=entries, progress=progress, device=device, bos=bos,
+            mesh=mesh,
+        )  # fmt: skip
 
 
 def train_on(
@@ -251,6 +226,7 @@ def train_on(
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
     bos: bool = False,
+    mesh: Mesh = ALONE,
 ) -> TopKSAE:
     """Train an SAE into `out` on the features that `vectors` read from `prompts` at `site`.
 
@@ -270,7 +246,7 @@ def train_on(
         return {"positions": positions, "final_state_cosine": final_state_cosine(pipe, site, stands_in, few)}
 
     entries = {**card, "site": asdict(site), "prompts": len(prompts), "bos": bos}
-    return train(features, config, out, card=entries, progress=progress, measure=fidelity, device=device)
+    return train(features, config, out, card=entries, progress=progress, measure=fidelity, device=device, mesh=mesh)
 
 
 @contextmanager

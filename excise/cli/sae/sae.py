@@ -90,6 +90,13 @@ def train(
         bool, typer.Option("--raw", help="Train on the states as they are, not scaled to unit variance.")
     ] = False,
     seed: TrainingSeed = 0,
+    parallel: Annotated[
+        str | None,
+        typer.Option(
+            "--parallel",
+            help="How the processes that torchrun started divide one training: data=2,latents=4 is for eight of them.",
+        ),
+    ] = None,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
     json: Json = False,
@@ -106,9 +113,11 @@ def train(
     from excise import sae as library
     from excise.app.erase.finding import chosen
     from excise.app.models.resolve import load_pipeline, parse_site
+    from excise.app.training import ranks
     from excise.app.training.text import places_of, recipe_config, recipe_prompts, shown, train_sae
     from excise.concepts import read_prompts
     from excise.errors import ExciseError
+    from excise.launched import local_device
     from excise.sites import PRESETS
 
     check_untrained(out, option="--out", parts=True)
@@ -129,18 +138,26 @@ def train(
         assert prompts is not None
         texts = list(read_prompts(prompts, column))
         card["corpus"] = f"{prompts.name}: {len(texts)} prompts"
+    mesh = ranks.join(parallel)
+    device = local_device(device)
     pipe = load_pipeline(model, device, weights)
     bundled = PRESETS["reference"][0] if model is None else None
-    note_cuts(pipe, texts)
     places = places_of(pipe, out, bundled if site is None else parse_site(pipe, site))
+    if mesh.rank:  # rank 0 reports for all
+        for folder, place in places.items():
+            train_sae(pipe, place, texts, config, folder, card=card, device=device, padding=padding, bos=bos, mesh=mesh)
+        mesh.leave()
+        return
+    note_cuts(pipe, texts)
     for folder, place in places.items():
         note(f"training at {place.key}")
         with shown(progress, len(texts), config.tokens) as (captured, line):
             train_sae(
                 pipe, place, texts, config, folder, card=card, captured=captured, progress=line, device=device,
-                padding=padding, bos=bos,
+                padding=padding, bos=bos, mesh=mesh,
             )  # fmt: skip
         note(f"saved in {folder}")
+    mesh.leave()
     show({folder: library.card(folder) for folder in places}, json)
 
 

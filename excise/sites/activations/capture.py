@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from excise.errors import ExciseError
 from excise.pipeline import Pipeline
+from excise.sites.activations.tokenising import tokenise
 from excise.sites.encoding import Enough, encode_prompt
 from excise.sites.language import LanguageModel, held
 from excise.sites.site import Site, encoder_of, resolve, tokenizer_of
@@ -55,24 +56,6 @@ class Features:
         kept = torch.ones_like(self.scored, device="cpu") if self.kept is None else self.kept.clone()
         kept[:, 0] &= self.scored[:, 0].cpu()
         return replace(self, kept=kept)
-
-
-def tokenise(pipe: Pipeline, component: str, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return token ids, attention mask and scored mask, each `[B, T]`, padded and truncated as the pipeline does."""
-    tokenizer, encoder = tokenizer_of(pipe, component), encoder_of(pipe, component)
-    positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
-    length = min(int(tokenizer.model_max_length), int(positions or tokenizer.model_max_length))
-    if length > 100_000:
-        raise ExciseError(f"{component}'s tokenizer has no maximal length; set tokenizer.model_max_length")
-    # For textual inversion, which turns one placeholder into several tokens.
-    convert = getattr(pipe, "maybe_convert_prompt", None)
-    texts = convert(prompts, tokenizer) if convert is not None else prompts
-    batch = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    ids, attention = batch["input_ids"], batch["attention_mask"]
-    scored = attention.bool()
-    if tokenizer.bos_token_id is not None:
-        scored = scored & (ids != tokenizer.bos_token_id)
-    return ids, attention, scored
 
 
 def capture(pipe: Pipeline, sites: Iterable[Site], prompts: Iterable[str], batch_size: int = 64) -> Iterator[Features]:

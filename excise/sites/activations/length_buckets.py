@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from excise.errors import ExciseError
 from excise.pipeline import Pipeline
-from excise.sites.activations.capture import Features, capture, is_clip, listening, located, run_clip, tokenise
+from excise.sites.activations.capture import Features, capture, is_clip, listening, located, run_clip
 from excise.sites.activations.packing import Rows, can_pack, packed, run_packed, unpacked
+from excise.sites.activations.tokenising import tokenise
 from excise.sites.encoding import Enough
 from excise.sites.language import LanguageModel
 from excise.sites.site import Site, encoder_of
@@ -105,8 +106,9 @@ def _causal(
     def batch(kinds: Tensor, states: dict[Site, Tensor], kept: bool) -> Batch:
         """Expand these kinds' states `[K, T, d]` to all prompts of the kinds."""
         copies = counts[kinds]
-        numbers = torch.cat([alike[begin : begin + n] for begin, n in zip(begins[kinds], copies, strict=True)])
         rows = torch.arange(len(kinds)).repeat_interleave(copies)
+        # From a kind's first prompt on, as many as it has.
+        numbers = alike[torch.arange(len(rows)) + (begins[kinds] - copies.cumsum(0) + copies)[rows]]
         if len(rows) > len(kinds):
             states = {site: state[rows.to(state.device)] for site, state in states.items()}
         end = next(iter(states.values())).shape[1]
@@ -131,8 +133,8 @@ def _causal(
         return
     together: list[tuple[Tensor, Rows]] = []
     for kinds in torch.split(torch.cat(rest).sort().values, 2 * batch_size) if can_pack(encoder) else ():
-        firsts = alike[begins[kinds]].tolist()
-        together.append((kinds, packed([ids[row, : ends[row]].tolist() for row in firsts], ids.shape[1])))
+        firsts = alike[begins[kinds]]
+        together.append((kinds, packed(ids[firsts], ends[firsts], ids.shape[1])))
     # Packing pays if many prompts share prefixes, but long prompts seldom fill a row.
     if together and sum(rows.ids.numel() for _, rows in together) < sum(len(k) * int(lengths[k].max()) for k in rest):
         for kinds, rows in together:

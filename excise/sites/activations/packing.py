@@ -6,11 +6,9 @@ attention mask), so that its state is the same as in a row by itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +18,7 @@ _ABLE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class Rows(NamedTuple):
-    """R packed rows of S places."""
+    """R packed rows of S places, with P prompts of at most T tokens."""
 
     ids: Tensor
     """`[R, S]` token ids, 0 after a row's end."""
@@ -28,46 +26,53 @@ class Rows(NamedTuple):
     """`[R, S]`: each token's position in its prompt."""
     attended: Tensor
     """`[R, S, S]` bool: the places that each one attends to."""
-    places: list[tuple[int, list[int]]]
-    """Each prompt's row, and the places of its tokens there."""
+    at: Tensor
+    """`[P, T]`: row times S plus place of each prompt's tokens; its last one is repeated."""
 
 
-def packed(prompts: Sequence[Sequence[int]], room: int) -> Rows:
-    """Pack token ids of `prompts`, none longer than `room`, into rows of up to `room` places.
+def packed(ids: Tensor, lengths: Tensor, room: int) -> Rows:
+    """Pack prompts, none longer than `room`, into rows of up to `room` places.
 
     Neighbouring prompts share their common prefix, so pass them in lexicographic order.
+
+    Args:
+        ids: Token ids `[P, at least T]`.
+        lengths: Number of tokens `[P]` of each prompt, at least 1.
+        room: Places of a row.
     """
-    places: list[tuple[int, list[int]]] = []
-    rows: list[tuple[list[int], list[int], Any]] = []
-    before: Sequence[int] = ()
-    for prompt in prompts:
-        alike = _common_prefix(before, prompt)
-        if not rows or len(rows[-1][0]) + len(prompt) - alike > room:
-            rows.append(([], [], np.zeros((room, room), dtype=bool)))
-            alike = 0
-        ids, positions, attended = rows[-1]
-        old = places[-1][1][:alike] if alike else []
-        new = list(range(len(ids), len(ids) + len(prompt) - alike))
-        ids += prompt[alike:]
-        positions += range(alike, len(prompt))
-        if new:
-            attended[np.ix_(new, old)] = True
-            attended[new[0] : new[-1] + 1, new[0] : new[-1] + 1] = np.tri(len(new), dtype=bool)
-        places.append((len(rows) - 1, old + new))
-        before = prompt
-    longest = max(len(ids) for ids, _, _ in rows)
-    for ids, _, attended in rows:
-        rest = range(len(ids), longest)
-        attended[rest, rest] = True  # the softmax over no place is undefined
-    whole = [[torch.tensor([*row[n], *[0] * (longest - len(row[n]))]) for row in rows] for n in range(2)]
-    masks = torch.from_numpy(np.stack([attended[:longest, :longest] for _, _, attended in rows]))
-    return Rows(torch.stack(whole[0]), torch.stack(whole[1]), masks, places)
+    steps, numbers = torch.arange(int(lengths.max())), torch.arange(len(ids))[:, None]
+    ids = ids[:, : len(steps)]
+    real = steps < lengths[:, None]
+    equal = (ids[1:] == ids[:-1]) & real[1:] & real[:-1]
+    prefixes = [0, *equal.long().cumprod(1).sum(1).tolist()]
+    row, used, placed = -1, room, []
+    for length, shared in zip(lengths.tolist(), prefixes, strict=True):
+        if row < 0 or used + length - shared > room:
+            row, used, shared = row + 1, 0, 0
+        placed.append((row, used, shared))
+        used += length - shared
+    rows, begins, shares = torch.tensor(placed).T
+    own = steps >= shares[:, None]
+    # The last prompt, up to this one, whose token at this position was not yet in the row.
+    owner = torch.where(own, numbers, -1).cummax(0).values
+    place = torch.where(real, begins[owner] + steps - shares[owner], -1)
+    own &= real
+    count, width = row + 1, int(place.max()) + 1
+    flat = rows[:, None] * width + place
 
+    def spread(values: Tensor) -> Tensor:
+        made = torch.zeros(count * width, dtype=values.dtype)
+        made[flat[own]] = values.expand_as(own)[own]
+        return made.view(count, width)
 
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return the length of the common prefix."""
-    shorter = min(len(one), len(other))
-    return next((n for n in range(shorter) if one[n] != other[n]), shorter)
+    positions, filled = spread(steps), spread(torch.ones(1, 1, dtype=torch.bool))
+    # A token attends to a place if that is where its own prompt has a token, at a position up to its own.
+    there = place[spread(numbers)].gather(2, positions[:, None].expand(-1, width, -1))
+    attended = (there == torch.arange(width)) & (positions[:, None] <= positions[:, :, None])
+    # Places after a row's end attend to themselves, since the softmax over no place is undefined.
+    attended = torch.where(filled[:, :, None], attended, torch.eye(width, dtype=torch.bool))
+    last = flat.gather(1, lengths[:, None] - 1)
+    return Rows(spread(ids), positions, attended, torch.where(real, flat, last))
 
 
 @torch.no_grad()
@@ -85,12 +90,7 @@ def run_packed(encoder: nn.Module, rows: Rows) -> Any:
 
 def unpacked(states: Tensor, rows: Rows) -> Tensor:
     """Return the states `[R, S, d]` of packed rows by prompt, `[P, T, d]`. Each prompt's last state fills its row."""
-    longest = max(len(places) for _, places in rows.places)
-    width = rows.ids.shape[1]
-    at = torch.tensor(
-        [[row * width + n for n in (*places, *[places[-1]] * (longest - len(places)))] for row, places in rows.places]
-    )
-    return states.flatten(0, 1)[at.to(states.device)]
+    return states.flatten(0, 1)[rows.at.to(states.device, non_blocking=True)]
 
 
 @torch.no_grad()
@@ -108,7 +108,7 @@ def _tried(encoder: nn.Module) -> bool:
     first = 10
     prompts = [[first, first + 1, first + 2], [first, first + 1, first + 3, first + 4]]
     device = next(encoder.parameters()).device
-    rows = packed(prompts, 8)
+    rows = packed(torch.tensor([[*prompts[0], 0], prompts[1]]), torch.tensor([3, 4]), 8)
     try:
         together = unpacked(run_packed(encoder, rows).last_hidden_state, rows).float()
         alone = [encoder(torch.tensor([prompt], device=device)).last_hidden_state[0].float() for prompt in prompts]

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def capture_tokens_to(
     batch_size: int = 32,
     dtype: torch.dtype = torch.float16,
     progress: Callable[[int], Any] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> TokenShards:
     """Write the states of `texts` at all `sites` of one text encoder, in one pass.
 
@@ -72,6 +74,7 @@ def capture_tokens_to(
         batch_size: Texts per batch.
         dtype: Dtype of the saved vectors.
         progress: Called with the number of texts read since the last call.
+        share: (i, n): write only every n-th shard, from number i. `joined` puts the shards of n folders together.
 
     Raises:
         ExciseError: if the folder holds other features or cannot be written, or the texts have no words.
@@ -91,14 +94,17 @@ def capture_tokens_to(
     }
     if not isinstance(pipe, LanguageModel):  # it keeps words only
         about["bos"] = bos
+    first, of = share
+    if of > 1:
+        about["share"] = list(share)
     done = _begun(folder, about, overwrite)
     write_atomic(folder / "manifest.json", json.dumps(done, indent=1) + "\n")
     if progress is not None and done["read"]:
         progress(done["read"])
-    while done["read"] < len(texts):
-        part = texts[done["read"] : done["read"] + TEXTS]
+    while (number := first + of * len(done["shards"])) * TEXTS < len(texts):
+        part = texts[number * TEXTS : (number + 1) * TEXTS]
         rows: dict[Site, list[Tensor]] = {site: [] for site in sites}
-        for _, batch in capture_by_length(pipe, sites, part, batch_size, padding=padding, seed=len(done["shards"])):
+        for _, batch in capture_by_length(pipe, sites, part, batch_size, padding=padding, seed=number):
             for site in sites:
                 rows[site].append((batch if bos else batch.without_bos()).vectors(site))
             if progress is not None:
@@ -109,9 +115,28 @@ def capture_tokens_to(
         done["read"] += len(part)
         done["vectors"] += len(vectors[sites[0].key])
         write_atomic(folder / "manifest.json", json.dumps(done, indent=1) + "\n")
-    if not done["vectors"]:
+    if not done["vectors"] and of == 1:
         raise ExciseError("there is no word in the texts; check the file")
     return TokenShards(folder, done["read"], done["vectors"], tuple((name, digest) for name, digest in done["shards"]))
+
+
+def joined(folder: Path, parts: Sequence[str]) -> TokenShards:
+    """Return the states that n calls with `share=(i, n)` wrote into these folders of `folder`, as if it were one call.
+
+    Raises ExciseError if there is no word in the texts, or a folder cannot be read.
+    """
+    try:
+        done = [read_json(folder / part / "manifest.json") for part in parts]
+        names = [
+            [(f"{part}/{name}", digest) for name, digest in one["shards"]]
+            for part, one in zip(parts, done, strict=True)
+        ]
+        texts, vectors = (sum(one[count] for one in done) for count in ("read", "vectors"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExciseError(f"cannot read the states in {folder} ({error}); delete it to read again") from error
+    if not vectors:
+        raise ExciseError("there is no word in the texts; check the file")
+    return TokenShards(folder, texts, vectors, tuple(one for row in zip_longest(*names) for one in row if one))
 
 
 def _digest(texts: Sequence[str]) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.sae.ranks import torchrun
+
 SMALL = ("--tokens", 2000, "--expansion", 2, "--k", 4, "--batch", 256)
 
 
@@ -55,6 +57,34 @@ def test_options_that_would_be_ignored_or_misread_are_refused(call: Callable[...
     bundled = call("sae", "train", "--out", out, "--recipe", "snce-sd14", "--exclude-eval")
     assert bundled.exit_code == 2
     assert "needs --model" in bundled.stderr
+
+
+def test_processes_that_do_not_fit_are_refused(
+    call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "p.txt").write_text("a cat\n")
+    common = ("sae", "train", "--out", tmp_path / "sae", "--prompts", tmp_path / "p.txt")
+    wrong = call(*common, "--parallel", "rows=2")
+    assert wrong.exit_code == 2 and "write it as data=2,latents=4" in wrong.stderr
+    alone = call(*common, "--parallel", "data=2")
+    assert alone.exit_code == 2 and "torchrun --nproc-per-node 2" in alone.stderr
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "--parallel data=2" in call(*common).stderr
+
+
+@pytest.mark.slow
+def test_torchrun_trains_one_sae(model_folder: Path, tmp_path: Path, ask: Callable[..., Any]) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a gun\na cat on grass\na dog in the sky\n")
+    common = ("sae", "train", "--model", model_folder, "--site", "encoder.layers.1", "--prompts", prompts, *SMALL)
+    one = ask(*common, "--out", tmp_path / "one")["card"]
+    parallel = (*common, "--out", tmp_path / "two", "--parallel", "data=1,latents=2")
+    done = torchrun("-m", "excise", *parallel, number=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("saved in") == done.stdout.count("corpus") == 1, "rank 0 reports for both"
+    two = ask("sae", "info", tmp_path / "two")["card"]
+    assert two["metrics"]["train"]["fvu"] == pytest.approx(one["metrics"]["train"]["fvu"], rel=1e-3)
+    assert two["recipe"] == one["recipe"]
 
 
 def test_a_truncated_sae_is_refused(call: Callable[..., Any], sae_folder: Path) -> None:

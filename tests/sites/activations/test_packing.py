@@ -15,12 +15,23 @@ ROOM = 9
 PROMPTS = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=ROOM), min_size=1, max_size=20)
 
 
+def padded(prompts: list[list[int]], filler: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids `[P, T]` and lengths `[P]`."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[*prompt, *[filler] * (longest - len(prompt))] for prompt in prompts])
+    return ids, torch.tensor([len(prompt) for prompt in prompts])
+
+
 @settings(max_examples=100, deadline=None)
-@given(prompts=PROMPTS)
-def test_a_row_is_a_tree_of_its_prompts(prompts: list[list[int]]) -> None:
-    rows = packed(sorted(prompts), ROOM)
+@given(prompts=PROMPTS, filler=st.integers(0, 3))
+def test_a_row_is_a_tree_of_its_prompts(prompts: list[list[int]], filler: int) -> None:
+    rows = packed(*padded(sorted(prompts), filler), ROOM)
     beginnings: dict[int, set[tuple[int, ...]]] = {}
-    for prompt, (row, places) in zip(sorted(prompts), rows.places, strict=True):
+    width = rows.ids.shape[1]
+    for prompt, at in zip(sorted(prompts), rows.at.tolist(), strict=True):
+        assert set(at[len(prompt) :]) <= {at[len(prompt) - 1]}, "its last state fills its row"
+        (row,) = {place // width for place in at}
+        places = [place % width for place in at[: len(prompt)]]
         assert rows.ids[row, places].tolist() == prompt
         assert rows.positions[row, places].tolist() == list(range(len(prompt)))
         for n, place in enumerate(places):
@@ -28,6 +39,25 @@ def test_a_row_is_a_tree_of_its_prompts(prompts: list[list[int]]) -> None:
         beginnings.setdefault(row, set()).update(tuple(prompt[: n + 1]) for n in range(len(prompt)))
     assert rows.attended.any(2).all(), "every place attends to some place"
     assert max(map(len, beginnings.values())) == rows.ids.shape[1], "each beginning stands once in its row"
+    for row, own in beginnings.items():
+        rest = torch.arange(len(own), width)
+        assert not rows.ids[row, rest].any()
+        assert torch.equal(rows.attended[row, rest], torch.eye(width, dtype=torch.bool)[rest])
+
+
+@settings(max_examples=100, deadline=None)
+@given(prompts=PROMPTS)
+def test_a_row_is_filled_before_the_next_one_begins(prompts: list[list[int]]) -> None:
+    rows = packed(*padded(sorted(prompts)), ROOM)
+    row, filled, before = -1, ROOM + 1, list[int]()
+    for prompt, at in zip(sorted(prompts), rows.at.tolist(), strict=True):
+        shared = max(n for n in range(len(prompt) + 1) if prompt[:n] == before[:n])
+        new = len(prompt) - shared
+        if filled + new > ROOM:
+            row, filled, new = row + 1, 0, len(prompt)
+        filled, before = filled + new, prompt
+        assert {place // rows.ids.shape[1] for place in at} == {row}
+    assert len(rows.ids) == row + 1
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -40,7 +70,7 @@ def test_states_are_those_of_a_row_of_its_own(build_pipe: Any, attention: str) -
         torch.randint(5, (int(n),), generator=generator).tolist()
         for n in torch.randint(1, 12, (30,), generator=generator)
     )
-    rows = packed(prompts, 20)
+    rows = packed(*padded(prompts), 20)
     assert len(rows.ids) < 12
     together = unpacked(run_packed(encoder, rows).last_hidden_state, rows)
     with torch.no_grad():

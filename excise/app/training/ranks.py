@@ -1,0 +1,61 @@
+"""Ranks on the command line: how they divide a training and the reading of its prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from excise.errors import ExciseError, InvalidSetting, shown
+from excise.launched import processes
+from excise.sae.parallel import ALONE, Mesh
+from excise.sites.activations.token_shards import TokenShards, joined
+
+_AXES = ("data", "latents")
+
+
+def parse(text: str) -> tuple[int, int]:
+    """Return the numbers of ranks along data and latents from a text such as `data=2,latents=4`; 1 where one is absent.
+
+    Raises InvalidSetting for anything else.
+    """
+    sizes = dict.fromkeys(_AXES, 1)
+    given: list[str] = []
+    for part in text.split(","):
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        if (
+            name not in sizes
+            or name in given
+            or not (number.isascii() and number.isdigit() and 0 < int(number) < 2**31)
+        ):
+            raise InvalidSetting(
+                f"cannot split a training by {shown(text)}; write it as data=2,latents=4, or one of both"
+            )
+        given.append(name)
+        sizes[name] = int(number)
+    return sizes["data"], sizes["latents"]
+
+
+def join(parallel: str | None) -> Mesh:
+    """Return this process's mesh from the text of `--parallel`.
+
+    Raises:
+        ExciseError: The text is invalid, or other processes were started than it says.
+    """
+    if parallel is not None:
+        return Mesh.join(*parse(parallel))
+    if (number := processes()) > 1:
+        raise ExciseError(
+            f"this is one of {number} processes, which would all train the same; say how they divide the training: "
+            f"--parallel data={number}"
+        )
+    return ALONE
+
+
+def divided(folder: Path, mesh: Mesh, capture: Callable[..., TokenShards]) -> TokenShards:
+    """Return the shards that ranks wrote into `folder`, each its share, by `capture(folder, share=...)`."""
+    if mesh.size == 1:
+        return capture(folder)
+    parts = [f"part-{rank}-of-{mesh.size}" for rank in range(mesh.size)]
+    mesh.together(partial(capture, folder / parts[mesh.rank], share=(mesh.rank, mesh.size)))
+    return mesh.together(partial(joined, folder, parts))
