@@ -12,7 +12,7 @@ from excise.cli.bench import bench, reference, reproduce
 from excise.cli.command import INTERRUPTED, Commands, Root
 from excise.cli.deploy import export, serve
 from excise.cli.erase import audit, checking, concepts, demo, erase, find, generate, harden, methods, probe, push
-from excise.cli.neurons import explaining
+from excise.cli.neurons import scanning
 from excise.cli.pairs import pairs
 from excise.cli.sae import comparing
 from excise.cli.studio import app as studio
@@ -54,7 +54,7 @@ app.add_typer(methods.app, name="methods")
 app.add_typer(export.app, name="export")
 app.add_typer(pairs.app, name="pairs")
 app.add_typer(comparing.app, name="sae")
-app.add_typer(explaining.app, name="neurons")
+app.add_typer(scanning.app, name="neurons")
 app.add_typer(bench.app, name="bench")
 app.add_typer(reproduce.app, name="reproduce")
 app.add_typer(reference.app, name="reference")

@@ -6,8 +6,10 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 from excise.concepts.concept import Pair
 from excise.errors import ExciseError, MissingExtra
@@ -127,31 +129,62 @@ def read_rows(path: Path | str) -> Iterator[tuple[str, dict[str, object]]]:
             raise ExciseError(f"{path}, line {reader.line_num}: broken csv ({error}); correct that line") from error
         return
     for where, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            raise ExciseError(f"{path}, {where}: not JSON ({error}); each line must be one JSON object") from error
-        if not isinstance(row, dict):
-            raise ExciseError(f'{path}, {where}: not a JSON object; each line must look like {{"prompt": "a cat"}}')
-        yield where, row
+        if line.strip():
+            yield where, _object(line, path, where)
+
+
+def _object(line: str, path: Path, where: str) -> dict[str, object]:
+    """Return the object in a line of a jsonl file."""
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        raise ExciseError(f"{path}, {where}: not JSON ({error}); each line must be one JSON object") from error
+    if not isinstance(row, dict):
+        raise ExciseError(f'{path}, {where}: not a JSON object; each line must look like {{"prompt": "a cat"}}')
+    return row
 
 
 def _parquet(path: Path, column: str) -> Iterator[str]:
+    with parquet_file(path, column) as file:
+        for batch in file.iter_batches(columns=[column]):
+            for value in batch.column(0).to_pylist():
+                yield _text({column: value}, column, path, "a row")
+
+
+@contextmanager
+def parquet_file(path: Path, column: str | None = None) -> Iterator[Any]:
+    """Open a parquet file, as pyarrow's `ParquetFile`.
+
+    Raises ExciseError if it cannot be read or has no such column, and MissingExtra without pyarrow.
+    """
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise MissingExtra(f"reading {path.name} needs pyarrow; install it with: pip install pyarrow") from error
     try:
         with open_regular(path) as opened, parquet.ParquetFile(opened) as file:
-            if column not in file.schema_arrow.names:
+            if column is not None and column not in file.schema_arrow.names:
                 raise _no_column(path, "its schema", column, file.schema_arrow.names)
-            for batch in file.iter_batches(columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    yield _text({column: value}, column, path, "a row")
+            yield file
     except (OSError, ArrowException) as error:
         raise ExciseError(f"cannot read {path}: {error}; is it a parquet file?") from error
+
+
+def prompts_in_lines(path: Path, data: bytes, column: str, row: int) -> Iterator[tuple[int, str]]:
+    """Yield the prompts in some lines of a .txt or .jsonl file, each with its line's number in `data`, from 0.
+
+    `row` is the number of lines before them, for messages. Raises ExciseError as `read_prompts` does.
+    """
+    try:
+        text = data.decode("utf-8-sig" if row == 0 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ExciseError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8 text") from error
+    for number, line in enumerate(io.StringIO(text, newline="")):
+        where = f"line {row + number + 1}"
+        if line.strip():
+            prompt = line if path.suffix == ".txt" else _text(_object(line, path, where), column, path, where)
+            if prompt.strip():
+                yield number, prompt.strip()
 
 
 def _text(row: dict[str, object], column: str, path: Path, where: str) -> str:

@@ -32,6 +32,7 @@ FILES = {
     "pairs generate": ("gun", "--out", "taken.csv"),
     "pairs review": ("pairs.csv", "--out", "taken.csv"),
     "neurons export": ("--out", "taken.jsonl"),
+    "neurons scan": ("--neurons", "3", "--prompts", "prompts.txt", "--out", "taken.json"),
     "reproduce snce": ("--figure", "8", "--out", "taken.svg"),
     "bench convert-q16": ("prompts.p", "--out", "taken.safetensors"),
     "reference sample": ("--prompt", "a cat", "--out", "taken.png"),

@@ -112,7 +112,7 @@ def build(
         raise ExciseError(
             f"{sae_folder} holds SAEs of {', '.join(several)}; name one of them: {sae_folder}/{next(iter(several))}"
         )
-    place, settings, reader = _place(pipe, sae_folder, site), watching or Watching(), reader or Reader()
+    place, settings, reader = place_of(pipe, sae_folder, site), watching or Watching(), reader or Reader()
     sae = load(sae_folder, device=next(encoder_of(pipe, place.component).parameters()).device)
     wanted = _provenance(sae, place, prompts, corpus, settings, pipe)
     advance = progress or (lambda done: None)
@@ -136,7 +136,7 @@ def build(
     return Built(out, neurons, sae.config.m, len(prompts), True)
 
 
-def _place(pipe: Pipeline, sae_folder: Path, site: Site | None) -> Site:
+def place_of(pipe: Pipeline, sae_folder: Path, site: Site | None) -> Site:
     """Return the SAE's Site. Raises ExciseError if its card has another Site than the given one."""
     if site is None:
         return sae_site(pipe, sae_folder)
