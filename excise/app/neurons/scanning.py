@@ -132,7 +132,7 @@ def scan(
 
 
 def merged(stage: Scanning, parts: Sequence[Part]) -> Scan:
-    """Return the scan of all parts, one of which is in memory at a time. Raises ExciseError if one is damaged."""
+    """Return the scan of all parts. Only one is in memory at a time. Raises ExciseError if one is damaged."""
     found = Scan.empty(stage.neurons, stage.keep)
     for one in _saved(stage, parts):
         found = found.merged(one)
