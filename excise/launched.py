@@ -22,9 +22,16 @@ def processes() -> int:
 
 
 def local_device(device: str) -> str:
-    """Return this process's own GPU for `cuda`, by LOCAL_RANK, and any other device as it is."""
+    """Return this process's own GPU for `cuda`, by LOCAL_RANK, and any other device as it is.
+
+    The GPU becomes the current one, so that nothing of this process lies on the first.
+    """
     number = os.environ.get("LOCAL_RANK", "")
-    return f"cuda:{number}" if device == "cuda" and processes() > 1 and number.isdigit() else device
+    if device != "cuda" or processes() == 1 or not number.isdigit():
+        return device
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(number))
+    return f"cuda:{number}"
 
 
 def connect() -> None:

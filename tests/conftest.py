@@ -38,7 +38,7 @@ HEAVY = (
     "bench/canvas/test_canvas_suite.py", "erasers/test_service.py", "methods/sae/test_snce.py",
     "sae/test_supervised_training.py", "methods/trained/test_sa.py", "test_loading.py", "cli/test_bundled.py",
     "test_plugins.py", "bench/test_checker.py", "test_distributions.py", "app/serve/test_process.py",
-    "app/studio/test_page.py",
+    "app/studio/test_page.py", "sae/test_parallel_checkpoint.py", "sae/test_parallel.py",
 )  # fmt: skip
 """The files that take longest, which come first: a worker that begins one at the end keeps the others waiting."""
 

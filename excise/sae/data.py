@@ -129,20 +129,31 @@ class Source:
         yield from (shard.labels for shard in self._shards() if isinstance(shard, Samples))
 
     def batches(
-        self, size: int, *, start: int = 0, device: torch.device | str = "cpu", part: slice = slice(None)
+        self,
+        size: int,
+        *,
+        start: int = 0,
+        rows: int | None = None,
+        device: torch.device | str = "cpu",
+        part: slice = slice(None),
     ) -> Iterator[Shard]:
         """Yield batches of `size` vectors or samples, float32, endlessly, starting with batch number `start`.
 
-        Of each batch only `part` is yielded, where ranks divide it.
-        They are on a GPU `device` if half of its free memory holds a shuffle buffer, else wherever the features are.
-        Each epoch shuffles together as many shards as hold `BUFFER` vectors: memory does not grow with the number of
-        shards. An incomplete last batch is left out of its epoch; another shuffle leaves out other vectors.
-        `size` must not exceed the number of vectors or samples.
+        `rows`, the number of vectors or samples, spares reading the epochs before it. They are on a GPU `device` if
+        half of its free memory holds a shuffle buffer, else wherever the features are. Each epoch shuffles together as
+        many shards as hold `BUFFER` vectors: memory does not grow with the number of shards. An incomplete last batch
+        is left out of its epoch; another shuffle leaves out other vectors. `size` must not exceed the number of vectors
+        or samples. Of each batch only `part` is yielded, where ranks divide it.
         """
-        epochs = (self._epoch(epoch, size, torch.device(device), part) for epoch in itertools.count())
-        return itertools.islice(itertools.chain.from_iterable(epochs), start, None)
+        first, skipped = divmod(start, rows // size) if rows else (0, start)
+        for epoch in itertools.count(first):
+            for batch in self._epoch(epoch, size, torch.device(device)):
+                if skipped:
+                    skipped -= 1
+                else:
+                    yield batch.taken(part)
 
-    def _epoch(self, epoch: int, size: int, device: torch.device, part: slice) -> Iterator[Shard]:
+    def _epoch(self, epoch: int, size: int, device: torch.device) -> Iterator[_Batch]:
         rest: Shard | None = None
         for number, buffer in enumerate(self._buffers()):
             shard = _resident(buffer, device)
@@ -156,10 +167,10 @@ class Source:
                 rest = _joined([rest, shard[order[:at]].float()])
                 if len(rest) < size:
                     continue
-                yield rest[part]
+                yield _Batch(rest)
             full = at + (len(shard) - at) // size * size
             for begin in range(at, full, size):
-                yield shard[order[begin : begin + size][part]].float()
+                yield _Batch(shard, order[begin : begin + size])
             rest = shard[order[full:]].float()
 
     def _buffers(self) -> Iterator[Shard]:
@@ -195,6 +206,18 @@ class Source:
             width = vectors.shape[1]
             if len(shard):
                 yield shard.detach()
+
+
+class _Batch(NamedTuple):
+    """A batch before it is copied out of its shard, so that one can be skipped at no cost."""
+
+    shard: Shard
+    order: Tensor | None = None
+    """Its rows of the shard, None for all."""
+
+    def taken(self, part: slice) -> Shard:
+        """Return a part of it, float32."""
+        return self.shard[part] if self.order is None else self.shard[self.order[part]].float()
 
 
 def _resident(shard: Shard, device: torch.device) -> Shard:

@@ -151,7 +151,8 @@ def train(
 
     with interruptible() as interrupted:
         began = time.monotonic() - state.seconds
-        batches = source.batches(rows, start=state.step, device=device, part=mesh.dealt)
+        of = statistics.vectors // statistics.each
+        batches = source.batches(rows, start=state.step, rows=of, device=device, part=mesh.dealt)
         while state.step < steps and not (supervision and state.stale >= supervision.patience):
             if mesh.any(stopped or interrupted()):
                 checkpoint()

@@ -95,6 +95,36 @@ MUTANTS = [
         ("            sae.W_enc.mul_(encoder_length(sae, statistics.sample[:_LENGTH_OF] / unit))\n", ""),
     ),
     *of(
+        "excise/sae/data.py",
+        "tests/sae/test_sae_data.py",
+        ("divmod(start, rows // size)", "divmod(start, rows // size + 1)"),
+        ("self.shard[self.order[part]]", "self.shard[self.order][: len(self.order[part])]"),
+    ),
+    *of(
+        "excise/sae/checkpoint.py",
+        "tests/sae/test_parallel_checkpoint.py::test_another_number_of_ranks_takes_the_same_state"
+        " tests/sae/test_parallel_checkpoint.py::test_a_checkpoint_with_a_damaged_part_is_refused",
+        ("slice(max(own.start, first) - first,", "slice(own.start - first,"),
+        ("if first != end or files.sha256(path) != part[\"sha256\"]:", "if first != end:"),
+        ("        if end != self.sae.config.m:\n", "        if False:\n"),
+    ),
+    *of(
+        "excise/sites/activations/packing.py",
+        "tests/sites/activations/test_packing.py",
+        ("& (positions[:, None] <= positions[:, :, None])", ""),
+        ("equal = (ids[1:] == ids[:-1]) & real[1:] & real[:-1]", "equal = ids[1:] == ids[:-1]"),
+        ("used + length - shared > room", "used + length > room"),
+        ("torch.where(filled[:, :, None], attended, torch.eye(width, dtype=torch.bool))", "attended"),
+    ),
+    *of(
+        "excise/sites/activations/tokenising.py",
+        "tests/sites/activations/test_tokenising.py",
+        ("        if not any(f\"{token}_1\" in added for token in added):\n", "        if True:\n"),
+        ("if all(torch.equal(own[few], known) for own, known in zip(made, wanted, strict=True)):", "if True:"),
+        ("own.enable_truncation(max_length=length)", "own.no_truncation()"),
+        ("return length, len(tokenizer), tokenizer.pad_token_id", "return length, tokenizer.pad_token_id"),
+    ),
+    *of(
         "excise/sae/exchange/sae_lens.py",
         "tests/sae/test_importers.py",
         ("bias = bias + encoder @ centre", "bias = bias"),

@@ -203,18 +203,22 @@ def test_ranks_that_see_different_disks_are_refused(stopped: Path, tmp_path: Pat
     assert all("not all ranks see" in error[1] for _, error in found)
 
 
-@pytest.mark.parametrize("damage", ["missing", "short", "swapped"])
+@pytest.mark.parametrize("damage", ["missing", "short", "swapped", "unlisted", "changed"])
 def test_a_checkpoint_with_a_damaged_part_is_refused(stopped: Path, tmp_path: Path, damage: str) -> None:
     shutil.copytree(stopped.parent / "sae.training", tmp_path / "sae.training")
     folder = tmp_path / "sae.training" / "checkpoint"
     part = folder / "state-1-of-2.safetensors"
     if damage == "missing":
         part.unlink()
+    elif damage == "changed":
+        data = bytearray(part.read_bytes())
+        data[-1] ^= 1
+        part.write_bytes(data)
     elif damage == "short":
         part.write_bytes(part.read_bytes()[:-4])
     else:
         about = json.loads((folder / "state.json").read_text())
-        about["parts"].reverse()
+        about["parts"].reverse() if damage == "swapped" else about["parts"].pop()
         (folder / "state.json").write_text(json.dumps(about))
     with pytest.raises(ExciseError, match=r"damaged .*start again"):
         finished(ALONE, tmp_path / "sae")

@@ -118,3 +118,31 @@ def test_the_geometric_median_ignores_an_outlier_and_survives_sitting_on_a_point
     cross = torch.tensor([[0.0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]])
     torch.testing.assert_close(geometric_median(cross), torch.zeros(2, dtype=torch.float64))
     assert torch.equal(geometric_median(torch.ones(3, 2)), torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("buffer", [1, 17, 1000])
+@pytest.mark.parametrize("start", [0, 3, 4, 13, 4001])
+def test_starting_later_reads_no_epoch_before_it(start, buffer, monkeypatch):
+    monkeypatch.setattr(data, "BUFFER", buffer)
+    x, read = vectors(50), []
+
+    def shards():
+        read.append(0)
+        for shard in x.split([20, 1, 29]):
+            read[-1] += len(shard)
+            yield shard
+
+    source = Source(shards, seed=2)
+    later = list(itertools.islice(source.batches(12, start=start, rows=50), 3))
+    assert len(read) <= 2, "three batches lie in two epochs of four"
+    if start < 100:
+        known = list(itertools.islice(source.batches(12), start + 3))[start:]
+        assert all(torch.equal(a, b) for a, b in zip(known, later, strict=True))
+
+
+def test_the_parts_of_a_batch_are_the_batch(monkeypatch):
+    monkeypatch.setattr(data, "BUFFER", 20)
+    source = Source(sharded(vectors(50), [20, 30]), seed=2)
+    parts = [list(itertools.islice(source.batches(7, part=slice(n, None, 3)), 20)) for n in range(3)]
+    for number, whole in enumerate(itertools.islice(source.batches(7), 20)):
+        assert all(torch.equal(part[number], whole[n::3]) for n, part in enumerate(parts))

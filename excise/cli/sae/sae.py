@@ -138,8 +138,8 @@ def train(
         assert prompts is not None
         texts = list(read_prompts(prompts, column))
         card["corpus"] = f"{prompts.name}: {len(texts)} prompts"
-    mesh = ranks.join(parallel)
     device = local_device(device)
+    mesh = ranks.join(parallel)
     pipe = load_pipeline(model, device, weights)
     bundled = PRESETS["reference"][0] if model is None else None
     places = places_of(pipe, out, bundled if site is None else parse_site(pipe, site))

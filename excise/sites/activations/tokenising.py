@@ -1,7 +1,9 @@
 """Token ids of many prompts, to those that the pipeline makes, several times as fast.
 
 A pipeline's own way costs most of the reading of a small encoder's states: diffusers splits each prompt once more to
-look for textual inversions, and transformers converts every token's offsets and masks to Python objects.
+look for textual inversions, and transformers converts every token's offsets and masks to Python objects. CLIP's
+tokenizer never joins across a space, so the tokens of a prompt in ASCII are those of its words, one after another, and
+most words were seen before.
 """
 
 from __future__ import annotations
@@ -20,8 +22,50 @@ from excise.sites.site import encoder_of, tokenizer_of
 
 _FEWEST, _CHECKED = 64, 4
 """Prompts from which on the fast way pays, and how many of them are compared with the pipeline's way, every time."""
-_COPIES: WeakKeyDictionary[Any, tuple[tuple[Any, ...], Any]] = WeakKeyDictionary()
-"""A copy of each tokenizer's core that truncates and does not pad, and what it was made for."""
+_MOST_WORDS = 1 << 18
+"""Words whose tokens are kept."""
+
+
+class _Copy:
+    """A tokenizer's core that truncates and does not pad, and the tokens of words that it has split."""
+
+    def __init__(self, tokenizer: Any, core: Any, length: int) -> None:
+        self.core = type(core).from_str(core.to_str())
+        self.core.no_padding()
+        self.core.enable_truncation(max_length=length)
+        self._encode = getattr(self.core, "encode_batch_fast", self.core.encode_batch)
+        self._room = length - 2
+        self._ends = list(self.core.encode("").ids)
+        self._words: dict[str, list[int]] = {}
+        clip = type(tokenizer).__name__.startswith("CLIPTokenizer") and len(self._ends) == 2
+        # An added token with a space in it would be looked for across words.
+        self._by_word = clip and not any(len(token.split()) != 1 for token in tokenizer.added_tokens_encoder)
+
+    def rows(self, texts: list[str]) -> list[list[int]]:
+        """Return the token ids of each text, not padded. The core works in as many threads as there are cores."""
+        if not self._by_word:
+            return [found.ids for found in self._encode(texts)]
+        split = [text.split() if text.isascii() and text.isprintable() else None for text in texts]
+        if len(self._words) > _MOST_WORDS:
+            self._words.clear()
+        new = list({word for words in split if words is not None for word in words} - self._words.keys())
+        found = self._encode(new, add_special_tokens=False) if new else []
+        self._words.update(zip(new, (one.ids for one in found), strict=True))
+        others = [text for text, words in zip(texts, split, strict=True) if words is None]
+        whole = iter(self._encode(others) if others else [])
+        first, last = self._ends
+        made = []
+        for words in split:
+            if words is None:
+                made.append(list(next(whole).ids))
+            else:
+                inner = list(chain.from_iterable(map(self._words.__getitem__, words)))
+                made.append([first, *inner[: self._room], last])
+        return made
+
+
+_COPIES: WeakKeyDictionary[Any, tuple[tuple[Any, ...], _Copy | None]] = WeakKeyDictionary()
+"""Each tokenizer's copy, None if it does not do the same, and what it was made for."""
 
 
 def tokenise(pipe: Pipeline, component: str, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,15 +106,11 @@ def _as_the_pipeline_does(tokenizer: Any, texts: list[str], length: int) -> tupl
 
 
 def _fast(tokenizer: Any, texts: list[str], length: int) -> tuple[Tensor, Tensor] | None:
-    """Return token ids and attention mask `[B, length]`, or None if they would differ from the pipeline's.
-
-    The core works on all texts at once, in as many threads as there are cores.
-    """
-    core = _copy(tokenizer, length)
-    if core is None:
+    """Return token ids and attention mask `[B, length]`, or None if they would differ from the pipeline's."""
+    copy = _copy(tokenizer, length)
+    if copy is None:
         return None
-    encode = getattr(core, "encode_batch_fast", core.encode_batch)
-    rows = [found.ids for found in encode(texts)]
+    rows = copy.rows(texts)
     lengths = torch.tensor([len(row) for row in rows])
     attention = torch.arange(length) < lengths[:, None]
     ids = torch.full(attention.shape, tokenizer.pad_token_id)
@@ -89,8 +129,8 @@ def _key(tokenizer: Any, length: int) -> tuple[Any, ...]:
     return length, len(tokenizer), tokenizer.pad_token_id, tokenizer.padding_side, tokenizer.truncation_side
 
 
-def _copy(tokenizer: Any, length: int) -> Any:
-    """Return a copy of a tokenizer's core, or None if it has none or pads in another way."""
+def _copy(tokenizer: Any, length: int) -> _Copy | None:
+    """Return a tokenizer's copy, or None if it has no core or pads in another way."""
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None or tokenizer.pad_token_id is None:
         return None
@@ -101,8 +141,6 @@ def _copy(tokenizer: Any, length: int) -> Any:
     if known is None or known[0] != key:
         own = None
         with suppress(Exception):  # an unknown kind of core: the pipeline's way works
-            own = type(core).from_str(core.to_str())
-            own.no_padding()
-            own.enable_truncation(max_length=length)
+            own = _Copy(tokenizer, core, length)
         _COPIES[tokenizer] = known = (key, own)
     return known[1]

@@ -10,10 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from excise.reference import data
 from excise.sites.activations import tokenising
 from excise.sites.activations.tokenising import tokenise
 
-TEXTS = st.lists(st.text(max_size=40), min_size=64, max_size=70)
+PRINTABLE = "".join(map(chr, range(32, 127)))
+PIECES = st.sampled_from(
+    ["it's", "I'LL", "'s", "x'd 've", "<|endoftext|>", "a<|startoftext|>b", "!!", "  ", "3.14", "\t"]
+)
+ASCII = st.lists(st.text(PRINTABLE, max_size=12) | PIECES, max_size=6).map("".join)
+TEXTS = st.lists(st.text(max_size=40) | ASCII, min_size=64, max_size=70)
 LONG = " ".join(f"word{n}" for n in range(200))
 
 
@@ -68,10 +74,28 @@ def test_the_tokenizer_is_left_as_it_was(one_bundled_pipe: Any) -> None:
     one_bundled_pipe.tokenizer(["a"], padding=False)
     before = core.padding, core.truncation
     tokenising._fast(one_bundled_pipe.tokenizer, TEXT, 77)
-    copied = tokenising._copy(one_bundled_pipe.tokenizer, 77)
+    copied = tokenising._copy(one_bundled_pipe.tokenizer, 77).core
     assert (copied.padding, copied.truncation["max_length"]) == (None, 77)
     one_bundled_pipe.tokenizer(["a"], padding=False)
     assert (core.padding, core.truncation) == before
+
+
+def test_every_text_of_many_is_compared_once(one_bundled_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of pictures, twice: the second time all words are known, or were dropped."""
+    names = (data.folder() / "emoji_words.txt").read_text().splitlines()
+    texts = [*names[::3], LONG, LONG.upper(), "x" * 3000]
+    assert same(one_bundled_pipe, texts)
+    assert same(one_bundled_pipe, texts[::-1])
+    monkeypatch.setattr(tokenising, "_MOST_WORDS", 10)
+    assert same(one_bundled_pipe, texts)
+
+
+def test_an_added_token_with_a_space_is_found(build_pipe: Any) -> None:
+    pipe = build_pipe()
+    pipe.tokenizer = copy.deepcopy(pipe.tokenizer)
+    pipe.tokenizer.add_tokens(["red apple"])
+    assert same(pipe, ["a red apple here", *TEXT])
+    assert (tokenise(pipe, "text_encoder", ["a red apple here", *TEXT])[0][0] == len(pipe.tokenizer) - 1).sum() == 1
 
 
 def test_added_tokens_are_seen(build_pipe: Any, counted: list[int]) -> None:
