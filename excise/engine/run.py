@@ -48,7 +48,7 @@ def run(
         failures: Folder for failed items; None keeps no record.
         retry: Try items that were set aside before.
         again: Make items whose file exists too.
-        then: Called with each outcome before it is yielded; returns further items. They come after the given ones.
+        then: Called with each outcome before it is yielded; returns further items. They come before the others.
 
     Raises:
         InvalidSetting: The engine is unknown or its numbers are impossible, or `again` is set for a slice.
@@ -116,11 +116,11 @@ class _Run:
 
     def _add(self, outcome: Outcome[Any]) -> None:
         """Take in the items that follow from an outcome. Those of slices are divided by their names."""
-        for item in self._then(outcome) if self._then is not None else ():
+        for item in reversed(self._then(outcome) if self._then is not None else ()):
             name = self._stage.name(item)
             if self._part is None or zlib.crc32(name.encode()) % self._part.count == self._part.index:
                 self._forget(item)
-                self._todo.append(item)
+                self._todo.appendleft(item)
             else:
                 self._later.append(item)
 

@@ -32,10 +32,11 @@ def failed(error: BaseException, kind: Any, seconds: float = 0.0) -> Answer:
     expected = isinstance(error, ExciseError)
     why = message if expected else one_line(f"failed with {name}: {message}")
     trace = "".join(traceback.format_exception(error))
-    return Answer(kind, seconds, name, why, trace, expected, _is_of_the_disk(error))
+    return Answer(kind, seconds, name, why, trace, expected, is_of_the_disk(error))
 
 
-def _is_of_the_disk(error: BaseException) -> bool:
+def is_of_the_disk(error: BaseException) -> bool:
+    """Return whether the disk caused the error (full, read-only), so that every other item would fail too."""
     causes = (error, error.__cause__, error.__context__)
     full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
     return any(isinstance(cause, OSError) and cause.errno in full for cause in causes)

@@ -17,9 +17,9 @@ from excise.app.bench.reproduce import figure_7
 from excise.app.bench.runs import resume, start
 from excise.app.pages.lettering import Lettering
 from excise.app.pages.sheet import GAP, HEADING, MARGIN
+from excise.bench.cases import picture_of
 from excise.bench.pictures import png, read
 from excise.bench.run import Run, Unit
-from excise.bench.worker import picture_of
 from excise.cli import app
 from excise.errors import ExciseError
 from excise.files import write_atomic
@@ -105,7 +105,7 @@ def by_hand(folder: Path, n: int) -> Run:
     """A run with `n` pictures for each method, plus one that is broken and one that was never written."""
     rng = np.random.default_rng(0)
     plan = {"suite": "coco", "methods": ["none", "snce"], "concepts": ["gun"]}
-    run = Run.create(folder, plan, [])
+    run = Run.create(folder, plan)
     for method in plan["methods"]:
         records = [{"method": method, "concept": "gun", "case": f"coco.{i:05}", "fault": None} for i in range(n + 2)]
         records[0]["fault"] = "flagged"
