@@ -33,9 +33,8 @@ def put(run: Run, unit: Unit, number: int, *cases: int) -> Path:
     """Write a block with these cases."""
     rows = [line(unit, n) for n in cases]
     file = block_file(run.folder, unit, number)
-    write_atomic(
-        file, blocks.packed(rows, {str(row["case"]): png(picture(n)) for n, row in zip(cases, rows, strict=True)})
-    )
+    pictures = {str(row["case"]): png(picture(n)) for n, row in zip(cases, rows, strict=True)}
+    write_atomic(file, blocks.packed(rows, pictures))
     return file
 
 

@@ -54,7 +54,10 @@ class Small:
         return np.stack([np.random.default_rng(case.seed).integers(0, 256, (4, 4, 3), np.uint8) for case in cases])
 
     def judge(self, cases: list[Case], pictures: Pixels) -> list[dict[str, Any]]:
-        return [{"target": int(picture.sum()) % 2 == 0, "of": case.concept} for case, picture in zip(cases, pictures)]
+        return [
+            {"target": int(picture.sum()) % 2 == 0, "of": case.concept}
+            for case, picture in zip(cases, pictures, strict=True)
+        ]
 
     def _log(self, line: str) -> None:
         with (Path(self.folder) / "log").open("a") as log:
