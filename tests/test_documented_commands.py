@@ -26,10 +26,9 @@ HOURS, RUNS = "hours", "runs of a model that is not bundled"
 UNTIL_STOPPED = "it serves until it is stopped: tests/app/serve/test_process.py"
 ELSEWHERE = {
     "docs/how-to/http-service.md: serve policy.yaml --port 8000": UNTIL_STOPPED,
-    "docs/how-to/bench.md: bench resume run --device cuda:0": GPU,
+    "docs/how-to/bench.md: bench resume run --device cuda": GPU,
     "docs/how-to/scale.md: erase gun,cat,rocket --method esd-x,mace": CLUSTER,
     "docs/how-to/harden.md: harden car-eraser": "minutes: it reads the whole vocabulary",
-    "docs/how-to/bench.md: bench resume run --device cuda:1": GPU,
     "docs/how-to/bench.md: reproduce snce --figure 7 --run RUN": RUNS,
     "docs/how-to/hub.md: push gun-eraser owner/gun-eraser --private": HUB,
     "docs/how-to/hub.md: verify owner/gun-eraser": HUB,

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 import excise
 from excise.app.bench.runs import report, resume, start
+from excise.bench.entry import Entry
 from excise.bench.protocols.detectors import detector
-from excise.bench.worker import Entry
 from excise.cli import app
 from excise.errors import ExciseError
 from excise.methods import method

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from excise.app.bench.runs import resume, start
 from excise.app.models.pipelines import Weights
@@ -29,20 +24,20 @@ class Drawing:
     def __call__(self, run: Run) -> None:
         """Finish the run. Ctrl-C and the time limit keep the pictures so far."""
         until = time.monotonic() + self.seconds
-        spawned = multiprocessing.get_context("spawn")
-        workers = [spawned.Process(target=_draw, args=(run.folder, self.device, self.jobs)) for _ in range(self.jobs)]
-        for worker in workers:
-            worker.start()
-        try:
-            while any(worker.is_alive() for worker in workers) and time.monotonic() < until:
-                time.sleep(2)
-                done, left = (len(run.units(state)) for state in ("done", "todo"))
-                print(
-                    f"\r{run.folder.name}: {done} of {len(_units(run))} done, {left} not started ", end="", flush=True
-                )
-        finally:
-            _stop(workers, 20)
-            print()
+
+        def drawn(pictures: float) -> None:
+            done = len(run.units("done"))
+            print(f"\r{run.folder.name}: {done} of {len(run.all_units)} done ", end="", flush=True)
+            if time.monotonic() > until:
+                raise _TimeIsUpError
+
+        with suppress(_TimeIsUpError):
+            resume(run, drawn, self.device, workers=self.jobs)
+        print()
+
+
+class _TimeIsUpError(Exception):
+    pass
 
 
 def begun(
@@ -79,32 +74,3 @@ def comparable(run: Run, labels: Mapping[str, str]) -> dict[str, str]:
     whole = complete(run, labels.values())
     rows = {name: row for name, row in labels.items() if row in whole}
     return {BASELINE: BASELINE, **rows} if rows else {}
-
-
-def _stop(workers: Sequence[Any], patience: float) -> None:
-    """End the workers. Each gets `patience` seconds to finish its step."""
-    for worker in workers:
-        if worker.is_alive():
-            with suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGINT)
-    for worker in workers:
-        if worker.pid is not None:
-            worker.join(patience)
-            worker.kill()
-
-
-def _draw(folder: Path, device: str, jobs: int) -> None:
-    """Work on the run in this process, with its share of the cores."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    parent = os.getppid()
-
-    def drawn(pictures: float) -> None:
-        if os.getppid() != parent:  # the parent was killed and cannot stop this process
-            raise KeyboardInterrupt
-
-    with suppress(KeyboardInterrupt):
-        resume(Run(folder), drawn, device)
-
-
-def _units(run: Run) -> list[Unit]:
-    return [Unit(row, concept) for row in run.plan["methods"] for concept in run.plan["concepts"]]

@@ -51,10 +51,10 @@ from benchmarks.figures.peers_plan import (
 )
 from excise.app.bench.provenance import provenance
 from excise.app.bench.runs import report
+from excise.bench.cases import picture_of
 from excise.bench.machine import machine
 from excise.bench.results import BASELINE
 from excise.bench.run import Run, Unit
-from excise.bench.worker import picture_of
 from excise.files import write_atomic, write_folder
 from excise.methods import METHODS
 from excise.neurons import plots

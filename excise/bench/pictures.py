@@ -36,11 +36,16 @@ def read_png(path: Path) -> bytes:
 
 def read(path: Path) -> Pixels:
     """Read a picture `[height, width, 3]` from a file that is not a link."""
+    return from_png(read_png(path), str(path))
+
+
+def from_png(data: bytes, name: str = "") -> Pixels:
+    """Decode a picture `[height, width, 3]`. Raises OSError, with the file's name, for anything else."""
     try:
-        with Image.open(io.BytesIO(read_png(path)), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             return np.asarray(image.convert("RGB"))
     except (Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise OSError(errno.EINVAL, f"it is not a picture ({reason(error)})", str(path)) from error
+        raise OSError(errno.EINVAL, f"it is not a picture ({reason(error)})", name) from error
 
 
 Pictures = np.ndarray[Any, np.dtype[np.uint8]]

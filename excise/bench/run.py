@@ -1,49 +1,36 @@
 """Run: the resumable results of a suite, in a plain folder without a database.
 
     run.json                       the plan: suite, size, concepts, methods with their configurations
-    todo/ doing/ done/ failed/     one file per unit of work, `method=concept`; a worker claims one by renaming it
-    tries/                         one file per failed try at a unit, with the error
-    .clock                         touched to read the time of the disk's clock
-    records/                       one JSONL file per attempt at a unit, one line per picture
-    pictures/method=concept/       the pictures, PNG
+    fits/method=concept.json       what fitting cost, or why the method refuses the concept
     erasers/method=concept/        the fitted erasers
-    fits/                          what fitting them cost
     searched/                      prompts found by attacks: by concept, and by unit for white-box attacks
+    blocks/method=concept/N.zip    records and pictures of one block of cases
+    failures/                      what failed and was set aside, with the error
+    pictures/method=concept/       pictures taken out of blocks, for other programs
 
-A line is written after its picture, so killing a worker loses at most the pictures it was generating. Any number of
-workers, on any machines that share the folder, may work on one run: renaming a file is atomic on local and network file
-systems (not on object stores), so only one of them gets it. A worker that died leaves its claim behind. The claim goes
-back to `todo` at once if its process has visibly ended, else when nothing has touched it for `STALE` seconds. If the
-worker was only asleep, both write, each to its own records file, and the first line counts.
+Every file is an item of an engine (`excise.engine`), and is done if and only if it exists. So a killed worker loses at
+most the blocks in progress, and any number of workers may work on one run.
 
-A failed unit goes back to `todo` for another worker; after `TRIES` tries it is set aside in `failed`.
+Runs of earlier versions (`excise.run/1`) have one JSONL file per attempt at a unit in `records/`, loose pictures, and a
+file per unit in `done/`. They are read. They are not continued.
 """
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import secrets
-import time
-import traceback
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from excise.bench import liveness
+from excise.bench import blocks
 from excise.bench.suite import check_plan
 from excise.errors import ExciseError, shown
 from excise.files import is_leftover, parse_json, read_file, read_json, write_atomic
 
-SCHEMA = "excise.run/1"
-STALE = 120.0
-"""Seconds without a sign of life after which a claim is taken back. A worker gives one every few seconds."""
-TRIES = 3
-"""Number of tries at a unit, by any workers, before it is set aside."""
+SCHEMA, OLD = "excise.run/2", "excise.run/1"
 Record = dict[str, Any]
 _OUTSIDE = ("prompts", "clip", "q16", "style_classifier", "object_classifier")
 """Settings of a suite that name files or models. Canvas's `prompts` is a number."""
@@ -53,7 +40,7 @@ _ON_DISK, _AS_NAMED = str.maketrans(_NAMED, _WRITTEN), str.maketrans(_WRITTEN, _
 
 @dataclass(frozen=True, order=True)
 class Unit:
-    """Unit of work that a worker claims: one method's pictures of one concept."""
+    """One method's pictures of one concept."""
 
     method: str
     concept: str
@@ -91,7 +78,7 @@ class Run:
             raise ExciseError(f"{folder} is not a run ({why}); start one with `excise bench run`") from error
         except ValueError as error:
             raise ExciseError(f"{self.folder / 'run.json'} is damaged ({error}); start another run") from error
-        if (schema := self.plan.get("schema") if isinstance(self.plan, dict) else None) != SCHEMA:
+        if (schema := self.plan.get("schema") if isinstance(self.plan, dict) else None) not in (SCHEMA, OLD):
             raise ExciseError(f"{folder} has the format {shown(schema)}, not {SCHEMA!r}; start another run")
         check_plan(self.plan, self.folder / "run.json")
         for concept in self.plan.get("concepts", ()):
@@ -107,8 +94,13 @@ class Run:
         named = {key: self.plan.get(key) for key in ("model", "sae")} | {key: suite.get(key) for key in _OUTSIDE}
         return {key: value for key, value in named.items() if isinstance(value, str)}
 
+    @property
+    def old(self) -> bool:
+        """Whether an earlier version began the run."""
+        return bool(self.plan["schema"] == OLD)
+
     @classmethod
-    def create(cls, folder: Path | str, plan: Mapping[str, Any], units: Sequence[Unit]) -> Run:
+    def create(cls, folder: Path | str, plan: Mapping[str, Any]) -> Run:
         """Create a run, or open the one in the folder if its plan is the same.
 
         Raises ExciseError if the folder holds another run, or other files.
@@ -117,173 +109,78 @@ class Run:
         full = json.loads(json.dumps({"schema": SCHEMA, **plan}))
         if (folder / "run.json").exists():
             run = cls(folder)
-            if run.plan != full:
-                odd = sorted(k for k in {*run.plan, *full} if run.plan.get(k) != full.get(k))
+            odd = sorted(k for k in {*run.plan, *full} - {"schema"} if run.plan.get(k) != full.get(k))
+            if odd:
                 raise ExciseError(f"{folder} holds another run ({', '.join(odd)} differ); choose another folder")
             return run
-        if folder.exists() and any(p.name != "todo" and not is_leftover(p.name) for p in folder.iterdir()):
+        if folder.exists() and any(not is_leftover(p.name) for p in folder.iterdir()):
             raise ExciseError(f"{folder} holds other files; choose an empty or new folder")
-        for unit in units:
-            write_atomic(folder / "todo" / unit.file, "")
-        # The plan is written last: once it exists, so do all units.
         write_atomic(folder / "run.json", json.dumps(full, indent=1, sort_keys=True) + "\n")
         return cls(folder)
 
+    @property
+    def all_units(self) -> list[Unit]:
+        """Every unit, in the plan's order: a run that is cut short has finished the first methods on all concepts."""
+        return [Unit(label, name) for label in self.plan.get("methods", ()) for name in self.plan.get("concepts", ())]
+
     def units(self, state: str) -> list[Unit]:
-        """Return the units that are "todo", "doing", "done" or "failed"."""
-        return sorted({Unit.of(name.partition("@")[0]) for name in self._names(state)})
+        """Return the units that are "todo", "done" or "failed", in order of their names.
 
-    def claim(self, tried: Collection[Unit] = ()) -> Claim | None:
-        """Claim a unit for this worker, never one that it `tried`. Returns None if no free unit is left.
-
-        Units with the fewest failures come first, then methods in the plan's order, so that a run that is cut short has
-        finished the first methods on all concepts.
+        A unit is done if its last block is, which `excise.bench.work` notes in `done`, or if its method refuses it.
         """
-        self._take_back()
-        places = {method: place for place, method in enumerate(self.plan.get("methods", ()))}
-        failures = Counter(name.partition("@")[0] for name in self._names("tries"))
-        order = {
-            name: (failures[name], places.get(Unit.of(name).method, len(places)))
-            for name in self._names("todo")
-            if Unit.of(name) not in tried
-        }
-        for name in sorted(order, key=lambda name: order[name]):
-            mine = self.folder / "doing" / f"{name}@{liveness.name()}"
-            mine.parent.mkdir(exist_ok=True)
-            with suppress(FileNotFoundError):
-                os.utime(self.folder / "todo" / name)  # touch it before it becomes a claim, so that it is never stale
-                (self.folder / "todo" / name).rename(mine)
-                return Claim(self, Unit.of(name), mine)
-        return None
+        done = set(self._noted("done"))
+        failed = {*self.errors(), *(self._noted("failed") if self.old else ())} - done
+        by_state = {"done": done, "failed": failed, "todo": {*self.all_units} - done - failed}
+        return sorted(by_state[state])
 
     def records(self, unit: Unit | None = None) -> list[Record]:
-        """Return one record per picture from all attempts at a unit, or at all units. Torn last lines are left out."""
+        """Return one record per picture of a unit, or of all units. Torn last lines of earlier versions are left out.
+
+        Raises ExciseError for a file that cannot be read.
+        """
         found: dict[tuple[str, str], Record] = {}
         for path in sorted((self.folder / "records").glob(f"{unit.file if unit else '*'}@*.jsonl")):
             for record in _lines(path):
                 found.setdefault((record["method"], record["case"]), record)
+        for one in [unit] if unit else self.all_units:
+            for path in blocks.files(self.folder, one.file):
+                for record in blocks.read_records(path):
+                    found.setdefault((record["method"], record["case"]), record)
         return list(found.values())
 
-    def signs(self) -> dict[str, float]:
-        """Return the time of each claim's last sign of life, by name."""
-        found = {}
-        for name in self._names("doing"):
-            with suppress(FileNotFoundError):
-                found[name] = (self.folder / "doing" / name).stat().st_mtime
-        return found
-
     def errors(self) -> dict[Unit, list[str]]:
-        """Return the errors of each unit that is not done, one line per try."""
-        open_units = {*self.units("todo"), *self.units("doing"), *self.units("failed")}
-        found: dict[Unit, list[str]] = {}
-        for name in self._names("tries"):
-            if (unit := Unit.of(name.partition("@")[0])) in open_units:
-                with suppress(OSError, ValueError, KeyError, TypeError):
-                    found.setdefault(unit, []).append(str(read_json(self.folder / "tries" / name)["error"]))
+        """Return the errors of each unit that is not done, one line per failed item."""
+        done, found = set(self._noted("done")), dict[Unit, list[str]]()
+        folder, field = ("tries", "error") if self.old else ("failures", "why")
+        for name in self._names(folder):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                line = str(read_json(self.folder / folder / name)[field])
+                for unit in [Unit.of(name.partition("@")[0])] if self.old else self._failed(name):
+                    if unit not in done:
+                        found.setdefault(unit, []).append(line)
         return found
 
     def retry(self) -> list[Unit]:
-        """Reset all tries and put back the units that were set aside. Returns those units."""
-        for name in self._names("tries"):
-            (self.folder / "tries" / name).unlink(missing_ok=True)
+        """Forget all failures. Returns the units that had any."""
         units = self.units("failed")
-        for unit in units:
-            with suppress(FileNotFoundError):
-                (self.folder / "failed" / unit.file).rename(self.folder / "todo" / unit.file)
+        for name in self._names("failures"):
+            (self.folder / "failures" / name).unlink(missing_ok=True)
         return units
 
-    def put_back(self, claimed: Path, unit: str, error: Mapping[str, str] | None = None, name: str = "died") -> None:
-        """Move a claim back to `todo`. With an error, record a try; after `TRIES` of them, move the claim to `failed`.
+    def _failed(self, name: str) -> list[Unit]:
+        """Return the units that an item's failure stops: its own, or all of a concept whose search failed."""
+        kind, _, rest = name.removesuffix(".json").partition("-")
+        if kind == "search":
+            return [unit for unit in self.all_units if unit.concept == rest]
+        file = rest.rpartition("-")[0] if kind == "draw" else rest
+        return [unit for unit in self.all_units if unit.file == file]
 
-        `name` distinguishes this claim's tries: a dead worker counts once, however many others find it.
-        """
-        if error is not None:
-            write_atomic(self.folder / "tries" / f"{claimed.name}.{name}.json", json.dumps(error, indent=1) + "\n")
-        tries = sum(name.partition("@")[0] == unit for name in self._names("tries"))
-        target = self.folder / ("failed" if tries >= TRIES else "todo") / unit
-        target.parent.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):  # taken back meanwhile: the other worker handles it
-            claimed.rename(target)
+    def _noted(self, state: str) -> list[Unit]:
+        return [Unit.of(name.partition("@")[0]) for name in self._names(state)]
 
     def _names(self, state: str) -> list[str]:
         folder = self.folder / state
         return sorted(name for name in os.listdir(folder) if not is_leftover(name)) if folder.exists() else []
-
-    def _take_back(self) -> None:
-        """Put back the claims of dead workers. If one died before its first picture, the unit may be the cause."""
-        if not (signs := self.signs()):
-            return
-        now = self._now()
-        for name, sign in signs.items():
-            unit, _, worker = name.partition("@")
-            if not liveness.is_dead(worker) and now - sign <= STALE:
-                continue
-            path, got_on = self.folder / "doing" / name, any((self.folder / "records").glob(f"{glob.escape(name)}.*"))
-            if path.exists():  # no other worker took it back
-                self.put_back(
-                    path, unit, None if got_on else {"error": f"its worker ended without an error ({worker})"}
-                )
-
-    def _now(self) -> float:
-        """Return the time of the clock that stamps signs of life: on a network disk, the server's."""
-        clock = self.folder / ".clock"
-        try:
-            clock.touch()
-            return clock.stat().st_mtime
-        except OSError:
-            return time.time()
-
-
-class Claim:
-    """Unit claimed by this worker. Its records go to their own file, line by line."""
-
-    def __init__(self, run: Run, unit: Unit, path: Path) -> None:
-        self.run, self.unit, self._path = run, unit, path
-        self._log: IO[str] | None = None
-
-    def alive(self) -> None:
-        """Give a sign of life to the other workers."""
-        with suppress(FileNotFoundError):
-            os.utime(self._path)
-
-    def write(self, records: Sequence[Record]) -> None:
-        """Append records and flush them to disk. Raises ExciseError if the disk refuses."""
-        try:
-            if self._log is None:
-                folder = self.run.folder / "records"
-                folder.mkdir(exist_ok=True)
-                self._log = (folder / f"{self._path.name}.{time.time_ns():x}{secrets.token_hex(2)}.jsonl").open("x")
-            self._log.writelines(json.dumps(record, sort_keys=True) + "\n" for record in records)
-            self._log.flush()
-            os.fsync(self._log.fileno())
-        except OSError as error:
-            raise ExciseError(f"cannot write records: {error.strerror}; free some space and resume") from error
-        self.alive()
-
-    def finish(self) -> None:
-        """Mark the unit as done."""
-        self.close()
-        target = self.run.folder / "done" / self.unit.file
-        target.parent.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):  # taken back meanwhile: the other worker handles it
-            self._path.rename(target)
-
-    def release(self) -> None:
-        """Return the unit to `todo` for the next worker."""
-        self.close()
-        self.run.put_back(self._path, self.unit.file)
-
-    def fail(self, error: BaseException) -> None:
-        """Record the error, and return the unit for another worker, or set it aside after `TRIES` tries."""
-        self.close()
-        line = " ".join(f"{type(error).__name__}: {error}".split())
-        entry = {"error": line, "traceback": "".join(traceback.format_exception(error))}
-        self.run.put_back(self._path, self.unit.file, entry, secrets.token_hex(4))
-
-    def close(self) -> None:
-        if self._log is not None:
-            self._log.close()
-            self._log = None
 
 
 def _lines(path: Path) -> Iterator[Record]:

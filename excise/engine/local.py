@@ -21,6 +21,8 @@ class Local:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
+        if self._make is not None and hasattr(self._make, "close"):
+            self._make.close()
         self._make = None
 
     def free(self) -> bool:

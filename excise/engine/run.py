@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def run(
     failures: Path | None = None,
     retry: bool = False,
     again: bool = False,
+    then: Callable[[Outcome[Item]], Sequence[Item]] | None = None,
 ) -> Generator[Outcome[Item], None, None]:
     """Make the items whose file does not exist, and yield one outcome for each item, as it is known.
 
@@ -46,6 +48,7 @@ def run(
         failures: Folder for failed items; None keeps no record.
         retry: Try items that were set aside before.
         again: Make items whose file exists too.
+        then: Called with each outcome before it is yielded; returns further items. They come before the others.
 
     Raises:
         InvalidSetting: The engine is unknown or its numbers are impossible, or `again` is set for a slice.
@@ -59,7 +62,7 @@ def run(
         raise InvalidSetting(f"{tries} tries cannot be made; give 1 or more")
     if twice := [name for name, n in Counter(map(stage.name, items)).items() if n > 1]:
         raise ExciseError(f"two items are called {twice[0]!r}; leave one of them out")
-    return _Run(engine_, stage, items, needs, tries, Failures(failures), retry, again).outcomes()
+    return _Run(engine_, stage, items, needs, tries, Failures(failures), retry, again, then).outcomes()
 
 
 class _Run:
@@ -75,12 +78,13 @@ class _Run:
         failures: Failures,
         retry: bool,
         again: bool,
+        then: Callable[[Outcome[Any]], Sequence[Any]] | None,
     ) -> None:
         self._stage, self._tries, self._failures = stage, tries, failures
-        self._retry, self._again = retry, again
+        self._retry, self._again, self._then, self._part = retry, again, then, engine.part
         mine, others = engine.part.divided(items) if engine.part is not None else (list(items), [])
-        self._sliced, self._others = engine.part is not None, {stage.name(item) for item in others}
-        self._todo = deque([*mine, *others])
+        self._sliced = engine.part is not None
+        self._todo, self._later = deque(mine), deque(others)
         self._alone: deque[Any] = deque()
         """Items that were lost together. Each is tried while nothing else runs, to find the one that kills workers."""
         self._busy: set[str] = set()
@@ -89,17 +93,36 @@ class _Run:
         self._pool = engine.pool(stage, needs, len(items))
 
     def outcomes(self) -> Generator[Outcome[Any], None, None]:
-        for name in map(self._stage.name, self._todo):
-            failure = None if name in self._others else self._failures.read(name)
-            if failure is not None and (self._retry or failure.get("expected")):
-                self._failures.forget(name)
+        for item in self._todo:
+            self._forget(item)
         with self._pool as pool:
-            while self._todo or self._alone or self._busy:
-                yield from self._submit(pool)
+            while self._todo or self._later or self._alone or self._busy:
+                for outcome in self._submit(pool):
+                    self._add(outcome)
+                    yield outcome
                 if self._busy:
                     together = len(self._busy) > 1
                     for item, answer in pool.wait():
-                        yield from self._settle(item, answer, together)
+                        for outcome in self._settle(item, answer, together):
+                            self._add(outcome)
+                            yield outcome
+
+    def _forget(self, item: Any) -> None:
+        """Forget an earlier failure of an item that this call is to try."""
+        name = self._stage.name(item)
+        failure = self._failures.read(name)
+        if failure is not None and (self._retry or failure.get("expected")):
+            self._failures.forget(name)
+
+    def _add(self, outcome: Outcome[Any]) -> None:
+        """Take in the items that follow from an outcome. Those of slices are divided by their names."""
+        for item in reversed(self._then(outcome) if self._then is not None else ()):
+            name = self._stage.name(item)
+            if self._part is None or zlib.crc32(name.encode()) % self._part.count == self._part.index:
+                self._forget(item)
+                self._todo.appendleft(item)
+            else:
+                self._later.append(item)
 
     def _submit(self, pool: Pool) -> Iterator[Outcome[Any]]:
         """Give items to free workers, and yield the outcomes of those that need none."""
@@ -107,7 +130,7 @@ class _Run:
             # Wait for what runs, if an item must run alone, or if workers start and die.
             if self._busy and (self._unopened >= self._tries or (self._alone and not self._todo)):
                 return
-            queue = self._todo or self._alone
+            queue = self._todo or self._alone or self._later
             if not queue:
                 return
             item = queue.popleft()
@@ -141,6 +164,8 @@ class _Run:
                 raise ExciseError(answer.why if answer.expected else f"no worker could start: {answer.why}")
             return
         self._unopened = 0
+        if answer.disk:
+            raise ExciseError(answer.why)
         if answer.kind == "made" and not self._stage.path(item).exists():
             why = f"it ended without an error, but did not write {self._stage.path(item)}"
             answer = Answer("raised", answer.seconds, "NotWritten", why)

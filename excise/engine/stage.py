@@ -19,7 +19,7 @@ class Stage(Protocol[Taken]):
 
         That function must depend on the item alone, and end by writing `path` atomically: after a worker was lost, or
         where two engines work in one folder, it runs more than once. A text that it returns becomes the outcome's
-        `why`.
+        `why`. If it has a method `close`, the engine `local` calls that at the end.
         """
         ...
 
@@ -73,6 +73,8 @@ class Answer:
     trace: str = ""
     expected: bool = False
     """Whether the error is an ExciseError, which a user can fix."""
+    disk: bool = False
+    """Whether the disk caused the error (full, read-only), so that every other item would fail too."""
     others: bool = False
     """Whether a worker that was lost may have died of another item."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import sys
@@ -31,7 +32,14 @@ def failed(error: BaseException, kind: Any, seconds: float = 0.0) -> Answer:
     expected = isinstance(error, ExciseError)
     why = message if expected else one_line(f"failed with {name}: {message}")
     trace = "".join(traceback.format_exception(error))
-    return Answer(kind, seconds, name, why, trace, expected)
+    return Answer(kind, seconds, name, why, trace, expected, is_of_the_disk(error))
+
+
+def is_of_the_disk(error: BaseException) -> bool:
+    """Return whether the disk caused the error (full, read-only), so that every other item would fail too."""
+    causes = (error, error.__cause__, error.__context__)
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+    return any(isinstance(cause, OSError) and cause.errno in full for cause in causes)
 
 
 def opened(pickled: bytes, threads: int, share: int) -> Callable[[Any], object]:

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 from excise.app.bench.page import render
 from excise.app.bench.reproduce import figure_7
 from excise.bench.canvas.suite import Canvas
+from excise.bench.cases import all_cases, picture_of
 from excise.bench.pictures import png, read_png
 from excise.bench.results import outside, results, table
 from excise.bench.run import Run, Unit
 from excise.bench.suite import checked_case
-from excise.bench.worker import all_cases, picture_of
 from excise.cli import app
 from excise.drawn import Drawn, fault
 from excise.errors import ExciseError
@@ -34,7 +34,7 @@ def written(folder: Path, odd: Mapping[str, Mapping[str, Any]], methods: tuple[s
     """A finished run on gun. The unerased model draws the target, SNCE does not; `odd` changes records by
     `method/family.number`, pictures among them."""
     plan = {"suite": "canvas", "size": "quick", "settings": SUITE.settings, "model": None, "concepts": ["gun"]}
-    run = Run.create(folder, plan | {"methods": list(methods), "configurations": {m: {} for m in methods}}, [])
+    run = Run.create(folder, plan | {"methods": list(methods), "configurations": {m: {} for m in methods}})
     rng = np.random.default_rng(0)
     for method in methods:
         lines = []

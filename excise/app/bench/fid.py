@@ -7,9 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from excise.bench.cases import picture_of
 from excise.bench.results import BASELINE, fault_of
 from excise.bench.run import Record, Run, Unit
-from excise.bench.worker import picture_of
 from excise.errors import ExciseError, MissingExtra
 
 PICTURES = (".png", ".jpg", ".jpeg")

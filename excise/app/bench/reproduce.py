@@ -11,12 +11,13 @@ from PIL import Image, ImageFilter
 
 from excise.app.bench.runs import measured, suite_of
 from excise.app.pages.sheet import rows_png
+from excise.bench.cases import picture_of
+from excise.bench.entry import Entry
 from excise.bench.pictures import Pixels, read
 from excise.bench.protocols import published
 from excise.bench.protocols.suite import PROTOCOLS
 from excise.bench.results import BASELINE, baseline_on_same_cases
 from excise.bench.run import Run, Unit
-from excise.bench.worker import Entry, picture_of
 from excise.erasers import Eraser
 from excise.errors import ExciseError
 from excise.methods.configs.sae import SNCEConfig

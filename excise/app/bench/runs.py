@@ -5,24 +5,29 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from excise.app.bench.page import render
+from excise.app.models.loader import Loader
 from excise.app.models.pipelines import DEFAULT, Weights
-from excise.app.models.resolve import bundled_settings, load_pipeline, sae_folder
+from excise.app.models.resolve import bundled_settings, sae_folder
 from excise.bench.canvas.suite import Canvas
+from excise.bench.cases import all_cases, is_searched
+from excise.bench.drawn_with import refuse_other_dtype
+from excise.bench.entry import Entry
 from excise.bench.hub import eval_results
 from excise.bench.machine import machine
+from excise.bench.making import Opened
 from excise.bench.probes.suite import Probes
 from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
 from excise.bench.protocols.unlearncanvas import UnlearnCanvas
 from excise.bench.results import BASELINE, results, table
-from excise.bench.run import Run, Unit
+from excise.bench.run import Run
 from excise.bench.suite import Suite
-from excise.bench.worker import Entry, all_cases, is_searched, refuse_other_dtype, work
+from excise.bench.work import work
 from excise.drawn import without_checker
 from excise.errors import ExciseError
 from excise.files import write_atomic
@@ -79,9 +84,7 @@ def start(
     if weights != DEFAULT:
         plan["weights"] = asdict(weights)
     plan["configurations"] = {entry.label: entry.configuration for entry in entries}
-    # The baseline goes first: other pictures are compared with it.
-    units = [Unit(entry.label, name) for entry in entries for name in names]
-    return Run.create(folder, plan, units)
+    return Run.create(folder, plan)
 
 
 def _begun_with_checker(folder: Path) -> bool:
@@ -94,33 +97,58 @@ def _named(methods: Sequence[str]) -> list[str]:
     return [name for text in methods for name in (METHODS if text == ALL else (text,))]
 
 
-def resume(run: Run, progress: Callable[[float], Any] | None = None, device: str = "cpu") -> None:
-    """Complete a run. Pictures generated before an interruption (Ctrl-C) are kept.
+def resume(
+    run: Run,
+    progress: Callable[[float], Any] | None = None,
+    device: str = "cpu",
+    engine: str | None = None,
+    workers: int = 1,
+) -> None:
+    """Complete a run on an engine (`excise.engine.run`). Blocks generated before an interruption (Ctrl-C) are kept.
 
     Raises:
-        excise.bench.worker.Unfinished: Units of the run failed.
-        ExciseError: The disk cannot be written, a method's defaults changed since the run was started, or the model's
-            dtype differs from that of the earlier pictures.
+        excise.bench.work.Unfinished: Parts of the run failed.
+        ExciseError: The disk cannot be written, a method's defaults changed since the run was started, the model's
+            dtype differs from that of the earlier pictures, or an earlier version began the run.
     """
     for label, configuration in run.plan["configurations"].items():
         if Entry.parse(label).configuration != configuration:
             raise ExciseError(f"the defaults of {label} changed since {run.folder} was started; start another run")
-    model = run.plan["model"]
-    weights = Weights(**run.plan.get("weights", {}))
-    defaults = bundled_settings() if model is None else {"snce": {"sae": run.plan["sae"]}}
+    opening = Opening(run.folder, device)
+    load = partial(opening.load, run)
+    how: dict[str, Any] = {"engine": engine, "workers": workers, "needs": opening.loader(run).needs}
+    work(run, suite_of(run), load, _defaults(run), progress, opening=opening, **how)
 
-    def load() -> Any:
-        pipe = without_checker(load_pipeline(model, device, weights))
+
+def _defaults(run: Run) -> Mapping[str, Mapping[str, Any]]:
+    return bundled_settings() if run.plan["model"] is None else {"snce": {"sae": run.plan["sae"]}}
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Loads what a worker of a run needs; it is pickled, and the model is not."""
+
+    folder: Path
+    device: str
+
+    def __call__(self) -> Opened:
+        run = Run(self.folder)
+        return Opened(suite_of(run), self.load(run), _defaults(run))
+
+    def loader(self, run: Run) -> Loader:
+        return Loader(run.plan["model"], self.device, Weights(**run.plan.get("weights", {})))
+
+    def load(self, run: Run) -> Any:
+        """Load the run's model. Raises ExciseError if the run has pictures in another dtype."""
+        pipe = without_checker(self.loader(run)())
         refuse_other_dtype(run, pipe)
         return pipe
-
-    work(run, suite_of(run), load, defaults, progress)
 
 
 def total(run: Run) -> int:
     """Return how many pictures the run has in total, as far as its attacks are known."""
     suite = suite_of(run)
-    units = [Unit(method, concept) for method in run.plan["methods"] for concept in run.plan["concepts"]]
+    units = run.all_units
     pending = (unit for unit in units if unit.method == BASELINE and not is_searched(run, unit.file))
     foreseen = sum(len(suite.baseline(unit.concept, run.plan["size"])) for unit in pending)
     return foreseen + sum(len(all_cases(run, suite, unit)) for unit in units)

@@ -11,7 +11,7 @@ import typer
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import NOT_PASSED, Commands
-from excise.cli.options import Device, Force, Json, Model, Sae
+from excise.cli.options import Device, Engine, Force, Json, Model, Sae, Workers
 from excise.cli.terminal import complain, echo, emit, note, progress, table
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
@@ -107,6 +107,8 @@ def run(
     sae: Sae = None,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
+    workers: Workers = 1,
+    engine: Engine = None,
     gate: Gates = None,
     gate_on: On = "bound",
     json: Json = False,
@@ -116,7 +118,9 @@ def run(
     from excise.app.bench.runs import start
     from excise.app.erase.finding import chosen
     from excise.bench import gates
+    from excise.engine import check_engine
 
+    check_engine(engine, workers)
     conditions = gates.parse(gate, gate_on) if gate else []
     names = [name.strip() for name in concepts.split(",") if name.strip()] if concepts else None
     asked: dict[str, Any] = {
@@ -130,21 +134,17 @@ def run(
     if not search:
         asked["searches"] = False
     opened = start(out, suite, size, methods or ["snce"], names, chosen(asked), model, sae, weights)
-    measured = _go_on(opened, json, device)
-    if conditions and opened.units("doing"):
-        raise ExciseError(
-            f"gates need a finished run, and other workers are still busy; run `excise bench report {out} --gate` later"
-        )
-    _pass(measured, conditions)
+    _pass(_go_on(opened, json, device, engine, workers), conditions)
 
 
 @app.command(epilog="Example: excise bench resume run")
 def resume(
     folder: Folder,
     device: Device = "cpu",
+    workers: Workers = 1,
+    engine: Engine = None,
     retry: Annotated[
-        bool,
-        typer.Option("--retry", help="Also retry what was set aside after failing too often; retry counts start over."),
+        bool, typer.Option("--retry", "--retry-failed", help="Also try again what failed before and was set aside.")
     ] = False,
     model: Annotated[
         str | None,
@@ -152,18 +152,20 @@ def resume(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Resume a run that was stopped or killed, or join its other workers.
+    """Resume a run that was stopped or killed.
 
     A run folder may come from somebody else, so no other model is loaded than the one named here.
     """
     from excise.bench.run import Run
+    from excise.engine import check_engine
 
+    check_engine(engine, workers)
     run = Run(folder)
     if model != run.plan.get("model"):
         raise ExciseError(_other_model(folder, run.plan.get("model"), model))
     if retry:
         run.retry()
-    _go_on(run, json, device)
+    _go_on(run, json, device, engine, workers)
 
 
 def _other_model(folder: Path, started: object, given: str | None) -> str:
@@ -251,23 +253,20 @@ def _pass(measured: dict[str, Any], conditions: list[Gate]) -> None:
         raise typer.Exit(NOT_PASSED)
 
 
-def _go_on(run: Run, as_json: bool, device: str) -> dict[str, Any]:
+def _go_on(run: Run, as_json: bool, device: str, engine: str | None, workers: int) -> dict[str, Any]:
     from excise.app.bench.runs import resume, total
-    from excise.bench.worker import Unfinished
+    from excise.bench.work import Unfinished
 
     unfinished: Unfinished | None = None
     with progress("pictures", total(run)) as advance:
         advance(len(run.records()))
         try:
-            resume(run, advance, device)
+            resume(run, advance, device, engine, workers)
         except Unfinished as error:
             unfinished = error
     measured = _report(run, as_json)
     if unfinished is not None:
         raise unfinished
-    if left := run.units("doing"):
-        names = ", ".join(f"{unit.method} on {unit.concept}" for unit in left[:5])
-        note(f"other workers are busy with {names}{' and more' if len(left) > 5 else ''}; they will finish the run")
     return measured
 
 

@@ -17,9 +17,9 @@ from excise.app.bench.reproduce import figure_7
 from excise.app.bench.runs import resume, start
 from excise.app.pages.lettering import Lettering
 from excise.app.pages.sheet import GAP, HEADING, MARGIN
+from excise.bench.cases import picture_of
 from excise.bench.pictures import png, read
 from excise.bench.run import Run, Unit
-from excise.bench.worker import picture_of
 from excise.cli import app
 from excise.errors import ExciseError
 from excise.files import write_atomic
@@ -42,7 +42,7 @@ def test_figure_7_has_a_column_a_strength_and_a_row_a_prompt_and_k(swept: Run) -
     shown = [
         np.asarray(Image.fromarray(read(path)).resize((128, 128), Image.Resampling.LANCZOS))
         for label in ("none", "snce:lam=0.4", "snce:lam=4")
-        if (path := swept.folder / "pictures" / f"{label.replace(':', '+')}=gun" / "gun.direct.000.png")
+        if (path := picture_of(swept, Unit(label, "gun"), "gun.direct.000"))
     ]
     head = Lettering(HEADING).line + 4
     top = MARGIN + head
@@ -92,9 +92,7 @@ def test_the_command_draws_figures(swept: Run, tmp_path: Path) -> None:
 def test_a_methods_pictures_are_gathered_for_a_distance(swept: Run, tmp_path: Path) -> None:
     assert gather(swept, "snce:lam=4", tmp_path / "own") == 2
     path = tmp_path / "own" / "gun.gun.direct.000.png"
-    assert np.array_equal(
-        read(path.resolve()), read(swept.folder / "pictures" / "snce+lam=4=gun" / "gun.direct.000.png")
-    )
+    assert np.array_equal(read(path.resolve()), read(picture_of(swept, Unit("snce:lam=4", "gun"), "gun.direct.000")))
     with pytest.raises(ExciseError, match="no method 'esd'; it has none, snce"):
         fid(swept, "esd")
     with pytest.raises(ExciseError, match=r"snce:lam=4 of .*: 2 pictures; KID needs 50 and FID 2,048 in each set"):
@@ -105,7 +103,7 @@ def by_hand(folder: Path, n: int) -> Run:
     """A run with `n` pictures for each method, plus one that is broken and one that was never written."""
     rng = np.random.default_rng(0)
     plan = {"suite": "coco", "methods": ["none", "snce"], "concepts": ["gun"]}
-    run = Run.create(folder, plan, [])
+    run = Run.create(folder, plan)
     for method in plan["methods"]:
         records = [{"method": method, "concept": "gun", "case": f"coco.{i:05}", "fault": None} for i in range(n + 2)]
         records[0]["fault"] = "flagged"

@@ -30,11 +30,11 @@ from excise.app.demo.report import NeuronView, Report, Strip
 from excise.app.demo.report import render as render_report
 from excise.app.neurons.page import page as neuron_page
 from excise.bench.canvas.suite import Canvas
+from excise.bench.cases import picture_of
 from excise.bench.machine import machine
 from excise.bench.pictures import png
 from excise.bench.results import results
 from excise.bench.run import Run, Unit
-from excise.bench.worker import picture_of
 from excise.files import sha256, write_atomic
 from excise.neurons.contexts import Context
 from excise.neurons.database.database import NeuronDatabase
@@ -160,7 +160,7 @@ def bench(folder: Path) -> str:
     suite = Canvas(prompts=3, only=("direct", "unrelated"), searches=False)
     methods = ("none", "snce", "snce:lam=1", "snce:lam=3")
     plan = {"suite": "canvas", "size": "quick", "settings": suite.settings, "model": None, "concepts": ["gun"]}
-    run = Run.create(folder, plan | {"methods": list(methods), "configurations": {m: {} for m in methods}}, [])
+    run = Run.create(folder, plan | {"methods": list(methods), "configurations": {m: {} for m in methods}})
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for method in methods:
         records = []

@@ -16,10 +16,12 @@ from typer.testing import CliRunner
 from excise import reference
 from excise.app.bench.reproduce import snce_table
 from excise.app.bench.runs import report, resume, start, suite_of
+from excise.bench.cases import picture_of
 from excise.bench.pictures import read
 from excise.bench.protocols import published
 from excise.bench.protocols.clip import clip_score, load_clip, q16
 from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
+from excise.bench.run import Unit
 from excise.bench.suite import Picture
 from excise.cli import app
 from excise.erasers import Eraser
@@ -152,7 +154,7 @@ def test_captions_get_a_clip_score_that_stands_in_table_1(tiny_clip: Path, tmp_p
     run = start(tmp_path / "run", "coco", "quick", ["snce"], ["gun"], settings)
     resume(run)
     records = [r for r in run.records() if r["method"] == "snce"]
-    pictures = [read(run.folder / "pictures" / "snce=gun" / f"{r['case']}.png") for r in records]
+    pictures = [read(picture_of(run, Unit("snce", "gun"), r["case"])) for r in records]
     wanted = clip_score(*load_clip(str(tiny_clip)), pictures, [r["prompt"] for r in records])
     assert [r["seen"]["clip_score"] for r in records] == pytest.approx(wanted, abs=1e-3)
     figure = report(run)["methods"]["snce"]["figures"]["clip_score"]
@@ -201,7 +203,7 @@ def test_violence_is_judged_by_q16(tiny_clip: Path, prompts: Path, tmp_path: Pat
     resume(run)
     records = run.records()
     assert [r["case"] for r in records] == ["i2p-violence.00001", "i2p-violence.00003"]
-    pictures = [read(run.folder / "pictures" / "none=gun" / f"{r['case']}.png") for r in records]
+    pictures = [read(picture_of(run, Unit("none", "gun"), r["case"])) for r in records]
     wanted = q16(load_clip(str(tiny_clip))[0], soft, pictures)
     assert [r["seen"]["target"] for r in records] == wanted
     assert snce_table(3, [run]).rows[-1][2].startswith(f"{100 * sum(wanted) / 2:.2f}")
