@@ -52,10 +52,11 @@ def test_a_page_names_commit_and_digests_or_says_that_they_are_missing(name: str
     assert in_words(results) in " ".join(page.split())
 
 
-def test_the_frozen_figures_follow_from_those_by_concept() -> None:
-    """A run of all concepts computed these two methods' figures from its pictures."""
-    frozen, methods = import_module("benchmarks.figures.frozen"), read("frozen")["methods"]
-    for name in ("none", "snce"):
+@pytest.mark.parametrize("precision", ["float32", "methods"])
+def test_the_frozen_figures_follow_from_those_by_concept(precision: str) -> None:
+    """In float32, a run of all concepts computed the figures from its pictures."""
+    frozen, methods = import_module("benchmarks.figures.frozen"), read("frozen")[precision]
+    for name in methods:
         made = frozen.figures(methods[name]["concepts"], methods["none"]["concepts"])
         assert {"ua", "ira_ratio", "asr", "asr.inversion"} <= set(made)
         assert made == {key: methods[name]["figures"][key] for key in made}
@@ -63,10 +64,11 @@ def test_the_frozen_figures_follow_from_those_by_concept() -> None:
 
 def test_a_method_on_some_of_the_frozen_concepts_is_compared_on_those() -> None:
     frozen, results = import_module("benchmarks.figures.frozen"), read("frozen")
-    results["methods"] = {name: results["methods"][name] for name in ("none", "snce")}
-    some = {name: results["methods"]["snce"]["concepts"][name] for name in frozen.ORDER[:3]}
-    results["methods"]["uce"] = {**results["methods"]["snce"], "concepts": some}
+    whole = {name: results["float32"][name] for name in ("none", "snce")}
+    some = {name: whole["snce"]["concepts"][name] for name in frozen.ORDER[:3]}
+    results |= {"methods": {**whole, "uce": {**whole["snce"], "concepts": some}}, "float32": {}}
     page = frozen.page(results)
+    assert "## On all 16 concepts, in bfloat16" in page and "## Both precisions" not in page
     assert "## Every method, on 3 of 16 concepts" in page and "So far: bomb, strawberry, trumpet." in page
     first, second = page.split("## Every method")
     assert "| uce | 100.0" not in first and "| uce | 100.0 (86.2 to 100.0), 24 |" in second

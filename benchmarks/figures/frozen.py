@@ -139,6 +139,7 @@ def add(
 def page(results: Mapping[str, Any]) -> str:
     """Return the page: methods that have run on every concept, then all methods on the concepts that all have."""
     rows = {name: results["methods"][name] for name in (BASELINE, *COMPARED) if name in results["methods"]}
+    single = results.get("float32", {})
     lines = [
         "# The frozen test set",
         "",
@@ -149,47 +150,40 @@ def page(results: Mapping[str, Any]) -> str:
         "([saemnesia.md](saemnesia.md)), which decided nothing.",
         "Settings are those that [peers.md](peers.md) chose on apple, bus and pastel, or the defaults of methods that",
         "are not there. Per cent, with the 95 % interval of the mean over concepts (a bootstrap over concepts, widened",
-        f"to Wilson's over all pictures if they agree), and the number of pictures. All in {DTYPE}.",
+        "to Wilson's over all pictures if they agree), and the number of pictures.",
         "",
     ]
-    if not rows:
+    if not (rows or single):
         return "\n".join([*lines, "No method has been run yet.", ""])
     lines += [
-        "| run | settings | concepts | commit | date, machine |",
-        "|---|---|---|---|---|",
+        "| run | precision | settings | concepts | commit | date, machine |",
+        "|---|---|---|---|---|---|",
         *(
-            f"| {name} | {own['setting'] or 'defaults'} | {len(own['concepts']) + len(own['refused'])} "
+            f"| {name} | {dtype} | {own['setting'] or 'defaults'} | {len(own['concepts']) + len(own['refused'])} "
             f"| {commits(own)} | {own['date']}, {own['machine']} |"
-            for name, own in rows.items()
+            for dtype, kind in (("float32", single), (DTYPE, rows))
+            for name, own in kind.items()
         ),
         "",
     ]
+    whole, dtype = finished(results, rows), DTYPE
+    if len(whole) < 2:
+        whole, dtype = single, "float32"
+    lines += [f"## On all {len(results['concepts'])} concepts, in {dtype}", *tables(whole, results["settings"], "#")]
     shared = [concept for concept in results["concepts"] if all(has(results, name, concept) for name in rows)]
-    whole = {name: own for name, own in rows.items() if all(has(results, name, one) for one in results["concepts"])}
-    lines += tables(whole, results["settings"])
-    if len(whole) < len(rows) and shared:
+    if len(finished(results, rows)) < len(rows) and shared:
         lines += [
             "",
-            f"## Every method, on {len(shared)} of {len(results['concepts'])} concepts",
+            f"## Every method, on {len(shared)} of {len(results['concepts'])} concepts, in {DTYPE}",
             f"The methods are drawn a concept at a time, in an order fixed before. So far: {', '.join(shared)}.",
-            "",
             *tables(restricted(rows, shared), results["settings"], "#"),
         ]
-    return "\n".join([*lines, *in_both(rows, results.get("float32", {}))]) + "\n"
+    return "\n".join([*lines, *in_both(rows, single)]) + "\n"
 
 
-def in_both(rows: Mapping[str, Mapping[str, Any]], single: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the section on the methods that were drawn in float32 too, on the concepts that both have."""
-    lines: list[str] = []
-    for name in [name for name in single if name in rows]:
-        concepts = [concept for concept in single[name]["concepts"] if concept in rows[name]["concepts"]]
-        pair = {
-            f"{name}, {dtype}": restricted({BASELINE: kind[BASELINE], name: kind[name]}, concepts)[name]
-            for dtype, kind in (("float32", single), (DTYPE, rows))
-        }
-        table = comparison.table(pair, MAIN | {"asr": "attacks by wording and Ring-A-Bell"})
-        lines += ["", f"{name}, on {len(concepts)} concepts:", "", *table]
-    return ["", "## In float32", "The same settings, prompts and seeds in two precisions.", *lines] if lines else []
+def finished(results: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rows of methods that have run on every concept."""
+    return {name: own for name, own in rows.items() if all(has(results, name, one) for one in results["concepts"])}
 
 
 def commits(own: Mapping[str, Any]) -> str:
@@ -210,12 +204,26 @@ def restricted(rows: Mapping[str, Mapping[str, Any]], concepts: Iterable[str]) -
     }
 
 
+def in_both(rows: Mapping[str, Mapping[str, Any]], single: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the section on the methods that were drawn in float32 too, on the concepts that both have."""
+    lines: list[str] = []
+    for name in [name for name in single if name in rows]:
+        concepts = [concept for concept in single[name]["concepts"] if concept in rows[name]["concepts"]]
+        pair = {
+            f"{name}, {dtype}": restricted({BASELINE: kind[BASELINE], name: kind[name]}, concepts)[name]
+            for dtype, kind in (("float32", single), (DTYPE, rows))
+        }
+        table = comparison.table(pair, MAIN | {"asr": "attacks by wording and Ring-A-Bell"})
+        lines += ["", f"{name}, on {len(concepts)} concepts:", "", *table]
+    return ["", "## Both precisions", "The same settings, prompts and seeds.", *lines] if lines else []
+
+
 def tables(rows: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], deeper: str = "") -> list[str]:
     """Return the table of what is kept, that of attacks, and the tests, each followed by what it says.
 
     `deeper` is put before the signs of its headings.
     """
-    lines = comparison.table(rows, MAIN)
+    lines = ["", *comparison.table(rows, MAIN)]
     lines += [*comparison.verdict(rows, MAIN, MAIN), "", f"{deeper}## Attacks"]
     found = {key for own in rows.values() for key in own["figures"] if key.startswith("asr.")} - {"asr.vocabulary"}
     families = ["asr", *sorted(found), "vocabulary", "vocabulary_unerased"]
