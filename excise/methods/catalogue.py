@@ -80,6 +80,21 @@ _CASTEER = _bibtex(
     "2503.09630",
 )
 METHODS: dict[str, About] = {
+    "adavd": About(
+        "projects the concept out of the values of the U-Net's cross-attention, in tokens close to it",
+        "inference",
+        "values of the U-Net's cross-attention",
+        "Apache-2.0",
+        _bibtex(
+            "wang2025precise",
+            "Precise, Fast, and Low-cost Concept Erasure in Value Space: Orthogonal Complement Matters",
+            "Wang, Yuan and Li, Ouxiang and Mu, Tingting and Hao, Yanbin and Liu, Kuien and Wang, Xiang and "
+            "He, Xiangnan",
+            "Conference on Computer Vision and Pattern Recognition (CVPR)",
+            2025,
+            "2412.06143",
+        ),
+    ),
     "advunlearn": About(
         "trains the text encoder to lead away from the concept, whatever token precedes it",
         "fine-tune",
@@ -333,6 +348,7 @@ METHODS: dict[str, About] = {
 excise.methods.configs, which are listed without importing torch."""
 
 MODULES = {
+    "adavd": "steering.adavd",
     "advunlearn": "trained.advunlearn",
     "ca": "trained.ca",
     "casteer": "steering.casteer",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from excise.methods.configs.closed_form import RECEConfig, UCEConfig
     from excise.methods.configs.sae import ItDConfig, SAEmnesiaConfig, SAEmnesiaTextConfig, SAEuronConfig, SNCEConfig
     from excise.methods.configs.steering import (
+        AdaVDConfig,
         CASteerConfig,
         CASteerGatedConfig,
         ConceptSteerersConfig,
@@ -38,6 +39,8 @@ class MethodConfig(Protocol):
     def __getattr__(self, name: str) -> Any: ...
 
 
+@overload
+def method_config(method: Literal["adavd"], *, preset: str | None = ..., **settings: Any) -> AdaVDConfig: ...
 @overload
 def method_config(method: Literal["advunlearn"], *, preset: str | None = ..., **settings: Any) -> AdvUnlearnConfig: ...
 @overload

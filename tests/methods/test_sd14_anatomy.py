@@ -45,6 +45,7 @@ SCHEDULER = {
 
 LAYERS = {
     "uce": 32, "rece": 32, "esd-x": 64, "esd-u": 218, "ca": 32, "sa": 64, "mace": 32, "casteer": 16, "advunlearn": 72,
+    "adavd": 16,
 }  # fmt: skip
 """Number of layers that a method edits; one unless listed here."""
 
@@ -181,6 +182,7 @@ def test_saemnesia_end_to_end_on_sd15s_blocks(sd14: Any, naked: Concept, site: S
         ("advunlearn", {"iterations": 2, "steps": 2, "retain": 1, "attack_steps": 1}),
         ("sld", {"level": "max"}),
         ("safree", {}),
+        ("adavd", {}),
         ("safety-filter", {}),
         ("casteer", {"pairs": 1, "steps": 2}),
         ("concept-steerers", {"sae": "sae"}),

@@ -17,7 +17,7 @@ from excise.erasers.proof.solved import altered_weights
 from excise.erasers.verify import TRUSTED
 from excise.methods import method
 from excise.methods.base import Fitted
-from excise.methods.closed_form.cross_attention import kept_words
+from excise.methods.cross_attention import kept_words
 from excise.methods.solving import MOST_ROUNDS, MOST_WORDS, solve_again
 
 CONCEPT = Concept(

@@ -6,6 +6,16 @@ from tests.mutants import of
 
 MUTANTS = [
     *of(
+        "excise/erasers/edits/projection.py",
+        "tests/methods/steering/test_adavd.py",
+        ("self.steepness * (near - self.midpoint)", "self.steepness * (near + self.midpoint)"),
+        ("sigma.new_tensor(self.floor)", "sigma.new_tensor(0 * self.floor)"),
+        ("torch.zeros_like(delta[:, :1])", "delta[:, :1]"),
+        ("row = row - (q @ value) / (q @ q) * other", "row = row + 0 * other"),
+        ("left.norm()) > SPANNED", "left.norm()) > 0 * SPANNED"),
+        ("return torch.stack(rows), q / q.square().sum(1, keepdim=True)", "return torch.stack(rows), q"),
+    ),
+    *of(
         "excise/erasers/edits/text_sae.py",
         "tests/erasers/edits/test_text_sae.py",
         ("passed(preacts, preacts, threshold.clamp(min=0))",

@@ -16,7 +16,7 @@ from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.blocklist import FilterEdit
 from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.edits.guidance import GuidanceEdit
-from excise.erasers.edits.projection import ProjectionEdit
+from excise.erasers.edits.projection import ProjectionEdit, ValueEdit
 from excise.erasers.edits.registry import Edit
 from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
@@ -49,6 +49,7 @@ PLACES: dict[type[Edit], Place] = {
     BlockEdit: Place(module_at, block.put),
     DirectionEdit: Place(attention_at, block.put),
     GatedDirectionEdit: Place(attention_at, block.put),
+    ValueEdit: Place(layer_at, block.put),
     WeightEdit: Place(layer_at, weights.put),
     PromptScaledEdit: Place(layer_at, weights_by_prompt.put),
     GuidanceEdit: Place(unet_at, unet_call.put(GuidanceHook)),

@@ -6,7 +6,7 @@ from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.blocklist import FilterEdit
 from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.edits.guidance import GuidanceEdit
-from excise.erasers.edits.projection import ProjectionEdit
+from excise.erasers.edits.projection import ProjectionEdit, ValueEdit
 from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.edits.vectors import DirectionEdit, GatedDirectionEdit, VectorEdit
@@ -15,7 +15,7 @@ from excise.erasers.edits.weights import CopyEdit, PromptScaledEdit, WeightEdit
 TextEdit = SAEEdit | VectorEdit | WeightEdit
 
 
-Edit = TextEdit | BlockEdit | DirectionEdit | GuidanceEdit | FilterEdit | ProjectionEdit | ModulationEdit
+Edit = TextEdit | BlockEdit | DirectionEdit | GuidanceEdit | FilterEdit | ProjectionEdit | ValueEdit | ModulationEdit
 
 KINDS: dict[str, type[Edit]] = {
     edit.kind: edit
@@ -31,6 +31,7 @@ KINDS: dict[str, type[Edit]] = {
         GuidanceEdit,
         FilterEdit,
         ProjectionEdit,
+        ValueEdit,
         ModulationEdit,
         CopyEdit,
     )

@@ -8,8 +8,8 @@ from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.methods.base import Fitted
 from excise.methods.build import build_eraser
-from excise.methods.closed_form.cross_attention import kept_words
 from excise.methods.configs.closed_form import UCEConfig
+from excise.methods.cross_attention import kept_words
 from excise.pipeline import Pipeline
 
 

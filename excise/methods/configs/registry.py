@@ -6,6 +6,7 @@ from excise.methods.configs.baselines import NoneConfig, SafetyFilterConfig
 from excise.methods.configs.closed_form import RECEConfig, UCEConfig
 from excise.methods.configs.sae import ItDConfig, SAEmnesiaConfig, SAEmnesiaTextConfig, SAEuronConfig, SNCEConfig
 from excise.methods.configs.steering import (
+    AdaVDConfig,
     CASteerConfig,
     CASteerGatedConfig,
     ConceptSteerersConfig,
@@ -24,6 +25,7 @@ from excise.methods.configs.trained import (
 from excise.settings import Settings, document
 
 CONFIGS: dict[str, type[Settings]] = {
+    "adavd": AdaVDConfig,
     "advunlearn": AdvUnlearnConfig,
     "ca": CAConfig,
     "casteer": CASteerConfig,

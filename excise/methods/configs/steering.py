@@ -65,6 +65,17 @@ class SAFREEConfig(Settings):
 
 
 @dataclass(frozen=True)
+class AdaVDConfig(Settings):
+    """How close to the concept a token's value must be, and how much of it is then removed."""
+
+    scale: float = setting(2.0, "s: 1 removes the part along the concept, 2 reverses it.", above=0, paper=2.0)
+    steepness: float = setting(100.0, "p, how suddenly the removal sets in.", above=0, paper=100.0)
+    midpoint: float = setting(
+        0.93, "ε, the cosine with the concept's value at which half of it sets in.", least=-1, most=1, paper=0.93
+    )
+
+
+@dataclass(frozen=True)
 class SLDConfig(Settings):
     """How strongly guidance leads away, and from what."""
 

@@ -16,9 +16,9 @@ from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, WeightEdit, verify
 from excise.errors import ExciseError
 from excise.methods import method
-from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, word_states
 from excise.methods.closed_form.rece import restoring_embeddings
 from excise.methods.configs.closed_form import RECEConfig, UCEConfig
+from excise.methods.cross_attention import kept_words, keys_and_values, word_states
 from tests import tiny
 
 CONCEPT = Concept(
