@@ -181,6 +181,20 @@ METHODS: dict[str, About] = {
         "MIT",
         _ESD,
     ),
+    "hirm": About(
+        "trains the text encoder's first layer to lead its last layer's representation of the concept astray",
+        "fine-tune",
+        "the first layer of the text encoder",
+        "unknown",
+        _bibtex(
+            "lee2026localized",
+            "Localized Concept Erasure in Text-to-Image Diffusion Models via High-Level Representation Misdirection",
+            "Lee, Uichan and Kim, Jeonghyeon and Hwang, Sangheum",
+            "International Conference on Learning Representations (ICLR)",
+            2026,
+            "2602.19631",
+        ),
+    ),
     "itd": About(
         "turns down a sparse autoencoder's neurons of the concept, in prompts that a gate assigns to the concept",
         "inference",
@@ -314,6 +328,21 @@ METHODS: dict[str, About] = {
             "2509.21008",
         ),
     ),
+    "speed": About(
+        "gives the concept's words the values of other words, without a change where kept words have any",
+        "closed form",
+        "values of the U-Net's cross-attention",
+        "Apache-2.0",
+        _bibtex(
+            "li2026speed",
+            "SPEED: Scalable, Precise, and Efficient Concept Erasure for Diffusion Models",
+            "Li, Ouxiang and Wang, Yuan and Hu, Xinting and Jiang, Houcheng and Liang, Tao and Hao, Yanbin and "
+            "Ma, Guojun and Feng, Fuli",
+            "International Conference on Learning Representations (ICLR)",
+            2026,
+            "2503.07392",
+        ),
+    ),
     "spm": About(
         "trains rank-1 adapters of the U-Net to predict the opposite of the concept, weighted for every prompt",
         "fine-tune",
@@ -357,6 +386,7 @@ MODULES = {
     "dumo": "trained.dumo",
     "esd-u": "trained.esd_u",
     "esd-x": "trained.esd_x",
+    "hirm": "trained.hirm",
     "itd": "sae.itd",
     "mace": "trained.mace",
     "none": "none",
@@ -369,6 +399,7 @@ MODULES = {
     "safree": "steering.safree",
     "sld": "steering.sld",
     "snce": "sae.snce",
+    "speed": "closed_form.speed",
     "spm": "trained.spm",
     "uce": "closed_form.uce",
 }

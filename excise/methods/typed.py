@@ -8,7 +8,7 @@ from excise.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from excise.methods.configs.baselines import NoneConfig, SafetyFilterConfig
-    from excise.methods.configs.closed_form import RECEConfig, UCEConfig
+    from excise.methods.configs.closed_form import RECEConfig, SPEEDConfig, UCEConfig
     from excise.methods.configs.sae import ItDConfig, SAEmnesiaConfig, SAEmnesiaTextConfig, SAEuronConfig, SNCEConfig
     from excise.methods.configs.steering import (
         AdaVDConfig,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         CAConfig,
         DuMoConfig,
         ESDConfig,
+        HiRMConfig,
         MACEConfig,
         SAConfig,
         SPMConfig,
@@ -62,6 +63,8 @@ def method_config(
     method: Literal["esd", "esd-u", "esd-x"], *, preset: str | None = ..., **settings: Any
 ) -> ESDConfig: ...
 @overload
+def method_config(method: Literal["hirm"], *, preset: str | None = ..., **settings: Any) -> HiRMConfig: ...
+@overload
 def method_config(method: Literal["itd"], *, preset: str | None = ..., **settings: Any) -> ItDConfig: ...
 @overload
 def method_config(method: Literal["mace"], *, preset: str | None = ..., **settings: Any) -> MACEConfig: ...
@@ -89,6 +92,8 @@ def method_config(method: Literal["safree"], *, preset: str | None = ..., **sett
 def method_config(method: Literal["sld"], *, preset: str | None = ..., **settings: Any) -> SLDConfig: ...
 @overload
 def method_config(method: Literal["snce"], *, preset: str | None = ..., **settings: Any) -> SNCEConfig: ...
+@overload
+def method_config(method: Literal["speed"], *, preset: str | None = ..., **settings: Any) -> SPEEDConfig: ...
 @overload
 def method_config(method: Literal["spm"], *, preset: str | None = ..., **settings: Any) -> SPMConfig: ...
 @overload

@@ -48,6 +48,7 @@ def saved(tiny_pipe: Any, tmp_path: Path) -> Callable[..., Eraser]:
         ("uce", {}),
         ("uce", {"guide": "a house", "erase": 2.0, "preserve": "horse; a cat "}),
         ("rece", {"rounds": 2, "lam": 0.3}),
+        ("speed", {"limit": 1.0}),
     ],
 )
 def test_the_same_edits_come_again(

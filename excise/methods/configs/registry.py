@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from excise.methods.configs.baselines import NoneConfig, SafetyFilterConfig
-from excise.methods.configs.closed_form import RECEConfig, UCEConfig
+from excise.methods.configs.closed_form import RECEConfig, SPEEDConfig, UCEConfig
 from excise.methods.configs.sae import ItDConfig, SAEmnesiaConfig, SAEmnesiaTextConfig, SAEuronConfig, SNCEConfig
 from excise.methods.configs.steering import (
     AdaVDConfig,
@@ -18,6 +18,7 @@ from excise.methods.configs.trained import (
     CAConfig,
     DuMoConfig,
     ESDConfig,
+    HiRMConfig,
     MACEConfig,
     SAConfig,
     SPMConfig,
@@ -34,6 +35,7 @@ CONFIGS: dict[str, type[Settings]] = {
     "dumo": DuMoConfig,
     "esd-u": ESDConfig,
     "esd-x": ESDConfig,
+    "hirm": HiRMConfig,
     "itd": ItDConfig,
     "mace": MACEConfig,
     "none": NoneConfig,
@@ -46,6 +48,7 @@ CONFIGS: dict[str, type[Settings]] = {
     "safree": SAFREEConfig,
     "sld": SLDConfig,
     "snce": SNCEConfig,
+    "speed": SPEEDConfig,
     "spm": SPMConfig,
     "uce": UCEConfig,
 }
