@@ -14,7 +14,9 @@ if TYPE_CHECKING:
         AdaVDConfig,
         CASteerConfig,
         CASteerGatedConfig,
+        CGCEConfig,
         ConceptSteerersConfig,
+        LEACEConfig,
         SAFREEConfig,
         SLDConfig,
     )
@@ -53,6 +55,8 @@ def method_config(
     method: Literal["casteer-gated"], *, preset: str | None = ..., **settings: Any
 ) -> CASteerGatedConfig: ...
 @overload
+def method_config(method: Literal["cgce"], *, preset: str | None = ..., **settings: Any) -> CGCEConfig: ...
+@overload
 def method_config(
     method: Literal["concept-steerers"], *, preset: str | None = ..., **settings: Any
 ) -> ConceptSteerersConfig: ...
@@ -66,6 +70,8 @@ def method_config(
 def method_config(method: Literal["hirm"], *, preset: str | None = ..., **settings: Any) -> HiRMConfig: ...
 @overload
 def method_config(method: Literal["itd"], *, preset: str | None = ..., **settings: Any) -> ItDConfig: ...
+@overload
+def method_config(method: Literal["leace"], *, preset: str | None = ..., **settings: Any) -> LEACEConfig: ...
 @overload
 def method_config(method: Literal["mace"], *, preset: str | None = ..., **settings: Any) -> MACEConfig: ...
 @overload

@@ -166,6 +166,8 @@ def test_another_sae_than_the_one_it_names_is_refused(
         "adavd",
         "speed",
         "hirm",
+        "leace",
+        "cgce",
     ],
 )
 def test_other_methods_erasers_pass_and_another_concepts_do_not(

@@ -35,6 +35,8 @@ SHORT: dict[str, dict[str, Any]] = {
     "dumo": {**TRAINED, "pairs": 1, "bins": 1, "alpha_iterations": 1},
     "advunlearn": {**TRAINED, "attack_steps": 1, "retain": 1},
     "hirm": {"iterations": 1},
+    "leace": {},
+    "cgce": {"iterations": 20, "batch": 2},
     "safree": {"most": 0},
     "adavd": {},
     "casteer": {"pairs": 2, "steps": 1},

@@ -182,6 +182,8 @@ def test_saemnesia_end_to_end_on_sd15s_blocks(sd14: Any, naked: Concept, site: S
         ("spm", {"iterations": 2, "steps": 2, "anchors": 1}),
         ("advunlearn", {"iterations": 2, "steps": 2, "retain": 1, "attack_steps": 1}),
         ("hirm", {"iterations": 2}),
+        ("leace", {}),
+        ("cgce", {"iterations": 20}),
         ("sld", {"level": "max"}),
         ("safree", {}),
         ("adavd", {}),

@@ -6,6 +6,21 @@ from tests.mutants import of
 
 MUTANTS = [
     *of(
+        "excise/erasers/edits/guidance.py",
+        "tests/methods/steering/test_cgce.py",
+        ("(states @ keys.T).softmax(1)", "(states @ keys.T).softmax(2)"),
+        ("e = e - self.step * e.norm() * slope / norm", "e = e + self.step * e.norm() * slope / norm"),
+        ("math.log(self.threshold / (1 - self.threshold))", "math.log(1 - self.threshold)"),
+        ("bound, moved = min(bound, self.target), True", "moved = True"),
+    ),
+    *of(
+        "excise/erasers/edits/vectors.py",
+        "tests/methods/steering/test_leace.py",
+        ("@ read)[..., None]", "@ write)[..., None]"),
+        ("(h.to(mean) - mean)", "(h.to(mean) + mean)"),
+        ("[:, None] < self.lead", "[:, None] < 0 * self.lead"),
+    ),
+    *of(
         "excise/erasers/edits/projection.py",
         "tests/methods/steering/test_adavd.py",
         ("self.steepness * (near - self.midpoint)", "self.steepness * (near + self.midpoint)"),

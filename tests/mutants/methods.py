@@ -80,6 +80,15 @@ MUTANTS = [
         ("first, paths = _layers(encoder)[0],", "first, paths = _layers(encoder)[1],"),
     ),
     *of(
+        "excise/methods/steering/leace.py",
+        "tests/methods/steering/test_leace.py",
+        ("weights = z * share / len(shown) +", "weights = z * (1 - share) / len(shown) +"),
+        ("return mean, read / (read @ along), along", "return mean, read / read.norm(), along"),
+        ("read = torch.linalg.pinv(both, rtol=SMALL, hermitian=True) @ along", "read = both @ along"),
+        ("mean = weights @ x", "mean = x.mean(0)"),
+        ("row[end:] for row, (end, _)", "row[end + 1 :] for row, (end, _)"),
+    ),
+    *of(
         "excise/methods/closed_form/uce.py",
         "tests/methods/closed_form/test_closed_form.py::test_the_weights_are_the_authors_own"
         " tests/methods/closed_form/test_closed_form.py::test_uce_minimises_its_objective"

@@ -38,6 +38,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "hirm": {"iterations": 2},
     "speed": {"limit": 100.0},
     "adavd": {"midpoint": 0.5},
+    "leace": {},
+    "cgce": {"iterations": 20, "batch": 2},
     "safree": {"most": 0},
     "casteer": {"pairs": 4, "steps": 2},
     "snce": {},
