@@ -80,6 +80,21 @@ _CASTEER = _bibtex(
     "2503.09630",
 )
 METHODS: dict[str, About] = {
+    "adavd": About(
+        "projects the concept out of the values of the U-Net's cross-attention, in tokens close to it",
+        "inference",
+        "values of the U-Net's cross-attention",
+        "Apache-2.0",
+        _bibtex(
+            "wang2025precise",
+            "Precise, Fast, and Low-cost Concept Erasure in Value Space: Orthogonal Complement Matters",
+            "Wang, Yuan and Li, Ouxiang and Mu, Tingting and Hao, Yanbin and Liu, Kuien and Wang, Xiang and "
+            "He, Xiangnan",
+            "Conference on Computer Vision and Pattern Recognition (CVPR)",
+            2025,
+            "2412.06143",
+        ),
+    ),
     "advunlearn": About(
         "trains the text encoder to lead away from the concept, whatever token precedes it",
         "fine-tune",
@@ -124,6 +139,20 @@ METHODS: dict[str, About] = {
         "",
         _CASTEER,
     ),
+    "cgce": About(
+        "leads text states away from the concept by a classifier's gradient, in prompts that the classifier finds",
+        "inference",
+        "the text states that the U-Net reads",
+        "",
+        _bibtex(
+            "nguyen2025cgce",
+            "CGCE: Classifier-Guided Concept Erasure in Generative Models",
+            "Nguyen, Viet and Patel, Vishal M.",
+            "",
+            2025,
+            "2511.05865",
+        ),
+    ),
     "concept-steerers": About(
         "subtracts a sparse autoencoder's code of the concept's words from every prompt",
         "inference",
@@ -166,6 +195,20 @@ METHODS: dict[str, About] = {
         "MIT",
         _ESD,
     ),
+    "hirm": About(
+        "trains the text encoder's first layer to lead its last layer's representation of the concept astray",
+        "fine-tune",
+        "the first layer of the text encoder",
+        "unknown",
+        _bibtex(
+            "lee2026localized",
+            "Localized Concept Erasure in Text-to-Image Diffusion Models via High-Level Representation Misdirection",
+            "Lee, Uichan and Kim, Jeonghyeon and Hwang, Sangheum",
+            "International Conference on Learning Representations (ICLR)",
+            2026,
+            "2602.19631",
+        ),
+    ),
     "itd": About(
         "turns down a sparse autoencoder's neurons of the concept, in prompts that a gate assigns to the concept",
         "inference",
@@ -179,6 +222,21 @@ METHODS: dict[str, About] = {
             "",
             2025,
             "2503.09446",
+        ),
+    ),
+    "leace": About(
+        "projects one direction out of text states, so that no linear probe finds the concept in them",
+        "inference",
+        "the last states of the text encoder, in every prompt",
+        "MIT",
+        _bibtex(
+            "belrose2023leace",
+            "LEACE: Perfect Linear Concept Erasure in Closed Form",
+            "Belrose, Nora and Schneider-Joseph, David and Ravfogel, Shauli and Cotterell, Ryan and Raff, Edward and "
+            "Biderman, Stella",
+            "Advances in Neural Information Processing Systems (NeurIPS)",
+            2023,
+            "2306.03819",
         ),
     ),
     "mace": About(
@@ -299,6 +357,21 @@ METHODS: dict[str, About] = {
             "2509.21008",
         ),
     ),
+    "speed": About(
+        "gives the concept's words the values of other words, without a change where kept words have any",
+        "closed form",
+        "values of the U-Net's cross-attention",
+        "Apache-2.0",
+        _bibtex(
+            "li2026speed",
+            "SPEED: Scalable, Precise, and Efficient Concept Erasure for Diffusion Models",
+            "Li, Ouxiang and Wang, Yuan and Hu, Xinting and Jiang, Houcheng and Liang, Tao and Hao, Yanbin and "
+            "Ma, Guojun and Feng, Fuli",
+            "International Conference on Learning Representations (ICLR)",
+            2026,
+            "2503.07392",
+        ),
+    ),
     "spm": About(
         "trains rank-1 adapters of the U-Net to predict the opposite of the concept, weighted for every prompt",
         "fine-tune",
@@ -333,15 +406,19 @@ METHODS: dict[str, About] = {
 excise.methods.configs, which are listed without importing torch."""
 
 MODULES = {
+    "adavd": "steering.adavd",
     "advunlearn": "trained.advunlearn",
     "ca": "trained.ca",
     "casteer": "steering.casteer",
     "casteer-gated": "steering.casteer_gated",
+    "cgce": "steering.cgce",
     "concept-steerers": "sae.concept_steerers",
     "dumo": "trained.dumo",
     "esd-u": "trained.esd_u",
     "esd-x": "trained.esd_x",
+    "hirm": "trained.hirm",
     "itd": "sae.itd",
+    "leace": "steering.leace",
     "mace": "trained.mace",
     "none": "none",
     "rece": "closed_form.rece",
@@ -353,6 +430,7 @@ MODULES = {
     "safree": "steering.safree",
     "sld": "steering.sld",
     "snce": "sae.snce",
+    "speed": "closed_form.speed",
     "spm": "trained.spm",
     "uce": "closed_form.uce",
 }

@@ -189,7 +189,7 @@ def carried_share(pipe: Pipeline, sae: TopKSAE, edit: SAEEdit, concept: Concept,
     others, _, other_ids = read([pair.deconcept for pair in concept.pairs])
     pairs = range(len(ids))
     places = [[(p, len(ids[p]) - 1, len(other_ids[p]) - 1) for p in pairs]]
-    words = [(p, *ends) for p in pairs if (ends := _difference_ends(ids[p], other_ids[p])) is not None]
+    words = [(p, *ends) for p in pairs if (ends := difference_ends(ids[p], other_ids[p])) is not None]
     if words:
         places.append(words)
     shares = []
@@ -201,7 +201,7 @@ def carried_share(pipe: Pipeline, sae: TopKSAE, edit: SAEEdit, concept: Concept,
     return min(shares)
 
 
-def _difference_ends(one: Sequence[int], other: Sequence[int]) -> tuple[int, int] | None:
+def difference_ends(one: Sequence[int], other: Sequence[int]) -> tuple[int, int] | None:
     """Return where the differing stretch of two lists of ids ends in each; None if it is empty in one of them."""
     length = min(len(one), len(other))
     head = next((n for n in range(length) if one[n] != other[n]), length)

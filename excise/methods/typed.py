@@ -8,12 +8,15 @@ from excise.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from excise.methods.configs.baselines import NoneConfig, SafetyFilterConfig
-    from excise.methods.configs.closed_form import RECEConfig, UCEConfig
+    from excise.methods.configs.closed_form import RECEConfig, SPEEDConfig, UCEConfig
     from excise.methods.configs.sae import ItDConfig, SAEmnesiaConfig, SAEmnesiaTextConfig, SAEuronConfig, SNCEConfig
     from excise.methods.configs.steering import (
+        AdaVDConfig,
         CASteerConfig,
         CASteerGatedConfig,
+        CGCEConfig,
         ConceptSteerersConfig,
+        LEACEConfig,
         SAFREEConfig,
         SLDConfig,
     )
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
         CAConfig,
         DuMoConfig,
         ESDConfig,
+        HiRMConfig,
         MACEConfig,
         SAConfig,
         SPMConfig,
@@ -39,6 +43,8 @@ class MethodConfig(Protocol):
 
 
 @overload
+def method_config(method: Literal["adavd"], *, preset: str | None = ..., **settings: Any) -> AdaVDConfig: ...
+@overload
 def method_config(method: Literal["advunlearn"], *, preset: str | None = ..., **settings: Any) -> AdvUnlearnConfig: ...
 @overload
 def method_config(method: Literal["ca"], *, preset: str | None = ..., **settings: Any) -> CAConfig: ...
@@ -48,6 +54,8 @@ def method_config(method: Literal["casteer"], *, preset: str | None = ..., **set
 def method_config(
     method: Literal["casteer-gated"], *, preset: str | None = ..., **settings: Any
 ) -> CASteerGatedConfig: ...
+@overload
+def method_config(method: Literal["cgce"], *, preset: str | None = ..., **settings: Any) -> CGCEConfig: ...
 @overload
 def method_config(
     method: Literal["concept-steerers"], *, preset: str | None = ..., **settings: Any
@@ -59,7 +67,11 @@ def method_config(
     method: Literal["esd", "esd-u", "esd-x"], *, preset: str | None = ..., **settings: Any
 ) -> ESDConfig: ...
 @overload
+def method_config(method: Literal["hirm"], *, preset: str | None = ..., **settings: Any) -> HiRMConfig: ...
+@overload
 def method_config(method: Literal["itd"], *, preset: str | None = ..., **settings: Any) -> ItDConfig: ...
+@overload
+def method_config(method: Literal["leace"], *, preset: str | None = ..., **settings: Any) -> LEACEConfig: ...
 @overload
 def method_config(method: Literal["mace"], *, preset: str | None = ..., **settings: Any) -> MACEConfig: ...
 @overload
@@ -86,6 +98,8 @@ def method_config(method: Literal["safree"], *, preset: str | None = ..., **sett
 def method_config(method: Literal["sld"], *, preset: str | None = ..., **settings: Any) -> SLDConfig: ...
 @overload
 def method_config(method: Literal["snce"], *, preset: str | None = ..., **settings: Any) -> SNCEConfig: ...
+@overload
+def method_config(method: Literal["speed"], *, preset: str | None = ..., **settings: Any) -> SPEEDConfig: ...
 @overload
 def method_config(method: Literal["spm"], *, preset: str | None = ..., **settings: Any) -> SPMConfig: ...
 @overload

@@ -32,7 +32,10 @@ OF_EVERY_KIND = (
     "esd-x",
 )
 """The others, each like one of these in what it saves and hooks, are slow."""
-NEW_KINDS, NEW_METHODS = {"gated-direction"}, {"casteer-gated"}
+NEW_KINDS, NEW_METHODS = (
+    {"gated-direction", "values", "affine", "classifier"},
+    {"casteer-gated", "adavd", "speed", "hirm", "leace", "cgce"},
+)
 """Those that came after the redesign, which no code before it could make."""
 PIXELS = 2
 STATES = 1e-4

@@ -152,7 +152,23 @@ def test_another_sae_than_the_one_it_names_is_refused(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method", ["saemnesia-text", "itd", "concept-steerers", "uce", "rece", "safree", "sld", "safety-filter", "mace"]
+    "method",
+    [
+        "saemnesia-text",
+        "itd",
+        "concept-steerers",
+        "uce",
+        "rece",
+        "safree",
+        "sld",
+        "safety-filter",
+        "mace",
+        "adavd",
+        "speed",
+        "hirm",
+        "leace",
+        "cgce",
+    ],
 )
 def test_other_methods_erasers_pass_and_another_concepts_do_not(
     pipe: Any, failed: Callable[..., list[str]], method: str

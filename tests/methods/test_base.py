@@ -19,7 +19,7 @@ from excise.methods.configs.trained import ESDConfig
 from excise.methods.lookup import parsed, settings_of
 from excise.sae import save
 
-ELSEWHERE = {"none", "snce", "concept-steerers", "itd", "saemnesia", "saemnesia-text", "saeuron"}
+ELSEWHERE = {"none", "snce", "concept-steerers", "itd", "saemnesia", "saemnesia-text", "saeuron", "hirm", "leace"}
 """Methods that edit a text encoder, or need an SAE of a block that is there."""
 
 

@@ -25,6 +25,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "safety-filter": {"threshold": 0.3},
     "uce": {},
     "rece": {"rounds": 1},
+    "speed": {},
     "esd-x": TRAINED,
     "sld": {"level": "max"},
     "ca": {**TRAINED, "pictures": 1, "batch": 1},
@@ -33,13 +34,17 @@ SHORT: dict[str, dict[str, Any]] = {
     "mace": {**TRAINED, "pictures": 1},
     "dumo": {**TRAINED, "pairs": 1, "bins": 1, "alpha_iterations": 1},
     "advunlearn": {**TRAINED, "attack_steps": 1, "retain": 1},
+    "hirm": {"iterations": 1},
+    "leace": {},
+    "cgce": {"iterations": 20, "batch": 2},
     "safree": {"most": 0},
+    "adavd": {},
     "casteer": {"pairs": 2, "steps": 1},
     "snce": {"permutations": 5},
     "itd": {},
     "concept-steerers": {},
 }
-QUICK = ("uce", "rece", "sld", "safree", "safety-filter", "itd", "concept-steerers")
+QUICK = ("uce", "rece", "speed", "sld", "safree", "adavd", "safety-filter", "itd", "concept-steerers")
 ON_AN_SAE = ("snce", "itd", "concept-steerers")
 TRIED_LONG = ("sld", "warmup", 1000)
 """Its trial takes 1,002 steps, so that it is slow; `test_a_long_warm_up_is_taken` is its sibling."""

@@ -45,6 +45,7 @@ SCHEDULER = {
 
 LAYERS = {
     "uce": 32, "rece": 32, "esd-x": 64, "esd-u": 218, "ca": 32, "sa": 64, "mace": 32, "casteer": 16, "advunlearn": 72,
+    "adavd": 16, "speed": 16, "hirm": 6,
 }  # fmt: skip
 """Number of layers that a method edits; one unless listed here."""
 
@@ -171,6 +172,7 @@ def test_saemnesia_end_to_end_on_sd15s_blocks(sd14: Any, naked: Concept, site: S
     [
         ("uce", {}),
         ("rece", {"rounds": 2}),
+        ("speed", {"limit": 100.0}),
         ("esd-x", {"iterations": 2, "steps": 2}),
         ("esd-u", {"iterations": 2, "steps": 2}),
         ("ca", {"iterations": 2, "steps": 2, "pictures": 2, "batch": 1}),
@@ -179,8 +181,12 @@ def test_saemnesia_end_to_end_on_sd15s_blocks(sd14: Any, naked: Concept, site: S
         ("dumo", {"iterations": 2, "steps": 2, "pairs": 1, "alpha_iterations": 2}),
         ("spm", {"iterations": 2, "steps": 2, "anchors": 1}),
         ("advunlearn", {"iterations": 2, "steps": 2, "retain": 1, "attack_steps": 1}),
+        ("hirm", {"iterations": 2}),
+        ("leace", {}),
+        ("cgce", {"iterations": 20}),
         ("sld", {"level": "max"}),
         ("safree", {}),
+        ("adavd", {}),
         ("safety-filter", {}),
         ("casteer", {"pairs": 1, "steps": 2}),
         ("concept-steerers", {"sae": "sae"}),

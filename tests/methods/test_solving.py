@@ -17,7 +17,7 @@ from excise.erasers.proof.solved import altered_weights
 from excise.erasers.verify import TRUSTED
 from excise.methods import method
 from excise.methods.base import Fitted
-from excise.methods.closed_form.cross_attention import kept_words
+from excise.methods.cross_attention import kept_words
 from excise.methods.solving import MOST_ROUNDS, MOST_WORDS, solve_again
 
 CONCEPT = Concept(
@@ -48,6 +48,7 @@ def saved(tiny_pipe: Any, tmp_path: Path) -> Callable[..., Eraser]:
         ("uce", {}),
         ("uce", {"guide": "a house", "erase": 2.0, "preserve": "horse; a cat "}),
         ("rece", {"rounds": 2, "lam": 0.3}),
+        ("speed", {"limit": 1.0}),
     ],
 )
 def test_the_same_edits_come_again(

@@ -6,6 +6,31 @@ from tests.mutants import of
 
 MUTANTS = [
     *of(
+        "excise/erasers/edits/guidance.py",
+        "tests/methods/steering/test_cgce.py",
+        ("(states @ keys.T).softmax(1)", "(states @ keys.T).softmax(2)"),
+        ("e = e - self.step * e.norm() * slope / norm", "e = e + self.step * e.norm() * slope / norm"),
+        ("math.log(self.threshold / (1 - self.threshold))", "math.log(1 - self.threshold)"),
+        ("bound, moved = min(bound, self.target), True", "moved = True"),
+    ),
+    *of(
+        "excise/erasers/edits/vectors.py",
+        "tests/methods/steering/test_leace.py",
+        ("@ read)[..., None]", "@ write)[..., None]"),
+        ("(h.to(mean) - mean)", "(h.to(mean) + mean)"),
+        ("[:, None] < self.lead", "[:, None] < 0 * self.lead"),
+    ),
+    *of(
+        "excise/erasers/edits/projection.py",
+        "tests/methods/steering/test_adavd.py",
+        ("self.steepness * (near - self.midpoint)", "self.steepness * (near + self.midpoint)"),
+        ("sigma.new_tensor(self.floor)", "sigma.new_tensor(0 * self.floor)"),
+        ("torch.zeros_like(delta[:, :1])", "delta[:, :1]"),
+        ("row = row - (q @ value) / (q @ q) * other", "row = row + 0 * other"),
+        ("left.norm()) > SPANNED", "left.norm()) > 0 * SPANNED"),
+        ("return torch.stack(rows), q / q.square().sum(1, keepdim=True)", "return torch.stack(rows), q"),
+    ),
+    *of(
         "excise/erasers/edits/text_sae.py",
         "tests/erasers/edits/test_text_sae.py",
         ("passed(preacts, preacts, threshold.clamp(min=0))",

@@ -57,6 +57,38 @@ MUTANTS = [
         ("        0.99,\n        \"A prompt is edited", "        0.5,\n        \"A prompt is edited"),
     ),
     *of(
+        "excise/methods/closed_form/speed.py",
+        "tests/methods/closed_form/test_speed.py",
+        ("erased.T @ erased / len(erased) @ null + scale * one", "erased.T @ erased @ null + scale * one"),
+        ("+ lam * torch.eye(fixed.shape[1], dtype=null.dtype)", "- lam * torch.eye(fixed.shape[1], dtype=null.dtype)"),
+        ("@ torch.linalg.pinv(held) @ fixed.T @ null)", "@ torch.linalg.pinv(held) @ fixed.T)"),
+        ("erased.mean(0, keepdim=True) - covariance", "erased.mean(0, keepdim=True) + covariance"),
+        ("above = moved > moved.mean()", "above = moved < moved.mean()"),
+        ("if bool(above.any()) else states", ""),
+        ("torch.linalg.svd(weight, full_matrices=False).Vh[-1]", "torch.linalg.svd(weight, full_matrices=False).Vh[0]"),
+        ("values < limit", "values > limit"),
+        ("apart.argmax()", "apart.argmin()"),
+        ("(anchor - erased).T / len(erased)", "(anchor - erased).T"),
+    ),
+    *of(
+        "excise/methods/trained/hirm.py",
+        "tests/methods/trained/test_hirm.py",
+        ("BETAS, EPS = (0.9, 0.98), 1e-6", "BETAS, EPS = (0.9, 0.999), 1e-6"),
+        ("config.alpha * towards.float() / towards.float().norm()", "config.alpha * towards.float()"),
+        ("_layers(self.encoder)[-1].self_attn.out_proj", "_layers(self.encoder)[0].self_attn.out_proj"),
+        ("(start + n) % len(self._ids)", "n % len(self._ids)"),
+        ("first, paths = _layers(encoder)[0],", "first, paths = _layers(encoder)[1],"),
+    ),
+    *of(
+        "excise/methods/steering/leace.py",
+        "tests/methods/steering/test_leace.py",
+        ("weights = z * share / len(shown) +", "weights = z * (1 - share) / len(shown) +"),
+        ("return mean, read / (read @ along), along", "return mean, read / read.norm(), along"),
+        ("read = torch.linalg.pinv(both, rtol=SMALL, hermitian=True) @ along", "read = both @ along"),
+        ("mean = weights @ x", "mean = x.mean(0)"),
+        ("row[end:] for row, (end, _)", "row[end + 1 :] for row, (end, _)"),
+    ),
+    *of(
         "excise/methods/closed_form/uce.py",
         "tests/methods/closed_form/test_closed_form.py::test_the_weights_are_the_authors_own"
         " tests/methods/closed_form/test_closed_form.py::test_uce_minimises_its_objective"

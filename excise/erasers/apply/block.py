@@ -1,4 +1,4 @@
-"""Edits of a denoiser's blocks, at every denoising step."""
+"""Edits of what a denoiser's blocks and layers return, at every denoising step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from excise.erasers.apply.shared_gates import SharedGates
 from excise.erasers.edits.block_sae import BlockEdit, OpenGates
+from excise.erasers.edits.projection import ValueEdit
 from excise.erasers.edits.vectors import DirectionEdit, GatedDirectionEdit
 from excise.erasers.hooks.edit_hook import EditHook, Edits
 from excise.erasers.hooks.setting import image
@@ -50,10 +51,23 @@ class BlockHook(EditHook):
         return self.on_device.delta(state, attachment.strength, step=self.timesteps.now, **known)
 
 
-def put(attachment: Host, edit: BlockEdit | DirectionEdit, block: nn.Module) -> tuple[BlockHook, Callable[[], None]]:
-    """Install the edit at its block. Return its hook, and a function that removes it."""
+class LayerHook(EditHook):
+    """An edit of a layer's output that is the same at every step."""
+
+    edit: ValueEdit
+    on_device: ValueEdit
+    timesteps: TimestepHook
+
+    def of(self, state: Tensor) -> Tensor | None:
+        return self.on_device.delta(state, self.attachment.strength)
+
+
+def put(
+    attachment: Host, edit: BlockEdit | DirectionEdit | ValueEdit, block: nn.Module
+) -> tuple[BlockHook | LayerHook, Callable[[], None]]:
+    """Install the edit at its block or layer. Return its hook, and a function that removes it."""
     _, denoiser = denoiser_of(attachment.pipe, edit.site.component)
-    hook = BlockHook(attachment, edit)
+    hook = LayerHook(attachment, edit) if isinstance(edit, ValueEdit) else BlockHook(attachment, edit)
     hook.timesteps = timesteps = TimestepHook.join(denoiser, hook)
     edits = BlockEdits.join(block, hook)
 
@@ -73,5 +87,5 @@ class BlockEdits(Edits):
         return output if edited is patches else from_patches(edited, output)
 
     def require(self, finite: Tensor, hook: EditHook) -> None:
-        assert isinstance(hook, BlockHook)
+        assert isinstance(hook, BlockHook | LayerHook)
         hook.timesteps.ask_later(hook, finite)

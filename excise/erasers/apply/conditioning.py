@@ -1,4 +1,4 @@
-"""Replacement of a prompt's text states before the U-Net reads them, for blocklists and projections."""
+"""Replacement of a prompt's text states before the U-Net reads them, for blocklists, classifiers and projections."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from excise.erasers.edits.blocklist import FilterEdit
+from excise.erasers.edits.guidance import ClassifierEdit
 from excise.erasers.edits.projection import ProjectionEdit
 from excise.erasers.guard.denoiser import DenoiserGuard
 from excise.erasers.hooks.context import unedited
@@ -89,6 +90,16 @@ class FilterHook(ConditionHook):
         if float(near.max()) < self.edit.threshold:
             return None
         return Replacement(next(iter(tensors_of(encode_prompt(self.attachment.pipe, ""))))[0])
+
+
+class ClassifierHook(ConditionHook):
+    """A classifier's guidance in action."""
+
+    edit: ClassifierEdit
+
+    def replacement(self, prompt: EncodedPrompt) -> Replacement | None:
+        states = self.edit.to(prompt.states.device).guided(prompt.states)
+        return None if states is None else Replacement(states)
 
 
 class ProjectionHook(ConditionHook):

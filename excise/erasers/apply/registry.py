@@ -9,18 +9,18 @@ from typing import Any
 from torch import nn
 
 from excise.erasers.apply import block, language_model, skips, text, weights, weights_by_prompt
-from excise.erasers.apply.conditioning import FilterHook, ProjectionHook
+from excise.erasers.apply.conditioning import ClassifierHook, FilterHook, ProjectionHook
 from excise.erasers.apply.guidance import GuidanceHook
 from excise.erasers.apply.skips import modulated_at
 from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.blocklist import FilterEdit
 from excise.erasers.edits.gated_sae import GatedSAEEdit
-from excise.erasers.edits.guidance import GuidanceEdit
-from excise.erasers.edits.projection import ProjectionEdit
+from excise.erasers.edits.guidance import ClassifierEdit, GuidanceEdit
+from excise.erasers.edits.projection import ProjectionEdit, ValueEdit
 from excise.erasers.edits.registry import Edit
 from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
-from excise.erasers.edits.vectors import DirectionEdit, GatedDirectionEdit, VectorEdit
+from excise.erasers.edits.vectors import AffineEdit, DirectionEdit, GatedDirectionEdit, VectorEdit
 from excise.erasers.edits.weights import CopyEdit, PromptScaledEdit, WeightEdit
 from excise.erasers.hooks import unet_call
 from excise.erasers.hooks.edit_hook import EditHook
@@ -46,12 +46,15 @@ PLACES: dict[type[Edit], Place] = {
     SAEEdit: Place(module_at, language_model.put),
     GatedSAEEdit: Place(module_at, text.put),
     VectorEdit: Place(module_at, text.put),
+    AffineEdit: Place(module_at, text.put),
     BlockEdit: Place(module_at, block.put),
     DirectionEdit: Place(attention_at, block.put),
     GatedDirectionEdit: Place(attention_at, block.put),
+    ValueEdit: Place(layer_at, block.put),
     WeightEdit: Place(layer_at, weights.put),
     PromptScaledEdit: Place(layer_at, weights_by_prompt.put),
     GuidanceEdit: Place(unet_at, unet_call.put(GuidanceHook)),
+    ClassifierEdit: Place(unet_at, unet_call.put(ClassifierHook)),
     FilterEdit: Place(unet_at, unet_call.put(FilterHook)),
     ProjectionEdit: Place(unet_at, unet_call.put(ProjectionHook)),
     ModulationEdit: Place(modulated_at, skips.put),

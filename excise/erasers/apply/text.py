@@ -14,15 +14,15 @@ from excise.erasers.hooks.context import ERASED, SPARED, last_call
 from excise.erasers.hooks.edit_hook import EditHook, Edits
 
 if TYPE_CHECKING:
-    from excise.erasers.edits.vectors import VectorEdit
+    from excise.erasers.edits.vectors import AffineEdit, VectorEdit
     from excise.erasers.hooks.host import Host
 
 
 class TextHook(EditHook):
     """An edit of a text encoder, which treats the branches of guidance differently."""
 
-    edit: SAEEdit | VectorEdit
-    on_device: SAEEdit | VectorEdit
+    edit: SAEEdit | VectorEdit | AffineEdit
+    on_device: SAEEdit | VectorEdit | AffineEdit
 
     def delta(self, state: Tensor) -> Tensor | None:
         self.branch()
@@ -51,7 +51,9 @@ class TextHook(EditHook):
         return delta
 
 
-def put(attachment: Host, edit: SAEEdit | VectorEdit, module: nn.Module) -> tuple[TextHook, Callable[[], None]]:
+def put(
+    attachment: Host, edit: SAEEdit | VectorEdit | AffineEdit, module: nn.Module
+) -> tuple[TextHook, Callable[[], None]]:
     """Install the edit at its layer. Return its hook, and a function that removes it."""
     hook = TextHook(attachment, edit)
     edits = Edits.join(module, hook)

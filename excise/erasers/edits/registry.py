@@ -5,17 +5,27 @@ from __future__ import annotations
 from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.blocklist import FilterEdit
 from excise.erasers.edits.gated_sae import GatedSAEEdit
-from excise.erasers.edits.guidance import GuidanceEdit
-from excise.erasers.edits.projection import ProjectionEdit
+from excise.erasers.edits.guidance import ClassifierEdit, GuidanceEdit
+from excise.erasers.edits.projection import ProjectionEdit, ValueEdit
 from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
-from excise.erasers.edits.vectors import DirectionEdit, GatedDirectionEdit, VectorEdit
+from excise.erasers.edits.vectors import AffineEdit, DirectionEdit, GatedDirectionEdit, VectorEdit
 from excise.erasers.edits.weights import CopyEdit, PromptScaledEdit, WeightEdit
 
-TextEdit = SAEEdit | VectorEdit | WeightEdit
+TextEdit = SAEEdit | VectorEdit | AffineEdit | WeightEdit
 
 
-Edit = TextEdit | BlockEdit | DirectionEdit | GuidanceEdit | FilterEdit | ProjectionEdit | ModulationEdit
+Edit = (
+    TextEdit
+    | BlockEdit
+    | DirectionEdit
+    | GuidanceEdit
+    | ClassifierEdit
+    | FilterEdit
+    | ProjectionEdit
+    | ValueEdit
+    | ModulationEdit
+)
 
 KINDS: dict[str, type[Edit]] = {
     edit.kind: edit
@@ -23,14 +33,17 @@ KINDS: dict[str, type[Edit]] = {
         SAEEdit,
         GatedSAEEdit,
         VectorEdit,
+        AffineEdit,
         BlockEdit,
         DirectionEdit,
         GatedDirectionEdit,
         WeightEdit,
         PromptScaledEdit,
         GuidanceEdit,
+        ClassifierEdit,
         FilterEdit,
         ProjectionEdit,
+        ValueEdit,
         ModulationEdit,
         CopyEdit,
     )

@@ -1,5 +1,6 @@
-"""Edits by directions: subtracted from a text encoder's states (Concept Steerers), or projected out of the features of
-a denoiser's cross-attention, always (CASteer) or in images that show the concept (the same behind a gate)."""
+"""Edits by directions: subtracted from a text encoder's states (Concept Steerers), or projected out of them (LEACE), or
+out of the features of a denoiser's cross-attention, always (CASteer) or in images that show the concept (the same
+behind a gate)."""
 
 from __future__ import annotations
 
@@ -75,6 +76,57 @@ class VectorEdit(Tensors):
                 "all prompts to one length"
             )
         return (amount * self.vectors.to(torch.promote_types(h.dtype, torch.float32))).expand(h.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class AffineEdit(Tensors):
+    """An edit h ← h - ⟨v, h - μ⟩ u at a layer of a text encoder, in every state of every prompt but the first ones.
+
+    Raises ExciseError on construction if shapes do not fit or values are impossible.
+    """
+
+    site: Site
+    mean: Tensor
+    """μ `[d]`."""
+    read: Tensor
+    """v `[d]`."""
+    write: Tensor
+    """u `[d]`."""
+    lead: int = 0
+    """Number of first states that are left alone: 1 where they do not depend on the prompt (a causal encoder's BOS)."""
+
+    kind: ClassVar[str] = "affine"
+    TENSORS: ClassVar[tuple[str, ...]] = ("mean", "read", "write")
+    SAVED: ClassVar[Mapping[str, type]] = {"lead": int}
+    description: ClassVar[str] = "a direction that is projected out of its text encoder's states of every prompt"
+    uncond: ClassVar[Uncond] = "same"
+
+    def __post_init__(self) -> None:
+        self.check_finite()
+        shapes = {tuple(tensor.shape) for tensor in self.tensors().values()}
+        if self.site.part != "text" or shapes != {(self.site.width,)} or self.lead < 0:
+            raise ExciseError(f"{sorted(shapes)} are not three vectors [{self.site.width}] of {self.site}, or lead < 0")
+
+    @classmethod
+    def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> AffineEdit:
+        """Restore an edit from its `saved` options. `take` returns its tensors by name."""
+        return cls(site, take("mean"), take("read"), take("write"), **saved)
+
+    @property
+    def coefficient(self) -> tuple[str, float]:
+        """Name and value of its strength, the length of u."""
+        return "norm", float(self.write.norm())
+
+    def delta(
+        self, h: Tensor, strength: float = 1.0, *, branch: Branch = "conditional", sae: Any | None = None
+    ) -> Tensor | None:
+        """Return what to subtract from states `h` `[B, T, d]`, or None to leave every bit alone."""
+        if strength == 0:
+            return None
+        mean, read, write = (each.to(torch.promote_types(h.dtype, torch.float32)) for each in self.tensors().values())
+        along = ((h.to(mean) - mean) @ read)[..., None]
+        kept = torch.arange(h.shape[1], device=h.device)[:, None] < self.lead
+        return strength * torch.where(kept, torch.zeros_like(along), along) * write
 
 
 @dataclass(frozen=True, eq=False)

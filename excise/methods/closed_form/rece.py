@@ -18,10 +18,10 @@ from torch import Tensor
 from excise.concepts import Concept
 from excise.erasers import Eraser, WeightEdit
 from excise.methods.base import Fitted
-from excise.methods.closed_form.cross_attention import keys_and_values, word_states
 from excise.methods.closed_form.solved import fit_solved
 from excise.methods.closed_form.uce import right_factor
 from excise.methods.configs.closed_form import RECEConfig
+from excise.methods.cross_attention import keys_and_values, word_states
 from excise.pipeline import Pipeline
 
 

@@ -8,12 +8,12 @@ from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.methods.base import Fitted
 from excise.methods.build import build_eraser
-from excise.methods.closed_form.cross_attention import kept_words
-from excise.methods.configs.closed_form import UCEConfig
+from excise.methods.configs.closed_form import SPEEDConfig, UCEConfig
+from excise.methods.cross_attention import kept_words
 from excise.pipeline import Pipeline
 
 
-def fit_solved(pipe: Pipeline, concept: Concept, method: Fitted, config: UCEConfig) -> Eraser:
+def fit_solved(pipe: Pipeline, concept: Concept, method: Fitted, config: UCEConfig | SPEEDConfig) -> Eraser:
     """Solve for the edits of a method that has `solve`, and self-test the eraser.
 
     Raises ExciseError if the pipeline has no cross-attention, or a word to keep mentions the concept.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from excise.methods.configs.baselines import NoneConfig, SafetyFilterConfig
-from excise.methods.configs.closed_form import RECEConfig, UCEConfig
+from excise.methods.configs.closed_form import RECEConfig, SPEEDConfig, UCEConfig
 from excise.methods.configs.sae import ItDConfig, SAEmnesiaConfig, SAEmnesiaTextConfig, SAEuronConfig, SNCEConfig
 from excise.methods.configs.steering import (
+    AdaVDConfig,
     CASteerConfig,
     CASteerGatedConfig,
+    CGCEConfig,
     ConceptSteerersConfig,
+    LEACEConfig,
     SAFREEConfig,
     SLDConfig,
 )
@@ -17,6 +20,7 @@ from excise.methods.configs.trained import (
     CAConfig,
     DuMoConfig,
     ESDConfig,
+    HiRMConfig,
     MACEConfig,
     SAConfig,
     SPMConfig,
@@ -24,15 +28,19 @@ from excise.methods.configs.trained import (
 from excise.settings import Settings, document
 
 CONFIGS: dict[str, type[Settings]] = {
+    "adavd": AdaVDConfig,
     "advunlearn": AdvUnlearnConfig,
     "ca": CAConfig,
     "casteer": CASteerConfig,
     "casteer-gated": CASteerGatedConfig,
+    "cgce": CGCEConfig,
     "concept-steerers": ConceptSteerersConfig,
     "dumo": DuMoConfig,
     "esd-u": ESDConfig,
     "esd-x": ESDConfig,
+    "hirm": HiRMConfig,
     "itd": ItDConfig,
+    "leace": LEACEConfig,
     "mace": MACEConfig,
     "none": NoneConfig,
     "rece": RECEConfig,
@@ -44,6 +52,7 @@ CONFIGS: dict[str, type[Settings]] = {
     "safree": SAFREEConfig,
     "sld": SLDConfig,
     "snce": SNCEConfig,
+    "speed": SPEEDConfig,
     "spm": SPMConfig,
     "uce": UCEConfig,
 }

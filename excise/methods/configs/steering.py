@@ -65,6 +65,57 @@ class SAFREEConfig(Settings):
 
 
 @dataclass(frozen=True)
+class AdaVDConfig(Settings):
+    """How close to the concept a token's value must be, and how much of it is then removed."""
+
+    scale: float = setting(2.0, "s: 1 removes the part along the concept, 2 reverses it.", above=0, paper=2.0)
+    steepness: float = setting(100.0, "p, how suddenly the removal sets in.", above=0, paper=100.0)
+    midpoint: float = setting(
+        0.93, "ε, the cosine with the concept's value at which half of it sets in.", least=-1, most=1, paper=0.93
+    )
+
+
+@dataclass(frozen=True)
+class CGCEConfig(Settings):
+    """How the classifier is trained, and how far it leads."""
+
+    PAPER: ClassVar[bool] = False
+    threshold: float = setting(
+        0.5, "Probability from which a prompt counts as the concept's.", unit="probability", above=0, below=1
+    )
+    depth: float = setting(
+        3.0,
+        "How far such a prompt's states are moved: down to this multiple of the mean logit of prompts without the "
+        "concept.",
+        above=0,
+        most=100,
+    )
+    step: float = setting(0.02, "η, the length of a step as a share of the states'.", above=0, most=1)
+    most: int = setting(100, "Most steps for a prompt.", unit="steps", least=1, most=1000)
+    pairs: int = setting(100, "Prompt pairs of the concept to use.", unit="pairs", least=1)
+    iterations: int = setting(200, "Training steps of Adam for the classifier.", unit="steps", least=1)
+    lr: float = setting(1e-2, "Adam's learning rate.", above=0, most=1)
+    batch: int = setting(16, "Prompts of either kind in a training step.", unit="prompts", least=1)
+    noise: float = setting(1.0, "Noise added to the states in training, in units of their root mean square.", most=100)
+    seed: int = setting(0, "Seed of everything random.", most=SEEDS - 1)
+
+
+@dataclass(frozen=True)
+class LEACEConfig(Settings):
+    """Which states the projection is fitted on, and how often they show the concept."""
+
+    site: str = setting("", "Module path in the text encoder; empty: its last one, whose states the U-Net reads.")
+    share: float = setting(
+        0.01,
+        "Share of prompts that show the concept. At 0.5, other prompts' states move as far as the concept's.",
+        unit="share",
+        above=0,
+        below=1,
+    )
+    pairs: int = setting(100, "Prompt pairs of the concept to use.", unit="pairs", least=1)
+
+
+@dataclass(frozen=True)
 class SLDConfig(Settings):
     """How strongly guidance leads away, and from what."""
 

@@ -250,3 +250,19 @@ class AdvUnlearnConfig(TuningConfig):
     layers: int = setting(0, "Number of first encoder layers to train; 0: all of them.", unit="layers")
     guidance: float = setting(3.0, "Guidance scale of the training pictures.", most=100, paper=3.0)
     steps: int = setting(50, "Denoising steps of a full picture.", unit="steps", least=1, most=1000)
+
+
+@dataclass(frozen=True)
+class HiRMConfig(TuningConfig):
+    """TuningConfig, and where the concept's representation is led."""
+
+    iterations: int = setting(50, paper=50)
+    lr: float = setting(1e-4, paper=1e-4)
+    batch: int = setting(1, "Mentions of the concept per training step.", unit="mentions", least=1, paper=1)
+    alpha: float = setting(5000.0, "α, the length of the vector that it is led to.", above=0, paper=5000.0)
+    category: str = setting(
+        "",
+        "A super-category, whose representation gives that vector's direction (HiRM-S); empty: a random direction "
+        "(HiRM-R).",
+        paper="",
+    )

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.methods.base import Fitted
-from excise.methods.closed_form.cross_attention import keys_and_values
 from excise.methods.configs.trained import CAConfig
+from excise.methods.cross_attention import keys_and_values
 from excise.methods.trained.esd import weights
 from excise.methods.trained.replay import (
     Pictures,

@@ -40,9 +40,9 @@ from excise.erasers import Eraser, WeightEdit
 from excise.errors import ExciseError, InvalidSetting
 from excise.methods.base import Fitted
 from excise.methods.build import build_eraser
-from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, text_states
 from excise.methods.closed_form.uce import right_factor
 from excise.methods.configs.trained import MACEConfig
+from excise.methods.cross_attention import kept_words, keys_and_values, text_states
 from excise.methods.trained.attention_maps import attention, concept_positions, layer_size, shared_states
 from excise.methods.trained.sampling import Conditioning, add_noise, encode_conditioning, frozen_unet, sample
 from excise.methods.trained.trainer import LowRank, Student, training_digest, tune

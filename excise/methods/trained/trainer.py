@@ -144,9 +144,10 @@ def train_eraser(
     concept: Concept,
     method: str,
     config: TuningConfig,
+    **adam: Any,
 ) -> Eraser:
     """Train the student's changes with `tune`, then build and self-test the eraser that holds them."""
-    losses = tune(student, loss, config, training_digest(method, pipe, concept))
+    losses = tune(student, loss, config, training_digest(method, pipe, concept), **adam)
     found = {"loss_first": losses[0], "loss_last": losses[-1]}
     return build_eraser(pipe, student.edits(), concept, method, config.settings, found)
 
@@ -159,7 +160,14 @@ def training_digest(method: str, pipe: Pipeline, concept: Concept, *more: Any) -
     return hashlib.sha256(json.dumps(described, default=str, sort_keys=True).encode()).hexdigest()
 
 
-def tune(student: Student, loss: Callable[[torch.Generator], Tensor], config: TuningConfig, key: str) -> list[float]:
+def tune(
+    student: Student,
+    loss: Callable[[torch.Generator], Tensor],
+    config: TuningConfig,
+    key: str,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> list[float]:
     """Train the student's changes with Adam and return the losses of all steps.
 
     `loss` takes all its randomness from the given generator, which is seeded for each step; so a resumed training ends
@@ -168,7 +176,7 @@ def tune(student: Student, loss: Callable[[torch.Generator], Tensor], config: Tu
     KeyboardInterrupt.
     """
     changes = list(student.changes.values())
-    adam = torch.optim.Adam(changes, lr=config.lr)
+    adam = torch.optim.Adam(changes, lr=config.lr, betas=betas, eps=eps)
     which = hashlib.sha256(json.dumps([key, config.settings], default=str).encode()).hexdigest()
     folder = Path(config.checkpoint) if config.checkpoint else None
     losses = _restored(folder, which, changes, adam) if folder is not None and folder.exists() else []

@@ -16,9 +16,9 @@ from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, WeightEdit, verify
 from excise.errors import ExciseError
 from excise.methods import method
-from excise.methods.closed_form.cross_attention import kept_words, keys_and_values, word_states
 from excise.methods.closed_form.rece import restoring_embeddings
 from excise.methods.configs.closed_form import RECEConfig, UCEConfig
+from excise.methods.cross_attention import kept_words, keys_and_values, word_states
 from tests import tiny
 
 CONCEPT = Concept(
@@ -115,7 +115,7 @@ def test_rece_erases_what_brings_the_concept_back_round_by_round(tiny_pipe: Any)
 
 
 @pytest.mark.usefixtures("short_removal")
-@pytest.mark.parametrize("name", ["uce", "rece"])
+@pytest.mark.parametrize("name", ["uce", "rece", "speed"])
 def test_it_is_an_eraser_as_any_other(tiny_pipe: Any, name: str, tmp_path: Path) -> None:
     def draw() -> np.ndarray:
         how = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "np"}
@@ -135,7 +135,7 @@ def test_it_is_an_eraser_as_any_other(tiny_pipe: Any, name: str, tmp_path: Path)
     assert method(name).fit(tiny_pipe, nobody, method(name).Config()).measured["kept"] == 0
 
 
-@pytest.mark.parametrize("name", ["uce", "rece"])
+@pytest.mark.parametrize("name", ["uce", "rece", "speed"])
 def test_a_pipeline_without_cross_attention_is_refused(name: str) -> None:
     if (reason := tiny.missing("sd3")) is not None:
         pytest.skip(reason)

@@ -17,7 +17,7 @@ from excise.erasers.edits.sae_rows import topk_codes
 from excise.errors import ExciseError
 from excise.methods import method
 from excise.methods.configs.sae import SNCEConfig
-from excise.methods.prompt_codes import Reading, _difference_ends, cached_codes, carried_share, prompt_codes
+from excise.methods.prompt_codes import Reading, cached_codes, carried_share, difference_ends, prompt_codes
 from excise.methods.sae.finding import find
 from excise.methods.sae.snce import fit
 from excise.neurons import PromptCodes
@@ -270,7 +270,7 @@ def test_the_share_that_a_neuron_carries_against_its_definition(
     ],
 )
 def test_where_two_prompts_differ(one: list[int], other: list[int], ends: tuple[int, int] | None) -> None:
-    assert _difference_ends(one, other) == ends
+    assert difference_ends(one, other) == ends
 
 
 def test_lambda_one_takes_out_the_whole_mean_change(tiny_pipe: Any, word_sae: TopKSAE, gun: Concept) -> None:

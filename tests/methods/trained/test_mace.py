@@ -22,8 +22,8 @@ from excise.concepts import Concept, Pair
 from excise.erasers import Eraser, WeightEdit, verify
 from excise.errors import ExciseError
 from excise.methods import method
-from excise.methods.closed_form.cross_attention import keys_and_values, text_states
 from excise.methods.configs.trained import MACEConfig
+from excise.methods.cross_attention import keys_and_values, text_states
 from excise.methods.trained import mace
 from excise.methods.trained.attention_maps import attention, concept_positions, layer_size, shared_states
 from excise.methods.trained.mace import anchor_prompts, density, generate_pictures, objective
