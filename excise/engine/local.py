@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from excise.engine.stage import Answer, Stage
-from excise.engine.working import attempt
+from excise.engine.working import attempt, checked
 
 
 class Local:
@@ -28,7 +28,7 @@ class Local:
 
     def submit(self, item: Any) -> None:
         if self._make is None:
-            self._make = self._stage.open()  # its error ends the run, as it is
+            self._make = checked(self._stage)  # its error ends the run, as it is
         self._answers.append((item, attempt(self._make, item)))
 
     def wait(self) -> list[tuple[Any, Answer]]:

@@ -121,13 +121,20 @@ class _Run:
 
     def _known(self, item: Any) -> Outcome[Any] | None:
         """Return the outcome of an item that is done or set aside, as of now: another call may have made it."""
-        name = self._stage.name(item)
-        if not self._again and self._stage.path(item).exists():
-            return Outcome(item, "kept", tries=self._tried[name])
-        if (failure := self._failures.read(name)) is None:
+        if (outcome := self._kept(item)) is not None:
+            return outcome
+        if (failure := self._failures.read(self._stage.name(item))) is None:
             return None
         error, why = str(failure.get("error", "")), str(failure.get("why", ""))
         return Outcome(item, "failed", error=error, why=why, aside=not failure.get("expected"))
+
+    def _kept(self, item: Any) -> Outcome[Any] | None:
+        """Return the outcome of an item whose file exists, and forget that it failed."""
+        if self._again or not self._stage.path(item).exists():
+            return None
+        name = self._stage.name(item)
+        self._failures.forget(name)
+        return Outcome(item, "kept", tries=self._tried[name])
 
     def _settle(self, item: Any, answer: Answer, together: bool) -> Iterator[Outcome[Any]]:
         """Yield the outcome of a try, unless the item is tried again."""
@@ -141,12 +148,11 @@ class _Run:
                 raise ExciseError(answer.why if answer.expected else f"no worker could start: {answer.why}")
             return
         self._unopened = 0
-        if answer.kind == "made" and not self._stage.path(item).exists():
-            why = f"it ended without an error, but did not write {self._stage.path(item)}"
-            answer = Answer("raised", answer.seconds, "NotWritten", why)
         if answer.kind == "made":
             self._failures.forget(name)
             yield Outcome(item, "made", answer.seconds, self._tried[name], why=answer.why)
+        elif (outcome := self._kept(item)) is not None:  # another call made it while this try failed
+            yield outcome
         elif answer.kind == "lost" and answer.others and together:
             self._tried[name] -= 1
             self._alone.append(item)

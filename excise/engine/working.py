@@ -10,8 +10,28 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from excise.engine.stage import Answer
+from excise.engine.stage import Answer, Stage
 from excise.errors import ExciseError, one_line
+
+
+class NotWritten(Exception):
+    """An item ended without an error and without its file."""
+
+
+def checked(stage: Stage[Any]) -> Callable[[Any], object]:
+    """Open a stage. The function returned makes an item, and raises NotWritten if its file is not there then.
+
+    It looks where the item was made: on a network disk, other machines may see the file seconds later.
+    """
+    make = stage.open()
+
+    def one(item: Any) -> object:
+        returned = make(item)
+        if not (path := stage.path(item)).exists():
+            raise NotWritten(f"it ended without an error, but did not write {path}")
+        return returned
+
+    return one
 
 
 def attempt(make: Callable[[Any], object], item: Any) -> Answer:
@@ -48,8 +68,7 @@ def opened(pickled: bytes, threads: int, share: int) -> Callable[[Any], object]:
         import torch
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    make: Callable[[Any], object] = stage.open()
-    return make
+    return checked(stage)
 
 
 def _cores() -> int:

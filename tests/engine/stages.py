@@ -25,6 +25,8 @@ class Arrays:
     ending: int = -1
     killed_once: int = -1
     silent: int = -1
+    meeting: int = -1
+    meeting_ends: str = "raise"
     sleeping: float = 0.0
     unopened: str = ""
 
@@ -58,8 +60,17 @@ class Arrays:
             os.kill(os.getpid(), signal.SIGKILL)
         if item == self.silent:
             return
+        if item == self.meeting:
+            self._meet(item)
         time.sleep(self.sleeping)
         write_atomic(self.path(item), np.random.default_rng(item).normal(size=(4, 4)).tobytes())
+
+    def _meet(self, item: int) -> None:
+        """Let another call write the item, and then fail."""
+        write_atomic(self.path(item), np.random.default_rng(item).normal(size=(4, 4)).tobytes())
+        if self.meeting_ends == "die":
+            os._exit(7)
+        raise (ExciseError if self.meeting_ends == "refuse" else RuntimeError)("the folder is not empty")
 
     def begun(self) -> list[int]:
         """Return the items that workers began, in order."""

@@ -76,6 +76,21 @@ def test_an_item_that_raises_is_tried_once_and_set_aside(engine: str, tmp_path: 
     assert not failures.exists()
 
 
+@pytest.mark.parametrize("engine", ["local", "processes:2", "slice:0/2"])
+@pytest.mark.parametrize("how", ["raise", "refuse", "die"])
+def test_an_item_that_another_call_made_while_a_try_failed_is_kept(engine: str, how: str, tmp_path: Path) -> None:
+    if (engine, how) == ("local", "die"):
+        pytest.skip("it would end this process")
+    stage = Arrays(str(tmp_path / "made"), meeting=2, meeting_ends=how)
+    made = by_item(list(run(engine, stage, range(N), workers=1 if engine == "local" else 2, failures=tmp_path / "f")))
+    assert (made[2].state, made[2].tries) == ("kept", 1)
+    assert stage.contents(N) == expected(N)
+    assert not list((tmp_path / "f").glob("*"))
+    if how == "raise":
+        again = list(run(engine, stage, [2], failures=tmp_path / "f", **({} if "slice" in engine else {"again": True})))
+        assert again[0].state == ("kept" if "slice" in engine else "failed"), "an old file does not stand for a new one"
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_error_that_a_user_can_fix_is_not_set_aside(engine: str, tmp_path: Path) -> None:
     stage = Arrays(str(tmp_path / "made"), refusing=2)
