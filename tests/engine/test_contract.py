@@ -199,7 +199,7 @@ def test_the_line_at_the_end_names_what_failed(tmp_path: Path) -> None:
     refused = Outcome(1, "failed", why="give 10 pairs", error="ExciseError")
     lost = Outcome(2, "failed", why="its worker was killed by SIGKILL", error="Lost", aside=True)
     check_made([Outcome(0, "kept"), Outcome(3, "made")], str, tmp_path)
-    with pytest.raises(ExciseError, match="^1: give 10 pairs$"):
+    with pytest.raises(ExciseError, match=r"^1: give 10 pairs$"):
         check_made([Outcome(0, "kept"), refused], str, tmp_path)
     with pytest.raises(ItemsFailed, match=r"^2 of 3 failed, the first 2: its worker was killed by SIGKILL; details"):
         check_made([Outcome(0, "kept"), refused, lost], str, tmp_path)

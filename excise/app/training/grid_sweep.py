@@ -19,9 +19,10 @@ from excise.app.models.loader import Loader
 from excise.app.training.comparing import Comparing, compare
 from excise.app.training.text import train_on, vectors
 from excise.concepts import Concept
-from excise.engine import check_made, is_here, run
+from excise.engine import check_made, is_here, own_items, run
 from excise.errors import ExciseError
-from excise.files import read_tensors, temporary_beside, write_atomic
+from excise.files import put_folder, read_tensors, temporary_beside, write_atomic
+from excise.locks import locked
 from excise.outputs import check_untrained
 from excise.pipeline import Pipeline
 from excise.sae import Progress, TrainConfig, card, load
@@ -105,9 +106,8 @@ def sweep(
     here = is_here(engine, workers)
     load_model = loader or Loader()
     left = [cell for cell in cells if not _is_trained(out / cell.name, cell, config)]
-    for cell in left:
-        check_untrained(out / cell.name)
-    stage = Training(load_model, out, tuple(prompts), config, dict(card_of), device, {})
+    own = frozenset(cell.name for cell in own_items(engine, cells, workers))
+    stage = Training(load_model, out, tuple(prompts), config, dict(card_of), device, {}, own)
     outcomes = []
     with ExitStack() as stack:
         if left:
@@ -138,6 +138,8 @@ class Training:
     device: str
     features: Mapping[Site, Features | Path]
     """Features at each Site, or the file with them."""
+    own: frozenset[str]
+    """Names of the SAEs that are trained here first, and go on from their checkpoints."""
     pipe: Pipeline | None = None
     report: Callable[[Cell, Progress], Any] | None = None
     """Called with the lines of a training's log. Both are for trainings in this process alone."""
@@ -161,10 +163,33 @@ class Training:
                 self.report(item, line)
 
         folder = self.out / item.name
-        train_on(
-            pipe, item.site, self.prompts, features, settings, folder, card=self.card, progress=report,
-            device=self.device,
-        )  # fmt: skip
+        with _working_in(folder, item.name in self.own) as work:
+            if not self.path(item).exists():
+                train_on(
+                    pipe, item.site, self.prompts, features, settings, work, card=self.card, progress=report,
+                    device=self.device,
+                )  # fmt: skip
+
+
+@contextmanager
+def _working_in(folder: Path, own: bool) -> Iterator[Path]:
+    """Yield the folder to train into: `folder`, or one of this process's own that is renamed to it afterwards.
+
+    The second where a process helps with another's SAE, or another process is at the same SAE now: two processes that
+    shared the checkpoint would read each other's.
+    """
+    with ExitStack() as stack:
+        shared = folder.with_name(f"{folder.name}.training")
+        if own and stack.enter_context(locked(shared / "lock")):
+            yield folder
+            return
+        temporary = temporary_beside(folder)
+        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+        yield (work := temporary / "sae")
+        if not (folder / "cfg.json").exists():
+            put_folder(work, folder)
+        if shared.exists() and stack.enter_context(locked(shared / "lock")):  # its process is lost
+            shutil.rmtree(shared, ignore_errors=True)
 
 
 @contextmanager
@@ -184,7 +209,12 @@ def _saved(read: Mapping[Site, Features], folder: Path) -> Iterator[dict[Site, F
 def _is_trained(folder: Path, cell: Cell, config: TrainConfig) -> bool:
     """Return whether the cell's SAE is finished. Raises ExciseError if its folder holds another SAE."""
     if not (folder / "cfg.json").exists():
-        return False
+        try:
+            check_untrained(folder)
+            return False
+        except ExciseError:
+            if not (folder / "cfg.json").exists():  # else another process has finished it just now
+                raise
     load(folder)
     about = card(folder)
     # Cards without this entry are older than the option: those SAEs were trained on BOS.

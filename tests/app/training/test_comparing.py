@@ -15,6 +15,7 @@ from excise.app.training.grid_sweep import grid, sweep
 from excise.engine import engines
 from excise.engine.local import Local
 from excise.errors import ExciseError
+from excise.locks import locked
 from excise.sae import SAEConfig, TopKSAE, TrainConfig
 from excise.sites import Site
 
@@ -122,6 +123,42 @@ def test_a_sweep_on_an_engine_trains_the_same_bits(
         made.append([(tmp_path / out / cell.name / "sae.safetensors").read_bytes() for cell in cells])
         assert sorted(path.name for path in (tmp_path / out).iterdir()) == sorted(cell.name for cell in cells)
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("engine", ["slice:0/2", None])
+def test_a_sweep_shares_no_working_folder_with_another_process(
+    engine: str | None, tiny_pipe: Any, gun: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A helper, or a process that finds the folder locked, trains elsewhere and leaves what the other one has."""
+    monkeypatch.setattr(engines, "Processes", lambda stage, needs, workers: Local(stage))
+    prompts = [pair.concept for pair in gun.pairs] + [pair.deconcept for pair in gun.pairs]
+    cells, out = grid([Site("text_encoder", "encoder.layers.1", 64)], [2], [4, 8]), tmp_path / "sweep"
+    tiny_pipe.save_pretrained(tmp_path / "model")
+    loader = Loader(str(tmp_path / "model"))
+    sweep(tiny_pipe, cells, prompts, [gun], SMALL, tmp_path / "whole", card_of={"corpus": "pairs"})
+    checkpoint = out / f"{cells[1].name}.training" / "checkpoint"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "theirs").write_text("being written")
+    with locked(checkpoint.parent / "lock") as mine:
+        assert mine
+        sweep(tiny_pipe, cells, prompts, [gun], SMALL, out, card_of={"corpus": "pairs"}, engine=engine, loader=loader)
+    assert [path.name for path in checkpoint.iterdir()] == ["theirs"]
+    for cell in cells:
+        one, other = (folder / cell.name / "sae.safetensors" for folder in (out, tmp_path / "whole"))
+        assert one.read_bytes() == other.read_bytes()
+    assert {path.name for path in out.iterdir()} == {*(cell.name for cell in cells), checkpoint.parent.name}
+
+
+def test_a_folder_with_something_else_is_refused_before_any_prompt_is_read(
+    tiny_pipe: Any, gun: Any, tmp_path: Path
+) -> None:
+    cells = grid([Site("text_encoder", "encoder.layers.1", 64)], [2], [4, 8])
+    (tmp_path / cells[1].name).mkdir()
+    (tmp_path / cells[1].name / "notes").touch()
+    read: list[int] = []
+    with pytest.raises(ExciseError, match="not an empty folder"):
+        sweep(tiny_pipe, cells, ["a gun"], [gun], SMALL, tmp_path, card_of={}, captured=read.append)
+    assert not read
 
 
 def test_impossible_grids_are_refused() -> None:
