@@ -149,11 +149,15 @@ def test_workers_that_cannot_open_the_stage_end_the_call_and_blame_no_item(
 
 DRIVER = """
 import sys
+from contextlib import closing
 from excise.engine import run
+from excise.interruption import as_ctrl_c
 from tests.engine.stages import Arrays
 
 if __name__ == "__main__":
-    outcomes = list(run(sys.argv[1], Arrays(sys.argv[2], sleeping=0.05), range(6)))
+    as_ctrl_c()
+    with closing(run(sys.argv[1], Arrays(sys.argv[2], sleeping=0.05, together=2), range(6))) as making:
+        outcomes = list(making)
     print(sorted(outcome.item for outcome in outcomes if outcome.state != "failed"))
 """
 
@@ -222,37 +226,45 @@ def test_again_makes_what_is_there(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_reaches_every_worker_once_and_ends_them(tmp_path: Path) -> None:
-    stage = Arrays(str(tmp_path), sleeping=30.0)
+    stage = Arrays(str(tmp_path), marking=True)
 
     def interrupt() -> None:
         while len(stage.begun()) < 2:
             time.sleep(0.02)
+        time.sleep(0.2)  # until both are marking
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt), closing(run("processes:2", stage, range(N))) as outcomes:
         list(outcomes)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50
+    assert sorted(stage.interrupted()) == sorted(pid for pid, *_ in stage.opened())
     assert not any(Path(f"/proc/{pid}").exists() for pid, *_ in stage.opened())
     assert stage.contents(N) == {}
 
 
-def test_workers_end_when_their_driver_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["killed", "terminated", "all terminated", "hung up"])
+def test_workers_end_with_their_driver_in_the_middle_of_an_item(how: str, tmp_path: Path) -> None:
+    """A scheduler may send SIGTERM to the driver alone, or to each process of a job: an item is interrupted once."""
     script = tmp_path / "driver.py"
-    script.write_text(DRIVER.replace("0.05", "0.5"))
+    script.write_text(DRIVER.replace("sleeping=0.05, together=2", "marking=True"))
     stage = Arrays(str(tmp_path / "made"))
     command = [sys.executable, str(script), "processes:2", str(tmp_path / "made")]
-    driver = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    driver = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
     while len(stage.begun()) < 2:
         time.sleep(0.02)
-    driver.kill()
-    driver.wait()
+    time.sleep(0.2)
+    number = {"killed": signal.SIGKILL, "hung up": signal.SIGHUP}.get(how, signal.SIGTERM)
+    for pid in (driver.pid, *(int(pid) for pid, *_ in stage.opened() if how == "all terminated")):
+        os.kill(pid, number)
+    driver.wait(timeout=40)
     deadline = time.monotonic() + 20
     while any(_runs(pid) for pid, *_ in stage.opened()):
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, "its item takes 60 seconds"
         time.sleep(0.05)
-    assert {o.state for o in run("local", stage, range(N))} == {"made", "kept"}
+    assert sorted(stage.interrupted()) == sorted(pid for pid, *_ in stage.opened())
+    assert {o.state for o in run("local", Arrays(stage.folder), range(N))} == {"made"}
     assert stage.contents(N) == expected(N)
 
 

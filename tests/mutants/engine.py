@@ -28,8 +28,10 @@ MUTANTS = [
     *of(
         "excise/engine/slices.py",
         "tests/engine/test_slices.py",
-        ("key=lambda row: (-row[0], row[1])", "key=lambda row: (row[0], row[1])"),
-        ("key=lambda row: (-row[0], row[1])", "key=lambda row: row[1]"),
+        ("key=lambda row: row[:3]", "key=lambda row: row[1:3]"),
+        ("before_last, distance = last - n // self.count", "before_last, distance = n // self.count"),
+        ("(before_last - distance + 1) % helpers", "before_last % helpers"),
+        ("!= int(text) - 1:", "!= int(text):"),
         ("(n - self.index) % self.count", "n % self.count"),
         ("found = (found - int(first)) // int(step)", "found = found - int(first)"),
         ("found % int(text)", "found"),
