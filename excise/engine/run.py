@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def run(
         raise InvalidSetting(f"{tries} tries cannot be made; give 1 or more")
     if twice := [name for name, n in Counter(map(stage.name, items)).items() if n > 1]:
         raise ExciseError(f"two items are called {twice[0]!r}; leave one of them out")
-    return _Run(engine_, stage, items, needs, tries, Failures(failures), retry, again).outcomes()
+    return _Run(engine_, stage, items, needs, tries, Failures(failures, stage), retry, again).outcomes()
 
 
 class _Run:
@@ -83,16 +83,22 @@ class _Run:
         self._todo = deque([*mine, *others])
         self._alone: deque[Any] = deque()
         """Items that were lost together. Each is tried while nothing else runs, to find the one that kills workers."""
+        self._old: dict[str, Mapping[str, Any]] = {}
+        """Other slices' failures from before this call, which their owners try again."""
         self._busy: set[str] = set()
         self._tried: Counter[str] = Counter()
         self._unopened = 0
         self._pool = engine.pool(stage, needs, len(items))
 
     def outcomes(self) -> Generator[Outcome[Any], None, None]:
-        for name in map(self._stage.name, self._todo):
-            failure = None if name in self._others else self._failures.read(name)
-            if failure is not None and (self._retry or failure.get("expected")):
-                self._failures.forget(name)
+        for item in self._todo:
+            failure = self._failures.read(item)
+            if failure is None or not (self._retry or failure.get("expected")):
+                continue
+            if (name := self._stage.name(item)) in self._others:
+                self._old[name] = failure
+            else:
+                self._failures.forget(item)
         with self._pool as pool:
             while self._todo or self._alone or self._busy:
                 yield from self._submit(pool)
@@ -123,7 +129,8 @@ class _Run:
         """Return the outcome of an item that is done or set aside, as of now: another call may have made it."""
         if (outcome := self._kept(item)) is not None:
             return outcome
-        if (failure := self._failures.read(self._stage.name(item))) is None:
+        failure = self._failures.read(item)
+        if failure is None or failure == self._old.get(self._stage.name(item)):
             return None
         error, why = str(failure.get("error", "")), str(failure.get("why", ""))
         return Outcome(item, "failed", error=error, why=why, aside=not failure.get("expected"))
@@ -132,9 +139,8 @@ class _Run:
         """Return the outcome of an item whose file exists, and forget that it failed."""
         if self._again or not self._stage.path(item).exists():
             return None
-        name = self._stage.name(item)
-        self._failures.forget(name)
-        return Outcome(item, "kept", tries=self._tried[name])
+        self._failures.forget(item)
+        return Outcome(item, "kept", tries=self._tried[self._stage.name(item)])
 
     def _settle(self, item: Any, answer: Answer, together: bool) -> Iterator[Outcome[Any]]:
         """Yield the outcome of a try, unless the item is tried again."""
@@ -149,7 +155,7 @@ class _Run:
             return
         self._unopened = 0
         if answer.kind == "made":
-            self._failures.forget(name)
+            self._failures.forget(item)
             yield Outcome(item, "made", answer.seconds, self._tried[name], why=answer.why)
         elif (outcome := self._kept(item)) is not None:  # another call made it while this try failed
             yield outcome
@@ -165,5 +171,5 @@ class _Run:
         tries = self._tried[name]
         # Slices read each other's failures, so that they do not repeat them when they help out.
         if self._sliced or not answer.expected:
-            self._failures.write(name, answer, tries)
+            self._failures.write(item, answer, tries)
         return Outcome(item, "failed", answer.seconds, tries, answer.error, answer.why, aside=not answer.expected)

@@ -73,7 +73,7 @@ def test_an_item_that_raises_is_tried_once_and_set_aside(engine: str, tmp_path: 
     assert by_item(list(run(engine, cured, range(N), failures=failures)))[2].why == made[2].why
     assert stage.begun().count(2) == 1
     assert by_item(list(run(engine, cured, range(N), failures=failures, retry=True)))[2].state == "made"
-    assert not failures.exists()
+    assert list(failures.iterdir()) == []
 
 
 @pytest.mark.parametrize("engine", ["local", "processes:2", "slice:0/2"])
@@ -99,7 +99,7 @@ def test_an_error_that_a_user_can_fix_is_not_set_aside(engine: str, tmp_path: Pa
     assert not made[2].aside
     cured = Arrays(str(tmp_path / "made"))
     assert by_item(list(run(engine, cured, range(N), failures=tmp_path / "failures")))[2].state == "made"
-    assert not (tmp_path / "failures").exists()
+    assert list(tmp_path.glob("failures/*")) == []
 
 
 @pytest.mark.parametrize("engine", APART)
@@ -183,20 +183,39 @@ def test_two_drivers_at_once_give_the_same_bytes(engines: tuple[str, ...], tmp_p
 def test_slices_report_what_another_could_not_make_and_do_not_repeat_it(tmp_path: Path) -> None:
     failures = tmp_path / "failures"
     stage = Arrays(str(tmp_path / "made"), raising=1, refusing=3)
-    for index, state in ((1, "made"), (0, "kept")):
-        made = by_item(list(run(f"slice:{index}/2", stage, range(N), failures=failures)))
-        assert {item: outcome.state for item, outcome in made.items() if outcome.state == "failed"} == {
-            1: "failed",
-            3: "failed",
-        }
-        assert (made[1].aside, made[3].aside) == (True, False)
-        assert made[5].state == state
-    assert sorted(stage.begun()) == list(range(N))
+    with closing(run("slice:0/2", stage, range(N), failures=failures)) as first:
+        of_first = [next(first)]  # it has begun when the second one makes and fails all that is left
+        second = by_item(list(run("slice:1/2", stage, range(N), failures=failures)))
+        made = by_item([*of_first, *first])
+    for found in (second, made):
+        assert {item for item, outcome in found.items() if outcome.state == "failed"} == {1, 3}
+        assert (found[1].aside, found[3].aside) == (True, False)
+    assert (second[5].state, made[5].state) == ("made", "kept")
+    assert [stage.begun().count(item) for item in (1, 3, 5)] == [1, 1, 1]
+    found = by_item(list(run("slice:0/2", stage, range(N), failures=failures)))
+    assert (found[1].state, found[3].state) == ("failed", "failed")
+    assert [stage.begun().count(item) for item in (1, 3)] == [1, 2], "helpers too try what may be mended"
     cured = Arrays(str(tmp_path / "made"))
-    assert by_item(list(run("slice:0/2", cured, range(N), failures=failures, retry=True)))[1].state == "failed"
-    again = by_item(list(run("slice:1/2", cured, range(N), failures=failures)))
-    assert (again[1].state, again[3].state) == ("failed", "made"), "an owner tries what a user can fix"
-    assert by_item(list(run("slice:1/2", cured, range(N), failures=failures, retry=True)))[1].state == "made"
+    assert by_item(list(run("slice:0/2", cured, range(N), failures=failures)))[3].state == "made"
+    assert by_item(list(run("slice:1/2", cured, range(N), failures=failures)))[1].state == "failed"
+    assert by_item(list(run("slice:0/2", cured, range(N), failures=failures, retry=True)))[1].state == "made"
+    assert list(failures.iterdir()) == []
+
+
+class Others(Arrays):
+    """Another command's stage, whose items have the same names."""
+
+
+def test_a_failure_is_of_one_command_and_one_file(tmp_path: Path) -> None:
+    failures = tmp_path / "failures"
+    list(run("local", Arrays(str(tmp_path / "made"), raising=2), range(N), failures=failures))
+    for stage in (Others(str(tmp_path / "others")), Arrays(str(tmp_path / "elsewhere"))):
+        assert {outcome.state for outcome in run("local", stage, range(N), failures=failures)} == {"made"}
+    same = Arrays(str(tmp_path / "made"))
+    assert by_item(list(run("local", same, range(N), failures=failures)))[2].aside
+    same.path(2).write_bytes(b"made by hand")
+    assert by_item(list(run("local", same, range(N), failures=failures)))[2].state == "kept"
+    assert list(failures.iterdir()) == [], "what is there has not failed"
 
 
 def test_the_line_at_the_end_names_what_failed(tmp_path: Path) -> None:

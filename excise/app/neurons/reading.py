@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -56,8 +56,7 @@ class Reader:
         """
         if is_here(self.engine, self.workers):
             stage = replace(stage, loaded=(pipe, sae))
-        out = Path(stage.out)
-        failures, outcomes = out.with_name(f"{out.name}.failures"), []
+        failures, outcomes = stage.failures, []
         how: dict[str, Any] = {"needs": self.load.needs, "workers": self.workers, "failures": failures}
         with closing(run(self.engine, stage, chunks_of(prompts), retry=self.retry, **how)) as making:
             for outcome in making:
@@ -112,6 +111,12 @@ class Reading:
         out = Path(self.out)
         return out.with_name(f".{out.name}.chunks")
 
+    @property
+    def failures(self) -> Path:
+        """The folder of chunks that cannot be read."""
+        out = Path(self.out)
+        return out.with_name(f"{out.name}.failures")
+
     def file(self, number: int) -> Path:
         """Return the file of a chunk."""
         key = sha256(f"{self.key} {self.site.key} {corpus.CHUNK} {self.batch_size}".encode())[:16]
@@ -133,8 +138,10 @@ class Reading:
         return corpus.combined(pipe, config, self.site, read)
 
     def remove(self) -> None:
-        """Remove the chunks' files, also those of earlier corpora."""
+        """Remove the chunks' files, also those of earlier corpora, and the folder of failures if it is empty."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            self.failures.rmdir()
 
     def _make(self, pipe: Pipeline, sae: TopKSAE, item: Chunk) -> None:
         chunk = corpus.read_chunk(pipe, sae, self.site, item.prompts, self.batch_size)
