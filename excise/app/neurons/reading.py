@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from excise.app.neurons import corpus
 from excise.engine import check_made, is_first, is_here, run
 from excise.errors import ExciseError
 from excise.files import read_tensors, sha256, write_atomic
+from excise.locks import locked
 from excise.pipeline import Pipeline
 from excise.sae import SAEConfig, TopKSAE, load
 from excise.sites import Site
@@ -136,6 +137,10 @@ class Reading:
         except (OSError, SafetensorError) as error:
             raise ExciseError(f"cannot read {self.folder} ({error}); delete it and repeat the command") from error
         return corpus.combined(pipe, config, self.site, read)
+
+    def writing(self) -> AbstractContextManager[bool]:
+        """Return a context for writing the database. It gives False if another process writes it now."""
+        return locked(self.folder / "lock")
 
     def remove(self) -> None:
         """Remove the chunks' files, also those of earlier corpora, and the folder of failures if it is empty."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -21,7 +22,7 @@ from excise.app.training.text import train_on, vectors
 from excise.concepts import Concept
 from excise.engine import check_made, is_here, own_items, run
 from excise.errors import ExciseError
-from excise.files import put_folder, read_tensors, temporary_beside, write_atomic
+from excise.files import put_folder, read_tensors, sha256, temporary_beside, write_atomic
 from excise.locks import locked
 from excise.outputs import check_untrained
 from excise.pipeline import Pipeline
@@ -111,9 +112,11 @@ def sweep(
     outcomes = []
     with ExitStack() as stack:
         if left:
-            sites = list(dict.fromkeys(cell.site for cell in left))
-            # Workers read the features from files. Several drivers in one folder have each their own.
-            folder = out / ".features" if here else temporary_beside(out / "features")
+            # Workers read the features from files. A call that goes on with a sweep finds them by all of its Sites.
+            sites = list(dict.fromkeys(cell.site for cell in (left if here else cells)))
+            folder = out / ".features"
+            if not here:
+                folder = stack.enter_context(_features_folder(out, sites, prompts))
             read = stack.enter_context(vectors(pipe, sites, prompts, folder, captured))
             found = read if here else stack.enter_context(_saved(read, folder))
             stage = replace(stage, features=found, pipe=pipe if here else None, report=trained if here else None)
@@ -122,7 +125,7 @@ def sweep(
             outcomes.append(outcome)
             if trained is not None and outcome.item in left and outcome.state != "failed":
                 trained(outcome.item, None)
-    check_made(outcomes, stage.name, out / "failures")
+        check_made(outcomes, stage.name, out / "failures")
     return compare(pipe, [out / cell.name for cell in cells], concepts, comparing)
 
 
@@ -194,16 +197,38 @@ def _working_in(folder: Path, own: bool) -> Iterator[Path]:
 
 @contextmanager
 def _saved(read: Mapping[Site, Features], folder: Path) -> Iterator[dict[Site, Features | Path]]:
-    """Write features that are in memory to files, bit for bit. Those in shards are read from there by every worker."""
+    """Write features that are in memory to files, bit for bit. Those in shards are read from there by every worker.
+
+    The files are removed, also after an error: they are soon read again. Shards, which may take hours, `vectors` keeps
+    after an error.
+    """
     found: dict[Site, Features | Path] = dict(read)
-    try:
+    with ExitStack() as stack:
         for number, (site, features) in enumerate(read.items()):
             if isinstance(features, Tensor):
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
                 found[site] = path = folder / f"{number}.safetensors"
                 write_atomic(path, save_tensors({"features": features}))
         yield found
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _features_folder(out: Path, sites: Sequence[Site], prompts: Sequence[str]) -> Iterator[Path]:
+    """Yield the folder of these features, so that a reading that was interrupted goes on there.
+
+    Another process may be at it now: then one of this process's own, which is removed.
+    """
+    named = sha256(json.dumps([*(site.key for site in sites), *prompts]).encode())[:16]
+    folder = out / f".features-{named}"
+    lock = folder.with_name(f"{folder.name}.lock")
+    with locked(lock) as alone:
+        temporary = temporary_beside(out / "features")
+        try:
+            yield folder if alone else temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if alone:
+                lock.unlink(missing_ok=True)
 
 
 def _is_trained(folder: Path, cell: Cell, config: TrainConfig) -> bool:

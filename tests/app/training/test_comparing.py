@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from excise import sae as library
 from excise.app.models.loader import Loader
+from excise.app.training import grid_sweep, text
 from excise.app.training.comparing import Comparing, compare, concepts_of
 from excise.app.training.grid_sweep import grid, sweep
 from excise.engine import engines
@@ -147,6 +149,43 @@ def test_a_sweep_shares_no_working_folder_with_another_process(
         one, other = (folder / cell.name / "sae.safetensors" for folder in (out, tmp_path / "whole"))
         assert one.read_bytes() == other.read_bytes()
     assert {path.name for path in out.iterdir()} == {*(cell.name for cell in cells), checkpoint.parent.name}
+
+
+def test_features_on_disk_are_read_once_and_never_shared(
+    tiny_pipe: Any, gun: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "Processes", lambda stage, needs, workers: Local(stage))
+    monkeypatch.setattr(text, "IN_MEMORY", 0)
+    prompts = [pair.concept for pair in gun.pairs] + [pair.deconcept for pair in gun.pairs]
+    cells = grid([Site("text_encoder", f"encoder.layers.{n}", 64) for n in (1, 2)], [2], [4])
+    tiny_pipe.save_pretrained(tmp_path / "model")
+    out, loader, train_on = tmp_path / "sweep", Loader(str(tmp_path / "model")), grid_sweep.train_on
+    shards: list[dict[str, int]] = []
+
+    def training(*arguments: Any, **options: Any) -> Any:
+        shards.append({f"{p.parent.name}/{p.name}": p.stat().st_mtime_ns for p in out.glob(".features*/*[0-9]*")})
+        if len(shards) == 2:
+            raise KeyboardInterrupt
+        return train_on(*arguments, **options)
+
+    def again(on: list[Any]) -> None:
+        sweep(tiny_pipe, on, prompts, [gun], SMALL, out, card_of={}, engine="processes:2", loader=loader)
+
+    monkeypatch.setattr(grid_sweep, "train_on", training)
+    with pytest.raises(KeyboardInterrupt):
+        again(cells)
+    (folder,) = out.glob(".features*")
+    again(cells)
+    assert shards[0] == shards[1] == shards[2] != {}, "one SAE is made, and the other still finds its features"
+    assert not list(out.glob(".*"))
+    shutil.rmtree(out / cells[0].name)
+    folder.mkdir()
+    (folder / "theirs").touch()
+    with locked(folder.with_name(f"{folder.name}.lock")):
+        again(cells)
+    assert [path.name for path in folder.iterdir()] == ["theirs"]
+    assert {name.partition("/")[0] for name in shards[3]} > {folder.name}, "it has read them into a folder of its own"
+    assert [path for path in out.glob(".*") if path.is_dir()] == [folder]
 
 
 def test_a_folder_with_something_else_is_refused_before_any_prompt_is_read(
