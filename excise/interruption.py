@@ -1,4 +1,4 @@
-"""Ctrl-C in long work: checked between steps, so that none is left half done."""
+"""Ctrl-C and SIGTERM in long work: checked between steps, so that none is left half done."""
 
 from __future__ import annotations
 
@@ -32,6 +32,26 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: asked
     finally:
         signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
+
+
+def as_ctrl_c(*, once: bool = False) -> None:
+    """Treat SIGTERM and SIGHUP as Ctrl-C from now on, so that work is ended and its workers with it.
+
+    A signal that is ignored now, such as SIGHUP by nohup, stays so. With `once`, which is for workers, it does not, and
+    all but the first of these signals are ignored.
+    """
+    came = False
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        if not (came and once):
+            came = True
+            signal.raise_signal(signal.SIGINT)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and (once or signal.getsignal(number) is signal.SIG_DFL):
+            signal.signal(number, pass_on)
 
 
 @contextmanager

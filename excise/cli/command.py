@@ -24,7 +24,7 @@ NOT_PASSED = 3
 FAILED = 4
 """Exit code if items of a long command failed: they raised an error, or their workers died."""
 INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 plus the number of SIGINT, as in shells."""
+"""Exit code after Ctrl-C, SIGTERM or SIGHUP: 128 plus the number of SIGINT, as in shells."""
 
 _UsageError: Any = typer.BadParameter.__mro__[1]
 """Base class of the parser's errors. Typer does not export it, and newer versions no longer take it from click."""

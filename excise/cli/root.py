@@ -17,13 +17,14 @@ from excise.cli.pairs import pairs
 from excise.cli.sae import comparing
 from excise.cli.studio import app as studio
 from excise.cli.terminal import complain, echo, filter_warnings
+from excise.interruption import as_ctrl_c
 
 app = Commands(
     name="excise",
     cls=Root,
     help="Erase one concept from a text-to-image model by turning down one neuron. Default model: the bundled one.",
     epilog="Example: excise demo\n\nExit codes: 0 done; 1 check not passed, or nothing found; 2 bad input; "
-    "3 red flag, eraser too weak, or gate missed; 4 items failed and set aside; 130 stopped by Ctrl-C.",
+    "3 red flag, eraser too weak, or gate missed; 4 items failed and set aside; 130 stopped by Ctrl-C or SIGTERM.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -63,6 +64,7 @@ app.add_typer(reference.app, name="reference")
 def main() -> None:
     """Run the `excise` program."""
     filter_warnings()
+    as_ctrl_c()
     # Hides the libraries' advice about their own internals. Their errors still come through.
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")

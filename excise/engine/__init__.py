@@ -6,9 +6,12 @@ stopped and repeated, and several may work in one folder. `run` is the only entr
 
 from __future__ import annotations
 
-from excise.engine.engines import check_engine, is_first, is_here
+from excise.engine.engines import check_engine, is_first, is_here, own_items
 from excise.engine.failures import check_made, failed_in_words
 from excise.engine.run import run
 from excise.engine.stage import Needs, Outcome, Stage
 
-__all__ = ["Needs", "Outcome", "Stage", "check_engine", "check_made", "failed_in_words", "is_first", "is_here", "run"]
+__all__ = [
+    "Needs", "Outcome", "Stage", "check_engine", "check_made", "failed_in_words", "is_first", "is_here", "own_items",
+    "run",
+]  # fmt: skip

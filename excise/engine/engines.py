@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from excise.engine.executors import Executors
 from excise.engine.local import Local
 from excise.engine.processes import Processes
 from excise.engine.slices import Slice
-from excise.engine.stage import Needs, Pool, Stage
+from excise.engine.stage import Item, Needs, Pool, Stage
 from excise.errors import InvalidSetting
 from excise.plugins import plugins
 
@@ -86,6 +87,12 @@ def is_first(engine: str | None, workers: int = 1) -> bool:
     """Return whether this process ends the work: all do but the second and later slices."""
     part = chosen(engine, workers).part
     return part is None or part.index == 0
+
+
+def own_items(engine: str | None, items: Sequence[Item], workers: int = 1) -> Sequence[Item]:
+    """Return the items that this call is the first to make: all, or of a slice those that it does not help with."""
+    part = chosen(engine, workers).part
+    return items if part is None else part.divided(items)[0]
 
 
 def _number(text: str, workers: int, engine: str) -> int:

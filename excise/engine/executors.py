@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
@@ -31,7 +32,9 @@ class Executors:
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
         if self._open is not None:
-            self._open.shutdown(wait=True, cancel_futures=True)
+            # Dask's and others do not know the second argument.
+            can = "cancel_futures" in inspect.signature(self._open.shutdown).parameters
+            self._open.shutdown(wait=True, **({"cancel_futures": True} if can else {}))
 
     def free(self) -> bool:
         return len(self._busy) < self._workers

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from excise.engine.stage import Answer, Outcome
+from excise.engine.stage import Answer, Outcome, Stage
 from excise.errors import ExciseError, ItemsFailed
-from excise.files import read_json, write_atomic
+from excise.files import read_json, sha256, write_atomic
 
 
 def failed_in_words(failed: int, of: int, first: str, why: str, folder: Path) -> str:
@@ -32,40 +33,59 @@ def check_made(outcomes: Sequence[Outcome[Any]], names: Callable[[Any], str], fo
 
 
 class Failures:
-    """Folder of failures, or nothing if `folder` is None."""
+    """Failures of a stage's items in a folder, or nothing if `folder` is None.
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    A record has a digest of the kind of stage and the item's path: another command's items may have the same names.
+    """
 
-    def read(self, name: str) -> Mapping[str, Any] | None:
+    def __init__(self, folder: Path | None, stage: Stage[Any]) -> None:
+        self._folder, self._stage = folder, stage
+
+    def read(self, item: Any) -> Mapping[str, Any] | None:
         """Return an item's failure, or None. A damaged file counts as a failure without a reason."""
-        if self._folder is None or not (path := self._path(name)).exists():
+        if self._folder is None or not (path := self._path(item)).exists():
             return None
-        with suppress(OSError, ValueError):
-            if isinstance(content := read_json(path), dict):
-                return content
-        return {"why": f"{path} cannot be read"}
+        with suppress(FileNotFoundError):  # its owner has forgotten it just now
+            with suppress(OSError, ValueError):
+                if isinstance(content := read_json(path), dict):
+                    return content if content.get("of") == self._digest(item) else None
+            path.stat()
+            return {"why": f"{path} cannot be read"}
+        return None
 
-    def write(self, name: str, answer: Answer, tries: int) -> None:
+    def records(self) -> frozenset[str]:
+        """Return what tells the failures that are recorded now from later ones."""
+        found = set()
+        for path in self._folder.glob("*.json") if self._folder is not None else ():
+            with suppress(OSError, ValueError):
+                if isinstance(content := read_json(path), dict):
+                    found.add(str(content.get("record", "")))
+        return frozenset(found)
+
+    def write(self, item: Any, answer: Answer, tries: int) -> None:
         """Record a failure. Raises ExciseError if the disk refuses."""
         if self._folder is not None:
             content = {
-                "item": name,
+                "item": self._stage.name(item),
+                "of": self._digest(item),
+                "record": secrets.token_hex(8),
                 "error": answer.error,
                 "why": answer.why,
                 "tries": tries,
                 "expected": answer.expected,
                 "trace": answer.trace,
             }
-            write_atomic(self._path(name), json.dumps(content, indent=1) + "\n")
+            write_atomic(self._path(item), json.dumps(content, indent=1) + "\n")
 
-    def forget(self, name: str) -> None:
-        """Remove an item's failure, and the folder with the last one."""
-        if self._folder is not None and self._folder.exists():
-            self._path(name).unlink(missing_ok=True)
-            with suppress(OSError):
-                self._folder.rmdir()
+    def forget(self, item: Any) -> None:
+        """Remove an item's failure. The folder stays: another process may be about to write into it."""
+        if self.read(item) is not None:
+            self._path(item).unlink(missing_ok=True)
 
-    def _path(self, name: str) -> Path:
+    def _path(self, item: Any) -> Path:
         assert self._folder is not None
-        return self._folder / f"{name}.json"
+        return self._folder / f"{self._stage.name(item)}.json"
+
+    def _digest(self, item: Any) -> str:
+        kind = type(self._stage)
+        return sha256(f"{kind.__module__}.{kind.__qualname__} {self._stage.path(item).absolute()}".encode())

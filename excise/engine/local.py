@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from excise.engine.stage import Answer, Stage
-from excise.engine.working import attempt
+from excise.engine.working import Checked, attempt
 
 
 class Local:
@@ -14,14 +13,14 @@ class Local:
 
     def __init__(self, stage: Stage[Any]) -> None:
         self._stage = stage
-        self._make: Callable[[Any], object] | None = None
+        self._make: Checked | None = None
         self._answers: list[tuple[Any, Answer]] = []
 
     def __enter__(self) -> Local:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
-        if self._make is not None and hasattr(self._make, "close"):
+        if self._make is not None:
             self._make.close()
         self._make = None
 
@@ -30,7 +29,7 @@ class Local:
 
     def submit(self, item: Any) -> None:
         if self._make is None:
-            self._make = self._stage.open()  # its error ends the run, as it is
+            self._make = Checked(self._stage)  # its error ends the run, as it is
         self._answers.append((item, attempt(self._make, item)))
 
     def wait(self) -> list[tuple[Any, Answer]]:

@@ -6,10 +6,13 @@ charged to the item that the worker held.
 
 from __future__ import annotations
 
+import _thread
 import multiprocessing
 import os
 import pickle
 import signal
+import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -17,6 +20,7 @@ from typing import Any
 
 from excise.engine.stage import Answer, Needs, Stage
 from excise.engine.working import attempt, failed, opened
+from excise.interruption import as_ctrl_c
 
 PATIENCE = 60.0
 """Seconds that a worker gets after Ctrl-C to write a checkpoint."""
@@ -46,16 +50,20 @@ class Processes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
-        for worker in self._idle:
-            with suppress(OSError):
-                worker.pipe.send(_END)
-        for worker in self._busy:
-            with suppress(ProcessLookupError, ValueError):
-                os.kill(worker.process.pid, signal.SIGINT)
-        for worker in (*self._idle, *self._busy):
-            worker.process.join(PATIENCE)
-            worker.process.kill()
-            worker.pipe.close()
+        workers, deadline = (*self._idle, *self._busy), time.monotonic() + PATIENCE
+        try:
+            for worker in self._busy:
+                with suppress(ProcessLookupError, ValueError):
+                    os.kill(worker.process.pid, signal.SIGTERM)
+            for worker in workers:
+                with suppress(OSError):
+                    worker.pipe.send(_END)
+            for worker in workers:
+                worker.process.join(max(0.0, deadline - time.monotonic()))
+        finally:
+            for worker in workers:
+                worker.process.kill()
+                worker.pipe.close()
 
     def free(self) -> bool:
         return len(self._busy) < self._limit
@@ -139,13 +147,30 @@ def _signal(number: int) -> str:
     return f"{name}, perhaps for lack of memory" if name == "SIGKILL" else name
 
 
-def _serve(pipe: Any, stage: bytes, card: str | None, threads: int, share: int) -> None:
-    """Open the stage and answer items until the pipe ends, which it does when the driver dies too.
+def _watch_driver() -> None:
+    """Stop this worker when its driver has died: in the middle of an item it reads no pipe."""
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    connection.wait([driver.sentinel])
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # ends its system call too
+    else:
+        _thread.interrupt_main()
+    time.sleep(PATIENCE)
+    os._exit(1)
 
-    In its own session the worker does not receive Ctrl-C from the terminal: the driver passes it on, once.
+
+def _serve(pipe: Any, stage: bytes, card: str | None, threads: int, share: int) -> None:
+    """Open the stage and answer items until the pipe ends, or the driver.
+
+    In its own session the worker does not receive Ctrl-C from the terminal: the driver sends SIGTERM instead. A
+    scheduler may send that to all processes of a job too, so only the first one counts: a training would take a second
+    Ctrl-C for haste, and write no checkpoint.
     """
     with suppress(OSError, AttributeError):
         os.setsid()
+    as_ctrl_c(once=True)
+    threading.Thread(target=_watch_driver, daemon=True).start()
     if card is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = card  # before torch looks for GPUs
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def run(
         raise InvalidSetting(f"{tries} tries cannot be made; give 1 or more")
     if twice := [name for name, n in Counter(map(stage.name, items)).items() if n > 1]:
         raise ExciseError(f"two items are called {twice[0]!r}; leave one of them out")
-    return _Run(engine_, stage, items, needs, tries, Failures(failures), retry, again, then).outcomes()
+    return _Run(engine_, stage, items, needs, tries, Failures(failures, stage), retry, again, then).outcomes()
 
 
 class _Run:
@@ -87,6 +87,8 @@ class _Run:
         self._todo, self._later = deque(mine), deque(others)
         self._alone: deque[Any] = deque()
         """Items that were lost together. Each is tried while nothing else runs, to find the one that kills workers."""
+        self._old = failures.records()
+        """Failures from before this call. Where their owners try them again, other slices do not believe them."""
         self._busy: set[str] = set()
         self._tried: Counter[str] = Counter()
         self._unopened = 0
@@ -109,10 +111,11 @@ class _Run:
 
     def _forget(self, item: Any) -> None:
         """Forget an earlier failure of an item that this call is to try."""
-        name = self._stage.name(item)
-        failure = self._failures.read(name)
-        if failure is not None and (self._retry or failure.get("expected")):
-            self._failures.forget(name)
+        if (failure := self._failures.read(item)) is not None and self._is_tried_again(failure):
+            self._failures.forget(item)
+
+    def _is_tried_again(self, failure: Mapping[str, Any]) -> bool:
+        return self._retry or bool(failure.get("expected"))
 
     def _add(self, outcome: Outcome[Any]) -> None:
         """Take in the items that follow from an outcome. Those of slices are divided by their names."""
@@ -144,13 +147,20 @@ class _Run:
 
     def _known(self, item: Any) -> Outcome[Any] | None:
         """Return the outcome of an item that is done or set aside, as of now: another call may have made it."""
-        name = self._stage.name(item)
-        if not self._again and self._stage.path(item).exists():
-            return Outcome(item, "kept", tries=self._tried[name])
-        if (failure := self._failures.read(name)) is None:
+        if (outcome := self._kept(item)) is not None:
+            return outcome
+        failure = self._failures.read(item)
+        if failure is None or (failure.get("record") in self._old and self._is_tried_again(failure)):
             return None
         error, why = str(failure.get("error", "")), str(failure.get("why", ""))
         return Outcome(item, "failed", error=error, why=why, aside=not failure.get("expected"))
+
+    def _kept(self, item: Any) -> Outcome[Any] | None:
+        """Return the outcome of an item whose file exists, and forget that it failed."""
+        if self._again or not self._stage.path(item).exists():
+            return None
+        self._failures.forget(item)
+        return Outcome(item, "kept", tries=self._tried[self._stage.name(item)])
 
     def _settle(self, item: Any, answer: Answer, together: bool) -> Iterator[Outcome[Any]]:
         """Yield the outcome of a try, unless the item is tried again."""
@@ -166,12 +176,11 @@ class _Run:
         self._unopened = 0
         if answer.disk:
             raise ExciseError(answer.why)
-        if answer.kind == "made" and not self._stage.path(item).exists():
-            why = f"it ended without an error, but did not write {self._stage.path(item)}"
-            answer = Answer("raised", answer.seconds, "NotWritten", why)
         if answer.kind == "made":
-            self._failures.forget(name)
+            self._failures.forget(item)
             yield Outcome(item, "made", answer.seconds, self._tried[name], why=answer.why)
+        elif (outcome := self._kept(item)) is not None:  # another call made it while this try failed
+            yield outcome
         elif answer.kind == "lost" and answer.others and together:
             self._tried[name] -= 1
             self._alone.append(item)
@@ -184,5 +193,5 @@ class _Run:
         tries = self._tried[name]
         # Slices read each other's failures, so that they do not repeat them when they help out.
         if self._sliced or not answer.expected:
-            self._failures.write(name, answer, tries)
+            self._failures.write(item, answer, tries)
         return Outcome(item, "failed", answer.seconds, tries, answer.error, answer.why, aside=not answer.expected)

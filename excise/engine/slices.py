@@ -22,8 +22,9 @@ class Slice:
     def parse(cls, text: str, environment: Mapping[str, str] = os.environ) -> Slice:
         """Parse `I/N`, `N` or nothing. What is missing comes from Slurm's or Kubernetes' variables.
 
-        Slurm sets SLURM_ARRAY_TASK_ID, _MIN, _STEP and _COUNT, Kubernetes' indexed jobs JOB_COMPLETION_INDEX. A number
-        beyond N wraps around, so that arrays may count from 1. Raises InvalidSetting if the numbers cannot be known.
+        Slurm sets SLURM_ARRAY_TASK_ID, _MIN, _MAX, _STEP and _COUNT, Kubernetes' indexed jobs JOB_COMPLETION_INDEX. A
+        number beyond N wraps around, so that arrays may count from 1. Raises InvalidSetting if the numbers cannot be
+        known, as from the count of an array with gaps (`--array=3,7`).
         """
         whole = re.fullmatch(r"(\d+)/(\d+)", text)
         if whole:
@@ -42,9 +43,14 @@ class Slice:
         found = int(number or 0)
         if not text:
             text = environment.get("SLURM_ARRAY_TASK_COUNT", "")
-            first, step = (environment.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("MIN", "STEP"))
+            first, last, step = (environment.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("MIN", "MAX", "STEP"))
             if first.isdecimal() and step.isdecimal() and int(step):
                 found = (found - int(first)) // int(step)
+                if last.isdecimal() and text.isdecimal() and (int(last) - int(first)) // int(step) != int(text) - 1:
+                    raise InvalidSetting(
+                        "slice cannot know the number of parts from an array with gaps: write slice:N with that of the "
+                        "first, whole array"
+                    )
         if not text.isdecimal() or not int(text):
             raise InvalidSetting("slice needs the number of parts: write slice:N with the job's number of completions")
         return cls(found % int(text), int(text))
@@ -52,10 +58,15 @@ class Slice:
     def divided(self, items: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Return the items of this slice, and those of the others in the order in which this slice helps out.
 
-        Every slice makes its own items from the first to the last, so help begins at the last ones, with the next
-        slice's. Two slices then make at most one item at the same time.
+        Every slice makes its own items from the first to the last, so help begins at the last ones. The helpers of a
+        slice deal its items among themselves: each begins with other ones, and comes to the rest later. Two slices can
+        still be at one item: its owner and a helper where they meet, or helpers of unequal speed at the end.
         """
         mine = list(items[self.index :: self.count])
-        others = [(n // self.count, (n - self.index) % self.count, item) for n, item in enumerate(items)]
-        helping = sorted((row for row in others if row[1]), key=lambda row: (-row[0], row[1]))
-        return mine, [item for _, _, item in helping]
+        last, helpers, helping = (len(items) - 1) // self.count, max(1, self.count - 1), []
+        for n, item in enumerate(items):
+            before_last, distance = last - n // self.count, (n - self.index) % self.count
+            if distance:
+                turn = (before_last - distance + 1) % helpers
+                helping.append((turn, before_last, distance, item))
+        return mine, [item for *_, item in sorted(helping, key=lambda row: row[:3])]

@@ -11,8 +11,33 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from excise.engine.stage import Answer
+from excise.engine.stage import Answer, Stage
 from excise.errors import ExciseError, one_line
+
+
+class NotWritten(Exception):
+    """An item ended without an error and without its file."""
+
+
+class Checked:
+    """An open stage. It makes items, and raises NotWritten if an item's file is not there then.
+
+    It looks where the item was made: on a network disk, other machines may see the file seconds later.
+    """
+
+    def __init__(self, stage: Stage[Any]) -> None:
+        self._stage, self._make = stage, stage.open()
+
+    def __call__(self, item: Any) -> object:
+        returned = self._make(item)
+        if not (path := self._stage.path(item)).exists():
+            raise NotWritten(f"it ended without an error, but did not write {path}")
+        return returned
+
+    def close(self) -> None:
+        """End the stage, if it has an end."""
+        if (close := getattr(self._make, "close", None)) is not None:
+            close()
 
 
 def attempt(make: Callable[[Any], object], item: Any) -> Answer:
@@ -56,8 +81,7 @@ def opened(pickled: bytes, threads: int, share: int) -> Callable[[Any], object]:
         import torch
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    make: Callable[[Any], object] = stage.open()
-    return make
+    return Checked(stage)
 
 
 def _cores() -> int:

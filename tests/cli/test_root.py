@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from excise.cli import root
 
 COMMANDS = (
     ("demo",),
@@ -144,3 +147,21 @@ def test_ctrl_c_is_one_line_and_exit_code_130(call: Callable[..., Any], monkeypa
     assert result.exit_code == 130
     assert len(result.stderr.strip().splitlines()) == 1
     assert "stopped" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_scheduler_stops_the_program_as_ctrl_c_does(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = getattr(signal, name)
+    monkeypatch.setattr(root, "app", lambda: signal.raise_signal(number))
+    monkeypatch.setattr(root, "filter_warnings", lambda: None)
+    before = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            root.main()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert ended.value.code == 130
+    assert "stopped" in capsys.readouterr().err

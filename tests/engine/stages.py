@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -25,6 +26,10 @@ class Arrays:
     ending: int = -1
     killed_once: int = -1
     silent: int = -1
+    meeting: int = -1
+    meeting_ends: str = "raise"
+    marking: bool = False
+    together: int = 0
     sleeping: float = 0.0
     unopened: str = ""
 
@@ -38,6 +43,8 @@ class Arrays:
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         with (Path(self.folder) / "opened").open("a") as log:
             log.write(f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
+        if self.together:
+            self._wait_for_drivers()
         if self.unopened == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.unopened:
@@ -58,8 +65,49 @@ class Arrays:
             os.kill(os.getpid(), signal.SIGKILL)
         if item == self.silent:
             return
+        if item == self.meeting:
+            self._meet(item)
+        if self.marking:
+            self._mark_interrupts()
         time.sleep(self.sleeping)
         write_atomic(self.path(item), np.random.default_rng(item).normal(size=(4, 4)).tobytes())
+
+    def _meet(self, item: int) -> None:
+        """Let another call write the item, and then fail."""
+        write_atomic(self.path(item), np.random.default_rng(item).normal(size=(4, 4)).tobytes())
+        if self.meeting_ends == "die":
+            os._exit(7)
+        raise (ExciseError if self.meeting_ends == "refuse" else RuntimeError)("the folder is not empty")
+
+    def _wait_for_drivers(self) -> None:
+        """Wait until so many drivers, with workers or without, have opened the stage."""
+        log = Path(self.folder) / "drivers"
+        with log.open("a") as file:
+            file.write(f"{os.getpid() if multiprocessing.parent_process() is None else os.getppid()}\n")
+        deadline = time.monotonic() + 60
+        while len(set(log.read_text().split())) < self.together:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def _mark_interrupts(self) -> None:
+        """Write down every Ctrl-C from now on, and end a second after the first, as a training with a checkpoint."""
+        came = []
+
+        def mark(number: int, frame: object) -> None:
+            with (Path(self.folder) / "interrupted").open("a") as log:
+                log.write(f"{os.getpid()}\n")
+            came.append(time.monotonic())
+
+        signal.signal(signal.SIGINT, mark)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < (came[0] + 1 if came else deadline):
+            time.sleep(0.02)
+        raise KeyboardInterrupt
+
+    def interrupted(self) -> list[str]:
+        """Return the process of every Ctrl-C that an item got."""
+        log = Path(self.folder) / "interrupted"
+        return log.read_text().split() if log.exists() else []
 
     def begun(self) -> list[int]:
         """Return the items that workers began, in order."""

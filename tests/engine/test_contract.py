@@ -73,7 +73,22 @@ def test_an_item_that_raises_is_tried_once_and_set_aside(engine: str, tmp_path: 
     assert by_item(list(run(engine, cured, range(N), failures=failures)))[2].why == made[2].why
     assert stage.begun().count(2) == 1
     assert by_item(list(run(engine, cured, range(N), failures=failures, retry=True)))[2].state == "made"
-    assert not failures.exists()
+    assert list(failures.iterdir()) == []
+
+
+@pytest.mark.parametrize("engine", ["local", "processes:2", "slice:0/2"])
+@pytest.mark.parametrize("how", ["raise", "refuse", "die"])
+def test_an_item_that_another_call_made_while_a_try_failed_is_kept(engine: str, how: str, tmp_path: Path) -> None:
+    if (engine, how) == ("local", "die"):
+        pytest.skip("it would end this process")
+    stage = Arrays(str(tmp_path / "made"), meeting=2, meeting_ends=how)
+    made = by_item(list(run(engine, stage, range(N), workers=1 if engine == "local" else 2, failures=tmp_path / "f")))
+    assert (made[2].state, made[2].tries) == ("kept", 1)
+    assert stage.contents(N) == expected(N)
+    assert not list((tmp_path / "f").glob("*"))
+    if how == "raise":
+        again = list(run(engine, stage, [2], failures=tmp_path / "f", **({} if "slice" in engine else {"again": True})))
+        assert again[0].state == ("kept" if "slice" in engine else "failed"), "an old file does not stand for a new one"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -84,7 +99,7 @@ def test_an_error_that_a_user_can_fix_is_not_set_aside(engine: str, tmp_path: Pa
     assert not made[2].aside
     cured = Arrays(str(tmp_path / "made"))
     assert by_item(list(run(engine, cured, range(N), failures=tmp_path / "failures")))[2].state == "made"
-    assert not (tmp_path / "failures").exists()
+    assert list(tmp_path.glob("failures/*")) == []
 
 
 @pytest.mark.parametrize("engine", APART)
@@ -134,11 +149,15 @@ def test_workers_that_cannot_open_the_stage_end_the_call_and_blame_no_item(
 
 DRIVER = """
 import sys
+from contextlib import closing
 from excise.engine import run
+from excise.interruption import as_ctrl_c
 from tests.engine.stages import Arrays
 
 if __name__ == "__main__":
-    outcomes = list(run(sys.argv[1], Arrays(sys.argv[2], sleeping=0.05), range(6)))
+    as_ctrl_c()
+    with closing(run(sys.argv[1], Arrays(sys.argv[2], sleeping=0.05, together=2), range(6))) as making:
+        outcomes = list(making)
     print(sorted(outcome.item for outcome in outcomes if outcome.state != "failed"))
 """
 
@@ -164,20 +183,39 @@ def test_two_drivers_at_once_give_the_same_bytes(engines: tuple[str, ...], tmp_p
 def test_slices_report_what_another_could_not_make_and_do_not_repeat_it(tmp_path: Path) -> None:
     failures = tmp_path / "failures"
     stage = Arrays(str(tmp_path / "made"), raising=1, refusing=3)
-    for index, state in ((1, "made"), (0, "kept")):
-        made = by_item(list(run(f"slice:{index}/2", stage, range(N), failures=failures)))
-        assert {item: outcome.state for item, outcome in made.items() if outcome.state == "failed"} == {
-            1: "failed",
-            3: "failed",
-        }
-        assert (made[1].aside, made[3].aside) == (True, False)
-        assert made[5].state == state
-    assert sorted(stage.begun()) == list(range(N))
+    with closing(run("slice:0/2", stage, range(N), failures=failures)) as first:
+        of_first = [next(first)]  # it has begun when the second one makes and fails all that is left
+        second = by_item(list(run("slice:1/2", stage, range(N), failures=failures)))
+        made = by_item([*of_first, *first])
+    for found in (second, made):
+        assert {item for item, outcome in found.items() if outcome.state == "failed"} == {1, 3}
+        assert (found[1].aside, found[3].aside) == (True, False)
+    assert (second[5].state, made[5].state) == ("made", "kept")
+    assert [stage.begun().count(item) for item in (1, 3, 5)] == [1, 1, 1]
+    found = by_item(list(run("slice:0/2", stage, range(N), failures=failures)))
+    assert (found[1].state, found[3].state) == ("failed", "failed")
+    assert [stage.begun().count(item) for item in (1, 3)] == [1, 2], "helpers too try what may be mended"
     cured = Arrays(str(tmp_path / "made"))
-    assert by_item(list(run("slice:0/2", cured, range(N), failures=failures, retry=True)))[1].state == "failed"
-    again = by_item(list(run("slice:1/2", cured, range(N), failures=failures)))
-    assert (again[1].state, again[3].state) == ("failed", "made"), "an owner tries what a user can fix"
-    assert by_item(list(run("slice:1/2", cured, range(N), failures=failures, retry=True)))[1].state == "made"
+    assert by_item(list(run("slice:0/2", cured, range(N), failures=failures)))[3].state == "made"
+    assert by_item(list(run("slice:1/2", cured, range(N), failures=failures)))[1].state == "failed"
+    assert by_item(list(run("slice:0/2", cured, range(N), failures=failures, retry=True)))[1].state == "made"
+    assert list(failures.iterdir()) == []
+
+
+class Others(Arrays):
+    """Another command's stage, whose items have the same names."""
+
+
+def test_a_failure_is_of_one_command_and_one_file(tmp_path: Path) -> None:
+    failures = tmp_path / "failures"
+    list(run("local", Arrays(str(tmp_path / "made"), raising=2), range(N), failures=failures))
+    for stage in (Others(str(tmp_path / "others")), Arrays(str(tmp_path / "elsewhere"))):
+        assert {outcome.state for outcome in run("local", stage, range(N), failures=failures)} == {"made"}
+    same = Arrays(str(tmp_path / "made"))
+    assert by_item(list(run("local", same, range(N), failures=failures)))[2].aside
+    same.path(2).write_bytes(b"made by hand")
+    assert by_item(list(run("local", same, range(N), failures=failures)))[2].state == "kept"
+    assert list(failures.iterdir()) == [], "what is there has not failed"
 
 
 def test_the_line_at_the_end_names_what_failed(tmp_path: Path) -> None:
@@ -207,37 +245,45 @@ def test_again_makes_what_is_there(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_reaches_every_worker_once_and_ends_them(tmp_path: Path) -> None:
-    stage = Arrays(str(tmp_path), sleeping=30.0)
+    stage = Arrays(str(tmp_path), marking=True)
 
     def interrupt() -> None:
         while len(stage.begun()) < 2:
             time.sleep(0.02)
+        time.sleep(0.2)  # until both are marking
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt), closing(run("processes:2", stage, range(N))) as outcomes:
         list(outcomes)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50
+    assert sorted(stage.interrupted()) == sorted(pid for pid, *_ in stage.opened())
     assert not any(Path(f"/proc/{pid}").exists() for pid, *_ in stage.opened())
     assert stage.contents(N) == {}
 
 
-def test_workers_end_when_their_driver_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["killed", "terminated", "all terminated", "hung up"])
+def test_workers_end_with_their_driver_in_the_middle_of_an_item(how: str, tmp_path: Path) -> None:
+    """A scheduler may send SIGTERM to the driver alone, or to each process of a job: an item is interrupted once."""
     script = tmp_path / "driver.py"
-    script.write_text(DRIVER.replace("0.05", "0.5"))
+    script.write_text(DRIVER.replace("sleeping=0.05, together=2", "marking=True"))
     stage = Arrays(str(tmp_path / "made"))
     command = [sys.executable, str(script), "processes:2", str(tmp_path / "made")]
-    driver = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    driver = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
     while len(stage.begun()) < 2:
         time.sleep(0.02)
-    driver.kill()
-    driver.wait()
+    time.sleep(0.2)
+    number = {"killed": signal.SIGKILL, "hung up": signal.SIGHUP}.get(how, signal.SIGTERM)
+    for pid in (driver.pid, *(int(pid) for pid, *_ in stage.opened() if how == "all terminated")):
+        os.kill(pid, number)
+    driver.wait(timeout=40)
     deadline = time.monotonic() + 20
     while any(_runs(pid) for pid, *_ in stage.opened()):
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, "its item takes 60 seconds"
         time.sleep(0.05)
-    assert {o.state for o in run("local", stage, range(N))} == {"made", "kept"}
+    assert sorted(stage.interrupted()) == sorted(pid for pid, *_ in stage.opened())
+    assert {o.state for o in run("local", Arrays(stage.folder), range(N))} == {"made"}
     assert stage.contents(N) == expected(N)
 
 

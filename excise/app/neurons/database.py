@@ -13,6 +13,7 @@ from excise.app.models.resolve import sae_site
 from excise.app.neurons.corpus import Corpus
 from excise.app.neurons.nearest import head_of, near_neurons, nearest_tokens
 from excise.app.neurons.reading import Reader, Reading
+from excise.app.neurons.unfinished import put, unfinished
 from excise.concepts import Concept
 from excise.erasers.edits.sae_rows import sae_digest
 from excise.errors import ExciseError
@@ -88,7 +89,8 @@ def build(
     the row. Only tokens of the corpus can be found that way.
 
     `out` appears once it is complete. An interrupted build is kept in a hidden file next to it, and the same call
-    resumes it. An existing database of the same SAE and prompts is left unchanged.
+    resumes it. Where two processes write the same database at once, each writes its own file. An existing database of
+    the same SAE and prompts is left unchanged.
 
     Args:
         pipe: The pipeline.
@@ -117,22 +119,25 @@ def build(
     wanted = _provenance(sae, place, prompts, corpus, settings, pipe)
     advance = progress or (lambda done: None)
     if out.exists():
-        with _open_existing(out) as existing:
-            if not existing.provenance.describes_the_same(wanted):
-                raise ExciseError(f"{out} describes another SAE or corpus; choose another name or remove it")
-            advance(len(prompts) + sae.config.m)
-            return Built(out, len(existing), sae.config.m, len(prompts), False)
+        advance(len(prompts) + sae.config.m)
+        return _existing(out, wanted, sae)
     stage = Reading(reader.load, str(sae_folder), place, f"{wanted.sae} {wanted.prompts_sha256}", str(out), batch_size)
     reader.read(pipe, sae, stage, prompts, advance)
     if not reader.is_first:
         return Built(out, 0, sae.config.m, len(prompts), False, written=False)
-    read = stage.combined(pipe, sae.config, prompts)
-    with _unfinished(out, wanted) as database:
-        _fill(database, pipe, sae, place, read, settings, advance)
-        database.finish()
-        neurons = len(database)
-    _put(database.path, out)
-    stage.remove()
+    with stage.writing() as alone:
+        try:
+            read = stage.combined(pipe, sae.config, prompts)
+        except ExciseError:
+            if not out.exists():  # else another process has finished it, and removed the chunks
+                raise
+            return _existing(out, wanted, sae)
+        with unfinished(out, wanted, alone=alone) as database:
+            _fill(database, pipe, sae, place, read, settings, advance)
+            database.finish()
+            neurons = len(database)
+            put(database, out)
+        stage.remove()
     return Built(out, neurons, sae.config.m, len(prompts), True)
 
 
@@ -145,6 +150,14 @@ def place_of(pipe: Pipeline, sae_folder: Path, site: Site | None) -> Site:
             f"the SAE in {sae_folder} was trained at {trained_at.key}, not at {site.key}; leave out the Site"
         )
     return site
+
+
+def _existing(out: Path, wanted: Provenance, sae: TopKSAE) -> Built:
+    """Return what is at `out`. Raises ExciseError unless it is the database that is wanted."""
+    with _open_existing(out) as existing:
+        if not existing.provenance.describes_the_same(wanted):
+            raise ExciseError(f"{out} describes another SAE or corpus; choose another name or remove it")
+        return Built(out, len(existing), sae.config.m, wanted.prompts, False)
 
 
 def _open_existing(out: Path) -> NeuronDatabase:
@@ -228,33 +241,6 @@ def _provenance(
 def prompts_sha256(prompts: Sequence[str]) -> str:
     """Return a digest that identifies a corpus."""
     return sha256("".join(f"{prompt}\0" for prompt in prompts).encode())
-
-
-def _unfinished(out: Path, wanted: Provenance) -> NeuronDatabase:
-    """Open the unfinished database to resume, or create a new one."""
-    path = out.with_name(f".{out.name}.building")
-    if path.exists():
-        try:
-            database = NeuronDatabase.open(path)
-            if database.provenance.describes_the_same(wanted):
-                return database
-            database.close()
-        except ExciseError:
-            pass  # interrupted before anything was written
-        _remove(path)
-    return NeuronDatabase.create(path, wanted)
-
-
-def _remove(path: Path) -> None:
-    for file in (path, path.with_name(f"{path.name}-journal")):
-        file.unlink(missing_ok=True)
-
-
-def _put(finished: Path, out: Path) -> None:
-    try:
-        finished.replace(out)
-    except OSError as error:
-        raise ExciseError(f"cannot write {out}: {error.strerror or error}; choose another place") from error
 
 
 def _fill(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from excise.app.neurons import corpus
 from excise.engine import check_made, is_first, is_here, run
 from excise.errors import ExciseError
 from excise.files import read_tensors, sha256, write_atomic
+from excise.locks import locked
 from excise.pipeline import Pipeline
 from excise.sae import SAEConfig, TopKSAE, load
 from excise.sites import Site
@@ -56,8 +57,7 @@ class Reader:
         """
         if is_here(self.engine, self.workers):
             stage = replace(stage, loaded=(pipe, sae))
-        out = Path(stage.out)
-        failures, outcomes = out.with_name(f"{out.name}.failures"), []
+        failures, outcomes = stage.failures, []
         how: dict[str, Any] = {"needs": self.load.needs, "workers": self.workers, "failures": failures}
         with closing(run(self.engine, stage, chunks_of(prompts), retry=self.retry, **how)) as making:
             for outcome in making:
@@ -112,6 +112,12 @@ class Reading:
         out = Path(self.out)
         return out.with_name(f".{out.name}.chunks")
 
+    @property
+    def failures(self) -> Path:
+        """The folder of chunks that cannot be read."""
+        out = Path(self.out)
+        return out.with_name(f"{out.name}.failures")
+
     def file(self, number: int) -> Path:
         """Return the file of a chunk."""
         key = sha256(f"{self.key} {self.site.key} {corpus.CHUNK} {self.batch_size}".encode())[:16]
@@ -132,9 +138,15 @@ class Reading:
             raise ExciseError(f"cannot read {self.folder} ({error}); delete it and repeat the command") from error
         return corpus.combined(pipe, config, self.site, read)
 
+    def writing(self) -> AbstractContextManager[bool]:
+        """Return a context for writing the database. It gives False if another process writes it now."""
+        return locked(self.folder / "lock")
+
     def remove(self) -> None:
-        """Remove the chunks' files, also those of earlier corpora."""
+        """Remove the chunks' files, also those of earlier corpora, and the folder of failures if it is empty."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            self.failures.rmdir()
 
     def _make(self, pipe: Pipeline, sae: TopKSAE, item: Chunk) -> None:
         chunk = corpus.read_chunk(pipe, sae, self.site, item.prompts, self.batch_size)

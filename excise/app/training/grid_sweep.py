@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -19,9 +20,10 @@ from excise.app.models.loader import Loader
 from excise.app.training.comparing import Comparing, compare
 from excise.app.training.text import train_on, vectors
 from excise.concepts import Concept
-from excise.engine import check_made, is_here, run
+from excise.engine import check_made, is_here, own_items, run
 from excise.errors import ExciseError
-from excise.files import read_tensors, temporary_beside, write_atomic
+from excise.files import put_folder, read_tensors, sha256, temporary_beside, write_atomic
+from excise.locks import locked
 from excise.outputs import check_untrained
 from excise.pipeline import Pipeline
 from excise.sae import Progress, TrainConfig, card, load
@@ -105,15 +107,16 @@ def sweep(
     here = is_here(engine, workers)
     load_model = loader or Loader()
     left = [cell for cell in cells if not _is_trained(out / cell.name, cell, config)]
-    for cell in left:
-        check_untrained(out / cell.name)
-    stage = Training(load_model, out, tuple(prompts), config, dict(card_of), device, {})
+    own = frozenset(cell.name for cell in own_items(engine, cells, workers))
+    stage = Training(load_model, out, tuple(prompts), config, dict(card_of), device, {}, own)
     outcomes = []
     with ExitStack() as stack:
         if left:
-            sites = list(dict.fromkeys(cell.site for cell in left))
-            # Workers read the features from files. Several drivers in one folder have each their own.
-            folder = out / ".features" if here else temporary_beside(out / "features")
+            # Workers read the features from files. A call that goes on with a sweep finds them by all of its Sites.
+            sites = list(dict.fromkeys(cell.site for cell in (left if here else cells)))
+            folder = out / ".features"
+            if not here:
+                folder = stack.enter_context(_features_folder(out, sites, prompts))
             read = stack.enter_context(vectors(pipe, sites, prompts, folder, captured))
             found = read if here else stack.enter_context(_saved(read, folder))
             stage = replace(stage, features=found, pipe=pipe if here else None, report=trained if here else None)
@@ -122,7 +125,7 @@ def sweep(
             outcomes.append(outcome)
             if trained is not None and outcome.item in left and outcome.state != "failed":
                 trained(outcome.item, None)
-    check_made(outcomes, stage.name, out / "failures")
+        check_made(outcomes, stage.name, out / "failures")
     return compare(pipe, [out / cell.name for cell in cells], concepts, comparing)
 
 
@@ -138,6 +141,8 @@ class Training:
     device: str
     features: Mapping[Site, Features | Path]
     """Features at each Site, or the file with them."""
+    own: frozenset[str]
+    """Names of the SAEs that are trained here first, and go on from their checkpoints."""
     pipe: Pipeline | None = None
     report: Callable[[Cell, Progress], Any] | None = None
     """Called with the lines of a training's log. Both are for trainings in this process alone."""
@@ -161,30 +166,80 @@ class Training:
                 self.report(item, line)
 
         folder = self.out / item.name
-        train_on(
-            pipe, item.site, self.prompts, features, settings, folder, card=self.card, progress=report,
-            device=self.device,
-        )  # fmt: skip
+        with _working_in(folder, item.name in self.own) as work:
+            if not self.path(item).exists():
+                train_on(
+                    pipe, item.site, self.prompts, features, settings, work, card=self.card, progress=report,
+                    device=self.device,
+                )  # fmt: skip
+
+
+@contextmanager
+def _working_in(folder: Path, own: bool) -> Iterator[Path]:
+    """Yield the folder to train into: `folder`, or one of this process's own that is renamed to it afterwards.
+
+    The second where a process helps with another's SAE, or another process is at the same SAE now: two processes that
+    shared the checkpoint would read each other's.
+    """
+    with ExitStack() as stack:
+        shared = folder.with_name(f"{folder.name}.training")
+        if own and stack.enter_context(locked(shared / "lock")):
+            yield folder
+            return
+        temporary = temporary_beside(folder)
+        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+        yield (work := temporary / "sae")
+        if not (folder / "cfg.json").exists():
+            put_folder(work, folder)
+        if shared.exists() and stack.enter_context(locked(shared / "lock")):  # its process is lost
+            shutil.rmtree(shared, ignore_errors=True)
 
 
 @contextmanager
 def _saved(read: Mapping[Site, Features], folder: Path) -> Iterator[dict[Site, Features | Path]]:
-    """Write features that are in memory to files, bit for bit. Those in shards are read from there by every worker."""
+    """Write features that are in memory to files, bit for bit. Those in shards are read from there by every worker.
+
+    The files are removed, also after an error: they are soon read again. Shards, which may take hours, `vectors` keeps
+    after an error.
+    """
     found: dict[Site, Features | Path] = dict(read)
-    try:
+    with ExitStack() as stack:
         for number, (site, features) in enumerate(read.items()):
             if isinstance(features, Tensor):
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
                 found[site] = path = folder / f"{number}.safetensors"
                 write_atomic(path, save_tensors({"features": features}))
         yield found
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _features_folder(out: Path, sites: Sequence[Site], prompts: Sequence[str]) -> Iterator[Path]:
+    """Yield the folder of these features, so that a reading that was interrupted goes on there.
+
+    Another process may be at it now: then one of this process's own, which is removed.
+    """
+    named = sha256(json.dumps([*(site.key for site in sites), *prompts]).encode())[:16]
+    folder = out / f".features-{named}"
+    lock = folder.with_name(f"{folder.name}.lock")
+    with locked(lock) as alone:
+        temporary = temporary_beside(out / "features")
+        try:
+            yield folder if alone else temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if alone:
+                lock.unlink(missing_ok=True)
 
 
 def _is_trained(folder: Path, cell: Cell, config: TrainConfig) -> bool:
     """Return whether the cell's SAE is finished. Raises ExciseError if its folder holds another SAE."""
     if not (folder / "cfg.json").exists():
-        return False
+        try:
+            check_untrained(folder)
+            return False
+        except ExciseError:
+            if not (folder / "cfg.json").exists():  # else another process has finished it just now
+                raise
     load(folder)
     about = card(folder)
     # Cards without this entry are older than the option: those SAEs were trained on BOS.

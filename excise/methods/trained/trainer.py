@@ -22,7 +22,7 @@ from excise.erasers import Eraser, WeightEdit
 from excise.erasers.edits.registry import Edit
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
-from excise.files import read_json, read_tensors, write_folder
+from excise.files import parse_json, read_file, read_tensors, sha256, unmixed, write_folder
 from excise.interruption import interruptible
 from excise.methods.build import build_eraser
 from excise.methods.configs.trained import TuningConfig
@@ -179,7 +179,7 @@ def tune(
     adam = torch.optim.Adam(changes, lr=config.lr, betas=betas, eps=eps)
     which = hashlib.sha256(json.dumps([key, config.settings], default=str).encode()).hexdigest()
     folder = Path(config.checkpoint) if config.checkpoint else None
-    losses = _restored(folder, which, changes, adam) if folder is not None and folder.exists() else []
+    losses = _restored(folder, which, changes, adam) if folder is not None else []
     with interruptible() as interrupted:
         while len(losses) < config.iterations:
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + len(losses))
@@ -218,15 +218,24 @@ def _save(folder: Path, which: str, losses: Sequence[float], changes: Sequence[T
     for n, moments in adam.state_dict()["state"].items():
         tensors |= {f"adam.{n}.{name}": value for name, value in moments.items()}
     data = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-    write_folder(folder, {_STATE: json.dumps({"training": which, "losses": list(losses)}) + "\n", _TENSORS: data})
+    state = {"training": which, "losses": list(losses), "sha256": sha256(data)}
+    write_folder(folder, {_STATE: json.dumps(state) + "\n", _TENSORS: data})
 
 
 def _restored(folder: Path, which: str, changes: Sequence[Tensor], adam: torch.optim.Adam) -> list[float]:
-    """Load what `_save` wrote and return the losses so far."""
+    """Load what `_save` wrote and return the losses so far: none if there is no folder, or no longer."""
     again = f"delete {folder} to start again, or name another folder"
     try:
-        state = read_json(folder / _STATE)
-        tensors = safetensors.torch.load(read_tensors(folder / _TENSORS))
+        read = unmixed(folder, lambda: (read_file(folder / _STATE), read_tensors(folder / _TENSORS)))
+    except OSError as error:
+        if not folder.exists():  # whoever finished the same training meanwhile has removed it
+            return []
+        raise ExciseError(f"the checkpoint in {folder} is damaged ({error}); {again}") from error
+    try:
+        state, data = parse_json(read[0]), read[1]
+        if state.get("sha256", found := sha256(data)) != found:
+            raise ValueError(f"{_STATE} and {_TENSORS} are not of one step")
+        tensors = safetensors.torch.load(data)
         if state["training"] != which:
             raise ExciseError(f"{folder} holds the checkpoint of another training; {again}")
         with torch.no_grad():
@@ -239,5 +248,5 @@ def _restored(folder: Path, which: str, changes: Sequence[Tensor], adam: torch.o
                 moments.setdefault(int(number), {})[rest[0]] = value
         adam.load_state_dict({**adam.state_dict(), "state": moments})
         return [float(value) for value in state["losses"]]
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ExciseError(f"the checkpoint in {folder} is damaged ({error}); {again}") from error

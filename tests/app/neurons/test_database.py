@@ -15,11 +15,12 @@ from excise.app.models import loader
 from excise.app.neurons import corpus
 from excise.app.neurons.database import Watching, build, tag
 from excise.app.neurons.nearest import near_neurons
-from excise.app.neurons.reading import Reader
+from excise.app.neurons.reading import Reader, Reading
 from excise.app.neurons.safe_sail import import_safe_sail
 from excise.engine import engines
 from excise.engine.local import Local
 from excise.errors import ExciseError, ItemsFailed
+from excise.locks import locked
 from excise.methods.prompt_codes import prompt_codes
 from excise.neurons.contexts import Contexts
 from excise.neurons.database.database import NeuronDatabase
@@ -170,6 +171,27 @@ def test_slices_read_their_parts_and_the_first_writes_the_same_database(
     with made("sliced.db", reader=Reader(engine="slice:0/2")) as sliced, made("whole.db") as whole:
         assert list(sliced.entries()) == list(whole.entries())
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_two_that_write_the_same_database_do_not_share_a_file(
+    made: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    theirs = tmp_path / ".two.db.building"
+    theirs.write_bytes(b"being written")
+    (tmp_path / ".two.db.chunks").mkdir()
+    with locked(tmp_path / ".two.db.chunks" / "lock"), made("two.db") as second, made("whole.db") as whole:
+        assert list(second.entries()) == list(whole.entries())
+    assert theirs.read_bytes() == b"being written"
+    theirs.unlink()
+    assert list(tmp_path.glob(".*")) == []
+
+    def finished(stage: Reading, *arguments: Any) -> Any:
+        (tmp_path / "whole.db").rename(tmp_path / "third.db")
+        raise ExciseError("its chunks are gone")
+
+    monkeypatch.setattr(Reading, "combined", finished)
+    with made("third.db") as third:
+        assert len(third)
 
 
 def test_a_chunk_that_fails_is_set_aside(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import pytest
 
 from excise import sae as library
 from excise.app.models.loader import Loader
+from excise.app.training import grid_sweep, text
 from excise.app.training.comparing import Comparing, compare, concepts_of
 from excise.app.training.grid_sweep import grid, sweep
 from excise.engine import engines
 from excise.engine.local import Local
 from excise.errors import ExciseError
+from excise.locks import locked
 from excise.sae import SAEConfig, TopKSAE, TrainConfig
 from excise.sites import Site
 
@@ -122,6 +125,79 @@ def test_a_sweep_on_an_engine_trains_the_same_bits(
         made.append([(tmp_path / out / cell.name / "sae.safetensors").read_bytes() for cell in cells])
         assert sorted(path.name for path in (tmp_path / out).iterdir()) == sorted(cell.name for cell in cells)
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("engine", ["slice:0/2", None])
+def test_a_sweep_shares_no_working_folder_with_another_process(
+    engine: str | None, tiny_pipe: Any, gun: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A helper, or a process that finds the folder locked, trains elsewhere and leaves what the other one has."""
+    monkeypatch.setattr(engines, "Processes", lambda stage, needs, workers: Local(stage))
+    prompts = [pair.concept for pair in gun.pairs] + [pair.deconcept for pair in gun.pairs]
+    cells, out = grid([Site("text_encoder", "encoder.layers.1", 64)], [2], [4, 8]), tmp_path / "sweep"
+    tiny_pipe.save_pretrained(tmp_path / "model")
+    loader = Loader(str(tmp_path / "model"))
+    sweep(tiny_pipe, cells, prompts, [gun], SMALL, tmp_path / "whole", card_of={"corpus": "pairs"})
+    checkpoint = out / f"{cells[1].name}.training" / "checkpoint"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "theirs").write_text("being written")
+    with locked(checkpoint.parent / "lock") as mine:
+        assert mine
+        sweep(tiny_pipe, cells, prompts, [gun], SMALL, out, card_of={"corpus": "pairs"}, engine=engine, loader=loader)
+    assert [path.name for path in checkpoint.iterdir()] == ["theirs"]
+    for cell in cells:
+        one, other = (folder / cell.name / "sae.safetensors" for folder in (out, tmp_path / "whole"))
+        assert one.read_bytes() == other.read_bytes()
+    assert {path.name for path in out.iterdir()} == {*(cell.name for cell in cells), checkpoint.parent.name}
+
+
+def test_features_on_disk_are_read_once_and_never_shared(
+    tiny_pipe: Any, gun: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "Processes", lambda stage, needs, workers: Local(stage))
+    monkeypatch.setattr(text, "IN_MEMORY", 0)
+    prompts = [pair.concept for pair in gun.pairs] + [pair.deconcept for pair in gun.pairs]
+    cells = grid([Site("text_encoder", f"encoder.layers.{n}", 64) for n in (1, 2)], [2], [4])
+    tiny_pipe.save_pretrained(tmp_path / "model")
+    out, loader, train_on = tmp_path / "sweep", Loader(str(tmp_path / "model")), grid_sweep.train_on
+    shards: list[dict[str, int]] = []
+
+    def training(*arguments: Any, **options: Any) -> Any:
+        shards.append({f"{p.parent.name}/{p.name}": p.stat().st_mtime_ns for p in out.glob(".features*/*[0-9]*")})
+        if len(shards) == 2:
+            raise KeyboardInterrupt
+        return train_on(*arguments, **options)
+
+    def again(on: list[Any]) -> None:
+        sweep(tiny_pipe, on, prompts, [gun], SMALL, out, card_of={}, engine="processes:2", loader=loader)
+
+    monkeypatch.setattr(grid_sweep, "train_on", training)
+    with pytest.raises(KeyboardInterrupt):
+        again(cells)
+    (folder,) = out.glob(".features*")
+    again(cells)
+    assert shards[0] == shards[1] == shards[2] != {}, "one SAE is made, and the other still finds its features"
+    assert not list(out.glob(".*"))
+    shutil.rmtree(out / cells[0].name)
+    folder.mkdir()
+    (folder / "theirs").touch()
+    with locked(folder.with_name(f"{folder.name}.lock")):
+        again(cells)
+    assert [path.name for path in folder.iterdir()] == ["theirs"]
+    assert {name.partition("/")[0] for name in shards[3]} > {folder.name}, "it has read them into a folder of its own"
+    assert [path for path in out.glob(".*") if path.is_dir()] == [folder]
+
+
+def test_a_folder_with_something_else_is_refused_before_any_prompt_is_read(
+    tiny_pipe: Any, gun: Any, tmp_path: Path
+) -> None:
+    cells = grid([Site("text_encoder", "encoder.layers.1", 64)], [2], [4, 8])
+    (tmp_path / cells[1].name).mkdir()
+    (tmp_path / cells[1].name / "notes").touch()
+    read: list[int] = []
+    with pytest.raises(ExciseError, match="not an empty folder"):
+        sweep(tiny_pipe, cells, ["a gun"], [gun], SMALL, tmp_path, card_of={}, captured=read.append)
+    assert not read
 
 
 def test_impossible_grids_are_refused() -> None:
