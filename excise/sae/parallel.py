@@ -258,7 +258,7 @@ class Mesh:
         """Return what `work` returns here, once every rank has done its own.
 
         If it fails on one, it fails on all: where it raised, with what it raised, elsewhere with that message as an
-        ExciseError. So no rank waits for one that has given up.
+        ExciseError, or as KeyboardInterrupt. So no rank waits for one that has given up.
         """
         if self.size == 1:
             return work()
@@ -271,7 +271,7 @@ class Mesh:
         if failure is not None:
             raise failure
         if failed := [f"{text} (on rank {rank})" for rank, text in enumerate(said) if text]:
-            raise ExciseError(failed[0])
+            raise KeyboardInterrupt if KeyboardInterrupt.__name__ in said else ExciseError(failed[0])
         return made
 
     @staticmethod

@@ -121,7 +121,9 @@ MUTANTS = [
         "tests/sites/activations/test_tokenising.py",
         ("        if not any(f\"{token}_1\" in added for token in added):\n", "        if True:\n"),
         ("if all(torch.equal(own[few], known) for own, known in zip(made, wanted, strict=True)):", "if True:"),
-        ("own.enable_truncation(max_length=length)", "own.no_truncation()"),
+        ("self.core.enable_truncation(max_length=length)", "self.core.no_truncation()"),
+        ("inner[: self._room]", "inner"),
+        ("not any(len(token.split()) != 1 for token in tokenizer.added_tokens_encoder)", "True"),
         ("return length, len(tokenizer), tokenizer.pad_token_id", "return length, tokenizer.pad_token_id"),
     ),
     *of(

@@ -16,7 +16,7 @@ import torch
 
 from excise import files
 from excise.errors import ExciseError
-from excise.sae import Progress, TrainConfig, card, load, train
+from excise.sae import Progress, TopKSAE, TrainConfig, card, load, train
 from excise.sae.checkpoint import State
 from excise.sae.data import Source
 from excise.sae.parallel import ALONE, Mesh
@@ -168,6 +168,12 @@ def refused(mesh: Mesh, out: Path, how: str) -> None:
         x, config = x * 1e30, dataclasses.replace(config, units="raw")
     elif how == "measure":
         given["measure"] = lambda sae: {"more": 1 / 0}
+    elif how == "stop":
+
+        def stop(sae: TopKSAE) -> dict[str, Any]:
+            raise KeyboardInterrupt
+
+        given["measure"] = stop
     elif how == "elsewhere" and mesh.rank == 1:
         out = out.parent / "other disk" / "sae"
     elif how == "labels":
@@ -195,6 +201,12 @@ def test_what_fails_on_one_rank_ends_all(
     assert [done for done, _ in found] == [False, False]
     assert first in found[0][1][1] and second in found[1][1][1]
     assert not (tmp_path / "sae").exists()
+
+
+def test_ctrl_c_while_rank_0_measures_is_ctrl_c_on_all(tmp_path: Path) -> None:
+    found = answers((2, 1), refused, tmp_path / "store", tmp_path / "sae", "stop")
+    assert [error[0] for _, error in found] == ["KeyboardInterrupt", "KeyboardInterrupt"]
+    on_ranks((2, 1), finished, tmp_path / "store2", tmp_path / "sae")
 
 
 def test_ranks_that_see_different_disks_are_refused(stopped: Path, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def vectors(
 
     Features up to `IN_MEMORY` bytes stay in memory. Larger ones, and always those of a language model, go to shards in
     `folder`, so that an interrupted reading can be resumed. The folder is removed after the block has run. Ranks get
-    what rank 0 has read, or divide the shards among themselves.
+    what rank 0 has read, or divide the shards among themselves; `progress` then counts as if all were equally fast.
     """
     read = TYPICAL + padding * (POSITIONS - TYPICAL)
     fits = len(prompts) * read * sum(site.width for site in sites) * 4 <= IN_MEMORY
@@ -144,7 +144,7 @@ def vectors(
     # A language model's features took hours: do not replace them if other texts are named this time.
     capture = partial(
         capture_tokens_to, pipe=pipe, sites=sites, texts=prompts, padding=padding, bos=bos, overwrite=not language,
-        progress=progress,
+        progress=None if progress is None else lambda read: progress(read * mesh.size),
     )  # fmt: skip
     shards = divided(folder, mesh, capture)
     yield {site: partial(shards.vectors_at, site) for site in sites}
