@@ -216,8 +216,8 @@ def evaluate(
         >>> found["methods"]["snce"]["figures"]["ira_ratio"]["value"]
     """
     from excise.app.bench.runs import measured, start, suite_of
+    from excise.bench.items.work import work
     from excise.bench.run import Unit
-    from excise.bench.work import work
     from excise.drawn import checker_of, restore_checker, without_checker
     from excise.erasers.loaders import list_erasers
     from excise.pipeline import check_pipeline

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import excise
 from excise.app.bench.runs import report, resume, start
-from excise.bench.entry import Entry
+from excise.bench.items.entry import Entry
 from excise.bench.protocols.detectors import detector
 from excise.cli import app
 from excise.errors import ExciseError

@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from excise.app.bench.provenance import in_words, provenance
-from excise.bench.cases import picture_of
+from excise.bench.items.cases import picture_of
 from excise.bench.run import Run, Unit
 from excise.files import write_atomic
 from excise.statistics import in_percent, share

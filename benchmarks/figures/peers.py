@@ -51,7 +51,7 @@ from benchmarks.figures.peers_plan import (
 )
 from excise.app.bench.provenance import provenance
 from excise.app.bench.runs import report
-from excise.bench.cases import picture_of
+from excise.bench.items.cases import picture_of
 from excise.bench.machine import machine
 from excise.bench.results import BASELINE
 from excise.bench.run import Run, Unit

@@ -10,7 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from excise.bench.cases import all_cases, picture_of
+from excise.bench.items.cases import all_cases, picture_of
 from excise.bench.pictures import read
 from excise.bench.run import Record, Run, Unit
 from excise.bench.suite import Picture, Suite, read_saved

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from excise.bench import blocks
+from excise.bench.items import blocks
 from excise.bench.suite import check_plan
 from excise.errors import ExciseError, shown
 from excise.files import is_leftover, parse_json, read_file, read_json, write_atomic
@@ -126,7 +126,7 @@ class Run:
     def units(self, state: str) -> list[Unit]:
         """Return the units that are "todo", "done" or "failed", in order of their names.
 
-        A unit is done if its last block is, which `excise.bench.work` notes in `done`, or if its method refuses it.
+        A unit is done if its last block is, or if its method refuses it; `excise.bench.items.work` notes it in `done`.
         """
         done = set(self._noted("done"))
         failed = {*self.errors(), *(self._noted("failed") if self.old else ())} - done

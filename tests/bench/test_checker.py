@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from excise import reference
 from excise.app.bench.runs import report, resume, start, suite_of
+from excise.bench.items.work import work
 from excise.bench.run import Run
-from excise.bench.work import work
 from excise.cli import app
 
 CAPTIONS = "coco_id,prompt,evaluation_seed\n1,a cat on grass,3\n2,a gun on white,4\n"

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from excise.app.bench.page import render
 from excise.app.bench.reproduce import figure_7
 from excise.bench.canvas.suite import Canvas
-from excise.bench.cases import all_cases, picture_of
+from excise.bench.items.cases import all_cases, picture_of
 from excise.bench.pictures import png, read_png
 from excise.bench.results import outside, results, table
 from excise.bench.run import Run, Unit

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from excise.bench import blocks
-from excise.bench.cases import block_file, picture_of
+from excise.bench.items import blocks
+from excise.bench.items.cases import block_file, picture_of
 from excise.bench.pictures import from_png, png
 from excise.bench.run import Run, Unit
 from excise.errors import ExciseError

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from excise.bench import making
-from excise.bench.making import Item, Opened
+from excise.bench.items import making
+from excise.bench.items.making import Item, Opened
+from excise.bench.items.work import Unfinished, work
 from excise.bench.run import Run, Unit
 from excise.bench.suite import Case
-from excise.bench.work import Unfinished, work
 from excise.drawn import Pixels
 from excise.errors import ExciseError
 

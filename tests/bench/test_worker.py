@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 from excise import reference
 from excise.app.bench.plots import sweeps
 from excise.app.bench.runs import report, resume, start, suite_of, total
-from excise.bench.cases import picture_of
-from excise.bench.drawn_with import forget_peak, peak_memory
-from excise.bench.entry import Entry
+from excise.bench.items.cases import picture_of
+from excise.bench.items.drawn_with import forget_peak, peak_memory
+from excise.bench.items.entry import Entry
+from excise.bench.items.work import work
 from excise.bench.run import Run, Unit
-from excise.bench.work import work
 from excise.cli import app
 from excise.errors import ExciseError
 

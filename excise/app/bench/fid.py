@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from excise.bench.cases import picture_of
+from excise.bench.items.cases import picture_of
 from excise.bench.results import BASELINE, fault_of
 from excise.bench.run import Record, Run, Unit
 from excise.errors import ExciseError, MissingExtra

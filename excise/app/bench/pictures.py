@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from excise.bench.cases import all_cases, picture_of
+from excise.bench.items.cases import all_cases, picture_of
 from excise.bench.pictures import read_png
 from excise.bench.results import BASELINE, fault_of
 from excise.bench.run import Run, Unit

@@ -8,7 +8,7 @@ from typing import Any
 from excise.app.bench.cards import CHANGES, DISTANCES
 from excise.app.pages import charts
 from excise.app.pages.charts import Chart
-from excise.bench.entry import Entry
+from excise.bench.items.entry import Entry
 from excise.methods import method as method_of
 
 SWEPT = {

@@ -11,8 +11,8 @@ from PIL import Image, ImageFilter
 
 from excise.app.bench.runs import measured, suite_of
 from excise.app.pages.sheet import rows_png
-from excise.bench.cases import picture_of
-from excise.bench.entry import Entry
+from excise.bench.items.cases import picture_of
+from excise.bench.items.entry import Entry
 from excise.bench.pictures import Pixels, read
 from excise.bench.protocols import published
 from excise.bench.protocols.suite import PROTOCOLS

@@ -15,19 +15,19 @@ from excise.app.models.loader import Loader
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.app.models.resolve import bundled_settings, sae_folder
 from excise.bench.canvas.suite import Canvas
-from excise.bench.cases import all_cases, is_searched
-from excise.bench.drawn_with import refuse_other_dtype
-from excise.bench.entry import Entry
 from excise.bench.hub import eval_results
+from excise.bench.items.cases import all_cases, is_searched
+from excise.bench.items.drawn_with import refuse_other_dtype
+from excise.bench.items.entry import Entry
+from excise.bench.items.making import Opened
+from excise.bench.items.work import work
 from excise.bench.machine import machine
-from excise.bench.making import Opened
 from excise.bench.probes.suite import Probes
 from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
 from excise.bench.protocols.unlearncanvas import UnlearnCanvas
 from excise.bench.results import BASELINE, results, table
 from excise.bench.run import Run
 from excise.bench.suite import Suite
-from excise.bench.work import work
 from excise.drawn import without_checker
 from excise.errors import ExciseError
 from excise.files import write_atomic
@@ -107,7 +107,7 @@ def resume(
     """Complete a run on an engine (`excise.engine.run`). Blocks generated before an interruption (Ctrl-C) are kept.
 
     Raises:
-        excise.bench.work.Unfinished: Parts of the run failed.
+        excise.bench.items.work.Unfinished: Parts of the run failed.
         ExciseError: The disk cannot be written, a method's defaults changed since the run was started, the model's
             dtype differs from that of the earlier pictures, or an earlier version began the run.
     """

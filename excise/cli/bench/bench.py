@@ -255,7 +255,7 @@ def _pass(measured: dict[str, Any], conditions: list[Gate]) -> None:
 
 def _go_on(run: Run, as_json: bool, device: str, engine: str | None, workers: int) -> dict[str, Any]:
     from excise.app.bench.runs import resume, total
-    from excise.bench.work import Unfinished
+    from excise.bench.items.work import Unfinished
 
     unfinished: Unfinished | None = None
     with progress("pictures", total(run)) as advance:

@@ -17,7 +17,7 @@ from excise.app.bench.reproduce import figure_7
 from excise.app.bench.runs import resume, start
 from excise.app.pages.lettering import Lettering
 from excise.app.pages.sheet import GAP, HEADING, MARGIN
-from excise.bench.cases import picture_of
+from excise.bench.items.cases import picture_of
 from excise.bench.pictures import png, read
 from excise.bench.run import Run, Unit
 from excise.cli import app

@@ -30,7 +30,7 @@ from excise.app.demo.report import NeuronView, Report, Strip
 from excise.app.demo.report import render as render_report
 from excise.app.neurons.page import page as neuron_page
 from excise.bench.canvas.suite import Canvas
-from excise.bench.cases import picture_of
+from excise.bench.items.cases import picture_of
 from excise.bench.machine import machine
 from excise.bench.pictures import png
 from excise.bench.results import results

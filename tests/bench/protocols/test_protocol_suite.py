@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from excise import reference
 from excise.app.bench.reproduce import snce_table
 from excise.app.bench.runs import report, resume, start, suite_of
-from excise.bench.cases import picture_of
+from excise.bench.items.cases import picture_of
 from excise.bench.pictures import read
 from excise.bench.protocols import published
 from excise.bench.protocols.clip import clip_score, load_clip, q16

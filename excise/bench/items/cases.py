@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
-from excise.bench import blocks
+from excise.bench.items import blocks
 from excise.bench.run import Run, Unit, checked_name
 from excise.bench.suite import Case, Suite, checked_case, read_saved
 from excise.errors import ExciseError

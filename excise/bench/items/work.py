@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from excise.bench.cases import all_cases, cut, is_searched
-from excise.bench.making import Item, Making, Opened, fit_file
+from excise.bench.items.cases import all_cases, cut, is_searched
+from excise.bench.items.making import Item, Making, Opened, fit_file
 from excise.bench.run import Run, Unit
 from excise.bench.suite import Suite, read_saved
 from excise.engine import Needs, Outcome, is_here

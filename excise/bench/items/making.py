@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from excise.bench import blocks
-from excise.bench.cases import all_cases, block_file, cut, save_searched, searched
-from excise.bench.drawn_with import drawn_with, forget_peak, peak_memory
-from excise.bench.entry import Entry
+from excise.bench.items import blocks
+from excise.bench.items.cases import all_cases, block_file, cut, save_searched, searched
+from excise.bench.items.drawn_with import drawn_with, forget_peak, peak_memory
+from excise.bench.items.entry import Entry
 from excise.bench.pictures import from_png, png
 from excise.bench.run import Record, Run, Unit
 from excise.bench.suite import Case, Suite
