@@ -13,10 +13,15 @@ MUTANTS = [
         ("elif (outcome := self._kept(item)) is not None:", "elif (outcome := None) is not None:"),
         ("if self._sliced or not answer.expected:", "if not answer.expected:"),
         ("if self._sliced or not answer.expected:", "if True:"),
-        ('not (self._retry or failure.get("expected"))', "not self._retry"),
-        ('not (self._retry or failure.get("expected"))', 'not failure.get("expected")'),
-        ("if (name := self._stage.name(item)) in self._others:", "if (name := self._stage.name(item)) in ():"),
-        ("failure == self._old.get(self._stage.name(item))", "failure is self._old"),
+        ("return self._retry or bool", "return bool"),
+        ('self._retry or bool(failure.get("expected"))', "self._retry"),
+        (
+            "for item in self._todo:
+            self._forget(item)",
+            "for item in [*self._todo, *self._later]:
+            self._forget(item)",
+        ),
+        ('failure.get("record") in self._old and ', ""),
         ('if answer.error != "Lost" or (', "if ("),
         ("aside=not answer.expected)", "aside=True)"),
         ("if engine_.part is not None and again:", "if False:"),
