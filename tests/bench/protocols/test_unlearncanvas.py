@@ -17,10 +17,13 @@ from typer.testing import CliRunner
 from excise.app.bench import tables
 from excise.app.bench.reproduce import saemnesia_table
 from excise.app.bench.runs import report, resume, start
+from excise.bench.items.cases import picture_of
 from excise.bench.items.making import _key
+from excise.bench.pictures import read
 from excise.bench.protocols import published
 from excise.bench.protocols.unlearncanvas import OBJECTS, STYLES, UnlearnCanvas
 from excise.bench.protocols.vit import ViT, classify, load_vit
+from excise.bench.run import Unit
 from excise.bench.suite import Picture
 from excise.cli import app
 from excise.errors import ExciseError
@@ -206,9 +209,7 @@ def test_it_runs_and_stands_beside_the_published_rows(checkpoints: dict[str, str
 
 
 def _read(run: Any, record: dict[str, Any]) -> Any:
-    from excise.bench.pictures import read
-
-    return read(run.folder / "pictures" / "none=Dogs" / f"{record['case']}.png")[None]
+    return read(picture_of(run, Unit("none", "Dogs"), record["case"]))[None]
 
 
 def test_the_published_table_as_printed() -> None:
