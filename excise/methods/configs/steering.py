@@ -84,7 +84,7 @@ class CGCEConfig(Settings):
         0.5, "Probability from which a prompt counts as the concept's.", unit="probability", above=0, below=1
     )
     depth: float = setting(
-        3.0,
+        8.0,
         "How far such a prompt's states are moved: down to this multiple of the mean logit of prompts without the "
         "concept.",
         above=0,

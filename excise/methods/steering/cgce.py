@@ -11,8 +11,9 @@ steps, η, and the last two of these differences:
 - The prompts to train on are the concept's pairs, controls and benign prompts, where the paper has a language model
   write some.
 - One concept for each eraser, where the paper adds up the gradients of several.
-- Training adds noise to the states, and states move on to three times the mean logit of prompts without the concept.
-  Without both, a few per cent of a step's length turn the classifier while the picture still shows the concept.
+- Training adds noise to the states, and states move on to eight times the mean logit of prompts without the concept.
+  Without both, a small move turns the classifier while the picture still shows the concept. Even so, some concepts of
+  the bundled model are still drawn.
 """
 
 from __future__ import annotations

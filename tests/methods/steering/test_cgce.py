@@ -96,7 +96,7 @@ def test_it_finds_the_concept_and_leaves_every_bit_of_other_prompts(tiny_pipe: A
     made = logits(moved[None], edit.keys, edit.values, edit.weights, edit.bias)
     kept = ["", "a cat on grass", "a soldier with a flower", "a photo of a cup", "a house on grass"]
     spared = logits(torch.stack(text_states(tiny_pipe, kept)), edit.keys, edit.values, edit.weights, edit.bias)
-    assert edit.target == pytest.approx(3.0 * float(spared.mean()), rel=1e-4) and edit.target < 0
+    assert edit.target == pytest.approx(8.0 * float(spared.mean()), rel=1e-4) and edit.target < 0
     assert float(made) <= edit.target
     prompts = ["a photo of a gun", "a photo of a cup"]
     plain = draw(tiny_pipe, prompts)
