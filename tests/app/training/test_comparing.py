@@ -185,9 +185,7 @@ def test_features_on_disk_are_read_once_and_never_shared(
         again(cells)
     assert [path.name for path in folder.iterdir()] == ["theirs"]
     assert shards[3]
-    assert not any(name.startswith(f"{folder.name}/") for name in shards[3]), (
-        "it has read them into a folder of its own"
-    )
+    assert not any(name.startswith(f"{folder.name}/") for name in shards[3]), "they are read into its own folder"
     assert [path for path in out.glob(".*") if path.is_dir()] == [folder]
 
 
