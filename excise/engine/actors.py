@@ -10,7 +10,7 @@ import importlib
 import os
 import pickle
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from excise.engine.stage import Answer, Needs, Stage
@@ -30,7 +30,7 @@ class Actors:
     def __init__(self, stage: Stage[Any], needs: Needs, workers: int, address: str) -> None:
         self._stage, self._needs, self._workers, self._address = pickle.dumps(stage), needs, workers, address
         self._ray = _ray()
-        self._started = False
+        self._started = self._checked = False
         self._waiting: deque[Any] = deque()
         self._idle: list[Any] = []
         self._opening: dict[Any, Any] = {}
@@ -90,6 +90,9 @@ class Actors:
         if not self._ray.is_initialized():
             self._connect()
         needs = self._needs
+        if not self._checked:
+            self._check_room()
+            self._checked = True
         actor = self._ray.remote(_Actor).options(
             num_cpus=needs.cpus or 1,
             num_gpus=needs.gpus,
@@ -99,6 +102,19 @@ class Actors:
             scheduling_strategy="SPREAD",
         )
         return actor.remote(self._stage, needs.cpus or 1, os.getcwd())
+
+    def _check_room(self) -> None:
+        """Raise ExciseError if no node of the cluster could ever hold a worker: Ray would wait for one without end."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        wanted = {"CPU": self._needs.cpus or 1, "GPU": self._needs.gpus, "memory": self._needs.memory}
+        wanted = {kind: amount for kind, amount in wanted.items() if amount}
+        if any(all(node.get(kind, 0) >= amount for kind, amount in wanted.items()) for node in nodes):
+            return
+        raise ExciseError(
+            f"no node of the Ray cluster has room for a worker, which needs {_listed(wanted)}; the largest has "
+            f"{_listed({kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in wanted})}; start a "
+            "larger node first, or ask for less (without a GPU: --device cpu)"
+        )
 
     def _connect(self) -> None:
         """Connect to the cluster. Raises ExciseError if it cannot be reached."""
@@ -138,6 +154,11 @@ class _Actor:
         """Make one item."""
         assert self._make is not None
         return attempt(self._make, item)
+
+
+def _listed(amounts: Mapping[str, float]) -> str:
+    units = {"CPU": "CPU cores", "GPU": "GPUs", "memory": "bytes of memory"}
+    return ", ".join(f"{amount:g} {units[kind]}" for kind, amount in amounts.items())
 
 
 def _ray() -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from excise.engine import Outcome, run
+from excise.engine import Needs, Outcome, run
 from excise.errors import ExciseError
 from tests.engine.stages import Arrays, expected
 
@@ -116,6 +116,14 @@ class TestOnACluster:
         with pytest.raises(ExciseError, match=says):
             list(run("ray", stage, range(N), workers=2, failures=tmp_path / "failures"))
         assert stage.begun() == []
+
+    def test_a_worker_that_no_node_has_room_for_is_refused(self, tmp_path: Path) -> None:
+        stage = Arrays(str(tmp_path))
+        with pytest.raises(ExciseError, match="needs 1 CPU cores, 1 GPUs; the largest has 1 CPU cores, 0 GPUs"):
+            list(run("ray", stage, range(N), needs=Needs(gpus=1)))
+        with pytest.raises(ExciseError, match="needs 5 CPU cores; the largest has 1 CPU cores"):
+            list(run("ray", stage, range(N), needs=Needs(cpus=5)))
+        assert stage.opened() == []
 
     def test_every_socket_is_on_loopback(self) -> None:
         psutil = pytest.importorskip("psutil")
