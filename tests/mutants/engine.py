@@ -16,10 +16,8 @@ MUTANTS = [
         ("return self._retry or bool", "return bool"),
         ('self._retry or bool(failure.get("expected"))', "self._retry"),
         (
-            "for item in self._todo:
-            self._forget(item)",
-            "for item in [*self._todo, *self._later]:
-            self._forget(item)",
+            "for item in self._todo:\n            self._forget(item)",
+            "for item in [*self._todo, *self._later]:\n            self._forget(item)",
         ),
         ('failure.get("record") in self._old and ', ""),
         ('if answer.error != "Lost" or (', "if ("),
