@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from excise.cli.bench import bench, reference, reproduce
+from excise.cli.bench import bench, probe, reference, reproduce
 from excise.cli.command import INTERRUPTED, Commands, Root
 from excise.cli.deploy import export, serve
-from excise.cli.erase import audit, checking, concepts, demo, erase, find, generate, harden, methods, probe, push
+from excise.cli.erase import audit, checking, concepts, demo, erase, find, generate, harden, methods, push
 from excise.cli.neurons import scanning
 from excise.cli.pairs import pairs
 from excise.cli.sae import comparing

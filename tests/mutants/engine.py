@@ -27,7 +27,7 @@ MUTANTS = [
     *of(
         "excise/engine/working.py",
         "tests/engine/test_contract.py",
-        ("if not (path := stage.path(item)).exists():", "if not (path := stage.path(item)):"),
+        ("if not (path := self._stage.path(item)).exists():", "if not (path := self._stage.path(item)):"),
     ),
     *of(
         "excise/engine/slices.py",

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from excise.app.models.loader import Loader
+from excise.app.neurons.scan import Scan
 from excise.concepts.parts import Part, read_part
 from excise.engine import check_made, is_here, run
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.files import read_json, sha256, write_atomic
-from excise.neurons.scan import Scan
 from excise.pipeline import Pipeline
 from excise.sae import TopKSAE, load
 from excise.sites import Site, capture_by_length

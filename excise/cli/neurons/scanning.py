@@ -19,7 +19,7 @@ from excise.errors import ExciseError
 from excise.outputs import check_file
 
 if TYPE_CHECKING:
-    from excise.neurons.scan import Scan
+    from excise.app.neurons.scan import Scan
 
 __all__ = ["app"]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from excise.app.neurons.scan import EDGES, Scan, Top
 from excise.errors import ExciseError
-from excise.neurons.scan import EDGES, Scan, Top
 
 NEURONS, KEEP = (7, 930), 3
 
