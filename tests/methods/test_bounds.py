@@ -36,7 +36,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "advunlearn": {**TRAINED, "attack_steps": 1, "retain": 1},
     "hirm": {"iterations": 1},
     "leace": {},
-    "cgce": {"iterations": 20, "batch": 2},
+    "cgce": {"iterations": 60, "batch": 4, "noise": 0.0},
     "safree": {"most": 0},
     "adavd": {},
     "casteer": {"pairs": 2, "steps": 1},
@@ -96,8 +96,8 @@ def test_a_method_takes_the_bounds_of_its_settings(
             made = chosen.fit(tiny_pipe, gun, chosen.Config(**settings))
         except EraserDidNotFire:
             return  # it was taken, and changes nothing
-        except ExciseError as error:  # it was taken, and chose a neuron that does not tell the concept apart
-            if not str(error).startswith("no neuron separates"):
+        except ExciseError as error:  # it was taken, and found nothing that tells the concept apart
+            if not str(error).startswith(("no neuron separates", "no classifier tells")):
                 raise
             return
     assert isinstance(made, Eraser)

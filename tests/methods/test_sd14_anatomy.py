@@ -183,7 +183,7 @@ def test_saemnesia_end_to_end_on_sd15s_blocks(sd14: Any, naked: Concept, site: S
         ("advunlearn", {"iterations": 2, "steps": 2, "retain": 1, "attack_steps": 1}),
         ("hirm", {"iterations": 2}),
         ("leace", {}),
-        ("cgce", {"iterations": 20}),
+        ("cgce", {"iterations": 60, "noise": 0.0}),
         ("sld", {"level": "max"}),
         ("safree", {}),
         ("adavd", {}),

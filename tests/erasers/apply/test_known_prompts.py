@@ -29,7 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sld": {},
     "safree": {"alpha": 0.0, "most": 1},
     "safety-filter": {},
-    "cgce": {"iterations": 40, "batch": 2},
+    "cgce": {"iterations": 60, "batch": 4, "noise": 0.0},
     "spm": {"iterations": 4, "lr": 1e-2, "steps": 3, "batch": 2, "anchors": 2},
 }
 

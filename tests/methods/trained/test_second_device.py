@@ -39,7 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "speed": {"limit": 100.0},
     "adavd": {"midpoint": 0.5},
     "leace": {},
-    "cgce": {"iterations": 20, "batch": 2},
+    "cgce": {"iterations": 60, "batch": 4, "noise": 0.0},
     "safree": {"most": 0},
     "casteer": {"pairs": 4, "steps": 2},
     "snce": {},
