@@ -7,7 +7,8 @@ none of them. Methods take the settings that docs/results/peers.md chose on othe
 docs/results/frozen.json and .md after each concept. What the file has is not run again, so the set can be drawn on
 several days, and an interrupted run resumes with the same `--work`.
 
-Everything is computed in bfloat16, which takes less time on processors that multiply it in hardware. SNCE and the unerased model have been drawn in float32 too, and the page compares the two.
+Everything is computed in bfloat16, which takes less time on processors that multiply it in hardware. SNCE and the
+unerased model have been drawn in float32 too, and the page compares the two.
 """
 
 from __future__ import annotations
