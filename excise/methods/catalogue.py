@@ -72,7 +72,7 @@ _SAEMNESIA = _bibtex(
 )
 _CASTEER = _bibtex(
     "gaintseva2026casteer",
-    "CASteer: Steering Diffusion Models for Controllable Generation",
+    "CASteer: Cross-Attention Steering for Controllable Concept Erasure",
     "Gaintseva, Tatiana and Oncescu, Andreea-Maria and Ma, Chengcheng and Liu, Ziquan and Benning, Martin and "
     "Slabaugh, Gregory and Deng, Jiankang and Elezi, Ismail",
     "International Conference on Learning Representations (ICLR)",

@@ -1,5 +1,5 @@
 """CASteer: reverse the direction that a concept adds to every cross-attention's output, wherever it appears (Gaintseva
-et al., CASteer: Steering Diffusion Models for Controllable Generation, ICLR 2026, section 4).
+et al., CASteer: Cross-Attention Steering for Controllable Concept Erasure, ICLR 2026, section 4).
 
     s = mean over pairs and patches of CA(prompt with the concept) - CA(the same without it), divided by its length
     h ← h - β max(⟨s, h⟩, 0) s
