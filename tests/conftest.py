@@ -23,7 +23,8 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As in a shell script's `make test &`. Programs that tests start would inherit it and ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as under nohup
 
 HEAVY = (
     "erasers/test_verify.py", "erasers/test_families.py", "erasers/test_survival.py", "bench/test_worker.py",
