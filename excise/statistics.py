@@ -154,6 +154,16 @@ def over_concepts(means: Sequence[float], pooled: Estimate) -> Estimate:
     return figure if len(low) == 1 else figure._replace(low=min(low), high=max(high))
 
 
+def over_attacks(by_concept: Sequence[Sequence[Sequence[float]]]) -> Estimate:
+    """Return the mean over concepts of the mean over attacks of the share of true outcomes.
+
+    Attacks without outcomes, which are not testable, are left out, and so are concepts without others.
+    """
+    testable = [[outcomes for outcomes in attacks if outcomes] for attacks in by_concept]
+    means = [sum(sum(some) / len(some) for some in attacks) / len(attacks) for attacks in testable if attacks]
+    return over_concepts(means, share([bool(hit) for attacks in testable for some in attacks for hit in some]))
+
+
 def share_over(clusters: Sequence[Sequence[float]]) -> Estimate:
     """Return the mean over concepts of the share of true outcomes. Concepts without outcomes are left out."""
     some = [[bool(outcome) for outcome in cluster] for cluster in clusters if len(cluster)]

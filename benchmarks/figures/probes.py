@@ -23,7 +23,7 @@ from excise.bench.canvas.sizes import STANDARD
 from excise.bench.probes.probes import PROBES
 from excise.bench.results import BASELINE
 from excise.files import read_json, write_atomic
-from excise.statistics import over_concepts, share, share_over
+from excise.statistics import share_over
 
 COMMAND = "python -m benchmarks.figures.probes"
 COMPARED = ("snce", "casteer", "casteer-gated", "snce+casteer-gated", "uce", "esd-x")
@@ -107,12 +107,6 @@ def figures(own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the figures over concepts, from those by concept."""
     names = dict.fromkeys(name for of_one in own.values() for name in of_one)
     found = {name: share_over([outcomes(of_one, name) for of_one in own.values()]) for name in names}
-    groups = [
-        [some for name in names if name.startswith("asr.") and (some := outcomes(of_one, name))]
-        for of_one in own.values()
-    ]
-    means = [sum(sum(some) / len(some) for some in of_one) / len(of_one) for of_one in groups if of_one]
-    found["asr"] = over_concepts(means, share([hit for of_one in groups for some in of_one for hit in some]))
     return {name: estimate.to_json() for name, estimate in found.items()}
 
 

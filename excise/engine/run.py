@@ -5,11 +5,12 @@ from __future__ import annotations
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from excise.engine.engines import Chosen, chosen
-from excise.engine.failures import Failures
+from excise.engine.failures import Failures, check_made
 from excise.engine.stage import Answer, Item, Needs, Outcome, Pool, Stage
 from excise.errors import ExciseError, InvalidSetting
 
@@ -63,6 +64,29 @@ def run(
     if twice := [name for name, n in Counter(map(stage.name, items)).items() if n > 1]:
         raise ExciseError(f"two items are called {twice[0]!r}; leave one of them out")
     return _Run(engine_, stage, items, needs, tries, Failures(failures, stage), retry, again, then).outcomes()
+
+
+def make_all(
+    engine: str | None,
+    stage: Stage[Item],
+    items: Sequence[Item],
+    *,
+    failures: Path,
+    then: Callable[[Outcome[Item]], object] = lambda outcome: None,
+    **how: Any,
+) -> None:
+    """Make all items with `run` and its options `how`. `then` is called with each outcome.
+
+    Raises:
+        ItemsFailed: An item was set aside.
+        ExciseError: An item failed for a reason that a user can fix, or what `run` raises it for.
+    """
+    outcomes = []
+    with closing(run(engine, stage, items, failures=failures, **how)) as making:
+        for outcome in making:
+            outcomes.append(outcome)
+            then(outcome)
+    check_made(outcomes, stage.name, failures)
 
 
 class _Run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,13 @@ from safetensors import SafetensorError
 
 from excise.app.models.loader import Loader
 from excise.app.neurons import corpus
-from excise.engine import check_made, is_first, is_here, run
+from excise.engine import Outcome, is_first, is_here, make_all
 from excise.errors import ExciseError
 from excise.files import read_tensors, sha256, write_atomic
 from excise.locks import locked
 from excise.pipeline import Pipeline
-from excise.sae import SAEConfig, TopKSAE, load
+from excise.sae import SAEConfig, TopKSAE
 from excise.sites import Site
-from excise.sites.site import encoder_of
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,9 @@ class Reader:
         """
         if is_here(self.engine, self.workers):
             stage = replace(stage, loaded=(pipe, sae))
-        failures, outcomes = stage.failures, []
-        how: dict[str, Any] = {"needs": self.load.needs, "workers": self.workers, "failures": failures}
-        with closing(run(self.engine, stage, chunks_of(prompts), retry=self.retry, **how)) as making:
-            for outcome in making:
-                outcomes.append(outcome)
-                progress(len(outcome.item.prompts))
-        check_made(outcomes, stage.name, failures)
+        how: dict[str, Any] = {"needs": self.load.needs, "workers": self.workers, "retry": self.retry}
+        done: Callable[[Outcome[Chunk]], object] = lambda outcome: progress(len(outcome.item.prompts))  # noqa: E731
+        make_all(self.engine, stage, chunks_of(prompts), failures=stage.failures, then=done, **how)
 
 
 @dataclass(frozen=True)
@@ -100,11 +95,7 @@ class Reading:
     """The model and the SAE, if they are in this process; they are not pickled."""
 
     def open(self) -> Callable[[Chunk], None]:
-        if self.loaded is not None:
-            return partial(self._make, *self.loaded)
-        pipe = self.load()
-        device = next(encoder_of(pipe, self.site.component).parameters()).device
-        return partial(self._make, pipe, load(Path(self.sae), device=device))
+        return partial(self._make, *(self.loaded or self.load.with_sae(self.sae, self.site.component)))
 
     @property
     def folder(self) -> Path:

@@ -102,7 +102,8 @@ class Scan:
         """Return the scan of both corpora. Raises ExciseError for other neurons or another number of kept prompts."""
         if (self.neurons, self.keep) != (other.neurons, other.keep):
             raise ExciseError("these scans are of other neurons, or keep another number of prompts; scan again")
-        tops = (tuple(sorted(both)[: self.keep]) for both in map(_joined, self.tops, other.tops))
+        both = zip(self.tops, other.tops, strict=True)
+        tops = (tuple(sorted((*one, *two))[: self.keep]) for one, two in both)
         return Scan(
             self.neurons,
             self.prompts + other.prompts,
@@ -162,10 +163,6 @@ class Scan:
 
 def _top(row: Mapping[str, Any]) -> Top:
     return Top(-float(row["peak"]), int(row["part"]), int(row["row"]), str(row["prompt"]))
-
-
-def _joined(one: Sequence[Top], other: Sequence[Top]) -> list[Top]:
-    return [*one, *other]
 
 
 def _edge(n: int) -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,14 +14,13 @@ import torch
 from excise.app.models.loader import Loader
 from excise.app.neurons.scan import Scan
 from excise.concepts.parts import Part, read_part
-from excise.engine import check_made, is_here, run
+from excise.engine import is_here, make_all
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.files import read_json, sha256, write_atomic
 from excise.pipeline import Pipeline
-from excise.sae import TopKSAE, load
+from excise.sae import TopKSAE
 from excise.sites import Site, capture_by_length
-from excise.sites.site import encoder_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +44,7 @@ class Scanning:
     """The model and the SAE, if they are in this process; they are not pickled."""
 
     def open(self) -> Callable[[Part], None]:
-        if self.loaded is not None:
-            return partial(self._make, *self.loaded)
-        pipe = self.load()
-        device = next(encoder_of(pipe, self.site.component).parameters()).device
-        return partial(self._make, pipe, load(Path(self.sae), device=device))
+        return partial(self._make, *(self.loaded or self.load.with_sae(self.sae, self.site.component)))
 
     @property
     def folder(self) -> Path:
@@ -68,34 +62,25 @@ class Scanning:
         return f"part-{item.number:06d}"
 
     def _make(self, pipe: Pipeline, sae: TopKSAE, item: Part) -> None:
-        found = scanned(pipe, sae, self.site, self.neurons, read_part(item, self.column), item.number, self)
-        write_atomic(self.path(item), json.dumps(found.to_json()) + "\n")
+        write_atomic(self.path(item), json.dumps(self._scanned(pipe, sae, item).to_json()) + "\n")
 
-
-@torch.no_grad()
-def scanned(
-    pipe: Pipeline,
-    sae: TopKSAE,
-    site: Site,
-    neurons: Sequence[int],
-    prompts: Sequence[tuple[int, str]],
-    part: int,
-    how: Scanning,
-) -> Scan:
-    """Return what the neurons do on the prompts of a part, each with its row, by the unedited model."""
-    found, texts = Scan.empty(neurons, how.keep), [text for _, text in prompts]
-    if not texts:
+    @torch.no_grad()
+    def _scanned(self, pipe: Pipeline, sae: TopKSAE, item: Part) -> Scan:
+        """Return what the neurons do on the prompts of a part, by the unedited model."""
+        prompts = read_part(item, self.column)
+        found, texts = Scan.empty(self.neurons, self.keep), [text for _, text in prompts]
+        if not texts:
+            return found
+        with unedited():
+            for numbers, batch in capture_by_length(pipe, [self.site], texts, self.batch_size):
+                scored, h = batch.scored.cpu(), batch.states[self.site]
+                codes = sae.encode(h[batch.scored.to(h.device)].to(sae.W_enc))
+                own = [(codes.values * (codes.indices == n)).sum(-1) for n in self.neurons]
+                whole = torch.zeros(*scored.shape, len(self.neurons))
+                whole[scored] = torch.stack(own, -1).cpu().float()
+                some = [texts[n] for n in numbers]
+                found = found.with_codes(whole, scored, some, item.number, [prompts[n][0] for n in numbers])
         return found
-    with unedited():
-        for numbers, batch in capture_by_length(pipe, [site], texts, how.batch_size):
-            scored, h = batch.scored.cpu(), batch.states[site]
-            codes = sae.encode(h[batch.scored.to(h.device)].to(sae.W_enc))
-            chosen = torch.stack([(codes.values * (codes.indices == n)).sum(-1) for n in neurons], -1).cpu().float()
-            whole = torch.zeros(*scored.shape, len(neurons))
-            whole[scored] = chosen
-            some = [texts[n] for n in numbers]
-            found = found.with_codes(whole, scored, some, part, [prompts[n][0] for n in numbers])
-    return found
 
 
 def scan(
@@ -119,15 +104,9 @@ def scan(
     """
     if is_here(engine, workers):
         stage = replace(stage, loaded=loaded)
-    out = Path(stage.out)
-    failures, outcomes = out.with_name(f"{out.name}.failures"), []
+    failures = Path(stage.out).with_name(f"{Path(stage.out).name}.failures")
     how: dict[str, Any] = {"needs": stage.load.needs, "workers": workers, "failures": failures, "retry": retry}
-    with closing(run(engine, stage, parts, **how)) as making:
-        for outcome in making:
-            outcomes.append(outcome)
-            if progress is not None:
-                progress(1)
-    check_made(outcomes, stage.name, failures)
+    make_all(engine, stage, parts, then=lambda _: progress and progress(1), **how)
     return merged(stage, parts)
 
 

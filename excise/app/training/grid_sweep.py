@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -20,7 +20,7 @@ from excise.app.models.loader import Loader
 from excise.app.training.comparing import Comparing, compare
 from excise.app.training.text import train_on, vectors
 from excise.concepts import Concept
-from excise.engine import check_made, is_here, own_items, run
+from excise.engine import Outcome, is_here, make_all, own_items
 from excise.errors import ExciseError
 from excise.files import put_folder, read_tensors, sha256, temporary_beside, write_atomic
 from excise.locks import locked
@@ -109,7 +109,11 @@ def sweep(
     left = [cell for cell in cells if not _is_trained(out / cell.name, cell, config)]
     own = frozenset(cell.name for cell in own_items(engine, cells, workers))
     stage = Training(load_model, out, tuple(prompts), config, dict(card_of), device, {}, own)
-    outcomes = []
+
+    def done(outcome: Outcome[Cell]) -> None:
+        if trained is not None and outcome.item in left and outcome.state != "failed":
+            trained(outcome.item, None)
+
     with ExitStack() as stack:
         if left:
             # Workers read the features from files. A call that goes on with a sweep finds them by all of its Sites.
@@ -120,12 +124,8 @@ def sweep(
             read = stack.enter_context(vectors(pipe, sites, prompts, folder, captured))
             found = read if here else stack.enter_context(_saved(read, folder))
             stage = replace(stage, features=found, pipe=pipe if here else None, report=trained if here else None)
-        how: dict[str, Any] = {"workers": workers, "failures": out / "failures", "retry": retry}
-        for outcome in stack.enter_context(closing(run(engine, stage, cells, needs=load_model.needs, **how))):
-            outcomes.append(outcome)
-            if trained is not None and outcome.item in left and outcome.state != "failed":
-                trained(outcome.item, None)
-        check_made(outcomes, stage.name, out / "failures")
+        how: dict[str, Any] = {"workers": workers, "needs": load_model.needs, "retry": retry}
+        make_all(engine, stage, cells, failures=out / "failures", then=done, **how)
     return compare(pipe, [out / cell.name for cell in cells], concepts, comparing)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from excise.bench.canvas.metrics import ATTACKS, RATIOS, RULES
-from excise.statistics import over_concepts, ratio_over, share, share_over
+from excise.statistics import over_attacks, ratio_over, share_over
 
 
 def figures(own: Mapping[str, Any], unerased: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,9 +25,7 @@ def figures(own: Mapping[str, Any], unerased: Mapping[str, Any]) -> dict[str, An
     for name in RATIOS:
         both = [(outcomes(unerased[concept], name), outcomes(group, name)) for concept, group in own.items()]
         found[f"{name}_ratio"] = ratio_over(both)
-    attacks = [[some for name in ATTACKS if (some := outcomes(group, f"asr.{name}"))] for group in groups]
-    means = [sum(sum(some) / len(some) for some in of_one) / len(of_one) for of_one in attacks if of_one]
-    found["asr"] = over_concepts(means, share([hit for of_one in attacks for some in of_one for hit in some]))
+    found["asr"] = over_attacks([[outcomes(group, f"asr.{name}") for name in ATTACKS] for group in groups])
     return {name: estimate.to_json() for name, estimate in found.items()}
 
 

@@ -25,13 +25,11 @@ from excise.statistics import (
     change_over,
     mean,
     mean_over,
+    over_attacks,
     paired_difference,
     ratio_over,
     share,
     share_over,
-)
-from excise.statistics import (
-    over_concepts as mean_of,
 )
 
 TESTABLE = 0.3
@@ -274,10 +272,7 @@ def as_unerased(p: Picture) -> Picture:
 
 
 def _over_attacks(groups: Sequence[Sequence[Picture]]) -> Estimate:
-    """Return the mean over concepts of the mean over testable attacks."""
-    by_attack = [[some for a in ATTACKS if (some := _attacked(a, group))] for group in groups]
-    means = [sum(sum(some) / len(some) for some in attacks) / len(attacks) for attacks in by_attack if attacks]
-    return mean_of(means, share([bool(hit) for attacks in by_attack for some in attacks for hit in some]))
+    return over_attacks([[_attacked(attack, group) for attack in ATTACKS] for group in groups])
 
 
 def _before_after(rule: Rule, pictures: Sequence[Picture]) -> tuple[list[bool], list[bool]]:

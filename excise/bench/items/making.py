@@ -17,6 +17,7 @@ from excise.bench.items.cases import all_cases, block_file, cut, save_searched, 
 from excise.bench.items.drawn_with import drawn_with, forget_peak, peak_memory
 from excise.bench.items.entry import Entry
 from excise.bench.pictures import from_png, png
+from excise.bench.results import BASELINE
 from excise.bench.run import Record, Run, Unit
 from excise.bench.suite import Case, Suite
 from excise.drawn import Drawn
@@ -98,6 +99,8 @@ class Maker:
         self._stack = ExitStack()
         self._eraser: Eraser
         self._known: dict[tuple[Any, ...], tuple[Unit, int, str]] | None = None
+        self._cut: tuple[Unit, list[list[Case]]] | None = None
+        """Blocks of the unit that was drawn last; its searches are done, so they stay the same."""
         suppress_cut_warnings(self._pipe)  # each record states what part of its prompt is truncated
 
     def __call__(self, item: Item) -> None:
@@ -173,7 +176,9 @@ class Maker:
     def _draw(self, item: Item) -> None:
         unit = item.unit
         eraser = self._attach(unit)
-        block = cut(self._suite, all_cases(self._run, self._suite, unit))[item.number]
+        if self._cut is None or self._cut[0] != unit:
+            self._cut = unit, cut(self._suite, all_cases(self._run, self._suite, unit))
+        block = self._cut[1][item.number]
         records: list[Record] = []
         pictures: dict[str, bytes] = {}
         for start in range(0, len(block), self._suite.batch):
@@ -197,13 +202,14 @@ class Maker:
         A picture is the same if its prompt, seed and settings are. Batches are taken whole, so that every picture is
         what it would be if it were generated.
         """
-        found = []
+        found, records = [], dict[Path, dict[str, Any]]()
         for case in some:
             place = self._places().get(_key(case))
             if place is None or place[0] == unit or not (file := block_file(self._run.folder, *place[:2])).exists():
                 return None
-            record = next(row for row in blocks.read_records(file) if row["case"] == place[2])
-            found.append((from_png(blocks.read_picture(file, place[2])), record))
+            if file not in records:
+                records[file] = {row["case"]: row for row in blocks.read_records(file)}
+            found.append((from_png(blocks.read_picture(file, place[2])), records[file][place[2]]))
         if self._progress is not None:
             self._progress(len(some))
         pixels = Drawn.of([picture for picture, _ in found]).pixels
@@ -220,10 +226,6 @@ class Maker:
                     for case in block:
                         self._known.setdefault(_key(case), (unit, number, case.id))
         return self._known
-
-
-BASELINE = "none"
-"""The method without an eraser."""
 
 
 def _key(case: Case) -> tuple[Any, ...]:

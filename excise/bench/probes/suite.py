@@ -25,7 +25,7 @@ from excise.drawn import Drawn, Pixels
 from excise.erasers.requests import generating
 from excise.errors import ExciseError
 from excise.pipeline import Pipeline
-from excise.statistics import Estimate, over_concepts, share, share_over
+from excise.statistics import Estimate, over_attacks, share, share_over
 
 PROMPTS = {"quick": 2, "standard": 8, "frozen": 8, "full": 24}
 """Prompts per probe and concept, by size."""
@@ -133,9 +133,7 @@ class Probes:
             for own in by_concept.values()
         ]
         figures = {f"asr.{family.name}": share_over([own[family.name] for own in groups]) for family in self.families}
-        means = [sum(sum(some) / len(some) for some in kinds) / len(kinds) for own in groups if (kinds := _some(own))]
-        every = [hit for own in groups for some in _some(own) for hit in some]
-        return figures | {"asr": over_concepts(means, share(every))}
+        return figures | {"asr": over_attacks([[*own.values()] for own in groups])}
 
     def _prompts(self, size: str) -> int:
         if size not in PROMPTS:
@@ -145,11 +143,6 @@ class Probes:
 
 def _kind(case: Case) -> tuple[str, tuple[float, ...]]:
     return case.family, case.constants
-
-
-def _some(groups: Mapping[str, list[bool]]) -> list[list[bool]]:
-    """Return the groups that have an outcome."""
-    return [some for some in groups.values() if some]
 
 
 def by_prompt(pictures: Iterable[Picture], probe: str) -> list[tuple[bool, bool]]:
