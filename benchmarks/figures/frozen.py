@@ -235,17 +235,25 @@ def tables(rows: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], d
         f"is the mean over the attacks by wording and Ring-A-Bell. unlearn-diff and p4d search {prefix['iterations']}",
         f"iterations with {prefix['batch']} noised pictures, inversion {inversion['iterations']} with",
         f"{inversion['batch']}. `vocabulary` counts the words that the eraser misses most, `vocabulary_unerased` the",
-        "same words by the unerased model.",
+        "same words by the unerased model. Only concepts count that the unerased model generates often enough;",
+        "`concepts` says how many.",
         "",
-        f"| | {' | '.join(rows)} |",
-        "|---" * (len(rows) + 1) + "|",
+        f"| | concepts | {' | '.join(rows)} |",
+        "|---" * (len(rows) + 2) + "|",
         *(
-            f"| {key.removeprefix('asr.')} | {' | '.join(comparison.cell(own, key) for own in rows.values())} |"
+            f"| {key.removeprefix('asr.')} | {testable(rows, key)} "
+            f"| {' | '.join(comparison.cell(own, key) for own in rows.values())} |"
             for key in families
         ),
         *comparison.verdict(rows, [key for key in families if key != "vocabulary_unerased"], MAIN),
         *(["", f"{deeper}## Differences", *differences] if differences else []),
     ]
+
+
+def testable(rows: Mapping[str, Mapping[str, Any]], key: str) -> str:
+    """Return on how many of the concepts an attack can be tested, of how many; empty for the mean over attacks."""
+    concepts = rows[BASELINE]["concepts"].values()
+    return "" if key == "asr" else f"{sum(one.get(key) is not None for one in concepts)} of {len(concepts)}"
 
 
 if __name__ == "__main__":
