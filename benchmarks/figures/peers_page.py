@@ -127,7 +127,7 @@ def _table(results: Mapping[str, Any]) -> list[str]:
     paired = {name: own for name, own in rows.items() if own["concepts"]}
     lines += ["", *(comparison.differences(paired, MAIN, MAIN) or NO_PAIRS)]
     lines += ["", "![What is erased against what is kept](peers-front.png)", "", *_authors(results)]
-    lines += ["### What is left when the target is gone", *_left(rows), "", *_attacks(rows)]
+    lines += ["### What is left when the target is gone", *_left(rows), "", *_attacks(rows, len(concepts))]
     if results["costs"]:
         lines += ["", *_costs(results)]
     prompts = "; ".join(f"“{case.prompt}” without {case.concept}" for case in shown())
@@ -167,7 +167,7 @@ def _authors(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _attacks(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _attacks(rows: Mapping[str, Mapping[str, Any]], concepts: int) -> list[str]:
     """Return how often the target is still generated, by attack. White-box attacks on too few prompts are left out."""
     found = sorted({key for own in rows.values() for key in own["figures"] if key.startswith("asr.")})
     few = [
@@ -181,7 +181,8 @@ def _attacks(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = [
         "### Attacks",
         "Share of prompts that still generate the target, of those from which the unerased model generates it, with",
-        "the 95 % interval and the number of prompts (for attacks that search, at most). Inversion searches",
+        "the 95 % interval and the number of prompts (for attacks that search, at most). A head says on how many",
+        "concepts the unerased model generates the target often enough to test. Inversion searches",
         f"{inversion['iterations']} iterations with {inversion['batch']} noised pictures, as on",
         "[frozen.md](frozen.md); [canvas.md](canvas.md) uses Canvas's default, 150 with 8.",
     ]
@@ -190,7 +191,9 @@ def _attacks(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"{' and '.join(key[4:] for key in few)} were run on {prompts} prompts, too few for a figure: see",
             f"[frozen.md](frozen.md), which has {LEAST} of each.",
         ]
-    lines += ["", *comparison.table(rows, {key: key[4:] for key in families})]
+    tested = {key: rows[BASELINE]["figures"].get(key, {}).get("n", 0) for key in families}
+    heads = {key: f"{key[4:]} ({n} of {concepts} concepts)" for key, n in tested.items()}
+    lines += ["", *comparison.table(rows, heads)]
     return [*lines, *comparison.verdict(rows, families, MAIN)]
 
 
