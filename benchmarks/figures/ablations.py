@@ -30,7 +30,8 @@ from excise import reference
 from excise.app.bench.provenance import in_words, provenance
 from excise.app.training.text import BUNDLED, recipe_prompts, train_sae
 from excise.bench.attacks.vocabulary import ranked_words
-from excise.bench.canvas.families import cases, is_style, near_synonyms, synonyms_of_others
+from excise.bench.canvas.captioned import is_style
+from excise.bench.canvas.families import cases, near_synonyms, synonyms_of_others
 from excise.bench.canvas.metrics import RULES, Rule, counted, still_drawn
 from excise.bench.canvas.sizes import FROZEN
 from excise.bench.canvas.suite import Canvas

@@ -18,7 +18,8 @@ import excise
 from excise import reference
 from excise.app.bench.provenance import by_concept, in_words, provenance
 from excise.app.erase.hardening import harden
-from excise.bench.canvas.families import is_style, near_synonyms, synonyms_of_others
+from excise.bench.canvas.captioned import is_style
+from excise.bench.canvas.families import near_synonyms, synonyms_of_others
 from excise.bench.canvas.sizes import TUNING
 from excise.bench.canvas.suite import Canvas
 from excise.erasers import Eraser

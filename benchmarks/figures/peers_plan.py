@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from excise.bench.canvas.families import UNTOUCHED, cases, is_style
+from excise.bench.canvas.captioned import is_style
+from excise.bench.canvas.families import UNTOUCHED, cases
 from excise.bench.canvas.sizes import ATTACKED, INVERTED, SEARCHED, STANDARD
 from excise.bench.suite import Case
 from excise.errors import ExciseError

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,29 +41,54 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="processes that generate at once")
     parser.add_argument("--page", action="store_true", help="only rewrite the page from the file")
-    options = parser.parse_args()
+    concept_by_concept(parser.parse_args(), Measured(COMMAND, COMPARED, "probes", "standard", {}), page)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a script draws of each concept."""
+
+    command: str
+    methods: tuple[str, ...]
+    suite: str
+    size: str
+    settings: Mapping[str, Any]
+
+
+def concept_by_concept(
+    options: argparse.Namespace, measured: Measured, page: Callable[[Mapping[str, Any]], str]
+) -> None:
+    """Measure the concepts that the file lacks, write the file and its page after each, and print the page."""
     results: dict[str, Any] = read_json(options.out) if options.out.exists() else {"methods": {}}
     for concept in [] if options.page else options.concepts.split(","):
         if concept not in results["methods"].get(BASELINE, {}):
-            measure(results, concept, options)
+            measure(results, concept, options, measured)
             write_atomic(options.out, json.dumps(results, indent=1) + "\n")
             write_atomic(options.out.with_suffix(".md"), page(results))
     write_atomic(options.out.with_suffix(".md"), page(results))
     print(page(results))
 
 
-def measure(results: dict[str, Any], concept: str, options: argparse.Namespace) -> None:
+def measure(results: dict[str, Any], concept: str, options: argparse.Namespace, measured: Measured) -> None:
     """Draw all methods on a concept, and add their figures to the results."""
     chosen = read_json(Path("docs/results/peers.json"))["tuning"]
-    rows = {name: plan.label(name, plan.best(chosen[name]) if name in chosen else "") for name in COMPARED}
-    run = drawing.begun(options.work / concept, "standard", list(rows.values()), [concept], {}, DTYPE, "probes")
+    rows = {name: plan.label(name, plan.best(chosen[name]) if name in chosen else "") for name in measured.methods}
+    run = drawing.begun(
+        options.work / concept,
+        measured.size,
+        list(rows.values()),
+        [concept],
+        measured.settings,
+        DTYPE,
+        measured.suite,
+    )
     drawing.Drawing(options.device, options.jobs, float("inf"))(run)
     if not set(rows.values()) <= set(drawing.complete(run, rows.values())):
         raise SystemExit(f"{run.folder} is not finished; repeat the command")
     found = report(run)
     for name, row in {BASELINE: BASELINE, **rows}.items():
         results["methods"].setdefault(name, {})[concept] = found["methods"][row]["concepts"].get(concept, {})
-    results |= provenance(COMMAND, list(COMPARED), device=options.device)
+    results |= provenance(measured.command, list(measured.methods), device=options.device)
     results |= {"settings": dict(run.plan["configurations"]), "disclosed": found["disclosed"]}
 
 

@@ -30,8 +30,9 @@ from excise.app.bench.runs import report, resume, start
 from excise.app.models.resolve import bundled_settings
 from excise.app.training.labelled import BLOCK, CAPTIONS, labelled_captions
 from excise.app.training.supervised import Labels, concept_scores, train_on_block
+from excise.bench.canvas.captioned import is_style
 from excise.bench.canvas.distances import features
-from excise.bench.canvas.families import cases, is_style
+from excise.bench.canvas.families import cases
 from excise.bench.canvas.from_concepts import figures
 from excise.bench.canvas.sizes import REPORTED
 from excise.bench.canvas.suite import Canvas

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from excise.bench.canvas.captioned import is_style
 from excise.bench.canvas.distances import distances
-from excise.bench.canvas.families import FAMILIES, is_style
+from excise.bench.canvas.families import EVERY
 from excise.bench.canvas.remains import Remains, remains
 from excise.bench.pictures import Pixels
 from excise.bench.suite import Picture
@@ -34,8 +35,8 @@ from excise.statistics import (
 
 TESTABLE = 0.3
 """Least share of a family's prompts for which the unerased model must generate the target; else it is not testable."""
-ATTACKS = tuple(family.name for family in FAMILIES if family.role == "attack")
-WITH_TARGET = tuple(family.name for family in FAMILIES if family.role in ("target", "mixed"))
+ATTACKS = tuple(family.name for family in EVERY if family.role == "attack")
+WITH_TARGET = tuple(family.name for family in EVERY if family.role in ("target", "mixed"))
 
 
 Rule = Callable[[Picture], float | None]
@@ -230,7 +231,7 @@ def of_concept(pictures: Sequence[Picture]) -> dict[str, Estimate | None]:
     figures |= {name: mean(counted(rule, pictures)) for name, rule in CHANGES.items()}
     for name in RATIOS:
         figures[f"{name}_change"] = paired_difference(*_before_after(RULES[name], pictures))
-    for family in FAMILIES:
+    for family in EVERY:
         drawn = _drawn(pictures, family.name)
         if family.role != "keep" and drawn.n:
             figures[f"drawn.{family.name}"] = drawn
@@ -251,7 +252,7 @@ def over_concepts(by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Esti
     for name in RATIOS:
         both = [_before_after(RULES[name], group) for group in groups]
         figures |= {f"{name}_ratio": ratio_over(both), f"{name}_change": change_over(both)}
-    for family in FAMILIES:
+    for family in EVERY:
         if family.role != "keep":
             figures[f"asr.{family.name}"] = share_over([_attacked(family.name, group) for group in groups])
     figures["asr"] = _over_attacks(groups)

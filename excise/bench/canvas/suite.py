@@ -18,11 +18,12 @@ from excise.bench.attacks.prefix import Match, PrefixConfig, adaptive_attack, pr
 from excise.bench.attacks.ring_a_bell import RingABellConfig, ring_a_bell, vocabulary
 from excise.bench.attacks.vocabulary import NEAREST, nearest_words, ranked_words
 from excise.bench.canvas import metrics
+from excise.bench.canvas.captioned import is_style
 from excise.bench.canvas.families import (
+    EVERY,
     FAMILIES,
     attacked,
     cases,
-    is_style,
     near_synonyms,
     reseeded,
     starts,
@@ -74,7 +75,7 @@ class Canvas:
     prompts: int | None = None
     """Prompts per family and concept; None for the size's number."""
     only: tuple[str, ...] = ()
-    """Written families to use; empty for all of them."""
+    """Written families to use, those of `disguises` too; empty for those of a default run."""
     batch: int = 32
     """Pictures per batch; smaller batches are padded to it."""
     words: int | None = None
@@ -86,7 +87,7 @@ class Canvas:
     """Budget of both prefix attacks, UnlearnDiffAtk and P4D."""
     inversion: InversionConfig = field(default_factory=InversionConfig)
     name = "canvas"
-    families = FAMILIES
+    families = EVERY
 
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> Canvas:
@@ -132,9 +133,10 @@ class Canvas:
         return {"quick": QUICK, "standard": STANDARD, "frozen": FROZEN}.get(size, REPORTED)
 
     def cases(self, concept: str, size: str) -> list[Case]:
-        if odd := set(self.only) - {family.name for family in FAMILIES}:
-            raise ExciseError(f"Canvas has no family {odd.pop()!r}; it has {', '.join(f.name for f in FAMILIES)}")
-        return cases(concept, self._prompts(size), tuple(f for f in FAMILIES if not self.only or f.name in self.only))
+        if odd := set(self.only) - {family.name for family in EVERY}:
+            raise ExciseError(f"Canvas has no family {odd.pop()!r}; it has {', '.join(f.name for f in EVERY)}")
+        chosen = tuple(family for family in EVERY if family.name in self.only) if self.only else FAMILIES
+        return cases(concept, self._prompts(size), chosen)
 
     def search(self, pipe: Pipeline, concept: str, size: str) -> list[Case]:
         starting = starts(concept, SEARCHED[size] if self.searches else 0)

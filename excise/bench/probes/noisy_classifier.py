@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from excise.bench.canvas.families import is_style
+from excise.bench.canvas.captioned import is_style
 from excise.bench.latents import encoded
 from excise.bench.probes.sampling import Schedule, Score
 from excise.pipeline import Pipeline, as_diffusers

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from excise.bench.canvas.families import is_style
+from excise.bench.canvas.captioned import is_style
 from excise.bench.latents import encoded
 from excise.bench.probes.noisy_classifier import trained
 from excise.bench.probes.sampling import Sampler

@@ -74,6 +74,13 @@ def run(
     n: Annotated[
         int | None, typer.Option("--n", help="Prompts per family. Default: that of --size.", **bounds.COUNT)
     ] = None,
+    families: Annotated[
+        str | None,
+        typer.Option(
+            "--families",
+            help='Families of prompts (Canvas, without searches) or probes: "leetspeak, emoji". Default: the usual.',
+        ),
+    ] = None,
     search: Annotated[
         bool, typer.Option("--search/--no-search", help="Whether to run Canvas's attacks that search for prompts.")
     ] = True,
@@ -122,7 +129,7 @@ def run(
 
     check_engine(engine, workers)
     conditions = gates.parse(gate, gate_on) if gate else []
-    names = [name.strip() for name in concepts.split(",") if name.strip()] if concepts else None
+    names = _listed(concepts) if concepts else None
     asked: dict[str, Any] = {
         "steps": steps,
         "prompts": n if suite in ("canvas", "probes") else prompts,
@@ -131,7 +138,9 @@ def run(
     }
     files = {"q16": q16, "style_classifier": style_classifier, "object_classifier": object_classifier}
     asked |= {"detector": detector, **{name: path and str(path) for name, path in files.items()}}
-    if not search:
+    if families:
+        asked["only"] = _listed(families)
+    if not search or (families and suite == "canvas"):
         asked["searches"] = False
     opened = start(out, suite, size, methods or ["snce"], names, chosen(asked), model, sae, weights)
     _pass(_go_on(opened, json, device, engine, workers), conditions)
@@ -229,6 +238,11 @@ def convert_q16(
 
     convert_q16(source, out)
     emit(json, {"out": str(out)}, lambda: echo(f"wrote {out}"))
+
+
+def _listed(text: str) -> list[str]:
+    """Return the names in a list with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _pass(measured: dict[str, Any], conditions: list[Gate]) -> None:

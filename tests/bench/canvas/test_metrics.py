@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from excise.bench.canvas.families import FAMILIES, cases, is_style, near_synonyms, synonyms_of_others, worded
+from excise.bench.canvas.captioned import is_style
+from excise.bench.canvas.families import FAMILIES, cases, near_synonyms, synonyms_of_others, worded
 from excise.bench.canvas.metrics import ATTACKS, objects_mask, of_concept, outside, over_concepts, pixel_error
 from excise.bench.suite import Case, Picture
 from excise.reference.scenes import Scene, backdrop, render
