@@ -27,7 +27,6 @@ FULL = {
 LONG = {
     "excise/erasers/hooks/setting.py": "snapshots, requests and the hooks that keep them",
     "excise/api.py": "the API: docstrings are most of its lines",
-    "excise/cli/bench/bench.py": "five commands; their options are most of the lines",
     "excise/cli/neurons/neurons.py": "eight commands; their options are most of the lines",
     "excise/erasers/attachment.py": "everything that is undone together is attached together",
     "excise/erasers/guard/denoiser.py": "the guard, what it has accepted, and its hook on a denoiser",

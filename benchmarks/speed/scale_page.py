@@ -88,7 +88,7 @@ def page(results: Mapping[str, Any]) -> str:
         "## Engines",
         "Start-up is the seconds until one item is made that only writes its file. The rate is that of",
         f"{results['items'] - 1} more such items. An item of real work takes seconds to minutes,",
-        "beside which neither is seen.",
+        "next to which neither counts.",
         "",
         "| engine | start-up, s | items/s |",
         "|---|---|---|",

@@ -12,13 +12,12 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import NOT_PASSED, Commands
 from excise.cli.options import Device, Engine, Force, Json, Model, Sae, Workers
-from excise.cli.terminal import complain, echo, emit, note, progress, table
+from excise.cli.terminal import complain, echo, emit, note, progress
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
 from excise.outputs import check_file, check_resumed
 
 if TYPE_CHECKING:
-    from excise.bench.bars import Bar
     from excise.bench.gates import Gate
     from excise.bench.run import Run
 
@@ -37,17 +36,6 @@ On = Annotated[
     typer.Option("--gate-on", help="bound: the worse end of the 95 % interval must pass; point: the value must pass."),
 ]
 Q16 = (".safetensors",)
-COLUMNS = {"ua": "UA", "ira": "IRA", "cra": "CRA", "mixed": "mixed", "asr": "attacks", "identical": "identical"}
-LEFT = {
-    "left_other": "another object",
-    "left_empty": "empty scene",
-    "left_unrecognisable": "unrecognisable",
-    "background": "background kept",
-    "left_class": "another class",
-    "left_unsure": "unsure class",
-    "style": "style kept",
-    "objects": "objects kept",
-}
 
 
 @app.command(epilog="Example: excise bench run canvas --methods snce --size quick --out run")
@@ -285,59 +273,11 @@ def _go_on(run: Run, as_json: bool, device: str, engine: str | None, workers: in
 
 
 def _report(run: Run, as_json: bool) -> dict[str, Any]:
-    from excise.app.bench.figures import COSTS, costs, cut_prompts, plain
     from excise.app.bench.runs import report
-    from excise.bench.bars import CANVAS, standings
-    from excise.bench.results import BASELINE, outside
-    from excise.statistics import behind
+    from excise.cli.bench.printing import show
 
     if run.named:
         note(f"{run.folder / 'run.json'} names {', '.join(f'{key} {value}' for key, value in run.named.items())}")
     measured = report(run)
-
-    def show() -> None:
-        methods = measured["methods"]
-        title = f"{measured['suite']}, {measured['size']}"
-        for heading, columns in (
-            ("means over concepts, %", COLUMNS),
-            ("what pictures show when the target is gone, %", LEFT),
-        ):
-            known = {n: column for n, column in columns.items() if any(n in one["figures"] for one in methods.values())}
-            if known:
-                shown = columns if columns is COLUMNS else known
-                rows = [(label, *(_cell(one["figures"].get(n)) for n in shown)) for label, one in methods.items()]
-                table(f"{title}: {heading}", ("method", *shown.values()), rows)
-        bars = CANVAS if measured["suite"] == "canvas" else {}
-        by_method = {label: standings(one["figures"], bars) for label, one in methods.items() if label != BASELINE}
-        rows = [
-            (label, _bar(name, bars[name]), standing or "n/a", behind(methods[label]["figures"][name]))
-            for label, by_bar in by_method.items()
-            for name, standing in by_bar.items()
-        ]
-        if rows:
-            table("Bars, by the 95 % interval", ("method", "bar", "", "n"), rows)
-        rows = [(label, plain(one["figures"].get("frechet")), *costs(one["cost"])) for label, one in methods.items()]
-        table("Distance to the unerased pictures, and cost", ("method", "Fréchet distance", *COSTS), rows)
-        for label, method in methods.items():
-            if method["cut"] or method["unread"]:
-                note(f"{label}: {cut_prompts(method)}")
-            what = outside(method) | {"concepts refused": len(method["refused"])}
-            if any(what.values()):
-                note(f"{label}, left out of the figures: {', '.join(f'{name} {n}' for name, n in what.items() if n)}")
-        note(f"wrote {run.folder / 'report.html'}, results.json and results.csv")
-
-    emit(as_json, measured, show)
+    emit(as_json, measured, lambda: show(run, measured))
     return measured
-
-
-def _bar(name: str, bar: Bar) -> str:
-    plain = name.removesuffix("_ratio")
-    return f"{COLUMNS.get(plain, plain)}{', of none,' * (plain != name)} {bar.limit} {100 * bar.bound:g} %"
-
-
-def _cell(figure: dict[str, Any] | None) -> str:
-    if not figure or figure["value"] is None:
-        return "n/a"
-    if figure["low"] is None:
-        return f"{100 * figure['value']:.1f}"
-    return f"{100 * figure['value']:.1f} ({100 * figure['low']:.0f}-{100 * figure['high']:.0f})"
