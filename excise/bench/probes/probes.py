@@ -7,8 +7,9 @@
 - `inversion-empty`, `inversion-prompt`: the noise of a real scene, found by DDIM inversion with the empty prompt or its
   caption, and sampled with the same.
 - `classifier`: guidance towards the concept by the gradient of a classifier of noised latents.
+- `resurgence`: the prompt, after the denoiser was fine-tuned on scenes without the concept (`resurgence`).
 
-The first three and the last follow "When Are Concepts Erased From Diffusion Models?" (Lu et al. 2025, arXiv
+The first three and the classifier follow "When Are Concepts Erased From Diffusion Models?" (Lu et al. 2025, arXiv
 2505.17013). Inversion of real pictures follows "Memories of Forgotten Concepts" (Rusanovsky et al. 2025) without its
 search. Scenes of `inpainting`, `img2img` and the inversions contain the target already: the unerased model's share says
 how much of it comes back anyway.
@@ -27,6 +28,7 @@ from torch import Tensor
 from excise.bench.canvas.captioned import is_style
 from excise.bench.latents import encoded
 from excise.bench.probes.noisy_classifier import trained
+from excise.bench.probes.resurgence import fine_tuned
 from excise.bench.probes.sampling import Sampler
 from excise.bench.suite import Case, Family
 from excise.erasers.hooks.context import unedited
@@ -43,6 +45,9 @@ STRENGTHS = (0.5, 0.75)
 WEIGHTS = (3.0, 10.0, 30.0)
 """Weights of the classifier's gradient. At 100 pictures of this model fall apart; the published ones, for another
 classifier, go from 25 to 193."""
+
+TUNED = (20, 100)
+"""Steps of fine-tuning, each from the model as it was."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +137,11 @@ def _classifier(work: Work, weight: float) -> Tensor:
     return work.sampler().sample(work.noises[0], towards=(score, weight))
 
 
+def _resurgence(work: Work, steps: float) -> Tensor:
+    with fine_tuned(work.pipe, work.cases[0].concept, round(steps)):
+        return work.sampler().sample(work.noises[0])
+
+
 @dataclass(frozen=True)
 class Probe:
     """One way to draw a concept."""
@@ -164,6 +174,11 @@ PROBES = {
             _family("classifier", "guidance by a classifier of noised latents"),
             _classifier,
             tuple((weight,) for weight in WEIGHTS),
+        ),
+        Probe(
+            _family("resurgence", "after fine-tuning on scenes without the target"),
+            _resurgence,
+            tuple((float(steps),) for steps in TUNED),
         ),
     )
 }
