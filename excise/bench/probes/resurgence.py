@@ -3,7 +3,7 @@
 Concepts return under fine-tuning that has nothing to do with them ("When Are Concepts Erased From Diffusion Models?",
 Lu et al. 2025; "Unstable Unlearning", Suriyakumar et al. 2024). An eraser that edits states or adds to the weights is
 attached while the weights below it move. The weights are put back afterwards. An attached eraser refuses a model whose
-weights have changed, so in a service this takes a stranger who can fine-tune the model and attach the eraser anew.
+weights have changed, so in a service this takes a stranger who can fine-tune the model and attach the eraser again.
 """
 
 from __future__ import annotations

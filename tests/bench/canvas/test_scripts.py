@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.figures import ablations, choosing_margin, hardening, peers_plan
+from benchmarks.figures import ablations, choosing_margin, disguises, hardening, hierarchy, peers_plan
 from excise.app.training.text import BUNDLED
 from excise.bench.canvas.families import cases
 from excise.bench.canvas.metrics import RULES, counted
@@ -107,3 +107,27 @@ def test_the_lead_over_other_neurons_is_counted_state_by_state(seed: int) -> Non
 def test_a_state_below_the_threshold_has_no_lead() -> None:
     own, others = torch.tensor([0.2, 1.0]), torch.tensor([[0.01], [2.0]])
     assert choosing_margin.lead_of(own, others, 0.5) == (0.5, 0.5)
+
+
+def test_a_superclass_is_erased_by_its_name_its_members_or_the_first_of_them() -> None:
+    words = {way: hierarchy.concept("fruit", way).mentions for way in hierarchy.WAYS}
+    assert words == {"name": ("fruit",), "members": ("apple", "banana", "strawberry"), "first": ("apple",)}
+    rows = [hierarchy.direct(name, 1)[0] for name in ("gun", "knife", "apple")]
+    assert hierarchy.groups(rows, hierarchy.CLASSES["weapon"]) == ["first", "rest", "others"]
+    members = [one for several in hierarchy.CLASSES.values() for one in several]
+    assert len(set(members)) == len(members), "an object of two superclasses would count twice"
+
+
+def test_a_figure_over_superclasses_is_the_mean_of_their_shares() -> None:
+    assert hierarchy.cell([[True, True], [False, False, False]]).startswith("50.0")
+    assert hierarchy.cell([[True, True], [False, False, False]]).endswith(", 5") and hierarchy.cell([[]]) == "n/a"
+
+
+def test_a_family_is_testable_on_the_concepts_that_have_its_prompts() -> None:
+    figure = {"value": 1.0}
+    rows = [
+        {"drawn.emoji": figure, "asr.emoji": figure},
+        {"drawn.emoji": figure, "asr.emoji": None},
+        {"drawn.late": figure, "asr.late": figure},
+    ]
+    assert disguises.testable(rows, "asr.emoji", "emoji") == "1 of 2"
