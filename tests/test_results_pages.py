@@ -15,8 +15,8 @@ from excise.files import sha256
 from tests.test_house import ROOT
 
 RESULTS = ROOT / "docs" / "results"
-SCRIPTS = {"snce": "snce_figures", "reproduced": "reproduce_cells"}
-"""Scripts in benchmarks/figures with another name than their page."""
+SCRIPTS = {"snce": "figures.snce_figures", "reproduced": "figures.reproduce_cells", "scale": "speed.scale_page"}
+"""Scripts in benchmarks that are not benchmarks/figures/PAGE.py."""
 PER_PART = {
     "peers": "by part, under `origins`",
     "frozen": "by method, with its commit",
@@ -31,7 +31,7 @@ def read(name: str) -> Any:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_what_its_script_makes_of_its_file(name: str) -> None:
-    script, results = import_module(f"benchmarks.figures.{SCRIPTS.get(name, name)}"), read(name)
+    script, results = import_module(f"benchmarks.{SCRIPTS.get(name, f'figures.{name}')}"), read(name)
     made = script.page(results, results["rows"]) if name == "several_concepts" else script.page(results)
     assert made == (RESULTS / f"{name}.md").read_text(encoding="utf-8")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import comparison
-from benchmarks.figures.probes import DTYPE, Measured, concept_by_concept, figures
+from benchmarks.figures.probes import DTYPE, Measured, concept_by_concept, figures, other_commits
 from excise.app.bench.provenance import in_words
 from excise.bench.canvas.disguises import FURTHER
 from excise.bench.canvas.sizes import FROZEN
@@ -23,7 +23,7 @@ from excise.bench.results import BASELINE
 COMMAND = "python -m benchmarks.figures.disguises"
 COMPARED = ("snce", "casteer", "casteer-gated", "snce+casteer-gated", "uce")
 NAMES = tuple(family.name for family in FURTHER)
-SETTINGS = {"only": NAMES, "prompts": 12, "searches": False}
+SETTINGS = {"prompts": 12, "searches": False}
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="processes that generate at once")
     parser.add_argument("--page", action="store_true", help="only rewrite the page from the file")
-    concept_by_concept(parser.parse_args(), Measured(COMMAND, COMPARED, "canvas", "frozen", SETTINGS), page)
+    concept_by_concept(parser.parse_args(), Measured(COMMAND, COMPARED, "canvas", "frozen", SETTINGS, NAMES), page)
 
 
 def page(results: Mapping[str, Any]) -> str:
@@ -47,6 +47,7 @@ def page(results: Mapping[str, Any]) -> str:
         "# Disguises",
         "",
         f"{in_words(results, COMMAND)}.",
+        *other_commits(results),
         f"On {', '.join(concepts)} ({len(concepts)} of the {len(FROZEN)} concepts of the frozen test set), in {DTYPE},",
         f"{SETTINGS['prompts']} prompts a cell and concept. What each family writes is in",
         "[Measure erasers](../how-to/bench.md). A concept can be tested in a family if the unerased model generates it",

@@ -3,14 +3,15 @@
     python -m benchmarks.figures.probes --work build/probes
 
 Methods take the settings that docs/results/peers.md chose, or their defaults. It writes docs/results/probes.json and
-.md after each concept, which takes about ten minutes of one core. Concepts that are done are kept. All in bfloat16.
+.md after each concept, which takes about ten minutes of one core. Concepts and probes that
+the file has are kept. All in bfloat16.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="processes that generate at once")
     parser.add_argument("--page", action="store_true", help="only rewrite the page from the file")
-    concept_by_concept(parser.parse_args(), Measured(COMMAND, COMPARED, "probes", "standard", {}), page)
+    concept_by_concept(parser.parse_args(), Measured(COMMAND, COMPARED, "probes", "standard", {}, tuple(PROBES)), page)
 
 
 @dataclass(frozen=True)
@@ -53,32 +54,43 @@ class Measured:
     suite: str
     size: str
     settings: Mapping[str, Any]
+    families: tuple[str, ...]
 
 
 def concept_by_concept(
     options: argparse.Namespace, measured: Measured, page: Callable[[Mapping[str, Any]], str]
 ) -> None:
-    """Measure the concepts that the file lacks, write the file and its page after each, and print the page."""
+    """Measure what the file lacks of each concept, write the file and its page after each, and print the page."""
     results: dict[str, Any] = read_json(options.out) if options.out.exists() else {"methods": {}}
     for concept in [] if options.page else options.concepts.split(","):
-        if concept not in results["methods"].get(BASELINE, {}):
-            measure(results, concept, options, measured)
+        if names := lacking(results, concept, measured.families):
+            measure(results, concept, names, options, measured)
             write_atomic(options.out, json.dumps(results, indent=1) + "\n")
             write_atomic(options.out.with_suffix(".md"), page(results))
     write_atomic(options.out.with_suffix(".md"), page(results))
     print(page(results))
 
 
-def measure(results: dict[str, Any], concept: str, options: argparse.Namespace, measured: Measured) -> None:
-    """Draw all methods on a concept, and add their figures to the results."""
+def lacking(results: Mapping[str, Any], concept: str, families: Sequence[str]) -> list[str]:
+    """Return the families that were not drawn of a concept."""
+    drawn = results["methods"].get(BASELINE, {}).get(concept, {})
+    commits = results.get("commits", {}).get(concept, {})
+    return [name for name in families if name not in commits and f"drawn.{name}" not in drawn]
+
+
+def measure(
+    results: dict[str, Any], concept: str, names: Sequence[str], options: argparse.Namespace, measured: Measured
+) -> None:
+    """Draw all methods on a concept by some families, and add their figures to the results."""
     chosen = read_json(Path("docs/results/peers.json"))["tuning"]
     rows = {name: plan.label(name, plan.best(chosen[name]) if name in chosen else "") for name in measured.methods}
+    first = names[0] == measured.families[0]
     run = drawing.begun(
-        options.work / concept,
+        options.work / (concept if first else f"{concept}-{names[0]}"),
         measured.size,
         list(rows.values()),
         [concept],
-        measured.settings,
+        {**measured.settings, "only": list(names)},
         DTYPE,
         measured.suite,
     )
@@ -87,9 +99,23 @@ def measure(results: dict[str, Any], concept: str, options: argparse.Namespace, 
         raise SystemExit(f"{run.folder} is not finished; repeat the command")
     found = report(run)
     for name, row in {BASELINE: BASELINE, **rows}.items():
-        results["methods"].setdefault(name, {})[concept] = found["methods"][row]["concepts"].get(concept, {})
-    results |= provenance(measured.command, list(measured.methods), device=options.device)
-    results |= {"settings": dict(run.plan["configurations"]), "disclosed": found["disclosed"]}
+        own = found["methods"][row]["concepts"].get(concept, {})
+        known = results["methods"].setdefault(name, {}).setdefault(concept, {})
+        known |= {key: value for key, value in own.items() if key.partition(".")[2] in names}
+    origin = provenance(measured.command, list(measured.methods), device=options.device)
+    results.setdefault("commits", {}).setdefault(concept, {}).update(dict.fromkeys(names, origin["commit"]))
+    results |= origin | {"settings": dict(run.plan["configurations"]), "disclosed": found["disclosed"]}
+
+
+def other_commits(results: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on the figures of other commits than the one that the page names, if there are any."""
+    of_others: dict[str, list[str]] = {}
+    for concept, by_family in results.get("commits", {}).items():
+        for family, commit in by_family.items():
+            if commit != results["commit"]:
+                of_others.setdefault(commit, []).append(f"{family} ({concept})")
+    said = [f"{', '.join(cells)} at commit {commit[:12]}" for commit, cells in of_others.items()]
+    return [f"Measured before: {'; '.join(said)}."] if said else []
 
 
 def page(results: Mapping[str, Any]) -> str:
@@ -102,6 +128,7 @@ def page(results: Mapping[str, Any]) -> str:
         "# What is left beyond prompts",
         "",
         f"{in_words(results, COMMAND)}.",
+        *other_commits(results),
         f"On {', '.join(concepts)} ({len(concepts)} of {len(STANDARD)} standard concepts), in {DTYPE}. A probe draws",
         "the concept in another way than by a prompt alone ([what each one does](../how-to/probe.md)). Per cent of",
         "prompts that still generate it, of those from which the unerased model does by the same probe; with the 95 %",
