@@ -74,6 +74,11 @@ def test_a_method_on_some_of_the_frozen_concepts_is_compared_on_those() -> None:
     assert "| uce | 100.0" not in first and "| uce | 100.0 (86.2 to 100.0), 24 |" in second
 
 
+def test_concepts_of_another_commit_name_it() -> None:
+    made = provenance("python x.py", []) | {"commits": {"gun": "a" * 40, "cat": "b" * 40 + ", changed"}}
+    assert "commit aaaaaaaaaaaa, commit bbbbbbbbbbbb (changed)" in in_words(made | {"commit": "a" * 40})
+
+
 def test_an_origin_is_complete() -> None:
     made = provenance("python x.py", ["snce", "uce"])
     assert made == json.loads(json.dumps(made))

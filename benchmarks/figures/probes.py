@@ -74,7 +74,7 @@ def concept_by_concept(
 def lacking(results: Mapping[str, Any], concept: str, families: Sequence[str]) -> list[str]:
     """Return the families that were not drawn of a concept."""
     drawn = results["methods"].get(BASELINE, {}).get(concept, {})
-    commits = results.get("commits", {}).get(concept, {})
+    commits = results.get("family_commits", {}).get(concept, {})
     return [name for name in families if name not in commits and f"drawn.{name}" not in drawn]
 
 
@@ -103,19 +103,19 @@ def measure(
         known = results["methods"].setdefault(name, {}).setdefault(concept, {})
         known |= {key: value for key, value in own.items() if key.partition(".")[2] in names}
     origin = provenance(measured.command, list(measured.methods), device=options.device)
-    results.setdefault("commits", {}).setdefault(concept, {}).update(dict.fromkeys(names, origin["commit"]))
+    results.setdefault("family_commits", {}).setdefault(concept, {}).update(dict.fromkeys(names, origin["commit"]))
     results |= origin | {"settings": dict(run.plan["configurations"]), "disclosed": found["disclosed"]}
 
 
 def other_commits(results: Mapping[str, Any]) -> list[str]:
     """Return a sentence on the figures of other commits than the one that the page names, if there are any."""
     of_others: dict[str, list[str]] = {}
-    for concept, by_family in results.get("commits", {}).items():
+    for concept, by_family in results.get("family_commits", {}).items():
         for family, commit in by_family.items():
             if commit != results["commit"]:
                 of_others.setdefault(commit, []).append(f"{family} ({concept})")
-    said = [f"{', '.join(cells)} at commit {commit[:12]}" for commit, cells in of_others.items()]
-    return [f"Measured before: {'; '.join(said)}."] if said else []
+    cells = [f"{', '.join(rows)} at commit {commit[:12]}" for commit, rows in of_others.items()]
+    return [f"Measured before: {'; '.join(cells)}."] if cells else []
 
 
 def page(results: Mapping[str, Any]) -> str:

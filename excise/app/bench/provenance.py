@@ -73,6 +73,7 @@ def by_concept(
         if name not in results["concepts"]:
             results["concepts"][name] = measure(name)
             results |= origin()
+            results.setdefault("commits", {})[name] = results.get("commit", "")
             write_atomic(out, json.dumps(results, indent=1) + "\n")
             write_atomic(out.with_suffix(".md"), page(results))
     return results
@@ -107,13 +108,14 @@ NOT_RECORDED = "commit and digests were not recorded then"
 def in_words(results: Mapping[str, Any], command: str = "") -> str:
     """Describe the origin: `` `command`, date, machine, commit 0123456789ab, bundled 0123..., snce 0123... ``.
 
+    Commits of concepts that were measured before (`by_concept`) are added.
     `command` is for files that have none.
     """
     line = ", ".join(filter(None, (f"`{results.get('command') or command}`", results.get("date"), results["machine"])))
     if not results.get("commit"):
         return f"{line} ({NOT_RECORDED})"
-    revision, _, changed = results["commit"].partition(", ")
+    commits = sorted({results["commit"], *filter(None, results.get("commits", {}).values())})
     digests = {**results["model"], **{f"SAE of {name}": digest for name, digest in results["saes"].items()}}
-    parts = [f"commit {revision[:12]}{' (changed)' if changed else ''}"]
+    parts = [f"commit {one[:12]}{' (changed)' if ', ' in one else ''}" for one in commits]
     parts += [f"{name} {digest[:12]}" for name, digest in digests.items()]
     return f"{line}, {', '.join(parts)}"
