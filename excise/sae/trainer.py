@@ -23,11 +23,12 @@ from excise.outputs import check_untrained
 from excise.sae import formats
 from excise.sae.checkpoint import State
 from excise.sae.config import SAEConfig, TrainConfig
-from excise.sae.data import Features, Samples, Shard, Source, Statistics, geometric_median
+from excise.sae.data import Features, Samples, Shard, Source, Statistics, as_bytes, geometric_median
 from excise.sae.losses import idle_tokens, loss, step
 from excise.sae.metrics import evaluate
 from excise.sae.model import DIVIDED, Codes, TopKSAE
 from excise.sae.parallel import ALONE, Mesh
+from excise.sae.stream import Stream
 from excise.sae.supervised import Supervision, Terms, terms
 
 LOG = "log.jsonl"
@@ -87,7 +88,7 @@ def train(
     KeyboardInterrupt; a second Ctrl-C raises at once.
 
     Args:
-        features: Vectors [N, d], Samples, or a function that returns shards of them at every call.
+        features: Vectors [N, d], Samples, or Shards of them.
         config: Training settings.
         out: Folder for the SAE.
         card: Corpus, Site and the evaluation data that the corpus excludes; tokens, recipe and metrics are added.
@@ -117,16 +118,16 @@ def train(
     source = Source(features, seed=config.seed)
     statistics = _statistics(source, mesh)
     shape = config.sae(len(statistics.mean))
-    rows = max(1, min(config.batch, statistics.vectors) // statistics.each)
-    batch = rows * statistics.each
+    rows = max(1, min(config.batch, source.vectors) // source.each)
+    batch = rows * source.each
     if rows < mesh.data:
         raise ExciseError(f"a batch of {rows} cannot be divided among {mesh.data} ranks; give fewer ranks")
     steps = math.ceil(config.tokens / batch)
     unit = math.sqrt(statistics.variance) if config.units == "variance" else 1.0
-    window = min(config.dead_after, statistics.vectors)
+    window = min(config.dead_after, source.vectors)
 
     asked = b"" if supervision is None else _labels_digest(source, supervision, shape.m, validation)
-    digest = _digest(statistics, supervision, init, asked)
+    digest = _digest(source.digest(statistics), supervision, init, asked)
     state = _start(shape, config, statistics, unit, torch.device(device), init, mesh)
     resumed = mesh.together(lambda: state.restore(work / "checkpoint", config, digest))
     if len(set(mesh.texts(str(state.step)))) > 1:
@@ -151,14 +152,14 @@ def train(
 
     with interruptible() as interrupted:
         began = time.monotonic() - state.seconds
-        of = statistics.vectors // statistics.each
-        batches = source.batches(rows, start=state.step, rows=of, device=device, part=mesh.dealt)
+        stream = Stream(source, rows, device=device)
         while state.step < steps and not (supervision and state.stale >= supervision.patience):
             if mesh.any(stopped or interrupted()):
                 checkpoint()
                 raise KeyboardInterrupt
             lr = learning_rate(config, state.step, steps)
-            _advance(state, _scaled(next(batches), unit, device), batch, config, variance, window, lr, supervision)
+            own = _scaled(stream.batch(state.step, mesh.dealt), unit, device)
+            _advance(state, own, batch, config, variance, window, lr, supervision)
             if supervision and validation and state.step % supervision.check_every == 0:
                 _look(state, _scaled(validation, unit, device), variance, supervision)
             state.seconds = time.monotonic() - began
@@ -182,7 +183,7 @@ def train(
         threshold = config.dead_threshold * unit
         described = dict(card or {})
         described["tokens"] = state.step * batch
-        described["recipe"] = {**config.to_json(), "vectors": statistics.vectors}
+        described["recipe"] = {**config.to_json(), "vectors": source.vectors}
         if supervision is not None:
             described["supervision"] = supervision.to_json()
         parts = torch.split(statistics.sample, _fitting(_MEASURED, shape.m))
@@ -219,38 +220,34 @@ def _fitting(vectors: int, m: int) -> int:
 def _statistics(source: Source, mesh: Mesh) -> Statistics:
     """Return the vectors' statistics, read by rank 0 alone, so that they are the same bits on every rank."""
     found = mesh.together(lambda: source.statistics() if mesh.rank == 0 else None)
-    numbers = None if found is None else torch.tensor([found.vectors, found.variance, found.each], dtype=torch.float64)
-    vectors, variance, each = mesh.sent(numbers).tolist()
-    mean, sample = (mesh.sent(tensor) for tensor in ((found.mean, found.sample) if found is not None else (None, None)))
-    return Statistics(int(vectors), mean, variance, sample, int(each))
+    variance = None if found is None else torch.tensor(found.variance, dtype=torch.float64)
+    parts = (None, variance, None) if found is None else (found.mean, variance, found.sample)
+    mean, variance, sample = map(mesh.sent, parts)
+    return Statistics(mean, float(variance), sample)
 
 
 def _labels_digest(source: Source, supervision: Supervision, m: int, validation: Samples | None) -> bytes:
     """Return a digest of labels and validation samples. Raises ExciseError if a concept is in no sample."""
     own, shown = hashlib.sha256(), None
     for labels in source.labels():
-        own.update(_bytes(labels))
+        own.update(as_bytes(labels))
         shown = labels.any(0) if shown is None else shown | labels.any(0)
     if shown is None:
         raise ExciseError("supervision needs Samples with labels, not bare vectors")
     supervision.check_labels(shown[None], m)
     for part in (validation.states, validation.labels) if validation is not None else ():
-        own.update(_bytes(part))
+        own.update(as_bytes(part))
     return own.digest()
 
 
-def _digest(statistics: Statistics, supervision: Supervision | None, init: TopKSAE | None, asked: bytes) -> str:
-    """Return a digest that, with the config, identifies a training."""
-    own = hashlib.sha256(statistics.digest().encode() + asked)
+def _digest(features: str, supervision: Supervision | None, init: TopKSAE | None, asked: bytes) -> str:
+    """Return a digest that, with the config, identifies a training on features with their own digest."""
+    own = hashlib.sha256(features.encode() + asked)
     if supervision is not None:
         own.update(json.dumps(supervision.to_json()).encode())
     for tensor in init.state_dict().values() if init is not None else ():
-        own.update(_bytes(tensor))
+        own.update(as_bytes(tensor))
     return own.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _scaled(batch: S, unit: float, device: torch.device | str) -> S:

@@ -95,10 +95,21 @@ MUTANTS = [
         ("            sae.W_enc.mul_(encoder_length(sae, statistics.sample[:_LENGTH_OF] / unit))\n", ""),
     ),
     *of(
+        "excise/sae/stream.py",
+        "tests/sae/test_stream.py",
+        ("divmod(number, self._source.count // self._size)", "divmod(number, self._source.count // self._size + 1)"),
+        ("[here.start - begin : here.stop - begin : here.step]", "[here.start - begin :][: len(here)]"),
+        ("/{epoch}/shards", "/shards"),
+        ("/{epoch.number}/{at}", "/{at}"),
+        ("if rows * source.each >= BUFFER:", "if rows >= BUFFER:"),
+        ("min(wanted.stop, end)", "wanted.stop"),
+    ),
+    *of(
         "excise/sae/data.py",
         "tests/sae/test_sae_data.py",
-        ("divmod(start, rows // size)", "divmod(start, rows // size + 1)"),
-        ("self.shard[self.order[part]]", "self.shard[self.order][: len(self.order[part])]"),
+        ("            if seen >= SEEN:\n                break\n", ""),
+        ("permuted(len(self.sizes), f\"{self.seed}/statistics\")", "range(len(self.sizes))"),
+        ("mean = total / seen\n", "mean = total / self.vectors\n"),
     ),
     *of(
         "excise/sae/checkpoint.py",

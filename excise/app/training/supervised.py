@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +13,7 @@ import torch
 from excise.errors import ExciseError
 from excise.neurons.timesteps import Means, assign, score
 from excise.pipeline import Pipeline
-from excise.sae import Progress, Samples, Supervision, TopKSAE, TrainConfig, load, train
+from excise.sae import Progress, Samples, Shards, Supervision, TopKSAE, TrainConfig, load, train
 from excise.sae.supervised import Negatives, Pooling
 from excise.sites import Site, capture
 from excise.sites.activations.block_shards import BlockShard, BlockShards, Labelled, label_table
@@ -72,10 +72,6 @@ def train_on_block(
     learnt, looked_at = _split(shards, how.validation if how.supervised else 0.0)
     init = load(Path(how.start)) if how.start else None
 
-    def samples() -> Iterator[Samples]:
-        for shard in _shards(shards, learnt):
-            yield _samples(shard)
-
     supervision = validation = None
     if how.supervised:
         groups = _groups(shards.concepts, how.groups)
@@ -88,7 +84,7 @@ def train_on_block(
         "timesteps": list(shards.timesteps),
     }
     return train(
-        samples,
+        _as_features(shards.chosen(learnt)),
         config,
         out,
         card=card,
@@ -245,21 +241,29 @@ def _split(shards: BlockShards, share: float) -> tuple[range, range]:
     return range(len(shards.files) - held), range(len(shards.files) - held, len(shards.files))
 
 
-def _shards(shards: BlockShards, wanted: range) -> Iterator[BlockShard]:
-    chosen = [shards.files[n] for n in wanted]
-    yield from BlockShards(shards.folder, shards.site, shards.concepts, shards.timesteps, 0, tuple(chosen))
+def _as_features(shards: BlockShards) -> Shards:
+    """Return the shards as training vectors, each picture at each step a sample."""
+    shapes = [shards.shape(number) for number in range(len(shards.files))]
+
+    def read(number: int) -> Samples:
+        return _samples(shards.read(number))
+
+    def labels(number: int) -> torch.Tensor:
+        return shards.labels(number).repeat_interleave(shapes[number][1], 0)
+
+    return Shards(tuple(n * steps for n, steps, _ in shapes), read, shards.digest, shapes[0][2], labels)
 
 
 def _thinned(shards: BlockShards, wanted: range) -> Samples | None:
     """Return at most LOOKED_AT samples, spread evenly over the wanted shards and all steps, one shard in memory."""
     steps = len(shards.timesteps)
-    count = sum(len(shard.labels) for shard in _shards(shards, wanted)) * steps
+    count = sum(len(shard.labels) for shard in shards.chosen(wanted)) * steps
     # A stride with a common divisor with the number of steps would skip some steps.
     stride = -(-count // LOOKED_AT)
     while math.gcd(stride, steps) > 1:
         stride += 1
     states, labels, first = [], [], 0
-    for shard in _shards(shards, wanted):
+    for shard in shards.chosen(wanted):
         some = _samples(shard)[first::stride]
         states.append(some.states.clone())
         labels.append(some.labels)

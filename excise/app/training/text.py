@@ -21,7 +21,7 @@ from excise.concepts import read_prompts
 from excise.errors import ExciseError, NotFound
 from excise.outputs import check_untrained
 from excise.pipeline import Pipeline
-from excise.sae import Progress, TopKSAE, TrainConfig, train
+from excise.sae import Progress, Shards, TopKSAE, TrainConfig, train
 from excise.sae.data import Features
 from excise.sae.parallel import ALONE, Mesh
 from excise.sites import LanguageModel, Site, capture, capture_by_length, default_site, final_state_cosine, to_cover
@@ -147,7 +147,7 @@ def vectors(
         progress=None if progress is None else lambda read: progress(read * mesh.size),
     )  # fmt: skip
     shards = divided(folder, mesh, capture)
-    yield {site: partial(shards.vectors_at, site) for site in sites}
+    yield {site: Shards(shards.sizes(site), partial(shards.read, site=site), shards.digest) for site in sites}
     if mesh.rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -26,6 +26,24 @@ def write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> tup
     name, data = f"{number:05d}.safetensors", save(dict(tensors))
     write_atomic(folder / name, data)
     return name, sha256(data)
+
+
+def shape_in_shard(path: Path, name: str) -> tuple[int, ...]:
+    """Return the shape of a shard's tensor without reading it. Raise ExciseError if it is missing."""
+    try:
+        with safe_open(path, "pt") as file:
+            return tuple(file.get_slice(name).get_shape())
+    except (OSError, SafetensorError) as error:
+        raise ExciseError(f"cannot read {path} ({error}); capture the features again") from error
+
+
+def tensor_in_shard(path: Path, name: str) -> Tensor:
+    """Return one tensor of a shard without reading the others. Raise ExciseError if it is missing."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(name)  # type: ignore[no-any-return]
+    except (OSError, SafetensorError) as error:
+        raise ExciseError(f"cannot read {path} ({error}); capture the features again") from error
 
 
 @contextmanager

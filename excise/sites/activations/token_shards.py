@@ -18,7 +18,7 @@ from excise.errors import ExciseError
 from excise.files import read_json, write_atomic
 from excise.pipeline import Pipeline
 from excise.sites.activations.length_buckets import capture_by_length
-from excise.sites.activations.shards import narrowed, read_shard, write_shard
+from excise.sites.activations.shards import narrowed, read_shard, shape_in_shard, write_shard
 from excise.sites.language import LanguageModel, fingerprint
 from excise.sites.site import Site, encoder_of
 
@@ -37,11 +37,24 @@ class TokenShards:
     files: tuple[tuple[str, str], ...]
     """Names of the shards and their digests."""
 
+    @property
+    def digest(self) -> str:
+        """Digest of all shards."""
+        return hashlib.sha256(json.dumps([digest for _, digest in self.files]).encode()).hexdigest()
+
+    def sizes(self, site: Site) -> tuple[int, ...]:
+        """Return the number of vectors in each shard. Raise ExciseError if one is missing."""
+        return tuple(shape_in_shard(self.folder / name, site.key)[0] for name, _ in self.files)
+
+    def read(self, number: int, site: Site) -> Tensor:
+        """Return a shard's vectors `[n, d]` at a Site. Raise ExciseError if it is missing or altered."""
+        name, digest = self.files[number]
+        with read_shard(self.folder / name, digest) as tensors:
+            return tensors[site.key]
+
     def vectors_at(self, site: Site) -> Iterator[Tensor]:
         """Yield vectors `[n, d]` at a Site, shard by shard. Raise ExciseError if one is missing or altered."""
-        for name, digest in self.files:
-            with read_shard(self.folder / name, digest) as tensors:
-                yield tensors[site.key]
+        yield from (self.read(number, site) for number in range(len(self.files)))
 
 
 def capture_tokens_to(
