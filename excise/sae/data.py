@@ -64,6 +64,8 @@ class Shards:
     """Digest of all content. A training is continued only on shards with the same one."""
     each: int = 1
     """Vectors in a sample."""
+    divided: bool = False
+    """Whether ranks divide the reading of vectors and send them to each other, since reading computes them."""
     labels: Callable[[int], Tensor] | None = None
     """Returns the labels of a shard of samples without its vectors."""
 
@@ -115,6 +117,7 @@ class Source:
         self.sizes = features.sizes if isinstance(features, Shards) else (len(features),)
         self.each = features.each if isinstance(features, Shards) else _each(features)
         """Vectors in a sample."""
+        self.divided = isinstance(features, Shards) and features.divided
         self._width: int | None = None
         self._kind: type | None = None
         if not self.count:

@@ -226,8 +226,8 @@ class Mesh:
             elif self.data > 1:
                 dist.broadcast(parameter, self.column, group=self.by_data)
 
-    def sent(self, tensor: Tensor | None) -> Tensor:
-        """Return rank 0's tensor on every rank, on the CPU. The others pass None."""
+    def sent(self, tensor: Tensor | None, rank: int = 0) -> Tensor:
+        """Return one rank's tensor on every rank, on the CPU. The others pass None."""
         if self.size == 1:
             assert tensor is not None
             return tensor
@@ -235,12 +235,12 @@ class Mesh:
         if tensor is not None:
             tensor = tensor.detach().cpu().contiguous()
             about[: 2 + tensor.ndim] = torch.tensor([_DTYPES.index(tensor.dtype), tensor.ndim, *tensor.shape])
-        dist.broadcast(about, 0, group=self.by_cpu)
+        dist.broadcast(about, rank, group=self.by_cpu)
         dtype, ndim, *shape = about.tolist()
         if tensor is None:
             tensor = torch.empty(shape[:ndim], dtype=_DTYPES[dtype])
         # As bytes: gloo does not know every dtype.
-        dist.broadcast(tensor.view(-1).view(torch.uint8), 0, group=self.by_cpu)
+        dist.broadcast(tensor.view(-1).view(torch.uint8), rank, group=self.by_cpu)
         return tensor
 
     def texts(self, text: str) -> list[str]:

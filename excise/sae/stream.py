@@ -12,7 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from excise.errors import ExciseError
 from excise.sae.data import Samples, Shard, Source, permuted, seeded
+from excise.sae.parallel import ALONE, Mesh
 
 BUFFER = 1 << 17
 """Vectors shuffled together, or one shard's if it has more."""
@@ -45,9 +47,9 @@ class Stream:
     memory has room for it, so memory does not grow with the number of shards.
     """
 
-    def __init__(self, source: Source, size: int, *, device: torch.device | str = "cpu") -> None:
-        """`size` must not exceed the number of vectors or samples."""
-        self._source, self._size, self._device = source, size, torch.device(device)
+    def __init__(self, source: Source, size: int, *, device: torch.device | str = "cpu", mesh: Mesh = ALONE) -> None:
+        """`size` must not exceed the number of vectors or samples. All ranks of `mesh` ask for the same batches."""
+        self._source, self._size, self._device, self._mesh = source, size, torch.device(device), mesh
         self._epoch: _Epoch | None = None
         self._window: _Window | None = None
 
@@ -95,11 +97,23 @@ class Stream:
         place = epoch.number, at
         if self._window is None or self._window.place != place:
             self._window = None  # free it before the next one is read
-            parts = [self._source.read(number) for number in epoch.windows[at]]
-            rows = _resident(_joined(parts), self._device)
+            rows = _resident(_joined(self._shards(epoch.windows[at])), self._device)
             order = torch.randperm(len(rows), generator=seeded(f"{self._source.seed}/{epoch.number}/{at}"))
             self._window = _Window(place, rows, order.to(_device(rows)))
         return self._window
+
+    def _shards(self, numbers: list[int]) -> list[Shard]:
+        mesh, source = self._mesh, self._source
+        if mesh.size == 1 or not source.divided:
+            return [source.read(number) for number in numbers]
+        own = mesh.together(lambda: {number: source.read(number) for number in numbers[mesh.rank :: mesh.size]})
+        return [mesh.sent(_tensor(own.get(number)), n % mesh.size) for n, number in enumerate(numbers)]
+
+
+def _tensor(shard: Shard | None) -> Tensor | None:
+    if isinstance(shard, Samples):
+        raise ExciseError("ranks divide the reading of vectors, not of samples")
+    return shard
 
 
 def _resident(shard: Shard, device: torch.device) -> Shard:

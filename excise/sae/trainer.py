@@ -152,7 +152,7 @@ def train(
 
     with interruptible() as interrupted:
         began = time.monotonic() - state.seconds
-        stream = Stream(source, rows, device=device)
+        stream = Stream(source, rows, device=device, mesh=mesh)
         while state.step < steps and not (supervision and state.stale >= supervision.patience):
             if mesh.any(stopped or interrupted()):
                 checkpoint()

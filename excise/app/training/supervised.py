@@ -251,7 +251,7 @@ def _as_features(shards: BlockShards) -> Shards:
     def labels(number: int) -> torch.Tensor:
         return shards.labels(number).repeat_interleave(shapes[number][1], 0)
 
-    return Shards(tuple(n * steps for n, steps, _ in shapes), read, shards.digest, shapes[0][2], labels)
+    return Shards(tuple(n * steps for n, steps, _ in shapes), read, shards.digest, shapes[0][2], labels=labels)
 
 
 def _thinned(shards: BlockShards, wanted: range) -> Samples | None:
