@@ -56,6 +56,8 @@ class Corpus:
     """Name of the file or folder that the prompts came from."""
     probe: str
     """Digest of the sample's ids."""
+    type: str
+    """Type of the ids, uint16 or uint32."""
     checked: set[int] = field(default_factory=set, compare=False, repr=False)
     """Files whose digest was checked."""
 
@@ -133,6 +135,7 @@ def load_corpus(folder: Path) -> Corpus:
             tuple(map(str, found["sample"])),
             str(found["source"]),
             str(found["probe"]),
+            str(found["type"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExciseError(

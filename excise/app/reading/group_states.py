@@ -67,11 +67,11 @@ class TokenParts:
         parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
         wanted = self._padding(group)
         everything = wanted == group.prompts * self.corpus.positions - group.tokens
-        for _, batch in capture_ids(pipe, sites, tokens, _BATCH, whole=everything):
+        for numbers, features in capture_ids(pipe, sites, tokens, _BATCH, whole=everything):
             for site in sites:
-                parts[site].append((batch.features if self.bos else batch.features.without_bos()).vectors(site))
+                parts[site].append((features if self.bos else features.without_bos()).vectors(site))
             if progress is not None:
-                progress(len(batch.numbers))
+                progress(len(numbers))
         if wanted and not everything:
             for site, states in self._of_padding(pipe, sites, tokens, number, wanted).items():
                 parts[site].append(states)

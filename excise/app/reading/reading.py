@@ -62,6 +62,11 @@ class Reading:
         on_cpu = next(encoder_of(pipe, component).parameters()).device.type == "cpu"
         return self.states == "made" or (self.states is None and self.is_here and not on_cpu)
 
+    def check(self, mesh: Mesh) -> None:
+        """Raise ExciseError if both ranks and an engine are to divide the reading."""
+        if mesh.size > 1 and not self.is_here:
+            raise ExciseError("the processes of --parallel divide the reading already; leave out the engine")
+
     @property
     def is_here(self) -> bool:
         """Whether this process reads alone."""
@@ -94,8 +99,7 @@ def stored(
         ItemsFailed: A part failed for a reason that no user can fix.
         ExciseError: The folder holds something else, or the engine cannot be used.
     """
-    if mesh.size > 1 and not reading.is_here:
-        raise ExciseError("the processes of --parallel divide the reading already; leave out --engine and --workers")
+    reading.check(mesh)
     # Ranks report as if all were equally fast.
     report = None if progress is None else lambda read: progress(read * mesh.size)
     capture, how = _capture(pipe, sites, parts, folder, reading, report)

@@ -109,6 +109,7 @@ def help_with(
     site: Site,
     prompts: Prompts,
     out: Path,
+    *,
     reading: Reading,
     captured: Callable[[int], Any] | None = None,
     padding: float = 1.0,
