@@ -53,6 +53,23 @@ class _Spread(torch.autograd.Function):
         return whole, None
 
 
+class _Joined(torch.autograd.Function):
+    """Rows of all ranks, one rank after another; only the own ones have a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, counts: list[int], place: int, group: Any) -> Tensor:
+        ctx.own = slice(sum(counts[:place]), sum(counts[: place + 1]))
+        padded = own.new_zeros(max(counts), *own.shape[1:])
+        padded[: len(own)] = own
+        every = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(every, padded, group=group)
+        return torch.cat([rows[:count] for rows, count in zip(every, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return grad[ctx.own], None, None, None
+
+
 @dataclass(frozen=True, eq=False)
 class Mesh:
     """Grid of ranks, and this one's place in it. `Mesh()` is a single process; `Mesh.join` makes any other."""
@@ -145,6 +162,18 @@ class Mesh:
     def most(self, values: Tensor) -> Tensor:
         """Return the largest values that a rank with the same latents has, element by element."""
         return values if self.data == 1 else self._reduced(values.clone(), self.by_data, dist.ReduceOp.MAX)
+
+    def joined(self, rows: Tensor) -> Tensor:
+        """Return the rows of all ranks with the same latents, in one order; gradients reach the own ones alone.
+
+        A loss that each of these ranks computes from them has its whole gradient once `add_gradients` was called.
+        """
+        if self.data == 1:
+            return rows
+        counts = torch.zeros(self.data, dtype=torch.int64, device=rows.device)
+        counts[place := self.rank // self.latents] = len(rows)
+        known = self._reduced(counts, self.by_data).tolist()
+        return _Joined.apply(rows, known, place, self.by_data)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def add_gradients(self, module: nn.Module) -> None:

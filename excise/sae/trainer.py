@@ -101,7 +101,8 @@ def train(
         measure: Returns further metrics of the finished SAE.
         device: Where to train.
         mesh: Ranks that train the SAE together: each one calls this with the same arguments. They need a disk that
-            all of them see. Rank 0 measures, calls `progress` and `measure`, and saves. Not with `supervision`.
+            all of them see. Rank 0 measures, calls `progress` and `measure`, and saves. With `supervision` the
+            activation must be "topk".
 
     Returns:
         The trained SAE; on a rank other than 0 as it was saved.
@@ -111,8 +112,8 @@ def train(
             labels are missing, training diverges, the disk refuses, or another rank failed.
     """
     out = Path(out)
-    if supervision is not None and mesh.size > 1:
-        raise ExciseError("an SAE with labels is trained by one process; leave out the mesh")
+    if supervision is not None and mesh.size > 1 and config.activation == "batchtopk":
+        raise ExciseError("ranks train an SAE with labels by activation 'topk' alone; choose it, or leave out the mesh")
     mesh.together(lambda: check_untrained(out))
     work = out.with_name(out.name + ".training")
     source = Source(features, seed=config.seed)
@@ -326,8 +327,8 @@ def _advance(
     parts = loss(sae, x, reconstruction, variance, state.idle >= window, config.alpha, share)
     total, association = parts.total, torch.zeros((), device=x.device)
     if supervision is not None and isinstance(batch, Samples):
-        supervised = _terms(sae, batch, codes, supervision)
-        total, association = total + supervised.total, supervised.association.detach()
+        supervised = _terms(sae, batch, codes, supervision, vectors)
+        total, association = total + supervised.total, supervised.association.detach() * share
     total.backward()  # type: ignore[no-untyped-call]
     mesh.add_gradients(sae)
     for group in state.optimiser.param_groups:
@@ -340,10 +341,27 @@ def _advance(
     state.step += 1
 
 
-def _terms(sae: TopKSAE, batch: Samples, codes: Codes, supervision: Supervision) -> Terms:
-    rows = torch.tensor(supervision.assigned, device=batch.states.device)
-    own = F.linear(batch.states - sae.b_pre, sae.W_enc[rows], sae.b_enc[rows])
-    return terms(own, codes.values, batch.labels, supervision)
+def _terms(sae: TopKSAE, batch: Samples, codes: Codes, supervision: Supervision, vectors: int | None = None) -> Terms:
+    """Return the supervised terms; of `vectors` in all, this rank has some. Without their number it has all."""
+    own = _assigned(sae, batch.states, supervision)
+    if sae.mesh.size == 1:
+        return terms(own, codes.values, batch.labels, supervision)
+    count = codes.values[..., 0].numel() if vectors is None else vectors
+    mean = sae.mesh.summed(codes.values.sum()) / (count * sae.config.k)
+    return terms(own, mean, batch.labels, supervision, ALONE if vectors is None else sae.mesh)
+
+
+def _assigned(sae: TopKSAE, states: Tensor, supervision: Supervision) -> Tensor:
+    """Return the assigned latents' pre-activations, [B, N, C], where each rank computes those of its own latents."""
+    own, latents = sae.mesh.rows(sae.config.m), supervision.assigned
+    columns = [c for c, latent in enumerate(latents) if own.start <= latent < own.stop]
+    rows = torch.tensor([latents[c] - own.start for c in columns], dtype=torch.int64, device=states.device)
+    found = F.linear(states - sae.mesh.spread(sae.b_pre), sae.W_enc[rows], sae.b_enc[rows])
+    if sae.mesh.latents == 1:
+        return found
+    # A rank without any of them takes part too: its b_pre receives the others' gradients.
+    at = torch.tensor(columns, dtype=torch.int64, device=states.device)
+    return sae.mesh.summed(found.new_zeros(*states.shape[:-1], len(latents)).index_copy(-1, at, found))
 
 
 @torch.no_grad()
@@ -355,7 +373,8 @@ def _look(state: State, validation: Samples, variance: float, supervision: Super
         codes = state.sae.encode(part.vectors)
         mse = F.mse_loss(state.sae.decode(codes), part.vectors) / variance
         losses.append(float(mse + _terms(state.sae, part, codes, supervision).total))
-    found = sum(losses) / len(losses)
+    # Hosts may round differently, but ranks stop together.
+    found = float(state.sae.mesh.sent(torch.tensor(sum(losses) / len(losses), dtype=torch.float64)))
     state.stale += 1
     if found < state.best_loss:
         state.best = {name: value.detach().clone() for name, value in state.sae.state_dict().items()}

@@ -189,7 +189,7 @@ def refused(mesh: Mesh, out: Path, how: str) -> None:
     elif how == "elsewhere" and mesh.rank == 1:
         out = out.parent / "other disk" / "sae"
     elif how == "labels":
-        given["supervision"] = object()
+        given["supervision"], config = object(), dataclasses.replace(config, activation="batchtopk")
     elif how == "batch":
         config = dataclasses.replace(config, batch=1)
     train(x, config, out, mesh=mesh, **given)
@@ -202,7 +202,7 @@ def refused(mesh: Mesh, out: Path, how: str) -> None:
         ((1, 2), "vectors", "NaN or infinity", "NaN or infinity; capture them again, in float32 (on rank 0)"),
         ((2, 1), "diverges", "training diverged", "training diverged"),
         ((2, 1), "measure", "division by zero", "division by zero (on rank 0)"),
-        ((2, 1), "labels", "leave out the mesh", "leave out the mesh"),
+        ((2, 1), "labels", "'topk' alone; choose it", "'topk' alone; choose it"),
         ((2, 1), "batch", "a batch of 1 cannot be divided among 2 ranks", "a batch of 1 cannot"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from excise.app.models.loader import Loader
 from excise.app.reading.group_states import TokenParts
-from excise.engine import Needs, is_first, is_here
+from excise.engine import Needs, check_engine, is_first, is_here
 from excise.errors import ExciseError, InvalidSetting
 from excise.pipeline import Pipeline
 from excise.sae import Shards
@@ -39,6 +39,7 @@ class Reading:
     """Whether states are made each time that a training needs them, or stored; by default what is cheaper."""
 
     def __post_init__(self) -> None:
+        check_engine(self.engine, self.workers)
         if self.states not in (None, "made", "stored"):
             raise InvalidSetting(f"states are made or stored, not {self.states!r}")
         if self.states == "made" and not self.is_here:

@@ -14,6 +14,7 @@ from excise.errors import ExciseError
 from excise.neurons.timesteps import Means, assign, score
 from excise.pipeline import Pipeline
 from excise.sae import Progress, Samples, Shards, Supervision, TopKSAE, TrainConfig, load, train
+from excise.sae.parallel import ALONE, Mesh
 from excise.sae.supervised import Negatives, Pooling
 from excise.sites import Site, capture
 from excise.sites.activations.block_shards import BlockShard, BlockShards, Labelled, label_table
@@ -61,10 +62,11 @@ def train_on_block(
     *,
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
+    mesh: Mesh = ALONE,
 ) -> TopKSAE:
     """Train on the pictures' patches at every step and save into `out`. The same call resumes after an interruption.
 
-    Shards are read one at a time, so that memory does not grow with their number.
+    Few shards are read at a time, so that memory does not grow with their number. Ranks of `mesh` train together.
 
     Raises:
         ExciseError: A concept is in no group, no picture shows it, training fails, or a file cannot be written.
@@ -93,6 +95,7 @@ def train_on_block(
         init=init,
         progress=progress,
         device=device,
+        mesh=mesh,
     )
 
 
@@ -109,6 +112,7 @@ def train_on_text(
     bos: bool = False,
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
+    mesh: Mesh = ALONE,
 ) -> TopKSAE:
     """Train with the same supervision at a Site of a text encoder.
 
@@ -126,15 +130,20 @@ def train_on_text(
         bos: Whether to train on the first state too (`excise.app.training.text.train_sae`).
         progress: Called with the lines of the training's log.
         device: Device to train on.
+        mesh: Ranks that train together; the first one reads the prompts.
 
     Raises:
         ExciseError: A label is unknown, or as `train_on_block`.
     """
     labels = label_table([*prompts, *(Labelled(text, ()) for text in others)], concepts)
     texts = [*(p.prompt for p in prompts), *others]
-    batches = list(capture(pipe, [site], texts))
-    begin = int(not bos and not any(bool(batch.scored[:, 0].any()) for batch in batches))
-    states = _as_one([narrowed(batch.states[site][:, begin:]) for batch in batches])
+
+    def read() -> torch.Tensor:
+        batches = list(capture(pipe, [site], texts))
+        begin = int(not bos and not any(bool(batch.scored[:, 0].any()) for batch in batches))
+        return _as_one([narrowed(batch.states[site][:, begin:]) for batch in batches])
+
+    states = mesh.sent(mesh.together(lambda: None if mesh.rank else read()))
     held = int(how.validation * len(prompts)) if how.supervised else 0
     init = load(Path(how.start)) if how.start else None
     supervision = None
@@ -157,6 +166,7 @@ def train_on_text(
         init=init,
         progress=progress,
         device=device,
+        mesh=mesh,
     )
 
 

@@ -25,6 +25,7 @@ from excise.cli.options import (
     Json,
     K,
     Model,
+    Parallel,
     Rate,
     RetryFailed,
     SaeOut,
@@ -96,13 +97,7 @@ def train(
         bool, typer.Option("--raw", help="Train on the states as they are, not scaled to unit variance.")
     ] = False,
     seed: TrainingSeed = 0,
-    parallel: Annotated[
-        str | None,
-        typer.Option(
-            "--parallel",
-            help="How the processes that torchrun started divide one training: data=2,latents=4 is for eight of them.",
-        ),
-    ] = None,
+    parallel: Parallel = None,
     states: Annotated[
         str | None,
         typer.Option(
