@@ -98,11 +98,15 @@ MUTANTS = [
         "excise/sae/trainer.py",
         "tests/sae/test_supervised_ranks.py::test_ranks_learn_the_labels_as_one_process_does",
         ("/ (count * sae.config.k)", "/ (codes.values[..., 0].numel() * sae.config.k)"),
-        ("sae.mesh.summed(codes.values.sum())", "codes.values.sum()"),
         ("F.linear(states - sae.mesh.spread(sae.b_pre)", "F.linear(states - sae.b_pre"),
         ("supervised.association.detach() * share", "supervised.association.detach()"),
         ("latents[c] - own.start for c in columns", "latents[c] for c in columns"),
         ("ALONE if vectors is None else sae.mesh", "ALONE"),
+    ),
+    *of(
+        "excise/sae/trainer.py",
+        "tests/sae/test_supervised_ranks.py::test_the_loss_of_samples_that_all_ranks_have_is_whole",
+        ("sae.mesh.summed(codes.values.sum())", "codes.values.sum()"),
     ),
     *of(
         "excise/sae/parallel.py",

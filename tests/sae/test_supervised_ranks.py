@@ -9,18 +9,23 @@ from typing import Any
 import pytest
 import torch
 
-from excise.sae import Progress, Shards, load, stream, train
+from excise.sae import Progress, Shards, TopKSAE, load, stream, train
 from excise.sae.parallel import ALONE, Mesh
 from excise.sae.supervised import terms
+from excise.sae.trainer import _terms
 from tests.sae.ranks import answers, on_ranks
 from tests.sae.test_supervised_training import CONFIG as BASE
 from tests.sae.test_supervised_training import SUPERVISION, VECTORS, planted
 
 CONFIG = replace(BASE, batch=65 * VECTORS, tokens=65 * VECTORS * 30, log_every=1, checkpoint_every=10)
-"""65 samples a batch: two ranks have 33 and 32 of them. Latents divided by two: the first has all assigned ones."""
+"""65 samples a batch: two ranks have 33 and 32 of them."""
+FIRST, SPREAD = SUPERVISION.assigned, (3, 50, 95, 0, 60)
+"""Assigned latents of 96: of two ranks, the first has all of them, or both have some."""
 
 
-def trained(mesh: Mesh, out: Path, negatives: Any, stop: int = 0) -> tuple[list[Progress], dict[str, torch.Tensor]]:
+def trained(
+    mesh: Mesh, out: Path, negatives: Any, stop: int = 0, assigned: tuple[int, ...] = FIRST
+) -> tuple[list[Progress], dict[str, torch.Tensor]]:
     """Return the log's lines, which rank 0 alone has, and the trained tensors. Ctrl-C comes after step `stop`."""
     lines: list[Progress] = []
 
@@ -31,7 +36,7 @@ def trained(mesh: Mesh, out: Path, negatives: Any, stop: int = 0) -> tuple[list[
 
     stream.BUFFER = 900
     samples = planted(400, 1)
-    supervision = replace(SUPERVISION, negatives=negatives, check_every=5, patience=3, l1=0.5)
+    supervision = replace(SUPERVISION, assigned=assigned, negatives=negatives, check_every=5, patience=3, l1=0.5)
     shards = Shards.of([samples[n : n + 50] for n in range(0, 400, 50)])
     options: dict[str, Any] = {"supervision": supervision, "validation": planted(70, 2), "progress": progress}
     sae = train(shards, CONFIG, out, mesh=mesh, **options)
@@ -47,14 +52,16 @@ def agree(lines: list[Progress], known: list[Progress]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "negatives"),
-    [((2, 1), "none"), ((2, 1), "balanced"), ((1, 2), "none"), ((2, 2), "assigned")],
+    ("sizes", "negatives", "assigned"),
+    [((2, 1), "balanced", FIRST), ((1, 2), "none", SPREAD), ((2, 2), "assigned", FIRST)],
     ids=str,
 )
-def test_ranks_learn_the_labels_as_one_process_does(tmp_path: Path, sizes: tuple[int, int], negatives: str) -> None:
-    known, _ = trained(ALONE, tmp_path / "alone", negatives)
+def test_ranks_learn_the_labels_as_one_process_does(
+    tmp_path: Path, sizes: tuple[int, int], negatives: str, assigned: tuple[int, ...]
+) -> None:
+    known, _ = trained(ALONE, tmp_path / "alone", negatives, 0, assigned)
     assert known[-1].association < 0.9 * known[0].association
-    found = on_ranks(sizes, trained, tmp_path / "store", tmp_path / "sae", negatives)
+    found = on_ranks(sizes, trained, tmp_path / "store", tmp_path / "sae", negatives, 0, assigned)
     agree(found[0][0], known)
     saved = load(tmp_path / "sae").state_dict()
     for _, tensors in found:
@@ -110,3 +117,14 @@ def test_terms_and_gradients_are_those_of_the_whole_batch(tmp_path: Path, negati
     for own, found in on_ranks((3, 1), gradients, tmp_path / "store", negatives):
         torch.testing.assert_close(own, gradient)
         assert found == pytest.approx(values, rel=1e-6)
+
+
+def whole_terms(mesh: Mesh) -> float:
+    """Return the supervised loss of samples that every rank has, as on the validation split."""
+    sae, samples = TopKSAE(CONFIG.sae(48), seed=2, mesh=mesh), planted(20, 4)
+    return float(_terms(sae, samples, sae.encode(samples.vectors), replace(SUPERVISION, l1=9.0, assigned=SPREAD)).total)
+
+
+def test_the_loss_of_samples_that_all_ranks_have_is_whole(tmp_path: Path) -> None:
+    found = on_ranks((2, 2), whole_terms, tmp_path / "store")
+    assert found == pytest.approx([whole_terms(ALONE)] * 4, rel=1e-5)
