@@ -1,8 +1,8 @@
 """Training of one SAE by several processes, which torchrun, srun or Ray Train starts: a process is a rank.
 
 Ranks form a grid. Along `data` they have the same latents and different vectors of every batch; along `latents` they
-have the same vectors and different latents. A rank holds ordinary tensors, and all communication is in this module. A
-single process communicates with none, and trains to the same bits as it would without a mesh.
+have the same vectors and different latents. A rank holds ordinary tensors, and all communication is in this module and
+in `collectives.py`. A single process communicates with none, and trains to the same bits as it would without a mesh.
 """
 
 from __future__ import annotations
@@ -17,57 +17,12 @@ from torch import Tensor, nn
 
 from excise.errors import ExciseError, InvalidSetting
 from excise.launched import PATIENCE, connect, processes
+from excise.sae.collectives import Joined, Spread, Summed
 
 T = TypeVar("T")
 _MESSAGE = 512
 """Bytes of a message to the other ranks."""
 _DTYPES = (torch.float32, torch.float64, torch.int64, torch.float16, torch.bfloat16, torch.bool)
-
-
-class _Summed(torch.autograd.Function):
-    """Sum over ranks; every part gets the whole sum's gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, part: Tensor, group: Any) -> Tensor:
-        whole = part.contiguous().clone()
-        dist.all_reduce(whole, group=group)
-        return whole
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
-class _Spread(torch.autograd.Function):
-    """Value that every rank has, whose gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        whole = grad.contiguous().clone()
-        dist.all_reduce(whole, group=ctx.group)
-        return whole, None
-
-
-class _Joined(torch.autograd.Function):
-    """Rows of all ranks, one rank after another; only the own ones have a gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, counts: list[int], place: int, group: Any) -> Tensor:
-        ctx.own = slice(sum(counts[:place]), sum(counts[: place + 1]))
-        padded = own.new_zeros(max(counts), *own.shape[1:])
-        padded[: len(own)] = own
-        every = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(every, padded, group=group)
-        return torch.cat([rows[:count] for rows, count in zip(every, counts, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return grad[ctx.own], None, None, None
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +128,7 @@ class Mesh:
         counts = torch.zeros(self.data, dtype=torch.int64, device=rows.device)
         counts[place := self.rank // self.latents] = len(rows)
         known = self._reduced(counts, self.by_data).tolist()
-        return _Joined.apply(rows, known, place, self.by_data)  # type: ignore[no-untyped-call]
+        return Joined.apply(rows, known, place, self.by_data)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def add_gradients(self, module: nn.Module) -> None:
@@ -190,11 +145,11 @@ class Mesh:
 
     def summed(self, part: Tensor) -> Tensor:
         """Return the sum of what each rank's latents contribute; each rank's part gets the sum's gradient."""
-        return part if self.latents == 1 else _Summed.apply(part, self.by_latents)  # type: ignore[no-untyped-call]
+        return part if self.latents == 1 else Summed.apply(part, self.by_latents)  # type: ignore[no-untyped-call]
 
     def spread(self, value: Tensor) -> Tensor:
         """Return a value that each rank's latents use; its gradient is the sum over them."""
-        return value if self.latents == 1 else _Spread.apply(value, self.by_latents)  # type: ignore[no-untyped-call]
+        return value if self.latents == 1 else Spread.apply(value, self.by_latents)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def kept(self, values: Tensor, k: int) -> Tensor:

@@ -31,8 +31,6 @@ MUTANTS = [
         ("self._reduced(mean * share, self.by_data)", "mean"),
         ("self._reduced(parameter.grad.contiguous(), self.by_data)", "parameter.grad"),
         ("int(self._reduced(number.clone(), self.by_latents))", "int(number)"),
-        ("        dist.all_reduce(whole, group=ctx.group)\n", ""),
-        ("        dist.all_reduce(whole, group=group)\n", ""),
         ("mask[:, self.column * k :]", "mask"),
         ("best = torch.cat(every).topk(count, sorted=False).values", "best = best"),
     ),
@@ -109,7 +107,14 @@ MUTANTS = [
         ("sae.mesh.summed(codes.values.sum())", "codes.values.sum()"),
     ),
     *of(
-        "excise/sae/parallel.py",
+        "excise/sae/collectives.py",
+        "tests/sae/test_parallel.py::test_codes_terms_and_gradients_are_those_of_the_whole"
+        " tests/sae/test_parallel.py::test_ranks_train_what_one_process_does",
+        ("        dist.all_reduce(whole, group=ctx.group)\n", ""),
+        ("        dist.all_reduce(whole, group=group)\n", ""),
+    ),
+    *of(
+        "excise/sae/collectives.py",
         "tests/sae/test_supervised_ranks.py::test_terms_and_gradients_are_those_of_the_whole_batch",
         ("slice(sum(counts[:place]), sum(counts[: place + 1]))", "slice(0, counts[place])"),
         ("torch.cat([rows[:count] for rows, count in zip(every, counts, strict=True)])", "torch.cat(every)"),

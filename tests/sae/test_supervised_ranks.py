@@ -122,7 +122,8 @@ def test_terms_and_gradients_are_those_of_the_whole_batch(tmp_path: Path, negati
 def whole_terms(mesh: Mesh) -> float:
     """Return the supervised loss of samples that every rank has, as on the validation split."""
     sae, samples = TopKSAE(CONFIG.sae(48), seed=2, mesh=mesh), planted(20, 4)
-    return float(_terms(sae, samples, sae.encode(samples.vectors), replace(SUPERVISION, l1=9.0, assigned=SPREAD)).total)
+    supervision = replace(SUPERVISION, l1=9.0, assigned=SPREAD)
+    return float(_terms(sae, samples, sae.encode(samples.vectors), supervision).total.detach())
 
 
 def test_the_loss_of_samples_that_all_ranks_have_is_whole(tmp_path: Path) -> None:
