@@ -128,7 +128,8 @@ class Mesh:
         counts = torch.zeros(self.data, dtype=torch.int64, device=rows.device)
         counts[place := self.rank // self.latents] = len(rows)
         known = self._reduced(counts, self.by_data).tolist()
-        return Joined.apply(rows, known, place, self.by_data)  # type: ignore[no-untyped-call]
+        whole: Tensor = Joined.apply(rows, known, place, self.by_data)  # type: ignore[no-untyped-call]
+        return whole
 
     @torch.no_grad()
     def add_gradients(self, module: nn.Module) -> None:

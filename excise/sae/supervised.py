@@ -88,8 +88,8 @@ def terms(own: Tensor, codes: Tensor, labels: Tensor, supervision: Supervision, 
     """Return all terms, from the assigned latents' pre-activations `own` `[B, N, C]` and the batch's codes.
 
     L_1 is the mean of `codes`, of any shape. The trainer passes those that TopK kept, whose gradient costs nothing;
-    pass all pre-activations after ReLU for every latent's. Where ranks divide a batch's samples, L_CA and L_DC are the
-    whole batch's: they are no sums over samples.
+    pass all pre-activations after ReLU for every latent's. Where ranks divide a batch's samples, L_CA and L_DC are
+    those of the whole batch, as neither is a sum over samples.
     """
     v = mesh.joined(activity(own, supervision.pooling))
     logits = v if supervision.negatives == "none" else mesh.joined(pooled(own, supervision.pooling))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from excise.concepts.formats import parquet_file
 from excise.errors import ExciseError
-from excise.files import read_json, sha256
+from excise.files import TENSORS, read_json, sha256
 from excise.pipeline import Pipeline
 from excise.sites.activations.capture import is_clip
 from excise.sites.activations.tokenising import tokenise
@@ -117,10 +117,11 @@ class Corpus:
 def load_corpus(folder: Path) -> Corpus:
     """Load a corpus that `build` wrote. Raises ExciseError if it is missing or unfinished."""
     try:
-        found = read_json(folder / MANIFEST)
+        found = read_json(folder / MANIFEST, TENSORS)
         if found["schema"] != SCHEMA:
             raise ValueError(f"its format is {found['schema']!r}")
-        files, groups = [], []
+        files: list[tuple[str, str]] = []
+        groups: list[Group] = []
         for name, digest, counts in found["files"]:
             for number, (prompts, tokens) in enumerate(counts):
                 groups.append(Group(len(files), number, int(prompts), int(tokens)))

@@ -31,7 +31,7 @@ _BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class TokenParts:
-    """The row groups of a corpus as parts, of which the states are read."""
+    """The states of a corpus, with its row groups as parts."""
 
     corpus: Corpus
     padding: float = 1.0

@@ -64,7 +64,7 @@ class Tokenising:
             ids.append(found[kept])
             bounds += (bounds[-1] + kept.sum(1).cumsum(0)).tolist()
         kind = id_type(vocabulary_of(pipe, self.component))
-        values = torch.cat(ids).numpy() if ids else []
+        values = torch.cat([torch.empty(0, dtype=torch.int64), *ids]).numpy()
         rows = pyarrow.ListArray.from_arrays(pyarrow.array(bounds, pyarrow.int32()), pyarrow.array(values, kind))
         sample = texts[:: -(-len(texts) // self.sampled)] if texts else []
         table = pyarrow.table({"ids": rows}).replace_schema_metadata({"sample": json.dumps(sample)})
@@ -171,7 +171,7 @@ def build(
 
 
 def _found(path: Path) -> list[Any]:
-    """Return what `Tokenising` told about a file that an earlier call made."""
+    """Return what `Tokenising` returns about a file that an earlier call made."""
     counts = []
     with parquet_file(path, "ids") as file:
         sample = parse_json((file.schema_arrow.metadata or {}).get(b"sample", b"[]"))

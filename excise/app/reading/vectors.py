@@ -89,11 +89,13 @@ def vectors(
                 return {}
             if isinstance(parts, TokenParts):
                 return in_memory(pipe, sites, parts, progress)
-            return features(pipe, sites, prompts, progress, padding, bos)
+            texts = () if isinstance(prompts, Corpus) else prompts
+            return features(pipe, sites, texts, progress, padding, bos)
 
         own = mesh.together(states)
         yield {site: mesh.sent(own.get(site)) for site in sites}
     elif reading.makes(pipe, sites[0].component, parts):
+        assert isinstance(parts, TokenParts)
         yield {site: made_when_needed(pipe, site, parts) for site in sites}
     else:
         # A language model's features took hours: do not replace them if other texts are named this time.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -54,14 +54,14 @@ def corpus(
     parts = list(parts_of(prompts))
     load = Loader(model, "cpu", weights)
     pipe = load()
-    how = {"engine": engine, "workers": workers, "retry": retry_failed}
+    how: dict[str, Any] = {"engine": engine, "workers": workers, "retry": retry_failed}
     with progress("tokenising", len(parts)) as advance:
         made = build(pipe, component, prompts, parts, out, load, column=column, progress=advance, **how)
     if made is None:
         note("the first slice writes the manifest")
         return
     note(f"saved in {out}")
-    data = {
+    data: dict[str, Any] = {
         "folder": str(out),
         "prompts": made.prompts,
         "tokens": made.tokens,
@@ -70,5 +70,5 @@ def corpus(
         "bytes": sum((out / name).stat().st_size for name, _ in made.files),
         "digest": made.digest,
     }
-    rows = [(name, f"{value:,}" if isinstance(value, int) else value) for name, value in data.items()]
+    rows = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in data.items()]
     emit(json, data, lambda: key_values(f"Corpus {out}", rows))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from excise.engine import Needs, Outcome, make_all
 from excise.errors import ExciseError
-from excise.files import parse_json, read_json, sha256, write_atomic
+from excise.files import TENSORS, parse_json, read_json, sha256, write_atomic
 from excise.pipeline import Pipeline
 from excise.sites.activations.length_buckets import capture_by_length
 from excise.sites.activations.shards import narrowed, read_shard, shape_in_shard, write_shard
@@ -30,7 +30,7 @@ TEXTS = 512
 
 
 class Parts(Protocol):
-    """A corpus in parts, of which each becomes a shard. Workers of an engine receive it pickled."""
+    """A corpus in parts. Each part becomes a shard. Workers of an engine receive it pickled."""
 
     def sizes(self) -> Sequence[int]:
         """Return the number of texts in each part."""
@@ -228,11 +228,12 @@ class Capture:
         Digests that `made` does not have are computed. Raises ExciseError if a shard is missing, or no text has words.
         """
         sizes = self.parts.sizes()
-        shards = [[self.path(number).name, *(made.get(number) or self._found(number))] for number in range(len(sizes))]
-        vectors = sum(shard[2] for shard in shards)
+        shards = [made.get(number) or self._found(number) for number in range(len(sizes))]
+        vectors = sum(count for _, count in shards)
         if not vectors:
             raise ExciseError("there is no word in the texts; check the file")
-        manifest = {**read_json(self.folder / ABOUT), "read": sum(sizes), "vectors": vectors, "shards": shards}
+        manifest = {**read_json(self.folder / ABOUT), "read": sum(sizes), "vectors": vectors}
+        manifest["shards"] = [[self.path(number).name, *shard] for number, shard in enumerate(shards)]
         write_atomic(self.folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         return loaded(self.folder)
 
@@ -245,7 +246,7 @@ class Capture:
 def loaded(folder: Path) -> TokenShards:
     """Load what a `Capture` wrote into a folder. Raises ExciseError if it is missing or unfinished."""
     try:
-        found = read_json(folder / MANIFEST)
+        found = read_json(folder / MANIFEST, TENSORS)
         if found["schema"] != SCHEMA:
             raise ValueError(f"their format is {found['schema']!r}")
         shards = tuple((str(name), str(digest), int(vectors)) for name, digest, vectors in found["shards"])

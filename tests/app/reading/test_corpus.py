@@ -25,7 +25,7 @@ PROMPTS = [f"{word} number {n} {'on a table ' * (n % 4)}" for n, word in enumera
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """25 prompts in parts of ten, of which a row group has four."""
+    """25 prompts, in parts of ten and row groups of four."""
     monkeypatch.setattr(corpus_parts, "ROWS", 10)
     monkeypatch.setattr(tokenising, "GROUP", 4)
 

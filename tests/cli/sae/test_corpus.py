@@ -28,7 +28,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    """Twelve prompts in three files, each of which is a part."""
+    """Twelve prompts in three files. Each file is a part."""
     folder = tmp_path / "prompts"
     folder.mkdir()
     for n in range(3):
