@@ -124,7 +124,8 @@ def test_torchrun_trains_on_labels(
     command: str, ask: Callable[..., Any], model_folder: Path, captions: Path, tmp_path: Path
 ) -> None:
     place = ("--site", "encoder.layers.1") if command == "train-text" else ("--block", BLOCK, "--steps", 2)
-    common = ("sae", command, "--model", model_folder, *place, "--prompts", captions, "--label", "object", *SMALL)
+    few = (*SMALL[:-1], 320)  # four prompts of 76 states a batch
+    common = ("sae", command, "--model", model_folder, *place, "--prompts", captions, "--label", "object", *few)
     one = ask(*common, "--out", tmp_path / "one")["card"]
     done = torchrun("-m", "excise", *common, "--out", tmp_path / "two", "--parallel", "data=2", number=2)
     assert done.returncode == 0, done.stderr
