@@ -135,9 +135,10 @@ NAMES: dict[str, dict[str, str]] = {
         ("bundled_settings", "concept_named", "load_pipeline", "parse_site", "sae_folder", "sae_site"),
         "excise.app.models.resolve",
     ),
-    "excise.app.training": dict.fromkeys(
-        ("features", "recipe_config", "recipe_prompts", "train_on", "train_sae", "vectors"), "excise.app.training.text"
-    ),
+    "excise.app.training": {
+        **dict.fromkeys(("recipe_config", "recipe_prompts", "train_on", "train_sae"), "excise.app.training.text"),
+        **dict.fromkeys(("features", "vectors"), "excise.app.reading.vectors"),
+    },
     "excise.erasers.artefact": {
         **dict.fromkeys(("Check", "check_manifest", "eraser_folders", "manifest"), "excise.erasers.artefact.files"),
         "check_files": "excise.erasers.artefact.checks",

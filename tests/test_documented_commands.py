@@ -42,6 +42,8 @@ ELSEWHERE = {
     "docs/how-to/neurons.md: generate --model smollm2": MODEL,
     "docs/how-to/studio.md: app ": BROWSER,
     "docs/how-to/parallel-training.md: sae train": GPU,
+    "docs/how-to/many-prompts.md: sae corpus": MODEL,
+    "docs/how-to/many-prompts.md: sae train": GPU,
     "docs/how-to/plugin.md: methods show mine": PLUGIN,
     "docs/how-to/plugin.md: erase gun --method mine": PLUGIN,
     "docs/how-to/saemnesia.md: sae train-block --model $MODEL": MODEL,

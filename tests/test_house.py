@@ -22,6 +22,7 @@ FULL = {
     "excise/concepts": "one file for each way to get pairs, all on one Concept",
     "excise/erasers/hooks": "one file for each thing that a hook knows: its image, its prompt, its step, its observers",
     "excise/methods/trained": "one file a method",
+    "excise/sae": "one file for each part of one training: its vectors, their order, losses, checkpoint, ranks",
 }
 """Folders with more than twelve files, and why."""
 LONG = {

@@ -39,6 +39,7 @@ ALLOWED = {
     ("engine/working.py", "pickle.loads"): "a stage that the process's own driver pickled, through a pipe",
     ("neurons/database/database.py", "sqlite3.connect"): "SQLite reads its file itself; `stored` limits what it may do",
     ("reference/bundle.py", "safe_open"): "a model that this process has just saved",
+    ("sites/activations/shards.py", "safe_open"): "shapes and labels; the digest is checked with the states",
     ("sae/checkpoint.py", "safe_open"): "a file whose digest `sha256` has just checked; a rank reads its rows alone",
     ("reference/training/loop.py", "torch.load"): "tensors alone, a checkpoint of its own, opened by open_regular",
     ("reference/training/text_encoder.py", "torch.load"): "as above",

@@ -33,6 +33,7 @@ from timing import compared, interleaved
 
 from excise import reference
 from excise.app.bench.provenance import provenance
+from excise.app.reading import vectors as kept
 from excise.app.training import text
 from excise.concepts import from_templates
 from excise.files import write_atomic
@@ -134,7 +135,7 @@ def read(
 
 def memory(options: argparse.Namespace) -> dict[str, Any]:
     pipe, site, prompts = reference.load(), PRESETS["reference"][0], sentences(MANY)
-    text.IN_MEMORY = 0
+    kept.IN_MEMORY = 0
     reading: list[Seen] = []
     trained: list[Seen] = []
 

@@ -40,6 +40,13 @@ Engine = Annotated[
         "process, or --workers processes.",
     ),
 ]
+Parallel = Annotated[
+    str | None,
+    typer.Option(
+        "--parallel",
+        help="How the processes that torchrun started divide one training: data=2,latents=4 is for eight of them.",
+    ),
+]
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Try again what failed before and was set aside in `failures`.")
 ]

@@ -14,7 +14,7 @@ from excise.cli.deploy import export, serve
 from excise.cli.erase import audit, checking, concepts, demo, erase, find, generate, harden, methods, push
 from excise.cli.neurons import scanning
 from excise.cli.pairs import pairs
-from excise.cli.sae import comparing
+from excise.cli.sae import corpus
 from excise.cli.studio import app as studio
 from excise.cli.terminal import complain, echo, filter_warnings
 from excise.interruption import as_ctrl_c
@@ -54,7 +54,7 @@ for part in (demo, concepts, find, erase, checking, generate, audit, studio, har
 app.add_typer(methods.app, name="methods")
 app.add_typer(export.app, name="export")
 app.add_typer(pairs.app, name="pairs")
-app.add_typer(comparing.app, name="sae")
+app.add_typer(corpus.app, name="sae")
 app.add_typer(scanning.app, name="neurons")
 app.add_typer(bench.app, name="bench")
 app.add_typer(reproduce.app, name="reproduce")

@@ -1,6 +1,7 @@
 from .config import SAEConfig as SAEConfig
 from .config import TrainConfig as TrainConfig
 from .data import Samples as Samples
+from .data import Shards as Shards
 from .exchange.exporters import export as export
 from .exchange.importers import read_published as read_published
 from .formats import card as card

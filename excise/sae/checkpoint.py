@@ -156,7 +156,9 @@ class State:
                 f"give the same settings to continue it, or {again}"
             )
         if state["features"] != features:
-            raise ExciseError(f"the unfinished training there uses other features or labels; {again}")
+            raise ExciseError(
+                f"the unfinished training there uses other features or labels, or an older order of shards; {again}"
+            )
 
     def _take(self, tensors: dict[str, Tensor]) -> None:
         device = self.idle.device

@@ -1,10 +1,9 @@
-"""Training vectors of an SAE, in memory or in shards: statistics, and batches in a reproducible order."""
+"""Training vectors of an SAE, in memory or in shards, and their statistics. `stream.py` has their order."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,56 +50,107 @@ class Samples:
 
 
 Shard = Tensor | Samples
-Features = Shard | Callable[[], Iterable[Shard]]
-"""Vectors [N, d] or samples, or a function that returns the same shards of one kind in the same order at every call."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """Training vectors in shards. Any of them can be read without the others."""
+
+    sizes: tuple[int, ...]
+    """Vectors of each shard, or samples."""
+    read: Callable[[int], Shard]
+    """Returns a shard by its number: vectors [n, d] or Samples, the same bits at every call."""
+    digest: str
+    """Digest of all content. A training is continued only on shards with the same one."""
+    each: int = 1
+    """Vectors in a sample."""
+    divided: bool = False
+    """Whether ranks divide the reading of vectors and send them to each other, since reading computes them."""
+    labels: Callable[[int], Tensor] | None = None
+    """Returns the labels of a shard of samples without its vectors."""
+
+    @classmethod
+    def of(cls, parts: Sequence[Shard]) -> Shards:
+        """Return shards that are in memory."""
+        digest = hashlib.sha256()
+        for part in parts:
+            for tensor in (part.states, part.labels) if isinstance(part, Samples) else (part,):
+                digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + as_bytes(tensor))
+        each = next((part.states.shape[1] for part in parts if isinstance(part, Samples)), 1)
+        return cls(tuple(map(len, parts)), tuple(parts).__getitem__, digest.hexdigest(), each)
+
+
+Features = Shard | Shards
+"""Vectors [N, d], samples, or shards of either."""
 
 SAMPLE = 32_768
 """Vectors used for the geometric median (OpenAI's number)."""
-BUFFER = 1 << 17
-"""Vectors shuffled together, or one shard's if it has more."""
+SEEN = 1 << 20
+"""Vectors from which statistics are computed, or one shard's if it has more."""
 _CHUNK = 1 << 24
 """Numbers converted to float64 at a time (128 MiB)."""
 
 
 class Statistics(NamedTuple):
-    """Statistics from one pass over the vectors."""
+    """Statistics of all vectors, or of the first `SEEN` of shards in a random order."""
 
-    vectors: int
     mean: Tensor
     """[d] float64."""
     variance: float
     """Mean over the d dimensions of the variance (divided by N)."""
     sample: Tensor
     """[at most SAMPLE, d] float32, sampled without replacement."""
-    each: int = 1
-    """Vectors in a sample."""
-
-    def digest(self) -> str:
-        """Return a digest that identifies the training set; another order of the vectors may change it."""
-        numbers = torch.cat([self.mean, torch.tensor([self.variance, self.vectors], dtype=torch.float64)])
-        return hashlib.sha256(numbers.numpy().tobytes()).hexdigest()
 
 
 class Source:
-    """Vectors that can be read repeatedly."""
+    """Vectors that can be read repeatedly, shard by shard."""
 
     def __init__(self, features: Features, *, seed: int) -> None:
-        """`seed` determines the sample and every epoch's order."""
-        if not isinstance(features, Tensor | Samples) and not callable(features):
-            raise ExciseError("features must be a tensor, Samples, or a function that returns the shards at every call")
+        """`seed` determines the sample. Raises ExciseError if there are no vectors."""
+        if not isinstance(features, Tensor | Samples | Shards):
+            raise ExciseError(
+                f"features must be a tensor, Samples or Shards, not {type(features).__name__}; Shards.of(...) takes a "
+                "list of tensors"
+            )
         self._features = features
-        self._seed = seed
+        self.seed = seed
+        self.sizes = features.sizes if isinstance(features, Shards) else (len(features),)
+        self.each = features.each if isinstance(features, Shards) else _each(features)
+        """Vectors in a sample."""
+        self.divided = isinstance(features, Shards) and features.divided
+        self._width: int | None = None
+        self._kind: type | None = None
+        if not self.count:
+            raise ExciseError("no vectors to train an SAE on; capture some features first")
+
+    @property
+    def count(self) -> int:
+        """Number of samples, or of bare vectors."""
+        return sum(self.sizes)
+
+    @property
+    def vectors(self) -> int:
+        """Number of vectors."""
+        return self.count * self.each
+
+    def digest(self, statistics: Statistics) -> str:
+        """Return a digest that identifies the training set; in memory, another order of the vectors may change it."""
+        if isinstance(self._features, Shards):
+            return hashlib.sha256(f"shards {self._features.digest} {self.sizes}".encode()).hexdigest()
+        numbers = torch.cat([statistics.mean, torch.tensor([statistics.variance, self.vectors], dtype=torch.float64)])
+        return hashlib.sha256(numbers.numpy().tobytes()).hexdigest()
 
     def statistics(self) -> Statistics:
-        """Read everything once. Raises ExciseError if vectors are missing, not finite, all equal or differ in width."""
+        """Return statistics, from all vectors or from enough shards. Raises ExciseError if vectors are unusable."""
         origin = total = squares = sample = keys = None
-        vectors = 0
-        generator = torch.Generator().manual_seed(self._seed)
-        each = 1
-        for shard in self._shards():
-            each = 1 if isinstance(shard, Tensor) else shard.states.shape[1]
-            vectors_of = shard if isinstance(shard, Tensor) else shard.vectors
-            for chunk in torch.split(vectors_of, max(1, _CHUNK // vectors_of.shape[1])):
+        seen = 0
+        generator = torch.Generator().manual_seed(self.seed)
+        for number in permuted(len(self.sizes), f"{self.seed}/statistics"):
+            shard = self.read(number)
+            vectors = shard if isinstance(shard, Tensor) else shard.vectors
+            for chunk in torch.split(vectors, max(1, _CHUNK // vectors.shape[1])):
+                if not len(chunk):
+                    continue
                 x = chunk.cpu().double()
                 if origin is None or total is None or squares is None or sample is None or keys is None:
                     # Sums relative to one of the vectors keep their precision if the mean is far from zero.
@@ -109,136 +159,77 @@ class Source:
                 centred = x - origin
                 total += centred.sum(0)
                 squares += centred.square().sum(0)
-                vectors += len(x)
+                seen += len(x)
                 # Uniform sampling from a stream of unknown length: keep the vectors with the smallest random keys.
                 keys = torch.cat([keys, torch.rand(len(x), generator=generator)])
                 best = keys.argsort()[:SAMPLE]
                 keys, sample = keys[best], torch.cat([sample, x.float()])[best]
-        if origin is None or total is None or squares is None or sample is None:
-            raise ExciseError("no vectors to train an SAE on; capture some features first")
-        mean = total / vectors
-        variance = float((squares / vectors - mean.square()).mean())
+            if seen >= SEEN:
+                break
+        assert origin is not None and total is not None and squares is not None and sample is not None
+        mean = total / seen
+        variance = float((squares / seen - mean.square()).mean())
         if not torch.isfinite(squares).all():
             raise ExciseError("the features contain NaN or infinity; capture them again, in float32")
         if variance <= 0:
             raise ExciseError("all feature vectors are the same; an SAE needs different ones")
-        return Statistics(vectors, mean + origin, variance, sample, each)
+        return Statistics(mean + origin, variance, sample)
 
     def labels(self) -> Iterator[Tensor]:
         """Yield the labels [n, C] of every shard of samples; nothing for bare vectors."""
-        yield from (shard.labels for shard in self._shards() if isinstance(shard, Samples))
+        known = self._features.labels if isinstance(self._features, Shards) else None
+        for number in range(len(self.sizes)):
+            if known is not None:
+                yield known(number)
+            elif isinstance(shard := self.read(number), Samples):
+                yield shard.labels
+            else:
+                return
 
-    def batches(
-        self,
-        size: int,
-        *,
-        start: int = 0,
-        rows: int | None = None,
-        device: torch.device | str = "cpu",
-        part: slice = slice(None),
-    ) -> Iterator[Shard]:
-        """Yield batches of `size` vectors or samples, float32, endlessly, starting with batch number `start`.
-
-        `rows`, the number of vectors or samples, spares reading the epochs before it. They are on a GPU `device` if
-        half of its free memory holds a shuffle buffer, else wherever the features are. Each epoch shuffles together as
-        many shards as hold `BUFFER` vectors: memory does not grow with the number of shards. An incomplete last batch
-        is left out of its epoch; another shuffle leaves out other vectors. `size` must not exceed the number of vectors
-        or samples. Of each batch only `part` is yielded, where ranks divide it.
-        """
-        first, skipped = divmod(start, rows // size) if rows else (0, start)
-        for epoch in itertools.count(first):
-            for batch in self._epoch(epoch, size, torch.device(device)):
-                if skipped:
-                    skipped -= 1
-                else:
-                    yield batch.taken(part)
-
-    def _epoch(self, epoch: int, size: int, device: torch.device) -> Iterator[_Batch]:
-        rest: Shard | None = None
-        for number, buffer in enumerate(self._buffers()):
-            shard = _resident(buffer, device)
-            # Hashed, so that no two combinations of seed, epoch and buffer share an order.
-            key = hashlib.sha256(f"{self._seed}/{epoch}/{number}".encode()).digest()[:7]
-            generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
-            order = torch.randperm(len(shard), generator=generator).to(_device(shard))
-            at = 0
-            if rest is not None and len(rest):
-                at = size - len(rest)
-                rest = _joined([rest, shard[order[:at]].float()])
-                if len(rest) < size:
-                    continue
-                yield _Batch(rest)
-            full = at + (len(shard) - at) // size * size
-            for begin in range(at, full, size):
-                yield _Batch(shard, order[begin : begin + size])
-            rest = shard[order[full:]].float()
-
-    def _buffers(self) -> Iterator[Shard]:
-        buffered: list[Shard] = []
-        vectors = 0
-        for shard in self._shards():
-            buffered.append(shard)
-            vectors += len(shard) if isinstance(shard, Tensor) else len(shard.vectors)
-            if vectors >= BUFFER:
-                yield _joined(buffered)
-                buffered, vectors = [], 0
-        if buffered:
-            yield _joined(buffered)
-
-    def _shards(self) -> Iterator[Shard]:
-        if isinstance(self._features, Tensor | Samples):
-            shards: Iterable[Shard] = [self._features]
-        else:
-            shards = self._features()
-        width = kind = None
-        for shard in shards:
-            if kind not in (None, type(shard)):
-                raise ExciseError("feature shards must all be of one kind, tensors or Samples")
-            kind = type(shard)
-            vectors = shard.vectors if isinstance(shard, Samples) else shard
-            if not isinstance(vectors, Tensor) or vectors.ndim != 2 or not vectors.is_floating_point():
-                found = (
-                    f"{vectors.dtype} {tuple(vectors.shape)}" if isinstance(vectors, Tensor) else type(shard).__name__
-                )
-                raise ExciseError(f"features must be floating-point tensors [vectors, width], not {found}")
-            if vectors.shape[1] == 0 or width not in (None, vectors.shape[1]):
-                raise ExciseError(f"feature shards must all have one width, not both {width} and {vectors.shape[1]}")
-            width = vectors.shape[1]
-            if len(shard):
-                yield shard.detach()
-
-
-class _Batch(NamedTuple):
-    """A batch before it is copied out of its shard, so that one can be skipped at no cost."""
-
-    shard: Shard
-    order: Tensor | None = None
-    """Its rows of the shard, None for all."""
-
-    def taken(self, part: slice) -> Shard:
-        """Return a part of it, float32."""
-        return self.shard[part] if self.order is None else self.shard[self.order[part]].float()
-
-
-def _resident(shard: Shard, device: torch.device) -> Shard:
-    """Move a shard to a GPU that has room for it: one copy instead of one for each batch."""
-    if device.type != "cuda" or isinstance(shard, Samples) or shard.device.type == "cuda":
+    def read(self, number: int) -> Shard:
+        """Return a shard. Raises ExciseError if it is not as the others or as announced."""
+        if not isinstance(self._features, Shards):
+            return self._checked(self._features)
+        shard = self._checked(self._features.read(number))
+        if len(shard) != self.sizes[number]:
+            raise ExciseError(f"feature shard {number} has {len(shard)} rows instead of {self.sizes[number]}")
+        vectors = shard if isinstance(shard, Tensor) else shard.states
+        if not torch.isfinite(vectors).all():
+            raise ExciseError("the features contain NaN or infinity; capture them again, in float32")
         return shard
-    free, _ = torch.cuda.mem_get_info(device)
-    return shard.to(device) if 2 * shard.nbytes <= free else shard
+
+    def _checked(self, shard: Shard) -> Shard:
+        if self._kind not in (None, type(shard)):
+            raise ExciseError("feature shards must all be of one kind, tensors or Samples")
+        vectors = shard.vectors if isinstance(shard, Samples) else shard
+        if not isinstance(vectors, Tensor) or vectors.ndim != 2 or not vectors.is_floating_point():
+            found = f"{vectors.dtype} {tuple(vectors.shape)}" if isinstance(vectors, Tensor) else type(shard).__name__
+            raise ExciseError(f"features must be floating-point tensors [vectors, width], not {found}")
+        if vectors.shape[1] == 0 or self._width not in (None, vectors.shape[1]):
+            raise ExciseError(f"feature shards must all have one width, not both {self._width} and {vectors.shape[1]}")
+        if (each := _each(shard)) != self.each:
+            raise ExciseError(f"samples must all have {self.each} vectors, not {each}")
+        self._kind, self._width = type(shard), vectors.shape[1]
+        return shard.detach()
 
 
-def _device(shard: Shard) -> torch.device:
-    return shard.device if isinstance(shard, Tensor) else shard.states.device
+def permuted(count: int, key: str) -> list[int]:
+    """Return the numbers below `count` in an order that depends on the key alone."""
+    return torch.randperm(count, generator=seeded(key)).tolist()
 
 
-def _joined(parts: list[Shard]) -> Shard:
-    if len(parts) == 1:
-        return parts[0]
-    if isinstance(parts[0], Tensor):
-        return torch.cat([part for part in parts if isinstance(part, Tensor)])
-    samples = [part for part in parts if isinstance(part, Samples)]
-    return Samples(torch.cat([part.states for part in samples]), torch.cat([part.labels for part in samples]))
+def seeded(key: str) -> torch.Generator:
+    """Return a generator for a key. Keys are hashed, so that no two share an order."""
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
+
+
+def as_bytes(tensor: Tensor) -> bytes:
+    """Return a tensor's bytes."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _each(shard: Shard) -> int:
+    return shard.states.shape[1] if isinstance(shard, Samples) else 1
 
 
 def geometric_median(sample: Tensor, *, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:

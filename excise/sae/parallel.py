@@ -1,8 +1,8 @@
 """Training of one SAE by several processes, which torchrun, srun or Ray Train starts: a process is a rank.
 
 Ranks form a grid. Along `data` they have the same latents and different vectors of every batch; along `latents` they
-have the same vectors and different latents. A rank holds ordinary tensors, and all communication is in this module. A
-single process communicates with none, and trains to the same bits as it would without a mesh.
+have the same vectors and different latents. A rank holds ordinary tensors, and all communication is in this module and
+in `collectives.py`. A single process communicates with none, and trains to the same bits as it would without a mesh.
 """
 
 from __future__ import annotations
@@ -17,40 +17,12 @@ from torch import Tensor, nn
 
 from excise.errors import ExciseError, InvalidSetting
 from excise.launched import PATIENCE, connect, processes
+from excise.sae.collectives import Joined, Spread, Summed
 
 T = TypeVar("T")
 _MESSAGE = 512
 """Bytes of a message to the other ranks."""
 _DTYPES = (torch.float32, torch.float64, torch.int64, torch.float16, torch.bfloat16, torch.bool)
-
-
-class _Summed(torch.autograd.Function):
-    """Sum over ranks; every part gets the whole sum's gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, part: Tensor, group: Any) -> Tensor:
-        whole = part.contiguous().clone()
-        dist.all_reduce(whole, group=group)
-        return whole
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
-class _Spread(torch.autograd.Function):
-    """Value that every rank has, whose gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        whole = grad.contiguous().clone()
-        dist.all_reduce(whole, group=ctx.group)
-        return whole, None
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +118,19 @@ class Mesh:
         """Return the largest values that a rank with the same latents has, element by element."""
         return values if self.data == 1 else self._reduced(values.clone(), self.by_data, dist.ReduceOp.MAX)
 
+    def joined(self, rows: Tensor) -> Tensor:
+        """Return the rows of all ranks with the same latents, in one order; gradients reach the own ones alone.
+
+        A loss that each of these ranks computes from them has its whole gradient once `add_gradients` was called.
+        """
+        if self.data == 1:
+            return rows
+        counts = torch.zeros(self.data, dtype=torch.int64, device=rows.device)
+        counts[place := self.rank // self.latents] = len(rows)
+        known = self._reduced(counts, self.by_data).tolist()
+        whole: Tensor = Joined.apply(rows, known, place, self.by_data)  # type: ignore[no-untyped-call]
+        return whole
+
     @torch.no_grad()
     def add_gradients(self, module: nn.Module) -> None:
         """Add up the gradients of ranks with the same latents; each one's loss is its share of the batch's."""
@@ -161,11 +146,11 @@ class Mesh:
 
     def summed(self, part: Tensor) -> Tensor:
         """Return the sum of what each rank's latents contribute; each rank's part gets the sum's gradient."""
-        return part if self.latents == 1 else _Summed.apply(part, self.by_latents)  # type: ignore[no-untyped-call]
+        return part if self.latents == 1 else Summed.apply(part, self.by_latents)  # type: ignore[no-untyped-call]
 
     def spread(self, value: Tensor) -> Tensor:
         """Return a value that each rank's latents use; its gradient is the sum over them."""
-        return value if self.latents == 1 else _Spread.apply(value, self.by_latents)  # type: ignore[no-untyped-call]
+        return value if self.latents == 1 else Spread.apply(value, self.by_latents)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def kept(self, values: Tensor, k: int) -> Tensor:
@@ -226,8 +211,8 @@ class Mesh:
             elif self.data > 1:
                 dist.broadcast(parameter, self.column, group=self.by_data)
 
-    def sent(self, tensor: Tensor | None) -> Tensor:
-        """Return rank 0's tensor on every rank, on the CPU. The others pass None."""
+    def sent(self, tensor: Tensor | None, rank: int = 0) -> Tensor:
+        """Return one rank's tensor on every rank, on the CPU. The others pass None."""
         if self.size == 1:
             assert tensor is not None
             return tensor
@@ -235,12 +220,12 @@ class Mesh:
         if tensor is not None:
             tensor = tensor.detach().cpu().contiguous()
             about[: 2 + tensor.ndim] = torch.tensor([_DTYPES.index(tensor.dtype), tensor.ndim, *tensor.shape])
-        dist.broadcast(about, 0, group=self.by_cpu)
+        dist.broadcast(about, rank, group=self.by_cpu)
         dtype, ndim, *shape = about.tolist()
         if tensor is None:
             tensor = torch.empty(shape[:ndim], dtype=_DTYPES[dtype])
         # As bytes: gloo does not know every dtype.
-        dist.broadcast(tensor.view(-1).view(torch.uint8), 0, group=self.by_cpu)
+        dist.broadcast(tensor.view(-1).view(torch.uint8), rank, group=self.by_cpu)
         return tensor
 
     def texts(self, text: str) -> list[str]:

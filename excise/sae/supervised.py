@@ -16,6 +16,7 @@ from torch import Tensor
 
 from excise.errors import ExciseError
 from excise.sae.config import _Json, _number
+from excise.sae.parallel import ALONE, Mesh
 
 Negatives = Literal["none", "assigned", "balanced"]
 Pooling = Literal["mean", "max"]
@@ -83,14 +84,16 @@ class Terms(NamedTuple):
     sparsity: Tensor
 
 
-def terms(own: Tensor, codes: Tensor, labels: Tensor, supervision: Supervision) -> Terms:
+def terms(own: Tensor, codes: Tensor, labels: Tensor, supervision: Supervision, mesh: Mesh = ALONE) -> Terms:
     """Return all terms, from the assigned latents' pre-activations `own` `[B, N, C]` and the batch's codes.
 
     L_1 is the mean of `codes`, of any shape. The trainer passes those that TopK kept, whose gradient costs nothing;
-    pass all pre-activations after ReLU for every latent's.
+    pass all pre-activations after ReLU for every latent's. Where ranks divide a batch's samples, L_CA and L_DC are
+    those of the whole batch, as neither is a sum over samples.
     """
-    v = activity(own, supervision.pooling)
-    logits = v if supervision.negatives == "none" else pooled(own, supervision.pooling)
+    v = mesh.joined(activity(own, supervision.pooling))
+    logits = v if supervision.negatives == "none" else mesh.joined(pooled(own, supervision.pooling))
+    labels = mesh.joined(labels.to(v.dtype)).bool()
     association = concept_association(logits, labels, supervision.negatives)
     apart = decorrelation(v, torch.tensor(supervision.groups, device=v.device))
     sparsity = codes.mean()

@@ -23,11 +23,12 @@ from excise.outputs import check_untrained
 from excise.sae import formats
 from excise.sae.checkpoint import State
 from excise.sae.config import SAEConfig, TrainConfig
-from excise.sae.data import Features, Samples, Shard, Source, Statistics, geometric_median
+from excise.sae.data import Features, Samples, Shard, Source, Statistics, as_bytes, geometric_median
 from excise.sae.losses import idle_tokens, loss, step
 from excise.sae.metrics import evaluate
 from excise.sae.model import DIVIDED, Codes, TopKSAE
 from excise.sae.parallel import ALONE, Mesh
+from excise.sae.stream import Stream
 from excise.sae.supervised import Supervision, Terms, terms
 
 LOG = "log.jsonl"
@@ -87,7 +88,7 @@ def train(
     KeyboardInterrupt; a second Ctrl-C raises at once.
 
     Args:
-        features: Vectors [N, d], Samples, or a function that returns shards of them at every call.
+        features: Vectors [N, d], Samples, or Shards of them.
         config: Training settings.
         out: Folder for the SAE.
         card: Corpus, Site and the evaluation data that the corpus excludes; tokens, recipe and metrics are added.
@@ -100,7 +101,8 @@ def train(
         measure: Returns further metrics of the finished SAE.
         device: Where to train.
         mesh: Ranks that train the SAE together: each one calls this with the same arguments. They need a disk that
-            all of them see. Rank 0 measures, calls `progress` and `measure`, and saves. Not with `supervision`.
+            all of them see. Rank 0 measures, calls `progress` and `measure`, and saves. With `supervision` the
+            activation must be "topk".
 
     Returns:
         The trained SAE; on a rank other than 0 as it was saved.
@@ -110,23 +112,23 @@ def train(
             labels are missing, training diverges, the disk refuses, or another rank failed.
     """
     out = Path(out)
-    if supervision is not None and mesh.size > 1:
-        raise ExciseError("an SAE with labels is trained by one process; leave out the mesh")
+    if supervision is not None and mesh.size > 1 and config.activation == "batchtopk":
+        raise ExciseError("ranks train an SAE with labels by activation 'topk' alone; choose it, or leave out the mesh")
     mesh.together(lambda: check_untrained(out))
     work = out.with_name(out.name + ".training")
     source = Source(features, seed=config.seed)
     statistics = _statistics(source, mesh)
     shape = config.sae(len(statistics.mean))
-    rows = max(1, min(config.batch, statistics.vectors) // statistics.each)
-    batch = rows * statistics.each
+    rows = max(1, min(config.batch, source.vectors) // source.each)
+    batch = rows * source.each
     if rows < mesh.data:
         raise ExciseError(f"a batch of {rows} cannot be divided among {mesh.data} ranks; give fewer ranks")
     steps = math.ceil(config.tokens / batch)
     unit = math.sqrt(statistics.variance) if config.units == "variance" else 1.0
-    window = min(config.dead_after, statistics.vectors)
+    window = min(config.dead_after, source.vectors)
 
     asked = b"" if supervision is None else _labels_digest(source, supervision, shape.m, validation)
-    digest = _digest(statistics, supervision, init, asked)
+    digest = _digest(source.digest(statistics), supervision, init, asked)
     state = _start(shape, config, statistics, unit, torch.device(device), init, mesh)
     resumed = mesh.together(lambda: state.restore(work / "checkpoint", config, digest))
     if len(set(mesh.texts(str(state.step)))) > 1:
@@ -151,14 +153,14 @@ def train(
 
     with interruptible() as interrupted:
         began = time.monotonic() - state.seconds
-        of = statistics.vectors // statistics.each
-        batches = source.batches(rows, start=state.step, rows=of, device=device, part=mesh.dealt)
+        stream = Stream(source, rows, device=device, mesh=mesh)
         while state.step < steps and not (supervision and state.stale >= supervision.patience):
             if mesh.any(stopped or interrupted()):
                 checkpoint()
                 raise KeyboardInterrupt
             lr = learning_rate(config, state.step, steps)
-            _advance(state, _scaled(next(batches), unit, device), batch, config, variance, window, lr, supervision)
+            own = _scaled(stream.batch(state.step, mesh.dealt), unit, device)
+            _advance(state, own, batch, config, variance, window, lr, supervision)
             if supervision and validation and state.step % supervision.check_every == 0:
                 _look(state, _scaled(validation, unit, device), variance, supervision)
             state.seconds = time.monotonic() - began
@@ -182,7 +184,7 @@ def train(
         threshold = config.dead_threshold * unit
         described = dict(card or {})
         described["tokens"] = state.step * batch
-        described["recipe"] = {**config.to_json(), "vectors": statistics.vectors}
+        described["recipe"] = {**config.to_json(), "vectors": source.vectors}
         if supervision is not None:
             described["supervision"] = supervision.to_json()
         parts = torch.split(statistics.sample, _fitting(_MEASURED, shape.m))
@@ -219,38 +221,34 @@ def _fitting(vectors: int, m: int) -> int:
 def _statistics(source: Source, mesh: Mesh) -> Statistics:
     """Return the vectors' statistics, read by rank 0 alone, so that they are the same bits on every rank."""
     found = mesh.together(lambda: source.statistics() if mesh.rank == 0 else None)
-    numbers = None if found is None else torch.tensor([found.vectors, found.variance, found.each], dtype=torch.float64)
-    vectors, variance, each = mesh.sent(numbers).tolist()
-    mean, sample = (mesh.sent(tensor) for tensor in ((found.mean, found.sample) if found is not None else (None, None)))
-    return Statistics(int(vectors), mean, variance, sample, int(each))
+    variance = None if found is None else torch.tensor(found.variance, dtype=torch.float64)
+    parts = (None, variance, None) if found is None else (found.mean, variance, found.sample)
+    mean, variance, sample = map(mesh.sent, parts)
+    return Statistics(mean, float(variance), sample)
 
 
 def _labels_digest(source: Source, supervision: Supervision, m: int, validation: Samples | None) -> bytes:
     """Return a digest of labels and validation samples. Raises ExciseError if a concept is in no sample."""
     own, shown = hashlib.sha256(), None
     for labels in source.labels():
-        own.update(_bytes(labels))
+        own.update(as_bytes(labels))
         shown = labels.any(0) if shown is None else shown | labels.any(0)
     if shown is None:
         raise ExciseError("supervision needs Samples with labels, not bare vectors")
     supervision.check_labels(shown[None], m)
     for part in (validation.states, validation.labels) if validation is not None else ():
-        own.update(_bytes(part))
+        own.update(as_bytes(part))
     return own.digest()
 
 
-def _digest(statistics: Statistics, supervision: Supervision | None, init: TopKSAE | None, asked: bytes) -> str:
-    """Return a digest that, with the config, identifies a training."""
-    own = hashlib.sha256(statistics.digest().encode() + asked)
+def _digest(features: str, supervision: Supervision | None, init: TopKSAE | None, asked: bytes) -> str:
+    """Return a digest that, with the config, identifies a training on features with their own digest."""
+    own = hashlib.sha256(features.encode() + asked)
     if supervision is not None:
         own.update(json.dumps(supervision.to_json()).encode())
     for tensor in init.state_dict().values() if init is not None else ():
-        own.update(_bytes(tensor))
+        own.update(as_bytes(tensor))
     return own.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _scaled(batch: S, unit: float, device: torch.device | str) -> S:
@@ -329,8 +327,8 @@ def _advance(
     parts = loss(sae, x, reconstruction, variance, state.idle >= window, config.alpha, share)
     total, association = parts.total, torch.zeros((), device=x.device)
     if supervision is not None and isinstance(batch, Samples):
-        supervised = _terms(sae, batch, codes, supervision)
-        total, association = total + supervised.total, supervised.association.detach()
+        supervised = _terms(sae, batch, codes, supervision, vectors)
+        total, association = total + supervised.total, supervised.association.detach() * share
     total.backward()  # type: ignore[no-untyped-call]
     mesh.add_gradients(sae)
     for group in state.optimiser.param_groups:
@@ -343,10 +341,27 @@ def _advance(
     state.step += 1
 
 
-def _terms(sae: TopKSAE, batch: Samples, codes: Codes, supervision: Supervision) -> Terms:
-    rows = torch.tensor(supervision.assigned, device=batch.states.device)
-    own = F.linear(batch.states - sae.b_pre, sae.W_enc[rows], sae.b_enc[rows])
-    return terms(own, codes.values, batch.labels, supervision)
+def _terms(sae: TopKSAE, batch: Samples, codes: Codes, supervision: Supervision, vectors: int | None = None) -> Terms:
+    """Return the supervised terms; of `vectors` in all, this rank has some. Without their number it has all."""
+    own = _assigned(sae, batch.states, supervision)
+    if sae.mesh.size == 1:
+        return terms(own, codes.values, batch.labels, supervision)
+    count = codes.values[..., 0].numel() if vectors is None else vectors
+    mean = sae.mesh.summed(codes.values.sum()) / (count * sae.config.k)
+    return terms(own, mean, batch.labels, supervision, ALONE if vectors is None else sae.mesh)
+
+
+def _assigned(sae: TopKSAE, states: Tensor, supervision: Supervision) -> Tensor:
+    """Return the assigned latents' pre-activations, [B, N, C], where each rank computes those of its own latents."""
+    own, latents = sae.mesh.rows(sae.config.m), supervision.assigned
+    columns = [c for c, latent in enumerate(latents) if own.start <= latent < own.stop]
+    rows = torch.tensor([latents[c] - own.start for c in columns], dtype=torch.int64, device=states.device)
+    found = F.linear(states - sae.mesh.spread(sae.b_pre), sae.W_enc[rows], sae.b_enc[rows])
+    if sae.mesh.latents == 1:
+        return found
+    # A rank without any of them takes part too: its b_pre receives the others' gradients.
+    at = torch.tensor(columns, dtype=torch.int64, device=states.device)
+    return sae.mesh.summed(found.new_zeros(*states.shape[:-1], len(latents)).index_copy(-1, at, found))
 
 
 @torch.no_grad()
@@ -358,7 +373,8 @@ def _look(state: State, validation: Samples, variance: float, supervision: Super
         codes = state.sae.encode(part.vectors)
         mse = F.mse_loss(state.sae.decode(codes), part.vectors) / variance
         losses.append(float(mse + _terms(state.sae, part, codes, supervision).total))
-    found = sum(losses) / len(losses)
+    # Hosts may round differently, but ranks stop together.
+    found = float(state.sae.mesh.sent(torch.tensor(sum(losses) / len(losses), dtype=torch.float64)))
     state.stale += 1
     if found < state.best_loss:
         state.best = {name: value.detach().clone() for name, value in state.sae.state_dict().items()}

@@ -18,8 +18,8 @@ from tests.cli.test_command import everything
 
 Call = Callable[..., Any]
 RESUMED = {
-    "bench run", "demo", "neurons build", "neurons import", "reference train", "sae import", "sae sweep", "sae train",
-    "sae train-block", "sae train-text",
+    "bench run", "demo", "neurons build", "neurons import", "reference train", "sae corpus", "sae import", "sae sweep",
+    "sae train", "sae train-block", "sae train-text",
 }  # fmt: skip
 """Commands that go on in their own folder, or never replace what they find: they take no --force."""
 NAMES = {"out", "plot", "export_jsonl"}
@@ -114,6 +114,7 @@ def test_force_replaces(call: Call) -> None:
 def test_a_folder_to_go_on_in_is_no_file(command: str, call: Call) -> None:
     Path("taken").write_text("mine")
     first = {"bench run": ("canvas",), "reference train": ("--work", "work"), "sae import": ("published",)}
+    first["sae corpus"] = ("--prompts", "prompts.txt")
     assert "is a file; name a folder" in why(call(*command.split(), *first.get(command, ()), "--out", "taken"))
     assert [path.name for path in Path().iterdir()] == ["taken"]
 

@@ -31,6 +31,7 @@ COMMANDS = (
     ("sae", "compare"),
     ("sae", "sweep"),
     ("sae", "train"),
+    ("sae", "corpus"),
     ("sae", "info"),
     ("reference", "train"),
     ("reference", "sample"),

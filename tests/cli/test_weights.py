@@ -25,8 +25,9 @@ LOADING = {
     name: command
     for name, command in commands(typer.main.get_command(app))
     if any("--model" in parameter.opts for parameter in command.params)
-    and name not in ("neurons browse", "bench resume")
+    and name not in ("neurons browse", "bench resume", "sae corpus")
 }
+"""Commands that compute with a model; `sae corpus` needs its tokenizer alone."""
 
 
 def test_commands_that_load_a_model_were_found() -> None:

@@ -16,7 +16,7 @@ import torch
 
 from excise import files
 from excise.errors import ExciseError
-from excise.sae import Progress, TopKSAE, TrainConfig, card, load, train
+from excise.sae import Progress, Shards, TopKSAE, TrainConfig, card, load, stream, train
 from excise.sae.checkpoint import State
 from excise.sae.data import Source
 from excise.sae.parallel import ALONE, Mesh
@@ -29,14 +29,16 @@ CONFIG = dataclasses.replace(BASE, tokens=65 * 30, checkpoint_every=10, log_ever
 Bits = dict[str, torch.Tensor]
 
 
-def finished(mesh: Mesh, out: Path, stop: int = 0, config: TrainConfig = CONFIG) -> Bits:
+def finished(mesh: Mesh, out: Path, stop: int = 0, config: TrainConfig = CONFIG, sharded: bool = False) -> Bits:
     """Train; rank 0 asks to stop as Ctrl-C does after step `stop`."""
 
     def progress(line: Progress) -> None:
         if line.step == stop:
             signal.raise_signal(signal.SIGINT)
 
-    sae = train(features(), config, out, mesh=mesh, progress=progress)
+    stream.BUFFER = 200 if sharded else 1 << 17
+    vectors = Shards.of(features().split(70)) if sharded else features()
+    sae = train(vectors, config, out, mesh=mesh, progress=progress)
     return {name: value.detach().clone() for name, value in sae.state_dict().items()}
 
 
@@ -50,7 +52,7 @@ def restored(mesh: Mesh, out: Path) -> tuple[Bits, torch.Tensor]:
     statistics = _statistics(source, mesh)
     state = _start(CONFIG.sae(D), CONFIG, statistics, statistics.variance**0.5, torch.device("cpu"), None, mesh)
     folder = out.with_name(out.name + ".training") / "checkpoint"
-    assert state.restore(folder, CONFIG, _digest(statistics, None, None, b""))
+    assert state.restore(folder, CONFIG, _digest(source.digest(statistics), None, None, b""))
     assert state.step == 12
     codes = state.sae.encode(features()[:50])
     dense = torch.zeros(50, len(state.sae.W_enc)).scatter_add(1, codes.indices, codes.values.detach())
@@ -90,6 +92,16 @@ def test_ranks_continue_to_the_bits_of_an_undisturbed_run(stopped: Path, tmp_pat
     steps = [json.loads(line)["step"] for line in (tmp_path / "sae" / "log.jsonl").read_text().splitlines()]
     assert steps == list(range(3, 31, 3))
     assert not (tmp_path / "sae.training").exists()
+
+
+@pytest.mark.parametrize("sizes", [(2, 1), (2, 2)], ids=str)
+def test_ranks_continue_within_an_epoch_of_shards(tmp_path: Path, sizes: tuple[int, int]) -> None:
+    """An epoch has 13 batches in five windows; step 21 is in the middle of one."""
+    undisturbed = on_ranks(sizes, finished, tmp_path / "store", tmp_path / "whole", 0, CONFIG, True)
+    found = answers(sizes, finished, tmp_path / "one", tmp_path / "sae", 21, CONFIG, True)
+    assert {error[0] for _, error in found} == {"KeyboardInterrupt"}
+    continued = on_ranks(sizes, finished, tmp_path / "two", tmp_path / "sae", 0, CONFIG, True)
+    assert all(same(bits, undisturbed[0]) for bits in continued)
 
 
 def test_one_process_finishes_what_two_began_and_the_other_way_round(stopped: Path, tmp_path: Path) -> None:
@@ -177,7 +189,7 @@ def refused(mesh: Mesh, out: Path, how: str) -> None:
     elif how == "elsewhere" and mesh.rank == 1:
         out = out.parent / "other disk" / "sae"
     elif how == "labels":
-        given["supervision"] = object()
+        given["supervision"], config = object(), dataclasses.replace(config, activation="batchtopk")
     elif how == "batch":
         config = dataclasses.replace(config, batch=1)
     train(x, config, out, mesh=mesh, **given)
@@ -190,7 +202,7 @@ def refused(mesh: Mesh, out: Path, how: str) -> None:
         ((1, 2), "vectors", "NaN or infinity", "NaN or infinity; capture them again, in float32 (on rank 0)"),
         ((2, 1), "diverges", "training diverged", "training diverged"),
         ((2, 1), "measure", "division by zero", "division by zero (on rank 0)"),
-        ((2, 1), "labels", "leave out the mesh", "leave out the mesh"),
+        ((2, 1), "labels", "'topk' alone; choose it", "'topk' alone; choose it"),
         ((2, 1), "batch", "a batch of 1 cannot be divided among 2 ranks", "a batch of 1 cannot"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from excise.errors import ExciseError
-from excise.sae import Progress, SAEConfig, TopKSAE, TrainConfig, card, load, train
+from excise.sae import Progress, SAEConfig, Shards, TopKSAE, TrainConfig, card, load, stream, train
 from excise.sae.trainer import encoder_length, learning_rate
 
 D = 12
@@ -137,12 +137,13 @@ def test_ctrl_c_in_the_last_step_is_not_swallowed(tmp_path, finished):
     assert same(train(features(), CONFIG, tmp_path / "sae"), finished[0])
 
 
-def test_shards_resume_to_the_same_bits_too(tmp_path):
-    shards = features().split([200, 30, 270])
-    whole = train(lambda: shards, CONFIG, tmp_path / "a")
+def test_shards_resume_to_the_same_bits_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "BUFFER", 100)
+    shards = Shards.of(features().split([200, 30, 70, 60, 140]))
+    whole = train(shards, CONFIG, tmp_path / "a")
     with pytest.raises(KeyboardInterrupt):
-        train(lambda: shards, CONFIG, tmp_path / "b", progress=stop_at(21))
-    assert same(train(lambda: shards, CONFIG, tmp_path / "b"), whole)
+        train(shards, CONFIG, tmp_path / "b", progress=stop_at(21))
+    assert same(train(shards, CONFIG, tmp_path / "b"), whole)
 
 
 def test_training_neither_reads_nor_moves_global_state(tmp_path, finished):

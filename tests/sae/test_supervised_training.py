@@ -15,7 +15,7 @@ from torch import Tensor
 
 from excise.errors import ExciseError
 from excise.neurons.timesteps import assign
-from excise.sae import Samples, Supervision, TopKSAE, TrainConfig, card, train
+from excise.sae import Samples, Shards, Supervision, TopKSAE, TrainConfig, card, train
 
 CONCEPTS, VARIANTS, WIDTH, VECTORS = 5, 3, 48, 6
 CONFIG = TrainConfig(expansion=2, k=4, lr=3e-3, batch=384, tokens=200_000, dead_after=10_000, seed=3)
@@ -160,9 +160,7 @@ def test_shards_of_samples_teach_as_much(tmp_path: Path) -> None:
     samples = planted(3000, 1)
     late = samples.labels[:, 0]
 
-    def shards() -> list[Samples]:
-        return [Samples(samples.states[rows], samples.labels[rows]) for rows in (~late, late)]
-
+    shards = Shards.of([samples[rows] for rows in (~late, late)])
     apart = separated(train(shards, CONFIG, tmp_path / "sae", supervision=SUPERVISION), planted(300, 2))
     assert apart.argmax(1).tolist() == list(SUPERVISION.assigned)
     assert float(apart.amax(1).min()) > 0.97
@@ -180,7 +178,7 @@ def test_what_cannot_be_supervised_is_refused(tmp_path: Path) -> None:
     refused("labels for 4 concepts, not for 5", Samples(samples.states, samples.labels[:, :4]))
     refused("latent 99 was assigned", supervision=replace(SUPERVISION, assigned=(0, 1, 2, 3, 99)))
     refused("the SAE to continue from is", init=TopKSAE(CONFIG.sae(7)))
-    refused("one kind", lambda: [samples[:3], samples.vectors[:3]])
+    refused("one kind", Shards((3, 3), lambda number: (samples, samples.vectors)[number][:3], "", VECTORS))
     with pytest.raises(ExciseError, match="samples are states"):
         Samples(samples.vectors, samples.labels)
 

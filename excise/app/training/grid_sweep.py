@@ -17,8 +17,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from excise.app.models.loader import Loader
+from excise.app.reading.vectors import vectors
 from excise.app.training.comparing import Comparing, compare
-from excise.app.training.text import train_on, vectors
+from excise.app.training.text import train_on
 from excise.concepts import Concept
 from excise.engine import Outcome, is_here, make_all, own_items
 from excise.errors import ExciseError

@@ -17,8 +17,9 @@ from excise.errors import ExciseError
 from excise.outputs import check_untrained
 from excise.pipeline import Pipeline
 from excise.sae import Progress, TopKSAE, TrainConfig, load
+from excise.sae.parallel import ALONE, Mesh
 from excise.sites import Site
-from excise.sites.activations.block_shards import Labelled, capture_blocks_to, label_table
+from excise.sites.activations.block_shards import Labelled, capture_blocks_to, label_table, load_block_shards
 
 BLOCK = TrainConfig(expansion=8, k=16, lr=2e-3, batch=2048, tokens=6_000_000, decay=0.2)
 """Training settings of the bundled SAEs of the denoiser."""
@@ -115,16 +116,18 @@ def train_block_sae(
     captured: Callable[[int], Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
+    mesh: Mesh = ALONE,
 ) -> TopKSAE:
     """Generate the prompts' pictures, capture the block's outputs at each of `steps`, and train an SAE into `out`.
 
     The same call resumes after an interruption, in generation as in training. Captured features are stored in
-    `features`, where another training can use them, or else next to `out` until it is done.
+    `features`, where another training can use them, or else next to `out` until it is done. Of several ranks the first
+    one generates, and all train.
 
     Raises:
         ExciseError: As `capture_blocks_to` and `train_on_block`.
     """
-    check_untrained(out)
+    mesh.together(lambda: check_untrained(out))
     # Refuse before generating pictures, which may take an hour.
     if how.start and (has := load(Path(how.start)).config) != (wanted := config.sae(site.width)):
         raise ExciseError(f"the SAE to fine-tune is {has}, but the settings give {wanted}")
@@ -136,9 +139,15 @@ def train_block_sae(
             )
     folder = features or out.with_name(out.name + ".features")
     origin: dict[str, Any] = {"steps": steps, "seed": FIRST_SEED, "options": options, "made_by": _origin(pipe, site)}
-    shards = capture_blocks_to(folder, pipe, site, prompts, how.concepts, **origin, progress=captured)
-    made = train_on_block(shards, out, config, how, progress=progress, device=device)
-    if features is None:
+
+    def generate() -> None:
+        if mesh.rank == 0:
+            capture_blocks_to(folder, pipe, site, prompts, how.concepts, **origin, progress=captured)
+
+    mesh.together(generate)
+    shards = mesh.together(lambda: load_block_shards(folder))
+    made = train_on_block(shards, out, config, how, progress=progress, device=device, mesh=mesh)
+    if features is None and mesh.rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
     return made
 

@@ -1,15 +1,10 @@
-"""Ranks on the command line: how they divide a training and the reading of its prompts."""
+"""Ranks on the command line: how they divide a training."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 
 from excise.errors import ExciseError, InvalidSetting, shown
 from excise.launched import processes
 from excise.sae.parallel import ALONE, Mesh
-from excise.sites.activations.token_shards import TokenShards, joined
 
 _AXES = ("data", "latents")
 
@@ -50,12 +45,3 @@ def join(parallel: str | None) -> Mesh:
             f"--parallel data={number}"
         )
     return ALONE
-
-
-def divided(folder: Path, mesh: Mesh, capture: Callable[..., TokenShards]) -> TokenShards:
-    """Return the shards that ranks wrote into `folder`, each its share, by `capture(folder, share=...)`."""
-    if mesh.size == 1:
-        return capture(folder)
-    parts = [f"part-{rank}-of-{mesh.size}" for rank in range(mesh.size)]
-    mesh.together(partial(capture, folder / parts[mesh.rank], share=(mesh.rank, mesh.size)))
-    return mesh.together(partial(joined, folder, parts))

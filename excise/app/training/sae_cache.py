@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from excise.app.training.text import features, no_prompts, places_of, train_on, train_sae
+from excise.app.reading.vectors import features, no_prompts
+from excise.app.training.text import places_of, train_on, train_sae
 from excise.concepts import read_prompts
 from excise.erasers.guard.model_digest import text_encoder_digests
 from excise.files import sha256, write_atomic

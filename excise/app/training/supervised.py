@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +13,8 @@ import torch
 from excise.errors import ExciseError
 from excise.neurons.timesteps import Means, assign, score
 from excise.pipeline import Pipeline
-from excise.sae import Progress, Samples, Supervision, TopKSAE, TrainConfig, load, train
+from excise.sae import Progress, Samples, Shards, Supervision, TopKSAE, TrainConfig, load, train
+from excise.sae.parallel import ALONE, Mesh
 from excise.sae.supervised import Negatives, Pooling
 from excise.sites import Site, capture
 from excise.sites.activations.block_shards import BlockShard, BlockShards, Labelled, label_table
@@ -61,20 +62,17 @@ def train_on_block(
     *,
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
+    mesh: Mesh = ALONE,
 ) -> TopKSAE:
     """Train on the pictures' patches at every step and save into `out`. The same call resumes after an interruption.
 
-    Shards are read one at a time, so that memory does not grow with their number.
+    Few shards are read at a time, so that memory does not grow with their number. Ranks of `mesh` train together.
 
     Raises:
         ExciseError: A concept is in no group, no picture shows it, training fails, or a file cannot be written.
     """
     learnt, looked_at = _split(shards, how.validation if how.supervised else 0.0)
     init = load(Path(how.start)) if how.start else None
-
-    def samples() -> Iterator[Samples]:
-        for shard in _shards(shards, learnt):
-            yield _samples(shard)
 
     supervision = validation = None
     if how.supervised:
@@ -88,7 +86,7 @@ def train_on_block(
         "timesteps": list(shards.timesteps),
     }
     return train(
-        samples,
+        _as_features(shards.chosen(learnt)),
         config,
         out,
         card=card,
@@ -97,6 +95,7 @@ def train_on_block(
         init=init,
         progress=progress,
         device=device,
+        mesh=mesh,
     )
 
 
@@ -113,6 +112,7 @@ def train_on_text(
     bos: bool = False,
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
+    mesh: Mesh = ALONE,
 ) -> TopKSAE:
     """Train with the same supervision at a Site of a text encoder.
 
@@ -130,15 +130,20 @@ def train_on_text(
         bos: Whether to train on the first state too (`excise.app.training.text.train_sae`).
         progress: Called with the lines of the training's log.
         device: Device to train on.
+        mesh: Ranks that train together; the first one reads the prompts.
 
     Raises:
         ExciseError: A label is unknown, or as `train_on_block`.
     """
     labels = label_table([*prompts, *(Labelled(text, ()) for text in others)], concepts)
     texts = [*(p.prompt for p in prompts), *others]
-    batches = list(capture(pipe, [site], texts))
-    begin = int(not bos and not any(bool(batch.scored[:, 0].any()) for batch in batches))
-    states = _as_one([narrowed(batch.states[site][:, begin:]) for batch in batches])
+
+    def read() -> torch.Tensor:
+        batches = list(capture(pipe, [site], texts))
+        begin = int(not bos and not any(bool(batch.scored[:, 0].any()) for batch in batches))
+        return _as_one([narrowed(batch.states[site][:, begin:]) for batch in batches])
+
+    states = mesh.sent(mesh.together(lambda: None if mesh.rank else read()))
     held = int(how.validation * len(prompts)) if how.supervised else 0
     init = load(Path(how.start)) if how.start else None
     supervision = None
@@ -161,6 +166,7 @@ def train_on_text(
         init=init,
         progress=progress,
         device=device,
+        mesh=mesh,
     )
 
 
@@ -245,21 +251,29 @@ def _split(shards: BlockShards, share: float) -> tuple[range, range]:
     return range(len(shards.files) - held), range(len(shards.files) - held, len(shards.files))
 
 
-def _shards(shards: BlockShards, wanted: range) -> Iterator[BlockShard]:
-    chosen = [shards.files[n] for n in wanted]
-    yield from BlockShards(shards.folder, shards.site, shards.concepts, shards.timesteps, 0, tuple(chosen))
+def _as_features(shards: BlockShards) -> Shards:
+    """Return the shards as training vectors, each picture at each step a sample."""
+    shapes = [shards.shape(number) for number in range(len(shards.files))]
+
+    def read(number: int) -> Samples:
+        return _samples(shards.read(number))
+
+    def labels(number: int) -> torch.Tensor:
+        return shards.labels(number).repeat_interleave(shapes[number][1], 0)
+
+    return Shards(tuple(n * steps for n, steps, _ in shapes), read, shards.digest, shapes[0][2], labels=labels)
 
 
 def _thinned(shards: BlockShards, wanted: range) -> Samples | None:
     """Return at most LOOKED_AT samples, spread evenly over the wanted shards and all steps, one shard in memory."""
     steps = len(shards.timesteps)
-    count = sum(len(shard.labels) for shard in _shards(shards, wanted)) * steps
+    count = sum(len(shard.labels) for shard in shards.chosen(wanted)) * steps
     # A stride with a common divisor with the number of steps would skip some steps.
     stride = -(-count // LOOKED_AT)
     while math.gcd(stride, steps) > 1:
         stride += 1
     states, labels, first = [], [], 0
-    for shard in _shards(shards, wanted):
+    for shard in shards.chosen(wanted):
         some = _samples(shard)[first::stride]
         states.append(some.states.clone())
         labels.append(some.labels)

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import random
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from excise.app.reading.corpus import Corpus
+from excise.app.reading.reading import HERE, Reading
+from excise.app.reading.vectors import Prompts, no_prompts, shards_folder, vectors
 from excise.app.training.diffusiondb import NSFW, above, from_hub
 from excise.app.training.figures import by_position
-from excise.app.training.ranks import divided
 from excise.concepts import read_prompts
-from excise.errors import ExciseError, NotFound
+from excise.errors import NotFound
 from excise.outputs import check_untrained
 from excise.pipeline import Pipeline
 from excise.sae import Progress, TopKSAE, TrainConfig, train
 from excise.sae.data import Features
 from excise.sae.parallel import ALONE, Mesh
-from excise.sites import LanguageModel, Site, capture, capture_by_length, default_site, final_state_cosine, to_cover
-from excise.sites.activations.token_shards import capture_tokens_to
+from excise.sites import Site, default_site, final_state_cosine, to_cover
 
-IN_MEMORY = 2 << 30
-"""Most bytes of features kept in memory. Larger ones are stored in shards next to the SAE's folder."""
-POSITIONS, TYPICAL = 77, 24
-"""Positions of a prompt with its padding, and typical positions without it."""
 FIDELITY_PROMPTS = 256
 """Prompts of the corpus, evenly spread, on which the SAE's reconstruction is measured."""
 RECIPES = ("reference", "snce-sd14")
@@ -86,72 +81,6 @@ def recipe_prompts(
     }
 
 
-def no_prompts() -> ExciseError:
-    """Return the error for an empty corpus."""
-    return ExciseError("there are no prompts to train on; check the prompts file")
-
-
-def features(
-    pipe: Pipeline,
-    sites: Sequence[Site],
-    prompts: Iterable[str],
-    progress: Callable[[int], Any] | None = None,
-    padding: float = 1.0,
-    bos: bool = False,
-) -> dict[Site, Tensor]:
-    """Return the states of words and EOS at `sites` of one text encoder, `[N, width]` float32.
-
-    For a share `padding` of the prompts also those of padding, and with `bos` the first state, if it is not a word's.
-    For a language model they are the words' only.
-    """
-    rows: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    by_length = (batch.features for batch in capture_by_length(pipe, sites, prompts, padding=padding))
-    for batch in capture(pipe, sites, prompts) if padding == 1 else by_length:
-        for site in batch.states:
-            rows[site].append((batch if bos else batch.without_bos()).vectors(site).float().cpu())
-        if progress is not None:
-            progress(len(batch.ids))
-    if not all(rows.values()):
-        raise no_prompts()
-    return {site: torch.cat(states) for site, states in rows.items()}
-
-
-@contextmanager
-def vectors(
-    pipe: Pipeline,
-    sites: Sequence[Site],
-    prompts: Sequence[str],
-    folder: Path,
-    progress: Callable[[int], Any] | None = None,
-    padding: float = 1.0,
-    bos: bool = False,
-    mesh: Mesh = ALONE,
-) -> Iterator[dict[Site, Features]]:
-    """Read training features for SAEs at several Sites of one text encoder, in one pass over the prompts.
-
-    Features up to `IN_MEMORY` bytes stay in memory. Larger ones, and always those of a language model, go to shards in
-    `folder`, so that an interrupted reading can be resumed. The folder is removed after the block has run. Ranks get
-    what rank 0 has read, or divide the shards among themselves; `progress` then counts as if all were equally fast.
-    """
-    read = TYPICAL + padding * (POSITIONS - TYPICAL)
-    fits = len(prompts) * read * sum(site.width for site in sites) * 4 <= IN_MEMORY
-    language = isinstance(pipe, LanguageModel)
-    if fits and not language:
-        own = mesh.together(lambda: {} if mesh.rank else features(pipe, sites, prompts, progress, padding, bos))
-        yield {site: mesh.sent(own.get(site)) for site in sites}
-        return
-
-    # A language model's features took hours: do not replace them if other texts are named this time.
-    capture = partial(
-        capture_tokens_to, pipe=pipe, sites=sites, texts=prompts, padding=padding, bos=bos, overwrite=not language,
-        progress=None if progress is None else lambda read: progress(read * mesh.size),
-    )  # fmt: skip
-    shards = divided(folder, mesh, capture)
-    yield {site: partial(shards.vectors_at, site) for site in sites}
-    if mesh.rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def places_of(pipe: Pipeline, out: Path, site: Site | None = None) -> dict[Path, Site]:
     """Return the folder and Site of each SAE to train into `out`.
 
@@ -170,7 +99,7 @@ def places_of(pipe: Pipeline, out: Path, site: Site | None = None) -> dict[Path,
 def train_sae(
     pipe: Pipeline,
     site: Site,
-    prompts: list[str],
+    prompts: Prompts,
     config: TrainConfig,
     out: Path,
     *,
@@ -181,13 +110,14 @@ def train_sae(
     padding: float = 1.0,
     bos: bool = False,
     mesh: Mesh = ALONE,
+    reading: Reading = HERE,
 ) -> TopKSAE:
     """Capture `prompts` at `site` and train an SAE into `out`. The same call resumes after an interruption.
 
     Args:
         pipe: The pipeline.
         site: The Site.
-        prompts: The corpus.
+        prompts: The corpus: texts, or tokens.
         config: Settings of the training.
         out: Folder of the SAE.
         card: Entries for the SAE's card.
@@ -199,15 +129,17 @@ def train_sae(
             do not edit it. It holds more than a third of the variance, so it would dominate which neurons count as dead
             and how `lr` acts.
         mesh: Ranks that train the SAE together, as in `excise.sae.train`.
+        reading: Where the prompts are read, and whether their states are stored.
 
     Raises:
         ExciseError: As `excise.sae.train` and `excise.sites.activations.capture`.
+        ItemsFailed: Reading failed for a reason that no user can fix.
     """
     if not prompts:
         raise no_prompts()
     mesh.together(lambda: check_untrained(out))
     entries = card if padding == 1 else {**card, "padding": padding}
-    with vectors(pipe, [site], prompts, out.with_name(out.name + ".features"), captured, padding, bos, mesh) as read:
+    with vectors(pipe, [site], prompts, shards_folder(out), captured, padding, bos, mesh, reading) as read:
         return train_on(
             pipe, site, prompts, read[site], config, out, card=entries, progress=progress, device=device, bos=bos,
             mesh=mesh,
@@ -217,7 +149,7 @@ def train_sae(
 def train_on(
     pipe: Pipeline,
     site: Site,
-    prompts: Sequence[str],
+    prompts: Prompts,
     features: Features,
     config: TrainConfig,
     out: Path,
@@ -235,7 +167,8 @@ def train_on(
     """
 
     def fidelity(sae: TopKSAE) -> dict[str, Any]:
-        few = prompts[:: -(-len(prompts) // FIDELITY_PROMPTS)]
+        texts = prompts.sample if isinstance(prompts, Corpus) else prompts
+        few = texts[:: -(-len(texts) // FIDELITY_PROMPTS)]
         positions = by_position(pipe, site, sae, few)
 
         def stands_in(x: Tensor) -> Tensor:

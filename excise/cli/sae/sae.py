@@ -20,15 +20,19 @@ from excise.cli.options import (
     Bos,
     Column,
     Device,
+    Engine,
     Expansion,
     Json,
     K,
     Model,
+    Parallel,
     Rate,
+    RetryFailed,
     SaeOut,
     SiteOption,
     Tokens,
     TrainingSeed,
+    Workers,
 )
 from excise.cli.terminal import emit, key_values, note, progress, table
 from excise.cli.weights import choosing_weights
@@ -47,6 +51,9 @@ def train(
     column: Column = "prompt",
     recipe: Annotated[
         str | None, typer.Option("--recipe", help="Published corpus to train on instead: reference or snce-sd14.")
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option("--corpus", help="Tokenised corpus to train on instead, from `excise sae corpus`.")
     ] = None,
     diffusiondb: Annotated[
         Path | None,
@@ -90,18 +97,25 @@ def train(
         bool, typer.Option("--raw", help="Train on the states as they are, not scaled to unit variance.")
     ] = False,
     seed: TrainingSeed = 0,
-    parallel: Annotated[
+    parallel: Parallel = None,
+    states: Annotated[
         str | None,
         typer.Option(
-            "--parallel",
-            help="How the processes that torchrun started divide one training: data=2,latents=4 is for eight of them.",
+            "--states",
+            help="Keep the states on disk (stored), or compute them whenever needed (made; with --corpus). Default: in "
+            "memory if they take less than 2 GiB; else made by a GPU from a corpus, otherwise stored.",
         ),
     ] = None,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
+    workers: Workers = 1,
+    engine: Engine = None,
+    retry_failed: RetryFailed = False,
     json: Json = False,
 ) -> None:
     """Train a TopK SAE on a text encoder's states. Repeat the command to resume it.
+
+    With --workers or --engine, the prompts are read by several processes, and their states are stored.
 
     Without --site, the SAE is trained three quarters of the way up the encoder. A pipeline with several text encoders
     gets one SAE per encoder.
@@ -112,7 +126,11 @@ def train(
     """
     from excise import sae as library
     from excise.app.erase.finding import chosen
+    from excise.app.models.loader import Loader
     from excise.app.models.resolve import load_pipeline, parse_site
+    from excise.app.reading.corpus import Corpus, load_corpus
+    from excise.app.reading.reading import Reading
+    from excise.app.reading.vectors import help_with
     from excise.app.training import ranks
     from excise.app.training.text import places_of, recipe_config, recipe_prompts, shown, train_sae
     from excise.concepts import read_prompts
@@ -121,8 +139,10 @@ def train(
     from excise.sites import PRESETS
 
     check_untrained(out, option="--out", parts=True)
-    if (prompts is None) == (recipe is None):
-        raise ExciseError("give either --prompts FILE or --recipe NAME")
+    if [prompts, recipe, corpus].count(None) != 2:
+        raise ExciseError("give one of --prompts FILE, --recipe NAME and --corpus FOLDER")
+    if states == "made" and corpus is None:
+        raise ExciseError("--states made needs --corpus: tokenise the prompts with `excise sae corpus`")
     if exclude_eval and recipe != "snce-sd14":
         raise ExciseError("--exclude-eval only applies to --recipe snce-sd14; leave it out")
     if recipe == "snce-sd14" and model is None:
@@ -130,31 +150,44 @@ def train(
     asked: dict[str, Any] = {"expansion": expansion, "k": k, "lr": lr, "batch": batch, "tokens": tokens, "decay": decay}
     asked |= {"shortlist": shortlist, "precision": precision, "units": "raw" if raw else None}
     config = replace(recipe_config(recipe), seed=seed, **chosen(asked))
+    reading = Reading(engine, workers, Loader(model, device, weights), retry_failed, states)  # type: ignore[arg-type]
     card: dict[str, Any] = {"model": model or "bundled"}
+    texts: list[str] | Corpus
     if recipe is not None:
         texts, description = recipe_prompts(recipe, diffusiondb=diffusiondb, i2p=i2p, exclude_eval=exclude_eval)
         card |= description
+    elif corpus is not None:
+        texts = load_corpus(corpus)
+        card["corpus"] = f"{texts.source}: {len(texts)} prompts"
     else:
         assert prompts is not None
         texts = list(read_prompts(prompts, column))
         card["corpus"] = f"{prompts.name}: {len(texts)} prompts"
     device = local_device(device)
     mesh = ranks.join(parallel)
+    reading.check(mesh)
     pipe = load_pipeline(model, device, weights)
     bundled = PRESETS["reference"][0] if model is None else None
     places = places_of(pipe, out, bundled if site is None else parse_site(pipe, site))
+    how: dict[str, Any] = {"padding": padding, "bos": bos, "reading": reading}
     if mesh.rank:  # rank 0 reports for all
         for folder, place in places.items():
-            train_sae(pipe, place, texts, config, folder, card=card, device=device, padding=padding, bos=bos, mesh=mesh)
+            train_sae(pipe, place, texts, config, folder, card=card, device=device, mesh=mesh, **how)
         mesh.leave()
         return
-    note_cuts(pipe, texts)
+    if not reading.is_first:
+        for folder, place in places.items():
+            with progress(f"reading the prompts for {folder.name}", len(texts)) as captured:
+                help_with(pipe, place, texts, folder, captured=captured, **how)
+        note("the first slice trains")
+        return
+    note_cuts(pipe, texts.sample if isinstance(texts, Corpus) else texts)
     for folder, place in places.items():
         note(f"training at {place.key}")
         with shown(progress, len(texts), config.tokens) as (captured, line):
             train_sae(
                 pipe, place, texts, config, folder, card=card, captured=captured, progress=line, device=device,
-                padding=padding, bos=bos, mesh=mesh,
+                mesh=mesh, **how,
             )  # fmt: skip
         note(f"saved in {folder}")
     mesh.leave()

@@ -21,6 +21,7 @@ from excise.cli.options import (
     Json,
     K,
     Model,
+    Parallel,
     Rate,
     SaeOut,
     SiteOption,
@@ -97,6 +98,7 @@ def train_block(
     batch: Batch = None,
     activation: Activation = None,
     seed: TrainingSeed = 0,
+    parallel: Parallel = None,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
     json: Json = False,
@@ -112,9 +114,11 @@ def train_block(
     from excise import sae as library
     from excise.app.erase.finding import chosen
     from excise.app.models.resolve import load_pipeline
+    from excise.app.training import ranks
     from excise.app.training.labelled import BLOCK, CAPTIONS, labels_of, train_block_sae
     from excise.app.training.text import shown
     from excise.errors import ExciseError
+    from excise.launched import local_device
     from excise.sites import BLOCKS, block_site
 
     check_untrained(out, option="--out")
@@ -124,17 +128,22 @@ def train_block(
     supervision: dict[str, Any] = {"negatives": negatives, "beta": beta, "start": str(start or "")}
     rows, how = labels_of(prompts, column, label, recipe, CAPTIONS, **supervision, unsupervised=unsupervised)
     config = replace(BLOCK, seed=seed, **chosen(asked))
+    device = local_device(device)
+    mesh = ranks.join(parallel)
     pipe = load_pipeline(model, device, weights)
-    note_cuts(pipe, (row.prompt for row in rows))
     site = block_site(pipe, block or BLOCKS["reference"][0].path)
     scale = reference.GUIDANCE if guidance is None and model is None else guidance
     sampling: dict[str, Any] = {"steps": steps, "options": {} if scale is None else {"guidance_scale": scale}}
+    sampling |= {"features": features, "device": device, "mesh": mesh}
+    if mesh.rank:  # rank 0 reports for all
+        train_block_sae(pipe, site, rows, config, out, how, **sampling)
+        mesh.leave()
+        return
+    note_cuts(pipe, (row.prompt for row in rows))
     note(f"training at {site.key}")
     with shown(progress, len(rows), config.tokens) as (read, line):
-        train_block_sae(
-            pipe, site, rows, config, out, how, **sampling, features=features, captured=read, progress=line,
-            device=device,
-        )  # fmt: skip
+        train_block_sae(pipe, site, rows, config, out, how, **sampling, captured=read, progress=line)
+    mesh.leave()
     note(f"saved in {out}")
     show({out: library.card(out)}, json)
 
@@ -160,6 +169,7 @@ def train_text(
     activation: Activation = None,
     bos: Bos = False,
     seed: TrainingSeed = 0,
+    parallel: Parallel = None,
     device: Device = "cpu",
     weights: Weights = DEFAULT,
     json: Json = False,
@@ -171,10 +181,12 @@ def train_text(
     from excise import sae as library
     from excise.app.erase.finding import chosen
     from excise.app.models.resolve import load_pipeline, parse_site
+    from excise.app.training import ranks
     from excise.app.training.labelled import TEXT_CAPTIONS, english, labels_of
     from excise.app.training.supervised import train_on_text
     from excise.app.training.text import BUNDLED, shown
     from excise.errors import ExciseError
+    from excise.launched import local_device
     from excise.sites import PRESETS, default_site
 
     check_untrained(out, option="--out")
@@ -184,17 +196,23 @@ def train_text(
     supervision: dict[str, Any] = {"negatives": negatives, "beta": beta, "start": str(start or "")}
     rows, how = labels_of(prompts, column, label, recipe, TEXT_CAPTIONS, **supervision)
     config = replace(BUNDLED, seed=seed, **chosen(asked))
+    device = local_device(device)
+    mesh = ranks.join(parallel)
     pipe = load_pipeline(model, device, weights)
-    note_cuts(pipe, (row.prompt for row in rows))
     bundled = PRESETS["reference"][0] if model is None else None
     place = parse_site(pipe, site) if site is not None else bundled or default_site(pipe, "text_encoder")
-    note(f"training at {place.key}")
     others = english() if recipe is not None else []
+    training: dict[str, Any] = {"others": others, "bos": bos, "device": device, "mesh": mesh}
+    if mesh.rank:  # rank 0 reports for all
+        train_on_text(pipe, place, rows, how.concepts, out, config, how, **training)
+        mesh.leave()
+        return
+    note_cuts(pipe, (row.prompt for row in rows))
+    note(f"training at {place.key}")
     if recipe is not None and not others:
         note("training on the captions alone: WordNet's English sentences need Debian's wordnet-base, not installed")
     with shown(progress, len(rows) + len(others), config.tokens) as (_, line):
-        train_on_text(
-            pipe, place, rows, how.concepts, out, config, how, others=others, bos=bos, progress=line, device=device
-        )
+        train_on_text(pipe, place, rows, how.concepts, out, config, how, **training, progress=line)
+    mesh.leave()
     note(f"saved in {out}")
     show({out: library.card(out)}, json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from excise.errors import ExciseError
 from excise.files import read_json, write_atomic
 from excise.pipeline import Pipeline
 from excise.sites.activations.blocks import capture_blocks
-from excise.sites.activations.shards import narrowed, read_shard, write_shard
+from excise.sites.activations.shards import narrowed, read_shard, shape_in_shard, tensor_in_shard, write_shard
 from excise.sites.site import Site
 
 SCHEMA = "excise.blocks/1"
@@ -65,9 +65,31 @@ class BlockShards:
 
     def __iter__(self) -> Iterator[BlockShard]:
         """Iterate over the shards. Raise ExciseError if one is missing or altered."""
-        for name, digest in self.files:
-            with read_shard(self.folder / name, digest) as tensors:
-                yield BlockShard(tensors["states"], tensors["labels"].bool())
+        return map(self.read, range(len(self.files)))
+
+    def read(self, number: int) -> BlockShard:
+        """Return a shard. Raise ExciseError if it is missing or altered."""
+        name, digest = self.files[number]
+        with read_shard(self.folder / name, digest) as tensors:
+            return BlockShard(tensors["states"], tensors["labels"].bool())
+
+    @property
+    def digest(self) -> str:
+        """Digest of all shards."""
+        return hashlib.sha256(json.dumps([digest for _, digest in self.files]).encode()).hexdigest()
+
+    def chosen(self, wanted: range) -> BlockShards:
+        """Return only these shards."""
+        return replace(self, files=tuple(self.files[number] for number in wanted))
+
+    def labels(self, number: int) -> Tensor:
+        """Return a shard's labels `[n, concepts]` bool without its patches. Raise ExciseError if it is missing."""
+        return tensor_in_shard(self.folder / self.files[number][0], "labels").bool()
+
+    def shape(self, number: int) -> tuple[int, int, int]:
+        """Return a shard's images, steps and patches. Raise ExciseError if it is missing."""
+        images, steps, patches, _ = shape_in_shard(self.folder / self.files[number][0], "states")
+        return images, steps, patches
 
 
 def capture_blocks_to(

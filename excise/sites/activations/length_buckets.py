@@ -80,7 +80,7 @@ def capture_by_length(
 
     while window := list(itertools.islice(stream, WINDOW)):
         if causal:
-            batches = _causal(pipe, component, modules, window, batch_size, whole)
+            batches = _causal(pipe, component, modules, tokenise(pipe, component, window), batch_size, whole)
         else:
             batches = _padded(pipe, wanted, window, batch_size, whole)
         for batch in batches:
@@ -88,16 +88,42 @@ def capture_by_length(
         first += len(window)
 
 
+def capture_ids(
+    pipe: Pipeline,
+    sites: Iterable[Site],
+    tokens: tuple[Tensor, Tensor, Tensor],
+    batch_size: int = 64,
+    *,
+    whole: bool = False,
+) -> Iterator[Batch]:
+    """Yield features of prompts that are tokens already, at Sites of one CLIP text encoder, in batches of one length.
+
+    Args:
+        pipe: The pipeline.
+        sites: Sites of one text encoder.
+        tokens: Ids, attention mask and scored mask of the prompts, each `[P, T]`, as `tokenise` returns them.
+        batch_size: Prompts per batch.
+        whole: Whether to compute all positions, or only BOS, words and EOS.
+
+    Raises:
+        ExciseError: as `capture` does, and if the encoder is not CLIP's.
+    """
+    component, modules = located(pipe, sites)
+    if not is_clip(encoder_of(pipe, component)):
+        raise ExciseError(f"{component} is not a CLIP text encoder; give its prompts as text")
+    return _causal(pipe, component, modules, tokens, batch_size, lambda: whole)
+
+
 def _causal(
     pipe: Pipeline,
     component: str,
     modules: dict[Site, nn.Module],
-    prompts: list[str],
+    tokens: tuple[Tensor, Tensor, Tensor],
     batch_size: int,
     whole: Callable[[], bool],
 ) -> Iterator[Batch]:
     encoder = encoder_of(pipe, component)
-    ids, attention, scored = tokenise(pipe, component, prompts)
+    ids, attention, scored = tokens
     # A kind is a set of equal prompts. Kinds are in lexicographic order, and `alike` lists prompts in order of kinds.
     _, place, counts = torch.unique(ids, dim=0, return_inverse=True, return_counts=True)
     alike, begins = place.argsort(stable=True), counts.cumsum(0) - counts

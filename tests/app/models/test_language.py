@@ -19,8 +19,8 @@ from excise.app.models import language
 from excise.app.models.language import find_language_model, generate_text
 from excise.app.models.pipelines import Weights
 from excise.app.models.resolve import load_pipeline
+from excise.app.reading import vectors as vectors_of
 from excise.app.training import corpora
-from excise.app.training import text as training
 from excise.app.training.corpora import described, mixed, parts, texts
 from excise.app.training.text import train_sae
 from excise.concepts import Concept, from_templates, save_pairs
@@ -125,7 +125,7 @@ def test_an_sae_trains_on_words_and_goes_on_where_it_stopped(tmp_path: Path, mon
     assert read[0] == 4 and sum(read) == len(prompts)
     assert torch.equal(made.W_enc, expected.W_enc)
     assert not (tmp_path / "sae.features").exists()
-    vectors = training.features(pipe, [site], prompts)[site]
+    vectors = vectors_of.features(pipe, [site], prompts)[site]
     assert torch.equal(vectors, whole.vectors(site))
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from excise import sae as library
 from excise.app.models.loader import Loader
-from excise.app.training import grid_sweep, text
+from excise.app.reading import vectors as reading
+from excise.app.training import grid_sweep
 from excise.app.training.comparing import Comparing, compare, concepts_of
 from excise.app.training.grid_sweep import grid, sweep
 from excise.engine import engines
@@ -155,7 +156,7 @@ def test_features_on_disk_are_read_once_and_never_shared(
     tiny_pipe: Any, gun: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "Processes", lambda stage, needs, workers: Local(stage))
-    monkeypatch.setattr(text, "IN_MEMORY", 0)
+    monkeypatch.setattr(reading, "IN_MEMORY", 0)
     prompts = [pair.concept for pair in gun.pairs] + [pair.deconcept for pair in gun.pairs]
     cells = grid([Site("text_encoder", f"encoder.layers.{n}", 64) for n in (1, 2)], [2], [4])
     tiny_pipe.save_pretrained(tmp_path / "model")

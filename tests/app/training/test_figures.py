@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from excise.app.reading.vectors import features
 from excise.app.training.figures import by_position
-from excise.app.training.text import features, train_sae
+from excise.app.training.text import train_sae
 from excise.errors import ExciseError
 from excise.sae import SAEConfig, TopKSAE, TrainConfig, card
 from excise.sae.data import geometric_median
@@ -78,7 +79,7 @@ def test_no_prompt_is_refused(tiny_pipe: Any, tiny_site: Any) -> None:
 def test_the_first_state_is_not_trained_on_unless_asked_for(
     tiny_pipe: Any, tiny_site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int | None
 ) -> None:
-    from excise.app.training import text as training
+    from excise.app.reading import vectors as training
 
     if memory is not None:
         monkeypatch.setattr(training, "IN_MEMORY", memory)

@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from excise.app.training import ranks, text
+from excise.app.reading import vectors as reading
+from excise.app.reading.reading import stored
+from excise.app.training import ranks
 from excise.app.training.text import train_sae
 from excise.errors import ExciseError, InvalidSetting
-from excise.files import read_json
 from excise.launched import local_device
 from excise.sae import TrainConfig, card
 from excise.sae.parallel import Mesh
 from excise.sites.activations import token_shards
-from excise.sites.activations.token_shards import TokenShards, capture_tokens_to
+from excise.sites.activations.token_shards import TextParts, TokenShards, loaded
 from tests.sae.ranks import on_ranks
 
 PROMPTS = ["a gun", "a cat on grass", "a dog in the sky", "a bus", "a red apple on a table"]
@@ -51,10 +52,9 @@ def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def read(mesh: Mesh, folder: Path, pipe: Any, site: Any) -> tuple[TokenShards, list[torch.Tensor]]:
-    shards = ranks.divided(
-        folder, mesh, lambda into, **share: capture_tokens_to(into, pipe, [site], PROMPTS, padding=0.5, **share)
-    )
-    return shards, list(shards.vectors_at(site))
+    with stored(pipe, [site], TextParts(tuple(PROMPTS), padding=0.5), folder, mesh=mesh):
+        shards = loaded(folder)
+        return shards, list(shards.vectors_at(site))
 
 
 def test_ranks_read_their_shares_to_the_bits_of_one_process(
@@ -62,12 +62,10 @@ def test_ranks_read_their_shares_to_the_bits_of_one_process(
 ) -> None:
     monkeypatch.setattr(token_shards, "TEXTS", 1)
     known, vectors = read(Mesh(), tmp_path / "one", tiny_pipe, tiny_site)
+    assert len(known.files) == 5
     for found, own in on_ranks((3, 1), read, tmp_path / "store", tmp_path / "three", tiny_pipe, tiny_site):
-        assert (found.texts, found.vectors, len(found.files)) == (known.texts, known.vectors, 5)
+        assert (found.texts, found.vectors, found.files) == (known.texts, known.vectors, known.files)
         assert all(torch.equal(one, other) for one, other in zip(own, vectors, strict=True))
-    names = [name.split("/")[0] for name, _ in found.files]
-    assert names == ["part-0-of-3", "part-1-of-3", "part-2-of-3", "part-0-of-3", "part-1-of-3"]
-    assert read_json(tmp_path / "three" / "part-2-of-3" / "manifest.json")["read"] == 1
 
 
 def made(mesh: Mesh, out: Path, pipe: Any, site: Any) -> list[int]:
@@ -82,7 +80,7 @@ def test_an_sae_is_trained_from_prompts_by_ranks(
     tiny_pipe: Any, tiny_site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int | None
 ) -> None:
     if memory is not None:
-        monkeypatch.setattr(text, "IN_MEMORY", memory)
+        monkeypatch.setattr(reading, "IN_MEMORY", memory)
         monkeypatch.setattr(token_shards, "TEXTS", 1)
     made(Mesh(), tmp_path / "one", tiny_pipe, tiny_site)
     captured = on_ranks((1, 2), made, tmp_path / "store", tmp_path / "two", tiny_pipe, tiny_site)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from excise.app.training import text
+from excise.app.reading import vectors as reading
 from excise.app.training.text import shown, train_sae
 from excise.errors import ExciseError
 from excise.sae import TrainConfig, card
@@ -20,7 +20,7 @@ CONFIG = TrainConfig(tokens=600, batch=100, k=4)
 
 @pytest.fixture
 def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "IN_MEMORY", 0)
+    monkeypatch.setattr(reading, "IN_MEMORY", 0)
 
 
 def test_the_card_tells_what_is_left_of_the_final_state(tiny_pipe: Any, tiny_site: Any, tmp_path: Path) -> None:

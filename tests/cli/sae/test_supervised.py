@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from excise.sites.activations.block_shards import load_block_shards
+from tests.sae.ranks import torchrun
 
 SMALL = ("--tokens", 500, "--expansion", 2, "--k", 4, "--batch", 64)
 BLOCK = "up_blocks.0.attentions.0"
@@ -115,3 +116,21 @@ def test_a_published_sae_is_imported(call: Callable[..., Any], ask: Callable[...
     assert "choose another" in again.stderr
     text = ask("sae", "import", there, "--out", tmp_path / "text", "--site", "text_encoder_2/encoder.layers.9")
     assert text["card"]["site"] == {"component": "text_encoder_2", "path": "encoder.layers.9", "width": 8}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train-text", "train-block"])
+def test_torchrun_trains_on_labels(
+    command: str, ask: Callable[..., Any], model_folder: Path, captions: Path, tmp_path: Path
+) -> None:
+    place = ("--site", "encoder.layers.1") if command == "train-text" else ("--block", BLOCK, "--steps", 2)
+    few = (*SMALL[:-1], 320)  # four prompts of 76 states a batch
+    common = ("sae", command, "--model", model_folder, *place, "--prompts", captions, "--label", "object", *few)
+    one = ask(*common, "--out", tmp_path / "one")["card"]
+    done = torchrun("-m", "excise", *common, "--out", tmp_path / "two", "--parallel", "data=2", number=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("saved in") == 1, "rank 0 reports for both"
+    two = ask("sae", "info", tmp_path / "two")["card"]
+    assert two["metrics"]["train"]["fvu"] == pytest.approx(one["metrics"]["train"]["fvu"], rel=1e-3)
+    assert two["supervision"] == one["supervision"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.csv", "one", "two"]

@@ -1,0 +1,1 @@
+"""Reading of the states that SAEs are trained on: tokenised corpora, shards on disk, states made when needed."""
