@@ -44,7 +44,7 @@ def work(
         needs: What each worker needs.
 
     Raises:
-        Unfinished: An item failed.
+        Unfinished: An item failed; for a slice, one of its own or one that it took over.
         ExciseError: The disk refuses to write, the engine cannot be used, or an earlier version began the run.
     """
     if run.old:
@@ -61,7 +61,7 @@ def work(
     failed = []
     with closing(on_engine(engine, stage, plan.first(), then=plan.then, **how)) as outcomes:
         for outcome in outcomes:
-            if outcome.state == "failed":
+            if outcome.state == "failed" and not outcome.elsewhere:
                 failed.append(outcome)
             elif outcome.state == "made" and outcome.item.kind == "draw" and progress is not None and not here:
                 progress(plan.sizes[outcome.item])
