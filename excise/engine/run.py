@@ -119,7 +119,7 @@ class _Run:
         self._sliced = engine.part is not None
         self._todo, self._later = deque(mine), deque(others)
         self._others = {stage.name(item) for item in others}
-        """Items of other slices that this one has not tried. Their outcomes are the others' to report."""
+        """Names of the items of other slices."""
         self._alone: deque[Any] = deque()
         """Items that were lost together. Each is tried while nothing else runs, to find the one that kills workers."""
         self._old = failures.records()
@@ -179,7 +179,6 @@ class _Run:
             name = self._stage.name(item)
             self._busy.add(name)
             self._tried[name] += 1
-            self._others.discard(name)
             pool.submit(item)
 
     def _known(self, item: Any) -> Outcome[Any] | None:

@@ -49,6 +49,12 @@ def costs(cost: Mapping[str, Any]) -> tuple[str, str, str, str]:
     )
 
 
+def unlike_pictures(method: Mapping[str, Any]) -> str:
+    """Say why `identical` is not stated: pictures and unerased pictures were not generated alike."""
+    count, how = method["unlike"]["pictures"], method["unlike"]["how"]
+    return f"identical is not stated: {count} pictures were generated otherwise than their unerased ones ({how})"
+
+
 def cut_prompts(method: Mapping[str, Any]) -> str:
     """Describe how many of a method's prompts are truncated, and how many lose the concept's name by that."""
     text = f"{method['cut']} of {method['pictures']} prompts are longer than the model reads"

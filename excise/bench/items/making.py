@@ -180,24 +180,29 @@ class Maker:
             self._cut = unit, cut(self._suite, all_cases(self._run, self._suite, unit))
         block = self._cut[1][item.number]
         records: list[Record] = []
+        made_with = drawn_with(self._pipe)
         pictures: dict[str, bytes] = {}
         for start in range(0, len(block), self._suite.batch):
             some = block[start : start + self._suite.batch]
             drawn, seconds, reused = (None if eraser.edits else self._reused(unit, some)) or self._drawn(some)
             pictures |= {case.id: png(picture) for case, picture in zip(some, drawn.pixels, strict=True)}
             lost = {cut.prompt: cut.lost for cut in cuts(self._pipe, [case.prompt for case in some])}
-            records += _records(unit, self._suite, some, drawn, seconds, lost, reused)
+            made = _records(unit, self._suite, some, drawn, seconds, lost)
+            taken = reused or [{}] * len(some)
+            records += [{"drawn_with": made_with} | record | own for record, own in zip(made, taken, strict=True)]
         write_atomic(block_file(self._run.folder, unit, item.number), blocks.packed(records, pictures))
 
-    def _drawn(self, some: list[Case]) -> tuple[Drawn, float, Sequence[str]]:
+    def _drawn(self, some: list[Case]) -> tuple[Drawn, float, Sequence[Record]]:
         began = time.perf_counter()
         with by_steps(self._pipe, self._progress, len(some)):
             made = self._suite.draw(self._pipe, some)
         seconds = (time.perf_counter() - began) / len(some)
         return (made if isinstance(made, Drawn) else Drawn.of(made)), seconds, ()
 
-    def _reused(self, unit: Unit, some: list[Case]) -> tuple[Drawn, float, Sequence[str]] | None:
-        """Return a batch that the unerased model has drawn for earlier concepts, with their cases; None if it has not.
+    def _reused(self, unit: Unit, some: list[Case]) -> tuple[Drawn, float, Sequence[Record]] | None:
+        """Return a batch that the unerased model has drawn for earlier concepts; None if it has not.
+
+        With each picture comes what its record says of where it was taken from.
 
         A picture is the same if its prompt, seed and settings are. Batches are taken whole, so that every picture is
         what it would be if it were generated.
@@ -215,7 +220,8 @@ class Maker:
         pixels = Drawn.of([picture for picture, _ in found]).pixels
         faults = tuple(record["fault"] for _, record in found)
         seconds = sum(record["seconds"] for _, record in found) / len(found)
-        return Drawn(pixels, faults), seconds, [record["case"] for _, record in found]
+        origin = [{"reused": row["case"]} | {k: row[k] for k in ("drawn_with",) if k in row} for _, row in found]
+        return Drawn(pixels, faults), seconds, origin
 
     def _places(self) -> dict[tuple[Any, ...], tuple[Unit, int, str]]:
         """Return where each picture of the unerased model is first, by what it depends on: unit, block and case."""
@@ -247,7 +253,6 @@ def _records(
     drawn: Drawn,
     seconds: float,
     lost: Mapping[str, str],
-    reused: Sequence[str],
 ) -> list[Record]:
     """Return the records of pictures, with the detectors' verdicts on sound pictures.
 
@@ -264,7 +269,7 @@ def _records(
         for n in sound:
             verdicts[n] = {"fault": None, "error": f"{type(error).__name__}: {error}"}
     records = []
-    for n, (case, picture, verdict) in enumerate(zip(cases, drawn.pixels, verdicts, strict=True)):
+    for case, picture, verdict in zip(cases, drawn.pixels, verdicts, strict=True):
         records.append(
             {
                 "method": unit.method,
@@ -277,7 +282,6 @@ def _records(
                 "picture": sha256(picture.tobytes()),
                 "seconds": round(seconds, 4),
                 **({"lost": lost[case.prompt]} if case.prompt in lost else {}),
-                **({"reused": reused[n]} if reused else {}),
                 **verdict,
             }
         )
