@@ -11,17 +11,16 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from excise.bench.items.cases import all_cases, picture_of
+from excise.bench.items.cases import all_cases, checked_file, picture_of
 from excise.bench.items.drawn_with import unlike
 from excise.bench.pictures import read
+from excise.bench.run import BASELINE as BASELINE
 from excise.bench.run import Record, Run, Unit
 from excise.bench.suite import Picture, Suite, read_saved
 from excise.concepts.concept import mentioned
 from excise.drawn import fault
 from excise.files import cell
 from excise.statistics import Estimate
-
-BASELINE = "none"
 
 
 def results(run: Run, suite: Suite) -> dict[str, Any]:
@@ -116,6 +115,7 @@ def _method(
         "errors": errors,
         "broken": broken,
         "unread": unread,
+        "reused": _reused(run, label, own),
         "cut": sum("lost" in record for record in own.values()),
         "unlike": {"pictures": len(differences), "how": Counter(differences).most_common(1)[0][0]}
         if differences
@@ -124,6 +124,14 @@ def _method(
         "weak": weak,
         "failed": {unit.concept: lines[-1] for unit, lines in run.errors().items() if unit.method == label},
     }
+
+
+def _reused(run: Run, label: str, own: Mapping[str, Record]) -> dict[str, int]:
+    """Count a method's pictures that were taken over from the unerased model, and those generated again as a check."""
+    if label == BASELINE or not (count := sum("reused" in record for record in own.values())):
+        return {}
+    files = [checked_file(run.folder, Unit(label, concept)) for concept in run.plan["concepts"]]
+    return {"pictures": count, "checked": sum(len(read_saved(f, dict)["redrawn"]) for f in files if f.exists())}
 
 
 _UNKNOWN = Estimate(math.nan, math.nan, math.nan, 0)
@@ -183,7 +191,7 @@ def fault_of(record: Mapping[str, Any], picture: Path) -> str | None:
 
 def _cost(fits: list[dict[str, Any]], own: Mapping[str, Record], base: Mapping[str, Record]) -> dict[str, Any]:
     """Return the costs: medians of seconds per concept, seconds added per picture and bytes; the peak memory."""
-    both = own.keys() & base.keys()
+    both = {case for case in own.keys() & base.keys() if "reused" not in own[case]}
     added = [own[case]["seconds"] - base[case]["seconds"] for case in both]
     fitted = [fit for fit in fits if fit]
     return {
@@ -226,6 +234,8 @@ def table(measured: Mapping[str, Any]) -> str:
             row(label, "", "prompts cut", method["cut"], *[""] * 4)
         if method["unread"]:
             row(label, "", "concept not read", len(method["unread"]), *[""] * 4)
+        for name, count in method["reused"].items():
+            row(label, "", {"pictures": "reused", "checked": "reused and checked"}[name], count, *[""] * 4)
         if method["unlike"]:
             row(label, "", "unlike hardware or software", method["unlike"]["pictures"], *[""] * 4)
         for name, count in (outside(method) | {"concepts refused": len(method["refused"])}).items():

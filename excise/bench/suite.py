@@ -142,7 +142,12 @@ class Picture:
 
 
 class Suite(Protocol):
-    """Prompts with seeds, and detectors. The cases depend only on the suite's name, the size and the concept."""
+    """Prompts with seeds, and detectors. The cases depend only on the suite's name, the size and the concept.
+
+    A suite may also have `calls(cases)`. It returns the cases of each call of the pipeline that `draw` makes for these
+    cases; `draw` gives the same pictures for each of those lists alone. Then pictures of prompts that an eraser leaves
+    untouched are taken over from the unerased model.
+    """
 
     @property
     def name(self) -> str: ...
@@ -152,7 +157,7 @@ class Suite(Protocol):
 
     @property
     def batch(self) -> int:
-        """Pictures per batch, and so the most that a killed worker loses."""
+        """Pictures per batch. A batch's cases have one size and guidance."""
         ...
 
     @property

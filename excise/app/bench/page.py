@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from excise.app.bench.cards import bars_of, cards, further
-from excise.app.bench.figures import cut_prompts, unlike_pictures
+from excise.app.bench.figures import cut_prompts, reused_pictures, unlike_pictures
 from excise.app.bench.pictures import pictures
 from excise.app.bench.plots import front, swept
 from excise.app.bench.tables import attacks, concepts, counts, differences, left, second
@@ -66,6 +66,8 @@ def _gaps(measured: Mapping[str, Any]) -> Table:
             rows.append((label, f"{method['missing']} pictures are not generated yet"))
         if method["cut"] or method["unread"]:
             rows.append((label, cut_prompts(method)))
+        if method["reused"]:
+            rows.append((label, reused_pictures(method)))
         if method["unlike"]:
             rows.append((label, unlike_pictures(method)))
         rows += [

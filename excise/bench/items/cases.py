@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 from excise.bench.items import blocks
@@ -23,10 +24,22 @@ def all_cases(run: Run, suite: Suite, unit: Unit) -> list[Case]:
     return suite.cases(unit.concept, run.plan["size"]) + _found(run, unit.concept) + _found(run, unit.file)
 
 
-def cut(suite: Suite, cases: Sequence[Case]) -> list[list[Case]]:
-    """Cut a unit's cases into blocks, of whole batches: a batch's pictures may depend on what is in it."""
-    size = suite.batch * max(1, BLOCK // suite.batch)
-    return [list(cases[start : start + size]) for start in range(0, len(cases), size)]
+def cut(suite: Suite, cases: Sequence[Case]) -> list[list[list[Case]]]:
+    """Cut a unit's cases into blocks, of whole batches: a batch's pictures may depend on what is in it.
+
+    The pictures of a batch have one size and guidance. Cases that ask for others come in batches of their own, behind
+    those that ask for none.
+    """
+    batches = []
+    for _, alike in groupby(sorted(cases, key=_asks), _asks):
+        group = list(alike)
+        batches += [group[start : start + suite.batch] for start in range(0, len(group), suite.batch)]
+    size = max(1, BLOCK // suite.batch)
+    return [batches[start : start + size] for start in range(0, len(batches), size)]
+
+
+def _asks(case: Case) -> tuple[float, ...]:
+    return tuple(-1.0 if value is None else value for value in (case.width, case.height, case.guidance))
 
 
 def is_searched(run: Run, name: str) -> bool:
@@ -53,6 +66,11 @@ def _found(run: Run, name: str) -> list[Case]:
 def block_file(folder: Path, unit: Unit, number: int) -> Path:
     """Return the file of a unit's block, in a run's folder."""
     return folder / "blocks" / checked_name(unit.file) / f"{number:05d}.zip"
+
+
+def checked_file(folder: Path, unit: Unit) -> Path:
+    """Return the file that says which of a unit's pictures were checked, in a run's folder."""
+    return folder / "checked" / f"{checked_name(unit.file)}.json"
 
 
 def picture_of(run: Run, unit: Unit, case: str) -> Path:

@@ -271,7 +271,7 @@ def _go_on(run: Run, as_json: bool, device: str, engine: str | None, workers: in
 
 
 def _report(run: Run, as_json: bool) -> dict[str, Any]:
-    from excise.app.bench.figures import COSTS, costs, cut_prompts, plain, unlike_pictures
+    from excise.app.bench.figures import COSTS, costs, cut_prompts, plain, reused_pictures, unlike_pictures
     from excise.app.bench.runs import report
     from excise.bench.bars import CANVAS, standings
     from excise.bench.results import BASELINE, outside
@@ -307,6 +307,8 @@ def _report(run: Run, as_json: bool) -> dict[str, Any]:
         for label, method in methods.items():
             if method["cut"] or method["unread"]:
                 note(f"{label}: {cut_prompts(method)}")
+            if method["reused"]:
+                note(f"{label}: {reused_pictures(method)}")
             if method["unlike"]:
                 note(f"{label}: {unlike_pictures(method)}")
             what = outside(method) | {"concepts refused": len(method["refused"])}
