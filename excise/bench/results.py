@@ -234,9 +234,9 @@ def table(measured: Mapping[str, Any]) -> str:
             row(label, "", "prompts cut", method["cut"], *[""] * 4)
         if method["unread"]:
             row(label, "", "concept not read", len(method["unread"]), *[""] * 4)
-        for name, count in method["reused"].items():
+        for name, count in method.get("reused", {}).items():
             row(label, "", {"pictures": "reused", "checked": "reused and checked"}[name], count, *[""] * 4)
-        if method["unlike"]:
+        if method.get("unlike"):
             row(label, "", "unlike hardware or software", method["unlike"]["pictures"], *[""] * 4)
         for name, count in (outside(method) | {"concepts refused": len(method["refused"])}).items():
             row(label, "", name, count, *[""] * 4)

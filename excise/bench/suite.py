@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -117,6 +118,22 @@ class Case:
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
             raise ExciseError(f"a run's case is damaged ({reason(error)}); start another run") from error
         return case
+
+
+def in_batches(cases: Sequence[Case], size: int) -> list[list[Case]]:
+    """Cut cases into batches of at most `size`. All of a batch ask for the same size of picture and guidance.
+
+    Cases that ask for none come first. Otherwise the order stays.
+    """
+    batches: list[list[Case]] = []
+    for _, alike in groupby(sorted(cases, key=_asks), _asks):
+        group = list(alike)
+        batches += [group[start : start + size] for start in range(0, len(group), size)]
+    return batches
+
+
+def _asks(case: Case) -> tuple[float, ...]:
+    return tuple(-1.0 if value is None else value for value in (case.width, case.height, case.guidance))
 
 
 @dataclass(frozen=True)

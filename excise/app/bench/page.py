@@ -54,8 +54,11 @@ def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
 
 
 def _trust(measured: Mapping[str, Any]) -> Table:
-    """Return the table of the detectors' accuracy, the attacks' budgets, and the pipelines used."""
+    """Return the table of the detectors' accuracy, the attacks' budgets, the pipelines used, and what was reused."""
     disclosed = {**measured["disclosed"], "generated with": "; ".join(measured["drawn_with"])}
+    for label, method in measured["methods"].items():
+        if method.get("reused"):
+            disclosed[f"{label}, not generated"] = reused_pictures(method)
     return Table("Judges, attacks and pipelines", (), list(disclosed.items()), prose=True)
 
 
@@ -66,9 +69,7 @@ def _gaps(measured: Mapping[str, Any]) -> Table:
             rows.append((label, f"{method['missing']} pictures are not generated yet"))
         if method["cut"] or method["unread"]:
             rows.append((label, cut_prompts(method)))
-        if method["reused"]:
-            rows.append((label, reused_pictures(method)))
-        if method["unlike"]:
+        if method.get("unlike"):
             rows.append((label, unlike_pictures(method)))
         rows += [
             (label, f"{one['case']}: names the concept only in “{one['lost']}”, which is cut off; counts as not erased")

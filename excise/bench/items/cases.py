@@ -6,12 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from itertools import groupby
 from pathlib import Path
 
 from excise.bench.items import blocks
 from excise.bench.run import Run, Unit, checked_name
-from excise.bench.suite import Case, Suite, checked_case, read_saved
+from excise.bench.suite import Case, Suite, checked_case, in_batches, read_saved
 from excise.errors import ExciseError
 from excise.files import write_once
 
@@ -27,19 +26,11 @@ def all_cases(run: Run, suite: Suite, unit: Unit) -> list[Case]:
 def cut(suite: Suite, cases: Sequence[Case]) -> list[list[list[Case]]]:
     """Cut a unit's cases into blocks, of whole batches: a batch's pictures may depend on what is in it.
 
-    The pictures of a batch have one size and guidance. Cases that ask for others come in batches of their own, behind
-    those that ask for none.
+    The pictures of a batch have one size and guidance (`in_batches`).
     """
-    batches = []
-    for _, alike in groupby(sorted(cases, key=_asks), _asks):
-        group = list(alike)
-        batches += [group[start : start + suite.batch] for start in range(0, len(group), suite.batch)]
+    batches = in_batches(cases, suite.batch)
     size = max(1, BLOCK // suite.batch)
     return [batches[start : start + size] for start in range(0, len(batches), size)]
-
-
-def _asks(case: Case) -> tuple[float, ...]:
-    return tuple(-1.0 if value is None else value for value in (case.width, case.height, case.guidance))
 
 
 def is_searched(run: Run, name: str) -> bool:
