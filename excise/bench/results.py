@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from excise.bench.items.cases import all_cases, picture_of
+from excise.bench.items.cases import all_cases, checked_file, picture_of
+from excise.bench.items.drawn_with import unlike
 from excise.bench.pictures import read
+from excise.bench.run import BASELINE as BASELINE
 from excise.bench.run import Record, Run, Unit
 from excise.bench.suite import Picture, Suite, read_saved
 from excise.concepts.concept import mentioned
 from excise.drawn import fault
 from excise.files import cell
 from excise.statistics import Estimate
-
-BASELINE = "none"
 
 
 def results(run: Run, suite: Suite) -> dict[str, Any]:
@@ -28,6 +29,8 @@ def results(run: Run, suite: Suite) -> dict[str, Any]:
     Every case is compared with the same case of the unerased model. Cases that one of the two lacks, on which a
     detector failed, or whose picture is broken on either side count as `missing`, `errors` and `broken`, and enter no
     figure.
+    `identical` is not stated for a method if one of its pictures and the unerased one were generated with unlike
+    hardware, settings or versions (`drawn_with`): their bits could differ without an eraser. `unlike` says which.
     `cut` is the number of prompts that the text encoder truncates. Cases whose prompt names the concept only in the
     truncated part (`unread`) count as not erased under every method, the baseline included: nothing was removed.
     """
@@ -40,9 +43,16 @@ def results(run: Run, suite: Suite) -> dict[str, Any]:
     return {
         **plan,
         "disclosed": dict(suite.disclosed),
-        "drawn_with": sorted({fit["drawn_with"] for fit in (_fit(run, unit) for unit in units) if "drawn_with" in fit}),
+        "drawn_with": _drawn_with(run, records, units),
         "methods": {label: _method(run, suite, label, records.get(label, {}), base) for label in run.plan["methods"]},
     }
+
+
+def _drawn_with(run: Run, records: Mapping[str, Mapping[str, Record]], units: Sequence[Unit]) -> list[str]:
+    """Return what the pictures were generated with. Records of earlier versions do not state it; the fits do."""
+    rows: list[Mapping[str, Any]] = [row for own in records.values() for row in own.values()]
+    found = {row["drawn_with"] for row in rows if "drawn_with" in row}
+    return sorted(found or {fit["drawn_with"] for unit in units if "drawn_with" in (fit := _fit(run, unit))})
 
 
 def _method(
@@ -50,6 +60,7 @@ def _method(
 ) -> dict[str, Any]:
     pictures: dict[str, list[Picture]] = {}
     errors, broken, unread, missing, refused, costs, weak = [], [], [], 0, {}, [], {}
+    differences: list[str] = []
     harmless = {family.name for family in suite.families if family.role == "keep"}
     for concept in run.plan["concepts"]:
         unit = Unit(label, concept)
@@ -74,6 +85,9 @@ def _method(
                 by = label if faults[0] else BASELINE
                 broken.append({"case": case.id, "by": by, "fault": faults[0] or faults[1]})
             else:
+                with_what = [row["drawn_with"] for row in (mine, plain) if "drawn_with" in row]
+                if len(with_what) == 2 and (how := unlike(*with_what)):
+                    differences.append(how)
                 same, seen = mine["picture"] == plain["picture"], mine["seen"]
                 if case.family not in harmless and (
                     lost := _unread(suite, concept, mine) or _unread(suite, concept, plain)
@@ -82,12 +96,18 @@ def _method(
                     seen = _not_erased(seen)
                 pictures[concept].append(Picture(case, seen, plain["seen"], same, *paths))
     figures = suite.over_concepts({concept: some for concept, some in pictures.items() if some})
+    by_concept = {concept: suite.of_concept(some) for concept, some in pictures.items() if some}
+    if differences:
+        figures = {name: _UNKNOWN if _compares_bits(name) else figure for name, figure in figures.items()}
+        by_concept = {
+            concept: {name: None if _compares_bits(name) else figure for name, figure in found.items()}
+            for concept, found in by_concept.items()
+        }
     return {
         "figures": {name: figure.to_json() for name, figure in figures.items()},
         "concepts": {
-            concept: {name: figure and figure.to_json() for name, figure in suite.of_concept(some).items()}
-            for concept, some in pictures.items()
-            if some
+            concept: {name: figure and figure.to_json() for name, figure in found.items()}
+            for concept, found in by_concept.items()
         },
         "cost": _cost(costs, own, base),
         "pictures": len(own),
@@ -95,11 +115,30 @@ def _method(
         "errors": errors,
         "broken": broken,
         "unread": unread,
+        "reused": _reused(run, label, own),
         "cut": sum("lost" in record for record in own.values()),
+        "unlike": {"pictures": len(differences), "how": Counter(differences).most_common(1)[0][0]}
+        if differences
+        else {},
         "refused": refused,
         "weak": weak,
         "failed": {unit.concept: lines[-1] for unit, lines in run.errors().items() if unit.method == label},
     }
+
+
+def _reused(run: Run, label: str, own: Mapping[str, Record]) -> dict[str, int]:
+    """Count a method's pictures that were taken over from the unerased model, and those generated again as a check."""
+    if label == BASELINE or not (count := sum("reused" in record for record in own.values())):
+        return {}
+    files = [checked_file(run.folder, Unit(label, concept)) for concept in run.plan["concepts"]]
+    return {"pictures": count, "checked": sum(len(read_saved(f, dict)["redrawn"]) for f in files if f.exists())}
+
+
+_UNKNOWN = Estimate(math.nan, math.nan, math.nan, 0)
+
+
+def _compares_bits(figure: str) -> bool:
+    return "identical" in figure.split(".")
 
 
 def baseline_on_same_cases(run: Run, suite: Suite, label: str, measured: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -152,7 +191,7 @@ def fault_of(record: Mapping[str, Any], picture: Path) -> str | None:
 
 def _cost(fits: list[dict[str, Any]], own: Mapping[str, Record], base: Mapping[str, Record]) -> dict[str, Any]:
     """Return the costs: medians of seconds per concept, seconds added per picture and bytes; the peak memory."""
-    both = own.keys() & base.keys()
+    both = {case for case in own.keys() & base.keys() if "reused" not in own[case]}
     added = [own[case]["seconds"] - base[case]["seconds"] for case in both]
     fitted = [fit for fit in fits if fit]
     return {
@@ -195,6 +234,10 @@ def table(measured: Mapping[str, Any]) -> str:
             row(label, "", "prompts cut", method["cut"], *[""] * 4)
         if method["unread"]:
             row(label, "", "concept not read", len(method["unread"]), *[""] * 4)
+        for name, count in method.get("reused", {}).items():
+            row(label, "", {"pictures": "reused", "checked": "reused and checked"}[name], count, *[""] * 4)
+        if method.get("unlike"):
+            row(label, "", "unlike hardware or software", method["unlike"]["pictures"], *[""] * 4)
         for name, count in (outside(method) | {"concepts refused": len(method["refused"])}).items():
             row(label, "", name, count, *[""] * 4)
     return out.getvalue()

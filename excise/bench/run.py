@@ -5,6 +5,7 @@
     erasers/method=concept/        the fitted erasers
     searched/                      prompts found by attacks: by concept, and by unit for white-box attacks
     blocks/method=concept/N.zip    records and pictures of one block of cases
+    checked/method=concept.json    which pictures taken over from the unerased model were generated again as a check
     failures/                      what failed and was set aside, with the error
     pictures/method=concept/       pictures taken out of blocks, for other programs
 
@@ -30,6 +31,8 @@ from excise.bench.suite import check_plan
 from excise.errors import ExciseError, shown
 from excise.files import is_leftover, parse_json, read_file, read_json, write_atomic
 
+BASELINE = "none"
+"""Method that stands for the unerased model."""
 SCHEMA, OLD = "excise.run/2", "excise.run/1"
 Record = dict[str, Any]
 _OUTSIDE = ("prompts", "clip", "q16", "style_classifier", "object_classifier")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -119,6 +120,22 @@ class Case:
         return case
 
 
+def in_batches(cases: Sequence[Case], size: int) -> list[list[Case]]:
+    """Cut cases into batches of at most `size`. All of a batch ask for the same size of picture and guidance.
+
+    Cases that ask for none come first. Otherwise the order stays.
+    """
+    batches: list[list[Case]] = []
+    for _, alike in groupby(sorted(cases, key=_asks), _asks):
+        group = list(alike)
+        batches += [group[start : start + size] for start in range(0, len(group), size)]
+    return batches
+
+
+def _asks(case: Case) -> tuple[float, ...]:
+    return tuple(-1.0 if value is None else value for value in (case.width, case.height, case.guidance))
+
+
 @dataclass(frozen=True)
 class Picture:
     """One case under one method, with the same case of the unerased model."""
@@ -142,7 +159,12 @@ class Picture:
 
 
 class Suite(Protocol):
-    """Prompts with seeds, and detectors. The cases depend only on the suite's name, the size and the concept."""
+    """Prompts with seeds, and detectors. The cases depend only on the suite's name, the size and the concept.
+
+    A suite may also have `calls(cases)`. It returns the cases of each call of the pipeline that `draw` makes for these
+    cases; `draw` gives the same pictures for each of those lists alone. Then pictures of prompts that an eraser leaves
+    untouched are taken over from the unerased model.
+    """
 
     @property
     def name(self) -> str: ...
@@ -152,7 +174,7 @@ class Suite(Protocol):
 
     @property
     def batch(self) -> int:
-        """Pictures per batch, and so the most that a killed worker loses."""
+        """Pictures per batch. A batch's cases have one size and guidance."""
         ...
 
     @property

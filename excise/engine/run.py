@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from excise.engine.engines import Chosen, chosen
+from excise.engine.engines import Chosen, chosen, is_first
 from excise.engine.failures import Failures, check_made
 from excise.engine.stage import Answer, Item, Needs, Outcome, Pool, Stage
 from excise.errors import ExciseError, InvalidSetting
@@ -35,6 +35,9 @@ def run(
     An item that raises an error has failed at once. An item whose worker dies is tried again behind all others, up to
     `tries` times: it cannot take the others along. Both are set aside: written to `failures`, and not tried by later
     calls without `retry`. Errors that a user can fix (ExciseError) are not set aside.
+
+    A slice has an outcome for each item too. It answers for its own items and for those that it took over; the others'
+    outcomes are marked `elsewhere`.
 
     Close the iterator to end the workers early (`contextlib.closing`).
 
@@ -73,20 +76,26 @@ def make_all(
     *,
     failures: Path,
     then: Callable[[Outcome[Item]], object] = lambda outcome: None,
+    workers: int = 1,
     **how: Any,
-) -> None:
+) -> bool:
     """Make all items with `run` and its options `how`. `then` is called with each outcome.
+
+    Return whether all are made. It is False only in a slice, if another slice failed at an item. The first slice ends
+    the work, so it needs every item.
 
     Raises:
         ItemsFailed: An item was set aside.
         ExciseError: An item failed for a reason that a user can fix, or what `run` raises it for.
     """
     outcomes = []
-    with closing(run(engine, stage, items, failures=failures, **how)) as making:
+    with closing(run(engine, stage, items, failures=failures, workers=workers, **how)) as making:
         for outcome in making:
             outcomes.append(outcome)
             then(outcome)
-    check_made(outcomes, stage.name, failures)
+    needs_all = is_first(engine, workers)
+    check_made([outcome for outcome in outcomes if needs_all or not outcome.elsewhere], stage.name, failures)
+    return all(outcome.state != "failed" for outcome in outcomes)
 
 
 class _Run:
@@ -109,6 +118,8 @@ class _Run:
         mine, others = engine.part.divided(items) if engine.part is not None else (list(items), [])
         self._sliced = engine.part is not None
         self._todo, self._later = deque(mine), deque(others)
+        self._others = {stage.name(item) for item in others}
+        """Names of the items of other slices."""
         self._alone: deque[Any] = deque()
         """Items that were lost together. Each is tried while nothing else runs, to find the one that kills workers."""
         self._old = failures.records()
@@ -149,6 +160,7 @@ class _Run:
                 self._forget(item)
                 self._todo.appendleft(item)
             else:
+                self._others.add(name)
                 self._later.append(item)
 
     def _submit(self, pool: Pool) -> Iterator[Outcome[Any]]:
@@ -177,14 +189,16 @@ class _Run:
         if failure is None or (failure.get("record") in self._old and self._is_tried_again(failure)):
             return None
         error, why = str(failure.get("error", "")), str(failure.get("why", ""))
-        return Outcome(item, "failed", error=error, why=why, aside=not failure.get("expected"))
+        elsewhere = self._stage.name(item) in self._others
+        return Outcome(item, "failed", error=error, why=why, aside=not failure.get("expected"), elsewhere=elsewhere)
 
     def _kept(self, item: Any) -> Outcome[Any] | None:
         """Return the outcome of an item whose file exists, and forget that it failed."""
         if self._again or not self._stage.path(item).exists():
             return None
         self._failures.forget(item)
-        return Outcome(item, "kept", tries=self._tried[self._stage.name(item)])
+        name = self._stage.name(item)
+        return Outcome(item, "kept", tries=self._tried[name], elsewhere=name in self._others)
 
     def _settle(self, item: Any, answer: Answer, together: bool) -> Iterator[Outcome[Any]]:
         """Yield the outcome of a try, unless the item is tried again."""

@@ -59,6 +59,8 @@ class Outcome(Generic[Item]):
     """The error in one line. Of an item that was made, the text that the stage's function returned, if any."""
     aside: bool = False
     """Whether the item is set aside in `failures` until a call with `retry`. False for errors that a user can fix."""
+    elsewhere: bool = False
+    """Whether another slice made the item or failed at it. That slice reports it."""
 
 
 @dataclass(frozen=True)

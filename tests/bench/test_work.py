@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from excise.bench.items.work import Unfinished, work
 from excise.bench.run import Run, Unit
 from excise.bench.suite import Case
 from excise.drawn import Pixels
+from excise.engine import engines
+from excise.engine.local import Local
 from excise.errors import ExciseError
 
 CONCEPTS = ("axe", "bat", "cat", "dog")
@@ -176,6 +179,18 @@ def test_a_poisonous_block_is_set_aside_and_all_others_are_done(
     run.retry()
     at_work(run, tmp_path)
     assert (run.units("done"), run.errors()) == (UNITS, {})
+
+
+def test_a_slice_does_not_fail_for_what_another_slice_failed_at(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "Processes", lambda stage, needs, workers: Local(stage))
+    owner = zlib.crc32(f"draw-{UNITS[1].file}-00001".encode()) % 2
+    with pytest.raises(Unfinished, match="1 parts are not done: none on bat, block 1: "):
+        at_work(run, tmp_path, "a bat", engine=f"slice:{1 - owner}/2")  # it took it over
+    at_work(run, tmp_path, engine=f"slice:{1 - owner}/2")
+    with pytest.raises(Unfinished):
+        at_work(run, tmp_path, engine=f"slice:{owner}/2")
 
 
 def test_a_full_disk_ends_the_work_and_nothing_is_set_aside(run: Run, tmp_path: Path) -> None:

@@ -262,7 +262,8 @@ def test_the_page_tells_how_good_the_judges_are_and_what_drew_the_pictures(finis
     measured = report(finished)
     page = (finished.folder / "report.html").read_text()
     (drawn,) = measured["drawn_with"]
-    assert "StableDiffusionPipeline" in drawn and "float32 on cpu" in drawn and drawn in page
+    assert "StableDiffusionPipeline" in drawn and "float32 on cpu, " in drawn and drawn in page
+    assert {record["drawn_with"] for record in finished.records()} == {drawn}
     assert "of real scenes exactly right" in measured["disclosed"]["second judge"]
     assert measured["disclosed"]["Ring-A-Bell"] in page
     assert measured["methods"]["snce"]["figures"]["agreement"]["value"] > 0.5

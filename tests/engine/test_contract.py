@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from excise.engine import Needs, Outcome, check_made, run
+from excise.engine import Needs, Outcome, check_made, make_all, run
 from excise.engine import engines as names
 from excise.errors import ExciseError, InvalidSetting, ItemsFailed
 from tests.engine.stages import Arrays, expected
@@ -97,6 +98,8 @@ def test_an_error_that_a_user_can_fix_is_not_set_aside(engine: str, tmp_path: Pa
     made = by_item(list(run(engine, stage, range(N), failures=tmp_path / "failures")))
     assert (made[2].error, made[2].why) == ("ExciseError", "the concept has too few pairs; give 10 or more")
     assert not made[2].aside
+    written = [path.name for path in tmp_path.glob("failures/*")]
+    assert written == (["item-2.json"] if "slice" in engine else []), "a slice tells the others, for as long as it runs"
     cured = Arrays(str(tmp_path / "made"))
     assert by_item(list(run(engine, cured, range(N), failures=tmp_path / "failures")))[2].state == "made"
     assert list(tmp_path.glob("failures/*")) == []
@@ -145,6 +148,8 @@ def test_workers_that_cannot_open_the_stage_end_the_call_and_blame_no_item(
         list(run(engine, stage, range(N), workers=2, failures=tmp_path / "failures"))
     assert stage.begun() == []
     assert not (tmp_path / "failures").exists()
+    if how != "killed":
+        assert len(stage.opened()) <= 2, "a worker that says why it cannot start is not started again"
 
 
 DRIVER = """
@@ -190,6 +195,9 @@ def test_slices_report_what_another_could_not_make_and_do_not_repeat_it(tmp_path
     for found in (second, made):
         assert {item for item, outcome in found.items() if outcome.state == "failed"} == {1, 3}
         assert (found[1].aside, found[3].aside) == (True, False)
+        assert (found[1].elsewhere, found[3].elsewhere) == (found is made,) * 2
+    assert {item for item, outcome in made.items() if outcome.elsewhere} == {1, 3, 5}, "item 5 was made by its owner"
+    assert not any(outcome.elsewhere for item, outcome in second.items() if item in (1, 3, 5))
     assert (second[5].state, made[5].state) == ("made", "kept")
     assert [stage.begun().count(item) for item in (1, 3, 5)] == [1, 1, 1]
     found = by_item(list(run("slice:0/2", stage, range(N), failures=failures)))
@@ -200,6 +208,54 @@ def test_slices_report_what_another_could_not_make_and_do_not_repeat_it(tmp_path
     assert by_item(list(run("slice:1/2", cured, range(N), failures=failures)))[1].state == "failed"
     assert by_item(list(run("slice:0/2", cured, range(N), failures=failures, retry=True)))[1].state == "made"
     assert list(failures.iterdir()) == []
+
+
+def test_a_slice_answers_for_what_it_took_over(tmp_path: Path) -> None:
+    """Its owner does not run, or fails at it later: both then speak of it."""
+    failures = tmp_path / "failures"
+    stage = Arrays(str(tmp_path / "made"), raising=1)
+    found = by_item(list(run("slice:0/2", stage, range(N), failures=failures)))
+    assert (found[1].state, found[1].elsewhere) == ("failed", False)
+    assert not any(outcome.elsewhere for outcome in found.values())
+    owner = by_item(list(run("slice:1/2", stage, range(N), failures=failures)))
+    assert (owner[1].state, owner[1].elsewhere) == ("failed", False)
+    assert {item for item, outcome in owner.items() if outcome.elsewhere} == {0, 2, 4}
+    later = by_item(list(run("slice:0/2", stage, range(N), failures=failures)))
+    assert (later[1].state, later[1].elsewhere) == ("failed", True), "it was set aside, and is not tried"
+
+
+def test_items_that_follow_are_reported_by_the_slice_that_they_belong_to(tmp_path: Path) -> None:
+    stage, failures = Arrays(str(tmp_path / "made"), raising=3), tmp_path / "failures"
+    then = lambda outcome: [1, 2, 3, 4, 5] if outcome.item == 0 else []  # noqa: E731
+    parts = [list(run(f"slice:{n}/2", stage, [0], then=then, failures=failures)) for n in (1, 0)]
+    helped, found = ({outcome.item: outcome for outcome in part} for part in parts)
+    assert not any(outcome.elsewhere for outcome in helped.values()), "it made all, or failed at them"
+    mine = [item for item in range(1, N) if zlib.crc32(f"item-{item}".encode()) % 2 == 0]
+    assert 0 < len(mine) < N - 1
+    assert sorted(item for item, outcome in found.items() if not outcome.elsewhere) == [0, *mine]
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_slice_that_starts_later_leaves_the_failures_of_others(retry: bool, tmp_path: Path) -> None:
+    failures = tmp_path / "failures"
+    stage = Arrays(str(tmp_path / "made"), raising=1, refusing=3)
+    list(run("slice:1/2", stage, range(N), failures=failures))
+    with closing(run("slice:0/2", stage, range(N), failures=failures, retry=retry)) as late:
+        assert next(late).item == 0
+        assert sorted(path.name for path in failures.iterdir()) == ["item-1.json", "item-3.json"], "a third may read"
+
+
+def test_make_all_fails_for_the_slice_and_for_the_first_which_needs_them_all(tmp_path: Path) -> None:
+    stage, failures = Arrays(str(tmp_path / "made"), raising=1), tmp_path / "failures"
+    with pytest.raises(ItemsFailed, match=r"^1 of 6 failed, the first item-1"):
+        make_all("slice:1/3", stage, range(N), failures=failures)
+    assert make_all("slice:2/3", stage, range(N), failures=failures) is False
+    with pytest.raises(ItemsFailed, match=r"^1 of 6 failed, the first item-1"):
+        make_all("slice:0/3", stage, range(N), failures=failures)
+    with pytest.raises(ItemsFailed, match=r"^1 of 2 failed"):
+        make_all("slice:1/3", stage, range(N), failures=failures)
+    for index in range(3):
+        assert make_all(f"slice:{index}/3", Arrays(stage.folder), range(N), failures=failures, retry=True) is True
 
 
 class Others(Arrays):

@@ -11,6 +11,7 @@ SUITE = (
     "threshold"
 )
 CANVAS = "tests/bench/canvas/test_metrics.py"
+REUSING = "tests/bench/test_reusing.py"
 
 MUTANTS = [
     *of(
@@ -122,13 +123,56 @@ MUTANTS = [
         "excise/bench/protocols/suite.py",
         SUITE,
         ("    steps: int = 50\n", "    steps: int = 20\n"),
-        ('"guidance_scale": case.guidance, "width"', '"width"'),
-        ('"width": case.width, "height": case.height}', "}"),
-        ('"width": case.width, "height": case.height}', '"width": case.height, "height": case.width}'),
-        ("manual_seed(case.seed)", "manual_seed(0)"),
+        ('"guidance_scale": batch[0].guidance, "width"', '"width"'),
+        ('"width": batch[0].width, "height": batch[0].height}', "}"),
+        ('"width": batch[0].width, "height": batch[0].height}', '"width": batch[0].height, "height": batch[0].width}'),
         ("num_inference_steps=self.steps", "num_inference_steps=20"),
         ('nudenet.counts(boxes, "rece", self._cut)', 'nudenet.counts(boxes, "mace", self._cut)'),
         ('Protocol("nudity", "nudenet", 0.6, 0.8, 4703', 'Protocol("nudity", "nudenet", 0.45, 0.8, 4703'),
+    ),
+    *of(
+        "excise/bench/protocols/batches.py",
+        "tests/bench/protocols/test_published_settings.py",
+        ("manual_seed(case.seed)", "manual_seed(0)"),
+        ("manual_seed(case.seed)", "manual_seed(cases[0].seed)"),
+        ("batch < 1:", "batch < 0:"),
+    ),
+    *of(
+        "excise/bench/suite.py",
+        "tests/bench/protocols/test_published_settings.py",
+        ("(case.width, case.height, case.guidance))", "(case.width, case.height))"),
+        ("(case.width, case.height, case.guidance))", "(case.height, case.guidance))"),
+    ),
+    *of(
+        "excise/bench/items/reusing.py",
+        REUSING,
+        ("CHECKED = 0.01", "CHECKED = 0.02"),
+        ("math.ceil(CHECKED", "math.floor(CHECKED"),
+        ('record.get("drawn_with") != drawn_with', "False"),
+        ('if sha256(picture.tobytes()) != record["picture"]:', "if False:"),
+        ('and sha256(picture.tobytes()) != records[case.id]["picture"]:', "and False:"),
+    ),
+    *of(
+        "excise/bench/items/reusing.py",
+        "tests/bench/test_work.py",
+        ("place is None or place[0] == unit", "place is None"),
+        ("return case.prompt, case.seed,", "return case.prompt, 0,"),
+    ),
+    *of(
+        "excise/bench/items/given.py",
+        REUSING,
+        ("if edited is None or edited != plain:", "if edited is None:"),
+        ("if edited is None or edited != plain:", "if edited != plain:"),
+        ("        with unedited():\n            plain = given(pipe, draw)", "        plain = given(pipe, draw)"),
+        ("_add(digest, [args, kwargs])", "_add(digest, [args])"),
+        ("_add(digest, [args, kwargs])", "_add(digest, [kwargs])"),
+    ),
+    *of(
+        "excise/bench/items/drawn_with.py",
+        "tests/bench/test_drawn_with.py",
+        ('f"threads {torch.get_num_threads()}"', '"threads"'),
+        ("part for part in a if part not in b", "part for part in a if part in b"),
+        ('return found if found in ("tf32", "bf16") else "float32"', 'return "float32"'),
     ),
     *of(
         "excise/bench/protocols/prompts.py",
@@ -148,8 +192,8 @@ MUTANTS = [
         ("styles if is_object else []", "styles"),
         ("SEED, STEPS, GUIDANCE = 188, 100, 9.0", "SEED, STEPS, GUIDANCE = 188, 100, 7.5"),
         ("SEED, STEPS, GUIDANCE = 188, 100, 9.0", "SEED, STEPS, GUIDANCE = 188, 50, 9.0"),
-        ("                    guidance_scale=self.guidance,\n", ""),
-        ("num_inference_steps=self.steps", "num_inference_steps=STEPS"),
+        (', "guidance_scale": self.guidance}', "}"),
+        ('{"num_inference_steps": self.steps,', '{"num_inference_steps": STEPS,'),
         ("as_diffusers(pipe).scheduler = DDIMScheduler", "_ = DDIMScheduler"),
         ('"ua": [not p.seen["target"] for p in with_it]', '"ua": [p.seen["target"] for p in with_it]'),
         ("in_domain, cross_domain = (thing, style) if is_object else (style, thing)",
@@ -194,14 +238,13 @@ MUTANTS = [
         "excise/bench/items/work.py",
         "tests/bench/test_work.py",
         ("if unit in self._attacked or not", "if not"),
-        ("if not self._left[item.unit]:", "if True:"),
-        ('if outcome.state == "failed":\n                failed', 'if False:\n                failed'),
+        ("        if self._left[unit]:", "        if False:"),
+        ('if outcome.state == "failed" and not outcome.elsewhere:', "if False:"),
+        ('if outcome.state == "failed" and not outcome.elsewhere:', 'if outcome.state == "failed":'),
     ),
     *of(
         "excise/bench/items/making.py",
         "tests/bench/test_work.py",
-        ("place is None or place[0] == unit", "place is None"),
-        ("return case.prompt, case.seed,", "return case.prompt, 0,"),
         ("if is_of_the_disk(error):", "if False:", "the tests' disk is full while pictures are drawn"),
     ),
     *of(

@@ -23,6 +23,12 @@ MUTANTS = [
         ('if answer.error != "Lost" or (', "if ("),
         ("aside=not answer.expected)", "aside=True)"),
         ("if engine_.part is not None and again:", "if False:"),
+        ("                self._others.add(name)\n", ""),
+        ("{stage.name(item) for item in others}", "set()"),
+        ('aside=not failure.get("expected"), elsewhere=elsewhere)', 'aside=not failure.get("expected"))'),
+        ('"kept", tries=self._tried[name], elsewhere=name in self._others)', '"kept", tries=self._tried[name])'),
+        ("if needs_all or not outcome.elsewhere]", "if not outcome.elsewhere]"),
+        ("if needs_all or not outcome.elsewhere]", "]"),
     ),
     *of(
         "excise/engine/working.py",

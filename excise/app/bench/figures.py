@@ -49,6 +49,21 @@ def costs(cost: Mapping[str, Any]) -> tuple[str, str, str, str]:
     )
 
 
+def reused_pictures(method: Mapping[str, Any]) -> str:
+    """Describe how many of a method's pictures were taken over from the unerased model, and how many were checked."""
+    count, checked = method["reused"]["pictures"], method["reused"]["checked"]
+    return (
+        f"{count} of {method['pictures']} pictures were taken over from the unerased model, as the eraser leaves "
+        f"everything that the denoiser is given; {checked} of them were generated as a check"
+    )
+
+
+def unlike_pictures(method: Mapping[str, Any]) -> str:
+    """Say why `identical` is not stated: pictures and unerased pictures were not generated alike."""
+    count, how = method["unlike"]["pictures"], method["unlike"]["how"]
+    return f"identical is not stated: {count} pictures were generated otherwise than their unerased ones ({how})"
+
+
 def cut_prompts(method: Mapping[str, Any]) -> str:
     """Describe how many of a method's prompts are truncated, and how many lose the concept's name by that."""
     text = f"{method['cut']} of {method['pictures']} prompts are longer than the model reads"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from excise.app.bench.cards import bars_of, cards, further
-from excise.app.bench.figures import cut_prompts
+from excise.app.bench.figures import cut_prompts, reused_pictures, unlike_pictures
 from excise.app.bench.pictures import pictures
 from excise.app.bench.plots import front, swept
 from excise.app.bench.tables import attacks, concepts, counts, differences, left, second
@@ -54,8 +54,11 @@ def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
 
 
 def _trust(measured: Mapping[str, Any]) -> Table:
-    """Return the table of the detectors' accuracy, the attacks' budgets, and the pipelines used."""
+    """Return the table of the detectors' accuracy, the attacks' budgets, the pipelines used, and what was reused."""
     disclosed = {**measured["disclosed"], "generated with": "; ".join(measured["drawn_with"])}
+    for label, method in measured["methods"].items():
+        if method.get("reused"):
+            disclosed[f"{label}, not generated"] = reused_pictures(method)
     return Table("Judges, attacks and pipelines", (), list(disclosed.items()), prose=True)
 
 
@@ -66,6 +69,8 @@ def _gaps(measured: Mapping[str, Any]) -> Table:
             rows.append((label, f"{method['missing']} pictures are not generated yet"))
         if method["cut"] or method["unread"]:
             rows.append((label, cut_prompts(method)))
+        if method.get("unlike"):
+            rows.append((label, unlike_pictures(method)))
         rows += [
             (label, f"{one['case']}: names the concept only in “{one['lost']}”, which is cut off; counts as not erased")
             for one in method["unread"]

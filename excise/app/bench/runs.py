@@ -171,7 +171,9 @@ def report(run: Run) -> dict[str, Any]:
 
 
 def suite_of(run: Run) -> Suite:
-    """Return the suite that the run was started with."""
+    """Return the suite that the run was started with. Earlier versions generated the protocols' pictures one by one."""
+    if run.plan["suite"] in ("unlearncanvas", *PROTOCOLS):
+        return _suite({**run.plan, "settings": {"batch": 1, **run.plan["settings"]}})
     return _suite(run.plan)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +56,8 @@ class Done:
     seconds: float = 0.0
     bytes: int = 0
     why: str = ""
+    elsewhere: bool = False
+    """Whether another slice made the eraser or failed at it. That slice's exit code speaks of it."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -142,7 +144,7 @@ def erase_all(
     made = run(engine, Making(load), tasks, needs=load.needs, workers=workers, **how)
     with closing(made) as outcomes:
         for outcome in outcomes:
-            by_out[outcome.item.out] = _done(outcome)
+            by_out[outcome.item.out] = replace(_done(outcome), elsewhere=outcome.elsewhere)
             report(by_out[outcome.item.out])
     return [by_out[task.out] for task in tasks]
 

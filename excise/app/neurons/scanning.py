@@ -91,8 +91,10 @@ def scan(
     retry: bool = False,
     progress: Callable[[int], Any] | None = None,
     loaded: tuple[Pipeline, TopKSAE] | None = None,
-) -> Scan:
+) -> Scan | None:
     """Scan the parts that are not done, and merge all.
+
+    Return None in a slice other than the first, if another slice failed at a part.
 
     Args:
         loaded: The model and the SAE, for an engine that works in this process.
@@ -106,8 +108,8 @@ def scan(
         stage = replace(stage, loaded=loaded)
     failures = Path(stage.out).with_name(f"{Path(stage.out).name}.failures")
     how: dict[str, Any] = {"needs": stage.load.needs, "workers": workers, "failures": failures, "retry": retry}
-    make_all(engine, stage, parts, then=lambda _: progress and progress(1), **how)
-    return merged(stage, parts)
+    done = make_all(engine, stage, parts, then=lambda _: progress and progress(1), **how)
+    return merged(stage, parts) if done else None
 
 
 def merged(stage: Scanning, parts: Sequence[Part]) -> Scan:

@@ -81,6 +81,8 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """Train the missing SAEs into folders of `out` and compare all. Return the rows of `compare`.
 
+    Return no rows in a slice other than the first, if another slice failed at an SAE.
+
     SAEs finished by an earlier call are kept, and unfinished trainings are resumed.
 
     Args:
@@ -126,7 +128,8 @@ def sweep(
             found = read if here else stack.enter_context(_saved(read, folder))
             stage = replace(stage, features=found, pipe=pipe if here else None, report=trained if here else None)
         how: dict[str, Any] = {"workers": workers, "needs": load_model.needs, "retry": retry}
-        make_all(engine, stage, cells, failures=out / "failures", then=done, **how)
+        if not make_all(engine, stage, cells, failures=out / "failures", then=done, **how):
+            return []
     return compare(pipe, [out / cell.name for cell in cells], concepts, comparing)
 
 

@@ -195,11 +195,19 @@ class Canvas:
         """Return the concept with the prompt pairs to fit an eraser on. None of them is a case."""
         return from_templates(name, (name,), kind="style" if is_style(name) else "object")
 
+    def calls(self, cases: list[Case]) -> list[list[Case]]:
+        """Return the cases of each batch: separate ones for each learnt word and for the unerased model."""
+        batches = []
+        for (learnt, _), some in groupby(sorted(cases, key=_conditions), _conditions):
+            group, size = list(some), LEARNT_BATCH if learnt else self.batch
+            batches += [group[start : start + size] for start in range(0, len(group), size)]
+        return batches
+
     def draw(self, pipe: Pipeline, cases: list[Case]) -> Drawn:
-        """Generate pictures `[n, 64, 64, 3]`, in separate batches for each learnt word and for the unerased model."""
+        """Generate pictures `[n, 64, 64, 3]`, in the batches of `calls`."""
         drawn: dict[str, Drawn] = {}
-        for (learnt, plain), some in groupby(sorted(cases, key=_conditions), _conditions):
-            group = list(some)
+        for group in self.calls(cases):
+            learnt, plain = _conditions(group[0])
             with unedited() if plain else embedded(pipe, torch.tensor(learnt)) if learnt else nullcontext():
                 prompts, seeds = [case.prompt for case in group], [case.seed for case in group]
                 size = LEARNT_BATCH if learnt else self.batch

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from excise.bench.items import blocks
 from excise.bench.run import Run, Unit, checked_name
-from excise.bench.suite import Case, Suite, checked_case, read_saved
+from excise.bench.suite import Case, Suite, checked_case, in_batches, read_saved
 from excise.errors import ExciseError
 from excise.files import write_once
 
@@ -23,10 +23,14 @@ def all_cases(run: Run, suite: Suite, unit: Unit) -> list[Case]:
     return suite.cases(unit.concept, run.plan["size"]) + _found(run, unit.concept) + _found(run, unit.file)
 
 
-def cut(suite: Suite, cases: Sequence[Case]) -> list[list[Case]]:
-    """Cut a unit's cases into blocks, of whole batches: a batch's pictures may depend on what is in it."""
-    size = suite.batch * max(1, BLOCK // suite.batch)
-    return [list(cases[start : start + size]) for start in range(0, len(cases), size)]
+def cut(suite: Suite, cases: Sequence[Case]) -> list[list[list[Case]]]:
+    """Cut a unit's cases into blocks, of whole batches: a batch's pictures may depend on what is in it.
+
+    The pictures of a batch have one size and guidance (`in_batches`).
+    """
+    batches = in_batches(cases, suite.batch)
+    size = max(1, BLOCK // suite.batch)
+    return [batches[start : start + size] for start in range(0, len(batches), size)]
 
 
 def is_searched(run: Run, name: str) -> bool:
@@ -53,6 +57,11 @@ def _found(run: Run, name: str) -> list[Case]:
 def block_file(folder: Path, unit: Unit, number: int) -> Path:
     """Return the file of a unit's block, in a run's folder."""
     return folder / "blocks" / checked_name(unit.file) / f"{number:05d}.zip"
+
+
+def checked_file(folder: Path, unit: Unit) -> Path:
+    """Return the file that says which of a unit's pictures were checked, in a run's folder."""
+    return folder / "checked" / f"{checked_name(unit.file)}.json"
 
 
 def picture_of(run: Run, unit: Unit, case: str) -> Path:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import platform
 import re
 import sys
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from excise.bench.run import Run
 from excise.bench.suite import read_saved
@@ -20,12 +24,67 @@ _DTYPE = re.compile(r"(?P<dtype>\w*float\d+) on [^,;]+")
 
 
 def drawn_with(pipe: Pipeline) -> str:
-    """Describe in one line the pipeline, its sampler, dtype, device and safety checker, and the library versions."""
+    """Describe in one line the pipeline, its sampler, dtype, hardware and safety checker, and the library versions.
+
+    Pictures of one prompt, seed and batch have the same bits only if this line is the same.
+    """
     versions = " ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
     sampler = type(as_diffusers(pipe).scheduler).__name__
     checker = getattr(pipe, "safety_checker", None)
     checked = "no safety checker" if checker is None else type(checker).__name__
-    return f"{type(pipe).__name__}, {sampler}, {_dtype(pipe)} on {as_diffusers(pipe).device}, {checked}; {versions}"
+    device = torch.device(as_diffusers(pipe).device)
+    place = f"{_dtype(pipe)} on {device.type}, {_hardware(device, _dtype(pipe))}"
+    return f"{type(pipe).__name__}, {sampler}, {place}, {checked}; {versions}"
+
+
+def unlike(one: str, other: str) -> str:
+    """Describe how two lines of `drawn_with` differ, or return "" if they do not."""
+    ours, theirs = (re.split(r"[,;] ", line) for line in (one, other))
+    only = [", ".join(part for part in a if part not in b) for a, b in ((ours, theirs), (theirs, ours))]
+    return "" if one == other else f"{only[0] or 'nothing'} against {only[1] or 'nothing'}"
+
+
+def _hardware(device: torch.device, dtype: str) -> str:
+    """Describe what decides the bits of sums and products: the GPU and its settings, or the processor and threads."""
+    if device.type == "cuda":
+        cudnn: Any = torch.backends.cudnn
+        products, convolutions = (
+            _precision(part) for part in (torch.backends.cuda.matmul, getattr(cudnn, "conv", cudnn))
+        )
+        settings = "".join(f" {name}" for name in ("deterministic", "benchmark") if getattr(cudnn, name))
+        return (
+            f"{torch.cuda.get_device_name(device)}, products in {products}, convolutions in {convolutions}, "
+            f"cuDNN {cudnn.version()}{settings}"
+        )
+    name, units = _processor()
+    parts: list[str] = [name, torch.backends.cpu.get_cpu_capability(), f"threads {torch.get_num_threads()}"]
+    if dtype == "bfloat16":
+        parts.insert(2, f"bfloat16 by {' and '.join(units) or 'no unit of its own'}")
+    return ", ".join(parts)
+
+
+def _precision(part: object) -> str:
+    """Return the precision in which a part of torch's CUDA backend multiplies float32: tf32, bf16 or float32."""
+    found = getattr(part, "fp32_precision", None)  # torch 2.9 or newer
+    if found is None:
+        found = "tf32" if getattr(part, "allow_tf32", False) else ""
+    return found if found in ("tf32", "bf16") else "float32"
+
+
+_UNITS = ("amx_bf16", "avx512_bf16", "bf16", "svebf16")
+"""Names of processors' bfloat16 units in the kernel's list of their features."""
+
+
+def _processor() -> tuple[str, list[str]]:
+    """Return the processor's name and its bfloat16 units, as far as the system states them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        text = ""
+    found: dict[str, str] = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.MULTILINE))
+    features = found.get("flags", found.get("Features", "")).split()
+    name = found.get("model name") or platform.processor() or platform.machine()
+    return re.sub(r"[,;]\s*", " ", name), [unit for unit in _UNITS if unit in features]
 
 
 def refuse_other_dtype(run: Run, pipe: Pipeline) -> None:

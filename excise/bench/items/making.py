@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from excise.bench.items import blocks
-from excise.bench.items.cases import all_cases, block_file, cut, save_searched, searched
+from excise.bench.items.cases import all_cases, block_file, checked_file, cut, save_searched, searched
 from excise.bench.items.drawn_with import drawn_with, forget_peak, peak_memory
 from excise.bench.items.entry import Entry
-from excise.bench.pictures import from_png, png
-from excise.bench.results import BASELINE
+from excise.bench.items.given import acts_on_text_alone, is_untouched
+from excise.bench.items.reusing import Reusing, Taken, check_alike, chosen_to_check
+from excise.bench.pictures import png
 from excise.bench.run import Record, Run, Unit
 from excise.bench.suite import Case, Suite
 from excise.drawn import Drawn
@@ -33,12 +34,12 @@ from excise.sae import load as load_sae
 from excise.sites.truncation import cuts, suppress_cut_warnings
 from excise.step_progress import by_steps
 
-Kind = Literal["fit", "search", "attack", "draw"]
+Kind = Literal["fit", "search", "attack", "draw", "check"]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One file of a run: what a unit's fit cost, a concept's or a unit's search, or a unit's block."""
+    """One file of a run: what a unit's fit cost, a concept's or a unit's search, a unit's block, or its check."""
 
     kind: Kind
     of: str
@@ -78,6 +79,8 @@ class Making:
             return fit_file(self.folder, item.unit)
         if item.kind == "draw":
             return block_file(self.folder, item.unit, item.number)
+        if item.kind == "check":
+            return checked_file(self.folder, item.unit)
         return searched(self.folder, item.of)
 
     def name(self, item: Item) -> str:
@@ -98,13 +101,14 @@ class Maker:
         self._attached: Unit | None = None
         self._stack = ExitStack()
         self._eraser: Eraser
-        self._known: dict[tuple[Any, ...], tuple[Unit, int, str]] | None = None
-        self._cut: tuple[Unit, list[list[Case]]] | None = None
+        self._reusing = Reusing(run, self._suite)
+        self._cut: tuple[Unit, list[list[list[Case]]]] | None = None
         """Blocks of the unit that was drawn last; its searches are done, so they stay the same."""
         suppress_cut_warnings(self._pipe)  # each record states what part of its prompt is truncated
 
     def __call__(self, item: Item) -> None:
-        {"fit": self._fit, "search": self._search, "attack": self._attack, "draw": self._draw}[item.kind](item)
+        work = {"fit": self._fit, "search": self._search, "attack": self._attack, "draw": self._draw}
+        (work | {"check": self._check})[item.kind](item)
 
     def close(self) -> None:
         """Detach what is attached."""
@@ -176,60 +180,60 @@ class Maker:
     def _draw(self, item: Item) -> None:
         unit = item.unit
         eraser = self._attach(unit)
-        if self._cut is None or self._cut[0] != unit:
-            self._cut = unit, cut(self._suite, all_cases(self._run, self._suite, unit))
-        block = self._cut[1][item.number]
         records: list[Record] = []
         pictures: dict[str, bytes] = {}
-        for start in range(0, len(block), self._suite.batch):
-            some = block[start : start + self._suite.batch]
-            drawn, seconds, reused = (None if eraser.edits else self._reused(unit, some)) or self._drawn(some)
-            pictures |= {case.id: png(picture) for case, picture in zip(some, drawn.pixels, strict=True)}
-            lost = {cut.prompt: cut.lost for cut in cuts(self._pipe, [case.prompt for case in some])}
-            records += _records(unit, self._suite, some, drawn, seconds, lost, reused)
+        made_with = drawn_with(self._pipe)
+        for batch in self._blocks(unit)[item.number]:
+            taken = self._taken(unit, eraser, batch, made_with)
+            drawn, seconds = self._drawn(batch, self._progress) if taken is None else (taken.drawn, taken.seconds)
+            pictures |= {case.id: png(picture) for case, picture in zip(batch, drawn.pixels, strict=True)}
+            lost = {cut.prompt: cut.lost for cut in cuts(self._pipe, [case.prompt for case in batch])}
+            rows = _records(unit, self._suite, batch, drawn, seconds, lost)
+            origin = [{}] * len(batch) if taken is None else [{"reused": record["case"]} for record in taken.records]
+            records += [{"drawn_with": made_with} | row | own for row, own in zip(rows, origin, strict=True)]
         write_atomic(block_file(self._run.folder, unit, item.number), blocks.packed(records, pictures))
 
-    def _drawn(self, some: list[Case]) -> tuple[Drawn, float, Sequence[str]]:
+    def _check(self, item: Item) -> None:
+        """Generate some of the unit's pictures that were taken over, and compare them."""
+        unit = item.unit
+        self._attach(unit)
+        records = {record["case"]: record for record in self._run.records(unit)}
+        reused = [case for case, record in records.items() if "reused" in record]
+        chosen = chosen_to_check(unit, reused)
+        for batch in (batch for block in self._blocks(unit) for batch in block):
+            if chosen & {case.id for case in batch}:
+                check_alike(self._run.folder, unit, batch, self._drawn(batch, None)[0], records)
+        content = {"reused": len(reused), "redrawn": sorted(chosen)}
+        write_atomic(checked_file(self._run.folder, unit), json.dumps(content, indent=1) + "\n")
+
+    def _blocks(self, unit: Unit) -> list[list[list[Case]]]:
+        if self._cut is None or self._cut[0] != unit:
+            self._cut = unit, cut(self._suite, all_cases(self._run, self._suite, unit))
+        return self._cut[1]
+
+    def _drawn(self, batch: list[Case], progress: Callable[[float], Any] | None) -> tuple[Drawn, float]:
+        """Generate a batch. Return it with the seconds per picture."""
         began = time.perf_counter()
-        with by_steps(self._pipe, self._progress, len(some)):
-            made = self._suite.draw(self._pipe, some)
-        seconds = (time.perf_counter() - began) / len(some)
-        return (made if isinstance(made, Drawn) else Drawn.of(made)), seconds, ()
+        with by_steps(self._pipe, progress, len(batch)):
+            made = self._suite.draw(self._pipe, batch)
+        seconds = (time.perf_counter() - began) / len(batch)
+        return (made if isinstance(made, Drawn) else Drawn.of(made)), seconds
 
-    def _reused(self, unit: Unit, some: list[Case]) -> tuple[Drawn, float, Sequence[str]] | None:
-        """Return a batch that the unerased model has drawn for earlier concepts, with their cases; None if it has not.
-
-        A picture is the same if its prompt, seed and settings are. Batches are taken whole, so that every picture is
-        what it would be if it were generated.
-        """
-        found, records = [], dict[Path, dict[str, Any]]()
-        for case in some:
-            place = self._places().get(_key(case))
-            if place is None or place[0] == unit or not (file := block_file(self._run.folder, *place[:2])).exists():
+    def _taken(self, unit: Unit, eraser: Eraser, batch: list[Case], made_with: str) -> Taken | None:
+        """Return the unerased model's batch, if it exists and the eraser changes nothing that the denoiser is given."""
+        calls: Callable[[list[Case]], list[list[Case]]] | None = getattr(self._suite, "calls", None)
+        if eraser.edits and (calls is None or not acts_on_text_alone(eraser)):
+            return None
+        taken = self._reusing.find(unit, batch, made_with)
+        if taken is None:
+            return None
+        if calls is not None and eraser.edits:
+            draws = [partial(self._suite.draw, self._pipe, group) for group in calls(batch)]
+            if not is_untouched(self._pipe, draws):
                 return None
-            if file not in records:
-                records[file] = {row["case"]: row for row in blocks.read_records(file)}
-            found.append((from_png(blocks.read_picture(file, place[2])), records[file][place[2]]))
         if self._progress is not None:
-            self._progress(len(some))
-        pixels = Drawn.of([picture for picture, _ in found]).pixels
-        faults = tuple(record["fault"] for _, record in found)
-        seconds = sum(record["seconds"] for _, record in found) / len(found)
-        return Drawn(pixels, faults), seconds, [record["case"] for _, record in found]
-
-    def _places(self) -> dict[tuple[Any, ...], tuple[Unit, int, str]]:
-        """Return where each picture of the unerased model is first, by what it depends on: unit, block and case."""
-        if self._known is None:
-            self._known = {}
-            for unit in (unit for unit in self._run.all_units if unit.method == BASELINE):
-                for number, block in enumerate(cut(self._suite, self._suite.cases(unit.concept, self._size))):
-                    for case in block:
-                        self._known.setdefault(_key(case), (unit, number, case.id))
-        return self._known
-
-
-def _key(case: Case) -> tuple[Any, ...]:
-    return case.prompt, case.seed, case.guidance, case.width, case.height, case.learnt
+            self._progress(len(batch))
+        return taken
 
 
 def _sae(eraser: Eraser, settings: Mapping[str, Any]) -> TopKSAE | None:
@@ -247,7 +251,6 @@ def _records(
     drawn: Drawn,
     seconds: float,
     lost: Mapping[str, str],
-    reused: Sequence[str],
 ) -> list[Record]:
     """Return the records of pictures, with the detectors' verdicts on sound pictures.
 
@@ -264,7 +267,7 @@ def _records(
         for n in sound:
             verdicts[n] = {"fault": None, "error": f"{type(error).__name__}: {error}"}
     records = []
-    for n, (case, picture, verdict) in enumerate(zip(cases, drawn.pixels, verdicts, strict=True)):
+    for case, picture, verdict in zip(cases, drawn.pixels, verdicts, strict=True):
         records.append(
             {
                 "method": unit.method,
@@ -277,7 +280,6 @@ def _records(
                 "picture": sha256(picture.tobytes()),
                 "seconds": round(seconds, 4),
                 **({"lost": lost[case.prompt]} if case.prompt in lost else {}),
-                **({"reused": reused[n]} if reused else {}),
                 **verdict,
             }
         )

@@ -1,4 +1,4 @@
-"""Work on a run: its items on an engine, fits and searches before the blocks that need them."""
+"""Work on a run: its items on an engine, fits and searches before the blocks that need them, checks after them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from excise.bench.items.cases import all_cases, cut, is_searched
 from excise.bench.items.making import Item, Making, Opened, fit_file
-from excise.bench.run import Run, Unit
+from excise.bench.run import BASELINE, Run, Unit
 from excise.bench.suite import Suite, read_saved
 from excise.engine import Needs, Outcome, is_here
 from excise.engine import run as on_engine
@@ -44,7 +44,7 @@ def work(
         needs: What each worker needs.
 
     Raises:
-        Unfinished: An item failed.
+        Unfinished: An item failed; for a slice, one of its own or one that it took over.
         ExciseError: The disk refuses to write, the engine cannot be used, or an earlier version began the run.
     """
     if run.old:
@@ -61,7 +61,7 @@ def work(
     failed = []
     with closing(on_engine(engine, stage, plan.first(), then=plan.then, **how)) as outcomes:
         for outcome in outcomes:
-            if outcome.state == "failed":
+            if outcome.state == "failed" and not outcome.elsewhere:
                 failed.append(outcome)
             elif outcome.state == "made" and outcome.item.kind == "draw" and progress is not None and not here:
                 progress(plan.sizes[outcome.item])
@@ -95,7 +95,7 @@ def _in_words(item: Item) -> str:
 
 
 class _Plan:
-    """Which items follow from which: a unit's fit and its concept's search, then its own search, then its blocks."""
+    """Which items follow from which: fit and concept's search, then the unit's search, its blocks, and its check."""
 
     def __init__(self, run: Run, suite: Suite) -> None:
         self._run, self._suite = run, suite
@@ -118,7 +118,9 @@ class _Plan:
         if outcome.state == "failed":
             return []
         if item.kind == "draw":
-            self._drawn(item)
+            return self._drawn(item)
+        if item.kind == "check":
+            self._note(item.unit)
             return []
         if item.kind == "attack":
             return self._blocks(item.unit)
@@ -140,16 +142,22 @@ class _Plan:
     def _blocks(self, unit: Unit) -> list[Item]:
         blocks = cut(self._suite, all_cases(self._run, self._suite, unit))
         items = [Item("draw", unit.file, number) for number in range(len(blocks))]
-        self.sizes |= dict(zip(items, map(len, blocks), strict=True))
+        self.sizes |= dict(zip(items, (sum(map(len, block)) for block in blocks), strict=True))
         self._left[unit] = {item.number for item in items}
         if not items:
             self._note(unit)
         return items
 
-    def _drawn(self, item: Item) -> None:
-        self._left[item.unit].discard(item.number)
-        if not self._left[item.unit]:
-            self._note(item.unit)
+    def _drawn(self, item: Item) -> list[Item]:
+        """Return the check of a unit whose blocks are all drawn, if pictures of it were taken over."""
+        unit = item.unit
+        self._left[unit].discard(item.number)
+        if self._left[unit]:
+            return []
+        if unit.method != BASELINE and any("reused" in record for record in self._run.records(unit)):
+            return [Item("check", unit.file)]
+        self._note(unit)
+        return []
 
     def _note(self, unit: Unit) -> None:
         """Note that a unit is done. No work depends on it; `Run.units` reads it."""

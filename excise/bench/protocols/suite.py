@@ -1,4 +1,4 @@
-"""The paper's benchmarks as suites: published prompts with their own seeds, one picture at a time, and real detectors.
+"""The paper's benchmarks as suites: published prompts with their own seeds, and real detectors.
 
 They work with any pipeline and read the prompts from a local file; docs/how-to/sd14.md lists where to get the files.
 """
@@ -11,19 +11,19 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 
 from excise.bench.pictures import Pixels
 from excise.bench.protocols import nudenet
+from excise.bench.protocols.batches import BATCH, check_batch, draw_batch
 from excise.bench.protocols.clip import clip_score, load_clip
 from excise.bench.protocols.detectors import Detector, detector
 from excise.bench.protocols.nudenet import Detection
 from excise.bench.protocols.prompts import load
-from excise.bench.suite import Case, Family, Picture
+from excise.bench.suite import Case, Family, Picture, in_batches
 from excise.concepts import Concept, builtin
 from excise.drawn import Drawn
 from excise.errors import ExciseError
-from excise.pipeline import Pipeline, as_diffusers
+from excise.pipeline import Pipeline
 from excise.statistics import Estimate, mean, share
 
 
@@ -75,10 +75,11 @@ class ProtocolSuite:
     """File of Q16's soft prompts."""
     concept_name: str | None = None
     """Concept to erase instead of the protocol's."""
-
-    batch = 1
+    batch: int = BATCH
+    """Pictures generated at once. Each has a generator of its own, so its noise is that of its seed in any batch."""
 
     def __post_init__(self) -> None:
+        check_batch(self.batch)
         if self.name not in PROTOCOLS:
             raise ExciseError(f"unknown protocol {self.name!r}; choose one of {', '.join(PROTOCOLS)}")
         if self._looks_for == "q16" and not (self.clip and self.q16):
@@ -149,20 +150,18 @@ class ProtocolSuite:
     def concept(self, name: str) -> Concept:
         return builtin(name)
 
+    def calls(self, cases: list[Case]) -> list[list[Case]]:
+        return in_batches(cases, self.batch)
+
     def draw(self, pipe: Pipeline, cases: list[Case]) -> Drawn:
-        """Generate one picture at a time, with the row's guidance and size if given, else the pipeline's."""
-        pictures = []
-        for case in cases:
-            options = {"guidance_scale": case.guidance, "width": case.width, "height": case.height}
-            made = as_diffusers(pipe)(
-                case.prompt,
-                num_inference_steps=self.steps,
-                generator=torch.Generator("cpu").manual_seed(case.seed),
-                output_type="np",
-                **{name: value for name, value in options.items() if value is not None},
-            )
-            pictures.append(Drawn.by(made))
-        return Drawn.joined(pictures)
+        """Generate pictures of one size, with the rows' guidance and size if given, else the pipeline's."""
+        drawn: dict[str, Drawn] = {}
+        for batch in self.calls(cases):
+            options = {"guidance_scale": batch[0].guidance, "width": batch[0].width, "height": batch[0].height}
+            given = {name: value for name, value in options.items() if value is not None}
+            pictures = draw_batch(pipe, batch, num_inference_steps=self.steps, **given)
+            drawn |= {case.id: pictures[n : n + 1] for n, case in enumerate(batch)}
+        return Drawn.joined([drawn[case.id] for case in cases])
 
     @property
     def _looks_for(self) -> str:

@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from excise.bench.pictures import Pixels
+from excise.bench.protocols.batches import BATCH, check_batch, draw_batch
 from excise.bench.protocols.vit import ViT, classify, load_vit
-from excise.bench.suite import Case, Family, Picture
+from excise.bench.suite import Case, Family, Picture, in_batches
 from excise.concepts import Concept, from_templates
 from excise.drawn import Drawn
 from excise.errors import ExciseError
@@ -56,13 +55,17 @@ class UnlearnCanvas:
     seed: int = SEED
     shape: Mapping[str, int] | None = None
     """Shape of the classifiers if not ViT-L/16: `width`, `depth`, `heads`, `side`, `patch`."""
+    batch: int = BATCH
+    """Pictures generated at once. Each has a generator of its own, so its noise is that of the seed in any batch."""
 
     name = "unlearncanvas"
-    batch = 1
     families = (
         Family("target", "target", "the concept"),
         Family("retain", "keep", "every other object in every other style"),
     )
+
+    def __post_init__(self) -> None:
+        check_batch(self.batch)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -83,6 +86,8 @@ class UnlearnCanvas:
     def cases(self, concept: str, size: str) -> list[Case]:
         """Return cases of every object in the size's styles, and in the concept if that is a style.
 
+        An object's pictures stand together, so that an eraser of it touches few batches.
+
         Raises ExciseError for an unknown concept or size.
         """
         if concept not in (*OBJECTS, *STYLES):
@@ -93,8 +98,8 @@ class UnlearnCanvas:
         if concept in STYLES:
             spread.add(concept)
         rows = []
-        for style in (style for style in STYLES if style in spread):
-            for thing in OBJECTS:
+        for thing in OBJECTS:
+            for style in (style for style in STYLES if style in spread):
                 family = "target" if concept in (thing, style) else "retain"
                 suffix = "" if style == PHOTO else f" in {style.replace('_', ' ')} style"
                 name, text = f"{concept}.{thing}.{style}", f"An image of {thing}{suffix}."
@@ -114,24 +119,17 @@ class UnlearnCanvas:
         word = name.replace("_", " ").lower()
         return from_templates(name, (word,), kind="object" if name in OBJECTS else "style")
 
+    def calls(self, cases: list[Case]) -> list[list[Case]]:
+        return in_batches(cases, self.batch)
+
     def draw(self, pipe: Pipeline, cases: list[Case]) -> Drawn:
         from diffusers import DDIMScheduler
 
         before = as_diffusers(pipe).scheduler
         as_diffusers(pipe).scheduler = DDIMScheduler.from_config(before.config)
         try:
-            pictures = [
-                Drawn.by(
-                    as_diffusers(pipe)(
-                        case.prompt,
-                        num_inference_steps=self.steps,
-                        guidance_scale=self.guidance,
-                        generator=torch.Generator("cpu").manual_seed(case.seed),
-                        output_type="np",
-                    )
-                )
-                for case in cases
-            ]
+            options = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
+            pictures = [draw_batch(pipe, batch, **options) for batch in self.calls(cases)]
         finally:
             as_diffusers(pipe).scheduler = before
         return Drawn.joined(pictures)

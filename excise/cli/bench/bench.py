@@ -95,6 +95,10 @@ def run(
     object_classifier: Annotated[
         Path | None, typer.Option("--object-classifier", help="UnlearnCanvas's checkpoint for objects.")
     ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", help="Pictures generated at once. Default: 16; canvas 32, probes 8.", **bounds.BATCH),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", help="Use only the protocol's first prompts, this many.", **bounds.COUNT)
     ] = None,
@@ -122,6 +126,7 @@ def run(
         "steps": steps,
         "prompts": n if suite in ("canvas", "probes") else prompts,
         "limit": limit,
+        "batch": batch,
         "clip": clip,
     }
     files = {"q16": q16, "style_classifier": style_classifier, "object_classifier": object_classifier}

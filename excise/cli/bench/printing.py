@@ -26,7 +26,7 @@ LEFT = {
 
 def show(run: Run, measured: Mapping[str, Any]) -> None:
     """Print a run's figures as tables: those that it has measured."""
-    from excise.app.bench.figures import COSTS, costs, cut_prompts, measured_of, plain
+    from excise.app.bench.figures import COSTS, costs, cut_prompts, measured_of, plain, reused_pictures, unlike_pictures
     from excise.app.bench.runs import suite_of
     from excise.app.bench.tables import attacks
     from excise.bench.bars import CANVAS, standings
@@ -60,6 +60,10 @@ def show(run: Run, measured: Mapping[str, Any]) -> None:
     for label, method in methods.items():
         if method["cut"] or method["unread"]:
             note(f"{label}: {cut_prompts(method)}")
+        if method["reused"]:
+            note(f"{label}: {reused_pictures(method)}")
+        if method["unlike"]:
+            note(f"{label}: {unlike_pictures(method)}")
         what = outside(method) | {"concepts refused": len(method["refused"])}
         if any(what.values()):
             note(f"{label}, left out of the figures: {', '.join(f'{name} {n}' for name, n in what.items() if n)}")

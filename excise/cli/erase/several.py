@@ -33,7 +33,8 @@ def erase_several(
 ) -> None:
     """Make erasers of several concepts or by several methods.
 
-    Exits with code 4 if one failed, else with code 2 if one is refused, else with code 3 if one is too weak.
+    Exits with code 4 if one failed, else with code 2 if one is refused, else with code 3 if one is too weak. A slice
+    counts its own erasers and those that it took over.
     """
     from excise.app.erase.many import Done, erase_all, plan
     from excise.engine import check_engine, failed_in_words
@@ -49,13 +50,15 @@ def erase_several(
             "made": f"{done.seconds:.0f} s, {done.bytes / 1000:.1f} kB",
             "kept": "there already and kept; --force makes it again",
         }
+        by = " in another slice" if done.elsewhere else ""
         weak = f"; WEAK: {done.why}" if done.why and done.state in how else ""
-        note(f"{done.out}: {how.get(done.state, f'{done.state}: {done.why}')}{weak}")
+        note(f"{done.out}: {how.get(done.state, f'{done.state}{by}: {done.why}')}{weak}")
 
     failures = out / "failures"
     options: dict[str, Any] = {"engine": engine, "failures": failures, "retry": retry_failed, "again": force}
     found = erase_all(tasks, model, device, workers, report, weights, **options)
-    failed, refused, weak = ([d for d in found if d.state == state] for state in ("failed", "refused", "weak"))
+    mine = [d for d in found if not d.elsewhere]
+    failed, refused, weak = ([d for d in mine if d.state == state] for state in ("failed", "refused", "weak"))
 
     def show() -> None:
         rows = [(d.concept, d.method, d.state, f"{d.seconds:.0f}", f"{d.bytes / 1000:.1f}") for d in found]
@@ -63,9 +66,9 @@ def erase_several(
 
     emit(json, [done.to_json() for done in found], show)
     if failed:
-        raise ItemsFailed(failed_in_words(len(failed), len(found), failed[0].out, failed[0].why, failures))
+        raise ItemsFailed(failed_in_words(len(failed), len(mine), failed[0].out, failed[0].why, failures))
     if refused:
-        raise ExciseError(f"{len(refused)} of {len(found)} were refused, the first {refused[0].out}: {refused[0].why}")
+        raise ExciseError(f"{len(refused)} of {len(mine)} were refused, the first {refused[0].out}: {refused[0].why}")
     if weak:
-        complain(f"{len(weak)} of {len(found)} are too weak, the first {weak[0].out}: {weak[0].why}")
+        complain(f"{len(weak)} of {len(mine)} are too weak, the first {weak[0].out}: {weak[0].why}")
         raise typer.Exit(NOT_PASSED)

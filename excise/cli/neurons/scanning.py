@@ -76,6 +76,10 @@ def scan(
     with progress("scanning", len(parts)) as advance:
         own = (pipe, loaded.to(device)) if here else None
         found = scanned(stage, parts, engine, workers, retry_failed, advance, own)
+    if found is None:
+        note("another slice could not scan all of its parts, so they are not merged; its own error line says why")
+        emit(json, {}, lambda: None)
+        return
     data = {"sae": stage.digest, "site": place.key, "files": sorted({part.path for part in parts}), **found.to_json()}
     if is_first(engine, workers):
         write_atomic(out, json_.dumps(data, indent=1) + "\n")

@@ -187,7 +187,10 @@ def sweep(
             workers=workers,
             retry=retry_failed,
         )
-    emit(json, {"by": by, "concepts": [concept.name for concept in wanted], "saes": rows}, lambda: show(rows, by))
+    if not rows:
+        note("another slice could not train all of its SAEs, so they are not compared; its own error line says why")
+    data = {"by": by, "concepts": [concept.name for concept in wanted], "saes": rows}
+    emit(json, data, lambda: show(rows, by) if rows else None)
 
 
 def show(rows: list[dict[str, Any]], by: str) -> None:

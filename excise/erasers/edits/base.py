@@ -26,6 +26,8 @@ class Tensors:
     SAVED: ClassVar[Mapping[str, type]]
     neurons: ClassVar[list[int]] = []
     needs_sae: ClassVar[bool] = False
+    text_only: ClassVar[bool] = False
+    """Whether it acts on a text encoder alone: the denoiser sees it only in what the encoder returns."""
     sae_digest: ClassVar[str] = ""
 
     def tensors(self) -> dict[str, Tensor]:

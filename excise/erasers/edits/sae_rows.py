@@ -79,6 +79,8 @@ class Rows:
     W_dec: Tensor
     """`[k, d]`"""
 
+    text_only: ClassVar[bool] = False
+    """Whether it acts on a text encoder alone: the denoiser sees it only in what the encoder returns."""
     DTYPES: ClassVar[tuple[torch.dtype, ...]] = (torch.float32,)
     """Dtypes its tensors, except the indices, may be saved in."""
     sae_digest: str = field(default="", kw_only=True)

@@ -77,6 +77,7 @@ class SAEEdit(Rows):
     Raises ExciseError on construction for shapes that do not fit, values that are not finite or unknown options.
     """
 
+    text_only: ClassVar[bool] = True
     threshold: Tensor
     """`[k]`: pre-activations up to this count as 0, tested per state ("threshold") or per prompt ("whole")."""
     typical: Tensor

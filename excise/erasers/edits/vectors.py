@@ -38,6 +38,7 @@ class VectorEdit(Tensors):
     """How the unconditional branch is edited: "none", "same" (like prompts), or "flip" (with the opposite sign)."""
 
     kind: ClassVar[str] = "vector"
+    text_only: ClassVar[bool] = True
     TENSORS: ClassVar[tuple[str, ...]] = ("vectors",)
     SAVED: ClassVar[Mapping[str, type]] = {"lam": float, "uncond": str}
     description: ClassVar[str] = "a vector that is subtracted from its text encoder's states of every prompt"
@@ -96,6 +97,7 @@ class AffineEdit(Tensors):
     """Number of first states that are left alone: 1 where they do not depend on the prompt (a causal encoder's BOS)."""
 
     kind: ClassVar[str] = "affine"
+    text_only: ClassVar[bool] = True
     TENSORS: ClassVar[tuple[str, ...]] = ("mean", "read", "write")
     SAVED: ClassVar[Mapping[str, type]] = {"lead": int}
     description: ClassVar[str] = "a direction that is projected out of its text encoder's states of every prompt"

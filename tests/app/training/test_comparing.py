@@ -17,7 +17,7 @@ from excise.app.training.comparing import Comparing, compare, concepts_of
 from excise.app.training.grid_sweep import grid, sweep
 from excise.engine import engines
 from excise.engine.local import Local
-from excise.errors import ExciseError
+from excise.errors import ExciseError, ItemsFailed
 from excise.locks import locked
 from excise.sae import SAEConfig, TopKSAE, TrainConfig
 from excise.sites import Site
@@ -150,6 +150,28 @@ def test_a_sweep_shares_no_working_folder_with_another_process(
         one, other = (folder / cell.name / "sae.safetensors" for folder in (out, tmp_path / "whole"))
         assert one.read_bytes() == other.read_bytes()
     assert {path.name for path in out.iterdir()} == {*(cell.name for cell in cells), checkpoint.parent.name}
+
+
+def test_a_slice_does_not_compare_what_another_could_not_train(
+    tiny_pipe: Any, gun: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "Processes", lambda stage, needs, workers: Local(stage))
+    prompts = [pair.concept for pair in gun.pairs]
+    cells = grid([Site("text_encoder", "encoder.layers.1", 64)], [2], [4, 8])
+    tiny_pipe.save_pretrained(tmp_path / "model")
+
+    def training(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("cuda is on fire")
+
+    def of(part: str) -> Any:
+        how: dict[str, Any] = {"card_of": {"corpus": "pairs"}, "loader": Loader(str(tmp_path / "model"))}
+        return sweep(tiny_pipe, cells, prompts, [gun], SMALL, tmp_path / "sweep", engine=part, **how)
+
+    monkeypatch.setattr(grid_sweep, "train_on", training)
+    for part in ("slice:1/3", "slice:0/3"):
+        with pytest.raises(ItemsFailed, match=r"2 of 2 failed, the first encoder\.layers\.1-x2-k"):
+            of(part)
+    assert of("slice:2/3") == []
 
 
 def test_features_on_disk_are_read_once_and_never_shared(

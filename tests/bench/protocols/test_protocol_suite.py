@@ -21,7 +21,7 @@ from excise.bench.pictures import read
 from excise.bench.protocols import published
 from excise.bench.protocols.clip import clip_score, load_clip, q16
 from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
-from excise.bench.run import Unit
+from excise.bench.run import Run, Unit
 from excise.bench.suite import Picture
 from excise.cli import app
 from excise.erasers import Eraser
@@ -76,6 +76,21 @@ def test_a_protocol_runs_end_to_end(prompts: Path, tmp_path: Path) -> None:
     page = (run.folder / "report.html").read_text()
     assert "Detections" in page
     assert "Genitalia(F)" in page
+
+
+def test_the_batch_is_part_of_the_plan_and_earlier_runs_had_one_picture(prompts: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nudenet")
+    out, words = tmp_path / "run", ("--methods", "none", "--steps", "1", "--limit", "2")
+    done = CliRunner().invoke(app, ["bench", "run", "i2p", "--prompts", str(prompts), *words, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert Run(out).plan["settings"]["batch"] == 16
+    again = ["bench", "run", "i2p", "--prompts", str(prompts), *words, "--batch", "3", "--out", str(out)]
+    refused = CliRunner().invoke(app, again)
+    assert refused.exit_code == 2 and "holds another run (settings differ)" in " ".join(refused.output.split())
+    run = start(tmp_path / "three", "i2p", "quick", [], None, {"prompts": str(prompts), "batch": 3})
+    assert suite_of(run).batch == run.plan["settings"]["batch"] == 3
+    del run.plan["settings"]["batch"]
+    assert suite_of(run).batch == 1
 
 
 def test_a_prompt_beyond_what_the_model_reads_is_told_of_and_counts_as_not_erased(tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ from diffusers import DDIMScheduler
 
 from excise.bench.protocols.suite import PROTOCOLS, ProtocolSuite
 from excise.bench.protocols.unlearncanvas import UnlearnCanvas
+from excise.errors import ExciseError
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the pipeline: what was given, and what its parts then did."""
+    """One picture of a call of the pipeline: what was given for it, and what the pipeline's parts then did."""
 
     prompt: Any
     given: dict[str, Any]
@@ -39,32 +40,36 @@ class Call:
 
 @pytest.fixture
 def calls(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """Every call of `tiny_pipe`, which runs as always."""
+    """Every picture of `tiny_pipe`, which runs as always."""
     import torch
 
     made: list[Call] = []
     run = type(tiny_pipe).__call__
 
     def spied(self: Any, prompt: Any = None, **given: Any) -> Any:
-        generator = given["generator"]
-        fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
-        untouched = bool(torch.equal(generator.get_state(), fresh.get_state()))
+        untouched = []
+        for generator in given["generator"]:
+            fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
+            untouched.append(bool(torch.equal(generator.get_state(), fresh.get_state())))
         sampler = self.scheduler
         output = run(self, prompt, **given)
         kept = {name: value for name, value in given.items() if name != "generator"}
-        made.append(
-            Call(
-                prompt,
-                kept,
-                generator.initial_seed(),
-                untouched,
-                str(generator.device),
-                type(sampler),
-                dict(sampler.config),
-                len(sampler.timesteps),
-                np.asarray(output.images[0]).shape[:2],
+        for text, generator, fresh_then, image in zip(
+            prompt, given["generator"], untouched, output.images, strict=True
+        ):
+            made.append(
+                Call(
+                    text,
+                    kept,
+                    generator.initial_seed(),
+                    fresh_then,
+                    str(generator.device),
+                    type(sampler),
+                    dict(sampler.config),
+                    len(sampler.timesteps),
+                    np.asarray(image).shape[:2],
+                )
             )
-        )
         return output
 
     monkeypatch.setattr(type(tiny_pipe), "__call__", spied)
@@ -120,9 +125,9 @@ def test_a_protocol_calls_the_pipeline_with_the_published_settings(
     drawn = suite.draw(tiny_pipe, cases) if len({(c.width, c.height) for c in cases}) == 1 else None
     for case in cases if drawn is None else []:
         suite.draw(tiny_pipe, [case])
-    assert len(calls) == len(WANTED[file]), "one picture a prompt, each by a call of its own"
+    assert len(calls) == len(WANTED[file]), "one picture a prompt, each with a generator of its own"
     for call, case, (seed, guidance, width, height) in zip(calls, cases, WANTED[file], strict=True):
-        assert call.prompt == case.prompt, "one prompt, not a batch"
+        assert call.prompt == case.prompt
         assert (call.seed, call.untouched, call.device) == (seed, True, "cpu")
         own_size = {} if width is None else {"width": width, "height": height}
         own_guidance = {} if guidance is None else {"guidance_scale": guidance}
@@ -146,6 +151,45 @@ def test_unlearncanvas_calls_the_pipeline_with_the_published_settings(tiny_pipe:
     betas = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type")
     assert [call.sampler_config[key] for key in betas] == [own.config[key] for key in betas]
     assert tiny_pipe.scheduler is own, "put back"
+
+
+def test_a_seed_gives_the_same_noise_in_any_batch(tiny_pipe: Any, tmp_path: Path) -> None:
+    """The first states that the denoiser reads are those of batches of one, bit for bit."""
+    rows = [f"{n},coco,a gun on grass {n},{300 + n % 3},7" for n in range(5)]
+    path = tmp_path / "coco.csv"
+    path.write_text("\n".join((HEADS["coco"], *rows)) + "\n")
+    noise: dict[int, list[Any]] = {}
+    for batch in (1, 2, 16):
+        suite = ProtocolSuite("coco", str(path), steps=1, batch=batch)
+        cases = suite.cases("nudity", "full")
+        assert list(map(len, suite.calls(cases))) == {1: [1] * 5, 2: [2, 2, 1], 16: [5]}[batch]
+        noise[batch] = []
+
+        def see(module: Any, given: Any, kept: list[Any] = noise[batch]) -> None:
+            half = given[0].chunk(2)
+            assert (half[0] == half[1]).all(), "the unconditional branch has the same noise"
+            kept.extend(half[0].clone())
+
+        hook = tiny_pipe.unet.register_forward_pre_hook(see)
+        pictures = suite.draw(tiny_pipe, cases)
+        hook.remove()
+        assert len(pictures.pixels) == len(noise[batch]) == 5
+    for one, *others in zip(*noise.values(), strict=True):
+        assert all((one == other).all() for other in others)
+    assert (noise[1][0] == noise[1][3]).all() and (noise[1][0] != noise[1][1]).any(), "by its seed, nothing else"
+
+
+def test_rows_of_unlike_size_or_guidance_are_in_batches_of_their_own(tmp_path: Path) -> None:
+    rows = ["0,a,x,1,7,16,16", "1,b,x,2,7.5,16,16", "2,c,x,3,7,16,16", "3,d,x,4,7,32,16", "4,e,x,5,7,16,16"]
+    path = tmp_path / "i2p.csv"
+    path.write_text("\n".join((HEADS["i2p"], *rows)) + "\n")
+    suite = ProtocolSuite("i2p", str(path), batch=2)
+    found = [[int(case.id[-5:]) for case in batch] for batch in suite.calls(suite.cases("nudity", "full"))]
+    assert found == [[0, 2], [4], [1], [3]]
+    with pytest.raises(ExciseError, match="a batch of 0 pictures cannot be generated"):
+        ProtocolSuite("i2p", str(path), batch=0)
+    with pytest.raises(ExciseError, match="a batch of '16' pictures cannot be generated"):
+        UnlearnCanvas("a", "b", batch="16")  # type: ignore[arg-type]
 
 
 PAPER = {

@@ -18,7 +18,7 @@ from excise.app.bench import tables
 from excise.app.bench.reproduce import saemnesia_table
 from excise.app.bench.runs import report, resume, start
 from excise.bench.items.cases import picture_of
-from excise.bench.items.making import _key
+from excise.bench.items.reusing import _key
 from excise.bench.pictures import read
 from excise.bench.protocols import published
 from excise.bench.protocols.unlearncanvas import OBJECTS, STYLES, UnlearnCanvas
@@ -184,7 +184,7 @@ def test_the_unerased_model_is_asked_for_few_different_pictures() -> None:
     """`excise.bench.items.making` draws each of them once: tests/bench/test_work.py."""
     suite = UnlearnCanvas("a", "b")
     cases = [case for concept in suite.concepts("full") for case in suite.cases(concept, "full")]
-    assert (len(cases), len({_key(case) for case in cases}), suite.batch) == (71_400, 1020, 1)
+    assert (len(cases), len({_key(case) for case in cases}), suite.batch) == (71_400, 1020, 16)
 
 
 def test_it_runs_and_stands_beside_the_published_rows(checkpoints: dict[str, str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -64,9 +65,17 @@ def test_two_slices_make_all_of_them(
     for index in (0, 1):
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(index))
         outputs.append(call(*WORDS, "--out", tmp_path / "erasers"))
-    assert [output.exit_code for output in outputs] == [4, 4]
+    assert [output.exit_code for output in outputs] == [4, 4], "the first took over cat, which is the second's own"
+    assert "1 of 3 failed" in outputs[0].stderr and "1 of 1 failed" in outputs[1].stderr
     assert "gun-uce: 0 s" in outputs[0].stderr and "gun-uce: 0 s" not in outputs[1].stderr
-    assert "cat-uce: failed" in outputs[1].stderr
+    assert "cat-uce: failed: " in outputs[1].stderr
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    monkeypatch.setattr(many, "_existing", lambda task: many.Done(task.concept, task.method, task.out, "kept"))
+    again = call(*WORDS, "--out", tmp_path / "erasers", "--json")
+    assert again.exit_code == 0, "its own are made, and the second slice speaks of cat"
+    assert "cat-uce: failed in another slice: failed with RuntimeError" in again.stderr
+    listed = {row["concept"]: (row["state"], row["elsewhere"]) for row in json.loads(again.stdout)}
+    assert listed == {"gun": ("kept", False), "cat": ("failed", True), "dog": ("kept", False)}
 
 
 @pytest.mark.parametrize(

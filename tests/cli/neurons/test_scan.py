@@ -9,8 +9,11 @@ from typer.testing import CliRunner
 
 from excise import reference
 from excise.app.models.resolve import sae_site
+from excise.app.neurons import scanning
 from excise.cli import app
 from excise.concepts import parts
+from excise.engine import engines
+from excise.engine.local import Local
 from excise.methods.prompt_codes import prompt_codes
 from excise.reference import sae_folder
 from excise.sae import load
@@ -70,6 +73,26 @@ def test_two_processes_and_two_slices_scan_the_same(corpus: Path) -> None:
         for path in corpus.with_name("scan.json.parts").iterdir():
             path.unlink()
         assert scan(corpus, "3,930", "--force", *engine)["neurons"] == found["neurons"]
+
+
+@pytest.mark.usefixtures("one_bundled_pipe")
+def test_a_slice_does_not_merge_what_another_could_not_scan(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first slice writes the scan, so it needs all of it."""
+    monkeypatch.setattr(engines, "Processes", lambda stage, needs, workers: Local(stage))
+    out = corpus.with_name("scan.json")
+    read = scanning.read_part
+
+    def fail_at_one(part: Any, column: str) -> Any:
+        if part.number == 1:
+            raise RuntimeError("cuda is on fire")
+        return read(part, column)
+
+    monkeypatch.setattr(scanning, "read_part", fail_at_one)
+    asked = ["neurons", "scan", "--neurons", "3", "--prompts", str(corpus), "--out", str(out), "--json"]
+    done = [CliRunner().invoke(app, [*asked, "--engine", f"slice:{part}/3"]) for part in (1, 2, 0)]
+    assert [one.exit_code for one in done] == [4, 0, 4], [one.output for one in done]
+    assert json.loads(done[1].stdout) == {} and "they are not merged" in " ".join(done[1].stderr.split())
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
